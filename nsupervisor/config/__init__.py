@@ -1,0 +1,1 @@
+"""From one TOML file to frozen classes, or to located errors."""

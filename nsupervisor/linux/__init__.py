@@ -1,0 +1,1 @@
+"""Thin typed wrappers around system calls; standard library only."""

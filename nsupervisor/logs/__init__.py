@@ -1,0 +1,1 @@
+"""What workloads and the service say, as JSON records on one stream."""

@@ -1,0 +1,1 @@
+"""The trio shell: turns kernel facts into events, and actions into system calls."""
