@@ -1,0 +1,436 @@
+"""The kinds of values that keys take: how to read each one, and its JSON Schema.
+
+A `Scalar` turns one TOML value into its Python form, or raises ValueError whose message ends the sentence
+"THE VALUE …". The composite kinds (`ListOf`, `MapOf`, `TableOf`, `Tables`, `Prefixed`) only describe; the loader walks
+them, so that each element's problem has its own key path and line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+from nsupervisor.config import units
+from nsupervisor.config.conditions import parse_condition
+from nsupervisor.config.shown import shown
+
+MAX_ID = 2**32 - 2
+"""The largest user or group id; 2**32 - 1 means "no id" (credentials(7))."""
+
+NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9_-]*"
+VARIABLE_PATTERN = r"[^=\u0000]+"
+
+
+@frozen
+class Scalar:
+    """One value. `load` gets what tomllib made of it."""
+
+    load: Callable[[Any], Any]
+    schema: Mapping[str, Any]
+
+
+@frozen(init=False)
+class Choice:
+    """One of some words. `planned` words get their own message: later versions have them."""
+
+    words: tuple[str, ...]
+    planned: tuple[str, ...]
+
+    def __init__(self, *words: str, planned: tuple[str, ...] = ()) -> None:
+        self.__attrs_init__(words, planned)
+
+    def load(self, value: Any) -> str:
+        """The word itself."""
+        if isinstance(value, str):
+            if value in self.words:
+                return value
+            if value in self.planned:
+                raise ValueError(f"is not available yet in this version; write {either(self.words)}")
+        raise ValueError(f"is not one of the choices{did_you_mean(value, self.words)}; write {either(self.words)}")
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        """An enumeration."""
+        return {"enum": list(self.words)}
+
+
+@frozen
+class ListOf:
+    """An array of scalars, which becomes a tuple."""
+
+    item: Scalar
+    minimum: int = 0
+    as_text: Callable[[str], str] | None = None
+    """What to write instead of a plain string; default: the string in brackets."""
+
+
+@frozen
+class MapOf:
+    """A table with free keys (checked by `key`) or a fixed set of `names`, and values of one kind; becomes a dict."""
+
+    item: Scalar
+    key: Scalar | None = None
+    names: tuple[str, ...] = ()
+
+
+@frozen
+class TableOf:
+    """A table that becomes an object of a model class; `named`: a table of such tables, by workload name."""
+
+    cls: type
+    named: bool = False
+
+
+@frozen
+class Tables:
+    """An array of tables, which becomes a tuple of objects of a model class."""
+
+    cls: type
+
+
+@frozen
+class Prefixed:
+    """Keys of the parent's own table that start with `prefix`, gathered into one dict without the prefix."""
+
+    prefix: str
+    items: Mapping[str, Scalar]
+
+
+Kind = Scalar | Choice | ListOf | MapOf | TableOf | Tables | Prefixed
+
+
+@frozen
+class Key:
+    """What an attribute's metadata says about its TOML key."""
+
+    kind: Kind
+    doc: str
+    toml: str | None = field(default=None)
+    """The key's name where it is not the attribute's."""
+
+
+def key(kind: Kind, doc: str, *, toml: str | None = None) -> dict[str, Key]:
+    """The metadata of an attrs field that is a TOML key."""
+    return {"key": Key(kind, doc, toml)}
+
+
+def either(words: Iterable[str]) -> str:
+    """("a", "b", "c") → '"a", "b" or "c"'."""
+    quoted = [f'"{word}"' for word in words]
+    return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
+
+
+def did_you_mean(word: Any, known: Iterable[str]) -> str:
+    """', did you mean "memory_max"?' or nothing. Ends in "?" so the caller goes on with ";" or an end."""
+    if not isinstance(word, str) or len(word) > 100:
+        return ""
+    nearest = difflib.get_close_matches(word.lower(), list(known), n=1)
+    return f', did you mean "{nearest[0]}"?' if nearest else ""
+
+
+def is_integer(value: Any) -> bool:
+    """TOML's booleans are Python integers too; they are not meant here."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        hint = f"write it in quotes: {shown(shown(value))}" if isinstance(value, int | float) else "write a string"
+        raise ValueError(f"is not a string; {hint}")
+    if "\0" in value:
+        raise ValueError("has a NUL byte in it, which the kernel takes for its end; leave it out")
+    return value
+
+
+def _word(value: Any) -> str:
+    text = _text(value)
+    if not text.strip() or text != text.strip():
+        raise ValueError("is empty or has blanks around it; write the bare word")
+    return text
+
+
+def _name(value: Any) -> str:
+    text = _text(value)
+    if not re.fullmatch(NAME_PATTERN, text, re.ASCII):
+        raise ValueError('is not a name; write letters, digits, "_" and "-", and begin with a letter or digit')
+    if len(text) > 128:
+        raise ValueError("is too long; write a name of at most 128 characters")
+    return text
+
+
+def _path(value: Any) -> str:
+    text = _text(value)
+    if not text.startswith("/"):
+        raise ValueError('is not an absolute path; write it from the root, for example "/srv/site"')
+    if len(text.encode()) > 4095:
+        raise ValueError("is longer than a path can be (4095 bytes); write a shorter one")
+    return text
+
+
+def _log_output(value: Any) -> str:
+    if isinstance(value, dict):
+        raise ValueError('is not available yet in this version; write "stdout" or an absolute path')
+    if value == "stdout" or (isinstance(value, str) and value.startswith("/")):
+        return _text(value)
+    raise ValueError('is not a place to log to; write "stdout" or an absolute path')
+
+
+def _optional_path(value: Any) -> str:
+    text = _text(value)
+    _path(text.removeprefix("-"))
+    return text
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("is not a truth value; write true or false, without quotes")
+    return value
+
+
+def _namespace(value: Any) -> bool:
+    if isinstance(value, str) and (value == "pasta" or value.startswith(("cni:", "workload:", "path:"))):
+        raise ValueError("is not available yet in this version; write true (a new one) or false (the supervisor's)")
+    return _boolean(value)
+
+
+def _hostname(value: Any) -> str:
+    text = _text(value)
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?", text, re.ASCII):
+        raise ValueError('is not a host name; write at most 64 letters, digits, "-" and "."')
+    return text
+
+
+def _filesystem(value: Any) -> str:
+    text = _text(value)
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", text, re.ASCII):
+        raise ValueError('is not a kind of mount; write "bind", "tmpfs", "proc" or another file system')
+    return text
+
+
+def _mount_option(value: Any) -> str:
+    text = _word(value)
+    if "," in text:
+        raise ValueError("has a comma in it; write one option a string")
+    return text
+
+
+def _user(value: Any) -> str:
+    text = _word(value)
+    user, colon, group = text.partition(":")
+    if not user or (colon and not group) or ":" in group or re.search(r"[\s/]", text):
+        raise ValueError('is no user; write "NAME", "UID", "NAME:GROUP" or "UID:GID"')
+    for part in (user, group):
+        if part.isdecimal() and (len(part) > 10 or int(part) > MAX_ID):
+            raise ValueError(f"has an id above {MAX_ID}; write a smaller one")
+    return text
+
+
+def _variable(value: Any) -> str:
+    text = _text(value)
+    if not text or "=" in text:
+        raise ValueError('is no name for a variable; write one that is not empty and has no "="')
+    return text
+
+
+def _octal(value: Any) -> int:
+    if isinstance(value, str) and re.fullmatch(r"(0o)?[0-7]{1,5}", value) and int(value, 8) <= 0o777:
+        return int(value, 8)
+    raise ValueError('is not an octal number up to 0777 in quotes; write for example "0022"')
+
+
+def _exit_status(value: Any) -> int | str:
+    if is_integer(value) and 0 <= value <= 255:
+        return int(value)
+    if isinstance(value, str):
+        try:
+            return units.format_signal(units.parse_signal(value))
+        except ValueError:
+            pass
+    raise ValueError('is neither an exit code nor a signal; write a number from 0 to 255, or for example "SIGTERM"')
+
+
+def _signal(value: Any) -> int:
+    if not (isinstance(value, str) or is_integer(value)):
+        raise ValueError('is not a signal; write for example "SIGTERM"')
+    return units.parse_signal(value)
+
+
+def integer(minimum: int, maximum: int, example: int) -> Scalar:
+    """A number from `minimum` to `maximum`."""
+
+    def load(value: Any) -> int:
+        if not is_integer(value):
+            raise ValueError(f"is not a whole number; write for example {example}")
+        if not minimum <= value <= maximum:
+            raise ValueError(f"is out of range; write a number from {minimum} to {maximum}")
+        return int(value)
+
+    return Scalar(load, {"type": "integer", "minimum": minimum, "maximum": maximum})
+
+
+def size(*, minimum: int, limit: bool) -> Scalar:
+    """Bytes, as a number or text; with `limit`, also "max" or "infinity", which become None."""
+
+    def load(value: Any) -> int | None:
+        if isinstance(value, str):
+            result = units.parse_size(value)
+        elif is_integer(value):
+            result = value
+        else:
+            raise ValueError('is not a size; write for example "64M"')
+        if result is None:
+            if limit:
+                return None
+            raise ValueError('is no limit, which this key needs; write for example "16K"')
+        if result > units.MAX_SIZE:
+            raise ValueError('is larger than any memory; write "max" for no limit')
+        if result < minimum:
+            instead = 'a size, or "max" for no limit' if limit and result == 0 else f"at least {minimum}"
+            raise ValueError(f"is too small; write {instead}")
+        return int(result)
+
+    words = "|infinity|max" if limit else ""
+    text = {"type": "string", "pattern": f"^({units.SIZE_PATTERN}{words})$"}
+    return Scalar(load, {"anyOf": [{"type": "integer", "minimum": minimum}, text]})
+
+
+def duration(*, signed: bool = False, infinite: bool = False) -> Scalar:
+    """Seconds as a float, from a number or text; `infinite` admits "infinity" (math.inf), `signed` what is below 0."""
+
+    def load(value: Any) -> float:
+        sign = 1
+        if isinstance(value, str):
+            if infinite and value == "infinity":
+                return math.inf
+            if signed and value.startswith("-"):
+                sign, value = -1, value[1:]
+            return sign * units.parse_duration(value)
+        if not (is_integer(value) or isinstance(value, float)) or value != value:
+            raise ValueError('is not a duration; write for example "250ms", "10s" or "1min 30s"')
+        if abs(value) > units.MAX_SECONDS:
+            hint = ', or "infinity" for no limit' if infinite else ""
+            raise ValueError(f"is longer than a hundred years; write a shorter time{hint}")
+        if value < 0 and not signed:
+            raise ValueError("is below zero; write a time from 0 up")
+        return float(value)
+
+    number: dict[str, Any] = {"type": "number"} if signed else {"type": "number", "minimum": 0}
+    return Scalar(load, {"anyOf": [number, {"type": "string"}]})
+
+
+def _count_limit(value: Any) -> int | None:
+    if isinstance(value, str) and value in units.INFINITY_WORDS:
+        return None
+    if not is_integer(value):
+        raise ValueError('is not a number of processes; write for example 256, or "max" for no limit')
+    # PIDS_MAX of kernel/cgroup/pids.c is PID_MAX_LIMIT + 1.
+    if not 1 <= value <= 2**22:
+        raise ValueError(f'is out of range; write a number from 1 to {2**22}, or "max" for no limit')
+    return int(value)
+
+
+def _cpu_max(value: Any) -> tuple[int | None, int]:
+    if not isinstance(value, str):
+        raise ValueError('is no share of CPU time; write for example "150%" (one and a half CPUs) or "max"')
+    return units.parse_cpu_max(value)
+
+
+def _cpu_list(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError('is not a list of CPUs; write for example "0-1,4"')
+    return units.format_cpu_list(units.parse_cpu_list(value))
+
+
+def _condition(value: Any) -> Any:
+    if not isinstance(value, str):
+        raise ValueError('is not a condition; write for example "memory.events oom_kill" or "pids.current >= 90%"')
+    return parse_condition(value)
+
+
+def _rlimit(sizes: bool) -> Scalar:
+    """(soft, hard) from a number, "NUMBER", "SOFT:HARD" or "infinity" (-1); systemd.exec(5)'s Limit…= form."""
+    example = '"64M", "64M:128M"' if sizes else '1024, "1024:4096"'
+
+    def one(text: str) -> int:
+        if text in ("infinity", "unlimited"):
+            return -1
+        if not sizes and not re.fullmatch("[0-9]{1,19}", text):
+            raise ValueError
+        number = units.parse_size(text)
+        if number is None:
+            raise ValueError
+        return number
+
+    def load(value: Any) -> tuple[int, int]:
+        try:
+            if is_integer(value) and 0 <= value <= units.MAX_SIZE:
+                return value, value
+            if not isinstance(value, str):
+                raise ValueError
+            soft_text, _, hard_text = value.partition(":")
+            soft = one(soft_text)
+            hard = one(hard_text) if ":" in value else soft
+        except ValueError:
+            raise ValueError(f'is not a resource limit; write for example {example} or "infinity"') from None
+        if hard != -1 and (soft == -1 or soft > hard):
+            raise ValueError('has a soft limit above the hard one; write "SOFT:HARD" with the smaller one first')
+        return soft, hard
+
+    return Scalar(load, {"type": ["integer", "string"], "minimum": 0})
+
+
+def shell_words(text: str) -> str:
+    """How to write a command line as a list: 'sleep 10' → '["sleep", "10"]'."""
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        words = text.split()
+    return f"[{', '.join(shown(word) for word in words)}]"
+
+
+_STRING = {"type": "string"}
+
+TEXT = Scalar(_text, _STRING)
+WORD = Scalar(_word, _STRING)
+NAME = Scalar(_name, {"type": "string", "pattern": f"^{NAME_PATTERN}$", "maxLength": 128})
+PATH = Scalar(_path, {"type": "string", "pattern": "^/"})
+OPTIONAL_PATH = Scalar(_optional_path, {"type": "string", "pattern": "^-?/"})
+LOG_OUTPUT = Scalar(_log_output, {"type": "string", "pattern": "^(stdout$|/)"})
+BOOLEAN = Scalar(_boolean, {"type": "boolean"})
+NAMESPACE = Scalar(_namespace, {"type": "boolean"})
+HOSTNAME = Scalar(_hostname, {"type": "string", "maxLength": 64})
+FILESYSTEM = Scalar(_filesystem, _STRING)
+MOUNT_OPTION = Scalar(_mount_option, _STRING)
+USER = Scalar(_user, _STRING)
+VARIABLE = Scalar(_variable, {"type": "string", "pattern": f"^{VARIABLE_PATTERN}$"})
+OCTAL = Scalar(_octal, {"type": "string", "pattern": "^(0o)?[0-7]{1,5}$"})
+NICE = integer(-20, 19, 10)
+INSTANCES = integer(1, 10_000, 4)
+POSITIVE = integer(1, 2**31 - 1, 5)
+ID = integer(0, MAX_ID, 100_000)
+ID_COUNT = integer(1, MAX_ID + 1, 65_536)
+CPU_WEIGHT = integer(1, 10_000, 100)
+EXIT_STATUS = Scalar(_exit_status, {"type": ["integer", "string"], "minimum": 0, "maximum": 255})
+SIGNAL = Scalar(_signal, {"type": ["integer", "string"], "minimum": 1, "maximum": 64})
+LIMIT = size(minimum=1, limit=True)
+LINE_SIZE = size(minimum=1, limit=False)
+COUNT_LIMIT = Scalar(_count_limit, {"anyOf": [{"type": "integer", "minimum": 1}, {"enum": ["infinity", "max"]}]})
+CPU_MAX = Scalar(_cpu_max, _STRING)
+CPU_LIST = Scalar(_cpu_list, {"type": "string", "pattern": "^[0-9, -]+$"})
+DURATION = duration()
+TIMEOUT = duration(infinite=True)
+OFFSET = duration(signed=True)
+CONDITION = Scalar(_condition, _STRING)
+COMMAND = ListOf(TEXT, minimum=1, as_text=shell_words)
+
+RLIMITS = {
+    **{name: _rlimit(sizes=True) for name in ("as", "core", "data", "fsize", "memlock", "msgqueue", "rss", "stack")},
+    **{name: _rlimit(sizes=False) for name in ("cpu", "locks", "nice", "nofile", "nproc", "rtprio", "rttime")},
+    "sigpending": _rlimit(sizes=False),
+}

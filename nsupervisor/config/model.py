@@ -1,0 +1,266 @@
+"""The configuration as frozen classes; each key is declared here, once, and nowhere else.
+
+An attribute with `metadata=key(kind, "what it does")` is a TOML key of the same name (a trailing "_" is dropped, as in
+`for_`). Its kind says what values it takes and what they become; the loader, its messages, and the JSON Schema all
+follow from that. An attribute without a kind (`Workload.name`, `Rule.line`) is filled in by the loader.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from attrs import field, frozen
+
+from nsupervisor.config import kinds
+from nsupervisor.config.conditions import Condition as Condition  # a part of the model like the others
+from nsupervisor.config.kinds import Choice, ListOf, MapOf, Prefixed, TableOf, Tables, key
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+Restart = Literal["no", "always", "on-success", "on-failure", "on-abnormal", "on-watchdog"]
+ActionName = Literal["log", "restart", "stop", "kill", "signal"]
+
+
+@frozen
+class Supervisor:
+    """[supervisor]: the service itself."""
+
+    name: str = field(
+        default="nsupervisor",
+        metadata=key(kinds.NAME, "the name of its cgroup subtree"),
+    )
+    runtime_directory: str = field(
+        default="/run/nsupervisor",
+        metadata=key(kinds.PATH, "where the control socket, the keeper's socket and the state are"),
+    )
+    log_level: LogLevel = field(
+        default="info",
+        metadata=key(Choice("debug", "info", "warning", "error"), "the least important record to write"),
+    )
+    log_format: Literal["json", "console"] = field(
+        default="json",
+        metadata=key(Choice("json", "console"), "one JSON object a line, or text for a person's eyes"),
+    )
+    log_output: str = field(
+        default="stdout",
+        metadata=key(kinds.LOG_OUTPUT, '"stdout", or the path of a file to append to'),
+    )
+
+
+@frozen
+class Namespaces:
+    """[workload.NAME.namespaces]: true makes a new one, false shares the supervisor's."""
+
+    mount: bool = field(default=True, metadata=key(kinds.NAMESPACE, "its own mounts, with its own /proc"))
+    pid: bool = field(default=True, metadata=key(kinds.NAMESPACE, "its own process numbers"))
+    uts: bool = field(default=True, metadata=key(kinds.NAMESPACE, "its own host name"))
+    ipc: bool = field(default=True, metadata=key(kinds.NAMESPACE, "its own System V IPC and message queues"))
+    cgroup: bool = field(default=True, metadata=key(kinds.NAMESPACE, "sees its own cgroup as the root"))
+    network: bool = field(default=False, metadata=key(kinds.NAMESPACE, "its own network, with loopback only"))
+    user: bool = field(default=False, metadata=key(kinds.NAMESPACE, "its own users and capabilities"))
+    time: bool = field(default=False, metadata=key(kinds.NAMESPACE, "its own monotonic and boot-time clocks"))
+    hostname: str | None = field(default=None, metadata=key(kinds.HOSTNAME, "the host name in a new uts namespace"))
+    time_offsets: dict[str, float] = field(
+        factory=dict,
+        metadata=key(
+            MapOf(kinds.OFFSET, names=("monotonic", "boottime")),
+            "how far the clocks of a new time namespace are ahead (seconds or a duration; may be negative)",
+        ),
+    )
+
+
+@frozen
+class IdMapping:
+    """A range of ids in the workload and the ids that they are outside (user_namespaces(7))."""
+
+    container_id: int = field(metadata=key(kinds.ID, "the first id inside"))
+    host_id: int = field(metadata=key(kinds.ID, "the first id outside"))
+    size: int = field(metadata=key(kinds.ID_COUNT, "how many ids"))
+
+
+@frozen
+class UserNamespace:
+    """[workload.NAME.user_namespace]; without mappings, root inside is the supervisor's own user."""
+
+    uid_mappings: tuple[IdMapping, ...] = field(default=(), metadata=key(Tables(IdMapping), "user ids"))
+    gid_mappings: tuple[IdMapping, ...] = field(default=(), metadata=key(Tables(IdMapping), "group ids"))
+
+
+@frozen(kw_only=True)
+class Mount:
+    """[[workload.NAME.mounts]]: a mount in the workload's mount namespace, in the runtime specification's words."""
+
+    type: str = field(default="bind", metadata=key(kinds.FILESYSTEM, '"bind", or a file system such as "tmpfs"'))
+    source: str | None = field(default=None, metadata=key(kinds.TEXT, "what to mount; for a bind, an absolute path"))
+    destination: str = field(metadata=key(kinds.PATH, "where, inside of the workload"))
+    options: tuple[str, ...] = field(default=(), metadata=key(ListOf(kinds.MOUNT_OPTION), "as mount(8) takes them"))
+
+
+@frozen
+class Security:
+    """[workload.NAME.security]."""
+
+    no_new_privileges: bool = field(
+        default=True,
+        metadata=key(kinds.BOOLEAN, "set-user-id programs and file capabilities give nothing"),
+    )
+    rlimits: dict[str, tuple[int, int]] = field(
+        factory=dict,
+        metadata=key(Prefixed("limit_", kinds.RLIMITS), 'resource limits: a number, "SOFT:HARD" or "infinity"'),
+    )
+    """By setrlimit(2)'s names in lower case, without "limit_": {"nofile": (soft, hard)}; -1 is infinity."""
+
+
+@frozen
+class Resources:
+    """[workload.NAME.resources]: cgroup v2 files by their own names. None: not set."""
+
+    required: bool = field(
+        default=True,
+        metadata=key(kinds.BOOLEAN, "refuse to start where the host cannot enforce these; false: warn and go on"),
+    )
+    memory_max: int | None = field(default=None, metadata=key(kinds.LIMIT, "bytes; above it, the OOM killer comes"))
+    memory_high: int | None = field(default=None, metadata=key(kinds.LIMIT, "bytes; above it, allocations slow down"))
+    memory_oom_group: bool | None = field(
+        default=None, metadata=key(kinds.BOOLEAN, "the OOM killer ends the whole workload")
+    )
+    pids_max: int | None = field(default=None, metadata=key(kinds.COUNT_LIMIT, "processes and threads"))
+    cpu_max: tuple[int | None, int] | None = field(
+        default=None, metadata=key(kinds.CPU_MAX, 'share of CPU time: "150%", "QUOTA PERIOD" in microseconds, "max"')
+    )
+    cpu_weight: int | None = field(
+        default=None, metadata=key(kinds.CPU_WEIGHT, "share of busy CPUs against its siblings; the kernel's is 100")
+    )
+    cpuset_cpus: str | None = field(default=None, metadata=key(kinds.CPU_LIST, 'the CPUs it may run on: "0-1,4"'))
+
+
+@frozen(kw_only=True)
+class Rule:
+    """[[workload.NAME.policy]]: when this holds for so long, do that."""
+
+    when: Condition = field(metadata=key(kinds.CONDITION, "a cgroup file, its key, and for levels a comparison"))
+    for_: float = field(default=0.0, metadata=key(kinds.DURATION, "how long a level must hold"))
+    action: ActionName = field(
+        metadata=key(
+            Choice("log", "restart", "stop", "kill", "signal", planned=("freeze", "thaw", "set", "exec")),
+            "what to do",
+        )
+    )
+    cooldown: float = field(default=0.0, metadata=key(kinds.DURATION, "how long to be quiet after it fired"))
+    signal: int | None = field(default=None, metadata=key(kinds.SIGNAL, 'which one, for action = "signal"'))
+    name: str = "policy[0]"
+    line: int = 0
+
+
+@frozen
+class Log:
+    """[workload.NAME.log]: what becomes of the workload's output."""
+
+    stdout: Literal["journal", "none"] = field(
+        default="journal",
+        metadata=key(Choice("journal", "none", planned=("file", "both")), "the supervisor's log, or nowhere"),
+    )
+    stderr: Literal["journal", "none"] = field(
+        default="journal",
+        metadata=key(Choice("journal", "none", planned=("file", "both")), "the supervisor's log, or nowhere"),
+    )
+    max_line: int = field(default=16384, metadata=key(kinds.LINE_SIZE, "longer lines are cut into partial records"))
+
+
+@frozen
+class Workload:
+    """[workload.NAME]: one program and how to keep it."""
+
+    name: str
+    command: tuple[str, ...] = field(metadata=key(kinds.COMMAND, "the program and its arguments; no shell"))
+    description: str = field(default="", metadata=key(kinds.TEXT, "for people"))
+    working_directory: str = field(default="/", metadata=key(kinds.PATH, "where it starts"))
+    user: str | None = field(default=None, metadata=key(kinds.USER, '"NAME", "UID", "NAME:GROUP"; else our own'))
+    supplementary_groups: tuple[str, ...] = field(
+        default=(), metadata=key(ListOf(kinds.WORD), "more groups, by name or number")
+    )
+    environment: dict[str, str] = field(
+        factory=dict, metadata=key(MapOf(kinds.TEXT, key=kinds.VARIABLE), "variables; values are literal")
+    )
+    environment_file: tuple[str, ...] = field(
+        default=(), metadata=key(ListOf(kinds.OPTIONAL_PATH), 'files of NAME=VALUE lines; "-/path" may be missing')
+    )
+    umask: int = field(default=0o022, metadata=key(kinds.OCTAL, "permission bits that new files do not get"))
+    nice: int = field(default=0, metadata=key(kinds.NICE, "-20 (first) to 19 (last)"))
+    init: bool = field(
+        default=True,
+        metadata=key(kinds.BOOLEAN, "in a new pid namespace, run below an init that reaps and forwards signals"),
+    )
+    instances: int = field(default=1, metadata=key(kinds.INSTANCES, "how many to run; above 1: NAME@1, NAME@2, …"))
+    autostart: bool = field(default=True, metadata=key(kinds.BOOLEAN, "start with the supervisor"))
+    type: Literal["simple", "oneshot"] = field(
+        default="simple",
+        metadata=key(Choice("simple", "oneshot", planned=("notify",)), "runs on, or is done when it ends"),
+    )
+    requires: tuple[str, ...] = field(
+        default=(), metadata=key(ListOf(kinds.NAME), "starts after these are ready, and stops before them")
+    )
+    wants: tuple[str, ...] = field(
+        default=(), metadata=key(ListOf(kinds.NAME), "starts these first, but goes on when they fail")
+    )
+    after: tuple[str, ...] = field(
+        default=(), metadata=key(ListOf(kinds.NAME), "order only: starts after these where both start")
+    )
+    restart: Restart = field(
+        default="on-failure",
+        metadata=key(
+            Choice("no", "always", "on-success", "on-failure", "on-abnormal", "on-watchdog"), "after which ends"
+        ),
+    )
+    restart_sec: float = field(default=0.1, metadata=key(kinds.DURATION, "the first delay; it doubles each time"))
+    restart_max_delay_sec: float = field(default=30.0, metadata=key(kinds.DURATION, "the longest delay"))
+    restart_reset_sec: float = field(
+        default=60.0, metadata=key(kinds.DURATION, "healthy for this long: the delay starts over")
+    )
+    start_limit_burst: int = field(default=5, metadata=key(kinds.POSITIVE, "more starts than this …"))
+    start_limit_interval_sec: float = field(
+        default=60.0, metadata=key(kinds.DURATION, "… within this time: failed, and left so")
+    )
+    success_exit_status: tuple[int | str, ...] = field(
+        default=(0,), metadata=key(ListOf(kinds.EXIT_STATUS), "exit codes and signals that are no failure")
+    )
+    kill_signal: int = field(default=15, metadata=key(kinds.SIGNAL, "what stop sends first"))
+    timeout_start_sec: float = field(
+        default=30.0, metadata=key(kinds.TIMEOUT, 'how long a start may take; "infinity" for no limit')
+    )
+    timeout_stop_sec: float = field(
+        default=10.0, metadata=key(kinds.TIMEOUT, 'then everything left is killed; "infinity" to wait for ever')
+    )
+    namespaces: Namespaces = field(
+        factory=Namespaces, metadata=key(TableOf(Namespaces), "true: a new one; false: the supervisor's")
+    )
+    user_namespace: UserNamespace = field(
+        factory=UserNamespace, metadata=key(TableOf(UserNamespace), "the mappings of a new user namespace")
+    )
+    mounts: tuple[Mount, ...] = field(default=(), metadata=key(Tables(Mount), "mounts in a new mount namespace"))
+    security: Security = field(factory=Security, metadata=key(TableOf(Security), "what the program may do"))
+    resources: Resources = field(factory=Resources, metadata=key(TableOf(Resources), "what the cgroup limits"))
+    policy: tuple[Rule, ...] = field(default=(), metadata=key(Tables(Rule), "what the cgroup's events lead to"))
+    log: Log = field(factory=Log, metadata=key(TableOf(Log), "what becomes of its output"))
+
+
+@frozen
+class Config:
+    """One file: the supervisor and its workloads by name, in the file's order (instances are not expanded)."""
+
+    path: str
+    supervisor: Supervisor = field(factory=Supervisor, metadata=key(TableOf(Supervisor), "the service itself"))
+    workloads: dict[str, Workload] = field(
+        factory=dict, metadata=key(TableOf(Workload, named=True), "the programs, by name", toml="workload")
+    )
+
+
+PLANNED: dict[type, tuple[str, ...]] = {
+    Config: ("group",),
+    Supervisor: ("metrics", "dashboard", "api"),
+    Workload: ("group", "on_failure", "readiness", "liveness", "network", "root", "timer", "sockets"),
+    Security: ("capability_bounding_set", "seccomp", "landlock"),
+    Resources: ("memory_swap_max", "io_max", "network_max"),
+    Rule: ("set", "limit", "exec", "victim", "dry_run"),
+    Log: ("format", "max_size", "max_files", "parse_json", "on_full"),
+}
+"""Keys of later versions, by class: refused like any unknown key, but the message says that they are to come."""

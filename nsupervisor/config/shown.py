@@ -1,0 +1,38 @@
+"""Values and key paths as a message shows them: in TOML's own spelling, on one line, and short."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+LONGEST = 60
+_BARE = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
+
+
+def shown(value: Any) -> str:
+    """A TOML value: "64 bananas" in quotes, true, 12; long ones are cut, tables and arrays only named."""
+    if isinstance(value, str):
+        return json.dumps(value if len(value) <= LONGEST else value[:LONGEST] + "…", ensure_ascii=False)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list):
+        return "an array"
+    if isinstance(value, int) and value.bit_length() > 200:
+        # str() of a very long integer is slow, and refused by the interpreter.
+        return "a huge number"
+    return str(value)
+
+
+def shown_path(path: Iterable[str | int]) -> str:
+    """("workload", "web", "policy", 0, "when") → 'workload.web.policy[0].when'; odd keys in quotes."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += ("." if text else "") + (part if _BARE.fullmatch(part) else shown(part))
+    return text
