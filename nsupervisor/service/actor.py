@@ -1,0 +1,336 @@
+"""One workload instance while the service runs: facts in, actions out.
+
+The actor decides nothing. It takes messages from its mailbox one by one (the keeper's reports, the watcher's readings,
+people's wishes), turns each into an event for `nsupervisor.core.lifecycle` or a reading for `nsupervisor.core.rules`,
+does what they answer, and says so in the journal.
+
+The order of two things at a program's end matters. The counters of its cgroup are read *before* its exit is told to the
+lifecycle: the kernel counts an OOM kill before it sends the SIGKILL, but our notice of the count may come after the
+notice of the death, and a rule on it must be heard while the generation it is about still counts.
+"""
+
+import math
+import random
+import signal
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+import attrs
+import trio
+
+from nsupervisor.cgroups import Cgroup, Reading, Watcher
+from nsupervisor.config.load import ConfigError
+from nsupervisor.config.model import Workload
+from nsupervisor.core import events
+from nsupervisor.core.actions import Action, Complain, FreezeAll, KillAll, Signal, Spawn, ThawAll
+from nsupervisor.core.exits import Exit, signal_name
+from nsupervisor.core.lifecycle import Life, Moment, State, step
+from nsupervisor.core.rules import Engine, Fired
+from nsupervisor.keeper.client import Ended, Execed, Keeper, Spawned, SpawnError
+from nsupervisor.logs import Journal, capture
+from nsupervisor.service.identity import IdentityError
+from nsupervisor.service.spec import spawn_spec
+
+Message = events.Event | Reading | Execed | Ended
+
+
+@attrs.frozen
+class World:
+    """What all actors share."""
+
+    keeper: Keeper
+    watcher: Watcher
+    journal: Journal
+    nursery: trio.Nursery
+    """Where log captures run: they outlive a generation until its pipes are empty."""
+
+
+@attrs.define(eq=False)
+class Actor:
+    """The shell around one workload instance. ``name`` is "web", or "web@2" where there are several."""
+
+    name: str
+    workload: Workload
+    instance: int | None
+    cgroup: Cgroup
+    world: World
+    life: Life = attrs.field(factory=Life)
+    waits_for: str = ""
+    """While its start waits for other workloads: which, in words."""
+    pid: int | None = None
+    """The program's pid, in the host's PID namespace."""
+    last_exit: Exit | None = None
+    last_event: dict[str, Any] | None = None
+    pending: trio.CancelScope | None = None
+    """The start that waits for other workloads, so that a stop can call it off."""
+    _engine: Engine = attrs.field(init=False)
+    _mail: tuple[trio.MemorySendChannel[Message], trio.MemoryReceiveChannel[Message]] = attrs.field(
+        init=False, factory=lambda: trio.open_memory_channel[Message](math.inf)
+    )
+    # The mailbox is unbounded because its writers must not wait; each of them says a thing once, when it has changed.
+    _changed: trio.lowlevel.ParkingLot = attrs.field(init=False, factory=trio.lowlevel.ParkingLot)
+    _oom_kills: float = 0.0
+    _captures: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self._engine = Engine.of(self.workload.policy)
+
+    # ---- what others may do
+
+    def post(self, message: Message) -> None:
+        """Leave a message; it is taken in its turn. Never blocks."""
+        self._mail[0].send_nowait(message)
+
+    async def until(self, reached: Callable[[Life], bool]) -> None:
+        """Wait until ``reached(life)`` holds; it is asked again after each change."""
+        while not reached(self.life):
+            await self._changed.park()
+
+    def poke(self) -> None:
+        """Something outside the life has changed that somebody may wait for (`pending`)."""
+        self._changed.unpark_all()
+
+    async def run(self) -> NoReturn:
+        """Take messages for ever."""
+        self._watch()
+        while True:
+            await self._take(await self._next())
+
+    async def drained(self) -> None:
+        """Wait until all output of generations that have ended has been read."""
+        while self._captures:
+            await self._changed.park()
+
+    async def signal(self, signum: int) -> bool:
+        """Send a signal to the program; False when there is none."""
+        return self.life.alive and await self.world.keeper.signal(self._id, signum)
+
+    @property
+    def up(self) -> bool:
+        """Those that wait for this workload may start: it works, or it did its one job."""
+        state = self.life.state
+        if state is State.RUNNING:
+            return self.workload.type == "simple"
+        return state is State.READY or (state is State.EXITED and self.workload.type == "oneshot")
+
+    # ---- messages
+
+    async def _next(self) -> Message:
+        if self.life.deadline is None:
+            return await self._mail[1].receive()
+        with trio.move_on_at(self.life.deadline):
+            return await self._mail[1].receive()
+        return events.Timeout()
+
+    async def _take(self, message: Message) -> None:
+        match message:
+            case Reading(file="cgroup.events", values=values):
+                if not values.get("populated"):
+                    await self._happen(events.Emptied(self.life.generation))
+            case Reading(file=file, values=values):
+                await self._observe(file, values)
+            case Execed(id=id_, pid=pid):
+                if id_ == self._id:
+                    self.pid = pid
+                    self._say("started", pid=pid)
+                await self._happen(events.Execed(_generation(id_)))
+            case Ended():
+                await self._ended(message)
+            case events.Event():
+                await self._happen(message)
+
+    async def _ended(self, ended: Ended) -> None:
+        for file in dict.fromkeys(("memory.events", *(rule.when.file for rule in self._engine.rules))):
+            if not file.startswith(("memory.events", "pids.events")):
+                continue
+            await self._observe(file, self._read(file))
+        oom_kills = self._read("memory.events").get("oom_kill", 0.0)
+        failure = ended.failure.message if ended.failure else None
+        exit_ = Exit.from_wait_status(ended.status, oom_killed=oom_kills > self._oom_kills, failure=failure)
+        self._oom_kills = oom_kills
+        generation = _generation(ended.id)
+        self.last_exit = exit_
+        if failure is not None:
+            self._say("not started", "error", message=f"workload {self.name}: {failure}", generation=generation)
+        else:
+            self._say("exited", generation=generation, pid=self.pid, **exit_record(exit_))
+        self.pid = None
+        await self._happen(events.Exited(generation, exit_, self._populated()))
+        await self.world.keeper.acknowledge(ended.id)
+
+    async def _observe(self, file: str, values: Mapping[str, float]) -> None:
+        self._engine, fired = self._engine.observe(file, values, self.cgroup.limits(), trio.current_time())
+        for one in fired:
+            if self.life.alive:
+                await self._fire(one)
+
+    async def _fire(self, fired: Fired) -> None:
+        rule = fired.rule
+        cause = {key: value for key, value in attrs.asdict(fired.cause).items() if value is not None}
+        self._say("action", "warning", action=rule.action, cause=cause)
+        by = f"{rule.name} ({rule.when.text})"
+        match rule.action:
+            case "restart":
+                await self._happen(events.Recycle(by))
+            case "stop":
+                await self._happen(events.Stop(by))
+            case "kill":
+                await self._happen(events.Kill(by))
+            case "signal":
+                await self._do(Signal(rule.signal or signal.SIGTERM))
+
+    # ---- the lifecycle
+
+    async def _happen(self, event: events.Event) -> None:
+        old = self.life
+        moment = Moment(trio.current_time(), random.random())  # noqa: S311 - jitter, no secret
+        self.life, actions = step(old, event, moment, self.workload)
+        if self.life is old and not actions:
+            return
+        self._tell(old, event)
+        for action in actions:
+            await self._do(action)
+        self._changed.unpark_all()
+
+    def _tell(self, old: Life, event: events.Event) -> None:
+        new = self.life
+        if isinstance(event, events.Wish) and event.by in ("operator", "boot", "shutdown"):
+            self._say("action", action=type(event).__name__.lower(), cause={"by": event.by})
+        if new.restarts > old.restarts or (new.state is State.BACKOFF and old.state is not State.BACKOFF):
+            delay = new.deadline - trio.current_time() if new.state is State.BACKOFF and new.deadline else 0.0
+            if old.state is not State.BACKOFF:  # said once, when it is decided, not again when the delay is over
+                cause = {"exit": str(new.exit or self.last_exit), "restart": self.workload.restart, "reason": new.reason}
+                self._say("action", action="restart", cause=cause, delay_sec=round(delay, 6), restarts=new.restarts)
+        if new.state is not old.state:
+            level = {State.FAILED: "error", State.BACKOFF: "warning"}.get(new.state, "info")
+            self._say("state", level, **{"from": old.state.value, "to": new.state.value, "reason": new.reason})
+
+    async def _do(self, action: Action) -> None:
+        try:
+            match action:
+                case Spawn(generation=generation):
+                    await self._spawn(generation)
+                case Signal(signal=signum, everyone=everyone):
+                    if everyone:
+                        self.cgroup.signal(signum)
+                    else:
+                        await self.world.keeper.signal(self._id, signum)
+                case KillAll():
+                    self.cgroup.kill()
+                case FreezeAll():
+                    self.cgroup.freeze()
+                case ThawAll():
+                    self.cgroup.thaw()
+                case Complain(text=text):
+                    self._say("warning", "warning", message=text)
+        except OSError as error:
+            self._say("warning", "error", message=f"{type(action).__name__}: {error}")
+
+    async def _spawn(self, generation: int) -> None:
+        self._engine = self._engine.reborn()
+        self._oom_kills = self._read("memory.events").get("oom_kill", 0.0)
+        try:
+            if self._populated():
+                pids = ", ".join(map(str, self.cgroup.procs()[:5]))
+                raise IdentityError(f"its cgroup {self.cgroup.path} is still populated (pids {pids}); end them first")
+            spec = spawn_spec(self.workload, self.name, self.instance, generation, self.cgroup)
+            spawned = await self.world.keeper.spawn(spec)
+        except (IdentityError, ConfigError, SpawnError, OSError) as error:
+            exit_ = Exit(failure=error.message if isinstance(error, SpawnError) else str(error))
+            self.last_exit = exit_
+            self._say("not started", "error", message=f"workload {self.name}: {exit_.failure}")
+            self.post(events.Exited(generation, exit_, populated=False))
+            return
+        self.pid = spawned.pid
+        self._capture(spawned)
+
+    # ---- helpers
+
+    @property
+    def _id(self) -> str:
+        return f"{self.name}#{self.life.generation}"
+
+    def _watch(self) -> None:
+        levels = dict.fromkeys(rule.when.file for rule in self._engine.rules if rule.when.kind == "level")
+        for file in ("memory.events", "pids.events"):
+            self._engine, _ = self._engine.observe(file, self._read(file), {}, trio.current_time())
+        self.world.watcher.add(self.cgroup, self.post, levels=tuple(levels))
+
+    def _read(self, file: str) -> Mapping[str, float]:
+        try:
+            return self.cgroup.read(file)
+        except (OSError, KeyError):  # this host has no such file: its controller is not there
+            return {}
+
+    def _populated(self) -> bool:
+        try:
+            return self.cgroup.populated()
+        except OSError:
+            return False
+
+    def _capture(self, spawned: Spawned) -> None:
+        labels: dict[str, Any] = {"workload": self.name, "generation": self.life.generation, "pid": spawned.pid}
+        if self.instance is not None:
+            labels["instance"] = self.instance
+        for fd, stream in ((spawned.stdout, "stdout"), (spawned.stderr, "stderr")):
+            self._captures += 1
+            self.world.nursery.start_soon(self._captured, fd, labels, stream)
+
+    async def _captured(self, fd: int, labels: dict[str, Any], stream: str) -> None:
+        journal = self.world.journal if getattr(self.workload.log, stream) == "journal" else None
+        try:
+            await capture(fd, journal, labels, stream, self.workload.log.max_line)
+        finally:
+            self._captures -= 1
+            self._changed.unpark_all()
+
+    def _say(self, event: str, level: str = "info", **fields: Any) -> None:
+        self.last_event = {"timestamp": datetime.now(UTC).isoformat(timespec="microseconds"), "event": event, **fields}
+        record: dict[str, Any] = {"workload": self.name, "generation": self.life.generation, **fields}
+        if self.instance is not None:
+            record["instance"] = self.instance
+        getattr(self.world.journal.log, level)(event, **record)
+
+    def status(self) -> dict[str, Any]:
+        """The object that ``status --json`` shows for this instance."""
+        life, now = self.life, trio.current_time()
+        limits = self.cgroup.limits()
+        return {
+            "name": self.name,
+            "instance": self.instance,
+            "state": life.state.value,
+            "reason": self.waits_for or life.reason,
+            "pid": self.pid if life.alive else None,
+            "generation": life.generation,
+            "restarts": life.restarts,
+            "uptime_sec": round(now - life.started_at, 3) if life.alive else None,
+            "ready": self.up and life.alive,
+            "cgroup": self.cgroup.path,
+            "memory_current": _whole(self._read("memory.current").get("")),
+            "memory_max": _whole(limits.get("memory.max")),
+            "pids_current": _whole(self._read("pids.current").get("")),
+            "pids_max": _whole(limits.get("pids.max")),
+            "cpu_usage_usec": _whole(self._read("cpu.stat").get("usage_usec")),
+            "last_exit": exit_record(self.last_exit) if self.last_exit else None,
+            "last_event": self.last_event,
+        }
+
+
+def exit_record(exit_: Exit) -> dict[str, Any]:
+    """An `Exit` as records and ``status`` show it."""
+    return {
+        "code": exit_.code,
+        "signal": None if exit_.signal is None else signal_name(exit_.signal),
+        "core_dumped": exit_.core_dumped,
+        "oom_killed": exit_.oom_killed,
+        **({"failure": exit_.failure} if exit_.failure else {}),
+    }
+
+
+def _generation(id_: str) -> int:
+    return int(id_.rpartition("#")[2])
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)

@@ -1,0 +1,71 @@
+"""From a workload's configuration to the keeper's spawn specification. Reads environment files, changes nothing."""
+
+import os
+from typing import Any
+
+from nsupervisor.cgroups import Cgroup
+from nsupervisor.config.environment import load_environment
+from nsupervisor.config.model import IdMapping, Workload
+from nsupervisor.service.identity import Identity, resolve
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""What a workload's PATH is unless it sets its own; systemd's and Debian's for root."""
+
+NAMESPACES = ("mount", "pid", "uts", "ipc", "cgroup", "network", "user", "time")
+
+
+def spawn_spec(workload: Workload, name: str, instance: int | None, generation: int, cgroup: Cgroup) -> dict[str, Any]:
+    """The specification for one generation, as `nsupervisor.keeper` takes it.
+
+    Users and environment files are read anew for each generation, so that a restart sees what has changed.
+
+    Raises IdentityError for an unknown user, ConfigError for a bad environment file, OSError for an unreadable one.
+    """
+    identity = resolve(workload.user, workload.supplementary_groups)
+    spaces = workload.namespaces
+    return {
+        "id": f"{name}#{generation}",
+        "name": name,
+        "argv": list(workload.command),
+        "env": environment(workload, identity, name, instance),
+        "cwd": workload.working_directory,
+        "namespaces": [space for space in NAMESPACES if getattr(spaces, space)],
+        "hostname": spaces.hostname if spaces.hostname is not None or not spaces.uts else name.replace("@", "-"),
+        "uid_mappings": _mappings(workload.user_namespace.uid_mappings, os.getuid()) if spaces.user else [],
+        "gid_mappings": _mappings(workload.user_namespace.gid_mappings, os.getgid()) if spaces.user else [],
+        "time_offsets": dict(spaces.time_offsets),
+        "mounts": [
+            {"type": m.type, "source": m.source, "destination": m.destination, "options": list(m.options)}
+            for m in workload.mounts
+        ],
+        "uid": identity.uid,
+        "gid": identity.gid,
+        "groups": None if identity.groups is None else list(identity.groups),
+        "umask": workload.umask,
+        "nice": workload.nice,
+        "rlimits": {key: list(pair) for key, pair in workload.security.rlimits.items()},
+        "no_new_privileges": workload.security.no_new_privileges,
+        "init": workload.init and spaces.pid,
+        "cgroup": cgroup.path,
+        "cgroup_procs": list(cgroup.procs_files),
+        "stdin": "null",
+    }
+
+
+def environment(workload: Workload, identity: Identity, name: str, instance: int | None) -> dict[str, str]:
+    """A clean environment: what a login would set, then the files in order, then ``environment``; later ones win."""
+    values = {"PATH": PATH, "NSUPERVISOR_WORKLOAD": name}
+    if identity.home:
+        values["HOME"] = identity.home
+    if identity.name:
+        values |= {"USER": identity.name, "LOGNAME": identity.name, "SHELL": identity.shell or "/bin/sh"}
+    if instance is not None:
+        values["NSUPERVISOR_INSTANCE"] = str(instance)
+    for path in workload.environment_file:
+        values |= load_environment(path)
+    return values | dict(workload.environment)
+
+
+def _mappings(mappings: tuple[IdMapping, ...], own: int) -> list[list[int]]:
+    """Without any mapping, root inside is whoever we are outside, as with ``unshare --map-root-user``."""
+    return [[m.container_id, m.host_id, m.size] for m in mappings] or [[0, own, 1]]

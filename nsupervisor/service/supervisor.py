@@ -1,0 +1,234 @@
+"""All workloads together: the order of starting and stopping, and what people ask for over the API."""
+
+import difflib
+import fnmatch
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import trio
+
+from nsupervisor import __version__
+from nsupervisor.api.control import UnknownName
+from nsupervisor.config.model import Config
+from nsupervisor.core import events, order
+from nsupervisor.core.lifecycle import Life, State
+from nsupervisor.service.actor import Actor
+
+AT_REST = frozenset({State.STOPPED, State.EXITED, State.FAILED})
+"""Nothing lives, and nothing will by itself."""
+
+
+@attrs.define(eq=False)
+class Supervisor:
+    """The actors by name, and what concerns more than one of them. It is the API's `Control`."""
+
+    config: Config
+    actors: dict[str, Actor]
+    nursery: trio.Nursery
+    keeper_pid: int
+    mode: str
+    """The host's cgroup hierarchies: "unified" or "hybrid"."""
+    cgroup: str
+    started_at: float = attrs.field(factory=time.time)
+    _born: float = attrs.field(factory=trio.current_time)
+
+    # ---- what a person sees
+
+    def info(self) -> dict[str, Any]:
+        """About the service itself."""
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "keeper_pid": self.keeper_pid,
+            "name": self.config.supervisor.name,
+            "config": self.config.path,
+            "runtime_directory": self.config.supervisor.runtime_directory,
+            "started_at": self.started_at,
+            "uptime_sec": round(trio.current_time() - self._born, 3),
+            "cgroup": self.cgroup,
+            "mode": self.mode,
+        }
+
+    def status(self) -> list[dict[str, Any]]:
+        """One object per workload instance, in the configuration's order."""
+        return [actor.status() for actor in self.actors.values()]
+
+    def resolve(self, patterns: Sequence[str]) -> list[str]:
+        """Names of instances that ``patterns`` mean: "web" is all its instances; globs match either. Raises UnknownName."""
+        found: dict[str, None] = {}
+        for pattern in patterns:
+            names = [
+                name
+                for name, actor in self.actors.items()
+                if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(actor.workload.name, pattern)
+            ]
+            if not names:
+                known = [*self.actors, *self.config.workloads]
+                raise UnknownName(pattern, next(iter(difflib.get_close_matches(pattern, known, 1)), None))
+            found |= dict.fromkeys(names)
+        return list(found)
+
+    # ---- what a person wants
+
+    async def command(self, verb: str, name: str, **parameters: Any) -> dict[str, Any]:
+        """Do one thing to one instance, and wait until it is done."""
+        actor = self.actors[name]
+        ok, message = await getattr(self, f"_{verb}")(actor, **parameters)
+        return {"name": name, "ok": ok, "state": actor.life.state.value, "message": message}
+
+    async def _start(self, actor: Actor) -> tuple[bool, str]:
+        generation = actor.life.generation
+        self.start([actor.workload.name] if actor.instance is None else [], extra=[actor])
+        await actor.until(lambda life: life.wanted or not actor.pending)
+        return await self._settled(actor, generation)
+
+    async def _restart(self, actor: Actor) -> tuple[bool, str]:
+        generation = actor.life.generation + 1
+        actor.post(events.Restart())
+        return await self._settled(actor, generation)
+
+    async def _settled(self, actor: Actor, generation: int) -> tuple[bool, str]:
+        def settled(life: Life) -> bool:
+            if not life.wanted:  # a later stop overruled it, or what it requires failed
+                return not life.alive and actor.pending is None
+            if life.generation < generation or life.state is State.STARTING or actor.pending:
+                return False
+            return actor.up or life.state in AT_REST or life.state is State.BACKOFF
+
+        await actor.until(settled)
+        ok = actor.up
+        return ok, "" if ok else actor.waits_for or actor.life.reason
+
+    async def _stop(self, actor: Actor) -> tuple[bool, str]:
+        requirers = [
+            other
+            for other in self.actors.values()
+            if actor.workload.name in other.workload.requires and (other.life.alive or other.pending)
+        ]
+        async with trio.open_nursery() as nursery:
+            for other in requirers:
+                nursery.start_soon(self._stop, other)
+        return await self._down(actor, "operator")
+
+    async def _down(self, actor: Actor, by: str) -> tuple[bool, str]:
+        if actor.pending is not None:
+            actor.pending.cancel()
+        actor.post(events.Stop(by))
+        await actor.until(lambda life: life.state is State.STOPPED)
+        return True, ""
+
+    async def _kill(self, actor: Actor) -> tuple[bool, str]:
+        generation = actor.life.generation
+        if not actor.life.alive:
+            return False, "it does not run"
+        actor.post(events.Kill())
+        await actor.until(lambda life: not life.alive or life.generation > generation)
+        return True, ""
+
+    async def _signal(self, actor: Actor, signal: int) -> tuple[bool, str]:
+        ok = await actor.signal(signal)
+        return ok, "" if ok else "it does not run"
+
+    async def _freeze(self, actor: Actor) -> tuple[bool, str]:
+        if actor.life.state not in (State.RUNNING, State.READY, State.FROZEN):
+            return False, f"only what runs can be frozen; it is {actor.life.state.value}"
+        actor.post(events.Freeze())
+        await actor.until(lambda life: life.state not in (State.RUNNING, State.READY))
+        return actor.life.state is State.FROZEN, actor.life.reason
+
+    async def _thaw(self, actor: Actor) -> tuple[bool, str]:
+        if actor.life.state is not State.FROZEN:
+            return False, f"it is not frozen; it is {actor.life.state.value}"
+        actor.post(events.Thaw())
+        await actor.until(lambda life: life.state is not State.FROZEN)
+        return True, ""
+
+    # ---- order
+
+    def start(self, names: Iterable[str], *, extra: Iterable[Actor] = (), by: str = "operator") -> None:
+        """Start workloads with all that they require or want, each after those it waits for. Returns at once."""
+        edges = {
+            name: (*workload.requires, *workload.wants) for name, workload in self.config.workloads.items()
+        }
+        chosen = dict.fromkeys(extra)
+        needed = [n for actor in chosen for n in edges[actor.workload.name]]
+        for name in order.closure([*names, *needed], edges):
+            chosen |= dict.fromkeys(self._instances(name))
+        starting = {actor.workload.name for actor in chosen}
+        for actor in chosen:
+            if actor.pending is None and not actor.life.alive:
+                actor.pending = trio.CancelScope()
+                self.nursery.start_soon(self._start_after, actor, starting, by)
+
+    async def _start_after(self, actor: Actor, starting: set[str], by: str) -> None:
+        """Start ``actor`` once what it waits for is up; not at all when something that it requires cannot be had."""
+        assert actor.pending is not None
+        missing = ""
+        with actor.pending:
+            for name in order.before(actor.workload):
+                for other in self._instances(name):
+                    if name not in starting and not other.life.alive:
+                        continue  # only "after": nobody asked for it
+                    actor.waits_for = f"waits for {other.name}"
+                    await other.until(lambda life, other=other: other.up or _hopeless(other, life))
+                    if not other.up and name in actor.workload.requires:
+                        missing = f"requires {other.name}, which is {other.life.state.value}: {other.life.reason}"
+                        break
+                if missing:
+                    break
+            actor.waits_for = missing
+            if not missing:
+                actor.post(events.Start(by))
+                await actor.until(lambda life: life.wanted)
+        if missing:
+            actor.world.journal.log.error("not started", workload=actor.name, message=missing)
+        elif actor.pending.cancelled_caught:
+            actor.waits_for = ""
+        actor.pending = None
+        actor.poke()
+
+    def _instances(self, name: str) -> list[Actor]:
+        return [actor for actor in self.actors.values() if actor.workload.name == name]
+
+    async def stop_all(self, by: str = "shutdown") -> None:
+        """Stop everything, those first that others do not wait for; returns when no process is left."""
+        dependants = order.dependants(self.config.workloads)
+
+        async def stop_after(actor: Actor) -> None:
+            for name in dependants[actor.workload.name]:
+                for other in self._instances(name):
+                    await other.until(lambda life: life.state is State.STOPPED)
+            await self._down(actor, by)
+
+        async with trio.open_nursery() as nursery:
+            for actor in self.actors.values():
+                nursery.start_soon(stop_after, actor)
+
+    def kill_all(self) -> None:
+        """SIGKILL for everything that still lives: somebody is in a hurry."""
+        for actor in self.actors.values():
+            actor.post(events.Kill("shutdown"))
+
+    async def drained(self) -> None:
+        """Wait until all output of what has ended is in the journal."""
+        for actor in self.actors.values():
+            await actor.drained()
+
+
+def _hopeless(actor: Actor, life: Life) -> bool:
+    """Whoever waits for this one waits in vain: it is down, and nothing is under way that would start it."""
+    return actor.pending is None and life.state in AT_REST
+
+
+def instances(config: Config) -> Mapping[str, tuple[str, int | None]]:
+    """The names of all instances, in order, each with its workload's name and its number (None where there is one)."""
+    names: dict[str, tuple[str, int | None]] = {}
+    for name, workload in config.workloads.items():
+        if workload.instances == 1:
+            names[name] = (name, None)
+        else:
+            names |= {f"{name}@{i}": (name, i) for i in range(1, workload.instances + 1)}
+    return names
