@@ -1,0 +1,133 @@
+"""Needs, tiers, leak guard and the count of skips for all tests. See needs.py, leaks.py, timing.py."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from tests import leaks
+from tests.needs import in_guest, missing
+from tests.timing import slowdown
+
+settings.register_profile("host", deadline=None, derandomize="CI" in os.environ)
+settings.register_profile("guest", deadline=None, derandomize=True, max_examples=10)
+settings.load_profile("guest" if slowdown > 1 else "host")
+
+_skips: Counter[str] = Counter()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("nsupervisor")
+    group.addoption(
+        "--strict-needs",
+        default="",
+        metavar="NAMES",
+        help="needs that must be met here, comma-separated, with *: a test that misses one fails instead of being "
+        "skipped, and so does a test that skips without naming a need",
+    )
+    group.addoption(
+        "--leaks-each-test", action="store_true", help="look for left-overs after each test, not only at the end"
+    )
+    group.addoption("--counts", metavar="FILE", help="write the numbers of this run to FILE as JSON")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for line in (
+        "needs(*names): skip where the machine lacks one of them (tests/needs.py)",
+        "system: touches the kernel's cgroups or namespaces end to end; runs on the host and in the virtual machine",
+        "vm_only: runs in the virtual machine only",
+        "host_only: runs on the host only",
+        "slow: takes more than about five seconds",
+    ):
+        config.addinivalue_line("markers", line)
+
+
+def _unmet(item: pytest.Item) -> tuple[str, str]:
+    """The first need that this machine does not meet, and why; two empty strings when all are met."""
+    if item.get_closest_marker("vm_only") and not in_guest():
+        return "guest", "runs in the virtual machine only: scripts/test --vm"
+    if item.get_closest_marker("host_only") and in_guest():
+        return "host", "runs on the host only"
+    for mark in item.iter_markers("needs"):
+        for name in mark.args:
+            if reason := missing(name):
+                return name, reason
+    return "", ""
+
+
+def _is_strict(config: pytest.Config, name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in config.getoption("strict_needs").split(",") if pattern)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    name, reason = _unmet(item)
+    if name and _is_strict(item.config, name):
+        pytest.fail(f"needs {name}, which must be here: {reason}", pytrace=False)
+    if name:
+        pytest.skip(f"needs {name}: {reason}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = (
+            report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        )
+        if item.config.getoption("strict_needs") and not reason.startswith("needs "):
+            report.outcome, report.longrepr = "failed", f"skipped without naming a need (use @needs): {reason}"
+        else:
+            _skips[reason] += 1
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if _skips:
+        terminalreporter.section("skipped, by reason")
+        for reason, number in _skips.most_common():
+            terminalreporter.line(f"{number:5}  {reason}")
+    if path := config.getoption("counts"):
+        stats = terminalreporter.stats
+        counts = {key: len(stats.get(key, [])) for key in ("passed", "failed", "error", "skipped", "xfailed")}
+        Path(path).write_text(json.dumps({**counts, "reasons": dict(_skips)}))
+
+
+@pytest.fixture(scope="session")
+def _alone() -> Iterator[leaks.Alone]:
+    alone = leaks.Alone()
+    yield alone
+    alone.close()
+
+
+@pytest.fixture
+def no_leaks(_alone: leaks.Alone) -> Iterator[None]:
+    """Fail this test when it leaves a process, a cgroup or a mount behind."""
+    before = leaks.snapshot()
+    yield
+    if found := leaks.left_over(before, _alone.check()):
+        pytest.fail("left behind by this test:\n  " + "\n  ".join(found), pytrace=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _leak_guard(_alone: leaks.Alone) -> Iterator[None]:
+    """Fail the run when it leaves a process, a cgroup or a mount behind (an error of the last test)."""
+    os.environ[leaks.MARK] = f"{os.getpid()}"
+    before = leaks.snapshot()
+    yield
+    if found := leaks.left_over(before, _alone.check()):
+        pytest.fail(
+            "left behind by this test run (find the test with --leaks-each-test):\n  " + "\n  ".join(found),
+            pytrace=False,
+        )
+
+
+@pytest.fixture(autouse=True)
+def _leak_guard_each_test(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("leaks_each_test"):
+        request.getfixturevalue("no_leaks")

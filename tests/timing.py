@@ -1,0 +1,15 @@
+"""How long tests wait: one number for slow machines (the virtual machine of the tests emulates its processor).
+
+``deadline(5)`` is five seconds on the host and a hundred where ``NSUPERVISOR_TEST_SLOWDOWN=20``. Use it for every
+time limit that stands for "this should have happened long ago", never for a sleep.
+"""
+
+import os
+
+slowdown = float(os.environ.get("NSUPERVISOR_TEST_SLOWDOWN", "1"))
+"""Factor by which this machine is slower than a usual one, ≥ 1."""
+
+
+def deadline(seconds: float) -> float:
+    """Scale a time limit (seconds) to this machine."""
+    return seconds * slowdown
