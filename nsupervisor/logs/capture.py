@@ -1,0 +1,45 @@
+"""From a workload's pipe to the journal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import trio
+
+from .framing import Framing
+from .journal import Journal
+
+CHUNK = 65536
+"""Bytes read at once: what a pipe holds by default (pipe(7))."""
+
+
+async def capture(fd: int, journal: Journal, labels: Mapping[str, Any], stream: str, max_line: int = 16384) -> None:
+    """Record every line that comes out of `fd` until its end, then close it.
+
+    `fd` is the non-blocking read end of a pipe and belongs to this function from now on. `labels` and `stream` are as
+    for `Journal.output`; a line longer than `max_line` bytes is recorded in pieces (see Framing). When cancelled, the
+    beginning of a line that was read already is recorded as partial: its rest is still in the pipe, for the next reader.
+    Raises OSError when reading fails.
+    """
+    framing = Framing(max_line)
+    try:
+        while True:
+            try:
+                data = os.read(fd, CHUNK)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(fd)
+                continue
+            if not data:
+                break
+            journal.outputs(labels, stream, framing.feed(data))
+            # One chunk, then the others: a workload that writes without a pause must not starve them.
+            await trio.lowlevel.checkpoint()
+    except trio.Cancelled:
+        journal.outputs(labels, stream, [(line, True) for line, _ in framing.end()])
+        raise
+    else:
+        journal.outputs(labels, stream, framing.end())
+    finally:
+        os.close(fd)

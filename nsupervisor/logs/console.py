@@ -1,0 +1,74 @@
+"""Records for people: aligned, and coloured on a terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+import attrs
+
+from .record import Line, text_of
+
+_COLOURS = {
+    "debug": "2",
+    "info": "32",
+    "warning": "33",
+    "error": "31",
+    "critical": "1;31",
+    "stdout": "36",
+    "stderr": "35",
+}
+# What would move the cursor, change the colours or ring the bell of the reader's terminal; a tab may stay.
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+
+
+@attrs.frozen
+class ConsoleFormat:
+    """Makes lines such as `12:00:00.123 info     web           started pid=12`, times in the local zone."""
+
+    colour: bool = False
+
+    @classmethod
+    def for_terminal(cls, is_terminal: bool) -> ConsoleFormat:
+        """Colours on a terminal, unless NO_COLOR (https://no-color.org) or TERM=dumb asks for none."""
+        return cls(is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb")
+
+    def record(self, timestamp: str, level: str, event: str, fields: Mapping[str, Any]) -> bytes:
+        """One record of the service; a traceback follows on lines of its own."""
+        rest = dict(fields)
+        exception = rest.pop("exception", None)
+        line = self._head(timestamp, level, rest.pop("workload", "")) + _plain(event)
+        line += "".join(f" {_plain(str(key))}={_value(value)}" for key, value in rest.items())
+        if exception is not None:
+            line += "".join(f"\n    {_plain(part)}" for part in str(exception).split("\n"))
+        return _encode(line + "\n")
+
+    def output(self, timestamp: str, labels: Mapping[str, Any], stream: str, lines: Iterable[Line]) -> list[bytes]:
+        """Lines of a workload, behind its name; `…` stands where a line was cut."""
+        head = self._head(timestamp, stream, labels.get("workload", "")) + "| "
+        return [_encode(f"{head}{_plain(text_of(line))}{'…' if partial else ''}\n") for line, partial in lines]
+
+    def _head(self, timestamp: str, kind: str, workload: Any) -> str:
+        time = datetime.fromisoformat(timestamp).astimezone().strftime("%H:%M:%S.%f")[:-3]
+        word = f"{kind:<8}"
+        if self.colour:
+            time, word = f"\x1b[2m{time}\x1b[0m", f"\x1b[{_COLOURS.get(kind, '0')}m{word}\x1b[0m"
+        return f"{time} {word} {_plain(str(workload)):<15} "
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_plain(str(key))}={_value(item)}" for key, item in value.items()) + "}"
+    text = value if isinstance(value, str) else str(value)
+    return repr(text) if isinstance(value, str) and (not text or re.search(r"[\s\"'=]", text)) else _plain(text)
+
+
+def _plain(text: str) -> str:
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")

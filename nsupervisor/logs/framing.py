@@ -1,0 +1,88 @@
+"""Bytes to lines, whatever the pieces they arrive in. Pure: no file, no clock."""
+
+from __future__ import annotations
+
+
+class Framing:
+    """Cuts a stream of bytes into lines.
+
+    A line ends with a newline, which is not part of it; one carriage return directly before the newline is not either
+    (a program that believes to write to a terminal ends its lines with both). A line longer than `max_line` bytes is
+    handed out in pieces of at most `max_line` bytes, all but the last of them marked partial; where the bytes are valid
+    UTF-8 no piece ends inside a character. How the input was split between calls makes no difference to the lines.
+
+    Memory: at most `max_line` + 1 bytes are held between calls.
+    """
+
+    def __init__(self, max_line: int) -> None:
+        """Raise ValueError for a `max_line` (bytes) below 4, the longest UTF-8 character."""
+        if max_line < 4:
+            raise ValueError(f"max_line must be at least 4 bytes, not {max_line}")
+        self._max = max_line
+        self._rest = bytearray()
+
+    def feed(self, data: bytes) -> list[tuple[bytes, bool]]:
+        """Take the next bytes; return the (line, partial) pairs that they complete."""
+        head, newline, tail = data.partition(b"\n")
+        rest = self._rest
+        rest += head
+        if not newline:
+            return self._cut_rest()
+        lines = self._cut_line(bytes(rest))
+        *middle, last = tail.split(b"\n")
+        rest[:] = last
+        # The usual chunk holds neither carriage returns nor long lines, and is worth asking once.
+        if b"\r" not in tail and len(max(middle, key=len, default=b"")) <= self._max:
+            lines += [(line, False) for line in middle]
+        else:
+            for line in middle:
+                lines += self._cut_line(line)
+        return lines + self._cut_rest()
+
+    def end(self) -> list[tuple[bytes, bool]]:
+        """Return the last line when no newline ended it: one line, in rare cases in two pieces, or nothing."""
+        rest = bytes(self._rest)
+        self._rest.clear()
+        if len(rest) > self._max:  # the one byte over is a carriage return that no newline followed
+            return [(rest[: self._max], True), (rest[self._max :], False)]
+        return [(rest, False)] if rest else []
+
+    def _cut_line(self, line: bytes) -> list[tuple[bytes, bool]]:
+        """Split a complete line, given without its newline."""
+        pieces = []
+        while self._too_long(line):
+            cut = self._boundary(line)
+            pieces.append((line[:cut], True))
+            line = line[cut:]
+        pieces.append((line[:-1] if line.endswith(b"\r") else line, False))
+        return pieces
+
+    def _cut_rest(self) -> list[tuple[bytes, bool]]:
+        """Split off what is certainly too long of a line whose end has not been seen."""
+        pieces = []
+        while self._too_long(self._rest):
+            cut = self._boundary(self._rest)
+            pieces.append((bytes(self._rest[:cut]), True))
+            del self._rest[:cut]
+        return pieces
+
+    def _too_long(self, line: bytes | bytearray) -> bool:
+        """Whether to cut. The carriage return of a possible CR LF does not count, so no empty last piece arises."""
+        over = len(line) - self._max
+        return over > 1 or (over == 1 and not line.endswith(b"\r"))
+
+    def _boundary(self, line: bytes | bytearray) -> int:
+        """Where to cut: at `max_line`, or up to three bytes before when that would cut a UTF-8 character.
+
+        Looks at no byte behind the one at `max_line`: a byte that may not have arrived yet must not decide.
+        """
+        cut = self._max
+        if line[cut] & 0xC0 == 0x80:  # a continuation byte, as RFC 3629 calls it
+            for back in (1, 2, 3):
+                byte = line[cut - back]
+                if byte >= 0xC0:
+                    length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+                    return cut - back if length > back else cut
+                if byte < 0x80:
+                    break
+        return cut

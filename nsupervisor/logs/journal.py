@@ -1,0 +1,123 @@
+"""The journal: one stream of records, written to by the service's logger and by the capture of workloads' output."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any, Literal
+
+import structlog
+import trio
+from structlog.typing import FilteringBoundLogger
+
+from .console import ConsoleFormat
+from .record import JsonFormat, Line, now
+from .sink import BUFFER_SIZE, Sink
+from .target import open_target
+
+Level = Literal["debug", "info", "warning", "error", "critical"]
+
+
+class Journal:
+    """Made by `open_journal`. Nothing here waits or raises, whatever the output does."""
+
+    log: FilteringBoundLogger
+    """The logger for what the service says: `journal.log.info("started", workload="web", pid=12)`."""
+
+    def __init__(self, sink: Sink, formatting: JsonFormat | ConsoleFormat, level: str) -> None:
+        self._sink = sink
+        self._format = formatting
+        self.log = _logger(sink.put, formatting, level)
+
+    @property
+    def dropped(self) -> int:
+        """Records that found no room, since the start."""
+        return self._sink.dropped
+
+    @property
+    def error(self) -> str | None:
+        """Why the output cannot be written just now ("No space left on device"), or None."""
+        return self._sink.error
+
+    def output(self, labels: Mapping[str, Any], stream: str, line: bytes, partial: bool = False) -> None:
+        """Record one line that a workload wrote to `stream` ("stdout", "stderr").
+
+        `labels` say whose it is: workload, generation, pid, and instance where there are several. The level of the
+        journal does not apply: it is for what the service says.
+        """
+        self.outputs(labels, stream, ((line, partial),))
+
+    def outputs(self, labels: Mapping[str, Any], stream: str, lines: Iterable[Line]) -> None:
+        """Record lines that were read together, with one timestamp."""
+        put = self._sink.put
+        for record in self._format.output(now(), labels, stream, lines):
+            put(record)
+
+
+@asynccontextmanager
+async def open_journal(
+    output: str | int = "stdout",
+    *,
+    level: str = "info",
+    format: str = "json",  # noqa: A002
+    buffer_size: int = BUFFER_SIZE,
+    flush_sec: float = 2.0,
+) -> AsyncIterator[Journal]:
+    """Open the stream of records and write to it until the block is left.
+
+    `output` is "stdout", a path (opened for appending), or a file descriptor (not taken over). `level` is the lowest
+    level of the service's own records; `format` is "json" or "console"; `buffer_size` is how many bytes of records wait
+    for a slow reader before some are dropped and counted; `flush_sec` is how many seconds leaving the block may take to
+    get the rest written. Raises OSError when the output cannot be opened, ValueError for an unknown level or format.
+    Exceptions of the block pass as they are, not in a group.
+    """
+    if format not in ("json", "console"):
+        raise ValueError(f'unknown log format "{format}"; write "json" or "console"')
+    if level not in ("debug", "info", "warning", "error", "critical"):
+        raise ValueError(f'unknown log level "{level}"; write "debug", "info", "warning" or "error"')
+    target = open_target(output)
+    formatting = JsonFormat() if format == "json" else ConsoleFormat.for_terminal(target.is_terminal)
+
+    def gap_record(count: int, reason: str) -> bytes:
+        return formatting.record(now(), "warning", "dropped", {"dropped": count, "reason": reason})
+
+    sink = Sink(target, gap_record, buffer_size)
+    error: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sink.run)
+            try:
+                yield Journal(sink, formatting, level)
+            except BaseException as exc:  # kept over the end of the nursery, which would wrap it
+                error = exc
+            with trio.move_on_after(flush_sec, shield=True):
+                await sink.flush()
+            nursery.cancel_scope.cancel()
+    finally:
+        sink.close()
+    if error is not None:
+        raise error
+
+
+class _Writer:
+    """What structlog calls a logger: it is handed the finished record."""
+
+    def __init__(self, put: Callable[[bytes], None]) -> None:
+        self.debug = self.info = self.warning = self.error = self.critical = put
+
+
+def _logger(put: Callable[[bytes], None], formatting: JsonFormat | ConsoleFormat, level: str) -> FilteringBoundLogger:
+    """A bound logger of this journal alone; structlog's global configuration is neither read nor changed."""
+
+    def render(_logger: Any, method: str, fields: MutableMapping[str, Any]) -> bytes:
+        event = fields.pop("event", "")
+        return formatting.record(now(), method, str(event), fields)
+
+    logger: FilteringBoundLogger = structlog.wrap_logger(
+        _Writer(put),
+        processors=[structlog.processors.format_exc_info, render],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        context_class=dict,
+        cache_logger_on_first_use=True,
+    ).bind()
+    return logger

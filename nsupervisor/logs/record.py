@@ -1,0 +1,84 @@
+"""Records as JSON: one object, one line, never an exception."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib import resources
+from typing import Any
+
+import orjson
+
+Line = tuple[bytes, bool]
+"""A line of a workload without its newline, and whether it was cut here (see Framing)."""
+
+
+def now() -> str:
+    """The time as records have it: RFC 3339, UTC, microseconds, `2026-01-31T12:00:00.000000Z`."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def text_of(line: bytes) -> str:
+    """A line as text; what is not UTF-8 becomes U+FFFD."""
+    return line.decode("utf-8", "replace")
+
+
+class JsonFormat:
+    """Makes JSON lines."""
+
+    def record(self, timestamp: str, level: str, event: str, fields: Mapping[str, Any]) -> bytes:
+        """One record of the service. `timestamp`, `level` and `event` come first and win over fields of these names."""
+        head = {"timestamp": timestamp, "level": level, "event": event}
+        record = {**head, **fields, **head}
+        try:
+            return orjson.dumps(record, default=_text, option=orjson.OPT_APPEND_NEWLINE)
+        except TypeError:  # surrogates, integers of more than 64 bits, keys that are no strings, …
+            return orjson.dumps(_clean(record), option=orjson.OPT_APPEND_NEWLINE)
+
+    def output(self, timestamp: str, labels: Mapping[str, Any], stream: str, lines: Iterable[Line]) -> list[bytes]:
+        """The records of lines that a workload wrote. The part that they share is encoded once."""
+        head = {"timestamp": timestamp, "level": "info", "event": "output", **labels, "stream": stream, "message": ""}
+        prefix = orjson.dumps(head, default=_text)[:-3]  # without `""}`
+        dumps = orjson.dumps
+        return [
+            prefix + dumps(line.decode("utf-8", "replace")) + (b',"partial":true}\n' if partial else b"}\n")
+            for line, partial in lines
+        ]
+
+
+def _text(value: Any) -> Any:
+    """Something JSON for what orjson does not know."""
+    if isinstance(value, bytes):
+        return text_of(value)
+    if isinstance(value, (set, frozenset)):
+        return list(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    try:
+        return str(value)
+    except Exception:
+        return f"<{type(value).__name__}>"
+
+
+def _clean(value: Any) -> Any:
+    """A copy of `value` that surely encodes."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if value is None or isinstance(value, (bool, float)):
+        return value
+    if isinstance(value, int):
+        return int(value) if -(2**63) <= value < 2**64 else str(value)
+    if isinstance(value, Mapping):
+        return {_clean(_text(key)): _clean(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_clean(item) for item in value]
+    return _clean(_text(value))
+
+
+@functools.cache
+def schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) that every record satisfies; `record.schema.json` beside this file."""
+    loaded: dict[str, Any] = json.loads(resources.files(__package__).joinpath("record.schema.json").read_bytes())
+    return loaded

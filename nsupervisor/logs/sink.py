@@ -1,0 +1,143 @@
+"""A bounded buffer in front of an output that may be slow, full or gone."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+
+import trio
+
+from .target import Target
+
+BUFFER_SIZE = 8 * 1024 * 1024
+"""Bytes of records held for a slow reader, unless told otherwise."""
+
+_BATCH = 256 * 1024  # bytes handed to one write(2): several times what a pipe takes
+_RETRY_FIRST, _RETRY_LAST = 0.05, 5.0  # seconds between attempts while the output is broken
+_TOO_SLOW = "the reader is too slow"
+
+
+class _Gap:
+    """Records missing at this place of the stream."""
+
+    __slots__ = ("count", "reason")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.reason = _TOO_SLOW
+
+
+class Sink:
+    """Takes whole records without ever waiting, and writes them in order by a task of its own.
+
+    When `buffer_size` bytes wait, further records are counted instead of kept, until half of the buffer is free again;
+    at that place of the stream the record made by `gap_record(count, reason)` is written. A record of which the kernel
+    took a part is completed before anything else, so a reader finds whole records only. An output that fails (no
+    reader, full disk, I/O error) is tried again with growing delays; meanwhile records wait as for a slow reader.
+    """
+
+    def __init__(self, target: Target, gap_record: Callable[[int, str], bytes], buffer_size: int = BUFFER_SIZE) -> None:
+        self._target = target
+        self._gap_record = gap_record
+        self._limit = buffer_size
+        self._queue: deque[bytes | _Gap] = deque()
+        self._gap: _Gap | None = None  # the open gap: then it is the last element of the queue
+        self._batch = memoryview(b"")  # taken from the queue, not yet written
+        self._size = 0  # bytes in the queue and the batch
+        self._wake = trio.Event()
+        self._idle = trio.Event()
+        self._idle.set()
+        self._limiter = trio.CapacityLimiter(1)
+        self.dropped = 0
+        """Records not kept since the start."""
+        self.error: str | None = None
+        """Why the output cannot be written at the moment, in the system's words; None while it can."""
+
+    def put(self, record: bytes) -> None:
+        """Append one record, newline included. Never waits and never raises."""
+        size = self._size + len(record)
+        if size > self._limit or (self._gap is not None and self._size > self._limit // 2):
+            self._drop()
+            return
+        self._gap = None
+        self._queue.append(record)
+        self._size = size
+        self._wake.set()
+
+    def _drop(self) -> None:
+        if self._gap is None:
+            self._gap = _Gap()
+            self._queue.append(self._gap)
+            self._wake.set()
+        self._gap.count += 1
+        self._gap.reason = self.error or self._gap.reason
+        self.dropped += 1
+
+    async def run(self) -> None:
+        """Write until cancelled; sleeps while there is nothing to write."""
+        delay = _RETRY_FIRST
+        while True:
+            if not self._fill():
+                self._wake = trio.Event()
+                self._idle.set()
+                await self._wake.wait()
+                self._idle = trio.Event()
+                continue
+            try:
+                written = await self._write()
+            except BlockingIOError:
+                await self._wait_writable()
+            except OSError as error:
+                self.error = os.strerror(error.errno) if error.errno else str(error)
+                await trio.sleep(delay)
+                delay = min(2 * delay, _RETRY_LAST)
+            else:
+                self._batch = self._batch[written:]
+                self._size -= written
+                self.error = None
+                delay = _RETRY_FIRST
+
+    async def flush(self) -> None:
+        """Wait until everything put so far has been written."""
+        while self._queue or self._batch:
+            await self._idle.wait()
+            await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        """Close the output; what is still in the buffer is counted as dropped."""
+        self.dropped += sum(isinstance(item, bytes) for item in self._queue) + bytes(self._batch).count(b"\n")
+        self._target.close()
+
+    def _fill(self) -> bool:
+        """Take the next batch when the last one is out. False: nothing left to write."""
+        if self._batch:
+            return True
+        taken: list[bytes] = []
+        size = 0
+        while self._queue and size < _BATCH:
+            item = self._queue.popleft()
+            if isinstance(item, _Gap):
+                if item is self._gap:
+                    self._gap = None
+                item = self._gap_record(item.count, item.reason)
+                self._size += len(item)
+            taken.append(item)
+            size += len(item)
+        self._batch = memoryview(b"".join(taken))
+        return bool(taken)
+
+    async def _write(self) -> int:
+        # No checkpoint between two writes that succeed: whatever is waiting goes out at once, which is bounded by the
+        # buffer, because nothing can be put meanwhile. Otherwise several busy workloads, each adding a chunk for every
+        # batch that goes out, would overflow the buffer in front of a reader that is quick enough.
+        if not self._target.blocking:
+            return self._target.write(self._batch)
+        data = bytes(self._batch[:65536])
+        return await trio.to_thread.run_sync(self._target.write, data, abandon_on_cancel=True, limiter=self._limiter)
+
+    async def _wait_writable(self) -> None:
+        try:
+            await trio.lowlevel.wait_writable(self._target.fd)
+        except OSError:  # nothing that epoll can watch, yet it would have blocked
+            await trio.sleep(_RETRY_FIRST)

@@ -1,0 +1,95 @@
+"""Where the stream of records goes, opened so that no write can hold up the service."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Callable
+
+import attrs
+
+_Write = Callable[["bytes | memoryview"], int]
+
+
+@attrs.frozen
+class Target:
+    """An opened output.
+
+    `write` takes bytes and returns how many the kernel took, raises BlockingIOError when it would have to wait and
+    OSError when it cannot. When `blocking`, it may wait instead, and belongs into a thread.
+    """
+
+    fd: int
+    write: _Write
+    blocking: bool = False
+    _socket: socket.socket | None = None
+
+    @property
+    def is_terminal(self) -> bool:
+        return os.isatty(self.fd)
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        else:
+            os.close(self.fd)
+
+
+def open_target(output: str | int) -> Target:
+    """Open `output`: "stdout", a path (created with mode 0640, appended to), or a descriptor, which stays the caller's.
+
+    Raises OSError when that cannot be done, with the path in it.
+    """
+    if output == "stdout":
+        return _open_fd(1)
+    if isinstance(output, int):
+        return _open_fd(output)
+    return _open_path(output)
+
+
+def _open_path(path: str) -> Target:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    try:
+        if stat.S_ISFIFO(os.stat(path).st_mode):
+            # Read and write, so that the pipe and what is in it outlive the collector at its other end: without a
+            # reader open(2) would fail (ENXIO), and write(2) too (EPIPE). See fifo(7).
+            flags = os.O_RDWR
+    except FileNotFoundError:
+        pass
+    return _plain(os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o640))
+
+
+def _open_fd(fd: int) -> Target:
+    """Open again what `fd` refers to.
+
+    O_NONBLOCK belongs to the open file description, which a shell, its other children and we share: set on our standard
+    output it would make theirs fail with EAGAIN. Opening /proc/self/fd/N gives a description of our own (proc(5)).
+    """
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISSOCK(mode):
+        return _open_socket(fd)
+    if stat.S_ISREG(mode):
+        # Nothing to wait for, so nothing to set; and the offset in the description must stay shared, otherwise
+        # `nsupervisor run … >file 2>&1` would have the two streams overwrite each other.
+        return _plain(os.dup(fd))
+    try:
+        return _plain(os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        # Not ours to open: the pipe or terminal was made by another user before a change of user (EACCES), /proc is
+        # not there (ENOENT), or it is a named pipe that nobody reads just now (ENXIO).
+        own = os.dup(fd)
+        return Target(own, lambda data: os.write(own, data), blocking=True)
+
+
+def _open_socket(fd: int) -> Target:
+    """A socket (as systemd gives for standard output) cannot be opened again, but be told per call not to wait."""
+    own = socket.socket(fileno=os.dup(fd))
+    if own.type != socket.SOCK_STREAM:
+        own.close()
+        raise OSError(f"file descriptor {fd} is a socket without a byte stream; records need a stream socket or a pipe")
+    return Target(own.fileno(), lambda data: own.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL), socket=own)
+
+
+def _plain(fd: int) -> Target:
+    return Target(fd, lambda data: os.write(fd, data))
