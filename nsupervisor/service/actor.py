@@ -32,7 +32,16 @@ from nsupervisor.logs import Journal, capture
 from nsupervisor.service.identity import IdentityError
 from nsupervisor.service.spec import spawn_spec
 
-Message = events.Event | Reading | Execed | Ended
+
+@attrs.frozen
+class Asked:
+    """A wish whose author waits until it has been heard."""
+
+    wish: events.Wish
+    heard: trio.Event
+
+
+Message = events.Event | Asked | Reading | Execed | Ended
 
 
 @attrs.frozen
@@ -81,6 +90,12 @@ class Actor:
     def post(self, message: Message) -> None:
         """Leave a message; it is taken in its turn. Never blocks."""
         self._mail[0].send_nowait(message)
+
+    async def ask(self, wish: events.Wish) -> None:
+        """Post a wish and wait until it has been heard: the life then shows what it led to at once."""
+        asked = Asked(wish, trio.Event())
+        self.post(asked)
+        await asked.heard.wait()
 
     async def until(self, reached: Callable[[Life], bool]) -> None:
         """Wait until ``reached(life)`` holds; it is asked again after each change."""
@@ -137,6 +152,9 @@ class Actor:
                 await self._happen(events.Execed(_generation(id_)))
             case Ended():
                 await self._ended(message)
+            case Asked(wish=wish, heard=heard):
+                await self._happen(wish)
+                heard.set()
             case events.Event():
                 await self._happen(message)
 

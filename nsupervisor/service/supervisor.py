@@ -80,27 +80,22 @@ class Supervisor:
         return {"name": name, "ok": ok, "state": actor.life.state.value, "message": message}
 
     async def _start(self, actor: Actor) -> tuple[bool, str]:
-        generation = actor.life.generation
-        self.start([actor.workload.name] if actor.instance is None else [], extra=[actor])
-        await actor.until(lambda life: life.wanted or not actor.pending)
-        return await self._settled(actor, generation)
+        if actor.life.alive:
+            await actor.ask(events.Start())
+        else:
+            self.start(extra=[actor])
+        return await self._settled(actor)
 
     async def _restart(self, actor: Actor) -> tuple[bool, str]:
-        generation = actor.life.generation + 1
-        actor.post(events.Restart())
-        return await self._settled(actor, generation)
+        await actor.ask(events.Restart())
+        return await self._settled(actor)
 
-    async def _settled(self, actor: Actor, generation: int) -> tuple[bool, str]:
-        def settled(life: Life) -> bool:
-            if not life.wanted:  # a later stop overruled it, or what it requires failed
-                return not life.alive and actor.pending is None
-            if life.generation < generation or life.state is State.STARTING or actor.pending:
-                return False
-            return actor.up or life.state in AT_REST or life.state is State.BACKOFF
-
-        await actor.until(settled)
-        ok = actor.up
-        return ok, "" if ok else actor.waits_for or actor.life.reason
+    async def _settled(self, actor: Actor) -> tuple[bool, str]:
+        """Wait until a start has led to something: it is up, it is down, or it will take a while (back-off)."""
+        await actor.until(
+            lambda life: actor.pending is None and (actor.up or life.state in AT_REST or life.state is State.BACKOFF)
+        )
+        return actor.up, "" if actor.up else actor.waits_for or actor.life.reason
 
     async def _stop(self, actor: Actor) -> tuple[bool, str]:
         requirers = [
@@ -116,15 +111,17 @@ class Supervisor:
     async def _down(self, actor: Actor, by: str) -> tuple[bool, str]:
         if actor.pending is not None:
             actor.pending.cancel()
-        actor.post(events.Stop(by))
-        await actor.until(lambda life: life.state is State.STOPPED)
+        await actor.ask(events.Stop(by))
+        await actor.until(lambda life: life.wanted or life.state is State.STOPPED)
+        if actor.life.wanted:
+            return False, "a later start overruled it"
         return True, ""
 
     async def _kill(self, actor: Actor) -> tuple[bool, str]:
         generation = actor.life.generation
         if not actor.life.alive:
             return False, "it does not run"
-        actor.post(events.Kill())
+        await actor.ask(events.Kill())
         await actor.until(lambda life: not life.alive or life.generation > generation)
         return True, ""
 
@@ -135,20 +132,18 @@ class Supervisor:
     async def _freeze(self, actor: Actor) -> tuple[bool, str]:
         if actor.life.state not in (State.RUNNING, State.READY, State.FROZEN):
             return False, f"only what runs can be frozen; it is {actor.life.state.value}"
-        actor.post(events.Freeze())
-        await actor.until(lambda life: life.state not in (State.RUNNING, State.READY))
-        return actor.life.state is State.FROZEN, actor.life.reason
+        await actor.ask(events.Freeze())
+        return actor.life.state is State.FROZEN, ""
 
     async def _thaw(self, actor: Actor) -> tuple[bool, str]:
         if actor.life.state is not State.FROZEN:
             return False, f"it is not frozen; it is {actor.life.state.value}"
-        actor.post(events.Thaw())
-        await actor.until(lambda life: life.state is not State.FROZEN)
+        await actor.ask(events.Thaw())
         return True, ""
 
     # ---- order
 
-    def start(self, names: Iterable[str], *, extra: Iterable[Actor] = (), by: str = "operator") -> None:
+    def start(self, names: Iterable[str] = (), *, extra: Iterable[Actor] = (), by: str = "operator") -> None:
         """Start workloads with all that they require or want, each after those it waits for. Returns at once."""
         edges = {
             name: (*workload.requires, *workload.wants) for name, workload in self.config.workloads.items()
@@ -181,8 +176,7 @@ class Supervisor:
                     break
             actor.waits_for = missing
             if not missing:
-                actor.post(events.Start(by))
-                await actor.until(lambda life: life.wanted)
+                await actor.ask(events.Start(by))
         if missing:
             actor.world.journal.log.error("not started", workload=actor.name, message=missing)
         elif actor.pending.cancelled_caught:
