@@ -1,0 +1,192 @@
+"""``nsupervisor run CONFIG``: the service from its first line to its last process.
+
+The nurseries are nested in the order in which things may end: the API first, then the workloads, then the log captures,
+then the watcher and the keeper, last the journal, so that whatever an inner part says on its way out is still written.
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import trio
+
+from nsupervisor.api import app, serve
+from nsupervisor.cgroups import CgroupError, Host, Tree, Watcher, open_watcher
+from nsupervisor.config.load import ConfigError, load
+from nsupervisor.config.model import Config, Workload
+from nsupervisor.keeper.client import Ended, Keeper, open_keeper
+from nsupervisor.logs import Journal, open_journal
+from nsupervisor.service.actor import Actor, World
+from nsupervisor.service.identity import IdentityError, resolve
+from nsupervisor.service.supervisor import Supervisor, instances
+
+DONE, FAILED, BAD_CONFIGURATION, NOT_PERMITTED = 0, 1, 2, 4
+LAST_WORDS = 5.0
+"""Seconds that output still in the pipes may take at the end, when somebody who is not ours holds a pipe open."""
+
+
+def main(path: str) -> int:
+    """Run the service in the foreground until SIGTERM or SIGINT; returns the exit status."""
+    try:
+        config = load(path)
+    except ConfigError as error:
+        return _refuse(BAD_CONFIGURATION, *map(str, error.problems))
+    try:
+        host = Host.discover()
+    except CgroupError as error:
+        return _refuse(FAILED, str(error))
+    refused, warnings = unenforceable(config, host)
+    if refused:
+        return _refuse(BAD_CONFIGURATION, *refused)
+    try:
+        with _runtime_directory(config) as directory:
+            return trio.run(_service, config, host, directory, warnings, strict_exception_groups=True)
+    except PermissionError as error:
+        return _refuse(NOT_PERMITTED, f"{error.filename}: {error.strerror}; run as root, or with a cgroup delegated to you")
+    except (OSError, CgroupError) as error:
+        return _refuse(FAILED, str(error))
+
+
+def unenforceable(config: Config, host: Host) -> tuple[list[str], list[tuple[str, str]]]:
+    """What this host cannot do for ``config``: lines that forbid a start, and (workload, text) where it may go on."""
+    refused: list[str] = []
+    warnings: list[tuple[str, str]] = []
+    for name, workload in config.workloads.items():
+        for problem in host.problems(workload.resources):
+            if workload.resources.required:
+                refused.append(f"{config.path}: workload.{name}.resources.{problem}")
+            else:
+                warnings.append((name, str(problem)))
+        try:
+            resolve(workload.user, workload.supplementary_groups)
+        except IdentityError as error:
+            refused.append(f"{config.path}: workload.{name}.user: {error}")
+    return refused, warnings
+
+
+def _refuse(status: int, *lines: str) -> int:
+    for line in lines:
+        print(line, file=sys.stderr)
+    return status
+
+
+@contextlib.contextmanager
+def _runtime_directory(config: Config) -> Iterator[Path]:
+    """Make the runtime directory, and hold it: two supervisors on one would fight over the same sockets."""
+    directory = Path(config.supervisor.runtime_directory)
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(lock, 32).decode(errors="replace").strip() or "unknown"
+            raise OSError(
+                f"{directory} is in use by another supervisor (pid {holder}); stop that one, "
+                "or give this one its own supervisor.runtime_directory and supervisor.name"
+            ) from None
+        os.truncate(lock, 0)
+        os.write(lock, f"{os.getpid()}\n".encode())
+        yield directory
+        (directory / "lock").unlink(missing_ok=True)
+    finally:
+        os.close(lock)
+
+
+async def _service(config: Config, host: Host, directory: Path, warnings: list[tuple[str, str]]) -> int:
+    settings = config.supervisor
+    async with open_journal(settings.log_output, level=settings.log_level, format=settings.log_format) as journal:
+        for name, text in warnings:
+            journal.log.warning("limit not enforced", workload=name, message=text)
+        async with open_keeper(directory) as keeper:
+            await _end_leftovers(keeper, journal)
+            tree = Tree.create(host, settings.name)
+            try:
+                tree.supervisor_join(keeper.pid)
+                async with open_watcher() as watcher:
+                    await _supervise(config, host, directory, tree, keeper, watcher, journal)
+                await keeper.shutdown()
+            finally:
+                tree.close()
+        journal.log.info("supervisor stopped")
+    return DONE
+
+
+async def _end_leftovers(keeper: Keeper, journal: Journal) -> None:
+    """A supervisor before us died and its keeper lived on. End what it still runs, so that nothing runs twice."""
+    children = {child.id for child in await keeper.list()}
+    for child in children:
+        journal.log.warning("left over from an earlier supervisor: ended", child=child)
+        await keeper.signal(child, signal.SIGKILL)
+    while children:
+        report = await keeper.events.receive()
+        if isinstance(report, Ended):
+            await keeper.acknowledge(report.id)
+            children.discard(report.id)
+
+
+async def _supervise(
+    config: Config, host: Host, directory: Path, tree: Tree, keeper: Keeper, watcher: Watcher, journal: Journal
+) -> None:
+    async with trio.open_nursery() as captures, trio.open_nursery() as nursery:
+        world = World(keeper, watcher, journal, captures)
+        actors = {
+            name: Actor(name, workload, instance, tree.make(name, workload.resources), world)
+            for name, workload, instance in _each(config)
+        }
+        supervisor = Supervisor(config, actors, nursery, keeper.pid, host.mode, tree.path)
+        for actor in actors.values():
+            nursery.start_soon(actor.run)
+        nursery.start_soon(_route, keeper, actors)
+        async with trio.open_nursery() as front:
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                await front.start(serve, app(supervisor), directory / "api.sock")
+                journal.log.info("supervisor started", **supervisor.info())
+                supervisor.start([name for name, w in config.workloads.items() if w.autostart], by="boot")
+                front.start_soon(_until_signalled, signals, supervisor, front.cancel_scope)
+                await trio.sleep_forever()
+        nursery.cancel_scope.cancel()
+        with trio.move_on_after(LAST_WORDS):
+            await supervisor.drained()
+        captures.cancel_scope.cancel()
+
+
+def _each(config: Config) -> Iterator[tuple[str, Workload, int | None]]:
+    for name, (workload, instance) in instances(config).items():
+        yield name, config.workloads[workload], instance
+
+
+async def _until_signalled(
+    signals: AsyncIterator[int], supervisor: Supervisor, scope: trio.CancelScope
+) -> None:
+    """The first signal stops everything in order; a second one kills what is left."""
+    log = next(iter(supervisor.actors.values())).world.journal.log if supervisor.actors else None
+    async with trio.open_nursery() as nursery:
+
+        async def stop() -> None:
+            await supervisor.stop_all()
+            scope.cancel()
+
+        stopping = False
+        async for signum in signals:
+            if log is not None:
+                log.info("supervisor stopping", signal=signal.Signals(signum).name, hurry=stopping)
+            if stopping:
+                supervisor.kill_all()
+            else:
+                stopping = True
+                nursery.start_soon(stop)
+
+
+async def _route(keeper: Keeper, actors: dict[str, Actor]) -> None:
+    """Hand each of the keeper's reports to the actor that it is about."""
+    async for report in keeper.events:
+        actor = actors.get(report.id.rpartition("#")[0])
+        if actor is not None:
+            actor.post(report)
+        elif isinstance(report, Ended):
+            await keeper.acknowledge(report.id)
