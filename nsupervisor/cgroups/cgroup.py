@@ -1,0 +1,323 @@
+"""One workload's cgroup: its limits, its readings, its processes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
+
+import attrs
+
+from nsupervisor.cgroups import directories
+from nsupervisor.cgroups.errors import CgroupError, Problem
+from nsupervisor.cgroups.files import PAGE, RESOURCES, UNLIMITED, V1, display, encode
+from nsupervisor.cgroups.host import Host
+from nsupervisor.cgroups.mounts import Hierarchy
+from nsupervisor.cgroups.readings import parse, parse_cpu_list
+
+_SIZE = 8192
+_KILL_ROUNDS = 1000
+
+
+@attrs.frozen
+class _Source:
+    """Kept-open files that together make one reading."""
+
+    fds: tuple[int, ...]
+    parse: Callable[[Sequence[str]], dict[str, float]]
+
+
+@attrs.define(eq=False)
+class Cgroup:
+    """A cgroup that Tree.make made: a directory in the v2 core, and one in each v1 hierarchy that a limit or a reading
+    needs.
+
+    path: the v2 directory. v1: the v1 directories by hierarchy. problems: what could not be applied although asked for,
+    where the resources say `required = false`.
+    All calls are quick and may be made from the event loop. Not thread-safe.
+    """
+
+    host: Host = attrs.field(repr=False)
+    name: str
+    path: str
+    v1: Mapping[Hierarchy, str] = attrs.field(factory=dict, repr=False)
+    problems: list[Problem] = attrs.field(factory=list)
+    _sources: dict[str, _Source] = attrs.field(factory=dict, init=False, repr=False)
+
+    @property
+    def procs_files(self) -> list[str]:
+        """The v1 cgroup.procs files that a child joins by writing 0, before its first step. Empty on unified hosts."""
+        return [f"{directory}/cgroup.procs" for directory in self.v1.values()]
+
+    # reading ---------------------------------------------------------------------------------------------------------
+
+    def directory(self, file: str) -> str:
+        """The directory that has the v2 file, or the v1 files in its place. CgroupError when this host has neither."""
+        place = self.host.place(file)
+        if isinstance(place, Problem):
+            raise CgroupError(f"{self.name} has no {file}: {place.why}; {place.instead}")
+        if place.v1 is None or (place.v1.core and place.hierarchy not in self.v1):
+            return self.path
+        if place.hierarchy not in self.v1:
+            raise CgroupError(
+                f"{self.name} was made without {file.partition('.')[0]} limits; restart it to have {file}"
+            )
+        return self.v1[place.hierarchy]
+
+    def offers(self, file: str) -> bool:
+        """Whether `read(file)` can say something."""
+        try:
+            self._source(file)
+        except CgroupError:
+            return False
+        return True
+
+    def read(self, file: str) -> dict[str, float]:
+        """The v2 file's present values, by v2's keys: {"": 123}, {"oom_kill": 1}, {"some avg10": 0.0}, cpu.max as
+        {"quota": …, "period": …}; infinity for "max".
+
+        The file stays open, so that each further reading costs one pread(2). CgroupError when the host has no such
+        file, or the cgroup has been removed.
+        """
+        source = self._source(file)
+        try:
+            return source.parse([_pread(fd) for fd in source.fds])
+        except OSError as error:  # ENODEV when it was removed
+            raise CgroupError(f"cannot read {file} of {self.name}: {error.strerror}") from error
+        except ValueError as error:
+            raise CgroupError(f"cannot read {file} of {self.name}: {error}") from error
+
+    def _source(self, file: str) -> _Source:
+        source = self._sources.get(file)
+        if source is None:
+            directory = self.directory(file)
+            if directory == self.path:
+                paths, parser = [f"{self.path}/{file}"], _v2_parser(file)
+            else:
+                v1 = V1[file]
+                paths = [f"{self.path}/{file}"] * v1.core + [f"{directory}/{name}" for name in v1.files]
+                parser = v1.read
+            source = self._sources[file] = _Source(self._open(file, paths), parser)
+        return source
+
+    def _open(self, file: str, paths: Sequence[str]) -> tuple[int, ...]:
+        fds: list[int] = []
+        try:
+            fds.extend(os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths)
+        except OSError as error:
+            for fd in fds:
+                os.close(fd)
+            why = error.strerror
+            if isinstance(error, FileNotFoundError) and os.path.exists(self.path):
+                why = "this kernel has no such file"
+            raise CgroupError(f"cannot read {file} of {self.name}: {why}") from error
+        return tuple(fds)
+
+    def limits(self) -> dict[str, int | None]:
+        """The limits in force: {"memory.max": bytes or None, "pids.max": number or None}; without those the host has
+        not."""
+        found: dict[str, int | None] = {}
+        for file in ("memory.max", "pids.max"):
+            if self.offers(file):
+                value = self.read(file)[""]
+                found[file] = None if value == inf else int(value)
+        return found
+
+    # limits ----------------------------------------------------------------------------------------------------------
+
+    def set(self, key: str, value: object) -> None:
+        """Set one resource by its configuration key ("memory_max") to its configured value; None lifts the limit.
+
+        The file is read back: what the kernel did not take, but for rounding to pages, is an error. CgroupError names
+        the file, the workload, the value and the kernel's reason.
+        """
+        file = RESOURCES[key]
+        text = encode(key, value)
+        directory = self.directory(file)
+        v1 = directory != self.path
+        if v1 and file == "cpuset.cpus" and value is None:
+            text = _text(f"{os.path.dirname(directory)}/cpuset.cpus")  # v1 knows no "as the parent"
+        shown = f"{file} of {self.name} to {display(file, text)}"
+        writer = V1[file].write if v1 else None
+        for name, words in writer(text) if writer else [(file, text)]:
+            try:
+                directories.write(f"{directory}/{name}", words)
+            except FileNotFoundError as error:
+                raise CgroupError(f"cannot set {shown}: this kernel has no {name}") from error
+            except OSError as error:
+                raise CgroupError(f"cannot set {shown}: {_reason(file, error)}") from error
+        if (actual := self._disagrees(file, text, directory)) is not None:
+            raise CgroupError(f"cannot set {shown}: the kernel made it {actual}")
+
+    def _disagrees(self, file: str, text: str, directory: str) -> str | None:
+        if file == "cpuset.cpus":
+            # v2 takes CPUs that do not exist, and then quietly uses the parent's: only the effective ones tell.
+            effective = "cpuset.cpus.effective" if directory == self.path else "cpuset.effective_cpus"
+            actual = _text(f"{directory}/{effective}")
+            wanted = parse_cpu_list(text)
+            return None if not wanted or parse_cpu_list(actual) <= wanted else f'"{actual}"'
+        wanted_values, values = parse(file, text), self.read(file)
+        for name, wanted_value in wanted_values.items():
+            got = values[name]
+            rounded = file.startswith("memory.") and wanted_value != inf and got == wanted_value // PAGE * PAGE
+            if got != wanted_value and not rounded:
+                return "no limit" if got == inf else f"{got:.0f}"
+        return None
+
+    def apply(self, resources: object, fresh: bool = False) -> None:
+        """Set all resources. In a cgroup that is not fresh, those not given go back to the kernel's own value.
+
+        resources: an object with the fields of RESOURCES and `required`. With `required` false, what fails becomes one
+        of `self.problems` instead of a CgroupError.
+        """
+        self.problems.clear()
+        for key, file in RESOURCES.items():
+            value = getattr(resources, key)
+            if value is None and (fresh or not self._is_set(file)):
+                continue
+            try:
+                self.set(key, value)
+            except CgroupError as error:
+                if getattr(resources, "required"):  # noqa: B009 - `object` has no such attribute for mypy
+                    raise
+                self.problems.append(Problem(key, str(error), "the workload runs without it"))
+
+    def _is_set(self, file: str) -> bool:
+        try:
+            directory = self.directory(file)
+        except CgroupError:
+            return False
+        if file == "cpuset.cpus":
+            return directory != self.path or _text(f"{directory}/{file}") != ""
+        return self.offers(file) and self.read(file) != parse(file, UNLIMITED[file])
+
+    # processes -------------------------------------------------------------------------------------------------------
+
+    def populated(self) -> bool:
+        """Whether any process is in it or below it. False once it has been removed."""
+        try:
+            return self.read("cgroup.events")["populated"] == 1
+        except CgroupError:
+            if os.path.exists(self.path):
+                raise
+            return False
+
+    def procs(self) -> list[int]:
+        """The processes in it, nested cgroups included."""
+        return directories.processes(self.path)
+
+    def signal(self, signum: int) -> int:
+        """Send a signal to every process in it, nested cgroups included; returns how many got it. Processes forked at
+        the same moment may be missed; `kill` misses none.
+
+        The number of a process that ended may be given to another at any time, so each process is pinned by a pidfd,
+        and only what is in the cgroup after that is signalled.
+        """
+        pinned: dict[int, int] = {}
+        try:
+            for pid in self.procs():
+                try:
+                    pinned.setdefault(pid, os.pidfd_open(pid))
+                except ProcessLookupError:
+                    pass
+            sent = 0
+            for pid in set(self.procs()) & pinned.keys():
+                try:
+                    signal.pidfd_send_signal(pinned[pid], signum)
+                    sent += 1
+                except ProcessLookupError:
+                    pass
+            return sent
+        finally:
+            for fd in pinned.values():
+                os.close(fd)
+
+    def kill(self) -> None:
+        """SIGKILL to every process in it, also to those that are just being forked. Returns before they are gone: wait
+        for `populated` 0."""
+        try:
+            directories.write(f"{self.path}/cgroup.kill", "1")
+        except FileNotFoundError:  # before Linux 5.14
+            self._kill_by_freezing()
+        except OSError as error:
+            raise CgroupError(f"cannot kill {self.name}: {error.strerror}") from error
+
+    def _kill_by_freezing(self) -> None:
+        # Frozen processes do not fork, but freezing takes a moment: go on until a round finds nobody new.
+        self.freeze()
+        try:
+            killed: set[int] = set()
+            for _ in range(_KILL_ROUNDS):
+                new = set(self.procs()) - killed
+                if not new and self.frozen():
+                    break
+                if new:
+                    self.signal(signal.SIGKILL)
+                killed |= new
+        finally:
+            self.thaw()
+
+    def freeze(self) -> None:
+        """Stop every process in it. Takes effect a moment later: `frozen` and cgroup.events tell."""
+        self._write_freeze("1")
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        self._write_freeze("0")
+
+    def _write_freeze(self, value: str) -> None:
+        try:
+            directories.write(f"{self.path}/cgroup.freeze", value)
+        except OSError as error:
+            raise CgroupError(f"cannot {'freeze' if value == '1' else 'thaw'} {self.name}: {error.strerror}") from error
+
+    def frozen(self) -> bool:
+        """Whether all its processes are stopped by `freeze` (not merely asked to)."""
+        return self.read("cgroup.events").get("frozen") == 1
+
+    # end -------------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close the files that are kept open. The cgroup itself stays; a later read opens them again."""
+        for source in self._sources.values():
+            for fd in source.fds:
+                os.close(fd)
+        self._sources.clear()
+
+    def remove(self) -> None:
+        """Remove the directories in every hierarchy, with whatever cgroups the workload made below. Empty it first
+        (`kill`, wait for `populated` 0). CgroupError when it is in use; gone already is fine."""
+        self.close()
+        for directory in (self.path, *self.v1.values()):
+            directories.remove(directory)
+
+
+def _v2_parser(file: str) -> Callable[[Sequence[str]], dict[str, float]]:
+    return lambda texts: parse(file, texts[0])
+
+
+def _pread(fd: int) -> str:
+    data = os.pread(fd, _SIZE, 0)
+    if len(data) == _SIZE:  # longer files are rare, so they pay with a second read
+        data = os.pread(fd, 1 << 20, 0)
+    return data.decode()
+
+
+def _text(path: str) -> str:
+    with open(path) as file:
+        return file.read().strip()
+
+
+def _reason(file: str, error: OSError) -> str:
+    if file == "memory.max" and error.errno == errno.EBUSY:
+        return "more than that is in use and cannot be reclaimed"
+    if file == "cpuset.cpus" and error.errno in (errno.EACCES, errno.EINVAL, errno.ERANGE):
+        return "not all of these CPUs are there for the cgroup above it"
+    if file == "cpu.max" and error.errno == errno.EINVAL:
+        return (
+            "out of the kernel's range (a period of 1000 to 1000000 microseconds, a quota from 1000), "
+            "or more than the cgroup above it has"
+        )
+    return error.strerror or str(error)

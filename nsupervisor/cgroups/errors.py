@@ -1,0 +1,25 @@
+"""What can go wrong with cgroups, in words a person can act on."""
+
+from __future__ import annotations
+
+import attrs
+
+
+class CgroupError(Exception):
+    """A cgroup could not be made, limited, read, signalled or removed. The message says what, which one, and why."""
+
+
+@attrs.frozen
+class Problem:
+    """Something that was asked for and that this host cannot give.
+
+    key: the configuration key ("memory_high") or the cgroup file ("memory.pressure") it is about.
+    why: the reason, a sentence without full stop. instead: what to do about it, likewise.
+    """
+
+    key: str
+    why: str
+    instead: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.why}; {self.instead}"

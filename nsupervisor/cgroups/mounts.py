@@ -1,0 +1,132 @@
+"""Where the cgroup hierarchies are mounted, and where in them one is oneself: pure functions over two files of /proc.
+
+proc(5) and cgroups(7) describe /proc/self/mountinfo and /proc/self/cgroup. Hosts differ: one v2 mount; a v2 mount at
+`unified` beside v1 controllers, mounted one by one or together ("cpu,cpuacct"); a container with or without a cgroup
+namespace; read-only mounts. One rule covers them: a process' directory is the mount point plus its own path, taken
+relative to the path that is the root of the mount.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import attrs
+
+
+@attrs.frozen
+class Mount:
+    """One cgroup mount. root: the path within the hierarchy that the mount shows. controllers: empty for v2 and for
+    named v1 hierarchies ("name=systemd")."""
+
+    version: int
+    mount_point: str
+    root: str
+    controllers: frozenset[str]
+    read_only: bool
+
+
+@attrs.frozen
+class Membership:
+    """One line of /proc/self/cgroup. path is "/" in the root, or in the root of one's cgroup namespace."""
+
+    version: int
+    controllers: frozenset[str]
+    path: str
+
+
+@attrs.frozen
+class Hierarchy:
+    """A mounted hierarchy and the own directory in it."""
+
+    version: int
+    controllers: frozenset[str]
+    directory: str
+    mount_point: str
+    read_only: bool
+
+
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+def _unescape(word: str) -> str:
+    # mountinfo writes space, tab, newline and backslash as \040 \011 \012 \134
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), word)
+
+
+def parse_mountinfo(text: str) -> list[Mount]:
+    """The cgroup mounts in /proc/self/mountinfo, in order. Other file systems are left out."""
+    mounts = []
+    for line in text.splitlines():
+        before, separator, after = line.partition(" - ")
+        fields, tail = before.split(" "), after.split(" ")
+        if not separator or len(fields) < 6 or len(tail) < 3 or tail[0] not in ("cgroup", "cgroup2"):
+            continue
+        super_options = tail[2].split(",")
+        version = 2 if tail[0] == "cgroup2" else 1
+        names = frozenset() if version == 2 else frozenset(super_options) - _NOT_CONTROLLERS
+        mounts.append(
+            Mount(
+                version=version,
+                mount_point=_unescape(fields[4]),
+                root=_unescape(fields[3]),
+                controllers=frozenset(name for name in names if "=" not in name),
+                read_only="ro" in fields[5].split(",") or "ro" in super_options,
+            )
+        )
+    return mounts
+
+
+_NOT_CONTROLLERS = frozenset(
+    ("rw", "ro", "none", "xattr", "clone_children", "noprefix", "favordynmods", "nofavordynmods", "seclabel")
+)
+
+
+def parse_memberships(text: str) -> list[Membership]:
+    """The lines `id:controllers:path` of /proc/self/cgroup. Named hierarchies have no controllers of their own."""
+    memberships = []
+    for line in text.splitlines():
+        number, _, rest = line.partition(":")
+        names, colon, path = rest.partition(":")
+        if not colon or not path.startswith("/"):
+            raise ValueError(f"not a line of /proc/self/cgroup: {line!r}")
+        version = 2 if number == "0" and not names else 1
+        controllers = frozenset(name for name in names.split(",") if name and "=" not in name)
+        memberships.append(Membership(version, controllers, path))
+    return memberships
+
+
+def own_directory(mount: Mount, path: str) -> str | None:
+    """The directory of cgroup `path` below the mount point, or None where the mount does not show it.
+
+    A mount made outside of one's cgroup namespace has a root such as "/..", whose real name cannot be known from
+    inside: only a path below the very same root can be found then.
+    """
+    if mount.root == "/":
+        below = path
+    elif path == mount.root:
+        below = "/"
+    elif path.startswith(mount.root + "/"):
+        below = path[len(mount.root) :]
+    else:
+        return None
+    if ".." in below.split("/"):
+        return None
+    return mount.mount_point.rstrip("/") + below.rstrip("/") or "/"
+
+
+def hierarchies(mounts: Sequence[Mount], memberships: Iterable[Membership]) -> list[Hierarchy]:
+    """Join both: each hierarchy that one is in and that some mount shows. Of several mounts a writable one wins."""
+    found = []
+    for member in memberships:
+        if member.version == 1 and not member.controllers:
+            continue
+        candidates = [
+            Hierarchy(member.version, member.controllers, directory, mount.mount_point, mount.read_only)
+            for mount in mounts
+            if mount.version == member.version and mount.controllers == member.controllers
+            if (directory := own_directory(mount, member.path)) is not None
+        ]
+        if candidates:
+            found.append(min(candidates, key=lambda hierarchy: hierarchy.read_only))
+    return found

@@ -1,0 +1,244 @@
+"""The supervisor's subtree of cgroups: one directory in each hierarchy, one below it for each workload."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any
+
+import attrs
+
+from nsupervisor.cgroups import directories
+from nsupervisor.cgroups.cgroup import Cgroup
+from nsupervisor.cgroups.errors import CgroupError
+from nsupervisor.cgroups.files import CONTROLLERS, RESOURCES
+from nsupervisor.cgroups.host import LEAF, Host, internal_processes, strangers
+from nsupervisor.cgroups.mounts import Hierarchy
+
+_ALWAYS = ("memory", "pids")
+"""v1 controllers whose counters every workload has. The others are joined only for a limit: each one costs the child a
+write, and a v1 cpu cgroup takes real-time scheduling away (cpu.rt_runtime_us is 0 in new ones)."""
+
+
+@attrs.define(eq=False)
+class Tree:
+    """`<base>/<name>` in the v2 core, `<own>/<name>` in v1 hierarchies. Make it with Tree.create."""
+
+    host: Host = attrs.field(repr=False)
+    name: str
+    path: str
+    _v1: dict[Hierarchy, str] = attrs.field(factory=dict, init=False, repr=False)
+    _enabled: list[str] = attrs.field(factory=list, init=False)
+    _leaf: str | None = attrs.field(default=None, init=False)
+    _made_leaf: bool = attrs.field(default=False, init=False)
+
+    @classmethod
+    def create(cls, host: Host, name: str, adopt: bool = False) -> Tree:
+        """Make the tree below the own cgroup.
+
+        On a unified host, away from the root, this process moves to the leaf `<own>/supervisor`, because a cgroup that
+        hands out controllers may hold no processes; its descendants there come along. Then the controllers are enabled;
+        one that cannot be is reported by `host.problems`. An empty left-over of the same name is removed; one with
+        processes in it is somebody else's, and refused, unless `adopt` says that it is ours from before: then it stays
+        as it is, workloads running. CgroupError when there is no usable v2 hierarchy, or directories cannot be made.
+        """
+        if host.core is None:
+            problem = host._no_core(name)
+            raise CgroupError(f"cannot make cgroups: {problem.why}; {problem.instead}")
+        tree = cls(host, name, f"{host.base}/{name}")
+        if not adopt:
+            tree._clear()
+        try:
+            os.makedirs(tree.path, exist_ok=True)
+        except OSError as error:
+            raise CgroupError(f"cannot make the cgroup {tree.path}: {error.strerror}; {_hint(host)}") from error
+        try:
+            tree._enable()
+            for controller in CONTROLLERS:
+                hierarchy = tree._v1_hierarchy(controller)
+                if hierarchy is not None and (controller in _ALWAYS or os.path.exists(f"{hierarchy.directory}/{name}")):
+                    tree._make_v1(hierarchy)
+        except BaseException:
+            tree.close()
+            raise
+        return tree
+
+    def _clear(self) -> None:
+        if os.path.exists(f"{self.path}/cgroup.events"):
+            with open(f"{self.path}/cgroup.events") as file:
+                if "populated 1" in file.read():
+                    raise CgroupError(
+                        f"the cgroup {self.path} is in use by another supervisor (processes "
+                        f"{', '.join(map(str, directories.processes(self.path)[:5]))}); stop that one, or give this "
+                        "one another name ([supervisor] name)"
+                    )
+        v1 = {hierarchy for name in CONTROLLERS if (hierarchy := self._v1_hierarchy(name)) is not None}
+        for directory in (self.path, *(f"{hierarchy.directory}/{self.name}" for hierarchy in v1)):
+            directories.remove(directory)
+
+    # v2 --------------------------------------------------------------------------------------------------------------
+
+    def _enable(self) -> None:
+        """Enable the v2 controllers for the workloads: in the base's subtree_control, then in the tree's own."""
+        host = self.host
+        assert host.core is not None
+        wanted = [
+            name
+            for name in CONTROLLERS
+            if (controller := host.controllers.get(name)) and controller.delegated and controller.hierarchy.version == 2
+        ]
+        if not wanted:
+            return
+        if not host.at_root and host.core.directory == host.base:
+            self._move_to_leaf()
+        for name in wanted:
+            enabled = _words(f"{host.base}/cgroup.subtree_control")
+            try:
+                if name not in enabled:
+                    directories.write(f"{host.base}/cgroup.subtree_control", f"+{name}")
+                    self._enabled.append(name)
+                directories.write(f"{self.path}/cgroup.subtree_control", f"+{name}")
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    host.refuse([name], *internal_processes(host.base, strangers(host.base)))
+                else:
+                    host.refuse([name], f"the kernel refuses to enable {name} in {host.base} ({error.strerror})")
+
+    def _move_to_leaf(self) -> None:
+        leaf = f"{self.host.base}/{LEAF}"
+        self._made_leaf = not os.path.exists(leaf)
+        os.makedirs(leaf, exist_ok=True)
+        self._leaf = leaf
+        others = strangers(self.host.base)
+        for pid in directories.members(self.host.base):
+            if pid not in others:
+                self.supervisor_join(pid)
+
+    def supervisor_join(self, pid: int) -> None:
+        """Move a process of the supervisor's own (the keeper) to where the supervisor is. Does nothing where the
+        supervisor did not have to move."""
+        if self._leaf is not None:
+            try:
+                directories.write(f"{self._leaf}/cgroup.procs", str(pid))
+            except OSError as error:
+                raise CgroupError(f"cannot move process {pid} to {self._leaf}: {error.strerror}") from error
+
+    # v1 --------------------------------------------------------------------------------------------------------------
+
+    def _v1_hierarchy(self, controller: str) -> Hierarchy | None:
+        found = self.host.controllers.get(controller)
+        return found.hierarchy if found is not None and found.delegated and found.hierarchy.version == 1 else None
+
+    def _make_v1(self, hierarchy: Hierarchy) -> None:
+        """The tree's directory in a v1 hierarchy is made when it is first needed."""
+        if hierarchy not in self._v1:
+            directory = f"{hierarchy.directory}/{self.name}"
+            _make(directory, hierarchy)
+            self._v1[hierarchy] = directory
+
+    # workloads -------------------------------------------------------------------------------------------------------
+
+    def make(self, name: str, resources: Any) -> Cgroup:
+        """The cgroup of one workload, with its limits applied and read back.
+
+        It may exist already: a workload keeps its cgroup across restarts, counters go on, and limits no longer
+        configured are lifted. resources: `config.model.Resources`, or anything with its fields. CgroupError: what could
+        not be set, of which workload, why; nothing new stays behind then.
+        """
+        path = f"{self.path}/{name}"
+        fresh = not os.path.exists(path)
+        needed = {*_ALWAYS}
+        needed |= {file.partition(".")[0] for key, file in RESOURCES.items() if getattr(resources, key) is not None}
+        v1: dict[Hierarchy, str] = {}
+        cgroup = Cgroup(self.host, name, path, v1)
+        try:
+            try:
+                os.makedirs(path, exist_ok=True)
+            except OSError as error:
+                raise CgroupError(f"cannot make the cgroup {path}: {error.strerror}") from error
+            for controller in CONTROLLERS:
+                hierarchy = self._v1_hierarchy(controller)
+                if hierarchy is None:
+                    continue
+                directory = f"{hierarchy.directory}/{self.name}/{name}"
+                if controller in needed or os.path.exists(directory):  # it may hold a limit that is to be lifted
+                    self._make_v1(hierarchy)
+                    _make(directory, hierarchy)
+                    v1[hierarchy] = directory
+            cgroup.apply(resources, fresh)
+        except BaseException:
+            cgroup.close()
+            if fresh:
+                cgroup.remove()
+            raise
+        return cgroup
+
+    def close(self) -> None:
+        """Remove all that was made: every workload's cgroup, the tree, the enabled controllers, the supervisor's leaf.
+
+        CgroupError when processes are still in a workload's cgroup; what is empty has been removed even then, and
+        `close` can be called again.
+        """
+        errors: list[CgroupError] = []
+        for directory in (self.path, *self._v1.values()):
+            for child in (*_children(directory), directory):
+                try:
+                    directories.remove(child)
+                except CgroupError as error:
+                    errors.append(error)
+        if errors:
+            raise errors[0]
+        self._v1.clear()
+        for name in self._enabled:
+            try:
+                directories.write(f"{self.host.base}/cgroup.subtree_control", f"-{name}")
+            except OSError as error:
+                if error.errno != errno.EBUSY:  # somebody below us uses it by now
+                    raise
+        self._enabled.clear()
+        if self._leaf is not None and self._made_leaf:
+            self._leave_leaf(self._leaf)
+        self._leaf = None
+
+    def _leave_leaf(self, leaf: str) -> None:
+        # Back up goes only what is ours: a keeper that lives on keeps the leaf.
+        try:
+            directories.write(f"{self.host.base}/cgroup.procs", str(os.getpid()))
+        except OSError as error:
+            if error.errno == errno.EBUSY:  # controllers are still enabled for somebody else
+                return
+            raise CgroupError(f"cannot move back to {self.host.base}: {error.strerror}") from error
+        if not directories.processes(leaf):
+            directories.remove(leaf)
+
+
+def _make(directory: str, hierarchy: Hierarchy) -> None:
+    """Make a v1 directory. A new cpuset has no CPUs and no memory nodes, and takes no process before it has both
+    (cgroup-v1/cpusets.rst), so it gets its parent's."""
+    try:
+        os.makedirs(directory, exist_ok=True)
+        if "cpuset" in hierarchy.controllers:
+            for file in ("cpuset.mems", "cpuset.cpus"):
+                if not _words(f"{directory}/{file}"):
+                    with open(f"{os.path.dirname(directory)}/{file}") as parent:
+                        directories.write(f"{directory}/{file}", parent.read().strip())
+    except OSError as error:
+        raise CgroupError(f"cannot make the cgroup {directory}: {error.strerror}") from error
+
+
+def _children(directory: str) -> list[str]:
+    try:
+        with os.scandir(directory) as entries:
+            return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+
+
+def _words(path: str) -> list[str]:
+    with open(path) as file:
+        return file.read().split()
+
+
+def _hint(host: Host) -> str:
+    obstacles = [c.obstacle for c in host.controllers.values() if c.obstacle is not None and c.hierarchy is host.core]
+    return ": ".join(obstacles[0]) if obstacles else "see `nsupervisor doctor`"
