@@ -10,20 +10,28 @@ import trio
 
 from .framing import Framing
 from .journal import Journal
+from .record import Line
 
 CHUNK = 65536
 """Bytes read at once: what a pipe holds by default (pipe(7))."""
 
 
-async def capture(fd: int, journal: Journal, labels: Mapping[str, Any], stream: str, max_line: int = 16384) -> None:
+async def capture(
+    fd: int, journal: Journal | None, labels: Mapping[str, Any], stream: str, max_line: int = 16384
+) -> None:
     """Record every line that comes out of `fd` until its end, then close it.
 
     `fd` is the non-blocking read end of a pipe and belongs to this function from now on. `labels` and `stream` are as
-    for `Journal.output`; a line longer than `max_line` bytes is recorded in pieces (see Framing). When cancelled, the
-    beginning of a line that was read already is recorded as partial: its rest is still in the pipe, for the next reader.
-    Raises OSError when reading fails.
+    for `Journal.output`; a line longer than `max_line` bytes is recorded in pieces (see Framing). Without a journal
+    everything is read and thrown away. When cancelled, the beginning of a line that was read already is recorded as
+    partial: its rest is still in the pipe, for a next reader. Raises OSError when reading fails.
     """
     framing = Framing(max_line)
+
+    def record(lines: list[Line]) -> None:
+        if journal is not None:
+            journal.outputs(labels, stream, lines)
+
     try:
         while True:
             try:
@@ -33,13 +41,13 @@ async def capture(fd: int, journal: Journal, labels: Mapping[str, Any], stream: 
                 continue
             if not data:
                 break
-            journal.outputs(labels, stream, framing.feed(data))
+            record(framing.feed(data))
             # One chunk, then the others: a workload that writes without a pause must not starve them.
             await trio.lowlevel.checkpoint()
     except trio.Cancelled:
-        journal.outputs(labels, stream, [(line, True) for line, _ in framing.end()])
+        record([(line, True) for line, _ in framing.end()])
         raise
     else:
-        journal.outputs(labels, stream, framing.end())
+        record(framing.end())
     finally:
         os.close(fd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
@@ -9,6 +10,7 @@ from collections.abc import Callable
 
 import attrs
 
+_PIPE_SIZE = 1024 * 1024  # bytes; the default of /proc/sys/fs/pipe-max-size
 _Write = Callable[["bytes | memoryview"], int]
 
 
@@ -92,4 +94,11 @@ def _open_socket(fd: int) -> Target:
 
 
 def _plain(fd: int) -> Target:
+    try:
+        # The loop writes once a turn; with the 64 KiB that a pipe has at first, even a quick reader sits idle for most
+        # of a turn while busy workloads fill the buffer. Not granted to everybody (pipe(7)), and then does no harm.
+        if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) < _PIPE_SIZE:
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+    except OSError:
+        pass
     return Target(fd, lambda data: os.write(fd, data))
