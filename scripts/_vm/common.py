@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 CACHE = Path(os.environ.get("NSUPERVISOR_VM_CACHE", "/var/cache/nsupervisor-vm"))
 """Holds the unpacked kernel and the directories of running machines; may be deleted when none runs."""
@@ -21,14 +20,12 @@ def say(message: str) -> None:
     print(f"vm: {message}", file=sys.stderr, flush=True)
 
 
-def die(message: str, status: int = FAILED) -> NoReturn:
-    """Say why there is no machine, and leave."""
-    say(message)
-    raise SystemExit(status)
+class MachineError(Exception):
+    """There is no machine, and why."""
 
 
 def run(*command: str | Path, cwd: Path | None = None) -> str:
-    """Run a command of the preparation and return what it wrote; leaves with its last lines when it fails."""
+    """Run a command of the preparation and return what it wrote; MachineError with its last lines when it fails."""
     done = subprocess.run(
         [str(part) for part in command],
         stdin=subprocess.DEVNULL,
@@ -40,5 +37,5 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
         env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
     )
     if done.returncode:
-        die(f"{' '.join(map(str, command))}: exit status {done.returncode}:\n{done.stdout[-2000:]}")
+        raise MachineError(f"{' '.join(map(str, command))}: exit status {done.returncode}:\n{done.stdout[-2000:]}")
     return done.stdout

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import systemd
 from .clock import counter_khz
-from .common import CACHE, die
+from .common import CACHE, MachineError
 from .cpio import Entry, archive
 from .prepare import virtiofsd
 
@@ -184,7 +184,7 @@ class Machine:
         end = time.monotonic() + 10
         while not endpoint.exists():
             if self.processes[0].poll() is not None or time.monotonic() > end:
-                die("the daemon that serves files did not start\n" + self.logs())
+                raise MachineError("the daemon that serves files did not start\n" + self.logs())
             time.sleep(0.005)
 
     # -------------------------------------------------------------------------------------------------------- QEMU

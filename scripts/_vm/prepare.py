@@ -1,4 +1,4 @@
-"""What is done once per host: install QEMU, fetch a kernel package and unpack it into the cache (never onto the host)."""
+"""What is done once per host: install QEMU, fetch a kernel package and unpack it into the cache, not onto the host."""
 
 import fcntl
 import os
@@ -6,13 +6,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from .common import CACHE, die, run, say
+from .common import CACHE, MachineError, run, say
 from .cpio import Entry, archive
 
 # The newest that Debian 12 has; the second one is what any release has.
 KERNELS = ("linux-image-6.12-cloud-amd64", "linux-image-cloud-amd64")
 
-# What the guest needs before it can see the host's file system, in the order of loading; a kernel may have some built in.
+# What the guest needs before it can see the host's files, in the order of loading; a kernel may have some built in.
 MODULES = (
     *("virtio", "virtio_ring", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci"),
     *("virtio_console", "fuse", "virtiofs", "overlay", "virtio_blk"),
@@ -104,7 +104,7 @@ def _kernel_package() -> str:
         for line in depends.splitlines():
             if line.strip().startswith("Depends: linux-image-"):
                 return line.split()[1]
-    die(f"apt knows none of the kernel packages {', '.join(KERNELS)}")
+    raise MachineError(f"apt knows none of the kernel packages {', '.join(KERNELS)}")
 
 
 def _unpack_kernel(target: Path) -> None:
@@ -141,7 +141,7 @@ def _vmlinux(compressed: Path) -> bytes:
             if found.startswith(b"\x7fELF"):
                 return found
             start = data.find(magic, start + 1)
-    die(f"no vmlinux found in {compressed}")
+    raise MachineError(f"no vmlinux found in {compressed}")
 
 
 def _base_initrd(modules: Path) -> bytes:

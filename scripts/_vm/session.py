@@ -59,8 +59,7 @@ class Session:
             say(f"the guest did not come up within {self.options.boot_limit:g} s\n{self.machine.logs()}")
             return FAILED
         if self.machine.qemu.poll() is not None or self.control not in self.open:
-            self.machine.qemu.kill()
-            say(f"the machine ended without an exit status (QEMU: {self.machine.qemu.wait()})\n{self.machine.logs()}")
+            say(f"the machine ended without an exit status\n{self.machine.logs()}")
             return FAILED
         return None
 
