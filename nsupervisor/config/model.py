@@ -192,9 +192,14 @@ class Workload:
     )
     instances: int = field(default=1, metadata=key(kinds.INSTANCES, "how many to run; above 1: NAME@1, NAME@2, …"))
     autostart: bool = field(default=True, metadata=key(kinds.BOOLEAN, "start with the supervisor"))
-    type: Literal["simple", "oneshot"] = field(
+    type: Literal["simple", "notify", "oneshot"] = field(
         default="simple",
-        metadata=key(Choice("simple", "oneshot", planned=("notify",)), "runs on, or is done when it ends"),
+        metadata=key(
+            Choice("simple", "notify", "oneshot"), "runs on; runs on and says READY=1; or is done when it ends"
+        ),
+    )
+    watchdog_sec: float = field(
+        default=0.0, metadata=key(kinds.DURATION, "it must say WATCHDOG=1 at least this often; 0: it need not")
     )
     requires: tuple[str, ...] = field(
         default=(), metadata=key(ListOf(kinds.NAME), "starts after these are ready, and stops before them")

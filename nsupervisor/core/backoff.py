@@ -10,7 +10,7 @@ def delay(base: float, maximum: float, failures: int, chance: float) -> float:
     """The wait, in seconds, before the start that follows ``failures`` earlier failures in a row.
 
     It doubles from ``base`` up to ``maximum``, then loses up to a quarter to ``chance`` (0 ≤ chance < 1), so it lies
-    within ``[0.75 × d, d]`` for ``d = min(base × 2**failures, maximum)``.
+    within ``[0.75 * d, d]`` for ``d = min(base * 2**failures, maximum)``.
     """
     # 2.0**1024 overflows; far below that every delay has long met any maximum that a person would write.
     full = min(base * 2.0 ** min(failures, 64), maximum)

@@ -57,7 +57,7 @@ from nsupervisor.core.events import (
     Unready,
     Wish,
 )
-from nsupervisor.core.exits import RESTARTS, Exit, Outcome, signal_name
+from nsupervisor.core.exits import RESTARTS, Exit, Outcome
 
 
 class State(enum.Enum):
@@ -216,23 +216,21 @@ def kill(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
 def freeze(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
     """Stop its clock, too: a frozen program cannot say that it is ready."""
     assert isinstance(event, Wish)
-    life = attrs.evolve(
-        life, state=State.FROZEN, thawed_to=life.state, deadline=None, reason=f"frozen by {event.by}"
-    )
+    life = attrs.evolve(life, state=State.FROZEN, thawed_to=life.state, deadline=None, reason=f"frozen by {event.by}")
     return life, (FreezeAll(),)
 
 
 def thaw(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
     """Back to where it was; one that has yet to become ready gets its full time again."""
     assert isinstance(event, Wish)
-    waits = life.thawed_to is State.RUNNING and workload.waits_for_ready
+    waits = life.thawed_to is State.RUNNING and waits_for_ready(workload)
     deadline = _after(moment, workload.timeout_start_sec) if waits else None
     return attrs.evolve(life, state=life.thawed_to, deadline=deadline, reason=f"thawed by {event.by}"), (ThawAll(),)
 
 
 def run(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
     """The program runs. Where it has to become ready, the time limit for its start still runs as well."""
-    deadline = life.deadline if workload.waits_for_ready else None
+    deadline = life.deadline if waits_for_ready(workload) else None
     return attrs.evolve(life, state=State.RUNNING, deadline=deadline), ()
 
 
@@ -261,7 +259,7 @@ def abort(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
 def overdue(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
     """It did not start in its time."""
     life = attrs.evolve(life, then=Then.DECIDE, fault=Outcome.TIMEOUT)
-    reason = f"not {'ready' if workload.waits_for_ready else 'started'} within {workload.timeout_start_sec:g} s"
+    reason = f"not {'ready' if waits_for_ready(workload) else 'started'} within {workload.timeout_start_sec:g} s"
     return _stopping(life, moment, workload, reason, Signal(workload.kill_signal))
 
 
@@ -351,6 +349,11 @@ _UNKILLABLE = (
 )
 
 
+def waits_for_ready(workload: Workload) -> bool:
+    """The program itself will say when it is ready; until then its start is not over."""
+    return workload.type == "notify"
+
+
 def _after(moment: Moment, seconds: float) -> float | None:
     """A deadline; 0 and infinity mean none, as in systemd.service(5)."""
     return moment.now + seconds if 0 < seconds < float("inf") else None
@@ -381,15 +384,16 @@ def _stopping(life: Life, moment: Moment, workload: Workload, reason: str, first
 
 def _dead(life: Life, moment: Moment, workload: Workload) -> Step:
     """The program has exited and its cgroup is empty: the one place where it is decided what comes next."""
-    assert life.exit is not None
+    exit_ = life.exit
+    assert exit_ is not None
     life = attrs.evolve(life, deadline=None)
     if life.then is Then.REST:
         return attrs.evolve(life, state=State.STOPPED, failures=0), ()
     if life.then is Then.START:
         return _spawn(attrs.evolve(life, starts=(), failures=0), moment, workload, life.reason)
-    outcome = life.fault or life.exit.outcome(workload.success_exit_status)
+    outcome = life.fault or exit_.outcome(workload.success_exit_status)
     # What we did to it says more than how it ended: "not ready within 30 s", not "killed by SIGTERM".
-    why = life.reason if life.fault or life.then is Then.RECYCLE else str(life.exit)
+    why = life.reason if life.fault or life.killed or life.then is Then.RECYCLE else str(exit_)
     if life.then is Then.RECYCLE or outcome in RESTARTS[workload.restart]:
         return _again(life, moment, workload, why)
     return attrs.evolve(life, state=State.EXITED if outcome is Outcome.SUCCESS else State.FAILED, reason=why), ()

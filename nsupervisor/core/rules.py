@@ -2,13 +2,13 @@
 
 Two kinds of condition, for the two ways in which the kernel tells things:
 
-* A **counter** (``memory.events oom_kill``) only ever goes up, and the kernel says when it did. Its rule fires each time
-  that it is seen higher than before.
+* A **counter** (``memory.events oom_kill``) only ever goes up, and the kernel says when it did. Its rule fires each
+  time that it is seen higher than before.
 * A **level** (``pids.current >= 90%``) goes up and down, and has to be sampled. Its rule fires once the condition has
   held, in every sample, for the time that ``for`` asks; and again only after it has not held in between.
 
 ``cooldown`` keeps a rule silent for so long after it fired: what a counter counts meanwhile is passed over, while a
-level that still holds when the cooldown is over fires again. Without a cooldown a level that goes on holding fires once.
+level that still holds when the cooldown is over fires again. Without one a level that goes on holding fires once.
 
 `observe` is a function of what was remembered, a reading, and the time. The engine knows no action: it says which rules
 fired, and the cause of each; what is done about it is for others.
@@ -85,8 +85,8 @@ class Engine:
     ) -> tuple["Engine", tuple[Fired, ...]]:
         """Take in a reading of ``file`` (key → value; key "" for a file of one value).
 
-        ``limits`` has the present limits by their file ("pids.max" → 64), for thresholds in per cent. A rule whose limit
-        is not set cannot fire.
+        ``limits`` has the present limits by their file ("pids.max" → 64), for thresholds in per cent. A rule whose
+        limit is not set cannot fire.
         """
         memories, fired = list(self.memories), []
         for i, rule in enumerate(self.rules):

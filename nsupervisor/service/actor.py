@@ -9,17 +9,19 @@ lifecycle: the kernel counts an OOM kill before it sends the SIGKILL, but our no
 notice of the death, and a rule on it must be heard while the generation it is about still counts.
 """
 
+import contextlib
 import math
 import random
 import signal
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NoReturn
 
 import attrs
 import trio
 
-from nsupervisor.cgroups import Cgroup, Reading, Watcher
+from nsupervisor.cgroups import Cgroup, CgroupError, Reading, Watcher
 from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import Workload
 from nsupervisor.core import events
@@ -30,6 +32,7 @@ from nsupervisor.core.rules import Engine, Fired
 from nsupervisor.keeper.client import Ended, Execed, Keeper, Spawned, SpawnError
 from nsupervisor.logs import Journal, capture
 from nsupervisor.service.identity import IdentityError
+from nsupervisor.service.notify import messages, notify_socket
 from nsupervisor.service.spec import spawn_spec
 
 
@@ -53,6 +56,8 @@ class World:
     journal: Journal
     nursery: trio.Nursery
     """Where log captures run: they outlive a generation until its pipes are empty."""
+    directory: Path
+    """The runtime directory."""
 
 
 @attrs.define(eq=False)
@@ -80,9 +85,13 @@ class Actor:
     # The mailbox is unbounded because its writers must not wait; each of them says a thing once, when it has changed.
     _changed: trio.lowlevel.ParkingLot = attrs.field(init=False, factory=trio.lowlevel.ParkingLot)
     _oom_kills: float = 0.0
+    _limits: Mapping[str, float | None] = attrs.field(init=False, factory=dict)
     _captures: int = 0
+    _listening: contextlib.ExitStack = attrs.field(init=False, factory=contextlib.ExitStack)
+    """This generation's notify socket and the task that reads it."""
 
     def __attrs_post_init__(self) -> None:
+        self._limits = self.cgroup.limits()
         self._engine = Engine.of(self.workload.policy)
 
     # ---- what others may do
@@ -174,11 +183,12 @@ class Actor:
         else:
             self._say("exited", generation=generation, pid=self.pid, **exit_record(exit_))
         self.pid = None
+        self._listening.close()
         await self._happen(events.Exited(generation, exit_, self._populated()))
         await self.world.keeper.acknowledge(ended.id)
 
     async def _observe(self, file: str, values: Mapping[str, float]) -> None:
-        self._engine, fired = self._engine.observe(file, values, self.cgroup.limits(), trio.current_time())
+        self._engine, fired = self._engine.observe(file, values, self._limits, trio.current_time())
         for one in fired:
             if self.life.alive:
                 await self._fire(one)
@@ -218,7 +228,11 @@ class Actor:
         if new.restarts > old.restarts or (new.state is State.BACKOFF and old.state is not State.BACKOFF):
             delay = new.deadline - trio.current_time() if new.state is State.BACKOFF and new.deadline else 0.0
             if old.state is not State.BACKOFF:  # said once, when it is decided, not again when the delay is over
-                cause = {"exit": str(new.exit or self.last_exit), "restart": self.workload.restart, "reason": new.reason}
+                cause = {
+                    "exit": str(new.exit or self.last_exit),
+                    "restart": self.workload.restart,
+                    "reason": new.reason,
+                }
                 self._say("action", action="restart", cause=cause, delay_sec=round(delay, 6), restarts=new.restarts)
         if new.state is not old.state:
             level = {State.FAILED: "error", State.BACKOFF: "warning"}.get(new.state, "info")
@@ -242,7 +256,7 @@ class Actor:
                     self.cgroup.thaw()
                 case Complain(text=text):
                     self._say("warning", "warning", message=text)
-        except OSError as error:
+        except (OSError, CgroupError) as error:
             self._say("warning", "error", message=f"{type(action).__name__}: {error}")
 
     async def _spawn(self, generation: int) -> None:
@@ -253,15 +267,52 @@ class Actor:
                 pids = ", ".join(map(str, self.cgroup.procs()[:5]))
                 raise IdentityError(f"its cgroup {self.cgroup.path} is still populated (pids {pids}); end them first")
             spec = spawn_spec(self.workload, self.name, self.instance, generation, self.cgroup)
+            if self.workload.type == "notify" or self.workload.watchdog_sec:
+                spec["env"] |= self._listen(host_owner(spec))
             spawned = await self.world.keeper.spawn(spec)
         except (IdentityError, ConfigError, SpawnError, OSError) as error:
             exit_ = Exit(failure=error.message if isinstance(error, SpawnError) else str(error))
             self.last_exit = exit_
+            self._listening.close()
             self._say("not started", "error", message=f"workload {self.name}: {exit_.failure}")
             self.post(events.Exited(generation, exit_, populated=False))
             return
         self.pid = spawned.pid
         self._capture(spawned)
+
+    # ---- what the program says of itself
+
+    def _listen(self, owner: tuple[int, int] | None) -> dict[str, str]:
+        """Open this generation's notify socket; returns the variables that tell the program of it."""
+        path = self.world.directory / "notify"
+        socket = self._listening.enter_context(notify_socket(path, self._id, owner))
+        scope = trio.CancelScope()
+        self._listening.callback(scope.cancel)
+        self.world.nursery.start_soon(self._hear, socket, scope, self.life.generation)
+        variables = {"NOTIFY_SOCKET": str(path / self._id)}
+        if self.workload.watchdog_sec:
+            variables["WATCHDOG_USEC"] = str(round(self.workload.watchdog_sec * 1e6))
+        return variables
+
+    async def _hear(self, socket: trio.socket.SocketType, scope: trio.CancelScope, generation: int) -> None:
+        limit = self.workload.watchdog_sec or math.inf
+        with scope:
+            while True:
+                # A time limit that begins anew with each sign of life, and only with that.
+                with trio.move_on_after(limit) as patience:
+                    while True:
+                        said = await messages(socket)
+                        if said.get("READY") == "1":
+                            self.post(events.Ready(generation))
+                        if "STATUS" in said:
+                            self._say("status", message=said["STATUS"])
+                        if said.get("WATCHDOG") == "trigger":
+                            self.post(events.Unhealthy(generation, "said WATCHDOG=trigger"))
+                        elif said.get("WATCHDOG") == "1":
+                            break
+                if patience.cancelled_caught and self.life.state is not State.FROZEN:
+                    self.post(events.Unhealthy(generation, f"no WATCHDOG=1 for {limit:g} s"))
+                    return
 
     # ---- helpers
 
@@ -278,14 +329,11 @@ class Actor:
     def _read(self, file: str) -> Mapping[str, float]:
         try:
             return self.cgroup.read(file)
-        except (OSError, KeyError):  # this host has no such file: its controller is not there
+        except CgroupError:  # this host has no such file: its controller is not there
             return {}
 
     def _populated(self) -> bool:
-        try:
-            return self.cgroup.populated()
-        except OSError:
-            return False
+        return self.cgroup.populated()
 
     def _capture(self, spawned: Spawned) -> None:
         labels: dict[str, Any] = {"workload": self.name, "generation": self.life.generation, "pid": spawned.pid}
@@ -313,7 +361,7 @@ class Actor:
     def status(self) -> dict[str, Any]:
         """The object that ``status --json`` shows for this instance."""
         life, now = self.life, trio.current_time()
-        limits = self.cgroup.limits()
+        limits = self._limits
         return {
             "name": self.name,
             "instance": self.instance,
@@ -344,6 +392,19 @@ def exit_record(exit_: Exit) -> dict[str, Any]:
         "oom_killed": exit_.oom_killed,
         **({"failure": exit_.failure} if exit_.failure else {}),
     }
+
+
+def host_owner(spec: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The (uid, gid) on the host that the program will have; None where they are our own."""
+
+    def outside(id_: int | None, mappings: list[list[int]]) -> int:
+        for inside, host, size in mappings:
+            if inside <= (id_ or 0) < inside + size:
+                return host + (id_ or 0) - inside
+        return -1 if id_ is None else id_  # -1: leave it as it is (chown(2))
+
+    owner = outside(spec["uid"], spec["uid_mappings"]), outside(spec["gid"], spec["gid_mappings"])
+    return None if owner == (-1, -1) else owner
 
 
 def _generation(id_: str) -> int:

@@ -41,7 +41,9 @@ def resolve(user: str | None, supplementary_groups: Sequence[str] = ()) -> Ident
     entry = _entry(name)
     gid = _gid(group) if group else entry.pw_gid
     listed = os.getgrouplist(entry.pw_name, gid) if entry.pw_name else [gid]
-    return Identity(entry.pw_uid, gid, tuple(dict.fromkeys((*listed, *extra))), entry.pw_name, entry.pw_dir, entry.pw_shell)
+    return Identity(
+        entry.pw_uid, gid, tuple(dict.fromkeys((*listed, *extra))), entry.pw_name, entry.pw_dir, entry.pw_shell
+    )
 
 
 def _entry(user: str) -> pwd.struct_passwd:

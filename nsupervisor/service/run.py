@@ -46,7 +46,9 @@ def main(path: str) -> int:
         with _runtime_directory(config) as directory:
             return trio.run(_service, config, host, directory, warnings, strict_exception_groups=True)
     except PermissionError as error:
-        return _refuse(NOT_PERMITTED, f"{error.filename}: {error.strerror}; run as root, or with a cgroup delegated to you")
+        return _refuse(
+            NOT_PERMITTED, f"{error.filename}: {error.strerror}; run as root, or with a cgroup delegated to you"
+        )
     except (OSError, CgroupError) as error:
         return _refuse(FAILED, str(error))
 
@@ -133,7 +135,7 @@ async def _supervise(
     config: Config, host: Host, directory: Path, tree: Tree, keeper: Keeper, watcher: Watcher, journal: Journal
 ) -> None:
     async with trio.open_nursery() as captures, trio.open_nursery() as nursery:
-        world = World(keeper, watcher, journal, captures)
+        world = World(keeper, watcher, journal, captures, directory)
         actors = {
             name: Actor(name, workload, instance, tree.make(name, workload.resources), world)
             for name, workload, instance in _each(config)
@@ -160,9 +162,7 @@ def _each(config: Config) -> Iterator[tuple[str, Workload, int | None]]:
         yield name, config.workloads[workload], instance
 
 
-async def _until_signalled(
-    signals: AsyncIterator[int], supervisor: Supervisor, scope: trio.CancelScope
-) -> None:
+async def _until_signalled(signals: AsyncIterator[int], supervisor: Supervisor, scope: trio.CancelScope) -> None:
     """The first signal stops everything in order; a second one kills what is left."""
     log = next(iter(supervisor.actors.values())).world.journal.log if supervisor.actors else None
     async with trio.open_nursery() as nursery:

@@ -57,7 +57,7 @@ class Supervisor:
         return [actor.status() for actor in self.actors.values()]
 
     def resolve(self, patterns: Sequence[str]) -> list[str]:
-        """Names of instances that ``patterns`` mean: "web" is all its instances; globs match either. Raises UnknownName."""
+        """Names of the instances that ``patterns`` mean: "web" is all of them; globs match either. Raises UnknownName."""
         found: dict[str, None] = {}
         for pattern in patterns:
             names = [
@@ -145,9 +145,7 @@ class Supervisor:
 
     def start(self, names: Iterable[str] = (), *, extra: Iterable[Actor] = (), by: str = "operator") -> None:
         """Start workloads with all that they require or want, each after those it waits for. Returns at once."""
-        edges = {
-            name: (*workload.requires, *workload.wants) for name, workload in self.config.workloads.items()
-        }
+        edges = {name: (*workload.requires, *workload.wants) for name, workload in self.config.workloads.items()}
         chosen = dict.fromkeys(extra)
         needed = [n for actor in chosen for n in edges[actor.workload.name]]
         for name in order.closure([*names, *needed], edges):

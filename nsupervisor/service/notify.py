@@ -1,0 +1,50 @@
+"""sd_notify(3): what a program says of itself, over a Unix datagram socket of its own.
+
+Each generation gets a new socket. So nothing that an earlier one said can be taken for a later one's word, and nobody
+has to guess from a pid who is speaking, which fails for short-lived helpers (``systemd-notify``, a shell's ``nc``) that
+are gone before one can ask the kernel about them. The socket belongs to the program's user, mode 0600: no other user
+can speak for it.
+"""
+
+import os
+import socket as stdlib_socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import trio
+
+MAXIMUM = 4096
+"""Bytes of one datagram that are looked at; systemd's own limit is a page, too."""
+
+
+@contextmanager
+def notify_socket(directory: Path, id_: str, owner: tuple[int, int] | None) -> Iterator[trio.socket.SocketType]:
+    """A socket at ``directory/ID``, removed at the end; ``owner`` is the (uid, gid) on the host that may speak.
+
+    Raises OSError.
+    """
+    directory.mkdir(mode=0o711, exist_ok=True)
+    path = directory / id_
+    path.unlink(missing_ok=True)
+    ours = stdlib_socket.socket(stdlib_socket.AF_UNIX, stdlib_socket.SOCK_DGRAM | stdlib_socket.SOCK_CLOEXEC)
+    with ours:
+        # Nobody but us can connect before the mode is set: bind(2) takes the umask into account.
+        umask = os.umask(0o177)
+        try:
+            ours.bind(str(path))
+        finally:
+            os.umask(umask)
+        try:
+            if owner is not None:
+                os.chown(path, *owner)
+            yield trio.socket.from_stdlib_socket(ours)
+        finally:
+            path.unlink(missing_ok=True)
+
+
+async def messages(socket: trio.socket.SocketType) -> dict[str, str]:
+    """The next datagram's assignments: ``{"READY": "1", "STATUS": "…"}``. What is not of that form is passed over."""
+    data = await socket.recv(MAXIMUM)
+    lines = data.decode(errors="replace").splitlines()
+    return {key: value for key, equals, value in (line.partition("=") for line in lines) if equals}

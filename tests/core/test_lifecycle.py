@@ -1,0 +1,421 @@
+"""The lifecycle as a table: every cell filled, every promise kept for any sequence of events."""
+
+import signal
+
+import attrs
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from nsupervisor.config.model import Workload
+from nsupervisor.core import actions, backoff, events
+from nsupervisor.core.exits import Exit, Outcome
+from nsupervisor.core.lifecycle import TABLE, Life, Moment, State, Then, step
+
+OK = Exit(code=0)
+CRASH = Exit(code=1)
+KILLED = Exit(signal=signal.SIGKILL)
+
+
+def workload(**keys):
+    return Workload("web", command=("web",), **keys)
+
+
+class Run:
+    """Feeds events to a life as the service would, at times that the test says."""
+
+    def __init__(self, **keys):
+        self.workload = workload(**keys)
+        self.life = Life()
+        self.now = 1000.0
+        self.actions = ()
+
+    def __call__(self, event, *, after=0.0, chance=0.0):
+        self.now += after
+        self.life, self.actions = step(self.life, event, Moment(self.now, chance), self.workload)
+        return self
+
+    def fact(self, kind, *args, after=0.0, **more):
+        return self(kind(self.life.generation, *args, **more), after=after)
+
+    def dies(self, exit_, *, after=0.0, populated=False):
+        return self.fact(events.Exited, exit_, populated, after=after)
+
+    def up(self):
+        self(events.Start())
+        return self.fact(events.Execed)
+
+    @property
+    def state(self):
+        return self.life.state
+
+
+def subclasses(kind):
+    for sub in kind.__subclasses__():
+        yield from subclasses(sub)
+        if not sub.__subclasses__():
+            yield sub
+
+
+def test_every_cell_of_the_table_is_filled():
+    assert set(TABLE) == set(subclasses(events.Event))
+    for event, row in TABLE.items():
+        assert set(row) == set(State), event.__name__
+        assert all(callable(cell) and cell.__doc__ for cell in row.values()), event.__name__
+
+
+def test_a_good_life():
+    run = Run()
+    assert run(events.Start("boot")).actions == (actions.Spawn(1),)
+    assert run.state is State.STARTING
+    assert run.fact(events.Execed).state is State.RUNNING
+    assert run.life.deadline is None
+    assert run(events.Stop(), after=5).actions == (actions.Signal(signal.SIGTERM),)
+    assert run.state is State.STOPPING
+    assert run.dies(Exit(signal=signal.SIGTERM)).state is State.STOPPED
+    assert run.life.reason == "stopped by operator"
+
+
+def test_stop_is_done_only_when_the_cgroup_is_empty():
+    """In the field: a stop that returns when the leader exits leaves grandchildren behind."""
+    run = Run().up()
+    run(events.Stop())
+    assert run.dies(OK, populated=True).state is State.STOPPING
+    assert run.actions == (actions.Signal(signal.SIGTERM, everyone=True),)
+    assert run.fact(events.Emptied).state is State.STOPPED
+
+
+def test_what_a_program_leaves_behind_is_ended_before_it_starts_again():
+    run = Run(restart="always", restart_sec=0.0).up()
+    assert run.dies(CRASH, populated=True).actions == (actions.Signal(signal.SIGTERM, everyone=True),)
+    assert run.state is State.STOPPING
+    assert run(events.Timeout(), after=10).actions == (actions.KillAll(),)
+    assert run.fact(events.Emptied).actions == (actions.Spawn(2),)
+
+
+def test_an_empty_cgroup_before_the_exit_is_known_waits_for_it():
+    run = Run().up()
+    run(events.Stop())
+    assert run.fact(events.Emptied).state is State.STOPPING
+    assert run.dies(OK).state is State.STOPPED
+
+
+def test_stop_insists_with_sigkill_and_says_when_even_that_does_not_help():
+    run = Run(timeout_stop_sec=3.0).up()
+    run(events.Stop())
+    assert run.life.deadline == run.now + 3
+    assert run(events.Timeout(), after=2.9).actions == ()  # too early: a stale timer
+    assert run(events.Timeout(), after=0.1).actions == (actions.KillAll(),)
+    complaint, again = run(events.Timeout(), after=3).actions
+    assert "still populated 3 s after SIGKILL" in complaint.text
+    assert again == actions.KillAll()
+    assert run.dies(KILLED).state is State.STOPPED
+
+
+def test_a_restart_during_backoff_starts_at_once_and_forgives():
+    run = Run(restart_sec=8.0).up()
+    assert run.dies(CRASH).state is State.BACKOFF
+    assert run(events.Restart()).actions == (actions.Spawn(2),)
+    assert run.life.failures == 0
+
+
+def test_a_stop_during_backoff_is_final():
+    """In the field: a restart in flight that overrides a stop."""
+    run = Run().up().dies(CRASH)
+    assert run(events.Stop()).state is State.STOPPED
+    assert run(events.Timeout(), after=100).actions == ()
+    assert run.state is State.STOPPED
+
+
+@pytest.mark.parametrize(
+    ("wishes", "state"),
+    [
+        ([events.Stop(), events.Start()], State.STARTING),
+        ([events.Stop(), events.Restart()], State.STARTING),
+        ([events.Restart(), events.Stop()], State.STOPPED),
+        ([events.Stop(), events.Start(), events.Stop()], State.STOPPED),
+        ([events.Stop(), events.Recycle("policy[0]")], State.STOPPED),
+        ([events.Recycle("policy[0]"), events.Stop()], State.STOPPED),
+        ([events.Kill(), events.Stop()], State.STOPPED),
+        ([events.Stop(), events.Kill()], State.STOPPED),
+        ([events.Kill(), events.Recycle("policy[0]")], State.BACKOFF),
+    ],
+)
+def test_the_last_wish_wins_and_rules_do_not_overrule_people(wishes, state):
+    run = Run().up()
+    for wish in wishes:
+        run(wish)
+    assert run.dies(KILLED).state is state
+
+
+def test_frozen_keeps_its_place_and_can_still_be_stopped():
+    run = Run().up()
+    assert run(events.Freeze()).actions == (actions.FreezeAll(),)
+    assert run(events.Thaw()).state is State.RUNNING
+    run(events.Freeze())
+    assert run(events.Stop()).actions == (actions.Signal(signal.SIGTERM), actions.ThawAll())
+    assert run.dies(OK).state is State.STOPPED
+
+
+def test_a_program_killed_while_frozen_thaws_those_it_leaves():
+    run = Run().up()
+    run(events.Freeze())
+    assert run.dies(KILLED, populated=True).actions == (
+        actions.Signal(signal.SIGTERM, everyone=True),
+        actions.ThawAll(),
+    )
+
+
+def test_notify_must_become_ready_in_its_time():
+    run = Run(type="notify", timeout_start_sec=4.0).up()
+    assert run.life.deadline is not None
+    assert run(events.Timeout(), after=4).state is State.STOPPING
+    assert run.life.reason == "not ready within 4 s"
+    assert run.dies(Exit(signal=signal.SIGTERM)).state is State.BACKOFF  # a time-out, not SIGTERM's clean end
+    run(events.Timeout(), after=1)
+    run.fact(events.Execed)
+    assert run.fact(events.Ready).state is State.READY
+    assert run.life.deadline is None
+    assert run.fact(events.Unready).state is State.RUNNING
+
+
+def test_ready_said_while_frozen_counts_after_the_thaw():
+    run = Run(type="notify").up()
+    run(events.Freeze())
+    run.fact(events.Ready)
+    assert run.state is State.FROZEN
+    assert run(events.Thaw()).state is State.READY
+
+
+def test_a_hanging_program_is_aborted_and_restarted_on_watchdog():
+    run = Run(restart="on-watchdog").up()
+    assert run.fact(events.Unhealthy, "no WATCHDOG=1 for 2 s").actions == (actions.Signal(signal.SIGABRT),)
+    assert run.dies(Exit(signal=signal.SIGABRT)).state is State.BACKOFF
+    assert run.life.reason == "no WATCHDOG=1 for 2 s"
+
+
+@pytest.mark.parametrize(
+    ("policy", "restarting"),
+    [
+        ("no", set()),
+        ("always", {"ok", "crash", "kill", "timeout", "watchdog"}),
+        ("on-success", {"ok"}),
+        ("on-failure", {"crash", "kill", "timeout", "watchdog"}),
+        ("on-abnormal", {"kill", "timeout", "watchdog"}),
+        ("on-watchdog", {"watchdog"}),
+    ],
+)
+def test_restart_policies_answer_what_systemd_says_they_answer(policy, restarting):
+    ends = {
+        "ok": (OK, None),
+        "crash": (CRASH, None),
+        "kill": (KILLED, None),
+        "timeout": (OK, Outcome.TIMEOUT),
+        "watchdog": (OK, Outcome.WATCHDOG),
+    }
+    for name, (exit_, fault) in ends.items():
+        run = Run(restart=policy).up()
+        run.life = attrs.evolve(run.life, fault=fault)
+        run.dies(exit_)
+        expected = State.BACKOFF if name in restarting else State.EXITED if name == "ok" else State.FAILED
+        assert run.state is expected, name
+
+
+def test_backoff_doubles_and_starts_over_after_a_healthy_time():
+    """In the field: a back-off that never resets keeps a healthy service waiting for its first crash in a month."""
+    run = Run(restart_sec=1.0, restart_max_delay_sec=5.0, restart_reset_sec=60.0, start_limit_burst=100)
+    run.up()
+    waits = []
+    for _ in range(5):
+        run.dies(CRASH)
+        waits.append(run.life.deadline - run.now)
+        run(events.Timeout(), after=waits[-1])
+        run.fact(events.Execed)
+    assert waits == [1, 2, 4, 5, 5]
+    run.dies(CRASH, after=60)
+    assert run.life.deadline - run.now == 1
+
+
+def test_the_start_limit_is_a_sliding_window():
+    run = Run(restart_sec=0.0, start_limit_burst=3, start_limit_interval_sec=10.0).up()
+    for _ in range(10):  # one crash every 4 s: never more than 3 starts in 10 s
+        assert run.dies(CRASH, after=4).state is State.STARTING
+    run.dies(CRASH)
+    assert run.state is State.FAILED
+    assert run.life.reason == "given up after 3 starts within 10 s; the last: exit code 1"
+    assert run(events.Start()).state is State.STARTING  # a person starts it, and the slate is clean
+    assert run.dies(CRASH).state is State.STARTING
+
+
+def test_an_operators_restarts_never_meet_the_start_limit():
+    run = Run(start_limit_burst=2).up()
+    for _ in range(10):
+        run(events.Restart())
+        assert run.dies(OK).state is State.STARTING
+
+
+def test_a_rules_restart_works_whatever_the_restart_policy_but_is_bounded():
+    run = Run(restart="no", restart_sec=0.0, start_limit_burst=3).up()
+    for _ in range(2):
+        run(events.Recycle("policy[0]"))
+        assert run.dies(KILLED).state is State.STARTING
+    run(events.Recycle("policy[0]"))
+    assert run.dies(KILLED).state is State.FAILED
+
+
+def test_a_rule_does_not_raise_the_dead():
+    for state in (State.STOPPED, State.EXITED, State.FAILED, State.BACKOFF):
+        life = Life(state=state)
+        assert step(life, events.Recycle("policy[0]"), Moment(0.0), workload()) == (life, ())
+
+
+def test_a_failing_set_up_step_is_the_reason_shown():
+    run = Run(restart="no")
+    run(events.Start())
+    run.dies(Exit(failure="cannot enter /srv/site: No such file or directory"))
+    assert run.state is State.FAILED
+    assert run.life.reason == "cannot enter /srv/site: No such file or directory"
+
+
+def test_late_news_of_an_earlier_generation_changes_nothing():
+    """In the field: an exit attributed to the process that replaced the one that exited."""
+    run = Run(restart="always", restart_sec=0.0).up().dies(CRASH)
+    assert run.life.generation == 2
+    before = run.life
+    for late in (events.Exited(1, CRASH, False), events.Emptied(1), events.Ready(1), events.Execed(1)):
+        assert run(late).actions == ()
+        assert run.life == before
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Any sequence of wishes, facts and time-outs, against a world of processes that behaves as the kernel does
+
+DURATIONS = st.sampled_from([0.0, 0.1, 1.0, 7.0])
+
+
+class AnyLife(RuleBasedStateMachine):
+    """The world: at most one generation lives here, if the lifecycle keeps its promise."""
+
+    @initialize(
+        restart=st.sampled_from(["no", "always", "on-success", "on-failure", "on-abnormal", "on-watchdog"]),
+        restart_sec=DURATIONS,
+        stop=DURATIONS,
+        burst=st.integers(1, 5),
+        type_=st.sampled_from(["simple", "notify", "oneshot"]),
+    )
+    def begin(self, restart, restart_sec, stop, burst, type_):
+        self.run = Run(
+            restart=restart,
+            restart_sec=restart_sec,
+            restart_max_delay_sec=20.0,
+            timeout_stop_sec=stop,
+            start_limit_burst=burst,
+            start_limit_interval_sec=30.0,
+            type=type_,
+        )
+        self.program = False  # the generation's first program lives
+        self.others = 0  # processes that it left or made
+        self.stopped_by_operator = False
+        self.automatic: list[float] = []  # times of starts that no person asked for, since one did
+
+    def feed(self, event, chance=0.0):
+        operator = isinstance(event, events.Start | events.Restart)
+        if operator:
+            self.stopped_by_operator = False
+            self.automatic.clear()
+        elif isinstance(event, events.Stop):
+            self.stopped_by_operator = True
+        before = self.run.life
+        self.run(event, chance=chance)
+        for action in self.run.actions:
+            if isinstance(action, actions.Spawn):
+                assert not self.program, "a second live generation"
+                assert not self.others, "started while the old cgroup was populated"
+                assert not self.stopped_by_operator, "restarted after an operator's stop"
+                assert action.generation == before.generation + 1
+                self.program = True
+                self.automatic.append(self.run.now)
+            elif isinstance(action, actions.KillAll):
+                self.doomed = True
+        if self.run.state is State.BACKOFF and before.state is not State.BACKOFF:
+            wait = self.run.life.deadline - self.run.now
+            full = min(self.run.workload.restart_sec * 2 ** (self.run.life.failures - 1), 20.0)
+            assert full * (1 - backoff.JITTER) - 1e-6 <= wait <= full + 1e-6
+
+    @rule(
+        wish=st.sampled_from(
+            [events.Start, events.Stop, events.Restart, events.Recycle, events.Kill, events.Freeze, events.Thaw]
+        )
+    )
+    def wish(self, wish):
+        self.feed(wish())
+
+    @rule(seconds=st.sampled_from([0.0, 0.05, 0.5, 3.0, 40.0, 400.0]))
+    def time_passes(self, seconds):
+        self.run.now += seconds
+        self.feed(events.Timeout())
+
+    @precondition(lambda self: self.run.life.deadline is not None)
+    @rule(late=st.sampled_from([0.0, 0.3]))
+    def deadline(self, late):
+        self.run.now = max(self.run.now, self.run.life.deadline) + late
+        self.feed(events.Timeout())
+
+    @precondition(lambda self: self.program)
+    @rule(fact=st.sampled_from([events.Execed, events.Ready, events.Unready]))
+    def progress(self, fact):
+        self.feed(fact(self.run.life.generation))
+
+    @precondition(lambda self: self.program)
+    @rule()
+    def forks(self):
+        self.others += 1
+
+    @precondition(lambda self: self.program)
+    @rule()
+    def hangs(self):
+        self.feed(events.Unhealthy(self.run.life.generation, "hangs"))
+
+    @precondition(lambda self: self.program)
+    @rule(
+        exit_=st.sampled_from([OK, CRASH, KILLED, Exit(signal=15), Exit(failure="cannot")]), chance=st.floats(0, 0.999)
+    )
+    def program_ends(self, exit_, chance):
+        self.program = False
+        self.feed(events.Exited(self.run.life.generation, exit_, self.others > 0), chance)
+
+    @precondition(lambda self: self.others and not self.program)
+    @rule(chance=st.floats(0, 0.999))
+    def others_end(self, chance):
+        self.others = 0
+        self.feed(events.Emptied(self.run.life.generation), chance)
+
+    @rule(
+        late=st.sampled_from([events.Emptied, events.Ready, events.Execed]),
+        generations=st.integers(1, 3),
+    )
+    def late_news(self, late, generations):
+        before = self.run.life
+        self.feed(late(self.run.life.generation - generations))
+        assert self.run.life == before
+
+    @invariant()
+    def promises(self):
+        if not hasattr(self, "run"):
+            return
+        life = self.run.life
+        assert life.alive == (self.program or self.others > 0)
+        assert life.state is not State.BACKOFF or life.deadline is not None
+        assert life.state not in (State.STOPPED, State.EXITED, State.FAILED, State.READY) or life.deadline is None
+        limit = self.run.workload
+        for start in self.automatic:
+            window = [t for t in self.automatic if start - limit.start_limit_interval_sec < t <= start]
+            assert len(window) <= limit.start_limit_burst
+        if self.stopped_by_operator:
+            assert life.state in (State.STOPPED, State.STOPPING)
+            assert life.then is Then.REST or life.state is State.STOPPED
+
+
+AnyLife.TestCase.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+test_any_life = AnyLife.TestCase
