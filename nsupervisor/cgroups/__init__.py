@@ -5,9 +5,23 @@ tells what the kernel says about them. Names, keys and units are cgroup v2's eve
 """
 
 from nsupervisor.cgroups.cgroup import Cgroup
-from nsupervisor.cgroups.errors import CgroupError, Problem
+from nsupervisor.cgroups.errors import CgroupError, CgroupGoneError, Problem
 from nsupervisor.cgroups.host import Controller, Host
+from nsupervisor.cgroups.pressure import Trigger
 from nsupervisor.cgroups.readings import Reading
 from nsupervisor.cgroups.tree import Tree
+from nsupervisor.cgroups.watcher import Watcher, open_watcher
 
-__all__ = ["Cgroup", "CgroupError", "Controller", "Host", "Problem", "Reading", "Tree"]
+__all__ = [
+    "Cgroup",
+    "CgroupError",
+    "CgroupGoneError",
+    "Controller",
+    "Host",
+    "Problem",
+    "Reading",
+    "Tree",
+    "Trigger",
+    "Watcher",
+    "open_watcher",
+]

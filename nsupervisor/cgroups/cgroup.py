@@ -11,7 +11,7 @@ from math import inf
 import attrs
 
 from nsupervisor.cgroups import directories
-from nsupervisor.cgroups.errors import CgroupError, Problem
+from nsupervisor.cgroups.errors import CgroupError, CgroupGoneError, Problem
 from nsupervisor.cgroups.files import PAGE, RESOURCES, UNLIMITED, V1, display, encode
 from nsupervisor.cgroups.host import Host
 from nsupervisor.cgroups.mounts import Hierarchy
@@ -79,13 +79,13 @@ class Cgroup:
         {"quota": …, "period": …}; infinity for "max".
 
         The file stays open, so that each further reading costs one pread(2). CgroupError when the host has no such
-        file, or the cgroup has been removed.
+        file; CgroupGoneError when the cgroup has been removed.
         """
         source = self._source(file)
         try:
             return source.parse([_pread(fd) for fd in source.fds])
-        except OSError as error:  # ENODEV when it was removed
-            raise CgroupError(f"cannot read {file} of {self.name}: {error.strerror}") from error
+        except OSError as error:
+            raise self._unreadable(file, error) from error
         except ValueError as error:
             raise CgroupError(f"cannot read {file} of {self.name}: {error}") from error
 
@@ -109,11 +109,15 @@ class Cgroup:
         except OSError as error:
             for fd in fds:
                 os.close(fd)
-            why = error.strerror
-            if isinstance(error, FileNotFoundError) and os.path.exists(self.path):
-                why = "this kernel has no such file"
-            raise CgroupError(f"cannot read {file} of {self.name}: {why}") from error
+            raise self._unreadable(file, error) from error
         return tuple(fds)
+
+    def _unreadable(self, file: str, error: OSError) -> CgroupError:
+        # Of a removed cgroup, open files say ENODEV, and paths ENOENT.
+        if error.errno in (errno.ENODEV, errno.ENOENT) and not os.path.exists(self.path):
+            return CgroupGoneError(f"cannot read {file} of {self.name}: the cgroup has been removed")
+        why = "this kernel has no such file" if error.errno == errno.ENOENT else error.strerror
+        return CgroupError(f"cannot read {file} of {self.name}: {why}")
 
     def limits(self) -> dict[str, int | None]:
         """The limits in force: {"memory.max": bytes or None, "pids.max": number or None}; without those the host has
@@ -199,9 +203,7 @@ class Cgroup:
         """Whether any process is in it or below it. False once it has been removed."""
         try:
             return self.read("cgroup.events")["populated"] == 1
-        except CgroupError:
-            if os.path.exists(self.path):
-                raise
+        except CgroupGoneError:
             return False
 
     def procs(self) -> list[int]:

@@ -9,6 +9,10 @@ class CgroupError(Exception):
     """A cgroup could not be made, limited, read, signalled or removed. The message says what, which one, and why."""
 
 
+class CgroupGoneError(CgroupError):
+    """The cgroup has been removed."""
+
+
 @attrs.frozen
 class Problem:
     """Something that was asked for and that this host cannot give.

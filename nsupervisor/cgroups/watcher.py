@@ -1,0 +1,313 @@
+"""The watcher: what the kernel says about cgroups, as callbacks, without polling what can notify.
+
+Which way each file speaks (none of them by POLLIN: they are always readable):
+
+* event files (`cgroup.events`, `memory.events`, `pids.events`) change with IN_MODIFY; one inotify instance has them all.
+  On v1, `pids.events` does so too; out of memory comes by an eventfd instead (cgroup-v1/memory.rst, section 10), and all
+  eventfds sit in one epoll, whose own descriptor becomes readable.
+* pressure triggers come as POLLPRI (accounting/psi.rst).
+* levels (`pids.current`, `memory.current`, …) never notify. They are sampled, and only those somebody asked for.
+
+Event files are also read every few seconds, as a backstop, and when the inotify queue has overflown.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+
+import attrs
+import trio
+
+from nsupervisor.cgroups import directories
+from nsupervisor.cgroups.cgroup import Cgroup
+from nsupervisor.cgroups.errors import CgroupError, CgroupGoneError, Problem
+from nsupervisor.cgroups.pressure import Trigger
+from nsupervisor.cgroups.readings import Reading
+from nsupervisor.linux.inotify import IN_IGNORED, IN_MODIFY, IN_Q_OVERFLOW, Inotify
+
+EVENT_FILES = ("cgroup.events", "memory.events", "pids.events")
+
+_BACKSTOP = 5.0
+_OOM_DELAYS = (0.0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.5)
+
+OnReading = Callable[[Reading], None]
+
+
+@attrs.define(eq=False)
+class _Watch:
+    """One watched cgroup. events: what each event file last said."""
+
+    cgroup: Cgroup
+    on_reading: OnReading
+    levels: tuple[str, ...]
+    interval: float
+    events: dict[str, dict[str, float]] = attrs.field(factory=dict)
+    wds: list[int] = attrs.field(factory=list)
+    eventfd: int | None = None
+    oom_seen: bool = False  # the eventfd spoke, and nobody has looked for the kill yet
+    oom_looking: bool = False
+    triggers: list[Trigger] = attrs.field(factory=list)
+    alive: bool = True
+
+
+class Watcher:
+    """Get one from `open_watcher`. All methods are quick, for the trio thread only, and may be called from callbacks.
+
+    Callbacks run in the watcher's tasks: an exception out of one ends the watcher and comes out of `open_watcher`.
+    """
+
+    def __init__(self, nursery: trio.Nursery, backstop: float) -> None:
+        self._nursery = nursery
+        self._backstop = backstop
+        self._watches: dict[Cgroup, _Watch] = {}
+        self._by_wd: dict[int, tuple[_Watch, str]] = {}
+        self._by_eventfd: dict[int, _Watch] = {}
+        self._samples: dict[float, dict[_Watch, None]] = {}
+        self._changed = trio.Event()
+        self._inotify = Inotify()
+        self._epoll = select.epoll()
+
+    # what to watch ---------------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        cgroup: Cgroup,
+        on_reading: OnReading,
+        events: Iterable[str] | None = None,
+        levels: Iterable[str] = (),
+        interval: float = 0.25,
+    ) -> Mapping[str, Mapping[str, float]]:
+        """Watch a cgroup, once. Calls on_reading for an event file when it changed, for a level every `interval` seconds.
+
+        events: v2 names of event files; None: those of EVENT_FILES that the cgroup has. Returns what the event files say
+        now, the base line: every later change of it is reported. CgroupError when a file is not to be had on this host;
+        OSError when inotify watches or descriptors are used up.
+        """
+        if cgroup in self._watches:
+            raise ValueError(f"{cgroup.name} is already watched")
+        if interval <= 0:
+            raise ValueError(f"not an interval to sample at: {interval}")
+        watch = self._watches[cgroup] = _Watch(cgroup, on_reading, tuple(levels), interval)
+        try:
+            for file in filter(cgroup.offers, EVENT_FILES) if events is None else events:
+                # First the notification, then the reading: what happens between the two is then told twice, not never.
+                self._notify(watch, file)
+                watch.events[file] = cgroup.read(file)
+            for file in watch.levels:
+                cgroup.read(file)
+        except BaseException:
+            self.remove(cgroup)
+            raise
+        if watch.levels:
+            self._samples.setdefault(interval, {})[watch] = None
+        self._wake()
+        return dict(watch.events)
+
+    def remove(self, cgroup: Cgroup) -> None:
+        """Stop watching it, its pressure triggers included. No callback comes after this. Unknown ones are fine."""
+        watch = self._watches.pop(cgroup, None)
+        if watch is None:
+            return
+        watch.alive = False
+        for wd in watch.wds:
+            if self._by_wd.pop(wd, None) is not None:
+                self._inotify.remove(wd)
+        if watch.eventfd is not None:
+            del self._by_eventfd[watch.eventfd]
+            os.close(watch.eventfd)  # which takes it out of the epoll and out of the cgroup's list
+        for trigger in watch.triggers:
+            trigger.close()
+        group = self._samples.get(watch.interval)
+        if group is not None:
+            group.pop(watch, None)
+            if not group:
+                del self._samples[watch.interval]
+                self._wake()
+
+    def add_pressure(
+        self,
+        cgroup: Cgroup,
+        file: str,
+        kind: str,
+        stall_us: int,
+        window_us: int,
+        on_trigger: OnReading,
+    ) -> Trigger:
+        """Call on_trigger with a reading of the pressure file when tasks of the cgroup were stalled for stall_us within
+        window_us; at most once a window.
+
+        file: "memory.pressure", "cpu.pressure" or "io.pressure"; kind: "some" or "full". The window is 500 ms to 10 s;
+        without CAP_SYS_RESOURCE the kernel takes multiples of 2 s only, so that the window is rounded up and the stall
+        grows with it: the Trigger says what is in force. The cgroup has been `add`ed before, and `remove` ends this, too.
+        CgroupError when the kernel refuses.
+        """
+        watch = self._watches[cgroup]
+        trigger = Trigger.open(cgroup, file, kind, stall_us, window_us)
+        watch.triggers.append(trigger)
+        self._nursery.start_soon(trigger.run, on_trigger)
+        return trigger
+
+    # notifications ---------------------------------------------------------------------------------------------------
+
+    def _notify(self, watch: _Watch, file: str) -> None:
+        cgroup = watch.cgroup
+        if not file.removesuffix(".local").endswith(".events"):
+            raise ValueError(f"{file} does not notify; sample it as a level")
+        directory = cgroup.directory(file)
+        place = cgroup.host.place(file)
+        assert not isinstance(place, Problem)
+        if place.v1 is None or file in place.v1.files:
+            wd = self._inotify.add(f"{directory}/{file}", IN_MODIFY)
+            watch.wds.append(wd)
+            self._by_wd[wd] = (watch, file)
+        else:
+            self._notify_oom(watch, directory)
+
+    def _notify_oom(self, watch: _Watch, directory: str) -> None:
+        eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        watch.eventfd = eventfd
+        self._by_eventfd[eventfd] = watch
+        try:
+            control = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                directories.write(f"{directory}/cgroup.event_control", f"{eventfd} {control}")
+            finally:
+                os.close(control)
+        except OSError as error:
+            raise CgroupError(
+                f"cannot watch memory.events of {watch.cgroup.name}: {error.strerror} ({directory}/cgroup.event_control)"
+            ) from error
+        self._epoll.register(eventfd, select.EPOLLIN)
+
+    async def _run_inotify(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._inotify.fd)
+            changed: dict[tuple[_Watch, str], None] = {}  # several changes of one file need one reading
+            for wd, mask in self._inotify.read():
+                if mask & IN_Q_OVERFLOW:
+                    changed.update(dict.fromkeys(self._all()))
+                elif mask & IN_IGNORED:
+                    self._by_wd.pop(wd, None)
+                elif wd in self._by_wd:
+                    changed[self._by_wd[wd]] = None
+            for watch, file in changed:
+                self._look(watch, file)
+
+    async def _run_eventfds(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._epoll.fileno())
+            for fd, _ in self._epoll.poll(0):
+                watch = self._by_eventfd[fd]
+                os.eventfd_read(fd)
+                watch.oom_seen = True
+                if not watch.oom_looking:
+                    watch.oom_looking = True
+                    self._nursery.start_soon(self._look_for_oom_kill, watch)
+
+    async def _look_for_oom_kill(self, watch: _Watch) -> None:
+        # v1 notifies just before it kills, so the counter is behind: look again soon, for about a second. If the kill
+        # takes longer (or there is none, since the victim ended by itself) the backstop finds what there is to find.
+        while watch.oom_seen:
+            watch.oom_seen = False
+            before = watch.events["memory.events"].get("oom_kill")
+            for delay in _OOM_DELAYS:
+                await trio.sleep(delay)
+                if not self._look(watch, "memory.events"):
+                    return
+                if watch.events["memory.events"].get("oom_kill") != before:
+                    break
+        watch.oom_looking = False
+
+    def _all(self) -> list[tuple[_Watch, str]]:
+        return [(watch, file) for watch in self._watches.values() for file in watch.events]
+
+    def _look(self, watch: _Watch, file: str) -> bool:
+        """Read an event file and report it if it changed. False when the watch or the cgroup is no more."""
+        if not watch.alive:
+            return False
+        try:
+            values = watch.cgroup.read(file)
+        except CgroupGoneError:
+            return False  # removed already; whoever removed it will tell us
+        if values != watch.events[file]:
+            watch.events[file] = values
+            watch.on_reading(Reading(file, values))
+        return True
+
+    # samples ---------------------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        self._changed.set()
+
+    async def _run_samples(self) -> None:
+        """One task for all levels. Due times are multiples of the interval, so that all cgroups sampled at the same
+        interval are read in one go, and the process sleeps in between; for ever when nothing is watched."""
+        due: dict[float, float] = {}
+        backstop = math.inf
+        while True:
+            self._changed = trio.Event()
+            now = trio.current_time()
+            due = {interval: due.get(interval) or _next(now, interval) for interval in self._samples}
+            backstop = min(backstop, _next(now, self._backstop)) if self._watches else math.inf
+            with trio.move_on_at(min((backstop, *due.values()))):
+                await self._changed.wait()
+            now = trio.current_time()
+            for interval in [interval for interval, when in due.items() if when <= now]:
+                due[interval] = _next(now, interval)
+                for watch in list(self._samples.get(interval, ())):
+                    self._sample(watch)
+            if backstop <= now:
+                backstop = _next(now, self._backstop)
+                for watch, file in self._all():
+                    self._look(watch, file)
+
+    def _sample(self, watch: _Watch) -> None:
+        for file in watch.levels:
+            if not watch.alive:
+                return  # by the callback for the level before
+            try:
+                values = watch.cgroup.read(file)
+            except CgroupGoneError:
+                return
+            watch.on_reading(Reading(file, values))
+
+    # life ------------------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        for task in (self._run_inotify, self._run_eventfds, self._run_samples):
+            self._nursery.start_soon(task)
+
+    def _close(self) -> None:
+        for cgroup in list(self._watches):
+            self.remove(cgroup)
+        self._epoll.close()
+        self._inotify.close()
+
+
+def _next(now: float, interval: float) -> float:
+    """The first multiple of interval after now."""
+    due = (math.floor(now / interval) + 1) * interval
+    return due if due > now else due + interval
+
+
+@asynccontextmanager
+async def open_watcher(backstop: float = _BACKSTOP) -> AsyncIterator[Watcher]:
+    """A running Watcher; it stops, and all its descriptors are closed, at the end of the block.
+
+    backstop: seconds between two readings of the event files that nothing was heard of. Exceptions of the block and of
+    callbacks come out in an exception group, as from any nursery.
+    """
+    watcher: Watcher | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            watcher = Watcher(nursery, backstop)
+            watcher._start()
+            yield watcher
+            nursery.cancel_scope.cancel()
+    finally:
+        if watcher is not None:
+            watcher._close()
