@@ -66,6 +66,8 @@ class ListOf:
 
     item: Scalar
     minimum: int = 0
+    empty: str = "write at least one"
+    """What to write instead of too few."""
     as_text: Callable[[str], str] | None = None
     """What to write instead of a plain string; default: the string in brackets."""
 
@@ -134,6 +136,11 @@ def did_you_mean(word: Any, known: Iterable[str]) -> str:
     return f', did you mean "{nearest[0]}"?' if nearest else ""
 
 
+def exactly(pattern: str) -> str:
+    """A schema's pattern for the whole text. Python's "$", unlike the schema's, also matches before a last newline."""
+    return f"^(?:{pattern})$(?!\\n)"
+
+
 def is_integer(value: Any) -> bool:
     """TOML's booleans are Python integers too; they are not meant here."""
     return isinstance(value, int) and not isinstance(value, bool)
@@ -162,6 +169,19 @@ def _name(value: Any) -> str:
     if len(text) > 128:
         raise ValueError("is too long; write a name of at most 128 characters")
     return text
+
+
+_TAKEN = ("tasks", "notify_on_release", "release_agent")
+"""Files that cgroup v1 puts beside the workloads' cgroups (cgroups(7)); no directory can have such a name."""
+
+
+def _workload_name(value: Any) -> str:
+    if isinstance(value, str) and "@" in value:
+        raise ValueError('has an "@" in its name, which is for instances; write instances = 2 for NAME@1 and NAME@2')
+    name = _name(value)
+    if name in _TAKEN:
+        raise ValueError("is a name that cgroup v1 keeps for a file of its own; write another name")
+    return name
 
 
 def _path(value: Any) -> str:
@@ -296,7 +316,7 @@ def size(*, minimum: int, limit: bool) -> Scalar:
         return int(result)
 
     words = "|infinity|max" if limit else ""
-    text = {"type": "string", "pattern": f"^({units.SIZE_PATTERN}{words})$"}
+    text = {"type": "string", "pattern": exactly(units.SIZE_PATTERN + words)}
     return Scalar(load, {"anyOf": [{"type": "integer", "minimum": minimum}, text]})
 
 
@@ -398,7 +418,11 @@ _STRING = {"type": "string"}
 
 TEXT = Scalar(_text, _STRING)
 WORD = Scalar(_word, _STRING)
-NAME = Scalar(_name, {"type": "string", "pattern": f"^{NAME_PATTERN}$", "maxLength": 128})
+NAME = Scalar(_name, {"type": "string", "pattern": exactly(NAME_PATTERN), "maxLength": 128})
+WORKLOAD_NAME = Scalar(
+    _workload_name,
+    {"type": "string", "pattern": exactly(NAME_PATTERN), "maxLength": 128, "not": {"enum": list(_TAKEN)}},
+)
 PATH = Scalar(_path, {"type": "string", "pattern": "^/"})
 OPTIONAL_PATH = Scalar(_optional_path, {"type": "string", "pattern": "^-?/"})
 LOG_OUTPUT = Scalar(_log_output, {"type": "string", "pattern": "^(stdout$|/)"})
@@ -408,8 +432,8 @@ HOSTNAME = Scalar(_hostname, {"type": "string", "maxLength": 64})
 FILESYSTEM = Scalar(_filesystem, _STRING)
 MOUNT_OPTION = Scalar(_mount_option, _STRING)
 USER = Scalar(_user, _STRING)
-VARIABLE = Scalar(_variable, {"type": "string", "pattern": f"^{VARIABLE_PATTERN}$"})
-OCTAL = Scalar(_octal, {"type": "string", "pattern": "^(0o)?[0-7]{1,5}$"})
+VARIABLE = Scalar(_variable, {"type": "string", "pattern": exactly(VARIABLE_PATTERN)})
+OCTAL = Scalar(_octal, {"type": "string", "pattern": exactly("(0o)?[0-7]{1,5}")})
 NICE = integer(-20, 19, 10)
 INSTANCES = integer(1, 10_000, 4)
 POSITIVE = integer(1, 2**31 - 1, 5)
@@ -422,12 +446,12 @@ LIMIT = size(minimum=1, limit=True)
 LINE_SIZE = size(minimum=1, limit=False)
 COUNT_LIMIT = Scalar(_count_limit, {"anyOf": [{"type": "integer", "minimum": 1}, {"enum": ["infinity", "max"]}]})
 CPU_MAX = Scalar(_cpu_max, _STRING)
-CPU_LIST = Scalar(_cpu_list, {"type": "string", "pattern": "^[0-9, -]+$"})
+CPU_LIST = Scalar(_cpu_list, {"type": "string", "pattern": exactly("[0-9, -]+")})
 DURATION = duration()
 TIMEOUT = duration(infinite=True)
 OFFSET = duration(signed=True)
 CONDITION = Scalar(_condition, _STRING)
-COMMAND = ListOf(TEXT, minimum=1, as_text=shell_words)
+COMMAND = ListOf(TEXT, 1, 'write the program and its arguments, for example ["sleep", "60"]', shell_words)
 
 RLIMITS = {
     **{name: _rlimit(sizes=True) for name in ("as", "core", "data", "fsize", "memlock", "msgqueue", "rss", "stack")},

@@ -1,0 +1,221 @@
+"""What single values cannot show: that the parts of a configuration fit together.
+
+`conflicts` also gets configurations with wrong values in them (None stands for a required one); the loader drops the
+conflicts that touch a value which it has reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from attrs import frozen
+
+from nsupervisor.config.conditions import LIMITS
+from nsupervisor.config.kinds import did_you_mean
+from nsupervisor.config.model import Config, IdMapping, Mount, Rule, Supervisor, Workload
+from nsupervisor.config.positions import Path
+from nsupervisor.config.shown import shown
+from nsupervisor.config.units import format_duration, format_size
+
+ORDERING_KEYS = ("requires", "wants", "after")
+
+_LONGEST_SOCKET = 107
+"""Bytes of a Unix socket's path without the ending NUL (unix(7))."""
+
+
+@frozen
+class Conflict:
+    """What is wrong at a key path, and which other values take part in it."""
+
+    path: Path
+    message: str
+    involves: tuple[Path, ...] = ()
+
+
+def conflicts(config: Config) -> Iterator[Conflict]:
+    """Everything that does not fit together."""
+    yield from _supervisor(config.supervisor)
+    yield from _references(config)
+    yield from _cycles(config)
+    for name, workload in config.workloads.items():
+        path: Path = ("workload", name)
+        yield from _program(workload, path)
+        yield from _namespaces(workload, path)
+        yield from _resources(workload, path)
+        for number, mount in enumerate(workload.mounts):
+            yield from _mount(mount, (*path, "mounts", number))
+        for number, rule in enumerate(workload.policy):
+            yield from _rule(rule, workload, path, number)
+
+
+def _supervisor(supervisor: Supervisor) -> Iterator[Conflict]:
+    if supervisor.name == "supervisor":
+        # On a unified hierarchy our own processes go to a leaf of this name beside the subtree.
+        yield Conflict(
+            ("supervisor", "name"), '"supervisor" is the cgroup of the supervisor itself; write another name'
+        )
+    socket = f"{supervisor.runtime_directory}/keeper.sock"
+    if len(socket.encode()) > _LONGEST_SOCKET:
+        longest = _LONGEST_SOCKET - len("/keeper.sock")
+        yield Conflict(
+            ("supervisor", "runtime_directory"),
+            f"is too long for the sockets in it; write a path of at most {longest} bytes",
+        )
+
+
+def _references(config: Config) -> Iterator[Conflict]:
+    for name, workload in config.workloads.items():
+        for key in ORDERING_KEYS:
+            for number, other in enumerate(getattr(workload, key)):
+                if other in config.workloads:
+                    continue
+                instead = did_you_mean(other, config.workloads).removeprefix(", ") or "write the name of one"
+                yield Conflict(
+                    ("workload", name, key, number),
+                    f"there is no workload {shown(other)}; {instead}",
+                    (("workload", other),),
+                )
+
+
+def _cycles(config: Config) -> Iterator[Conflict]:
+    """Each chain of requires, wants and after that leads back to its beginning, at the key that closes it."""
+    edges = {
+        name: [
+            (key, number, other)
+            for key in ORDERING_KEYS
+            for number, other in enumerate(getattr(workload, key))
+            if other in config.workloads
+        ]
+        for name, workload in config.workloads.items()
+    }
+    done: set[str] = set()
+    waiting: set[str] = set()  # the members of the chain
+    for root in edges:
+        # Depth first with a stack of our own: a chain may be longer than Python's.
+        chain = [root] if root not in done else []
+        waiting.update(chain)
+        remaining = [iter(edges[root])]
+        while chain:
+            for key, number, other in remaining[-1]:
+                if other in waiting:
+                    cycle = " → ".join([*chain[chain.index(other) :], other])
+                    yield Conflict(
+                        ("workload", chain[-1], key, number),
+                        f"closes a circle, so that none of them could start: {cycle}; remove one of these",
+                    )
+                elif other not in done:
+                    chain.append(other)
+                    waiting.add(other)
+                    remaining.append(iter(edges[other]))
+                    break
+            else:
+                waiting.remove(chain[-1])
+                done.add(chain.pop())
+                remaining.pop()
+
+
+def _program(workload: Workload, path: Path) -> Iterator[Conflict]:
+    if workload.command and not workload.command[0].strip():
+        yield Conflict((*path, "command", 0), "the program's name is empty; write its name or path")
+    if workload.restart_sec > workload.restart_max_delay_sec:
+        yield Conflict(
+            (*path, "restart_sec"),
+            f"{format_duration(workload.restart_sec)} is more than restart_max_delay_sec "
+            f"({format_duration(workload.restart_max_delay_sec)}); write a shorter time, or a longer one there",
+            ((*path, "restart_max_delay_sec"),),
+        )
+
+
+def _namespaces(workload: Workload, path: Path) -> Iterator[Conflict]:
+    spaces = workload.namespaces
+    needs = (
+        (spaces.hostname is not None, ("namespaces", "hostname"), "uts", spaces.uts),
+        (bool(spaces.time_offsets), ("namespaces", "time_offsets"), "time", spaces.time),
+        (bool(workload.mounts), ("mounts",), "mount", spaces.mount),
+        (bool(workload.user_namespace.uid_mappings), ("user_namespace", "uid_mappings"), "user", spaces.user),
+        (bool(workload.user_namespace.gid_mappings), ("user_namespace", "gid_mappings"), "user", spaces.user),
+    )
+    for given, key, namespace, new in needs:
+        if given and not new:
+            yield Conflict(
+                (*path, *key),
+                f"needs a {namespace} namespace of its own; write {namespace} = true under namespaces, or remove it",
+                ((*path, "namespaces", namespace),),
+            )
+    for kind, mappings in (
+        ("uid_mappings", workload.user_namespace.uid_mappings),
+        ("gid_mappings", workload.user_namespace.gid_mappings),
+    ):
+        yield from _mappings(mappings, (*path, "user_namespace", kind))
+
+
+def _mappings(mappings: tuple[IdMapping, ...], path: Path) -> Iterator[Conflict]:
+    """user_namespaces(7): ranges must not overlap on either side, and at most 340 of them."""
+    if len(mappings) > 340:
+        yield Conflict(path, "has more ranges than the kernel takes; write at most 340")
+    complete = [m for m in mappings if None not in (m.container_id, m.host_id, m.size)]
+    for number, mapping in enumerate(mappings):
+        if mapping in complete and max(mapping.container_id, mapping.host_id) + mapping.size > 2**32 - 1:
+            yield Conflict((*path, number), "reaches past the largest id, 4294967294; write a smaller size")
+    for side in ("container_id", "host_id"):
+        ranges = sorted((getattr(m, side), m.size) for m in complete)
+        for (first, size), (second, _) in pairwise(ranges):
+            if first + size > second:
+                yield Conflict(path, f"two ranges overlap at {side} {second}; write ranges that lie beside each other")
+                break
+
+
+def _resources(workload: Workload, path: Path) -> Iterator[Conflict]:
+    high, most = workload.resources.memory_high, workload.resources.memory_max
+    if high is not None and most is not None and high > most:
+        yield Conflict(
+            (*path, "resources", "memory_high"),
+            f"{format_size(high)} is above memory_max ({format_size(most)}), so it would never be reached; "
+            "write a size below it",
+            ((*path, "resources", "memory_max"),),
+        )
+
+
+def _mount(mount: Mount, path: Path) -> Iterator[Conflict]:
+    if mount.type != "bind":
+        return
+    if mount.source is None:
+        yield Conflict(
+            (*path, "source"),
+            'is missing; a bind mount needs it, or write another type, for example type = "tmpfs"',
+            ((*path, "type"),),
+        )
+    elif not mount.source.startswith("/"):
+        yield Conflict(
+            (*path, "source"),
+            f'{shown(mount.source)} is not an absolute path; write it from the root, for example "/srv/site"',
+            ((*path, "type"),),
+        )
+
+
+def _rule(rule: Rule, workload: Workload, workload_path: Path, number: int) -> Iterator[Conflict]:
+    path: Path = (*workload_path, "policy", number)
+    both = ((*path, "action"), (*path, "signal"))
+    if rule.action == "signal" and rule.signal is None:
+        yield Conflict((*path, "action"), '"signal" does not say which; add for example signal = "SIGHUP"', both)
+    if rule.action != "signal" and rule.signal is not None:
+        yield Conflict((*path, "signal"), 'is for action = "signal" alone; write that action, or remove it', both)
+    condition = rule.when
+    if condition is None:  # reported already
+        return
+    if condition.kind == "counter" and rule.for_ > 0:
+        yield Conflict(
+            (*path, "for"),
+            f'is for levels, but "{condition.text}" is a counter, which fires when it goes up; remove it',
+            ((*path, "when"),),
+        )
+    limit = LIMITS.get(condition.file) if condition.percent else None
+    if limit is not None and getattr(workload.resources, limit) is None:
+        unit = "a size" if condition.file in ("memory.current",) else "a number"
+        yield Conflict(
+            (*path, "when"),
+            f'"{condition.text}" is in per cent of {limit}, which is not set; '
+            f"set {limit} under [workload.{workload.name}.resources], or compare with {unit}",
+            ((*workload_path, "resources", limit),),
+        )

@@ -1,0 +1,258 @@
+"""From TOML text to the model: every problem of a file at once, each with its line.
+
+The loader walks the model's declarations (`keys_of`) and the file's tables side by side. A value that is wrong is
+reported and its default stands in, so that the walk goes on; where anything was reported, no Config comes out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from functools import cache
+from typing import Any
+
+from attrs import NOTHING, Attribute, fields, frozen
+
+from nsupervisor.config import model
+from nsupervisor.config.checks import conflicts
+from nsupervisor.config.files import read_text
+from nsupervisor.config.kinds import (
+    WORKLOAD_NAME,
+    Choice,
+    Key,
+    Kind,
+    ListOf,
+    MapOf,
+    Prefixed,
+    Scalar,
+    TableOf,
+    Tables,
+    did_you_mean,
+)
+from nsupervisor.config.positions import Path, Positions, scan
+from nsupervisor.config.problems import ConfigError, Problem
+from nsupervisor.config.shown import shown, shown_path
+
+_FAILED = object()
+
+_SYNTAX_HINTS = {
+    "Invalid value": 'put text in "quotes", and write true, false and numbers without',
+    "Cannot overwrite a value": "the same key is there twice; keep one of the two",
+    "Cannot declare": "the same table is there twice; put its keys together",
+    "Cannot mutate immutable namespace": "write the keys of one table in one place",
+    "Unclosed array": 'close it with "]"',
+    "Illegal character": "end the text with a quote on the same line, or use three quotes for several lines",
+    "Unescaped": "write two backslashes for one, or put the text in 'single quotes'",
+    "Expected '='": "write KEY = VALUE, or [TABLE] on a line of its own",
+    "Invalid statement": "write KEY = VALUE, or [TABLE] on a line of its own",
+}
+
+
+def load(path: str | os.PathLike[str]) -> model.Config:
+    """The configuration in a file; ConfigError with every problem where it cannot be used."""
+    return parse(read_text(path), os.fspath(path))
+
+
+def parse(text: str, path: str) -> model.Config:
+    """The configuration in a text; `path` is for the messages and `Config.path`. ConfigError with every problem."""
+    try:
+        table = tomllib.loads(text)
+    except RecursionError:
+        raise ConfigError([Problem(path, 1, "", "is nested too deeply; no key needs more than a few levels")]) from None
+    except ValueError as error:
+        # Mostly TOMLDecodeError; a number of thousands of digits is a plain ValueError.
+        raise ConfigError([_syntax_problem(text, path, str(error))]) from None
+    loader = _Loader(path, scan(text))
+    config = loader.object(model.Config, table, (), path=path)
+    loader.check(config)
+    if loader.problems:
+        raise ConfigError(loader.problems)
+    assert isinstance(config, model.Config)
+    return config
+
+
+def _syntax_problem(text: str, path: str, error: str) -> Problem:
+    """tomllib's message, which ends with the place: "… (at line 3, column 5)" or "… (at end of document)"."""
+    message, _, place = error.partition(" (at ")
+    match = re.match(r"line (\d+), column (\d+)", place)
+    line = int(match[1]) if match else max(text.rstrip("\n").count("\n"), 0) + 1 if place else 1
+    column = f" at column {match[2]}" if match else " at the end of the file" if place else ""
+    hint = next((hint for start, hint in _SYNTAX_HINTS.items() if message.startswith(start)), "correct it")
+    what = f"{message[:1].lower()}{message[1:]}"
+    return Problem(path, line, "", f"this is not TOML{column}: {what}; {hint}")
+
+
+@frozen
+class Slot:
+    """Where a TOML key's value goes: to an attribute, or under a member name into an attribute's dict."""
+
+    attribute: str
+    kind: Kind
+    doc: str
+    member: str | None
+    required: bool
+    default: Any
+
+
+@cache
+def keys_of(cls: type) -> dict[str, Slot]:
+    """The TOML keys of a model class."""
+    slots: dict[str, Slot] = {}
+    attribute: Attribute[Any]
+    for attribute in fields(cls):
+        declared: Key | None = attribute.metadata.get("key")
+        if declared is None:
+            continue
+        default = attribute.default
+        if isinstance(declared.kind, Prefixed):
+            for member, kind in declared.kind.items.items():
+                name = declared.kind.prefix + member
+                slots[name] = Slot(attribute.name, kind, declared.doc, member, required=False, default=NOTHING)
+            continue
+        name = declared.toml or attribute.name.rstrip("_")
+        slots[name] = Slot(attribute.name, declared.kind, declared.doc, None, default is NOTHING, default)
+    return slots
+
+
+class _Loader:
+    def __init__(self, path: str, positions: Positions) -> None:
+        self.path = path
+        self.positions = positions
+        self.problems: list[Problem] = []
+        self.failed: set[Path] = set()
+
+    def problem(self, path: Path, message: str) -> Any:
+        """Report; returns the mark of a value that is not there."""
+        self.failed.add(path)
+        self.problems.append(Problem(self.path, self.positions.line(path), shown_path(path), message))
+        return _FAILED
+
+    def check(self, config: Any) -> None:
+        """Report what does not fit together, but nothing that follows from a value already reported."""
+        for conflict in conflicts(config):
+            if not any(self.touched(path) for path in (conflict.path, *conflict.involves)):
+                self.problem(conflict.path, conflict.message)
+
+    def touched(self, path: Path) -> bool:
+        """Whether the value there, one around it, or one in it was reported."""
+        return any(path[: len(failed)] == failed or failed[: len(path)] == path for failed in self.failed)
+
+    def object(self, cls: type, table: dict[str, Any], path: Path, /, **filled: Any) -> Any:
+        """An instance of a model class; where a required key is missing or wrong, with None in its place."""
+        slots = keys_of(cls)
+        values = dict(filled)
+        for name, value in table.items():
+            slot = slots.get(name)
+            if slot is None:
+                self.unknown(cls, name, path)
+                continue
+            result = self.value(slot.kind, value, (*path, name))
+            if result is _FAILED:
+                continue
+            if slot.member is None:
+                values[slot.attribute] = result
+            else:
+                values.setdefault(slot.attribute, {})[slot.member] = result
+        for name, slot in slots.items():
+            if slot.required and slot.attribute not in values:
+                if name not in table:
+                    self.problem((*path, name), f"is missing; write {name} = … ({slot.doc})")
+                values[slot.attribute] = None
+        return cls(**values)
+
+    def unknown(self, cls: type, name: str, path: Path) -> None:
+        """Report a key that the model does not have, with the most likely reason."""
+        slots = keys_of(cls)
+        table = f"[{shown_path(path)}]" if path else "the file"
+        if name in model.PLANNED.get(cls, ()):
+            message = "is not available yet in this version; remove it"
+        elif nearest := did_you_mean(name, slots):
+            message = f"is not a key of {table}{nearest}".replace(", did", "; did")
+        elif owner := _owner(slots, name):
+            message = f"is not a key of {table}; move it into [{shown_path((*path, owner))}]"
+        else:
+            message = f"is not a key of {table}; remove it, or write one of {', '.join(slots)}"
+        self.problem((*path, name), message)
+
+    def value(self, kind: Kind, value: Any, path: Path) -> Any:
+        """What a value becomes; _FAILED when it was reported."""
+        match kind:
+            case Scalar() | Choice():
+                try:
+                    return kind.load(value)
+                except ValueError as error:
+                    return self.problem(path, f"{shown(value)} {error}")
+            case ListOf():
+                return self.list_of(kind, value, path)
+            case MapOf():
+                return self.map_of(kind, value, path)
+            case TableOf(cls, named):
+                if not isinstance(value, dict):
+                    instead = f"[{shown_path(path)}{'.NAME' if named else ''}]"
+                    return self.problem(path, f"{shown(value)} is not a table; write {instead} and its keys below it")
+                return self.workloads(value, path) if named else self.object(cls, value, path)
+            case Tables():
+                return self.tables(kind, value, path)
+            case Prefixed():  # keys_of has taken it apart
+                raise AssertionError(path)
+
+    def list_of(self, kind: ListOf, value: Any, path: Path) -> Any:
+        if not isinstance(value, list):
+            instead = "write it in brackets"
+            if isinstance(value, str):
+                instead = f"write {kind.as_text(value) if kind.as_text else f'[{shown(value)}]'}"
+            return self.problem(path, f"{shown(value)} is not a list; {instead}")
+        if len(value) < kind.minimum:
+            return self.problem(path, f"the list is empty; {kind.empty}")
+        items = [self.value(kind.item, item, (*path, number)) for number, item in enumerate(value)]
+        return _FAILED if any(item is _FAILED for item in items) else tuple(items)
+
+    def map_of(self, kind: MapOf, value: Any, path: Path) -> Any:
+        if not isinstance(value, dict):
+            return self.problem(path, f"{shown(value)} is not a table; write {{ NAME = VALUE, … }}")
+        result: dict[str, Any] = {}
+        for name, item in value.items():
+            if kind.names and name not in kind.names:
+                nearest = did_you_mean(name, kind.names)
+                self.problem((*path, name), f"is not a key here{nearest}; write one of {', '.join(kind.names)}")
+            elif kind.key is None or self.value(kind.key, name, (*path, name)) is not _FAILED:
+                result[name] = self.value(kind.item, item, (*path, name))
+        return result
+
+    def tables(self, kind: Tables, value: Any, path: Path) -> Any:
+        if isinstance(value, dict):
+            return self.problem(path, f"is a single table; write [[{shown_path(path)}]], with two brackets")
+        if not isinstance(value, list):
+            return self.problem(path, f"{shown(value)} is not a list of tables; write [[{shown_path(path)}]]")
+        items = []
+        for number, item in enumerate(value):
+            place = (*path, number)
+            if not isinstance(item, dict):
+                self.problem(place, f"{shown(item)} is not a table; write {{ KEY = VALUE, … }}")
+                continue
+            filled = {}
+            if kind.cls is model.Rule:
+                filled = {"name": shown_path(place[-2:]), "line": self.positions.line(place)}
+            items.append(self.object(kind.cls, item, place, **filled))
+        return tuple(items)
+
+    def workloads(self, value: dict[str, Any], path: Path) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for name, table in value.items():
+            place = (*path, name)
+            if self.value(WORKLOAD_NAME, name, place) is _FAILED:
+                continue
+            if not isinstance(table, dict):
+                self.problem(place, f"{shown(table)} is not a table; write [{shown_path(place)}] and its keys below it")
+                continue
+            result[name] = self.object(model.Workload, table, place, name=name)
+        return result
+
+
+def _owner(slots: dict[str, Slot], name: str) -> str | None:
+    """The key of the sub-table that has such a key."""
+    for key, slot in slots.items():
+        if isinstance(slot.kind, TableOf) and not slot.kind.named and name in keys_of(slot.kind.cls):
+            return key
+    return None

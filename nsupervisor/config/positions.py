@@ -1,0 +1,186 @@
+"""The line of every key of a TOML file, which tomllib does not tell.
+
+A scanner of valid TOML only: tomllib has accepted the text before. It tokenizes with one regular expression and keeps
+its own stack, so that deep nesting cannot exhaust Python's. Where it is unsure it records nothing, and `Positions.line`
+falls back to the nearest enclosing table.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+
+Path = tuple[str | int, ...]
+
+DEEPEST = 10
+"""No key of the model lies deeper; longer paths are not recorded, which keeps very long dotted keys cheap."""
+
+# The closing delimiter of a multi-line string may have up to two quotes of the string's own before it.
+_TOKEN = re.compile(
+    r'''
+      (?P<string> """ (?: [^"\\] | \\[\s\S] | "{1,2}(?!") )* "{3,5}
+                | \'\'\' (?: [^'] | '{1,2}(?!') )* '{3,5}
+                | " (?: [^"\\\n] | \\. )* "
+                | ' [^'\n]* ' )
+    | (?P<comment> \#[^\n]* )
+    | (?P<newline> \n )
+    | (?P<blank> [ \t\r]+ )
+    | (?P<mark> [\[\]{}=,.] )
+    | (?P<bare> [^\s\[\]{}=,.\#"']+ )
+    | (?P<other> [\s\S] )
+    ''',
+    re.VERBOSE,
+)
+
+
+class Positions:
+    """Lines, from 1, by key path: ("workload", "web", "policy", 0, "when"). Array elements have paths of their own."""
+
+    def __init__(self, lines: dict[Path, int]) -> None:
+        self._lines = lines
+
+    def line(self, path: Path) -> int:
+        """The line of the key, or of the nearest table around it; 1 when nothing is known."""
+        for length in range(len(path), 0, -1):
+            if (line := self._lines.get(path[:length])) is not None:
+                return line
+        return 1
+
+    def __contains__(self, path: Path) -> bool:
+        return path in self._lines
+
+    def __iter__(self) -> Iterator[Path]:
+        return iter(self._lines)
+
+
+def scan(text: str) -> Positions:
+    """The positions of the keys of `text`, which must be valid TOML (of other text: some, and no exception)."""
+    return Positions(_Scanner().scan(text))
+
+
+class _Scanner:
+    def __init__(self) -> None:
+        self.lines: dict[Path, int] = {}
+        self.implicit: set[Path] = set()  # tables that only a longer key or header named so far
+        self.tables: dict[Path, int] = {}  # arrays of tables: how many elements so far
+        self.base: Path = ()  # the table that the last header opened
+        self.stack: list[tuple[Path, int | None]] = []  # open arrays (with the element's index) and inline tables
+        self.keys: list[str] = []  # the parts of the key being read
+        self.header = 0  # brackets of the header being read: 0, 1 or 2
+        self.opening = -1  # where the header's first bracket ended
+        self.path: Path = ()  # of the value being read
+        self.state = self.key
+
+    def scan(self, text: str) -> dict[Path, int]:
+        line = 1
+        for match in _TOKEN.finditer(text):
+            group, piece = match.lastgroup, match[0]
+            if group == "newline":
+                self.newline()
+            elif group not in ("blank", "comment"):
+                self.state(group or "", piece, match.start(), line)
+            line += piece.count("\n")
+        return self.lines
+
+    def newline(self) -> None:
+        """A statement ends, unless an array or an inline table is open: then it is only a blank."""
+        if not self.stack:
+            self.keys, self.header, self.state = [], 0, self.key
+
+    def key(self, group: str, piece: str, start: int, line: int) -> None:
+        """In a key, a header, or before either."""
+        if group in ("bare", "string"):
+            self.keys.append(_unquoted(piece) if group == "string" else piece)
+        elif piece == "=":
+            path = self.stack[-1][0] if self.stack else self.base
+            for part in self.keys[:-1]:
+                path = (*path, part)
+                self.record(path, line, explicit=False)
+            path = (*path, *self.keys[-1:])
+            self.record(path, line)
+            self.keys = []
+            self.path = path
+            self.state = self.value
+        elif piece == "[" and not self.stack:
+            self.header = 2 if self.header == 1 and start == self.opening else 1
+            self.opening = start + 1
+        elif piece == "]" and self.header:
+            self.open_table(line)
+            self.state = self.rest
+        elif piece == "}" and self.stack:
+            self.stack.pop()
+            self.state = self.rest
+
+    def open_table(self, line: int) -> None:
+        """A header's keys are complete: the path of its table, through the last element of each array of tables."""
+        path: Path = ()
+        for number, part in enumerate(self.keys, 1):
+            path = (*path, part)
+            last = number == len(self.keys)
+            self.record(path, line, explicit=last)
+            if last and self.header == 2:
+                self.tables[path] = self.tables.get(path, 0) + 1
+            if path in self.tables:
+                path = (*path, self.tables[path] - 1)
+                self.record(path, line, explicit=last)
+        self.base = path
+        self.keys = []
+
+    def value(self, group: str, piece: str, start: int, line: int) -> None:
+        """At the first piece of a value."""
+        if piece == "[":
+            self.stack.append((self.path, 0))
+            self.state = self.element
+        elif piece == "{":
+            self.stack.append((self.path, None))
+            self.state = self.key
+        else:
+            self.state = self.rest
+
+    def element(self, group: str, piece: str, start: int, line: int) -> None:
+        """At an array's element or its end."""
+        path, index = self.stack[-1]
+        if piece == "]":
+            self.stack.pop()
+            self.state = self.rest
+        else:
+            self.path = (*path, index or 0)
+            self.record(self.path, line)
+            self.value(group, piece, start, line)
+
+    def rest(self, group: str, piece: str, start: int, line: int) -> None:
+        """Behind a value's first piece, up to what ends it."""
+        if not self.stack:
+            return
+        path, index = self.stack[-1]
+        if piece == "," and group == "mark":
+            if index is None:
+                self.keys, self.state = [], self.key
+            else:
+                self.stack[-1] = (path, index + 1)
+                self.state = self.element
+        elif piece in ("]", "}") and group == "mark":
+            self.stack.pop()
+
+    def record(self, path: Path, line: int, *, explicit: bool = True) -> None:
+        """Keep the line; that of a table's own header is better than that of a table below it."""
+        if len(path) > DEEPEST:
+            return
+        if path not in self.lines:
+            self.lines[path] = line
+            if not explicit:
+                self.implicit.add(path)
+        elif explicit and path in self.implicit:
+            self.lines[path] = line
+            self.implicit.discard(path)
+
+
+def _unquoted(piece: str) -> str:
+    """The text of a quoted key."""
+    if piece[0] == '"' and "\\" in piece:
+        try:
+            return str(tomllib.loads(f"key = {piece}")["key"])
+        except ValueError:
+            return piece
+    return piece[1:-1]
