@@ -23,8 +23,8 @@ _UNPRIVILEGED = (
 class Trigger:
     """One trigger that the kernel has. stall_us, window_us: what is in force, in microseconds.
 
-    Each has an epoll of its own. Polling a pressure file takes the event away, and waiting on a nested epoll polls what is
-    in it, so that by the time one could ask a common epoll which trigger fired, nobody would know any more. An event
+    Each has an epoll of its own. Polling a pressure file takes the event away, and waiting on a nested epoll polls what
+    is in it, so that by the time one could ask a common epoll which trigger fired, nobody would know any more. An event
     during the callback can be lost the same way; while pressure lasts, the next window brings another.
     """
 
@@ -35,7 +35,7 @@ class Trigger:
     window_us: int
     _fd: int
     _epoll: select.epoll
-    _closed: bool = attrs.field(default=False, init=False)
+    closed: bool = attrs.field(default=False, init=False)
 
     @classmethod
     def open(cls, cgroup: Cgroup, file: str, kind: str, stall_us: int, window_us: int) -> Trigger:
@@ -67,12 +67,12 @@ class Trigger:
 
     async def run(self, on_trigger: Callable[[Reading], None]) -> None:
         """Call on_trigger whenever the trigger fires, until it is closed or the cgroup is removed."""
-        while not self._closed:
+        while not self.closed:
             try:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
             except trio.ClosedResourceError:
                 return
-            if self._closed:
+            if self.closed:
                 return
             # Nothing is left to be told here but POLLERR, which a removed cgroup says for ever.
             if any(mask & (select.EPOLLERR | select.EPOLLHUP) for _, mask in self._epoll.poll(0)):
@@ -87,8 +87,8 @@ class Trigger:
 
     def close(self) -> None:
         """Take the trigger away. No callback comes after this."""
-        if not self._closed:
-            self._closed = True
+        if not self.closed:
+            self.closed = True
             trio.lowlevel.notify_closing(self._epoll.fileno())
             self._epoll.close()
             os.close(self._fd)

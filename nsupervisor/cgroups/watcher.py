@@ -2,9 +2,9 @@
 
 Which way each file speaks (none of them by POLLIN: they are always readable):
 
-* event files (`cgroup.events`, `memory.events`, `pids.events`) change with IN_MODIFY; one inotify instance has them all.
-  On v1, `pids.events` does so too; out of memory comes by an eventfd instead (cgroup-v1/memory.rst, section 10), and all
-  eventfds sit in one epoll, whose own descriptor becomes readable.
+* event files (`cgroup.events`, `memory.events`, `pids.events`) change with IN_MODIFY; one inotify instance has them
+  all. On v1, `pids.events` does so too; out of memory comes by an eventfd instead (cgroup-v1/memory.rst, section 10),
+  and all eventfds sit in one epoll, whose own descriptor becomes readable.
 * pressure triggers come as POLLPRI (accounting/psi.rst).
 * levels (`pids.current`, `memory.current`, …) never notify. They are sampled, and only those somebody asked for.
 
@@ -63,7 +63,7 @@ class Watcher:
     def __init__(self, nursery: trio.Nursery, backstop: float) -> None:
         self._nursery = nursery
         self._backstop = backstop
-        self._watches: dict[Cgroup, _Watch] = {}
+        self._watches: dict[str, _Watch] = {}  # by the cgroup's path, which inotify tells apart, too
         self._by_wd: dict[int, tuple[_Watch, str]] = {}
         self._by_eventfd: dict[int, _Watch] = {}
         self._samples: dict[float, dict[_Watch, None]] = {}
@@ -81,17 +81,17 @@ class Watcher:
         levels: Iterable[str] = (),
         interval: float = 0.25,
     ) -> Mapping[str, Mapping[str, float]]:
-        """Watch a cgroup, once. Calls on_reading for an event file when it changed, for a level every `interval` seconds.
+        """Watch a cgroup. Calls on_reading for an event file when it changed, for a level every `interval` seconds.
 
-        events: v2 names of event files; None: those of EVENT_FILES that the cgroup has. Returns what the event files say
-        now, the base line: every later change of it is reported. CgroupError when a file is not to be had on this host;
-        OSError when inotify watches or descriptors are used up.
+        events: v2 names of event files; None: those of EVENT_FILES that the cgroup has. Returns what the event files
+        say now, the base line: every later change of it is reported. CgroupError when a file is not to be had on this
+        host; OSError when inotify watches or descriptors are used up; ValueError when it is watched already.
         """
-        if cgroup in self._watches:
-            raise ValueError(f"{cgroup.name} is already watched")
+        if cgroup.path in self._watches:
+            raise ValueError(f"{cgroup.path} is already watched")
         if interval <= 0:
             raise ValueError(f"not an interval to sample at: {interval}")
-        watch = self._watches[cgroup] = _Watch(cgroup, on_reading, tuple(levels), interval)
+        watch = self._watches[cgroup.path] = _Watch(cgroup, on_reading, tuple(levels), interval)
         try:
             for file in filter(cgroup.offers, EVENT_FILES) if events is None else events:
                 # First the notification, then the reading: what happens between the two is then told twice, not never.
@@ -109,7 +109,7 @@ class Watcher:
 
     def remove(self, cgroup: Cgroup) -> None:
         """Stop watching it, its pressure triggers included. No callback comes after this. Unknown ones are fine."""
-        watch = self._watches.pop(cgroup, None)
+        watch = self._watches.pop(cgroup.path, None)
         if watch is None:
             return
         watch.alive = False
@@ -118,7 +118,8 @@ class Watcher:
                 self._inotify.remove(wd)
         if watch.eventfd is not None:
             del self._by_eventfd[watch.eventfd]
-            os.close(watch.eventfd)  # which takes it out of the epoll and out of the cgroup's list
+            self._epoll.unregister(watch.eventfd)
+            os.close(watch.eventfd)
         for trigger in watch.triggers:
             trigger.close()
         group = self._samples.get(watch.interval)
@@ -142,12 +143,12 @@ class Watcher:
 
         file: "memory.pressure", "cpu.pressure" or "io.pressure"; kind: "some" or "full". The window is 500 ms to 10 s;
         without CAP_SYS_RESOURCE the kernel takes multiples of 2 s only, so that the window is rounded up and the stall
-        grows with it: the Trigger says what is in force. The cgroup has been `add`ed before, and `remove` ends this, too.
-        CgroupError when the kernel refuses.
+        grows with it: the Trigger says what is in force, and can be closed. The cgroup has been `add`ed before, and
+        `remove` ends this, too. CgroupError when the kernel refuses.
         """
-        watch = self._watches[cgroup]
+        watch = self._watches[cgroup.path]
         trigger = Trigger.open(cgroup, file, kind, stall_us, window_us)
-        watch.triggers.append(trigger)
+        watch.triggers = [*(old for old in watch.triggers if not old.closed), trigger]
         self._nursery.start_soon(trigger.run, on_trigger)
         return trigger
 
@@ -171,6 +172,7 @@ class Watcher:
         eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         watch.eventfd = eventfd
         self._by_eventfd[eventfd] = watch
+        self._epoll.register(eventfd, select.EPOLLIN)
         try:
             control = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -179,9 +181,9 @@ class Watcher:
                 os.close(control)
         except OSError as error:
             raise CgroupError(
-                f"cannot watch memory.events of {watch.cgroup.name}: {error.strerror} ({directory}/cgroup.event_control)"
+                f"cannot watch memory.events of {watch.cgroup.name}: {error.strerror} "
+                f"(when writing {directory}/cgroup.event_control)"
             ) from error
-        self._epoll.register(eventfd, select.EPOLLIN)
 
     async def _run_inotify(self) -> None:
         while True:
@@ -282,8 +284,8 @@ class Watcher:
             self._nursery.start_soon(task)
 
     def _close(self) -> None:
-        for cgroup in list(self._watches):
-            self.remove(cgroup)
+        for watch in list(self._watches.values()):
+            self.remove(watch.cgroup)
         self._epoll.close()
         self._inotify.close()
 
