@@ -12,10 +12,9 @@ from itertools import pairwise
 from attrs import frozen
 
 from nsupervisor.config.conditions import LIMITS
-from nsupervisor.config.kinds import did_you_mean
 from nsupervisor.config.model import Config, IdMapping, Mount, Rule, Supervisor, Workload
 from nsupervisor.config.positions import Path
-from nsupervisor.config.shown import shown
+from nsupervisor.config.shown import did_you_mean, shown
 from nsupervisor.config.units import format_duration, format_size
 
 ORDERING_KEYS = ("requires", "wants", "after")

@@ -7,12 +7,12 @@ psi.rst). The message of each ValueError ends the sentence "THE CONDITION …".
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Literal, cast
 
 from attrs import frozen
 
+from nsupervisor.config.shown import did_you_mean
 from nsupervisor.config.units import parse_size
 
 
@@ -76,7 +76,7 @@ def parse_condition(text: str) -> Condition:
     if file in LEVELS:
         return _level(text, file, key, comparison)
     known = sorted(COUNTERS | LEVELS)
-    raise ValueError(f'names an unknown file "{file}"{_nearest(file, known)}; write one of {", ".join(known)}')
+    raise ValueError(f'names an unknown file "{file}"{did_you_mean(file, known)}; write one of {", ".join(known)}')
 
 
 def _counter(text: str, file: str, key: str | None, comparison: str) -> Condition:
@@ -86,7 +86,7 @@ def _counter(text: str, file: str, key: str | None, comparison: str) -> Conditio
         raise ValueError(f"does not say which counter of {file}; write for example {example}")
     if key not in keys:
         raise ValueError(
-            f'names an unknown counter "{key}" of {file}{_nearest(key, keys)}; write one of {", ".join(keys)}'
+            f'names an unknown counter "{key}" of {file}{did_you_mean(key, keys)}; write one of {", ".join(keys)}'
         )
     if comparison:
         raise ValueError(
@@ -104,7 +104,7 @@ def _level(text: str, file: str, key: str | None, comparison: str) -> Condition:
         raise ValueError(f"does not say which value of {file}; write for example {example}")
     if keys and key not in keys:
         raise ValueError(
-            f'names an unknown value "{key}" of {file}{_nearest(str(key), keys)}; write one of {", ".join(keys)}'
+            f'names an unknown value "{key}" of {file}{did_you_mean(key, keys)}; write one of {", ".join(keys)}'
         )
     if not keys and key is not None:
         raise ValueError(f'names a value "{key}", but {file} holds a single one; write for example {example}')
@@ -139,8 +139,3 @@ def _threshold(file: str, text: str, example: str) -> tuple[float, bool]:
     if not _NUMBER.fullmatch(number):
         raise ValueError(f'compares with "{text}", which is not a number; write for example {example}')
     return float(number), False
-
-
-def _nearest(word: str, known: tuple[str, ...] | list[str]) -> str:
-    nearest = difflib.get_close_matches(word, known, n=1)
-    return f', did you mean "{nearest[0]}"?' if nearest else ""

@@ -7,18 +7,16 @@ them, so that each element's problem has its own key path and line.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from attrs import field, frozen
 
 from nsupervisor.config import units
 from nsupervisor.config.conditions import parse_condition
-from nsupervisor.config.shown import shown
+from nsupervisor.config.shown import did_you_mean, either, shown
 
 MAX_ID = 2**32 - 2
 """The largest user or group id; 2**32 - 1 means "no id" (credentials(7))."""
@@ -120,20 +118,6 @@ class Key:
 def key(kind: Kind, doc: str, *, toml: str | None = None) -> dict[str, Key]:
     """The metadata of an attrs field that is a TOML key."""
     return {"key": Key(kind, doc, toml)}
-
-
-def either(words: Iterable[str]) -> str:
-    """("a", "b", "c") → '"a", "b" or "c"'."""
-    quoted = [f'"{word}"' for word in words]
-    return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
-
-
-def did_you_mean(word: Any, known: Iterable[str]) -> str:
-    """', did you mean "memory_max"?' or nothing. Ends in "?" so the caller goes on with ";" or an end."""
-    if not isinstance(word, str) or len(word) > 100:
-        return ""
-    nearest = difflib.get_close_matches(word.lower(), list(known), n=1)
-    return f', did you mean "{nearest[0]}"?' if nearest else ""
 
 
 def exactly(pattern: str) -> str:
@@ -407,6 +391,8 @@ def _rlimit(sizes: bool) -> Scalar:
 
 def shell_words(text: str) -> str:
     """How to write a command line as a list: 'sleep 10' → '["sleep", "10"]'."""
+    import shlex  # here, because only an error needs it, and it makes every start slower
+
     try:
         words = shlex.split(text)
     except ValueError:

@@ -8,7 +8,7 @@ from attrs import NOTHING
 
 from nsupervisor.config import model
 from nsupervisor.config.kinds import WORKLOAD_NAME, Choice, Kind, ListOf, MapOf, Prefixed, Scalar, TableOf, Tables
-from nsupervisor.config.loading import Slot, keys_of
+from nsupervisor.config.load import Slot, keys_of
 
 
 def schema() -> dict[str, Any]:

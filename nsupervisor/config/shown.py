@@ -1,4 +1,4 @@
-"""Values and key paths as a message shows them: in TOML's own spelling, on one line, and short."""
+"""What messages are made of: values and key paths in TOML's own spelling, on one line and short; near misses."""
 
 from __future__ import annotations
 
@@ -36,3 +36,19 @@ def shown_path(path: Iterable[str | int]) -> str:
         else:
             text += ("." if text else "") + (part if _BARE.fullmatch(part) else shown(part))
     return text
+
+
+def either(words: Iterable[str]) -> str:
+    """("a", "b", "c") → '"a", "b" or "c"'."""
+    quoted = [f'"{word}"' for word in words]
+    return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
+
+
+def did_you_mean(word: Any, known: Iterable[str]) -> str:
+    """', did you mean "memory_max"?' or nothing. Ends in "?" so the caller goes on with ";" or an end."""
+    if not isinstance(word, str) or len(word) > 100:
+        return ""
+    import difflib  # here, because only an error needs it, and it makes every start slower
+
+    nearest = difflib.get_close_matches(word.lower(), list(known), n=1)
+    return f', did you mean "{nearest[0]}"?' if nearest else ""

@@ -28,11 +28,12 @@ from nsupervisor.config.kinds import (
     Scalar,
     TableOf,
     Tables,
-    did_you_mean,
 )
 from nsupervisor.config.positions import Path, Positions, scan
 from nsupervisor.config.problems import ConfigError, Problem
-from nsupervisor.config.shown import shown, shown_path
+from nsupervisor.config.shown import did_you_mean, shown, shown_path
+
+__all__ = ["ConfigError", "Problem", "Slot", "keys_of", "load", "parse"]
 
 _FAILED = object()
 
