@@ -3,8 +3,9 @@
 Which way each file speaks (none of them by POLLIN: they are always readable):
 
 * event files (`cgroup.events`, `memory.events`, `pids.events`) change with IN_MODIFY; one inotify instance has them
-  all. On v1, `pids.events` does so too; out of memory comes by an eventfd instead (cgroup-v1/memory.rst, section 10),
-  and all eventfds sit in one epoll, whose own descriptor becomes readable.
+  all. On v1, `pids.events` counts but does not notify (seen on Linux 6.18; older kernels do), so it is read at the
+  interval of the levels; out of memory comes by an eventfd (cgroup-v1/memory.rst, section 10), and all eventfds sit
+  in one epoll, whose own descriptor becomes readable. The rest of memory.events (v1: failcnt) waits for the backstop.
 * pressure triggers come as POLLPRI (accounting/psi.rst).
 * levels (`pids.current`, `memory.current`, …) never notify. They are sampled, and only those somebody asked for.
 
@@ -39,13 +40,14 @@ OnReading = Callable[[Reading], None]
 
 @attrs.define(eq=False)
 class _Watch:
-    """One watched cgroup. events: what each event file last said."""
+    """One watched cgroup. events: what each event file last said. mute: those of them that may not notify."""
 
     cgroup: Cgroup
     on_reading: OnReading
     levels: tuple[str, ...]
     interval: float
     events: dict[str, dict[str, float]] = attrs.field(factory=dict)
+    mute: list[str] = attrs.field(factory=list)
     wds: list[int] = attrs.field(factory=list)
     eventfd: int | None = None
     oom_seen: bool = False  # the eventfd spoke, and nobody has looked for the kill yet
@@ -102,7 +104,7 @@ class Watcher:
         except BaseException:
             self.remove(cgroup)
             raise
-        if watch.levels:
+        if watch.levels or watch.mute:
             self._samples.setdefault(interval, {})[watch] = None
         self._wake()
         return dict(watch.events)
@@ -165,6 +167,8 @@ class Watcher:
             wd = self._inotify.add(f"{directory}/{file}", IN_MODIFY)
             watch.wds.append(wd)
             self._by_wd[wd] = (watch, file)
+            if place.v1 is not None:
+                watch.mute.append(file)
         else:
             self._notify_oom(watch, directory)
 
@@ -268,6 +272,8 @@ class Watcher:
                     self._look(watch, file)
 
     def _sample(self, watch: _Watch) -> None:
+        for file in watch.mute:
+            self._look(watch, file)
         for file in watch.levels:
             if not watch.alive:
                 return  # by the callback for the level before
