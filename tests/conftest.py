@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -18,6 +19,7 @@ settings.register_profile("host", deadline=None, derandomize="CI" in os.environ)
 settings.register_profile("guest", deadline=None, derandomize=True, max_examples=10)
 settings.load_profile("guest" if slowdown > 1 else "host")
 
+SELECTED = pytest.StashKey[int]()
 _skips: Counter[str] = Counter()
 
 
@@ -33,6 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--leaks-each-test", action="store_true", help="look for left-overs after each test, not only at the end"
     )
+    group.addoption("--tier", choices=("host", "guest"), help="only the tests for the host, or for the virtual machine")
     group.addoption("--counts", metavar="FILE", help="write the numbers of this run to FILE as JSON")
 
 
@@ -45,6 +48,32 @@ def pytest_configure(config: pytest.Config) -> None:
         "slow: takes more than about five seconds",
     ):
         config.addinivalue_line("markers", line)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import what has nothing for the virtual machine: it takes its emulated processor a second per module."""
+    if config.getoption("tier") != "guest" or not fnmatch(collection_path.name, "test_*.py"):
+        return None
+    return True if not re.search(r"mark\.(system|vm_only)\b", collection_path.read_text()) else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is for the other tier; unlike a skip it is not counted, because it runs there."""
+    tier = config.getoption("tier")
+
+    def wanted(item: pytest.Item) -> bool:
+        marks = {mark.name for mark in item.iter_markers()}
+        if tier == "host":
+            return "vm_only" not in marks
+        return bool(marks & {"system", "vm_only"}) and "host_only" not in marks
+
+    if tier:
+        config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
+        items[:] = [item for item in items if wanted(item)]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    session.config.stash[SELECTED] = len(session.items)
 
 
 def _unmet(item: pytest.Item) -> tuple[str, str]:
@@ -76,7 +105,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     report = yield
-    if report.skipped and not hasattr(report, "wasxfail"):
+    if report.skipped and hasattr(report, "wasxfail"):
+        _skips[f"expected to fail: {report.wasxfail}"] += 1
+    elif report.skipped:
         reason = (
             report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else str(report.longrepr)
         )
@@ -95,6 +126,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if path := config.getoption("counts"):
         stats = terminalreporter.stats
         counts = {key: len(stats.get(key, [])) for key in ("passed", "failed", "error", "skipped", "xfailed")}
+        counts["selected"] = config.stash.get(SELECTED, 0)
         Path(path).write_text(json.dumps({**counts, "reasons": dict(_skips)}))
 
 

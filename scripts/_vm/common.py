@@ -1,8 +1,11 @@
 """Exit statuses, messages and the cache of the virtual machine."""
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 CACHE = Path(os.environ.get("NSUPERVISOR_VM_CACHE", "/var/cache/nsupervisor-vm"))
@@ -10,6 +13,8 @@ CACHE = Path(os.environ.get("NSUPERVISOR_VM_CACHE", "/var/cache/nsupervisor-vm")
 
 FAILED = 125
 """Exit status when the machine could not be prepared, did not boot, or died."""
+
+PR_SET_PDEATHSIG = 1
 
 TIMED_OUT = 124
 """Exit status when the command's time was up."""
@@ -39,3 +44,18 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
     if done.returncode:
         raise MachineError(f"{' '.join(map(str, command))}: exit status {done.returncode}:\n{done.stdout[-2000:]}")
     return done.stdout
+
+
+def die_with_parent(signum: signal.Signals) -> Callable[[], None]:
+    """For preexec_fn: the child gets `signum` when this process is gone, even by SIGKILL.
+
+    The signal is kept across execve(2) of ordinary programs; prctl(2), PR_SET_PDEATHSIG.
+    """
+    parent, prctl = os.getpid(), ctypes.CDLL(None).prctl
+
+    def arm() -> None:
+        prctl(PR_SET_PDEATHSIG, signum)
+        if os.getppid() != parent:  # it died between fork and prctl
+            os._exit(1)
+
+    return arm

@@ -1,6 +1,5 @@
 """One machine: a view of the host's files, the daemon that serves it, and QEMU."""
 
-import ctypes
 import os
 import shlex
 import shutil
@@ -9,18 +8,16 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import systemd
 from .clock import counter_khz
-from .common import CACHE, MachineError
+from .common import CACHE, MachineError, die_with_parent
 from .cpio import Entry, archive
 from .prepare import virtiofsd
 
 HERE = Path(__file__).resolve().parent
-PR_SET_PDEATHSIG = 1
 PORTS = ("control", "stdout", "stderr", "last")
 
 # File systems that hold files (a separate /usr or /home belongs to the guest's root; /proc and the like do not).
@@ -118,7 +115,7 @@ class Machine:
                     stdout=output,
                     stderr=output,
                     pass_fds=pass_fds,
-                    preexec_fn=_die_with_parent(),
+                    preexec_fn=die_with_parent(signal.SIGKILL),
                 )
             )
 
@@ -251,21 +248,6 @@ def _further_disks() -> list[Path]:
         if rest.split()[0] in DISKS and point != Path("/") and point.is_dir():
             found.append(point)
     return found
-
-
-def _die_with_parent() -> Callable[[], None]:
-    """For preexec_fn: a script that is killed with SIGKILL must not leave its machine running.
-
-    The signal is kept across execve(2) of ordinary programs; prctl(2), PR_SET_PDEATHSIG.
-    """
-    parent, prctl = os.getpid(), ctypes.CDLL(None).prctl
-
-    def arm() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died between fork and prctl
-            os._exit(1)
-
-    return arm
 
 
 def _discard(directory: Path) -> None:

@@ -1,0 +1,173 @@
+"""The tiers of tests one after the other, and their sum; `scripts/test` calls this inside the venv.
+
+Strict (``--strict``, or CI=true in the environment): a test that is skipped for something that this machine can have
+fails. What that is, is said per tier in `TIERS`.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from _vm.common import die_with_parent
+
+ROOT = Path(__file__).resolve().parent.parent
+NO_TESTS = 5  # pytest's exit status when it selected none
+
+# For the machine to end after the last test's own limit; all of it stays below twenty minutes.
+GUEST_LIMIT = 720
+GUEST_TEST_LIMIT = 300
+
+# What must be there. The host's controllers are not among it, because they differ; the guest has all of them.
+EVERYWHERE = "root,cgroup,userns,netns,time_namespace,program:*,module:*"
+TIERS = {
+    "host": f"{EVERYWHERE},vm",
+    "guest": f"{EVERYWHERE},memory,pids,cpu,cpuset,io,cgroup_v2,unprivileged_userns,psi*,sys_resource,scratch_disk",
+}
+TITLES = {"host": "host", "guest": "virtual machine"}
+
+
+@dataclass
+class Result:
+    """How a tier went."""
+
+    title: str
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0
+    status: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        return f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
+
+
+class Runner:
+    """Runs pytest for a tier, on the host or in the virtual machine."""
+
+    def __init__(self, arguments: list[str], strict: bool, directory: Path) -> None:
+        """Further pytest arguments; a directory that the virtual machine may write to."""
+        self.arguments, self.strict, self.counts = arguments, strict, directory / "counts.json"
+
+    def pytest(self, tier: str, *more: str) -> list[str]:
+        """The command line."""
+        return [sys.executable, "-m", "pytest", f"--tier={tier}", f"--counts={self.counts}", *self.arguments, *more]
+
+    def host(self) -> Result:
+        """The tier on this host."""
+        return self._run("host", self.pytest("host", *self._strict("host")))
+
+    def guest(self) -> Result:
+        """The tier in the virtual machine, in one boot; nothing is booted when no test is for it."""
+        result, number = Result(TITLES["guest"]), self._selected()
+        if not number:
+            return result
+        machine = [sys.executable, str(ROOT / "scripts" / "vm")]
+        check = subprocess.run([*machine, "--check"], capture_output=True, text=True)
+        if check.returncode:
+            reason = check.stderr.strip().removeprefix("vm: ")
+            print(f"\nno virtual machine here: {reason}")
+            result.reasons[reason] = number
+            if self.strict:
+                result.failed, result.status = number, 1
+            else:
+                result.skipped = number
+            return result
+        limits = ["-o", f"timeout={GUEST_TEST_LIMIT}", "-o", f"faulthandler_timeout={GUEST_TEST_LIMIT - 10}"]
+        # The cache would be the host's, too.
+        command = self.pytest("guest", *limits, "-p", "no:cacheprovider", *self._strict("guest"))
+        return self._run(
+            "guest", [*machine, f"--time-limit={GUEST_LIMIT}", f"--share={self.counts.parent}", "--", *command]
+        )
+
+    def _strict(self, tier: str) -> list[str]:
+        return [f"--strict-needs={TIERS[tier]}"] if self.strict else []
+
+    def _selected(self) -> int:
+        """How many tests are for the guest; also 1 when that cannot be said (the guest's own run will tell why)."""
+        command = self.pytest("guest", "--collect-only", "-qq", "-p", "no:cacheprovider")
+        status = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode
+        counts = self._read()
+        return counts.get("selected", 0) if status in (0, NO_TESTS) else 1
+
+    def _read(self) -> dict:
+        if not self.counts.exists():
+            return {}
+        counts = json.loads(self.counts.read_text())
+        self.counts.unlink()
+        return counts
+
+    def _run(self, tier: str, command: list[str]) -> Result:
+        print(f"\n=== tests: {TITLES[tier]}", flush=True)
+        start = time.monotonic()
+        status = self._wait(command)
+        result, counts = Result(TITLES[tier], seconds=time.monotonic() - start), self._read()
+        result.status = 0 if status == NO_TESTS else status
+        result.passed = counts.get("passed", 0)
+        result.failed = counts.get("failed", 0) + counts.get("error", 0)
+        result.skipped = counts.get("skipped", 0) + counts.get("xfailed", 0)
+        result.reasons.update(counts.get("reasons", {}))
+        if result.status and not result.failed:  # it broke off, or could not even collect
+            result.failed = 1
+            result.reasons[f"the {result.title} tier ended with exit status {status}"] = 1
+        return result
+
+    def _wait(self, command: list[str]) -> int:
+        # Its own signal, so that the machine is taken down in order when this process is killed.
+        process = subprocess.Popen(command, cwd=ROOT, preexec_fn=die_with_parent(signal.SIGTERM))
+        try:
+            return process.wait()
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def summary(results: list[Result]) -> str:
+    """What was run, what was skipped and why; the last line is the sum."""
+    lines = [""]
+    for result in results:
+        lines.append(f"{result.title}: {result} in {result.seconds:.0f} s")
+        lines += [f"{number:7}  {reason}" for reason, number in result.reasons.most_common()]
+    total = Result(
+        "all",
+        passed=sum(result.passed for result in results),
+        failed=sum(result.failed for result in results),
+        skipped=sum(result.skipped for result in results),
+    )
+    return "\n".join([*lines, str(total)])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/test", description=__doc__, epilog="All else goes to pytest.")
+    tier = parser.add_mutually_exclusive_group()
+    tier.add_argument("--host", action="store_true", help="only on this host")
+    tier.add_argument("--vm", action="store_true", help="only in the virtual machine")
+    parser.add_argument("--strict", action="store_true", default=os.environ.get("CI") == "true")
+    args, arguments = parser.parse_known_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory(prefix="nsupervisor-test.") as directory:
+        runner = Runner(arguments, args.strict, Path(directory))
+        results = []
+        if not args.vm:
+            results.append(runner.host())
+        if not args.host:
+            results.append(runner.guest())
+    print(summary(results), flush=True)
+    if not any(result.passed + result.failed + result.skipped for result in results):
+        return NO_TESTS
+    return 1 if any(result.status for result in results) else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
