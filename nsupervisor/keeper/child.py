@@ -1,0 +1,407 @@
+"""What a new process does before it becomes the program: small steps in a fixed order, any of which may fail by name.
+
+The first process of a workload is born by clone3 into its v2 cgroup and all its new namespaces but two. It takes:
+
+1. `FIRST_STEPS`, with the keeper's rights: cgroups of v1 hierarchies; who is who in a user namespace; the cgroup
+   namespace (made only now, so that its root is the cgroup just joined); mounts; host name; clocks; loopback.
+2. With an init, a fork: the first process goes on in `init.run`, its child takes the next steps.
+3. `PROGRAM_STEPS`, which give up the rights. The working directory is entered as the user that the program runs as, so
+   a directory that this user may not enter is an error and not a gift.
+4. `execute`.
+
+Descriptors: 0 is /dev/null, `REPORT` the socket to the keeper, `EXITS` the pipe for the init's last word, `STDOUT` and
+`STDERR` the log pipes; all others are closed. Signals are blocked until just before exec; none has a handler.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import gc
+import json
+import os
+import resource
+import signal
+import socket
+import stat
+
+from nsupervisor.keeper import init
+from nsupervisor.linux import mounts, namespaces, syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+    from nsupervisor.keeper.spec import Spec
+
+REPORT, EXITS, STDOUT, STDERR = 3, 4, 5, 6
+FIRST_FREE = 7
+
+initial_nofile = (-1, -1)  # the keeper raises its own limit on open files, and each child gets back what was before
+
+READY = b"ready"
+GO = b"go"
+
+# The exit codes that shells and container engines use for these; the failure itself goes another way.
+EXIT_SETUP, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 125, 126, 127
+
+
+class StepError(Exception):
+    """A step failed: a whole sentence for people, and the errno behind it."""
+
+    def __init__(self, message: str, number: int = 0) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+def cannot(what: str, error: OSError, hint: str = "") -> StepError:
+    """`cannot enter /srv/site: No such file or directory`."""
+    return StepError(f"cannot {what}: {error.strerror}{f' ({hint})' if hint else ''}", error.errno or 0)
+
+
+# ---- the first process
+
+
+def join_cgroups(spec: Spec) -> None:
+    """v1 hierarchies know nothing like CLONE_INTO_CGROUP. Before all else, so that what follows is accounted there.
+
+    0 means the writer, cgroups(7).
+    """
+    for path in spec.cgroup_procs:
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            os.write(fd, b"0")
+            os.close(fd)
+        except OSError as error:
+            raise cannot(f"join the cgroup {os.path.dirname(path)}", error) from None
+
+
+def become_namespace_root(spec: Spec) -> None:
+    """Wait until the keeper has written the identity maps, then be user 0 of the user namespace, if it has one."""
+    if "user" not in spec.namespaces:
+        return
+    if os.read(REPORT, len(GO)) != GO:
+        raise StepError("cannot become root of the user namespace: the keeper is gone")
+    try:
+        if _is_mapped_zero(spec.gid_mappings):
+            os.setresgid(0, 0, 0)
+        if _is_mapped_zero(spec.uid_mappings):
+            os.setresuid(0, 0, 0)
+        syscalls.set_dumpable()
+    except OSError as error:
+        raise cannot("become root of the user namespace", error) from None
+
+
+def _is_mapped_zero(mappings: list[tuple[int, int, int]]) -> bool:
+    return not mappings or any(inside == 0 for inside, _, _ in mappings)
+
+
+def new_cgroup_namespace(spec: Spec) -> None:
+    """Its root is the cgroup that this process is in at this moment, cgroup_namespaces(7)."""
+    if "cgroup" in spec.namespaces:
+        try:
+            syscalls.unshare(namespaces.CLONE_NEWCGROUP)
+        except OSError as error:
+            raise cannot("make a cgroup namespace", error) from None
+
+
+def separate_mounts(spec: Spec) -> None:
+    """Nothing that is mounted from now on shows up outside, and the other way round."""
+    if "mount" in spec.namespaces:
+        try:
+            mounts.mount(None, "/", None, mounts.MS_REC | mounts.MS_PRIVATE)
+        except OSError as error:
+            raise cannot("make the mounts private", error) from None
+
+
+def mount_proc(spec: Spec) -> None:
+    """A /proc that shows the new PID namespace, over the old one. Without a mount namespace the host's would change."""
+    if "pid" in spec.namespaces and "mount" in spec.namespaces:
+        try:
+            mounts.mount("proc", "/proc", "proc", mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC)
+        except OSError as error:
+            raise cannot("mount a new /proc", error) from None
+
+
+def mount_all(spec: Spec) -> None:
+    """In the given order. A missing destination is made where that leaves no trace: in a tmpfs mounted just before."""
+    private: set[int] = set()  # st_dev of these
+    for mount in spec.mounts:
+        what = f"mount {mount.source} on {mount.destination}"
+        is_file = False
+        if mount.kind == "bind":
+            try:
+                is_file = not stat.S_ISDIR(os.stat(mount.source).st_mode)
+            except OSError as error:
+                raise cannot(f"{what}: {mount.source}", error) from None
+        if not os.path.exists(mount.destination):
+            _make_destination(mount.destination, is_file, private, what)
+        try:
+            mount.make()
+        except OSError as error:
+            hint = "options on bind mounts need Linux 5.12" if error.errno == errno.ENOSYS else ""
+            raise cannot(what, error, hint) from None
+        if mount.kind == "tmpfs":
+            private.add(os.stat(mount.destination).st_dev)
+
+
+def _make_destination(path: str, is_file: bool, private: set[int], what: str) -> None:
+    parent = os.path.dirname(path.rstrip("/"))
+    while not os.path.exists(parent):
+        parent = os.path.dirname(parent)
+    if os.stat(parent).st_dev not in private:
+        hint = "make it, or mount a tmpfs over a directory above it"
+        raise StepError(f"cannot {what}: {path}: {os.strerror(errno.ENOENT)} ({hint})", errno.ENOENT)
+    try:
+        if is_file:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+        else:
+            os.makedirs(path)
+    except OSError as error:
+        raise cannot(f"{what}: cannot make {path}", error) from None
+
+
+def set_hostname(spec: Spec) -> None:
+    """The name that uname(2) gives."""
+    if spec.hostname is not None:
+        try:
+            syscalls.sethostname(spec.hostname)
+        except OSError as error:
+            raise cannot(f"set the host name {spec.hostname}", error) from None
+
+
+def shift_clocks(spec: Spec) -> None:
+    """Into the new time namespace. clone3 could make it, but its offsets can be set only while nobody is inside."""
+    if "time" not in spec.namespaces:
+        return
+    try:
+        syscalls.unshare(namespaces.CLONE_NEWTIME)
+        if spec.time_offsets:
+            fd = os.open("/proc/self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC)
+            os.write(fd, spec.time_offsets)
+            os.close(fd)
+        fd = os.open("/proc/self/ns/time_for_children", os.O_RDONLY | os.O_CLOEXEC)
+        syscalls.setns(fd, namespaces.CLONE_NEWTIME)
+        os.close(fd)
+    except OSError as error:
+        raise cannot("make a time namespace", error) from None
+
+
+def bring_up_loopback(spec: Spec) -> None:
+    """127.0.0.1 works in a new network namespace too."""
+    if "network" in spec.namespaces:
+        try:
+            syscalls.loopback_up()
+        except OSError as error:
+            raise cannot("bring up the loopback interface", error) from None
+
+
+FIRST_STEPS: tuple[Callable[[Spec], None], ...] = (
+    join_cgroups,
+    become_namespace_root,
+    new_cgroup_namespace,
+    separate_mounts,
+    mount_proc,
+    mount_all,
+    set_hostname,
+    shift_clocks,
+    bring_up_loopback,
+)
+
+
+# ---- the program's process
+
+
+def set_limits(spec: Spec) -> None:
+    """Before the privileges go: raising a hard limit needs CAP_SYS_RESOURCE."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, initial_nofile)
+    for name, number, pair in spec.rlimits:
+        try:
+            resource.setrlimit(number, pair)
+        except (OSError, ValueError) as error:
+            shown = ":".join("infinity" if value < 0 else str(value) for value in pair)
+            reason = error.strerror if isinstance(error, OSError) else f"{error} (raising it needs CAP_SYS_RESOURCE)"
+            raise StepError(f"cannot set limit_{name} to {shown}: {reason}", errno.EPERM) from None
+
+
+def set_nice(spec: Spec) -> None:
+    """Absolute, whatever the keeper's own is."""
+    if spec.nice is not None:
+        try:
+            os.setpriority(os.PRIO_PROCESS, 0, spec.nice)
+        except OSError as error:
+            raise cannot(f"set nice to {spec.nice}", error) from None
+
+
+def set_umask(spec: Spec) -> None:
+    """umask(2) can't fail."""
+    os.umask(spec.umask)
+
+
+def become_user(spec: Spec) -> None:
+    """Groups first, while it is still allowed. Whoever changes user without naming groups has none of the keeper's."""
+    groups = spec.groups
+    if groups is None and not (spec.uid is None and spec.gid is None) and os.getgroups() and _may_set_groups():
+        groups = []
+    if groups is not None:
+        try:
+            os.setgroups(groups)
+        except OSError as error:
+            raise cannot(f"set the groups {groups}", error) from None
+    if spec.gid is not None:
+        try:
+            os.setresgid(spec.gid, spec.gid, spec.gid)
+        except OSError as error:
+            raise cannot(f"become gid {spec.gid}", error) from None
+    if spec.uid is not None:
+        try:
+            os.setresuid(spec.uid, spec.uid, spec.uid)
+        except OSError as error:
+            raise cannot(f"become uid {spec.uid}", error) from None
+
+
+def _may_set_groups() -> bool:
+    """Whether it is allowed at all: in the user namespace of an unprivileged user it is not, user_namespaces(7)."""
+    with open("/proc/self/setgroups") as file:
+        return file.read().strip() == "allow"
+
+
+def enter_directory(spec: Spec) -> None:
+    """Into the working directory, as it is after the mounts."""
+    try:
+        os.chdir(spec.cwd)
+    except OSError as error:
+        raise cannot(f"enter {spec.cwd}", error) from None
+
+
+def give_up_new_privileges(spec: Spec) -> None:
+    """From here on set-user-ID programs run as their caller."""
+    if spec.no_new_privileges:
+        try:
+            syscalls.set_no_new_privileges()
+        except OSError as error:
+            raise cannot("set no_new_privs", error) from None
+
+
+PROGRAM_STEPS: tuple[Callable[[Spec], None], ...] = (
+    set_limits,
+    set_nice,
+    set_umask,
+    become_user,
+    enter_directory,
+    give_up_new_privileges,
+)
+
+
+def execute(spec: Spec) -> NoReturn:
+    """Become the program, found as execvp(3) finds it, except that a script without a #! line is not run by a shell."""
+    name = spec.argv[0]
+    shown = name.decode("utf-8", "backslashreplace")
+    if b"/" in name:
+        candidates = [name]
+    else:
+        candidates = [os.fsencode(directory or ".") + b"/" + name for directory in spec.path.split(":")]
+    refused: OSError | None = None
+    for candidate in candidates:
+        try:
+            os.execve(candidate, spec.argv, spec.env)  # noqa: S606
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except PermissionError as error:
+            refused = refused or error  # as execvp does: perhaps a later directory has one that works
+        except OSError as error:
+            hint = "a script needs a first line like #!/bin/sh" if error.errno == errno.ENOEXEC else ""
+            raise cannot(f"execute {shown}", error, hint) from None
+    if refused is not None:
+        raise cannot(f"execute {shown}", refused) from None
+    hint = ""
+    if b"/" not in name:
+        hint = f"searched PATH={spec.path}"
+    elif os.path.exists(name):
+        hint = "the file is there, so the interpreter that it names is not"
+    raise StepError(f"cannot execute {shown}: {os.strerror(errno.ENOENT)}{f' ({hint})' if hint else ''}", errno.ENOENT)
+
+
+# ---- from clone to exec
+
+
+def run(spec: Spec, enter: Callable[[], None]) -> NoReturn:
+    """The life of the first process: never returns, never raises. `enter` puts the descriptors into their places."""
+    step = "prepare"
+    code = EXIT_SETUP
+    try:
+        gc.disable()  # a collection would write to all objects, and so copy what is shared with the keeper
+        enter()
+        os.setsid()
+        for function in FIRST_STEPS:
+            step = function.__name__
+            function(spec)
+        if spec.init:
+            step = "fork"
+            program = _fork()
+            if program != 0:
+                _become_init(program)
+            os.setsid()
+        os.dup2(STDOUT, 1)
+        os.dup2(STDERR, 2)
+        for function in PROGRAM_STEPS:
+            step = function.__name__
+            function(spec)
+        step = "execute"
+        _tell_ready(spec)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        execute(spec)
+    except StepError as error:
+        _tell_failure(step, str(error), error.number)
+        if step == "execute":
+            code = EXIT_NOT_FOUND if error.number == errno.ENOENT else EXIT_NOT_EXECUTABLE
+    except BaseException as error:
+        _tell_failure(step, f"{type(error).__name__}: {error}", getattr(error, "errno", None) or 0)
+    finally:
+        os._exit(code)
+
+
+def _fork() -> int:
+    try:
+        return os.fork()
+    except OSError as error:
+        raise cannot("start the program's process", error) from None
+
+
+def _become_init(program: int) -> NoReturn:
+    """Keep nothing open but `EXITS`: a log pipe that the init held would never end, a report never be complete."""
+    syscalls.set_process_name("nsupervisor-ini")
+    os.dup2(0, 1)
+    os.dup2(0, 2)
+    os.close(REPORT)
+    os.close(STDOUT)
+    os.close(STDERR)
+    init.run(program, EXITS)
+
+
+def _tell_ready(spec: Spec) -> None:
+    """The kernel adds the sender's pid as the keeper sees it; a pidfd of ours goes along, as pids can be used again."""
+    if not spec.init:
+        os.write(REPORT, READY)
+        return
+    pidfd = os.pidfd_open(os.getpid())
+    report = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, REPORT)
+    report.sendmsg([READY], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (pidfd,)))])
+    report.detach()
+    os.close(pidfd)
+
+
+def decode_failure(data: bytes) -> dict[str, Any]:
+    """In the keeper: what `_tell_failure` sent."""
+    failure: dict[str, Any] = json.loads(data)
+    return failure
+
+
+def _tell_failure(step: str, message: str, number: int) -> None:
+    """The keeper learns of it even when nothing else works any more; when it is gone, there is nobody to tell."""
+    try:
+        os.write(REPORT, json.dumps({"step": step, "message": message[:4096], "errno": number}).encode())
+    except OSError:
+        pass

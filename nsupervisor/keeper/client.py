@@ -1,0 +1,411 @@
+"""The supervisor's end of the keeper: start it or find it, ask it to spawn and to signal, hear how programs end."""
+
+import errno
+import fcntl
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from nsupervisor.keeper import protocol
+
+ANSWER_TIMEOUT = 30.0
+"""Seconds until a keeper that does not answer counts as lost. It answers within milliseconds unless it is stopped."""
+
+START_TIMEOUT = 10.0
+"""Seconds for a keeper to come up, or for one that leaves to be gone."""
+
+_RETRY = 0.005
+_MAX_SOCKET_PATH = 107  # bytes, unix(7)
+
+_MAIN = "import sys; sys.path.append(sys.argv[1]); from nsupervisor.keeper.server import main; main(sys.argv[2])"
+_LOCK_FD, _LISTENER_FD = 3, 4  # as in server.py
+
+
+class KeeperLost(Exception):  # noqa: N818
+    """The keeper is gone, or another supervisor has taken it over."""
+
+
+class RefusedError(Exception):
+    """The keeper can't do that now; the text says why."""
+
+
+class SpawnError(Exception):
+    """No process was made. `step` is where it failed, `message` a whole sentence, `errno` the kernel's reason or 0."""
+
+    def __init__(self, step: str, message: str, errno: int) -> None:
+        super().__init__(message)
+        self.step = step
+        self.message = message
+        self.errno = errno
+
+
+@attrs.frozen
+class Failure:
+    """Why a program was never executed: the step of the set-up, a whole sentence, the kernel's errno (or 0)."""
+
+    step: str
+    message: str
+    errno: int
+
+
+@attrs.frozen
+class Spawned:
+    """A process that has been made; its set-up goes on. The descriptors belong to whoever called `Keeper.spawn`."""
+
+    id: str
+    pid: int
+    """The first process, in this host's numbers: the init where there is one."""
+    pidfd: int
+    stdout: int
+    """The read end of a pipe, non-blocking; `stderr` too."""
+    stderr: int
+
+
+@attrs.frozen
+class Child:
+    """What the keeper knows of one child. The descriptors are new duplicates, whoever called `Keeper.list` owns them."""
+
+    id: str
+    name: str
+    pid: int
+    pidfd: int
+    stdout: int
+    stderr: int
+    program: int | None
+    """The program's own pid, once it has been executed."""
+    status: int | None
+    """The raw wait status, once it has ended."""
+    failure: Failure | None
+
+
+@attrs.frozen
+class Execed:
+    """The program has been executed. `pid` is its own, in this host's numbers."""
+
+    id: str
+    pid: int
+
+
+@attrs.frozen
+class Ended:
+    """The program has ended, or (with a failure) never came to be. Told again to each new client until acknowledged."""
+
+    id: str
+    status: int
+    """As waitpid(2) gives it: for `os.waitstatus_to_exitcode`, `os.WCOREDUMP` and so on."""
+    failure: Failure | None = None
+
+
+@attrs.define(eq=False)
+class _Question:
+    """A request that waits for its answer."""
+
+    answered: trio.Event = attrs.field(factory=trio.Event)
+    reply: dict[str, Any] | None = None
+    fds: Sequence[int] = ()
+    children: list[Child] = attrs.field(factory=list)
+
+
+@attrs.define(eq=False)
+class Keeper:
+    """A connection to the keeper; made by `open_keeper`."""
+
+    pid: int
+    events: trio.MemoryReceiveChannel[Execed | Ended]
+    """Ends when the connection is lost. Events of an id may come before `spawn` has returned."""
+    _socket: socket.socket
+    _sender: trio.MemorySendChannel[Execed | Ended]
+    _number: int = 0
+    _questions: dict[int, _Question] = attrs.field(factory=dict)
+    _sending: trio.Lock = attrs.field(factory=trio.Lock)
+    _lost: str = ""
+    _gone: trio.Event = attrs.field(factory=trio.Event)
+
+    async def spawn(self, spec: Mapping[str, Any]) -> Spawned:
+        """Start a program; returns when its first process exists, which then reports by `events`.
+
+        Not cancelled half-way: either there is no process, or its descriptors are here.
+
+        Raises:
+            SpawnError: there is no process, and there will be no event.
+            KeeperLost: nobody knows.
+        """
+        question = await self._ask({"do": "spawn", "spec": dict(spec)}, SpawnError)
+        assert question.reply is not None
+        return Spawned(spec["id"], question.reply["pid"], *question.fds)
+
+    async def signal(self, id: str, signum: int) -> bool:  # noqa: A002
+        """Send a signal to the program; False when it is gone. While it is being set up, the signal waits for it.
+
+        SIGKILL takes with it everybody else in its PID namespace, if it has one and an init.
+        """
+        question = await self._ask({"do": "signal", "id": id, "signum": int(signum)})
+        assert question.reply is not None
+        return bool(question.reply["sent"])
+
+    async def acknowledge(self, id: str) -> None:  # noqa: A002
+        """The end has been noted for good: the keeper forgets about it, closes its pipes, and the id is free again.
+
+        Raises RefusedError while the program lives.
+        """
+        await self._ask({"do": "acknowledge", "id": id})
+
+    async def list(self) -> list[Child]:
+        """All children that have not been acknowledged, the oldest first; for a supervisor that comes back."""
+        question = await self._ask({"do": "list"})
+        return question.children
+
+    async def shutdown(self) -> None:
+        """Let the keeper leave, and wait until it has. Raises RefusedError while a program lives."""
+        await self._ask({"do": "shutdown"})
+        await self._gone.wait()
+        while not _reaped(self.pid):  # noqa: ASYNC110  (it has closed its socket, so this is about to be true)
+            await trio.sleep(_RETRY)
+
+    async def _ask(self, message: dict[str, Any], error: type[SpawnError] | None = None) -> _Question:
+        question = _Question()
+        self._number += 1
+        number = self._number
+        self._questions[number] = question
+        # What the keeper has begun is not undone by a cancellation here, so its answer must not be missed.
+        with trio.move_on_after(ANSWER_TIMEOUT, shield=True):
+            try:
+                if not self._lost:
+                    await self._send(protocol.encode({"request": number, **message}))
+                    await question.answered.wait()
+            except OSError as reason:
+                self._lose(f"cannot send to the keeper: {reason.strerror}")
+            finally:
+                del self._questions[number]
+        if question.reply is None:
+            raise KeeperLost(self._lost or f"the keeper has not answered for {ANSWER_TIMEOUT:g} s")
+        problem = question.reply.get("error")
+        if problem is None:
+            return question
+        if error is not None:
+            raise error(problem["step"], problem["message"], problem["errno"])
+        raise RefusedError(problem["message"])
+
+    async def _send(self, body: bytes) -> None:
+        async with self._sending:
+            while True:
+                try:
+                    protocol.send(self._socket, body)
+                    return
+                except BlockingIOError:
+                    await trio.lowlevel.wait_writable(self._socket)
+
+    async def _receive(self) -> None:
+        """Take in what the keeper says until it says no more."""
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(self._socket)
+                while True:
+                    try:
+                        received = protocol.receive(self._socket)
+                    except BlockingIOError:
+                        break
+                    if received is None:
+                        self._lose("the keeper has closed the connection: it has ended, or has a new client")
+                        return
+                    self._take(*received)
+        except (OSError, protocol.ProtocolError) as error:
+            self._lose(f"the connection to the keeper is broken: {error}")
+
+    def _take(self, message: dict[str, Any], fds: Sequence[int]) -> None:
+        match message:
+            case {"event": "child", "reply": number}:
+                question = self._questions.get(number)
+                if question is None:
+                    protocol.close_all(fds)
+                else:
+                    question.children.append(_child(message, fds))
+            case {"reply": number}:
+                question = self._questions.get(number)
+                if question is None:  # asked for too long ago
+                    protocol.close_all(fds)
+                    return
+                question.reply, question.fds = message, fds
+                question.answered.set()
+            case {"event": "execed", "id": id_, "pid": pid}:
+                self._sender.send_nowait(Execed(id_, pid))
+            case {"event": "ended", "id": id_, "status": status, "failure": failure}:
+                self._sender.send_nowait(Ended(id_, status, _failure(failure)))
+            case _:
+                protocol.close_all(fds)
+                raise protocol.ProtocolError(f"an unknown message: {message!r:.200}")
+
+    def _lose(self, reason: str) -> None:
+        self._lost = self._lost or reason
+        self._gone.set()
+        self._sender.close()
+        for question in self._questions.values():
+            question.answered.set()
+
+    def _close(self) -> None:
+        self._lose("the connection to the keeper is closed")
+        self._socket.close()
+        _reaped(self.pid)
+
+
+def _failure(value: dict[str, Any] | None) -> Failure | None:
+    return None if value is None else Failure(value["step"], value["message"], value["errno"])
+
+
+def _child(message: dict[str, Any], fds: Sequence[int]) -> Child:
+    pidfd, stdout, stderr = fds
+    return Child(
+        message["id"],
+        message["name"],
+        message["pid"],
+        pidfd,
+        stdout,
+        stderr,
+        message["program"],
+        message["status"],
+        _failure(message["failure"]),
+    )
+
+
+def _reaped(pid: int) -> bool:
+    """Whether the keeper is gone, as far as this process can know: it may be the child of an earlier supervisor."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
+
+
+@asynccontextmanager
+async def open_keeper(runtime_directory: str | Path) -> AsyncIterator[Keeper]:
+    """Connect to the keeper of `runtime_directory` (which must exist), and start it if there is none.
+
+    It lives on when this ends, unless it has no children. One supervisor is connected at a time, and the latest wins.
+
+    Raises:
+        KeeperLost: no keeper can be had.
+        OSError: the directory can't be used.
+    """
+    directory = Path(os.path.abspath(runtime_directory))
+    path = str(directory / protocol.SOCKET_NAME)
+    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+        hint = f"a socket's path has at most {_MAX_SOCKET_PATH} bytes; use a shorter directory"
+        raise OSError(errno.ENAMETOOLONG, hint, path)
+    connection, pid = await _connect(directory, path)
+    sender, events = trio.open_memory_channel[Execed | Ended](float("inf"))
+    keeper = Keeper(pid, events, connection, sender)
+    problem: Exception | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keeper._receive)
+            try:
+                yield keeper
+            except Exception as error:  # passed on below as it is, not in the nursery's group
+                problem = error
+            nursery.cancel_scope.cancel()
+    finally:
+        keeper._close()
+        events.close()
+    if problem is not None:
+        raise problem
+
+
+async def _connect(directory: Path, path: str) -> tuple[socket.socket, int]:
+    """A connection on which the keeper has said hello, and its pid."""
+    with trio.move_on_after(START_TIMEOUT):
+        while True:
+            started = _start(directory, path)
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                connection.setblocking(False)
+                connection.connect(path)
+                return connection, await _hello(connection)
+            except (FileNotFoundError, ConnectionError, BlockingIOError):
+                connection.close()
+            except BaseException:
+                connection.close()
+                raise
+            if started is not None:
+                _reap_failed(started)
+            # Somebody else is just starting one, or the one that we met was about to leave.
+            await trio.sleep(_RETRY)
+    raise KeeperLost(f"no keeper came up in {directory} within {START_TIMEOUT:g} s")
+
+
+async def _hello(connection: socket.socket) -> int:
+    while True:
+        await trio.lowlevel.wait_readable(connection)
+        try:
+            received = protocol.receive(connection)
+        except BlockingIOError:
+            continue
+        if received is None:
+            raise ConnectionResetError
+        message, fds = received
+        protocol.close_all(fds)
+        if message.get("event") != "hello":
+            raise KeeperLost(f"what listens in the runtime directory is no keeper: it says {message!r:.200}")
+        return int(message["pid"])
+
+
+def _reap_failed(pid: int) -> None:
+    _, status = os.waitpid(pid, 0)  # its sockets are closed, so it is about to end
+    code = os.waitstatus_to_exitcode(status)
+    if code != 0:
+        raise KeeperLost(f"the keeper ended with exit status {code} when it started; standard error says why")
+
+
+def _start(directory: Path, path: str) -> int | None:
+    """Start a keeper unless one holds the lock; its pid. The socket listens before the keeper runs, so nobody waits."""
+    lock = os.open(directory / protocol.LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        try:
+            os.unlink(path)  # left behind by one that was killed
+        except FileNotFoundError:
+            pass
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            umask = os.umask(0o177)  # so that there is no moment at which others may connect
+            try:
+                listener.bind(path)
+            finally:
+                os.umask(umask)
+            listener.listen(16)
+            return _execute(path, lock, listener.fileno())
+    finally:
+        os.close(lock)
+
+
+def _execute(path: str, lock: int, listener: int) -> int:
+    """In a session of its own. The lock belongs to the open file that it inherits, so it holds it from the start."""
+    package = str(Path(__file__).parents[2])
+    argv = [sys.executable, "-I", "-S", "-X", "utf8", "-c", _MAIN, package, path]
+    # Above the fixed places, so that none overwrites the other.
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (lock, listener)]
+    try:
+        return os.posix_spawn(
+            sys.executable,
+            argv,
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
+                (os.POSIX_SPAWN_DUP2, 0, 1),
+                (os.POSIX_SPAWN_DUP2, high[0], _LOCK_FD),
+                (os.POSIX_SPAWN_DUP2, high[1], _LISTENER_FD),
+            ],
+            setsid=True,
+            setsigmask=(),
+            setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP],
+        )
+    finally:
+        protocol.close_all(high)

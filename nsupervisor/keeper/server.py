@@ -1,0 +1,403 @@
+"""The keeper: the parent of every workload, which outlives the supervisor. It decides nothing, reads no configuration.
+
+One thread and one epoll: the signalfd (SIGCHLD, SIGTERM), the listening socket, the client, and of each child the report
+of its set-up and the pipe of its init. Nothing here waits for a child or for a slow client. Standard library only.
+
+One client at a time: whoever connects takes over, as the supervisor that was there before is dead or about to be. It
+hears again of each end that was not acknowledged. A child's log pipes stay open here until then, so that no workload
+gets a SIGPIPE and no line is lost while no supervisor is there.
+
+The keeper leaves when it is told to and nothing lives, or by itself when it has neither a client nor a child.
+"""
+
+from __future__ import annotations
+
+import collections
+import errno
+import fcntl
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+
+from nsupervisor.keeper import child as setup
+from nsupervisor.keeper import protocol
+from nsupervisor.keeper.spawn import Child, SpawnError, spawn
+from nsupervisor.keeper.spec import Spec, SpecError
+from nsupervisor.linux import syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+# Where the client that starts a keeper puts the descriptors that it hands over.
+LOCK_FD, LISTENER_FD = 3, 4
+
+FIRST_CLIENT_TIMEOUT = 10.0  # seconds; who starts a keeper has its connection waiting already
+MAX_QUEUE = 10_000  # messages for a client that does not read; it hears of all that matters when it connects again
+MESSAGES_PER_TURN = 32
+
+
+class RequestError(Exception):
+    """What a client asked for can't be done now; the text says why."""
+
+
+class Client:
+    """The connection to a supervisor: sends without waiting, keeping what the socket can't take yet."""
+
+    __slots__ = ("_queue", "sock")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._queue: collections.deque[tuple[bytes, list[int]]] = collections.deque()
+
+    def send(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
+        """Send or queue; raises OSError when the client is gone, or so slow that it has to be dropped."""
+        body = protocol.encode(message)
+        if not self._queue:
+            try:
+                protocol.send(self.sock, body, fds)
+                return
+            except BlockingIOError:
+                pass
+        if len(self._queue) >= MAX_QUEUE:
+            raise OSError(errno.ENOBUFS, "the client does not read")
+        # Duplicates, since the originals may be closed before their turn comes.
+        self._queue.append((body, [os.dup(fd) for fd in fds]))
+
+    def flush(self) -> None:
+        """Send from the queue what can be sent; raises OSError when the client is gone."""
+        while self._queue:
+            body, fds = self._queue[0]
+            try:
+                protocol.send(self.sock, body, fds)
+            except BlockingIOError:
+                return
+            self._queue.popleft()
+            protocol.close_all(fds)
+
+    @property
+    def interest(self) -> int:
+        """The epoll events to wait for."""
+        return select.EPOLLIN | select.EPOLLOUT if self._queue else select.EPOLLIN
+
+    def close(self) -> None:
+        """Drop the connection and what was still to be sent."""
+        for _, fds in self._queue:
+            protocol.close_all(fds)
+        self._queue.clear()
+        self.sock.close()
+
+
+class Keeper:
+    """The table of children and the loop."""
+
+    def __init__(self, listener: socket.socket, socket_path: str) -> None:
+        self.listener = listener
+        self.socket_path = socket_path
+        self.client: Client | None = None
+        self.children: dict[str, Child] = {}  # by id, until acknowledged
+        self.processes: dict[int, Child] = {}  # by pid, until reaped
+        self.signals = syscalls.signalfd((signal.SIGCHLD, signal.SIGTERM))
+        self.epoll = select.epoll()
+        self.handlers: dict[int, Callable[[], None]] = {}
+        self.had_client = False
+        self.leaving = False
+        self._watch(self.signals, self._on_signals)
+        self._watch(listener.fileno(), self._on_connection)
+
+    # ---- the loop
+
+    def run(self) -> None:
+        """Until there is nothing left to keep."""
+        while not self._may_leave():
+            ready = self.epoll.poll(-1 if self.had_client else FIRST_CLIENT_TIMEOUT)
+            if not ready and not self.had_client:
+                break
+            for fd, _ in ready:
+                handler = self.handlers.get(fd)
+                if handler is None:  # closed by another handler in this round
+                    continue
+                try:
+                    handler()
+                except Exception as error:  # whatever it is: the workloads need their parent
+                    complain(error)
+                    if handler not in (self._on_signals, self._on_connection):
+                        self._unwatch(fd)
+        os.unlink(self.socket_path)
+
+    def _may_leave(self) -> bool:
+        lives = self.processes or any(child.status is None for child in self.children.values())
+        if self.leaving:
+            return not lives
+        return self.had_client and self.client is None and not self.children and not self.processes
+
+    def _watch(self, fd: int, handler: Callable[[], None]) -> None:
+        self.handlers[fd] = handler
+        self.epoll.register(fd, select.EPOLLIN)
+
+    def _unwatch(self, fd: int) -> None:
+        del self.handlers[fd]
+        self.epoll.unregister(fd)
+
+    # ---- children
+
+    def _on_signals(self) -> None:
+        while True:
+            try:
+                record = os.read(self.signals, syscalls.SIGNALFD_SIGINFO_SIZE)
+            except BlockingIOError:
+                return
+            signum = int.from_bytes(record[:4], sys.byteorder)
+            if signum == signal.SIGCHLD:
+                self._reap()
+            elif self.client is None:  # otherwise the supervisor is there to say when
+                self.leaving = True
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, raw = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            child = self.processes.pop(pid, None)
+            if child is None:  # an orphan that some workload left behind
+                continue
+            if child.exits >= 0:
+                self._on_exits(child)
+            if child.status is None:
+                self._on_report(child)
+                self._ended(child, child.status_of(raw))
+
+    def _on_report(self, child: Child) -> None:
+        if child.report is None:
+            return
+        fd = child.report.fileno()
+        if child.read_report():
+            self._unwatch_closed(fd)
+            if child.execed:
+                self._tell({"event": "execed", "id": child.id, "pid": child.program_pid})
+
+    def _on_exits(self, child: Child) -> None:
+        fd = child.exits
+        status = child.read_exits()
+        if child.exits < 0:
+            self._unwatch_closed(fd)
+        if status is not None:
+            self._on_report(child)
+            self._ended(child, status)
+
+    def _unwatch_closed(self, fd: int) -> None:
+        """Closing has taken it out of the epoll: nobody else has a duplicate of our ends."""
+        self.handlers.pop(fd, None)
+
+    def _ended(self, child: Child, status: int) -> None:
+        child.status = status
+        if child.report is not None:  # somebody keeps the other end, which must not delay the news
+            self._unwatch(child.report.fileno())
+        self._tell_end(child)
+
+    def _tell_end(self, child: Child) -> None:
+        self._tell({"event": "ended", "id": child.id, "status": child.status, "failure": child.failure})
+
+    # ---- the client
+
+    def _on_connection(self) -> None:
+        self._drop_client()  # first, so that there is a descriptor for the new one
+        try:
+            sock, _ = self.listener.accept()
+        except BlockingIOError:
+            return
+        sock.setblocking(False)
+        client = self.client = Client(sock)
+        self.had_client = True
+        self._watch(sock.fileno(), lambda: self._on_client(client))
+        self._tell({"event": "hello", "pid": os.getpid()})
+        for child in self.children.values():
+            if child.status is not None:
+                self._tell_end(child)
+
+    def _drop_client(self) -> None:
+        if self.client is not None:
+            del self.handlers[self.client.sock.fileno()]
+            self.client.close()
+            self.client = None
+
+    def _on_client(self, client: Client) -> None:
+        try:
+            client.flush()
+            for _ in range(MESSAGES_PER_TURN):
+                try:
+                    received = protocol.receive(client.sock)
+                except protocol.ProtocolError as error:
+                    self._tell({"reply": None, "error": _error("protocol", str(error))})
+                    continue
+                if received is None:
+                    self._drop_client()
+                    return
+                message, fds = received
+                protocol.close_all(fds)
+                self._answer(message)
+                if self.client is not client:
+                    return
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._drop_client()
+            return
+        self.epoll.modify(client.sock.fileno(), client.interest)
+
+    def _tell(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
+        """To the client, if there is one that listens."""
+        client = self.client
+        if client is None:
+            return
+        try:
+            client.send(message, fds)
+            self.epoll.modify(client.sock.fileno(), client.interest)
+        except OSError:
+            self._drop_client()
+
+    def _answer(self, message: dict[str, Any]) -> None:
+        number = message.get("request")
+        do = message.get("do")
+        try:
+            request = _REQUESTS.get(do) if isinstance(do, str) else None
+            if request is None:
+                raise RequestError(f"there is no request {do!r:.80}; there are {', '.join(_REQUESTS)}")
+            reply, fds = request(self, message)
+        except SpawnError as error:
+            self._tell({"reply": number, "error": _error(error.step, str(error), error.number)})
+        except SpecError as error:
+            self._tell({"reply": number, "error": _error("spec", str(error), errno.EINVAL)})
+        except RequestError as error:
+            self._tell({"reply": number, "error": _error("refused", str(error))})
+        except Exception as error:
+            complain(error)
+            self._tell({"reply": number, "error": _error("keeper", f"{type(error).__name__}: {error}")})
+        else:
+            self._tell({"reply": number, **reply}, fds)
+
+    # ---- what a client may ask for
+
+    def _spawn(self, message: dict[str, Any]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        spec = Spec(message.get("spec"))
+        if spec.id in self.children:
+            raise SpecError(f"id: {spec.id} is in use; its end has not been acknowledged")
+        child = spawn(spec)
+        self.children[child.id] = child
+        self.processes[child.pid] = child
+        assert child.report is not None
+        self._watch(child.report.fileno(), lambda: self._on_report(child))
+        if child.exits >= 0:
+            self._watch(child.exits, lambda: self._on_exits(child))
+        return {"pid": child.pid}, (child.pidfd, child.stdout, child.stderr)
+
+    def _signal(self, message: dict[str, Any]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        signum = message.get("signum")
+        if signum not in signal.valid_signals() | {0}:
+            raise RequestError(f"{signum!r:.80} is not the number of a signal")
+        child = self.children.get(_id(message))
+        return {"sent": child is not None and child.signal(signum)}, ()
+
+    def _acknowledge(self, message: dict[str, Any]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        child = self.children.get(_id(message))
+        if child is not None:  # otherwise it was acknowledged before
+            if child.status is None:
+                raise RequestError(f"{child.id} has not ended")
+            del self.children[child.id]
+            child.close()
+        return {}, ()
+
+    def _list(self, message: dict[str, Any]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        for child in self.children.values():
+            about = {
+                "id": child.id,
+                "name": child.name,
+                "pid": child.pid,
+                "program": child.program_pid if child.execed else None,
+                "status": child.status,
+                "failure": child.failure,
+            }
+            fds = (child.pidfd, child.stdout, child.stderr)
+            self._tell({"event": "child", "reply": message.get("request"), **about}, fds)
+        return {}, ()
+
+    def _shutdown(self, message: dict[str, Any]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        living = [child.id for child in self.children.values() if child.status is None]
+        if living:
+            raise RequestError(f"still running: {', '.join(living)}")
+        self.leaving = True
+        return {}, ()
+
+
+_REQUESTS: dict[str, Callable[[Keeper, dict[str, Any]], tuple[dict[str, Any], tuple[int, ...]]]] = {
+    "spawn": Keeper._spawn,
+    "signal": Keeper._signal,
+    "acknowledge": Keeper._acknowledge,
+    "list": Keeper._list,
+    "shutdown": Keeper._shutdown,
+}
+
+
+def _id(message: dict[str, Any]) -> str:
+    value = message.get("id")
+    if not isinstance(value, str):
+        raise RequestError(f"{value!r:.80} is not an id")
+    return value
+
+
+def _error(step: str, message: str, number: int = 0) -> dict[str, Any]:
+    return {"step": step, "message": message, "errno": number}
+
+
+def complain(error: BaseException) -> None:
+    """A defect in the keeper, told on standard error as the supervisor's journal would; nothing helps if that fails."""
+    now = time.time()
+    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    record = {
+        "timestamp": f"{seconds}.{int(now % 1 * 1_000_000):06}Z",
+        "level": "error",
+        "event": "defect in the keeper",
+        "error": f"{type(error).__name__}: {error}",
+        "where": f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "",
+        "pid": os.getpid(),
+    }
+    try:
+        os.write(2, json.dumps(record).encode() + b"\n")
+    except OSError:
+        pass
+
+
+def main(socket_path: str) -> None:
+    """Run on the descriptors `LOCK_FD` and `LISTENER_FD`; 0 and 1 are /dev/null. Holds the lock for as long as it runs."""
+    # Blocked for good, read from the signalfd. Without handlers a child has none to reset, and no call is interrupted.
+    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(signum, signal.SIG_DFL)
+    os.chdir("/")
+    syscalls.set_process_name("nsupervisor-kee")
+    syscalls.become_subreaper()
+    setup.initial_nofile = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (setup.initial_nofile[1], setup.initial_nofile[1]))
+    os.closerange(max(LOCK_FD, LISTENER_FD) + 1, 0x7FFF_FFFF)  # what the supervisor did not close on exec
+    fcntl.fcntl(LOCK_FD, fcntl.F_DUPFD_CLOEXEC, setup.FIRST_FREE)
+    listener = socket.socket(fileno=fcntl.fcntl(LISTENER_FD, fcntl.F_DUPFD_CLOEXEC, setup.FIRST_FREE))
+    for place in range(3, setup.FIRST_FREE):  # taken, so that no other descriptor gets a number that a child needs
+        os.dup2(0, place, inheritable=False)
+    listener.setblocking(False)
+    keeper = Keeper(listener, socket_path)
+    gc.collect()
+    gc.freeze()  # what is here now stays, and is not written to by collections: it is shared with every init
+    keeper.run()

@@ -1,0 +1,304 @@
+"""Making a child: pipes and channels, clone3, and what the keeper remembers of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import struct
+
+from nsupervisor.keeper import child as setup
+from nsupervisor.keeper import init
+from nsupervisor.keeper.protocol import received_fds
+from nsupervisor.linux import syscalls
+from nsupervisor.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWTIME
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nsupervisor.keeper.spec import Spec
+
+_UCRED = struct.Struct("3i")  # pid, uid, gid
+_REPORT_SIZE = 16 * 1024
+_REPORT_ANCILLARY = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(_UCRED.size)
+
+
+class SpawnError(Exception):
+    """No process was made; what was tried, what went wrong, and the errno."""
+
+    def __init__(self, step: str, message: str, number: int = 0) -> None:
+        super().__init__(message)
+        self.step = step
+        self.number = number
+
+
+class Child:
+    """A workload's first process, from clone3 to the acknowledgement of its end. -1 is a descriptor that is closed."""
+
+    __slots__ = (
+        "execed",
+        "exits",
+        "failure",
+        "held",
+        "id",
+        "name",
+        "pid",
+        "pidfd",
+        "program_pid",
+        "program_pidfd",
+        "ready",
+        "report",
+        "status",
+        "stderr",
+        "stdout",
+        "with_init",
+    )
+
+    def __init__(self, spec: Spec, pid: int, pidfd: int, fds: Descriptors) -> None:
+        self.id = spec.id
+        self.name = spec.name
+        self.with_init = spec.init
+        self.pid = pid
+        self.pidfd = pidfd
+        self.stdout = fds.stdout
+        self.stderr = fds.stderr
+        self.report: socket.socket | None = fds.report
+        self.exits = fds.exits
+        self.program_pid = 0 if spec.init else pid
+        self.program_pidfd = -1
+        self.ready = False
+        self.execed = False
+        self.failure: dict[str, Any] | None = None
+        self.status: int | None = None
+        self.held: list[int] = []
+
+    def signal(self, signum: int) -> bool:
+        """Send a signal to the program; False when it has ended.
+
+        SIGKILL goes to the init, which not even a frozen or stopped one survives, and takes everybody with it. All
+        others go to the program itself, past the init: a SIGSTOP would stop the init and not the program. Before there
+        is a program they wait, so that the set-up is not interrupted half-way.
+        """
+        if self.status is not None:
+            return False
+        target = self.pidfd
+        if self.with_init and signum != signal.SIGKILL:
+            if self.program_pidfd < 0:
+                self.held.append(signum)
+                return True
+            target = self.program_pidfd
+        try:
+            signal.pidfd_send_signal(target, signum)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def read_report(self) -> bool:
+        """Take in what the set-up has to say; whether it has said everything. The socket is closed then."""
+        while self.report is not None:
+            try:
+                data, ancillary, _, _ = self.report.recvmsg(_REPORT_SIZE, _REPORT_ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                return False
+            except ConnectionResetError:
+                data, ancillary = b"", []
+            if data == setup.READY:
+                self._on_ready(ancillary)
+            elif data:
+                self.failure = setup.decode_failure(data)
+            else:
+                self.report.close()
+                self.report = None
+                self.execed = self.ready and self.failure is None
+        return True
+
+    def _on_ready(self, ancillary: list[tuple[int, int, bytes]]) -> None:
+        self.ready = True
+        if not self.with_init:
+            return
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+                self.program_pid = _UCRED.unpack_from(data)[0]
+        (self.program_pidfd,) = received_fds(ancillary)
+        held, self.held = self.held, []
+        for signum in held:
+            self.signal(signum)
+
+    def read_exits(self) -> int | None:
+        """The program's wait status, when the init has told it. The pipe is closed then or at its end."""
+        if self.exits < 0:
+            return None
+        try:
+            data = os.read(self.exits, init.STATUS.size)
+        except BlockingIOError:
+            return None
+        os.close(self.exits)
+        self.exits = -1
+        return int(init.STATUS.unpack(data)[0]) if data else None
+
+    def status_of(self, raw: int) -> int:
+        """The program's wait status when the first process has ended with `raw` and nothing more was heard of it."""
+        if self.with_init and self.failure is None and os.WIFSIGNALED(raw):
+            return int(signal.SIGKILL)  # that is how the kernel ends everybody in a namespace that loses its PID 1
+        return raw
+
+    def close(self) -> None:
+        """Let go of everything."""
+        if self.report is not None:
+            self.report.close()
+            self.report = None
+        for fd in (self.pidfd, self.program_pidfd, self.stdout, self.stderr, self.exits):
+            if fd >= 0:
+                os.close(fd)
+        self.pidfd = self.program_pidfd = self.stdout = self.stderr = self.exits = -1
+
+
+class Descriptors:
+    """Both ends of a child's pipes and channels; ours don't block."""
+
+    __slots__ = ("_theirs", "exits", "report", "stderr", "stdout")
+
+    def __init__(self, with_init: bool) -> None:
+        """Raises OSError (EMFILE), with nothing left open."""
+        opened: list[int] = []
+        try:
+            for _ in range(3 if with_init else 2):
+                opened += os.pipe()
+            self.report, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:
+            for fd in opened:
+                os.close(fd)
+            raise
+        # So that each message says by which process it was sent, as this PID namespace numbers it.
+        self.report.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.report.setblocking(False)
+        for fd in opened[::2]:
+            os.set_blocking(fd, False)
+        self.stdout = opened[0]
+        self.stderr = opened[2]
+        self.exits = opened[4] if with_init else -1
+        self._theirs = {
+            setup.REPORT: theirs.detach(),
+            setup.STDOUT: opened[1],
+            setup.STDERR: opened[3],
+        }
+        if with_init:
+            self._theirs[setup.EXITS] = opened[5]
+
+    def enter_child(self) -> None:
+        """In the child: everything to its fixed place (which the keeper leaves free), and nothing else stays open."""
+        for place, fd in self._theirs.items():
+            os.dup2(fd, place, inheritable=False)
+        if setup.EXITS not in self._theirs:
+            os.close(setup.EXITS)
+        os.closerange(setup.FIRST_FREE, 0x7FFF_FFFF)
+
+    def close_theirs(self) -> None:
+        """In the keeper, after the clone."""
+        for fd in self._theirs.values():
+            os.close(fd)
+
+    def close_ours(self) -> None:
+        """When there was no clone."""
+        self.report.close()
+        for fd in (self.stdout, self.stderr, self.exits):
+            if fd >= 0:
+                os.close(fd)
+
+
+def spawn(spec: Spec) -> Child:
+    """Clone, and return at once: the set-up goes on in the child, which reports through `Child.report`.
+
+    Raises:
+        SpawnError: there is no process.
+    """
+    cgroup = -1
+    if spec.cgroup is not None:
+        try:
+            cgroup = os.open(spec.cgroup, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            message = f"cannot open the cgroup {spec.cgroup}: {error.strerror}"
+            raise SpawnError("open_cgroup", message, error.errno or 0) from None
+    try:
+        fds = Descriptors(spec.init)
+    except OSError as error:
+        if cgroup >= 0:
+            os.close(cgroup)
+        raise SpawnError("open_pipes", f"cannot make pipes: {error.strerror}", error.errno or 0) from None
+    try:
+        pid, pidfd = syscalls.clone3(spec.flags & ~_LATE, cgroup)
+        if pid == 0:
+            setup.run(spec, fds.enter_child)
+    except OSError as error:
+        fds.close_ours()
+        raise _clone_failed(spec, error) from None
+    finally:
+        fds.close_theirs()
+        if cgroup >= 0:
+            os.close(cgroup)
+    child = Child(spec, pid, pidfd, fds)
+    if "user" in spec.namespaces:
+        _write_identity_maps(spec, child)
+    return child
+
+
+# Not made by the clone: a cgroup namespace comes after joining v1 cgroups, and clocks are set while nobody is inside.
+_LATE = CLONE_NEWCGROUP | CLONE_NEWTIME
+
+_HINTS = {
+    errno.EAGAIN: "a limit on processes is reached, such as pids.max of a cgroup or limit_nproc",
+    errno.ENOSPC: "a limit on namespaces is reached, see /proc/sys/user/max_*_namespaces",
+    errno.EPERM: "these namespaces need root, or a user namespace beside them",
+    errno.ENODEV: "the cgroup has been removed",
+    errno.EBUSY: "the cgroup has controllers enabled for its children, so it can't hold processes itself",
+    errno.EOPNOTSUPP: "the cgroup is in an invalid state, see its cgroup.type",
+    errno.EACCES: "the cgroup is not delegated to this user",
+    errno.EINVAL: "a kind of namespace that this kernel lacks",
+}
+
+
+def _clone_failed(spec: Spec, error: OSError) -> SpawnError:
+    number = error.errno or 0
+    hint = _HINTS.get(number)
+    names = ", ".join(sorted(spec.namespaces)) or "no"
+    where = f" in the cgroup {spec.cgroup}" if spec.cgroup else ""
+    message = f"cannot start a process with {names} namespaces{where}: {error.strerror}{f' ({hint})' if hint else ''}"
+    return SpawnError("clone", message, number)
+
+
+def _write_identity_maps(spec: Spec, child: Child) -> None:
+    """Only a process outside may say who is who in a user namespace; the child waits for it, user_namespaces(7).
+
+    Without mappings, root inside is whoever the keeper is outside. When it fails, the child ends without having begun.
+    """
+    file = "setgroups"
+    try:
+        if os.geteuid() != 0:
+            # Or else nobody unprivileged may map groups at all: leaving a group could open what it was to keep closed.
+            _write(child.pid, file, "deny")
+        for file, mappings, own in (
+            ("gid_map", spec.gid_mappings, os.getegid()),
+            ("uid_map", spec.uid_mappings, os.geteuid()),
+        ):
+            lines = [f"{inside} {outside} {size}\n" for inside, outside, size in mappings or [(0, own, 1)]]
+            _write(child.pid, file, "".join(lines))
+    except OSError as error:
+        message = f"cannot write the {file} of the user namespace: {error.strerror}"
+        child.failure = {"step": "write_identity_maps", "message": message, "errno": error.errno or 0}
+        signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+        return
+    try:
+        assert child.report is not None
+        child.report.send(setup.GO)
+    except OSError:  # it has been killed meanwhile, and its end will tell
+        pass
+
+
+def _write(pid: int, file: str, text: str) -> None:
+    fd = os.open(f"/proc/{pid}/{file}", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)

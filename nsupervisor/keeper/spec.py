@@ -1,0 +1,243 @@
+"""A spawn specification: what came as JSON, checked and made ready for the child, so that it has little left to do.
+
+Everything is decided by whoever sends it; nothing is looked up here and no user names are known, only numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+
+from nsupervisor.linux.mounts import Mount
+from nsupervisor.linux.namespaces import NAMESPACES, flags
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+CLOCKS = ("monotonic", "boottime")
+RLIMITS: dict[str, int] = {
+    name.removeprefix("RLIMIT_").lower(): getattr(resource, name)
+    for name in dir(resource)
+    if name.startswith("RLIMIT_")
+}
+
+
+class SpecError(Exception):
+    """The specification makes no sense; the text names the key."""
+
+
+class Spec:
+    """One program to start: paths and texts as bytes where system calls want bytes."""
+
+    __slots__ = (
+        "argv",
+        "cgroup",
+        "cgroup_procs",
+        "cwd",
+        "env",
+        "flags",
+        "gid",
+        "gid_mappings",
+        "groups",
+        "hostname",
+        "id",
+        "init",
+        "mounts",
+        "name",
+        "namespaces",
+        "nice",
+        "no_new_privileges",
+        "path",
+        "rlimits",
+        "time_offsets",
+        "uid",
+        "uid_mappings",
+        "umask",
+    )
+
+    def __init__(self, given: object) -> None:
+        """Check `given`, the decoded JSON; raises SpecError."""
+        if not isinstance(given, dict):
+            raise SpecError(f"a specification is an object, not {given!r:.80}")
+        values = dict(given)
+
+        def take(key: str, check: Callable[[Any], Any], default: Any = ...) -> Any:
+            value = values.pop(key, default)
+            if value is ...:
+                raise SpecError(f"{key} is missing")
+            if value is default:
+                return value
+            try:
+                return check(value)
+            except (TypeError, ValueError, KeyError) as error:
+                raise SpecError(f"{key}: {error}") from None
+
+        self.id: str = take("id", _text)
+        self.name: str = take("name", _text, self.id)
+        self.argv: list[bytes] = take("argv", _argv)
+        self.env: dict[bytes, bytes] = take("env", _environment)
+        self.path: str = os.fsdecode(self.env.get(b"PATH", os.defpath.encode()))
+        self.cwd: str = take("cwd", _absolute)
+        self.namespaces: frozenset[str] = take("namespaces", _namespaces, frozenset())
+        self.flags: int = flags(self.namespaces)
+        self.hostname: str | None = take("hostname", _text, None)
+        self.uid_mappings: list[tuple[int, int, int]] = take("uid_mappings", _mappings, [])
+        self.gid_mappings: list[tuple[int, int, int]] = take("gid_mappings", _mappings, [])
+        self.time_offsets: bytes = take("time_offsets", _time_offsets, b"")
+        self.mounts: list[Mount] = take("mounts", _mounts, [])
+        self.uid: int | None = take("uid", _number, None)
+        self.gid: int | None = take("gid", _number, None)
+        self.groups: list[int] | None = take("groups", _numbers, None)
+        self.umask: int = take("umask", _number, 0o022)
+        self.nice: int | None = take("nice", _whole, None)
+        self.rlimits: list[tuple[str, int, tuple[int, int]]] = take("rlimits", _rlimits, [])
+        self.no_new_privileges: bool = take("no_new_privileges", _flag, False)
+        self.init: bool = take("init", _flag, True) and "pid" in self.namespaces
+        self.cgroup: str | None = take("cgroup", _absolute, None)
+        self.cgroup_procs: list[str] = take("cgroup_procs", _paths, [])
+        if take("stdin", _text, "null") != "null":
+            raise SpecError('stdin: only "null" is possible')
+        if values:
+            raise SpecError(f"unknown keys: {', '.join(sorted(map(str, values)))}")
+        # Without the namespace these would change the host itself.
+        for key, namespace in (
+            ("hostname", "uts"),
+            ("mounts", "mount"),
+            ("time_offsets", "time"),
+            ("uid_mappings", "user"),
+            ("gid_mappings", "user"),
+        ):
+            if getattr(self, key) and namespace not in self.namespaces:
+                raise SpecError(f"{key} needs a new {namespace} namespace")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError(f"a text that is not empty is wanted, not {value!r:.80}")
+    return value
+
+
+def _absolute(value: Any) -> str:
+    if not _text(value).startswith("/"):
+        raise ValueError(f"an absolute path is wanted, not {value!r:.80}")
+    return str(value)
+
+
+def _paths(value: Any) -> list[str]:
+    return [_absolute(path) for path in _list(value)]
+
+
+def _bytes(value: Any) -> bytes:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError(f"a text without NUL is wanted, not {value!r:.80}")
+    return value.encode("utf-8", "surrogateescape")
+
+
+def _argv(value: Any) -> list[bytes]:
+    argv = [_bytes(argument) for argument in _list(value)]
+    if not argv or not argv[0]:
+        raise ValueError("a program is wanted")
+    return argv
+
+
+def _environment(value: Any) -> dict[bytes, bytes]:
+    environment = {_bytes(name): _bytes(text) for name, text in _dict(value).items()}
+    for name in environment:
+        if not name or b"=" in name:
+            raise ValueError(f"{name!r} cannot be a variable's name")
+    return environment
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"a list is wanted, not {value!r:.80}")
+    return value
+
+
+def _dict(value: Any) -> dict[Any, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"an object is wanted, not {value!r:.80}")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"true or false is wanted, not {value!r:.80}")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 1 << 63:
+        raise TypeError(f"a whole number is wanted, not {value!r:.80}")
+    return value
+
+
+def _number(value: Any) -> int:
+    if not 0 <= _whole(value) < (1 << 32) - 1:  # the last one means "unchanged" to setresuid(2)
+        raise ValueError(f"a number from 0 to 4294967294 is wanted, not {value}")
+    return int(value)
+
+
+def _numbers(value: Any) -> list[int]:
+    return [_number(number) for number in _list(value)]
+
+
+def _namespaces(value: Any) -> frozenset[str]:
+    names = frozenset(_text(name) for name in _list(value))
+    if names - NAMESPACES.keys():
+        raise ValueError(f"no namespace is called {', '.join(sorted(names - NAMESPACES.keys()))}")
+    return names
+
+
+def _mappings(value: Any) -> list[tuple[int, int, int]]:
+    mappings = []
+    for mapping in _list(value):
+        inside, outside, size = _numbers(mapping)
+        mappings.append((inside, outside, size))
+    return mappings
+
+
+def _time_offsets(value: Any) -> bytes:
+    """The lines for /proc/PID/timens_offsets, time_namespaces(7): clock, seconds, nanoseconds (0 or more)."""
+    lines = []
+    for clock, offset in _dict(value).items():
+        if clock not in CLOCKS:
+            raise ValueError(f"no clock is called {clock!r:.80}; there are {' and '.join(CLOCKS)}")
+        if isinstance(offset, bool) or not isinstance(offset, (int, float)) or not abs(offset) < 1 << 62:
+            raise TypeError(f"seconds are wanted, not {offset!r:.80}")
+        seconds, nanoseconds = divmod(round(offset * 1_000_000_000), 1_000_000_000)
+        lines.append(f"{clock} {seconds} {nanoseconds}\n")
+    return "".join(lines).encode()
+
+
+def _mounts(value: Any) -> list[Mount]:
+    mounts = []
+    for mount in _list(value):
+        unknown = _dict(mount).keys() - {"type", "source", "destination", "options"}
+        if unknown:
+            raise ValueError(f"unknown keys: {', '.join(sorted(unknown))}")
+        source = mount.get("source")
+        words = [_text(word) for word in _list(mount.get("options", []))]
+        mounts.append(
+            Mount(
+                _text(mount.get("type", "bind")),
+                None if source is None else _text(source),
+                _text(mount.get("destination")),
+                words,
+            )
+        )
+    return mounts
+
+
+def _rlimits(value: Any) -> list[tuple[str, int, tuple[int, int]]]:
+    limits = []
+    for name, pair in _dict(value).items():
+        if name not in RLIMITS:
+            raise ValueError(f"no limit is called {name!r:.80}; there are {', '.join(sorted(RLIMITS))}")
+        soft, hard = (_whole(number) for number in _list(pair))
+        if min(soft, hard) < resource.RLIM_INFINITY:
+            raise ValueError(f"{name} must not be negative; -1 means no limit")
+        limits.append((name, RLIMITS[name], (soft, hard)))
+    return limits

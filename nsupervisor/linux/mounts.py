@@ -1,0 +1,175 @@
+"""Mounting: mount(2), umount2(2), mount_setattr(2), and the words that fstab(5) and OCI's `mounts[].options` have."""
+
+from __future__ import annotations
+
+import ctypes
+
+from nsupervisor.linux.syscalls import fail, libc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_PRIVATE = 0x4_0000
+MNT_DETACH = 2
+
+SYS_MOUNT_SETATTR = 442  # Linux 5.12
+_AT_FDCWD = -100
+_AT_RECURSIVE = 0x8000
+_ATTR_ATIME_MASK = 0x70
+
+# word: (flag for mount(2), attribute for mount_setattr(2), whether the word sets or clears them)
+_FLAG_WORDS: dict[str, tuple[int, int, bool]] = {
+    "ro": (0x1, 0x1, True),
+    "rw": (0x1, 0x1, False),
+    "nosuid": (MS_NOSUID, 0x2, True),
+    "suid": (MS_NOSUID, 0x2, False),
+    "nodev": (MS_NODEV, 0x4, True),
+    "dev": (MS_NODEV, 0x4, False),
+    "noexec": (MS_NOEXEC, 0x8, True),
+    "exec": (MS_NOEXEC, 0x8, False),
+    "nodiratime": (0x800, 0x80, True),
+    "diratime": (0x800, 0x80, False),
+    "nosymfollow": (0x100, 0x20_0000, True),
+    "symfollow": (0x100, 0x20_0000, False),
+}
+# The ways to treat access times exclude each other: one field of three bits among the attributes.
+_ATIME_WORDS: dict[str, tuple[int, int]] = {
+    "relatime": (0x20_0000, 0x00),
+    "noatime": (0x400, 0x10),
+    "strictatime": (0x100_0000, 0x20),
+}
+# These belong to the file system as a whole, so a bind mount can't have them of its own.
+_SUPERBLOCK_WORDS: dict[str, int] = {"sync": 0x10, "dirsync": 0x80}
+_PROPAGATION_WORDS: dict[str, int] = {
+    "unbindable": 0x2_0000,
+    "runbindable": 0x2_0000 | MS_REC,
+    "private": MS_PRIVATE,
+    "rprivate": MS_PRIVATE | MS_REC,
+    "slave": 0x8_0000,
+    "rslave": 0x8_0000 | MS_REC,
+    "shared": 0x10_0000,
+    "rshared": 0x10_0000 | MS_REC,
+}
+
+
+class Options:
+    """What a list of words means: `flags` for mount(2); attributes to set and clear; `data` for the file system."""
+
+    __slots__ = (
+        "bind",
+        "clear_attributes",
+        "data",
+        "flags",
+        "propagation",
+        "recursive",
+        "set_attributes",
+        "superblock",
+    )
+
+    def __init__(self, words: Iterable[str] = ()) -> None:
+        self.bind = False
+        self.recursive = False
+        self.flags = 0
+        self.set_attributes = 0
+        self.clear_attributes = 0
+        self.propagation: list[int] = []
+        self.superblock: list[str] = []
+        data = []
+        for word in words:
+            if word in _FLAG_WORDS:
+                flag, attribute, on = _FLAG_WORDS[word]
+                self.flags = self.flags | flag if on else self.flags & ~flag
+                self.set_attributes = self.set_attributes | attribute if on else self.set_attributes & ~attribute
+                self.clear_attributes = self.clear_attributes & ~attribute if on else self.clear_attributes | attribute
+            elif word in _ATIME_WORDS:
+                flag, attribute = _ATIME_WORDS[word]
+                self.flags |= flag
+                self.set_attributes = self.set_attributes & ~_ATTR_ATIME_MASK | attribute
+                self.clear_attributes |= _ATTR_ATIME_MASK
+            elif word in ("bind", "rbind"):
+                self.bind = True
+                self.recursive = word == "rbind"
+            elif word in _PROPAGATION_WORDS:
+                self.propagation.append(_PROPAGATION_WORDS[word])
+            elif word in _SUPERBLOCK_WORDS:
+                self.flags |= _SUPERBLOCK_WORDS[word]
+                self.superblock.append(word)
+            elif word != "defaults":
+                data.append(word)
+        self.data = ",".join(data)
+
+
+class Mount:
+    """One mount to make: `kind` is "bind" or a file system type, as in /proc/filesystems.
+
+    Raises:
+        ValueError: options that a bind mount can't have, a bind mount without a source, a path that isn't absolute.
+    """
+
+    __slots__ = ("destination", "kind", "options", "source")
+
+    def __init__(self, kind: str, source: str | None, destination: str, options: Iterable[str] = ()) -> None:
+        self.options = Options(options)
+        self.kind = "bind" if self.options.bind else kind
+        self.destination = destination
+        self.source = source or kind
+        if not destination.startswith("/"):
+            raise ValueError(f"the destination of a mount must be an absolute path, not {destination!r}")
+        if self.kind == "bind":
+            if not source or not source.startswith("/"):
+                raise ValueError(f"the source of a bind mount must be an absolute path, not {source!r}")
+            refused = self.options.data or ",".join(self.options.superblock)
+            if refused:
+                raise ValueError(f"the bind mount on {destination} can't have the option {refused!r}")
+
+    def make(self) -> None:
+        """Do it.
+
+        A bind mount keeps the attributes of what it shows, except for those that the options name: in a user namespace
+        the ones of the outside are locked, and taking one away is EPERM. With "rbind" they hold for submounts too.
+
+        Raises:
+            OSError: see mount(2) and mount_setattr(2); ENOSYS for options on a bind mount before Linux 5.12.
+        """
+        options = self.options
+        if self.kind == "bind":
+            mount(self.source, self.destination, None, MS_BIND | MS_REC if options.recursive else MS_BIND)
+            if options.set_attributes or options.clear_attributes:
+                mount_setattr(self.destination, options.set_attributes, options.clear_attributes, options.recursive)
+        else:
+            mount(self.source, self.destination, self.kind, options.flags, options.data)
+        for propagation in options.propagation:
+            mount(None, self.destination, None, propagation)
+
+
+def mount(source: str | None, target: str, kind: str | None, flags: int, data: str = "") -> None:
+    """mount(2)."""
+    encoded = [None if text is None else _encode(text) for text in (source, target, kind, data or None)]
+    if libc.mount(encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3]) != 0:
+        raise fail(f"mount {source or kind or ''} on {target}")
+
+
+def umount2(target: str, flags: int = 0) -> None:
+    """umount2(2); `flags` may be MNT_DETACH."""
+    if libc.umount2(_encode(target), flags) != 0:
+        raise fail(f"unmount {target}")
+
+
+def mount_setattr(target: str, set_attributes: int, clear_attributes: int, recursive: bool) -> None:
+    """mount_setattr(2): change some attributes of a mount, or of it and all below it, and leave the others alone."""
+    # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
+    attributes = (ctypes.c_uint64 * 4)(set_attributes, clear_attributes)
+    flags = _AT_RECURSIVE if recursive else 0
+    size = ctypes.c_size_t(ctypes.sizeof(attributes))
+    if libc.syscall(SYS_MOUNT_SETATTR, _AT_FDCWD, _encode(target), flags, attributes, size) != 0:
+        raise fail(f"set the attributes of the mount on {target}")
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

@@ -1,0 +1,48 @@
+"""The kernel's namespaces under the names that the OCI runtime specification gives them: one table, used by everybody.
+
+The order is the one in which they are listed to people. Sources: namespaces(7), linux/sched.h.
+"""
+
+from __future__ import annotations
+
+
+class Namespace:
+    """One kind of namespace: OCI `name`, clone(2) `flag`, and its `file` below /proc/PID/ns/."""
+
+    __slots__ = ("file", "flag", "name")
+
+    def __init__(self, name: str, flag: int, file: str) -> None:
+        self.name = name
+        self.flag = flag
+        self.file = file
+
+
+NAMESPACES: dict[str, Namespace] = {
+    namespace.name: namespace
+    for namespace in (
+        Namespace("user", 0x1000_0000, "user"),
+        Namespace("mount", 0x0002_0000, "mnt"),
+        Namespace("pid", 0x2000_0000, "pid"),
+        Namespace("uts", 0x0400_0000, "uts"),
+        Namespace("ipc", 0x0800_0000, "ipc"),
+        Namespace("cgroup", 0x0200_0000, "cgroup"),
+        Namespace("network", 0x4000_0000, "net"),
+        Namespace("time", 0x0000_0080, "time"),
+    )
+}
+
+CLONE_NEWUSER = NAMESPACES["user"].flag
+CLONE_NEWCGROUP = NAMESPACES["cgroup"].flag
+CLONE_NEWTIME = NAMESPACES["time"].flag
+
+
+def flags(names: frozenset[str] | set[str]) -> int:
+    """The clone(2) flags of several namespaces together.
+
+    Raises:
+        KeyError: a name that is not in `NAMESPACES`.
+    """
+    together = 0
+    for name in names:
+        together |= NAMESPACES[name].flag
+    return together

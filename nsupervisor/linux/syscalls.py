@@ -1,0 +1,149 @@
+"""System calls that Python 3.11 does not wrap: clone3, unshare, setns, prctl, signalfd, and the loopback interface.
+
+Each raises OSError with the kernel's errno, its plain text in `strerror`, and what was tried in `filename`. The library
+is opened as `PyDLL`, so calls keep the interpreter's lock: they are short, the processes that make them have one thread,
+and for clone3 it is a must, as the child has to come into the world holding the lock that its only thread needs.
+
+System call numbers from 424 on are the same on every architecture, so they can be written down here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import signal
+import socket
+import struct
+import sys
+
+TYPE_CHECKING = False  # `import typing` costs milliseconds, and the keeper's start is on the way of every recovery
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+libc = ctypes.PyDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
+
+SYS_CLONE3 = 435
+
+CLONE_PIDFD = 0x0000_1000
+CLONE_INTO_CGROUP = 0x2_0000_0000  # Linux 5.7
+
+PR_SET_DUMPABLE = 4
+PR_SET_NAME = 15
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+
+SIGNALFD_SIGINFO_SIZE = 128  # bytes of one record, signalfd(2)
+_SFD_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
+_SIGSET_SIZE = 128  # glibc's sigset_t; musl's is as large
+
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP_RUNNING = 0x1 | 0x40
+
+_python = ctypes.pythonapi
+for _hook in (_python.PyOS_BeforeFork, _python.PyOS_AfterFork_Parent, _python.PyOS_AfterFork_Child):
+    _hook.restype = None
+
+
+def fail(what: str) -> OSError:
+    """The OSError for the errno that the last call through `libc` left behind."""
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), what)
+
+
+def clone3(flags: int, cgroup: int = -1) -> tuple[int, int]:
+    """Fork into new namespaces and, with a descriptor of a cgroup v2 directory, straight into that cgroup.
+
+    Returns (pid, pidfd) in the parent and (0, -1) in the child. The process must have one thread.
+
+    Raises:
+        OSError: see clone(2); for instance EAGAIN at a limit on processes, EPERM without the privilege for a namespace,
+            ENOSPC at a limit on namespaces, EBUSY or EOPNOTSUPP for a cgroup that can't hold processes.
+    """
+    pidfd = ctypes.c_int(-1)
+    # struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, and after five more the cgroup
+    args = (ctypes.c_uint64 * 11)(flags | CLONE_PIDFD, ctypes.addressof(pidfd), 0, 0, signal.SIGCHLD.value)
+    if cgroup >= 0:
+        args[0] |= CLONE_INTO_CGROUP
+        args[10] = cgroup
+    # A raw clone3 does not pass through fork(3), so the interpreter's own preparations for a fork are called by hand.
+    _python.PyOS_BeforeFork()
+    pid = libc.syscall(SYS_CLONE3, args, ctypes.sizeof(args))
+    if pid == 0:
+        _python.PyOS_AfterFork_Child()
+        return 0, -1
+    number = ctypes.get_errno()
+    _python.PyOS_AfterFork_Parent()
+    if pid < 0:
+        raise OSError(number, os.strerror(number), "clone3")
+    return pid, pidfd.value
+
+
+def unshare(flags: int) -> None:
+    """Leave shared namespaces for new ones, unshare(2)."""
+    if libc.unshare(ctypes.c_int(flags)) != 0:
+        raise fail("unshare")
+
+
+def setns(fd: int, kind: int = 0) -> None:
+    """Enter the namespace behind `fd`; `kind` is its clone flag, or 0 for any, setns(2)."""
+    if libc.setns(fd, ctypes.c_int(kind)) != 0:
+        raise fail("setns")
+
+
+def prctl(option: int, value: int | bytes, what: str) -> None:
+    """prctl(2) with one argument, a number or the address of a string; `what` is for the error's text."""
+    argument = ctypes.c_char_p(value) if isinstance(value, bytes) else ctypes.c_ulong(value)
+    zero = ctypes.c_ulong(0)
+    if libc.prctl(option, argument, zero, zero, zero) != 0:
+        raise fail(what)
+
+
+def become_subreaper() -> None:
+    """Orphans among this process' descendants become its children, PR_SET_CHILD_SUBREAPER(2const)."""
+    prctl(PR_SET_CHILD_SUBREAPER, 1, "become a subreaper")
+
+
+def set_no_new_privileges() -> None:
+    """No exec gives this process more privileges than it has, PR_SET_NO_NEW_PRIVS(2const)."""
+    prctl(PR_SET_NO_NEW_PRIVS, 1, "set no_new_privs")
+
+
+def set_dumpable() -> None:
+    """Own the files in /proc/self again, which a change of credentials has given to root, PR_SET_DUMPABLE(2const)."""
+    prctl(PR_SET_DUMPABLE, 1, "set dumpable")
+
+
+def set_process_name(name: str) -> None:
+    """What `ps -o comm` shows; 15 bytes at most, PR_SET_NAME(2const)."""
+    prctl(PR_SET_NAME, name.encode(), "set the process name")
+
+
+def sethostname(name: str) -> None:
+    """Set the host name of this UTS namespace, sethostname(2)."""
+    encoded = name.encode()
+    if libc.sethostname(encoded, ctypes.c_size_t(len(encoded))) != 0:
+        raise fail("sethostname")
+
+
+def signalfd(signals: Iterable[int]) -> int:
+    """A non-blocking descriptor that gives one record of `SIGNALFD_SIGINFO_SIZE` bytes per signal, signalfd(2).
+
+    The signals must be blocked. The record's first four bytes are the signal's number.
+    """
+    mask = 0
+    for signum in signals:
+        mask |= 1 << (signum - 1)
+    # sigset_t is an array of longs, the lowest signals in the first: the same bytes as one number of 64 bits, wherever a
+    # long has 64 bits, and on little-endian machines where it has 32.
+    fd: int = libc.signalfd(-1, mask.to_bytes(8, sys.byteorder).ljust(_SIGSET_SIZE, b"\0"), _SFD_FLAGS)
+    if fd < 0:
+        raise fail("signalfd")
+    return fd
+
+
+def loopback_up() -> None:
+    """Bring up the interface `lo` of this network namespace, which is down in a new one, netdevice(7)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP_RUNNING))
