@@ -164,7 +164,7 @@ def launch(life: Life, event: Event, moment: Moment, workload: Workload) -> Step
 
 def retry(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
     """The back-off is over."""
-    return _spawn(attrs.evolve(life, restarts=life.restarts + 1), moment, workload, life.reason)
+    return _respawn(life, moment, workload, life.reason)
 
 
 def rest(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
@@ -377,6 +377,11 @@ def _spawn(life: Life, moment: Moment, workload: Workload, reason: str) -> Step:
     return life, (Spawn(life.generation),)
 
 
+def _respawn(life: Life, moment: Moment, workload: Workload, why: str) -> Step:
+    reason = why if life.then is Then.RECYCLE else f"restarted: {why}"
+    return _spawn(attrs.evolve(life, restarts=life.restarts + 1), moment, workload, reason)
+
+
 def _stopping(life: Life, moment: Moment, workload: Workload, reason: str, first: Action) -> Step:
     deadline = _after(moment, workload.timeout_stop_sec)
     return attrs.evolve(life, state=State.STOPPING, deadline=deadline, reason=reason), (first,)
@@ -410,5 +415,5 @@ def _again(life: Life, moment: Moment, workload: Workload, why: str) -> Step:
         return attrs.evolve(life, state=State.FAILED, reason=f"given up after {limit}; the last: {why}"), ()
     life = attrs.evolve(life, failures=failures + 1)
     if wait <= 0:
-        return _spawn(attrs.evolve(life, restarts=life.restarts + 1), moment, workload, why)
+        return _respawn(life, moment, workload, why)
     return attrs.evolve(life, state=State.BACKOFF, deadline=moment.now + wait, reason=why), ()

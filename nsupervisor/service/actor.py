@@ -11,6 +11,7 @@ notice of the death, and a rule on it must be heard while the generation it is a
 
 import contextlib
 import math
+import os
 import random
 import signal
 from collections.abc import Callable, Mapping
@@ -87,6 +88,8 @@ class Actor:
     _oom_kills: float = 0.0
     _limits: Mapping[str, float | None] = attrs.field(init=False, factory=dict)
     _captures: int = 0
+    _spawned: Spawned | None = None
+    """This generation's descriptors, until the capture of its output has begun."""
     _listening: contextlib.ExitStack = attrs.field(init=False, factory=contextlib.ExitStack)
     """This generation's notify socket and the task that reads it."""
 
@@ -158,6 +161,7 @@ class Actor:
                 if id_ == self._id:
                     self.pid = pid
                     self._say("started", pid=pid)
+                    self._capture()
                 await self._happen(events.Execed(_generation(id_)))
             case Ended():
                 await self._ended(message)
@@ -182,6 +186,7 @@ class Actor:
             self._say("not started", "error", message=f"workload {self.name}: {failure}", generation=generation)
         else:
             self._say("exited", generation=generation, pid=self.pid, **exit_record(exit_))
+        self._capture()
         self.pid = None
         self._listening.close()
         await self._happen(events.Exited(generation, exit_, self._populated()))
@@ -233,7 +238,7 @@ class Actor:
                     "restart": self.workload.restart,
                     "reason": new.reason,
                 }
-                self._say("action", action="restart", cause=cause, delay_sec=round(delay, 6), restarts=new.restarts)
+                self._say("action", action="restart", cause=cause, delay_sec=round(delay, 6))
         if new.state is not old.state:
             level = {State.FAILED: "error", State.BACKOFF: "warning"}.get(new.state, "info")
             self._say("state", level, **{"from": old.state.value, "to": new.state.value, "reason": new.reason})
@@ -278,7 +283,7 @@ class Actor:
             self.post(events.Exited(generation, exit_, populated=False))
             return
         self.pid = spawned.pid
-        self._capture(spawned)
+        self._spawned = spawned
 
     # ---- what the program says of itself
 
@@ -335,8 +340,14 @@ class Actor:
     def _populated(self) -> bool:
         return self.cgroup.populated()
 
-    def _capture(self, spawned: Spawned) -> None:
-        labels: dict[str, Any] = {"workload": self.name, "generation": self.life.generation, "pid": spawned.pid}
+    def _capture(self) -> None:
+        """Begin to read the generation's output. Only once the program's own pid is known, or that there is none: the
+        pipes wait, and so each record of its output has its pid, and comes after the one that says that it started."""
+        spawned, self._spawned = self._spawned, None
+        if spawned is None:
+            return
+        os.close(spawned.pidfd)  # the keeper has its own, and sends our signals
+        labels: dict[str, Any] = {"workload": self.name, "generation": self.life.generation, "pid": self.pid}
         if self.instance is not None:
             labels["instance"] = self.instance
         for fd, stream in ((spawned.stdout, "stdout"), (spawned.stderr, "stderr")):

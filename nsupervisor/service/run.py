@@ -9,7 +9,7 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 import trio
@@ -104,57 +104,85 @@ async def _service(config: Config, host: Host, directory: Path, warnings: list[t
     async with open_journal(settings.log_output, level=settings.log_level, format=settings.log_format) as journal:
         for name, text in warnings:
             journal.log.warning("limit not enforced", workload=name, message=text)
+        status = DONE
         async with open_keeper(directory) as keeper:
             await _end_leftovers(keeper, journal)
             tree = Tree.create(host, settings.name)
             try:
                 tree.supervisor_join(keeper.pid)
                 async with open_watcher() as watcher:
-                    await _supervise(config, host, directory, tree, keeper, watcher, journal)
-                await keeper.shutdown()
+                    lost = await _supervise(config, host, directory, tree, keeper, watcher, journal)
+                if lost:
+                    journal.log.critical("keeper lost", message="the keeper has ended; so were its workloads, after it")
+                    status = FAILED
+                else:
+                    await keeper.shutdown()
             finally:
                 tree.close()
         journal.log.info("supervisor stopped")
-    return DONE
+    return status
 
 
 async def _end_leftovers(keeper: Keeper, journal: Journal) -> None:
     """A supervisor before us died and its keeper lived on. End what it still runs, so that nothing runs twice."""
-    children = {child.id for child in await keeper.list()}
-    for child in children:
-        journal.log.warning("left over from an earlier supervisor: ended", child=child)
-        await keeper.signal(child, signal.SIGKILL)
+    children = {}
+    for child in await keeper.list():
+        for fd in (child.pidfd, child.stdout, child.stderr):
+            os.close(fd)
+        children[child.id] = child
+    for id_, child in children.items():
+        if child.status is None:
+            journal.log.warning("left over", message=f"{id_} of a supervisor that died: ended", pid=child.pid)
+            await keeper.signal(id_, signal.SIGKILL)
     while children:
         report = await keeper.events.receive()
         if isinstance(report, Ended):
             await keeper.acknowledge(report.id)
-            children.discard(report.id)
+            children.pop(report.id, None)
 
 
 async def _supervise(
     config: Config, host: Host, directory: Path, tree: Tree, keeper: Keeper, watcher: Watcher, journal: Journal
-) -> None:
-    async with trio.open_nursery() as captures, trio.open_nursery() as nursery:
+) -> bool:
+    """Run everything until a signal has stopped it (False), or the keeper is lost (True)."""
+    lost = False
+    async with trio.open_nursery() as captures:
         world = World(keeper, watcher, journal, captures, directory)
         actors = {
             name: Actor(name, workload, instance, tree.make(name, workload.resources), world)
             for name, workload, instance in _each(config)
         }
-        supervisor = Supervisor(config, actors, nursery, keeper.pid, host.mode, tree.path)
-        for actor in actors.values():
-            nursery.start_soon(actor.run)
-        nursery.start_soon(_route, keeper, actors)
-        async with trio.open_nursery() as front:
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                await front.start(serve, app(supervisor), directory / "api.sock")
-                journal.log.info("supervisor started", **supervisor.info())
-                supervisor.start([name for name, w in config.workloads.items() if w.autostart], by="boot")
-                front.start_soon(_until_signalled, signals, supervisor, front.cancel_scope)
-                await trio.sleep_forever()
-        nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                supervisor = Supervisor(config, actors, nursery, keeper.pid, host.mode, tree.path)
+                for actor in actors.values():
+                    nursery.start_soon(actor.run)
+                with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                    await nursery.start(serve, app(supervisor), directory / "api.sock")
+                    journal.log.info("supervisor started", **supervisor.info())
+                    supervisor.start([name for name, w in config.workloads.items() if w.autostart], by="boot")
+                    nursery.start_soon(_until_signalled, signals, supervisor, journal, nursery.cancel_scope)
+                    await _route(keeper, actors)
+                    lost = True
+                    nursery.cancel_scope.cancel()
+        finally:
+            await _end_all(actors.values())
         with trio.move_on_after(LAST_WORDS):
             await supervisor.drained()
         captures.cancel_scope.cancel()
+    return lost
+
+
+async def _end_all(actors: Iterable[Actor]) -> None:
+    """After an orderly stop there is nothing to do; after anything else no process may stay behind."""
+    with trio.move_on_after(LAST_WORDS, shield=True):
+        for actor in actors:
+            if actor.cgroup.populated():
+                actor.cgroup.kill()
+        for actor in actors:
+            while actor.cgroup.populated():
+                await trio.sleep(0.01)
+            actor.cgroup.close()
 
 
 def _each(config: Config) -> Iterator[tuple[str, Workload, int | None]]:
@@ -162,9 +190,10 @@ def _each(config: Config) -> Iterator[tuple[str, Workload, int | None]]:
         yield name, config.workloads[workload], instance
 
 
-async def _until_signalled(signals: AsyncIterator[int], supervisor: Supervisor, scope: trio.CancelScope) -> None:
+async def _until_signalled(
+    signals: AsyncIterator[int], supervisor: Supervisor, journal: Journal, scope: trio.CancelScope
+) -> None:
     """The first signal stops everything in order; a second one kills what is left."""
-    log = next(iter(supervisor.actors.values())).world.journal.log if supervisor.actors else None
     async with trio.open_nursery() as nursery:
 
         async def stop() -> None:
@@ -173,8 +202,7 @@ async def _until_signalled(signals: AsyncIterator[int], supervisor: Supervisor, 
 
         stopping = False
         async for signum in signals:
-            if log is not None:
-                log.info("supervisor stopping", signal=signal.Signals(signum).name, hurry=stopping)
+            journal.log.info("supervisor stopping", signal=signal.Signals(signum).name, hurry=stopping)
             if stopping:
                 supervisor.kill_all()
             else:
@@ -183,7 +211,7 @@ async def _until_signalled(signals: AsyncIterator[int], supervisor: Supervisor, 
 
 
 async def _route(keeper: Keeper, actors: dict[str, Actor]) -> None:
-    """Hand each of the keeper's reports to the actor that it is about."""
+    """Hand each of the keeper's reports to the actor that it is about; returns when the keeper is lost."""
     async for report in keeper.events:
         actor = actors.get(report.id.rpartition("#")[0])
         if actor is not None:

@@ -57,7 +57,7 @@ class Supervisor:
         return [actor.status() for actor in self.actors.values()]
 
     def resolve(self, patterns: Sequence[str]) -> list[str]:
-        """Names of the instances that ``patterns`` mean: "web" is all of them; globs match either. Raises UnknownName."""
+        """The instances that ``patterns`` mean: "web" is all of web's; globs match either. Raises UnknownName."""
         found: dict[str, None] = {}
         for pattern in patterns:
             names = [
