@@ -226,7 +226,8 @@ class Machine:
 
 def _command_script(command: tuple[str, ...]) -> bytes:
     """What the guest's shell runs: the host's environment and folder, then the command."""
-    skipped = {"PWD", "OLDPWD", "SHLVL", "_", "TMPDIR", "LD_PRELOAD"}
+    # Without byte code kept beside the sources, each import is dear here.
+    skipped = {"PWD", "OLDPWD", "SHLVL", "_", "TMPDIR", "LD_PRELOAD", "PYTHONDONTWRITEBYTECODE"}
     environment = {name: value for name, value in os.environ.items() if name.isidentifier() and name not in skipped}
     environment["PATH"] = environment.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
     environment |= {
