@@ -46,8 +46,7 @@ class Sink:
         self._batch = memoryview(b"")  # taken from the queue, not yet written
         self._size = 0  # bytes in the queue and the batch
         self._wake = trio.Event()
-        self._idle = trio.Event()
-        self._idle.set()
+        self._drained = trio.lowlevel.ParkingLot()
         self._limiter = trio.CapacityLimiter(1)
         self.dropped = 0
         """Records not kept since the start."""
@@ -80,9 +79,8 @@ class Sink:
         while True:
             if not self._fill():
                 self._wake = trio.Event()
-                self._idle.set()
+                self._drained.unpark_all()
                 await self._wake.wait()
-                self._idle = trio.Event()
                 continue
             try:
                 written = await self._write()
@@ -101,13 +99,12 @@ class Sink:
     async def flush(self) -> None:
         """Wait until everything put so far has been written."""
         while self._queue or self._batch:
-            await self._idle.wait()
-            await trio.lowlevel.checkpoint()
+            await self._drained.park()
 
     def close(self) -> None:
-        """Close the output; what is still in the buffer is counted as dropped."""
-        self.dropped += sum(isinstance(item, bytes) for item in self._queue) + bytes(self._batch).count(b"\n")
-        self._target.close()
+        """Close the output, whatever is still in the buffer."""
+        if not (self._target.blocking and self._batch):  # else a thread may be about to write to this very number
+            self._target.close()
 
     def _fill(self) -> bool:
         """Take the next batch when the last one is out. False: nothing left to write."""

@@ -1,0 +1,115 @@
+import os
+import sys
+from functools import partial
+
+import pytest
+import trio
+
+from nsupervisor.logs import capture, open_journal
+from tests.logs.records import LABELS, check_numbers, records
+from tests.timing import deadline
+
+
+@pytest.fixture
+def pipe():
+    """Read end non-blocking, as the keeper hands it out; write end blocking, as a workload has it."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    return reader, writer
+
+
+@pytest.fixture
+def log(tmp_path):
+    return tmp_path / "log"
+
+
+async def test_lines_become_records_until_the_end_of_the_pipe(pipe, log):
+    reader, writer = pipe
+    async with open_journal(str(log)) as journal, trio.open_nursery() as nursery:
+        nursery.start_soon(capture, reader, journal, LABELS, "stderr", 16)
+        for piece in (b"hel", b"lo\r\nw", b"orld\n\n", b"a\0\xff", b"\n", b"x" * 20, b"\nlast"):
+            os.write(writer, piece)
+            await trio.testing.wait_all_tasks_blocked()
+        os.close(writer)
+    found = [(record["message"], record.get("partial", False)) for record in records(log.read_bytes())]
+    assert found == [
+        ("hello", False),
+        ("world", False),
+        ("", False),
+        ("a\0\ufffd", False),
+        ("x" * 16, True),
+        ("xxxx", False),
+        ("last", False),
+    ]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(reader)
+
+
+async def test_a_cancelled_capture_hands_over_what_it_has_read(pipe, log):
+    reader, writer = pipe
+    async with open_journal(str(log)) as journal, trio.open_nursery() as nursery:
+        nursery.start_soon(capture, reader, journal, LABELS, "stdout")
+        os.write(writer, b"one\nbeginning of ")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    os.close(writer)
+    found = [(record["message"], record.get("partial", False)) for record in records(log.read_bytes())]
+    assert found == [("one", False), ("beginning of ", True)]
+
+
+async def test_without_a_journal_the_output_is_thrown_away_but_read(pipe):
+    reader, writer = pipe
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(capture, reader, None, LABELS, "stdout")
+        with trio.fail_after(deadline(5)):
+            await trio.to_thread.run_sync(os.write, writer, b"x" * 1_000_000)
+        os.close(writer)
+
+
+async def test_a_workload_that_writes_without_a_pause_does_not_starve_the_others(pipe, log):
+    reader, writer = pipe
+    os.set_blocking(writer, False)
+    quiet_reader, quiet_writer = os.pipe()
+    os.set_blocking(quiet_reader, False)
+    async with open_journal(str(log)) as journal, trio.open_nursery() as nursery:
+        nursery.start_soon(capture, reader, journal, LABELS, "stdout")
+        nursery.start_soon(capture, quiet_reader, journal, {**LABELS, "workload": "quiet"}, "stdout")
+        for turn in range(50):
+            try:  # keep the pipe full
+                os.write(writer, b"noise\n" * 10_000)
+            except BlockingIOError:
+                pass
+            if turn == 25:
+                os.write(quiet_writer, b"hello\n")
+            await trio.lowlevel.checkpoint()
+        os.close(writer)
+        os.close(quiet_writer)
+    found = records(log.read_bytes())
+    (place,) = [place for place, record in enumerate(found) if record["workload"] == "quiet"]
+    assert 0 < place < len(found) - 10_000
+
+
+async def test_a_quick_reader_misses_nothing_of_several_busy_workloads(log):
+    # The stream leaves once a turn of the loop, so the pipe to the collector must hold what a turn brings.
+    names = [f"busy{number}" for number in range(3)]
+    total = 30_000
+    program = f"for n in range({total}): print(n)"
+    reader, writer = os.pipe()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT)
+    with trio.fail_after(deadline(30)):
+        async with trio.open_nursery() as collector:
+            await collector.start(partial(trio.run_process, ["cat"], stdin=reader, stdout=file))
+            os.close(reader)
+            async with open_journal(writer, flush_sec=deadline(10)) as journal, trio.open_nursery() as nursery:
+                for name in names:
+                    out, into = os.pipe()
+                    os.set_blocking(out, False)
+                    await nursery.start(partial(trio.run_process, [sys.executable, "-c", program], stdout=into))
+                    os.close(into)
+                    nursery.start_soon(capture, out, journal, {**LABELS, "workload": name}, "stdout")
+            os.close(writer)
+    os.close(file)
+    assert journal.dropped == 0
+    found = records(log.read_bytes())
+    for name in names:
+        assert check_numbers([record for record in found if record["workload"] == name], total) == 0
