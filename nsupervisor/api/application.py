@@ -1,0 +1,110 @@
+"""The API as an ASGI application: requests in, calls of `Control`, JSON out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import trio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from nsupervisor.api.control import Control, UnknownName
+from nsupervisor.api.routes import ROUTES, VERBS
+from nsupervisor.config.units import parse_signal
+
+DEFAULT_SIGNAL = "SIGTERM"
+
+
+def app(control: Control) -> Starlette:
+    """The application that answers for `control`; its routes are those of `nsupervisor.api.routes`."""
+    handlers = _Handlers(control)
+    return Starlette(
+        routes=[
+            Route(route.path, getattr(handlers, route.name), methods=[route.method], name=route.name)
+            for route in ROUTES
+        ],
+        exception_handlers={HTTPException: _refused, UnknownName: _unknown, Exception: _broken},
+    )
+
+
+class _Handlers:
+    """One method per route."""
+
+    def __init__(self, control: Control) -> None:
+        self.control = control
+
+    async def info(self, request: Request) -> JSONResponse:
+        return JSONResponse(self.control.info())
+
+    async def status(self, request: Request) -> JSONResponse:
+        found = self.control.status()
+        if patterns := request.query_params.getlist("name"):
+            names = set(self.control.resolve(patterns))
+            found = [one for one in found if one["name"] in names]
+        return JSONResponse(found)
+
+    async def command(self, request: Request) -> JSONResponse:
+        verb = request.path_params["verb"]
+        if verb not in VERBS:
+            raise HTTPException(404, f'nothing is called "{verb}"; there are: {", ".join(VERBS)}')
+        patterns, parameters = _command(verb, await request.body())
+        results: dict[str, dict[str, Any] | None] = dict.fromkeys(self.control.resolve(patterns))
+
+        async def do(name: str) -> None:
+            results[name] = await self.control.command(verb, name, **parameters)
+
+        async with trio.open_nursery() as nursery:  # one that takes long must not hold up the others
+            for name in results:
+                nursery.start_soon(do, name)
+        return JSONResponse(list(results.values()))
+
+
+def _command(verb: str, body: bytes) -> tuple[list[str], dict[str, Any]]:
+    """The names and the parameters in a request's body. HTTPException 400 where it is wrong."""
+    try:
+        asked = json.loads(body)
+    except (ValueError, RecursionError):
+        raise HTTPException(400, 'the body is not JSON; send for example {"names": ["web"]}') from None
+    names = asked.get("names") if isinstance(asked, dict) else None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        raise HTTPException(400, '"names" is not a list of names; send for example {"names": ["web"]}')
+    allowed = ["names", "signal"] if verb == "signal" else ["names"]
+    if unknown := [key for key in asked if key not in allowed]:
+        raise HTTPException(400, f'"{unknown[0]}" means nothing here; there is: {", ".join(allowed)}')
+    if verb != "signal":
+        return names, {}
+    signal = asked.get("signal", DEFAULT_SIGNAL)
+    if isinstance(signal, bool) or not isinstance(signal, str | int):
+        raise HTTPException(400, '"signal" is neither a name nor a number; send for example "SIGHUP"')
+    try:
+        return names, {"signal": parse_signal(signal)}
+    except ValueError as error:
+        raise HTTPException(400, f"signal: {error}") from None
+
+
+def _error(status: int, message: str) -> JSONResponse:
+    return JSONResponse({"error": message}, status)
+
+
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    detail = error.detail
+    if error.status_code == 405 or detail == "Not Found":  # starlette's own, which do not say what there is
+        there = ", ".join(f"{route.method} {route.path}" for route in ROUTES)
+        detail = f"there is no {request.method} {request.url.path}; there are: {there}"
+    return JSONResponse({"error": detail}, error.status_code, headers=dict(error.headers or {}))
+
+
+async def _unknown(request: Request, error: Exception) -> JSONResponse:
+    return _error(404, str(error))
+
+
+async def _broken(request: Request, error: Exception) -> JSONResponse:
+    """A bug of ours. The server logs the traceback, this tells who asked."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return _error(500, f"the supervisor failed over this request ({type(error).__name__}: {error}); see its output")

@@ -1,0 +1,157 @@
+"""Ask a supervisor over its Unix socket. Standard library only, and as little of it as will do.
+
+Why not `http.client`: it loads the email package and ssl, which takes longer (28 ms) than Python itself (20 ms) and
+would be the largest part of `nsupervisor status`. HTTP/1.0 with a JSON body takes a page.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+
+TYPE_CHECKING = False  # typing's own costs an import
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+DEFAULT_SOCKET = "/run/nsupervisor/api.sock"
+PATIENCE = 10.0
+"""Seconds to wait for what a supervisor answers at once. What it does to workloads may take as long as it takes."""
+
+
+class ClientError(Exception):
+    """The answer was not to be had, or is no. `exit_status`: what a command that needed it ends with."""
+
+    exit_status = 1
+
+
+class WrongRequestError(ClientError):
+    """The supervisor knows no such name, or the request makes no sense (HTTP 4xx)."""
+
+    exit_status = 2
+
+
+class NoSupervisorError(ClientError):
+    """Nobody answers there."""
+
+    exit_status = 3
+
+
+class NotPermittedError(ClientError):
+    """The socket may not be opened, or the supervisor refuses this to this user."""
+
+    exit_status = 4
+
+
+class Client:
+    """A supervisor, by the path of its socket. Each call is one connection. All raise ClientError."""
+
+    def __init__(self, socket_path: str = DEFAULT_SOCKET) -> None:
+        self.path = socket_path
+
+    def info(self) -> dict[str, Any]:
+        """About the supervisor; the object `Info` of `nsupervisor schema api`."""
+        info: dict[str, Any] = self._ask("GET", "/v1/info")
+        return info
+
+    def status(self, names: Iterable[str] = ()) -> list[dict[str, Any]]:
+        """The instances that names and globs stand for, or all; objects `Status` of `nsupervisor schema api`."""
+        query = "&".join(f"name={_quote(name)}" for name in names)
+        found: list[dict[str, Any]] = self._ask("GET", f"/v1/status?{query}" if query else "/v1/status")
+        return found
+
+    def command(self, verb: str, names: Iterable[str], **parameters: Any) -> list[dict[str, Any]]:
+        """Do something to the instances and wait until it is done; objects `Result` of `nsupervisor schema api`."""
+        body = {"names": list(names), **parameters}
+        results: list[dict[str, Any]] = self._ask("POST", f"/v1/workloads/{_quote(verb)}", body)
+        return results
+
+    def _ask(self, method: str, target: str, body: Any = None) -> Any:
+        content = b"" if body is None else json.dumps(body).encode()
+        head = f"{method} {target} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        request = f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
+        status, answer = self._parse(self._exchange(request, PATIENCE if body is None else None))
+        if status == 200:
+            return answer
+        message = answer.get("error") if isinstance(answer, dict) else None
+        text = message or f"the supervisor on {self.path} answers with HTTP status {status}"
+        kind = NotPermittedError if status == 403 else WrongRequestError if 400 <= status < 500 else ClientError
+        raise kind(text)
+
+    def _exchange(self, request: bytes, patience: float | None) -> bytes:
+        """Send the request, and read until the other side has said all. patience: seconds between two chunks."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(PATIENCE)
+            try:
+                connection.connect(self.path)
+            except TimeoutError:
+                raise self._silent() from None
+            except OSError as error:
+                raise self._absent(error) from None
+            try:
+                try:
+                    connection.sendall(request)
+                except BrokenPipeError:
+                    pass  # it has answered without reading all, or is gone: the answer tells
+                connection.settimeout(patience)
+                chunks = []
+                while chunk := connection.recv(65536):
+                    chunks.append(chunk)
+            except TimeoutError:
+                raise self._silent() from None
+            except ConnectionResetError:
+                raise self._cut() from None
+            return b"".join(chunks)
+
+    def _parse(self, answer: bytes) -> tuple[int, Any]:
+        """Status and JSON of an HTTP answer. `status line, headers, empty line, body`: RFC 9112."""
+        head, _, body = answer.partition(b"\r\n\r\n")
+        status_line, *lines = head.decode("latin-1").split("\r\n")
+        if not status_line:
+            raise self._cut()
+        if not status_line.startswith("HTTP/1.") or not status_line[9:12].isdigit():
+            raise NoSupervisorError(f"what answers on {self.path} is no supervisor; say which is with --socket PATH")
+        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        if headers.get("content-length", str(len(body))) != str(len(body)):
+            raise self._cut()
+        status = int(status_line[9:12])
+        try:
+            return status, json.loads(body)
+        except ValueError:
+            if status == 200:
+                raise NoSupervisorError(
+                    f"what answers on {self.path} is no supervisor; say which is with --socket PATH"
+                ) from None
+            return status, None
+
+    def _absent(self, error: OSError) -> ClientError:
+        if isinstance(error, PermissionError):
+            return NotPermittedError(
+                f"user {os.geteuid()} may not use {self.path}; run as the supervisor's user, for instance with sudo"
+            )
+        if isinstance(error, FileNotFoundError | ConnectionRefusedError | NotADirectoryError):
+            return NoSupervisorError(
+                f"no supervisor answers on {self.path}; start one with: nsupervisor run CONFIG, "
+                "or say which with --socket PATH"
+            )
+        return NoSupervisorError(
+            f"cannot connect to {self.path}: {error.strerror or error}; say where with --socket PATH"
+        )
+
+    def _silent(self) -> ClientError:
+        return NoSupervisorError(
+            f"the supervisor on {self.path} has not answered for {PATIENCE:.0f} s; "
+            "see whether it is stopped (ps -o stat) or overloaded"
+        )
+
+    def _cut(self) -> ClientError:
+        return NoSupervisorError(f"the supervisor on {self.path} ended before it had answered; see its output")
+
+
+def _quote(text: str) -> str:
+    """Percent-encoding of all but letters, digits and "-._~", RFC 3986 (urllib.parse costs an import)."""
+    return "".join(
+        chr(byte) if byte < 128 and (chr(byte).isalnum() or byte in b"-._~") else f"%{byte:02X}"
+        for byte in text.encode("utf-8", "surrogateescape")
+    )

@@ -1,0 +1,43 @@
+"""What the API needs of the service behind it, and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+
+class UnknownName(LookupError):  # noqa: N818 - it is what happened, and reads so where it is raised
+    """No workload and no instance matches `pattern`; `nearest` is the most similar name, None where none is similar."""
+
+    def __init__(self, pattern: str, nearest: str | None = None) -> None:
+        self.pattern = pattern
+        self.nearest = nearest
+        hint = f'did you mean "{nearest}"?' if nearest else "nsupervisor status shows all names"
+        super().__init__(f'no workload matches "{pattern}"; {hint}')
+
+
+class Control(Protocol):
+    """The service, as the API sees it. Everything is called in the trio thread."""
+
+    def info(self) -> dict[str, Any]:
+        """The object `Info` of `nsupervisor schema api`."""
+        ...
+
+    def status(self) -> list[dict[str, Any]]:
+        """One object `Status` of `nsupervisor schema api` per instance, in the configuration's order."""
+        ...
+
+    def resolve(self, patterns: Sequence[str]) -> list[str]:
+        """The names of the instances that names and globs stand for ("web" is all of web's), each once.
+
+        Raises:
+            UnknownName: a pattern matches nothing.
+        """
+        ...
+
+    async def command(self, verb: str, name: str, **parameters: Any) -> dict[str, Any]:
+        """Do one thing to one instance and wait until it is done; the object `Result` of `nsupervisor schema api`.
+
+        verb: one of `nsupervisor.api.routes.VERBS`. parameters: `signal`, a number, for the verb "signal".
+        """
+        ...

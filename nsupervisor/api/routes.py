@@ -1,0 +1,199 @@
+"""The one table of the API's routes and objects: the application is built from it, and so is its OpenAPI description.
+
+Standard library only, as the command line prints the description too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from nsupervisor import __version__
+
+VERBS: Mapping[str, str] = {
+    "start": "start it, after all that it requires or wants",
+    "stop": "stop it, those first that require it, and wait until no process of it is left",
+    "restart": "stop it and start it again",
+    "kill": "send SIGKILL to all its processes; its restart policy then decides",
+    "signal": "send its program a signal",
+    "freeze": "let its processes get no turn (cgroup.freeze)",
+    "thaw": "let them go on",
+}
+"""What can be done to a workload, each with what that means."""
+
+STATES = ("stopped", "starting", "running", "ready", "stopping", "backoff", "exited", "failed", "frozen")
+
+
+class Route(NamedTuple):
+    """One operation. name: of its handler. objects: component schema by status code; a 1-tuple is a list of that."""
+
+    name: str
+    method: str
+    path: str
+    summary: str
+    query: Mapping[str, str] = {}
+    body: str | None = None
+    answers: Mapping[int, tuple[str] | str] = {}
+
+
+ROUTES = (
+    Route("info", "GET", "/v1/info", "About the supervisor itself.", answers={200: "Info"}),
+    Route(
+        "status",
+        "GET",
+        "/v1/status",
+        "The workloads' instances, in the configuration's order.",
+        query={"name": "A name or glob: only these. May be given several times."},
+        answers={200: ("Status",), 404: "Error"},
+    ),
+    Route(
+        "command",
+        "POST",
+        "/v1/workloads/{verb}",
+        "Do something to all instances that are named, at once, and answer when it is done.",
+        body="Command",
+        answers={200: ("Result",), 400: "Error", 404: "Error"},
+    ),
+)
+
+
+def _object(
+    description: str, optional: tuple[str, ...] = (), closed: bool = False, **properties: Any
+) -> dict[str, Any]:
+    return {
+        "description": description,
+        "type": "object",
+        "properties": properties,
+        "required": [name for name in properties if name not in optional],
+        **({"additionalProperties": False} if closed else {}),
+    }
+
+
+def _is(type_: str, description: str, **more: Any) -> dict[str, Any]:
+    """A value: "integer", or "integer?" where it may be null."""
+    return {"type": [type_[:-1], "null"] if type_.endswith("?") else type_, "description": description, **more}
+
+
+SCHEMAS: Mapping[str, dict[str, Any]] = {
+    "Info": _object(
+        "The supervisor. More keys may come.",
+        version=_is("string", "The supervisor's version."),
+        pid=_is("integer", "Its process."),
+        keeper_pid=_is("integer", "The process that is the parent of all workloads."),
+        name=_is("string", "supervisor.name of the configuration."),
+        config=_is("string", "Path of the configuration."),
+        runtime_directory=_is("string", "Where the sockets are."),
+        started_at=_is("number", "Seconds since 1970-01-01 UTC."),
+        uptime_sec=_is("number", "Seconds since it started.", minimum=0),
+        cgroup=_is("string", "The cgroup (version 2) that holds the workloads'."),
+        mode=_is("string", "The host's cgroup hierarchies.", enum=["unified", "hybrid"]),
+    ),
+    "Status": _object(
+        "One instance of a workload. What is not known, or does not apply, is null. More keys may come.",
+        name=_is("string", '"web", or "web@2" where a workload has several instances.'),
+        instance=_is("integer?", "2 for web@2.", minimum=1),
+        state=_is("string", "Where its life stands.", enum=list(STATES)),
+        reason=_is("string", "Why it is in this state, in words."),
+        pid=_is("integer?", "The program's process, as the host numbers it."),
+        generation=_is("integer", "How many times it has been started.", minimum=0),
+        restarts=_is("integer", "How many of these starts the restart policy or a rule made.", minimum=0),
+        uptime_sec=_is("number?", "Seconds since this generation started.", minimum=0),
+        ready=_is("boolean", "It runs and works, as far as it says."),
+        cgroup=_is("string", "Its cgroup (version 2)."),
+        memory_current=_is("integer?", "Bytes."),
+        memory_max=_is("integer?", "Bytes; null: no limit."),
+        pids_current=_is("integer?", "Processes and threads."),
+        pids_max=_is("integer?", "null: no limit."),
+        cpu_usage_usec=_is("integer?", "Processor time so far, microseconds."),
+        last_exit={
+            "description": "How the last generation that ended did so.",
+            "anyOf": [
+                {"type": "null"},
+                _object(
+                    "Of code and signal one is set, or failure is.",
+                    optional=("core_dumped", "failure"),
+                    code=_is("integer?", "Exit status, 0-255."),
+                    signal=_is("string?", 'The signal that ended it, "SIGKILL".'),
+                    oom_killed=_is("boolean", "The kernel's OOM killer ended it."),
+                    core_dumped=_is("boolean", "It left a core dump."),
+                    failure=_is("string", "Why it could not be started."),
+                ),
+            ],
+        },
+        last_event=_is("object?", "The last record about it: timestamp, event, and what belongs to that event."),
+    ),
+    "Command": _object(
+        "What to do it to.",
+        optional=("signal",),
+        closed=True,
+        names=_is("array", "Names and globs.", items={"type": "string", "minLength": 1}, minItems=1),
+        signal={
+            "description": 'For the verb "signal" only: "SIGHUP", "HUP", "SIGRTMIN+3" or a number. Default SIGTERM.',
+            "type": ["string", "integer"],
+        },
+    ),
+    "Result": _object(
+        "What became of one instance.",
+        name=_is("string", "The instance."),
+        ok=_is("boolean", "It was done."),
+        state=_is("string", "The state after it.", enum=list(STATES)),
+        message=_is("string", "Why it was not done, or more about it; may be empty."),
+    ),
+    "Error": _object("Nothing was done.", error=_is("string", "What is wrong, and what to do instead.")),
+}
+
+
+def openapi() -> dict[str, Any]:
+    """The API as an OpenAPI 3.1 document."""
+    paths: dict[str, Any] = {}
+    for route in ROUTES:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "nsupervisor",
+            "version": __version__,
+            "description": "HTTP on the Unix socket <runtime_directory>/api.sock. "
+            "Who may open the socket may do everything.",
+        },
+        "servers": [{"url": "http://localhost", "description": "The host name means nothing on a Unix socket."}],
+        "paths": paths,
+        "components": {"schemas": dict(SCHEMAS)},
+    }
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    parameters: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "in": "query",
+            "description": text,
+            "schema": {"type": "array", "items": {"type": "string"}},
+        }
+        for name, text in route.query.items()
+    ]
+    if "{verb}" in route.path:
+        meaning = "; ".join(f"{verb}: {text}" for verb, text in VERBS.items())
+        schema = {"type": "string", "enum": list(VERBS)}
+        parameters.append({"name": "verb", "in": "path", "required": True, "description": meaning, "schema": schema})
+    operation: dict[str, Any] = {"operationId": route.name, "summary": route.summary}
+    if parameters:
+        operation["parameters"] = parameters
+    if route.body:
+        operation["requestBody"] = {"required": True, "content": _content(route.body)}
+    operation["responses"] = {
+        str(status): {"description": _WORDS[status], "content": _content(answer)}
+        for status, answer in route.answers.items()
+    }
+    return operation
+
+
+_WORDS = {200: "Done.", 400: "The request is wrong.", 404: "There is no such name, or no such verb."}
+
+
+def _content(name: tuple[str] | str) -> dict[str, Any]:
+    if isinstance(name, tuple):
+        schema: dict[str, Any] = {"type": "array", "items": {"$ref": f"#/components/schemas/{name[0]}"}}
+    else:
+        schema = {"$ref": f"#/components/schemas/{name}"}
+    return {"application/json": {"schema": schema}}

@@ -1,0 +1,113 @@
+"""A small service in memory that the real API serves on a real socket: `python -m tests.api.standin SOCKET`."""
+
+import difflib
+import fnmatch
+import sys
+from typing import Any
+
+import trio
+
+from nsupervisor.api.application import app
+from nsupervisor.api.control import UnknownName
+from nsupervisor.api.server import serve
+
+
+def instance(name: str, state: str = "running", **more: Any) -> dict[str, Any]:
+    number = int(name.partition("@")[2]) if "@" in name else None
+    alive = state in ("running", "ready", "frozen")
+    return {
+        "name": name,
+        "instance": number,
+        "state": state,
+        "reason": "",
+        "pid": 4242 if alive else None,
+        "generation": 1,
+        "restarts": 0,
+        "uptime_sec": 93784.25 if alive else None,
+        "ready": alive,
+        "cgroup": f"/sys/fs/cgroup/nsupervisor/{name}",
+        "memory_current": 12_939_428 if alive else 0,
+        "memory_max": 64 << 20,
+        "pids_current": 3 if alive else 0,
+        "pids_max": None,
+        "cpu_usage_usec": 1_234_567,
+        "last_exit": None,
+        "last_event": None,
+        **more,
+    }
+
+
+class Standin:
+    """Satisfies `nsupervisor.api.control.Control`. `asked` is what was commanded, `held` blocks commands until set."""
+
+    def __init__(self) -> None:
+        exit_ = {"code": None, "signal": "SIGKILL", "core_dumped": False, "oom_killed": True}
+        event = {"timestamp": "2026-01-31T12:00:00.000000Z", "event": "given up", "starts": 5}
+        self.instances = {
+            one["name"]: one
+            for one in (
+                instance("web@1", "ready"),
+                instance("web@2"),
+                instance("db"),
+                instance("batch", "failed", reason="5 starts in 60 s", restarts=4, last_exit=exit_, last_event=event),
+            )
+        }
+        self.asked: list[tuple[str, str, dict[str, Any]]] = []
+        self.arrived = trio.Event()
+        self.held: trio.Event | None = None
+
+    def info(self) -> dict[str, Any]:
+        return {
+            "version": "0.1.0",
+            "pid": 1,
+            "keeper_pid": 2,
+            "name": "standin",
+            "config": "/etc/nsupervisor.toml",
+            "runtime_directory": "/run/nsupervisor",
+            "started_at": 1770000000.5,
+            "uptime_sec": 12.5,
+            "cgroup": "/sys/fs/cgroup/nsupervisor",
+            "mode": "unified",
+        }
+
+    def status(self) -> list[dict[str, Any]]:
+        return list(self.instances.values())
+
+    def resolve(self, patterns: Any) -> list[str]:
+        found: dict[str, None] = {}
+        for pattern in patterns:
+            names = [n for n in self.instances if any(fnmatch.fnmatchcase(x, pattern) for x in (n, n.split("@")[0]))]
+            if not names:
+                near = difflib.get_close_matches(pattern, [*self.instances, "web"], 1)
+                raise UnknownName(pattern, near[0] if near else None)
+            found |= dict.fromkeys(names)
+        return list(found)
+
+    async def command(self, verb: str, name: str, **parameters: Any) -> dict[str, Any]:
+        self.asked.append((verb, name, parameters))
+        self.arrived.set()
+        if self.held is not None:
+            await self.held.wait()
+        one = self.instances[name]
+        if verb == "thaw" and one["state"] != "frozen":
+            return {
+                "name": name,
+                "ok": False,
+                "state": one["state"],
+                "message": f"it is not frozen; it is {one['state']}",
+            }
+        if verb == "kill" and name == "db":
+            raise ValueError("a bug")
+        after = {"stop": "stopped", "start": "running", "restart": "running", "freeze": "frozen", "thaw": "running"}
+        one["state"] = after.get(verb, one["state"])
+        return {"name": name, "ok": True, "state": one["state"], "message": ""}
+
+
+async def main(path: str) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve, app(Standin()), path)
+        print("listening", flush=True)
+
+
+if __name__ == "__main__":
+    trio.run(main, sys.argv[1])
