@@ -12,7 +12,7 @@ from typing import Literal, cast
 
 from attrs import frozen
 
-from nsupervisor.config.shown import did_you_mean
+from nsupervisor.config.shown import did_you_mean, shown
 from nsupervisor.config.units import parse_size
 
 
@@ -76,7 +76,7 @@ def parse_condition(text: str) -> Condition:
     if file in LEVELS:
         return _level(text, file, key, comparison)
     known = sorted(COUNTERS | LEVELS)
-    raise ValueError(f'names an unknown file "{file}"{did_you_mean(file, known)}; write one of {", ".join(known)}')
+    raise ValueError(f"names an unknown file {shown(file)}{did_you_mean(file, known)}; write one of {', '.join(known)}")
 
 
 def _counter(text: str, file: str, key: str | None, comparison: str) -> Condition:
@@ -86,7 +86,7 @@ def _counter(text: str, file: str, key: str | None, comparison: str) -> Conditio
         raise ValueError(f"does not say which counter of {file}; write for example {example}")
     if key not in keys:
         raise ValueError(
-            f'names an unknown counter "{key}" of {file}{did_you_mean(key, keys)}; write one of {", ".join(keys)}'
+            f"names an unknown counter {shown(key)} of {file}{did_you_mean(key, keys)}; write one of {', '.join(keys)}"
         )
     if comparison:
         raise ValueError(
@@ -104,10 +104,10 @@ def _level(text: str, file: str, key: str | None, comparison: str) -> Condition:
         raise ValueError(f"does not say which value of {file}; write for example {example}")
     if keys and key not in keys:
         raise ValueError(
-            f'names an unknown value "{key}" of {file}{did_you_mean(key, keys)}; write one of {", ".join(keys)}'
+            f"names an unknown value {shown(key)} of {file}{did_you_mean(key, keys)}; write one of {', '.join(keys)}"
         )
     if not keys and key is not None:
-        raise ValueError(f'names a value "{key}", but {file} holds a single one; write for example {example}')
+        raise ValueError(f"names a value {shown(key)}, but {file} holds a single one; write for example {example}")
     if not comparison:
         raise ValueError(f"does not say at which level; write for example {example}")
     match = _COMPARISON.fullmatch(comparison)
@@ -126,7 +126,7 @@ def _threshold(file: str, text: str, example: str) -> tuple[float, bool]:
         raise ValueError(f"compares {file} with a percentage, but it has no limit; write for example {example}")
     if percent or file in PRESSURES:
         if not _NUMBER.fullmatch(number) or float(number) > 100:
-            raise ValueError(f'compares with "{text}", which is no percentage up to 100%; write for example {example}')
+            raise ValueError(f"compares with {shown(text)}, not a percentage up to 100%; write for example {example}")
         return float(number), percent and file in LIMITS
     if file in SIZES:
         try:
@@ -134,8 +134,8 @@ def _threshold(file: str, text: str, example: str) -> tuple[float, bool]:
         except ValueError:
             size = None
         if size is None:
-            raise ValueError(f'compares with "{text}", which is not a size; write for example {example}')
+            raise ValueError(f"compares with {shown(text)}, which is not a size; write for example {example}")
         return float(size), False
     if not _NUMBER.fullmatch(number):
-        raise ValueError(f'compares with "{text}", which is not a number; write for example {example}')
+        raise ValueError(f"compares with {shown(text)}, which is not a number; write for example {example}")
     return float(number), False

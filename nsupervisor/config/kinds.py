@@ -22,7 +22,7 @@ MAX_ID = 2**32 - 2
 """The largest user or group id; 2**32 - 1 means "no id" (credentials(7))."""
 
 NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9_-]*"
-VARIABLE_PATTERN = r"[^=\u0000]+"
+VARIABLE_PATTERN = r"[^=\n\u0000]+"
 
 
 @frozen
@@ -237,8 +237,8 @@ def _user(value: Any) -> str:
 
 def _variable(value: Any) -> str:
     text = _text(value)
-    if not text or "=" in text:
-        raise ValueError('is no name for a variable; write one that is not empty and has no "="')
+    if not text or "=" in text or "\n" in text:
+        raise ValueError('is no name for a variable; write one that is not empty, without "=" and line ends')
     return text
 
 
@@ -441,6 +441,6 @@ COMMAND = ListOf(TEXT, 1, 'write the program and its arguments, for example ["sl
 
 RLIMITS = {
     **{name: _rlimit(sizes=True) for name in ("as", "core", "data", "fsize", "memlock", "msgqueue", "rss", "stack")},
-    **{name: _rlimit(sizes=False) for name in ("cpu", "locks", "nice", "nofile", "nproc", "rtprio", "rttime")},
-    "sigpending": _rlimit(sizes=False),
+    **{name: _rlimit(sizes=False) for name in ("cpu", "nice", "nofile", "nproc", "rtprio", "rttime", "sigpending")},
 }
+"""All of setrlimit(2) but "locks", which Linux has ignored since 2.4."""

@@ -95,9 +95,9 @@ class _Scanner:
         elif piece == "=":
             path = self.stack[-1][0] if self.stack else self.base
             for part in self.keys[:-1]:
-                path = (*path, part)
+                path = _below(path, part)
                 self.record(path, line, explicit=False)
-            path = (*path, *self.keys[-1:])
+            path = _below(path, self.keys[-1]) if self.keys else path
             self.record(path, line)
             self.keys = []
             self.path = path
@@ -116,13 +116,13 @@ class _Scanner:
         """A header's keys are complete: the path of its table, through the last element of each array of tables."""
         path: Path = ()
         for number, part in enumerate(self.keys, 1):
-            path = (*path, part)
+            path = _below(path, part)
             last = number == len(self.keys)
             self.record(path, line, explicit=last)
             if last and self.header == 2:
                 self.tables[path] = self.tables.get(path, 0) + 1
             if path in self.tables:
-                path = (*path, self.tables[path] - 1)
+                path = _below(path, self.tables[path] - 1)
                 self.record(path, line, explicit=last)
         self.base = path
         self.keys = []
@@ -145,7 +145,7 @@ class _Scanner:
             self.stack.pop()
             self.state = self.rest
         else:
-            self.path = (*path, index or 0)
+            self.path = _below(path, index or 0)
             self.record(self.path, line)
             self.value(group, piece, start, line)
 
@@ -174,6 +174,11 @@ class _Scanner:
         elif explicit and path in self.implicit:
             self.lines[path] = line
             self.implicit.discard(path)
+
+
+def _below(path: Path, part: str | int) -> Path:
+    """One level deeper; too deep is all one, as nothing there is recorded."""
+    return (*path, part) if len(path) <= DEEPEST else path
 
 
 def _unquoted(piece: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -14,7 +13,7 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 def shown(value: Any) -> str:
     """A TOML value: "64 bananas" in quotes, true, 12; long ones are cut, tables and arrays only named."""
     if isinstance(value, str):
-        return json.dumps(value if len(value) <= LONGEST else value[:LONGEST] + "…", ensure_ascii=False)
+        return '"' + "".join(map(_shown_character, value[:LONGEST])) + ("…" if len(value) > LONGEST else "") + '"'
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):
@@ -25,6 +24,16 @@ def shown(value: Any) -> str:
         # str() of a very long integer is slow, and refused by the interpreter.
         return "a huge number"
     return str(value)
+
+
+def _shown_character(character: str) -> str:
+    if character in '"\\':
+        return "\\" + character
+    if character.isprintable():
+        return character
+    # Never a control character: messages are single lines, and terminals obey some of them.
+    number = ord(character)
+    return {10: "\\n", 9: "\\t"}.get(number) or (f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}")
 
 
 def shown_path(path: Iterable[str | int]) -> str:

@@ -1,0 +1,89 @@
+"""The conditions of rules."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nsupervisor.config.conditions import COUNTERS, LEVELS, LIMITS, PRESSURES, SIZES, Condition, parse_condition
+
+
+@pytest.mark.parametrize(
+    ("text", "file", "key", "kind", "op", "threshold", "percent"),
+    [
+        ("memory.events oom_kill", "memory.events", "oom_kill", "counter", None, None, False),
+        ("pids.current >= 90%", "pids.current", None, "level", ">=", 90.0, True),
+        ("pids.current>=90", "pids.current", None, "level", ">=", 90.0, False),
+        ("memory.current > 100M", "memory.current", None, "level", ">", 100 * 2**20, False),
+        ("memory.current < 50 %", "memory.current", None, "level", "<", 50.0, True),
+        ("memory.stat  anon > 50M", "memory.stat", "anon", "level", ">", 50 * 2**20, False),
+        ("memory.pressure some avg10 > 25%", "memory.pressure", "some avg10", "level", ">", 25.0, False),
+        ("io.pressure full avg300 <= 0.5", "io.pressure", "full avg300", "level", "<=", 0.5, False),
+    ],
+)
+def test_conditions(text, file, key, kind, op, threshold, percent) -> None:
+    assert parse_condition(text) == Condition(" ".join(text.split()), file, key, kind, op, threshold, percent)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "names no file; write"),
+        ("> 5", "names no file; write"),
+        ("memory.event oom_kill", 'did you mean "memory.events"?'),
+        ("memory.events", 'write for example "memory.events oom_kill"'),
+        ("memory.events oom_kil", 'did you mean "oom_kill"?'),
+        ("memory.events oom_kill > 3", 'write "memory.events oom_kill", which fires each time it does'),
+        ("pids.current", 'does not say at which level; write for example "pids.current >= 90%"'),
+        ("pids.current = 5", "has no comparison"),
+        ("pids.current == 5", "has no comparison"),
+        ("pids.current >", "has no comparison"),
+        ("pids.current > > 5", "has no comparison"),
+        ("pids.current > many", "which is not a number"),
+        ("pids.current > 101%", "not a percentage up to 100%"),
+        ("pids.current max > 5", "holds a single one"),
+        ("memory.current > 5 bananas", "which is not a size"),
+        ("memory.current > max", "which is not a size"),
+        ("memory.stat > 5M", 'write for example "memory.stat anon > 64M"'),
+        ("memory.stat anonn > 5M", 'did you mean "anon"?'),
+        ("memory.stat anon > 5%", "has no limit"),
+        ("memory.pressure some > 25%", "unknown value"),
+        ("memory.pressure some avg5 > 25%", 'did you mean "some avg'),
+        ("cpu.stat nr_throttled rate > 50/s", "not available yet in this version"),
+        ("x" * 300, "too long"),
+    ],
+)
+def test_what_is_no_condition(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match="; write") as caught:
+        parse_condition(text)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("file", sorted(COUNTERS))
+def test_each_counter_of_the_table_is_a_condition(file: str) -> None:
+    for key in COUNTERS[file]:
+        assert parse_condition(f"{file} {key}").kind == "counter"
+
+
+@pytest.mark.parametrize("file", sorted(LEVELS))
+def test_each_level_of_the_table_is_a_condition(file: str) -> None:
+    for key in LEVELS[file] or [""]:
+        for number in ["5"] + ["5%"] * (file in LIMITS or file in PRESSURES) + ["5M"] * (file in SIZES):
+            condition = parse_condition(f"{file} {key} > {number}")
+            assert (condition.kind, condition.key) == ("level", key or None)
+            assert condition.percent == (number == "5%" and file in LIMITS)
+
+
+words = st.sampled_from(
+    [*COUNTERS, *LEVELS, "oom_kill", "anon", "some", "avg10", ">", ">=", "<", "=", "90%", "5M", "", "\n"]
+)
+
+
+@given(st.lists(words | st.text(max_size=5), max_size=6).map(" ".join))
+def test_any_text_is_a_condition_or_a_message_of_one_line(text: str) -> None:
+    try:
+        again = parse_condition(text)
+    except ValueError as error:
+        assert "; write" in str(error)
+        assert str(error).isprintable()
+    else:
+        assert parse_condition(again.text) == again
