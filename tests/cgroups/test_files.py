@@ -1,0 +1,99 @@
+"""The table of v1's names: conversions there and back, without a kernel."""
+
+from math import inf
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nsupervisor.cgroups.files import (
+    PAGE,
+    RESOURCES,
+    UNLIMITED,
+    V1,
+    display,
+    encode,
+    shares_of_weight,
+    weight_of_shares,
+)
+from nsupervisor.cgroups.readings import parse
+
+
+def test_default_weight_is_default_shares() -> None:
+    assert shares_of_weight(100) == 1024
+    assert weight_of_shares(1024) == 100
+
+
+@given(st.integers(1, 10000))
+def test_every_weight_comes_back_from_its_shares(weight: int) -> None:
+    assert weight_of_shares(shares_of_weight(weight)) == weight
+    assert 2 <= shares_of_weight(weight) <= 262144  # the range that cpu.shares has
+
+
+@given(st.integers(1000, 10**9) | st.none(), st.integers(1000, 1_000_000))
+def test_cpu_max_comes_back_from_v1(quota: int | None, period: int) -> None:
+    text = encode("cpu_max", (quota, period))
+    write = V1["cpu.max"].write
+    assert write is not None
+    written = dict(write(text))
+    texts = [written[name] for name in V1["cpu.max"].files]
+    assert V1["cpu.max"].read(texts) == parse("cpu.max", text)
+
+
+def test_cpu_max_takes_the_old_quota_off_before_the_period_changes() -> None:
+    write = V1["cpu.max"].write
+    assert write is not None
+    assert write("50000 10000")[0] == ("cpu.cfs_quota_us", "-1")
+
+
+def test_no_limit_on_v1_is_infinity() -> None:
+    assert V1["memory.max"].read([f"{(2**63 - 1) // PAGE * PAGE}\n"]) == {"": inf}
+    assert V1["memory.max"].read(["4096\n"]) == {"": 4096}
+
+
+def test_memory_events_of_v1() -> None:
+    control = "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"
+    assert V1["memory.events"].read([control, "17\n"]) == {"oom_kill": 3, "max": 17}
+
+
+def test_memory_events_of_kernels_before_4_13_have_no_oom_kill() -> None:
+    assert V1["memory.events"].read(["oom_kill_disable 0\nunder_oom 0\n", "17\n"]) == {"max": 17}
+
+
+def test_cpu_stat_of_hybrid_hosts_has_both_halves_in_microseconds() -> None:
+    core = "usage_usec 10\nuser_usec 7\nsystem_usec 3\n"
+    v1 = "nr_periods 4\nnr_throttled 2\nthrottled_time 9000\n"
+    assert V1["cpu.stat"].read([core, v1]) == {
+        "usage_usec": 10,
+        "user_usec": 7,
+        "system_usec": 3,
+        "nr_periods": 4,
+        "nr_throttled": 2,
+        "throttled_usec": 9,
+    }
+
+
+def test_memory_stat_of_v1_has_the_names_of_v2_and_counts_the_subtree() -> None:
+    values = V1["memory.stat"].read(["cache 1\nrss 2\ntotal_cache 10\ntotal_rss 20\n"])
+    assert values == {"file": 10, "anon": 20}
+
+
+@pytest.mark.parametrize("key", RESOURCES)
+def test_none_is_the_kernels_own_value(key: str) -> None:
+    assert encode(key, None) == UNLIMITED[RESOURCES[key]]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "shown"),
+    [
+        ("memory.max", str(64 << 20), "64M"),
+        ("memory.max", "1000", "1000"),
+        ("memory.high", str(3 << 30), "3G"),
+        ("memory.max", "max", "no limit"),
+        ("pids.max", "1024", "1024"),
+        ("cpu.max", "50000 100000", '"50000 100000"'),
+        ("cpuset.cpus", "", '""'),
+    ],
+)
+def test_shows_values_as_a_person_writes_them(file: str, text: str, shown: str) -> None:
+    assert display(file, text) == shown
