@@ -75,11 +75,6 @@ class Ready(Fact):
 
 
 @attrs.frozen
-class Unready(Fact):
-    """A program that was ready is not, for now."""
-
-
-@attrs.frozen
 class Unhealthy(Fact):
     """The program has stopped showing signs of life; ``why`` says which were missed."""
 

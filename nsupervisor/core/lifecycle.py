@@ -54,7 +54,6 @@ from nsupervisor.core.events import (
     Thaw,
     Timeout,
     Unhealthy,
-    Unready,
     Wish,
 )
 from nsupervisor.core.exits import RESTARTS, Exit, Outcome
@@ -239,14 +238,9 @@ def ready(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
     return attrs.evolve(life, state=State.READY, deadline=None), ()
 
 
-def unready(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
-    """It runs, but does not work for now; no deadline, since it did start."""
-    return attrs.evolve(life, state=State.RUNNING), ()
-
-
 def ready_frozen(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
     """Said before the freeze, heard after it: it counts once it is thawed."""
-    return attrs.evolve(life, thawed_to=State.READY if isinstance(event, Ready) else State.RUNNING), ()
+    return attrs.evolve(life, thawed_to=State.READY), ()
 
 
 def abort(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
@@ -320,7 +314,6 @@ _ROWS: dict[type[Event], tuple[Cell, ...]] = {
     Thaw:      (ignore,  ignore,   ignore,  ignore,  ignore,   ignore,  ignore,  ignore,  thaw),
     Execed:    (ignore,  run,      ignore,  ignore,  ignore,   ignore,  ignore,  ignore,  ignore),
     Ready:     (ignore,  ready,    ready,   ignore,  ignore,   ignore,  ignore,  ignore,  ready_frozen),
-    Unready:   (ignore,  ignore,   ignore,  unready, ignore,   ignore,  ignore,  ignore,  ready_frozen),
     Unhealthy: (ignore,  abort,    abort,   abort,   ignore,   ignore,  ignore,  ignore,  ignore),
     Exited:    (ignore,  exited,   exited,  exited,  exited,   ignore,  ignore,  ignore,  exited),
     Emptied:   (ignore,  ignore,   ignore,  ignore,  emptied,  ignore,  ignore,  ignore,  ignore),

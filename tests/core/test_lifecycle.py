@@ -177,7 +177,6 @@ def test_notify_must_become_ready_in_its_time():
     run.fact(events.Execed)
     assert run.fact(events.Ready).state is State.READY
     assert run.life.deadline is None
-    assert run.fact(events.Unready).state is State.RUNNING
 
 
 def test_ready_said_while_frozen_counts_after_the_thaw():
@@ -363,7 +362,7 @@ class AnyLife(RuleBasedStateMachine):
         self.feed(events.Timeout())
 
     @precondition(lambda self: self.program)
-    @rule(fact=st.sampled_from([events.Execed, events.Ready, events.Unready]))
+    @rule(fact=st.sampled_from([events.Execed, events.Ready]))
     def progress(self, fact):
         self.feed(fact(self.run.life.generation))
 
