@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from _vm.common import die_with_parent
 
@@ -98,10 +99,10 @@ class Runner:
         counts = self._read()
         return counts.get("selected", 0) if status in (0, NO_TESTS) else 1
 
-    def _read(self) -> dict:
+    def _read(self) -> dict[str, Any]:
         if not self.counts.exists():
             return {}
-        counts = json.loads(self.counts.read_text())
+        counts: dict[str, Any] = json.loads(self.counts.read_text())
         self.counts.unlink()
         return counts
 

@@ -1,20 +1,70 @@
-"""systemd as the guest's process 1 (`scripts/vm --systemd`)."""
+"""systemd as the guest's process 1 (`scripts/vm --systemd`): the host's own, or else Debian's, unpacked into the cache.
 
+`systemd.sh` sets it up in the guest: the bare minimum is started, then the command, as vm.service.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
-from .common import CACHE
+from .common import CACHE, run, say
+from .prepare import APT
 
 INIT = "/lib/systemd/systemd"
 DIRECTORY = CACHE / "systemd"
-"""systemd's packages, unpacked, where the host does not have them."""
+"""The unpacked packages, an upper layer for the guest's root; not there when the host has systemd."""
 
-KERNEL_PARAMETERS: tuple[str, ...] = ()
+KERNEL_PARAMETERS = ("systemd.unified_cgroup_hierarchy=1",)
+PACKAGES = ("systemd", "dbus")
 
 
 def lower_directories() -> str:
     """The overlay's lower directories in the guest, the first one on top."""
-    return "/lower/systemd:/lower/root" if Path(DIRECTORY).exists() else "/lower/root"
+    return "/lower/systemd:/lower/root" if DIRECTORY.exists() else "/lower/root"
 
 
 def prepare() -> None:
-    pass
+    """Make sure that there is a systemd for the guest; the host gets none."""
+    if os.access(INIT, os.X_OK) and shutil.which("dbus-daemon"):
+        return
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "prepare.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not DIRECTORY.exists():
+            _unpack()
+
+
+def _unpack() -> None:
+    subprocess.run([*APT, "update"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    packages = _missing(PACKAGES)
+    say("unpacking " + " ".join(packages))
+    new = CACHE / "systemd.new"
+    shutil.rmtree(new, ignore_errors=True)
+    (new / "packages").mkdir(parents=True)
+    run(*APT, "download", *packages, cwd=new / "packages")
+    for package in (new / "packages").iterdir():
+        run("dpkg-deb", "-x", package, new)
+    shutil.rmtree(new / "packages")
+    # On the host /lib is a link to usr/lib; a folder of that name in an upper layer would hide the link.
+    for name in ("bin", "sbin", "lib", "lib64"):
+        if (new / name).is_dir():
+            shutil.copytree(new / name, new / "usr" / name, symlinks=True, dirs_exist_ok=True)
+            shutil.rmtree(new / name)
+    new.rename(DIRECTORY)
+
+
+def _missing(wanted: tuple[str, ...]) -> list[str]:
+    """Those packages and what they depend on, without what is installed."""
+    options = ("suggests", "recommends", "conflicts", "breaks", "replaces", "enhances")
+    listed = run("apt-cache", "depends", "--recurse", *(f"--no-{option}" for option in options), *wanted)
+    names = re.findall(r"^[a-z0-9][a-z0-9+.-]*$", listed, re.MULTILINE)
+    status = subprocess.run(
+        ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *names], capture_output=True, text=True
+    ).stdout.splitlines()
+    installed = {line.split()[0] for line in status if line.endswith(" installed")}
+    # What several packages can provide is in the list with all of them; the init systems would be among it.
+    unwanted = {"sysvinit-core", "runit-init", "systemd-sysv", "dbus-user-session", "dbus-x11", "elogind"}
+    return sorted(set(names) - installed - unwanted)
