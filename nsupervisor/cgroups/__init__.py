@@ -4,13 +4,17 @@
 tells what the kernel says about them. Names, keys and units are cgroup v2's everywhere.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from nsupervisor.cgroups.cgroup import Cgroup
 from nsupervisor.cgroups.errors import CgroupError, CgroupGoneError, Problem
 from nsupervisor.cgroups.host import Controller, Host
-from nsupervisor.cgroups.pressure import Trigger
 from nsupervisor.cgroups.readings import Reading
 from nsupervisor.cgroups.tree import Tree
-from nsupervisor.cgroups.watcher import Watcher, open_watcher
+
+if TYPE_CHECKING:
+    from nsupervisor.cgroups.pressure import Trigger
+    from nsupervisor.cgroups.watcher import Watcher, open_watcher
 
 __all__ = [
     "Cgroup",
@@ -25,3 +29,12 @@ __all__ = [
     "Watcher",
     "open_watcher",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the watcher when it is asked for: it needs the event loop, whose import is most of what a command costs."""
+    if name not in ("Trigger", "Watcher", "open_watcher"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from nsupervisor.cgroups import pressure, watcher
+
+    return getattr(pressure if name == "Trigger" else watcher, name)
