@@ -4,10 +4,11 @@ The first process of a workload is born by clone3 into its v2 cgroup and all its
 
 1. `FIRST_STEPS`, with the keeper's rights: cgroups of v1 hierarchies; who is who in a user namespace; the cgroup
    namespace (made only now, so that its root is the cgroup just joined); mounts; host name; clocks; loopback.
-2. With an init, a fork: the first process goes on in `init.run`, its child takes the next steps.
+2. With an init, a fork: the first process goes on in `init.run`, its child takes the next steps. Unless the first
+   process can as well take them and then start the program with posix_spawn, which is quicker: see `_may_share`.
 3. `PROGRAM_STEPS`, which give up the rights. The working directory is entered as the user that the program runs as, so
    a directory that this user may not enter is an error and not a gift.
-4. `execute`.
+4. `execute` or `start_program`.
 
 Descriptors: 0 is /dev/null, `REPORT` the socket to the keeper, `EXITS` the pipe for the init's last word, `STDOUT` and
 `STDERR` the log pipes; all others are closed. Signals are blocked until just before exec; none has a handler.
@@ -24,8 +25,10 @@ import resource
 import signal
 import socket
 import stat
+import struct
 
 from nsupervisor.keeper import init
+from nsupervisor.keeper.spec import REPORT
 from nsupervisor.linux import mounts, namespaces, syscalls
 
 TYPE_CHECKING = False
@@ -35,10 +38,13 @@ if TYPE_CHECKING:
 
     from nsupervisor.keeper.spec import Spec
 
-REPORT, EXITS, STDOUT, STDERR = 3, 4, 5, 6
+EXITS, STDOUT, STDERR = 4, 5, 6
 FIRST_FREE = 7
 
-initial_nofile = (-1, -1)  # the keeper raises its own limit on open files, and each child gets back what was before
+# The keeper raises its own limit on open files, and each child gets back what was before.
+initial_nofile: tuple[int, int] | None = None
+
+CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 READY = b"ready"
 GO = b"go"
@@ -81,8 +87,8 @@ def become_namespace_root(spec: Spec) -> None:
     """Wait until the keeper has written the identity maps, then be user 0 of the user namespace, if it has one."""
     if "user" not in spec.namespaces:
         return
-    if os.read(REPORT, len(GO)) != GO:
-        raise StepError("cannot become root of the user namespace: the keeper is gone")
+    if os.read(spec.report, len(GO)) != GO:
+        raise StepError("cannot become root of the user namespace: the parent is gone")
     try:
         if _is_mapped_zero(spec.gid_mappings):
             os.setresgid(0, 0, 0)
@@ -216,7 +222,8 @@ FIRST_STEPS: tuple[Callable[[Spec], None], ...] = (
 
 def set_limits(spec: Spec) -> None:
     """Before the privileges go: raising a hard limit needs CAP_SYS_RESOURCE."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, initial_nofile)
+    if initial_nofile is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, initial_nofile)
     for name, number, pair in spec.rlimits:
         try:
             resource.setrlimit(number, pair)
@@ -296,24 +303,39 @@ PROGRAM_STEPS: tuple[Callable[[Spec], None], ...] = (
 
 
 def execute(spec: Spec) -> NoReturn:
-    """Become the program, found as execvp(3) finds it, except that a script without a #! line is not run by a shell."""
+    """Become the program."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    _launch(spec, lambda path: os.execve(path, spec.argv, spec.env))  # noqa: S606
+    raise AssertionError
+
+
+def start_program(spec: Spec) -> int:
+    """In the init: the program as a child, as `execute` would; its pid. Returns when exec has succeeded.
+
+    posix_spawn(3) shares this process' memory until then instead of copying it, which makes the start a third quicker.
+    """
+    moves = ((os.POSIX_SPAWN_DUP2, STDOUT, 1), (os.POSIX_SPAWN_DUP2, STDERR, 2))
+
+    def spawn(path: bytes) -> int:
+        return os.posix_spawn(path, spec.argv, spec.env, file_actions=moves, setsid=True, setsigmask=())
+
+    return _launch(spec, spawn)
+
+
+def _launch(spec: Spec, launch: Callable[[bytes], int]) -> int:
+    """`launch` the program, found as execvp(3) finds it, except that no shell runs a script without a #! line."""
     name = spec.argv[0]
     shown = name.decode("utf-8", "backslashreplace")
-    if b"/" in name:
-        candidates = [name]
-    else:
-        candidates = [os.fsencode(directory or ".") + b"/" + name for directory in spec.path.split(":")]
     refused: OSError | None = None
-    for candidate in candidates:
+    for candidate in _candidates(spec):
         try:
-            os.execve(candidate, spec.argv, spec.env)  # noqa: S606
+            return launch(candidate)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except PermissionError as error:
             refused = refused or error  # as execvp does: perhaps a later directory has one that works
         except OSError as error:
-            hint = "a script needs a first line like #!/bin/sh" if error.errno == errno.ENOEXEC else ""
-            raise cannot(f"execute {shown}", error, hint) from None
+            raise cannot(f"execute {shown}", error, _LAUNCH_HINTS.get(error.errno or 0, "")) from None
     if refused is not None:
         raise cannot(f"execute {shown}", refused) from None
     hint = ""
@@ -322,6 +344,21 @@ def execute(spec: Spec) -> NoReturn:
     elif os.path.exists(name):
         hint = "the file is there, so the interpreter that it names is not"
     raise StepError(f"cannot execute {shown}: {os.strerror(errno.ENOENT)}{f' ({hint})' if hint else ''}", errno.ENOENT)
+
+
+_LAUNCH_HINTS = {
+    errno.ENOEXEC: "a script needs a first line like #!/bin/sh",
+    errno.EAGAIN: "a limit on processes is reached, such as limit_nproc",
+    errno.E2BIG: "the arguments and the environment are too long",
+}
+
+
+def _candidates(spec: Spec) -> list[bytes]:
+    name = spec.argv[0]
+    if b"/" in name:
+        return [name]
+    paths = [os.fsencode(directory or ".") + b"/" + name for directory in spec.path.split(":")]
+    return [path for path in paths if os.path.lexists(path)]
 
 
 # ---- from clone to exec
@@ -338,29 +375,48 @@ def run(spec: Spec, enter: Callable[[], None]) -> NoReturn:
         for function in FIRST_STEPS:
             step = function.__name__
             function(spec)
-        if spec.init:
+        shared = spec.init and _may_share(spec)
+        if spec.init and not shared:
             step = "fork"
             program = _fork()
             if program != 0:
                 _become_init(program)
             os.setsid()
-        os.dup2(STDOUT, 1)
-        os.dup2(STDERR, 2)
         for function in PROGRAM_STEPS:
             step = function.__name__
             function(spec)
         step = "execute"
-        _tell_ready(spec)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        if shared:
+            program = start_program(spec)
+            _tell_ready(program)
+            os.chdir("/")
+            _become_init(program)
+        if spec.init:
+            _tell_ready(os.getpid())
+        else:
+            os.write(REPORT, READY)
+        os.dup2(STDOUT, 1)
+        os.dup2(STDERR, 2)
         execute(spec)
     except StepError as error:
-        _tell_failure(step, str(error), error.number)
+        tell_failure(REPORT, step, str(error), error.number)
         if step == "execute":
             code = EXIT_NOT_FOUND if error.number == errno.ENOENT else EXIT_NOT_EXECUTABLE
     except BaseException as error:
-        _tell_failure(step, f"{type(error).__name__}: {error}", getattr(error, "errno", None) or 0)
+        tell_failure(REPORT, step, f"{type(error).__name__}: {error}", getattr(error, "errno", None) or 0)
     finally:
         os._exit(code)
+
+
+def _may_share(spec: Spec) -> bool:
+    """Whether the init can take the program's steps itself without harm, and then start it with posix_spawn.
+
+    It must not give up its own rights nor live under the program's limits. Directory, umask and no_new_privs mean
+    nothing to it. And it must be able to vouch for the program's pid, which takes an identity that is mapped.
+    """
+    keeps_rights = spec.uid is None and spec.gid is None and spec.groups is None
+    keeps_limits = not spec.rlimits and spec.nice in (None, os.getpriority(os.PRIO_PROCESS, 0))
+    return keeps_rights and keeps_limits and _is_mapped_zero(spec.uid_mappings) and _is_mapped_zero(spec.gid_mappings)
 
 
 def _fork() -> int:
@@ -381,27 +437,31 @@ def _become_init(program: int) -> NoReturn:
     init.run(program, EXITS)
 
 
-def _tell_ready(spec: Spec) -> None:
-    """The kernel adds the sender's pid as the keeper sees it; a pidfd of ours goes along, as pids can be used again."""
-    if not spec.init:
-        os.write(REPORT, READY)
-        return
-    pidfd = os.pidfd_open(os.getpid())
+def _tell_ready(program: int) -> None:
+    """`program` is the caller or its child. The kernel translates the pid into the keeper's numbers on the way.
+
+    A pidfd goes along, so that the keeper can signal the program although it isn't its child: pids are used again.
+    """
+    pidfd = os.pidfd_open(program)
+    beside: list[tuple[int, int, Any]] = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (pidfd,)))]
+    if program != os.getpid():  # the sender's own pid the kernel adds by itself
+        credentials = CREDENTIALS.pack(program, os.getuid(), os.getgid())
+        beside.append((socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials))
     report = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, REPORT)
-    report.sendmsg([READY], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (pidfd,)))])
+    report.sendmsg([READY], beside)
     report.detach()
     os.close(pidfd)
 
 
 def decode_failure(data: bytes) -> dict[str, Any]:
-    """In the keeper: what `_tell_failure` sent."""
+    """In the keeper: what `tell_failure` sent."""
     failure: dict[str, Any] = json.loads(data)
     return failure
 
 
-def _tell_failure(step: str, message: str, number: int) -> None:
-    """The keeper learns of it even when nothing else works any more; when it is gone, there is nobody to tell."""
+def tell_failure(report: int, step: str, message: str, number: int) -> None:
+    """A child's last words to whoever made it; when that one is gone, there is nobody to tell."""
     try:
-        os.write(REPORT, json.dumps({"step": step, "message": message[:4096], "errno": number}).encode())
+        os.write(report, json.dumps({"step": step, "message": message[:4096], "errno": number}).encode())
     except OSError:
         pass

@@ -71,7 +71,7 @@ class Spawned:
 
 @attrs.frozen
 class Child:
-    """What the keeper knows of one child. The descriptors are new duplicates, whoever called `Keeper.list` owns them."""
+    """What the keeper knows of a child. The descriptors are new duplicates; who called `Keeper.list` owns them."""
 
     id: str
     name: str
@@ -293,11 +293,7 @@ async def open_keeper(runtime_directory: str | Path) -> AsyncIterator[Keeper]:
         KeeperLost: no keeper can be had.
         OSError: the directory can't be used.
     """
-    directory = Path(os.path.abspath(runtime_directory))
-    path = str(directory / protocol.SOCKET_NAME)
-    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
-        hint = f"a socket's path has at most {_MAX_SOCKET_PATH} bytes; use a shorter directory"
-        raise OSError(errno.ENAMETOOLONG, hint, path)
+    directory, path = _paths(runtime_directory)
     connection, pid = await _connect(directory, path)
     sender, events = trio.open_memory_channel[Execed | Ended](float("inf"))
     keeper = Keeper(pid, events, connection, sender)
@@ -315,6 +311,15 @@ async def open_keeper(runtime_directory: str | Path) -> AsyncIterator[Keeper]:
         events.close()
     if problem is not None:
         raise problem
+
+
+def _paths(runtime_directory: str | Path) -> tuple[Path, str]:
+    directory = Path(runtime_directory).absolute()
+    path = str(directory / protocol.SOCKET_NAME)
+    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+        hint = f"a socket's path has at most {_MAX_SOCKET_PATH} bytes; use a shorter directory"
+        raise OSError(errno.ENAMETOOLONG, hint, path)
+    return directory, path
 
 
 async def _connect(directory: Path, path: str) -> tuple[socket.socket, int]:

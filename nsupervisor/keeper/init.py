@@ -15,23 +15,28 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
+SI_KERNEL = 0x80  # siginfo's si_code, sigaction(2)
+
 STATUS = struct.Struct("i")
 
 
 def run(program: int, exits: int) -> NoReturn:
     """Look after `program` (a pid in this namespace) until it ends; write its wait status to `exits`, and leave.
 
-    All signals are blocked since before the fork, so none gets lost: one that came before this loop waits here, and what
-    is blocked is queued even for a PID 1 that has no handler. When this process leaves, the kernel kills the rest.
+    All signals are blocked since before the fork, so none gets lost: one that came before this loop waits here, and
+    what is blocked is queued even for a PID 1 without handlers. When this process leaves, the kernel kills the rest.
     """
     signals = signal.valid_signals()
     while True:
-        signum = signal.sigwaitinfo(signals).si_signo
-        if signum == signal.SIGCHLD:
+        info = signal.sigwaitinfo(signals)
+        if info.si_signo == signal.SIGCHLD:
             _reap(program, exits)
-        else:
-            # Not reaped yet, so the pid can't have become somebody else's.
-            os.kill(program, signum)
+        elif info.si_code != SI_KERNEL:  # what comes from a terminal has reached the program too
+            try:
+                # Not reaped yet, so the pid can't have become somebody else's.
+                os.kill(program, info.si_signo)
+            except PermissionError:  # the program has become another user in a way that not even root may follow
+                pass
 
 
 def _reap(program: int, exits: int) -> None:

@@ -1,7 +1,7 @@
 """The keeper: the parent of every workload, which outlives the supervisor. It decides nothing, reads no configuration.
 
-One thread and one epoll: the signalfd (SIGCHLD, SIGTERM), the listening socket, the client, and of each child the report
-of its set-up and the pipe of its init. Nothing here waits for a child or for a slow client. Standard library only.
+One thread and one epoll: the signalfd (SIGCHLD, SIGTERM), the listening socket, the client, and of each child the
+report of its set-up and the pipe of its init. Nothing here waits for a child or a slow client. Standard library only.
 
 One client at a time: whoever connects takes over, as the supervisor that was there before is dead or about to be. It
 hears again of each end that was not acknowledged. A child's log pipes stay open here until then, so that no workload
@@ -381,7 +381,7 @@ def complain(error: BaseException) -> None:
 
 
 def main(socket_path: str) -> None:
-    """Run on the descriptors `LOCK_FD` and `LISTENER_FD`; 0 and 1 are /dev/null. Holds the lock for as long as it runs."""
+    """Run on the descriptors `LOCK_FD` and `LISTENER_FD`; 0 and 1 are /dev/null. It holds the lock while it runs."""
     # Blocked for good, read from the signalfd. Without handlers a child has none to reset, and no call is interrupted.
     signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:

@@ -6,11 +6,11 @@ import errno
 import os
 import signal
 import socket
-import struct
 
 from nsupervisor.keeper import child as setup
 from nsupervisor.keeper import init
 from nsupervisor.keeper.protocol import received_fds
+from nsupervisor.keeper.spec import REPORT
 from nsupervisor.linux import syscalls
 from nsupervisor.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWTIME
 
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
     from nsupervisor.keeper.spec import Spec
 
-_UCRED = struct.Struct("3i")  # pid, uid, gid
 _REPORT_SIZE = 16 * 1024
-_REPORT_ANCILLARY = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(_UCRED.size)
+_REPORT_ANCILLARY = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(setup.CREDENTIALS.size)
 
 
 class SpawnError(Exception):
@@ -120,7 +119,7 @@ class Child:
             return
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
-                self.program_pid = _UCRED.unpack_from(data)[0]
+                self.program_pid = setup.CREDENTIALS.unpack_from(data)[0]
         (self.program_pidfd,) = received_fds(ancillary)
         held, self.held = self.held, []
         for signum in held:
@@ -180,7 +179,7 @@ class Descriptors:
         self.stderr = opened[2]
         self.exits = opened[4] if with_init else -1
         self._theirs = {
-            setup.REPORT: theirs.detach(),
+            REPORT: theirs.detach(),
             setup.STDOUT: opened[1],
             setup.STDERR: opened[3],
         }
@@ -228,24 +227,37 @@ def spawn(spec: Spec) -> Child:
             os.close(cgroup)
         raise SpawnError("open_pipes", f"cannot make pipes: {error.strerror}", error.errno or 0) from None
     try:
-        pid, pidfd = syscalls.clone3(spec.flags & ~_LATE, cgroup)
+        pid, pidfd = syscalls.clone3(spec.flags & ~LATE, cgroup)
         if pid == 0:
             setup.run(spec, fds.enter_child)
     except OSError as error:
         fds.close_ours()
-        raise _clone_failed(spec, error) from None
+        raise clone_failed(spec, error) from None
     finally:
         fds.close_theirs()
         if cgroup >= 0:
             os.close(cgroup)
     child = Child(spec, pid, pidfd, fds)
     if "user" in spec.namespaces:
-        _write_identity_maps(spec, child)
+        _begin(spec, child)
     return child
 
 
+def _begin(spec: Spec, child: Child) -> None:
+    """Let a child with a user namespace go on, which waits to be told who it is; or end it before it has begun."""
+    assert child.report is not None
+    try:
+        write_identity_maps(spec, child.pid)
+        child.report.send(setup.GO)
+    except SpawnError as error:
+        child.failure = {"step": error.step, "message": str(error), "errno": error.number}
+        signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+    except OSError:  # it has been killed meanwhile, and its end will tell
+        pass
+
+
 # Not made by the clone: a cgroup namespace comes after joining v1 cgroups, and clocks are set while nobody is inside.
-_LATE = CLONE_NEWCGROUP | CLONE_NEWTIME
+LATE = CLONE_NEWCGROUP | CLONE_NEWTIME
 
 _HINTS = {
     errno.EAGAIN: "a limit on processes is reached, such as pids.max of a cgroup or limit_nproc",
@@ -259,7 +271,8 @@ _HINTS = {
 }
 
 
-def _clone_failed(spec: Spec, error: OSError) -> SpawnError:
+def clone_failed(spec: Spec, error: OSError) -> SpawnError:
+    """What clone3's errno means in this case, in words."""
     number = error.errno or 0
     hint = _HINTS.get(number)
     names = ", ".join(sorted(spec.namespaces)) or "no"
@@ -268,32 +281,25 @@ def _clone_failed(spec: Spec, error: OSError) -> SpawnError:
     return SpawnError("clone", message, number)
 
 
-def _write_identity_maps(spec: Spec, child: Child) -> None:
-    """Only a process outside may say who is who in a user namespace; the child waits for it, user_namespaces(7).
+def write_identity_maps(spec: Spec, pid: int) -> None:
+    """Say who is who in the user namespace of `pid`, which only a process outside may, user_namespaces(7).
 
-    Without mappings, root inside is whoever the keeper is outside. When it fails, the child ends without having begun.
+    Without mappings, root inside is whoever this is outside. Raises SpawnError.
     """
     file = "setgroups"
     try:
         if os.geteuid() != 0:
             # Or else nobody unprivileged may map groups at all: leaving a group could open what it was to keep closed.
-            _write(child.pid, file, "deny")
+            _write(pid, file, "deny")
         for file, mappings, own in (
             ("gid_map", spec.gid_mappings, os.getegid()),
             ("uid_map", spec.uid_mappings, os.geteuid()),
         ):
             lines = [f"{inside} {outside} {size}\n" for inside, outside, size in mappings or [(0, own, 1)]]
-            _write(child.pid, file, "".join(lines))
+            _write(pid, file, "".join(lines))
     except OSError as error:
         message = f"cannot write the {file} of the user namespace: {error.strerror}"
-        child.failure = {"step": "write_identity_maps", "message": message, "errno": error.errno or 0}
-        signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-        return
-    try:
-        assert child.report is not None
-        child.report.send(setup.GO)
-    except OSError:  # it has been killed meanwhile, and its end will tell
-        pass
+        raise SpawnError("write_identity_maps", message, error.errno or 0) from None
 
 
 def _write(pid: int, file: str, text: str) -> None:

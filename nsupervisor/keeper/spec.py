@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+REPORT = 3
+"""The descriptor by which a child talks to whoever made it, unless `Spec.report` says another."""
+
 CLOCKS = ("monotonic", "boottime")
 RLIMITS: dict[str, int] = {
     name.removeprefix("RLIMIT_").lower(): getattr(resource, name)
@@ -50,6 +53,7 @@ class Spec:
         "nice",
         "no_new_privileges",
         "path",
+        "report",
         "rlimits",
         "time_offsets",
         "uid",
@@ -79,6 +83,7 @@ class Spec:
         self.argv: list[bytes] = take("argv", _argv)
         self.env: dict[bytes, bytes] = take("env", _environment)
         self.path: str = os.fsdecode(self.env.get(b"PATH", os.defpath.encode()))
+        self.report = REPORT
         self.cwd: str = take("cwd", _absolute)
         self.namespaces: frozenset[str] = take("namespaces", _namespaces, frozenset())
         self.flags: int = flags(self.namespaces)

@@ -1,8 +1,8 @@
 """System calls that Python 3.11 does not wrap: clone3, unshare, setns, prctl, signalfd, and the loopback interface.
 
 Each raises OSError with the kernel's errno, its plain text in `strerror`, and what was tried in `filename`. The library
-is opened as `PyDLL`, so calls keep the interpreter's lock: they are short, the processes that make them have one thread,
-and for clone3 it is a must, as the child has to come into the world holding the lock that its only thread needs.
+is opened as `PyDLL`, so calls keep the interpreter's lock: they are short, who makes them has one thread, and for clone3
+it is a must, as the child has to come into the world holding the lock that its only thread needs.
 
 System call numbers from 424 on are the same on every architecture, so they can be written down here.
 """
@@ -135,7 +135,7 @@ def signalfd(signals: Iterable[int]) -> int:
     mask = 0
     for signum in signals:
         mask |= 1 << (signum - 1)
-    # sigset_t is an array of longs, the lowest signals in the first: the same bytes as one number of 64 bits, wherever a
+    # sigset_t is an array of longs, the lowest signals in the first: the same bytes as one number of 64 bits, where a
     # long has 64 bits, and on little-endian machines where it has 32.
     fd: int = libc.signalfd(-1, mask.to_bytes(8, sys.byteorder).ljust(_SIGSET_SIZE, b"\0"), _SFD_FLAGS)
     if fd < 0:
