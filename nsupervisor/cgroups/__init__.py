@@ -14,9 +14,10 @@ from nsupervisor.cgroups.tree import Tree
 
 if TYPE_CHECKING:
     from nsupervisor.cgroups.pressure import Trigger
-    from nsupervisor.cgroups.watcher import Watcher, open_watcher
+    from nsupervisor.cgroups.watcher import EVENT_FILES, Watcher, open_watcher
 
 __all__ = [
+    "EVENT_FILES",
     "Cgroup",
     "CgroupError",
     "CgroupGoneError",

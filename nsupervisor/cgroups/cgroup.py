@@ -44,6 +44,8 @@ class Cgroup:
     path: str
     v1: Mapping[Hierarchy, str] = attrs.field(factory=dict, repr=False)
     problems: list[Problem] = attrs.field(factory=list)
+    killed: bool = attrs.field(default=False, init=False)
+    """`kill` has been used: before the next process is cloned into it, it has to be made anew (see `renew`)."""
     _sources: dict[str, _Source] = attrs.field(factory=dict, init=False, repr=False)
 
     @property
@@ -238,13 +240,33 @@ class Cgroup:
 
     def kill(self) -> None:
         """SIGKILL to every process in it, also to those that are just being forked. Returns before they are gone: wait
-        for `populated` 0."""
+        for `populated` 0. The next generation needs `renew`."""
+        self.killed = True
         try:
             directories.write(f"{self.path}/cgroup.kill", "1")
         except FileNotFoundError:  # before Linux 5.14
             self._kill_by_freezing()
         except OSError as error:
             raise CgroupError(f"cannot kill {self.name}: {error.strerror}") from error
+
+    def renew(self, resources: object) -> None:
+        """Make the v2 directory anew, with its limits; whoever watches it has to begin anew as well.
+
+        Since Linux 6.14 (and in stable kernels since), a clone compares how often its cgroup was killed before and
+        after, so that no fork slips through a kill. With CLONE_INTO_CGROUP the count before is the parent's cgroup's:
+        once a cgroup has been killed, every process that is cloned into it dies of SIGKILL at birth
+        (cgroup_css_set_fork and cgroup_post_fork in kernel/cgroup/cgroup.c). A new directory counts from 0.
+
+        CgroupError when it is populated, or a limit cannot be set again.
+        """
+        self.close()
+        directories.remove(self.path)
+        try:
+            os.mkdir(self.path)
+        except OSError as error:
+            raise CgroupError(f"cannot make the cgroup {self.path}: {error.strerror}") from error
+        self.apply(resources, fresh=True)
+        self.killed = False
 
     def _kill_by_freezing(self) -> None:
         # Frozen processes do not fork, but freezing takes a moment: go on until a round finds nobody new.

@@ -77,7 +77,7 @@ class Host:
         found = hierarchies(mounts, memberships)
         core = next((hierarchy for hierarchy in found if hierarchy.version == 2), None)
         controllers = {
-            name: Controller(name, hierarchy, _obstacle_v1(hierarchy))
+            name: Controller(name, hierarchy, not_writable(hierarchy, hierarchy.directory))
             for hierarchy in found
             if hierarchy.version == 1
             for name in CONTROLLERS
@@ -164,11 +164,8 @@ def _words(path: str) -> list[str]:
         return []
 
 
-def _obstacle_v1(hierarchy: Hierarchy) -> tuple[str, str] | None:
-    return _not_writable(hierarchy, hierarchy.directory)
-
-
-def _not_writable(hierarchy: Hierarchy, directory: str) -> tuple[str, str] | None:
+def not_writable(hierarchy: Hierarchy, directory: str) -> tuple[str, str] | None:
+    """Why nothing can be made below this directory of the hierarchy, and what to do instead; None where it can."""
     if hierarchy.read_only:
         return (
             f"{hierarchy.mount_point} is mounted read-only, as in unprivileged containers",
@@ -181,7 +178,7 @@ def _not_writable(hierarchy: Hierarchy, directory: str) -> tuple[str, str] | Non
 
 
 def _obstacle_v2(core: Hierarchy, base: str, at_root: bool) -> tuple[str, str] | None:
-    if (obstacle := _not_writable(core, base)) is not None or at_root:
+    if (obstacle := not_writable(core, base)) is not None or at_root:
         return obstacle
     if _words(f"{base}/cgroup.type") != ["domain"]:
         return f"{base} is not a domain cgroup (cgroup.type), so it cannot hand out all controllers", DELEGATE

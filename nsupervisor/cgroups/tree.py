@@ -12,7 +12,7 @@ from nsupervisor.cgroups import directories
 from nsupervisor.cgroups.cgroup import Cgroup
 from nsupervisor.cgroups.errors import CgroupError
 from nsupervisor.cgroups.files import CONTROLLERS, RESOURCES
-from nsupervisor.cgroups.host import LEAF, Host, internal_processes, strangers
+from nsupervisor.cgroups.host import LEAF, Host, internal_processes, not_writable, strangers
 from nsupervisor.cgroups.mounts import Hierarchy
 
 _ALWAYS = ("memory", "pids")
@@ -51,7 +51,8 @@ class Tree:
         try:
             os.makedirs(tree.path, exist_ok=True)
         except OSError as error:
-            raise CgroupError(f"cannot make the cgroup {tree.path}: {error.strerror}; {_hint(host)}") from error
+            why, instead = not_writable(host.core, host.base) or (error.strerror, "see `nsupervisor doctor`")
+            raise CgroupError(f"cannot make the cgroup {tree.path}: {why}; {instead}") from error
         try:
             tree._enable()
             for controller in CONTROLLERS:
@@ -237,8 +238,3 @@ def _children(directory: str) -> list[str]:
 def _words(path: str) -> list[str]:
     with open(path) as file:
         return file.read().split()
-
-
-def _hint(host: Host) -> str:
-    obstacles = [c.obstacle for c in host.controllers.values() if c.obstacle is not None and c.hierarchy is host.core]
-    return ": ".join(obstacles[0]) if obstacles else "see `nsupervisor doctor`"

@@ -12,7 +12,7 @@ import pytest
 from nsupervisor.cgroups import Cgroup, CgroupError, Host, Tree
 from nsupervisor.config.model import Resources
 from tests.cgroups.conftest import JOIN, Programs, wait_until
-from tests.needs import ROOT, needs
+from tests.needs import NOBODY, ROOT, needs
 from tests.timing import deadline
 
 pytestmark = needs("root", "cgroup", "memory", "pids")
@@ -117,14 +117,20 @@ def delegated(host: Host) -> Iterator[Path]:
 
 
 REPORT = """
-import json, os, sys
+import json, os, subprocess
 from nsupervisor.cgroups import CgroupError, Host, Tree
 from nsupervisor.config.model import Resources
 
-def own():
-    return next(line[3:].strip() for line in open("/proc/self/cgroup") if line.startswith("0:"))
+if "TEST_UID" in os.environ:
+    os.setgroups([])
+    os.setresuid(*[int(os.environ["TEST_UID"])] * 3)
+
+def own(pid="self"):
+    with open(f"/proc/{pid}/cgroup") as file:
+        return next(line[3:].strip() for line in file if line.startswith("0:"))
 
 report = {"own": own()}
+before, after = subprocess.Popen(["sleep", "1000"]), None
 host = Host.discover()
 report["base"], report["at_root"] = host.base, host.at_root
 resources = Resources(memory_max=1 << 26, pids_max=20)
@@ -137,15 +143,17 @@ try:
         web = tree.make("web", resources)
         report["limits"] = web.limits()
         web.close()
-    child = os.fork()
-    if child == 0:
-        os.execvp("sleep", ["sleep", "1000"])
-    tree.supervisor_join(child)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
-    tree.close()
+    after = subprocess.Popen(["sleep", "1000"])
+    tree.supervisor_join(after.pid)
+    report["children"] = [own(before.pid), own(after.pid)]
 except CgroupError as error:
     report["error"] = str(error)
+for child in before, after:
+    if child is not None:
+        child.kill()
+        child.wait()
+if "error" not in report:
+    tree.close()
 report["after"] = own()
 print(json.dumps(report))
 """
@@ -174,10 +182,31 @@ def test_in_a_delegated_cgroup_the_supervisor_moves_to_a_leaf_and_back(delegated
     assert report["own"] == own
     assert report["problems"] == []
     assert report["moved"] == f"{own}/supervisor"
+    assert report["children"] == [f"{own}/supervisor"] * 2
     assert report["limits"] == {"memory.max": 1 << 26, "pids.max": 20}
     assert report["after"] == own
     assert [path.name for path in delegated.iterdir() if path.is_dir()] == []
     assert (delegated / "cgroup.subtree_control").read_text().split() == []
+
+
+@needs("cgroup_v2")
+def test_a_user_does_all_that_in_a_cgroup_delegated_to_them(delegated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (delegated, delegated / "cgroup.procs", delegated / "cgroup.subtree_control"):
+        os.chown(path, NOBODY, NOBODY)
+    monkeypatch.setenv("TEST_UID", str(NOBODY))
+    report = run_in(delegated)
+    assert report["problems"] == []
+    assert report["moved"] == f"/{delegated.name}/supervisor"
+    assert report["limits"] == {"memory.max": 1 << 26, "pids.max": 20}
+    assert report["after"] == report["own"]
+
+
+def test_a_user_without_a_delegated_cgroup_is_told_what_to_do(delegated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_UID", str(NOBODY))
+    report = run_in(delegated)
+    assert f"not writable for user {NOBODY}" in report["problems"][0]
+    assert "systemd-run" in report["error"]
+    assert "--user" in report["error"]
 
 
 @needs("cgroup_v2")
