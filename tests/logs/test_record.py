@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from nsupervisor.logs.record import JsonFormat, now, schema
 from tests.logs.records import LABELS, records
+from tests.needs import ROOT
 
 TIME = "2026-01-31T12:00:00.000000Z"
 JSON = JsonFormat()
@@ -143,3 +144,9 @@ def test_the_schema_accepts(fields):
 
 def test_the_schema_is_itself_valid():
     jsonschema.Draft202012Validator.check_schema(schema())
+
+
+def test_the_examples_in_the_documentation_satisfy_the_schema():
+    text = (ROOT / "docs" / "logs.md").read_text()
+    examples = "".join(re.findall(r"^```json\n(.*?)^```", text, re.M | re.S))
+    assert {record["event"] for record in records(examples.encode())} >= {"output", "action", "dropped"}
