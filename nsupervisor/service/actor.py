@@ -23,6 +23,7 @@ import attrs
 import trio
 
 from nsupervisor.cgroups import Cgroup, CgroupError, Reading, Watcher
+from nsupervisor.cgroups.watcher import EVENT_FILES
 from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import Workload
 from nsupervisor.core import events
@@ -172,9 +173,7 @@ class Actor:
                 await self._happen(message)
 
     async def _ended(self, ended: Ended) -> None:
-        for file in dict.fromkeys(("memory.events", *(rule.when.file for rule in self._engine.rules))):
-            if not file.startswith(("memory.events", "pids.events")):
-                continue
+        for file in dict.fromkeys(rule.when.file for rule in self._engine.rules if rule.when.kind == "counter"):
             await self._observe(file, self._read(file))
         oom_kills = self._read("memory.events").get("oom_kill", 0.0)
         failure = ended.failure.message if ended.failure else None
@@ -266,16 +265,20 @@ class Actor:
 
     async def _spawn(self, generation: int) -> None:
         self._engine = self._engine.reborn()
-        self._oom_kills = self._read("memory.events").get("oom_kill", 0.0)
         try:
             if self._populated():
                 pids = ", ".join(map(str, self.cgroup.procs()[:5]))
-                raise IdentityError(f"its cgroup {self.cgroup.path} is still populated (pids {pids}); end them first")
+                raise CgroupError(f"its cgroup {self.cgroup.path} is still populated (pids {pids}); end them first")
+            if self.cgroup.killed:
+                self.world.watcher.remove(self.cgroup)
+                self.cgroup.renew(self.workload.resources)
+                self._watch()
+            self._oom_kills = self._read("memory.events").get("oom_kill", 0.0)
             spec = spawn_spec(self.workload, self.name, self.instance, generation, self.cgroup)
             if self.workload.type == "notify" or self.workload.watchdog_sec:
                 spec["env"] |= self._listen(host_owner(spec))
             spawned = await self.world.keeper.spawn(spec)
-        except (IdentityError, ConfigError, SpawnError, OSError) as error:
+        except (IdentityError, ConfigError, CgroupError, SpawnError, OSError) as error:
             exit_ = Exit(failure=error.message if isinstance(error, SpawnError) else str(error))
             self.last_exit = exit_
             self._listening.close()
@@ -326,10 +329,10 @@ class Actor:
         return f"{self.name}#{self.life.generation}"
 
     def _watch(self) -> None:
-        levels = dict.fromkeys(rule.when.file for rule in self._engine.rules if rule.when.kind == "level")
-        for file in ("memory.events", "pids.events"):
-            self._engine, _ = self._engine.observe(file, self._read(file), {}, trio.current_time())
-        self.world.watcher.add(self.cgroup, self.post, levels=tuple(levels))
+        sampled = dict.fromkeys(rule.when.file for rule in self._engine.rules if rule.when.file not in EVENT_FILES)
+        base_line = self.world.watcher.add(self.cgroup, self.post, levels=tuple(sampled))
+        for file, values in base_line.items():
+            self._engine, _ = self._engine.observe(file, values, {}, trio.current_time())
 
     def _read(self, file: str) -> Mapping[str, float]:
         try:

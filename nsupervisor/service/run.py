@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
+import attrs
 import trio
 
 from nsupervisor.api import app, serve
@@ -148,10 +149,7 @@ async def _supervise(
     lost = False
     async with trio.open_nursery() as captures:
         world = World(keeper, watcher, journal, captures, directory)
-        actors = {
-            name: Actor(name, workload, instance, tree.make(name, workload.resources), world)
-            for name, workload, instance in _each(config)
-        }
+        actors = {name: _actor(name, workload, instance, tree, world) for name, workload, instance in _each(config)}
         try:
             async with trio.open_nursery() as nursery:
                 supervisor = Supervisor(config, actors, nursery, keeper.pid, host.mode, tree.path)
@@ -173,6 +171,25 @@ async def _supervise(
     return lost
 
 
+def _actor(name: str, workload: Workload, instance: int | None, tree: Tree, world: World) -> Actor:
+    """The actor, with its cgroup. A rule on what this host does not count is refused, or left out with a warning."""
+    cgroup = tree.make(name, workload.resources)
+    rules = []
+    for rule in workload.policy:
+        when = rule.when
+        try:
+            if (when.key or "") not in cgroup.read(when.file):
+                raise CgroupError(f"this host does not count {when.key} in {when.file}; it may need pure cgroup v2")
+            rules.append(rule)
+        except CgroupError as error:
+            if workload.resources.required:
+                raise CgroupError(f"workload.{workload.name}.{rule.name} (line {rule.line}): {error}") from None
+            world.journal.log.warning("rule left out", workload=name, message=f"{rule.name}: {error}")
+    for problem in cgroup.problems:
+        world.journal.log.warning("limit not enforced", workload=name, message=str(problem))
+    return Actor(name, attrs.evolve(workload, policy=tuple(rules)), instance, cgroup, world)
+
+
 async def _end_all(actors: Iterable[Actor]) -> None:
     """After an orderly stop there is nothing to do; after anything else no process may stay behind."""
     with trio.move_on_after(LAST_WORDS, shield=True):
@@ -180,7 +197,7 @@ async def _end_all(actors: Iterable[Actor]) -> None:
             if actor.cgroup.populated():
                 actor.cgroup.kill()
         for actor in actors:
-            while actor.cgroup.populated():
+            while actor.cgroup.populated():  # noqa: ASYNC110 - the watcher may be what has failed
                 await trio.sleep(0.01)
             actor.cgroup.close()
 
