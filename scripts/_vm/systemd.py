@@ -57,14 +57,6 @@ def _unpack() -> None:
 
 
 def _missing(wanted: tuple[str, ...]) -> list[str]:
-    """Those packages and what they depend on, without what is installed."""
-    options = ("suggests", "recommends", "conflicts", "breaks", "replaces", "enhances")
-    listed = run("apt-cache", "depends", "--recurse", *(f"--no-{option}" for option in options), *wanted)
-    names = re.findall(r"^[a-z0-9][a-z0-9+.-]*$", listed, re.MULTILINE)
-    status = subprocess.run(
-        ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *names], capture_output=True, text=True
-    ).stdout.splitlines()
-    installed = {line.split()[0] for line in status if line.endswith(" installed")}
-    # What several packages can provide is in the list with all of them; the init systems would be among it.
-    unwanted = {"sysvinit-core", "runit-init", "systemd-sysv", "dbus-user-session", "dbus-x11", "elogind"}
-    return sorted(set(names) - installed - unwanted)
+    """What apt would install for those packages."""
+    plan = run(*APT, "--simulate", "install", "--no-install-recommends", *wanted)
+    return sorted(set(re.findall(r"^Inst (\S+)", plan, re.MULTILINE)))

@@ -3,25 +3,15 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.needs import ROOT, needs
+from tests.needs import needs
+from tests.vm.machine import LIMIT, command, vm
 
-pytestmark = [pytest.mark.host_only, pytest.mark.slow, needs("vm")]
-
-LIMIT = 150.0
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, str(ROOT / "scripts" / "vm"), *arguments]
-
-
-def vm(*arguments: str, cwd: Path = ROOT, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), input=stdin, capture_output=True, text=True, timeout=LIMIT, cwd=cwd)
+pytestmark = [pytest.mark.host_only, pytest.mark.slow, needs("vm"), pytest.mark.timeout(300)]
 
 
 def machine_processes() -> list[int]:
@@ -84,3 +74,34 @@ def test_refuses_to_share_a_folder_of_the_system_read_write(no_leaks: None) -> N
     done = vm("--", "true", cwd=Path("/etc"))
     assert done.returncode == 125
     assert "will not share /etc read-write" in done.stderr
+
+
+SCOPE = r"""
+set -e
+cat /proc/1/comm
+systemctl is-system-running
+systemd-run --quiet --scope -p Delegate=yes sh -ec '
+    own=/sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)
+    mkdir "$own/leaf"
+    echo 0 >"$own/leaf/cgroup.procs"
+    echo "+memory +pids +cpu +cpuset +io" >"$own/cgroup.subtree_control"
+    cat "$own/leaf/memory.max"
+'
+cat >/run/systemd/system/notes.service <<'END'
+[Service]
+Type=notify
+NotifyAccess=all
+ExecStart=/bin/sh -c 'systemd-notify --ready; exec sleep 1000'
+END
+systemctl daemon-reload
+systemctl start notes
+systemctl daemon-reexec
+systemctl is-active notes
+systemd-run --quiet --wait --pipe echo D-Bus answers
+"""
+
+
+def test_systemd_delegates_starts_units_and_replaces_itself(tmp_path: Path, no_leaks: None) -> None:
+    done = vm("--systemd", "--", "sh", "-c", SCOPE, cwd=tmp_path)
+    assert done.stdout.splitlines() == ["systemd", "running", "max", "active", "D-Bus answers"], done.stderr
+    assert done.returncode == 0
