@@ -411,7 +411,7 @@ async def test_closing_the_watcher_closes_everything(tree: Tree) -> None:
 
 
 @pytest.mark.slow
-async def test_an_idle_watcher_of_many_workloads_takes_no_cpu(tree: Tree, record_property: Callable) -> None:
+async def test_an_idle_watcher_of_many_workloads_takes_no_cpu(tree: Tree) -> None:
     """Event loops of supervisors have spun at 100 % on descriptors that are always ready."""
     cgroups = [tree.make(f"w{number}", Resources()) for number in range(20 if in_guest() else 200)]
     async with open_watcher() as watcher:
@@ -422,7 +422,6 @@ async def test_an_idle_watcher_of_many_workloads_takes_no_cpu(tree: Tree, record
         start, cpu = time.monotonic(), time.process_time()
         await trio.sleep(2)
         share = (time.process_time() - cpu) / (time.monotonic() - start)
-        record_property("idle_cpu_share", round(share, 4))
         for cgroup in cgroups:
             watcher.remove(cgroup)
             cgroup.close()
