@@ -83,7 +83,7 @@ def _command(verb: str, body: bytes) -> tuple[list[str], dict[str, Any]]:
     try:
         return names, {"signal": parse_signal(signal)}
     except ValueError as error:
-        raise HTTPException(400, f"signal: {error}") from None
+        raise HTTPException(400, f'signal "{signal}" {error}') from None
 
 
 def _error(status: int, message: str) -> JSONResponse:

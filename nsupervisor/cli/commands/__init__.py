@@ -1,0 +1,1 @@
+"""One module per subcommand, or per family of them; what is heavy is imported when a command runs."""

@@ -1,0 +1,111 @@
+"""`nsupervisor check`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from nsupervisor.cli.options import json_option
+from nsupervisor.cli.output import DONE, USAGE, emit_json, plural, printable, say
+
+TYPE_CHECKING = False  # typing's own costs an import
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from nsupervisor.config.model import Config, Workload
+    from nsupervisor.config.positions import Positions
+    from nsupervisor.config.problems import Problem
+
+
+@click.command()
+@click.option("--no-host", is_flag=True, help="Check the file alone, not whether this host can do what it asks for.")
+@json_option
+@click.argument("config", metavar="CONFIG")
+def check(config: str, no_host: bool, as_json: bool) -> int:
+    """Tell whether CONFIG is right, and whether this host can do what it asks for; else every problem, with its line.
+
+    What the host cannot do is a problem (exit status 2), except for resources with required = false, where it is a
+    warning. Nothing is changed or started. CONFIG may be /dev/stdin.
+    """
+    problems, warnings, count = inspect(config, not no_host)
+    if as_json:
+        emit_json(
+            {
+                "path": config,
+                "ok": not problems,
+                "workloads": count,
+                "problems": [_object(problem) for problem in problems],
+                "warnings": [_object(warning) for warning in warnings],
+            }
+        )
+        return USAGE if problems else DONE
+    for warning in warnings:
+        say(f"{warning} (a warning only: required = false)")
+    for problem in problems:
+        say(str(problem))
+    if problems:
+        return USAGE
+    print(printable(f"{config}: ok, {plural(count, 'workload')}"), file=sys.stdout)
+    return DONE
+
+
+def inspect(path: str, host: bool) -> tuple[list[Problem], list[Problem], int]:
+    """All problems, all warnings, and the number of workloads (0 where the file cannot be used)."""
+    from nsupervisor.config.files import read_text
+    from nsupervisor.config.load import ConfigError, parse
+    from nsupervisor.config.positions import scan
+
+    try:
+        text = read_text(path)  # once: it may be a pipe
+        config = parse(text, path)
+    except ConfigError as error:
+        return error.problems, [], 0
+    problems: list[Problem] = []
+    warnings: list[Problem] = []
+    if host:
+        for problem, is_warning in _host_problems(config, scan(text)):
+            (warnings if is_warning else problems).append(problem)
+        problems.sort(key=lambda problem: problem.line)
+    return problems, warnings, len(config.workloads)
+
+
+def _host_problems(config: Config, positions: Positions) -> Iterator[tuple[Problem, bool]]:
+    """What this host cannot do; True beside what the configuration says it can do without."""
+    from nsupervisor.cgroups.errors import CgroupError
+    from nsupervisor.cgroups.host import Host
+    from nsupervisor.config.problems import Problem
+
+    def problem(workload: Workload, keys: tuple[str, ...], message: str) -> Problem:
+        path = ("workload", workload.name, *keys)
+        return Problem(config.path, positions.line(path), ".".join(path), message)
+
+    try:
+        host = Host.discover()
+    except CgroupError as error:
+        yield Problem(config.path, 0, "", str(error)), False
+        return
+    for workload in config.workloads.values():
+        for found in host.problems(workload.resources):
+            message = f"{found.why}; {found.instead}"
+            yield problem(workload, ("resources", found.key), message), not workload.resources.required
+        for key, message in _identity_problems(workload):
+            yield problem(workload, (key,), message), False
+
+
+def _identity_problems(workload: Workload) -> Iterator[tuple[str, str]]:
+    from nsupervisor.service.identity import IdentityError, resolve
+
+    for key, user, groups in (
+        ("user", workload.user, ()),
+        ("supplementary_groups", None, workload.supplementary_groups),
+    ):
+        try:
+            resolve(user, groups)
+        except IdentityError as error:
+            yield key, str(error)
+
+
+def _object(problem: Problem) -> dict[str, Any]:
+    return {"line": problem.line or None, "key": problem.key, "message": problem.message, "text": str(problem)}

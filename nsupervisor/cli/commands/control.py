@@ -1,0 +1,78 @@
+"""`nsupervisor start|stop|restart|kill|freeze|thaw|signal NAME…`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from nsupervisor.api.client import Client
+from nsupervisor.cli.options import json_option, names_argument, socket_option
+from nsupervisor.cli.output import DONE, FAILED, GREEN, coloured, emit_json, has_colour, printable, say
+
+TYPE_CHECKING = False  # typing's own costs an import
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+NAMES = """
+
+    NAME is a workload ("web": all its instances), an instance ("web@2") or a glob in quotes ("web*", "*").
+    """
+
+
+def _ask(socket_path: str, as_json: bool, verb: str, names: Iterable[str], **parameters: str | int) -> int:
+    """Send the command, tell what became of it, return the exit status."""
+    results = Client(socket_path).command(verb, names, **parameters)
+    if as_json:
+        emit_json(results)
+    else:
+        colour = has_colour(sys.stdout)
+        for result in results:
+            text = f"{result['name']}: {result['state']}" + (f", {result['message']}" if result["message"] else "")
+            if result["ok"]:
+                print(coloured(printable(text), GREEN, colour))
+            else:
+                why = result["message"] or f"it is {result['state']}"
+                say(f"{result['name']}: {verb} failed: {why}; more with: nsupervisor status {result['name']}")
+    return DONE if all(result["ok"] for result in results) else FAILED
+
+
+def _command(verb: str, text: str) -> click.Command:
+    @click.command(verb, help=text + NAMES)
+    @socket_option
+    @json_option
+    @names_argument
+    def command(socket_path: str, as_json: bool, names: tuple[str, ...]) -> int:
+        return _ask(socket_path, as_json, verb, names)
+
+    return command
+
+
+start = _command("start", "Start workloads, each after all that it requires, and wait until they are up.")
+stop = _command("stop", "Stop workloads, those first that require them, and wait until no process of them is left.")
+restart = _command("restart", "Stop workloads, start them again, and wait until they are up.")
+kill = _command("kill", "Send SIGKILL to all processes of workloads. Their restart policy decides what comes next.")
+freeze = _command("freeze", "Let all processes of workloads get no processor time until thawed.")
+thaw = _command("thaw", "Let frozen workloads go on.")
+
+
+@click.command(
+    help="Send workloads' programs a signal."
+    + NAMES
+    + '\n\n    Examples: nsupervisor signal -s HUP web; nsupervisor signal -s 10 "batch*"'
+)
+@socket_option
+@json_option
+@click.option(
+    "-s",
+    "--signal",
+    "signame",
+    metavar="SIGNAL",
+    default="SIGTERM",
+    show_default=True,
+    help="SIGHUP, HUP, or a number.",
+)
+@names_argument
+def signal(socket_path: str, as_json: bool, signame: str, names: tuple[str, ...]) -> int:
+    """Send a signal; `NAMES` and the rest of the help are given above."""
+    return _ask(socket_path, as_json, "signal", names, signal=int(signame) if signame.isdecimal() else signame)

@@ -1,0 +1,58 @@
+"""`nsupervisor doctor`."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+
+import click
+
+from nsupervisor.cli.options import json_option
+from nsupervisor.cli.output import DONE, FAILED, FAINT, GREEN, RED, YELLOW, coloured, emit_json, has_colour, printable
+
+TYPE_CHECKING = False  # typing's own costs an import
+if TYPE_CHECKING:
+    from nsupervisor.cli.probes import Finding
+
+COLOURS = {"ok": GREEN, "limited": YELLOW, "missing": RED}
+INDENT = 30
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> int:
+    """Say what this host and your privileges offer, and what that means. Tries things out; leaves nothing behind.
+
+    Exit status 0 when workloads can be run in namespaces and cgroups of their own, 1 when not.
+    """
+    from nsupervisor.cli.probes import MISSING, sections
+
+    fatal: list[Finding] = []
+    report: dict[str, list[dict[str, object]]] = {}
+    colour = has_colour(sys.stdout)
+    width = max(shutil.get_terminal_size().columns, 60) if sys.stdout.isatty() else 0
+    for title, findings in sections():
+        if not as_json:
+            print(coloured(title, FAINT, colour))
+        report[title] = []
+        for finding in findings:
+            report[title].append(finding._asdict())
+            if finding.essential and finding.state == MISSING:
+                fatal.append(finding)
+            if not as_json:
+                print(_line(finding, width, colour))
+    if as_json:
+        emit_json({"ok": not fatal, "sections": report})
+    elif fatal:
+        print(f"\nWorkloads cannot be run here: see {', '.join(finding.name for finding in fatal)} above.")
+    else:
+        print("\nWorkloads can be run here. What is limited or missing matters only to configurations that ask for it.")
+    return FAILED if fatal else DONE
+
+
+def _line(finding: Finding, width: int, colour: bool) -> str:
+    text = printable(finding.text + (f". To do: {finding.instead}" if finding.instead else ""))
+    if width:
+        text = textwrap.fill(text, max(width - INDENT, 30), break_on_hyphens=False).replace("\n", "\n" + " " * INDENT)
+    return f"  {finding.name:<18} {coloured(f'{finding.state:<8}', COLOURS[finding.state], colour)} {text}"

@@ -1,0 +1,39 @@
+"""`nsupervisor schema`."""
+
+from __future__ import annotations
+
+import click
+
+from nsupervisor.cli.output import emit_json
+
+
+@click.command()
+@click.argument("what", type=click.Choice(["config", "log", "api"]), default="config")
+def schema(what: str) -> None:
+    """Print a machine-readable description, as JSON.
+
+    \b
+    config  JSON Schema of the configuration file (the default)
+    log     JSON Schema of a log record
+    api     OpenAPI description of the HTTP interface on the socket
+    """
+    if what == "config":
+        from nsupervisor.config.schema import schema as describe
+    elif what == "log":
+        describe = _log
+    else:
+        from nsupervisor.api.routes import openapi as describe
+    emit_json(describe())
+
+
+def _log() -> dict[str, object]:
+    """The file beside nsupervisor.logs.record, whose import costs that of the event loop."""
+    import json
+    import os
+
+    import nsupervisor
+
+    path = os.path.join(os.path.dirname(nsupervisor.__file__), "logs", "record.schema.json")
+    with open(path, encoding="utf-8") as file:
+        loaded: dict[str, object] = json.load(file)
+    return loaded

@@ -1,0 +1,47 @@
+"""`nsupervisor shell`."""
+
+from __future__ import annotations
+
+import click
+
+TYPE_CHECKING = False  # typing's own costs an import
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+KINDS = {
+    "pid": "Its own process numbers, and mounts with a /proc that shows them.",
+    "mount": "Its own mounts.",
+    "uts": "Its own host name.",
+    "net": "Its own network: nothing but a loopback interface.",
+    "ipc": "Its own System V IPC and message queues.",
+    "user": "Its own users.",
+    "cgroup": "Its own cgroup is the root of those it sees.",
+    "time": "Its own monotonic and boot-time clocks.",
+}
+OCI = {"net": "network"}
+"""Where the option is not called as the namespace is."""
+
+
+def _kind_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for name, text in reversed(KINDS.items()):
+        function = click.option(f"--{name}", OCI.get(name, name), is_flag=True, help=text)(function)
+    return function
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@_kind_options
+@click.option("--hostname", metavar="NAME", help="Its host name; brings --uts.")
+@click.argument("command", metavar="[--] [COMMAND]...", nargs=-1, type=click.UNPROCESSED)
+def shell(command: tuple[str, ...], hostname: str | None, **kinds: bool) -> int:
+    """Run COMMAND ($SHELL without one) in new namespaces on this terminal; no supervisor is needed.
+
+    Who is not root becomes root in a user namespace around it. The exit status is the command's; 128 + N when signal N
+    ended it; 127 when it is not found, 126 when it cannot be executed.
+    """
+    from nsupervisor.cli.shell import shell as run
+
+    wanted = [name for name, chosen in kinds.items() if chosen]
+    if hostname is not None and "uts" not in wanted:
+        wanted.append("uts")
+    return run(wanted, list(command), hostname=hostname)

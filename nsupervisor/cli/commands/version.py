@@ -1,0 +1,23 @@
+"""`nsupervisor version`."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import click
+
+from nsupervisor import __version__
+from nsupervisor.cli.options import json_option
+from nsupervisor.cli.output import emit_json
+
+
+@click.command()
+@json_option
+def version(as_json: bool) -> None:
+    """Say which version this is, on which Python and kernel."""
+    kernel, python = os.uname().release, platform.python_version()
+    if as_json:
+        emit_json({"version": __version__, "python": python, "kernel": kernel})
+    else:
+        print(f"nsupervisor {__version__} (Python {python}, Linux {kernel})")

@@ -1,0 +1,102 @@
+"""The `nsupervisor` command: one module per subcommand, loaded when it is called.
+
+Exit statuses: 0 done; 1 the thing asked for failed; 2 wrong usage or configuration; 3 no supervisor there; 4 not
+permitted; 130 interrupted; 141 nobody reads the output any more, as a shell says of a program that SIGPIPE ended.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from nsupervisor import __version__
+from nsupervisor.api.client import ClientError
+from nsupervisor.cli.output import FAILED, Failure, say
+
+TYPE_CHECKING = False  # typing's own costs an import
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+COMMANDS = {
+    "run": "run",
+    "check": "check",
+    "doctor": "doctor",
+    "status": "status",
+    "start": "control",
+    "stop": "control",
+    "restart": "control",
+    "kill": "control",
+    "freeze": "control",
+    "thaw": "control",
+    "signal": "control",
+    "shell": "shell",
+    "schema": "schema",
+    "version": "version",
+}
+"""Each command's module below `nsupervisor.cli.commands`; it has a click command of the command's name."""
+
+
+class Commands(click.Group):
+    """A group that imports a command when it is looked up."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order in which help shows them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command; None where there is none of this name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"nsupervisor.cli.commands.{COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def nsupervisor() -> None:
+    """Supervise processes: namespaces isolate, cgroups limit and tell, policy acts.
+
+    \b
+    Begin with:  nsupervisor doctor          what this host can do
+                 nsupervisor check CONFIG    whether a configuration is right
+                 nsupervisor run CONFIG      run it; then, in another terminal:
+                 nsupervisor status
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its status."""
+    try:
+        status = nsupervisor.main(arguments, prog_name="nsupervisor", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (Failure, ClientError) as error:
+        say(str(error))
+        status = error.exit_status
+    except (click.Abort, KeyboardInterrupt):
+        status = INTERRUPTED
+    except BrokenPipeError:
+        _abandon_output()
+        status = BROKEN_PIPE
+    except OSError as error:  # /dev/full, for instance
+        _abandon_output()
+        say(f"cannot write the output: {error.strerror or error}" if not error.filename else str(error))
+        status = FAILED
+    sys.exit(status)
+
+
+def _abandon_output() -> None:
+    """Let what is still buffered go nowhere: the interpreter flushes at its end, and would complain again."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)

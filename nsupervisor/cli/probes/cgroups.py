@@ -1,0 +1,128 @@
+"""Cgroups: which hierarchies, which limits, and what a cgroup made for the purpose has."""
+
+from __future__ import annotations
+
+import os
+
+from nsupervisor.cgroups.errors import CgroupError, Problem
+from nsupervisor.cgroups.files import RESOURCES
+from nsupervisor.cgroups.host import DELEGATE, Host
+from nsupervisor.cli.probes import LIMITED, MISSING, OK, Finding
+from nsupervisor.linux import syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SHORT, LONG = "some 100000 500000", "some 100000 2000000"  # PSI triggers: stall and window in µs
+
+
+class _EveryLimit:
+    """Stands for a workload's resources in which every key is set."""
+
+    def __getattr__(self, key: str) -> int:
+        return 1
+
+
+def findings() -> Iterator[Finding]:
+    """The hierarchies, what one cgroup can do, and one finding per limit."""
+    try:
+        host = Host.discover()
+    except CgroupError as error:
+        yield Finding("hierarchies", MISSING, str(error), "start from a shell in another cgroup", True)
+        return
+    yield _mode(host)
+    if host.core is None:
+        return
+    yield from _cgroup(host)
+    yield _pressure(host)
+    problems = {problem.key: problem for problem in host.problems(_EveryLimit())}
+    for key, file in RESOURCES.items():
+        if key in problems:
+            yield Finding(key, MISSING, f"not to be enforced: {problems[key].why}", problems[key].instead)
+        else:
+            controller = host.controllers[file.partition(".")[0]]
+            yield Finding(key, OK, f"enforced by the kernel (cgroup v{controller.hierarchy.version})")
+
+
+def _mode(host: Host) -> Finding:
+    if host.mode == "unified":
+        return Finding("hierarchies", OK, "unified: all is cgroup v2")
+    problem = host.place("cgroup.events")
+    if isinstance(problem, Problem):
+        return Finding("hierarchies", MISSING, problem.why, problem.instead, True)
+    old = ", ".join(name for name, controller in host.controllers.items() if controller.hierarchy.version == 1)
+    return Finding(
+        "hierarchies",
+        LIMITED,
+        f"hybrid: groups, freezing and killing are cgroup v2; {old} are v1, which has fewer limits",
+        "for all of them boot with systemd.unified_cgroup_hierarchy=1",
+    )
+
+
+def _cgroup(host: Host) -> Iterator[Finding]:
+    """Make a cgroup, look at it, start a process in it, remove it."""
+    path = f"{host.base}/nsupervisor-doctor-{os.getpid()}"
+    try:
+        os.mkdir(path)
+    except OSError as error:
+        text = f"none can be made in {host.base}: {error.strerror}"
+        yield Finding("making cgroups", MISSING, text, DELEGATE, True)
+        return
+    try:
+        yield Finding("making cgroups", OK, f"below {host.base}")
+        yield _into(path)
+        yield _file(
+            path, "cgroup.kill", "all processes of a workload are killed at once, however fast it forks", "5.14"
+        )
+        yield _file(path, "cgroup.freeze", "a workload can be frozen and thawed as one", "5.2")
+    finally:
+        os.rmdir(path)
+
+
+def _into(path: str) -> Finding:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        pid, pidfd = syscalls.clone3(0, directory)
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+        os.close(pidfd)
+    except OSError as error:
+        return Finding(
+            "clone into cgroup", MISSING, f"a program cannot start inside its cgroup: {error.strerror}", DELEGATE, True
+        )
+    finally:
+        os.close(directory)
+    return Finding("clone into cgroup", OK, "a program is in its cgroup from its first instruction")
+
+
+def _file(path: str, name: str, meaning: str, since: str) -> Finding:
+    if os.path.exists(f"{path}/{name}"):
+        return Finding(name, OK, meaning)
+    return Finding(name, LIMITED, f"this kernel has no {name}", f"boot a newer kernel ({since} has it)")
+
+
+def _pressure(host: Host) -> Finding:
+    if not host.pressure:
+        return Finding("pressure (PSI)", MISSING, "rules about pressure cannot be used", "boot with psi=1")
+    last: OSError | None = None
+    for trigger in (SHORT, LONG):
+        try:
+            file = os.open("/proc/pressure/memory", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            last = error
+            break
+        try:
+            os.write(file, trigger.encode() + b"\0")
+        except OSError as error:
+            last = error
+            continue
+        finally:
+            os.close(file)
+        if trigger is SHORT:
+            return Finding("pressure (PSI)", OK, "the kernel tells of pressure within half a second")
+        text = "the kernel tells of pressure, but only over windows of 2 s or a multiple"
+        return Finding("pressure (PSI)", LIMITED, text, "for shorter ones give the supervisor CAP_SYS_RESOURCE")
+    text = f"pressure can be read, but not waited for: {last.strerror if last else ''}"
+    return Finding("pressure (PSI)", LIMITED, text, "nothing: it is then sampled")

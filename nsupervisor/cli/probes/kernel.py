@@ -1,0 +1,151 @@
+"""The kernel: its version, and the system calls that stand on it alone."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import struct
+
+from nsupervisor.cli.probes import LIMITED, MISSING, OK, Finding, read
+from nsupervisor.linux import syscalls
+from nsupervisor.linux.inotify import IN_MODIFY, Inotify
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+OLDEST = (5, 7)  # CLONE_INTO_CGROUP
+
+# struct pidfd_info of linux/pidfd.h, first size: mask, cgroup id; pid, tgid, ppid; 8 user and group ids; exit code
+_PIDFD_INFO = struct.Struct("=QQ3I8Ii")
+_PIDFD_GET_INFO = 3 << 30 | _PIDFD_INFO.size << 16 | 0xFF << 8 | 11  # _IOWR(0xFF, 11, struct pidfd_info)
+_PIDFD_INFO_EXIT = 1 << 3
+
+_SYS_LANDLOCK_CREATE_RULESET = 444
+_LANDLOCK_CREATE_RULESET_VERSION = 1
+
+UPGRADE = "boot a newer kernel"
+
+
+def findings() -> Iterator[Finding]:
+    """One per thing that the kernel offers."""
+    yield _version()
+    yield _clone3()
+    yield _pidfd()
+    yield _pidfd_exit()
+    yield _inotify()
+    yield _seccomp()
+    yield _landlock()
+
+
+def _version() -> Finding:
+    release = os.uname().release
+    numbers = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in release.split("-")[0].split(".")[:2])
+    if numbers < OLDEST:
+        return Finding("version", MISSING, f"Linux {release} is too old; 5.7 is the oldest that can do", UPGRADE, True)
+    return Finding("version", OK, f"Linux {release}")
+
+
+def _clone3() -> Finding:
+    try:
+        pid, pidfd = syscalls.clone3(0)
+    except OSError as error:
+        return Finding(
+            "clone3",
+            MISSING,
+            f"programs cannot be started: {error.strerror}",
+            f"{UPGRADE} (5.3 has it), or let your container's seccomp filter pass it",
+            True,
+        )
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    os.close(pidfd)
+    return Finding("clone3", OK, "a program starts in all its namespaces at once, with a descriptor that names it")
+
+
+def _pidfd() -> Finding:
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError as error:
+        return Finding(
+            "pidfd", MISSING, f"processes cannot be named safely: {error.strerror}", f"{UPGRADE} (5.3 has it)", True
+        )
+    return Finding("pidfd", OK, "a signal cannot hit a stranger that got a dead process' number")
+
+
+def _pidfd_exit() -> Finding:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(42)
+    info = bytearray(_PIDFD_INFO.pack(_PIDFD_INFO_EXIT, *[0] * 13))
+    try:
+        pidfd = os.pidfd_open(pid)
+        try:
+            os.waitpid(pid, 0)
+            pid = 0
+            fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
+        finally:
+            os.close(pidfd)
+    except OSError:
+        pass
+    finally:
+        if pid:
+            os.waitpid(pid, 0)
+    mask, *_, code = _PIDFD_INFO.unpack(info)
+    if mask & _PIDFD_INFO_EXIT and os.waitstatus_to_exitcode(code) == 42:
+        return Finding("pidfd exit info", OK, "exit statuses can be had from processes that others have reaped")
+    return Finding(
+        "pidfd exit info",
+        LIMITED,
+        "exit statuses of processes that others have reaped are lost; that matters after a crash of the keeper only",
+        f"{UPGRADE} (6.15 has it)",
+    )
+
+
+def _inotify() -> Finding:
+    try:
+        watch = Inotify()
+        try:
+            watch.add("/proc/self/cgroup", IN_MODIFY)
+        finally:
+            watch.close()
+    except OSError as error:
+        return Finding(
+            "inotify",
+            MISSING,
+            f"cgroups cannot tell what happens to them: {error.strerror}",
+            "raise the numbers in /proc/sys/fs/inotify, "
+            f"where max_user_instances is {read('/proc/sys/fs/inotify/max_user_instances') or 'unknown'}",
+            True,
+        )
+    number = read("/proc/sys/fs/inotify/max_user_watches")
+    return Finding("inotify", OK, f"cgroups tell at once what happens to them; {number} files can be watched")
+
+
+def _seccomp() -> Finding:
+    actions = read("/proc/sys/kernel/seccomp/actions_avail")
+    if not actions:
+        return Finding(
+            "seccomp", MISSING, "system calls cannot be filtered; this version does not do so", f"{UPGRADE}, if wanted"
+        )
+    if "\nSeccomp:\t2" in read("/proc/self/status"):
+        return Finding(
+            "seccomp",
+            LIMITED,
+            "this process is itself under a filter, most likely its container's, which workloads inherit",
+            "where something below is refused, loosen it (docker or podman: --security-opt seccomp=unconfined)",
+        )
+    return Finding("seccomp", OK, "system calls can be filtered; this version does not do so yet")
+
+
+def _landlock() -> Finding:
+    version = syscalls.libc.syscall(
+        _SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _LANDLOCK_CREATE_RULESET_VERSION
+    )
+    if version < 0:
+        text = "access to files cannot be restricted per program; this version does not do so"
+        return Finding("Landlock", MISSING, text, 'if wanted, boot with "landlock" in lsm=')
+    text = f"access to files can be restricted per program (ABI {version}); this version does not do so yet"
+    return Finding("Landlock", OK, text)

@@ -1,0 +1,88 @@
+"""Namespaces: each kind is made."""
+
+from __future__ import annotations
+
+import errno
+import os
+from functools import partial
+
+from nsupervisor.cli.probes import LIMITED, MISSING, OK, Finding, fork_and_wait, in_child, read
+from nsupervisor.linux import mounts, syscalls
+from nsupervisor.linux.namespaces import NAMESPACES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+MEANING = {
+    "pid": "a workload sees, and can signal, only its own processes",
+    "mount": "a workload can have its own mounts",
+    "uts": "a workload can have its own host name",
+    "ipc": "a workload can have its own System V IPC and message queues",
+    "cgroup": "a workload sees its own cgroup as the root of all",
+    "network": "a workload can have its own network interfaces and ports",
+    "user": "a workload can be root inside without being root outside",
+    "time": "a workload's monotonic and boot-time clocks can be moved",
+}
+DEFAULT = ("pid", "mount", "uts", "ipc", "cgroup")
+"""What a workload gets unless its configuration says otherwise."""
+
+USER = NAMESPACES["user"].flag
+
+
+def findings() -> Iterator[Finding]:
+    """One per kind, and one for what only works with two of them."""
+    for name, meaning in MEANING.items():
+        yield _finding(name, meaning, partial(_make, name), name in DEFAULT)
+    yield _finding("own /proc", "a workload's /proc shows its own processes only", _make_proc, True)
+
+
+def _finding(name: str, meaning: str, make: Callable[[bool], None], essential: bool) -> Finding:
+    error = in_child(lambda: make(False))
+    if error is None:
+        return Finding(name, OK, meaning)
+    if name != "user" and error.errno in (errno.EPERM, errno.EACCES) and in_child(lambda: make(True)) is None:
+        text = f"{meaning}, but only together with a user namespace"
+        return Finding(name, LIMITED, text, "run as root, or write user = true under [workload.NAME.namespaces]")
+    return Finding(name, MISSING, f"not to be had: {_why(name, error)}", _instead(name, error, essential), essential)
+
+
+def _make(name: str, user: bool) -> None:
+    """Make one kind of namespace, and have a process in it. OSError."""
+    syscalls.unshare(NAMESPACES[name].flag | (USER if user else 0))
+    if name in ("pid", "time"):  # these two are for the children only
+        fork_and_wait(lambda: None)
+    elif name == "mount":
+        mounts.mount(None, "/", None, mounts.MS_REC | mounts.MS_PRIVATE)
+    elif name == "network":
+        syscalls.loopback_up()
+
+
+def _make_proc(user: bool) -> None:
+    """Mount a /proc of one's own. A container whose /proc is covered in part may not, for all its namespaces."""
+    flags = NAMESPACES["pid"].flag | NAMESPACES["mount"].flag | (USER if user else 0)
+    syscalls.unshare(flags)
+
+    def mount() -> None:
+        mounts.mount(None, "/", None, mounts.MS_REC | mounts.MS_PRIVATE)
+        mounts.mount("proc", "/proc", "proc", mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC)
+
+    fork_and_wait(mount)
+
+
+def _why(name: str, error: OSError) -> str:
+    what = f"{error.filename}: " if error.filename else ""
+    return f"{what}{error.strerror}" + (f" (user {os.geteuid()})" if error.errno == errno.EPERM else "")
+
+
+def _instead(name: str, error: OSError, essential: bool) -> str:
+    kind = NAMESPACES[name].file if name in NAMESPACES else "mnt"
+    if error.errno in (errno.ENOSPC, errno.EUSERS):
+        limit = f"/proc/sys/user/max_{kind}_namespaces"
+        return f"raise the limit in {limit}, which is {read(limit) or 'unknown'}"
+    if error.errno == errno.EINVAL:
+        return f"boot a kernel that was built with CONFIG_{kind.upper()}_NS"
+    without = "" if essential else f", or leave {name} = false under [workload.NAME.namespaces]"
+    if os.geteuid() != 0:
+        return f"run as root{without}"
+    return f"in a container: give it CAP_SYS_ADMIN and an open /proc (docker or podman: --privileged){without}"

@@ -1,0 +1,47 @@
+"""Networks: the programs that others have written for them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from nsupervisor.cli.probes import LIMITED, MISSING, OK, Finding
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CNI_DIRECTORIES = ("/usr/lib/cni", "/opt/cni/bin")
+WANTED = ("bridge", "host-local", "loopback", "portmap")
+NOT_YET = "this version does not use them yet"
+
+
+def findings() -> Iterator[Finding]:
+    """CNI plugins and pasta."""
+    yield _cni()
+    if path := shutil.which("pasta"):
+        yield Finding("pasta", OK, f"{path}: networks for users other than root; this version does not use it yet")
+    else:
+        text = "no networks for users other than root; this version does not use it yet"
+        yield Finding("pasta", MISSING, text, "install the package passt")
+
+
+def _cni() -> Finding:
+    directories = [path for path in os.environ.get("CNI_PATH", "").split(":") if path] or list(CNI_DIRECTORIES)
+    found = {plugin: path for path in reversed(directories) for plugin in _programs(path)}
+    install = "install the package containernetworking-plugins, or say where they are with CNI_PATH"
+    if not found:
+        return Finding("CNI plugins", MISSING, f"none in {', '.join(directories)}; {NOT_YET}", install)
+    lacking = [plugin for plugin in WANTED if plugin not in found]
+    where = ", ".join(dict.fromkeys(found.values()))
+    if lacking:
+        return Finding("CNI plugins", LIMITED, f"{where} lacks {', '.join(lacking)}; {NOT_YET}", install)
+    return Finding("CNI plugins", OK, f"{len(found)} in {where}; {NOT_YET}")
+
+
+def _programs(directory: str) -> dict[str, str]:
+    try:
+        entries = list(os.scandir(directory))
+    except OSError:
+        return {}
+    return {entry.name: directory for entry in entries if entry.is_file() and os.access(entry.path, os.X_OK)}

@@ -1,0 +1,127 @@
+"""Who we are, what we may, and what somebody may who is not root."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+
+from nsupervisor.cli.probes import LIMITED, MISSING, OK, Finding, in_child, read
+from nsupervisor.linux import syscalls
+from nsupervisor.linux.namespaces import CLONE_NEWUSER
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# capabilities(7), by number
+# fmt: off
+CAPABILITIES = (
+    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
+    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
+    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
+    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
+    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHECKPOINT_RESTORE",
+)
+# fmt: on
+
+WITHOUT = {
+    "SYS_ADMIN": "namespaces and mounts are to be had within a user namespace only",
+    "SETUID": "programs cannot run as another user (user = …)",
+    "SETGID": "programs cannot run with other groups (user = …, supplementary_groups)",
+    "KILL": "programs of other users cannot be sent signals",
+    "NET_ADMIN": "networks can be set up within a user namespace only",
+    "SYS_RESOURCE": "hard limits cannot be raised (limit_nofile = … and the like), and pressure is told of over "
+    "windows of 2 s or more",
+    "SYS_NICE": "nice cannot be negative",
+    "SYS_TIME": "clocks cannot be moved (time_offsets)",
+}
+NOBODY = 65534
+
+
+def effective() -> set[str]:
+    """The names, without CAP_, of this process' effective capabilities."""
+    for line in read("/proc/self/status").splitlines():
+        if line.startswith("CapEff:"):
+            mask = int(line.split()[1], 16)
+            return {name for bit, name in enumerate(CAPABILITIES) if mask >> bit & 1}
+    return set()
+
+
+def findings() -> Iterator[Finding]:
+    """The user, and one finding per capability that is missed."""
+    user = os.geteuid()
+    if user == 0:
+        yield Finding("user", OK, "root")
+    else:
+        text = f"user {user}: workloads run as this user, in namespaces that need user = true"
+        yield Finding("user", LIMITED, text, "run as root for all of it")
+    have = effective()
+    known = int(read("/proc/sys/kernel/cap_last_cap") or len(CAPABILITIES) - 1) + 1
+    lacking = [name for name in CAPABILITIES[:known] if name not in have]
+    if not lacking:
+        yield Finding("capabilities", OK, f"all {known} of this kernel's")
+        return
+    if not have:
+        yield Finding("capabilities", LIMITED, "none, as is usual for users other than root", "run as root")
+        return
+    missed = [name for name in lacking if name in WITHOUT]
+    listed = ", ".join(f"CAP_{name}" for name in lacking)
+    yield Finding("capabilities", LIMITED if missed else OK, f"{len(have)} of {known}; not there: {listed}")
+    for name in missed:
+        instead = f"give it to the container or service (docker, podman: --cap-add {name}; systemd: "
+        yield Finding(
+            f"CAP_{name}", LIMITED, f"not there: {WITHOUT[name]}", f"{instead}CapabilityBoundingSet=CAP_{name})"
+        )
+
+
+def rootless() -> Iterator[Finding]:
+    """What users other than root can do here."""
+    yield _user_namespaces()
+    yield from _subordinate_ids()
+    for program in ("newuidmap", "newgidmap"):
+        if path := shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"):
+            yield Finding(program, OK, f"{path}: others than root can have several users inside a user namespace")
+        else:
+            text = "others than root have one user inside a user namespace; root does not need it"
+            yield Finding(program, MISSING, text, "install the package uidmap (Fedora: shadow-utils)")
+
+
+def _user_namespaces() -> Finding:
+    def make() -> None:
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+        syscalls.unshare(CLONE_NEWUSER)
+
+    error = in_child(make)
+    if error is None:
+        return Finding("user namespaces", OK, "users other than root can make them, and with them all other kinds")
+    for path, bad in (
+        ("/proc/sys/user/max_user_namespaces", "0"),
+        ("/proc/sys/kernel/unprivileged_userns_clone", "0"),
+        ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1"),
+    ):
+        if read(path) == bad:
+            text = f"users other than root cannot make them: {path} is {bad}"
+            return Finding("user namespaces", LIMITED, text, f"run as root, or set it to {1 - int(bad) or 0}")
+    text = f"users other than root cannot make them: {error.strerror}"
+    return Finding("user namespaces", LIMITED, text, "run as root")
+
+
+def _subordinate_ids() -> Iterator[Finding]:
+    uid = os.getuid()
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = str(uid)
+    for path in ("/etc/subuid", "/etc/subgid"):
+        ranges = [line.split(":") for line in read(path).splitlines() if line.count(":") == 2]
+        mine = [f"{first}+{count}" for owner, first, count in ranges if owner in (name, str(uid))]
+        if mine:
+            yield Finding(path, OK, f"user {name} has the ids {', '.join(mine)}")
+        else:
+            text = f"user {name} has no ids to hand out inside user namespaces; root does not need them"
+            yield Finding(path, MISSING, text, f"usermod --add-sub{path[-3:]}s 100000-165535 {name}")
