@@ -215,7 +215,7 @@ async def test_set_up_failures_are_told_by_step_and_workload(tmp_path):
 async def test_what_cannot_be_had_is_refused_and_those_that_require_it_wait(tmp_path):
     toml = """
     [workload.db]
-    command = ["false"]
+    command = ["no-such-program"]
     restart = "no"
     [workload.web]
     command = ["sleep", "1000"]
@@ -227,7 +227,7 @@ async def test_what_cannot_be_had_is_refused_and_those_that_require_it_wait(tmp_
     async with service(tmp_path, toml) as it:
         await it.record(event="state", workload="db", to="failed")
         refused = await it.record(event="not started", workload="web")
-        assert refused["message"] == "requires db, which is failed: exit code 1"
+        assert refused["message"].startswith("requires db, which is failed: cannot execute no-such-program")
         assert await it.pid("cron")
         assert "requires db" in (await it.status("web"))["reason"]
 
