@@ -15,6 +15,9 @@ from .record import Line
 CHUNK = 65536
 """Bytes read at once: what a pipe holds by default (pipe(7))."""
 
+STEP = 500
+"""Lines recorded at once."""
+
 
 async def capture(
     fd: int, journal: Journal | None, labels: Mapping[str, Any], stream: str, max_line: int = 16384
@@ -27,10 +30,12 @@ async def capture(
     partial: its rest is still in the pipe, for a next reader. Raises OSError when reading fails.
     """
     framing = Framing(max_line)
+    lines: list[Line] = []
+    done = 0  # how many of them have been recorded
 
-    def record(lines: list[Line]) -> None:
+    def record(some: list[Line]) -> None:
         if journal is not None:
-            journal.outputs(labels, stream, lines)
+            journal.outputs(labels, stream, some)
 
     try:
         while True:
@@ -41,11 +46,20 @@ async def capture(
                 continue
             if not data:
                 break
-            record(framing.feed(data))
-            # One chunk, then the others: a workload that writes without a pause must not starve them.
-            await trio.lowlevel.checkpoint()
+            if journal is None:
+                await trio.lowlevel.checkpoint()
+                continue
+            lines, done = framing.feed(data), 0
+            # One step, then the others: a workload that writes without a pause must not starve them. A chunk of short
+            # lines is several steps, because it becomes twenty times its size in records.
+            while True:
+                record(lines[done : done + STEP])
+                done += STEP
+                await journal.room()
+                if done >= len(lines):
+                    break
     except trio.Cancelled:
-        record([(line, True) for line, _ in framing.end()])
+        record(lines[done:] + [(line, True) for line, _ in framing.end()])
         raise
     else:
         record(framing.end())

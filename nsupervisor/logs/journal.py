@@ -19,7 +19,7 @@ Level = Literal["debug", "info", "warning", "error", "critical"]
 
 
 class Journal:
-    """Made by `open_journal`. Nothing here waits or raises, whatever the output does."""
+    """Made by `open_journal`. No record makes its author wait or raises, whatever the output does."""
 
     log: FilteringBoundLogger
     """The logger for what the service says: `journal.log.info("started", workload="web", pid=12)`."""
@@ -52,6 +52,10 @@ class Journal:
         put = self._sink.put
         for record in self._format.output(now(), labels, stream, lines):
             put(record)
+
+    async def room(self) -> None:
+        """To be awaited between chunks of output: a checkpoint, longer (0.1 s at most) when the reader is behind."""
+        await self._sink.room()
 
 
 @asynccontextmanager

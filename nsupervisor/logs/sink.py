@@ -15,6 +15,7 @@ BUFFER_SIZE = 8 * 1024 * 1024
 
 _BATCH = 256 * 1024  # bytes handed to one write(2): several times what a pipe takes
 _RETRY_FIRST, _RETRY_LAST = 0.05, 5.0  # seconds between attempts while the output is broken
+_PATIENCE = 0.1  # seconds that a chunk of a workload's output waits for a reader that has fallen behind
 _TOO_SLOW = "the reader is too slow"
 
 
@@ -47,6 +48,7 @@ class Sink:
         self._size = 0  # bytes in the queue and the batch
         self._wake = trio.Event()
         self._drained = trio.lowlevel.ParkingLot()
+        self._roomy = trio.lowlevel.ParkingLot()
         self._limiter = trio.CapacityLimiter(1)
         self.dropped = 0
         """Records not kept since the start."""
@@ -73,6 +75,19 @@ class Sink:
         self._gap.reason = self.error or self._gap.reason
         self.dropped += 1
 
+    async def room(self) -> None:
+        """Let others run; and when the buffer is more than half full, give the reader a moment to catch up.
+
+        A burst, or a reader that does not get the processor, then slows a workload down (as any pipe does) instead of
+        costing records. The moment is short, and once records are being dropped there is none: a reader that has
+        stopped holds up nobody.
+        """
+        if self._gap is None and self._size > self._limit // 2:
+            with trio.move_on_after(_PATIENCE):
+                await self._roomy.park()
+        else:
+            await trio.lowlevel.checkpoint()
+
     async def run(self) -> None:
         """Write until cancelled; sleeps while there is nothing to write."""
         delay = _RETRY_FIRST
@@ -93,6 +108,8 @@ class Sink:
             else:
                 self._batch = self._batch[written:]
                 self._size -= written
+                if self._size <= self._limit // 2:
+                    self._roomy.unpark_all()
                 self.error = None
                 delay = _RETRY_FIRST
 

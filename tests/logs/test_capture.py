@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from nsupervisor.logs import capture, open_journal
-from tests.logs.records import LABELS, check_numbers, records
+from tests.logs.records import LABELS, check_numbers, read_all, records
 from tests.timing import deadline
 
 
@@ -57,6 +57,16 @@ async def test_a_cancelled_capture_hands_over_what_it_has_read(pipe, log):
     assert found == [("one", False), ("beginning of ", True)]
 
 
+async def test_a_capture_cancelled_between_the_lines_of_one_chunk_loses_none(pipe, log):
+    reader, writer = pipe
+    os.write(writer, b"".join(b"%d\n" % number for number in range(5000)) + b"5000")
+    async with open_journal(str(log)) as journal, trio.open_nursery() as nursery:
+        nursery.start_soon(capture, reader, journal, LABELS, "stdout")
+        nursery.cancel_scope.cancel()
+    os.close(writer)
+    assert check_numbers(records(log.read_bytes()), 5001) == 0
+
+
 async def test_without_a_journal_the_output_is_thrown_away_but_read(pipe):
     reader, writer = pipe
     async with trio.open_nursery() as nursery:
@@ -89,18 +99,21 @@ async def test_a_workload_that_writes_without_a_pause_does_not_starve_the_others
     assert 0 < place < len(found) - 10_000
 
 
-async def test_a_quick_reader_misses_nothing_of_several_busy_workloads(log):
-    # The stream leaves once a turn of the loop, so the pipe to the collector must hold what a turn brings.
+async def test_a_reader_that_keeps_reading_misses_nothing_of_several_busy_workloads():
+    # What they write in one turn of the loop is more than the pipe to the collector and the buffer hold.
     names = [f"busy{number}" for number in range(3)]
     total = 30_000
     program = f"for n in range({total}): print(n)"
     reader, writer = os.pipe()
-    file = os.open(log, os.O_WRONLY | os.O_CREAT)
+    found = bytearray()
+
+    async def collect():
+        found.extend(await read_all(reader))
+
     with trio.fail_after(deadline(30)):
         async with trio.open_nursery() as collector:
-            await collector.start(partial(trio.run_process, ["cat"], stdin=reader, stdout=file))
-            os.close(reader)
-            async with open_journal(writer, flush_sec=deadline(10)) as journal, trio.open_nursery() as nursery:
+            collector.start_soon(collect)
+            async with open_journal(writer, buffer_size=1 << 20) as journal, trio.open_nursery() as nursery:
                 for name in names:
                     out, into = os.pipe()
                     os.set_blocking(out, False)
@@ -108,8 +121,23 @@ async def test_a_quick_reader_misses_nothing_of_several_busy_workloads(log):
                     os.close(into)
                     nursery.start_soon(capture, out, journal, {**LABELS, "workload": name}, "stdout")
             os.close(writer)
-    os.close(file)
     assert journal.dropped == 0
-    found = records(log.read_bytes())
+    every = records(bytes(found))
     for name in names:
-        assert check_numbers([record for record in found if record["workload"] == name], total) == 0
+        assert check_numbers([record for record in every if record["workload"] == name], total) == 0
+
+
+async def test_a_reader_that_has_stopped_does_not_hold_up_a_workload(pipe):
+    out, into = pipe
+    reader, writer = os.pipe()
+    start = trio.current_time()
+    async with open_journal(writer, buffer_size=1 << 20, flush_sec=0) as journal, trio.open_nursery() as nursery:
+        nursery.start_soon(capture, out, journal, LABELS, "stdout")
+        for _ in range(100):
+            await trio.to_thread.run_sync(os.write, into, b"hello\n" * 10_000)
+        os.close(into)
+    assert journal.dropped > 900_000
+    # It waited at most once for each chunk that fits into half of the buffer.
+    assert trio.current_time() - start < deadline(10)
+    os.close(reader)
+    os.close(writer)
