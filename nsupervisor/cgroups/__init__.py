@@ -34,7 +34,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Load the watcher when it is asked for: it needs the event loop, whose import is most of what a command costs."""
-    if name not in ("Trigger", "Watcher", "open_watcher"):
+    if name not in ("EVENT_FILES", "Trigger", "Watcher", "open_watcher"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from nsupervisor.cgroups import pressure, watcher
 
