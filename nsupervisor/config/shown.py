@@ -43,7 +43,7 @@ def shown_path(path: Iterable[str | int]) -> str:
         if isinstance(part, int):
             text += f"[{part}]"
         else:
-            text += ("." if text else "") + (part if _BARE.fullmatch(part) else shown(part))
+            text += ("." if text else "") + (part if len(part) <= LONGEST and _BARE.fullmatch(part) else shown(part))
     return text
 
 

@@ -80,10 +80,12 @@ words = st.sampled_from(
 
 @given(st.lists(words | st.text(max_size=5), max_size=6).map(" ".join))
 def test_any_text_is_a_condition_or_a_message_of_one_line(text: str) -> None:
+    message = "; write"
     try:
         again = parse_condition(text)
     except ValueError as error:
-        assert "; write" in str(error)
-        assert str(error).isprintable()
+        message = str(error)
     else:
         assert parse_condition(again.text) == again
+    assert "; write" in message
+    assert message.isprintable()

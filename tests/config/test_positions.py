@@ -210,7 +210,7 @@ def test_every_key_of_any_valid_document_has_the_line_where_it_stands(document: 
 
 
 pieces = st.sampled_from(
-    list("[]{}=,.#\"'\n\r\t \\ab1-") + ['"""', "'''", "[[", "]]", "a = ", "\r\n", "é", "\x00", "1.5", "true"]
+    [*"[]{}=,.#\"'\n\r\t \\ab1-", '"""', "'''", "[[", "]]", "a = ", "\r\n", "é", "\x00", "1.5", "true"]
 )
 
 

@@ -1,0 +1,384 @@
+"""Loading: values, and every problem with its line and what to write instead."""
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+from nsupervisor.config.load import load, parse
+from nsupervisor.config.model import Condition, Config, IdMapping, Mount, Workload
+from nsupervisor.config.problems import ConfigError
+
+
+def problems(text: str) -> list[str]:
+    """The lines that a text is refused with, without the file's name; [] when it is accepted."""
+    try:
+        parse(text, "f.toml")
+    except ConfigError as error:
+        return [str(problem).removeprefix("f.toml:") for problem in error.problems]
+    return []
+
+
+def web(text: str) -> list[str]:
+    """The same for keys of a workload; the first key is on line 3."""
+    return problems(f'[workload.web]\ncommand = ["a"]\n{text}')
+
+
+def workload(text: str) -> Workload:
+    return parse(f'[workload.web]\ncommand = ["a"]\n{text}', "f.toml").workloads["web"]
+
+
+def test_an_empty_file_is_a_supervisor_without_workloads() -> None:
+    assert parse("", "f.toml") == Config("f.toml")
+
+
+def test_defaults() -> None:
+    assert workload("") == Workload("web", ("a",))
+
+
+def test_values_become_what_the_program_computes_with() -> None:
+    w = workload(
+        """
+restart_sec = "1min 30s"
+restart_max_delay_sec = 100
+timeout_stop_sec = "infinity"
+umask = "0027"
+kill_signal = "INT"
+success_exit_status = [0, "TERM"]
+environment = { A = "100%" }
+mounts = [{ type = "tmpfs", destination = "/tmp", options = ["size=1M"] }]
+security = { limit_nofile = "1024:infinity", limit_core = 0, limit_memlock = "64K" }
+namespaces = { user = true, time = true, time_offsets = { boottime = "-1h" } }
+user_namespace = { uid_mappings = [{ container_id = 0, host_id = 100000, size = 65536 }] }
+log = { max_line = "1K", stderr = "none" }
+[workload.web.resources]
+memory_max = "1.5G"
+memory_high = "max"
+cpu_max = "150%"
+cpuset_cpus = "1,0"
+pids_max = 10
+[[workload.web.policy]]
+when = "pids.current >= 90%"
+for = "5s"
+action = "signal"
+signal = "HUP"
+"""
+    )
+    assert (w.restart_sec, w.restart_max_delay_sec, w.timeout_stop_sec) == (90.0, 100.0, math.inf)
+    assert (w.umask, w.kill_signal, w.success_exit_status) == (0o027, 2, (0, "SIGTERM"))
+    assert w.environment == {"A": "100%"}
+    assert w.mounts == (Mount(type="tmpfs", destination="/tmp", options=("size=1M",)),)
+    assert w.security.rlimits == {"nofile": (1024, -1), "core": (0, 0), "memlock": (65536, 65536)}
+    assert w.namespaces.time_offsets == {"boottime": -3600.0}
+    assert w.user_namespace.uid_mappings == (IdMapping(0, 100000, 65536),)
+    assert (w.log.max_line, w.log.stdout, w.log.stderr) == (1024, "journal", "none")
+    assert (w.resources.memory_max, w.resources.memory_high) == (3 * 2**29, None)
+    assert (w.resources.cpu_max, w.resources.cpuset_cpus, w.resources.pids_max) == ((150000, 100000), "0-1", 10)
+    (rule,) = w.policy
+    assert rule.when == Condition("pids.current >= 90%", "pids.current", None, "level", ">=", 90.0, True)
+    assert (rule.for_, rule.action, rule.signal, rule.name, rule.line) == (5.0, "signal", 1, "policy[0]", 22)
+
+
+def test_workloads_keep_the_files_order() -> None:
+    names = ["zebra", "apple", "mango"]
+    text = "".join(f'[workload.{name}]\ncommand = ["a"]\n' for name in names)
+    assert list(parse(text, "f.toml").workloads) == names
+
+
+def test_the_form_of_a_problem() -> None:
+    text = '[workload.web]\ncommand = ["a"]\n\n[workload.web.resources]\nmemory_max = "64 bananas"\n'
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "nsupervisor.toml")
+    assert str(caught.value) == (
+        'nsupervisor.toml:5: workload.web.resources.memory_max: "64 bananas" is not a size; write for example "64M"'
+    )
+
+
+def test_all_problems_of_a_file_come_at_once_in_the_order_of_its_lines() -> None:
+    text = """\
+[supervisor]
+log_level = "loud"
+colour = "blue"
+[workload.web]
+command = "sleep 10"
+requires = ["db", "dbb"]
+[workload.web.resources]
+memory_max = true
+[[workload.web.policy]]
+when = "memory.events oom_kil"
+action = "restart"
+[[workload.web.policy]]
+when = "pids.current >= 90%"
+action = "signal"
+[workload.db]
+restart_sec = "soon"
+[workload."we b"]
+[workload.late]
+command = []
+"""
+    assert problems(text) == [
+        '2: supervisor.log_level: "loud" is not one of the choices; write "debug", "info", "warning" or "error"',
+        "3: supervisor.colour: is not a key of [supervisor]; remove it, or write one of name, runtime_directory, "
+        "log_level, log_format, log_output",
+        '5: workload.web.command: "sleep 10" is not a list; write ["sleep", "10"]',
+        '6: workload.web.requires[1]: there is no workload "dbb"; did you mean "db"?',
+        '8: workload.web.resources.memory_max: true is not a size; write for example "64M"',
+        '10: workload.web.policy[0].when: "memory.events oom_kil" names an unknown counter "oom_kil" of memory.events, '
+        'did you mean "oom_kill"?; write one of low, high, max, oom, oom_kill, oom_group_kill',
+        '13: workload.web.policy[1].when: "pids.current >= 90%" is in per cent of pids_max, which is not set; '
+        "set pids_max under [workload.web.resources], or compare with a number",
+        '14: workload.web.policy[1].action: "signal" does not say which; add for example signal = "SIGHUP"',
+        "15: workload.db.command: is missing; write command = … (the program and its arguments; no shell)",
+        '16: workload.db.restart_sec: "soon" is not a duration; write for example "250ms", "10s" or "1min 30s"',
+        '17: workload."we b": "we b" is not a name; write letters, digits, "_" and "-", and begin with a letter or '
+        "digit",
+        "19: workload.late.command: the list is empty; write the program and its arguments, for example "
+        '["sleep", "60"]',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[workloads.web]\n", '1: workloads: is not a key of the file; did you mean "workload"?'),
+        ('[workload.web]\ncommand = ["a"]\nmemory_max = 1\n', "3: workload.web.memory_max: is not a key of "
+         "[workload.web]; move it into [workload.web.resources]"),
+        ('[workload.web]\ncomand = ["a"]\n', '2: workload.web.comand: is not a key of [workload.web]; did you mean '
+         '"command"?'),
+        ("[workload.web]\nCommand = []\n", 'did you mean "command"?'),
+        ("[[workload]]\nname = 'web'\n", "1: workload: an array is not a table; write [workload.NAME]"),
+        ("workload = 1\n", "1: workload: 1 is not a table; write [workload.NAME]"),
+        ("[workload]\nweb = 'a'\n", '2: workload.web: "a" is not a table; write [workload.web]'),
+        ('[workload."web@1"]\n', "which is for instances; write instances = 2"),
+        ("[workload.tasks]\ncommand = ['a']\n", "is a name that cgroup v1 keeps"),
+        ("supervisor = []\n", "1: supervisor: an array is not a table; write [supervisor]"),
+        ("[supervisor]\nruntime_directory = 'run'\n", "is not an absolute path"),
+        (f"[supervisor]\nruntime_directory = '/{'a' * 100}'\n", "too long for the sockets in it; write"),
+        ("[supervisor]\nname = 'supervisor'\n", "write another name"),
+        ("[supervisor]\nlog_output = 'file'\n", 'write "stdout" or an absolute path'),
+        ("[supervisor]\nlog_output = { command = ['vector'] }\n", "is not available yet in this version"),
+        ("[supervisor]\nmetrics = 'localhost:1'\n", "2: supervisor.metrics: is not available yet in this version"),
+        ("[group.batch]\nmemory_max = '2G'\n", "1: group: is not available yet in this version; remove it"),
+    ],
+)  # fmt: skip
+def test_what_the_file_may_not_have(text: str, message: str) -> None:
+    assert any(message in problem for problem in problems(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('description = "a\\u0000b"', "has a NUL byte in it"),
+        ("description = 5", '5 is not a string; write it in quotes: "5"'),
+        ('command_line = "x"', 'did you mean "command"?'),
+        ('environment = { "A=B" = "1" }', 'is no name for a variable'),
+        ('environment = { "" = "1" }', 'is no name for a variable'),
+        ('environment = { A = 1 }', 'workload.web.environment.A: 1 is not a string; write it in quotes: "1"'),
+        ('environment = { A = "\\u0000" }', "has a NUL byte in it"),
+        ('environment = ["A=1"]', "an array is not a table"),
+        ('environment_file = ["etc/env"]', "environment_file[0]: "),
+        ('environment_file = "/etc/env"', 'is not a list; write ["/etc/env"]'),
+        ('working_directory = "srv"', "is not an absolute path"),
+        ("umask = 22", 'is not an octal number up to 0777 in quotes; write for example "0022"'),
+        ('umask = "0888"', "is not an octal number"),
+        ("nice = 20", "is out of range; write a number from -20 to 19"),
+        ("nice = 1.5", "is not a whole number"),
+        ("init = 1", "is not a truth value; write true or false, without quotes"),
+        ("instances = 0", "is out of range; write a number from 1 to"),
+        ("instances = true", "is not a whole number"),
+        ('user = "a:b:c"', "is no user"),
+        ('user = "99999999999"', "has an id above"),
+        ("restart = true", 'write "no", "always",'),
+        ('restart = "on_failure"', 'did you mean "on-failure"?'),
+        ('restart_sec = "-1s"', "is not a duration"),
+        ("restart_sec = -1", "is below zero"),
+        ("restart_sec = nan", "is not a duration"),
+        ("restart_sec = inf", "is longer than a hundred years"),
+        ('restart_sec = "infinity"', "is not a duration"),
+        ('restart_sec = "1min"', "1min is more than restart_max_delay_sec (30s)"),
+        ("success_exit_status = [256]", "success_exit_status[0]: 256 is neither an exit code nor a signal"),
+        ('success_exit_status = ["BANANA"]', "is neither an exit code nor a signal"),
+        ("kill_signal = 0", "is not a signal"),
+        ("kill_signal = true", "is not a signal"),
+        ("kill_signal = [15]", "is not a signal"),
+        ('requires = ["web"]', "closes a circle, so that none of them could start: web → web; remove one of these"),
+        ('requires = ["web@1"]', "is not a name"),
+        ("[workload.web.namespaces]\nnetwork = 'pasta'", "is not available yet in this version; write true"),
+        ("[workload.web.namespaces]\nnetwork = 'yes'", "is not a truth value"),
+        ("[workload.web.namespaces]\nuts = false\nhostname = 'a'", "needs a uts namespace of its own"),
+        ("[workload.web.namespaces]\nhostname = 'a_b'", "is not a host name"),
+        ("[workload.web.namespaces]\ntime_offsets = { monotonic = 1 }", "needs a time namespace of its own"),
+        ("[workload.web.namespaces]\ntime = true\ntime_offsets = { montonic = 1 }", 'did you mean "monotonic"?'),
+        ("[workload.web.user_namespace]\nuid_mappings = [{ container_id = 0, host_id = 0, size = 1 }]",
+         "needs a user namespace of its own"),
+        ("mounts = [{ destination = '/a' }]", "mounts[0].source: is missing; a bind mount needs it"),
+        ("mounts = [{ source = 'a', destination = '/a' }]", "is not an absolute path"),
+        ("mounts = [{ source = '/a', destination = 'a' }]", "is not an absolute path"),
+        ("mounts = [{ source = '/a' }]", "mounts[0].destination: is missing; write destination = …"),
+        ("mounts = [{ type = 'tmpfs', destination = '/a', options = ['a,b'] }]", "write one option a string"),
+        ("mounts = { source = '/a', destination = '/a' }", "write [[workload.web.mounts]], with two brackets"),
+        ("mounts = ['/a:/a']", 'mounts[0]: "/a:/a" is not a table'),
+        ("mounts = '/a:/a'", "is not a list of tables"),
+        ("namespaces.mount = false\nmounts = [{ source = '/a', destination = '/a' }]", "needs a mount namespace"),
+        ("security = { limit_nofil = 1 }", 'did you mean "limit_nofile"?'),
+        ("security = { limit_nofile = '2:1' }", "has a soft limit above the hard one"),
+        ("security = { limit_nofile = -1 }", "is not a resource limit"),
+        ("security = { limit_nofile = '1K' }", "is not a resource limit"),
+        ("security = { seccomp = 'default' }", "is not available yet in this version"),
+        ("resources = { memory_max = 0 }", 'is too small; write a size, or "max" for no limit'),
+        ("resources = { memory_max = -5 }", "is too small"),
+        ("resources = { memory_max = 1e9 }", "is not a size"),
+        ("resources = { memory_max = '9E' }", "is larger than any memory"),
+        ("resources = { memory_max = '50%' }", "is not a size"),
+        ("resources = { memory_high = '2M', memory_max = '1M' }", "2M is above memory_max (1M)"),
+        ("resources = { pids_max = 0 }", "is out of range"),
+        ("resources = { pids_max = '5' }", "is not a number of processes"),
+        ("resources = { cpu_max = 1.5 }", "is no share of CPU time"),
+        ("resources = { cpu_weight = 0 }", "write a number from 1 to 10000"),
+        ("resources = { cpuset_cpus = 1 }", "is not a list of CPUs"),
+        ("resources = { io_max = [] }", "is not available yet in this version"),
+        ("policy = [{ when = 'memory.events oom_kill' }]", "policy[0].action: is missing"),
+        ("policy = [{ action = 'log' }]", "policy[0].when: is missing"),
+        ("policy = [{ when = 5, action = 'log' }]", "5 is not a condition"),
+        ("policy = [{ when = 'memory.events oom', action = 'freeze' }]", '"freeze" is not available yet'),
+        ("policy = [{ when = 'memory.events oom', action = 'log', signal = 1 }]", 'is for action = "signal" alone'),
+        ("policy = [{ when = 'memory.events oom', action = 'log', for = 1 }]", "is for levels, but"),
+        ("policy = [{ when = 'memory.current > 9%', action = 'log' }]", "is in per cent of memory_max"),
+        ("[workload.web.policy]\nwhen = 'memory.events oom'", "write [[workload.web.policy]], with two brackets"),
+        ("log = { stdout = 'file' }", '"file" is not available yet in this version; write "journal" or "none"'),
+        ("log = { max_line = 'max' }", "is no limit, which this key needs"),
+        ("log = { max_line = 0 }", "is too small; write at least 1"),
+        ("timer = { on_calendar = 'daily' }", "is not available yet in this version"),
+    ],
+)  # fmt: skip
+def test_what_a_workload_may_not_have(text: str, message: str) -> None:
+    assert any(message in problem for problem in web(text)), web(text)
+
+
+ODD_VALUES = [
+    "true", "5", "-5", "1.5", "nan", "inf", "'x\u0085y'", '"\\u001b[31m\\n"', "[]", "[[]]", "{}", "1979-05-27",
+    "07:32:00", f"{16**100_000:#x}", f'"{"x" * 10_000}"',
+]  # fmt: skip
+KEYS = [
+    "command", "umask", "restart_sec", "kill_signal", "environment", "mounts", "namespaces", "instances", "policy",
+    "resources.memory_max", "resources.cpu_max", "log.max_line", "security.limit_core",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ODD_VALUES, ids=lambda value: ascii(value[:10]))
+def test_each_problem_says_what_to_do_and_fits_on_a_line(value: str) -> None:
+    for key in [*KEYS, *[value] * (value[0] in "'\"")]:
+        for problem in web(f"{key} = {value}"):
+            assert "; " in problem
+            assert problem.isprintable()
+            assert len(problem) < 1000
+
+
+def test_a_wrong_value_brings_no_problems_that_only_follow_from_it() -> None:
+    assert len(web("requires = ['db']\n[workload.db]\ncommand = 5\n")) == 1
+    assert len(web("requires = ['db']\n[workload]\ndb = 5\n")) >= 1
+    (problem,) = web(
+        "[workload.web.resources]\npids_max = 'lots'\n"
+        "[[workload.web.policy]]\nwhen = 'pids.current > 9%'\naction = 'log'\n"
+    )
+    assert "pids_max" in problem
+
+
+def test_a_circle_is_told_once_with_all_its_members() -> None:
+    text = "".join(
+        f"[workload.{name}]\ncommand = ['a']\n{key} = ['{other}']\n"
+        for name, key, other in (("a", "requires", "b"), ("b", "wants", "c"), ("c", "after", "b"))
+    )
+    assert problems(text) == [
+        "9: workload.c.after[0]: closes a circle, so that none of them could start: b → c → b; remove one of these"
+    ]
+
+
+def test_a_chain_of_thousands_of_workloads_is_no_circle() -> None:
+    text = "".join(f"[workload.w{n}]\ncommand = ['a']\nafter = ['w{n + 1}']\n" for n in range(2000))
+    parse(f"{text}[workload.w2000]\ncommand = ['a']\n", "f.toml")
+
+
+def test_ranges_of_ids() -> None:
+    def mappings(*ranges: tuple[int, int, int]) -> list[str]:
+        tables = ", ".join(f"{{ container_id = {c}, host_id = {h}, size = {s} }}" for c, h, s in ranges)
+        return web(f"namespaces.user = true\nuser_namespace.uid_mappings = [{tables}]")
+
+    assert mappings((0, 100000, 1000), (1000, 0, 1)) == []
+    assert "two ranges overlap at container_id 5" in mappings((0, 100, 10), (5, 200, 1))[0]
+    assert "two ranges overlap at host_id 105" in mappings((0, 100, 10), (50, 105, 1))[0]
+    assert "reaches past the largest id" in mappings((0, 4294967290, 10))[0]
+    assert "write at most 340" in mappings(*((n, n, 1) for n in range(341)))[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a = 1\nb = \n", 2),
+        ("a = 1\na = 2\n", 2),
+        ("[a]\n[b]\n[a]\n", 3),
+        ("x = [1,\n2\n", 2),
+        ("a = bananas\n", 1),
+        ('a = "x\n', 1),
+        ('a = "\\d"\n', 1),
+        ("\n\n!\n", 3),
+        (f"a = 1\nb = {'9' * 5000}\n", 1),
+    ],
+)
+def test_what_is_not_toml(text: str, line: int) -> None:
+    (problem,) = problems(text)
+    assert problem.startswith(f"{line}: this is not TOML")
+    assert "; " in problem
+
+
+def test_nesting_without_end() -> None:
+    (problem,) = problems("a = " + "[" * 100_000)
+    assert problem == "1: is nested too deeply; no key needs more than a few levels"
+
+
+def test_files_that_cannot_be_read(tmp_path) -> None:
+    file = tmp_path / "n.toml"
+    with pytest.raises(ConfigError, match=r"n\.toml: there is no such file; check the path$"):
+        load(file)
+    with pytest.raises(ConfigError, match=r"is a directory; name the file in it$"):
+        load(tmp_path)
+    with pytest.raises(ConfigError, match="NUL byte in its path"):
+        load("a\0b")
+    with pytest.raises(ConfigError, match="is larger than 16 MiB"):
+        load("/dev/zero")
+    file.write_bytes(b"[supervisor]\nname = '\xff'\n")
+    with pytest.raises(ConfigError, match=r"n\.toml:2: byte 0xff is not UTF-8; save the file in UTF-8$"):
+        load(file)
+    file.unlink()
+    file.symlink_to(file)
+    with pytest.raises(ConfigError, match=r"cannot be read: Too many levels of symbolic links; name a readable file$"):
+        load(str(file))
+
+
+def test_files_of_other_systems(tmp_path) -> None:
+    file = tmp_path / "n.toml"
+    file.write_bytes(b"\xef\xbb\xbf[supervisor]\r\nname = 'x'\r\n[workload.web]\r\ncommand = 5\r\n")
+    with pytest.raises(ConfigError, match=r"n\.toml:4: workload\.web\.command"):
+        load(file)
+
+
+def test_a_file_may_come_through_a_pipe() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"[workload.web]\ncommand = ['a']\n")
+    os.close(writing)
+    try:
+        assert list(load(f"/dev/fd/{reading}").workloads) == ["web"]
+    finally:
+        os.close(reading)
+
+
+def test_loading_imports_only_what_it_needs() -> None:
+    code = (
+        "import sys; from nsupervisor.config.load import parse; parse('[workload.a]\\ncommand=[\"a\"]', 'f')\n"
+        "print(*{'jsonschema', 'trio', 'structlog', 'asyncio', 'shlex', 'difflib', 'json', 'nsupervisor.config.schema'}"
+        " & sys.modules.keys())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == ""
