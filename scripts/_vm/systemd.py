@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 from .common import CACHE, run, say
 from .prepare import APT
