@@ -201,8 +201,8 @@ class Machine:
         self._start(
             [
                 *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-                # One thread for all processors: with one each, a processor that runs into code which another one patches
-                # can miss the patch, and the kernel panics ("Oops: int3"). On two busy cores it is faster, too.
+                # One thread for all processors. With one each, a processor may miss that another one has patched the
+                # code it runs, and the kernel panics ("Oops: int3"); on two busy cores it is also slower.
                 *("-accel", "tcg,thread=single"),
                 *("-cpu", "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16,+lahf-lm"),
                 # pcie=on: its memory-mapped virtio is of the old kind, which virtiofs does not work with.
