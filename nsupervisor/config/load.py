@@ -40,9 +40,13 @@ _FAILED = object()
 _SYNTAX_HINTS = {
     "Invalid value": 'put text in "quotes", and write true, false and numbers without',
     "Cannot overwrite a value": "the same key is there twice; keep one of the two",
-    "Cannot declare": "the same table is there twice; put its keys together",
+    "Cannot declare": "put its keys together",
     "Cannot mutate immutable namespace": "write the keys of one table in one place",
     "Unclosed array": 'close it with "]"',
+    "Unclosed inline table": 'close it with "}" on the same line',
+    "Expected ']": "write a table as [NAME], on a line of its own",
+    "Expected newline": "put text in quotes, and each KEY = VALUE on a line of its own",
+    "Found invalid character": "leave control characters out",
     "Illegal character": "end the text with a quote on the same line, or use three quotes for several lines",
     "Unescaped": "write two backslashes for one, or put the text in 'single quotes'",
     "Expected '='": "write KEY = VALUE, or [TABLE] on a line of its own",
@@ -80,6 +84,9 @@ def _syntax_problem(text: str, path: str, error: str) -> Problem:
     line = int(match[1]) if match else max(text.rstrip("\n").count("\n"), 0) + 1 if place else 1
     column = f" at column {match[2]}" if match else " at the end of the file" if place else ""
     hint = next((hint for start, hint in _SYNTAX_HINTS.items() if message.startswith(start)), "correct it")
+    if twice := re.fullmatch(r"Cannot declare \((.*)\) twice", message):
+        names = re.findall("'([^']*)'", twice[1])
+        message = f"the table [{shown_path(names)}] is declared twice"
     what = f"{message[:1].lower()}{message[1:]}"
     return Problem(path, line, "", f"this is not TOML{column}: {what}; {hint}")
 

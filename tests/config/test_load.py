@@ -333,6 +333,12 @@ def test_what_is_not_toml(text: str, line: int) -> None:
     assert "; " in problem
 
 
+def test_a_table_declared_twice_is_named() -> None:
+    assert problems("[workload.web]\n[workload.web]\n") == [
+        "2: this is not TOML at column 14: the table [workload.web] is declared twice; put its keys together"
+    ]
+
+
 def test_nesting_without_end() -> None:
     (problem,) = problems("a = " + "[" * 100_000)
     assert problem == "1: is nested too deeply; no key needs more than a few levels"
