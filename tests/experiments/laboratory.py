@@ -35,7 +35,7 @@ V1_FILES = {
 }
 """Where a version 1 hierarchy has a file of another name; read by hand here, so that it checks what the product reads."""
 
-IN_THE_CORE = ("cgroup.", "cpu.stat usage")
+IN_THE_CORE = ("cgroup.", "cpu.stat usage_usec")
 """What the version 2 core of a hybrid host has without any controller."""
 
 
@@ -51,6 +51,12 @@ def until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -
 def namespaces(pid: int | str = "self") -> dict[str, str]:
     """``{"uts": "uts:[4026531838]", …}`` of a process."""
     return {kind: os.readlink(f"/proc/{pid}/ns/{kind}") for kind in KINDS}
+
+
+def cgroup_paths(pid: int | str) -> dict[str, str]:
+    """The cgroup of a process in each hierarchy, by controller; "" is version 2. cgroups(7), "/proc files"."""
+    lines = [line.split(":", 2) for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
+    return {name: path for _, names, path in lines for name in names.split(",")}
 
 
 class Lab:
@@ -121,19 +127,13 @@ class Lab:
 
     def cgroup_file(self, name: str, file: str, key: str = "") -> Path:
         """A file of the workload's cgroup, found by hand from /proc/PID/cgroup."""
+        theirs, ours = cgroup_paths(self.pid(name)), cgroup_paths("self")
         controller = file.split(".")[0]
-        for line in reversed(Path(f"/proc/{self.pid(name)}/cgroup").read_text().splitlines()):
-            _, names, path = line.split(":", 2)
-            if controller in names.split(",") and not f"{file} {key}".startswith(IN_THE_CORE):
-                own = cgroup_directories()[controller]
-                break
-        else:
-            own, path = cgroup_directories()[""], line.split(":", 2)[2]
-            names = ""
-        # Both paths are seen from the same root, but what is mounted may be a part only: compare the ends.
-        found = own / path.rpartition(f"/{self.directory.name}/")[2]
-        found = own / self.directory.name / found.relative_to(own)
-        return found / (V1_FILES.get(file, file) if names else file)
+        if controller not in theirs or f"{file} {key}".startswith(IN_THE_CORE):
+            controller = ""
+        here = cgroup_directories()[controller]
+        there = os.path.normpath(here / os.path.relpath(theirs[controller], ours[controller]))
+        return Path(there) / (V1_FILES.get(file, file) if controller else file)
 
     def read(self, name: str, file: str, key: str = "") -> int:
         """A number from a file of the workload's cgroup; of the line that begins with ``key``, where there is one."""
