@@ -7,6 +7,7 @@ then the watcher and the keeper, last the journal, so that whatever an inner par
 import contextlib
 import fcntl
 import os
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -107,9 +108,15 @@ async def _service(config: Config, host: Host, directory: Path, warnings: list[t
             journal.log.warning("limit not enforced", workload=name, message=text)
         status = DONE
         async with open_keeper(directory) as keeper:
+            # After the keeper has started: it hands the limit that it was born with on to the workloads.
+            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
             await _end_leftovers(keeper, journal)
             tree = Tree.create(host, settings.name)
             try:
+                refused, _ = unenforceable(config, host)  # what the kernel did not let us have shows only now
+                if refused:
+                    raise CgroupError("\n".join(refused))
                 tree.supervisor_join(keeper.pid)
                 async with open_watcher() as watcher:
                     lost = await _supervise(config, host, directory, tree, keeper, watcher, journal)

@@ -5,6 +5,7 @@ import fnmatch
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -166,7 +167,7 @@ class Supervisor:
                     if name not in starting and not other.life.alive:
                         continue  # only "after": nobody asked for it
                     actor.waits_for = f"waits for {other.name}"
-                    await other.until(lambda life, other=other: other.up or _hopeless(other, life))
+                    await other.until(partial(_up_or_hopeless, other))
                     if not other.up and name in actor.workload.requires:
                         missing = f"requires {other.name}, which is {other.life.state.value}: {other.life.reason}"
                         break
@@ -210,9 +211,9 @@ class Supervisor:
             await actor.drained()
 
 
-def _hopeless(actor: Actor, life: Life) -> bool:
-    """Whoever waits for this one waits in vain: it is down, and nothing is under way that would start it."""
-    return actor.pending is None and life.state in AT_REST
+def _up_or_hopeless(actor: Actor, life: Life) -> bool:
+    """Nobody has to wait for this one any longer: it is up; or it is down, and nothing is under way to start it."""
+    return actor.up or (actor.pending is None and life.state in AT_REST)
 
 
 def instances(config: Config) -> Mapping[str, tuple[str, int | None]]:
