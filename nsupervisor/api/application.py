@@ -22,13 +22,15 @@ DEFAULT_SIGNAL = "SIGTERM"
 def app(control: Control) -> Starlette:
     """The application that answers for `control`; its routes are those of `nsupervisor.api.routes`."""
     handlers = _Handlers(control)
-    return Starlette(
+    application = Starlette(
         routes=[
             Route(route.path, getattr(handlers, route.name), methods=[route.method], name=route.name)
             for route in ROUTES
         ],
         exception_handlers={HTTPException: _refused, UnknownName: _unknown, Exception: _broken},
     )
+    application.router.redirect_slashes = False  # clients of ours do not follow
+    return application
 
 
 class _Handlers:

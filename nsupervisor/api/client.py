@@ -106,12 +106,14 @@ class Client:
 
     def _parse(self, answer: bytes) -> tuple[int, Any]:
         """Status and JSON of an HTTP answer. `status line, headers, empty line, body`: RFC 9112."""
-        head, _, body = answer.partition(b"\r\n\r\n")
+        head, complete, body = answer.partition(b"\r\n\r\n")
         status_line, *lines = head.decode("latin-1").split("\r\n")
-        if not status_line:
+        if not status_line.startswith("HTTP/1."[: len(status_line)]):
+            raise self._stranger()
+        if not complete:
             raise self._cut()
-        if not status_line.startswith("HTTP/1.") or not status_line[9:12].isdigit():
-            raise NoSupervisorError(f"what answers on {self.path} is no supervisor; say which is with --socket PATH")
+        if not status_line[9:12].isdigit():
+            raise self._stranger()
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         if headers.get("content-length", str(len(body))) != str(len(body)):
             raise self._cut()
@@ -120,9 +122,7 @@ class Client:
             return status, json.loads(body)
         except ValueError:
             if status == 200:
-                raise NoSupervisorError(
-                    f"what answers on {self.path} is no supervisor; say which is with --socket PATH"
-                ) from None
+                raise self._stranger() from None
             return status, None
 
     def _absent(self, error: OSError) -> ClientError:
@@ -138,6 +138,9 @@ class Client:
         return NoSupervisorError(
             f"cannot connect to {self.path}: {error.strerror or error}; say where with --socket PATH"
         )
+
+    def _stranger(self) -> ClientError:
+        return NoSupervisorError(f"what answers on {self.path} is no supervisor; say which is with --socket PATH")
 
     def _silent(self) -> ClientError:
         return NoSupervisorError(

@@ -6,6 +6,7 @@ permitted; 130 interrupted; 141 nobody reads the output any more, as a shell say
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -14,7 +15,7 @@ import click
 
 from nsupervisor import __version__
 from nsupervisor.api.client import ClientError
-from nsupervisor.cli.output import FAILED, Failure, say
+from nsupervisor.cli.output import FAILED, say
 
 TYPE_CHECKING = False  # typing's own costs an import
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What writing to stdout may meet with."""
 
 COMMANDS = {
     "run": "run",
@@ -75,24 +78,36 @@ def nsupervisor() -> None:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its status."""
     try:
-        status = nsupervisor.main(arguments, prog_name="nsupervisor", standalone_mode=False)
+        status = _run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
-    except click.ClickException as error:
-        error.show()
-        status = error.exit_code
-    except (Failure, ClientError) as error:
-        say(str(error))
-        status = error.exit_status
-    except (click.Abort, KeyboardInterrupt):
+    except KeyboardInterrupt:
         status = INTERRUPTED
     except BrokenPipeError:
         _abandon_output()
         status = BROKEN_PIPE
-    except OSError as error:  # /dev/full, for instance
+    except OSError as error:
+        if error.filename is not None or error.errno not in NO_ROOM:
+            raise
         _abandon_output()
-        say(f"cannot write the output: {error.strerror or error}" if not error.filename else str(error))
+        say(f"cannot write the output: {error.strerror}")
         status = FAILED
     sys.exit(status)
+
+
+def _run(arguments: list[str]) -> int | None:
+    # Not click's own main(), which ends with status 1 for a broken pipe and prints a line at Ctrl-C.
+    try:
+        with nsupervisor.make_context("nsupervisor", arguments) as context:
+            status: int | None = nsupervisor.invoke(context)
+            return status
+    except click.exceptions.Exit as end:  # --help and --version
+        return end.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except ClientError as error:
+        say(str(error))
+        return error.exit_status
 
 
 def _abandon_output() -> None:

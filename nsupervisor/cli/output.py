@@ -11,17 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any, TextIO
 
-DONE, FAILED, USAGE, NO_SUPERVISOR, NOT_PERMITTED = 0, 1, 2, 3, 4
+DONE, FAILED, USAGE = 0, 1, 2  # the others are with the client's errors
 
 RED, GREEN, YELLOW, BLUE, FAINT, BOLD = "31", "32", "33", "34", "2", "1"
-
-
-class Failure(Exception):  # noqa: N818 - the end of a command, not a bug
-    """End the command with a message for people and this exit status."""
-
-    def __init__(self, message: str, exit_status: int = FAILED) -> None:
-        super().__init__(message)
-        self.exit_status = exit_status
 
 
 def say(text: str) -> None:
@@ -60,7 +52,7 @@ def size(number: int | None) -> str:
         if value < 1023.95 or unit == "E":
             break
         value /= 1024
-    return "0" if not number else f"{value:.0f}{unit}" if unit == "B" or value == int(value) else f"{value:.1f}{unit}"
+    return f"{value:.1f}".removesuffix(".0") + (unit if number else "")
 
 
 def duration(seconds: float | None) -> str:

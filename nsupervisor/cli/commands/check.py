@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nsupervisor.config.problems import Problem
 
 
-@click.command()
+@click.command(short_help="Tell whether a configuration is right.")
 @click.option("--no-host", is_flag=True, help="Check the file alone, not whether this host can do what it asks for.")
 @json_option
 @click.argument("config", metavar="CONFIG")

@@ -37,8 +37,8 @@ def _ask(socket_path: str, as_json: bool, verb: str, names: Iterable[str], **par
     return DONE if all(result["ok"] for result in results) else FAILED
 
 
-def _command(verb: str, text: str) -> click.Command:
-    @click.command(verb, help=text + NAMES)
+def _command(verb: str, short: str, more: str) -> click.Command:
+    @click.command(verb, short_help=short, help=f"{short[:-1]}{more}{NAMES}")
     @socket_option
     @json_option
     @names_argument
@@ -48,18 +48,23 @@ def _command(verb: str, text: str) -> click.Command:
     return command
 
 
-start = _command("start", "Start workloads, each after all that it requires, and wait until they are up.")
-stop = _command("stop", "Stop workloads, those first that require them, and wait until no process of them is left.")
-restart = _command("restart", "Stop workloads, start them again, and wait until they are up.")
-kill = _command("kill", "Send SIGKILL to all processes of workloads. Their restart policy decides what comes next.")
-freeze = _command("freeze", "Let all processes of workloads get no processor time until thawed.")
-thaw = _command("thaw", "Let frozen workloads go on.")
+start = _command("start", "Start workloads.", ", each after all that it requires, and wait until they are up.")
+stop = _command(
+    "stop", "Stop workloads.", ", those first that require them, and wait until no process of them is left."
+)
+restart = _command("restart", "Restart workloads.", ": stop them, start them again, and wait until they are up.")
+kill = _command(
+    "kill", "Kill workloads.", ": SIGKILL for all their processes. Their restart policy decides what is next."
+)
+freeze = _command("freeze", "Freeze workloads.", ": none of their processes gets processor time until thawed.")
+thaw = _command("thaw", "Let frozen workloads go on.", ".")
 
 
 @click.command(
+    short_help="Send workloads' programs a signal.",
     help="Send workloads' programs a signal."
     + NAMES
-    + '\n\n    Examples: nsupervisor signal -s HUP web; nsupervisor signal -s 10 "batch*"'
+    + '\n\n    Examples: nsupervisor signal -s HUP web; nsupervisor signal -s 10 "batch*"',
 )
 @socket_option
 @json_option

@@ -19,7 +19,7 @@ COLOURS = {"ok": GREEN, "limited": YELLOW, "missing": RED}
 INDENT = 30
 
 
-@click.command()
+@click.command(short_help="Say what this host offers, and what that means.")
 @json_option
 def doctor(as_json: bool) -> int:
     """Say what this host and your privileges offer, and what that means. Tries things out; leaves nothing behind.

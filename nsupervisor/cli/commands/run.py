@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 
-@click.command()
+@click.command(short_help="Run a configuration's workloads.")
 @click.argument("config", metavar="CONFIG")
 def run(config: str) -> int:
     """Run the workloads of CONFIG, in the foreground, until SIGTERM or Ctrl-C.

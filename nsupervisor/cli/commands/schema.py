@@ -7,7 +7,7 @@ import click
 from nsupervisor.cli.output import emit_json
 
 
-@click.command()
+@click.command(short_help="Describe configuration, log or API for machines.")
 @click.argument("what", type=click.Choice(["config", "log", "api"]), default="config")
 def schema(what: str) -> None:
     """Print a machine-readable description, as JSON.

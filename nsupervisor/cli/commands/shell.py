@@ -29,7 +29,7 @@ def _kind_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@click.command(context_settings={"allow_interspersed_args": False})
+@click.command(short_help="Run a command in new namespaces.", context_settings={"allow_interspersed_args": False})
 @_kind_options
 @click.option("--hostname", metavar="NAME", help="Its host name; brings --uts.")
 @click.argument("command", metavar="[--] [COMMAND]...", nargs=-1, type=click.UNPROCESSED)

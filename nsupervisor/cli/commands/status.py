@@ -44,7 +44,7 @@ COLOURS = {
 HEADS = ("NAME", "STATE", "PID", "UPTIME", "RESTARTS", "MEMORY", "PIDS", "REASON")
 
 
-@click.command()
+@click.command(short_help="Show the workloads.")
 @socket_option
 @json_option
 @click.argument("names", metavar="[NAME]...", nargs=-1)

@@ -12,7 +12,7 @@ from nsupervisor.cli.options import json_option
 from nsupervisor.cli.output import emit_json
 
 
-@click.command()
+@click.command(short_help="Say which version this is.")
 @json_option
 def version(as_json: bool) -> None:
     """Say which version this is, on which Python and kernel."""

@@ -1,0 +1,177 @@
+"""The application, served for real and asked with the real client, or byte by byte."""
+
+import json
+import socket
+
+import pytest
+import trio
+
+from nsupervisor.api.application import app
+from nsupervisor.api.client import Client, ClientError, WrongRequestError
+from nsupervisor.api.routes import VERBS
+from nsupervisor.api.server import serve
+from tests.api.standin import Standin
+from tests.api.test_routes import validate
+from tests.timing import deadline
+
+
+@pytest.fixture
+def standin():
+    return Standin()
+
+
+@pytest.fixture
+async def client(nursery, standin, tmp_path):
+    path = str(tmp_path / "api.sock")
+    await nursery.start(serve, app(standin), path)
+    return Client(path)
+
+
+in_thread = trio.to_thread.run_sync
+
+
+def post(client, verb, body: bytes):
+    """Send a body as it is; (status, JSON)."""
+    head = f"POST /v1/workloads/{verb} HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n"
+    return client._parse(client._exchange(head.encode() + body, deadline(10)))
+
+
+async def test_info_is_as_described(client, standin):
+    info = await in_thread(client.info)
+    assert info == standin.info()
+    validate(info, "Info")
+
+
+async def test_status_is_as_described_and_in_order(client, standin):
+    found = await in_thread(client.status)
+    assert [one["name"] for one in found] == ["web@1", "web@2", "db", "batch"]
+    for one in found:
+        validate(one, "Status")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["web"], ["web@1", "web@2"]),
+        (["web@2"], ["web@2"]),
+        (["b*", "d?"], ["db", "batch"]),
+        (["*"], ["web@1", "web@2", "db", "batch"]),
+        (["web", "web@1"], ["web@1", "web@2"]),
+    ],
+)
+async def test_names_are_resolved_by_the_supervisor(client, names, expected):
+    assert [one["name"] for one in await in_thread(client.status, names)] == expected
+
+
+@pytest.mark.parametrize("name", ["wbe", "a&b=c", "ä ö", "%", "web@3", "/../x", "\udcff"])
+async def test_unknown_names_are_refused_by_name(client, name):
+    with pytest.raises(WrongRequestError) as caught:
+        await in_thread(client.status, [name])
+    shown = name.replace("\udcff", "�")
+    assert f'no workload matches "{shown}"' in str(caught.value)
+
+
+async def test_unknown_names_come_with_the_nearest(client):
+    with pytest.raises(WrongRequestError, match='did you mean "web"'):
+        await in_thread(client.command, "stop", ["wbe"])
+
+
+async def test_one_unknown_name_and_nothing_is_done(client, standin):
+    with pytest.raises(WrongRequestError):
+        await in_thread(client.command, "stop", ["web", "nope"])
+    assert standin.asked == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+async def test_every_verb_reaches_the_service(client, standin, verb):
+    results = await in_thread(client.command, verb, ["web@1"])
+    assert [(what, name) for what, name, _ in standin.asked] == [(verb, "web@1")]
+    for result in results:
+        validate(result, "Result")
+
+
+@pytest.mark.parametrize(("given", "number"), [("SIGHUP", 1), ("HUP", 1), (10, 10), (None, 15)])
+async def test_signals_go_by_name_or_number(client, standin, given, number):
+    await in_thread(lambda: client.command("signal", ["db"], **({"signal": given} if given else {})))
+    assert standin.asked == [("signal", "db", {"signal": number})]
+
+
+async def test_commands_to_several_are_given_at_once(client, standin, nursery):
+    """circusctl and others hold one lock for all: one workload that stops slowly holds up every other command."""
+    standin.held = trio.Event()
+    with trio.fail_after(deadline(20)):
+        async with trio.open_nursery() as inner:
+            inner.start_soon(in_thread, client.command, "stop", ["web", "db"])
+            while len(standin.asked) < 3:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            assert len(await in_thread(client.status)) == 4  # questions are answered meanwhile
+            standin.held.set()
+
+
+async def test_a_client_that_goes_away_does_not_undo_its_command(client, standin):
+    standin.held = trio.Event()
+    body = b'{"names": ["web@1"]}'
+    with trio.fail_after(deadline(20)):
+        with socket.socket(socket.AF_UNIX) as raw:
+            raw.connect(client.path)
+            raw.sendall(b"POST /v1/workloads/stop HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            await standin.arrived.wait()
+        standin.held.set()
+        while standin.instances["web@1"]["state"] != "stopped":
+            await trio.testing.wait_all_tasks_blocked(0.01)
+
+
+@pytest.mark.parametrize(
+    ("verb", "body", "message"),
+    [
+        ("stop", b"", "not JSON"),
+        ("stop", b"[" * 100_000, "not JSON"),
+        ("stop", b"[]", "not a list of names"),
+        ("stop", b'{"names": []}', "not a list of names"),
+        ("stop", b'{"names": "web"}', "not a list of names"),
+        ("stop", b'{"names": [1]}', "not a list of names"),
+        ("stop", b'{"names": ["web"], "signal": "HUP"}', '"signal" means nothing here'),
+        ("signal", b'{"names": ["web"], "signal": "SIGNONE"}', 'signal "SIGNONE" is not a signal'),
+        ("signal", b'{"names": ["web"], "signal": 0}', 'signal "0"'),
+        ("signal", b'{"names": ["web"], "signal": true}', "neither a name nor a number"),
+        ("signal", b'{"names": ["web"], "signal": null}', "neither a name nor a number"),
+    ],
+)
+async def test_wrong_requests_are_told_what_is_wrong(client, standin, verb, body, message):
+    status, answer = await in_thread(post, client, verb, body)
+    assert status == 400
+    validate(answer, "Error")
+    assert message in answer["error"]
+    assert standin.asked == []
+
+
+@pytest.mark.parametrize("request_line", ["GET /v1/workloads/stop", "GET /", "DELETE /v1/status", "GET /v1/status/"])
+async def test_what_is_not_there_is_answered_with_what_is(client, request_line):
+    status, answer = await in_thread(
+        lambda: client._parse(client._exchange(f"{request_line} HTTP/1.0\r\n\r\n".encode(), 9))
+    )
+    assert status in (404, 405)
+    assert "GET /v1/status" in answer["error"]
+
+
+async def test_an_unknown_verb_is_answered_with_those_there_are(client):
+    with pytest.raises(WrongRequestError, match="there are: start, stop"):
+        await in_thread(client.command, "explode", ["web"])
+
+
+async def test_a_bug_is_told_to_who_asked_and_logged_and_the_next_is_served(client, caplog):
+    with pytest.raises(ClientError, match=r"failed over this request \(ValueError: a bug\)") as caught:
+        await in_thread(client.command, "kill", ["db"])
+    assert caught.value.exit_status == 1
+    assert "a bug" in caplog.text
+    assert await in_thread(client.info)
+
+
+async def test_answers_are_json_for_other_clients_too(client):
+    with socket.socket(socket.AF_UNIX) as raw:
+        raw.connect(client.path)
+        raw.sendall(b"GET /v1/info HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = b"".join(await in_thread(lambda: list(iter(lambda: raw.recv(65536), b""))))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/json" in head
+    assert json.loads(body)["name"] == "standin"

@@ -1,0 +1,139 @@
+"""`nsupervisor check`: the file, and what this host can do for it."""
+
+import json
+
+import pytest
+
+from nsupervisor.cgroups.host import Host
+from nsupervisor.cli.commands.check import inspect
+from tests.cli.command import nsupervisor
+from tests.needs import needs
+
+GOOD = """\
+[workload.web]
+command = ["true"]
+[workload.db]
+command = ["true"]
+"""
+WRONG = """\
+[workload.web]
+command = ["true"]
+restrat = "no"
+[workload.web.resources]
+memory_max = "64 bananas"
+"""
+UNKNOWN_USER = """\
+[workload.web]
+command = ["true"]
+user = "nobody-of-that-name"
+supplementary_groups = ["no-such-group"]
+"""
+NEEDS_V2 = """\
+[workload.web]
+command = ["true"]
+[workload.web.resources]
+memory_high = "64M"
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A function that writes a configuration and returns its path."""
+
+    def write(text):
+        path = tmp_path / "site.toml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_a_good_file_is_ok(file):
+    path = file(GOOD)
+    done = nsupervisor("check", path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{path}: ok, 2 workloads\n", "")
+
+
+def test_all_problems_are_told_with_their_lines(file):
+    path = file(WRONG)
+    done = nsupervisor("check", path)
+    assert (done.returncode, done.stdout) == (2, "")
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"{path}:3: workload.web.restrat: ")
+    assert second == f'{path}:5: workload.web.resources.memory_max: "64 bananas" is not a size; write for example "64M"'
+
+
+def test_problems_as_json(file):
+    path = file(WRONG)
+    done = nsupervisor("check", "--json", path)
+    assert done.returncode == 2
+    report = json.loads(done.stdout)
+    assert (report["ok"], report["path"], report["warnings"]) == (False, path, [])
+    assert [(problem["line"], problem["key"]) for problem in report["problems"]] == [
+        (3, "workload.web.restrat"),
+        (5, "workload.web.resources.memory_max"),
+    ]
+
+
+def test_ok_as_json(file):
+    done = nsupervisor("check", "--json", file(GOOD))
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["workloads"] == 2
+
+
+def test_users_and_groups_that_are_not_here_are_told_with_their_lines(file):
+    path = file(UNKNOWN_USER)
+    done = nsupervisor("check", path)
+    assert done.returncode == 2
+    assert f'{path}:3: workload.web.user: no user "nobody-of-that-name"' in done.stderr
+    assert f'{path}:4: workload.web.supplementary_groups: no group "no-such-group"' in done.stderr
+    assert nsupervisor("check", "--no-host", path).returncode == 0
+
+
+@needs("hybrid")
+def test_a_limit_that_this_host_cannot_enforce_is_told(file):
+    """Rootless limits that are silently ignored are what people find out about in the night."""
+    path = file(NEEDS_V2)
+    done = nsupervisor("check", path)
+    assert done.returncode == 2
+    assert f"{path}:4: workload.web.resources.memory_high: needs cgroup v2; this host has memory on v1" in done.stderr
+    assert nsupervisor("check", "--no-host", path).returncode == 0
+
+
+@needs("hybrid")
+def test_a_limit_that_is_not_required_is_a_warning(file):
+    path = file(NEEDS_V2 + "required = false\n")
+    done = nsupervisor("check", path)
+    assert (done.returncode, done.stdout) == (0, f"{path}: ok, 1 workload\n")
+    assert "a warning only" in done.stderr
+    assert [w["line"] for w in json.loads(nsupervisor("check", "--json", path).stdout)["warnings"]] == [4]
+
+
+def test_a_host_that_cannot_be_understood_is_a_problem(file, monkeypatch):
+    from nsupervisor.cgroups.errors import CgroupError
+
+    def fail():
+        raise CgroupError("the own cgroup /x has been removed; start the supervisor anew")
+
+    monkeypatch.setattr(Host, "discover", fail)
+    problems, warnings, count = inspect(file(GOOD), host=True)
+    assert ["the own cgroup /x has been removed" in str(problem) for problem in problems] == [True]
+    assert (warnings, count) == ([], 2)
+
+
+def test_a_missing_file(tmp_path):
+    done = nsupervisor("check", str(tmp_path / "none.toml"))
+    assert done.returncode == 2
+    assert "there is no such file" in done.stderr
+
+
+def test_a_pipe_is_read_once(file):
+    done = nsupervisor("check", "/dev/stdin", stdin=GOOD)
+    assert (done.returncode, done.stdout) == (0, "/dev/stdin: ok, 2 workloads\n")
+
+
+def test_run_refuses_what_check_refuses(file):
+    path = file(WRONG)
+    done = nsupervisor("run", path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == nsupervisor("check", path).stderr

@@ -1,0 +1,81 @@
+"""No command loads what it does not need: the event loop or the web server would cost more than all the rest."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from nsupervisor.api.routes import VERBS
+from nsupervisor.cli.main import COMMANDS
+from tests.needs import ROOT
+from tests.timing import deadline
+
+HEAVY = {"trio", "structlog", "starlette", "hypercorn", "rich", "http.client", "asyncio", "ssl", "orjson"}
+"""What may be had with `run` only."""
+
+CODE = """
+import atexit, json, sys
+atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))
+from nsupervisor.cli.main import main
+sys.argv[0] = "nsupervisor"
+main()
+"""
+
+
+def modules(*arguments, socket="/nonexistent") -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=deadline(30),
+        cwd=ROOT,
+        env={**os.environ, "NSUPERVISOR_SOCKET": str(socket)},
+    )
+    return set(json.loads(done.stderr.splitlines()[-1]))
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """Arguments with which each command does its work."""
+    config = tmp_path / "site.toml"
+    config.write_text('[workload.web]\ncommand = ["true"]\n[workload.web.resources]\npids_max = 9\n')
+    names = {verb: ["web"] for verb in VERBS}
+    return {"check": [str(config)], "shell": ["true"], "doctor": [], "status": [], "version": [], "schema": [], **names}
+
+
+def test_every_command_but_run_is_guarded(arguments):
+    assert set(arguments) == set(COMMANDS) - {"run"}
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "run"])
+def test_commands_load_no_event_loop(command, arguments, supervisor):
+    assert modules(command, *arguments[command], socket=supervisor) & HEAVY == set()
+
+
+@pytest.mark.parametrize("what", ["config", "log", "api"])
+def test_schemas_load_no_event_loop(what):
+    assert modules("schema", what) & HEAVY == set()
+
+
+def test_help_loads_no_event_loop_and_no_attrs():
+    assert modules("--help") & (HEAVY | {"attr", "attrs"}) == set()
+
+
+def test_asking_a_supervisor_loads_neither_attrs_nor_the_configuration(supervisor):
+    loaded = modules("status", socket=supervisor)
+    assert loaded & {"attr", "attrs", "dataclasses", "nsupervisor.config", "nsupervisor.cgroups", "email"} == set()
+
+
+def test_the_client_is_standard_library_only():
+    code = "import nsupervisor.api.client, sys; print('\\n'.join(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"],
+        capture_output=True,
+        text=True,
+        timeout=deadline(30),
+    )
+    assert done.returncode == 0, done.stderr
+    packages = {name.split(".")[0] for name in done.stdout.split()}
+    assert packages - set(sys.stdlib_module_names) - {"nsupervisor", "__main__"} == set()
