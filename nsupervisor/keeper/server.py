@@ -130,7 +130,10 @@ class Keeper:
                     complain(error)
                     if handler not in (self._on_signals, self._on_connection):
                         self._unwatch(fd)
-        os.unlink(self.socket_path)
+        try:
+            os.unlink(self.socket_path)
+        except FileNotFoundError:  # the whole runtime directory has been removed
+            pass
 
     def _may_leave(self) -> bool:
         lives = self.processes or any(child.status is None for child in self.children.values())

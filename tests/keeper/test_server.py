@@ -1,0 +1,363 @@
+"""The keeper outlives its clients, forgets nothing, and takes no harm from what it is sent."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from nsupervisor.keeper import protocol
+from nsupervisor.keeper.client import Ended, Execed, KeeperLost, RefusedError, open_keeper
+from tests.keeper.conftest import ISOLATED, PATH, Harness, end_all, gone
+from tests.needs import needs
+from tests.timing import deadline
+
+pytestmark = needs("root")
+
+SPEC = {"argv": ["sleep", "1000"], "env": {"PATH": PATH}, "cwd": "/"}
+
+
+def test_imports_the_standard_library_only() -> None:
+    script = """
+import sys
+sys.path.append(sys.argv[1])
+import nsupervisor.keeper.server
+print(*(name for name, module in sys.modules.items() if module is not None))
+"""
+    root = Path(protocol.__file__).parents[2]
+    command = [sys.executable, "-I", "-S", "-c", script, str(root)]
+    names = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    tops = {name.partition(".")[0] for name in names} - {"__main__", "nsupervisor"}
+    assert tops <= sys.stdlib_module_names
+    assert not tops & {"typing", "threading", "asyncio", "inspect", "dataclasses", "subprocess"}, "they cost start time"
+
+
+async def test_socket_is_ours_alone_and_the_process_is_its_own_session(
+    harness: Harness, runtime_directory: Path
+) -> None:
+    mode = (runtime_directory / protocol.SOCKET_NAME).stat().st_mode
+    assert stat.S_ISSOCK(mode)
+    assert stat.S_IMODE(mode) == 0o600
+    pid = harness.keeper.pid
+    assert os.getsid(pid) == pid
+    assert os.readlink(f"/proc/{pid}/cwd") == "/"
+    assert os.readlink(f"/proc/{pid}/fd/0") == os.readlink(f"/proc/{pid}/fd/1") == "/dev/null"
+    assert os.readlink(f"/proc/{pid}/fd/2") == os.readlink("/proc/self/fd/2")
+    assert len(os.listdir(f"/proc/{pid}/task")) == 1
+
+
+async def test_no_inherited_descriptor_stays_open(runtime_directory: Path) -> None:
+    read, write = os.pipe()
+    os.set_inheritable(write, True)
+    try:
+        async with open_keeper(runtime_directory) as keeper:
+            os.close(write)
+            with trio.fail_after(deadline(10)):
+                await trio.lowlevel.wait_readable(read)
+            assert os.read(read, 1) == b""
+            await keeper.shutdown()
+    finally:
+        os.close(read)
+
+
+async def test_a_second_client_gets_the_table_the_descriptors_and_the_ends(runtime_directory: Path) -> None:
+    async with open_keeper(runtime_directory) as first:
+        pid = first.pid
+        living = await first.spawn(
+            {
+                **SPEC,
+                "id": "lives#1",
+                "name": "lives",
+                "argv": ["sh", "-c", "read _ < /dev/null; sleep 0.05; echo late; exec sleep 1000"],
+            }
+        )
+        dead = await first.spawn(
+            {**SPEC, "id": "dead#1", "argv": ["sh", "-c", "echo last words; exit 7"], "namespaces": ISOLATED}
+        )
+        failed = await first.spawn({**SPEC, "id": "failed#1", "cwd": "/no/such"})
+        ends = {}
+        while len(ends) < 2:
+            event = await first.events.receive()
+            if isinstance(event, Ended):
+                ends[event.id] = event
+        # As after kill -9: nothing acknowledged, all descriptors closed by the kernel, and output nobody has read.
+        for spawned in (living, dead, failed):
+            for fd in (spawned.pidfd, spawned.stdout, spawned.stderr):
+                os.close(fd)
+    async with open_keeper(runtime_directory) as second:
+        assert second.pid == pid
+        with trio.fail_after(deadline(10)):
+            again = [await second.events.receive() for _ in range(2)]
+        assert {event.id: event for event in again} == ends
+        assert ends["failed#1"].failure is not None
+        children = {child.id: child for child in await second.list()}
+        assert {id_: (child.pid, child.status) for id_, child in children.items()} == {
+            "lives#1": (living.pid, None),
+            "dead#1": (dead.pid, 7 << 8),
+            "failed#1": (failed.pid, 125 << 8),
+        }
+        lives = children["lives#1"]
+        assert (lives.name, lives.program) == ("lives", living.pid)
+        with trio.fail_after(deadline(10)):
+            await trio.lowlevel.wait_readable(lives.stdout)
+        assert os.read(lives.stdout, 100) == b"late\n", "written while no supervisor was there, without a SIGPIPE"
+        assert os.read(children["dead#1"].stdout, 100) == b"last words\n"
+        signal.pidfd_send_signal(lives.pidfd, signal.SIGTERM)
+        with trio.fail_after(deadline(10)):
+            event = await second.events.receive()
+        assert event == Ended("lives#1", signal.SIGTERM)
+        for child in children.values():
+            for fd in (child.pidfd, child.stdout, child.stderr):
+                os.close(fd)
+            await second.acknowledge(child.id)
+            await second.acknowledge(child.id)
+        assert await second.list() == []
+        await second.shutdown()
+        with pytest.raises(trio.EndOfChannel):
+            await second.events.receive()
+
+
+async def test_acknowledged_ends_are_not_repeated(runtime_directory: Path) -> None:
+    async with open_keeper(runtime_directory) as first:
+        for number in range(2):
+            spawned = await first.spawn({**SPEC, "id": f"x#{number}", "argv": ["true"]})
+            for fd in (spawned.pidfd, spawned.stdout, spawned.stderr):
+                os.close(fd)
+            while not isinstance(await first.events.receive(), Ended):
+                pass
+        await first.acknowledge("x#0")
+    async with open_keeper(runtime_directory) as second:
+        with trio.fail_after(deadline(10)):
+            assert await second.events.receive() == Ended("x#1", 0)
+        with pytest.raises(trio.WouldBlock):
+            second.events.receive_nowait()
+        await end_all(second)
+
+
+async def test_the_latest_client_wins(runtime_directory: Path) -> None:
+    async with open_keeper(runtime_directory) as first, open_keeper(runtime_directory) as second:
+        assert first.pid == second.pid
+        with pytest.raises(trio.EndOfChannel):
+            await first.events.receive()
+        with pytest.raises(KeeperLost, match="has a new client"):
+            await first.spawn({**SPEC, "id": "x#1"})
+        assert await second.list() == []
+        await second.shutdown()
+
+
+async def test_a_dead_keeper_is_noticed_and_its_left_overs_are_no_obstacle(runtime_directory: Path) -> None:
+    async with open_keeper(runtime_directory) as first:
+        spawned = await first.spawn({**SPEC, "id": "x#1"})
+        assert isinstance(await first.events.receive(), Execed)
+        os.kill(first.pid, signal.SIGKILL)
+        with trio.fail_after(deadline(10)), pytest.raises(trio.EndOfChannel):
+            await first.events.receive()
+        with pytest.raises(KeeperLost):
+            await first.list()
+        signal.pidfd_send_signal(spawned.pidfd, signal.SIGKILL)
+        for fd in (spawned.pidfd, spawned.stdout, spawned.stderr):
+            os.close(fd)
+        assert (runtime_directory / protocol.SOCKET_NAME).exists()
+    await gone(first.pid)
+    async with open_keeper(runtime_directory) as second:
+        assert second.pid != first.pid
+        await second.shutdown()
+
+
+async def test_many_supervisors_at_once_start_one_keeper(runtime_directory: Path) -> None:
+    """The lock belongs to an open file, so there is no moment between looking and starting."""
+    pids = set()
+    opened = 0
+    everybody = trio.Event()
+
+    async def one() -> None:
+        nonlocal opened
+        async with open_keeper(runtime_directory) as keeper:
+            pids.add(keeper.pid)
+            opened += 1
+            if opened == 5:
+                everybody.set()
+            await everybody.wait()
+
+    with trio.fail_after(deadline(20)):
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(one)
+    assert len(pids) == 1
+    await gone(pids.pop())
+
+
+async def test_leaves_by_itself_when_there_is_nothing_to_keep(runtime_directory: Path) -> None:
+    async with open_keeper(runtime_directory) as keeper:
+        pass
+    await gone(keeper.pid)
+    assert not (runtime_directory / protocol.SOCKET_NAME).exists()
+
+
+async def test_shutdown_is_refused_while_something_lives(harness: Harness) -> None:
+    spawned = await harness.spawn("sleep", "1000")
+    with pytest.raises(RefusedError, match=f"still running: {spawned.id}"):
+        await harness.keeper.shutdown()
+    with pytest.raises(RefusedError, match="has not ended"):
+        await harness.keeper.acknowledge(spawned.id)
+    assert await harness.keeper.signal(spawned.id, 0)
+    assert not await harness.keeper.signal("nobody#1", signal.SIGTERM)
+
+
+async def test_sigterm_does_not_end_a_keeper_that_is_needed(harness: Harness) -> None:
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        os.kill(harness.keeper.pid, signum)
+    assert (await harness.run("echo", "fine")).stdout == "fine\n"
+
+
+def test_a_runtime_directory_that_is_too_long_is_named(tmp_path: Path) -> None:
+    directory = tmp_path / ("x" * 100)
+    directory.mkdir()
+
+    async def main() -> None:
+        async with open_keeper(directory):
+            pass
+
+    with pytest.raises(OSError, match="at most 107 bytes"):
+        trio.run(main)
+
+
+# ---- clients that misbehave
+
+
+class Raw:
+    """A client that can say anything."""
+
+    def __init__(self, directory: Path) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.sock.settimeout(deadline(20))
+        self.sock.connect(str(directory / protocol.SOCKET_NAME))
+        assert self.receive()["event"] == "hello"
+
+    def receive(self) -> dict:
+        received = protocol.receive(self.sock)
+        assert received is not None
+        message, fds = received
+        protocol.close_all(fds)
+        return message
+
+    def say(self, body: bytes, fds: tuple[int, ...] = ()) -> dict:
+        socket.send_fds(self.sock, [body], fds)
+        return self.receive()
+
+
+RUBBISH = [
+    b"\0",
+    b"{",
+    b"[]",
+    b"null",
+    b"\xff\xfe",
+    b"[" * 60_000,
+    b'{"v":2,"request":1,"do":"list"}',
+    b'{"v":1}',
+    b'{"v":1,"request":1,"do":"dance"}',
+    b'{"v":1,"request":[],"do":{}}',
+    b'{"v":1,"request":1,"do":"spawn"}',
+    b'{"v":1,"request":1,"do":"spawn","spec":[]}',
+    b'{"v":1,"request":1,"do":"spawn","spec":{"id":"x"}}',
+    b'{"v":1,"request":1,"do":"signal","id":"x","signum":"SIGTERM"}',
+    b'{"v":1,"request":1,"do":"signal","id":"x","signum":[]}',
+    b'{"v":1,"request":1,"do":"acknowledge","id":null}',
+    b'{"v":1,"memfd":true}',
+    b"x" * protocol.MAX_DATAGRAM,
+    b"x" * (protocol.MAX_DATAGRAM + 1),
+]
+
+
+@pytest.fixture
+async def raw(harness: Harness, runtime_directory: Path) -> Raw:
+    return Raw(runtime_directory)
+
+
+async def test_rubbish_gets_an_error_for_an_answer(raw: Raw) -> None:
+    for body in RUBBISH:
+        answer = raw.say(body)
+        assert answer["error"]["message"], body
+        assert raw.say(b'{"v":1,"request":5,"do":"list"}') == {"v": 1, "reply": 5}
+    raw.say(b'{"v":1,"request":5,"do":"shutdown"}')
+    raw.sock.close()
+
+
+async def test_strange_descriptors_are_refused_and_closed(raw: Raw, harness: Harness) -> None:
+    fds = f"/proc/{harness.keeper.pid}/fd"
+    before = len(os.listdir(fds))
+    read, write = os.pipe()
+    huge = os.memfd_create("huge")
+    os.truncate(huge, protocol.MAX_MESSAGE + 1)
+    try:
+        # Reading from a pipe would block for ever.
+        assert "not a memfd" in raw.say(b'{"v":1,"memfd":true}', (read,))["error"]["message"]
+        assert "are the most" in raw.say(b'{"v":1,"memfd":true}', (huge,))["error"]["message"]
+        assert "error" in raw.say(b'{"v":1,"request":1,"do":"list"}', (write,) * 200)
+        assert raw.say(b'{"v":1,"request":1,"do":"list"}', (write,) * protocol.MAX_FDS) == {"v": 1, "reply": 1}
+    finally:
+        for fd in (read, write, huge):
+            os.close(fd)
+    assert len(os.listdir(fds)) == before
+    raw.say(b'{"v":1,"request":5,"do":"shutdown"}')
+    raw.sock.close()
+
+
+async def test_a_client_that_never_reads_does_not_stop_the_keeper(raw: Raw, runtime_directory: Path) -> None:
+    """Its answers queue, the keeper goes on, and the next client takes over."""
+    raw.sock.settimeout(0)
+    sent = 0
+    body = protocol.encode({"request": 1, "do": "spawn", "spec": {"id": "y" * 8000}})
+    while sent < 2000:
+        try:
+            raw.sock.send(body)
+            sent += 1
+        except BlockingIOError:
+            await trio.sleep(0.01)
+            if sent > 200:
+                break
+    async with open_keeper(runtime_directory) as keeper:
+        with trio.fail_after(deadline(10)):
+            assert await keeper.list() == []
+            await keeper.shutdown()
+    raw.sock.close()
+
+
+async def test_queued_answers_arrive_in_order_with_their_descriptors(raw: Raw, harness: Harness) -> None:
+    raw.sock.settimeout(0)
+    spec = json.dumps({**SPEC, "id": "z#1"})
+    raw.sock.send(f'{{"v":1,"request":0,"do":"spawn","spec":{spec}}}'.encode())
+    asked = 0
+    try:
+        for _ in range(3000):
+            raw.sock.send(b'{"v":1,"request":%d,"do":"list"}' % (asked + 1))
+            asked += 1
+    except BlockingIOError:
+        pass
+    raw.sock.settimeout(deadline(20))
+    last, described = -1, 0
+    while last < asked:
+        received = protocol.receive(raw.sock)
+        assert received is not None
+        message, fds = received
+        if message.get("event") == "child":
+            assert len(fds) == 3
+            described += 1
+        elif "reply" in message:
+            assert message["reply"] == last + 1
+            last = message["reply"]
+        protocol.close_all(fds)
+    assert described == asked
+    raw.sock.settimeout(deadline(20))
+    raw.sock.send(b'{"v":1,"request":1,"do":"signal","id":"z#1","signum":9}')
+    while raw.receive().get("event") != "ended":
+        pass
+    raw.say(b'{"v":1,"request":1,"do":"acknowledge","id":"z#1"}')
+    raw.say(b'{"v":1,"request":5,"do":"shutdown"}')
+    raw.sock.close()
