@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 
 TYPE_CHECKING = False  # typing's own costs an import
 if TYPE_CHECKING:
@@ -81,6 +80,8 @@ class Client:
 
     def _exchange(self, request: bytes, patience: float | None) -> bytes:
         """Send the request, and read until the other side has said all. patience: seconds between two chunks."""
+        import socket  # here, because commands that ask nobody load this module for its errors
+
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(PATIENCE)
             try:

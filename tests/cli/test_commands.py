@@ -115,7 +115,12 @@ def test_not_permitted_is_4(supervisor):
         "import os, sys; os.setuid(65534); sys.argv[0] = 'nsupervisor'; from nsupervisor.cli.main import main; main()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", "import nsupervisor.cli.main, nsupervisor.cli.commands.status;" + code, "status"],
+        [
+            sys.executable,
+            "-c",
+            "import socket, nsupervisor.cli.main, nsupervisor.cli.commands.status;" + code,
+            "status",
+        ],
         capture_output=True,
         text=True,
         timeout=deadline(30),

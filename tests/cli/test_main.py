@@ -84,8 +84,17 @@ def test_options_after_the_command_are_the_command_s():
 @needs("root")
 def test_shell_makes_the_namespaces_that_are_asked_for():
     done = nsupervisor(
-        "shell", "--pid", "--net", "--hostname", "island", "--", "sh", "-c", "hostname; echo $$; ls /sys/class/net"
+        "shell",
+        "--pid",
+        "--net",
+        "--hostname",
+        "island",
+        "--",
+        "sh",
+        "-c",
+        "hostname; echo $$; cut -s -d: -f1 /proc/net/dev",
     )
-    name, pid, *_ = done.stdout.splitlines()
+    name, pid, *interfaces = done.stdout.splitlines()
     assert name == "island"
     assert int(pid) < 10
+    assert [interface.strip() for interface in interfaces] == ["lo"]
