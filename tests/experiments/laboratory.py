@@ -33,7 +33,7 @@ V1_FILES = {
     "memory.events": "memory.oom_control",
     "cpu.weight": "cpu.shares",
 }
-"""Where a version 1 hierarchy has a file of another name; read by hand here, so that it checks what the product reads."""
+"""Files with another name in a version 1 hierarchy. Read by hand here, so that it checks what the product reads."""
 
 IN_THE_CORE = ("cgroup.", "cpu.stat usage_usec")
 """What the version 2 core of a hybrid host has without any controller."""

@@ -32,7 +32,7 @@ def cgroup() -> Iterator[Path]:
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+def disk(tmp_path: Path) -> tuple[Path, str]:
     """What may be overwritten, and the number (major:minor) of its device: the scratch disk, or a file."""
     if scratch_disk():
         path = Path(scratch_disk())
@@ -43,7 +43,7 @@ def disk(tmp_path: Path) -> Iterator[tuple[Path, str]]:
         device = path.stat().st_dev
     if not Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").exists():
         pytest.skip(f"needs scratch_disk: {tmp_path} is not on a block device, and there is no scratch disk")
-    yield path, f"{os.major(device)}:{os.minor(device)}"
+    return path, f"{os.major(device)}:{os.minor(device)}"
 
 
 def dd(cgroup: Path, path: Path, mib: int) -> float:

@@ -1,0 +1,139 @@
+"""docs/understand.md does what it says: each section is typed into a shell, and must show what the page shows.
+
+In a ``console`` block a line that begins with ``$ `` is typed; what follows is all of its output, standard error too.
+``…`` is anything in a line, and alone on a line any number of lines; the amount of white space does not count. A
+``toml`` block is saved under the name in its first line. A section (``##``) is one shell, in an empty directory.
+``<!-- needs: NAMES -->`` in a section names what tests/needs.py knows; those with cgroups run in the virtual machine
+too.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import attrs
+import pytest
+
+from nsupervisor.config.load import load
+from tests.needs import ROOT, needs
+from tests.timing import deadline
+
+PAGE = (ROOT / "docs" / "understand.md").read_text()
+ANY = "…"
+MARK = "### typed"
+
+
+@attrs.frozen
+class Section:
+    """A part of the page."""
+
+    title: str
+    needs: tuple[str, ...]
+    blocks: tuple[tuple[str, str], ...]
+    """(language, text) of each fenced block."""
+
+    @property
+    def typed(self) -> list[tuple[str, list[str]]]:
+        """Each command with the lines that the page shows below it."""
+        found: list[tuple[str, list[str]]] = []
+        for language, text in self.blocks:
+            for line in text.splitlines() if language == "console" else ():
+                if line.startswith("$ "):
+                    found.append((line[2:], []))
+                else:
+                    found[-1][1].append(line)
+        return found
+
+    @property
+    def files(self) -> dict[str, str]:
+        """What is to be written first."""
+        return {text.split()[1]: text for language, text in self.blocks if language == "toml"}
+
+
+def sections() -> list[Section]:
+    found = []
+    for part in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]:
+        title, _, text = part.partition("\n")
+        wanted = re.search(r"^<!-- needs: (.*) -->$", text, re.MULTILINE)
+        blocks = tuple(re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+        found.append(Section(title, tuple(wanted[1].split()) if wanted else (), blocks))
+    return found
+
+
+def cases() -> list[object]:
+    programs = ("ip", "ipcmk", "ipcs", "nsenter", "ps", "setpriv", "unshare")
+    found = []
+    for section in sections():
+        used = " ".join(command for command, _ in section.typed)
+        wanted = [f"program:{program}" for program in programs if re.search(rf"\b{program}\b", used)]
+        marks: list[pytest.MarkDecorator] = [needs("root", *section.needs, *wanted)]
+        if any(need.startswith("cgroup") for need in section.needs):
+            marks.append(pytest.mark.system)
+        found.append(pytest.param(section, id=section.title.split(":")[0].replace(" ", "-"), marks=marks))
+    return found
+
+
+def shown(lines: list[str]) -> str:
+    """With the white space that does not count taken out."""
+    return "\n".join(" ".join(line.split()) for line in lines).strip("\n")
+
+
+def pattern(lines: list[str]) -> str:
+    """A regular expression for what the page shows."""
+    text = re.escape(shown(lines)).replace(re.escape("\n"), "\n")
+    text = re.sub(rf"(^|\n){ANY}(?=\n|$)", r"(?:\1[^\n]*)*", text)
+    return text.replace(ANY, "[^\n]*")
+
+
+@pytest.mark.parametrize("section", cases())
+def test_each_command_shows_what_the_page_says(section, tmp_path):
+    # The page's one name must not meet that of another run, or of a reader on this host.
+    name = f"understand-{os.getpid()}"
+    script = "trap 'jobs -p | xargs -r kill; wait; rm -rf /run/understand' EXIT\n"
+    for command, _ in section.typed:
+        script += f"echo '{MARK}'; eval {quote(command)} </dev/null\n"
+    for file, text in section.files.items():
+        (tmp_path / file).write_text(text.replace("understand", name))
+    process = subprocess.Popen(
+        ["bash", "-c", script.replace("understand", name)],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin",
+            "LC_ALL": "C.UTF-8",
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=deadline(40))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGTERM)
+        output, _ = process.communicate(timeout=deadline(20))
+        output += "\n(it took too long)"
+    outputs = output.replace(name, "understand").split(f"{MARK}\n")[1:]
+    for (command, expected), actual in zip(section.typed, outputs, strict=False):
+        seen = shown(actual.splitlines())
+        assert re.fullmatch(pattern(expected), seen), f"$ {command}\n{seen}\n\nbut the page says:\n{shown(expected)}"
+    assert len(outputs) == len(section.typed), output
+
+
+def quote(command: str) -> str:
+    return "'" + command.replace("'", "'\\''") + "'"
+
+
+def test_nothing_on_the_page_goes_untested(tmp_path):
+    assert {language for section in sections() for language, _ in section.blocks} == {"console", "toml"}
+    assert PAGE.count("```") == 2 * sum(len(section.blocks) for section in sections())
+    for section in sections():
+        assert section.typed
+        for file, text in section.files.items():
+            assert any(file in command.split() for command, _ in section.typed)
+            (tmp_path / file).write_text(text)
+            load(str(tmp_path / file))
