@@ -38,6 +38,7 @@ def test_sections_are_all_there_and_say_something(report):
             assert one["state"] == OK or one["instead"] or one["name"] == "capabilities", one
 
 
+@pytest.mark.system
 def test_the_exit_status_says_whether_workloads_can_be_run(report):
     status, said = report
     fatal = [
@@ -59,6 +60,7 @@ def test_for_people(report):
             assert one["name"] in done.stdout
 
 
+@pytest.mark.system
 @needs("root", "cgroup", "netns", "time_namespace", "userns")
 def test_where_all_can_be_had_it_says_so(report):
     for name in (*namespaces.MEANING, "own /proc"):
