@@ -1,8 +1,8 @@
 """System calls that Python 3.11 does not wrap: clone3, unshare, setns, prctl, signalfd, and the loopback interface.
 
 Each raises OSError with the kernel's errno, its plain text in `strerror`, and what was tried in `filename`. The library
-is opened as `PyDLL`, so calls keep the interpreter's lock: they are short, their callers have one thread, and for clone3
-it is a must, as the child has to come into the world holding the lock that its only thread needs.
+is opened as `PyDLL`, so calls keep the interpreter's lock: they are short, their callers have one thread, and clone3
+must keep it, as the child has to come into the world holding the lock that its only thread needs.
 
 System call numbers from 424 on are the same on every architecture, so they can be written down here.
 """

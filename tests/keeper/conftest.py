@@ -1,7 +1,5 @@
 """A keeper of one's own per test, and a harness that gathers what it tells."""
 
-# ruff: noqa: ASYNC110, ASYNC222, ASYNC240  (what /proc says can only be polled, and is there at once)
-
 import itertools
 import os
 import shutil
@@ -156,7 +154,7 @@ async def gone(pid: int) -> None:
     with trio.fail_after(deadline(20)):
         await trio.lowlevel.wait_readable(pidfd)
     os.close(pidfd)
-    os.waitpid(pid, os.WNOHANG)
+    os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222
 
 
 async def acknowledge_when_ended(keeper: Keeper, id_: str) -> None:

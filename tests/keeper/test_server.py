@@ -15,7 +15,8 @@ import trio
 from nsupervisor.keeper import protocol
 from nsupervisor.keeper.client import Ended, Execed, KeeperLost, RefusedError, open_keeper
 from tests.keeper.conftest import ISOLATED, PATH, Harness, end_all, gone
-from tests.needs import needs
+from tests.keeper.test_shell import others_may_use, python_for_others
+from tests.needs import NOBODY, needs
 from tests.timing import deadline
 
 pytestmark = needs("root")
@@ -360,4 +361,70 @@ async def test_queued_answers_arrive_in_order_with_their_descriptors(raw: Raw, h
         pass
     raw.say(b'{"v":1,"request":1,"do":"acknowledge","id":"z#1"}')
     raw.say(b'{"v":1,"request":5,"do":"shutdown"}')
+    raw.sock.close()
+
+
+@needs("unprivileged_userns")
+def test_an_unprivileged_keeper_makes_user_namespaces(runtime_directory: Path) -> None:
+    """Everything but other users' identities: namespaces, /proc, mounts, host name, an init."""
+    python = python_for_others()
+    if not python or not others_may_use(os.path.dirname(protocol.__file__)):
+        pytest.skip("other users can't run what is here")
+    os.chown(runtime_directory, NOBODY, NOBODY)
+    path = str(runtime_directory / protocol.SOCKET_NAME)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path)
+        listener.listen()
+        main = (
+            "import os, sys; os.dup2(int(sys.argv[3]), 4); os.dup2(0, 3); sys.path.append(sys.argv[1]); "
+            "from nsupervisor.keeper.server import main; main(sys.argv[2])"
+        )
+        root, fd = str(Path(protocol.__file__).parents[2]), listener.fileno()
+        keeper = subprocess.Popen(
+            [python, "-I", "-S", "-c", main, root, path, str(fd)],
+            user=NOBODY,
+            group=NOBODY,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[fd],
+        )
+    try:
+        drive_unprivileged(Raw(runtime_directory))
+        assert keeper.wait(deadline(10)) == 0
+    finally:
+        keeper.kill()
+        keeper.wait()
+
+
+def drive_unprivileged(raw: Raw) -> None:
+    spec = {
+        "id": "x#1",
+        "argv": ["sh", "-c", "id -u; hostname; echo $$; cat /proc/sys/kernel/ostype /mnt/hello"],
+        "env": {"PATH": PATH},
+        "cwd": "/",
+        "namespaces": [*ISOLATED, "user"],
+        "hostname": "inside",
+        "mounts": [
+            {"type": "tmpfs", "destination": "/mnt"},
+            {"source": "/etc/hostname", "destination": "/mnt/hello", "options": ["ro", "nosuid"]},
+        ],
+    }
+    raw.sock.send(protocol.encode({"request": 1, "do": "spawn", "spec": spec}))
+    received = protocol.receive(raw.sock)
+    assert received is not None
+    message, (pidfd, stdout, stderr) = received
+    assert "error" not in message, message
+    while (event := raw.receive())["event"] != "ended":
+        pass
+    assert (event["status"], event["failure"]) == (0, None)
+    assert os.read(stdout, 1000).decode().split()[:4] == ["0", "inside", "2", "Linux"]
+    for fd in (pidfd, stdout, stderr):
+        os.close(fd)
+    # Without a user namespace it is told why not.
+    answer = raw.say(
+        protocol.encode({"request": 2, "do": "spawn", "spec": {**SPEC, "id": "y#1", "namespaces": ["uts"]}})
+    )
+    assert "Operation not permitted (these namespaces need root" in answer["error"]["message"]
+    raw.say(b'{"v":1,"request":3,"do":"acknowledge","id":"x#1"}')
+    raw.say(b'{"v":1,"request":4,"do":"shutdown"}')
     raw.sock.close()
