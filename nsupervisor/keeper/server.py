@@ -1,7 +1,7 @@
 """The keeper: the parent of every workload, which outlives the supervisor. It decides nothing, reads no configuration.
 
 One thread and one epoll: the signalfd (SIGCHLD, SIGTERM), the listening socket, the client, and of each child the
-report of its set-up and the pipe of its init. Nothing here waits for a child or a slow client. Standard library only.
+report of its set-up. Nothing here waits for a child or for a slow client. Standard library only.
 
 One client at a time: whoever connects takes over, as the supervisor that was there before is dead or about to be. It
 hears again of each end that was not acknowledged. A child's log pipes stay open here until then, so that no workload
