@@ -20,6 +20,7 @@ from typing import Any
 from _vm.common import die_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
+PROGRAMS = ROOT / "tests" / "programs.txt"
 NO_TESTS = 5  # pytest's exit status when it selected none
 
 # For the machine to end after the last test's own limit; all of it stays below twenty minutes.
@@ -27,7 +28,7 @@ GUEST_LIMIT = 720
 GUEST_TEST_LIMIT = 300
 
 # What must be there. The host's controllers are not among it, because they differ; the guest has all of them.
-EVERYWHERE = "root,cgroup,userns,netns,time_namespace,program:*,module:*"
+EVERYWHERE = "root,cgroup,userns,netns,time_namespace,module:*"
 TIERS = {
     "host": f"{EVERYWHERE},vm",
     "guest": f"{EVERYWHERE},memory,pids,cpu,cpuset,io,cgroup_v2,unprivileged_userns,psi*,sys_resource,scratch_disk",
@@ -90,7 +91,9 @@ class Runner:
         )
 
     def _strict(self, tier: str) -> list[str]:
-        return [f"--strict-needs={TIERS[tier]}"] if self.strict else []
+        lines = [line.split() for line in PROGRAMS.read_text().splitlines() if not line.startswith("#")]
+        programs = [f"program:{words[0]}" for words in lines if "optional" not in words]
+        return [f"--strict-needs={','.join([TIERS[tier], *programs])}"] if self.strict else []
 
     def _selected(self) -> int:
         """How many tests are for the guest; also 1 when that cannot be said (the guest's own run will tell why)."""

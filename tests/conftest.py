@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 from tests import leaks
-from tests.needs import in_guest, missing
+from tests.needs import CONTROLLERS, in_guest, missing
 from tests.timing import slowdown
 
 settings.register_profile("host", deadline=None, derandomize="CI" in os.environ)
@@ -20,6 +20,10 @@ settings.register_profile("guest", deadline=None, derandomize=True, max_examples
 settings.load_profile("guest" if slowdown > 1 else "host")
 
 SELECTED = pytest.StashKey[int]()
+# A test that needs one of these runs in the virtual machine, too: there the hierarchy is another than on many hosts.
+GUEST_NEEDS = {"cgroup", "cgroup_v2", "psi_short_windows", "sys_resource", "scratch_disk", *CONTROLLERS}
+HOST_NEEDS = {"hybrid", "vm"}
+
 _skips: Counter[str] = Counter()
 
 
@@ -42,7 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for line in (
         "needs(*names): skip where the machine lacks one of them (tests/needs.py)",
-        "system: touches the kernel's cgroups or namespaces end to end; runs on the host and in the virtual machine",
+        "system: works with the kernel end to end; runs on the host and in the virtual machine, as what needs a cgroup",
         "vm_only: runs in the virtual machine only",
         "host_only: runs on the host only",
         "slow: takes more than about five seconds",
@@ -54,22 +58,31 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Do not import what has nothing for the virtual machine: it takes its emulated processor a second per module."""
     if config.getoption("tier") != "guest" or not fnmatch(collection_path.name, "test_*.py"):
         return None
-    return True if not re.search(r"mark\.(system|vm_only)\b", collection_path.read_text()) else None
+    text = collection_path.read_text()
+    here = re.search(r"\bmark\.(system|vm_only)\b", text) or any(f'"{name}"' in text for name in GUEST_NEEDS)
+    return None if here else True
+
+
+def _needed(item: pytest.Item) -> set[str]:
+    return {name for mark in item.iter_markers("needs") for name in mark.args}
+
+
+def _is_for(item: pytest.Item, tier: str) -> bool:
+    """Whether a tier has this test: the guest what works with the kernel, the host all but what only the guest can."""
+    marks = {mark.name for mark in item.iter_markers()}
+    needed = _needed(item)
+    guest = "host_only" not in marks and (bool(marks & {"system", "vm_only"}) or bool(needed & GUEST_NEEDS))
+    guest = guest and not needed & HOST_NEEDS
+    if tier == "guest":
+        return guest
+    return "vm_only" not in marks and not (guest and any(missing(name) for name in needed & GUEST_NEEDS))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is for the other tier; unlike a skip it is not counted, because it runs there."""
-    tier = config.getoption("tier")
-
-    def wanted(item: pytest.Item) -> bool:
-        marks = {mark.name for mark in item.iter_markers()}
-        if tier == "host":
-            return "vm_only" not in marks
-        return bool(marks & {"system", "vm_only"}) and "host_only" not in marks
-
-    if tier:
-        config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
-        items[:] = [item for item in items if wanted(item)]
+    if tier := config.getoption("tier"):
+        config.hook.pytest_deselected(items=[item for item in items if not _is_for(item, tier)])
+        items[:] = [item for item in items if _is_for(item, tier)]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -82,10 +95,9 @@ def _unmet(item: pytest.Item) -> tuple[str, str]:
         return "guest", "runs in the virtual machine only: scripts/test --vm"
     if item.get_closest_marker("host_only") and in_guest():
         return "host", "runs on the host only"
-    for mark in item.iter_markers("needs"):
-        for name in mark.args:
-            if reason := missing(name):
-                return name, reason
+    for name in sorted(_needed(item)):
+        if reason := missing(name):
+            return name, reason
     return "", ""
 
 

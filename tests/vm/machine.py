@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tests.needs import ROOT
 
-LIMIT = 240.0
-"""Seconds after which a machine is given up; more than a boot takes on a busy host, less than a test may take."""
+LIMIT = 900.0
+"""Seconds after which a machine is given up. It has limits of its own; this is for waiting until another one ends."""
 
 
 def command(*arguments: str) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 from tests.needs import needs
 from tests.vm.machine import LIMIT, command, vm
 
-pytestmark = [pytest.mark.host_only, pytest.mark.slow, needs("vm"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.host_only, pytest.mark.slow, needs("vm"), pytest.mark.timeout(LIMIT + 60)]
 
 
 def machine_processes() -> list[int]:
