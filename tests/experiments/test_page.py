@@ -9,15 +9,20 @@ too.
 
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
 import pytest
 
 from nsupervisor.config.load import load
+from tests.experiments.laboratory import until
 from tests.needs import ROOT, needs
 from tests.timing import deadline
 
@@ -88,23 +93,13 @@ def pattern(lines: list[str]) -> str:
     return text.replace(ANY, "[^\n]*")
 
 
-@pytest.mark.parametrize("section", cases())
-def test_each_command_shows_what_the_page_says(section, tmp_path):
-    # The page's one name must not meet that of another run, or of a reader on this host.
-    name = f"understand-{os.getpid()}"
-    script = "trap 'jobs -p | xargs -r kill; wait; rm -rf /run/understand' EXIT\n"
-    for command, _ in section.typed:
-        script += f"echo '{MARK}'; eval {quote(command)} </dev/null\n"
-    for file, text in section.files.items():
-        (tmp_path / file).write_text(text.replace("understand", name))
+def type_in(script: str, directory: Path) -> str:
+    """Run the script; all of its output. Whatever goes wrong, nothing that it has started runs on."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
     process = subprocess.Popen(
-        ["bash", "-c", script.replace("understand", name)],
-        cwd=tmp_path,
-        env={
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin",
-            "LC_ALL": "C.UTF-8",
-        },
+        ["bash", "-c", f"trap 'jobs -p | xargs -r kill; wait' EXIT\n{script}"],
+        cwd=directory,
+        env={**os.environ, "PATH": path, "LC_ALL": "C.UTF-8"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -112,20 +107,43 @@ def test_each_command_shows_what_the_page_says(section, tmp_path):
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate(timeout=deadline(40))
+        return process.communicate(timeout=deadline(40))[0]
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGTERM)
-        output, _ = process.communicate(timeout=deadline(20))
-        output += "\n(it took too long)"
+        process.terminate()  # runs the trap, so a supervisor ends in order
+        process.wait(deadline(20))
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        return process.communicate()[0] + "\n(it took too long)"
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    """Instead of the page's one name, which must not meet that of another run, or of a reader on this host."""
+    name = f"understand-{os.getpid()}"
+    yield name
+    for left in (Path("/run", name), Path("/tmp", name)):
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    for left in Path("/sys/fs/cgroup").glob(f"**/{name}"):
+        members = [int(pid) for pid in (left / "cgroup.procs").read_text().split()]
+        for pid in members:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        until(lambda left=left: not (left / "cgroup.procs").read_text(), "the end of what a section has left")
+        for directory in (*left.glob("*/"), left):
+            directory.rmdir()
+
+
+@pytest.mark.parametrize("section", cases())
+def test_each_command_shows_what_the_page_says(section, name, tmp_path):
+    for file, text in section.files.items():
+        (tmp_path / file).write_text(text.replace("understand", name))
+    script = "".join(f"echo '{MARK}'; eval {shlex.quote(command)} </dev/null\n" for command, _ in section.typed)
+    output = type_in(script.replace("understand", name), tmp_path)
     outputs = output.replace(name, "understand").split(f"{MARK}\n")[1:]
     for (command, expected), actual in zip(section.typed, outputs, strict=False):
         seen = shown(actual.splitlines())
         assert re.fullmatch(pattern(expected), seen), f"$ {command}\n{seen}\n\nbut the page says:\n{shown(expected)}"
     assert len(outputs) == len(section.typed), output
-
-
-def quote(command: str) -> str:
-    return "'" + command.replace("'", "'\\''") + "'"
 
 
 def test_nothing_on_the_page_goes_untested(tmp_path):
