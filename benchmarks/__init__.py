@@ -1,0 +1,1 @@
+"""How quick and how small nsupervisor is, beside other supervisors and runtimes; see docs/performance.md."""

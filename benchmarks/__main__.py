@@ -1,0 +1,136 @@
+"""The command line: run benchmarks one after the other, show tables and targets, write JSON and the page's figures."""
+
+import argparse
+import importlib
+import json
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import figures, machine, processes, products
+from benchmarks.figures import Result
+from benchmarks.session import Options
+
+NAMES = ("spawn", "restart", "react", "footprint", "logs", "scale")
+PAGE = products.ROOT / "docs" / "performance.md"
+START, END = "<!-- figures: written by scripts/bench --write-docs -->", "<!-- end of figures -->"
+
+
+def main() -> int:
+    """Returns the exit status: 0 also when a target is missed, because time is no judge."""
+    arguments = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    processes.become_subreaper()
+    try:
+        products.build()
+        if arguments.install:
+            products.install()
+        results = measure(arguments)
+    except products.SetupError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    finally:
+        processes.kill_descendants()
+    return results
+
+
+def parse() -> argparse.Namespace:
+    """The arguments."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="|".join((*NAMES, "all")), default=[])
+    parser.add_argument("--rounds", type=int, help="how often each product has its turn")
+    parser.add_argument("--sizes", help="footprint, scale: numbers of programs, with commas between them")
+    parser.add_argument("--peers", help="only these products, with commas between them")
+    parser.add_argument("--quick", action="store_true", help="does everything work? (the figures are worth little)")
+    parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    parser.add_argument("--write-docs", action="store_true", help=f"put the tables into {PAGE.relative_to(products.ROOT)}")
+    parser.add_argument("--install", action="store_true", help="install the other products first (apt, pip, npm)")
+    parser.add_argument("--from", dest="source", type=Path, help="show what --json wrote instead of measuring")
+    arguments = parser.parse_args()
+    unknown = set(arguments.names) - {*NAMES, "all"}
+    if unknown:
+        parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    return arguments
+
+
+def measure(arguments: argparse.Namespace) -> int:
+    """Run what was asked for and show it."""
+    if arguments.source:
+        report = json.loads(arguments.source.read_text())
+    else:
+        names = NAMES if "all" in arguments.names else tuple(dict.fromkeys(arguments.names))
+        if not names:
+            if not arguments.install:
+                print(f"bench: which? {' '.join(NAMES)} all", file=sys.stderr)
+                return 2
+            return 0
+        if os.geteuid() != 0:
+            print("bench: namespaces and cgroups for all these products need root", file=sys.stderr)
+            return 2
+        options = Options(
+            arguments.rounds,
+            arguments.quick,
+            arguments.peers.split(",") if arguments.peers else None,
+            [int(size) for size in arguments.sizes.split(",")] if arguments.sizes else None,
+        )
+        report = {"when": time.strftime("%Y-%m-%d", time.gmtime()), "quick": arguments.quick, "machine": machine.describe()}
+        report["results"] = []
+        for name in names:
+            result: Result = importlib.import_module(f"benchmarks.{name}").run(options)
+            report["results"].append(result.json())
+            if arguments.json:  # after each, so that an interruption does not cost everything
+                arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    results = [_result(entry) for entry in report["results"]]
+    print("\n" + about(report))
+    for result in results:
+        print(f"\n== {result.name}: {result.title}\n{figures.plain(figures.table(result))}")
+        for remark in result.remarks:
+            print(f"   {remark}")
+    print("\nTargets:")
+    for target in (target for result in results for target in result.targets):
+        print(f"  {target}")
+    if arguments.write_docs:
+        write_page(report, results)
+    return 0
+
+
+def _result(entry: dict[str, Any]) -> Result:
+    series = [figures.Series(**{k: v for k, v in s.items() if k != "median"}) for s in entry["series"]]
+    targets = [figures.Target(**{k: v for k, v in t.items() if k != "met"}) for t in entry["targets"]]
+    return Result(entry["name"], entry["title"], series, targets, entry["remarks"])
+
+
+def about(report: dict[str, Any]) -> str:
+    """When and where, in a line."""
+    it = report["machine"]
+    quick = "; quick: figures of little worth" if report["quick"] else ""
+    return (
+        f"{report['when']}; {it['processor']}, {it['cores']} cores, {it['memory_gib']} GiB; Linux {it['kernel']}, "
+        f"cgroups {it['cgroups']}; Python {it['python']}; load at the start {it['load']}{quick}"
+    )
+
+
+def write_page(report: dict[str, Any], results: list[Result]) -> None:
+    """Fill the page between its markers."""
+    parts = [START, about(report)]
+    parts += ["### Targets", "\n".join(f"* {target}" for result in results for target in result.targets)]
+    for result in results:
+        parts += [f"### {result.name}: {result.title}", figures.markdown(figures.table(result))]
+        parts.append("\n".join(f"* {remark}" for remark in result.remarks))
+    text = PAGE.read_text()
+    body = "\n\n".join(part for part in [*parts, END] if part)
+    new, found = re.subn(f"{re.escape(START)}.*{re.escape(END)}", lambda _: body, text, flags=re.DOTALL)
+    if not found:
+        raise products.SetupError(f"{PAGE} has no line {START}")
+    PAGE.write_text(new)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,42 @@
+// watch FILE [KEY]: prints "BEFORE_NS AFTER_NS VALUE" each time that the value in a cgroup's file goes up. KEY picks a
+// line "KEY VALUE"; without it the file holds one number. BEFORE is the time (CLOCK_MONOTONIC) at which the last reading
+// with the old value began, so the change came after it; AFTER is when the new value had been read.
+// It looks every 20 us or so, and never sleeps on anything that the change itself would wake.
+#define _GNU_SOURCE
+#include "report.h"
+#include <string.h>
+#include <sys/prctl.h>
+
+static long long value(int fd, const char *key) {
+    char text[4096];
+    ssize_t size = pread(fd, text, sizeof text - 1, 0);
+    if (size < 0) exit(5);
+    text[size] = 0;
+    if (!key) return atoll(text);
+    size_t length = strlen(key);
+    for (char *line = text; line && *line; line = strchr(line, '\n')) {
+        if (*line == '\n') line++;
+        if (!strncmp(line, key, length) && line[length] == ' ') return atoll(line + length);
+    }
+    exit(6);
+}
+
+int main(int argc, char **argv) {
+    if (argc < 2) return 2;
+    const char *key = argc > 2 ? argv[2] : 0;
+    int fd = open(argv[1], O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return 3;
+    prctl(PR_SET_TIMERSLACK, 1);
+    prctl(PR_SET_PDEATHSIG, 9);
+    setlinebuf(stdout);
+    long long old = value(fd, key), before = now(CLOCK_MONOTONIC);
+    printf("%lld %lld %lld\n", before, before, old);
+    for (;;) {
+        struct timespec nap = {0, 20000};
+        long long start = now(CLOCK_MONOTONIC), new = value(fd, key);
+        if (new > old) printf("%lld %lld %lld\n", before, now(CLOCK_MONOTONIC), new);
+        old = new;
+        before = start;
+        nanosleep(&nap, 0);
+    }
+}

@@ -1,0 +1,159 @@
+"""What a benchmark finds out: samples by round, their medians, ratios, and whether a target is met. Pure."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+OURS = "nsupervisor"
+
+
+@attrs.define
+class Series:
+    """The samples of one product in one case, by round: the machine's speed drifts, so rounds are not thrown together
+    before they have been compared."""
+
+    peer: str
+    case: str
+    unit: str
+    rounds: list[list[float]] = attrs.field(factory=list)
+    note: str = ""
+    """What is special about this product here, or why it has no samples."""
+
+    @property
+    def samples(self) -> list[float]:
+        """All rounds' samples."""
+        return [sample for samples in self.rounds for sample in samples]
+
+    @property
+    def median(self) -> float | None:
+        """The median of all samples; None without any."""
+        return statistics.median(self.samples) if self.samples else None
+
+    def quantile(self, part: float) -> float:
+        """The sample below which `part` of them are."""
+        ordered = sorted(self.samples)
+        return ordered[min(len(ordered) - 1, round(part * (len(ordered) - 1)))]
+
+
+@attrs.frozen
+class Ratio:
+    """One median over another: of all samples, and the least and the greatest of the rounds taken by themselves."""
+
+    value: float
+    least: float
+    greatest: float
+
+    def __str__(self) -> str:
+        return f"{number(self.value)} ({number(self.least)}–{number(self.greatest)})"
+
+
+def ratio(of: Series, to: Series) -> Ratio | None:
+    """How many times `to` is in `of`; None when one of them has no samples, or only zeros."""
+    if not of.samples or not to.samples or not to.median:
+        return None
+    pairs = [(statistics.median(a), statistics.median(b)) for a, b in zip(of.rounds, to.rounds, strict=False) if a and b]
+    each = [a / b for a, b in pairs if b]
+    whole = statistics.median(of.samples) / to.median
+    return Ratio(whole, min([*each, whole]), max([*each, whole]))
+
+
+@attrs.frozen
+class Target:
+    """A promise: `value` has to be below `limit`. None: not measured."""
+
+    text: str
+    value: float | None
+    limit: float
+    unit: str
+
+    @property
+    def met(self) -> bool | None:
+        """None when it was not measured."""
+        return None if self.value is None else self.value < self.limit
+
+    def __str__(self) -> str:
+        answer = {True: "yes", False: "NO", None: "not measured"}[self.met]
+        value = "" if self.value is None else f": {number(self.value)} of {number(self.limit)} {self.unit}".rstrip()
+        return f"{self.text}{value} — {answer}"
+
+
+@attrs.define
+class Result:
+    """What one benchmark found out. `baseline` is the product that ratios are taken to."""
+
+    name: str
+    title: str
+    series: list[Series] = attrs.field(factory=list)
+    targets: list[Target] = attrs.field(factory=list)
+    remarks: list[str] = attrs.field(factory=list)
+    baseline: str = OURS
+
+    def at(self, peer: str, case: str, unit: str) -> Series:
+        """The series of that product, case and unit; made when there is none."""
+        for series in self.series:
+            if (series.peer, series.case, series.unit) == (peer, case, unit):
+                return series
+        self.series.append(Series(peer, case, unit))
+        return self.series[-1]
+
+    def add(self, peer: str, case: str, unit: str, round_: int, samples: Sequence[float]) -> None:
+        """Put samples into round number `round_` (from 0)."""
+        rounds = self.at(peer, case, unit).rounds
+        rounds.extend([] for _ in range(round_ + 1 - len(rounds)))
+        rounds[round_].extend(samples)
+
+    def median(self, peer: str, case: str, unit: str) -> float | None:
+        """The median there; None where nothing was measured."""
+        found = [s for s in self.series if (s.peer, s.case, s.unit) == (peer, case, unit)]
+        return found[0].median if found else None
+
+    def json(self) -> dict[str, Any]:
+        """For the file: everything, medians included."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "remarks": self.remarks,
+            "series": [attrs.asdict(series) | {"median": series.median} for series in self.series],
+            "targets": [attrs.asdict(target) | {"met": target.met} for target in self.targets],
+        }
+
+
+def number(value: float) -> str:
+    """Three significant digits, and no exponent."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.4f}"
+
+
+def table(result: Result) -> list[list[str]]:
+    """Rows of text, the head first: one row a series, with the ratio to the baseline in the same case and unit."""
+    rows = [["case", "product", "median", "unit", "min", "p95", "n", "times ours (rounds)", "note"]]
+    for case, unit in dict.fromkeys((series.case, series.unit) for series in result.series):
+        group = [s for s in result.series if (s.case, s.unit) == (case, unit)]
+        base = next((s for s in group if s.peer == result.baseline), None)
+        for series in sorted(group, key=lambda s: (s.median is None, s.median or 0)):
+            if series.median is None:
+                rows.append([case, series.peer, "–", unit, "", "", "0", "", series.note])
+                continue
+            times = ratio(series, base) if base is not None and base is not series else None
+            row = [case, series.peer, number(series.median), unit, number(min(series.samples))]
+            row += [number(series.quantile(0.95)), str(len(series.samples)), str(times or ""), series.note]
+            rows.append(row)
+    return rows
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table for a page; columns that are empty everywhere are left out."""
+    keep = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
+    lines = ["| " + " | ".join(row[i] for i in keep) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(keep), *lines[1:]])
+
+
+def plain(rows: Sequence[Sequence[str]]) -> str:
+    """A table for a terminal."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

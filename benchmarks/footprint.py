@@ -1,0 +1,56 @@
+"""What supervision costs while nothing happens: memory and CPU time of everything but the programs; start and stop."""
+
+import time
+
+from benchmarks import processes
+from benchmarks.figures import Result, Target
+from benchmarks.peer import Peer, load
+from benchmarks.session import Options, idle, in_turn, running
+
+SETTLE = 3.0
+"""Seconds after the last start until things are counted."""
+
+
+def run(options: Options) -> Result:
+    """Idle programs; the peers at 100 and 1,000, ours at more sizes."""
+    result = Result("footprint", "everything but the programs, at N idle programs")
+    sizes = options.sizes or ([20] if options.quick else [100, 200, 1000, 5000])
+    kinds = load(options.peers, "footprint")
+    for size in sizes:
+        ours = {name: kind for name, kind in kinds.items() if name == "nsupervisor"}
+        some = kinds if size in (100, 1000) or options.sizes or options.quick else ours
+        rounds = options.number(3 if size <= 200 else 1, 1)
+
+        def measure(kind: type[Peer], number: int, size: int = size) -> None:
+            _measure(kind, number, size, 3.0 if options.quick else 20.0, result)
+
+        in_turn({n: k for n, k in some.items() if k.most >= size - 1}, rounds, result, measure)
+    result.remarks = list(dict.fromkeys(result.remarks))
+    case = f"N={200 if 200 in sizes else sizes[-1]}"
+    result.targets = [
+        Target(f"PSS, {case}", result.median("nsupervisor", case, "MiB PSS"), 150, "MiB"),
+        Target(f"idle CPU, {case}", result.median("nsupervisor", case, "% of a core"), 1, "%"),
+    ]
+    return result
+
+
+def _measure(kind: type[Peer], number: int, size: int, window: float, result: Result) -> None:
+    count, case = min(size, kind.most), f"N={size}"
+    with running(kind, idle(count)) as session:
+        lines = session.up(count)
+        result.add(kind.name, case, "s to start all", number, [_seconds(session.started_at, lines)])
+        time.sleep(SETTLE)
+        pids = session.overhead()
+        before, start = processes.cpu_seconds(pids), time.monotonic()
+        result.add(kind.name, case, "CPU s to start all", number, [before])
+        time.sleep(window)
+        used = processes.cpu_seconds(pids) - before
+        result.add(kind.name, case, "% of a core", number, [100 * used / (time.monotonic() - start)])
+        result.add(kind.name, case, "MiB PSS", number, [processes.pss_mib(pids)])
+        result.add(kind.name, case, "MiB page tables", number, [processes.page_tables_mib(pids)])
+        result.add(kind.name, case, "processes", number, [len(pids)])
+        result.add(kind.name, case, "s to stop all", number, [session.stop()])
+
+
+def _seconds(start: int, lines: list[list[str]]) -> float:
+    return (max(int(line[0]) for line in lines) - start) / 1e9

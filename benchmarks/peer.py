@@ -1,0 +1,120 @@
+"""The plug-in interface for supervisors. One small file a product in peers/: a class derived from Peer is all it takes."""
+
+import importlib
+import os
+import pkgutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import ClassVar
+
+import attrs
+
+from benchmarks import products
+
+
+@attrs.frozen
+class Service:
+    """A program to supervise: an absolute path and arguments, without anything that a shell would interpret."""
+
+    name: str
+    command: tuple[str, ...]
+    log: Path | None = None
+    """The directory for its captured output; None where no capture is wanted."""
+    extra: str = ""
+    """nsupervisor only: more lines for its table of the configuration."""
+
+
+LOG_SIZE, LOG_FILES = 10_000_000, 5
+"""Rotation, for products that rotate."""
+
+
+class Peer:
+    """A supervisor in the foreground. Its files are in `directory`, which goes when all is over."""
+
+    name: ClassVar[str] = ""
+    product: ClassVar[str] = ""
+    """Its key in `products`; empty for what is always there."""
+    note: ClassVar[str] = ""
+    poll: ClassVar[float] = 0.05
+    """Seconds between its looks, if it polls: kills are spread over them."""
+    most: ClassVar[int] = 100_000
+    """How many services it can have at most."""
+    benchmarks: ClassVar[tuple[str, ...]] = ("restart", "footprint", "logs")
+    """What it takes part in, unless --peers names it."""
+
+    all: ClassVar[dict[str, type["Peer"]]] = {}
+    """Every product by its name."""
+
+    def __init_subclass__(cls) -> None:
+        """Register the class under its name."""
+        Peer.all[cls.name] = cls
+
+    def __init__(self, directory: Path, services: list[Service]) -> None:
+        """`directory` is empty and its own."""
+        self.directory = directory
+        self.services = services
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def write(self) -> None:
+        """Write the configuration (not timed)."""
+
+    def command(self) -> list[str]:
+        """The supervisor in the foreground."""
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str]:
+        """The supervisor's environment."""
+        return dict(os.environ)
+
+    def start(self) -> None:
+        """Start the supervisor."""
+        with open(self.directory / "said", "wb") as out:
+            self.process = subprocess.Popen(
+                self.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                cwd=self.directory,
+                env=self.environment(),
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's."""
+        assert self.process is not None
+        return self.process.pid
+
+    def stop(self) -> None:
+        """Ask for an orderly stop of everything, in the product's own way."""
+        self.signal(signal.SIGTERM)
+
+    def signal(self, signum: int) -> None:
+        """To the supervisor, if it still lives."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signum)
+
+    def clean(self) -> None:
+        """Remove what is left outside of the directory. No process is left any more."""
+
+
+def script(path: Path, text: str) -> None:
+    """Write a shell script that can be executed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def load(names: list[str] | None, benchmark: str) -> dict[str, type[Peer]]:
+    """The products that take part in `benchmark`, ours first; or those that are named. Raises SetupError for a name
+    that there is not."""
+    package = importlib.import_module("benchmarks.peers")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"benchmarks.peers.{module.name}")
+    if names is None:
+        names = [name for name, peer in Peer.all.items() if benchmark in peer.benchmarks]
+    for name in names:
+        if name not in Peer.all:
+            raise products.SetupError(f"there is no product {name}; there are {', '.join(sorted(Peer.all))}")
+    return {name: Peer.all[name] for name in sorted(names, key=lambda name: (not name.startswith("nsupervisor"), name))}

@@ -1,0 +1,63 @@
+"""Ours: as it comes, and without any isolation, which is what the other supervisors do."""
+
+import json
+import os
+from typing import ClassVar
+
+from benchmarks import hierarchy
+from benchmarks.peer import Peer
+from benchmarks.products import ROOT
+
+# The start limit is there to end such endless restarts as these.
+COMMON = """restart = "always"
+restart_sec = 0
+start_limit_burst = 1000000
+start_limit_interval_sec = "1ms"
+"""
+
+
+class Nsupervisor(Peer):
+    """Default namespaces: mount, pid, uts, ipc and cgroup, and an init in each."""
+
+    name = "nsupervisor"
+    note = "each in 5 namespaces, with an init and a cgroup"
+    workload: ClassVar[str] = ""
+    """More lines for the table of each workload."""
+
+    def write(self) -> None:
+        """One TOML file. Strings as JSON writes them are strings of TOML, too."""
+        logs = next((service.log for service in self.services if service.log), None)
+        out = json.dumps(str(logs / "current")) if logs else '"stdout"'
+        lines = [
+            f'[supervisor]\nname = "{self.cgroup}"\nruntime_directory = {json.dumps(str(self.directory / "run"))}',
+            f"log_output = {out}\n",
+        ]
+        for service in self.services:
+            lines.append(f"[workload.{service.name}]\ncommand = {json.dumps(service.command)}")
+            lines.append(COMMON + self.workload + service.extra)
+        (self.directory / "site.toml").write_text("\n".join(lines))
+
+    @property
+    def cgroup(self) -> str:
+        """Unique among runs at the same time."""
+        return f"nsupervisor-benchmark-{os.getpid()}-{self.directory.name}"
+
+    def command(self) -> list[str]:
+        """From the project's own environment."""
+        return [str(ROOT / ".venv" / "bin" / "nsupervisor"), "run", str(self.directory / "site.toml")]
+
+    def clean(self) -> None:
+        """After an orderly stop there is nothing left; after a failure there may be."""
+        hierarchy.remove(self.cgroup)
+
+
+class Plain(Nsupervisor):
+    """No namespaces, no init; the cgroup stays."""
+
+    name = "nsupervisor-plain"
+    note = "no namespaces, no init; a cgroup each"
+    benchmarks = ("restart", "footprint")
+    workload = (
+        "init = false\n"
+        "namespaces = { mount = false, pid = false, uts = false, ipc = false, cgroup = false }\n"
+    )

@@ -1,0 +1,131 @@
+"""Processes as /proc shows them: who descends from whom, their memory and CPU time; and how to end them for certain."""
+
+import ctypes
+import os
+import select
+import signal
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def become_subreaper() -> None:
+    """Whatever daemonises stays our descendant (prctl(2)), so that it can be counted and ended."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def descendants(root: int) -> list[int]:
+    """The living ones, without `root` itself."""
+    children: dict[int, list[int]] = {}
+    dead = set()
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            # The name may hold spaces and parentheses; what follows its last ")" does not (proc(5)).
+            state, parent = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        children.setdefault(int(parent), []).append(int(entry))
+        if state == "Z":
+            dead.add(int(entry))
+    found, todo = [], [root]
+    while todo:
+        for child in children.get(todo.pop(), ()):
+            todo.append(child)
+            if child not in dead:
+                found.append(child)
+    return found
+
+
+def commands(pids: Iterable[int]) -> dict[int, list[str]]:
+    """The command line of each that still lives."""
+    found = {}
+    for pid in pids:
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
+        except OSError:
+            continue
+        found[pid] = [os.fsdecode(word) for word in words]
+    return found
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """CPU time of all threads so far, from schedstat: nanoseconds, unlike the ticks of 10 ms in stat."""
+    total = 0
+    for pid in pids:
+        try:
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                total += int(Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[0])
+        except OSError:
+            continue
+    return total / 1e9
+
+
+def pss_mib(pids: Iterable[int]) -> float:
+    """Proportional set size in MiB: a page that n processes share counts 1/n for each, so that sums mean something."""
+    return sum(_kib(f"/proc/{pid}/smaps_rollup", "Pss") for pid in pids) / 1024
+
+
+def page_tables_mib(pids: Iterable[int]) -> float:
+    """What PSS leaves out: page tables, in MiB."""
+    return sum(_kib(f"/proc/{pid}/status", "VmPTE") for pid in pids) / 1024
+
+
+def _kib(path: str, key: str) -> int:
+    try:
+        for line in Path(path).read_text().splitlines():
+            if line.startswith(f"{key}:"):
+                return int(line.split()[1])
+    except OSError:
+        pass
+    return 0
+
+
+def reap() -> None:
+    """Take in what has ended and is ours, orphans included."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+def wait_gone(pids: Iterable[int], timeout: float) -> list[int]:
+    """Wait until all have exited; returns those that have not in time. By pidfd, so no number is taken for another."""
+    poll, left = select.poll(), {}
+    for pid in pids:
+        try:
+            fd = os.pidfd_open(pid)
+        except OSError:
+            continue
+        left[fd] = pid
+        poll.register(fd, select.POLLIN)
+    fds, end = list(left), time.monotonic() + timeout
+    try:
+        while left and time.monotonic() < end:
+            for fd, _ in poll.poll(max(1, (end - time.monotonic()) * 1000)):
+                poll.unregister(fd)
+                del left[fd]
+            reap()
+        return list(left.values())
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def kill_descendants(keep: Iterable[int] = ()) -> None:
+    """SIGKILL for all descendants of ours but `keep`, again and again until none is left: they may fork meanwhile."""
+    for _ in range(50):
+        pids = set(descendants(os.getpid())) - set(keep)
+        if not pids:
+            break
+        for pid in pids:  # a child of a descendant is reaped by it or us, so its number is not free before
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        wait_gone(pids, 1)
+    reap()

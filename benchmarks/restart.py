@@ -1,0 +1,61 @@
+"""From kill -9 of a supervised program to the first instruction of the next one."""
+
+import os
+import random
+import signal
+import time
+
+from benchmarks.figures import Result, Target
+from benchmarks.peer import Peer, load
+from benchmarks.session import Options, RunError, Session, idle, in_turn, running
+
+CASES = {"lived 2 s": 2.0, "lived 0.2 s": 0.2}
+"""Several products wait a second when a program lived for less than that."""
+
+LIMIT = 5.0
+
+
+def run(options: Options) -> Result:
+    """Five services; in each round each is killed once at each age."""
+    result = Result("restart", "kill -9 to the first instruction of the replacement")
+    kills = 3 if options.quick else 5
+
+    def measure(kind: type[Peer], number: int) -> None:
+        with running(kind, idle(kills)) as session:
+            session.up(kills)
+            for case, age in CASES.items():
+                result.add(kind.name, case, "ms", number, _kills(session, kind, age))
+
+    in_turn(load(options.peers, "restart"), options.number(6, 1), result, measure)
+    for case in CASES:
+        result.targets.append(Target(f"restart, {case}", result.median("nsupervisor", case, "ms"), LIMIT, "ms"))
+    return result
+
+
+def _kills(session: Session, kind: type[Peer], age: float) -> list[float]:
+    """Kill each service once, each having lived for `age` seconds or a little more; milliseconds."""
+    taken = []
+    old = age >= 1  # then all age together, and are killed one after the other
+    if old:
+        time.sleep(age)
+    for name in session.pids():
+        if not old:
+            # Made young first: its former life may have been long.
+            _kill(session, name)
+            time.sleep(age)
+        time.sleep(random.uniform(0, kind.poll) if old else 0)
+        taken.append(_kill(session, name))
+    return taken
+
+
+def _kill(session: Session, name: str) -> float:
+    """Milliseconds until the next one of that name has begun. Raises RunError."""
+    pid = session.pids()[name]
+    start = time.monotonic_ns()
+    os.kill(pid, signal.SIGKILL)
+    lines = session.reports.take(1, 20)
+    if not lines:
+        raise RunError(f"no restart within 20 s{session.said()}")
+    if lines[0][1] != name or len(lines) > 1:
+        raise RunError(f"expected one restart of {name}, got {lines}")
+    return (int(lines[0][0]) - start) / 1e6

@@ -1,0 +1,154 @@
+"""One product with its services, running for as long as a `with` block, and gone for certain after it."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+
+from benchmarks import processes
+from benchmarks.figures import Result
+from benchmarks.peer import Peer, Service
+from benchmarks.products import missing, program, version
+from benchmarks.reports import Reports
+
+STOP_TIMEOUT = 120.0
+"""Seconds that an orderly stop may take."""
+
+
+class RunError(Exception):
+    """The product did not do what is to be measured; the text says what it said."""
+
+
+@attrs.frozen
+class Options:
+    """What the command line says. `rounds` None: each benchmark's own number."""
+
+    rounds: int | None = None
+    quick: bool = False
+    peers: list[str] | None = None
+    sizes: list[int] | None = None
+
+    def number(self, usual: int, quick: int) -> int:
+        """The rounds."""
+        return self.rounds or (quick if self.quick else usual)
+
+
+@attrs.define
+class Session:
+    """A running product."""
+
+    peer: Peer
+    reports: Reports
+    started_at: int
+    """CLOCK_MONOTONIC, ns: just before it was started."""
+    stopped: bool = False
+
+    def up(self, count: int, timeout: float = 150) -> list[list[str]]:
+        """Wait for the first report of `count` services. Raises RunError."""
+        lines = self.reports.take(count, timeout)
+        if len(lines) < count:
+            raise RunError(f"only {len(lines)} of {count} services started within {timeout:g} s{self.said()}")
+        return lines
+
+    def said(self) -> str:
+        """The end of what the product said, for an error's text."""
+        path = self.peer.directory / "said"
+        text = path.read_text(errors="replace")[-600:].strip() if path.exists() else ""
+        return f"; it said: {text}" if text else ""
+
+    def pids(self) -> dict[str, int]:
+        """The services' processes by name, in this host's numbers: inside a PID namespace they do not know them."""
+        found = processes.commands(processes.descendants(self.peer.pid))
+        marks = {service.command: service.name for service in self.peer.services}
+        return {marks[tuple(words)]: pid for pid, words in found.items() if tuple(words) in marks}
+
+    def overhead(self) -> list[int]:
+        """All processes but the services."""
+        return sorted({self.peer.pid, *processes.descendants(os.getpid())} - set(self.pids().values()))
+
+    def stop(self) -> float:
+        """Stop in the product's orderly way; returns the seconds until the last process was gone. Raises RunError."""
+        self.stopped = True
+        pids = processes.descendants(os.getpid())
+        start = time.monotonic()
+        self.peer.stop()
+        left = processes.wait_gone(pids, STOP_TIMEOUT)
+        took = time.monotonic() - start
+        if left:
+            raise RunError(f"{len(left)} processes were left after {STOP_TIMEOUT:g} s{self.said()}")
+        return took
+
+
+Make = Callable[[Path, Reports], Sequence[Service]]
+"""From the run's directory and reports to the services."""
+
+
+@contextmanager
+def running(kind: type[Peer], make: Make, start: Callable[[Peer], None] = Peer.start) -> Iterator[Session]:
+    """Write the configuration, start, and after the block stop everything, whatever has happened in it."""
+    base = Path(tempfile.mkdtemp(prefix="nsb-"))
+    base.chmod(0o755)
+    own = base / "p"
+    own.mkdir()
+    reports = Reports(base / "fifo")
+    peer = kind(own, list(make(base, reports)))
+    peer.write()
+    session = Session(peer, reports, time.monotonic_ns())
+    try:
+        start(peer)
+        yield session
+    finally:
+        try:
+            if not session.stopped and peer.process is not None:
+                pids = processes.descendants(os.getpid())
+                peer.stop()
+                processes.wait_gone(pids, 20)
+        finally:
+            processes.kill_descendants()
+            peer.clean()
+            reports.close()
+            shutil.rmtree(base, ignore_errors=True)
+
+
+def idle(count: int) -> Make:
+    """Services that report their start and then do nothing."""
+
+    def make(_: Path, reports: Reports) -> list[Service]:
+        return [Service(f"w{i}", (program("pause"), reports.path, f"w{i}")) for i in range(count)]
+
+    return make
+
+
+def in_turn(
+    kinds: dict[str, type[Peer]], rounds: int, result: Result, measure: Callable[[type[Peer], int], None]
+) -> None:
+    """Call `measure(kind, round)` for each product in each round; every round begins with another one.
+
+    A product that is not installed, or fails, is said to be so in the result, and left out from then on.
+    """
+    out: dict[str, str] = {}
+    for name, kind in kinds.items():
+        if kind.product:
+            out[name] = missing(kind.product)
+    for name, why in out.items():
+        if why:
+            result.remarks.append(f"{name}: {why}")
+    names = [name for name in kinds if not out.get(name)]
+    for number in range(rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)] if names else []:
+            if out.get(name):
+                continue
+            print(f"  {result.name}: {name}, round {number + 1} of {rounds}", flush=True)
+            try:
+                measure(kinds[name], number)
+            except (RunError, OSError) as error:
+                out[name] = str(error)
+                result.remarks.append(f"{name}: failed in round {number + 1}: {error}")
+    for name in names:
+        kind = kinds[name]
+        result.remarks.append(f"{name} {version(kind.product) if kind.product else ''}: {kind.note}".replace(" :", ":"))
