@@ -99,7 +99,10 @@ def _compare(before: Snapshot, alone: bool) -> list[str]:
     pairs = [(before.processes, now.processes)]
     if alone:
         pairs += [(before.cgroups, now.cgroups), (before.mounts, now.mounts)]
-    return [words for then, today in pairs for key, words in sorted(today.items()) if key not in then]
+    new = [(key, words) for then, today in pairs for key, words in sorted(today.items()) if key not in then]
+    keys = {key for key, _ in new}
+    # Of a tree of cgroups, the top is enough.
+    return [words for key, words in new if str(Path(key).parent) not in keys]
 
 
 def left_over(before: Snapshot, alone: bool, patience: float = 2.0) -> list[str]:

@@ -1,0 +1,139 @@
+"""What holds for the repository as a whole: sizes, directions of imports, links, and that what tests need is known."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.needs import ROOT, needs
+
+PACKAGE = ROOT / "nsupervisor"
+LINES = 500
+
+# Folder (or file) → what it may import of ours besides itself. "service" may import all but the command line.
+ARROWS = {
+    "core": {"config"},
+    "config": set(),
+    "linux": set(),
+    "cgroups": {"config", "linux"},
+    "keeper": {"linux"},
+    "logs": set(),
+    "api": {"config"},
+    "service": {"core", "config", "linux", "cgroups", "keeper", "logs", "api"},
+}
+
+# These start fast, or run between fork and exec: nothing but the standard library.
+STANDARD_LIBRARY_ONLY = [
+    *sorted(set((PACKAGE / "keeper").glob("*.py")) - {PACKAGE / "keeper" / "client.py"}),
+    *sorted((PACKAGE / "linux").glob("*.py")),
+    PACKAGE / "api" / "client.py",
+]
+
+
+def tracked(*patterns: str) -> list[Path]:
+    """Files of the repository; of the folder, where this is not a clone."""
+    listed = subprocess.run(["git", "ls-files", "-z", *patterns], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        return [path for pattern in patterns for path in ROOT.rglob(pattern) if ".venv" not in path.parts]
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports when it is run, also late ones; not those for type checkers alone."""
+    found = set()
+    tree = ast.parse(path.read_text())
+    for_types = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if node in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            # `from nsupervisor.config import kinds` names a module, too; one name too many does no harm here.
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_no_source_file_is_longer_than_a_person_reads_at_once() -> None:
+    long = {str(path.relative_to(ROOT)): count for path in tracked("*.py") if (count := _lines(path)) > LINES}
+    assert long == {}
+
+
+def _lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+@pytest.mark.parametrize("folder", ARROWS)
+def test_imports_point_one_way(folder: str) -> None:
+    allowed = ARROWS[folder] | {folder}
+    wrong = {}
+    for path in (PACKAGE / folder).rglob("*.py"):
+        ours = {name.split(".")[1] for name in imports(path) if name.startswith("nsupervisor.")}
+        if extra := {name for name in ours if (PACKAGE / name).is_dir()} - allowed:
+            wrong[str(path.relative_to(ROOT))] = extra
+    assert wrong == {}
+
+
+@pytest.mark.parametrize("path", STANDARD_LIBRARY_ONLY, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_standard_library_is_imported(path: Path) -> None:
+    roots = {name.split(".")[0] for name in imports(path)}
+    assert roots - set(sys.stdlib_module_names) - {"nsupervisor", "__future__"} == set()
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    broken = {
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in tracked("*.md")
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))
+        if "://" not in target and not (page.parent / target).exists()
+    }
+    assert broken == set()
+
+
+def test_scripts_can_be_run() -> None:
+    for path in tracked("scripts/*"):
+        if path.parent.name == "scripts" and not path.name.startswith("_"):
+            assert path.stat().st_mode & 0o111, f"{path.name} is not executable"
+            assert path.read_text().startswith("#!"), f"{path.name} does not say what runs it"
+
+
+@needs("program:bash")
+def test_shell_scripts_are_well_formed() -> None:
+    for path in tracked("scripts/*", ".ci/*"):
+        first = path.read_text(errors="replace").partition("\n")[0] if path.is_file() else ""
+        if re.fullmatch(r"#!.*\b(ba|da)?sh\b.*", first) or path.suffix == ".sh":
+            assert subprocess.run(["bash", "-n", path], capture_output=True, text=True).stderr == ""
+
+
+def test_programs_that_tests_need_are_known_to_the_set_up() -> None:
+    listed = (ROOT / "tests" / "programs.txt").read_text().splitlines()
+    known = {line.split()[0] for line in listed if line and not line.startswith("#")}
+    used = {
+        name
+        for path in tracked("tests/*.py")
+        if path != Path(__file__) and path.name != "needs.py"
+        for name in re.findall(r'needs\([^)]*?"program:([^"]+)"', path.read_text())
+    }
+    assert used <= known, "add them to tests/programs.txt, with their Debian packages"
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[><=~ \[]", name)[0] for name in project["dependencies"]}
+    roots = {name.split(".")[0] for path in PACKAGE.rglob("*.py") for name in imports(path)}
+    assert roots - set(sys.stdlib_module_names) - {"nsupervisor"} == declared
+
+
+def test_changelog_has_an_unreleased_part_on_top() -> None:
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == "Unreleased"
