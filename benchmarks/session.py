@@ -89,7 +89,7 @@ Make = Callable[[Path, Reports], Sequence[Service]]
 
 
 @contextmanager
-def running(kind: type[Peer], make: Make, start: Callable[[Peer], None] = Peer.start) -> Iterator[Session]:
+def running(kind: type[Peer], make: Make) -> Iterator[Session]:
     """Write the configuration, start, and after the block stop everything, whatever has happened in it."""
     base = Path(tempfile.mkdtemp(prefix="nsb-"))
     base.chmod(0o755)
@@ -100,7 +100,7 @@ def running(kind: type[Peer], make: Make, start: Callable[[Peer], None] = Peer.s
     peer.write()
     session = Session(peer, reports, time.monotonic_ns())
     try:
-        start(peer)
+        peer.start()
         yield session
     finally:
         try:

@@ -9,8 +9,7 @@ from benchmarks.peer import Peer
 from benchmarks.products import ROOT
 
 # The start limit is there to end such endless restarts as these.
-COMMON = """restart = "always"
-restart_sec = 0
+ENDLESS = """restart_sec = 0
 start_limit_burst = 1000000
 start_limit_interval_sec = "1ms"
 """
@@ -21,7 +20,7 @@ class Nsupervisor(Peer):
 
     name = "nsupervisor"
     note = "each in 5 namespaces, with an init and a cgroup"
-    workload: ClassVar[str] = ""
+    workload: ClassVar[str] = 'restart = "always"\n'
     """More lines for the table of each workload."""
 
     def write(self) -> None:
@@ -34,7 +33,7 @@ class Nsupervisor(Peer):
         ]
         for service in self.services:
             lines.append(f"[workload.{service.name}]\ncommand = {json.dumps(service.command)}")
-            lines.append(COMMON + self.workload + service.extra)
+            lines.append(ENDLESS + self.workload + service.extra)
         (self.directory / "site.toml").write_text("\n".join(lines))
 
     @property
@@ -57,7 +56,6 @@ class Plain(Nsupervisor):
     name = "nsupervisor-plain"
     note = "no namespaces, no init; a cgroup each"
     benchmarks = ("restart", "footprint")
-    workload = (
-        "init = false\n"
-        "namespaces = { mount = false, pid = false, uts = false, ipc = false, cgroup = false }\n"
+    workload = Nsupervisor.workload + (
+        "init = false\nnamespaces = { mount = false, pid = false, uts = false, ipc = false, cgroup = false }\n"
     )
