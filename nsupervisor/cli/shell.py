@@ -89,7 +89,7 @@ def _run(spec: Spec) -> int:
                 report.close()  # which ends the child, as it waits for a word
                 os.waitpid(pid, 0)
                 raise
-            report.send(setup.GO)
+            report.send(setup.go(spec))
         failure = report.recv(_REPORT_SIZE)  # nothing once the program has been executed
     status = _status(pid, exits)
     if terminal is not None:
@@ -103,7 +103,7 @@ def _child(spec: Spec, report: int, exits: int) -> NoReturn:
     step = "prepare"
     try:
         spec.report = report
-        for function in setup.FIRST_STEPS:
+        for function in setup.NAMESPACE_STEPS:
             step = function.__name__
             function(spec)
         if spec.init:

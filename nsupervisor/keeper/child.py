@@ -1,14 +1,14 @@
 """What a new process does before it becomes the program: small steps in a fixed order, any of which may fail by name.
 
-The first process of a workload is born by clone3 into its v2 cgroup and all its new namespaces but two. It takes:
+The first process of a workload is born by clone3 into its v2 cgroup and all its new namespaces but two. With an init,
+that process is the init, and forks at once (see zygote.py); its child, in the same namespaces, does all this:
 
-1. `FIRST_STEPS`, with the keeper's rights: cgroups of v1 hierarchies; who is who in a user namespace; the cgroup
-   namespace (made only now, so that its root is the cgroup just joined); mounts; host name; clocks; loopback.
-2. With an init, a fork: the first process goes on in `init.run`, its child takes the next steps. Unless the first
-   process can as well take them and then start the program with posix_spawn, which is quicker: see `_may_share`.
-3. `PROGRAM_STEPS`, which give up the rights. The working directory is entered as the user that the program runs as, so
-   a directory that this user may not enter is an error and not a gift.
-4. `execute` or `start_program`.
+1. `NAMESPACE_STEPS`, with the keeper's rights: cgroups of v1 hierarchies (so the init is in none, and costs the
+   workload nothing there); who is who in a user namespace; the cgroup namespace (made only now, so that its root is the
+   cgroup just joined); mounts; host name; clocks; loopback.
+2. The rest of `STEPS`, which give up the rights. The working directory is entered as the user that the program runs as,
+   so a directory that this user may not enter is an error and not a gift.
+3. `execute`.
 
 Descriptors: 0 is /dev/null, `REPORT` the socket to the keeper, `EXITS` the pipe for the init's last word, `STDOUT` and
 `STDERR` the log pipes; all others are closed. Signals are blocked until just before exec; none has a handler.
@@ -27,7 +27,6 @@ import socket
 import stat
 import struct
 
-from nsupervisor.keeper import init
 from nsupervisor.keeper.spec import REPORT
 from nsupervisor.linux import mounts, namespaces, syscalls
 
@@ -47,7 +46,8 @@ initial_nofile: tuple[int, int] | None = None
 CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 READY = b"ready"
-GO = b"go"
+GO = b"ug"
+"""Go on; there is a user 0, and a group 0. A dot stands for what there is not."""
 
 # The exit codes that shells and container engines use for these; the failure itself goes another way.
 EXIT_SETUP, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 125, 126, 127
@@ -84,19 +84,32 @@ def join_cgroups(spec: Spec) -> None:
 
 
 def become_namespace_root(spec: Spec) -> None:
-    """Wait until the keeper has written the identity maps, then be user 0 of the user namespace, if it has one."""
-    if "user" not in spec.namespaces:
-        return
-    if os.read(spec.report, len(GO)) != GO:
+    """Be user 0 of the new user namespace, if it has one. After v1 cgroups are joined, as this gives up our rights."""
+    if "user" in spec.namespaces:
+        become_root_when_told(spec.report)
+
+
+def become_root_when_told(report: int) -> None:
+    """Wait until the keeper has written the identity maps, and says which ids have a 0 in them: see `GO`."""
+    told = os.read(report, len(GO))
+    if not told:
         raise StepError("cannot become root of the user namespace: the parent is gone")
     try:
-        if _is_mapped_zero(spec.gid_mappings):
+        if b"g" in told:
             os.setresgid(0, 0, 0)
-        if _is_mapped_zero(spec.uid_mappings):
+        if b"u" in told:
             os.setresuid(0, 0, 0)
         syscalls.set_dumpable()
     except OSError as error:
         raise cannot("become root of the user namespace", error) from None
+
+
+def go(spec: Spec) -> bytes:
+    """In the keeper: what to tell a child in a new user namespace once its maps are written."""
+    return bytes(
+        letter if _is_mapped_zero(mappings) else ord(".")
+        for letter, mappings in zip(GO, (spec.uid_mappings, spec.gid_mappings), strict=True)
+    )
 
 
 def _is_mapped_zero(mappings: list[tuple[int, int, int]]) -> bool:
@@ -204,7 +217,7 @@ def bring_up_loopback(spec: Spec) -> None:
             raise cannot("bring up the loopback interface", error) from None
 
 
-FIRST_STEPS: tuple[Callable[[Spec], None], ...] = (
+NAMESPACE_STEPS: tuple[Callable[[Spec], None], ...] = (
     join_cgroups,
     become_namespace_root,
     new_cgroup_namespace,
@@ -292,7 +305,8 @@ def give_up_new_privileges(spec: Spec) -> None:
             raise cannot("set no_new_privs", error) from None
 
 
-PROGRAM_STEPS: tuple[Callable[[Spec], None], ...] = (
+STEPS: tuple[Callable[[Spec], None], ...] = (
+    *NAMESPACE_STEPS,
     set_limits,
     set_nice,
     set_umask,
@@ -303,39 +317,20 @@ PROGRAM_STEPS: tuple[Callable[[Spec], None], ...] = (
 
 
 def execute(spec: Spec) -> NoReturn:
-    """Become the program."""
+    """Become the program, found as execvp(3) finds it, except that no shell runs a script without a #! line."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    _launch(spec, lambda path: os.execve(path, spec.argv, spec.env))  # noqa: S606
-    raise AssertionError
-
-
-def start_program(spec: Spec) -> int:
-    """In the init: the program as a child, as `execute` would; its pid. Returns when exec has succeeded.
-
-    posix_spawn(3) shares this process' memory until then instead of copying it, which makes the start a third quicker.
-    """
-    moves = ((os.POSIX_SPAWN_DUP2, STDOUT, 1), (os.POSIX_SPAWN_DUP2, STDERR, 2))
-
-    def spawn(path: bytes) -> int:
-        return os.posix_spawn(path, spec.argv, spec.env, file_actions=moves, setsid=True, setsigmask=())
-
-    return _launch(spec, spawn)
-
-
-def _launch(spec: Spec, launch: Callable[[bytes], int]) -> int:
-    """`launch` the program, found as execvp(3) finds it, except that no shell runs a script without a #! line."""
     name = spec.argv[0]
     shown = name.decode("utf-8", "backslashreplace")
     refused: OSError | None = None
     for candidate in _candidates(spec):
         try:
-            return launch(candidate)
+            os.execve(candidate, spec.argv, spec.env)  # noqa: S606
         except (FileNotFoundError, NotADirectoryError):
             continue
         except PermissionError as error:
             refused = refused or error  # as execvp does: perhaps a later directory has one that works
         except OSError as error:
-            raise cannot(f"execute {shown}", error, _LAUNCH_HINTS.get(error.errno or 0, "")) from None
+            raise cannot(f"execute {shown}", error, _EXECUTE_HINTS.get(error.errno or 0, "")) from None
     if refused is not None:
         raise cannot(f"execute {shown}", refused) from None
     hint = ""
@@ -346,7 +341,7 @@ def _launch(spec: Spec, launch: Callable[[bytes], int]) -> int:
     raise StepError(f"cannot execute {shown}: {os.strerror(errno.ENOENT)}{f' ({hint})' if hint else ''}", errno.ENOENT)
 
 
-_LAUNCH_HINTS = {
+_EXECUTE_HINTS = {
     errno.ENOEXEC: "a script needs a first line like #!/bin/sh",
     errno.EAGAIN: "a limit on processes is reached, such as limit_nproc",
     errno.E2BIG: "the arguments and the environment are too long",
@@ -365,34 +360,19 @@ def _candidates(spec: Spec) -> list[bytes]:
 
 
 def run(spec: Spec, enter: Callable[[], None]) -> NoReturn:
-    """The life of the first process: never returns, never raises. `enter` puts the descriptors into their places."""
+    """All steps, to the program: never returns, never raises. `enter` puts the descriptors into their places."""
     step = "prepare"
     code = EXIT_SETUP
     try:
         gc.disable()  # a collection would write to all objects, and so copy what is shared with the keeper
         enter()
         os.setsid()
-        for function in FIRST_STEPS:
-            step = function.__name__
-            function(spec)
-        shared = spec.init and _may_share(spec)
-        if spec.init and not shared:
-            step = "fork"
-            program = _fork()
-            if program != 0:
-                _become_init(program)
-            os.setsid()
-        for function in PROGRAM_STEPS:
+        for function in STEPS:
             step = function.__name__
             function(spec)
         step = "execute"
-        if shared:
-            program = start_program(spec)
-            _tell_ready(program)
-            os.chdir("/")
-            _become_init(program)
         if spec.init:
-            _tell_ready(os.getpid())
+            _tell_ready()
         else:
             os.write(REPORT, READY)
         os.dup2(STDOUT, 1)
@@ -408,47 +388,14 @@ def run(spec: Spec, enter: Callable[[], None]) -> NoReturn:
         os._exit(code)
 
 
-def _may_share(spec: Spec) -> bool:
-    """Whether the init can take the program's steps itself without harm, and then start it with posix_spawn.
-
-    It must not give up its own rights nor live under the program's limits. Directory, umask and no_new_privs mean
-    nothing to it. And it must be able to vouch for the program's pid, which takes an identity that is mapped.
-    """
-    keeps_rights = spec.uid is None and spec.gid is None and spec.groups is None
-    keeps_limits = not spec.rlimits and spec.nice in (None, os.getpriority(os.PRIO_PROCESS, 0))
-    return keeps_rights and keeps_limits and _is_mapped_zero(spec.uid_mappings) and _is_mapped_zero(spec.gid_mappings)
-
-
-def _fork() -> int:
-    try:
-        return os.fork()
-    except OSError as error:
-        raise cannot("start the program's process", error) from None
-
-
-def _become_init(program: int) -> NoReturn:
-    """Keep nothing open but `EXITS`: a log pipe that the init held would never end, a report never be complete."""
-    syscalls.set_process_name("nsupervisor-ini")
-    os.dup2(0, 1)
-    os.dup2(0, 2)
-    os.close(REPORT)
-    os.close(STDOUT)
-    os.close(STDERR)
-    init.run(program, EXITS)
-
-
-def _tell_ready(program: int) -> None:
-    """`program` is the caller or its child. The kernel translates the pid into the keeper's numbers on the way.
+def _tell_ready() -> None:
+    """All steps are done. The kernel adds this process' pid in the keeper's numbers (SO_PASSCRED there, unix(7)).
 
     A pidfd goes along, so that the keeper can signal the program although it isn't its child: pids are used again.
     """
-    pidfd = os.pidfd_open(program)
-    beside: list[tuple[int, int, Any]] = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (pidfd,)))]
-    if program != os.getpid():  # the sender's own pid the kernel adds by itself
-        credentials = CREDENTIALS.pack(program, os.getuid(), os.getgid())
-        beside.append((socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials))
+    pidfd = os.pidfd_open(os.getpid())
     report = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, REPORT)
-    report.sendmsg([READY], beside)
+    report.sendmsg([READY], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (pidfd,)))])
     report.detach()
     os.close(pidfd)
 

@@ -19,6 +19,9 @@ SI_KERNEL = 0x80  # siginfo's si_code, sigaction(2)
 
 STATUS = struct.Struct("i")
 
+SIGNALS = tuple(int(number) for number in signal.valid_signals())
+"""All of them; made in the keeper, once, because it costs a process that makes it much memory of its own."""
+
 
 def run(program: int, exits: int) -> NoReturn:
     """Look after `program` (a pid in this namespace) until it ends; write its wait status to `exits`, and leave.
@@ -26,9 +29,8 @@ def run(program: int, exits: int) -> NoReturn:
     All signals are blocked since before the fork, so none gets lost: one that came before this loop waits here, and
     what is blocked is queued even for a PID 1 without handlers. When this process leaves, the kernel kills the rest.
     """
-    signals = signal.valid_signals()
     while True:
-        info = signal.sigwaitinfo(signals)
+        info = signal.sigwaitinfo(SIGNALS)
         if info.si_signo == signal.SIGCHLD:
             _reap(program, exits)
         elif info.si_code != SI_KERNEL:  # what comes from a terminal has reached the program too

@@ -29,6 +29,7 @@ from nsupervisor.keeper import child as setup
 from nsupervisor.keeper import protocol
 from nsupervisor.keeper.spawn import Child, SpawnError, spawn
 from nsupervisor.keeper.spec import Spec, SpecError
+from nsupervisor.keeper.zygote import Zygote
 from nsupervisor.linux import syscalls
 
 TYPE_CHECKING = False
@@ -107,6 +108,7 @@ class Keeper:
         self.signals = syscalls.signalfd((signal.SIGCHLD, signal.SIGTERM))
         self.epoll = select.epoll()
         self.handlers: dict[int, Callable[[], None]] = {}
+        self.zygote = Zygote()
         self.had_client = False
         self.leaving = False
         self._watch(self.signals, self._on_signals)
@@ -130,6 +132,7 @@ class Keeper:
                     complain(error)
                     if handler not in (self._on_signals, self._on_connection):
                         self._unwatch(fd)
+        self.zygote.end()
         try:
             os.unlink(self.socket_path)
         except FileNotFoundError:  # the whole runtime directory has been removed
@@ -286,7 +289,7 @@ class Keeper:
         spec = Spec(message.get("spec"))
         if spec.id in self.children:
             raise SpecError(f"id: {spec.id} is in use; its end has not been acknowledged")
-        child = spawn(spec)
+        child = spawn(spec, message["spec"], self.zygote)
         self.children[child.id] = child
         self.processes[child.pid] = child
         assert child.report is not None

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nsupervisor.keeper.spec import Spec
+    from nsupervisor.keeper.zygote import Zygote
 
 _REPORT_SIZE = 16 * 1024
 _REPORT_ANCILLARY = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(setup.CREDENTIALS.size)
@@ -157,7 +158,7 @@ class Child:
 class Descriptors:
     """Both ends of a child's pipes and channels; ours don't block."""
 
-    __slots__ = ("_theirs", "exits", "report", "stderr", "stdout")
+    __slots__ = ("exits", "report", "stderr", "stdout", "theirs")
 
     def __init__(self, with_init: bool) -> None:
         """Raises OSError (EMFILE), with nothing left open."""
@@ -178,25 +179,25 @@ class Descriptors:
         self.stdout = opened[0]
         self.stderr = opened[2]
         self.exits = opened[4] if with_init else -1
-        self._theirs = {
+        self.theirs = {
             REPORT: theirs.detach(),
             setup.STDOUT: opened[1],
             setup.STDERR: opened[3],
         }
         if with_init:
-            self._theirs[setup.EXITS] = opened[5]
+            self.theirs[setup.EXITS] = opened[5]
 
     def enter_child(self) -> None:
         """In the child: everything to its fixed place (which the keeper leaves free), and nothing else stays open."""
-        for place, fd in self._theirs.items():
+        for place, fd in self.theirs.items():
             os.dup2(fd, place, inheritable=False)
-        if setup.EXITS not in self._theirs:
+        if setup.EXITS not in self.theirs:
             os.close(setup.EXITS)
         os.closerange(setup.FIRST_FREE, 0x7FFF_FFFF)
 
     def close_theirs(self) -> None:
         """In the keeper, after the clone."""
-        for fd in self._theirs.values():
+        for fd in self.theirs.values():
             os.close(fd)
 
     def close_ours(self) -> None:
@@ -207,8 +208,10 @@ class Descriptors:
                 os.close(fd)
 
 
-def spawn(spec: Spec) -> Child:
+def spawn(spec: Spec, given: dict[str, Any], zygote: Zygote) -> Child:
     """Clone, and return at once: the set-up goes on in the child, which reports through `Child.report`.
+
+    An init comes from the zygote, which is handed the specification as it was `given`; all else is cloned here.
 
     Raises:
         SpawnError: there is no process.
@@ -227,9 +230,13 @@ def spawn(spec: Spec) -> Child:
             os.close(cgroup)
         raise SpawnError("open_pipes", f"cannot make pipes: {error.strerror}", error.errno or 0) from None
     try:
-        pid, pidfd = syscalls.clone3(spec.flags & ~LATE, cgroup)
-        if pid == 0:
-            setup.run(spec, fds.enter_child)
+        if spec.init:
+            pid = zygote.clone(spec.flags & ~LATE, given, fds.theirs, cgroup)
+            pidfd = os.pidfd_open(pid)  # our child, not reaped before this returns to the loop
+        else:
+            pid, pidfd = syscalls.clone3(spec.flags & ~LATE, cgroup)
+            if pid == 0:
+                setup.run(spec, fds.enter_child)
     except OSError as error:
         fds.close_ours()
         raise clone_failed(spec, error) from None
@@ -248,7 +255,8 @@ def _begin(spec: Spec, child: Child) -> None:
     assert child.report is not None
     try:
         write_identity_maps(spec, child.pid)
-        child.report.send(setup.GO)
+        for _ in range(2 if spec.init else 1):  # the init, and the process that becomes the program
+            child.report.send(setup.go(spec))
     except SpawnError as error:
         child.failure = {"step": error.step, "message": str(error), "errno": error.number}
         signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)

@@ -329,8 +329,11 @@ class Actor:
         return f"{self.name}#{self.life.generation}"
 
     def _watch(self) -> None:
-        sampled = dict.fromkeys(rule.when.file for rule in self._engine.rules if rule.when.file not in EVENT_FILES)
-        base_line = self.world.watcher.add(self.cgroup, self.post, levels=tuple(sampled))
+        """Have the watcher tell of what is needed, and of nothing else: some files cost samples on some hosts."""
+        files = dict.fromkeys(rule.when.file for rule in self._engine.rules)
+        events_ = dict.fromkeys(("cgroup.events", *(file for file in files if file in EVENT_FILES)))
+        levels = [file for file in files if file not in EVENT_FILES]
+        base_line = self.world.watcher.add(self.cgroup, self.post, events=events_, levels=levels)
         for file, values in base_line.items():
             self._engine, _ = self._engine.observe(file, values, {}, trio.current_time())
 

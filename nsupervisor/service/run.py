@@ -111,7 +111,7 @@ async def _service(config: Config, host: Host, directory: Path, warnings: list[t
             # After the keeper has started: it hands the limit that it was born with on to the workloads.
             _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-            await _end_leftovers(keeper, journal)
+            await _end_leftovers(keeper, journal, Path(host.base, settings.name))
             tree = Tree.create(host, settings.name)
             try:
                 refused, _ = unenforceable(config, host)  # what the kernel did not let us have shows only now
@@ -131,7 +131,7 @@ async def _service(config: Config, host: Host, directory: Path, warnings: list[t
     return status
 
 
-async def _end_leftovers(keeper: Keeper, journal: Journal) -> None:
+async def _end_leftovers(keeper: Keeper, journal: Journal, tree: Path) -> None:
     """A supervisor before us died and its keeper lived on. End what it still runs, so that nothing runs twice."""
     children = {}
     for child in await keeper.list():
@@ -142,11 +142,17 @@ async def _end_leftovers(keeper: Keeper, journal: Journal) -> None:
         if child.status is None:
             journal.log.warning("left over", message=f"{id_} of a supervisor that died: ended", pid=child.pid)
             await keeper.signal(id_, signal.SIGKILL)
+    left = bool(children)
     while children:
         report = await keeper.events.receive()
         if isinstance(report, Ended):
             await keeper.acknowledge(report.id)
             children.pop(report.id, None)
+    # Without a PID namespace a program's own children outlive it.
+    if left and (tree / "cgroup.kill").exists():
+        (tree / "cgroup.kill").write_text("1")
+        while "populated 1" in (tree / "cgroup.events").read_text():  # noqa: ASYNC110 - nobody watches it yet
+            await trio.sleep(0.01)
 
 
 async def _supervise(

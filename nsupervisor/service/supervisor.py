@@ -102,7 +102,7 @@ class Supervisor:
         requirers = [
             other
             for other in self.actors.values()
-            if actor.workload.name in other.workload.requires and (other.life.alive or other.pending)
+            if actor.workload.name in other.workload.requires and (other.life.state not in AT_REST or other.pending)
         ]
         async with trio.open_nursery() as nursery:
             for other in requirers:
