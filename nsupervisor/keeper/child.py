@@ -359,8 +359,11 @@ def _candidates(spec: Spec) -> list[bytes]:
 # ---- from clone to exec
 
 
-def run(spec: Spec, enter: Callable[[], None]) -> NoReturn:
-    """All steps, to the program: never returns, never raises. `enter` puts the descriptors into their places."""
+def run(spec: Spec, enter: Callable[[], None], report: socket.socket | None = None) -> NoReturn:
+    """All steps, to the program: never returns, never raises. `enter` puts the descriptors into their places.
+
+    `report` is an object for the descriptor `REPORT`, for the program of an init: see `_tell_ready`.
+    """
     step = "prepare"
     code = EXIT_SETUP
     try:
@@ -371,8 +374,8 @@ def run(spec: Spec, enter: Callable[[], None]) -> NoReturn:
             step = function.__name__
             function(spec)
         step = "execute"
-        if spec.init:
-            _tell_ready()
+        if report is not None:
+            _tell_ready(report)
         else:
             os.write(REPORT, READY)
         os.dup2(STDOUT, 1)
@@ -388,15 +391,13 @@ def run(spec: Spec, enter: Callable[[], None]) -> NoReturn:
         os._exit(code)
 
 
-def _tell_ready() -> None:
+def _tell_ready(report: socket.socket) -> None:
     """All steps are done. The kernel adds this process' pid in the keeper's numbers (SO_PASSCRED there, unix(7)).
 
     A pidfd goes along, so that the keeper can signal the program although it isn't its child: pids are used again.
     """
     pidfd = os.pidfd_open(os.getpid())
-    report = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, REPORT)
     report.sendmsg([READY], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (pidfd,)))])
-    report.detach()
     os.close(pidfd)
 
 

@@ -289,7 +289,7 @@ class Keeper:
         spec = Spec(message.get("spec"))
         if spec.id in self.children:
             raise SpecError(f"id: {spec.id} is in use; its end has not been acknowledged")
-        child = spawn(spec, message["spec"], self.zygote)
+        child = spawn(spec, self.zygote)
         self.children[child.id] = child
         self.processes[child.pid] = child
         assert child.report is not None

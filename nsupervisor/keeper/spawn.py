@@ -208,10 +208,10 @@ class Descriptors:
                 os.close(fd)
 
 
-def spawn(spec: Spec, given: dict[str, Any], zygote: Zygote) -> Child:
+def spawn(spec: Spec, zygote: Zygote) -> Child:
     """Clone, and return at once: the set-up goes on in the child, which reports through `Child.report`.
 
-    An init comes from the zygote, which is handed the specification as it was `given`; all else is cloned here.
+    An init comes from the zygote; all else is cloned here.
 
     Raises:
         SpawnError: there is no process.
@@ -231,7 +231,7 @@ def spawn(spec: Spec, given: dict[str, Any], zygote: Zygote) -> Child:
         raise SpawnError("open_pipes", f"cannot make pipes: {error.strerror}", error.errno or 0) from None
     try:
         if spec.init:
-            pid = zygote.clone(spec.flags & ~LATE, given, fds.theirs, cgroup)
+            pid = zygote.clone(spec.flags & ~LATE, spec, fds.theirs, cgroup)
             pidfd = os.pidfd_open(pid)  # our child, not reaped before this returns to the loop
         else:
             pid, pidfd = syscalls.clone3(spec.flags & ~LATE, cgroup)

@@ -15,10 +15,10 @@ pages, and are for processes with threads.
 
 from __future__ import annotations
 
+import _pickle  # without the module around it, which costs an import
 import array
 import errno
 import gc
-import marshal
 import os
 import signal
 import socket
@@ -26,13 +26,15 @@ import struct
 
 from nsupervisor.keeper import child as setup
 from nsupervisor.keeper import init
-from nsupervisor.keeper.spec import REPORT, Spec
+from nsupervisor.keeper.spec import REPORT
 from nsupervisor.linux import syscalls
 from nsupervisor.linux.namespaces import CLONE_NEWUSER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import NoReturn
+
+    from nsupervisor.keeper.spec import Spec
 
 _REQUEST = struct.Struct("Q??")  # clone's flags; whether there is a cgroup, and a memfd instead of what follows
 _REPLY = struct.Struct("i")  # a pid, or an errno below 0
@@ -49,7 +51,7 @@ class Zygote:
         self._socket: socket.socket | None = None
         self._pidfd = -1
 
-    def clone(self, flags: int, spec: dict[str, Any], fds: dict[int, int], cgroup: int) -> int:
+    def clone(self, flags: int, spec: Spec, fds: dict[int, int], cgroup: int) -> int:
         """Let it make an init for the program of `spec`; the init's pid, a child of this process.
 
         `fds` says for the places REPORT, STDOUT, STDERR and EXITS of child.py which descriptor goes there; `cgroup` is
@@ -59,7 +61,7 @@ class Zygote:
             if self._socket is None:
                 self._start()
             try:
-                return self._ask(flags, marshal.dumps(spec), [fds[place] for place in _PLACES], cgroup)
+                return self._ask(flags, _pickle.dumps(spec, 5), [fds[place] for place in _PLACES], cgroup)
             except (BrokenPipeError, ConnectionResetError, EOFError, TimeoutError):
                 # A process that it may have made just now ends by itself: nobody will hear its report.
                 self.end()
@@ -144,7 +146,7 @@ def _serve(connection: socket.socket) -> NoReturn:
             flags, has_cgroup, has_memfd = _REQUEST.unpack_from(data)
             pid = syscalls.bare_clone3(flags | syscalls.CLONE_PARENT, fds[len(_PLACES)] if has_cgroup else -1)
             if pid == 0:
-                _be_born(data, fds, has_memfd, flags)
+                _be_born(connection, data, fds, has_memfd, flags)
             for fd in fds:
                 os.close(fd)
             connection.send(_REPLY.pack(pid))
@@ -152,11 +154,11 @@ def _serve(connection: socket.socket) -> NoReturn:
         os._exit(0)
 
 
-def _be_born(data: bytes, fds: array.array[int], has_memfd: bool, flags: int) -> NoReturn:
+def _be_born(connection: socket.socket, data: bytes, fds: array.array[int], has_memfd: bool, flags: int) -> NoReturn:
     """In the new process: one more fork, and each of both goes its way."""
     program = syscalls.bare_clone3(0, -1, signal.SIGCHLD)
     if program == 0:
-        _prepare(data, fds, has_memfd)
+        _prepare(connection, data, fds, has_memfd)
     report, _, _, exits = fds[: len(_PLACES)]
     if program < 0:
         hint = " (a limit on processes is reached, such as pids_max)" if -program == errno.EAGAIN else ""
@@ -178,14 +180,14 @@ def _be_born(data: bytes, fds: array.array[int], has_memfd: bool, flags: int) ->
     init.run(program, exits)
 
 
-def _prepare(data: bytes, fds: array.array[int], has_memfd: bool) -> NoReturn:
+def _prepare(connection: socket.socket, data: bytes, fds: array.array[int], has_memfd: bool) -> NoReturn:
     try:
         packed = data[_REQUEST.size :]
         if has_memfd:
             os.lseek(fds[-1], 0, os.SEEK_SET)
             with open(fds[-1], "rb", closefd=False) as file:
                 packed = file.read()
-        spec = Spec(marshal.loads(packed))  # noqa: S302 - the keeper's own, which has checked it
+        spec: Spec = _pickle.loads(packed)  # the keeper's own, through a socket that nobody else has
     except BaseException as error:
         setup.tell_failure(fds[0], "prepare", f"{type(error).__name__}: {error}", getattr(error, "errno", None) or 0)
         os._exit(setup.EXIT_SETUP)
@@ -196,4 +198,5 @@ def _prepare(data: bytes, fds: array.array[int], has_memfd: bool) -> NoReturn:
         os.close(setup.EXITS)
         os.closerange(setup.FIRST_FREE, 0x7FFF_FFFF)
 
-    setup.run(spec, enter)
+    # Its descriptor's number is the report's by now, and another object of this kind would cost a tenth of the set-up.
+    setup.run(spec, enter, connection)
