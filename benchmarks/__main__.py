@@ -47,7 +47,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peers", help="only these products, with commas between them")
     parser.add_argument("--quick", action="store_true", help="does everything work? (the figures are worth little)")
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
-    parser.add_argument("--write-docs", action="store_true", help=f"put the tables into {PAGE.relative_to(products.ROOT)}")
+    parser.add_argument(
+        "--write-docs", action="store_true", help=f"put the tables into {PAGE.relative_to(products.ROOT)}"
+    )
     parser.add_argument("--install", action="store_true", help="install the other products first (apt, pip, npm)")
     parser.add_argument("--from", dest="source", type=Path, help="show what --json wrote instead of measuring")
     arguments = parser.parse_args()
@@ -77,7 +79,11 @@ def measure(arguments: argparse.Namespace) -> int:
             arguments.peers.split(",") if arguments.peers else None,
             [int(size) for size in arguments.sizes.split(",")] if arguments.sizes else None,
         )
-        report = {"when": time.strftime("%Y-%m-%d", time.gmtime()), "quick": arguments.quick, "machine": machine.describe()}
+        report = {
+            "when": time.strftime("%Y-%m-%d", time.gmtime()),
+            "quick": arguments.quick,
+            "machine": machine.describe(),
+        }
         report["results"] = []
         for name in names:
             result: Result = importlib.import_module(f"benchmarks.{name}").run(options)
@@ -87,7 +93,7 @@ def measure(arguments: argparse.Namespace) -> int:
     results = [_result(entry) for entry in report["results"]]
     print("\n" + about(report))
     for result in results:
-        print(f"\n== {result.name}: {result.title}\n{figures.plain(figures.table(result))}")
+        print(f"\n== {result.name}: {result.title}\n{figures.plain(figures.long_table(result))}")
         for remark in result.remarks:
             print(f"   {remark}")
     print("\nTargets:")
@@ -119,7 +125,7 @@ def write_page(report: dict[str, Any], results: list[Result]) -> None:
     parts = [START, about(report)]
     parts += ["### Targets", "\n".join(f"* {target}" for result in results for target in result.targets)]
     for result in results:
-        parts += [f"### {result.name}: {result.title}", figures.markdown(figures.table(result))]
+        parts += [f"### {result.name}: {result.title}", figures.markdown(figures.page_table(result))]
         parts.append("\n".join(f"* {remark}" for remark in result.remarks))
     text = PAGE.read_text()
     body = "\n\n".join(part for part in [*parts, END] if part)

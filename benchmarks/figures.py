@@ -46,14 +46,16 @@ class Ratio:
     greatest: float
 
     def __str__(self) -> str:
-        return f"{number(self.value)} ({number(self.least)}–{number(self.greatest)})"
+        return f"{number(self.value)} ({number(self.least)} to {number(self.greatest)})"
 
 
 def ratio(of: Series, to: Series) -> Ratio | None:
     """How many times `to` is in `of`; None when one of them has no samples, or only zeros."""
     if not of.samples or not to.samples or not to.median:
         return None
-    pairs = [(statistics.median(a), statistics.median(b)) for a, b in zip(of.rounds, to.rounds, strict=False) if a and b]
+    pairs = [
+        (statistics.median(a), statistics.median(b)) for a, b in zip(of.rounds, to.rounds, strict=False) if a and b
+    ]
     each = [a / b for a, b in pairs if b]
     whole = statistics.median(of.samples) / to.median
     return Ratio(whole, min([*each, whole]), max([*each, whole]))
@@ -81,14 +83,13 @@ class Target:
 
 @attrs.define
 class Result:
-    """What one benchmark found out. `baseline` is the product that ratios are taken to."""
+    """What one benchmark found out."""
 
     name: str
     title: str
     series: list[Series] = attrs.field(factory=list)
     targets: list[Target] = attrs.field(factory=list)
     remarks: list[str] = attrs.field(factory=list)
-    baseline: str = OURS
 
     def at(self, peer: str, case: str, unit: str) -> Series:
         """The series of that product, case and unit; made when there is none."""
@@ -129,21 +130,47 @@ def number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.4f}"
 
 
-def table(result: Result) -> list[list[str]]:
+def long_table(result: Result) -> list[list[str]]:
     """Rows of text, the head first: one row a series, with the ratio to the baseline in the same case and unit."""
     rows = [["case", "product", "median", "unit", "min", "p95", "n", "times ours (rounds)", "note"]]
     for case, unit in dict.fromkeys((series.case, series.unit) for series in result.series):
-        group = [s for s in result.series if (s.case, s.unit) == (case, unit)]
-        base = next((s for s in group if s.peer == result.baseline), None)
-        for series in sorted(group, key=lambda s: (s.median is None, s.median or 0)):
-            if series.median is None:
-                rows.append([case, series.peer, "–", unit, "", "", "0", "", series.note])
-                continue
+        group = [s for s in result.series if (s.case, s.unit) == (case, unit) and s.samples]
+        base = next((s for s in group if s.peer == OURS), None)
+        for series in sorted(group, key=lambda s: s.median or 0):
             times = ratio(series, base) if base is not None and base is not series else None
-            row = [case, series.peer, number(series.median), unit, number(min(series.samples))]
+            row = [case, series.peer, number(series.median or 0), unit, number(min(series.samples))]
             row += [number(series.quantile(0.95)), str(len(series.samples)), str(times or ""), series.note]
             rows.append(row)
     return rows
+
+
+def wide_table(result: Result) -> list[list[str]]:
+    """Rows of text, the head first: one row a product and case, a column a unit: medians (times ours)."""
+    units = list(dict.fromkeys(series.unit for series in result.series))
+    rows = [["case", "product", *units]]
+    by_key = {(s.case, s.peer, s.unit): s for s in result.series if s.samples}
+    for case, peer in sorted(
+        dict.fromkeys((s.case, s.peer) for s in result.series), key=lambda key: _order(result, key)
+    ):
+        row = [case, peer]
+        for unit in units:
+            series, base = by_key.get((case, peer, unit)), by_key.get((case, OURS, unit))
+            times = ratio(series, base) if series and base and series is not base else None
+            row.append(number(series.median or 0) + (f" ({number(times.value)} x)" if times else "") if series else "")
+        rows.append(row)
+    return rows
+
+
+def _order(result: Result, key: tuple[str, str]) -> tuple[int, bool, bool, str]:
+    """Cases as they were measured; ours first."""
+    case, peer = key
+    cases = list(dict.fromkeys(series.case for series in result.series))
+    return cases.index(case), peer != OURS, not peer.startswith(OURS), peer
+
+
+def page_table(result: Result) -> list[list[str]]:
+    """The long one where there is one unit, the wide one where there are more."""
+    return wide_table(result) if len({series.unit for series in result.series}) > 1 else long_table(result)
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

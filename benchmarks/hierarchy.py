@@ -5,62 +5,58 @@ from pathlib import Path
 
 import attrs
 
+V1_FILES = {"memory.events": "memory.oom_control"}
+COUNTERS = {"memory.events": "oom_kill", "pids.events": "max"}
+
 
 @attrs.frozen
 class Hierarchy:
-    """One mounted hierarchy. `own`: the directory of this process's cgroup. `controllers` is empty for v2."""
+    """One mounted hierarchy; `root` is what of it is mounted. `controllers` is empty for v2."""
 
     mount: Path
-    own: Path
+    root: str
     controllers: frozenset[str]
+
+    def directory(self, pid: int | str) -> Path:
+        """Of the cgroup that a process is in."""
+        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if set(filter(None, controllers.split(","))) == self.controllers:
+                return self.mount / os.path.relpath(path, self.root)
+        raise LookupError(f"process {pid} is in no cgroup below {self.mount}")
 
 
 def hierarchies() -> list[Hierarchy]:
-    """All that are mounted, by /proc/self/mountinfo and /proc/self/cgroup."""
-    paths = _memberships("self")
+    """All that are mounted and that this process is in somewhere, by /proc/self/mountinfo and /proc/self/cgroup."""
+    joined = [line.split(":")[1].split(",") for line in Path("/proc/self/cgroup").read_text().splitlines()]
     found = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         left, _, right = line.partition(" - ")
         root, mount = left.split()[3:5]
         kind, _, options = right.split()
-        if kind not in ("cgroup", "cgroup2"):
-            continue
-        key = "" if kind == "cgroup2" else next((k for k in paths if k and set(k.split(",")) <= set(options.split(","))), None)
-        if key is None or key not in paths:
-            continue
-        own = Path(mount) / os.path.relpath(paths[key], root)
-        found.append(Hierarchy(Path(mount), own, frozenset(key.split(",")) - {""}))
+        for controllers in joined:
+            if kind == "cgroup2" and controllers == [""]:
+                found.append(Hierarchy(Path(mount), root, frozenset()))
+            elif kind == "cgroup" and controllers != [""] and set(controllers) <= set(options.split(",")):
+                found.append(Hierarchy(Path(mount), root, frozenset(controllers)))
     return found
 
 
-def _memberships(pid: int | str) -> dict[str, str]:
-    """The path of a process in each hierarchy, by its controllers ("" for v2)."""
-    lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-    return {controllers: path for _, controllers, path in (line.split(":", 2) for line in lines)}
-
-
 def counter(pid: int, file: str) -> tuple[Path, str]:
-    """Where the kernel counts `file` ("memory.events" or "pids.events") for the cgroup of `pid`, and the counter's name.
+    """The kernel's file that says what v2's `file` does about the cgroup of `pid`, and the name of the counter in it.
 
-    On v1, OOM kills are in memory.oom_control. Anything else is looked for under its own name.
+    The name is empty for a file of one number, such as pids.current.
     """
-    controller = file.partition(".")[0]
-    paths = _memberships(pid)
-    for hierarchy in hierarchies():
-        if controller in hierarchy.controllers:
-            base, name = hierarchy.mount, {"memory.events": "memory.oom_control"}.get(file, file)
-            path = next(path for key, path in paths.items() if controller in key.split(","))
-            break
-    else:
-        base, name = next(h.mount for h in hierarchies() if not h.controllers), file
-        path = paths[""]
-    return base / path.lstrip("/") / name, {"memory.events": "oom_kill", "pids.events": "max"}.get(file, "")
+    everywhere = hierarchies()
+    v1 = next((h for h in everywhere if file.partition(".")[0] in h.controllers), None)
+    place, name = (v1, V1_FILES.get(file, file)) if v1 else (next(h for h in everywhere if not h.controllers), file)
+    return place.directory(pid) / name, COUNTERS.get(file, "")
 
 
 def remove(name: str) -> None:
     """Remove the (empty) cgroup `name` below our own, and what is in it, in every hierarchy."""
     for hierarchy in hierarchies():
-        for directory, _, _ in os.walk(hierarchy.own / name, topdown=False):
+        for directory, _, _ in os.walk(hierarchy.directory("self") / name, topdown=False):
             try:
                 os.rmdir(directory)
             except OSError:

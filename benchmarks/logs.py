@@ -34,7 +34,7 @@ def run(options: Options) -> Result:
 
 
 def _measure(kind: type[Peer], number: int, case: str, mode: str, size: int, seconds: float, result: Result) -> None:
-    logs = Path(tempfile.mkdtemp(prefix="nsb-", dir="/dev/shm"))  # noqa: S108 - a tmpfs is what is wanted
+    logs = Path(tempfile.mkdtemp(prefix="nsb-", dir="/dev/shm"))
     logs.chmod(0o755)
 
     def make(base: Path, reports: Reports) -> list[Service]:
@@ -92,7 +92,7 @@ def _kept(directory: Path, count: int) -> tuple[int, int]:
                 text = _message(line.rstrip(b"\n"))
                 if LINE.match(text):
                     numbers.add(int(text[:10]))
-                elif b"xxxxxxxx" in text or (text[:10].isdigit() and len(text) < 99):
+                elif text:
                     halves += 1
     if not numbers:
         return size, count

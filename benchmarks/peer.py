@@ -1,4 +1,4 @@
-"""The plug-in interface for supervisors. One small file a product in peers/: a class derived from Peer is all it takes."""
+"""The plug-in interface for supervisors: a product is a class derived from Peer, in a small file in peers/."""
 
 import importlib
 import os

@@ -53,11 +53,8 @@ def build() -> None:
 
 def missing(what: str) -> str:
     """How to install the product `what` (its key above); empty when it is there."""
-    if what in PYPI or what in NODE:
-        there = (PYPI | NODE)[what].exists()
-    else:
-        there = shutil.which(what) is not None
-    if there:
+    path = (PYPI | NODE).get(what)
+    if path.exists() if path else shutil.which(what):
         return ""
     name = f"the Debian package {DEBIAN[what]}" if what in DEBIAN else f"{what} below {CACHE}"
     return f"not installed; scripts/bench --install installs {name}"

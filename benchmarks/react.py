@@ -1,8 +1,9 @@
 """From the moment at which the kernel acts to the record of what our policy does about it.
 
-A small C program (c/watch.c) reads the kernel's own count some ten thousand times a second and notes the last moment at
-which it had not moved: the kernel acted after that, so what is given here is the most that it can have been. The other end is
-the moment at which the line `"event":"action"` has come out of the supervisor's standard output. Both are CLOCK_MONOTONIC.
+A small C program (c/watch.c) reads the kernel's own count some ten thousand times a second and notes the last moment
+at which it had not moved: the kernel acted after that, so what is given here is the most that it can have been. The
+other end is the moment at which the record of the action has come out of the supervisor's standard output. Both are
+CLOCK_MONOTONIC.
 """
 
 import queue
@@ -105,8 +106,12 @@ def _measure(session: Session, case: Case, number: int, count: int, result: Resu
     session.up(1, 30)
     path, key = hierarchy.counter(session.pids()["w0"], case.file)
     out = session.peer.directory / "watched"
-    actions, starts = [], []
-    with open(out, "wb") as stream, subprocess.Popen([program("watch"), path, *filter(None, [key])], stdout=stream) as watch:
+    actions: list[tuple[int, dict[str, Any]]] = []
+    starts = []
+    with (
+        open(out, "wb") as stream,
+        subprocess.Popen([program("watch"), path, *filter(None, [key])], stdout=stream) as watch,
+    ):
         try:
             assert isinstance(session.peer, Reacting)
             while len(actions) < count + 1:

@@ -35,7 +35,8 @@ class Reports:
 
     def take(self, count: int, timeout: float) -> list[list[str]]:
         """At least `count` lines; fewer when the time is over."""
-        end, lines = time.monotonic() + timeout, []
+        end = time.monotonic() + timeout
+        lines: list[list[str]] = []
         while len(lines) < count and time.monotonic() < end:
             lines += self.some(end - time.monotonic())
         return lines

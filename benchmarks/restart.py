@@ -43,7 +43,7 @@ def _kills(session: Session, kind: type[Peer], age: float) -> list[float]:
             # Made young first: its former life may have been long.
             _kill(session, name)
             time.sleep(age)
-        time.sleep(random.uniform(0, kind.poll) if old else 0)
+        time.sleep(random.uniform(0, kind.poll) if old else 0)  # noqa: S311 - no secret
         taken.append(_kill(session, name))
     return taken
 

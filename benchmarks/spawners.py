@@ -69,7 +69,15 @@ def _crun(directory: Path) -> list[str]:
 
 
 def _runc(directory: Path) -> list[str]:
-    return ["runc", "--root", str(directory / "runc"), "run", "--bundle", str(_bundle(directory)), f"bench-{directory.name}"]
+    return [
+        "runc",
+        "--root",
+        str(directory / "runc"),
+        "run",
+        "--bundle",
+        str(_bundle(directory)),
+        f"bench-{directory.name}",
+    ]
 
 
 def _bundle(directory: Path) -> Path:
@@ -82,7 +90,7 @@ def _bundle(directory: Path) -> Path:
         "args": ["/bin/true"],
         "env": ["PATH=/bin"],
         "cwd": "/",
-        "capabilities": {kind: CAPABILITIES for kind in ("bounding", "effective", "permitted")},
+        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), CAPABILITIES),
         "noNewPrivileges": True,
     }
     configuration = {

@@ -1,6 +1,8 @@
 """No supervisor at all: what the log benchmark is to be measured by."""
 
+import os
 import shlex
+import signal
 
 from benchmarks.peer import Peer
 
@@ -29,3 +31,7 @@ class Cat(Peer):
         """A pipeline."""
         service = self.services[0]
         return ["sh", "-c", f"{shlex.join(service.command)} | cat >{service.log}/current"]
+
+    def stop(self) -> None:
+        """The shell would not tell its pipeline; all of it is one process group."""
+        os.killpg(self.pid, signal.SIGTERM)

@@ -68,9 +68,7 @@ class Systemd(Peer):
         start = "mount -t tmpfs none /run && mkdir -p /run/systemd/system\n"
         if log:
             start += START_JOURNALD.format(self.directory, log)
-        script(
-            self.directory / "go", start + "exec /lib/systemd/systemd --user --unit=all.target --log-target=null"
-        )
+        script(self.directory / "go", start + "exec /lib/systemd/systemd --user --unit=all.target --log-target=null")
 
     def environment(self) -> dict[str, str]:
         """Nothing of the user's own units."""
