@@ -182,4 +182,8 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
                 yield it
                 it.close()
             finally:
-                process.kill()  # does nothing to one that has ended in order
+                process.terminate()  # does nothing to one that has ended
+                try:
+                    process.wait(deadline(20))
+                finally:
+                    process.kill()
