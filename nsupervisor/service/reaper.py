@@ -1,0 +1,40 @@
+"""Reaping strangers, for a supervisor that is process 1 of its PID namespace (a container's first process).
+
+Process 1 inherits every process whose parent has gone (pid_namespaces(7)). Orphans of workloads fall to the keeper.
+What falls to us are those of others, such as of commands that somebody runs in the container; nobody else reaps them.
+"""
+
+import os
+import signal
+
+import trio
+
+
+async def reap_strangers(spared: int) -> None:
+    """For ever, if this is process 1; else returns at once. ``spared`` is our own child, whose status is not taken."""
+    if os.getpid() != 1:
+        return
+    with trio.open_signal_receiver(signal.SIGCHLD) as signals:
+        reap(spared)  # those that ended before we listened
+        async for _ in signals:
+            reap(spared)
+
+
+def reap(spared: int) -> list[int]:
+    """Reap all children that have ended, but not ``spared``; their pids. One signal may stand for many of them."""
+    reaped = []
+    # Look first (WNOWAIT), because there is no way to ask for "any but this one".
+    while (ended := _ended()) and ended != spared:
+        os.waitpid(ended, 0)
+        reaped.append(ended)
+    # If `spared` has ended, those behind it stay: without it the supervisor is ending, and with process 1 everybody.
+    return reaped
+
+
+def _ended() -> int:
+    """A child that has ended and is not reaped; 0 where there is none."""
+    try:
+        seen = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return 0
+    return seen.si_pid if seen is not None else 0
