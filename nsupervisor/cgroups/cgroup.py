@@ -5,17 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from math import inf
+from typing import Any
 
 import attrs
 
-from nsupervisor.cgroups import directories
+from nsupervisor.cgroups import directories, limits
 from nsupervisor.cgroups.errors import CgroupError, CgroupGoneError, Problem
-from nsupervisor.cgroups.files import PAGE, RESOURCES, UNLIMITED, V1, display, encode
+from nsupervisor.cgroups.files import RESOURCES, V1
 from nsupervisor.cgroups.host import Host
 from nsupervisor.cgroups.mounts import Hierarchy
-from nsupervisor.cgroups.readings import parse, parse_cpu_list
+from nsupervisor.cgroups.readings import parse
+from nsupervisor.cgroups.values import file_of, settings
 
 _SIZE = 8192
 _KILL_ROUNDS = 1000
@@ -35,15 +37,18 @@ class Cgroup:
     needs.
 
     path: the v2 directory. v1: the v1 directories by hierarchy. problems: what could not be applied although asked for,
-    where the resources say `required = false`.
+    where the resources say `required = false`. provide: has the tree see to it that the cgroup has a controller.
     All calls are quick and may be made from the event loop. Not thread-safe.
     """
 
     host: Host = attrs.field(repr=False)
     name: str
     path: str
-    v1: Mapping[Hierarchy, str] = attrs.field(factory=dict, repr=False)
+    v1: dict[Hierarchy, str] = attrs.field(factory=dict, repr=False)
     problems: list[Problem] = attrs.field(factory=list)
+    provide: Callable[[Cgroup, str], None] | None = attrs.field(default=None, repr=False)
+    raw_before: dict[str, str] = attrs.field(factory=dict, init=False, repr=False)
+    """What raw files (`unified`) had said before they were first written."""
     killed: bool = attrs.field(default=False, init=False)
     """`kill` has been used: before the next process is cloned into it, it has to be made anew (see `renew`)."""
     _sources: dict[str, _Source] = attrs.field(factory=dict, init=False, repr=False)
@@ -69,6 +74,18 @@ class Cgroup:
                 f"{self.name} was made without {file.partition('.')[0]} limits; restart it to have {file}"
             )
         return self.v1[place.hierarchy]
+
+    def provided(self, file: str) -> str:
+        """`directory`, after the cgroup has been given the file's controller, where it has not got it yet."""
+        place = self.host.place(file)
+        if self.provide is not None and not isinstance(place, Problem):
+            self.provide(self, file.partition(".")[0])
+        return self.directory(file)
+
+    def is_v1(self, file: str) -> bool:
+        """Whether v1 files stand for this v2 file here."""
+        place = self.host.place(file)
+        return not isinstance(place, Problem) and place.hierarchy.version == 1
 
     def offers(self, file: str) -> bool:
         """Whether `read(file)` can say something."""
@@ -98,7 +115,7 @@ class Cgroup:
         if source is None:
             directory = self.directory(file)
             if directory == self.path:
-                paths, parser = [f"{self.path}/{file}"], _v2_parser(file)
+                paths, parser = [f"{self.path}/{limits.v2_name(self, file)}"], _v2_parser(file)
             else:
                 v1 = V1[file]
                 paths = [f"{self.path}/{file}"] * v1.core + [f"{directory}/{name}" for name in v1.files]
@@ -141,65 +158,56 @@ class Cgroup:
         The file is read back: what the kernel did not take, but for rounding to pages, is an error. CgroupError names
         the file, the workload, the value and the kernel's reason.
         """
-        file = RESOURCES[key]
-        text = encode(key, value)
-        directory = self.directory(file)
-        v1 = directory != self.path
-        if v1 and file == "cpuset.cpus" and value is None:
-            text = _text(f"{os.path.dirname(directory)}/cpuset.cpus")  # v1 knows no "as the parent"
-        shown = f"{file} of {self.name} to {display(file, text)}"
-        writer = V1[file].write if v1 else None
-        for name, words in writer(text) if writer else [(file, text)]:
-            try:
-                directories.write(f"{directory}/{name}", words)
-            except FileNotFoundError as error:
-                raise CgroupError(f"cannot set {shown}: this kernel has no {name}") from error
-            except OSError as error:
-                raise CgroupError(f"cannot set {shown}: {_reason(file, error)}") from error
-        if (actual := self._disagrees(file, text, directory)) is not None:
-            raise CgroupError(f"cannot set {shown}: the kernel made it {actual}")
+        limits.put(self, key, value)
 
-    def _disagrees(self, file: str, text: str, directory: str) -> str | None:
-        if file == "cpuset.cpus":
-            # v2 takes CPUs that do not exist, and then quietly uses the parent's: only the effective ones tell.
-            effective = "cpuset.cpus.effective" if directory == self.path else "cpuset.effective_cpus"
-            actual = _text(f"{directory}/{effective}")
-            wanted = parse_cpu_list(text)
-            return None if not wanted or parse_cpu_list(actual) <= wanted else f'"{actual}"'
-        wanted_values, values = parse(file, text), self.read(file)
-        for name, wanted_value in wanted_values.items():
-            got = values[name]
-            rounded = file.startswith("memory.") and wanted_value != inf and got == wanted_value // PAGE * PAGE
-            if got != wanted_value and not rounded:
-                return "no limit" if got == inf else f"{got:.0f}"
-        return None
-
-    def apply(self, resources: object, fresh: bool = False) -> None:
+    def apply(self, resources: Any, fresh: bool = False) -> None:
         """Set all resources. In a cgroup that is not fresh, those not given go back to the kernel's own value.
 
         resources: an object with the fields of RESOURCES and `required`. With `required` false, what fails becomes one
         of `self.problems` instead of a CgroupError.
         """
         self.problems.clear()
-        for key, file in RESOURCES.items():
-            value = getattr(resources, key)
-            if value is None and (fresh or not self._is_set(file)):
-                continue
+        values = settings(resources)
+        keys = [*values]
+        if not fresh:
+            keys += [key for key, file in RESOURCES.items() if key not in values and limits.is_set(self, file)]
+        unfit = {problem.key: problem for problem in self.host.problems(resources)}
+        for key, value in limits.steps(self, keys, values):
             try:
+                if (problem := unfit.get(key)) is not None:
+                    raise self._refusal(problem)
                 self.set(key, value)
             except CgroupError as error:
-                if getattr(resources, "required"):  # noqa: B009 - `object` has no such attribute for mypy
+                if resources.required:
                     raise
                 self.problems.append(Problem(key, str(error), "the workload runs without it"))
 
-    def _is_set(self, file: str) -> bool:
+    def change(self, before: Any, after: Any) -> None:
+        """Go from one set of resources to another, while it runs: all of it, or, when something fails, nothing.
+
+        CgroupError says what failed, after what had been set before has been taken back; also where that failed.
+        """
+        old, new = settings(before), settings(after)
+        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        for problem in self.host.problems(after):
+            if problem.key in keys or (problem.key == "memory_swap_max" and "memory_max" in keys):
+                raise self._refusal(problem)
+        tried = []
         try:
-            directory = self.directory(file)
-        except CgroupError:
-            return False
-        if file == "cpuset.cpus":
-            return directory != self.path or _text(f"{directory}/{file}") != ""
-        return self.offers(file) and self.read(file) != parse(file, UNLIMITED[file])
+            for key, value in limits.steps(self, keys, new):
+                tried.append(key)
+                self.set(key, value)
+        except CgroupError as error:
+            failures = [str(error)]
+            for key, value in limits.steps(self, list(dict.fromkeys(tried)), old):
+                try:
+                    self.set(key, value)
+                except CgroupError as again:
+                    failures.append(f"and what was before is not back: {again}")
+            raise CgroupError("; ".join(failures)) from error
+
+    def _refusal(self, problem: Problem) -> CgroupError:
+        return CgroupError(f"cannot set {file_of(problem.key)} of {self.name}: {problem.why}; {problem.instead}")
 
     # processes -------------------------------------------------------------------------------------------------------
 
@@ -329,21 +337,3 @@ def _pread(fd: int) -> str:
     if len(data) == _SIZE:  # longer files are rare, so they pay with a second read
         data = os.pread(fd, 1 << 20, 0)
     return data.decode()
-
-
-def _text(path: str) -> str:
-    with open(path) as file:
-        return file.read().strip()
-
-
-def _reason(file: str, error: OSError) -> str:
-    if file == "memory.max" and error.errno == errno.EBUSY:
-        return "more than that is in use and cannot be reclaimed"
-    if file == "cpuset.cpus" and error.errno in (errno.EACCES, errno.EINVAL, errno.ERANGE):
-        return "not all of these CPUs are there for the cgroup above it"
-    if file == "cpu.max" and error.errno == errno.EINVAL:
-        return (
-            "out of the kernel's range (a period of 1000 to 1000000 microseconds, a quota from 1000), "
-            "or more than the cgroup above it has"
-        )
-    return error.strerror or str(error)

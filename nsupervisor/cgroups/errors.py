@@ -13,6 +13,15 @@ class CgroupGoneError(CgroupError):
     """The cgroup has been removed."""
 
 
+class UnfitError(CgroupError):
+    """A value that cannot be had on this host. why: a sentence without full stop; instead: what to do."""
+
+    def __init__(self, why: str, instead: str) -> None:
+        self.why = why
+        self.instead = instead
+        super().__init__(f"{why}; {instead}")
+
+
 @attrs.frozen
 class Problem:
     """Something that was asked for and that this host cannot give.

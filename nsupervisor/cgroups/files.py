@@ -2,7 +2,8 @@
 
 Everything above speaks v2's names and units; here alone it is known that a host may have a controller on v1. What has
 no honest v1 equivalent is in NOT_ON_V1, with what to do instead. Sources: the kernel's Documentation/admin-guide/
-cgroup-v1/{memory,pids,cpusets}.rst and cgroup-v2.rst, Documentation/scheduler/{sched-bwc,sched-design-CFS}.rst.
+cgroup-v1/{memory,pids,cpusets,blkio-controller,hugetlb}.rst and cgroup-v2.rst, Documentation/block/bfq-iosched.rst,
+Documentation/scheduler/{sched-bwc,sched-design-CFS}.rst.
 """
 
 from __future__ import annotations
@@ -15,59 +16,68 @@ import attrs
 
 from nsupervisor.cgroups.readings import number, parse, parse_flat, parse_single
 
-CONTROLLERS = ("memory", "pids", "cpu", "cpuset")
-"""The controllers that some key of ours needs, in the order in which they are enabled."""
+CONTROLLERS = ("memory", "pids", "cpu", "cpuset", "io", "hugetlb", "misc", "rdma", "dmem")
+"""The controllers that some key of ours, or a raw file, may need, in the order in which they are enabled."""
+
+ON_DEMAND = ("hugetlb", "misc", "rdma", "dmem")
+"""Those that are enabled only when a workload has a limit of theirs."""
+
+V1_CONTROLLERS: Mapping[str, str] = {"io": "blkio"}
+"""v2's names of controllers that v1 calls otherwise."""
+
+HUGE_PAGES = ("64KB", "2MB", "32MB", "1GB")
 
 RESOURCES: Mapping[str, str] = {
+    "memory_min": "memory.min",
+    "memory_low": "memory.low",
     "memory_high": "memory.high",  # before memory.max: a lowered maximum shall find the throttle in place
     "memory_max": "memory.max",
+    "memory_swap_max": "memory.swap.max",
+    "memory_zswap_max": "memory.zswap.max",
     "memory_oom_group": "memory.oom.group",
     "pids_max": "pids.max",
     "cpu_max": "cpu.max",
+    "cpu_max_burst": "cpu.max.burst",
     "cpu_weight": "cpu.weight",
     "cpuset_cpus": "cpuset.cpus",
+    "cpuset_mems": "cpuset.mems",
+    "cpuset_cpus_partition": "cpuset.cpus.partition",
+    "io_max": "io.max",
+    "io_weight": "io.weight",
+    "io_latency": "io.latency",
+    **{f"hugetlb_{size}_max": f"hugetlb.{size}.max" for size in HUGE_PAGES},
+    "misc_max": "misc.max",
+    "rdma_max": "rdma.max",
 }
 """The keys of a workload's resources and the v2 file each one sets, in the order of writing."""
 
 UNLIMITED: Mapping[str, str] = {
+    "memory.min": "0",
+    "memory.low": "0",
     "memory.high": "max",
     "memory.max": "max",
+    "memory.swap.max": "max",
+    "memory.zswap.max": "max",
     "memory.oom.group": "0",
     "pids.max": "max",
     "cpu.max": "max 100000",
+    "cpu.max.burst": "0",
     "cpu.weight": "100",
     "cpuset.cpus": "",
+    "cpuset.mems": "",
+    "cpuset.cpus.partition": "member",
+    "io.max": "",
+    "io.weight": "default 100",
+    "io.latency": "",
+    **{f"hugetlb.{size}.max": "max" for size in HUGE_PAGES},
+    "misc.max": "",
+    "rdma.max": "",
 }
 """What the kernel has in each of these files when nobody set anything, in v2's words."""
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 _NO_LIMIT_V1 = (2**63 - 1) // PAGE * PAGE  # PAGE_COUNTER_MAX in bytes: how v1 says "max"
-
-
-def encode(key: str, value: object) -> str:
-    """The v2 text of a resource's value: 67108864 → "67108864", (50000, 100000) → "50000 100000", None → no limit."""
-    file = RESOURCES[key]
-    if value is None:
-        return UNLIMITED[file]
-    if isinstance(value, bool):
-        return "1" if value else "0"
-    if isinstance(value, tuple):
-        quota, period = value
-        return f"{'max' if quota is None else quota} {period}"
-    return str(value)
-
-
-def display(file: str, text: str) -> str:
-    """A v2 text as a person would write it: memory sizes with a unit where it is exact, "no limit" for "max"."""
-    if text == "max":
-        return "no limit"
-    if file in ("memory.max", "memory.high"):
-        size = int(text)
-        for unit, shift in (("G", 30), ("M", 20), ("K", 10)):
-            if size and size % (1 << shift) == 0:
-                return f"{size >> shift}{unit}"
-    return f'"{text}"' if " " in text or not text else text
 
 
 def shares_of_weight(weight: int) -> int:
@@ -82,6 +92,43 @@ def shares_of_weight(weight: int) -> int:
 def weight_of_shares(shares: int) -> int:
     """cpu.shares → cpu.weight: sched_weight_to_cgroup in the same place, kept within 1 to 10000."""
     return min(max((shares * 100 + 512) // 1024, 1), 10000)
+
+
+Now = Callable[[str], str]
+"""The present text of a file beside the one that is written; "" where there is none."""
+
+Writes = list[tuple[str, str]]
+"""(file, text) pairs, in the order of writing."""
+
+
+def _write_cpu_weight(file: str, weight: str, now: Now) -> Writes:
+    # cpu.idle exists since Linux 5.15, in both versions. While it is 1, no weight can be set.
+    if weight == "idle":
+        return [("cpu.idle", "1")]
+    back: Writes = [("cpu.idle", "0")] if now("cpu.idle") == "1" else []
+    return [*back, (file, weight)]
+
+
+def _write_lines(file: str, text: str, now: Now, nothing: str) -> Writes:
+    """One write for each line of `text` (the kernel takes one device at a time), after those that take back what is set
+    now for other devices, which is what `nothing` does behind a device's name."""
+    wanted = text.splitlines()
+    kept = {line.split()[0] for line in wanted} | {"default"}
+    set_now = [line.split()[0] for line in now(file).splitlines() if line.strip()]
+    lines = [f"{name} {nothing}" for name in set_now if name not in kept] + wanted
+    return [(file, line) for line in lines]
+
+
+V2_WRITE: Mapping[str, Callable[[str, Now], Writes]] = {
+    "cpu.weight": lambda text, now: _write_cpu_weight("cpu.weight", text, now),
+    "io.max": lambda text, now: _write_lines("io.max", text, now, "rbps=max wbps=max riops=max wiops=max"),
+    "io.weight": lambda text, now: _write_lines("io.weight", text, now, "default"),
+    "io.bfq.weight": lambda text, now: _write_lines("io.bfq.weight", text, now, "default"),
+    "io.latency": lambda text, now: _write_lines("io.latency", text, now, "target=0"),
+    "misc.max": lambda text, now: _write_lines("misc.max", text, now, "max"),
+    "rdma.max": lambda text, now: _write_lines("rdma.max", text, now, "hca_handle=max hca_object=max"),
+}
+"""v2 files that take more than their text in one write."""
 
 
 def _v1_limit(text: str) -> float:
@@ -126,10 +173,10 @@ def _cpu_max(texts: Sequence[str]) -> dict[str, float]:
     return {"quota": inf if quota < 0 else quota, "period": int(texts[1])}
 
 
-def _write_cpu_max(text: str) -> list[tuple[str, str]]:
+def _write_cpu_max(text: str, now: Now) -> Writes:
     quota, period = text.split()
     # Quota off first: a new period with the old quota could break the rule that a child's share fits in its parent's.
-    writes = [("cpu.cfs_quota_us", "-1"), ("cpu.cfs_period_us", period)]
+    writes: Writes = [("cpu.cfs_quota_us", "-1"), ("cpu.cfs_period_us", period)]
     return writes if quota == "max" else [*writes, ("cpu.cfs_quota_us", quota)]
 
 
@@ -145,19 +192,76 @@ def _cpu_stat(texts: Sequence[str]) -> dict[str, float]:
     return values
 
 
+def _swap_max(texts: Sequence[str]) -> dict[str, float]:
+    both, memory = (_v1_limit(text) for text in texts)
+    return {"": inf if both == inf else both - memory}
+
+
+def _write_swap_max(text: str, now: Now) -> Writes:
+    # v1 limits memory and swap together. The sum is the same promise; it needs a limit of memory (Host.problems).
+    both = "-1" if text == "max" else str(int(now("memory.limit_in_bytes")) + int(text) // PAGE * PAGE)
+    return [("memory.memsw.limit_in_bytes", both)]
+
+
+_THROTTLE = {
+    "rbps": "blkio.throttle.read_bps_device",
+    "wbps": "blkio.throttle.write_bps_device",
+    "riops": "blkio.throttle.read_iops_device",
+    "wiops": "blkio.throttle.write_iops_device",
+}
+
+
+def _io_max(texts: Sequence[str]) -> dict[str, float]:
+    limits = [parse_flat(text) for text in texts]
+    devices = dict.fromkeys(device for values in limits for device in values)
+    return {
+        f"{device} {name}": values.get(device, inf)
+        for device in devices
+        for name, values in zip(_THROTTLE, limits, strict=True)
+    }
+
+
+def _write_io_max(text: str, now: Now) -> Writes:
+    writes: Writes = []
+    for name, file in _THROTTLE.items():
+        limits = {line.split()[0]: "0" for line in now(file).splitlines()}  # 0 takes a limit back
+        for line in text.splitlines():
+            device, *pairs = line.split()
+            limit = dict(pair.split("=") for pair in pairs)[name]
+            if limit != "max":
+                limits[device] = limit
+        writes += [(file, f"{device} {limit}") for device, limit in limits.items()]
+    return writes
+
+
+def _write_io_weight(text: str, now: Now) -> Writes:
+    lines = _write_lines("blkio.bfq.weight_device", text, now, "default")
+    return [
+        ("blkio.bfq.weight", line.split()[1]) if line.startswith("default ") else (file, line) for file, line in lines
+    ]
+
+
 def _same_name(file: str) -> V1File:
-    return V1File((file,), lambda texts: parse(file, texts[0]), lambda text: [(file, text)])
+    write = V2_WRITE.get(file, lambda text, now: [(file, text)])
+    return V1File((file,), lambda texts: parse(file, texts[0]), write)
+
+
+def _huge(size: str) -> V1File:
+    name = f"hugetlb.{size}.limit_in_bytes"
+    return V1File(
+        (name,), lambda texts: {"": _v1_limit(texts[0])}, lambda text, now: [(name, "-1" if text == "max" else text)]
+    )
 
 
 @attrs.frozen
 class V1File:
     """How a v2 file is had on v1. files: the v1 files to read, whose texts `read` turns into v2's keys and units.
-    write: v2's text → (v1 file, text) pairs in order of writing; None for what is only read.
+    write: v2's text → what is to be written; None for what is only read.
     core: the v2 core's file of the same name is read first (hybrid hosts)."""
 
     files: tuple[str, ...]
     read: Callable[[Sequence[str]], dict[str, float]]
-    write: Callable[[str], list[tuple[str, str]]] | None = None
+    write: Callable[[str, Now], Writes] | None = None
     core: bool = False
 
 
@@ -165,8 +269,9 @@ V1: Mapping[str, V1File] = {
     "memory.max": V1File(
         ("memory.limit_in_bytes",),
         lambda texts: {"": _v1_limit(texts[0])},
-        lambda text: [("memory.limit_in_bytes", "-1" if text == "max" else text)],
+        lambda text, now: [("memory.limit_in_bytes", "-1" if text == "max" else text)],
     ),
+    "memory.swap.max": V1File(("memory.memsw.limit_in_bytes", "memory.limit_in_bytes"), _swap_max, _write_swap_max),
     "memory.current": V1File(("memory.usage_in_bytes",), lambda texts: parse_single(texts[0])),
     "memory.peak": V1File(("memory.max_usage_in_bytes",), lambda texts: parse_single(texts[0])),
     "memory.events": V1File(("memory.oom_control", "memory.failcnt"), _memory_events),
@@ -179,16 +284,35 @@ V1: Mapping[str, V1File] = {
     "cpu.weight": V1File(
         ("cpu.shares",),
         lambda texts: {"": weight_of_shares(int(texts[0]))},
-        lambda text: [("cpu.shares", str(shares_of_weight(int(text))))],
+        lambda text, now: _write_cpu_weight(
+            "cpu.shares", text if text == "idle" else str(shares_of_weight(int(text))), now
+        ),
+    ),
+    "cpu.max.burst": V1File(
+        ("cpu.cfs_burst_us",), lambda texts: parse_single(texts[0]), lambda text, now: [("cpu.cfs_burst_us", text)]
     ),
     "cpu.stat": V1File(("cpu.stat",), _cpu_stat, core=True),
-    "cpuset.cpus": _same_name("cpuset.cpus"),  # that cpuset.mems comes first is Cgroup's business
+    "cpuset.cpus": _same_name("cpuset.cpus"),  # that both are there before anybody joins is Tree's business
+    "cpuset.mems": _same_name("cpuset.mems"),
+    "io.max": V1File(tuple(_THROTTLE.values()), _io_max, _write_io_max),
+    "io.weight": V1File(("blkio.bfq.weight_device",), lambda texts: parse_flat(texts[0]), _write_io_weight),
+    **{f"hugetlb.{size}.max": _huge(size) for size in HUGE_PAGES},
+    "misc.max": _same_name("misc.max"),
+    "rdma.max": _same_name("rdma.max"),
 }
 
+ALONE = "boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1)"
+
 NOT_ON_V1: Mapping[str, str] = {
-    "memory.high": "set memory_max, or boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1)",
+    "memory.min": f"limit the others with memory_max, or {ALONE}",
+    "memory.low": f"limit the others with memory_max, or {ALONE}",
+    "memory.high": f"set memory_max, or {ALONE}",
+    "memory.zswap.max": f"set memory_swap_max, or {ALONE}",
     "memory.oom.group": 'write a policy `when = "memory.events oom_kill"` with `action = "kill"` or `"restart"`, '
-    "or boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1)",
+    f"or {ALONE}",
+    "cpuset.cpus.partition": f"give the other workloads other cpuset_cpus, or {ALONE}",
+    "io.latency": f"limit the others with io_max, or {ALONE}",
 }
-"""v2 files without an honest v1 equivalent → what to do instead. memory.soft_limit_in_bytes is not memory.high: it acts
-only when the whole host is short of memory."""
+"""v2 files without an honest v1 equivalent → what to do instead. memory.soft_limit_in_bytes is neither memory.high nor
+memory.low: it acts only when the whole host is short of memory, and takes from who is above it, which protects nobody
+else's. cpuset.cpu_exclusive keeps siblings off the CPUs but nobody above, and is no partition."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import attrs
 
-from nsupervisor.cgroups import directories
-from nsupervisor.cgroups.errors import CgroupError, Problem
-from nsupervisor.cgroups.files import CONTROLLERS, NOT_ON_V1, RESOURCES, V1, V1File
+from nsupervisor.cgroups import devices, directories, totals
+from nsupervisor.cgroups.errors import CgroupError, Problem, UnfitError
+from nsupervisor.cgroups.files import ALONE, CONTROLLERS, NOT_ON_V1, V1, V1_CONTROLLERS, V1File
 from nsupervisor.cgroups.mounts import Hierarchy, hierarchies, parse_memberships, parse_mountinfo
+from nsupervisor.cgroups.values import RAW, encode, file_of, settings
+from nsupervisor.config.limits import disorder
+from nsupervisor.config.units import Percent
 
 DELEGATE = (
     "run it in a cgroup of its own that is delegated to it: a systemd service with Delegate=yes, or "
@@ -54,7 +57,8 @@ class Host:
     base: the v2 directory below which the tree is made: the own one, or its parent where the own one is already the
     supervisor's leaf. at_root: the base is the real root of the hierarchy, which the no-internal-processes rule
     exempts.
-    controllers: by name; Tree.create corrects them when the kernel refuses to enable one.
+    controllers: by v2's name ("io" also where it is v1's blkio); Tree corrects them when the kernel refuses to enable
+    one.
     """
 
     mode: Literal["unified", "hybrid", "legacy"]
@@ -81,7 +85,7 @@ class Host:
             for hierarchy in found
             if hierarchy.version == 1
             for name in CONTROLLERS
-            if name in hierarchy.controllers
+            if V1_CONTROLLERS.get(name, name) in hierarchy.controllers
         }
         pressure = os.path.exists("/proc/pressure")  # absent with psi=0, or without CONFIG_PSI
         if core is None:
@@ -117,18 +121,98 @@ class Host:
             return Place(self.core, None)
         if file in V1:
             return Place(controller.hierarchy, V1[file])
-        instead = NOT_ON_V1.get(file, "boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1)")
-        return Problem(file, f"needs cgroup v2; this host has {group} on v1", instead)
+        return Problem(file, f"needs cgroup v2; this host has {group} on v1", NOT_ON_V1.get(file, ALONE))
+
+    def problem(self, key: str) -> Problem | None:
+        """Why nothing can be enforced by this key here ("memory_high", "unified.memory.swap.high"), or None."""
+        file = file_of(key)
+        place = self.place(file)
+        if isinstance(place, Problem):
+            return attrs.evolve(place, key=key)
+        if key.startswith(RAW) and place.hierarchy.version == 1:
+            return Problem(key, f"is a file of cgroup v2; this host has {file.partition('.')[0]} on v1", ALONE)
+        if key == "io_weight" and isinstance(weighed := self.weight_file(place), Problem):
+            return weighed
+        lacking = self._lacking(key, place)
+        return Problem(key, *lacking) if lacking else None
+
+    def _lacking(self, key: str, place: Place) -> tuple[str, str] | None:
+        """What the kernel was built or booted without."""
+        if key == "memory_zswap_max" and not os.path.exists("/sys/module/zswap"):
+            return "this kernel has no zswap", "set memory_swap_max, or boot a kernel with CONFIG_ZSWAP"
+        swap = f"{place.hierarchy.directory}/memory.memsw.limit_in_bytes"
+        if key == "memory_swap_max" and place.v1 is not None and not os.path.exists(swap):
+            return "this kernel does not count swap", f"boot with swapaccount=1, or {ALONE}"
+        if key.startswith("hugetlb_"):
+            found = {int(name[10:-2]) for name in _names("/sys/kernel/mm/hugepages")}  # hugepages-2048kB
+            size = key.removeprefix("hugetlb_").removesuffix("_max")
+            if int(size[:-2]) * {"KB": 1, "MB": 1 << 10, "GB": 1 << 20}[size[-2:]] not in found:
+                have = ", ".join(f"{one} KB" for one in sorted(found)) or "none"
+                return f"this host has no huge pages of this size (which it has: {have})", "limit those, or remove it"
+        return None
+
+    def weight_file(self, place: Place) -> str | Problem:
+        """The v2 file that weighs disks here: io.weight, or BFQ's where only that is at work. A weight without anybody
+        who weighs is taken by the kernel and has no effect."""
+        core = self.core
+        cost, bfq = devices.weighing(core.mount_point) if core is not None else (None, False)
+        if place.v1 is None and (cost or (cost is None and not bfq)):
+            return "io.weight"
+        if bfq:
+            return "io.bfq.weight"
+        also = "" if place.v1 else ", or switch on io.cost (io.cost.qos in the root cgroup)"
+        return Problem(
+            "io_weight",
+            "no disk of this host is shared by weight",
+            f"choose the scheduler BFQ for one (echo bfq > /sys/block/DISK/queue/scheduler){also}",
+        )
 
     def problems(self, resources: Any) -> list[Problem]:
         """The resources that are set and that this host cannot enforce, by configuration key. Empty: all can be."""
-        found = []
-        for key, file in RESOURCES.items():
-            if getattr(resources, key) is not None:
-                place = self.place(file)
-                if isinstance(place, Problem):
-                    found.append(attrs.evolve(place, key=key))
-        return found
+        given = settings(resources)
+        found = [problem for key in given if (problem := self.problem(key)) is not None]
+        bad = {problem.key for problem in found}
+        good = {key: value for key, value in given.items() if key not in bad}
+        return [*found, *self._unfit(good)]
+
+    def _unfit(self, given: Mapping[str, Any]) -> Iterator[Problem]:
+        """Values that this host does not take, though it has the keys."""
+        numbers = {key: self.resolve(key, value) for key, value in given.items()}
+        for misfit in disorder(numbers):
+            if any(isinstance(given[key], Percent) for key in (*misfit.involves, str(misfit.key[0]))):
+                yield Problem(str(misfit.key[0]), *misfit.message.rsplit("; ", 1))
+        for key, value in numbers.items():
+            try:
+                encode(key, value)
+            except UnfitError as error:
+                yield Problem(key, error.why, error.instead)
+        if "memory_swap_max" in given and "memory_max" not in given and self._is_v1("memory"):
+            why = "cgroup v1, which this host has memory on, limits memory and swap together"
+            yield Problem("memory_swap_max", why, "set memory_max as well")
+        if "io_weight" in given:
+            place = self.place("io.weight")
+            bfq = isinstance(place, Place) and self.weight_file(place) == "io.bfq.weight"
+            if bfq and max(given["io_weight"].values()) > 1000:
+                yield Problem(
+                    "io_weight", "BFQ, which shares disks here, takes weights up to 1000", "write smaller ones"
+                )
+
+    def _is_v1(self, controller: str) -> bool:
+        found = self.controllers.get(controller)
+        return found is not None and found.hierarchy.version == 1
+
+    def resolve(self, key: str, value: Any) -> Any:
+        """A resource's value with percentages made into numbers: "25%" of the memory there is, of the processes."""
+        if not isinstance(value, Percent):
+            return value
+        group = file_of(key).partition(".")[0]
+        controller = self.controllers.get(group)
+        limits: Iterator[float] = iter(())
+        if controller is not None:
+            hierarchy = controller.hierarchy
+            base = self.base if hierarchy.version == 2 else hierarchy.directory
+            limits = totals.limits_around(hierarchy, base, f"{group}.max")
+        return value.of(totals.memory(limits) if group == "memory" else totals.processes(limits))
 
     def refuse(self, names: Iterable[str], why: str, instead: str = DELEGATE) -> None:
         """Note that the kernel did not let us have these controllers."""
@@ -140,17 +224,18 @@ class Host:
             key,
             "no cgroup v2 hierarchy that shows the own cgroup is mounted here",
             "mount one (`mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified`), "
-            "or boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1)",
+            f"or {ALONE}",
         )
 
     def _no_controller(self, key: str, name: str) -> Problem:
         assert self.core is not None
+        old = V1_CONTROLLERS.get(name, name)
         if self.mode == "hybrid":
             return Problem(
                 key,
                 f"the controller {name} is neither in {self.base} nor mounted as cgroup v1",
-                f"mount it (`mkdir -p /sys/fs/cgroup/{name} && mount -t cgroup -o {name} none /sys/fs/cgroup/{name}`), "
-                "or boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1)",
+                f"mount it (`mkdir -p /sys/fs/cgroup/{old} && mount -t cgroup -o {old} none /sys/fs/cgroup/{old}`), "
+                f"or {ALONE}",
             )
         has = ", ".join(_words(f"{self.base}/cgroup.controllers")) or "none"
         return Problem(key, f"the controller {name} is not delegated to {self.base} (which has: {has})", DELEGATE)
@@ -160,6 +245,13 @@ def _words(path: str) -> list[str]:
     try:
         with open(path) as file:
             return file.read().split()
+    except FileNotFoundError:
+        return []
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
     except FileNotFoundError:
         return []
 

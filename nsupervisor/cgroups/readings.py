@@ -81,8 +81,10 @@ def parse(file: str, text: str) -> dict[str, float]:
     """Parse the text of a v2 file by what its name says about its format."""
     if file == "cpu.max":
         return parse_cpu_max(text)
-    if file.endswith(".pressure") or file in ("io.stat", "io.max"):
+    if file.endswith(".pressure") or file in ("io.stat", "io.max", "io.latency", "rdma.max", "rdma.current"):
         return parse_nested(text)
+    if file in ("misc.max", "misc.current", "io.weight", "io.bfq.weight"):
+        return parse_flat(text)
     stem = file.removesuffix(".local")
     if stem.endswith((".events", ".stat")):
         return parse_flat(text)

@@ -11,13 +11,17 @@ import attrs
 from nsupervisor.cgroups import directories
 from nsupervisor.cgroups.cgroup import Cgroup
 from nsupervisor.cgroups.errors import CgroupError
-from nsupervisor.cgroups.files import CONTROLLERS, RESOURCES
+from nsupervisor.cgroups.files import CONTROLLERS, ON_DEMAND
 from nsupervisor.cgroups.host import LEAF, Host, internal_processes, not_writable, strangers
 from nsupervisor.cgroups.mounts import Hierarchy
+from nsupervisor.cgroups.values import file_of, settings
 
 _ALWAYS = ("memory", "pids")
 """v1 controllers whose counters every workload has. The others are joined only for a limit: each one costs the child a
 write, and a v1 cpu cgroup takes real-time scheduling away (cpu.rt_runtime_us is 0 in new ones)."""
+
+
+_JOIN_ROUNDS = 100
 
 
 @attrs.define(eq=False)
@@ -29,6 +33,8 @@ class Tree:
     path: str
     _v1: dict[Hierarchy, str] = attrs.field(factory=dict, init=False, repr=False)
     _enabled: list[str] = attrs.field(factory=list, init=False)
+    _given: set[str] = attrs.field(factory=set, init=False)
+    """The v2 controllers that the workloads' cgroups have."""
     _leaf: str | None = attrs.field(default=None, init=False)
     _made_leaf: bool = attrs.field(default=False, init=False)
 
@@ -54,7 +60,7 @@ class Tree:
             why, instead = not_writable(host.core, host.base) or (error.strerror, "see `nsupervisor doctor`")
             raise CgroupError(f"cannot make the cgroup {tree.path}: {why}; {instead}") from error
         try:
-            tree._enable()
+            tree._enable([name for name in CONTROLLERS if name not in tree._later()])
             for controller in CONTROLLERS:
                 hierarchy = tree._v1_hierarchy(controller)
                 if hierarchy is not None and (controller in _ALWAYS or os.path.exists(f"{hierarchy.directory}/{name}")):
@@ -79,18 +85,23 @@ class Tree:
 
     # v2 --------------------------------------------------------------------------------------------------------------
 
-    def _enable(self) -> None:
-        """Enable the v2 controllers for the workloads: in the base's subtree_control, then in the tree's own."""
+    def _later(self) -> tuple[str, ...]:
+        """Controllers that wait until a limit needs them. Beside v1 hierarchies io is one of them: else a host that has
+        nothing but that on v2 would have the supervisor move for nothing."""
+        return ON_DEMAND if self.host.mode == "unified" else (*ON_DEMAND, "io")
+
+    def _enable(self, names: list[str]) -> None:
+        """Enable v2 controllers for the workloads: in the base's subtree_control, then in the tree's own."""
         host = self.host
         assert host.core is not None
         wanted = [
             name
-            for name in CONTROLLERS
+            for name in names
             if (controller := host.controllers.get(name)) and controller.delegated and controller.hierarchy.version == 2
         ]
         if not wanted:
             return
-        if not host.at_root and host.core.directory == host.base:
+        if not host.at_root and host.core.directory == host.base and self._leaf is None:
             self._move_to_leaf()
         for name in wanted:
             enabled = _words(f"{host.base}/cgroup.subtree_control")
@@ -99,6 +110,7 @@ class Tree:
                     directories.write(f"{host.base}/cgroup.subtree_control", f"+{name}")
                     self._enabled.append(name)
                 directories.write(f"{self.path}/cgroup.subtree_control", f"+{name}")
+                self._given.add(name)
             except OSError as error:
                 if error.errno == errno.EBUSY:
                     host.refuse([name], *internal_processes(host.base, strangers(host.base)))
@@ -148,10 +160,9 @@ class Tree:
         """
         path = f"{self.path}/{name}"
         fresh = not os.path.exists(path)
-        needed = {*_ALWAYS}
-        needed |= {file.partition(".")[0] for key, file in RESOURCES.items() if getattr(resources, key) is not None}
+        needed = {*_ALWAYS, *(file_of(key).partition(".")[0] for key in settings(resources))}
         v1: dict[Hierarchy, str] = {}
-        cgroup = Cgroup(self.host, name, path, v1)
+        cgroup = Cgroup(self.host, name, path, v1, provide=self._provide)
         try:
             try:
                 os.makedirs(path, exist_ok=True)
@@ -163,9 +174,7 @@ class Tree:
                     continue
                 directory = f"{hierarchy.directory}/{self.name}/{name}"
                 if controller in needed or os.path.exists(directory):  # it may hold a limit that is to be lifted
-                    self._make_v1(hierarchy)
-                    _make(directory, hierarchy)
-                    v1[hierarchy] = directory
+                    v1[hierarchy] = self._make_v1_below(hierarchy, name)
             cgroup.apply(resources, fresh)
         except BaseException:
             cgroup.close()
@@ -173,6 +182,43 @@ class Tree:
                 cgroup.remove()
             raise
         return cgroup
+
+    def _make_v1_below(self, hierarchy: Hierarchy, name: str) -> str:
+        self._make_v1(hierarchy)
+        directory = f"{hierarchy.directory}/{self.name}/{name}"
+        _make(directory, hierarchy)
+        return directory
+
+    def _provide(self, cgroup: Cgroup, controller: str) -> None:
+        """See to it that the workload has this controller: enable it in v2, or have all its processes join it in v1.
+
+        A process that was just being forked joins in the next round; the forks of those that have joined are in it.
+        """
+        found = self.host.controllers.get(controller)
+        if found is None or not found.delegated:
+            return
+        hierarchy = found.hierarchy
+        if hierarchy.version == 2:
+            if controller not in self._given:
+                self._enable([controller])
+            return
+        if hierarchy in cgroup.v1:
+            return
+        directory = self._make_v1_below(hierarchy, cgroup.name)
+        cgroup.v1[hierarchy] = directory
+        for _ in range(_JOIN_ROUNDS):
+            outside = set(cgroup.procs()) - set(directories.processes(directory))
+            if not outside:
+                return
+            for pid in outside:
+                try:
+                    directories.write(f"{directory}/cgroup.procs", str(pid))
+                except ProcessLookupError:
+                    pass
+                except OSError as error:
+                    raise CgroupError(f"cannot move process {pid} to {directory}: {error.strerror}") from error
+        why = "they fork too fast; freeze it first"
+        raise CgroupError(f"cannot move the processes of {cgroup.name} to {directory}: {why}")
 
     def close(self) -> None:
         """Remove all that was made: every workload's cgroup, the tree, the enabled controllers, the supervisor's leaf.

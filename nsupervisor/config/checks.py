@@ -12,10 +12,11 @@ from itertools import pairwise
 from attrs import frozen
 
 from nsupervisor.config.conditions import LIMITS
+from nsupervisor.config.limits import misfits
 from nsupervisor.config.model import Config, IdMapping, Mount, Rule, Supervisor, Workload
 from nsupervisor.config.positions import Path
 from nsupervisor.config.shown import did_you_mean, shown
-from nsupervisor.config.units import format_duration, format_size
+from nsupervisor.config.units import format_duration
 
 ORDERING_KEYS = ("requires", "wants", "after")
 
@@ -41,11 +42,18 @@ def conflicts(config: Config) -> Iterator[Conflict]:
         path: Path = ("workload", name)
         yield from _program(workload, path)
         yield from _namespaces(workload, path)
-        yield from _resources(workload, path)
+        yield from limit_conflicts(workload, path)
         for number, mount in enumerate(workload.mounts):
             yield from _mount(mount, (*path, "mounts", number))
         for number, rule in enumerate(workload.policy):
-            yield from _rule(rule, workload, path, number)
+            yield from _rule(rule, path, number)
+
+
+def limit_conflicts(workload: Workload, path: Path) -> Iterator[Conflict]:
+    """What does not fit together in a workload's resources, or between them and its rules."""
+    yield from _resources(workload, path)
+    for number, rule in enumerate(workload.policy):
+        yield from _rule_limit(rule, workload, path, number)
 
 
 def _supervisor(supervisor: Supervisor) -> Iterator[Conflict]:
@@ -166,14 +174,9 @@ def _mappings(mappings: tuple[IdMapping, ...], path: Path) -> Iterator[Conflict]
 
 
 def _resources(workload: Workload, path: Path) -> Iterator[Conflict]:
-    high, most = workload.resources.memory_high, workload.resources.memory_max
-    if high is not None and most is not None and high > most:
-        yield Conflict(
-            (*path, "resources", "memory_high"),
-            f"{format_size(high)} is above memory_max ({format_size(most)}), so it would never be reached; "
-            "write a size below it",
-            ((*path, "resources", "memory_max"),),
-        )
+    place = (*path, "resources")
+    for misfit in misfits(workload.resources):
+        yield Conflict((*place, *misfit.key), misfit.message, tuple((*place, key) for key in misfit.involves))
 
 
 def _mount(mount: Mount, path: Path) -> Iterator[Conflict]:
@@ -193,7 +196,7 @@ def _mount(mount: Mount, path: Path) -> Iterator[Conflict]:
         )
 
 
-def _rule(rule: Rule, workload: Workload, workload_path: Path, number: int) -> Iterator[Conflict]:
+def _rule(rule: Rule, workload_path: Path, number: int) -> Iterator[Conflict]:
     path: Path = (*workload_path, "policy", number)
     both = ((*path, "action"), (*path, "signal"))
     if rule.action == "signal" and rule.signal is None:
@@ -209,6 +212,13 @@ def _rule(rule: Rule, workload: Workload, workload_path: Path, number: int) -> I
             f'is for levels, but "{condition.text}" is a counter, which fires when it goes up; remove it',
             ((*path, "when"),),
         )
+
+
+def _rule_limit(rule: Rule, workload: Workload, workload_path: Path, number: int) -> Iterator[Conflict]:
+    path: Path = (*workload_path, "policy", number)
+    condition = rule.when
+    if condition is None:  # reported already
+        return
     limit = LIMITS.get(condition.file) if condition.percent else None
     if limit is not None and getattr(workload.resources, limit) is None:
         unit = "a size" if condition.file in ("memory.current",) else "a number"

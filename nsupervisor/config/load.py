@@ -12,6 +12,7 @@ import tomllib
 from functools import cache
 from typing import Any
 
+import attrs
 from attrs import NOTHING, Attribute, fields, frozen
 
 from nsupervisor.config import model
@@ -75,6 +76,15 @@ def parse(text: str, path: str) -> model.Config:
         raise ConfigError(loader.problems)
     assert isinstance(config, model.Config)
     return config
+
+
+def read_table(cls: type, table: dict[str, Any]) -> Any:
+    """An object of a model class from a table that is in no file; ConfigError with every problem, by key."""
+    loader = _Loader("", scan(""))
+    result = loader.object(cls, table, ())
+    if loader.problems:
+        raise ConfigError(attrs.evolve(problem, line=0) for problem in loader.problems)
+    return result
 
 
 def _syntax_problem(text: str, path: str, error: str) -> Problem:

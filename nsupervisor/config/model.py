@@ -14,6 +14,7 @@ from attrs import field, frozen
 from nsupervisor.config import kinds
 from nsupervisor.config.conditions import Condition as Condition  # a part of the model like the others
 from nsupervisor.config.kinds import Choice, ListOf, MapOf, Prefixed, TableOf, Tables, key
+from nsupervisor.config.units import Percent
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 Restart = Literal["no", "always", "on-success", "on-failure", "on-abnormal", "on-watchdog"]
@@ -110,27 +111,101 @@ class Security:
     """By setrlimit(2)'s names in lower case, without "limit_": {"nofile": (soft, hard)}; -1 is infinity."""
 
 
+@frozen(kw_only=True)
+class IoMax:
+    """[[workload.NAME.resources.io_max]]: how fast one disk may be used. None: no limit."""
+
+    device: str = field(metadata=key(kinds.PATH, "a file or directory on the disk, or its device node"))
+    rbps: int | None = field(default=None, metadata=key(kinds.LIMIT, "bytes read a second"))
+    wbps: int | None = field(default=None, metadata=key(kinds.LIMIT, "bytes written a second"))
+    riops: int | None = field(default=None, metadata=key(kinds.RATE_LIMIT, "reads a second"))
+    wiops: int | None = field(default=None, metadata=key(kinds.RATE_LIMIT, "writes a second"))
+
+
+@frozen(kw_only=True)
+class IoLatency:
+    """[[workload.NAME.resources.io_latency]]: others are throttled when this one's requests take longer."""
+
+    device: str = field(metadata=key(kinds.PATH, "a file or directory on the disk, or its device node"))
+    target: int = field(metadata=key(kinds.LATENCY, 'how long a request may take: "20ms", or microseconds'))
+
+
+@frozen(kw_only=True)
+class RdmaMax:
+    """[[workload.NAME.resources.rdma_max]]: what may be had of one RDMA device. None: no limit."""
+
+    device: str = field(metadata=key(kinds.WORD, 'as rdma.max calls it: "mlx4_0"'))
+    hca_handle: int | None = field(default=None, metadata=key(kinds.NUMBER_LIMIT, "handles"))
+    hca_object: int | None = field(default=None, metadata=key(kinds.NUMBER_LIMIT, "objects"))
+
+
 @frozen
 class Resources:
-    """[workload.NAME.resources]: cgroup v2 files by their own names. None: not set."""
+    """[workload.NAME.resources]: cgroup v2 files by their own names. None, or an empty table or list: not set."""
 
     required: bool = field(
         default=True,
         metadata=key(kinds.BOOLEAN, "refuse to start where the host cannot enforce these; false: warn and go on"),
     )
-    memory_max: int | None = field(default=None, metadata=key(kinds.LIMIT, "bytes; above it, the OOM killer comes"))
-    memory_high: int | None = field(default=None, metadata=key(kinds.LIMIT, "bytes; above it, allocations slow down"))
+    memory_min: int | Percent | None = field(
+        default=None, metadata=key(kinds.MEMORY_PROTECTION, "below it, nothing is ever taken away from it")
+    )
+    memory_low: int | Percent | None = field(
+        default=None, metadata=key(kinds.MEMORY_PROTECTION, "below it, others give memory back first")
+    )
+    memory_high: int | Percent | None = field(
+        default=None, metadata=key(kinds.MEMORY_LIMIT, "above it, allocations slow down")
+    )
+    memory_max: int | Percent | None = field(
+        default=None, metadata=key(kinds.MEMORY_LIMIT, "above it, the OOM killer comes")
+    )
+    memory_swap_max: int | Percent | None = field(
+        default=None, metadata=key(kinds.MEMORY_LIMIT_0, "what it may have in swap, beside memory_max")
+    )
+    memory_zswap_max: int | Percent | None = field(
+        default=None, metadata=key(kinds.MEMORY_LIMIT_0, "what it may have compressed in memory")
+    )
     memory_oom_group: bool | None = field(
         default=None, metadata=key(kinds.BOOLEAN, "the OOM killer ends the whole workload")
     )
-    pids_max: int | None = field(default=None, metadata=key(kinds.COUNT_LIMIT, "processes and threads"))
+    pids_max: int | Percent | None = field(default=None, metadata=key(kinds.COUNT_LIMIT, "processes and threads"))
     cpu_max: tuple[int | None, int] | None = field(
         default=None, metadata=key(kinds.CPU_MAX, 'share of CPU time: "150%", "QUOTA PERIOD" in microseconds, "max"')
     )
-    cpu_weight: int | None = field(
-        default=None, metadata=key(kinds.CPU_WEIGHT, "share of busy CPUs against its siblings; the kernel's is 100")
+    cpu_max_burst: int | None = field(
+        default=None, metadata=key(kinds.MICROSECONDS, 'unused time it may catch up on: "20ms", or microseconds')
+    )
+    cpu_weight: int | Literal["idle"] | None = field(
+        default=None,
+        metadata=key(
+            kinds.CPU_WEIGHT, 'share of busy CPUs against its siblings; the kernel\'s is 100; "idle": only else'
+        ),
     )
     cpuset_cpus: str | None = field(default=None, metadata=key(kinds.CPU_LIST, 'the CPUs it may run on: "0-1,4"'))
+    cpuset_mems: str | None = field(default=None, metadata=key(kinds.NODE_LIST, 'its memory nodes: "0"'))
+    cpuset_cpus_partition: Literal["member", "root", "isolated"] | None = field(
+        default=None,
+        metadata=key(Choice("member", "root", "isolated"), "whether its CPUs are taken away from all others"),
+    )
+    io_max: tuple[IoMax, ...] = field(default=(), metadata=key(Tables(IoMax), "how fast disks may be used"))
+    io_weight: dict[str, int] | None = field(
+        default=None,
+        metadata=key(kinds.IO_WEIGHT, "share of busy disks against its siblings; the kernel's is 100"),
+    )
+    io_latency: tuple[IoLatency, ...] = field(
+        default=(), metadata=key(Tables(IoLatency), "how long requests to disks may take")
+    )
+    hugetlb: dict[str, int | None] = field(
+        factory=dict, metadata=key(Prefixed("hugetlb_", kinds.HUGE_PAGES), "bytes in huge pages of this size")
+    )
+    """By page size: {"2MB_max": bytes, or None for no limit}."""
+    misc_max: dict[str, int | None] = field(
+        factory=dict, metadata=key(MapOf(kinds.NUMBER_LIMIT, key=kinds.WORD), "other resources, as misc.capacity has")
+    )
+    rdma_max: tuple[RdmaMax, ...] = field(default=(), metadata=key(Tables(RdmaMax), "what may be had of RDMA devices"))
+    unified: dict[str, str] = field(
+        factory=dict, metadata=key(MapOf(kinds.RAW_VALUE, key=kinds.RAW_FILE), "other cgroup v2 files, as they are")
+    )
 
 
 @frozen(kw_only=True)
@@ -264,7 +339,7 @@ PLANNED: dict[type, tuple[str, ...]] = {
     Supervisor: ("metrics", "dashboard", "api"),
     Workload: ("group", "on_failure", "readiness", "liveness", "network", "root", "timer", "sockets"),
     Security: ("capability_bounding_set", "seccomp", "landlock"),
-    Resources: ("memory_swap_max", "io_max", "network_max"),
+    Resources: ("network_max",),
     Rule: ("set", "limit", "exec", "victim", "dry_run"),
     Log: ("format", "max_size", "max_files", "parse_json", "on_full"),
 }

@@ -11,6 +11,8 @@ import signal
 from collections.abc import Iterable
 from decimal import Decimal
 
+from attrs import frozen
+
 INFINITY_WORDS = ("infinity", "max")
 MAX_SIZE = 2**63 - 1
 MAX_SECONDS = 100 * 365 * 86400.0
@@ -42,6 +44,8 @@ _MIN_CPU_USEC, _MAX_CPU_PERIOD = 1_000, 1_000_000
 _MAX_CPU_QUOTA = 2**44
 _PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%", re.ASCII)
 
+NOT_A_CPU_SHARE = 'is no share of CPU time; write for example "150%" (one and a half CPUs), "150000 100000" or "max"'
+
 MAX_CPU = 8191
 """The largest kernels are built for 8192 CPUs (CONFIG_NR_CPUS)."""
 _CPU_RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
@@ -62,14 +66,44 @@ def parse_size(text: str) -> int | None:
     return int(number)
 
 
-def format_size(size: int | None) -> str:
+def format_size(size: int | Percent | None) -> str:
     """The shortest exact form with a whole number: 67108864 → "64M", 1000 → "1000", None → "max"."""
     if size is None:
         return "max"
+    if isinstance(size, Percent):
+        return str(size)
     for unit in "EPTGMK":
         if size and size % _SIZE_UNITS[unit] == 0:
             return f"{size // _SIZE_UNITS[unit]}{unit}"
     return str(size)
+
+
+@frozen
+class Percent:
+    """A share of what the host has. How much that is, only the host can say: see `of`."""
+
+    percent: Decimal
+
+    def of(self, total: int) -> int:
+        """The share of `total`, rounded down, but at least 1."""
+        return max(int(total * self.percent / 100), 1)
+
+    def __str__(self) -> str:
+        """As it is written: "25%"."""
+        return f"{self.percent.normalize():f}%"
+
+
+def parse_percent(text: str) -> Percent | None:
+    """ "12.5%" → that share; None for what has no "%" at its end. ValueError outside of 0 … 100."""
+    if not text.endswith("%"):
+        return None
+    match = _PERCENT.fullmatch(text)
+    if match is None or len(text) > 20:
+        raise ValueError('is not a percentage; write for example "25%"')
+    number = Decimal(match[1])
+    if not 0 < number <= 100:
+        raise ValueError('is not a share of what the host has; write "1%" … "100%"')
+    return Percent(number)
 
 
 def parse_duration(text: str) -> float:
@@ -140,7 +174,7 @@ def parse_cpu_max(text: str) -> tuple[int | None, int]:
 
     cpu.max of Documentation/admin-guide/cgroup-v2.rst; a quota of None is no limit.
     """
-    problem = 'is no share of CPU time; write for example "150%" (one and a half CPUs), "150000 100000" or "max"'
+    problem = NOT_A_CPU_SHARE
     quota: int | None
     period = DEFAULT_CPU_PERIOD
     words = text.split()

@@ -64,7 +64,7 @@ def test_v2_has_high_and_group_kill(tree: Tree) -> None:
 
 @needs("hybrid")
 def test_hybrid_refuses_high(tree: Tree) -> None:
-    with pytest.raises(CgroupError, match=r"memory\.high: needs cgroup v2"):
+    with pytest.raises(CgroupError, match=r"cannot set memory\.high of web: needs cgroup v2"):
         tree.make("web", Resources(memory_high=32 << 20))
     assert not os.path.exists(f"{tree.path}/web")
 

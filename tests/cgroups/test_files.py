@@ -11,12 +11,11 @@ from nsupervisor.cgroups.files import (
     RESOURCES,
     UNLIMITED,
     V1,
-    display,
-    encode,
     shares_of_weight,
     weight_of_shares,
 )
 from nsupervisor.cgroups.readings import parse
+from nsupervisor.cgroups.values import display, encode
 
 
 def test_default_weight_is_default_shares() -> None:
@@ -35,7 +34,7 @@ def test_cpu_max_comes_back_from_v1(quota: int | None, period: int) -> None:
     text = encode("cpu_max", (quota, period))
     write = V1["cpu.max"].write
     assert write is not None
-    written = dict(write(text))
+    written = dict(write(text, lambda name: ""))
     texts = [written[name] for name in V1["cpu.max"].files]
     assert V1["cpu.max"].read(texts) == parse("cpu.max", text)
 
@@ -43,7 +42,7 @@ def test_cpu_max_comes_back_from_v1(quota: int | None, period: int) -> None:
 def test_cpu_max_takes_the_old_quota_off_before_the_period_changes() -> None:
     write = V1["cpu.max"].write
     assert write is not None
-    assert write("50000 10000")[0] == ("cpu.cfs_quota_us", "-1")
+    assert write("50000 10000", lambda name: "")[0] == ("cpu.cfs_quota_us", "-1")
 
 
 def test_no_limit_on_v1_is_infinity() -> None:

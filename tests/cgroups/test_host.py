@@ -66,7 +66,7 @@ def test_a_delegated_service_on_v2_can_do_everything(pretend: Pretend) -> None:
     own = pretend.v2("/system.slice/nsupervisor.service")
     host = pretend.discover()
     assert (host.mode, host.base, host.at_root) == ("unified", str(own), False)
-    assert sorted(host.controllers) == ["cpu", "cpuset", "memory", "pids"]
+    assert sorted(host.controllers) == ["cpu", "cpuset", "io", "memory", "pids"]
     assert host.problems(ALL) == []
 
 

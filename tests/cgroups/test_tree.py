@@ -78,8 +78,20 @@ def test_hierarchies_are_joined_only_for_what_they_are_needed(tree: Tree) -> Non
     assert joined(tree.make("weighed", Resources(cpu_weight=50))) == {"memory", "pids", "cpu"}
     pinned = tree.make("pinned", Resources(cpuset_cpus="0"))
     assert joined(pinned) == {"memory", "pids", "cpuset"}
-    with pytest.raises(CgroupError, match="made without cpu limits; restart it"):
-        pinned.set("cpu_weight", 50)
+
+
+@needs("hybrid", "cpu")
+def test_a_hierarchy_is_joined_by_what_runs_when_a_limit_first_needs_it(tree: Tree, programs: Programs) -> None:
+    web = tree.make("web", Resources())
+    process = programs.python(web, "import os, time\nos.fork()\nos.fork()\ntime.sleep(1000)")
+    wait_until(lambda: len(web.procs()) == 4)
+    before = Path(f"/proc/{process.pid}/cgroup").read_text()
+    web.set("cpu_weight", 50)
+    assert web.read("cpu.weight") == {"": 50}
+    (directory,) = [web.v1[one] for one in web.v1 if "cpu" in one.controllers]
+    assert sorted(map(int, Path(f"{directory}/cgroup.procs").read_text().split())) == sorted(web.procs())
+    assert Path(f"/proc/{process.pid}/cgroup").read_text() != before
+    assert f"{directory}/tasks" in web.procs_files
 
 
 @needs("hybrid", "cpuset")

@@ -23,7 +23,7 @@ GOES_ON=one \
 EQUALS=a=b
 HASH=a # b
 A=2
-LAST=3"""  # noqa: W291
+LAST=3"""
 
 
 def test_the_forms_of_a_line() -> None:

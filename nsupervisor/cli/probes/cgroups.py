@@ -17,13 +17,6 @@ if TYPE_CHECKING:
 SHORT, LONG = "some 100000 500000", "some 100000 2000000"  # PSI triggers: stall and window in µs
 
 
-class _EveryLimit:
-    """Stands for a workload's resources in which every key is set."""
-
-    def __getattr__(self, key: str) -> int:
-        return 1
-
-
 def findings() -> Iterator[Finding]:
     """The hierarchies, what one cgroup can do, and one finding per limit."""
     try:
@@ -36,10 +29,10 @@ def findings() -> Iterator[Finding]:
         return
     yield from _cgroup(host)
     yield _pressure(host)
-    problems = {problem.key: problem for problem in host.problems(_EveryLimit())}
     for key, file in RESOURCES.items():
-        if key in problems:
-            yield Finding(key, MISSING, f"not to be enforced: {problems[key].why}", problems[key].instead)
+        problem = host.problem(key)
+        if problem is not None:
+            yield Finding(key, MISSING, f"not to be enforced: {problem.why}", problem.instead)
         else:
             controller = host.controllers[file.partition(".")[0]]
             yield Finding(key, OK, f"enforced by the kernel (cgroup v{controller.hierarchy.version})")

@@ -1,0 +1,58 @@
+"""Partitions of CPUs: the cgroups above one must have set its CPUs aside.
+
+A partition below a cgroup that is none ("remote partition", Linux ≥ 6.7) needs its CPUs in cpuset.cpus.exclusive of
+every cgroup from the root down to it (cgroup-v2.rst, "Cpuset Interface Files").
+"""
+
+from __future__ import annotations
+
+import os
+
+from nsupervisor.cgroups import directories
+from nsupervisor.cgroups.readings import parse_cpu_list
+
+_FILE = "cpuset.cpus.exclusive"
+
+
+def claim(path: str, cpus: str) -> None:
+    """Set `cpus` ("0-1"; "" for none) aside for the cgroup at `path`, in it and in those above it.
+
+    What the kernel or the owner of a cgroup above does not allow shows afterwards, in cpuset.cpus.partition and in the
+    kernel's words. Older kernels have no such file: there the cgroup above would have to be a partition itself.
+    """
+    chain = []
+    directory = os.path.dirname(path)
+    while os.path.exists(f"{directory}/{_FILE}"):
+        chain.append(directory)
+        directory = os.path.dirname(directory)
+    if not cpus:  # from the bottom up: a cgroup cannot give back what one below it still has
+        _write(path, "")
+    for directory in reversed(chain) if cpus else chain:
+        _write(directory, _joined(directory, cpus))
+    if cpus:
+        _write(path, cpus)
+
+
+def _joined(directory: str, cpus: str) -> str:
+    """What the cgroups below `directory` have claimed, and `cpus`."""
+    claimed = set(parse_cpu_list(cpus))
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                claimed |= _claimed(entry.path)
+    return ",".join(map(str, sorted(claimed)))
+
+
+def _claimed(path: str) -> frozenset[int]:
+    try:
+        with open(f"{path}/{_FILE}") as file:
+            return parse_cpu_list(file.read())
+    except OSError:
+        return frozenset()
+
+
+def _write(path: str, cpus: str) -> None:
+    try:
+        directories.write(f"{path}/{_FILE}", cpus)
+    except OSError:
+        pass  # cpuset.cpus.partition will say what came of it

@@ -1,0 +1,48 @@
+"""What 100% is: the memory and the processes that this host can give to workloads at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from math import inf
+
+from nsupervisor.cgroups.files import V1
+from nsupervisor.cgroups.mounts import Hierarchy
+from nsupervisor.cgroups.readings import parse_single
+
+
+def memory(limits: Iterator[float], meminfo: str = "/proc/meminfo") -> int:
+    """Bytes: MemTotal, or the smallest memory.max around us where that is less, as in a container."""
+    with open(meminfo) as file:
+        total = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemTotal:"))
+    return int(min((total, *limits)))
+
+
+def processes(limits: Iterator[float], sysctl: str = "/proc/sys/kernel") -> int:
+    """Processes and threads: the smallest of kernel.pid_max, kernel.threads-max and the pids.max around us."""
+    numbers = []
+    for name in ("pid_max", "threads-max"):
+        with open(f"{sysctl}/{name}") as file:
+            numbers.append(int(file.read()))
+    return int(min((*numbers, *limits)))
+
+
+def limits_around(hierarchy: Hierarchy, base: str, file: str) -> Iterator[float]:
+    """The v2 file's values in `base` and the cgroups above it, as far as they can be seen."""
+    directory = base
+    while directory.startswith(hierarchy.mount_point):
+        try:
+            if hierarchy.version == 2:
+                with open(f"{directory}/{file}") as opened:
+                    yield parse_single(opened.read())[""]
+            else:
+                texts = []
+                for name in V1[file].files:
+                    with open(f"{directory}/{name}") as opened:
+                        texts.append(opened.read())
+                yield V1[file].read(texts)[""]
+        except FileNotFoundError:  # the real root has no limits
+            yield inf
+        if directory == hierarchy.mount_point:
+            return
+        directory = os.path.dirname(directory)

@@ -1,0 +1,101 @@
+"""How a workload's resources fit together; the same checks hold for the file and for changes at run time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from attrs import fields, frozen
+
+from nsupervisor.config.model import Resources
+from nsupervisor.config.shown import shown
+from nsupervisor.config.units import Percent, format_size
+
+_MEMORY = ("memory_min", "memory_low", "memory_high", "memory_max")
+"""Each must not be above those after it."""
+
+_NO_EFFECT = {
+    "memory_low": "so that memory_low has no effect; write a size up to it",
+    "memory_high": "which is all that it may have; write a size up to it",
+    "memory_max": "which is all that it may have; write a size up to it",
+}
+
+_NEVER_REACHED = "so it would never be reached; write a size below it"
+
+
+@frozen
+class Misfit:
+    """What is wrong with the value of `key` (below the resources), and which other keys take part in it."""
+
+    key: tuple[str | int, ...]
+    message: str
+    involves: tuple[str, ...] = ()
+
+
+def misfits(resources: Resources) -> Iterator[Misfit]:
+    """Everything that does not fit together. Percentages and sizes cannot be compared before the host is known."""
+    yield from disorder({key: getattr(resources, key) for key in _MEMORY})
+    yield from _cpu(resources)
+    yield from _devices(resources)
+    yield from _unified(resources)
+
+
+def disorder(memory: Mapping[str, int | Percent | None]) -> Iterator[Misfit]:
+    """memory_min ≤ memory_low ≤ memory_high ≤ memory_max, as far as they are set and of the same kind."""
+    for place, key in enumerate(_MEMORY):
+        for other in _MEMORY[place + 1 :]:
+            low, high = memory.get(key), memory.get(other)
+            if _above(low, high):
+                why = _NEVER_REACHED if key == "memory_high" else _NO_EFFECT[other]
+                yield Misfit((key,), f"{format_size(low)} is above {other} ({format_size(high)}), {why}", (other,))
+                break
+
+
+def _above(low: int | Percent | None, high: int | Percent | None) -> bool:
+    if isinstance(low, Percent) and isinstance(high, Percent):
+        return low.percent > high.percent
+    return isinstance(low, int) and isinstance(high, int) and low > high
+
+
+def _cpu(resources: Resources) -> Iterator[Misfit]:
+    burst, share = resources.cpu_max_burst, resources.cpu_max
+    quota = share[0] if share else None
+    if burst and quota is None:
+        yield Misfit(
+            ("cpu_max_burst",), 'needs a share to go beyond; set cpu_max, for example "50%", or remove it', ("cpu_max",)
+        )
+    elif burst and quota is not None and burst > quota:
+        yield Misfit(
+            ("cpu_max_burst",),
+            f"{burst} microseconds is above the quota of cpu_max ({quota}), which it cannot be; write at most that",
+            ("cpu_max",),
+        )
+    if resources.cpuset_cpus_partition not in (None, "member") and resources.cpuset_cpus is None:
+        yield Misfit(
+            ("cpuset_cpus_partition",),
+            f'"{resources.cpuset_cpus_partition}" does not say of which CPUs; set cpuset_cpus',
+            ("cpuset_cpus",),
+        )
+
+
+def _devices(resources: Resources) -> Iterator[Misfit]:
+    for key in ("io_max", "io_latency", "rdma_max"):
+        seen: set[str] = set()
+        for number, item in enumerate(getattr(resources, key)):
+            if item.device in seen:
+                yield Misfit((key, number, "device"), f"{shown(item.device)} is there twice; write one table for it")
+            if item.device is not None:  # a missing one is reported already
+                seen.add(item.device)
+            names = [field.name for field in fields(type(item)) if field.name != "device"]
+            if all(getattr(item, name) is None for name in names):
+                yield Misfit((key, number), f"limits nothing; write one of {', '.join(names)}", (key,))
+
+
+def _unified(resources: Resources) -> Iterator[Misfit]:
+    own = {field.name for field in fields(Resources)}
+    for file in resources.unified:
+        key = {"cpu.idle": "cpu_weight", "cpu.weight.nice": "cpu_weight"}.get(file, file.replace(".", "_"))
+        if key in own or (key.startswith("hugetlb_") and key.removeprefix("hugetlb_") in _HUGE_PAGES):
+            yield Misfit(("unified", file), f"has a key of its own; write {key} = … instead")
+
+
+_HUGE_PAGES = fields(Resources).hugetlb.metadata["key"].kind.items
