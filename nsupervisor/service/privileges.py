@@ -2,12 +2,9 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from nsupervisor.config.model import Config, Workload
-from nsupervisor.config.positions import Positions
-from nsupervisor.config.problems import Problem
 
 SETGID, SETUID, SYS_ADMIN = 6, 7, 21
 """Numbers of capabilities: capabilities(7), linux/capability.h."""
@@ -15,18 +12,11 @@ SETGID, SETUID, SYS_ADMIN = 6, 7, 21
 _NAMESPACES = ("mount", "pid", "uts", "ipc", "cgroup", "network", "time")
 
 
-def lacking(config: Config, positions: Positions) -> Iterator[Problem]:
-    """What the workloads ask for and this process lacks the privilege for."""
-    mine = _capabilities()
-    for workload in config.workloads.values():
-        for key, message in _of(workload, mine):
-            path = ("workload", workload.name, key)
-            yield Problem(config.path, positions.line(path), ".".join(path), message)
-
-
-def _of(workload: Workload, mine: int) -> Iterator[tuple[str, str]]:
+def missing(workload: Workload) -> Iterator[tuple[str, str]]:
+    """What it asks for and this process lacks the privilege for: (key, what is missing and what to do instead)."""
     if workload.namespaces.user:  # which gives the privilege for all of the following (user_namespaces(7))
         return
+    mine = _capabilities()
     who = f"user {os.geteuid()}" if os.geteuid() else "root"
     spaces = [space for space in _NAMESPACES if getattr(workload.namespaces, space)]
     if spaces and not mine >> SYS_ADMIN & 1:
@@ -43,15 +33,14 @@ def _of(workload: Workload, mine: int) -> Iterator[tuple[str, str]]:
         )
 
 
-@contextmanager
-def own_place(directory: Path) -> Iterator[None]:
-    """Around the making of the runtime directory: a PermissionError says what to set instead."""
-    try:
-        yield
-    except PermissionError as error:
+def explain(error: PermissionError, config: Config) -> str:
+    """What to do about a start that was not permitted."""
+    instead = "run as root, or see: nsupervisor doctor"
+    if error.filename and Path(str(error.filename)).is_relative_to(config.supervisor.runtime_directory):
         place = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
-        hint = f'set supervisor.runtime_directory to a place of yours, such as "{place}/nsupervisor"'
-        raise PermissionError(error.errno, f"{error.strerror} ({hint})", str(directory)) from error
+        instead = f'run as root, or set supervisor.runtime_directory to a place of yours, such as "{place}/nsupervisor"'
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror}; {instead}"
 
 
 def _capabilities() -> int:
