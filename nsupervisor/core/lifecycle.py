@@ -272,7 +272,8 @@ def exited(life: Life, event: Event, moment: Moment, workload: Workload) -> Step
     was_frozen, was_stopping = life.state is State.FROZEN, life.state is State.STOPPING
     life = attrs.evolve(life, exit=event.exit)
     if not event.populated:
-        return _dead(life, moment, workload)
+        life, actions = _dead(life, moment, workload)
+        return life, ((ThawAll(), *actions) if was_frozen else actions)  # or the next one would be born frozen
     rest_of_them = Signal(workload.kill_signal, everyone=True)
     if was_stopping:  # its deadline stands: those left have the time that the program would have had
         return life, (rest_of_them,)

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import os
 import resource
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -96,6 +97,7 @@ def _runtime_directory(config: Config) -> Iterator[Path]:
         os.truncate(lock, 0)
         os.write(lock, f"{os.getpid()}\n".encode())
         yield directory
+        shutil.rmtree(directory / "notify", ignore_errors=True)  # sockets of those whose end we have not seen
         (directory / "lock").unlink(missing_ok=True)
     finally:
         os.close(lock)

@@ -92,9 +92,9 @@ class Supervisor:
         return await self._settled(actor)
 
     async def _settled(self, actor: Actor) -> tuple[bool, str]:
-        """Wait until a start has led to something: it is up, it is down, or it will take a while (back-off)."""
+        """Wait until a start has led to something: it is up, it is down, or it will take a while (back-off, frozen)."""
         await actor.until(
-            lambda life: actor.pending is None and (actor.up or life.state in AT_REST or life.state is State.BACKOFF)
+            lambda life: actor.pending is None and (actor.up or life.state in {*AT_REST, State.BACKOFF, State.FROZEN})
         )
         return actor.up, "" if actor.up else actor.waits_for or actor.life.reason
 

@@ -1,0 +1,57 @@
+"""What `scripts/chaos` has found, each with a test of its own."""
+
+import os
+import signal
+
+import pytest
+
+from tests.needs import needs
+from tests.system.service import service
+
+pytestmark = [pytest.mark.system, needs("root", "cgroup")]
+
+
+async def test_a_stop_includes_those_that_require_it_and_wait_to_be_restarted(tmp_path):
+    """They had just died and were in back-off, so they were taken for stopped, and came back without what they need."""
+    toml = """
+    [workload.db]
+    command = ["sleep", "1000"]
+    [workload.web]
+    command = ["sleep", "1000"]
+    requires = ["db"]
+    restart_sec = "1h"
+    restart_max_delay_sec = "1h"
+    """
+    async with service(tmp_path, toml) as it:
+        os.kill(await it.pid("web"), signal.SIGKILL)
+        await it.record(event="state", workload="web", to="backoff")
+        await it.cli("stop", "db")
+        status = await it.status("web")
+        assert (status["state"], status["reason"]) == ("stopped", "stopped by operator")
+
+
+async def test_a_start_of_what_is_frozen_answers(tmp_path):
+    """It waited for the workload to be up, which a frozen one never is."""
+    async with service(tmp_path, '[workload.still]\ncommand = ["sleep", "1000"]\n') as it:
+        await it.pid("still")
+        await it.cli("freeze", "still")
+        result = await it.cli_result("start", "still")
+        assert result.returncode == 1
+        assert "frozen by operator" in (result.stdout + result.stderr).decode()
+        assert (await it.status("still"))["state"] == "frozen"
+
+
+async def test_what_follows_on_a_frozen_program_that_was_killed_runs(tmp_path):
+    """The cgroup stayed frozen, and so the next generation never came to its first step."""
+    toml = """
+    [workload.still]
+    command = ["sleep", "1000"]
+    restart_sec = 0
+    namespaces = { pid = false }
+    """
+    async with service(tmp_path, toml) as it:
+        pid = await it.pid("still")
+        await it.cli("freeze", "still")
+        os.kill(pid, signal.SIGKILL)
+        assert await it.pid("still", generation=2)
+        assert (await it.status("still"))["state"] == "running"
