@@ -275,6 +275,7 @@ class Cgroup:
             os.mkdir(self.path)
         except OSError as error:
             raise CgroupError(f"cannot make the cgroup {self.path}: {error.strerror}") from error
+        self.raw_before.clear()
         self.apply(resources, fresh=True)
         self.killed = False
 

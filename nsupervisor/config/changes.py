@@ -10,7 +10,8 @@ import attrs
 from nsupervisor.config.checks import limit_conflicts
 from nsupervisor.config.load import ConfigError, Problem, keys_of, read_table
 from nsupervisor.config.model import Resources, Workload
-from nsupervisor.config.shown import shown_path
+from nsupervisor.config.shown import did_you_mean, shown_path
+from nsupervisor.config.units import Percent, format_cpu_max
 
 
 def parse_changes(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -19,9 +20,12 @@ def parse_changes(values: Mapping[str, Any]) -> dict[str, Any]:
     {"memory_max": "64M"} → {"memory_max": 67108864}. `values` is what tomllib makes of a table, or what JSON does.
     """
     slots = keys_of(Resources)
-    if "required" in values:
-        message = "is for the configuration: a change that cannot be enforced is refused; leave it out"
-        raise ConfigError([Problem("", 0, "required", message)])
+    unknown = [name for name in values if name not in slots or name == "required"]
+    if unknown:
+        known = [name for name in slots if name != "required"]
+        raise ConfigError(
+            Problem("", 0, shown_path([name]), _unknown(name, did_you_mean(name, known), known)) for name in unknown
+        )
     loaded = read_table(Resources, dict(values))
     changes: dict[str, Any] = {}
     for name in values:
@@ -34,10 +38,15 @@ def parse_changes(values: Mapping[str, Any]) -> dict[str, Any]:
     return changes
 
 
+def _unknown(name: str, nearest: str, known: list[str]) -> str:
+    instead = f"{nearest.removeprefix(', ')}" or f"write one of {', '.join(known)}"
+    return f"is nothing that can be set; {instead}"
+
+
 def changed(workload: Workload, resources: Resources, changes: Mapping[str, Any]) -> Resources:
     """`resources` with the changes of `parse_changes`; ConfigError where they then fit neither together nor with the
     workload's rules."""
-    merged = {name: getattr(resources, name) | value if name == "hugetlb" else value for name, value in changes.items()}
+    merged = {name: getattr(resources, name) | value if name in ("hugetlb", "unified") else value for name, value in changes.items()}
     result = attrs.evolve(resources, **merged)
     place = ("workload", workload.name)
     problems = [
@@ -47,6 +56,29 @@ def changed(workload: Workload, resources: Resources, changes: Mapping[str, Any]
     if problems:
         raise ConfigError(problems)
     return result
+
+
+def difference(before: Resources, after: Resources) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What was and what is, by key, of all that changed; as JSON has it. None, and empty, is no limit."""
+    old, new = _plain(before), _plain(after)
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return {key: old.get(key) for key in keys}, {key: new.get(key) for key in keys}
+
+
+def _plain(resources: Resources) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in attrs.asdict(resources, recurse=False).items():
+        if name == "cpu_max":
+            values[name] = None if value is None else format_cpu_max(value)
+        elif isinstance(value, Percent):
+            values[name] = str(value)
+        elif isinstance(value, tuple):
+            values[name] = [attrs.asdict(item) for item in value]
+        elif name == "hugetlb":
+            values |= {f"hugetlb_{member}": limit for member, limit in value.items()}
+        else:
+            values[name] = value
+    return values
 
 
 def _below(path: tuple[str | int, ...], place: tuple[str, ...]) -> tuple[str | int, ...]:

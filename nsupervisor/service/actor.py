@@ -24,8 +24,9 @@ import trio
 
 from nsupervisor.cgroups import Cgroup, CgroupError, Reading, Watcher
 from nsupervisor.cgroups.watcher import EVENT_FILES
+from nsupervisor.config.changes import changed, difference
 from nsupervisor.config.load import ConfigError
-from nsupervisor.config.model import Workload
+from nsupervisor.config.model import Resources, Workload
 from nsupervisor.core import events
 from nsupervisor.core.actions import Action, Complain, FreezeAll, KillAll, Signal, Spawn, ThawAll
 from nsupervisor.core.exits import Exit, signal_name
@@ -80,6 +81,8 @@ class Actor:
     last_event: dict[str, Any] | None = None
     pending: trio.CancelScope | None = None
     """The start that waits for other workloads, so that a stop can call it off."""
+    resources: Resources = attrs.field(init=False)
+    """The limits in force: the configuration's, with what `change` has made of them."""
     _engine: Engine = attrs.field(init=False)
     _mail: tuple[trio.MemorySendChannel[Message], trio.MemoryReceiveChannel[Message]] = attrs.field(
         init=False, factory=lambda: trio.open_memory_channel[Message](math.inf)
@@ -95,6 +98,7 @@ class Actor:
     """This generation's notify socket and the task that reads it."""
 
     def __attrs_post_init__(self) -> None:
+        self.resources = self.workload.resources
         self._limits = self.cgroup.limits()
         self._engine = Engine.of(self.workload.policy)
 
@@ -133,6 +137,25 @@ class Actor:
     async def signal(self, signum: int) -> bool:
         """Send a signal to the program; False when there is none."""
         return self.life.alive and await self.world.keeper.signal(self._id, signum)
+
+    def change(self, changes: Mapping[str, Any], by: str = "operator") -> tuple[bool, str]:
+        """Change limits (`parse_changes`), whether it runs or not: all of them, or none. They last until the supervisor
+        ends, also in a cgroup that is made anew. Returns whether it was done, and why not.
+
+        No message: the limits take part in no decision that could be half done now.
+        """
+        before = self.resources
+        try:
+            after = changed(self.workload, before, changes)
+            self.cgroup.change(before, after)
+        except (ConfigError, CgroupError) as error:
+            self._say("warning", "warning", message=f"set: {error}")
+            return False, str(error)
+        self.resources = after
+        self._limits = self.cgroup.limits()
+        was, is_ = difference(before, after)
+        self._say("action", action="set", cause={"by": by}, before=was, after=is_)
+        return True, ""
 
     @property
     def up(self) -> bool:
@@ -271,7 +294,7 @@ class Actor:
                 raise CgroupError(f"its cgroup {self.cgroup.path} is still populated (pids {pids}); end them first")
             if self.cgroup.killed:
                 self.world.watcher.remove(self.cgroup)
-                self.cgroup.renew(self.workload.resources)
+                self.cgroup.renew(self.resources)
                 self._watch()
             self._oom_kills = self._read("memory.events").get("oom_kill", 0.0)
             spec = spawn_spec(self.workload, self.name, self.instance, generation, self.cgroup)

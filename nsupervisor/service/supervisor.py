@@ -142,6 +142,9 @@ class Supervisor:
         await actor.ask(events.Thaw())
         return True, ""
 
+    async def _set(self, actor: Actor, changes: Mapping[str, Any]) -> tuple[bool, str]:
+        return actor.change(changes)
+
     # ---- order
 
     def start(self, names: Iterable[str] = (), *, extra: Iterable[Actor] = (), by: str = "operator") -> None:
