@@ -14,9 +14,12 @@ from starlette.routing import Route
 
 from nsupervisor.api.control import Control, UnknownName
 from nsupervisor.api.routes import ROUTES, VERBS
+from nsupervisor.config.changes import parse_changes
+from nsupervisor.config.problems import ConfigError
 from nsupervisor.config.units import parse_signal
 
 DEFAULT_SIGNAL = "SIGTERM"
+_PARAMETERS = {"signal": ("signal",), "set": ("resources",)}
 
 
 def app(control: Control) -> Starlette:
@@ -74,16 +77,32 @@ def _command(verb: str, body: bytes) -> tuple[list[str], dict[str, Any]]:
     names = asked.get("names") if isinstance(asked, dict) else None
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise HTTPException(400, '"names" is not a list of names; send for example {"names": ["web"]}')
-    allowed = ["names", "signal"] if verb == "signal" else ["names"]
+    allowed = ["names", *_PARAMETERS.get(verb, ())]
     if unknown := [key for key in asked if key not in allowed]:
         raise HTTPException(400, f'"{unknown[0]}" means nothing here; there is: {", ".join(allowed)}')
-    if verb != "signal":
-        return names, {}
+    if verb == "signal":
+        return names, {"signal": _signal(asked)}
+    if verb == "set":
+        return names, {"changes": _changes(asked)}
+    return names, {}
+
+
+def _changes(asked: dict[str, Any]) -> dict[str, Any]:
+    resources = asked.get("resources")
+    if not isinstance(resources, dict) or not resources:
+        raise HTTPException(400, '"resources" says nothing to set; send for example {"memory_max": "1G"}')
+    try:
+        return parse_changes(resources)
+    except ConfigError as error:
+        raise HTTPException(400, str(error)) from None
+
+
+def _signal(asked: dict[str, Any]) -> int:
     signal = asked.get("signal", DEFAULT_SIGNAL)
     if isinstance(signal, bool) or not isinstance(signal, str | int):
         raise HTTPException(400, '"signal" is neither a name nor a number; send for example "SIGHUP"')
     try:
-        return names, {"signal": parse_signal(signal)}
+        return parse_signal(signal)
     except ValueError as error:
         raise HTTPException(400, f'signal "{signal}" {error}') from None
 

@@ -38,6 +38,7 @@ class Control(Protocol):
     async def command(self, verb: str, name: str, **parameters: Any) -> dict[str, Any]:
         """Do one thing to one instance and wait until it is done; the object `Result` of `nsupervisor schema api`.
 
-        verb: one of `nsupervisor.api.routes.VERBS`. parameters: `signal`, a number, for the verb "signal".
+        verb: one of `nsupervisor.api.routes.VERBS`. parameters: `signal`, a number, for the verb "signal";
+        `changes`, as `nsupervisor.config.changes.parse_changes` has them, for "set".
         """
         ...

@@ -18,6 +18,7 @@ VERBS: Mapping[str, str] = {
     "signal": "send its program a signal",
     "freeze": "let its processes get no turn (cgroup.freeze)",
     "thaw": "let them go on",
+    "set": "change its limits, until the supervisor ends; all of them, or none",
 }
 """What can be done to a workload, each with what that means."""
 
@@ -124,12 +125,18 @@ SCHEMAS: Mapping[str, dict[str, Any]] = {
     ),
     "Command": _object(
         "What to do it to.",
-        optional=("signal",),
+        optional=("signal", "resources"),
         closed=True,
         names=_is("array", "Names and globs.", items={"type": "string", "minLength": 1}, minItems=1),
         signal={
             "description": 'For the verb "signal" only: "SIGHUP", "HUP", "SIGRTMIN+3" or a number. Default SIGTERM.',
             "type": ["string", "integer"],
+        },
+        resources={
+            "description": 'For the verb "set" only, and needed there: keys of resources, and values as in the '
+            'configuration: {"memory_max": "1G", "pids_max": 64}. "max" is no limit.',
+            "type": "object",
+            "minProperties": 1,
         },
     ),
     "Result": _object(

@@ -39,6 +39,7 @@ COMMANDS = {
     "freeze": "control",
     "thaw": "control",
     "signal": "control",
+    "set": "set",
     "shell": "shell",
     "schema": "schema",
     "version": "version",

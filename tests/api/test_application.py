@@ -84,7 +84,8 @@ async def test_one_unknown_name_and_nothing_is_done(client, standin):
 
 @pytest.mark.parametrize("verb", VERBS)
 async def test_every_verb_reaches_the_service(client, standin, verb):
-    results = await in_thread(client.command, verb, ["web@1"])
+    parameters = {"resources": {"pids_max": 9}} if verb == "set" else {}
+    results = await in_thread(lambda: client.command(verb, ["web@1"], **parameters))
     assert [(what, name) for what, name, _ in standin.asked] == [(verb, "web@1")]
     for result in results:
         validate(result, "Result")
@@ -94,6 +95,13 @@ async def test_every_verb_reaches_the_service(client, standin, verb):
 async def test_signals_go_by_name_or_number(client, standin, given, number):
     await in_thread(lambda: client.command("signal", ["db"], **({"signal": given} if given else {})))
     assert standin.asked == [("signal", "db", {"signal": number})]
+
+
+async def test_limits_are_read_as_the_configuration_is(client, standin):
+    resources = {"memory_max": "1G", "pids_max": "max", "hugetlb_2MB_max": "4M", "cpu_weight": "idle"}
+    await in_thread(lambda: client.command("set", ["db"], resources=resources))
+    changes = {"memory_max": 1 << 30, "pids_max": None, "hugetlb": {"2MB_max": 4 << 20}, "cpu_weight": "idle"}
+    assert standin.asked == [("set", "db", {"changes": changes})]
 
 
 async def test_commands_to_several_are_given_at_once(client, standin, nursery):
@@ -135,6 +143,16 @@ async def test_a_client_that_goes_away_does_not_undo_its_command(client, standin
         ("signal", b'{"names": ["web"], "signal": 0}', 'signal "0"'),
         ("signal", b'{"names": ["web"], "signal": true}', "neither a name nor a number"),
         ("signal", b'{"names": ["web"], "signal": null}', "neither a name nor a number"),
+        ("set", b'{"names": ["web"]}', '"resources" says nothing to set'),
+        ("set", b'{"names": ["web"], "resources": {}}', '"resources" says nothing to set'),
+        ("set", b'{"names": ["web"], "resources": [1]}', '"resources" says nothing to set'),
+        (
+            "set",
+            b'{"names": ["web"], "resources": {"memory_max": "64 bananas"}}',
+            'memory_max: "64 bananas" is not a size; write for example "64M"',
+        ),
+        ("set", b'{"names": ["web"], "resources": {"memory_mx": 1}}', 'can be set; did you mean "memory_max"?'),
+        ("set", b'{"names": ["web"], "resources": {"required": true}}', "required: is nothing that can be set"),
     ],
 )
 async def test_wrong_requests_are_told_what_is_wrong(client, standin, verb, body, message):

@@ -89,6 +89,12 @@ def test_signal(supervisor, arguments):
         (["frobnicate"], "No such command"),
         ([], "Usage: nsupervisor"),
         (["schema", "everything"], "is not one of"),
+        (["set", "db"], "nothing is said to be set; write for example"),
+        (["set", "pids_max=9"], "no workload is named; write for example"),
+        (["set", "db", "io_max=[{"], "the value of io_max is not TOML: [{; write for example"),
+        (["set", "db", "io_max=[1979-05-27]"], "is not TOML"),
+        (["set", "db", "memory_max=64 bananas"], 'memory_max: "64 bananas" is not a size; write for example "64M"'),
+        (["set", "db", "memory_mx=1"], 'memory_mx: is nothing that can be set; did you mean "memory_max"?'),
     ],
 )
 def test_wrong_usage_is_2(supervisor, arguments, message):
@@ -99,7 +105,8 @@ def test_wrong_usage_is_2(supervisor, arguments, message):
 
 @pytest.mark.parametrize("command", CLIENT_COMMANDS)
 def test_no_supervisor_is_3(tmp_path, command):
-    done = nsupervisor(command, "web", "--socket", str(tmp_path / "none.sock"))
+    more = ["pids_max=9"] if command == "set" else []
+    done = nsupervisor(command, "web", *more, "--socket", str(tmp_path / "none.sock"))
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr == (
         f"no supervisor answers on {tmp_path}/none.sock; start one with: nsupervisor run CONFIG, "

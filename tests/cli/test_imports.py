@@ -41,7 +41,7 @@ def arguments(tmp_path):
     """Arguments with which each command does its work."""
     config = tmp_path / "site.toml"
     config.write_text('[workload.web]\ncommand = ["true"]\n[workload.web.resources]\npids_max = 9\n')
-    names = {verb: ["web"] for verb in VERBS}
+    names = {verb: ["web"] for verb in VERBS} | {"set": ["web", "pids_max=9"]}
     return {"check": [str(config)], "shell": ["true"], "doctor": [], "status": [], "version": [], "schema": [], **names}
 
 

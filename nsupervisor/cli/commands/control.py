@@ -20,7 +20,7 @@ NAMES = """
     """
 
 
-def _ask(socket_path: str, as_json: bool, verb: str, names: Iterable[str], **parameters: str | int) -> int:
+def ask(socket_path: str, as_json: bool, verb: str, names: Iterable[str], **parameters: object) -> int:
     """Send the command, tell what became of it, return the exit status."""
     results = Client(socket_path).command(verb, names, **parameters)
     if as_json:
@@ -43,7 +43,7 @@ def _command(verb: str, short: str, more: str) -> click.Command:
     @json_option
     @names_argument
     def command(socket_path: str, as_json: bool, names: tuple[str, ...]) -> int:
-        return _ask(socket_path, as_json, verb, names)
+        return ask(socket_path, as_json, verb, names)
 
     return command
 
@@ -80,4 +80,4 @@ thaw = _command("thaw", "Let frozen workloads go on.", ".")
 @names_argument
 def signal(socket_path: str, as_json: bool, signame: str, names: tuple[str, ...]) -> int:
     """Send a signal; `NAMES` and the rest of the help are given above."""
-    return _ask(socket_path, as_json, "signal", names, signal=int(signame) if signame.isdecimal() else signame)
+    return ask(socket_path, as_json, "signal", names, signal=int(signame) if signame.isdecimal() else signame)

@@ -1,0 +1,67 @@
+"""`nsupervisor set NAME… KEY=VALUE…`."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import click
+
+from nsupervisor.cli.commands.control import NAMES, ask
+from nsupervisor.cli.options import json_option, socket_option
+
+TYPE_CHECKING = False  # typing's own costs an import
+if TYPE_CHECKING:
+    from typing import Any
+
+_LISTS = ("cpuset_cpus", "cpuset_mems")
+"""Keys whose values are lists of numbers: a single number is one, too."""
+
+
+@click.command(
+    "set",
+    short_help="Change workloads' limits.",
+    help="Change workloads' limits, while they run or not: those of [workload.NAME.resources], by the same keys and "
+    "with the same values. For each workload all of them are set, or none. They last until the supervisor ends."
+    + NAMES
+    + '\n\n    VALUE is text, a number, true or false, or TOML: [{ device = "/srv", rbps = "10M" }]. "max" is no limit.'
+    + "\n\n    Examples: nsupervisor set web memory_max=1G pids_max=64; nsupervisor set 'batch*' cpu_weight=idle",
+)
+@socket_option
+@json_option
+@click.argument("arguments", metavar="NAME... KEY=VALUE...", nargs=-1, required=True)
+def set(socket_path: str, as_json: bool, arguments: tuple[str, ...]) -> int:  # noqa: A001 - the command's name
+    """Change limits; the help is given above."""
+    names = [argument for argument in arguments if "=" not in argument]
+    pairs = [argument.partition("=") for argument in arguments if "=" in argument]
+    if not names:
+        raise click.UsageError("no workload is named; write for example: nsupervisor set web memory_max=1G")
+    if not pairs:
+        raise click.UsageError("nothing is said to be set; write for example: nsupervisor set web memory_max=1G")
+    resources: dict[str, Any] = {}
+    for key, _, text in pairs:
+        table, dot, file = key.partition(".")
+        if dot and table == "unified":
+            resources.setdefault("unified", {})[file] = text
+        else:
+            resources[key] = value(key, text)
+    return ask(socket_path, as_json, "set", names, resources=resources)
+
+
+def value(key: str, text: str) -> Any:
+    """What a text on the command line stands for, as JSON has it: "64" → 64, "true" → True, "1G" → "1G"."""
+    if text in ("true", "false"):
+        return text == "true"
+    if re.fullmatch("-?[0-9]{1,18}", text) and key not in _LISTS:
+        return int(text)
+    if text[:1] in ("[", "{", '"', "'"):
+        import tomllib  # here, because few need it
+
+        try:
+            found = tomllib.loads(f"value = {text}")["value"]
+            json.dumps(found)
+        except (ValueError, TypeError, RecursionError):
+            example = '[{ device = "/srv", rbps = "10M" }]'
+            raise click.UsageError(f"the value of {key} is not TOML: {text}; write for example {example}") from None
+        return found
+    return text
