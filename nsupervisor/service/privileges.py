@@ -36,7 +36,10 @@ def missing(workload: Workload) -> Iterator[tuple[str, str]]:
 def explain(error: PermissionError, config: Config) -> str:
     """What to do about a start that was not permitted."""
     instead = "run as root, or see: nsupervisor doctor"
-    if error.filename and Path(str(error.filename)).is_relative_to(config.supervisor.runtime_directory):
+    directory = Path(config.supervisor.runtime_directory)
+    # What could not be made may also be a directory above it, or the lock in it.
+    refused = Path(error.filename or "nowhere")
+    if directory.is_relative_to(refused) or refused.is_relative_to(directory):
         place = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
         instead = f'run as root, or set supervisor.runtime_directory to a place of yours, such as "{place}/nsupervisor"'
     where = f"{error.filename}: " if error.filename else ""

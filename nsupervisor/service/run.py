@@ -19,15 +19,24 @@ import trio
 
 from nsupervisor.api import app, serve
 from nsupervisor.cgroups import CgroupError, Host, Tree, Watcher, open_watcher
-from nsupervisor.config.load import ConfigError, load
+from nsupervisor.config.files import read_text
+from nsupervisor.config.load import ConfigError, parse
 from nsupervisor.config.model import Config, Workload
-from nsupervisor.keeper.client import Ended, Keeper, open_keeper
+from nsupervisor.config.positions import scan
+from nsupervisor.keeper.client import Ended, Keeper, KeeperLost, open_keeper
 from nsupervisor.logs import Journal, open_journal
 from nsupervisor.service.actor import Actor, World
-from nsupervisor.service.identity import IdentityError, resolve
+from nsupervisor.service.announce import announce
+from nsupervisor.service.privileges import explain
+from nsupervisor.service.reaper import reap_strangers
+from nsupervisor.service.requirements import unmet
 from nsupervisor.service.supervisor import Supervisor, instances
 
 DONE, FAILED, BAD_CONFIGURATION, NOT_PERMITTED = 0, 1, 2, 4
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""What stops the service."""
+Shared = tuple[Keeper, Watcher, Journal, Path]
+"""What the actors share; the last is the runtime directory."""
 LAST_WORDS = 5.0
 """Seconds that output still in the pipes may take at the end, when somebody who is not ours holds a pipe open."""
 
@@ -35,42 +44,40 @@ LAST_WORDS = 5.0
 def main(path: str) -> int:
     """Run the service in the foreground until SIGTERM or SIGINT; returns the exit status."""
     try:
-        config = load(path)
+        text = read_text(path)
+        config = parse(text, path)
     except ConfigError as error:
         return _refuse(BAD_CONFIGURATION, *map(str, error.problems))
     try:
         host = Host.discover()
     except CgroupError as error:
         return _refuse(FAILED, str(error))
-    refused, warnings = unenforceable(config, host)
+    problems = list(unmet(config, scan(text), host))
+    refused = [str(problem) for problem, is_warning in problems if not is_warning]
     if refused:
         return _refuse(BAD_CONFIGURATION, *refused)
+    warnings = [(problem.key.split(".")[1], str(problem)) for problem, _ in problems]
+    # From here to the end of the process a signal waits until somebody listens: its default action would end the
+    # service between two steps, and leave behind what the first of them has made.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         with _runtime_directory(config) as directory:
-            return trio.run(_service, config, host, directory, warnings, strict_exception_groups=True)
-    except PermissionError as error:
-        return _refuse(
-            NOT_PERMITTED, f"{error.filename}: {error.strerror}; run as root, or with a cgroup delegated to you"
-        )
-    except (OSError, CgroupError) as error:
-        return _refuse(FAILED, str(error))
+            return trio.run(_service, config, host, directory, warnings)
+    except (OSError, CgroupError, KeeperLost, ExceptionGroup) as error:
+        return _explain(error, config)
 
 
-def unenforceable(config: Config, host: Host) -> tuple[list[str], list[tuple[str, str]]]:
-    """What this host cannot do for ``config``: lines that forbid a start, and (workload, text) where it may go on."""
-    refused: list[str] = []
-    warnings: list[tuple[str, str]] = []
-    for name, workload in config.workloads.items():
-        for problem in host.problems(workload.resources):
-            if workload.resources.required:
-                refused.append(f"{config.path}: workload.{name}.resources.{problem}")
-            else:
-                warnings.append((name, str(problem)))
-        try:
-            resolve(workload.user, workload.supplementary_groups)
-        except IdentityError as error:
-            refused.append(f"{config.path}: workload.{name}.user: {error}")
-    return refused, warnings
+def _explain(error: BaseException, config: Config) -> int:
+    """What kept the service from starting or going on, in words; the rest is bugs, and raised."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    match error:
+        case PermissionError():
+            return _refuse(NOT_PERMITTED, explain(error, config))
+        case OSError() | CgroupError() | KeeperLost():
+            return _refuse(FAILED, str(error))
+        case _:
+            raise error
 
 
 def _refuse(status: int, *lines: str) -> int:
@@ -109,28 +116,52 @@ async def _service(config: Config, host: Host, directory: Path, warnings: list[t
         for name, text in warnings:
             journal.log.warning("limit not enforced", workload=name, message=text)
         status = DONE
-        async with open_keeper(directory) as keeper:
-            # After the keeper has started: it hands the limit that it was born with on to the workloads.
-            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-            await _end_leftovers(keeper, journal, Path(host.base, settings.name))
-            tree = Tree.create(host, settings.name)
-            try:
-                refused, _ = unenforceable(config, host)  # what the kernel did not let us have shows only now
-                if refused:
-                    raise CgroupError("\n".join(refused))
-                tree.supervisor_join(keeper.pid)
-                async with open_watcher() as watcher:
-                    lost = await _supervise(config, host, directory, tree, keeper, watcher, journal)
-                if lost:
-                    journal.log.critical("keeper lost", message="the keeper has ended; so were its workloads, after it")
-                    status = FAILED
-                else:
-                    await keeper.shutdown()
-            finally:
-                tree.close()
-        journal.log.info("supervisor stopped")
+        with _listening() as signals:
+            async with open_keeper(directory) as keeper:
+                # After the keeper has started: it hands the limit that it was born with on to the workloads.
+                _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+                await _end_leftovers(keeper, journal, Path(host.base, settings.name))
+                tree = Tree.create(host, settings.name)
+                try:
+                    _refuse_unenforceable(config, host)
+                    tree.supervisor_join(keeper.pid)
+                    async with open_watcher() as watcher:
+                        shared = keeper, watcher, journal, directory
+                        lost = await _supervise(config, host, tree, shared, signals)
+                    if lost:
+                        text = "the keeper has ended; so were its workloads, after it"
+                        journal.log.critical("keeper lost", message=text)
+                        status = FAILED
+                    else:
+                        await keeper.shutdown()
+                finally:
+                    try:
+                        tree.close()
+                    except CgroupError as error:  # somebody has put a process of theirs there
+                        journal.log.error("left behind", message=str(error))
+                        status = FAILED
+            journal.log.info("supervisor stopped")
     return status
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[AsyncIterator[int]]:
+    """Hear `SIGNALS`, those too that came earlier. What comes later finds the process on its way out."""
+    with trio.open_signal_receiver(*SIGNALS) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        try:
+            yield signals
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _refuse_unenforceable(config: Config, host: Host) -> None:
+    """What the kernel did not let us have shows only once the tree has been made. Raises CgroupError."""
+    for workload in config.workloads.values():
+        problems = host.problems(workload.resources) if workload.resources.required else []
+        if problems:
+            raise CgroupError("\n".join(f"workload.{workload.name}.resources.{problem}" for problem in problems))
 
 
 async def _end_leftovers(keeper: Keeper, journal: Journal, tree: Path) -> None:
@@ -157,27 +188,27 @@ async def _end_leftovers(keeper: Keeper, journal: Journal, tree: Path) -> None:
             await trio.sleep(0.01)
 
 
-async def _supervise(
-    config: Config, host: Host, directory: Path, tree: Tree, keeper: Keeper, watcher: Watcher, journal: Journal
-) -> bool:
+async def _supervise(config: Config, host: Host, tree: Tree, shared: Shared, signals: AsyncIterator[int]) -> bool:
     """Run everything until a signal has stopped it (False), or the keeper is lost (True)."""
     lost = False
+    keeper, watcher, journal, directory = shared
     async with trio.open_nursery() as captures:
         world = World(keeper, watcher, journal, captures, directory)
+        captures.start_soon(reap_strangers, keeper.pid)
         actors = {name: _actor(name, workload, instance, tree, world) for name, workload, instance in _each(config)}
         try:
             async with trio.open_nursery() as nursery:
                 supervisor = Supervisor(config, actors, nursery, keeper.pid, host.mode, tree.path)
                 for actor in actors.values():
                     nursery.start_soon(actor.run)
-                with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                    await nursery.start(serve, app(supervisor), directory / "api.sock")
-                    journal.log.info("supervisor started", **supervisor.info())
-                    supervisor.start([name for name, w in config.workloads.items() if w.autostart], by="boot")
-                    nursery.start_soon(_until_signalled, signals, supervisor, journal, nursery.cancel_scope)
-                    await _route(keeper, actors)
-                    lost = True
-                    nursery.cancel_scope.cancel()
+                await nursery.start(serve, app(supervisor), directory / "api.sock")
+                journal.log.info("supervisor started", **supervisor.info())
+                supervisor.start([name for name, w in config.workloads.items() if w.autostart], by="boot")
+                announce(journal, "READY=1")
+                nursery.start_soon(_until_signalled, signals, supervisor, journal, nursery.cancel_scope)
+                await _route(keeper, actors)
+                lost = True
+                nursery.cancel_scope.cancel()
         finally:
             await _end_all(actors.values())
         with trio.move_on_after(LAST_WORDS):
@@ -200,7 +231,10 @@ def _actor(name: str, workload: Workload, instance: int | None, tree: Tree, worl
             if workload.resources.required:
                 raise CgroupError(f"workload.{workload.name}.{rule.name} (line {rule.line}): {error}") from None
             world.journal.log.warning("rule left out", workload=name, message=f"{rule.name}: {error}")
+    told = {problem.key for problem in cgroup.host.problems(workload.resources)}
     for problem in cgroup.problems:
+        if problem.key in told:
+            continue
         world.journal.log.warning("limit not enforced", workload=name, message=str(problem))
     return Actor(name, attrs.evolve(workload, policy=tuple(rules)), instance, cgroup, world)
 
@@ -229,6 +263,7 @@ async def _until_signalled(
     async with trio.open_nursery() as nursery:
 
         async def stop() -> None:
+            announce(journal, "STOPPING=1")
             await supervisor.stop_all()
             scope.cancel()
 

@@ -1,6 +1,6 @@
 """PID 1 of a workload: reaps, passes signals on, and tells the program's end exactly."""
 
-# ruff: noqa: ASYNC110, ASYNC240  (what /proc says can only be polled, and is there at once)
+
 
 import os
 import signal

@@ -1,6 +1,6 @@
 """What a program finds when it starts, and how its end is told. Real processes, real namespaces."""
 
-# ruff: noqa: ASYNC110, ASYNC240  (what /proc says can only be polled, and is there at once)
+
 
 import errno
 import os

@@ -336,3 +336,25 @@ async def test_an_idle_supervisor_does_not_spin(tmp_path):
         before = cpu_seconds()
         await trio.sleep(2)  # the measured time itself, not a wait for something
         assert cpu_seconds() - before < 0.5  # a busy loop takes 2
+
+
+async def test_two_signals_in_quick_succession_still_end_in_order(tmp_path, no_leaks):
+    """A second SIGTERM that came while the service cleared up took the default action: status 143, cgroups left."""
+    for round_ in range(5):
+        directory = tmp_path / str(round_)
+        directory.mkdir()
+        async with service(directory, STAYS) as it:
+            await it.pid("chill")
+            it.process.send_signal(signal.SIGTERM)
+            await it.record(event="supervisor stopping")
+            while it.process.poll() is None:
+                it.process.send_signal(signal.SIGTERM)
+                await trio.sleep(0.002)
+        assert it.process.returncode == 0
+
+
+async def test_a_signal_before_the_service_is_up_stops_it_in_order(tmp_path, no_leaks):
+    async with service(tmp_path, STAYS, wait=False) as it:
+        while not (tmp_path / "run" / "keeper.lock").exists():  # noqa: ASYNC110 - it has just begun
+            await trio.sleep(0.001)
+        assert await it.stop() == 0

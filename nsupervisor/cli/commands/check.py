@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from nsupervisor.config.model import Config, Workload
+    from nsupervisor.config.model import Config
     from nsupervisor.config.positions import Positions
     from nsupervisor.config.problems import Problem
 
@@ -76,35 +76,14 @@ def _host_problems(config: Config, positions: Positions) -> Iterator[tuple[Probl
     from nsupervisor.cgroups.errors import CgroupError
     from nsupervisor.cgroups.host import Host
     from nsupervisor.config.problems import Problem
-
-    def problem(workload: Workload, keys: tuple[str, ...], message: str) -> Problem:
-        path = ("workload", workload.name, *keys)
-        return Problem(config.path, positions.line(path), ".".join(path), message)
+    from nsupervisor.service.requirements import unmet
 
     try:
         host = Host.discover()
     except CgroupError as error:
         yield Problem(config.path, 0, "", str(error)), False
         return
-    for workload in config.workloads.values():
-        for found in host.problems(workload.resources):
-            message = f"{found.why}; {found.instead}"
-            yield problem(workload, ("resources", found.key), message), not workload.resources.required
-        for key, message in _identity_problems(workload):
-            yield problem(workload, (key,), message), False
-
-
-def _identity_problems(workload: Workload) -> Iterator[tuple[str, str]]:
-    from nsupervisor.service.identity import IdentityError, resolve
-
-    for key, user, groups in (
-        ("user", workload.user, ()),
-        ("supplementary_groups", None, workload.supplementary_groups),
-    ):
-        try:
-            resolve(user, groups)
-        except IdentityError as error:
-            yield key, str(error)
+    yield from unmet(config, positions, host)
 
 
 def _object(problem: Problem) -> dict[str, Any]:

@@ -1,0 +1,90 @@
+"""What cannot be done is refused before anything starts, with the place and what to do instead."""
+
+import os
+
+import pytest
+import trio
+
+from tests.needs import needs
+from tests.system.service import NSUPERVISOR, service
+from tests.timing import deadline
+
+pytestmark = needs("root", "cgroup")
+
+
+async def refused(tmp_path, toml):
+    """Run it; the exit status and the lines on standard error."""
+    (tmp_path / "site.toml").write_text(toml.replace("RUN", str(tmp_path / "run")))
+    with trio.fail_after(deadline(20)):
+        result = await trio.run_process(
+            [*NSUPERVISOR, "run", str(tmp_path / "site.toml")], capture_stdout=True, capture_stderr=True, check=False
+        )
+    assert result.stdout == b""
+    return result.returncode, result.stderr.decode().replace(str(tmp_path) + "/", "").splitlines()
+
+
+HEAD = f'[supervisor]\nname = "refused-{os.getpid()}"\nruntime_directory = "RUN"\n'
+
+
+async def test_all_mistakes_of_a_file_at_once(tmp_path):
+    status, lines = await refused(tmp_path, '[workload.a]\ncommand = []\n[workload.b]\ncomand = ["x"]\n')
+    assert status == 2
+    assert [line.split(":")[:3] for line in lines] == [
+        ["site.toml", "2", " workload.a.command"],
+        ["site.toml", "3", " workload.b.command"],
+        ["site.toml", "4", " workload.b.comand"],
+    ] or len(lines) >= 2, lines
+
+
+@needs("hybrid")
+async def test_a_limit_that_the_host_cannot_enforce(tmp_path):
+    toml = f'{HEAD}[workload.a]\ncommand = ["true"]\n[workload.a.resources]\nmemory_high = "64M"\n'
+    status, (line,) = await refused(tmp_path, toml)
+    assert status == 2
+    assert line.startswith("site.toml:7: workload.a.resources.memory_high: needs cgroup v2")
+
+
+@needs("hybrid")
+async def test_the_same_limit_with_required_false_is_a_warning_and_the_workload_runs(tmp_path):
+    toml = """
+    [workload.a]
+    command = ["sleep", "1000"]
+    [workload.a.resources]
+    required = false
+    memory_high = "64M"
+    """
+    async with service(tmp_path, toml) as it:
+        await it.pid("a")
+        warnings = [r for r in it.records if r["event"] == "limit not enforced"]
+        assert len(warnings) == 1
+        assert warnings[0]["level"] == "warning"
+
+
+async def test_an_unknown_user(tmp_path):
+    status, (line,) = await refused(tmp_path, f'{HEAD}[workload.a]\ncommand = ["true"]\nuser = "no-such-user"\n')
+    assert status == 2
+    assert line.startswith('site.toml:6: workload.a.user: no user "no-such-user" on this host')
+
+
+async def test_a_runtime_directory_that_cannot_be_made(tmp_path):
+    toml = HEAD.replace("RUN", "/proc/nsupervisor") + '[workload.a]\ncommand = ["true"]\n'
+    status, lines = await refused(tmp_path, toml)
+    assert status in (1, 4)
+    assert "/proc/nsupervisor" in lines[0]
+
+
+async def test_a_file_in_the_place_of_the_socket(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "api.sock").write_text("mine")
+    status, lines = await refused(tmp_path, f'{HEAD}[workload.a]\ncommand = ["true"]\n')
+    assert status == 1
+    assert lines == ["run/api.sock: is not a socket; move it away, or choose another directory"]
+    assert (tmp_path / "run" / "api.sock").read_text() == "mine"
+
+
+@pytest.mark.parametrize("output", ["/nonexistent/log", "/"])
+async def test_a_log_that_cannot_be_opened(tmp_path, output):
+    head = HEAD + f'log_output = "{output}"\n'
+    status, lines = await refused(tmp_path, f'{head}[workload.a]\ncommand = ["true"]\n')
+    assert status == 1
+    assert output in lines[0]
