@@ -1,0 +1,44 @@
+"""scripts/chaos: seeds, steps, time. See docs/chaos.md."""
+
+import argparse
+import random
+import sys
+import time
+import traceback
+
+from tests.chaos import machine
+from tests.chaos.service import BrokenError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/chaos", description="Do things to the real service, and look.")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--seeds", type=int, default=10, metavar="N", help="the seeds 1 to N (default: 10)")
+    which.add_argument("--seed", type=int, metavar="N", help="this one: replay what went wrong")
+    which.add_argument("--minutes", type=float, metavar="M", help="new seeds by chance, for so long")
+    parser.add_argument("--steps", type=int, default=20, metavar="N", help="steps with each seed (default: 20)")
+    arguments = parser.parse_args()
+    begin = time.monotonic()
+    if arguments.minutes:
+        end = begin + 60 * arguments.minutes
+        # Drawn one by one, so that each can be told before it is used.
+        seeds = (random.randrange(1, 1 << 32) for _ in iter(lambda: time.monotonic() < end, False))
+    else:
+        seeds = iter([arguments.seed] if arguments.seed is not None else range(1, arguments.seeds + 1))
+    done = steps = 0
+    for number in seeds:
+        print(f"seed {number}", flush=True)
+        try:
+            steps += machine.run(number, arguments.steps)
+            done += 1
+        except Exception as error:
+            if not isinstance(error, BrokenError):  # that has been told, with its step
+                traceback.print_exception(error)
+            print(f"\nchaos: broken; replay with: scripts/chaos --seed {number} --steps {arguments.steps}")
+            return 1
+    print(f"chaos: {done} seeds, {steps} steps, {time.monotonic() - begin:.0f} s: all held")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
