@@ -1,0 +1,47 @@
+"""Reaping of what is not ours, with real children; the rest is in tests/deployment/test_container.py."""
+
+import os
+import signal
+
+import trio
+
+from nsupervisor.service.reaper import reap, reap_strangers
+from tests.timing import deadline
+
+
+def ended_child(status: int) -> int:
+    """A child that has ended and is not reaped."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(status)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    return pid
+
+
+def test_takes_all_that_have_ended_but_not_the_one_that_is_spared():
+    strangers = {ended_child(1), ended_child(2)}
+    assert set(reap(0)) == strangers
+    assert reap(0) == []
+    ours = ended_child(7)
+    assert reap(ours) == []
+    assert os.waitstatus_to_exitcode(os.waitpid(ours, 0)[1]) == 7
+
+
+def test_leaves_those_alone_that_live():
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(write)
+        os.read(read, 1)
+        os._exit(0)
+    os.close(read)
+    assert reap(0) == []
+    os.close(write)
+    os.waitpid(pid, 0)
+
+
+async def test_does_nothing_where_it_is_not_process_1():
+    before = signal.getsignal(signal.SIGCHLD)
+    with trio.fail_after(deadline(5)):
+        await reap_strangers(0)
+    assert signal.getsignal(signal.SIGCHLD) is before
