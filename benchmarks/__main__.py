@@ -24,6 +24,7 @@ def main() -> int:
     """Returns the exit status: 0 also when a target is missed, because time is no judge."""
     arguments = parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born with it ignored
     processes.become_subreaper()
     try:
         products.build()
@@ -34,6 +35,8 @@ def main() -> int:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     finally:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)
         processes.kill_descendants()
     return results
 
