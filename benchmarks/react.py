@@ -1,6 +1,6 @@
 """From the moment at which the kernel acts to the record of what our policy does about it.
 
-A small C program (c/watch.c) reads the kernel's own count some ten thousand times a second and notes the last moment
+A small C program (c/watch.c) reads the kernel's own count some thousand times a second and notes the last moment
 at which it had not moved: the kernel acted after that, so what is given here is the most that it can have been. The
 other end is the moment at which the record of the action has come out of the supervisor's standard output. Both are
 CLOCK_MONOTONIC.
@@ -46,6 +46,7 @@ CASES = (
 )
 UNIT = "ms"
 AGAIN = "ms to the next first instruction"
+UNSURE = "ms in which the kernel acted"
 
 
 class Reacting(Nsupervisor):
@@ -126,18 +127,19 @@ def _measure(session: Session, case: Case, number: int, count: int, result: Resu
             watch.kill()
     changes = list(_changes(out, case.threshold))
     for (at, _), again in list(zip(actions, starts, strict=True))[1:]:  # the first may have been before the watch
-        before = max((change for change in changes if change < at), default=None)
-        if before is None:
+        before, after = max((change for change in changes if change[0] < at), default=(0, 0))
+        if not before:
             raise RunError("an action before anything had changed")
         result.add("nsupervisor", case.name, UNIT, number, [(at - before) / 1e6])
+        result.add("nsupervisor", case.name, UNSURE, number, [(after - before) / 1e6])
         result.add("nsupervisor", case.name, AGAIN, number, [(again - before) / 1e6])
 
 
-def _changes(path: Path, threshold: int) -> Iterator[int]:
-    """The moments: a counter's every step, a level's first value from the threshold on."""
+def _changes(path: Path, threshold: int) -> Iterator[tuple[int, int]]:
+    """Between which moments it was: a counter's every step, a level's first value from the threshold on."""
     last = 0
     for line in path.read_text().splitlines()[1:]:
-        before, _, value = map(int, line.split())
+        before, after, value = map(int, line.split())
         if last < threshold <= value or not threshold:
-            yield before
+            yield before, after
         last = value

@@ -1,9 +1,11 @@
 // watch FILE [KEY]: prints "BEFORE_NS AFTER_NS VALUE" each time that the value in a cgroup's file goes up. KEY picks a
 // line "KEY VALUE"; without it the file holds one number. BEFORE is the time (CLOCK_MONOTONIC) at which the last reading
 // with the old value began, so the change came after it; AFTER is when the new value had been read.
-// It looks every 20 us or so, and never sleeps on anything that the change itself would wake.
+// It looks every 0.2 ms, before everybody else where it may, so that it is not a busy machine that is measured; and not
+// more often, because a look takes some 40 us away from what is being measured.
 #define _GNU_SOURCE
 #include "report.h"
+#include <sched.h>
 #include <string.h>
 #include <sys/prctl.h>
 
@@ -28,11 +30,12 @@ int main(int argc, char **argv) {
     if (fd < 0) return 3;
     prctl(PR_SET_TIMERSLACK, 1);
     prctl(PR_SET_PDEATHSIG, 9);
+    sched_setscheduler(0, SCHED_FIFO, &(struct sched_param){1});  // not granted everywhere, and then it has to do without
     setlinebuf(stdout);
     long long old = value(fd, key), before = now(CLOCK_MONOTONIC);
     printf("%lld %lld %lld\n", before, before, old);
     for (;;) {
-        struct timespec nap = {0, 20000};
+        struct timespec nap = {0, 200000};
         long long start = now(CLOCK_MONOTONIC), new = value(fd, key);
         if (new > old) printf("%lld %lld %lld\n", before, now(CLOCK_MONOTONIC), new);
         old = new;
