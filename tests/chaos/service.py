@@ -71,6 +71,7 @@ class Run:
         self._reading = threading.Event()
         self._reading.set()
         self._over = threading.Event()
+        self._dead = threading.Event()
         self._pool = ThreadPoolExecutor(32)
         self.stderr = site.directory / f"stderr-{next(_numbers)}"
         with self.stderr.open("wb") as stderr:
@@ -104,7 +105,7 @@ class Run:
             return
         os.set_blocking(fd, False)
         try:
-            while True:
+            while not self._dead.is_set():
                 over = self._over.is_set()
                 self._reading.wait()
                 try:
@@ -146,6 +147,13 @@ class Run:
 
     def read_on(self) -> None:
         self._reading.set()
+
+    def die_as_reader(self) -> None:
+        """Close the reading end of its standard output, for good."""
+        assert self.process.stdout is not None
+        self._dead.set()
+        self._reader.join()
+        self.process.stdout.close()
 
     def matching(self, after: int = 0, **fields: Any) -> list[dict[str, Any]]:
         """The records from no. ``after`` on that have these fields ("from" as from_)."""
