@@ -14,23 +14,28 @@ _NAMESPACES = ("mount", "pid", "uts", "ipc", "cgroup", "network", "time")
 
 def missing(workload: Workload) -> Iterator[tuple[str, str]]:
     """What it asks for and this process lacks the privilege for: (key, what is missing and what to do instead)."""
-    if workload.namespaces.user:  # which gives the privilege for all of the following (user_namespaces(7))
-        return
     mine = _capabilities()
     who = f"user {os.geteuid()}" if os.geteuid() else "root"
     spaces = [space for space in _NAMESPACES if getattr(workload.namespaces, space)]
-    if spaces and not mine >> SYS_ADMIN & 1:
+    # A user namespace gives the privilege for all others (user_namespaces(7)).
+    if spaces and not workload.namespaces.user and not mine >> SYS_ADMIN & 1:
         yield (
             "namespaces",
             f"new namespaces ({', '.join(spaces)}) need CAP_SYS_ADMIN, which {who} does not have here; "
             "set namespaces.user = true, or each of these to false, or run as root with that capability",
         )
-    if workload.user is not None and not (mine >> SETUID & 1 and mine >> SETGID & 1):
-        yield (
-            "user",
-            f"to become another user needs CAP_SETUID and CAP_SETGID, which {who} does not have here; "
-            "leave it out, or run as root with those capabilities",
-        )
+    if mine >> SETUID & 1 and mine >> SETGID & 1:
+        return
+    lack = f"CAP_SETUID and CAP_SETGID, which {who} does not have here; leave it out, or run as root with those"
+    for key in ("user", "supplementary_groups"):
+        if getattr(workload, key):
+            yield key, f"to become another user or group needs {lack}"
+    if not workload.namespaces.user:
+        return
+    for key, own in (("uid_mappings", os.geteuid()), ("gid_mappings", os.getegid())):
+        mappings = getattr(workload.user_namespace, key)
+        if mappings and [(one.host_id, one.size) for one in mappings] != [(own, 1)]:
+            yield "user_namespace", f"{key} to others than one's own id {own} alone needs {lack}"
 
 
 def explain(error: PermissionError, config: Config) -> str:

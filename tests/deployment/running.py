@@ -17,6 +17,12 @@ from tests.timing import deadline
 
 PAGE = ROOT / "docs" / "deployment.md"
 
+COMMAND = f"""#!/bin/sh
+export PYTHONPATH={ROOT}
+exec {sys.executable} -m nsupervisor "$@"
+"""
+"""What is called ``nsupervisor`` here: that of this folder, whatever may be installed."""
+
 
 def documented(first_line: str, **names: object) -> str:
     """The page's block of shell commands that begins with this line; each of ``names`` is replaced as a whole word."""
@@ -40,7 +46,7 @@ def shell(script: str, directory: Path) -> dict[str, Any]:
     commands = directory / "bin"
     commands.mkdir(exist_ok=True)
     command = commands / "nsupervisor"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m nsupervisor "$@"\n')
+    command.write_text(COMMAND)
     command.chmod(0o755)
     environment = {**os.environ, "PATH": f"{commands}:{os.environ['PATH']}:/usr/sbin:/sbin"}
     environment.pop("NSUPERVISOR_SOCKET", None)

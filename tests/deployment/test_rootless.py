@@ -112,17 +112,22 @@ async def test_without_a_user_namespace_the_message_says_to_ask_for_one(enter, f
 
 
 async def test_another_user_needs_root(enter, folder):
-    settings(folder, f'{PLAIN}user = "nobody"\nnamespaces = {{ {", ".join(f"{n} = false" for n in OTHERS)} }}\n')
+    mappings = "user_namespace = { uid_mappings = [{ container_id = 0, host_id = 100000, size = 10 }] }"
+    settings(folder, f'{INSIDE}user = "nobody"\n{mappings}\n')
+    lack = f"needs CAP_SETUID and CAP_SETGID, which user {USER} does not have here; leave it out, or run as root"
     status, said = await refusal(enter, folder)
     assert status == 2
-    assert f"workload.web.user: to become another user needs CAP_SETUID and CAP_SETGID, which user {USER}" in said
-
-
-OTHERS = ("mount", "pid", "uts", "ipc", "cgroup")
+    assert f"site.toml:7: workload.web.user: to become another user or group {lack}" in said
+    assert (
+        f"site.toml:8: workload.web.user_namespace: uid_mappings to others than one's own id {USER} alone {lack}"
+        in said
+    )
 
 
 async def test_without_any_namespace_nothing_is_needed(enter, folder):
-    settings(folder, f"{PLAIN}namespaces = {{ {', '.join(f'{n} = false' for n in OTHERS)} }}\n")
+    settings(
+        folder, f"{PLAIN}namespaces = {{ mount = false, pid = false, uts = false, ipc = false, cgroup = false }}\n"
+    )
     async with started(enter, folder) as it:
         assert await it.pid("web")
 
