@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import figures, machine, processes, products
+from benchmarks import figures, machine, processes, products, spawn
 from benchmarks.figures import Result
+from benchmarks.peer import known
 from benchmarks.session import Options
+from benchmarks.spawners import SPAWNERS
 
 NAMES = ("spawn", "restart", "react", "footprint", "logs", "scale")
 PAGE = products.ROOT / "docs" / "performance.md"
@@ -76,10 +78,15 @@ def measure(arguments: argparse.Namespace) -> int:
         if os.geteuid() != 0:
             print("bench: namespaces and cgroups for all these products need root", file=sys.stderr)
             return 2
+        peers = arguments.peers.split(",") if arguments.peers else None
+        everybody = {*known(), *spawn.OURS, *(spawner.name for spawner in SPAWNERS)}
+        unknown = sorted({*(peers or ())} - everybody)
+        if unknown:
+            raise products.SetupError(f"no product {', '.join(unknown)}; there are {', '.join(sorted(everybody))}")
         options = Options(
             arguments.rounds,
             arguments.quick,
-            arguments.peers.split(",") if arguments.peers else None,
+            peers,
             [int(size) for size in arguments.sizes.split(",")] if arguments.sizes else None,
         )
         report = {

@@ -10,8 +10,6 @@ from typing import ClassVar
 
 import attrs
 
-from benchmarks import products
-
 
 @attrs.frozen
 class Service:
@@ -41,7 +39,7 @@ class Peer:
     most: ClassVar[int] = 100_000
     """How many services it can have at most."""
     benchmarks: ClassVar[tuple[str, ...]] = ("restart", "footprint", "logs")
-    """What it takes part in, unless --peers names it."""
+    """What it takes part in."""
 
     all: ClassVar[dict[str, type["Peer"]]] = {}
     """Every product by its name."""
@@ -107,14 +105,14 @@ def script(path: Path, text: str) -> None:
 
 
 def load(names: list[str] | None, benchmark: str) -> dict[str, type[Peer]]:
-    """The products that take part in `benchmark`, ours first; or those that are named. Raises SetupError for a name
-    that there is not."""
+    """The products that take part in `benchmark`, or those of them that are named; ours first."""
+    found = [name for name, peer in known().items() if benchmark in peer.benchmarks and (not names or name in names)]
+    return {name: Peer.all[name] for name in sorted(found, key=lambda name: (not name.startswith("nsupervisor"), name))}
+
+
+def known() -> dict[str, type[Peer]]:
+    """All products by name: every class in peers/."""
     package = importlib.import_module("benchmarks.peers")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"benchmarks.peers.{module.name}")
-    if names is None:
-        names = [name for name, peer in Peer.all.items() if benchmark in peer.benchmarks]
-    for name in names:
-        if name not in Peer.all:
-            raise products.SetupError(f"there is no product {name}; there are {', '.join(sorted(Peer.all))}")
-    return {name: Peer.all[name] for name in sorted(names, key=lambda name: (not name.startswith("nsupervisor"), name))}
+    return Peer.all
