@@ -46,7 +46,8 @@ def _unknown(name: str, nearest: str, known: list[str]) -> str:
 def changed(workload: Workload, resources: Resources, changes: Mapping[str, Any]) -> Resources:
     """`resources` with the changes of `parse_changes`; ConfigError where they then fit neither together nor with the
     workload's rules."""
-    merged = {name: getattr(resources, name) | value if name in ("hugetlb", "unified") else value for name, value in changes.items()}
+    added_to = ("hugetlb", "unified")
+    merged = {n: getattr(resources, n) | value if n in added_to else value for n, value in changes.items()}
     result = attrs.evolve(resources, **merged)
     place = ("workload", workload.name)
     problems = [

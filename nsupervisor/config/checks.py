@@ -198,33 +198,47 @@ def _mount(mount: Mount, path: Path) -> Iterator[Conflict]:
 
 def _rule(rule: Rule, workload_path: Path, number: int) -> Iterator[Conflict]:
     path: Path = (*workload_path, "policy", number)
-    both = ((*path, "action"), (*path, "signal"))
-    if rule.action == "signal" and rule.signal is None:
-        yield Conflict((*path, "action"), '"signal" does not say which; add for example signal = "SIGHUP"', both)
-    if rule.action != "signal" and rule.signal is not None:
-        yield Conflict((*path, "signal"), 'is for action = "signal" alone; write that action, or remove it', both)
+    done = (rule.action, rule.then)
+    for action, key, given, example in (
+        ("signal", "signal", rule.signal is not None, '"SIGHUP"'),
+        ("exec", "exec", bool(rule.exec_), '["/usr/local/bin/page-oncall"]'),
+    ):
+        both = ((*path, "action"), (*path, key))
+        if action in done and not given:
+            yield Conflict((*path, "action"), f'"{action}" does not say which; add for example {key} = {example}', both)
+        if action not in done and given:
+            yield Conflict((*path, key), f'is for action = "{action}" alone; write that action, or remove it', both)
+    together = {"at_most": rule.at_most is not None, "within": rule.within > 0, "then": rule.then is not None}
+    if any(together.values()) and not all(together.values()):
+        absent = [key for key, given in together.items() if not given]
+        there = next(key for key, given in together.items() if given)
+        yield Conflict(
+            (*path, there),
+            f'goes together with {" and ".join(absent)}; write for example at_most = 3, within = "1h", then = "stop"',
+            tuple((*path, key) for key in absent),
+        )
     condition = rule.when
     if condition is None:  # reported already
         return
-    if condition.kind == "counter" and rule.for_ > 0:
+    if condition.momentary and rule.for_ > 0:
         yield Conflict(
             (*path, "for"),
-            f'is for levels, but "{condition.text}" is a counter, which fires when it goes up; remove it',
+            f'is for levels, but "{condition.text}" has a counter, which is true only when it goes up; remove it',
             ((*path, "when"),),
         )
 
 
 def _rule_limit(rule: Rule, workload: Workload, workload_path: Path, number: int) -> Iterator[Conflict]:
     path: Path = (*workload_path, "policy", number)
-    condition = rule.when
-    if condition is None:  # reported already
+    if rule.when is None:  # reported already
         return
-    limit = LIMITS.get(condition.file) if condition.percent else None
-    if limit is not None and getattr(workload.resources, limit) is None:
-        unit = "a size" if condition.file in ("memory.current",) else "a number"
-        yield Conflict(
-            (*path, "when"),
-            f'"{condition.text}" is in per cent of {limit}, which is not set; '
-            f"set {limit} under [workload.{workload.name}.resources], or compare with {unit}",
-            ((*workload_path, "resources", limit),),
-        )
+    for atom in rule.when.atoms:
+        limit = LIMITS.get(atom.file) if atom.percent else None
+        if limit is not None and getattr(workload.resources, limit) is None:
+            unit = "a size" if atom.file in ("memory.current",) else "a number"
+            yield Conflict(
+                (*path, "when"),
+                f'"{atom.text}" is in per cent of {limit}, which is not set; '
+                f"set {limit} under [workload.{workload.name}.resources], or compare with {unit}",
+                ((*workload_path, "resources", limit),),
+            )

@@ -18,7 +18,8 @@ from nsupervisor.config.units import Percent
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 Restart = Literal["no", "always", "on-success", "on-failure", "on-abnormal", "on-watchdog"]
-ActionName = Literal["log", "restart", "stop", "kill", "signal"]
+ActionName = Literal["log", "exec", "signal", "thaw", "freeze", "restart", "kill", "stop"]
+_ACTION = Choice("log", "restart", "stop", "kill", "signal", "freeze", "thaw", "exec", planned=("set",))
 
 
 @frozen
@@ -212,16 +213,20 @@ class Resources:
 class Rule:
     """[[workload.NAME.policy]]: when this holds for so long, do that."""
 
-    when: Condition = field(metadata=key(kinds.CONDITION, "a cgroup file, its key, and for levels a comparison"))
-    for_: float = field(default=0.0, metadata=key(kinds.DURATION, "how long a level must hold"))
-    action: ActionName = field(
-        metadata=key(
-            Choice("log", "restart", "stop", "kill", "signal", planned=("freeze", "thaw", "set", "exec")),
-            "what to do",
-        )
+    when: Condition = field(
+        metadata=key(kinds.CONDITION, "a cgroup file, its key, and for levels a comparison; and, or, not, ( )")
     )
+    for_: float = field(default=0.0, metadata=key(kinds.DURATION, "how long a level must hold"))
+    action: ActionName = field(metadata=key(_ACTION, "what to do"))
     cooldown: float = field(default=0.0, metadata=key(kinds.DURATION, "how long to be quiet after it fired"))
     signal: int | None = field(default=None, metadata=key(kinds.SIGNAL, 'which one, for action = "signal"'))
+    exec_: tuple[str, ...] = field(
+        default=(), metadata=key(kinds.COMMAND, 'what to run, for action = "exec"; the record is its standard input')
+    )
+    at_most: int | None = field(default=None, metadata=key(kinds.POSITIVE, "fire so often …"))
+    within: float = field(default=0.0, metadata=key(kinds.DURATION, "… within this time; after that do"))
+    then: ActionName | None = field(default=None, metadata=key(_ACTION, "… this instead, until it was quiet so long"))
+    dry_run: bool = field(default=False, metadata=key(kinds.BOOLEAN, "say what would be done, and do nothing"))
     name: str = "policy[0]"
     line: int = 0
 
@@ -340,7 +345,7 @@ PLANNED: dict[type, tuple[str, ...]] = {
     Workload: ("group", "on_failure", "readiness", "liveness", "network", "root", "timer", "sockets"),
     Security: ("capability_bounding_set", "seccomp", "landlock"),
     Resources: ("network_max",),
-    Rule: ("set", "limit", "exec", "victim", "dry_run"),
+    Rule: ("set", "limit", "victim"),
     Log: ("format", "max_size", "max_files", "parse_json", "on_full"),
 }
 """Keys of later versions, by class: refused like any unknown key, but the message says that they are to come."""

@@ -1,47 +1,78 @@
-"""Policy: which rules a reading of a cgroup's file sets off, and why.
+"""Policy: which rules a snapshot of a cgroup's files sets off, and why.
 
-Two kinds of condition, for the two ways in which the kernel tells things:
+The atoms of a condition are of three kinds, for the ways in which the kernel tells things:
 
-* A **counter** (``memory.events oom_kill``) only ever goes up, and the kernel says when it did. Its rule fires each
-  time that it is seen higher than before.
-* A **level** (``pids.current >= 90%``) goes up and down, and has to be sampled. Its rule fires once the condition has
-  held, in every sample, for the time that ``for`` asks; and again only after it has not held in between.
+* A **counter** (``memory.events oom_kill``) only ever goes up, and the kernel says when it did. It is true for a
+  moment: when it is seen higher than before, or so much higher than when it last was true (``increases by 10``).
+* A **level** (``pids.current >= 90%``) goes up and down, and has to be sampled. It is true while its comparison holds.
+* A **rate** (``cpu.stat nr_throttled rate > 50/s``) is a level made of a counter, measured over at least a second.
 
-``cooldown`` keeps a rule silent for so long after it fired: what a counter counts meanwhile is passed over, while a
-level that still holds when the cooldown is over fires again. Without one a level that goes on holding fires once.
+A condition with a counter in it fires when it turns true, and each time that one of its atoms does so. One without
+fires once it has been true, in every snapshot, for the time that ``for`` asks; and again only after it was not true in
+between. ``cooldown`` keeps a rule
+silent for so long after it fired: what a counter counts meanwhile is passed over, while a level that still holds when
+the cooldown is over fires again. Without one, a level that goes on holding fires once.
 
-`observe` is a function of what was remembered, a reading, and the time. The engine knows no action: it says which rules
-fired, and the cause of each; what is done about it is for others.
+When a rule with ``at_most`` has fired so often ``within`` the time, it asks for ``then`` instead of its ``action``.
+
+Several rules may fire on one snapshot. They are done in the order of `ORDER`, mildest first, and those of the same kind
+in the order of the file, so that the most drastic one has the last word.
+
+`observe` is a function of what was remembered, a snapshot, and the time. The engine does nothing: it says which rules
+fired, what each asks for, and the cause.
 """
 
 from collections.abc import Mapping, Sequence
 
 import attrs
 
-from nsupervisor.config.model import Condition, Rule
+from nsupervisor.config.conditions import Atom
+from nsupervisor.config.model import Rule
+from nsupervisor.core import backoff
+
+ORDER = ("log", "exec", "signal", "thaw", "freeze", "restart", "kill", "stop")
+"""Actions, the mildest first: of two rules that want opposite things, the later one here has its way."""
+
+RATE_SPAN = 1.0
+"""Seconds between the two values that make a rate, at least."""
+
+
+@attrs.frozen
+class AtomMemory:
+    """What is remembered of one atom. Times are seconds of the monotonic clock."""
+
+    last: float | None = None
+    """The latest value."""
+    before: float = 0.0
+    """What the latest value is to be seen against: a counter's when it was true last, a level's when it began."""
+    truth: bool | None = None
+    """None: nothing is known yet."""
+    anchor: tuple[float, float] | None = None
+    """When, and with what value, the measuring of a rate began."""
+    rate: float | None = None
 
 
 @attrs.frozen
 class Memory:
-    """What is remembered of one rule between readings. Times are seconds of the monotonic clock."""
+    """What is remembered of one rule between snapshots."""
 
-    last: float | None = None
-    """A counter's value when it was read last: what the next one is compared with."""
+    atoms: tuple[AtomMemory, ...]
     since: float | None = None
-    """Since when a level has held; None while it does not."""
-    first: float = 0.0
-    """The value with which it began to hold."""
+    """Since when the condition has held; None while it does not."""
     spent: bool = False
     """This stretch of holding has set the rule off already."""
     fired_at: float | None = None
+    fired: tuple[float, ...] = ()
+    """When it fired lately, as far as ``within`` reaches."""
 
 
 @attrs.frozen
 class Cause:
     """Why a rule fired: enough for a person to check it by hand.
 
-    ``before`` and ``after`` are two successive values of a counter; for a level, the value with which the stretch of
-    holding began, and the latest. ``threshold`` is in the file's own unit (processes, bytes), None for a counter.
+    ``file`` to ``threshold`` are about the atom that decided. ``before`` and ``after`` are two values of a counter; for
+    a level, the value with which it began to hold, and the latest; for a rate, per second. ``threshold`` is in the
+    file's own unit (processes, bytes), None for a counter.
     """
 
     rule: str
@@ -53,15 +84,22 @@ class Cause:
     after: float
     threshold: float | None = None
     held: float | None = None
-    """For how many seconds the level had held."""
+    """For how many seconds the condition had held."""
 
 
 @attrs.frozen
 class Fired:
-    """A rule that goes off now."""
+    """A rule that goes off now, and the action that it asks for."""
 
     rule: Rule
+    action: str
     cause: Cause
+
+
+Snapshot = Mapping[str, Mapping[str, float]]
+"""file → key → value; the key is "" for a file of one value."""
+Limits = Mapping[str, float | None]
+"""The present limits by their file ("pids.max" → 64), for thresholds in per cent."""
 
 
 @attrs.frozen
@@ -74,36 +112,29 @@ class Engine:
     @classmethod
     def of(cls, rules: Sequence[Rule]) -> "Engine":
         """An engine that has seen nothing yet: each counter's first reading is its base line and fires nothing."""
-        return cls(tuple(rules), (Memory(),) * len(rules))
+        return cls(tuple(rules), tuple(Memory((AtomMemory(),) * len(rule.when.atoms)) for rule in rules))
 
     def reborn(self) -> "Engine":
         """A new generation begins: a level has to hold anew. Counters and cooldowns go on, as the cgroup does."""
         return attrs.evolve(self, memories=tuple(attrs.evolve(m, since=None, spent=False) for m in self.memories))
 
-    def observe(
-        self, file: str, values: Mapping[str, float], limits: Mapping[str, float | None], now: float
-    ) -> tuple["Engine", tuple[Fired, ...]]:
-        """Take in a reading of ``file`` (key → value; key "" for a file of one value).
+    def together(self, file: str) -> tuple[str, ...]:
+        """The files to be read when ``file`` has news, so that each rule that looks at it sees one moment."""
+        files = {file: None}
+        for rule in self.rules:
+            names = [atom.file for atom in rule.when.atoms]
+            if file in names:
+                files |= dict.fromkeys(names)
+        return tuple(files)
 
-        ``limits`` has the present limits by their file ("pids.max" → 64), for thresholds in per cent. A rule whose
-        limit is not set cannot fire.
-        """
+    def observe(self, snapshot: Snapshot, limits: Limits, now: float) -> tuple["Engine", tuple[Fired, ...]]:
+        """Take in a snapshot. A rule none of whose files is in it is left as it is."""
         memories, fired = list(self.memories), []
         for i, rule in enumerate(self.rules):
-            condition = rule.when
-            key = condition.key or ""
-            if condition.file != file or key not in values:
-                continue
-            value = values[key]
-            if condition.kind == "counter":
-                memories[i], cause = _counter(memories[i], rule, value, now)
-            else:
-                limit = threshold(condition, limits)
-                if limit is None:
-                    continue
-                memories[i], cause = _level(memories[i], rule, value, limit, now)
-            if cause is not None:
-                fired.append(Fired(rule, cause))
+            if any(atom.file in snapshot for atom in rule.when.atoms):
+                memories[i], one = _observe(memories[i], rule, snapshot, limits, now)
+                fired += [one] if one is not None else []
+        fired.sort(key=lambda one: ORDER.index(one.action))
         return attrs.evolve(self, memories=tuple(memories)), tuple(fired)
 
 
@@ -111,38 +142,80 @@ LIMIT_OF = {"pids.current": "pids.max", "memory.current": "memory.max"}
 """What a threshold in per cent is a percentage of."""
 
 
-def threshold(condition: Condition, limits: Mapping[str, float | None]) -> float | None:
-    """A level's threshold in the file's own unit; None when it is a percentage of a limit that is not set."""
-    assert condition.threshold is not None
-    if not condition.percent:
-        return condition.threshold
-    limit = limits.get(LIMIT_OF[condition.file])
-    return None if limit is None else limit * condition.threshold / 100
+def threshold(atom: Atom, limits: Limits) -> float | None:
+    """A comparison's threshold in the file's own unit; None when it is a percentage of a limit that is not set."""
+    assert atom.threshold is not None
+    if not atom.percent:
+        return atom.threshold
+    limit: float | None = limits.get(LIMIT_OF[atom.file])
+    return None if limit is None else limit * atom.threshold / 100
 
 
-def _cool(memory: Memory, rule: Rule, now: float) -> bool:
-    return memory.fired_at is None or now - memory.fired_at >= rule.cooldown
-
-
-def _counter(memory: Memory, rule: Rule, value: float, now: float) -> tuple[Memory, Cause | None]:
-    # Lower than before: the cgroup was made anew and counts from 0, so all that it shows has happened since.
-    before = memory.last if memory.last is None or value >= memory.last else 0.0
-    memory = attrs.evolve(memory, last=value)
-    if before is None or value <= before or not _cool(memory, rule, now):
-        return memory, None
-    return attrs.evolve(memory, fired_at=now), _cause(rule, before, value, None, None)
-
-
-def _level(memory: Memory, rule: Rule, value: float, limit: float, now: float) -> tuple[Memory, Cause | None]:
-    if not _HOLDS[rule.when.op or ">="](value, limit):
+def _observe(memory: Memory, rule: Rule, snapshot: Snapshot, limits: Limits, now: float) -> tuple[Memory, Fired | None]:
+    old = memory.atoms
+    atoms = tuple(
+        _look(remembered, atom, snapshot, limits, now) for remembered, atom in zip(old, rule.when.atoms, strict=True)
+    )
+    memory = attrs.evolve(memory, atoms=atoms)
+    if not rule.when.holds([atom.truth for atom in atoms]):
         return attrs.evolve(memory, since=None, spent=False), None
-    if memory.since is None:
-        memory = attrs.evolve(memory, since=now, first=value)
-    held = now - (now if memory.since is None else memory.since)
-    may_repeat = not memory.spent or rule.cooldown > 0
-    if held < rule.for_ or not may_repeat or not _cool(memory, rule, now):
+    begins = memory.since is None
+    since = now if memory.since is None else memory.since
+    memory = attrs.evolve(memory, since=since)
+    if rule.when.momentary:
+        news = [
+            new.truth and (atom.kind == "counter" or not before.truth)
+            for atom, before, new in zip(rule.when.atoms, old, atoms, strict=True)
+        ]
+        may_fire, held = begins or any(news), None
+    else:
+        held = now - since
+        may_fire = held >= rule.for_ and (not memory.spent or rule.cooldown > 0)
+    if not may_fire or (memory.fired_at is not None and now - memory.fired_at < rule.cooldown):
         return memory, None
-    return attrs.evolve(memory, spent=True, fired_at=now), _cause(rule, memory.first, value, limit, held)
+    recent = backoff.within(memory.fired, now, rule.within)
+    worn_out = rule.at_most is not None and len(recent) >= rule.at_most
+    action = rule.then if worn_out and rule.then is not None else rule.action
+    memory = attrs.evolve(memory, spent=True, fired_at=now, fired=(*recent, now) if rule.at_most is not None else ())
+    return memory, Fired(rule, action, _cause(rule, old, atoms, limits, held))
+
+
+def _look(memory: AtomMemory, atom: Atom, snapshot: Snapshot, limits: Limits, now: float) -> AtomMemory:
+    """What one atom makes of the snapshot. A counter that is not in it has not moved."""
+    value = snapshot.get(atom.file, {}).get(atom.key or "")
+    if value is None:
+        return attrs.evolve(memory, truth=False) if atom.kind == "counter" and memory.truth else memory
+    if atom.kind == "counter":
+        return _count(memory, atom, value)
+    if atom.kind == "rate":
+        return _measure(memory, atom, value, now)
+    limit = threshold(atom, limits)
+    truth = None if limit is None else _HOLDS[atom.op or ">="](value, limit)
+    before = memory.before if truth and memory.truth else value
+    return attrs.evolve(memory, last=value, truth=truth, before=before)
+
+
+def _count(memory: AtomMemory, atom: Atom, value: float) -> AtomMemory:
+    if memory.last is None:
+        return attrs.evolve(memory, last=value, before=value, truth=False)
+    # Lower than before: the cgroup was made anew and counts from 0, so all that it shows has happened since.
+    mark = memory.before if value >= memory.last else 0.0
+    if memory.truth:  # that moment is over; what it was true of is behind us
+        mark = memory.last if value >= memory.last else 0.0
+    return attrs.evolve(memory, last=value, before=mark, truth=value - mark >= atom.by)
+
+
+def _measure(memory: AtomMemory, atom: Atom, value: float, now: float) -> AtomMemory:
+    if memory.anchor is None or value < memory.anchor[1]:
+        return attrs.evolve(memory, last=value, anchor=(now, value))
+    start, first = memory.anchor
+    if now - start < RATE_SPAN:
+        return attrs.evolve(memory, last=value)
+    rate = (value - first) / (now - start)
+    assert atom.threshold is not None
+    truth = _HOLDS[atom.op or ">"](rate, atom.threshold)
+    before = memory.before if truth and memory.truth else memory.rate or 0.0
+    return attrs.evolve(memory, last=value, anchor=(now, value), rate=rate, truth=truth, before=before)
 
 
 _HOLDS = {
@@ -153,6 +226,17 @@ _HOLDS = {
 }
 
 
-def _cause(rule: Rule, before: float, after: float, limit: float | None, held: float | None) -> Cause:
-    when = rule.when
-    return Cause(rule.name, rule.line, when.text, when.file, when.key or "", before, after, limit, held)
+def _cause(
+    rule: Rule, old: Sequence[AtomMemory], new: Sequence[AtomMemory], limits: Limits, held: float | None
+) -> Cause:
+    """The cause, told by the atom that turned true now; or by the first that is true; or by the first."""
+    places = range(len(new))
+    turned = [i for i in places if new[i].truth and not old[i].truth]
+    true = [i for i in places if new[i].truth]
+    i = (turned or true or [0])[0]
+    atom, memory = rule.when.atoms[i], new[i]
+    limit = None if atom.kind == "counter" else threshold(atom, limits)
+    after = memory.rate if atom.kind == "rate" else memory.last
+    return Cause(
+        rule.name, rule.line, rule.when.text, atom.file, atom.key or "", memory.before, after or 0.0, limit, held
+    )

@@ -26,7 +26,7 @@ from nsupervisor.cgroups import Cgroup, CgroupError, Reading, Watcher
 from nsupervisor.cgroups.watcher import EVENT_FILES
 from nsupervisor.config.changes import changed, difference
 from nsupervisor.config.load import ConfigError
-from nsupervisor.config.model import Resources, Workload
+from nsupervisor.config.model import Resources, Rule, Workload
 from nsupervisor.core import events
 from nsupervisor.core.actions import Action, Complain, FreezeAll, KillAll, Signal, Spawn, ThawAll
 from nsupervisor.core.exits import Exit, signal_name
@@ -34,6 +34,7 @@ from nsupervisor.core.lifecycle import Life, Moment, State, step
 from nsupervisor.core.rules import Engine, Fired
 from nsupervisor.keeper.client import Ended, Execed, Keeper, Spawned, SpawnError
 from nsupervisor.logs import Journal, capture
+from nsupervisor.service.hooks import run_hook
 from nsupervisor.service.identity import IdentityError
 from nsupervisor.service.notify import messages, notify_socket
 from nsupervisor.service.spec import spawn_spec
@@ -46,6 +47,15 @@ class Asked:
     wish: events.Wish
     heard: trio.Event
 
+
+_WISHES: dict[str, type[events.Wish]] = {
+    "restart": events.Recycle,
+    "stop": events.Stop,
+    "kill": events.Kill,
+    "freeze": events.Freeze,
+    "thaw": events.Thaw,
+}
+"""What a rule's action asks of the lifecycle; the others concern nobody's life."""
 
 Message = events.Event | Asked | Reading | Execed | Ended
 
@@ -196,7 +206,8 @@ class Actor:
                 await self._happen(message)
 
     async def _ended(self, ended: Ended) -> None:
-        for file in dict.fromkeys(rule.when.file for rule in self._engine.rules if rule.when.kind == "counter"):
+        counters = [atom.file for rule in self._engine.rules for atom in rule.when.atoms if atom.kind == "counter"]
+        for file in dict.fromkeys(counters):
             await self._observe(file, self._read(file))
         oom_kills = self._read("memory.events").get("oom_kill", 0.0)
         failure = ended.failure.message if ended.failure else None
@@ -215,25 +226,35 @@ class Actor:
         await self.world.keeper.acknowledge(ended.id)
 
     async def _observe(self, file: str, values: Mapping[str, float]) -> None:
-        self._engine, fired = self._engine.observe(file, values, self._limits, trio.current_time())
+        others = [other for other in self._engine.together(file) if other != file]
+        snapshot = {file: values, **{other: self._read(other) for other in others}}
+        self._engine, fired = self._engine.observe(snapshot, self._limits, trio.current_time())
         for one in fired:
             if self.life.alive:
                 await self._fire(one)
 
     async def _fire(self, fired: Fired) -> None:
-        rule = fired.rule
+        rule, action = fired.rule, fired.action
         cause = {key: value for key, value in attrs.asdict(fired.cause).items() if value is not None}
-        self._say("action", "warning", action=rule.action, cause=cause)
+        record = self._say(
+            "action", "warning", action=action, cause=cause, **({"dry_run": True} if rule.dry_run else {})
+        )
+        if rule.dry_run:
+            return
         by = f"{rule.name} ({rule.when.text})"
-        match rule.action:
-            case "restart":
-                await self._happen(events.Recycle(by))
-            case "stop":
-                await self._happen(events.Stop(by))
-            case "kill":
-                await self._happen(events.Kill(by))
+        match action:
             case "signal":
                 await self._do(Signal(rule.signal or signal.SIGTERM))
+            case "exec":
+                self.world.nursery.start_soon(self._exec, rule, record)
+            case _ if action in _WISHES:
+                await self._happen(_WISHES[action](by))
+
+    async def _exec(self, rule: Rule, record: dict[str, Any]) -> None:
+        """Run what a rule's ``exec`` names, as the supervisor itself: it is the operator's, not the workload's."""
+        problem = await run_hook(rule.exec_, record)
+        if problem:
+            self._say("warning", "warning", message=f"{rule.name}: {problem}")
 
     # ---- the lifecycle
 
@@ -353,12 +374,12 @@ class Actor:
 
     def _watch(self) -> None:
         """Have the watcher tell of what is needed, and of nothing else: some files cost samples on some hosts."""
-        files = dict.fromkeys(rule.when.file for rule in self._engine.rules)
+        files = dict.fromkeys(atom.file for rule in self._engine.rules for atom in rule.when.atoms)
         events_ = dict.fromkeys(("cgroup.events", *(file for file in files if file in EVENT_FILES)))
         levels = [file for file in files if file not in EVENT_FILES]
         base_line = self.world.watcher.add(self.cgroup, self.post, events=events_, levels=levels)
         for file, values in base_line.items():
-            self._engine, _ = self._engine.observe(file, values, {}, trio.current_time())
+            self._engine, _ = self._engine.observe({file: values}, {}, trio.current_time())
 
     def _read(self, file: str) -> Mapping[str, float]:
         try:
@@ -391,12 +412,13 @@ class Actor:
             self._captures -= 1
             self._changed.unpark_all()
 
-    def _say(self, event: str, level: str = "info", **fields: Any) -> None:
+    def _say(self, event: str, level: str = "info", **fields: Any) -> dict[str, Any]:
         self.last_event = {"timestamp": datetime.now(UTC).isoformat(timespec="microseconds"), "event": event, **fields}
         record: dict[str, Any] = {"workload": self.name, "generation": self.life.generation, **fields}
         if self.instance is not None:
             record["instance"] = self.instance
         getattr(self.world.journal.log, level)(event, **record)
+        return {**self.last_event, **record}
 
     def status(self) -> dict[str, Any]:
         """The object that ``status --json`` shows for this instance."""

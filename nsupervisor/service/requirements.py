@@ -28,9 +28,10 @@ def _of(workload: Workload, host: Host) -> Iterator[tuple[tuple[str | int, ...],
     for found in host.problems(workload.resources):
         yield ("resources", found.key), f"{found.why}; {found.instead}", optional
     for i, rule in enumerate(workload.policy):
-        place = host.place(rule.when.file)
-        if isinstance(place, HostProblem):
-            yield ("policy", i, "when"), f"no {rule.when.file} here: {place.why}; {place.instead}", optional
+        for file in dict.fromkeys(atom.file for atom in rule.when.atoms):
+            place = host.place(file)
+            if isinstance(place, HostProblem):
+                yield ("policy", i, "when"), f"no {file} here: {place.why}; {place.instead}", optional
     for key, message in missing(workload):
         yield (key,), message, False
     for key, user, groups in (

@@ -222,10 +222,10 @@ def _actor(name: str, workload: Workload, instance: int | None, tree: Tree, worl
     cgroup = tree.make(name, workload.resources)
     rules = []
     for rule in workload.policy:
-        when = rule.when
         try:
-            if (when.key or "") not in cgroup.read(when.file):
-                raise CgroupError(f"this host does not count {when.key} in {when.file}; it may need pure cgroup v2")
+            for atom in rule.when.atoms:
+                if (atom.key or "") not in cgroup.read(atom.file):
+                    raise CgroupError(f"this host does not count {atom.key} in {atom.file}; it may need pure cgroup v2")
             rules.append(rule)
         except CgroupError as error:
             if workload.resources.required:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.config.conditions import COUNTERS, LEVELS, LIMITS, PRESSURES, SIZES, Condition, parse_condition
+from nsupervisor.config.conditions import COUNTERS, LEVELS, LIMITS, PRESSURES, SIZES, Atom, Condition, parse_condition
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,31 @@ from nsupervisor.config.conditions import COUNTERS, LEVELS, LIMITS, PRESSURES, S
     ],
 )
 def test_conditions(text, file, key, kind, op, threshold, percent) -> None:
-    assert parse_condition(text) == Condition(" ".join(text.split()), file, key, kind, op, threshold, percent)
+    words = " ".join(text.split())
+    assert parse_condition(text) == Condition(words, (Atom(words, file, key, kind, op, threshold, percent),))
+
+
+@pytest.mark.parametrize(
+    ("text", "tree"),
+    [
+        ("pids.current > 5 and pids.current < 9", ("and", 0, 1)),
+        ("pids.current > 5 or pids.current < 3 and not pids.current > 1", ("or", 0, ("and", 1, ("not", 2)))),
+        ("(pids.current > 5 or pids.current < 3) and pids.current > 1", ("and", ("or", 0, 1), 2)),
+        ("not not (pids.current > 5)", ("not", ("not", 0))),
+    ],
+)
+def test_conditions_of_several_parts(text, tree) -> None:
+    condition = parse_condition(text)
+    assert condition.tree == tree
+    assert all(atom.file == "pids.current" for atom in condition.atoms)
+
+
+def test_counters_by_how_much_and_how_fast() -> None:
+    (atom,) = parse_condition("pids.events max increases by 10").atoms
+    assert (atom.kind, atom.by, atom.threshold) == ("counter", 10, None)
+    (atom,) = parse_condition("cpu.stat nr_throttled rate >= 50.5/s").atoms
+    assert (atom.kind, atom.op, atom.threshold) == ("rate", ">=", 50.5)
+    assert parse_condition("cpu.stat nr_throttled rate>5 / sec").atoms[0].threshold == 5.0
 
 
 @pytest.mark.parametrize(
@@ -48,8 +72,16 @@ def test_conditions(text, file, key, kind, op, threshold, percent) -> None:
         ("memory.stat anon > 5%", "has no limit"),
         ("memory.pressure some > 25%", "unknown value"),
         ("memory.pressure some avg5 > 25%", 'did you mean "some avg'),
-        ("cpu.stat nr_throttled rate > 50/s", "not available yet in this version"),
-        ("x" * 300, "too long"),
+        ("cpu.stat nr_throttled rate > 50", 'for example "cpu.stat nr_throttled rate > 50/s"'),
+        ("pids.current rate > 50/s", "does not say at which level"),
+        ("pids.events max increases by many", 'for example "pids.events max increases by 10"'),
+        ("pids.current > 5 increases by 5", 'for example "pids.events max increases by 10"'),
+        ("pids.current > 5 and", "names no file"),
+        ("(pids.current > 5", 'has a "(" without its ")"'),
+        ("pids.current > 5)", "goes on after its end"),
+        ("pids.current > 5 (pids.current > 5)", "goes on after its end"),
+        ("not " * 50 + "pids.current > 5", "nested too deeply"),
+        ("x" * 500, "too long"),
     ],
 )
 def test_what_is_no_condition(text: str, message: str) -> None:
@@ -61,20 +93,21 @@ def test_what_is_no_condition(text: str, message: str) -> None:
 @pytest.mark.parametrize("file", sorted(COUNTERS))
 def test_each_counter_of_the_table_is_a_condition(file: str) -> None:
     for key in COUNTERS[file]:
-        assert parse_condition(f"{file} {key}").kind == "counter"
+        assert parse_condition(f"{file} {key}").atoms[0].kind == "counter"
 
 
 @pytest.mark.parametrize("file", sorted(LEVELS))
 def test_each_level_of_the_table_is_a_condition(file: str) -> None:
     for key in LEVELS[file] or [""]:
         for number in ["5"] + ["5%"] * (file in LIMITS or file in PRESSURES) + ["5M"] * (file in SIZES):
-            condition = parse_condition(f"{file} {key} > {number}")
+            (condition,) = parse_condition(f"{file} {key} > {number}").atoms
             assert (condition.kind, condition.key) == ("level", key or None)
             assert condition.percent == (number == "5%" and file in LIMITS)
 
 
 words = st.sampled_from(
     [*COUNTERS, *LEVELS, "oom_kill", "anon", "some", "avg10", ">", ">=", "<", "=", "90%", "5M", "", "\n"]
+    + "and|or|not|(|)|increases by 5|rate > 5/s".split("|")
 )
 
 

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from nsupervisor.config.load import load, parse
-from nsupervisor.config.model import Condition, Config, IdMapping, Mount, Workload
+from nsupervisor.config.conditions import parse_condition
+from nsupervisor.config.model import Config, IdMapping, Mount, Workload
 from nsupervisor.config.problems import ConfigError
 
 
@@ -77,7 +78,7 @@ signal = "HUP"
     assert (w.resources.memory_max, w.resources.memory_high) == (3 * 2**29, None)
     assert (w.resources.cpu_max, w.resources.cpuset_cpus, w.resources.pids_max) == ((150000, 100000), "0-1", 10)
     (rule,) = w.policy
-    assert rule.when == Condition("pids.current >= 90%", "pids.current", None, "level", ">=", 90.0, True)
+    assert rule.when == parse_condition("pids.current >= 90%")
     assert (rule.for_, rule.action, rule.signal, rule.name, rule.line) == (5.0, "signal", 1, "policy[0]", 22)
 
 
@@ -244,7 +245,7 @@ def test_what_the_file_may_not_have(text: str, message: str) -> None:
         ("policy = [{ when = 'memory.events oom_kill' }]", "policy[0].action: is missing"),
         ("policy = [{ action = 'log' }]", "policy[0].when: is missing"),
         ("policy = [{ when = 5, action = 'log' }]", "5 is not a condition"),
-        ("policy = [{ when = 'memory.events oom', action = 'freeze' }]", '"freeze" is not available yet'),
+        ("policy = [{ when = 'memory.events oom', action = 'set' }]", '"set" is not available yet'),
         ("policy = [{ when = 'memory.events oom', action = 'log', signal = 1 }]", 'is for action = "signal" alone'),
         ("policy = [{ when = 'memory.events oom', action = 'log', for = 1 }]", "is for levels, but"),
         ("policy = [{ when = 'memory.current > 9%', action = 'log' }]", "is in per cent of memory_max"),

@@ -1,16 +1,19 @@
 """Policy rules: what fires, when, how often, and with what cause."""
 
+from itertools import pairwise
+
 import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.config.model import Condition, Rule
-from nsupervisor.core.rules import Engine, threshold
+from nsupervisor.config.conditions import parse_condition
+from nsupervisor.config.model import Rule
+from nsupervisor.core.rules import ORDER, Engine, threshold
 
-OOM = Condition("memory.events oom_kill", "memory.events", "oom_kill", "counter", None, None)
-PIDS = Condition("pids.current >= 90%", "pids.current", None, "level", ">=", 90.0, percent=True)
-BYTES = Condition("memory.current > 100M", "memory.current", None, "level", ">", 100 * 2**20)
+OOM = parse_condition("memory.events oom_kill")
+PIDS = parse_condition("pids.current >= 90%")
+BYTES = parse_condition("memory.current > 100M")
 LIMITS = {"pids.max": 20, "memory.max": None}
 
 
@@ -23,17 +26,17 @@ def feed(engine, file, samples, key=""):
     """Feed (time, value) pairs; the times at which the rule fired."""
     times = []
     for now, value in samples:
-        engine, fired = engine.observe(file, {key: value}, LIMITS, now)
+        engine, fired = engine.observe({file: {key: value}}, LIMITS, now)
         times += [now] * len(fired)
     return times
 
 
 def test_a_counter_fires_when_it_went_up_and_says_from_what_to_what():
-    it, fired = engine(OOM).observe("memory.events", {"oom_kill": 3}, {}, 0.0)
+    it, fired = engine(OOM).observe({"memory.events": {"oom_kill": 3}}, {}, 0.0)
     assert fired == ()  # the base line: what happened before we looked is not news
-    it, fired = it.observe("memory.events", {"oom_kill": 3}, {}, 1.0)
+    it, fired = it.observe({"memory.events": {"oom_kill": 3}}, {}, 1.0)
     assert fired == ()
-    it, fired = it.observe("memory.events", {"oom_kill": 5}, {}, 2.0)
+    it, fired = it.observe({"memory.events": {"oom_kill": 5}}, {}, 2.0)
     assert [attrs.asdict(one.cause) for one in fired] == [
         {
             "rule": "policy[0]",
@@ -83,31 +86,31 @@ def test_a_flapping_level_stays_within_its_cooldown():
 
 def test_a_level_must_hold_anew_in_a_new_generation():
     it = engine(PIDS, for_=5.0)
-    it, _ = it.observe("pids.current", {"": 19}, LIMITS, 0.0)
+    it, _ = it.observe({"pids.current": {"": 19}}, LIMITS, 0.0)
     it = it.reborn()
-    it, fired = it.observe("pids.current", {"": 19}, LIMITS, 5.0)
+    it, fired = it.observe({"pids.current": {"": 19}}, LIMITS, 5.0)
     assert fired == ()
-    assert it.observe("pids.current", {"": 19}, LIMITS, 10.0)[1] != ()
+    assert it.observe({"pids.current": {"": 19}}, LIMITS, 10.0)[1] != ()
 
 
 def test_without_its_limit_a_percentage_never_fires():
-    assert threshold(PIDS, {}) is None
-    assert engine(PIDS).observe("pids.current", {"": 10**9}, {"pids.max": None}, 0.0)[1] == ()
+    assert threshold(PIDS.atoms[0], {}) is None
+    assert engine(PIDS).observe({"pids.current": {"": 10**9}}, {"pids.max": None}, 0.0)[1] == ()
 
 
 def test_the_cause_of_a_level_names_the_threshold_in_the_files_unit():
     it = engine(BYTES, for_=2.0)
-    it, _ = it.observe("memory.current", {"": 110e6}, LIMITS, 0.0)
-    _, (fired,) = it.observe("memory.current", {"": 120e6}, LIMITS, 2.0)
+    it, _ = it.observe({"memory.current": {"": 110e6}}, LIMITS, 0.0)
+    _, (fired,) = it.observe({"memory.current": {"": 120e6}}, LIMITS, 2.0)
     cause = fired.cause
     assert (cause.before, cause.after, cause.threshold, cause.held) == (110e6, 120e6, 100 * 2**20, 2.0)
 
 
 @pytest.mark.parametrize("op", [">", ">=", "<", "<="])
 def test_each_comparison(op):
-    when = attrs.evolve(BYTES, op=op, threshold=5.0)
+    when = parse_condition(f"pids.current {op} 5")
     for value in (4.0, 5.0, 6.0):
-        fired = engine(when).observe("memory.current", {"": value}, {}, 0.0)[1]
+        fired = engine(when).observe({"pids.current": {"": value}}, {}, 0.0)[1]
         assert bool(fired) == {">": value > 5, ">=": value >= 5, "<": value < 5, "<=": value <= 5}[op]
 
 
@@ -126,7 +129,7 @@ def test_no_level_fires_too_early_or_within_its_cooldown(for_, cooldown, samples
         now += gap
         holds = value >= 18
         since = (now if since is None else since) if holds else None
-        it, fired = it.observe("pids.current", {"": value}, LIMITS, now)
+        it, fired = it.observe({"pids.current": {"": value}}, LIMITS, now)
         if fired:
             assert holds
             assert now - since >= for_
@@ -143,9 +146,150 @@ def test_no_counter_fires_without_having_moved(cooldown, samples):
     it = engine(OOM, cooldown=cooldown)
     for gap, value in samples:
         now += gap
-        it, fired = it.observe("memory.events", {"oom_kill": value}, {}, now)
+        it, fired = it.observe({"memory.events": {"oom_kill": value}}, {}, now)
         went_up = before is not None and (value > before or 0 < value < before)
         assert bool(fired) == (went_up and (last is None or now - last >= cooldown))
         if fired:
             last = now
         before = value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Conditions of several atoms
+
+
+def when(text, **keys):
+    return engine(parse_condition(text), **keys)
+
+
+def run(it, *snapshots, step=1.0):
+    """The numbers of the snapshots on which it fired; None stands for what is not in a snapshot."""
+    fired_at = []
+    for number, (oom, pids, pressure) in enumerate(snapshots):
+        snapshot = {}
+        if oom is not None:
+            snapshot["memory.events"] = {"oom_kill": oom}
+        if pids is not None:
+            snapshot["pids.current"] = {"": pids}
+        if pressure is not None:
+            snapshot["memory.pressure"] = {"some avg10": pressure}
+        it, fired = it.observe(snapshot, LIMITS, number * step)
+        fired_at += [number] * len(fired)
+    return fired_at
+
+
+def test_and_needs_both_at_one_moment():
+    it = when("memory.events oom_kill and pids.current >= 90%")
+    assert run(it, (0, 1, None), (1, 1, None), (1, 19, None), (2, 19, None), (2, 19, None)) == [3]
+
+
+def test_or_takes_either():
+    it = when("memory.events oom_kill or pids.current >= 90%")
+    assert run(it, (0, 1, None), (1, 1, None), (1, 19, None), (1, 19, None), (2, 19, None)) == [1, 2, 4]
+
+
+def test_not_and_parentheses():
+    it = when("pids.current >= 90% and not (memory.pressure some avg10 > 10%)")
+    assert run(it, (None, 19, 50.0), (None, 19, 5.0), (None, 19, 50.0), (None, 19, 5.0)) == [1, 3]
+
+
+def test_what_nothing_is_known_of_makes_nothing_true():
+    it = when("pids.current >= 90% and not memory.pressure some avg10 > 10%")
+    assert run(it, (None, 19, None), (None, 19, None), (None, 19, 5.0)) == [2]
+
+
+def test_increases_by_counts_from_where_it_last_was_true():
+    it = when("memory.events oom_kill increases by 3")
+    counts = [5, 6, 7, 8, 9, 10, 11, 20]
+    assert run(it, *((count, None, None) for count in counts)) == [3, 6, 7]
+
+
+def test_a_rate_is_measured_over_a_second_at_least():
+    it = when("memory.events oom_kill rate > 5/s", for_=2.0)
+    # a quarter of a second apart: 2 each time is 8 a second
+    assert run(it, *((2 * i, None, None) for i in range(20)), step=0.25) == [12]
+    assert run(it, *((i, None, None) for i in range(20)), step=0.25) == []
+
+
+def test_escalation_asks_for_then_after_at_most_within():
+    it = when("memory.events oom_kill", action="restart", at_most=2, within=100.0, then="stop")
+    asked = []
+    for now, count in ((0, 0), (1, 1), (2, 2), (3, 3), (150, 4), (151, 5), (152, 6)):
+        it, fired = it.observe({"memory.events": {"oom_kill": count}}, {}, now)
+        asked += [one.action for one in fired]
+    assert asked == ["restart", "restart", "stop", "restart", "restart", "stop"]
+
+
+def test_of_two_rules_that_want_opposite_things_the_more_drastic_has_the_last_word():
+    rules = [Rule(when=OOM, action=action, name=f"policy[{i}]") for i, action in enumerate(reversed(ORDER))]
+    it, _ = Engine.of(rules).observe({"memory.events": {"oom_kill": 0}}, {}, 0.0)
+    _, fired = it.observe({"memory.events": {"oom_kill": 1}}, {}, 1.0)
+    assert tuple(one.action for one in fired) == ORDER
+
+
+def test_files_that_have_to_be_read_together():
+    it = when("memory.events oom_kill and pids.current >= 90%")
+    assert it.together("memory.events") == ("memory.events", "pids.current")
+    assert it.together("cpu.stat") == ("cpu.stat",)
+
+
+TEXTS = st.sampled_from(
+    [
+        "memory.events oom_kill",
+        "pids.current >= 90%",
+        "memory.pressure some avg10 > 10%",
+        "memory.events oom_kill increases by 2",
+        "memory.events oom_kill rate > 1/s",
+    ]
+)
+CONDITIONS = st.recursive(
+    TEXTS,
+    lambda inner: st.one_of(
+        st.tuples(inner, st.sampled_from(["and", "or"]), inner).map(lambda t: f"({t[0]}) {t[1]} {t[2]}"),
+        inner.map(lambda text: f"not ({text})"),
+    ),
+    max_leaves=4,
+)
+SAMPLES = st.lists(
+    st.tuples(
+        st.floats(0.0, 5.0),
+        st.none() | st.integers(0, 9),
+        st.none() | st.integers(0, 20),
+        st.none() | st.sampled_from([0.0, 50.0]),
+    ),
+    max_size=30,
+)
+
+
+@given(
+    texts=st.lists(CONDITIONS, min_size=1, max_size=3),
+    cooldown=st.sampled_from([0.0, 4.0]),
+    samples=SAMPLES,
+)
+def test_any_trace_through_any_rules_keeps_cooldowns_and_is_the_same_again(texts, cooldown, samples):
+    def replay():
+        it = Engine.of(
+            [
+                Rule(when=parse_condition(text), action="log", cooldown=cooldown, name=f"policy[{i}]")
+                for i, text in enumerate(texts)
+            ]
+        )
+        now, out = 0.0, []
+        for gap, oom, pids, pressure in samples:
+            now += gap
+            snapshot = {}
+            if oom is not None:
+                snapshot["memory.events"] = {"oom_kill": oom}
+            if pids is not None:
+                snapshot["pids.current"] = {"": pids}
+            if pressure is not None:
+                snapshot["memory.pressure"] = {"some avg10": pressure}
+            it, fired = it.observe(snapshot, LIMITS, now)
+            out += [(now, one.cause) for one in fired]
+        return out
+
+    first = replay()
+    assert first == replay()
+    for name in {cause.rule for _, cause in first}:
+        times = [now for now, cause in first if cause.rule == name]
+        assert all(later - earlier >= cooldown for earlier, later in pairwise(times))

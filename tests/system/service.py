@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,12 @@ class Service:
                 return found[nth - 1]
         shown = "\n".join(json.dumps(record) for record in self.records[-40:])
         raise AssertionError(f"no record no. {nth} with {fields}; the last ones were:\n{shown}")
+
+    async def until(self, reached: Callable[[], bool], patience: float = PATIENCE) -> None:
+        """Wait for something outside that nothing tells of."""
+        with trio.fail_after(deadline(patience)):
+            while not reached():  # noqa: ASYNC110
+                await trio.sleep(0.01)
 
     async def cli(self, *arguments: str, status: int = 0) -> str:
         """Run a command of the client against this service; its standard output. It must end with ``status``."""
