@@ -13,6 +13,7 @@ def wait_status(end):
     pid = os.fork()
     if pid == 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(signal.SIGSEGV, signal.SIG_DFL)  # faulthandler's would write a page
         end()
         os._exit(99)
     return os.waitpid(pid, 0)[1]

@@ -9,7 +9,7 @@ import trio
 
 from tests.needs import needs
 from tests.system.service import service
-from tests.timing import deadline
+from tests.timing import deadline, slowdown
 
 pytestmark = [pytest.mark.system, needs("root", "cgroup")]
 
@@ -233,6 +233,7 @@ async def test_what_cannot_be_had_is_refused_and_those_that_require_it_wait(tmp_
 
 
 async def test_notify_makes_ready_and_its_watchdog_restarts(tmp_path):
+    watchdog = 0.5 * slowdown  # longer than the program takes to start
     toml = """
     [workload.api]
     type = "notify"
@@ -251,12 +252,12 @@ time.sleep(1000)
     [workload.web]
     command = ["sleep", "1000"]
     requires = ["api"]
-    """
+    """.replace("500000", f"{watchdog * 1e6:.0f}").replace("500ms", f"{watchdog * 1000:.0f}ms")
     async with service(tmp_path, toml) as it:
         await it.record(event="status", workload="api", message="warming up")
         await it.record(event="state", workload="api", to="ready")
         hangs = await it.record(event="state", workload="api", to="stopping")
-        assert hangs["reason"] == "no WATCHDOG=1 for 0.5 s"
+        assert hangs["reason"] == f"no WATCHDOG=1 for {watchdog:g} s"
         assert (await it.record(event="exited", workload="api"))["signal"] == "SIGABRT"
         await it.record(event="state", workload="api", to="ready", nth=2)
 
