@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import inf
+from time import perf_counter
 
 import attrs
 
@@ -18,6 +19,8 @@ class Reading:
 
     file: str
     values: Mapping[str, float]
+    at: float = attrs.field(factory=perf_counter, eq=False, repr=False)
+    """When it was read (`time.perf_counter`)."""
 
 
 def number(word: str) -> float:
