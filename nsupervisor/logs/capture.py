@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import trio
@@ -20,13 +20,18 @@ STEP = 500
 
 
 async def capture(
-    fd: int, journal: Journal | None, labels: Mapping[str, Any], stream: str, max_line: int = 16384
+    fd: int,
+    journal: Journal | None,
+    labels: Mapping[str, Any],
+    stream: str,
+    max_line: int = 16384,
+    count: Callable[[bytes], None] | None = None,
 ) -> None:
     """Record every line that comes out of `fd` until its end, then close it.
 
     `fd` is the non-blocking read end of a pipe and belongs to this function from now on. `labels` and `stream` are as
     for `Journal.output`; a line longer than `max_line` bytes is recorded in pieces (see Framing). Without a journal
-    everything is read and thrown away. When cancelled, the beginning of a line that was read already is recorded as
+    everything is read and thrown away. `count` is called with each chunk that was read. When cancelled, the beginning of a line that was read already is recorded as
     partial: its rest is still in the pipe, for a next reader. Raises OSError when reading fails.
     """
     framing = Framing(max_line)
@@ -46,6 +51,8 @@ async def capture(
                 continue
             if not data:
                 break
+            if count is not None:
+                count(data)
             if journal is None:
                 await trio.lowlevel.checkpoint()
                 continue
