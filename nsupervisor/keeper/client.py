@@ -6,7 +6,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,8 @@ class Keeper:
     _sending: trio.Lock = attrs.field(factory=trio.Lock)
     _lost: str = ""
     _gone: trio.Event = attrs.field(factory=trio.Event)
+    on_answer: Callable[[str, float], None] | None = None
+    """Called with what was asked for ("spawn") and the seconds until the answer."""
 
     async def spawn(self, spec: Mapping[str, Any]) -> Spawned:
         """Start a program; returns when its first process exists, which then reports by `events`.
@@ -172,6 +175,7 @@ class Keeper:
 
     async def _ask(self, message: dict[str, Any], error: type[SpawnError] | None = None) -> _Question:
         question = _Question()
+        began = time.perf_counter()
         self._number += 1
         number = self._number
         self._questions[number] = question
@@ -187,6 +191,8 @@ class Keeper:
                 del self._questions[number]
         if question.reply is None:
             raise KeeperLost(self._lost or f"the keeper has not answered for {ANSWER_TIMEOUT:g} s")
+        if self.on_answer is not None:
+            self.on_answer(message["do"], time.perf_counter() - began)
         problem = question.reply.get("error")
         if problem is None:
             return question
