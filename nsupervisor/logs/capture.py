@@ -31,8 +31,9 @@ async def capture(
 
     `fd` is the non-blocking read end of a pipe and belongs to this function from now on. `labels` and `stream` are as
     for `Journal.output`; a line longer than `max_line` bytes is recorded in pieces (see Framing). Without a journal
-    everything is read and thrown away. `count` is called with each chunk that was read. When cancelled, the beginning of a line that was read already is recorded as
-    partial: its rest is still in the pipe, for a next reader. Raises OSError when reading fails.
+    everything is read and thrown away. `count` is called with each chunk. When cancelled, the beginning of a line that
+    was read already is recorded as partial: its rest is still in the pipe, for a next reader. Raises OSError when
+    reading fails.
     """
     framing = Framing(max_line)
     lines: list[Line] = []
