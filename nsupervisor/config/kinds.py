@@ -185,6 +185,10 @@ def _log_output(value: Any) -> str:
     raise ValueError('is not a place to log to; write "stdout" or an absolute path')
 
 
+def _address(value: Any) -> tuple[str, int]:
+    return units.parse_address(f":{value}" if is_integer(value) else _text(value))
+
+
 def _optional_path(value: Any) -> str:
     text = _text(value)
     _path(text.removeprefix("-"))
@@ -512,6 +516,7 @@ WORKLOAD_NAME = Scalar(
 PATH = Scalar(_path, {"type": "string", "pattern": "^/"})
 OPTIONAL_PATH = Scalar(_optional_path, {"type": "string", "pattern": "^-?/"})
 LOG_OUTPUT = Scalar(_log_output, {"type": "string", "pattern": "^(stdout$|/)"})
+ADDRESS = Scalar(_address, {"type": "string", "pattern": exactly(units.ADDRESS_PATTERN)})
 BOOLEAN = Scalar(_boolean, {"type": "boolean"})
 NAMESPACE = Scalar(_namespace, {"type": "boolean"})
 HOSTNAME = Scalar(_hostname, {"type": "string", "maxLength": 64})

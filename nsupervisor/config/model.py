@@ -46,6 +46,10 @@ class Supervisor:
         default="stdout",
         metadata=key(kinds.LOG_OUTPUT, '"stdout", or the path of a file to append to'),
     )
+    metrics: tuple[str, int] | None = field(
+        default=None,
+        metadata=key(kinds.ADDRESS, 'the IP address and port that answer GET /metrics: "127.0.0.1:9631"'),
+    )
 
 
 @frozen
@@ -341,7 +345,7 @@ class Config:
 
 PLANNED: dict[type, tuple[str, ...]] = {
     Config: ("group",),
-    Supervisor: ("metrics", "dashboard", "api"),
+    Supervisor: ("dashboard", "api"),
     Workload: ("group", "on_failure", "readiness", "liveness", "network", "root", "timer", "sockets"),
     Security: ("capability_bounding_set", "seccomp", "landlock"),
     Resources: ("network_max",),

@@ -93,6 +93,40 @@ class Percent:
         return f"{self.percent.normalize():f}%"
 
 
+ADDRESS_PATTERN = r"([0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})"
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """An IP address and a port: "127.0.0.1:9631" → ("127.0.0.1", 9631), "[::1]:9631" → ("::1", 9631)."""
+    import socket  # here, because few files have an address, and it makes every start slower
+
+    host, _, port = text.rpartition(":")
+    port = port if re.fullmatch("[0-9]{1,5}", port, re.ASCII) else "9631"
+    if not host:
+        raise ValueError(
+            f'does not say who may connect; write "127.0.0.1:{port}" for this machine alone, '
+            f'or "0.0.0.0:{port}" for every network'
+        )
+    example = f'write an IP address and a port, for example "127.0.0.1:{port}"'
+    found = re.fullmatch(ADDRESS_PATTERN, text, re.ASCII)
+    if not found:
+        raise ValueError(f"is not an address; {example}")
+    host = found[1].strip("[]")
+    try:
+        socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
+    except OSError:
+        raise ValueError(f"is not an address; {example}") from None
+    if not 1 <= int(found[2]) <= 65535:
+        raise ValueError("has a port that cannot be; write one from 1 to 65535")
+    return host, int(port)
+
+
+def format_address(address: tuple[str, int]) -> str:
+    """("::1", 9631) → "[::1]:9631"."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def parse_percent(text: str) -> Percent | None:
     """ "12.5%" → that share; None for what has no "%" at its end. ValueError outside of 0 … 100."""
     if not text.endswith("%"):
