@@ -93,7 +93,7 @@ class Percent:
         return f"{self.percent.normalize():f}%"
 
 
-ADDRESS_PATTERN = r"([0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})"
+ADDRESS_PATTERN = r"([0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[0-9A-Fa-f]*:[0-9A-Fa-f:.]*\]):([0-9]{1,5})"
 
 
 def parse_address(text: str) -> tuple[str, int]:
