@@ -1,0 +1,1 @@
+"""What the service measures, as OpenMetrics."""

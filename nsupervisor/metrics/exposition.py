@@ -1,0 +1,53 @@
+"""A scrape, from the request to the text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import attrs
+import trio
+
+from nsupervisor.metrics.measures import Measures
+from nsupervisor.metrics.snapshot import Instance, Service
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the service imports us
+    from nsupervisor.logs import Journal
+    from nsupervisor.service.actor import Actor
+
+
+@attrs.define(eq=False)
+class Exposition:
+    """Makes the text of scrapes, one at a time."""
+
+    journal: Journal
+    measures: Measures
+    keeper_pid: int
+    _turn: trio.Lock = attrs.field(init=False, factory=trio.Lock)
+
+    async def text(self, actors: Iterable[Actor], accept: str) -> tuple[bytes, str]:
+        """The metrics of now, and their content type: what the request's Accept header prefers.
+
+        The event loop gets a turn after each workload, and the text is made in a thread: with a thousand workloads
+        it is megabytes, and a rule must not wait for them.
+        """
+        async with self._turn:
+            instances = []
+            for actor in list(actors):
+                instances.append(Instance.of(actor))
+                await trio.lowlevel.checkpoint()
+            service = Service.of(self.measures, self.journal, self.keeper_pid)
+            return await trio.to_thread.run_sync(_text, instances, service, accept, abandon_on_cancel=True)
+
+
+def _text(instances: Sequence[Instance], service: Service, accept: str) -> tuple[bytes, str]:
+    # Here, because a service that nobody scrapes needs none of it.
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.exposition import choose_encoder
+
+    from nsupervisor.metrics.families import Collector
+
+    registry = CollectorRegistry()
+    registry.register(Collector(instances, service))
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type

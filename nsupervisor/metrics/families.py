@@ -1,0 +1,201 @@
+"""The families of metrics: one table for the workloads', one function for the service's own. Pure but for the numbers
+about this process, which are read from /proc when they are collected.
+
+Times are seconds and sizes are bytes, as Prometheus wants them. A value that this host does not have gives no sample.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import isfinite
+
+import attrs
+from prometheus_client import ProcessCollector
+from prometheus_client.metrics_core import HistogramMetricFamily, Metric
+from prometheus_client.utils import floatToGoString
+
+from nsupervisor import __version__
+from nsupervisor.core.lifecycle import State
+from nsupervisor.metrics.measures import Histogram
+from nsupervisor.metrics.snapshot import Instance, Service
+
+STATES = tuple(state.value for state in State)
+MICRO = 1e-6
+
+Values = Iterable[tuple[Mapping[str, str], float]]
+"""Labels beside those that say which workload it is, and the value."""
+
+
+@attrs.frozen
+class Family:
+    """A family of metrics of workloads. name: without "nsupervisor_workload_" and, for a counter, "_total"."""
+
+    name: str
+    type: str
+    help: str
+    values: Callable[[Instance], Values]
+
+
+class Collector:
+    """Hands a registry what a snapshot has."""
+
+    def __init__(self, instances: Sequence[Instance], service: Service) -> None:
+        self._instances = instances
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        """All families, those of workloads one at a time: of many workloads, each is large."""
+        for family in FAMILIES:
+            metric = Metric(f"nsupervisor_workload_{family.name}", family.help, family.type)
+            name = f"{metric.name}_total" if family.type == "counter" else metric.name
+            for instance in self._instances:
+                for labels, value in family.values(instance):
+                    metric.add_sample(name, {**instance.labels, **labels}, value)
+            if metric.samples:
+                yield metric
+        yield from _service(self._service)
+
+
+def _service(service: Service) -> Iterator[Metric]:
+    build = Metric("nsupervisor_build", "The supervisor's version, and that of its Python.", "info")
+    build.add_sample("nsupervisor_build_info", {"version": __version__, "python": platform.python_version()}, 1)
+    yield build
+    yield _histogram(
+        "event_loop_lag",
+        "How long a turn of the event loop took: what happens meanwhile waits until the next.",
+        {(): service.loop},
+    )
+    yield _histogram(
+        "rule_reaction",
+        "From the reading of a cgroup file that set a rule off until the rule's action began.",
+        {(): service.reaction},
+    )
+    yield _histogram(
+        "keeper_round_trip",
+        "From a request to the keeper until its answer.",
+        {(("request", request),): histogram for request, histogram in service.keeper.items()},
+    )
+    dropped = Metric("nsupervisor_journal_dropped_records", "Records of the journal that found no room.", "counter")
+    dropped.add_sample("nsupervisor_journal_dropped_records_total", {}, service.dropped)
+    yield dropped
+    failing = Metric("nsupervisor_journal_failing", "1 while the journal's output cannot be written.", "gauge")
+    failing.add_sample("nsupervisor_journal_failing", {}, service.journal_fails)
+    yield failing
+    yield from ProcessCollector(registry=None).collect()
+    yield from ProcessCollector("nsupervisor_keeper", pid=lambda: service.keeper_pid, registry=None).collect()
+
+
+def _histogram(name: str, text: str, histograms: Mapping[tuple[tuple[str, str], ...], Histogram]) -> Metric:
+    names = [label for labels in histograms for label, _ in labels][:1]
+    family = HistogramMetricFamily(f"nsupervisor_{name}_seconds", text, labels=names)
+    for labels, histogram in histograms.items():
+        total, buckets = 0, []
+        for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
+            total += count
+            buckets.append((floatToGoString(bound), total))
+        family.add_metric([value for _, value in labels], buckets, histogram.sum)
+    return family
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Workloads
+
+
+def _state(instance: Instance) -> Values:
+    return [({"state": state}, state == instance.state) for state in STATES]
+
+
+def _of(file: str, key: str = "", scale: float = 1) -> Callable[[Instance], Values]:
+    """One key of a file; nothing where it is not there, or is "max"."""
+
+    def values(instance: Instance) -> Values:
+        value = instance.files.get(file, {}).get(key)
+        return [] if value is None or not isfinite(value) else [({}, value * scale)]
+
+    return values
+
+
+def _by(label: str, counts: Callable[[Instance], Mapping[str, float]]) -> Callable[[Instance], Values]:
+    """A mapping, each of whose keys is the value of a label."""
+    return lambda instance: [({label: key}, value) for key, value in counts(instance).items()]
+
+
+def _actions(instance: Instance) -> Values:
+    return [({"rule": rule, "action": action}, n) for (rule, action), n in instance.actions.items()]
+
+
+def _uptime(instance: Instance) -> Values:
+    return [] if instance.uptime is None else [({}, instance.uptime)]
+
+
+def _pressure(instance: Instance) -> Values:
+    for resource in ("cpu", "memory", "io"):
+        for key, value in instance.files.get(f"{resource}.pressure", {}).items():
+            kind, _, what = key.partition(" ")
+            if what == "total":
+                yield {"resource": resource, "kind": kind}, value * MICRO
+
+
+def _io(key: str) -> Callable[[Instance], Values]:
+    """A key of io.stat, by device ("8:0")."""
+
+    def values(instance: Instance) -> Values:
+        for name, value in instance.files.get("io.stat", {}).items():
+            device, _, what = name.partition(" ")
+            if what == key:
+                yield {"device": device}, value
+
+    return values
+
+
+FAMILIES = (
+    Family("state", "gauge", "1 for the state that the workload is in, 0 for all others.", _state),
+    Family("ready", "gauge", "1 while it runs and works, as far as it says.", lambda i: [({}, i.ready)]),
+    Family("generation", "gauge", "How many times it has been started.", lambda i: [({}, i.generation)]),
+    Family("uptime_seconds", "gauge", "How long this generation has lived.", _uptime),
+    Family(
+        "restarts", "counter", "Starts that the supervisor decided on, by cause.", _by("cause", lambda i: i.restarts)
+    ),
+    Family("exits", "counter", "Ends of generations, by kind.", _by("kind", lambda i: i.exits)),
+    Family("rule_actions", "counter", "How many times a rule of its policy has gone off.", _actions),
+    Family("memory_current_bytes", "gauge", "Memory in use (memory.current).", _of("memory.current")),
+    Family("memory_max_bytes", "gauge", "The limit of it (memory.max); none: no limit.", _of("memory.max")),
+    Family(
+        "memory_events",
+        "counter",
+        "What happened to its memory (memory.events): oom_kill, max, high and so on.",
+        _by("event", lambda i: i.files.get("memory.events", {})),
+    ),
+    Family("cpu_usage_seconds", "counter", "Processor time used.", _of("cpu.stat", "usage_usec", MICRO)),
+    Family("cpu_periods", "counter", "Periods of cpu.max in which it wanted to run.", _of("cpu.stat", "nr_periods")),
+    Family("cpu_throttled_periods", "counter", "Those that cpu.max cut short.", _of("cpu.stat", "nr_throttled")),
+    Family(
+        "cpu_throttled_seconds",
+        "counter",
+        "How long cpu.max kept it waiting, added up over CPUs.",
+        _of("cpu.stat", "throttled_usec", MICRO),
+    ),
+    Family("pids_current", "gauge", "Processes and threads (pids.current).", _of("pids.current")),
+    Family("pids_max", "gauge", "The limit of them (pids.max); none: no limit.", _of("pids.max")),
+    Family("io_read_bytes", "counter", "Bytes read, by device (io.stat).", _io("rbytes")),
+    Family("io_written_bytes", "counter", "Bytes written, by device (io.stat).", _io("wbytes")),
+    Family(
+        "pressure_seconds",
+        "counter",
+        "How long some, or all (full), of its tasks waited for a resource (*.pressure, total).",
+        _pressure,
+    ),
+    Family(
+        "output_bytes",
+        "counter",
+        "Bytes that it wrote to its standard output and error.",
+        _by("stream", lambda i: {stream: volume[0] for stream, volume in i.output.items()}),
+    ),
+    Family(
+        "output_lines",
+        "counter",
+        "Lines that it wrote there.",
+        _by("stream", lambda i: {stream: volume[1] for stream, volume in i.output.items()}),
+    ),
+)
