@@ -34,6 +34,8 @@ from nsupervisor.core.lifecycle import Life, Moment, State, step
 from nsupervisor.core.rules import Engine, Fired
 from nsupervisor.keeper.client import Ended, Execed, Keeper, Spawned, SpawnError
 from nsupervisor.logs import Journal, capture
+from nsupervisor.metrics.counters import Counters
+from nsupervisor.metrics.measures import Measures
 from nsupervisor.service.hooks import run_hook
 from nsupervisor.service.identity import IdentityError
 from nsupervisor.service.notify import messages, notify_socket
@@ -71,6 +73,7 @@ class World:
     """Where log captures run: they outlive a generation until its pipes are empty."""
     directory: Path
     """The runtime directory."""
+    measures: Measures = attrs.field(factory=Measures)
 
 
 @attrs.define(eq=False)
@@ -91,6 +94,7 @@ class Actor:
     last_event: dict[str, Any] | None = None
     pending: trio.CancelScope | None = None
     """The start that waits for other workloads, so that a stop can call it off."""
+    counters: Counters = attrs.field(init=False, factory=Counters)
     resources: Resources = attrs.field(init=False)
     """The limits in force: the configuration's, with what `change` has made of them."""
     _engine: Engine = attrs.field(init=False)
@@ -189,8 +193,8 @@ class Actor:
             case Reading(file="cgroup.events", values=values):
                 if not values.get("populated"):
                     await self._happen(events.Emptied(self.life.generation))
-            case Reading(file=file, values=values):
-                await self._observe(file, values)
+            case Reading(file=file, values=values, at=at):
+                await self._observe(file, values, at)
             case Execed(id=id_, pid=pid):
                 if id_ == self._id:
                     self.pid = pid
@@ -225,15 +229,15 @@ class Actor:
         await self._happen(events.Exited(generation, exit_, self._populated()))
         await self.world.keeper.acknowledge(ended.id)
 
-    async def _observe(self, file: str, values: Mapping[str, float]) -> None:
+    async def _observe(self, file: str, values: Mapping[str, float], at: float | None = None) -> None:
         others = [other for other in self._engine.together(file) if other != file]
         snapshot = {file: values, **{other: self._read(other) for other in others}}
         self._engine, fired = self._engine.observe(snapshot, self._limits, trio.current_time())
         for one in fired:
             if self.life.alive:
-                await self._fire(one)
+                await self._fire(one, at)
 
-    async def _fire(self, fired: Fired) -> None:
+    async def _fire(self, fired: Fired, at: float | None) -> None:
         rule, action = fired.rule, fired.action
         cause = {key: value for key, value in attrs.asdict(fired.cause).items() if value is not None}
         record = self._say(
@@ -241,6 +245,9 @@ class Actor:
         )
         if rule.dry_run:
             return
+        self.counters.acted(rule.name, action)
+        if at is not None:
+            self.world.measures.reacted(at)
         by = f"{rule.name} ({rule.when.text})"
         match action:
             case "signal":
@@ -264,6 +271,7 @@ class Actor:
         self.life, actions = step(old, event, moment, self.workload)
         if self.life is old and not actions:
             return
+        self.counters.stepped(old, event, self.life, self.workload)
         self._tell(old, event)
         for action in actions:
             await self._do(action)
@@ -407,7 +415,7 @@ class Actor:
     async def _captured(self, fd: int, labels: dict[str, Any], stream: str) -> None:
         journal = self.world.journal if getattr(self.workload.log, stream) == "journal" else None
         try:
-            await capture(fd, journal, labels, stream, self.workload.log.max_line)
+            await capture(fd, journal, labels, stream, self.workload.log.max_line, self.counters.output[stream].add)
         finally:
             self._captures -= 1
             self._changed.unpark_all()
