@@ -23,7 +23,8 @@ ARROWS = {
     "keeper": {"linux"},
     "logs": set(),
     "api": {"config"},
-    "service": {"core", "config", "linux", "cgroups", "keeper", "logs", "api"},
+    "metrics": {"core", "config", "cgroups", "api"},
+    "service": {"core", "config", "linux", "cgroups", "keeper", "logs", "api", "metrics"},
 }
 
 # These start fast, or run between fork and exec: nothing but the standard library.

@@ -9,7 +9,7 @@ import trio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from nsupervisor.api.control import Control, UnknownName
@@ -52,6 +52,9 @@ class _Handlers:
             found = [one for one in found if one["name"] in names]
         return JSONResponse(found)
 
+    async def metrics(self, request: Request) -> Response:
+        return await metrics_response(self.control, request)
+
     async def command(self, request: Request) -> JSONResponse:
         verb = request.path_params["verb"]
         if verb not in VERBS:
@@ -66,6 +69,12 @@ class _Handlers:
             for name in results:
                 nursery.start_soon(do, name)
         return JSONResponse(list(results.values()))
+
+
+async def metrics_response(control: Control, request: Request) -> Response:
+    """The answer to GET /metrics."""
+    text, content_type = await control.metrics(request.headers.get("accept", ""))
+    return Response(text, headers={"content-type": content_type})
 
 
 def _command(verb: str, body: bytes) -> tuple[list[str], dict[str, Any]]:

@@ -35,6 +35,10 @@ class Control(Protocol):
         """
         ...
 
+    async def metrics(self, accept: str) -> tuple[bytes, str]:
+        """What is measured, as text, and its content type: what the request's Accept header prefers."""
+        ...
+
     async def command(self, verb: str, name: str, **parameters: Any) -> dict[str, Any]:
         """Do one thing to one instance and wait until it is done; the object `Result` of `nsupervisor schema api`.
 

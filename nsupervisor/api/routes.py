@@ -26,7 +26,8 @@ STATES = ("stopped", "starting", "running", "ready", "stopping", "backoff", "exi
 
 
 class Route(NamedTuple):
-    """One operation. name: of its handler. objects: component schema by status code; a 1-tuple is a list of that."""
+    """One operation. name: of its handler. answers: component schema by status code; a 1-tuple is a list of that,
+    a media type is text of that."""
 
     name: str
     method: str
@@ -54,6 +55,13 @@ ROUTES = (
         "Do something to all instances that are named, at once, and answer when it is done.",
         body="Command",
         answers={200: ("Result",), 400: "Error", 404: "Error"},
+    ),
+    Route(
+        "metrics",
+        "GET",
+        "/metrics",
+        "What is measured, in Prometheus' text format, or in OpenMetrics' where the Accept header prefers that.",
+        answers={200: "text/plain"},
     ),
 )
 
@@ -199,6 +207,8 @@ _WORDS = {200: "Done.", 400: "The request is wrong.", 404: "There is no such nam
 
 
 def _content(name: tuple[str] | str) -> dict[str, Any]:
+    if "/" in name:
+        return {str(name): {"schema": {"type": "string"}}}
     if isinstance(name, tuple):
         schema: dict[str, Any] = {"type": "array", "items": {"$ref": f"#/components/schemas/{name[0]}"}}
     else:

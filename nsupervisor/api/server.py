@@ -37,7 +37,7 @@ async def serve(
     try:
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
         task_status.started(path)
-        await _accept(app, listener)
+        await accept(app, listener)
     finally:
         listening.close()
         try:
@@ -84,20 +84,26 @@ def _make_way(path: str) -> None:
     raise OSError(f"{path}: another supervisor answers there; stop that one, or give this one another directory")
 
 
-async def _accept(app: Any, listener: trio.SocketListener) -> None:
+async def accept(app: Any, listener: trio.SocketListener, most: int | None = None) -> None:
+    """Serve the ASGI application on what listens already, until cancelled.
+
+    most: when there are more connections than this, the oldest is cut off.
+    """
     config = Config()
     # Only failures of ours are logged; without a handler of its own, logging writes them to stderr.
     config.errorlog = logging.getLogger("nsupervisor.api")
     config.include_server_header = False
     server = partial(TCPServer, wrap_app(app, config.wsgi_max_body_size, "asgi"), config, WorkerContext(None), {})
-    connections: set[trio.SocketStream] = set()
+    connections: dict[trio.SocketStream, None] = {}  # the oldest first
 
     async def talk(stream: trio.SocketStream) -> None:
-        connections.add(stream)
+        connections[stream] = None
+        if most is not None and len(connections) > most:
+            _cut_off(next(iter(connections)))
         try:
             await server(cast(Any, stream))  # declared for TLS only, made for both
         finally:
-            connections.discard(stream)
+            del connections[stream]
 
     async with trio.open_nursery() as handlers:
         try:
@@ -105,7 +111,11 @@ async def _accept(app: Any, listener: trio.SocketListener) -> None:
         finally:
             # hypercorn sends with cancellation shielded: a client that does not read would keep us here for ever.
             for stream in connections:
-                try:
-                    stream.socket.shutdown(trio.socket.SHUT_RDWR)
-                except OSError:
-                    pass
+                _cut_off(stream)
+
+
+def _cut_off(stream: trio.SocketStream) -> None:
+    try:
+        stream.socket.shutdown(trio.socket.SHUT_RDWR)
+    except OSError:
+        pass

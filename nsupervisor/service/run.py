@@ -25,6 +25,8 @@ from nsupervisor.config.model import Config, Workload
 from nsupervisor.config.positions import scan
 from nsupervisor.keeper.client import Ended, Keeper, KeeperLost, open_keeper
 from nsupervisor.logs import Journal, open_journal
+from nsupervisor.metrics.exposition import Exposition
+from nsupervisor.metrics.server import serve_metrics
 from nsupervisor.service.actor import Actor, World
 from nsupervisor.service.announce import announce
 from nsupervisor.service.privileges import explain
@@ -194,14 +196,18 @@ async def _supervise(config: Config, host: Host, tree: Tree, shared: Shared, sig
     keeper, watcher, journal, directory = shared
     async with trio.open_nursery() as captures:
         world = World(keeper, watcher, journal, captures, directory)
+        world.measures.begin(keeper)
         captures.start_soon(reap_strangers, keeper.pid)
         actors = {name: _actor(name, workload, instance, tree, world) for name, workload, instance in _each(config)}
         try:
             async with trio.open_nursery() as nursery:
-                supervisor = Supervisor(config, actors, nursery, keeper.pid, host.mode, tree.path)
+                exposition = Exposition(journal, world.measures, keeper.pid)
+                supervisor = Supervisor(config, actors, nursery, keeper.pid, host.mode, tree.path, exposition)
                 for actor in actors.values():
                     nursery.start_soon(actor.run)
                 await nursery.start(serve, app(supervisor), directory / "api.sock")
+                if config.supervisor.metrics is not None:
+                    await nursery.start(serve_metrics, supervisor, config.supervisor.metrics)
                 journal.log.info("supervisor started", **supervisor.info())
                 supervisor.start([name for name, w in config.workloads.items() if w.autostart], by="boot")
                 announce(journal, "READY=1")

@@ -16,6 +16,7 @@ from nsupervisor.api.control import UnknownName
 from nsupervisor.config.model import Config
 from nsupervisor.core import events, order
 from nsupervisor.core.lifecycle import Life, State
+from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.service.actor import Actor
 
 AT_REST = frozenset({State.STOPPED, State.EXITED, State.FAILED})
@@ -33,6 +34,7 @@ class Supervisor:
     mode: str
     """The host's cgroup hierarchies: "unified" or "hybrid"."""
     cgroup: str
+    exposition: Exposition
     started_at: float = attrs.field(factory=time.time)
     _born: float = attrs.field(factory=trio.current_time)
 
@@ -71,6 +73,10 @@ class Supervisor:
                 raise UnknownName(pattern, next(iter(difflib.get_close_matches(pattern, known, 1)), None))
             found |= dict.fromkeys(names)
         return list(found)
+
+    async def metrics(self, accept: str) -> tuple[bytes, str]:
+        """What is measured, as text, and its content type."""
+        return await self.exposition.text(self.actors.values(), accept)
 
     # ---- what a person wants
 

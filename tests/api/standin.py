@@ -83,6 +83,9 @@ class Standin:
             found |= dict.fromkeys(names)
         return list(found)
 
+    async def metrics(self, accept: str) -> tuple[bytes, str]:
+        return b"# EOF\n", accept or "text/plain; charset=utf-8"
+
     async def command(self, verb: str, name: str, **parameters: Any) -> dict[str, Any]:
         self.asked.append((verb, name, parameters))
         self.arrived.set()
