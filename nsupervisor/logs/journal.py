@@ -16,6 +16,7 @@ from .sink import BUFFER_SIZE, Sink
 from .target import open_target
 
 Level = Literal["debug", "info", "warning", "error", "critical"]
+_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 class Journal:
@@ -24,10 +25,23 @@ class Journal:
     log: FilteringBoundLogger
     """The logger for what the service says: `journal.log.info("started", workload="web", pid=12)`."""
 
+    listener: Callable[[str, str, str, Mapping[str, Any]], None] | None = None
+    """Called with the timestamp, level, event and fields of each thing that the service says, whatever the level."""
+
     def __init__(self, sink: Sink, formatting: JsonFormat | ConsoleFormat, level: str) -> None:
         self._sink = sink
         self._format = formatting
-        self.log = _logger(sink.put, formatting, level)
+        self._lowest = _LEVELS.index(level)
+        self.log = _logger(sink.put, self._render)
+
+    def _render(self, _logger: Any, method: str, fields: MutableMapping[str, Any]) -> bytes:
+        event = str(fields.pop("event", ""))
+        timestamp = now()
+        if self.listener is not None:
+            self.listener(timestamp, method, event, fields)
+        if _LEVELS.index(method) < self._lowest:
+            raise structlog.DropEvent
+        return self._format.record(timestamp, method, event, fields)
 
     @property
     def dropped(self) -> int:
@@ -77,7 +91,7 @@ async def open_journal(
     """
     if format not in ("json", "console"):
         raise ValueError(f'unknown log format "{format}"; write "json" or "console"')
-    if level not in ("debug", "info", "warning", "error", "critical"):
+    if level not in _LEVELS:
         raise ValueError(f'unknown log level "{level}"; write "debug", "info", "warning" or "error"')
     target = open_target(output)
     formatting = JsonFormat() if format == "json" else ConsoleFormat.for_terminal(target.is_terminal)
@@ -110,17 +124,15 @@ class _Writer:
         self.debug = self.info = self.warning = self.error = self.critical = put
 
 
-def _logger(put: Callable[[bytes], None], formatting: JsonFormat | ConsoleFormat, level: str) -> FilteringBoundLogger:
+def _logger(
+    put: Callable[[bytes], None], render: Callable[[Any, str, MutableMapping[str, Any]], bytes]
+) -> FilteringBoundLogger:
     """A bound logger of this journal alone; structlog's global configuration is neither read nor changed."""
-
-    def render(_logger: Any, method: str, fields: MutableMapping[str, Any]) -> bytes:
-        event = fields.pop("event", "")
-        return formatting.record(now(), method, str(event), fields)
-
     logger: FilteringBoundLogger = structlog.wrap_logger(
         _Writer(put),
         processors=[structlog.processors.format_exc_info, render],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        # Nothing is filtered here: the listener hears all, and `Journal` leaves out of the stream what is too low.
+        wrapper_class=structlog.make_filtering_bound_logger("debug"),
         context_class=dict,
         cache_logger_on_first_use=True,
     ).bind()
