@@ -1,0 +1,54 @@
+"""What a cgroup has used so far, in plain counters: whoever asks twice can say how much that is a second."""
+
+from collections.abc import Mapping
+from math import inf
+from typing import Any
+
+import trio
+
+from nsupervisor.cgroups import Cgroup, CgroupError
+
+_OF_STATUS = ("name", "state", "generation", "memory_current", "memory_max", "pids_current", "pids_max")
+
+
+def sample(status: Mapping[str, Any], cgroup: Cgroup) -> dict[str, Any]:
+    """The object `Stats` of the API. ``status``: the object `Status` of the same instance, made just now.
+
+    None for what this host does not count (a hybrid one has io.stat in no form that is kept here). Sources: cpu.stat,
+    io.stat and the .pressure files of Documentation/admin-guide/cgroup-v2.rst.
+    """
+
+    def read(file: str) -> Mapping[str, float]:
+        try:
+            return cgroup.read(file)
+        except CgroupError:
+            return {}
+
+    cpu, io, limit = read("cpu.stat"), read("io.stat"), read("cpu.max")
+    quota, period = limit.get("quota", inf), limit.get("period", inf)
+    return {
+        "at": trio.current_time(),
+        **{key: status[key] for key in _OF_STATUS},
+        "cpu_usage_usec": _whole(cpu.get("usage_usec")),
+        "cpu_max_percent": None if quota == inf else quota / period * 100,
+        "periods": _whole(cpu.get("nr_periods")),
+        "throttled_periods": _whole(cpu.get("nr_throttled")),
+        "throttled_usec": _whole(cpu.get("throttled_usec")),
+        "io_read_bytes": _over_devices(cgroup, io, "rbytes"),
+        "io_write_bytes": _over_devices(cgroup, io, "wbytes"),
+        **{f"{kind}_stalled_usec": _whole(read(f"{kind}.pressure").get("some total")) for kind in _PRESSURES},
+    }
+
+
+_PRESSURES = ("cpu", "memory", "io")
+
+
+def _over_devices(cgroup: Cgroup, io: Mapping[str, float], counter: str) -> int | None:
+    """The sum over "8:0 rbytes", "8:16 rbytes", …: 0 for a workload that has done none yet, whose file is empty."""
+    if not io and not cgroup.offers("io.stat"):
+        return None
+    return int(sum(value for key, value in io.items() if key.endswith(f" {counter}")))
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
