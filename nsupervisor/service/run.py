@@ -29,6 +29,7 @@ from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.metrics.server import serve_metrics
 from nsupervisor.service.actor import Actor, World
 from nsupervisor.service.announce import announce
+from nsupervisor.service.history import History
 from nsupervisor.service.privileges import explain
 from nsupervisor.service.reaper import reap_strangers
 from nsupervisor.service.requirements import unmet
@@ -37,8 +38,8 @@ from nsupervisor.service.supervisor import Supervisor, instances
 DONE, FAILED, BAD_CONFIGURATION, NOT_PERMITTED = 0, 1, 2, 4
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """What stops the service."""
-Shared = tuple[Keeper, Watcher, Journal, Path]
-"""What the actors share; the last is the runtime directory."""
+Shared = tuple[Keeper, Watcher, Journal, Path, History]
+"""What is shared by those that belong to different nurseries; the path is the runtime directory."""
 LAST_WORDS = 5.0
 """Seconds that output still in the pipes may take at the end, when somebody who is not ours holds a pipe open."""
 
@@ -115,6 +116,8 @@ def _runtime_directory(config: Config) -> Iterator[Path]:
 async def _service(config: Config, host: Host, directory: Path, warnings: list[tuple[str, str]]) -> int:
     settings = config.supervisor
     async with open_journal(settings.log_output, level=settings.log_level, format=settings.log_format) as journal:
+        history = History()
+        journal.listener = history.add
         for name, text in warnings:
             journal.log.warning("limit not enforced", workload=name, message=text)
         status = DONE
@@ -129,7 +132,7 @@ async def _service(config: Config, host: Host, directory: Path, warnings: list[t
                     _refuse_unenforceable(config, host)
                     tree.supervisor_join(keeper.pid)
                     async with open_watcher() as watcher:
-                        shared = keeper, watcher, journal, directory
+                        shared = keeper, watcher, journal, directory, history
                         lost = await _supervise(config, host, tree, shared, signals)
                     if lost:
                         text = "the keeper has ended; so were its workloads, after it"
@@ -193,7 +196,7 @@ async def _end_leftovers(keeper: Keeper, journal: Journal, tree: Path) -> None:
 async def _supervise(config: Config, host: Host, tree: Tree, shared: Shared, signals: AsyncIterator[int]) -> bool:
     """Run everything until a signal has stopped it (False), or the keeper is lost (True)."""
     lost = False
-    keeper, watcher, journal, directory = shared
+    keeper, watcher, journal, directory, history = shared
     async with trio.open_nursery() as captures:
         world = World(keeper, watcher, journal, captures, directory)
         world.measures.begin(keeper)
@@ -202,7 +205,7 @@ async def _supervise(config: Config, host: Host, tree: Tree, shared: Shared, sig
         try:
             async with trio.open_nursery() as nursery:
                 exposition = Exposition(journal, world.measures, keeper.pid)
-                supervisor = Supervisor(config, actors, nursery, keeper.pid, host.mode, tree.path, exposition)
+                supervisor = Supervisor(config, actors, nursery, keeper.pid, host.mode, tree.path, exposition, history)
                 for actor in actors.values():
                     nursery.start_soon(actor.run)
                 await nursery.start(serve, app(supervisor), directory / "api.sock")
@@ -271,6 +274,7 @@ async def _until_signalled(
         async def stop() -> None:
             announce(journal, "STOPPING=1")
             await supervisor.stop_all()
+            await supervisor.past.end()
             scope.cancel()
 
         stopping = False

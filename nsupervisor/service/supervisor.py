@@ -2,9 +2,11 @@
 
 import difflib
 import fnmatch
+import json
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -18,6 +20,8 @@ from nsupervisor.core import events, order
 from nsupervisor.core.lifecycle import Life, State
 from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.service.actor import Actor
+from nsupervisor.service.history import Follower, History
+from nsupervisor.service.stats import sample
 
 AT_REST = frozenset({State.STOPPED, State.EXITED, State.FAILED})
 """Nothing lives, and nothing will by itself."""
@@ -35,6 +39,7 @@ class Supervisor:
     """The host's cgroup hierarchies: "unified" or "hybrid"."""
     cgroup: str
     exposition: Exposition
+    past: History = attrs.field(factory=History)
     started_at: float = attrs.field(factory=time.time)
     _born: float = attrs.field(factory=trio.current_time)
 
@@ -58,6 +63,29 @@ class Supervisor:
     def status(self) -> list[dict[str, Any]]:
         """One object per workload instance, in the configuration's order."""
         return [actor.status() for actor in self.actors.values()]
+
+    def stats(self) -> list[dict[str, Any]]:
+        """The counters of each instance."""
+        return [sample(actor.status(), actor.cgroup) for actor in self.actors.values()]
+
+    def history(self, name: str) -> dict[str, Any]:
+        """One instance, and what has been said about it."""
+        actor = self.actors[name]
+        lines, forgotten = self.past.of(name)
+        return {
+            **actor.status(),
+            "config": self.config.path,
+            "restart": actor.workload.restart,
+            "since": self.started_at,
+            "forgotten": forgotten,
+            "records": [json.loads(line) for line in lines],
+        }
+
+    def events(
+        self, names: Collection[str] | None, events: Collection[str] | None, news: bool
+    ) -> AbstractContextManager[Follower]:
+        """What has been said about instances, and what will be."""
+        return self.past.follow(names, events, news=news)
 
     def resolve(self, patterns: Sequence[str]) -> list[str]:
         """The instances that ``patterns`` mean: "web" is all of web's; globs match either. Raises UnknownName."""
