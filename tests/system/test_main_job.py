@@ -9,7 +9,7 @@ import trio
 
 from tests.needs import needs
 from tests.system.service import service
-from tests.timing import deadline, slowdown
+from tests.timing import deadline
 
 pytestmark = [pytest.mark.system, needs("root", "cgroup")]
 
@@ -233,7 +233,7 @@ async def test_what_cannot_be_had_is_refused_and_those_that_require_it_wait(tmp_
 
 
 async def test_notify_makes_ready_and_its_watchdog_restarts(tmp_path):
-    watchdog = 0.5 * slowdown  # longer than the program takes to start
+    watchdog = deadline(0.5)  # longer than the program takes to start
     toml = """
     [workload.api]
     type = "notify"
