@@ -54,6 +54,8 @@ def put(cgroup: Cgroup, key: str, value: Any) -> None:
     if file in _LISTS and v1 and value is None:
         text = read_text(f"{os.path.dirname(directory)}/{file}")  # v1 knows no "as the parent"
     shown = f"{file} of {name} to {display(file, text)}"
+    if file == "cpuset.cpus" and not v1 and (owner := partition.owner(cgroup.path, text)) is not None:
+        raise CgroupError(f"cannot set {shown}: {owner[0]} has the CPUs {owner[1]} for itself (cpuset_cpus_partition)")
     if file == "cpuset.cpus.partition":
         partition.claim(cgroup.path, read_text(f"{cgroup.path}/cpuset.cpus") if text != "member" else "")
     for target, words in _writes(cgroup, file, text, directory):

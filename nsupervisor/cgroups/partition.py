@@ -33,6 +33,26 @@ def claim(path: str, cpus: str) -> None:
         _write(path, cpus)
 
 
+def owner(path: str, cpus: str) -> tuple[str, str] | None:
+    """(name, CPUs) of a cgroup beside that at `path` whose partition has some of these CPUs; None where nobody's has.
+
+    Giving them to another cgroup, too, would not fail: it would make the partition invalid, and nothing in it tells.
+    """
+    wanted = parse_cpu_list(cpus)
+    with os.scandir(os.path.dirname(path)) as entries:
+        beside = [entry for entry in entries if entry.is_dir(follow_symlinks=False) and entry.path != path]
+    for entry in beside:
+        try:
+            with open(f"{entry.path}/cpuset.cpus.partition") as file:
+                partition = file.read().split()
+        except OSError:
+            continue  # no such file, or just removed
+        shared = wanted & _claimed(entry.path)
+        if partition and partition[0] != "member" and shared:
+            return entry.name, ",".join(map(str, sorted(shared)))
+    return None
+
+
 def _joined(directory: str, cpus: str) -> str:
     """What the cgroups below `directory` have claimed, and `cpus`."""
     claimed = set(parse_cpu_list(cpus))

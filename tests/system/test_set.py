@@ -46,6 +46,7 @@ async def test_limits_change_and_are_in_status_in_the_log_and_in_the_next_cgroup
         assert (await it.status("web"))["memory_max"] is None
 
 
+@pytest.mark.host_only
 async def test_what_stops_is_changed_too_and_starts_with_it(tmp_path):
     async with service(tmp_path, WEB) as it:
         await it.pid("web")
@@ -55,6 +56,7 @@ async def test_what_stops_is_changed_too_and_starts_with_it(tmp_path):
         assert (await it.status("web"))["pids_max"] == 9
 
 
+@pytest.mark.host_only
 async def test_a_percentage_is_of_the_new_limit(tmp_path):
     async with service(tmp_path, WEB) as it:
         await it.pid("web")
@@ -63,6 +65,7 @@ async def test_a_percentage_is_of_the_new_limit(tmp_path):
         assert (fired["cause"]["threshold"], fired["cause"]["when"]) == (1, "pids.current >= 50%")
 
 
+@pytest.mark.host_only
 async def test_wrong_values_are_2_and_what_cannot_be_is_1_and_nothing_is_half_done(tmp_path):
     async with service(tmp_path, WEB) as it:
         await it.pid("web")
