@@ -29,6 +29,7 @@ from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import Resources, Rule, Workload
 from nsupervisor.core import events
 from nsupervisor.core.actions import Action, Complain, FreezeAll, KillAll, Signal, Spawn, ThawAll
+from nsupervisor.core.backoff import within
 from nsupervisor.core.exits import Exit, signal_name
 from nsupervisor.core.lifecycle import Life, Moment, State, step
 from nsupervisor.core.rules import Engine, Fired
@@ -149,8 +150,11 @@ class Actor:
             await self._changed.park()
 
     async def signal(self, signum: int) -> bool:
-        """Send a signal to the program; False when there is none."""
-        return self.life.alive and await self.world.keeper.signal(self._id, signum)
+        """Send a signal to the program, as an operator asks; False when there is none."""
+        if not self.life.alive:
+            return False
+        self._say("action", action="signal", cause={"by": "operator"}, signal=signal_name(signum))
+        return await self.world.keeper.signal(self._id, signum)
 
     def change(self, changes: Mapping[str, Any], by: str = "operator") -> tuple[bool, str]:
         """Change limits (`parse_changes`), whether it runs or not: all of them, or none. They last until the supervisor
@@ -240,9 +244,10 @@ class Actor:
     async def _fire(self, fired: Fired, at: float | None) -> None:
         rule, action = fired.rule, fired.action
         cause = {key: value for key, value in attrs.asdict(fired.cause).items() if value is not None}
-        record = self._say(
-            "action", "warning", action=action, cause=cause, **({"dry_run": True} if rule.dry_run else {})
-        )
+        more: dict[str, Any] = {"dry_run": True} if rule.dry_run else {}
+        if action == "signal":
+            more["signal"] = signal_name(rule.signal or signal.SIGTERM)
+        record = self._say("action", "warning", action=action, cause=cause, **more)
         if rule.dry_run:
             return
         self.counters.acted(rule.name, action)
@@ -289,10 +294,16 @@ class Actor:
                     "restart": self.workload.restart,
                     "reason": new.reason,
                 }
-                self._say("action", action="restart", cause=cause, delay_sec=round(delay, 6))
+                self._say("action", action="restart", cause=cause, delay_sec=round(delay, 6), **self._place(delay))
         if new.state is not old.state:
             level = {State.FAILED: "error", State.BACKOFF: "warning"}.get(new.state, "info")
             self._say("state", level, **{"from": old.state.value, "to": new.state.value, "reason": new.reason})
+
+    def _place(self, delay: float) -> dict[str, Any]:
+        """Where the start that comes in ``delay`` seconds stands, and how many the start limit allows."""
+        interval, life = self.workload.start_limit_interval_sec, self.life
+        starts = len(within(life.starts, trio.current_time() + delay, interval)) + (life.state is State.BACKOFF)
+        return {"start": starts, "start_limit_burst": self.workload.start_limit_burst, "interval_sec": interval}
 
     async def _do(self, action: Action) -> None:
         try:

@@ -204,6 +204,8 @@ class Supervisor:
                     if name not in starting and not other.life.alive:
                         continue  # only "after": nobody asked for it
                     actor.waits_for = f"waits for {other.name}"
+                    if not _up_or_hopeless(other, other.life):
+                        actor.world.journal.log.info("waiting", workload=actor.name, message=actor.waits_for)
                     await other.until(partial(_up_or_hopeless, other))
                     if not other.up and name in actor.workload.requires:
                         missing = f"requires {other.name}, which is {other.life.state.value}: {other.life.reason}"
