@@ -297,7 +297,8 @@ def _is_ours(pid: int) -> bool:
 
 def internal_processes(directory: str, pids: Iterable[int]) -> tuple[str, str]:
     """The no-internal-processes rule (cgroup-v2.rst) in words: who is in the way, and what to do."""
-    names = ", ".join(f"{pid} ({_name(pid)})" for pid in list(pids)[:5])
+    # The kernel shows 0 for a process that has no number here.
+    names = ", ".join(f"{pid} ({_name(pid)})" if pid else "one of another PID namespace" for pid in list(pids)[:5])
     return (
         f"the cgroup {directory} also holds other processes ({names}), and a cgroup with processes in it cannot "
         "hand controllers to cgroups below it",
