@@ -31,6 +31,7 @@ def box(cgroups, folder):
     """The page's commands; on a hybrid host an engine mounts the v1 hierarchies, too."""
     first, *others = cgroups
     script = documented("mkdir /sys/fs/cgroup/box").replace("mkdir /sys/fs/cgroup/box\n", "")
+    join = f"echo 0 >{first}/cgroup.procs"
     script = script.replace("/sys/fs/cgroup/box", str(first))
     if others:
         mount = "mount -t cgroup2 cgroup2 /sys/fs/cgroup"
@@ -38,7 +39,7 @@ def box(cgroups, folder):
         for name in cgroup_directories().keys() & {"memory", "pids"}:
             lines += [f"mkdir {name}", f"mount -t cgroup -o {name} none {name}"]
         script = script.replace(mount, "\n".join([*lines, f"cd {folder}"]))
-        script = "".join(f"echo $$ >{directory}/cgroup.procs\n" for directory in others) + script
+        script = script.replace(join, "\n".join([join, *(f"echo 0 >{directory}/cgroup.procs" for directory in others)]))
     return script
 
 
@@ -77,7 +78,7 @@ async def test_runs_reaps_strangers_and_stops(box, cgroups, folder, no_leaks):
         await it.cli("restart", "web")
         assert await it.pid("web", generation=2)
     for directory in cgroups:
-        assert [path.name for path in directory.rglob("*") if path.is_dir() and path.name != "supervisor"] == []
+        assert [path.name for path in directory.rglob("*") if path.is_dir()] == []
         assert (directory / "cgroup.procs").read_text() == ""
 
 
