@@ -96,10 +96,11 @@ class Service:
 
 
 def _files(cgroup: Cgroup) -> dict[str, Mapping[str, float]]:
+    # Not kept open: of a thousand workloads they would be ten thousand, and a service may have so many in all.
     found: dict[str, Mapping[str, float]] = {}
     for file in FILES:
         try:
-            found[file] = cgroup.read(file)
+            found[file] = cgroup.look(file)
         except CgroupError:  # its controller is not there, or this kernel does not measure that
             pass
     return found
