@@ -101,6 +101,7 @@ async def test_limits_and_rules_hold_without_root(enter, cgroups, folder, no_lea
         assert (directory / "cgroup.procs").read_text() == ""
 
 
+@pytest.mark.host_only  # the same everywhere
 async def test_without_a_user_namespace_the_message_says_to_ask_for_one(enter, folder):
     settings(folder, PLAIN)
     assert await refusal(enter, folder) == (
@@ -111,6 +112,7 @@ async def test_without_a_user_namespace_the_message_says_to_ask_for_one(enter, f
     )
 
 
+@pytest.mark.host_only  # the same everywhere
 async def test_another_user_needs_root(enter, folder):
     mappings = "user_namespace = { uid_mappings = [{ container_id = 0, host_id = 100000, size = 10 }] }"
     settings(folder, f'{INSIDE}user = "nobody"\n{mappings}\n')
@@ -124,6 +126,7 @@ async def test_another_user_needs_root(enter, folder):
     )
 
 
+@pytest.mark.host_only  # the same everywhere
 async def test_without_any_namespace_nothing_is_needed(enter, folder):
     settings(
         folder, f"{PLAIN}namespaces = {{ mount = false, pid = false, uts = false, ipc = false, cgroup = false }}\n"
@@ -132,6 +135,7 @@ async def test_without_any_namespace_nothing_is_needed(enter, folder):
         assert await it.pid("web")
 
 
+@pytest.mark.host_only  # the same everywhere
 async def test_a_runtime_directory_of_roots_is_told_with_a_better_place(enter, folder):
     file = settings(folder, INSIDE)
     file.write_text(file.read_text().replace(f"{folder}/run", "/run/not-ours/nsupervisor"))
