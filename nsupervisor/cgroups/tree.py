@@ -243,6 +243,7 @@ class Tree:
                 if error.errno != errno.EBUSY:  # somebody below us uses it by now
                     raise
         self._enabled.clear()
+        self._given.clear()
         if self._leaf is not None and self._made_leaf:
             self._leave_leaf(self._leaf)
         self._leaf = None

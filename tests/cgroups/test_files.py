@@ -11,6 +11,7 @@ from nsupervisor.cgroups.files import (
     RESOURCES,
     UNLIMITED,
     V1,
+    V2_WRITE,
     shares_of_weight,
     weight_of_shares,
 )
@@ -96,3 +97,67 @@ def test_none_is_the_kernels_own_value(key: str) -> None:
 )
 def test_shows_values_as_a_person_writes_them(file: str, text: str, shown: str) -> None:
     assert display(file, text) == shown
+
+
+limits = st.integers(1, 2**60) | st.just("max")
+devices = st.builds("{}:{}".format, st.integers(1, 300), st.integers(0, 300))
+
+
+@given(
+    st.dictionaries(devices, st.tuples(limits, limits, limits, limits), max_size=4),
+    st.dictionaries(devices, st.integers(1, 99), max_size=3),
+)
+def test_speeds_of_disks_come_back_from_v1_and_nothing_of_before_stays(
+    wanted: dict[str, tuple[int | str, ...]], before: dict[str, int]
+) -> None:
+    names = ("rbps", "wbps", "riops", "wiops")
+    text = "\n".join(
+        f"{device} " + " ".join(f"{name}={limit}" for name, limit in zip(names, four, strict=True))
+        for device, four in wanted.items()
+    )
+    v1 = V1["io.max"]
+    assert v1.write is not None
+    files = {name: dict(before) for name in v1.files}
+    for name, line in v1.write(text, lambda name: "".join(f"{key} {value}\n" for key, value in before.items())):
+        device, limit = line.split()
+        files[name][device] = int(limit)
+    texts = ["".join(f"{key} {value}\n" for key, value in files[name].items() if value) for name in v1.files]
+    found = {key: value for key, value in v1.read(texts).items() if value != inf}
+    assert found == {key: value for key, value in parse("io.max", text).items() if value != inf}
+
+
+@given(st.integers(1, 10**6).map(lambda pages: pages * PAGE), st.integers(0, 10**6).map(lambda pages: pages * PAGE))
+def test_swap_comes_back_from_memory_and_swap_together(memory: int, swap: int) -> None:
+    v1 = V1["memory.swap.max"]
+    assert v1.write is not None
+    ((_, both),) = v1.write(str(swap), lambda name: f"{memory}")
+    assert v1.read([both, str(memory)]) == {"": swap}
+    assert v1.read([str((2**63 - 1) // PAGE * PAGE), str(memory)]) == {"": inf}
+
+
+def test_huge_pages_of_v1() -> None:
+    v1 = V1["hugetlb.2MB.max"]
+    assert v1.write is not None
+    assert v1.write("max", lambda name: "") == [("hugetlb.2MB.limit_in_bytes", "-1")]
+    assert v1.read(["4194304\n"]) == {"": 4 << 20}
+
+
+def test_weights_of_disks_of_v1() -> None:
+    write = V1["io.weight"].write
+    assert write is not None
+    assert write("default 50\n8:0 70", lambda name: "default 100\n8:0 1\n8:16 2\n") == [
+        ("blkio.bfq.weight_device", "8:16 default"),
+        ("blkio.bfq.weight", "50"),
+        ("blkio.bfq.weight_device", "8:0 70"),
+    ]
+
+
+@pytest.mark.parametrize("file", V2_WRITE)
+def test_a_device_that_is_no_longer_limited_is_set_back(file: str) -> None:
+    writes = V2_WRITE[file]("default 5" if "weight" in file else "", lambda name: "8:0 1\n" if name == file else "")
+    assert file == "cpu.weight" or writes[0][1].startswith("8:0 ")
+
+
+def test_idle_is_left_before_a_weight_is_set() -> None:
+    assert V2_WRITE["cpu.weight"]("50", lambda name: "1") == [("cpu.idle", "0"), ("cpu.weight", "50")]
+    assert V2_WRITE["cpu.weight"]("50", lambda name: "") == [("cpu.weight", "50")]  # before Linux 5.15
