@@ -131,6 +131,19 @@ class Watcher:
                 del self._samples[watch.interval]
                 self._wake()
 
+    def read(self, cgroup: Cgroup, file: str) -> Mapping[str, float]:
+        """What an event file says now; whatever differs from this will be reported. CgroupError as `Cgroup.read`.
+
+        The kernel notifies at most once in 10 ms (CGROUP_FILE_NOTIFY_MIN_INTV in kernel/cgroup/cgroup.c). A cgroup that
+        was populated and emptied within that time looks as it did before, and nothing is reported. Who has seen it
+        populated, and waits for its end, must have seen it by this.
+        """
+        values = cgroup.read(file)
+        watch = self._watches.get(cgroup.path)
+        if watch is not None and file in watch.events:
+            watch.events[file] = values
+        return values
+
     def add_pressure(
         self,
         cgroup: Cgroup,

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import attrs
 import trio
 
-from nsupervisor.cgroups import Cgroup, CgroupError, Reading, Watcher
+from nsupervisor.cgroups import Cgroup, CgroupError, CgroupGoneError, Reading, Watcher
 from nsupervisor.cgroups.watcher import EVENT_FILES
 from nsupervisor.config.changes import changed, difference
 from nsupervisor.config.load import ConfigError
@@ -407,7 +407,11 @@ class Actor:
             return {}
 
     def _populated(self) -> bool:
-        return self.cgroup.populated()
+        """Whether anybody is left. Where it says yes, the watcher will report the end of that."""
+        try:
+            return self.world.watcher.read(self.cgroup, "cgroup.events")["populated"] == 1
+        except CgroupGoneError:
+            return False
 
     def _capture(self) -> None:
         """Begin to read the generation's output. Only once the program's own pid is known, or that there is none: the

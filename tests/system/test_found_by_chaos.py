@@ -4,9 +4,12 @@ import os
 import signal
 
 import pytest
+import trio
 
+from nsupervisor.api.client import Client
 from tests.needs import needs
 from tests.system.service import service
+from tests.timing import deadline
 
 pytestmark = [pytest.mark.system, needs("root", "cgroup")]
 
@@ -55,3 +58,21 @@ async def test_what_follows_on_a_frozen_program_that_was_killed_runs(tmp_path):
         os.kill(pid, signal.SIGKILL)
         assert await it.pid("still", generation=2)
         assert (await it.status("still"))["state"] == "running"
+
+
+async def test_a_program_that_leaves_others_behind_is_restarted_again_and_again(tmp_path):
+    """A generation that came and went between two notices of the kernel looked as if nothing had happened: its end was
+    missed, and the workload was stopping for ever."""
+    toml = """
+    [workload.family]
+    command = ["sh", "-c", "sleep 1000 & (sleep 1000 & exec sleep 1000) & wait"]
+    namespaces = { pid = false }
+    timeout_stop_sec = "infinity"
+    """
+    async with service(tmp_path, toml) as it:
+        await it.pid("family")
+        client = Client(str(tmp_path / "run" / "api.sock"))
+        for _ in range(30):
+            with trio.fail_after(deadline(10)):
+                await trio.to_thread.run_sync(client.command, "restart", ["family"], abandon_on_cancel=True)
+        assert (await it.status("family"))["generation"] == 31
