@@ -206,8 +206,13 @@ class Run:
         return answer(self.ask(verb, *names, **parameters), f"{verb} {' '.join(names)}")
 
     def program(self, name: str) -> int:
-        """The pid of a program that runs."""
-        return int(until(f"a pid of {name}", lambda: self.one(name)["pid"]))
+        """The pid of a program, once it runs."""
+
+        def ask() -> int | None:
+            one = self.one(name)
+            return one["pid"] if one["state"] in invariants.HAS_PROGRAM else None
+
+        return int(until(f"{name} runs", ask))
 
     # ---- its processes
 

@@ -86,10 +86,11 @@ def test_after_both_were_killed_nothing_runs_twice():
     with site(TOML) as where, running(where) as run:
         lives(run)
         before = members(run, "family")
-        kill_keeper(run)
         run.signal(signal.SIGKILL)
         run.wait()
+        kill_keeper(run)
         run.close()
+        until("the keeper is gone", lambda: run.keeper_pid not in {p.pid for p in run.processes() if not p.dead})
         assert members(run, "family") == before
         with pytest.raises(BrokenError) as refused, running(where):
             pass
