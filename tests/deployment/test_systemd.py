@@ -70,6 +70,8 @@ systemctl start nsupervisor 2>/dev/null || echo "8 $(show ActiveState) $(show Ex
 
 ROOTLESS = f"""
 chmod 755 /root  # where this Python may be installed
+echo "deploy:x:{USER}:{USER}::/nonexistent:/usr/sbin/nologin" >>/etc/passwd
+echo "deploy:x:{USER}:" >>/etc/group
 cat >/etc/nsupervisor.toml <<'END'
 [workload.web]
 command = ["sleep", "1000"]
