@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,11 @@ RUNTIME = Path("/run/nsupervisor-demo")
 @pytest.fixture
 def alone():
     """Its port and its folder are fixed, so one run at a time."""
-    with open("/run/nsupervisor-demo.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    directory = os.open(RUNTIME.parent, os.O_RDONLY)  # a lock that leaves no file behind
+    fcntl.flock(directory, fcntl.LOCK_EX)
+    yield
+    shutil.rmtree(RUNTIME)
+    os.close(directory)
 
 
 async def answers() -> bool:
