@@ -16,13 +16,13 @@ Descriptors: 0 is /dev/null, `REPORT` the socket to the keeper, `EXITS` the pipe
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # its wrapper would make an enum of each signal
 import array
 import errno
 import gc
 import json
 import os
 import resource
-import signal
 import socket
 import stat
 import struct
@@ -318,7 +318,7 @@ STEPS: tuple[Callable[[Spec], None], ...] = (
 
 def execute(spec: Spec) -> NoReturn:
     """Become the program, found as execvp(3) finds it, except that no shell runs a script without a #! line."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
     name = spec.argv[0]
     shown = name.decode("utf-8", "backslashreplace")
     refused: OSError | None = None

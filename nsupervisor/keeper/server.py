@@ -27,7 +27,7 @@ import time
 
 from nsupervisor.keeper import child as setup
 from nsupervisor.keeper import protocol
-from nsupervisor.keeper.spawn import Child, SpawnError, spawn
+from nsupervisor.keeper.spawn import LATE, Child, SpawnError, spawn
 from nsupervisor.keeper.spec import Spec, SpecError
 from nsupervisor.keeper.zygote import Zygote
 from nsupervisor.linux import syscalls
@@ -109,6 +109,7 @@ class Keeper:
         self.epoll = select.epoll()
         self.handlers: dict[int, Callable[[], None]] = {}
         self.zygote = Zygote()
+        self.used_up = 0  # the namespaces of the init that has just been given its program
         self.had_client = False
         self.leaving = False
         self._watch(self.signals, self._on_signals)
@@ -132,6 +133,9 @@ class Keeper:
                     complain(error)
                     if handler not in (self._on_signals, self._on_connection):
                         self._unwatch(fd)
+            if self.used_up:  # only now: whoever asked for the program has its answer already
+                flags, self.used_up = self.used_up, 0
+                self.zygote.make_ready(flags)
         self.zygote.end()
         try:
             os.unlink(self.socket_path)
@@ -290,6 +294,7 @@ class Keeper:
         if spec.id in self.children:
             raise SpecError(f"id: {spec.id} is in use; its end has not been acknowledged")
         child = spawn(spec, self.zygote)
+        self.used_up = spec.flags & ~LATE if spec.init else 0
         self.children[child.id] = child
         self.processes[child.pid] = child
         assert child.report is not None

@@ -11,6 +11,7 @@ from nsupervisor.keeper import child as setup
 from nsupervisor.keeper import init
 from nsupervisor.keeper.protocol import received_fds
 from nsupervisor.keeper.spec import REPORT
+from nsupervisor.keeper.zygote import CGROUP_HINTS, Zygote
 from nsupervisor.linux import syscalls
 from nsupervisor.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWTIME
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nsupervisor.keeper.spec import Spec
-    from nsupervisor.keeper.zygote import Zygote
 
 _REPORT_SIZE = 16 * 1024
 _REPORT_ANCILLARY = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(setup.CREDENTIALS.size)
@@ -231,8 +231,7 @@ def spawn(spec: Spec, zygote: Zygote) -> Child:
         raise SpawnError("open_pipes", f"cannot make pipes: {error.strerror}", error.errno or 0) from None
     try:
         if spec.init:
-            pid = zygote.clone(spec.flags & ~LATE, spec, fds.theirs, cgroup)
-            pidfd = os.pidfd_open(pid)  # our child, not reaped before this returns to the loop
+            pid, pidfd = zygote.start(spec.flags & ~LATE, spec, fds.theirs, cgroup)
         else:
             pid, pidfd = syscalls.clone3(spec.flags & ~LATE, cgroup)
             if pid == 0:
@@ -267,14 +266,10 @@ def _begin(spec: Spec, child: Child) -> None:
 # Not made by the clone: a cgroup namespace comes after joining v1 cgroups, and clocks are set while nobody is inside.
 LATE = CLONE_NEWCGROUP | CLONE_NEWTIME
 
-_HINTS = {
+_HINTS = CGROUP_HINTS | {
     errno.EAGAIN: "a limit on processes is reached, such as pids.max of a cgroup or limit_nproc",
     errno.ENOSPC: "a limit on namespaces is reached, see /proc/sys/user/max_*_namespaces",
     errno.EPERM: "these namespaces need root, or a user namespace beside them",
-    errno.ENODEV: "the cgroup has been removed",
-    errno.EBUSY: "the cgroup has controllers enabled for its children, so it can't hold processes itself",
-    errno.EOPNOTSUPP: "the cgroup is in an invalid state, see its cgroup.type",
-    errno.EACCES: "the cgroup is not delegated to this user",
     errno.EINVAL: "a kind of namespace that this kernel lacks",
 }
 

@@ -112,9 +112,10 @@ class Mount:
         ValueError: options that a bind mount can't have, a bind mount without a source, a path that isn't absolute.
     """
 
-    __slots__ = ("destination", "kind", "options", "source")
+    __slots__ = ("destination", "given", "kind", "options", "source")
 
     def __init__(self, kind: str, source: str | None, destination: str, options: Iterable[str] = ()) -> None:
+        self.given = (kind, source, destination, tuple(options))
         self.options = Options(options)
         self.kind = "bind" if self.options.bind else kind
         self.destination = destination

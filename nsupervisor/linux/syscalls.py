@@ -82,6 +82,8 @@ def clone3(flags: int, cgroup: int = -1) -> tuple[int, int]:
 
 
 _bare_args = (ctypes.c_uint64 * 11)()
+_bare_pidfd = ctypes.c_int(-1)
+_bare_args[1] = ctypes.addressof(_bare_pidfd)
 _bare_syscall = ctypes.PyDLL(None, use_errno=True).syscall
 _bare_syscall.restype = ctypes.c_long
 _bare_syscall.argtypes = (ctypes.c_long, ctypes.c_void_p, ctypes.c_long)
@@ -89,6 +91,8 @@ _bare_syscall.argtypes = (ctypes.c_long, ctypes.c_void_p, ctypes.c_long)
 
 def bare_clone3(flags: int, cgroup: int = -1, exit_signal: int = 0) -> int:
     """Fork with next to no writing to memory: the pid, 0 in the child, or an errno below 0.
+
+    With CLONE_PIDFD, `bare_pidfd` tells the descriptor.
 
     For a process that has one thread, and no use for what modules do after a fork (os.register_at_fork). `exit_signal`
     is 0 together with CLONE_PARENT, which takes the caller's own, clone(2).
@@ -98,6 +102,11 @@ def bare_clone3(flags: int, cgroup: int = -1, exit_signal: int = 0) -> int:
     _bare_args[10] = max(cgroup, 0)
     pid = int(_bare_syscall(SYS_CLONE3, ctypes.addressof(_bare_args), ctypes.sizeof(_bare_args)))
     return pid if pid >= 0 else -ctypes.get_errno()
+
+
+def bare_pidfd() -> int:
+    """The pidfd that the latest `bare_clone3` with CLONE_PIDFD has made."""
+    return _bare_pidfd.value
 
 
 def unshare(flags: int) -> None:

@@ -154,7 +154,7 @@ async def gone(pid: int) -> None:
     with trio.fail_after(deadline(20)):
         await trio.lowlevel.wait_readable(pidfd)
     os.close(pidfd)
-    os.waitpid(pid, os.WNOHANG)
+    os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - it does not wait
 
 
 async def acknowledge_when_ended(keeper: Keeper, id_: str) -> None:
