@@ -130,7 +130,7 @@ def test_programs_that_tests_need_are_known_to_the_set_up() -> None:
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {re.split(r"[><=~ \[]", name)[0] for name in project["dependencies"]}
+    declared = {re.split(r"[><=~ \[]", name)[0].replace("-", "_") for name in project["dependencies"]}
     roots = {name.split(".")[0] for path in PACKAGE.rglob("*.py") for name in imports(path)}
     assert roots - set(sys.stdlib_module_names) - {"nsupervisor"} == declared
 

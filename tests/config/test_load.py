@@ -122,7 +122,7 @@ command = []
     assert problems(text) == [
         '2: supervisor.log_level: "loud" is not one of the choices; write "debug", "info", "warning" or "error"',
         "3: supervisor.colour: is not a key of [supervisor]; remove it, or write one of name, runtime_directory, "
-        "log_level, log_format, log_output",
+        "log_level, log_format, log_output, metrics",
         '5: workload.web.command: "sleep 10" is not a list; write ["sleep", "10"]',
         '6: workload.web.requires[1]: there is no workload "dbb"; did you mean "db"?',
         '8: workload.web.resources.memory_max: true is not a size; write for example "64M"',
@@ -160,7 +160,7 @@ command = []
         ("[supervisor]\nname = 'supervisor'\n", "write another name"),
         ("[supervisor]\nlog_output = 'file'\n", 'write "stdout" or an absolute path'),
         ("[supervisor]\nlog_output = { command = ['vector'] }\n", "is not available yet in this version"),
-        ("[supervisor]\nmetrics = 'localhost:1'\n", "2: supervisor.metrics: is not available yet in this version"),
+        ("[supervisor]\ndashboard = 'localhost:1'\n", "2: supervisor.dashboard: is not available yet in this version"),
         ("[group.batch]\nmemory_max = '2G'\n", "1: group: is not available yet in this version; remove it"),
     ],
 )  # fmt: skip
