@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import trio
@@ -11,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from nsupervisor.api.control import Control, UnknownName
 from nsupervisor.api.routes import ROUTES, VERBS
@@ -19,6 +22,7 @@ from nsupervisor.config.problems import ConfigError
 from nsupervisor.config.units import parse_signal
 
 DEFAULT_SIGNAL = "SIGTERM"
+JSON_LINES = "application/jsonl"
 _PARAMETERS = {"signal": ("signal",), "set": ("resources",)}
 
 
@@ -46,11 +50,30 @@ class _Handlers:
         return JSONResponse(self.control.info())
 
     async def status(self, request: Request) -> JSONResponse:
-        found = self.control.status()
-        if patterns := request.query_params.getlist("name"):
-            names = set(self.control.resolve(patterns))
-            found = [one for one in found if one["name"] in names]
-        return JSONResponse(found)
+        return self._chosen(request, self.control.status())
+
+    async def stats(self, request: Request) -> JSONResponse:
+        return self._chosen(request, self.control.stats())
+
+    def _chosen(self, request: Request, found: list[dict[str, Any]]) -> JSONResponse:
+        names = self._names(request)
+        return JSONResponse([one for one in found if names is None or one["name"] in names])
+
+    def _names(self, request: Request) -> set[str] | None:
+        """The instances that the request names; None where it names none, which means all."""
+        patterns = request.query_params.getlist("name")
+        return set(self.control.resolve(patterns)) if patterns else None
+
+    async def history(self, request: Request) -> JSONResponse:
+        names = self.control.resolve([request.path_params["name"]])
+        return JSONResponse([self.control.history(name) for name in names])
+
+    async def events(self, request: Request) -> Response:
+        follow = request.query_params.get("follow", "0")
+        if follow not in ("0", "1"):
+            raise HTTPException(400, f'follow is "{follow}"; it can be 0 or 1')
+        events = request.query_params.getlist("event") or None
+        return _Lines(self.control.events(self._names(request), events, follow == "1"))
 
     async def metrics(self, request: Request) -> Response:
         return await metrics_response(self.control, request)
@@ -75,6 +98,34 @@ async def metrics_response(control: Control, request: Request) -> Response:
     """The answer to GET /metrics."""
     text, content_type = await control.metrics(request.headers.get("accept", ""))
     return Response(text, headers={"content-type": content_type})
+
+
+class _Lines(Response):
+    """JSON lines while they come, until there are no more, or until the client goes away.
+
+    Not starlette's StreamingResponse: that takes the "disconnect" which the server tells while it sends the end for the
+    client's, and cancels the server in the middle of closing the connection.
+    """
+
+    def __init__(self, source: AbstractContextManager[AsyncIterator[bytes]]) -> None:
+        super().__init__(media_type=JSON_LINES)
+        del self.headers["content-length"]
+        self._source = source
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def leave_with_the_client() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            nursery.cancel_scope.cancel()
+
+        with self._source as lines:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(leave_with_the_client)
+                async for some in lines:
+                    await send({"type": "http.response.body", "body": some, "more_body": True})
+                nursery.cancel_scope.cancel()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _command(verb: str, body: bytes) -> tuple[list[str], dict[str, Any]]:

@@ -11,7 +11,7 @@ import os
 
 TYPE_CHECKING = False  # typing's own costs an import
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
 DEFAULT_SOCKET = "/run/nsupervisor/api.sock"
@@ -56,9 +56,48 @@ class Client:
 
     def status(self, names: Iterable[str] = ()) -> list[dict[str, Any]]:
         """The instances that names and globs stand for, or all; objects `Status` of `nsupervisor schema api`."""
-        query = "&".join(f"name={_quote(name)}" for name in names)
-        found: list[dict[str, Any]] = self._ask("GET", f"/v1/status?{query}" if query else "/v1/status")
+        found: list[dict[str, Any]] = self._ask("GET", _target("/v1/status", name=names))
         return found
+
+    def stats(self, names: Iterable[str] = ()) -> list[dict[str, Any]]:
+        """What instances have used so far; objects `Stats` of `nsupervisor schema api`."""
+        found: list[dict[str, Any]] = self._ask("GET", _target("/v1/stats", name=names))
+        return found
+
+    def history(self, name: str) -> list[dict[str, Any]]:
+        """The instances that a name or glob stands for, with the records about them; objects `History`."""
+        found: list[dict[str, Any]] = self._ask("GET", f"/v1/history/{_quote(name)}")
+        return found
+
+    def events(
+        self, names: Iterable[str] = (), events: Iterable[str] = (), follow: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """The records about instances that are kept; with `follow` also each that comes, until the service ends."""
+        target = _target("/v1/events", name=names, event=events, follow="1" if follow else ())
+        pieces = self._exchange(_request("GET", target), None if follow else PATIENCE)
+        head = b""
+        for piece in pieces:
+            head += piece
+            if b"\r\n\r\n" in head:
+                break
+        if not head.startswith(b"HTTP/1.1 200 "):
+            self._answer(head + b"".join(pieces))  # raises what is wrong
+            raise self._stranger()
+        rest = head.partition(b"\r\n\r\n")[2]
+        while True:
+            *lines, rest = rest.split(b"\n")
+            for line in lines:
+                try:
+                    record: dict[str, Any] = json.loads(line)
+                except ValueError:
+                    raise self._stranger() from None
+                yield record
+            piece = next(pieces, b"")
+            if not piece:
+                break
+            rest += piece
+        if rest:
+            raise self._cut()
 
     def command(self, verb: str, names: Iterable[str], **parameters: Any) -> list[dict[str, Any]]:
         """Do something to the instances and wait until it is done; objects `Result` of `nsupervisor schema api`."""
@@ -67,10 +106,11 @@ class Client:
         return results
 
     def _ask(self, method: str, target: str, body: Any = None) -> Any:
-        content = b"" if body is None else json.dumps(body).encode()
-        head = f"{method} {target} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        request = f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
-        status, answer = self._parse(self._exchange(request, PATIENCE if body is None else None))
+        pieces = self._exchange(_request(method, target, body), PATIENCE if body is None else None)
+        return self._answer(b"".join(pieces))
+
+    def _answer(self, answered: bytes) -> Any:
+        status, answer = self._parse(answered)
         if status == 200:
             return answer
         message = answer.get("error") if isinstance(answer, dict) else None
@@ -78,8 +118,8 @@ class Client:
         kind = NotPermittedError if status == 403 else WrongRequestError if 400 <= status < 500 else ClientError
         raise kind(text)
 
-    def _exchange(self, request: bytes, patience: float | None) -> bytes:
-        """Send the request, and read until the other side has said all. patience: seconds between two chunks."""
+    def _exchange(self, request: bytes, patience: float | None) -> Iterator[bytes]:
+        """Send the request, and give what comes until the other side has said all. patience: seconds for each piece."""
         import socket  # here, because commands that ask nobody load this module for its errors
 
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -96,14 +136,12 @@ class Client:
                 except BrokenPipeError:
                     pass  # it has answered without reading all, or is gone: the answer tells
                 connection.settimeout(patience)
-                chunks = []
                 while chunk := connection.recv(65536):
-                    chunks.append(chunk)
+                    yield chunk
             except TimeoutError:
                 raise self._silent() from None
             except ConnectionResetError:
                 raise self._cut() from None
-            return b"".join(chunks)
 
     def _parse(self, answer: bytes) -> tuple[int, Any]:
         """Status and JSON of an HTTP answer. `status line, headers, empty line, body`: RFC 9112."""
@@ -151,6 +189,18 @@ class Client:
 
     def _cut(self) -> ClientError:
         return NoSupervisorError(f"the supervisor on {self.path} ended before it had answered; see its output")
+
+
+def _request(method: str, target: str, body: Any = None) -> bytes:
+    content = b"" if body is None else json.dumps(body).encode()
+    head = f"{method} {target} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
+
+
+def _target(path: str, **query: Iterable[str]) -> str:
+    """A path with its query, in which each key may come several times."""
+    pairs = "&".join(f"{key}={_quote(value)}" for key, values in query.items() for value in values)
+    return f"{path}?{pairs}" if pairs else path
 
 
 def _quote(text: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 
@@ -33,6 +34,21 @@ class Control(Protocol):
         Raises:
             UnknownName: a pattern matches nothing.
         """
+        ...
+
+    def stats(self) -> list[dict[str, Any]]:
+        """One object `Stats` of `nsupervisor schema api` per instance, in the configuration's order."""
+        ...
+
+    def history(self, name: str) -> dict[str, Any]:
+        """The object `History` of `nsupervisor schema api` of one instance."""
+        ...
+
+    def events(
+        self, names: Collection[str] | None, events: Collection[str] | None, news: bool
+    ) -> AbstractContextManager[AsyncIterator[bytes]]:
+        """JSON lines of what is kept about instances (None: of all there is), and, with `news`, of what comes; only
+        with one of `events`, where they are given. The iterator ends when there is no more to come."""
         ...
 
     async def metrics(self, accept: str) -> tuple[bytes, str]:

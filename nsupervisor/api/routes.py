@@ -49,6 +49,34 @@ ROUTES = (
         answers={200: ("Status",), 404: "Error"},
     ),
     Route(
+        "events",
+        "GET",
+        "/v1/events",
+        "The service's own records that are kept, oldest first: one object a line, as `nsupervisor schema log` has it.",
+        query={
+            "name": "A name or glob: only records about these. May be given several times.",
+            "event": 'Only records with this "event". May be given several times.',
+            "follow": "1: go on with new records as they come, until the service ends. A reader that is too slow gets "
+            'a record "dropped" in place of those that it lost.',
+        },
+        answers={200: "application/jsonl", 400: "Error", 404: "Error"},
+    ),
+    Route(
+        "history",
+        "GET",
+        "/v1/history/{name}",
+        "Instances, each with the records about it that are kept.",
+        answers={200: ("History",), 404: "Error"},
+    ),
+    Route(
+        "stats",
+        "GET",
+        "/v1/stats",
+        "What the instances have used so far: counters, of which two answers make rates.",
+        query={"name": "A name or glob: only these. May be given several times."},
+        answers={200: ("Stats",), 404: "Error"},
+    ),
+    Route(
         "command",
         "POST",
         "/v1/workloads/{verb}",
@@ -83,7 +111,7 @@ def _is(type_: str, description: str, **more: Any) -> dict[str, Any]:
     return {"type": [type_[:-1], "null"] if type_.endswith("?") else type_, "description": description, **more}
 
 
-SCHEMAS: Mapping[str, dict[str, Any]] = {
+SCHEMAS: dict[str, dict[str, Any]] = {
     "Info": _object(
         "The supervisor. More keys may come.",
         version=_is("string", "The supervisor's version."),
@@ -131,6 +159,27 @@ SCHEMAS: Mapping[str, dict[str, Any]] = {
         },
         last_event=_is("object?", "The last record about it: timestamp, event, and what belongs to that event."),
     ),
+    "Stats": _object(
+        "One instance: what it is limited to, and what it has used. null: this host does not count it.",
+        at=_is("number", "When the counters were read: seconds of a monotonic clock."),
+        name=_is("string", '"web", or "web@2".'),
+        state=_is("string", "Where its life stands.", enum=list(STATES)),
+        generation=_is("integer", "How many times it has been started.", minimum=0),
+        memory_current=_is("integer?", "Bytes."),
+        memory_max=_is("integer?", "Bytes; null: no limit."),
+        pids_current=_is("integer?", "Processes and threads."),
+        pids_max=_is("integer?", "null: no limit."),
+        cpu_usage_usec=_is("integer?", "Processor time so far, microseconds."),
+        cpu_max_percent=_is("number?", "Limit, per cent of one processor; null: no limit."),
+        periods=_is("integer?", "Periods of its limit of processor time in which it wanted to run."),
+        throttled_periods=_is("integer?", "Those in which the limit stopped it."),
+        throttled_usec=_is("integer?", "For how long it was stopped so, over all processors, microseconds."),
+        io_read_bytes=_is("integer?", "From block devices."),
+        io_write_bytes=_is("integer?", "To block devices."),
+        cpu_stalled_usec=_is("integer?", "Time in which a task of it waited for a processor, microseconds."),
+        memory_stalled_usec=_is("integer?", "Time in which a task of it waited for memory, microseconds."),
+        io_stalled_usec=_is("integer?", "Time in which a task of it waited for input or output, microseconds."),
+    ),
     "Command": _object(
         "What to do it to.",
         optional=("signal", "resources"),
@@ -156,6 +205,24 @@ SCHEMAS: Mapping[str, dict[str, Any]] = {
     ),
     "Error": _object("Nothing was done.", error=_is("string", "What is wrong, and what to do instead.")),
 }
+
+
+def _history() -> dict[str, Any]:
+    """A Status, and more."""
+    status = SCHEMAS["Status"]
+    own = _object(
+        "An object `Status`, and what is known of how it came to that.",
+        config=_is("string", "Path of the configuration."),
+        restart=_is("string", "The workload's restart setting."),
+        since=_is("number", "When the supervisor started: seconds since 1970-01-01 UTC."),
+        forgotten=_is("integer", "How many older records are kept no more.", minimum=0),
+        records=_is("array", "Oldest first; `nsupervisor schema log` describes them.", items={"type": "object"}),
+    )
+    properties = status["properties"] | own["properties"]
+    return {**own, "properties": properties, "required": [*status["required"], *own["required"]]}
+
+
+SCHEMAS["History"] = _history()
 
 
 def openapi() -> dict[str, Any]:
@@ -194,6 +261,11 @@ def _operation(route: Route) -> dict[str, Any]:
     operation: dict[str, Any] = {"operationId": route.name, "summary": route.summary}
     if parameters:
         operation["parameters"] = parameters
+    if "{name}" in route.path:
+        schema = {"type": "string"}
+        parameters.append(
+            {"name": "name", "in": "path", "required": True, "description": "A name or glob.", "schema": schema}
+        )
     if route.body:
         operation["requestBody"] = {"required": True, "content": _content(route.body)}
     operation["responses"] = {

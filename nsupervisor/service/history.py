@@ -82,6 +82,11 @@ class History:
             heapq.heapreplace(most, (size + 1, name))
             self._count -= 1
 
+    @property
+    def followers(self) -> int:
+        """How many follow just now."""
+        return len(self._followers)
+
     def of(self, workload: str) -> tuple[list[bytes], int]:
         """The lines about one workload instance, oldest first; and how many older ones are kept no more."""
         lines = [kept.line for kept in self._kept.get(workload, ())]

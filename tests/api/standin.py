@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import json
 import sys
 from typing import Any
 
@@ -10,6 +11,7 @@ import trio
 from nsupervisor.api.application import app
 from nsupervisor.api.control import UnknownName
 from nsupervisor.api.server import serve
+from nsupervisor.service.history import History
 
 
 def instance(name: str, state: str = "running", **more: Any) -> dict[str, Any]:
@@ -37,6 +39,26 @@ def instance(name: str, state: str = "running", **more: Any) -> dict[str, Any]:
     }
 
 
+def stats(one: dict[str, Any], nth: int) -> dict[str, Any]:
+    """The counters of an instance at sample number `nth`: one a second, in which it used a quarter of a processor."""
+    same = {key: one[key] for key in ("name", "state", "generation", "memory_current", "memory_max", "pids_max")}
+    return {
+        "at": 1000.0 + nth,
+        **same,
+        "pids_current": one["pids_current"],
+        "cpu_usage_usec": 250_000 * nth,
+        "cpu_max_percent": 50.0,
+        "periods": 10 * nth,
+        "throttled_periods": 2 * nth,
+        "throttled_usec": 100_000 * nth,
+        "io_read_bytes": None,
+        "io_write_bytes": 2048 * nth,
+        "cpu_stalled_usec": 10_000 * nth,
+        "memory_stalled_usec": 0,
+        "io_stalled_usec": None,
+    }
+
+
 class Standin:
     """Satisfies `nsupervisor.api.control.Control`. `asked` is what was commanded, `held` blocks commands until set."""
 
@@ -53,6 +75,11 @@ class Standin:
             )
         }
         self.asked: list[tuple[str, str, dict[str, Any]]] = []
+        self.past = History()
+        for name, text in (("web@1", "one"), ("db", "two"), ("", "three")):
+            workload = {"workload": name} if name else {}
+            self.past.add("2026-01-31T12:00:00.000000Z", "warning", "warning", {**workload, "message": text})
+        self.samples = 0
         self.arrived = trio.Event()
         self.held: trio.Event | None = None
 
@@ -82,6 +109,19 @@ class Standin:
                 raise UnknownName(pattern, near[0] if near else None)
             found |= dict.fromkeys(names)
         return list(found)
+
+    def stats(self) -> list[dict[str, Any]]:
+        self.samples += 1
+        return [stats(one, self.samples) for one in self.instances.values()]
+
+    def history(self, name: str) -> dict[str, Any]:
+        lines, forgotten = self.past.of(name)
+        more = {"config": "/etc/nsupervisor.toml", "restart": "on-failure", "since": 1770000000.5}
+        records = [json.loads(line) for line in lines]
+        return {**self.instances[name], **more, "forgotten": forgotten, "records": records}
+
+    def events(self, names: Any, events: Any, news: bool) -> Any:
+        return self.past.follow(names, events, news=news)
 
     async def metrics(self, accept: str) -> tuple[bytes, str]:
         return b"# EOF\n", accept or "text/plain; charset=utf-8"

@@ -33,7 +33,7 @@ in_thread = trio.to_thread.run_sync
 def post(client, verb, body: bytes):
     """Send a body as it is; (status, JSON)."""
     head = f"POST /v1/workloads/{verb} HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n"
-    return client._parse(client._exchange(head.encode() + body, deadline(10)))
+    return client._parse(b"".join(client._exchange(head.encode() + body, deadline(10))))
 
 
 async def test_info_is_as_described(client, standin):
@@ -69,6 +69,93 @@ async def test_unknown_names_are_refused_by_name(client, name):
         await in_thread(client.status, [name])
     shown = name.replace("\udcff", "�")
     assert f'no workload matches "{shown}"' in str(caught.value)
+
+
+async def test_stats_are_as_described(client):
+    found = await in_thread(client.stats, ["web"])
+    assert [one["name"] for one in found] == ["web@1", "web@2"]
+    for one in found:
+        validate(one, "Stats")
+
+
+async def test_history_is_as_described(client):
+    found = await in_thread(client.history, "web")
+    assert [one["name"] for one in found] == ["web@1", "web@2"]
+    for one in found:
+        validate(one, "History")
+    assert [[record["message"] for record in one["records"]] for one in found] == [["one"], []]
+
+
+async def test_the_history_of_nobody(client):
+    with pytest.raises(WrongRequestError, match='did you mean "web"'):
+        await in_thread(client.history, "wbe")
+
+
+@pytest.mark.parametrize(
+    ("names", "events", "expected"),
+    [
+        ([], [], ["one", "two", "three"]),
+        (["*"], [], ["one", "two"]),
+        (["web"], [], ["one"]),
+        ([], ["action"], []),
+        ([], ["action", "warning"], ["one", "two", "three"]),
+    ],
+)
+async def test_records_that_are_kept(client, names, events, expected):
+    found = await in_thread(lambda: list(client.events(names, events)))
+    assert [record["message"] for record in found] == expected
+
+
+async def test_records_of_nobody_and_wrong_words(client):
+    with pytest.raises(WrongRequestError, match='did you mean "web"'):
+        await in_thread(lambda: list(client.events(["wbe"])))
+    status, answer = await in_thread(
+        lambda: client._parse(b"".join(client._exchange(b"GET /v1/events?follow=yes HTTP/1.0\r\n\r\n", 9)))
+    )
+    assert (status, answer["error"]) == (400, 'follow is "yes"; it can be 0 or 1')
+
+
+async def test_new_records_come_at_once_and_the_stream_ends_with_the_history(client, standin):
+    records = client.events(["db"], follow=True)
+    with trio.fail_after(deadline(20)):
+        assert (await in_thread(next, records))["message"] == "two"
+        for name, message in (("web@1", "not wanted"), ("db", "new")):
+            standin.past.add("2026-01-31T12:00:00.000000Z", "info", "warning", {"workload": name, "message": message})
+        assert (await in_thread(next, records))["message"] == "new"
+        await standin.past.end()
+        assert await in_thread(list, records) == []
+        # Who comes later gets what is kept, and an end.
+        late = await in_thread(lambda: list(client.events(["db"], follow=True)))
+        assert [record["message"] for record in late] == ["two", "new"]
+
+
+async def test_other_clients_see_a_chunked_stream_with_an_end(client, standin):
+    stream = await trio.open_unix_socket(client.path)
+    with trio.fail_after(deadline(20)):
+        async with stream:
+            await stream.send_all(b"GET /v1/events?follow=1 HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = b""
+            while b"three" not in answer:
+                answer += await stream.receive_some()
+            await standin.past.end()
+            while not answer.endswith(b"0\r\n\r\n"):
+                chunk = await stream.receive_some()
+                assert chunk, answer
+                answer += chunk
+    assert b"content-type: application/jsonl" in answer
+    assert b"transfer-encoding: chunked" in answer.lower()
+
+
+async def test_a_follower_that_goes_away_is_noticed(client, standin):
+    stream = await trio.open_unix_socket(client.path)
+    with trio.fail_after(deadline(20)):
+        async with stream:
+            await stream.send_all(b"GET /v1/events?follow=1 HTTP/1.1\r\nHost: x\r\n\r\n")
+            await stream.receive_some()
+            while not standin.past.followers:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+        while standin.past.followers:  # without any record that comes
+            await trio.testing.wait_all_tasks_blocked(0.01)
 
 
 async def test_unknown_names_come_with_the_nearest(client):
@@ -166,7 +253,7 @@ async def test_wrong_requests_are_told_what_is_wrong(client, standin, verb, body
 @pytest.mark.parametrize("request_line", ["GET /v1/workloads/stop", "GET /", "DELETE /v1/status", "GET /v1/status/"])
 async def test_what_is_not_there_is_answered_with_what_is(client, request_line):
     status, answer = await in_thread(
-        lambda: client._parse(client._exchange(f"{request_line} HTTP/1.0\r\n\r\n".encode(), 9))
+        lambda: client._parse(b"".join(client._exchange(f"{request_line} HTTP/1.0\r\n\r\n".encode(), 9)))
     )
     assert status in (404, 405)
     assert "GET /v1/status" in answer["error"]

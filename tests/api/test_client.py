@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nsupervisor.api import client as module
-from nsupervisor.api.client import Client, ClientError, NoSupervisorError, NotPermittedError, _quote
+from nsupervisor.api.client import Client, ClientError, NoSupervisorError, NotPermittedError, WrongRequestError, _quote
 from tests.needs import needs
 from tests.timing import deadline
 
@@ -124,10 +124,8 @@ def test_an_answer_in_many_pieces(tmp_path):
     class Connected(Client):
         def _exchange(self, request, patience):
             theirs.sendall(request)
-            chunks = []
             while chunk := theirs.recv(100):
-                chunks.append(chunk)
-            return b"".join(chunks)
+                yield chunk
 
     def answer():
         with ours:
@@ -139,6 +137,37 @@ def test_an_answer_in_many_pieces(tmp_path):
     assert len(Connected("").info()["reason"]) == 1_000_000
     thread.join()
     theirs.close()
+
+
+LINES = b"HTTP/1.1 200 \r\ncontent-type: application/jsonl\r\n\r\n"
+
+
+def test_records_come_one_by_one(answering):
+    records = answering(LINES + b'{"event":"a"}\n{"event":"\xc3\xa4"}\n').events()
+    assert [record["event"] for record in records] == ["a", "ä"]
+
+
+def test_no_records(answering):
+    assert list(answering(LINES).events(follow=True)) == []
+
+
+def test_records_that_end_in_the_middle(answering):
+    records = answering(LINES + b'{"event":"a"}\n{"eve').events(follow=True)
+    assert next(records) == {"event": "a"}
+    with pytest.raises(NoSupervisorError, match="ended before it had answered"):
+        next(records)
+
+
+@pytest.mark.parametrize("answer", [LINES + b"not JSON\n", b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/1.1 204 \r\n\r\n"])
+def test_records_from_a_stranger(answering, answer):
+    with pytest.raises(ClientError):
+        next(answering(answer).events())
+
+
+def test_records_that_are_refused(answering):
+    body = b'{"error": "no workload matches x"}'
+    with pytest.raises(WrongRequestError, match="no workload matches x"):
+        next(answering(ok(body).replace(b"200", b"404")).events(["x"]))
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))

@@ -119,6 +119,26 @@ async def test_a_client_that_does_not_read_cannot_hold_up_the_end(path):
             inner.cancel_scope.cancel()
 
 
+async def test_followers_cannot_hold_up_the_end(path):
+    """One that waits for news, and one that has stopped to read with everything full."""
+    standin = Standin()
+    request = b"GET /v1/events?follow=1 HTTP/1.1\r\nHost: x\r\n\r\n"
+    with trio.fail_after(deadline(20)), socket.socket(socket.AF_UNIX) as waits, socket.socket(socket.AF_UNIX) as stuck:
+        async with trio.open_nursery() as inner:
+            await inner.start(serve, app(standin), path)
+            for client in (waits, stuck):
+                client.connect(path)
+                client.sendall(request)
+            while standin.past.followers < 2:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            for _ in range(3000):
+                standin.past.add("2026-01-31T12:00:00.000000Z", "info", "x", {"message": "x" * 1000})
+                if standin.past.followers:
+                    await trio.lowlevel.checkpoint()
+            await standin.past.end()
+            inner.cancel_scope.cancel()
+
+
 async def test_idle_and_half_sent_requests_end_with_the_service(path):
     with trio.fail_after(deadline(20)), socket.socket(socket.AF_UNIX) as idle, socket.socket(socket.AF_UNIX) as half:
         async with trio.open_nursery() as inner:
