@@ -92,6 +92,7 @@ async def test_without_its_keeper_it_ends_with_status_1_and_so_does_everybody(bo
     assert "populated 0" in (cgroups[0] / "cgroup.events").read_text()
 
 
+@pytest.mark.host_only  # the same everywhere
 async def test_a_mistake_in_the_configuration_is_the_containers_exit_status(box, folder):
     settings(folder, "[workload.web]\ncomand = []\n")
     status, said = await refusal(box, folder)
