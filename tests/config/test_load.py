@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from nsupervisor.config.load import load, parse
 from nsupervisor.config.conditions import parse_condition
+from nsupervisor.config.load import load, parse
 from nsupervisor.config.model import Config, IdMapping, Mount, Workload
 from nsupervisor.config.problems import ConfigError
 

@@ -167,7 +167,10 @@ def documents(draw: Any) -> tuple[str, int]:
     def value(depth: int) -> str:
         shape = draw(st.integers(0, 7 if depth < 3 else 5))
         if shape == 6:
-            gap = lambda: draw(st.sampled_from(["", " ", "\n", " # ]\n", "\n\n  "]))
+
+            def gap() -> str:
+                return draw(st.sampled_from(["", " ", "\n", " # ]\n", "\n\n  "]))
+
             items = [gap() + value(depth + 1) + gap() for _ in range(draw(st.integers(0, 3)))]
             return "[" + ",".join(items) + (draw(st.sampled_from(["", ","])) if items else gap()) + gap() + "]"
         if shape == 7:
