@@ -1,0 +1,124 @@
+"""What is counted follows the lifecycle, step by step."""
+
+import signal
+
+import pytest
+
+from nsupervisor.config.model import Workload
+from nsupervisor.core import events
+from nsupervisor.core.exits import Exit
+from nsupervisor.core.lifecycle import Life, Moment, State, step
+from nsupervisor.metrics.counters import EXITS, RESTARTS, Counters, Volume, exit_kind
+
+OOM = Exit(signal=signal.SIGKILL, oom_killed=True)
+
+
+class Lived:
+    """A life without a shell around it, and its counters."""
+
+    def __init__(self, **keys):
+        self.workload = Workload("web", ("true",), **{"restart": "always", "restart_sec": 1.0, **keys})
+        self.life, self.counters, self.now = Life(), Counters(), 1000.0
+
+    def happen(self, event):
+        old = self.life
+        self.life, _ = step(old, event, Moment(self.now), self.workload)
+        if self.life is old:
+            return  # as the actor does: nothing has happened
+        self.counters.stepped(old, event, self.life, self.workload)
+
+    def run(self):
+        self.happen(events.Start())
+        self.happen(events.Execed(self.life.generation))
+
+    def end(self, exit_, populated=False):
+        self.happen(events.Exited(self.life.generation, exit_, populated))
+
+    def wait(self):
+        self.now = self.life.deadline
+        self.happen(events.Timeout())
+
+
+@pytest.mark.parametrize(
+    ("exit_", "kind", "cause"),
+    [
+        (Exit(code=0), "code", "success"),
+        (Exit(code=3), "code", "exit-code"),
+        (Exit(signal=signal.SIGSEGV), "signal", "signal"),
+        (Exit(signal=signal.SIGTERM), "signal", "success"),
+        (OOM, "oom", "oom"),
+        (Exit(failure="cannot enter /nowhere: No such file or directory"), "failure", "failure"),
+    ],
+)
+@pytest.mark.parametrize("restart_sec", [0.0, 1.0])
+def test_an_end_and_the_restart_after_it_are_counted_by_kind_and_cause(exit_, kind, cause, restart_sec):
+    it = Lived(restart_sec=restart_sec)
+    it.run()
+    it.end(exit_)
+    if restart_sec:
+        assert it.counters.restarts == {}, "it has not started again yet"
+        it.wait()
+    assert it.life.generation == 2
+    assert (it.counters.exits, it.counters.restarts) == ({kind: 1}, {cause: 1})
+
+
+def test_an_end_that_leaves_processes_behind_is_counted_once():
+    it = Lived()
+    it.run()
+    it.end(Exit(code=3), populated=True)
+    it.happen(events.Emptied(1))
+    it.wait()
+    assert (it.counters.exits, it.counters.restarts) == ({"code": 1}, {"exit-code": 1})
+
+
+def test_a_rules_restart_is_the_rules_whatever_the_program_ended_with():
+    it = Lived(restart="no")
+    it.run()
+    it.happen(events.Recycle("policy[0]"))
+    it.end(Exit(code=3))
+    it.wait()
+    assert it.counters.restarts == {"rule": 1}
+
+
+def test_what_we_ended_ourselves_is_counted_for_what_it_did_wrong():
+    it = Lived()
+    it.run()
+    it.happen(events.Unhealthy(1, "no WATCHDOG=1 for 1 s"))
+    it.end(Exit(signal=signal.SIGABRT))
+    it.wait()
+    assert it.counters.restarts == {"watchdog": 1}
+
+
+def test_an_operators_restart_and_late_news_count_nothing():
+    it = Lived()
+    it.run()
+    it.happen(events.Restart())
+    it.end(Exit(signal=signal.SIGTERM))
+    it.happen(events.Exited(1, OOM, populated=False))
+    assert (it.life.generation, it.life.state) == (2, State.STARTING)
+    assert (it.counters.exits, it.counters.restarts) == ({"signal": 1}, {})
+
+
+def test_the_causes_add_up_to_what_status_says():
+    it = Lived(restart_sec=0.0, start_limit_burst=0)
+    it.run()
+    for exit_ in (Exit(code=1), Exit(code=0), OOM, Exit(failure="no"), Exit(signal=11)):
+        it.end(exit_)
+    assert sum(it.counters.restarts.values()) == it.life.restarts == 5
+    assert it.counters.restarts.keys() <= set(RESTARTS)
+    assert it.counters.exits.keys() <= set(EXITS)
+
+
+def test_every_kind_of_end_has_a_name():
+    assert {exit_kind(one) for one in (Exit(code=0), Exit(signal=9), OOM, Exit(failure=""))} == set(EXITS)
+
+
+def test_actions_and_output_add_up():
+    counters, volume = Counters(), Volume()
+    counters.acted("policy[0]", "log")
+    counters.acted("policy[0]", "log")
+    counters.acted("policy[0]", "kill")
+    assert counters.actions == {("policy[0]", "log"): 2, ("policy[0]", "kill"): 1}
+    for chunk in (b"one\ntw", b"o\n", b"three"):
+        volume.add(chunk)
+    assert (volume.bytes, volume.lines) == (13, 2)

@@ -1,0 +1,84 @@
+"""Metrics on TCP: there and nothing else, for as long as the service lives and no longer."""
+
+import gc
+import socket
+import urllib.error
+import urllib.request
+
+import pytest
+import trio
+
+from nsupervisor.metrics.server import CONNECTIONS, listen, serve_metrics
+from tests.api.standin import Standin
+from tests.timing import deadline
+
+
+class Large(Standin):
+    async def metrics(self, accept):
+        return b"x" * 20_000_000, "text/plain; charset=utf-8"
+
+
+def get(address, path="/metrics", method="GET"):
+    request = urllib.request.Request(f"http://127.0.0.1:{address[1]}{path}", method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=deadline(10)) as response:
+            return response.status, response.headers["content-type"], response.read()
+    except urllib.error.HTTPError as response:
+        with response:
+            return response.status, response.headers["content-type"], response.read()
+
+
+@pytest.mark.parametrize(("path", "method", "status"), [("/v1/status", "GET", 404), ("/metrics", "POST", 405)])
+async def test_there_is_nothing_but_the_metrics(path, method, status, nursery):
+    address = await nursery.start(serve_metrics, Standin(), ("127.0.0.1", 0))
+    found = await trio.to_thread.run_sync(get, address)
+    assert found == (200, "text/plain; charset=utf-8", b"# EOF\n")
+    refused = await trio.to_thread.run_sync(get, address, path, method)
+    assert refused == (status, "text/plain; charset=utf-8", b"there is only GET /metrics here\n")
+    nursery.cancel_scope.cancel()
+
+
+def test_an_address_in_use_is_told_with_its_key():
+    with listen(("127.0.0.1", 0)) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(OSError, match=f"^supervisor.metrics: cannot listen at 127.0.0.1:{port}: Address.*; choose"):
+            listen(("127.0.0.1", port))
+
+
+def test_an_address_of_another_machine_is_told():
+    with pytest.raises(OSError, match=r"cannot listen at 192\.0\.2\.1:9631: "):
+        listen(("192.0.2.1", 9631))
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
+def test_ipv6_addresses_are_shown_in_brackets():
+    with pytest.raises(OSError, match=r"cannot listen at \[2001:db8::1\]:9631: "):
+        listen(("2001:db8::1", 9631))
+
+
+async def test_who_does_not_read_cannot_hold_up_the_end(capfd):
+    with trio.fail_after(deadline(20)), socket.socket() as stuck:
+        async with trio.open_nursery() as inner:
+            address = await inner.start(serve_metrics, Large(), ("127.0.0.1", 0))
+            stuck.connect(address)
+            stuck.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+            await trio.to_thread.run_sync(lambda: stuck.recv(1, socket.MSG_PEEK))
+            inner.cancel_scope.cancel()
+    gc.collect()  # unclosed sockets would warn now, and warnings are errors
+    assert capfd.readouterr() == ("", "")
+
+
+async def test_who_takes_all_connections_loses_the_oldest(nursery):
+    address = await nursery.start(serve_metrics, Standin(), ("127.0.0.1", 0))
+    taken = []
+    try:
+        for _ in range(CONNECTIONS):
+            taken.append(await trio.open_tcp_stream(*address))
+        found = await trio.to_thread.run_sync(get, address)
+        assert found[0] == 200
+        with trio.fail_after(deadline(2)):  # sooner than the server would have closed it for its silence
+            assert await taken[0].receive_some(1) == b""
+    finally:
+        for stream in taken:
+            await stream.aclose()
+        nursery.cancel_scope.cancel()
