@@ -30,10 +30,10 @@ def test_it_is_an_ip_address_and_a_port(value, address):
     assert metrics(value) == address
 
 
+EXAMPLE = "is not an address; write an IP address and a port, for example"
 NOBODY = (
-    'does not say who may connect; write "127.0.0.1:9631" for this machine alone, '
-    'or "0.0.0.0:9631" for every network'
-)  # fmt: skip
+    'does not say who may connect; write "127.0.0.1:9631" for this machine alone, or "0.0.0.0:9631" for every network'
+)
 
 
 @pytest.mark.parametrize(
@@ -43,15 +43,15 @@ NOBODY = (
         ('"9631"', f'"9631" {NOBODY}'),
         ("9631", f"9631 {NOBODY}"),
         ('""', f'"" {NOBODY}'),
-        ('"localhost:9000"', '"localhost:9000" is not an address; write an IP address and a port, for example "127.0.0.1:9000"'),
-        ('"::1:9631"', '"::1:9631" is not an address; write an IP address and a port, for example "127.0.0.1:9631"'),
-        ('"[::g]:9631"', '"[::g]:9631" is not an address; write an IP address and a port, for example "127.0.0.1:9631"'),
-        ('"127.0.0.256:1"', '"127.0.0.256:1" is not an address; write an IP address and a port, for example "127.0.0.1:1"'),
+        ('"localhost:9000"', f'"localhost:9000" {EXAMPLE} "127.0.0.1:9000"'),
+        ('"::1:9631"', f'"::1:9631" {EXAMPLE} "127.0.0.1:9631"'),
+        ('"[::g]:9631"', f'"[::g]:9631" {EXAMPLE} "127.0.0.1:9631"'),
+        ('"127.0.0.256:1"', f'"127.0.0.256:1" {EXAMPLE} "127.0.0.1:1"'),
         ('"127.0.0.1:0"', '"127.0.0.1:0" has a port that cannot be; write one from 1 to 65535'),
         ('"127.0.0.1:65536"', '"127.0.0.1:65536" has a port that cannot be; write one from 1 to 65535'),
         ("true", 'true is not a string; write it in quotes: "true"'),
     ],
-)  # fmt: skip
+)
 def test_all_else_is_refused_with_its_line(value, message):
     with pytest.raises(ConfigError) as caught:
         metrics(value)
