@@ -89,6 +89,9 @@ class Zygote:
             try:
                 chosen = self._ready.pop(flags, None) or self._order(flags)
                 self._settle(chosen)
+                if chosen.pidfd < 0:
+                    chosen.end()
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "clone3")
                 try:
                     self._send(chosen.socket, spec, [fds[place] for place in _PLACES], cgroup)
                 except _LOST:
@@ -141,7 +144,7 @@ class Zygote:
                 raise EOFError
             made = self._ordered.popleft()
             made.pid = _REPLY.unpack(reply)[0]
-            if made.pid > 0:
+            if made.pid > 0 and ancillary:  # without a free descriptor here none comes along
                 (made.pidfd,) = array.array("i", ancillary[0][2])
         if wanted.pid < 0:
             wanted.socket.close()

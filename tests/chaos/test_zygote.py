@@ -1,0 +1,33 @@
+"""Found by scripts/chaos, seed 2177297653, step 22: the keeper's last descriptors went, and it told of a defect."""
+
+import errno
+import resource
+import subprocess
+import sys
+
+from tests.needs import ROOT, needs
+
+WITHOUT_DESCRIPTORS = """
+import os, resource
+from nsupervisor.keeper.zygote import Zygote
+zygote = Zygote()
+zygote._fork()
+zygote.make_ready(0)  # ordered; the answer, with a descriptor, is heard at the next start
+most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (os.dup(0), hard))
+try:
+    zygote.start(0, None, {}, -1)
+except OSError as error:
+    print(error.errno)
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+zygote.end()
+"""
+
+
+@needs("root")
+def test_an_init_for_which_no_descriptor_is_left_is_refused_in_words():
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 10
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_DESCRIPTORS], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert (done.stdout.split(), done.stderr) == ([str(int(errno.EMFILE))], "")
