@@ -135,6 +135,8 @@ class Engine:
                 memories[i], one = _observe(memories[i], rule, snapshot, limits, now)
                 fired += [one] if one is not None else []
         fired.sort(key=lambda one: ORDER.index(one.action))
+        if all(new is old for new, old in zip(memories, self.memories, strict=True)):
+            return self, ()  # most samples say nothing new, and there are many of them
         return attrs.evolve(self, memories=tuple(memories)), tuple(fired)
 
 
@@ -156,12 +158,14 @@ def _observe(memory: Memory, rule: Rule, snapshot: Snapshot, limits: Limits, now
     atoms = tuple(
         _look(remembered, atom, snapshot, limits, now) for remembered, atom in zip(old, rule.when.atoms, strict=True)
     )
-    memory = attrs.evolve(memory, atoms=atoms)
+    if any(new is not before for new, before in zip(atoms, old, strict=True)):
+        memory = attrs.evolve(memory, atoms=atoms)
     if not rule.when.holds([atom.truth for atom in atoms]):
-        return attrs.evolve(memory, since=None, spent=False), None
+        return (memory if memory.since is None else attrs.evolve(memory, since=None, spent=False)), None
     begins = memory.since is None
     since = now if memory.since is None else memory.since
-    memory = attrs.evolve(memory, since=since)
+    if begins:
+        memory = attrs.evolve(memory, since=since)
     if rule.when.momentary:
         news = [
             new.truth and (atom.kind == "counter" or not before.truth)
@@ -190,6 +194,8 @@ def _look(memory: AtomMemory, atom: Atom, snapshot: Snapshot, limits: Limits, no
     if atom.kind == "rate":
         return _measure(memory, atom, value, now)
     limit = threshold(atom, limits)
+    if value == memory.last and limit is not None and memory.truth is _HOLDS[atom.op or ">="](value, limit):
+        return memory
     truth = None if limit is None else _HOLDS[atom.op or ">="](value, limit)
     before = memory.before if truth and memory.truth else value
     return attrs.evolve(memory, last=value, truth=truth, before=before)

@@ -14,8 +14,10 @@ import math
 import os
 import random
 import signal
+from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,8 +41,9 @@ from nsupervisor.metrics.counters import Counters
 from nsupervisor.metrics.measures import Measures
 from nsupervisor.service.hooks import run_hook
 from nsupervisor.service.identity import IdentityError
-from nsupervisor.service.notify import messages, notify_socket
+from nsupervisor.service.notify import attend, host_owner, notify_socket
 from nsupervisor.service.spec import spawn_spec
+from nsupervisor.service.status import exit_record, status
 
 
 @attrs.frozen
@@ -60,7 +63,13 @@ _WISHES: dict[str, type[events.Wish]] = {
 }
 """What a rule's action asks of the lifecycle; the others concern nobody's life."""
 
-Message = events.Event | Asked | Reading | Execed | Ended
+
+@attrs.frozen
+class Nudge:
+    """Some rules have gone off."""
+
+
+Message = events.Event | Nudge | Asked | Reading | Execed | Ended
 
 
 @attrs.frozen
@@ -105,8 +114,10 @@ class Actor:
     # The mailbox is unbounded because its writers must not wait; each of them says a thing once, when it has changed.
     _changed: trio.lowlevel.ParkingLot = attrs.field(init=False, factory=trio.lowlevel.ParkingLot)
     _oom_kills: float = 0.0
-    _limits: Mapping[str, float | None] = attrs.field(init=False, factory=dict)
+    limits: Mapping[str, float | None] = attrs.field(init=False, factory=dict)
     _captures: int = 0
+    _fired: deque[tuple[int, Fired, float | None]] = attrs.field(init=False, factory=deque)
+    """Rules that have gone off, each with the generation that it is about, and when the kernel told of it."""
     _spawned: Spawned | None = None
     """This generation's descriptors, until the capture of its output has begun."""
     _listening: contextlib.ExitStack = attrs.field(init=False, factory=contextlib.ExitStack)
@@ -114,7 +125,7 @@ class Actor:
 
     def __attrs_post_init__(self) -> None:
         self.resources = self.workload.resources
-        self._limits = self.cgroup.limits()
+        self.limits = self.cgroup.limits()
         self._engine = Engine.of(self.workload.policy)
 
     # ---- what others may do
@@ -170,7 +181,7 @@ class Actor:
             self._say("warning", "warning", message=f"set: {error}")
             return False, str(error)
         self.resources = after
-        self._limits = self.cgroup.limits()
+        self.limits = self.cgroup.limits()
         was, is_ = difference(before, after)
         self._say("action", action="set", cause={"by": by}, before=was, after=is_)
         return True, ""
@@ -194,11 +205,11 @@ class Actor:
 
     async def _take(self, message: Message) -> None:
         match message:
-            case Reading(file="cgroup.events", values=values):
+            case Reading(values=values):
                 if not values.get("populated"):
                     await self._happen(events.Emptied(self.life.generation))
-            case Reading(file=file, values=values, at=at):
-                await self._observe(file, values, at)
+            case Nudge():
+                await self._fire_all()
             case Execed(id=id_, pid=pid):
                 if id_ == self._id:
                     self.pid = pid
@@ -216,8 +227,9 @@ class Actor:
     async def _ended(self, ended: Ended) -> None:
         counters = [atom.file for rule in self._engine.rules for atom in rule.when.atoms if atom.kind == "counter"]
         for file in dict.fromkeys(counters):
-            await self._observe(file, self._read(file))
-        oom_kills = self._read("memory.events").get("oom_kill", 0.0)
+            self._look(file, self.read(file), None)
+        await self._fire_all()
+        oom_kills = self.read("memory.events").get("oom_kill", 0.0)
         failure = ended.failure.message if ended.failure else None
         exit_ = Exit.from_wait_status(ended.status, oom_killed=oom_kills > self._oom_kills, failure=failure)
         self._oom_kills = oom_kills
@@ -233,13 +245,29 @@ class Actor:
         await self._happen(events.Exited(generation, exit_, self._populated()))
         await self.world.keeper.acknowledge(ended.id)
 
-    async def _observe(self, file: str, values: Mapping[str, float], at: float | None = None) -> None:
+    def _hear(self, reading: Reading) -> None:
+        """What the watcher says. Most samples set nothing off, so they are looked at here, and wake nobody."""
+        if reading.file == "cgroup.events":
+            self.post(reading)
+        elif self._look(reading.file, reading.values, reading.at):
+            self.post(Nudge())
+
+    def _look(self, file: str, values: Mapping[str, float], at: float | None) -> bool:
+        """Show the rules a reading, and keep those that it sets off until the actor's turn; whether there are any.
+
+        They do not go through the mailbox: a program's end that is in it already must not overtake them.
+        """
         others = [other for other in self._engine.together(file) if other != file]
-        snapshot = {file: values, **{other: self._read(other) for other in others}}
-        self._engine, fired = self._engine.observe(snapshot, self._limits, trio.current_time())
-        for one in fired:
-            if self.life.alive:
-                await self._fire(one, at)
+        snapshot = {file: values, **{other: self.read(other) for other in others}}
+        self._engine, fired = self._engine.observe(snapshot, self.limits, trio.current_time())
+        self._fired += [(self.life.generation, one, at) for one in fired]
+        return bool(fired)
+
+    async def _fire_all(self) -> None:
+        while self._fired:
+            generation, fired, at = self._fired.popleft()
+            if self.life.alive and generation == self.life.generation:
+                await self._fire(fired, at)
 
     async def _fire(self, fired: Fired, at: float | None) -> None:
         rule, action = fired.rule, fired.action
@@ -336,7 +364,7 @@ class Actor:
                 self.world.watcher.remove(self.cgroup)
                 self.cgroup.renew(self.resources)
                 self._watch()
-            self._oom_kills = self._read("memory.events").get("oom_kill", 0.0)
+            self._oom_kills = self.read("memory.events").get("oom_kill", 0.0)
             spec = spawn_spec(self.workload, self.name, self.instance, generation, self.cgroup)
             if self.workload.type == "notify" or self.workload.watchdog_sec:
                 spec["env"] |= self._listen(host_owner(spec))
@@ -359,31 +387,20 @@ class Actor:
         socket = self._listening.enter_context(notify_socket(path, self._id, owner))
         scope = trio.CancelScope()
         self._listening.callback(scope.cancel)
-        self.world.nursery.start_soon(self._hear, socket, scope, self.life.generation)
+        said = partial(self._said, self.life.generation)
+        self.world.nursery.start_soon(attend, socket, scope, self.workload.watchdog_sec, said)
         variables = {"NOTIFY_SOCKET": str(path / self._id)}
         if self.workload.watchdog_sec:
             variables["WATCHDOG_USEC"] = str(round(self.workload.watchdog_sec * 1e6))
         return variables
 
-    async def _hear(self, socket: trio.socket.SocketType, scope: trio.CancelScope, generation: int) -> None:
-        limit = self.workload.watchdog_sec or math.inf
-        with scope:
-            while True:
-                # A time limit that begins anew with each sign of life, and only with that.
-                with trio.move_on_after(limit) as patience:
-                    while True:
-                        said = await messages(socket)
-                        if said.get("READY") == "1":
-                            self.post(events.Ready(generation))
-                        if "STATUS" in said:
-                            self._say("status", message=said["STATUS"])
-                        if said.get("WATCHDOG") == "trigger":
-                            self.post(events.Unhealthy(generation, "said WATCHDOG=trigger"))
-                        elif said.get("WATCHDOG") == "1":
-                            break
-                if patience.cancelled_caught and self.life.state is not State.FROZEN:
-                    self.post(events.Unhealthy(generation, f"no WATCHDOG=1 for {limit:g} s"))
-                    return
+    def _said(self, generation: int, what: str, text: str) -> None:
+        if what == "READY":
+            self.post(events.Ready(generation))
+        elif what == "STATUS":
+            self._say("status", message=text)
+        elif self.life.state is not State.FROZEN:  # a frozen program cannot say that it is well
+            self.post(events.Unhealthy(generation, text))
 
     # ---- helpers
 
@@ -396,11 +413,11 @@ class Actor:
         files = dict.fromkeys(atom.file for rule in self._engine.rules for atom in rule.when.atoms)
         events_ = dict.fromkeys(("cgroup.events", *(file for file in files if file in EVENT_FILES)))
         levels = [file for file in files if file not in EVENT_FILES]
-        base_line = self.world.watcher.add(self.cgroup, self.post, events=events_, levels=levels)
+        base_line = self.world.watcher.add(self.cgroup, self._hear, events=events_, levels=levels)
         for file, values in base_line.items():
             self._engine, _ = self._engine.observe({file: values}, {}, trio.current_time())
 
-    def _read(self, file: str) -> Mapping[str, float]:
+    def read(self, file: str) -> Mapping[str, float]:
         try:
             return self.cgroup.read(file)
         except CgroupError:  # this host has no such file: its controller is not there
@@ -445,56 +462,8 @@ class Actor:
 
     def status(self) -> dict[str, Any]:
         """The object that ``status --json`` shows for this instance."""
-        life, now = self.life, trio.current_time()
-        limits = self._limits
-        return {
-            "name": self.name,
-            "instance": self.instance,
-            "state": life.state.value,
-            "reason": self.waits_for or life.reason,
-            "pid": self.pid if life.alive else None,
-            "generation": life.generation,
-            "restarts": life.restarts,
-            "uptime_sec": round(now - life.started_at, 3) if life.alive else None,
-            "ready": self.up and life.alive,
-            "cgroup": self.cgroup.path,
-            "memory_current": _whole(self._read("memory.current").get("")),
-            "memory_max": _whole(limits.get("memory.max")),
-            "pids_current": _whole(self._read("pids.current").get("")),
-            "pids_max": _whole(limits.get("pids.max")),
-            "cpu_usage_usec": _whole(self._read("cpu.stat").get("usage_usec")),
-            "last_exit": exit_record(self.last_exit) if self.last_exit else None,
-            "last_event": self.last_event,
-        }
-
-
-def exit_record(exit_: Exit) -> dict[str, Any]:
-    """An `Exit` as records and ``status`` show it."""
-    return {
-        "code": exit_.code,
-        "signal": None if exit_.signal is None else signal_name(exit_.signal),
-        "core_dumped": exit_.core_dumped,
-        "oom_killed": exit_.oom_killed,
-        **({"failure": exit_.failure} if exit_.failure else {}),
-    }
-
-
-def host_owner(spec: Mapping[str, Any]) -> tuple[int, int] | None:
-    """The (uid, gid) on the host that the program will have; None where they are our own."""
-
-    def outside(id_: int | None, mappings: list[list[int]]) -> int:
-        for inside, host, size in mappings:
-            if inside <= (id_ or 0) < inside + size:
-                return host + (id_ or 0) - inside
-        return -1 if id_ is None else id_  # -1: leave it as it is (chown(2))
-
-    owner = outside(spec["uid"], spec["uid_mappings"]), outside(spec["gid"], spec["gid_mappings"])
-    return None if owner == (-1, -1) else owner
+        return status(self)
 
 
 def _generation(id_: str) -> int:
     return int(id_.rpartition("#")[2])
-
-
-def _whole(value: float | None) -> int | None:
-    return None if value is None else int(value)

@@ -6,11 +6,13 @@ are gone before one can ask the kernel about them. The socket belongs to the pro
 can speak for it.
 """
 
+import math
 import os
 import socket as stdlib_socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -48,3 +50,41 @@ async def messages(socket: trio.socket.SocketType) -> dict[str, str]:
     data = await socket.recv(MAXIMUM)
     lines = data.decode(errors="replace").splitlines()
     return {key: value for key, equals, value in (line.partition("=") for line in lines) if equals}
+
+
+async def attend(
+    socket: trio.socket.SocketType, scope: trio.CancelScope, watchdog_sec: float, said: Callable[[str, str], None]
+) -> None:
+    """Listen until ``scope`` is cancelled. What is heard goes to ``said``: ("READY", ""), ("STATUS", text), and
+    ("WATCHDOG", why) where the program says so itself or has not said that it is well for ``watchdog_sec`` (0: it need
+    not)."""
+    limit = watchdog_sec or math.inf
+    with scope:
+        while True:
+            # A time limit that begins anew with each sign of life, and only with that.
+            with trio.move_on_after(limit) as patience:
+                while True:
+                    heard = await messages(socket)
+                    if heard.get("READY") == "1":
+                        said("READY", "")
+                    if "STATUS" in heard:
+                        said("STATUS", heard["STATUS"])
+                    if heard.get("WATCHDOG") == "trigger":
+                        said("WATCHDOG", "said WATCHDOG=trigger")
+                    elif heard.get("WATCHDOG") == "1":
+                        break
+            if patience.cancelled_caught:
+                said("WATCHDOG", f"no WATCHDOG=1 for {limit:g} s")
+
+
+def host_owner(spec: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The (uid, gid) on the host that the program will have; None where they are our own."""
+
+    def outside(id_: int | None, mappings: list[list[int]]) -> int:
+        for inside, host, size in mappings:
+            if inside <= (id_ or 0) < inside + size:
+                return host + (id_ or 0) - inside
+        return -1 if id_ is None else id_  # -1: leave it as it is (chown(2))
+
+    owner = outside(spec["uid"], spec["uid_mappings"]), outside(spec["gid"], spec["gid_mappings"])
+    return None if owner == (-1, -1) else owner

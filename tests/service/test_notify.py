@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from nsupervisor.service.actor import host_owner
-from nsupervisor.service.notify import messages, notify_socket
+from nsupervisor.service.notify import host_owner, messages, notify_socket
 from tests.needs import needs
 from tests.timing import deadline
 

@@ -1,0 +1,50 @@
+"""What ``nsupervisor status`` tells of one instance."""
+
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from nsupervisor.core.exits import Exit, signal_name
+
+if TYPE_CHECKING:
+    from nsupervisor.service.actor import Actor
+
+
+def status(actor: "Actor") -> dict[str, Any]:
+    """The object ``Status`` of ``nsupervisor schema api``."""
+    life, now = actor.life, trio.current_time()
+    limits = actor.limits
+    return {
+        "name": actor.name,
+        "instance": actor.instance,
+        "state": life.state.value,
+        "reason": actor.waits_for or life.reason,
+        "pid": actor.pid if life.alive else None,
+        "generation": life.generation,
+        "restarts": life.restarts,
+        "uptime_sec": round(now - life.started_at, 3) if life.alive else None,
+        "ready": actor.up and life.alive,
+        "cgroup": actor.cgroup.path,
+        "memory_current": _whole(actor.read("memory.current").get("")),
+        "memory_max": _whole(limits.get("memory.max")),
+        "pids_current": _whole(actor.read("pids.current").get("")),
+        "pids_max": _whole(limits.get("pids.max")),
+        "cpu_usage_usec": _whole(actor.read("cpu.stat").get("usage_usec")),
+        "last_exit": exit_record(actor.last_exit) if actor.last_exit else None,
+        "last_event": actor.last_event,
+    }
+
+
+def exit_record(exit_: Exit) -> dict[str, Any]:
+    """An `Exit` as records and ``status`` show it."""
+    return {
+        "code": exit_.code,
+        "signal": None if exit_.signal is None else signal_name(exit_.signal),
+        "core_dumped": exit_.core_dumped,
+        "oom_killed": exit_.oom_killed,
+        **({"failure": exit_.failure} if exit_.failure else {}),
+    }
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
