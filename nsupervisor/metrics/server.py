@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 import trio
@@ -46,7 +47,7 @@ def listen(address: tuple[str, int]) -> socket.socket:
     try:
         return socket.create_server(address, family=family)
     except OSError as error:
-        why = error.strerror or str(error)
+        why = os.strerror(error.errno) if error.errno else str(error)  # the text itself has the address again
         raise OSError(
             f"supervisor.metrics: cannot listen at {format_address(address)}: {why}; choose another address or port"
         ) from None
