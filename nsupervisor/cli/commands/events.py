@@ -1,0 +1,60 @@
+"""`nsupervisor events`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime
+
+import click
+
+from nsupervisor.api.client import Client
+from nsupervisor.cli.options import json_option, socket_option
+from nsupervisor.cli.output import BOLD, FAINT, RED, YELLOW, coloured, has_colour, printable
+from nsupervisor.cli.records import clock, moment, text
+
+TYPE_CHECKING = False  # typing's own costs an import
+if TYPE_CHECKING:
+    from typing import Any
+
+_COLOURS = {"warning": YELLOW, "error": RED, "critical": RED}
+_FIRST_WIDTH = 10
+_EVENT_WIDTH = len("not started")
+
+
+@click.command(short_help="Show what the service has done.")
+@socket_option
+@click.option("-f", "--follow", is_flag=True, help="Go on with new records as they come, until the service ends.")
+@click.option(
+    "--event", "kinds", metavar="EVENT", multiple=True, help='Only such records: "action", "state", "exited", …'
+)
+@json_option
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+def events(socket_path: str, follow: bool, kinds: tuple[str, ...], as_json: bool, names: tuple[str, ...]) -> None:
+    """Show the service's own records, oldest first: what happened, what it did, and why.
+
+    NAME is a workload ("web": all its instances), an instance ("web@2") or a glob in quotes ("web*"); without one, all.
+    The service keeps the latest; all of them are in its log. With --json, one object a line, as in the log.
+
+    Examples: nsupervisor events -f; nsupervisor events --event action --event exited web
+    """
+    line = json.dumps if as_json else Lines(has_colour(sys.stdout)).line
+    for record in Client(socket_path).events(names, kinds, follow):
+        print(line(record), flush=follow)
+
+
+class Lines:
+    """Aligned lines. Names come one by one, so their column grows with the longest so far."""
+
+    def __init__(self, colour: bool) -> None:
+        self.colour = colour
+        self.width = _FIRST_WIDTH
+
+    def line(self, record: dict[str, Any]) -> str:
+        """A record for people."""
+        name = record.get("workload", "-")
+        self.width = max(self.width, len(name))
+        time = coloured(clock(moment(record), datetime.now().astimezone()), FAINT, self.colour)
+        event = coloured(f"{record['event']:<{_EVENT_WIDTH}}", _COLOURS.get(record["level"], ""), self.colour)
+        said = printable(text(record)).replace("\n", " ")
+        return f"{time}  {coloured(f'{name:<{self.width}}', BOLD, self.colour)}  {event}  {said}".rstrip()

@@ -1,0 +1,79 @@
+"""`nsupervisor stats`."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+import time
+
+import click
+
+from nsupervisor.api.client import Client
+from nsupervisor.cli.commands.status import COLOURS
+from nsupervisor.cli.options import json_option, socket_option
+from nsupervisor.cli.output import FAINT, coloured, emit_json, has_colour, table
+from nsupervisor.cli.rates import HEADS, cells, rates
+
+TYPE_CHECKING = False  # typing's own costs an import
+if TYPE_CHECKING:
+    from typing import Any
+
+_UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "min": 60.0}
+
+
+def seconds(ctx: click.Context, param: click.Parameter, value: str) -> float:
+    """Seconds from "1s", "500ms", "2min" or "1.5"."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|min|)", value, re.ASCII)
+    found = float(match[1]) * _UNITS[match[2]] if match else 0.0
+    if not 0.01 <= found <= 86400:
+        raise click.BadParameter(f'"{value}" is no time from 10ms to 1440min; write for example "1s" or "500ms"')
+    return found
+
+
+interval_option = click.option(
+    "--interval", callback=seconds, default="1s", show_default=True, metavar="TIME", help="Between two samples."
+)
+
+
+@click.command(short_help="Show what the workloads use.")
+@socket_option
+@json_option
+@click.option("--follow", is_flag=True, help="Again and again, until Ctrl-C.")
+@interval_option
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+def stats(socket_path: str, as_json: bool, follow: bool, interval: float, names: tuple[str, ...]) -> None:
+    """Show what the workloads use now, measured between two samples.
+
+    CPU% is of one processor. THROTTLED% is how many of the periods in which it wanted to run its CPU limit cut short.
+    CPU-WAIT%, MEM-WAIT% and IO-WAIT% are how much of the time a task of it stood still for want of that (pressure).
+
+    NAME is a workload ("web": all its instances), an instance ("web@2") or a glob in quotes ("web*").
+    """
+    client = Client(socket_path)
+    before = client.stats(names)
+    first = True
+    while first or follow:
+        time.sleep(interval)
+        after = client.stats(names)
+        measured = rates(before, after)
+        before = after
+        if as_json and follow:
+            print(json.dumps(measured), flush=True)
+        elif as_json:
+            emit_json(measured)
+        else:
+            print("\n".join([*([] if first else [""]), *lines(measured)]), flush=follow)
+        first = False
+
+
+def lines(measured: list[dict[str, Any]]) -> list[str]:
+    """The table, as wide as standard output has room for."""
+    colour = has_colour(sys.stdout)
+
+    def paint(column: int, value: str, padded: str) -> str:
+        return coloured(padded, FAINT if column == -1 else COLOURS.get(value, "") if column == 1 else "", colour)
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    return table(HEADS, map(cells, measured), right=range(2, len(HEADS)), width=width, paint=paint)

@@ -1,0 +1,50 @@
+"""`nsupervisor top`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import click
+
+from nsupervisor.api.client import Client
+from nsupervisor.cli.commands.stats import interval_option, lines
+from nsupervisor.cli.options import socket_option
+from nsupervisor.cli.rates import rates
+
+
+@click.command(short_help="Watch what the workloads use.")
+@socket_option
+@interval_option
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+def top(socket_path: str, interval: float, names: tuple[str, ...]) -> None:
+    """Watch what the workloads use: a table that renews itself, with the columns of `stats`.
+
+    \b
+    Keys:  c  sort by processor time     m  by memory
+           p  by processes               n  by name
+           q  quit
+
+    Where standard output is no terminal, it prints the table once.
+    """
+    client = Client(socket_path)
+    before = client.stats(names)
+    if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+        time.sleep(interval)
+        print("\n".join(lines(rates(before, client.stats(names)))))
+        return
+    from nsupervisor.cli.screen import Keys, Screen  # here, because it takes longer to load than all the rest
+
+    with Keys() as keys, Screen() as screen:
+        wait = min(interval, 0.2)  # the first numbers soon
+        while True:
+            due = time.monotonic() + wait
+            while (left := due - time.monotonic()) > 0:
+                for key in keys.get(left):
+                    if key == "q":
+                        return
+                    screen.press(key)
+            after = client.stats(names)
+            screen.show(rates(before, after))
+            before, wait = after, interval

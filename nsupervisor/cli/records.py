@@ -1,0 +1,120 @@
+"""The service's records in words: what `events` and `why` share. `nsupervisor schema log` describes the records."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from nsupervisor.cli.output import duration, size
+
+TYPE_CHECKING = False  # typing's own costs an import
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+_BYTES = ("memory.current", "memory.peak", "memory.swap.current", "memory.zswap.current", "memory.max")
+_EVENTS_IN_MEMORY_STAT = ("pg", "workingset_", "thp_", "numa_", "zsw")
+_TOLD = ("timestamp", "level", "event", "workload", "instance", "generation", "message", "exception")
+_SIZES = ("memory_max", "memory_high", "memory_low", "memory_min", "memory_swap_max", "memory_zswap_max")
+
+
+def moment(record: Mapping[str, Any]) -> datetime:
+    """When it was, in the local zone."""
+    return datetime.fromisoformat(record["timestamp"]).astimezone()
+
+
+def clock(time: datetime, today: datetime) -> str:
+    """The time of day, with milliseconds; after its date, where that is not today's."""
+    text = time.strftime("%H:%M:%S.") + f"{time.microsecond // 1000:03}"
+    return text if time.date() == today.date() else f"{time.date()} {text}"
+
+
+def span(seconds: float) -> str:
+    """A length of time, to the millisecond where it is short: "0.093 s", "2.5 s", "3min 20s"."""
+    if seconds >= 100:
+        return duration(seconds)
+    return (
+        f"{seconds:.3f}".rstrip("0").rstrip(".") + " s" if seconds < 1 else f"{seconds:.1f}".removesuffix(".0") + " s"
+    )
+
+
+def ended(record: Mapping[str, Any]) -> str:
+    """How a program ended, in the words that reasons have, too."""
+    if record["signal"] is None:
+        return f"exit code {record['code']}"
+    text = f"killed by {record['signal']}"
+    return (
+        text + (", out of memory" if record["oom_killed"] else "") + (", core dumped" if record["core_dumped"] else "")
+    )
+
+
+def values(cause: Mapping[str, Any]) -> str:
+    """What a rule saw: "0 → 1", or "15 → 16, threshold 14.4, held for 0.31 s"."""
+    in_bytes = cause["file"] in _BYTES or (
+        cause["file"] == "memory.stat" and not cause["key"].startswith(_EVENTS_IN_MEMORY_STAT)
+    )
+
+    def number(value: float) -> str:
+        if in_bytes:
+            return size(round(value))
+        return str(int(value)) if value == int(value) else f"{value:.6g}"
+
+    before, after = number(cause["before"]), number(cause["after"])
+    text = after if before == after else f"{before} → {after}"
+    if "threshold" in cause:
+        text += f", threshold {number(cause['threshold'])}"
+    return text + (f", held for {span(cause['held'])}" if cause.get("held") else "")
+
+
+def reading(cause: Mapping[str, Any]) -> str:
+    """Where a rule saw what: "memory.events oom_kill: 0 → 1"."""
+    return f"{cause['file']} {cause['key']}".rstrip() + f": {values(cause)}"
+
+
+def place(record: Mapping[str, Any]) -> str:
+    """Where a restart stands: "start 2 of 5 within 60 s"; "" without a start limit."""
+    if not record.get("start_limit_burst"):
+        return ""
+    return f"start {record['start']} of {record['start_limit_burst']} within {span(record['interval_sec'])}"
+
+
+def asked(record: Mapping[str, Any]) -> str:
+    """What somebody asked for, with what belongs to it: "set memory_max 64M → 32M", "signal SIGHUP", "stop"."""
+    words = [record["action"], record.get("signal", "")]
+    if record["action"] == "set":
+        before, after = record["before"], record["after"]
+        words.append(", ".join(f"{key} {_limit(key, before.get(key))} → {_limit(key, after[key])}" for key in after))
+    return " ".join(word for word in words if word)
+
+
+def _limit(key: str, value: Any) -> str:
+    if value is None:
+        return "max"
+    return size(value) if key in _SIZES and isinstance(value, int) else str(value)
+
+
+def text(record: Mapping[str, Any]) -> str:
+    """All of a record but its time, name and event, as part of a line."""
+    match record["event"]:
+        case "action":
+            return _action(record)
+        case "state":
+            return f"{record['from']} → {record['to']}: {record['reason']}"
+        case "exited":
+            return f"{ended(record)}, pid {record['pid']}"
+        case "dropped":
+            return f"{record['dropped']} records are missing here: {record['reason']}"
+    rest = [f"{key}={value}" for key, value in record.items() if key not in _TOLD]
+    return " ".join([str(record[key]) for key in ("message", "exception") if key in record] + rest)
+
+
+def _action(record: Mapping[str, Any]) -> str:
+    cause = record["cause"]
+    if "rule" in cause:
+        tried = " (dry run)" if record.get("dry_run") else ""
+        file = f"{cause['file']} {cause['key']}".rstrip()
+        seen = values(cause) if cause["when"].startswith(file) else reading(cause)
+        return f"{asked(record)}{tried} by {cause['rule']}, line {cause['line']}: {cause['when']}: {seen}"
+    if "by" in cause:
+        return f"{asked(record)} by {cause['by']}"
+    parts = [f"restart in {span(record.get('delay_sec', 0))}", place(record), f"after {cause['exit']}"]
+    return ", ".join(part for part in parts if part)
