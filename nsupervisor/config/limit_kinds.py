@@ -1,0 +1,165 @@
+"""The kinds of values that resource limits take; as `kinds`, for [workload.NAME.resources]."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from nsupervisor.config import units
+from nsupervisor.config.kinds import PATH, PERCENT_PATTERN, TEXT, Scalar, exactly, is_integer, size
+from nsupervisor.config.shown import shown
+
+
+def number(minimum: int) -> Scalar:
+    """A number from `minimum` up, or "max" or "infinity", which become None."""
+
+    def load(value: Any) -> int | None:
+        if isinstance(value, str) and value in units.INFINITY_WORDS:
+            return None
+        if not is_integer(value):
+            raise ValueError('is not a number; write for example 100, or "max" for no limit')
+        if not minimum <= value <= units.MAX_SIZE:
+            raise ValueError(f'is out of range; write a number from {minimum} up, or "max" for no limit')
+        return int(value)
+
+    return Scalar(load, {"anyOf": [{"type": "integer", "minimum": minimum}, {"enum": ["infinity", "max"]}]})
+
+
+def _count_limit(value: Any) -> int | units.Percent | None:
+    if isinstance(value, str) and value in units.INFINITY_WORDS:
+        return None
+    if isinstance(value, str) and (share := units.parse_percent(value)) is not None:
+        return share
+    if not is_integer(value):
+        raise ValueError('is not a number of processes; write for example 256, "25%" or "max" for no limit')
+    # PIDS_MAX of kernel/cgroup/pids.c is PID_MAX_LIMIT + 1.
+    if not 1 <= value <= 2**22:
+        raise ValueError(f'is out of range; write a number from 1 to {2**22}, or "max" for no limit')
+    return int(value)
+
+
+def _cpu_max(value: Any) -> tuple[int | None, int]:
+    if not isinstance(value, str):
+        raise ValueError(units.NOT_A_CPU_SHARE)
+    return units.parse_cpu_max(value)
+
+
+def _microseconds(value: Any) -> int:
+    """A number in a cgroup file's own unit, or text with a unit of its own."""
+    if isinstance(value, str) and re.search("[a-zµ]", value):
+        value = round(units.parse_duration(value) * 1_000_000)
+    elif not is_integer(value):
+        raise ValueError('is not a time; write for example "20ms", or a number of microseconds')
+    if not 0 <= value <= 2**44:
+        raise ValueError('is out of range; write for example "20ms", or a number of microseconds from 0 up')
+    return int(value)
+
+
+def _latency(value: Any) -> int:
+    result = _microseconds(value)
+    if not result:
+        raise ValueError('is no time to wait for; write for example "20ms"')
+    return result
+
+
+def _cpu_weight(value: Any) -> int | str:
+    if value == "idle":
+        return "idle"
+    if not is_integer(value):
+        raise ValueError('is not a weight; write for example 200, or "idle"')
+    if not 1 <= value <= 10_000:
+        raise ValueError('is out of range; write a number from 1 to 10000, or "idle"')
+    return int(value)
+
+
+def _io_weight(value: Any) -> dict[str, int]:
+    """{"default": 100, "/srv": 50} from 100 or a table."""
+    instead = 'write a number from 1 to 10000, or { default = 100, "/srv" = 50 }'
+    weights = value if isinstance(value, dict) else {"default": value}
+    if not weights:
+        raise ValueError(f"is empty; {instead}")
+    for name, weight in weights.items():
+        if name != "default" and not name.startswith("/"):
+            raise ValueError(f"has a weight for {shown(name)}, which is neither a path nor default; {instead}")
+        if not is_integer(weight) or not 1 <= weight <= 10_000:
+            what = f"has {shown(weight)} in it, which is no weight" if weights is value else "is no weight"
+            raise ValueError(f"{what}; {instead}")
+        if name != "default":
+            PATH.load(name)
+    return {"default": 100, **weights}
+
+
+RAW_PATTERN = (
+    r"(memory|pids|cpu|cpuset|io|hugetlb|misc|rdma|dmem)\.[A-Za-z0-9_.]{1,60}"
+    r"|cgroup\.(max\.depth|max\.descendants|pressure)"
+)
+
+
+def _raw_file(value: Any) -> str:
+    if not re.fullmatch(RAW_PATTERN, value, re.ASCII):
+        raise ValueError('is no cgroup v2 file that can be set; write for example "memory.swap.high"')
+    return str(value)
+
+
+def _raw_value(value: Any) -> str:
+    text = str(TEXT.load(value)).strip()
+    if not text or len(text) > 4000:
+        raise ValueError("is not what a cgroup file takes; write what you would write into the file")
+    return text
+
+
+def _cpu_list(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError('is not a list of CPUs; write for example "0-1,4"')
+    return units.format_cpu_list(units.parse_cpu_list(value))
+
+
+def _node_list(value: Any) -> str:
+    problem = 'is not a list of memory nodes; write for example "0" or "0-1"'
+    if not isinstance(value, str):
+        raise ValueError(problem)
+    try:
+        nodes = units.parse_cpu_list(value)
+    except ValueError:
+        raise ValueError(problem) from None
+    if nodes[-1] > 1023:  # MAX_NUMNODES is at most 1024 (CONFIG_NODES_SHIFT)
+        raise ValueError("names a memory node above 1023; write nodes that the machine has")
+    return units.format_cpu_list(nodes)
+
+
+CPU_WEIGHT = Scalar(_cpu_weight, {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 10_000}, {"const": "idle"}]})
+IO_WEIGHT = Scalar(
+    _io_weight,
+    {
+        "type": ["integer", "object"],
+        "minimum": 1,
+        "maximum": 10_000,
+        "minProperties": 1,
+        "propertyNames": {"pattern": "^(default$|/)"},
+        "additionalProperties": {"type": "integer", "minimum": 1, "maximum": 10_000},
+    },
+)
+MEMORY_LIMIT = size(minimum=1, limit=True, percent=True)
+MEMORY_LIMIT_0 = size(minimum=0, limit=True, percent=True)
+MEMORY_PROTECTION = size(minimum=0, limit=False, percent=True)
+HUGE_LIMIT = size(minimum=0, limit=True)
+RATE_LIMIT = number(1)
+NUMBER_LIMIT = number(0)
+COUNT_LIMIT = Scalar(
+    _count_limit,
+    {
+        "anyOf": [
+            {"type": "integer", "minimum": 1},
+            {"type": "string", "pattern": exactly("infinity|max" + PERCENT_PATTERN)},
+        ]
+    },
+)
+CPU_MAX = Scalar(_cpu_max, {"type": "string"})
+MICROSECONDS = Scalar(_microseconds, {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string"}]})
+LATENCY = Scalar(_latency, {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]})
+CPU_LIST = Scalar(_cpu_list, {"type": "string", "pattern": exactly("[0-9, -]+")})
+NODE_LIST = Scalar(_node_list, {"type": "string", "pattern": exactly("[0-9, -]+")})
+RAW_FILE = Scalar(_raw_file, {"type": "string", "pattern": exactly(RAW_PATTERN)})
+RAW_VALUE = Scalar(_raw_value, {"type": "string"})
+HUGE_PAGES = {f"{size}_max": HUGE_LIMIT for size in ("64KB", "2MB", "32MB", "1GB")}
+"""The sizes that x86-64 and arm64 have with pages of 4 KB; for others there is `unified`."""
