@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import attrs
 import trio
@@ -44,10 +45,13 @@ def _text(instances: Sequence[Instance], service: Service, accept: str) -> tuple
     # Here, because a service that nobody scrapes needs none of it.
     from prometheus_client import CollectorRegistry
     from prometheus_client.exposition import choose_encoder
+    from prometheus_client.openmetrics.exposition import ALLOWUTF8
 
     from nsupervisor.metrics.families import Collector
 
     registry = CollectorRegistry()
     registry.register(Collector(instances, service))
+    encode: Any
     encode, content_type = choose_encoder(accept)
-    return encode(registry), content_type
+    # Our names need no escaping, so the text is the same whichever is asked for; only this one is quick to see that.
+    return encode(registry, escaping=ALLOWUTF8), content_type
