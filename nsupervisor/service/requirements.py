@@ -13,27 +13,35 @@ from nsupervisor.config.problems import Problem
 from nsupervisor.service.identity import IdentityError, resolve
 from nsupervisor.service.privileges import missing
 
+OPTIONAL = "required = false"
+ELSEWHERE = "it depends on where this was run: the service has a cgroup of its own"
 
-def unmet(config: Config, positions: Positions, host: Host) -> Iterator[tuple[Problem, bool]]:
-    """Every problem with its line; True beside those that ``resources.required = false`` makes a warning."""
+
+def unmet(config: Config, positions: Positions, host: Host, *, here: bool = True) -> Iterator[tuple[Problem, str]]:
+    """Every problem with its line, and why it is a warning only; "" where it is not.
+
+    ``here``: the service is to run in the cgroup that this process is in. Otherwise what is wrong with this cgroup (of
+    a login session, say) is a warning.
+    """
     for workload in config.workloads.values():
-        for keys, message, is_warning in _of(workload, host):
+        for keys, message, warning in _of(workload, host, here):
             path = ("workload", workload.name, *keys)
             shown = ".".join(map(str, path))
-            yield Problem(config.path, positions.line(path), shown, message), is_warning
+            yield Problem(config.path, positions.line(path), shown, message), warning
 
 
-def _of(workload: Workload, host: Host) -> Iterator[tuple[tuple[str | int, ...], str, bool]]:
-    optional = not workload.resources.required
+def _of(workload: Workload, host: Host, here: bool) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    optional = "" if workload.resources.required else OPTIONAL
     for found in host.problems(workload.resources):
-        yield ("resources", found.key), f"{found.why}; {found.instead}", optional
+        elsewhere = "" if here or not _is_about_this_cgroup(found.key, host) else ELSEWHERE
+        yield ("resources", found.key), f"{found.why}; {found.instead}", optional or elsewhere
     for i, rule in enumerate(workload.policy):
         for file in dict.fromkeys(atom.file for atom in rule.when.atoms):
             place = host.place(file)
             if isinstance(place, HostProblem):
                 yield ("policy", i, "when"), f"no {file} here: {place.why}; {place.instead}", optional
     for key, message in missing(workload):
-        yield (key,), message, False
+        yield (key,), message, "" if here else ELSEWHERE
     for key, user, groups in (
         ("user", workload.user, ()),
         ("supplementary_groups", None, workload.supplementary_groups),
@@ -41,4 +49,10 @@ def _of(workload: Workload, host: Host) -> Iterator[tuple[tuple[str | int, ...],
         try:
             resolve(user, groups)
         except IdentityError as error:
-            yield (key,), str(error), False
+            yield (key,), str(error), ""
+
+
+def _is_about_this_cgroup(key: str, host: Host) -> bool:
+    """The host has the controller on v2; it is only that it cannot be had from here."""
+    controller = host.controllers.get(key.partition("_")[0])
+    return controller is not None and controller.hierarchy.version == 2 and controller.obstacle is not None

@@ -56,7 +56,7 @@ def main(path: str) -> int:
     except CgroupError as error:
         return _refuse(FAILED, str(error))
     problems = list(unmet(config, scan(text), host))
-    refused = [str(problem) for problem, is_warning in problems if not is_warning]
+    refused = [str(problem) for problem, warning in problems if not warning]
     if refused:
         return _refuse(BAD_CONFIGURATION, *refused)
     warnings = [(problem.key.split(".")[1], str(problem)) for problem, _ in problems]

@@ -37,12 +37,12 @@ def check(config: str, no_host: bool, as_json: bool) -> int:
                 "ok": not problems,
                 "workloads": count,
                 "problems": [_object(problem) for problem in problems],
-                "warnings": [_object(warning) for warning in warnings],
+                "warnings": [_object(warning) for warning, _ in warnings],
             }
         )
         return USAGE if problems else DONE
-    for warning in warnings:
-        say(f"{warning} (a warning only: required = false)")
+    for warning, why in warnings:
+        say(f"{warning} (a warning only: {why})")
     for problem in problems:
         say(str(problem))
     if problems:
@@ -51,7 +51,7 @@ def check(config: str, no_host: bool, as_json: bool) -> int:
     return DONE
 
 
-def inspect(path: str, host: bool) -> tuple[list[Problem], list[Problem], int]:
+def inspect(path: str, host: bool) -> tuple[list[Problem], list[tuple[Problem, str]], int]:
     """All problems, all warnings, and the number of workloads (0 where the file cannot be used)."""
     from nsupervisor.config.files import read_text
     from nsupervisor.config.load import ConfigError, parse
@@ -63,16 +63,19 @@ def inspect(path: str, host: bool) -> tuple[list[Problem], list[Problem], int]:
     except ConfigError as error:
         return error.problems, [], 0
     problems: list[Problem] = []
-    warnings: list[Problem] = []
+    warnings: list[tuple[Problem, str]] = []
     if host:
-        for problem, is_warning in _host_problems(config, scan(text)):
-            (warnings if is_warning else problems).append(problem)
+        for problem, warning in _host_problems(config, scan(text)):
+            if warning:
+                warnings.append((problem, warning))
+            else:
+                problems.append(problem)
         problems.sort(key=lambda problem: problem.line)
     return problems, warnings, len(config.workloads)
 
 
-def _host_problems(config: Config, positions: Positions) -> Iterator[tuple[Problem, bool]]:
-    """What this host cannot do; True beside what the configuration says it can do without."""
+def _host_problems(config: Config, positions: Positions) -> Iterator[tuple[Problem, str]]:
+    """What this host cannot do, and why that is a warning only; "" where it is not."""
     from nsupervisor.cgroups.errors import CgroupError
     from nsupervisor.cgroups.host import Host
     from nsupervisor.config.problems import Problem
@@ -81,9 +84,9 @@ def _host_problems(config: Config, positions: Positions) -> Iterator[tuple[Probl
     try:
         host = Host.discover()
     except CgroupError as error:
-        yield Problem(config.path, 0, "", str(error)), False
+        yield Problem(config.path, 0, "", str(error)), ""
         return
-    yield from unmet(config, positions, host)
+    yield from unmet(config, positions, host, here=False)
 
 
 def _object(problem: Problem) -> dict[str, Any]:
