@@ -36,12 +36,14 @@ from tests.chaos.service import (
 TOML = """
 [workload.steady]
 command = ["sleep", "100000"]
+timeout_stop_sec = "1s"
 restart = "always"
 restart_sec = 0
 start_limit_burst = 1000000
 
 [workload.leans]
 command = ["sleep", "100000"]
+timeout_stop_sec = "1s"
 requires = ["steady"]
 restart = "always"
 restart_sec = "10ms"
@@ -53,6 +55,7 @@ pid = false
 [workload.count]
 command = ["sh", "-c", "i=0; while :; do i=$((i+1)); echo count $i; sleep 0.1; done"]
 instances = 2
+timeout_stop_sec = "1s"
 restart = "always"
 restart_sec = 0
 start_limit_burst = 1000000
@@ -76,6 +79,7 @@ timeout_stop_sec = "300ms"
 
 [workload.says]
 type = "notify"
+timeout_stop_sec = "1s"
 command = ["python3", "-S", "-E", "-c", '''
 import os, signal, socket
 said = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -224,8 +228,9 @@ class Chaos(RuleBasedStateMachine):
     def stopped_program(self, name: str, verb: str) -> None:
         """SIGSTOP to a program, a command, SIGCONT."""
         with self._step(f"{verb} {name} while its program is stopped"):
-            pid = self.run.one(name)["pid"]
-            with stopped(pid) if pid else nullcontext():
+            one = self.run.one(name)
+            # What is frozen stands still already, and stops only when it is thawed.
+            with stopped(one["pid"]) if one["pid"] and one["state"] != "frozen" else nullcontext():
                 self._tell(verb, name)
                 self.run.status()
 
