@@ -71,8 +71,9 @@ def _is_for(item: pytest.Item, tier: str) -> bool:
     """Whether a tier has this test: the guest what works with the kernel, the host all but what only the guest can."""
     marks = {mark.name for mark in item.iter_markers()}
     needed = _needed(item)
-    guest = "host_only" not in marks and (bool(marks & {"system", "vm_only"}) or bool(needed & GUEST_NEEDS))
-    guest = guest and not needed & HOST_NEEDS
+    by_need = "slow" not in marks and bool(needed & GUEST_NEEDS)  # seconds here are minutes there
+    guest = bool(marks & {"system", "vm_only"}) or by_need
+    guest = guest and "host_only" not in marks and not needed & HOST_NEEDS
     if tier == "guest":
         return guest
     return "vm_only" not in marks and not (guest and any(missing(name) for name in needed & GUEST_NEEDS))
