@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 import termios
@@ -34,6 +35,10 @@ _DISPENSABLE = (
 """Columns that go first where there is no room; those of sparklines end with a space."""
 
 
+_ESCAPE = re.compile(rb"\x1b(\[[0-?]*[ -/]*[@-~]|O.|)")
+"""What cursor keys and the like send, ECMA-48."""
+
+
 class Keys:
     """What is typed, key by key, without an echo. Where standard input is no terminal nothing is ever typed."""
 
@@ -59,13 +64,15 @@ class Keys:
         if not select.select([self._fd], [], [], patience)[0]:
             return ""
         typed = os.read(self._fd, 256)
-        return "q" if not typed else "" if typed.startswith(b"\x1b") else typed.decode(errors="ignore").lower()
+        return _ESCAPE.sub(b"", typed).decode(errors="ignore").lower() if typed else "q"
 
 
 class Screen:
     """The terminal while it shows the table; it is as it was before afterwards."""
 
     def __init__(self) -> None:
+        for name in ("COLUMNS", "LINES"):  # rich would believe them, and not the terminal, which may be resized
+            os.environ.pop(name, None)
         self.console = Console()
         self._live = Live(Text("measuring …"), console=self.console, screen=True, auto_refresh=False)
         self._order = "c"

@@ -42,7 +42,9 @@ def arguments(tmp_path):
     config = tmp_path / "site.toml"
     config.write_text('[workload.web]\ncommand = ["true"]\n[workload.web.resources]\npids_max = 9\n')
     names = {verb: ["web"] for verb in VERBS} | {"set": ["web", "pids_max=9"]}
-    return {"check": [str(config)], "shell": ["true"], "doctor": [], "status": [], "version": [], "schema": [], **names}
+    names |= {"why": ["web"], "stats": ["--interval", "10ms"], "top": ["--interval", "10ms"]}
+    nothing: dict[str, list[str]] = {command: [] for command in ("doctor", "status", "events", "version", "schema")}
+    return {"check": [str(config)], "shell": ["true"], **nothing, **names}
 
 
 def test_every_command_but_run_is_guarded(arguments):
@@ -63,8 +65,9 @@ def test_help_loads_no_event_loop_and_no_attrs():
     assert modules("--help") & (HEAVY | {"attr", "attrs"}) == set()
 
 
-def test_asking_a_supervisor_loads_neither_attrs_nor_the_configuration(supervisor):
-    loaded = modules("status", socket=supervisor)
+@pytest.mark.parametrize("command", ["status", "why", "events", "stats", "top"])
+def test_asking_a_supervisor_loads_neither_attrs_nor_the_configuration(command, arguments, supervisor):
+    loaded = modules(command, *arguments[command], socket=supervisor)
     assert loaded & {"attr", "attrs", "dataclasses", "nsupervisor.config", "nsupervisor.cgroups", "email"} == set()
 
 
