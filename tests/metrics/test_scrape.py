@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from tests.metrics.scraping import free_port, scrape
-from tests.needs import ROOT, needs
+from tests.needs import ROOT, needs, scratch_disk
 from tests.system.service import NSUPERVISOR, service
 from tests.timing import deadline
 
@@ -142,6 +142,7 @@ async def test_the_reaction_to_a_level_is_measured(tmp_path):
         assert (await until(it, lambda s: s.value("workload_pids_current") >= 4)).value("workload_pids_max") == 10
 
 
+@pytest.mark.host_only
 async def test_tcp_shows_the_same_as_the_unix_socket(tmp_path):
     port = free_port()
     async with service(tmp_path, CALM, metrics=f"127.0.0.1:{port}") as it:
@@ -154,6 +155,7 @@ async def test_tcp_shows_the_same_as_the_unix_socket(tmp_path):
         assert series(over_tcp) == series(over_unix)
 
 
+@pytest.mark.host_only
 async def test_an_address_in_use_refuses_the_start_and_leaves_nothing(tmp_path, no_leaks):
     with trio.socket.socket() as taken:
         await taken.bind(("127.0.0.1", 0))
@@ -175,6 +177,7 @@ async def test_an_address_in_use_refuses_the_start_and_leaves_nothing(tmp_path, 
     assert b'"started"' not in ended.stdout
 
 
+@pytest.mark.host_only
 async def test_scrapes_leave_no_files_open(tmp_path):
     async with service(tmp_path, CALM) as it:
         await it.pid("calm")
@@ -189,12 +192,14 @@ async def test_scrapes_leave_no_files_open(tmp_path):
         assert cgroup_files() == before
 
 
+@pytest.mark.host_only
 async def test_scrapes_at_once_all_get_an_answer(tmp_path):
     async with service(tmp_path, CALM) as it, trio.open_nursery() as nursery:
         for _ in range(8):
             nursery.start_soon(scrape, api(it))
 
 
+@pytest.mark.host_only
 @needs("program:promtool")
 async def test_promtool_finds_nothing_wrong(tmp_path):
     async with service(tmp_path, CALM + CRASH) as it:
@@ -294,6 +299,7 @@ async def test_prometheus_scrapes_it_and_answers_the_dashboard(tmp_path):
     assert "level=error" not in (tmp_path / "prometheus.log").read_text()
 
 
+@pytest.mark.host_only
 async def test_every_metric_of_the_dashboard_and_of_the_alerts_is_in_a_scrape(tmp_path):
     async with service(tmp_path, CALM) as it:
         await it.pid("calm")
@@ -312,3 +318,22 @@ async def test_every_metric_of_the_dashboard_and_of_the_alerts_is_in_a_scrape(tm
             for label in re.findall(r"([a-z_]+)=", selectors):
                 known = labels.get(name, {label}) | {"job", "instance"}
                 assert label in known, (label, text)
+
+
+@needs("cgroup_v2", "io", "scratch_disk")
+async def test_bytes_read_from_a_disk_are_counted_by_device(tmp_path):
+    disk = scratch_disk()
+    toml = f"""
+    [workload.reader]
+    command = ["dd", "if={disk}", "of=/dev/null", "bs=1M", "count=4", "iflag=direct"]
+    type = "oneshot"
+    [workload.reader.resources]
+    io_max = [{{ device = "{disk}", wbps = "1G" }}]
+    """
+    number = os.stat(disk).st_rdev
+    async with service(tmp_path, toml) as it:
+        await it.record(event="state", workload="reader", to="exited")
+        found = await scrape(api(it))
+        device = f"{os.major(number)}:{os.minor(number)}"
+        assert found.value("workload_io_read_bytes_total", device=device) == 4 << 20
+        assert found.value("workload_io_written_bytes_total", device=device) == 0
