@@ -24,6 +24,7 @@ START_TIMEOUT = 10.0
 """Seconds for a keeper to come up, or for one that leaves to be gone."""
 
 _RETRY = 0.005
+_SPAWNED_FDS = 3  # a pidfd and two pipes
 _MAX_SOCKET_PATH = 107  # bytes, unix(7)
 
 _MAIN = "import sys; sys.path.append(sys.argv[1]); from nsupervisor.keeper.server import main; main(sys.argv[2])"
@@ -138,11 +139,17 @@ class Keeper:
         Not cancelled half-way: either there is no process, or its descriptors are here.
 
         Raises:
-            SpawnError: there is no process, and there will be no event.
+            SpawnError: there is no process, and there will be no event; but with EMFILE there was one, which has been
+                killed, and its `Ended` will come.
             KeeperLost: nobody knows.
         """
         question = await self._ask({"do": "spawn", "spec": dict(spec)}, SpawnError)
         assert question.reply is not None
+        if len(question.fds) != _SPAWNED_FDS:  # it lives, but nobody could read what it says
+            protocol.close_all(question.fds)
+            await self.signal(spec["id"], signal.SIGKILL)
+            text = f"cannot take the program's descriptors: {os.strerror(errno.EMFILE)}"
+            raise SpawnError("descriptors", text, errno.EMFILE)
         return Spawned(spec["id"], question.reply["pid"], *question.fds)
 
     async def signal(self, id: str, signum: int) -> bool:  # noqa: A002
@@ -216,7 +223,7 @@ class Keeper:
                 await trio.lowlevel.wait_readable(self._socket)
                 while True:
                     try:
-                        received = protocol.receive(self._socket)
+                        received = protocol.receive(self._socket, some_fds=True)
                     except BlockingIOError:
                         break
                     if received is None:
@@ -230,7 +237,7 @@ class Keeper:
         match message:
             case {"event": "child", "reply": number}:
                 question = self._questions.get(number)
-                if question is None:
+                if question is None or len(fds) != _SPAWNED_FDS:
                     protocol.close_all(fds)
                 else:
                     question.children.append(_child(message, fds))

@@ -78,8 +78,11 @@ def send(sock: socket.socket, body: bytes, fds: Sequence[int] = ()) -> None:
         os.close(memfd)
 
 
-def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+def receive(sock: socket.socket, some_fds: bool = False) -> tuple[dict[str, Any], list[int]] | None:
     """The next message and its descriptors (close-on-exec; the caller's from now on), or None when the other side left.
+
+    `some_fds`: take a message also when not all of its descriptors have arrived, because this process may not have so
+    many open (unix(7)).
 
     Raises:
         ProtocolError: it was not a message; its descriptors are closed.
@@ -88,7 +91,7 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     body, ancillary, flags, _ = sock.recvmsg(MAX_DATAGRAM, _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC)
     fds = received_fds(ancillary)
     try:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        if flags & socket.MSG_TRUNC or (flags & socket.MSG_CTRUNC and not some_fds):
             raise ProtocolError("more than fits into one message")
         if not body and not fds:
             return None  # an empty datagram looks like the end, and nobody who speaks this protocol sends one

@@ -294,7 +294,8 @@ class Keeper:
         if spec.id in self.children:
             raise SpecError(f"id: {spec.id} is in use; its end has not been acknowledged")
         child = spawn(spec, self.zygote)
-        self.used_up = spec.flags & ~LATE if spec.init else 0
+        if spec.init:
+            self.used_up = spec.flags & ~LATE
         self.children[child.id] = child
         self.processes[child.pid] = child
         assert child.report is not None

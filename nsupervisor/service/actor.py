@@ -35,7 +35,7 @@ from nsupervisor.core.backoff import within
 from nsupervisor.core.exits import Exit, signal_name
 from nsupervisor.core.lifecycle import Life, Moment, State, step
 from nsupervisor.core.rules import Engine, Fired
-from nsupervisor.keeper.client import Ended, Execed, Keeper, Spawned, SpawnError
+from nsupervisor.keeper.client import Ended, Execed, Keeper, KeeperLost, Spawned, SpawnError
 from nsupervisor.logs import Journal, capture
 from nsupervisor.metrics.counters import Counters
 from nsupervisor.metrics.measures import Measures
@@ -152,8 +152,12 @@ class Actor:
     async def run(self) -> NoReturn:
         """Take messages for ever."""
         self._watch()
-        while True:
-            await self._take(await self._next())
+        try:
+            while True:
+                await self._take(await self._next())
+        except KeeperLost:  # so it is for all of us: the service ends for that reason
+            await trio.sleep_forever()
+            raise AssertionError from None
 
     async def drained(self) -> None:
         """Wait until all output of generations that have ended has been read."""
@@ -225,6 +229,9 @@ class Actor:
                 await self._happen(message)
 
     async def _ended(self, ended: Ended) -> None:
+        if ended.id != self._id:  # it was killed at birth, and has been told as one that did not start
+            await self.world.keeper.acknowledge(ended.id)
+            return
         counters = [atom.file for rule in self._engine.rules for atom in rule.when.atoms if atom.kind == "counter"]
         for file in dict.fromkeys(counters):
             self._look(file, self.read(file), None)
