@@ -212,8 +212,8 @@ async def _supervise(config: Config, host: Host, tree: Tree, shared: Shared, sig
                 await nursery.start(serve, app(supervisor), directory / "api.sock")
                 if config.supervisor.metrics is not None:
                     await nursery.start(serve_metrics, supervisor, config.supervisor.metrics)
-                # What is here stays, and there is much of it: a full collection that walks all of it would hold up every
-                # reaction, for 50 ms at 1,000 workloads.
+                # What is here stays, and there is much of it: a full collection that walks all of it would hold up
+                # every reaction, for 50 ms at 1,000 workloads.
                 gc.collect()
                 gc.freeze()
                 journal.log.info("supervisor started", **supervisor.info())
