@@ -116,6 +116,10 @@ class _Question:
     children: list[Child] = attrs.field(factory=list)
 
 
+def _nothing() -> None:
+    pass
+
+
 @attrs.define(eq=False)
 class Keeper:
     """A connection to the keeper; made by `open_keeper`."""
@@ -133,17 +137,18 @@ class Keeper:
     on_answer: Callable[[str, float], None] | None = None
     """Called with what was asked for ("spawn") and the seconds until the answer."""
 
-    async def spawn(self, spec: Mapping[str, Any]) -> Spawned:
+    async def spawn(self, spec: Mapping[str, Any], meanwhile: Callable[[], None] = _nothing) -> Spawned:
         """Start a program; returns when its first process exists, which then reports by `events`.
 
-        Not cancelled half-way: either there is no process, or its descriptors are here.
+        Not cancelled half-way: either there is no process, or its descriptors are here. `meanwhile` is called while the
+        keeper is at work: for what would otherwise hold up the start.
 
         Raises:
             SpawnError: there is no process, and there will be no event; but with EMFILE there was one, which has been
                 killed, and its `Ended` will come.
             KeeperLost: nobody knows.
         """
-        question = await self._ask({"do": "spawn", "spec": dict(spec)}, SpawnError)
+        question = await self._ask({"do": "spawn", "spec": dict(spec)}, SpawnError, meanwhile)
         assert question.reply is not None
         if len(question.fds) != _SPAWNED_FDS:  # it lives, but nobody could read what it says
             protocol.close_all(question.fds)
@@ -180,7 +185,9 @@ class Keeper:
         while not _reaped(self.pid):  # noqa: ASYNC110  (it has closed its socket, so this is about to be true)
             await trio.sleep(_RETRY)
 
-    async def _ask(self, message: dict[str, Any], error: type[SpawnError] | None = None) -> _Question:
+    async def _ask(
+        self, message: dict[str, Any], error: type[SpawnError] | None = None, meanwhile: Callable[[], None] = _nothing
+    ) -> _Question:
         question = _Question()
         began = time.perf_counter()
         self._number += 1
@@ -191,6 +198,7 @@ class Keeper:
             try:
                 if not self._lost:
                     await self._send(protocol.encode({"request": number, **message}))
+                    meanwhile()
                     await question.answered.wait()
             except OSError as reason:
                 self._lose(f"cannot send to the keeper: {reason.strerror}")

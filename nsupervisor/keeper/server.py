@@ -181,11 +181,11 @@ class Keeper:
             child = self.processes.pop(pid, None)
             if child is None:  # an orphan that some workload left behind
                 continue
-            self._on_report(child)
-            # Told only now, though the init said it a moment ago: before the init has been reaped, the cgroup is still
-            # populated by it, and nobody could tell that from a process that the program has left behind.
-            said = child.read_exits()
-            self._ended(child, child.status_of(raw) if said is None else said)
+            if child.exits >= 0:
+                self._on_exits(child)
+            if child.status is None:
+                self._on_report(child)
+                self._ended(child, child.status_of(raw))
 
     def _on_report(self, child: Child) -> None:
         if child.report is None:
@@ -195,6 +195,17 @@ class Keeper:
             self._unwatch_closed(fd)
             if child.execed:
                 self._tell({"event": "execed", "id": child.id, "pid": child.program_pid})
+
+    def _on_exits(self, child: Child) -> None:
+        """The init tells how the program has ended. What it still does then, tearing down its namespaces, takes as long
+        as the rest of a restart; nobody has to wait for it, as it is in no workload's cgroup."""
+        fd = child.exits
+        status = child.read_exits()
+        if child.exits < 0:
+            self._unwatch_closed(fd)
+        if status is not None:
+            self._on_report(child)
+            self._ended(child, status)
 
     def _unwatch_closed(self, fd: int) -> None:
         """Closing has taken it out of the epoll: nobody else has a duplicate of our ends."""
@@ -300,6 +311,8 @@ class Keeper:
         self.processes[child.pid] = child
         assert child.report is not None
         self._watch(child.report.fileno(), lambda: self._on_report(child))
+        if child.exits >= 0:
+            self._watch(child.exits, lambda: self._on_exits(child))
         return {"pid": child.pid}, (child.pidfd, child.stdout, child.stderr)
 
     def _signal(self, message: dict[str, Any]) -> tuple[dict[str, Any], tuple[int, ...]]:

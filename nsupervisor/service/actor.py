@@ -118,6 +118,8 @@ class Actor:
     _captures: int = 0
     _fired: deque[tuple[int, Fired, float | None]] = attrs.field(init=False, factory=deque)
     """Rules that have gone off, each with the generation that it is about, and when the kernel told of it."""
+    _held: list[tuple[str, str, dict[str, Any]]] | None = None
+    """Records that wait for something more urgent, in order; None while none have to wait."""
     _spawned: Spawned | None = None
     """This generation's descriptors, until the capture of its output has begun."""
     _listening: contextlib.ExitStack = attrs.field(init=False, factory=contextlib.ExitStack)
@@ -232,6 +234,7 @@ class Actor:
         if ended.id != self._id:  # it was killed at birth, and has been told as one that did not start
             await self.world.keeper.acknowledge(ended.id)
             return
+        self._held = []  # a restart is on its way before it is written down
         counters = [atom.file for rule in self._engine.rules for atom in rule.when.atoms if atom.kind == "counter"]
         for file in dict.fromkeys(counters):
             self._look(file, self.read(file), None)
@@ -250,6 +253,7 @@ class Actor:
         self.pid = None
         self._listening.close()
         await self._happen(events.Exited(generation, exit_, self._populated()))
+        self._release()
         await self.world.keeper.acknowledge(ended.id)
 
     def _hear(self, reading: Reading) -> None:
@@ -375,7 +379,7 @@ class Actor:
             spec = spawn_spec(self.workload, self.name, self.instance, generation, self.cgroup)
             if self.workload.type == "notify" or self.workload.watchdog_sec:
                 spec["env"] |= self._listen(host_owner(spec))
-            spawned = await self.world.keeper.spawn(spec)
+            spawned = await self.world.keeper.spawn(spec, meanwhile=self._release)
         except (IdentityError, ConfigError, CgroupError, SpawnError, OSError) as error:
             exit_ = Exit(failure=error.message if isinstance(error, SpawnError) else str(error))
             self.last_exit = exit_
@@ -464,8 +468,17 @@ class Actor:
         record: dict[str, Any] = {"workload": self.name, "generation": self.life.generation, **fields}
         if self.instance is not None:
             record["instance"] = self.instance
-        getattr(self.world.journal.log, level)(event, **record)
+        if self._held is not None:
+            self._held.append((level, event, record))
+        else:
+            getattr(self.world.journal.log, level)(event, **record)
         return {**self.last_event, **record}
+
+    def _release(self) -> None:
+        """Write down what was held back."""
+        held, self._held = self._held or (), None
+        for level, event, record in held:
+            getattr(self.world.journal.log, level)(event, **record)
 
     def status(self) -> dict[str, Any]:
         """The object that ``status --json`` shows for this instance."""
