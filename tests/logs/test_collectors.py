@@ -53,7 +53,7 @@ async def lines_of(path: Path, number: int) -> list[str]:
     with trio.fail_after(deadline(20)):
         while text.count("\n") < number:
             await trio.sleep(0.02)
-            text = path.read_text() if os.path.exists(path) else ""  # noqa: ASYNC240
+            text = path.read_text() if os.path.exists(path) else ""
     return text.splitlines()
 
 
