@@ -139,6 +139,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if path := config.getoption("counts"):
         stats = terminalreporter.stats
         counts = {key: len(stats.get(key, [])) for key in ("passed", "failed", "error", "skipped", "xfailed")}
+        reports = [*stats.get("failed", []), *stats.get("error", [])]
+        counts["failures"] = list(dict.fromkeys(report.nodeid for report in reports if hasattr(report, "nodeid")))
         counts["selected"] = config.stash.get(SELECTED, 0)
         Path(path).write_text(json.dumps({**counts, "reasons": dict(_skips)}))
 
