@@ -138,7 +138,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.line(f"{number:5}  {reason}")
     if path := config.getoption("counts"):
         stats = terminalreporter.stats
-        counts = {key: len(stats.get(key, [])) for key in ("passed", "failed", "error", "skipped", "xfailed")}
+        counts: dict[str, object] = {
+            key: len(stats.get(key, [])) for key in ("passed", "failed", "error", "skipped", "xfailed")
+        }
         reports = [*stats.get("failed", []), *stats.get("error", [])]
         counts["failures"] = list(dict.fromkeys(report.nodeid for report in reports if hasattr(report, "nodeid")))
         counts["selected"] = config.stash.get(SELECTED, 0)

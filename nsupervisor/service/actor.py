@@ -118,6 +118,8 @@ class Actor:
     _captures: int = 0
     _fired: deque[tuple[int, Fired, float | None]] = attrs.field(init=False, factory=deque)
     """Rules that have gone off, each with the generation that it is about, and when the kernel told of it."""
+    _stillborn: str = ""
+    """The id of the latest start that failed. Where it was killed at birth its end comes later, and is no news."""
     _held: list[tuple[str, str, dict[str, Any]]] | None = None
     """Records that wait for something more urgent, in order; None while none have to wait."""
     _spawned: Spawned | None = None
@@ -216,6 +218,8 @@ class Actor:
                     await self._happen(events.Emptied(self.life.generation))
             case Nudge():
                 await self._fire_all()
+            case Execed(id=self._stillborn):
+                pass
             case Execed(id=id_, pid=pid):
                 if id_ == self._id:
                     self.pid = pid
@@ -231,7 +235,7 @@ class Actor:
                 await self._happen(message)
 
     async def _ended(self, ended: Ended) -> None:
-        if ended.id != self._id:  # it was killed at birth, and has been told as one that did not start
+        if ended.id != self._id or ended.id == self._stillborn:
             await self.world.keeper.acknowledge(ended.id)
             return
         self._held = []  # a restart is on its way before it is written down
@@ -383,6 +387,7 @@ class Actor:
         except (IdentityError, ConfigError, CgroupError, SpawnError, OSError) as error:
             exit_ = Exit(failure=error.message if isinstance(error, SpawnError) else str(error))
             self.last_exit = exit_
+            self._stillborn = f"{self.name}#{generation}"
             self._listening.close()
             self._say("not started", "error", message=f"workload {self.name}: {exit_.failure}")
             self.post(events.Exited(generation, exit_, populated=False))

@@ -23,6 +23,8 @@ from nsupervisor.service.actor import Actor
 from nsupervisor.service.history import Follower, History
 from nsupervisor.service.stats import sample
 
+FREEZE_PATIENCE = 2.0
+"""Seconds that `freeze` waits until the kernel has stopped each process; one that sleeps in the kernel takes longer."""
 AT_REST = frozenset({State.STOPPED, State.EXITED, State.FAILED})
 """Nothing lives, and nothing will by itself."""
 
@@ -168,6 +170,9 @@ class Supervisor:
         if actor.life.state not in (State.RUNNING, State.READY, State.FROZEN):
             return False, f"only what runs can be frozen; it is {actor.life.state.value}"
         await actor.ask(events.Freeze())
+        with trio.move_on_after(FREEZE_PATIENCE):
+            while actor.life.state is State.FROZEN and not actor.cgroup.frozen():  # noqa: ASYNC110 - a moment, rarely
+                await trio.sleep(0.005)
         return actor.life.state is State.FROZEN, ""
 
     async def _thaw(self, actor: Actor) -> tuple[bool, str]:

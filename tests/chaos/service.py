@@ -427,12 +427,13 @@ def _state(pid: int) -> str:
 
 @contextmanager
 def few_descriptors(pid: int, room: int) -> Iterator[None]:
-    """A running process may open ``room`` more files, and no more, until the end of the block (EMFILE)."""
+    """A running process may open ``room`` more files, and no more, until the end of the block (EMFILE). Below 0: none,
+    not even in the place of one that it closes."""
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     # The limit is on the highest number: holes below it are room, too.
     taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
     free = (number for number in count() if number not in taken)
-    limit = next(number for index, number in enumerate(free) if index == room)
+    limit = next(number for index, number in enumerate(free) if index == room) if room >= 0 else 3
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, before[1]))
     try:
         yield

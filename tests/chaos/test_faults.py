@@ -119,7 +119,7 @@ def test_a_supervisor_without_descriptors_ends_no_workload():
     with site(toml) as where, running(where) as run:
         run.may_complain = True
         chill, count = run.program("chill"), run.program("count")
-        with few_descriptors(run.pid, 0):
+        with few_descriptors(run.pid, -1):
             os.kill(count, signal.SIGKILL)
             run.record(event="exited", workload="count", generation=1)
             run.record(event="not started", workload="count")

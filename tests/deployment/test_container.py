@@ -47,7 +47,7 @@ def state(pid: int) -> str:
     """The letter that ps shows; "" when it has been reaped."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # before it was opened, or after
         return ""
 
 

@@ -445,7 +445,7 @@ async def test_too_many_processes(harness: Harness) -> None:
     cgroup = cgroup_directories()[""] / f"keeper-pids-{os.getpid()}"
     cgroup.mkdir()
     try:
-        (cgroup / "pids.max").write_text("1")
+        (cgroup / "pids.max").write_text("0")
         result = await harness.run("true", namespaces=ISOLATED, cgroup=str(cgroup))
         assert result.failure is not None
         assert "cannot start the program's process: Resource temporarily unavailable" in result.failure.message
