@@ -108,6 +108,7 @@ async def test_a_fork_bomb_is_contained_and_killed_by_a_level(tmp_path):
         assert (await it.status("chill"))["restarts"] == 0
 
 
+@pytest.mark.host_only
 async def test_a_program_that_crashes_is_retried_with_delays_and_given_up(tmp_path):
     toml = """
     [workload.crash]
@@ -191,6 +192,7 @@ async def test_kill_signal_freeze_and_thaw(tmp_path):
         assert await it.pid("echo", generation=2)
 
 
+@pytest.mark.host_only
 async def test_set_up_failures_are_told_by_step_and_workload(tmp_path):
     toml = """
     [workload.nowhere]
@@ -212,6 +214,7 @@ async def test_set_up_failures_are_told_by_step_and_workload(tmp_path):
             await it.record(event="state", workload=name, to="failed")
 
 
+@pytest.mark.host_only
 async def test_what_cannot_be_had_is_refused_and_those_that_require_it_wait(tmp_path):
     toml = """
     [workload.db]
@@ -262,6 +265,7 @@ time.sleep(1000)
         await it.record(event="state", workload="api", to="ready", nth=2)
 
 
+@pytest.mark.host_only
 async def test_nothing_in_a_clean_environment_but_what_was_given(tmp_path):
     file = tmp_path / "site.env"
     file.write_text('FROM_FILE="two words"\nBOTH=file\n')
@@ -313,6 +317,7 @@ async def test_a_second_signal_is_for_those_in_a_hurry(tmp_path):
             await it.process.wait()
 
 
+@pytest.mark.host_only
 async def test_a_second_supervisor_on_the_same_directory_is_refused(tmp_path):
     async with service(tmp_path, STAYS) as it:
         second = await it.cli_result("run", str(tmp_path / "nsupervisor.toml"))
@@ -321,6 +326,7 @@ async def test_a_second_supervisor_on_the_same_directory_is_refused(tmp_path):
         assert (await it.status("chill"))["state"] == "running"
 
 
+@pytest.mark.host_only
 async def test_an_idle_supervisor_does_not_spin(tmp_path):
     """In the field: a supervisor that polls a closed descriptor eats a whole core."""
     workloads = "".join(f'[workload.w{i}]\ncommand = ["sleep", "1000"]\n' for i in range(5))
@@ -339,6 +345,7 @@ async def test_an_idle_supervisor_does_not_spin(tmp_path):
         assert cpu_seconds() - before < 0.5  # a busy loop takes 2
 
 
+@pytest.mark.host_only
 async def test_two_signals_in_quick_succession_still_end_in_order(tmp_path, no_leaks):
     """A second SIGTERM that came while the service cleared up took the default action: status 143, cgroups left."""
     for round_ in range(5):
@@ -354,6 +361,7 @@ async def test_two_signals_in_quick_succession_still_end_in_order(tmp_path, no_l
         assert it.process.returncode == 0
 
 
+@pytest.mark.host_only
 async def test_a_signal_before_the_service_is_up_stops_it_in_order(tmp_path, no_leaks):
     async with service(tmp_path, STAYS, wait=False) as it:
         while not (tmp_path / "run" / "keeper.lock").exists():  # noqa: ASYNC110 - it has just begun
