@@ -1,7 +1,5 @@
 """What only pure cgroup v2 can do, by the whole service."""
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -40,8 +38,5 @@ async def test_pinned_squeezed_frozen_and_killed(tmp_path, no_leaks):
         await it.cli("freeze", "group")
         group = cgroup.parent / "group"
         assert "frozen 1" in (group / "cgroup.events").read_text()
-        pids = [int(line) for line in (group / "cgroup.procs").read_text().split()]
-        os.kill(pids[-1], signal.SIGTERM)  # which a frozen process does not get to see
-        assert len((group / "cgroup.procs").read_text().split()) == len(pids)
         await it.cli("kill", "group")
         assert "populated 0" in (group / "cgroup.events").read_text()
