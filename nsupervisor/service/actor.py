@@ -11,39 +11,34 @@ notice of the death, and a rule on it must be heard while the generation it is a
 
 import contextlib
 import math
-import os
 import random
-import signal
-from collections import deque
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 
 import attrs
 import trio
 
-from nsupervisor.cgroups import Cgroup, CgroupError, CgroupGoneError, Reading, Watcher
-from nsupervisor.cgroups.watcher import EVENT_FILES
+from nsupervisor.cgroups import Cgroup, CgroupError, CgroupGoneError, Reading
 from nsupervisor.config.changes import changed, difference
 from nsupervisor.config.load import ConfigError
-from nsupervisor.config.model import Resources, Rule, Workload
+from nsupervisor.config.model import Resources, Workload
 from nsupervisor.core import events
 from nsupervisor.core.actions import Action, Complain, FreezeAll, KillAll, Signal, Spawn, ThawAll
 from nsupervisor.core.backoff import within
 from nsupervisor.core.exits import Exit, signal_name
 from nsupervisor.core.lifecycle import Life, Moment, State, step
-from nsupervisor.core.rules import Engine, Fired
-from nsupervisor.keeper.client import Ended, Execed, Keeper, KeeperLost, Spawned, SpawnError
-from nsupervisor.logs import Journal, capture
+from nsupervisor.core.rules import Engine
+from nsupervisor.keeper.client import Ended, Execed, KeeperLost, SpawnError
 from nsupervisor.metrics.counters import Counters
-from nsupervisor.metrics.measures import Measures
-from nsupervisor.service.hooks import run_hook
 from nsupervisor.service.identity import IdentityError
+from nsupervisor.service.judge import Hands, Judge
 from nsupervisor.service.notify import attend, host_owner, notify_socket
+from nsupervisor.service.output import Output
 from nsupervisor.service.spec import spawn_spec
 from nsupervisor.service.status import exit_record, status
+from nsupervisor.service.voice import Voice
+from nsupervisor.service.world import World
 
 
 @attrs.frozen
@@ -54,36 +49,12 @@ class Asked:
     heard: trio.Event
 
 
-_WISHES: dict[str, type[events.Wish]] = {
-    "restart": events.Recycle,
-    "stop": events.Stop,
-    "kill": events.Kill,
-    "freeze": events.Freeze,
-    "thaw": events.Thaw,
-}
-"""What a rule's action asks of the lifecycle; the others concern nobody's life."""
-
-
 @attrs.frozen
 class Nudge:
     """Some rules have gone off."""
 
 
 Message = events.Event | Nudge | Asked | Reading | Execed | Ended
-
-
-@attrs.frozen
-class World:
-    """What all actors share."""
-
-    keeper: Keeper
-    watcher: Watcher
-    journal: Journal
-    nursery: trio.Nursery
-    """Where log captures run: they outlive a generation until its pipes are empty."""
-    directory: Path
-    """The runtime directory."""
-    measures: Measures = attrs.field(factory=Measures)
 
 
 @attrs.define(eq=False)
@@ -101,36 +72,31 @@ class Actor:
     pid: int | None = None
     """The program's pid, in the host's PID namespace."""
     last_exit: Exit | None = None
-    last_event: dict[str, Any] | None = None
     pending: trio.CancelScope | None = None
     """The start that waits for other workloads, so that a stop can call it off."""
     counters: Counters = attrs.field(init=False, factory=Counters)
     resources: Resources = attrs.field(init=False)
     """The limits in force: the configuration's, with what `change` has made of them."""
-    _engine: Engine = attrs.field(init=False)
+    judge: Judge = attrs.field(init=False)
+    output: Output = attrs.field(init=False)
+    voice: Voice = attrs.field(init=False)
     _mail: tuple[trio.MemorySendChannel[Message], trio.MemoryReceiveChannel[Message]] = attrs.field(
         init=False, factory=lambda: trio.open_memory_channel[Message](math.inf)
     )
     # The mailbox is unbounded because its writers must not wait; each of them says a thing once, when it has changed.
     _changed: trio.lowlevel.ParkingLot = attrs.field(init=False, factory=trio.lowlevel.ParkingLot)
     _oom_kills: float = 0.0
-    limits: Mapping[str, float | None] = attrs.field(init=False, factory=dict)
-    _captures: int = 0
-    _fired: deque[tuple[int, Fired, float | None]] = attrs.field(init=False, factory=deque)
-    """Rules that have gone off, each with the generation that it is about, and when the kernel told of it."""
     _stillborn: str = ""
     """The id of the latest start that failed. Where it was killed at birth its end comes later, and is no news."""
-    _held: list[tuple[str, str, dict[str, Any]]] | None = None
-    """Records that wait for something more urgent, in order; None while none have to wait."""
-    _spawned: Spawned | None = None
-    """This generation's descriptors, until the capture of its output has begun."""
     _listening: contextlib.ExitStack = attrs.field(init=False, factory=contextlib.ExitStack)
     """This generation's notify socket and the task that reads it."""
 
     def __attrs_post_init__(self) -> None:
         self.resources = self.workload.resources
-        self.limits = self.cgroup.limits()
-        self._engine = Engine.of(self.workload.policy)
+        hands = Hands(self._say, self._happen, lambda signum: self._do(Signal(signum)))
+        self.voice = Voice(self.name, self.instance, self.world.journal)
+        self.judge = Judge(self.cgroup, self.counters, self.world, hands, Engine.of(self.workload.policy))
+        self.output = Output(self.name, self.instance, self.workload.log, self.counters, self.world)
 
     # ---- what others may do
 
@@ -165,8 +131,7 @@ class Actor:
 
     async def drained(self) -> None:
         """Wait until all output of generations that have ended has been read."""
-        while self._captures:
-            await self._changed.park()
+        await self.output.drained()
 
     async def signal(self, signum: int) -> bool:
         """Send a signal to the program, as an operator asks; False when there is none."""
@@ -189,7 +154,7 @@ class Actor:
             self._say("warning", "warning", message=f"set: {error}")
             return False, str(error)
         self.resources = after
-        self.limits = self.cgroup.limits()
+        self.judge.limits = self.cgroup.limits()
         was, is_ = difference(before, after)
         self._say("action", action="set", cause={"by": by}, before=was, after=is_)
         return True, ""
@@ -217,14 +182,14 @@ class Actor:
                 if not values.get("populated"):
                     await self._happen(events.Emptied(self.life.generation))
             case Nudge():
-                await self._fire_all()
+                await self.judge.carry_out(self._concerns)
             case Execed(id=self._stillborn):
                 pass
             case Execed(id=id_, pid=pid):
                 if id_ == self._id:
                     self.pid = pid
                     self._say("started", pid=pid)
-                    self._capture()
+                    self.output.begin(self.life.generation, pid)
                 await self._happen(events.Execed(_generation(id_)))
             case Ended():
                 await self._ended(message)
@@ -238,11 +203,9 @@ class Actor:
         if ended.id != self._id or ended.id == self._stillborn:
             await self.world.keeper.acknowledge(ended.id)
             return
-        self._held = []  # a restart is on its way before it is written down
-        counters = [atom.file for rule in self._engine.rules for atom in rule.when.atoms if atom.kind == "counter"]
-        for file in dict.fromkeys(counters):
-            self._look(file, self.read(file), None)
-        await self._fire_all()
+        self.voice.hold()  # a restart is on its way before it is written down
+        self.judge.look_at_counters(self.life.generation)
+        await self.judge.carry_out(self._concerns)
         oom_kills = self.read("memory.events").get("oom_kill", 0.0)
         failure = ended.failure.message if ended.failure else None
         exit_ = Exit.from_wait_status(ended.status, oom_killed=oom_kills > self._oom_kills, failure=failure)
@@ -253,63 +216,23 @@ class Actor:
             self._say("not started", "error", message=f"workload {self.name}: {failure}", generation=generation)
         else:
             self._say("exited", generation=generation, pid=self.pid, **exit_record(exit_))
-        self._capture()
+        self.output.begin(generation, self.pid)
         self.pid = None
         self._listening.close()
         await self._happen(events.Exited(generation, exit_, self._populated()))
-        self._release()
+        self.voice.release()
         await self.world.keeper.acknowledge(ended.id)
 
     def _hear(self, reading: Reading) -> None:
         """What the watcher says. Most samples set nothing off, so they are looked at here, and wake nobody."""
         if reading.file == "cgroup.events":
             self.post(reading)
-        elif self._look(reading.file, reading.values, reading.at):
+        elif self.judge.look(self.life.generation, reading.file, reading.values, reading.at):
             self.post(Nudge())
 
-    def _look(self, file: str, values: Mapping[str, float], at: float | None) -> bool:
-        """Show the rules a reading, and keep those that it sets off until the actor's turn; whether there are any.
-
-        They do not go through the mailbox: a program's end that is in it already must not overtake them.
-        """
-        others = [other for other in self._engine.together(file) if other != file]
-        snapshot = {file: values, **{other: self.read(other) for other in others}}
-        self._engine, fired = self._engine.observe(snapshot, self.limits, trio.current_time())
-        self._fired += [(self.life.generation, one, at) for one in fired]
-        return bool(fired)
-
-    async def _fire_all(self) -> None:
-        while self._fired:
-            generation, fired, at = self._fired.popleft()
-            if self.life.alive and generation == self.life.generation:
-                await self._fire(fired, at)
-
-    async def _fire(self, fired: Fired, at: float | None) -> None:
-        rule, action = fired.rule, fired.action
-        cause = {key: value for key, value in attrs.asdict(fired.cause).items() if value is not None}
-        more: dict[str, Any] = {"dry_run": True} if rule.dry_run else {}
-        if action == "signal":
-            more["signal"] = signal_name(rule.signal or signal.SIGTERM)
-        record = self._say("action", "warning", action=action, cause=cause, **more)
-        if rule.dry_run:
-            return
-        self.counters.acted(rule.name, action)
-        if at is not None:
-            self.world.measures.reacted(at)
-        by = f"{rule.name} ({rule.when.text})"
-        match action:
-            case "signal":
-                await self._do(Signal(rule.signal or signal.SIGTERM))
-            case "exec":
-                self.world.nursery.start_soon(self._exec, rule, record)
-            case _ if action in _WISHES:
-                await self._happen(_WISHES[action](by))
-
-    async def _exec(self, rule: Rule, record: dict[str, Any]) -> None:
-        """Run what a rule's ``exec`` names, as the supervisor itself: it is the operator's, not the workload's."""
-        problem = await run_hook(rule.exec_, record)
-        if problem:
-            self._say("warning", "warning", message=f"{rule.name}: {problem}")
+    def _concerns(self, generation: int) -> bool:
+        """Whether what a rule has to say of this generation still matters."""
+        return self.life.alive and generation == self.life.generation
 
     # ---- the lifecycle
 
@@ -370,7 +293,7 @@ class Actor:
             self._say("warning", "error", message=f"{type(action).__name__}: {error}")
 
     async def _spawn(self, generation: int) -> None:
-        self._engine = self._engine.reborn()
+        self.judge.reborn()
         try:
             if self._populated():
                 pids = ", ".join(map(str, self.cgroup.procs()[:5]))
@@ -383,7 +306,7 @@ class Actor:
             spec = spawn_spec(self.workload, self.name, self.instance, generation, self.cgroup)
             if self.workload.type == "notify" or self.workload.watchdog_sec:
                 spec["env"] |= self._listen(host_owner(spec))
-            spawned = await self.world.keeper.spawn(spec, meanwhile=self._release)
+            spawned = await self.world.keeper.spawn(spec, meanwhile=self.voice.release)
         except (IdentityError, ConfigError, CgroupError, SpawnError, OSError) as error:
             exit_ = Exit(failure=error.message if isinstance(error, SpawnError) else str(error))
             self.last_exit = exit_
@@ -393,7 +316,7 @@ class Actor:
             self.post(events.Exited(generation, exit_, populated=False))
             return
         self.pid = spawned.pid
-        self._spawned = spawned
+        self.output.expect(spawned)
 
     # ---- what the program says of itself
 
@@ -426,18 +349,17 @@ class Actor:
 
     def _watch(self) -> None:
         """Have the watcher tell of what is needed, and of nothing else: some files cost samples on some hosts."""
-        files = dict.fromkeys(atom.file for rule in self._engine.rules for atom in rule.when.atoms)
-        events_ = dict.fromkeys(("cgroup.events", *(file for file in files if file in EVENT_FILES)))
-        levels = [file for file in files if file not in EVENT_FILES]
-        base_line = self.world.watcher.add(self.cgroup, self._hear, events=events_, levels=levels)
-        for file, values in base_line.items():
-            self._engine, _ = self._engine.observe({file: values}, {}, trio.current_time())
+        events_, levels = self.judge.files()
+        self.judge.begin(self.world.watcher.add(self.cgroup, self._hear, events=events_, levels=levels))
 
     def read(self, file: str) -> Mapping[str, float]:
-        try:
-            return self.cgroup.read(file)
-        except CgroupError:  # this host has no such file: its controller is not there
-            return {}
+        """As `Judge.read`."""
+        return self.judge.read(file)
+
+    @property
+    def limits(self) -> Mapping[str, float | None]:
+        """The limits in force, as the kernel has them."""
+        return self.judge.limits
 
     def _populated(self) -> bool:
         """Whether anybody is left. Where it says yes, the watcher will report the end of that."""
@@ -446,44 +368,8 @@ class Actor:
         except CgroupGoneError:
             return False
 
-    def _capture(self) -> None:
-        """Begin to read the generation's output. Only once the program's own pid is known, or that there is none: the
-        pipes wait, and so each record of its output has its pid, and comes after the one that says that it started."""
-        spawned, self._spawned = self._spawned, None
-        if spawned is None:
-            return
-        os.close(spawned.pidfd)  # the keeper has its own, and sends our signals
-        labels: dict[str, Any] = {"workload": self.name, "generation": self.life.generation, "pid": self.pid}
-        if self.instance is not None:
-            labels["instance"] = self.instance
-        for fd, stream in ((spawned.stdout, "stdout"), (spawned.stderr, "stderr")):
-            self._captures += 1
-            self.world.nursery.start_soon(self._captured, fd, labels, stream)
-
-    async def _captured(self, fd: int, labels: dict[str, Any], stream: str) -> None:
-        journal = self.world.journal if getattr(self.workload.log, stream) == "journal" else None
-        try:
-            await capture(fd, journal, labels, stream, self.workload.log.max_line, self.counters.output[stream].add)
-        finally:
-            self._captures -= 1
-            self._changed.unpark_all()
-
     def _say(self, event: str, level: str = "info", **fields: Any) -> dict[str, Any]:
-        self.last_event = {"timestamp": datetime.now(UTC).isoformat(timespec="microseconds"), "event": event, **fields}
-        record: dict[str, Any] = {"workload": self.name, "generation": self.life.generation, **fields}
-        if self.instance is not None:
-            record["instance"] = self.instance
-        if self._held is not None:
-            self._held.append((level, event, record))
-        else:
-            getattr(self.world.journal.log, level)(event, **record)
-        return {**self.last_event, **record}
-
-    def _release(self) -> None:
-        """Write down what was held back."""
-        held, self._held = self._held or (), None
-        for level, event, record in held:
-            getattr(self.world.journal.log, level)(event, **record)
+        return self.voice.say(self.life.generation, event, level, **fields)
 
     def status(self) -> dict[str, Any]:
         """The object that ``status --json`` shows for this instance."""

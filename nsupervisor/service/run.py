@@ -28,13 +28,14 @@ from nsupervisor.keeper.client import Ended, Keeper, KeeperLost, open_keeper
 from nsupervisor.logs import Journal, open_journal
 from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.metrics.server import serve_metrics
-from nsupervisor.service.actor import Actor, World
+from nsupervisor.service.actor import Actor
 from nsupervisor.service.announce import announce
 from nsupervisor.service.history import History
 from nsupervisor.service.privileges import explain
 from nsupervisor.service.reaper import reap_strangers
 from nsupervisor.service.requirements import unmet
 from nsupervisor.service.supervisor import Supervisor, instances
+from nsupervisor.service.world import World
 
 DONE, FAILED, BAD_CONFIGURATION, NOT_PERMITTED = 0, 1, 2, 4
 SIGNALS = (signal.SIGTERM, signal.SIGINT)

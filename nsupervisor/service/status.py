@@ -31,7 +31,7 @@ def status(actor: "Actor") -> dict[str, Any]:
         "pids_max": _whole(limits.get("pids.max")),
         "cpu_usage_usec": _whole(actor.read("cpu.stat").get("usage_usec")),
         "last_exit": exit_record(actor.last_exit) if actor.last_exit else None,
-        "last_event": actor.last_event,
+        "last_event": actor.voice.last_event,
     }
 
 

@@ -1,0 +1,25 @@
+"""What all actors share."""
+
+from pathlib import Path
+
+import attrs
+import trio
+
+from nsupervisor.cgroups import Watcher
+from nsupervisor.keeper.client import Keeper
+from nsupervisor.logs import Journal
+from nsupervisor.metrics.measures import Measures
+
+
+@attrs.frozen
+class World:
+    """The service around one workload."""
+
+    keeper: Keeper
+    watcher: Watcher
+    journal: Journal
+    nursery: trio.Nursery
+    """Where log captures run: they outlive a generation until its pipes are empty."""
+    directory: Path
+    """The runtime directory."""
+    measures: Measures = attrs.field(factory=Measures)
