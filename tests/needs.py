@@ -23,6 +23,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+PROGRAM_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin:{ROOT}/.programs/bin"
+"""Where programs that tests need are looked for; the last directory has what scripts/setup could only unpack."""
 PROBE_TIMEOUT = 60.0
 NOBODY = 65534
 
@@ -206,8 +208,7 @@ def _scratch_disk() -> str:
 
 
 def _program(name: str) -> str:
-    path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
-    return "" if shutil.which(name, path=path) else f"no program {name} on the PATH"
+    return "" if shutil.which(name, path=PROGRAM_PATH) else f"no program {name} on the PATH"
 
 
 def _module(name: str) -> str:

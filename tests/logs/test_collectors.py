@@ -13,10 +13,9 @@ import trio
 
 from nsupervisor.logs import capture, open_journal
 from tests.logs.records import LABELS, records
-from tests.needs import ROOT, needs
+from tests.needs import PROGRAM_PATH, ROOT, needs
 from tests.timing import deadline
 
-SBIN = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
 WEB = {**LABELS, "workload": "web@2", "instance": 2}
 LINES = [b"hello", 'quotes " and \\ and ä€🙂'.encode(), b"\xff\tcontrol \x1b[1m", b"x" * 40_000]
 
@@ -40,7 +39,7 @@ def configuration(language: str, **paths: Path) -> str:
 @asynccontextmanager
 async def running(command: list[str], **options):
     """A collector in the foreground for the time of the block; its complaints are shown when the block fails."""
-    command[0] = shutil.which(command[0], path=SBIN) or command[0]
+    command[0] = shutil.which(command[0], path=PROGRAM_PATH) or command[0]
     async with trio.open_nursery() as nursery:
         process = await nursery.start(partial(trio.run_process, command, check=False, **options))
         yield process
