@@ -1,8 +1,8 @@
 """One workload instance while the service runs: facts in, actions out.
 
 The actor decides nothing. It takes messages from its mailbox one by one (the keeper's reports, the watcher's readings,
-people's wishes), turns each into an event for `nsupervisor.core.lifecycle` or a reading for `nsupervisor.core.rules`,
-does what they answer, and says so in the journal.
+people's wishes), turns each into an event or a reading for `nsupervisor.core.mind`, does what that answers, and says so
+in the journal.
 
 The order of two things at a program's end matters. The counters of its cgroup are read *before* its exit is told to the
 lifecycle: the kernel counts an OOM kill before it sends the SIGKILL, but our notice of the count may come after the
@@ -11,7 +11,6 @@ notice of the death, and a rule on it must be heard while the generation it is a
 
 import contextlib
 import math
-import random
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NoReturn
@@ -27,7 +26,8 @@ from nsupervisor.core import events
 from nsupervisor.core.actions import Action, Complain, FreezeAll, KillAll, Signal, Spawn, ThawAll
 from nsupervisor.core.backoff import within
 from nsupervisor.core.exits import Exit, signal_name
-from nsupervisor.core.lifecycle import Life, Moment, State, step
+from nsupervisor.core.lifecycle import Life, State
+from nsupervisor.core.mind import Mind, Thought
 from nsupervisor.core.rules import Engine
 from nsupervisor.keeper.client import Ended, Execed, KeeperLost, SpawnError
 from nsupervisor.metrics.counters import Counters
@@ -37,6 +37,7 @@ from nsupervisor.service.notify import attend, host_owner, notify_socket
 from nsupervisor.service.output import Output
 from nsupervisor.service.spec import spawn_spec
 from nsupervisor.service.status import exit_record, status
+from nsupervisor.service.thinker import Thinker
 from nsupervisor.service.voice import Voice
 from nsupervisor.service.world import World
 
@@ -66,7 +67,6 @@ class Actor:
     instance: int | None
     cgroup: Cgroup
     world: World
-    life: Life = attrs.field(factory=Life)
     waits_for: str = ""
     """While its start waits for other workloads: which, in words."""
     pid: int | None = None
@@ -77,6 +77,7 @@ class Actor:
     counters: Counters = attrs.field(init=False, factory=Counters)
     resources: Resources = attrs.field(init=False)
     """The limits in force: the configuration's, with what `change` has made of them."""
+    thinker: Thinker = attrs.field(init=False)
     judge: Judge = attrs.field(init=False)
     output: Output = attrs.field(init=False)
     voice: Voice = attrs.field(init=False)
@@ -93,10 +94,16 @@ class Actor:
 
     def __attrs_post_init__(self) -> None:
         self.resources = self.workload.resources
-        hands = Hands(self._say, self._happen, lambda signum: self._do(Signal(signum)))
+        mind = Mind(Life(), Engine.of(self.workload.policy))
+        self.thinker = Thinker(self.name, self.workload, mind, self.world.listeners)
         self.voice = Voice(self.name, self.instance, self.world.journal)
-        self.judge = Judge(self.cgroup, self.counters, self.world, hands, Engine.of(self.workload.policy))
+        self.judge = Judge(self.cgroup, self.counters, self.world, Hands(self._say, self._follow), self.thinker)
         self.output = Output(self.name, self.instance, self.workload.log, self.counters, self.world)
+
+    @property
+    def life(self) -> Life:
+        """Where it stands."""
+        return self.thinker.mind.life
 
     # ---- what others may do
 
@@ -182,7 +189,7 @@ class Actor:
                 if not values.get("populated"):
                     await self._happen(events.Emptied(self.life.generation))
             case Nudge():
-                await self.judge.carry_out(self._concerns)
+                await self.judge.carry_out()
             case Execed(id=self._stillborn):
                 pass
             case Execed(id=id_, pid=pid):
@@ -204,8 +211,8 @@ class Actor:
             await self.world.keeper.acknowledge(ended.id)
             return
         self.voice.hold()  # a restart is on its way before it is written down
-        self.judge.look_at_counters(self.life.generation)
-        await self.judge.carry_out(self._concerns)
+        self.judge.look_at_counters()
+        await self.judge.carry_out()
         oom_kills = self.read("memory.events").get("oom_kill", 0.0)
         failure = ended.failure.message if ended.failure else None
         exit_ = Exit.from_wait_status(ended.status, oom_killed=oom_kills > self._oom_kills, failure=failure)
@@ -227,24 +234,22 @@ class Actor:
         """What the watcher says. Most samples set nothing off, so they are looked at here, and wake nobody."""
         if reading.file == "cgroup.events":
             self.post(reading)
-        elif self.judge.look(self.life.generation, reading.file, reading.values, reading.at):
+        elif self.judge.look(reading.file, reading.values, reading.at):
             self.post(Nudge())
-
-    def _concerns(self, generation: int) -> bool:
-        """Whether what a rule has to say of this generation still matters."""
-        return self.life.alive and generation == self.life.generation
 
     # ---- the lifecycle
 
     async def _happen(self, event: events.Event) -> None:
-        old = self.life
-        moment = Moment(trio.current_time(), random.random())  # noqa: S311 - jitter, no secret
-        self.life, actions = step(old, event, moment, self.workload)
-        if self.life is old and not actions:
+        await self._follow(self.life, self.thinker.take(event))
+
+    async def _follow(self, old: Life, thought: Thought) -> None:
+        """Say and do what has come of an event, or of a rule's turn."""
+        if self.life is old and not thought.actions:
             return
-        self.counters.stepped(old, event, self.life, self.workload)
-        self._tell(old, event)
-        for action in actions:
+        if thought.event is not None:
+            self.counters.stepped(old, thought.event, self.life, self.workload)
+            self._tell(old, thought.event)
+        for action in thought.actions:
             await self._do(action)
         self._changed.unpark_all()
 
@@ -293,7 +298,6 @@ class Actor:
             self._say("warning", "error", message=f"{type(action).__name__}: {error}")
 
     async def _spawn(self, generation: int) -> None:
-        self.judge.reborn()
         try:
             if self._populated():
                 pids = ", ".join(map(str, self.cgroup.procs()[:5]))

@@ -9,6 +9,7 @@ from nsupervisor.cgroups import Watcher
 from nsupervisor.keeper.client import Keeper
 from nsupervisor.logs import Journal
 from nsupervisor.metrics.measures import Measures
+from nsupervisor.service.thinker import Listener
 
 
 @attrs.frozen
@@ -23,3 +24,5 @@ class World:
     directory: Path
     """The runtime directory."""
     measures: Measures = attrs.field(factory=Measures)
+    listeners: set[Listener] = attrs.field(factory=set)
+    """Those that hear of all that any mind takes in."""
