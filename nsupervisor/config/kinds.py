@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any
 
 from attrs import field, frozen
@@ -27,10 +28,12 @@ VARIABLE_PATTERN = r"[^=\n\u0000]+"
 
 @frozen
 class Scalar:
-    """One value. `load` gets what tomllib made of it."""
+    """One value. `load` gets what tomllib made of it; `text` gives back how a file would have it, where that is not
+    plain (`nsupervisor.config.written`)."""
 
     load: Callable[[Any], Any]
     schema: Mapping[str, Any]
+    text: Callable[[Any], str] | None = None
 
 
 @frozen(init=False)
@@ -113,11 +116,15 @@ class Key:
     doc: str
     toml: str | None = field(default=None)
     """The key's name where it is not the attribute's."""
+    live: bool = False
+    """A change of it, or of anything in it, is taken by what runs; else it needs a new process."""
+    secret: bool = False
+    """What is in it is never shown."""
 
 
-def key(kind: Kind, doc: str, *, toml: str | None = None) -> dict[str, Key]:
+def key(kind: Kind, doc: str, *, toml: str | None = None, live: bool = False, secret: bool = False) -> dict[str, Key]:
     """The metadata of an attrs field that is a TOML key."""
-    return {"key": Key(kind, doc, toml)}
+    return {"key": Key(kind, doc, toml, live, secret)}
 
 
 def exactly(pattern: str) -> str:
@@ -310,7 +317,7 @@ def size(*, minimum: int, limit: bool, percent: bool = False) -> Scalar:
 
     words = ("|infinity|max" if limit else "") + (PERCENT_PATTERN if percent else "")
     text = {"type": "string", "pattern": exactly(units.SIZE_PATTERN + words)}
-    return Scalar(load, {"anyOf": [{"type": "integer", "minimum": minimum}, text]})
+    return Scalar(load, {"anyOf": [{"type": "integer", "minimum": minimum}, text]}, units.format_size)
 
 
 def duration(*, signed: bool = False, infinite: bool = False) -> Scalar:
@@ -334,7 +341,13 @@ def duration(*, signed: bool = False, infinite: bool = False) -> Scalar:
         return float(value)
 
     number: dict[str, Any] = {"type": "number"} if signed else {"type": "number", "minimum": 0}
-    return Scalar(load, {"anyOf": [number, {"type": "string"}]})
+    return Scalar(load, {"anyOf": [number, {"type": "string"}]}, _duration_text)
+
+
+def _duration_text(seconds: float) -> str:
+    if math.isinf(seconds):
+        return "infinity"
+    return f"-{units.format_duration(-seconds)}" if seconds < 0 else units.format_duration(seconds)
 
 
 def _condition(value: Any) -> Any:
@@ -372,7 +385,10 @@ def _rlimit(sizes: bool) -> Scalar:
             raise ValueError('has a soft limit above the hard one; write "SOFT:HARD" with the smaller one first')
         return soft, hard
 
-    return Scalar(load, {"type": ["integer", "string"], "minimum": 0})
+    def text(limit: tuple[int, int]) -> str:
+        return ":".join("infinity" if part == -1 else str(part) for part in limit)
+
+    return Scalar(load, {"type": ["integer", "string"], "minimum": 0}, text)
 
 
 def shell_words(text: str) -> str:
@@ -399,7 +415,7 @@ WORKLOAD_NAME = Scalar(
 PATH = Scalar(_path, {"type": "string", "pattern": "^/"})
 OPTIONAL_PATH = Scalar(_optional_path, {"type": "string", "pattern": "^-?/"})
 LOG_OUTPUT = Scalar(_log_output, {"type": "string", "pattern": "^(stdout$|/)"})
-ADDRESS = Scalar(_address, {"type": "string", "pattern": exactly(units.ADDRESS_PATTERN)})
+ADDRESS = Scalar(_address, {"type": "string", "pattern": exactly(units.ADDRESS_PATTERN)}, units.format_address)
 BOOLEAN = Scalar(_boolean, {"type": "boolean"})
 NAMESPACE = Scalar(_namespace, {"type": "boolean"})
 HOSTNAME = Scalar(_hostname, {"type": "string", "maxLength": 64})
@@ -407,20 +423,20 @@ FILESYSTEM = Scalar(_filesystem, _STRING)
 MOUNT_OPTION = Scalar(_mount_option, _STRING)
 USER = Scalar(_user, _STRING)
 VARIABLE = Scalar(_variable, {"type": "string", "pattern": exactly(VARIABLE_PATTERN)})
-OCTAL = Scalar(_octal, {"type": "string", "pattern": exactly("(0o)?[0-7]{1,5}")})
+OCTAL = Scalar(_octal, {"type": "string", "pattern": exactly("(0o)?[0-7]{1,5}")}, "{:04o}".format)
 NICE = integer(-20, 19, 10)
 INSTANCES = integer(1, 10_000, 4)
 POSITIVE = integer(1, 2**31 - 1, 5)
 ID = integer(0, MAX_ID, 100_000)
 ID_COUNT = integer(1, MAX_ID + 1, 65_536)
 EXIT_STATUS = Scalar(_exit_status, {"type": ["integer", "string"], "minimum": 0, "maximum": 255})
-SIGNAL = Scalar(_signal, {"type": ["integer", "string"], "minimum": 1, "maximum": 64})
+SIGNAL = Scalar(_signal, {"type": ["integer", "string"], "minimum": 1, "maximum": 64}, units.format_signal)
 LIMIT = size(minimum=1, limit=True)
 LINE_SIZE = size(minimum=1, limit=False)
 DURATION = duration()
 TIMEOUT = duration(infinite=True)
 OFFSET = duration(signed=True)
-CONDITION = Scalar(_condition, _STRING)
+CONDITION = Scalar(_condition, _STRING, attrgetter("text"))
 COMMAND = ListOf(TEXT, 1, 'write the program and its arguments, for example ["sleep", "60"]', shell_words)
 
 

@@ -153,8 +153,9 @@ COUNT_LIMIT = Scalar(
             {"type": "string", "pattern": exactly("infinity|max" + PERCENT_PATTERN)},
         ]
     },
+    str,
 )
-CPU_MAX = Scalar(_cpu_max, {"type": "string"})
+CPU_MAX = Scalar(_cpu_max, {"type": "string"}, units.format_cpu_max)
 MICROSECONDS = Scalar(_microseconds, {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string"}]})
 LATENCY = Scalar(_latency, {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]})
 CPU_LIST = Scalar(_cpu_list, {"type": "string", "pattern": exactly("[0-9, -]+")})

@@ -111,6 +111,13 @@ class Slot:
     member: str | None
     required: bool
     default: Any
+    live: bool = False
+    secret: bool = False
+
+    def get(self, owner: Any) -> Any:
+        """The value in an object of the class; for a member that is not there, None."""
+        value = getattr(owner, self.attribute)
+        return value if self.member is None else value.get(self.member)
 
 
 @cache
@@ -126,10 +133,15 @@ def keys_of(cls: type) -> dict[str, Slot]:
         if isinstance(declared.kind, Prefixed):
             for member, kind in declared.kind.items.items():
                 name = declared.kind.prefix + member
-                slots[name] = Slot(attribute.name, kind, declared.doc, member, required=False, default=NOTHING)
+                slots[name] = Slot(
+                    attribute.name, kind, declared.doc, member, False, NOTHING, declared.live, declared.secret
+                )
             continue
         name = declared.toml or attribute.name.rstrip("_")
-        slots[name] = Slot(attribute.name, declared.kind, declared.doc, None, default is NOTHING, default)
+        required = default is NOTHING
+        slots[name] = Slot(
+            attribute.name, declared.kind, declared.doc, None, required, default, declared.live, declared.secret
+        )
     return slots
 
 

@@ -3,6 +3,9 @@
 An attribute with `metadata=key(kind, "what it does")` is a TOML key of the same name (a trailing "_" is dropped, as in
 `for_`). Its kind says what values it takes and what they become; the loader, its messages, and the JSON Schema all
 follow from that. An attribute without a kind (`Workload.name`, `Rule.line`) is filled in by the loader.
+
+`live=True` says that a reload gives a changed value to what runs; a change of any other key needs a new process. In a
+table that is live, everything is.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ class Supervisor:
     )
     log_level: LogLevel = field(
         default="info",
-        metadata=key(Choice("debug", "info", "warning", "error"), "the least important record to write"),
+        metadata=key(Choice("debug", "info", "warning", "error"), "the least important record to write", live=True),
     )
     log_format: Literal["json", "console"] = field(
         default="json",
@@ -260,14 +263,14 @@ class Workload:
 
     name: str
     command: tuple[str, ...] = field(metadata=key(kinds.COMMAND, "the program and its arguments; no shell"))
-    description: str = field(default="", metadata=key(kinds.TEXT, "for people"))
+    description: str = field(default="", metadata=key(kinds.TEXT, "for people", live=True))
     working_directory: str = field(default="/", metadata=key(kinds.PATH, "where it starts"))
     user: str | None = field(default=None, metadata=key(kinds.USER, '"NAME", "UID", "NAME:GROUP"; else our own'))
     supplementary_groups: tuple[str, ...] = field(
         default=(), metadata=key(ListOf(kinds.WORD), "more groups, by name or number")
     )
     environment: dict[str, str] = field(
-        factory=dict, metadata=key(MapOf(kinds.TEXT, key=kinds.VARIABLE), "variables; values are literal")
+        factory=dict, metadata=key(MapOf(kinds.TEXT, key=kinds.VARIABLE), "variables; values are literal", secret=True)
     )
     environment_file: tuple[str, ...] = field(
         default=(), metadata=key(ListOf(kinds.OPTIONAL_PATH), 'files of NAME=VALUE lines; "-/path" may be missing')
@@ -278,8 +281,10 @@ class Workload:
         default=True,
         metadata=key(kinds.BOOLEAN, "in a new pid namespace, run below an init that reaps and forwards signals"),
     )
-    instances: int = field(default=1, metadata=key(kinds.INSTANCES, "how many to run; above 1: NAME@1, NAME@2, …"))
-    autostart: bool = field(default=True, metadata=key(kinds.BOOLEAN, "start with the supervisor"))
+    instances: int = field(
+        default=1, metadata=key(kinds.INSTANCES, "how many to run; above 1: NAME@1, NAME@2, …", live=True)
+    )
+    autostart: bool = field(default=True, metadata=key(kinds.BOOLEAN, "start with the supervisor", live=True))
     type: Literal["simple", "notify", "oneshot"] = field(
         default="simple",
         metadata=key(
@@ -290,38 +295,43 @@ class Workload:
         default=0.0, metadata=key(kinds.DURATION, "it must say WATCHDOG=1 at least this often; 0: it need not")
     )
     requires: tuple[str, ...] = field(
-        default=(), metadata=key(ListOf(kinds.NAME), "starts after these are ready, and stops before them")
+        default=(), metadata=key(ListOf(kinds.NAME), "starts after these are ready, and stops before them", live=True)
     )
     wants: tuple[str, ...] = field(
-        default=(), metadata=key(ListOf(kinds.NAME), "starts these first, but goes on when they fail")
+        default=(), metadata=key(ListOf(kinds.NAME), "starts these first, but goes on when they fail", live=True)
     )
     after: tuple[str, ...] = field(
-        default=(), metadata=key(ListOf(kinds.NAME), "order only: starts after these where both start")
+        default=(), metadata=key(ListOf(kinds.NAME), "order only: starts after these where both start", live=True)
     )
     restart: Restart = field(
         default="on-failure",
         metadata=key(
-            Choice("no", "always", "on-success", "on-failure", "on-abnormal", "on-watchdog"), "after which ends"
+            Choice("no", "always", "on-success", "on-failure", "on-abnormal", "on-watchdog"),
+            "after which ends",
+            live=True,
         ),
     )
-    restart_sec: float = field(default=0.1, metadata=key(kinds.DURATION, "the first delay; it doubles each time"))
-    restart_max_delay_sec: float = field(default=30.0, metadata=key(kinds.DURATION, "the longest delay"))
-    restart_reset_sec: float = field(
-        default=60.0, metadata=key(kinds.DURATION, "healthy for this long: the delay starts over")
+    restart_sec: float = field(
+        default=0.1, metadata=key(kinds.DURATION, "the first delay; it doubles each time", live=True)
     )
-    start_limit_burst: int = field(default=5, metadata=key(kinds.POSITIVE, "more starts than this …"))
+    restart_max_delay_sec: float = field(default=30.0, metadata=key(kinds.DURATION, "the longest delay", live=True))
+    restart_reset_sec: float = field(
+        default=60.0, metadata=key(kinds.DURATION, "healthy for this long: the delay starts over", live=True)
+    )
+    start_limit_burst: int = field(default=5, metadata=key(kinds.POSITIVE, "more starts than this …", live=True))
     start_limit_interval_sec: float = field(
-        default=60.0, metadata=key(kinds.DURATION, "… within this time: failed, and left so")
+        default=60.0, metadata=key(kinds.DURATION, "… within this time: failed, and left so", live=True)
     )
     success_exit_status: tuple[int | str, ...] = field(
-        default=(0,), metadata=key(ListOf(kinds.EXIT_STATUS), "exit codes and signals that are no failure")
+        default=(0,), metadata=key(ListOf(kinds.EXIT_STATUS), "exit codes and signals that are no failure", live=True)
     )
-    kill_signal: int = field(default=15, metadata=key(kinds.SIGNAL, "what stop sends first"))
+    kill_signal: int = field(default=15, metadata=key(kinds.SIGNAL, "what stop sends first", live=True))
     timeout_start_sec: float = field(
-        default=30.0, metadata=key(kinds.TIMEOUT, 'how long a start may take; "infinity" for no limit')
+        default=30.0, metadata=key(kinds.TIMEOUT, 'how long a start may take; "infinity" for no limit', live=True)
     )
     timeout_stop_sec: float = field(
-        default=10.0, metadata=key(kinds.TIMEOUT, 'then everything left is killed; "infinity" to wait for ever')
+        default=10.0,
+        metadata=key(kinds.TIMEOUT, 'then everything left is killed; "infinity" to wait for ever', live=True),
     )
     namespaces: Namespaces = field(
         factory=Namespaces, metadata=key(TableOf(Namespaces), "true: a new one; false: the supervisor's")
@@ -331,9 +341,13 @@ class Workload:
     )
     mounts: tuple[Mount, ...] = field(default=(), metadata=key(Tables(Mount), "mounts in a new mount namespace"))
     security: Security = field(factory=Security, metadata=key(TableOf(Security), "what the program may do"))
-    resources: Resources = field(factory=Resources, metadata=key(TableOf(Resources), "what the cgroup limits"))
-    policy: tuple[Rule, ...] = field(default=(), metadata=key(Tables(Rule), "what the cgroup's events lead to"))
-    log: Log = field(factory=Log, metadata=key(TableOf(Log), "what becomes of its output"))
+    resources: Resources = field(
+        factory=Resources, metadata=key(TableOf(Resources), "what the cgroup limits", live=True)
+    )
+    policy: tuple[Rule, ...] = field(
+        default=(), metadata=key(Tables(Rule), "what the cgroup's events lead to", live=True)
+    )
+    log: Log = field(factory=Log, metadata=key(TableOf(Log), "what becomes of its output", live=True))
 
 
 @frozen

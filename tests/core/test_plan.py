@@ -1,0 +1,297 @@
+"""The plan of a reload: what differs, and what is done about it."""
+
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nsupervisor.config.kinds import TableOf
+from nsupervisor.config.load import keys_of, parse
+from nsupervisor.config.model import Config, Resources, Workload
+from nsupervisor.core.differences import differences, merged
+from nsupervisor.core.lifecycle import State
+from nsupervisor.core.plan import Do, Plan, Running, instances, plan
+
+M = 1 << 20
+
+NEEDS_A_PROCESS = {
+    "command", "working_directory", "user", "supplementary_groups", "environment", "environment_file", "umask", "nice",
+    "init", "type", "watchdog_sec", "namespaces", "user_namespace", "mounts", "security",
+}  # fmt: skip
+
+
+def config(toml: str) -> Config:
+    return parse(toml, "site.toml")
+
+
+def runs(old: Config, **states: Running | dict[str, Any]) -> list[Running]:
+    """Every instance of a configuration, running; or as `states` has it, by its name with "_" for "@"."""
+    found = []
+    for name, (workload, _) in instances(old).items():
+        here = {"state": State.RUNNING, "wanted": True, "touched": True, **states.get(name.replace("@", "_"), {})}
+        found.append(Running(name, old.workloads[workload], old.workloads[workload].resources, **here))
+    return found
+
+
+STOPPED = {"state": State.STOPPED, "wanted": False}
+NEVER_STARTED = {**STOPPED, "touched": False}
+
+
+def said(found: Plan) -> dict[str, str]:
+    return {step.name: step.do.value for step in found.steps}
+
+
+def between(old: str, new: str, **states: dict[str, Any]) -> Plan:
+    before = config(old)
+    return plan(before, config(new), runs(before, **states))
+
+
+WEB = '[workload.web]\ncommand = ["a"]\n'
+
+
+def test_each_key_is_live_or_known_to_need_a_process() -> None:
+    """Whoever adds a key of a workload says which it is; one that is forgotten restarts, which does no harm."""
+    slots = keys_of(Workload)
+    assert {name for name, slot in slots.items() if not slot.live} == NEEDS_A_PROCESS
+    below = [slot for slot in slots.values() if isinstance(slot.kind, TableOf)]
+    assert not any(inner.live for slot in below for inner in keys_of(slot.kind.cls).values())  # type: ignore[union-attr]
+
+
+def test_nothing_differs_nothing_happens() -> None:
+    assert said(between(WEB, "# moved down\n\n" + WEB)) == {"web": "none"}
+
+
+def test_update_restarts_only_what_changed() -> None:
+    """supervisor#1154: an update restarted all processes of a group."""
+    old = 'instances = 2\n[workload.db]\ncommand = ["db"]\n'
+    found = between(WEB + old, WEB.replace('"a"', '"b"') + old)
+    assert said(found) == {"web@1": "restart", "web@2": "restart", "db": "none"}
+
+
+def test_a_limit_and_a_rule_change_live_and_are_told() -> None:
+    old = WEB + '[workload.web.resources]\nmemory_max = "64M"\npids_max = 8\n'
+    rule = '[[workload.web.policy]]\nwhen = "memory.events oom_kill"\naction = "restart"\ncooldown = "1min"\n'
+    new = old.replace("64M", "128M") + rule
+    (step,) = between(old, new).steps
+    assert step.do is Do.LIVE
+    assert [(c.key, c.how, c.before, c.after) for c in step.changes] == [
+        ("resources.memory_max", "changed", '"64M"', '"128M"'),
+        (
+            "policy[0]", "added", "not set",
+            '{ when = "memory.events oom_kill", action = "restart", cooldown = "1min" }',
+        ),
+    ]  # fmt: skip
+    (step,) = between(new, new.replace("1min", "2min")).steps
+    assert [(c.key, c.before, c.after) for c in step.changes] == [("policy[0].cooldown", '"1min"', '"2min"')]
+
+
+def test_rules_in_another_order_are_told_as_that() -> None:
+    one = '[[workload.web.policy]]\nwhen = "memory.events oom_kill"\naction = "restart"\n'
+    two = '[[workload.web.policy]]\nwhen = "pids.events max"\naction = "log"\n'
+    (step,) = between(WEB + one + two, WEB + two + one).steps
+    assert [(c.key, c.how) for c in step.changes] == [("policy", "reordered")]
+
+
+def test_values_of_variables_are_never_told() -> None:
+    old = WEB + '[workload.web.environment]\nTOKEN = "hush-1"\nGONE = "hush-2"\n'
+    new = WEB + '[workload.web.environment]\nTOKEN = "hush-3"\nNEW = "hush-4"\n'
+    (step,) = between(old, new).steps
+    assert [(c.key, c.how) for c in step.changes] == [
+        ("environment.TOKEN", "changed"),
+        ("environment.GONE", "removed"),
+        ("environment.NEW", "added"),
+    ]
+    assert step.why == "environment needs a new process"
+    assert "hush" not in repr(step.changes)
+
+
+def test_reload_does_not_start_what_the_operator_stopped() -> None:
+    """supervisor#214: with autostart, each reload of the file started what somebody had stopped."""
+    (step,) = between(WEB, WEB.replace('"a"', '"b"'), web=STOPPED).steps
+    assert (step.do, step.why) == (Do.LIVE, "is stopped, and stays so; it takes this at its next start")
+
+
+def test_what_has_failed_is_tried_anew_when_what_it_failed_with_changes() -> None:
+    failed = {"state": State.FAILED}
+    assert said(between(WEB, WEB.replace('"a"', '"b"'), web=failed)) == {"web": "restart"}
+    assert said(between(WEB, WEB + 'restart = "no"\n', web=failed)) == {"web": "live"}
+
+
+def test_a_oneshot_that_is_done_is_not_done_again() -> None:
+    assert said(between(WEB, WEB.replace('"a"', '"b"'), web={"state": State.EXITED})) == {"web": "live"}
+
+
+def test_one_that_waits_for_others_takes_it_when_it_starts() -> None:
+    waits = {"state": State.STOPPED, "waits": True, "touched": False}
+    db = '[workload.db]\ncommand = ["db"]\n'
+    assert said(between(WEB + db, WEB.replace('"a"', '"b"') + db, web=waits))["web"] == "live"
+    assert said(between(WEB + db, WEB + 'after = ["db"]\n' + db, web=waits))["web"] == "restart"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (2, 4, {"web@1": "none", "web@2": "none", "web@3": "start", "web@4": "start"}),
+        (4, 2, {"web@1": "none", "web@2": "none", "web@3": "stop", "web@4": "stop"}),
+        (1, 2, {"web@1": "start", "web@2": "start", "web": "stop"}),
+        (2, 1, {"web": "start", "web@1": "stop", "web@2": "stop"}),
+    ],
+)
+def test_instances(before: int, after: int, expected: dict[str, str]) -> None:
+    assert said(between(f"{WEB}instances = {before}", f"{WEB}instances = {after}")) == expected
+
+
+def test_more_instances_of_what_is_stopped_are_not_started() -> None:
+    found = between(f"{WEB}instances = 2", f"{WEB}instances = 3", web_1=STOPPED, web_2=STOPPED)
+    assert found.steps[-1].why == "instances 2 → 3; not started, as web is stopped"
+    assert said(found) == {"web@1": "none", "web@2": "none", "web@3": "none"}
+
+
+def test_a_name_with_and_without_a_number_is_explained() -> None:
+    steps = {step.name: step.why for step in between(WEB, f"{WEB}instances = 2").steps}
+    assert steps["web"] == "instances 1 → 2: they are called web@1 to web@2"
+    steps = {step.name: step.why for step in between(f"{WEB}instances = 2", WEB).steps}
+    assert steps["web@2"] == "instances 2 → 1: a single instance is called web"
+
+
+def test_what_is_new_brings_what_it_requires_but_not_what_was_stopped() -> None:
+    db = '[workload.db]\ncommand = ["db"]\nautostart = false\n'
+    new = db + WEB + 'requires = ["db"]\n'
+    assert said(between(db, new, db=NEVER_STARTED)) == {"db": "start", "web": "start"}
+    assert said(between(db, new, db=STOPPED)) == {"db": "none", "web": "start"}
+    assert said(between("", new)) == {"db": "start", "web": "start"}
+
+
+def test_the_service_cannot_become_another() -> None:
+    old = f'[supervisor]\nname = "a"\n{WEB}'
+    found = between(old, old.replace('"a"', '"b"', 1) + "")
+    assert [change.key for change in found.refused] == ["name"]
+
+
+def test_limits_set_at_run_time_stay_unless_the_file_changes_them() -> None:
+    old = Resources(memory_max=64 * M, pids_max=8)
+    now = Resources(memory_max=32 * M, pids_max=4, cpu_weight=50, misc_max={"x": 1})
+    new = Resources(memory_max=128 * M, pids_max=8, misc_max={"y": 2})
+    assert merged(old, new, now) == Resources(memory_max=128 * M, pids_max=4, cpu_weight=50, misc_max={"x": 1, "y": 2})
+
+
+def test_limits_set_at_run_time_go_when_they_do_not_fit_any_more() -> None:
+    old = WEB + '[workload.web.resources]\nmemory_max = "64M"\n'
+    before = config(old)
+    (one,) = runs(before)
+    one = attrs.evolve(one, resources=attrs.evolve(one.resources, memory_high=48 * M))
+    new = config(old.replace("64M", "32M"))
+    (step,) = plan(before, new, [one]).steps
+    assert step.resources == new.workloads["web"].resources
+    assert "given up" in step.why
+
+
+# ---- for all of them
+
+COMMANDS = st.sampled_from([("a",), ("b",)])
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> Config:
+    names = draw(st.lists(st.sampled_from("abcd"), unique=True, max_size=4))
+    workloads = {}
+    for number, name in enumerate(names):
+        earlier = st.lists(st.sampled_from(names[:number]), unique=True) if number else st.just([])
+        workloads[name] = Workload(
+            name=name,
+            command=draw(COMMANDS),
+            description=draw(st.sampled_from(["", "x"])),
+            autostart=draw(st.booleans()),
+            instances=draw(st.integers(1, 3)),
+            requires=tuple(draw(earlier)),
+            wants=tuple(draw(earlier)),
+            environment=draw(st.dictionaries(st.just("V"), st.sampled_from("12"))),
+            resources=Resources(pids_max=draw(st.sampled_from([None, 5, 9]))),
+        )
+    return Config("x", workloads=workloads)
+
+
+@st.composite
+def hosts(draw: st.DrawFn) -> tuple[Config, list[Running]]:
+    old = draw(configs())
+    states = st.sampled_from(
+        [
+            {"state": State.RUNNING, "wanted": True, "touched": True},
+            {"state": State.READY, "wanted": True, "touched": True},
+            {"state": State.BACKOFF, "wanted": True, "touched": True},
+            {"state": State.FAILED, "wanted": True, "touched": True},
+            {"state": State.EXITED, "wanted": True, "touched": True},
+            {"state": State.STOPPING, "wanted": True, "touched": True},
+            {"state": State.STOPPED, "wanted": True, "waits": True},
+            {"state": State.STOPPED, "touched": True},
+            {"state": State.STOPPED},
+        ]
+    )
+    return old, runs(old, **{name.replace("@", "_"): draw(states) for name in instances(old)})
+
+
+def applied(found: Plan, running: list[Running]) -> list[Running]:
+    known = {one.name: one for one in running}
+    after = []
+    for step in found.steps:
+        if step.workload is None:
+            continue
+        assert step.resources is not None
+        one = known.get(step.name) or Running(step.name, step.workload, step.resources)
+        one = attrs.evolve(one, workload=step.workload, resources=step.resources)
+        if step.do in (Do.START, Do.RESTART):
+            one = attrs.evolve(one, state=State.RUNNING, wanted=True, touched=True, waits=False)
+        after.append(one)
+    return after
+
+
+@given(hosts())
+def test_plan_of_the_same_is_all_none(host: tuple[Config, list[Running]]) -> None:
+    old, running = host
+    assert {step.do for step in plan(old, old, running).steps} <= {Do.NONE}
+
+
+@given(hosts(), configs())
+def test_doing_the_plan_leads_to_the_file(host: tuple[Config, list[Running]], new: Config) -> None:
+    old, running = host
+    after = applied(plan(old, new, running), running)
+    assert {one.name for one in after} == set(instances(new))
+    for one in after:
+        workload = new.workloads[instances(new)[one.name][0]]
+        assert one.workload == workload
+        assert one.resources == workload.resources
+    again = plan(new, new, after)
+    assert {step.do for step in again.steps} <= {Do.NONE}
+
+
+@given(hosts(), configs())
+def test_nothing_that_does_not_differ_loses_its_process(host: tuple[Config, list[Running]], new: Config) -> None:
+    old, running = host
+    steps = {step.name: step for step in plan(old, new, running).steps}
+    for one in running:
+        step = steps[one.name]
+        if step.do is Do.RESTART and not one.waits:
+            assert any(not change.live for change in step.changes)
+        if step.workload is not None and not differences(one.workload, step.workload) and one.wanted:
+            assert step.do is Do.NONE
+        assert (step.do is Do.STOP) == (one.name not in instances(new))
+
+
+@given(hosts(), configs())
+def test_what_somebody_stopped_never_starts(host: tuple[Config, list[Running]], new: Config) -> None:
+    old, running = host
+    steps = {step.name: step for step in plan(old, new, running).steps}
+    for one in running:
+        if one.touched and not one.wanted:
+            assert steps[one.name].do not in (Do.START, Do.RESTART)
+
+
+@given(configs())
+def test_from_nothing_is_what_the_service_starts_with(new: Config) -> None:
+    started = {step.name for step in plan(None, new, []).steps if step.do is Do.START}
+    wanted = [name for name, workload in new.workloads.items() if workload.autostart]
+    for name in wanted:
+        wanted += [*new.workloads[name].requires, *new.workloads[name].wants]
+    assert started == {name for name, (workload, _) in instances(new).items() if workload in wanted}
