@@ -1,4 +1,8 @@
-"""The tiers of tests one after the other, and their sum; `scripts/test` calls this inside the venv.
+"""The tiers of tests and their sum; `scripts/test` calls this inside the venv.
+
+Both tiers run at the same time: the virtual machine emulates its processors in one thread, and the host's tests mostly
+wait. What the machine's tier says is shown when the host's is done. The host's tests that boot machines of their own
+come last, because machines wait for each other. Without that it would be a third longer.
 
 Strict (``--strict``, or CI=true in the environment): a test that is skipped for something that this machine can have
 fails. What that is, is said per tier in `TIERS`.
@@ -11,11 +15,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from _vm.common import die_with_parent
 
@@ -24,7 +29,7 @@ PROGRAMS = ROOT / "tests" / "programs.txt"
 NO_TESTS = 5  # pytest's exit status when it selected none
 MOST_AGAIN = 4  # failures of a tier that are run once more
 
-# For the machine to end after the last test's own limit. On two cores with nothing else to do it needs about half.
+# For the machine to end after the last test's own limit. Beside the host's tests on two cores it needs about half.
 GUEST_LIMIT = 1500
 GUEST_TEST_LIMIT = 300
 
@@ -49,6 +54,18 @@ class Result:
     status: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
+    def __add__(self, other: "Result") -> "Result":
+        """Two runs of one tier, as one."""
+        return Result(
+            self.title,
+            self.passed + other.passed,
+            self.failed + other.failed,
+            self.skipped + other.skipped,
+            self.seconds + other.seconds,
+            self.status or other.status,
+            self.reasons + other.reasons,
+        )
+
     def __str__(self) -> str:
         return f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
 
@@ -56,17 +73,22 @@ class Result:
 class Runner:
     """Runs pytest for a tier, on the host or in the virtual machine."""
 
-    def __init__(self, arguments: list[str], strict: bool, directory: Path) -> None:
-        """Further pytest arguments; a directory that the virtual machine may write to."""
+    def __init__(self, arguments: list[str], strict: bool, directory: Path, output: IO[str] | None = None) -> None:
+        """Further pytest arguments; a directory of its own, that the virtual machine may write to; where to write."""
         self.arguments, self.strict, self.counts = arguments, strict, directory / "counts.json"
+        self.output = output
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ended = False
+        directory.mkdir()
 
     def pytest(self, tier: str, *more: str) -> list[str]:
         """The command line."""
         return [sys.executable, "-m", "pytest", f"--tier={tier}", f"--counts={self.counts}", *self.arguments, *more]
 
-    def host(self) -> Result:
-        """The tier on this host."""
-        return self._run("host", self.pytest("host", *self._strict("host")))
+    def host(self, machines: bool | None = None) -> Result:
+        """The tier on this host; only those tests that boot machines themselves, or only the others."""
+        which = [] if machines is None else [f"--machines={'only' if machines else 'none'}"]
+        return self._run("host", self.pytest("host", *which, *self._strict("host")))
 
     def guest(self) -> Result:
         """The tier in the virtual machine, in one boot; nothing is booted when no test is for it."""
@@ -77,7 +99,7 @@ class Runner:
         check = subprocess.run([*machine, "--check"], capture_output=True, text=True)
         if check.returncode:
             reason = check.stderr.strip().removeprefix("vm: ")
-            print(f"\nno virtual machine here: {reason}")
+            self._say(f"\nno virtual machine here: {reason}")
             result.reasons[reason] = number
             if self.strict:
                 result.failed, result.status = number, 1
@@ -111,7 +133,7 @@ class Runner:
         return counts
 
     def _run(self, tier: str, command: list[str]) -> Result:
-        print(f"\n=== tests: {TITLES[tier]}", flush=True)
+        self._say(f"\n=== tests: {TITLES[tier]}")
         start = time.monotonic()
         status = self._wait(command)
         result, counts = Result(TITLES[tier], seconds=time.monotonic() - start), self._read()
@@ -124,14 +146,14 @@ class Runner:
             result.failed = 1
             result.reasons[f"the {result.title} tier ended with exit status {status}"] = 1
         failures = counts.get("failures", [])
-        if 0 < len(failures) <= MOST_AGAIN and len(failures) >= result.failed:
+        if not self._ended and 0 < len(failures) <= MOST_AGAIN and len(failures) >= result.failed:
             self._again(result, command, failures)
         return result
 
     def _again(self, result: Result, command: list[str], failures: list[str]) -> None:
         """Run a few failures once more, alone. What passes now is no failure of the change; it is told all the same,
         because a test that fails for no reason, or a rare race of the product, is a defect to be found."""
-        print(f"\n=== once more: {', '.join(failures)}", flush=True)
+        self._say(f"\n=== once more: {', '.join(failures)}")
         status = self._wait([*command, *failures])
         counts = self._read()
         if status == 0 and counts.get("passed", 0) >= len(failures):
@@ -139,14 +161,58 @@ class Runner:
             result.failed = result.status = 0
             result.reasons.update(f"failed once, and passed when run again: {name}" for name in failures)
 
+    def _say(self, text: str) -> None:
+        print(text, file=self.output, flush=True)
+
     def _wait(self, command: list[str]) -> int:
         # So that tests and machine are taken down in order when this process is killed.
-        process = subprocess.Popen(command, cwd=ROOT, preexec_fn=die_with_parent(signal.SIGINT))
+        begin = die_with_parent(signal.SIGINT)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=self.output, stderr=self.output, preexec_fn=begin)
+        self._process = process
+        if self._ended:  # just before
+            self.end()
         try:
             return process.wait()
         finally:
             process.send_signal(signal.SIGINT)  # pytest then still tidies up after its tests
             process.wait()
+
+    def end(self) -> None:
+        """From another thread: what runs ends in order, and nothing more is begun."""
+        self._ended = True
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+
+
+def both(arguments: list[str], strict: bool, directory: Path) -> list[Result]:
+    """Both tiers, at the same time but for the host's tests that boot machines."""
+    host = Runner(arguments, strict, directory / "host")
+    with open(directory / "guest.log", "w+") as said:
+        guest = Runner(arguments, strict, directory / "guest", said)
+        found: list[Result] = []
+        other = threading.Thread(target=lambda: found.append(guest.guest()), name="guest")
+        other.start()
+        try:
+            first = host.host(machines=False)
+        except BaseException:
+            guest.end()
+            raise
+        finally:
+            follow(Path(said.name), other)
+    second = host.host(machines=True)
+    return [first + second, *(found or [Result(TITLES["guest"], failed=1, status=1)])]
+
+
+def follow(path: Path, thread: threading.Thread) -> None:
+    """Show what a file holds, and what is still written to it until the thread has ended."""
+    with path.open() as stream:
+        while True:
+            ended = not thread.is_alive()
+            sys.stdout.write(stream.read())
+            sys.stdout.flush()
+            if ended:
+                return
+            thread.join(0.5)
 
 
 def summary(results: list[Result]) -> str:
@@ -172,13 +238,14 @@ def main() -> int:
     parser.add_argument("--strict", action="store_true", default=os.environ.get("CI") == "true")
     args, arguments = parser.parse_known_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("scripts/test: ended by SIGTERM; there is no sum"))
-    with tempfile.TemporaryDirectory(prefix="nsupervisor-test.") as directory:
-        runner = Runner(arguments, args.strict, Path(directory))
-        results = []
-        if not args.vm:
-            results.append(runner.host())
-        if not args.host:
-            results.append(runner.guest())
+    with tempfile.TemporaryDirectory(prefix="nsupervisor-test.") as text:
+        directory = Path(text)
+        if args.host:
+            results = [Runner(arguments, args.strict, directory / "host").host()]
+        elif args.vm:
+            results = [Runner(arguments, args.strict, directory / "guest").guest()]
+        else:
+            results = both(arguments, args.strict, directory)
     print(summary(results), flush=True)
     if not any(result.passed + result.failed + result.skipped for result in results):
         return NO_TESTS
