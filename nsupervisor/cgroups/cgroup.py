@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from math import inf
 from typing import Any
 
@@ -88,12 +89,13 @@ class Cgroup:
         return not isinstance(place, Problem) and place.hierarchy.version == 1
 
     def offers(self, file: str) -> bool:
-        """Whether `read(file)` can say something."""
-        try:
-            self._source(file)
-        except CgroupError:
-            return False
-        return True
+        """Whether `read(file)` can say something. Leaves no file open that was not open before."""
+        with self._briefly(file):
+            try:
+                self._source(file)
+            except CgroupError:
+                return False
+            return True
 
     def read(self, file: str) -> dict[str, float]:
         """The v2 file's present values, by v2's keys: {"": 123}, {"oom_kill": 1}, {"some avg10": 0.0}, cpu.max as
@@ -112,9 +114,14 @@ class Cgroup:
 
     def look(self, file: str) -> dict[str, float]:
         """As `read`, for what is read now and then: leaves no file open that was not open before."""
+        with self._briefly(file):
+            return self.read(file)
+
+    @contextmanager
+    def _briefly(self, file: str) -> Iterator[None]:
         kept = file in self._sources
         try:
-            return self.read(file)
+            yield
         finally:
             if not kept and (source := self._sources.pop(file, None)) is not None:
                 for fd in source.fds:
@@ -155,9 +162,11 @@ class Cgroup:
         not."""
         found: dict[str, int | None] = {}
         for file in ("memory.max", "pids.max"):
-            if self.offers(file):
-                value = self.read(file)[""]
-                found[file] = None if value == inf else int(value)
+            try:
+                value = self.look(file)[""]
+            except CgroupError:
+                continue
+            found[file] = None if value == inf else int(value)
         return found
 
     # limits ----------------------------------------------------------------------------------------------------------

@@ -111,8 +111,11 @@ class Judge:
             self.hands.say("warning", "warning", message=f"{rule.name}: {problem}")
 
     def read(self, file: str) -> Mapping[str, float]:
-        """What a file of the cgroup says; nothing where this host has none: its controller is not there."""
+        """What a file of the cgroup says; nothing where this host has none: its controller is not there.
+
+        Only what the watcher watches stays open: with thousands of workloads, descriptors are scarce.
+        """
         try:
-            return self.cgroup.read(file)
+            return self.cgroup.look(file)
         except CgroupError:
             return {}

@@ -20,7 +20,7 @@ def sample(status: Mapping[str, Any], cgroup: Cgroup) -> dict[str, Any]:
 
     def read(file: str) -> Mapping[str, float]:
         try:
-            return cgroup.read(file)
+            return cgroup.look(file)  # kept open, they would be a dozen descriptors for each workload
         except CgroupError:
             return {}
 

@@ -191,8 +191,11 @@ class Supervisor:
         edges = {name: (*workload.requires, *workload.wants) for name, workload in self.config.workloads.items()}
         chosen = dict.fromkeys(extra)
         needed = [n for actor in chosen for n in edges[actor.workload.name]]
+        everybody: dict[str, list[Actor]] = {}  # by their workload, once for all of the names
+        for actor in self.actors.values():
+            everybody.setdefault(actor.workload.name, []).append(actor)
         for name in order.closure([*names, *needed], edges):
-            chosen |= dict.fromkeys(self._instances(name))
+            chosen |= dict.fromkeys(everybody.get(name, ()))
         starting = {actor.workload.name for actor in chosen}
         for actor in chosen:
             if actor.pending is None and not actor.life.alive:
