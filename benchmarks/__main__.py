@@ -96,14 +96,18 @@ def measure(arguments: argparse.Namespace) -> int:
         }
         report["results"] = []
         for name in names:
+            begin = time.monotonic()
             result: Result = importlib.import_module(f"benchmarks.{name}").run(options)
-            report["results"].append(result.json())
+            seconds = round(time.monotonic() - begin)
+            print(f"{name}: took {seconds} s", flush=True)
+            report["results"].append({**result.json(), "seconds": seconds})
             if arguments.json:  # after each, so that an interruption does not cost everything
                 arguments.json.write_text(json.dumps(report, indent=1) + "\n")
     results = [_result(entry) for entry in report["results"]]
     print("\n" + about(report))
-    for result in results:
-        print(f"\n== {result.name}: {result.title}\n{figures.plain(figures.long_table(result))}")
+    for result, entry in zip(results, report["results"], strict=True):
+        print(f"\n== {result.name}: {result.title} (took {entry.get('seconds', '?')} s)")
+        print(figures.plain(figures.long_table(result)))
         for remark in result.remarks:
             print(f"   {remark}")
     print("\nTargets:")

@@ -107,8 +107,12 @@ class Result:
 
     def median(self, peer: str, case: str, unit: str) -> float | None:
         """The median there; None where nothing was measured."""
-        found = [s for s in self.series if (s.peer, s.case, s.unit) == (peer, case, unit)]
-        return found[0].median if found else None
+        found = self.find(peer, case, unit)
+        return found.median if found else None
+
+    def find(self, peer: str, case: str, unit: str) -> Series | None:
+        """The series there, if there is one."""
+        return next((s for s in self.series if (s.peer, s.case, s.unit) == (peer, case, unit)), None)
 
     def json(self) -> dict[str, Any]:
         """For the file: everything, medians included."""

@@ -19,6 +19,8 @@ class Service:
     command: tuple[str, ...]
     log: Path | None = None
     """The directory for its captured output; None where no capture is wanted."""
+    restart_above: int = 0
+    """Bytes of memory above which it is to be restarted; 0: however large it gets."""
     extra: str = ""
     """nsupervisor only: more lines for its table of the configuration."""
 

@@ -24,6 +24,7 @@ DEBIAN = {
     "s6-svscan": "s6",
     "svscan": "daemontools",
     "runsvdir": "runit",
+    "monit": "monit",
     "/lib/systemd/systemd": "systemd",
 }
 
@@ -63,6 +64,8 @@ def missing(what: str) -> str:
 def install() -> None:
     """Install all products that can be had, and say which cannot. Refuses whatever would remove a package."""
     packages = [package for name, package in DEBIAN.items() if shutil.which(name) is None]
+    if packages:
+        _run(["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300", "update"])
     packages = [package for package in packages if _harmless(package)]
     if packages:
         _run(["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300", "install", "-y", "--no-install-recommends", *packages])

@@ -4,13 +4,18 @@ A small C program (c/watch.c) reads the kernel's own count some thousand times a
 at which it had not moved: the kernel acted after that, so what is given here is the most that it can have been. The
 other end is the moment at which the record of the action has come out of the supervisor's standard output. Both are
 CLOCK_MONOTONIC.
+
+The others have no rules on what a cgroup counts, but some look at the size of processes: of them and us it is taken how
+long a program that grows past a level lives on. It says itself when it has passed it, and when the next one has begun.
 """
 
+import os
 import queue
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +24,11 @@ import orjson
 
 from benchmarks import hierarchy
 from benchmarks.figures import Result, Target
-from benchmarks.peer import Service
-from benchmarks.peers.nsupervisor import Nsupervisor
+from benchmarks.peer import Peer, Service, load
+from benchmarks.peers.nsupervisor import Nsupervisor, five_rules
 from benchmarks.products import program
 from benchmarks.reports import Reports
-from benchmarks.session import Make, Options, RunError, Session, running
+from benchmarks.session import Make, Options, RunError, Session, in_turn, running
 
 
 @attrs.frozen
@@ -37,6 +42,8 @@ class Case:
     when: str
     threshold: int = 0
     """Of a level; 0 for a counter."""
+    beside: int = 0
+    """How many other programs there are, which do nothing, each with five rules."""
 
 
 CASES = (
@@ -44,6 +51,8 @@ CASES = (
     Case("fork refused at pids.max", "pids.events", ("processes", "20"), "pids_max = 8", "pids.events max"),
     Case("level crossed (sampled)", "pids.current", ("processes", "6"), "pids_max = 20", "pids.current >= 5", 5),
 )
+CROWD = 1000
+LEVEL, LEVEL_MIB = "memory past a level, to the next first instruction", 8
 UNIT = "ms"
 AGAIN = "ms to the next first instruction"
 UNSURE = "ms in which the kernel acted"
@@ -77,33 +86,78 @@ class Reacting(Nsupervisor):
 
 def run(options: Options) -> Result:
     """One program at a time that misbehaves, is restarted by its rule, and misbehaves again."""
-    result = Result("react", "the kernel acts, to our record of the action")
+    result = Result("react", "the kernel acts, to our record of the action; a level is passed, to the next program")
     count = 5 if options.quick else 20
-    for number in range(options.number(5, 1)):
-        for case in CASES[number % 3 :] + CASES[: number % 3]:
-            print(f"  react: {case.name}, round {number + 1}", flush=True)
-            try:
-                with running(Reacting, _make(case)) as session:
-                    _measure(session, case, number, count, result)
-            except (RunError, OSError) as error:
-                result.remarks.append(f"{case.name}: failed: {error}")
-    limit = Target("OOM kill to action record", result.median("nsupervisor", CASES[0].name, UNIT), 5, "ms")
-    result.targets.append(limit)
-    result.remarks.append("levels are sampled every 250 ms, because the kernel does not tell of them")
-    result.remarks.append("no product here reacts to what a cgroup counts, so there is nobody to compare with")
+    crowd = (options.sizes or [20 if options.quick else CROWD])[-1]
+    crowded = attrs.evolve(CASES[0], name=f"{CASES[0].name}, beside {crowd:,}", beside=crowd)
+    rounds = options.number(3, 1)
+    if not options.peers or "nsupervisor" in options.peers:
+        for number in range(rounds):
+            for case in CASES[number % 3 :] + CASES[: number % 3]:
+                _round(case, number, count, result)
+        for number in range(1 if options.quick else 2):
+            _round(crowded, number, count * 5, result)
+    in_turn(load(options.peers, "react"), rounds, result, partial(_levels, count=2 if options.quick else 5, to=result))
+    for case in (CASES[0], crowded):
+        found = result.find("nsupervisor", case.name, UNIT)
+        times = (found.median, found.quantile(0.99)) if found and found.samples else (None, None)
+        for value, limit, which in zip(times, (3, 20), ("median", "99 %"), strict=True):
+            result.targets.append(Target(f"{case.name}, to the action's record, {which}", value, limit, "ms"))
     return result
+
+
+def _round(case: Case, number: int, count: int, result: Result) -> None:
+    print(f"  react: {case.name}, round {number + 1}", flush=True)
+    try:
+        with running(Reacting, _make(case)) as session:
+            _measure(session, case, number, count, result)
+    except (RunError, OSError) as error:
+        result.remarks.append(f"{case.name}: failed: {error}")
 
 
 def _make(case: Case) -> Make:
     rule = f'resources = {{ {case.limit} }}\n[[workload.w0.policy]]\nwhen = "{case.when}"\naction = "restart"\n'
 
     def make(_: Path, reports: Reports) -> list[Service]:
-        return [Service("w0", (program("eater"), reports.path, "w0", *case.eat), extra=rule)]
+        late = "autostart = false\n" if case.beside else ""
+        others = [f"w{i}" for i in range(1, case.beside + 1)]
+        return [
+            Service("w0", (program("eater"), reports.path, "w0", *case.eat), extra=late + rule),
+            *(Service(name, (program("pause"), reports.path, name), extra=five_rules(name)) for name in others),
+        ]
 
     return make
 
 
+def _levels(kind: type[Peer], number: int, count: int, to: Result) -> None:
+    """How long a program that has grown past a level is still there, and until the next one has begun."""
+
+    def make(_: Path, reports: Reports) -> list[Service]:
+        command = (program("eater"), reports.path, "w0", "growing", str(2 * LEVEL_MIB))
+        return [Service("w0", command, restart_above=LEVEL_MIB << 20)]
+
+    with running(kind, make) as session:
+        session.up(1, 30)
+        lines: list[list[str]] = []
+        for _ in range(count):
+            while len(lines) < 2:
+                if not (more := session.reports.take(1, 30)):
+                    raise RunError(f"not restarted within 30 s{session.said()}")
+                lines += more
+            (crossed, *words), (again, *_) = lines[:2]
+            if words[1:] != ["crossed"]:
+                raise RunError(f"restarted before it had passed the level{session.said()}")
+            to.add(kind.name, LEVEL, UNIT, number, [(int(again) - int(crossed)) / 1e6])
+            lines = lines[2:]
+
+
 def _measure(session: Session, case: Case, number: int, count: int, result: Result) -> None:
+    if case.beside:
+        session.up(case.beside)
+        time.sleep(3)
+        socket = session.peer.directory / "run" / "api.sock"
+        command = [session.peer.command()[0], "start", "w0"]
+        subprocess.run(command, env={**os.environ, "NSUPERVISOR_SOCKET": str(socket)}, check=True, capture_output=True)
     session.up(1, 30)
     path, key = hierarchy.counter(session.pids()["w0"], case.file)
     out = session.peer.directory / "watched"

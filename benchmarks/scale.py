@@ -1,4 +1,4 @@
-"""Whether one event, and one sample of a level, cost the same with few programs and with many."""
+"""Whether one event, and the watching of one workload, cost the same with few programs and with many."""
 
 import os
 import signal
@@ -8,14 +8,15 @@ from pathlib import Path
 from benchmarks import processes
 from benchmarks.figures import Result, Target
 from benchmarks.peer import Service
-from benchmarks.peers.nsupervisor import Nsupervisor
+from benchmarks.peers.nsupervisor import Nsupervisor, five_rules
 from benchmarks.products import program
 from benchmarks.reports import Reports
 from benchmarks.session import Make, Options, RunError, Session, running
 
-INTERVAL = 0.25
-"""Seconds between two samples of a level."""
-RESTART, LATENCY, SAMPLE = "CPU ms a restart", "ms to restart", "CPU us a sample"
+CROWD = 1000
+START, RESTART, LATENCY = "CPU ms a start", "CPU ms a restart", "ms to restart"
+IDLE, RULES = "% of a core, idle", "CPU us/s for a workload's rules"
+RULED = ", 5 rules each"
 
 
 class Scaled(Nsupervisor):
@@ -26,59 +27,75 @@ class Scaled(Nsupervisor):
 
 
 def run(options: Options) -> Result:
-    """Each size twice: without rules, and with a rule on a level for each program."""
+    """Each size twice: without rules, and with five rules for each program."""
     result = Result("scale", "what one event costs the supervisor and the keeper, with N programs")
-    sizes = options.sizes or ([10, 50] if options.quick else [10, 100, 1000, 5000])
+    sizes = options.sizes or ([10, 50] if options.quick else [10, 100, CROWD, 5000])
+    sizes = list(dict.fromkeys(min(size, Scaled.most) for size in sizes))
     window, kills = (3.0, 5) if options.quick else (10.0, 20)
     for number in range(options.number(3, 1)):
         for size in sizes:
-            print(f"  scale: N={size}, round {number + 1}", flush=True)
+            if number and size > CROWD:
+                continue  # takes minutes
             try:
-                idle = _idle(size, window, "", kills, number, result)
-                rule = '[[workload.{}.policy]]\nwhen = "pids.current > 1000"\naction = "log"\n'
-                watched = _idle(size, window, rule, 0, number, result)
+                for ruled in (False, True):
+                    print(f"  scale: N={size}{RULED * ruled}, round {number + 1}", flush=True)
+                    _measure(size, ruled, window, kills, number, result)
             except (RunError, OSError) as error:
                 result.remarks.append(f"N={size}: failed: {error}")
-                continue
-            result.add("nsupervisor", f"N={size}", SAMPLE, number, [(watched - idle) * INTERVAL / size * 1e6])
-    for unit in (RESTART, SAMPLE):
-        least, most = (result.median("nsupervisor", f"N={size}", unit) for size in (sizes[0], sizes[-1]))
+    for unit, case in ((RESTART, "N={}"), (START, "N={}"), (RULES, "N={}" + RULED)):
+        least, most = (result.median("nsupervisor", case.format(size), unit) for size in (sizes[0], sizes[-1]))
         value = most / least if least and most else None
         text = f"{unit} at N={sizes[-1]}, in that at N={sizes[0]} (flat)"
         result.targets.append(Target(text, value, 2, "times"))
+    size = max((size for size in sizes if size <= CROWD), default=sizes[0])
+    idle = result.median("nsupervisor", f"N={size}{RULED}", IDLE)
+    result.targets.append(Target(f"idle CPU, N={size}{RULED}", idle, 2, "%"))
+    if sizes[-1] == Scaled.most:
+        result.remarks.append(f"a process may have {Scaled.files:,} files open here: the keeper has 5 a program")
     return result
 
 
-def _services(size: int, rule: str) -> Make:
-    def make(_: Path, reports: Reports) -> list[Service]:
-        names = [f"w{i}" for i in range(size)]
-        return [Service(name, (program("pause"), reports.path, name), extra=rule.format(name)) for name in names]
+def _measure(size: int, ruled: bool, window: float, kills: int, number: int, result: Result) -> None:
+    """Start, do nothing, restart some, stop: the CPU time of it."""
+    case = f"N={size}{RULED * ruled}"
 
-    return make
+    def add(unit: str, value: float) -> None:
+        result.add("nsupervisor", case, unit, number, [value])
 
-
-def _idle(size: int, window: float, rule: str, kills: int, number: int, result: Result) -> float:
-    """CPU seconds a second while nothing happens; and then some restarts, whose cost goes into the result."""
-    with running(Scaled, _services(size, rule)) as session:
+    with running(Scaled, _services(size, ruled)) as session:
         session.up(size)
         time.sleep(3)
         ours = [session.peer.pid, *_keeper(session)]
-        before, start = processes.cpu_seconds(ours), time.monotonic()
+        begin = processes.cpu_seconds(ours)
+        add(START, begin / size * 1e3)
+        start = time.monotonic()
         time.sleep(window)
-        used = (processes.cpu_seconds(ours) - before) / (time.monotonic() - start)
+        idle = (processes.cpu_seconds(ours) - begin) / (time.monotonic() - start)
+        add(IDLE, idle * 100)
+        if ruled:
+            without = result.median("nsupervisor", f"N={size}", IDLE) or 0
+            add(RULES, (idle - without / 100) / size * 1e6)
         pids = session.pids()
-        for name in list(pids)[:: max(1, size // kills)][:kills] if kills else ():
-            before, start = processes.cpu_seconds(ours), time.monotonic_ns()
+        for name in list(pids)[:: max(1, size // kills)][:kills]:
+            before, start_ns = processes.cpu_seconds(ours), time.monotonic_ns()
             os.kill(pids[name], signal.SIGKILL)
             lines = session.reports.take(1, 20)
             if not lines:
                 raise RunError(f"no restart within 20 s{session.said()}")
             time.sleep(0.2)  # for what comes after the start
-            took = (time.monotonic_ns() - start) / 1e9
-            cost = processes.cpu_seconds(ours) - before - used * took
-            result.add("nsupervisor", f"N={size}", LATENCY, number, [(int(lines[0][0]) - start) / 1e6])
-            result.add("nsupervisor", f"N={size}", RESTART, number, [cost * 1e3])
-        return used
+            took = (time.monotonic_ns() - start_ns) / 1e9
+            cost = processes.cpu_seconds(ours) - before - idle * took
+            add(LATENCY, (int(lines[0][0]) - start_ns) / 1e6)
+            add(RESTART, cost * 1e3)
+
+
+def _services(size: int, ruled: bool) -> Make:
+    def make(_: Path, reports: Reports) -> list[Service]:
+        names = [f"w{i}" for i in range(size)]
+        commands = {name: (program("pause"), reports.path, name) for name in names}
+        return [Service(name, commands[name], extra=five_rules(name) if ruled else "") for name in names]
+
+    return make
 
 
 def _keeper(session: Session) -> list[int]:

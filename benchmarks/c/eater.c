@@ -1,5 +1,6 @@
-// eater FIFO NAME memory|processes COUNT: reports "NS NAME", waits a little, then takes too much of something:
+// eater FIFO NAME memory|growing|processes COUNT: reports "NS NAME", waits a little, then takes too much of something:
 //   memory: COUNT MiB, touched page by page (to be killed by the OOM killer);
+//   growing: COUNT MiB too, one every 10 ms; reports "NS NAME crossed" when half of that has been taken;
 //   processes: COUNT children that do nothing; a refused fork(2) ends the attempt.
 // The wait lets whatever watches be at rest again, and makes the moment independent of its sampling.
 #include "report.h"
@@ -12,13 +13,20 @@ int main(int argc, char **argv) {
     if (argc != 5) return 2;
     report(argv[1], "%lld %s\n", first, argv[2]);
     srand(first);
-    usleep(100000 + rand() % 250000);
+    int growing = !strcmp(argv[3], "growing");  // many look once a second: anywhere between two looks
+    usleep(100000 + rand() % (growing ? 1000000 : 250000));
     long count = atol(argv[4]);
-    if (!strcmp(argv[3], "memory")) {
+    if (growing || !strcmp(argv[3], "memory")) {
         size_t size = count << 20;
         char *memory = mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (memory == MAP_FAILED) return 4;
-        for (size_t i = 0; i < size; i += 4096) memory[i] = 1;
+        for (size_t i = 0; i < size; i += 4096) {
+            if (growing && !(i & ((1 << 20) - 1))) {
+                if (i == size / 2) report(argv[1], "%lld %s crossed\n", now(CLOCK_MONOTONIC), argv[2]);
+                usleep(10000);
+            }
+            memory[i] = 1;
+        }
     } else {
         for (long i = 0; i < count; i++) {
             pid_t child = fork();

@@ -25,6 +25,17 @@ stdout_stream.backup_count = {2}
 """
 
 
+WATCHED = """[plugin:watch-{0}]
+use = circus.plugins.resource_watcher.ResourceWatcher
+loop_rate = 1
+watcher = {0}
+max_mem = {1}M
+max_cpu = 1000
+health_threshold = 1000
+max_count = 0
+"""
+
+
 class Circus(Peer):
     """It polls for dead children, every 5 s unless told otherwise."""
 
@@ -32,6 +43,7 @@ class Circus(Peer):
     product = "circus"
     poll = 0.1
     note = "check_delay=0.1 (default 5)"
+    benchmarks = (*Peer.benchmarks, "react")
 
     def write(self) -> None:
         """An INI file."""
@@ -40,6 +52,8 @@ class Circus(Peer):
             parts.append(WATCHER.format(service.name, service.command[0], " ".join(service.command[1:])))
             if service.log:
                 parts.append(STREAM.format(service.log, LOG_SIZE, LOG_FILES))
+            if service.restart_above:
+                parts.append(WATCHED.format(service.name, service.restart_above >> 20))
         (self.directory / "circus.ini").write_text("".join(parts))
 
     def command(self) -> list[str]:

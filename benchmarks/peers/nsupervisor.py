@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 from typing import ClassVar
 
 from benchmarks import hierarchy
@@ -14,14 +15,31 @@ start_limit_burst = 1000000
 start_limit_interval_sec = "1ms"
 """
 
+RULES = (
+    ("memory.events oom_kill", "restart"),
+    ("pids.events max", "log"),
+    ("memory.current >= 90%", "log"),
+    ("pids.current >= 90%", "log"),
+    ("pids.current > 1000", "stop"),
+)
+
+
+def five_rules(name: str) -> str:
+    """Lines for the table of a workload: limits, and five rules that never go off: two counters, three levels."""
+    rules = [f'[[workload.{name}.policy]]\nwhen = "{when}"\naction = "{action}"\n' for when, action in RULES]
+    return 'resources = { memory_max = "1G", pids_max = 2000 }\n' + "".join(rules)
+
 
 class Nsupervisor(Peer):
     """Default namespaces: mount, pid, uts, ipc and cgroup, and an init in each."""
 
     name = "nsupervisor"
     note = "each in 5 namespaces, with an init and a cgroup"
+    benchmarks = (*Peer.benchmarks, "react")
     workload: ClassVar[str] = 'restart = "always"\n'
     """More lines for the table of each workload."""
+    files: ClassVar[int] = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    most = (files - 200) // 5  # in the keeper: two pidfds, and three pipes of a program with an init
 
     def write(self) -> None:
         """One TOML file. Strings as JSON writes them are strings of TOML, too."""
@@ -34,6 +52,9 @@ class Nsupervisor(Peer):
         for service in self.services:
             lines.append(f"[workload.{service.name}]\ncommand = {json.dumps(service.command)}")
             lines.append(ENDLESS + self.workload + service.extra)
+            if service.restart_above:
+                lines.append(f'[[workload.{service.name}.policy]]\naction = "restart"')
+                lines.append(f'when = "memory.current >= {service.restart_above}"\n')
         (self.directory / "site.toml").write_text("\n".join(lines))
 
     @property
@@ -55,6 +76,7 @@ class Plain(Nsupervisor):
 
     name = "nsupervisor-plain"
     note = "no namespaces, no init; a cgroup each"
+    most = (Nsupervisor.files - 200) // 3
     benchmarks = ("restart", "footprint")
     workload = Nsupervisor.workload + (
         "init = false\nnamespaces = { mount = false, pid = false, uts = false, ipc = false, cgroup = false }\n"

@@ -12,7 +12,8 @@ class Pm2(Peer):
 
     name = "pm2"
     product = "pm2"
-    note = "pm2-runtime, exec_mode fork"
+    note = "pm2-runtime, exec_mode fork; looks at memory once a second (default 30 s)"
+    benchmarks = (*Peer.benchmarks, "react")
 
     def write(self) -> None:
         """A JSON file."""
@@ -34,6 +35,7 @@ class Pm2(Peer):
                 "vizion": False,
                 "kill_timeout": 10000,
                 "treekill": False,
+                **({"max_memory_restart": service.restart_above} if service.restart_above else {}),
             }
             for service in self.services
         ]
@@ -43,7 +45,7 @@ class Pm2(Peer):
         """A home of its own, and no question to the network."""
         home = str(self.directory / "home")
         quiet = {"PM2_DISCRETE_MODE": "1", "PM2_SILENT": "true", "PM2_DISABLE_VERSION_CHECK": "true"}
-        return {**os.environ, **quiet, "PM2_HOME": home}
+        return {**os.environ, **quiet, "PM2_HOME": home, "PM2_WORKER_INTERVAL": "1000"}
 
     def command(self) -> list[str]:
         """In the foreground."""
