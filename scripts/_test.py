@@ -166,7 +166,12 @@ class Runner:
 
     def _wait(self, command: list[str]) -> int:
         # So that tests and machine are taken down in order when this process is killed.
-        begin = die_with_parent(signal.SIGINT)
+        tied = die_with_parent(signal.SIGINT)
+
+        def begin() -> None:
+            tied()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs are born with it ignored
+
         process = subprocess.Popen(command, cwd=ROOT, stdout=self.output, stderr=self.output, preexec_fn=begin)
         self._process = process
         if self._ended:  # just before

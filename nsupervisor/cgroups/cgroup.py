@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import inf
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 
@@ -22,6 +23,10 @@ from nsupervisor.cgroups.values import file_of, settings
 
 _SIZE = 8192
 _KILL_ROUNDS = 1000
+_, _HARD = resource.getrlimit(resource.RLIMIT_NOFILE)
+MOST_KEPT = (1 << 20 if _HARD == resource.RLIM_INFINITY else _HARD) // 3
+"""How many files all cgroups together keep open: a third of the hard limit, to which the service raises its own. The
+rest is for the programs' pipes, and for the notifications of the kernel."""
 
 
 @attrs.frozen
@@ -52,6 +57,8 @@ class Cgroup:
     """What raw files (`unified`) had said before they were first written."""
     killed: bool = attrs.field(default=False, init=False)
     """`kill` has been used: before the next process is cloned into it, it has to be made anew (see `renew`)."""
+    _kept: ClassVar[int] = 0
+    """Files that are open, of all cgroups."""
     _sources: dict[str, _Source] = attrs.field(factory=dict, init=False, repr=False)
 
     @property
@@ -101,9 +108,16 @@ class Cgroup:
         """The v2 file's present values, by v2's keys: {"": 123}, {"oom_kill": 1}, {"some avg10": 0.0}, cpu.max as
         {"quota": …, "period": …}; infinity for "max".
 
-        The file stays open, so that each further reading costs one pread(2). CgroupError when the host has no such
-        file; CgroupGoneError when the cgroup has been removed.
+        The file stays open, so that each further reading costs one pread(2); but of all cgroups together no more than
+        MOST_KEPT; what is beyond is opened for each reading. CgroupError when the host has no such file;
+        CgroupGoneError when the cgroup has been removed.
         """
+        if Cgroup._kept >= MOST_KEPT and file not in self._sources:
+            with self._briefly(file):
+                return self._read(file)
+        return self._read(file)
+
+    def _read(self, file: str) -> dict[str, float]:
         source = self._source(file)
         try:
             return source.parse([_pread(fd) for fd in source.fds])
@@ -115,7 +129,7 @@ class Cgroup:
     def look(self, file: str) -> dict[str, float]:
         """As `read`, for what is read now and then: leaves no file open that was not open before."""
         with self._briefly(file):
-            return self.read(file)
+            return self._read(file)
 
     @contextmanager
     def _briefly(self, file: str) -> Iterator[None]:
@@ -123,9 +137,14 @@ class Cgroup:
         try:
             yield
         finally:
-            if not kept and (source := self._sources.pop(file, None)) is not None:
-                for fd in source.fds:
-                    os.close(fd)
+            if not kept:
+                self._let_go(file)
+
+    def _let_go(self, file: str) -> None:
+        source = self._sources.pop(file, None)
+        for fd in source.fds if source else ():
+            os.close(fd)
+            Cgroup._kept -= 1
 
     def _source(self, file: str) -> _Source:
         source = self._sources.get(file)
@@ -138,6 +157,7 @@ class Cgroup:
                 paths = [f"{self.path}/{file}"] * v1.core + [f"{directory}/{name}" for name in v1.files]
                 parser = v1.read
             source = self._sources[file] = _Source(self._open(file, paths), parser)
+            Cgroup._kept += len(source.fds)
         return source
 
     def _open(self, file: str, paths: Sequence[str]) -> tuple[int, ...]:
@@ -335,10 +355,8 @@ class Cgroup:
 
     def close(self) -> None:
         """Close the files that are kept open. The cgroup itself stays; a later read opens them again."""
-        for source in self._sources.values():
-            for fd in source.fds:
-                os.close(fd)
-        self._sources.clear()
+        for file in [*self._sources]:
+            self._let_go(file)
 
     def remove(self) -> None:
         """Remove the directories in every hierarchy, with whatever cgroups the workload made below. Empty it first

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nsupervisor.cgroups import Cgroup, CgroupError, CgroupGoneError, Host, Tree
+from nsupervisor.cgroups import cgroup as cgroup_module
 from nsupervisor.cgroups.files import PAGE
 from nsupervisor.config.model import Resources
 from tests.cgroups.conftest import Programs, wait_until
@@ -279,3 +280,30 @@ def test_files_stay_open_only_until_remove(host: Host, tree: Tree) -> None:
             web.read(file)
         web.remove()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def _open_files() -> list[str]:
+    links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    return sorted(os.readlink(link) for link in links if os.path.exists(link))
+
+
+def test_what_is_read_now_and_then_stays_in_no_descriptor(tree: Tree) -> None:
+    """With thousands of workloads the supervisor had no descriptors left: it kept the files of limits open."""
+    web = tree.make("web", Resources())
+    before = _open_files()
+    web.limits()
+    assert web.offers("cgroup.events")
+    assert web.look("cgroup.events")["populated"] == 0
+    assert _open_files() == before
+
+
+def test_beyond_the_most_that_are_kept_open_files_are_still_read(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = tree.make("first", Resources()), tree.make("second", Resources())
+    monkeypatch.setattr(cgroup_module, "MOST_KEPT", Cgroup._kept + 1)
+    first.read("cgroup.events")
+    before = _open_files()
+    assert second.read("cgroup.events")["populated"] == 0
+    assert _open_files() == before
+    first.close()
+    second.read("cgroup.events")
+    assert f"{second.path}/cgroup.events" in _open_files()
