@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from attrs import frozen
 
-from nsupervisor.config.conditions import LIMITS
+from nsupervisor.config.facts import LIMITS
 from nsupervisor.config.limits import misfits
 from nsupervisor.config.model import Config, IdMapping, Mount, Rule, Supervisor, Workload
 from nsupervisor.config.positions import Path

@@ -1,20 +1,44 @@
 """The conditions of policy rules: "memory.events oom_kill", "pids.current >= 90%", "cpu.stat nr_throttled rate > 50/s".
 
-Pure. A condition is made of atoms, joined by `and`, `or`, `not` and parentheses. The files and keys are the kernel's
-(Documentation/admin-guide/cgroup-v2.rst, Documentation/accounting/psi.rst). The message of each ValueError ends the
-sentence "THE CONDITION …".
+Pure. A condition is made of atoms, joined by `and`, `or`, `not` and parentheses. What they can speak of is in
+`nsupervisor.config.facts`. The message of each ValueError ends the sentence "THE CONDITION …".
+
+    FILE COUNTER                             it went up
+    FILE COUNTER increases by N              it went up by so much
+    FILE COUNTER rate OP N/s                 how fast it goes up; N may be a size, or a time or a share of one CPU
+    FILE [VALUE] OP N                        a level; N may be a size, or per cent of its limit
+    FILE.pressure some|full stall > T/W      processes were stalled for T within W: the kernel's own trigger
+    uptime OP TIME                           for how long the program has run
+    exit code|signal OP N                    it ended, and so; OP may be == or != here
+    exit oom_killed|core_dumped              it ended, and so
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, cast
 
 from attrs import frozen
 
+from nsupervisor.config.facts import (
+    BYTES,
+    COUNTERS,
+    DURATIONS,
+    EXIT,
+    FACTS,
+    LEVELS,
+    LIMITS,
+    LONGEST_WINDOW,
+    MICROSECONDS,
+    PRESSURES,
+    SHORTEST_WINDOW,
+    SIZES,
+)
 from nsupervisor.config.shown import did_you_mean, shown
-from nsupervisor.config.units import parse_size
+from nsupervisor.config.units import parse_duration, parse_signal, parse_size
+
+Operator = Literal[">", ">=", "<", "<=", "==", "!="]
 
 
 @frozen
@@ -26,16 +50,32 @@ class Atom:
     nr_throttled rate > 50/s") are true for as long as the comparison holds. `key` of a PSI file is "some avg10".
     `percent` is true only where the threshold is in per cent of the workload's own limit (pids.current,
     memory.current); the % of a pressure is the file's own unit. A rate's threshold is per second.
+
+    A `stall` ("memory.pressure some stall > 100ms/1s") is true for a moment, when the kernel's trigger tells; its key
+    is as the kernel writes it ("some 100000 1000000"), threshold and `window` are microseconds. A `fact` ("exit code
+    == 3") is true for the moment of the exit.
     """
 
     text: str
     file: str
     key: str | None
-    kind: Literal["counter", "level", "rate"]
-    op: Literal[">", ">=", "<", "<="] | None = None
+    kind: Literal["counter", "level", "rate", "stall", "fact"]
+    op: Operator | None = None
     threshold: float | None = None
     percent: bool = False
     by: int = 1
+    window: int = 0
+
+    @property
+    def momentary(self) -> bool:
+        """True for a moment only."""
+        return self.kind in ("counter", "stall", "fact")
+
+    def of(self, values: Mapping[str, float]) -> float | None:
+        """The value that this is about, of the file's values; None where it is not among them."""
+        if self.file != "io.stat":
+            return values.get(self.key or "")
+        return sum(value for name, value in values.items() if name.endswith(f" {self.key}"))  # over all devices
 
 
 Tree = int | tuple[str, "Tree"] | tuple[str, "Tree", "Tree"]
@@ -52,8 +92,8 @@ class Condition:
 
     @property
     def momentary(self) -> bool:
-        """It can be true for a moment only, because a counter has a part in it."""
-        return any(atom.kind == "counter" for atom in self.atoms)
+        """It can be true for a moment only, because a counter, a stall or an exit has a part in it."""
+        return any(atom.momentary for atom in self.atoms)
 
     def holds(self, truths: Sequence[bool | None]) -> bool:
         """Whether it is true when its atoms are; None stands for an atom that nothing is known of yet."""
@@ -74,28 +114,8 @@ def _value(tree: Tree, truths: Sequence[bool | None]) -> bool | None:
     return None if None in values else not decisive
 
 
-COUNTERS = {
-    "memory.events": ("low", "high", "max", "oom", "oom_kill", "oom_group_kill"),
-    "pids.events": ("max",),
-    "cpu.stat": ("nr_throttled",),
-}
-_MEMORY_STAT = (
-    "anon file kernel kernel_stack pagetables sec_pagetables percpu sock vmalloc shmem zswap zswapped file_mapped "
-    "file_dirty file_writeback swapcached anon_thp file_thp shmem_thp inactive_anon active_anon inactive_file "
-    "active_file unevictable slab_reclaimable slab_unreclaimable slab"
-)
-_PRESSURE = tuple(f"{kind} avg{window}" for kind in ("some", "full") for window in (10, 60, 300))
-SIZES: dict[str, tuple[str, ...]] = {
-    "memory.current": (),
-    "memory.stat": tuple(_MEMORY_STAT.split()),
-}
-NUMBERS: dict[str, tuple[str, ...]] = {"pids.current": ()}
-PRESSURES = {"cpu.pressure": _PRESSURE, "io.pressure": _PRESSURE, "memory.pressure": _PRESSURE}
-LEVELS = SIZES | NUMBERS | PRESSURES
-LIMITS = {"pids.current": "pids_max", "memory.current": "memory_max"}
-"""The files that a percentage has a meaning for, and the key that it is a percentage of."""
-
 _COMPARISON = re.compile(r"(>=|<=|>|<)\s*(\S.*)", re.DOTALL)
+_FACT = re.compile(r"(>=|<=|==|!=|>|<)\s*([A-Za-z0-9+-]+)")
 _NUMBER = re.compile(r"[0-9]{1,18}(\.[0-9]{1,9})?", re.ASCII)
 
 
@@ -162,29 +182,98 @@ class _Reader:
 
 
 _INCREASES = re.compile(r"(?P<rest>.*\S)\s+increases\s+by\s+(?P<by>\S+)", re.DOTALL)
-_RATE = re.compile(
-    r"(?P<rest>[^<>=]*\S)\s+rate\s*(?P<op>>=|<=|>|<)\s*(?P<number>\S+?)\s*(?P<unit>/\s*s(ec)?)?", re.DOTALL
+_RATE = re.compile(r"(?P<rest>[^<>=]*\S)\s+rate\s*(?P<op>>=|<=|>|<)\s*(?P<limit>\S.*)", re.DOTALL)
+_STALL = re.compile(
+    r"(?P<file>\S+)\s+(?P<kind>some|full)\s+stall\s*>\s*(?P<stall>[^/]*\S)\s*/\s*(?P<window>\S.*)", re.DOTALL
 )
 
 
 def parse_atom(text: str) -> Atom:
     """One comparison; ValueError as for `parse_condition`."""
+    words = " ".join(text.split())
     if match := _INCREASES.fullmatch(text):
         atom = _plain(match["rest"])
         if atom.kind != "counter" or not re.fullmatch(r"[1-9][0-9]{0,14}", match["by"]):
             raise ValueError(
                 f'says {shown(text)}; write a counter and a number, for example "pids.events max increases by 10"'
             )
-        return Atom(" ".join(text.split()), atom.file, atom.key, "counter", by=int(match["by"]))
+        return Atom(words, atom.file, atom.key, "counter", by=int(match["by"]))
     if match := _RATE.fullmatch(text):
         atom = _plain(match["rest"])
-        if atom.kind != "counter" or not _NUMBER.fullmatch(match["number"]) or not match["unit"]:
+        limit = _rate(atom.key or "", match["limit"]) if atom.kind == "counter" else None
+        if limit is None:
             raise ValueError(
                 f'says {shown(text)}; write a counter and a rate, for example "cpu.stat nr_throttled rate > 50/s"'
             )
-        operator = cast('Literal[">", ">=", "<", "<="]', match["op"])
-        return Atom(" ".join(text.split()), atom.file, atom.key, "rate", operator, float(match["number"]))
+        return Atom(words, atom.file, atom.key, "rate", cast(Operator, match["op"]), limit)
+    if re.search(r"\sstall\b", text):
+        return _stall(words)
+    if text.split()[:1] == [EXIT]:
+        return _fact(words)
     return _plain(text)
+
+
+def _rate(key: str, text: str) -> float | None:
+    """The number a second that a text says in the counter's own unit: "50/s", "50M/s" of bytes, "800ms/s" or "80%" of a
+    time; None where it says none."""
+    if key in MICROSECONDS and text.endswith("%"):
+        share = text.removesuffix("%").rstrip()
+        return float(share) * 10_000 if _NUMBER.fullmatch(share) else None
+    number, slash, second = (part.strip() for part in text.rpartition("/"))
+    if not slash or second not in ("s", "sec"):
+        return None
+    if _NUMBER.fullmatch(number):
+        return float(number)
+    try:
+        if key in MICROSECONDS:
+            return parse_duration(number) * 1e6
+        return parse_size(number) if key in BYTES else None
+    except ValueError:
+        return None
+
+
+def _stall(text: str) -> Atom:
+    example = 'write for example "memory.pressure some stall > 100ms/1s"'
+    match = _STALL.fullmatch(text)
+    if match is None or match["file"] not in PRESSURES:
+        raise ValueError(f"says {shown(text)}, which is no stall; {example}")
+    try:
+        stall, window = parse_duration(match["stall"]), parse_duration(match["window"])
+    except ValueError:
+        raise ValueError(f"says {shown(text)}, where a time is wrong; {example}") from None
+    if not SHORTEST_WINDOW <= window <= LONGEST_WINDOW:
+        raise ValueError(f"has a window that the kernel does not take; {example}, with one of 500ms to 10s")
+    if not 1e-6 <= stall <= window:
+        raise ValueError(f"has a stall of nothing, or longer than its window; {example}")
+    stall_us, window_us = round(stall * 1e6), round(window * 1e6)
+    key = f"{match['kind']} {stall_us} {window_us}"
+    return Atom(text, match["file"], key, "stall", ">", float(stall_us), window=window_us)
+
+
+def _fact(text: str) -> Atom:
+    example = 'write for example "exit code == 3", "exit signal == SIGSEGV" or "exit oom_killed"'
+    key, _, comparison = text.removeprefix(EXIT).strip().partition(" ")
+    if match := re.match(r"(\w+)\s*([<>=!].*)", text.removeprefix(EXIT).strip(), re.DOTALL):
+        key, comparison = match[1], match[2]
+    if key not in FACTS:
+        raise ValueError(f"does not say what of an exit{did_you_mean(key, FACTS)}; {example}")
+    if key not in ("code", "signal"):
+        if comparison:
+            raise ValueError(f'compares what is a yes or no; write "exit {key}" or "not exit {key}"')
+        return Atom(text, EXIT, key, "fact", "==", 1.0)
+    match = _FACT.fullmatch(comparison.strip())
+    if match is None:
+        raise ValueError(f"does not compare the exit's {key} with anything; {example}")
+    if key == "signal":
+        try:
+            number = parse_signal(int(match[2]) if match[2].isdecimal() and len(match[2]) < 4 else match[2])
+        except ValueError:
+            raise ValueError(f"compares with {shown(match[2])}, which is not a signal; {example}") from None
+    else:
+        if not re.fullmatch("[0-9]{1,3}", match[2]) or int(match[2]) > 255:
+            raise ValueError(f"compares with {shown(match[2])}, which is no exit code from 0 to 255; {example}")
+        number = int(match[2])
+    return Atom(text, EXIT, key, "fact", cast(Operator, match[1]), float(number))
 
 
 def _plain(text: str) -> Atom:
@@ -194,11 +283,11 @@ def _plain(text: str) -> Atom:
     if not words:
         raise ValueError('names no file; write for example "memory.events oom_kill" or "pids.current >= 90%"')
     file, key = words[0], " ".join(words[1:]) or None
-    if file in COUNTERS:
+    if file in COUNTERS and (file not in LEVELS or key in COUNTERS[file]):
         return _counter(text, file, key, comparison)
     if file in LEVELS:
         return _level(text, file, key, comparison)
-    known = sorted(COUNTERS | LEVELS)
+    known = sorted([*COUNTERS, *LEVELS, EXIT])
     raise ValueError(f"names an unknown file {shown(file)}{did_you_mean(file, known)}; write one of {', '.join(known)}")
 
 
@@ -220,14 +309,15 @@ def _counter(text: str, file: str, key: str | None, comparison: str) -> Atom:
 
 def _level(text: str, file: str, key: str | None, comparison: str) -> Atom:
     keys = LEVELS[file]
-    examples = {"pids.current": ">= 90%", "memory.current": "> 90%", "memory.stat": "> 64M"}
+    examples = {"pids.current": ">= 90%", "memory.current": "> 90%", "memory.stat": "> 64M", "uptime": "> 7d"}
     example_key = f" {'anon' if 'anon' in keys else keys[0]}" if keys else ""
     example = f'"{file}{example_key} {examples.get(file, "> 25%")}"'
     if keys and key is None:
         raise ValueError(f"does not say which value of {file}; write for example {example}")
     if keys and key not in keys:
         raise ValueError(
-            f"names an unknown value {shown(key)} of {file}{did_you_mean(key, keys)}; write one of {', '.join(keys)}"
+            f"names an unknown value {shown(key)} of {file}{did_you_mean(key, (*keys, *COUNTERS.get(file, ())))}; "
+            f"write one of {', '.join(keys)}"
         )
     if not keys and key is not None:
         raise ValueError(f"names a value {shown(key)}, but {file} holds a single one; write for example {example}")
@@ -237,8 +327,7 @@ def _level(text: str, file: str, key: str | None, comparison: str) -> Atom:
     if match is None or match[2][0] in "<>=!":
         raise ValueError(f"has no comparison with >, >=, < or <=; write for example {example}")
     threshold, percent = _threshold(file, match[2], example)
-    operator = cast('Literal[">", ">=", "<", "<="]', match[1])
-    return Atom(" ".join(text.split()), file, key, "level", operator, threshold, percent)
+    return Atom(" ".join(text.split()), file, key, "level", cast(Operator, match[1]), threshold, percent)
 
 
 def _threshold(file: str, text: str, example: str) -> tuple[float, bool]:
@@ -251,6 +340,11 @@ def _threshold(file: str, text: str, example: str) -> tuple[float, bool]:
         if not _NUMBER.fullmatch(number) or float(number) > 100:
             raise ValueError(f"compares with {shown(text)}, not a percentage up to 100%; write for example {example}")
         return float(number), percent and file in LIMITS
+    if file in DURATIONS:
+        try:
+            return parse_duration(text), False
+        except ValueError:
+            raise ValueError(f"compares with {shown(text)}, not a time; write for example {example}") from None
     if file in SIZES:
         try:
             size = parse_size(text)

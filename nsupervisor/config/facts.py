@@ -1,0 +1,69 @@
+"""What the conditions of rules can speak of: the files, their keys, and the units of their values.
+
+Files and keys are the kernel's (Documentation/admin-guide/cgroup-v2.rst, Documentation/accounting/psi.rst). Two are not
+of the kernel's making, and are what the supervisor knows of a program itself: `exit` (how it ended) and `uptime`.
+"""
+
+from __future__ import annotations
+
+MEMORY_EVENTS = ("low", "high", "max", "oom", "oom_kill", "oom_group_kill")
+IO_STAT = ("rbytes", "wbytes", "rios", "wios", "dbytes", "dios")
+"""Of io.stat, which has them for each device: a condition means the sum over all devices."""
+FAULTS = (
+    "pgfault pgmajfault pgscan pgsteal pgscan_kswapd pgscan_direct pgsteal_kswapd pgsteal_direct pgrefill pgactivate "
+    "pgdeactivate pglazyfree pglazyfreed swpin_zero swpout_zero thp_fault_alloc thp_collapse_alloc zswpin zswpout zswpwb "
+    "workingset_refault_anon workingset_refault_file workingset_activate_anon workingset_activate_file "
+    "workingset_restore_anon workingset_restore_file workingset_nodereclaim"
+)
+COUNTERS = {
+    "memory.events": MEMORY_EVENTS,
+    "memory.events.local": MEMORY_EVENTS,
+    "pids.events": ("max",),
+    "pids.events.local": ("max",),
+    "cpu.stat": (
+        *("nr_throttled", "throttled_usec", "nr_periods", "nr_bursts", "burst_usec"),
+        *("usage_usec", "user_usec", "system_usec"),
+    ),
+    "io.stat": IO_STAT,
+    "memory.stat": tuple(FAULTS.split()),
+}
+"""Values that only ever go up."""
+_MEMORY_STAT = (
+    "anon file kernel kernel_stack pagetables sec_pagetables percpu sock vmalloc shmem zswap zswapped file_mapped "
+    "file_dirty file_writeback swapcached anon_thp file_thp shmem_thp inactive_anon active_anon inactive_file "
+    "active_file unevictable slab_reclaimable slab_unreclaimable slab"
+)
+_PRESSURE = tuple(f"{kind} avg{window}" for kind in ("some", "full") for window in (10, 60, 300))
+SIZES: dict[str, tuple[str, ...]] = {
+    "memory.current": (),
+    "memory.stat": tuple(_MEMORY_STAT.split()),
+}
+NUMBERS: dict[str, tuple[str, ...]] = {"pids.current": ()}
+PRESSURES = {"cpu.pressure": _PRESSURE, "io.pressure": _PRESSURE, "memory.pressure": _PRESSURE}
+UPTIME = "uptime"
+DURATIONS: dict[str, tuple[str, ...]] = {UPTIME: ()}
+LEVELS = SIZES | NUMBERS | PRESSURES | DURATIONS
+"""Values that go up and down, and have to be looked at."""
+LIMITS = {"pids.current": "pids_max", "memory.current": "memory_max"}
+"""The files that a percentage has a meaning for, and the key that it is a percentage of."""
+EXIT = "exit"
+FACTS = ("code", "signal", "oom_killed", "core_dumped")
+"""What can be asked of an exit."""
+NOT_FILES = (EXIT, UPTIME)
+
+MICROSECONDS = frozenset({"throttled_usec", "burst_usec", "usage_usec", "user_usec", "system_usec"})
+"""Counters of time, whose rate may be written as a time, or as a share of one CPU."""
+BYTES = frozenset({"rbytes", "wbytes", "dbytes"})
+
+SHORTEST_WINDOW, LONGEST_WINDOW = 0.5, 10.0
+"""Seconds, of a pressure trigger (WINDOW_MIN_US, WINDOW_MAX_US of kernel/sched/psi.c)."""
+
+
+def notifies(file: str) -> bool:
+    """Whether the kernel says so when the file changes; others have to be sampled."""
+    return file.removesuffix(".local").endswith(".events")
+
+
+def sampled(file: str) -> bool:
+    """Whether it has to be looked at now and then, because nobody says so when it changes."""
+    return file != EXIT and not notifies(file)
