@@ -12,16 +12,14 @@ from itertools import pairwise
 from attrs import frozen
 
 from nsupervisor.config.facts import LIMITS
+from nsupervisor.config.kinds import LONGEST_SOCKET
 from nsupervisor.config.limits import misfits
-from nsupervisor.config.model import Config, IdMapping, Mount, Rule, Supervisor, Workload
+from nsupervisor.config.model import Condition, Config, IdMapping, Mount, Rule, Supervisor, Workload
 from nsupervisor.config.positions import Path
 from nsupervisor.config.shown import did_you_mean, shown
-from nsupervisor.config.units import format_duration
+from nsupervisor.config.units import Relative, format_duration
 
 ORDERING_KEYS = ("requires", "wants", "after")
-
-_LONGEST_SOCKET = 107
-"""Bytes of a Unix socket's path without the ending NUL (unix(7))."""
 
 
 @frozen
@@ -63,8 +61,8 @@ def _supervisor(supervisor: Supervisor) -> Iterator[Conflict]:
             ("supervisor", "name"), '"supervisor" is the cgroup of the supervisor itself; write another name'
         )
     socket = f"{supervisor.runtime_directory}/keeper.sock"
-    if len(socket.encode()) > _LONGEST_SOCKET:
-        longest = _LONGEST_SOCKET - len("/keeper.sock")
+    if len(socket.encode()) > LONGEST_SOCKET:
+        longest = LONGEST_SOCKET - len("/keeper.sock")
         yield Conflict(
             ("supervisor", "runtime_directory"),
             f"is too long for the sockets in it; write a path of at most {longest} bytes",
@@ -198,8 +196,11 @@ def _mount(mount: Mount, path: Path) -> Iterator[Conflict]:
 
 def _rule(rule: Rule, workload_path: Path, number: int) -> Iterator[Conflict]:
     path: Path = (*workload_path, "policy", number)
-    done = (rule.action, rule.then)
+    done = (rule.action, *rule.then)
     for action, key, given, example in (
+        ("set", "set", bool(rule.set_), '{ memory_high = "+25%" }'),
+        ("webhook", "webhook", rule.webhook is not None, '"http://127.0.0.1:9000/hook"'),
+        ("notify", "notify", rule.notify is not None, '"/run/alerts.sock"'),
         ("signal", "signal", rule.signal is not None, '"SIGHUP"'),
         ("exec", "exec", bool(rule.exec_), '["/usr/local/bin/page-oncall"]'),
     ):
@@ -208,8 +209,9 @@ def _rule(rule: Rule, workload_path: Path, number: int) -> Iterator[Conflict]:
             yield Conflict((*path, "action"), f'"{action}" does not say which; add for example {key} = {example}', both)
         if action not in done and given:
             yield Conflict((*path, key), f'is for action = "{action}" alone; write that action, or remove it', both)
-    together = {"at_most": rule.at_most is not None, "within": rule.within > 0, "then": rule.then is not None}
-    if any(together.values()) and not all(together.values()):
+    together = {"at_most": rule.at_most is not None, "within": rule.within > 0, "then": bool(rule.then)}
+    until_its_bound = rule.action == "set" and rule.limit and rule.then  # which ends without a count
+    if any(together.values()) and not all(together.values()) and not (until_its_bound and rule.at_most is None):
         absent = [key for key, given in together.items() if not given]
         there = next(key for key, given in together.items() if given)
         yield Conflict(
@@ -217,19 +219,52 @@ def _rule(rule: Rule, workload_path: Path, number: int) -> Iterator[Conflict]:
             f'goes together with {" and ".join(absent)}; write for example at_most = 3, within = "1h", then = "stop"',
             tuple((*path, key) for key in absent),
         )
+    yield from _set(rule, path)
     condition = rule.when
     if condition is None:  # reported already
         return
     if condition.momentary and rule.for_ > 0:
         yield Conflict(
             (*path, "for"),
-            f'is for levels, but "{condition.text}" has a counter, which is true only when it goes up; remove it',
+            f'is for levels, but "{condition.text}" is true for a moment only, because {_moment(condition)}; remove it',
             ((*path, "when"),),
         )
 
 
+def _moment(condition: Condition) -> str:
+    kinds = {atom.kind for atom in condition.atoms}
+    if "counter" in kinds:
+        return "it has a counter in it"
+    return "it has a stall in it" if "stall" in kinds else "it has an exit in it"
+
+
+def _set(rule: Rule, path: Path) -> Iterator[Conflict]:
+    """Bounds, and what they are for."""
+    for key in rule.limit:
+        place = (*path, "limit", key)
+        if key not in rule.set_:
+            yield Conflict(
+                place, f"is no bound of anything; write {key} under set too, or remove it", ((*path, "set", key),)
+            )
+        elif not isinstance(rule.set_[key], Relative):
+            yield Conflict(
+                place,
+                f"{key} is set to one value, which needs no bound; remove it, or write a change under set: "
+                f'{key} = "+25%"',
+                ((*path, "set", key),),
+            )
+
+
 def _rule_limit(rule: Rule, workload: Workload, workload_path: Path, number: int) -> Iterator[Conflict]:
     path: Path = (*workload_path, "policy", number)
+    for key, wanted in rule.set_.items():
+        if isinstance(wanted, Relative) and key != "cpu_weight" and getattr(workload.resources, key) is None:
+            yield Conflict(
+                (*path, "set", key),
+                f"{wanted} of what? {key} is not set; set it under [workload.{workload.name}.resources], "
+                "or write a value",
+                ((*workload_path, "resources", key),),
+            )
     if rule.when is None:  # reported already
         return
     for atom in rule.when.atoms:

@@ -11,8 +11,8 @@ IO_STAT = ("rbytes", "wbytes", "rios", "wios", "dbytes", "dios")
 """Of io.stat, which has them for each device: a condition means the sum over all devices."""
 FAULTS = (
     "pgfault pgmajfault pgscan pgsteal pgscan_kswapd pgscan_direct pgsteal_kswapd pgsteal_direct pgrefill pgactivate "
-    "pgdeactivate pglazyfree pglazyfreed swpin_zero swpout_zero thp_fault_alloc thp_collapse_alloc zswpin zswpout zswpwb "
-    "workingset_refault_anon workingset_refault_file workingset_activate_anon workingset_activate_file "
+    "pgdeactivate pglazyfree pglazyfreed swpin_zero swpout_zero thp_fault_alloc thp_collapse_alloc zswpin zswpout "
+    "zswpwb workingset_refault_anon workingset_refault_file workingset_activate_anon workingset_activate_file "
     "workingset_restore_anon workingset_restore_file workingset_nodereclaim"
 )
 COUNTERS = {

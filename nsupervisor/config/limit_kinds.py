@@ -127,6 +127,53 @@ def _node_list(value: Any) -> str:
     return units.format_cpu_list(nodes)
 
 
+def adjusting(kind: Scalar, *, amount: Scalar | None = None, bound: bool = False) -> Scalar:
+    """What a rule's `set` takes for a key of `kind`: a value of it, "+25%" or "-25%" of what is, or "+64M", where
+    `amount` reads what comes after the sign. With `bound`, the value alone."""
+
+    def load(value: Any) -> Any:
+        if not bound and isinstance(value, str) and value[:1] in ("+", "-"):
+            return _relative(value, amount)
+        try:
+            found = kind.load(value)
+        except ValueError as error:
+            more = "" if bound else ', or "+25%"'
+            raise ValueError(f"{error}{more}") from None
+        if isinstance(found, units.Percent):
+            raise ValueError('is a share of the host, which a rule cannot set; write a value, or "+25%" of what is')
+        if found == "idle":
+            raise ValueError("is no number; write for example 50")
+        return found
+
+    def text(value: Any) -> str:
+        return str(value) if kind.text is None or isinstance(value, units.Relative) else kind.text(value)
+
+    if bound:
+        return Scalar(load, kind.schema, text)
+    return Scalar(load, {"anyOf": [dict(kind.schema), {"type": "string", "pattern": "^[+-]"}]}, text)
+
+
+def _relative(value: str, amount: Scalar | None) -> units.Relative:
+    example = 'write for example "+25%"' + (', "+64" or "+64M"' if amount else "")
+    text = value[1:].strip()
+    sign = -1 if value[0] == "-" else 1
+    if text.endswith("%"):
+        share = text.removesuffix("%").rstrip()
+        if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,3})?", share, re.ASCII) or not 0 < float(share) <= 1000:
+            raise ValueError(f"is not a change by a percentage; {example}")
+        if sign < 0 and float(share) >= 100:
+            raise ValueError(f'takes everything away; {example}, or "-50%"')
+        return units.Relative(sign * float(share))
+    number: Any = None
+    try:
+        number = amount.load(int(text) if re.fullmatch("[0-9]{1,18}", text) else text) if amount else None
+    except ValueError:
+        pass
+    if not is_integer(number) or number == 0:
+        raise ValueError(f"is not a change; {example}")
+    return units.Relative(amount=sign * int(number))
+
+
 CPU_WEIGHT = Scalar(_cpu_weight, {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 10_000}, {"const": "idle"}]})
 IO_WEIGHT = Scalar(
     _io_weight,
@@ -164,3 +211,15 @@ RAW_FILE = Scalar(_raw_file, {"type": "string", "pattern": exactly(RAW_PATTERN)}
 RAW_VALUE = Scalar(_raw_value, {"type": "string"})
 HUGE_PAGES = {f"{size}_max": HUGE_LIMIT for size in ("64KB", "2MB", "32MB", "1GB")}
 """The sizes that x86-64 and arm64 have with pages of 4 KB; for others there is `unified`."""
+
+_ADJUSTABLE = {
+    **dict.fromkeys(("memory_min", "memory_low"), (MEMORY_PROTECTION, HUGE_LIMIT)),
+    **dict.fromkeys(("memory_high", "memory_max"), (MEMORY_LIMIT, HUGE_LIMIT)),
+    **dict.fromkeys(("memory_swap_max", "memory_zswap_max"), (MEMORY_LIMIT_0, HUGE_LIMIT)),
+    "pids_max": (COUNT_LIMIT, NUMBER_LIMIT),
+    "cpu_max": (CPU_MAX, None),
+    "cpu_weight": (CPU_WEIGHT, NUMBER_LIMIT),
+}
+ADJUSTMENTS = {key: adjusting(kind, amount=amount) for key, (kind, amount) in _ADJUSTABLE.items()}
+BOUNDS = {key: adjusting(kind, bound=True) for key, (kind, _) in _ADJUSTABLE.items()}
+"""What a rule may set, and how far: what is one number."""

@@ -247,7 +247,7 @@ class _Loader:
                 nearest = did_you_mean(name, kind.names)
                 self.problem((*path, name), f"is not a key here{nearest}; write one of {', '.join(kind.names)}")
             elif kind.key is None or self.value(kind.key, name, (*path, name)) is not _FAILED:
-                result[name] = self.value(kind.item, item, (*path, name))
+                result[name] = self.value(kind.kind_of(name), item, (*path, name))
         return result
 
     def tables(self, kind: Tables, value: Any, path: Path) -> Any:

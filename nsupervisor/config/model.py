@@ -10,7 +10,7 @@ table that is live, everything is.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from attrs import field, frozen
 
@@ -22,8 +22,8 @@ from nsupervisor.config.units import Percent
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 Restart = Literal["no", "always", "on-success", "on-failure", "on-abnormal", "on-watchdog"]
-ActionName = Literal["log", "exec", "signal", "thaw", "freeze", "restart", "kill", "stop"]
-_ACTION = Choice("log", "restart", "stop", "kill", "signal", "freeze", "thaw", "exec", planned=("set",))
+ActionName = Literal["log", "notify", "webhook", "exec", "set", "signal", "thaw", "freeze", "restart", "kill", "stop"]
+"""What rules can ask for, the mildest first: of two that want opposite things, the later one here has its way."""
 
 
 @frozen
@@ -228,7 +228,7 @@ class Rule:
         metadata=key(kinds.CONDITION, "a cgroup file, its key, and for levels a comparison; and, or, not, ( )")
     )
     for_: float = field(default=0.0, metadata=key(kinds.DURATION, "how long a level must hold"))
-    action: ActionName = field(metadata=key(_ACTION, "what to do"))
+    action: ActionName = field(metadata=key(kinds.ACTION, "what to do"))
     cooldown: float = field(default=0.0, metadata=key(kinds.DURATION, "how long to be quiet after it fired"))
     signal: int | None = field(default=None, metadata=key(kinds.SIGNAL, 'which one, for action = "signal"'))
     exec_: tuple[str, ...] = field(
@@ -236,7 +236,24 @@ class Rule:
     )
     at_most: int | None = field(default=None, metadata=key(kinds.POSITIVE, "fire so often …"))
     within: float = field(default=0.0, metadata=key(kinds.DURATION, "… within this time; after that do"))
-    then: ActionName | None = field(default=None, metadata=key(_ACTION, "… this instead, until it was quiet so long"))
+    then: tuple[ActionName, ...] = field(
+        default=(),
+        metadata=key(kinds.STEPS, "… this instead; of several, each so often, then the next"),
+    )
+    set_: dict[str, Any] = field(
+        factory=dict,
+        metadata=key(MapOf.each(limits.ADJUSTMENTS), 'limits for action = "set": values, or "+25%" of what they are'),
+    )
+    """By key of `Resources`; a value of that key, or a `units.Relative`."""
+    limit: dict[str, Any] = field(
+        factory=dict, metadata=key(MapOf.each(limits.BOUNDS), "how far set may go, for each of its keys")
+    )
+    webhook: str | None = field(
+        default=None, metadata=key(kinds.URL, 'where to POST the record to, for action = "webhook"')
+    )
+    notify: str | None = field(
+        default=None, metadata=key(kinds.SOCKET, 'the Unix socket that gets the record, for action = "notify"')
+    )
     dry_run: bool = field(default=False, metadata=key(kinds.BOOLEAN, "say what would be done, and do nothing"))
     name: str = "policy[0]"
     line: int = 0
@@ -367,7 +384,7 @@ PLANNED: dict[type, tuple[str, ...]] = {
     Workload: ("group", "on_failure", "readiness", "liveness", "network", "root", "timer", "sockets"),
     Security: ("capability_bounding_set", "seccomp", "landlock"),
     Resources: ("network_max",),
-    Rule: ("set", "limit", "victim"),
+    Rule: ("victim",),
     Log: ("format", "max_size", "max_files", "parse_json", "on_full"),
 }
 """Keys of later versions, by class: refused like any unknown key, but the message says that they are to come."""

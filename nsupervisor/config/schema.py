@@ -60,7 +60,7 @@ def _kind(kind: Kind, definitions: dict[str, Any]) -> dict[str, Any]:
         case MapOf():
             item = dict(kind.item.schema)
             if kind.names:
-                properties = dict.fromkeys(kind.names, item)
+                properties = {name: dict(kind.kind_of(name).schema) for name in kind.names}
                 return {"type": "object", "properties": properties, "additionalProperties": False}
             names = {"propertyNames": dict(kind.key.schema)} if kind.key else {}
             return {"type": "object", **names, "additionalProperties": item}

@@ -93,6 +93,18 @@ class Percent:
         return f"{self.percent.normalize():f}%"
 
 
+@frozen
+class Relative:
+    """A change against what is: by a percentage of it, or by an amount. Below 0: less."""
+
+    percent: float | None = None
+    amount: int = 0
+
+    def __str__(self) -> str:
+        """As it is written: "+25%", "-67108864"."""
+        return f"{self.percent:+g}%" if self.percent is not None else f"{self.amount:+d}"
+
+
 ADDRESS_PATTERN = r"([0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[0-9A-Fa-f]*:[0-9A-Fa-f:.]*\]):([0-9]{1,5})"
 
 

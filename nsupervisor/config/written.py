@@ -18,8 +18,8 @@ def written(kind: Kind, value: Any) -> str:
     match kind:
         case ListOf(item=item):
             return f"[{', '.join(written(item, one) for one in value)}]"
-        case MapOf(item=item):
-            return _table({name: written(item, one) for name, one in value.items()})
+        case MapOf():
+            return _table({name: written(kind.kind_of(name), one) for name, one in value.items()})
         case Tables(cls):
             return f"[{', '.join(written(TableOf(cls), one) for one in value)}]"
         case TableOf(cls):

@@ -53,10 +53,10 @@ def _value(kind: Kind, old: Any, new: Any, place: Place, live: bool, secret: boo
             yield from _table(cls, old, new, place, live)
         case Tables(cls):
             yield from _tables(kind, cls, old, new, place, live)
-        case MapOf(item=item):
+        case MapOf():
             for name in dict.fromkeys((*old, *new)):
                 if old.get(name) != new.get(name):
-                    yield _change(item, old.get(name), new.get(name), (*place, name), live, secret)
+                    yield _change(kind.kind_of(name), old.get(name), new.get(name), (*place, name), live, secret)
         case _:
             yield _change(kind, old, new, place, live, secret)
 

@@ -1,19 +1,24 @@
 """Policy: which rules a snapshot of a cgroup's files sets off, and why.
 
-The atoms of a condition are of three kinds, for the ways in which the kernel tells things:
+The atoms of a condition are of these kinds, for the ways in which the kernel tells things:
 
 * A **counter** (``memory.events oom_kill``) only ever goes up, and the kernel says when it did. It is true for a
   moment: when it is seen higher than before, or so much higher than when it last was true (``increases by 10``).
 * A **level** (``pids.current >= 90%``) goes up and down, and has to be sampled. It is true while its comparison holds.
 * A **rate** (``cpu.stat nr_throttled rate > 50/s``) is a level made of a counter, measured over at least a second.
+* A **stall** (``memory.pressure some stall > 100ms/1s``) is told by a trigger of the kernel's, and is true for that
+  moment. Whoever makes the snapshots puts it in under the key of the atom; its value is the file's ``total``.
+* A **fact** (``exit code == 3``) is true at the moment of the exit, whose snapshot has the file ``exit``.
 
-A condition with a counter in it fires when it turns true, and each time that one of its atoms does so. One without
-fires once it has been true, in every snapshot, for the time that ``for`` asks; and again only after it was not true in
-between. ``cooldown`` keeps a rule
-silent for so long after it fired: what a counter counts meanwhile is passed over, while a level that still holds when
-the cooldown is over fires again. Without one, a level that goes on holding fires once.
+A condition with a momentary atom in it (counter, stall, fact) fires when it turns true, and each time that one of its
+atoms does so. One without fires once it has been true, in every snapshot, for the time that ``for`` asks; and again
+only after it was not true in between. ``cooldown`` keeps a rule silent for so long after it fired: what a counter
+counts meanwhile is passed over, while a level that still holds when the cooldown is over fires again. Without one, a
+level that goes on holding fires once.
 
-When a rule with ``at_most`` has fired so often ``within`` the time, it asks for ``then`` instead of its ``action``.
+When a rule with ``at_most`` has fired so often ``within`` the time, it asks for ``then`` instead of its ``action``;
+where ``then`` has several steps, for each of them as often, and for the last one from then on. A ``set`` whose values
+have all arrived at their bounds goes on to the next step at once.
 
 Several rules may fire on one snapshot. They are done in the order of `ORDER`, mildest first, and those of the same kind
 in the order of the file, so that the most drastic one has the last word.
@@ -23,14 +28,17 @@ fired, what each asks for, and the cause.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import attrs
 
 from nsupervisor.config.conditions import Atom
-from nsupervisor.config.model import Rule
+from nsupervisor.config.facts import EXIT
+from nsupervisor.config.model import ActionName, Rule
 from nsupervisor.core import backoff
+from nsupervisor.core.adjusting import Settings, adjusted
 
-ORDER = ("log", "exec", "signal", "thaw", "freeze", "restart", "kill", "stop")
+ORDER: tuple[str, ...] = get_args(ActionName)
 """Actions, the mildest first: of two rules that want opposite things, the later one here has its way."""
 
 RATE_SPAN = 1.0
@@ -71,8 +79,8 @@ class Cause:
     """Why a rule fired: enough for a person to check it by hand.
 
     ``file`` to ``threshold`` are about the atom that decided. ``before`` and ``after`` are two values of a counter; for
-    a level, the value with which it began to hold, and the latest; for a rate, per second. ``threshold`` is in the
-    file's own unit (processes, bytes), None for a counter.
+    a level, the value with which it began to hold, and the latest; for a rate, per second; for a stall, the file's
+    total, in microseconds. ``threshold`` is in the file's own unit (processes, bytes), None for a counter.
     """
 
     rule: str
@@ -94,12 +102,14 @@ class Fired:
     rule: Rule
     action: str
     cause: Cause
+    settings: Settings = attrs.field(factory=dict)
+    """For ``set``: what is to be set, by key; empty where every value is at its bound."""
 
 
 Snapshot = Mapping[str, Mapping[str, float]]
 """file → key → value; the key is "" for a file of one value."""
 Limits = Mapping[str, float | None]
-"""The present limits by their file ("pids.max" → 64), for thresholds in per cent."""
+"""The present limits by their file ("pids.max" → 64, None: no limit), for thresholds in per cent, and for ``set``."""
 
 
 @attrs.frozen
@@ -124,7 +134,7 @@ class Engine:
         for rule in self.rules:
             names = [atom.file for atom in rule.when.atoms]
             if file in names:
-                files |= dict.fromkeys(names)
+                files |= dict.fromkeys(name for name in names if name != EXIT)  # that one comes by itself
         return tuple(files)
 
     def observe(self, snapshot: Snapshot, limits: Limits, now: float) -> tuple["Engine", tuple[Fired, ...]]:
@@ -168,7 +178,7 @@ def _observe(memory: Memory, rule: Rule, snapshot: Snapshot, limits: Limits, now
         memory = attrs.evolve(memory, since=since)
     if rule.when.momentary:
         news = [
-            new.truth and (atom.kind == "counter" or not before.truth)
+            (new.truth and (atom.momentary or not before.truth)) or (atom.kind == "fact" and EXIT in snapshot)
             for atom, before, new in zip(rule.when.atoms, old, atoms, strict=True)
         ]
         may_fire, held = begins or any(news), None
@@ -178,18 +188,31 @@ def _observe(memory: Memory, rule: Rule, snapshot: Snapshot, limits: Limits, now
     if not may_fire or (memory.fired_at is not None and now - memory.fired_at < rule.cooldown):
         return memory, None
     recent = backoff.within(memory.fired, now, rule.within)
-    worn_out = rule.at_most is not None and len(recent) >= rule.at_most
-    action = rule.then if worn_out and rule.then is not None else rule.action
+    settings = adjusted(rule, limits)
+    action, recent = _choose(rule, recent, bool(settings), now)
     memory = attrs.evolve(memory, spent=True, fired_at=now, fired=(*recent, now) if rule.at_most is not None else ())
-    return memory, Fired(rule, action, _cause(rule, old, atoms, limits, held))
+    settings = settings if action == "set" else {}
+    return memory, Fired(rule, action, _cause(rule, old, atoms, limits, held), settings)
+
+
+def _choose(rule: Rule, recent: tuple[float, ...], settable: bool, now: float) -> tuple[str, tuple[float, ...]]:
+    """The step of the escalation that it is the turn of, and when the rule fired lately. A ``set`` with nothing left to
+    set is passed over, and counts as done as often as it may."""
+    steps, most = (rule.action, *rule.then), rule.at_most
+    place = min(len(recent) // most, len(steps) - 1) if most is not None else 0
+    while steps[place] == "set" and not settable and place + 1 < len(steps):
+        place += 1
+        recent = (*recent, *(now,) * (place * (most or 0) - len(recent)))
+    return steps[place], recent[-(most or 0) * len(rule.then) - 1 :]
 
 
 def _look(memory: AtomMemory, atom: Atom, snapshot: Snapshot, limits: Limits, now: float) -> AtomMemory:
     """What one atom makes of the snapshot. A counter that is not in it has not moved."""
-    value = snapshot.get(atom.file, {}).get(atom.key or "")
+    values = snapshot.get(atom.file)
+    value = None if values is None else atom.of(values)
     if value is None:
-        return attrs.evolve(memory, truth=False) if atom.kind == "counter" and memory.truth else memory
-    if atom.kind == "counter":
+        return attrs.evolve(memory, truth=False) if atom.momentary and memory.truth is not False else memory
+    if atom.kind in ("counter", "stall"):
         return _count(memory, atom, value)
     if atom.kind == "rate":
         return _measure(memory, atom, value, now)
@@ -225,6 +248,8 @@ def _measure(memory: AtomMemory, atom: Atom, value: float, now: float) -> AtomMe
 
 
 _HOLDS = {
+    "==": lambda value, limit: value == limit,
+    "!=": lambda value, limit: value != limit,
     ">": lambda value, limit: value > limit,
     ">=": lambda value, limit: value >= limit,
     "<": lambda value, limit: value < limit,

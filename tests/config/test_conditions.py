@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.config.conditions import COUNTERS, LEVELS, LIMITS, PRESSURES, SIZES, Atom, Condition, parse_condition
+from nsupervisor.config.conditions import Atom, Condition, parse_condition
+from nsupervisor.config.facts import COUNTERS, DURATIONS, LEVELS, LIMITS, PRESSURES, SIZES
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,50 @@ def test_conditions_of_several_parts(text, tree) -> None:
     condition = parse_condition(text)
     assert condition.tree == tree
     assert all(atom.file == "pids.current" for atom in condition.atoms)
+
+
+def test_a_stall_is_what_the_kernel_calls_a_trigger() -> None:
+    (atom,) = parse_condition("memory.pressure  some stall>150ms / 1s").atoms
+    assert (atom.kind, atom.file, atom.key) == ("stall", "memory.pressure", "some 150000 1000000")
+    assert (atom.threshold, atom.window, atom.momentary) == (150_000, 1_000_000, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "op", "threshold"),
+    [
+        ("exit code == 3", "code", "==", 3),
+        ("exit code!=0", "code", "!=", 0),
+        ("exit code > 128", "code", ">", 128),
+        ("exit signal == SIGSEGV", "signal", "==", 11),
+        ("exit signal == 9", "signal", "==", 9),
+        ("exit oom_killed", "oom_killed", "==", 1),
+        ("exit core_dumped", "core_dumped", "==", 1),
+    ],
+)
+def test_exits(text: str, key: str, op: str, threshold: float) -> None:
+    (atom,) = parse_condition(text).atoms
+    assert (atom.file, atom.key, atom.kind, atom.op, atom.threshold) == ("exit", key, "fact", op, threshold)
+
+
+def test_rates_in_the_units_of_what_is_counted() -> None:
+    def per_second(text: str) -> float | None:
+        return parse_condition(text).atoms[0].threshold
+
+    assert per_second("cpu.stat usage_usec rate > 80%") == 800_000
+    assert per_second("cpu.stat usage_usec rate > 1500ms/s") == 1_500_000
+    assert per_second("io.stat rbytes rate > 50M/s") == 50 * 2**20
+    assert per_second("memory.stat pgmajfault rate > 100/s") == 100
+
+
+def test_a_counter_and_a_level_may_live_in_one_file() -> None:
+    assert parse_condition("memory.stat pgmajfault increases by 50").atoms[0].kind == "counter"
+    assert parse_condition("memory.stat anon > 5M").atoms[0].kind == "level"
+
+
+def test_io_stat_is_the_sum_over_all_devices() -> None:
+    (atom,) = parse_condition("io.stat wios").atoms
+    assert atom.of({"8:0 wios": 2, "8:16 wios": 3, "8:0 rios": 7}) == 5
+    assert atom.of({}) == 0
 
 
 def test_counters_by_how_much_and_how_fast() -> None:
@@ -77,6 +122,23 @@ def test_counters_by_how_much_and_how_fast() -> None:
         ("pids.events max increases by many", 'for example "pids.events max increases by 10"'),
         ("pids.current > 5 increases by 5", 'for example "pids.events max increases by 10"'),
         ("pids.current > 5 and", "names no file"),
+        ("memory.pressure some stall", 'for example "memory.pressure some stall > 100ms/1s"'),
+        ("memory.pressure most stall > 100ms/1s", "which is no stall"),
+        ("memory.current some stall > 100ms/1s", "which is no stall"),
+        ("memory.pressure some stall > 100ms/100ms", "with one of 500ms to 10s"),
+        ("memory.pressure some stall > 2s/1s", "longer than its window"),
+        ("memory.pressure some stall > soon/1s", "where a time is wrong"),
+        ("exit", "does not say what of an exit"),
+        ("exit cod == 3", 'did you mean "code"?'),
+        ("exit code", "does not compare the exit's code with anything"),
+        ("exit code = 3", "does not compare"),
+        ("exit code == 300", "no exit code from 0 to 255"),
+        ("exit signal == SIGNOTHING", "which is not a signal"),
+        ("exit oom_killed == 1", 'write "exit oom_killed"'),
+        ("uptime", 'write for example "uptime > 7d"'),
+        ("uptime > often", 'not a time; write for example "uptime > 7d"'),
+        ("io.stat rbytes rate > 50 bananas/s", "write a counter and a rate"),
+        ("memory.stat pgfault > 5", "compares a counter"),
         ("(pids.current > 5", 'has a "(" without its ")"'),
         ("pids.current > 5)", "goes on after its end"),
         ("pids.current > 5 (pids.current > 5)", "goes on after its end"),
@@ -99,6 +161,9 @@ def test_each_counter_of_the_table_is_a_condition(file: str) -> None:
 @pytest.mark.parametrize("file", sorted(LEVELS))
 def test_each_level_of_the_table_is_a_condition(file: str) -> None:
     for key in LEVELS[file] or [""]:
+        if file in DURATIONS:
+            assert parse_condition(f"{file} > 5min").atoms[0].threshold == 300
+            continue
         for number in ["5"] + ["5%"] * (file in LIMITS or file in PRESSURES) + ["5M"] * (file in SIZES):
             (condition,) = parse_condition(f"{file} {key} > {number}").atoms
             assert (condition.kind, condition.key) == ("level", key or None)
@@ -106,7 +171,9 @@ def test_each_level_of_the_table_is_a_condition(file: str) -> None:
 
 
 PARTS = ["oom_kill", "anon", "some", "avg10", ">", ">=", "<", "=", "90%", "5M", "and", "or", "not", "(", ")"]
-words = st.sampled_from([*COUNTERS, *LEVELS, *PARTS, "", "\n", "increases by 5", "rate > 5/s"])
+words = st.sampled_from(
+    [*COUNTERS, *LEVELS, *PARTS, "", "\n", "increases by 5", "rate > 5/s", "exit", "exit code == 3", "stall > 5ms/1s"]
+)
 
 
 @given(st.lists(words | st.text(max_size=5), max_size=6).map(" ".join))

@@ -212,7 +212,7 @@ def test_a_rate_is_measured_over_a_second_at_least():
 
 
 def test_escalation_asks_for_then_after_at_most_within():
-    it = when("memory.events oom_kill", action="restart", at_most=2, within=100.0, then="stop")
+    it = when("memory.events oom_kill", action="restart", at_most=2, within=100.0, then=("stop",))
     asked = []
     for now, count in ((0, 0), (1, 1), (2, 2), (3, 3), (150, 4), (151, 5), (152, 6)):
         it, fired = it.observe({"memory.events": {"oom_kill": count}}, {}, now)
