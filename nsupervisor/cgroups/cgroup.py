@@ -6,7 +6,7 @@ import errno
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import inf
 from typing import Any, ClassVar
@@ -29,12 +29,22 @@ MOST_KEPT = (1 << 20 if _HARD == resource.RLIM_INFINITY else _HARD) // 3
 rest is for the programs' pipes, and for the notifications of the kernel."""
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class _Source:
-    """Kept-open files that together make one reading."""
+    """Kept-open files that together make one reading. What they say is parsed anew only when it is something new: most
+    samples find what the one before found."""
 
     fds: tuple[int, ...]
     parse: Callable[[Sequence[str]], dict[str, float]]
+    said: list[bytes] = attrs.field(factory=list)
+    values: dict[str, float] = attrs.field(factory=dict)
+
+    def read(self) -> dict[str, float]:
+        said = [_pread(fd) for fd in self.fds]
+        if said != self.said:
+            self.values = self.parse([data.decode() for data in said])
+            self.said = said
+        return self.values
 
 
 @attrs.define(eq=False)
@@ -109,8 +119,8 @@ class Cgroup:
         {"quota": …, "period": …}; infinity for "max".
 
         The file stays open, so that each further reading costs one pread(2); but of all cgroups together no more than
-        MOST_KEPT; what is beyond is opened for each reading. CgroupError when the host has no such file;
-        CgroupGoneError when the cgroup has been removed.
+        MOST_KEPT; what is beyond is opened for each reading. While it says the same, this is the same mapping, which
+        nobody may change. CgroupError when the host has no such file; CgroupGoneError when the cgroup has been removed.
         """
         if Cgroup._kept >= MOST_KEPT and file not in self._sources:
             with self._briefly(file):
@@ -120,7 +130,7 @@ class Cgroup:
     def _read(self, file: str) -> dict[str, float]:
         source = self._source(file)
         try:
-            return source.parse([_pread(fd) for fd in source.fds])
+            return source.read()
         except OSError as error:
             raise self._unreadable(file, error) from error
         except ValueError as error:
@@ -177,16 +187,17 @@ class Cgroup:
         why = "this kernel has no such file" if error.errno == errno.ENOENT else error.strerror
         return CgroupError(f"cannot read {file} of {self.name}: {why}")
 
-    def limits(self) -> dict[str, int | None]:
-        """The limits in force: {"memory.max": bytes or None, "pids.max": number or None}; without those the host has
-        not."""
-        found: dict[str, int | None] = {}
-        for file in ("memory.max", "pids.max"):
+    def limits(self, files: Iterable[str] = ()) -> dict[str, float | None]:
+        """The limits in force: {"memory.max": bytes or None, "pids.max": number or None}, and those in further `files`,
+        "cpu.max" as a number of CPUs; without those the host has not."""
+        found: dict[str, float | None] = {}
+        for file in dict.fromkeys(("memory.max", "pids.max", *files)):
             try:
-                value = self.look(file)[""]
+                values = self.look(file)
             except CgroupError:
                 continue
-            found[file] = None if value == inf else int(value)
+            value = values[""] if file != "cpu.max" else values["quota"] / values["period"]
+            found[file] = None if value == inf else value
         return found
 
     # limits ----------------------------------------------------------------------------------------------------------
@@ -244,6 +255,18 @@ class Cgroup:
                 except CgroupError as again:
                     failures.append(f"and what was before is not back: {again}")
             raise CgroupError("; ".join(failures)) from error
+
+    def apart(self, resources: Any) -> Cgroup:
+        """A second handle on the same directories, for a thread that changes their limits to these while this one goes
+        on reading. Close it afterwards."""
+        for key in settings(resources):
+            try:
+                self.provided(file_of(key))  # the tree is not for threads
+            except CgroupError:
+                pass  # setting it says why
+        other = Cgroup(self.host, self.name, self.path, self.v1)
+        other.raw_before = self.raw_before
+        return other
 
     def _refusal(self, problem: Problem) -> CgroupError:
         return CgroupError(f"cannot set {file_of(problem.key)} of {self.name}: {problem.why}; {problem.instead}")
@@ -370,8 +393,8 @@ def _v2_parser(file: str) -> Callable[[Sequence[str]], dict[str, float]]:
     return lambda texts: parse(file, texts[0])
 
 
-def _pread(fd: int) -> str:
+def _pread(fd: int) -> bytes:
     data = os.pread(fd, _SIZE, 0)
     if len(data) == _SIZE:  # longer files are rare, so they pay with a second read
         data = os.pread(fd, 1 << 20, 0)
-    return data.decode()
+    return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import select
 from collections.abc import Callable
@@ -92,6 +93,30 @@ class Trigger:
             trio.lowlevel.notify_closing(self._epoll.fileno())
             self._epoll.close()
             os.close(self._fd)
+
+
+@attrs.define(eq=False)
+class Stalled:
+    """What a trigger does, without one: a job that reads the file's total once a window (seconds), and compares."""
+
+    cgroup: Cgroup
+    file: str
+    kind: str
+    stall_us: int
+    window: float
+    on_stall: Callable[[Reading], None]
+    total: float | None = None
+
+    def __call__(self) -> float:
+        """Compare; after how many seconds to do so again."""
+        try:
+            reading = Reading(self.file, self.cgroup.read(self.file))
+        except CgroupGoneError:
+            return math.inf
+        before, self.total = self.total, reading.values[f"{self.kind} total"]
+        if before is not None and self.total - before > self.stall_us:
+            self.on_stall(reading)
+        return self.window
 
 
 def _set(fd: int, kind: str, stall_us: int, window_us: int) -> None:

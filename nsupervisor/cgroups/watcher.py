@@ -2,12 +2,14 @@
 
 Which way each file speaks (none of them by POLLIN: they are always readable):
 
-* event files (`cgroup.events`, `memory.events`, `pids.events`) change with IN_MODIFY; one inotify instance has them
-  all. On v1, `pids.events` counts but does not notify (seen on Linux 6.18; older kernels do), so it is read at the
-  interval of the levels; out of memory comes by an eventfd (cgroup-v1/memory.rst, section 10), and all eventfds sit
-  in one epoll, whose own descriptor becomes readable. The rest of memory.events (v1: failcnt) waits for the backstop.
+* event files (`cgroup.events`, `memory.events`, `pids.events`, and their `.local`) change with IN_MODIFY; one inotify
+  instance has them all. On v1, `pids.events` counts but does not notify (seen on Linux 6.18; older kernels do), so it
+  is read four times a second; out of memory comes by an eventfd (cgroup-v1/memory.rst, section 10), and all eventfds
+  sit in one epoll, whose own descriptor becomes readable. The rest of memory.events (v1: failcnt) waits for the
+  backstop.
 * pressure triggers come as POLLPRI (accounting/psi.rst).
-* levels (`pids.current`, `memory.current`, …) never notify. They are sampled, and only those somebody asked for.
+* levels (`pids.current`, `memory.current`, …) never notify. They are sampled, and only those somebody asked for: all of
+  a cgroup together, and whoever gets them says when he wants to see them again.
 
 Event files are also read every few seconds, as a backstop, and when the inotify queue has overflown.
 """
@@ -19,6 +21,7 @@ import os
 import select
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 
 import attrs
 import trio
@@ -26,16 +29,23 @@ import trio
 from nsupervisor.cgroups import directories
 from nsupervisor.cgroups.cgroup import Cgroup
 from nsupervisor.cgroups.errors import CgroupError, CgroupGoneError, Problem
-from nsupervisor.cgroups.pressure import Trigger
+from nsupervisor.cgroups.pressure import Stalled, Trigger
 from nsupervisor.cgroups.readings import Reading
+from nsupervisor.cgroups.sampler import Job, Sampler
 from nsupervisor.linux.inotify import IN_IGNORED, IN_MODIFY, IN_Q_OVERFLOW, Inotify
 
 EVENT_FILES = ("cgroup.events", "memory.events", "pids.events")
+"""Those that `Watcher.add` watches when nobody says which."""
 
 _BACKSTOP = 5.0
+_MUTE = 0.25
+"""Seconds between two readings of an event file that may not notify."""
 _OOM_DELAYS = (0.0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.5)
 
 OnReading = Callable[[Reading], None]
+OnSample = Callable[[Mapping[str, Mapping[str, float]]], float]
+"""Gets all levels of a cgroup, as they were at one moment; says after how many seconds to read them again: infinity:
+not before `Watcher.resume`."""
 
 
 @attrs.define(eq=False)
@@ -44,8 +54,9 @@ class _Watch:
 
     cgroup: Cgroup
     on_reading: OnReading
-    levels: tuple[str, ...]
+    on_sample: OnSample | None
     interval: float
+    levels: tuple[str, ...]
     events: dict[str, dict[str, float]] = attrs.field(factory=dict)
     mute: list[str] = attrs.field(factory=list)
     wds: list[int] = attrs.field(factory=list)
@@ -53,6 +64,7 @@ class _Watch:
     oom_seen: bool = False  # the eventfd spoke, and nobody has looked for the kill yet
     oom_looking: bool = False
     triggers: list[Trigger] = attrs.field(factory=list)
+    jobs: list[Job] = attrs.field(factory=list)  # the sampling of the levels comes first
     alive: bool = True
 
 
@@ -68,8 +80,8 @@ class Watcher:
         self._watches: dict[str, _Watch] = {}  # by the cgroup's path, which inotify tells apart, too
         self._by_wd: dict[int, tuple[_Watch, str]] = {}
         self._by_eventfd: dict[int, _Watch] = {}
-        self._samples: dict[float, dict[_Watch, None]] = {}
-        self._changed = trio.Event()
+        self._sampler = Sampler()
+        self._looking = Job(self._look_at_all)
         self._inotify = Inotify()
         self._epoll = select.epoll()
 
@@ -82,8 +94,12 @@ class Watcher:
         events: Iterable[str] | None = None,
         levels: Iterable[str] = (),
         interval: float = 0.25,
+        on_sample: OnSample | None = None,
     ) -> Mapping[str, Mapping[str, float]]:
-        """Watch a cgroup. Calls on_reading for an event file when it changed, for a level every `interval` seconds.
+        """Watch a cgroup. Calls on_reading for an event file when it changed.
+
+        Levels go to on_sample, which sets its own pace and may also be without levels; it is first called when `resume`
+        says so. Without it they go to on_reading, one by one, every `interval` seconds.
 
         events: v2 names of event files; None: those of EVENT_FILES that the cgroup has. Returns what the event files
         say now, the base line: every later change of it is reported. CgroupError when a file is not to be had on this
@@ -93,7 +109,7 @@ class Watcher:
             raise ValueError(f"{cgroup.path} is already watched")
         if interval <= 0:
             raise ValueError(f"not an interval to sample at: {interval}")
-        watch = self._watches[cgroup.path] = _Watch(cgroup, on_reading, tuple(levels), interval)
+        watch = self._watches[cgroup.path] = _Watch(cgroup, on_reading, on_sample, interval, tuple(levels))
         try:
             for file in filter(cgroup.offers, EVENT_FILES) if events is None else events:
                 # First the notification, then the reading: what happens between the two is then told twice, not never.
@@ -104,10 +120,21 @@ class Watcher:
         except BaseException:
             self.remove(cgroup)
             raise
-        if watch.levels or watch.mute:
-            self._samples.setdefault(interval, {})[watch] = None
-        self._wake()
+        watch.jobs.append(Job(partial(self._sample, watch)))
+        if watch.levels and on_sample is None:
+            self._sampler.plan(watch.jobs[0], interval)
+        if watch.mute:
+            watch.jobs.append(Job(partial(self._look_at_mute, watch)))
+            self._sampler.plan(watch.jobs[-1], _MUTE)
+        if self._looking.due == math.inf:
+            self._sampler.plan(self._looking, self._backstop)
         return dict(watch.events)
+
+    def resume(self, cgroup: Cgroup) -> None:
+        """Read its levels now, and go on as on_sample says; unknown ones are fine."""
+        watch = self._watches.get(cgroup.path)
+        if watch is not None:
+            self._sampler.plan(watch.jobs[0], 0.0)
 
     def remove(self, cgroup: Cgroup) -> None:
         """Stop watching it, its pressure triggers included. No callback comes after this. Unknown ones are fine."""
@@ -124,12 +151,8 @@ class Watcher:
             os.close(watch.eventfd)
         for trigger in watch.triggers:
             trigger.close()
-        group = self._samples.get(watch.interval)
-        if group is not None:
-            group.pop(watch, None)
-            if not group:
-                del self._samples[watch.interval]
-                self._wake()
+        for job in watch.jobs:
+            self._sampler.end(job)
 
     def read(self, cgroup: Cgroup, file: str) -> Mapping[str, float]:
         """What an event file says now; whatever differs from this will be reported. CgroupError as `Cgroup.read`.
@@ -166,6 +189,24 @@ class Watcher:
         watch.triggers = [*(old for old in watch.triggers if not old.closed), trigger]
         self._nursery.start_soon(trigger.run, on_trigger)
         return trigger
+
+    def add_stall(
+        self, cgroup: Cgroup, file: str, kind: str, stall_us: int, window_us: int, on_stall: OnReading
+    ) -> str:
+        """As `add_pressure`, but where the kernel refuses, read the file's total once a window, and compare: the same
+        thing, found up to a window later. Returns what is otherwise than asked for, in words; "" where nothing is."""
+        asked = f"{file}: a stall of {stall_us} us in {window_us} us"
+        try:
+            trigger = self.add_pressure(cgroup, file, kind, stall_us, window_us, on_stall)
+        except CgroupError as error:
+            watch = self._watches[cgroup.path]
+            watch.jobs.append(Job(Stalled(cgroup, file, kind, stall_us, window_us / 1e6, on_stall)))
+            self._sampler.plan(watch.jobs[-1], 0.0)
+            return f"{asked} is measured by reading the file once a window, because the kernel refused: {error}"
+        if trigger.window_us == window_us:
+            return ""
+        wider = f"{trigger.stall_us} us in {trigger.window_us} us"
+        return f"{asked} is watched for as {wider}: without CAP_SYS_RESOURCE the kernel takes windows of 2, 4 … 10 s"
 
     # notifications ---------------------------------------------------------------------------------------------------
 
@@ -259,47 +300,32 @@ class Watcher:
 
     # samples ---------------------------------------------------------------------------------------------------------
 
-    def _wake(self) -> None:
-        self._changed.set()
+    def _sample(self, watch: _Watch) -> float:
+        try:
+            values = {file: watch.cgroup.read(file) for file in watch.levels}
+        except CgroupGoneError:
+            return math.inf  # removed already; whoever removed it will tell us
+        if watch.on_sample is not None:
+            return watch.on_sample(values)
+        for file, found in values.items():
+            if watch.alive:  # else by the callback for the level before
+                watch.on_reading(Reading(file, found))
+        return watch.interval
 
-    async def _run_samples(self) -> None:
-        """One task for all levels. Due times are multiples of the interval, so that all cgroups sampled at the same
-        interval are read in one go, and the process sleeps in between; for ever when nothing is watched."""
-        due: dict[float, float] = {}
-        backstop = math.inf
-        while True:
-            self._changed = trio.Event()
-            now = trio.current_time()
-            due = {interval: due.get(interval) or _next(now, interval) for interval in self._samples}
-            backstop = min(backstop, _next(now, self._backstop)) if self._watches else math.inf
-            with trio.move_on_at(min((backstop, *due.values()))):
-                await self._changed.wait()
-            now = trio.current_time()
-            for interval in [interval for interval, when in due.items() if when <= now]:
-                due[interval] = _next(now, interval)
-                for watch in list(self._samples.get(interval, ())):
-                    self._sample(watch)
-            if backstop <= now:
-                backstop = _next(now, self._backstop)
-                for watch, file in self._all():
-                    self._look(watch, file)
-
-    def _sample(self, watch: _Watch) -> None:
+    def _look_at_mute(self, watch: _Watch) -> float:
         for file in watch.mute:
             self._look(watch, file)
-        for file in watch.levels:
-            if not watch.alive:
-                return  # by the callback for the level before
-            try:
-                values = watch.cgroup.read(file)
-            except CgroupGoneError:
-                return
-            watch.on_reading(Reading(file, values))
+        return _MUTE if watch.alive else math.inf
+
+    def _look_at_all(self) -> float:
+        for watch, file in self._all():
+            self._look(watch, file)
+        return self._backstop if self._watches else math.inf
 
     # life ------------------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        for task in (self._run_inotify, self._run_eventfds, self._run_samples):
+        for task in (self._run_inotify, self._run_eventfds, self._sampler.run):
             self._nursery.start_soon(task)
 
     def _close(self) -> None:
@@ -307,12 +333,6 @@ class Watcher:
             self.remove(watch.cgroup)
         self._epoll.close()
         self._inotify.close()
-
-
-def _next(now: float, interval: float) -> float:
-    """The first multiple of interval after now."""
-    due = (math.floor(now / interval) + 1) * interval
-    return due if due > now else due + interval
 
 
 @asynccontextmanager

@@ -80,7 +80,7 @@ def place(record: Mapping[str, Any]) -> str:
 def asked(record: Mapping[str, Any]) -> str:
     """What somebody asked for, with what belongs to it: "set memory_max 64M → 32M", "signal SIGHUP", "stop"."""
     words = [record["action"], record.get("signal", "")]
-    if record["action"] == "set":
+    if record["action"] == "set" and "after" in record:
         before, after = record["before"], record["after"]
         words.append(", ".join(f"{key} {_limit(key, before.get(key))} → {_limit(key, after[key])}" for key in after))
     return " ".join(word for word in words if word)
@@ -113,6 +113,8 @@ def _action(record: Mapping[str, Any]) -> str:
         tried = " (dry run)" if record.get("dry_run") else ""
         file = f"{cause['file']} {cause['key']}".rstrip()
         seen = values(cause) if cause["when"].startswith(file) else reading(cause)
+        if "message" in record:
+            tried += f", {record['message']}"
         return f"{asked(record)}{tried} by {cause['rule']}, line {cause['line']}: {cause['when']}: {seen}"
     if "by" in cause:
         return f"{asked(record)} by {cause['by']}"

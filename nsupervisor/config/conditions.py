@@ -71,6 +71,12 @@ class Atom:
         """True for a moment only."""
         return self.kind in ("counter", "stall", "fact")
 
+    def told_by(self, values: Mapping[str, float]) -> bool:
+        """Whether a file with these values tells of it."""
+        if self.kind == "stall":
+            return f"{(self.key or '').partition(' ')[0]} total" in values
+        return self.of(values) is not None
+
     def of(self, values: Mapping[str, float]) -> float | None:
         """The value that this is about, of the file's values; None where it is not among them."""
         if self.file != "io.stat":

@@ -266,7 +266,7 @@ def _cause(
     true = [i for i in places if new[i].truth]
     i = (turned or true or [0])[0]
     atom, memory = rule.when.atoms[i], new[i]
-    limit = None if atom.kind == "counter" else threshold(atom, limits)
+    limit = None if atom.threshold is None else threshold(atom, limits)
     after = memory.rate if atom.kind == "rate" else memory.last
     return Cause(
         rule.name, rule.line, rule.when.text, atom.file, atom.key or "", memory.before, after or 0.0, limit, held

@@ -19,7 +19,6 @@ import attrs
 import trio
 
 from nsupervisor.cgroups import Cgroup, CgroupError, CgroupGoneError, Reading
-from nsupervisor.config.changes import changed, difference
 from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import Resources, Workload
 from nsupervisor.core import events
@@ -35,6 +34,7 @@ from nsupervisor.service.identity import IdentityError
 from nsupervisor.service.judge import Hands, Judge
 from nsupervisor.service.notify import attend, host_owner, notify_socket
 from nsupervisor.service.output import Output
+from nsupervisor.service.setting import Setter
 from nsupervisor.service.spec import spawn_spec
 from nsupervisor.service.status import exit_record, status
 from nsupervisor.service.thinker import Thinker
@@ -75,8 +75,7 @@ class Actor:
     pending: trio.CancelScope | None = None
     """The start that waits for other workloads, so that a stop can call it off."""
     counters: Counters = attrs.field(init=False, factory=Counters)
-    resources: Resources = attrs.field(init=False)
-    """The limits in force: the configuration's, with what `change` has made of them."""
+    setter: Setter = attrs.field(init=False)
     thinker: Thinker = attrs.field(init=False)
     judge: Judge = attrs.field(init=False)
     output: Output = attrs.field(init=False)
@@ -93,11 +92,13 @@ class Actor:
     """This generation's notify socket and the task that reads it."""
 
     def __attrs_post_init__(self) -> None:
-        self.resources = self.workload.resources
         mind = Mind(Life(), Engine.of(self.workload.policy))
         self.thinker = Thinker(self.name, self.workload, mind, self.world.listeners)
+        hands = Hands(self._say, self._follow, lambda *what: self.setter.adjust(*what), lambda: self.post(Nudge()))
         self.voice = Voice(self.name, self.instance, self.world.journal)
-        self.judge = Judge(self.cgroup, self.counters, self.world, Hands(self._say, self._follow), self.thinker)
+        self.judge = Judge(self.cgroup, self.counters, self.world, hands, self.thinker)
+        nursery, refresh, resources = self.world.nursery, self.judge.refresh, self.workload.resources
+        self.setter = Setter(self.cgroup, self.workload, nursery, self._say, refresh, resources)
         self.output = Output(self.name, self.instance, self.workload.log, self.counters, self.world)
 
     @property
@@ -128,7 +129,7 @@ class Actor:
 
     async def run(self) -> NoReturn:
         """Take messages for ever."""
-        self._watch()
+        self.judge.watch(self._hear)
         try:
             while True:
                 await self._take(await self._next())
@@ -147,24 +148,14 @@ class Actor:
         self._say("action", action="signal", cause={"by": "operator"}, signal=signal_name(signum))
         return await self.world.keeper.signal(self._id, signum)
 
-    def change(self, changes: Mapping[str, Any], by: str = "operator") -> tuple[bool, str]:
-        """Change limits (`parse_changes`), whether it runs or not: all of them, or none. They last until the supervisor
-        ends, also in a cgroup that is made anew. Returns whether it was done, and why not.
+    async def change(self, changes: Mapping[str, Any], by: str = "operator") -> tuple[bool, str]:
+        """As `Setter.change`. No message: the limits take part in no decision that could be half done now."""
+        return await self.setter.change(changes, by)
 
-        No message: the limits take part in no decision that could be half done now.
-        """
-        before = self.resources
-        try:
-            after = changed(self.workload, before, changes)
-            self.cgroup.change(before, after)
-        except (ConfigError, CgroupError) as error:
-            self._say("warning", "warning", message=f"set: {error}")
-            return False, str(error)
-        self.resources = after
-        self.judge.limits = self.cgroup.limits()
-        was, is_ = difference(before, after)
-        self._say("action", action="set", cause={"by": by}, before=was, after=is_)
-        return True, ""
+    @property
+    def resources(self) -> Resources:
+        """The limits in force: the configuration's, with what `change` and rules have made of them."""
+        return self.setter.resources
 
     @property
     def up(self) -> bool:
@@ -196,6 +187,7 @@ class Actor:
                 if id_ == self._id:
                     self.pid = pid
                     self._say("started", pid=pid)
+                    self.judge.began()
                     self.output.begin(self.life.generation, pid)
                 await self._happen(events.Execed(_generation(id_)))
             case Ended():
@@ -223,6 +215,8 @@ class Actor:
             self._say("not started", "error", message=f"workload {self.name}: {failure}", generation=generation)
         else:
             self._say("exited", generation=generation, pid=self.pid, **exit_record(exit_))
+            self.judge.exited(exit_)
+            await self.judge.carry_out()
         self.output.begin(generation, self.pid)
         self.pid = None
         self._listening.close()
@@ -234,8 +228,8 @@ class Actor:
         """What the watcher says. Most samples set nothing off, so they are looked at here, and wake nobody."""
         if reading.file == "cgroup.events":
             self.post(reading)
-        elif self.judge.look(reading.file, reading.values, reading.at):
-            self.post(Nudge())
+        else:
+            self.judge.look(reading.file, reading.values, reading.at)
 
     # ---- the lifecycle
 
@@ -303,9 +297,10 @@ class Actor:
                 pids = ", ".join(map(str, self.cgroup.procs()[:5]))
                 raise CgroupError(f"its cgroup {self.cgroup.path} is still populated (pids {pids}); end them first")
             if self.cgroup.killed:
+                await self.setter.settled()
                 self.world.watcher.remove(self.cgroup)
                 self.cgroup.renew(self.resources)
-                self._watch()
+                self.judge.watch(self._hear)
             self._oom_kills = self.read("memory.events").get("oom_kill", 0.0)
             spec = spawn_spec(self.workload, self.name, self.instance, generation, self.cgroup)
             if self.workload.type == "notify" or self.workload.watchdog_sec:
@@ -320,6 +315,7 @@ class Actor:
             self.post(events.Exited(generation, exit_, populated=False))
             return
         self.pid = spawned.pid
+        self.judge.resume()
         self.output.expect(spawned)
 
     # ---- what the program says of itself
@@ -350,11 +346,6 @@ class Actor:
     @property
     def _id(self) -> str:
         return f"{self.name}#{self.life.generation}"
-
-    def _watch(self) -> None:
-        """Have the watcher tell of what is needed, and of nothing else: some files cost samples on some hosts."""
-        events_, levels = self.judge.files()
-        self.judge.begin(self.world.watcher.add(self.cgroup, self._hear, events=events_, levels=levels))
 
     def read(self, file: str) -> Mapping[str, float]:
         """As `Judge.read`."""

@@ -1,15 +1,31 @@
-"""Programs that rules name with ``exec``: run once, with the record on standard input, and ended in time."""
+"""Whom rules tell outside of the service: a program (``exec``), a web server (``webhook``), a socket (``notify``).
 
+Each gets the action's record as JSON, once, and in a limited time. What goes wrong comes back in words, for a warning;
+nothing waits for any of them.
+"""
+
+import errno
+import http.client
 import os
+import socket
+import ssl
 import subprocess
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 import trio
 
+from nsupervisor import __version__
+
 PATIENCE = 30.0
-"""Seconds that such a program may take before it is killed."""
+"""Seconds that a program may take before it is killed."""
+WEB_PATIENCE = 10.0
+"""Seconds that a web server may take."""
+MOST_REQUESTS, MOST_WAITING = 8, 256
+"""Requests at one time, and those that may wait for their turn. A server that does not answer must cost no more."""
 
 
 async def run_hook(command: Sequence[str], record: Mapping[str, Any]) -> str:
@@ -33,3 +49,70 @@ async def run_hook(command: Sequence[str], record: Mapping[str, Any]) -> str:
     except OSError as error:
         return f"cannot execute {command[0]}: {error.strerror}"
     return "" if result.returncode == 0 else f"{command[0]} ended with exit status {result.returncode}"
+
+
+@cache
+def _requests() -> trio.CapacityLimiter:
+    return trio.CapacityLimiter(MOST_REQUESTS)  # threads of our own: theirs may all be stuck in slow servers
+
+
+async def post_record(url: str, record: Mapping[str, Any]) -> str:
+    """POST ``record`` to ``url`` as JSON. What went wrong, in words; "" when the answer was 2xx.
+
+    In a thread, as names are looked up and certificates checked by what blocks. Redirections are not followed: where
+    records go is the configuration's business.
+    """
+    if _requests().statistics().tasks_waiting >= MOST_WAITING:
+        return f"{url}: not told, because {MOST_WAITING} earlier requests still wait for an answer"
+    try:
+        with trio.fail_after(WEB_PATIENCE * 2):  # its own limit is per read and write
+            return await trio.to_thread.run_sync(
+                _post, url, orjson.dumps(record), abandon_on_cancel=True, limiter=_requests()
+            )
+    except trio.TooSlowError:
+        return f"{url}: no answer within {WEB_PATIENCE * 2:g} s"
+
+
+def _post(url: str, body: bytes) -> str:
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    connection: http.client.HTTPConnection
+    if parts.scheme == "https":
+        context = ssl.create_default_context()
+        connection = http.client.HTTPSConnection(parts.hostname, parts.port, timeout=WEB_PATIENCE, context=context)
+    else:
+        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=WEB_PATIENCE)
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    headers = {"Content-Type": "application/json", "User-Agent": f"nsupervisor/{__version__}"}
+    try:
+        connection.request("POST", target, body, headers)
+        answer = connection.getresponse()
+        return "" if 200 <= answer.status < 300 else f"{url} answered {answer.status} {answer.reason}"
+    except TimeoutError:
+        return f"{url}: no answer within {WEB_PATIENCE:g} s"
+    except (OSError, http.client.HTTPException) as error:
+        return f"{url}: {getattr(error, 'strerror', None) or error or type(error).__name__}"
+    finally:
+        connection.close()
+
+
+def send_record(path: str, record: Mapping[str, Any]) -> str:
+    """Send ``record`` to the Unix socket at ``path``: a datagram, or, where it is a stream, one line. What went wrong,
+    in words; "" when the kernel has it. It never waits: a reader that is behind misses it."""
+    line = orjson.dumps(record) + b"\n"
+    try:
+        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+            with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as it:
+                try:
+                    it.connect(path)
+                    it.sendall(line)
+                    return ""
+                except OSError as error:
+                    if error.errno != errno.EPROTOTYPE:
+                        raise
+    except BlockingIOError:
+        return f"{path}: its reader is behind, and missed this"
+    except OSError as error:
+        why = {errno.ENOENT: "there is no such socket", errno.ECONNREFUSED: "nobody listens there"}
+        return f"{path}: {why.get(error.errno or 0, error.strerror)}"
+    return f"{path}: neither a datagram nor a stream socket"

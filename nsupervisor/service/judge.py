@@ -2,23 +2,32 @@
 
 It decides nothing: it shows `nsupervisor.core.mind` each reading, and does what the rules that go off ask for when
 their turn comes. What concerns the workload's life goes back to the actor.
+
+All that the rules see is in the snapshots that are shown, also what is in no file of the cgroup: how a program ended
+(`exit`), for how long it has run (`uptime`), and that a trigger of pressure told (a key of the pressure file).
 """
 
+import math
 import signal
 from collections.abc import Awaitable, Callable, Mapping
+from time import perf_counter
 from typing import Any
 
 import attrs
+import trio
 
-from nsupervisor.cgroups import Cgroup, CgroupError
-from nsupervisor.cgroups.watcher import EVENT_FILES
+from nsupervisor.cgroups import Cgroup, CgroupError, Reading
+from nsupervisor.config.conditions import Atom
+from nsupervisor.config.facts import EXIT, NOT_FILES, UPTIME, notifies, sampled
 from nsupervisor.config.model import Rule
-from nsupervisor.core.exits import signal_name
+from nsupervisor.core.adjusting import Settings, file_of
+from nsupervisor.core.exits import Exit, signal_name
 from nsupervisor.core.lifecycle import Life
 from nsupervisor.core.mind import Due, Seen, Thought, Turn
-from nsupervisor.core.rules import Engine
+from nsupervisor.core.pace import pace
+from nsupervisor.core.rules import Engine, Snapshot
 from nsupervisor.metrics.counters import Counters
-from nsupervisor.service.hooks import run_hook
+from nsupervisor.service.hooks import post_record, run_hook, send_record
 from nsupervisor.service.thinker import Thinker
 from nsupervisor.service.world import World
 
@@ -31,6 +40,10 @@ class Hands:
     """Write a record about the present generation: `Voice.say` without its first argument."""
     follow: Callable[[Life, Thought], Awaitable[None]]
     """Do what a thought asks for; the life is the one before it."""
+    set: Callable[[Settings, dict[str, Any]], None]
+    """Have limits set, for this cause; it is done, and said, in its turn."""
+    nudge: Callable[[], None]
+    """Have `carry_out` called."""
 
 
 @attrs.define(eq=False)
@@ -45,40 +58,101 @@ class Judge:
     limits: Mapping[str, float | None] = attrs.field(init=False)
     """The limits in force, as the kernel has them."""
 
+    started_at: float | None = None
+    """When the program was executed, on trio's clock; None while there is none."""
+    _latest: Snapshot = attrs.field(init=False, factory=dict)
+    """The latest sample of the levels, and when it was taken."""
+    _looked: float = attrs.field(init=False, default=0.0)
+    _beside: list[str] = attrs.field(init=False, factory=list)
+    """Event files that rules on levels look at too."""
+
     def __attrs_post_init__(self) -> None:
-        self.limits = self.cgroup.limits()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look what the limits are now: they have been changed."""
+        keys = (file_of(key) for rule in self.engine.rules for key in rule.set_)
+        self.limits = self.cgroup.limits(keys)
 
     @property
     def engine(self) -> Engine:
         """The rules, with what is remembered of each."""
         return self.thinker.mind.engine
 
-    def files(self) -> tuple[dict[str, None], list[str]]:
-        """The event files and the levels that the watcher has to tell of: what is needed, and nothing else, as some
-        files cost samples on some hosts."""
-        files = dict.fromkeys(atom.file for rule in self.engine.rules for atom in rule.when.atoms)
-        events_ = dict.fromkeys(("cgroup.events", *(file for file in files if file in EVENT_FILES)))
-        return events_, [file for file in files if file not in EVENT_FILES]
+    def _atoms(self) -> list[Atom]:
+        return [atom for rule in self.engine.rules for atom in rule.when.atoms]
 
-    def begin(self, base_line: Mapping[str, Mapping[str, float]]) -> None:
-        """What the files say before anything happens."""
+    def watch(self, hear: Callable[[Reading], None]) -> None:
+        """Have the watcher tell of what is needed, and of nothing else: some files cost samples on some hosts."""
+        atoms = self._atoms()
+        files = dict.fromkeys(atom.file for atom in atoms if atom.kind != "stall" and atom.file not in NOT_FILES)
+        events = dict.fromkeys(("cgroup.events", *filter(notifies, files)))
+        levels = [file for file in files if sampled(file)]
+        self._beside = [file for level in levels for file in self.engine.together(level) if notifies(file)]
+        watcher = self.world.watcher
+        base_line = watcher.add(self.cgroup, hear, events=events, levels=levels, on_sample=self.sample)
         for file, values in base_line.items():
             self.thinker.take(Seen({file: values}, {}))
+        for stall in dict.fromkeys((atom.file, atom.key or "") for atom in atoms if atom.kind == "stall"):
+            self._watch_stall(*stall, hear)
 
-    def look(self, file: str, values: Mapping[str, float], at: float | None) -> bool:
-        """Show the rules a reading; whether any of them has to have its turn now.
+    def _watch_stall(self, file: str, key: str, hear: Callable[[Reading], None]) -> None:
+        """Have the kernel tell of a stall; where it does not want to, measure the same thing ourselves."""
+        kind, stall, window = key.split()
+
+        def heard(reading: Reading) -> None:
+            hear(Reading(file, {**reading.values, key: reading.values[f"{kind} total"]}, reading.at))
+
+        self.thinker.take(Seen({file: {key: self.read(file).get(f"{kind} total", 0.0)}}, {}))
+        said = self.world.watcher.add_stall(self.cgroup, file, kind, int(stall), int(window), heard)
+        if said and said not in self.world.told:
+            self.world.told.add(said)
+            self.hands.say("warning", "warning", message=said)
+
+    def began(self) -> None:
+        """The program runs: from now on there is something to look at."""
+        self.started_at = trio.current_time()
+        self.resume()
+
+    def resume(self) -> None:
+        """Somebody lives in the cgroup: look at the levels again."""
+        self.world.watcher.resume(self.cgroup)
+
+    def sample(self, values: Snapshot) -> float:
+        """Show the rules all levels, as they are now; after how many seconds to look again."""
+        if not self.thinker.mind.life.alive:
+            return math.inf
+        now = trio.current_time()
+        snapshot = {**values, UPTIME: self.read(UPTIME), **{file: self.read(file) for file in self._beside}}
+        self._show(snapshot, perf_counter())
+        before, elapsed = self._latest, now - self._looked
+        self._latest, self._looked = snapshot, now
+        return pace(self.engine, before, snapshot, elapsed, self.limits, now)
+
+    def look(self, file: str, values: Mapping[str, float], at: float | None) -> None:
+        """Show the rules a reading.
 
         They do not go through the mailbox: a program's end that is in it already must not overtake them.
         """
         others = [other for other in self.engine.together(file) if other != file]
-        snapshot = {file: values, **{other: self.read(other) for other in others}}
-        return bool(self.thinker.take(Seen(snapshot, self.limits, at)).mind.due)
+        self._show({file: values, **{other: self.read(other) for other in others}}, at)
+
+    def _show(self, snapshot: Snapshot, at: float | None) -> None:
+        if self.thinker.take(Seen(snapshot, self.limits, at)).mind.due:
+            self.hands.nudge()
 
     def look_at_counters(self) -> None:
         """Read every counter that a rule looks at, now: at a program's end, before it is told (see actor.py)."""
-        counters = [atom.file for rule in self.engine.rules for atom in rule.when.atoms if atom.kind == "counter"]
-        for file in dict.fromkeys(counters):
+        for file in dict.fromkeys(atom.file for atom in self._atoms() if atom.kind == "counter"):
             self.look(file, self.read(file), None)
+
+    def exited(self, exit_: Exit) -> None:
+        """Show the rules how the program ended."""
+        self.started_at = None
+        if exit_.failure is None and any(atom.file == EXIT for atom in self._atoms()):
+            facts = {"oom_killed": float(exit_.oom_killed), "core_dumped": float(exit_.core_dumped)}
+            told = {"signal": exit_.signal, "code": exit_.code}
+            self.look(EXIT, {**facts, **{key: value for key, value in told.items() if value is not None}}, None)
 
     async def carry_out(self) -> None:
         """Give each rule that has gone off its turn; what is about a generation that is gone does nothing."""
@@ -94,19 +168,34 @@ class Judge:
         more: dict[str, Any] = {"dry_run": True} if rule.dry_run else {}
         if action == "signal":
             more["signal"] = signal_name(rule.signal or signal.SIGTERM)
+        if action == "set":
+            if due.fired.settings and not rule.dry_run:
+                self._count(due)
+                self.hands.set(due.fired.settings, cause)
+                return
+            more["message"] = _what_would_be(rule, due.fired.settings)
         record = self.hands.say("action", "warning", action=action, cause=cause, **more)
         if rule.dry_run:
             return
-        self.counters.acted(rule.name, action)
-        if due.at is not None:
-            self.world.measures.reacted(due.at)
-        if action == "exec":
-            self.world.nursery.start_soon(self._exec, rule, record)
+        self._count(due)
+        if action in ("exec", "webhook", "notify"):
+            self.world.nursery.start_soon(self._tell, action, rule, record)
         await self.hands.follow(life, thought)
 
-    async def _exec(self, rule: Rule, record: dict[str, Any]) -> None:
-        """Run what a rule's ``exec`` names, as the supervisor itself: it is the operator's, not the workload's."""
-        problem = await run_hook(rule.exec_, record)
+    def _count(self, due: Due) -> None:
+        self.counters.acted(due.fired.rule.name, due.fired.action)
+        if due.at is not None:
+            self.world.measures.reacted(due.at)
+
+    async def _tell(self, action: str, rule: Rule, record: dict[str, Any]) -> None:
+        """Tell somebody outside. That takes its time, and nothing waits for it; what goes wrong is a warning."""
+        match action:
+            case "exec":
+                problem = await run_hook(rule.exec_, record)
+            case "webhook":
+                problem = await post_record(rule.webhook or "", record)
+            case _:
+                problem = send_record(rule.notify or "", record)
         if problem:
             self.hands.say("warning", "warning", message=f"{rule.name}: {problem}")
 
@@ -115,7 +204,17 @@ class Judge:
 
         Only what the watcher watches stays open: with thousands of workloads, descriptors are scarce.
         """
+        if file in NOT_FILES:
+            runs = file == UPTIME and self.started_at is not None
+            return {"": trio.current_time() - (self.started_at or 0.0)} if runs else {}
         try:
             return self.cgroup.look(file)
         except CgroupError:
             return {}
+
+
+def _what_would_be(rule: Rule, settings: Settings) -> str:
+    """What a `set` has to say that sets nothing."""
+    if not settings:
+        return f"nothing is left to set: {', '.join(rule.set_)} at its bound, or without a limit"
+    return ", ".join(f"{key} would be {'max' if value is None else f'{value:g}'}" for key, value in settings.items())

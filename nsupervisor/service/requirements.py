@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from nsupervisor.cgroups.errors import Problem as HostProblem
 from nsupervisor.cgroups.host import Host
+from nsupervisor.config.facts import NOT_FILES
 from nsupervisor.config.model import Config, Workload
 from nsupervisor.config.positions import Positions
 from nsupervisor.config.problems import Problem
@@ -37,6 +38,8 @@ def _of(workload: Workload, host: Host, here: bool) -> Iterator[tuple[tuple[str 
         yield ("resources", found.key), f"{found.why}; {found.instead}", optional or elsewhere
     for i, rule in enumerate(workload.policy):
         for file in dict.fromkeys(atom.file for atom in rule.when.atoms):
+            if file in NOT_FILES:
+                continue
             place = host.place(file)
             if isinstance(place, HostProblem):
                 yield ("policy", i, "when"), f"no {file} here: {place.why}; {place.instead}", optional

@@ -20,6 +20,7 @@ import trio
 
 from nsupervisor.api import app, serve
 from nsupervisor.cgroups import CgroupError, Host, Tree, Watcher, open_watcher
+from nsupervisor.config.facts import NOT_FILES
 from nsupervisor.config.files import read_text
 from nsupervisor.config.load import ConfigError, parse
 from nsupervisor.config.model import Config, Workload
@@ -239,7 +240,7 @@ def _actor(name: str, workload: Workload, instance: int | None, tree: Tree, worl
     for rule in workload.policy:
         try:
             for atom in rule.when.atoms:
-                if (atom.key or "") not in cgroup.read(atom.file):
+                if atom.file not in NOT_FILES and not atom.told_by(cgroup.read(atom.file)):
                     raise CgroupError(f"this host does not count {atom.key} in {atom.file}; it may need pure cgroup v2")
             rules.append(rule)
         except CgroupError as error:

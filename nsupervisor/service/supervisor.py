@@ -182,7 +182,7 @@ class Supervisor:
         return True, ""
 
     async def _set(self, actor: Actor, changes: Mapping[str, Any]) -> tuple[bool, str]:
-        return actor.change(changes)
+        return await actor.change(changes)
 
     # ---- order
 

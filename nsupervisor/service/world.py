@@ -26,3 +26,5 @@ class World:
     measures: Measures = attrs.field(factory=Measures)
     listeners: set[Listener] = attrs.field(factory=set)
     """Those that hear of all that any mind takes in."""
+    told: set[str] = attrs.field(factory=set)
+    """Warnings about the host, which are said once, not by each workload."""

@@ -3,7 +3,8 @@
 import gc
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -126,22 +127,37 @@ async def test_an_unchanged_file_is_not_told(tree: Tree, programs: Programs, aut
 # levels ------------------------------------------------------------------------------------------------------------
 
 
-async def test_levels_are_sampled_at_their_interval_and_together(tree: Tree, autojump_clock: MockClock) -> None:
-    times: dict[str, list[float]] = {"one": [], "two": [], "slow": []}
+async def test_levels_are_sampled_together_and_at_the_pace_that_is_asked_for(
+    tree: Tree, autojump_clock: MockClock
+) -> None:
+    times: list[float] = []
+    paces = iter([0.1, 2.0, 0.05, 1.0, float("inf"), 1.0, float("inf")])
 
-    def at(name: str) -> Callable[[Reading], None]:
-        return lambda reading: times[name].append(trio.current_time()) if reading.file == "pids.current" else None
+    def sample(values: Mapping[str, Mapping[str, float]]) -> float:
+        assert set(values) == {"pids.current", "memory.current"}
+        times.append(trio.current_time())
+        return next(paces)
 
+    web = tree.make("web", Resources())
     async with open_watcher() as watcher:
-        watcher.add(tree.make("one", Resources()), at("one"), levels=["pids.current", "memory.current"])
-        await trio.sleep(0.1)
-        watcher.add(tree.make("two", Resources()), at("two"), levels=["pids.current"])
-        watcher.add(tree.make("slow", Resources()), at("slow"), levels=["pids.current"], interval=1)
+        watcher.add(web, Readings(), levels=["pids.current", "memory.current"], on_sample=sample)
+        await trio.sleep(10)
+        assert times == [], "nothing lives in it"
+        for count in (5, 7):
+            watcher.resume(web)
+            await trio.sleep(10)
+            assert len(times) == count
+    for (before, after), most in zip(pairwise(times[:5]), (0.1, 2.0, 0.05, 1.0), strict=True):
+        assert most / 2 <= after - before <= most + 1e-9, "never later than it was asked for"
+
+
+async def test_a_level_without_a_pace_is_read_at_its_interval(tree: Tree, autojump_clock: MockClock) -> None:
+    times: list[float] = []
+    async with open_watcher() as watcher:
+        web = tree.make("web", Resources())
+        watcher.add(web, lambda _: times.append(trio.current_time()), levels=["pids.current"])
         await trio.sleep(2.5)
-    assert times["one"] == times["two"], "two workloads of one interval are read at the same moment"
-    assert 9 <= len(times["one"]) <= 11
-    assert 2 <= len(times["slow"]) <= 3
-    assert set(times["slow"]) <= set(times["one"])
+    assert 9 <= len(times) <= 11
 
 
 async def test_a_level_follows_what_runs(tree: Tree, programs: Programs) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from nsupervisor.config.conditions import parse_condition
 from nsupervisor.config.model import Rule
+from nsupervisor.config.units import Relative
 from nsupervisor.core.rules import ORDER, Engine, threshold
 
 OOM = parse_condition("memory.events oom_kill")
@@ -231,6 +232,72 @@ def test_files_that_have_to_be_read_together():
     it = when("memory.events oom_kill and pids.current >= 90%")
     assert it.together("memory.events") == ("memory.events", "pids.current")
     assert it.together("cpu.stat") == ("cpu.stat",)
+
+
+def test_escalation_takes_its_steps_one_after_the_other():
+    it = when("memory.events oom_kill", action="log", at_most=2, within=100.0, then=("restart", "stop"))
+    asked = []
+    for now in range(8):
+        it, fired = it.observe({"memory.events": {"oom_kill": now}}, {}, float(now))
+        asked += [one.action for one in fired]
+    assert asked == ["log", "log", "restart", "restart", "stop", "stop", "stop"]
+
+
+@pytest.mark.parametrize(("at_most", "within"), [(None, 0.0), (5, 100.0)])
+def test_a_set_at_its_bound_goes_on_to_the_next_step(at_most, within):
+    it = when(
+        "memory.events oom_kill",
+        action="set",
+        set_={"pids_max": Relative(50.0)},
+        limit={"pids_max": 40},
+        at_most=at_most,
+        within=within,
+        then=("restart",),
+    )
+    done, limits = [], {"pids.max": 20.0}
+    for now in range(5):
+        it, fired = it.observe({"memory.events": {"oom_kill": now}}, limits, float(now))
+        for one in fired:
+            done.append((one.action, dict(one.settings)))
+            limits = {"pids.max": one.settings.get("pids_max", limits["pids.max"])}
+    assert done == [("set", {"pids_max": 30}), ("set", {"pids_max": 40}), ("restart", {}), ("restart", {})]
+
+
+def test_a_set_at_its_bound_without_a_next_step_has_nothing_to_set():
+    it = when("memory.events oom_kill", action="set", set_={"pids_max": 20})
+    it, _ = it.observe({"memory.events": {"oom_kill": 0}}, {"pids.max": 20.0}, 0.0)
+    _, (fired,) = it.observe({"memory.events": {"oom_kill": 1}}, {"pids.max": 20.0}, 1.0)
+    assert (fired.action, fired.settings) == ("set", {})
+
+
+def test_an_exit_is_true_for_its_moment_and_each_one_is_news():
+    it = when("exit code != 0 and not exit oom_killed", action="log")
+    exits = [{"code": 3.0, "oom_killed": 0.0}, {"code": 3.0, "oom_killed": 0.0}, {"code": 0.0, "oom_killed": 0.0}]
+    times = []
+    for now, facts in enumerate([*exits, {"signal": 9.0, "oom_killed": 1.0}]):
+        it, fired = it.observe({"exit": facts}, {}, float(now))
+        times += [now] * len(fired)
+    assert times == [0, 1]
+
+
+def test_an_exit_beside_a_level_is_over_with_the_next_sample():
+    it = when("exit code == 3 or pids.current > 5", action="log")
+    it, fired = it.observe({"exit": {"code": 3.0}}, {}, 0.0)
+    assert len(fired) == 1
+    it, fired = it.observe({"pids.current": {"": 1.0}}, {}, 1.0)
+    assert fired == ()
+    it, fired = it.observe({"pids.current": {"": 9.0}}, {}, 2.0)
+    assert [one.cause.file for one in fired] == ["pids.current"]
+
+
+def test_a_stall_is_told_by_its_own_key_and_counts_from_the_total():
+    it = when("memory.pressure some stall > 100ms/1s", action="log")
+    key = "some 100000 1000000"
+    it, _ = it.observe({"memory.pressure": {key: 500.0}}, {}, 0.0)
+    it, fired = it.observe({"memory.pressure": {"some avg10": 90.0, "some total": 99_000.0}}, {}, 1.0)
+    assert fired == (), "a sample of the file is no trigger"
+    it, (fired,) = it.observe({"memory.pressure": {"some total": 150_000.0, key: 150_000.0}}, {}, 2.0)
+    assert (fired.cause.before, fired.cause.after, fired.cause.threshold) == (500, 150_000, 100_000)
 
 
 TEXTS = st.sampled_from(

@@ -1,0 +1,116 @@
+"""The limits of one workload instance while the service runs: changed one after the other, and never by half.
+
+Where memory is to be less than what is in use, the kernel takes it away within the write, which takes its time (0.25 s
+a GB). So limits of memory are written by a thread, and only this workload's next change waits for it.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+import trio
+
+from nsupervisor.cgroups import Cgroup, CgroupError
+from nsupervisor.config.changes import changed, difference
+from nsupervisor.config.load import ConfigError
+from nsupervisor.config.model import Resources, Workload
+from nsupervisor.config.units import DEFAULT_CPU_PERIOD
+from nsupervisor.core.adjusting import Settings
+
+Result = tuple[bool, str]
+"""Whether it was done, and why not."""
+
+
+@attrs.define(eq=False)
+class _Turn:
+    changes: Mapping[str, Any]
+    cause: Mapping[str, Any]
+    level: str
+    done: trio.Event = attrs.field(factory=trio.Event)
+    result: Result = (False, "the service ends")
+
+
+@attrs.define(eq=False)
+class Setter:
+    """Changes limits, in the order in which it is asked to."""
+
+    cgroup: Cgroup
+    workload: Workload
+    nursery: trio.Nursery
+    say: Callable[..., Any]
+    """Write a record: `Voice.say` without its first argument."""
+    changed: Callable[[], None]
+    """Called after each change."""
+    resources: Resources
+    """The limits in force: the configuration's, with what has been made of them."""
+    _turns: deque[_Turn] = attrs.field(init=False, factory=deque)
+    _idle: trio.Event = attrs.field(init=False, factory=trio.Event)
+
+    def __attrs_post_init__(self) -> None:
+        self._idle.set()
+
+    async def change(self, changes: Mapping[str, Any], by: str) -> Result:
+        """Change limits (`parse_changes`), whether it runs or not: all of them, or none. They last until the supervisor
+        ends, also in a cgroup that is made anew."""
+        turn = self._queue(_Turn(changes, {"by": by}, "info"))
+        await turn.done.wait()
+        return turn.result
+
+    def adjust(self, settings: Settings, cause: Mapping[str, Any]) -> None:
+        """What a rule has set. It is written down once it is done."""
+        self._queue(_Turn({key: self._value(key, value) for key, value in settings.items()}, cause, "warning"))
+
+    def _value(self, key: str, number: float | None) -> Any:
+        if key != "cpu_max":
+            return None if number is None else int(number)
+        _, period = self.resources.cpu_max or (None, DEFAULT_CPU_PERIOD)
+        return (None if number is None else max(1000, round(number * period)), period)
+
+    async def settled(self) -> None:
+        """Wait until no change is under way."""
+        while not self._idle.is_set():
+            await self._idle.wait()
+
+    def _queue(self, turn: _Turn) -> _Turn:
+        self._turns.append(turn)
+        if self._idle.is_set():
+            self._idle = trio.Event()
+            self.nursery.start_soon(self._work)
+        return turn
+
+    async def _work(self) -> None:
+        try:
+            while self._turns:
+                turn = self._turns.popleft()
+                try:
+                    turn.result = await self._do(turn)
+                finally:
+                    turn.done.set()
+        finally:
+            self._idle.set()
+
+    async def _do(self, turn: _Turn) -> Result:
+        before = self.resources
+        try:
+            after = changed(self.workload, before, turn.changes)
+            await self._write(before, after)
+        except (ConfigError, CgroupError) as error:
+            self.say("warning", "warning", message=f"set: {error}")
+            return False, str(error)
+        self.resources = after
+        self.changed()
+        was, is_ = difference(before, after)
+        self.say("action", turn.level, action="set", cause=turn.cause, before=was, after=is_)
+        return True, ""
+
+    async def _write(self, before: Resources, after: Resources) -> None:
+        was, is_ = difference(before, after)
+        if not any(key.startswith(("memory_", "unified")) for key in (*was, *is_)):
+            self.cgroup.change(before, after)
+            return
+        cgroup = self.cgroup.apart(after)
+        try:
+            await trio.to_thread.run_sync(cgroup.change, before, after, abandon_on_cancel=True)
+        finally:
+            cgroup.close()

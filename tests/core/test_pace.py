@@ -1,0 +1,81 @@
+"""How soon levels are looked at again."""
+
+from math import inf
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nsupervisor.config.conditions import parse_condition
+from nsupervisor.config.model import Rule
+from nsupervisor.core.pace import AVERAGES, FASTEST, NEAR, SLOWEST, pace
+from nsupervisor.core.rules import RATE_SPAN, Engine
+
+LIMITS = {"pids.max": 1000.0, "memory.max": None}
+PIDS = parse_condition("pids.current >= 90%")
+
+
+def engine(when, **keys):
+    return Engine.of([Rule(when=parse_condition(when), action="log", **keys)])
+
+
+def after(it, file, value, before=None, elapsed=1.0, now=0.0, key=""):
+    earlier = {} if before is None else {file: {key: before}}
+    return pace(it, earlier, {file: {key: value}}, elapsed, LIMITS, now)
+
+
+def test_far_is_slow_and_near_is_fast_on_both_sides():
+    it = engine("pids.current >= 90%")
+    assert after(it, "pids.current", 10, 10) == SLOWEST
+    assert after(it, "pids.current", 890, 890) == NEAR
+    assert after(it, "pids.current", 910, 910) == NEAR
+    assert NEAR < after(it, "pids.current", 600, 600) < SLOWEST
+
+
+def test_the_process_before_the_threshold_is_near():
+    assert after(engine("pids.current >= 2"), "pids.current", 1, 1) == NEAR
+
+
+def test_what_comes_nearer_quickly_is_met_half_way():
+    it = engine("pids.current >= 90%")
+    assert after(it, "pids.current", 300, 200) == SLOWEST  # six seconds to go
+    assert after(it, "pids.current", 300, 0) == pytest.approx(1.0)
+    assert after(it, "pids.current", 300, 0, elapsed=0.01) == FASTEST
+    assert after(it, "pids.current", 0, 300) == SLOWEST  # it goes away
+
+
+def test_averages_are_looked_at_no_more_often_than_they_change():
+    assert after(engine("memory.pressure some avg10 > 25%"), "memory.pressure", 25.0, key="some avg10") == AVERAGES
+
+
+def test_a_rate_takes_its_span():
+    it = engine("cpu.stat nr_throttled rate > 50/s")
+    for now in (0.0, 1.0):
+        it, _ = it.observe({"cpu.stat": {"nr_throttled": 50 * now}}, LIMITS, now)
+    assert after(it, "cpu.stat", 50, key="nr_throttled", now=1.0) == RATE_SPAN
+
+
+def test_the_end_of_for_and_of_a_cooldown_are_not_slept_through():
+    it = engine("pids.current >= 1", for_=5.0, cooldown=3.0)
+    it, _ = it.observe({"pids.current": {"": 900}}, LIMITS, 0.0)
+    assert after(it, "pids.current", 900, 900, now=4.5) == 0.5
+    it, fired = it.observe({"pids.current": {"": 900}}, LIMITS, 5.0)
+    assert fired
+    assert after(it, "pids.current", 900, 900, now=5.0) == SLOWEST
+    assert after(it, "pids.current", 900, 900, now=7.0) == 1.0
+
+
+def test_uptime_is_known_in_advance():
+    it = engine("uptime > 7d")
+    assert after(it, "uptime", 86400.0) == pytest.approx(6 * 86400, abs=0.01)
+    assert after(it, "uptime", 7 * 86400 + 1.0) == inf
+    it, _ = it.observe({"uptime": {"": 7 * 86400 + 0.001}}, LIMITS, 0.0)
+    assert it.memories[0].since is not None
+
+
+@given(value=st.floats(0, 2000), before=st.none() | st.floats(0, 2000), elapsed=st.floats(0.0, 10))
+def test_it_is_always_a_time_and_short_near_the_threshold(value, before, elapsed):
+    found = after(engine("pids.current >= 90%"), "pids.current", value, before, elapsed)
+    assert FASTEST <= found <= SLOWEST
+    if abs(value - 900) <= 90:
+        assert found <= NEAR
