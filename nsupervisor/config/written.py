@@ -23,7 +23,7 @@ def written(kind: Kind, value: Any) -> str:
         case Tables(cls):
             return f"[{', '.join(written(TableOf(cls), one) for one in value)}]"
         case TableOf(cls):
-            given = {name: slot for name, slot in keys_of(cls).items() if slot.get(value) != slot.default}
+            given = {name: slot for name, slot in keys_of(cls).items() if slot.get(value) not in (slot.default, {})}
             return _table({name: written(slot.kind, slot.get(value)) for name, slot in given.items()})
         case Scalar(text=text) if text is not None:
             return shown(text(value))
