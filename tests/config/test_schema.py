@@ -31,7 +31,7 @@ def model_keys(cls: type = Config, path: tuple[str, ...] = ()) -> Iterator[tuple
                 yield from model_keys(below, (*place, "*") if named else place)
             case Tables(below):
                 yield from model_keys(below, (*place, "*"))
-            case MapOf(names=names, items={}):  # with items, they are keys that are shown elsewhere
+            case MapOf(names=names) if not slot.kind.items:  # else they are keys that are shown elsewhere
                 yield from ((*place, member) for member in names)
 
 
