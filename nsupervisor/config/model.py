@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from attrs import field, frozen
 
+from nsupervisor.config import action_kinds as actions
 from nsupervisor.config import kinds
 from nsupervisor.config import limit_kinds as limits
 from nsupervisor.config.conditions import Condition as Condition  # a part of the model like the others
@@ -228,7 +229,7 @@ class Rule:
         metadata=key(kinds.CONDITION, "a cgroup file, its key, and for levels a comparison; and, or, not, ( )")
     )
     for_: float = field(default=0.0, metadata=key(kinds.DURATION, "how long a level must hold"))
-    action: ActionName = field(metadata=key(kinds.ACTION, "what to do"))
+    action: ActionName = field(metadata=key(actions.ACTION, "what to do"))
     cooldown: float = field(default=0.0, metadata=key(kinds.DURATION, "how long to be quiet after it fired"))
     signal: int | None = field(default=None, metadata=key(kinds.SIGNAL, 'which one, for action = "signal"'))
     exec_: tuple[str, ...] = field(
@@ -238,7 +239,7 @@ class Rule:
     within: float = field(default=0.0, metadata=key(kinds.DURATION, "… within this time; after that do"))
     then: tuple[ActionName, ...] = field(
         default=(),
-        metadata=key(kinds.STEPS, "… this instead; of several, each so often, then the next"),
+        metadata=key(actions.STEPS, "… this instead; of several, each so often, then the next"),
     )
     set_: dict[str, Any] = field(
         factory=dict,
@@ -249,10 +250,10 @@ class Rule:
         factory=dict, metadata=key(MapOf.each(limits.BOUNDS), "how far set may go, for each of its keys")
     )
     webhook: str | None = field(
-        default=None, metadata=key(kinds.URL, 'where to POST the record to, for action = "webhook"')
+        default=None, metadata=key(actions.URL, 'where to POST the record to, for action = "webhook"')
     )
     notify: str | None = field(
-        default=None, metadata=key(kinds.SOCKET, 'the Unix socket that gets the record, for action = "notify"')
+        default=None, metadata=key(actions.SOCKET, 'the Unix socket that gets the record, for action = "notify"')
     )
     dry_run: bool = field(default=False, metadata=key(kinds.BOOLEAN, "say what would be done, and do nothing"))
     name: str = "policy[0]"

@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from math import inf
 
 from nsupervisor.config.conditions import Atom
-from nsupervisor.config.facts import PRESSURES, UPTIME
+from nsupervisor.config.facts import PRESSURES, UPTIME, sampled
 from nsupervisor.core.rules import RATE_SPAN, Engine, Limits, Snapshot, threshold
 
 FASTEST, NEAR, SLOWEST = 0.05, 0.1, 2.0
 """Seconds between two samples: of what comes nearer quickly, of what is near, of what is far away."""
 NEARBY, FAR = 0.1, 0.6
 """Distances, in parts of the threshold: up to the first it is near, from the second on far."""
+COUNTING, STILL = 0.25, 1.0
+"""Of a counter that nobody tells of: while it moves, and while it does not."""
 AVERAGES = 0.5
 """The kernel makes the averages of pressure every 2 s; to look more often than this finds the same."""
 
@@ -31,6 +33,8 @@ def pace(engine: Engine, before: Snapshot, after: Snapshot, elapsed: float, limi
                 delay = _of_level(atom, before, after, elapsed, limits)
             elif atom.kind == "rate":
                 delay = _of_rate(atom, remembered.rate)
+            elif atom.kind == "counter" and sampled(atom.file):
+                delay = COUNTING if _value(atom, before) != _value(atom, after) else STILL
             else:
                 continue
             soonest = min(soonest, delay)

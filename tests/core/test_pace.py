@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nsupervisor.config.conditions import parse_condition
 from nsupervisor.config.model import Rule
-from nsupervisor.core.pace import AVERAGES, FASTEST, NEAR, SLOWEST, pace
+from nsupervisor.core.pace import AVERAGES, COUNTING, FASTEST, NEAR, SLOWEST, STILL, pace
 from nsupervisor.core.rules import RATE_SPAN, Engine
 
 LIMITS = {"pids.max": 1000.0, "memory.max": None}
@@ -53,6 +53,13 @@ def test_a_rate_takes_its_span():
     for now in (0.0, 1.0):
         it, _ = it.observe({"cpu.stat": {"nr_throttled": 50 * now}}, LIMITS, now)
     assert after(it, "cpu.stat", 50, key="nr_throttled", now=1.0) == RATE_SPAN
+
+
+def test_counters_that_nobody_tells_of_are_read_now_and_then():
+    it = engine("cpu.stat nr_throttled increases by 5")
+    assert after(it, "cpu.stat", 5, 5, key="nr_throttled") == STILL
+    assert after(it, "cpu.stat", 6, 5, key="nr_throttled") == COUNTING
+    assert after(engine("memory.events oom_kill"), "memory.events", 6, 5, key="oom_kill") == inf
 
 
 def test_the_end_of_for_and_of_a_cooldown_are_not_slept_through():

@@ -1,0 +1,54 @@
+"""The kinds of values that the actions of rules take; as `kinds`, for [[workload.NAME.policy]]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nsupervisor.config.kinds import LONGEST_SOCKET, PATH, WORD, Choice, Scalar
+
+
+def _url(value: Any) -> str:
+    """Where to POST to. Read by the same function that the client reads it with."""
+    from urllib.parse import urlsplit  # here, because few need it, and it makes every start slower
+
+    text = str(WORD.load(value))
+    example = 'write for example "http://127.0.0.1:9000/hook"'
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        raise ValueError(f"is not a URL; {example}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise ValueError(f"is not a URL of http or https; {example}")
+    if "@" in parts.netloc or not text.isascii() or not text.isprintable() or " " in text or parts.fragment:
+        raise ValueError(f"has more in it than a host, a port and a path in ASCII; {example}")
+    return text
+
+
+def _socket(value: Any) -> str:
+    text = str(PATH.load(value))
+    if len(text.encode()) > LONGEST_SOCKET:
+        raise ValueError(f"is longer than the path of a socket can be; write one of at most {LONGEST_SOCKET} bytes")
+    return text
+
+
+def _steps(action: Choice) -> Scalar:
+    """One action, or several one after the other; becomes a tuple."""
+
+    def load(value: Any) -> tuple[str, ...]:
+        if isinstance(value, list):
+            if not 1 <= len(value) <= 8:
+                raise ValueError('is no list of steps; write for example ["restart", "stop"]')
+            return tuple(action.load(item) for item in value)
+        return (action.load(value),)
+
+    one = dict(action.schema)
+    return Scalar(load, {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": 8}]}, ", ".join)
+
+
+URL = Scalar(_url, {"type": "string", "pattern": "^https?://[^@# ]+$"})
+SOCKET = Scalar(_socket, {"type": "string", "pattern": "^/"})
+ACTION = Choice(
+    *("log", "notify", "webhook", "exec", "set", "signal", "thaw", "freeze", "restart", "kill", "stop"),
+)
+STEPS = _steps(ACTION)
