@@ -16,6 +16,7 @@ from .sink import BUFFER_SIZE, Sink
 from .target import open_target
 
 Level = Literal["debug", "info", "warning", "error", "critical"]
+_FLUSH_MOST = 30.0  # seconds at the end that a reader may take, however steadily it reads
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -85,8 +86,9 @@ async def open_journal(
 
     `output` is "stdout", a path (opened for appending), or a file descriptor (not taken over). `level` is the lowest
     level of the service's own records; `format` is "json" or "console"; `buffer_size` is how many bytes of records wait
-    for a slow reader before some are dropped and counted; `flush_sec` is how many seconds leaving the block may take to
-    get the rest written. Raises OSError when the output cannot be opened, ValueError for an unknown level or format.
+    for a slow reader before some are dropped and counted. Leaving the block takes until the rest is written, but no
+    longer than `flush_sec` seconds in which nothing of it is, and half a minute in all. Raises OSError when the output
+    cannot be opened, ValueError for an unknown level or format.
     Exceptions of the block pass as they are, not in a group.
     """
     if format not in ("json", "console"):
@@ -108,8 +110,12 @@ async def open_journal(
                 yield Journal(sink, formatting, level)
             except BaseException as exc:  # kept over the end of the nursery, which would wrap it
                 error = exc
-            with trio.move_on_after(flush_sec, shield=True):
-                await sink.flush()
+            with trio.move_on_after(_FLUSH_MOST, shield=True):
+                pending = sink.pending + 1
+                while sink.pending < pending:  # the reader is slow, but it reads
+                    pending = sink.pending
+                    with trio.move_on_after(flush_sec):
+                        await sink.flush()
             nursery.cancel_scope.cancel()
     finally:
         sink.close()

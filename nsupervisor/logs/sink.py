@@ -113,6 +113,11 @@ class Sink:
                 self.error = None
                 delay = _RETRY_FIRST
 
+    @property
+    def pending(self) -> int:
+        """Bytes that have been put and not yet written."""
+        return self._size
+
     async def flush(self) -> None:
         """Wait until everything put so far has been written."""
         while self._queue or self._batch:

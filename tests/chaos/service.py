@@ -108,6 +108,8 @@ class Run:
             while not self._dead.is_set():
                 over = self._over.is_set()
                 self._reading.wait()
+                if self._dead.is_set():
+                    break
                 try:
                     chunk = os.read(fd, 1 << 16)
                 except BlockingIOError:
@@ -152,6 +154,7 @@ class Run:
         """Close the reading end of its standard output, for good."""
         assert self.process.stdout is not None
         self._dead.set()
+        self._reading.set()
         self._reader.join()
         self.process.stdout.close()
 

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from tests.chaos.service import Run, demand, few_descriptors, full_disk, over, running, site, until
+from tests.chaos.workloads import ECHO
 from tests.needs import cgroup_directories, needs
 
 pytestmark = [pytest.mark.slow, needs("root", "cgroup")]
@@ -54,9 +55,13 @@ def test_a_stopped_reader_or_a_full_disk_costs_nothing_that_fits_into_the_buffer
         assert not run.matching(event="dropped")
 
 
-def test_a_reader_that_dies_ends_nothing():
+@pytest.mark.parametrize("first", ["reads", "stops"])
+def test_a_reader_that_dies_ends_nothing(first):
     with site(COUNTS) as where, running(where) as run:
         run.record(event="output", message="count 3")
+        if first == "stops":
+            run.stop_reading()
+            dies_and_comes_back(run)
         run.die_as_reader()
         dies_and_comes_back(run)
         assert run.stop() == 0
@@ -166,18 +171,6 @@ def test_a_supervisor_short_of_memory(megabytes):
 
 # ---- bad neighbours
 
-ECHO = """
-command = ["python3", "-S", "-E", "-c", '''
-import os, socket
-listening = socket.socket(socket.AF_UNIX)
-listening.bind(f"\\0echo-{os.environ['NSUPERVISOR_WORKLOAD']}-{os.environ['NSUPERVISOR_CHAOS']}")
-listening.listen()
-while True:
-    connection, _ = listening.accept()
-    while data := connection.recv(100):
-        connection.sendall(data)
-''']
-"""
 BAD = """
 [workload.forks]
 autostart = false

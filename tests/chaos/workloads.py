@@ -80,3 +80,17 @@ HEALTHY = {
 """The states in which each may be, once all is quiet, when it shall be up."""
 WITHOUT_INIT = ("leans", "family")
 FATAL = (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM)
+
+ECHO = """
+command = ["python3", "-S", "-E", "-c", '''
+import os, socket
+listening = socket.socket(socket.AF_UNIX)
+listening.bind(f"\\0echo-{os.environ['NSUPERVISOR_WORKLOAD']}-{os.environ['NSUPERVISOR_CHAOS']}")
+listening.listen()
+while True:
+    connection, _ = listening.accept()
+    while data := connection.recv(100):
+        connection.sendall(data)
+''']
+"""
+"""The rest of the table of a workload that answers each ping; see `tests.chaos.stress`."""

@@ -1,0 +1,224 @@
+"""stress-ng beside three neighbours that answer pings: how quickly they answer, and whether `why` explains each kill.
+
+In turn nothing, memory, processes, processor and disk are under stress, for some seconds each, again and again: a
+machine's speed drifts, so what is undisturbed is measured as often as what is disturbed. What decides is that the
+neighbours run on, and that whatever ended in the stressed workloads has a cause in the story that `why` tells. How
+quickly they answer is told, beside the target, and decides nothing.
+"""
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from nsupervisor.cli.story import episodes
+from tests.chaos.service import BrokenError, Run, over, running, site, until
+from tests.chaos.workloads import ECHO
+
+NEIGHBOURS = ("one", "two", "three")
+QUIET = "undisturbed"
+TARGET = 1.5
+"""The neighbours' 99th percentile under stress, in parts of the undisturbed one."""
+PAUSE = 0.003
+"""Seconds between two pings."""
+
+STRESS = {
+    "memory": (
+        "--vm 2 --vm-bytes 192M --vm-keep",
+        'memory_max = "96M"',
+        ('when = "memory.events oom_kill"\naction = "restart"',),
+    ),
+    "processes": (
+        "--fork 4 --fork-max 64",
+        'pids_max = 64\nmemory_max = "256M"',
+        ('when = "pids.events max"\naction = "restart"\ncooldown = "5s"',),
+    ),
+    "processor": ("--cpu 4", "", ()),
+    "disk": ("--hdd 2 --hdd-bytes 64M --temp-path {directory}", 'memory_max = "96M"', ()),
+}
+"""By name: stress-ng's arguments, limits, and rules."""
+
+
+def toml(directory: str) -> str:
+    """Neighbours come first whenever there is not enough; whoever is under stress has half of the last processor."""
+    last = max(os.sched_getaffinity(0))
+    parts = [f"[workload.{name}]{ECHO}[workload.{name}.resources]\ncpu_weight = 10000\n" for name in NEIGHBOURS]
+    for name, (arguments, limits, rules) in STRESS.items():
+        command = ["stress-ng", *arguments.format(directory=directory).split()]
+        parts.append(
+            f"[workload.{name}]\ncommand = {json.dumps(command)}\nautostart = false\nrestart = 'always'\n"
+            'restart_sec = "100ms"\nrestart_max_delay_sec = "1s"\nstart_limit_burst = 1000000\n'
+            f'[workload.{name}.resources]\ncpu_weight = 1\ncpu_max = "50%"\ncpuset_cpus = "{last}"\n{limits}\n'
+        )
+        parts += [f"[[workload.{name}.policy]]\n{rule}\n" for rule in rules]
+    return "\n".join(parts)
+
+
+@attrs.define
+class Phase:
+    """What has been seen under one kind of stress."""
+
+    name: str
+    rounds: list[list[float]] = attrs.field(factory=list)
+    """Milliseconds to an answer, by round."""
+
+    @property
+    def all(self) -> list[float]:
+        return sorted(sample for samples in self.rounds for sample in samples)
+
+
+def part(times: Sequence[float], of: float) -> float:
+    """The time below which a part of them are; they are sorted."""
+    return times[min(len(times) - 1, int(len(times) * of))]
+
+
+@contextmanager
+def connected(run: Run) -> Iterator[list[socket.socket]]:
+    """To each neighbour; they take one connection at a time."""
+    sockets = []
+    try:
+        for name in NEIGHBOURS:
+            connection = socket.socket(socket.AF_UNIX)
+            sockets.append(connection)
+            connection.settimeout(30)
+            until(f"{name} answers", lambda c=connection, n=name: c.connect_ex(f"\0echo-{n}-{run.site.mark}") == 0)
+        yield sockets
+    finally:
+        for connection in sockets:
+            connection.close()
+
+
+def ping(sockets: Sequence[socket.socket], seconds: float) -> list[float]:
+    """Ping them in turn for so long; milliseconds each."""
+    times = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for connection in sockets:
+            time.sleep(PAUSE)
+            begin = time.perf_counter()
+            connection.sendall(b"x")
+            if connection.recv(1) != b"x":
+                raise BrokenError("answers: a neighbour has closed its connection")
+            times.append(1000 * (time.perf_counter() - begin))
+    return times
+
+
+def unexplained(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Of one workload's records: each end that `why` gives no cause for. Pure."""
+    found = []
+    for episode in episodes(list(records)):
+        for record in episode:
+            if record["event"] != "exited" or not record.get("signal"):
+                continue
+            first = episode[0]
+            named = first["event"] == "action" and ("rule" in first["cause"] or "by" in first["cause"])
+            if not named and not record["oom_killed"]:
+                found.append(
+                    f"{record['workload']}#{record['generation']} ended by {record['signal']}: no cause is told"
+                )
+    return found
+
+
+@attrs.define
+class Report:
+    """What came of it."""
+
+    phases: dict[str, Phase]
+    ends: dict[str, dict[str, int]]
+    """By stressed workload: how many starts, kills by the kernel, acts of rules."""
+    unexplained: list[str]
+    why: dict[str, str]
+
+    def lines(self) -> Iterator[str]:
+        quiet = part(self.phases[QUIET].all, 0.99)
+        yield f"{'':12}  {'pings':>7}  {'median':>7}  {'99 %':>7}  {'most':>7}  99 % in parts of undisturbed (rounds)"
+        for name, phase in self.phases.items():
+            times = phase.all
+            row = f"{name:12}  {len(times):7}  {part(times, 0.5):7.3f}  {part(times, 0.99):7.3f}  {times[-1]:7.2f}"
+            if name != QUIET:
+                pairs = zip(phase.rounds, self.phases[QUIET].rounds, strict=False)
+                each = [part(sorted(a), 0.99) / part(sorted(b), 0.99) for a, b in pairs if a and b]
+                ratio = part(times, 0.99) / quiet
+                told = "yes" if ratio < TARGET else "NO"
+                row += f"  {ratio:.2f} ({min(each):.2f} to {max(each):.2f}) of {TARGET}: {told}"
+            yield row
+        for name, ends in self.ends.items():
+            yield f"{name}: " + ", ".join(f"{number} {what}" for what, number in ends.items())
+        yield f"ends without a cause that is told: {len(self.unexplained)}"
+        yield from self.unexplained
+        for name, text in self.why.items():
+            yield f"\n$ nsupervisor why -n 2 {name}\n{text}"
+
+
+def stress(seconds: float, rounds: int) -> Report:
+    """`seconds` of each kind of stress in each round. Raises BrokenError where a neighbour does not run on."""
+    kinds = [QUIET, *STRESS]
+    phases = {name: Phase(name) for name in kinds}
+    with (
+        tempfile.TemporaryDirectory(prefix="nsupervisor-stress-", dir="/var/tmp") as directory,
+        site(toml(directory)) as where,
+        running(where) as run,
+    ):
+        with connected(run) as sockets:
+            for number in range(rounds):
+                for name in kinds[number % len(kinds) :] + kinds[: number % len(kinds)]:
+                    if name != QUIET:
+                        run.tell("start", name)
+                    phases[name].rounds.append(ping(sockets, seconds))
+                    if name != QUIET:
+                        run.tell("stop", name)
+        status = {one["name"]: one for one in run.status()}
+        wrong = [f"{name} is {status[name]['state']}" for name in NEIGHBOURS if status[name]["generation"] != 1]
+        if wrong:
+            raise BrokenError(f"neighbours run on: {', '.join(wrong)}")
+        why = {name: _why(run, name) for name in STRESS}
+        run.stop()
+        over(run)
+        of = {name: run.matching(workload=name) for name in STRESS}
+    ends = {name: _ends(of[name]) for name in STRESS}
+    return Report(phases, ends, [each for records in of.values() for each in unexplained(records)], why)
+
+
+def _ends(records: Sequence[dict[str, Any]]) -> dict[str, int]:
+    return {
+        "starts": sum(record["event"] == "started" for record in records),
+        "killed for lack of memory": sum(bool(record.get("oom_killed")) for record in records),
+        "acts of rules": sum(record["event"] == "action" and "rule" in record["cause"] for record in records),
+    }
+
+
+def _why(run: Run, name: str) -> str:
+    command = [sys.executable, "-m", "nsupervisor", "why", "-n", "2", name]
+    environment = {**os.environ, "NSUPERVISOR_SOCKET": str(run.site.runtime / "api.sock")}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.rstrip()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="scripts/stress", description="stress-ng beside neighbours that answer pings."
+    )
+    parser.add_argument("--minutes", type=float, default=20, metavar="M", help="of stress, in all (default: 20)")
+    parser.add_argument("--seconds", type=float, default=20, metavar="S", help="of each kind at a time (default: 20)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all times and counts there")
+    arguments = parser.parse_args()
+    rounds = max(1, round(60 * arguments.minutes / (len(STRESS) * arguments.seconds)))
+    print(f"stress: {rounds} rounds of {arguments.seconds:g} s undisturbed and {', '.join(STRESS)}", flush=True)
+    report = stress(arguments.seconds, rounds)
+    print("\n".join(report.lines()))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(attrs.asdict(report)) + "\n")
+    return 1 if report.unexplained else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
