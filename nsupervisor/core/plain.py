@@ -5,15 +5,18 @@ Numbers stay exact: a float is written with all its digits, and infinity, which 
 
 import enum
 import math
+import operator
 import types
 import typing
 from collections.abc import Mapping
+from decimal import Decimal
 from functools import cache
 from typing import Any, TypeVar
 
 import attrs
 
 T = TypeVar("T")
+_LEAVES = frozenset((type(None), bool, int, str))
 
 
 def plain(value: Any, *, without: object = attrs.NOTHING) -> Any:
@@ -33,6 +36,28 @@ def plain(value: Any, *, without: object = attrs.NOTHING) -> Any:
     return value
 
 
+def sparse(value: Any) -> Any:
+    """As `plain`, without the attributes that have their default: short, and five times as fast, for what is written
+    often."""
+    kind = type(value)
+    if kind in _LEAVES:
+        return value
+    if kind is tuple or kind is list:
+        return [sparse(item) for item in value]
+    if kind is not float and attrs.has(kind):
+        names, defaults, values = _layout(kind)
+        return {
+            name: item if type(item) in _LEAVES else sparse(item)
+            for name, default, item in zip(names, defaults, values(value), strict=True)
+            if item is not default and item != default
+        }
+    if isinstance(value, Mapping):
+        return {key: sparse(item) for key, item in value.items()}
+    if isinstance(value, Decimal):
+        return str(value)
+    return plain(value)
+
+
 def restored(kind: type[T], data: Any) -> T:
     """What `plain` made of a ``kind``. ValueError where it is something else."""
     try:
@@ -47,8 +72,13 @@ def _restored(kind: Any, data: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         if data is None and type(None) in inner:
             return None
-        (kind,) = [one for one in inner if one is not type(None)]
-        return _restored(kind, data)
+        return _one_of([one for one in inner if one is not type(None)], data)
+    if origin is typing.Literal and data in inner:
+        return data
+    if origin in (dict, Mapping):
+        if not isinstance(data, dict):
+            raise ValueError(f"has {data!r} in place of an object")
+        return {_restored(inner[0], key): _restored(inner[1], one) for key, one in data.items()}
     if origin is tuple:
         if not isinstance(data, list):
             raise ValueError(f"has {data!r} in place of a list")
@@ -60,6 +90,10 @@ def _restored(kind: Any, data: Any) -> Any:
         return kind(**{name: _restored(hints[name], one) for name, one in data.items()})
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return kind(data)
+    if kind is Decimal and isinstance(data, str):
+        return Decimal(data)
+    if kind is Any:
+        return data
     if kind is float:
         if data in ("max", "-max"):
             return math.inf if data == "max" else -math.inf
@@ -67,6 +101,30 @@ def _restored(kind: Any, data: Any) -> Any:
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
         raise ValueError(f"has {data!r} in place of {getattr(kind, '__name__', 'a number')}")
     return data
+
+
+def _one_of(kinds: list[Any], data: Any) -> Any:
+    problems = []
+    for kind in kinds:
+        try:
+            return _restored(kind, data)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            problems.append(str(error))
+    raise ValueError("; ".join(problems))
+
+
+@cache
+def _layout(cls: type) -> tuple[tuple[str, ...], tuple[Any, ...], Any]:
+    """A class' attributes, their defaults (something that equals nothing else for one without), and how to get all."""
+    names, defaults = [], []
+    for attribute in attrs.fields(cls):
+        default = attribute.default
+        if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+            default = default.factory() if not default.takes_self else object()
+        names.append(attribute.name)
+        defaults.append(object() if default is attrs.NOTHING else default)
+    get = operator.attrgetter(*names)
+    return tuple(names), tuple(defaults), get if len(names) > 1 else lambda value: (get(value),)
 
 
 @cache

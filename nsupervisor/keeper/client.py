@@ -86,6 +86,8 @@ class Child:
     status: int | None
     """The raw wait status, once it has ended."""
     failure: Failure | None
+    notify: int = -1
+    """Its notify socket, where it came with one."""
 
 
 @attrs.frozen
@@ -102,7 +104,8 @@ class Ended:
 
     id: str
     status: int
-    """As waitpid(2) gives it: for `os.waitstatus_to_exitcode`, `os.WCOREDUMP` and so on."""
+    """As waitpid(2) gives it: for `os.waitstatus_to_exitcode`, `os.WCOREDUMP` and so on. -1: nobody knows it any more,
+    as the keeper that was its parent is dead, and this kernel does not tell anybody else."""
     failure: Failure | None = None
 
 
@@ -137,18 +140,22 @@ class Keeper:
     on_answer: Callable[[str, float], None] | None = None
     """Called with what was asked for ("spawn") and the seconds until the answer."""
 
-    async def spawn(self, spec: Mapping[str, Any], meanwhile: Callable[[], None] = _nothing) -> Spawned:
+    async def spawn(
+        self, spec: Mapping[str, Any], meanwhile: Callable[[], None] = _nothing, notify: int = -1
+    ) -> Spawned:
         """Start a program; returns when its first process exists, which then reports by `events`.
 
         Not cancelled half-way: either there is no process, or its descriptors are here. `meanwhile` is called while the
-        keeper is at work: for what would otherwise hold up the start.
+        keeper is at work: for what would otherwise hold up the start. `notify` is a socket that the keeper shall keep a
+        duplicate of, for `list`.
 
         Raises:
             SpawnError: there is no process, and there will be no event; but with EMFILE there was one, which has been
                 killed, and its `Ended` will come.
             KeeperLost: nobody knows.
         """
-        question = await self._ask({"do": "spawn", "spec": dict(spec)}, SpawnError, meanwhile)
+        fds = () if notify < 0 else (notify,)
+        question = await self._ask({"do": "spawn", "spec": dict(spec)}, SpawnError, meanwhile, fds)
         assert question.reply is not None
         if len(question.fds) != _SPAWNED_FDS:  # it lives, but nobody could read what it says
             protocol.close_all(question.fds)
@@ -156,6 +163,21 @@ class Keeper:
             text = f"cannot take the program's descriptors: {os.strerror(errno.EMFILE)}"
             raise SpawnError("descriptors", text, errno.EMFILE)
         return Spawned(spec["id"], question.reply["pid"], *question.fds)
+
+    async def adopt(
+        self,
+        id: str,  # noqa: A002
+        pids: tuple[int, int],
+        fds: Sequence[int],
+    ) -> None:
+        """Have this keeper look after a program that runs, and whose own keeper is dead.
+
+        `pids` are those of the first process and of the program; `fds` their pidfds, both pipes' read ends, and perhaps
+        the notify socket: the keeper gets duplicates. Raises RefusedError where it knows the id.
+        """
+        pid, program = pids
+        about = {"id": id, "name": id.rpartition("#")[0], "pid": pid, "program": program, "with_init": pid != program}
+        await self._ask({"do": "adopt", **about}, fds=fds)
 
     async def signal(self, id: str, signum: int) -> bool:  # noqa: A002
         """Send a signal to the program; False when it is gone. While it is being set up, the signal waits for it.
@@ -186,7 +208,11 @@ class Keeper:
             await trio.sleep(_RETRY)
 
     async def _ask(
-        self, message: dict[str, Any], error: type[SpawnError] | None = None, meanwhile: Callable[[], None] = _nothing
+        self,
+        message: dict[str, Any],
+        error: type[SpawnError] | None = None,
+        meanwhile: Callable[[], None] = _nothing,
+        fds: Sequence[int] = (),
     ) -> _Question:
         question = _Question()
         began = time.perf_counter()
@@ -197,7 +223,7 @@ class Keeper:
         with trio.move_on_after(ANSWER_TIMEOUT, shield=True):
             try:
                 if not self._lost:
-                    await self._send(protocol.encode({"request": number, **message}))
+                    await self._send(protocol.encode({"request": number, **message}), fds)
                     meanwhile()
                     await question.answered.wait()
             except OSError as reason:
@@ -215,11 +241,11 @@ class Keeper:
             raise error(problem["step"], problem["message"], problem["errno"])
         raise RefusedError(problem["message"])
 
-    async def _send(self, body: bytes) -> None:
+    async def _send(self, body: bytes, fds: Sequence[int]) -> None:
         async with self._sending:
             while True:
                 try:
-                    protocol.send(self._socket, body)
+                    protocol.send(self._socket, body, fds)
                     return
                 except BlockingIOError:
                     await trio.lowlevel.wait_writable(self._socket)
@@ -245,7 +271,7 @@ class Keeper:
         match message:
             case {"event": "child", "reply": number}:
                 question = self._questions.get(number)
-                if question is None or len(fds) != _SPAWNED_FDS:
+                if question is None or len(fds) not in (_SPAWNED_FDS, _SPAWNED_FDS + 1):
                     protocol.close_all(fds)
                 else:
                     question.children.append(_child(message, fds))
@@ -282,7 +308,7 @@ def _failure(value: dict[str, Any] | None) -> Failure | None:
 
 
 def _child(message: dict[str, Any], fds: Sequence[int]) -> Child:
-    pidfd, stdout, stderr = fds
+    pidfd, stdout, stderr, *notify = fds
     return Child(
         message["id"],
         message["name"],
@@ -293,6 +319,7 @@ def _child(message: dict[str, Any], fds: Sequence[int]) -> Child:
         message["program"],
         message["status"],
         _failure(message["failure"]),
+        *notify,
     )
 
 

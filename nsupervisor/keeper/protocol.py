@@ -2,7 +2,7 @@
 
 Every message has "v": 1. A body of more than 64 KiB travels in a memfd, and the datagram says {"v": 1, "memfd": true}.
 
-    client → keeper   {"request": N, "do": "spawn" | "signal" | "acknowledge" | "list" | "shutdown", …}
+    client → keeper   {"request": N, "do": "spawn" | "adopt" | "signal" | "acknowledge" | "list" | "shutdown", …}
     keeper → client   {"event": "hello", "pid"}                           first, on every connection
                       {"event": "execed", "id", "pid"}
                       {"event": "ended", "id", "status", "failure"}       on each connection until acknowledged
@@ -10,7 +10,9 @@ Every message has "v": 1. A body of more than 64 KiB travels in a memfd, and the
                       {"reply": N, …}                                     to "spawn" with descriptors
                       {"reply": N, "error": {"step", "message", "errno"}}
 
-Descriptors of a child are its pidfd and the read ends of stdout and stderr. Used by both sides; standard library only.
+Descriptors of a child are its pidfd and the read ends of stdout and stderr, and its notify socket where it has one: that
+comes with "spawn", so that what a program says while no supervisor is there waits for the next. With "adopt" come the
+pidfds of the first process and of the program, then the same. Used by both sides; standard library only.
 """
 
 from __future__ import annotations

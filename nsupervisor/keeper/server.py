@@ -43,6 +43,7 @@ LOCK_FD, LISTENER_FD = 3, 4
 FIRST_CLIENT_TIMEOUT = 10.0  # seconds; who starts a keeper has its connection waiting already
 MAX_QUEUE = 10_000  # messages for a client that does not read; it hears of all that matters when it connects again
 MESSAGES_PER_TURN = 32
+_ADOPTED_FDS = 4
 
 
 class RequestError(Exception):
@@ -256,8 +257,10 @@ class Keeper:
                     self._drop_client()
                     return
                 message, fds = received
-                protocol.close_all(fds)
-                self._answer(message)
+                try:
+                    self._answer(message, fds)
+                finally:
+                    protocol.close_all(fds)  # what is left of them
                 if self.client is not client:
                     return
         except BlockingIOError:
@@ -278,14 +281,14 @@ class Keeper:
         except OSError:
             self._drop_client()
 
-    def _answer(self, message: dict[str, Any]) -> None:
+    def _answer(self, message: dict[str, Any], given: list[int]) -> None:
         number = message.get("request")
         do = message.get("do")
         try:
             request = _REQUESTS.get(do) if isinstance(do, str) else None
             if request is None:
                 raise RequestError(f"there is no request {do!r:.80}; there are {', '.join(_REQUESTS)}")
-            reply, fds = request(self, message)
+            reply, fds = request(self, message, given)
         except SpawnError as error:
             self._tell({"reply": number, "error": _error(error.step, str(error), error.number)})
         except SpecError as error:
@@ -300,7 +303,7 @@ class Keeper:
 
     # ---- what a client may ask for
 
-    def _spawn(self, message: dict[str, Any]) -> tuple[dict[str, Any], tuple[int, ...]]:
+    def _spawn(self, message: dict[str, Any], given: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
         spec = Spec(message.get("spec"))
         if spec.id in self.children:
             raise SpecError(f"id: {spec.id} is in use; its end has not been acknowledged")
@@ -313,16 +316,34 @@ class Keeper:
         self._watch(child.report.fileno(), lambda: self._on_report(child))
         if child.exits >= 0:
             self._watch(child.exits, lambda: self._on_exits(child))
+        if given:
+            child.notify = given.pop()
         return {"pid": child.pid}, (child.pidfd, child.stdout, child.stderr)
 
-    def _signal(self, message: dict[str, Any]) -> tuple[dict[str, Any], tuple[int, ...]]:
+    def _adopt(self, message: dict[str, Any], given: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """The keeper before this one is dead; from now on this program is ours, although not as a child."""
+        if _id(message) in self.children:
+            raise RequestError(f"{_id(message)} is here already")
+        if len(given) not in (_ADOPTED_FDS, _ADOPTED_FDS + 1):
+            raise RequestError(f"not {len(given)} descriptors are wanted but {_ADOPTED_FDS}, or one more")
+        child = Child.adopted(message, given)
+        given.clear()
+        self.children[child.id] = child
+        self._watch(child.program_pidfd, lambda: self._on_adopted_end(child))
+        return {}, ()
+
+    def _on_adopted_end(self, child: Child) -> None:
+        self._unwatch(child.program_pidfd)
+        self._ended(child, child.read_end())
+
+    def _signal(self, message: dict[str, Any], given: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
         signum = message.get("signum")
         if signum not in signal.valid_signals() | {0}:
             raise RequestError(f"{signum!r:.80} is not the number of a signal")
         child = self.children.get(_id(message))
         return {"sent": child is not None and child.signal(signum)}, ()
 
-    def _acknowledge(self, message: dict[str, Any]) -> tuple[dict[str, Any], tuple[int, ...]]:
+    def _acknowledge(self, message: dict[str, Any], given: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
         child = self.children.get(_id(message))
         if child is not None:  # otherwise it was acknowledged before
             if child.status is None:
@@ -331,7 +352,7 @@ class Keeper:
             child.close()
         return {}, ()
 
-    def _list(self, message: dict[str, Any]) -> tuple[dict[str, Any], tuple[int, ...]]:
+    def _list(self, message: dict[str, Any], given: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
         for child in self.children.values():
             about = {
                 "id": child.id,
@@ -341,11 +362,11 @@ class Keeper:
                 "status": child.status,
                 "failure": child.failure,
             }
-            fds = (child.pidfd, child.stdout, child.stderr)
+            fds = (child.pidfd, child.stdout, child.stderr, *([child.notify] if child.notify >= 0 else ()))
             self._tell({"event": "child", "reply": message.get("request"), **about}, fds)
         return {}, ()
 
-    def _shutdown(self, message: dict[str, Any]) -> tuple[dict[str, Any], tuple[int, ...]]:
+    def _shutdown(self, message: dict[str, Any], given: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
         living = [child.id for child in self.children.values() if child.status is None]
         if living:
             raise RequestError(f"still running: {', '.join(living)}")
@@ -353,8 +374,9 @@ class Keeper:
         return {}, ()
 
 
-_REQUESTS: dict[str, Callable[[Keeper, dict[str, Any]], tuple[dict[str, Any], tuple[int, ...]]]] = {
+_REQUESTS: dict[str, Callable[[Keeper, dict[str, Any], list[int]], tuple[dict[str, Any], tuple[int, ...]]]] = {
     "spawn": Keeper._spawn,
+    "adopt": Keeper._adopt,
     "signal": Keeper._signal,
     "acknowledge": Keeper._acknowledge,
     "list": Keeper._list,

@@ -12,7 +12,7 @@ from nsupervisor.keeper import init
 from nsupervisor.keeper.protocol import received_fds
 from nsupervisor.keeper.spec import REPORT
 from nsupervisor.keeper.zygote import CGROUP_HINTS, Zygote
-from nsupervisor.linux import syscalls
+from nsupervisor.linux import processes, syscalls
 from nsupervisor.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWTIME
 
 TYPE_CHECKING = False
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from nsupervisor.keeper.spec import Spec
 
+_LOGS = 2  # standard output and standard error
 _REPORT_SIZE = 16 * 1024
 _REPORT_ANCILLARY = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(setup.CREDENTIALS.size)
 
@@ -44,6 +45,7 @@ class Child:
         "held",
         "id",
         "name",
+        "notify",
         "pid",
         "pidfd",
         "program_pid",
@@ -64,6 +66,7 @@ class Child:
         self.pidfd = pidfd
         self.stdout = fds.stdout
         self.stderr = fds.stderr
+        self.notify = -1
         self.report: socket.socket | None = fds.report
         self.exits = fds.exits
         self.program_pid = 0 if spec.init else pid
@@ -73,6 +76,32 @@ class Child:
         self.failure: dict[str, Any] | None = None
         self.status: int | None = None
         self.held: list[int] = []
+
+    @classmethod
+    def adopted(cls, about: dict[str, Any], fds: list[int]) -> Child:
+        """One that a keeper before this one has made, and that runs. The descriptors, the caller's until now, are the
+        pidfds of the first process and of the program, the read ends of both pipes, and perhaps the notify socket."""
+        self = cls.__new__(cls)
+        self.id, self.name, self.with_init = about["id"], about["name"], about["with_init"]
+        self.pid, self.program_pid = about["pid"], about["program"]
+        self.pidfd, self.program_pidfd, self.stdout, self.stderr = fds[:4]
+        self.notify = fds[4] if len(fds) > 4 else -1
+        self.report, self.exits = None, -1
+        self.ready = self.execed = True
+        self.failure, self.status, self.held = None, None, []
+        return self
+
+    def read_end(self) -> int:
+        """The wait status of an adopted program that has ended; -1 where the kernel does not tell (see `processes`)."""
+        try:
+            # It may be our child by now: orphans of the keeper before this one go to the nearest subreaper.
+            seen = os.waitid(os.P_PIDFD, self.program_pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except (ChildProcessError, OSError):
+            seen = None
+        if seen is not None and seen.si_pid:
+            return seen.si_status << 8 if seen.si_code == os.CLD_EXITED else seen.si_status
+        status = processes.exit_status(self.program_pidfd, self.program_pid)
+        return -1 if status is None else status
 
     def signal(self, signum: int) -> bool:
         """Send a signal to the program; False when it has ended.
@@ -149,10 +178,10 @@ class Child:
         if self.report is not None:
             self.report.close()
             self.report = None
-        for fd in (self.pidfd, self.program_pidfd, self.stdout, self.stderr, self.exits):
+        for fd in (self.pidfd, self.program_pidfd, self.stdout, self.stderr, self.exits, self.notify):
             if fd >= 0:
                 os.close(fd)
-        self.pidfd = self.program_pidfd = self.stdout = self.stderr = self.exits = -1
+        self.pidfd = self.program_pidfd = self.stdout = self.stderr = self.exits = self.notify = -1
 
 
 class Descriptors:
@@ -164,8 +193,10 @@ class Descriptors:
         """Raises OSError (EMFILE), with nothing left open."""
         opened: list[int] = []
         try:
-            for _ in range(3 if with_init else 2):
+            for number in range(3 if with_init else 2):
                 opened += os.pipe()
+                if number < _LOGS:
+                    opened[-1] = _reopened(opened[-1])
             self.report, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError:
             for fd in opened:
@@ -206,6 +237,15 @@ class Descriptors:
         for fd in (self.stdout, self.stderr, self.exits):
             if fd >= 0:
                 os.close(fd)
+
+
+def _reopened(fd: int) -> int:
+    """The write end of a pipe as one that could be read as well. Who has it counts as a reader of the pipe, so that a
+    program gets no SIGPIPE while both the keeper and the supervisor are gone; and its reading is found again there."""
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+    finally:
+        os.close(fd)
 
 
 def spawn(spec: Spec, zygote: Zygote) -> Child:

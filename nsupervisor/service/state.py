@@ -1,0 +1,225 @@
+"""``state.json`` in the runtime directory: what the next supervisor has to know of the workloads that run on.
+
+One JSON object a line. The first is about the supervisor, each other about one instance, and the last one of an
+instance counts; each has a checksum. A change is one write(2) at the end of the file, some 10 µs, so that it can be
+made before the act that it is about; now and then the file is written anew and renamed, so that it stays short.
+
+Nothing is flushed to a disk. What write(2) has taken survives the death of any process; what a power cut takes away
+would be about processes that are gone, too. So the file says for which boot it is, and is void in the next one. All
+times in it are of the monotonic clock, which no clock setting moves.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from nsupervisor.core.exits import Exit
+from nsupervisor.core.lifecycle import Life
+from nsupervisor.core.plain import restored, sparse
+from nsupervisor.core.rules import Memory as RuleMemory
+
+FORMAT = 1
+"""Of the file. A newer one is not understood; within one, attributes may come."""
+NAME = "state.json"
+_LEAST = 256 * 1024
+"""Bytes below which the file is not worth writing anew."""
+
+
+@attrs.frozen
+class Process:
+    """A pid, and when that process started (clock ticks since the boot): together they mean one process only."""
+
+    pid: int
+    started: int
+
+
+@attrs.frozen
+class Body:
+    """The processes and pipes of a generation, by what the kernel knows them by."""
+
+    first: Process
+    """The init where there is one, else the program."""
+    program: Process
+    pipes: tuple[int, int] = (0, 0)
+    """The inodes of standard output's and standard error's pipes."""
+
+
+@attrs.frozen
+class Remembered:
+    """What is remembered of one rule. It is for a rule of the same name and condition only."""
+
+    name: str
+    when: str
+    memory: RuleMemory
+
+
+@attrs.frozen
+class Record:
+    """One instance."""
+
+    life: Life = attrs.field(factory=Life)
+    body: Body | None = None
+    """None before the program has been executed, and after its end."""
+    last_exit: Exit | None = None
+    oom_kills: float = 0.0
+    """What the cgroup's counter had said when the latest end was judged."""
+    acting: bool = False
+    """What this life's state asks for may not have been done."""
+    renew: bool = False
+    """The cgroup has been killed, and must be made anew before the next process is put into it."""
+    rules: tuple[Remembered, ...] = ()
+    set: Mapping[str, Any] = attrs.field(factory=dict)
+    """The limits that `nsupervisor set` has changed: attributes of `Resources`."""
+    pending: str = ""
+    """Its start waits for others; who asked for it."""
+    print: str = ""
+    """What it was started with, as a short digest."""
+    kill_signal: int = 15
+    timeout_stop_sec: float = 10.0
+
+
+class StateFile:
+    """The file while it is written to."""
+
+    def __init__(self, directory: Path, about: Mapping[str, Any]) -> None:
+        """Begin a file with nothing in it but ``about`` (the supervisor); the one before is replaced by the first
+        `keep`. Never raises: see `problem`."""
+        self.path = directory / NAME
+        self.problem = ""
+        """Why the file is not up to date, in words; the next change tries again."""
+        self._lines: dict[str, bytes] = {"": _line({"format": FORMAT, "boot": boot(), **about})}
+        self._size = 0
+        self._fd = -1
+
+    def keep(self, name: str, record: Record | None) -> None:
+        """Remember this of an instance from now on; None: it is no more."""
+        line = _line({"name": name, "is": None if record is None else sparse(record)})
+        if record is None:
+            self._lines.pop(name, None)
+        elif self._lines.get(name) == line:
+            return
+        else:
+            self._lines[name] = line
+        try:
+            if self._fd < 0 or self._size > _LEAST and self._size > 4 * sum(map(len, self._lines.values())):
+                self._rewrite()
+            else:
+                os.write(self._fd, line)
+                self._size += len(line)
+            self.problem = ""
+        except OSError as error:
+            self.problem = f"cannot write {self.path}: {error.strerror}"
+            self._close()  # whatever is at its end now, the next time it is written anew
+
+    def write_all(self, records: Mapping[str, Record]) -> None:
+        """Remember all of these at once."""
+        self._lines |= {name: _line({"name": name, "is": sparse(record)}) for name, record in records.items()}
+        try:
+            self._rewrite()
+        except OSError as error:
+            self.problem = f"cannot write {self.path}: {error.strerror}"
+            self._close()
+
+    def _rewrite(self) -> None:
+        self._close()
+        new = self.path.with_suffix(".new")
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            data = b"".join(self._lines.values())
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.rename(new, self.path)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd, self._size = fd, len(data)
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def remove(self) -> None:
+        """Everything has been stopped: there is nothing to be taken over."""
+        self._close()
+        self.path.unlink(missing_ok=True)
+
+
+@attrs.frozen
+class Found:
+    """What an earlier supervisor has left in its file."""
+
+    about: Mapping[str, Any] = attrs.field(factory=dict)
+    records: Mapping[str, Record] = attrs.field(factory=dict)
+    problem: str = ""
+    """What is wrong with the file, and where it is now; what could be read of it is above."""
+
+
+def read(directory: Path) -> Found:
+    """Read the file. One that is torn, empty, from another version, or no such file at all, is kept aside; one of an
+    earlier boot is about nothing any more. Raises OSError where it cannot be read."""
+    path = directory / NAME
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return Found()
+    problem, about = "", {}
+    records: dict[str, Record] = {}
+    try:
+        lines = data.split(b"\n")
+        about = _read_line(lines[0])
+        if not isinstance(about, dict) or about.get("format") != FORMAT:
+            raise ValueError(f"format {about.get('format')!r} is not understood here, only {FORMAT}")
+        if about.get("boot") != boot():
+            return Found()
+        for line in lines[1:-1]:
+            one = _read_line(line)
+            if one["is"] is None:
+                records.pop(one["name"], None)
+            else:
+                records[one["name"]] = restored(Record, one["is"])
+        if lines[-1]:
+            raise ValueError(f"its last line is torn after {len(lines[-1])} bytes")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        problem = str(error) or type(error).__name__
+    if problem:
+        aside = _aside(path)
+        problem = f"{path}: {problem}; it is kept as {aside.name}"
+    return Found(about, records, problem)
+
+
+def boot() -> str:
+    """The id of this boot, random(4)."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _aside(path: Path) -> Path:
+    for number in range(1, 100):
+        aside = path.with_name(f"{NAME}.bad-{number}")
+        if not aside.exists():
+            break
+    path.rename(aside)
+    return aside
+
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_HEAD = len(b'{"sum":"00000000","of":')
+
+
+def _line(value: Any) -> bytes:
+    body = _encode(value).encode()
+    return b'{"sum":"%08x","of":%s}\n' % (zlib.crc32(body), body)
+
+
+def _read_line(line: bytes) -> Any:
+    """Raises ValueError for whatever `_line` did not write."""
+    body = line[_HEAD:-1]
+    if line != b'{"sum":"%08x","of":%s}' % (zlib.crc32(body), body):
+        raise ValueError(f"not a line with the right checksum: {line!r:.60}" if line else "it is empty")
+    return json.loads(body)
