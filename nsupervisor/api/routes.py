@@ -147,13 +147,14 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "anyOf": [
                 {"type": "null"},
                 _object(
-                    "Of code and signal one is set, or failure is.",
-                    optional=("core_dumped", "failure"),
+                    "Of code, signal, failure and unknown one is set.",
+                    optional=("core_dumped", "failure", "unknown"),
                     code=_is("integer?", "Exit status, 0-255."),
                     signal=_is("string?", 'The signal that ended it, "SIGKILL".'),
                     oom_killed=_is("boolean", "The kernel's OOM killer ended it."),
                     core_dumped=_is("boolean", "It left a core dump."),
                     failure=_is("string", "Why it could not be started."),
+                    unknown=_is("boolean", "It ended while nobody watched."),
                 ),
             ],
         },

@@ -51,6 +51,13 @@ class Supervisor:
         default="stdout",
         metadata=key(kinds.LOG_OUTPUT, '"stdout", or the path of a file to append to'),
     )
+    orphans: Literal["adopt", "kill", "leave"] = field(
+        default="adopt",
+        metadata=key(
+            Choice("adopt", "kill", "leave"),
+            "what becomes of processes in a workload's cgroup that nothing is known of, when the service starts",
+        ),
+    )
     metrics: tuple[str, int] | None = field(
         default=None,
         metadata=key(kinds.ADDRESS, 'the IP address and port that answer GET /metrics: "127.0.0.1:9631"'),

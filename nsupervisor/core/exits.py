@@ -41,21 +41,28 @@ RESTARTS: dict[str, frozenset[Outcome]] = {
 
 @attrs.frozen
 class Exit:
-    """How one generation of a workload ended: exactly one of ``code`` and ``signal`` is set, or ``failure`` is."""
+    """How one generation of a workload ended: exactly one of ``code``, ``signal``, ``unknown`` and ``failure``
+    is set."""
 
     code: int | None = None
     signal: int | None = None
     core_dumped: bool = False
     oom_killed: bool = False
     """The kernel's OOM killer was at work in its cgroup during this generation, and SIGKILL ended it."""
+    unknown: bool = False
+    """It ended while nobody watched: neither its keeper nor its supervisor lived, or this kernel tells only the parent.
+    Then ``code`` and ``signal`` are None."""
     failure: str | None = None
     """The set-up step that kept the program from starting, in words; then the program never ran."""
 
     @classmethod
     def from_wait_status(cls, status: int, *, oom_killed: bool = False, failure: str | None = None) -> "Exit":
-        """Read a wait status as waitpid(2) gives it. ``oom_killed`` is believed only of a SIGKILL."""
+        """Read a wait status as waitpid(2) gives it, -1 for one that nobody knows. ``oom_killed`` is believed only of a
+        SIGKILL."""
         if failure is not None:
             return cls(failure=failure)
+        if status < 0:
+            return cls(unknown=True)
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
             return cls(
@@ -69,6 +76,8 @@ class Exit:
         """Judge the ending; ``success_exit_status`` names further clean exit codes and signals ("SIGUSR1")."""
         if self.failure is not None:
             return Outcome.EXIT_CODE
+        if self.unknown:  # a program that ends well while nobody looks is the rarer case
+            return Outcome.SIGNAL
         if self.signal is not None:
             clean = self.signal in CLEAN_SIGNALS or signal_name(self.signal) in success_exit_status
             return Outcome.SUCCESS if clean else Outcome.SIGNAL
@@ -77,6 +86,8 @@ class Exit:
     def __str__(self) -> str:
         if self.failure is not None:
             return self.failure
+        if self.unknown:
+            return "ended while nobody watched, exit status unknown"
         if self.signal is None:
             return f"exit code {self.code}"
         return (

@@ -207,6 +207,10 @@ class Keeper:
         while not _reaped(self.pid):  # noqa: ASYNC110  (it has closed its socket, so this is about to be true)
             await trio.sleep(_RETRY)
 
+    async def lost(self) -> None:
+        """Wait until the connection is lost."""
+        await self._gone.wait()
+
     async def _ask(
         self,
         message: dict[str, Any],

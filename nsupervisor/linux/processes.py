@@ -101,23 +101,48 @@ def open_pipe(inode: int, pids: Iterable[int]) -> int:
     Raises OSError (EMFILE, or EACCES where we may not trace them).
     """
     wanted = f"pipe:[{inode}]"
-    for pid in pids:
-        directory = f"/proc/{pid}/fd"
+    for path in (path for pid in pids for path in _descriptors(pid)):
         try:
-            for name in _names(directory):
-                if os.readlink(f"{directory}/{name}") == wanted:
-                    return os.open(f"{directory}/{name}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except (FileNotFoundError, ProcessLookupError):  # it has just ended, or closed it
+            if os.readlink(path) == wanted:
+                return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (FileNotFoundError, ProcessLookupError):  # closed meanwhile
             continue
     return -1
 
 
-def _names(directory: str) -> list[str]:
+def _descriptors(pid: int) -> list[str]:
+    directory = f"/proc/{pid}/fd"
+    try:
+        names = os.listdir(directory)
+    except (FileNotFoundError, ProcessLookupError):
+        return []
     # Standard output and error first: there it is nearly always.
-    names = os.listdir(directory)
-    return sorted(names, key=lambda name: (name not in ("1", "2"), name))
+    return [f"{directory}/{name}" for name in sorted(names, key=lambda name: (name not in ("1", "2"), name))]
 
 
 def inode(fd: int) -> int:
     """The number by which the kernel knows the pipe behind a descriptor."""
     return os.fstat(fd).st_ino
+
+
+def name(pid: int) -> str:
+    """The command's name, as `ps -o comm` shows it; "" where there is no such process."""
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as file:
+            return file.read().decode(errors="replace").rstrip("\n")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def read_write_pipe(pid: int, fd: int) -> int:
+    """The inode of the pipe that a process has open for reading and writing at this descriptor; 0 where it is anything
+    else. The keeper opens log pipes so, and hardly anybody else does."""
+    try:
+        target = os.readlink(f"/proc/{pid}/fd/{fd}")
+        with open(f"/proc/{pid}/fdinfo/{fd}") as file:
+            flags = next((int(line.split()[1], 8) for line in file if line.startswith("flags:")), 0)
+    except OSError:
+        return 0
+    if flags & os.O_ACCMODE != os.O_RDWR or not target.startswith("pipe:["):
+        return 0
+    return int(target[6:-1])

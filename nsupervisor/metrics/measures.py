@@ -10,7 +10,7 @@ import trio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from nsupervisor.keeper.client import Keeper
+    from nsupervisor.service.kept import Kept
 
 LOOP_BOUNDS = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
 REACTION_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5)
@@ -70,7 +70,7 @@ class Measures:
         self.keeper: dict[str, Histogram] = {}
         """By what the keeper was asked to do."""
 
-    def begin(self, keeper: Keeper) -> None:
+    def begin(self, keeper: Kept) -> None:
         """Measure the event loop that this is called in, until it ends, and the keeper's answers."""
         trio.lowlevel.add_instrument(Turns(self.loop))
         keeper.on_answer = self.keeper_answered

@@ -11,7 +11,7 @@ notice of the death, and a rule on it must be heard while the generation it is a
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, NoReturn
 
@@ -38,6 +38,7 @@ from nsupervisor.service.setting import Setter
 from nsupervisor.service.spec import spawn_spec
 from nsupervisor.service.status import exit_record, status
 from nsupervisor.service.thinker import Thinker
+from nsupervisor.service.trail import Trail, digest
 from nsupervisor.service.voice import Voice
 from nsupervisor.service.world import World
 
@@ -55,7 +56,12 @@ class Nudge:
     """Some rules have gone off."""
 
 
-Message = events.Event | Nudge | Asked | Reading | Execed | Ended
+@attrs.frozen
+class Again:
+    """The keeper was lost before it could say what had become of the present start: begin that start once more."""
+
+
+Message = events.Event | Nudge | Asked | Reading | Execed | Ended | Again
 
 
 @attrs.define(eq=False)
@@ -85,7 +91,13 @@ class Actor:
     )
     # The mailbox is unbounded because its writers must not wait; each of them says a thing once, when it has changed.
     _changed: trio.lowlevel.ParkingLot = attrs.field(init=False, factory=trio.lowlevel.ParkingLot)
-    _oom_kills: float = 0.0
+    trail: Trail = attrs.field(init=False, factory=Trail)
+    notify: int = attrs.field(init=False, default=-1)
+    """The present generation's notify socket."""
+    starting: bool = attrs.field(init=False, default=False)
+    """The keeper is being asked to start a generation."""
+    catch_up: Callable[[], Awaitable[None]] | None = attrs.field(init=False, default=None)
+    """What has to be done first where an earlier supervisor has left a life."""
     _stillborn: str = ""
     """The id of the latest start that failed. Where it was killed at birth its end comes later, and is no news."""
     _listening: contextlib.ExitStack = attrs.field(init=False, factory=contextlib.ExitStack)
@@ -97,7 +109,7 @@ class Actor:
         hands = Hands(self._say, self._follow, lambda *what: self.setter.adjust(*what), lambda: self.post(Nudge()))
         self.voice = Voice(self.name, self.instance, self.world.journal)
         self.judge = Judge(self.cgroup, self.counters, self.world, hands, self.thinker)
-        nursery, refresh, resources = self.world.nursery, self.judge.refresh, self.workload.resources
+        nursery, refresh, resources = self.world.nursery, self._limits_changed, self.workload.resources
         self.setter = Setter(self.cgroup, self.workload, nursery, self._say, refresh, resources)
         self.output = Output(self.name, self.instance, self.workload.log, self.counters, self.world)
 
@@ -129,13 +141,16 @@ class Actor:
 
     async def run(self) -> NoReturn:
         """Take messages for ever."""
-        self.judge.watch(self._hear)
-        try:
-            while True:
-                await self._take(await self._next())
-        except KeeperLost:  # so it is for all of us: the service ends for that reason
-            await trio.sleep_forever()
-            raise AssertionError from None
+        self.judge.watch(self._hear, anew=self.catch_up is None)
+        if self.catch_up is not None:
+            await self.catch_up()
+        while True:
+            await self._take(await self._next())
+
+    def remember(self, acting: bool = False) -> None:
+        """Leave word for the supervisor that comes after this one. ``acting``: what the life asks for is yet to be
+        done."""
+        self.world.state.keep(self.name, self.trail.record(self, acting))
 
     async def drained(self) -> None:
         """Wait until all output of generations that have ended has been read."""
@@ -146,7 +161,7 @@ class Actor:
         if not self.life.alive:
             return False
         self._say("action", action="signal", cause={"by": "operator"}, signal=signal_name(signum))
-        return await self.world.keeper.signal(self._id, signum)
+        return await self.world.keeper.signal(self.id, signum)
 
     async def change(self, changes: Mapping[str, Any], by: str = "operator") -> tuple[bool, str]:
         """As `Setter.change`. No message: the limits take part in no decision that could be half done now."""
@@ -156,6 +171,10 @@ class Actor:
     def resources(self) -> Resources:
         """The limits in force: the configuration's, with what `change` and rules have made of them."""
         return self.setter.resources
+
+    def _limits_changed(self) -> None:
+        self.judge.refresh()
+        self.remember()
 
     @property
     def up(self) -> bool:
@@ -181,15 +200,22 @@ class Actor:
                     await self._happen(events.Emptied(self.life.generation))
             case Nudge():
                 await self.judge.carry_out()
+                self.remember()
             case Execed(id=self._stillborn):
                 pass
             case Execed(id=id_, pid=pid):
-                if id_ == self._id:
+                if id_ == self.id and self.trail.body is None:
+                    self.trail.executed(self.pid or pid, pid)
                     self.pid = pid
                     self._say("started", pid=pid)
                     self.judge.began()
                     self.output.begin(self.life.generation, pid)
                 await self._happen(events.Execed(_generation(id_)))
+                self.remember()
+            case Again():
+                if self.life.state is State.STARTING and self.trail.body is None:
+                    await self._clear()
+                    await self._spawn(self.life.generation)
             case Ended():
                 await self._ended(message)
             case Asked(wish=wish, heard=heard):
@@ -199,7 +225,7 @@ class Actor:
                 await self._happen(message)
 
     async def _ended(self, ended: Ended) -> None:
-        if ended.id != self._id or ended.id == self._stillborn:
+        if ended.id != self.id or ended.id == self._stillborn or self.life.exit is not None:
             await self.world.keeper.acknowledge(ended.id)
             return
         self.voice.hold()  # a restart is on its way before it is written down
@@ -207,8 +233,8 @@ class Actor:
         await self.judge.carry_out()
         oom_kills = self.read("memory.events").get("oom_kill", 0.0)
         failure = ended.failure.message if ended.failure else None
-        exit_ = Exit.from_wait_status(ended.status, oom_killed=oom_kills > self._oom_kills, failure=failure)
-        self._oom_kills = oom_kills
+        exit_ = Exit.from_wait_status(ended.status, oom_killed=oom_kills > self.trail.oom_kills, failure=failure)
+        self.trail.oom_kills = oom_kills
         generation = _generation(ended.id)
         self.last_exit = exit_
         if failure is not None:
@@ -219,8 +245,9 @@ class Actor:
             await self.judge.carry_out()
         self.output.begin(generation, self.pid)
         self.pid = None
+        self.trail.end()
         self._listening.close()
-        await self._happen(events.Exited(generation, exit_, self._populated()))
+        await self._happen(events.Exited(generation, exit_, self.populated()))
         self.voice.release()
         await self.world.keeper.acknowledge(ended.id)
 
@@ -243,8 +270,15 @@ class Actor:
         if thought.event is not None:
             self.counters.stepped(old, thought.event, self.life, self.workload)
             self._tell(old, thought.event)
+        # Before it is done: what a dead supervisor has decided, the next one carries on with. A start is the exception,
+        # which is written down while the keeper is at work: the keeper's table, or the cgroup, will tell of it.
+        starts = any(isinstance(action, Spawn) for action in thought.actions)
+        if not starts:
+            self.remember(acting=bool(thought.actions))
         for action in thought.actions:
-            await self._do(action)
+            await self.do(action)
+        if thought.actions and not starts:
+            self.remember()
         self._changed.unpark_all()
 
     def _tell(self, old: Life, event: events.Event) -> None:
@@ -270,7 +304,8 @@ class Actor:
         starts = len(within(life.starts, trio.current_time() + delay, interval)) + (life.state is State.BACKOFF)
         return {"start": starts, "start_limit_burst": self.workload.start_limit_burst, "interval_sec": interval}
 
-    async def _do(self, action: Action) -> None:
+    async def do(self, action: Action) -> None:
+        """Do one thing; what fails is said."""
         try:
             match action:
                 case Spawn(generation=generation):
@@ -279,7 +314,7 @@ class Actor:
                     if everyone:
                         self.cgroup.signal(signum)
                     else:
-                        await self.world.keeper.signal(self._id, signum)
+                        await self.world.keeper.signal(self.id, signum)
                 case KillAll():
                     self.cgroup.kill()
                 case FreezeAll():
@@ -292,8 +327,29 @@ class Actor:
             self._say("warning", "error", message=f"{type(action).__name__}: {error}")
 
     async def _spawn(self, generation: int) -> None:
+        self.starting = True
         try:
-            if self._populated():
+            while not await self._try_spawn(generation):
+                await self._clear()
+        finally:
+            self.starting = False
+
+    async def _clear(self) -> None:
+        """After the keeper was lost in the middle of a start: end what may have come of it, so that nothing runs twice.
+
+        A program whose set-up is not complete then ends by itself, as nobody hears its report; any other was in the
+        cgroup before the keeper died.
+        """
+        self._listening.close()
+        if self.populated():
+            self.cgroup.kill()
+            while self.populated():  # noqa: ASYNC110 - rarely, and a moment
+                await trio.sleep(0.005)
+
+    async def _try_spawn(self, generation: int) -> bool:
+        """Whether it is known what came of it: True also where the start has failed."""
+        try:
+            if self.populated():
                 pids = ", ".join(map(str, self.cgroup.procs()[:5]))
                 raise CgroupError(f"its cgroup {self.cgroup.path} is still populated (pids {pids}); end them first")
             if self.cgroup.killed:
@@ -301,11 +357,14 @@ class Actor:
                 self.world.watcher.remove(self.cgroup)
                 self.cgroup.renew(self.resources)
                 self.judge.watch(self._hear)
-            self._oom_kills = self.read("memory.events").get("oom_kill", 0.0)
+            self.trail.oom_kills = self.read("memory.events").get("oom_kill", 0.0)
             spec = spawn_spec(self.workload, self.name, self.instance, generation, self.cgroup)
-            if self.workload.type == "notify" or self.workload.watchdog_sec:
-                spec["env"] |= self._listen(host_owner(spec))
-            spawned = await self.world.keeper.spawn(spec, meanwhile=self.voice.release)
+            self.notify = -1
+            if self.speaks:
+                spec["env"] |= self.listen(host_owner(spec))[1]
+            spawned = await self.world.keeper.spawn(spec, self._meanwhile, self.notify)
+        except KeeperLost:
+            return False
         except (IdentityError, ConfigError, CgroupError, SpawnError, OSError) as error:
             exit_ = Exit(failure=error.message if isinstance(error, SpawnError) else str(error))
             self.last_exit = exit_
@@ -313,25 +372,39 @@ class Actor:
             self._listening.close()
             self._say("not started", "error", message=f"workload {self.name}: {exit_.failure}")
             self.post(events.Exited(generation, exit_, populated=False))
-            return
+            return True
         self.pid = spawned.pid
         self.judge.resume()
+        self.trail.spawned(spawned, digest(spec))
         self.output.expect(spawned)
+        return True
+
+    def _meanwhile(self) -> None:
+        """What must not hold up a start: the records about the end before it, and the word for a next supervisor."""
+        self.voice.release()
+        self.remember()
 
     # ---- what the program says of itself
 
-    def _listen(self, owner: tuple[int, int] | None) -> dict[str, str]:
-        """Open this generation's notify socket; returns the variables that tell the program of it."""
+    @property
+    def speaks(self) -> bool:
+        """The program is to say something of itself."""
+        return self.workload.type == "notify" or bool(self.workload.watchdog_sec)
+
+    def listen(self, owner: tuple[int, int] | None = None, fd: int = -1) -> tuple[int, dict[str, str]]:
+        """Open this generation's notify socket, or go on with the one of an earlier supervisor; returns it, and the
+        variables that tell the program of it."""
         path = self.world.directory / "notify"
-        socket = self._listening.enter_context(notify_socket(path, self._id, owner))
+        socket = self._listening.enter_context(notify_socket(path, self.id, owner, fd))
         scope = trio.CancelScope()
         self._listening.callback(scope.cancel)
         said = partial(self._said, self.life.generation)
         self.world.nursery.start_soon(attend, socket, scope, self.workload.watchdog_sec, said)
-        variables = {"NOTIFY_SOCKET": str(path / self._id)}
+        variables = {"NOTIFY_SOCKET": str(path / self.id)}
         if self.workload.watchdog_sec:
             variables["WATCHDOG_USEC"] = str(round(self.workload.watchdog_sec * 1e6))
-        return variables
+        self.notify = socket.fileno()
+        return self.notify, variables
 
     def _said(self, generation: int, what: str, text: str) -> None:
         if what == "READY":
@@ -344,7 +417,8 @@ class Actor:
     # ---- helpers
 
     @property
-    def _id(self) -> str:
+    def id(self) -> str:
+        """The present generation, as the keeper knows it."""
         return f"{self.name}#{self.life.generation}"
 
     def read(self, file: str) -> Mapping[str, float]:
@@ -356,7 +430,7 @@ class Actor:
         """The limits in force, as the kernel has them."""
         return self.judge.limits
 
-    def _populated(self) -> bool:
+    def populated(self) -> bool:
         """Whether anybody is left. Where it says yes, the watcher will report the end of that."""
         try:
             return self.world.watcher.read(self.cgroup, "cgroup.events")["populated"] == 1

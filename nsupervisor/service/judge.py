@@ -82,8 +82,11 @@ class Judge:
     def _atoms(self) -> list[Atom]:
         return [atom for rule in self.engine.rules for atom in rule.when.atoms]
 
-    def watch(self, hear: Callable[[Reading], None]) -> None:
-        """Have the watcher tell of what is needed, and of nothing else: some files cost samples on some hosts."""
+    def watch(self, hear: Callable[[Reading], None], anew: bool = True) -> None:
+        """Have the watcher tell of what is needed, and of nothing else: some files cost samples on some hosts.
+
+        ``anew``: what the counters say now is what they are compared with from now on.
+        """
         atoms = self._atoms()
         files = dict.fromkeys(atom.file for atom in atoms if atom.kind != "stall" and atom.file not in NOT_FILES)
         events = dict.fromkeys(("cgroup.events", *filter(notifies, files)))
@@ -91,7 +94,7 @@ class Judge:
         self._beside = [file for level in levels for file in self.engine.together(level) if notifies(file)]
         watcher = self.world.watcher
         base_line = watcher.add(self.cgroup, hear, events=events, levels=levels, on_sample=self.sample)
-        for file, values in base_line.items():
+        for file, values in base_line.items() if anew else ():
             self.thinker.take(Seen({file: values}, {}))
         for stall in dict.fromkeys((atom.file, atom.key or "") for atom in atoms if atom.kind == "stall"):
             self._watch_stall(*stall, hear)

@@ -21,24 +21,31 @@ MAXIMUM = 4096
 
 
 @contextmanager
-def notify_socket(directory: Path, id_: str, owner: tuple[int, int] | None) -> Iterator[trio.socket.SocketType]:
+def notify_socket(
+    directory: Path, id_: str, owner: tuple[int, int] | None, fd: int = -1
+) -> Iterator[trio.socket.SocketType]:
     """A socket at ``directory/ID``, removed at the end; ``owner`` is the (uid, gid) on the host that may speak.
 
-    Raises OSError.
+    ``fd``: the socket itself, where an earlier supervisor has made it; it belongs to this function from now on. Raises
+    OSError.
     """
     directory.mkdir(mode=0o711, exist_ok=True)
     path = directory / id_
-    path.unlink(missing_ok=True)
-    ours = stdlib_socket.socket(stdlib_socket.AF_UNIX, stdlib_socket.SOCK_DGRAM | stdlib_socket.SOCK_CLOEXEC)
+    if fd >= 0:
+        ours = stdlib_socket.socket(fileno=fd)
+    else:
+        path.unlink(missing_ok=True)
+        ours = stdlib_socket.socket(stdlib_socket.AF_UNIX, stdlib_socket.SOCK_DGRAM | stdlib_socket.SOCK_CLOEXEC)
     with ours:
-        # Nobody but us can connect before the mode is set: bind(2) takes the umask into account.
-        umask = os.umask(0o177)
+        if fd < 0:
+            # Nobody but us can connect before the mode is set: bind(2) takes the umask into account.
+            umask = os.umask(0o177)
+            try:
+                ours.bind(str(path))
+            finally:
+                os.umask(umask)
         try:
-            ours.bind(str(path))
-        finally:
-            os.umask(umask)
-        try:
-            if owner is not None:
+            if owner is not None and fd < 0:
                 os.chown(path, *owner)
             yield trio.socket.from_stdlib_socket(ours)
         finally:

@@ -7,41 +7,51 @@ then the watcher and the keeper, last the journal, so that whatever an inner par
 import contextlib
 import fcntl
 import gc
+import itertools
 import os
 import resource
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, NoReturn
 
 import attrs
 import trio
 
+from nsupervisor import __version__
 from nsupervisor.api import app, serve
-from nsupervisor.cgroups import CgroupError, Host, Tree, Watcher, open_watcher
+from nsupervisor.cgroups import Cgroup, CgroupError, Host, Tree, Watcher, open_watcher
+from nsupervisor.cgroups.directories import processes
 from nsupervisor.config.facts import NOT_FILES
 from nsupervisor.config.files import read_text
 from nsupervisor.config.load import ConfigError, parse
 from nsupervisor.config.model import Config, Workload
+from nsupervisor.config.model import Supervisor as Settings
 from nsupervisor.config.positions import scan
-from nsupervisor.keeper.client import Ended, Keeper, KeeperLost, open_keeper
+from nsupervisor.core import events
+from nsupervisor.keeper.client import Ended, KeeperLost
 from nsupervisor.logs import Journal, open_journal
 from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.metrics.server import serve_metrics
 from nsupervisor.service.actor import Actor
 from nsupervisor.service.announce import announce
+from nsupervisor.service.clock import Monotonic
 from nsupervisor.service.history import History
+from nsupervisor.service.kept import DELAYS, Kept, open_kept
 from nsupervisor.service.privileges import explain
 from nsupervisor.service.reaper import reap_strangers
 from nsupervisor.service.requirements import unmet
-from nsupervisor.service.supervisor import Supervisor, instances
+from nsupervisor.service.state import Found, Record, StateFile, read
+from nsupervisor.service.supervisor import AT_REST, Supervisor, instances
+from nsupervisor.service.takeover import by_name, readopt, removed, resources, see_off, take_over
 from nsupervisor.service.world import World
 
 DONE, FAILED, BAD_CONFIGURATION, NOT_PERMITTED = 0, 1, 2, 4
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """What stops the service."""
-Shared = tuple[Keeper, Watcher, Journal, Path, History]
+Shared = tuple[Kept, Watcher, Journal, Path, History, Found]
 """What is shared by those that belong to different nurseries; the path is the runtime directory."""
 LAST_WORDS = 5.0
 """Seconds that output still in the pipes may take at the end, when somebody who is not ours holds a pipe open."""
@@ -68,7 +78,7 @@ def main(path: str) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         with _runtime_directory(config) as directory:
-            return trio.run(_service, config, host, directory, warnings)
+            return trio.run(_service, config, host, directory, warnings, clock=Monotonic())
     except (OSError, CgroupError, KeeperLost, ExceptionGroup) as error:
         return _explain(error, config)
 
@@ -125,25 +135,23 @@ async def _service(config: Config, host: Host, directory: Path, warnings: list[t
             journal.log.warning("limit not enforced", workload=name, message=text)
         status = DONE
         with _listening() as signals:
-            async with open_keeper(directory) as keeper:
+            async with open_kept(directory) as keeper:
                 # After the keeper has started: it hands the limit that it was born with on to the workloads.
                 _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
                 resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-                await _end_leftovers(keeper, journal, Path(host.base, settings.name))
-                tree = Tree.create(host, settings.name)
+                found = read(directory)
+                if found.problem:
+                    journal.log.error("state file set aside", message=found.problem)
+                tree, held = _tree(host, settings, found, children=await keeper.has_children())
                 try:
                     _refuse_unenforceable(config, host)
                     tree.supervisor_join(keeper.pid)
                     async with open_watcher() as watcher:
-                        shared = keeper, watcher, journal, directory, history
-                        lost = await _supervise(config, host, tree, shared, signals)
-                    if lost:
-                        text = "the keeper has ended; so were its workloads, after it"
-                        journal.log.critical("keeper lost", message=text)
-                        status = FAILED
-                    else:
-                        await keeper.shutdown()
+                        shared = keeper, watcher, journal, directory, history, found
+                        await _supervise(config, host, tree, shared, signals)
+                    await keeper.shutdown()
                 finally:
+                    os.close(held)
                     try:
                         tree.close()
                     except CgroupError as error:  # somebody has put a process of theirs there
@@ -172,44 +180,67 @@ def _refuse_unenforceable(config: Config, host: Host) -> None:
             raise CgroupError("\n".join(f"workload.{workload.name}.resources.{problem}" for problem in problems))
 
 
-async def _end_leftovers(keeper: Keeper, journal: Journal, tree: Path) -> None:
-    """A supervisor before us died and its keeper lived on. End what it still runs, so that nothing runs twice."""
-    children = {}
-    for child in await keeper.list():
-        for fd in (child.pidfd, child.stdout, child.stderr):
-            os.close(fd)
-        children[child.id] = child
-    for id_, child in children.items():
-        if child.status is None:
-            journal.log.warning("left over", message=f"{id_} of a supervisor that died: ended", pid=child.pid)
-            await keeper.signal(id_, signal.SIGKILL)
-    left = bool(children)
-    while children:
-        report = await keeper.events.receive()
-        if isinstance(report, Ended):
-            await keeper.acknowledge(report.id)
-            children.pop(report.id, None)
-    # Without a PID namespace a program's own children outlive it.
-    if left and (tree / "cgroup.kill").exists():
-        (tree / "cgroup.kill").write_text("1")
-        while "populated 1" in (tree / "cgroup.events").read_text():  # noqa: ASYNC110 - nobody watches it yet
-            await trio.sleep(0.01)
+def _hold_tree(path: str) -> int:
+    """A lock on the tree's directory: whoever uses another runtime directory must not take what is ours for orphans."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(directory)
+        pids = ", ".join(map(str, processes(path)[:5])) or "none yet"
+        raise CgroupError(
+            f"the cgroup {path} is in use by another supervisor (processes {pids}); stop that one, or give this "
+            "one another name ([supervisor] name)"
+        ) from None
+    return directory
 
 
-async def _supervise(config: Config, host: Host, tree: Tree, shared: Shared, signals: AsyncIterator[int]) -> bool:
-    """Run everything until a signal has stopped it (False), or the keeper is lost (True)."""
-    lost = False
-    keeper, watcher, journal, directory, history = shared
+def _tree(host: Host, settings: Settings, found: Found, children: bool) -> tuple[Tree, int]:
+    """The tree, as an earlier supervisor has left it where it has, and the lock on it. Raises CgroupError."""
+    path = f"{host.base}/{settings.name}"
+    there = os.path.exists(path)
+    before = found.about.get("cgroup", path)
+    if before != path and os.path.exists(before) and (children or Cgroup(host, "", before).populated()):
+        raise CgroupError(
+            f"the last supervisor of {settings.runtime_directory} has left workloads running in {before}, and this one "
+            f"would have {path}; start it where that one was started, or end them"
+        )
+    if there:
+        os.close(_hold_tree(path))
+    tree = Tree.create(host, settings.name, adopt=there and bool(children or found.records or _populated(path)))
+    return tree, _hold_tree(path)
+
+
+def _populated(path: str) -> bool:
+    return "populated 1" in Path(path, "cgroup.events").read_text()
+
+
+async def _supervise(config: Config, host: Host, tree: Tree, shared: Shared, signals: AsyncIterator[int]) -> None:
+    """Run everything until a signal has stopped it."""
+    keeper, watcher, journal, directory, history, found = shared
+    children = by_name(await keeper.children())
+    about = {"version": __version__, "name": config.supervisor.name, "pid": os.getpid(), "cgroup": tree.path}
+    file = StateFile(directory, about)
     async with trio.open_nursery() as captures:
-        world = World(keeper, watcher, journal, captures, directory)
+        world = World(keeper, watcher, journal, captures, directory, file)
         world.measures.begin(keeper)
         captures.start_soon(reap_strangers, keeper.pid)
-        actors = {name: _actor(name, workload, instance, tree, world) for name, workload, instance in _each(config)}
+        actors = {
+            name: _actor(name, workload, instance, tree, world, found.records.get(name))
+            for name, workload, instance in _each(config)
+        }
+        leaving = {
+            name: _actor(name, removed(name, found.records.get(name)), None, tree, world, found.records.get(name))
+            for name in _names_left(found, children, tree)
+            if name not in actors
+        }
         try:
             async with trio.open_nursery() as nursery:
+                everybody = {**actors, **leaving}
+                living = await take_over(everybody, found.records, children, keeper, config.supervisor.orphans)
                 exposition = Exposition(journal, world.measures, keeper.pid)
                 supervisor = Supervisor(config, actors, nursery, keeper.pid, host.mode, tree.path, exposition, history)
-                for actor in actors.values():
+                for actor in everybody.values():
                     nursery.start_soon(actor.run)
                 await nursery.start(serve, app(supervisor), directory / "api.sock")
                 if config.supervisor.metrics is not None:
@@ -219,23 +250,49 @@ async def _supervise(config: Config, host: Host, tree: Tree, shared: Shared, sig
                 gc.collect()
                 gc.freeze()
                 journal.log.info("supervisor started", **supervisor.info())
-                supervisor.start([name for name, w in config.workloads.items() if w.autostart], by="boot")
+                if living:
+                    text = f"{living} workloads of the supervisor before this one run on"
+                    journal.log.warning("taken over", message=text, workloads=living)
+                for actor in leaving.values():
+                    nursery.start_soon(see_off, actor)
+                _begin(supervisor, found)
                 announce(journal, "READY=1")
-                nursery.start_soon(_until_signalled, signals, supervisor, journal, nursery.cancel_scope)
-                await _route(keeper, actors)
-                lost = True
-                nursery.cancel_scope.cancel()
+                nursery.start_soon(_until_signalled, signals, supervisor, journal, nursery.cancel_scope, leaving)
+                await _follow_keeper(keeper, everybody, supervisor, tree)
         finally:
-            await _end_all(actors.values())
+            await _end_all([*actors.values(), *leaving.values()])
         with trio.move_on_after(LAST_WORDS):
             await supervisor.drained()
         captures.cancel_scope.cancel()
-    return lost
+    file.remove()
 
 
-def _actor(name: str, workload: Workload, instance: int | None, tree: Tree, world: World) -> Actor:
-    """The actor, with its cgroup. A rule on what this host does not count is refused, or left out with a warning."""
-    cgroup = tree.make(name, workload.resources)
+def _names_left(found: Found, children: Mapping[str, object], tree: Tree) -> list[str]:
+    """The instances that an earlier supervisor may have left, whether anything of them lives or not."""
+    directories = [entry.name for entry in os.scandir(tree.path) if entry.is_dir(follow_symlinks=False)]
+    return list(dict.fromkeys([*found.records, *children, *directories]))
+
+
+def _begin(supervisor: Supervisor, found: Found) -> None:
+    """Start what nothing is known of and what begins by itself; and what was about to be started."""
+    fresh = [
+        actor
+        for name, actor in supervisor.actors.items()
+        if name not in found.records and not actor.life.alive and actor.workload.autostart
+    ]
+    supervisor.start(extra=fresh, by="boot")
+    for name, record in found.records.items():
+        if record.pending and name in supervisor.actors:
+            supervisor.start(extra=[supervisor.actors[name]], by=record.pending)
+
+
+def _actor(
+    name: str, workload: Workload, instance: int | None, tree: Tree, world: World, record: Record | None
+) -> Actor:
+    """The actor, with its cgroup; ``record`` is what is known of it from before. A rule on what this host does not count
+    is refused, or left out with a warning."""
+    in_force = resources(workload, record)
+    cgroup = tree.make(name, in_force)
     rules = []
     for rule in workload.policy:
         try:
@@ -252,7 +309,9 @@ def _actor(name: str, workload: Workload, instance: int | None, tree: Tree, worl
         if problem.key in told:
             continue
         world.journal.log.warning("limit not enforced", workload=name, message=str(problem))
-    return Actor(name, attrs.evolve(workload, policy=tuple(rules)), instance, cgroup, world)
+    actor = Actor(name, attrs.evolve(workload, policy=tuple(rules)), instance, cgroup, world)
+    actor.setter.resources = in_force
+    return actor
 
 
 async def _end_all(actors: Iterable[Actor]) -> None:
@@ -273,7 +332,11 @@ def _each(config: Config) -> Iterator[tuple[str, Workload, int | None]]:
 
 
 async def _until_signalled(
-    signals: AsyncIterator[int], supervisor: Supervisor, journal: Journal, scope: trio.CancelScope
+    signals: AsyncIterator[int],
+    supervisor: Supervisor,
+    journal: Journal,
+    scope: trio.CancelScope,
+    leaving: Mapping[str, Actor],
 ) -> None:
     """The first signal stops everything in order; a second one kills what is left."""
     async with trio.open_nursery() as nursery:
@@ -281,6 +344,8 @@ async def _until_signalled(
         async def stop() -> None:
             announce(journal, "STOPPING=1")
             await supervisor.stop_all()
+            for actor in leaving.values():
+                await actor.until(lambda life: life.state in AT_REST)
             await supervisor.past.end()
             scope.cancel()
 
@@ -289,16 +354,39 @@ async def _until_signalled(
             journal.log.info("supervisor stopping", signal=signal.Signals(signum).name, hurry=stopping)
             if stopping:
                 supervisor.kill_all()
+                for actor in leaving.values():
+                    actor.post(events.Kill("shutdown"))
             else:
                 stopping = True
                 nursery.start_soon(stop)
 
 
-async def _route(keeper: Keeper, actors: dict[str, Actor]) -> None:
-    """Hand each of the keeper's reports to the actor that it is about; returns when the keeper is lost."""
-    async for report in keeper.events:
-        actor = actors.get(report.id.rpartition("#")[0])
-        if actor is not None:
-            actor.post(report)
-        elif isinstance(report, Ended):
-            await keeper.acknowledge(report.id)
+async def _follow_keeper(keeper: Kept, actors: Mapping[str, Actor], supervisor: Supervisor, tree: Tree) -> NoReturn:
+    """Hand each of the keeper's reports to the actor that it is about; have a new keeper when one is lost."""
+    log = supervisor.exposition.journal.log
+    while True:
+        async for report in keeper.events():
+            actor = actors.get(report.id.rpartition("#")[0])
+            if actor is not None:
+                actor.post(report)
+            elif isinstance(report, Ended):
+                await keeper.direct.acknowledge(report.id)
+        log.critical("keeper lost", message="the programs run on; a new keeper takes them over", pid=keeper.pid)
+        try:
+            await _replace(keeper, log)
+            living = await readopt(actors.values(), keeper)
+        except KeeperLost:
+            continue
+        supervisor.keeper_pid = supervisor.exposition.keeper_pid = keeper.pid
+        tree.supervisor_join(keeper.pid)
+        log.warning("keeper replaced", message=f"{living} programs are in its hands", pid=keeper.pid)
+
+
+async def _replace(keeper: Kept, log: Any) -> None:
+    for delay in itertools.chain(DELAYS, itertools.repeat(DELAYS[-1])):
+        await trio.sleep(delay)
+        try:
+            await keeper.connect()
+            return
+        except (KeeperLost, OSError) as error:
+            log.critical("no keeper", message=f"{error}; trying again")

@@ -106,7 +106,7 @@ class StateFile:
         else:
             self._lines[name] = line
         try:
-            if self._fd < 0 or self._size > _LEAST and self._size > 4 * sum(map(len, self._lines.values())):
+            if self._fd < 0 or (self._size > _LEAST and self._size > 4 * sum(map(len, self._lines.values()))):
                 self._rewrite()
             else:
                 os.write(self._fd, line)

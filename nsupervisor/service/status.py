@@ -43,6 +43,7 @@ def exit_record(exit_: Exit) -> dict[str, Any]:
         "core_dumped": exit_.core_dumped,
         "oom_killed": exit_.oom_killed,
         **({"failure": exit_.failure} if exit_.failure else {}),
+        **({"unknown": True} if exit_.unknown else {}),
     }
 
 

@@ -200,6 +200,8 @@ class Supervisor:
         for actor in chosen:
             if actor.pending is None and not actor.life.alive:
                 actor.pending = trio.CancelScope()
+                actor.trail.pending = by
+                actor.remember()
                 self.nursery.start_soon(self._start_after, actor, starting, by)
 
     async def _start_after(self, actor: Actor, starting: set[str], by: str) -> None:
@@ -227,7 +229,8 @@ class Supervisor:
             actor.world.journal.log.error("not started", workload=actor.name, message=missing)
         elif actor.pending.cancelled_caught:
             actor.waits_for = ""
-        actor.pending = None
+        actor.pending, actor.trail.pending = None, ""
+        actor.remember()
         actor.poke()
 
     def _instances(self, name: str) -> list[Actor]:

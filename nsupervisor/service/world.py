@@ -6,9 +6,10 @@ import attrs
 import trio
 
 from nsupervisor.cgroups import Watcher
-from nsupervisor.keeper.client import Keeper
 from nsupervisor.logs import Journal
 from nsupervisor.metrics.measures import Measures
+from nsupervisor.service.kept import Kept
+from nsupervisor.service.state import StateFile
 from nsupervisor.service.thinker import Listener
 
 
@@ -16,13 +17,14 @@ from nsupervisor.service.thinker import Listener
 class World:
     """The service around one workload."""
 
-    keeper: Keeper
+    keeper: Kept
     watcher: Watcher
     journal: Journal
     nursery: trio.Nursery
     """Where log captures run: they outlive a generation until its pipes are empty."""
     directory: Path
     """The runtime directory."""
+    state: StateFile
     measures: Measures = attrs.field(factory=Measures)
     listeners: set[Listener] = attrs.field(factory=set)
     """Those that hear of all that any mind takes in."""

@@ -224,7 +224,7 @@ class Chaos(RuleBasedStateMachine):
                 demand(self.run.stream_problems())
             elif not self._ended_without_keeper():
                 return
-            self._boot()
+            self._boot(takes_over=how == "kill the supervisor")
 
     def _ended_without_keeper(self) -> bool:
         """Kill the keeper. The supervisor may get another one (False); if it ends instead, it leaves nothing."""
@@ -358,8 +358,8 @@ class Chaos(RuleBasedStateMachine):
 
     # ---- how it is done
 
-    def _boot(self) -> None:
-        """A new run. All is started, whatever was wanted before."""
+    def _boot(self, takes_over: bool = False) -> None:
+        """A new run. All is started, whatever was wanted before; unless it takes over what runs."""
         if self.sentry is not None:
             self.sentry.close()
             demand(self.sentry.wrong)
@@ -367,8 +367,13 @@ class Chaos(RuleBasedStateMachine):
             self.run.close()
         self.run = Run(self.site)
         self.sentry = Sentry(self.site)
-        self.wanted = dict.fromkeys(NAMES, True)
-        self.dying.clear()
+        if takes_over:
+            # What the run before has said is not in this stream: here the lives begin in their middle.
+            missing = {"level": "warning", "event": "dropped", "dropped": 1, "reason": "another stream"}
+            self.run.records.insert(0, {"timestamp": self.run.records[0]["timestamp"], **missing})
+        else:
+            self.wanted = dict.fromkeys(NAMES, True)
+            self.dying.clear()
 
     def _tell(self, verb: str, pattern: str) -> None:
         self.run.tell(verb, pattern)

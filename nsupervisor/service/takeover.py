@@ -1,0 +1,359 @@
+"""Taking over what runs: at the start, from a supervisor that died; and later, from a keeper that did.
+
+There are two sources. The keeper's table, where the keeper lives, has the processes and their pipes themselves. What an
+earlier supervisor has written down (`state`) tells what they are to us: the generation, the wish, the back-off, the
+rules. Where both are there and differ, the keeper is right about processes, since it is their parent; where the keeper
+is dead, the kernel is: a process is the one that was written down if it has the same pid and the same start time, and
+holds the cgroup; its end is told by its pidfd (`linux.processes`), and its pipes are opened anew.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+
+import attrs
+import trio
+
+from nsupervisor.cgroups import Cgroup
+from nsupervisor.config.load import ConfigError
+from nsupervisor.config.model import Resources, Workload
+from nsupervisor.core import events
+from nsupervisor.core.actions import FreezeAll, KillAll, Signal, ThawAll
+from nsupervisor.core.exits import Exit
+from nsupervisor.core.lifecycle import State, Then
+from nsupervisor.core.plain import restored
+from nsupervisor.keeper.client import Child, Ended, Execed, Keeper, Spawned
+from nsupervisor.linux import processes
+from nsupervisor.service import kept
+from nsupervisor.service.actor import Actor, Again
+from nsupervisor.service.identity import IdentityError
+from nsupervisor.service.notify import host_owner
+from nsupervisor.service.spec import spawn_spec
+from nsupervisor.service.state import Body, Process, Record
+from nsupervisor.service.status import exit_record
+from nsupervisor.service.trail import digest, memories
+
+_OURS = "nsupervisor-"
+"""How the names of our own processes begin: `linux.syscalls.set_process_name`."""
+
+
+# ---- at the start
+
+
+def resources(workload: Workload, record: Record | None) -> Resources:
+    """The limits in force: those of the configuration, with what `nsupervisor set` had changed."""
+    if record is None or not record.set:
+        return workload.resources
+    changes = {name: value for name, value in record.set.items() if name in attrs.fields_dict(Resources)}
+    try:
+        after = restored(Resources, changes)
+    except ValueError:  # of another version
+        return workload.resources
+    return attrs.evolve(workload.resources, **{name: getattr(after, name) for name in changes})
+
+
+def resume(actor: Actor, record: Record | None, children: Sequence[Child]) -> None:
+    """Give an actor that has not run yet the life that an earlier supervisor has left: what was written down of it, and
+    the keeper's children of its name. Closes, or hands on, their descriptors."""
+    if record is not None:
+        mind = actor.thinker.mind
+        engine = attrs.evolve(mind.engine, memories=memories(mind, record.rules))
+        actor.thinker.mind = attrs.evolve(mind, life=record.life, engine=engine)
+        actor.last_exit = record.last_exit
+        actor.trail.oom_kills = record.oom_kills
+        actor.trail.print = record.print
+        actor.cgroup.killed = record.renew
+        if record.body is not None and record.life.alive:
+            actor.pid = record.body.program.pid
+            actor.trail.body = record.body
+            actor.trail.pin = processes.pin(record.body.program.pid, record.body.program.started)
+            actor.trail.pipes = record.body.pipes
+    ordered = sorted(children, key=lambda child: generation(child.id))
+    for child in ordered:
+        _attach(actor, child, record)
+    if record is not None or children:
+        actor.catch_up = partial(_catch_up, actor, record)
+
+
+def _attach(actor: Actor, child: Child, record: Record | None) -> None:
+    """A child of the keeper: of this life's generation, of one that is over, or of one not written down yet."""
+    number, life = generation(child.id), actor.life
+    if number > life.generation:
+        if life.alive and life.exit is None and life.generation:  # its end was heard, but nothing was said of it
+            _tell_end(actor)
+        _begin_unknown(actor, number, "taken over")
+        actor.trail.end()
+        if record is None and actor.workload.type == "notify" and child.status is None:
+            actor.post(events.Ready(number))  # nobody knows; and it will not say so again
+    current = child.id == actor.id
+    actor.output.expect(Spawned(child.id, child.pid, child.pidfd, child.stdout, child.stderr))
+    if not current or not actor.life.alive or actor.life.exit is not None:
+        actor.output.begin(number, child.program)
+        _close(child.notify)
+        return
+    actor.pid = child.program or child.pid
+    actor.trail.pipes = processes.inode(child.stdout), processes.inode(child.stderr)
+    if child.notify >= 0 and child.status is None:
+        actor.listen(fd=child.notify)
+    else:
+        _close(child.notify)
+    if child.program is None:
+        actor.trail.end()
+    elif child.status is None and (actor.life.state is State.STARTING or actor.trail.body is None):
+        actor.pid = child.pid
+        actor.trail.end()
+        actor.post(Execed(child.id, child.program))
+    else:
+        actor.output.begin(number, child.program)
+
+
+def _begin_unknown(actor: Actor, number: int, reason: str) -> None:
+    """The life of a generation that was not written down: it has been started, and somebody wanted it to be."""
+    life, now = actor.life, trio.current_time()
+    timeout = actor.workload.timeout_start_sec
+    life = attrs.evolve(
+        life,
+        state=State.STARTING,
+        reason=reason,
+        wanted=True,
+        generation=number,
+        deadline=now + timeout if 0 < timeout < float("inf") else None,
+        then=Then.DECIDE,
+        killed=False,
+        exit=None,
+        fault=None,
+        started_at=now,
+        starts=(*life.starts, now),
+    )
+    actor.thinker.mind = attrs.evolve(actor.thinker.mind, life=life)
+
+
+def _tell_end(actor: Actor) -> None:
+    exit_ = Exit(unknown=True)
+    actor.last_exit = exit_
+    actor.voice.say(actor.life.generation, "exited", pid=actor.pid, **exit_record(exit_))
+
+
+async def _catch_up(actor: Actor, record: Record | None) -> None:
+    """First of all: what was decided but may not have been done, and what nobody will tell any more."""
+    life = actor.life
+    if actor.pid is not None and life.state is not State.STARTING:
+        actor.judge.started_at = life.started_at
+    actor.judge.resume()
+    actor.judge.look_at_counters()  # what has happened since the last look is news, no base line
+    await actor.judge.carry_out()
+    if actor.life is not life or not life.alive:
+        actor.remember()
+        return
+    if record is not None and record.acting and record.life.generation == life.generation:
+        match life.state:
+            case State.STOPPING if life.killed:
+                await actor.do(KillAll())
+            case State.STOPPING:
+                await actor.do(Signal(actor.workload.kill_signal, everyone=life.exit is not None))
+            case State.FROZEN:
+                await actor.do(FreezeAll())
+            case State.RUNNING | State.READY:
+                await actor.do(ThawAll())
+    actor.remember()
+    if life.exit is not None and not actor.populated():
+        actor.post(events.Emptied(life.generation))
+    if record is not None and record.print and life.state is not State.STOPPING:
+        _say_if_changed(actor, record.print)
+
+
+def _say_if_changed(actor: Actor, print_: str) -> None:
+    workload = actor.workload
+    try:
+        now = digest(spawn_spec(workload, actor.name, actor.instance, actor.life.generation, actor.cgroup))
+    except (IdentityError, ConfigError, OSError):
+        return
+    if now != print_:
+        text = "its configuration has changed since it was started; restart it to have what is new"
+        actor.voice.say(actor.life.generation, "warning", "warning", message=text)
+
+
+def by_name(children: Iterable[Child]) -> Mapping[str, list[Child]]:
+    """The keeper's children by the instances that they are of."""
+    found: dict[str, list[Child]] = defaultdict(list)
+    for child in children:
+        found[child.id.rpartition("#")[0]].append(child)
+    return found
+
+
+def removed(name: str, record: Record | None) -> Workload:
+    """A workload for an instance that the configuration no longer has: enough to end it in order."""
+    record = record or Record()
+    return Workload(
+        name=name.partition("@")[0],
+        command=("true",),
+        restart="no",
+        kill_signal=record.kill_signal,
+        timeout_stop_sec=record.timeout_stop_sec,
+    )
+
+
+async def take_over(
+    actors: Mapping[str, Actor],
+    records: Mapping[str, Record],
+    children: Mapping[str, Sequence[Child]],
+    keeper: kept.Kept,
+    orphans: str,
+) -> int:
+    """Give each actor what an earlier supervisor has left of it, before any of them runs; how many lives there are."""
+    for name, actor in actors.items():
+        record, own = records.get(name), children.get(name, ())
+        resume(actor, record, own)
+        life = actor.life
+        if life.alive and life.exit is None and actor.id not in {child.id for child in own}:
+            await reattach(actor, keeper.direct, fresh=True)
+        elif not life.alive and actor.cgroup.populated():
+            await see_to_orphans(actor, keeper.direct, orphans)
+    if records or children:
+        actor_records = {name: actor.trail.record(actor, acting=False) for name, actor in actors.items()}
+        for name, record in records.items():
+            if name in actor_records and record.acting:
+                actor_records[name] = attrs.evolve(actor_records[name], acting=True)
+        next(iter(actors.values())).world.state.write_all(actor_records)
+    keeper.go_on()
+    return sum(actor.life.alive for actor in actors.values())
+
+
+async def see_off(actor: Actor) -> None:
+    """End in order what the configuration no longer has, and forget it."""
+    world = actor.world
+    if actor.life.alive:
+        actor.voice.say(actor.life.generation, "warning", "warning", message="no longer in the configuration: stopped")
+    await actor.ask(events.Stop("configuration"))
+    await actor.until(lambda life: life.state is State.STOPPED)
+    await actor.drained()
+    world.watcher.remove(actor.cgroup)
+    if not actor.cgroup.populated():
+        actor.cgroup.remove()
+    world.state.keep(actor.name, None)
+
+
+# ---- without the keeper that was
+
+
+async def reattach(actor: Actor, keeper: Keeper, fresh: bool) -> None:
+    """Give a living generation, which the present keeper does not know, into its hands; or learn how it has ended.
+
+    ``fresh``: this supervisor has none of its descriptors yet. Where nothing of it is found, its start is begun again.
+    """
+    trail, id_ = actor.trail, actor.id
+    body = trail.body or find(actor.cgroup, trail.pipes)
+    if body is None:
+        actor.post(Again() if actor.life.state is State.STARTING else Ended(id_, -1))
+        return
+    if trail.body is None:
+        trail.body, actor.pid = body, body.first.pid
+        if actor.life.state is State.STARTING:
+            trail.body = None  # until it is told that it runs
+            actor.post(Execed(id_, body.program.pid))
+        trail.pin = processes.pin(body.program.pid, body.program.started)
+    members = [body.program.pid, *actor.cgroup.procs()]
+    program = os.dup(trail.pin) if trail.pin >= 0 else -1
+    first = processes.pin(body.first.pid, body.first.started)
+    pipes = [processes.open_pipe(inode, members) if inode else -1 for inode in body.pipes]
+    fds = [first, program, *(fd if fd >= 0 else _at_its_end() for fd in pipes)]
+    if fresh:
+        actor.output.expect(Spawned(id_, body.first.pid, os.open(os.devnull, os.O_RDONLY), *map(os.dup, fds[2:])))
+        if trail.body is not None:
+            actor.output.begin(actor.life.generation, body.program.pid)
+    if program >= 0 and first >= 0 and not processes.ended(program):
+        notify = actor.listen(_owner(actor))[0] if fresh and actor.speaks else actor.notify
+        await keeper.adopt(id_, (body.first.pid, body.program.pid), [*fds, *([notify] if notify >= 0 else ())])
+    else:
+        status = processes.exit_status(program, body.program.pid) if program >= 0 else None
+        actor.post(Ended(id_, -1 if status is None else status))
+    for fd in fds:
+        _close(fd)
+
+
+def find(cgroup: Cgroup, pipes: tuple[int, int] = (0, 0)) -> Body | None:
+    """The program in a cgroup, by what the kernel shows: the oldest process whose parent is outside. None where nobody
+    is there, or the set-up is not complete, so that it is one of ours yet."""
+    members = cgroup.procs()
+    outside = []
+    for pid in members:
+        fields, parent = processes.start_time(pid), processes.parent(pid)
+        if fields is not None and parent is not None and parent not in members:
+            outside.append((fields, pid, parent))
+    if not outside:
+        return None
+    started, pid, parent = min(outside)
+    if processes.name(pid).startswith(_OURS):
+        return None
+    program = first = Process(pid, started)
+    if processes.name(parent).startswith(f"{_OURS}ini") and (begun := processes.start_time(parent)) is not None:
+        first = Process(parent, begun)
+    if not any(pipes):
+        pipes = processes.read_write_pipe(pid, 1), processes.read_write_pipe(pid, 2)
+    return Body(first, program, pipes)
+
+
+async def see_to_orphans(actor: Actor, keeper: Keeper, policy: str) -> None:
+    """Processes in the cgroup of a workload of which nothing that lives is known: see [supervisor] orphans."""
+    cgroup, say = actor.cgroup, partial(actor.voice.say, actor.life.generation)
+    pids = cgroup.procs()
+    body = find(cgroup)
+    about = f"its cgroup {cgroup.path} has processes of which nothing is known"
+    if policy == "adopt" and body is not None:
+        _begin_unknown(actor, actor.life.generation + 1, "taken over from a supervisor and a keeper that died")
+        actor.trail.pipes = body.pipes
+        if actor.workload.type == "notify":
+            actor.post(events.Ready(actor.life.generation))
+        actor.catch_up = actor.catch_up or partial(_catch_up, actor, None)
+        say("orphans", "warning", message=f'{about}: adopted, as orphans = "adopt" says', pids=pids[:10])
+        await reattach(actor, keeper, fresh=True)
+    elif policy == "leave":
+        text = f'{about}: left alone, as orphans = "leave" says, so it cannot start; end them, or set orphans'
+        say("orphans", "error", message=text, pids=pids[:10])
+    else:
+        say("orphans", "warning", message=f"{about}: killed", pids=pids[:10])
+        cgroup.kill()
+        with trio.move_on_after(actor.workload.timeout_stop_sec):
+            while cgroup.populated():  # noqa: ASYNC110 - a moment
+                await trio.sleep(0.005)
+
+
+def _owner(actor: Actor) -> tuple[int, int] | None:
+    return host_owner(spawn_spec(actor.workload, actor.name, actor.instance, actor.life.generation, actor.cgroup))
+
+
+def _at_its_end() -> int:
+    """A pipe that nobody writes to: in place of one that the program has closed."""
+    read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    os.close(write)
+    return read
+
+
+def _close(fd: int) -> None:
+    if fd >= 0:
+        os.close(fd)
+
+
+def generation(id_: str) -> int:
+    """ "web#3" → 3."""
+    return int(id_.rpartition("#")[2])
+
+
+async def readopt(actors: Iterable[Actor], present: kept.Kept) -> int:
+    """After a loss: what the present keeper does not know is given into its hands. Returns how many lives there are."""
+    children = {child.id: child for child in await present.children()}
+    living = 0
+    for actor in actors:
+        if not actor.life.alive or actor.starting or actor.life.exit is not None:
+            continue
+        living += 1
+        child = children.pop(actor.id, None)
+        if child is None:
+            await reattach(actor, present.direct, fresh=False)
+            continue
+        if child.program is not None and actor.trail.body is None:
+            actor.post(Execed(child.id, child.program))
+        kept.close(child)
+    present.go_on(list(children.values()))
+    return living

@@ -1,0 +1,119 @@
+"""What an instance leaves for the supervisor that comes after this one: see `state`."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from nsupervisor.config.model import Resources
+from nsupervisor.core.mind import Mind
+from nsupervisor.core.plain import sparse
+from nsupervisor.core.rules import AtomMemory
+from nsupervisor.core.rules import Memory as RuleMemory
+from nsupervisor.keeper.client import Spawned
+from nsupervisor.linux import processes
+from nsupervisor.service.state import Body, Process, Record, Remembered
+
+if TYPE_CHECKING:
+    from nsupervisor.service.actor import Actor
+
+
+@attrs.define(eq=False)
+class Trail:
+    """Of one instance. ``pin`` is a pidfd of the program, so that its end can be learnt even without the keeper."""
+
+    body: Body | None = None
+    pin: int = -1
+    pipes: tuple[int, int] = (0, 0)
+    print: str = ""
+    """What the present generation was started with: see `digest`."""
+    pending: str = ""
+    """Who asked for the start that waits for others."""
+    oom_kills: float = 0.0
+    """What the cgroup's counter had said at the latest start or end."""
+    _rules: tuple[Remembered, ...] = ()
+    _mind: Mind | None = None
+
+    def spawned(self, spawned: Spawned, print_: str) -> None:
+        """There is a first process, and two pipes."""
+        self.end()
+        self.print = print_
+        self.pipes = processes.inode(spawned.stdout), processes.inode(spawned.stderr)
+
+    def executed(self, first: int, program: int) -> None:
+        """The program has been executed. It is the keeper's, or its init's, so that its pid can't be used again before
+        the keeper has told of its end."""
+        try:
+            pin = os.pidfd_open(program)
+        except OSError:  # it has ended already; or no descriptor is free
+            return
+        starts = processes.start_time(first), processes.start_time(program)
+        if starts[0] is None or starts[1] is None:
+            os.close(pin)
+            return
+        self.end()
+        self.pin, self.body = pin, Body(Process(first, starts[0]), Process(program, starts[1]), self.pipes)
+
+    def end(self) -> None:
+        """The program has ended."""
+        self.body = None
+        if self.pin >= 0:
+            os.close(self.pin)
+            self.pin = -1
+
+    def record(self, actor: "Actor", acting: bool) -> Record:
+        """All of it. Rules whose turn has yet to come are remembered as before they went off, so that they go off again
+        where this is needed."""
+        mind = actor.thinker.mind
+        if mind is not self._mind and not mind.due:
+            self._mind, self._rules = mind, _rules(mind)
+        return Record(
+            mind.life,
+            self.body,
+            actor.last_exit,
+            self.oom_kills,
+            acting,
+            actor.cgroup.killed,
+            self._rules,
+            _differences(actor.workload.resources, actor.resources),
+            self.pending,
+            self.print,
+            actor.workload.kill_signal,
+            actor.workload.timeout_stop_sec,
+        )
+
+
+def _rules(mind: Mind) -> tuple[Remembered, ...]:
+    pairs = zip(mind.engine.rules, mind.engine.memories, strict=True)
+    return tuple(Remembered(rule.name, rule.when.text, memory) for rule, memory in pairs)
+
+
+def memories(mind: Mind, remembered: tuple[Remembered, ...]) -> tuple[RuleMemory, ...]:
+    """For each rule of the mind what is remembered of it, where its condition is still the same."""
+    known = {(one.name, one.when): one.memory for one in remembered}
+    found = []
+    for rule, fresh in zip(mind.engine.rules, mind.engine.memories, strict=True):
+        memory = known.get((rule.name, rule.when.text), fresh)
+        # What a trigger of pressure tells is nobody's to read afterwards.
+        pairs = zip(rule.when.atoms, memory.atoms, strict=False)
+        atoms = tuple(AtomMemory() if atom.kind == "stall" else one for atom, one in pairs)
+        found.append(attrs.evolve(memory, atoms=atoms) if len(atoms) == len(fresh.atoms) else fresh)
+    return tuple(found)
+
+
+def _differences(configured: Resources, present: Resources) -> Mapping[str, Any]:
+    if configured is present:
+        return {}
+    names = [attribute.name for attribute in attrs.fields(Resources)]
+    pairs = ((name, getattr(configured, name), getattr(present, name)) for name in names)
+    return {name: sparse(now) for name, was, now in pairs if was != now}
+
+
+def digest(spec: Mapping[str, Any]) -> str:
+    """What a generation is started with, as a few letters: equal ones mean that a restart would change nothing."""
+    of = {key: value for key, value in spec.items() if key not in ("id", "env")}
+    environment = {key: value for key, value in spec["env"].items() if key not in ("NOTIFY_SOCKET", "WATCHDOG_USEC")}
+    return hashlib.blake2b(json.dumps([of, environment], sort_keys=True).encode(), digest_size=8).hexdigest()

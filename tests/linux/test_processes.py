@@ -1,0 +1,95 @@
+"""Other processes: who is meant, and how they ended."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from nsupervisor.linux import processes
+from tests.needs import needs
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        yield process
+        process.kill()
+
+
+def test_a_pid_with_another_start_time_is_somebody_else(sleeper) -> None:
+    """Pids are used again; nobody is taken for the one that had it before."""
+    started = processes.start_time(sleeper.pid)
+    assert started is not None
+    assert processes.pin(sleeper.pid, started + 1) == -1
+    pidfd = processes.pin(sleeper.pid, started)
+    assert not processes.ended(pidfd)
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    sleeper.wait()
+    assert processes.ended(pidfd)
+    assert processes.pin(sleeper.pid, started) == -1
+    assert processes.start_time(sleeper.pid) is None
+    assert processes.parent(sleeper.pid) is None
+    os.close(pidfd)
+
+
+@pytest.mark.parametrize(
+    ("command", "status"), [("exit 7", 7 << 8), ("kill -USR1 $$", signal.SIGUSR1), ("exit 0", 0)], ids=str
+)
+def test_the_exit_status_of_a_zombie(command: str, status: int) -> None:
+    with subprocess.Popen(["sh", "-c", f"read go; {command}"], stdin=subprocess.PIPE) as process:
+        pidfd = os.pidfd_open(process.pid)
+        assert processes.exit_status(pidfd, process.pid) is None
+        process.stdin.close()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert processes.exit_status(pidfd, process.pid) == status
+        os.close(pidfd)
+
+
+@needs("root")
+def test_the_exit_status_of_somebody_elses_child_that_has_been_reaped() -> None:
+    """Linux 6.15 tells it; before, nobody knows."""
+    script = (
+        "import os, subprocess, sys\n"
+        "child = subprocess.Popen(['sh', '-c', 'read go; exit 9'], stdin=subprocess.PIPE)\n"
+        "print(child.pid, flush=True); sys.stdin.readline(); child.stdin.close(); child.wait()\n"
+        "print('reaped', flush=True); sys.stdin.readline()\n"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdin is not None and parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        pidfd = os.pidfd_open(pid)
+        parent.stdin.write("\n")
+        parent.stdin.flush()
+        assert parent.stdout.readline() == "reaped\n"
+        release = tuple(int(part) for part in os.uname().release.split(".")[:2])
+        assert processes.exit_status(pidfd, pid) == (9 << 8 if release >= (6, 15) else None)
+        os.close(pidfd)
+        parent.stdin.close()
+
+
+def test_a_pipe_is_found_again_by_its_inode() -> None:
+    read, write = os.pipe()
+    both = os.open(f"/proc/self/fd/{write}", os.O_RDWR)
+    os.close(write)
+    inode = processes.inode(read)
+    os.close(read)
+    os.write(both, b"nobody reads, and there is no SIGPIPE")
+    assert processes.read_write_pipe(os.getpid(), both) == inode
+    again = processes.open_pipe(inode, [1 << 22, os.getpid()])
+    assert os.read(again, 100) == b"nobody reads, and there is no SIGPIPE"
+    os.close(both)
+    assert os.read(again, 100) == b""
+    os.close(again)
+    assert processes.open_pipe(inode, [os.getpid()]) == -1
+
+
+def test_other_descriptors_are_not_taken_for_log_pipes() -> None:
+    read, write = os.pipe()
+    assert processes.read_write_pipe(os.getpid(), write) == 0
+    assert processes.read_write_pipe(os.getpid(), 1 << 20) == 0
+    os.close(read)
+    os.close(write)
