@@ -289,8 +289,8 @@ def _begin(supervisor: Supervisor, found: Found) -> None:
 def _actor(
     name: str, workload: Workload, instance: int | None, tree: Tree, world: World, record: Record | None
 ) -> Actor:
-    """The actor, with its cgroup; ``record`` is what is known of it from before. A rule on what this host does not count
-    is refused, or left out with a warning."""
+    """The actor, with its cgroup; ``record`` is what is known of it from before. A rule on what this host does not
+    count is refused, or left out with a warning."""
     in_force = resources(workload, record)
     cgroup = tree.make(name, in_force)
     rules = []

@@ -59,7 +59,8 @@ def test_the_exit_status_of_somebody_elses_child_that_has_been_reaped() -> None:
     )
     command = [sys.executable, "-c", script]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdin is not None and parent.stdout is not None
+        assert parent.stdin is not None
+        assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         pidfd = os.pidfd_open(pid)
         parent.stdin.write("\n")
