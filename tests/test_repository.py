@@ -21,7 +21,7 @@ ARROWS = {
     "linux": set(),
     "cgroups": {"config", "linux"},
     "keeper": {"linux"},
-    "logs": set(),
+    "logs": {"linux"},
     "api": {"config"},
     "metrics": {"core", "config", "cgroups", "api"},
     "service": {"core", "config", "linux", "cgroups", "keeper", "logs", "api", "metrics"},

@@ -6,7 +6,7 @@ import resource
 from typing import ClassVar
 
 from benchmarks import hierarchy
-from benchmarks.peer import Peer
+from benchmarks.peer import LOG_FILES, LOG_SIZE, Peer
 from benchmarks.products import ROOT
 
 # The start limit is there to end such endless restarts as these.
@@ -40,18 +40,21 @@ class Nsupervisor(Peer):
     """More lines for the table of each workload."""
     files: ClassVar[int] = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     most = (files - 200) // 5  # in the keeper: two pidfds, and three pipes of a program with an init
+    log: ClassVar[str] = ""
+    """Its output's table, where it has files of its own."""
 
     def write(self) -> None:
         """One TOML file. Strings as JSON writes them are strings of TOML, too."""
         logs = next((service.log for service in self.services if service.log), None)
-        out = json.dumps(str(logs / "current")) if logs else '"stdout"'
+        out = json.dumps(str(logs / "current")) if logs and not self.log else '"stdout"'
         lines = [
             f'[supervisor]\nname = "{self.cgroup}"\nruntime_directory = {json.dumps(str(self.directory / "run"))}',
-            f"log_output = {out}\n",
+            f"log_output = {out}",
+            f"log_directory = {json.dumps(str(logs or self.directory))}\n",
         ]
         for service in self.services:
             lines.append(f"[workload.{service.name}]\ncommand = {json.dumps(service.command)}")
-            lines.append(ENDLESS + self.workload + service.extra)
+            lines.append(ENDLESS + self.workload + (self.log if service.log else "") + service.extra)
             if service.restart_above:
                 lines.append(f'[[workload.{service.name}.policy]]\naction = "restart"')
                 lines.append(f'when = "memory.current >= {service.restart_above}"\n')
@@ -81,3 +84,21 @@ class Plain(Nsupervisor):
     workload = Nsupervisor.workload + (
         "init = false\nnamespaces = { mount = false, pid = false, uts = false, ipc = false, cgroup = false }\n"
     )
+
+
+class Raw(Nsupervisor):
+    """The bytes as they come, into a file that is rotated."""
+
+    name = "nsupervisor-raw"
+    note = "log.stdout = file, format = raw"
+    benchmarks = ("logs",)
+    log = f'log = {{ stdout = "file", format = "raw", max_size = {LOG_SIZE}, max_files = {LOG_FILES} }}\n'
+
+
+class Records(Nsupervisor):
+    """A JSON record a line, into a file that is rotated."""
+
+    name = "nsupervisor-json"
+    note = "log.stdout = file, format = json"
+    benchmarks = ("logs",)
+    log = f'log = {{ stdout = "file", max_size = {LOG_SIZE}, max_files = {LOG_FILES} }}\n'

@@ -36,6 +36,7 @@ def conflicts(config: Config) -> Iterator[Conflict]:
     yield from _supervisor(config.supervisor)
     yield from _references(config)
     yield from _cycles(config)
+    yield from _log_files(config)
     for name, workload in config.workloads.items():
         path: Path = ("workload", name)
         yield from _program(workload, path)
@@ -118,6 +119,26 @@ def _cycles(config: Config) -> Iterator[Conflict]:
                 waiting.remove(chain[-1])
                 done.add(chain.pop())
                 remaining.pop()
+
+
+def _log_files(config: Config) -> Iterator[Conflict]:
+    """Each instance needs a file of its own: two that put the same one aside would lose lines."""
+    users: dict[str, str] = {}
+    for name, workload in config.workloads.items():
+        if workload.log.path is None:
+            continue
+        path: Path = ("workload", name, "log", "path")
+        if workload.instances > 1:
+            yield Conflict(
+                path,
+                "would be the file of several instances; remove it: they have NAME@1.log, NAME@2.log, … in "
+                "supervisor.log_directory",
+                (("workload", name, "instances"),),
+            )
+        elif other := users.get(workload.log.path):
+            message = f"{shown(workload.log.path)} is the file of workload {shown(other)}, too; write another one"
+            yield Conflict(path, message, (("workload", other, "log", "path"),))
+        users.setdefault(workload.log.path, name)
 
 
 def _program(workload: Workload, path: Path) -> Iterator[Conflict]:

@@ -366,6 +366,13 @@ def _duration_text(seconds: float) -> str:
     return f"-{units.format_duration(-seconds)}" if seconds < 0 else units.format_duration(seconds)
 
 
+def _age(value: Any) -> float:
+    seconds: float = duration().load(value)
+    if seconds < 1:
+        raise ValueError('is too short for a file to live; write for example "1d"')
+    return seconds
+
+
 def _condition(value: Any) -> Any:
     if not isinstance(value, str):
         raise ValueError('is not a condition; write for example "memory.events oom_kill" or "pids.current >= 90%"')
@@ -448,9 +455,11 @@ ID_COUNT = integer(1, MAX_ID + 1, 65_536)
 EXIT_STATUS = Scalar(_exit_status, {"type": ["integer", "string"], "minimum": 0, "maximum": 255})
 SIGNAL = Scalar(_signal, {"type": ["integer", "string"], "minimum": 1, "maximum": 64}, units.format_signal)
 LIMIT = size(minimum=1, limit=True)
-LINE_SIZE = size(minimum=1, limit=False)
+LINE_SIZE = size(minimum=4, limit=False)
+FILE_SIZE = size(minimum=4096, limit=False)
 DURATION = duration()
 TIMEOUT = duration(infinite=True)
+AGE = Scalar(_age, duration().schema)
 OFFSET = duration(signed=True)
 CONDITION = Scalar(_condition, _STRING, attrgetter("text"))
 COMMAND = ListOf(TEXT, 1, 'write the program and its arguments, for example ["sleep", "60"]', shell_words)

@@ -58,6 +58,10 @@ class Supervisor:
             "what becomes of processes in a workload's cgroup that nothing is known of, when the service starts",
         ),
     )
+    log_directory: str = field(
+        default="/var/log/nsupervisor",
+        metadata=key(kinds.PATH, "where the workloads' own log files are"),
+    )
     metrics: tuple[str, int] | None = field(
         default=None,
         metadata=key(kinds.ADDRESS, 'the IP address and port that answer GET /metrics: "127.0.0.1:9631"'),
@@ -267,19 +271,39 @@ class Rule:
     line: int = 0
 
 
+_WHERE = Choice("journal", "file", "both", "none")
+
+
 @frozen
 class Log:
     """[workload.NAME.log]: what becomes of the workload's output."""
 
-    stdout: Literal["journal", "none"] = field(
+    stdout: Literal["journal", "file", "both", "none"] = field(
         default="journal",
-        metadata=key(Choice("journal", "none", planned=("file", "both")), "the supervisor's log, or nowhere"),
+        metadata=key(_WHERE, "the supervisor's log, a file of its own, both, or nowhere"),
     )
-    stderr: Literal["journal", "none"] = field(
+    stderr: Literal["journal", "file", "both", "none"] = field(
         default="journal",
-        metadata=key(Choice("journal", "none", planned=("file", "both")), "the supervisor's log, or nowhere"),
+        metadata=key(_WHERE, "the supervisor's log, a file of its own, both, or nowhere"),
     )
+    format: Literal["json", "raw"] = field(
+        default="json", metadata=key(Choice("json", "raw"), "of the file: one record a line, or the bytes as they come")
+    )
+    path: str | None = field(
+        default=None, metadata=key(kinds.PATH, "of the file; else NAME.log in supervisor.log_directory")
+    )
+    max_size: int = field(default=64 << 20, metadata=key(kinds.FILE_SIZE, "a larger file is put aside"))
+    max_files: int = field(default=5, metadata=key(kinds.POSITIVE, "so many with the one in use; the oldest goes"))
+    max_age: float | None = field(default=None, metadata=key(kinds.AGE, "an older file is put aside"))
+    compress: bool = field(default=False, metadata=key(kinds.BOOLEAN, "those put aside, by gzip"))
     max_line: int = field(default=16384, metadata=key(kinds.LINE_SIZE, "longer lines are cut into partial records"))
+    parse_json: bool = field(
+        default=False, metadata=key(kinds.BOOLEAN, "lines that are JSON objects keep their fields, under fields")
+    )
+    on_full: Literal["block", "drop"] = field(
+        default="block",
+        metadata=key(Choice("block", "drop"), "where it cannot be written: the workload waits, or lines are dropped"),
+    )
 
 
 @frozen
@@ -393,6 +417,5 @@ PLANNED: dict[type, tuple[str, ...]] = {
     Security: ("capability_bounding_set", "seccomp", "landlock"),
     Resources: ("network_max",),
     Rule: ("victim",),
-    Log: ("format", "max_size", "max_files", "parse_json", "on_full"),
 }
 """Keys of later versions, by class: refused like any unknown key, but the message says that they are to come."""

@@ -46,10 +46,22 @@ class ConsoleFormat:
             line += "".join(f"\n    {_plain(part)}" for part in str(exception).split("\n"))
         return _encode(line + "\n")
 
-    def output(self, timestamp: str, labels: Mapping[str, Any], stream: str, lines: Iterable[Line]) -> list[bytes]:
+    def output(
+        self,
+        timestamp: str,
+        labels: Mapping[str, Any],
+        stream: str,
+        lines: Iterable[Line],
+        seq: int | None = None,
+        parse_json: bool = False,
+    ) -> list[bytes]:
         """Lines of a workload, behind its name; `…` stands where a line was cut."""
         head = self._head(timestamp, stream, labels.get("workload", "")) + "| "
         return [_encode(f"{head}{_plain(text_of(line))}{'…' if partial else ''}\n") for line, partial in lines]
+
+    def whole(self, timestamp: str, labels: Mapping[str, Any], stream: str, text: bytes, seq: int) -> bytes:
+        """Complete lines, with newlines between them."""
+        return b"".join(self.output(timestamp, labels, stream, [(line, False) for line in text.split(b"\n")], seq))
 
     def _head(self, timestamp: str, kind: str, workload: Any) -> str:
         time = datetime.fromisoformat(timestamp).astimezone().strftime("%H:%M:%S.%f")[:-3]

@@ -39,6 +39,34 @@ class Framing:
                 lines += self._cut_line(line)
         return lines + self._cut_rest()
 
+    def whole(self, data: bytes) -> bytes | None:
+        """The usual chunk at once: the lines that `data` completes, with newlines between them; the same as `feed`
+        gives. None, and nothing is taken, where one of them has to be cut or may end with a carriage return."""
+        end = data.rfind(b"\n")
+        if end < 0 or b"\r" in data:
+            return None
+        text = bytes(self._rest) + data[:end]
+        if b"\r" in self._rest or len(data) - end - 1 > self._max:
+            return None
+        # No line is too long if in each stretch of that length, and one more byte, there is a newline.
+        at, most = 0, self._max + 1
+        while len(text) - at >= most:
+            newline = text.rfind(b"\n", at, at + most)
+            if newline < 0:
+                return None
+            at = newline + 1
+        self._rest[:] = data[end + 1 :]
+        return text
+
+    @property
+    def rest(self) -> bytes:
+        """The beginning of a line whose end has not come."""
+        return bytes(self._rest)
+
+    @rest.setter
+    def rest(self, rest: bytes) -> None:
+        self._rest[:] = rest
+
     def end(self) -> list[tuple[bytes, bool]]:
         """Return the last line when no newline ended it: one line, in rare cases in two pieces, or nothing."""
         rest = bytes(self._rest)

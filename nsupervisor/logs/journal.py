@@ -29,8 +29,11 @@ class Journal:
     listener: Callable[[str, str, str, Mapping[str, Any]], None] | None = None
     """Called with the timestamp, level, event and fields of each thing that the service says, whatever the level."""
 
-    def __init__(self, sink: Sink, formatting: JsonFormat | ConsoleFormat, level: str) -> None:
+    def __init__(
+        self, sink: Sink, formatting: JsonFormat | ConsoleFormat, level: str, output: str | int = "stdout"
+    ) -> None:
         self._sink = sink
+        self._output = output
         self._format = formatting
         self._lowest = _LEVELS.index(level)
         self.log = _logger(sink.put, self._render)
@@ -43,6 +46,11 @@ class Journal:
         if _LEVELS.index(method) < self._lowest:
             raise structlog.DropEvent
         return self._format.record(timestamp, method, event, fields)
+
+    @property
+    def format(self) -> JsonFormat | ConsoleFormat:
+        """How records are written."""
+        return self._format
 
     @property
     def dropped(self) -> int:
@@ -68,9 +76,14 @@ class Journal:
         for record in self._format.output(now(), labels, stream, lines):
             put(record)
 
-    async def room(self) -> None:
-        """To be awaited between chunks of output: a checkpoint, longer (0.1 s at most) when the reader is behind."""
-        await self._sink.room()
+    def reopen(self) -> None:
+        """Somebody has renamed the file that is written to: make it anew. Raises OSError."""
+        if isinstance(self._output, str) and self._output != "stdout":
+            self._sink.switch(open_target(self._output))
+
+    async def deliver(self, records: bytes, count: int, *, block: bool) -> None:
+        """Pass on finished records of a workload; returns when they are written, or need not be waited for (`Sink`)."""
+        await self._sink.deliver(records, count, block=block)
 
 
 @asynccontextmanager
@@ -107,7 +120,7 @@ async def open_journal(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sink.run)
             try:
-                yield Journal(sink, formatting, level)
+                yield Journal(sink, formatting, level, output)
             except BaseException as exc:  # kept over the end of the nursery, which would wrap it
                 error = exc
             with trio.move_on_after(_FLUSH_MOST, shield=True):

@@ -37,15 +37,68 @@ class JsonFormat:
         except TypeError:  # surrogates, integers of more than 64 bits, keys that are no strings, …
             return orjson.dumps(_clean(record), option=orjson.OPT_APPEND_NEWLINE)
 
-    def output(self, timestamp: str, labels: Mapping[str, Any], stream: str, lines: Iterable[Line]) -> list[bytes]:
-        """The records of lines that a workload wrote. The part that they share is encoded once."""
-        head = {"timestamp": timestamp, "level": "info", "event": "output", **labels, "stream": stream, "message": ""}
-        prefix = orjson.dumps(head, default=_text)[:-3]  # without `""}`
+    def output(
+        self,
+        timestamp: str,
+        labels: Mapping[str, Any],
+        stream: str,
+        lines: Iterable[Line],
+        seq: int | None = None,
+        parse_json: bool = False,
+    ) -> list[bytes]:
+        """The records of lines that a workload wrote, numbered from `seq`. What they share is encoded once.
+
+        With `parse_json`, a line that is a JSON object is kept as it is under `fields`, and its own text (`message` or
+        `msg`), if it has one, is the record's message.
+        """
+        prefix = self._prefix(timestamp, labels, stream)
         dumps = orjson.dumps
-        return [
-            prefix + dumps(line.decode("utf-8", "replace")) + (b',"partial":true}\n' if partial else b"}\n")
-            for line, partial in lines
-        ]
+        found = []
+        for line, partial in lines:
+            number = b"" if seq is None else b'"seq":%d,' % seq
+            seq = None if seq is None else seq + 1
+            fields = _object(line) if parse_json and not partial else None
+            if fields is not None:
+                text = next((fields[key] for key in ("message", "msg") if isinstance(fields.get(key), str)), "")
+                end = b',"fields":' + line.strip(_JSON_SPACE) + b"}\n"
+            else:
+                text = line.decode("utf-8", "replace")
+                end = b',"partial":true}\n' if partial else b"}\n"
+            found.append(prefix + number + b'"message":' + dumps(text) + end)
+        return found
+
+    def whole(self, timestamp: str, labels: Mapping[str, Any], stream: str, text: bytes, seq: int) -> bytes:
+        """The records of complete lines with newlines between them; the same as `output` makes, and ten times as fast.
+
+        All are escaped at once, as one string in which another character stands for the newlines, and then get what
+        goes between two records in its place; the numbers are filled in last.
+        """
+        if _STANDIN in text:
+            lines = [(line, False) for line in text.split(b"\n")]
+            return b"".join(self.output(timestamp, labels, stream, lines, seq))
+        count = text.count(b"\n") + 1
+        body = orjson.dumps(text.replace(b"\n", _STANDIN).decode("utf-8", "replace"))
+        prefix = self._prefix(timestamp, labels, stream).replace(b"%", b"%%") + b'"seq":%d,"message":"'
+        body = prefix + body[1:].replace(b"%", b"%%").replace(_STANDIN, b'"}\n' + prefix) + b"}\n"
+        return body % tuple(range(seq, seq + count))
+
+    def _prefix(self, timestamp: str, labels: Mapping[str, Any], stream: str) -> bytes:
+        head = {"timestamp": timestamp, "level": "info", "event": "output", **labels, "stream": stream}
+        return orjson.dumps(head, default=_text)[:-1] + b","
+
+
+_JSON_SPACE = b" \t\r"
+_STANDIN = b"\x7f"  # DEL: rare in text, and one of the few control characters that JSON does not escape
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    if not line.lstrip(_JSON_SPACE).startswith(b"{"):
+        return None
+    try:
+        found = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _text(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +18,7 @@ BUFFER_SIZE = 8 * 1024 * 1024
 _BATCH = 256 * 1024  # bytes handed to one write(2): several times what a pipe takes
 _RETRY_FIRST, _RETRY_LAST = 0.05, 5.0  # seconds between attempts while the output is broken
 _PATIENCE = 0.1  # seconds that a chunk of a workload's output waits for a reader that has fallen behind
+_BROKEN = os.strerror(errno.EPIPE)
 _TOO_SLOW = "the reader is too slow"
 
 
@@ -42,38 +45,79 @@ class Sink:
         self._target = target
         self._gap_record = gap_record
         self._limit = buffer_size
-        self._queue: deque[bytes | _Gap] = deque()
+        self._queue: deque[bytes | _Gap | trio.Event] = deque()
         self._gap: _Gap | None = None  # the open gap: then it is the last element of the queue
         self._batch = memoryview(b"")  # taken from the queue, not yet written
+        self._awaited: list[trio.Event] = []  # set once the batch is out
         self._size = 0  # bytes in the queue and the batch
         self._wake = trio.Event()
         self._drained = trio.lowlevel.ParkingLot()
         self._roomy = trio.lowlevel.ParkingLot()
         self._limiter = trio.CapacityLimiter(1)
+        self._next: Target | None = None
+        self._whole = True  # what has been written ends with a whole record
         self.dropped = 0
         """Records not kept since the start."""
         self.error: str | None = None
         """Why the output cannot be written at the moment, in the system's words; None while it can."""
 
-    def put(self, record: bytes) -> None:
-        """Append one record, newline included. Never waits and never raises."""
+    def put(self, record: bytes, count: int = 1) -> None:
+        """Append one record, newline included, or `count` of them together. Never waits and never raises."""
         size = self._size + len(record)
         if size > self._limit or (self._gap is not None and self._size > self._limit // 2):
-            self._drop()
+            self._drop(count)
             return
+        self._append(record)
+
+    async def deliver(self, records: bytes, count: int, *, block: bool) -> None:
+        """Append records of a workload, and return when they have been written, so that it is safe to forget them.
+
+        `block`: however long that takes; otherwise they may be dropped, or be left in the buffer when the reader is
+        slow. Where nobody can ever read again (a broken pipe), nobody is waited for.
+        """
+        block = block and not self._gone
+        if block:
+            while self._size > self._limit // 2 and not self._gone:
+                await self._roomy.park()
+            self._append(records)
+        else:
+            await self.room()
+            self.put(records, count)
+            if self._gap is not None:
+                return
+        written = trio.Event()
+        self._queue.append(written)
+        if self._gone:
+            written.set()
+        with trio.move_on_after(math.inf if block else _PATIENCE):
+            await written.wait()
+
+    def _append(self, record: bytes) -> None:
         self._gap = None
         self._queue.append(record)
-        self._size = size
+        self._size += len(record)
         self._wake.set()
 
-    def _drop(self) -> None:
+    @property
+    def _gone(self) -> bool:
+        return self.error == _BROKEN
+
+    def _give_up_waiting(self) -> None:
+        for item in self._queue:
+            if isinstance(item, trio.Event):
+                item.set()
+        for event in self._awaited:
+            event.set()
+        self._roomy.unpark_all()
+
+    def _drop(self, count: int) -> None:
         if self._gap is None:
             self._gap = _Gap()
             self._queue.append(self._gap)
             self._wake.set()
-        self._gap.count += 1
+        self._gap.count += count
         self._gap.reason = self.error or self._gap.reason
-        self.dropped += 1
+        self.dropped += count
 
     async def room(self) -> None:
         """Let others run; and when the buffer is more than half full, give the reader a moment to catch up.
@@ -97,17 +141,25 @@ class Sink:
                 self._drained.unpark_all()
                 await self._wake.wait()
                 continue
+            if self._next is not None and self._whole:
+                self._target.close()
+                self._target, self._next = self._next, None
             try:
                 written = await self._write()
             except BlockingIOError:
                 await self._wait_writable()
             except OSError as error:
                 self.error = os.strerror(error.errno) if error.errno else str(error)
+                if self._gone:
+                    self._give_up_waiting()
                 await trio.sleep(delay)
                 delay = min(2 * delay, _RETRY_LAST)
             else:
+                self._whole = written == len(self._batch) or self._batch[written - 1] == ord("\n")
                 self._batch = self._batch[written:]
                 self._size -= written
+                if not self._batch:
+                    self._tell()
                 if self._size <= self._limit // 2:
                     self._roomy.unpark_all()
                 self.error = None
@@ -118,6 +170,12 @@ class Sink:
         """Bytes that have been put and not yet written."""
         return self._size
 
+    def switch(self, target: Target) -> None:
+        """Write to this one from the next record on."""
+        if self._next is not None:
+            self._next.close()
+        self._next = target
+
     async def flush(self) -> None:
         """Wait until everything put so far has been written."""
         while self._queue or self._batch:
@@ -127,6 +185,8 @@ class Sink:
         """Close the output, whatever is still in the buffer."""
         if not (self._target.blocking and self._batch):  # else a thread may be about to write to this very number
             self._target.close()
+        if self._next is not None:
+            self._next.close()
 
     def _fill(self) -> bool:
         """Take the next batch when the last one is out. False: nothing left to write."""
@@ -136,6 +196,9 @@ class Sink:
         size = 0
         while self._queue and size < _BATCH:
             item = self._queue.popleft()
+            if isinstance(item, trio.Event):
+                self._awaited.append(item)
+                continue
             if isinstance(item, _Gap):
                 if item is self._gap:
                     self._gap = None
@@ -143,8 +206,19 @@ class Sink:
                 self._size += len(item)
             taken.append(item)
             size += len(item)
+        while self._queue and isinstance(event := self._queue[0], trio.Event):
+            self._awaited.append(event)
+            self._queue.popleft()
         self._batch = memoryview(b"".join(taken))
+        if not taken:
+            self._tell()
         return bool(taken)
+
+    def _tell(self) -> None:
+        """Everything before these has been written."""
+        for event in self._awaited:
+            event.set()
+        self._awaited.clear()
 
     async def _write(self) -> int:
         # No checkpoint between two writes that succeed: whatever is waiting goes out at once, which is bounded by the

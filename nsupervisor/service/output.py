@@ -1,6 +1,8 @@
 """The output of one workload instance: from a generation's pipes to where its lines go."""
 
 import os
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -8,9 +10,12 @@ import trio
 
 from nsupervisor.config.model import Log
 from nsupervisor.keeper.client import Spawned
-from nsupervisor.logs import capture
-from nsupervisor.metrics.counters import Counters
+from nsupervisor.logs import Capture, LogFile, Pipe, Progress, Rotation, Route, Sequence, last_number
+from nsupervisor.metrics.counters import STREAMS, Counters
 from nsupervisor.service.world import World
+
+STREAMS_DIRECTORY = "streams"
+"""In the runtime directory: how far each capture has come (`nsupervisor.logs.progress`)."""
 
 
 @attrs.define(eq=False)
@@ -22,10 +27,21 @@ class Output:
     settings: Log
     counters: Counters
     world: World
+    file: LogFile | None = attrs.field(init=False)
+    """The instance's own log file, if it has one."""
     _spawned: Spawned | None = None
     """The descriptors of a generation whose capture has not begun."""
-    _open: int = 0
+    _captures: set[Capture] = attrs.field(init=False, factory=set)
+    _sequences: dict[str, Sequence] = attrs.field(init=False)
+    _past: list[Path] = attrs.field(init=False)
+    """Notes of captures that have ended; the numbers in them count until the next generation has some."""
     _ended: trio.lowlevel.ParkingLot = attrs.field(init=False, factory=trio.lowlevel.ParkingLot)
+
+    def __attrs_post_init__(self) -> None:
+        self.file = self._file(self.settings)
+        self._sequences = {stream: Sequence() for stream in STREAMS}
+        # Left by a supervisor that was killed. Which of them go on shows only when their pipes are handed over.
+        self._past = list((self.world.directory / STREAMS_DIRECTORY).glob(f"{self.name}#*"))
 
     def expect(self, spawned: Spawned) -> None:
         """Keep the pipes of a new generation until `begin`."""
@@ -38,22 +54,91 @@ class Output:
         if spawned is None:
             return
         os.close(spawned.pidfd)  # the keeper has its own, and sends our signals
+        self.capture(generation, pid, spawned.stdout, spawned.stderr)
+
+    def capture(self, generation: int, pid: int | None, stdout: int, stderr: int, *, resume: bool = False) -> None:
+        """Read a generation's pipes to their ends; they belong to us from now on. `resume`: a supervisor that was
+        killed has read them before, and its captures go on where they were."""
         labels: dict[str, Any] = {"workload": self.name, "generation": generation, "pid": pid}
         if self.instance is not None:
             labels["instance"] = self.instance
-        for fd, stream in ((spawned.stdout, "stdout"), (spawned.stderr, "stderr")):
-            self._open += 1
-            self.world.nursery.start_soon(self._capture, fd, labels, stream)
+        for fd, stream in ((stdout, "stdout"), (stderr, "stderr")):
+            route = self._route(stream)
+            capture = Capture(
+                Pipe(fd),
+                route,
+                labels,
+                stream,
+                self.counters.output[stream].add,
+                self._progress(generation, stream, resume) if route.journal or route.file else None,
+                self._sequences[stream],
+                partial(self._say, labels),
+            )
+            self._captures.add(capture)
+            self.world.nursery.start_soon(self._run, capture)
 
-    async def _capture(self, fd: int, labels: dict[str, Any], stream: str) -> None:
-        journal = self.world.journal if getattr(self.settings, stream) == "journal" else None
-        try:
-            await capture(fd, journal, labels, stream, self.settings.max_line, self.counters.output[stream].add)
-        finally:
-            self._open -= 1
-            self._ended.unpark_all()
+    def change(self, settings: Log) -> None:
+        """Other settings, from now on, also for what is being captured."""
+        old, self.settings = self.file, settings
+        self.file = self._file(settings)
+        if old is not None:
+            old.close()
+        for capture in self._captures:
+            capture.reroute(self._route(capture.stream))
 
     async def drained(self) -> None:
         """Wait until all output of generations that have ended has been read."""
-        while self._open:
+        while self._captures:
             await self._ended.park()
+
+    def _file(self, settings: Log) -> LogFile | None:
+        if not {settings.stdout, settings.stderr} & {"file", "both"}:
+            return None
+        path = Path(settings.path) if settings.path else self.world.log_directory / f"{self.name}.log"
+        rotation = Rotation(settings.max_size, settings.max_files, settings.max_age, settings.compress)
+        return LogFile(path, rotation, records=settings.format == "json")
+
+    def _route(self, stream: str) -> Route:
+        settings = self.settings
+        where = getattr(settings, stream)
+        return Route(
+            self.world.journal if where in ("journal", "both") else None,
+            self.file if where in ("file", "both") else None,
+            settings.format == "raw",
+            settings.max_line,
+            settings.parse_json,
+            settings.on_full == "block",
+        )
+
+    def _progress(self, generation: int, stream: str, resume: bool) -> Progress | None:
+        """The notes of a capture. A generation's first line has the number after the last one of the one before."""
+        directory = self.world.directory / STREAMS_DIRECTORY
+        sequence = self._sequences[stream]
+        path = directory / f"{self.name}#{generation}.{stream}"
+        try:
+            directory.mkdir(mode=0o700, exist_ok=True)
+            for past in [past for past in self._past if past.suffix == path.suffix]:
+                sequence.next = max(sequence.next, last_number(past))
+                if past != path or not resume:
+                    past.unlink(missing_ok=True)
+                self._past.remove(past)
+            progress = Progress(path)
+            if not resume:
+                progress.restart(sequence.next)
+        except OSError as error:  # it is for the next supervisor; this one can do without
+            message = f"cannot note how far {stream} has been recorded: {error}; after a crash, lines may come twice"
+            self.world.journal.log.warning("warning", workload=self.name, message=message)
+            return None
+        return progress
+
+    async def _run(self, capture: Capture) -> None:
+        try:
+            await capture.run()
+        finally:
+            self._captures.discard(capture)
+            if capture.progress is not None:
+                self._past.append(capture.progress.path)
+            self._ended.unpark_all()
+
+    def _say(self, labels: dict[str, Any], level: str, event: str, **fields: Any) -> None:
+        getattr(self.world.journal.log, level)(event, **labels, **fields)

@@ -40,8 +40,10 @@ from nsupervisor.service.announce import announce
 from nsupervisor.service.clock import Monotonic
 from nsupervisor.service.history import History
 from nsupervisor.service.kept import DELAYS, Kept, open_kept
+from nsupervisor.service.output import STREAMS_DIRECTORY
 from nsupervisor.service.privileges import explain
 from nsupervisor.service.reaper import reap_strangers
+from nsupervisor.service.reopen import REOPEN, reopen_on_signal
 from nsupervisor.service.requirements import unmet
 from nsupervisor.service.state import Found, Record, StateFile, read
 from nsupervisor.service.supervisor import AT_REST, Supervisor, instances
@@ -75,7 +77,7 @@ def main(path: str) -> int:
     warnings = [(problem.key.split(".")[1], str(problem)) for problem, _ in problems]
     # From here to the end of the process a signal waits until somebody listens: its default action would end the
     # service between two steps, and leave behind what the first of them has made.
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, REOPEN))
     try:
         with _runtime_directory(config) as directory:
             return trio.run(_service, config, host, directory, warnings, clock=Monotonic())
@@ -121,6 +123,7 @@ def _runtime_directory(config: Config) -> Iterator[Path]:
         os.write(lock, f"{os.getpid()}\n".encode())
         yield directory
         shutil.rmtree(directory / "notify", ignore_errors=True)  # sockets of those whose end we have not seen
+        shutil.rmtree(directory / STREAMS_DIRECTORY, ignore_errors=True)  # all that was written has been recorded
         (directory / "lock").unlink(missing_ok=True)
     finally:
         os.close(lock)
@@ -222,7 +225,8 @@ async def _supervise(config: Config, host: Host, tree: Tree, shared: Shared, sig
     about = {"version": __version__, "name": config.supervisor.name, "pid": os.getpid(), "cgroup": tree.path}
     file = StateFile(directory, about)
     async with trio.open_nursery() as captures:
-        world = World(keeper, watcher, journal, captures, directory, file)
+        logs = Path(config.supervisor.log_directory)
+        world = World(keeper, watcher, journal, captures, directory, file, logs)
         world.measures.begin(keeper)
         captures.start_soon(reap_strangers, keeper.pid)
         actors = {
@@ -242,6 +246,7 @@ async def _supervise(config: Config, host: Host, tree: Tree, shared: Shared, sig
                 supervisor = Supervisor(config, actors, nursery, keeper.pid, host.mode, tree.path, exposition, history)
                 for actor in everybody.values():
                     nursery.start_soon(actor.run)
+                nursery.start_soon(reopen_on_signal, actors.values(), journal)
                 await nursery.start(serve, app(supervisor), directory / "api.sock")
                 if config.supervisor.metrics is not None:
                     await nursery.start(serve_metrics, supervisor, config.supervisor.metrics)

@@ -25,6 +25,8 @@ class World:
     directory: Path
     """The runtime directory."""
     state: StateFile
+    log_directory: Path = Path("/var/log/nsupervisor")
+    """Where the workloads' own log files are."""
     measures: Measures = attrs.field(factory=Measures)
     listeners: set[Listener] = attrs.field(factory=set)
     """Those that hear of all that any mind takes in."""

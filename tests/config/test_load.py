@@ -122,7 +122,7 @@ command = []
     assert problems(text) == [
         '2: supervisor.log_level: "loud" is not one of the choices; write "debug", "info", "warning" or "error"',
         "3: supervisor.colour: is not a key of [supervisor]; remove it, or write one of name, runtime_directory, "
-        "log_level, log_format, log_output, orphans, metrics",
+        "log_level, log_format, log_output, orphans, log_directory, metrics",
         '5: workload.web.command: "sleep 10" is not a list; write ["sleep", "10"]',
         '6: workload.web.requires[1]: there is no workload "dbb"; did you mean "db"?',
         '8: workload.web.resources.memory_max: true is not a size; write for example "64M"',
@@ -250,9 +250,13 @@ def test_what_the_file_may_not_have(text: str, message: str) -> None:
         ("policy = [{ when = 'memory.events oom', action = 'log', for = 1 }]", "is for levels, but"),
         ("policy = [{ when = 'memory.current > 9%', action = 'log' }]", "is in per cent of memory_max"),
         ("[workload.web.policy]\nwhen = 'memory.events oom'", "write [[workload.web.policy]], with two brackets"),
-        ("log = { stdout = 'file' }", '"file" is not available yet in this version; write "journal" or "none"'),
+        ("log = { stdout = 'files' }", 'did you mean "file"'),
+        ("log = { max_age = 0.5 }", "is too short for a file to live"),
+        ("log = { max_size = 10 }", "is too small; write at least 4096"),
+        ("log = { on_full = 'wait' }", 'write "block" or "drop"'),
+        ("instances = 2\nlog = { path = '/x' }", "would be the file of several instances"),
         ("log = { max_line = 'max' }", "is no limit, which this key needs"),
-        ("log = { max_line = 0 }", "is too small; write at least 1"),
+        ("log = { max_line = 0 }", "is too small; write at least 4"),
         ("timer = { on_calendar = 'daily' }", "is not available yet in this version"),
     ],
 )  # fmt: skip

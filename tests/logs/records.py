@@ -7,7 +7,7 @@ from typing import Any
 import jsonschema
 import trio
 
-from nsupervisor.logs import schema
+from nsupervisor.logs import Capture, Pipe, Route, schema
 
 LABELS = {"workload": "web", "generation": 1, "pid": 4711}
 _VALIDATOR = jsonschema.Draft202012Validator(schema())
@@ -18,7 +18,10 @@ def records(stream: bytes) -> list[dict[str, Any]]:
     assert stream == b"" or stream.endswith(b"\n"), stream[-200:]
     found = [json.loads(line) for line in stream.split(b"\n")[:-1]]
     # Thousands of lines that differ in their text only need one validation.
-    alike = {repr({**record, "timestamp": "", "message": type(record.get("message"))}): record for record in found}
+    alike = {
+        repr({**record, "timestamp": "", "seq": "seq" in record, "message": type(record.get("message"))}): record
+        for record in found
+    }
     for record in alike.values():
         _VALIDATOR.validate(record)
     return found
@@ -56,3 +59,9 @@ async def read_some(fd: int, size: int = 65536) -> bytes:
             return os.read(fd, size)
         except BlockingIOError:
             await trio.lowlevel.wait_readable(fd)
+
+
+async def capture(fd, journal, labels, stream, max_line=16384, count=None, **route):
+    """Capture what comes out of a pipe until its end."""
+    more = {} if count is None else {"count": count}
+    await Capture(Pipe(fd), Route(journal, max_line=max_line, **route), labels, stream, **more).run()

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from nsupervisor.logs import capture, open_journal
-from tests.logs.records import LABELS, records
+from nsupervisor.logs import open_journal
+from tests.logs.records import LABELS, capture, records
 from tests.needs import PROGRAM_PATH, ROOT, needs
 from tests.timing import deadline
 

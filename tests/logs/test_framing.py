@@ -89,3 +89,15 @@ def test_a_line_that_never_ends_takes_no_more_memory_than_the_limit():
     pieces = sum(len(framing.feed(b"x" * 65536)) for _ in range(100))
     assert pieces == 100 * 4 - 1
     assert len(framing._rest) <= 16385
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([b"\n", b"\r", b"a", b"bcdef", "ü".encode()])).map(b"".join)), st.integers(4, 20)
+)
+def test_lines_taken_at_once_are_the_same_as_one_by_one(chunks, max_line):
+    slow, quick = Framing(max_line), Framing(max_line)
+    for chunk in chunks:
+        text = quick.whole(chunk)
+        expected = slow.feed(chunk)
+        assert (quick.feed(chunk) if text is None else [(line, False) for line in text.split(b"\n")]) == expected
+        assert quick.rest == slow.rest

@@ -1,0 +1,131 @@
+"""Output that goes to a workload's own file, through a real pipe."""
+
+import os
+import sys
+from functools import partial
+
+import pytest
+import trio
+
+from nsupervisor.logs import Capture, LogFile, Pipe, Rotation, Route, Sequence, open_journal
+from tests.logs.records import LABELS, records
+from tests.timing import deadline
+
+
+@pytest.fixture
+def pipe():
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    return reader, writer
+
+
+def file(tmp_path, **rotation):
+    return LogFile(tmp_path / "web.log", Rotation(**rotation))
+
+
+async def write_all(fd, data):
+    """As a workload does, which waits."""
+    view = memoryview(data)
+    while view:
+        view = view[await trio.to_thread.run_sync(os.write, fd, view) :]
+
+
+async def through(data, route, pieces=65536, **more):
+    """Send data through a capture, and wait for its end."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    capture = Capture(Pipe(reader), route, LABELS, "stdout", **more)
+    with trio.fail_after(deadline(60)):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(capture.run)
+            for at in range(0, len(data), pieces):
+                await write_all(writer, data[at : at + pieces])
+            os.close(writer)
+    return capture
+
+
+HARD = [
+    b"plain\n" * 10_000,
+    b"",
+    b"\n" * 3000,
+    b"no end",
+    b"nul\0nul\n\xff\xfe\xc3(\n",
+    b'percent %d %s\nquote " back \\ slash \\n\ntab\t\x7fdel\n',
+    "größer 日本 🙂\n".encode() * 500,
+    b"dos\r\nline\r\n\rmac\r\r\n",
+    b"x" * 3_000_000 + b"\nafter\n",
+]
+
+
+@pytest.mark.parametrize("data", HARD, ids=range(len(HARD)))
+@pytest.mark.parametrize("where", ["file", "both", "raw", "both raw", "journal"])
+async def test_what_a_program_writes_is_there_byte_for_byte(tmp_path, data, where):
+    log = file(tmp_path)
+    async with open_journal(str(tmp_path / "journal")) as journal:
+        route = Route(
+            journal if where in ("both", "both raw", "journal") else None,
+            log if where != "journal" else None,
+            raw="raw" in where,
+        )
+        await through(data, route)
+    text = data.decode("utf-8", "replace").replace("\r\n", "\n")
+    kept = []
+    if where == "raw" and data:
+        assert (tmp_path / "web.log").read_bytes() == data
+    if where in ("file", "both") and data:
+        kept.append((tmp_path / "web.log").read_bytes())
+    if where in ("both", "both raw", "journal"):
+        kept.append((tmp_path / "journal").read_bytes())
+    for stream in kept:
+        found = records(stream)
+        assert [record["seq"] for record in found] == list(range(len(found)))
+        said = "".join(record["message"] + ("" if record.get("partial") else "\n") for record in found)
+        assert said in (text, text + "\n")
+    assert len(set(kept)) <= 1 or where == "both raw"
+
+
+async def test_one_byte_a_write_and_ten_thousand_lines_in_one(tmp_path):
+    log = file(tmp_path)
+    text = b"".join(b"line %d\n" % number for number in range(300))
+    await through(text, Route(file=log), pieces=1)
+    many = b"".join(b"line %d\n" % number for number in range(300, 10_300))
+    await through(many, Route(file=log), pieces=len(many))
+    found = records((tmp_path / "web.log").read_bytes())
+    assert [record["message"] for record in found] == [f"line {number}" for number in range(10_300)]
+
+
+async def test_both_streams_and_two_generations_share_the_file_and_number_for_themselves(tmp_path):
+    log, sequence = file(tmp_path, max_size=1 << 30), Sequence()
+    program = [sys.executable, "-c", "for n in range(20000): print(n)"]
+    with trio.fail_after(deadline(60)):
+        async with trio.open_nursery() as nursery:
+            for stream, numbers in (("stdout", sequence), ("stderr", Sequence()), ("stdout", sequence)):
+                reader, writer = os.pipe()
+                os.set_blocking(reader, False)
+                capture = Capture(Pipe(reader), Route(file=log), LABELS, stream, sequence=numbers)
+                nursery.start_soon(capture.run)
+                await nursery.start(partial(trio.run_process, program, stdout=writer))
+                os.close(writer)
+    found = records((tmp_path / "web.log").read_bytes())
+    for stream, count in (("stdout", 40_000), ("stderr", 20_000)):
+        assert [record["seq"] for record in found if record["stream"] == stream] == list(range(count))
+
+
+async def test_lines_that_are_json_objects_keep_their_fields(tmp_path):
+    lines = [
+        b'{"msg":"hi","n":12345678901234567890123,"nested":{"a":[1.50]}}',
+        b'  {"message":"own words","level":"warn"} ',
+        b'{"message":5}',
+        b'{"broken":',
+        b"[1,2]",
+        b'{"bad":"\xff"}',
+        b"text",
+    ]
+    await through(b"\n".join(lines) + b"\n", Route(file=file(tmp_path), parse_json=True))
+    stream = (tmp_path / "web.log").read_bytes()
+    assert b'"fields":{"msg":"hi","n":12345678901234567890123,"nested":{"a":[1.50]}}}' in stream  # as it was written
+    found = records(stream)
+    assert [record["message"] for record in found[:3]] == ["hi", "own words", ""]
+    assert found[1]["fields"] == {"message": "own words", "level": "warn"}
+    assert [record["message"] for record in found[3:]] == [line.decode("utf-8", "replace") for line in lines[3:]]
+    assert not any("fields" in record for record in found[3:])

@@ -1,0 +1,101 @@
+"""Captures that are killed: whatever the moment, no line is lost, and a second record of one can be told."""
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nsupervisor.logs import Capture, Framing, LogFile, Pipe, Progress, Rotation, Route, last_number
+from nsupervisor.logs.progress import Note
+from tests.logs.records import LABELS, records
+
+
+class KilledError(BaseException):
+    """As if the process had ended here."""
+
+
+def test_notes_are_found_again(tmp_path):
+    progress = Progress(tmp_path / "web#1.stdout")
+    assert progress.note == Note()
+    progress.begin(b"one\ntwo\nthr", 2, b"thr")
+    again = Progress(tmp_path / "web#1.stdout").note
+    assert (again.seq, again.rest, again.length, again.next_seq, again.next_rest) == (0, b"", 11, 2, b"thr")
+    assert last_number(tmp_path / "web#1.stdout") == 2
+    progress.commit()
+    progress.begin(b"ee\nfo", 3, b"fo")
+    again = Progress(tmp_path / "web#1.stdout").note
+    assert (again.seq, again.rest, again.next_rest) == (2, b"thr", b"fo")
+    progress.commit()
+    progress.commit()  # nothing was begun
+    assert Progress(tmp_path / "web#1.stdout").note == Note(3, b"fo")
+    progress.restart(7)
+    assert Progress(tmp_path / "web#1.stdout").note == Note(7)
+
+
+@pytest.mark.parametrize("content", [b"", b"torn", b"x" * 100])
+def test_a_file_that_makes_no_sense_counts_as_empty(tmp_path, content):
+    (tmp_path / "web#1.stdout").write_bytes(content)
+    assert Progress(tmp_path / "web#1.stdout").note == Note()
+
+
+LINES = st.lists(st.sampled_from([b"hello\n", b"\n", b'say "hi"\n', b"long " * 30 + b"\n", b"\xff\n", b"no end"]))
+
+
+@given(st.lists(LINES, min_size=1, max_size=8), st.integers(0, 60))
+def test_whenever_it_is_killed_every_line_is_there_and_second_ones_are_marked(tmp_path_factory, chunks, fatal):
+    directory = tmp_path_factory.mktemp("capture")
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    calls = 0
+
+    def perhaps_killed(function):
+        def call(*arguments):
+            nonlocal calls
+            calls += 1
+            if calls == fatal:
+                raise KilledError
+            result = function(*arguments)
+            calls += 1
+            if calls == fatal:
+                raise KilledError
+            return result
+
+        return call
+
+    def start(killed):
+        file = LogFile(directory / "web.log", Rotation())
+        progress = Progress(directory / "web#1.stdout")
+        capture = Capture(Pipe(os.dup(reader)), Route(file=file, max_line=64), LABELS, "stdout", progress=progress)
+        if killed:
+            file.append = perhaps_killed(file.append)
+            capture.pipe.drop = perhaps_killed(capture.pipe.drop)
+            progress.begin, progress.commit = perhaps_killed(progress.begin), perhaps_killed(progress.commit)
+        return capture
+
+    def pump(capture):
+        try:
+            capture._pump()
+        except KilledError:
+            return start(False)
+        return capture
+
+    capture = start(True)
+    written = b"".join(b"".join(chunk) for chunk in chunks)
+    for chunk in chunks:
+        os.write(writer, b"".join(chunk))
+        capture = pump(capture)
+    os.close(writer)
+    assert pump(capture)._pump() == "end"
+    os.close(reader)
+    log = directory / "web.log"
+    found = records(log.read_bytes()) if log.exists() else []
+    first = {record["seq"]: record for record in reversed(found)}
+    second = [record for record in found if record.get("duplicate")]
+    expected = [(line.decode("utf-8", "replace"), partial) for line, partial in Framing(64).feed(written)]
+    kept = {seq: (record["message"], record.get("partial", False)) for seq, record in first.items()}
+    assert kept == dict(enumerate(expected))
+    # A number that comes twice comes marked, and with the same line.
+    assert len(found) - len(first) <= len(second)
+    for record in second:
+        assert {**first[record["seq"]], "timestamp": 0, "duplicate": True} == {**record, "timestamp": 0}

@@ -1,0 +1,155 @@
+"""Files that are put aside: by size, by age, at line ends; whole records whatever happens to the disk."""
+
+import gzip
+import os
+import stat
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nsupervisor.logs import LogFile, Pipe, Rotation
+
+
+@pytest.fixture
+def pipe():
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    yield Pipe(reader), writer
+    for fd in (reader, writer):
+        os.close(fd)
+
+
+def everything(path):
+    """What all files together hold, oldest first."""
+    names = sorted(path.parent.glob(f"{path.name}.[0-9]*"), key=lambda name: -int(name.suffixes[1][1:]))
+    return b"".join(gzip.decompress(n.read_bytes()) if n.suffix == ".gz" else n.read_bytes() for n in [*names, path])
+
+
+def append(file, data):
+    while data:
+        data = data[file.append(data) :]
+
+
+def move(file, pipe, data):
+    left, writer = pipe
+    os.write(writer, data)
+    while True:
+        try:
+            file.take(left, left.peek())
+        except BlockingIOError:
+            return
+
+
+@given(st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"\n", b"") + b"\n"), max_size=60), st.integers(8, 100))
+def test_records_are_never_split_and_files_never_too_long(tmp_path_factory, records, most):
+    path = tmp_path_factory.mktemp("log") / "web.log"
+    file = LogFile(path, Rotation(max_size=most, max_files=1000))
+    for first in range(0, len(records), 7):
+        append(file, b"".join(records[first : first + 7]))
+    file.close()
+    if not records:
+        return
+    assert everything(path) == b"".join(records)
+    for name in path.parent.iterdir():
+        data = name.read_bytes()
+        assert data.endswith(b"\n")
+        assert len(data) <= most or data.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 1000])
+def test_raw_bytes_are_put_aside_at_the_end_of_a_line_however_they_come(tmp_path, pipe, size):
+    path = tmp_path / "web.log"
+    file = LogFile(path, Rotation(max_size=100, max_files=1000), records=False)
+    text = b"".join(b"%d %s\n" % (number, b"x" * (number % 40)) for number in range(100))
+    for at in range(0, len(text), size):
+        move(file, pipe, text[at : at + size])
+    file.close()
+    assert everything(path) == text
+    for name in tmp_path.iterdir():
+        data = name.read_bytes()
+        assert data.endswith(b"\n") or name == path
+        assert len(data) < 150
+
+
+def test_a_line_without_an_end_does_not_fill_the_disk(tmp_path, pipe):
+    path = tmp_path / "web.log"
+    file = LogFile(path, Rotation(max_size=100, max_files=3), records=False)
+    for _ in range(50):
+        move(file, pipe, b"x" * 30)
+    assert sum(name.stat().st_size for name in tmp_path.iterdir()) <= 3 * 200
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_no_more_files_than_allowed_and_one_may_be_all(tmp_path):
+    for count in (1, 2, 5):
+        path = tmp_path / str(count) / "web.log"
+        file = LogFile(path, Rotation(max_size=10, max_files=count))
+        for number in range(20):
+            append(file, b"line %02d\n" % number)
+        assert len(list(path.parent.iterdir())) == count
+        assert everything(path) == b"".join(b"line %02d\n" % number for number in range(20 - count, 20))
+        assert stat.S_IMODE(path.stat().st_mode) & 0o027 == 0
+
+
+def test_an_old_file_is_put_aside_with_the_next_line(tmp_path):
+    now = [1000.0]
+    path = tmp_path / "web.log"
+    file = LogFile(path, Rotation(max_age=60), clock=lambda: now[0])
+    append(file, b"one\n")
+    now[0] += 59
+    append(file, b"two\n")
+    now[0] += 1
+    append(file, b"three\n")
+    assert (tmp_path / "web.log.1").read_bytes() == b"one\ntwo\n"
+    assert path.read_bytes() == b"three\n"
+
+
+def test_those_put_aside_are_compressed_while_others_come(tmp_path):
+    path = tmp_path / "web.log"
+    file = LogFile(path, Rotation(max_size=1000, max_files=50, compress=True))
+    lines = [b"line %04d\n" % number for number in range(1000)]
+    for line in lines:
+        append(file, line)
+        if file._compressing is not None:
+            file._compressing.join()
+    assert everything(path) == b"".join(lines)
+    packed = list(tmp_path.glob("*.gz"))
+    assert len(packed) == 9
+    assert all(stat.S_IMODE(name.stat().st_mode) == stat.S_IMODE(path.stat().st_mode) for name in packed)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_record_that_a_killed_writer_left_torn_is_cut_off_but_bytes_are_not(tmp_path):
+    path = tmp_path / "web.log"
+    path.write_bytes(b"whole\nto")
+    append(LogFile(path, Rotation()), b"next\n")
+    assert path.read_bytes() == b"whole\nnext\n"
+    path.write_bytes(b"whole\nto")
+    append(LogFile(path, Rotation(), records=False), b"rn\n")
+    assert path.read_bytes() == b"whole\ntorn\n"
+
+
+def test_a_file_that_was_renamed_or_removed_or_cut_by_somebody(tmp_path):
+    path = tmp_path / "web.log"
+    file = LogFile(path, Rotation())
+    append(file, b"one\n")
+    path.rename(tmp_path / "kept")
+    append(file, b"two\n")  # logrotate has not told us yet
+    file.reopen()
+    append(file, b"three\n")
+    assert ((tmp_path / "kept").read_bytes(), path.read_bytes()) == (b"one\ntwo\n", b"three\n")
+    path.unlink()
+    append(file, b"four\n")
+    assert path.read_bytes() == b"four\n"
+    os.truncate(path, 0)  # copytruncate
+    append(file, b"five\n")
+    assert path.read_bytes() == b"five\n"
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "web.log")
+    file = LogFile(tmp_path / "web.log", Rotation())
+    with pytest.raises(OSError, match="not a regular file"):
+        file.append(b"one\n")
+    assert file.error == "it is not a regular file"

@@ -1,0 +1,69 @@
+"""Workloads' own log files, with the real service."""
+
+import os
+import signal
+
+import pytest
+
+from tests.logs.records import records
+from tests.needs import needs
+from tests.system.service import service
+
+pytestmark = [needs("root", "cgroup")]
+
+PRINTER = """
+[workload.web]
+command = ["sh", "-c", '''
+read start < {fifo}
+i=0
+while [ $i -lt 500 ]; do echo "line $i of a line that is a little longer"; i=$((i+1)); done
+echo oops >&2
+read stop < {fifo}
+''']
+restart = "no"
+[workload.web.log]
+"""
+
+
+@pytest.fixture
+def fifo(tmp_path):
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    return path
+
+
+def push(fifo):
+    with open(fifo, "w") as opened:
+        opened.write("go\n")
+
+
+async def test_files_rotate_and_a_signal_makes_them_anew(tmp_path, fifo):
+    toml = PRINTER.format(fifo=fifo) + 'stdout = "file"\nstderr = "both"\nmax_size = "8K"\nmax_files = 100\n'
+    logs = tmp_path / "logs"
+    async with service(tmp_path, toml, log_directory=str(logs)) as it:
+        push(fifo)
+        await it.record(event="output", stream="stderr", message="oops")
+        await it.until(lambda: sum(name.read_bytes().count(b"\n") for name in logs.glob("web.log*")) == 501)
+        found = [record for name in logs.iterdir() for record in records(name.read_bytes())]
+        assert sorted(record["seq"] for record in found if record["stream"] == "stdout") == list(range(500))
+        assert [record["message"] for record in found if record["stream"] == "stderr"] == ["oops"]
+        assert not [record for record in it.records if record.get("stream") == "stdout"]
+        assert max(name.stat().st_size for name in logs.iterdir()) <= 8192
+        (logs / "web.log").rename(logs / "renamed")
+        it.process.send_signal(signal.SIGUSR1)
+        await it.record(event="logs reopened")
+        assert (logs / "web.log").read_bytes() == b""
+        push(fifo)
+        await it.record(event="exited", workload="web")
+    assert not (tmp_path / "run" / "streams").exists()
+
+
+async def test_a_raw_file_has_what_the_program_wrote(tmp_path, fifo):
+    toml = PRINTER.format(fifo=fifo) + f'stdout = "file"\nformat = "raw"\npath = "{tmp_path}/web.txt"\n'
+    async with service(tmp_path, toml) as it:
+        push(fifo)
+        await it.record(event="output", message="oops")
+        push(fifo)
+        await it.record(event="exited", workload="web")
+    lines = (tmp_path / "web.txt").read_text().splitlines()
+    assert lines == [f"line {number} of a line that is a little longer" for number in range(500)]
