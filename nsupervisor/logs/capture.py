@@ -394,8 +394,8 @@ class Capture:
         text = None if self.route.parse_json else self._framing.whole(data)
         lines = self._framing.feed(data) if text is None else []
         count = len(lines) if text is None else text.count(b"\n") + 1
-        seq = self.sequence.next
-        self.sequence.next += count
+        seq = self.progress.note.seq if self.progress is not None and self._again else self.sequence.next
+        self.sequence.next = max(self.sequence.next, seq + count)
         if self.progress is not None:
             self.progress.begin(data, self.sequence.next, self._framing.rest)
         labels = {**self.labels, "duplicate": True} if self._again else self.labels

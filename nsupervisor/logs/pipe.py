@@ -26,6 +26,8 @@ class Pipe:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self.inode = os.fstat(fd).st_ino
+        """Which no other pipe has, until the host starts anew."""
         self._size = pipes.size(fd)
 
     def peek(self, most: int = CHUNK) -> bytes:

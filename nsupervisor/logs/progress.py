@@ -18,8 +18,9 @@ from pathlib import Path
 
 import attrs
 
-_HEADER = struct.Struct("<4sQQIIBIBI")
+_HEADER = struct.Struct("<4sQQQIIBIBI")
 _MAGIC = b"nsp1"
+_NONE = 2**64 - 1  # no pipe has it
 _PLACES = (1 << 12, 1 << 40)
 """Where the two begin. The file has holes; no line is as long as the second one."""
 _SUM = struct.Struct("<I")
@@ -54,9 +55,11 @@ class Note:
 class Progress:
     """The file of one generation's stream. Notes survive our death, but not the host's: the pipe would not, either."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or make `path`. Raises OSError."""
+    def __init__(self, path: Path, pipe: int = 0) -> None:
+        """Open or make `path`, which is about the pipe with that inode number: of notes about another one nothing
+        counts but the number of the next line. Raises OSError."""
         self.path = path
+        self._pipe = pipe
         self._place = 0
         self._rests = [b"", b""]
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -79,6 +82,12 @@ class Progress:
             self.note = self.note.done()
             self._write()
 
+    def advance(self, seq: int) -> None:
+        """The next line has at least this number, unless it is one that had been begun."""
+        if not self.note.length and self.note.seq < seq:
+            self.note = attrs.evolve(self.note, seq=seq)
+            self._write()
+
     def restart(self, seq: int) -> None:
         """Nothing is left of a line, and the next one has this number."""
         self._rests = [b"", b""]
@@ -93,6 +102,7 @@ class Progress:
         note, place = self.note, self._place
         head = _HEADER.pack(
             _MAGIC,
+            self._pipe,
             note.seq,
             note.next_seq,
             note.length,
@@ -110,9 +120,11 @@ class Progress:
         head = os.pread(self._fd, size + _SUM.size, 0)
         if len(head) < size + _SUM.size or _SUM.pack(zlib.crc32(head[:size])) != head[size:]:
             return Note()
-        magic, seq, next_seq, length, mark, place, used, other, other_used = _HEADER.unpack(head[:size])
+        magic, pipe, seq, next_seq, length, mark, place, used, other, other_used = _HEADER.unpack(head[:size])
         if magic != _MAGIC or place + other != 1:
             return Note()
+        if pipe != self._pipe:
+            return Note(next_seq if length else seq)
         self._place = place
         for index, count in ((place, used), (other, other_used)):
             self._rests[index] = os.pread(self._fd, count, _PLACES[index])
@@ -121,6 +133,6 @@ class Progress:
 
 def last_number(path: Path) -> int:
     """The number of the next line, as far as is noted in `path`. Raises OSError."""
-    progress = Progress(path)
+    progress = Progress(path, _NONE)
     progress.close()
-    return progress.note.next_seq if progress.note.length else progress.note.seq
+    return progress.note.seq

@@ -56,21 +56,22 @@ class Output:
         os.close(spawned.pidfd)  # the keeper has its own, and sends our signals
         self.capture(generation, pid, spawned.stdout, spawned.stderr)
 
-    def capture(self, generation: int, pid: int | None, stdout: int, stderr: int, *, resume: bool = False) -> None:
-        """Read a generation's pipes to their ends; they belong to us from now on. `resume`: a supervisor that was
-        killed has read them before, and its captures go on where they were."""
+    def capture(self, generation: int, pid: int | None, stdout: int, stderr: int) -> None:
+        """Read a generation's pipes to their ends; they belong to us from now on. Where a supervisor that was killed
+        had read them, its captures go on."""
         labels: dict[str, Any] = {"workload": self.name, "generation": generation, "pid": pid}
         if self.instance is not None:
             labels["instance"] = self.instance
         for fd, stream in ((stdout, "stdout"), (stderr, "stderr")):
             route = self._route(stream)
+            pipe = Pipe(fd)
             capture = Capture(
-                Pipe(fd),
+                pipe,
                 route,
                 labels,
                 stream,
                 self.counters.output[stream].add,
-                self._progress(generation, stream, resume) if route.journal or route.file else None,
+                self._progress(generation, stream, pipe.inode) if route.journal or route.file else None,
                 self._sequences[stream],
                 partial(self._say, labels),
             )
@@ -110,7 +111,7 @@ class Output:
             settings.on_full == "block",
         )
 
-    def _progress(self, generation: int, stream: str, resume: bool) -> Progress | None:
+    def _progress(self, generation: int, stream: str, pipe: int) -> Progress | None:
         """The notes of a capture. A generation's first line has the number after the last one of the one before."""
         directory = self.world.directory / STREAMS_DIRECTORY
         sequence = self._sequences[stream]
@@ -119,12 +120,11 @@ class Output:
             directory.mkdir(mode=0o700, exist_ok=True)
             for past in [past for past in self._past if past.suffix == path.suffix]:
                 sequence.next = max(sequence.next, last_number(past))
-                if past != path or not resume:
+                if int(past.stem.rpartition("#")[2]) < generation:
                     past.unlink(missing_ok=True)
-                self._past.remove(past)
-            progress = Progress(path)
-            if not resume:
-                progress.restart(sequence.next)
+                    self._past.remove(past)
+            progress = Progress(path, pipe)
+            progress.advance(sequence.next)
         except OSError as error:  # it is for the next supervisor; this one can do without
             message = f"cannot note how far {stream} has been recorded: {error}; after a crash, lines may come twice"
             self.world.journal.log.warning("warning", workload=self.name, message=message)
@@ -136,7 +136,7 @@ class Output:
             await capture.run()
         finally:
             self._captures.discard(capture)
-            if capture.progress is not None:
+            if capture.progress is not None and capture.progress.path not in self._past:
                 self._past.append(capture.progress.path)
             self._ended.unpark_all()
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.logs import Capture, Framing, LogFile, Pipe, Progress, Rotation, Route, last_number
+from nsupervisor.logs import Capture, Framing, LogFile, Pipe, Progress, Rotation, Route, Sequence, last_number
 from nsupervisor.logs.progress import Note
 from tests.logs.records import LABELS, records
 
@@ -31,6 +31,17 @@ def test_notes_are_found_again(tmp_path):
     assert Progress(tmp_path / "web#1.stdout").note == Note(3, b"fo")
     progress.restart(7)
     assert Progress(tmp_path / "web#1.stdout").note == Note(7)
+
+
+def test_of_notes_about_another_pipe_only_the_number_counts(tmp_path):
+    path = tmp_path / "web#1.stdout"
+    progress = Progress(path, 5)
+    progress.begin(b"one\ntw", 1, b"tw")
+    progress.commit()
+    assert Progress(path, 5).note == Note(1, b"tw")
+    assert Progress(path, 6).note == Note(1)
+    progress.begin(b"o\n", 2, b"")
+    assert Progress(path, 6).note == Note(2)
 
 
 @pytest.mark.parametrize("content", [b"", b"torn", b"x" * 100])
@@ -66,7 +77,10 @@ def test_whenever_it_is_killed_every_line_is_there_and_second_ones_are_marked(tm
     def start(killed):
         file = LogFile(directory / "web.log", Rotation())
         progress = Progress(directory / "web#1.stdout")
-        capture = Capture(Pipe(os.dup(reader)), Route(file=file, max_line=64), LABELS, "stdout", progress=progress)
+        sequence = Sequence(last_number(progress.path))
+        progress.advance(sequence.next)
+        route = Route(file=file, max_line=64)
+        capture = Capture(Pipe(os.dup(reader)), route, LABELS, "stdout", progress=progress, sequence=sequence)
         if killed:
             file.append = perhaps_killed(file.append)
             capture.pipe.drop = perhaps_killed(capture.pipe.drop)
