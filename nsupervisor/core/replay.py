@@ -1,0 +1,393 @@
+"""A trace through another configuration: what would have been done, beside what was done.
+
+Each workload of the trace has a mind of the configuration that is tried, and takes in what the trace tells. As long as
+its life is what the recorded one was, that is exact: with an unchanged configuration the same deeds come out, at the
+same times.
+
+When the two lives come *apart* (this one restarts where that one did not, or the other way round), the trace knows
+nothing of this program any more: its readings and its facts are another life's. So, until both have begun anew:
+
+* no reading is shown to the rules, and no fact is told;
+* what this life asks for is assumed to work at once: a program that is started runs, and is ready; one that is told to
+  stop ends, by that signal, and leaves nobody behind; one that runs goes on running quietly;
+* its own deadlines pass when they are due, and people's wishes are heard as they were.
+
+When each has started a generation since, the recorded program stands for this one: readings and facts count again, the
+first values of counters as a base line. Whatever is done from the first parting on is marked ``after``: it may have
+come otherwise. So is what is done after a rule that is not in the trace's configuration sent a signal or set a limit
+(or one that is there, and no longer here, did): that may have changed what the program did, too.
+
+Everything is a function of the configuration, the trace, and the seed of the jitter that the trace does not have.
+"""
+
+import random
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+
+from nsupervisor.config.model import Config, Workload
+from nsupervisor.core import events
+from nsupervisor.core.actions import KillAll, Signal, Spawn
+from nsupervisor.core.exits import Exit
+from nsupervisor.core.lifecycle import Life, Moment, State
+from nsupervisor.core.mind import Input, Mind, Seen, Thought, Turn, take
+from nsupervisor.core.plain import restored
+from nsupervisor.core.rules import AtomMemory, Engine, Memory
+from nsupervisor.core.trace import Deed, Line, Trace, deeds, happened, numbers, settings
+
+TOGETHER = 0.5
+"""Seconds that two deeds of the same kind may be apart and still be shown as one."""
+_UP = frozenset({State.STARTING, State.RUNNING, State.READY})
+_TREATS = ("signal", "set")
+"""Actions of rules that change how a program goes on, and leave its life as it is."""
+
+
+@attrs.frozen
+class Row:
+    """Something that was done, that would have been done, or both. Times are seconds since the trace began."""
+
+    at: float
+    workload: str
+    recorded: Deed | None = None
+    simulated: Deed | None = None
+    simulated_at: float | None = None
+    """When it would have been done, where it also was done."""
+    after: bool = False
+    """The simulated life had come apart from the recorded one: it may have come otherwise."""
+
+
+@attrs.frozen
+class Result:
+    """What a simulation found."""
+
+    rows: tuple[Row, ...]
+    warnings: tuple[str, ...]
+    parted: Mapping[str, float]
+    """Workloads whose simulated life came apart from the recorded one, and when."""
+    seconds: float
+    """How long the trace is."""
+
+
+def simulate(config: Config, trace: Trace, seed: int = 0) -> Result:
+    """Replay a trace through a configuration."""
+    recorded: Mapping[str, Line] = trace.head["workloads"]
+    lives: dict[str, _Replayed] = {}
+    warnings: list[str] = []
+    for name, known in recorded.items():
+        workload = config.workloads.get(name.partition("@")[0])
+        if workload is None:
+            warnings.append(f"{name} is in the trace, but not in the configuration: nothing would have been done")
+        else:
+            lives[name] = _Replayed(name, workload, known, random.Random(f"{seed}:{name}"))  # noqa: S311 - jitter
+    told = {name.partition("@")[0] for name in recorded}
+    warnings += [f"{name} is not in the trace: nothing is known of it" for name in config.workloads if name not in told]
+    others: list[_Done] = []
+    end = trace.began
+    for line in trace.lines:
+        end = max(end, float(line["t"]))
+        if "sample" in line:
+            for name, snapshot in line["sample"].items():
+                if name in lives:
+                    lives[name].sampled(line["t"], snapshot)
+        elif (one := lives.get(line.get("of", ""))) is not None:
+            one.take(line)
+        elif "of" in line:
+            others += [_Done(line["t"], deed) for deed in line.get("did", ())]
+    for one in lives.values():
+        one.advance(end)
+        warnings += one.warnings()
+    if not trace.complete:
+        warnings.append("the trace has no end: it was cut off, and something may be missing")
+    rows = [row for one in lives.values() for row in one.rows(trace.began)]
+    gone = [name for name in recorded if name not in lives]
+    rows += [row for name in gone for row in _pairs(name, _deeds_of(trace, name), [], trace.began)]
+    rows.sort(key=lambda row: row.at)  # it is stable: what is done at one time stays in order
+    parted = {name: round(one.parted - trace.began, 6) for name, one in lives.items() if one.parted is not None}
+    return Result(tuple(rows), tuple(warnings), parted, round(end - trace.began, 6))
+
+
+@attrs.frozen
+class _Done:
+    at: float
+    deed: Deed
+    after: bool = False
+
+
+@attrs.define(eq=False)
+class _Replayed:
+    """One workload of the simulation."""
+
+    name: str
+    workload: Workload
+    known: Line
+    """What the trace says of its configuration."""
+    chance: random.Random
+    mind: Mind = attrs.field(init=False)
+    same_rules: bool = attrs.field(init=False)
+    apart: bool = False
+    """The trace knows nothing of this life just now."""
+    parted: float | None = None
+    begun: bool = False
+    recorded_begun: bool = False
+    """Each: a generation has begun since they came apart."""
+    offset: int = 0
+    """What its generations are ahead of the recorded ones."""
+    recorded_due: int = 0
+    """How many of the recorded rules wait for their turns; where there are some, the rules of this life wait, too."""
+    recorded_life: tuple[State, int, float | None] = (State.STOPPED, 0, None)
+    present: dict[str, dict[str, float]] = attrs.field(factory=dict)
+    limits: Mapping[str, float | None] = attrs.field(factory=dict)
+    was: list[_Done] = attrs.field(factory=list)
+    would: list[_Done] = attrs.field(factory=list)
+    changed_at: float | None = None
+
+    def __attrs_post_init__(self) -> None:
+        self.mind = Mind(Life(), Engine.of(self.workload.policy))
+        self.same_rules = _rules(self.known) == _rules(settings(self.workload))
+
+    # ---- what the trace tells
+
+    def take(self, line: Line) -> None:
+        """A line about this workload."""
+        now = float(line["t"])
+        self.advance(now)
+        if "mind" in line:
+            self._begin(line["mind"])
+        elif "limits" in line:
+            self.limits = numbers(line["limits"])
+        elif "seen" in line:
+            self.recorded_due += line.get("due", 0)
+            self._see(now, line["seen"])
+        elif "changed" in line:
+            self.changed_at = now if self.changed_at is None else self.changed_at
+        elif "turn" in line or "event" in line:
+            self._step(line)
+
+    def sampled(self, now: float, snapshot: Mapping[str, Any]) -> None:
+        """What the files said, seen by the recorder alone: rules that the trace's service did not have look at it."""
+        self.advance(now)
+        self._learn(snapshot)
+        if not self.exact and not self.apart:
+            self._think(Seen({file: dict(values) for file, values in self.present.items()}, self.limits), now)
+            self._turns(now)
+
+    def advance(self, now: float) -> None:
+        """Let this life's own deadlines pass, up to ``now``. Where the recorded life has the same one, the trace tells
+        when that was heard."""
+        while (deadline := self.mind.life.deadline) is not None and deadline <= now:
+            if not self.apart and self.recorded_life[2] is not None and abs(self.recorded_life[2] - deadline) < 1e-6:
+                return
+            before = self.mind.life
+            self._think(events.Timeout(), deadline)
+            if self.mind.life is before:  # only in a trace that no service has written
+                return
+
+    @property
+    def exact(self) -> bool:
+        """The rules see what the recorded ones saw, when they saw it."""
+        return self.same_rules and self.parted is None
+
+    def _begin(self, told: Line) -> None:
+        """What was remembered when the recording began; of rules that were there then, their memory, too."""
+        life = restored(Life, told["life"])
+        known = [
+            (rule, restored(Memory, memory)) for rule, memory in zip(_rules(self.known), told["memories"], strict=True)
+        ]
+        memories = list(self.mind.engine.memories)
+        for i, rule in enumerate(_rules(settings(self.workload))):
+            for pair in known:
+                if pair[0] == rule and len(pair[1].atoms) == len(memories[i].atoms):
+                    memories[i] = pair[1]
+                    known.remove(pair)
+                    break
+        self.mind = Mind(life, attrs.evolve(self.mind.engine, memories=tuple(memories)))
+        self.recorded_life = life.state, life.generation, life.deadline
+
+    def _learn(self, snapshot: Mapping[str, Any]) -> None:
+        for file, values in snapshot.items():
+            self.present.setdefault(file, {}).update(numbers(values))
+
+    def _see(self, now: float, snapshot: Mapping[str, Any]) -> None:
+        self._learn(snapshot)
+        if self.apart:
+            return
+        files = dict.fromkeys(snapshot)
+        if not self.exact:
+            files |= dict.fromkeys(other for file in snapshot for other in self.mind.engine.together(file))
+        seen = {file: dict(self.present[file]) for file in files if file in self.present}
+        self._think(Seen(seen, self.limits), now)
+        if not self.exact:
+            self._turns(now)
+
+    def _step(self, line: Line) -> None:
+        """An event, or a rule's turn."""
+        now, what = float(line["t"]), happened(line)
+        state, generation, deadline = line["life"]
+        self.recorded_life = State(state), generation, deadline
+        for deed in line.get("did", ()):
+            self.was.append(_Done(now, deed))
+            if deed["action"] in _TREATS and "cause" in deed and not self._has(deed["cause"]["rule"]):
+                self._part(now)
+        if isinstance(what, events.Execed):
+            self.recorded_begun = True
+        if isinstance(what, Turn):
+            self.recorded_due = max(self.recorded_due - 1, 0)
+        if self.apart and not isinstance(what, events.Wish):
+            self._rejoin(now)
+            return
+        if isinstance(what, events.Fact):
+            what = attrs.evolve(what, generation=what.generation + self.offset)
+        if isinstance(what, Turn) and not self.exact:
+            self._turns(now)
+        else:
+            self._think(what, now, float(line["chance"]))
+
+    # ---- what this life makes of it
+
+    def _think(self, what: Input, now: float, chance: float | None = None) -> None:
+        """Take in something, and see whether that parts this life from the recorded one."""
+        self._follow(*self._take(what, now, chance), now)
+
+    def _take(self, what: Input, now: float, chance: float | None) -> tuple[Thought, bool]:
+        """Take in something, and note what would be done about it; with whether a rule's action treats the program."""
+        before = self.mind.life
+        thought = take(self.mind, what, Moment(now, self.chance.random() if chance is None else chance), self.workload)
+        self.mind = thought.mind
+        self.would += [_Done(now, deed, self.parted is not None) for deed in deeds(before, thought, now)]
+        fired = None if thought.due is None or thought.due.fired.rule.dry_run else thought.due.fired
+        return thought, fired is not None and fired.action in _TREATS and not self._knows(fired.rule.name)
+
+    def _follow(self, thought: Thought, treats: bool, now: float) -> None:
+        """What comes of a thought; where the trace does not know that, what is assumed."""
+        if treats:
+            self._part(now)
+        if self._differs():
+            self._part(now)
+            self.apart, self.begun, self.recorded_begun = True, False, False
+            self.mind = attrs.evolve(self.mind, due=())
+        if self.apart:
+            self._assume(thought, now)
+
+    def _turns(self, now: float) -> None:
+        """All rules that wait have their turns; not before the recorded ones that wait have had theirs."""
+        if self.recorded_due or self.apart:
+            return
+        thoughts = []
+        while self.mind.due:
+            thoughts.append(self._take(Turn(), now, None))
+        for thought in thoughts or [(Thought(self.mind), False)]:
+            self._follow(*thought, now)
+
+    def _assume(self, thought: Thought, now: float) -> None:
+        """The trace cannot know what came of these actions: the program does as it is told, at once."""
+        generation = thought.mind.life.generation
+        for action in thought.actions:
+            match action:
+                case Spawn():
+                    self.begun = True
+                    self._think(events.Execed(generation), now)
+                    if self.workload.type == "notify":
+                        self._think(events.Ready(generation), now)
+                case Signal(signal=signum) if self.mind.life.state is State.STOPPING:
+                    self._think(events.Exited(generation, Exit(signal=signum), populated=False), now)
+                case KillAll():
+                    self._think(events.Exited(generation, Exit(signal=9), populated=False), now)
+        self._rejoin(now)
+
+    # ---- together and apart
+
+    def _differs(self) -> bool:
+        """This life is another than the recorded one."""
+        life, (state, generation, _) = self.mind.life, self.recorded_life
+        alike = life.state is state or (life.state in _UP and state in _UP)
+        return not self.apart and not (alike and life.generation == generation + self.offset)
+
+    def _part(self, now: float) -> None:
+        self.parted = now if self.parted is None else self.parted
+
+    def _rejoin(self, now: float) -> None:
+        """Both have begun anew, and run: the recorded program stands for this one from here on."""
+        if not (self.apart and self.begun and self.recorded_begun):
+            return
+        if self.mind.life.state not in _UP or self.recorded_life[0] not in _UP:
+            return
+        self.apart, self.offset = False, self.mind.life.generation - self.recorded_life[1]
+        engine = self.mind.engine
+        memories = (
+            attrs.evolve(m, atoms=(AtomMemory(),) * len(m.atoms), since=None, spent=False) for m in engine.memories
+        )
+        self.mind = Mind(self.mind.life, attrs.evolve(engine, memories=tuple(memories)))
+        counters = {a.file for rule in engine.rules for a in rule.when.atoms if a.kind == "counter"}
+        base_line = {file: dict(values) for file, values in self.present.items() if file in counters}
+        self._think(Seen(base_line, self.limits), now)
+
+    def _has(self, rule: str) -> bool:
+        """A rule of the trace's configuration is in this one, too."""
+        return self.same_rules or any(
+            _bare(one) in _rules(settings(self.workload)) for one in self.known["rules"] if one["name"] == rule
+        )
+
+    def _knows(self, rule: str) -> bool:
+        """A rule of this configuration is in the trace's, too."""
+        return any(_bare(one) in _rules(self.known) for one in settings(self.workload)["rules"] if one["name"] == rule)
+
+    # ---- the end
+
+    def warnings(self) -> Iterator[str]:
+        """What the trace could not tell."""
+        for rule in self.workload.policy:
+            missing = [
+                f"{atom.file} {atom.key or ''}".rstrip()
+                for atom in rule.when.atoms
+                if (atom.key or "") not in self.present.get(atom.file, {})
+            ]
+            if missing:
+                what = " and ".join(dict.fromkeys(missing))
+                yield f"{self.name}: {rule.name} (line {rule.line}) cannot be judged: {what} was not recorded"
+        if self.known["resources"] != settings(self.workload)["resources"]:
+            yield f"{self.name}: its resources differ from the recorded ones; the limits here are those of the trace"
+        if self.changed_at is not None:
+            yield f"{self.name}: its configuration was changed during the recording; what came then is no longer exact"
+
+    def rows(self, began: float) -> Iterator[Row]:
+        """What was done, beside what would have been done."""
+        return _pairs(self.name, self.was, self.would, began)
+
+
+def _rules(known: Line) -> list[Line]:
+    return [_bare(rule) for rule in known["rules"]]
+
+
+def _bare(rule: Line) -> Line:
+    """A rule without its place in the file."""
+    return {key: value for key, value in rule.items() if key not in ("name", "line")}
+
+
+def _deeds_of(trace: Trace, name: str) -> list[_Done]:
+    return [_Done(line["t"], deed) for line in trace.lines if line.get("of") == name for deed in line.get("did", ())]
+
+
+def _pairs(name: str, was: list[_Done], would: list[_Done], began: float) -> Iterator[Row]:
+    """Each deed once: two of the same kind, at about the same time, are one row."""
+    waiting: dict[tuple[object, ...], deque[_Done]] = {}
+    for one in would:
+        waiting.setdefault(_kind(one.deed), deque()).append(one)
+    alone = []
+    for done in was:
+        alike, at = waiting.get(_kind(done.deed), deque()), round(done.at - began, 6)
+        while alike and alike[0].at < done.at - TOGETHER:
+            alone.append(alike.popleft())
+        if alike and alike[0].at <= done.at + TOGETHER:
+            match = alike.popleft()
+            yield Row(at, name, done.deed, match.deed, round(match.at - began, 6), match.after)
+        else:
+            yield Row(at, name, done.deed)
+    for one in (*alone, *(one for rest in waiting.values() for one in rest)):
+        yield Row(round(one.at - began, 6), name, None, one.deed, None, one.after)
+
+
+def _kind(deed: Deed) -> tuple[object, ...]:
+    """What two deeds have to have in common to be the same."""
+    return deed["action"], "cause" in deed, deed.get("signal"), deed.get("dry_run")

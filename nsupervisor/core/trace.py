@@ -1,0 +1,281 @@
+"""Traces: what the minds of a service took in, and what they did about it, one JSON object a line.
+
+The first line is the *head*: the format, the clock, the host, and of each workload what decided about it. The others
+have a time ``t``, in seconds of the service's monotonic clock and with all digits, and are one of::
+
+    {"t", "of", "mind"}                         what was remembered of a workload when its recording began
+    {"t", "sample": {workload: {file: values}}} what the files said; the service's rules did not see it
+    {"t", "of", "limits"}                       the limits in force from here on
+    {"t", "of", "seen": {file: values}, "due"}  what the rules saw, and how many it set off; what is no news is left out
+    {"t", "of", "turn", "chance"}               a rule that had gone off had its turn
+    {"t", "of", "event", …, "chance"}           a fact, a wish, or a deadline that has passed
+    {"t", "of", "changed"}                      the workload's configuration, from here on
+    {"t", "end"}                                why the recording ended
+
+Turns and events tell what came of them: ``did``, a list of deeds, and ``life``, the state, generation and deadline.
+Of values only what has changed is written. `docs/simulate.md` describes all of it.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import attrs
+
+from nsupervisor.config.model import Rule, Workload
+from nsupervisor.core import events
+from nsupervisor.core.actions import Action, Complain, FreezeAll, KillAll, Signal, Spawn, ThawAll
+from nsupervisor.core.exits import signal_name
+from nsupervisor.core.lifecycle import Life, Moment, State
+from nsupervisor.core.mind import Input, Mind, Seen, Thought, Turn
+from nsupervisor.core.plain import plain, restored
+from nsupervisor.core.rules import Limits, Memory, Snapshot
+
+FORMAT = 1
+Line = dict[str, Any]
+Deed = dict[str, Any]
+"""Something that was done: ``action`` and what belongs to it, ``cause`` of a rule's, ``why`` of all others."""
+
+LIFE_KEYS = (
+    *("type", "restart", "restart_sec", "restart_max_delay_sec", "restart_reset_sec", "start_limit_burst"),
+    *("start_limit_interval_sec", "success_exit_status", "kill_signal", "timeout_start_sec", "timeout_stop_sec"),
+)
+"""What the lifecycle reads of a workload."""
+
+EVENTS: Mapping[str, type[events.Event]] = {
+    kind.__name__: kind
+    for kind in vars(events).values()
+    if isinstance(kind, type) and issubclass(kind, events.Event) and not kind.__subclasses__()
+}
+
+
+class TraceError(ValueError):
+    """A file is no trace that can be used: which line, and why."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is written of a workload, a thought
+
+
+def settings(workload: Workload) -> Line:
+    """What decides about a workload."""
+    return {
+        "life": {key: plain(getattr(workload, key)) for key in LIFE_KEYS},
+        "rules": [rule_settings(rule) for rule in workload.policy],
+        "resources": plain(workload.resources, without=None),
+    }
+
+
+def rule_settings(rule: Rule) -> Line:
+    """A rule: what differs from the defaults, and where it is written."""
+    own = {
+        a.name: plain(getattr(rule, a.name))
+        for a in attrs.fields(Rule)
+        if a.name not in ("when", "name", "line") and getattr(rule, a.name) != a.default
+    }
+    return {"name": rule.name, "line": rule.line, "when": rule.when.text, **own}
+
+
+def deeds(old: Life, thought: Thought, now: float) -> list[Deed]:
+    """What is done because of a thought, in order."""
+    life, due = thought.mind.life, thought.due
+    done: list[Deed] = []
+    if due is not None:
+        rule = due.fired.rule
+        cause = {key: value for key, value in plain(due.fired.cause).items() if value is not None}
+        more: Deed = {"dry_run": True} if rule.dry_run else {}
+        if due.fired.action == "signal":
+            more["signal"] = signal_name(rule.signal or 15)
+        done.append({"action": due.fired.action, "generation": due.generation, **more, "cause": cause})
+    if thought.event is not None:
+        done += [_deed(action, life) for action in thought.actions]
+    if life.state is not old.state and life.state in (State.BACKOFF, State.FAILED):
+        if life.state is State.FAILED:
+            done.append({"action": "give up", "generation": life.generation, "why": life.reason})
+        else:
+            wait = round((life.deadline or now) - now, 6)
+            done.append({"action": "wait", "generation": life.generation, "delay_sec": wait, "why": life.reason})
+    return done
+
+
+def _deed(action: Action, life: Life) -> Deed:
+    more: Deed = {}
+    match action:
+        case Spawn():
+            name = "start"
+        case Signal(signal=signum, everyone=everyone):
+            name, more = "signal", {"signal": signal_name(signum), **({"everyone": True} if everyone else {})}
+        case Complain(text=text):
+            return {"action": "complain", "generation": life.generation, "why": text}
+        case _:
+            name = {KillAll: "kill", FreezeAll: "freeze", ThawAll: "thaw"}[type(action)]
+    return {"action": name, "generation": life.generation, **more, "why": life.reason}
+
+
+class Writer:
+    """Makes the lines of a trace. It remembers what it has told, to tell it once."""
+
+    def __init__(self) -> None:
+        self._present: dict[str, dict[str, dict[str, float]]] = {}
+        self._limits: dict[str, Limits] = {}
+        self._workloads: dict[str, Workload] = {}
+
+    def head(self, workloads: Mapping[str, Workload], **about: Any) -> Line:
+        """The first line; the workloads by instance."""
+        self._workloads = dict(workloads)
+        return {"trace": FORMAT, **about, "workloads": {name: settings(one) for name, one in workloads.items()}}
+
+    def begin(self, name: str, mind: Mind, now: float) -> Line:
+        """What is remembered of a workload; no rule of it waits for its turn."""
+        memories = [plain(memory, without=None) for memory in mind.engine.memories]
+        return {"t": now, "of": name, "mind": {"life": plain(mind.life, without=None), "memories": memories}}
+
+    def sample(self, now: float, of: Mapping[str, Snapshot]) -> Line:
+        """What the files of all workloads say."""
+        return {"t": now, "sample": {name: self._news(name, snapshot, False) for name, snapshot in of.items()}}
+
+    def limits(self, name: str, limits: Limits, now: float) -> Iterable[Line]:
+        """The limits in force, where they are news."""
+        if self._limits.get(name) != limits:
+            self._limits[name] = dict(limits)
+            yield {"t": now, "of": name, "limits": plain(limits)}
+
+    def step(
+        self, name: str, workload: Workload, before: Mind, what: Input, moment: Moment, thought: Thought
+    ) -> Iterable[Line]:
+        """One step of a mind."""
+        now, of = moment.now, {"t": moment.now, "of": name}
+        if self._workloads[name] is not workload:
+            self._workloads[name] = workload
+            yield {**of, "changed": settings(workload)}
+        if isinstance(what, Seen):
+            yield from self.limits(name, what.limits, now)
+            news = self._news(name, what.snapshot, True)
+            if thought.mind is not before or any(news.values()):
+                due = len(thought.mind.due) - len(before.due)
+                yield {**of, "seen": news, **({"due": due} if due else {})}
+            return
+        done, life = deeds(before.life, thought, now), thought.mind.life
+        told = {"turn": True} if isinstance(what, Turn) else {"event": type(what).__name__, **plain(what, without=None)}
+        yield {
+            **of,
+            **told,
+            "chance": moment.chance,
+            **({"did": done} if done else {}),
+            "life": [life.state.value, life.generation, life.deadline],
+        }
+
+    def _news(self, name: str, snapshot: Snapshot, every_file: bool) -> Mapping[str, Mapping[str, Any]]:
+        present, news = self._present.setdefault(name, {}), {}
+        for file, values in snapshot.items():
+            known = present.setdefault(file, {})
+            changed = {key: plain(value) for key, value in values.items() if known.get(key) != value}
+            known.update(values)
+            if changed or every_file:
+                news[file] = changed
+        return news
+
+
+def encode(line: Line) -> bytes:
+    """One line."""
+    return json.dumps(line, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+@attrs.frozen
+class Trace:
+    """A whole trace."""
+
+    head: Line
+    lines: tuple[Line, ...]
+
+    @property
+    def began(self) -> float:
+        """The time that others are shown against."""
+        began: float = self.head["clock"]["monotonic"]
+        return began
+
+    @property
+    def complete(self) -> bool:
+        """Its last line says why it ended; else it was cut off."""
+        return bool(self.lines) and "end" in self.lines[-1]
+
+
+def read(data: bytes, path: str) -> Trace:
+    """A trace from the bytes of its file. TraceError where it is none, or of another format."""
+    lines: list[Line] = []
+    *whole, _cut = data.split(b"\n")  # what comes after the last newline was cut off in the middle
+    for number, text in enumerate(whole, 1):
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise TraceError(f"{path}:{number}: is no JSON ({error}); is it a trace of `nsupervisor record`?") from None
+        if problem := _problem(line, lines[0]) if lines else _head_problem(line):
+            raise TraceError(f"{path}:{number}: {problem}")
+        lines.append(line)
+    if not lines:
+        raise TraceError(f"{path}: is empty; make a trace with `nsupervisor record {path}`")
+    return Trace(lines[0], tuple(lines[1:]))
+
+
+def _head_problem(line: Any) -> str:
+    if not isinstance(line, dict) or "trace" not in line:
+        return "is not the head of a trace; make one with `nsupervisor record`"
+    if line["trace"] != FORMAT:
+        return (
+            f"is a trace of format {line['trace']}, but this version reads format {FORMAT}; use the one that wrote it"
+        )
+    try:
+        float(line["clock"]["monotonic"])
+        for one in line["workloads"].values():
+            one["life"], one["rules"], one["resources"]
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return "lacks the clock or the workloads that the head of a trace has"
+    return ""
+
+
+def _problem(line: Any, head: Line) -> str:
+    if not isinstance(line, dict) or not isinstance(line.get("t"), float | int):
+        return "has no time; it is not a line of a trace"
+    kinds = [key for key in ("mind", "sample", "limits", "seen", "turn", "event", "changed", "end") if key in line]
+    if len(kinds) != 1:
+        return "is of no kind of line that a trace has"
+    if kinds[0] not in ("sample", "end") and not isinstance(line.get("of"), str):
+        return "does not say which workload it is about"
+    try:
+        if kinds[0] in ("turn", "event"):
+            happened(line)
+            state, generation, deadline = line["life"]
+            State(state), int(generation), float(deadline or 0), float(line["chance"])
+            restored(tuple[str, ...], [deed["action"] for deed in line.get("did", ())])
+        elif kinds[0] == "mind":
+            restored(Life, line["mind"]["life"])
+            memories = [restored(Memory, memory) for memory in line["mind"]["memories"]]
+            for _ in zip(memories, head["workloads"][line["of"]]["rules"], strict=True):
+                pass
+        elif kinds[0] == "limits":
+            numbers(line["limits"])
+        elif kinds[0] in ("seen", "sample"):
+            int(line.get("due", 0))
+            for snapshot in line["sample"].values() if "sample" in line else (line["seen"],):
+                for values in snapshot.values():
+                    numbers(values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return f"cannot be replayed: {error}"
+    return ""
+
+
+def happened(line: Line) -> Input:
+    """The input that a turn's or an event's line tells of."""
+    if "turn" in line:
+        return Turn()
+    kind = EVENTS[line["event"]]
+    return restored(kind, {a.name: line[a.name] for a in attrs.fields(kind) if a.name in line})
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as `plain` has written them; ValueError where some are none."""
+    return {key: None if value is None else restored(float, value) for key, value in values.items()}

@@ -1,0 +1,314 @@
+"""Random services, at random: what their minds take in, what the promises are, and the trace that would be written.
+
+A seed makes a configuration, and a story that a kernel and people could tell it: programs that run, crash, hang or
+leave others behind, counters that go up, levels that swing, wishes at any time, facts that come late. It is checked
+while it is told. ``python -m tests.core.random_traces 100000`` tells so many, in as many processes as there are processors.
+"""
+
+import json
+import os
+import random
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+import attrs
+
+from nsupervisor.config.conditions import parse_condition
+from nsupervisor.config.model import Config, Rule, Workload
+from nsupervisor.core import backoff, events
+from nsupervisor.core.actions import KillAll, Spawn
+from nsupervisor.core.exits import Exit
+from nsupervisor.core.lifecycle import Life, Moment, State
+from nsupervisor.core.mind import Mind, Seen, Turn, take
+from nsupervisor.core.replay import Result, simulate
+from nsupervisor.core.rules import Engine
+from nsupervisor.core.trace import Writer, encode, read
+
+CONDITIONS = (
+    "memory.events oom_kill",
+    "memory.events max increases by 3",
+    "pids.events max",
+    "pids.current >= 80%",
+    "pids.current > 6",
+    "memory.current > 70%",
+    "memory.pressure some avg10 > 25%",
+    "cpu.stat nr_throttled rate > 5/s",
+    "memory.events oom_kill and memory.current > 10M",
+    "pids.current >= 4 or memory.pressure full avg10 > 50%",
+    "not pids.current < 8",
+    "not (memory.current < 50% and pids.current < 4)",
+)
+ACTIONS = ("log", "restart", "stop", "kill", "signal", "freeze", "thaw", "exec")
+LIMITS = {"pids.max": 10.0, "memory.max": 100.0 * 2**20}
+
+
+def a_rule(rnd: random.Random, number: int) -> Rule:
+    """Any rule."""
+    action = rnd.choice(ACTIONS)
+    worn = rnd.random() < 0.3
+    return Rule(
+        when=parse_condition(rnd.choice(CONDITIONS)),
+        for_=rnd.choice((0.0, 0.0, 0.5, 2.0)),
+        action=action,
+        exec_=("true",) if action == "exec" else (),
+        cooldown=rnd.choice((0.0, 0.0, 1.0, 10.0)),
+        signal=1 if action == "signal" else None,
+        at_most=rnd.randint(1, 3) if worn else None,
+        within=rnd.choice((5.0, 60.0)) if worn else 0.0,
+        then=rnd.choice(ACTIONS[:4]) if worn else None,
+        dry_run=rnd.random() < 0.1,
+        name=f"policy[{number}]",
+        line=number + 1,
+    )
+
+
+def a_workload(rnd: random.Random, name: str) -> Workload:
+    """Any workload, as far as decisions go."""
+    return Workload(
+        name,
+        command=("true",),
+        type=rnd.choice(("simple", "simple", "notify", "oneshot")),
+        restart=rnd.choice(("no", "always", "on-success", "on-failure", "on-abnormal", "on-watchdog")),
+        restart_sec=rnd.choice((0.0, 0.1, 1.0)),
+        restart_max_delay_sec=rnd.choice((0.5, 5.0, 30.0)),
+        restart_reset_sec=rnd.choice((1.0, 60.0)),
+        start_limit_burst=rnd.randint(1, 5),
+        start_limit_interval_sec=rnd.choice((5.0, 60.0)),
+        timeout_start_sec=rnd.choice((1.0, 30.0, float("inf"))),
+        timeout_stop_sec=rnd.choice((0.5, 10.0)),
+        policy=tuple(a_rule(rnd, i) for i in range(rnd.randint(0, 4))),
+    )
+
+
+def a_config(rnd: random.Random) -> Config:
+    """Any configuration of one or two workloads."""
+    names = ("web", "db")[: rnd.randint(1, 2)]
+    return Config("/etc/site.toml", workloads={name: a_workload(rnd, name) for name in names})
+
+
+@attrs.define
+class Teller:
+    """Tells the story of one workload, and checks each answer."""
+
+    rnd: random.Random
+    name: str
+    workload: Workload
+    writer: Writer
+    mind: Mind = attrs.field(init=False)
+    files: dict[str, dict[str, float]] = attrs.field(factory=dict)
+    program: bool = False
+    """The program of the present generation lives."""
+    others: bool = False
+    """It has left somebody behind."""
+    fired_at: dict[str, list[float]] = attrs.field(factory=dict)
+    spawned_at: list[float] = attrs.field(factory=list)
+
+    def __attrs_post_init__(self) -> None:
+        self.mind = Mind(Life(), Engine.of(self.workload.policy))
+        self.files = {
+            "memory.events": {"oom_kill": 0, "max": 0},
+            "pids.events": {"max": 0},
+            "cpu.stat": {"nr_throttled": 0},
+            "pids.current": {"": 1},
+            "memory.current": {"": 2**20},
+            "memory.pressure": {"some avg10": 0.0, "full avg10": 0.0},
+        }
+
+    def take(self, what, now):
+        """One step, checked; its lines."""
+        before, moment = self.mind, Moment(now, self.rnd.random())
+        thought = take(before, what, moment, self.workload)
+        self.mind = thought.mind
+        if isinstance(what, Seen):
+            for due in thought.mind.due[len(before.due) :]:
+                self.check_rule(due.fired, now)
+        elif thought.due is not None:
+            assert thought.due.generation == before.life.generation, "about a generation that is gone"
+            assert before.life.alive, "about a program that does not run"
+        if isinstance(what, events.Start | events.Restart):
+            self.spawned_at = []
+        for action in thought.actions:
+            if isinstance(action, Spawn):
+                self.check_spawn(action, now)
+                self.program, self.others = True, False
+            elif isinstance(action, KillAll):
+                assert before.life.alive, "there is nothing to kill"
+        life = thought.mind.life
+        if life.state is State.BACKOFF and before.life.state is not State.BACKOFF:
+            self.check_backoff(before.life, life, now)
+        return list(self.writer.step(self.name, self.workload, before, what, moment, thought))
+
+    def check_rule(self, fired, now):
+        rule = fired.rule
+        times = self.fired_at.setdefault(rule.name, [])
+        if times:
+            assert now - times[-1] >= rule.cooldown, "within its cooldown"
+        if rule.at_most is not None and fired.action == rule.action != rule.then:
+            lately = [t for t in times if t > now - rule.within]
+            assert len(lately) < rule.at_most, "more often than at_most within its time"
+        times.append(now)
+
+    def check_spawn(self, action, now):
+        assert not self.program, "two generations at once"
+        assert not self.others, "the one before has not gone"
+        assert action.generation == self.mind.life.generation
+        burst, interval = self.workload.start_limit_burst, self.workload.start_limit_interval_sec
+        lately = [t for t in self.spawned_at if t > now - interval]
+        assert len(lately) < burst, "more starts than the start limit has"
+        self.spawned_at.append(now)
+
+    def check_backoff(self, old, life, now):
+        wait = life.deadline - now
+        full = self.workload.restart_max_delay_sec
+        assert -1e-9 <= wait <= min(full, self.workload.restart_sec * 2.0 ** (life.failures - 1)) + 1e-9
+        assert wait >= (1 - backoff.JITTER) * min(full, self.workload.restart_sec) - 1e-9
+
+    def see(self, file, now):
+        files = self.mind.engine.together(file)
+        return self.take(Seen({one: dict(self.files[one]) for one in files}, LIMITS), now)
+
+    def move(self):
+        """Something goes up, or swings."""
+        rnd, files = self.rnd, self.files
+        file = rnd.choice(list(files))
+        if file.endswith((".events", ".stat")):
+            key = rnd.choice(list(files[file]))
+            files[file][key] = 0 if rnd.random() < 0.02 else files[file][key] + rnd.choice((0, 1, 1, 4))
+        elif file == "pids.current":
+            files[file][""] = rnd.randint(0, 10)
+        elif file == "memory.current":
+            files[file][""] = rnd.randint(0, 100) * 2**20
+        else:
+            files[file] = {key: rnd.choice((0.0, 10.0, 30.0, 60.0)) for key in files[file]}
+        return file
+
+    def next(self, now):
+        """What happens next; its lines."""
+        rnd, life = self.rnd, self.mind.life
+        if life.deadline is not None and (life.deadline <= now or rnd.random() < 0.3):
+            return self.take(events.Timeout(), now)
+        draw = rnd.random()
+        if self.mind.due and draw < 0.6:
+            return self.take(Turn(), now)
+        if draw < 0.62:
+            return self.see(self.move(), now)
+        if draw < 0.72:
+            wish = rnd.choice((events.Start, *(events.Stop, events.Restart, events.Kill, events.Freeze, events.Thaw)))
+            return self.take(wish(rnd.choice(("operator", "boot", "group.batch.policy[0] (…)"))), now)
+        return self.fact(now)
+
+    def fact(self, now):
+        rnd, life = self.rnd, self.mind.life
+        generation = life.generation if rnd.random() < 0.9 else max(life.generation - 1, 0)
+        current = generation == life.generation
+        kind = rnd.choice(("execed", "ready", "exited", "exited", "emptied", "unhealthy"))
+        if kind == "execed":
+            return self.take(events.Execed(generation), now)
+        if kind == "ready":
+            return self.take(events.Ready(generation), now)
+        if kind == "unhealthy":
+            return self.take(events.Unhealthy(generation, "no sign of life"), now)
+        if kind == "exited":
+            if not current or not self.program:
+                return []
+            how = rnd.choice(
+                (Exit(code=0), Exit(code=1), Exit(signal=9, oom_killed=True), Exit(failure="no such file"))
+            )
+            self.program, self.others = False, rnd.random() < 0.3
+            lines = []
+            while self.mind.due:  # as the service does: rules are heard before the end is told
+                lines += self.take(Turn(), now)
+            return lines + self.take(events.Exited(generation, how, self.others), now)
+        if current and (self.program or not self.others):
+            return []
+        if current:
+            self.others = False
+        return self.take(events.Emptied(generation), now)
+
+
+def a_trace(seed: int, steps: int = 40) -> tuple[Config, bytes]:
+    """A story, told to a service; the trace of it."""
+    rnd = random.Random(seed)
+    config, writer, now = a_config(rnd), Writer(), 1000.0 + rnd.random()
+    writer.head(config.workloads)
+    lines: list[dict] = []
+    tellers = [Teller(rnd, name, one, writer) for name, one in config.workloads.items()]
+    before = rnd.randrange(steps)  # the recording begins in the middle of it
+    for i in range(steps):
+        now += rnd.choice((0.0, 0.001, 0.05, 0.25, 1.0, 7.0)) * rnd.random()
+        if i == before:
+            for teller in tellers:
+                while teller.mind.due:
+                    teller.take(Turn(), now)
+            writer = Writer()
+            lines = [writer.head(config.workloads, clock={"monotonic": now})]
+            for teller in tellers:
+                teller.writer = writer
+                lines.append(writer.begin(teller.name, teller.mind, now))
+        if i % 5 == 0:
+            lines.append(writer.sample(now, {teller.name: teller.files for teller in tellers}))
+        teller = rnd.choice(tellers)
+        lines += teller.next(now)
+    lines.append({"t": now, "end": "told"})
+    return config, b"".join(map(encode, lines))
+
+
+def as_bytes(result: Result) -> bytes:
+    return json.dumps(attrs.asdict(result)).encode()
+
+
+def check(seed: int) -> None:
+    """What must hold for the story of a seed: AssertionError where it does not."""
+    config, data = a_trace(seed)
+    trace = read(data, "trace")
+    same = simulate(config, trace)
+    assert [row for row in same.rows if row.recorded != row.simulated or row.at != row.simulated_at] == []
+    assert same.parted == {}
+    assert as_bytes(simulate(config, read(data, "trace"))) == as_bytes(same)
+    other = a_config(random.Random(~seed))
+    tried = simulate(other, trace, seed)
+    assert as_bytes(simulate(other, trace, seed)) == as_bytes(tried)
+    check_deeds(other, tried)
+
+
+def check_deeds(config: Config, result: Result) -> None:
+    """The promises, of what would have been done by another configuration."""
+    told: dict[tuple[str, str], list[tuple[float, dict]]] = {}
+    for row in result.rows:
+        if row.simulated is not None:
+            at = row.at if row.simulated_at is None else row.simulated_at
+            told.setdefault((row.workload, row.simulated["action"]), []).append((at, row.simulated))
+    for (name, action), done in told.items():
+        workload = config.workloads[name]
+        if action == "start":
+            generations = [deed["generation"] for _, deed in sorted(done, key=lambda one: one[0])]
+            assert generations == sorted(set(generations)), "a generation that started twice"
+        elif action == "wait":
+            assert all(0 <= deed["delay_sec"] <= workload.restart_max_delay_sec + 1e-6 for _, deed in done)
+
+
+def _some(seeds: range) -> int:
+    for seed in seeds:
+        try:
+            check(seed)
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {error!r}") from error
+    return len(seeds)
+
+
+def main() -> None:
+    """Check as many stories as the first argument says."""
+    count, began, done = int(sys.argv[1]), time.monotonic(), 0
+    parts = [range(first, min(first + 500, count)) for first in range(0, count, 500)]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for part in pool.map(_some, parts):
+            done += part
+    print(
+        f"{done} random traces, each simulated twice with its own configuration and twice with another: "
+        f"all promises held, {time.monotonic() - began:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()
