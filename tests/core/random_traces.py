@@ -2,7 +2,7 @@
 
 A seed makes a configuration, and a story that a kernel and people could tell it: programs that run, crash, hang or
 leave others behind, counters that go up, levels that swing, wishes at any time, facts that come late. It is checked
-while it is told. ``python -m tests.core.random_traces 100000`` tells so many, in as many processes as there are processors.
+while it is told. ``python -m tests.core.random_traces 100000`` tells so many.
 """
 
 import json
@@ -189,20 +189,23 @@ class Teller:
         if life.deadline is not None and (life.deadline <= now or rnd.random() < 0.3):
             return self.take(events.Timeout(), now)
         draw = rnd.random()
-        if self.mind.due and draw < 0.6:
+        if self.mind.due and draw < 0.8:
             return self.take(Turn(), now)
-        if draw < 0.62:
+        if self.program and life.state in (State.STARTING, State.STOPPING) and draw < 0.6:
+            return self.fact(now, "execed" if life.state is State.STARTING else "exited")
+        if not life.alive and draw < 0.4:
+            return self.take(events.Start(rnd.choice(("operator", "boot"))), now)
+        if draw < 0.85:
             return self.see(self.move(), now)
-        if draw < 0.72:
-            wish = rnd.choice((events.Start, *(events.Stop, events.Restart, events.Kill, events.Freeze, events.Thaw)))
-            return self.take(wish(rnd.choice(("operator", "boot", "group.batch.policy[0] (…)"))), now)
-        return self.fact(now)
+        if draw < 0.91:
+            wish = rnd.choice((events.Start, events.Stop, events.Restart, events.Kill, events.Freeze, events.Thaw))
+            return self.take(wish(rnd.choice(("operator", "group.batch.policy[0] (…)"))), now)
+        return self.fact(now, rnd.choice(("execed", "ready", "exited", "exited", "emptied", "unhealthy")))
 
-    def fact(self, now):
+    def fact(self, now, kind):
         rnd, life = self.rnd, self.mind.life
         generation = life.generation if rnd.random() < 0.9 else max(life.generation - 1, 0)
         current = generation == life.generation
-        kind = rnd.choice(("execed", "ready", "exited", "exited", "emptied", "unhealthy"))
         if kind == "execed":
             return self.take(events.Execed(generation), now)
         if kind == "ready":
@@ -236,7 +239,7 @@ def a_trace(seed: int, steps: int = 40) -> tuple[Config, bytes]:
     tellers = [Teller(rnd, name, one, writer) for name, one in config.workloads.items()]
     before = rnd.randrange(steps)  # the recording begins in the middle of it
     for i in range(steps):
-        now += rnd.choice((0.0, 0.001, 0.05, 0.25, 1.0, 7.0)) * rnd.random()
+        now += rnd.choice((0.0, 0.001, 0.01, 0.05, 0.25, 1.0, 7.0)) * rnd.random()
         if i == before:
             for teller in tellers:
                 while teller.mind.due:
