@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
+from math import inf
 from typing import Any
 
 import trio
@@ -21,6 +22,8 @@ from nsupervisor.config.changes import parse_changes
 from nsupervisor.config.problems import ConfigError
 from nsupervisor.config.units import parse_signal
 
+SHORTEST = 0.01
+"""Seconds between two samples of a trace, at least."""
 DEFAULT_SIGNAL = "SIGTERM"
 JSON_LINES = "application/jsonl"
 _PARAMETERS = {"signal": ("signal",), "set": ("resources",)}
@@ -75,6 +78,13 @@ class _Handlers:
         events = request.query_params.getlist("event") or None
         return _Lines(self.control.events(self._names(request), events, follow == "1"))
 
+    async def trace(self, request: Request) -> Response:
+        interval = _number(request, "interval", 0.25)
+        if 0 < interval < SHORTEST:
+            raise HTTPException(400, f"interval is {interval}; it can be 0, or {SHORTEST} and more")
+        seconds, most = _number(request, "seconds", inf), _number(request, "bytes", inf)
+        return _Lines(self.control.trace(self._names(request), interval or None, seconds, most))
+
     async def metrics(self, request: Request) -> Response:
         return await metrics_response(self.control, request)
 
@@ -92,6 +102,18 @@ class _Handlers:
             for name in results:
                 nursery.start_soon(do, name)
         return JSONResponse(list(results.values()))
+
+
+def _number(request: Request, key: str, default: float) -> float:
+    """A number in the query, not below 0. HTTPException 400 where it is none."""
+    text = request.query_params.get(key)
+    try:
+        number = default if text is None else float(text)
+    except ValueError:
+        number = -1.0
+    if not number >= 0:
+        raise HTTPException(400, f'{key} is "{text}"; it can be a number from 0')
+    return number
 
 
 async def metrics_response(control: Control, request: Request) -> Response:

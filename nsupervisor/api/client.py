@@ -74,7 +74,27 @@ class Client:
     ) -> Iterator[dict[str, Any]]:
         """The records about instances that are kept; with `follow` also each that comes, until the service ends."""
         target = _target("/v1/events", name=names, event=events, follow="1" if follow else ())
-        pieces = self._exchange(_request("GET", target), None if follow else PATIENCE)
+        for line in self._lines(target, None if follow else PATIENCE):
+            try:
+                record: dict[str, Any] = json.loads(line)
+            except ValueError:
+                raise self._stranger() from None
+            yield record
+
+    def trace(
+        self,
+        names: Iterable[str] = (),
+        interval: float = 0.25,
+        seconds: float | None = None,
+        most: int | None = None,
+    ) -> Iterator[bytes]:
+        """The lines of a trace as they come, without their newlines; see `nsupervisor schema api`."""
+        bounds = {"seconds": () if seconds is None else (str(seconds),), "bytes": () if most is None else (str(most),)}
+        return self._lines(_target("/v1/trace", name=names, interval=(str(interval),), **bounds), None)
+
+    def _lines(self, target: str, patience: float | None) -> Iterator[bytes]:
+        """The lines of an answer, while they come."""
+        pieces = self._exchange(_request("GET", target), patience)
         head = b""
         for piece in pieces:
             head += piece
@@ -86,12 +106,7 @@ class Client:
         rest = head.partition(b"\r\n\r\n")[2]
         while True:
             *lines, rest = rest.split(b"\n")
-            for line in lines:
-                try:
-                    record: dict[str, Any] = json.loads(line)
-                except ValueError:
-                    raise self._stranger() from None
-                yield record
+            yield from lines
             piece = next(pieces, b"")
             if not piece:
                 break

@@ -51,6 +51,14 @@ class Control(Protocol):
         with one of `events`, where they are given. The iterator ends when there is no more to come."""
         ...
 
+    def trace(
+        self, names: Collection[str] | None, interval: float | None, seconds: float, most: float
+    ) -> AbstractContextManager[AsyncIterator[bytes]]:
+        """The lines of a trace of instances (None: of all there are), as they come; `docs/simulate.md` describes them.
+        All files that rules can look at are read each `interval` seconds (None: never). It ends after so many seconds,
+        or about so many bytes."""
+        ...
+
     async def metrics(self, accept: str) -> tuple[bytes, str]:
         """What is measured, as text, and its content type: what the request's Accept header prefers."""
         ...

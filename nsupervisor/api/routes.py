@@ -62,6 +62,21 @@ ROUTES = (
         answers={200: "application/jsonl", 400: "Error", 404: "Error"},
     ),
     Route(
+        "trace",
+        "GET",
+        "/v1/trace",
+        "What instances go through from now on, as it comes: one object a line (docs/simulate.md), for "
+        "`nsupervisor simulate`.",
+        query={
+            "name": "A name or glob: only these. May be given several times.",
+            "interval": "Seconds between two samples of all files that rules can look at; 0: only what the present "
+            "rules see. Default 0.25.",
+            "seconds": "End after so long. Default: when the service ends, or the client goes away.",
+            "bytes": "End after about so many. Default: no limit.",
+        },
+        answers={200: "application/jsonl", 400: "Error", 404: "Error"},
+    ),
+    Route(
         "history",
         "GET",
         "/v1/history/{name}",

@@ -36,6 +36,8 @@ COMMANDS = {
     "events": "events",
     "stats": "stats",
     "top": "top",
+    "record": "record",
+    "simulate": "simulate",
     "start": "control",
     "stop": "control",
     "restart": "control",

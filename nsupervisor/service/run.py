@@ -351,6 +351,7 @@ async def _until_signalled(
             await supervisor.stop_all()
             for actor in leaving.values():
                 await actor.until(lambda life: life.state in AT_REST)
+            await supervisor.recorder.end(LAST_WORDS)
             await supervisor.past.end()
             scope.cancel()
 

@@ -21,6 +21,7 @@ from nsupervisor.core.lifecycle import Life, State
 from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.service.actor import Actor
 from nsupervisor.service.history import Follower, History
+from nsupervisor.service.recorder import Recorder, Recording, Terms
 from nsupervisor.service.stats import sample
 
 FREEZE_PATIENCE = 2.0
@@ -42,6 +43,7 @@ class Supervisor:
     cgroup: str
     exposition: Exposition
     past: History = attrs.field(factory=History)
+    recorder: Recorder = attrs.field(factory=Recorder)
     started_at: float = attrs.field(factory=time.time)
     _born: float = attrs.field(factory=trio.current_time)
 
@@ -88,6 +90,14 @@ class Supervisor:
     ) -> AbstractContextManager[Follower]:
         """What has been said about instances, and what will be."""
         return self.past.follow(names, events, news=news)
+
+    def trace(
+        self, names: Collection[str] | None, interval: float | None, seconds: float, most: float
+    ) -> AbstractContextManager[Recording]:
+        """A recording of what instances go through."""
+        actors = {name: actor for name, actor in self.actors.items() if names is None or name in names}
+        listeners = next(iter(actors.values())).world.listeners if actors else set()
+        return self.recorder.record(actors, listeners, Terms(interval, seconds, most), self.config.path)
 
     def resolve(self, patterns: Sequence[str]) -> list[str]:
         """The instances that ``patterns`` mean: "web" is all of web's; globs match either. Raises UnknownName."""

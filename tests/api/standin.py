@@ -4,6 +4,7 @@ import difflib
 import fnmatch
 import json
 import sys
+from contextlib import contextmanager
 from typing import Any
 
 import trio
@@ -122,6 +123,15 @@ class Standin:
 
     def events(self, names: Any, events: Any, news: bool) -> Any:
         return self.past.follow(names, events, news=news)
+
+    @contextmanager
+    def trace(self, names: Any, interval: Any, seconds: float, most: float) -> Any:
+        async def lines() -> Any:
+            asked = {"names": sorted(names or ()), "interval": interval, "seconds": seconds, "bytes": most}
+            for line in ({"trace": 1, "asked": json.dumps(asked)}, {"t": 1.5, "end": "told"}):
+                yield json.dumps(line).encode() + b"\n"
+
+        yield lines()
 
     async def metrics(self, accept: str) -> tuple[bytes, str]:
         return b"# EOF\n", accept or "text/plain; charset=utf-8"

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from math import inf
 
 import pytest
 import trio
@@ -280,3 +281,27 @@ async def test_answers_are_json_for_other_clients_too(client):
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"content-type: application/json" in head
     assert json.loads(body)["name"] == "standin"
+
+
+async def test_a_trace_is_asked_for_with_its_bounds(client):
+    lines = await in_thread(lambda: list(client.trace(["web"], 0.5, 60.0, 1000)))
+    assert [json.loads(line).get("end") for line in lines] == [None, "told"]
+    asked = json.loads(json.loads(lines[0])["asked"])
+    assert asked == {"names": ["web@1", "web@2"], "interval": 0.5, "seconds": 60.0, "bytes": 1000.0}
+    asked = json.loads(json.loads((await in_thread(lambda: list(client.trace(interval=0))))[0])["asked"])
+    assert asked == {"names": [], "interval": None, "seconds": inf, "bytes": inf}
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("interval=soon", 'interval is "soon"; it can be a number from 0'),
+        ("seconds=-1", 'seconds is "-1"; it can be a number from 0'),
+        ("bytes=nan", 'bytes is "nan"; it can be a number from 0'),
+        ("interval=0.001", "interval is 0.001; it can be 0, or 0.01 and more"),
+    ],
+)
+async def test_bounds_that_are_none_are_refused(client, query, words):
+    request = f"GET /v1/trace?{query} HTTP/1.0\r\n\r\n".encode()
+    status, answer = await in_thread(lambda: client._parse(b"".join(client._exchange(request, 9))))
+    assert (status, answer["error"]) == (400, words)

@@ -1,0 +1,103 @@
+"""`nsupervisor record`."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+from contextlib import nullcontext
+
+import click
+
+from nsupervisor.api.client import Client
+from nsupervisor.cli.commands.stats import seconds
+from nsupervisor.cli.options import socket_option
+from nsupervisor.cli.output import DONE, FAILED, duration, plural, say, size
+
+TYPE_CHECKING = False  # typing's own costs an import
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from typing import IO
+
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "": 1}
+_LENGTHS = {"s": 1, "min": 60, "h": 3600, "": 1}
+
+
+def _length(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Seconds from "90s", "10min", "1h"."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(s|min|h|)", value, re.ASCII)
+    if not match or not float(match[1]):
+        raise click.BadParameter(f'"{value}" is no length of time; write for example "10min" or "90s"')
+    return float(match[1]) * _LENGTHS[match[2]]
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    """Bytes from "64M"."""
+    match = re.fullmatch(r"([0-9]+)([KMG]?)", value, re.ASCII)
+    if not match or not int(match[1]):
+        raise click.BadParameter(f'"{value}" is no size; write for example "64M"')
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _opened(file: str) -> AbstractContextManager[IO[bytes]]:
+    return nullcontext(sys.stdout.buffer) if file == "-" else open(file, "wb")
+
+
+@click.command(short_help="Write a trace of what workloads go through.")
+@socket_option
+@click.option("--for", "length", callback=_length, metavar="TIME", help="End after so long; else at Ctrl-C.")
+@click.option("--max-size", "most", callback=_size, default="64M", show_default=True, metavar="SIZE", help="End then.")
+@click.option(
+    "--interval", callback=seconds, default="250ms", show_default=True, metavar="TIME", help="Between two samples."
+)
+@click.option(
+    "--all/--seen",
+    "everything",
+    default=True,
+    show_default="all",
+    help="Sample every file that rules can look at; or take only what the present rules see.",
+)
+@click.argument("file")
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+def record(
+    socket_path: str,
+    length: float | None,
+    most: int,
+    interval: float,
+    everything: bool,
+    file: str,
+    names: tuple[str, ...],
+) -> int:
+    """Write to FILE what workloads go through: what the kernel says of them, how they end, what people wish, and what
+    the service does about it. `nsupervisor simulate` then tells what other rules would have done.
+
+    It ends at Ctrl-C or SIGTERM, with the service, or at its --max-size. FILE "-" is standard output.
+
+    NAME is a workload ("web": all its instances), an instance ("web@2") or a glob in quotes ("web*"); without one, all.
+    """
+    lines = Client(socket_path).trace(names, interval if everything else 0.0, length, most)
+    first = next(lines, b"")  # before the file is made: it may be that nobody answers
+    count, written, last = 0, len(first) + 1, first
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with _opened(file) as out:
+        out.write(first + b"\n")
+        out.flush()
+        if file != "-":
+            say(f"recording {plural(len(json.loads(first)['workloads']), 'instance')} to {file}; Ctrl-C ends it")
+        try:
+            for line in lines:
+                out.write(line + b"\n")
+                count, written, last = count + 1, written + len(line) + 1, line
+        except KeyboardInterrupt:
+            now = json.loads(last).get("t", json.loads(first)["clock"]["monotonic"])
+            last = json.dumps({"t": now, "end": "interrupted"}).encode()
+            out.write(last + b"\n")
+    end = json.loads(last)
+    length = end.get("t", 0.0) - json.loads(first)["clock"]["monotonic"]
+    why = end.get("end", "")
+    if file != "-":
+        say(f"{file}: {plural(count, 'line')}, {size(written)}, {duration(max(length, 0))}; {why or 'cut off'}")
+    return DONE if why and why != "the reader is too slow" else FAILED

@@ -1,0 +1,143 @@
+"""`nsupervisor simulate`."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from itertools import zip_longest
+
+import click
+
+from nsupervisor.cli.options import json_option
+from nsupervisor.cli.output import DONE, FAINT, USAGE, YELLOW, coloured, emit_json, has_colour, plural, say, table
+from nsupervisor.cli.records import span, text
+
+TYPE_CHECKING = False  # typing's own costs an import
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any
+
+    from nsupervisor.core.replay import Result, Row
+
+HEADS = ("TIME", "WORKLOAD", "WHAT WAS DONE", "WHAT WOULD HAVE BEEN DONE")
+AS_RECORDED = "the same"
+
+
+@click.command(short_help="Tell what a configuration would have done.")
+@json_option
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the jitter that the trace does not have.")
+@click.option("--steps", is_flag=True, help="Show the signals that carry out each decision, too.")
+@click.argument("config", metavar="CONFIG")
+@click.argument("trace", metavar="TRACE")
+def simulate(as_json: bool, seed: int, steps: bool, config: str, trace: str) -> int:
+    """Replay TRACE, which `nsupervisor record` has written, through CONFIG: what was done, beside what would have been
+    done, when, and why. Nothing is started, no supervisor is needed, and the same input gives the same output.
+
+    A line with "~" comes after a decision that the trace does not have: the program would have lived another life, so
+    what follows is a guess. docs/simulate.md says how it is made.
+    """
+    from nsupervisor.config.files import read_text
+    from nsupervisor.config.load import ConfigError, parse
+    from nsupervisor.core.replay import simulate as replay
+    from nsupervisor.core.trace import TraceError, read
+
+    try:
+        tried = parse(read_text(config), config)
+        with open(trace, "rb") as file:
+            recorded = read(file.read(), trace)
+    except ConfigError as error:
+        for problem in error.problems:
+            say(str(problem))
+        return USAGE
+    except (TraceError, OSError) as error:
+        say(str(error) if isinstance(error, TraceError) else f"cannot read {trace}: {error.strerror}")
+        return USAGE
+    result = replay(tried, recorded, seed)
+    if as_json:
+        emit_json(as_object(result))
+        return DONE
+    for warning in result.warnings:
+        say(warning)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    print("\n".join(lines(result, steps, width, has_colour(sys.stdout))))
+    return DONE
+
+
+def as_object(result: Result) -> dict[str, Any]:
+    """What --json prints."""
+    import attrs
+
+    return {
+        "seconds": result.seconds,
+        "same": same(result),
+        "parted": dict(result.parted),
+        "warnings": list(result.warnings),
+        "rows": [attrs.asdict(row) for row in result.rows],
+    }
+
+
+def same(result: Result) -> bool:
+    """All that was done would have been done, at the same times, and nothing else."""
+    return all(row.recorded == row.simulated and row.at == row.simulated_at for row in result.rows)
+
+
+def lines(result: Result, steps: bool, width: int, colour: bool) -> Iterator[str]:
+    """The table, and the sum."""
+    shown = [row for row in result.rows if steps or not _a_step(row)]
+
+    def paint(column: int, value: str, padded: str) -> str:
+        faint = column in (-1, 0) or value == AS_RECORDED
+        return coloured(padded, FAINT if faint else YELLOW if value.startswith("~") else "", colour)
+
+    cells = [(f"{row.at:+.3f}", row.workload, words(row.recorded), would(row)) for row in shown]
+    if cells:
+        yield from table(HEADS, [part for row in cells for part in wrapped(row, cells, width)], right=(0,), paint=paint)
+        yield ""
+    was = sum(row.recorded is not None for row in shown)
+    both = sum(row.recorded is not None and row.simulated is not None for row in shown)
+    only = sum(row.recorded is None for row in shown)
+    over = f"{span(result.seconds)}: {plural(was, 'deed')} recorded"
+    if same(result):
+        yield f"{over}; this configuration would have done the same"
+    else:
+        yield f"{over}, {both} of them would have been done, and {only} others"
+    for name, at in result.parted.items():
+        yield f"{name}: from {at:+.3f} on a guess (~): its life would have been another than the recorded one"
+
+
+def wrapped(row: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[Sequence[str]]:
+    """A row as so many that both sides have room in `width`; 0: as it is."""
+    room = (
+        width - sum(max(len(head), *(len(one[i]) for one in rows)) + 2 for i, head in enumerate(HEADS[:2])) - 2
+    ) // 2
+    sides = [textwrap.wrap(side, max(room, 24)) if width else [side] for side in row[2:]]
+    for i, (left, right) in enumerate(zip_longest(*sides, fillvalue="")):
+        yield (*(row[:2] if i == 0 else ("", "")), left, right)
+
+
+def _a_step(row: Row) -> bool:
+    """It only carries out what another row decides."""
+    deed = row.recorded or row.simulated or {}
+    return "cause" not in deed and deed["action"] in ("signal", "kill", "freeze", "thaw")
+
+
+def would(row: Row) -> str:
+    """The right side."""
+    if row.simulated is None:
+        return "-"
+    if row.recorded == row.simulated and not row.after and row.at == row.simulated_at:
+        return AS_RECORDED
+    moved = "" if row.simulated_at in (None, row.at) else f" (at {row.simulated_at:+.3f})"
+    return ("~ " if row.after else "") + words(row.simulated) + moved
+
+
+def words(deed: dict[str, Any] | None) -> str:
+    """A deed, as `events` tells it."""
+    if deed is None:
+        return "-"
+    if "cause" in deed:
+        return text({"event": "action", **deed})
+    number = f" generation {deed['generation']}" if deed["action"] == "start" else ""
+    wait = f" {span(deed['delay_sec'])}" if "delay_sec" in deed else ""
+    return f"{deed['action']}{number}{wait}: {deed['why']}"

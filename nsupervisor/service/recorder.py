@@ -1,0 +1,191 @@
+"""Recordings: what the minds take in, as the lines of a trace, for whoever asks for them over the API.
+
+A recording hears each step of the minds that it is about, and reads besides, time after time, every file that a rule
+might look at: so other rules than the present ones can be tried with the trace. What waits for its reader is bounded:
+a recording with a gap would be no use, so it ends there, and its last line says why.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from nsupervisor import __version__
+from nsupervisor.cgroups import CgroupError
+from nsupervisor.config.conditions import COUNTERS, LEVELS
+from nsupervisor.core.lifecycle import Moment
+from nsupervisor.core.mind import Input, Mind, Thought
+from nsupervisor.core.rules import Snapshot
+from nsupervisor.core.trace import Line, Writer, encode
+from nsupervisor.service.thinker import Listener, Thinker
+
+if TYPE_CHECKING:
+    from nsupervisor.service.actor import Actor
+
+WAITING = 8 << 20
+"""Bytes that may wait for the reader."""
+AT_ONCE = 20
+"""Workloads whose files are read in one go; others have their turn before the next ones."""
+FILES: Mapping[str, tuple[str, ...]] = {**COUNTERS, **{file: keys or ("",) for file, keys in LEVELS.items()}}
+"""What rules might look at."""
+
+
+@attrs.frozen
+class Terms:
+    """How long and how much is recorded."""
+
+    interval: float | None = 0.25
+    """Seconds between two samples; None: only what the present rules see."""
+    seconds: float = math.inf
+    most: float = math.inf
+    """Bytes."""
+
+
+@attrs.define(eq=False)
+class Recording:
+    """An asynchronous iterator of bytes: whole lines. Made by `record`."""
+
+    actors: Mapping[str, "Actor"]
+    terms: Terms
+    config: str
+    """Path of the configuration, for the head."""
+    _writer: Writer = attrs.field(factory=Writer)
+    _waiting: list[bytes] = attrs.field(factory=list)
+    _size: int = 0
+    _written: int = 0
+    _begun: set[str] = attrs.field(factory=set)
+    _ended: bool = False
+    _heard: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+    _due: float = attrs.field(factory=trio.current_time)
+    """When the next samples are taken."""
+    _until: float = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        now = trio.current_time()
+        self._until = now + self.terms.seconds
+        workloads = {name: actor.workload for name, actor in self.actors.items()}
+        about = {"version": __version__, "config": self.config, "host": host(), "interval": self.terms.interval}
+        clock = {"monotonic": now, "realtime": datetime.now(UTC).isoformat(timespec="microseconds")}
+        self._add([self._writer.head(workloads, clock=clock, **about)])
+        for name, actor in self.actors.items():
+            self._add(self._writer.limits(name, actor.judge.limits, now))
+            self._begin(name, actor.thinker.mind, now)
+
+    def hear(self, thinker: Thinker, before: Mind, what: Input, moment: Moment, thought: Thought) -> None:
+        """A step of a mind."""
+        if thinker.name in self._begun:
+            self._add(self._writer.step(thinker.name, thinker.workload, before, what, moment, thought))
+        elif thinker.name in self.actors:
+            self._begin(thinker.name, thought.mind, moment.now)
+
+    def end(self, why: str) -> None:
+        """The last line. Nothing comes after it."""
+        if not self._ended:
+            self._waiting.append(encode({"t": trio.current_time(), "end": why}))
+            self._ended = True
+        self._heard.unpark_all()
+
+    def __aiter__(self) -> "Recording":
+        return self
+
+    async def __anext__(self) -> bytes:
+        while True:
+            if not self._ended and trio.current_time() >= self._until:
+                self.end("the time is over")
+            if not self._ended and self.terms.interval is not None and trio.current_time() >= self._due:
+                await self._sample(self.terms.interval)
+            if self._waiting:
+                lines, self._waiting, self._size = b"".join(self._waiting), [], 0
+                return lines
+            if self._ended:
+                raise StopAsyncIteration
+            with trio.move_on_at(self._until if self.terms.interval is None else min(self._due, self._until)):
+                await self._heard.park()
+
+    def _begin(self, name: str, mind: Mind, now: float) -> None:
+        """A workload's recording begins when no rule of it waits for its turn."""
+        if not mind.due:
+            self._begun.add(name)
+            self._add([self._writer.begin(name, mind, now)])
+
+    def _add(self, lines: Iterable[Line]) -> None:
+        for line in lines:
+            if self._ended:
+                return
+            text = encode(line)
+            self._waiting.append(text)
+            self._size += len(text)
+            self._written += len(text)
+            if self._written >= self.terms.most:
+                self.end("it has the size that it may have")
+            elif self._size > WAITING:
+                self.end("the reader is too slow")
+        self._heard.unpark_all()
+
+    async def _sample(self, interval: float) -> None:
+        """Read the files of all that live; a few workloads at once, for nobody must wait for this."""
+        alive = [(name, actor) for name, actor in self.actors.items() if actor.life.alive and name in self._begun]
+        for first in range(0, len(alive), AT_ONCE):
+            now, some = trio.current_time(), alive[first : first + AT_ONCE]
+            for name, actor in some:
+                self._add(self._writer.limits(name, actor.judge.limits, now))
+            self._add([self._writer.sample(now, {name: snapshot(actor) for name, actor in some})])
+            await trio.lowlevel.checkpoint()
+        now = trio.current_time()
+        self._due = max(self._due + interval, now + interval / 10)
+
+
+def snapshot(actor: "Actor") -> Snapshot:
+    """Of each file that a rule might look at, what a rule might look at."""
+    found: dict[str, dict[str, float]] = {}
+    for file, keys in FILES.items():
+        if actor.cgroup.offers(file):
+            try:
+                values = actor.cgroup.read(file)
+            except CgroupError:  # it is being made anew, or its controller is gone
+                continue
+            found[file] = {key: values[key] for key in keys if key in values}
+    return found
+
+
+def host() -> dict[str, Any]:
+    """What a person who reads the trace elsewhere might want to know of the machine."""
+    uname = os.uname()
+    pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return {"kernel": uname.release, "machine": uname.machine, "processors": os.cpu_count(), "memory": pages * page}
+
+
+class Recorder:
+    """The recordings that are under way."""
+
+    def __init__(self) -> None:
+        self._recordings: set[Recording] = set()
+        self._left = trio.lowlevel.ParkingLot()
+
+    @contextmanager
+    def record(
+        self, actors: Mapping[str, "Actor"], listeners: set[Listener], terms: Terms, config: str
+    ) -> Iterator[Recording]:
+        """A recording of these instances, until the block ends."""
+        recording = Recording(actors, terms, config)
+        self._recordings.add(recording)
+        listeners.add(recording.hear)
+        try:
+            yield recording
+        finally:
+            listeners.discard(recording.hear)
+            self._recordings.discard(recording)
+            self._left.unpark_all()
+
+    async def end(self, patience: float) -> None:
+        """The service ends: so does each recording. Waits a little for their readers to have it all."""
+        for recording in self._recordings:
+            recording.end("the service has ended")
+        with trio.move_on_after(patience):
+            while self._recordings:
+                await self._left.park()

@@ -1,0 +1,286 @@
+"""Replay: the same configuration does the same; another one does what it says, and says where it has to guess."""
+
+import json
+import re
+
+import attrs
+import pytest
+
+from nsupervisor.config.conditions import parse_condition
+from nsupervisor.config.model import Config, Resources, Rule, Workload
+from nsupervisor.core import events
+from nsupervisor.core.exits import Exit
+from nsupervisor.core.lifecycle import Life, Moment
+from nsupervisor.core.mind import Mind, Seen, Turn, take
+from nsupervisor.core.replay import simulate
+from nsupervisor.core.rules import Engine
+from nsupervisor.core.trace import EVENTS, LIFE_KEYS, TraceError, Writer, encode, happened, read
+from tests.core import random_traces
+from tests.needs import ROOT
+
+OOM = parse_condition("memory.events oom_kill")
+LIMITS = {"memory.max": 100.0, "pids.max": None}
+
+
+def rule(text, action="restart", **keys):
+    return Rule(when=parse_condition(text), action=action, name="policy[0]", line=5, **keys)
+
+
+def workload(*rules, **keys):
+    keys.setdefault("restart_sec", 1.0)
+    return Workload("web", command=("web",), policy=tuple(rules), **keys)
+
+
+def config(one):
+    return Config("/etc/site.toml", workloads={one.name: one})
+
+
+class Story:
+    """What a service with one workload goes through, told step by step; ``result`` replays it through another."""
+
+    def __init__(self, one, *, start=1000.0):
+        self.workload, self.now, self.writer = one, start, Writer()
+        self.mind = Mind(Life(), Engine.of(one.policy))
+        self.lines = [self.writer.head({"web": one}, clock={"monotonic": start})]
+        self.lines.append(self.writer.begin("web", self.mind, start))
+        self.files = {"memory.events": {"oom_kill": 0}, "memory.current": {"": 1}, "pids.current": {"": 1}}
+        if one.policy:
+            self.see("memory.events")
+
+    def __call__(self, what, *, at=None):
+        self.now = self.now if at is None else 1000.0 + at
+        before, moment = self.mind, Moment(self.now, 0.0)
+        thought = take(before, what, moment, self.workload)
+        self.mind = thought.mind
+        self.lines += self.writer.step("web", self.workload, before, what, moment, thought)
+        return self
+
+    def see(self, file, value=None, key="", *, at=None):
+        if value is not None:
+            self.files[file][key] = value
+        self(Seen({file: dict(self.files[file])}, LIMITS), at=at)
+        while self.mind.due:
+            self(Turn())
+        return self
+
+    def sample(self, *, at, **values):
+        for name, value in values.items():
+            self.files[name.replace("_", ".")][""] = value
+        self.lines.append(self.writer.sample(1000.0 + at, {"web": self.files}))
+        return self
+
+    def up(self, *, at):
+        self(events.Start("boot") if not self.mind.life.generation else events.Timeout(), at=at)
+        return self(events.Execed(self.mind.life.generation), at=at + 0.01)
+
+    def dies(self, exit_, *, at):
+        return self(events.Exited(self.mind.life.generation, exit_, populated=False), at=at)
+
+    def result(self, other, *, end=100.0, seed=0):
+        data = b"".join(map(encode, [*self.lines, {"t": 1000.0 + end, "end": "told"}]))
+        return simulate(config(other), read(data, "trace"), seed)
+
+
+def would(result):
+    return [
+        (row.at if row.simulated_at is None else row.simulated_at, row.simulated["action"], row.after)
+        for row in result.rows
+        if row.simulated is not None
+    ]
+
+
+def was(result):
+    return [(row.at, row.recorded["action"]) for row in result.rows if row.recorded is not None]
+
+
+def a_leak(one):
+    """It takes ever more, is killed by the kernel at 10 s, and starts anew at 11 s."""
+    story = Story(one).up(at=0.0)
+    for second in range(1, 10):
+        story.sample(at=second, memory_current=second * 10)
+    story.see("memory.events", 1, "oom_kill", at=10.0)
+    story.dies(Exit(signal=9, oom_killed=True), at=10.1).up(at=11.2)
+    for second in range(12, 22):
+        story.sample(at=second, memory_current=(second - 11) * 10)
+    return story
+
+
+def test_the_same_configuration_does_the_same():
+    one = workload(rule("memory.events oom_kill"))
+    result = a_leak(one).result(one)
+    assert was(result) == [(0.0, "start"), (10.0, "restart"), (10.0, "signal"), (10.1, "wait"), (11.2, "start")]
+    assert all(row.recorded == row.simulated and row.at == row.simulated_at for row in result.rows)
+    assert (result.warnings, dict(result.parted), result.seconds) == ((), {}, 100.0)
+
+
+def test_a_rule_that_acts_earlier_is_believed_until_it_acts_and_joins_the_next_recorded_start():
+    result = a_leak(workload(rule("memory.events oom_kill"))).result(
+        workload(rule("memory.current >= 75%", cooldown=1.0), restart_max_delay_sec=1.0), seed=3
+    )
+    restart, signal, wait, start, again, *_ = [one for one in would(result) if one[0] > 0]
+    assert restart == (8.0, "restart", False)  # what the trace says until here was the same for both
+    assert signal == (8.0, "signal", False)
+    assert wait == (8.0, "wait", True)  # from here on it is assumed to do as it is told, at once
+    assert start[1:] == ("start", True)
+    assert 8.75 <= start[0] <= 9.0
+    assert again == (19.0, "restart", True)  # and nothing in between: the old program's readings are another life's
+    assert dict(result.parted) == {"web": 8.0}
+
+
+def test_without_the_rule_the_program_would_have_gone_on_and_nothing_more_is_known_of_it():
+    story = Story(workload(rule("memory.current >= 50%"))).up(at=0.0)
+    story.see("memory.current", 60, at=5.0).dies(Exit(signal=15), at=5.1).up(at=6.2)
+    story.see("memory.current", 10, at=7.0).see("memory.current", 60, at=8.0).dies(Exit(code=1), at=9.0)
+    result = story.result(workload())
+    assert would(result) == [(0.0, "start", False)]
+    assert dict(result.parted) == {"web": 5.0}
+
+
+def test_another_back_off_is_waited_for_and_then_the_recorded_program_stands_for_this_one():
+    story = Story(workload(restart="always")).up(at=0.0).dies(Exit(code=1), at=5.0).up(at=6.0)
+    story.dies(Exit(code=1), at=30.0)
+    result = story.result(workload(restart="always", restart_sec=3.0))
+    deeds = would(result)
+    assert deeds[:2] == [(0.0, "start", False), (5.0, "wait", False)]
+    assert deeds[2][1:] == ("start", True)
+    assert 5 + 3 * 0.75 <= deeds[2][0] <= 8.0
+    assert deeds[3] == (30.0, "wait", True)
+
+
+def test_a_start_limit_that_is_lower_gives_up_earlier():
+    story = Story(workload(start_limit_burst=5)).up(at=0.0)
+    for n in range(1, 4):
+        story.dies(Exit(code=1), at=10.0 * n).up(at=10.0 * n + 5)
+    result = story.result(workload(start_limit_burst=2))
+    assert [(at, what) for at, what, _ in would(result)] == [
+        (0.0, "start"),
+        (10.0, "wait"),
+        (15.0, "start"),
+        (20.0, "give up"),
+    ]
+
+
+def test_what_people_wish_is_wished_in_any_life():
+    story = Story(workload(rule("memory.current >= 50%", "stop"))).up(at=0.0)
+    story.see("memory.current", 60, at=5.0).dies(Exit(signal=15), at=5.1)
+    story(events.Start("operator"), at=20.0)(events.Stop("operator"), at=30.0)
+    result = story.result(workload())
+    assert [(at, what) for at, what, _ in would(result)] == [(0.0, "start"), (30.0, "signal")]
+
+
+def test_a_signal_that_only_one_of_them_sends_makes_the_rest_a_guess():
+    story = Story(workload(rule("memory.current >= 50%", "log"))).up(at=0.0)
+    story.see("memory.current", 60, at=5.0).see("memory.current", 10, at=6.0).see("memory.current", 60, at=7.0)
+    result = story.result(workload(rule("memory.current >= 50%", "signal", signal=1)))
+    assert would(result) == [(0.0, "start", False), (5.0, "signal", False), (7.0, "signal", True)]
+    back = Story(workload(rule("memory.current >= 50%", "signal", signal=1))).up(at=0.0)
+    back.see("memory.current", 60, at=5.0).dies(Exit(code=1), at=6.0)
+    assert would(back.result(workload()))[-1] == (6.0, "wait", True)
+
+
+def test_a_rule_whose_file_was_not_recorded_cannot_be_judged():
+    story = Story(workload(rule("memory.current >= 50%"))).up(at=0.0).see("memory.current", 1, at=1.0)
+    result = story.result(workload(rule("memory.current >= 50%"), rule("cpu.stat nr_throttled rate > 5/s")))
+    assert result.warnings == ("web: policy[0] (line 5) cannot be judged: cpu.stat nr_throttled was not recorded",)
+
+
+def test_other_names_and_other_limits_are_said():
+    story = a_leak(workload(rule("memory.events oom_kill")))
+    limited = attrs.evolve(workload(rule("memory.events oom_kill")), resources=Resources(memory_max=5))
+    assert story.result(limited).warnings == (
+        "web: its resources differ from the recorded ones; the limits here are those of the trace",
+    )
+    stranger = story.result(attrs.evolve(workload(), name="db"))
+    assert stranger.warnings == (
+        "web is in the trace, but not in the configuration: nothing would have been done",
+        "db is not in the trace: nothing is known of it",
+    )
+    assert [row.simulated for row in stranger.rows] == [None] * 5
+
+
+def test_instances_share_their_workloads_configuration():
+    head = {"trace": 1, "clock": {"monotonic": 0.0}, "workloads": {}}
+    one = workload(restart="no")
+    head["workloads"]["web@2"] = Writer().head({"web": one})["workloads"]["web"]
+    start = {"t": 1.0, "of": "web@2", "event": "Start", "by": "boot", "chance": 0.0, "life": ["starting", 1, 31.0]}
+    data = b"".join(map(encode, [head, start]))
+    result = simulate(config(one), read(data, "x"))
+    assert would(result) == [(1.0, "start", False)]
+    assert result.warnings == ("the trace has no end: it was cut off, and something may be missing",)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Traces
+
+
+def test_what_the_lifecycle_reads_of_a_workload_is_in_the_trace():
+    text = (ROOT / "nsupervisor" / "core" / "lifecycle.py").read_text()
+    assert set(re.findall(r"workload\.([a-z_]+)", text)) == set(LIFE_KEYS)
+
+
+def test_every_event_can_be_told():
+    made = {
+        "generation": 1,
+        "exit": Exit(signal=9, oom_killed=True),
+        "populated": True,
+        "why": "hung",
+        "by": "boot",
+    }
+    for kind in EVENTS.values():
+        event = kind(**{a.name: made[a.name] for a in attrs.fields(kind)})
+        story = Story(workload())(event)
+        trace = read(b"".join(map(encode, story.lines)), "x")
+        assert happened(trace.lines[-1]) == event
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"", "x: is empty; make a trace with `nsupervisor record x`"),
+        (b"{}\n", "x:1: is not the head of a trace"),
+        (b"hello\n", "x:1: is no JSON"),
+        (b'{"trace":2}\n', "x:1: is a trace of format 2, but this version reads format 1"),
+        (b'{"trace":1}\n', "x:1: lacks the clock or the workloads"),
+        (b'HEAD\n{"t":"now","end":""}\n', "x:2: has no time"),
+        (b'HEAD\n{"t":1}\n', "x:2: is of no kind of line"),
+        (b'HEAD\n{"t":1,"turn":true}\n', "x:2: does not say which workload"),
+        (b'HEAD\n{"t":1,"of":"web","event":"Explode"}\n', "x:2: cannot be replayed: 'Explode'"),
+        (b'HEAD\n{"t":1,"of":"web","event":"Start","by":7,"chance":0,"life":["stopped",0,null]}\n', "x:2: cannot be"),
+        (b'HEAD\n{"t":1,"of":"web","event":"Start","chance":0,"life":["asleep",0,null]}\n', "x:2: cannot be replayed"),
+        (b'HEAD\n{"t":1,"of":"web","seen":{"pids.current":{"":"many"}}}\n', "x:2: cannot be replayed"),
+        (b'HEAD\n{"t":1,"of":"web","limits":{"pids.max":[]}}\n', "x:2: cannot be replayed"),
+        (b'HEAD\n{"t":1,"of":"web","mind":{"life":{},"memories":[{}]}}\n', "x:2: cannot be replayed"),
+    ],
+)
+def test_what_is_no_trace_is_refused_with_its_line(text, words):
+    head = encode(Writer().head({"web": workload()}, clock={"monotonic": 0.0}))
+    with pytest.raises(TraceError) as caught:
+        read(text.replace(b"HEAD\n", head), "x")
+    assert str(caught.value).startswith(words)
+
+
+def test_a_last_line_that_was_cut_off_is_left_out():
+    story = a_leak(workload())
+    data = b"".join(map(encode, story.lines))
+    assert len(read(data[:-5], "x").lines) == len(story.lines) - 2
+    assert not read(data, "x").complete
+
+
+def test_a_trace_is_small_where_nothing_happens():
+    story = Story(workload(rule("memory.current >= 50%"))).up(at=0.0)
+    before = len(story.lines)
+    for second in range(1, 100):
+        story.see("memory.current", 7, at=float(second))
+    assert len(story.lines) == before + 1
+    assert json.loads(encode(story.sample(at=100.0).lines[-1]))["sample"] == {"web": {"pids.current": {"": 1}}}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# At random
+
+
+@pytest.mark.parametrize("first", range(0, 1500, 500))
+def test_random_stories_keep_all_promises(first):
+    """See `tests.core.random_traces`, which also tells 100,000 of them."""
+    for seed in range(first, first + 500):
+        random_traces.check(seed)

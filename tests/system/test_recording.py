@@ -1,0 +1,148 @@
+"""`record` on the real service, and `simulate` of what it wrote: the same configuration does the same."""
+
+import json
+import re
+import signal
+import subprocess
+
+import pytest
+import trio
+
+from tests.needs import needs
+from tests.system.service import NSUPERVISOR, service
+from tests.timing import deadline
+
+pytestmark = [needs("root", "cgroup", "pids")]
+
+# One restarts because it is full, until it is given up; one is sent signals and frozen; one crashes; one does nothing.
+BUSY = """
+[workload.bomb]
+command = ["sh", "-c", "while :; do sleep 1000 & sleep 0.02; done"]
+restart_sec = "20ms"
+start_limit_burst = 3
+[workload.bomb.resources]
+pids_max = 12
+[[workload.bomb.policy]]
+when = "pids.current >= 50%"
+action = "log"
+[[workload.bomb.policy]]
+when = "pids.events max"
+action = "restart"
+at_most = 1
+within = "1h"
+then = "kill"
+
+[workload.grows]
+command = ["sh", "-c", "trap 'sleep 1000 &' USR1; trap : HUP CHLD; echo up; while :; do sleep 1000 & wait $!; done"]
+[[workload.grows.policy]]
+when = "pids.current >= 4"
+for = "300ms"
+action = "signal"
+signal = "SIGHUP"
+[[workload.grows.policy]]
+when = "pids.current >= 6"
+action = "freeze"
+
+[workload.crash]
+command = ["sh", "-c", "sleep 0.1; exit 3"]
+restart_sec = "50ms"
+
+[workload.calm]
+command = ["sleep", "1000"]
+"""
+
+
+async def recorded(directory, file, *arguments, begun=None):
+    """Run `nsupervisor record` to its end; its exit status. ``begun`` is called with its process when it has begun."""
+    command = [*NSUPERVISOR, "record", "--socket", str(directory / "run" / "api.sock"), str(file), *arguments]
+    process = await trio.lowlevel.open_process(command, stderr=subprocess.PIPE)
+    try:
+        with trio.fail_after(deadline(60)):
+            said = await process.stderr.receive_some()
+            assert b"Ctrl-C ends it" in said
+            if begun is not None:
+                begun(process)
+            async for chunk in process.stderr:
+                said += chunk
+            return await process.wait(), said.decode()
+    finally:
+        process.kill()
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.mark.system
+async def test_the_same_configuration_does_the_same_and_another_does_not(tmp_path, nursery):
+    trace, outcome = tmp_path / "trace.jsonl", []
+
+    async def record(task_status):
+        outcome.extend(await recorded(tmp_path, trace, "--interval", "50ms", begun=task_status.started))
+
+    async with service(tmp_path, BUSY) as it:
+        await it.record(event="output", message="up")
+        process = await nursery.start(record)
+        for _ in range(5):
+            await it.cli("signal", "--signal", "USR1", "grows")
+        await it.record(event="action", action="freeze", workload="grows", patience=20)
+        await it.cli("thaw", "grows")
+        await it.cli("restart", "calm")
+        await it.record(event="state", to="failed", workload="bomb", patience=40)
+        await it.record(event="state", to="failed", workload="crash", patience=20)
+        process.send_signal(signal.SIGINT)
+        await it.until(lambda: bool(outcome))
+        assert (outcome[0], "interrupted" in outcome[1]) == (0, True)
+        told = json.loads(await it.cli("simulate", "--json", str(tmp_path / "nsupervisor.toml"), str(trace)))
+        again = json.loads(await it.cli("simulate", "--json", str(tmp_path / "nsupervisor.toml"), str(trace)))
+        records = it.records[:]
+    assert told == again
+    assert told["warnings"] == []
+    assert [row for row in told["rows"] if row["recorded"] != row["simulated"]] == []
+    assert told["same"] is True
+    # What is in the trace is what the log has, in the same order.
+    for name in ("bomb", "grows"):
+        of_log = [
+            r["action"] for r in records if r["event"] == "action" and r["workload"] == name and "rule" in r["cause"]
+        ]
+        of_trace = [r["recorded"]["action"] for r in told["rows"] if r["workload"] == name and "cause" in r["recorded"]]
+        assert of_trace == of_log[-len(of_trace) :] != []
+    assert {"restart", "kill", "freeze"} <= {row["recorded"]["action"] for row in told["rows"]}
+
+    other = tmp_path / "other.toml"
+    other.write_text(
+        re.sub(r'action = "(restart|freeze)"', 'action = "log"', (tmp_path / "nsupervisor.toml").read_text())
+    )
+    result = await it.cli("simulate", "--json", str(other), str(trace))
+    changed = json.loads(result)
+    assert set(changed["parted"]) == {"bomb", "grows"}
+    assert not [row for row in changed["rows"] if row["workload"] == "crash" and row["recorded"] != row["simulated"]]
+
+
+async def test_a_recording_ends_by_itself_in_time_at_its_size_and_with_the_service(tmp_path, nursery):
+    config = '[workload.calm]\ncommand = ["sleep", "1000"]\n'
+    files = [tmp_path / f"{i}.jsonl" for i in range(3)]
+
+    async def record(*arguments, task_status):
+        assert (await recorded(tmp_path, *arguments, begun=task_status.started))[0] == 0
+
+    async with service(tmp_path, config) as it:
+        await it.pid("calm")
+        assert (await recorded(tmp_path, files[0], "--for", "0.5s"))[0] == 0
+        assert (await recorded(tmp_path, files[1], "--max-size", "4K", "--interval", "10ms"))[0] == 0
+        await nursery.start(record, files[2], "--seen", "calm")
+        nobody = await it.cli_result("record", str(tmp_path / "none.jsonl"), "clam")
+        assert (nobody.returncode, b'did you mean "calm"' in nobody.stderr) == (2, True)
+        assert not (tmp_path / "none.jsonl").exists()
+    while len(nursery.child_tasks) > 0:
+        await trio.testing.wait_all_tasks_blocked(0.01)
+    assert [lines(file)[-1]["end"] for file in files] == [
+        "the time is over",
+        "it has the size that it may have",
+        "the service has ended",
+    ]
+    assert 4096 <= files[1].stat().st_size < 6000
+    assert any("sample" in line for line in lines(files[0]))
+    assert not any("sample" in line for line in lines(files[2]))
+    last = [line for line in lines(files[2]) if line.get("event") == "Exited"]
+    assert [line["life"][0] for line in last] == ["stopped"]
