@@ -22,10 +22,12 @@ _LEAVES = frozenset((type(None), bool, int, str))
 def plain(value: Any, *, without: object = attrs.NOTHING) -> Any:
     """`value` of dicts, lists, strings, numbers, true, false and null. Attributes that equal ``without`` are left out;
     `restored` then needs defaults for them."""
+    if type(value) is float:  # first what there is most of
+        return value if math.isfinite(value) else "max" if value > 0 else "-max"
+    if value is None or type(value) in (int, str, bool):
+        return value
     if isinstance(value, enum.Enum):
         return value.value
-    if isinstance(value, float) and math.isinf(value):
-        return "max" if value > 0 else "-max"
     if attrs.has(type(value)):
         pairs = ((a.name, getattr(value, a.name)) for a in attrs.fields(type(value)))
         return {name: plain(one, without=without) for name, one in pairs if one is not without}

@@ -125,6 +125,8 @@ class _Replayed:
     """What the trace says of its configuration."""
     chance: random.Random
     mind: Mind = attrs.field(init=False)
+    own: Line = attrs.field(init=False)
+    """What a trace would say of this configuration."""
     same_rules: bool = attrs.field(init=False)
     apart: bool = False
     """The trace knows nothing of this life just now."""
@@ -145,7 +147,8 @@ class _Replayed:
 
     def __attrs_post_init__(self) -> None:
         self.mind = Mind(Life(), Engine.of(self.workload.policy))
-        self.same_rules = _rules(self.known) == _rules(settings(self.workload))
+        self.own = settings(self.workload)
+        self.same_rules = _rules(self.known) == _rules(self.own)
 
     # ---- what the trace tells
 
@@ -196,7 +199,7 @@ class _Replayed:
             (rule, restored(Memory, memory)) for rule, memory in zip(_rules(self.known), told["memories"], strict=True)
         ]
         memories = list(self.mind.engine.memories)
-        for i, rule in enumerate(_rules(settings(self.workload))):
+        for i, rule in enumerate(_rules(self.own)):
             for pair in known:
                 if pair[0] == rule and len(pair[1].atoms) == len(memories[i].atoms):
                     memories[i] = pair[1]
@@ -326,12 +329,12 @@ class _Replayed:
     def _has(self, rule: str) -> bool:
         """A rule of the trace's configuration is in this one, too."""
         return self.same_rules or any(
-            _bare(one) in _rules(settings(self.workload)) for one in self.known["rules"] if one["name"] == rule
+            _bare(one) in _rules(self.own) for one in self.known["rules"] if one["name"] == rule
         )
 
     def _knows(self, rule: str) -> bool:
         """A rule of this configuration is in the trace's, too."""
-        return any(_bare(one) in _rules(self.known) for one in settings(self.workload)["rules"] if one["name"] == rule)
+        return any(_bare(one) in _rules(self.known) for one in self.own["rules"] if one["name"] == rule)
 
     # ---- the end
 
@@ -346,7 +349,7 @@ class _Replayed:
             if missing:
                 what = " and ".join(dict.fromkeys(missing))
                 yield f"{self.name}: {rule.name} (line {rule.line}) cannot be judged: {what} was not recorded"
-        if self.known["resources"] != settings(self.workload)["resources"]:
+        if self.known["resources"] != self.own["resources"]:
             yield f"{self.name}: its resources differ from the recorded ones; the limits here are those of the trace"
         if self.changed_at is not None:
             yield f"{self.name}: its configuration was changed during the recording; what came then is no longer exact"

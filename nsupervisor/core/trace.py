@@ -278,4 +278,7 @@ def happened(line: Line) -> Input:
 
 def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values as `plain` has written them; ValueError where some are none."""
-    return {key: None if value is None else restored(float, value) for key, value in values.items()}
+    return {
+        key: value if value is None or type(value) in (int, float) else restored(float, value)
+        for key, value in values.items()
+    }
