@@ -22,7 +22,7 @@ Everything is a function of the configuration, the trace, and the seed of the ji
 
 import random
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -56,6 +56,13 @@ class Row:
     """When it would have been done, where it also was done."""
     after: bool = False
     """The simulated life had come apart from the recorded one: it may have come otherwise."""
+
+    @property
+    def same(self) -> bool:
+        """It was done, and it would have been done, at that time and for that cause; its rule may have moved."""
+        return (
+            not self.after and self.at == self.simulated_at and _placeless(self.recorded) == _placeless(self.simulated)
+        )
 
 
 @attrs.frozen
@@ -354,7 +361,7 @@ class _Replayed:
         if self.changed_at is not None:
             yield f"{self.name}: its configuration was changed during the recording; what came then is no longer exact"
 
-    def rows(self, began: float) -> Iterator[Row]:
+    def rows(self, began: float) -> list[Row]:
         """What was done, beside what would have been done."""
         return _pairs(self.name, self.was, self.would, began)
 
@@ -372,25 +379,62 @@ def _deeds_of(trace: Trace, name: str) -> list[_Done]:
     return [_Done(line["t"], deed) for line in trace.lines if line.get("of") == name for deed in line.get("did", ())]
 
 
-def _pairs(name: str, was: list[_Done], would: list[_Done], began: float) -> Iterator[Row]:
-    """Each deed once: two of the same kind, at about the same time, are one row."""
-    waiting: dict[tuple[object, ...], deque[_Done]] = {}
+def _pairs(name: str, was: list[_Done], would: list[_Done], began: float) -> list[Row]:
+    """Each deed once: two of the same kind at about the same time are one row, as long as there is no guessing; then
+    two that the same condition led to. In the order in which they were done."""
+    place = {id(done): i for done_there in (was, would) for i, done in enumerate(done_there)}
+    alone_was, alone_would = was, [one for one in would if not one.after]
+    rows: list[tuple[float, int, Row]] = []
+
+    def at(done: _Done) -> float:
+        return round(done.at - began, 6)
+
+    for kind in (_kind, _condition):
+        pairs, alone_was, alone_would = _paired(alone_was, alone_would, kind)
+        rows += [(one.at, place[id(one)], Row(at(one), name, one.deed, it.deed, at(it))) for one, it in pairs]
+    rows += [(one.at, place[id(one)], Row(at(one), name, one.deed)) for one in alone_was]
+    alone_would += [one for one in would if one.after]
+    rows += [(one.at, place[id(one)], Row(at(one), name, None, one.deed, None, one.after)) for one in alone_would]
+    return [row for _, _, row in sorted(rows, key=lambda one: one[:2])]
+
+
+Kind = tuple[object, ...] | None
+
+
+def _paired(
+    was: list[_Done], would: list[_Done], kind: Callable[[Deed], Kind]
+) -> tuple[list[tuple[_Done, _Done]], list[_Done], list[_Done]]:
+    """Those of the same kind, and those that are left. Both lists are in the order of their times."""
+    waiting: dict[Kind, deque[_Done]] = {}
     for one in would:
-        waiting.setdefault(_kind(one.deed), deque()).append(one)
-    alone = []
+        waiting.setdefault(kind(one.deed), deque()).append(one)
+    pairs: list[tuple[_Done, _Done]] = []
+    alone: list[_Done] = []
+    left = waiting.pop(None, deque())
     for done in was:
-        alike, at = waiting.get(_kind(done.deed), deque()), round(done.at - began, 6)
+        alike = waiting.get(kind(done.deed), deque())
         while alike and alike[0].at < done.at - TOGETHER:
-            alone.append(alike.popleft())
+            left.append(alike.popleft())
         if alike and alike[0].at <= done.at + TOGETHER:
-            match = alike.popleft()
-            yield Row(at, name, done.deed, match.deed, round(match.at - began, 6), match.after)
+            pairs.append((done, alike.popleft()))
         else:
-            yield Row(at, name, done.deed)
-    for one in (*alone, *(one for rest in waiting.values() for one in rest)):
-        yield Row(round(one.at - began, 6), name, None, one.deed, None, one.after)
+            alone.append(done)
+    left.extend(one for rest in waiting.values() for one in rest)
+    return pairs, alone, sorted(left, key=lambda one: one.at)
 
 
-def _kind(deed: Deed) -> tuple[object, ...]:
+def _kind(deed: Deed) -> Kind:
     """What two deeds have to have in common to be the same."""
-    return deed["action"], "cause" in deed, deed.get("signal"), deed.get("dry_run")
+    return deed["action"], deed.get("cause", {}).get("when"), deed.get("signal"), deed.get("dry_run")
+
+
+def _condition(deed: Deed) -> Kind:
+    """The condition that led to a rule's deed."""
+    return (deed["cause"]["when"],) if "cause" in deed else None
+
+
+def _placeless(deed: Deed | None) -> Deed | None:
+    """A deed, without where its rule is written."""
+    if deed is None or "cause" not in deed:
+        return deed
+    return {**deed, "cause": {key: value for key, value in deed["cause"].items() if key not in ("rule", "line")}}

@@ -250,7 +250,8 @@ def _problem(line: Any, head: Line) -> str:
             happened(line)
             state, generation, deadline = line["life"]
             State(state), int(generation), float(deadline or 0), float(line["chance"])
-            restored(tuple[str, ...], [deed["action"] for deed in line.get("did", ())])
+            for deed in line.get("did", ()):
+                str(deed["action"]), "cause" not in deed or dict(deed["cause"])
         elif kinds[0] == "mind":
             restored(Life, line["mind"]["life"])
             memories = [restored(Memory, memory) for memory in line["mind"]["memories"]]

@@ -128,7 +128,10 @@ class Standin:
     def trace(self, names: Any, interval: Any, seconds: float, most: float) -> Any:
         async def lines() -> Any:
             asked = {"names": sorted(names or ()), "interval": interval, "seconds": seconds, "bytes": most}
-            for line in ({"trace": 1, "asked": json.dumps(asked)}, {"t": 1.5, "end": "told"}):
+            for line in (
+                {"trace": 1, "clock": {"monotonic": 1.0}, "asked": json.dumps(asked)},
+                {"t": 1.5, "end": "told"},
+            ):
                 yield json.dumps(line).encode() + b"\n"
 
         yield lines()

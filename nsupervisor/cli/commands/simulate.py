@@ -79,7 +79,7 @@ def as_object(result: Result) -> dict[str, Any]:
 
 def same(result: Result) -> bool:
     """All that was done would have been done, at the same times, and nothing else."""
-    return all(row.recorded == row.simulated and row.at == row.simulated_at for row in result.rows)
+    return all(row.same for row in result.rows)
 
 
 def lines(result: Result, steps: bool, width: int, colour: bool) -> Iterator[str]:
@@ -126,7 +126,7 @@ def would(row: Row) -> str:
     """The right side."""
     if row.simulated is None:
         return "-"
-    if row.recorded == row.simulated and not row.after and row.at == row.simulated_at:
+    if row.same:
         return AS_RECORDED
     moved = "" if row.simulated_at in (None, row.at) else f" (at {row.simulated_at:+.3f})"
     return ("~ " if row.after else "") + words(row.simulated) + moved
