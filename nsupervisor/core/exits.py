@@ -83,6 +83,14 @@ class Exit:
             return Outcome.SUCCESS if clean else Outcome.SIGNAL
         return Outcome.SUCCESS if self.code == 0 or self.code in success_exit_status else Outcome.EXIT_CODE
 
+    def facts(self) -> dict[str, float]:
+        """What conditions can ask of it (`nsupervisor.config.facts.FACTS`); nothing of a start that failed."""
+        if self.failure is not None:
+            return {}
+        told = {"signal": self.signal, "code": self.code}
+        flags = {"oom_killed": float(self.oom_killed), "core_dumped": float(self.core_dumped)}
+        return {**flags, **{key: value for key, value in told.items() if value is not None}}
+
     def __str__(self) -> str:
         if self.failure is not None:
             return self.failure

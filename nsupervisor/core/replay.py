@@ -22,11 +22,12 @@ Everything is a function of the configuration, the trace, and the seed of the ji
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
 
+from nsupervisor.config.facts import EXIT
 from nsupervisor.config.model import Config, Workload
 from nsupervisor.core import events
 from nsupervisor.core.actions import KillAll, Signal, Spawn
@@ -35,7 +36,7 @@ from nsupervisor.core.lifecycle import Life, Moment, State
 from nsupervisor.core.mind import Input, Mind, Seen, Thought, Turn, take
 from nsupervisor.core.plain import restored
 from nsupervisor.core.rules import AtomMemory, Engine, Memory
-from nsupervisor.core.trace import Deed, Line, Trace, deeds, happened, numbers, settings
+from nsupervisor.core.trace import Deed, Line, Trace, deeds, happened, learn, numbers, settings
 
 TOGETHER = 0.5
 """Seconds that two deeds of the same kind may be apart and still be shown as one."""
@@ -97,7 +98,7 @@ def simulate(config: Config, trace: Trace, seed: int = 0) -> Result:
         if "sample" in line:
             for name, snapshot in line["sample"].items():
                 if name in lives:
-                    lives[name].sampled(line["t"], snapshot)
+                    lives[name].sampled(line["t"], snapshot, line.get("whole", {}).get(name, ()))
         elif (one := lives.get(line.get("of", ""))) is not None:
             one.take(line)
         elif "of" in line:
@@ -146,7 +147,9 @@ class _Replayed:
     recorded_due: int = 0
     """How many of the recorded rules wait for their turns; where there are some, the rules of this life wait, too."""
     recorded_life: tuple[State, int, float | None] = (State.STOPPED, 0, None)
-    present: dict[str, dict[str, float]] = attrs.field(factory=dict)
+    seen: dict[str, dict[str, float]] = attrs.field(factory=dict)
+    """What the recorded rules saw last, by file; what is known from samples is apart from it."""
+    samples: dict[str, dict[str, float]] = attrs.field(factory=dict)
     limits: Mapping[str, float | None] = attrs.field(factory=dict)
     was: list[_Done] = attrs.field(factory=list)
     would: list[_Done] = attrs.field(factory=list)
@@ -169,18 +172,18 @@ class _Replayed:
             self.limits = numbers(line["limits"])
         elif "seen" in line:
             self.recorded_due += line.get("due", 0)
-            self._see(now, line["seen"])
+            self._see(now, line["seen"], line.get("whole", ()))
         elif "changed" in line:
             self.changed_at = now if self.changed_at is None else self.changed_at
         elif "turn" in line or "event" in line:
             self._step(line)
 
-    def sampled(self, now: float, snapshot: Mapping[str, Any]) -> None:
+    def sampled(self, now: float, snapshot: Mapping[str, Any], whole: Sequence[str]) -> None:
         """What the files said, seen by the recorder alone: rules that the trace's service did not have look at it."""
         self.advance(now)
-        self._learn(snapshot)
+        learn(self.samples, snapshot, whole)
         if not self.exact and not self.apart:
-            self._think(Seen({file: dict(values) for file, values in self.present.items()}, self.limits), now)
+            self._think(Seen({file: dict(values) for file, values in self.samples.items()}, self.limits), now)
             self._turns(now)
 
     def advance(self, now: float) -> None:
@@ -215,21 +218,32 @@ class _Replayed:
         self.mind = Mind(life, attrs.evolve(self.mind.engine, memories=tuple(memories)))
         self.recorded_life = life.state, life.generation, life.deadline
 
-    def _learn(self, snapshot: Mapping[str, Any]) -> None:
-        for file, values in snapshot.items():
-            self.present.setdefault(file, {}).update(numbers(values))
-
-    def _see(self, now: float, snapshot: Mapping[str, Any]) -> None:
-        self._learn(snapshot)
+    def _see(self, now: float, snapshot: Mapping[str, Any], whole: Sequence[str]) -> None:
+        learn(self.seen, snapshot, whole)
         if self.apart:
             return
-        files = dict.fromkeys(snapshot)
+        seen = {file: dict(self.seen[file]) for file in snapshot}
         if not self.exact:
-            files |= dict.fromkeys(other for file in snapshot for other in self.mind.engine.together(file))
-        seen = {file: dict(self.present[file]) for file in files if file in self.present}
+            seen.pop(EXIT, None)  # the exit itself tells it (`_exit`), for the recorded rules may not have asked
+            others = [other for file in seen for other in self.mind.engine.together(file) if other not in seen]
+            seen |= {other: dict(known) for other in others if (known := self._known(other)) is not None}
         self._think(Seen(seen, self.limits), now)
         if not self.exact:
             self._turns(now)
+
+    def _known(self, file: str) -> Mapping[str, float] | None:
+        return self.samples.get(file, self.seen.get(file))
+
+    def _exit(self, event: events.Exited, now: float, chance: float) -> None:
+        """As the service does: rules are told how a program ended, and have their turns, before its life is told."""
+        thoughts = []
+        if event.generation == self.mind.life.generation and (facts := event.exit.facts()):
+            thoughts.append(self._take(Seen({EXIT: facts}, self.limits), now, None))
+            while self.mind.due:
+                thoughts.append(self._take(Turn(), now, None))
+        thoughts.append(self._take(event, now, chance))
+        for thought in thoughts:
+            self._follow(*thought, now)
 
     def _step(self, line: Line) -> None:
         """An event, or a rule's turn."""
@@ -251,6 +265,8 @@ class _Replayed:
             what = attrs.evolve(what, generation=what.generation + self.offset)
         if isinstance(what, Turn) and not self.exact:
             self._turns(now)
+        elif isinstance(what, events.Exited) and not self.exact:
+            self._exit(what, now, float(line["chance"]))
         else:
             self._think(what, now, float(line["chance"]))
 
@@ -329,8 +345,8 @@ class _Replayed:
             attrs.evolve(m, atoms=(AtomMemory(),) * len(m.atoms), since=None, spent=False) for m in engine.memories
         )
         self.mind = Mind(self.mind.life, attrs.evolve(engine, memories=tuple(memories)))
-        counters = {a.file for rule in engine.rules for a in rule.when.atoms if a.kind == "counter"}
-        base_line = {file: dict(values) for file, values in self.present.items() if file in counters}
+        counters = {a.file for rule in engine.rules for a in rule.when.atoms if a.kind in ("counter", "stall")}
+        base_line = {file: dict(known) for file in sorted(counters) if (known := self._known(file)) is not None}
         self._think(Seen(base_line, self.limits), now)
 
     def _has(self, rule: str) -> bool:
@@ -351,7 +367,8 @@ class _Replayed:
             missing = [
                 f"{atom.file} {atom.key or ''}".rstrip()
                 for atom in rule.when.atoms
-                if (atom.key or "") not in self.present.get(atom.file, {})
+                if atom.file != EXIT
+                and all(atom.of(files.get(atom.file, {})) is None for files in (self.samples, self.seen))
             ]
             if missing:
                 what = " and ".join(dict.fromkeys(missing))

@@ -13,15 +13,17 @@ have a time ``t``, in seconds of the service's monotonic clock and with all digi
     {"t", "end"}                                why the recording ended
 
 Turns and events tell what came of them: ``did``, a list of deeds, and ``life``, the state, generation and deadline.
-Of values only what has changed is written. `docs/simulate.md` describes all of it.
+Of values only what has changed is written, unless a file has other keys than before (``whole``). `docs/simulate.md`
+describes all of it.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
 
+from nsupervisor.config.facts import UPTIME
 from nsupervisor.config.model import Rule, Workload
 from nsupervisor.core import events
 from nsupervisor.core.actions import Action, Complain, FreezeAll, KillAll, Signal, Spawn, ThawAll
@@ -62,18 +64,25 @@ def settings(workload: Workload) -> Line:
     return {
         "life": {key: plain(getattr(workload, key)) for key in LIFE_KEYS},
         "rules": [rule_settings(rule) for rule in workload.policy],
-        "resources": plain(workload.resources, without=None),
+        "resources": _own(workload.resources),
     }
 
 
 def rule_settings(rule: Rule) -> Line:
     """A rule: what differs from the defaults, and where it is written."""
-    own = {
-        a.name: plain(getattr(rule, a.name))
-        for a in attrs.fields(Rule)
-        if a.name not in ("when", "name", "line") and getattr(rule, a.name) != a.default
-    }
+    own = {key: value for key, value in _own(rule).items() if key not in ("when", "name", "line")}
     return {"name": rule.name, "line": rule.line, "when": rule.when.text, **own}
+
+
+def _own(table: Any) -> Line:
+    """What of a table is not its default; so a key that is new since a trace was written changes nothing."""
+    values = ((a, getattr(table, a.name)) for a in attrs.fields(type(table)))
+    return {a.name: plain(value) for a, value in values if value != _default(a)}
+
+
+def _default(attribute: "attrs.Attribute[Any]") -> Any:
+    default = attribute.default
+    return default.factory() if isinstance(default, attrs.Factory) else default  # type: ignore[arg-type]
 
 
 def deeds(old: Life, thought: Thought, now: float) -> list[Deed]:
@@ -86,6 +95,8 @@ def deeds(old: Life, thought: Thought, now: float) -> list[Deed]:
         more: Deed = {"dry_run": True} if rule.dry_run else {}
         if due.fired.action == "signal":
             more["signal"] = signal_name(rule.signal or 15)
+        if due.fired.settings:
+            more["set"] = plain(due.fired.settings)
         done.append({"action": due.fired.action, "generation": due.generation, **more, "cause": cause})
     if thought.event is not None:
         done += [_deed(action, life) for action in thought.actions]
@@ -112,11 +123,15 @@ def _deed(action: Action, life: Life) -> Deed:
     return {"action": name, "generation": life.generation, **more, "why": life.reason}
 
 
+_Files = dict[str, dict[str, float]]
+
+
 class Writer:
     """Makes the lines of a trace. It remembers what it has told, to tell it once."""
 
     def __init__(self) -> None:
-        self._present: dict[str, dict[str, dict[str, float]]] = {}
+        self._seen: dict[str, _Files] = {}
+        self._sampled: dict[str, _Files] = {}
         self._limits: dict[str, Limits] = {}
         self._workloads: dict[str, Workload] = {}
 
@@ -132,7 +147,13 @@ class Writer:
 
     def sample(self, now: float, of: Mapping[str, Snapshot]) -> Line:
         """What the files of all workloads say."""
-        return {"t": now, "sample": {name: self._news(name, snapshot, False) for name, snapshot in of.items()}}
+        news, whole = {}, {}
+        for name, snapshot in of.items():
+            told, anew = self._news(self._sampled.setdefault(name, {}), snapshot)
+            news[name] = {file: values for file, values in told.items() if values}
+            if anew:
+                whole[name] = anew
+        return {"t": now, "sample": news, **({"whole": whole} if whole else {})}
 
     def limits(self, name: str, limits: Limits, now: float) -> Iterable[Line]:
         """The limits in force, where they are news."""
@@ -150,10 +171,12 @@ class Writer:
             yield {**of, "changed": settings(workload)}
         if isinstance(what, Seen):
             yield from self.limits(name, what.limits, now)
-            news = self._news(name, what.snapshot, True)
-            if thought.mind is not before or any(news.values()):
-                due = len(thought.mind.due) - len(before.due)
-                yield {**of, "seen": news, **({"due": due} if due else {})}
+            present = self._seen.setdefault(name, {})
+            if thought.mind is before and all(present.get(f) == v for f, v in what.snapshot.items() if f != UPTIME):
+                return  # nobody has learnt anything
+            news, whole = self._news(present, what.snapshot)
+            due = len(thought.mind.due) - len(before.due)
+            yield {**of, "seen": news, **({"whole": whole} if whole else {}), **({"due": due} if due else {})}
             return
         done, life = deeds(before.life, thought, now), thought.mind.life
         told = {"turn": True} if isinstance(what, Turn) else {"event": type(what).__name__, **plain(what, without=None)}
@@ -165,15 +188,19 @@ class Writer:
             "life": [life.state.value, life.generation, life.deadline],
         }
 
-    def _news(self, name: str, snapshot: Snapshot, every_file: bool) -> Mapping[str, Mapping[str, Any]]:
-        present, news = self._present.setdefault(name, {}), {}
+    def _news(self, present: _Files, snapshot: Snapshot) -> tuple[dict[str, dict[str, Any]], list[str]]:
+        """Of each file the values that are news; and the files that have other keys than before, of which all are."""
+        news: dict[str, dict[str, Any]] = {}
+        whole: list[str] = []
         for file, values in snapshot.items():
-            known = present.setdefault(file, {})
-            changed = {key: plain(value) for key, value in values.items() if known.get(key) != value}
-            known.update(values)
-            if changed or every_file:
-                news[file] = changed
-        return news
+            known = present.get(file)
+            if known is not None and known.keys() != values.keys():
+                whole.append(file)
+                known = {}
+            known = known or {}
+            news[file] = {key: plain(value) for key, value in values.items() if known.get(key) != value}
+            present[file] = dict(values)
+        return news, whole
 
 
 def encode(line: Line) -> bytes:
@@ -261,6 +288,9 @@ def _problem(line: Any, head: Line) -> str:
             numbers(line["limits"])
         elif kinds[0] in ("seen", "sample"):
             int(line.get("due", 0))
+            wholes = line.get("whole", {}).values() if "sample" in line else (line.get("whole", []),)
+            for files in wholes:
+                restored(tuple[str, ...], files)
             for snapshot in line["sample"].values() if "sample" in line else (line["seen"],):
                 for values in snapshot.values():
                     numbers(values)
@@ -275,6 +305,14 @@ def happened(line: Line) -> Input:
         return Turn()
     kind = EVENTS[line["event"]]
     return restored(kind, {a.name: line[a.name] for a in attrs.fields(kind) if a.name in line})
+
+
+def learn(present: dict[str, dict[str, float]], snapshot: Mapping[str, Any], whole: Sequence[str]) -> None:
+    """Take the news of a line into what is known of the files."""
+    for file in whole:
+        present[file] = {}
+    for file, values in snapshot.items():
+        present.setdefault(file, {}).update(numbers(values))
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, Any]:

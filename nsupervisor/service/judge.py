@@ -153,9 +153,7 @@ class Judge:
         """Show the rules how the program ended."""
         self.started_at = None
         if exit_.failure is None and any(atom.file == EXIT for atom in self._atoms()):
-            facts = {"oom_killed": float(exit_.oom_killed), "core_dumped": float(exit_.core_dumped)}
-            told = {"signal": exit_.signal, "code": exit_.code}
-            self.look(EXIT, {**facts, **{key: value for key, value in told.items() if value is not None}}, None)
+            self.look(EXIT, exit_.facts(), None)
 
     async def carry_out(self) -> None:
         """Give each rule that has gone off its turn; what is about a generation that is gone does nothing."""

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -17,7 +18,7 @@ import trio
 
 from nsupervisor import __version__
 from nsupervisor.cgroups import CgroupError
-from nsupervisor.config.conditions import COUNTERS, LEVELS
+from nsupervisor.config.facts import COUNTERS, LEVELS, NOT_FILES, UPTIME
 from nsupervisor.core.lifecycle import Moment
 from nsupervisor.core.mind import Input, Mind, Thought
 from nsupervisor.core.rules import Snapshot
@@ -31,8 +32,12 @@ WAITING = 8 << 20
 """Bytes that may wait for the reader."""
 AT_ONCE = 20
 """Workloads whose files are read in one go; others have their turn before the next ones."""
-FILES: Mapping[str, tuple[str, ...]] = {**COUNTERS, **{file: keys or ("",) for file, keys in LEVELS.items()}}
-"""What rules might look at."""
+SHARE = 10
+"""Of its time the service spends at most one part in so many on samples; where that is too little they come later."""
+FILES: Mapping[str, frozenset[str]] = {
+    file: frozenset({*COUNTERS.get(file, ()), *LEVELS.get(file, ())}) for file in (COUNTERS | LEVELS)
+}
+"""What rules might look at: files and their keys."""
 
 
 @attrs.frozen
@@ -130,26 +135,31 @@ class Recording:
     async def _sample(self, interval: float) -> None:
         """Read the files of all that live; a few workloads at once, for nobody must wait for this."""
         alive = [(name, actor) for name, actor in self.actors.items() if actor.life.alive and name in self._begun]
+        spent = 0.0
         for first in range(0, len(alive), AT_ONCE):
-            now, some = trio.current_time(), alive[first : first + AT_ONCE]
+            began, now, some = perf_counter(), trio.current_time(), alive[first : first + AT_ONCE]
             for name, actor in some:
                 self._add(self._writer.limits(name, actor.judge.limits, now))
             self._add([self._writer.sample(now, {name: snapshot(actor) for name, actor in some})])
+            spent += perf_counter() - began
             await trio.lowlevel.checkpoint()
-        now = trio.current_time()
-        self._due = max(self._due + interval, now + interval / 10)
+        self._due = max(self._due + interval, trio.current_time() + spent * (SHARE - 1))
 
 
 def snapshot(actor: "Actor") -> Snapshot:
     """Of each file that a rule might look at, what a rule might look at."""
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, float]] = {UPTIME: dict(actor.judge.read(UPTIME))}
     for file, keys in FILES.items():
-        if actor.cgroup.offers(file):
-            try:
-                values = actor.cgroup.read(file)
-            except CgroupError:  # it is being made anew, or its controller is gone
-                continue
-            found[file] = {key: values[key] for key in keys if key in values}
+        if file in NOT_FILES or not actor.cgroup.offers(file):
+            continue
+        try:
+            values = actor.cgroup.look(file)
+        except CgroupError:  # it is being made anew, or its controller is gone
+            continue
+        # A key of io.stat has its device before it.
+        found[file] = {
+            key: value for key, value in values.items() if not keys or key.rpartition(" ")[2] in keys or key in keys
+        }
     return found
 
 

@@ -16,8 +16,10 @@ import attrs
 
 from nsupervisor.config.conditions import parse_condition
 from nsupervisor.config.model import Config, Rule, Workload
+from nsupervisor.config.units import Relative
 from nsupervisor.core import backoff, events
 from nsupervisor.core.actions import KillAll, Spawn
+from nsupervisor.core.adjusting import file_of
 from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import Life, Moment, State
 from nsupervisor.core.mind import Mind, Seen, Turn, take
@@ -38,9 +40,14 @@ CONDITIONS = (
     "pids.current >= 4 or memory.pressure full avg10 > 50%",
     "not pids.current < 8",
     "not (memory.current < 50% and pids.current < 4)",
+    "memory.pressure some stall > 100ms/1s",
+    "exit code == 1",
+    "exit oom_killed or pids.current >= 9",
+    "uptime < 2s and memory.current > 30%",
 )
-ACTIONS = ("log", "restart", "stop", "kill", "signal", "freeze", "thaw", "exec")
-LIMITS = {"pids.max": 10.0, "memory.max": 100.0 * 2**20}
+ACTIONS = ("log", "restart", "stop", "kill", "signal", "freeze", "thaw", "exec", "set")
+LIMITS = {"pids.max": 10.0, "memory.max": 100.0 * 2**20, "memory.high": 80.0 * 2**20}
+STALL = parse_condition("memory.pressure some stall > 100ms/1s").atoms[0].key or ""
 
 
 def a_rule(rnd: random.Random, number: int) -> Rule:
@@ -56,7 +63,11 @@ def a_rule(rnd: random.Random, number: int) -> Rule:
         signal=1 if action == "signal" else None,
         at_most=rnd.randint(1, 3) if worn else None,
         within=rnd.choice((5.0, 60.0)) if worn else 0.0,
-        then=rnd.choice(ACTIONS[:4]) if worn else None,
+        then=tuple(rnd.sample([one for one in ("log", "restart", "stop", "kill") if one != action], rnd.randint(1, 2)))
+        if worn
+        else (),
+        set_=rnd.choice(({"memory_high": Relative(percent=25)}, {"memory_high": 2**26})) if action == "set" else {},
+        limit={"memory_high": 2**27} if action == "set" else {},
         dry_run=rnd.random() < 0.1,
         name=f"policy[{number}]",
         line=number + 1,
@@ -101,7 +112,10 @@ class Teller:
     """The program of the present generation lives."""
     others: bool = False
     """It has left somebody behind."""
-    fired_at: dict[str, list[float]] = attrs.field(factory=dict)
+    limits: dict[str, float] = attrs.field(factory=lambda: dict(LIMITS))
+    began: float = 0.0
+    stalled: float = 0.0
+    fired_at: dict[str, list[tuple[float, str]]] = attrs.field(factory=dict)
     spawned_at: list[float] = attrs.field(factory=list)
 
     def __attrs_post_init__(self) -> None:
@@ -126,12 +140,13 @@ class Teller:
         elif thought.due is not None:
             assert thought.due.generation == before.life.generation, "about a generation that is gone"
             assert before.life.alive, "about a program that does not run"
+            self.limits |= {file_of(key): value for key, value in thought.due.fired.settings.items()}
         if isinstance(what, events.Start | events.Restart):
             self.spawned_at = []
         for action in thought.actions:
             if isinstance(action, Spawn):
                 self.check_spawn(action, now)
-                self.program, self.others = True, False
+                self.program, self.others, self.began = True, False, now
             elif isinstance(action, KillAll):
                 assert before.life.alive, "there is nothing to kill"
         life = thought.mind.life
@@ -143,11 +158,13 @@ class Teller:
         rule = fired.rule
         times = self.fired_at.setdefault(rule.name, [])
         if times:
-            assert now - times[-1] >= rule.cooldown, "within its cooldown"
-        if rule.at_most is not None and fired.action == rule.action != rule.then:
-            lately = [t for t in times if t > now - rule.within]
+            assert now - times[-1][0] >= rule.cooldown, "within its cooldown"
+        steps = (rule.action, *rule.then)
+        assert fired.action in steps
+        if rule.at_most is not None and fired.action != steps[-1]:
+            lately = [action for t, action in times if t > now - rule.within and action == fired.action]
             assert len(lately) < rule.at_most, "more often than at_most within its time"
-        times.append(now)
+        times.append((now, fired.action))
 
     def check_spawn(self, action, now):
         assert not self.program, "two generations at once"
@@ -165,13 +182,26 @@ class Teller:
         assert wait >= (1 - backoff.JITTER) * min(full, self.workload.restart_sec) - 1e-9
 
     def see(self, file, now):
-        files = self.mind.engine.together(file)
-        return self.take(Seen({one: dict(self.files[one]) for one in files}, LIMITS), now)
+        if file == STALL:
+            self.stalled += 1e5
+            return self.take(
+                Seen({"memory.pressure": {**self.files["memory.pressure"], STALL: self.stalled}}, self.limits), now
+            )
+        files = [one for one in self.mind.engine.together(file) if one in self.files]
+        snapshot = {one: dict(self.files[one]) for one in files}
+        if self.rnd.random() < 0.5:
+            snapshot["uptime"] = {"": now - self.began} if self.program else {}
+        return self.take(Seen(snapshot, self.limits), now)
+
+    def all_files(self, now):
+        return {**self.files, "uptime": {"": now - self.began} if self.program else {}}
 
     def move(self):
         """Something goes up, or swings."""
         rnd, files = self.rnd, self.files
-        file = rnd.choice(list(files))
+        file = rnd.choice([*files, STALL])
+        if file == STALL:
+            return file
         if file.endswith((".events", ".stat")):
             key = rnd.choice(list(files[file]))
             files[file][key] = 0 if rnd.random() < 0.02 else files[file][key] + rnd.choice((0, 1, 1, 4))
@@ -220,6 +250,8 @@ class Teller:
             )
             self.program, self.others = False, rnd.random() < 0.3
             lines = []
+            if facts := how.facts():
+                lines += self.take(Seen({"exit": facts}, self.limits), now)
             while self.mind.due:  # as the service does: rules are heard before the end is told
                 lines += self.take(Turn(), now)
             return lines + self.take(events.Exited(generation, how, self.others), now)
@@ -250,7 +282,7 @@ def a_trace(seed: int, steps: int = 40) -> tuple[Config, bytes]:
                 teller.writer = writer
                 lines.append(writer.begin(teller.name, teller.mind, now))
         if i % 5 == 0:
-            lines.append(writer.sample(now, {teller.name: teller.files for teller in tellers}))
+            lines.append(writer.sample(now, {teller.name: teller.all_files(now) for teller in tellers}))
         teller = rnd.choice(tellers)
         lines += teller.next(now)
     lines.append({"t": now, "end": "told"})

@@ -272,7 +272,37 @@ def test_a_trace_is_small_where_nothing_happens():
     for second in range(1, 100):
         story.see("memory.current", 7, at=float(second))
     assert len(story.lines) == before + 1
-    assert json.loads(encode(story.sample(at=100.0).lines[-1]))["sample"] == {"web": {"pids.current": {"": 1}}}
+    story.sample(at=100.0)
+    story.sample(at=101.0, pids_current=2)
+    assert json.loads(encode(story.lines[-1]))["sample"] == {"web": {"pids.current": {"": 2}}}
+
+
+def test_a_file_with_other_keys_than_before_is_told_whole():
+    """A trigger's key is in the snapshot of its moment alone: it must not be seen again with the next reading."""
+    stall = rule("memory.pressure some stall > 100ms/1s", "log")
+    key = stall.when.atoms[0].key
+    story = Story(workload(stall)).up(at=0.0)
+    story(Seen({"memory.pressure": {key: 5.0}}, LIMITS), at=1.0)
+    for second, values in (
+        (2.0, {"some avg10": 1.0, key: 9.0}),
+        (3.0, {"some avg10": 1.0}),
+        (4.0, {"some avg10": 1.5}),
+    ):
+        story(Seen({"memory.pressure": values}, LIMITS), at=second)
+        if story.mind.due:
+            story(Turn(), at=second)
+    assert [line.get("whole") for line in story.lines if "seen" in line][-3:] == [["memory.pressure"]] * 2 + [None]
+    result = story.result(story.workload)
+    assert would(result) == [(0.0, "start", False), (2.0, "log", False)]
+    assert all(row.same for row in result.rows)
+
+
+def test_a_rule_on_the_exit_is_tried_on_exits_that_no_recorded_rule_asked_about():
+    story = Story(workload(restart="always")).up(at=0.0).dies(Exit(code=3), at=5.0).up(at=6.0)
+    result = story.result(workload(rule("exit code == 3", "stop"), restart="always"))
+    assert would(result) == [(0.0, "start", False), (5.0, "stop", False), (5.0, "signal", False)]
+    assert result.warnings == ()
+    assert dict(result.parted) == {"web": 5.0}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
