@@ -125,8 +125,9 @@ def _layout(cls: type) -> tuple[tuple[str, ...], tuple[Any, ...], Any]:
             default = default.factory() if not default.takes_self else object()
         names.append(attribute.name)
         defaults.append(object() if default is attrs.NOTHING else default)
-    get = operator.attrgetter(*names)
-    return tuple(names), tuple(defaults), get if len(names) > 1 else lambda value: (get(value),)
+    if len(names) < 2:  # for which attrgetter gives no tuple
+        return tuple(names), tuple(defaults), lambda value: tuple(getattr(value, name) for name in names)
+    return tuple(names), tuple(defaults), operator.attrgetter(*names)
 
 
 @cache

@@ -30,7 +30,7 @@ from nsupervisor.core.actions import Action, Complain, FreezeAll, KillAll, Signa
 from nsupervisor.core.exits import signal_name
 from nsupervisor.core.lifecycle import Life, Moment, State
 from nsupervisor.core.mind import Input, Mind, Seen, Thought, Turn
-from nsupervisor.core.plain import plain, restored
+from nsupervisor.core.plain import plain, restored, sparse
 from nsupervisor.core.rules import Limits, Memory, Snapshot
 
 FORMAT = 1
@@ -60,29 +60,19 @@ class TraceError(ValueError):
 
 
 def settings(workload: Workload) -> Line:
-    """What decides about a workload."""
+    """What decides about a workload. Defaults are left out of rules and resources, so that a key that is newer than a
+    trace makes no difference."""
     return {
         "life": {key: plain(getattr(workload, key)) for key in LIFE_KEYS},
         "rules": [rule_settings(rule) for rule in workload.policy],
-        "resources": _own(workload.resources),
+        "resources": sparse(workload.resources),
     }
 
 
 def rule_settings(rule: Rule) -> Line:
     """A rule: what differs from the defaults, and where it is written."""
-    own = {key: value for key, value in _own(rule).items() if key not in ("when", "name", "line")}
+    own = {key: value for key, value in sparse(rule).items() if key not in ("when", "name", "line")}
     return {"name": rule.name, "line": rule.line, "when": rule.when.text, **own}
-
-
-def _own(table: Any) -> Line:
-    """What of a table is not its default; so a key that is new since a trace was written changes nothing."""
-    values = ((a, getattr(table, a.name)) for a in attrs.fields(type(table)))
-    return {a.name: plain(value) for a, value in values if value != _default(a)}
-
-
-def _default(attribute: "attrs.Attribute[Any]") -> Any:
-    default = attribute.default
-    return default.factory() if isinstance(default, attrs.Factory) else default  # type: ignore[arg-type]
 
 
 def deeds(old: Life, thought: Thought, now: float) -> list[Deed]:
@@ -142,8 +132,7 @@ class Writer:
 
     def begin(self, name: str, mind: Mind, now: float) -> Line:
         """What is remembered of a workload; no rule of it waits for its turn."""
-        memories = [plain(memory, without=None) for memory in mind.engine.memories]
-        return {"t": now, "of": name, "mind": {"life": plain(mind.life, without=None), "memories": memories}}
+        return {"t": now, "of": name, "mind": {"life": sparse(mind.life), "memories": sparse(mind.engine.memories)}}
 
     def sample(self, now: float, of: Mapping[str, Snapshot]) -> Line:
         """What the files of all workloads say."""
@@ -179,7 +168,7 @@ class Writer:
             yield {**of, "seen": news, **({"whole": whole} if whole else {}), **({"due": due} if due else {})}
             return
         done, life = deeds(before.life, thought, now), thought.mind.life
-        told = {"turn": True} if isinstance(what, Turn) else {"event": type(what).__name__, **plain(what, without=None)}
+        told = {"turn": True} if isinstance(what, Turn) else {"event": type(what).__name__, **sparse(what)}
         yield {
             **of,
             **told,

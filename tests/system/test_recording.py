@@ -17,6 +17,7 @@ pytestmark = [needs("root", "cgroup", "pids")]
 # One restarts because it is full, until it is given up; one is sent signals and frozen; one crashes; one does nothing.
 BUSY = """
 [workload.bomb]
+autostart = false
 command = ["sh", "-c", "while :; do sleep 1000 & sleep 0.02; done"]
 restart_sec = "20ms"
 start_limit_burst = 3
@@ -44,6 +45,7 @@ when = "pids.current >= 6"
 action = "freeze"
 
 [workload.crash]
+autostart = false
 command = ["sh", "-c", "sleep 0.1; exit 3"]
 restart_sec = "50ms"
 
@@ -83,6 +85,7 @@ async def test_the_same_configuration_does_the_same_and_another_does_not(tmp_pat
     async with service(tmp_path, BUSY) as it:
         await it.record(event="output", message="up")
         process = await nursery.start(record)
+        await it.cli("start", "bomb", "crash")
         for _ in range(5):
             await it.cli("signal", "--signal", "USR1", "grows")
         await it.record(event="action", action="freeze", workload="grows", patience=20)
