@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
@@ -55,6 +56,17 @@ class _Handlers:
     async def status(self, request: Request) -> JSONResponse:
         return self._chosen(request, self.control.status())
 
+    async def groups(self, request: Request) -> JSONResponse:
+        names = {name for pattern in request.query_params.getlist("name") for name in self._groups(pattern)}
+        found = self.control.group_status()
+        return JSONResponse([one for one in found if not names or one["name"] in names])
+
+    def _groups(self, pattern: str) -> list[str]:
+        if not (found := self.control.matching_groups(pattern)):
+            known = [one["name"] for one in self.control.group_status()]
+            raise UnknownName(pattern, next(iter(difflib.get_close_matches(pattern, known, 1)), None))
+        return found
+
     async def stats(self, request: Request) -> JSONResponse:
         return self._chosen(request, self.control.stats())
 
@@ -93,13 +105,19 @@ class _Handlers:
         if verb not in VERBS:
             raise HTTPException(404, f'nothing is called "{verb}"; there are: {", ".join(VERBS)}')
         patterns, parameters = _command(verb, await request.body())
-        results: dict[str, dict[str, Any] | None] = dict.fromkeys(self.control.resolve(patterns))
+        # A group has limits of its own; everything else is done to its members.
+        groups = {p: found for p in patterns if verb == "set" and (found := self.control.matching_groups(p))}
+        members = self.control.resolve([pattern for pattern in patterns if pattern not in groups])
+        results: dict[str, dict[str, Any] | None] = {}
+        for name in dict.fromkeys(name for found in groups.values() for name in found):
+            results[name] = await self.control.set_group(name, **parameters)
+        results |= dict.fromkeys(members)
 
         async def do(name: str) -> None:
             results[name] = await self.control.command(verb, name, **parameters)
 
         async with trio.open_nursery() as nursery:  # one that takes long must not hold up the others
-            for name in results:
+            for name in members:
                 nursery.start_soon(do, name)
         return JSONResponse(list(results.values()))
 

@@ -59,6 +59,11 @@ class Client:
         found: list[dict[str, Any]] = self._ask("GET", _target("/v1/status", name=names))
         return found
 
+    def groups(self, names: Iterable[str] = ()) -> list[dict[str, Any]]:
+        """The groups that names and globs stand for ("group/batch"), or all; objects `Group`."""
+        found: list[dict[str, Any]] = self._ask("GET", _target("/v1/groups", name=names))
+        return found
+
     def stats(self, names: Iterable[str] = ()) -> list[dict[str, Any]]:
         """What instances have used so far; objects `Stats` of `nsupervisor schema api`."""
         found: list[dict[str, Any]] = self._ask("GET", _target("/v1/stats", name=names))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -28,8 +28,21 @@ class Control(Protocol):
         """One object `Status` of `nsupervisor schema api` per instance, in the configuration's order."""
         ...
 
+    def group_status(self) -> list[dict[str, Any]]:
+        """One object `Group` of `nsupervisor schema api` per group, each after those around it."""
+        ...
+
+    def matching_groups(self, pattern: str) -> list[str]:
+        """The full names ("group/batch") of the groups that a name or a glob means; none where it means workloads."""
+        ...
+
+    async def set_group(self, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Change a group's own limits; the object `Result` of `nsupervisor schema api`."""
+        ...
+
     def resolve(self, patterns: Sequence[str]) -> list[str]:
-        """The names of the instances that names and globs stand for ("web" is all of web's), each once.
+        """The names of the instances that names and globs stand for, each once: "web" is all of web's,
+        "group/batch" all in that group.
 
         Raises:
             UnknownName: a pattern matches nothing.

@@ -18,7 +18,7 @@ VERBS: Mapping[str, str] = {
     "signal": "send its program a signal",
     "freeze": "let its processes get no turn (cgroup.freeze)",
     "thaw": "let them go on",
-    "set": "change its limits, until the supervisor ends; all of them, or none",
+    "set": "change its (or a group's) limits, until the supervisor ends; all of them, or none",
 }
 """What can be done to a workload, each with what that means."""
 
@@ -47,6 +47,14 @@ ROUTES = (
         "The workloads' instances, in the configuration's order.",
         query={"name": "A name or glob: only these. May be given several times."},
         answers={200: ("Status",), 404: "Error"},
+    ),
+    Route(
+        "groups",
+        "GET",
+        "/v1/groups",
+        "The groups of workloads, each after those around it.",
+        query={"name": "A name (group/batch) or glob: only these. May be given several times."},
+        answers={200: ("Group",), 404: "Error"},
     ),
     Route(
         "events",
@@ -212,11 +220,25 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "minProperties": 1,
         },
     ),
+    "Group": _object(
+        "A group of workloads. What is not known, or does not apply, is null. More keys may come.",
+        name=_is("string", '"group/batch".'),
+        text=_is("string", "Its description, for people."),
+        group=_is("string?", "The group that it is in itself."),
+        members=_is("array", "The instances in it, and in the groups in it.", items={"type": "string"}),
+        cgroup=_is("string", "Its cgroup (version 2)."),
+        memory_current=_is("integer?", "Bytes, of all members."),
+        memory_max=_is("integer?", "Bytes; null: no limit."),
+        pids_current=_is("integer?", "Processes and threads."),
+        pids_max=_is("integer?", "null: no limit."),
+        cpu_usage_usec=_is("integer?", "Processor time so far, microseconds."),
+        memory_pressure_avg10=_is("number?", "Per cent of the last 10 s in which all of them waited for memory."),
+    ),
     "Result": _object(
-        "What became of one instance.",
-        name=_is("string", "The instance."),
+        "What became of one instance, or group.",
+        name=_is("string", "The instance, or the group whose limits were set."),
         ok=_is("boolean", "It was done."),
-        state=_is("string", "The state after it.", enum=list(STATES)),
+        state=_is("string?", "The state after it; null for a group.", enum=[*STATES, None]),
         message=_is("string", "Why it was not done, or more about it; may be empty."),
     ),
     "Error": _object("Nothing was done.", error=_is("string", "What is wrong, and what to do instead.")),

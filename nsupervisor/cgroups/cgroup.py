@@ -16,10 +16,11 @@ import attrs
 from nsupervisor.cgroups import directories, limits
 from nsupervisor.cgroups.errors import CgroupError, CgroupGoneError, Problem
 from nsupervisor.cgroups.files import RESOURCES, V1
-from nsupervisor.cgroups.host import Host
+from nsupervisor.cgroups.host import Around, Host
 from nsupervisor.cgroups.mounts import Hierarchy
-from nsupervisor.cgroups.readings import parse
+from nsupervisor.cgroups.readings import HOST_FILES, parse
 from nsupervisor.cgroups.values import file_of, settings
+from nsupervisor.config.units import Percent
 
 _SIZE = 8192
 _KILL_ROUNDS = 1000
@@ -27,6 +28,7 @@ _, _HARD = resource.getrlimit(resource.RLIMIT_NOFILE)
 MOST_KEPT = (1 << 20 if _HARD == resource.RLIM_INFINITY else _HARD) // 3
 """How many files all cgroups together keep open: a third of the hard limit, to which the service raises its own. The
 rest is for the programs' pipes, and for the notifications of the kernel."""
+_COUNTED_BELOW = ("memory.events", "pids.events")
 
 
 @attrs.define(eq=False)
@@ -54,6 +56,7 @@ class Cgroup:
 
     path: the v2 directory. v1: the v1 directories by hierarchy. problems: what could not be applied although asked for,
     where the resources say `required = false`. provide: has the tree see to it that the cgroup has a controller.
+    within: the groups around it, the outermost first. A group is a cgroup without processes of its own.
     All calls are quick and may be made from the event loop. Not thread-safe.
     """
 
@@ -63,6 +66,13 @@ class Cgroup:
     v1: dict[Hierarchy, str] = attrs.field(factory=dict, repr=False)
     problems: list[Problem] = attrs.field(factory=list)
     provide: Callable[[Cgroup, str], None] | None = attrs.field(default=None, repr=False)
+    within: tuple[Cgroup, ...] = attrs.field(default=(), repr=False)
+    members: dict[str, Cgroup] = attrs.field(factory=dict, repr=False)
+    """Of a group: what is directly below it, by path."""
+    shared: set[str] = attrs.field(factory=set, init=False, repr=False)
+    """Of a group: the controllers that it has limits of, so that all its members have to be under them."""
+    _around: Around | None = attrs.field(default=None, init=False, repr=False)
+    """What `around` says, where that has been settled before."""
     raw_before: dict[str, str] = attrs.field(factory=dict, init=False, repr=False)
     """What raw files (`unified`) had said before they were first written."""
     killed: bool = attrs.field(default=False, init=False)
@@ -130,11 +140,25 @@ class Cgroup:
     def _read(self, file: str) -> dict[str, float]:
         source = self._source(file)
         try:
-            return source.read()
+            values = source.read()
+            return self._with_members(file, values) if self.members and file in _COUNTED_BELOW else values
         except OSError as error:
             raise self._unreadable(file, error) from error
         except ValueError as error:
             raise CgroupError(f"cannot read {file} of {self.name}: {error}") from error
+
+    def _with_members(self, file: str, values: dict[str, float]) -> dict[str, float]:
+        """v2 counts an event in all cgroups around it, v1 in the one alone where it happens."""
+        if not self.is_v1(file):
+            return values
+        for member in list(self.members.values()):
+            try:
+                found = member.read(file)
+            except CgroupGoneError:
+                del self.members[member.path]
+                continue
+            values = {key: values.get(key, 0.0) + found.get(key, 0.0) for key in {**values, **found}}
+        return values
 
     def look(self, file: str) -> dict[str, float]:
         """As `read`, for what is read now and then: leaves no file open that was not open before."""
@@ -160,7 +184,9 @@ class Cgroup:
         source = self._sources.get(file)
         if source is None:
             directory = self.directory(file)
-            if directory == self.path:
+            if file in HOST_FILES:
+                paths, parser = [HOST_FILES[file]], _v2_parser(file)
+            elif directory == self.path:
                 paths, parser = [f"{self.path}/{limits.v2_name(self, file)}"], _v2_parser(file)
             else:
                 v1 = V1[file]
@@ -200,6 +226,16 @@ class Cgroup:
             found[file] = None if value == inf else value
         return found
 
+    def around(self) -> Around:
+        """The limits in force of the groups around it."""
+        if self._around is not None:
+            return self._around
+        found: dict[str, list[float]] = {"memory": [], "pids": []}
+        for group in self.within:
+            for file, limit in group.limits().items():
+                found[file.partition(".")[0]] += [limit] if limit is not None else []
+        return found
+
     # limits ----------------------------------------------------------------------------------------------------------
 
     def set(self, key: str, value: object) -> None:
@@ -221,7 +257,7 @@ class Cgroup:
         keys = [*values]
         if not fresh:
             keys += [key for key, file in RESOURCES.items() if key not in values and limits.is_set(self, file)]
-        unfit = {problem.key: problem for problem in self.host.problems(resources)}
+        unfit = {problem.key: problem for problem in self.host.problems(resources, self.around())}
         for key, value in limits.steps(self, keys, values):
             try:
                 if (problem := unfit.get(key)) is not None:
@@ -239,7 +275,7 @@ class Cgroup:
         """
         old, new = settings(before), settings(after)
         keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-        for problem in self.host.problems(after):
+        for problem in self.host.problems(after, self.around()):
             if problem.key in keys or (problem.key == "memory_swap_max" and "memory_max" in keys):
                 raise self._refusal(problem)
         tried = []
@@ -265,8 +301,16 @@ class Cgroup:
             except CgroupError:
                 pass  # setting it says why
         other = Cgroup(self.host, self.name, self.path, self.v1)
+        other._around = self.around()
         other.raw_before = self.raw_before
         return other
+
+    def remeasure(self, resources: Any) -> None:
+        """Set anew what is in per cent, after the limit of a group around it has changed. CgroupError as `set`."""
+        values = settings(resources)
+        keys = [key for key, value in values.items() if isinstance(value, Percent)]
+        for key, value in limits.steps(self, keys, values):
+            self.set(key, value)
 
     def _refusal(self, problem: Problem) -> CgroupError:
         return CgroupError(f"cannot set {file_of(problem.key)} of {self.name}: {problem.why}; {problem.instead}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Literal
 
 import attrs
@@ -24,6 +25,11 @@ DELEGATE = (
 
 LEAF = "supervisor"
 """The leaf cgroup for the supervisor's own processes; also what to give as DelegateSubgroup= to systemd."""
+
+
+Around = Mapping[str, Sequence[float]]
+"""Limits of the groups around a workload, by controller: {"memory": [1073741824.0], "pids": []}."""
+NOTHING_AROUND: Around = {}
 
 
 @attrs.frozen
@@ -109,7 +115,7 @@ class Host:
             return Problem(file, "this kernel does not measure pressure", "boot with psi=1")
         group = file.partition(".")[0]
         controller = self.controllers.get(group)
-        if group == "cgroup" or file.endswith(".pressure"):
+        if group in ("cgroup", "host") or file.endswith(".pressure"):
             return Place(self.core, None)
         if file == "cpu.stat" and (controller is None or controller.obstacle or controller.hierarchy.version == 2):
             return Place(self.core, None)  # usage is there without the controller, too
@@ -167,17 +173,29 @@ class Host:
             f"choose the scheduler BFQ for one (echo bfq > /sys/block/DISK/queue/scheduler){also}",
         )
 
-    def problems(self, resources: Any) -> list[Problem]:
-        """The resources that are set and that this host cannot enforce, by configuration key. Empty: all can be."""
+    def problems(self, resources: Any, around: Around = NOTHING_AROUND) -> list[Problem]:
+        """The resources that are set and that this host cannot enforce, by configuration key. Empty: all can be.
+
+        around: the limits of the groups that it is for, of which percentages are.
+        """
         given = settings(resources)
         found = [problem for key in given if (problem := self.problem(key)) is not None]
         bad = {problem.key for problem in found}
         good = {key: value for key, value in given.items() if key not in bad}
-        return [*found, *self._unfit(good)]
+        return [*found, *self._unfit(good, around)]
 
-    def _unfit(self, given: Mapping[str, Any]) -> Iterator[Problem]:
+    def around(self, groups: Iterable[Any]) -> Around:
+        """What the limits of groups will be, from their resources, the outermost first."""
+        found: dict[str, tuple[float, ...]] = {}
+        for resources in groups:
+            for key, name in (("memory_max", "memory"), ("pids_max", "pids")):
+                if (value := settings(resources).get(key)) is not None:
+                    found[name] = (*found.get(name, ()), self.resolve(key, value, found))
+        return found
+
+    def _unfit(self, given: Mapping[str, Any], around: Around) -> Iterator[Problem]:
         """Values that this host does not take, though it has the keys."""
-        numbers = {key: self.resolve(key, value) for key, value in given.items()}
+        numbers = {key: self.resolve(key, value, around) for key, value in given.items()}
         for misfit in disorder(numbers):
             if any(isinstance(given[key], Percent) for key in (*misfit.involves, str(misfit.key[0]))):
                 yield Problem(str(misfit.key[0]), *misfit.message.rsplit("; ", 1))
@@ -201,8 +219,10 @@ class Host:
         found = self.controllers.get(controller)
         return found is not None and found.hierarchy.version == 1
 
-    def resolve(self, key: str, value: Any) -> Any:
-        """A resource's value with percentages made into numbers: "25%" of the memory there is, of the processes."""
+    def resolve(self, key: str, value: Any, around: Around = NOTHING_AROUND) -> Any:
+        """A resource's value with percentages made into numbers: "25%" of the memory there is, of the processes; that
+        is, of the smallest limit of the groups around it, and of what the host has where they have none.
+        """
         if not isinstance(value, Percent):
             return value
         group = file_of(key).partition(".")[0]
@@ -211,7 +231,7 @@ class Host:
         if controller is not None:
             hierarchy = controller.hierarchy
             base = self.base if hierarchy.version == 2 else hierarchy.directory
-            limits = totals.limits_around(hierarchy, base, f"{group}.max")
+            limits = chain(around.get(group, ()), totals.limits_around(hierarchy, base, f"{group}.max"))
         return value.of(totals.memory(limits) if group == "memory" else totals.processes(limits))
 
     def refuse(self, names: Iterable[str], why: str, instead: str = DELEGATE) -> None:

@@ -40,7 +40,7 @@ def steps(cgroup: Cgroup, keys: list[str], values: Mapping[str, Any]) -> list[tu
 def put(cgroup: Cgroup, key: str, value: Any) -> None:
     """Set one resource and read it back; see `Cgroup.set`."""
     file = file_of(key)
-    value = cgroup.host.resolve(key, value)
+    value = cgroup.host.resolve(key, value, cgroup.around())
     name = cgroup.name
     if key.startswith(RAW):
         _put_raw(cgroup, file, value)

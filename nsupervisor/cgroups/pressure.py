@@ -13,7 +13,7 @@ import trio
 
 from nsupervisor.cgroups.cgroup import Cgroup
 from nsupervisor.cgroups.errors import CgroupError, CgroupGoneError
-from nsupervisor.cgroups.readings import Reading
+from nsupervisor.cgroups.readings import HOST_FILES, Reading
 
 _UNPRIVILEGED = (
     2_000_000  # without CAP_SYS_RESOURCE windows are multiples of 2 s (psi_trigger_create in kernel/sched/psi.c)
@@ -41,7 +41,7 @@ class Trigger:
     @classmethod
     def open(cls, cgroup: Cgroup, file: str, kind: str, stall_us: int, window_us: int) -> Trigger:
         """Set the trigger. CgroupError when the kernel refuses it."""
-        path = f"{cgroup.directory(file)}/{file}"
+        path = HOST_FILES.get(file) or f"{cgroup.directory(file)}/{file}"
         try:
             fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:

@@ -72,6 +72,23 @@ def parse_nested(text: str) -> dict[str, float]:
     return values
 
 
+def parse_meminfo(text: str) -> dict[str, float]:
+    """`MemTotal:  16000 kB`, of /proc/meminfo → {"MemTotal": 16384000}, in bytes; what has no unit is left out."""
+    values = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if value.endswith(" kB"):
+            values[key] = number(value.removesuffix(" kB").strip()) * 1024
+    return values
+
+
+HOST_FILES = {
+    "host.meminfo": "/proc/meminfo",
+    **{f"host.{kind}.pressure": f"/proc/pressure/{kind}" for kind in ("cpu", "io", "memory")},
+}
+"""Where the readings of the whole host are, which stand beside those of each cgroup."""
+
+
 def parse_cpu_max(text: str) -> dict[str, float]:
     """`max 100000` → {"quota": inf, "period": 100000}, in microseconds."""
     words = text.split()
@@ -84,6 +101,8 @@ def parse(file: str, text: str) -> dict[str, float]:
     """Parse the text of a v2 file by what its name says about its format."""
     if file == "cpu.max":
         return parse_cpu_max(text)
+    if file == "host.meminfo":
+        return parse_meminfo(text)
     if file.endswith(".pressure") or file in ("io.stat", "io.max", "io.latency", "rdma.max", "rdma.current"):
         return parse_nested(text)
     if file in ("misc.max", "misc.current", "io.weight", "io.bfq.weight"):

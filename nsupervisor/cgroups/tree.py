@@ -1,9 +1,16 @@
-"""The supervisor's subtree of cgroups: one directory in each hierarchy, one below it for each workload."""
+"""The supervisor's subtree of cgroups: one directory in each hierarchy, one below it for each workload.
+
+A workload in groups is below theirs: `<tree>/group.outer/group.inner/web`. No workload's name has a dot in it, so the
+two never meet. Groups hold no processes themselves, as the kernel wants it of cgroups that hand out controllers, and
+these are enabled from the tree downwards, level by level ("Top-down Constraint" and "No Internal Process Constraint" in
+Documentation/admin-guide/cgroup-v2.rst).
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -23,6 +30,9 @@ write, and a v1 cpu cgroup takes real-time scheduling away (cpu.rt_runtime_us is
 
 _JOIN_ROUNDS = 100
 
+GROUP = "group."
+"""What a group's directory begins with."""
+
 
 @attrs.define(eq=False)
 class Tree:
@@ -35,6 +45,10 @@ class Tree:
     _enabled: list[str] = attrs.field(factory=list, init=False)
     _given: set[str] = attrs.field(factory=set, init=False)
     """The v2 controllers that the workloads' cgroups have."""
+    _made: dict[str, Cgroup] = attrs.field(factory=dict, init=False, repr=False)
+    """The cgroups of groups and workloads by path."""
+    _top: dict[str, Cgroup] = attrs.field(factory=dict, init=False, repr=False)
+    """Those of them that are in no group."""
     _leaf: str | None = attrs.field(default=None, init=False)
     _made_leaf: bool = attrs.field(default=False, init=False)
 
@@ -109,7 +123,8 @@ class Tree:
                 if name not in enabled:
                     directories.write(f"{host.base}/cgroup.subtree_control", f"+{name}")
                     self._enabled.append(name)
-                directories.write(f"{self.path}/cgroup.subtree_control", f"+{name}")
+                for directory in (self.path, *self._groups()):
+                    directories.write(f"{directory}/cgroup.subtree_control", f"+{name}")
                 self._given.add(name)
             except OSError as error:
                 if error.errno == errno.EBUSY:
@@ -151,18 +166,76 @@ class Tree:
 
     # workloads -------------------------------------------------------------------------------------------------------
 
-    def make(self, name: str, resources: Any) -> Cgroup:
+    def group(self, name: str, resources: Any, within: Sequence[Cgroup] = ()) -> Cgroup:
+        """The cgroup of a group of workloads; otherwise as `make`. Members are made with it as their last `within`."""
+        cgroup = self._cgroup(f"{GROUP}{name}", f"group/{name}", resources, within)
+        try:
+            for controller in CONTROLLERS:
+                if controller in self._given:
+                    directories.write(f"{cgroup.path}/cgroup.subtree_control", f"+{controller}")
+        except OSError as error:
+            why = error.strerror
+            if error.errno == errno.EBUSY:
+                pids = ", ".join(map(str, directories.members(cgroup.path)[:5]))
+                why = f"the processes {pids} are in it, where only cgroups may be"
+            raise CgroupError(f"cannot share out the controllers of {cgroup.name} ({cgroup.path}): {why}") from error
+        cgroup.shared |= _controllers(resources)
+        return cgroup
+
+    def make(self, name: str, resources: Any, within: Sequence[Cgroup] = ()) -> Cgroup:
         """The cgroup of one workload, with its limits applied and read back.
 
         It may exist already: a workload keeps its cgroup across restarts, counters go on, and limits no longer
-        configured are lifted. resources: `config.model.Resources`, or anything with its fields. CgroupError: what could
-        not be set, of which workload, why; nothing new stays behind then.
+        configured are lifted. resources: `config.model.Resources`, or anything with its fields. within: the groups that
+        it is in, the outermost first. CgroupError: what could not be set, of which workload, why; nothing new stays
+        behind then.
         """
-        path = f"{self.path}/{name}"
+        return self._cgroup(name, name, resources, within)
+
+    def groups(self, names: Sequence[str]) -> list[Cgroup]:
+        """The cgroups of groups, the outermost first; of one that an earlier supervisor has left, as it has left it."""
+        found: list[Cgroup] = []
+        for name in names:
+            path = f"{found[-1].path if found else self.path}/{GROUP}{name}"
+            cgroup = self._made.get(path)
+            if cgroup is None:
+                cgroup = Cgroup(self.host, f"group/{name}", path, provide=self._provide, within=tuple(found))
+                hierarchies = filter(None, map(self._v1_hierarchy, CONTROLLERS))
+                cgroup.v1 |= {one: where for one in hierarchies if os.path.exists(where := self._v1_path(one, cgroup))}
+                self._made[path] = cgroup
+            found.append(cgroup)
+        return found
+
+    def found(self) -> dict[str, tuple[str, ...]]:
+        """The instances that have a cgroup, each with the names of the groups that it is in, the outermost first."""
+
+        def below(directory: str, around: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+            names: dict[str, tuple[str, ...]] = {}
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if not entry.is_dir(follow_symlinks=False):
+                        continue
+                    if entry.name.startswith(GROUP):
+                        names |= below(entry.path, (*around, entry.name.removeprefix(GROUP)))
+                    else:
+                        names[entry.name] = around
+            return names
+
+        return below(self.path, ())
+
+    def root(self) -> Cgroup:
+        """The tree's own cgroup, around all workloads: to read and to watch, not to limit."""
+        return Cgroup(self.host, "host", self.path, dict(self._v1), members=self._top)
+
+    def _groups(self) -> list[str]:
+        """The directories of the groups, each after those around it."""
+        return sorted(path for path in self._made if os.path.basename(path).startswith(GROUP) and os.path.exists(path))
+
+    def _cgroup(self, directory: str, name: str, resources: Any, within: Sequence[Cgroup]) -> Cgroup:
+        path = f"{within[-1].path if within else self.path}/{directory}"
         fresh = not os.path.exists(path)
-        needed = {*_ALWAYS, *(file_of(key).partition(".")[0] for key in settings(resources))}
-        v1: dict[Hierarchy, str] = {}
-        cgroup = Cgroup(self.host, name, path, v1, provide=self._provide)
+        needed = {*_ALWAYS, *_controllers(resources), *(one for group in within for one in group.shared)}
+        cgroup = Cgroup(self.host, name, path, provide=self._provide, within=tuple(within))
         try:
             try:
                 os.makedirs(path, exist_ok=True)
@@ -170,29 +243,32 @@ class Tree:
                 raise CgroupError(f"cannot make the cgroup {path}: {error.strerror}") from error
             for controller in CONTROLLERS:
                 hierarchy = self._v1_hierarchy(controller)
-                if hierarchy is None:
-                    continue
-                directory = f"{hierarchy.directory}/{self.name}/{name}"
-                if controller in needed or os.path.exists(directory):  # it may hold a limit that is to be lifted
-                    v1[hierarchy] = self._make_v1_below(hierarchy, name)
+                # What exists already may hold a limit that is to be lifted.
+                if hierarchy is not None and (controller in needed or os.path.exists(self._v1_path(hierarchy, cgroup))):
+                    self._make_v1_below(hierarchy, cgroup)
             cgroup.apply(resources, fresh)
         except BaseException:
             cgroup.close()
             if fresh:
                 cgroup.remove()
             raise
+        self._made[path] = cgroup
+        (within[-1].members if within else self._top)[path] = cgroup
         return cgroup
 
-    def _make_v1_below(self, hierarchy: Hierarchy, name: str) -> str:
+    def _v1_path(self, hierarchy: Hierarchy, cgroup: Cgroup) -> str:
+        return f"{hierarchy.directory}/{self.name}{cgroup.path.removeprefix(self.path)}"
+
+    def _make_v1_below(self, hierarchy: Hierarchy, cgroup: Cgroup) -> str:
         self._make_v1(hierarchy)
-        directory = f"{hierarchy.directory}/{self.name}/{name}"
-        _make(directory, hierarchy)
+        for one in (*cgroup.within, cgroup):
+            directory = one.v1[hierarchy] = self._v1_path(hierarchy, one)
+            _make(directory, hierarchy)
         return directory
 
     def _provide(self, cgroup: Cgroup, controller: str) -> None:
-        """See to it that the workload has this controller: enable it in v2, or have all its processes join it in v1.
-
-        A process that was just being forked joins in the next round; the forks of those that have joined are in it.
+        """See to it that a workload, or all members of a group, have this controller: enable it in v2, or have all
+        their processes join it in v1.
         """
         found = self.host.controllers.get(controller)
         if found is None or not found.delegated:
@@ -202,10 +278,19 @@ class Tree:
             if controller not in self._given:
                 self._enable([controller])
             return
-        if hierarchy in cgroup.v1:
-            return
-        directory = self._make_v1_below(hierarchy, cgroup.name)
-        cgroup.v1[hierarchy] = directory
+        if not os.path.basename(cgroup.path).startswith(GROUP):
+            if hierarchy not in cgroup.v1:
+                self._join(cgroup, self._make_v1_below(hierarchy, cgroup))
+        elif controller not in cgroup.shared:
+            self._make_v1_below(hierarchy, cgroup)
+            for member in list(self._made.values()):
+                if cgroup in member.within and os.path.exists(member.path):
+                    self._provide(member, controller)
+            cgroup.shared.add(controller)
+
+    def _join(self, cgroup: Cgroup, directory: str) -> None:
+        """Have all its processes join a v1 directory. One that was just being forked joins in the next round; the forks
+        of those that have joined are in it."""
         for _ in range(_JOIN_ROUNDS):
             outside = set(cgroup.procs()) - set(directories.processes(directory))
             if not outside:
@@ -233,6 +318,7 @@ class Tree:
                     directories.remove(child)
                 except CgroupError as error:
                     errors.append(error)
+        self._made = {path: cgroup for path, cgroup in self._made.items() if os.path.exists(path)}
         if errors:
             raise errors[0]
         self._v1.clear()
@@ -262,9 +348,13 @@ class Tree:
 
 def _make(directory: str, hierarchy: Hierarchy) -> None:
     """Make a v1 directory. A new cpuset has no CPUs and no memory nodes, and takes no process before it has both
-    (cgroup-v1/cpusets.rst), so it gets its parent's."""
+    (cgroup-v1/cpusets.rst), so it gets its parent's. Before Linux 5.11 a memory cgroup limits what is below it only
+    when told so while nothing is below (cgroup-v1/memory.rst, section 6)."""
     try:
         os.makedirs(directory, exist_ok=True)
+        nested = f"{directory}/memory.use_hierarchy"
+        if "memory" in hierarchy.controllers and os.path.exists(nested) and _words(nested) == ["0"]:
+            directories.write(nested, "1")
         if "cpuset" in hierarchy.controllers:
             for file in ("cpuset.mems", "cpuset.cpus"):
                 if not _words(f"{directory}/{file}"):
@@ -275,11 +365,21 @@ def _make(directory: str, hierarchy: Hierarchy) -> None:
 
 
 def _children(directory: str) -> list[str]:
+    """What is to be removed below the tree: each workload's cgroup, and after those in a group the group's."""
     try:
         with os.scandir(directory) as entries:
-            return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+            below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
         return []
+    found = []
+    for path in below:
+        found += [*(_children(path) if os.path.basename(path).startswith(GROUP) else ()), path]
+    return found
+
+
+def _controllers(resources: Any) -> set[str]:
+    """The controllers that these limits need."""
+    return {file_of(key).partition(".")[0] for key in settings(resources)}
 
 
 def _words(path: str) -> list[str]:

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-_BYTES = ("memory.current", "memory.peak", "memory.swap.current", "memory.zswap.current", "memory.max")
+_BYTES = ("memory.current", "memory.peak", "memory.swap.current", "memory.zswap.current", "memory.max", "host.meminfo")
 _EVENTS_IN_MEMORY_STAT = ("pg", "workingset_", "thp_", "numa_", "zsw")
-_TOLD = ("timestamp", "level", "event", "workload", "instance", "generation", "message", "exception")
+_TOLD = ("timestamp", "level", "event", "workload", "group", "instance", "generation", "message", "exception")
 _SIZES = ("memory_max", "memory_high", "memory_low", "memory_min", "memory_swap_max", "memory_zswap_max")
 
 
@@ -92,6 +92,12 @@ def _limit(key: str, value: Any) -> str:
     return size(value) if key in _SIZES and isinstance(value, int) else str(value)
 
 
+def chosen_for(cause: Mapping[str, Any]) -> str:
+    """Why a group's rule hit this workload: "first of 3 by largest-memory (memory 150.2M)"."""
+    candidates = cause["candidates"]
+    return f"first of {len(candidates)} by {cause['victim']} ({candidates[0]['why']})"
+
+
 def text(record: Mapping[str, Any]) -> str:
     """All of a record but its time, name and event, as part of a line."""
     match record["event"]:
@@ -115,7 +121,8 @@ def _action(record: Mapping[str, Any]) -> str:
         seen = values(cause) if cause["when"].startswith(file) else reading(cause)
         if "message" in record:
             tried += f", {record['message']}"
-        return f"{asked(record)}{tried} by {cause['rule']}, line {cause['line']}: {cause['when']}: {seen}"
+        chosen = f", {chosen_for(cause)}" if "victim" in cause else ""
+        return f"{asked(record)}{tried} by {cause['rule']}, line {cause['line']}: {cause['when']}: {seen}{chosen}"
     if "by" in cause:
         return f"{asked(record)} by {cause['by']}"
     parts = [f"restart in {span(record.get('delay_sec', 0))}", place(record), f"after {cause['exit']}"]

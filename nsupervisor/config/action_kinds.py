@@ -52,3 +52,5 @@ ACTION = Choice(
     *("log", "notify", "webhook", "exec", "set", "signal", "thaw", "freeze", "restart", "kill", "stop"),
 )
 STEPS = _steps(ACTION)
+GROUP_ACTION = Choice(*(word for word in ACTION.words if word not in ("set", "thaw")))
+GROUP_STEPS = _steps(GROUP_ACTION)

@@ -9,7 +9,7 @@ import attrs
 
 from nsupervisor.config.checks import limit_conflicts
 from nsupervisor.config.load import ConfigError, Problem, keys_of, read_table
-from nsupervisor.config.model import Resources, Workload
+from nsupervisor.config.model import Group, Resources, Workload
 from nsupervisor.config.shown import did_you_mean, shown_path
 from nsupervisor.config.units import Percent, format_cpu_max
 
@@ -43,16 +43,22 @@ def _unknown(name: str, nearest: str, known: list[str]) -> str:
     return f"is nothing that can be set; {instead}"
 
 
-def changed(workload: Workload, resources: Resources, changes: Mapping[str, Any]) -> Resources:
+def changed(owner: Workload | Group, resources: Resources, changes: Mapping[str, Any]) -> Resources:
     """`resources` with the changes of `parse_changes`; ConfigError where they then fit neither together nor with the
-    workload's rules."""
+    rules of the workload or group."""
     added_to = ("hugetlb", "unified")
     merged = {n: getattr(resources, n) | value if n in added_to else value for n, value in changes.items()}
     result = attrs.evolve(resources, **merged)
-    place = ("workload", workload.name)
+    after: Workload | Group
+    if isinstance(owner, Group):
+        path: tuple[str, ...] = ("group", owner.name)
+        place, after = path, attrs.evolve(owner, **attrs.asdict(result, recurse=False))
+    else:
+        path = ("workload", owner.name)
+        place, after = (*path, "resources"), attrs.evolve(owner, resources=result)
     problems = [
-        Problem("", 0, shown_path(_below(conflict.path, (*place, "resources")) or conflict.path), conflict.message)
-        for conflict in limit_conflicts(attrs.evolve(workload, resources=result), place)
+        Problem("", 0, shown_path(_below(conflict.path, place) or conflict.path), conflict.message)
+        for conflict in limit_conflicts(after, path)
     ]
     if problems:
         raise ConfigError(problems)

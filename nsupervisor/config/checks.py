@@ -11,12 +11,23 @@ from itertools import pairwise
 
 from attrs import frozen
 
-from nsupervisor.config.facts import LIMITS
+from nsupervisor.config.facts import LIMITS, NOT_FILES
 from nsupervisor.config.kinds import LONGEST_SOCKET
 from nsupervisor.config.limits import misfits
-from nsupervisor.config.model import Condition, Config, IdMapping, Mount, Rule, Supervisor, Workload
+from nsupervisor.config.model import (
+    Condition,
+    Config,
+    Group,
+    GroupRule,
+    IdMapping,
+    Mount,
+    Resources,
+    Rule,
+    Supervisor,
+    Workload,
+)
 from nsupervisor.config.positions import Path
-from nsupervisor.config.shown import did_you_mean, shown
+from nsupervisor.config.shown import did_you_mean, shown, shown_path
 from nsupervisor.config.units import Relative, format_duration
 
 ORDERING_KEYS = ("requires", "wants", "after")
@@ -37,6 +48,7 @@ def conflicts(config: Config) -> Iterator[Conflict]:
     yield from _references(config)
     yield from _cycles(config)
     yield from _log_files(config)
+    yield from _membership(config)
     for name, workload in config.workloads.items():
         path: Path = ("workload", name)
         yield from _program(workload, path)
@@ -46,13 +58,24 @@ def conflicts(config: Config) -> Iterator[Conflict]:
             yield from _mount(mount, (*path, "mounts", number))
         for number, rule in enumerate(workload.policy):
             yield from _rule(rule, path, number)
+    for name, group in config.groups.items():
+        yield from limit_conflicts(group, ("group", name))
+        for number, rule in enumerate(group.policy):
+            yield from _rule(rule, ("group", name), number)
+            yield from _victim(rule, ("group", name, "policy", number))
+    for number, rule in enumerate(config.host.policy):
+        yield from _rule(rule, ("host",), number)
+        yield from _victim(rule, ("host", "policy", number))
+        yield from _rule_limit(rule, Resources(), ("host",), number)
 
 
-def limit_conflicts(workload: Workload, path: Path) -> Iterator[Conflict]:
-    """What does not fit together in a workload's resources, or between them and its rules."""
-    yield from _resources(workload, path)
-    for number, rule in enumerate(workload.policy):
-        yield from _rule_limit(rule, workload, path, number)
+def limit_conflicts(owner: Workload | Group, path: Path) -> Iterator[Conflict]:
+    """What does not fit together in the resources of a workload or group, or between them and its rules."""
+    place = path if isinstance(owner, Group) else (*path, "resources")
+    for misfit in misfits(owner.resources):
+        yield Conflict((*place, *misfit.key), misfit.message, tuple((*place, key) for key in misfit.involves))
+    for number, rule in enumerate(owner.policy):
+        yield from _rule_limit(rule, owner.resources, place, number, path)
 
 
 def _supervisor(supervisor: Supervisor) -> Iterator[Conflict]:
@@ -192,12 +215,6 @@ def _mappings(mappings: tuple[IdMapping, ...], path: Path) -> Iterator[Conflict]
                 break
 
 
-def _resources(workload: Workload, path: Path) -> Iterator[Conflict]:
-    place = (*path, "resources")
-    for misfit in misfits(workload.resources):
-        yield Conflict((*place, *misfit.key), misfit.message, tuple((*place, key) for key in misfit.involves))
-
-
 def _mount(mount: Mount, path: Path) -> Iterator[Conflict]:
     if mount.type != "bind":
         return
@@ -276,25 +293,79 @@ def _set(rule: Rule, path: Path) -> Iterator[Conflict]:
             )
 
 
-def _rule_limit(rule: Rule, workload: Workload, workload_path: Path, number: int) -> Iterator[Conflict]:
-    path: Path = (*workload_path, "policy", number)
+def _rule_limit(
+    rule: Rule, resources: Resources, place: Path, number: int, owner: Path | None = None
+) -> Iterator[Conflict]:
+    """place: where the resources are; owner: where the policy is, if not there."""
+    path: Path = (*(owner or place), "policy", number)
     for key, wanted in rule.set_.items():
-        if isinstance(wanted, Relative) and key != "cpu_weight" and getattr(workload.resources, key) is None:
+        if isinstance(wanted, Relative) and key != "cpu_weight" and getattr(resources, key) is None:
             yield Conflict(
                 (*path, "set", key),
-                f"{wanted} of what? {key} is not set; set it under [workload.{workload.name}.resources], "
-                "or write a value",
-                ((*workload_path, "resources", key),),
+                f"{wanted} of what? {key} is not set; set it under [{shown_path(place)}], or write a value",
+                ((*place, key),),
             )
     if rule.when is None:  # reported already
         return
     for atom in rule.when.atoms:
         limit = LIMITS.get(atom.file) if atom.percent else None
-        if limit is not None and getattr(workload.resources, limit) is None:
-            unit = "a size" if atom.file in ("memory.current",) else "a number"
+        if limit is None or getattr(resources, limit) is not None:
+            continue
+        unit = "a size" if atom.file in ("memory.current",) else "a number"
+        add = f"set {limit} under [{shown_path(place)}], or " if place != ("host",) else ""
+        yield Conflict(
+            (*path, "when"),
+            f'"{atom.text}" is in per cent of {limit}, which is not set; {add}compare with {unit}',
+            ((*place, limit),),
+        )
+
+
+_HARMLESS = ("log", "notify", "webhook", "exec")
+"""Actions of a group's rule that are done to none of its members."""
+
+
+def _victim(rule: GroupRule, path: Path) -> Iterator[Conflict]:
+    actions = [action for action in (rule.action, *rule.then) if action is not None]
+    if rule.victim is None and not {*actions} <= {*_HARMLESS}:
+        action = next(action for action in actions if action not in _HARMLESS)
+        yield Conflict(
+            (*path, "action"),
+            f'"{action}" does not say whom; add for example victim = "largest-memory"',
+            ((*path, "victim"), (*path, "then")),
+        )
+    if rule.victim is not None and {*actions} <= {*_HARMLESS}:
+        yield Conflict(
+            (*path, "victim"),
+            f'"{rule.action}" is done to none of them; remove it, or write another action, for example "kill"',
+            ((*path, "action"), (*path, "then")),
+        )
+
+    for atom in rule.when.atoms if rule.when is not None else ():
+        if atom.file in NOT_FILES:
             yield Conflict(
-                (*path, "when"),
-                f'"{atom.text}" is in per cent of {limit}, which is not set; '
-                f"set {limit} under [workload.{workload.name}.resources], or compare with {unit}",
-                ((*workload_path, "resources", limit),),
+                (*path, "when"), f'"{atom.text}" is about one program, not about a group; write a rule of the workload'
+            )
+
+
+def _membership(config: Config) -> Iterator[Conflict]:
+    """Groups that are not there, and groups that are in themselves."""
+    members: list[tuple[Path, Workload | Group]] = [
+        *((("workload", name), workload) for name, workload in config.workloads.items()),
+        *((("group", name), group) for name, group in config.groups.items()),
+    ]
+    for path, member in members:
+        if member.group is not None and member.group not in config.groups:
+            there = did_you_mean(member.group, config.groups).removeprefix(", ")
+            instead = there or f"write [group.{member.group}] with its limits, or remove it"
+            yield Conflict((*path, "group"), f"there is no group {shown(member.group)}; {instead}", (("group",),))
+    told: set[str] = set()
+    for name in config.groups:
+        chain = [name]
+        while (outer := config.groups[chain[-1]].group) in config.groups and outer not in chain:
+            chain.append(str(outer))
+        if outer in chain and told.isdisjoint(chain):
+            told.update(chain)
+            cycle = " → ".join([*chain[chain.index(str(outer)) :], str(outer)])
+            yield Conflict(
+                ("group", chain[-1], "group"), f"closes a circle of groups: {cycle}; remove one of these", (("group",),)
             )

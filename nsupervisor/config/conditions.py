@@ -49,7 +49,8 @@ class Atom:
     10"), when it went up by so much since that was true last. A `level` ("pids.current >= 90%") and a `rate` ("cpu.stat
     nr_throttled rate > 50/s") are true for as long as the comparison holds. `key` of a PSI file is "some avg10".
     `percent` is true only where the threshold is in per cent of the workload's own limit (pids.current,
-    memory.current); the % of a pressure is the file's own unit. A rate's threshold is per second.
+    memory.current), or of what the host has (host.meminfo); the % of a pressure is the file's own unit. A rate's
+    threshold is per second.
 
     A `stall` ("memory.pressure some stall > 100ms/1s") is true for a moment, when the kernel's trigger tells; its key
     is as the kernel writes it ("some 100000 1000000"), threshold and `window` are microseconds. A `fact` ("exit code
@@ -315,7 +316,13 @@ def _counter(text: str, file: str, key: str | None, comparison: str) -> Atom:
 
 def _level(text: str, file: str, key: str | None, comparison: str) -> Atom:
     keys = LEVELS[file]
-    examples = {"pids.current": ">= 90%", "memory.current": "> 90%", "memory.stat": "> 64M", "uptime": "> 7d"}
+    examples = {
+        "pids.current": ">= 90%",
+        "memory.current": "> 90%",
+        "memory.stat": "> 64M",
+        "uptime": "> 7d",
+        "host.meminfo": "< 5%",
+    }
     example_key = f" {'anon' if 'anon' in keys else keys[0]}" if keys else ""
     example = f'"{file}{example_key} {examples.get(file, "> 25%")}"'
     if keys and key is None:
@@ -340,12 +347,13 @@ def _threshold(file: str, text: str, example: str) -> tuple[float, bool]:
     """(number, whether it is in per cent of the workload's own limit)."""
     number = text.removesuffix("%").rstrip()
     percent = text.endswith("%")
-    if percent and not (file in LIMITS or file in PRESSURES):
+    whole = file in LIMITS or file == "host.meminfo"
+    if percent and not (whole or file in PRESSURES):
         raise ValueError(f"compares {file} with a percentage, but it has no limit; write for example {example}")
     if percent or file in PRESSURES:
         if not _NUMBER.fullmatch(number) or float(number) > 100:
             raise ValueError(f"compares with {shown(text)}, not a percentage up to 100%; write for example {example}")
-        return float(number), percent and file in LIMITS
+        return float(number), percent and whole
     if file in DURATIONS:
         try:
             return parse_duration(text), False

@@ -34,12 +34,17 @@ _MEMORY_STAT = (
     "active_file unevictable slab_reclaimable slab_unreclaimable slab"
 )
 _PRESSURE = tuple(f"{kind} avg{window}" for kind in ("some", "full") for window in (10, 60, 300))
+OF_HOST = "host."
+"""What the names of the whole host's readings begin with: "host.memory.pressure" is /proc/pressure/memory."""
+HOST_MEMORY = {"MemAvailable": "MemTotal", "MemFree": "MemTotal", "SwapFree": "SwapTotal"}
+"""Keys of host.meminfo (/proc/meminfo), each with the one that a percentage of it is of."""
 SIZES: dict[str, tuple[str, ...]] = {
     "memory.current": (),
     "memory.stat": tuple(_MEMORY_STAT.split()),
+    "host.meminfo": tuple(HOST_MEMORY),
 }
 NUMBERS: dict[str, tuple[str, ...]] = {"pids.current": ()}
-PRESSURES = {"cpu.pressure": _PRESSURE, "io.pressure": _PRESSURE, "memory.pressure": _PRESSURE}
+PRESSURES = {f"{place}{kind}.pressure": _PRESSURE for place in ("", OF_HOST) for kind in ("cpu", "io", "memory")}
 UPTIME = "uptime"
 DURATIONS: dict[str, tuple[str, ...]] = {UPTIME: ()}
 LEVELS = SIZES | NUMBERS | PRESSURES | DURATIONS

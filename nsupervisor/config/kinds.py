@@ -100,7 +100,7 @@ class MapOf:
 
 @frozen
 class TableOf:
-    """A table that becomes an object of a model class; `named`: a table of such tables, by workload name."""
+    """A table that becomes an object of a model class; `named`: a table of such tables, by name."""
 
     cls: type
     named: bool = False
@@ -448,6 +448,7 @@ USER = Scalar(_user, _STRING)
 VARIABLE = Scalar(_variable, {"type": "string", "pattern": exactly(VARIABLE_PATTERN)})
 OCTAL = Scalar(_octal, {"type": "string", "pattern": exactly("(0o)?[0-7]{1,5}")}, "{:04o}".format)
 NICE = integer(-20, 19, 10)
+PRIORITY = integer(-(10**9), 10**9, 10)
 INSTANCES = integer(1, 10_000, 4)
 POSITIVE = integer(1, 2**31 - 1, 5)
 ID = integer(0, MAX_ID, 100_000)

@@ -195,7 +195,7 @@ class _Loader:
         """Report a key that the model does not have, with the most likely reason."""
         slots = keys_of(cls)
         table = f"[{shown_path(path)}]" if path else "the file"
-        if name in model.PLANNED.get(cls, ()):
+        if any(name in model.PLANNED.get(base, ()) for base in cls.__mro__):
             message = "is not available yet in this version; remove it"
         elif nearest := did_you_mean(name, slots):
             message = f"is not a key of {table}{nearest}".replace(", did", "; did")
@@ -221,7 +221,7 @@ class _Loader:
                 if not isinstance(value, dict):
                     instead = f"[{shown_path(path)}{'.NAME' if named else ''}]"
                     return self.problem(path, f"{shown(value)} is not a table; write {instead} and its keys below it")
-                return self.workloads(value, path) if named else self.object(cls, value, path)
+                return self.named(cls, value, path) if named else self.object(cls, value, path)
             case Tables():
                 return self.tables(kind, value, path)
             case Prefixed():  # keys_of has taken it apart
@@ -262,12 +262,13 @@ class _Loader:
                 self.problem(place, f"{shown(item)} is not a table; write {{ KEY = VALUE, … }}")
                 continue
             filled = {}
-            if kind.cls is model.Rule:
-                filled = {"name": shown_path(place[-2:]), "line": self.positions.line(place)}
+            if issubclass(kind.cls, model.Rule):
+                own = kind.cls is model.Rule
+                filled = {"name": shown_path(place[-2:] if own else place), "line": self.positions.line(place)}
             items.append(self.object(kind.cls, item, place, **filled))
         return tuple(items)
 
-    def workloads(self, value: dict[str, Any], path: Path) -> dict[str, Any]:
+    def named(self, cls: type, value: dict[str, Any], path: Path) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for name, table in value.items():
             place = (*path, name)
@@ -276,7 +277,7 @@ class _Loader:
             if not isinstance(table, dict):
                 self.problem(place, f"{shown(table)} is not a table; write [{shown_path(place)}] and its keys below it")
                 continue
-            result[name] = self.object(model.Workload, table, place, name=name)
+            result[name] = self.object(cls, table, place, name=name)
         return result
 
 

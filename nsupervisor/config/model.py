@@ -12,14 +12,17 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from attrs import field, frozen
+from attrs import field, fields, frozen
 
 from nsupervisor.config import action_kinds as actions
 from nsupervisor.config import kinds
 from nsupervisor.config import limit_kinds as limits
 from nsupervisor.config.conditions import Condition as Condition  # a part of the model like the others
 from nsupervisor.config.kinds import Choice, ListOf, MapOf, Prefixed, TableOf, Tables, key
-from nsupervisor.config.units import Percent
+from nsupervisor.config.resources import IoLatency as IoLatency
+from nsupervisor.config.resources import IoMax as IoMax
+from nsupervisor.config.resources import RdmaMax as RdmaMax
+from nsupervisor.config.resources import Resources as Resources
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 Restart = Literal["no", "always", "on-success", "on-failure", "on-abnormal", "on-watchdog"]
@@ -133,106 +136,6 @@ class Security:
 
 
 @frozen(kw_only=True)
-class IoMax:
-    """[[workload.NAME.resources.io_max]]: how fast one disk may be used. None: no limit."""
-
-    device: str = field(metadata=key(kinds.PATH, "a file or directory on the disk, or its device node"))
-    rbps: int | None = field(default=None, metadata=key(kinds.LIMIT, "bytes read a second"))
-    wbps: int | None = field(default=None, metadata=key(kinds.LIMIT, "bytes written a second"))
-    riops: int | None = field(default=None, metadata=key(limits.RATE_LIMIT, "reads a second"))
-    wiops: int | None = field(default=None, metadata=key(limits.RATE_LIMIT, "writes a second"))
-
-
-@frozen(kw_only=True)
-class IoLatency:
-    """[[workload.NAME.resources.io_latency]]: others are throttled when this one's requests take longer."""
-
-    device: str = field(metadata=key(kinds.PATH, "a file or directory on the disk, or its device node"))
-    target: int = field(metadata=key(limits.LATENCY, 'how long a request may take: "20ms", or microseconds'))
-
-
-@frozen(kw_only=True)
-class RdmaMax:
-    """[[workload.NAME.resources.rdma_max]]: what may be had of one RDMA device. None: no limit."""
-
-    device: str = field(metadata=key(kinds.WORD, 'as rdma.max calls it: "mlx4_0"'))
-    hca_handle: int | None = field(default=None, metadata=key(limits.NUMBER_LIMIT, "handles"))
-    hca_object: int | None = field(default=None, metadata=key(limits.NUMBER_LIMIT, "objects"))
-
-
-@frozen
-class Resources:
-    """[workload.NAME.resources]: cgroup v2 files by their own names. None, or an empty table or list: not set."""
-
-    required: bool = field(
-        default=True,
-        metadata=key(kinds.BOOLEAN, "refuse to start where the host cannot enforce these; false: warn and go on"),
-    )
-    memory_min: int | Percent | None = field(
-        default=None, metadata=key(limits.MEMORY_PROTECTION, "below it, nothing is ever taken away from it")
-    )
-    memory_low: int | Percent | None = field(
-        default=None, metadata=key(limits.MEMORY_PROTECTION, "below it, others give memory back first")
-    )
-    memory_high: int | Percent | None = field(
-        default=None, metadata=key(limits.MEMORY_LIMIT, "above it, allocations slow down")
-    )
-    memory_max: int | Percent | None = field(
-        default=None, metadata=key(limits.MEMORY_LIMIT, "above it, the OOM killer comes")
-    )
-    memory_swap_max: int | Percent | None = field(
-        default=None, metadata=key(limits.MEMORY_LIMIT_0, "what it may have in swap, beside memory_max")
-    )
-    memory_zswap_max: int | Percent | None = field(
-        default=None, metadata=key(limits.MEMORY_LIMIT_0, "what it may have compressed in memory")
-    )
-    memory_oom_group: bool | None = field(
-        default=None, metadata=key(kinds.BOOLEAN, "the OOM killer ends the whole workload")
-    )
-    pids_max: int | Percent | None = field(default=None, metadata=key(limits.COUNT_LIMIT, "processes and threads"))
-    cpu_max: tuple[int | None, int] | None = field(
-        default=None,
-        metadata=key(limits.CPU_MAX, 'share of CPU time: "150%", "QUOTA PERIOD" in microseconds, "max"'),
-    )
-    cpu_max_burst: int | None = field(
-        default=None, metadata=key(limits.MICROSECONDS, 'unused time it may catch up on: "20ms", or microseconds')
-    )
-    cpu_weight: int | Literal["idle"] | None = field(
-        default=None,
-        metadata=key(
-            limits.CPU_WEIGHT, 'share of busy CPUs against its siblings; the kernel\'s is 100; "idle": only else'
-        ),
-    )
-    cpuset_cpus: str | None = field(default=None, metadata=key(limits.CPU_LIST, 'the CPUs it may run on: "0-1,4"'))
-    cpuset_mems: str | None = field(default=None, metadata=key(limits.NODE_LIST, 'its memory nodes: "0"'))
-    cpuset_cpus_partition: Literal["member", "root", "isolated"] | None = field(
-        default=None,
-        metadata=key(Choice("member", "root", "isolated"), "whether its CPUs are taken away from all others"),
-    )
-    io_max: tuple[IoMax, ...] = field(default=(), metadata=key(Tables(IoMax), "how fast disks may be used"))
-    io_weight: dict[str, int] | None = field(
-        default=None,
-        metadata=key(limits.IO_WEIGHT, "share of busy disks against its siblings; the kernel's is 100"),
-    )
-    io_latency: tuple[IoLatency, ...] = field(
-        default=(), metadata=key(Tables(IoLatency), "how long requests to disks may take")
-    )
-    hugetlb: dict[str, int | None] = field(
-        factory=dict, metadata=key(Prefixed("hugetlb_", limits.HUGE_PAGES), "bytes in huge pages of this size")
-    )
-    """By page size: {"2MB_max": bytes, or None for no limit}."""
-    misc_max: dict[str, int | None] = field(
-        factory=dict,
-        metadata=key(MapOf(limits.NUMBER_LIMIT, key=kinds.WORD), "other resources, as misc.capacity has"),
-    )
-    rdma_max: tuple[RdmaMax, ...] = field(default=(), metadata=key(Tables(RdmaMax), "what may be had of RDMA devices"))
-    unified: dict[str, str] = field(
-        factory=dict,
-        metadata=key(MapOf(limits.RAW_VALUE, key=limits.RAW_FILE), "other cgroup v2 files, as they are"),
-    )
-
-
-@frozen(kw_only=True)
 class Rule:
     """[[workload.NAME.policy]]: when this holds for so long, do that."""
 
@@ -269,6 +172,60 @@ class Rule:
     dry_run: bool = field(default=False, metadata=key(kinds.BOOLEAN, "say what would be done, and do nothing"))
     name: str = "policy[0]"
     line: int = 0
+
+
+Victim = Literal["largest-memory", "fastest-growing", "lowest-priority", "newest"]
+
+
+@frozen(kw_only=True)
+class GroupRule(Rule):
+    """[[group.NAME.policy]] and [[host.policy]]: when this holds for so long, do that to one of the members."""
+
+    action: ActionName = field(metadata=key(actions.GROUP_ACTION, "what to do"))
+    then: tuple[ActionName, ...] = field(
+        default=(),
+        metadata=key(actions.GROUP_STEPS, "… this instead; of several, each so often, then the next"),
+    )
+    victim: Victim | None = field(
+        default=None,
+        metadata=key(
+            Choice("largest-memory", "fastest-growing", "lowest-priority", "newest"),
+            "to which of the members; what only tells needs none",
+        ),
+    )
+    cooldown: float = field(
+        default=15.0, metadata=key(kinds.DURATION, "how long to be quiet after the last act on a member")
+    )
+    verify_sec: float = field(
+        default=5.0,
+        metadata=key(kinds.DURATION, "how long an act may take to show; after that, the next member's turn"),
+    )
+
+
+@frozen(kw_only=True)
+class Group(Resources):
+    """[group.NAME]: a cgroup around those of its members, with limits for all of them together."""
+
+    description: str = field(default="", metadata=key(kinds.TEXT, "for people"))
+    group: str | None = field(default=None, metadata=key(kinds.NAME, "the group that it is in itself"))
+    policy: tuple[GroupRule, ...] = field(
+        default=(), metadata=key(Tables(GroupRule), "what the group's readings lead to")
+    )
+    name: str = ""
+
+    @property
+    def resources(self) -> Resources:
+        """The limits alone."""
+        return Resources(**{attribute.name: getattr(self, attribute.name) for attribute in fields(Resources)})
+
+
+@frozen
+class Host:
+    """[host]: what the readings of the whole host lead to."""
+
+    policy: tuple[GroupRule, ...] = field(
+        default=(), metadata=key(Tables(GroupRule), "what to do to one of all workloads, and when")
+    )
 
 
 _WHERE = Choice("journal", "file", "both", "none")
@@ -382,6 +339,15 @@ class Workload:
         default=10.0,
         metadata=key(kinds.TIMEOUT, 'then everything left is killed; "infinity" to wait for ever', live=True),
     )
+    group: str | None = field(default=None, metadata=key(kinds.NAME, "the group whose limits it shares"))
+    priority: int = field(
+        default=0,
+        metadata=key(kinds.PRIORITY, "how much it matters beside others: victim = lowest-priority", live=True),
+    )
+    managed_oom_preference: Literal["none", "avoid", "omit"] = field(
+        default="none",
+        metadata=key(Choice("none", "avoid", "omit"), "whether it can be a victim: yes, last of all, never", live=True),
+    )
     namespaces: Namespaces = field(
         factory=Namespaces, metadata=key(TableOf(Namespaces), "true: a new one; false: the supervisor's")
     )
@@ -408,14 +374,26 @@ class Config:
     workloads: dict[str, Workload] = field(
         factory=dict, metadata=key(TableOf(Workload, named=True), "the programs, by name", toml="workload")
     )
+    groups: dict[str, Group] = field(
+        factory=dict, metadata=key(TableOf(Group, named=True), "limits that several share, by name", toml="group")
+    )
+    host: Host = field(factory=Host, metadata=key(TableOf(Host), "what the host's readings lead to"))
+
+    def around(self, member: Workload | Group) -> tuple[Group, ...]:
+        """The groups that a workload or a group is in, the outermost first."""
+        found: list[Group] = []
+        while member.group is not None and (group := self.groups.get(member.group)) is not None:
+            if group in found:  # a circle, which is told as such
+                break
+            found.insert(0, group)
+            member = group
+        return tuple(found)
 
 
 PLANNED: dict[type, tuple[str, ...]] = {
-    Config: ("group",),
     Supervisor: ("dashboard", "api"),
-    Workload: ("group", "on_failure", "readiness", "liveness", "network", "root", "timer", "sockets"),
+    Workload: ("on_failure", "readiness", "liveness", "network", "root", "timer", "sockets"),
     Security: ("capability_bounding_set", "seccomp", "landlock"),
     Resources: ("network_max",),
-    Rule: ("victim",),
 }
 """Keys of later versions, by class: refused like any unknown key, but the message says that they are to come."""

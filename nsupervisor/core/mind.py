@@ -44,7 +44,16 @@ class Turn:
     """The oldest rule that waits may do what it asks for."""
 
 
-Input = events.Event | Seen | Turn
+@attrs.frozen
+class Sentence:
+    """A rule of a group, or of the host, has gone off, and this workload is whom it hits."""
+
+    generation: int
+    """The generation that was chosen."""
+    fired: Fired
+
+
+Input = events.Event | Seen | Turn | Sentence
 
 
 @attrs.frozen
@@ -89,6 +98,8 @@ def take(mind: Mind, what: Input, moment: Moment, workload: Workload) -> Thought
                 return Thought(mind)  # most samples say nothing new, and there are many of them
             due = tuple(Due(mind.life.generation, one, what.at) for one in fired)
             return Thought(attrs.evolve(mind, engine=engine, due=(*mind.due, *due)))
+        case Sentence(generation=generation, fired=one):
+            return Thought(attrs.evolve(mind, due=(*mind.due, Due(generation, one))))
         case Turn():
             if not mind.due:
                 return Thought(mind)

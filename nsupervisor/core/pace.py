@@ -9,7 +9,7 @@ from math import inf
 
 from nsupervisor.config.conditions import Atom
 from nsupervisor.config.facts import PRESSURES, UPTIME, sampled
-from nsupervisor.core.rules import RATE_SPAN, Engine, Limits, Snapshot, threshold
+from nsupervisor.core.rules import RATE_SPAN, Engine, Limits, Snapshot, threshold, with_host
 
 FASTEST, NEAR, SLOWEST = 0.05, 0.1, 2.0
 """Seconds between two samples: of what comes nearer quickly, of what is near, of what is far away."""
@@ -27,6 +27,7 @@ def pace(engine: Engine, before: Snapshot, after: Snapshot, elapsed: float, limi
     ``before`` and ``after``: the last two samples, ``elapsed`` seconds apart; ``engine`` has seen both.
     """
     soonest = inf
+    limits = with_host(limits, after)
     for rule, memory in zip(engine.rules, engine.memories, strict=True):
         for atom, remembered in zip(rule.when.atoms, memory.atoms, strict=True):
             if atom.kind == "level":

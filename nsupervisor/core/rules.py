@@ -28,13 +28,13 @@ fired, what each asks for, and the cause.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import attrs
 
 from nsupervisor.config.conditions import Atom
-from nsupervisor.config.facts import EXIT
-from nsupervisor.config.model import ActionName, Rule
+from nsupervisor.config.facts import EXIT, HOST_MEMORY
+from nsupervisor.config.model import ActionName, GroupRule, Rule
 from nsupervisor.core import backoff
 from nsupervisor.core.adjusting import Settings, adjusted
 
@@ -93,6 +93,17 @@ class Cause:
     threshold: float | None = None
     held: float | None = None
     """For how many seconds the condition had held."""
+    group: str | None = None
+    """The group whose rule it is: "group/batch", or "host"; None for a workload's own."""
+    victim: str | None = None
+    """How the workload was chosen; `nsupervisor.core.victims` has the order, and says what each candidate weighed."""
+    candidates: tuple[Mapping[str, Any], ...] | None = None
+    escalates: str | None = None
+    """Whom it was done to before, and why that did not help."""
+
+    def record(self) -> dict[str, Any]:
+        """As a record has it: without what does not apply."""
+        return {key: value for key, value in attrs.asdict(self).items() if value is not None}
 
 
 @attrs.frozen
@@ -128,6 +139,18 @@ class Engine:
         """A new generation begins: a level has to hold anew. Counters and cooldowns go on, as the cgroup does."""
         return attrs.evolve(self, memories=tuple(attrs.evolve(m, since=None, spent=False) for m in self.memories))
 
+    def holds(self, rule: Rule) -> bool:
+        """Whether a rule's condition held when it was looked at last."""
+        return self.memories[self.rules.index(rule)].since is not None
+
+    def hushed(self, now: float) -> "Engine":
+        """As if each rule that has a victim had fired now: it is quiet for its cooldown."""
+        memories = tuple(
+            attrs.evolve(memory, fired_at=now) if isinstance(rule, GroupRule) and rule.victim is not None else memory
+            for rule, memory in zip(self.rules, self.memories, strict=True)
+        )
+        return attrs.evolve(self, memories=memories)
+
     def together(self, file: str) -> tuple[str, ...]:
         """The files to be read when ``file`` has news, so that each rule that looks at it sees one moment."""
         files = {file: None}
@@ -140,6 +163,7 @@ class Engine:
     def observe(self, snapshot: Snapshot, limits: Limits, now: float) -> tuple["Engine", tuple[Fired, ...]]:
         """Take in a snapshot. A rule none of whose files is in it is left as it is."""
         memories, fired = list(self.memories), []
+        limits = with_host(limits, snapshot)
         for i, rule in enumerate(self.rules):
             if any(atom.file in snapshot for atom in rule.when.atoms):
                 memories[i], one = _observe(memories[i], rule, snapshot, limits, now)
@@ -150,8 +174,19 @@ class Engine:
         return attrs.evolve(self, memories=tuple(memories)), tuple(fired)
 
 
-LIMIT_OF = {"pids.current": "pids.max", "memory.current": "memory.max"}
+LIMIT_OF = {"pids.current": "pids.max", "memory.current": "memory.max"} | {
+    f"host.meminfo {part}": f"host.meminfo {whole}" for part, whole in HOST_MEMORY.items()
+}
 """What a threshold in per cent is a percentage of."""
+
+
+def with_host(limits: Limits, snapshot: Snapshot) -> Limits:
+    """The limits, with what the host has of memory and swap, where the snapshot tells. Of no swap at all, none is free:
+    0 is below each percentage of it."""
+    meminfo = snapshot.get("host.meminfo")
+    if meminfo is None:
+        return limits
+    return {**limits, **{f"host.meminfo {all_}": max(meminfo.get(all_, 0.0), 1.0) for all_ in HOST_MEMORY.values()}}
 
 
 def threshold(atom: Atom, limits: Limits) -> float | None:
@@ -159,7 +194,7 @@ def threshold(atom: Atom, limits: Limits) -> float | None:
     assert atom.threshold is not None
     if not atom.percent:
         return atom.threshold
-    limit: float | None = limits.get(LIMIT_OF[atom.file])
+    limit: float | None = limits.get(LIMIT_OF[f"{atom.file} {atom.key}" if atom.key else atom.file])
     return None if limit is None else limit * atom.threshold / 100
 
 

@@ -40,7 +40,7 @@ class ConsoleFormat:
         """One record of the service; a traceback follows on lines of its own."""
         rest = dict(fields)
         exception = rest.pop("exception", None)
-        line = self._head(timestamp, level, rest.pop("workload", "")) + _plain(event)
+        line = self._head(timestamp, level, rest.pop("workload", None) or rest.pop("group", "")) + _plain(event)
         line += "".join(f" {_plain(str(key))}={_value(value)}" for key, value in rest.items())
         if exception is not None:
             line += "".join(f"\n    {_plain(part)}" for part in str(exception).split("\n"))

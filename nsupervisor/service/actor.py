@@ -13,7 +13,7 @@ import contextlib
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import attrs
 import trio
@@ -26,8 +26,8 @@ from nsupervisor.core.actions import Action, Complain, FreezeAll, KillAll, Signa
 from nsupervisor.core.backoff import within
 from nsupervisor.core.exits import Exit, signal_name
 from nsupervisor.core.lifecycle import Life, State
-from nsupervisor.core.mind import Mind, Thought
-from nsupervisor.core.rules import Engine
+from nsupervisor.core.mind import Mind, Sentence, Thought
+from nsupervisor.core.rules import Engine, Fired
 from nsupervisor.keeper.client import Ended, Execed, KeeperLost, SpawnError
 from nsupervisor.metrics.counters import Counters
 from nsupervisor.service.identity import IdentityError
@@ -41,6 +41,9 @@ from nsupervisor.service.thinker import Thinker
 from nsupervisor.service.trail import Trail, digest
 from nsupervisor.service.voice import Voice
 from nsupervisor.service.world import World
+
+if TYPE_CHECKING:
+    from nsupervisor.service.group import Group
 
 
 @attrs.frozen
@@ -78,6 +81,10 @@ class Actor:
     pid: int | None = None
     """The program's pid, in the host's PID namespace."""
     last_exit: Exit | None = None
+    groups: tuple["Group", ...] = ()
+    """Those that it is in, the outermost first, and the host; `Groups.add` says so."""
+    moves_to: Callable[[Resources], Cgroup] | None = None
+    """Makes the cgroup in which its next generation is to live, with these limits; None where it stays."""
     pending: trio.CancelScope | None = None
     """The start that waits for other workloads, so that a stop can call it off."""
     counters: Counters = attrs.field(init=False, factory=Counters)
@@ -176,6 +183,15 @@ class Actor:
         self.judge.refresh()
         self.remember()
 
+    async def remeasure(self) -> str:
+        """A limit of a group around it has changed: set anew what is in per cent of it. Why not, if that failed."""
+        return await self.setter.remeasure()
+
+    def sentence(self, fired: Fired, generation: int) -> None:
+        """A rule of a group has chosen this one; it is done in its turn, if it is still about the same generation."""
+        self.thinker.take(Sentence(generation, fired))
+        self.post(Nudge())
+
     @property
     def up(self) -> bool:
         """Those that wait for this workload may start: it works, or it did its one job."""
@@ -209,6 +225,8 @@ class Actor:
                     self.pid = pid
                     self._say("started", pid=pid)
                     self.judge.began()
+                    for group in self.groups:
+                        group.resume()
                     self.output.begin(self.life.generation, pid)
                 await self._happen(events.Execed(_generation(id_)))
                 self.remember()
@@ -352,7 +370,10 @@ class Actor:
             if self.populated():
                 pids = ", ".join(map(str, self.cgroup.procs()[:5]))
                 raise CgroupError(f"its cgroup {self.cgroup.path} is still populated (pids {pids}); end them first")
-            if self.cgroup.killed:
+            if self.moves_to is not None:
+                await self.setter.settled()
+                self._move(self.moves_to(self.resources))
+            elif self.cgroup.killed:
                 await self.setter.settled()
                 self.world.watcher.remove(self.cgroup)
                 self.cgroup.renew(self.resources)
@@ -378,6 +399,15 @@ class Actor:
         self.trail.spawned(spawned, digest(spec))
         self.output.expect(spawned)
         return True
+
+    def _move(self, cgroup: Cgroup) -> None:
+        """From now on it lives in another cgroup; in the old one nobody is left."""
+        self.world.watcher.remove(self.cgroup)
+        self.cgroup.remove()
+        self.moves_to = None
+        self.cgroup = self.judge.cgroup = self.setter.cgroup = cgroup
+        self.judge.refresh()
+        self.judge.watch(self._hear)
 
     def _meanwhile(self) -> None:
         """What must not hold up a start: the records about the end before it, and the word for a next supervisor."""

@@ -19,6 +19,7 @@ import orjson
 import trio
 
 from nsupervisor import __version__
+from nsupervisor.config.model import Rule
 
 PATIENCE = 30.0
 """Seconds that a program may take before it is killed."""
@@ -26,6 +27,18 @@ WEB_PATIENCE = 10.0
 """Seconds that a web server may take."""
 MOST_REQUESTS, MOST_WAITING = 8, 256
 """Requests at one time, and those that may wait for their turn. A server that does not answer must cost no more."""
+
+
+async def tell(action: str, rule: Rule, record: Mapping[str, Any]) -> str:
+    """Tell whom a rule says of its action, if it does: what went wrong, in words."""
+    match action:
+        case "exec":
+            return await run_hook(rule.exec_, record)
+        case "webhook":
+            return await post_record(rule.webhook or "", record)
+        case "notify":
+            return send_record(rule.notify or "", record)
+    return ""
 
 
 async def run_hook(command: Sequence[str], record: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from nsupervisor.core.mind import Due, Seen, Thought, Turn
 from nsupervisor.core.pace import pace
 from nsupervisor.core.rules import Engine, Snapshot
 from nsupervisor.metrics.counters import Counters
-from nsupervisor.service.hooks import post_record, run_hook, send_record
+from nsupervisor.service.hooks import tell
 from nsupervisor.service.thinker import Thinker
 from nsupervisor.service.world import World
 
@@ -165,7 +165,7 @@ class Judge:
 
     async def _fire(self, due: Due, life: Life, thought: Thought) -> None:
         rule, action = due.fired.rule, due.fired.action
-        cause = {key: value for key, value in attrs.asdict(due.fired.cause).items() if value is not None}
+        cause = due.fired.cause.record()
         more: dict[str, Any] = {"dry_run": True} if rule.dry_run else {}
         if action == "signal":
             more["signal"] = signal_name(rule.signal or signal.SIGTERM)
@@ -190,14 +190,7 @@ class Judge:
 
     async def _tell(self, action: str, rule: Rule, record: dict[str, Any]) -> None:
         """Tell somebody outside. That takes its time, and nothing waits for it; what goes wrong is a warning."""
-        match action:
-            case "exec":
-                problem = await run_hook(rule.exec_, record)
-            case "webhook":
-                problem = await post_record(rule.webhook or "", record)
-            case _:
-                problem = send_record(rule.notify or "", record)
-        if problem:
+        if problem := await tell(action, rule, record):
             self.hands.say("warning", "warning", message=f"{rule.name}: {problem}")
 
     def read(self, file: str) -> Mapping[str, float]:

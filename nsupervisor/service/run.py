@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,10 +25,9 @@ from nsupervisor import __version__
 from nsupervisor.api import app, serve
 from nsupervisor.cgroups import Cgroup, CgroupError, Host, Tree, Watcher, open_watcher
 from nsupervisor.cgroups.directories import processes
-from nsupervisor.config.facts import NOT_FILES
 from nsupervisor.config.files import read_text
 from nsupervisor.config.load import ConfigError, parse
-from nsupervisor.config.model import Config, Workload
+from nsupervisor.config.model import Config, Group, Workload
 from nsupervisor.config.model import Supervisor as Settings
 from nsupervisor.config.positions import scan
 from nsupervisor.core import events
@@ -38,13 +38,14 @@ from nsupervisor.metrics.server import serve_metrics
 from nsupervisor.service.actor import Actor
 from nsupervisor.service.announce import announce
 from nsupervisor.service.clock import Monotonic
+from nsupervisor.service.groups import Groups
 from nsupervisor.service.history import History
 from nsupervisor.service.kept import DELAYS, Kept, open_kept
 from nsupervisor.service.output import STREAMS_DIRECTORY
 from nsupervisor.service.privileges import explain
 from nsupervisor.service.reaper import reap_strangers
 from nsupervisor.service.reopen import REOPEN, reopen_on_signal
-from nsupervisor.service.requirements import unmet
+from nsupervisor.service.requirements import about, uncounted, unmet
 from nsupervisor.service.state import Found, Record, StateFile, read
 from nsupervisor.service.supervisor import AT_REST, Supervisor, instances
 from nsupervisor.service.takeover import by_name, readopt, removed, resources, see_off, take_over
@@ -74,7 +75,7 @@ def main(path: str) -> int:
     refused = [str(problem) for problem, warning in problems if not warning]
     if refused:
         return _refuse(BAD_CONFIGURATION, *refused)
-    warnings = [(problem.key.split(".")[1], str(problem)) for problem, _ in problems]
+    warnings = [(about(problem), str(problem)) for problem, _ in problems]
     # From here to the end of the process a signal waits until somebody listens: its default action would end the
     # service between two steps, and leave behind what the first of them has made.
     signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, REOPEN))
@@ -129,13 +130,13 @@ def _runtime_directory(config: Config) -> Iterator[Path]:
         os.close(lock)
 
 
-async def _service(config: Config, host: Host, directory: Path, warnings: list[tuple[str, str]]) -> int:
+async def _service(config: Config, host: Host, directory: Path, warnings: list[tuple[dict[str, str], str]]) -> int:
     settings = config.supervisor
     async with open_journal(settings.log_output, level=settings.log_level, format=settings.log_format) as journal:
         history = History()
         journal.listener = history.add
-        for name, text in warnings:
-            journal.log.warning("limit not enforced", workload=name, message=text)
+        for whom, text in warnings:
+            journal.log.warning("limit not enforced", message=text, **whom)
         status = DONE
         with _listening() as signals:
             async with open_kept(directory) as keeper:
@@ -177,10 +178,15 @@ def _listening() -> Iterator[AsyncIterator[int]]:
 
 def _refuse_unenforceable(config: Config, host: Host) -> None:
     """What the kernel did not let us have shows only once the tree has been made. Raises CgroupError."""
-    for workload in config.workloads.values():
-        problems = host.problems(workload.resources) if workload.resources.required else []
+    members: dict[str, Workload | Group] = {
+        **{f"workload.{name}.resources": workload for name, workload in config.workloads.items()},
+        **{f"group.{name}": group for name, group in config.groups.items()},
+    }
+    for place, member in members.items():
+        around = host.around(group.resources for group in config.around(member))
+        problems = host.problems(member.resources, around) if member.resources.required else []
         if problems:
-            raise CgroupError("\n".join(f"workload.{workload.name}.resources.{problem}" for problem in problems))
+            raise CgroupError("\n".join(f"{place}.{problem}" for problem in problems))
 
 
 def _hold_tree(path: str) -> int:
@@ -229,13 +235,15 @@ async def _supervise(config: Config, host: Host, tree: Tree, shared: Shared, sig
         world = World(keeper, watcher, journal, captures, directory, file, logs)
         world.measures.begin(keeper)
         captures.start_soon(reap_strangers, keeper.pid)
-        actors = {
-            name: _actor(name, workload, instance, tree, world, found.records.get(name))
-            for name, workload, instance in _each(config)
-        }
+        groups, placed = Groups.make(config, tree, world), tree.found()
+
+        def actor(name: str, workload: Workload, instance: int | None) -> Actor:
+            return _actor(name, workload, instance, (tree, groups, placed.get(name)), world, found.records.get(name))
+
+        actors = {name: actor(name, workload, instance) for name, workload, instance in _each(config)}
         leaving = {
-            name: _actor(name, removed(name, found.records.get(name)), None, tree, world, found.records.get(name))
-            for name in _names_left(found, children, tree)
+            name: actor(name, removed(name, found.records.get(name)), None)
+            for name in dict.fromkeys([*found.records, *children, *placed])
             if name not in actors
         }
         try:
@@ -243,10 +251,13 @@ async def _supervise(config: Config, host: Host, tree: Tree, shared: Shared, sig
                 everybody = {**actors, **leaving}
                 living = await take_over(everybody, found.records, children, keeper, config.supervisor.orphans)
                 exposition = Exposition(journal, world.measures, keeper.pid)
-                supervisor = Supervisor(config, actors, nursery, keeper.pid, host.mode, tree.path, exposition, history)
-                for actor in everybody.values():
-                    nursery.start_soon(actor.run)
+                supervisor = Supervisor(
+                    config, actors, groups, nursery, keeper.pid, host.mode, tree.path, exposition, history
+                )
+                for one in everybody.values():
+                    nursery.start_soon(one.run)
                 nursery.start_soon(reopen_on_signal, actors.values(), journal)
+                groups.watch()
                 await nursery.start(serve, app(supervisor), directory / "api.sock")
                 if config.supervisor.metrics is not None:
                     await nursery.start(serve_metrics, supervisor, config.supervisor.metrics)
@@ -258,24 +269,19 @@ async def _supervise(config: Config, host: Host, tree: Tree, shared: Shared, sig
                 if living:
                     text = f"{living} workloads of the supervisor before this one run on"
                     journal.log.warning("taken over", message=text, workloads=living)
-                for actor in leaving.values():
-                    nursery.start_soon(see_off, actor)
+                for one in leaving.values():
+                    nursery.start_soon(see_off, one)
                 _begin(supervisor, found)
                 announce(journal, "READY=1")
                 nursery.start_soon(_until_signalled, signals, supervisor, journal, nursery.cancel_scope, leaving)
                 await _follow_keeper(keeper, everybody, supervisor, tree)
         finally:
             await _end_all([*actors.values(), *leaving.values()])
+            groups.close()
         with trio.move_on_after(LAST_WORDS):
             await supervisor.drained()
         captures.cancel_scope.cancel()
     file.remove()
-
-
-def _names_left(found: Found, children: Mapping[str, object], tree: Tree) -> list[str]:
-    """The instances that an earlier supervisor may have left, whether anything of them lives or not."""
-    directories = [entry.name for entry in os.scandir(tree.path) if entry.is_dir(follow_symlinks=False)]
-    return list(dict.fromkeys([*found.records, *children, *directories]))
 
 
 def _begin(supervisor: Supervisor, found: Found) -> None:
@@ -291,31 +297,41 @@ def _begin(supervisor: Supervisor, found: Found) -> None:
             supervisor.start(extra=[supervisor.actors[name]], by=record.pending)
 
 
+Home = tuple[Tree, Groups, tuple[str, ...] | None]
+"""Where an instance is to live: in which tree and groups, and in which groups an earlier supervisor has left it."""
+
+
 def _actor(
-    name: str, workload: Workload, instance: int | None, tree: Tree, world: World, record: Record | None
+    name: str, workload: Workload, instance: int | None, home: Home, world: World, record: Record | None
 ) -> Actor:
     """The actor, with its cgroup; ``record`` is what is known of it from before. A rule on what this host does not
     count is refused, or left out with a warning."""
     in_force = resources(workload, record)
-    cgroup = tree.make(name, in_force)
+    tree, groups, left = home
+    make = partial(groups.cgroup, tree, name, workload)
+    cgroup = make(in_force) if left is None else tree.make(name, in_force, tree.groups(left))
+    moves = left is not None and left != tuple(group.config.name for group in groups.around(workload))
+    if moves and not cgroup.populated():
+        cgroup.remove()
+        cgroup, moves = make(in_force), False
     rules = []
     for rule in workload.policy:
-        try:
-            for atom in rule.when.atoms:
-                if atom.file not in NOT_FILES and not atom.told_by(cgroup.read(atom.file)):
-                    raise CgroupError(f"this host does not count {atom.key} in {atom.file}; it may need pure cgroup v2")
+        why = uncounted(rule, cgroup)
+        if why and workload.resources.required:
+            raise CgroupError(f"workload.{workload.name}.{rule.name} (line {rule.line}): {why}")
+        if why:
+            world.journal.log.warning("rule left out", workload=name, message=f"{rule.name}: {why}")
+        else:
             rules.append(rule)
-        except CgroupError as error:
-            if workload.resources.required:
-                raise CgroupError(f"workload.{workload.name}.{rule.name} (line {rule.line}): {error}") from None
-            world.journal.log.warning("rule left out", workload=name, message=f"{rule.name}: {error}")
-    told = {problem.key for problem in cgroup.host.problems(workload.resources)}
+    told = {problem.key for problem in cgroup.host.problems(workload.resources, cgroup.around())}
     for problem in cgroup.problems:
         if problem.key in told:
             continue
         world.journal.log.warning("limit not enforced", workload=name, message=str(problem))
     actor = Actor(name, attrs.evolve(workload, policy=tuple(rules)), instance, cgroup, world)
     actor.setter.resources = in_force
+    actor.moves_to = make if moves else None
+    groups.add(actor)
     return actor
 
 

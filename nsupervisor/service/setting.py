@@ -15,7 +15,7 @@ from nsupervisor.cgroups import Cgroup, CgroupError
 from nsupervisor.config.changes import changed, difference
 from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import Resources, Workload
-from nsupervisor.config.units import DEFAULT_CPU_PERIOD
+from nsupervisor.config.units import DEFAULT_CPU_PERIOD, Percent
 from nsupervisor.core.adjusting import Settings
 
 Result = tuple[bool, str]
@@ -79,6 +79,17 @@ class Setter:
             self.nursery.start_soon(self._work)
         return turn
 
+    async def remeasure(self) -> str:
+        """A limit of a group around it has changed: set anew what is in per cent of it. Why not, if that failed."""
+        await self.settled()
+        try:
+            await remeasure(self.cgroup, self.resources)
+        except CgroupError as error:
+            self.say("warning", "warning", message=f"set: {error}")
+            return str(error)
+        self.changed()
+        return ""
+
     async def _work(self) -> None:
         try:
             while self._turns:
@@ -94,7 +105,7 @@ class Setter:
         before = self.resources
         try:
             after = changed(self.workload, before, turn.changes)
-            await self._write(before, after)
+            await write(self.cgroup, before, after)
         except (ConfigError, CgroupError) as error:
             self.say("warning", "warning", message=f"set: {error}")
             return False, str(error)
@@ -104,13 +115,26 @@ class Setter:
         self.say("action", turn.level, action="set", cause=turn.cause, before=was, after=is_)
         return True, ""
 
-    async def _write(self, before: Resources, after: Resources) -> None:
-        was, is_ = difference(before, after)
-        if not any(key.startswith(("memory_", "unified")) for key in (*was, *is_)):
-            self.cgroup.change(before, after)
-            return
-        cgroup = self.cgroup.apart(after)
-        try:
-            await trio.to_thread.run_sync(cgroup.change, before, after, abandon_on_cancel=True)
-        finally:
-            cgroup.close()
+
+async def write(cgroup: Cgroup, before: Resources, after: Resources) -> None:
+    """`Cgroup.change`, in a thread where the kernel may take its time. CgroupError as there."""
+    was, is_ = difference(before, after)
+    if not any(key.startswith(("memory_", "unified")) for key in (*was, *is_)):
+        cgroup.change(before, after)
+        return
+    other = cgroup.apart(after)
+    try:
+        await trio.to_thread.run_sync(other.change, before, after, abandon_on_cancel=True)
+    finally:
+        other.close()
+
+
+async def remeasure(cgroup: Cgroup, resources: Resources) -> None:
+    """`Cgroup.remeasure`, in a thread. CgroupError as there."""
+    if not any(isinstance(value, Percent) for value in attrs.asdict(resources, recurse=False).values()):
+        return
+    other = cgroup.apart(resources)
+    try:
+        await trio.to_thread.run_sync(other.remeasure, resources, abandon_on_cancel=True)
+    finally:
+        other.close()

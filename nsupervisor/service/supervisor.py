@@ -20,6 +20,7 @@ from nsupervisor.core import events, order
 from nsupervisor.core.lifecycle import Life, State
 from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.service.actor import Actor
+from nsupervisor.service.groups import PREFIX, Groups
 from nsupervisor.service.history import Follower, History
 from nsupervisor.service.recorder import Recorder, Recording, Terms
 from nsupervisor.service.stats import sample
@@ -36,6 +37,7 @@ class Supervisor:
 
     config: Config
     actors: dict[str, Actor]
+    groups: Groups
     nursery: trio.Nursery
     keeper_pid: int
     mode: str
@@ -67,6 +69,19 @@ class Supervisor:
     def status(self) -> list[dict[str, Any]]:
         """One object per workload instance, in the configuration's order."""
         return [actor.status() for actor in self.actors.values()]
+
+    def group_status(self) -> list[dict[str, Any]]:
+        """One object per group, each after those around it."""
+        return self.groups.status()
+
+    def matching_groups(self, pattern: str) -> list[str]:
+        """The full names of the groups that "group/batch" or "group/*" mean; none where it means workloads."""
+        return [group.name for group in self.groups.matching(pattern)]
+
+    async def set_group(self, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Change a group's own limits."""
+        ok, message = await self.groups.change(name, changes)
+        return {"name": name, "ok": ok, "state": None, "message": message}
 
     def stats(self) -> list[dict[str, Any]]:
         """The counters of each instance."""
@@ -100,7 +115,8 @@ class Supervisor:
         return self.recorder.record(actors, listeners, Terms(interval, seconds, most), self.config.path)
 
     def resolve(self, patterns: Sequence[str]) -> list[str]:
-        """The instances that ``patterns`` mean: "web" is all of web's; globs match either. Raises UnknownName."""
+        """The instances that ``patterns`` mean: "web" is all of web's, "group/batch" all in that group; globs match
+        either. Raises UnknownName."""
         found: dict[str, None] = {}
         for pattern in patterns:
             names = [
@@ -108,8 +124,10 @@ class Supervisor:
                 for name, actor in self.actors.items()
                 if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(actor.workload.name, pattern)
             ]
-            if not names:
-                known = [*self.actors, *self.config.workloads]
+            groups = self.groups.matching(pattern)
+            names += [actor.name for group in groups for actor in group.members]
+            if not names and not groups:
+                known = [*self.actors, *self.config.workloads, *(f"{PREFIX}{name}" for name in self.config.groups)]
                 raise UnknownName(pattern, next(iter(difflib.get_close_matches(pattern, known, 1)), None))
             found |= dict.fromkeys(names)
         return list(found)

@@ -105,11 +105,36 @@ class Standin:
         found: dict[str, None] = {}
         for pattern in patterns:
             names = [n for n in self.instances if any(fnmatch.fnmatchcase(x, pattern) for x in (n, n.split("@")[0]))]
+            names += ["db", "batch"] if self.matching_groups(pattern) else []
             if not names:
                 near = difflib.get_close_matches(pattern, [*self.instances, "web"], 1)
                 raise UnknownName(pattern, near[0] if near else None)
             found |= dict.fromkeys(names)
         return list(found)
+
+    def group_status(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": "group/night",
+                "text": "",
+                "group": None,
+                "members": ["db", "batch"],
+                "cgroup": "/sys/fs/cgroup/nsupervisor/group.night",
+                "memory_current": 12_939_428,
+                "memory_max": 1 << 30,
+                "pids_current": 3,
+                "pids_max": None,
+                "cpu_usage_usec": 1_234_567,
+                "memory_pressure_avg10": 0.0,
+            }
+        ]
+
+    def matching_groups(self, pattern: str) -> list[str]:
+        return ["group/night"] if fnmatch.fnmatchcase("group/night", pattern) else []
+
+    async def set_group(self, name: str, changes: Any) -> dict[str, Any]:
+        self.asked.append(("set", name, {"changes": changes}))
+        return {"name": name, "ok": True, "state": None, "message": ""}
 
     def stats(self) -> list[dict[str, Any]]:
         self.samples += 1

@@ -28,7 +28,27 @@ def test_status_is_a_table(supervisor):
         "web@2  running  4242   1d 2h         0  12.3M/64M     3",
         "db     running  4242   1d 2h         0  12.3M/64M     3",
         "batch  failed      -       -         4      0/64M     0  5 starts in 60 s",
+        "",
+        "GROUP        MEMBERS    MEMORY  PIDS  STALLED  WHO",
+        "group/night        2  12.3M/1G     3     0.0%  db, batch",
     ]
+
+
+def test_status_of_a_group_is_its_own_and_its_members(supervisor):
+    done = nsupervisor("status", "group/night", socket=supervisor)
+    assert re.findall(r"^\S+", done.stdout, re.MULTILINE) == ["group/night", "db", "batch"]
+    assert "  memory      12.3M of 1G\n" in done.stdout
+    found = json.loads(nsupervisor("status", "--json", "group/night", socket=supervisor).stdout)
+    assert [one["name"] for one in found] == ["db", "batch"]
+    (group,) = json.loads(nsupervisor("status", "--json", "--groups", socket=supervisor).stdout)
+    assert group["members"] == ["db", "batch"]
+    done = nsupervisor("status", "--groups", "group/nigth", socket=supervisor)
+    assert (done.returncode, "did you mean" in done.stderr) == (2, True)
+
+
+def test_set_of_a_group_sets_its_own_limits_and_a_verb_goes_to_its_members(supervisor):
+    assert nsupervisor("set", "group/night", "memory_max=2G", socket=supervisor).stdout == "group/night: done\n"
+    assert nsupervisor("stop", "group/night", socket=supervisor).stdout == "db: stopped\nbatch: stopped\n"
 
 
 def test_status_of_names_shows_details(supervisor):

@@ -161,7 +161,6 @@ command = []
         ("[supervisor]\nlog_output = 'file'\n", 'write "stdout" or an absolute path'),
         ("[supervisor]\nlog_output = { command = ['vector'] }\n", "is not available yet in this version"),
         ("[supervisor]\ndashboard = 'localhost:1'\n", "2: supervisor.dashboard: is not available yet in this version"),
-        ("[group.batch]\nmemory_max = '2G'\n", "1: group: is not available yet in this version; remove it"),
     ],
 )  # fmt: skip
 def test_what_the_file_may_not_have(text: str, message: str) -> None:

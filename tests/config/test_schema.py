@@ -24,6 +24,8 @@ VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 def model_keys(cls: type = Config, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Every key of the model; "*" for names that the user chooses and for elements of arrays."""
     for name, slot in keys_of(cls).items():
+        if any(name in keys_of(base) for base in cls.__mro__[1:-1]):
+            continue  # of a group's table and rules only what workloads' do not have
         place = (*path, name)
         yield place
         match slot.kind:
@@ -38,7 +40,7 @@ def model_keys(cls: type = Config, path: tuple[str, ...] = ()) -> Iterator[tuple
 def file_keys(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     if isinstance(value, dict):
         for name, item in value.items():
-            place = (*path, "*") if path == ("workload",) else (*path, name)
+            place = (*path, "*") if path in (("workload",), ("group",)) else (*path, name)
             yield place
             yield from file_keys(item, place)
     elif isinstance(value, list):
@@ -91,6 +93,10 @@ TABLES: dict[tuple[str, ...], str] = {
     'source = "/a"\ndestination = "/a"\n',
     ("workload", "*", "policy", "*"): '[workload.a]\ncommand = ["a"]\n[[workload.a.policy]]\n'
     'when = "memory.events oom"\naction = "log"\n',
+    ("group", "*"): "[group.a]\n",
+    ("group", "*", "policy", "*"): '[[group.a.policy]]\nwhen = "memory.events oom"\naction = "log"\n',
+    ("host",): "[host]\n",
+    ("host", "policy", "*"): '[[host.policy]]\nwhen = "memory.events oom"\naction = "log"\n',
 }  # fmt: skip
 every_name = sorted({key[-1] for key in model_keys()} | {name for names in PLANNED.values() for name in names})
 names = st.sampled_from(every_name) | st.from_regex("[a-z_-]{1,12}", fullmatch=True)

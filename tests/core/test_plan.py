@@ -18,7 +18,7 @@ M = 1 << 20
 
 NEEDS_A_PROCESS = {
     "command", "working_directory", "user", "supplementary_groups", "environment", "environment_file", "umask", "nice",
-    "init", "type", "watchdog_sec", "namespaces", "user_namespace", "mounts", "security",
+    "init", "type", "watchdog_sec", "group", "namespaces", "user_namespace", "mounts", "security",
 }  # fmt: skip
 
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 NAMES = """
 
-    NAME is a workload ("web": all its instances), an instance ("web@2") or a glob in quotes ("web*", "*").
+    NAME is a workload ("web": all its instances), an instance ("web@2"), a group ("group/batch": all in it) or a glob
+    in quotes ("web*", "*").
     """
 
 
@@ -28,7 +29,8 @@ def ask(socket_path: str, as_json: bool, verb: str, names: Iterable[str], **para
     else:
         colour = has_colour(sys.stdout)
         for result in results:
-            text = f"{result['name']}: {result['state']}" + (f", {result['message']}" if result["message"] else "")
+            state = result["state"] or "done"
+            text = f"{result['name']}: {state}" + (f", {result['message']}" if result["message"] else "")
             if result["ok"]:
                 print(coloured(printable(text), GREEN, colour))
             else:

@@ -33,7 +33,8 @@ _EVENT_WIDTH = len("not started")
 def events(socket_path: str, follow: bool, kinds: tuple[str, ...], as_json: bool, names: tuple[str, ...]) -> None:
     """Show the service's own records, oldest first: what happened, what it did, and why.
 
-    NAME is a workload ("web": all its instances), an instance ("web@2") or a glob in quotes ("web*"); without one, all.
+    NAME is a workload ("web": all its instances), an instance ("web@2"), a group ("group/batch": all in it) or a glob
+    in quotes ("web*"); without one, all.
     The service keeps the latest; all of them are in its log. With --json, one object a line, as in the log.
 
     Examples: nsupervisor events -f; nsupervisor events --event action --event exited web
@@ -52,7 +53,7 @@ class Lines:
 
     def line(self, record: dict[str, Any]) -> str:
         """A record for people."""
-        name = record.get("workload", "-")
+        name = record.get("workload") or record.get("group", "-")
         self.width = max(self.width, len(name))
         time = coloured(clock(moment(record), datetime.now().astimezone()), FAINT, self.colour)
         event = coloured(f"{record['event']:<{_EVENT_WIDTH}}", _COLOURS.get(record["level"], ""), self.colour)

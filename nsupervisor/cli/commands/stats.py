@@ -49,7 +49,8 @@ def stats(socket_path: str, as_json: bool, follow: bool, interval: float, names:
     CPU% is of one processor. THROTTLED% is how many of the periods in which it wanted to run its CPU limit cut short.
     CPU-WAIT%, MEM-WAIT% and IO-WAIT% are how much of the time a task of it stood still for want of that (pressure).
 
-    NAME is a workload ("web": all its instances), an instance ("web@2") or a glob in quotes ("web*").
+    NAME is a workload ("web": all its instances), an instance ("web@2"), a group ("group/batch": all in it) or a glob
+    in quotes ("web*").
     """
     client = Client(socket_path)
     before = client.stats(names)

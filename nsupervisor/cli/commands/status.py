@@ -43,25 +43,36 @@ COLOURS = {
 }
 HEADS = ("NAME", "STATE", "PID", "UPTIME", "RESTARTS", "MEMORY", "PIDS", "REASON")
 
+GROUP_HEADS = ("GROUP", "MEMBERS", "MEMORY", "PIDS", "STALLED", "WHO")
+
 
 @click.command(short_help="Show the workloads.")
 @socket_option
 @json_option
+@click.option("--groups", "only_groups", is_flag=True, help="Show the groups alone, and what they use together.")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
-def status(socket_path: str, as_json: bool, names: tuple[str, ...]) -> None:
-    """Show all workloads in a table, or all that is known about some.
+def status(socket_path: str, as_json: bool, only_groups: bool, names: tuple[str, ...]) -> None:
+    """Show all workloads and groups in tables, or all that is known about some.
 
-    NAME is a workload ("web": all its instances), an instance ("web@2") or a glob in quotes ("web*").
+    NAME is a workload ("web": all its instances), an instance ("web@2"), a group ("group/batch": all in it) or a glob
+    in quotes ("web*").
     """
-    found = Client(socket_path).status(names)
+    client, colour = Client(socket_path), has_colour(sys.stdout)
+    found = [] if only_groups else client.status(names)
+    of_groups = names if only_groups else [name for name in names if name.startswith("group/")]
+    wanted = only_groups or (not as_json and (of_groups or not names))
+    groups = client.groups(of_groups) if wanted else []
     if as_json:
-        emit_json(found)
+        emit_json(groups if only_groups else found)
     elif names:
-        print("\n\n".join(details(one, has_colour(sys.stdout)) for one in found))
+        all_of_it = [group_details(one, colour) for one in groups] + [details(one, colour) for one in found]
+        print("\n\n".join(all_of_it))
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-        for line in overview(found, width, has_colour(sys.stdout)):
-            print(line)
+        lines = [] if only_groups else overview(found, width, colour)
+        if groups:
+            lines += ["" for _ in lines[:1]] + group_overview(groups, width, colour)
+        print("\n".join(lines))
 
 
 def overview(found: Iterable[dict[str, Any]], width: int, colour: bool) -> list[str]:
@@ -86,6 +97,47 @@ def overview(found: Iterable[dict[str, Any]], width: int, colour: bool) -> list[
         for one in found
     ]
     return table(HEADS, rows, right=range(2, 7), width=width, paint=paint)
+
+
+def group_overview(groups: Iterable[dict[str, Any]], width: int, colour: bool) -> list[str]:
+    """The lines of the groups' table."""
+
+    def paint(column: int, value: str, padded: str) -> str:
+        return coloured(padded, FAINT if column == -1 else "", colour)
+
+    rows = [
+        (
+            one["name"],
+            str(len(one["members"])),
+            _of(size(one["memory_current"]), one["memory_max"] and size(one["memory_max"])),
+            _of(_number(one["pids_current"]), one["pids_max"]),
+            "-" if one["memory_pressure_avg10"] is None else f"{one['memory_pressure_avg10']:.1f}%",
+            ", ".join(one["members"]),
+        )
+        for one in groups
+    ]
+    return table(GROUP_HEADS, rows, right=range(1, 5), width=width, paint=paint)
+
+
+def group_details(one: dict[str, Any], colour: bool) -> str:
+    """All about one group."""
+    cpu = "-" if one["cpu_usage_usec"] is None else f"{one['cpu_usage_usec'] / 1e6:.3f} s"
+    pressure = one["memory_pressure_avg10"]
+    lines = [
+        ("what", one["text"]),
+        ("in", one["group"] or ""),
+        ("members", ", ".join(one["members"]) or "none"),
+        (
+            "memory",
+            _of(size(one["memory_current"]), size(one["memory_max"]) if one["memory_max"] else "no limit", " of "),
+        ),
+        ("pressure", "" if pressure is None else f"{pressure:.1f}% of the last 10 s all waited for memory"),
+        ("processes", _of(_number(one["pids_current"]), one["pids_max"] or "no limit", " of ")),
+        ("cpu time", cpu),
+        ("cgroup", one["cgroup"]),
+    ]
+    shown = (f"  {name:<11} {printable(text)}" for name, text in lines if text)
+    return "\n".join([coloured(printable(one["name"]), BOLD, colour), *shown])
 
 
 def details(one: dict[str, Any], colour: bool) -> str:

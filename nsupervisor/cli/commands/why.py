@@ -12,8 +12,11 @@ from nsupervisor.api.client import Client
 from nsupervisor.cli.commands.status import COLOURS
 from nsupervisor.cli.options import json_option, socket_option
 from nsupervisor.cli.output import BOLD, FAINT, coloured, duration, emit_json, has_colour, plural, printable
-from nsupervisor.cli.records import asked, clock, ended, moment, place, reading, span, text
+from nsupervisor.cli.records import asked, chosen_for, clock, ended, moment, place, reading, span, text
 from nsupervisor.cli.story import episodes, stands_alone
+
+RIVALS = 5
+"""Candidates beside a group's victim that are told, at most."""
 
 TYPE_CHECKING = False  # typing's own costs an import
 if TYPE_CHECKING:
@@ -37,7 +40,8 @@ def why(socket_path: str, as_json: bool, number: int, name: str) -> None:
     """Tell what led to the state that NAME is in: which rule saw what, how programs ended, what was decided, and where
     that stands in the start limit.
 
-    NAME is a workload ("web": all its instances), an instance ("web@2") or a glob in quotes ("web*").
+    NAME is a workload ("web": all its instances), an instance ("web@2"), a group ("group/batch": all in it) or a glob
+    in quotes ("web*").
     """
     found = Client(socket_path).history(name)
     if as_json:
@@ -162,6 +166,19 @@ class Teller:
         if record["event"] == "action" and "rule" in record["cause"]:
             yield "when", record["cause"]["when"]
             yield "read", reading(record["cause"])
+            if "victim" in record["cause"]:
+                yield from self.choice(record["cause"])
+
+    def choice(self, cause: Record) -> Iterator[Row]:
+        """Why a group's rule hit this one and no other."""
+        yield "chosen", f"{chosen_for(cause)}, in {cause['group']}"
+        if "escalates" in cause:
+            yield "after", cause["escalates"]
+        for one in cause["candidates"][1 : 1 + RIVALS]:
+            turn = "no turn" if one["turn"] is None else f"turn {one['turn']}"
+            yield "beside", f"{one['name']}: {turn}, {one['why']}"
+        if (more := len(cause["candidates"]) - 1 - RIVALS) > 0:
+            yield "", f"and {more} more"
 
     def consequences(self, first: Record, episode: Sequence[Record]) -> Iterator[Row]:
         """What came of it, in order."""

@@ -1,0 +1,116 @@
+"""What a cgroup can be told to limit, as configuration keys: cgroup v2's files by their own names.
+
+A part of `nsupervisor.config.model`, in a file of its own because workloads and groups share it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from attrs import field, frozen
+
+from nsupervisor.config import kinds
+from nsupervisor.config import limit_kinds as limits
+from nsupervisor.config.kinds import Choice, MapOf, Prefixed, Tables, key
+from nsupervisor.config.units import Percent
+
+
+@frozen(kw_only=True)
+class IoMax:
+    """[[workload.NAME.resources.io_max]]: how fast one disk may be used. None: no limit."""
+
+    device: str = field(metadata=key(kinds.PATH, "a file or directory on the disk, or its device node"))
+    rbps: int | None = field(default=None, metadata=key(kinds.LIMIT, "bytes read a second"))
+    wbps: int | None = field(default=None, metadata=key(kinds.LIMIT, "bytes written a second"))
+    riops: int | None = field(default=None, metadata=key(limits.RATE_LIMIT, "reads a second"))
+    wiops: int | None = field(default=None, metadata=key(limits.RATE_LIMIT, "writes a second"))
+
+
+@frozen(kw_only=True)
+class IoLatency:
+    """[[workload.NAME.resources.io_latency]]: others are throttled when this one's requests take longer."""
+
+    device: str = field(metadata=key(kinds.PATH, "a file or directory on the disk, or its device node"))
+    target: int = field(metadata=key(limits.LATENCY, 'how long a request may take: "20ms", or microseconds'))
+
+
+@frozen(kw_only=True)
+class RdmaMax:
+    """[[workload.NAME.resources.rdma_max]]: what may be had of one RDMA device. None: no limit."""
+
+    device: str = field(metadata=key(kinds.WORD, 'as rdma.max calls it: "mlx4_0"'))
+    hca_handle: int | None = field(default=None, metadata=key(limits.NUMBER_LIMIT, "handles"))
+    hca_object: int | None = field(default=None, metadata=key(limits.NUMBER_LIMIT, "objects"))
+
+
+@frozen
+class Resources:
+    """[workload.NAME.resources], and the keys of [group.NAME]: cgroup v2 files by their own names. None, or an empty
+    table or list: not set."""
+
+    required: bool = field(
+        default=True,
+        metadata=key(kinds.BOOLEAN, "refuse to start where the host cannot enforce these; false: warn and go on"),
+    )
+    memory_min: int | Percent | None = field(
+        default=None, metadata=key(limits.MEMORY_PROTECTION, "below it, nothing is ever taken away from it")
+    )
+    memory_low: int | Percent | None = field(
+        default=None, metadata=key(limits.MEMORY_PROTECTION, "below it, others give memory back first")
+    )
+    memory_high: int | Percent | None = field(
+        default=None, metadata=key(limits.MEMORY_LIMIT, "above it, allocations slow down")
+    )
+    memory_max: int | Percent | None = field(
+        default=None, metadata=key(limits.MEMORY_LIMIT, "above it, the OOM killer comes")
+    )
+    memory_swap_max: int | Percent | None = field(
+        default=None, metadata=key(limits.MEMORY_LIMIT_0, "what it may have in swap, beside memory_max")
+    )
+    memory_zswap_max: int | Percent | None = field(
+        default=None, metadata=key(limits.MEMORY_LIMIT_0, "what it may have compressed in memory")
+    )
+    memory_oom_group: bool | None = field(
+        default=None, metadata=key(kinds.BOOLEAN, "the OOM killer ends the whole workload")
+    )
+    pids_max: int | Percent | None = field(default=None, metadata=key(limits.COUNT_LIMIT, "processes and threads"))
+    cpu_max: tuple[int | None, int] | None = field(
+        default=None,
+        metadata=key(limits.CPU_MAX, 'share of CPU time: "150%", "QUOTA PERIOD" in microseconds, "max"'),
+    )
+    cpu_max_burst: int | None = field(
+        default=None, metadata=key(limits.MICROSECONDS, 'unused time it may catch up on: "20ms", or microseconds')
+    )
+    cpu_weight: int | Literal["idle"] | None = field(
+        default=None,
+        metadata=key(
+            limits.CPU_WEIGHT, 'share of busy CPUs against its siblings; the kernel\'s is 100; "idle": only else'
+        ),
+    )
+    cpuset_cpus: str | None = field(default=None, metadata=key(limits.CPU_LIST, 'the CPUs it may run on: "0-1,4"'))
+    cpuset_mems: str | None = field(default=None, metadata=key(limits.NODE_LIST, 'its memory nodes: "0"'))
+    cpuset_cpus_partition: Literal["member", "root", "isolated"] | None = field(
+        default=None,
+        metadata=key(Choice("member", "root", "isolated"), "whether its CPUs are taken away from all others"),
+    )
+    io_max: tuple[IoMax, ...] = field(default=(), metadata=key(Tables(IoMax), "how fast disks may be used"))
+    io_weight: dict[str, int] | None = field(
+        default=None,
+        metadata=key(limits.IO_WEIGHT, "share of busy disks against its siblings; the kernel's is 100"),
+    )
+    io_latency: tuple[IoLatency, ...] = field(
+        default=(), metadata=key(Tables(IoLatency), "how long requests to disks may take")
+    )
+    hugetlb: dict[str, int | None] = field(
+        factory=dict, metadata=key(Prefixed("hugetlb_", limits.HUGE_PAGES), "bytes in huge pages of this size")
+    )
+    """By page size: {"2MB_max": bytes, or None for no limit}."""
+    misc_max: dict[str, int | None] = field(
+        factory=dict,
+        metadata=key(MapOf(limits.NUMBER_LIMIT, key=kinds.WORD), "other resources, as misc.capacity has"),
+    )
+    rdma_max: tuple[RdmaMax, ...] = field(default=(), metadata=key(Tables(RdmaMax), "what may be had of RDMA devices"))
+    unified: dict[str, str] = field(
+        factory=dict,
+        metadata=key(MapOf(limits.RAW_VALUE, key=limits.RAW_FILE), "other cgroup v2 files, as they are"),
+    )

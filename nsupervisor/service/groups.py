@@ -1,0 +1,114 @@
+"""All groups of the service, and who is in which."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from nsupervisor.cgroups import Cgroup, CgroupError, Tree
+from nsupervisor.config.model import Config, GroupRule, Resources, Workload
+from nsupervisor.config.model import Group as GroupConfig
+from nsupervisor.service.group import HOST, Group
+from nsupervisor.service.requirements import uncounted
+from nsupervisor.service.world import World
+
+if TYPE_CHECKING:
+    from nsupervisor.service.actor import Actor
+
+PREFIX = "group/"
+"""How a group is named on the command line, where workloads are, too."""
+
+
+@attrs.define(eq=False)
+class Groups:
+    """By name ("batch"), each after those around it; and the host."""
+
+    config: Config
+    by_name: dict[str, Group]
+    host: Group
+
+    @classmethod
+    def make(cls, config: Config, tree: Tree, world: World) -> Groups:
+        """Make the groups' cgroups, from the outside in. CgroupError as from `Tree.group`."""
+        turn = trio.Lock()
+        root = Group(HOST, GroupConfig(name=HOST, policy=config.host.policy), tree.root(), world, turn=turn)
+        groups = cls(config, {}, _checked(root))
+        for group in sorted(config.groups.values(), key=lambda one: len(config.around(one))):
+            around = tuple(groups.by_name[outer.name] for outer in config.around(group))
+            cgroup = tree.group(group.name, group.resources, [outer.cgroup for outer in around])
+            for problem in cgroup.problems:
+                world.journal.log.warning("limit not enforced", group=f"{PREFIX}{group.name}", message=str(problem))
+            made = Group(f"{PREFIX}{group.name}", group, cgroup, world, around, turn)
+            groups.by_name[group.name] = _checked(made)
+        return groups
+
+    def around(self, workload: Workload) -> tuple[Group, ...]:
+        """The groups that a workload is in, the outermost first."""
+        return tuple(self.by_name[group.name] for group in self.config.around(workload))
+
+    def cgroup(self, tree: Tree, name: str, workload: Workload, resources: Resources) -> Cgroup:
+        """The cgroup of a workload's instance, where its groups are. CgroupError as from `Tree.make`."""
+        return tree.make(name, resources, [group.cgroup for group in self.around(workload)])
+
+    def add(self, actor: Actor) -> None:
+        """An instance is a member of all groups around it, from now on."""
+        actor.groups = (*self.around(actor.workload), self.host)
+        for group in actor.groups:
+            group.members.append(actor)
+
+    def remove(self, actor: Actor) -> None:
+        """It is a member of none any more."""
+        for group in actor.groups:
+            group.members.remove(actor)
+        actor.groups = ()
+
+    def watch(self) -> None:
+        """Begin to look at all of them."""
+        for group in (*self.by_name.values(), self.host):
+            group.watch()
+
+    def close(self) -> None:
+        """Close the files that are kept open."""
+        for group in (*self.by_name.values(), self.host):
+            group.cgroup.close()
+
+    def matching(self, pattern: str) -> list[Group]:
+        """The groups that "group/batch" or a glob like "group/*" means; none where it names no group."""
+        if not pattern.startswith(PREFIX):  # "*" is all workloads
+            return []
+        return [group for group in self.by_name.values() if fnmatch.fnmatchcase(group.name, pattern)]
+
+    async def change(self, name: str, changes: Mapping[str, Any], by: str = "operator") -> tuple[bool, str]:
+        """Change the limits of a group (by its full name, "group/batch"), as `Group.change`; and those in it that are
+        in per cent of them."""
+        (group,) = self.matching(name)
+        done, message = await group.change(changes, by)
+        if done:
+            inner = [one for one in self.by_name.values() if group in one.around]
+            failures = [await one.remeasure() for one in inner] + [await one.remeasure() for one in group.members]
+            message = "; ".join(filter(None, failures))
+        return done, message
+
+    def status(self) -> list[dict[str, Any]]:
+        """One object per group."""
+        return [group.status() for group in self.by_name.values()]
+
+
+def _checked(group: Group) -> Group:
+    """The group, without rules on what this host does not count, where its limits are not required either."""
+    rules: list[GroupRule] = []
+    for rule in group.config.policy:
+        why = uncounted(rule, group.cgroup)
+        if why and group.config.required:
+            raise CgroupError(f"{rule.name} (line {rule.line}): {why}")
+        if why:
+            group.world.journal.log.warning("rule left out", group=group.name, message=f"{rule.name}: {why}")
+        else:
+            rules.append(rule)
+    if len(rules) < len(group.config.policy):
+        return attrs.evolve(group, config=attrs.evolve(group.config, policy=tuple(rules)))
+    return group

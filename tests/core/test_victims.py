@@ -1,0 +1,108 @@
+"""Whom a group's rule hits: the order, what a member weighs, and whether an act has helped."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nsupervisor.core.victims import Candidate, Effect, Growth, rank
+
+MIB = 1 << 20
+
+ONES = (
+    Candidate("bloat", memory=200 * MIB, growth=0, priority=5, age=100),
+    Candidate("grows", memory=50 * MIB, growth=10 * MIB, priority=10, age=50),
+    Candidate("least", memory=10 * MIB, growth=0, priority=-1, age=60),
+    Candidate("young", memory=20 * MIB, growth=1, priority=10, age=1),
+)
+
+
+def order(victim: str, *ones: Candidate, tried: tuple[str, ...] = ()) -> list[str]:
+    return [place.candidate.name for place in rank(victim, ones, tried) if place.turn is not None]
+
+
+def test_each_measure_has_its_first_victim() -> None:
+    assert order("largest-memory", *ONES) == ["bloat", "grows", "young", "least"]
+    assert order("fastest-growing", *ONES) == ["grows", "young", "bloat", "least"]
+    assert order("lowest-priority", *ONES)[:2] == ["least", "bloat"]
+    assert order("newest", *ONES) == ["young", "grows", "least", "bloat"]
+
+
+def test_avoid_comes_after_all_others_and_omit_never() -> None:
+    bloat = Candidate("bloat", 200 * MIB, 0, 0, 1, "avoid")
+    chill = Candidate("chill", 1 * MIB, 0, 0, 1)
+    never = Candidate("never", 900 * MIB, 0, 0, 1, "omit")
+    places = rank("largest-memory", [bloat, chill, never])
+    assert [(place.candidate.name, place.turn) for place in places] == [("chill", 1), ("bloat", 2), ("never", None)]
+    assert [place.why for place in places] == [
+        "memory 1.0M",
+        "memory 200.0M, avoided",
+        "managed_oom_preference = omit",
+    ]
+
+
+def test_what_did_not_help_has_no_second_turn() -> None:
+    """A member that cannot be killed must not keep the others from being it."""
+    assert order("largest-memory", *ONES, tried=("bloat",))[0] == "grows"
+    last = rank("largest-memory", ONES, {one.name: "" for one in ONES})
+    assert [place.turn for place in last] == [None] * 4
+    assert last[0].why == "was tried, and it did not help"
+
+
+candidates = st.builds(
+    Candidate,
+    st.text("abc", min_size=1, max_size=3),
+    st.sampled_from([0.0, 1.0, 2.0]),
+    st.sampled_from([-1.0, 0.0, 1.0]),
+    st.integers(-1, 1),
+    st.sampled_from([0.0, 1.0]),
+    st.sampled_from(["none", "avoid", "omit"]),
+)
+measures = st.sampled_from(["largest-memory", "fastest-growing", "lowest-priority", "newest"])
+
+
+@given(measures, st.lists(candidates, unique_by=lambda one: one.name), st.randoms(use_true_random=False))
+def test_the_order_is_the_same_however_the_members_come(victim, ones, random) -> None:
+    shuffled = list(ones)
+    random.shuffle(shuffled)
+    places = rank(victim, ones)
+    assert places == rank(victim, shuffled)
+    assert sorted(place.candidate.name for place in places) == sorted(one.name for one in ones)
+    turns = [place.turn for place in places if place.turn is not None]
+    assert turns == list(range(1, len(turns) + 1))
+    avoided = [place.candidate.preference == "avoid" for place in places if place.turn is not None]
+    assert avoided == sorted(avoided)
+
+
+def test_growth_is_measured_over_the_window_and_forgets_who_is_gone() -> None:
+    growth = Growth(window=10)
+    for now in range(0, 21, 1):
+        assert growth.due(now)
+        growth = growth.taken(
+            now, {"web": now * 100.0, "old": 5.0} if now < 15 else {"web": 1500.0 + (now - 15) * 10.0}
+        )
+        assert not growth.due(now + 0.5)
+    assert growth.of("web", 21, 1560.0) == (1560.0 - 1000.0) / 11
+    assert growth.of("old", 21, 5.0) == 0
+    assert growth.of("web", 20.0, 1550.0) == (1550 - 1000) / 10
+    assert Growth().of("web", 1, 5) == 0
+
+
+def test_a_kill_is_verified_by_the_processes_and_by_the_memory() -> None:
+    kill = Effect.of("kill", about_memory=True, own_memory=100 * MIB, patience=5)
+    assert kill.verdict(gone=False, freed=0, holds=True, elapsed=1)[0] == "wait"
+    assert kill.verdict(gone=False, freed=0, holds=True, elapsed=5) == ("failed", "it still has processes after 5.0 s")
+    assert kill.verdict(gone=True, freed=60 * MIB, holds=True, elapsed=1) == ("done", "")
+    assert kill.verdict(gone=True, freed=1 * MIB, holds=False, elapsed=1) == ("done", "")
+    assert kill.verdict(gone=True, freed=1 * MIB, holds=True, elapsed=1)[0] == "wait"
+    assert kill.verdict(gone=True, freed=1 * MIB, holds=True, elapsed=6) == (
+        "failed",
+        "of 50.0M only 1.0M came back in 6.0 s",
+    )
+
+
+def test_other_acts_are_verified_as_far_as_they_can_be() -> None:
+    other = Effect.of("kill", about_memory=False, own_memory=100 * MIB, patience=5)
+    assert other.verdict(gone=True, freed=0, holds=True, elapsed=0)[0] == "done"
+    freeze = Effect.of("freeze", about_memory=True, own_memory=100 * MIB, patience=5)
+    assert freeze.verdict(gone=True, freed=0, holds=True, elapsed=0)[0] == "done"
+    assert freeze.verdict(gone=False, freed=0, holds=True, elapsed=9)[0] == "failed"
+    assert Effect.of("signal", True, 1, 5).verdict(gone=False, freed=0, holds=True, elapsed=0)[0] == "done"

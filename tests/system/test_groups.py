@@ -1,0 +1,197 @@
+"""Groups on the real kernel: bloat dies and chill lives; the host's policy; limits for several together."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.needs import needs
+from tests.system.service import service
+
+pytestmark = needs("root", "cgroup", "memory", "pids")
+
+CHILL = 'command = ["sleep", "1000"]\nrestart = "no"'
+
+
+def bloat(mib: int) -> str:
+    """A program that takes so much memory and keeps it."""
+    code = f"x = bytearray(b'x') * ({mib} << 20); print('up', flush=True); import time; time.sleep(1000)"
+    return f"command = ['python3', '-ISc', \"{code}\"]\nrestart = 'no'"
+
+
+def written(path: Path, mib: int) -> Path:
+    """A file of which nothing is in memory: what is belongs to whoever wrote it."""
+    with path.open("wb") as file:
+        for _ in range(mib):
+            file.write(b"x" * (1 << 20))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return path
+
+
+@pytest.mark.system
+async def test_bloat_dies_and_chill_lives_and_the_one_to_be_omitted_too(tmp_path):
+    toml = f"""
+    [group.outer]
+    memory_max = "400M"
+    [group.batch]
+    group = "outer"
+    [[group.batch.policy]]
+    when = "memory.current > 100M"
+    action = "kill"
+    victim = "largest-memory"
+    [workload.chill]
+    {CHILL}
+    group = "batch"
+    [workload.never]
+    {bloat(70)}
+    group = "batch"
+    managed_oom_preference = "omit"
+    [workload.bloat]
+    {bloat(50)}
+    autostart = false
+    group = "batch"
+    [workload.outside]
+    {bloat(80)}
+    """
+    async with service(tmp_path, toml) as it:
+        await it.record(event="output", message="up", workload="never", patience=20)
+        await it.record(event="started", workload="chill")
+        await it.cli("start", "bloat")
+        action = await it.record(event="action", action="kill", workload="bloat", patience=20)
+        cause = action["cause"]
+        assert (cause["rule"], cause["group"], cause["victim"]) == (
+            "group.batch.policy[0]",
+            "group/batch",
+            "largest-memory",
+        )
+        assert [(one["name"], one["turn"]) for one in cause["candidates"]] == [
+            ("bloat", 1),
+            ("chill", 2),
+            ("never", None),
+        ]
+        assert cause["after"] > cause["threshold"] == 100 << 20
+        verified = await it.record(event="verified", workload="bloat", patience=20)
+        assert verified["freed_bytes"] > 10 << 20
+        assert (await it.record(event="exited", workload="bloat"))["signal"] == "SIGKILL"
+        states = {one["name"]: one["state"] for one in json.loads(await it.cli("status", "--json"))}
+        assert states == {"chill": "running", "never": "running", "bloat": "failed", "outside": "running"}
+        told = await it.cli("why", "bloat")
+        assert "kill by group.batch.policy[0], nsupervisor.toml line" in told
+        assert "  chosen    first of 3 by largest-memory (memory " in told
+        assert "  beside    never: no turn, managed_oom_preference = omit" in told
+
+
+async def test_avoid_flips_the_victim_and_a_dry_run_harms_nobody(tmp_path):
+    toml = f"""
+    [[group.batch.policy]]
+    when = "memory.current > 30M"
+    action = "stop"
+    victim = "largest-memory"
+    dry_run = true
+    [[group.batch.policy]]
+    when = "memory.current > 30M and pids.current >= 2"
+    action = "kill"
+    victim = "largest-memory"
+    cooldown = "1h"
+    [workload.chill]
+    {CHILL}
+    group = "batch"
+    [workload.bloat]
+    {bloat(40)}
+    group = "batch"
+    managed_oom_preference = "avoid"
+    requires = ["chill"]
+    """
+    async with service(tmp_path, toml) as it:
+        dry = await it.record(event="action", action="stop", workload="chill", patience=20)
+        assert dry["dry_run"] is True
+        killed = await it.record(event="action", action="kill", workload="chill", patience=20)
+        assert killed["cause"]["candidates"][1]["why"].endswith(", avoided")
+        await it.record(event="exited", workload="chill", signal="SIGKILL")
+        assert (await it.status("bloat"))["state"] == "running"
+
+
+@needs("psi")
+async def test_pressure_on_a_group_ends_its_largest_and_not_the_neighbour_in_it(tmp_path):
+    """A program that reads a file larger than the group's limit again and again has to wait for memory all the time."""
+    data = written(tmp_path / "data", 96)
+    code = (
+        "import os, sys\nf = os.open(sys.argv[1], 0)\nwhile True:\n os.lseek(f, 0, 0)\n"
+        " for _ in range(1536): os.read(f, 65536)"
+    )
+    toml = f"""
+    [group.batch]
+    memory_max = "32M"
+    [[group.batch.policy]]
+    when = "memory.pressure some avg10 > 0.5%"
+    action = "kill"
+    victim = "largest-memory"
+    [workload.chill]
+    {CHILL}
+    group = "batch"
+    [workload.bloat]
+    command = ["python3", "-ISc", {json.dumps(code)}, "{data}"]
+    restart = "no"
+    group = "batch"
+    """
+    async with service(tmp_path, toml) as it:
+        action = await it.record(event="action", action="kill", workload="bloat", patience=40)
+        assert action["cause"]["file"] == "memory.pressure"
+        await it.record(event="verified", workload="bloat", patience=20)
+        assert (await it.status("chill"))["state"] == "running"
+
+
+async def test_the_hosts_policy_hits_the_newest_of_all(tmp_path):
+    toml = f"""
+    [[host.policy]]
+    when = "host.meminfo MemAvailable < 100% and pids.current >= 2"
+    action = "freeze"
+    victim = "newest"
+    cooldown = "1h"
+    [workload.old]
+    {CHILL}
+    [workload.young]
+    {CHILL}
+    requires = ["old"]
+    """
+    async with service(tmp_path, toml) as it:
+        action = await it.record(event="action", action="freeze", workload="young")
+        assert action["cause"]["group"] == "host"
+        await it.record(event="state", to="frozen", workload="young")
+        await it.record(event="verified", workload="young", group="host")
+        assert (await it.status("old"))["state"] == "running"
+        await it.cli("thaw", "young")
+
+
+@pytest.mark.system
+async def test_limits_of_a_group_are_set_and_shown_and_its_members_are_named_by_it(tmp_path):
+    toml = f"""
+    [group.batch]
+    memory_max = "256M"
+    [[group.batch.policy]]
+    when = "pids.current >= 3"
+    action = "log"
+    [workload.one]
+    {CHILL}
+    group = "batch"
+    [workload.one.resources]
+    memory_max = "50%"
+    [workload.two]
+    {CHILL}
+    group = "batch"
+    """
+    async with service(tmp_path, toml) as it:
+        await it.record(event="started", workload="two")
+        assert (await it.status("one"))["memory_max"] == 128 << 20
+        assert await it.cli("set", "group/batch", "memory_max=128M", "cpu_weight=50") == "group/batch: done\n"
+        assert (await it.status("one"))["memory_max"] == 64 << 20
+        (group,) = json.loads(await it.cli("status", "--groups", "--json"))
+        assert (group["name"], group["members"], group["memory_max"]) == ("group/batch", ["one", "two"], 128 << 20)
+        refused = await it.cli_result("set", "group/batch", "memory_min=1G")
+        assert refused.returncode == 1
+        assert "memory_min" in refused.stderr.decode()
+        assert await it.cli("stop", "group/batch") == "one: stopped\ntwo: stopped\n"
+        assert "group/batch" in await it.cli("status")
