@@ -27,18 +27,15 @@ import socket
 import stat
 import struct
 
-from nsupervisor.keeper.spec import REPORT
+from nsupervisor.keeper.descriptors import REPORT, STDERR, STDOUT
 from nsupervisor.linux import mounts, namespaces, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any, NoReturn
 
     from nsupervisor.keeper.spec import Spec
-
-EXITS, STDOUT, STDERR = 4, 5, 6
-FIRST_FREE = 7
 
 # The keeper raises its own limit on open files, and each child gets back what was before.
 initial_nofile: tuple[int, int] | None = None
@@ -317,8 +314,13 @@ STEPS: tuple[Callable[[Spec], None], ...] = (
 
 
 def execute(spec: Spec) -> NoReturn:
-    """Become the program, found as execvp(3) finds it, except that no shell runs a script without a #! line."""
+    """Let the signals come, and become the program. Raises StepError."""
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+    become_program(spec)
+
+
+def become_program(spec: Spec) -> NoReturn:
+    """It is found as execvp(3) finds it, except that no shell runs a script without a #! line. Raises StepError."""
     name = spec.argv[0]
     shown = name.decode("utf-8", "backslashreplace")
     refused: OSError | None = None
@@ -359,39 +361,56 @@ def _candidates(spec: Spec) -> list[bytes]:
 # ---- from clone to exec
 
 
-def run(spec: Spec, enter: Callable[[], None], report: socket.socket | None = None) -> NoReturn:
-    """All steps, to the program: never returns, never raises. `enter` puts the descriptors into their places.
+class Course:
+    """One child's way through the steps. `step` says how far it has come, for the message if it comes no further."""
 
-    `report` is an object for the descriptor `REPORT`, for the program of an init: see `_tell_ready`.
-    """
-    step = "prepare"
-    code = EXIT_SETUP
-    try:
+    __slots__ = ("step",)
+
+    def __init__(self) -> None:
+        self.step = "prepare"
+
+    def take(self, steps: Sequence[Callable[[Spec], None]], spec: Spec, done: Sequence[object] = ()) -> None:
+        """Take the steps that are not `done`."""
+        for step in steps:
+            if step not in done:
+                self.step = step.__name__
+                step(spec)
+
+    def to_the_end(self, way: Callable[[], None]) -> NoReturn:
+        """Go a way that ends as the program, or with `tell_failure` and an exit code. Never returns, never raises."""
+        code = EXIT_SETUP
+        try:
+            way()
+        except StepError as error:
+            tell_failure(REPORT, self.step, str(error), error.number)
+            if self.step == "execute":
+                code = EXIT_NOT_FOUND if error.number == errno.ENOENT else EXIT_NOT_EXECUTABLE
+        except BaseException as error:
+            number = getattr(error, "errno", None) or 0
+            tell_failure(REPORT, self.step, f"{type(error).__name__}: {error}", number)
+        finally:
+            os._exit(code)
+
+
+def run(spec: Spec, enter: Callable[[], None]) -> NoReturn:
+    """All steps in one go, to the program: a child without an init. `enter` puts the descriptors into their places."""
+    course = Course()
+
+    def way() -> None:
         gc.disable()  # a collection would write to all objects, and so copy what is shared with the keeper
         enter()
         os.setsid()
-        for function in STEPS:
-            step = function.__name__
-            function(spec)
-        step = "execute"
-        if report is not None:
-            _tell_ready(report)
-        else:
-            os.write(REPORT, READY)
+        course.take(STEPS, spec)
+        course.step = "execute"
+        os.write(REPORT, READY)
         os.dup2(STDOUT, 1)
         os.dup2(STDERR, 2)
         execute(spec)
-    except StepError as error:
-        tell_failure(REPORT, step, str(error), error.number)
-        if step == "execute":
-            code = EXIT_NOT_FOUND if error.number == errno.ENOENT else EXIT_NOT_EXECUTABLE
-    except BaseException as error:
-        tell_failure(REPORT, step, f"{type(error).__name__}: {error}", getattr(error, "errno", None) or 0)
-    finally:
-        os._exit(code)
+
+    course.to_the_end(way)
 
 
-def _tell_ready(report: socket.socket) -> None:
+def tell_ready(report: socket.socket) -> None:
     """All steps are done. The kernel adds this process' pid in the keeper's numbers (SO_PASSCRED there, unix(7)).
 
     A pidfd goes along, so that the keeper can signal the program although it isn't its child: pids are used again.

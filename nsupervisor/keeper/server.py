@@ -27,6 +27,7 @@ import time
 
 from nsupervisor.keeper import child as setup
 from nsupervisor.keeper import protocol
+from nsupervisor.keeper.descriptors import FIRST_FREE
 from nsupervisor.keeper.spawn import LATE, Child, SpawnError, spawn
 from nsupervisor.keeper.spec import Spec, SpecError
 from nsupervisor.keeper.zygote import Zygote
@@ -115,6 +116,7 @@ class Keeper:
         self.leaving = False
         self._watch(self.signals, self._on_signals)
         self._watch(listener.fileno(), self._on_connection)
+        self._watch(self.zygote.mounts_fd, self.zygote.forget, select.EPOLLPRI)
 
     # ---- the loop
 
@@ -137,7 +139,7 @@ class Keeper:
             if self.used_up:  # only now: whoever asked for the program has its answer already
                 flags, self.used_up = self.used_up, 0
                 self.zygote.make_ready(flags)
-        self.zygote.end()
+        self.zygote.leave()
         try:
             os.unlink(self.socket_path)
         except FileNotFoundError:  # the whole runtime directory has been removed
@@ -149,9 +151,9 @@ class Keeper:
             return not lives
         return self.had_client and self.client is None and not self.children and not self.processes
 
-    def _watch(self, fd: int, handler: Callable[[], None]) -> None:
+    def _watch(self, fd: int, handler: Callable[[], None], events: int = select.EPOLLIN) -> None:
         self.handlers[fd] = handler
-        self.epoll.register(fd, select.EPOLLIN)
+        self.epoll.register(fd, events)
 
     def _unwatch(self, fd: int) -> None:
         del self.handlers[fd]
@@ -185,14 +187,14 @@ class Keeper:
             if child.exits >= 0:
                 self._on_exits(child)
             if child.status is None:
-                self._on_report(child)
+                self._on_report(child, ended=True)
                 self._ended(child, child.status_of(raw))
 
-    def _on_report(self, child: Child) -> None:
+    def _on_report(self, child: Child, ended: bool = False) -> None:
         if child.report is None:
             return
         fd = child.report.fileno()
-        if child.read_report():
+        if child.read_report(ended):
             self._unwatch_closed(fd)
             if child.execed:
                 self._tell({"event": "execed", "id": child.id, "pid": child.program_pid})
@@ -205,7 +207,7 @@ class Keeper:
         if child.exits < 0:
             self._unwatch_closed(fd)
         if status is not None:
-            self._on_report(child)
+            self._on_report(child, ended=True)
             self._ended(child, status)
 
     def _unwatch_closed(self, fd: int) -> None:
@@ -214,8 +216,6 @@ class Keeper:
 
     def _ended(self, child: Child, status: int) -> None:
         child.status = status
-        if child.report is not None:  # somebody keeps the other end, which must not delay the news
-            self._unwatch(child.report.fileno())
         self._tell_end(child)
 
     def _tell_end(self, child: Child) -> None:
@@ -428,9 +428,9 @@ def main(socket_path: str) -> None:
     setup.initial_nofile = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (setup.initial_nofile[1], setup.initial_nofile[1]))
     os.closerange(max(LOCK_FD, LISTENER_FD) + 1, 0x7FFF_FFFF)  # what the supervisor did not close on exec
-    fcntl.fcntl(LOCK_FD, fcntl.F_DUPFD_CLOEXEC, setup.FIRST_FREE)
-    listener = socket.socket(fileno=fcntl.fcntl(LISTENER_FD, fcntl.F_DUPFD_CLOEXEC, setup.FIRST_FREE))
-    for place in range(3, setup.FIRST_FREE):  # taken, so that no other descriptor gets a number that a child needs
+    fcntl.fcntl(LOCK_FD, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE)
+    listener = socket.socket(fileno=fcntl.fcntl(LISTENER_FD, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE))
+    for place in range(3, FIRST_FREE):  # taken, so that no other descriptor gets a number that a child needs
         os.dup2(0, place, inheritable=False)
     listener.setblocking(False)
     keeper = Keeper(listener, socket_path)

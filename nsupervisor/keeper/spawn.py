@@ -9,9 +9,10 @@ import socket
 
 from nsupervisor.keeper import child as setup
 from nsupervisor.keeper import init
+from nsupervisor.keeper.descriptors import Descriptors
+from nsupervisor.keeper.forerunner import CGROUP_HINTS
 from nsupervisor.keeper.protocol import received_fds
-from nsupervisor.keeper.spec import REPORT
-from nsupervisor.keeper.zygote import CGROUP_HINTS, Zygote
+from nsupervisor.keeper.zygote import Zygote
 from nsupervisor.linux import processes, syscalls
 from nsupervisor.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWTIME
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from nsupervisor.keeper.spec import Spec
 
-_LOGS = 2  # standard output and standard error
 _REPORT_SIZE = 16 * 1024
 _REPORT_ANCILLARY = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(setup.CREDENTIALS.size)
 
@@ -124,13 +124,18 @@ class Child:
             return False
         return True
 
-    def read_report(self) -> bool:
-        """Take in what the set-up has to say; whether it has said everything. The socket is closed then."""
+    def read_report(self, ended: bool) -> bool:
+        """Take in what the set-up has to say; whether it has said everything. The socket is closed then.
+
+        `ended`: it can't say more than it has, although somebody may still have the other end open.
+        """
         while self.report is not None:
             try:
                 data, ancillary, _, _ = self.report.recvmsg(_REPORT_SIZE, _REPORT_ANCILLARY, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
-                return False
+                if not ended:
+                    return False
+                data, ancillary = b"", []
             except ConnectionResetError:
                 data, ancillary = b"", []
             if data == setup.READY:
@@ -156,13 +161,15 @@ class Child:
             self.signal(signum)
 
     def read_exits(self) -> int | None:
-        """The program's wait status, when the init has told it. The pipe is closed then or at its end."""
+        """The program's wait status, when the init has told it. The socket is closed then or at its end."""
         if self.exits < 0:
             return None
         try:
             data = os.read(self.exits, init.STATUS.size)
         except BlockingIOError:
             return None
+        except ConnectionResetError:
+            data = b""
         os.close(self.exits)
         self.exits = -1
         return int(init.STATUS.unpack(data)[0]) if data else None
@@ -184,70 +191,6 @@ class Child:
         self.pidfd = self.program_pidfd = self.stdout = self.stderr = self.exits = self.notify = -1
 
 
-class Descriptors:
-    """Both ends of a child's pipes and channels; ours don't block."""
-
-    __slots__ = ("exits", "report", "stderr", "stdout", "theirs")
-
-    def __init__(self, with_init: bool) -> None:
-        """Raises OSError (EMFILE), with nothing left open."""
-        opened: list[int] = []
-        try:
-            for number in range(3 if with_init else 2):
-                opened += os.pipe()
-                if number < _LOGS:
-                    opened[-1] = _reopened(opened[-1])
-            self.report, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        except OSError:
-            for fd in opened:
-                os.close(fd)
-            raise
-        # So that each message says by which process it was sent, as this PID namespace numbers it.
-        self.report.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self.report.setblocking(False)
-        for fd in opened[::2]:
-            os.set_blocking(fd, False)
-        self.stdout = opened[0]
-        self.stderr = opened[2]
-        self.exits = opened[4] if with_init else -1
-        self.theirs = {
-            REPORT: theirs.detach(),
-            setup.STDOUT: opened[1],
-            setup.STDERR: opened[3],
-        }
-        if with_init:
-            self.theirs[setup.EXITS] = opened[5]
-
-    def enter_child(self) -> None:
-        """In the child: everything to its fixed place (which the keeper leaves free), and nothing else stays open."""
-        for place, fd in self.theirs.items():
-            os.dup2(fd, place, inheritable=False)
-        if setup.EXITS not in self.theirs:
-            os.close(setup.EXITS)
-        os.closerange(setup.FIRST_FREE, 0x7FFF_FFFF)
-
-    def close_theirs(self) -> None:
-        """In the keeper, after the clone."""
-        for fd in self.theirs.values():
-            os.close(fd)
-
-    def close_ours(self) -> None:
-        """When there was no clone."""
-        self.report.close()
-        for fd in (self.stdout, self.stderr, self.exits):
-            if fd >= 0:
-                os.close(fd)
-
-
-def _reopened(fd: int) -> int:
-    """The write end of a pipe as one that could be read as well. Who has it counts as a reader of the pipe, so that a
-    program gets no SIGPIPE while both the keeper and the supervisor are gone; and its reading is found again there."""
-    try:
-        return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
-    finally:
-        os.close(fd)
-
-
 def spawn(spec: Spec, zygote: Zygote) -> Child:
     """Clone, and return at once: the set-up goes on in the child, which reports through `Child.report`.
 
@@ -264,29 +207,30 @@ def spawn(spec: Spec, zygote: Zygote) -> Child:
             message = f"cannot open the cgroup {spec.cgroup}: {error.strerror}"
             raise SpawnError("open_cgroup", message, error.errno or 0) from None
     try:
-        fds = Descriptors(spec.init)
+        flags = spec.flags & ~LATE
+        child = Child(spec, *(zygote.start(flags, spec, cgroup) if spec.init else _clone(flags, spec, cgroup)))
     except OSError as error:
-        if cgroup >= 0:
-            os.close(cgroup)
-        raise SpawnError("open_pipes", f"cannot make pipes: {error.strerror}", error.errno or 0) from None
-    try:
-        if spec.init:
-            pid, pidfd = zygote.start(spec.flags & ~LATE, spec, fds.theirs, cgroup)
-        else:
-            pid, pidfd = syscalls.clone3(spec.flags & ~LATE, cgroup)
-            if pid == 0:
-                setup.run(spec, fds.enter_child)
-    except OSError as error:
-        fds.close_ours()
         raise clone_failed(spec, error) from None
     finally:
-        fds.close_theirs()
         if cgroup >= 0:
             os.close(cgroup)
-    child = Child(spec, pid, pidfd, fds)
     if "user" in spec.namespaces:
         _begin(spec, child)
     return child
+
+
+def _clone(flags: int, spec: Spec, cgroup: int) -> tuple[int, int, Descriptors]:
+    fds = Descriptors(False)
+    try:
+        pid, pidfd = syscalls.clone3(flags, cgroup)
+        if pid == 0:
+            setup.run(spec, fds.enter_child)
+    except OSError:
+        fds.close_ours()
+        raise
+    finally:
+        fds.close_theirs()
+    return pid, pidfd, fds
 
 
 def _begin(spec: Spec, child: Child) -> None:
@@ -294,8 +238,9 @@ def _begin(spec: Spec, child: Child) -> None:
     assert child.report is not None
     try:
         write_identity_maps(spec, child.pid)
-        for _ in range(2 if spec.init else 1):  # the init, and the process that becomes the program
-            child.report.send(setup.go(spec))
+        child.report.send(setup.go(spec))
+        if spec.init:
+            os.write(child.exits, setup.go(spec))
     except SpawnError as error:
         child.failure = {"step": error.step, "message": str(error), "errno": error.number}
         signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)

@@ -9,6 +9,7 @@ import marshal
 import os
 import resource
 
+from nsupervisor.keeper.descriptors import REPORT
 from nsupervisor.linux.mounts import Mount
 from nsupervisor.linux.namespaces import NAMESPACES, flags
 
@@ -16,9 +17,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
-
-REPORT = 3
-"""The descriptor by which a child talks to whoever made it, unless `Spec.report` says another."""
 
 CLOCKS = ("monotonic", "boottime")
 RLIMITS: dict[str, int] = {

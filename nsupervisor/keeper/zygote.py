@@ -1,5 +1,11 @@
 """The zygote: a still copy of the keeper, from which the inits are forked; and one init of each kind in advance.
 
+**Who is who.** Each start with an init takes part of a chain of forks, each with its reason:
+
+    keeper ── forks once ──► zygote ── clones ──► init ── forks ──► forerunner ── is reborn as ──► program
+                             still memory         new namespaces    ready to run                   in its cgroup
+              └─────────────── in advance, before anybody asks for a program ──────────┘
+
 **Why a copy.** fork(2) copies a page when one of both sides writes to it. The keeper writes to about a megabyte of its
 memory with each spawn (Python writes to whatever it looks at), so each process that is forked from it would be left
 with a megabyte that it shares with nobody. That does not matter to a process that soon becomes another program; but an
@@ -8,65 +14,50 @@ own, so that an init costs about 0.4 MB. It is forked from the keeper when it is
 CLONE_PARENT: a new process is the keeper's child, not its own.
 
 **Why in advance.** Making namespaces is the kernel's most expensive part of a start, and does not depend on what is
-started. So after each start another init with the same kinds of new namespaces is made, which waits for a program. It
-is in no workload's cgroup, and stays out of it: limits count and kills hit the program and what it starts, nobody else.
+started; nor does much of what is done in them. So after each start another init with the same kinds of new namespaces
+is made, with a forerunner that waits for a program (forerunner.py). It has its end of the log pipes and channels
+already, and the keeper talks to it directly. Both are in no workload's cgroup; the init stays out of it: limits count
+and kills hit the program and what it starts, nobody else.
 
-An init that gets its program forks the process that becomes it, straight into the cgroup; that one does all the set-up.
-Both forks are bare system calls, without the interpreter's own preparations (PyOS_AfterFork_Child): those write to many
-pages, and are for processes with threads.
+**What is made in advance is as old as it is.** A mount namespace shows what was mounted when it was made. So when
+something is mounted or unmounted on the host, what waits is thrown away: at once, since it would keep busy what has
+been unmounted, and before each start, since the news may not have been heard yet.
+
+All these forks are bare system calls, without the interpreter's own preparations (PyOS_AfterFork_Child): those write to
+many pages, and are for processes with threads.
 """
 
 from __future__ import annotations
 
 import array
-import collections
 import errno
 import gc
+import mmap
 import os
+import select
 import signal
 import socket
 import struct
 
 from nsupervisor.keeper import child as setup
-from nsupervisor.keeper import init
-from nsupervisor.keeper.spec import REPORT, Spec
-from nsupervisor.linux import syscalls
+from nsupervisor.keeper import forerunner, init
+from nsupervisor.keeper.descriptors import EXITS, FIRST_FREE, REPORT, STDERR, STDOUT, Descriptors
+from nsupervisor.keeper.spec import Spec
+from nsupervisor.linux import successor, syscalls
 from nsupervisor.linux.namespaces import CLONE_NEWUSER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-_ORDER = struct.Struct("Q")  # to the zygote: clone's flags; a socket comes along
-_REPLY = struct.Struct("i")  # from it: a pid, and a pidfd comes along; or an errno below 0
-_PROGRAM = struct.Struct("???")  # to an init: is there a cgroup, a memfd in place of what follows; is there a user ns
-_PLACES = (REPORT, setup.STDOUT, setup.STDERR, setup.EXITS)  # of the first descriptors that come along
-_MOST_FDS = len(_PLACES) + 2
-_MOST_BYTES = 64 * 1024  # longer specifications go through a memfd; a datagram of the largest size may not find room
-_PATIENCE = 10.0  # seconds; it answers within a millisecond unless it has been stopped
+_ORDER = struct.Struct("Q")  # to the zygote: clone's flags; the child's ends of its descriptors come along
+_PLACES = (REPORT, EXITS, STDOUT, STDERR)
+_BORN = b"i"  # an init's first word by `exits`: the kernel adds its pid. Or, by whoever could not make it:
+_ERRNO = struct.Struct("i")
+_SIGCHLD = int(signal.SIGCHLD)
+_PATIENCE = 10.0  # seconds; an init is there within a millisecond unless the zygote has been stopped
 
 _LOST = (BrokenPipeError, ConnectionError, EOFError, TimeoutError)
-
-
-class _Init:
-    """An init that waits for its program, or was ordered: then its pid is 0 until the zygote has said it."""
-
-    __slots__ = ("pid", "pidfd", "socket")
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.socket = connection
-        self.pid = 0
-        self.pidfd = -1
-
-    def end(self) -> None:
-        """It leaves when nobody can send it a program any more."""
-        self.socket.close()
-        if self.pidfd >= 0:
-            try:
-                os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
-            except ChildProcessError:  # the keeper's loop has reaped it
-                pass
-            os.close(self.pidfd)
 
 
 class Zygote:
@@ -75,36 +66,34 @@ class Zygote:
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
         self._pidfd = -1
-        self._ordered: collections.deque[_Init] = collections.deque()
-        self._ready: dict[int, _Init] = {}  # by clone's flags
+        self._waiting: dict[int, Descriptors] = {}  # for an init, born or not, with its forerunner; by clone's flags
+        self._mounts = _Mounts()
+        self.mounts_fd = os.open(_MOUNTS, os.O_RDONLY | os.O_CLOEXEC)
+        """For the keeper's epoll, EPOLLPRI: then `forget` is to be called."""
 
-    def start(self, flags: int, spec: Spec, fds: dict[int, int], cgroup: int) -> tuple[int, int]:
-        """Give the program of `spec` to an init; the init's pid and a pidfd of it. It is a child of this process.
+    def start(self, flags: int, spec: Spec, cgroup: int) -> tuple[int, int, Descriptors]:
+        """Give the program of `spec` to the forerunner of an init; the init's pid and a pidfd of it, a child of ours.
 
-        `fds` says for the places REPORT, STDOUT, STDERR and EXITS of child.py which descriptor goes there; `cgroup` is
-        a directory's, or -1. Raises OSError with clone3's errno. If the zygote or a waiting init has been killed, there
-        will be a new one.
+        `cgroup` is a directory's descriptor, or -1. Raises OSError with clone3's errno, or EMFILE. If the zygote or
+        what waits has been killed, there will be a new one.
         """
+        if self._mounts.changed():
+            self.forget()
         for attempt in (1, 2):
             try:
-                chosen = self._ready.pop(flags, None) or self._order(flags)
-                self._settle(chosen)
-                if chosen.pidfd < 0:
-                    chosen.end()
-                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "clone3")
+                fds = self._waiting.pop(flags, None) or self._order(flags)
                 try:
-                    self._send(chosen.socket, spec, [fds[place] for place in _PLACES], cgroup)
-                except _LOST:
-                    chosen.end()
+                    forerunner.send_program(fds.report, spec, cgroup)
+                    pid = _born(fds)
+                    return pid, _open(pid), fds
+                except BaseException:
+                    # What has begun ends by itself when nobody hears its report.
+                    fds.close_ours()
                     raise
             except _LOST:
-                # A program that may have begun just now ends by itself: nobody will hear its report.
                 self.end()
                 if attempt == 2:
                     raise OSError(errno.EAGAIN, "the process that makes inits has been killed twice") from None
-            else:
-                chosen.socket.close()
-                return chosen.pid, chosen.pidfd
         raise AssertionError
 
     def make_ready(self, flags: int) -> None:
@@ -112,60 +101,34 @@ class Zygote:
 
         A user namespace has its own maps, so that none can be made in advance.
         """
-        if flags & CLONE_NEWUSER or flags in self._ready or self._socket is None:
+        if flags & CLONE_NEWUSER or flags in self._waiting or self._socket is None:
             return
         try:
-            self._ready[flags] = self._order(flags)
-        except (OSError, EOFError):  # then the next one waits for its own
+            self._waiting[flags] = self._order(flags)
+        except OSError:  # then the next one waits for its own
             pass
 
-    def _order(self, flags: int) -> _Init:
+    def forget(self) -> None:
+        """Let go of what waits, since the host has changed: it ends by itself, and the keeper's loop reaps it."""
+        waiting = list(self._waiting.values())
+        self._waiting.clear()
+        for fds in waiting:
+            fds.close_ours()
+
+    def _order(self, flags: int) -> Descriptors:
         if self._socket is None:
             self._fork()
         assert self._socket is not None
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            ordered = _Init(ours)
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (theirs.fileno(),)))]
-            try:
-                self._socket.sendmsg([_ORDER.pack(flags)], rights)
-            except OSError:
-                ours.close()
-                raise
-        self._ordered.append(ordered)
-        return ordered
-
-    def _settle(self, wanted: _Init) -> None:
-        """Hear of all that were ordered up to `wanted`. Raises OSError where it could not be made."""
-        while wanted in self._ordered:
-            assert self._socket is not None
-            reply, ancillary, _, _ = self._socket.recvmsg(_REPLY.size, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
-            if not reply:
-                raise EOFError
-            made = self._ordered.popleft()
-            made.pid = _REPLY.unpack(reply)[0]
-            if made.pid > 0 and ancillary:  # without a free descriptor here none comes along
-                (made.pidfd,) = array.array("i", ancillary[0][2])
-        if wanted.pid < 0:
-            wanted.socket.close()
-            raise OSError(-wanted.pid, os.strerror(-wanted.pid), "clone3")
-
-    def _send(self, connection: socket.socket, spec: Spec, fds: list[int], cgroup: int) -> None:
-        packed, memfd = spec.pack(), -1
-        if cgroup >= 0:
-            fds = [*fds, cgroup]
+        fds = Descriptors(True)
+        theirs = array.array("i", (fds.theirs[place] for place in _PLACES))
         try:
-            if len(packed) > _MOST_BYTES:
-                memfd = os.memfd_create("spec", os.MFD_CLOEXEC)
-                fds = [*fds, memfd]
-                with open(memfd, "wb", closefd=False) as file:
-                    file.write(packed)
-                packed = b""
-            head = _PROGRAM.pack(cgroup >= 0, memfd >= 0, "user" in spec.namespaces)
-            connection.sendmsg([head + packed], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+            self._socket.sendmsg([_ORDER.pack(flags)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, theirs)])
+        except OSError:
+            fds.close_ours()
+            raise
         finally:
-            if memfd >= 0:
-                os.close(memfd)
+            fds.close_theirs()
+        return fds
 
     def _fork(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -177,18 +140,10 @@ class Zygote:
         self._socket, self._pidfd = ours, os.pidfd_open(pid)
 
     def end(self) -> None:
-        """End and reap it, with the inits that wait. Those with a program stay, they are the keeper's children."""
+        """End and reap it, and let go of what waits. Those with a program stay, they are the keeper's children."""
+        self.forget()
         if self._socket is None:
             return
-        if self._ordered:
-            try:
-                self._settle(self._ordered[-1])
-            except (OSError, EOFError):
-                pass
-        for waiting in {*self._ready.values(), *self._ordered}:
-            waiting.end()
-        self._ready.clear()
-        self._ordered.clear()
         self._socket.close()
         self._socket = None
         try:
@@ -197,6 +152,66 @@ class Zygote:
         except (ProcessLookupError, ChildProcessError):  # the keeper's loop has reaped it
             pass
         os.close(self._pidfd)
+
+    def leave(self) -> None:
+        """`end`, and wait for what waited; before the keeper goes, when it has no other child."""
+        pids = []
+        for fds in self._waiting.values():
+            try:
+                pids.append(_born(fds))
+            except OSError:
+                pass
+        self.end()
+        for pid in pids:
+            try:
+                os.waitpid(pid, 0)
+            except ChildProcessError:
+                pass
+
+
+def _born(fds: Descriptors) -> int:
+    """Wait until an init is there; its pid. Raises OSError where there will be none, EOFError if it was killed."""
+    exits = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fds.exits)
+    exits.settimeout(_PATIENCE)
+    try:
+        data, ancillary, _, _ = exits.recvmsg(_ERRNO.size, socket.CMSG_SPACE(setup.CREDENTIALS.size))
+    finally:
+        exits.setblocking(False)
+        exits.detach()
+    if data == _BORN:
+        return int(setup.CREDENTIALS.unpack(ancillary[0][2])[0])
+    if not data:
+        raise EOFError
+    number = _ERRNO.unpack(data)[0]
+    raise OSError(number, os.strerror(number), "clone3")
+
+
+def _open(pid: int) -> int:
+    """A pidfd of an init whose forerunner has just taken a program.
+
+    It can't have become somebody else's pid: until then nobody had reaped it, as the forerunner was alive, and who
+    would reap it is this process, which is doing this. So even now it is not too late. Raises OSError (EMFILE).
+    """
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        os.kill(pid, signal.SIGKILL)
+        raise
+
+
+_MOUNTS = "/proc/self/mountinfo"
+
+
+class _Mounts:
+    """Whether something has been mounted or unmounted: proc(5) says it to poll(2), once for each open file."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._poll.register(os.open(_MOUNTS, os.O_RDONLY | os.O_CLOEXEC), select.POLLPRI)
+
+    def changed(self) -> bool:
+        """Since this was last asked."""
+        return bool(self._poll.poll(0))
 
 
 # ---- in the zygote
@@ -207,36 +222,33 @@ def _serve(connection: socket.socket) -> NoReturn:
     try:
         gc.disable()
         syscalls.set_process_name("nsupervisor-zyg")
+        successor.prepare()
         # In the place of the report, which is not needed here; then all else that the keeper has open can go.
         os.dup2(connection.fileno(), REPORT, inheritable=False)
         os.dup2(0, 1)
         os.dup2(0, 2)
-        for place in (setup.EXITS, setup.STDOUT, setup.STDERR):
+        for place in (EXITS, STDOUT, STDERR):
             os.dup2(0, place, inheritable=False)
         connection.detach()
-        os.closerange(setup.FIRST_FREE, 0x7FFF_FFFF)
+        os.closerange(FIRST_FREE, 0x7FFF_FFFF)
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, REPORT)
-        ancillary_size = socket.CMSG_SPACE(4)
+        ancillary_size = socket.CMSG_SPACE(4 * len(_PLACES))
+        flags_of, most = _ORDER.unpack, _ORDER.size
         while True:
-            data, ancillary, _, _ = connection.recvmsg(_ORDER.size, ancillary_size, socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, _, _ = connection.recvmsg(most, ancillary_size, socket.MSG_CMSG_CLOEXEC)
             if not data:
                 break
-            (theirs,) = array.array("i", ancillary[0][2])
-            pid = syscalls.bare_clone3(_ORDER.unpack(data)[0] | syscalls.CLONE_PARENT | syscalls.CLONE_PIDFD)
-            if pid == 0:
-                # From here on `connection` is another one: what counts is the number of its descriptor.
-                os.dup2(theirs, REPORT, inheritable=False)
-                os.close(theirs)
-                _wait_for_program(connection)
-            os.close(theirs)
-            if pid < 0:
-                connection.send(_REPLY.pack(pid))
-                continue
-            # By the time that the keeper reads this, the pid may be somebody else's; the pidfd cannot.
-            pidfd = syscalls.bare_pidfd()
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (pidfd,)))]
-            connection.sendmsg([_REPLY.pack(pid)], rights)
-            os.close(pidfd)
+            (flags,) = flags_of(data)
+            theirs = array.array("i", ancillary[0][2])
+            told = mmap.mmap(-1, 4)
+            number = -syscalls.bare_clone3(flags | syscalls.CLONE_PARENT)
+            if number == 0:
+                _begin(flags, theirs, told)
+            if number > 0:
+                os.write(theirs[1], _ERRNO.pack(number))
+            told.close()
+            for fd in theirs:
+                os.close(fd)
     finally:
         os._exit(0)
 
@@ -244,70 +256,37 @@ def _serve(connection: socket.socket) -> NoReturn:
 # ---- in an init
 
 
-def _wait_for_program(connection: socket.socket) -> NoReturn:
-    """Then one more fork, and each of both goes its way."""
-    syscalls.set_process_name("nsupervisor-ini")
-    data, ancillary, _, _ = connection.recvmsg(
-        _PROGRAM.size + _MOST_BYTES, socket.CMSG_SPACE(_MOST_FDS * 4), socket.MSG_CMSG_CLOEXEC
-    )
-    if not data:  # the keeper needs it no more, or is gone
-        os._exit(0)
-    fds = array.array("i", ancillary[0][2])
-    has_cgroup, has_memfd, has_user_namespace = _PROGRAM.unpack_from(data)
-    program = syscalls.bare_clone3(0, fds[len(_PLACES)] if has_cgroup else -1, signal.SIGCHLD)
-    if program == 0:
-        _prepare(connection, data, fds, has_memfd)
-    report, _, _, exits = fds[: len(_PLACES)]
-    if program < 0:
-        _tell_no_clone(report, -program)
-    if has_user_namespace:
-        try:
-            setup.become_root_when_told(report)
-        except setup.StepError:  # the other one says so
-            os._exit(setup.EXIT_SETUP)
-    # Keep nothing open but `exits`: a log pipe that the init held would never end, a report never be complete.
-    os.close(REPORT)
-    for fd in fds:
-        if fd != exits:
-            os.close(fd)
-    os.setsid()
-    init.run(program, exits)
-
-
-def _tell_no_clone(report: int, number: int) -> NoReturn:
-    hint = CGROUP_HINTS.get(number, "")
-    message = f"cannot start the program's process: {os.strerror(number)}{f' ({hint})' if hint else ''}"
-    setup.tell_failure(report, "clone", message, number)
-    os._exit(setup.EXIT_SETUP)
-
-
-CGROUP_HINTS = {
-    errno.EAGAIN: "a limit on processes is reached, such as pids_max",
-    errno.ENODEV: "the cgroup has been removed",
-    errno.EBUSY: "the cgroup has controllers enabled for its children, so it can't hold processes itself",
-    errno.EOPNOTSUPP: "the cgroup is in an invalid state, see its cgroup.type",
-    errno.EACCES: "the cgroup is not delegated to this user",
-    errno.EBADF: "what was given as the cgroup is none of cgroup v2",
-}
-
-
-def _prepare(connection: socket.socket, data: bytes, fds: array.array[int], has_memfd: bool) -> NoReturn:
+def _name() -> None:
+    """What `ps` shows. prctl(2) does the same through ctypes, which would cost each init 0.1 MB of its own."""
     try:
-        packed = data[_PROGRAM.size :]
-        if has_memfd:
-            os.lseek(fds[-1], 0, os.SEEK_SET)
-            with open(fds[-1], "rb", closefd=False) as file:
-                packed = file.read()
-        spec = Spec.unpack(packed)
-    except BaseException as error:
-        setup.tell_failure(fds[0], "prepare", f"{type(error).__name__}: {error}", getattr(error, "errno", None) or 0)
+        fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(fd, b"nsupervisor-ini")
+        os.close(fd)
+    except OSError:  # there is no /proc
+        pass
+
+
+def _begin(flags: int, theirs: array.array[int], told: mmap.mmap) -> NoReturn:
+    """One more fork, and each of both goes its way."""
+    _name()
+    # From here on the zygote's connection is another one: what counts is the number of its descriptor.
+    for place, fd in zip(_PLACES, theirs, strict=True):
+        os.dup2(fd, place, False)
+        os.close(fd)
+    os.write(EXITS, _BORN)
+    child = syscalls.bare_clone3(0, -1, _SIGCHLD)
+    if child == 0:
+        os.close(EXITS)
+        forerunner.run(flags, told)
+    # Keep nothing open but `EXITS`: a log pipe that the init held would never end, a report never be complete.
+    os.closerange(REPORT, EXITS)
+    os.closerange(EXITS + 1, FIRST_FREE)
+    if child < 0:
         os._exit(setup.EXIT_SETUP)
-
-    def enter() -> None:
-        for place, fd in zip(_PLACES, fds, strict=False):
-            os.dup2(fd, place, inheritable=False)
-        os.close(setup.EXITS)
-        os.closerange(setup.FIRST_FREE, 0x7FFF_FFFF)
-
-    # Its descriptor's number is the report's by now, and another object of this kind would cost a tenth of the set-up.
-    setup.run(spec, enter, connection)
+    if flags & CLONE_NEWUSER:
+        try:
+            setup.become_root_when_told(EXITS)
+        except setup.StepError:  # the program's process says so
+            os._exit(setup.EXIT_SETUP)
+    os.setsid()
+    init.run(child, EXITS, told)

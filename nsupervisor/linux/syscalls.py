@@ -82,8 +82,6 @@ def clone3(flags: int, cgroup: int = -1) -> tuple[int, int]:
 
 
 _bare_args = (ctypes.c_uint64 * 11)()
-_bare_pidfd = ctypes.c_int(-1)
-_bare_args[1] = ctypes.addressof(_bare_pidfd)
 _bare_syscall = ctypes.PyDLL(None, use_errno=True).syscall
 _bare_syscall.restype = ctypes.c_long
 _bare_syscall.argtypes = (ctypes.c_long, ctypes.c_void_p, ctypes.c_long)
@@ -92,21 +90,19 @@ _bare_syscall.argtypes = (ctypes.c_long, ctypes.c_void_p, ctypes.c_long)
 def bare_clone3(flags: int, cgroup: int = -1, exit_signal: int = 0) -> int:
     """Fork with next to no writing to memory: the pid, 0 in the child, or an errno below 0.
 
-    With CLONE_PIDFD, `bare_pidfd` tells the descriptor.
-
     For a process that has one thread, and no use for what modules do after a fork (os.register_at_fork). `exit_signal`
     is 0 together with CLONE_PARENT, which takes the caller's own, clone(2).
     """
     _bare_args[0] = flags if cgroup < 0 else flags | CLONE_INTO_CGROUP
     _bare_args[4] = exit_signal
     _bare_args[10] = max(cgroup, 0)
-    pid = int(_bare_syscall(SYS_CLONE3, ctypes.addressof(_bare_args), ctypes.sizeof(_bare_args)))
+    return bare_clone3_with(_bare_args)
+
+
+def bare_clone3_with(args: ctypes.Array[ctypes.c_uint64]) -> int:
+    """The same, with a struct clone_args of 11 numbers."""
+    pid = int(_bare_syscall(SYS_CLONE3, ctypes.addressof(args), ctypes.sizeof(args)))
     return pid if pid >= 0 else -ctypes.get_errno()
-
-
-def bare_pidfd() -> int:
-    """The pidfd that the latest `bare_clone3` with CLONE_PIDFD has made."""
-    return _bare_pidfd.value
 
 
 def unshare(flags: int) -> None:

@@ -9,14 +9,15 @@ from tests.needs import ROOT, needs
 
 WITHOUT_DESCRIPTORS = """
 import os, resource
+from nsupervisor.keeper.spec import Spec
 from nsupervisor.keeper.zygote import Zygote
 zygote = Zygote()
 zygote._fork()
-zygote.make_ready(0)  # ordered; the answer, with a descriptor, is heard at the next start
+zygote.make_ready(0)  # ordered; that it is there is heard at the next start
 most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (os.dup(0), hard))
 try:
-    zygote.start(0, None, {}, -1)
+    zygote.start(0, Spec({'id': 'x', 'argv': ['true'], 'env': {}, 'cwd': '/'}), -1)
 except OSError as error:
     print(error.errno)
 resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

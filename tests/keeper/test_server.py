@@ -417,7 +417,7 @@ def drive_unprivileged(raw: Raw) -> None:
     while (event := raw.receive())["event"] != "ended":
         pass
     assert (event["status"], event["failure"]) == (0, None)
-    assert os.read(stdout, 1000).decode().split()[:4] == ["0", "inside", "2", "Linux"]
+    assert os.read(stdout, 1000).decode().split()[:4] == ["0", "inside", "3", "Linux"]
     for fd in (pidfd, stdout, stderr):
         os.close(fd)
     # Without a user namespace it is told why not.
