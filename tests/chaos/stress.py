@@ -50,9 +50,10 @@ STRESS = {
 
 
 def toml(directory: str) -> str:
-    """Neighbours come first whenever there is not enough; whoever is under stress has half of the last processor."""
-    last = max(os.sched_getaffinity(0))
-    parts = [f"[workload.{name}]{ECHO}[workload.{name}.resources]\ncpu_weight = 10000\n" for name in NEIGHBOURS]
+    """The neighbours have the first processor for themselves, and whoever is under stress half of the last one."""
+    first, last = processors()
+    resources = f'cpu_weight = 10000\ncpuset_cpus = "{first}"\n'
+    parts = [f"[workload.{name}]{ECHO}[workload.{name}.resources]\n{resources}" for name in NEIGHBOURS]
     for name, (arguments, limits, rules) in STRESS.items():
         command = ["stress-ng", *arguments.format(directory=directory).split()]
         parts.append(
@@ -62,6 +63,12 @@ def toml(directory: str) -> str:
         )
         parts += [f"[[workload.{name}.policy]]\n{rule}\n" for rule in rules]
     return "\n".join(parts)
+
+
+def processors() -> tuple[int, int]:
+    """For the neighbours and for the stress; the same one where there is only one."""
+    allowed = os.sched_getaffinity(0)
+    return min(allowed), max(allowed)
 
 
 @attrs.define
@@ -86,6 +93,9 @@ def part(times: Sequence[float], of: float) -> float:
 def connected(run: Run) -> Iterator[list[socket.socket]]:
     """To each neighbour; they take one connection at a time."""
     sockets = []
+    everywhere = os.sched_getaffinity(0)
+    # Else it would be this program that waits for the disturbed processor; the service has been started before.
+    os.sched_setaffinity(0, {processors()[0]})
     try:
         for name in NEIGHBOURS:
             connection = socket.socket(socket.AF_UNIX)
@@ -94,6 +104,7 @@ def connected(run: Run) -> Iterator[list[socket.socket]]:
             until(f"{name} answers", lambda c=connection, n=name: c.connect_ex(f"\0echo-{n}-{run.site.mark}") == 0)
         yield sockets
     finally:
+        os.sched_setaffinity(0, everywhere)
         for connection in sockets:
             connection.close()
 
