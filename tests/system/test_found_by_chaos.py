@@ -3,7 +3,6 @@
 import os
 import signal
 
-import pytest
 import trio
 
 from nsupervisor.api.client import Client
@@ -11,7 +10,7 @@ from tests.needs import needs
 from tests.system.service import service
 from tests.timing import deadline
 
-pytestmark = [pytest.mark.system, needs("root", "cgroup")]
+pytestmark = needs("root", "cgroup")
 
 
 async def test_a_stop_includes_those_that_require_it_and_wait_to_be_restarted(tmp_path):

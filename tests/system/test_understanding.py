@@ -6,14 +6,13 @@ import signal
 import subprocess
 from contextlib import asynccontextmanager
 
-import pytest
 import trio
 
 from tests.needs import needs
 from tests.system.service import NSUPERVISOR, service
 from tests.timing import deadline
 
-pytestmark = [pytest.mark.system, needs("root", "cgroup")]
+pytestmark = needs("root", "cgroup")
 
 CALM = """
 [workload.db]
