@@ -4,9 +4,9 @@ Which way each file speaks (none of them by POLLIN: they are always readable):
 
 * event files (`cgroup.events`, `memory.events`, `pids.events`, and their `.local`) change with IN_MODIFY; one inotify
   instance has them all. On v1, `pids.events` counts but does not notify (seen on Linux 6.18; older kernels do), so it
-  is read four times a second; out of memory comes by an eventfd (cgroup-v1/memory.rst, section 10), and all eventfds
-  sit in one epoll, whose own descriptor becomes readable. The rest of memory.events (v1: failcnt) waits for the
-  backstop.
+  is read four times a second (with many workloads less often, see _MUTE_IN_ALL); out of memory comes by an eventfd
+  (cgroup-v1/memory.rst, section 10), and all eventfds sit in one epoll, whose own descriptor becomes readable. The rest
+  of memory.events (v1: failcnt) waits for the backstop.
 * pressure triggers come as POLLPRI (accounting/psi.rst).
 * levels (`pids.current`, `memory.current`, …) never notify. They are sampled, and only those somebody asked for: all of
   a cgroup together, and whoever gets them says when he wants to see them again.
@@ -40,6 +40,9 @@ EVENT_FILES = ("cgroup.events", "memory.events", "pids.events")
 _BACKSTOP = 5.0
 _MUTE = 0.25
 """Seconds between two readings of an event file that may not notify."""
+_MUTE_IN_ALL = 1000
+"""Such readings a second, of all cgroups together: more workloads are each read less often, so that idle ones cost one
+per cent of a processor and not ten."""
 _OOM_DELAYS = (0.0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.5)
 
 OnReading = Callable[[Reading], None]
@@ -82,6 +85,7 @@ class Watcher:
         self._by_eventfd: dict[int, _Watch] = {}
         self._sampler = Sampler()
         self._looking = Job(self._look_at_all)
+        self._mute = 0  # files that are read because they may not notify
         self._inotify = Inotify()
         self._epoll = select.epoll()
 
@@ -123,6 +127,7 @@ class Watcher:
         watch.jobs.append(Job(partial(self._sample, watch)))
         if watch.levels and on_sample is None:
             self._sampler.plan(watch.jobs[0], interval)
+        self._mute += len(watch.mute)
         if watch.mute:
             watch.jobs.append(Job(partial(self._look_at_mute, watch)))
             self._sampler.plan(watch.jobs[-1], _MUTE)
@@ -142,6 +147,7 @@ class Watcher:
         if watch is None:
             return
         watch.alive = False
+        self._mute -= len(watch.mute) if watch.jobs else 0  # else `add` did not come so far
         for wd in watch.wds:
             if self._by_wd.pop(wd, None) is not None:
                 self._inotify.remove(wd)
@@ -315,7 +321,7 @@ class Watcher:
     def _look_at_mute(self, watch: _Watch) -> float:
         for file in watch.mute:
             self._look(watch, file)
-        return _MUTE if watch.alive else math.inf
+        return max(_MUTE, self._mute / _MUTE_IN_ALL) if watch.alive else math.inf
 
     def _look_at_all(self) -> float:
         for watch, file in self._all():

@@ -27,6 +27,9 @@ from nsupervisor.service.stats import sample
 
 FREEZE_PATIENCE = 2.0
 """Seconds that `freeze` waits until the kernel has stopped each process; one that sleeps in the kernel takes longer."""
+STARTS_AT_ONCE = 16
+"""How many may be between the decision to start and the execution of the program; the others wait for their turn. Else
+the last of thousands would be given up as not started in time, and an urgent restart would queue behind them all."""
 AT_REST = frozenset({State.STOPPED, State.EXITED, State.FAILED})
 """Nothing lives, and nothing will by itself."""
 
@@ -48,6 +51,7 @@ class Supervisor:
     recorder: Recorder = attrs.field(factory=Recorder)
     started_at: float = attrs.field(factory=time.time)
     _born: float = attrs.field(factory=trio.current_time)
+    _turns: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(STARTS_AT_ONCE))
 
     # ---- what a person sees
 
@@ -252,7 +256,12 @@ class Supervisor:
                     break
             actor.waits_for = missing
             if not missing:
-                await actor.ask(events.Start(by))
+                turn = object()
+                await self._turns.acquire_on_behalf_of(turn)
+                try:
+                    await actor.ask(events.Start(by))
+                finally:
+                    self.nursery.start_soon(self._end_turn, turn, actor)
         if missing:
             actor.world.journal.log.error("not started", workload=actor.name, message=missing)
         elif actor.pending.cancelled_caught:
@@ -260,6 +269,11 @@ class Supervisor:
         actor.pending, actor.trail.pending = None, ""
         actor.remember()
         actor.poke()
+
+    async def _end_turn(self, turn: object, actor: Actor) -> None:
+        """Let the next one start, once this one's program has been executed, or will not be."""
+        await actor.until(lambda life: life.state is not State.STARTING)
+        self._turns.release_on_behalf_of(turn)
 
     def _instances(self, name: str) -> list[Actor]:
         return [actor for actor in self.actors.values() if actor.workload.name == name]
