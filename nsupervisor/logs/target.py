@@ -11,6 +11,8 @@ from collections.abc import Callable
 import attrs
 
 _PIPE_SIZE = 1024 * 1024  # bytes; the default of /proc/sys/fs/pipe-max-size
+_TAIL = 1024 * 1024  # how far back from a file's end the beginning of its last record is looked for
+_RECORD = b'{"timestamp":'
 _Write = Callable[["bytes | memoryview"], int]
 
 
@@ -59,7 +61,23 @@ def _open_path(path: str) -> Target:
             flags = os.O_RDWR
     except FileNotFoundError:
         pass
-    return _plain(os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o640))
+    fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o640)
+    _cut_torn_record(path, fd)
+    return _plain(fd)
+
+
+def _cut_torn_record(path: str, fd: int) -> None:
+    """A supervisor that was killed may have left the first half of a record, which comes again. Only such a one is
+    taken away, nothing that is not ours."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        return
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        start = file.seek(max(size - _TAIL, 0))
+        tail = file.read()
+    begin = tail.rfind(b"\n") + 1
+    if tail[begin:].startswith(_RECORD) or (tail[begin:] and _RECORD.startswith(tail[begin:])):
+        os.ftruncate(fd, start + begin)
 
 
 def _open_fd(fd: int) -> Target:
