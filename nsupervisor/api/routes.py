@@ -253,6 +253,13 @@ def _history() -> dict[str, Any]:
         config=_is("string", "Path of the configuration."),
         restart=_is("string", "The workload's restart setting."),
         since=_is("number", "When the supervisor started: seconds since 1970-01-01 UTC."),
+        log=_object(
+            "Where its output is to be found, on the supervisor's host.",
+            file=_is("string?", "Its own log file; null: it has none."),
+            format=_is("string", "Of that file: json (records), or raw."),
+            streams=_is("array", "What goes into it: stdout, stderr.", items={"type": "string"}),
+            stream=_is("string?", "The file of the supervisor's own stream; null: that is no file of records."),
+        ),
         forgotten=_is("integer", "How many older records are kept no more.", minimum=0),
         records=_is("array", "Oldest first; `nsupervisor schema log` describes them.", items={"type": "object"}),
     )

@@ -34,6 +34,7 @@ COMMANDS = {
     "status": "status",
     "why": "why",
     "events": "events",
+    "logs": "logs",
     "stats": "stats",
     "top": "top",
     "record": "record",

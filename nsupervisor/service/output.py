@@ -87,6 +87,12 @@ class Output:
         for capture in self._captures:
             capture.reroute(self._route(capture.stream))
 
+    def place(self) -> dict[str, Any]:
+        """The instance's own file, for whoever wants to read it: its path (None: there is none), format and streams."""
+        streams = [stream for stream in STREAMS if getattr(self.settings, stream) in ("file", "both")]
+        path = str(self.file.path) if self.file is not None else None
+        return {"file": path, "format": self.settings.format, "streams": streams}
+
     async def drained(self) -> None:
         """Wait until all output of generations that have ended has been read."""
         while self._captures:

@@ -100,9 +100,15 @@ class Supervisor:
             "config": self.config.path,
             "restart": actor.workload.restart,
             "since": self.started_at,
+            "log": {**actor.output.place(), "stream": self._stream()},
             "forgotten": forgotten,
             "records": [json.loads(line) for line in lines],
         }
+
+    def _stream(self) -> str | None:
+        """The file that the journal is, if it is one of records."""
+        settings = self.config.supervisor
+        return settings.log_output if settings.log_output.startswith("/") and settings.log_format == "json" else None
 
     def events(
         self, names: Collection[str] | None, events: Collection[str] | None, news: bool

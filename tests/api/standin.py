@@ -144,7 +144,8 @@ class Standin:
         lines, forgotten = self.past.of(name)
         more = {"config": "/etc/nsupervisor.toml", "restart": "on-failure", "since": 1770000000.5}
         records = [json.loads(line) for line in lines]
-        return {**self.instances[name], **more, "forgotten": forgotten, "records": records}
+        log = {"file": None, "format": "json", "streams": [], "stream": None}
+        return {**self.instances[name], **more, "log": log, "forgotten": forgotten, "records": records}
 
     def events(self, names: Any, events: Any, news: bool) -> Any:
         return self.past.follow(names, events, news=news)

@@ -42,7 +42,12 @@ def arguments(tmp_path):
     config = tmp_path / "site.toml"
     config.write_text('[workload.web]\ncommand = ["true"]\n[workload.web.resources]\npids_max = 9\n')
     names = {verb: ["web"] for verb in VERBS} | {"set": ["web", "pids_max=9"]}
-    names |= {"why": ["web"], "stats": ["--interval", "10ms"], "top": ["--interval", "10ms"]}
+    names |= {
+        "why": ["web"],
+        "logs": ["-n", "1", str(config)],
+        "stats": ["--interval", "10ms"],
+        "top": ["--interval", "10ms"],
+    }
     nothing: dict[str, list[str]] = {command: [] for command in ("doctor", "status", "events", "version", "schema")}
     return {"check": [str(config)], "shell": ["true"], **nothing, **names}
 

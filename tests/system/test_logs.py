@@ -49,6 +49,12 @@ async def test_files_rotate_and_a_signal_makes_them_anew(tmp_path, fifo):
         assert [record["message"] for record in found if record["stream"] == "stderr"] == ["oops"]
         assert not [record for record in it.records if record.get("stream") == "stdout"]
         assert max(name.stat().st_size for name in logs.iterdir()) <= 8192
+        assert (
+            (await it.cli("logs", "-n", "2", "web"))
+            .splitlines()[-1]
+            .endswith(("oops", "line 499 of a line that is a little longer"))
+        )
+        assert len((await it.cli("logs", "-n", "1000", "--grep", "line", "web")).splitlines()) == 500
         (logs / "web.log").rename(logs / "renamed")
         it.process.send_signal(signal.SIGUSR1)
         await it.record(event="logs reopened")
@@ -56,6 +62,13 @@ async def test_files_rotate_and_a_signal_makes_them_anew(tmp_path, fifo):
         push(fifo)
         await it.record(event="exited", workload="web")
     assert not (tmp_path / "run" / "streams").exists()
+
+
+async def test_where_there_is_no_file_to_read_the_command_says_what_to_do(tmp_path, fifo):
+    async with service(tmp_path, PRINTER.format(fifo=fifo)) as it:
+        refused = await it.cli_result("logs", "web")
+        assert (refused.returncode, b"web has no log file" in refused.stderr) == (1, True)
+        assert b'log = { stdout = "both", stderr = "both" } under [workload.web]' in refused.stderr
 
 
 async def test_a_raw_file_has_what_the_program_wrote(tmp_path, fifo):

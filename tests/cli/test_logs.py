@@ -1,0 +1,138 @@
+"""`nsupervisor logs` on real files, that are put aside, compressed and removed while it reads."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nsupervisor.cli.logfiles import Reader
+from nsupervisor.logs import LogFile, Pipe, Rotation
+from tests.cli.command import nsupervisor
+
+
+def record(number, text=None, age=0, **more):
+    time = (datetime.now(UTC) - timedelta(seconds=age)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    head = {"timestamp": time, "level": "info", "event": "output", "workload": "web", "generation": 1, "pid": 1}
+    return (
+        json.dumps(
+            {**head, "stream": "stdout", "seq": number, "message": text or f"line {number}", **more},
+            separators=(",", ":"),
+        )
+        + "\n"
+    )
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Twelve lines in three files, one of them compressed; two lines came an hour ago."""
+    ages = [3600] * 2 + [60] * 10
+    lines = [record(number, age=age).encode() for number, age in enumerate(ages)]
+    (tmp_path / "web.log.2.gz").write_bytes(gzip.compress(b"".join(lines[:4])))
+    (tmp_path / "web.log.1").write_bytes(b"".join(lines[4:8]))
+    (tmp_path / "web.log").write_bytes(b"".join(lines[8:]))
+    return tmp_path / "web.log"
+
+
+def shown(*arguments):
+    done = nsupervisor("logs", *map(str, arguments))
+    assert (done.returncode, done.stderr) == (0, "")
+    return [line.split("  ", 1)[1] for line in done.stdout.splitlines()]
+
+
+def test_the_last_lines_come_from_all_files(files):
+    assert shown(files) == [f"line {number}" for number in range(12)]
+    assert shown("-n", 2, files) == ["line 10", "line 11"]
+    assert shown("-n", 6, files) == [f"line {number}" for number in range(6, 12)]
+    assert shown("-n", 0, files) == []
+    assert shown("--since", "30min", files) == [f"line {number}" for number in range(2, 12)]
+    assert shown("-n", 2, "--grep", "[13]$", files) == ["line 3", "line 11"]
+
+
+def test_records_for_programs_are_as_they_are(files):
+    done = nsupervisor("logs", "-n", "5", "--json", str(files))
+    assert [json.loads(line)["seq"] for line in done.stdout.splitlines()] == list(range(7, 12))
+
+
+def test_a_raw_file_is_shown_as_it_is_and_has_no_times(tmp_path):
+    (tmp_path / "web.log").write_bytes(b"one\ntwo\nno end")
+    assert nsupervisor("logs", f"{tmp_path}/web.log").stdout == "one\ntwo\n"
+    refused = nsupervisor("logs", "--since", "5min", f"{tmp_path}/web.log")
+    assert (refused.returncode, "is raw" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["/nonexistent/web.log"], 1, "cannot read /nonexistent/web.log: No such file or directory; nothing has been"),
+        (["--since", "yesterday", "/x"], 2, "is neither a duration nor a time"),
+        (["--grep", "(", "/x"], 2, "'(': missing )"),
+        (["web"], 3, "no supervisor answers"),
+    ],
+)
+def test_what_cannot_be_shown_is_told(arguments, status, words):
+    done = nsupervisor("logs", *arguments)
+    assert done.returncode == status
+    assert words in done.stderr
+
+
+def test_following_misses_nothing_while_files_are_put_aside(tmp_path):
+    path = tmp_path / "web.log"
+    file = LogFile(path, Rotation(max_size=4096, max_files=1000, compress=True))
+    file.append(record(0).encode())
+    command = [sys.executable, "-m", "nsupervisor", "logs", "-f", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None
+        try:
+            assert follower.stdout.readline().endswith("line 0\n")
+            for number in range(1, 400):
+                file.append(record(number).encode())
+            for number in range(1, 400):
+                assert follower.stdout.readline().endswith(f"line {number}\n")
+        finally:
+            follower.terminate()
+
+
+@given(
+    st.lists(st.tuples(st.lists(st.sampled_from([b"a\n", b"bc\n", b"d"]), max_size=5), st.booleans()), max_size=12),
+    st.integers(1, 30),
+)
+def test_what_is_appended_is_read_once_and_in_order(tmp_path_factory, steps, size):
+    """Whatever is written and put aside between two looks."""
+    path = tmp_path_factory.mktemp("log") / "web.log"
+    file = LogFile(path, Rotation(max_size=size, max_files=1000), records=False)
+    file.reopen()
+    reader = Reader(str(path))
+    written, found = b"", []
+    clock = 1_000_000_000
+
+    for pieces, look in steps:
+        for piece in pieces:
+            reader_, writer = os.pipe()
+            os.set_blocking(reader_, False)
+            os.write(writer, piece)
+            file.take(Pipe(reader_), piece)
+            os.close(reader_)
+            os.close(writer)
+            written += piece
+            clock += 1
+            os.utime(path, (clock, clock))
+        if look:
+            found += reader.news()
+    found += reader.news()
+    reader.close()
+    file.close()
+    assert found == written.split(b"\n")[:-1]
+
+
+def test_the_last_lines_are_found_whatever_their_length(tmp_path):
+    lines = [b"x" * length for length in (0, 1, 300_000, 5, 262_143, 262_144, 0, 7)]
+    (tmp_path / "log").write_bytes(b"\n".join(lines) + b"\nno end")
+    reader = Reader(str(tmp_path / "log"))
+    assert list(reader.backwards()) == lines[::-1]
+    reader.close()
