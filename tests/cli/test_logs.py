@@ -8,7 +8,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nsupervisor.cli.logfiles import Reader
@@ -98,6 +98,7 @@ def test_following_misses_nothing_while_files_are_put_aside(tmp_path):
             follower.terminate()
 
 
+@settings(max_examples=30)
 @given(
     st.lists(st.tuples(st.lists(st.sampled_from([b"a\n", b"bc\n", b"d"]), max_size=5), st.booleans()), max_size=12),
     st.integers(1, 30),
