@@ -300,8 +300,19 @@ def _obstacle_v2(core: Hierarchy, base: str, at_root: bool) -> tuple[str, str] |
 
 
 def strangers(directory: str) -> list[int]:
-    """The processes in the cgroup `directory` itself that are neither this process nor one of its descendants."""
-    return [pid for pid in directories.members(directory) if not _is_ours(pid)]
+    """The processes in the cgroup `directory` itself that are neither this process, nor one of its descendants, nor the
+    small parent that starts it again."""
+    return [pid for pid in directories.members(directory) if not (_is_ours(pid) or pid == small_parent())]
+
+
+PARENT = "NSUPERVISOR_PARENT"
+"""The environment variable by which the parent of `run --supervise-self` says who it is."""
+
+
+def small_parent() -> int:
+    """The pid of the parent of `run --supervise-self`; 0 where there is none."""
+    parent = os.getppid()
+    return parent if os.environ.get(PARENT) == str(parent) else 0
 
 
 def _is_ours(pid: int) -> bool:

@@ -19,7 +19,7 @@ from nsupervisor.cgroups import directories
 from nsupervisor.cgroups.cgroup import Cgroup
 from nsupervisor.cgroups.errors import CgroupError
 from nsupervisor.cgroups.files import CONTROLLERS, ON_DEMAND
-from nsupervisor.cgroups.host import LEAF, Host, internal_processes, not_writable, strangers
+from nsupervisor.cgroups.host import LEAF, Host, internal_processes, not_writable, small_parent, strangers
 from nsupervisor.cgroups.mounts import Hierarchy
 from nsupervisor.cgroups.values import file_of, settings
 
@@ -337,7 +337,8 @@ class Tree:
     def _leave_leaf(self, leaf: str) -> None:
         # Back up goes only what is ours: a keeper that lives on keeps the leaf.
         try:
-            directories.write(f"{self.host.base}/cgroup.procs", str(os.getpid()))
+            for pid in filter(None, (os.getpid(), small_parent())):
+                directories.write(f"{self.host.base}/cgroup.procs", str(pid))
         except OSError as error:
             if error.errno == errno.EBUSY:  # controllers are still enabled for somebody else
                 return

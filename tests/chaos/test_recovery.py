@@ -1,14 +1,19 @@
 """kill -9 to our own two processes, to either and to both: the workloads do not notice."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 
-from nsupervisor.api.client import ClientError
+from nsupervisor.api.client import Client, ClientError
+from tests.chaos import observe
 from tests.chaos.service import BrokenError, Run, Site, demand, over, running, site, until
-from tests.needs import needs
+from tests.needs import ROOT, needs
+from tests.timing import deadline
 
 pytestmark = [pytest.mark.slow, needs("root", "cgroup")]
 
@@ -262,3 +267,40 @@ start_limit_interval_sec = "10min"
 def test_that_something_changed_is_seen():
     assert changed({"web": (1, 1, 0)}, {"web": (1, 1, 0)}) == []
     assert changed({"web": (1, 1, 0)}, {"web": (2, 1, 0)})
+
+
+def test_a_supervisor_that_supervises_itself_comes_back_and_ends_when_told(tmp_path):
+    with site(TOML) as where:
+        command = [sys.executable, "-m", "nsupervisor", "run", "--supervise-self", str(where.config)]
+        environment = {**os.environ, observe.MARK: where.mark}
+        client = Client(str(where.runtime / "api.sock"))
+
+        def all_run() -> dict[str, int] | None:
+            try:
+                return {one["name"]: one["pid"] for one in client.status() if one["state"] == "running"}
+            except ClientError:
+                return None
+
+        def another(than: int) -> int | None:
+            try:
+                return pid if (pid := client.info()["pid"]) != than else None
+            except ClientError:
+                return None
+
+        with (tmp_path / "stderr").open("wb") as stderr, (tmp_path / "stdout").open("wb") as stdout:
+            parent = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stdout, stderr=stderr)
+        try:
+            until("all run", lambda: len(all_run() or ()) == len(NAMES))
+            before, pid = all_run(), client.info()["pid"]
+            for _ in range(2):
+                os.kill(pid, signal.SIGKILL)
+                pid = until("another supervisor", lambda pid=pid: another(pid))
+                assert all_run() == before
+            parent.terminate()
+            assert parent.wait(deadline(20)) == 0
+        finally:
+            parent.kill()
+            parent.wait()
+        said = [json.loads(line) for line in (tmp_path / "stderr").read_text().splitlines()]
+        assert [(one["event"], one["signal"]) for one in said] == [("supervisor killed", "SIGKILL")] * 2
+        where.demand_nothing_left()

@@ -62,6 +62,13 @@ for pid in $pids; do [ ! -e /proc/$pid ] || echo "process $pid is still there"; 
 echo "6 $(wc -l <$web/cgroup.procs) anew"
 """
 
+TAKEN_OVER = """
+kill -KILL "$(cat /run/nsupervisor/lock)"
+until journalctl --unit nsupervisor --output cat | grep -q '"taken over"'; do sleep 0.1; done
+nsupervisor status --json web | grep -q '"generation": *1,' || echo "another generation"
+[ "$main" = "$(show MainPID)" ] && [ "$(cat $web/cgroup.procs)" = "$pids" ] && echo "5a taken over, $(show NRestarts)"
+"""
+
 STOPPED = """
 [ ! -e $own ] && [ ! -e /run/nsupervisor ] && echo "7 nothing is left, $(show ActiveState)"
 echo "[workload.web]" >/etc/nsupervisor.toml
@@ -92,7 +99,7 @@ def test_a_service_of_systemd(tmp_path, no_leaks):
     script = [
         *(PREPARE, documented("nsupervisor check"), STARTED),
         *(REMEMBER, restart, RESTARTED),
-        *(REMEMBER, replace, REPLACED, KILLED),
+        *(REMEMBER, replace, REPLACED, TAKEN_OVER, KILLED),
         *(f'{read.strip()} | grep -o -m1 \'"action":"restart"\'\n', f"{status.strip()} | cut -d' ' -f1\n"),
         *(stop, STOPPED, ROOTLESS),
     ]
@@ -105,6 +112,7 @@ def test_a_service_of_systemd(tmp_path, no_leaks):
         "3 active 0",
         "4 new ones, active",
         "5 the same, active",
+        "5a taken over, 0",
         "6 2 anew",
         '"action":"restart"',
         *("NAME", "web", "leak"),

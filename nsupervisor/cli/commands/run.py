@@ -6,12 +6,18 @@ import click
 
 
 @click.command(short_help="Run a configuration's workloads.")
+@click.option("--supervise-self", is_flag=True, help="Be started again, by a small parent, when killed.")
 @click.argument("config", metavar="CONFIG")
-def run(config: str) -> int:
+def run(supervise_self: bool, config: str) -> int:
     """Run the workloads of CONFIG, in the foreground, until SIGTERM or Ctrl-C.
 
     The first signal stops them in order, a second one kills what is left. Works as the first process of a container.
+    What a supervisor that died has left running is taken over.
     """
+    if supervise_self:
+        from nsupervisor.cli.respawn import respawn
+
+        return respawn(["run", "--", config])
     from nsupervisor.service.run import main
 
     return main(config)
