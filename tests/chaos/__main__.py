@@ -7,6 +7,7 @@ import time
 import traceback
 
 from tests.chaos import machine
+from tests.chaos.kills import Kills
 from tests.chaos.service import BrokenError
 
 
@@ -16,9 +17,19 @@ def main() -> int:
     which.add_argument("--seeds", type=int, default=10, metavar="N", help="the seeds 1 to N (default: 10)")
     which.add_argument("--seed", type=int, metavar="N", help="this one: replay what went wrong")
     which.add_argument("--minutes", type=float, metavar="M", help="new seeds by chance, for so long")
+    which.add_argument("--kills", type=int, metavar="N", help="only kill -9, to our own processes, so often")
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="steps with each seed (default: 20)")
     arguments = parser.parse_args()
     begin = time.monotonic()
+    if arguments.kills:
+        number = random.randrange(1 << 32)
+        print(f"chaos: {arguments.kills} kills, drawn from {number}", flush=True)
+        try:
+            print(f"chaos: {Kills(number).run(arguments.kills)}; {time.monotonic() - begin:.0f} s: all held")
+        except BrokenError as error:
+            print(f"chaos: broken: {error}")
+            return 1
+        return 0
     if arguments.minutes:
         end = begin + 60 * arguments.minutes
         # Drawn one by one, so that each can be told before it is used.
