@@ -48,6 +48,22 @@ def pace(engine: Engine, before: Snapshot, after: Snapshot, elapsed: float, limi
     return soonest
 
 
+def still_until(engine: Engine, snapshot: Snapshot, limits: Limits, now: float) -> float:
+    """Until when the rules would learn nothing from seeing this snapshot, which they have just seen, once more."""
+    until = inf
+    for rule, memory in zip(engine.rules, engine.memories, strict=True):
+        if memory.since is not None and (rule.when.momentary or not memory.spent or rule.cooldown > 0):
+            return now
+        for atom, remembered in zip(rule.when.atoms, memory.atoms, strict=True):
+            if (atom.momentary and remembered.truth) or (atom.kind == "rate" and remembered.rate != 0):
+                return now
+            value = _value(atom, snapshot) if atom.file == UPTIME else None
+            limit = threshold(atom, limits) if value is not None else None
+            if value is not None and limit is not None and value <= limit:
+                until = min(until, now + limit - value)
+    return until
+
+
 def _of_level(atom: Atom, before: Snapshot, after: Snapshot, elapsed: float, limits: Limits) -> float:
     limit = threshold(atom, limits)
     value = _value(atom, after)

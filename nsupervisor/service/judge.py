@@ -24,7 +24,7 @@ from nsupervisor.core.adjusting import Settings, file_of
 from nsupervisor.core.exits import Exit, signal_name
 from nsupervisor.core.lifecycle import Life
 from nsupervisor.core.mind import Due, Seen, Thought, Turn
-from nsupervisor.core.pace import pace
+from nsupervisor.core.pace import pace, still_until
 from nsupervisor.core.rules import Engine, Snapshot
 from nsupervisor.metrics.counters import Counters
 from nsupervisor.service.hooks import tell
@@ -61,8 +61,15 @@ class Judge:
     started_at: float | None = None
     """When the program was executed, on trio's clock; None while there is none."""
     _latest: Snapshot = attrs.field(init=False, factory=dict)
-    """The latest sample of the levels, and when it was taken."""
+    """The latest sample of the levels that the rules have seen."""
+    _taken: float = attrs.field(init=False, default=0.0)
+    """When they saw it; and until when it has been found to be the same."""
     _looked: float = attrs.field(init=False, default=0.0)
+    _still: float = attrs.field(init=False, default=0.0)
+    """Until when they need not see the same again."""
+    _pace: float = attrs.field(init=False, default=0.0)
+    _timed: bool = attrs.field(init=False, default=False)
+    """A rule looks at the uptime."""
     _beside: list[str] = attrs.field(init=False, factory=list)
     """Event files that rules on levels look at too."""
 
@@ -73,6 +80,7 @@ class Judge:
         """Look what the limits are now: they have been changed."""
         keys = (file_of(key) for rule in self.engine.rules for key in rule.set_)
         self.limits = self.cgroup.limits(keys)
+        self._still = 0.0
 
     @property
     def engine(self) -> Engine:
@@ -92,6 +100,7 @@ class Judge:
         events = dict.fromkeys(("cgroup.events", *filter(notifies, files)))
         levels = [file for file in files if sampled(file)]
         self._beside = [file for level in levels for file in self.engine.together(level) if notifies(file)]
+        self._timed = any(atom.file == UPTIME for atom in atoms)
         watcher = self.world.watcher
         base_line = watcher.add(self.cgroup, hear, events=events, levels=levels, on_sample=self.sample)
         for file, values in base_line.items() if anew else ():
@@ -119,18 +128,32 @@ class Judge:
 
     def resume(self) -> None:
         """Somebody lives in the cgroup: look at the levels again."""
+        self._still = 0.0
         self.world.watcher.resume(self.cgroup)
 
     def sample(self, values: Snapshot) -> float:
-        """Show the rules all levels, as they are now; after how many seconds to look again."""
+        """Show the rules all levels, as they are now; after how many seconds to look again.
+
+        Most samples of what is idle say what the one before said. Those are kept from the rules until something is
+        new, and then made up for in one step, because a rate has to know until when nothing happened.
+        """
         if not self.thinker.mind.life.alive:
             return math.inf
-        now = trio.current_time()
-        snapshot = {**values, UPTIME: self.read(UPTIME), **{file: self.read(file) for file in self._beside}}
-        self._show(snapshot, perf_counter())
-        before, elapsed = self._latest, now - self._looked
-        self._latest, self._looked = snapshot, now
-        return pace(self.engine, before, snapshot, elapsed, self.limits, now)
+        now, at, before = trio.current_time(), perf_counter(), self._latest
+        if self._beside:
+            values = {**values, **{file: self.read(file) for file in self._beside}}
+        same = all(found is before.get(file) for file, found in values.items())
+        if same and now < self._still:
+            self._looked = now
+            return self._pace
+        if self._looked > self._taken:
+            self.thinker.take(Seen(before, self.limits), self._looked)
+        snapshot = {**values, UPTIME: self.read(UPTIME)} if self._timed else values
+        self._show(snapshot, at)
+        self._pace = pace(self.engine, before, snapshot, now - self._looked, self.limits, now)
+        self._still = still_until(self.engine, snapshot, self.limits, now) if same else now
+        self._latest, self._looked, self._taken = snapshot, now, now
+        return self._pace
 
     def look(self, file: str, values: Mapping[str, float], at: float | None) -> None:
         """Show the rules a reading.

@@ -24,9 +24,10 @@ class Thinker:
     listeners: set[Listener]
     """Those that record; shared by all instances."""
 
-    def take(self, what: Input) -> Thought:
-        """Take in something. What has to be done about it is the caller's."""
-        before, moment = self.mind, Moment(trio.current_time(), random.random())  # noqa: S311 - jitter, no secret
+    def take(self, what: Input, now: float | None = None) -> Thought:
+        """Take in something, or what was so at an earlier moment. What has to be done about it is the caller's."""
+        when = trio.current_time() if now is None else now
+        before, moment = self.mind, Moment(when, random.random())  # noqa: S311 - jitter, no secret
         thought = take(before, what, moment, self.workload)
         self.mind = thought.mind
         for listener in self.listeners:

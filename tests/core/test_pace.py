@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nsupervisor.config.conditions import parse_condition
 from nsupervisor.config.model import Rule
-from nsupervisor.core.pace import AVERAGES, COUNTING, FASTEST, NEAR, SLOWEST, STILL, pace
+from nsupervisor.core.pace import AVERAGES, COUNTING, FASTEST, NEAR, SLOWEST, STILL, pace, still_until
 from nsupervisor.core.rules import RATE_SPAN, Engine
 
 LIMITS = {"pids.max": 1000.0, "memory.max": None}
@@ -70,6 +70,61 @@ def test_the_end_of_for_and_of_a_cooldown_are_not_slept_through():
     assert fired
     assert after(it, "pids.current", 900, 900, now=5.0) == SLOWEST
     assert after(it, "pids.current", 900, 900, now=7.0) == 1.0
+
+
+def test_the_same_again_is_news_only_to_what_waits_for_a_time():
+    def still(when, key, *seen, now=1.0, **keys):
+        it = engine(when, **keys)
+        for at, value in enumerate(seen):
+            snapshot = {it.rules[0].when.atoms[0].file: {key: value}}
+            it, _ = it.observe(snapshot, LIMITS, float(at))
+        return still_until(it, snapshot, LIMITS, now)
+
+    assert still("pids.current >= 90%", "", 5.0, 5.0) == inf
+    assert still("pids.current >= 90%", "", 950.0, 950.0) == inf, "it has fired, and would not again"
+    assert still("pids.current >= 90%", "", 950.0, 950.0, for_=5.0) == 1.0
+    assert still("pids.current >= 90%", "", 950.0, 950.0, cooldown=5.0) == 1.0
+    assert still("pids.events max", "max", 1.0, 2.0) == 1.0, "its moment has to pass"
+    assert still("pids.events max", "max", 1.0, 1.0) == inf
+    assert still("cpu.stat nr_throttled rate > 5/s", "nr_throttled", 0.0, 1.0) == 1.0
+    assert still("cpu.stat nr_throttled rate > 5/s", "nr_throttled", 1.0, 1.0) == inf
+    assert still("uptime > 10s", "", 4.0, 5.0) == 6.0
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 60)), min_size=1, max_size=20))
+def test_to_leave_out_what_is_the_same_and_make_up_for_it_changes_nothing(steps):
+    """What the judge does with samples of what is idle."""
+    rules = [
+        ("pids.current > 30", {"for_": 3.0}),
+        ("pids.current > 20 and pids.current < 50", {}),
+        ("pids.current >= 1", {"cooldown": 5.0}),
+        ("cpu.stat usage_usec rate > 3/s", {"for_": 2.0}),
+    ]
+    it = Engine.of([Rule(when=parse_condition(when), action="log", **keys) for when, keys in rules])
+    all_, some = it, it
+    fired, latest, looked, taken, still = ([], []), {}, 0.0, 0.0, 0.0
+    now = 0.0
+    for seconds, value in steps:
+        snapshot = {
+            "pids.current": {"": float(value)},
+            "cpu.stat": {"usage_usec": float(sum(v for _, v in steps[:seconds]))},
+        }
+        for _ in range(seconds):
+            now += 1.0
+            all_, found = all_.observe(snapshot, LIMITS, now)
+            fired[0].extend((now, one.cause) for one in found)
+            same = snapshot == latest
+            if same and now < still:
+                looked = now
+                continue
+            if looked > taken:
+                some, found = some.observe(latest, LIMITS, looked)
+                assert found == ()
+            some, found = some.observe(snapshot, LIMITS, now)
+            fired[1].extend((now, one.cause) for one in found)
+            still = still_until(some, snapshot, LIMITS, now) if same else now
+            latest, looked, taken = snapshot, now, now
+    assert fired[0] == fired[1]
 
 
 def test_uptime_is_known_in_advance():
