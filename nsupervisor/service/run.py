@@ -25,11 +25,13 @@ from nsupervisor import __version__
 from nsupervisor.api import app, serve
 from nsupervisor.cgroups import Cgroup, CgroupError, Host, Tree, Watcher, open_watcher
 from nsupervisor.cgroups.directories import processes
+from nsupervisor.config.doubts import doubtful
 from nsupervisor.config.files import read_text
 from nsupervisor.config.load import ConfigError, parse
 from nsupervisor.config.model import Config, Group, Workload
 from nsupervisor.config.model import Supervisor as Settings
 from nsupervisor.config.positions import scan
+from nsupervisor.config.problems import Problem
 from nsupervisor.core import events
 from nsupervisor.keeper.client import Ended, KeeperLost
 from nsupervisor.logs import Journal, open_journal
@@ -71,11 +73,13 @@ def main(path: str) -> int:
         host = Host.discover()
     except CgroupError as error:
         return _refuse(FAILED, str(error))
-    problems = list(unmet(config, scan(text), host))
+    positions = scan(text)
+    problems = list(unmet(config, positions, host))
     refused = [str(problem) for problem, warning in problems if not warning]
     if refused:
         return _refuse(BAD_CONFIGURATION, *refused)
-    warnings = [(about(problem), str(problem)) for problem, _ in problems]
+    warnings = [("limit not enforced", problem) for problem, _ in problems]
+    warnings += [("doubtful", doubt) for doubt in doubtful(config, positions)]
     # From here to the end of the process a signal waits until somebody listens: its default action would end the
     # service between two steps, and leave behind what the first of them has made.
     signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, REOPEN))
@@ -130,13 +134,13 @@ def _runtime_directory(config: Config) -> Iterator[Path]:
         os.close(lock)
 
 
-async def _service(config: Config, host: Host, directory: Path, warnings: list[tuple[dict[str, str], str]]) -> int:
+async def _service(config: Config, host: Host, directory: Path, warnings: list[tuple[str, Problem]]) -> int:
     settings = config.supervisor
     async with open_journal(settings.log_output, level=settings.log_level, format=settings.log_format) as journal:
         history = History()
         journal.listener = history.add
-        for whom, text in warnings:
-            journal.log.warning("limit not enforced", message=text, **whom)
+        for event, problem in warnings:
+            journal.log.warning(event, message=str(problem), **about(problem))
         status = DONE
         with _listening() as signals:
             async with open_kept(directory) as keeper:

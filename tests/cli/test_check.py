@@ -36,6 +36,13 @@ memory_high = "64M"
 """
 
 
+NEVER = """\
+[[workload.db.policy]]
+when = "pids.current >= 300"
+action = "log"
+"""
+
+
 @pytest.fixture
 def file(tmp_path):
     """A function that writes a configuration and returns its path."""
@@ -107,6 +114,16 @@ def test_a_limit_that_is_not_required_is_a_warning(file):
     assert (done.returncode, done.stdout) == (0, f"{path}: ok, 1 workload\n")
     assert "a warning only" in done.stderr
     assert [w["line"] for w in json.loads(nsupervisor("check", "--json", path).stdout)["warnings"]] == [4]
+
+
+def test_a_rule_that_can_never_go_off_is_a_warning(file):
+    path = file(GOOD + "[workload.db.resources]\npids_max = 256\n" + NEVER)
+    done = nsupervisor("check", "--no-host", path)
+    assert (done.returncode, done.stdout) == (0, f"{path}: ok, 2 workloads\n")
+    assert done.stderr == (
+        f'{path}:8: workload.db.policy[0].when: "pids.current >= 300" can never be true, so this rule does nothing: '
+        "pids.current is at most 256; write a smaller threshold (a warning only: it can be run like this)\n"
+    )
 
 
 def test_a_host_that_cannot_be_understood_is_a_problem(file, monkeypatch):

@@ -27,7 +27,8 @@ def check(config: str, no_host: bool, as_json: bool) -> int:
     """Tell whether CONFIG is right, and whether this host can do what it asks for; else every problem, with its line.
 
     What the host cannot do is a problem (exit status 2), except for resources with required = false, where it is a
-    warning. Nothing is changed or started. CONFIG may be /dev/stdin.
+    warning. So is a rule that can never go off, or always does. Nothing is changed or started. CONFIG may be
+    /dev/stdin.
     """
     problems, warnings, count = inspect(config, not no_host)
     if as_json:
@@ -53,6 +54,7 @@ def check(config: str, no_host: bool, as_json: bool) -> int:
 
 def inspect(path: str, host: bool) -> tuple[list[Problem], list[tuple[Problem, str]], int]:
     """All problems, all warnings, and the number of workloads (0 where the file cannot be used)."""
+    from nsupervisor.config.doubts import DOUBTFUL, doubtful
     from nsupervisor.config.files import read_text
     from nsupervisor.config.load import ConfigError, parse
     from nsupervisor.config.positions import scan
@@ -63,14 +65,16 @@ def inspect(path: str, host: bool) -> tuple[list[Problem], list[tuple[Problem, s
     except ConfigError as error:
         return error.problems, [], 0
     problems: list[Problem] = []
-    warnings: list[tuple[Problem, str]] = []
+    positions = scan(text)
+    warnings = [(doubt, DOUBTFUL) for doubt in doubtful(config, positions)]
     if host:
-        for problem, warning in _host_problems(config, scan(text)):
+        for problem, warning in _host_problems(config, positions):
             if warning:
                 warnings.append((problem, warning))
             else:
                 problems.append(problem)
         problems.sort(key=lambda problem: problem.line)
+        warnings.sort(key=lambda warning: warning[0].line)
     return problems, warnings, len(config.workloads)
 
 

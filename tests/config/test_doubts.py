@@ -1,0 +1,110 @@
+"""Rules that can never go off, or always do."""
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nsupervisor.config.doubts import doubts
+from nsupervisor.config.load import ConfigError, parse
+from tests.config.test_conditions import PARTS
+
+LIMITS = 'pids_max = 256, memory_max = "512M", cpu_max = "50%"'
+
+
+def found(when: str, more: str = 'action = "log"', resources: str = LIMITS) -> list[str]:
+    toml = f"""
+    [workload.web]
+    command = ["true"]
+    resources = {{ {resources} }}
+    [[workload.web.policy]]
+    when = "{when}"
+    {more}
+    """
+    return [conflict.message for conflict in doubts(parse(toml, "site.toml"))]
+
+
+@pytest.mark.parametrize(
+    ("when", "message"),
+    [
+        ("pids.current >= 300", "can never be true, so this rule does nothing: pids.current is at most 256"),
+        ("pids.current > 256", "at most 256; write a smaller threshold"),
+        ("pids.current > 100%", "can never be true"),
+        ("memory.current > 1G", "memory.current is at most 512M"),
+        ("memory.stat anon > 600M", "memory.stat anon is at most 512M"),
+        ("pids.current < 1", "pids.current is at least 1; write a larger threshold"),
+        ("memory.pressure some avg10 > 100%", "is at most 100%"),
+        ("cpu.stat usage_usec rate > 60%", "can never be true"),
+        ("pids.current >= 0", "is always true, so this rule goes off at once: pids.current is at least 1"),
+        ("pids.current >= 1", "is always true"),
+        ("memory.current > 0", "is always true"),
+        ("memory.pressure some avg10 >= 0", "is always true"),
+        ("memory.events oom_kill or pids.current > 0", "is always true"),
+        ("pids.current > 300 and memory.events oom_kill", "can never be true"),
+        ("pids.current > 50 and pids.current < 30", "its parts exclude each other; write other thresholds"),
+        ("pids.current > 30 or pids.current < 50", "its parts leave nothing out"),
+        ("pids.current > 50% and pids.current < 100", "exclude each other"),
+        ("not pids.current >= 1", "can never be true"),
+        ("memory.events high", "memory.events high counts at memory_high, which is not set; set it under resources"),
+        ("exit code > 255", "can never be true"),
+        ("exit code == 3 and exit code == 4", "exclude each other"),
+    ],
+)
+def test_what_is_doubtful(when: str, message: str) -> None:
+    (text,) = found(when)
+    assert message in text
+    assert "; " in text, "it says what to write instead"
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        "pids.current >= 256",
+        "pids.current >= 90%",
+        "memory.current >= 512M",
+        "memory.events oom_kill",
+        "pids.events max",
+        "cpu.stat nr_throttled rate > 50/s",
+        "cpu.stat usage_usec rate > 40%",
+        "pids.current > 30 and pids.current < 50",
+        "exit code == 3 or exit code == 4",
+        "uptime > 7d",
+        "memory.pressure some stall > 100ms/1s",
+        "not exit oom_killed",
+    ],
+)
+def test_what_is_not(when: str) -> None:
+    assert found(when) == []
+
+
+def test_a_limit_of_the_host_is_not_known_here() -> None:
+    assert found("pids.current > 4000000", resources='pids_max = "50%"') == []
+    assert "can never be true" in found("pids.current > 100%", resources='pids_max = "50%"')[0]
+
+
+def test_an_escalation_that_cannot_be_reached() -> None:
+    more = 'action = "log"\nat_most = 3\nwithin = "1min"\nthen = "stop"\ncooldown = '
+    (text,) = found("pids.events max", more + '"30s"')
+    assert text.startswith("then is never reached: the rule goes off once in 30s, so less than 4 times in 1min;")
+    assert found("pids.events max", more + '"10s"') == []
+
+
+def test_an_action_on_what_has_ended() -> None:
+    (text,) = found("exit code == 3", 'action = "freeze"')
+    assert text.startswith('"freeze" has nothing to act on')
+    assert found("exit code == 3", 'action = "stop"') == []
+
+
+def test_a_set_that_is_at_its_bound_from_the_beginning() -> None:
+    (text,) = found("pids.events max", 'action = "set"\nset = { pids_max = "+5" }\nlimit = { pids_max = 200 }')
+    assert text == "is where pids_max is already, so there is nothing to set; write a larger value"
+
+
+ATOMS = ["pids.current > 5", "pids.current < 300", "pids.events max", "exit code == 3", "memory.current > 5M", *PARTS]
+
+
+@given(st.lists(st.sampled_from([*ATOMS, "and", "or", "not"]), min_size=1, max_size=12).map(" ".join))
+def test_whatever_is_a_condition_is_looked_at_quickly(when: str) -> None:
+    with contextlib.suppress(ConfigError):
+        assert len(found(when)) <= 1
