@@ -42,7 +42,7 @@ class _Source:
     values: dict[str, float] = attrs.field(factory=dict)
 
     def read(self) -> dict[str, float]:
-        said = [_pread(fd) for fd in self.fds]
+        said = [_pread(self.fds[0])] if len(self.fds) == 1 else [_pread(fd) for fd in self.fds]
         if said != self.said:
             self.values = self.parse([data.decode() for data in said])
             self.said = said
@@ -132,13 +132,14 @@ class Cgroup:
         MOST_KEPT; what is beyond is opened for each reading. While it says the same, this is the same mapping, which
         nobody may change. CgroupError when the host has no such file; CgroupGoneError when the cgroup has been removed.
         """
-        if Cgroup._kept >= MOST_KEPT and file not in self._sources:
-            with self._briefly(file):
-                return self._read(file)
-        return self._read(file)
+        source = self._sources.get(file)
+        if source is not None:
+            return self._read(file, source)
+        if Cgroup._kept >= MOST_KEPT:
+            return self.look(file)
+        return self._read(file, self._source(file))
 
-    def _read(self, file: str) -> dict[str, float]:
-        source = self._source(file)
+    def _read(self, file: str, source: _Source) -> dict[str, float]:
         try:
             values = source.read()
             return self._with_members(file, values) if self.members and file in _COUNTED_BELOW else values
@@ -163,7 +164,7 @@ class Cgroup:
     def look(self, file: str) -> dict[str, float]:
         """As `read`, for what is read now and then: leaves no file open that was not open before."""
         with self._briefly(file):
-            return self._read(file)
+            return self._read(file, self._source(file))
 
     @contextmanager
     def _briefly(self, file: str) -> Iterator[None]:

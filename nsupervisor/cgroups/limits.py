@@ -110,7 +110,7 @@ def _disagrees(cgroup: Cgroup, file: str, text: str, directory: str) -> str | No
         return None if actual == text else f'the kernel says "{actual}"'
     if text == "idle":
         return None if read_text(f"{directory}/cpu.idle") == "1" else "the kernel did not make it idle"
-    wanted_values, values = parse(file, text), cgroup.read(file)
+    wanted_values, values = parse(file, text), cgroup.look(file)
     for name in wanted_values | values:
         wanted_value, got = wanted_values.get(name, inf), values.get(name, inf)  # what is not listed has no limit
         if got == wanted_value:
@@ -141,7 +141,7 @@ def is_set(cgroup: Cgroup, file: str) -> bool:
     if not cgroup.offers(file):
         return False
     usual = parse(file, UNLIMITED[file])
-    return any(value != usual.get(name, inf) for name, value in cgroup.read(file).items())
+    return any(value != usual.get(name, inf) for name, value in cgroup.look(file).items())
 
 
 # raw files -----------------------------------------------------------------------------------------------------------

@@ -10,11 +10,12 @@ from itertools import count
 import attrs
 import trio
 
-TICK = 0.05
-"""Seconds. What is due within the same one is done in one go, so that many slow jobs do not wake us all the time."""
+TICK, SLOW_TICK = 0.05, 0.25
+"""Seconds. What is due within the same one is done in one go, so that many jobs do not wake us all the time; the second
+one is for jobs that are slow."""
 LONGEST = 60.0
 """Seconds. A job that asks for a longer pause is asked again after this, so that no forgotten one is kept for long."""
-_BREATH = 16
+_BREATH = 32
 """After so many jobs in a row others have their turn: at 1,000 workloads a round of samples takes a while."""
 
 
@@ -43,8 +44,9 @@ class Sampler:
             return
         now = trio.current_time()
         due = now + min(delay, LONGEST)
-        if delay >= 2 * TICK:
-            due = math.floor(due / TICK) * TICK
+        tick = SLOW_TICK if delay >= 4 * SLOW_TICK else TICK
+        if delay >= 2 * tick:
+            due = math.floor(due / tick) * tick
         job.due = due
         if not self._plan or due < self._plan[0][0]:
             self._sooner.set()

@@ -299,7 +299,8 @@ class Watcher:
             values = watch.cgroup.read(file)
         except CgroupGoneError:
             return False  # removed already; whoever removed it will tell us
-        if values != watch.events[file]:
+        before = watch.events[file]
+        if values is not before and values != before:
             watch.events[file] = values
             watch.on_reading(Reading(file, values))
         return True
