@@ -44,10 +44,15 @@ Value = float | bool
 def doubts(config: Config) -> Iterator[Conflict]:
     """Everything that is probably not meant."""
     for name, workload in config.workloads.items():
-        shared = getattr(workload, "group", None) is not None  # whose limits hold, too
+        shared = workload.group is not None  # whose limits hold, too
         for number, rule in enumerate(workload.policy):
-            path: Path = ("workload", name, "policy", number)
-            yield from rule_doubts(rule, workload.resources, path, shared)
+            yield from rule_doubts(rule, workload.resources, ("workload", name, "policy", number), shared)
+    for name, group in config.groups.items():
+        for number, rule in enumerate(group.policy):
+            place: Path = ("group", name, "policy", number)
+            yield from _never(rule, group.resources, place, shared=True)
+    for number, rule in enumerate(config.host.policy):
+        yield from _never(rule, Resources(), ("host", "policy", number), shared=True)
 
 
 DOUBTFUL = "it can be run like this"
@@ -61,9 +66,9 @@ def doubtful(config: Config, positions: Positions) -> list[Problem]:
 
 def rule_doubts(rule: Rule, resources: Resources, path: Path, shared: bool = False) -> Iterator[Conflict]:
     """What is to be doubted about one rule. ``shared``: limits of others hold for it, too."""
-    certain = _outcome(rule.when, resources, shared)
-    if certain is not None:
-        yield Conflict((*path, "when"), _explained(rule.when, resources, certain, shared))
+    yield from _never(rule, resources, path, shared)
+    if _outcome(rule.when, resources, shared):
+        yield Conflict((*path, "when"), _explained(rule.when, resources, True, shared))
     pause = max(rule.cooldown, 0.0 if rule.when.momentary else rule.for_)
     if rule.at_most is not None and rule.at_most * pause >= rule.within > 0:
         yield Conflict(
@@ -88,6 +93,11 @@ def rule_doubts(rule: Rule, resources: Resources, path: Path, shared: bool = Fal
                     f"is where {key} is already, so there is nothing to set; "
                     f"write a {'larger' if up else 'smaller'} value",
                 )
+
+
+def _never(rule: Rule, resources: Resources, path: Path, shared: bool) -> Iterator[Conflict]:
+    if _outcome(rule.when, resources, shared) is False:
+        yield Conflict((*path, "when"), _explained(rule.when, resources, False, shared))
 
 
 def _outcome(condition: Condition, resources: Resources, shared: bool) -> bool | None:
