@@ -192,6 +192,7 @@ class Runner:
 def both(arguments: list[str], strict: bool, directory: Path) -> list[Result]:
     """Both tiers, at the same time but for the host's tests that boot machines."""
     host = Runner(arguments, strict, directory / "host")
+    os.environ.setdefault("NSUPERVISOR_TEST_SLOWDOWN", "3")  # of the host's time limits; the guest has its own factor
     with open(directory / "guest.log", "w+") as said:
         guest = Runner(arguments, strict, directory / "guest", said)
         found: list[Result] = []

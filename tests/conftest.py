@@ -13,11 +13,10 @@ from hypothesis import settings
 
 from tests import leaks
 from tests.needs import CONTROLLERS, in_guest, missing
-from tests.timing import slowdown
 
 settings.register_profile("host", deadline=None, derandomize="CI" in os.environ)
 settings.register_profile("guest", deadline=None, derandomize=True, max_examples=10)
-settings.load_profile("guest" if slowdown > 1 else "host")
+settings.load_profile("guest" if in_guest() else "host")
 
 SELECTED = pytest.StashKey[int]()
 # A test that needs one of these runs in the virtual machine, too: there the hierarchy is another than on many hosts.

@@ -1,4 +1,5 @@
-"""How long tests wait: one number for slow machines (the virtual machine of the tests emulates its processor).
+"""How long tests wait: one number for slow machines (the virtual machine of the tests emulates its processor), and for
+busy ones (the host, while the virtual machine is running).
 
 ``deadline(5)`` is five seconds on the host and a hundred where ``NSUPERVISOR_TEST_SLOWDOWN=20``. Use it for every
 time limit that stands for "this should have happened long ago", never for a sleep.
