@@ -51,7 +51,7 @@ def run(options: Options) -> Result:
     idle = result.median("nsupervisor", f"N={size}{RULED}", IDLE)
     result.targets.append(Target(f"idle CPU, N={size}{RULED}", idle, 2, "%"))
     if sizes[-1] == Scaled.most:
-        result.remarks.append(f"a process may have {Scaled.files:,} files open here: the keeper has 5 a program")
+        result.remarks.append(f"a process may have {Scaled.files:,} files open here, and ours has 6 for each program")
     return result
 
 

@@ -39,7 +39,8 @@ class Nsupervisor(Peer):
     workload: ClassVar[str] = 'restart = "always"\n'
     """More lines for the table of each workload."""
     files: ClassVar[int] = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    most = (files - 200) // 5  # in the keeper: two pidfds, and three pipes of a program with an init
+    most = (files - 200) // 6
+    """The supervisor has of each program two pipes, two notes on how far it has read, a pidfd, and cgroup.events."""
     log: ClassVar[str] = ""
     """Its output's table, where it has files of its own."""
 
@@ -79,7 +80,6 @@ class Plain(Nsupervisor):
 
     name = "nsupervisor-plain"
     note = "no namespaces, no init; a cgroup each"
-    most = (Nsupervisor.files - 200) // 3
     benchmarks = ("restart", "footprint")
     workload = Nsupervisor.workload + (
         "init = false\nnamespaces = { mount = false, pid = false, uts = false, ipc = false, cgroup = false }\n"
