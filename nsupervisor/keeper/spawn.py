@@ -155,7 +155,13 @@ class Child:
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
                 self.program_pid = setup.CREDENTIALS.unpack_from(data)[0]
-        (self.program_pidfd,) = received_fds(ancillary)
+        found = received_fds(ancillary)
+        if not found:  # we have no descriptor left for it (unix(7)), and could not send the program a signal
+            message = f"cannot take the program's descriptor: {os.strerror(errno.EMFILE)}"
+            self.failure = {"step": "descriptors", "message": message, "errno": errno.EMFILE}
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            return
+        (self.program_pidfd,) = found
         held, self.held = self.held, []
         for signum in held:
             self.signal(signum)
