@@ -35,8 +35,8 @@ from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import Life, Moment, State
 from nsupervisor.core.mind import Input, Mind, Seen, Thought, Turn, take
 from nsupervisor.core.plain import restored
-from nsupervisor.core.rules import AtomMemory, Engine, Memory
-from nsupervisor.core.trace import Deed, Line, Trace, deeds, happened, learn, numbers, settings
+from nsupervisor.core.rules import AtomMemory, Engine, Fired, Memory
+from nsupervisor.core.trace import Deed, Line, Trace, deeds, happened, learn, numbers, sentence, settings
 
 TOGETHER = 0.5
 """Seconds that two deeds of the same kind may be apart and still be shown as one."""
@@ -175,6 +175,11 @@ class _Replayed:
             self._see(now, line["seen"], line.get("whole", ()))
         elif "changed" in line:
             self.changed_at = now if self.changed_at is None else self.changed_at
+        elif "sentence" in line:
+            self.recorded_due += 1
+            if not self.apart:
+                told = sentence(line["sentence"])
+                self._think(attrs.evolve(told, generation=told.generation + self.offset), now)
         elif "turn" in line or "event" in line:
             self._step(line)
 
@@ -252,7 +257,7 @@ class _Replayed:
         self.recorded_life = State(state), generation, deadline
         for deed in line.get("did", ()):
             self.was.append(_Done(now, deed))
-            if deed["action"] in _TREATS and "cause" in deed and not self._has(deed["cause"]["rule"]):
+            if deed["action"] in _TREATS and "cause" in deed and not self._has(deed["cause"]):
                 self._part(now)
         if isinstance(what, events.Execed):
             self.recorded_begun = True
@@ -283,7 +288,7 @@ class _Replayed:
         self.mind = thought.mind
         self.would += [_Done(now, deed, self.parted is not None) for deed in deeds(before, thought, now)]
         fired = None if thought.due is None or thought.due.fired.rule.dry_run else thought.due.fired
-        return thought, fired is not None and fired.action in _TREATS and not self._knows(fired.rule.name)
+        return thought, fired is not None and fired.action in _TREATS and not self._knows(fired)
 
     def _follow(self, thought: Thought, treats: bool, now: float) -> None:
         """What comes of a thought; where the trace does not know that, what is assumed."""
@@ -349,15 +354,19 @@ class _Replayed:
         base_line = {file: dict(known) for file in sorted(counters) if (known := self._known(file)) is not None}
         self._think(Seen(base_line, self.limits), now)
 
-    def _has(self, rule: str) -> bool:
-        """A rule of the trace's configuration is in this one, too."""
-        return self.same_rules or any(
-            _bare(one) in _rules(self.own) for one in self.known["rules"] if one["name"] == rule
+    def _has(self, cause: Line) -> bool:
+        """The rule of the trace's configuration is in this one, too; those of groups come from outside of this life."""
+        return (
+            self.same_rules
+            or "group" in cause
+            or any(_bare(one) in _rules(self.own) for one in self.known["rules"] if one["name"] == cause["rule"])
         )
 
-    def _knows(self, rule: str) -> bool:
-        """A rule of this configuration is in the trace's, too."""
-        return any(_bare(one) in _rules(self.known) for one in self.own["rules"] if one["name"] == rule)
+    def _knows(self, fired: Fired) -> bool:
+        """The rule of this configuration is in the trace's, too."""
+        return fired.cause.group is not None or any(
+            _bare(one) in _rules(self.known) for one in self.own["rules"] if one["name"] == fired.rule.name
+        )
 
     # ---- the end
 

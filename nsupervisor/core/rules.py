@@ -186,7 +186,8 @@ def with_host(limits: Limits, snapshot: Snapshot) -> Limits:
     meminfo = snapshot.get("host.meminfo")
     if meminfo is None:
         return limits
-    return {**limits, **{f"host.meminfo {all_}": max(meminfo.get(all_, 0.0), 1.0) for all_ in HOST_MEMORY.values()}}
+    there = {f"host.meminfo {whole}": max(meminfo[whole], 1.0) for whole in HOST_MEMORY.values() if whole in meminfo}
+    return {**limits, **there}
 
 
 def threshold(atom: Atom, limits: Limits) -> float | None:

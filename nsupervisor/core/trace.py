@@ -7,6 +7,7 @@ have a time ``t``, in seconds of the service's monotonic clock and with all digi
     {"t", "sample": {workload: {file: values}}} what the files said; the service's rules did not see it
     {"t", "of", "limits"}                       the limits in force from here on
     {"t", "of", "seen": {file: values}, "due"}  what the rules saw, and how many it set off; what is no news is left out
+    {"t", "of", "sentence"}                     a rule of a group, or of the host, had chosen this one
     {"t", "of", "turn", "chance"}               a rule that had gone off had its turn
     {"t", "of", "event", …, "chance"}           a fact, a wish, or a deadline that has passed
     {"t", "of", "changed"}                      the workload's configuration, from here on
@@ -23,15 +24,16 @@ from typing import Any
 
 import attrs
 
+from nsupervisor.config.conditions import parse_condition
 from nsupervisor.config.facts import UPTIME
 from nsupervisor.config.model import Rule, Workload
 from nsupervisor.core import events
 from nsupervisor.core.actions import Action, Complain, FreezeAll, KillAll, Signal, Spawn, ThawAll
 from nsupervisor.core.exits import signal_name
 from nsupervisor.core.lifecycle import Life, Moment, State
-from nsupervisor.core.mind import Input, Mind, Seen, Thought, Turn
+from nsupervisor.core.mind import Input, Mind, Seen, Sentence, Thought, Turn
 from nsupervisor.core.plain import plain, restored, sparse
-from nsupervisor.core.rules import Limits, Memory, Snapshot
+from nsupervisor.core.rules import Cause, Fired, Limits, Memory, Snapshot
 
 FORMAT = 1
 Line = dict[str, Any]
@@ -167,6 +169,11 @@ class Writer:
             due = len(thought.mind.due) - len(before.due)
             yield {**of, "seen": news, **({"whole": whole} if whole else {}), **({"due": due} if due else {})}
             return
+        if isinstance(what, Sentence):
+            fired = what.fired
+            told = {"generation": what.generation, "action": fired.action, "rule": rule_settings(fired.rule)}
+            yield {**of, "sentence": {**told, "cause": plain(fired.cause.record())}}
+            return
         done, life = deeds(before.life, thought, now), thought.mind.life
         told = {"turn": True} if isinstance(what, Turn) else {"event": type(what).__name__, **sparse(what)}
         yield {
@@ -190,6 +197,15 @@ class Writer:
             news[file] = {key: plain(value) for key, value in values.items() if known.get(key) != value}
             present[file] = dict(values)
         return news, whole
+
+
+def sentence(told: Line) -> Sentence:
+    """What `Writer.step` told of one."""
+    rule, cause = told["rule"], told["cause"]
+    own = {key: rule[key] for key in ("name", "line", "action", "signal", "dry_run") if key in rule}
+    made = Rule(when=parse_condition(rule["when"]), **own)
+    fired = Fired(made, told["action"], Cause(**{**cause, "candidates": tuple(cause.get("candidates", ()))}))
+    return Sentence(told["generation"], fired)
 
 
 def encode(line: Line) -> bytes:
@@ -256,7 +272,8 @@ def _head_problem(line: Any) -> str:
 def _problem(line: Any, head: Line) -> str:
     if not isinstance(line, dict) or not isinstance(line.get("t"), float | int):
         return "has no time; it is not a line of a trace"
-    kinds = [key for key in ("mind", "sample", "limits", "seen", "turn", "event", "changed", "end") if key in line]
+    all_kinds = ("mind", "sample", "limits", "seen", "sentence", "turn", "event", "changed", "end")
+    kinds = [key for key in all_kinds if key in line]
     if len(kinds) != 1:
         return "is of no kind of line that a trace has"
     if kinds[0] not in ("sample", "end") and not isinstance(line.get("of"), str):
@@ -268,6 +285,8 @@ def _problem(line: Any, head: Line) -> str:
             State(state), int(generation), float(deadline or 0), float(line["chance"])
             for deed in line.get("did", ()):
                 str(deed["action"]), "cause" not in deed or dict(deed["cause"])
+        elif kinds[0] == "sentence":
+            sentence(line["sentence"])
         elif kinds[0] == "mind":
             restored(Life, line["mind"]["life"])
             memories = [restored(Memory, memory) for memory in line["mind"]["memories"]]

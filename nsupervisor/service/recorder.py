@@ -18,7 +18,7 @@ import trio
 
 from nsupervisor import __version__
 from nsupervisor.cgroups import CgroupError
-from nsupervisor.config.facts import COUNTERS, LEVELS, NOT_FILES, UPTIME
+from nsupervisor.config.facts import COUNTERS, HOST_MEMORY, LEVELS, NOT_FILES, UPTIME
 from nsupervisor.core.lifecycle import Moment
 from nsupervisor.core.mind import Input, Mind, Thought
 from nsupervisor.core.rules import Snapshot
@@ -36,7 +36,7 @@ SHARE = 10
 """Of its time the service spends at most one part in so many on samples; where that is too little they come later."""
 FILES: Mapping[str, frozenset[str]] = {
     file: frozenset({*COUNTERS.get(file, ()), *LEVELS.get(file, ())}) for file in (COUNTERS | LEVELS)
-}
+} | {"host.meminfo": frozenset({*HOST_MEMORY, *HOST_MEMORY.values()})}
 """What rules might look at: files and their keys."""
 
 

@@ -7,14 +7,15 @@ import attrs
 import pytest
 
 from nsupervisor.config.conditions import parse_condition
-from nsupervisor.config.model import Config, Resources, Rule, Workload
+from nsupervisor.config.model import Config, GroupRule, Resources, Rule, Workload
 from nsupervisor.core import events
 from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import Life, Moment
-from nsupervisor.core.mind import Mind, Seen, Turn, take
+from nsupervisor.core.mind import Mind, Seen, Sentence, Turn, take
 from nsupervisor.core.replay import simulate
-from nsupervisor.core.rules import Engine
+from nsupervisor.core.rules import Cause, Engine, Fired
 from nsupervisor.core.trace import EVENTS, LIFE_KEYS, TraceError, Writer, encode, happened, read
+from nsupervisor.core.victims import Candidate, Place
 from tests.core import random_traces
 from tests.needs import ROOT
 
@@ -145,6 +146,33 @@ def test_another_back_off_is_waited_for_and_then_the_recorded_program_stands_for
     assert deeds[2][1:] == ("start", True)
     assert 5 + 3 * 0.75 <= deeds[2][0] <= 8.0
     assert deeds[3] == (30.0, "wait", True)
+
+
+def a_choice(one, generation=1):
+    """A rule of a group chose it at 5 s, and froze it."""
+    when = parse_condition("memory.current > 100M")
+    by = GroupRule(when=when, action="freeze", victim="newest", name="group.batch.policy[0]", line=9)
+    place = Place(Candidate("web", 5.0, 1.5, 0, 5.0), 1, "started 5.0 s ago").record()
+    cause = Cause(by.name, 9, when.text, "memory.current", "", 0, 200, 100, 1.0, "group/batch", "newest", (place,))
+    story = Story(one).up(at=0.0)
+    story(Sentence(generation, Fired(by, "freeze", cause)), at=5.0)
+    return story(Turn(), at=5.0)
+
+
+def test_what_a_groups_rule_did_comes_from_outside_and_is_done_in_any_life():
+    one = workload(rule("memory.events oom_kill"))
+    result = a_choice(one).result(one)
+    assert was(result)[1:] == [(5.0, "freeze"), (5.0, "freeze")]  # the rule's, and the lifecycle's
+    assert all(row.same for row in result.rows)
+    assert result.rows[1].recorded["cause"]["candidates"][0]["name"] == "web"
+    other = a_choice(one).result(workload(rule("memory.events oom_kill", action="kill")))
+    assert [action for _, action, _ in would(other)] == ["start", "freeze", "freeze"]
+    assert dict(other.parted) == {}
+
+
+def test_what_a_groups_rule_has_to_say_of_a_generation_that_is_gone_is_nothing():
+    one = workload()
+    assert [action for _, action in was(a_choice(one, generation=7).result(one))] == ["start"]
 
 
 def test_a_start_limit_that_is_lower_gives_up_earlier():
