@@ -85,11 +85,12 @@ class Group:
         return tuple(dict.fromkeys(atom.file for rule in self.engine.rules for atom in rule.when.atoms))
 
     def watch(self) -> None:
-        """Begin to look. What the files say now is the base line."""
+        """Begin to look. What counters say now is the base line; a level that holds already is news."""
         if not self.files:
             return
-        base_line = {file: self._read(self.cgroup, file) for file in self.files}
-        self.engine, _ = self.engine.observe(base_line, self._limits, trio.current_time())
+        counters = dict.fromkeys(a.file for rule in self.engine.rules for a in rule.when.atoms if a.kind == "counter")
+        for file in counters:
+            self.engine, _ = self.engine.observe({file: self._read(self.cgroup, file)}, {}, trio.current_time())
         told = [file for file in self.files if notifies(file) and not self.cgroup.is_v1(file)]
         levels = [file for file in self.files if file not in told]
         self.world.watcher.add(self.cgroup, self._hear, events=told, levels=levels, on_sample=self._sample)
