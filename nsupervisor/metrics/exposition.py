@@ -9,12 +9,13 @@ import attrs
 import trio
 
 from nsupervisor.metrics.measures import Measures
-from nsupervisor.metrics.snapshot import Instance, Service
+from nsupervisor.metrics.snapshot import Instance, Service, Together
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the service imports us
     from nsupervisor.logs import Journal
     from nsupervisor.service.actor import Actor
+    from nsupervisor.service.group import Group
 
 
 @attrs.define(eq=False)
@@ -26,7 +27,7 @@ class Exposition:
     keeper_pid: int
     _turn: trio.Lock = attrs.field(init=False, factory=trio.Lock)
 
-    async def text(self, actors: Iterable[Actor], accept: str) -> tuple[bytes, str]:
+    async def text(self, actors: Iterable[Actor], groups: Iterable[Group], accept: str) -> tuple[bytes, str]:
         """The metrics of now, and their content type: what the request's Accept header prefers.
 
         The event loop gets a turn after each workload, and the text is made in a thread: with a thousand workloads
@@ -37,11 +38,14 @@ class Exposition:
             for actor in list(actors):
                 instances.append(Instance.of(actor))
                 await trio.lowlevel.checkpoint()
+            together = [Together.of(group) for group in list(groups)]
             service = Service.of(self.measures, self.journal, self.keeper_pid)
-            return await trio.to_thread.run_sync(_text, instances, service, accept, abandon_on_cancel=True)
+            return await trio.to_thread.run_sync(_text, instances, service, accept, together, abandon_on_cancel=True)
 
 
-def _text(instances: Sequence[Instance], service: Service, accept: str) -> tuple[bytes, str]:
+def _text(
+    instances: Sequence[Instance], service: Service, accept: str, groups: Sequence[Together] = ()
+) -> tuple[bytes, str]:
     # Here, because a service that nobody scrapes needs none of it.
     from prometheus_client import CollectorRegistry
     from prometheus_client.exposition import choose_encoder
@@ -50,7 +54,7 @@ def _text(instances: Sequence[Instance], service: Service, accept: str) -> tuple
     from nsupervisor.metrics.families import Collector
 
     registry = CollectorRegistry()
-    registry.register(Collector(instances, service))
+    registry.register(Collector(instances, service, groups))
     encode: Any
     encode, content_type = choose_encoder(accept)
     # Our names need no escaping, so the text is the same whichever is asked for; only this one is quick to see that.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import isfinite
+from typing import Any
 
 import attrs
 from prometheus_client import ProcessCollector
@@ -18,7 +19,7 @@ from prometheus_client.samples import Sample
 from nsupervisor import __version__
 from nsupervisor.core.lifecycle import State
 from nsupervisor.metrics.measures import Histogram
-from nsupervisor.metrics.snapshot import Instance, Service
+from nsupervisor.metrics.snapshot import Instance, Service, Together
 
 STATES = tuple(state.value for state in State)
 MICRO = 1e-6
@@ -29,19 +30,22 @@ Values = Iterable[tuple[Mapping[str, str], float]]
 
 @attrs.frozen
 class Family:
-    """A family of metrics of workloads. name: without "nsupervisor_workload_" and, for a counter, "_total"."""
+    """A family of metrics of workloads. name: without "nsupervisor_workload_" and, for a counter, "_total". shared:
+    groups have it, too, as "nsupervisor_group_"."""
 
     name: str
     type: str
     help: str
-    values: Callable[[Instance], Values]
+    values: Callable[[Any], Values]
+    shared: bool = False
 
 
 class Collector:
     """Hands a registry what a snapshot has."""
 
-    def __init__(self, instances: Sequence[Instance], service: Service) -> None:
+    def __init__(self, instances: Sequence[Instance], service: Service, groups: Sequence[Together] = ()) -> None:
         self._instances = instances
+        self._groups = groups
         self._service = service
 
     def collect(self) -> Iterator[Metric]:
@@ -50,13 +54,18 @@ class Collector:
             metric = Metric(f"nsupervisor_workload_{family.name}", family.help, family.type)
             # Not a list, but made one by one when they are written: forty thousand objects at once, for a thousand
             # workloads, would set off a full garbage collection, for which everybody waits (60 ms, or more).
-            metric.samples = _samples(family, self._instances)  # type: ignore[assignment]
+            metric.samples = _samples("workload", family, self._instances)  # type: ignore[assignment]
+            yield metric
+        members = Family("members", "gauge", "Instances in it.", lambda group: [({}, group.members)])
+        for family in (members, *(family for family in FAMILIES if family.shared)) if self._groups else ():
+            metric = Metric(f"nsupervisor_group_{family.name}", f"Of a group: {family.help}", family.type)
+            metric.samples = list(_samples("group", family, self._groups))
             yield metric
         yield from _service(self._service)
 
 
-def _samples(family: Family, instances: Iterable[Instance]) -> Iterator[Sample]:
-    name = f"nsupervisor_workload_{family.name}" + ("_total" if family.type == "counter" else "")
+def _samples(kind: str, family: Family, instances: Iterable[Instance | Together]) -> Iterator[Sample]:
+    name = f"nsupervisor_{kind}_{family.name}" + ("_total" if family.type == "counter" else "")
     for instance in instances:
         for labels, value in family.values(instance):
             yield Sample(name, {**instance.labels, **labels}, value)
@@ -164,15 +173,18 @@ FAMILIES = (
     ),
     Family("exits", "counter", "Ends of generations, by kind.", _by("kind", lambda i: i.exits)),
     Family("rule_actions", "counter", "How many times a rule of its policy has gone off.", _actions),
-    Family("memory_current_bytes", "gauge", "Memory in use (memory.current).", _of("memory.current")),
-    Family("memory_max_bytes", "gauge", "The limit of it (memory.max); none: no limit.", _of("memory.max")),
+    Family("memory_current_bytes", "gauge", "Memory in use (memory.current).", _of("memory.current"), shared=True),
+    Family(
+        "memory_max_bytes", "gauge", "The limit of it (memory.max); none: no limit.", _of("memory.max"), shared=True
+    ),
     Family(
         "memory_events",
         "counter",
         "What happened to its memory (memory.events): oom_kill, max, high and so on.",
         _by("event", lambda i: i.files.get("memory.events", {})),
+        shared=True,
     ),
-    Family("cpu_usage_seconds", "counter", "Processor time used.", _of("cpu.stat", "usage_usec", MICRO)),
+    Family("cpu_usage_seconds", "counter", "Processor time used.", _of("cpu.stat", "usage_usec", MICRO), shared=True),
     Family("cpu_periods", "counter", "Periods of cpu.max in which it wanted to run.", _of("cpu.stat", "nr_periods")),
     Family("cpu_throttled_periods", "counter", "Those that cpu.max cut short.", _of("cpu.stat", "nr_throttled")),
     Family(
@@ -181,8 +193,8 @@ FAMILIES = (
         "How long cpu.max kept it waiting, added up over CPUs.",
         _of("cpu.stat", "throttled_usec", MICRO),
     ),
-    Family("pids_current", "gauge", "Processes and threads (pids.current).", _of("pids.current")),
-    Family("pids_max", "gauge", "The limit of them (pids.max); none: no limit.", _of("pids.max")),
+    Family("pids_current", "gauge", "Processes and threads (pids.current).", _of("pids.current"), shared=True),
+    Family("pids_max", "gauge", "The limit of them (pids.max); none: no limit.", _of("pids.max"), shared=True),
     Family("io_read_bytes", "counter", "Bytes read, by device (io.stat).", _io("rbytes")),
     Family("io_written_bytes", "counter", "Bytes written, by device (io.stat).", _io("wbytes")),
     Family(
@@ -190,6 +202,7 @@ FAMILIES = (
         "counter",
         "How long some, or all (full), of its tasks waited for a resource (*.pressure, total).",
         _pressure,
+        shared=True,
     ),
     Family(
         "output_bytes",

@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # the service imports us
     from nsupervisor.logs import Journal
     from nsupervisor.service.actor import Actor
+    from nsupervisor.service.group import Group
 
 FILES = (
     "memory.current",
@@ -69,6 +70,21 @@ class Instance:
             output={stream: (volume.bytes, volume.lines) for stream, volume in counters.output.items()},
             files=_files(actor.cgroup),
         )
+
+
+@attrs.frozen
+class Together:
+    """What the members of a group use together."""
+
+    labels: Mapping[str, str]
+    members: int
+    files: Mapping[str, Mapping[str, float]]
+    """As `Instance.files`."""
+
+    @classmethod
+    def of(cls, group: Group) -> Together:
+        """As it is now. Reads the cgroup's files."""
+        return cls({"group": group.config.name}, len(group.members), _files(group.cgroup))
 
 
 @attrs.frozen

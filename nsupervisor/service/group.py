@@ -13,7 +13,7 @@ The whole host is a group as well: the cgroup around all our workloads, which ha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -152,24 +152,27 @@ class Group:
         now = trio.current_time()
         others = {file: self._read(self.cgroup, file) for file in self.files if file not in values}
         self.engine, fired = self.engine.observe({**others, **values}, self._limits, now)
-        for one in fired:
-            self.world.nursery.start_soon(self._act, one, now)
+        if fired:
+            self.world.nursery.start_soon(self._act, fired, now)
 
     def _memory(self, actor: Actor) -> float:
         return self._read(actor.cgroup, "memory.current").get("", 0.0)
 
     # ---- acts
 
-    async def _act(self, fired: Fired, decided: float) -> None:
-        rule = fired.rule
-        assert isinstance(rule, GroupRule)
-        if fired.action in TELLING:
-            await self._tell(fired)
+    async def _act(self, fired: Sequence[Fired], decided: float) -> None:
+        """What several rules ask for that one moment has set off: of what is done to a member, the most drastic."""
+        for one in fired:
+            if one.action in TELLING:
+                self.world.nursery.start_soon(self._tell, one)
+            elif one.rule.dry_run:
+                await self._hit(one)
+        acts = [one for one in fired if one.action not in TELLING and not one.rule.dry_run]
+        if not acts:
             return
         async with self.turn:
-            if self._quiet_since >= decided:
-                return  # something has been done meanwhile; if that does not help, the rule will say so again
-            await self._hit(rule, fired)
+            if self._quiet_since < decided:  # else something has been done meanwhile; if it does not help, they say so
+                await self._hit(acts[-1])
 
     async def _tell(self, fired: Fired) -> None:
         """The rule's record, and what it runs: that concerns no member."""
@@ -182,8 +185,10 @@ class Group:
             if problem:
                 self._warn(f"{fired.rule.name}: {problem}")
 
-    async def _hit(self, rule: GroupRule, fired: Fired) -> None:
+    async def _hit(self, fired: Fired) -> None:
         """Do it to the first candidate, and where that does not help to the next, until it does or none is left."""
+        rule = fired.rule
+        assert isinstance(rule, GroupRule)
         tried: dict[str, str] = {}
         while True:
             places = rank(rule.victim or "", self._candidates(), tried)

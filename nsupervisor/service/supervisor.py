@@ -144,7 +144,7 @@ class Supervisor:
 
     async def metrics(self, accept: str) -> tuple[bytes, str]:
         """What is measured, as text, and its content type."""
-        return await self.exposition.text(self.actors.values(), accept)
+        return await self.exposition.text(self.actors.values(), self.groups.by_name.values(), accept)
 
     # ---- what a person wants
 

@@ -13,7 +13,7 @@ from nsupervisor.metrics.counters import EXITS, RESTARTS
 from nsupervisor.metrics.exposition import _text
 from nsupervisor.metrics.families import FAMILIES, STATES
 from nsupervisor.metrics.measures import Histogram
-from nsupervisor.metrics.snapshot import Instance, Service
+from nsupervisor.metrics.snapshot import Instance, Service, Together
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 WEB = Instance(
@@ -47,9 +47,9 @@ def service(**changes):
     return Service(**{**values, "dropped": 4, "journal_fails": True, "keeper_pid": 1, **changes})
 
 
-def scrape(*instances, accept=OPENMETRICS, **changes):
+def scrape(*instances, accept=OPENMETRICS, groups=(), **changes):
     """Samples by name and labels."""
-    text, content_type = _text(instances, service(**changes), accept)
+    text, content_type = _text(instances, service(**changes), accept, groups)
     read = read_openmetrics if accept else read_text
     assert content_type.startswith("application/openmetrics-text" if accept else "text/plain; version=0.0.4")
     return {(s.name, frozenset(s.labels.items())): s.value for family in read(text.decode()) for s in family.samples}
@@ -57,6 +57,16 @@ def scrape(*instances, accept=OPENMETRICS, **changes):
 
 def of(samples, name, **labels):
     return samples.get((f"nsupervisor_{name}", frozenset(labels.items())))
+
+
+def test_groups_have_what_their_members_use_together():
+    samples = scrape(WEB, groups=[Together({"group": "batch"}, 3, WEB.files)])
+    assert of(samples, "group_members", group="batch") == 3
+    assert of(samples, "group_memory_current_bytes", group="batch") == 4096
+    assert of(samples, "group_memory_events_total", group="batch", event="oom_kill") == 2
+    assert of(samples, "group_pressure_seconds_total", group="batch", resource="memory", kind="some") == 2.5
+    assert of(samples, "group_pids_max", group="batch") == 20
+    assert not [name for name, _ in scrape(WEB) if "_group_" in name]
 
 
 @pytest.mark.parametrize("accept", ["", OPENMETRICS])

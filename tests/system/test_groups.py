@@ -2,10 +2,12 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from tests.metrics.scraping import scrape
 from tests.needs import needs
 from tests.system.service import service
 
@@ -193,5 +195,33 @@ async def test_limits_of_a_group_are_set_and_shown_and_its_members_are_named_by_
         refused = await it.cli_result("set", "group/batch", "memory_min=1G")
         assert refused.returncode == 1
         assert "memory_min" in refused.stderr.decode()
+        scraped = await scrape(it.directory / "run" / "api.sock")
+        assert scraped.value("group_memory_max_bytes", group="batch") == 128 << 20
+        assert scraped.value("group_members", group="batch") == 2
         assert await it.cli("stop", "group/batch") == "one: stopped\ntwo: stopped\n"
         assert "group/batch" in await it.cli("status")
+
+
+async def test_a_workload_that_has_changed_groups_meanwhile_runs_on_and_moves_when_it_starts_anew(tmp_path):
+    """A supervisor is killed, its file changes, and the next one finds the workload where it was."""
+
+    def toml(group: str) -> str:
+        return f"""
+        [group.{group}]
+        memory_max = "256M"
+        [workload.web]
+        {CHILL}
+        group = "{group}"
+        """
+
+    async with service(tmp_path, toml("old"), status=-signal.SIGKILL) as it:
+        pid = await it.pid("web")
+        it.process.kill()
+    async with service(tmp_path, toml("new")) as it:
+        status = await it.status("web")
+        assert (status["pid"], status["cgroup"].rpartition("/group.")[2]) == (pid, "old/web")
+        await it.cli("restart", "web")
+        status = await it.status("web")
+        assert status["cgroup"].rpartition("/group.")[2] == "new/web"
+        assert status["memory_max"] is None
+        assert not os.path.exists(status["cgroup"].replace("group.new", "group.old"))
