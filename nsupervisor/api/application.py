@@ -100,6 +100,18 @@ class _Handlers:
     async def metrics(self, request: Request) -> Response:
         return await metrics_response(self.control, request)
 
+    async def plan(self, request: Request) -> Response:
+        try:
+            return JSONResponse(await self.control.plan(*_source(await request.body())))
+        except ConfigError as error:
+            return _problems(error)
+
+    async def reload(self, request: Request) -> Response:
+        try:
+            return _Lines(await self.control.reload(*_source(await request.body())))
+        except ConfigError as error:
+            return _problems(error)
+
     async def command(self, request: Request) -> JSONResponse:
         verb = request.path_params["verb"]
         if verb not in VERBS:
@@ -185,6 +197,30 @@ def _command(verb: str, body: bytes) -> tuple[list[str], dict[str, Any]]:
     if verb == "set":
         return names, {"changes": _changes(asked)}
     return names, {}
+
+
+def _source(body: bytes) -> tuple[str | None, str | None]:
+    """The name and the text of a file in a request's body. HTTPException 400 where it is wrong."""
+    example = 'send for example {"path": "/etc/nsupervisor.toml"}, or {} for the file in force'
+    try:
+        asked = json.loads(body or b"{}")
+    except (ValueError, RecursionError):
+        raise HTTPException(400, f"the body is not JSON; {example}") from None
+    if not isinstance(asked, dict) or not all(isinstance(one, str) and one for one in asked.values()):
+        raise HTTPException(400, f"the body is no object of texts; {example}")
+    if unknown := [key for key in asked if key not in ("path", "text")]:
+        raise HTTPException(400, f'"{unknown[0]}" means nothing here; there is: path, text')
+    if "text" in asked and "path" not in asked:
+        raise HTTPException(400, f"a text needs a path, which messages about it name; {example}")
+    return asked.get("path"), asked.get("text")
+
+
+def _problems(error: ConfigError) -> JSONResponse:
+    problems = [
+        {"line": problem.line or None, "key": problem.key, "message": problem.message, "text": str(problem)}
+        for problem in error.problems
+    ]
+    return JSONResponse({"error": str(error), "problems": problems}, 400)
 
 
 def _changes(asked: dict[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,14 @@ class WrongRequestError(ClientError):
     exit_status = 2
 
 
+class WrongFileError(WrongRequestError):
+    """A configuration file with problems; `answer` is the object `Problems` of `nsupervisor schema api`."""
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        super().__init__(answer["error"])
+        self.answer = answer
+
+
 class NoSupervisorError(ClientError):
     """Nobody answers there."""
 
@@ -79,12 +87,7 @@ class Client:
     ) -> Iterator[dict[str, Any]]:
         """The records about instances that are kept; with `follow` also each that comes, until the service ends."""
         target = _target("/v1/events", name=names, event=events, follow="1" if follow else ())
-        for line in self._lines(target, None if follow else PATIENCE):
-            try:
-                record: dict[str, Any] = json.loads(line)
-            except ValueError:
-                raise self._stranger() from None
-            yield record
+        return self._objects(_request("GET", target), None if follow else PATIENCE)
 
     def trace(
         self,
@@ -95,11 +98,30 @@ class Client:
     ) -> Iterator[bytes]:
         """The lines of a trace as they come, without their newlines; see `nsupervisor schema api`."""
         bounds = {"seconds": () if seconds is None else (str(seconds),), "bytes": () if most is None else (str(most),)}
-        return self._lines(_target("/v1/trace", name=names, interval=(str(interval),), **bounds), None)
+        target = _target("/v1/trace", name=names, interval=(str(interval),), **bounds)
+        return self._lines(_request("GET", target), None)
 
-    def _lines(self, target: str, patience: float | None) -> Iterator[bytes]:
+    def plan(self, source: dict[str, str]) -> dict[str, Any]:
+        """What a reload of a file would do; the object `Plan`. `source`: `Source` of `nsupervisor schema api`."""
+        found: dict[str, Any] = self._ask("POST", "/v1/plan", source)
+        return found
+
+    def reload(self, source: dict[str, str]) -> Iterator[dict[str, Any]]:
+        """Go over to a file; what is done, as it is done. It goes on when nobody reads on."""
+        return self._objects(_request("POST", "/v1/reload", source), None)
+
+    def _objects(self, request: bytes, patience: float | None) -> Iterator[dict[str, Any]]:
+        """The objects of an answer that has one a line, while they come."""
+        for line in self._lines(request, patience):
+            try:
+                found: dict[str, Any] = json.loads(line)
+            except ValueError:
+                raise self._stranger() from None
+            yield found
+
+    def _lines(self, request: bytes, patience: float | None) -> Iterator[bytes]:
         """The lines of an answer, while they come."""
-        pieces = self._exchange(_request("GET", target), patience)
+        pieces = self._exchange(request, patience)
         head = b""
         for piece in pieces:
             head += piece
@@ -134,6 +156,8 @@ class Client:
         if status == 200:
             return answer
         message = answer.get("error") if isinstance(answer, dict) else None
+        if isinstance(answer, dict) and "problems" in answer:
+            raise WrongFileError(answer)
         text = message or f"the supervisor on {self.path} answers with HTTP status {status}"
         kind = NotPermittedError if status == 403 else WrongRequestError if 400 <= status < 500 else ClientError
         raise kind(text)

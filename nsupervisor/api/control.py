@@ -76,6 +76,24 @@ class Control(Protocol):
         """What is measured, as text, and its content type: what the request's Accept header prefers."""
         ...
 
+    async def plan(self, path: str | None, text: str | None) -> dict[str, Any]:
+        """What a reload of a file would do: the object `Plan` of `nsupervisor schema api`.
+
+        path: its name; None: the file in force. text: what is in it; None: it is read.
+
+        Raises:
+            ConfigError: with every problem of the file.
+        """
+        ...
+
+    async def reload(self, path: str | None, text: str | None) -> AbstractContextManager[AsyncIterator[bytes]]:
+        """Go over to a file. JSON lines while it is done; it is done, whether anybody reads them or not.
+
+        Raises:
+            ConfigError: with every problem of the file; nothing has changed.
+        """
+        ...
+
     async def command(self, verb: str, name: str, **parameters: Any) -> dict[str, Any]:
         """Do one thing to one instance and wait until it is done; the object `Result` of `nsupervisor schema api`.
 

@@ -108,6 +108,25 @@ ROUTES = (
         answers={200: ("Result",), 400: "Error", 404: "Error"},
     ),
     Route(
+        "plan",
+        "POST",
+        "/v1/plan",
+        "What a reload of a configuration file would do to each instance; nothing changes.",
+        body="Source",
+        answers={200: "Plan", 400: "Problems"},
+    ),
+    Route(
+        "reload",
+        "POST",
+        "/v1/reload",
+        "Go over to a configuration file, or read the one in force again. A file with any problem changes nothing. One "
+        'object a line: {"event": "plan", …} with the object Plan in it, a {"event": "done", "name", "do", "ok", '
+        '"state", "message"} for each instance that started, restarted or stopped, and {"event": "end", "ok"}. What '
+        "has begun is finished, whether anybody reads to the end or not.",
+        body="Source",
+        answers={200: "application/jsonl", 400: "Problems"},
+    ),
+    Route(
         "metrics",
         "GET",
         "/metrics",
@@ -240,6 +259,57 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         ok=_is("boolean", "It was done."),
         state=_is("string?", "The state after it; null for a group.", enum=[*STATES, None]),
         message=_is("string", "Why it was not done, or more about it; may be empty."),
+    ),
+    "Source": _object(
+        "A configuration file.",
+        optional=("path", "text"),
+        closed=True,
+        path=_is("string", "Its absolute path; the service reads it, where there is no text. Default: that in force."),
+        text=_is("string", "What is in it."),
+    ),
+    "Plan": _object(
+        "What a reload does.",
+        config=_is("string", "Path of the configuration."),
+        service=_is(
+            "array",
+            "What differs in [supervisor]; what is not live counts when the service starts the next time.",
+            items={"$ref": "#/components/schemas/Change"},
+        ),
+        steps=_is(
+            "array",
+            "All instances: those of the file in its order, then those that go.",
+            items=_object(
+                "One instance.",
+                name=_is("string", '"web", or "web@2".'),
+                do=_is("string", "What is done to it.", enum=["none", "live", "restart", "start", "stop"]),
+                why=_is("string", "In words; may be empty."),
+                changes=_is("array", "What differs.", items={"$ref": "#/components/schemas/Change"}),
+            ),
+        ),
+    ),
+    "Change": _object(
+        "A key that differs.",
+        key=_is("string", '"resources.memory_max".'),
+        how=_is("string", "In which way.", enum=["added", "removed", "changed", "reordered"]),
+        before=_is("string?", "As the file in force has it, shortened; null: never shown (environment)."),
+        after=_is("string?", "As the new file has it."),
+        live=_is("boolean", "What runs takes it; else it needs a new process."),
+    ),
+    "Problems": _object(
+        "Nothing was done.",
+        optional=("problems",),
+        error=_is("string", "What is wrong, and what to do instead; one line for each problem."),
+        problems=_is(
+            "array",
+            "Of a file: each problem by itself.",
+            items=_object(
+                "One problem.",
+                line=_is("integer?", "Where."),
+                key=_is("string", "The key's path; may be empty."),
+                message=_is("string", "What is wrong, and what to write instead."),
+                text=_is("string", "All of it, with the file's name."),
+            ),
+        ),
     ),
     "Error": _object("Nothing was done.", error=_is("string", "What is wrong, and what to do instead.")),
 }

@@ -47,6 +47,8 @@ COMMANDS = {
     "thaw": "control",
     "signal": "control",
     "set": "set",
+    "plan": "plan",
+    "reload": "reload",
     "shell": "shell",
     "schema": "schema",
     "version": "version",

@@ -43,7 +43,7 @@ def _steps(action: Choice) -> Scalar:
         return (action.load(value),)
 
     one = dict(action.schema)
-    return Scalar(load, {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": 8}]}, ", ".join)
+    return Scalar(load, {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": 8}]})
 
 
 URL = Scalar(_url, {"type": "string", "pattern": "^https?://[^@# ]+$"})

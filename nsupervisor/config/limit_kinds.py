@@ -200,7 +200,6 @@ COUNT_LIMIT = Scalar(
             {"type": "string", "pattern": exactly("infinity|max" + PERCENT_PATTERN)},
         ]
     },
-    str,
 )
 CPU_MAX = Scalar(_cpu_max, {"type": "string"}, units.format_cpu_max)
 MICROSECONDS = Scalar(_microseconds, {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string"}]})

@@ -7,6 +7,7 @@ from typing import Any
 from nsupervisor.config.kinds import Kind, ListOf, MapOf, Scalar, TableOf, Tables
 from nsupervisor.config.load import keys_of
 from nsupervisor.config.shown import shown
+from nsupervisor.config.units import Percent
 
 NOT_SET = "not set"
 
@@ -15,6 +16,8 @@ def written(kind: Kind, value: Any) -> str:
     """A value of this kind as TOML on one line, long texts cut: "64M" in quotes, ["a", "b"]. None: "not set"."""
     if value is None:
         return NOT_SET
+    if isinstance(value, Percent):
+        return shown(str(value))
     match kind:
         case ListOf(item=item):
             return f"[{', '.join(written(item, one) for one in value)}]"
@@ -29,6 +32,8 @@ def written(kind: Kind, value: Any) -> str:
             return shown(text(value))
     if isinstance(value, dict):
         return _table({name: shown(one) for name, one in value.items()})
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(shown, value))}]" if value else NOT_SET
     return shown(value)
 
 

@@ -53,7 +53,14 @@ class Sentence:
     fired: Fired
 
 
-Input = events.Event | Seen | Turn | Sentence
+@attrs.frozen
+class Adopt:
+    """A reload: from now on the workload is another one, by the same name."""
+
+    workload: Workload
+
+
+Input = events.Event | Seen | Turn | Sentence | Adopt
 
 
 @attrs.frozen
@@ -100,6 +107,8 @@ def take(mind: Mind, what: Input, moment: Moment, workload: Workload) -> Thought
             return Thought(attrs.evolve(mind, engine=engine, due=(*mind.due, *due)))
         case Sentence(generation=generation, fired=one):
             return Thought(attrs.evolve(mind, due=(*mind.due, Due(generation, one))))
+        case Adopt(workload=adopted):
+            return Thought(attrs.evolve(mind, engine=mind.engine.adopted(adopted.policy)))
         case Turn():
             if not mind.due:
                 return Thought(mind)

@@ -11,6 +11,7 @@ Four rules hold:
 
 import enum
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import attrs
 
@@ -80,6 +81,22 @@ class Plan:
     service: tuple[Change, ...] = ()
     """What differs in [supervisor]."""
 
+    def plain(self, path: str) -> dict[str, Any]:
+        """The object `Plan` of `nsupervisor schema api`; ``path`` is the file's."""
+        return {
+            "config": path,
+            "service": [attrs.asdict(change) for change in self.service],
+            "steps": [
+                {
+                    "name": step.name,
+                    "do": step.do.value,
+                    "why": step.why,
+                    "changes": [attrs.asdict(change) for change in step.changes],
+                }
+                for step in self.steps
+            ],
+        }
+
     @property
     def refused(self) -> tuple[Change, ...]:
         """What no service can do while it runs."""
@@ -138,7 +155,7 @@ def _choice(present: Running, workload: Workload, changes: Sequence[Change]) -> 
         autostart = any(change.key == "autostart" for change in changes) and workload.autostart
         hint = f"; autostart counts when the service starts: nsupervisor start {present.name}" if autostart else ""
         return taken, f"{why}, and stays so{later}{hint}"
-    if present.leaving:
+    if present.leaving and present.state in (State.STOPPING, State.STOPPED):
         return Do.START, "was on its way out, and is in the file again"
     if present.waits:
         moved = any(change.key.partition("[")[0] in _ORDER_KEYS for change in changes)

@@ -37,6 +37,7 @@ from nsupervisor.config.facts import EXIT, HOST_MEMORY
 from nsupervisor.config.model import ActionName, GroupRule, Rule
 from nsupervisor.core import backoff
 from nsupervisor.core.adjusting import Settings, adjusted
+from nsupervisor.core.differences import same
 
 ORDER: tuple[str, ...] = get_args(ActionName)
 """Actions, the mildest first: of two rules that want opposite things, the later one here has its way."""
@@ -150,6 +151,18 @@ class Engine:
             for rule, memory in zip(self.rules, self.memories, strict=True)
         )
         return attrs.evolve(self, memories=memories)
+
+    def adopted(self, rules: Sequence[Rule]) -> "Engine":
+        """Other rules, by a reload. One that says the same as before, wherever in the file, keeps what is remembered of
+        it, its cooldown too; any other has seen nothing yet."""
+        left = list(zip(self.rules, self.memories, strict=True))
+        memories = []
+        for rule in rules:
+            twin = next((pair for pair in left if same(Rule, pair[0], rule)), None)
+            if twin is not None:
+                left.remove(twin)
+            memories.append(twin[1] if twin is not None else Memory((AtomMemory(),) * len(rule.when.atoms)))
+        return Engine(tuple(rules), tuple(memories))
 
     def together(self, file: str) -> tuple[str, ...]:
         """The files to be read when ``file`` has news, so that each rule that looks at it sees one moment."""

@@ -31,7 +31,7 @@ from nsupervisor.core import events
 from nsupervisor.core.actions import Action, Complain, FreezeAll, KillAll, Signal, Spawn, ThawAll
 from nsupervisor.core.exits import signal_name
 from nsupervisor.core.lifecycle import Life, Moment, State
-from nsupervisor.core.mind import Input, Mind, Seen, Sentence, Thought, Turn
+from nsupervisor.core.mind import Adopt, Input, Mind, Seen, Sentence, Thought, Turn
 from nsupervisor.core.plain import plain, restored, sparse
 from nsupervisor.core.rules import Cause, Fired, Limits, Memory, Snapshot
 
@@ -157,9 +157,14 @@ class Writer:
     ) -> Iterable[Line]:
         """One step of a mind."""
         now, of = moment.now, {"t": moment.now, "of": name}
+        if name not in self._workloads:
+            return  # it has come by a reload, and the head does not have it
         if self._workloads[name] is not workload:
-            self._workloads[name] = workload
-            yield {**of, "changed": settings(workload)}
+            old, self._workloads[name] = self._workloads[name], workload
+            if settings(old) != settings(workload):
+                yield {**of, "changed": settings(workload)}
+        if isinstance(what, Adopt):
+            return
         if isinstance(what, Seen):
             yield from self.limits(name, what.limits, now)
             present = self._seen.setdefault(name, {})

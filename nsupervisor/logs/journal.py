@@ -47,6 +47,10 @@ class Journal:
             raise structlog.DropEvent
         return self._format.record(timestamp, method, event, fields)
 
+    def set_level(self, level: Level) -> None:
+        """From now on write what is at least so important."""
+        self._lowest = _LEVELS.index(level)
+
     @property
     def format(self) -> JsonFormat | ConsoleFormat:
         """How records are written."""

@@ -10,10 +10,9 @@ notice of the death, and a rule on it must be heard while the generation it is a
 """
 
 import contextlib
-import math
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
@@ -26,12 +25,13 @@ from nsupervisor.core.actions import Action, Complain, FreezeAll, KillAll, Signa
 from nsupervisor.core.backoff import within
 from nsupervisor.core.exits import Exit, signal_name
 from nsupervisor.core.lifecycle import Life, State
-from nsupervisor.core.mind import Mind, Sentence, Thought
+from nsupervisor.core.mind import Adopt, Mind, Sentence, Thought
 from nsupervisor.core.rules import Engine, Fired
 from nsupervisor.keeper.client import Ended, Execed, KeeperLost, SpawnError
 from nsupervisor.metrics.counters import Counters
 from nsupervisor.service.identity import IdentityError
 from nsupervisor.service.judge import Hands, Judge
+from nsupervisor.service.mailbox import Again, Asked, Leave, Mailbox, Message, Nudge
 from nsupervisor.service.notify import attend, host_owner, notify_socket
 from nsupervisor.service.output import Output
 from nsupervisor.service.setting import Setter
@@ -46,25 +46,12 @@ if TYPE_CHECKING:
     from nsupervisor.service.group import Group
 
 
-@attrs.frozen
-class Asked:
-    """A wish whose author waits until it has been heard."""
+@attrs.define(eq=False)
+class Leaving:
+    """One reload's removal of an instance; a later reload may call it off."""
 
-    wish: events.Wish
-    heard: trio.Event
-
-
-@attrs.frozen
-class Nudge:
-    """Some rules have gone off."""
-
-
-@attrs.frozen
-class Again:
-    """The keeper was lost before it could say what had become of the present start: begin that start once more."""
-
-
-Message = events.Event | Nudge | Asked | Reading | Execed | Ended | Again
+    wanted: bool
+    """It was to run until then."""
 
 
 @attrs.define(eq=False)
@@ -87,16 +74,17 @@ class Actor:
     """Makes the cgroup in which its next generation is to live, with these limits; None where it stays."""
     pending: trio.CancelScope | None = None
     """The start that waits for other workloads, so that a stop can call it off."""
+    leaving: Leaving | None = None
+    """While it goes, by a reload."""
+    configured: Workload = attrs.field(init=False)
+    """The workload as the file has it; `workload` is without the rules that this host cannot have."""
     counters: Counters = attrs.field(init=False, factory=Counters)
     setter: Setter = attrs.field(init=False)
     thinker: Thinker = attrs.field(init=False)
     judge: Judge = attrs.field(init=False)
     output: Output = attrs.field(init=False)
     voice: Voice = attrs.field(init=False)
-    _mail: tuple[trio.MemorySendChannel[Message], trio.MemoryReceiveChannel[Message]] = attrs.field(
-        init=False, factory=lambda: trio.open_memory_channel[Message](math.inf)
-    )
-    # The mailbox is unbounded because its writers must not wait; each of them says a thing once, when it has changed.
+    mail: Mailbox = attrs.field(init=False, factory=Mailbox)
     _changed: trio.lowlevel.ParkingLot = attrs.field(init=False, factory=trio.lowlevel.ParkingLot)
     trail: Trail = attrs.field(init=False, factory=Trail)
     notify: int = attrs.field(init=False, default=-1)
@@ -111,6 +99,7 @@ class Actor:
     """This generation's notify socket and the task that reads it."""
 
     def __attrs_post_init__(self) -> None:
+        self.configured = self.workload
         mind = Mind(Life(), Engine.of(self.workload.policy))
         self.thinker = Thinker(self.name, self.workload, mind, self.world.listeners)
         hands = Hands(self._say, self._follow, lambda *what: self.setter.adjust(*what), lambda: self.post(Nudge()))
@@ -129,13 +118,11 @@ class Actor:
 
     def post(self, message: Message) -> None:
         """Leave a message; it is taken in its turn. Never blocks."""
-        self._mail[0].send_nowait(message)
+        self.mail.post(message)
 
     async def ask(self, wish: events.Wish) -> None:
         """Post a wish and wait until it has been heard: the life then shows what it led to at once."""
-        asked = Asked(wish, trio.Event())
-        self.post(asked)
-        await asked.heard.wait()
+        await self.mail.ask(wish)
 
     async def until(self, reached: Callable[[Life], bool]) -> None:
         """Wait until ``reached(life)`` holds; it is asked again after each change."""
@@ -146,13 +133,21 @@ class Actor:
         """Something outside the life has changed that somebody may wait for (`pending`)."""
         self._changed.unpark_all()
 
-    async def run(self) -> NoReturn:
-        """Take messages for ever."""
+    async def run(self) -> None:
+        """Take messages until `retire`."""
         self.judge.watch(self._hear, anew=self.catch_up is None)
         if self.catch_up is not None:
             await self.catch_up()
-        while True:
-            await self._take(await self._next())
+        while not isinstance(message := await self.mail.next(self.life.deadline), Leave):
+            await self._take(message)
+        self.mail.close()
+        self.world.watcher.remove(self.cgroup)
+        self._changed.unpark_all()
+
+    async def retire(self) -> None:
+        """End it, stopped as it is, after all that it has yet to hear."""
+        self.post(Leave())
+        await self.mail.closed.wait()
 
     def remember(self, acting: bool = False) -> None:
         """Leave word for the supervisor that comes after this one. ``acting``: what the life asks for is yet to be
@@ -192,6 +187,31 @@ class Actor:
         self.thinker.take(Sentence(generation, fired))
         self.post(Nudge())
 
+    def adopt(self, configured: Workload, workload: Workload) -> None:
+        """Be another workload by the same name from now on. What needs a new process is seen by the next one. The
+        limits are the setter's.
+
+        ``configured`` is as the file has it, ``workload`` without the rules that this host cannot have.
+        """
+        rules = self.workload.policy != workload.policy
+        if rules:
+            self.judge.look_at_counters()  # what has happened so far is for the old ones
+        if workload.log != self.workload.log:
+            self.output.change(workload.log)
+        if workload != self.workload:
+            self.thinker.take(Adopt(workload))
+        self.configured = configured
+        self.workload = self.setter.workload = workload
+        if rules:
+            try:
+                self.world.watcher.remove(self.cgroup)
+                self.judge.watch(self._hear)
+                self.judge.refresh()
+            except (CgroupError, OSError) as error:
+                self._say("warning", "error", message=f"its rules get no news: {error}")
+            if self.life.alive:
+                self.judge.resume()
+
     @property
     def up(self) -> bool:
         """Those that wait for this workload may start: it works, or it did its one job."""
@@ -201,13 +221,6 @@ class Actor:
         return state is State.READY or (state is State.EXITED and self.workload.type == "oneshot")
 
     # ---- messages
-
-    async def _next(self) -> Message:
-        if self.life.deadline is None:
-            return await self._mail[1].receive()
-        with trio.move_on_at(self.life.deadline):
-            return await self._mail[1].receive()
-        return events.Timeout()
 
     async def _take(self, message: Message) -> None:
         match message:
@@ -301,7 +314,7 @@ class Actor:
 
     def _tell(self, old: Life, event: events.Event) -> None:
         new = self.life
-        if isinstance(event, events.Wish) and event.by in ("operator", "boot", "shutdown"):
+        if isinstance(event, events.Wish) and event.by in ("operator", "boot", "shutdown", "reload"):
             self._say("action", action=type(event).__name__.lower(), cause={"by": event.by})
         if new.restarts > old.restarts or (new.state is State.BACKOFF and old.state is not State.BACKOFF):
             delay = new.deadline - trio.current_time() if new.state is State.BACKOFF and new.deadline else 0.0
@@ -377,7 +390,10 @@ class Actor:
                 await self.setter.settled()
                 self.world.watcher.remove(self.cgroup)
                 self.cgroup.renew(self.resources)
+                self.setter.given = self.resources
+                self.judge.refresh()
                 self.judge.watch(self._hear)
+            await self.setter.catch_up()
             self.trail.oom_kills = self.read("memory.events").get("oom_kill", 0.0)
             spec = spawn_spec(self.workload, self.name, self.instance, generation, self.cgroup)
             self.notify = -1

@@ -13,12 +13,11 @@ import resource
 import shutil
 import signal
 import sys
+from collections import ChainMap
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-import attrs
 import trio
 
 from nsupervisor import __version__
@@ -33,6 +32,7 @@ from nsupervisor.config.model import Supervisor as Settings
 from nsupervisor.config.positions import scan
 from nsupervisor.config.problems import Problem
 from nsupervisor.core import events
+from nsupervisor.core.plan import instances
 from nsupervisor.keeper.client import Ended, KeeperLost
 from nsupervisor.logs import Journal, open_journal
 from nsupervisor.metrics.exposition import Exposition
@@ -42,20 +42,22 @@ from nsupervisor.service.announce import announce
 from nsupervisor.service.clock import Monotonic
 from nsupervisor.service.groups import Groups
 from nsupervisor.service.history import History
+from nsupervisor.service.instance import make
 from nsupervisor.service.kept import DELAYS, Kept, open_kept
 from nsupervisor.service.output import STREAMS_DIRECTORY
 from nsupervisor.service.privileges import explain
 from nsupervisor.service.reaper import reap_strangers
+from nsupervisor.service.reload import Reloader
 from nsupervisor.service.reopen import REOPEN, reopen_on_signal
-from nsupervisor.service.requirements import about, uncounted, unmet
-from nsupervisor.service.state import Found, Record, StateFile, read
-from nsupervisor.service.supervisor import AT_REST, Supervisor, instances
+from nsupervisor.service.requirements import about, unmet
+from nsupervisor.service.state import Found, StateFile, read
+from nsupervisor.service.supervisor import AT_REST, Supervisor
 from nsupervisor.service.takeover import by_name, readopt, removed, resources, see_off, take_over
 from nsupervisor.service.world import World
 
 DONE, FAILED, BAD_CONFIGURATION, NOT_PERMITTED = 0, 1, 2, 4
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""What stops the service."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""What the service listens to: the first two stop it, the last has it read its configuration again."""
 Shared = tuple[Kept, Watcher, Journal, Path, History, Found]
 """What is shared by those that belong to different nurseries; the path is the runtime directory."""
 LAST_WORDS = 5.0
@@ -242,9 +244,13 @@ async def _supervise(config: Config, host: Host, tree: Tree, shared: Shared, sig
         groups, placed = Groups.make(config, tree, world), tree.found()
 
         def actor(name: str, workload: Workload, instance: int | None) -> Actor:
-            return _actor(name, workload, instance, (tree, groups, placed.get(name)), world, found.records.get(name))
+            in_force = resources(workload, found.records.get(name))
+            return make(name, workload, instance, (tree, groups), world, in_force, placed.get(name))
 
-        actors = {name: actor(name, workload, instance) for name, workload, instance in _each(config)}
+        actors = {
+            name: actor(name, config.workloads[workload], instance)
+            for name, (workload, instance) in instances(config).items()
+        }
         leaving = {
             name: actor(name, removed(name, found.records.get(name)), None)
             for name in dict.fromkeys([*found.records, *children, *placed])
@@ -258,6 +264,7 @@ async def _supervise(config: Config, host: Host, tree: Tree, shared: Shared, sig
                 supervisor = Supervisor(
                     config, actors, groups, nursery, keeper.pid, host.mode, tree.path, exposition, history
                 )
+                supervisor.reloader = Reloader(supervisor, host, (tree, groups), world, leaving)
                 for one in everybody.values():
                     nursery.start_soon(one.run)
                 nursery.start_soon(reopen_on_signal, actors.values(), journal)
@@ -274,11 +281,11 @@ async def _supervise(config: Config, host: Host, tree: Tree, shared: Shared, sig
                     text = f"{living} workloads of the supervisor before this one run on"
                     journal.log.warning("taken over", message=text, workloads=living)
                 for one in leaving.values():
-                    nursery.start_soon(see_off, one)
+                    nursery.start_soon(_see_off, one, leaving)
                 _begin(supervisor, found)
                 announce(journal, "READY=1")
                 nursery.start_soon(_until_signalled, signals, supervisor, journal, nursery.cancel_scope, leaving)
-                await _follow_keeper(keeper, everybody, supervisor, tree)
+                await _follow_keeper(keeper, ChainMap(actors, leaving), supervisor, tree)
         finally:
             await _end_all([*actors.values(), *leaving.values()])
             groups.close()
@@ -301,42 +308,9 @@ def _begin(supervisor: Supervisor, found: Found) -> None:
             supervisor.start(extra=[supervisor.actors[name]], by=record.pending)
 
 
-Home = tuple[Tree, Groups, tuple[str, ...] | None]
-"""Where an instance is to live: in which tree and groups, and in which groups an earlier supervisor has left it."""
-
-
-def _actor(
-    name: str, workload: Workload, instance: int | None, home: Home, world: World, record: Record | None
-) -> Actor:
-    """The actor, with its cgroup; ``record`` is what is known of it from before. A rule on what this host does not
-    count is refused, or left out with a warning."""
-    in_force = resources(workload, record)
-    tree, groups, left = home
-    make = partial(groups.cgroup, tree, name, workload)
-    cgroup = make(in_force) if left is None else tree.make(name, in_force, tree.groups(left))
-    moves = left is not None and left != tuple(group.config.name for group in groups.around(workload))
-    if moves and not cgroup.populated():
-        cgroup.remove()
-        cgroup, moves = make(in_force), False
-    rules = []
-    for rule in workload.policy:
-        why = uncounted(rule, cgroup)
-        if why and workload.resources.required:
-            raise CgroupError(f"workload.{workload.name}.{rule.name} (line {rule.line}): {why}")
-        if why:
-            world.journal.log.warning("rule left out", workload=name, message=f"{rule.name}: {why}")
-        else:
-            rules.append(rule)
-    told = {problem.key for problem in cgroup.host.problems(workload.resources, cgroup.around())}
-    for problem in cgroup.problems:
-        if problem.key in told:
-            continue
-        world.journal.log.warning("limit not enforced", workload=name, message=str(problem))
-    actor = Actor(name, attrs.evolve(workload, policy=tuple(rules)), instance, cgroup, world)
-    actor.setter.resources = in_force
-    actor.moves_to = make if moves else None
-    groups.add(actor)
-    return actor
+async def _see_off(actor: Actor, leaving: dict[str, Actor]) -> None:
+    await see_off(actor)
+    del leaving[actor.name]
 
 
 async def _end_all(actors: Iterable[Actor]) -> None:
@@ -351,11 +325,6 @@ async def _end_all(actors: Iterable[Actor]) -> None:
             actor.cgroup.close()
 
 
-def _each(config: Config) -> Iterator[tuple[str, Workload, int | None]]:
-    for name, (workload, instance) in instances(config).items():
-        yield name, config.workloads[workload], instance
-
-
 async def _until_signalled(
     signals: AsyncIterator[int],
     supervisor: Supervisor,
@@ -363,13 +332,14 @@ async def _until_signalled(
     scope: trio.CancelScope,
     leaving: Mapping[str, Actor],
 ) -> None:
-    """The first signal stops everything in order; a second one kills what is left."""
+    """SIGHUP reads the configuration again. The first other signal stops everything in order; a second one kills what
+    is left."""
     async with trio.open_nursery() as nursery:
 
         async def stop() -> None:
             announce(journal, "STOPPING=1")
             await supervisor.stop_all()
-            for actor in leaving.values():
+            for actor in list(leaving.values()):
                 await actor.until(lambda life: life.state in AT_REST)
             await supervisor.recorder.end(LAST_WORDS)
             await supervisor.past.end()
@@ -377,6 +347,10 @@ async def _until_signalled(
 
         stopping = False
         async for signum in signals:
+            if signum == signal.SIGHUP:
+                if not stopping:
+                    nursery.start_soon(supervisor.reread)
+                continue
             journal.log.info("supervisor stopping", signal=signal.Signals(signum).name, hurry=stopping)
             if stopping:
                 supervisor.kill_all()

@@ -12,6 +12,7 @@ import attrs
 import trio
 
 from nsupervisor.cgroups import Cgroup, CgroupError
+from nsupervisor.cgroups.errors import Problem
 from nsupervisor.config.changes import changed, difference
 from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import Resources, Workload
@@ -24,7 +25,8 @@ Result = tuple[bool, str]
 
 @attrs.define(eq=False)
 class _Turn:
-    changes: Mapping[str, Any]
+    changes: Mapping[str, Any] | Resources
+    """What changes, or all that there is to be."""
     cause: Mapping[str, Any]
     level: str
     done: trio.Event = attrs.field(factory=trio.Event)
@@ -43,11 +45,14 @@ class Setter:
     changed: Callable[[], None]
     """Called after each change."""
     resources: Resources
-    """The limits in force: the configuration's, with what has been made of them."""
+    """The limits to have: the configuration's, with what has been made of them."""
+    given: Resources = attrs.field(init=False)
+    """The limits that the cgroup has got: others than those only until `catch_up`."""
     _turns: deque[_Turn] = attrs.field(init=False, factory=deque)
     _idle: trio.Event = attrs.field(init=False, factory=trio.Event)
 
     def __attrs_post_init__(self) -> None:
+        self.given = self.resources
         self._idle.set()
 
     async def change(self, changes: Mapping[str, Any], by: str) -> Result:
@@ -66,6 +71,20 @@ class Setter:
             return None if number is None else int(number)
         _, period = self.resources.cpu_max or (None, DEFAULT_CPU_PERIOD)
         return (None if number is None else max(1000, round(number * period)), period)
+
+    async def go(self, resources: Resources) -> None:
+        """Go over to the limits of a file. CgroupError: nothing has changed, and why."""
+        turn = self._queue(_Turn(resources, {}, "info"))
+        await turn.done.wait()
+        done, why = turn.result
+        if not done:
+            raise CgroupError(why)
+
+    async def catch_up(self) -> None:
+        """Give the cgroup what it has yet to get: limits that were to come with a new process. CgroupError."""
+        if self.given != self.resources:
+            await self.settled()
+            await self.go(self.resources)
 
     async def settled(self) -> None:
         """Wait until no change is under way."""
@@ -104,29 +123,47 @@ class Setter:
     async def _do(self, turn: _Turn) -> Result:
         before = self.resources
         try:
+            if isinstance(turn.changes, Resources):
+                await self._become(turn.changes, optional=not turn.changes.required)
+                return True, ""
             after = changed(self.workload, before, turn.changes)
-            await write(self.cgroup, before, after)
+            await self._become(after, optional=False)
         except (ConfigError, CgroupError) as error:
-            self.say("warning", "warning", message=f"set: {error}")
+            if not isinstance(turn.changes, Resources):
+                self.say("warning", "warning", message=f"set: {error}")
             return False, str(error)
-        self.resources = after
-        self.changed()
         was, is_ = difference(before, after)
         self.say("action", turn.level, action="set", cause=turn.cause, before=was, after=is_)
         return True, ""
 
+    async def _become(self, after: Resources, *, optional: bool) -> None:
+        """``optional``: what cannot be had is said, and is no reason to fail."""
+        if after != self.given:
+            for problem in await write(self.cgroup, self.given, after, optional=optional):
+                self.say("limit not enforced", "warning", message=str(problem))
+        self.resources = self.given = after
+        self.changed()
 
-async def write(cgroup: Cgroup, before: Resources, after: Resources) -> None:
-    """`Cgroup.change`, in a thread where the kernel may take its time. CgroupError as there."""
+
+async def write(cgroup: Cgroup, before: Resources, after: Resources, *, optional: bool = False) -> list[Problem]:
+    """`Cgroup.change`, in a thread where the kernel may take its time. CgroupError as there; with ``optional`` what
+    could not be had is returned instead."""
     was, is_ = difference(before, after)
     if not any(key.startswith(("memory_", "unified")) for key in (*was, *is_)):
-        cgroup.change(before, after)
-        return
+        return _change(cgroup, before, after, optional)
     other = cgroup.apart(after)
     try:
-        await trio.to_thread.run_sync(other.change, before, after, abandon_on_cancel=True)
+        return await trio.to_thread.run_sync(_change, other, before, after, optional, abandon_on_cancel=True)
     finally:
         other.close()
+
+
+def _change(cgroup: Cgroup, before: Resources, after: Resources, optional: bool) -> list[Problem]:
+    if not optional:
+        cgroup.change(before, after)
+        return []
+    cgroup.apply(after)
+    return list(cgroup.problems)
 
 
 async def remeasure(cgroup: Cgroup, resources: Resources) -> None:

@@ -5,7 +5,7 @@ import fnmatch
 import json
 import os
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ import trio
 from nsupervisor import __version__
 from nsupervisor.api.control import UnknownName
 from nsupervisor.config.model import Config
+from nsupervisor.config.problems import ConfigError
 from nsupervisor.core import events, order
 from nsupervisor.core.lifecycle import Life, State
 from nsupervisor.metrics.exposition import Exposition
@@ -23,6 +24,7 @@ from nsupervisor.service.actor import Actor
 from nsupervisor.service.groups import PREFIX, Groups
 from nsupervisor.service.history import Follower, History
 from nsupervisor.service.recorder import Recorder, Recording, Terms
+from nsupervisor.service.reload import Reloader
 from nsupervisor.service.stats import sample
 
 FREEZE_PATIENCE = 2.0
@@ -49,6 +51,9 @@ class Supervisor:
     exposition: Exposition
     past: History = attrs.field(factory=History)
     recorder: Recorder = attrs.field(factory=Recorder)
+    reloader: Reloader = attrs.field(init=False)
+    stopping: bool = False
+    """Everything is to end: nothing new is begun any more."""
     started_at: float = attrs.field(factory=time.time)
     _born: float = attrs.field(factory=trio.current_time)
     _turns: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(STARTS_AT_ONCE))
@@ -148,10 +153,28 @@ class Supervisor:
 
     # ---- what a person wants
 
+    async def plan(self, path: str | None, text: str | None) -> dict[str, Any]:
+        """What a reload would do."""
+        return await self.reloader.plan(path, text)
+
+    async def reload(self, path: str | None, text: str | None) -> AbstractContextManager[AsyncIterator[bytes]]:
+        """Go over to a file, and tell of it as it is done."""
+        return await self.reloader.reload(path, text, "operator")
+
+    async def reread(self) -> None:
+        """The file that is in force is read again: SIGHUP."""
+        try:
+            await self.reloader.reload(None, None, "SIGHUP")
+        except ConfigError:
+            pass  # it has been said, and there is nobody else to tell
+
     async def command(self, verb: str, name: str, **parameters: Any) -> dict[str, Any]:
         """Do one thing to one instance, and wait until it is done."""
         actor = self.actors[name]
-        ok, message = await getattr(self, f"_{verb}")(actor, **parameters)
+        if actor.leaving and verb in ("start", "restart"):
+            ok, message = False, f"{self.config.path} does not have it any more; it goes"
+        else:
+            ok, message = await getattr(self, f"_{verb}")(actor, **parameters)
         return {"name": name, "ok": ok, "state": actor.life.state.value, "message": message}
 
     async def _start(self, actor: Actor) -> tuple[bool, str]:
@@ -159,13 +182,28 @@ class Supervisor:
             await actor.ask(events.Start())
         else:
             self.start(extra=[actor])
-        return await self._settled(actor)
+        return await self.settled(actor)
 
     async def _restart(self, actor: Actor) -> tuple[bool, str]:
-        await actor.ask(events.Restart())
-        return await self._settled(actor)
+        """As systemd does: what it requires or wants starts, too, where it does not run; what runs is left alone."""
+        edges = self._edges()
+        asleep = [
+            name
+            for name in order.closure(edges[actor.workload.name], edges)
+            if not all(one.up or one.life.alive or one.pending for one in self._instances(name))
+        ]
+        if not actor.life.alive:
+            self.start(extra=[actor])
+        elif asleep:
+            self.start(asleep)
+            self.launch(actor, asleep, "operator", partial(self.lay_down, actor, "operator"))
+        else:
+            if actor.pending is not None:
+                actor.pending.cancel()
+            await actor.ask(events.Restart())
+        return await self.settled(actor)
 
-    async def _settled(self, actor: Actor) -> tuple[bool, str]:
+    async def settled(self, actor: Actor) -> tuple[bool, str]:
         """Wait until a start has led to something: it is up, it is down, or it will take a while (back-off, frozen)."""
         await actor.until(
             lambda life: actor.pending is None and (actor.up or life.state in {*AT_REST, State.BACKOFF, State.FROZEN})
@@ -181,9 +219,9 @@ class Supervisor:
         async with trio.open_nursery() as nursery:
             for other in requirers:
                 nursery.start_soon(self._stop, other)
-        return await self._down(actor, "operator")
+        return await self.down(actor, "operator")
 
-    async def _down(self, actor: Actor, by: str) -> tuple[bool, str]:
+    async def down(self, actor: Actor, by: str) -> tuple[bool, str]:
         if actor.pending is not None:
             actor.pending.cancel()
         await actor.ask(events.Stop(by))
@@ -226,7 +264,7 @@ class Supervisor:
 
     def start(self, names: Iterable[str] = (), *, extra: Iterable[Actor] = (), by: str = "operator") -> None:
         """Start workloads with all that they require or want, each after those it waits for. Returns at once."""
-        edges = {name: (*workload.requires, *workload.wants) for name, workload in self.config.workloads.items()}
+        edges = self._edges()
         chosen = dict.fromkeys(extra)
         needed = [n for actor in chosen for n in edges[actor.workload.name]]
         everybody: dict[str, list[Actor]] = {}  # by their workload, once for all of the names
@@ -237,49 +275,80 @@ class Supervisor:
         starting = {actor.workload.name for actor in chosen}
         for actor in chosen:
             if actor.pending is None and not actor.life.alive:
-                actor.pending = trio.CancelScope()
-                actor.trail.pending = by
-                actor.remember()
-                self.nursery.start_soon(self._start_after, actor, starting, by)
+                self.launch(actor, starting, by)
 
-    async def _start_after(self, actor: Actor, starting: set[str], by: str) -> None:
-        """Start ``actor`` once what it waits for is up; not at all when something that it requires cannot be had."""
-        assert actor.pending is not None
+    def launch(
+        self, actor: Actor, starting: Collection[str], by: str, first: Callable[[], Awaitable[bool]] | None = None
+    ) -> trio.CancelScope:
+        """Start ``actor`` once what it waits for is up; not at all when something that it requires cannot be had.
+        Returns at once, with what is `Actor.pending` until then.
+
+        ``starting`` are workloads that somebody starts as well. ``first`` is done before, and says whether there is
+        still something to start. A launch before this one that is still pending is called off.
+        """
+        if actor.pending is not None:
+            actor.pending.cancel()
+        actor.pending = scope = trio.CancelScope()
+        actor.trail.pending = by
+        actor.remember()
+        self.nursery.start_soon(self._launch, actor, scope, starting, by, first)
+        return scope
+
+    async def _launch(
+        self,
+        actor: Actor,
+        scope: trio.CancelScope,
+        starting: Collection[str],
+        by: str,
+        first: Callable[[], Awaitable[bool]] | None,
+    ) -> None:
         missing = ""
-        with actor.pending:
-            for name in order.before(actor.workload):
-                for other in self._instances(name):
-                    if name not in starting and not other.life.alive:
-                        continue  # only "after": nobody asked for it
-                    actor.waits_for = f"waits for {other.name}"
-                    if not _up_or_hopeless(other, other.life):
-                        actor.world.journal.log.info("waiting", workload=actor.name, message=actor.waits_for)
-                    await other.until(partial(_up_or_hopeless, other))
-                    if not other.up and name in actor.workload.requires:
-                        missing = f"requires {other.name}, which is {other.life.state.value}: {other.life.reason}"
-                        break
-                if missing:
-                    break
-            actor.waits_for = missing
-            if not missing:
-                turn = object()
-                await self._turns.acquire_on_behalf_of(turn)
-                try:
-                    await actor.ask(events.Start(by))
-                finally:
-                    self.nursery.start_soon(self._end_turn, turn, actor)
+        with scope:
+            if first is None or await first():
+                missing = actor.waits_for = await self._wait_for_others(actor, starting)
+                if not missing:
+                    turn = object()
+                    await self._turns.acquire_on_behalf_of(turn)
+                    try:
+                        await actor.ask(events.Start(by))
+                    finally:
+                        self.nursery.start_soon(self._end_turn, turn, actor)
         if missing:
             actor.world.journal.log.error("not started", workload=actor.name, message=missing)
-        elif actor.pending.cancelled_caught:
-            actor.waits_for = ""
-        actor.pending, actor.trail.pending = None, ""
-        actor.remember()
+        if actor.pending is scope:
+            actor.pending, actor.trail.pending = None, ""
+            actor.waits_for = missing
+            actor.remember()
         actor.poke()
 
     async def _end_turn(self, turn: object, actor: Actor) -> None:
         """Let the next one start, once this one's program has been executed, or will not be."""
         await actor.until(lambda life: life.state is not State.STARTING)
         self._turns.release_on_behalf_of(turn)
+
+    async def _wait_for_others(self, actor: Actor, starting: Collection[str]) -> str:
+        """Until those that come before it are up; or what it requires and cannot have, in words."""
+        for name in order.before(actor.workload):
+            for other in self._instances(name):
+                if not (name in starting or name in actor.workload.requires or other.life.alive):
+                    continue  # nobody asked for it
+                actor.waits_for = f"waits for {other.name}"
+                if not _up_or_hopeless(other, other.life):
+                    actor.world.journal.log.info("waiting", workload=actor.name, message=actor.waits_for)
+                await other.until(partial(_up_or_hopeless, other))
+                if not other.up and name in actor.workload.requires:
+                    return f"requires {other.name}, which is {other.life.state.value}: {other.life.reason}"
+        return ""
+
+    async def lay_down(self, actor: Actor, by: str) -> bool:
+        """Stop it, for a start that follows; False when somebody has started it meanwhile."""
+        await actor.ask(events.Stop(by))
+        await actor.until(lambda life: life.wanted or life.state is State.STOPPED)
+        return not actor.life.wanted
+
+    def _edges(self) -> dict[str, tuple[str, ...]]:
+        """What each workload has started when it is started."""
+        return {name: (*workload.requires, *workload.wants) for name, workload in self.config.workloads.items()}
 
     def _instances(self, name: str) -> list[Actor]:
         return [actor for actor in self.actors.values() if actor.workload.name == name]
@@ -289,11 +358,12 @@ class Supervisor:
         dependants = order.dependants(self.config.workloads)
 
         async def stop_after(actor: Actor) -> None:
-            for name in dependants[actor.workload.name]:
+            for name in dependants.get(actor.workload.name, ()):
                 for other in self._instances(name):
                     await other.until(lambda life: life.state is State.STOPPED)
-            await self._down(actor, by)
+            await self.down(actor, by)
 
+        self.stopping = True
         async with trio.open_nursery() as nursery:
             for actor in self.actors.values():
                 nursery.start_soon(stop_after, actor)
@@ -305,21 +375,10 @@ class Supervisor:
 
     async def drained(self) -> None:
         """Wait until all output of what has ended is in the journal."""
-        for actor in self.actors.values():
+        for actor in list(self.actors.values()):
             await actor.drained()
 
 
 def _up_or_hopeless(actor: Actor, life: Life) -> bool:
     """Nobody has to wait for this one any longer: it is up; or it is down, and nothing is under way to start it."""
     return actor.up or (actor.pending is None and life.state in AT_REST)
-
-
-def instances(config: Config) -> Mapping[str, tuple[str, int | None]]:
-    """The names of all instances, in order, each with its workload's name and its number (None where there is one)."""
-    names: dict[str, tuple[str, int | None]] = {}
-    for name, workload in config.workloads.items():
-        if workload.instances == 1:
-            names[name] = (name, None)
-        else:
-            names |= {f"{name}@{i}": (name, i) for i in range(1, workload.instances + 1)}
-    return names

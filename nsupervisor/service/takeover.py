@@ -26,8 +26,9 @@ from nsupervisor.core.plain import restored
 from nsupervisor.keeper.client import Child, Ended, Execed, Keeper, Spawned
 from nsupervisor.linux import processes
 from nsupervisor.service import kept
-from nsupervisor.service.actor import Actor, Again
+from nsupervisor.service.actor import Actor
 from nsupervisor.service.identity import IdentityError
+from nsupervisor.service.mailbox import Again
 from nsupervisor.service.notify import host_owner
 from nsupervisor.service.spec import spawn_spec
 from nsupervisor.service.state import Body, Process, Record

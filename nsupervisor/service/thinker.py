@@ -8,7 +8,7 @@ import trio
 
 from nsupervisor.config.model import Workload
 from nsupervisor.core.lifecycle import Moment
-from nsupervisor.core.mind import Input, Mind, Thought, take
+from nsupervisor.core.mind import Adopt, Input, Mind, Thought, take
 
 Listener = Callable[["Thinker", Mind, Input, Moment, Thought], None]
 """Hears, after each step, the thinker, its mind before, what it took in and when, and what came of it."""
@@ -30,6 +30,8 @@ class Thinker:
         before, moment = self.mind, Moment(when, random.random())  # noqa: S311 - jitter, no secret
         thought = take(before, what, moment, self.workload)
         self.mind = thought.mind
+        if isinstance(what, Adopt):
+            self.workload = what.workload
         for listener in self.listeners:
             listener(self, before, what, moment, thought)
         return thought

@@ -12,7 +12,10 @@ import trio
 from nsupervisor.api.application import app
 from nsupervisor.api.control import UnknownName
 from nsupervisor.api.server import serve
+from nsupervisor.config.load import parse
+from nsupervisor.core.plan import plan
 from nsupervisor.service.history import History
+from nsupervisor.service.reload import Progress
 
 
 def instance(name: str, state: str = "running", **more: Any) -> dict[str, Any]:
@@ -164,6 +167,26 @@ class Standin:
 
     async def metrics(self, accept: str) -> tuple[bytes, str]:
         return b"# EOF\n", accept or "text/plain; charset=utf-8"
+
+    async def plan(self, path: str | None, text: str | None) -> dict[str, Any]:
+        toml = text or '[workload.db]\ncommand = ["db"]\n'
+        return plan(None, parse(toml, path or "/etc/nsupervisor.toml"), ()).plain(path or "/etc/nsupervisor.toml")
+
+    async def reload(self, path: str | None, text: str | None) -> Progress:
+        progress = Progress()
+        found = await self.plan(path, text)
+        progress.say({"event": "plan", **found})
+        for step in found["steps"]:
+            ok = "bad" not in step["name"]
+            state, message = ("running", "") if ok else ("failed", "exit code 3")
+            did = {"name": step["name"], "do": step["do"], "ok": ok, "state": state, "message": message}
+            progress.say({"event": "done", **did})
+            progress.ok = progress.ok and ok
+        if self.held is not None:
+            await self.held.wait()
+        progress.say({"event": "end", "ok": progress.ok})
+        progress.end()
+        return progress
 
     async def command(self, verb: str, name: str, **parameters: Any) -> dict[str, Any]:
         self.asked.append((verb, name, parameters))

@@ -305,3 +305,36 @@ async def test_bounds_that_are_none_are_refused(client, query, words):
     request = f"GET /v1/trace?{query} HTTP/1.0\r\n\r\n".encode()
     status, answer = await in_thread(lambda: client._parse(b"".join(client._exchange(request, 9))))
     assert (status, answer["error"]) == (400, words)
+
+
+def send(client, path, body: bytes):
+    head = f"POST {path} HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n"
+    return client._parse(b"".join(client._exchange(head.encode() + body, deadline(10))))
+
+
+async def test_a_plan_and_a_reload_are_as_described(client):
+    source = {"path": "/x.toml", "text": '[workload.web]\ncommand = ["web"]\n'}
+    found = await in_thread(client.plan, source)
+    validate(found, "Plan")
+    told = await in_thread(lambda: list(client.reload(source)))
+    assert [one["event"] for one in told] == ["plan", "done", "end"]
+    assert {key: value for key, value in told[0].items() if key != "event"} == found
+
+
+@pytest.mark.parametrize("path", ["/v1/plan", "/v1/reload"])
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b"{", "the body is not JSON"),
+        (b"[]", "the body is no object of texts"),
+        (b'{"path": 1}', "the body is no object of texts"),
+        (b'{"paht": "/x"}', '"paht" means nothing here; there is: path, text'),
+        (b'{"text": "x = 1"}', "a text needs a path"),
+        (b'{"path": "/x", "text": "x = 1"}', "/x:1: x: is not a key of the file"),
+    ],
+)
+async def test_a_wrong_source_is_400(client, path, body, error):
+    status, answer = await in_thread(send, client, path, body)
+    assert status == 400
+    assert answer["error"].startswith(error)
+    validate(answer, "Problems")

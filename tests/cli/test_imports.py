@@ -49,7 +49,8 @@ def arguments(tmp_path):
         "top": ["--interval", "10ms"],
     }
     nothing: dict[str, list[str]] = {command: [] for command in ("doctor", "status", "events", "version", "schema")}
-    return {"check": [str(config)], "shell": ["true"], **nothing, **names}
+    files = {"plan": [str(config)], "reload": [str(config)]}
+    return {"check": [str(config)], **files, "shell": ["true"], **nothing, **names}
 
 
 def test_every_command_but_run_is_guarded(arguments):

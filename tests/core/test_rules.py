@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -357,3 +358,29 @@ def test_any_trace_through_any_rules_keeps_cooldowns_and_is_the_same_again(texts
     for name in {cause.rule for _, cause in first}:
         times = [now for now, cause in first if cause.rule == name]
         assert all(later - earlier >= cooldown for earlier, later in pairwise(times))
+
+
+def test_other_rules_keep_the_memory_of_those_that_say_the_same():
+    quiet = Rule(when=OOM, action="log", cooldown=60.0, name="policy[0]", line=7)
+    it = Engine.of([quiet])
+    it, _ = it.observe({"memory.events": {"oom_kill": 0}}, {}, 0.0)
+    it, fired = it.observe({"memory.events": {"oom_kill": 1}}, {}, 1.0)
+    assert len(fired) == 1
+    eager = Rule(when=OOM, action="restart", name="policy[0]", line=3)
+    it = it.adopted([eager, attrs.evolve(quiet, name="policy[1]", line=9)])
+    it, fired = it.observe({"memory.events": {"oom_kill": 5}}, {}, 2.0)
+    assert fired == ()  # the cooldown goes on; and to the new one this is the base line
+    it, fired = it.observe({"memory.events": {"oom_kill": 6}}, {}, 3.0)
+    assert [(one.action, one.rule.line) for one in fired] == [("restart", 3)]
+    it, fired = it.observe({"memory.events": {"oom_kill": 7}}, {}, 62.0)
+    assert {(one.rule.name, one.action) for one in fired} == {("policy[0]", "restart"), ("policy[1]", "log")}
+
+
+def test_the_same_rule_twice_has_two_memories():
+    rule = Rule(when=OOM, action="log", cooldown=60.0)
+    it = Engine.of([rule])
+    it, _ = it.observe({"memory.events": {"oom_kill": 0}}, {}, 0.0)
+    it, _ = it.observe({"memory.events": {"oom_kill": 1}}, {}, 1.0)
+    both = it.adopted([rule, rule])
+    assert both.memories[0] == it.memories[0]
+    assert both.memories[1] == Engine.of([rule]).memories[0]

@@ -1,0 +1,128 @@
+"""`nsupervisor plan CONFIG`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from nsupervisor.api.client import Client, NoSupervisorError, WrongFileError
+from nsupervisor.cli.options import json_option, socket_option
+from nsupervisor.cli.output import (
+    BLUE,
+    BOLD,
+    DONE,
+    FAINT,
+    GREEN,
+    RED,
+    USAGE,
+    YELLOW,
+    coloured,
+    emit_json,
+    has_colour,
+    printable,
+    say,
+)
+
+TYPE_CHECKING = False  # typing's own costs an import
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from nsupervisor.config.problems import ConfigError
+
+COLOURS = {"none": FAINT, "live": BLUE, "restart": YELLOW, "start": GREEN, "stop": RED}
+
+
+@click.command(short_help="Show what a reload would do.")
+@socket_option
+@json_option
+@click.argument("config", metavar="CONFIG")
+def plan(socket_path: str, as_json: bool, config: str) -> int:
+    """Show what a reload of CONFIG would do to each workload, and why; nothing is changed.
+
+    none: nothing differs. live: what runs takes the change. restart: it needs a new process. start: it is new. stop: it
+    has gone. Values of environment variables are never shown. Where no service answers, it is compared with nothing.
+    """
+    try:
+        found = _asked(socket_path, read(config))
+    except WrongFileError as error:
+        return refuse(error, as_json)
+    if as_json:
+        emit_json(found)
+    else:
+        print("\n".join(lines(found, has_colour(sys.stdout))))
+    return DONE
+
+
+def _asked(socket_path: str, source: dict[str, str]) -> dict[str, Any]:
+    try:
+        return Client(socket_path).plan(source)
+    except NoSupervisorError as error:
+        found = _alone(source)
+        say(f"{error}; until then, this is what its start would do")
+        return found
+
+
+def read(config: str) -> dict[str, str]:
+    """What to send of a file. It is read here, with the caller's permissions; it may be a pipe."""
+    from nsupervisor.config.files import read_text
+    from nsupervisor.config.problems import ConfigError
+
+    try:
+        return {"path": os.path.abspath(config), "text": read_text(config)}
+    except ConfigError as error:
+        raise _wrong(error) from None
+
+
+def refuse(error: WrongFileError, as_json: bool) -> int:
+    """Tell each problem; returns the exit status."""
+    if as_json:
+        emit_json({"ok": False, "problems": error.answer["problems"]})
+    else:
+        say(str(error))
+    return USAGE
+
+
+def _alone(source: dict[str, str]) -> dict[str, Any]:
+    from nsupervisor.config.load import ConfigError, parse
+    from nsupervisor.core.plan import plan as made
+
+    try:
+        return made(None, parse(source["text"], source["path"]), ()).plain(source["path"])
+    except ConfigError as error:
+        raise _wrong(error) from None
+
+
+def _wrong(error: ConfigError) -> WrongFileError:
+    """As the service says it."""
+    problems = [
+        {"line": problem.line or None, "key": problem.key, "message": problem.message, "text": str(problem)}
+        for problem in error.problems
+    ]
+    return WrongFileError({"error": str(error), "problems": problems})
+
+
+def lines(found: dict[str, Any], colour: bool) -> Iterator[str]:
+    """A plan for people."""
+    steps = found["steps"]
+    width = max((len(step["name"]) for step in steps), default=0)
+    for step in steps:
+        do = coloured(f"{step['do']:<7}", COLOURS[step["do"]], colour)
+        name = coloured(f"{step['name']:<{width}}", BOLD, colour)
+        yield f"{name}  {do}  {printable(step['why'])}".rstrip()
+        for change in step["changes"]:
+            yield f"{'':<{width}}    {printable(difference(change))}"
+    for change in found["service"]:
+        when = "" if change["live"] else "; counts when the service starts the next time"
+        yield printable(f"supervisor.{difference(change)}{when}")
+    counts = {do: sum(step["do"] == do for step in steps) for do in COLOURS}
+    yield ", ".join(f"{count} {do}" for do, count in counts.items() if count) or "no workloads"
+
+
+def difference(change: dict[str, Any]) -> str:
+    """One key: "resources.memory_max: "64M" → "128M"", "environment.TOKEN: changed"."""
+    if change["before"] is None or change["how"] == "reordered":
+        return f"{change['key']}: {change['how']}"
+    return f"{change['key']}: {change['before']} → {change['after']}"

@@ -1,0 +1,471 @@
+"""A reload: from the configuration in force to another, while everything runs.
+
+It has three parts. First all that may fail: new cgroups are made, limits are changed, and where the kernel refuses one,
+all is put back, and nothing has happened. The second part is done in one go, with nothing in between: the plan is made
+from what is true now, and each instance becomes what the file says. From then on the new file is in force, whatever
+comes.
+
+The third part takes its time: what needs a new process is restarted, what is new starts, what has gone is stopped,
+each after those that it has to wait for, and none after any other. Every start or restart is the instance's `pending`
+one meanwhile, as for starts that people ask for; so a later wish, of a person or of a later reload, calls it off, and
+wins. Whoever asked for the reload may stop listening: it goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from nsupervisor.cgroups import CgroupError, Host
+from nsupervisor.config.files import read_text
+from nsupervisor.config.load import parse
+from nsupervisor.config.model import Config, Resources, Supervisor, Workload
+from nsupervisor.config.positions import Positions, scan
+from nsupervisor.config.problems import ConfigError, Problem
+from nsupervisor.core import events, order
+from nsupervisor.core.lifecycle import Life, State
+from nsupervisor.core.plan import Do, Plan, Running, Step, plan
+from nsupervisor.service.actor import Actor, Leaving
+from nsupervisor.service.announce import announce
+from nsupervisor.service.groups import Groups
+from nsupervisor.service.instance import Home, make, settle, usable
+from nsupervisor.service.requirements import unmet
+from nsupervisor.service.world import World
+
+if TYPE_CHECKING:
+    from nsupervisor.service.supervisor import Supervisor as Service
+
+LAST_WORDS = 5.0
+"""Seconds for the output of what has gone, when somebody who is not ours holds a pipe open."""
+BY = "reload"
+_LATER = "differs; groups and the host's policy change when the service starts the next time: stop it and start it"
+
+
+@attrs.define(eq=False)
+class Reloader:
+    """Makes plans, and carries them out."""
+
+    service: Service
+    host: Host
+    home: Home
+    world: World
+    left: Mapping[str, Actor]
+    """Instances that an earlier supervisor had and the configuration had no more, while they are stopped."""
+    _turn: trio.Lock = attrs.field(init=False, factory=trio.Lock)
+    """Files are taken in the order in which they were handed in."""
+    _busy: int = 0
+
+    async def plan(self, path: str | None, text: str | None) -> dict[str, Any]:
+        """What a reload would do; the object `Plan` of `nsupervisor schema api`. ConfigError with every problem."""
+        config, positions = await self._read(path, text)
+        return self._plan(config, positions).plain(config.path)
+
+    async def reload(self, path: str | None, text: str | None, by: str) -> Progress:
+        """Go over to a file; returns when it is in force. ``text`` is what is in it, ``path`` its name; by default the
+        file in force is read again. ConfigError with every problem, and nothing has changed.
+
+        What is done is done by a task of the service: whoever waits here may stop waiting.
+        """
+        asked = _Asked(path, text, by)
+        self.service.nursery.start_soon(self._reload, asked)
+        await asked.answered.wait()
+        if asked.error is not None:
+            raise asked.error
+        assert asked.progress is not None
+        return asked.progress
+
+    async def _reload(self, asked: _Asked) -> None:
+        try:
+            async with self._turn:
+                config, positions = await self._read(asked.path, asked.text)
+                made = await self._prepare(config, self._plan(config, positions))
+                # Others have gone on meanwhile: what is to be done is decided by what is true now. No await from here.
+                asked.progress = self._begin(config, self._plan(config, positions), made, asked.by)
+        except ConfigError as error:
+            asked.error = error
+            for problem in error.problems:
+                self.world.journal.log.error("reload refused", message=str(problem))
+        finally:
+            asked.answered.set()
+
+    @property
+    def _groups(self) -> Groups:
+        return self.home[1]
+
+    # ---- before anything changes
+
+    async def _read(self, path: str | None, text: str | None) -> tuple[Config, Positions]:
+        if self.service.stopping:
+            raise _refusal(path or self.service.config.path, "the supervisor is stopping; start it with the new file")
+        return await trio.to_thread.run_sync(_load, path or self.service.config.path, text, self.host)
+
+    def _plan(self, config: Config, positions: Positions) -> Plan:
+        now = [_running(actor) for actor in self.service.actors.values()]
+        found = plan(self.service.config, config, now)
+        old = self.service.config
+        for key, before, after in (("group", old.groups, config.groups), ("host", old.host, config.host)):
+            if before != after:
+                place = positions.line((key,))
+                raise ConfigError([Problem(config.path, place, key, _LATER)])
+        if found.refused:
+            raise ConfigError(
+                Problem(
+                    config.path,
+                    positions.line(("supervisor", change.key)),
+                    f"supervisor.{change.key}",
+                    f"cannot change while the service runs ({change.before} → {change.after}); "
+                    "write what it was, or stop the service and start it with this file",
+                )
+                for change in found.refused
+            )
+        return found
+
+    # ---- what may fail, and is then put back
+
+    async def _prepare(self, config: Config, found: Plan) -> _Made:
+        """New instances with their cgroups, the rules that can be had, and the limits; those of what is to be restarted
+        come with its next process. ConfigError with all that failed, after all has been put back."""
+        made = _Made()
+        errors: list[CgroupError] = []
+        before: dict[Actor, Resources] = {}
+
+        async def limit(actor: Actor, resources: Resources) -> None:
+            was = actor.resources
+            try:
+                await actor.setter.go(resources)
+                before[actor] = was
+            except CgroupError as error:
+                errors.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for step in found.steps:
+                if step.workload is None or step.resources is None:
+                    continue
+                try:
+                    if step.name in self.left:
+                        why = "what an earlier supervisor has left of it is still being stopped; reload when it is gone"
+                        raise CgroupError(f"workload.{step.workload.name}: {why}")
+                    if not step.known:
+                        made.new[step.name] = make(
+                            step.name, step.workload, step.instance, self.home, self.world, step.resources
+                        )
+                        continue
+                    actor = self.service.actors[step.name]
+                    made.able[step.name] = self._able(actor, step.workload)
+                except CgroupError as error:
+                    errors.append(error)
+                    continue
+                if step.resources != actor.setter.given and not (step.do is Do.RESTART and actor.life.alive):
+                    made.limited.add(step.name)
+                    nursery.start_soon(limit, actor, step.resources)
+        if not errors:
+            return made
+        for actor, resources in before.items():
+            with self._told(actor.name):
+                await actor.setter.go(resources)
+        for actor in made.new.values():
+            self._groups.remove(actor)
+            with self._told(actor.name):
+                actor.cgroup.remove()
+        raise ConfigError(Problem(config.path, 0, "", str(error)) for error in errors)
+
+    def _able(self, actor: Actor, workload: Workload) -> Workload:
+        """The workload with the rules that can be had here."""
+        if workload.policy == actor.configured.policy:
+            return attrs.evolve(workload, policy=actor.workload.policy)
+        return usable(workload, actor.name, actor.cgroup, self.world)
+
+    # ---- in one go
+
+    def _begin(self, config: Config, found: Plan, made: _Made, by: str) -> Progress:
+        doing = _Doing(self, found, Progress())
+        old = {actor.workload.name: order.before(actor.workload) for actor in self.service.actors.values()}
+        self._adopt(found, made)
+        self._go_over(config, found)
+        self.world.journal.log.info("reload", config=config.path, cause={"by": by}, **_counts(found))
+        doing.progress.say({"event": "plan", **found.plain(config.path)})
+        doing.begin(old)
+        return doing.progress
+
+    def _adopt(self, found: Plan, made: _Made) -> None:
+        """Make each instance what the file says."""
+        actors = self.service.actors
+        for step in found.steps:
+            if step.workload is None or step.resources is None:
+                continue
+            if step.name in made.new:
+                actors[step.name] = made.new[step.name]
+                self.service.nursery.start_soon(actors[step.name].run)
+                continue
+            actor = actors[step.name]
+            actor.leaving = None
+            actor.adopt(step.workload, made.able[step.name])
+            settle(actor, step.workload, self.home)
+            if step.name not in made.limited:  # they come with its next process
+                actor.setter.resources = step.resources
+            if step.changes:
+                actor.remember()
+                changes = [attrs.asdict(change) for change in step.changes]
+                more = {"action": BY, "cause": {"by": BY}, "do": step.do.value, "changes": changes}
+                actor.voice.say(actor.life.generation, "action", **more)
+        ordered = {step.name: actors[step.name] for step in found.steps}
+        actors.clear()  # the same dict: others hold it
+        actors.update(ordered)
+
+    def _go_over(self, config: Config, found: Plan) -> None:
+        """The file is in force, with what a running service can take of [supervisor]."""
+        level = config.supervisor.log_level
+        self.world.journal.set_level(level)
+        for change in found.service:
+            if not change.live:
+                text = f"supervisor.{change.key} counts when the service starts the next time: {change.after}"
+                self.world.journal.log.warning("reload", message=text)
+        in_force: Supervisor = attrs.evolve(self.service.config.supervisor, log_level=level)
+        self.service.config = attrs.evolve(config, supervisor=in_force)
+
+    @contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """What fails while something is put back, or put away, is said, and in nobody's way."""
+        try:
+            yield
+        except CgroupError as error:
+            self.world.journal.log.error("warning", workload=name, message=str(error))
+
+    # ---- around each of them
+
+    @contextmanager
+    def reloading(self) -> Iterator[None]:
+        """The service manager is told of the first that begins and of the last that ends (sd_notify(3))."""
+        self._busy += 1
+        if self._busy == 1:
+            announce(self.world.journal, "RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            if not self._busy and not self.service.stopping:
+                announce(self.world.journal, "READY=1")
+
+    async def remove(self, actor: Actor, leaving: Leaving) -> bool:
+        """Put away a stopped instance, with its cgroup; False when a later reload or wish keeps it."""
+        with trio.move_on_after(LAST_WORDS):
+            await actor.drained()
+        async with self._turn:  # no reload may find half of it
+            if actor.leaving is not leaving or actor.life.state is not State.STOPPED:
+                return False
+            del self.service.actors[actor.name]
+            await actor.retire()
+            self._groups.remove(actor)
+            self.world.state.keep(actor.name, None)
+            with self._told(actor.name):
+                actor.cgroup.remove()
+        return True
+
+
+@attrs.define(eq=False)
+class _Asked:
+    """A reload that somebody has asked for."""
+
+    path: str | None
+    text: str | None
+    by: str
+    answered: trio.Event = attrs.field(factory=trio.Event)
+    progress: Progress | None = None
+    error: ConfigError | None = None
+
+
+@attrs.define
+class _Made:
+    """What a reload has made before it begins."""
+
+    new: dict[str, Actor] = attrs.field(factory=dict)
+    able: dict[str, Workload] = attrs.field(factory=dict)
+    """What each that stays is to be, without the rules that this host cannot have."""
+    limited: set[str] = attrs.field(factory=set)
+    """Those whose limits have been changed."""
+
+
+@attrs.define(eq=False)
+class _Doing:
+    """The second part of one reload."""
+
+    reloader: Reloader
+    found: Plan
+    progress: Progress
+    _down: dict[str, trio.Event] = attrs.field(init=False, factory=dict)
+    """By instance: it has been stopped, or need not be, so that those that come before it may be."""
+    _actors: dict[str, Actor] = attrs.field(init=False, factory=dict)
+    _launches: dict[str, trio.CancelScope] = attrs.field(init=False, factory=dict)
+    _before: dict[str, list[str]] = attrs.field(init=False, factory=dict)
+    """By workload: the instances in `_down` that have to be down before it is stopped."""
+    _renamed: dict[str, list[str]] = attrs.field(init=False, factory=dict)
+    """By workload: the instances in `_down` that it has no more; others of it start after they are down."""
+
+    def begin(self, old: dict[str, tuple[str, ...]]) -> None:
+        """Begin with all steps at once. ``old`` says what each workload has come after so far."""
+        service = self.reloader.service
+        steps = [step for step in self.found.steps if step.do not in (Do.NONE, Do.LIVE)]
+        self._actors = {step.name: service.actors[step.name] for step in steps}
+        self._down = {step.name: trio.Event() for step in steps if step.known}
+        for name in self._down:
+            for other in old[self._actors[name].workload.name]:
+                self._before.setdefault(other, []).append(name)
+        starting = {step.workload.name for step in steps if step.workload is not None}
+        for step in steps:
+            actor = self._actors[step.name]
+            if step.do is Do.STOP:
+                actor.leaving = Leaving(wanted=actor.life.wanted or actor.pending is not None)
+                self._renamed.setdefault(actor.workload.name, []).append(step.name)
+                if actor.pending is not None:
+                    actor.pending.cancel()
+            else:
+                first = partial(self._make_way, step, actor, starting)
+                self._launches[step.name] = service.launch(actor, starting, BY, first)
+        service.nursery.start_soon(self._run, steps)
+
+    async def _run(self, steps: Collection[Step]) -> None:
+        with self.reloader.reloading():
+            async with trio.open_nursery() as nursery:
+                for step in steps:
+                    nursery.start_soon(self._stop if step.do is Do.STOP else self._follow, step)
+        self.progress.say({"event": "end", "ok": self.progress.ok})
+        self.progress.end()
+        self.reloader.world.journal.log.info("reloaded", ok=self.progress.ok)
+
+    async def _make_way(self, step: Step, actor: Actor, starting: Collection[str]) -> bool:
+        """Before a start: end what runs, after those that need it; then let those begin that it needs. Returns whether
+        there is still something to start."""
+        after = [name for name in order.before(actor.workload) if name in starting]
+        try:
+            if actor.life.alive:
+                await self._those_that_need(actor)
+                if not after and step.known:
+                    generation = actor.life.generation
+                    await actor.ask(events.Restart(BY))
+                    await actor.until(lambda life: life.generation > generation or not life.alive)
+                    return False
+                if not await self.reloader.service.lay_down(actor, BY):
+                    return False
+        finally:
+            if step.name in self._down:
+                self._down[step.name].set()
+        for name in self._renamed.get(actor.workload.name, ()):
+            await self._down[name].wait()
+        for name, launch in self._launches.items():
+            if self._actors[name].workload.name in after:
+                await self._actors[name].until(partial(_launched, self._actors[name], launch))
+        return True
+
+    async def _those_that_need(self, actor: Actor) -> None:
+        for name in self._before.get(actor.workload.name, ()):
+            await self._down[name].wait()
+
+    async def _follow(self, step: Step) -> None:
+        """Tell what a start has led to."""
+        actor = self._actors[step.name]
+        ok, message = await self.reloader.service.settled(actor)
+        self._tell(step, ok, actor.life.state.value, message)
+
+    async def _stop(self, step: Step) -> None:
+        """Stop what has gone from the file, unless a later file has it again."""
+        actor = self._actors[step.name]
+        leaving = actor.leaving
+        try:
+            await self._those_that_need(actor)
+            if leaving is not None and actor.leaving is leaving:
+                await self.reloader.service.down(actor, BY)
+        finally:
+            self._down[step.name].set()
+        gone = leaving is not None and await self.reloader.remove(actor, leaving)
+        self._tell(step, True, actor.life.state.value, "" if gone else "a later wish overruled it")
+
+    def _tell(self, step: Step, ok: bool, state: str, message: str) -> None:
+        self.progress.ok = self.progress.ok and ok
+        did = {"name": step.name, "do": step.do.value, "ok": ok, "state": state, "message": message}
+        self.progress.say({"event": "done", **did})
+
+
+class Progress:
+    """What a reload tells while it goes on: an asynchronous iterator of JSON lines. Nobody has to listen."""
+
+    def __init__(self) -> None:
+        self.ok = True
+        self._lines: list[bytes] = []
+        self._ended = False
+        self._news = trio.lowlevel.ParkingLot()
+
+    def say(self, what: dict[str, Any]) -> None:
+        """One more line."""
+        self._lines.append(json.dumps(what).encode() + b"\n")
+        self._news.unpark_all()
+
+    def end(self) -> None:
+        """That was all."""
+        self._ended = True
+        self._news.unpark_all()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __aiter__(self) -> Progress:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._lines:
+            if self._ended:
+                raise StopAsyncIteration
+            await self._news.park()
+        lines, self._lines = self._lines, []
+        return b"".join(lines)
+
+
+def _load(path: str, text: str | None, host: Host) -> tuple[Config, Positions]:
+    """The configuration, as this host can have it, and the places in it. In a thread: a large one takes a while."""
+    if text is None:
+        if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
+            raise _refusal(path, "is no file that can be read again; name one: nsupervisor reload FILE")
+        text = read_text(path)
+    config = parse(text, path)
+    positions = scan(text)
+    problems = [problem for problem, warning in unmet(config, positions, host) if not warning]
+    if problems:
+        raise ConfigError(problems)
+    return config, positions
+
+
+def _launched(actor: Actor, launch: trio.CancelScope, life: Life) -> bool:
+    return actor.pending is not launch
+
+
+def _refusal(path: str, message: str) -> ConfigError:
+    return ConfigError([Problem(path, 0, "", message)])
+
+
+def _running(actor: Actor) -> Running:
+    life = actor.life
+    return Running(
+        actor.name,
+        actor.configured,
+        actor.resources,
+        life.state,
+        wanted=actor.leaving.wanted if actor.leaving else life.wanted or actor.pending is not None,
+        waits=actor.pending is not None and not life.alive,
+        touched=life.generation > 0 or bool(life.reason),
+        leaving=actor.leaving is not None,
+    )
+
+
+def _counts(found: Plan) -> dict[str, int]:
+    return {do.value: sum(step.do is do for step in found.steps) for do in Do}

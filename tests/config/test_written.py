@@ -1,0 +1,54 @@
+"""Values as a file would have them: what is written is read back as the same."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from nsupervisor.config.kinds import ListOf, Scalar, TableOf, Tables
+from nsupervisor.config.load import keys_of, load
+from nsupervisor.config.model import Workload
+from nsupervisor.config.shown import LONGEST
+from nsupervisor.config.written import written
+
+REFERENCE = Path(__file__).parents[2] / "configs" / "reference.toml"
+
+
+def scalars(cls, owner, path=()):
+    """Every value of one kind in an object, with where it is."""
+    for name, slot in keys_of(cls).items():
+        value = slot.get(owner)
+        match slot.kind:
+            case TableOf(below):
+                yield from scalars(below, value, (*path, name))
+            case Tables(below):
+                for number, one in enumerate(value):
+                    yield from scalars(below, one, (*path, name, number))
+            case ListOf(item=item):
+                yield from (((*path, name, number), item, one) for number, one in enumerate(value))
+            case Scalar() as kind if value not in (None, ()) and not isinstance(value, dict):
+                yield (*path, name), kind, value
+
+
+VALUES = [
+    ((workload.name, *path), kind, value)
+    for workload in load(REFERENCE).workloads.values()
+    for path, kind, value in scalars(Workload, workload)
+]
+
+
+@pytest.mark.parametrize(("path", "kind", "value"), VALUES, ids=[str(path) for path, _, _ in VALUES])
+def test_what_is_written_is_read_back(path, kind, value):
+    text = written(kind, value)
+    if len(text) < LONGEST:
+        assert kind.load(tomllib.loads(f"x = {text}")["x"]) == value
+
+
+def test_tables_have_only_what_is_no_default():
+    config = load(REFERENCE)
+    (kind,) = [slot.kind for name, slot in keys_of(Workload).items() if name == "policy"]
+    rules = [rule for workload in config.workloads.values() for rule in workload.policy]
+    assert written(kind, tuple(rules[:1])).startswith("[{ when = ")
+    assert "false" not in written(kind, tuple(rules[:1]))
+    assert written(kind, ()) == "[]"
+    assert written(kind, None) == "not set"
