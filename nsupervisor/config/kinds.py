@@ -200,12 +200,20 @@ def _path(value: Any) -> str:
     return text
 
 
-def _log_output(value: Any) -> str:
+def _log_output(value: Any) -> str | tuple[str, ...]:
     if isinstance(value, dict):
-        raise ValueError('is not available yet in this version; write "stdout" or an absolute path')
-    if value == "stdout" or (isinstance(value, str) and value.startswith("/")):
+        command = value.get("command")
+        if set(value) != {"command"} or not isinstance(command, list) or not command:
+            raise ValueError(
+                'is no collector; write for example { command = ["vector", "--config", "/etc/vector.yaml"] }'
+            )
+        return tuple(_text(word) for word in command)
+    if value in ("stdout", "journald") or (isinstance(value, str) and value.startswith(("/", "syslog:/"))):
         return _text(value)
-    raise ValueError('is not a place to log to; write "stdout" or an absolute path')
+    raise ValueError(
+        'is not a place to log to; write "stdout", an absolute path, "journald", "syslog:/dev/log", '
+        'or { command = ["…"] }'
+    )
 
 
 def _address(value: Any) -> tuple[str, int]:
@@ -437,7 +445,20 @@ WORKLOAD_NAME = Scalar(
 )
 PATH = Scalar(_path, {"type": "string", "pattern": "^/"})
 OPTIONAL_PATH = Scalar(_optional_path, {"type": "string", "pattern": "^-?/"})
-LOG_OUTPUT = Scalar(_log_output, {"type": "string", "pattern": "^(stdout$|/)"})
+LOG_OUTPUT = Scalar(
+    _log_output,
+    {
+        "anyOf": [
+            {"type": "string", "pattern": "^(stdout$|journald$|/|syslog:/)"},
+            {
+                "type": "object",
+                "properties": {"command": {"type": "array", "items": {"type": "string"}, "minItems": 1}},
+                "required": ["command"],
+                "additionalProperties": False,
+            },
+        ]
+    },
+)
 ADDRESS = Scalar(_address, {"type": "string", "pattern": exactly(units.ADDRESS_PATTERN)}, units.format_address)
 BOOLEAN = Scalar(_boolean, {"type": "boolean"})
 NAMESPACE = Scalar(_namespace, {"type": "boolean"})

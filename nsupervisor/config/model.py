@@ -50,9 +50,9 @@ class Supervisor:
         default="json",
         metadata=key(Choice("json", "console"), "one JSON object a line, or text for a person's eyes"),
     )
-    log_output: str = field(
+    log_output: str | tuple[str, ...] = field(
         default="stdout",
-        metadata=key(kinds.LOG_OUTPUT, '"stdout", or the path of a file to append to'),
+        metadata=key(kinds.LOG_OUTPUT, '"stdout", a file\'s path, "journald", "syslog:SOCKET", or { command = [...] }'),
     )
     orphans: Literal["adopt", "kill", "leave"] = field(
         default="adopt",

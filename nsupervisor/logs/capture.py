@@ -25,8 +25,10 @@ BUDGET = 0.1
 """Seconds after which a thread comes back, so that a capture can be ended."""
 NAP = 0.001
 """Seconds that a busy workload's output is let gather, in a pipe that is large enough for it."""
-BUSY = 64 * 1024
-"""Bytes in one call of `_pump` that make a workload busy."""
+BUSY = 4096
+"""Bytes since the last nap that make a workload busy."""
+PAUSE = 0.003
+"""Seconds between two hand-overs to a thread, where less than that comes."""
 STEP = 4096
 """Lines recorded at once, about: records of short lines are many times as long as these."""
 RETRY_FIRST, RETRY_LAST = 0.05, 2.0
@@ -233,6 +235,7 @@ class Capture:
     async def _to_file(self) -> bool:
         outcome = await self._until_written(self._pump)
         if outcome == "empty":
+            await trio.sleep(PAUSE)
             raise BlockingIOError
         return outcome == "end"
 

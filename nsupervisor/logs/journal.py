@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Literal
 
 import structlog
 import trio
 from structlog.typing import FilteringBoundLogger
 
+from .collector import Collector
 from .console import ConsoleFormat
 from .record import JsonFormat, Line, now
 from .sink import BUFFER_SIZE, Sink
@@ -30,7 +32,11 @@ class Journal:
     """Called with the timestamp, level, event and fields of each thing that the service says, whatever the level."""
 
     def __init__(
-        self, sink: Sink, formatting: JsonFormat | ConsoleFormat, level: str, output: str | int = "stdout"
+        self,
+        sink: Sink,
+        formatting: JsonFormat | ConsoleFormat,
+        level: str,
+        output: str | int | Sequence[str] = "stdout",
     ) -> None:
         self._sink = sink
         self._output = output
@@ -82,7 +88,7 @@ class Journal:
 
     def reopen(self) -> None:
         """Somebody has renamed the file that is written to: make it anew. Raises OSError."""
-        if isinstance(self._output, str) and self._output != "stdout":
+        if isinstance(self._output, str) and self._output.startswith("/"):
             self._sink.switch(open_target(self._output))
 
     async def deliver(self, records: bytes, count: int, *, block: bool) -> None:
@@ -92,7 +98,7 @@ class Journal:
 
 @asynccontextmanager
 async def open_journal(
-    output: str | int = "stdout",
+    output: str | int | Sequence[str] = "stdout",
     *,
     level: str = "info",
     format: str = "json",  # noqa: A002
@@ -101,7 +107,8 @@ async def open_journal(
 ) -> AsyncIterator[Journal]:
     """Open the stream of records and write to it until the block is left.
 
-    `output` is "stdout", a path (opened for appending), or a file descriptor (not taken over). `level` is the lowest
+    `output` is "stdout", a path (opened for appending), a file descriptor (not taken over), "journald",
+    "syslog:SOCKET", or the command of a collector, which gets the records on its standard input. `level` is the lowest
     level of the service's own records; `format` is "json" or "console"; `buffer_size` is how many bytes of records wait
     for a slow reader before some are dropped and counted. Leaving the block takes until the rest is written, but no
     longer than `flush_sec` seconds in which nothing of it is, and half a minute in all. Raises OSError when the output
@@ -112,8 +119,14 @@ async def open_journal(
         raise ValueError(f'unknown log format "{format}"; write "json" or "console"')
     if level not in _LEVELS:
         raise ValueError(f'unknown log level "{level}"; write "debug", "info", "warning" or "error"')
-    target = open_target(output)
-    formatting = JsonFormat() if format == "json" else ConsoleFormat.for_terminal(target.is_terminal)
+    collector: Collector | None = None
+    if isinstance(output, str | int):
+        target = open_target(output)
+    else:
+        collector = Collector(output)
+        target = collector.target
+    by_record = output == "journald" or (isinstance(output, str) and output.startswith("syslog:"))
+    formatting = JsonFormat() if format == "json" or by_record else ConsoleFormat.for_terminal(target.is_terminal)
 
     def gap_record(count: int, reason: str) -> bytes:
         return formatting.record(now(), "warning", "dropped", {"dropped": count, "reason": reason})
@@ -124,7 +137,10 @@ async def open_journal(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sink.run)
             try:
-                yield Journal(sink, formatting, level, output)
+                journal = Journal(sink, formatting, level, output)
+                if collector is not None:
+                    nursery.start_soon(collector.run, partial(_say_of_collector, journal))
+                yield journal
             except BaseException as exc:  # kept over the end of the nursery, which would wrap it
                 error = exc
             with trio.move_on_after(_FLUSH_MOST, shield=True):
@@ -133,11 +149,18 @@ async def open_journal(
                     pending = sink.pending
                     with trio.move_on_after(flush_sec):
                         await sink.flush()
+                if collector is not None:
+                    sink.close()
+                    await collector.finish()
             nursery.cancel_scope.cancel()
     finally:
         sink.close()
     if error is not None:
         raise error
+
+
+def _say_of_collector(journal: Journal, text: str) -> None:
+    journal.log.warning("collector ended", message=text)
 
 
 class _Writer:

@@ -55,6 +55,7 @@ class Sink:
         self._roomy = trio.lowlevel.ParkingLot()
         self._limiter = trio.CapacityLimiter(1)
         self._next: Target | None = None
+        self._closed = False
         self._whole = True  # what has been written ends with a whole record
         self.dropped = 0
         """Records not kept since the start."""
@@ -164,6 +165,8 @@ class Sink:
                     self._roomy.unpark_all()
                 self.error = None
                 delay = _RETRY_FIRST
+                if self._target.turns:
+                    await trio.lowlevel.checkpoint()
 
     @property
     def pending(self) -> int:
@@ -182,7 +185,10 @@ class Sink:
             await self._drained.park()
 
     def close(self) -> None:
-        """Close the output, whatever is still in the buffer."""
+        """Close the output, whatever is still in the buffer. A second time does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         if not (self._target.blocking and self._batch):  # else a thread may be about to write to this very number
             self._target.close()
         if self._next is not None:

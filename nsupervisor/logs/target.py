@@ -10,7 +10,9 @@ from collections.abc import Callable
 
 import attrs
 
-_PIPE_SIZE = 1024 * 1024  # bytes; the default of /proc/sys/fs/pipe-max-size
+from .daemons import Journald, Syslog
+
+PIPE_SIZE = 1024 * 1024  # bytes; the default of /proc/sys/fs/pipe-max-size
 _TAIL = 1024 * 1024  # how far back from a file's end the beginning of its last record is looked for
 _RECORD = b'{"timestamp":'
 _Write = Callable[["bytes | memoryview"], int]
@@ -27,6 +29,8 @@ class Target:
     fd: int
     write: _Write
     blocking: bool = False
+    turns: bool = False
+    """Each write takes so long that others should have their turn between two."""
     _socket: socket.socket | None = None
 
     @property
@@ -41,7 +45,8 @@ class Target:
 
 
 def open_target(output: str | int) -> Target:
-    """Open `output`: "stdout", a path (created with mode 0640, appended to), or a descriptor, which stays the caller's.
+    """Open `output`: "stdout", a path (created with mode 0640, appended to), "journald", "syslog:SOCKET", or a
+    descriptor, which stays the caller's.
 
     Raises OSError when that cannot be done, with the path in it.
     """
@@ -49,6 +54,10 @@ def open_target(output: str | int) -> Target:
         return _open_fd(1)
     if isinstance(output, int):
         return _open_fd(output)
+    if output == "journald":
+        return Journald()  # type: ignore[return-value]
+    if output.startswith("syslog:"):
+        return Syslog(output.removeprefix("syslog:"))  # type: ignore[return-value]
     return _open_path(output)
 
 
@@ -115,8 +124,8 @@ def _plain(fd: int) -> Target:
     try:
         # The loop writes once a turn; with the 64 KiB that a pipe has at first, even a quick reader sits idle for most
         # of a turn while busy workloads fill the buffer. Not granted to everybody (pipe(7)), and then does no harm.
-        if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) < _PIPE_SIZE:
-            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+        if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) < PIPE_SIZE:
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
     except OSError:
         pass
     return Target(fd, lambda data: os.write(fd, data))

@@ -112,8 +112,9 @@ class Supervisor:
 
     def _stream(self) -> str | None:
         """The file that the journal is, if it is one of records."""
-        settings = self.config.supervisor
-        return settings.log_output if settings.log_output.startswith("/") and settings.log_format == "json" else None
+        output = self.config.supervisor.log_output
+        is_file = isinstance(output, str) and output.startswith("/") and self.config.supervisor.log_format == "json"
+        return output if isinstance(output, str) and is_file else None
 
     def events(
         self, names: Collection[str] | None, events: Collection[str] | None, news: bool

@@ -158,8 +158,9 @@ command = []
         ("[supervisor]\nruntime_directory = 'run'\n", "is not an absolute path"),
         (f"[supervisor]\nruntime_directory = '/{'a' * 100}'\n", "too long for the sockets in it; write"),
         ("[supervisor]\nname = 'supervisor'\n", "write another name"),
-        ("[supervisor]\nlog_output = 'file'\n", 'write "stdout" or an absolute path'),
-        ("[supervisor]\nlog_output = { command = ['vector'] }\n", "is not available yet in this version"),
+        ("[supervisor]\nlog_output = 'file'\n", 'write "stdout", an absolute path, "journald"'),
+        ("[supervisor]\nlog_output = { command = [] }\n", "is no collector; write for example"),
+        ("[supervisor]\nlog_output = { command = ['a', 5] }\n", "is not a string"),
         ("[supervisor]\ndashboard = 'localhost:1'\n", "2: supervisor.dashboard: is not available yet in this version"),
     ],
 )  # fmt: skip

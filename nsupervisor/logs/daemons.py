@@ -1,0 +1,195 @@
+"""The stream to the host's log daemon: records as journald's own entries, or as syslog messages (RFC 5424).
+
+Both take datagrams on a Unix socket. One record is one datagram, or a message of a stream socket; a daemon that is gone
+is looked for again, and one that is behind is waited for, as with any other output.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+JOURNALD = "/run/systemd/journal/socket"
+PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+"""The severities of syslog (RFC 5424, table 2)."""
+_DAEMON = 3 << 3  # its facility for system daemons
+_AT_ONCE = 50
+"""Records sent before others have their turn: some milliseconds."""
+_SENT = 8192
+"""Bytes of a message that any daemon takes (rsyslog's limit unless set), to which one is cut that is too large."""
+
+
+class _Socket:
+    """What a Sink writes to; see Target. Takes one record a write."""
+
+    blocking = False
+    is_terminal = False
+    turns = True
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._socket: socket.socket | None = None
+
+    @property
+    def fd(self) -> int:
+        return -1 if self._socket is None else self._socket.fileno()
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Send some of the records in `data`; returns how many bytes they are. Raises as Target's does."""
+        taken = self._write_one(data)
+        try:
+            for _ in range(_AT_ONCE):
+                if taken == len(data):
+                    break
+                taken += self._write_one(data[taken:])
+        except OSError:
+            pass  # the next call meets it again, and has sent nothing
+        return taken
+
+    def _write_one(self, data: bytes | memoryview) -> int:
+        head = bytes(data[:_SENT])
+        end = head.find(b"\n") + 1
+        line = head[:end] if end else bytes(data).partition(b"\n")[0]
+        if self._socket is None:
+            self._socket = self._connect()
+        try:
+            self._send(self._socket, line)
+        except BlockingIOError:
+            raise
+        except OSError:
+            self.close()
+            raise
+        return end or len(line) + 1
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _connect(self) -> socket.socket:
+        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+            it = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+            try:
+                it.connect(self.path)
+                return it
+            except OSError as error:
+                it.close()
+                if error.errno != errno.EPROTOTYPE:
+                    raise
+        raise OSError(errno.EPROTOTYPE, "is neither a datagram nor a stream socket", self.path)
+
+    def _send(self, to: socket.socket, line: bytes) -> None:
+        raise NotImplementedError
+
+
+class Journald(_Socket):
+    """systemd-journald, by its native protocol (https://systemd.io/JOURNAL_NATIVE_PROTOCOL/).
+
+    An entry has MESSAGE, PRIORITY, SYSLOG_IDENTIFIER (the workload) and each field of the record as NSUPERVISOR_FIELD;
+    what is no text there is JSON.
+    """
+
+    def __init__(self, path: str = JOURNALD) -> None:
+        super().__init__(path)
+
+    def _send(self, to: socket.socket, line: bytes) -> None:
+        entry = journal_entry(orjson.loads(line))
+        try:
+            to.send(entry)
+        except OSError as error:
+            if error.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
+                raise
+            fd = os.memfd_create("record", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            try:
+                os.write(fd, entry)
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 0xF)  # nobody may change it any more: F_SEAL_*, all four
+                to.sendmsg([b""], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
+            finally:
+                os.close(fd)
+
+
+def journal_entry(record: Mapping[str, Any]) -> bytes:
+    """A record as journald takes it."""
+    text = _message(record)
+    parts = [
+        _field(b"MESSAGE", text.encode()),
+        _field(b"PRIORITY", b"%d" % PRIORITIES[record["level"]]),
+        _field(b"SYSLOG_IDENTIFIER", str(record.get("workload", "nsupervisor")).encode()),
+    ]
+    for key, value in record.items():
+        if key in ("message", "level"):
+            continue
+        name = b"NSUPERVISOR_" + "".join(c if c.isascii() and c.isalnum() else "_" for c in key.upper()).encode()
+        parts.append(_field(name[:64], value.encode() if isinstance(value, str) else orjson.dumps(value)))
+    return b"".join(parts)
+
+
+def _field(name: bytes, value: bytes) -> bytes:
+    if b"\n" in value:
+        return name + b"\n" + struct.pack("<Q", len(value)) + value + b"\n"
+    return name + b"=" + value + b"\n"
+
+
+class Syslog(_Socket):
+    """A syslog daemon, by RFC 5424; on a stream socket with octet counting (RFC 6587)."""
+
+    def _send(self, to: socket.socket, line: bytes) -> None:
+        message = syslog_message(orjson.loads(line), _HOST)
+        if to.type == socket.SOCK_STREAM:
+            message = b"%d %s" % (len(message), message)
+            sent = to.send(message)
+            if sent < len(message):  # the rest at once: a message that is torn would tear all that follow
+                to.setblocking(True)
+                to.settimeout(1)
+                try:
+                    to.sendall(message[sent:])
+                finally:
+                    to.setblocking(False)
+            return
+        try:
+            to.send(message)
+        except OSError as error:
+            if error.errno != errno.EMSGSIZE:
+                raise
+            to.send(message[:_SENT])
+
+
+_HOST = socket.gethostname()
+
+
+def syslog_message(record: Mapping[str, Any], host: str) -> bytes:
+    """A record as a syslog message: the workload is its application, the event its message id, fields that are plain
+    its structured data, and the text, or else the record itself, its content."""
+    app = str(record.get("workload", "nsupervisor"))[:48]
+    event = "".join(c if 33 <= ord(c) < 127 else "_" for c in str(record["event"]))[:32] or "-"
+    data = "".join(
+        f' {key}="{_escaped(str(record[key]))}"'
+        for key in ("generation", "instance", "stream", "seq", "partial", "duplicate")
+        if key in record
+    )
+    # 32473 is the enterprise number for examples and for those that have none (RFC 5612).
+    structured = f"[nsupervisor@32473{data}]" if data else "-"
+    head = f"<{_DAEMON | PRIORITIES[record['level']]}>1 {record['timestamp']} {host} {app}"
+    return f"{head} {record.get('pid') or '-'} {event} {structured} ".encode() + _message(record).encode()
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("]", "\\]")
+
+
+def _message(record: Mapping[str, Any]) -> str:
+    """The text for people; of a record that has none, all of it as JSON."""
+    if record["event"] == "output" and "fields" in record:
+        return orjson.dumps(record["fields"]).decode()
+    if "message" in record:
+        return str(record["message"])
+    rest = {key: value for key, value in record.items() if key not in ("timestamp", "level")}
+    return orjson.dumps(rest).decode()
