@@ -321,6 +321,8 @@ class Capture:
         assert file is not None
         try:
             if time.monotonic() >= self._retry_at:
+                if self._gap:
+                    file.end_line()
                 moved = file.take(self.pipe, data)
                 self._gap = 0
                 self._works()

@@ -90,6 +90,14 @@ class LogFile:
             self._whole = data[moved - 1 : moved] == b"\n" if moved else self._whole
             return moved
 
+    def end_line(self) -> None:
+        """What comes next does not go on with the line that has begun. Raises OSError."""
+        with self.lock, self._telling():
+            self._open()
+            if not self._whole:
+                self._size += os.write(self._fd, b"\n")
+                self._whole = True
+
     def reopen(self) -> None:
         """Somebody has renamed the file: make it anew. Raises OSError."""
         with self.lock, self._telling():

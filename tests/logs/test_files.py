@@ -1,5 +1,6 @@
 """Output that goes to a workload's own file, through a real pipe."""
 
+import json
 import os
 import sys
 from functools import partial
@@ -9,6 +10,7 @@ import trio
 
 from nsupervisor.logs import Capture, LogFile, Pipe, Rotation, Route, Sequence, open_journal
 from tests.logs.records import LABELS, records
+from tests.needs import ROOT, needs
 from tests.timing import deadline
 
 
@@ -129,3 +131,23 @@ async def test_lines_that_are_json_objects_keep_their_fields(tmp_path):
     assert found[1]["fields"] == {"message": "own words", "level": "warn"}
     assert [record["message"] for record in found[3:]] == [line.decode("utf-8", "replace") for line in lines[3:]]
     assert not any("fields" in record for record in found[3:])
+
+
+@needs("root", "program:unshare")
+@pytest.mark.parametrize("form", ["json", "raw"])
+@pytest.mark.parametrize("mode", ["block", "drop"])
+async def test_a_full_disk_is_survived_and_what_is_lost_is_counted_exactly(tmp_path, mode, form):
+    """A minute of it: NSUPERVISOR_TEST_FULL_DISK=60."""
+    seconds = os.environ.get("NSUPERVISOR_TEST_FULL_DISK", "0.3")
+    script = 'mount -t tmpfs -o size=64m none "$1" && exec "$0" -m tests.logs.full_disk "$@"'
+    command = ["unshare", "--mount", "sh", "-c", script, sys.executable, str(tmp_path), mode, form, seconds]
+    with trio.fail_after(deadline(40) + 2 * float(seconds)):
+        done = await trio.run_process(command, capture_stdout=True, cwd=ROOT)
+    found = json.loads(done.stdout)
+    print(found)
+    assert found["kept"] + found["dropped"] == found["written"]
+    assert (found["dropped"] == 0) == (mode == "block")
+    (failed, first), (works, last) = found["said"]
+    assert (failed, works) == ("error", "warning")
+    assert "No space left on device" in first["message"]
+    assert last["lines"] == found["dropped"]

@@ -1,0 +1,90 @@
+"""A disk that is full for a while, under load: `python -m tests.logs.full_disk DIRECTORY block|drop json|raw SECONDS`.
+
+DIRECTORY is a file system of 64 MB; `test_files.py` mounts one that only this process sees. Prints what came of it.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import trio
+
+from nsupervisor.logs import Capture, LogFile, Pipe, Rotation, Route
+from tests.logs.records import LABELS
+
+LINES = 100_000
+
+
+async def main(directory: Path, mode: str, form: str, seconds: float) -> None:
+    filler = directory / "filler"
+    filler.write_bytes(b"x" * (58 << 20))
+    log = LogFile(directory / "web.log", Rotation(), records=form == "json")
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    said: list[tuple[str, dict]] = []
+    route = Route(file=log, raw=form == "raw", block=mode == "block")
+    capture = Capture(
+        Pipe(reader), route, LABELS, "stdout", say=lambda level, event, **more: said.append((level, more))
+    )
+    lag, number = 0.0, 0
+
+    async def tick() -> None:
+        nonlocal lag
+        while True:
+            before = trio.current_time()
+            await trio.sleep(0.005)
+            lag = max(lag, trio.current_time() - before - 0.005)
+
+    async def write(count: int) -> None:
+        nonlocal number
+        width = 600 if form == "raw" else 10
+        for first in range(number, number + count, 1000):
+            numbers = range(first, min(first + 1000, number + count))
+            view = memoryview(b"".join(b"%010d %s\n" % (n, b"x" * width) for n in numbers))
+            while view:
+                view = view[await trio.to_thread.run_sync(os.write, writer, view) :]
+        number += count
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tick)
+        async with trio.open_nursery() as load:
+            load.start_soon(capture.run)
+            async with trio.open_nursery() as writing:
+                writing.start_soon(write, LINES)
+                while log.error is None:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+                end = trio.current_time() + seconds
+                if mode == "block":
+                    await trio.sleep_until(end)
+                    filler.unlink()
+            while mode == "drop" and trio.current_time() < end:
+                await write(1000)
+                await trio.sleep(0.01)
+            filler.unlink(missing_ok=True)
+            if mode == "drop" and form == "json":
+                while capture._gap:  # noqa: ASYNC110 - it finds out by itself
+                    await trio.sleep(0.01)
+            await trio.sleep(2.5)  # the longest pause between two attempts
+            await write(100)
+            os.close(writer)
+        nursery.cancel_scope.cancel()
+    kept, dropped = [], 0
+    for line in (directory / "web.log").read_bytes().splitlines():
+        if form == "json":
+            record = json.loads(line)
+            dropped += record.get("dropped", 0)
+            if record["event"] == "output":
+                assert record["seq"] == int(record["message"][:10]) == len(kept) + dropped
+                kept.append(record["seq"])
+        elif len(line) == 611:
+            kept.append(int(line[:10]))
+    if form == "raw":
+        dropped = capture.dropped
+        assert kept == sorted(set(kept))
+    assert kept[-100:] == list(range(number - 100, number)), "it has not recovered"
+    print(json.dumps({"written": number, "kept": len(kept), "dropped": dropped, "lag_ms": lag * 1000, "said": said}))
+
+
+if __name__ == "__main__":
+    trio.run(main, Path(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4]))
