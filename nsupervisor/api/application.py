@@ -27,7 +27,7 @@ SHORTEST = 0.01
 """Seconds between two samples of a trace, at least."""
 DEFAULT_SIGNAL = "SIGTERM"
 JSON_LINES = "application/jsonl"
-_PARAMETERS = {"signal": ("signal",), "set": ("resources",)}
+_PARAMETERS = {"signal": ("signal",), "set": ("resources", "persist")}
 
 
 def app(control: Control) -> Starlette:
@@ -195,7 +195,14 @@ def _command(verb: str, body: bytes) -> tuple[list[str], dict[str, Any]]:
     if verb == "signal":
         return names, {"signal": _signal(asked)}
     if verb == "set":
-        return names, {"changes": _changes(asked)}
+        changes, keep = _changes(asked), asked.get("persist", False)
+        if not isinstance(keep, bool):
+            raise HTTPException(400, '"persist" is neither true nor false')
+        if keep and (one := next((name for name in names if "@" in name), None)):
+            raise HTTPException(
+                400, f'"{one}": the file has the same for all instances; persist with the name before the @'
+            )
+        return names, {"changes": changes, **({"persist": asked["resources"]} if keep else {})}
     return names, {}
 
 

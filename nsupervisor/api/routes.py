@@ -18,7 +18,7 @@ VERBS: Mapping[str, str] = {
     "signal": "send its program a signal",
     "freeze": "let its processes get no turn (cgroup.freeze)",
     "thaw": "let them go on",
-    "set": "change its (or a group's) limits, until the supervisor ends; all of them, or none",
+    "set": "change its (or a group's) limits, until the supervisor ends (persist: for good); all of them, or none",
 }
 """What can be done to a workload, each with what that means."""
 
@@ -225,7 +225,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     ),
     "Command": _object(
         "What to do it to.",
-        optional=("signal", "resources"),
+        optional=("signal", "resources", "persist"),
         closed=True,
         names=_is("array", "Names and globs.", items={"type": "string", "minLength": 1}, minItems=1),
         signal={
@@ -237,6 +237,10 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             'configuration: {"memory_max": "1G", "pids_max": 64}. "max" is no limit.',
             "type": "object",
             "minProperties": 1,
+        },
+        persist={
+            "description": 'For the verb "set" only: also write it into the configuration file, for all instances.',
+            "type": "boolean",
         },
     ),
     "Group": _object(

@@ -23,6 +23,7 @@ from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.service.actor import Actor
 from nsupervisor.service.groups import PREFIX, Groups
 from nsupervisor.service.history import Follower, History
+from nsupervisor.service.persist import Writer
 from nsupervisor.service.recorder import Recorder, Recording, Terms
 from nsupervisor.service.reload import Reloader
 from nsupervisor.service.stats import sample
@@ -56,6 +57,7 @@ class Supervisor:
     """Everything is to end: nothing new is begun any more."""
     started_at: float = attrs.field(factory=time.time)
     _born: float = attrs.field(factory=trio.current_time)
+    _file: Writer = attrs.field(factory=Writer)
     _turns: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(STARTS_AT_ONCE))
 
     # ---- what a person sees
@@ -87,9 +89,14 @@ class Supervisor:
         """The full names of the groups that "group/batch" or "group/*" mean; none where it means workloads."""
         return [group.name for group in self.groups.matching(pattern)]
 
-    async def set_group(self, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    async def set_group(
+        self, name: str, changes: Mapping[str, Any], persist: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Change a group's own limits."""
         ok, message = await self.groups.change(name, changes)
+        if ok and persist:
+            problem = await self._file.persist(self.config.path, "group", name.removeprefix(PREFIX), persist)
+            ok, message = not problem, problem or message
         return {"name": name, "ok": ok, "state": None, "message": message}
 
     def stats(self) -> list[dict[str, Any]]:
@@ -258,8 +265,13 @@ class Supervisor:
         await actor.ask(events.Thaw())
         return True, ""
 
-    async def _set(self, actor: Actor, changes: Mapping[str, Any]) -> tuple[bool, str]:
-        return await actor.change(changes)
+    async def _set(
+        self, actor: Actor, changes: Mapping[str, Any], persist: Mapping[str, Any] | None = None
+    ) -> tuple[bool, str]:
+        done, message = await actor.change(changes)
+        if done and persist:
+            message = await self._file.persist(self.config.path, "workload", actor.workload.name, persist)
+        return done and not message, message
 
     # ---- order
 

@@ -47,6 +47,30 @@ async def test_limits_change_and_are_in_status_in_the_log_and_in_the_next_cgroup
 
 
 @pytest.mark.host_only
+async def test_what_is_persisted_is_in_the_file_and_in_the_next_service(tmp_path):
+    async with service(tmp_path, WEB) as it:
+        await it.pid("web")
+        assert await it.cli("set", "--persist", "web", "memory_max=32M", "pids_max=8") == "web: running\n"
+        text = (tmp_path / "nsupervisor.toml").read_text()
+        assert 'memory_max = "32M"' in text
+        assert "pids_max = 8" in text
+        refused = await it.cli_result("set", "--persist", "web@1", "pids_max=7")
+        assert refused.returncode != 0
+        assert b"persist with the name before the @" in refused.stderr
+        (tmp_path / "nsupervisor.toml").write_text("[")
+        (result,) = json.loads((await it.cli_result("set", "--json", "--persist", "web", "pids_max=7")).stdout)
+        assert (result["ok"], (await it.status("web"))["pids_max"]) == (False, 7)
+        assert "it is set, but not written into" in result["message"]
+    (tmp_path / "nsupervisor.toml").unlink()
+    (tmp_path / "run").rename(tmp_path / "old-run")
+    toml = text[text.index("[workload.web]") :]
+    async with service(tmp_path, toml) as it:
+        await it.pid("web")
+        found = await it.status("web")
+        assert (found["memory_max"], found["pids_max"]) == (32 * M, 8)
+
+
+@pytest.mark.host_only
 async def test_what_stops_is_changed_too_and_starts_with_it(tmp_path):
     async with service(tmp_path, WEB) as it:
         await it.pid("web")

@@ -22,15 +22,17 @@ _LISTS = ("cpuset_cpus", "cpuset_mems")
     "set",
     short_help="Change workloads' limits.",
     help="Change workloads' limits, while they run or not: those of [workload.NAME.resources], by the same keys and "
-    "with the same values. For each workload all of them are set, or none. They last until the supervisor ends."
+    "with the same values. For each workload all of them are set, or none. They last until the supervisor ends; with "
+    "--persist they are written into its configuration file, too, which otherwise stays as it is."
     + NAMES
     + '\n\n    VALUE is text, a number, true or false, or TOML: [{ device = "/srv", rbps = "10M" }]. "max" is no limit.'
     + "\n\n    Examples: nsupervisor set web memory_max=1G pids_max=64; nsupervisor set 'batch*' cpu_weight=idle",
 )
 @socket_option
 @json_option
+@click.option("--persist", is_flag=True, help="Also write it into the configuration file, so that it stays.")
 @click.argument("arguments", metavar="NAME... KEY=VALUE...", nargs=-1, required=True)
-def set(socket_path: str, as_json: bool, arguments: tuple[str, ...]) -> int:  # noqa: A001 - the command's name
+def set(socket_path: str, as_json: bool, persist: bool, arguments: tuple[str, ...]) -> int:  # noqa: A001 - the command's name
     """Change limits; the help is given above."""
     names = [argument for argument in arguments if "=" not in argument]
     pairs = [argument.partition("=") for argument in arguments if "=" in argument]
@@ -45,7 +47,7 @@ def set(socket_path: str, as_json: bool, arguments: tuple[str, ...]) -> int:  # 
             resources.setdefault("unified", {})[file] = text
         else:
             resources[key] = value(key, text)
-    return ask(socket_path, as_json, "set", names, resources=resources)
+    return ask(socket_path, as_json, "set", names, resources=resources, **({"persist": True} if persist else {}))
 
 
 def value(key: str, text: str) -> Any:

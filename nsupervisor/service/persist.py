@@ -1,0 +1,138 @@
+"""Changed limits in the configuration's own file, so that they outlive the service: for `set --persist`.
+
+The file is a person's, so everything else in it stays as it is: comments, order, spelling. It is read again when it is
+written, and has to say what it said before but for these limits; otherwise it is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import attrs
+import trio
+
+from nsupervisor.config.changes import changed, parse_changes
+from nsupervisor.config.files import read_text
+from nsupervisor.config.load import parse
+from nsupervisor.config.model import Config
+from nsupervisor.config.problems import ConfigError
+
+Kind = Literal["workload", "group"]
+
+
+@attrs.define(eq=False)
+class Writer:
+    """Writes one change after the other, without holding up the service."""
+
+    _turn: trio.Lock = attrs.field(init=False, factory=trio.Lock)
+
+    async def persist(self, path: str, kind: Kind, name: str, resources: Mapping[str, Any]) -> str:
+        """As `persist`; what kept it from being done, in words, or ""."""
+        async with self._turn:
+            try:
+                await trio.to_thread.run_sync(persist, path, kind, name, resources)
+            except (OSError, ConfigError) as error:
+                why = error.strerror if isinstance(error, OSError) and error.strerror else error
+                return f"it is set, but not written into {path}: {why}"
+        return ""
+
+
+def persist(path: str, kind: Kind, name: str, resources: Mapping[str, Any]) -> None:
+    """Write these keys and values of [workload.NAME.resources], or of [group.NAME], into the file. ConfigError or
+    OSError where that cannot be; then the file is as it was."""
+    real = os.path.realpath(path)
+    if not stat.S_ISREG(os.stat(real).st_mode):
+        raise OSError(f"{path} is no file that can be written")
+    text = read_text(real)
+    before = parse(text, path)
+    if name not in (before.workloads if kind == "workload" else before.groups):
+        raise OSError(f"{path} has no {kind} {name} any more")
+    wanted = _expected(before, kind, name, parse_changes(resources))
+    if wanted == before:
+        return
+    after = edited(text, kind, name, resources)
+    if after is None or not _says(after, path, wanted):
+        raise OSError(f"{path} is written in a way that cannot be changed here; change [{kind}.{name}] by hand")
+    _replace(real, after)
+
+
+def _expected(config: Config, kind: Kind, name: str, changes: Mapping[str, Any]) -> Config:
+    if kind == "workload":
+        workload = config.workloads[name]
+        new = attrs.evolve(workload, resources=changed(workload, workload.resources, changes))
+        return attrs.evolve(config, workloads={**config.workloads, name: new})
+    group = config.groups[name]
+    values = {key: getattr(group, key) | value if isinstance(value, dict) else value for key, value in changes.items()}
+    return attrs.evolve(config, groups={**config.groups, name: attrs.evolve(group, **values)})
+
+
+def _says(text: str, path: str, wanted: Config) -> bool:
+    try:
+        found = parse(text, path)
+    except ConfigError:
+        return False
+    return _without_lines(found) == _without_lines(wanted)
+
+
+def _without_lines(config: Config) -> Config:
+    """The same, but for where its rules stand in the file."""
+
+    def unplaced(one: Any) -> Any:
+        return attrs.evolve(one, policy=tuple(attrs.evolve(rule, line=0) for rule in one.policy))
+
+    return attrs.evolve(
+        config,
+        workloads={name: unplaced(one) for name, one in config.workloads.items()},
+        groups={name: unplaced(one) for name, one in config.groups.items()},
+        host=unplaced(config.host),
+    )
+
+
+def edited(text: str, kind: Kind, name: str, resources: Mapping[str, Any]) -> str | None:
+    """The file's text with these limits; None where it cannot be edited."""
+    import tomlkit  # here, because few need it, and it costs memory
+    from tomlkit.exceptions import TOMLKitError
+
+    try:
+        document = tomlkit.parse(text)
+        table: Any = document[kind][name]  # type: ignore[index]
+        if kind == "workload":
+            if "resources" not in table:
+                table["resources"] = tomlkit.table()
+            table = table["resources"]
+        for key, value in resources.items():
+            if key == "unified" and key in table:
+                for file, content in value.items():
+                    table[key][file] = content
+            else:
+                table[key] = value
+        return tomlkit.dumps(document)
+    except (TOMLKitError, KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _replace(path: str, text: str) -> None:
+    """Another file in its place, with its owner and mode: whoever reads it finds the old one, or the new one."""
+    old = os.stat(path)
+    fd, new = tempfile.mkstemp(dir=os.path.dirname(path), prefix=f".{os.path.basename(path)}.")
+    try:
+        with open(fd, "w", encoding="utf-8", newline="") as file:
+            os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
+            if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
+                os.fchown(file.fileno(), old.st_uid, old.st_gid)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except BaseException:
+        os.unlink(new)
+        raise
+    directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
