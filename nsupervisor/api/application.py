@@ -199,9 +199,7 @@ def _command(verb: str, body: bytes) -> tuple[list[str], dict[str, Any]]:
         if not isinstance(keep, bool):
             raise HTTPException(400, '"persist" is neither true nor false')
         if keep and (one := next((name for name in names if "@" in name), None)):
-            raise HTTPException(
-                400, f'"{one}": the file has the same for all instances; persist with the name before the @'
-            )
+            raise HTTPException(400, f'"{one}": all instances share the file; persist with the name before the @')
         return names, {"changes": changes, **({"persist": asked["resources"]} if keep else {})}
     return names, {}
 

@@ -39,7 +39,8 @@ class Control(Protocol):
     async def set_group(
         self, name: str, changes: Mapping[str, Any], persist: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Change a group's own limits, and, with `persist`, those keys and values in the file, too; the object `Result` of `nsupervisor schema api`."""
+        """Change a group's own limits, and, with `persist`, those keys and values in the file, too; the object `Result`
+        of `nsupervisor schema api`."""
         ...
 
     def resolve(self, patterns: Sequence[str]) -> list[str]:
@@ -100,6 +101,7 @@ class Control(Protocol):
         """Do one thing to one instance and wait until it is done; the object `Result` of `nsupervisor schema api`.
 
         verb: one of `nsupervisor.api.routes.VERBS`. parameters: `signal`, a number, for the verb "signal";
-        `changes`, as `nsupervisor.config.changes.parse_changes` has them, and `persist`, as the file has them, for "set".
+        `changes`, as `nsupervisor.config.changes.parse_changes` has them, and `persist`, as the file has them, for
+        "set".
         """
         ...

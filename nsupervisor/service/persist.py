@@ -99,7 +99,7 @@ def edited(text: str, kind: Kind, name: str, resources: Mapping[str, Any]) -> st
 
     try:
         document = tomlkit.parse(text)
-        table: Any = document[kind][name]  # type: ignore[index]
+        table: Any = document[kind][name]
         if kind == "workload":
             if "resources" not in table:
                 table["resources"] = tomlkit.table()
