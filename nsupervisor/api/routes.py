@@ -279,6 +279,11 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "What differs in [supervisor]; what is not live counts when the service starts the next time.",
             items={"$ref": "#/components/schemas/Change"},
         ),
+        groups=_is(
+            "array",
+            "What differs in groups and in [host]; all of it is live.",
+            items={"$ref": "#/components/schemas/Change"},
+        ),
         steps=_is(
             "array",
             "All instances: those of the file in its order, then those that go.",

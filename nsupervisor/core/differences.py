@@ -11,7 +11,7 @@ import attrs
 
 from nsupervisor.config.kinds import Kind, MapOf, TableOf, Tables
 from nsupervisor.config.load import keys_of
-from nsupervisor.config.model import Resources, Supervisor, Workload
+from nsupervisor.config.model import Config, Group, Host, Resources, Supervisor, Workload
 from nsupervisor.config.shown import shown_path
 from nsupervisor.config.written import written
 
@@ -38,6 +38,17 @@ def differences(old: Workload, new: Workload) -> tuple[Change, ...]:
 def supervisor_differences(old: Supervisor, new: Supervisor) -> tuple[Change, ...]:
     """The keys of [supervisor] that differ."""
     return tuple(_table(Supervisor, old, new, ()))
+
+
+def group_differences(old: Config, new: Config) -> tuple[Change, ...]:
+    """The keys of groups that are in both, and of [host]; all of them are live."""
+    found = [
+        change
+        for name, group in new.groups.items()
+        if name in old.groups
+        for change in _table(Group, old.groups[name], group, ("group", name), live=True)
+    ]
+    return (*found, *_table(Host, old.host, new.host, ("host",), live=True))
 
 
 def _table(cls: type, old: Any, new: Any, place: Place, live: bool = False) -> Iterator[Change]:

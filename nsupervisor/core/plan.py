@@ -18,7 +18,7 @@ import attrs
 from nsupervisor.config.checks import limit_conflicts
 from nsupervisor.config.model import Config, Resources, Workload
 from nsupervisor.core import order
-from nsupervisor.core.differences import Change, differences, merged, supervisor_differences
+from nsupervisor.core.differences import Change, differences, group_differences, merged, supervisor_differences
 from nsupervisor.core.lifecycle import ALIVE, State
 
 FIXED = ("name", "runtime_directory")
@@ -80,12 +80,15 @@ class Plan:
     steps: tuple[Step, ...]
     service: tuple[Change, ...] = ()
     """What differs in [supervisor]."""
+    groups: tuple[Change, ...] = ()
+    """What differs in groups and in [host]; all of that is live."""
 
     def plain(self, path: str) -> dict[str, Any]:
         """The object `Plan` of `nsupervisor schema api`; ``path`` is the file's."""
         return {
             "config": path,
             "service": [attrs.asdict(change) for change in self.service],
+            "groups": [attrs.asdict(change) for change in self.groups],
             "steps": [
                 {
                     "name": step.name,
@@ -135,7 +138,8 @@ def plan(old: Config | None, new: Config, running: Sequence[Running]) -> Plan:
         if name not in steps:
             steps[name] = Step(name, Do.STOP, _farewell(one, new))
     service = () if old is None else supervisor_differences(old.supervisor, new.supervisor)
-    return Plan(tuple(steps.values()), service)
+    groups = () if old is None else group_differences(old, new)
+    return Plan(tuple(steps.values()), service, groups)
 
 
 def _step(present: Running, workload: Workload) -> Step:

@@ -158,7 +158,7 @@ class Engine:
         left = list(zip(self.rules, self.memories, strict=True))
         memories = []
         for rule in rules:
-            twin = next((pair for pair in left if same(Rule, pair[0], rule)), None)
+            twin = next((pair for pair in left if same(type(rule), pair[0], rule)), None)
             if twin is not None:
                 left.remove(twin)
             memories.append(twin[1] if twin is not None else Memory((AtomMemory(),) * len(rule.when.atoms)))

@@ -291,6 +291,23 @@ class Group:
     def _warn(self, message: str) -> None:
         self.world.journal.log.warning("warning", group=self.name, message=message)
 
+    # ---- what a reload says
+
+    def adopt(self, config: GroupConfig) -> None:
+        """Be this group from now on; the limits are another matter (`go`). The same rules keep their memory."""
+        rules = config.policy != self.config.policy
+        self.config = config
+        if rules:
+            self.engine = self.engine.adopted(config.policy)
+            self.world.watcher.remove(self.cgroup)
+            self.watch()
+
+    async def go(self, resources: Resources) -> None:
+        """Go over to the limits of a file. CgroupError: nothing has changed, and why."""
+        await write(self.cgroup, self.resources, resources, optional=not resources.required)
+        self.resources = resources
+        self._limits = self.cgroup.limits()
+
     # ---- limits
 
     async def change(self, changes: Mapping[str, Any], by: str = "operator") -> tuple[bool, str]:

@@ -12,6 +12,7 @@ import trio
 from nsupervisor.cgroups import Cgroup, CgroupError, Tree
 from nsupervisor.config.model import Config, GroupRule, Resources, Workload
 from nsupervisor.config.model import Group as GroupConfig
+from nsupervisor.core.differences import merged
 from nsupervisor.service.group import HOST, Group
 from nsupervisor.service.requirements import uncounted
 from nsupervisor.service.world import World
@@ -93,9 +94,38 @@ class Groups:
             message = "; ".join(filter(None, failures))
         return done, message
 
+    def differing(self, config: Config) -> list[tuple[Group, GroupConfig]]:
+        """The groups that are others in this configuration, with what they are to be; the host, too."""
+        wanted = {group: config.groups[name] for name, group in self.by_name.items()}
+        wanted[self.host] = GroupConfig(name=HOST, policy=config.host.policy)
+        able = ((group, _able(one, group.cgroup)) for group, one in wanted.items())
+        return [(group, one) for group, one in able if group.config != one]
+
+    async def go(self, group: Group, config: GroupConfig) -> None:
+        """Give a group the limits of a file, where that has changed them, and see to those in it that are in per cent
+        of them. CgroupError: nothing has changed, and why; also for a rule on what this host does not count."""
+        for rule in config.policy:
+            if why := uncounted(rule, group.cgroup):
+                raise CgroupError(f"{group.name}: {rule.name} (line {rule.line}): {why}")
+        resources = merged(group.config.resources, config.resources, group.resources)
+        if resources != group.resources:
+            await group.go(resources)
+            inner = [one for one in self.by_name.values() if group in one.around]
+            for one in inner:
+                await one.remeasure()
+            for member in group.members:
+                await member.remeasure()
+
     def status(self) -> list[dict[str, Any]]:
         """One object per group."""
         return [group.status() for group in self.by_name.values()]
+
+
+def _able(config: GroupConfig, cgroup: Cgroup) -> GroupConfig:
+    """Without rules on what this host does not count, where its limits are not required either."""
+    if config.required:
+        return config
+    return attrs.evolve(config, policy=tuple(rule for rule in config.policy if not uncounted(rule, cgroup)))
 
 
 def _checked(group: Group) -> Group:

@@ -36,6 +36,7 @@ from nsupervisor.core.lifecycle import Life, State
 from nsupervisor.core.plan import Do, Plan, Running, Step, plan
 from nsupervisor.service.actor import Actor, Leaving
 from nsupervisor.service.announce import announce
+from nsupervisor.service.group import Group
 from nsupervisor.service.groups import Groups
 from nsupervisor.service.instance import Home, make, settle, usable
 from nsupervisor.service.requirements import unmet
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 LAST_WORDS = 5.0
 """Seconds for the output of what has gone, when somebody who is not ours holds a pipe open."""
 BY = "reload"
-_LATER = "differs; groups and the host's policy change when the service starts the next time: stop it and start it"
+_LATER = "has other groups than before; they come, go and move when the service starts the next time: start it anew"
 
 
 @attrs.define(eq=False)
@@ -112,10 +113,9 @@ class Reloader:
         now = [_running(actor) for actor in self.service.actors.values()]
         found = plan(self.service.config, config, now)
         old = self.service.config
-        for key, before, after in (("group", old.groups, config.groups), ("host", old.host, config.host)):
-            if before != after:
-                place = positions.line((key,))
-                raise ConfigError([Problem(config.path, place, key, _LATER)])
+        where = [{name: group.group for name, group in one.groups.items()} for one in (old, config)]
+        if where[0] != where[1]:
+            raise ConfigError([Problem(config.path, positions.line(("group",)), "group", _LATER)])
         if found.refused:
             raise ConfigError(
                 Problem(
@@ -167,8 +167,19 @@ class Reloader:
                 if step.resources != actor.setter.given and not (step.do is Do.RESTART and actor.life.alive):
                     made.limited.add(step.name)
                     nursery.start_soon(limit, actor, step.resources)
+        groups: list[tuple[Group, Resources]] = []
+        for group, wanted in self._groups.differing(config):
+            try:
+                was = group.resources
+                await self._groups.go(group, wanted)
+                groups.append((group, was))
+            except CgroupError as error:
+                errors.append(error)
         if not errors:
             return made
+        for group, resources in reversed(groups):
+            with self._told(group.name):
+                await group.go(resources)
         for actor, resources in before.items():
             with self._told(actor.name):
                 await actor.setter.go(resources)
@@ -222,7 +233,13 @@ class Reloader:
         actors.update(ordered)
 
     def _go_over(self, config: Config, found: Plan) -> None:
-        """The file is in force, with what a running service can take of [supervisor]."""
+        """The file is in force, with its groups, and with what a running service can take of [supervisor]."""
+        for group, wanted in self._groups.differing(config):
+            group.adopt(wanted)
+        self._groups.config = config
+        if found.groups:
+            changes = [attrs.asdict(change) for change in found.groups]
+            self.world.journal.log.info("groups reloaded", changes=changes)
         level = config.supervisor.log_level
         self.world.journal.set_level(level)
         for change in found.service:

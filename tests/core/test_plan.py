@@ -164,6 +164,22 @@ def test_what_is_new_brings_what_it_requires_but_not_what_was_stopped() -> None:
     assert said(between("", new)) == {"db": "start", "web": "start"}
 
 
+def test_limits_of_groups_and_rules_of_the_host_are_told() -> None:
+    old = WEB + 'group = "batch"\n[group.batch]\nmemory_max = "64M"\n'
+    new = old.replace("64M", "32M") + '[[host.policy]]\nwhen = "host.meminfo MemAvailable < 1G"\naction = "log"\n'
+    found = between(old, new)
+    limit, rule = found.groups
+    assert (limit.key, limit.before, limit.after) == ("group.batch.memory_max", '"64M"', '"32M"')
+    assert (rule.key, rule.how) == ("host.policy[0]", "added")
+    assert all(change.live for change in found.groups)
+    assert said(found) == {"web": "none"}
+
+
+def test_another_group_needs_a_new_process() -> None:
+    old = WEB + 'group = "a"\n[group.a]\n[group.b]\n'
+    assert said(between(old, old.replace('group = "a"', 'group = "b"'))) == {"web": "restart"}
+
+
 def test_the_service_cannot_become_another() -> None:
     old = f'[supervisor]\nname = "a"\n{WEB}'
     found = between(old, old.replace('"a"', '"b"', 1) + "")

@@ -297,3 +297,28 @@ async def test_log_level_changes_and_what_cannot_is_said(tmp_path):
         file.write_text(file.read_text().replace('log_level = "warning"\nlog_format = "console"\n', ""))
         await it.cli("reload")
         await it.record(event="reloaded")
+
+
+@needs("memory")
+@pytest.mark.host_only
+async def test_limits_of_a_group_change_live_and_another_group_is_another_cgroup(tmp_path):
+    toml = WEB + 'group = "batch"\n[group.batch]\nmemory_max = "64M"\n[group.other]\nmemory_max = "64M"\n' + DB
+    async with service(tmp_path, toml) as it:
+        pid = await it.pid("web")
+        rule = '[[group.batch.policy]]\nwhen = "memory.current >= 1"\naction = "log"\n'
+        told = await reload(it, toml.replace("64M", "32M", 1) + rule)
+        assert [change["key"] for change in told[0]["groups"]] == ["group.batch.memory_max", "group.batch.policy[0]"]
+        found = await it.status("web")
+        assert found["pid"] == pid
+        group = Path(found["cgroup"]).parent
+        assert group.name.startswith("batch") or "batch" in str(group)
+        await it.record(event="action", group="group/batch", action="log")
+        told = await reload(it, toml.replace('group = "batch"', 'group = "other"').replace("64M", "32M", 1) + rule)
+        assert done(told) == {"web": ("restart", "running")}
+        moved = Path((await it.status("web"))["cgroup"])
+        assert moved.parent != group
+        assert moved.exists()
+        write(it, toml + "[group.third]\n")
+        refused = await it.cli_result("reload")
+        assert refused.returncode == 2
+        assert b"other groups than before" in refused.stderr

@@ -114,6 +114,8 @@ def lines(found: dict[str, Any], colour: bool) -> Iterator[str]:
         yield f"{name}  {do}  {printable(step['why'])}".rstrip()
         for change in step["changes"]:
             yield f"{'':<{width}}    {printable(difference(change))}"
+    for change in found["groups"]:
+        yield printable(difference(change))
     for change in found["service"]:
         when = "" if change["live"] else "; counts when the service starts the next time"
         yield printable(f"supervisor.{difference(change)}{when}")
