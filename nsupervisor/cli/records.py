@@ -83,6 +83,8 @@ def asked(record: Mapping[str, Any]) -> str:
     if record["action"] == "set" and "after" in record:
         before, after = record["before"], record["after"]
         words.append(", ".join(f"{key} {_limit(key, before.get(key))} → {_limit(key, after[key])}" for key in after))
+    if record["action"] == "reload":
+        words.append(f"({record['do']}: {', '.join(change['key'] for change in record['changes'])})")
     return " ".join(word for word in words if word)
 
 

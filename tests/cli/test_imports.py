@@ -50,6 +50,8 @@ def arguments(tmp_path):
     }
     nothing: dict[str, list[str]] = {command: [] for command in ("doctor", "status", "events", "version", "schema")}
     files = {"plan": [str(config)], "reload": [str(config)]}
+    trace = ROOT / "configs" / "traces" / "fork-bomb"
+    files |= {"record": ["-"], "simulate": [f"{trace}.toml", f"{trace}.jsonl"]}
     return {"check": [str(config)], **files, "shell": ["true"], **nothing, **names}
 
 

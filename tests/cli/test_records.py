@@ -142,3 +142,8 @@ def test_lines_are_aligned_and_cannot_drive_the_terminal(monkeypatch):
     assert lines.line({**head, "workload": "long-name@12", "message": "x"}).endswith("  long-name@12  warning      x")
     assert lines.line({**head, "workload": "web", "message": "x"}).endswith("  web           warning      x")
     assert "\033[33mwarning    \033[0m" in Lines(colour=True).line({**head, "level": "warning", "message": "x"})
+
+
+def test_a_reload_says_what_it_changed():
+    record = {"action": "reload", "do": "live", "changes": [{"key": "policy[0]"}, {"key": "resources.pids_max"}]}
+    assert asked(record) == "reload (live: policy[0], resources.pids_max)"
