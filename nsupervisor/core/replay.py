@@ -174,6 +174,8 @@ class _Replayed:
             self.recorded_due += line.get("due", 0)
             self._see(now, line["seen"], line.get("whole", ()))
         elif "changed" in line:
+            self.known = line["changed"]
+            self.same_rules = _rules(self.known) == _rules(self.own)
             self.changed_at = now if self.changed_at is None else self.changed_at
         elif "sentence" in line:
             self.recorded_due += 1
@@ -208,7 +210,8 @@ class _Replayed:
         return self.same_rules and self.parted is None
 
     def _begin(self, told: Line) -> None:
-        """What was remembered when the recording began; of rules that were there then, their memory, too."""
+        """What was remembered when the recording began, or began anew for an instance that replaces another; of rules
+        that were there then, their memory, too."""
         life = restored(Life, told["life"])
         known = [
             (rule, restored(Memory, memory)) for rule, memory in zip(_rules(self.known), told["memories"], strict=True)
@@ -222,6 +225,7 @@ class _Replayed:
                     break
         self.mind = Mind(life, attrs.evolve(self.mind.engine, memories=tuple(memories)))
         self.recorded_life = life.state, life.generation, life.deadline
+        self.apart, self.offset, self.recorded_due = False, 0, 0
 
     def _see(self, now: float, snapshot: Mapping[str, Any], whole: Sequence[str]) -> None:
         learn(self.seen, snapshot, whole)

@@ -152,6 +152,12 @@ class Writer:
             self._limits[name] = dict(limits)
             yield {"t": now, "of": name, "limits": plain(limits)}
 
+    def changed(self, name: str, workload: Workload, now: float) -> Iterable[Line]:
+        """What decides about a workload, where it is news."""
+        old, self._workloads[name] = self._workloads[name], workload
+        if old is not workload and settings(old) != settings(workload):
+            yield {"t": now, "of": name, "changed": settings(workload)}
+
     def step(
         self, name: str, workload: Workload, before: Mind, what: Input, moment: Moment, thought: Thought
     ) -> Iterable[Line]:
@@ -159,10 +165,7 @@ class Writer:
         now, of = moment.now, {"t": moment.now, "of": name}
         if name not in self._workloads:
             return  # it has come by a reload, and the head does not have it
-        if self._workloads[name] is not workload:
-            old, self._workloads[name] = self._workloads[name], workload
-            if settings(old) != settings(workload):
-                yield {**of, "changed": settings(workload)}
+        yield from self.changed(name, workload, now)
         if isinstance(what, Adopt):
             return
         if isinstance(what, Seen):
@@ -244,14 +247,16 @@ class Trace:
 def read(data: bytes, path: str) -> Trace:
     """A trace from the bytes of its file. TraceError where it is none, or of another format."""
     lines: list[Line] = []
+    known: dict[str, Line] = {}
     *whole, _cut = data.split(b"\n")  # what comes after the last newline was cut off in the middle
     for number, text in enumerate(whole, 1):
         try:
             line = json.loads(text)
         except ValueError as error:
             raise TraceError(f"{path}:{number}: is no JSON ({error}); is it a trace of `nsupervisor record`?") from None
-        if problem := _problem(line, lines[0]) if lines else _head_problem(line):
+        if problem := _problem(line, known) if lines else _head_problem(line):
             raise TraceError(f"{path}:{number}: {problem}")
+        known |= {line["of"]: line["changed"]} if "changed" in line else line.get("workloads", {})
         lines.append(line)
     if not lines:
         raise TraceError(f"{path}: is empty; make a trace with `nsupervisor record {path}`")
@@ -268,13 +273,19 @@ def _head_problem(line: Any) -> str:
     try:
         float(line["clock"]["monotonic"])
         for one in line["workloads"].values():
-            one["life"], one["rules"], one["resources"]
+            _check_settings(one)
     except (KeyError, TypeError, AttributeError, ValueError):
         return "lacks the clock or the workloads that the head of a trace has"
     return ""
 
 
-def _problem(line: Any, head: Line) -> str:
+def _check_settings(one: Any) -> None:
+    dict(one["life"]), dict(one["resources"])
+    for rule in one["rules"]:
+        str(rule["name"]), rule["when"]
+
+
+def _problem(line: Any, known: Mapping[str, Line]) -> str:
     if not isinstance(line, dict) or not isinstance(line.get("t"), float | int):
         return "has no time; it is not a line of a trace"
     all_kinds = ("mind", "sample", "limits", "seen", "sentence", "turn", "event", "changed", "end")
@@ -295,8 +306,10 @@ def _problem(line: Any, head: Line) -> str:
         elif kinds[0] == "mind":
             restored(Life, line["mind"]["life"])
             memories = [restored(Memory, memory) for memory in line["mind"]["memories"]]
-            for _ in zip(memories, head["workloads"][line["of"]]["rules"], strict=True):
+            for _ in zip(memories, known[line["of"]]["rules"], strict=True):
                 pass
+        elif kinds[0] == "changed":
+            _check_settings(line["changed"])
         elif kinds[0] == "limits":
             numbers(line["limits"])
         elif kinds[0] in ("seen", "sample"):

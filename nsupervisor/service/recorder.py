@@ -63,7 +63,7 @@ class Recording:
     _waiting: list[bytes] = attrs.field(factory=list)
     _size: int = 0
     _written: int = 0
-    _begun: set[str] = attrs.field(factory=set)
+    _begun: dict[str, Thinker] = attrs.field(factory=dict)
     _ended: bool = False
     _heard: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
     _due: float = attrs.field(factory=trio.current_time)
@@ -79,14 +79,14 @@ class Recording:
         self._add([self._writer.head(workloads, clock=clock, **about)])
         for name, actor in self.actors.items():
             self._add(self._writer.limits(name, actor.judge.limits, now))
-            self._begin(name, actor.thinker.mind, now)
+            self._begin(actor.thinker, now)
 
     def hear(self, thinker: Thinker, before: Mind, what: Input, moment: Moment, thought: Thought) -> None:
         """A step of a mind."""
-        if thinker.name in self._begun:
+        if self._begun.get(thinker.name) is thinker:
             self._add(self._writer.step(thinker.name, thinker.workload, before, what, moment, thought))
         elif thinker.name in self.actors:
-            self._begin(thinker.name, thought.mind, moment.now)
+            self._begin(thinker, moment.now)
 
     def end(self, why: str) -> None:
         """The last line. Nothing comes after it."""
@@ -112,11 +112,12 @@ class Recording:
             with trio.move_on_at(self._until if self.terms.interval is None else min(self._due, self._until)):
                 await self._heard.park()
 
-    def _begin(self, name: str, mind: Mind, now: float) -> None:
-        """A workload's recording begins when no rule of it waits for its turn."""
-        if not mind.due:
-            self._begun.add(name)
-            self._add([self._writer.begin(name, mind, now)])
+    def _begin(self, thinker: Thinker, now: float) -> None:
+        """An instance's recording begins when no rule of it waits for its turn; anew for one that replaces another."""
+        if not thinker.mind.due:
+            self._begun[thinker.name] = thinker
+            self._add(self._writer.changed(thinker.name, thinker.workload, now))
+            self._add([self._writer.begin(thinker.name, thinker.mind, now)])
 
     def _add(self, lines: Iterable[Line]) -> None:
         for line in lines:

@@ -294,6 +294,24 @@ def test_a_last_line_that_was_cut_off_is_left_out():
     assert not read(data, "x").complete
 
 
+def test_a_configuration_that_changes_meanwhile_is_told():
+    """A reload may give a workload other rules, or replace it: the trace goes on with what is then remembered."""
+    one = workload(rule("memory.current >= 50%", "log"))
+    story = Story(one).up(at=0.0)
+    story.workload = two = workload(rule("memory.current >= 50%", "log"), rule("memory.current >= 70%", "log"))
+    story.mind = Mind(Life(), Engine.of(two.policy))
+    story.lines += [*story.writer.changed("web", two, 1005.0), story.writer.begin("web", story.mind, 1005.0)]
+    story.up(at=6.0).see("memory.current", 80, at=7.0)
+    result = story.result(two)
+    assert would(result) == [(0.0, "start", False), (6.0, "start", False), (7.0, "log", False), (7.0, "log", False)]
+    assert result.warnings == (
+        "web: its configuration was changed during the recording; what came then is no longer exact",
+    )
+    lines = [*story.lines[:-4], {**story.writer.begin("web", story.mind, 1007.0), "mind": {"life": {}, "memories": []}}]
+    with pytest.raises(TraceError, match="cannot be replayed"):
+        read(b"".join(map(encode, lines)), "x")
+
+
 def test_a_trace_is_small_where_nothing_happens():
     story = Story(workload(rule("memory.current >= 50%"))).up(at=0.0)
     before = len(story.lines)
