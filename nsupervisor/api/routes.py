@@ -219,6 +219,10 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         throttled_usec=_is("integer?", "For how long it was stopped so, over all processors, microseconds."),
         io_read_bytes=_is("integer?", "From block devices."),
         io_write_bytes=_is("integer?", "To block devices."),
+        network_receive_bytes=_is(
+            "integer?", "Over the devices of its own network namespace; null: it has the host's."
+        ),
+        network_transmit_bytes=_is("integer?", "As network_receive_bytes."),
         cpu_stalled_usec=_is("integer?", "Time in which a task of it waited for a processor, microseconds."),
         memory_stalled_usec=_is("integer?", "Time in which a task of it waited for memory, microseconds."),
         io_stalled_usec=_is("integer?", "Time in which a task of it waited for input or output, microseconds."),

@@ -10,9 +10,19 @@ if TYPE_CHECKING:
     from typing import Any
 
 HEADS = (
-    *("NAME", "STATE", "CPU%", "MEMORY", "PIDS", "THROTTLED%", "READ/S", "WRITE/S"),
+    *("NAME", "STATE", "CPU%", "MEMORY", "PIDS", "THROTTLED%", "READ/S", "WRITE/S", "RECEIVE/S", "SEND/S"),
     *("CPU-WAIT%", "MEM-WAIT%", "IO-WAIT%"),
 )
+SORTS = {
+    "cpu": ("cpu_percent",),
+    "memory": ("memory_current",),
+    "processes": ("pids_current",),
+    "io": ("io_read_bytes_per_sec", "io_write_bytes_per_sec"),
+    "network": ("network_receive_bytes_per_sec", "network_transmit_bytes_per_sec"),
+    "pressure": ("cpu_wait_percent", "memory_wait_percent", "io_wait_percent"),
+    "name": (),
+}
+"""What a table can be sorted by; of several values it is their sum."""
 _KEPT = ("name", "state", "memory_current", "memory_max", "pids_current", "pids_max", "cpu_max_percent")
 
 
@@ -47,8 +57,20 @@ def _rate(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
         "throttled_percent": None if periods is None or throttled is None else _part(throttled, periods),
         "io_read_bytes_per_sec": a_second("io_read_bytes"),
         "io_write_bytes_per_sec": a_second("io_write_bytes"),
+        "network_receive_bytes_per_sec": a_second("network_receive_bytes"),
+        "network_transmit_bytes_per_sec": a_second("network_transmit_bytes"),
         **{f"{kind}_wait_percent": a_second(f"{kind}_stalled_usec", 1e4) for kind in ("cpu", "memory", "io")},
     }
+
+
+def sort(measured: Iterable[dict[str, Any]], by: str, reverse: bool = False) -> list[dict[str, Any]]:
+    """By one of `SORTS`, the largest first; by name the other way round. What is equal stays as it was."""
+
+    def amount(one: dict[str, Any]) -> float:
+        return sum(one[column] or 0 for column in SORTS[by])
+
+    key = amount if SORTS[by] else lambda one: one["name"]
+    return sorted(measured, key=key, reverse=reverse != bool(SORTS[by]))
 
 
 def _part(some: float, of: float) -> float:
@@ -57,7 +79,7 @@ def _part(some: float, of: float) -> float:
 
 def cells(one: dict[str, Any]) -> Sequence[str]:
     """One line of the table."""
-    read, written = one["io_read_bytes_per_sec"], one["io_write_bytes_per_sec"]
+    moved = (one[column] for column in (*SORTS["io"], *SORTS["network"]))
     cpu_max = one["cpu_max_percent"]
     return (
         one["name"],
@@ -66,8 +88,7 @@ def cells(one: dict[str, Any]) -> Sequence[str]:
         limited(size(one["memory_current"]), None if one["memory_max"] is None else size(one["memory_max"])),
         limited("-" if one["pids_current"] is None else str(one["pids_current"]), one["pids_max"]),
         percent(one["throttled_percent"]),
-        size(None if read is None else round(read)),
-        size(None if written is None else round(written)),
+        *(size(None if bytes_ is None else round(bytes_)) for bytes_ in moved),
         *(percent(one[f"{kind}_wait_percent"]) for kind in ("cpu", "memory", "io")),
     )
 

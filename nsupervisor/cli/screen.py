@@ -20,16 +20,18 @@ from rich.text import Text
 
 from nsupervisor.cli.commands.status import COLOURS
 from nsupervisor.cli.output import BLUE, FAINT, GREEN, RED, YELLOW, printable
-from nsupervisor.cli.rates import HEADS, cells
+from nsupervisor.cli.rates import HEADS, cells, sort
 
 SAMPLES = 16
 """How many a sparkline shows."""
 BARS = "▁▂▃▄▅▆▇█"
-SORTS = {"c": ("CPU", "cpu_percent"), "m": ("memory", "memory_current"), "p": ("processes", "pids_current")}
+KEYS = {"c": "cpu", "m": "memory", "p": "processes", "i": "io", "t": "network", "w": "pressure", "n": "name"}
+"""What a key sorts by."""
+_WORDS = {"cpu": "CPU", "io": "I/O"}
 _STYLES = {GREEN: "green", RED: "red", YELLOW: "yellow", BLUE: "blue", FAINT: "dim", "": ""}
 _SPARKS = {"CPU%": "cpu_percent", "MEMORY": "memory_current"}
 _DISPENSABLE = (
-    *("IO-WAIT%", "MEM-WAIT%", "CPU-WAIT%", "WRITE/S", "READ/S", "THROTTLED%"),
+    *("SEND/S", "RECEIVE/S", "IO-WAIT%", "MEM-WAIT%", "CPU-WAIT%", "WRITE/S", "READ/S", "THROTTLED%"),
     *("MEMORY ", "CPU% ", "PIDS", "STATE"),
 )
 """Columns that go first where there is no room; those of sparklines end with a space."""
@@ -70,12 +72,12 @@ class Keys:
 class Screen:
     """The terminal while it shows the table; it is as it was before afterwards."""
 
-    def __init__(self) -> None:
+    def __init__(self, order: str = "cpu") -> None:
         for name in ("COLUMNS", "LINES"):  # rich would believe them, and not the terminal, which may be resized
             os.environ.pop(name, None)
         self.console = Console()
         self._live = Live(Text("measuring …"), console=self.console, screen=True, auto_refresh=False)
-        self._order = "c"
+        self._order, self._reverse = order, False
         self._measured: list[dict[str, Any]] = []
         self._past: dict[tuple[str, str], deque[float]] = defaultdict(lambda: deque(maxlen=SAMPLES))
 
@@ -91,9 +93,13 @@ class Screen:
 
     def press(self, key: str) -> None:
         """Sort as the key says."""
-        if key in SORTS or key == "n":
-            self._order = key
-            self._draw()
+        if key == "r":
+            self._reverse = not self._reverse
+        elif key in KEYS:
+            self._order = KEYS[key]
+        else:
+            return
+        self._draw()
 
     def show(self, measured: list[dict[str, Any]]) -> None:
         """The next sample."""
@@ -107,16 +113,21 @@ class Screen:
         self._live.update(Group(self._head(), self._table()), refresh=True)
 
     def _head(self) -> Text:
-        by = SORTS[self._order][0] if self._order in SORTS else "name"
-        text = f"{time.strftime('%H:%M:%S')}  {len(self._measured)} instances, by {by}"
-        return Text(text + "   keys: c CPU, m memory, p processes, n name, q quit", style="dim", no_wrap=True)
+        by = _WORDS.get(self._order, self._order) + (", reversed" if self._reverse else "")
+        text = f"{time.strftime('%H:%M:%S')}  {len(self._measured)} instances, by {by}   keys: "
+        keys = ", ".join(
+            f"{key} {_WORDS.get(name, name)}" for key, name in {**KEYS, "r": "reverse", "q": "quit"}.items()
+        )
+        return Text(text + keys, style="dim", no_wrap=True)
 
     def _table(self) -> Table:
         room = max(self.console.height - 3, 1)
-        ordered = sort(self._measured, self._order)
+        ordered = sort(self._measured, self._order, self._reverse)
         # Columns by their heads: those of `stats`, and sparklines behind some.
         columns: dict[str, list[str]] = {}
-        for head, values in zip(HEADS, zip(*map(cells, ordered), strict=True) if ordered else [()] * 11, strict=True):
+        for head, values in zip(
+            HEADS, zip(*map(cells, ordered), strict=True) if ordered else [()] * len(HEADS), strict=True
+        ):
             columns[head] = [printable(value) for value in values]
             if head in _SPARKS:
                 columns[f"{head} "] = [self._spark(one, _SPARKS[head]) for one in ordered]
@@ -133,14 +144,6 @@ class Screen:
     def _spark(self, one: dict[str, Any], column: str) -> str:
         limit = one["memory_max"] if column == "memory_current" else one["cpu_max_percent"] or 100.0
         return sparkline(self._past[one["name"], column], limit).rjust(SAMPLES)
-
-
-def sort(measured: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
-    """By what the key stands for, the largest first; by name the other way round. What is equal stays as it was."""
-    if key not in SORTS:
-        return sorted(measured, key=lambda one: one["name"])
-    column = SORTS[key][1]
-    return sorted(measured, key=lambda one: -(one[column] or 0))
 
 
 def sparkline(samples: deque[float] | list[float], limit: float | None) -> str:

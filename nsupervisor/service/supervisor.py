@@ -101,7 +101,10 @@ class Supervisor:
 
     def stats(self) -> list[dict[str, Any]]:
         """The counters of each instance."""
-        return [sample(actor.status(), actor.cgroup) for actor in self.actors.values()]
+        return [
+            sample(actor.status(), actor.cgroup, bool(actor.workload.namespaces.network))
+            for actor in self.actors.values()
+        ]
 
     def history(self, name: str) -> dict[str, Any]:
         """One instance, and what has been said about it."""

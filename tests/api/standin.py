@@ -57,6 +57,8 @@ def stats(one: dict[str, Any], nth: int) -> dict[str, Any]:
         "throttled_usec": 100_000 * nth,
         "io_read_bytes": None,
         "io_write_bytes": 2048 * nth,
+        "network_receive_bytes": 1024 * nth if one["name"] == "db" else None,
+        "network_transmit_bytes": 512 * nth if one["name"] == "db" else None,
         "cpu_stalled_usec": 10_000 * nth,
         "memory_stalled_usec": 0,
         "io_stalled_usec": None,

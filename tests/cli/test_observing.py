@@ -30,6 +30,17 @@ def test_events_by_name_and_kind(supervisor):
     assert nsupervisor("events", "--event", "action", "--event", "exited", socket=supervisor).stdout == ""
 
 
+def test_events_by_action_and_level(supervisor):
+    assert nsupervisor("events", "--action", "restart", socket=supervisor).stdout == ""
+    assert nsupervisor("events", "--level", "error", socket=supervisor).stdout == ""
+    assert nsupervisor("events", "--level", "info", "db", socket=supervisor).stdout.endswith("  two\n")
+
+
+def test_stats_are_sorted(supervisor):
+    done = nsupervisor("stats", "--interval", "10ms", "--sort", "name", "--json", socket=supervisor)
+    assert [one["name"] for one in json.loads(done.stdout)] == ["batch", "db", "web@1", "web@2"]
+
+
 def test_events_as_json_are_lines(supervisor):
     done = nsupervisor("events", "--json", "web", "db", socket=supervisor)
     assert [json.loads(line)["message"] for line in done.stdout.splitlines()] == ["one", "two"]
@@ -66,11 +77,17 @@ def test_why_as_json_has_the_episodes(supervisor):
 def test_use_is_a_table(supervisor, command):
     done = nsupervisor(command, "--interval", "10ms", "web@1", "batch", socket=supervisor)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == [
-        "NAME   STATE      CPU%     MEMORY  PIDS  THROTTLED%  READ/S  WRITE/S  CPU-WAIT%  MEM-WAIT%  IO-WAIT%",
-        "web@1  ready   25.0/50  12.3M/64M     3        20.0       -       2K        1.0        0.0         -",
-        "batch  failed  25.0/50      0/64M     0        20.0       -       2K        1.0        0.0         -",
-    ]
+    left, right = zip(*((line[:53], line[53:]) for line in done.stdout.splitlines()), strict=True)
+    assert left == (
+        "NAME   STATE      CPU%     MEMORY  PIDS  THROTTLED%  ",
+        "web@1  ready   25.0/50  12.3M/64M     3        20.0  ",
+        "batch  failed  25.0/50      0/64M     0        20.0  ",
+    )
+    assert right == (
+        "READ/S  WRITE/S  RECEIVE/S  SEND/S  CPU-WAIT%  MEM-WAIT%  IO-WAIT%",
+        "     -       2K          -       -        1.0        0.0         -",
+        "     -       2K          -       -        1.0        0.0         -",
+    )
 
 
 def test_use_as_json(supervisor):

@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.cli.rates import HEADS, cells, rates
-from nsupervisor.cli.screen import BARS, fit, sort, sparkline
+from nsupervisor.cli.rates import HEADS, cells, rates, sort
+from nsupervisor.cli.screen import BARS, fit, sparkline
 
 COUNTERS = (
     *("cpu_usage_usec", "periods", "throttled_periods", "throttled_usec", "io_read_bytes", "io_write_bytes"),
-    *("cpu_stalled_usec", "memory_stalled_usec", "io_stalled_usec"),
+    *("network_receive_bytes", "network_transmit_bytes", "cpu_stalled_usec", "memory_stalled_usec", "io_stalled_usec"),
 )
 
 
@@ -48,7 +48,7 @@ def test_bytes_and_pressure():
 def test_what_is_not_counted_stays_unknown():
     measured = one(sample(0), sample(1))
     assert {value for key, value in measured.items() if key.endswith(("percent", "per_sec"))} == {None}
-    assert cells(measured) == ("web", "running", "-", "10M/64M", "3", "-", "-", "-", "-", "-", "-")
+    assert cells(measured) == ("web", "running", "-", "10M/64M", "3", *("-",) * 8)
 
 
 def test_a_cgroup_that_was_made_anew_counts_from_nothing():
@@ -75,14 +75,33 @@ def test_limits_are_shown():
     assert cells(measured)[2:5] == ("12.3/20", "10M/64M", "3/8")
 
 
-@pytest.mark.parametrize(("key", "order"), [("c", "bac"), ("m", "cab"), ("p", "abc"), ("n", "abc")])
-def test_sorting(key, order):
-    measured = [
-        {"name": "a", "cpu_percent": 1.0, "memory_current": 5, "pids_current": 1},
-        {"name": "b", "cpu_percent": 9.0, "memory_current": None, "pids_current": 1},
-        {"name": "c", "cpu_percent": None, "memory_current": 7, "pids_current": 1},
-    ]
-    assert "".join(one["name"] for one in sort(measured, key)) == order
+@pytest.mark.parametrize(
+    ("by", "order"),
+    [
+        *(("cpu", "bac"), ("memory", "cab"), ("processes", "abc"), ("name", "abc")),
+        *(("io", "bca"), ("network", "acb"), ("pressure", "cba")),
+    ],
+)
+def test_sorting(by, order):
+    def one(name, cpu, memory, io, network, wait):
+        return {
+            "name": name,
+            "cpu_percent": cpu,
+            "memory_current": memory,
+            "pids_current": 1,
+            "io_read_bytes_per_sec": io,
+            "io_write_bytes_per_sec": io,
+            "network_receive_bytes_per_sec": network,
+            "network_transmit_bytes_per_sec": None,
+            "cpu_wait_percent": wait,
+            "memory_wait_percent": 0.0,
+            "io_wait_percent": None,
+        }
+
+    measured = [one("a", 1.0, 5, None, 9.0, 0.0), one("b", 9.0, None, 2.0, None, 1.0), one("c", None, 7, 1.0, 1.0, 2.0)]
+    assert "".join(one["name"] for one in sort(measured, by)) == order
+    if by != "processes":  # all have one; what is equal stays as it was
+        assert "".join(one["name"] for one in sort(measured, by, reverse=True)) == order[::-1]
 
 
 def test_sparklines():
@@ -111,3 +130,10 @@ def test_columns_go_where_there_is_no_room():
 def fitted(columns, width):
     fit(columns, width)
     return columns
+
+
+def test_traffic_is_of_the_own_namespace():
+    before = sample(0, network_receive_bytes=0, network_transmit_bytes=100)
+    measured = one(before, sample(2, network_receive_bytes=4096, network_transmit_bytes=100))
+    assert (measured["network_receive_bytes_per_sec"], measured["network_transmit_bytes_per_sec"]) == (2048, 0)
+    assert cells(measured)[8:10] == ("2K", "0")

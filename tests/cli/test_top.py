@@ -79,11 +79,24 @@ def test_keys_sort(terminal):
         ("n", "by name", ["batch", "db", "web@1", "web@2"]),
         ("m", "by memory", ["web@1", "web@2", "db", "batch"]),
         ("p", "by processes", ["web@1", "web@2", "db", "batch"]),
+        ("i", "by I/O", ["web@1", "web@2", "db", "batch"]),
+        ("t", "by network", ["db", "web@1", "web@2", "batch"]),
+        ("w", "by pressure", ["web@1", "web@2", "db", "batch"]),
         ("c", "by CPU", ["web@1", "web@2", "db", "batch"]),
+        ("n", "by name", ["batch", "db", "web@1", "web@2"]),
+        ("r", "by name, reversed", ["web@2", "web@1", "db", "batch"]),
     ):
         it.tmux("send-keys", key)
         it.until(lambda lines, words=words, order=order: words in lines[0] and names(lines) == order)
     it.tmux("send-keys", "Up", "x", "q")
+    it.until(ended(0))
+
+
+def test_the_first_order_can_be_said(terminal):
+    it = terminal("--sort", "network")
+    lines = it.until(lambda lines: "by network" in lines[0] and names(lines))
+    assert names(lines)[0] == "db"
+    it.tmux("send-keys", "q")
     it.until(ended(0))
 
 

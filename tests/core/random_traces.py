@@ -115,7 +115,7 @@ class Teller:
     limits: dict[str, float] = attrs.field(factory=lambda: dict(LIMITS))
     began: float = 0.0
     stalled: float = 0.0
-    fired_at: dict[str, list[tuple[float, str]]] = attrs.field(factory=dict)
+    fired_at: dict[str, list[float]] = attrs.field(factory=dict)
     spawned_at: list[float] = attrs.field(factory=list)
 
     def __attrs_post_init__(self) -> None:
@@ -158,13 +158,12 @@ class Teller:
         rule = fired.rule
         times = self.fired_at.setdefault(rule.name, [])
         if times:
-            assert now - times[-1][0] >= rule.cooldown, "within its cooldown"
+            assert now - times[-1] >= rule.cooldown, "within its cooldown"
         steps = (rule.action, *rule.then)
-        assert fired.action in steps
-        if rule.at_most is not None and fired.action != steps[-1]:
-            lately = [action for t, action in times if t > now - rule.within and action == fired.action]
-            assert len(lately) < rule.at_most, "more often than at_most within its time"
-        times.append((now, fired.action))
+        lately = [t for t in times if t > now - rule.within]
+        least = min(len(lately) // rule.at_most, len(steps) - 1) if rule.at_most is not None else 0
+        assert steps.index(fired.action) >= least, "more often than at_most within its time"
+        times.append(now)
 
     def check_spawn(self, action, now):
         assert not self.program, "two generations at once"
@@ -300,7 +299,6 @@ def check(seed: int) -> None:
     same = simulate(config, trace)
     assert [row for row in same.rows if row.recorded != row.simulated or row.at != row.simulated_at] == []
     assert same.parted == {}
-    assert as_bytes(simulate(config, trace)) == as_bytes(same)
     other = a_config(random.Random(~seed))
     tried = simulate(other, trace, seed)
     assert as_bytes(simulate(other, trace, seed)) == as_bytes(tried)
@@ -333,14 +331,15 @@ def _some(seeds: range) -> int:
 
 
 def main() -> None:
-    """Check as many stories as the first argument says."""
+    """Check as many stories as the first argument says, in as many processes as the second one does."""
     count, began, done = int(sys.argv[1]), time.monotonic(), 0
+    processes = int(sys.argv[2]) if len(sys.argv) > 2 else os.cpu_count()
     parts = [range(first, min(first + 500, count)) for first in range(0, count, 500)]
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with ProcessPoolExecutor(processes) as pool:
         for part in pool.map(_some, parts):
             done += part
     print(
-        f"{done} random traces, each simulated twice with its own configuration and twice with another: "
+        f"{done} random traces, each simulated with its own configuration, and twice with another: "
         f"all promises held, {time.monotonic() - began:.0f} s"
     )
 

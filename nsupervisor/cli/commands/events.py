@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _COLOURS = {"warning": YELLOW, "error": RED, "critical": RED}
+LEVELS = ("debug", "info", "warning", "error", "critical")
 _FIRST_WIDTH = 10
 _EVENT_WIDTH = len("not started")
 
@@ -28,9 +29,19 @@ _EVENT_WIDTH = len("not started")
 @click.option(
     "--event", "kinds", metavar="EVENT", multiple=True, help='Only such records: "action", "state", "exited", …'
 )
+@click.option("--action", "actions", metavar="ACTION", multiple=True, help='Only these actions: "restart", "kill", …')
+@click.option("--level", type=click.Choice(list(LEVELS)), help="Only records of this level, and worse ones.")
 @json_option
 @click.argument("names", metavar="[NAME]...", nargs=-1)
-def events(socket_path: str, follow: bool, kinds: tuple[str, ...], as_json: bool, names: tuple[str, ...]) -> None:
+def events(
+    socket_path: str,
+    follow: bool,
+    kinds: tuple[str, ...],
+    actions: tuple[str, ...],
+    level: str | None,
+    as_json: bool,
+    names: tuple[str, ...],
+) -> None:
     """Show the service's own records, oldest first: what happened, what it did, and why.
 
     NAME is a workload ("web": all its instances), an instance ("web@2"), a group ("group/batch": all in it) or a glob
@@ -40,8 +51,12 @@ def events(socket_path: str, follow: bool, kinds: tuple[str, ...], as_json: bool
     Examples: nsupervisor events -f; nsupervisor events --event action --event exited web
     """
     line = json.dumps if as_json else Lines(has_colour(sys.stdout)).line
+    kinds = kinds or (("action",) if actions else ())
+    worst = LEVELS[LEVELS.index(level) :] if level else LEVELS
     for record in Client(socket_path).events(names, kinds, follow):
-        print(line(record), flush=follow)
+        wanted = record["level"] in worst and (not actions or record.get("action") in actions)
+        if wanted or record["event"] == "dropped":
+            print(line(record), flush=follow)
 
 
 class Lines:

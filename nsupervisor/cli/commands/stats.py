@@ -14,7 +14,7 @@ from nsupervisor.api.client import Client
 from nsupervisor.cli.commands.status import COLOURS
 from nsupervisor.cli.options import json_option, socket_option
 from nsupervisor.cli.output import FAINT, coloured, emit_json, has_colour, table
-from nsupervisor.cli.rates import HEADS, cells, rates
+from nsupervisor.cli.rates import HEADS, SORTS, cells, rates, sort
 
 TYPE_CHECKING = False  # typing's own costs an import
 if TYPE_CHECKING:
@@ -42,8 +42,11 @@ interval_option = click.option(
 @json_option
 @click.option("--follow", is_flag=True, help="Again and again, until Ctrl-C.")
 @interval_option
+@click.option("--sort", "by", type=click.Choice(list(SORTS)), help="The largest first; else as configured.")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
-def stats(socket_path: str, as_json: bool, follow: bool, interval: float, names: tuple[str, ...]) -> None:
+def stats(
+    socket_path: str, as_json: bool, follow: bool, interval: float, by: str | None, names: tuple[str, ...]
+) -> None:
     """Show what the workloads use now, measured between two samples.
 
     CPU% is of one processor. THROTTLED% is how many of the periods in which it wanted to run its CPU limit cut short.
@@ -59,6 +62,7 @@ def stats(socket_path: str, as_json: bool, follow: bool, interval: float, names:
         time.sleep(interval)
         after = client.stats(names)
         measured = rates(before, after)
+        measured = sort(measured, by) if by else measured
         before = after
         if as_json and follow:
             print(json.dumps(measured), flush=True)

@@ -11,19 +11,24 @@ import click
 from nsupervisor.api.client import Client
 from nsupervisor.cli.commands.stats import interval_option, lines
 from nsupervisor.cli.options import socket_option
-from nsupervisor.cli.rates import rates
+from nsupervisor.cli.rates import SORTS, rates, sort
 
 
 @click.command(short_help="Watch what the workloads use.")
 @socket_option
 @interval_option
+@click.option(
+    "--sort", "by", type=click.Choice(list(SORTS)), default="cpu", show_default=True, help="The largest first."
+)
 @click.argument("names", metavar="[NAME]...", nargs=-1)
-def top(socket_path: str, interval: float, names: tuple[str, ...]) -> None:
+def top(socket_path: str, interval: float, by: str, names: tuple[str, ...]) -> None:
     """Watch what the workloads use: a table that renews itself, with the columns of `stats`.
 
     \b
     Keys:  c  sort by processor time     m  by memory
-           p  by processes               n  by name
+           p  by processes               i  by bytes from and to disks
+           t  by network traffic         w  by waiting (pressure)
+           n  by name                    r  the other way round
            q  quit
 
     Where standard output is no terminal, it prints the table once.
@@ -32,11 +37,11 @@ def top(socket_path: str, interval: float, names: tuple[str, ...]) -> None:
     before = client.stats(names)
     if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         time.sleep(interval)
-        print("\n".join(lines(rates(before, client.stats(names)))))
+        print("\n".join(lines(sort(rates(before, client.stats(names)), by))))
         return
     from nsupervisor.cli.screen import Keys, Screen  # here, because it takes longer to load than all the rest
 
-    with Keys() as keys, Screen() as screen:
+    with Keys() as keys, Screen(by) as screen:
         wait = min(interval, 0.2)  # the first numbers soon
         while True:
             due = time.monotonic() + wait
