@@ -315,8 +315,9 @@ def check_deeds(config: Config, result: Result) -> None:
     for (name, action), done in told.items():
         workload = config.workloads[name]
         if action == "start":
-            generations = [deed["generation"] for _, deed in sorted(done, key=lambda one: one[0])]
-            assert generations == sorted(set(generations)), "a generation that started twice"
+            starts = sorted((deed["generation"], at) for at, deed in done)
+            assert len({generation for generation, _ in starts}) == len(starts), "a generation that started twice"
+            assert [at for _, at in starts] == sorted(at for _, at in starts), "a generation before the one before it"
         elif action == "wait":
             assert all(0 <= deed["delay_sec"] <= workload.restart_max_delay_sec + 1e-6 for _, deed in done)
 
