@@ -40,9 +40,12 @@ EVENT_FILES = ("cgroup.events", "memory.events", "pids.events")
 _BACKSTOP = 5.0
 _MUTE = 0.25
 """Seconds between two readings of an event file that may not notify."""
-_MUTE_IN_ALL = 1000
-"""Such readings a second, of all cgroups together: more workloads are each read less often, so that idle ones cost one
-per cent of a processor and not ten."""
+_FAR = 1.0
+"""Seconds. Who asks for his levels no sooner than after this is far from anything that matters."""
+_MUTE_IN_ALL, _FAR_IN_ALL, _BACKSTOP_IN_ALL = 400, 200, 200
+"""Readings a second, of all cgroups together: of event files that may not notify, of levels far away, of event files
+for the backstop. With more workloads each is read less often, so that a thousand idle ones cost one per cent of a
+processor and not ten."""
 _OOM_DELAYS = (0.0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.5)
 
 OnReading = Callable[[Reading], None]
@@ -86,6 +89,7 @@ class Watcher:
         self._sampler = Sampler()
         self._looking = Job(self._look_at_all)
         self._mute = 0  # files that are read because they may not notify
+        self._far = 0  # cgroups with levels
         self._inotify = Inotify()
         self._epoll = select.epoll()
 
@@ -128,6 +132,7 @@ class Watcher:
         if watch.levels and on_sample is None:
             self._sampler.plan(watch.jobs[0], interval)
         self._mute += len(watch.mute)
+        self._far += bool(watch.levels)
         if watch.mute:
             watch.jobs.append(Job(partial(self._look_at_mute, watch)))
             self._sampler.plan(watch.jobs[-1], _MUTE)
@@ -147,7 +152,9 @@ class Watcher:
         if watch is None:
             return
         watch.alive = False
-        self._mute -= len(watch.mute) if watch.jobs else 0  # else `add` did not come so far
+        if watch.jobs:  # else `add` did not come so far
+            self._mute -= len(watch.mute)
+            self._far -= bool(watch.levels)
         for wd in watch.wds:
             if self._by_wd.pop(wd, None) is not None:
                 self._inotify.remove(wd)
@@ -313,7 +320,8 @@ class Watcher:
         except CgroupGoneError:
             return math.inf  # removed already; whoever removed it will tell us
         if watch.on_sample is not None:
-            return watch.on_sample(values)
+            delay = watch.on_sample(values)
+            return delay if delay < _FAR else max(delay, self._far / _FAR_IN_ALL)
         for file, found in values.items():
             if watch.alive:  # else by the callback for the level before
                 watch.on_reading(Reading(file, found))
@@ -325,9 +333,10 @@ class Watcher:
         return max(_MUTE, self._mute / _MUTE_IN_ALL) if watch.alive else math.inf
 
     def _look_at_all(self) -> float:
-        for watch, file in self._all():
+        everything = self._all()
+        for watch, file in everything:
             self._look(watch, file)
-        return self._backstop if self._watches else math.inf
+        return max(self._backstop, len(everything) / _BACKSTOP_IN_ALL) if self._watches else math.inf
 
     # life ------------------------------------------------------------------------------------------------------------
 

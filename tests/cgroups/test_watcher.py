@@ -12,6 +12,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from nsupervisor.cgroups import Cgroup, CgroupError, Reading, Tree, Watcher, open_watcher
+from nsupervisor.cgroups import watcher as watcher_module
 from nsupervisor.config.model import Resources
 from nsupervisor.linux.inotify import IN_Q_OVERFLOW, Event
 from tests.cgroups.conftest import Programs, Readings, wait_until
@@ -442,3 +443,31 @@ async def test_an_idle_watcher_of_many_workloads_takes_no_cpu(tree: Tree) -> Non
             watcher.remove(cgroup)
             cgroup.close()
     assert share < 0.25
+
+
+async def test_many_that_are_far_from_anything_are_looked_at_less_often(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """A thousand idle workloads with five rules each took a tenth of a processor."""
+    monkeypatch.setattr(watcher_module, "_FAR_IN_ALL", 1)
+    asked: list[tuple[float, str]] = []
+    async with open_watcher() as watcher:
+        cgroups = [tree.make(f"w{number}", Resources()) for number in range(3)]
+        delays = {cgroup.name: delay for cgroup, delay in zip(cgroups, (0.1, 1.0, 1.0), strict=True)}
+
+        def add(cgroup: Cgroup) -> None:
+            def on_sample(_: object) -> float:
+                asked.append((trio.current_time(), cgroup.name))
+                return delays[cgroup.name]
+
+            watcher.add(cgroup, lambda _: None, events=(), levels=("pids.current",), on_sample=on_sample)
+            watcher.resume(cgroup)
+
+        for cgroup in cgroups:
+            add(cgroup)
+        await trio.sleep(4)
+        first, second = [at for at, name in asked if name == "w1"][:2]
+        assert second - first >= 2.9  # three of them, of which one a second may be far
+        assert len([name for _, name in asked if name == "w0"]) > 5  # what is near goes on at its own pace
+        for cgroup in cgroups:
+            watcher.remove(cgroup)
