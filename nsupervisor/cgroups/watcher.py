@@ -40,8 +40,11 @@ EVENT_FILES = ("cgroup.events", "memory.events", "pids.events")
 _BACKSTOP = 5.0
 _MUTE = 0.25
 """Seconds between two readings of an event file that may not notify."""
-_FAR = 1.0
+_FAR, _VERY_FAR = 1.0, 2.0
 """Seconds. Who asks for his levels no sooner than after this is far from anything that matters."""
+_FAR_SOONEST, _FAR_CHEAP = 0.25, 100
+"""Where there are few, those very far are read more often than they ask for, since a value may also jump: after so many
+seconds, or as often as makes so many readings a second of all together."""
 _MUTE_IN_ALL, _FAR_IN_ALL, _BACKSTOP_IN_ALL = 400, 200, 200
 """Readings a second, of all cgroups together: of event files that may not notify, of levels far away, of event files
 for the backstop. With more workloads each is read less often, so that a thousand idle ones cost one per cent of a
@@ -321,7 +324,11 @@ class Watcher:
             return math.inf  # removed already; whoever removed it will tell us
         if watch.on_sample is not None:
             delay = watch.on_sample(values)
-            return delay if delay < _FAR else max(delay, self._far / _FAR_IN_ALL)
+            if delay < _FAR or delay == math.inf:
+                return delay
+            if delay >= _VERY_FAR and watch.levels:
+                delay = min(delay, max(_FAR_SOONEST, self._far / _FAR_CHEAP))
+            return max(delay, self._far / _FAR_IN_ALL)
         for file, found in values.items():
             if watch.alive:  # else by the callback for the level before
                 watch.on_reading(Reading(file, found))

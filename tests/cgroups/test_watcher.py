@@ -132,7 +132,7 @@ async def test_levels_are_sampled_together_and_at_the_pace_that_is_asked_for(
     tree: Tree, autojump_clock: MockClock
 ) -> None:
     times: list[float] = []
-    paces = iter([0.1, 2.0, 0.05, 1.0, float("inf"), 1.0, float("inf")])
+    paces = iter([0.1, 1.9, 0.05, 1.0, float("inf"), 1.0, float("inf")])
 
     def sample(values: Mapping[str, Mapping[str, float]]) -> float:
         assert set(values) == {"pids.current", "memory.current"}
