@@ -169,18 +169,24 @@ def _measure(session: Session, case: Case, number: int, count: int, result: Resu
     ):
         try:
             assert isinstance(session.peer, Reacting)
-            while len(actions) < count + 1:
-                actions.append(session.peer.actions.get(timeout=20))
+            begin = time.monotonic_ns() + 50_000_000  # until the watch watches
+            while len(actions) < count + 1 or starts[-1] < actions[-1][0]:
+                if len(actions) < count + 1:
+                    actions.append(session.peer.actions.get(timeout=20))
+                    if actions[-1][0] < begin:  # it has gone on while its cgroup was looked for
+                        actions.pop()
+                        continue
                 lines = session.reports.take(1, 20)
                 if not lines:
                     raise RunError(f"no restart within 20 s{session.said()}")
-                starts.append(int(lines[0][0]))
+                starts += [int(line[0]) for line in lines]
         except queue.Empty:
             raise RunError(f"no action within 20 s{session.said()}") from None
         finally:
             watch.kill()
     changes = list(_changes(out, case.threshold))
-    for (at, _), again in list(zip(actions, starts, strict=True))[1:]:  # the first may have been before the watch
+    for at, _ in actions[1:]:  # what the first one is about may have been before the watch
+        again = min(start for start in starts if start > at)
         before, after = max((change for change in changes if change[0] < at), default=(0, 0))
         if not before:
             raise RunError("an action before anything had changed")
