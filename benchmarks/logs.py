@@ -28,7 +28,7 @@ def run(options: Options) -> Result:
         def measure(kind: type[Peer], number: int, case: str = case, mode: str = mode) -> None:
             _measure(kind, number, case, mode, size, seconds, result)
 
-        in_turn(load(options.peers, "logs"), options.number(3, 1), result, measure)
+        in_turn(load(options.peers, "logs"), options.number(2, 1), result, measure)
     result.remarks = list(dict.fromkeys(result.remarks))
     return result
 

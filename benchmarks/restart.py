@@ -16,9 +16,9 @@ LIMIT = 5.0
 
 
 def run(options: Options) -> Result:
-    """Five services; in each round each is killed once at each age."""
+    """Four services; in each round each is killed once at each age."""
     result = Result("restart", "kill -9 to the first instruction of the replacement")
-    kills = 3 if options.quick else 5
+    kills = 3 if options.quick else 4
 
     def measure(kind: type[Peer], number: int) -> None:
         with running(kind, idle(kills)) as session:
@@ -26,7 +26,7 @@ def run(options: Options) -> Result:
             for case, age in CASES.items():
                 result.add(kind.name, case, "ms", number, _kills(session, kind, age))
 
-    in_turn(load(options.peers, "restart"), options.number(6, 1), result, measure)
+    in_turn(load(options.peers, "restart"), options.number(4, 1), result, measure)
     for case in CASES:
         result.targets.append(Target(f"restart, {case}", result.median("nsupervisor", case, "ms"), LIMIT, "ms"))
     return result

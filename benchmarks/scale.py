@@ -32,7 +32,7 @@ def run(options: Options) -> Result:
     sizes = options.sizes or ([10, 50] if options.quick else [10, 100, CROWD, 5000])
     sizes = list(dict.fromkeys(min(size, Scaled.most) for size in sizes))
     window, kills = (3.0, 5) if options.quick else (10.0, 20)
-    for number in range(options.number(3, 1)):
+    for number in range(options.number(2, 1)):
         for size in sizes:
             if number and size > CROWD:
                 continue  # takes minutes
