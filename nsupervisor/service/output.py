@@ -18,6 +18,14 @@ STREAMS_DIRECTORY = "streams"
 """In the runtime directory: how far each capture has come (`nsupervisor.logs.progress`)."""
 
 
+def notes_left(directory: Path) -> dict[str, list[Path]]:
+    """The notes of captures in the runtime directory, by instance; all at once, as each look is one at all of them."""
+    found: dict[str, list[Path]] = {}
+    for path in (directory / STREAMS_DIRECTORY).glob("*#*"):
+        found.setdefault(path.name.partition("#")[0], []).append(path)
+    return found
+
+
 @attrs.define(eq=False)
 class Output:
     """The captures of one instance. A generation's may go on after its end, beside those of the next one."""
@@ -41,7 +49,7 @@ class Output:
         self.file = self._file(self.settings)
         self._sequences = {stream: Sequence() for stream in STREAMS}
         # Left by a supervisor that was killed. Which of them go on shows only when their pipes are handed over.
-        self._past = list((self.world.directory / STREAMS_DIRECTORY).glob(f"{self.name}#*"))
+        self._past = self.world.notes.pop(self.name, [])
 
     def expect(self, spawned: Spawned) -> None:
         """Keep the pipes of a new generation until `begin`."""

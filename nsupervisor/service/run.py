@@ -44,7 +44,7 @@ from nsupervisor.service.groups import Groups
 from nsupervisor.service.history import History
 from nsupervisor.service.instance import make
 from nsupervisor.service.kept import DELAYS, Kept, open_kept
-from nsupervisor.service.output import STREAMS_DIRECTORY
+from nsupervisor.service.output import STREAMS_DIRECTORY, notes_left
 from nsupervisor.service.privileges import explain
 from nsupervisor.service.reaper import reap_strangers
 from nsupervisor.service.reload import Reloader
@@ -238,7 +238,7 @@ async def _supervise(config: Config, host: Host, tree: Tree, shared: Shared, sig
     file = StateFile(directory, about)
     async with trio.open_nursery() as captures:
         logs = Path(config.supervisor.log_directory)
-        world = World(keeper, watcher, journal, captures, directory, file, logs)
+        world = World(keeper, watcher, journal, captures, directory, file, logs, notes=notes_left(directory))
         world.measures.begin(keeper)
         captures.start_soon(reap_strangers, keeper.pid)
         groups, placed = Groups.make(config, tree, world), tree.found()

@@ -170,6 +170,7 @@ def read(directory: Path) -> Found:
     except FileNotFoundError:
         return Found()
     problem, about = "", {}
+    latest: dict[str, Any] = {}
     records: dict[str, Record] = {}
     try:
         lines = data.split(b"\n")
@@ -180,14 +181,17 @@ def read(directory: Path) -> Found:
             return Found()
         for line in lines[1:-1]:
             one = _read_line(line)
-            if one["is"] is None:
-                records.pop(one["name"], None)
-            else:
-                records[one["name"]] = restored(Record, one["is"])
+            latest[one["name"]] = one["is"]
         if lines[-1]:
             raise ValueError(f"its last line is torn after {len(lines[-1])} bytes")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         problem = str(error) or type(error).__name__
+    for name, values in latest.items():
+        try:
+            if values is not None:
+                records[name] = restored(Record, values)
+        except ValueError as error:
+            problem = problem or f"what it says of {name} {error}"
     if problem:
         aside = _aside(path)
         problem = f"{path}: {problem}; it is kept as {aside.name}"

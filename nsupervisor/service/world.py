@@ -32,3 +32,5 @@ class World:
     """Those that hear of all that any mind takes in."""
     told: set[str] = attrs.field(factory=set)
     """Warnings about the host, which are said once, not by each workload."""
+    notes: dict[str, list[Path]] = attrs.field(factory=dict)
+    """Of each instance the notes that captures of an earlier supervisor have left, until it takes them."""
