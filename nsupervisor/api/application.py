@@ -112,6 +112,10 @@ class _Handlers:
         except ConfigError as error:
             return _problems(error)
 
+    async def upgrade(self, request: Request) -> JSONResponse:
+        ok, message = await self.control.upgrade(**_upgrade(await request.body()))
+        return JSONResponse({"ok": ok, "message": message})
+
     async def command(self, request: Request) -> JSONResponse:
         verb = request.path_params["verb"]
         if verb not in VERBS:
@@ -178,6 +182,18 @@ class _Lines(Response):
                     await send({"type": "http.response.body", "body": some, "more_body": True})
                 nursery.cancel_scope.cancel()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _upgrade(body: bytes) -> dict[str, Any]:
+    """HTTPException 400 where it is wrong."""
+    try:
+        asked = json.loads(body)
+        found = {"python": str(asked["python"]), "package": str(asked["package"]), "patience": float(asked["timeout"])}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        example = '{"python": "/usr/bin/python3", "package": "/opt/nsupervisor", "timeout": 30}'
+        text = f"the body says no version; send for example {example}"
+        raise HTTPException(400, text) from None
+    return found
 
 
 def _command(verb: str, body: bytes) -> tuple[list[str], dict[str, Any]]:

@@ -147,6 +147,13 @@ class Client:
         results: list[dict[str, Any]] = self._ask("POST", f"/v1/workloads/{_quote(verb)}", body)
         return results
 
+    def upgrade(self, python: str, package: str, timeout: float) -> dict[str, Any]:
+        """Have the supervisor become the version in the folder ``package``; the object `Upgraded` of the schema."""
+        answer: dict[str, Any] = self._ask(
+            "POST", "/v1/upgrade", {"python": python, "package": package, "timeout": timeout}
+        )
+        return answer
+
     def _ask(self, method: str, target: str, body: Any = None) -> Any:
         pieces = self._exchange(_request(method, target, body), PATIENCE if body is None else None)
         return self._answer(b"".join(pieces))

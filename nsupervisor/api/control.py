@@ -97,6 +97,10 @@ class Control(Protocol):
         """
         ...
 
+    async def upgrade(self, python: str, package: str, patience: float) -> tuple[bool, str]:
+        """Become another version; whether that is to be, and the version or why not."""
+        ...
+
     async def command(self, verb: str, name: str, **parameters: Any) -> dict[str, Any]:
         """Do one thing to one instance and wait until it is done; the object `Result` of `nsupervisor schema api`.
 

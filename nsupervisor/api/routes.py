@@ -127,6 +127,14 @@ ROUTES = (
         answers={200: "application/jsonl", 400: "Problems"},
     ),
     Route(
+        "upgrade",
+        "POST",
+        "/v1/upgrade",
+        "Become another version, in place. The answer comes just before that happens, or when it was not to be.",
+        body="Upgrade",
+        answers={200: "Upgraded", 400: "Error"},
+    ),
+    Route(
         "metrics",
         "GET",
         "/metrics",
@@ -260,6 +268,18 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         pids_max=_is("integer?", "null: no limit."),
         cpu_usage_usec=_is("integer?", "Processor time so far, microseconds."),
         memory_pressure_avg10=_is("number?", "Per cent of the last 10 s in which all of them waited for memory."),
+    ),
+    "Upgrade": _object(
+        "The other version.",
+        closed=True,
+        python=_is("string", "The Python that runs it: a path."),
+        package=_is("string", "The folder that the package nsupervisor is in."),
+        timeout=_is("number", "Seconds for it to come up.", exclusiveMinimum=0),
+    ),
+    "Upgraded": _object(
+        "What became of it.",
+        ok=_is("boolean", "It has passed its trial, and the keeper is of that version."),
+        message=_is("string", "The other version; or why not."),
     ),
     "Result": _object(
         "What became of one instance, or group.",

@@ -49,6 +49,7 @@ COMMANDS = {
     "set": "set",
     "plan": "plan",
     "reload": "reload",
+    "upgrade": "upgrade",
     "shell": "shell",
     "schema": "schema",
     "version": "version",

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import resource
 import signal
 import socket
 import sys
@@ -27,7 +28,8 @@ _RETRY = 0.005
 _SPAWNED_FDS = 3  # a pidfd and two pipes
 _MAX_SOCKET_PATH = 107  # bytes, unix(7)
 
-_MAIN = "import sys; sys.path.append(sys.argv[1]); from nsupervisor.keeper.server import main; main(sys.argv[2])"
+_BORN = resource.getrlimit(resource.RLIMIT_NOFILE)
+"""Before anybody has raised it: what programs get."""
 _LOCK_FD, _LISTENER_FD = 3, 4  # as in server.py
 
 
@@ -179,6 +181,11 @@ class Keeper:
         about = {"id": id, "name": id.rpartition("#")[0], "pid": pid, "program": program, "with_init": pid != program}
         await self._ask({"do": "adopt", **about}, fds=fds)
 
+    async def execute(self, python: str, package: str) -> None:
+        """Have the keeper become that of another version, in place: `package` is the folder that it is in. Ends with
+        KeeperLost when it has; RefusedError when it cannot be executed."""
+        await self._ask({"do": "execute", "python": python, "package": package})
+
     async def signal(self, id: str, signum: int) -> bool:  # noqa: A002
         """Send a signal to the program; False when it is gone. While it is being set up, the signal waits for it.
 
@@ -204,7 +211,7 @@ class Keeper:
         """Let the keeper leave, and wait until it has. Raises RefusedError while a program lives."""
         await self._ask({"do": "shutdown"})
         await self._gone.wait()
-        while not _reaped(self.pid):  # noqa: ASYNC110  (it has closed its socket, so this is about to be true)
+        while not reaped(self.pid):  # noqa: ASYNC110  (it has closed its socket, so this is about to be true)
             await trio.sleep(_RETRY)
 
     async def lost(self) -> None:
@@ -304,7 +311,7 @@ class Keeper:
     def _close(self) -> None:
         self._lose("the connection to the keeper is closed")
         self._socket.close()
-        _reaped(self.pid)
+        reaped(self.pid)
 
 
 def _failure(value: dict[str, Any] | None) -> Failure | None:
@@ -327,7 +334,7 @@ def _child(message: dict[str, Any], fds: Sequence[int]) -> Child:
     )
 
 
-def _reaped(pid: int) -> bool:
+def reaped(pid: int) -> bool:
     """Whether the keeper is gone, as far as this process can know: it may be the child of an earlier supervisor."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == pid
@@ -446,7 +453,7 @@ def _start(directory: Path, path: str) -> int | None:
 def _execute(path: str, lock: int, listener: int) -> int:
     """In a session of its own. The lock belongs to the open file that it inherits, so it holds it from the start."""
     package = str(Path(__file__).parents[2])
-    argv = [sys.executable, "-I", "-S", "-X", "utf8", "-c", _MAIN, package, path]
+    argv = [sys.executable, *protocol.OPTIONS, protocol.START, package, path, f"{_BORN[0]}:{_BORN[1]}"]
     # Above the fixed places, so that none overwrites the other.
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (lock, listener)]
     try:

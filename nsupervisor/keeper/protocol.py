@@ -2,7 +2,8 @@
 
 Every message has "v": 1. A body of more than 64 KiB travels in a memfd, and the datagram says {"v": 1, "memfd": true}.
 
-    client → keeper   {"request": N, "do": "spawn" | "adopt" | "signal" | "acknowledge" | "list" | "shutdown", …}
+    client → keeper   {"request": N, "do": "spawn" | "adopt" | "signal" | "acknowledge" | "list" | "execute" |
+                      "shutdown", …}
     keeper → client   {"event": "hello", "pid"}                           first, on every connection
                       {"event": "execed", "id", "pid"}
                       {"event": "ended", "id", "status", "failure"}       on each connection until acknowledged
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
 VERSION = 1
 SOCKET_NAME = "keeper.sock"
 LOCK_NAME = "keeper.lock"
+
+START = "import sys; sys.path.insert(0, sys.argv[1]); from nsupervisor.keeper.server import main; main(*sys.argv[2:])"
+"""What Python is to run as a keeper. Its arguments: the folder that the package is in; the socket's path; the limit on
+open files for programs, "soft:hard"; and, of a keeper that goes on in place, the descriptor of its table."""
+
+OPTIONS = ("-I", "-S", "-X", "utf8", "-c")
 
 MAX_DATAGRAM = 64 * 1024
 MAX_MESSAGE = 16 * 1024 * 1024

@@ -24,6 +24,7 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 
 from nsupervisor.keeper import child as setup
 from nsupervisor.keeper import protocol
@@ -101,7 +102,8 @@ class Client:
 class Keeper:
     """The table of children and the loop."""
 
-    def __init__(self, listener: socket.socket, socket_path: str) -> None:
+    def __init__(self, listener: socket.socket, socket_path: str, lock: int = -1) -> None:
+        self.lock = lock
         self.listener = listener
         self.socket_path = socket_path
         self.client: Client | None = None
@@ -366,6 +368,50 @@ class Keeper:
             self._tell({"event": "child", "reply": message.get("request"), **about}, fds)
         return {}, ()
 
+    def _execute(self, message: dict[str, Any], given: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """Become the keeper of another version: the same process, so its children stay its children."""
+        python, package = message.get("python"), message.get("package")
+        if not isinstance(python, str) or not isinstance(package, str):
+            raise RequestError("no version is said to be executed")
+        self.zygote.end()
+        self._reap()
+        children = [child.table() for child in self.children.values()]
+        table = os.memfd_create("table", 0)
+        with open(table, "w", closefd=False) as file:
+            json.dump({"children": children, "processes": [child.id for child in self.processes.values()]}, file)
+        born = setup.initial_nofile or (0, 0)
+        argv = [python, *protocol.OPTIONS, protocol.START, package, self.socket_path, f"{born[0]}:{born[1]}"]
+        try:
+            os.dup2(self.lock, LOCK_FD)
+            os.dup2(self.listener.fileno(), LISTENER_FD)
+            os.execv(python, [*argv, str(table)])  # noqa: S606 - there is none to be wanted
+        except OSError as error:
+            raise RequestError(f"cannot execute {python}: {error.strerror}") from None
+        finally:  # it was not to be
+            os.close(table)
+            for child in self.children.values():
+                child.inherit(False)
+            for place in (LOCK_FD, LISTENER_FD):
+                os.dup2(0, place, inheritable=False)
+
+    def restore(self, table: int) -> None:
+        """Go on with what the keeper had in its version before."""
+        with open(table, closefd=True) as file:
+            file.seek(0)
+            before = json.load(file)
+        self.had_client = True
+        for values in before["children"]:
+            child = self.children[values["id"]] = Child.restored(values)
+            if child.id in before["processes"]:
+                self.processes[child.pid] = child
+            if child.report is not None:
+                self._watch(child.report.fileno(), partial(self._on_report, child))
+            if child.exits >= 0:
+                self._watch(child.exits, partial(self._on_exits, child))
+            if child.status is None and child.id not in before["processes"]:
+                self._watch(child.program_pidfd, partial(self._on_adopted_end, child))
+        self._reap()
+
     def _shutdown(self, message: dict[str, Any], given: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
         living = [child.id for child in self.children.values() if child.status is None]
         if living:
@@ -380,6 +426,7 @@ _REQUESTS: dict[str, Callable[[Keeper, dict[str, Any], list[int]], tuple[dict[st
     "signal": Keeper._signal,
     "acknowledge": Keeper._acknowledge,
     "list": Keeper._list,
+    "execute": Keeper._execute,
     "shutdown": Keeper._shutdown,
 }
 
@@ -416,8 +463,9 @@ def complain(error: BaseException) -> None:
         pass
 
 
-def main(socket_path: str) -> None:
-    """Run on the descriptors `LOCK_FD` and `LISTENER_FD`; 0 and 1 are /dev/null. It holds the lock while it runs."""
+def main(socket_path: str, nofile: str = "", table: str = "") -> None:
+    """Run on the descriptors `LOCK_FD` and `LISTENER_FD`; 0 and 1 are /dev/null. It holds the lock while it runs. The
+    arguments are those that `protocol.START` tells of."""
     # Blocked for good, read from the signalfd. Without handlers a child has none to reset, and no call is interrupted.
     signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
@@ -425,15 +473,20 @@ def main(socket_path: str) -> None:
     os.chdir("/")
     syscalls.set_process_name("nsupervisor-kee")
     syscalls.become_subreaper()
-    setup.initial_nofile = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (setup.initial_nofile[1], setup.initial_nofile[1]))
-    os.closerange(max(LOCK_FD, LISTENER_FD) + 1, 0x7FFF_FFFF)  # what the supervisor did not close on exec
-    fcntl.fcntl(LOCK_FD, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE)
+    now = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (now[1], now[1]))
+    soft, _, hard = nofile.partition(":")
+    setup.initial_nofile = (int(soft), int(hard)) if nofile else now
+    if not table:
+        os.closerange(max(LOCK_FD, LISTENER_FD) + 1, 0x7FFF_FFFF)  # what the supervisor did not close on exec
+    lock = fcntl.fcntl(LOCK_FD, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE)
     listener = socket.socket(fileno=fcntl.fcntl(LISTENER_FD, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE))
     for place in range(3, FIRST_FREE):  # taken, so that no other descriptor gets a number that a child needs
         os.dup2(0, place, inheritable=False)
     listener.setblocking(False)
-    keeper = Keeper(listener, socket_path)
+    keeper = Keeper(listener, socket_path, lock)
+    if table:
+        keeper.restore(int(table))
     gc.collect()
     gc.freeze()  # what is here now stays, and is not written to by collections: it is shared with every init
     keeper.run()

@@ -9,7 +9,7 @@ import socket
 
 from nsupervisor.keeper import child as setup
 from nsupervisor.keeper import init
-from nsupervisor.keeper.descriptors import Descriptors
+from nsupervisor.keeper.descriptors import Descriptors, channel
 from nsupervisor.keeper.forerunner import CGROUP_HINTS
 from nsupervisor.keeper.protocol import received_fds
 from nsupervisor.keeper.zygote import Zygote
@@ -89,6 +89,30 @@ class Child:
         self.report, self.exits = None, -1
         self.ready = self.execed = True
         self.failure, self.status, self.held = None, None, []
+        return self
+
+    def table(self) -> dict[str, Any]:
+        """All of it, for the same keeper in another version. Its descriptors survive an exec from now on."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        values["report"] = -1 if self.report is None else self.report.fileno()
+        self.inherit(True)
+        return values
+
+    def inherit(self, inheritable: bool) -> None:
+        """Whether its descriptors survive an exec."""
+        report = -1 if self.report is None else self.report.fileno()
+        for fd in (self.pidfd, self.program_pidfd, self.stdout, self.stderr, self.exits, self.notify, report):
+            if fd >= 0:
+                os.set_inheritable(fd, inheritable)
+
+    @classmethod
+    def restored(cls, values: dict[str, Any]) -> Child:
+        """What `table` gave."""
+        self = cls.__new__(cls)
+        for name in cls.__slots__:
+            setattr(self, name, values[name])
+        self.report = None if values["report"] < 0 else channel(values["report"])
+        self.inherit(False)
         return self
 
     def read_end(self) -> int:

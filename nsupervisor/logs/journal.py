@@ -91,6 +91,10 @@ class Journal:
         if isinstance(self._output, str) and self._output.startswith("/"):
             self._sink.switch(open_target(self._output))
 
+    async def flush(self) -> None:
+        """Wait until all records so far have been written."""
+        await self._sink.flush()
+
     async def deliver(self, records: bytes, count: int, *, block: bool) -> None:
         """Pass on finished records of a workload; returns when they are written, or need not be waited for (`Sink`)."""
         await self._sink.deliver(records, count, block=block)

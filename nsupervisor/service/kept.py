@@ -13,11 +13,12 @@ import attrs
 import trio
 
 from nsupervisor.keeper import protocol
-from nsupervisor.keeper.client import Child, Ended, Execed, Keeper, KeeperLost, Spawned, open_keeper
+from nsupervisor.keeper.client import Child, Ended, Execed, Keeper, KeeperLost, Spawned, open_keeper, reaped
 
 T = TypeVar("T")
 DELAYS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 """Seconds before each attempt to have a new keeper; the last one again and again."""
+_ATTEMPTS = 100
 
 
 @attrs.define(eq=False)
@@ -30,6 +31,8 @@ class Kept:
     _up: trio.Event = attrs.field(init=False, factory=trio.Event)
     _children: dict[str, Child] = attrs.field(init=False, factory=dict)
     """After a loss: those that the keeper has told of and that nobody has taken yet."""
+    expected: bool = False
+    """The loss that comes next is meant: the keeper becomes another version."""
     on_answer: Callable[[str, float], None] | None = None
     """As `Keeper.on_answer`."""
 
@@ -47,11 +50,15 @@ class Kept:
         """The reports of the present one; ends when it is lost. Those who ask for something wait from then on."""
         async for report in self._keeper.events:
             yield report
-        self._up = trio.Event()
+        self._down()
+
+    def _down(self) -> None:
+        if self._up.is_set():  # else there are some who wait for this very one
+            self._up = trio.Event()
 
     async def connect(self) -> None:
         """Have a keeper: the one that is there, or a new one. Raises KeeperLost and OSError, as `open_keeper`."""
-        self._up = trio.Event()
+        self._down()
         await self._nursery.start(self._hold)
 
     async def children(self) -> list[Child]:
@@ -97,6 +104,22 @@ class Kept:
         """As `Keeper.acknowledge`."""
         await self._ask(lambda keeper: keeper.acknowledge(id))
 
+    async def execute(self, python: str, package: str) -> bool:
+        """As `Keeper.execute`; whether it has come up. Where it has not, there is a new keeper of this version.
+
+        Raises RefusedError where nothing has been done.
+        """
+        keeper = await self._current()
+        self.expected = True
+        try:
+            await keeper.execute(python, package)
+        except KeeperLost:
+            await self._after(keeper)
+            return self.pid == keeper.pid
+        finally:
+            self.expected = False
+        return False
+
     async def shutdown(self) -> None:
         """As `Keeper.shutdown`; when it is lost meanwhile, that is as well."""
         try:
@@ -130,6 +153,10 @@ class Kept:
             self._keeper = keeper
             task_status.started()
             await keeper.lost()
+        for _ in range(_ATTEMPTS):  # it has closed its socket, so where it is dead this is about to be true
+            if reaped(keeper.pid):
+                break
+            await trio.sleep(0.01)
 
     def _answered(self, request: str, seconds: float) -> None:
         if self.on_answer is not None:

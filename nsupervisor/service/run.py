@@ -53,6 +53,7 @@ from nsupervisor.service.requirements import about, unmet
 from nsupervisor.service.state import Found, StateFile, read
 from nsupervisor.service.supervisor import AT_REST, Supervisor
 from nsupervisor.service.takeover import by_name, readopt, removed, resources, see_off, take_over
+from nsupervisor.service.upgrade import tell_outcome
 from nsupervisor.service.world import World
 
 DONE, FAILED, BAD_CONFIGURATION, NOT_PERMITTED = 0, 1, 2, 4
@@ -284,6 +285,7 @@ async def _supervise(config: Config, host: Host, tree: Tree, shared: Shared, sig
                     nursery.start_soon(_see_off, one, leaving)
                 _begin(supervisor, found)
                 announce(journal, "READY=1")
+                tell_outcome(journal, directory)
                 nursery.start_soon(_until_signalled, signals, supervisor, journal, nursery.cancel_scope, leaving)
                 await _follow_keeper(keeper, ChainMap(actors, leaving), supervisor, tree)
         finally:
@@ -371,18 +373,21 @@ async def _follow_keeper(keeper: Kept, actors: Mapping[str, Actor], supervisor: 
                 actor.post(report)
             elif isinstance(report, Ended):
                 await keeper.direct.acknowledge(report.id)
-        log.critical("keeper lost", message="the programs run on; a new keeper takes them over", pid=keeper.pid)
+        lost, expected = keeper.pid, keeper.expected
+        if not expected:
+            log.critical("keeper lost", message="the programs run on; a new keeper takes them over", pid=lost)
         try:
-            await _replace(keeper, log)
+            await _replace(keeper, log, expected)
             living = await readopt(actors.values(), keeper)
         except KeeperLost:
             continue
         supervisor.keeper_pid = supervisor.exposition.keeper_pid = keeper.pid
         tree.supervisor_join(keeper.pid)
-        log.warning("keeper replaced", message=f"{living} programs are in its hands", pid=keeper.pid)
+        event = "keeper upgraded" if expected and keeper.pid == lost else "keeper replaced"
+        log.warning(event, message=f"{living} programs are in its hands", pid=keeper.pid)
 
 
-async def _replace(keeper: Kept, log: Any) -> None:
+async def _replace(keeper: Kept, log: Any, expected: bool) -> None:
     for delay in itertools.chain(DELAYS, itertools.repeat(DELAYS[-1])):
         await trio.sleep(delay)
         try:
@@ -390,3 +395,6 @@ async def _replace(keeper: Kept, log: Any) -> None:
             return
         except (KeeperLost, OSError) as error:
             log.critical("no keeper", message=f"{error}; trying again")
+            if expected:  # the other version has been executed, and does not come up; it is our own child, or adopted
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(keeper.pid, signal.SIGKILL)

@@ -161,9 +161,10 @@ class Found:
     """What is wrong with the file, and where it is now; what could be read of it is above."""
 
 
-def read(directory: Path) -> Found:
-    """Read the file. One that is torn, empty, from another version, or no such file at all, is kept aside; one of an
-    earlier boot is about nothing any more. Raises OSError where it cannot be read."""
+def read(directory: Path, aside: bool = True) -> Found:
+    """Read the file; with ``aside`` False, without touching it. One that is torn, empty, from another version, or no
+    such file at all, is kept aside; one of an earlier boot is about nothing any more. Raises OSError where it cannot be
+    read."""
     path = directory / NAME
     try:
         data = path.read_bytes()
@@ -193,8 +194,7 @@ def read(directory: Path) -> Found:
         except ValueError as error:
             problem = problem or f"what it says of {name} {error}"
     if problem:
-        aside = _aside(path)
-        problem = f"{path}: {problem}; it is kept as {aside.name}"
+        problem = f"{path}: {problem}; it is kept as {_aside(path).name}" if aside else f"{path}: {problem}"
     return Found(about, records, problem)
 
 

@@ -27,6 +27,7 @@ from nsupervisor.service.persist import Writer
 from nsupervisor.service.recorder import Recorder, Recording, Terms
 from nsupervisor.service.reload import Reloader
 from nsupervisor.service.stats import sample
+from nsupervisor.service.upgrade import Upgrade, UpgradeError
 
 FREEZE_PATIENCE = 2.0
 """Seconds that `freeze` waits until the kernel has stopped each process; one that sleeps in the kernel takes longer."""
@@ -275,6 +276,18 @@ class Supervisor:
         if done and persist:
             message = await self._file.persist(self.config.path, "workload", actor.workload.name, persist)
         return done and not message, message
+
+    async def upgrade(self, python: str, package: str, patience: float) -> tuple[bool, str]:
+        """Become another version, in place, a moment after this has returned: see `service.upgrade`."""
+        world = next(iter(self.actors.values())).world
+        try:
+            upgrade = Upgrade(self.config, python, package, patience)
+            version = await upgrade.prepare(world)
+        except UpgradeError as error:
+            world.journal.log.error("not upgraded", message=str(error))
+            return False, str(error)
+        self.nursery.start_soon(upgrade.go, world)
+        return True, version
 
     # ---- order
 

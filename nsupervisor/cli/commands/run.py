@@ -7,8 +7,9 @@ import click
 
 @click.command(short_help="Run a configuration's workloads.")
 @click.option("--supervise-self", is_flag=True, help="Be started again, by a small parent, when killed.")
+@click.option("--trial", is_flag=True, hidden=True, help="Read configuration and state, and say which version this is.")
 @click.argument("config", metavar="CONFIG")
-def run(supervise_self: bool, config: str) -> int:
+def run(supervise_self: bool, trial: bool, config: str) -> int:
     """Run the workloads of CONFIG, in the foreground, until SIGTERM or Ctrl-C.
 
     The first signal stops them in order, a second one kills what is left. Works as the first process of a container.
@@ -20,4 +21,8 @@ def run(supervise_self: bool, config: str) -> int:
         return respawn(["run", "--", config])
     from nsupervisor.service.run import main
 
+    if trial:
+        from nsupervisor.service.upgrade import trial as show
+
+        return show(config)
     return main(config)

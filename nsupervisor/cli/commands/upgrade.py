@@ -1,0 +1,57 @@
+"""`nsupervisor upgrade`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from nsupervisor import __version__
+from nsupervisor.api.client import Client, NoSupervisorError
+from nsupervisor.cli.options import socket_option
+from nsupervisor.cli.output import DONE, FAILED, say
+
+TYPE_CHECKING = False  # typing's own costs an import
+if TYPE_CHECKING:
+    from typing import Any
+
+
+@click.command(short_help="Replace the running supervisor by this version of it.")
+@socket_option
+@click.option("--timeout", metavar="SECONDS", type=click.FloatRange(1, 3600), default=30.0, show_default=True)
+def upgrade(socket_path: str, timeout: float) -> int:
+    """Replace the running supervisor and its keeper by the version that this command belongs to.
+
+    Both keep their process, and no workload is touched. The new version first has to show in a trial that it can read
+    the configuration and the state. Where it does not come up within SECONDS, the running one goes on, and says why.
+    """
+    client = Client(socket_path)
+    before = client.info()
+    answer = client.upgrade(sys.executable, str(Path(__file__).parents[3]), timeout)
+    if not answer["ok"]:
+        say(f"not upgraded, version {before['version']} goes on: {answer['message']}")
+        return FAILED
+    after = _next(client, before, 2 * timeout + 15)
+    if after is None:
+        say("no supervisor has come up; see its output")
+        return FAILED
+    if (after["pid"], after["version"]) != (before["pid"], __version__):
+        say(f"rolled back to version {after['version']} (process {after['pid']}); its record says why")
+        return FAILED
+    print(f"version {before['version']} → {after['version']}, process {after['pid']}")
+    return DONE
+
+
+def _next(client: Client, before: dict[str, Any], patience: float) -> dict[str, Any] | None:
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        try:
+            info = client.info()
+            if info["started_at"] != before["started_at"]:
+                return info
+        except NoSupervisorError:
+            pass
+        time.sleep(0.05)
+    return None
