@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import attrs
+import pytest
 import trio
 
 from nsupervisor.cgroups import Cgroup, Tree, open_watcher
@@ -21,7 +22,7 @@ from tests.cgroups.conftest import Programs, host, programs, tree, wait_until  #
 from tests.needs import needs
 from tests.timing import deadline
 
-pytestmark = needs("root", "cgroup", "memory", "pids")
+pytestmark = [pytest.mark.host_only, needs("root", "cgroup", "memory", "pids")]
 
 
 class Journal:

@@ -86,6 +86,7 @@ async def test_bloat_dies_and_chill_lives_and_the_one_to_be_omitted_too(tmp_path
         assert "  beside    never: no turn, managed_oom_preference = omit" in told
 
 
+@pytest.mark.host_only
 async def test_avoid_flips_the_victim_and_a_dry_run_harms_nobody(tmp_path):
     toml = f"""
     [[group.batch.policy]]
@@ -116,6 +117,7 @@ async def test_avoid_flips_the_victim_and_a_dry_run_harms_nobody(tmp_path):
         assert (await it.status("bloat"))["state"] == "running"
 
 
+@pytest.mark.host_only  # the guest has no disk below its temporary files
 @needs("psi")
 async def test_pressure_on_a_group_ends_its_largest_and_not_the_neighbour_in_it(tmp_path):
     """A program that reads a file larger than the group's limit again and again has to wait for memory all the time."""
@@ -146,6 +148,7 @@ async def test_pressure_on_a_group_ends_its_largest_and_not_the_neighbour_in_it(
         assert (await it.status("chill"))["state"] == "running"
 
 
+@pytest.mark.host_only
 async def test_the_hosts_policy_hits_the_newest_of_all(tmp_path):
     toml = f"""
     [[host.policy]]
@@ -202,6 +205,7 @@ async def test_limits_of_a_group_are_set_and_shown_and_its_members_are_named_by_
         assert "group/batch" in await it.cli("status")
 
 
+@pytest.mark.host_only
 async def test_a_workload_that_has_changed_groups_meanwhile_runs_on_and_moves_when_it_starts_anew(tmp_path):
     """A supervisor is killed, its file changes, and the next one finds the workload where it was."""
 
