@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _HEAD = struct.Struct("??")  # of the message with the program: is there a cgroup; is there a memfd instead of the rest
 MOST_BYTES = 64 * 1024  # longer specifications go through a memfd; a datagram of the largest size may not find room
 _MOST_FDS = 2
+_HOW_MUCH = (_HEAD.size + MOST_BYTES, socket.CMSG_SPACE(_MOST_FDS * 4))
 
 _IN_ADVANCE = (setup.separate_mounts, setup.mount_proc, setup.bring_up_loopback)
 
@@ -64,6 +65,30 @@ def send_program(report: socket.socket, spec: Spec, cgroup: int) -> None:
             os.close(memfd)
 
 
+# ---- in the zygote
+
+_sample = b""
+
+
+def prepare() -> None:
+    """Pack a program that changes nothing, for `_rehearse`."""
+    global _sample
+    sample = Spec(
+        {
+            "id": "sample",
+            "argv": ["."],
+            "env": {"PATH": "/"},
+            "cwd": "/",
+            "groups": os.getgroups(),
+            "nice": os.getpriority(os.PRIO_PROCESS, 0),
+            "rlimits": {"core": list(resource.getrlimit(resource.RLIMIT_CORE))},
+            "cgroup_procs": ["/dev/null"],
+        }
+    )
+    sample.uid = sample.gid = -1  # unchanged, setresuid(2)
+    _sample = sample.pack()
+
+
 # ---- in the forerunner
 
 
@@ -74,19 +99,21 @@ def run(flags: int, told: mmap.mmap) -> NoReturn:
 
 
 def _run(course: setup.Course, flags: int, told: mmap.mmap) -> None:
-    syscalls.set_process_name("nsupervisor-for")
     report = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, REPORT)
     for place, number in ((STDOUT, 1), (STDERR, 2)):
         os.dup2(place, number)
         os.close(place)
     done: tuple[Callable[[Spec], None], ...] = ()
     if not flags & CLONE_NEWUSER:  # there nothing can be done before somebody outside has said who is who
-        sample = _sample(flags)
+        sample = Spec.unpack(_sample)
+        sample.namespaces = frozenset(space.name for space in NAMESPACES.values() if space.flag & flags)
         done = _do_in_advance(sample)
-        _rehearse(sample)
-    data, ancillary, _, _ = report.recvmsg(
-        _HEAD.size + MOST_BYTES, socket.CMSG_SPACE(_MOST_FDS * 4), socket.MSG_CMSG_CLOEXEC
-    )
+    try:
+        data, ancillary, _, _ = report.recvmsg(*_HOW_MUCH, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        if not flags & CLONE_NEWUSER:
+            _rehearse(sample)
+        data, ancillary, _, _ = report.recvmsg(*_HOW_MUCH, socket.MSG_CMSG_CLOEXEC)
     if not data:  # the keeper needs it no more, or is gone
         os._exit(0)
     fds = array.array("i", ancillary[0][2] if ancillary else b"")
@@ -142,29 +169,10 @@ def _do_in_advance(sample: Spec) -> tuple[Callable[[Spec], None], ...]:
     return done
 
 
-def _sample(flags: int) -> Spec:
-    """A program for these namespaces that changes nothing."""
-    names = [namespace.name for namespace in NAMESPACES.values() if namespace.flag & flags]
-    sample = Spec(
-        {
-            "id": "sample",
-            "argv": ["."],
-            "env": {"PATH": "/"},
-            "cwd": "/",
-            "namespaces": names,
-            "hostname": os.uname().nodename if "uts" in names else None,
-            "groups": os.getgroups(),
-            "nice": os.getpriority(os.PRIO_PROCESS, 0),
-            "rlimits": {"core": list(resource.getrlimit(resource.RLIMIT_CORE))},
-            "cgroup_procs": ["/dev/null"],
-        }
-    )
-    sample.uid = sample.gid = -1  # unchanged, setresuid(2)
-    return Spec.unpack(sample.pack())
-
-
 def _rehearse(sample: Spec) -> None:
     """Go once through all that is still to come, so that what it writes to has been copied by then."""
+    if "uts" in sample.namespaces:
+        sample.hostname = os.uname().nodename
     for step in setup.STEPS:
         if step not in _IN_ADVANCE:
             try:
@@ -172,6 +180,7 @@ def _rehearse(sample: Spec) -> None:
             except setup.StepError:  # without root some fail
                 pass
     syscalls.unshare(0)
+    syscalls.set_process_name("nsupervisor-for")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         setup.tell_ready(theirs)

@@ -40,7 +40,7 @@ def run(program: int, exits: int, told: mmap.mmap | None = None) -> NoReturn:
     """
     pid, status = 0, 0
     if told is not None:
-        pid, status = os.waitpid(program, 0)
+        pid, status = os.waitpid(-1, 0)  # the forerunner, or already the program
         program = int.from_bytes(told[:4], sys.byteorder) or program  # without a successor, this is the end
     while pid != program:
         if pid == 0:
@@ -50,9 +50,7 @@ def run(program: int, exits: int, told: mmap.mmap | None = None) -> NoReturn:
                     try:
                         # Not reaped yet, so the pid can't have become somebody else's.
                         os.kill(program, info.si_signo)
-                    except (
-                        PermissionError
-                    ):  # the program has become another user, in a way that not even root may follow
+                    except PermissionError:  # it has become another user in a way that not even root may follow
                         pass
                 continue
         pid, status = os.waitpid(-1, os.WNOHANG)
@@ -60,4 +58,5 @@ def run(program: int, exits: int, told: mmap.mmap | None = None) -> NoReturn:
         os.write(exits, STATUS.pack(status))
     except OSError:  # the keeper is gone; who reaps this process learns something from its own code
         pass
+    os.nice(19)  # what is still to be done, taking down the namespaces, may wait for those who react to the news
     os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))

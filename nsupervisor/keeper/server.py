@@ -29,7 +29,7 @@ from functools import partial
 from nsupervisor.keeper import child as setup
 from nsupervisor.keeper import protocol
 from nsupervisor.keeper.descriptors import FIRST_FREE
-from nsupervisor.keeper.spawn import LATE, Child, SpawnError, spawn
+from nsupervisor.keeper.spawn import Child, SpawnError, spawn
 from nsupervisor.keeper.spec import Spec, SpecError
 from nsupervisor.keeper.zygote import Zygote
 from nsupervisor.linux import syscalls
@@ -113,7 +113,7 @@ class Keeper:
         self.epoll = select.epoll()
         self.handlers: dict[int, Callable[[], None]] = {}
         self.zygote = Zygote()
-        self.used_up = 0  # the namespaces of the init that has just been given its program
+        self.used_up: set[int] = set()  # namespaces of which another init is wanted in advance
         self.had_client = False
         self.leaving = False
         self._watch(self.signals, self._on_signals)
@@ -138,9 +138,8 @@ class Keeper:
                     complain(error)
                     if handler not in (self._on_signals, self._on_connection):
                         self._unwatch(fd)
-            if self.used_up:  # only now: whoever asked for the program has its answer already
-                flags, self.used_up = self.used_up, 0
-                self.zygote.make_ready(flags)
+            while self.used_up:
+                self.zygote.make_ready(self.used_up.pop())
         self.zygote.leave()
         try:
             os.unlink(self.socket_path)
@@ -196,7 +195,11 @@ class Keeper:
         if child.report is None:
             return
         fd = child.report.fileno()
-        if child.read_report(ended):
+        done = child.read_report(ended)
+        if child.wanted and (child.ready or done):  # not earlier: its set-up shall have the processors for itself
+            self.used_up.add(child.wanted)
+            child.wanted = 0
+        if done:
             self._unwatch_closed(fd)
             if child.execed:
                 self._tell({"event": "execed", "id": child.id, "pid": child.program_pid})
@@ -310,8 +313,6 @@ class Keeper:
         if spec.id in self.children:
             raise SpecError(f"id: {spec.id} is in use; its end has not been acknowledged")
         child = spawn(spec, self.zygote)
-        if spec.init:
-            self.used_up = spec.flags & ~LATE
         self.children[child.id] = child
         self.processes[child.pid] = child
         assert child.report is not None
@@ -320,6 +321,9 @@ class Keeper:
             self._watch(child.exits, lambda: self._on_exits(child))
         if given:
             child.notify = given.pop()
+        if child.wanted and self.zygote.in_a_hurry:
+            self.used_up.add(child.wanted)
+            child.wanted = 0
         return {"pid": child.pid}, (child.pidfd, child.stdout, child.stderr)
 
     def _adopt(self, message: dict[str, Any], given: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:

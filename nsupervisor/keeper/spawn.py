@@ -55,6 +55,7 @@ class Child:
         "status",
         "stderr",
         "stdout",
+        "wanted",
         "with_init",
     )
 
@@ -62,6 +63,7 @@ class Child:
         self.id = spec.id
         self.name = spec.name
         self.with_init = spec.init
+        self.wanted = spec.flags & ~LATE if spec.init else 0  # of which namespaces it has used up what waited
         self.pid = pid
         self.pidfd = pidfd
         self.stdout = fds.stdout
@@ -86,7 +88,7 @@ class Child:
         self.pid, self.program_pid = about["pid"], about["program"]
         self.pidfd, self.program_pidfd, self.stdout, self.stderr = fds[:4]
         self.notify = fds[4] if len(fds) > 4 else -1
-        self.report, self.exits = None, -1
+        self.report, self.exits, self.wanted = None, -1, 0
         self.ready = self.execed = True
         self.failure, self.status, self.held = None, None, []
         return self

@@ -38,6 +38,7 @@ import select
 import signal
 import socket
 import struct
+import time
 
 from nsupervisor.keeper import child as setup
 from nsupervisor.keeper import forerunner, init
@@ -54,7 +55,9 @@ _ORDER = struct.Struct("Q")  # to the zygote: clone's flags; the child's ends of
 _PLACES = (REPORT, EXITS, STDOUT, STDERR)
 _BORN = b"i"  # an init's first word by `exits`: the kernel adds its pid. Or, by whoever could not make it:
 _ERRNO = struct.Struct("i")
+_NAME = syscalls.process_name("nsupervisor-ini")
 _SIGCHLD = int(signal.SIGCHLD)
+_HURRY = 0.02  # seconds; some times what it takes to make an init and its forerunner
 _PATIENCE = 10.0  # seconds; an init is there within a millisecond unless the zygote has been stopped
 
 _LOST = (BrokenPipeError, ConnectionError, EOFError, TimeoutError)
@@ -67,6 +70,9 @@ class Zygote:
         self._socket: socket.socket | None = None
         self._pidfd = -1
         self._waiting: dict[int, Descriptors] = {}  # for an init, born or not, with its forerunner; by clone's flags
+        self._started = 0.0
+        self.in_a_hurry = False
+        """The latest start came so soon after the one before that the next may come before another init is ready."""
         self._mounts = _Mounts()
         self.mounts_fd = os.open(_MOUNTS, os.O_RDONLY | os.O_CLOEXEC)
         """For the keeper's epoll, EPOLLPRI: then `forget` is to be called."""
@@ -77,8 +83,13 @@ class Zygote:
         `cgroup` is a directory's descriptor, or -1. Raises OSError with clone3's errno, or EMFILE. If the zygote or
         what waits has been killed, there will be a new one.
         """
+        now = time.monotonic()
+        self.in_a_hurry = now < self._started + _HURRY
+        self._started = now
         if self._mounts.changed():
             self.forget()
+        if "uts" in spec.namespaces and spec.hostname is None:
+            spec.hostname = os.uname().nodename  # the host's, as it is now
         for attempt in (1, 2):
             try:
                 fds = self._waiting.pop(flags, None) or self._order(flags)
@@ -223,6 +234,7 @@ def _serve(connection: socket.socket) -> NoReturn:
         gc.disable()
         syscalls.set_process_name("nsupervisor-zyg")
         successor.prepare()
+        forerunner.prepare()
         # In the place of the report, which is not needed here; then all else that the keeper has open can go.
         os.dup2(connection.fileno(), REPORT, inheritable=False)
         os.dup2(0, 1)
@@ -256,19 +268,9 @@ def _serve(connection: socket.socket) -> NoReturn:
 # ---- in an init
 
 
-def _name() -> None:
-    """What `ps` shows. prctl(2) does the same through ctypes, which would cost each init 0.1 MB of its own."""
-    try:
-        fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
-        os.write(fd, b"nsupervisor-ini")
-        os.close(fd)
-    except OSError:  # there is no /proc
-        pass
-
-
 def _begin(flags: int, theirs: array.array[int], told: mmap.mmap) -> NoReturn:
     """One more fork, and each of both goes its way."""
-    _name()
+    syscalls.bare_set_process_name(_NAME)
     # From here on the zygote's connection is another one: what counts is the number of its descriptor.
     for place, fd in zip(_PLACES, theirs, strict=True):
         os.dup2(fd, place, False)

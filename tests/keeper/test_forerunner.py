@@ -99,6 +99,18 @@ async def test_a_killed_forerunner_does_not_take_its_successor_with_it(harness: 
     assert (result.status, result.failure, result.stdout) == (5 << 8, None, "up\n")
 
 
+async def test_a_stopped_forerunner_does_not_hold_up_the_news(harness: Harness, tmp_path: Path) -> None:
+    """It only has to leave, and on a busy machine it may be late with that."""
+    start = await half_way(harness, tmp_path)
+    os.kill(start.forerunner, signal.SIGSTOP)
+    reader = os.open(start.fifo, os.O_RDONLY | os.O_NONBLOCK)
+    end = await harness.ended(start.spawned)
+    os.close(reader)
+    assert (end.status, end.failure) == (5 << 8, None)
+    assert harness.execs[start.spawned.id].pid == start.successor
+    assert (await harness.finish(start.spawned)).stdout == "up\n"
+
+
 async def test_both_killed_half_way(harness: Harness, tmp_path: Path) -> None:
     start = await half_way(harness, tmp_path)
     os.kill(start.forerunner, signal.SIGKILL)
