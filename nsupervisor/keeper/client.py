@@ -253,6 +253,12 @@ class Keeper:
         raise RefusedError(problem["message"])
 
     async def _send(self, body: bytes, fds: Sequence[int]) -> None:
+        if not self._sending.locked():  # almost always: without a turn of the scheduler, as a start is waiting for it
+            try:
+                protocol.send(self._socket, body, fds)
+                return
+            except BlockingIOError:
+                pass
         async with self._sending:
             while True:
                 try:

@@ -136,7 +136,8 @@ class Kept:
                 await self._after(keeper)
 
     async def _current(self) -> Keeper:
-        await self._up.wait()
+        if not self._up.is_set():  # or else no turn of the scheduler, which would be on the way of each start
+            await self._up.wait()
         return self._keeper
 
     async def _after(self, lost: Keeper) -> None:
