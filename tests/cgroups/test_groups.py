@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from nsupervisor.cgroups import Cgroup, CgroupError, Host, Tree
+from nsupervisor.cgroups import Cgroup, CgroupError, Host, Tree, directories
 from nsupervisor.config.model import Resources
 from nsupervisor.config.units import Percent
 from tests.cgroups.conftest import Programs, wait_until
@@ -105,6 +105,7 @@ def test_controllers_are_handed_on_level_by_level(tree: Tree) -> None:
 def test_a_process_in_a_group_itself_is_told(tree: Tree, programs: Programs) -> None:
     os.mkdir(f"{tree.path}/group.mine")
     process = programs.start(Cgroup(tree.host, "mine", f"{tree.path}/group.mine"), "sleep", "1000")
+    wait_until(lambda: directories.members(f"{tree.path}/group.mine") == [process.pid])
     with pytest.raises(CgroupError, match=f"group/mine .*{process.pid} are in it, where only cgroups may be"):
         tree.group("mine", Resources())
 
