@@ -24,7 +24,7 @@ from nsupervisor.core.adjusting import Settings, file_of
 from nsupervisor.core.exits import Exit, signal_name
 from nsupervisor.core.lifecycle import Life
 from nsupervisor.core.mind import Due, Seen, Thought, Turn
-from nsupervisor.core.pace import pace, still_until
+from nsupervisor.core.pace import FASTEST, pace, still_until
 from nsupervisor.core.rules import Engine, Snapshot
 from nsupervisor.metrics.counters import Counters
 from nsupervisor.service.hooks import tell
@@ -68,6 +68,7 @@ class Judge:
     _still: float = attrs.field(init=False, default=0.0)
     """Until when they need not see the same again."""
     _pace: float = attrs.field(init=False, default=0.0)
+    _delay: float = attrs.field(init=False, default=FASTEST / 2)
     _timed: bool = attrs.field(init=False, default=False)
     """A rule looks at the uptime."""
     _beside: list[str] = attrs.field(init=False, factory=list)
@@ -128,7 +129,7 @@ class Judge:
 
     def resume(self) -> None:
         """Somebody lives in the cgroup: look at the levels again."""
-        self._still = 0.0
+        self._still, self._delay = 0.0, FASTEST / 2
         self.world.watcher.resume(self.cgroup)
 
     def sample(self, values: Snapshot) -> float:
@@ -145,7 +146,7 @@ class Judge:
         same = all(found is before.get(file) for file, found in values.items())
         if same and now < self._still:
             self._looked = now
-            return self._pace
+            return self._soon()
         if self._looked > self._taken:
             self.thinker.take(Seen(before, self.limits), self._looked)
         snapshot = {**values, UPTIME: self.read(UPTIME)} if self._timed else values
@@ -153,7 +154,13 @@ class Judge:
         self._pace = pace(self.engine, before, snapshot, now - self._looked, self.limits, now)
         self._still = still_until(self.engine, snapshot, self.limits, now) if same else now
         self._latest, self._looked, self._taken = snapshot, now, now
-        return self._pace
+        return self._soon()
+
+    def _soon(self) -> float:
+        """The pace, but no more than twice the time between the last two samples: what has just begun may grow quickly,
+        and how quickly shows only in the second sample."""
+        self._delay = min(self._pace, max(2 * self._delay, FASTEST))
+        return self._delay
 
     def look(self, file: str, values: Mapping[str, float], at: float | None) -> None:
         """Show the rules a reading.
