@@ -411,7 +411,6 @@ class Actor:
             self.post(events.Exited(generation, exit_, populated=False))
             return True
         self.pid = spawned.pid
-        self.judge.resume()
         self.trail.spawned(spawned, digest(spec))
         self.output.expect(spawned)
         return True
