@@ -67,6 +67,8 @@ class _Chunk:
     """What is at the front of the pipe, and its lines: with newlines between them, or one by one."""
 
     data: bytes
+    ends: int
+    """Newlines in it."""
     text: bytes | None
     lines: list[Line]
     labels: Mapping[str, Any]
@@ -75,7 +77,7 @@ class _Chunk:
     count: int
 
 
-def _nothing(_data: bytes) -> None:
+def _nothing(_size: int, _lines: int) -> None:
     pass
 
 
@@ -91,8 +93,8 @@ class Capture:
     route: Route
     labels: Mapping[str, Any]
     stream: str
-    count: Callable[[bytes], None] = _nothing
-    """Called with each chunk that has been taken."""
+    count: Callable[[int, int], None] = _nothing
+    """Called with the bytes and newlines that have been taken."""
     progress: Progress | None = None
     sequence: Sequence = attrs.field(factory=Sequence)
     say: Callable[..., None] = _silent
@@ -163,6 +165,8 @@ class Capture:
 
     async def _more(self) -> None:
         """Wait until there is something in the pipe. Not only that tells of lines that are missing in the file."""
+        if self.progress is not None:
+            self.progress.release()
         while self._gap and not self.route.raw:
             with trio.move_on_after(self._pause()):
                 await trio.lowlevel.wait_readable(self.pipe.fd)
@@ -183,7 +187,7 @@ class Capture:
         if not data:
             return True
         if route.journal is None:
-            self._take(data)
+            self._take(data, data.count(b"\n"))
             await trio.lowlevel.checkpoint()
         else:
             await self._to_journal(route.journal, data)
@@ -326,7 +330,7 @@ class Capture:
                 moved = file.take(self.pipe, data)
                 self._gap = 0
                 self._works()
-                self.count(data[:moved])
+                self.count(moved, data.count(b"\n", 0, moved))
                 return moved
         except BlockingIOError:
             raise
@@ -334,8 +338,9 @@ class Capture:
             self._failed(error)
         if self.route.block:
             return None
-        self._drop(data.count(b"\n"))
-        self._take(data)
+        lines = data.count(b"\n")
+        self._drop(lines)
+        self._take(data, lines)
         return len(data)
 
     def _failed(self, error: OSError) -> None:
@@ -393,22 +398,25 @@ class Capture:
 
     def _begin(self, data: bytes) -> _Chunk:
         """Cut what is at the front of the pipe into lines, and note that these are about to be recorded."""
-        many = data.count(b"\n")
-        if many > STEP and not self._again:
-            data = data[: len(data) * STEP // many]
+        ends = data.count(b"\n")
+        if ends > STEP and not self._again:
+            data = data[: len(data) * STEP // ends]
+            ends = data.count(b"\n")
         text = None if self.route.parse_json else self._framing.whole(data)
         lines = self._framing.feed(data) if text is None else []
-        count = len(lines) if text is None else text.count(b"\n") + 1
+        count = len(lines) if text is None else ends
         seq = self.progress.note.seq if self.progress is not None and self._again else self.sequence.next
         self.sequence.next = max(self.sequence.next, seq + count)
         if self.progress is not None:
             self.progress.begin(data, self.sequence.next, self._framing.rest)
         labels = {**self.labels, "duplicate": True} if self._again else self.labels
-        return _Chunk(data, text, lines, labels, now(), seq, count)
+        return _Chunk(data, ends, text, lines, labels, now(), seq, count)
 
     def _records(self, formatting: Any, chunk: _Chunk) -> bytes:
         if chunk.text is not None:
-            made: bytes = formatting.whole(chunk.timestamp, chunk.labels, self.stream, chunk.text, chunk.seq)
+            made: bytes = formatting.whole(
+                chunk.timestamp, chunk.labels, self.stream, chunk.text, chunk.seq, chunk.count
+            )
             return made
         return b"".join(
             formatting.output(chunk.timestamp, chunk.labels, self.stream, chunk.lines, chunk.seq, self.route.parse_json)
@@ -416,12 +424,12 @@ class Capture:
 
     def _finish(self, chunk: _Chunk) -> None:
         """It has been recorded: take it from the pipe."""
-        self._take(chunk.data)
+        self._take(chunk.data, chunk.ends)
         self._commit()
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, data: bytes, lines: int) -> None:
         self.pipe.drop(len(data))
-        self.count(data)
+        self.count(len(data), lines)
 
     def _commit(self) -> None:
         self._again = 0
@@ -436,7 +444,7 @@ class Capture:
         lines = [(line, cut or partial) for line, cut in self._framing.end()]
         seq = self.sequence.next
         self.sequence.next += len(lines)
-        chunk = _Chunk(b"", None, lines, self.labels, now(), seq, len(lines))
+        chunk = _Chunk(b"", 0, None, lines, self.labels, now(), seq, len(lines))
         if lines and route.journal is not None:
             await route.journal.deliver(self._records(route.journal.format, chunk), len(lines), block=route.block)
         if lines and route.file is not None and not route.raw:

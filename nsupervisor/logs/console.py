@@ -59,7 +59,15 @@ class ConsoleFormat:
         head = self._head(timestamp, stream, labels.get("workload", "")) + "| "
         return [_encode(f"{head}{_plain(text_of(line))}{'…' if partial else ''}\n") for line, partial in lines]
 
-    def whole(self, timestamp: str, labels: Mapping[str, Any], stream: str, text: bytes, seq: int) -> bytes:
+    def whole(
+        self,
+        timestamp: str,
+        labels: Mapping[str, Any],
+        stream: str,
+        text: bytes,
+        seq: int,
+        count: int,
+    ) -> bytes:
         """Complete lines, with newlines between them."""
         return b"".join(self.output(timestamp, labels, stream, [(line, False) for line in text.split(b"\n")], seq))
 

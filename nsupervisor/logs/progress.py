@@ -62,14 +62,13 @@ class Progress:
         self._pipe = pipe
         self._place = 0
         self._rests = [b"", b""]
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._fd = self._open()
         self.note = self._read()
+        self.release()
 
     def begin(self, data: bytes, next_seq: int, next_rest: bytes) -> None:
         """The records of `data`, which is at the front of the pipe, are about to be written."""
         other = 1 - self._place
-        if next_rest:
-            os.pwrite(self._fd, next_rest, _PLACES[other])
         self._rests[other] = next_rest
         note = self.note
         self.note = Note(note.seq, note.rest, len(data), fingerprint(data), next_seq, next_rest)
@@ -94,9 +93,18 @@ class Progress:
         self.note = Note(seq)
         self._write()
 
+    def release(self) -> None:
+        """Hold no descriptor while there is nothing to note: there may be many of us."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
     def close(self) -> None:
         """Close the file. It stays: the numbers go on with the next generation."""
-        os.close(self._fd)
+        self.release()
+
+    def _open(self) -> int:
+        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def _write(self) -> None:
         note, place = self.note, self._place
@@ -112,7 +120,14 @@ class Progress:
             1 - place,
             len(self._rests[1 - place]),
         )
-        os.pwrite(self._fd, head + _SUM.pack(zlib.crc32(head)), 0)
+        try:
+            if self._fd < 0:
+                self._fd = self._open()
+            if note.length and self._rests[1 - place]:
+                os.pwrite(self._fd, self._rests[1 - place], _PLACES[1 - place])
+            os.pwrite(self._fd, head + _SUM.pack(zlib.crc32(head)), 0)
+        except OSError:
+            pass  # no room, say: should we be killed now, lines come twice, unmarked; the capture goes on
 
     def _read(self) -> Note:
         """What is in the file; a file that is new, torn or of another version counts as empty."""

@@ -67,8 +67,8 @@ class JsonFormat:
             found.append(prefix + number + b'"message":' + dumps(text) + end)
         return found
 
-    def whole(self, timestamp: str, labels: Mapping[str, Any], stream: str, text: bytes, seq: int) -> bytes:
-        """The records of complete lines with newlines between them; the same as `output` makes, and ten times as fast.
+    def whole(self, timestamp: str, labels: Mapping[str, Any], stream: str, text: bytes, seq: int, count: int) -> bytes:
+        """The records of `count` complete lines with newlines between them; as `output` makes them, ten times as fast.
 
         All are escaped at once, as one string in which another character stands for the newlines, and then get what
         goes between two records in its place; the numbers are filled in last.
@@ -76,7 +76,6 @@ class JsonFormat:
         if _STANDIN in text:
             lines = [(line, False) for line in text.split(b"\n")]
             return b"".join(self.output(timestamp, labels, stream, lines, seq))
-        count = text.count(b"\n") + 1
         body = orjson.dumps(text.replace(b"\n", _STANDIN).decode("utf-8", "replace"))
         prefix = self._prefix(timestamp, labels, stream).replace(b"%", b"%%") + b'"seq":%d,"message":"'
         body = prefix + body[1:].replace(b"%", b"%%").replace(_STANDIN, b'"}\n' + prefix) + b"}\n"

@@ -44,6 +44,17 @@ def test_of_notes_about_another_pipe_only_the_number_counts(tmp_path):
     assert Progress(path, 6).note == Note(2)
 
 
+def test_a_directory_that_cannot_be_written_any_more_stops_nothing(tmp_path):
+    (tmp_path / "streams").mkdir()
+    progress = Progress(tmp_path / "streams" / "web#1.stdout")
+    (tmp_path / "streams" / "web#1.stdout").unlink()
+    (tmp_path / "streams").rmdir()
+    progress.begin(b"one\n", 1, b"")
+    progress.commit()
+    assert progress.note == Note(1)
+    progress.close()
+
+
 @pytest.mark.parametrize("content", [b"", b"torn", b"x" * 100])
 def test_a_file_that_makes_no_sense_counts_as_empty(tmp_path, content):
     (tmp_path / "web#1.stdout").write_bytes(content)

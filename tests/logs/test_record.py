@@ -154,6 +154,6 @@ def test_the_examples_in_the_documentation_satisfy_the_schema():
 
 @given(st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b"")), min_size=1), st.integers(0, 10**12))
 def test_records_made_at_once_are_the_same_as_one_by_one(lines, seq):
-    at_once = JSON.whole(TIME, LABELS, "stdout", b"\n".join(lines), seq)
+    at_once = JSON.whole(TIME, LABELS, "stdout", b"\n".join(lines), seq, len(lines))
     assert at_once == b"".join(JSON.output(TIME, LABELS, "stdout", [(line, False) for line in lines], seq))
     assert [record["seq"] for record in records(at_once)] == list(range(seq, seq + len(lines)))

@@ -120,5 +120,5 @@ def test_actions_and_output_add_up():
     counters.acted("policy[0]", "kill")
     assert counters.actions == {("policy[0]", "log"): 2, ("policy[0]", "kill"): 1}
     for chunk in (b"one\ntw", b"o\n", b"three"):
-        volume.add(chunk)
+        volume.add(len(chunk), chunk.count(b"\n"))
     assert (volume.bytes, volume.lines) == (13, 2)
