@@ -171,7 +171,8 @@ class Capture:
             with trio.move_on_after(self._pause()):
                 await trio.lowlevel.wait_readable(self.pipe.fd)
                 return
-            await self._until_written(self._close_gap)
+            await self._in_thread(self._close_gap)  # where that fails, the pause begins anew, and the pipe is looked at
+            self._tell()
         await trio.lowlevel.wait_readable(self.pipe.fd)
 
     async def _some(self) -> bool:
