@@ -16,7 +16,7 @@ import trio
 
 from .framing import Framing
 from .journal import Journal
-from .pipe import CHUNK, Pipe
+from .pipe import Pipe
 from .progress import Progress, fingerprint
 from .record import JsonFormat, Line, now
 from .rotated import LogFile
@@ -29,6 +29,8 @@ BUSY = 4096
 """Bytes since the last nap that make a workload busy."""
 PAUSE = 0.003
 """Seconds between two hand-overs to a thread, where less than that comes."""
+TEXT = 64 * 1024
+"""Bytes made records of at once. Larger pieces of memory come new from the kernel each time: half as fast, measured."""
 STEP = 4096
 """Lines recorded at once, about: records of short lines are many times as long as these."""
 RETRY_FIRST, RETRY_LAST = 0.05, 2.0
@@ -184,7 +186,7 @@ class Capture:
         route = self.route
         if route.file is not None and route.journal is None:
             return await self._to_file()
-        data = self.pipe.peek(self._again or CHUNK)
+        data = self.pipe.peek(self._again or TEXT)
         if not data:
             return True
         if route.journal is None:
@@ -273,7 +275,7 @@ class Capture:
         assert file is not None
         with file.lock:  # two generations of a stream number their lines together
             if self._pending is None:
-                data = self.pipe.peek(self._again or CHUNK)
+                data = self.pipe.peek(self._again or TEXT)
                 if not data:
                     return 0
                 chunk = self._begin(data)
