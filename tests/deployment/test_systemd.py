@@ -95,11 +95,12 @@ REMEMBER = "main=$(show MainPID) pids=$(cat $web/cgroup.procs)\n"
 
 
 def test_a_service_of_systemd(tmp_path, no_leaks):
-    restart, replace, read, status, stop = documented("systemctl restart nsupervisor").splitlines(keepends=True)
+    lines = documented("systemctl restart nsupervisor").splitlines(keepends=True)
+    restart, reload, replace, read, status, stop = lines
     script = [
         *(PREPARE, documented("nsupervisor check"), STARTED),
         *(REMEMBER, restart, RESTARTED),
-        *(REMEMBER, replace, REPLACED, TAKEN_OVER, KILLED),
+        *(REMEMBER, reload, replace, REPLACED, TAKEN_OVER, KILLED),
         *(f'{read.strip()} | grep -o -m1 \'"action":"restart"\'\n', f"{status.strip()} | cut -d' ' -f1\n"),
         *(stop, STOPPED, ROOTLESS),
     ]
