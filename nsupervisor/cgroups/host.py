@@ -179,6 +179,8 @@ class Host:
         around: the limits of the groups that it is for, of which percentages are.
         """
         given = settings(resources)
+        if not given:
+            return []
         found = [problem for key in given if (problem := self.problem(key)) is not None]
         bad = {problem.key for problem in found}
         good = {key: value for key, value in given.items() if key not in bad}

@@ -53,14 +53,15 @@ class Tree:
     _made_leaf: bool = attrs.field(default=False, init=False)
 
     @classmethod
-    def create(cls, host: Host, name: str, adopt: bool = False) -> Tree:
+    def create(cls, host: Host, name: str, adopt: bool = False, own_leaf: bool = False) -> Tree:
         """Make the tree below the own cgroup.
 
         On a unified host, away from the root, this process moves to the leaf `<own>/supervisor`, because a cgroup that
         hands out controllers may hold no processes; its descendants there come along. Then the controllers are enabled;
         one that cannot be is reported by `host.problems`. An empty left-over of the same name is removed; one with
         processes in it is somebody else's, and refused, unless `adopt` says that it is ours from before: then it stays
-        as it is, workloads running. CgroupError when there is no usable v2 hierarchy, or directories cannot be made.
+        as it is, workloads running. `own_leaf`: the leaf is ours from before, too, and goes at the end, as it would
+        have then. CgroupError when there is no usable v2 hierarchy, or directories cannot be made.
         """
         if host.core is None:
             problem = host._no_core(name)
@@ -73,6 +74,8 @@ class Tree:
         except OSError as error:
             why, instead = not_writable(host.core, host.base) or (error.strerror, "see `nsupervisor doctor`")
             raise CgroupError(f"cannot make the cgroup {tree.path}: {why}; {instead}") from error
+        if own_leaf and os.path.basename(host.core.directory) == LEAF:
+            tree._inherit_leaf(host.core.directory)
         try:
             tree._enable([name for name in CONTROLLERS if name not in tree._later()])
             for controller in CONTROLLERS:
@@ -142,6 +145,16 @@ class Tree:
             if pid not in others:
                 self.supervisor_join(pid)
 
+    def _inherit_leaf(self, leaf: str) -> None:
+        """As it was we who had to move, nobody else had enabled a controller before."""
+        self._leaf, self._made_leaf = leaf, True
+        self._enabled = [name for name in _words(f"{self.host.base}/cgroup.subtree_control") if name in CONTROLLERS]
+
+    @property
+    def owns_leaf(self) -> bool:
+        """The leaf that the supervisor is in has been made by it, or by one before."""
+        return self._made_leaf
+
     def supervisor_join(self, pid: int) -> None:
         """Move a process of the supervisor's own (the keeper) to where the supervisor is. Does nothing where the
         supervisor did not have to move."""
@@ -182,15 +195,15 @@ class Tree:
         cgroup.shared |= _controllers(resources)
         return cgroup
 
-    def make(self, name: str, resources: Any, within: Sequence[Cgroup] = ()) -> Cgroup:
+    def make(self, name: str, resources: Any, within: Sequence[Cgroup] = (), *, given: bool = False) -> Cgroup:
         """The cgroup of one workload, with its limits applied and read back.
 
         It may exist already: a workload keeps its cgroup across restarts, counters go on, and limits no longer
         configured are lifted. resources: `config.model.Resources`, or anything with its fields. within: the groups that
-        it is in, the outermost first. CgroupError: what could not be set, of which workload, why; nothing new stays
-        behind then.
+        it is in, the outermost first. given: if the cgroup is there, it is known to have got these limits, and nobody
+        looks. CgroupError: what could not be set, of which workload, why; nothing new stays behind then.
         """
-        return self._cgroup(name, name, resources, within)
+        return self._cgroup(name, name, resources, within, given)
 
     def groups(self, names: Sequence[str]) -> list[Cgroup]:
         """The cgroups of groups, the outermost first; of one that an earlier supervisor has left, as it has left it."""
@@ -231,7 +244,9 @@ class Tree:
         """The directories of the groups, each after those around it."""
         return sorted(path for path in self._made if os.path.basename(path).startswith(GROUP) and os.path.exists(path))
 
-    def _cgroup(self, directory: str, name: str, resources: Any, within: Sequence[Cgroup]) -> Cgroup:
+    def _cgroup(
+        self, directory: str, name: str, resources: Any, within: Sequence[Cgroup], given: bool = False
+    ) -> Cgroup:
         path = f"{within[-1].path if within else self.path}/{directory}"
         fresh = not os.path.exists(path)
         needed = {*_ALWAYS, *_controllers(resources), *(one for group in within for one in group.shared)}
@@ -246,7 +261,8 @@ class Tree:
                 # What exists already may hold a limit that is to be lifted.
                 if hierarchy is not None and (controller in needed or os.path.exists(self._v1_path(hierarchy, cgroup))):
                     self._make_v1_below(hierarchy, cgroup)
-            cgroup.apply(resources, fresh)
+            if fresh or not given:
+                cgroup.apply(resources, fresh)
         except BaseException:
             cgroup.close()
             if fresh:

@@ -60,36 +60,40 @@ def sparse(value: Any) -> Any:
     return plain(value)
 
 
-def restored(kind: type[T], data: Any) -> T:
-    """What `plain` made of a ``kind``. ValueError where it is something else."""
+def restored(kind: type[T], data: Any, *, newer: bool = False) -> T:
+    """What `plain` made of a ``kind``. ValueError where it is something else. ``newer``: a later version may have
+    written it, so attributes that are not known here are left out."""
     try:
-        made: T = _restored(kind, data)
+        made: T = _restored(kind, data, newer)
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"is no {kind.__name__}: {error}") from None
     return made
 
 
-def _restored(kind: Any, data: Any) -> Any:
+def _restored(kind: Any, data: Any, newer: bool) -> Any:
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if data is None and type(None) in inner:
             return None
-        return _one_of([one for one in inner if one is not type(None)], data)
+        return _one_of([one for one in inner if one is not type(None)], data, newer)
     if origin is typing.Literal and data in inner:
         return data
     if origin in (dict, Mapping):
         if not isinstance(data, dict):
             raise ValueError(f"has {data!r} in place of an object")
-        return {_restored(inner[0], key): _restored(inner[1], one) for key, one in data.items()}
+        return {_restored(inner[0], key, newer): _restored(inner[1], one, newer) for key, one in data.items()}
     if origin is tuple:
         if not isinstance(data, list):
             raise ValueError(f"has {data!r} in place of a list")
         if inner[-1] is Ellipsis:
-            return tuple(_restored(inner[0], one) for one in data)
-        return tuple(_restored(one, part) for one, part in zip(inner, data, strict=True))
+            return tuple(_restored(inner[0], one, newer) for one in data)
+        return tuple(_restored(one, part, newer) for one, part in zip(inner, data, strict=True))
     if attrs.has(kind):
+        if not isinstance(data, dict):
+            raise ValueError(f"has {data!r} in place of a {kind.__name__}")
         hints = _hints(kind)
-        return kind(**{name: _restored(hints[name], one) for name, one in data.items()})
+        known = data.items() if not newer else [pair for pair in data.items() if pair[0] in hints]
+        return kind(**{name: _restored(hints[name], one, newer) for name, one in known})
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return kind(data)
     if kind is Decimal and isinstance(data, str):
@@ -105,11 +109,11 @@ def _restored(kind: Any, data: Any) -> Any:
     return data
 
 
-def _one_of(kinds: list[Any], data: Any) -> Any:
+def _one_of(kinds: list[Any], data: Any, newer: bool) -> Any:
     problems = []
     for kind in kinds:
         try:
-            return _restored(kind, data)
+            return _restored(kind, data, newer)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             problems.append(str(error))
     raise ValueError("; ".join(problems))

@@ -31,6 +31,8 @@ from nsupervisor.core.victims import Candidate, Effect, Growth, Place, rank
 from nsupervisor.logs.record import now as timestamp
 from nsupervisor.service.hooks import tell
 from nsupervisor.service.setting import remeasure, write
+from nsupervisor.service.state import GroupRecord
+from nsupervisor.service.trail import differences, recalled, remembered
 from nsupervisor.service.world import World
 
 if TYPE_CHECKING:
@@ -68,6 +70,8 @@ class Group:
     _latest: Snapshot = attrs.field(init=False, factory=dict)
     """The latest sample of the levels, and when it was taken."""
     _looked: float = 0.0
+    _resumed: bool = False
+    """What the rules remember is an earlier supervisor's."""
     _quiet_since: float = float("-inf")
     """When something was done to a member last, by whichever group."""
 
@@ -84,13 +88,34 @@ class Group:
         """The files that its rules look at."""
         return tuple(dict.fromkeys(atom.file for rule in self.engine.rules for atom in rule.when.atoms))
 
+    def resume_from(self, record: GroupRecord | None) -> None:
+        """Go on where an earlier supervisor has left it, if one has."""
+        if record is not None:
+            self.engine = recalled(self.engine, record.rules)
+            self._resumed = True
+
+    def remember(self) -> None:
+        """Leave word for the supervisor that comes after this one. Rules that have gone off are remembered once that
+        has been done, so that they go off again where it has not."""
+        changed = differences(self.config.resources, self.resources)
+        self.world.state.keep_group(self.name, GroupRecord(remembered(self.engine), changed))
+
     def watch(self) -> None:
-        """Begin to look. What counters say now is the base line; a level that holds already is news."""
+        """Begin to look. What counters say now is the base line, or what an earlier supervisor has heard of them; a
+        level that holds already is news."""
+        resumed, self._resumed = self._resumed, False
+        self._watch(resumed)
+        self.remember()
+
+    def _watch(self, resumed: bool) -> None:
         if not self.files:
             return
         counters = dict.fromkeys(a.file for rule in self.engine.rules for a in rule.when.atoms if a.kind == "counter")
         for file in counters:
-            self.engine, _ = self.engine.observe({file: self._read(self.cgroup, file)}, {}, trio.current_time())
+            if resumed:
+                self._see({file: self._read(self.cgroup, file)})
+            else:
+                self.engine, _ = self.engine.observe({file: self._read(self.cgroup, file)}, {}, trio.current_time())
         told = [file for file in self.files if notifies(file) and not self.cgroup.is_v1(file)]
         levels = [file for file in self.files if file not in told]
         self.world.watcher.add(self.cgroup, self._hear, events=told, levels=levels, on_sample=self._sample)
@@ -168,11 +193,12 @@ class Group:
             elif one.rule.dry_run:
                 await self._hit(one)
         acts = [one for one in fired if one.action not in TELLING and not one.rule.dry_run]
-        if not acts:
-            return
-        async with self.turn:
-            if self._quiet_since < decided:  # else something has been done meanwhile; if it does not help, they say so
-                await self._hit(acts[-1])
+        if acts:
+            async with self.turn:
+                # Else something has been done meanwhile; if it does not help, they say so.
+                if self._quiet_since < decided:
+                    await self._hit(acts[-1])
+        self.remember()
 
     async def _tell(self, fired: Fired) -> None:
         """The rule's record, and what it runs: that concerns no member."""
@@ -283,6 +309,7 @@ class Group:
         for group in {self, *actor.groups}:
             group._quiet_since = now
             group.engine = group.engine.hushed(now)
+            group.remember()
 
     def _nobody(self, rule: GroupRule, places: Iterable[Place]) -> None:
         reasons = "; ".join(f"{place.candidate.name}: {place.why}" for place in places)
@@ -307,6 +334,7 @@ class Group:
         await write(self.cgroup, self.resources, resources, optional=not resources.required)
         self.resources = resources
         self._limits = self.cgroup.limits()
+        self.remember()
 
     # ---- limits
 
@@ -324,6 +352,7 @@ class Group:
             return False, str(error)
         self.resources = after
         self._limits = self.cgroup.limits()
+        self.remember()
         was, is_ = difference(before, after)
         self.world.journal.log.info("action", group=self.name, action="set", cause={"by": by}, before=was, after=is_)
         return True, ""

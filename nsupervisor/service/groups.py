@@ -15,6 +15,8 @@ from nsupervisor.config.model import Group as GroupConfig
 from nsupervisor.core.differences import merged
 from nsupervisor.service.group import HOST, Group
 from nsupervisor.service.requirements import uncounted
+from nsupervisor.service.state import GroupRecord
+from nsupervisor.service.trail import resources
 from nsupervisor.service.world import World
 
 if TYPE_CHECKING:
@@ -33,18 +35,24 @@ class Groups:
     host: Group
 
     @classmethod
-    def make(cls, config: Config, tree: Tree, world: World) -> Groups:
-        """Make the groups' cgroups, from the outside in. CgroupError as from `Tree.group`."""
+    def make(cls, config: Config, tree: Tree, world: World, left: Mapping[str, GroupRecord]) -> Groups:
+        """Make the groups' cgroups, from the outside in. CgroupError as from `Tree.group`. ``left``: what an earlier
+        supervisor has left of them, by their full names."""
         turn = trio.Lock()
         root = Group(HOST, GroupConfig(name=HOST, policy=config.host.policy), tree.root(), world, turn=turn)
         groups = cls(config, {}, _checked(root))
+        groups.host.resume_from(left.get(HOST))
         for group in sorted(config.groups.values(), key=lambda one: len(config.around(one))):
             around = tuple(groups.by_name[outer.name] for outer in config.around(group))
-            cgroup = tree.group(group.name, group.resources, [outer.cgroup for outer in around])
+            before = left.get(f"{PREFIX}{group.name}")
+            in_force = resources(group.resources, before.set) if before is not None else group.resources
+            cgroup = tree.group(group.name, in_force, [outer.cgroup for outer in around])
             for problem in cgroup.problems:
                 world.journal.log.warning("limit not enforced", group=f"{PREFIX}{group.name}", message=str(problem))
             made = Group(f"{PREFIX}{group.name}", group, cgroup, world, around, turn)
-            groups.by_name[group.name] = _checked(made)
+            made.resources = in_force
+            groups.by_name[group.name] = made = _checked(made)
+            made.resume_from(before)
         return groups
 
     def around(self, workload: Workload) -> tuple[Group, ...]:
@@ -107,9 +115,9 @@ class Groups:
         for rule in config.policy:
             if why := uncounted(rule, group.cgroup):
                 raise CgroupError(f"{group.name}: {rule.name} (line {rule.line}): {why}")
-        resources = merged(group.config.resources, config.resources, group.resources)
-        if resources != group.resources:
-            await group.go(resources)
+        after = merged(group.config.resources, config.resources, group.resources)
+        if after != group.resources:
+            await group.go(after)
             inner = [one for one in self.by_name.values() if group in one.around]
             for one in inner:
                 await one.remeasure()
@@ -140,5 +148,7 @@ def _checked(group: Group) -> Group:
         else:
             rules.append(rule)
     if len(rules) < len(group.config.policy):
-        return attrs.evolve(group, config=attrs.evolve(group.config, policy=tuple(rules)))
+        able = attrs.evolve(group, config=attrs.evolve(group.config, policy=tuple(rules)))
+        able.resources = group.resources
+        return able
     return group

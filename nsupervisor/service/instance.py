@@ -24,14 +24,16 @@ def make(
     world: World,
     in_force: Resources,
     left: tuple[str, ...] | None = None,
+    given: bool = False,
 ) -> Actor:
     """The actor, with its cgroup and these limits in force. CgroupError: what could not be had, of which workload.
 
-    ``left``: the groups in which an earlier supervisor has left it, if one has.
+    ``left``: the groups in which an earlier supervisor has left it, if one has. ``given``: the cgroup has got these
+    limits from that one; whether it still has them is for `Setter.verify`.
     """
     tree, groups = home
     create = partial(groups.cgroup, tree, name, workload)
-    cgroup = create(in_force) if left is None else tree.make(name, in_force, tree.groups(left))
+    cgroup = create(in_force) if left is None else tree.make(name, in_force, tree.groups(left), given=given)
     moves = left is not None and left != tuple(group.config.name for group in groups.around(workload))
     if moves and not cgroup.populated():
         cgroup.remove()
@@ -42,10 +44,11 @@ def make(
         if not cgroup.populated():
             cgroup.remove()
         raise
-    told = {problem.key for problem in cgroup.host.problems(workload.resources, cgroup.around())}
-    for problem in cgroup.problems:
-        if problem.key not in told:
-            world.journal.log.warning("limit not enforced", workload=name, message=str(problem))
+    if cgroup.problems:
+        told = {problem.key for problem in cgroup.host.problems(workload.resources, cgroup.around())}
+        for problem in cgroup.problems:
+            if problem.key not in told:
+                world.journal.log.warning("limit not enforced", workload=name, message=str(problem))
     actor = Actor(name, able, instance, cgroup, world)
     actor.configured = workload
     actor.setter.resources = actor.setter.given = in_force

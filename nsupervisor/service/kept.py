@@ -65,13 +65,6 @@ class Kept:
         """What the present one has; who asks owns the descriptors."""
         return await self._keeper.list()
 
-    async def has_children(self) -> bool:
-        """Whether it keeps anything."""
-        children = await self.children()
-        for child in children:
-            close(child)
-        return bool(children)
-
     def go_on(self, children: Sequence[Child] = ()) -> None:
         """All is as it was before the loss: whoever waited may go on. ``children`` are those of which nobody knows yet;
         their descriptors are for `spawn` to hand out."""

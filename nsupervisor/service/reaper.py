@@ -6,28 +6,43 @@ What falls to us are those of others, such as of commands that somebody runs in 
 
 import os
 import signal
+from collections.abc import Callable
 
 import trio
 
+SOON = 0.02
+"""Seconds between two looks at whether the keeper's status has been taken."""
 
-async def reap_strangers(spared: int) -> None:
-    """For ever, if this is process 1; else returns at once. ``spared`` is our own child, whose status is not taken."""
+
+async def reap_strangers(spared: Callable[[], int]) -> None:
+    """For ever, if this is process 1; else returns at once. ``spared`` says who our own child is at the moment, the
+    keeper: its status is not taken."""
     if os.getpid() != 1:
         return
     with trio.open_signal_receiver(signal.SIGCHLD) as signals:
-        reap(spared)  # those that ended before we listened
+        await reap_all(spared)  # those that ended before we listened
         async for _ in signals:
-            reap(spared)
+            await reap_all(spared)
+
+
+async def reap_all(spared: Callable[[], int]) -> None:
+    """Reap all strangers that have ended. Where the keeper is among the dead, those behind it have to wait until its
+    own status has been taken, and a new keeper is there."""
+    while True:
+        reap(spared())
+        if not _ended():
+            return
+        await trio.sleep(SOON)
 
 
 def reap(spared: int) -> list[int]:
-    """Reap all children that have ended, but not ``spared``; their pids. One signal may stand for many of them."""
+    """Reap all children that have ended, but not ``spared``, nor those that the kernel tells of after it; their pids.
+    One signal may stand for many of them."""
     reaped = []
     # Look first (WNOWAIT), because there is no way to ask for "any but this one".
     while (ended := _ended()) and ended != spared:
         os.waitpid(ended, 0)
         reaped.append(ended)
-    # If `spared` has ended, those behind it stay: without it the supervisor is ending, and with process 1 everybody.
     return reaped
 
 

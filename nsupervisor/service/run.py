@@ -13,8 +13,10 @@ import resource
 import shutil
 import signal
 import sys
+import time
 from collections import ChainMap
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,7 +35,7 @@ from nsupervisor.config.positions import scan
 from nsupervisor.config.problems import Problem
 from nsupervisor.core import events
 from nsupervisor.core.plan import instances
-from nsupervisor.keeper.client import Ended, KeeperLost
+from nsupervisor.keeper.client import Child, Ended, KeeperLost
 from nsupervisor.logs import Journal, open_journal
 from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.metrics.server import serve_metrics
@@ -50,9 +52,10 @@ from nsupervisor.service.reaper import reap_strangers
 from nsupervisor.service.reload import Reloader
 from nsupervisor.service.reopen import REOPEN, reopen_on_signal
 from nsupervisor.service.requirements import about, unmet
-from nsupervisor.service.state import Found, StateFile, read
+from nsupervisor.service.state import Found, Record, StateFile, read
 from nsupervisor.service.supervisor import AT_REST, Supervisor
-from nsupervisor.service.takeover import by_name, readopt, removed, resources, see_off, take_over
+from nsupervisor.service.takeover import by_name, readopt, removed, see_off, take_over
+from nsupervisor.service.trail import fingerprint, resources
 from nsupervisor.service.upgrade import tell_outcome
 from nsupervisor.service.world import World
 
@@ -61,6 +64,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """What the service listens to: the first two stop it, the last has it read its configuration again."""
 Shared = tuple[Kept, Watcher, Journal, Path, History, Found]
 """What is shared by those that belong to different nurseries; the path is the runtime directory."""
+NEW = Record()
+"""Of whom nothing is known."""
+AT_ONCE = 25
+"""How many workloads begin to run between two looks at what else there is to do."""
+LEISURE = 9
+"""How much longer than something took to wait before the next of its kind, so that it takes a tenth of a processor."""
 LAST_WORDS = 5.0
 """Seconds that output still in the pipes may take at the end, when somebody who is not ours holds a pipe open."""
 
@@ -86,6 +95,7 @@ def main(path: str) -> int:
     # From here to the end of the process a signal waits until somebody listens: its default action would end the
     # service between two steps, and leave behind what the first of them has made.
     signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, REOPEN))
+    gc.disable()  # until all is there that stays: collections meanwhile look at more and more of it, and free nothing
     try:
         with _runtime_directory(config) as directory:
             return trio.run(_service, config, host, directory, warnings, clock=Monotonic())
@@ -153,13 +163,14 @@ async def _service(config: Config, host: Host, directory: Path, warnings: list[t
                 found = read(directory)
                 if found.problem:
                     journal.log.error("state file set aside", message=found.problem)
-                tree, held = _tree(host, settings, found, children=await keeper.has_children())
+                children = await keeper.children()
+                tree, held = _tree(host, settings, found, children=bool(children))
                 try:
                     _refuse_unenforceable(config, host)
                     tree.supervisor_join(keeper.pid)
                     async with open_watcher() as watcher:
                         shared = keeper, watcher, journal, directory, history, found
-                        await _supervise(config, host, tree, shared, signals)
+                        await _supervise(config, host, tree, shared, signals, by_name(children))
                     await keeper.shutdown()
                 finally:
                     os.close(held)
@@ -223,7 +234,8 @@ def _tree(host: Host, settings: Settings, found: Found, children: bool) -> tuple
         )
     if there:
         os.close(_hold_tree(path))
-    tree = Tree.create(host, settings.name, adopt=there and bool(children or found.records or _populated(path)))
+    adopt = there and bool(children or found.records or _populated(path))
+    tree = Tree.create(host, settings.name, adopt=adopt, own_leaf=before == path and bool(found.about.get("leaf")))
     return tree, _hold_tree(path)
 
 
@@ -231,22 +243,36 @@ def _populated(path: str) -> bool:
     return "populated 1" in Path(path, "cgroup.events").read_text()
 
 
-async def _supervise(config: Config, host: Host, tree: Tree, shared: Shared, signals: AsyncIterator[int]) -> None:
+async def _supervise(
+    config: Config,
+    host: Host,
+    tree: Tree,
+    shared: Shared,
+    signals: AsyncIterator[int],
+    children: Mapping[str, list[Child]],
+) -> None:
     """Run everything until a signal has stopped it."""
     keeper, watcher, journal, directory, history, found = shared
-    children = by_name(await keeper.children())
-    about = {"version": __version__, "name": config.supervisor.name, "pid": os.getpid(), "cgroup": tree.path}
-    file = StateFile(directory, about)
+    about = {
+        "version": __version__,
+        "name": config.supervisor.name,
+        "pid": os.getpid(),
+        "cgroup": tree.path,
+        "leaf": tree.owns_leaf,
+    }
+    file = StateFile(directory, about, partial(_tell_state, journal))
     async with trio.open_nursery() as captures:
         logs = Path(config.supervisor.log_directory)
         world = World(keeper, watcher, journal, captures, directory, file, logs, notes=notes_left(directory))
         world.measures.begin(keeper)
-        captures.start_soon(reap_strangers, keeper.pid)
-        groups, placed = Groups.make(config, tree, world), tree.found()
+        captures.start_soon(reap_strangers, lambda: keeper.pid)
+        groups, placed = Groups.make(config, tree, world, found.groups), tree.found()
 
         def actor(name: str, workload: Workload, instance: int | None) -> Actor:
-            in_force = resources(workload, found.records.get(name))
-            return make(name, workload, instance, (tree, groups), world, in_force, placed.get(name))
+            record = found.records.get(name, NEW)
+            in_force = resources(workload.resources, record.set)
+            given = record.limits != "" and record.limits == fingerprint(in_force)
+            return make(name, workload, instance, (tree, groups), world, in_force, placed.get(name), given)
 
         actors = {
             name: actor(name, config.workloads[workload], instance)
@@ -260,23 +286,23 @@ async def _supervise(config: Config, host: Host, tree: Tree, shared: Shared, sig
         try:
             async with trio.open_nursery() as nursery:
                 everybody = {**actors, **leaving}
-                living = await take_over(everybody, found.records, children, keeper, config.supervisor.orphans)
+                living = await take_over(everybody, found, children, keeper, config.supervisor.orphans)
                 exposition = Exposition(journal, world.measures, keeper.pid)
                 supervisor = Supervisor(
                     config, actors, groups, nursery, keeper.pid, host.mode, tree.path, exposition, history
                 )
                 supervisor.reloader = Reloader(supervisor, host, (tree, groups), world, leaving)
-                for one in everybody.values():
-                    nursery.start_soon(one.run)
                 nursery.start_soon(reopen_on_signal, actors.values(), journal)
-                groups.watch()
                 await nursery.start(serve, app(supervisor), directory / "api.sock")
+                await _run_all(everybody.values(), nursery)
+                groups.watch()
                 if config.supervisor.metrics is not None:
                     await nursery.start(serve_metrics, supervisor, config.supervisor.metrics)
                 # What is here stays, and there is much of it: a full collection that walks all of it would hold up
                 # every reaction, for 50 ms at 1,000 workloads.
                 gc.collect()
                 gc.freeze()
+                gc.enable()
                 journal.log.info("supervisor started", **supervisor.info())
                 if living:
                     text = f"{living} workloads of the supervisor before this one run on"
@@ -287,6 +313,8 @@ async def _supervise(config: Config, host: Host, tree: Tree, shared: Shared, sig
                 announce(journal, "READY=1")
                 tell_outcome(journal, directory)
                 nursery.start_soon(_until_signalled, signals, supervisor, journal, nursery.cancel_scope, leaving)
+                if living:
+                    nursery.start_soon(_verify, list(actors.values()))
                 await _follow_keeper(keeper, ChainMap(actors, leaving), supervisor, tree)
         finally:
             await _end_all([*actors.values(), *leaving.values()])
@@ -295,6 +323,32 @@ async def _supervise(config: Config, host: Host, tree: Tree, shared: Shared, sig
             await supervisor.drained()
         captures.cancel_scope.cancel()
     file.remove()
+
+
+async def _run_all(actors: Iterable[Actor], nursery: trio.Nursery) -> None:
+    """Have them run, some at a time, so that questions are answered in between: what can be told of each is known."""
+    waiting = iter(actors)
+    while some := list(itertools.islice(waiting, AT_ONCE)):
+        for one in some:
+            nursery.start_soon(one.run)
+        await trio.lowlevel.checkpoint()
+
+
+async def _verify(actors: Iterable[Actor]) -> None:
+    """Look whether the limits that were taken for given are still there; at leisure, as there may be thousands."""
+    for one in actors:
+        began = time.perf_counter()
+        await one.setter.verify()
+        await trio.sleep(LEISURE * (time.perf_counter() - began))
+
+
+def _tell_state(journal: Journal, problem: str) -> None:
+    """What is wrong with the state file; "": nothing any more."""
+    if problem:
+        text = f"{problem}; a supervisor that is killed from now on leaves less to the next one"
+        journal.log.error("state file not written", message=text)
+    else:
+        journal.log.info("state file written", message="it is up to date again")
 
 
 def _begin(supervisor: Supervisor, found: Found) -> None:

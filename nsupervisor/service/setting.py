@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import trio
 
-from nsupervisor.cgroups import Cgroup, CgroupError
+from nsupervisor.cgroups import Cgroup, CgroupError, CgroupGoneError
 from nsupervisor.cgroups.errors import Problem
 from nsupervisor.config.changes import changed, difference
 from nsupervisor.config.load import ConfigError
@@ -90,6 +90,21 @@ class Setter:
         """Wait until no change is under way."""
         while not self._idle.is_set():
             await self._idle.wait()
+
+    async def verify(self) -> None:
+        """Set again whatever somebody else has changed of the limits meanwhile; what cannot be had is said."""
+        await self.settled()
+        try:
+            problems = _change(self.cgroup, self.given, self.given, optional=True)
+        except CgroupGoneError:
+            return
+        except CgroupError as error:
+            self.say("limit not enforced", "warning", message=str(error))
+            return
+        told = {problem.key for problem in self.cgroup.host.problems(self.given, self.cgroup.around())}
+        for problem in problems:
+            if problem.key not in told:  # else the configuration's own warnings have said so
+                self.say("limit not enforced", "warning", message=str(problem))
 
     def _queue(self, turn: _Turn) -> _Turn:
         self._turns.append(turn)

@@ -1,7 +1,7 @@
 """``state.json`` in the runtime directory: what the next supervisor has to know of the workloads that run on.
 
-One JSON object a line. The first is about the supervisor, each other about one instance, and the last one of an
-instance counts; each has a checksum. A change is one write(2) at the end of the file, some 10 µs, so that it can be
+One JSON object a line. The first is about the supervisor, each other about one instance or group, and the last one of
+each counts; each has a checksum. A change is one write(2) at the end of the file, some 10 µs, so that it can be
 made before the act that it is about; now and then the file is written anew and renamed, so that it stays short.
 
 Nothing is flushed to a disk. What write(2) has taken survives the death of any process; what a power cut takes away
@@ -12,7 +12,7 @@ times in it are of the monotonic clock, which no clock setting moves.
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from nsupervisor.core.plain import restored, sparse
 from nsupervisor.core.rules import Memory as RuleMemory
 
 FORMAT = 1
-"""Of the file. A newer one is not understood; within one, attributes may come."""
+"""Of the file. A newer one is not understood. Within one, attributes may come, and sorts of lines; who does not know
+them goes on without, so that a version before can take over, too."""
 NAME = "state.json"
+NOTHING: Mapping[str, bytes] = {}
 _LEAST = 256 * 1024
 """Bytes below which the file is not worth writing anew."""
 
@@ -81,49 +83,85 @@ class Record:
     """What it was started with, as a short digest."""
     kill_signal: int = 15
     timeout_stop_sec: float = 10.0
+    limits: str = ""
+    """The limits that its cgroup has been given, as a short digest."""
+
+
+@attrs.frozen
+class GroupRecord:
+    """One group, or the host."""
+
+    rules: tuple[Remembered, ...] = ()
+    set: Mapping[str, Any] = attrs.field(factory=dict)
+    """As `Record.set`."""
+
+
+def _nobody(problem: str) -> None:
+    """Told of what nobody wants to hear."""
 
 
 class StateFile:
     """The file while it is written to."""
 
-    def __init__(self, directory: Path, about: Mapping[str, Any]) -> None:
+    def __init__(self, directory: Path, about: Mapping[str, Any], tell: Callable[[str], None] = _nobody) -> None:
         """Begin a file with nothing in it but ``about`` (the supervisor); the one before is replaced by the first
-        `keep`. Never raises: see `problem`."""
+        `keep`. Never raises: see `problem`. ``tell`` is called with what is the problem when one begins, and with ""
+        when it is over."""
         self.path = directory / NAME
         self.problem = ""
         """Why the file is not up to date, in words; the next change tries again."""
+        self._tell = tell
         self._lines: dict[str, bytes] = {"": _line({"format": FORMAT, "boot": boot(), **about})}
         self._size = 0
         self._fd = -1
 
     def keep(self, name: str, record: Record | None) -> None:
         """Remember this of an instance from now on; None: it is no more."""
-        line = _line({"name": name, "is": None if record is None else sparse(record)})
-        if record is None:
-            self._lines.pop(name, None)
-        elif self._lines.get(name) == line:
+        self._keep(name, _line({"name": name, "is": None if record is None else sparse(record)}), record is None)
+
+    def keep_group(self, name: str, record: GroupRecord) -> None:
+        """Remember this of a group, by its full name, from now on."""
+        self._keep(f"group {name}", _line({"group": name, "is": sparse(record)}))
+
+    def _keep(self, key: str, line: bytes, gone: bool = False) -> None:
+        if gone:
+            self._lines.pop(key, None)
+        elif self._lines.get(key) == line:
             return
         else:
-            self._lines[name] = line
+            self._lines[key] = line
         try:
             if self._fd < 0 or (self._size > _LEAST and self._size > 4 * sum(map(len, self._lines.values()))):
                 self._rewrite()
             else:
                 os.write(self._fd, line)
                 self._size += len(line)
-            self.problem = ""
         except OSError as error:
-            self.problem = f"cannot write {self.path}: {error.strerror}"
-            self._close()  # whatever is at its end now, the next time it is written anew
+            self._failed(error)
+        else:
+            self._went_well()
 
-    def write_all(self, records: Mapping[str, Record]) -> None:
-        """Remember all of these at once."""
+    def write_all(self, records: Mapping[str, Record], as_found: Mapping[str, bytes] = NOTHING) -> None:
+        """Remember all of these at once. ``as_found``: lines of `Found.lines` that still hold."""
+        self._lines |= as_found
         self._lines |= {name: _line({"name": name, "is": sparse(record)}) for name, record in records.items()}
         try:
             self._rewrite()
         except OSError as error:
-            self.problem = f"cannot write {self.path}: {error.strerror}"
-            self._close()
+            self._failed(error)
+        else:
+            self._went_well()
+
+    def _failed(self, error: OSError) -> None:
+        before, self.problem = self.problem, f"cannot write {self.path}: {error.strerror}"
+        self._close()  # whatever is at its end now, the next time it is written anew
+        if not before:
+            self._tell(self.problem)
+
+    def _went_well(self) -> None:
+        if self.problem:
+            self.problem = ""
+            self._tell("")
 
     def _rewrite(self) -> None:
         self._close()
@@ -157,6 +195,9 @@ class Found:
 
     about: Mapping[str, Any] = attrs.field(factory=dict)
     records: Mapping[str, Record] = attrs.field(factory=dict)
+    groups: Mapping[str, GroupRecord] = attrs.field(factory=dict)
+    lines: Mapping[str, bytes] = attrs.field(factory=dict)
+    """The records as they are written: what is the same needs not be made into a line again."""
     problem: str = ""
     """What is wrong with the file, and where it is now; what could be read of it is above."""
 
@@ -171,8 +212,10 @@ def read(directory: Path, aside: bool = True) -> Found:
     except FileNotFoundError:
         return Found()
     problem, about = "", {}
-    latest: dict[str, Any] = {}
+    latest: dict[tuple[str, str], Any] = {}
+    written: dict[str, bytes] = {}
     records: dict[str, Record] = {}
+    groups: dict[str, GroupRecord] = {}
     try:
         lines = data.split(b"\n")
         about = _read_line(lines[0])
@@ -182,20 +225,28 @@ def read(directory: Path, aside: bool = True) -> Found:
             return Found()
         for line in lines[1:-1]:
             one = _read_line(line)
-            latest[one["name"]] = one["is"]
+            kind = "name" if "name" in one else "group"
+            if kind in one:  # else it is of a later version
+                latest[kind, one[kind]] = one["is"]
+            if kind == "name":
+                written[one["name"]] = line + b"\n"
         if lines[-1]:
             raise ValueError(f"its last line is torn after {len(lines[-1])} bytes")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         problem = str(error) or type(error).__name__
-    for name, values in latest.items():
+    for (kind, name), values in latest.items():
         try:
-            if values is not None:
-                records[name] = restored(Record, values)
+            if values is None:
+                continue
+            if kind == "group":
+                groups[name] = restored(GroupRecord, values, newer=True)
+            else:
+                records[name] = restored(Record, values, newer=True)
         except ValueError as error:
             problem = problem or f"what it says of {name} {error}"
     if problem:
         problem = f"{path}: {problem}; it is kept as {_aside(path).name}" if aside else f"{path}: {problem}"
-    return Found(about, records, problem)
+    return Found(about, records, groups, {name: written[name] for name in records}, problem)
 
 
 def boot() -> str:

@@ -17,12 +17,11 @@ import trio
 
 from nsupervisor.cgroups import Cgroup
 from nsupervisor.config.load import ConfigError
-from nsupervisor.config.model import Resources, Workload
+from nsupervisor.config.model import Workload
 from nsupervisor.core import events
 from nsupervisor.core.actions import FreezeAll, KillAll, Signal, ThawAll
 from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import State, Then
-from nsupervisor.core.plain import restored
 from nsupervisor.keeper.client import Child, Ended, Execed, Keeper, Spawned
 from nsupervisor.linux import processes
 from nsupervisor.service import kept
@@ -31,9 +30,9 @@ from nsupervisor.service.identity import IdentityError
 from nsupervisor.service.mailbox import Again
 from nsupervisor.service.notify import host_owner
 from nsupervisor.service.spec import spawn_spec
-from nsupervisor.service.state import Body, Process, Record
+from nsupervisor.service.state import Body, Found, Process, Record
 from nsupervisor.service.status import exit_record
-from nsupervisor.service.trail import digest, memories
+from nsupervisor.service.trail import digest, recalled
 
 _OURS = "nsupervisor-"
 """How the names of our own processes begin: `linux.syscalls.set_process_name`."""
@@ -42,24 +41,12 @@ _OURS = "nsupervisor-"
 # ---- at the start
 
 
-def resources(workload: Workload, record: Record | None) -> Resources:
-    """The limits in force: those of the configuration, with what `nsupervisor set` had changed."""
-    if record is None or not record.set:
-        return workload.resources
-    changes = {name: value for name, value in record.set.items() if name in attrs.fields_dict(Resources)}
-    try:
-        after = restored(Resources, changes)
-    except ValueError:  # of another version
-        return workload.resources
-    return attrs.evolve(workload.resources, **{name: getattr(after, name) for name in changes})
-
-
 def resume(actor: Actor, record: Record | None, children: Sequence[Child]) -> None:
     """Give an actor that has not run yet the life that an earlier supervisor has left: what was written down of it, and
     the keeper's children of its name. Closes, or hands on, their descriptors."""
     if record is not None:
         mind = actor.thinker.mind
-        engine = attrs.evolve(mind.engine, memories=memories(mind, record.rules))
+        engine = recalled(mind.engine, record.rules)
         actor.thinker.mind = attrs.evolve(mind, life=record.life, engine=engine)
         actor.last_exit = record.last_exit
         actor.trail.oom_kills = record.oom_kills
@@ -197,12 +184,13 @@ def removed(name: str, record: Record | None) -> Workload:
 
 async def take_over(
     actors: Mapping[str, Actor],
-    records: Mapping[str, Record],
+    found: Found,
     children: Mapping[str, Sequence[Child]],
     keeper: kept.Kept,
     orphans: str,
 ) -> int:
     """Give each actor what an earlier supervisor has left of it, before any of them runs; how many lives there are."""
+    records = found.records
     for name, actor in actors.items():
         record, own = records.get(name), children.get(name, ())
         resume(actor, record, own)
@@ -212,11 +200,15 @@ async def take_over(
         elif not life.alive and actor.cgroup.populated():
             await see_to_orphans(actor, keeper.direct, orphans)
     if records or children:
-        actor_records = {name: actor.trail.record(actor, acting=False) for name, actor in actors.items()}
-        for name, record in records.items():
-            if name in actor_records and record.acting:
-                actor_records[name] = attrs.evolve(actor_records[name], acting=True)
-        next(iter(actors.values())).world.state.write_all(actor_records)
+        changed, same = {}, {}
+        for name, actor in actors.items():
+            before = records.get(name)
+            now = actor.trail.record(actor, acting=before is not None and before.acting)
+            if now == before:
+                same[name] = found.lines[name]
+            else:
+                changed[name] = now
+        next(iter(actors.values())).world.state.write_all(changed, same)
     keeper.go_on()
     return sum(actor.life.alive for actor in actors.values())
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from nsupervisor.config.model import Resources
+from nsupervisor.config.units import Percent
 from nsupervisor.core.mind import Mind
-from nsupervisor.core.plain import sparse
-from nsupervisor.core.rules import AtomMemory
+from nsupervisor.core.plain import restored, sparse
+from nsupervisor.core.rules import AtomMemory, Engine
 from nsupervisor.core.rules import Memory as RuleMemory
 from nsupervisor.keeper.client import Spawned
 from nsupervisor.linux import processes
@@ -36,6 +37,8 @@ class Trail:
     """What the cgroup's counter had said at the latest start or end."""
     _rules: tuple[Remembered, ...] = ()
     _mind: Mind | None = None
+    _given: Resources | None = None
+    _limits: str = ""
 
     def spawned(self, spawned: Spawned, print_: str) -> None:
         """There is a first process, and two pipes."""
@@ -69,7 +72,9 @@ class Trail:
         where this is needed."""
         mind = actor.thinker.mind
         if mind is not self._mind and not mind.due:
-            self._mind, self._rules = mind, _rules(mind)
+            self._mind, self._rules = mind, remembered(mind.engine)
+        if self._given is not actor.setter.given:
+            self._given, self._limits = actor.setter.given, fingerprint(actor.setter.given)
         return Record(
             mind.life,
             self.body,
@@ -78,24 +83,30 @@ class Trail:
             acting,
             actor.cgroup.killed,
             self._rules,
-            _differences(actor.workload.resources, actor.resources),
+            differences(actor.workload.resources, actor.resources),
             self.pending,
             self.print,
             actor.workload.kill_signal,
             actor.workload.timeout_stop_sec,
+            self._limits,
         )
 
 
-def _rules(mind: Mind) -> tuple[Remembered, ...]:
-    pairs = zip(mind.engine.rules, mind.engine.memories, strict=True)
+def remembered(engine: Engine) -> tuple[Remembered, ...]:
+    """What rules remember, for `recalled`."""
+    pairs = zip(engine.rules, engine.memories, strict=True)
     return tuple(Remembered(rule.name, rule.when.text, memory) for rule, memory in pairs)
 
 
-def memories(mind: Mind, remembered: tuple[Remembered, ...]) -> tuple[RuleMemory, ...]:
-    """For each rule of the mind what is remembered of it, where its condition is still the same."""
-    known = {(one.name, one.when): one.memory for one in remembered}
+def recalled(engine: Engine, rules: tuple[Remembered, ...]) -> Engine:
+    """The engine with what is remembered of each of its rules, where its condition is still the same."""
+    return attrs.evolve(engine, memories=_memories(engine, rules)) if rules else engine
+
+
+def _memories(engine: Engine, rules: tuple[Remembered, ...]) -> tuple[RuleMemory, ...]:
+    known = {(one.name, one.when): one.memory for one in rules}
     found = []
-    for rule, fresh in zip(mind.engine.rules, mind.engine.memories, strict=True):
+    for rule, fresh in zip(engine.rules, engine.memories, strict=True):
         memory = known.get((rule.name, rule.when.text), fresh)
         # What a trigger of pressure tells is nobody's to read afterwards.
         pairs = zip(rule.when.atoms, memory.atoms, strict=False)
@@ -104,7 +115,27 @@ def memories(mind: Mind, remembered: tuple[Remembered, ...]) -> tuple[RuleMemory
     return tuple(found)
 
 
-def _differences(configured: Resources, present: Resources) -> Mapping[str, Any]:
+def resources(configured: Resources, set_: Mapping[str, Any]) -> Resources:
+    """The limits in force: those of the configuration, with what `nsupervisor set` had changed (`differences`)."""
+    changes = {name: value for name, value in set_.items() if name in attrs.fields_dict(Resources)}
+    if not changes:
+        return configured
+    try:
+        after = restored(Resources, changes)
+    except ValueError:  # of another version
+        return configured
+    return attrs.evolve(configured, **{name: getattr(after, name) for name in changes})
+
+
+def fingerprint(resources: Resources) -> str:
+    """Limits as a few letters. "" where they depend on those of others, so that being the same says nothing."""
+    if any(isinstance(getattr(resources, attribute.name), Percent) for attribute in attrs.fields(Resources)):
+        return ""
+    return hashlib.blake2b(json.dumps(sparse(resources), sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def differences(configured: Resources, present: Resources) -> Mapping[str, Any]:
+    """What of the limits in force is not as configured: attributes of `Resources`, as plain values."""
     if configured is present:
         return {}
     names = [attribute.name for attribute in attrs.fields(Resources)]

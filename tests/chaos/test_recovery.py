@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from nsupervisor.api.client import Client, ClientError
 from tests.chaos import observe
 from tests.chaos.service import BrokenError, Run, Site, demand, over, running, site, until
-from tests.needs import ROOT, needs
+from tests.needs import ROOT, cgroup_directories, needs
 from tests.timing import deadline
 
 pytestmark = [pytest.mark.slow, needs("root", "cgroup")]
@@ -239,6 +240,106 @@ def test_a_changed_limit_is_still_in_force_after_a_take_over():
             assert second.one("web")["pids_max"] == 77
             second.stop()
             over(second)
+
+
+GROUP = """
+[group.batch]
+pids_max = 50
+[[group.batch.policy]]
+when = "pids.current >= 3"
+action = "log"
+cooldown = "10min"
+[workload.one]
+command = ["sh", "-c", "sleep 100000 & sleep 100000 & wait"]
+group = "batch"
+"""
+
+
+@needs("pids")
+def test_a_groups_changed_limits_and_the_cooldown_of_its_rules_go_on():
+    with site(GROUP) as where, running(where) as first:
+        first.record(event="action", group="group/batch", action="log")
+        first.tell("set", "group/batch", resources={"pids_max": 40})
+        first.signal(signal.SIGKILL)
+        first.wait()
+        first.close()
+        with running(where) as second:
+            second.record(event="taken over")
+            (group,) = second.client.groups()
+            assert group["pids_max"] == 40
+            second.tell("set", "one", resources={"pids_max": 30})  # it has been looked at once more by then
+            assert not second.matching(event="action", group="group/batch", action="log")
+            second.stop()
+            over(second)
+
+
+def test_limits_that_somebody_else_has_changed_in_the_gap_are_set_again():
+    with site(TOML + "[workload.web.resources]\npids_max = 77\n") as where, running(where) as first:
+        lives(first)
+        first.signal(signal.SIGKILL)
+        first.wait()
+        first.close()
+        limit = next(
+            path for own in cgroup_directories().values() if (path := own / where.name / "web/pids.max").exists()
+        )
+        assert limit.read_text() == "77\n"
+        limit.write_text("max")
+        with running(where) as second:
+            until("it is set again", lambda: limit.read_text() == "77\n")
+            second.stop()
+            over(second)
+
+
+def test_another_runtime_directory_with_the_same_name_is_refused_while_it_runs():
+    with site(TOML) as where, running(where) as first:
+        before = lives(first)
+        other = where.directory / "other.toml"
+        other.write_text(where.config.read_text().replace(str(where.runtime), str(where.directory / "other")))
+        command = [sys.executable, "-m", "nsupervisor", "run", str(other)]
+        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=deadline(30))
+        assert second.returncode == 1
+        assert f"{where.name} is in use by another supervisor" in second.stderr
+        assert lives(first) == before
+        first.stop()
+        over(first)
+
+
+READY = """
+[workload.slow]
+command = ["python3", "-S", "-c", {script}]
+type = "notify"
+timeout_start_sec = "5min"
+"""
+SAYS_READY = """
+import os, socket, time
+open({fifo!r}).read()
+socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+open({said!r}, "w").close()
+time.sleep(100000)
+"""
+
+
+def test_what_a_program_says_in_the_gap_is_heard_afterwards():
+    """The keeper lives, and so does the socket."""
+    with site("") as where:
+        fifo, said = str(where.directory / "fifo"), str(where.directory / "said")
+        os.mkfifo(fifo)
+        toml = READY.format(script=json.dumps(SAYS_READY.format(fifo=fifo, said=said)))
+        mark = f'environment = {{ {observe.MARK} = "{where.mark}" }}\n'
+        where.config.write_text(where.config.read_text() + toml + mark)
+        with running(where) as first:
+            until("it starts", lambda: first.one("slow")["pid"])
+            first.record(event="started", workload="slow")
+            first.signal(signal.SIGKILL)
+            first.wait()
+            first.close()
+            Path(fifo).write_text("go")
+            until("it has said so", lambda: os.path.exists(said))
+            with running(where) as second:
+                until("it is heard", lambda: second.one("slow")["state"] == "ready")
+                assert second.one("slow")["generation"] == 1
+                second.stop()
+                over(second)
 
 
 def test_the_start_limit_goes_on_counting():

@@ -85,7 +85,8 @@ async def setting(
     cgroup = tree.group("batch", Resources())
     journal, members = Journal(), {}
     async with open_watcher() as watcher, trio.open_nursery() as nursery:
-        world: Any = SimpleNamespace(journal=journal, watcher=watcher, nursery=nursery, told=set())
+        state = SimpleNamespace(keep_group=lambda *_: None)
+        world: Any = SimpleNamespace(journal=journal, watcher=watcher, nursery=nursery, told=set(), state=state)
         group = Group("group/batch", GroupConfig(name="batch", policy=rules), cgroup, world)
         for number, name in enumerate(("one", "two", "three")):
             one = tree.make(name, Resources(), [cgroup])

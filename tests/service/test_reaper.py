@@ -3,9 +3,10 @@
 import os
 import signal
 
+import pytest
 import trio
 
-from nsupervisor.service.reaper import reap, reap_strangers
+from nsupervisor.service.reaper import reap, reap_all, reap_strangers
 from tests.timing import deadline
 
 
@@ -16,6 +17,10 @@ def ended_child(status: int) -> int:
         os._exit(status)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     return pid
+
+
+def status_of(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def test_takes_all_that_have_ended_but_not_the_one_that_is_spared():
@@ -43,5 +48,26 @@ def test_leaves_those_alone_that_live():
 async def test_does_nothing_where_it_is_not_process_1():
     before = signal.getsignal(signal.SIGCHLD)
     with trio.fail_after(deadline(5)):
-        await reap_strangers(0)
+        await reap_strangers(lambda: 0)
     assert signal.getsignal(signal.SIGCHLD) is before
+
+
+async def test_spares_the_keeper_that_replaces_another_and_reaps_those_behind_the_dead_one():
+    first, second, stranger = ended_child(7), ended_child(8), ended_child(1)
+    keepers, asked = [first], trio.Event()
+
+    def spared() -> int:
+        asked.set()
+        return keepers[-1]
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reap_all, spared)
+        with trio.fail_after(deadline(5)):
+            await asked.wait()
+            keepers.append(second)
+            assert status_of(first) == 7
+            asked = trio.Event()
+            await asked.wait()
+        assert status_of(second) == 8
+    with pytest.raises(ChildProcessError):
+        status_of(stranger)

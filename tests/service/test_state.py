@@ -14,7 +14,7 @@ from nsupervisor.core.lifecycle import Life, State, Then
 from nsupervisor.core.plain import restored, sparse
 from nsupervisor.core.rules import AtomMemory, Memory
 from nsupervisor.service import state
-from nsupervisor.service.state import Body, Process, Record, Remembered, StateFile, read
+from nsupervisor.service.state import Body, GroupRecord, Process, Record, Remembered, StateFile, read
 
 times = st.floats(0, 1e9)
 lives = st.builds(
@@ -135,3 +135,45 @@ def test_a_full_disk_is_no_reason_to_stop_and_is_made_up_for(tmp_path: Path, mon
 def test_what_a_later_version_adds_has_its_default() -> None:
     assert restored(Record, {}) == Record()
     assert attrs.fields_dict(Record).keys() >= {"life", "body", "rules", "set"}
+
+
+def test_what_a_later_version_has_added_is_left_out_here_and_kept_in_the_file(tmp_path: Path) -> None:
+    record = Record(life=Life(generation=3), rules=(Remembered("r", "w", Memory((AtomMemory(last=1.0),))),))
+    values = sparse(record)
+    values["colour"], values["life"]["mood"] = "blue", {"good": True}
+    values["rules"][0]["memory"]["weight"] = 3
+    lines = [{"format": state.FORMAT, "boot": state.boot()}, {"name": "web", "is": values}, {"planet": "x", "is": {}}]
+    (tmp_path / state.NAME).write_bytes(b"".join(map(state._line, lines)))
+    found = read(tmp_path)
+    assert (found.problem, dict(found.records)) == ("", {"web": record})
+    StateFile(tmp_path, {"pid": 1}).write_all({}, found.lines)
+    assert (tmp_path / state.NAME).read_bytes().splitlines()[1] == state._line(lines[1])[:-1]
+    with pytest.raises(ValueError, match="colour"):
+        restored(Record, values)
+
+
+def test_groups_have_lines_of_their_own(tmp_path: Path) -> None:
+    group = GroupRecord((Remembered("r", "w", Memory(())),), {"memory_max": 4096})
+    file = StateFile(tmp_path, {})
+    file.keep("host", Record())
+    file.keep_group("host", GroupRecord())
+    file.keep_group("group/batch", group)
+    found = read(tmp_path)
+    assert (dict(found.records), dict(found.groups)) == (
+        {"host": Record()},
+        {"host": GroupRecord(), "group/batch": group},
+    )
+
+
+def test_that_it_cannot_be_written_is_told_once_and_so_is_that_it_can_again(tmp_path: Path) -> None:
+    told: list[str] = []
+    place = tmp_path / "gone"
+    file = StateFile(place, {}, told.append)
+    file.keep("web", Record())
+    file.keep("web", Record(acting=True))
+    assert told == [file.problem] == [f"cannot write {place / state.NAME}: No such file or directory"]
+    place.mkdir()
+    file.keep("web", Record())
+    file.keep("web", Record(acting=True))
+    assert (told[1:], file.problem) == ([""], "")
+    assert read(place).records == {"web": Record(acting=True)}
