@@ -17,7 +17,7 @@ from benchmarks.peer import known
 from benchmarks.session import Options
 from benchmarks.spawners import SPAWNERS
 
-NAMES = ("spawn", "restart", "react", "footprint", "logs", "scale")
+NAMES = ("spawn", "restart", "react", "footprint", "logs", "scale", "takeover")
 PAGE = products.ROOT / "docs" / "performance.md"
 START, END = "<!-- figures: written by scripts/bench --write-docs -->", "<!-- end of figures -->"
 
@@ -48,7 +48,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="|".join((*NAMES, "all")), default=[])
     parser.add_argument("--rounds", type=int, help="how often each product has its turn")
-    parser.add_argument("--sizes", help="footprint, scale: numbers of programs, with commas between them")
+    parser.add_argument("--sizes", help="footprint, scale, takeover: numbers of programs, with commas between them")
     parser.add_argument("--peers", help="only these products, with commas between them")
     parser.add_argument("--quick", action="store_true", help="does everything work? (the figures are worth little)")
     parser.add_argument("--json", type=Path, help="write everything measured to this file")

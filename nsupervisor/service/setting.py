@@ -4,6 +4,7 @@ Where memory is to be less than what is in use, the kernel takes it away within 
 a GB). So limits of memory are written by a thread, and only this workload's next change waits for it.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import attrs
 import trio
 
-from nsupervisor.cgroups import Cgroup, CgroupError, CgroupGoneError
+from nsupervisor.cgroups import Cgroup, CgroupError
 from nsupervisor.cgroups.errors import Problem
 from nsupervisor.config.changes import changed, difference
 from nsupervisor.config.load import ConfigError
@@ -94,10 +95,10 @@ class Setter:
     async def verify(self) -> None:
         """Set again whatever somebody else has changed of the limits meanwhile; what cannot be had is said."""
         await self.settled()
+        if not os.path.exists(self.cgroup.path):  # a reload has removed it meanwhile
+            return
         try:
             problems = _change(self.cgroup, self.given, self.given, optional=True)
-        except CgroupGoneError:
-            return
         except CgroupError as error:
             self.say("limit not enforced", "warning", message=str(error))
             return

@@ -164,6 +164,9 @@ for child in before, after:
     if child is not None:
         child.kill()
         child.wait()
+if "KILLED" in os.environ:  # as if by SIGKILL, and there is another one
+    tree = Tree.create(Host.discover(), "tree", adopt=True, own_leaf=tree.owns_leaf)
+    report["leaf"] = tree.owns_leaf
 if "error" not in report:
     tree.close()
 report["after"] = own()
@@ -197,6 +200,18 @@ def test_in_a_delegated_cgroup_the_supervisor_moves_to_a_leaf_and_back(delegated
     assert report["children"] == [f"{own}/supervisor"] * 2
     assert report["limits"] == {"memory.max": 1 << 26, "pids.max": 20}
     assert report["after"] == own
+    assert [path.name for path in delegated.iterdir() if path.is_dir()] == []
+    assert (delegated / "cgroup.subtree_control").read_text().split() == []
+
+
+@needs("cgroup_v2")
+def test_the_leaf_of_a_supervisor_that_was_killed_goes_with_the_next_one(
+    delegated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KILLED", "1")
+    report = run_in(delegated)
+    assert report["leaf"] is True
+    assert report["after"] == "/" + delegated.name
     assert [path.name for path in delegated.iterdir() if path.is_dir()] == []
     assert (delegated / "cgroup.subtree_control").read_text().split() == []
 

@@ -1,12 +1,15 @@
 """kill -9 to the supervisor, the keeper, or both, at random moments, over workloads that log numbered lines.
 
-What must hold after each kill: those that nobody has touched have the same process and generation, and nothing runs
-twice. In the end: every end of a program is recorded, nothing is left, and no number is missing.
+What must hold after each kill: those that nobody has touched have the same process and generation, the limits of the
+configuration are in force, and nothing runs twice. In the end: every end of a program is recorded, nothing is left, no
+start limit has begun anew, no cooldown either, and of what was put into files that are put aside all the time no number
+is missing.
 """
 
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -32,9 +35,36 @@ restart_sec = "50ms"
 restart_max_delay_sec = "100ms"
 start_limit_burst = 100000
 """
+CHATTY = """import itertools, time
+i = itertools.count(1)
+while True: print(*(f'count {next(i)}' for _ in range(20)), sep='\\n', flush=True); time.sleep(0.1)"""
+CHAT = """
+[workload.{name}]
+command = ["{python}", "-S", "-c", '''{script}''']
+log = {{ stdout = "file", max_size = 4096, max_files = 20 }}
+"""
+DOOMED = """
+[workload.{name}]
+command = ["false"]
+restart = "always"
+restart_sec = "{delay}s"
+restart_max_delay_sec = "{delay}s"
+start_limit_burst = {starts}
+start_limit_interval_sec = "10h"
+"""
+STARTS = 6
+"""How often a doomed one may be started."""
+COOLDOWN = """
+[[workload.{name}.policy]]
+when = "pids.current >= 1"
+action = "log"
+cooldown = "10h"
+"""
+LIMIT = re.compile(r"(?<=^pids_max = )\d+$", re.MULTILINE)
 WHOM = ("supervisor", "keeper", "both")
-MOMENTS = ("quiet", "stop", "start", "restart", "kill", "kill")
-"""What is under way at the moment of the kill."""
+MOMENTS = ("quiet", "stop", "start", "restart", "kill", "kill", "reload", "reload")
+"""What is under way at the moment of the kill; and often a file is just being put aside, or the next supervisor is
+coming up."""
 
 
 class Kills:
@@ -53,14 +83,22 @@ class Kills:
         ]
         # Every second one without an init, so that both ways of being a child are there.
         plain = [f"[workload.{name}.namespaces]\npid = false\n" for name in names[::2]]
-        self.site = Site("\n".join([*texts, *plain]))
-        self.stream = self.site.directory / "records"
-        text = self.site.config.read_text().replace('log_output = "stdout"', f'log_output = "{self.stream}"')
-        self.site.config.write_text(text)
+        self.limited, self.chatty = self.steady[:4], ["chatty0", "chatty1"]
+        limits = [f"[workload.{name}.resources]\npids_max = 100\n" for name in self.limited]
+        chats = [CHAT.format(name=name, python=sys.executable, script=CHATTY) for name in self.chatty]
+        self.doomed = [f"doomed{i}" for i in range(3)]
+        doomed = [DOOMED.format(name=name, delay=i + 1, starts=STARTS) for i, name in enumerate(self.doomed)]
+        rules = [COOLDOWN.format(name=name) for name in self.limited]
+        self.site = Site("\n".join([*texts, *plain, *limits, *chats, *doomed, *rules]))
+        self.stream, self.logs = self.site.directory / "records", self.site.directory / "logs"
+        places = f'log_output = "{self.stream}"\nlog_directory = "{self.logs}"'
+        self.site.config.write_text(self.site.config.read_text().replace('log_output = "stdout"', places))
         self.stderr = self.site.directory / "stderr"
         self.client = Client(str(self.site.runtime / "api.sock"))
         self.process: subprocess.Popen[bytes] | None = None
         self.kills: Counter[str] = Counter()
+        self.moments: Counter[str] = Counter()
+        self.minutes = 0.0
         self.back: list[float] = []
         """Seconds from the start of each next supervisor to its first answer."""
         self.before: dict[str, tuple[int, int, int]] = {}
@@ -70,10 +108,13 @@ class Kills:
         try:
             self._start()
             until("all run", lambda: self._all_up(), 120)
-            self.before = self._lives(self.steady)
-            for number in range(kills):
+            self.before = self._lives([*self.steady, *self.chatty])
+            begin, number = time.monotonic(), 0
+            while (number := sum(self.kills.values())) < kills:
                 self._kill()
                 self._look(number)
+            self.minutes = (time.monotonic() - begin) / 60
+            self._see_doom()
             self._end()
             return self._judge()
         finally:
@@ -86,13 +127,23 @@ class Kills:
     # ---- what is done
 
     def _start(self) -> None:
+        while self.before and self.random.random() < 0.3:
+            self._begin()
+            assert self.process is not None
+            time.sleep(self.random.uniform(0, 1))
+            self.process.kill()
+            self.process.wait()
+            self.kills["one that came up"] += 1
+        began = time.monotonic()
+        self._begin()
+        until("the supervisor answers", self._pid, 60)
+        self.back.append(time.monotonic() - began)
+
+    def _begin(self) -> None:
         command = [sys.executable, "-m", "nsupervisor", "run", str(self.site.config)]
         environment = {**os.environ, observe.MARK: self.site.mark}
         with self.stderr.open("ab") as stderr:
-            began = time.monotonic()
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stderr, stderr=stderr)
-        until("the supervisor answers", self._pid, 60)
-        self.back.append(time.monotonic() - began)
 
     def _pid(self) -> int | None:
         assert self.process is not None
@@ -110,9 +161,12 @@ class Kills:
         assert self.process is not None
         moment, whom = self.random.choice(MOMENTS), self.random.choice(WHOM)
         keeper = self.client.info()["keeper_pid"]
-        if moment != "quiet":
+        self.moments[moment] += 1
+        if moment == "reload":
+            self._reload()
+        elif moment != "quiet":
             self._command(moment, self.random.choice(self.moody))
-        time.sleep(self.random.choice((0, self.random.uniform(0, 0.01), self.random.uniform(0, 0.3))))
+        time.sleep(self.random.choice((0, self.random.uniform(0, 0.01), self.random.uniform(0, 0.1))))
         self.kills[whom] += 1
         if whom in ("keeper", "both"):
             os.kill(keeper, signal.SIGKILL)
@@ -122,6 +176,14 @@ class Kills:
             self._start()
         else:
             until("a new keeper", lambda: self.client.info()["keeper_pid"] != keeper, 60)
+
+    def _reload(self) -> None:
+        """Other limits for some, and no other command for anybody, so that no process changes."""
+        assert self.process is not None
+        new = self.site.config.with_suffix(".new")
+        new.write_text(LIMIT.sub(lambda _: str(self.random.randrange(50, 500)), self.site.config.read_text()))
+        new.rename(self.site.config)
+        self.process.send_signal(signal.SIGHUP)
 
     def _command(self, verb: str, name: str) -> None:
         """Have it on its way when the kill comes; nobody waits for the answer."""
@@ -133,6 +195,22 @@ class Kills:
                 pass
 
         Thread(target=ask, daemon=True).start()
+
+    def _see_doom(self) -> None:
+        """Those that fail at once are given up after as many starts as they may have, however often we were killed."""
+
+        def given_up() -> bool:
+            status = [one for one in self.client.status() if one["name"] in self.doomed]
+            demand(
+                [
+                    f"{one['name']} has been started {one['generation']} times"
+                    for one in status
+                    if one["generation"] > STARTS
+                ]
+            )
+            return all(one["state"] == "failed" and one["generation"] == STARTS for one in status)
+
+        until(f"the doomed have been started {STARTS} times", given_up, 60)
 
     def _end(self) -> None:
         assert self.process is not None
@@ -156,16 +234,23 @@ class Kills:
             return False
 
     def _look(self, number: int) -> None:
-        after = self._lives(self.steady)
+        after = self._lives([*self.before])
         wrong = [f"{n} was {self.before[n]}, is {now}" for n, now in after.items() if now != self.before[n]]
         demand([f"after kill {number} ({dict(self.kills)}): {text}" for text in wrong])
         demand([f"after kill {number}: {text}" for text in self._copies()])
+        wanted = [int(limit) for limit in LIMIT.findall(self.site.config.read_text())]
+
+        def in_force() -> bool:
+            status = {one["name"]: one["pids_max"] for one in self.client.status()}
+            return [status[name] for name in self.limited] == wanted
+
+        until(f"after kill {number}: the limits are {wanted}", in_force)
 
     def _copies(self) -> list[str]:
         """Workloads with more than one program: processes in its cgroup whose parent is outside."""
         tree = cgroup_directories()[""] / self.site.name
         wrong = []
-        for name in (*self.steady, *self.moody, *self.mortal):
+        for name in (*self.steady, *self.chatty, *self.moody, *self.mortal):
             try:
                 pids = [int(line) for line in (tree / name / "cgroup.procs").read_text().split()]
             except FileNotFoundError:  # made anew at this moment
@@ -191,16 +276,36 @@ class Kills:
                 numbers[name, generation].append(int(record["message"].split()[1]))
         lost = [f"{name}#{g} has no end" for name, all_ in begun.items() for g in sorted(all_) if not ended[name][g]]
         demand(lost)
+        acts = Counter(
+            record["workload"] for record in records if record["event"] == "action" and "rule" in record["cause"]
+        )
+        demand([f"{name}: its cooldown has begun anew: {acts[name]} acts" for name in self.limited if acts[name] != 1])
+        files, put_aside, twice = self._read_files()
         missing, again = gaps(numbers)
         doubled = sum(count - 1 for all_ in ended.values() for count in all_.values())
         unknown = sum(record["event"] == "exited" and record.get("unknown", False) for record in records)
         exits, lines = sum(map(len, ended.values())), sum(map(len, numbers.values()))
         self.back.sort()
         return (
-            f"{sum(self.kills.values())} kills {dict(self.kills)}; {exits} ends, none lost, {doubled} told twice, "
-            f"{unknown} of unknown status; {lines} lines, {missing} missing, {again} twice; first answer after "
+            f"{sum(self.kills.values())} kills {dict(self.kills)} during {dict(self.moments)}, "
+            f"{sum(self.kills.values()) / self.minutes:.0f} a minute; {exits} ends, none lost, {doubled} told twice, "
+            f"{unknown} of unknown status; {lines} lines, {missing} missing, {again} twice; in {files} files "
+            f"{put_aside} more, none missing, {twice} twice; first answer after "
             f"{self.back[len(self.back) // 2]:.2f} s (median), {self.back[-1]:.2f} s (most)"
         )
+
+    def _read_files(self) -> tuple[int, int, int]:
+        """The files of those who have their own: how many there are, and lines in them, and how many are there again.
+        Only the oldest have been removed, so that from the first on none may be missing."""
+        files = lines = twice = 0
+        for name in self.chatty:
+            paths = [*self.logs.glob(f"{name}.log*")]
+            records = [json.loads(line) for path in paths for line in path.read_bytes().splitlines()]
+            seen = [int(record["message"].split()[1]) for record in records]
+            missing = max(seen) - min(seen) + 1 - len(set(seen))
+            demand([f"{missing} lines are missing in the files of {name}"] if missing else [])
+            files, lines, twice = files + len(paths), lines + len(seen), twice + len(seen) - len(set(seen))
+        return files, lines, twice
 
 
 def gaps(numbers: Mapping[tuple[str, int], list[int]]) -> tuple[int, int]:

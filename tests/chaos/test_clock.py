@@ -50,7 +50,16 @@ def test_the_wall_clock_is_set_back_and_forth():
                 until("it answers", lambda: 0 <= run.client.info()["uptime_sec"] < DAY)
                 assert 0 <= run.one("chill")["uptime_sec"] < DAY
             assert run.program("chill") == chill
-            run.stop()
-            over(run)
+            starts = run.one("crash")["generation"]
+            run.signal(signal.SIGKILL)
+            run.wait()
+            run.close()
+            time.clock_settime(time.CLOCK_REALTIME, real + 900 * DAY)
+            with running(where) as second:
+                assert second.program("chill") == chill
+                assert 0 <= second.one("chill")["uptime_sec"] < DAY
+                second.record(event="exited", workload="crash", generation=starts + 2)
+                second.stop()
+                over(second)
     finally:
         time.clock_settime(time.CLOCK_REALTIME, real + time.monotonic() - monotonic)

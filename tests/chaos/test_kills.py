@@ -7,7 +7,7 @@ from tests.needs import needs
 
 
 @pytest.mark.slow
-@needs("root", "cgroup")
+@needs("root", "cgroup", "pids")
 def test_some_kills():
     print(Kills(1, workloads=10).run(5))
 

@@ -342,6 +342,23 @@ def test_what_a_program_says_in_the_gap_is_heard_afterwards():
                 over(second)
 
 
+def test_a_state_file_that_cannot_be_written_is_said_once_and_so_is_that_it_can_again():
+    with site(TOML) as where:
+        obstacle = where.runtime / "state.json.new"
+        obstacle.mkdir(parents=True)
+        with running(where) as run:
+            said = run.record(event="state file not written", level="error")["message"]
+            assert f"cannot write {where.runtime}/state.json" in said
+            lives(run)
+            run.tell("restart", "web")
+            obstacle.rmdir()
+            run.tell("restart", "web")
+            run.record(event="state file written")
+            assert len(run.matching(event="state file not written")) == 1
+            run.stop()
+            over(run)
+
+
 def test_the_start_limit_goes_on_counting():
     toml = """
 [workload.fails]

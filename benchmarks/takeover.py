@@ -1,0 +1,73 @@
+"""How soon the next supervisor answers after one was killed, with N programs that run on."""
+
+import time
+
+from benchmarks import processes
+from benchmarks.figures import Result, Target
+from benchmarks.peers.nsupervisor import Nsupervisor
+from benchmarks.session import Options, RunError, Session, idle, running
+from nsupervisor.api.client import Client, ClientError
+
+ANSWER, CPU, ALL = "s to the first answer", "CPU s until then", "s until all is taken over"
+PATIENCE = 60.0
+
+
+class TakenOver(Nsupervisor):
+    """Ours, by another name in no list."""
+
+    name = "nsupervisor-taken-over"
+    benchmarks = ()
+
+
+def run(options: Options) -> Result:
+    """SIGKILL to the supervisor; `nsupervisor run` again; `status` asked until it is answered."""
+    result = Result("takeover", "after a SIGKILL to the supervisor, with N programs that run on")
+    sizes = options.sizes or ([20] if options.quick else [100, 1000])
+    rounds = options.number(3, 1)
+    for size in sizes:
+        print(f"  takeover: N={size}, {rounds} kills", flush=True)
+        try:
+            with running(TakenOver, idle(size)) as session:
+                session.up(size)
+                time.sleep(1)
+                for number in range(rounds):
+                    _measure(session, size, number, result)
+        except (RunError, OSError) as error:
+            result.remarks.append(f"N={size}: failed: {error}")
+    case = f"N={sizes[-1]}"
+    answer = result.median("nsupervisor", case, ANSWER)
+    result.targets = [Target(f"the first status after a take-over, {case}", answer, 2, "s")]
+    result.remarks.append("the answer tells of every program, by the pid that it had before")
+    return result
+
+
+def _measure(session: Session, size: int, number: int, result: Result) -> None:
+    """One kill, and what the next supervisor says first."""
+    peer = session.peer
+    client = Client(str(peer.directory / "run" / "api.sock"))
+    before = {one["name"]: one["pid"] for one in client.status()}
+    assert peer.process is not None
+    peer.process.kill()
+    peer.process.wait()
+    began = time.monotonic()
+    peer.start()
+    status = None
+    while status is None:
+        try:
+            status = client.status()
+        except ClientError:
+            if time.monotonic() - began > PATIENCE or peer.process.poll() is not None:
+                raise RunError(f"no answer within {PATIENCE:g} s{session.said()}") from None
+            time.sleep(0.01)
+    answered, used = time.monotonic() - began, processes.cpu_seconds([peer.pid])
+    if {one["name"]: one["pid"] for one in status if one["state"] == "running"} != before or len(before) != size:
+        raise RunError(f"they do not run as before{session.said()}")
+    said = peer.directory / "said"
+    while b'"taken over"' not in said.read_bytes():
+        if time.monotonic() - began > PATIENCE:
+            raise RunError(f"not taken over within {PATIENCE:g} s{session.said()}")
+        time.sleep(0.01)
+    case = f"N={size}"
+    result.add("nsupervisor", case, ANSWER, number, [answered])
+    result.add("nsupervisor", case, CPU, number, [used])
+    result.add("nsupervisor", case, ALL, number, [time.monotonic() - began])
