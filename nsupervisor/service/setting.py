@@ -95,6 +95,9 @@ class Setter:
     async def verify(self) -> None:
         """Set again whatever somebody else has changed of the limits meanwhile; what cannot be had is said."""
         await self.settled()
+        self._verify()
+
+    def _verify(self) -> None:
         if not os.path.exists(self.cgroup.path):  # a reload has removed it meanwhile
             return
         try:

@@ -344,7 +344,7 @@ def test_what_a_program_says_in_the_gap_is_heard_afterwards():
 
 def test_a_state_file_that_cannot_be_written_is_said_once_and_so_is_that_it_can_again():
     with site(TOML) as where:
-        obstacle = where.runtime / "state.json.new"
+        obstacle = where.runtime / "state.new"
         obstacle.mkdir(parents=True)
         with running(where) as run:
             said = run.record(event="state file not written", level="error")["message"]
