@@ -90,7 +90,7 @@ def _restored(kind: Any, data: Any, newer: bool) -> Any:
         return tuple(_restored(one, part, newer) for one, part in zip(inner, data, strict=True))
     if attrs.has(kind):
         if not isinstance(data, dict):
-            raise ValueError(f"has {data!r} in place of a {kind.__name__}")
+            raise ValueError(f"is no {kind.__name__}: {data!r}")
         hints = _hints(kind)
         known = data.items() if not newer else [pair for pair in data.items() if pair[0] in hints]
         return kind(**{name: _restored(hints[name], one, newer) for name, one in known})
