@@ -292,6 +292,12 @@ class Keeper:
                     protocol.close_all(fds)
                 else:
                     question.children.append(_child(message, fds))
+            case {"reply": None}:  # it could not read to what: to the oldest without an answer, as it answers in order
+                for question in self._questions.values():
+                    if question.reply is None:
+                        question.reply = message
+                        question.answered.set()
+                        break
             case {"reply": number}:
                 question = self._questions.get(number)
                 if question is None:  # asked for too long ago

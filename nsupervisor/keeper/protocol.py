@@ -10,6 +10,7 @@ Every message has "v": 1. A body of more than 64 KiB travels in a memfd, and the
                       {"event": "child", "reply": N, …} and descriptors   for each child, before the reply to "list"
                       {"reply": N, …}                                     to "spawn" with descriptors
                       {"reply": N, "error": {"step", "message", "errno"}}
+                      {"reply": null, "error": …}                         to one that could not be read: the next in turn
 
 Descriptors of a child are its pidfd and the read ends of stdout and stderr, and its notify socket where it has one:
 that comes with "spawn", so that what a program says while no supervisor is there waits for the next. With "adopt" come
@@ -19,6 +20,7 @@ the pidfds of the first process and of the program, then the same. Used by both 
 from __future__ import annotations
 
 import array
+import errno
 import fcntl
 import json
 import os
@@ -100,8 +102,10 @@ def receive(sock: socket.socket, some_fds: bool = False) -> tuple[dict[str, Any]
     body, ancillary, flags, _ = sock.recvmsg(MAX_DATAGRAM, _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC)
     fds = received_fds(ancillary)
     try:
-        if flags & socket.MSG_TRUNC or (flags & socket.MSG_CTRUNC and not some_fds):
+        if flags & socket.MSG_TRUNC:
             raise ProtocolError("more than fits into one message")
+        if flags & socket.MSG_CTRUNC and not some_fds:
+            raise ProtocolError(f"cannot take the descriptors that came with it: {os.strerror(errno.EMFILE)}")
         if not body and not fds:
             return None  # an empty datagram looks like the end, and nobody who speaks this protocol sends one
         message = decode(body)

@@ -283,7 +283,8 @@ class Chaos(RuleBasedStateMachine):
         try:
             until("all is quiet", quiet)
         except BrokenError as error:
-            raise BrokenError(f"{error}\n{self._tail()}") from None
+            states = ", ".join(f"{one['name']} {one['state']} ({one['reason']})" for one in self.run.status())
+            raise BrokenError(f"{error}; {states}\n{self._tail()}") from None
 
     def _look(self) -> None:
         run = self.run

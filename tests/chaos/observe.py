@@ -84,5 +84,5 @@ def descriptors(pid: int) -> dict[str, int]:
         except OSError:  # the directory's own
             continue
         if "/sys/fs/cgroup/" not in target and not target.startswith("/sys/fs/"):
-            kinds[re.sub(r":\[\d+\]$|-\d+$", "", target)] += 1
+            kinds[re.sub(r":\[\d+\]$|-\d+$|(?<=^/proc/)\d+", "", target)] += 1
     return dict(kinds)

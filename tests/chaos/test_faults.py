@@ -94,11 +94,13 @@ def test_a_stopped_reader_costs_only_what_does_not_fit_and_that_is_counted():
 # ---- descriptors
 
 
-@pytest.mark.parametrize("room", range(0, 12, 3))
-def test_a_keeper_without_descriptors_says_so_and_starts_programs_when_it_has_some_again(room):
-    """Wherever in the middle of a start, or of the preparation for the next one, the descriptors end."""
+@pytest.mark.parametrize(("kind", "room"), [("simple", 0), ("simple", 3), ("simple", 6), ("simple", 9), ("notify", 0)])
+def test_a_keeper_without_descriptors_says_so_and_starts_programs_when_it_has_some_again(kind, room):
+    """Wherever in the middle of a start, or of the preparation for the next one, the descriptors end; for a program
+    that notifies, also already when its socket is handed over."""
     slow = COUNTS.replace(
-        "restart_sec = 0", 'restart_sec = "20ms"\nrestart_max_delay_sec = "20ms"\nstart_limit_burst = 100000'
+        "restart_sec = 0",
+        f'type = "{kind}"\nrestart_sec = "20ms"\nrestart_max_delay_sec = "20ms"\nstart_limit_burst = 100000',
     )
     with site(slow) as where, running(where) as run:
         with few_descriptors(run.keeper_pid, room):
