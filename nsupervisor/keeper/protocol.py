@@ -10,7 +10,7 @@ Every message has "v": 1. A body of more than 64 KiB travels in a memfd, and the
                       {"event": "child", "reply": N, …} and descriptors   for each child, before the reply to "list"
                       {"reply": N, …}                                     to "spawn" with descriptors
                       {"reply": N, "error": {"step", "message", "errno"}}
-                      {"reply": null, "error": …}                         to one that could not be read: the next in turn
+                      {"reply": null, "error": …}                     to what could not be read
 
 Descriptors of a child are its pidfd and the read ends of stdout and stderr, and its notify socket where it has one:
 that comes with "spawn", so that what a program says while no supervisor is there waits for the next. With "adopt" come

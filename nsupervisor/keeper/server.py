@@ -12,7 +12,6 @@ The keeper leaves when it is told to and nothing lives, or by itself when it has
 
 from __future__ import annotations
 
-import collections
 import errno
 import fcntl
 import gc
@@ -28,6 +27,7 @@ from functools import partial
 
 from nsupervisor.keeper import child as setup
 from nsupervisor.keeper import protocol
+from nsupervisor.keeper.connection import Client
 from nsupervisor.keeper.descriptors import FIRST_FREE
 from nsupervisor.keeper.spawn import Child, SpawnError, spawn
 from nsupervisor.keeper.spec import Spec, SpecError
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 LOCK_FD, LISTENER_FD = 3, 4
 
 FIRST_CLIENT_TIMEOUT = 10.0  # seconds; who starts a keeper has its connection waiting already
-MAX_QUEUE = 10_000  # messages for a client that does not read; it hears of all that matters when it connects again
 MESSAGES_PER_TURN = 32
 _ADOPTED_FDS = 4
 
@@ -52,51 +51,21 @@ class RequestError(Exception):
     """What a client asked for can't be done now; the text says why."""
 
 
-class Client:
-    """The connection to a supervisor: sends without waiting, keeping what the socket can't take yet."""
+class _Spare:
+    """A descriptor held for when no other is left."""
 
-    __slots__ = ("_queue", "sock")
+    __slots__ = ("_fd",)
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self._queue: collections.deque[tuple[bytes, list[int]]] = collections.deque()
-
-    def send(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
-        """Send or queue; raises OSError when the client is gone, or so slow that it has to be dropped."""
-        body = protocol.encode(message)
-        if not self._queue:
-            try:
-                protocol.send(self.sock, body, fds)
-                return
-            except BlockingIOError:
-                pass
-        if len(self._queue) >= MAX_QUEUE:
-            raise OSError(errno.ENOBUFS, "the client does not read")
-        # Duplicates, since the originals may be closed before their turn comes.
-        self._queue.append((body, [os.dup(fd) for fd in fds]))
-
-    def flush(self) -> None:
-        """Send from the queue what can be sent; raises OSError when the client is gone."""
-        while self._queue:
-            body, fds = self._queue[0]
-            try:
-                protocol.send(self.sock, body, fds)
-            except BlockingIOError:
-                return
-            self._queue.popleft()
-            protocol.close_all(fds)
-
-    @property
-    def interest(self) -> int:
-        """The epoll events to wait for."""
-        return select.EPOLLIN | select.EPOLLOUT if self._queue else select.EPOLLIN
+    def __init__(self) -> None:
+        try:
+            self._fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # the limit has been lowered below what is open
+            self._fd = -1
 
     def close(self) -> None:
-        """Drop the connection and what was still to be sent."""
-        for _, fds in self._queue:
-            protocol.close_all(fds)
-        self._queue.clear()
-        self.sock.close()
+        """Let somebody else have it."""
+        if self._fd >= 0:
+            os.close(self._fd)
 
 
 class Keeper:
@@ -114,6 +83,7 @@ class Keeper:
         self.handlers: dict[int, Callable[[], None]] = {}
         self.zygote = Zygote()
         self.used_up: set[int] = set()  # namespaces of which another init is wanted in advance
+        self.spare = _Spare()
         self.had_client = False
         self.leaving = False
         self._watch(self.signals, self._on_signals)
@@ -136,7 +106,7 @@ class Keeper:
                     handler()
                 except Exception as error:  # whatever it is: the workloads need their parent
                     complain(error)
-                    if handler not in (self._on_signals, self._on_connection):
+                    if fd in self.handlers and handler not in (self._on_signals, self._on_connection):
                         self._unwatch(fd)
             while self.used_up:
                 self.zygote.make_ready(self.used_up.pop())
@@ -340,7 +310,10 @@ class Keeper:
 
     def _on_adopted_end(self, child: Child) -> None:
         self._unwatch(child.program_pidfd)
-        self._ended(child, child.read_end())
+        self.spare.close()  # it may take a file to learn how it ended, and there may be no other left
+        status = child.read_end()
+        self.spare = _Spare()
+        self._ended(child, status)
 
     def _signal(self, message: dict[str, Any], given: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
         signum = message.get("signum")

@@ -126,7 +126,10 @@ class Child:
             seen = None
         if seen is not None and seen.si_pid:
             return seen.si_status << 8 if seen.si_code == os.CLD_EXITED else seen.si_status
-        status = processes.exit_status(self.program_pidfd, self.program_pid)
+        try:
+            status = processes.exit_status(self.program_pidfd, self.program_pid)
+        except OSError:  # EMFILE
+            status = None
         return -1 if status is None else status
 
     def signal(self, signum: int) -> bool:
