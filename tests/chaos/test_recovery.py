@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from nsupervisor.api.client import Client, ClientError
+from nsupervisor.linux.processes import parent
 from tests.chaos import observe
-from tests.chaos.service import BrokenError, Run, Site, demand, over, running, site, until
+from tests.chaos.service import BrokenError, Run, Site, demand, few_descriptors, over, running, site, until
 from tests.needs import ROOT, cgroup_directories, needs
 from tests.timing import deadline
 
@@ -422,3 +423,22 @@ def test_a_supervisor_that_supervises_itself_comes_back_and_ends_when_told(tmp_p
         said = [json.loads(line) for line in (tmp_path / "stderr").read_text().splitlines()]
         assert [(one["event"], one["signal"]) for one in said] == [("supervisor killed", "SIGKILL")] * 2
         where.demand_nothing_left()
+
+
+def test_a_new_keeper_without_descriptors_learns_how_a_program_of_the_old_one_ended():
+    with site(TOML) as where, running(where) as run:
+        pid = lives(run)["web"][0]
+        kill_keeper(run)
+        until("a new keeper", lambda: has_new_keeper(run))
+        lives(run)  # so it has adopted both
+        keeper, init = run.client.info()["keeper_pid"], parent(pid)
+        os.kill(init, signal.SIGSTOP)  # it does not reap the program, so that how it ended is in a file of /proc
+        with few_descriptors(keeper, 0):
+            os.kill(pid, signal.SIGKILL)
+            ended = run.record(event="exited", workload="web", generation=1)
+        os.kill(init, signal.SIGCONT)
+        assert (ended["signal"], ended["pid"]) == ("SIGKILL", pid)
+        until("it runs again", lambda: run.status()[0]["state"] == "running")
+        assert run.client.info()["keeper_pid"] == keeper
+        run.stop()
+        over(run)
