@@ -48,7 +48,9 @@ def arguments(tmp_path):
         "stats": ["--interval", "10ms"],
         "top": ["--interval", "10ms"],
     }
-    nothing: dict[str, list[str]] = {command: [] for command in ("doctor", "status", "events", "version", "schema")}
+    nothing: dict[str, list[str]] = {
+        command: [] for command in ("doctor", "status", "events", "version", "schema", "upgrade")
+    }
     files = {"plan": [str(config)], "reload": [str(config)]}
     trace = ROOT / "configs" / "traces" / "fork-bomb"
     files |= {"record": ["-"], "simulate": [f"{trace}.toml", f"{trace}.jsonl"]}

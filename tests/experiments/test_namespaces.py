@@ -83,11 +83,11 @@ def test_uts_a_host_name_of_its_own(lab):
 
 def test_pid_numbers_begin_at_one(lab):
     assert lab.inside("first", "echo $$") == ["1"]
-    assert lab.inside("neighbour", "echo $$") == ["2"]  # 1 is the init
+    assert lab.inside("neighbour", "echo $$") == ["3"]  # 1 is the init, 2 was what made it ready
     pid = lab.pid("neighbour")
     assert lab.inside("shared", "echo $$") == [str(lab.pid("shared"))]
     status = Path(f"/proc/{pid}/status").read_text()
-    assert f"NSpid:\t{pid}\t2\n" in status  # one process, two numbers
+    assert f"NSpid:\t{pid}\t3\n" in status  # one process, two numbers
 
 
 def test_pid_only_its_own_processes_are_seen(lab):

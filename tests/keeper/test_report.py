@@ -19,7 +19,9 @@ def test_a_program_whose_descriptor_cannot_be_taken_is_a_start_that_failed():
     process = subprocess.Popen(["sleep", "1000"], start_new_session=True)
     try:
         fds = Descriptors(True)
-        child = Child(SimpleNamespace(id="web#1", name="web", init=True), process.pid, os.pidfd_open(process.pid), fds)
+        child = Child(
+            SimpleNamespace(id="web#1", name="web", init=True, flags=0), process.pid, os.pidfd_open(process.pid), fds
+        )
         with socket.socket(fileno=fds.theirs.pop(REPORT)) as theirs:
             rights = array.array("i", [child.pidfd])
             theirs.sendmsg([setup.READY], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
