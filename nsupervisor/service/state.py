@@ -225,6 +225,8 @@ def read(directory: Path, aside: bool = True) -> Found:
             return Found()
         for line in lines[1:-1]:
             one = _read_line(line)
+            if not isinstance(one, dict):
+                raise ValueError(f"has a {type(one).__name__} in place of an object")
             kind = "name" if "name" in one else "group"
             if kind in one:  # else it is of a later version
                 latest[kind, one[kind]] = one["is"]

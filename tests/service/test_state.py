@@ -148,7 +148,7 @@ def test_what_a_later_version_has_added_is_left_out_here_and_kept_in_the_file(tm
     assert (found.problem, dict(found.records)) == ("", {"web": record})
     StateFile(tmp_path, {"pid": 1}).write_all({}, found.lines)
     assert (tmp_path / state.NAME).read_bytes().splitlines()[1] == state._line(lines[1])[:-1]
-    with pytest.raises(ValueError, match="colour"):
+    with pytest.raises(ValueError, match="mood"):
         restored(Record, values)
 
 
