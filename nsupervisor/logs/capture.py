@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import attrs
 import trio
 
-from .framing import Framing
+from .framing import Framing, newlines
 from .journal import Journal
 from .pipe import Pipe
 from .progress import Progress, fingerprint
@@ -32,7 +32,7 @@ PAUSE = 0.003
 TEXT = 64 * 1024
 """Bytes made records of at once. Larger pieces of memory come new from the kernel each time: half as fast, measured."""
 STEP = 4096
-"""Lines recorded at once, about: records of short lines are many times as long as these."""
+"""Lines recorded at once, at most: records of short lines are many times as long as these, and the event loop waits."""
 RETRY_FIRST, RETRY_LAST = 0.05, 2.0
 """Seconds between attempts at a file that cannot be written."""
 PATIENCE = 2.0
@@ -190,7 +190,7 @@ class Capture:
         if not data:
             return True
         if route.journal is None:
-            self._take(data, data.count(b"\n"))
+            self._take(data, newlines(data))
             await trio.lowlevel.checkpoint()
         else:
             await self._to_journal(route.journal, data)
@@ -333,7 +333,7 @@ class Capture:
                 moved = file.take(self.pipe, data)
                 self._gap = 0
                 self._works()
-                self.count(moved, data.count(b"\n", 0, moved))
+                self.count(moved, newlines(data[:moved]))
                 return moved
         except BlockingIOError:
             raise
@@ -341,7 +341,7 @@ class Capture:
             self._failed(error)
         if self.route.block:
             return None
-        lines = data.count(b"\n")
+        lines = newlines(data)
         self._drop(lines)
         self._take(data, lines)
         return len(data)
@@ -401,10 +401,10 @@ class Capture:
 
     def _begin(self, data: bytes) -> _Chunk:
         """Cut what is at the front of the pipe into lines, and note that these are about to be recorded."""
-        ends = data.count(b"\n")
-        if ends > STEP and not self._again:
+        ends = newlines(data)
+        while ends > STEP and not self._again:
             data = data[: len(data) * STEP // ends]
-            ends = data.count(b"\n")
+            ends = newlines(data)
         text = None if self.route.parse_json else self._framing.whole(data)
         lines = self._framing.feed(data) if text is None else []
         count = len(lines) if text is None else ends

@@ -58,6 +58,7 @@ async def main(directory: Path, mode: str, form: str, seconds: float) -> None:
                 if mode == "block":
                     await trio.sleep_until(end)
                     filler.unlink()
+            end = trio.current_time() + seconds  # the load may have taken longer than that
             while mode == "drop" and trio.current_time() < end:
                 await write(1000)
                 await trio.sleep(0.01)

@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from nsupervisor.logs import open_journal
+from nsupervisor.logs.capture import STEP
 from tests.logs.records import LABELS, capture, check_numbers, read_all, records
 from tests.timing import deadline
 
@@ -141,3 +142,34 @@ async def test_a_reader_that_has_stopped_does_not_hold_up_a_workload_that_says_d
     assert trio.current_time() - start < deadline(10)
     os.close(reader)
     os.close(writer)
+
+
+@pytest.mark.parametrize("data", [b"\n" * 60_000, b"\n" * 8_000 + b"x" * 50_000, b"\r\n" * 20_000, b"x" * 60_000])
+async def test_the_event_loop_makes_a_bounded_number_of_records_in_a_turn(pipe, log, data):
+    out, into = pipe
+    os.write(into, data)
+    os.close(into)
+    turn, taken = 0, {}
+
+    async def turns():
+        nonlocal turn
+        while True:
+            turn += 1
+            await trio.lowlevel.checkpoint()
+
+    async with open_journal(str(log)) as journal, trio.open_nursery() as nursery:
+        deliver = journal.deliver
+
+        async def counted(records, count, **more):
+            taken[turn] = taken.get(turn, 0) + count
+            assert count <= STEP
+            assert len(records) < 300 * count + len(data)
+            await deliver(records, count, **more)
+
+        journal.deliver = counted
+        nursery.start_soon(turns)
+        await capture(out, journal, LABELS, "stdout")
+        nursery.cancel_scope.cancel()
+    assert sum(taken.values()) == len(records(log.read_bytes())) >= 4
+    # Of the tasks that can run in one turn none runs twice, but the order is random: two chunks may see one number.
+    assert max(taken.values()) <= 2 * STEP

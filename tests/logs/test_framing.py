@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nsupervisor.logs import Framing
+from nsupervisor.logs.framing import newlines
 
 # Bytes in which the interesting ones are frequent.
 BYTES = st.lists(
@@ -101,3 +102,9 @@ def test_lines_taken_at_once_are_the_same_as_one_by_one(chunks, max_line):
         expected = slow.feed(chunk)
         assert (quick.feed(chunk) if text is None else [(line, False) for line in text.split(b"\n")]) == expected
         assert quick.rest == slow.rest
+
+
+@pytest.mark.parametrize("line", [b"\n", b"short\n", b"x" * 99 + b"\n", b"no end "])
+def test_newlines_are_counted_the_quick_way_and_the_other(line):
+    for data in (b"", line * 3000, line * 3000 + b"rest", b"x" * 3000 + line * 3000):
+        assert newlines(data) == data.count(b"\n")
