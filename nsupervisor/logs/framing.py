@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 _SAMPLE, _SHORT = 2048, 32
 """Bytes that are looked at to see how long lines are, and those of a short one."""
 
