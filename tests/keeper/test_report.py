@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+from contextlib import closing
 from types import SimpleNamespace
 
 from nsupervisor.keeper import child as setup
@@ -17,22 +18,20 @@ from tests.timing import deadline
 def test_a_program_whose_descriptor_cannot_be_taken_is_a_start_that_failed():
     """The keeper had none left just then, gave up on the report, and nobody ever heard of the start again."""
     process = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    fds = Descriptors(True)
     try:
-        fds = Descriptors(True)
-        child = Child(
-            SimpleNamespace(id="web#1", name="web", init=True, flags=0), process.pid, os.pidfd_open(process.pid), fds
-        )
-        with socket.socket(fileno=fds.theirs.pop(REPORT)) as theirs:
-            rights = array.array("i", [child.pidfd])
-            theirs.sendmsg([setup.READY], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-        with few_descriptors(os.getpid(), -1):
-            assert child.read_report(ended=False)
-        assert child.failure is not None
-        assert child.failure["message"] == "cannot take the program's descriptor: Too many open files"
-        assert not child.execed
-        assert process.wait(deadline(5)) == -signal.SIGKILL
-        child.close()
-        fds.close_theirs()
+        spec = SimpleNamespace(id="web#1", name="web", init=True, flags=0)
+        with fds.report, closing(Child(spec, process.pid, os.pidfd_open(process.pid), fds)) as child:
+            with socket.socket(fileno=fds.theirs.pop(REPORT)) as theirs:
+                rights = array.array("i", [child.pidfd])
+                theirs.sendmsg([setup.READY], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+            with few_descriptors(os.getpid(), -1):
+                assert child.read_report(ended=False)
+            assert child.failure is not None
+            assert child.failure["message"] == "cannot take the program's descriptor: Too many open files"
+            assert not child.execed
+            assert process.wait(deadline(5)) == -signal.SIGKILL
     finally:
+        fds.close_theirs()
         process.kill()
         process.wait()

@@ -7,6 +7,8 @@ import socket
 import stat
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -241,6 +243,9 @@ class Raw:
         self.sock.connect(str(directory / protocol.SOCKET_NAME))
         assert self.receive()["event"] == "hello"
 
+    def close(self) -> None:
+        self.sock.close()
+
     def receive(self) -> dict:
         received = protocol.receive(self.sock)
         assert received is not None
@@ -277,8 +282,9 @@ RUBBISH = [
 
 
 @pytest.fixture
-async def raw(harness: Harness, runtime_directory: Path) -> Raw:
-    return Raw(runtime_directory)
+async def raw(harness: Harness, runtime_directory: Path) -> AsyncIterator[Raw]:
+    with closing(Raw(runtime_directory)) as client:
+        yield client
 
 
 async def test_rubbish_gets_an_error_for_an_answer(raw: Raw) -> None:
@@ -287,7 +293,6 @@ async def test_rubbish_gets_an_error_for_an_answer(raw: Raw) -> None:
         assert answer["error"]["message"], body
         assert raw.say(b'{"v":1,"request":5,"do":"list"}') == {"v": 1, "reply": 5}
     raw.say(b'{"v":1,"request":5,"do":"shutdown"}')
-    raw.sock.close()
 
 
 async def test_strange_descriptors_are_refused_and_closed(raw: Raw, harness: Harness) -> None:
@@ -309,7 +314,6 @@ async def test_strange_descriptors_are_refused_and_closed(raw: Raw, harness: Har
         while len(os.listdir(fds)) != before:  # noqa: ASYNC110 - it answers first, and closes then
             await trio.sleep(0.001)
     raw.say(b'{"v":1,"request":5,"do":"shutdown"}')
-    raw.sock.close()
 
 
 async def test_a_client_that_never_reads_does_not_stop_the_keeper(raw: Raw, runtime_directory: Path) -> None:
@@ -329,7 +333,6 @@ async def test_a_client_that_never_reads_does_not_stop_the_keeper(raw: Raw, runt
         with trio.fail_after(deadline(10)):
             assert await keeper.list() == []
             await keeper.shutdown()
-    raw.sock.close()
 
 
 async def test_queued_answers_arrive_in_order_with_their_descriptors(raw: Raw, harness: Harness) -> None:
@@ -363,7 +366,6 @@ async def test_queued_answers_arrive_in_order_with_their_descriptors(raw: Raw, h
         pass
     raw.say(b'{"v":1,"request":1,"do":"acknowledge","id":"z#1"}')
     raw.say(b'{"v":1,"request":5,"do":"shutdown"}')
-    raw.sock.close()
 
 
 @needs("unprivileged_userns")
@@ -391,7 +393,8 @@ def test_an_unprivileged_keeper_makes_user_namespaces(runtime_directory: Path) -
             pass_fds=[fd],
         )
     try:
-        drive_unprivileged(Raw(runtime_directory))
+        with closing(Raw(runtime_directory)) as raw:
+            drive_unprivileged(raw)
         assert keeper.wait(deadline(10)) == 0
     finally:
         keeper.kill()
@@ -429,4 +432,3 @@ def drive_unprivileged(raw: Raw) -> None:
     assert "Operation not permitted (these namespaces need root" in answer["error"]["message"]
     raw.say(b'{"v":1,"request":3,"do":"acknowledge","id":"x#1"}')
     raw.say(b'{"v":1,"request":4,"do":"shutdown"}')
-    raw.sock.close()

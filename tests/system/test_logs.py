@@ -1,24 +1,30 @@
 """Workloads' own log files, with the real service."""
 
+import errno
 import os
 import signal
 
 import pytest
+import trio
 
 from tests.logs.records import records
 from tests.needs import needs
-from tests.system.service import service
+from tests.system.service import PATIENCE, service
+from tests.timing import deadline
 
 pytestmark = [needs("root", "cgroup")]
 
+# It opens the FIFO once for both lines. Were it opened for each, the second time could come before the writer of the
+# first line has closed its end, and would only find the end of a file.
 PRINTER = """
 [workload.web]
 command = ["sh", "-c", '''
-read start < {fifo}
+exec 3<> {fifo}
+read start <&3
 i=0
 while [ $i -lt 500 ]; do echo "line $i of a line that is a little longer"; i=$((i+1)); done
 echo oops >&2
-read stop < {fifo}
+read stop <&3
 ''']
 restart = "no"
 [workload.web.log]
@@ -32,16 +38,28 @@ def fifo(tmp_path):
     return path
 
 
-def push(fifo):
-    with open(fifo, "w") as opened:
-        opened.write("go\n")
+async def push(fifo):
+    """Say to the program that it may go on; fails where none comes that would hear it."""
+    with trio.move_on_after(deadline(PATIENCE)):
+        while True:
+            try:
+                fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                await trio.sleep(0.01)
+                continue
+            os.write(fd, b"go\n")
+            os.close(fd)
+            return
+    raise AssertionError(f"nobody reads {fifo}: the program has not begun, or has ended")
 
 
 async def test_files_rotate_and_a_signal_makes_them_anew(tmp_path, fifo):
     toml = PRINTER.format(fifo=fifo) + 'stdout = "file"\nstderr = "both"\nmax_size = "8K"\nmax_files = 100\n'
     logs = tmp_path / "logs"
     async with service(tmp_path, toml, log_directory=str(logs)) as it:
-        push(fifo)
+        await push(fifo)
         await it.record(event="output", stream="stderr", message="oops")
         await it.until(lambda: sum(name.read_bytes().count(b"\n") for name in logs.glob("web.log*")) == 501)
         found = [record for name in logs.iterdir() for record in records(name.read_bytes())]
@@ -59,7 +77,7 @@ async def test_files_rotate_and_a_signal_makes_them_anew(tmp_path, fifo):
         it.process.send_signal(signal.SIGUSR1)
         await it.record(event="logs reopened")
         assert (logs / "web.log").read_bytes() == b""
-        push(fifo)
+        await push(fifo)
         await it.record(event="exited", workload="web")
     assert not (tmp_path / "run" / "streams").exists()
 
@@ -74,9 +92,9 @@ async def test_where_there_is_no_file_to_read_the_command_says_what_to_do(tmp_pa
 async def test_a_raw_file_has_what_the_program_wrote(tmp_path, fifo):
     toml = PRINTER.format(fifo=fifo) + f'stdout = "file"\nformat = "raw"\npath = "{tmp_path}/web.txt"\n'
     async with service(tmp_path, toml) as it:
-        push(fifo)
+        await push(fifo)
         await it.record(event="output", message="oops")
-        push(fifo)
+        await push(fifo)
         await it.record(event="exited", workload="web")
     lines = (tmp_path / "web.txt").read_text().splitlines()
     assert lines == [f"line {number} of a line that is a little longer" for number in range(500)]
