@@ -61,7 +61,7 @@ class Reloader:
     world: World
     left: Mapping[str, Actor]
     """Instances that an earlier supervisor had and the configuration had no more, while they are stopped."""
-    _turn: trio.Lock = attrs.field(init=False, factory=trio.Lock)
+    turn: trio.Lock = attrs.field(init=False, factory=trio.Lock)
     """Files are taken in the order in which they were handed in."""
     _busy: int = 0
 
@@ -86,7 +86,7 @@ class Reloader:
 
     async def _reload(self, asked: _Asked) -> None:
         try:
-            async with self._turn:
+            async with self.turn:
                 config, positions = await self._read(asked.path, asked.text)
                 made = await self._prepare(config, self._plan(config, positions))
                 # Others have gone on meanwhile: what is to be done is decided by what is true now. No await from here.
@@ -276,7 +276,7 @@ class Reloader:
         """Put away a stopped instance, with its cgroup; False when a later reload or wish keeps it."""
         with trio.move_on_after(LAST_WORDS):
             await actor.drained()
-        async with self._turn:  # no reload may find half of it
+        async with self.turn:  # no reload may find half of it
             if actor.leaving is not leaving or actor.life.state is not State.STOPPED:
                 return False
             del self.service.actors[actor.name]

@@ -293,8 +293,9 @@ async def _supervise(
                 )
                 supervisor.reloader = Reloader(supervisor, host, (tree, groups), world, leaving)
                 nursery.start_soon(reopen_on_signal, actors.values(), journal)
-                await nursery.start(serve, app(supervisor), directory / "api.sock")
-                await _run_all(everybody.values(), nursery)
+                async with supervisor.reloader.turn:  # a reload is for those that run
+                    await nursery.start(serve, app(supervisor), directory / "api.sock")
+                    await _run_all(everybody.values(), nursery)
                 groups.watch()
                 if config.supervisor.metrics is not None:
                     await nursery.start(serve_metrics, supervisor, config.supervisor.metrics)
