@@ -16,7 +16,7 @@ import trio
 
 from .framing import Framing, newlines
 from .journal import Journal
-from .pipe import Pipe
+from .pipe import LARGE, Pipe
 from .progress import Progress, fingerprint
 from .record import JsonFormat, Line, now
 from .rotated import LogFile
@@ -24,7 +24,7 @@ from .rotated import LogFile
 BUDGET = 0.1
 """Seconds after which a thread comes back, so that a capture can be ended."""
 NAP = 0.001
-"""Seconds that a busy workload's output is let gather, in a pipe that is large enough for it."""
+"""Seconds that a busy workload's output is let gather at most, in a pipe that is large enough for it."""
 BUSY = 4096
 """Bytes since the last nap that make a workload busy."""
 PAUSE = 0.003
@@ -114,6 +114,7 @@ class Capture:
     _dropped_before: int = 0  # `dropped` when it began to fail
     _delay: float = RETRY_FIRST
     _retry_at: float = 0.0
+    _nap: float = NAP
     _stopping: bool = False
     _in_use: threading.Lock = attrs.field(init=False, factory=threading.Lock)
 
@@ -258,7 +259,10 @@ class Capture:
                     return "empty"
                 # Many small bites would cost more, here and in the workload, which has to wake us for each.
                 taken = 0
-                time.sleep(NAP)
+                time.sleep(self._nap)
+                # A fast one fills the pipe meanwhile, and would then be waiting for us.
+                full = self.pipe.waiting() > LARGE // 2
+                self._nap = max(self._nap / 2, NAP / 16) if full else min(self._nap * 2, NAP)
                 continue
             if not count:
                 return "end" if count == 0 else None

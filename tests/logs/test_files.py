@@ -1,14 +1,17 @@
 """Output that goes to a workload's own file, through a real pipe."""
 
+import contextlib
 import json
 import os
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import trio
 
 from nsupervisor.logs import Capture, LogFile, Pipe, Rotation, Route, Sequence, open_journal
+from nsupervisor.logs.capture import NAP
 from tests.logs.records import LABELS, records
 from tests.needs import ROOT, needs
 from tests.timing import deadline
@@ -153,3 +156,27 @@ async def test_a_full_disk_is_survived_and_what_is_lost_is_counted_exactly(tmp_p
     assert last["lines"] == found["dropped"]
     if mode == "drop":  # a workload was held up for two seconds whenever its pipe was empty while there was a gap
         assert found["written"] >= 100_100 + 1000 * float(seconds)
+
+
+def test_output_is_let_gather_but_not_until_a_fast_writer_waits(tmp_path, pipe, monkeypatch):
+    reader, writer = pipe
+    os.set_blocking(writer, False)
+    capture = Capture(Pipe(reader), Route(file=file(tmp_path), raw=True), LABELS, "stdout")
+    naps = []
+
+    def gather(seconds):
+        naps.append(seconds)
+        if len(naps) == 8:
+            return
+        line = b"x" * 99 + b"\n"
+        with contextlib.suppress(BlockingIOError):
+            while len(naps) <= 6 or capture.pipe.waiting() < 100_000:  # first as much as there is room for
+                os.write(writer, line)
+
+    monkeypatch.setattr("nsupervisor.logs.capture.time", SimpleNamespace(monotonic=lambda: 0.0, sleep=gather))
+    os.write(writer, b"x" * 60_000)
+    assert capture._pump() == "empty"
+    os.close(writer)
+    capture.pipe.close()
+    shorter = [NAP / 2**number for number in range(5)]
+    assert naps == [*shorter, NAP / 16, NAP / 16, NAP / 8]
