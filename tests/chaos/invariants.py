@@ -165,7 +165,11 @@ def output_gapless(records: Iterable[Record]) -> list[str]:
             dropped, excused = True, set()
         elif record["event"] == "output" and record["message"].startswith("count "):
             key = record["workload"], record["generation"]
-            number, before = int(record["message"].split()[1]), last.get(key, 0)
+            before, said = last.get(key, 0), record["message"].partition(" ")[2]
+            if not said.isdecimal():
+                wrong.append(f"output gapless: {key[0]}#{key[1]} says {record['message']!r} after {before}")
+                continue
+            number = int(said)
             late = dropped and key not in excused and number > before
             if number != before + 1 and not late:
                 wrong.append(f"output gapless: {key[0]}#{key[1]} says {number} after {before}")

@@ -64,7 +64,7 @@ class Run:
 
     def __init__(self, site: "Site", wrapper: Sequence[str] = ()) -> None:
         self.site = site
-        self.raw = b""
+        self.raw = bytearray()
         self.records: list[dict[str, Any]] = []
         self.may_complain = False
         """Whether something has been done to it that it may tell of on standard error."""
@@ -166,8 +166,12 @@ class Run:
     def record(self, after: int = 0, patience: float = PATIENCE, **fields: Any) -> dict[str, Any]:
         """The first such record; waits for it, unless the service has ended."""
 
+        seen = after
+
         def ask() -> list[dict[str, Any]] | None:
-            if found := self.matching(after, **fields):
+            nonlocal seen
+            begin, seen = seen, len(self.records)
+            if found := self.matching(begin, **fields):
                 return found
             if not self._reader.is_alive() or (self.process.poll() is not None and self._gone()):
                 return self.matching(after, **fields) or [{}]

@@ -1,12 +1,18 @@
 """One fault each, and what goes on meanwhile."""
 
 import os
+import select
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.chaos.service import Run, demand, few_descriptors, full_disk, over, running, site, until
+from tests.chaos import invariants
+from tests.chaos.service import Run, Site, answer, demand, few_descriptors, full_disk, over, running, site, until
 from tests.chaos.workloads import ECHO
 from tests.needs import cgroup_directories, needs
 
@@ -18,13 +24,15 @@ command = ["sh", "-c", "i=0; while :; do i=$((i+1)); echo count $i; sleep 0.05; 
 restart = "always"
 restart_sec = 0
 """
-LINES = 100_000
+LINES = 120_000
+"""Of the flood: 1.4 MB, more than its pipe and the stream's can hold; as records, several times the buffer."""
 FLOOD = f"""
 [workload.flood]
 command = ["seq", "-f", "count %.0f", "{LINES}"]
 type = "oneshot"
 autostart = false
 """
+DROPS = '[workload.flood.log]\non_full = "drop"\n'
 
 
 def dies_and_comes_back(run: Run, name: str = "count") -> None:
@@ -69,25 +77,72 @@ def test_a_reader_that_dies_ends_nothing(first):
         where.demand_nothing_left()
 
 
-def flooded(run: Run) -> None:
-    """More output than fits into the buffer, while nobody reads; every line is recorded or counted as dropped."""
+def is_full(pid: int) -> bool:
+    """Whether the pipe that is the standard output of this process takes nothing."""
+    fd = os.open(f"/proc/{pid}/fd/1", os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        return not select.select([], [fd], [], 0)[1]
+    finally:
+        os.close(fd)
+
+
+def numbers(run: Run, name: str) -> list[int]:
+    return [int(record["message"].split()[1]) for record in run.matching(event="output", workload=name)]
+
+
+def flooded_and_held_up(run: Run) -> None:
+    """More output than fits into the buffer, while nobody reads: its writer waits, nobody else does, and nothing is
+    lost."""
     run.stop_reading()
-    run.tell("start", "flood")
-    until("the flood is over", lambda: run.one("flood")["state"] == "exited")
+    ended = run.ask("start", "flood")  # answered at its end
+    flood = run.program("flood")
+    until("the stream and the flood are held up", lambda: is_full(run.pid) and is_full(flood))
     dies_and_comes_back(run)
+    assert run.one("flood")["pid"] == flood
+    assert not ended.done()
     run.read_on()
+    answer(ended, "start flood")
     run.tell("stop", "count")
     assert run.stop() == 0
-    recorded = len(run.matching(event="output", workload="flood"))
+    assert numbers(run, "flood") == list(range(1, LINES + 1))
+    assert not run.matching(event="dropped")
+    demand([*invariants.output_gapless(run.records), *invariants.states_chain(run.records), *run.complaints()])
+
+
+def flooded_and_dropped(run: Run) -> None:
+    """The same with `on_full = "drop"`: nobody waits, and every record is there or counted, those of the service, too;
+    the lines of a workload that blocks are all there."""
+    run.stop_reading()
+    run.tell("start", "flood")
+    assert run.one("flood")["state"] == "exited"
+    dies_and_comes_back(run)
+    generation = run.one("count")["generation"]
+    run.read_on()
+    until("the reader has caught up", lambda: run.records[-1].get("generation") == generation)
+    run.tell("stop", "count")
+    own = sum(len(one["records"]) for one in run.client.history("*"))
+    assert run.stop() == 0
+    end = run.records.index(run.record(event="supervisor stopping"))
+    told = sum(record["event"] not in ("output", "dropped") and "workload" in record for record in run.records[:end])
+    recorded = numbers(run, "flood")
     dropped = sum(record["dropped"] for record in run.matching(event="dropped"))
-    others = len([r for r in run.records if r["event"] != "output" or r["workload"] != "flood"])
-    print(f"\nflood: {LINES} lines, {recorded} recorded, {dropped} records dropped, {others} others recorded")
-    assert recorded < LINES <= recorded + dropped
+    print(f"\nflood: {LINES} lines, {len(recorded)} recorded; {dropped} dropped, of them {own - told} of the service")
+    assert 0 < len(recorded) < LINES
+    assert LINES - len(recorded) + own - told == dropped
+    # Two generations are recorded side by side here, and number their lines together.
+    lines = sorted(record["seq"] for record in run.matching(event="output", workload="count"))
+    assert lines == list(range(len(lines)))
+    demand([*invariants.output_gapless(run.records), *run.complaints()])
 
 
-def test_a_stopped_reader_costs_only_what_does_not_fit_and_that_is_counted():
-    with site(COUNTS + FLOOD) as where, running(where) as run:
-        flooded(run)
+FLOODS = {"block": flooded_and_held_up, "drop": flooded_and_dropped}
+CONFIGURATIONS = {"block": COUNTS + FLOOD, "drop": COUNTS + FLOOD + DROPS}
+
+
+@pytest.mark.parametrize("on_full", FLOODS)
+def test_a_stopped_reader_holds_up_who_blocks_or_costs_what_is_counted(on_full):
+    with site(CONFIGURATIONS[on_full]) as where, running(where) as run:
+        FLOODS[on_full](run)
         where.demand_nothing_left()
 
 
@@ -140,35 +195,83 @@ def test_a_supervisor_without_descriptors_ends_no_workload():
 # ---- memory
 
 
-@needs("memory", "hybrid")
-@pytest.mark.parametrize("megabytes", [32, 2])
-def test_a_supervisor_short_of_memory(megabytes):
-    """With its own limit it stays below that when nobody reads. With far too little the kernel kills it, and the next
-    run ends what it left."""
+@contextmanager
+def short_of_memory(run: Run, megabytes: int) -> Iterator[Path]:
+    """The supervisor, and nothing else of the service, gets this much more than it has."""
     group = cgroup_directories()["memory"] / f"chaos-memory-{os.getpid()}"
     group.mkdir()
     try:
-        with site(COUNTS + FLOOD) as where, running(where) as run:
-            run.program("count")
-            (group / "memory.limit_in_bytes").write_text(f"{megabytes}M")
-            (group / "cgroup.procs").write_text(str(run.pid))
-            if megabytes > 16:
-                flooded(run)
-                most = int((group / "memory.max_usage_in_bytes").read_text())
-                print(f"\nmemory: at most {most / (1 << 20):.1f} MiB more than at the start")
-                where.demand_nothing_left()
-                return
-            run.stop_reading()
-            run.ask("start", "flood")
-            assert run.wait() == -signal.SIGKILL
-            run.close()
-            with running(where) as second:
-                dies_and_comes_back(second)
-                second.stop()
-                over(second)
+        (group / "memory.limit_in_bytes").write_text(f"{megabytes}M")
+        (group / "cgroup.procs").write_text(str(run.pid))
+        yield group
     finally:
+        run.process.kill()  # where something went wrong
+        run.process.wait()
         until("its cgroup is empty", lambda: not (group / "cgroup.procs").read_text())
         group.rmdir()
+
+
+@needs("memory", "hybrid")
+@pytest.mark.parametrize("on_full", FLOODS)
+def test_a_supervisor_with_a_limit_of_its_own_stays_below_it_when_nobody_reads(on_full):
+    with site(CONFIGURATIONS[on_full]) as where, running(where) as run:
+        run.program("count")
+        with short_of_memory(run, 32) as group:
+            FLOODS[on_full](run)
+            most = int((group / "memory.max_usage_in_bytes").read_text())
+            print(f"\nmemory: at most {most / (1 << 20):.1f} MiB more than at the start")
+            where.demand_nothing_left()
+
+
+WAITING_FLOOD = f"""
+[workload.flood]
+command = ["sh", "-c", "read go < {{directory}}/go; exec seq -f 'count %.0f' {LINES}"]
+restart = "no"
+"""
+
+
+@contextmanager
+def waiting_site() -> Iterator[Site]:
+    with site(COUNTS + WAITING_FLOOD) as where:
+        where.config.write_text(where.config.read_text().replace("{directory}", str(where.directory)))
+        os.mkfifo(where.directory / "go")
+        yield where
+
+
+def once(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records without those that are marked as duplicates and have been there before."""
+    seen: set[object] = set()
+    kept = []
+    for record in records:
+        key = (record["workload"], record["stream"], record["seq"]) if record["event"] == "output" else None
+        if key not in seen or not record.get("duplicate"):
+            kept.append(record)
+        seen.add(key)
+    return kept
+
+
+@needs("memory", "hybrid")
+def test_a_supervisor_with_far_too_little_memory_is_killed_and_the_next_one_goes_on_with_every_line():
+    """By the kernel, while its workloads write; they do not notice."""
+    with waiting_site() as where, running(where) as first:
+        before = {name: first.program(name) for name in ("count", "flood")}
+        with short_of_memory(first, 2):
+            first.stop_reading()
+            (where.directory / "go").write_text("go\n")
+            assert first.wait() == -signal.SIGKILL
+        first.close()
+        with running(where) as second:
+            assert second.record(event="taken over")["workloads"] == 2
+            assert second.program("count") == before["count"]
+            end = second.record(event="exited", workload="flood")
+            assert (end["pid"], end["generation"], end["code"]) == (before["flood"], 1, 0)
+            second.record(event="output", workload="flood", message=f"count {LINES}")
+            dies_and_comes_back(second)
+            assert second.stop() == 0
+            both = once([*first.records, *second.records])
+            assert not [record for record in both if record["event"] == "dropped"]
+            demand([*invariants.output_gapless(both), *first.complaints(), *second.complaints()])
+            where.demand_nothing_left()
 
 
 # ---- bad neighbours

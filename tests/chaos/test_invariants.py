@@ -81,6 +81,7 @@ class TestRecords:
         assert "says 4 after 2" in inv.output_gapless(count(1, 2, 4))[0]
         assert "says 2 after 2" in inv.output_gapless(count(1, 2, 2))[0]
         assert "says 2 after 0" in inv.output_gapless(count(2))[0]
+        assert "says 'count ' after 1" in inv.output_gapless(count(1, ""))[0]
         assert inv.output_gapless([*count(1), DROPPED, *count(9, 10)]) == []
         assert "says 12 after 10" in inv.output_gapless([*count(1), DROPPED, *count(9, 10, 12)])[0]
         assert "says 1 after 9" in inv.output_gapless([*count(*range(1, 10)), DROPPED, *count(1)])[0]
