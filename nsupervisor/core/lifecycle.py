@@ -118,6 +118,8 @@ class Life:
     """Set when we ended it for a fault of its own: that, not its exit status, is what the restart policy judges."""
     thawed_to: State = State.RUNNING
     """While frozen: the state to go back to."""
+    to_freeze: str = ""
+    """While starting: who wants it frozen as soon as it runs; "" where nobody does."""
     started_at: float = 0.0
     starts: tuple[float, ...] = ()
     """When the latest starts were, oldest first: as many as the start limit needs."""
@@ -215,8 +217,18 @@ def kill(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
 def freeze(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
     """Stop its clock, too: a frozen program cannot say that it is ready."""
     assert isinstance(event, Wish)
-    life = attrs.evolve(life, state=State.FROZEN, thawed_to=life.state, deadline=None, reason=f"frozen by {event.by}")
-    return life, (FreezeAll(),)
+    return _frozen(life, event.by)
+
+
+def freeze_later(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
+    """Remember it until the program runs: what sets it up is ours, and if it stood still the keeper would wait for it."""
+    assert isinstance(event, Wish)
+    return attrs.evolve(life, to_freeze=event.by), ()
+
+
+def thaw_before(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
+    """Forget a freeze that had yet to come."""
+    return (attrs.evolve(life, to_freeze="") if life.to_freeze else life), ()
 
 
 def thaw(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
@@ -230,12 +242,14 @@ def thaw(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
 def run(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
     """The program runs. Where it has to become ready, the time limit for its start still runs as well."""
     deadline = life.deadline if waits_for_ready(workload) else None
-    return attrs.evolve(life, state=State.RUNNING, deadline=deadline), ()
+    life = attrs.evolve(life, state=State.RUNNING, deadline=deadline)
+    return _frozen(life, life.to_freeze) if life.to_freeze else (life, ())
 
 
 def ready(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
     """It works."""
-    return attrs.evolve(life, state=State.READY, deadline=None), ()
+    life = attrs.evolve(life, state=State.READY, deadline=None)
+    return _frozen(life, life.to_freeze) if life.to_freeze else (life, ())
 
 
 def ready_frozen(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
@@ -305,20 +319,20 @@ _STATES = (
 
 # fmt: off
 _ROWS: dict[type[Event], tuple[Cell, ...]] = {
-    #           stopped  starting  running  ready    stopping  backoff  exited   failed   frozen
-    Start:     (launch,  want,     want,    want,    redirect, launch,  launch,  launch,  want),
-    Stop:      (rest,    end,      end,     end,     redirect, rest,    rest,    rest,    end_frozen),
-    Restart:   (launch,  end,      end,     end,     redirect, launch,  launch,  launch,  end_frozen),
-    Recycle:   (ignore,  end,      end,     end,     redirect, ignore,  ignore,  ignore,  end_frozen),
-    Kill:      (ignore,  kill,     kill,    kill,    kill,     ignore,  ignore,  ignore,  kill),
-    Freeze:    (ignore,  ignore,   freeze,  freeze,  ignore,   ignore,  ignore,  ignore,  ignore),
-    Thaw:      (ignore,  ignore,   ignore,  ignore,  ignore,   ignore,  ignore,  ignore,  thaw),
-    Execed:    (ignore,  run,      ignore,  ignore,  ignore,   ignore,  ignore,  ignore,  ignore),
-    Ready:     (ignore,  ready,    ready,   ignore,  ignore,   ignore,  ignore,  ignore,  ready_frozen),
-    Unhealthy: (ignore,  abort,    abort,   abort,   ignore,   ignore,  ignore,  ignore,  ignore),
-    Exited:    (ignore,  exited,   exited,  exited,  exited,   ignore,  ignore,  ignore,  exited),
-    Emptied:   (ignore,  ignore,   ignore,  ignore,  emptied,  ignore,  ignore,  ignore,  ignore),
-    Timeout:   (ignore,  overdue,  overdue, ignore,  insist,   retry,   ignore,  ignore,  ignore),
+    #           stopped starting      running  ready   stopping  backoff exited  failed  frozen
+    Start:     (launch, want,         want,    want,   redirect, launch, launch, launch, want),
+    Stop:      (rest,   end,          end,     end,    redirect, rest,   rest,   rest,   end_frozen),
+    Restart:   (launch, end,          end,     end,    redirect, launch, launch, launch, end_frozen),
+    Recycle:   (ignore, end,          end,     end,    redirect, ignore, ignore, ignore, end_frozen),
+    Kill:      (ignore, kill,         kill,    kill,   kill,     ignore, ignore, ignore, kill),
+    Freeze:    (ignore, freeze_later, freeze,  freeze, ignore,   ignore, ignore, ignore, ignore),
+    Thaw:      (ignore, thaw_before,  ignore,  ignore, ignore,   ignore, ignore, ignore, thaw),
+    Execed:    (ignore, run,          ignore,  ignore, ignore,   ignore, ignore, ignore, ignore),
+    Ready:     (ignore, ready,        ready,   ignore, ignore,   ignore, ignore, ignore, ready_frozen),
+    Unhealthy: (ignore, abort,        abort,   abort,  ignore,   ignore, ignore, ignore, ignore),
+    Exited:    (ignore, exited,       exited,  exited, exited,   ignore, ignore, ignore, exited),
+    Emptied:   (ignore, ignore,       ignore,  ignore, emptied,  ignore, ignore, ignore, ignore),
+    Timeout:   (ignore, overdue,      overdue, ignore, insist,   retry,  ignore, ignore, ignore),
 }
 # fmt: on
 
@@ -365,6 +379,7 @@ def _spawn(life: Life, moment: Moment, workload: Workload, reason: str) -> Step:
         killed=False,
         exit=None,
         fault=None,
+        to_freeze="",
         started_at=moment.now,
         starts=(*recent, moment.now),
     )
@@ -374,6 +389,13 @@ def _spawn(life: Life, moment: Moment, workload: Workload, reason: str) -> Step:
 def _respawn(life: Life, moment: Moment, workload: Workload, why: str) -> Step:
     reason = why if life.then is Then.RECYCLE else f"restarted: {why}"
     return _spawn(attrs.evolve(life, restarts=life.restarts + 1), moment, workload, reason)
+
+
+def _frozen(life: Life, by: str) -> Step:
+    life = attrs.evolve(
+        life, state=State.FROZEN, thawed_to=life.state, to_freeze="", deadline=None, reason=f"frozen by {by}"
+    )
+    return life, (FreezeAll(),)
 
 
 def _stopping(life: Life, moment: Moment, workload: Workload, reason: str, first: Action) -> Step:

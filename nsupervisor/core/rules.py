@@ -17,8 +17,9 @@ counts meanwhile is passed over, while a level that still holds when the cooldow
 level that goes on holding fires once.
 
 When a rule with ``at_most`` has fired so often ``within`` the time, it asks for ``then`` instead of its ``action``;
-where ``then`` has several steps, for each of them as often, and for the last one from then on. A ``set`` whose values
-have all arrived at their bounds goes on to the next step at once.
+where ``then`` has several steps, for each of them as often, and for the last one from then on. It never goes back a
+step, but begins anew once it has not fired for ``within``: so no step except the last one is done more than ``at_most``
+times within any such time. A ``set`` whose values have all arrived at their bounds goes on to the next step at once.
 
 Several rules may fire on one snapshot. They are done in the order of `ORDER`, mildest first, and those of the same kind
 in the order of the file, so that the most drastic one has the last word.
@@ -71,8 +72,10 @@ class Memory:
     spent: bool = False
     """This stretch of holding has set the rule off already."""
     fired_at: float | None = None
+    step: int = 0
+    """The step of the escalation that it was at when it fired last: 0 is ``action``, 1 the first of ``then``."""
     fired: tuple[float, ...] = ()
-    """When it fired lately, as far as ``within`` reaches."""
+    """When it did that step lately, as far as ``within`` reaches; without ``at_most`` nothing."""
 
 
 @attrs.frozen
@@ -236,23 +239,25 @@ def _observe(memory: Memory, rule: Rule, snapshot: Snapshot, limits: Limits, now
         may_fire = held >= rule.for_ and (not memory.spent or rule.cooldown > 0)
     if not may_fire or (memory.fired_at is not None and now - memory.fired_at < rule.cooldown):
         return memory, None
-    recent = backoff.within(memory.fired, now, rule.within)
     settings = adjusted(rule, limits)
-    action, recent = _choose(rule, recent, bool(settings), now)
-    memory = attrs.evolve(memory, spent=True, fired_at=now, fired=(*recent, now) if rule.at_most is not None else ())
+    at, done = _choose(rule, memory, bool(settings), now)
+    action = (rule.action, *rule.then)[at]
+    memory = attrs.evolve(memory, spent=True, fired_at=now, step=at, fired=done)
     settings = settings if action == "set" else {}
     return memory, Fired(rule, action, _cause(rule, old, atoms, limits, held), settings)
 
 
-def _choose(rule: Rule, recent: tuple[float, ...], settable: bool, now: float) -> tuple[str, tuple[float, ...]]:
-    """The step of the escalation that it is the turn of, and when the rule fired lately. A ``set`` with nothing left to
-    set is passed over, and counts as done as often as it may."""
+def _choose(rule: Rule, memory: Memory, settable: bool, now: float) -> tuple[int, tuple[float, ...]]:
+    """The step of the escalation that it is the turn of, and when that was done lately, now included. A ``set`` with
+    nothing left to set is passed over."""
     steps, most = (rule.action, *rule.then), rule.at_most
-    place = min(len(recent) // most, len(steps) - 1) if most is not None else 0
-    while steps[place] == "set" and not settable and place + 1 < len(steps):
-        place += 1
-        recent = (*recent, *(now,) * (place * (most or 0) - len(recent)))
-    return steps[place], recent[-(most or 0) * len(rule.then) - 1 :]
+    done = backoff.within(memory.fired, now, rule.within)
+    at = memory.step if done else 0  # the last firing is always among them: without one it has been quiet for so long
+    if most is not None and len(done) >= most and at + 1 < len(steps):
+        at, done = at + 1, ()
+    while steps[at] == "set" and not settable and at + 1 < len(steps):
+        at, done = at + 1, ()
+    return at, () if most is None else (*done, now)[-most:]
 
 
 def _look(memory: AtomMemory, atom: Atom, snapshot: Snapshot, limits: Limits, now: float) -> AtomMemory:

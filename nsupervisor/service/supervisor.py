@@ -255,9 +255,12 @@ class Supervisor:
         return ok, "" if ok else "it does not run"
 
     async def _freeze(self, actor: Actor) -> tuple[bool, str]:
-        if actor.life.state not in (State.RUNNING, State.READY, State.FROZEN):
+        if actor.life.state not in (State.STARTING, State.RUNNING, State.READY, State.FROZEN):
             return False, f"only what runs can be frozen; it is {actor.life.state.value}"
         await actor.ask(events.Freeze())
+        await actor.until(lambda life: life.state is not State.STARTING)  # it is done as soon as the program runs
+        if actor.life.state is not State.FROZEN:
+            return False, f"it is {actor.life.state.value} by now: {actor.life.reason}"
         with trio.move_on_after(FREEZE_PATIENCE):
             while actor.life.state is State.FROZEN and not actor.cgroup.frozen():  # noqa: ASYNC110 - a moment, rarely
                 await trio.sleep(0.005)

@@ -111,6 +111,7 @@ def _begin_unknown(actor: Actor, number: int, reason: str) -> None:
         killed=False,
         exit=None,
         fault=None,
+        to_freeze="",
         started_at=now,
         starts=(*life.starts, now),
     )

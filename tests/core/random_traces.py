@@ -115,7 +115,7 @@ class Teller:
     limits: dict[str, float] = attrs.field(factory=lambda: dict(LIMITS))
     began: float = 0.0
     stalled: float = 0.0
-    fired_at: dict[str, list[float]] = attrs.field(factory=dict)
+    fired_at: dict[str, list[tuple[float, int]]] = attrs.field(factory=dict)
     spawned_at: list[float] = attrs.field(factory=list)
 
     def __attrs_post_init__(self) -> None:
@@ -158,12 +158,13 @@ class Teller:
         rule = fired.rule
         times = self.fired_at.setdefault(rule.name, [])
         if times:
-            assert now - times[-1] >= rule.cooldown, "within its cooldown"
-        steps = (rule.action, *rule.then)
-        lately = [t for t in times if t > now - rule.within]
-        least = min(len(lately) // rule.at_most, len(steps) - 1) if rule.at_most is not None else 0
-        assert steps.index(fired.action) >= least, "more often than at_most within its time"
-        times.append(now)
+            assert now - times[-1][0] >= rule.cooldown, "within its cooldown"
+        step = (rule.action, *rule.then).index(fired.action)
+        if rule.at_most is not None:
+            lately = [s for t, s in times if t > now - rule.within]
+            assert step >= max(lately, default=0), "back to a milder step without having been quiet"
+            assert lately.count(step) < rule.at_most or step == len(rule.then), "more often than at_most in its time"
+        times.append((now, step))
 
     def check_spawn(self, action, now):
         assert not self.program, "two generations at once"

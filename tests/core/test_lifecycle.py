@@ -179,6 +179,44 @@ def test_notify_must_become_ready_in_its_time():
     assert run.life.deadline is None
 
 
+def test_a_freeze_while_it_starts_is_done_once_it_runs():
+    """A rule on a counter may go off while the program is being set up; that freeze was lost."""
+    run = Run()
+    run(events.Start())
+    assert run(events.Freeze("policy[0]")).actions == ()  # what is being set up is ours: the keeper waits for it
+    assert run.state is State.STARTING
+    assert run.life.deadline is not None
+    assert run.fact(events.Execed).actions == (actions.FreezeAll(),)
+    assert (run.state, run.life.reason, run.life.deadline) == (State.FROZEN, "frozen by policy[0]", None)
+    assert run(events.Thaw()).state is State.RUNNING
+    run(events.Restart())
+    run.dies(OK)
+    assert run.fact(events.Execed).state is State.RUNNING  # it was about that one generation
+
+
+def test_a_freeze_while_it_starts_can_be_taken_back_or_overtaken():
+    run = Run()
+    run(events.Start())
+    run(events.Freeze())
+    run(events.Thaw())
+    assert run.fact(events.Execed).state is State.RUNNING
+    run = Run()
+    run(events.Start())
+    run(events.Freeze())
+    run(events.Restart())
+    assert run.dies(OK).actions == (actions.Spawn(2),)
+    assert run.fact(events.Execed).state is State.RUNNING
+
+
+def test_one_that_is_ready_before_it_is_known_to_run_freezes_ready():
+    run = Run(type="notify")
+    run(events.Start())
+    run(events.Freeze())
+    assert run.fact(events.Ready).actions == (actions.FreezeAll(),)
+    assert run.fact(events.Execed).state is State.FROZEN
+    assert run(events.Thaw()).state is State.READY
+
+
 def test_ready_said_while_frozen_counts_after_the_thaw():
     run = Run(type="notify").up()
     run(events.Freeze())

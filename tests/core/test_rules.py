@@ -1,6 +1,6 @@
 """Policy rules: what fires, when, how often, and with what cause."""
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import attrs
 import pytest
@@ -239,6 +239,41 @@ def test_escalation_takes_its_steps_one_after_the_other():
         it, fired = it.observe({"memory.events": {"oom_kill": now}}, {}, float(now))
         asked += [one.action for one in fired]
     assert asked == ["log", "log", "restart", "restart", "stop", "stop", "stop"]
+
+
+STEPS = ("log", "restart", "stop")
+
+
+def escalate(at_most, within, times):
+    """The steps that a rule with three of them takes when its counter moves at these times."""
+    it = when("memory.events oom_kill", action=STEPS[0], at_most=at_most, within=within, then=STEPS[1:])
+    it, _ = it.observe({"memory.events": {"oom_kill": 0}}, {}, 0.0)
+    asked = []
+    for count, now in enumerate(times, 1):
+        it, (one,) = it.observe({"memory.events": {"oom_kill": count}}, {}, now)
+        asked.append(one.action)
+    return asked
+
+
+def test_a_step_that_was_done_at_most_times_does_not_come_again_when_those_before_it_are_long_ago():
+    """Once the firings of the first step had left the window, the second one was done a third time in it."""
+    assert escalate(2, 100.0, [0, 50, 60, 70, 101]) == ["log", "log", "restart", "restart", "stop"]
+
+
+def test_escalation_begins_anew_after_it_was_quiet_for_so_long():
+    assert escalate(1, 100.0, [0, 10, 109, 208, 308]) == ["log", "restart", "stop", "stop", "log"]
+    assert escalate(2, 100.0, [0, 60, 120, 180]) == ["log"] * 4  # never twice within the time before
+
+
+@given(at_most=st.integers(1, 3), gaps=st.lists(st.sampled_from([0.5, 10.0, 50.0, 99.0, 100.0]), max_size=40))
+def test_no_step_but_the_last_is_done_more_than_at_most_times_within_any_such_time(at_most, gaps):
+    times = list(accumulate(gaps))
+    asked = [STEPS.index(action) for action in escalate(at_most, 100.0, times)]
+    for i, (step, now) in enumerate(zip(asked, times, strict=True)):
+        same = [t for s, t in zip(asked[: i + 1], times, strict=False) if s == step and t > now - 100.0]
+        assert len(same) <= at_most or step == len(STEPS) - 1
+        quiet = i == 0 or now - times[i - 1] >= 100.0
+        assert (step == 0) if quiet else (step >= asked[i - 1])
 
 
 @pytest.mark.parametrize(("at_most", "within"), [(None, 0.0), (5, 100.0)])
