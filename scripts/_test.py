@@ -37,7 +37,8 @@ GUEST_TEST_LIMIT = 300
 EVERYWHERE = "root,cgroup,userns,netns,time_namespace,module:*"
 TIERS = {
     "host": f"{EVERYWHERE},vm",
-    "guest": f"{EVERYWHERE},memory,pids,cpu,cpuset,io,cgroup_v2,unprivileged_userns,psi*,sys_resource,scratch_disk",
+    "guest": f"{EVERYWHERE},memory,pids,cpu,cpuset,io,cgroup_v2,unprivileged_userns,psi*,sys_resource,scratch_disk,"
+    "core_files",
 }
 TITLES = {"host": "host", "guest": "virtual machine"}
 

@@ -195,6 +195,13 @@ def _sys_resource() -> str:
     return "" if int(line.split()[1], 16) >> 24 & 1 else "CAP_SYS_RESOURCE is not among this process's capabilities"
 
 
+def _core_files() -> str:
+    pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
+    return (
+        "" if pattern and pattern[0] not in "|/" else f"core dumps do not go where the program is, but to {pattern!r}"
+    )
+
+
 def _vm() -> str:
     if in_guest():
         return "no virtual machine inside the virtual machine"
@@ -233,6 +240,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "psi": _psi,
     "psi_short_windows": _psi_short_windows,
     "sys_resource": _sys_resource,
+    "core_files": _core_files,
     "vm": _vm,
     "scratch_disk": _scratch_disk,
 }

@@ -221,7 +221,7 @@ def freeze(life: Life, event: Event, moment: Moment, workload: Workload) -> Step
 
 
 def freeze_later(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
-    """Remember it until the program runs: what sets it up is ours, and if it stood still the keeper would wait for it."""
+    """Remember it until the program runs: what sets it up is ours, and the keeper waits for what that reports."""
     assert isinstance(event, Wish)
     return attrs.evolve(life, to_freeze=event.by), ()
 

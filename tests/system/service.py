@@ -60,6 +60,14 @@ class Service:
         shown = "\n".join(json.dumps(record) for record in self.records[-40:])
         raise AssertionError(f"no record no. {nth} with {fields}; the last ones were:\n{shown}")
 
+    async def heard(self, reached: Callable[[], bool], patience: float = PATIENCE) -> bool:
+        """Wait until ``reached()``, which looks at the records; False when it is not in time. It is asked again
+        whenever there are new ones."""
+        with trio.move_on_after(deadline(patience)):
+            while not reached() and not self._ended:
+                await self._news.park()
+        return reached()
+
     async def until(self, reached: Callable[[], bool], patience: float = PATIENCE) -> None:
         """Wait for something outside that nothing tells of."""
         with trio.fail_after(deadline(patience)):
