@@ -1,4 +1,5 @@
-"""Rules of every kind on the real kernel: each fires on a program made to cause it, and not on its neighbour."""
+"""Rules from a person's side: commands make the workload cross its threshold. On the host; one test of
+test_every_rule.py shows in one start that each kind and each action works in the virtual machine, too."""
 
 import json
 
@@ -7,7 +8,7 @@ import pytest
 from tests.needs import needs
 from tests.system.service import service
 
-pytestmark = [pytest.mark.system, needs("root", "cgroup", "pids")]
+pytestmark = [pytest.mark.host_only, needs("root", "cgroup", "pids")]
 
 # Makes children on request: each line that it is sent by a signal is one more `sleep`.
 GROWS = """
