@@ -7,7 +7,7 @@ import attrs
 from nsupervisor.config.conditions import parse_condition
 from nsupervisor.config.model import Rule, Workload
 from nsupervisor.core import events
-from nsupervisor.core.actions import KillAll, Signal, Spawn
+from nsupervisor.core.actions import FreezeAll, KillAll, Signal, Spawn
 from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import Life, Moment, State
 from nsupervisor.core.mind import Mind, Seen, Turn, take
@@ -64,6 +64,16 @@ def test_a_turn_that_comes_after_the_generations_end_does_nothing():
     it(events.Exited(1, Exit(code=1), populated=False))
     late = it(Turn())
     assert (late.due, late.actions, late.event) == (None, (), None)
+
+
+def test_a_rule_that_freezes_while_the_program_is_being_set_up_is_not_lost():
+    it = Run(action="freeze")
+    it(events.Restart())
+    it(events.Exited(1, Exit(code=0), populated=False))
+    it.oom(1)
+    assert (it(Turn()).actions, it.mind.life.state) == ((), State.STARTING)
+    assert it(events.Execed(2)).actions == (FreezeAll(),)
+    assert it.mind.life.reason == "frozen by policy[0] (memory.events oom_kill)"
 
 
 def test_each_action_asks_for_what_it_says():
