@@ -12,7 +12,8 @@ from tests.needs import needs
 from tests.system.service import NSUPERVISOR, service
 from tests.timing import deadline
 
-pytestmark = [needs("root", "cgroup", "pids")]
+# What is recorded does not depend on the hierarchy, and each command takes the virtual machine seconds.
+pytestmark = [pytest.mark.host_only, needs("root", "cgroup", "pids")]
 
 # One restarts because it is full, until it is given up; one is sent signals and frozen; one crashes; one does nothing.
 BUSY = """

@@ -14,7 +14,8 @@ from tests.needs import needs
 from tests.system.service import NSUPERVISOR, Service, service
 from tests.timing import deadline
 
-pytestmark = [pytest.mark.system, needs("root", "cgroup")]
+# Limits that change while a program runs are tested in the virtual machine by test_set.py.
+pytestmark = [pytest.mark.system, pytest.mark.host_only, needs("root", "cgroup")]
 
 M = 1 << 20
 
@@ -73,7 +74,6 @@ async def test_limits_and_rules_change_and_the_process_stays(tmp_path):
         assert new["cause"]["rule"] == "policy[0]"  # the other one has fired, and still knows it
 
 
-@pytest.mark.host_only
 async def test_only_what_changed_restarts_in_order_and_what_has_gone_leaves_nothing(tmp_path):
     """supervisor#1154: update restarts all. circus#1109: and not in their order."""
     old = DB + WEB + 'requires = ["db"]\n[workload.other]\ncommand = ["sleep", "1000"]\n[workload.old]\n'
@@ -106,7 +106,6 @@ async def test_only_what_changed_restarts_in_order_and_what_has_gone_leaves_noth
         assert {step["do"] for step in again["steps"]} == {"none"}
 
 
-@pytest.mark.host_only
 async def test_reload_does_not_start_what_the_operator_stopped(tmp_path):
     """supervisor#214: when autostart is true, each reload starts the program."""
     async with service(tmp_path, DB + WEB) as it:
@@ -119,7 +118,6 @@ async def test_reload_does_not_start_what_the_operator_stopped(tmp_path):
         assert Path(f"/proc/{await it.pid('web', 2)}/cmdline").read_bytes() == b"sleep\x00999\x00"
 
 
-@pytest.mark.host_only
 async def test_a_file_with_mistakes_changes_nothing_and_all_are_told(tmp_path):
     """supervisor#720: nobody knew what reread, reload and update do to what runs, and when."""
     async with service(tmp_path, WEB) as it:
@@ -145,7 +143,6 @@ async def test_a_file_with_mistakes_changes_nothing_and_all_are_told(tmp_path):
 
 
 @needs("pids")
-@pytest.mark.host_only
 async def test_what_the_kernel_refuses_takes_everything_back(tmp_path):
     toml = WEB + "[workload.web.resources]\npids_max = 20\n" + DB
     async with service(tmp_path, toml) as it:
@@ -164,7 +161,6 @@ async def test_what_the_kernel_refuses_takes_everything_back(tmp_path):
         assert [one["name"] for one in json.loads(await it.cli("status", "--json"))] == ["web", "db"]
 
 
-@pytest.mark.host_only
 async def test_sighup_reads_the_file_again_and_instances_come_and_go(tmp_path):
     async with service(tmp_path, WEB + "instances = 2\n") as it:
         first = await it.pid("web@1")
@@ -179,7 +175,6 @@ async def test_sighup_reads_the_file_again_and_instances_come_and_go(tmp_path):
         assert done(told) == {"web": ("start", "running"), "web@1": ("stop", "stopped"), "web@2": ("stop", "stopped")}
 
 
-@pytest.mark.host_only
 async def test_a_slow_stop_holds_up_nobody_else_and_the_last_wish_wins(tmp_path):
     """circus#814: one lock for all commands. process-compose#530: a restart while it stops."""
     async with service(tmp_path, SLOW + WEB + DB) as it:
@@ -219,7 +214,6 @@ async def test_a_slow_stop_holds_up_nobody_else_and_the_last_wish_wins(tmp_path)
         await it.record(event="reloaded", nth=3)
 
 
-@pytest.mark.host_only
 async def test_what_goes_and_is_wanted_again_before_it_has_gone_comes_back(tmp_path):
     async with service(tmp_path, SLOW + WEB) as it:
         slow = await it.pid("slow")
@@ -246,7 +240,6 @@ async def test_what_goes_and_is_wanted_again_before_it_has_gone_comes_back(tmp_p
         assert [one["name"] for one in json.loads(await it.cli("status", "--json"))] == ["web"]
 
 
-@pytest.mark.host_only
 async def test_restart_starts_what_it_requires(tmp_path):
     """It restarted the workload alone, beside a requirement that was down."""
     toml = DB.replace('"sleep", "1000"', '"sh", "-c", "read line < $0", "FIFO"') + 'restart = "no"\n'
@@ -265,7 +258,6 @@ async def test_restart_starts_what_it_requires(tmp_path):
         assert (await it.status("db"))["generation"] == 3
 
 
-@pytest.mark.host_only
 async def test_values_of_variables_are_in_no_plan_and_no_record(tmp_path):
     secret = WEB + '[workload.web.environment]\nTOKEN = "hush-one"\n'
     async with service(tmp_path, secret) as it:
@@ -279,7 +271,6 @@ async def test_values_of_variables_are_in_no_plan_and_no_record(tmp_path):
         assert "hush" not in json.dumps(it.records)
 
 
-@pytest.mark.host_only
 async def test_log_level_changes_and_what_cannot_is_said(tmp_path):
     async with service(tmp_path, WEB) as it:
         await it.pid("web")
@@ -300,7 +291,6 @@ async def test_log_level_changes_and_what_cannot_is_said(tmp_path):
 
 
 @needs("memory")
-@pytest.mark.host_only
 async def test_limits_of_a_group_change_live_and_another_group_is_another_cgroup(tmp_path):
     toml = WEB + 'group = "batch"\n[group.batch]\nmemory_max = "64M"\n[group.other]\nmemory_max = "64M"\n' + DB
     async with service(tmp_path, toml) as it:
