@@ -29,8 +29,8 @@ PROGRAMS = ROOT / "tests" / "programs.txt"
 NO_TESTS = 5  # pytest's exit status when it selected none
 MOST_AGAIN = 4  # failures of a tier that are run once more
 
-# For the machine to end after the last test's own limit. Beside the host's tests on two cores, with nothing else to do, it
-# needs about half.
+# For the machine to end after the last test's own limit. Beside the host's tests, on two cores with nothing else to do,
+# it needs about half.
 GUEST_LIMIT = 2400
 GUEST_TEST_LIMIT = 300
 
