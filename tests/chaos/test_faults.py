@@ -5,12 +5,13 @@ import select
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nsupervisor.api.client import ClientError
 from tests.chaos import invariants
 from tests.chaos.service import Run, Site, answer, demand, few_descriptors, full_disk, over, running, site, until
 from tests.chaos.workloads import ECHO
@@ -255,9 +256,18 @@ def test_a_supervisor_with_far_too_little_memory_is_killed_and_the_next_one_goes
     """By the kernel, while its workloads write; they do not notice."""
     with waiting_site() as where, running(where) as first:
         before = {name: first.program(name) for name in ("count", "flood")}
-        with short_of_memory(first, 2):
+        with short_of_memory(first, 1) as group:
             first.stop_reading()
             (where.directory / "go").write_text("go\n")
+
+            def killed() -> bool:
+                """By then, or because now it gets nothing more than it has."""
+                with suppress(OSError, ClientError):
+                    (group / "memory.limit_in_bytes").write_text((group / "memory.usage_in_bytes").read_text())
+                    first.status()
+                return first.process.poll() is not None
+
+            until("killed", killed)
             assert first.wait() == -signal.SIGKILL
         first.close()
         with running(where) as second:
