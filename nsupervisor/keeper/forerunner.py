@@ -2,9 +2,9 @@
 
 Between the fork of a Python process and its exec lie some hundred small things, and next to each of them the kernel's
 copying of a page that is written to for the first time: together more than the namespaces cost. So all that is done
-before anybody asks for a program. The forerunner is forked by a new init, does the steps that depend on nothing but
-the namespaces (`_IN_ADVANCE`), and rehearses the others with a specification that changes nothing. Then its memory is
-its own, and it waits.
+before anybody asks for a program. The forerunner is a new init's child, does the steps that depend on nothing but the
+namespaces (`_IN_ADVANCE`), and rehearses the others with a specification that changes nothing. Then what it needs has
+been copied from the zygote's memory, and it waits.
 
 It can't wait in a workload's cgroup: nobody knows yet which. Moving there would cost a wait for all processors of the
 host (cgroup_threadgroup_rwsem), milliseconds. So, given its program, it lets itself be replaced by a successor
@@ -25,11 +25,11 @@ from nsupervisor.keeper import child as setup
 from nsupervisor.keeper.descriptors import REPORT, STDERR, STDOUT
 from nsupervisor.keeper.spec import Spec
 from nsupervisor.linux import successor, syscalls
-from nsupervisor.linux.namespaces import CLONE_NEWUSER, NAMESPACES
+from nsupervisor.linux.namespaces import CLONE_NEWTIME, CLONE_NEWUSER, NAMESPACES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import mmap
+    import ctypes
     from collections.abc import Callable
     from typing import NoReturn
 
@@ -92,13 +92,13 @@ def prepare() -> None:
 # ---- in the forerunner
 
 
-def run(flags: int, told: mmap.mmap) -> NoReturn:
+def run(flags: int, told: ctypes.Array[ctypes.c_uint32]) -> NoReturn:
     """To the program. `flags`: the namespaces that were made for it, as clone(2) has them."""
     course = setup.Course()
     course.to_the_end(lambda: _run(course, flags, told))
 
 
-def _run(course: setup.Course, flags: int, told: mmap.mmap) -> None:
+def _run(course: setup.Course, flags: int, told: ctypes.Array[ctypes.c_uint32]) -> None:
     report = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, REPORT)
     for place, number in ((STDOUT, 1), (STDERR, 2)):
         os.dup2(place, number)
@@ -106,7 +106,8 @@ def _run(course: setup.Course, flags: int, told: mmap.mmap) -> None:
     done: tuple[Callable[[Spec], None], ...] = ()
     if not flags & CLONE_NEWUSER:  # there nothing can be done before somebody outside has said who is who
         sample = Spec.unpack(_sample)
-        sample.namespaces = frozenset(space.name for space in NAMESPACES.values() if space.flag & flags)
+        made = flags & ~CLONE_NEWTIME
+        sample.namespaces = frozenset(space.name for space in NAMESPACES.values() if space.flag & made)
         done = _do_in_advance(sample)
     try:
         data, ancillary, _, _ = report.recvmsg(*_HOW_MUCH, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)

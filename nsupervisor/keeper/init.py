@@ -1,8 +1,9 @@
 """PID 1 of a workload's PID namespace: pass signals on, reap everybody, and tell how the program ended.
 
 A process that is PID 1 ignores every signal that it has no handler for and inherits all orphans, which few programs
-expect (pid_namespaces(7)). So this small process is PID 1, and the program is its child. It is a fork of the keeper and
-changes next to nothing any more, so that almost all of its memory stays shared with the keeper.
+expect (pid_namespaces(7)). So this small process is PID 1, and the program is its child. It is a fork of the zygote and
+changes little any more, so that most of its memory stays shared. Where it can be, small_init.py does the same without
+Python; whoever changes the rules here changes them there.
 
 Its first child is no program yet, but the forerunner of one (forerunner.py), and ends when the program has begun.
 """
@@ -12,11 +13,10 @@ from __future__ import annotations
 import os
 import signal
 import struct
-import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import mmap
+    import ctypes
     from typing import NoReturn
 
 SI_KERNEL = 0x80  # siginfo's si_code, sigaction(2)
@@ -28,7 +28,7 @@ SIGNALS = tuple(int(number) for number in signal.valid_signals())
 """All of them; made in the keeper, once, because it costs a process that makes it much memory of its own."""
 
 
-def run(program: int, exits: int, told: mmap.mmap | None = None) -> NoReturn:
+def run(program: int, exits: int, told: ctypes.Array[ctypes.c_uint32] | None = None) -> NoReturn:
     """Look after `program` (a pid in this namespace) until it ends; write its wait status to `exits`, and leave.
 
     With `told`, the pid is that of the program's forerunner, whose successor it tells of (linux/successor.py).
@@ -41,7 +41,7 @@ def run(program: int, exits: int, told: mmap.mmap | None = None) -> NoReturn:
     pid, status = 0, 0
     if told is not None:
         pid, status = os.waitpid(-1, 0)  # the forerunner, or already the program
-        program = int.from_bytes(told[:4], sys.byteorder) or program  # without a successor, this is the end
+        program = told[0] or program  # without a successor, this is the end
     while pid != program:
         if pid == 0:
             info = signal.sigwaitinfo(SIGNALS)

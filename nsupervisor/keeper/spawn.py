@@ -63,7 +63,8 @@ class Child:
         self.id = spec.id
         self.name = spec.name
         self.with_init = spec.init
-        self.wanted = spec.flags & ~LATE if spec.init else 0  # of which namespaces it has used up what waited
+        # Of which namespaces it has used up what waited.
+        self.wanted = spec.flags & ~CLONE_NEWCGROUP if spec.init else 0
         self.pid = pid
         self.pidfd = pidfd
         self.stdout = fds.stdout
@@ -242,8 +243,9 @@ def spawn(spec: Spec, zygote: Zygote) -> Child:
             message = f"cannot open the cgroup {spec.cgroup}: {error.strerror}"
             raise SpawnError("open_cgroup", message, error.errno or 0) from None
     try:
-        flags = spec.flags & ~LATE
-        child = Child(spec, *(zygote.start(flags, spec, cgroup) if spec.init else _clone(flags, spec, cgroup)))
+        flags = spec.flags & ~CLONE_NEWCGROUP
+        start = zygote.start if spec.init else _clone
+        child = Child(spec, *start(flags, spec, cgroup))
     except OSError as error:
         raise clone_failed(spec, error) from None
     finally:
@@ -257,7 +259,7 @@ def spawn(spec: Spec, zygote: Zygote) -> Child:
 def _clone(flags: int, spec: Spec, cgroup: int) -> tuple[int, int, Descriptors]:
     fds = Descriptors(False)
     try:
-        pid, pidfd = syscalls.clone3(flags, cgroup)
+        pid, pidfd = syscalls.clone3(flags & ~LATE, cgroup)
         if pid == 0:
             setup.run(spec, fds.enter_child)
     except OSError:

@@ -2,16 +2,18 @@
 
 **Who is who.** Each start with an init takes part of a chain of forks, each with its reason:
 
-    keeper ── forks once ──► zygote ── clones ──► init ── forks ──► forerunner ── is reborn as ──► program
-                             still memory         new namespaces    ready to run                   in its cgroup
-              └─────────────── in advance, before anybody asks for a program ──────────┘
+    keeper ── forks once ──► zygote ── clones ──► init ── clones ──► forerunner ── is reborn as ──► program
+                             still memory         new namespaces     ready to run                   in its cgroup
+              └─────────────── in advance, before anybody asks for a program ───────────┘
 
 **Why a copy.** fork(2) copies a page when one of both sides writes to it. The keeper writes to about a megabyte of its
-memory with each spawn (Python writes to whatever it looks at), so each process that is forked from it would be left
-with a megabyte that it shares with nobody. That does not matter to a process that soon becomes another program; but an
-init lives for as long as its workload. The zygote does next to nothing between two forks, nor does an init after its
-own, so that an init costs about 0.4 MB. It is forked from the keeper when it is first needed, and clones with
-CLONE_PARENT: a new process is the keeper's child, not its own.
+memory with each spawn (Python writes to whatever it looks at), and so would be left without what it shares with those
+forked from it; the zygote does next to nothing between two forks. It is forked from the keeper when it is first needed,
+and clones with CLONE_PARENT: a new process is the keeper's child, not its own.
+
+**Two sorts of init.** Where it can be, an init is no Python process (small_init.py), and shares its memory with its
+forerunner, so that each start copies the zygote's memory once. Where not, it is one (init.py): on another processor,
+and where the forerunner has to enter a user or time namespace, which nobody may who shares memory.
 
 **Why in advance.** Making namespaces is the kernel's most expensive part of a start, and does not depend on what is
 started; nor does much of what is done in them. So after each start another init with the same kinds of new namespaces
@@ -30,6 +32,7 @@ many pages, and are for processes with threads.
 from __future__ import annotations
 
 import array
+import ctypes
 import errno
 import gc
 import mmap
@@ -43,19 +46,21 @@ import time
 from nsupervisor.keeper import child as setup
 from nsupervisor.keeper import forerunner, init
 from nsupervisor.keeper.descriptors import EXITS, FIRST_FREE, REPORT, STDERR, STDOUT, Descriptors
+from nsupervisor.keeper.small_init import BORN, NAME, SmallInit
 from nsupervisor.keeper.spec import Spec
 from nsupervisor.linux import successor, syscalls
-from nsupervisor.linux.namespaces import CLONE_NEWUSER
+from nsupervisor.linux.namespaces import CLONE_NEWTIME, CLONE_NEWUSER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-_ORDER = struct.Struct("Q")  # to the zygote: clone's flags; the child's ends of its descriptors come along
+_ORDER = struct.Struct("Q")  # to the zygote: the flags; the child's ends of its descriptors come along
 _PLACES = (REPORT, EXITS, STDOUT, STDERR)
-_BORN = b"i"  # an init's first word by `exits`: the kernel adds its pid. Or, by whoever could not make it:
-_ERRNO = struct.Struct("i")
-_NAME = syscalls.process_name("nsupervisor-ini")
+_CONNECTION = FIRST_FREE  # in the zygote
+_ERRNO = struct.Struct("i")  # by `exits`, in the place of BORN, if there is no init
+_NAME = syscalls.process_name(NAME)
+_ALONE = CLONE_NEWUSER | CLONE_NEWTIME  # nobody may enter these who shares memory
 _SIGCHLD = int(signal.SIGCHLD)
 _HURRY = 0.02  # seconds; some times what it takes to make an init and its forerunner
 _PATIENCE = 10.0  # seconds; an init is there within a millisecond unless the zygote has been stopped
@@ -189,7 +194,7 @@ def _born(fds: Descriptors) -> int:
     finally:
         exits.setblocking(False)
         exits.detach()
-    if data == _BORN:
+    if data == BORN:
         return int(setup.CREDENTIALS.unpack(ancillary[0][2])[0])
     if not data:
         raise EOFError
@@ -235,32 +240,40 @@ def _serve(connection: socket.socket) -> NoReturn:
         syscalls.set_process_name("nsupervisor-zyg")
         successor.prepare()
         forerunner.prepare()
-        # In the place of the report, which is not needed here; then all else that the keeper has open can go.
-        os.dup2(connection.fileno(), REPORT, inheritable=False)
         os.dup2(0, 1)
         os.dup2(0, 2)
-        for place in (EXITS, STDOUT, STDERR):
-            os.dup2(0, place, inheritable=False)
+        os.dup2(connection.fileno(), _CONNECTION, inheritable=False)
         connection.detach()
-        os.closerange(FIRST_FREE, 0x7FFF_FFFF)
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, REPORT)
+        # What comes now gets the lowest numbers, and those are the right ones: nothing has to be moved.
+        os.closerange(REPORT, FIRST_FREE)
+        os.closerange(_CONNECTION + 1, 0x7FFF_FFFF)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, _CONNECTION)
         ancillary_size = socket.CMSG_SPACE(4 * len(_PLACES))
         flags_of, most = _ORDER.unpack, _ORDER.size
+        try:
+            small = SmallInit()
+        except OSError:
+            small = None
         while True:
             data, ancillary, _, _ = connection.recvmsg(most, ancillary_size, socket.MSG_CMSG_CLOEXEC)
-            if not data:
+            if not data or len(ancillary[0][2]) != 4 * len(_PLACES):  # or there is no room for more descriptors
                 break
             (flags,) = flags_of(data)
-            theirs = array.array("i", ancillary[0][2])
-            told = mmap.mmap(-1, 4)
-            number = -syscalls.bare_clone3(flags | syscalls.CLONE_PARENT)
-            if number == 0:
-                _begin(flags, theirs, told)
-            if number > 0:
-                os.write(theirs[1], _ERRNO.pack(number))
-            told.close()
-            for fd in theirs:
-                os.close(fd)
+            if small is None or flags & _ALONE:
+                told = mmap.mmap(-1, ctypes.sizeof(successor.Told))
+                number = syscalls.bare_clone3(flags & ~CLONE_NEWTIME | syscalls.CLONE_PARENT)
+                if number == 0:
+                    _begin(flags, successor.Told.from_buffer(told))
+                told.close()
+            else:
+                number = small.clone(flags)
+                if number == 0:
+                    os.close(EXITS)
+                    os.close(_CONNECTION)
+                    forerunner.run(flags, small.told)
+            if number < 0:
+                os.write(EXITS, _ERRNO.pack(-number))
+            os.closerange(REPORT, FIRST_FREE)
     finally:
         os._exit(0)
 
@@ -268,14 +281,12 @@ def _serve(connection: socket.socket) -> NoReturn:
 # ---- in an init
 
 
-def _begin(flags: int, theirs: array.array[int], told: mmap.mmap) -> NoReturn:
+def _begin(flags: int, told: ctypes.Array[ctypes.c_uint32]) -> NoReturn:
     """One more fork, and each of both goes its way."""
     syscalls.bare_set_process_name(_NAME)
     # From here on the zygote's connection is another one: what counts is the number of its descriptor.
-    for place, fd in zip(_PLACES, theirs, strict=True):
-        os.dup2(fd, place, False)
-        os.close(fd)
-    os.write(EXITS, _BORN)
+    os.close(_CONNECTION)
+    os.write(EXITS, BORN)
     child = syscalls.bare_clone3(0, -1, _SIGCHLD)
     if child == 0:
         os.close(EXITS)

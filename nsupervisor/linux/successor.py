@@ -27,9 +27,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_CLONE_VM = 0x0000_0100
-_CLONE_VFORK = 0x0000_4000
-_CLONE_PARENT_SETTID = 0x0010_0000
+Told = ctypes.c_uint32 * 2
+"""What the kernel tells of a successor: its pid, once there is one; and not 0 for as long as it is in lent memory."""
 
 _INSTRUCTIONS = {
     # long clone3_or_exit(struct clone_args *, size_t): 0 in the child, an errno below 0, and the parent ends.
@@ -65,22 +64,26 @@ def prepare() -> bool:
     return _clone3_or_exit is not None
 
 
-def succeed(cgroup: int, told: mmap.mmap, lend: bool = True) -> int:
+def succeed(cgroup: int, told: ctypes.Array[ctypes.c_uint32], lend: bool = True) -> int:
     """Be replaced by a successor, which comes back with 0; or an errno below 0, and all is as before.
 
     The process must have one thread and a parent that waits for it, and may not be PID 1. `cgroup` is a descriptor of a
-    cgroup v2 directory, or -1. `told` is memory shared with whoever wants to know the successor's pid, such as
-    `mmap.mmap(-1, 4)` from before they were forked: the kernel writes it there before the successor runs. Without
-    `lend` that one has memory of its own.
+    cgroup v2 directory, or -1. `told` is a `Told` in memory shared with whoever wants to know: the kernel writes there,
+    the pid before the successor runs. Without `lend` that one has memory of its own.
     """
-    flags = syscalls.CLONE_PARENT | _CLONE_PARENT_SETTID
+    flags = syscalls.CLONE_PARENT | syscalls.CLONE_PARENT_SETTID
     if cgroup >= 0:
         flags |= syscalls.CLONE_INTO_CGROUP
         _args[10] = cgroup
-    _args[3] = ctypes.addressof(ctypes.c_int.from_buffer(told))
+    _args[3] = ctypes.addressof(told)
     if lend and _clone3_or_exit is not None:
-        _args[0] = flags | _CLONE_VM | _CLONE_VFORK
-        return _clone3_or_exit(ctypes.addressof(_args), ctypes.sizeof(_args))
+        _args[0] = flags | syscalls.CLONE_VM | syscalls.CLONE_VFORK | syscalls.CLONE_CHILD_CLEARTID
+        _args[2] = ctypes.addressof(told) + ctypes.sizeof(ctypes.c_uint32)
+        told[1] = 1
+        number = _clone3_or_exit(ctypes.addressof(_args), ctypes.sizeof(_args))
+        if number < 0:
+            told[1] = 0
+        return number
     _args[0] = flags
     pid = syscalls.bare_clone3_with(_args)
     if pid > 0:

@@ -17,7 +17,7 @@ import trio
 from nsupervisor.keeper.client import Spawned
 from nsupervisor.linux.mounts import MNT_DETACH, mount, umount2
 from tests.keeper.conftest import ISOLATED, Harness
-from tests.keeper.test_zygote import children, command, numbers
+from tests.keeper.test_zygote import children, command, numbers, only_the_next_waits
 from tests.needs import cgroup_directories, needs
 from tests.timing import deadline
 
@@ -51,24 +51,6 @@ async def half_way(harness: Harness, tmp_path: Path, **spec: object) -> HalfWay:
         while len(children(spawned.pid)) != 2:
             await trio.sleep(0.001)
     return HalfWay(spawned, fifo)
-
-
-async def only_the_next_waits(harness: Harness) -> None:
-    """Nobody is left but the zygote, and an init with its forerunner for the next start."""
-    with trio.fail_after(deadline(20)):
-        while True:
-            names = [command(pid) for pid in children(harness.keeper.pid)]
-            inner = [command(child) for pid in children(harness.keeper.pid) for child in children_of(pid)]
-            if sorted(names) == ["nsupervisor-ini", "nsupervisor-zyg"] and inner == ["nsupervisor-for"]:
-                return
-            await trio.sleep(0.001)
-
-
-def children_of(pid: str) -> list[str]:
-    try:
-        return children(int(pid))
-    except OSError:
-        return []
 
 
 async def test_the_forerunner_is_gone_once_the_program_runs(harness: Harness) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from nsupervisor.keeper import protocol
 from nsupervisor.keeper.client import SpawnError
+from nsupervisor.linux import processes
 from tests.keeper.conftest import ISOLATED, Harness
 from tests.needs import needs
 from tests.timing import deadline
@@ -28,9 +30,22 @@ RECORDER = """
     while :; do sleep 1000 & wait; kill $!; done
 """
 
+
+@pytest.fixture(params=["small", "python"])
+def sort(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sorts of init: the one that has no Python, and the one for where that can't be."""
+    if request.param == "python":
+        none = "from nsupervisor.linux import instructions; instructions.MACHINES.clear(); "
+        text = "from nsupervisor.keeper.server"
+        assert text in protocol.START
+        monkeypatch.setattr(protocol, "START", protocol.START.replace(text, none + text))
+
+
+BOTH_SORTS = pytest.mark.usefixtures("sort")
 USERS = pytest.mark.parametrize("user", [{}, {"uid": 1234, "gid": 1234, "groups": []}], ids=["same-user", "other-user"])
 
 
+@BOTH_SORTS
 @USERS
 async def test_signals_reach_the_program_from_the_keeper_and_from_outside(harness: Harness, user: dict) -> None:
     spawned, _ = await harness.run_until_ready("sh", "-c", RECORDER, namespaces=ISOLATED, **user)
@@ -47,6 +62,7 @@ async def test_signals_reach_the_program_from_the_keeper_and_from_outside(harnes
     assert (await harness.finish(spawned)).code == 42
 
 
+@BOTH_SORTS
 @USERS
 async def test_stop_and_continue_reach_the_program_and_not_the_init(harness: Harness, user: dict) -> None:
     spawned = await harness.spawn("sleep", "1000", namespaces=ISOLATED, **user)
@@ -64,6 +80,7 @@ async def test_stop_and_continue_reach_the_program_and_not_the_init(harness: Har
     await until_state("S")
 
 
+@BOTH_SORTS
 @pytest.mark.parametrize("namespaces", [[], ISOLATED])
 async def test_a_signal_right_after_spawn_is_not_lost(harness: Harness, namespaces: list[str]) -> None:
     """It must neither hit the set-up half-way nor vanish in it, whatever is under way at that moment."""
@@ -83,6 +100,7 @@ async def test_sigkill_right_after_spawn(harness: Harness, namespaces: list[str]
         assert (await harness.ended(spawned)).status == signal.SIGKILL
 
 
+@BOTH_SORTS
 @USERS
 async def test_killing_the_init_kills_the_program_and_tells_so(harness: Harness, user: dict) -> None:
     spawned = await harness.spawn("sleep", "1000", namespaces=ISOLATED, **user)
@@ -101,6 +119,7 @@ async def test_a_stopped_init_does_not_survive_the_kill(harness: Harness) -> Non
     assert (await harness.ended(spawned)).status == signal.SIGKILL
 
 
+@BOTH_SORTS
 async def test_a_core_dump_is_part_of_the_status(harness: Harness, tmp_path: Path) -> None:
     if Path("/proc/sys/kernel/core_pattern").read_text().startswith("|"):
         pytest.skip("needs a core_pattern that writes a file")
@@ -112,6 +131,7 @@ async def test_a_core_dump_is_part_of_the_status(harness: Harness, tmp_path: Pat
     assert (os.WTERMSIG(end.status), os.WCOREDUMP(end.status)) == (signal.SIGABRT, True)
 
 
+@BOTH_SORTS
 async def test_the_init_reaps_orphans(harness: Harness) -> None:
     script = """
 import os, time
@@ -155,12 +175,31 @@ async def test_the_keeper_reaps_orphans_of_those_without_an_init(harness: Harnes
         directory.rmdir()
 
 
+@BOTH_SORTS
 async def test_the_end_of_the_program_is_the_end_of_all_in_its_namespace(harness: Harness) -> None:
     spawned = await harness.spawn("sh", "-c", "sleep 1000 & exit 5", namespaces=ISOLATED)
     result = await harness.finish(spawned)  # which waits for the end of the pipes that the sleep holds too
     assert result.code == 5
 
 
+@BOTH_SORTS
+@pytest.mark.parametrize(("script", "code"), [("exit 200", 200), ("kill -KILL $$", 128 + 9)])
+async def test_an_init_ends_as_its_program_has(harness: Harness, script: str, code: int) -> None:
+    """For whoever reaps it when there is no keeper any more."""
+    spawned = await harness.spawn("sh", "-c", f"read _; {script}", namespaces=ISOLATED)
+    await harness.execed(spawned)
+    await harness.ended(spawned)
+    with trio.fail_after(deadline(20)):
+        await trio.lowlevel.wait_readable(spawned.pidfd)
+        while Path(f"/proc/{spawned.pid}").exists():
+            await trio.sleep(0.001)
+    status = processes.exit_status(spawned.pidfd, spawned.pid)
+    if status is None:
+        pytest.skip("needs Linux 6.15, which tells how a process ended that has been reaped")
+    assert status == code << 8
+
+
+@BOTH_SORTS
 async def test_a_short_program_is_executed_and_ends_in_that_order(harness: Harness) -> None:
     for init in (True, False):
         for _ in range(10):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import trio
 
+from nsupervisor.linux.instructions import MACHINES
 from tests.keeper.conftest import ISOLATED, Harness
 from tests.needs import needs
 from tests.timing import deadline
@@ -47,15 +48,57 @@ def private_kib(pid: int) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty", "Private_Clean")))
 
 
-async def test_an_init_costs_little_memory(harness: Harness) -> None:
-    """Forked from the keeper itself, an init was left with 1.3 MB of its own."""
-    inits = []
-    for _ in range(10):
-        spawned = await harness.spawn("sleep", "1000", namespaces=ISOLATED)
-        await harness.execed(spawned)
-        inits.append(spawned.pid)
-    sizes = sorted(map(private_kib, inits))
-    assert sizes[5] < 700, sizes
+async def until_small(init: int) -> None:
+    """It gives back what it does not need when nothing has happened for a while."""
+    most = 40 if os.uname().machine in MACHINES else 700
+    with trio.fail_after(deadline(20)):
+        while private_kib(init) > most:  # noqa: ASYNC110
+            await trio.sleep(0.001)
+
+
+async def only_the_next_waits(harness: Harness) -> None:
+    """Nobody is left but the zygote, and an init with its forerunner for the next start."""
+    with trio.fail_after(deadline(20)):
+        while True:
+            names = [command(pid) for pid in children(harness.keeper.pid)]
+            inner = [command(child) for pid in children(harness.keeper.pid) for child in children_of(pid)]
+            if sorted(names) == ["nsupervisor-ini", "nsupervisor-zyg"] and inner == ["nsupervisor-for"]:
+                return
+            await trio.sleep(0.001)
+
+
+def children_of(pid: str) -> list[str]:
+    try:
+        return children(int(pid))
+    except OSError:
+        return []
+
+
+async def test_an_init_costs_next_to_no_memory(harness: Harness) -> None:
+    """Forked from the keeper itself, an init was left with 1.3 MB of its own; as a Python process, with 0.5 MB."""
+    spawned = await harness.spawn("sleep", "1000", namespaces=ISOLATED)
+    await harness.execed(spawned)
+    await until_small(spawned.pid)
+    assert b"nsupervisor" in Path(f"/proc/{spawned.pid}/cmdline").read_bytes()
+
+
+async def test_an_init_that_has_given_back_its_memory_does_its_work(harness: Harness) -> None:
+    script = """
+        trap '(sh -c "exit 3" &); echo USR1' USR1; trap 'kill $!; exit 42' TERM
+        echo ready; while :; do sleep 1000 & wait; kill $!; done
+    """
+    spawned, _ = await harness.run_until_ready("sh", "-c", script, namespaces=ISOLATED)
+    program = await harness.execed(spawned)
+    await until_small(spawned.pid)
+    for _ in range(3):
+        os.kill(spawned.pid, signal.SIGUSR1)
+        with trio.fail_after(deadline(20)):
+            await trio.lowlevel.wait_readable(spawned.stdout)
+            assert os.read(spawned.stdout, 100) == b"USR1\n"
+            while children(spawned.pid) != [str(program.pid)]:  # noqa: ASYNC110 - the orphan is reaped
+                await trio.sleep(0.001)
+    os.kill(spawned.pid, signal.SIGTERM)
+    assert (await harness.finish(spawned)).code == 42
 
 
 async def test_inits_are_the_keepers_children(harness: Harness) -> None:
@@ -83,7 +126,7 @@ async def test_a_large_specification_reaches_the_program(harness: Harness) -> No
 
 async def test_a_killed_init_that_waits_is_replaced(harness: Harness) -> None:
     await harness.run("true", namespaces=ISOLATED)
-    await harness.run("true")  # by now one waits
+    await only_the_next_waits(harness)
     (waiting,) = (pid for pid in children(harness.keeper.pid) if numbers(pid) == 2)
     os.kill(int(waiting), signal.SIGKILL)
     with trio.fail_after(deadline(5)):

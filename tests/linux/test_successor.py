@@ -14,7 +14,7 @@ from nsupervisor.linux import successor
 
 LEND = sys.argv[1] == "lend"
 assert successor.prepare()
-told = mmap.mmap(-1, 4)
+told = successor.Told.from_buffer(mmap.mmap(-1, 8))
 memory = []
 
 
@@ -53,13 +53,13 @@ def test_one_goes_in_and_another_comes_out(how: str) -> None:
     text = """
 def after():
     memory.append("still mine")
-    print(memory, os.getpid() == int.from_bytes(told[:4], sys.byteorder), os.getppid() == parent, flush=True)
+    print(memory, os.getpid() == told[0], os.getppid() == parent, flush=True)
     os._exit(3)
 
 parent = os.getpid()
 pid = predecessor()
 statuses = dict(ends())
-print(statuses.pop(pid), statuses == {int.from_bytes(told[:4], sys.byteorder): 3 << 8})
+print(statuses.pop(pid), statuses == {told[0]: 3 << 8})
 """
     assert script(text, how) == "['mine', 'still mine'] True True\n0 True\n"
 
@@ -121,7 +121,7 @@ def test_where_there_can_be_no_successor_all_is_as_before(how: str) -> None:
 fd = os.open("/dev/null", os.O_RDONLY)
 os.environ["CGROUP"] = str(fd)
 pid = predecessor()
-print(os.waitpid(pid, 0)[1] >> 8, int.from_bytes(told[:4], sys.byteorder))
+print(os.waitpid(pid, 0)[1] >> 8, told[0])
 """
     assert script(text, how) == "EBADF ['mine']\n7 0\n"
 
