@@ -13,6 +13,7 @@ from nsupervisor.cgroups import devices, directories, totals
 from nsupervisor.cgroups.errors import CgroupError, Problem, UnfitError
 from nsupervisor.cgroups.files import ALONE, CONTROLLERS, NOT_ON_V1, V1, V1_CONTROLLERS, V1File
 from nsupervisor.cgroups.mounts import Hierarchy, hierarchies, parse_memberships, parse_mountinfo
+from nsupervisor.cgroups.readings import parse_cpu_list
 from nsupervisor.cgroups.values import RAW, encode, file_of, settings
 from nsupervisor.config.limits import disorder
 from nsupervisor.config.units import Percent
@@ -209,6 +210,9 @@ class Host:
         if "memory_swap_max" in given and "memory_max" not in given and self._is_v1("memory"):
             why = "cgroup v1, which this host has memory on, limits memory and swap together"
             yield Problem("memory_swap_max", why, "set memory_max as well")
+        for key, what in (("cpuset_cpus", "CPUs"), ("cpuset_mems", "memory nodes")):
+            if key in given and (there := self._absent(key, given[key])):
+                yield Problem(key, f'not all of the {what} "{given[key]}" are there for it', f"write some of {there}")
         if "io_weight" in given:
             place = self.place("io.weight")
             bfq = isinstance(place, Place) and self.weight_file(place) == "io.bfq.weight"
@@ -216,6 +220,18 @@ class Host:
                 yield Problem(
                     "io_weight", "BFQ, which shares disks here, takes weights up to 1000", "write smaller ones"
                 )
+
+    def _absent(self, key: str, text: str) -> str:
+        """The CPUs or memory nodes there are, if the kernel refuses this list of them; else "". v1 wants them all to be
+        there; v2 is content with one, and without any quietly takes those of the cgroup above."""
+        place = self.place(file_of(key))
+        if isinstance(place, Problem):
+            return ""
+        v1 = place.hierarchy.version == 1
+        directory, file = (place.hierarchy.directory, file_of(key)) if v1 else (self.base, f"{file_of(key)}.effective")
+        there = " ".join(_words(f"{directory}/{file}"))
+        wanted, present = parse_cpu_list(text), parse_cpu_list(there)
+        return there if present and (wanted - present if v1 else not wanted & present) else ""
 
     def _is_v1(self, controller: str) -> bool:
         found = self.controllers.get(controller)

@@ -88,6 +88,7 @@ def nsupervisor() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its status."""
+    _open_standard_streams()
     try:
         status = _run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
@@ -119,6 +120,16 @@ def _run(arguments: list[str]) -> int | None:
     except ClientError as error:
         say(str(error))
         return error.exit_status
+
+
+def _open_standard_streams() -> None:
+    """Give what was started without its standard streams (`>&-`) the null device in their place: else the next file
+    that is opened, such as a lock, gets number 1, and what is printed goes into it."""
+    while (lowest := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(lowest, True)
+    os.close(lowest)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _abandon_output() -> None:

@@ -294,7 +294,7 @@ def _plain(text: str) -> Atom:
         return _counter(text, file, key, comparison)
     if file in LEVELS:
         return _level(text, file, key, comparison)
-    known = sorted([*COUNTERS, *LEVELS, EXIT])
+    known = sorted({*COUNTERS, *LEVELS, EXIT})  # memory.stat is both
     raise ValueError(f"names an unknown file {shown(file)}{did_you_mean(file, known)}; write one of {', '.join(known)}")
 
 

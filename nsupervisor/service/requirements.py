@@ -13,6 +13,7 @@ from nsupervisor.config.facts import NOT_FILES
 from nsupervisor.config.model import Config, Resources, Rule, Workload
 from nsupervisor.config.positions import Positions
 from nsupervisor.config.problems import Problem
+from nsupervisor.config.shown import shown_path
 from nsupervisor.service.identity import IdentityError, resolve
 from nsupervisor.service.privileges import missing
 
@@ -67,7 +68,7 @@ _Found = tuple[tuple[str | int, ...], str, str]
 
 
 def _problem(config: Config, positions: Positions, path: tuple[str | int, ...], message: str) -> Problem:
-    return Problem(config.path, positions.line(path), ".".join(map(str, path)), message)
+    return Problem(config.path, positions.line(path), shown_path(path), message)
 
 
 def _limits(resources: Resources, place: tuple[str, ...], around: Around, host: Host, here: bool) -> Iterator[_Found]:

@@ -12,6 +12,7 @@ import os
 import resource
 import shutil
 import signal
+import stat
 import sys
 import time
 from collections import ChainMap
@@ -110,6 +111,8 @@ def _explain(error: BaseException, config: Config) -> int:
     match error:
         case PermissionError():
             return _refuse(NOT_PERMITTED, explain(error, config))
+        case OSError(filename=str(place)):
+            return _refuse(FAILED, f"{place}: {error.strerror}")
         case OSError() | CgroupError() | KeeperLost():
             return _refuse(FAILED, str(error))
         case _:
@@ -122,11 +125,29 @@ def _refuse(status: int, *lines: str) -> int:
     return status
 
 
+def _make_ours(directory: Path) -> None:
+    """Make the runtime directory. What others can write to is refused: they could put sockets and state of their own
+    in it, and a supervisor of root would believe them."""
+    instead = "set supervisor.runtime_directory to another place"
+    try:
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except PermissionError:
+        raise
+    except OSError as error:
+        why = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise OSError(f"cannot make the directory {directory}: {why}; {instead}") from error
+    found = directory.stat()
+    if found.st_uid not in (0, os.geteuid()):
+        raise OSError(f"{directory} belongs to user {found.st_uid}, who could mislead us by it; chown it, or {instead}")
+    if found.st_mode & stat.S_IWOTH:
+        raise OSError(f"{directory} may be written to by everybody, who could mislead us by it; chmod it, or {instead}")
+
+
 @contextlib.contextmanager
 def _runtime_directory(config: Config) -> Iterator[Path]:
     """Make the runtime directory, and hold it: two supervisors on one would fight over the same sockets."""
     directory = Path(config.supervisor.runtime_directory)
-    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    _make_ours(directory)
     lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:

@@ -130,6 +130,21 @@ def test_a_controller_may_be_on_v2_while_others_are_on_v1(pretend: Pretend) -> N
     assert host.problems(Resources(memory_high=1 << 20, pids_max=5)) == []
 
 
+@pytest.mark.parametrize(
+    ("version", "cpus", "fits"), [(1, "1", True), (1, "1-2", False), (2, "1-2", True), (2, "99", False)]
+)
+def test_cpus_that_are_not_there_are_a_problem_before_anything_starts(
+    pretend: Pretend, version: int, cpus: str, fits: bool
+) -> None:
+    own = pretend.v2("/app", controllers="cpuset" if version == 2 else "")
+    (own / "cpuset.cpus.effective").write_text("0-1\n")
+    if version == 1:
+        (pretend.v1("cpuset") / "cpuset.cpus").write_text("0-1\n")
+    problems = pretend.discover().problems(Resources(cpuset_cpus=cpus))
+    told = f'cpuset_cpus: not all of the CPUs "{cpus}" are there for it; write some of 0-1'
+    assert [str(problem) for problem in problems] == ([] if fits else [told])
+
+
 def test_v1_alone_is_refused_with_what_to_do(pretend: Pretend) -> None:
     pretend.v1("memory")
     host = pretend.discover()

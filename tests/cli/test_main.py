@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import subprocess
 import sys
 import types
 
@@ -12,7 +13,7 @@ import nsupervisor as package
 from nsupervisor.api.routes import openapi
 from nsupervisor.cli.main import COMMANDS, main
 from tests.cli.command import nsupervisor
-from tests.needs import needs
+from tests.needs import ROOT, needs
 
 
 def test_help_lists_every_command():
@@ -98,3 +99,16 @@ def test_shell_makes_the_namespaces_that_are_asked_for():
     assert name == "island"
     assert int(pid) < 10
     assert [interface.strip() for interface in interfaces] == ["lo"]
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&-"])
+def test_without_standard_streams_nothing_breaks_and_no_file_takes_their_place(closed):
+    """With `>&-` the interpreter has no sys.stdout, and the next file to be opened becomes number 1."""
+    code = (
+        "import os, sys; from nsupervisor.cli.main import main\n"
+        "try: main(['version'])\n"
+        "finally: print(os.open('/', os.O_RDONLY) > 2, os.readlink('/proc/self/fd/1'), file=sys.stderr)"
+    )
+    script = f'exec "$0" -c "$1" {closed}'
+    done = subprocess.run(["sh", "-c", script, sys.executable, code], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "True /dev/null\n")

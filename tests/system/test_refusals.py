@@ -44,6 +44,42 @@ async def test_a_limit_that_the_host_cannot_enforce(tmp_path):
     assert line.startswith("site.toml:7: workload.a.resources.memory_high: needs cgroup v2")
 
 
+@needs("cpuset")
+async def test_cpus_that_this_host_has_not_got_are_told_with_their_place(tmp_path):
+    toml = f'{HEAD}[workload.a]\ncommand = ["true"]\n[workload.a.resources]\ncpuset_cpus = "4095"\n'
+    status, (line,) = await refused(tmp_path, toml)
+    assert status == 2
+    assert line.startswith('site.toml:7: workload.a.resources.cpuset_cpus: not all of the CPUs "4095" are there')
+
+
+async def test_a_runtime_directory_that_others_can_write_to_is_refused(tmp_path):
+    toml = f'{HEAD}[workload.a]\ncommand = ["true"]\n'
+    run = tmp_path / "run"
+    run.mkdir()
+    run.chmod(0o1777)
+    assert await refused(tmp_path, toml) == (
+        1,
+        [
+            "run may be written to by everybody, who could mislead us by it; chmod it, or set "
+            "supervisor.runtime_directory to another place"
+        ],
+    )
+    run.chmod(0o755)
+    os.chown(run, 65534, -1)
+    status, (line,) = await refused(tmp_path, toml)
+    assert (status, line.partition(",")[0]) == (1, "run belongs to user 65534")
+    assert list(run.iterdir()) == []
+
+
+async def test_a_runtime_directory_that_is_a_file_is_said_so_in_words(tmp_path):
+    (tmp_path / "run").write_text("")
+    status, (line,) = await refused(tmp_path, f'{HEAD}[workload.a]\ncommand = ["true"]\n')
+    assert (status, line) == (
+        1,
+        "cannot make the directory run: it is a file; set supervisor.runtime_directory to another place",
+    )
+
+
 @needs("hybrid")
 async def test_the_same_limit_with_required_false_is_a_warning_and_the_workload_runs(tmp_path):
     toml = """

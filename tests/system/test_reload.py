@@ -142,20 +142,18 @@ async def test_a_file_with_mistakes_changes_nothing_and_all_are_told(tmp_path):
         assert (await it.status("web"))["generation"] == 1
 
 
-@needs("pids")
+@needs("pids", "cpuset")
 async def test_what_the_kernel_refuses_takes_everything_back(tmp_path):
     toml = WEB + "[workload.web.resources]\npids_max = 20\n" + DB
+    toml += 'group = "narrow"\n[group.narrow]\ncpuset_cpus = "0"\n'
     async with service(tmp_path, toml) as it:
         await it.pid("web")
         cgroup = (await it.status("web"))["cgroup"]
-        new = (
-            toml.replace("20", "30")
-            + '[workload.db.resources]\ncpuset_cpus = "4095"\n[workload.new]\ncommand = ["x"]\n'
-        )
+        new = toml.replace("20", "30") + '[workload.db.resources]\ncpuset_cpus = "1"\n[workload.new]\ncommand = ["x"]\n'
         write(it, new)
         result = await it.cli_result("reload")
         assert result.returncode == 2, result
-        assert b"4095" in result.stderr
+        assert b"cannot set cpuset.cpus of db to 1: not all of these CPUs" in result.stderr
         assert (await it.status("web"))["pids_max"] == 20
         assert not Path(cgroup).with_name("new").exists()
         assert [one["name"] for one in json.loads(await it.cli("status", "--json"))] == ["web", "db"]

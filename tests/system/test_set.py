@@ -100,7 +100,7 @@ async def test_wrong_values_are_2_and_what_cannot_be_is_1_and_nothing_is_half_do
         )
         refused = await it.cli_result("set", "web", "pids_max=5", "cpuset_cpus=4095")
         assert refused.returncode == 1
-        assert b"cannot set cpuset.cpus of web to 4095: not all of these CPUs" in refused.stderr
+        assert b'cannot set cpuset.cpus of web: not all of the CPUs "4095" are there' in refused.stderr
         misfit = await it.cli_result("set", "web", "pids_max=max")
         assert misfit.returncode == 1
         assert b"is in per cent of pids_max, which is not set" in misfit.stderr
