@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import os
 import select
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -49,6 +50,8 @@ _MUTE_IN_ALL, _FAR_IN_ALL, _BACKSTOP_IN_ALL = 400, 200, 200
 """Readings a second, of all cgroups together: of event files that may not notify, of levels far away, of event files
 for the backstop. With more workloads each is read less often, so that a thousand idle ones cost one per cent of a
 processor and not ten."""
+_AT_ONCE = 50
+"""Files that the backstop reads in one go, some 0.3 ms: what happens meanwhile waits for no more than that."""
 _OOM_DELAYS = (0.0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.5)
 
 OnReading = Callable[[Reading], None]
@@ -90,7 +93,10 @@ class Watcher:
         self._by_wd: dict[int, tuple[_Watch, str]] = {}
         self._by_eventfd: dict[int, _Watch] = {}
         self._sampler = Sampler()
-        self._looking = Job(self._look_at_all)
+        self._looking = Job(self._look_at_some)
+        self._to_look_at: deque[tuple[_Watch, str]] = deque()
+        """What the backstop has yet to read in this round."""
+        self._round_ends = 0.0
         self._mute = 0  # files that are read because they may not notify
         self._far = 0  # cgroups with levels
         self._inotify = Inotify()
@@ -339,11 +345,19 @@ class Watcher:
             self._look(watch, file)
         return max(_MUTE, self._mute / _MUTE_IN_ALL) if watch.alive else math.inf
 
-    def _look_at_all(self) -> float:
-        everything = self._all()
-        for watch, file in everything:
-            self._look(watch, file)
-        return max(self._backstop, len(everything) / _BACKSTOP_IN_ALL) if self._watches else math.inf
+    def _look_at_some(self) -> float:
+        """The backstop: a portion after the other, so that a round through thousands of files holds up nothing."""
+        if not self._watches:
+            self._to_look_at.clear()
+            return math.inf
+        now = trio.current_time()
+        if not self._to_look_at:
+            self._to_look_at.extend(self._all())
+            self._round_ends = now + self._backstop
+        for _ in range(min(_AT_ONCE, len(self._to_look_at))):
+            self._look(*self._to_look_at.popleft())
+        rest = 0.0 if self._to_look_at else self._round_ends - now
+        return max(rest, _AT_ONCE / _BACKSTOP_IN_ALL)
 
     # life ------------------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 import gc
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -469,5 +470,33 @@ async def test_many_that_are_far_from_anything_are_looked_at_less_often(
         first, second = [at for at, name in asked if name == "w1"][:2]
         assert second - first >= 2.9  # three of them, of which one a second may be far
         assert len([name for _, name in asked if name == "w0"]) > 5  # what is near goes on at its own pace
+        for cgroup in cgroups:
+            watcher.remove(cgroup)
+
+
+async def test_the_backstop_reads_many_files_in_portions(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """With a thousand workloads it read three thousand files in one go, and what happened meanwhile waited 20 ms."""
+    monkeypatch.setattr(watcher_module, "_AT_ONCE", 4)
+    looks: list[tuple[float, str]] = []
+
+    def look(_: Watcher, watch: watcher_module._Watch, file: str) -> bool:
+        looks.append((trio.current_time(), f"{watch.cgroup.name} {file}"))
+        return True
+
+    monkeypatch.setattr(Watcher, "_look", look)
+    async with open_watcher(backstop=1) as watcher:
+        cgroups = [tree.make(f"w{number}", Resources()) for number in range(5)]
+        told = ("cgroup.events", "memory.events")  # v1's pids.events does not notify, and is read besides
+        for one in cgroups:
+            watcher.add(one, lambda _: None, events=told)
+        files = {f"{one.name} {file}" for one in cgroups for file in told}
+        await trio.sleep(3.5)
+        times = Counter(at for at, _ in looks)
+        assert max(times.values()) == 4
+        rounds = [{name for _, name in looks[i : i + 10]} for i in (0, 10)]
+        assert rounds == [files, files]
+        assert looks[10][0] - looks[0][0] == pytest.approx(1, abs=0.1)
         for cgroup in cgroups:
             watcher.remove(cgroup)
