@@ -49,6 +49,8 @@ def counter(pid: int, file: str) -> tuple[Path, str]:
     """
     everywhere = hierarchies()
     v1 = next((h for h in everywhere if file.partition(".")[0] in h.controllers), None)
+    if file.endswith(".pressure"):
+        v1 = None  # only v2 has them
     place, name = (v1, V1_FILES.get(file, file)) if v1 else (next(h for h in everywhere if not h.controllers), file)
     return place.directory(pid) / name, COUNTERS.get(file, "")
 

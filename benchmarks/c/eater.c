@@ -1,12 +1,24 @@
-// eater FIFO NAME memory|growing|processes COUNT: reports "NS NAME", waits a little, then takes too much of something:
+// eater FIFO NAME memory|growing|processes|turns COUNT: reports "NS NAME", waits a little, then takes too much of something:
 //   memory: COUNT MiB, touched page by page (to be killed by the OOM killer);
 //   growing: COUNT MiB too, one every 10 ms; reports "NS NAME crossed" when half of that has been taken;
-//   processes: COUNT children that do nothing; a refused fork(2) ends the attempt.
+//   processes: COUNT children that do nothing; a refused fork(2) ends the attempt;
+//   turns: COUNT children that all want the last processor, so that they wait for each other; they let others go first.
 // The wait lets whatever watches be at rest again, and makes the moment independent of its sampling.
+#define _GNU_SOURCE
 #include "report.h"
-#include <stdlib.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
+
+static void take_turns(void) {
+    cpu_set_t all, one;
+    CPU_ZERO(&one);
+    if (sched_getaffinity(0, sizeof all, &all)) exit(5);
+    for (int cpu = CPU_SETSIZE; cpu-- && !CPU_COUNT(&one);)
+        if (CPU_ISSET(cpu, &all)) CPU_SET(cpu, &one);
+    if (sched_setaffinity(0, sizeof one, &one) || nice(19) != 19) exit(6);
+    for (volatile int i = 0;; i++);
+}
 
 int main(int argc, char **argv) {
     long long first = now(CLOCK_MONOTONIC);
@@ -31,6 +43,7 @@ int main(int argc, char **argv) {
         for (long i = 0; i < count; i++) {
             pid_t child = fork();
             if (child < 0) break;
+            if (!child && !strcmp(argv[3], "turns")) take_turns();
             if (!child) for (;;) pause();
         }
     }

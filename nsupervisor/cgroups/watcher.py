@@ -352,7 +352,7 @@ class Watcher:
             return math.inf
         now = trio.current_time()
         if not self._to_look_at:
-            self._to_look_at.extend(self._all())
+            self._to_look_at.extend(one for one in self._all() if one[1] not in one[0].mute)  # those are read anyway
             self._round_ends = now + self._backstop
         for _ in range(min(_AT_ONCE, len(self._to_look_at))):
             self._look(*self._to_look_at.popleft())
