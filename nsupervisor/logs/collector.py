@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import trio
 
 from nsupervisor.linux import pipes
+from nsupervisor.linux.children import own_child
 
 from .target import PIPE_SIZE, Target
 
@@ -48,9 +49,15 @@ class Collector:
             while not self._finishing or pipes.waiting(self._reader):
                 began = trio.current_time()
                 try:
-                    done = await trio.run_process(
-                        self._command, stdin=self._reader, stdout=2, check=False, start_new_session=True
-                    )
+                    with own_child() as child:
+                        done = await trio.run_process(
+                            self._command,
+                            stdin=self._reader,
+                            stdout=2,
+                            check=False,
+                            start_new_session=True,
+                            task_status=child,
+                        )
                     how = f"ended with exit status {done.returncode}"
                 except OSError as error:  # no process to be had, say
                     how = f"could not be started: {error.strerror}"

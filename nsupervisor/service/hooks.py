@@ -20,6 +20,7 @@ import trio
 
 from nsupervisor import __version__
 from nsupervisor.config.model import Rule
+from nsupervisor.linux.children import own_child
 
 PATIENCE = 30.0
 """Seconds that a program may take before it is killed."""
@@ -47,7 +48,7 @@ async def run_hook(command: Sequence[str], record: Mapping[str, Any]) -> str:
     What went wrong, in words; "" when it exited with 0. Its output is dropped: what it has to say it says elsewhere.
     """
     try:
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(PATIENCE), own_child() as child:
             result = await trio.run_process(
                 list(command),
                 stdin=orjson.dumps(record) + b"\n",
@@ -56,6 +57,7 @@ async def run_hook(command: Sequence[str], record: Mapping[str, Any]) -> str:
                 check=False,
                 cwd="/",
                 env={"PATH": os.environ.get("PATH", os.defpath), "LANG": os.environ.get("LANG", "C.UTF-8")},
+                task_status=child,
             )
     except trio.TooSlowError:
         return f"{command[0]} took more than {PATIENCE:g} s and was killed"

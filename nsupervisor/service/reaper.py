@@ -2,6 +2,7 @@
 
 Process 1 inherits every process whose parent has gone (pid_namespaces(7)). Orphans of workloads fall to the keeper.
 What falls to us are those of others, such as of commands that somebody runs in the container; nobody else reaps them.
+What we have started ourselves, and wait for, is left alone (`nsupervisor.linux.children`).
 """
 
 import os
@@ -10,8 +11,10 @@ from collections.abc import Callable
 
 import trio
 
+from nsupervisor.linux.children import spoken_for
+
 SOON = 0.02
-"""Seconds between two looks at whether the keeper's status has been taken."""
+"""Seconds between two looks at whether the status of a child of our own has been taken."""
 
 
 async def reap_strangers(spared: Callable[[], int]) -> None:
@@ -26,8 +29,8 @@ async def reap_strangers(spared: Callable[[], int]) -> None:
 
 
 async def reap_all(spared: Callable[[], int]) -> None:
-    """Reap all strangers that have ended. Where the keeper is among the dead, those behind it have to wait until its
-    own status has been taken, and a new keeper is there."""
+    """Reap all strangers that have ended. Where a child of our own is among the dead, those behind it have to wait
+    until its status has been taken; where it is the keeper, until there is a new one."""
     while True:
         reap(spared())
         if not _ended():
@@ -36,11 +39,11 @@ async def reap_all(spared: Callable[[], int]) -> None:
 
 
 def reap(spared: int) -> list[int]:
-    """Reap all children that have ended, but not ``spared``, nor those that the kernel tells of after it; their pids.
-    One signal may stand for many of them."""
+    """Reap all children that have ended, but not ``spared``, nor one that somebody waits for, nor those that the kernel
+    tells of after it; their pids. One signal may stand for many of them."""
     reaped = []
     # Look first (WNOWAIT), because there is no way to ask for "any but this one".
-    while (ended := _ended()) and ended != spared:
+    while (ended := _ended()) and ended != spared and not spoken_for(ended):
         os.waitpid(ended, 0)
         reaped.append(ended)
     return reaped

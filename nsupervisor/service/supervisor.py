@@ -295,7 +295,8 @@ class Supervisor:
     # ---- order
 
     def start(self, names: Iterable[str] = (), *, extra: Iterable[Actor] = (), by: str = "operator") -> None:
-        """Start workloads with all that they require or want, each after those it waits for. Returns at once."""
+        """Start workloads with all that they require or want and that is not up, each after those it waits for. Returns
+        at once."""
         edges = self._edges()
         chosen = dict.fromkeys(extra)
         needed = [n for actor in chosen for n in edges[actor.workload.name]]
@@ -303,7 +304,7 @@ class Supervisor:
         for actor in self.actors.values():
             everybody.setdefault(actor.workload.name, []).append(actor)
         for name in order.closure([*names, *needed], edges):
-            chosen |= dict.fromkeys(everybody.get(name, ()))
+            chosen |= dict.fromkeys(one for one in everybody.get(name, ()) if not one.up)  # a oneshot may be done
         starting = {actor.workload.name for actor in chosen}
         for actor in chosen:
             if actor.pending is None and not actor.life.alive:

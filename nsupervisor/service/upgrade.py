@@ -24,6 +24,7 @@ import trio
 from nsupervisor import __version__
 from nsupervisor.config.model import Config
 from nsupervisor.keeper.client import _BORN, RefusedError
+from nsupervisor.linux.children import own_child
 from nsupervisor.logs import Journal
 from nsupervisor.service.world import World
 
@@ -88,8 +89,10 @@ class Upgrade:
     async def _trial(self) -> str:
         command = arguments(self.python, self.package, "run", "--trial", "--", self.config.path)
         try:
-            with trio.fail_after(self.timeout):
-                done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+            with trio.fail_after(self.timeout), own_child() as child:
+                done = await trio.run_process(
+                    command, capture_stdout=True, capture_stderr=True, check=False, task_status=child
+                )
         except OSError as error:
             raise UpgradeError(f"cannot execute {self.python}: {error.strerror}") from None
         except trio.TooSlowError:

@@ -2,10 +2,13 @@
 
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import trio
 
+from nsupervisor.linux.children import own_child
+from nsupervisor.service.hooks import run_hook
 from nsupervisor.service.reaper import reap, reap_all, reap_strangers
 from tests.timing import deadline
 
@@ -17,6 +20,11 @@ def ended_child(status: int) -> int:
         os._exit(status)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     return pid
+
+
+def subprocess_like(pid: int) -> SimpleNamespace:
+    """What is told of a child that has been started."""
+    return SimpleNamespace(pid=pid)
 
 
 def status_of(pid: int) -> int:
@@ -71,3 +79,33 @@ async def test_spares_the_keeper_that_replaces_another_and_reaps_those_behind_th
         assert status_of(second) == 8
     with pytest.raises(ChildProcessError):
         status_of(stranger)
+
+
+def test_nobody_is_reaped_while_a_child_of_ours_has_no_number_yet_nor_that_child_afterwards():
+    with own_child() as claim:
+        pid = ended_child(7)
+        assert reap(0) == []  # it may be this one
+        claim.started(subprocess_like(pid))
+        stranger = ended_child(1)
+        assert pid not in reap(0)
+        assert status_of(pid) == 7
+        assert set(reap(0)) <= {stranger}
+    reap(0)
+    with pytest.raises(ChildProcessError):
+        status_of(stranger)
+
+
+async def test_the_status_of_a_hook_is_not_reaped_as_a_strangers() -> None:
+    """As process 1, a program of a rule that had failed was at times taken for one that had exited with 0."""
+
+    async def reap_without_end() -> None:
+        while True:
+            reap(0)
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reap_without_end)
+        with trio.fail_after(deadline(10)):
+            said = [await run_hook(("false",), {}) for _ in range(20)]
+        nursery.cancel_scope.cancel()
+    assert said == ["false ended with exit status 1"] * 20

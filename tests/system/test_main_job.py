@@ -302,6 +302,27 @@ async def test_nothing_in_a_clean_environment_but_what_was_given(tmp_path):
         ]
 
 
+@pytest.mark.host_only
+async def test_a_oneshot_that_is_done_is_not_done_again_for_those_that_require_it(tmp_path):
+    """`start web` ran its preparation anew each time."""
+    toml = """
+    [workload.prepare]
+    command = ["true"]
+    type = "oneshot"
+    [workload.web]
+    command = ["sleep", "1000"]
+    requires = ["prepare"]
+    autostart = false
+    """
+    async with service(tmp_path, toml) as it:
+        await it.record(event="state", workload="prepare", to="exited")
+        await it.cli("start", "web")
+        assert (await it.status("web"))["state"] == "running"
+        assert (await it.status("prepare"))["generation"] == 1
+        await it.cli("start", "prepare")  # but when asked for by name
+        await it.record(event="state", workload="prepare", to="exited", nth=2)
+
+
 async def test_a_second_signal_is_for_those_in_a_hurry(tmp_path):
     toml = """
     [workload.deaf]
