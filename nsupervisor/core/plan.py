@@ -54,6 +54,9 @@ class Running:
     """It has been started once."""
     leaving: bool = False
     """It is on its way out, by an earlier reload."""
+    fits: bool | None = None
+    """Of what an earlier supervisor had started with another file than the one in force: whether it was with what the
+    file says that is to come. None: it was started with ``workload``."""
 
 
 @attrs.frozen
@@ -164,6 +167,13 @@ def _choice(present: Running, workload: Workload, changes: Sequence[Change]) -> 
     if present.waits:
         moved = any(change.key.partition("[")[0] in _ORDER_KEYS for change in changes)
         return (Do.RESTART, "its start waits anew") if moved else (taken, "its start still waits for others")
+    if present.fits and present.state in ALIVE:
+        return taken, "what runs was started with just this"
+    if present.fits is False and not heavy and present.state in ALIVE:
+        return (
+            Do.RESTART,
+            "what runs was started by an earlier supervisor, with what its file said; it needs a new process",
+        )
     if not heavy:
         return taken, ""
     if present.state is State.EXITED:

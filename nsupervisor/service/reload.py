@@ -40,6 +40,7 @@ from nsupervisor.service.group import Group
 from nsupervisor.service.groups import Groups
 from nsupervisor.service.instance import Home, make, settle, usable
 from nsupervisor.service.requirements import unmet
+from nsupervisor.service.trail import fits
 from nsupervisor.service.world import World
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Reloader:
         return await trio.to_thread.run_sync(_load, path or self.service.config.path, text, self.host)
 
     def _plan(self, config: Config, positions: Positions) -> Plan:
-        now = [_running(actor) for actor in self.service.actors.values()]
+        now = [_running(actor, config) for actor in self.service.actors.values()]
         found = plan(self.service.config, config, now)
         old = self.service.config
         where = [{name: group.group for name, group in one.groups.items()} for one in (old, config)]
@@ -470,8 +471,8 @@ def _refusal(path: str, message: str) -> ConfigError:
     return ConfigError([Problem(path, 0, "", message)])
 
 
-def _running(actor: Actor) -> Running:
-    life = actor.life
+def _running(actor: Actor, config: Config) -> Running:
+    life, wanted = actor.life, config.workloads.get(actor.workload.name)
     return Running(
         actor.name,
         actor.configured,
@@ -481,6 +482,7 @@ def _running(actor: Actor) -> Running:
         waits=actor.pending is not None and not life.alive,
         touched=life.generation > 0 or bool(life.reason),
         leaving=actor.leaving is not None,
+        fits=fits(actor, wanted) if actor.trail.outdated and wanted is not None else None,
     )
 
 

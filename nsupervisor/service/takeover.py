@@ -16,7 +16,6 @@ import attrs
 import trio
 
 from nsupervisor.cgroups import Cgroup
-from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import Workload
 from nsupervisor.core import events
 from nsupervisor.core.actions import FreezeAll, KillAll, Signal, ThawAll
@@ -26,13 +25,12 @@ from nsupervisor.keeper.client import Child, Ended, Execed, Keeper, Spawned
 from nsupervisor.linux import processes
 from nsupervisor.service import kept
 from nsupervisor.service.actor import Actor
-from nsupervisor.service.identity import IdentityError
 from nsupervisor.service.mailbox import Again
 from nsupervisor.service.notify import host_owner
 from nsupervisor.service.spec import spawn_spec
 from nsupervisor.service.state import Body, Found, Process, Record
 from nsupervisor.service.status import exit_record
-from nsupervisor.service.trail import digest, recalled
+from nsupervisor.service.trail import fits, recalled
 
 _OURS = "nsupervisor-"
 """How the names of our own processes begin: `linux.syscalls.set_process_name`."""
@@ -149,16 +147,12 @@ async def _catch_up(actor: Actor, record: Record | None) -> None:
     if life.exit is not None and not actor.populated():
         actor.post(events.Emptied(life.generation))
     if record is not None and record.print and life.state is not State.STOPPING:
-        _say_if_changed(actor, record.print)
+        _say_if_changed(actor)
 
 
-def _say_if_changed(actor: Actor, print_: str) -> None:
-    workload = actor.workload
-    try:
-        now = digest(spawn_spec(workload, actor.name, actor.instance, actor.life.generation, actor.cgroup))
-    except (IdentityError, ConfigError, OSError):
-        return
-    if now != print_:
+def _say_if_changed(actor: Actor) -> None:
+    actor.trail.outdated = not fits(actor, actor.workload)
+    if actor.trail.outdated:
         text = "its configuration has changed since it was started; restart it to have what is new"
         actor.voice.say(actor.life.generation, "warning", "warning", message=text)
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from nsupervisor.config.model import Resources
+from nsupervisor.config.load import ConfigError
+from nsupervisor.config.model import Resources, Workload
 from nsupervisor.config.units import Percent
 from nsupervisor.core.mind import Mind
 from nsupervisor.core.plain import restored, sparse
@@ -16,6 +17,8 @@ from nsupervisor.core.rules import AtomMemory, Engine
 from nsupervisor.core.rules import Memory as RuleMemory
 from nsupervisor.keeper.client import Spawned
 from nsupervisor.linux import processes
+from nsupervisor.service.identity import IdentityError
+from nsupervisor.service.spec import spawn_spec
 from nsupervisor.service.state import Body, Process, Record, Remembered
 
 if TYPE_CHECKING:
@@ -31,6 +34,8 @@ class Trail:
     pipes: tuple[int, int] = (0, 0)
     print: str = ""
     """What the present generation was started with: see `digest`."""
+    outdated: bool = False
+    """That was an earlier supervisor, and this one's file said something else when it began."""
     pending: str = ""
     """Who asked for the start that waits for others."""
     oom_kills: float = 0.0
@@ -43,7 +48,7 @@ class Trail:
     def spawned(self, spawned: Spawned, print_: str) -> None:
         """There is a first process, and two pipes."""
         self.end()
-        self.print = print_
+        self.print, self.outdated = print_, False
         self.pipes = processes.inode(spawned.stdout), processes.inode(spawned.stderr)
 
     def executed(self, first: int, program: int) -> None:
@@ -141,6 +146,15 @@ def differences(configured: Resources, present: Resources) -> Mapping[str, Any]:
     names = [attribute.name for attribute in attrs.fields(Resources)]
     pairs = ((name, getattr(configured, name), getattr(present, name)) for name in names)
     return {name: sparse(now) for name, was, now in pairs if was != now}
+
+
+def fits(actor: "Actor", workload: Workload) -> bool:
+    """Whether what runs was started with what ``workload`` says, as far as can be told."""
+    try:
+        spec = spawn_spec(workload, actor.name, actor.instance, actor.life.generation, actor.cgroup)
+    except (IdentityError, ConfigError, OSError):
+        return True
+    return digest(spec) == actor.trail.print
 
 
 def digest(spec: Mapping[str, Any]) -> str:

@@ -210,6 +210,34 @@ command = ["sleep", "100000"]
 """
 
 
+def test_after_a_take_over_a_plan_compares_with_what_runs():
+    """It compared with the file that was read at the take-over, and left alone what had been started with another."""
+    with site(TOML) as where, running(where) as first:
+        lives(first)
+        text = where.config.read_text()
+        first.signal(signal.SIGKILL)
+        first.wait()
+        first.close()
+        changed_file = text.replace('command = ["sleep", "100000"]', 'command = ["sleep", "200000"]', 1)
+        where.config.write_text(changed_file)
+        with running(where) as second:
+            web = lives(second)["web"]
+            until("it is said", lambda: second.matching(event="warning", workload="web"))
+
+            def planned(toml: str) -> dict[str, str]:
+                found = second.client.plan({"path": str(where.config), "text": toml})
+                return {step["name"]: step["do"] for step in found["steps"]}
+
+            assert planned(changed_file) == {"web": "restart", "family": "none"}
+            assert planned(text) == {"web": "live", "family": "none"}  # what it runs with
+            for _ in second.client.reload({"path": str(where.config), "text": changed_file}):
+                pass
+            assert lives(second)["web"] != web
+            assert planned(changed_file) == {"web": "none", "family": "none"}
+            second.stop()
+            over(second)
+
+
 @pytest.mark.parametrize("policy", ["adopt", "kill", "leave"])
 def test_orphans_are_dealt_with_as_the_configuration_says(policy: str):
     with site(ORPHANS) as where, running(where) as first:

@@ -119,6 +119,14 @@ def test_what_has_failed_is_tried_anew_when_what_it_failed_with_changes() -> Non
     assert said(between(WEB, WEB + 'restart = "no"\n', web=failed)) == {"web": "live"}
 
 
+def test_what_an_earlier_supervisor_started_is_compared_with_what_it_was_started_with() -> None:
+    changed = WEB.replace('"a"', '"b"')
+    assert said(between(WEB, WEB, web={"fits": False})) == {"web": "restart"}
+    assert said(between(WEB, changed, web={"fits": False})) == {"web": "restart"}
+    assert said(between(WEB, changed, web={"fits": True})) == {"web": "live"}
+    assert said(between(WEB, WEB, web={"fits": False, **STOPPED})) == {"web": "none"}
+
+
 def test_a_oneshot_that_is_done_is_not_done_again() -> None:
     assert said(between(WEB, WEB.replace('"a"', '"b"'), web={"state": State.EXITED})) == {"web": "live"}
 
