@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,10 @@ from typing import Any
 
 import attrs
 
+from nsupervisor.cgroups import Host
 from nsupervisor.cli.story import episodes
+from nsupervisor.config.changes import parse_changes
+from nsupervisor.config.model import Resources
 from tests.chaos.service import BrokenError, Run, over, running, site, until
 from tests.chaos.workloads import ECHO
 
@@ -44,25 +48,39 @@ STRESS = {
         ('when = "pids.events max"\naction = "restart"\ncooldown = "5s"',),
     ),
     "processor": ("--cpu 4", "", ()),
-    "disk": ("--hdd 2 --hdd-bytes 64M --temp-path {directory}", 'memory_max = "96M"', ()),
+    # Direct, because v1 charges nobody for what is written out later.
+    "disk": ("--hdd 2 --hdd-bytes 64M --hdd-opts direct --temp-path {directory}", 'memory_max = "96M"{io}', ()),
 }
 """By name: stress-ng's arguments, limits, and rules."""
+BANDWIDTH = "8M"
+"""Bytes a second that the disk's stress may read, and write."""
 
 
 def toml(directory: str) -> str:
     """The neighbours have the first processor for themselves, and whoever is under stress half of the last one."""
     first, last = processors()
     resources = f'cpu_weight = 10000\ncpuset_cpus = "{first}"\n'
+    io = f"\nio_max = {_io_max(directory)}" if not unlimited_disk(directory) else ""
     parts = [f"[workload.{name}]{ECHO}[workload.{name}.resources]\n{resources}" for name in NEIGHBOURS]
     for name, (arguments, limits, rules) in STRESS.items():
-        command = ["stress-ng", *arguments.format(directory=directory).split()]
+        command, given = ["stress-ng", *arguments.format(directory=directory).split()], limits.format(io=io)
         parts.append(
             f"[workload.{name}]\ncommand = {json.dumps(command)}\nautostart = false\nrestart = 'always'\n"
             'restart_sec = "100ms"\nrestart_max_delay_sec = "1s"\nstart_limit_burst = 1000000\n'
-            f'[workload.{name}.resources]\ncpu_weight = 1\ncpu_max = "50%"\ncpuset_cpus = "{last}"\n{limits}\n'
+            f'[workload.{name}.resources]\ncpu_weight = 1\ncpu_max = "50%"\ncpuset_cpus = "{last}"\n{given}\n'
         )
         parts += [f"[[workload.{name}.policy]]\n{rule}\n" for rule in rules]
     return "\n".join(parts)
+
+
+def _io_max(directory: str) -> str:
+    return f'[{{ device = "{directory}", rbps = "{BANDWIDTH}", wbps = "{BANDWIDTH}" }}]'
+
+
+def unlimited_disk(directory: str) -> str:
+    """Why this host cannot limit what is written to a directory's disk; "" where it can."""
+    resources = parse_changes(tomllib.loads(f"io_max = {_io_max(directory)}"))
+    return "; ".join(str(problem) for problem in Host.discover().problems(Resources(**resources)))
 
 
 def processors() -> tuple[int, int]:
@@ -149,6 +167,8 @@ class Report:
     """By stressed workload: how many starts, kills by the kernel, acts of rules."""
     unexplained: list[str]
     why: dict[str, str]
+    disk: str = ""
+    """Why the disk's bandwidth could not be limited."""
 
     def lines(self) -> Iterator[str]:
         quiet = part(self.phases[QUIET].all, 0.99)
@@ -165,6 +185,8 @@ class Report:
             yield row
         for name, ends in self.ends.items():
             yield f"{name}: " + ", ".join(f"{number} {what}" for what, number in ends.items())
+        limited = f"to {BANDWIDTH} a second each way, by io_max" if not self.disk else f"by nobody: {self.disk}"
+        yield f"what the disk's stress reads and writes was limited {limited}"
         yield f"ends without a cause that is told: {len(self.unexplained)}"
         yield from self.unexplained
         for name, text in self.why.items():
@@ -199,8 +221,9 @@ def stress(seconds: float, rounds: int) -> Report:
         run.stop()
         over(run)
         of = {name: run.matching(workload=name) for name in STRESS}
+        disk = unlimited_disk(directory)
     ends = {name: _ends(of[name]) for name in STRESS}
-    return Report(phases, ends, [each for records in of.values() for each in unexplained(records)], why)
+    return Report(phases, ends, [each for records in of.values() for each in unexplained(records)], why, disk)
 
 
 def _ends(records: Sequence[dict[str, Any]]) -> dict[str, int]:
