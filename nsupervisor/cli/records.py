@@ -89,8 +89,12 @@ def asked(record: Mapping[str, Any]) -> str:
 
 
 def _limit(key: str, value: Any) -> str:
-    if value is None:
+    if value is None or value in ([], {}):
         return "max"
+    if isinstance(value, list) and all(isinstance(one, dict) for one in value):  # by device, as the file has it
+        return ", ".join(_limit(key, one) for one in value)
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{name} = {one}" for name, one in value.items() if one is not None) + " }"
     return size(value) if key in _SIZES and isinstance(value, int) else str(value)
 
 

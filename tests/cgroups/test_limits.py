@@ -246,6 +246,19 @@ def test_speeds_of_disks_are_set_changed_and_lifted(tree: Tree, device: str) -> 
     assert set(web.read("io.max").values()) <= {inf}
 
 
+@needs("io", "cgroup_v2")
+def test_a_latency_of_disks_is_set_and_lifted_where_the_kernel_has_it(tree: Tree, device: str) -> None:
+    given = Resources(io_latency=(IoLatency(device=device, target=5000),))
+    if not Path(f"{tree.make('probe', Resources()).path}/io.latency").exists():  # CONFIG_BLK_CGROUP_IOLATENCY
+        with pytest.raises(CgroupError, match=r"io\.latency"):
+            tree.make("web", given)
+        return
+    web = tree.make("web", given)
+    assert web.read("io.latency") == {f"{disk(device)} target": 5000}
+    web.change(given, Resources())
+    assert web.read("io.latency") == {}
+
+
 READ = """
 import os, sys, time, mmap
 fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)

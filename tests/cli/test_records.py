@@ -97,6 +97,9 @@ def test_places():
 def test_what_was_set():
     before, after = {"memory_max": 64 << 20, "pids_max": 20}, {"memory_max": 32 << 20, "pids_max": None}
     assert asked({"action": "set", "before": before, "after": after}) == "set memory_max 64M → 32M, pids_max 20 → max"
+    disk = {"device": "/srv", "rbps": None, "wbps": 8388608}
+    record = {"action": "set", "before": {"io_max": []}, "after": {"io_max": [disk]}}
+    assert asked(record) == "set io_max max → { device = /srv, wbps = 8388608 }"
 
 
 @pytest.mark.parametrize(
