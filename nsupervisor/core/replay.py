@@ -91,6 +91,7 @@ def simulate(config: Config, trace: Trace, seed: int = 0) -> Result:
             lives[name] = _Replayed(name, workload, known, random.Random(f"{seed}:{name}"))  # noqa: S311 - jitter
     told = {name.partition("@")[0] for name in recorded}
     warnings += [f"{name} is not in the trace: nothing is known of it" for name in config.workloads if name not in told]
+    warnings += _of_groups(config, trace)
     others: list[_Done] = []
     end = trace.began
     for line in trace.lines:
@@ -394,6 +395,18 @@ class _Replayed:
     def rows(self, began: float) -> list[Row]:
         """What was done, beside what would have been done."""
         return _pairs(self.name, self.was, self.would, began)
+
+
+def _of_groups(config: Config, trace: Trace) -> Iterator[str]:
+    """What is not tried: no trace has the readings of a group, nor what each member weighed at any other moment."""
+    rules = [*(rule for group in config.groups.values() for rule in group.policy), *config.host.policy]
+    for rule in rules:
+        yield f"{rule.name} (line {rule.line}) is not tried; what it did in the recording is done here, too"
+    causes = [line["sentence"]["cause"] for line in trace.lines if "sentence" in line]
+    known = {rule.when.text for rule in rules}
+    for name, when in dict.fromkeys((cause["rule"], cause["when"]) for cause in causes):
+        if when not in known:
+            yield f"{name} ({when}) of the recording is not in the configuration; what it did is done here all the same"
 
 
 def _rules(known: Line) -> list[Line]:

@@ -7,7 +7,7 @@ import attrs
 import pytest
 
 from nsupervisor.config.conditions import parse_condition
-from nsupervisor.config.model import Config, GroupRule, Resources, Rule, Workload
+from nsupervisor.config.model import Config, GroupRule, Host, Resources, Rule, Workload
 from nsupervisor.core import events
 from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import Life, Moment
@@ -77,9 +77,11 @@ class Story:
     def dies(self, exit_, *, at):
         return self(events.Exited(self.mind.life.generation, exit_, populated=False), at=at)
 
+    def trace(self, *, end=100.0):
+        return read(b"".join(map(encode, [*self.lines, {"t": 1000.0 + end, "end": "told"}])), "trace")
+
     def result(self, other, *, end=100.0, seed=0):
-        data = b"".join(map(encode, [*self.lines, {"t": 1000.0 + end, "end": "told"}]))
-        return simulate(config(other), read(data, "trace"), seed)
+        return simulate(config(other), self.trace(end=end), seed)
 
 
 def would(result):
@@ -168,6 +170,18 @@ def test_what_a_groups_rule_did_comes_from_outside_and_is_done_in_any_life():
     other = a_choice(one).result(workload(rule("memory.events oom_kill", action="kill")))
     assert [action for _, action, _ in would(other)] == ["start", "freeze", "freeze"]
     assert dict(other.parted) == {}
+
+
+def test_what_is_not_tried_of_groups_is_said():
+    one = workload()
+    said = a_choice(one).result(one).warnings
+    text = "(memory.current > 100M) of the recording is not in the configuration; what it did is done here all the same"
+    assert said == (f"group.batch.policy[0] {text}",)
+    rule_ = GroupRule(when=parse_condition("memory.current > 200M"), action="log", name="host.policy[0]", line=3)
+    tried = attrs.evolve(config(one), host=Host(policy=(rule_,)))
+    said = simulate(tried, a_choice(one).trace()).warnings
+    assert said[0] == "host.policy[0] (line 3) is not tried; what it did in the recording is done here, too"
+    assert text in said[1]
 
 
 def test_what_a_groups_rule_has_to_say_of_a_generation_that_is_gone_is_nothing():
