@@ -1,8 +1,8 @@
 """The tiers of tests and their sum; `scripts/test` calls this inside the venv.
 
 Both tiers run at the same time: the virtual machine emulates its processors in one thread, and the host's tests mostly
-wait. What the machine's tier says is shown when the host's is done. The host's tests that boot machines of their own
-come last, because machines wait for each other. Without that it would be a third longer.
+wait, or take one thread as well where they boot machines of their own. What the machine's tier says is shown when the
+host's is done.
 
 Strict (``--strict``, or CI=true in the environment): a test that is skipped for something that this machine can have
 fails. What that is, is said per tier in `TIERS`.
@@ -56,18 +56,6 @@ class Result:
     status: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
-    def __add__(self, other: "Result") -> "Result":
-        """Two runs of one tier, as one."""
-        return Result(
-            self.title,
-            self.passed + other.passed,
-            self.failed + other.failed,
-            self.skipped + other.skipped,
-            self.seconds + other.seconds,
-            self.status or other.status,
-            self.reasons + other.reasons,
-        )
-
     def __str__(self) -> str:
         return f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
 
@@ -87,10 +75,9 @@ class Runner:
         """The command line."""
         return [sys.executable, "-m", "pytest", f"--tier={tier}", f"--counts={self.counts}", *self.arguments, *more]
 
-    def host(self, machines: bool | None = None) -> Result:
-        """The tier on this host; only those tests that boot machines themselves, or only the others."""
-        which = [] if machines is None else [f"--machines={'only' if machines else 'none'}"]
-        return self._run("host", self.pytest("host", *which, *self._strict("host")))
+    def host(self) -> Result:
+        """The tier on this host."""
+        return self._run("host", self.pytest("host", *self._strict("host")))
 
     def guest(self) -> Result:
         """The tier in the virtual machine, in one boot; nothing is booted when no test is for it."""
@@ -192,7 +179,7 @@ class Runner:
 
 
 def both(arguments: list[str], strict: bool, directory: Path) -> list[Result]:
-    """Both tiers, at the same time but for the host's tests that boot machines."""
+    """Both tiers, at the same time."""
     host = Runner(arguments, strict, directory / "host")
     os.environ.setdefault("NSUPERVISOR_TEST_SLOWDOWN", "3")  # of the host's time limits; the guest has its own factor
     with open(directory / "guest.log", "w+") as said:
@@ -201,14 +188,13 @@ def both(arguments: list[str], strict: bool, directory: Path) -> list[Result]:
         other = threading.Thread(target=lambda: found.append(guest.guest()), name="guest")
         other.start()
         try:
-            first = host.host(machines=False)
+            here = host.host()
         except BaseException:
             guest.end()
             raise
         finally:
             follow(Path(said.name), other)
-    second = host.host(machines=True)
-    return [first + second, *(found or [Result(TITLES["guest"], failed=1, status=1)])]
+    return [here, *(found or [Result(TITLES["guest"], failed=1, status=1)])]
 
 
 def follow(path: Path, thread: threading.Thread) -> None:
@@ -245,6 +231,9 @@ def main() -> int:
     tier.add_argument("--vm", action="store_true", help="only in the virtual machine")
     parser.add_argument("--strict", action="store_true", default=os.environ.get("CI") == "true")
     args, arguments = parser.parse_known_args()
+    # Byte code is kept beside the sources: else each program that a test starts would compile all of it anew, which
+    # takes longer than most tests. What the host has compiled, the virtual machine need not.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("scripts/test: ended by SIGTERM; there is no sum"))
     with tempfile.TemporaryDirectory(prefix="nsupervisor-test.") as text:
         directory = Path(text)

@@ -40,9 +40,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--leaks-each-test", action="store_true", help="look for left-overs after each test, not only at the end"
     )
     group.addoption("--tier", choices=("host", "guest"), help="only the tests for the host, or for the virtual machine")
-    group.addoption(
-        "--machines", choices=("only", "none"), help="only the tests that boot virtual machines themselves, or none"
-    )
     group.addoption("--counts", metavar="FILE", help="write the numbers of this run to FILE as JSON")
 
 
@@ -84,9 +81,8 @@ def _is_for(item: pytest.Item, tier: str) -> bool:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is for the other tier; unlike a skip it is not counted, because it runs there."""
-    tier, machines = config.getoption("tier"), config.getoption("machines")
+    tier = config.getoption("tier")
     out = {item for item in items if tier and not _is_for(item, tier)}
-    out |= {item for item in items if machines and ("vm" in _needed(item)) != (machines == "only")}
     config.hook.pytest_deselected(items=[item for item in items if item in out])
     items[:] = [item for item in items if item not in out]
 

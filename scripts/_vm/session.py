@@ -7,7 +7,10 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+from typing import IO
 
 from .common import CACHE, FAILED, TIMED_OUT, say
 from .machine import Machine, Options
@@ -93,18 +96,38 @@ def _leave(signum: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + signum)
 
 
+@contextmanager
+def _place() -> Iterator[None]:
+    """A machine keeps one processor busy, so there are as many places as processors; with more, they would run into
+    each other's time limits. The lock of a place goes with its owner, whatever ends that."""
+    places = [(CACHE / f"machine.{number}.lock").open("w") for number in range(os.cpu_count() or 1)]
+    waited = False
+    try:
+        while not any(map(_take, places)):
+            if not waited:
+                say("waiting for another machine to end")
+            waited = True
+            time.sleep(0.2)
+        yield
+    finally:
+        for place in places:
+            place.close()
+
+
+def _take(place: IO[str]) -> bool:
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def run(options: Options) -> int:
-    """Prepare where needed, wait until no other machine runs on this host, run the command; returns its exit status."""
+    """Prepare where needed, wait until this host has room for a machine, run the command; returns its exit status."""
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, _leave)
     kernel = prepare()
-    with (CACHE / "machine.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            # Two emulated machines on two processors would run into each other's time limits.
-            say("waiting for another machine to end")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with _place():
         machine = Machine.make(kernel, options)
         try:
             machine.start()

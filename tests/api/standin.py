@@ -1,8 +1,14 @@
-"""A small service in memory that the real API serves on a real socket: `python -m tests.api.standin SOCKET`."""
+"""A small service in memory that the real API serves on a real socket.
+
+`python -m tests.api.standin` reads paths of sockets from stdin, one a line, and forks a fresh service for each, which
+says "PID listening". So what takes longer than most tests, to import it all, is done once.
+"""
 
 import difflib
 import fnmatch
 import json
+import os
+import signal
 import sys
 from contextlib import contextmanager
 from typing import Any
@@ -213,8 +219,15 @@ class Standin:
 async def main(path: str) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(serve, app(Standin()), path)
-        print("listening", flush=True)
+        print(os.getpid(), "listening", flush=True)
 
 
 if __name__ == "__main__":
-    trio.run(main, sys.argv[1])
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    for line in sys.stdin:
+        if not os.fork():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            try:
+                trio.run(main, line.rstrip("\n"))
+            finally:
+                print(os.getpid(), "ended", flush=True)
