@@ -22,7 +22,7 @@ LINE = re.compile(rb"^\d{10} x{88}$")
 def run(options: Options) -> Result:
     """MB/s from the first byte until the capture is at rest again; CPU time of all but the writer; lines lost."""
     result = Result("logs", "output of one program through the capture")
-    size, seconds = (20_000_000, 2.0) if options.quick else (400_000_000, 5.0)
+    size, seconds = (20_000_000, 2.0) if options.quick else (400_000_000, 3.0)
     for case, mode in CASES.items():
 
         def measure(kind: type[Peer], number: int, case: str = case, mode: str = mode) -> None:

@@ -26,7 +26,7 @@ def run(options: Options) -> Result:
             for case, age in CASES.items():
                 result.add(kind.name, case, "ms", number, _kills(session, kind, age))
 
-    in_turn(load(options.peers, "restart"), options.number(4, 1), result, measure)
+    in_turn(load(options.peers, "restart"), options.number(3, 1), result, measure)
     for case in CASES:
         result.targets.append(Target(f"restart, {case}", result.median("nsupervisor", case, "ms"), LIMIT, "ms"))
     return result
