@@ -12,7 +12,7 @@ from nsupervisor.cgroups import cgroup as cgroup_module
 from nsupervisor.cgroups.files import PAGE
 from nsupervisor.config.model import Resources
 from tests.cgroups.conftest import Programs, wait_until
-from tests.needs import needs
+from tests.needs import in_guest, needs
 
 pytestmark = needs("root", "cgroup", "memory", "pids")
 
@@ -268,7 +268,7 @@ def test_remove_is_possible_as_soon_as_populated_is_0(tree: Tree, programs: Prog
         kill(web)
         web.remove()
 
-    for _ in range(5):
+    for _ in range(2 if in_guest() else 5):
         once()
 
 

@@ -58,19 +58,19 @@ def test_both_become_the_other_version_in_place(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "in_file", "before", "why"),
+    ("change", "in_file", "patience", "why"),
     [
-        ("raise RuntimeError('broken on purpose')\n", "service/run.py", "", "broken on purpose"),
-        ("import time; time.sleep(1000)\n", "core/__init__.py", "", "not up within"),
-        ("raise RuntimeError('broken')\n", "keeper/server.py", "", "the keeper of version 99 did not come up"),
+        ("raise RuntimeError('broken on purpose')\n", "service/run.py", 5, "broken on purpose"),
+        ("import time; time.sleep(1000)\n", "core/__init__.py", 1, "not up within"),
+        ("raise RuntimeError('broken')\n", "keeper/server.py", 5, "the keeper of version 99 did not come up"),
     ],
     ids=["does not load", "hangs", "keeper"],
 )
-def test_what_shows_before_anything_is_given_up_changes_nothing(tmp_path, change, in_file, before, why):
+def test_what_shows_before_anything_is_given_up_changes_nothing(tmp_path, change, in_file, patience, why):
     with site(TOML) as where, running(where) as run:
         was, info = lives(run), run.client.info()
         run.may_complain = True  # of the keeper's traceback
-        done = upgrade(run, version(tmp_path, change, in_file, before), 5)
+        done = upgrade(run, version(tmp_path, change, in_file), patience)
         assert done.returncode == 1
         assert f"not upgraded, version {info['version']} goes on: " in done.stderr
         assert why in done.stderr

@@ -82,6 +82,7 @@ async def test_runs_reaps_strangers_and_stops(box, cgroups, folder, no_leaks):
         assert (directory / "cgroup.procs").read_text() == ""
 
 
+@pytest.mark.host_only  # the same everywhere
 async def test_without_its_keeper_it_goes_on_with_a_new_one(box, cgroups, folder, no_leaks):
     settings(folder, WORKLOADS)
     async with started(box, folder, Contained) as it:

@@ -147,6 +147,7 @@ async def test_a_runtime_directory_of_roots_is_told_with_a_better_place(enter, f
     )
 
 
+@pytest.mark.host_only  # the same everywhere
 async def test_without_a_cgroup_the_message_says_how_to_get_one(enter, cgroups, folder):
     settings(folder, INSIDE)
     not_entered = "\n".join(line for line in enter.splitlines() if "cgroup.procs" not in line)
@@ -156,6 +157,7 @@ async def test_without_a_cgroup_the_message_says_how_to_get_one(enter, cgroups, 
     assert "Delegate=yes" in said
 
 
+@pytest.mark.host_only  # the same everywhere
 async def test_root_without_the_right_to_make_namespaces(cgroups, folder):
     """In many containers root is not almighty."""
     enter = "".join(f"echo $$ >{path}/cgroup.procs\n" for path in cgroups)

@@ -13,7 +13,7 @@ from tests.experiments.laboratory import KINDS, namespaces
 from tests.needs import needs
 from tests.timing import deadline
 
-pytestmark = [pytest.mark.system, needs("root", "cgroup", "userns", "netns", "time_namespace")]
+pytestmark = needs("root", "cgroup", "userns", "netns", "time_namespace")
 
 DAY = 86_400
 

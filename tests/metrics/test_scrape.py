@@ -44,6 +44,7 @@ async def until(it, holds):
     return found
 
 
+@pytest.mark.host_only  # the same everywhere
 async def test_a_scrape_over_the_unix_socket_says_how_workloads_are(tmp_path):
     toml = f"""
     {CALM}
@@ -122,6 +123,7 @@ async def test_an_oom_kill_its_rule_and_the_reaction_are_measured(tmp_path):
         assert 0 <= found.value("rule_reaction_seconds_count") <= acted
 
 
+@pytest.mark.host_only  # what differs is read by the rules' own test
 @needs("pids")
 async def test_the_reaction_to_a_level_is_measured(tmp_path):
     toml = """

@@ -171,7 +171,7 @@ async def test_the_hosts_policy_hits_the_newest_of_all(tmp_path):
         await it.cli("thaw", "young")
 
 
-@pytest.mark.system
+@pytest.mark.host_only  # tests/cgroups/test_groups.py has the machine's part
 async def test_limits_of_a_group_are_set_and_shown_and_its_members_are_named_by_it(tmp_path):
     toml = f"""
     [group.batch]

@@ -11,7 +11,7 @@ from tests.needs import needs
 from tests.system.service import service
 from tests.timing import deadline
 
-pytestmark = [pytest.mark.system, needs("root", "cgroup")]
+pytestmark = needs("root", "cgroup")
 
 LEAK = """
 command = ["python3", "-c", '''
@@ -33,11 +33,12 @@ while True:
     try:
         os.fork()
     except BlockingIOError:
-        time.sleep(0.05)
+        time.sleep(0.3)  # contained as well, and the machine's emulated processor has other work, too
 ''']
 """
 
 
+@pytest.mark.system
 @needs("memory")
 async def test_an_oom_kill_restarts_by_rule_and_spares_the_neighbour(tmp_path):
     toml = f"""
@@ -76,6 +77,7 @@ async def test_an_ordinary_sigkill_is_not_taken_for_an_oom_kill(tmp_path):
         assert await it.pid("chill", generation=2)
 
 
+@pytest.mark.system
 @needs("pids")
 async def test_a_fork_bomb_is_contained_and_killed_by_a_level(tmp_path):
     toml = f"""
@@ -108,7 +110,6 @@ async def test_a_fork_bomb_is_contained_and_killed_by_a_level(tmp_path):
         assert (await it.status("chill"))["restarts"] == 0
 
 
-@pytest.mark.host_only
 async def test_a_program_that_crashes_is_retried_with_delays_and_given_up(tmp_path):
     toml = """
     [workload.crash]
@@ -126,6 +127,7 @@ async def test_a_program_that_crashes_is_retried_with_delays_and_given_up(tmp_pa
         assert (status["state"], status["restarts"], status["last_exit"]["code"]) == ("failed", 2, 3)
 
 
+@pytest.mark.system
 async def test_sigterm_stops_all_in_order_and_leaves_nothing(tmp_path, no_leaks):
     toml = """
     [workload.db]
@@ -192,7 +194,6 @@ async def test_kill_signal_freeze_and_thaw(tmp_path):
         assert await it.pid("echo", generation=2)
 
 
-@pytest.mark.host_only
 async def test_set_up_failures_are_told_by_step_and_workload(tmp_path):
     toml = """
     [workload.nowhere]
@@ -214,7 +215,6 @@ async def test_set_up_failures_are_told_by_step_and_workload(tmp_path):
             await it.record(event="state", workload=name, to="failed")
 
 
-@pytest.mark.host_only
 async def test_what_cannot_be_had_is_refused_and_those_that_require_it_wait(tmp_path):
     toml = """
     [workload.db]
@@ -265,7 +265,6 @@ time.sleep(1000)
         await it.record(event="state", workload="api", to="ready", nth=2)
 
 
-@pytest.mark.host_only
 async def test_nothing_in_a_clean_environment_but_what_was_given(tmp_path):
     file = tmp_path / "site.env"
     file.write_text('FROM_FILE="two words"\nBOTH=file\n')
@@ -338,7 +337,6 @@ async def test_a_second_signal_is_for_those_in_a_hurry(tmp_path):
             await it.process.wait()
 
 
-@pytest.mark.host_only
 async def test_a_second_supervisor_on_the_same_directory_is_refused(tmp_path):
     async with service(tmp_path, STAYS) as it:
         second = await it.cli_result("run", str(tmp_path / "nsupervisor.toml"))
@@ -347,7 +345,6 @@ async def test_a_second_supervisor_on_the_same_directory_is_refused(tmp_path):
         assert (await it.status("chill"))["state"] == "running"
 
 
-@pytest.mark.host_only
 async def test_an_idle_supervisor_does_not_spin(tmp_path):
     """In the field: a supervisor that polls a closed descriptor eats a whole core."""
     workloads = "".join(f'[workload.w{i}]\ncommand = ["sleep", "1000"]\n' for i in range(5))
@@ -366,7 +363,6 @@ async def test_an_idle_supervisor_does_not_spin(tmp_path):
         assert cpu_seconds() - before < 0.5  # a busy loop takes 2
 
 
-@pytest.mark.host_only
 async def test_two_signals_in_quick_succession_still_end_in_order(tmp_path, no_leaks):
     """A second SIGTERM that came while the service cleared up took the default action: status 143, cgroups left."""
     for round_ in range(5):
@@ -382,7 +378,6 @@ async def test_two_signals_in_quick_succession_still_end_in_order(tmp_path, no_l
         assert it.process.returncode == 0
 
 
-@pytest.mark.host_only
 async def test_a_signal_before_the_service_is_up_stops_it_in_order(tmp_path, no_leaks):
     async with service(tmp_path, STAYS, wait=False) as it:
         while not (tmp_path / "run" / "keeper.lock").exists():  # noqa: ASYNC110 - it has just begun

@@ -6,6 +6,7 @@ import signal
 import subprocess
 from contextlib import asynccontextmanager
 
+import pytest
 import trio
 
 from tests.needs import needs
@@ -82,6 +83,7 @@ async def following(directory):
             await process.stdout.aclose()
 
 
+@pytest.mark.host_only  # the same everywhere
 @needs("memory")
 async def test_an_oom_kill_and_what_followed(tmp_path):
     async with service(tmp_path, LEAK) as it:
@@ -190,8 +192,8 @@ async def test_a_stopped_follower_does_not_hold_up_the_service(tmp_path):
         await follower.rest()
 
 
-@needs("pids")
-async def test_use_is_measured(tmp_path):
+@needs("pids", "cpu")
+async def test_use_and_throttling_are_measured(tmp_path):
     toml = """
     [workload.busy]
     command = ["sh", "-c", "while :; do :; done"]
@@ -199,29 +201,21 @@ async def test_use_is_measured(tmp_path):
     pids_max = 9
     [workload.idle]
     command = ["sleep", "1000"]
+    [workload.throttled]
+    command = ["sh", "-c", "while :; do :; done"]
+    [workload.throttled.resources]
+    cpu_max = "10%"
     """
     async with service(tmp_path, toml) as it:
-        await it.pid("busy")
-        await it.pid("idle")
-        busy, idle = json.loads(await it.cli("stats", "--json", "--interval", "500ms"))
+        for name in ("busy", "idle", "throttled"):
+            await it.pid(name)
+        found = {one["name"]: one for one in json.loads(await it.cli("stats", "--json", "--interval", "500ms"))}
+        busy, idle, throttled = found["busy"], found["idle"], found["throttled"]
         assert busy["cpu_percent"] > 5 > idle["cpu_percent"]
         assert (busy["pids_current"], busy["pids_max"]) == (1, 9)
         assert idle["interval_sec"] >= 0.5
         table = await it.cli("top", "--interval", "50ms", "busy")
         assert re.match(r"NAME .*\nbusy  running +[0-9.]+ ", table)
-
-
-@needs("cpu")
-async def test_throttling_is_measured(tmp_path):
-    toml = """
-    [workload.busy]
-    command = ["sh", "-c", "while :; do :; done"]
-    [workload.busy.resources]
-    cpu_max = "10%"
-    """
-    async with service(tmp_path, toml) as it:
-        await it.pid("busy")
-        (busy,) = json.loads(await it.cli("stats", "--json", "--interval", "500ms"))
-        assert busy["cpu_max_percent"] == 10
-        assert busy["cpu_percent"] < 30
-        assert busy["throttled_percent"] > 0
+        assert throttled["cpu_max_percent"] == 10
+        assert throttled["cpu_percent"] < 30
+        assert throttled["throttled_percent"] > 0
