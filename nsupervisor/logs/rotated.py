@@ -21,6 +21,8 @@ import attrs
 
 from .pipe import Pipe
 
+POUR = 256 * 1024
+"""Bytes moved at once at most: a quarter of what a busy pipe holds, so that its writer need not wait meanwhile."""
 _TAIL = 1 << 20
 """How far back from its end the end of a file's last whole record is looked for."""
 
@@ -58,7 +60,6 @@ class LogFile:
         self._clock = clock
         self._fd = -1
         self._size = 0
-        self._whole = True  # it ends with the end of a line
         self._born = 0.0
         self._torn = b""
         self._compressing: threading.Thread | None = None
@@ -81,22 +82,31 @@ class LogFile:
             self._torn = data[written:end]
             return end
 
+    def pour(self, pipe: Pipe) -> int | None:
+        """Move what waits in a pipe, as it is and unseen; how many bytes, 0 at the pipe's end. None, and nothing is
+        moved, where the file is nearly full or old, so that it matters where the lines end: see `take`."""
+        with self.lock, self._telling():
+            self._open()
+            if self._size + 2 * POUR > self.rotation.max_size or self._old():
+                return None
+            moved = pipe.move(self._fd, POUR)
+            self._size += moved
+            return moved
+
     def take(self, pipe: Pipe, data: bytes) -> int:
         """Move bytes from a pipe, at whose front `data` is, as they are; how many, which may be fewer."""
         with self.lock, self._telling():
             self._open()
             moved = pipe.move(self._fd, self._share(data))
             self._size += moved
-            self._whole = data[moved - 1 : moved] == b"\n" if moved else self._whole
             return moved
 
     def end_line(self) -> None:
         """What comes next does not go on with the line that has begun. Raises OSError."""
         with self.lock, self._telling():
             self._open()
-            if not self._whole:
+            if not self._whole():
                 self._size += os.write(self._fd, b"\n")
-                self._whole = True
 
     def reopen(self) -> None:
         """Somebody has renamed the file: make it anew. Raises OSError."""
@@ -117,14 +127,14 @@ class LogFile:
         A line longer than a whole file gets one of its own; if it has no end, it is cut at twice the size.
         """
         most = self.rotation.max_size
-        if self._size and self._whole and (self._size >= most or self._old()):
+        if self._size and (self._size >= most or self._old()) and self._whole():
             self._rotate()
         if self._size + len(data) <= most:
             return len(data)
         cut = data.rfind(b"\n", 0, max(most - self._size, 0)) + 1
         if cut:
             return cut
-        if self._size and self._whole:
+        if self._size and self._whole():
             self._rotate()
             return self._share(data)
         if end := data.find(b"\n") + 1:
@@ -132,6 +142,10 @@ class LogFile:
         if self._size + len(data) > 2 * most:
             self._rotate()
         return min(len(data), most)
+
+    def _whole(self) -> bool:
+        """Whether it ends with the end of a line. Of a torn record the end is known, and comes first."""
+        return self._records or not self._size or os.pread(self._fd, 1, self._size - 1) == b"\n"
 
     def _old(self) -> bool:
         age = self.rotation.max_age
@@ -156,16 +170,14 @@ class LogFile:
                 raise OSError(errno.EINVAL, "it is not a regular file")
             size = os.lseek(fd, 0, os.SEEK_END)
             tail = os.pread(fd, _TAIL, max(size - _TAIL, 0))
-            whole = not tail or tail.endswith(b"\n")
-            if self._records and not whole and not self._torn:
+            if self._records and tail and not tail.endswith(b"\n") and not self._torn:
                 size -= len(tail) - (tail.rfind(b"\n") + 1)
                 os.ftruncate(fd, size)
                 os.lseek(fd, size, os.SEEK_SET)
-                whole = True
         except BaseException:
             os.close(fd)
             raise
-        self._fd, self._size, self._whole = fd, size, whole or self._records
+        self._fd, self._size = fd, size
         self._born = self._clock()
         if size:
             with contextlib.suppress(OSError):
@@ -189,7 +201,6 @@ class LogFile:
             _unlink(str(self.path))
         self._close()
         self._open()
-        self._whole = True
         if self.rotation.compress and last and (self._compressing is None or not self._compressing.is_alive()):
             self._compressing = threading.Thread(target=self._compress, name="compress", daemon=True)
             self._compressing.start()
