@@ -71,9 +71,12 @@ class JsonFormat:
         """The records of `count` complete lines with newlines between them; as `output` makes them, ten times as fast.
 
         All are escaped at once, as one string in which another character stands for the newlines, and then get what
-        goes between two records in its place; the numbers are filled in last.
+        goes between two records in its place; the numbers are filled in last, of which most begin in the same way.
         """
-        prefix = self._prefix(timestamp, labels, stream).replace(b"%", b"%%") + b'"seq":%d,"message":'
+        high, low = divmod(seq, _DIGITS)
+        same = high and count > _FEW and low + count <= _DIGITS
+        number = b'"seq":%d%%b,"message":' % high if same else b'"seq":%d,"message":'
+        prefix = self._prefix(timestamp, labels, stream).replace(b"%", b"%%") + number
         if _STANDIN in text or _STANDIN in prefix:
             lines = [(line, False) for line in text.split(b"\n")]
             return b"".join(self.output(timestamp, labels, stream, lines, seq))
@@ -81,13 +84,20 @@ class JsonFormat:
         # Put together while it is short: what the next two steps make is several times as long.
         form = b"".join((prefix, body.replace(b"%", b"%%"), b"}\n"))
         form = form.replace(_STANDIN, b'"}\n' + prefix + b'"')
-        return form % tuple(range(seq, seq + count))
+        return form % (_digits()[low : low + count] if same else tuple(range(seq, seq + count)))
 
     def _prefix(self, timestamp: str, labels: Mapping[str, Any], stream: str) -> bytes:
         head = {"timestamp": timestamp, "level": "info", "event": "output", **labels, "stream": stream}
         return orjson.dumps(head, default=_text)[:-1] + b","
 
 
+@functools.cache
+def _digits() -> tuple[bytes, ...]:
+    """The last four digits of every number: half a megabyte, and half of the time that making them anew takes."""
+    return tuple(b"%04d" % number for number in range(_DIGITS))
+
+
+_DIGITS, _FEW = 10_000, 100
 _JSON_SPACE = b" \t\r"
 _STANDIN = b"\x7f"  # DEL: rare in text, and one of the few control characters that JSON does not escape
 
