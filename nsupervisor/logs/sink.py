@@ -229,10 +229,11 @@ class Sink:
     async def _write(self) -> int:
         # No checkpoint between two writes that succeed: whatever is waiting goes out at once, which is bounded by the
         # buffer, because nothing can be put meanwhile. Otherwise several busy workloads, each adding a chunk for every
-        # batch that goes out, would overflow the buffer in front of a reader that is quick enough.
+        # batch that goes out, would overflow the buffer in front of a reader that is quick enough. (Only of pipes,
+        # terminals and sockets, which take what they have room for; files are written by a thread.)
         if not self._target.blocking:
             return self._target.write(self._batch)
-        data = bytes(self._batch[:65536])
+        data = self._batch[: self._target.most]
         return await trio.to_thread.run_sync(self._target.write, data, abandon_on_cancel=True, limiter=self._limiter)
 
     async def _wait_writable(self) -> None:

@@ -13,6 +13,7 @@ import attrs
 from .daemons import Journald, Syslog
 
 PIPE_SIZE = 1024 * 1024  # bytes; the default of /proc/sys/fs/pipe-max-size
+FILE_WRITE = 1024 * 1024  # bytes handed to a thread at once, to be written to a file; a batch is hardly ever longer
 _TAIL = 1024 * 1024  # how far back from a file's end the beginning of its last record is looked for
 _RECORD = b'{"timestamp":'
 _Write = Callable[["bytes | memoryview"], int]
@@ -29,6 +30,8 @@ class Target:
     fd: int
     write: _Write
     blocking: bool = False
+    most: int = 64 * 1024
+    """Bytes of a write that may wait: how quickly a slow reader reads shows only at its end."""
     turns: bool = False
     """Each write takes so long that others should have their turn between two."""
     _socket: socket.socket | None = None
@@ -128,4 +131,7 @@ def _plain(fd: int) -> Target:
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
     except OSError:
         pass
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        # Nothing makes a disk not wait: the kernel holds up whoever has written too much of what is not on it yet.
+        return Target(fd, lambda data: os.write(fd, data), blocking=True, most=FILE_WRITE)
     return Target(fd, lambda data: os.write(fd, data))

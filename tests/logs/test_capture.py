@@ -92,7 +92,7 @@ async def test_a_workload_that_writes_without_a_pause_does_not_starve_the_others
                 pass
             if turn == 25:
                 os.write(quiet_writer, b"hello\n")
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.wait_writable(writer)
         os.close(writer)
         os.close(quiet_writer)
     found = records(log.read_bytes())

@@ -7,6 +7,7 @@ import socket
 import stat
 import sys
 import textwrap
+import threading
 
 import attrs
 import pytest
@@ -403,8 +404,8 @@ async def test_a_full_disk_that_empties(tmp_path):
             async with open_journal(directory + "/log", buffer_size=65536, flush_sec=20) as journal:
                 for number in range(5000):
                     journal.output(LABELS, "stdout", b"%d" % number)
-                    if number % 100 == 0:
-                        await trio.sleep(0)
+                    while journal.error is None and journal._sink.pending > 30_000:
+                        await trio.sleep(0.001)
                 while journal.error is None:
                     await trio.sleep(0.01)
                 assert journal.error == "No space left on device", journal.error
@@ -423,6 +424,26 @@ async def test_a_full_disk_that_empties(tmp_path):
     seen = records(done.stdout)
     assert check_numbers(seen, 6000) > 0
     assert {record["reason"] for record in seen if record["event"] == "dropped"} == {"No space left on device"}
+
+
+async def test_a_file_whose_disk_keeps_its_writer_waiting_does_not_hold_up_the_event_loop(tmp_path):
+    turns = 0
+    async with open_journal(str(tmp_path / "log")) as journal:
+        write, go = journal._sink._target.write, threading.Event()
+
+        def slow(data):
+            assert go.wait(deadline(20))
+            return write(data)
+
+        journal._sink._target = attrs.evolve(journal._sink._target, write=slow)
+        for number in range(1000):
+            journal.output(LABELS, "stdout", b"%d" % number)
+        while turns < 100:
+            turns += 1
+            await trio.sleep(0.001)
+        assert journal._sink.pending > 0
+        go.set()
+    assert check_numbers(records((tmp_path / "log").read_bytes()), 1000) == 0
 
 
 # ---- named pipes
