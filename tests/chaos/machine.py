@@ -32,7 +32,7 @@ from tests.chaos.service import (
     stopped,
     until,
 )
-from tests.chaos.workloads import FATAL, HEALTHY, LASTING, NAMES, TOML, WITHOUT_INIT
+from tests.chaos.workloads import CHANGES, FATAL, HEALTHY, LASTING, NAMES, TOML, WITHOUT_INIT, changed
 
 verbs = st.sampled_from(("start", "stop", "restart", "kill", "freeze", "thaw"))
 names = st.sampled_from(NAMES)
@@ -137,6 +137,15 @@ class Chaos(RuleBasedStateMachine):
                 futures.append(future)
             for verb, future in zip(wishes, futures, strict=True):
                 answer(future, f"{verb} {name}")
+
+    @rule(name=lasting, key=st.sampled_from(sorted(CHANGES)), value=st.sampled_from(('"0022"', '"0027"')))
+    def reload(self, name: str, key: str, value: str) -> None:
+        """The file is changed and read again; that is over when what has to restart has."""
+        with self._step(f"a reload with {key} = {value} for {name}, {CHANGES[key]}"):
+            config = self.site.config
+            config.write_text(changed(config.read_text(), name, key, value))
+            for _ in self.run.client.reload({}):
+                pass
 
     # ---- what happens to workloads
 

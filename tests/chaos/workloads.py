@@ -1,5 +1,6 @@
 """The workloads that the driver runs: one of each manner."""
 
+import re
 import signal
 
 TOML = """
@@ -78,8 +79,20 @@ HEALTHY = {
     "once": frozenset({"exited"}),
 }
 """The states in which each may be, once all is quiet, when it shall be up."""
+CHANGES = {"description": "live", "umask": "with a restart"}
+"""Keys that a reload changes, and how."""
 WITHOUT_INIT = ("leans", "family")
 FATAL = (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM)
+
+
+def changed(toml: str, name: str, key: str, value: str) -> str:
+    """The configuration with another value for a key of a workload, in the first line of its table."""
+    head = f"[workload.{name.partition('@')[0]}]\n"
+    before, after = toml.split(head)
+    table, mark, others = after.partition("\n[")
+    table = re.sub(rf"(?m)^{key} = .*\n", "", table)
+    return f"{before}{head}{key} = {value}\n{table}{mark}{others}"
+
 
 ECHO = """
 command = ["python3", "-S", "-E", "-c", '''
