@@ -95,6 +95,10 @@ class Journal:
         """Wait until all records so far have been written."""
         await self._sink.flush()
 
+    async def written(self) -> None:
+        """Wait until all records so far have been written, or are lost; later ones are not waited for."""
+        await self._sink.written()
+
     async def deliver(self, records: bytes, count: int, *, block: bool) -> None:
         """Pass on finished records of a workload; returns when they are written, or need not be waited for (`Sink`)."""
         await self._sink.deliver(records, count, block=block)

@@ -184,6 +184,14 @@ class Sink:
         while self._queue or self._batch:
             await self._drained.park()
 
+    async def written(self) -> None:
+        """Wait until everything put so far has been written, or can never be."""
+        if (self._queue or self._batch) and not self._gone:
+            event = trio.Event()
+            self._queue.append(event)
+            self._wake.set()
+            await event.wait()
+
     def close(self) -> None:
         """Close the output, whatever is still in the buffer. A second time does nothing."""
         if self._closed:

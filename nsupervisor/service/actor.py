@@ -22,13 +22,13 @@ from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import Resources, Workload
 from nsupervisor.core import events
 from nsupervisor.core.actions import Action, Complain, FreezeAll, KillAll, Signal, Spawn, ThawAll
-from nsupervisor.core.backoff import within
 from nsupervisor.core.exits import Exit, signal_name
 from nsupervisor.core.lifecycle import Life, State
 from nsupervisor.core.mind import Adopt, Mind, Sentence, Thought
 from nsupervisor.core.rules import Engine, Fired
 from nsupervisor.keeper.client import Ended, Execed, KeeperLost, SpawnError
 from nsupervisor.metrics.counters import Counters
+from nsupervisor.service.ends import Ends
 from nsupervisor.service.identity import IdentityError
 from nsupervisor.service.judge import Hands, Judge
 from nsupervisor.service.mailbox import Again, Asked, Leave, Mailbox, Message, Nudge
@@ -36,7 +36,9 @@ from nsupervisor.service.notify import attend, host_owner, notify_socket
 from nsupervisor.service.output import Output
 from nsupervisor.service.setting import Setter
 from nsupervisor.service.spec import spawn_spec
-from nsupervisor.service.status import exit_record, status
+from nsupervisor.service.state import End
+from nsupervisor.service.status import status
+from nsupervisor.service.step import tell
 from nsupervisor.service.thinker import Thinker
 from nsupervisor.service.trail import Trail, digest
 from nsupervisor.service.voice import Voice
@@ -84,6 +86,7 @@ class Actor:
     judge: Judge = attrs.field(init=False)
     output: Output = attrs.field(init=False)
     voice: Voice = attrs.field(init=False)
+    ends: Ends = attrs.field(init=False)
     mail: Mailbox = attrs.field(init=False, factory=Mailbox)
     _changed: trio.lowlevel.ParkingLot = attrs.field(init=False, factory=trio.lowlevel.ParkingLot)
     trail: Trail = attrs.field(init=False, factory=Trail)
@@ -102,11 +105,12 @@ class Actor:
         self.configured = self.workload
         mind = Mind(Life(), Engine.of(self.workload.policy))
         self.thinker = Thinker(self.name, self.workload, mind, self.world.listeners)
-        hands = Hands(self._say, self._follow, lambda *what: self.setter.adjust(*what), lambda: self.post(Nudge()))
+        hands = Hands(self.say, self._follow, lambda *what: self.setter.adjust(*what), lambda: self.post(Nudge()))
         self.voice = Voice(self.name, self.instance, self.world.journal)
+        self.ends = Ends(self.voice, self.world.nursery, self.remember)
         self.judge = Judge(self.cgroup, self.counters, self.world, hands, self.thinker)
         nursery, refresh, resources = self.world.nursery, self._limits_changed, self.workload.resources
-        self.setter = Setter(self.cgroup, self.workload, nursery, self._say, refresh, resources)
+        self.setter = Setter(self.cgroup, self.workload, nursery, self.say, refresh, resources)
         self.output = Output(self.name, self.instance, self.workload.log, self.counters, self.world)
 
     @property
@@ -149,20 +153,21 @@ class Actor:
         self.post(Leave())
         await self.mail.closed.wait()
 
-    def remember(self, acting: bool = False) -> None:
-        """Leave word for the supervisor that comes after this one. ``acting``: what the life asks for is yet to be
-        done."""
-        self.world.state.keep(self.name, self.trail.record(self, acting))
+    def remember(self) -> None:
+        """Leave word for the supervisor that comes after this one."""
+        if not self.mail.closed.is_set():
+            self.world.state.keep(self.name, self.trail.record(self))
 
     async def drained(self) -> None:
-        """Wait until all output of generations that have ended has been read."""
+        """Wait until all output of generations that have ended has been read, and how they ended has been told."""
         await self.output.drained()
+        await self.ends.told()
 
     async def signal(self, signum: int) -> bool:
         """Send a signal to the program, as an operator asks; False when there is none."""
         if not self.life.alive:
             return False
-        self._say("action", action="signal", cause={"by": "operator"}, signal=signal_name(signum))
+        self.say("action", action="signal", cause={"by": "operator"}, signal=signal_name(signum))
         return await self.world.keeper.signal(self.id, signum)
 
     async def change(self, changes: Mapping[str, Any], by: str = "operator") -> tuple[bool, str]:
@@ -208,7 +213,7 @@ class Actor:
                 self.judge.watch(self._hear)
                 self.judge.refresh()
             except (CgroupError, OSError) as error:
-                self._say("warning", "error", message=f"its rules get no news: {error}")
+                self.say("warning", "error", message=f"its rules get no news: {error}")
             if self.life.alive:
                 self.judge.resume()
 
@@ -236,7 +241,7 @@ class Actor:
                 if id_ == self.id and self.trail.body is None:
                     self.trail.executed(self.pid or pid, pid)
                     self.pid = pid
-                    self._say("started", pid=pid)
+                    self.say("started", pid=pid)
                     self.judge.began()
                     for group in self.groups:
                         group.resume()
@@ -266,12 +271,10 @@ class Actor:
         failure = ended.failure.message if ended.failure else None
         exit_ = Exit.from_wait_status(ended.status, oom_killed=oom_kills > self.trail.oom_kills, failure=failure)
         self.trail.oom_kills = oom_kills
-        generation = _generation(ended.id)
+        generation = self.life.generation
         self.last_exit = exit_
-        if failure is not None:
-            self._say("not started", "error", message=f"workload {self.name}: {failure}", generation=generation)
-        else:
-            self._say("exited", generation=generation, pid=self.pid, **exit_record(exit_))
+        self.ends.say(End(generation, exit_, self.pid))
+        if failure is None:
             self.judge.exited(exit_)
             await self.judge.carry_out()
         self.output.begin(generation, self.pid)
@@ -279,7 +282,7 @@ class Actor:
         self.trail.end()
         self._listening.close()
         await self._happen(events.Exited(generation, exit_, self.populated()))
-        self.voice.release()
+        self.ends.settle()
         await self.world.keeper.acknowledge(ended.id)
 
     def _hear(self, reading: Reading) -> None:
@@ -300,40 +303,19 @@ class Actor:
             return
         if thought.event is not None:
             self.counters.stepped(old, thought.event, self.life, self.workload)
-            self._tell(old, thought.event)
+            tell(self, old, thought.event)
         # Before it is done: what a dead supervisor has decided, the next one carries on with. A start is the exception,
         # which is written down while the keeper is at work: the keeper's table, or the cgroup, will tell of it.
         starts = any(isinstance(action, Spawn) for action in thought.actions)
+        self.trail.acting = bool(thought.actions) and not starts
         if not starts:
-            self.remember(acting=bool(thought.actions))
+            self.remember()
         for action in thought.actions:
             await self.do(action)
-        if thought.actions and not starts:
+        if self.trail.acting:
+            self.trail.acting = False
             self.remember()
         self._changed.unpark_all()
-
-    def _tell(self, old: Life, event: events.Event) -> None:
-        new = self.life
-        if isinstance(event, events.Wish) and event.by in ("operator", "boot", "shutdown", "reload"):
-            self._say("action", action=type(event).__name__.lower(), cause={"by": event.by})
-        if new.restarts > old.restarts or (new.state is State.BACKOFF and old.state is not State.BACKOFF):
-            delay = new.deadline - trio.current_time() if new.state is State.BACKOFF and new.deadline else 0.0
-            if old.state is not State.BACKOFF:  # said once, when it is decided, not again when the delay is over
-                cause = {
-                    "exit": str(new.exit or self.last_exit),
-                    "restart": self.workload.restart,
-                    "reason": new.reason,
-                }
-                self._say("action", action="restart", cause=cause, delay_sec=round(delay, 6), **self._place(delay))
-        if new.state is not old.state:
-            level = {State.FAILED: "error", State.BACKOFF: "warning"}.get(new.state, "info")
-            self._say("state", level, **{"from": old.state.value, "to": new.state.value, "reason": new.reason})
-
-    def _place(self, delay: float) -> dict[str, Any]:
-        """Where the start that comes in ``delay`` seconds stands, and how many the start limit allows."""
-        interval, life = self.workload.start_limit_interval_sec, self.life
-        starts = len(within(life.starts, trio.current_time() + delay, interval)) + (life.state is State.BACKOFF)
-        return {"start": starts, "start_limit_burst": self.workload.start_limit_burst, "interval_sec": interval}
 
     async def do(self, action: Action) -> None:
         """Do one thing; what fails is said."""
@@ -353,9 +335,9 @@ class Actor:
                 case ThawAll():
                     self.cgroup.thaw()
                 case Complain(text=text):
-                    self._say("warning", "warning", message=text)
+                    self.say("warning", "warning", message=text)
         except (OSError, CgroupError) as error:
-            self._say("warning", "error", message=f"{type(action).__name__}: {error}")
+            self.say("warning", "error", message=f"{type(action).__name__}: {error}")
 
     async def _spawn(self, generation: int) -> None:
         self.starting = True
@@ -407,7 +389,8 @@ class Actor:
             self.last_exit = exit_
             self._stillborn = f"{self.name}#{generation}"
             self._listening.close()
-            self._say("not started", "error", message=f"workload {self.name}: {exit_.failure}")
+            self.ends.say(End(generation, exit_))
+            self.ends.settle()
             self.post(events.Exited(generation, exit_, populated=False))
             return True
         self.pid = spawned.pid
@@ -455,7 +438,7 @@ class Actor:
         if what == "READY":
             self.post(events.Ready(generation))
         elif what == "STATUS":
-            self._say("status", message=text)
+            self.say("status", message=text)
         elif self.life.state is not State.FROZEN:  # a frozen program cannot say that it is well
             self.post(events.Unhealthy(generation, text))
 
@@ -482,7 +465,8 @@ class Actor:
         except CgroupGoneError:
             return False
 
-    def _say(self, event: str, level: str = "info", **fields: Any) -> dict[str, Any]:
+    def say(self, event: str, level: str = "info", **fields: Any) -> dict[str, Any]:
+        """Write a record about the present generation."""
         return self.voice.say(self.life.generation, event, level, **fields)
 
     def status(self) -> dict[str, Any]:

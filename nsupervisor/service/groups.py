@@ -53,6 +53,8 @@ class Groups:
             made.resources = in_force
             groups.by_name[group.name] = made = _checked(made)
             made.resume_from(before)
+        for name in left.keys() - {HOST, *(group.name for group in groups.by_name.values())}:
+            world.state.keep_group(name, None)
         return groups
 
     def around(self, workload: Workload) -> tuple[Group, ...]:

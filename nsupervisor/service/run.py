@@ -281,7 +281,7 @@ async def _supervise(
         "cgroup": tree.path,
         "leaf": tree.owns_leaf,
     }
-    file = StateFile(directory, about, partial(_tell_state, journal))
+    file = StateFile(directory, about, partial(_tell_state, journal), found.lines)
     async with trio.open_nursery() as captures:
         logs = Path(config.supervisor.log_directory)
         world = World(keeper, watcher, journal, captures, directory, file, logs, notes=notes_left(directory))

@@ -61,6 +61,16 @@ class Remembered:
 
 
 @attrs.frozen
+class End:
+    """How one generation ended."""
+
+    generation: int
+    exit: Exit
+    pid: int | None = None
+    """The program's."""
+
+
+@attrs.frozen
 class Record:
     """One instance."""
 
@@ -85,6 +95,8 @@ class Record:
     timeout_stop_sec: float = 10.0
     limits: str = ""
     """The limits that its cgroup has been given, as a short digest."""
+    untold: tuple[End, ...] = ()
+    """Ends whose records may not be in the output."""
 
 
 @attrs.frozen
@@ -103,15 +115,21 @@ def _nobody(problem: str) -> None:
 class StateFile:
     """The file while it is written to."""
 
-    def __init__(self, directory: Path, about: Mapping[str, Any], tell: Callable[[str], None] = _nobody) -> None:
-        """Begin a file with nothing in it but ``about`` (the supervisor); the one before is replaced by the first
-        `keep`. Never raises: see `problem`. ``tell`` is called with what is the problem when one begins, and with ""
-        when it is over."""
+    def __init__(
+        self,
+        directory: Path,
+        about: Mapping[str, Any],
+        tell: Callable[[str], None] = _nobody,
+        as_found: Mapping[str, bytes] = NOTHING,
+    ) -> None:
+        """Begin a file with ``about`` (the supervisor) and what an earlier supervisor has left (`Found.lines`); the one
+        before is replaced by the first `keep`. Never raises: see `problem`. ``tell`` is called with what is the problem
+        when one begins, and with "" when it is over."""
         self.path = directory / NAME
         self.problem = ""
         """Why the file is not up to date, in words; the next change tries again."""
         self._tell = tell
-        self._lines: dict[str, bytes] = {"": _line({"format": FORMAT, "boot": boot(), **about})}
+        self._lines: dict[str, bytes] = {"": _line({"format": FORMAT, "boot": boot(), **about}), **as_found}
         self._size = 0
         self._fd = -1
 
@@ -119,9 +137,10 @@ class StateFile:
         """Remember this of an instance from now on; None: it is no more."""
         self._keep(name, _line({"name": name, "is": None if record is None else sparse(record)}), record is None)
 
-    def keep_group(self, name: str, record: GroupRecord) -> None:
-        """Remember this of a group, by its full name, from now on."""
-        self._keep(f"group {name}", _line({"group": name, "is": sparse(record)}))
+    def keep_group(self, name: str, record: GroupRecord | None) -> None:
+        """Remember this of a group, by its full name, from now on; None: it is no more."""
+        line = _line({"group": name, "is": None if record is None else sparse(record)})
+        self._keep(f"group {name}", line, record is None)
 
     def _keep(self, key: str, line: bytes, gone: bool = False) -> None:
         if gone:
@@ -197,7 +216,8 @@ class Found:
     records: Mapping[str, Record] = attrs.field(factory=dict)
     groups: Mapping[str, GroupRecord] = attrs.field(factory=dict)
     lines: Mapping[str, bytes] = attrs.field(factory=dict)
-    """The records as they are written: what is the same needs not be made into a line again."""
+    """The records as they are written, by instance, or by "group " and its full name: what is the same needs not be
+    made into a line again."""
     problem: str = ""
     """What is wrong with the file, and where it is now; what could be read of it is above."""
 
@@ -230,8 +250,7 @@ def read(directory: Path, aside: bool = True) -> Found:
             kind = "name" if "name" in one else "group"
             if kind in one:  # else it is of a later version
                 latest[kind, one[kind]] = one["is"]
-            if kind == "name":
-                written[one["name"]] = line + b"\n"
+                written[one[kind] if kind == "name" else f"group {one[kind]}"] = line + b"\n"
         if lines[-1]:
             raise ValueError(f"its last line is torn after {len(lines[-1])} bytes")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -248,7 +267,8 @@ def read(directory: Path, aside: bool = True) -> Found:
             problem = problem or f"what it says of {name} {error}"
     if problem:
         problem = f"{path}: {problem}; it is kept as {_aside(path).name}" if aside else f"{path}: {problem}"
-    return Found(about, records, groups, {name: written[name] for name in records}, problem)
+    names = [*records, *(f"group {name}" for name in groups)]
+    return Found(about, records, groups, {name: written[name] for name in names}, problem)
 
 
 def boot() -> str:

@@ -28,8 +28,7 @@ from nsupervisor.service.actor import Actor
 from nsupervisor.service.mailbox import Again
 from nsupervisor.service.notify import host_owner
 from nsupervisor.service.spec import spawn_spec
-from nsupervisor.service.state import Body, Found, Process, Record
-from nsupervisor.service.status import exit_record
+from nsupervisor.service.state import Body, End, Found, Process, Record
 from nsupervisor.service.trail import fits, recalled
 
 _OURS = "nsupervisor-"
@@ -49,25 +48,30 @@ def resume(actor: Actor, record: Record | None, children: Sequence[Child]) -> No
         actor.last_exit = record.last_exit
         actor.trail.oom_kills = record.oom_kills
         actor.trail.print = record.print
+        actor.trail.acting = record.acting
         actor.cgroup.killed = record.renew
         if record.body is not None and record.life.alive:
             actor.pid = record.body.program.pid
             actor.trail.body = record.body
             actor.trail.pin = processes.pin(record.body.program.pid, record.body.program.started)
             actor.trail.pipes = record.body.pipes
-    ordered = sorted(children, key=lambda child: generation(child.id))
-    for child in ordered:
-        _attach(actor, child, record)
+        over = record.life.generation + (record.life.exit is not None or not record.life.alive)
+        actor.ends.say_again(tuple(end for end in record.untold if end.generation < over))  # of others we hear
+    before: Child | None = None
+    for child in sorted(children, key=lambda child: generation(child.id)):
+        _attach(actor, child, record, before)
+        before = child
     if record is not None or children:
         actor.catch_up = partial(_catch_up, actor, record)
 
 
-def _attach(actor: Actor, child: Child, record: Record | None) -> None:
-    """A child of the keeper: of this life's generation, of one that is over, or of one not written down yet."""
+def _attach(actor: Actor, child: Child, record: Record | None, before: Child | None) -> None:
+    """A child of the keeper: of this life's generation, of one that is over, or of one not written down yet.
+    ``before`` is the one before it, if the keeper has that one still."""
     number, life = generation(child.id), actor.life
     if number > life.generation:
         if life.alive and life.exit is None and life.generation:  # its end was heard, but nothing was said of it
-            _tell_end(actor)
+            _tell_end(actor, before)
         _begin_unknown(actor, number, "taken over")
         actor.trail.end()
         if record is None and actor.workload.type == "notify" and child.status is None:
@@ -116,10 +120,15 @@ def _begin_unknown(actor: Actor, number: int, reason: str) -> None:
     actor.thinker.mind = attrs.evolve(actor.thinker.mind, life=life)
 
 
-def _tell_end(actor: Actor) -> None:
-    exit_ = Exit(unknown=True)
-    actor.last_exit = exit_
-    actor.voice.say(actor.life.generation, "exited", pid=actor.pid, **exit_record(exit_))
+def _tell_end(actor: Actor, child: Child | None) -> None:
+    """The present generation is over: the next one has been started. If the keeper has it still, it knows how."""
+    status = child.status if child is not None and child.id == actor.id else None
+    failure = child.failure.message if child is not None and child.id == actor.id and child.failure else None
+    oom_kills = actor.read("memory.events").get("oom_kill", 0.0)
+    oom_killed = oom_kills > actor.trail.oom_kills
+    actor.trail.oom_kills = oom_kills
+    actor.last_exit = Exit.from_wait_status(-1 if status is None else status, oom_killed=oom_killed, failure=failure)
+    actor.ends.say(End(actor.life.generation, actor.last_exit, actor.pid))
 
 
 async def _catch_up(actor: Actor, record: Record | None) -> None:
@@ -131,6 +140,7 @@ async def _catch_up(actor: Actor, record: Record | None) -> None:
     actor.judge.look_at_counters()  # what has happened since the last look is news, no base line
     await actor.judge.carry_out()
     if actor.life is not life or not life.alive:
+        actor.trail.acting = False
         actor.remember()
         return
     if record is not None and record.acting and record.life.generation == life.generation:
@@ -143,6 +153,7 @@ async def _catch_up(actor: Actor, record: Record | None) -> None:
                 await actor.do(FreezeAll())
             case State.RUNNING | State.READY:
                 await actor.do(ThawAll())
+    actor.trail.acting = False
     actor.remember()
     if life.exit is not None and not actor.populated():
         actor.post(events.Emptied(life.generation))
@@ -198,12 +209,14 @@ async def take_over(
         changed, same = {}, {}
         for name, actor in actors.items():
             before = records.get(name)
-            now = actor.trail.record(actor, acting=before is not None and before.acting)
+            now = actor.trail.record(actor)
             if now == before:
                 same[name] = found.lines[name]
             else:
                 changed[name] = now
         next(iter(actors.values())).world.state.write_all(changed, same)
+    for actor in actors.values():
+        actor.ends.settle()
     keeper.go_on()
     return sum(actor.life.alive for actor in actors.values())
 
@@ -216,7 +229,7 @@ async def see_off(actor: Actor) -> None:
     await actor.ask(events.Stop("configuration"))
     await actor.until(lambda life: life.state is State.STOPPED)
     await actor.drained()
-    world.watcher.remove(actor.cgroup)
+    await actor.retire()
     if not actor.cgroup.populated():
         actor.cgroup.remove()
     world.state.keep(actor.name, None)

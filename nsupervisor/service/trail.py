@@ -40,6 +40,8 @@ class Trail:
     """Who asked for the start that waits for others."""
     oom_kills: float = 0.0
     """What the cgroup's counter had said at the latest start or end."""
+    acting: bool = False
+    """What the life asks for is yet to be done."""
     _rules: tuple[Remembered, ...] = ()
     _mind: Mind | None = None
     _given: Resources | None = None
@@ -72,7 +74,7 @@ class Trail:
             os.close(self.pin)
             self.pin = -1
 
-    def record(self, actor: "Actor", acting: bool) -> Record:
+    def record(self, actor: "Actor") -> Record:
         """All of it. Rules whose turn has yet to come are remembered as before they went off, so that they go off again
         where this is needed."""
         mind = actor.thinker.mind
@@ -85,7 +87,7 @@ class Trail:
             self.body,
             actor.last_exit,
             self.oom_kills,
-            acting,
+            self.acting,
             actor.cgroup.killed,
             self._rules,
             differences(actor.workload.resources, actor.resources),
@@ -94,6 +96,7 @@ class Trail:
             actor.workload.kill_signal,
             actor.workload.timeout_stop_sec,
             self._limits,
+            actor.ends.untold,
         )
 
 

@@ -18,11 +18,12 @@ def main() -> int:
     which.add_argument("--seed", type=int, metavar="N", help="this one: replay what went wrong")
     which.add_argument("--minutes", type=float, metavar="M", help="new seeds by chance, for so long")
     which.add_argument("--kills", type=int, metavar="N", help="only kill -9, to our own processes, so often")
+    parser.add_argument("--draw", type=int, metavar="N", help="with --kills: where, when and whom is drawn from this")
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="steps with each seed (default: 20)")
     arguments = parser.parse_args()
     begin = time.monotonic()
     if arguments.kills:
-        number = random.randrange(1 << 32)
+        number = random.randrange(1 << 32) if arguments.draw is None else arguments.draw
         print(f"chaos: {arguments.kills} kills, drawn from {number}", flush=True)
         try:
             print(f"chaos: {Kills(number).run(arguments.kills)}; {time.monotonic() - begin:.0f} s: all held")

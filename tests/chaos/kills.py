@@ -52,6 +52,8 @@ restart_max_delay_sec = "{delay}s"
 start_limit_burst = {starts}
 start_limit_interval_sec = "10h"
 """
+TELL = 50
+"""After how many kills to say how many there were."""
 STARTS = 6
 """How often a doomed one may be started."""
 COOLDOWN = """
@@ -113,10 +115,21 @@ class Kills:
             while (number := sum(self.kills.values())) < kills:
                 self._kill()
                 self._look(number)
+                if sum(self.kills.values()) // TELL > number // TELL:
+                    seconds = time.monotonic() - begin
+                    print(f"chaos: {sum(self.kills.values())} kills in {seconds:.0f} s, all held so far", flush=True)
             self.minutes = (time.monotonic() - begin) / 60
             self._see_doom()
             self._end()
             return self._judge()
+        except (ClientError, BrokenError) as error:
+            assert self.process is not None
+            try:  # one that is ending may need a moment
+                status: int | str = self.process.wait(1)
+            except subprocess.TimeoutExpired:
+                status = "none, it lives"
+            said = self.stderr.read_text()[-3000:]
+            raise BrokenError(f"{error}\nexit status of the supervisor: {status}; standard error:\n{said}") from error
         finally:
             if self.process is not None and self.process.poll() is None:
                 self.process.kill()

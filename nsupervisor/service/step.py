@@ -1,0 +1,38 @@
+"""What is recorded of a step in a life."""
+
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from nsupervisor.core import events
+from nsupervisor.core.backoff import within
+from nsupervisor.core.lifecycle import Life, State
+
+if TYPE_CHECKING:
+    from nsupervisor.service.actor import Actor
+
+
+def tell(actor: "Actor", old: Life, event: events.Event) -> None:
+    """Of the one from ``old`` to the life as it is now: who wished it, what is done about it, what it is."""
+    new, say = actor.life, actor.say
+    if isinstance(event, events.Wish) and event.by in ("operator", "boot", "shutdown", "reload"):
+        say("action", action=type(event).__name__.lower(), cause={"by": event.by})
+    if new.restarts > old.restarts or (new.state is State.BACKOFF and old.state is not State.BACKOFF):
+        delay = new.deadline - trio.current_time() if new.state is State.BACKOFF and new.deadline else 0.0
+        if old.state is not State.BACKOFF:  # said once, when it is decided, not again when the delay is over
+            cause = {
+                "exit": str(new.exit or actor.last_exit),
+                "restart": actor.workload.restart,
+                "reason": new.reason,
+            }
+            say("action", action="restart", cause=cause, delay_sec=round(delay, 6), **_place(actor, delay))
+    if new.state is not old.state:
+        level = {State.FAILED: "error", State.BACKOFF: "warning"}.get(new.state, "info")
+        say("state", level, **{"from": old.state.value, "to": new.state.value, "reason": new.reason})
+
+
+def _place(actor: "Actor", delay: float) -> dict[str, Any]:
+    """Where the start that comes in ``delay`` seconds stands, and how many the start limit allows."""
+    interval, life = actor.workload.start_limit_interval_sec, actor.life
+    starts = len(within(life.starts, trio.current_time() + delay, interval)) + (life.state is State.BACKOFF)
+    return {"start": starts, "start_limit_burst": actor.workload.start_limit_burst, "interval_sec": interval}
