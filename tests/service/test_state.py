@@ -165,6 +165,20 @@ def test_groups_have_lines_of_their_own(tmp_path: Path) -> None:
     )
 
 
+def test_what_was_found_stays_until_something_else_is_said_of_it(tmp_path: Path) -> None:
+    """A supervisor that is killed while it takes over leaves to the next one what it had found itself."""
+    before = StateFile(tmp_path, {})
+    before.keep("web", Record(acting=True))
+    before.keep_group("group/batch", GroupRecord(set={"pids_max": 40}))
+    before.keep_group("group/gone", GroupRecord())
+    after = StateFile(tmp_path, {}, as_found=read(tmp_path).lines)
+    after.keep("other", Record())
+    after.keep_group("group/gone", None)
+    found = read(tmp_path)
+    assert found.records == {"web": Record(acting=True), "other": Record()}
+    assert found.groups == {"group/batch": GroupRecord(set={"pids_max": 40})}
+
+
 def test_that_it_cannot_be_written_is_told_once_and_so_is_that_it_can_again(tmp_path: Path) -> None:
     told: list[str] = []
     place = tmp_path / "gone"

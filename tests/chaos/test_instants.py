@@ -1,0 +1,140 @@
+"""kill -9 at each instant between the keeper's word of an end and the end's record in the stream: it is told.
+
+Exactly one record is without the mark `duplicate`, or one with it is there; and the exit status is the true one.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from typing import Any
+
+import pytest
+
+from nsupervisor.api.client import Client, ClientError
+from tests.chaos import observe
+from tests.chaos.service import Site, site, until
+from tests.needs import ROOT, needs
+from tests.timing import deadline
+
+pytestmark = [pytest.mark.slow, needs("root", "cgroup")]
+
+TOML = """
+[workload.ends]
+command = ["sh", "-c", "read code < FIFO; exit $code"]
+restart = "{restart}"
+restart_sec = "{delay}"
+restart_max_delay_sec = "{delay}"
+start_limit_burst = 1000
+"""
+INSTANTS = 12
+"""More than there are before the end is told and all has been written down."""
+CODE = 7
+
+
+class Life:
+    """The service, in one supervisor after the other."""
+
+    def __init__(self, where: Site) -> None:
+        self.site = where
+        self.arm, self.stream, self.stderr = (where.directory / name for name in ("arm", "records", "stderr"))
+        self.fifo = where.directory / "fifo"
+        os.mkfifo(self.fifo)
+        text = where.config.read_text().replace("FIFO", str(self.fifo))
+        where.config.write_text(text.replace('log_output = "stdout"', f'log_output = "{self.stream}"'))
+        self.client = Client(str(where.runtime / "api.sock"))
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def begin(self) -> None:
+        command = [sys.executable, "-m", "tests.chaos.dying", str(self.arm), "run", str(self.site.config)]
+        environment = {**os.environ, observe.MARK: self.site.mark}
+        with self.stderr.open("ab") as stderr:
+            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=stderr)
+
+    @property
+    def dead(self) -> bool:
+        assert self.process is not None
+        return self.process.poll() is not None
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def one(self) -> dict[str, Any]:
+        """What it says of the workload; nothing while it does not answer."""
+        try:
+            return self.client.status()[0]
+        except (ClientError, IndexError):
+            return {}
+
+    def ends(self) -> dict[int, list[dict[str, Any]]]:
+        found = defaultdict(list)
+        for line in self.stream.read_bytes().splitlines():
+            record = json.loads(line)
+            if record["event"] == "exited":
+                found[record["generation"]].append(record)
+        return found
+
+
+@pytest.mark.parametrize(
+    ("restart", "delay", "how"),
+    [("always", "0s", "once"), ("always", "10ms", "both"), ("no", "0s", "once"), ("always", "0s", "twice")],
+)
+def test_an_end_is_told_at_whatever_instant_the_supervisor_is_killed(restart: str, delay: str, how: str):
+    with site(TOML.format(restart=restart, delay=delay)) as where:
+        life = Life(where)
+        fifo = os.open(life.fifo, os.O_RDWR)
+        try:
+            killed = [_round(life, fifo, number, restart, how) for number in range(1, INSTANTS + 1)]
+            life.begin()
+            until("the last one answers", life.one)
+            _started(life, restart)
+            life.process.send_signal(signal.SIGTERM)
+            assert life.process.wait(deadline(20)) == 0, life.stderr.read_text()
+        finally:
+            os.close(fifo)
+            life.kill()
+        assert killed[:5] == [True] * 5, "at most of the instants it does die"
+        ends = life.ends()
+        assert sorted(ends) == [*range(1, max(ends) + 1)], "no end is missing"
+        for generation, records in ends.items():
+            assert sum("duplicate" not in record for record in records) <= 1, (generation, records)
+            unknown = [record for record in records if record.get("unknown")]
+            assert how == "both" or not unknown, (generation, records)
+            codes = {record["code"] for record in records if record not in unknown}
+            assert codes <= {None if generation == max(ends) else CODE}, (generation, records)
+        assert life.stderr.read_text() == ""
+
+
+def _started(life: Life, restart: str) -> int:
+    """The generation that runs, once one does."""
+    if restart == "no" and until("it answers", life.one)["state"] in ("failed", "exited"):
+        life.client.command("start", ["ends"])
+    until("it runs", lambda: life.one().get("state") == "running")
+    return int(life.one()["generation"])
+
+
+def _round(life: Life, fifo: int, number: int, restart: str, how: str) -> bool:
+    """Whether the supervisor has died at that instant of the end."""
+    life.begin()
+    generation = _started(life, restart)
+    life.arm.write_text(f"{number} both" if how == "both" else str(number))
+    os.write(fifo, b"%d\n" % CODE)
+
+    def over() -> bool:
+        told = generation in life.ends() and life.one().get("state") != "stopping"
+        return life.dead or (told and life.one().get("generation") == generation + (restart == "always"))
+
+    until("it has died, or all is done", over)
+    died = life.dead
+    life.kill()
+    if how == "twice":
+        life.arm.write_text(f"{number} start")
+        life.begin()
+        until("it has died, or answers", lambda: life.dead or life.one())
+        life.kill()
+    life.arm.unlink()
+    return died
