@@ -253,7 +253,8 @@ class Tree:
         cgroup = Cgroup(self.host, name, path, provide=self._provide, within=tuple(within))
         try:
             try:
-                os.makedirs(path, exist_ok=True)
+                if fresh:
+                    os.makedirs(path, exist_ok=True)
             except OSError as error:
                 raise CgroupError(f"cannot make the cgroup {path}: {error.strerror}") from error
             for controller in CONTROLLERS:
@@ -368,7 +369,8 @@ def _make(directory: str, hierarchy: Hierarchy) -> None:
     (cgroup-v1/cpusets.rst), so it gets its parent's. Before Linux 5.11 a memory cgroup limits what is below it only
     when told so while nothing is below (cgroup-v1/memory.rst, section 6)."""
     try:
-        os.makedirs(directory, exist_ok=True)
+        if not os.path.isdir(directory):
+            os.makedirs(directory, exist_ok=True)
         nested = f"{directory}/memory.use_hierarchy"
         if "memory" in hierarchy.controllers and os.path.exists(nested) and _words(nested) == ["0"]:
             directories.write(nested, "1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from nsupervisor.cgroups.devices import disk
@@ -20,6 +21,9 @@ def settings(resources: Any) -> dict[str, Any]:
 
     resources: `config.model.Resources`, or anything with its fields. None, and an empty table or list, is not set.
     """
+    kind: Any = type(resources)
+    if resources == _unset(kind):  # most are, and this is asked for often at a start
+        return {}
     huge: Mapping[str, Any] = resources.hugetlb
     values = {
         key: huge.get(key.removeprefix(_HUGE)) if key.startswith(_HUGE) else getattr(resources, key)
@@ -27,6 +31,12 @@ def settings(resources: Any) -> dict[str, Any]:
     }
     values |= {f"{RAW}{file}": text for file, text in resources.unified.items()}
     return {key: value for key, value in values.items() if value not in (None, (), {})}
+
+
+@cache
+def _unset(kind: Callable[[], Any]) -> Any:
+    """One with nothing set."""
+    return kind()
 
 
 def file_of(key: str) -> str:

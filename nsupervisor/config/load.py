@@ -60,8 +60,9 @@ def load(path: str | os.PathLike[str]) -> model.Config:
     return parse(read_text(path), os.fspath(path))
 
 
-def parse(text: str, path: str) -> model.Config:
-    """The configuration in a text; `path` is for the messages and `Config.path`. ConfigError with every problem."""
+def parse(text: str, path: str, positions: Positions | None = None) -> model.Config:
+    """The configuration in a text; `path` is for the messages and `Config.path`. ConfigError with every problem.
+    `positions`: those in this text, where they are known already."""
     try:
         table = tomllib.loads(text)
     except RecursionError:
@@ -69,7 +70,7 @@ def parse(text: str, path: str) -> model.Config:
     except ValueError as error:
         # Mostly TOMLDecodeError; a number of thousands of digits is a plain ValueError.
         raise ConfigError([_syntax_problem(text, path, str(error))]) from None
-    loader = _Loader(path, scan(text))
+    loader = _Loader(path, scan(text) if positions is None else positions)
     config = loader.object(model.Config, table, (), path=path)
     loader.check(config)
     if loader.problems:

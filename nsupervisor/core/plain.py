@@ -8,9 +8,9 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import attrs
@@ -71,52 +71,94 @@ def restored(kind: type[T], data: Any, *, newer: bool = False) -> T:
 
 
 def _restored(kind: Any, data: Any, newer: bool) -> Any:
+    return _reader(kind, newer)(data)
+
+
+@cache
+def _reader(kind: Any, newer: bool) -> Callable[[Any], Any]:
+    """What makes a ``kind`` of plain values: put together once, as thousands of records are read at a take-over."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        if data is None and type(None) in inner:
-            return None
-        return _one_of([one for one in inner if one is not type(None)], data, newer)
-    if origin is typing.Literal and data in inner:
-        return data
+        return _one_of([_reader(one, newer) for one in inner if one is not type(None)], type(None) in inner)
+    if origin is typing.Literal:
+        return partial(_literal, inner)
     if origin in (dict, Mapping):
-        if not isinstance(data, dict):
-            raise ValueError(f"has {data!r} in place of an object")
-        return {_restored(inner[0], key, newer): _restored(inner[1], one, newer) for key, one in data.items()}
+        return partial(_mapping, *(_reader(one, newer) for one in inner))
     if origin is tuple:
-        if not isinstance(data, list):
-            raise ValueError(f"has {data!r} in place of a list")
         if inner[-1] is Ellipsis:
-            return tuple(_restored(inner[0], one, newer) for one in data)
-        return tuple(_restored(one, part, newer) for one, part in zip(inner, data, strict=True))
+            return partial(_items, _reader(inner[0], newer))
+        return partial(_parts, [_reader(one, newer) for one in inner])
     if attrs.has(kind):
-        if not isinstance(data, dict):
-            raise ValueError(f"is no {kind.__name__}: {data!r}")
-        hints = _hints(kind)
-        known = data.items() if not newer else [pair for pair in data.items() if pair[0] in hints]
-        return kind(**{name: _restored(hints[name], one, newer) for name, one in known})
+        return partial(_object, kind, newer)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return kind(data)
-    if kind is Decimal and isinstance(data, str):
-        return Decimal(data)
+        return kind
+    if kind is Decimal:
+        return lambda data: Decimal(data) if isinstance(data, str) else _checked(Decimal, data)
     if kind is Any:
-        return data
+        return lambda data: data
     if kind is float:
-        if data in ("max", "-max"):
-            return math.inf if data == "max" else -math.inf
-        kind = float | int
+        return _number
+    return partial(_checked, kind)
+
+
+def _object(kind: Any, newer: bool, data: Any) -> Any:
+    if not isinstance(data, dict):
+        raise ValueError(f"is no {kind.__name__}: {data!r}")
+    readers = _readers(kind, newer)
+    if newer:
+        return kind(**{name: readers[name](one) for name, one in data.items() if name in readers})
+    return kind(**{name: readers[name](one) for name, one in data.items()})
+
+
+def _mapping(of_key: Callable[[Any], Any], of_value: Callable[[Any], Any], data: Any) -> Any:
+    if not isinstance(data, dict):
+        raise ValueError(f"has {data!r} in place of an object")
+    return {of_key(key): of_value(one) for key, one in data.items()}
+
+
+def _items(read: Callable[[Any], Any], data: Any) -> Any:
+    if not isinstance(data, list):
+        raise ValueError(f"has {data!r} in place of a list")
+    return tuple(read(one) for one in data)
+
+
+def _parts(readers: Sequence[Callable[[Any], Any]], data: Any) -> Any:
+    if not isinstance(data, list):
+        raise ValueError(f"has {data!r} in place of a list")
+    return tuple(read(one) for read, one in zip(readers, data, strict=True))
+
+
+def _literal(values: Sequence[Any], data: Any) -> Any:
+    if data not in values:
+        raise ValueError(f"has {data!r} in place of one of {values!r}")
+    return data
+
+
+def _number(data: Any) -> Any:
+    if data in ("max", "-max"):
+        return math.inf if data == "max" else -math.inf
+    return _checked(float | int, data)
+
+
+def _checked(kind: Any, data: Any) -> Any:
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
         raise ValueError(f"has {data!r} in place of {getattr(kind, '__name__', 'a number')}")
     return data
 
 
-def _one_of(kinds: list[Any], data: Any, newer: bool) -> Any:
-    problems = []
-    for kind in kinds:
-        try:
-            return _restored(kind, data, newer)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            problems.append(str(error))
-    raise ValueError("; ".join(problems))
+def _one_of(readers: Sequence[Callable[[Any], Any]], optional: bool) -> Callable[[Any], Any]:
+    def read(data: Any) -> Any:
+        if data is None and optional:
+            return None
+        problems = []
+        for one in readers:
+            try:
+                return one(data)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                problems.append(str(error))
+        raise ValueError("; ".join(problems))
+
+    return read
 
 
 @cache
@@ -135,5 +177,6 @@ def _layout(cls: type) -> tuple[tuple[str, ...], tuple[Any, ...], Any]:
 
 
 @cache
-def _hints(kind: type) -> Mapping[str, Any]:
-    return typing.get_type_hints(kind)
+def _readers(kind: type, newer: bool) -> Mapping[str, Callable[[Any], Any]]:
+    """Of a class' attributes; not made before the first is read, as a class may have itself inside."""
+    return {name: _reader(hint, newer) for name, hint in typing.get_type_hints(kind).items()}

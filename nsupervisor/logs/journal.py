@@ -7,12 +7,11 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Literal
 
-import structlog
 import trio
-from structlog.typing import FilteringBoundLogger
 
 from .collector import Collector
 from .console import ConsoleFormat
+from .logger import DropEvent, FilteringBoundLogger, logger
 from .record import JsonFormat, Line, now
 from .sink import BUFFER_SIZE, Sink
 from .target import open_target
@@ -42,7 +41,7 @@ class Journal:
         self._output = output
         self._format = formatting
         self._lowest = _LEVELS.index(level)
-        self.log = _logger(sink.put, self._render)
+        self.log = logger(sink.put, self._render)
 
     def _render(self, _logger: Any, method: str, fields: MutableMapping[str, Any]) -> bytes:
         event = str(fields.pop("event", ""))
@@ -50,7 +49,7 @@ class Journal:
         if self.listener is not None:
             self.listener(timestamp, method, event, fields)
         if _LEVELS.index(method) < self._lowest:
-            raise structlog.DropEvent
+            raise DropEvent
         return self._format.record(timestamp, method, event, fields)
 
     def set_level(self, level: Level) -> None:
@@ -169,25 +168,3 @@ async def open_journal(
 
 def _say_of_collector(journal: Journal, text: str) -> None:
     journal.log.warning("collector ended", message=text)
-
-
-class _Writer:
-    """What structlog calls a logger: it is handed the finished record."""
-
-    def __init__(self, put: Callable[[bytes], None]) -> None:
-        self.debug = self.info = self.warning = self.error = self.critical = put
-
-
-def _logger(
-    put: Callable[[bytes], None], render: Callable[[Any, str, MutableMapping[str, Any]], bytes]
-) -> FilteringBoundLogger:
-    """A bound logger of this journal alone; structlog's global configuration is neither read nor changed."""
-    logger: FilteringBoundLogger = structlog.wrap_logger(
-        _Writer(put),
-        processors=[structlog.processors.format_exc_info, render],
-        # Nothing is filtered here: the listener hears all, and `Journal` leaves out of the stream what is too low.
-        wrapper_class=structlog.make_filtering_bound_logger("debug"),
-        context_class=dict,
-        cache_logger_on_first_use=True,
-    ).bind()
-    return logger

@@ -131,13 +131,17 @@ class Output:
         sequence = self._sequences[stream]
         path = directory / f"{self.name}#{generation}.{stream}"
         try:
-            directory.mkdir(mode=0o700, exist_ok=True)
+            if not self._past:  # else it is there
+                directory.mkdir(mode=0o700, exist_ok=True)
             for past in [past for past in self._past if past.suffix == path.suffix]:
+                if past == path:
+                    continue
                 sequence.next = max(sequence.next, last_number(past))
                 if int(past.stem.rpartition("#")[2]) < generation:
                     past.unlink(missing_ok=True)
                     self._past.remove(past)
             progress = Progress(path, pipe)
+            sequence.next = max(sequence.next, progress.note.done().seq)
             progress.advance(sequence.next)
         except OSError as error:  # it is for the next supervisor; this one can do without
             message = f"cannot note how far {stream} has been recorded: {error}; after a crash, lines may come twice"

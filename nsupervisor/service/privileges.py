@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from nsupervisor.config.model import Config, Workload
@@ -51,7 +52,8 @@ def explain(error: PermissionError, config: Config) -> str:
     return f"{where}{error.strerror}; {instead}"
 
 
+@cache
 def _capabilities() -> int:
-    """The effective set of this process (proc_pid_status(5)), bit by bit."""
+    """The effective set of this process (proc_pid_status(5)), bit by bit. It keeps it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("CapEff:")), 16)

@@ -79,14 +79,13 @@ def main(path: str) -> int:
     """Run the service in the foreground until SIGTERM or SIGINT; returns the exit status."""
     try:
         text = read_text(path)
-        config = parse(text, path)
+        config = parse(text, path, positions := scan(text))
     except ConfigError as error:
         return _refuse(BAD_CONFIGURATION, *map(str, error.problems))
     try:
         host = Host.discover()
     except CgroupError as error:
         return _refuse(FAILED, str(error))
-    positions = scan(text)
     problems = list(unmet(config, positions, host))
     refused = [str(problem) for problem, warning in problems if not warning]
     if refused:

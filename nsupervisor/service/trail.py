@@ -137,9 +137,10 @@ def resources(configured: Resources, set_: Mapping[str, Any]) -> Resources:
 
 def fingerprint(resources: Resources) -> str:
     """Limits as a few letters. "" where they depend on those of others, so that being the same says nothing."""
-    if any(isinstance(getattr(resources, attribute.name), Percent) for attribute in attrs.fields(Resources)):
+    given = sparse(resources)
+    if any(isinstance(getattr(resources, name), Percent) for name in given):
         return ""
-    return hashlib.blake2b(json.dumps(sparse(resources), sort_keys=True).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(json.dumps(given, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def differences(configured: Resources, present: Resources) -> Mapping[str, Any]:
