@@ -130,7 +130,7 @@ class _Ours:
             if isinstance(event, Ended):
                 assert (event.status, event.failure) == (0, None), event
                 break
-        for fd in (spawned.pidfd, spawned.stdout, spawned.stderr):
+        for fd in (spawned.stdout, spawned.stderr):
             os.close(fd)
 
 

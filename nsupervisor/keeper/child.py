@@ -10,8 +10,8 @@ that process is the init, and forks at once (see zygote.py); its child, in the s
    so a directory that this user may not enter is an error and not a gift.
 3. `execute`.
 
-Descriptors: 0 is /dev/null, `REPORT` the socket to the keeper, `EXITS` the pipe for the init's last word, `STDOUT` and
-`STDERR` the log pipes; all others are closed. Signals are blocked until just before exec; none has a handler.
+Descriptors: 0 is /dev/null, `REPORT` the socket to the keeper, `STDOUT` and `STDERR` the log pipes; all others are
+closed. Signals are blocked until just before exec; none has a handler.
 """
 
 from __future__ import annotations

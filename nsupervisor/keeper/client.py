@@ -25,7 +25,7 @@ START_TIMEOUT = 10.0
 """Seconds for a keeper to come up, or for one that leaves to be gone."""
 
 _RETRY = 0.005
-_SPAWNED_FDS = 3  # a pidfd and two pipes
+_SPAWNED_FDS = 2  # pipes
 _MAX_SOCKET_PATH = 107  # bytes, unix(7)
 
 _BORN = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -67,7 +67,6 @@ class Spawned:
     id: str
     pid: int
     """The first process, in this host's numbers: the init where there is one."""
-    pidfd: int
     stdout: int
     """The read end of a pipe, non-blocking; `stderr` too."""
     stderr: int
@@ -80,7 +79,6 @@ class Child:
     id: str
     name: str
     pid: int
-    pidfd: int
     stdout: int
     stderr: int
     program: int | None
@@ -169,16 +167,19 @@ class Keeper:
     async def adopt(
         self,
         id: str,  # noqa: A002
-        pids: tuple[int, int],
+        first: tuple[int, int],
+        program: int,
         fds: Sequence[int],
     ) -> None:
         """Have this keeper look after a program that runs, and whose own keeper is dead.
 
-        `pids` are those of the first process and of the program; `fds` their pidfds, both pipes' read ends, and perhaps
-        the notify socket: the keeper gets duplicates. Raises RefusedError where it knows the id.
+        `first` is its first process, by its pid and when it started (clock ticks since the boot), `program` the
+        program's pid; `fds` are the program's pidfd, both pipes' read ends, and perhaps the notify socket: the keeper
+        gets duplicates. Raises RefusedError where it knows the id.
         """
-        pid, program = pids
-        about = {"id": id, "name": id.rpartition("#")[0], "pid": pid, "program": program, "with_init": pid != program}
+        pid, started = first
+        about = {"id": id, "name": id.rpartition("#")[0], "pid": pid, "started": started, "program": program}
+        about["with_init"] = pid != program
         await self._ask({"do": "adopt", **about}, fds=fds)
 
     async def execute(self, python: str, package: str) -> None:
@@ -331,12 +332,11 @@ def _failure(value: dict[str, Any] | None) -> Failure | None:
 
 
 def _child(message: dict[str, Any], fds: Sequence[int]) -> Child:
-    pidfd, stdout, stderr, *notify = fds
+    stdout, stderr, *notify = fds
     return Child(
         message["id"],
         message["name"],
         message["pid"],
-        pidfd,
         stdout,
         stderr,
         message["program"],

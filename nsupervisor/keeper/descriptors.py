@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import socket
 
-REPORT, EXITS, STDOUT, STDERR = 3, 4, 5, 6
-"""In a child: the socket to the keeper, the init's own one, the log pipes. The keeper leaves these numbers free."""
+REPORT, BIRTH, STDOUT, STDERR, EXITS = 3, 4, 5, 6, 7
+"""In a child: the socket to the keeper, the init's own one while it is made, the log pipes; and the one socket by which
+all inits tell how their programs have ended. The keeper leaves these numbers free."""
 
-FIRST_FREE = 7
+FIRST_FREE = 8
 
 
 class Descriptors:
     """Both ends. Ours don't block; -1 is what there is not.
 
-    `report`: by which the set-up is told how it went. `exits`, with an init: by which the init tells the program's end.
+    `report`: by which the set-up is told how it went. `birth`, with an init: by which it says that it is there.
     """
 
-    __slots__ = ("exits", "report", "stderr", "stdout", "theirs")
+    __slots__ = ("birth", "report", "stderr", "stdout", "theirs")
 
     def __init__(self, with_init: bool) -> None:
         """Raises OSError (EMFILE), with nothing left open."""
@@ -26,7 +27,7 @@ class Descriptors:
             for _ in (STDOUT, STDERR):
                 opened += os.pipe()
                 opened.append(_reopened(opened.pop()))
-            for _ in (REPORT, EXITS)[: 1 + with_init]:
+            for _ in (REPORT, BIRTH)[: 1 + with_init]:
                 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 opened += (ours.detach(), theirs.detach())
         except OSError:
@@ -37,16 +38,16 @@ class Descriptors:
             os.set_blocking(fd, False)
         self.stdout, self.stderr = opened[0], opened[2]
         self.report = channel(opened[4])
-        self.exits = channel(opened[6]).detach() if with_init else -1
-        self.theirs = dict(zip((STDOUT, STDERR, REPORT, EXITS), opened[1::2], strict=False))
+        self.birth = channel(opened[6]).detach() if with_init else -1
+        self.theirs = dict(zip((STDOUT, STDERR, REPORT, BIRTH), opened[1::2], strict=False))
 
     def enter_child(self) -> None:
         """In the child: everything to its fixed place, and nothing else stays open."""
         for place, fd in self.theirs.items():
             os.dup2(fd, place, inheritable=False)
-        if EXITS not in self.theirs:
-            os.close(EXITS)
-        os.closerange(FIRST_FREE, 0x7FFF_FFFF)
+        if BIRTH not in self.theirs:
+            os.close(BIRTH)
+        os.closerange(EXITS, 0x7FFF_FFFF)
 
     def close_theirs(self) -> None:
         """In the keeper, when the child has them."""
@@ -57,10 +58,17 @@ class Descriptors:
     def close_ours(self) -> None:
         """When there is no child."""
         self.report.close()
-        for fd in (self.stdout, self.stderr, self.exits):
+        self.close_birth()
+        for fd in (self.stdout, self.stderr):
             if fd >= 0:
                 os.close(fd)
-        self.stdout = self.stderr = self.exits = -1
+        self.stdout = self.stderr = -1
+
+    def close_birth(self) -> None:
+        """When the init is there, and has been told all that it needs."""
+        if self.birth >= 0:
+            os.close(self.birth)
+            self.birth = -1
 
 
 def channel(fd: int) -> socket.socket:

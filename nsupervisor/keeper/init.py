@@ -29,7 +29,8 @@ SIGNALS = tuple(int(number) for number in signal.valid_signals())
 
 
 def run(program: int, exits: int, told: ctypes.Array[ctypes.c_uint32] | None = None) -> NoReturn:
-    """Look after `program` (a pid in this namespace) until it ends; write its wait status to `exits`, and leave.
+    """Look after `program` (a pid in this namespace) until it ends; write its wait status to `exits`, which all inits
+    share, and leave. The kernel adds who has written.
 
     With `told`, the pid is that of the program's forerunner, whose successor it tells of (linux/successor.py).
 

@@ -12,9 +12,9 @@ Every message has "v": 1. A body of more than 64 KiB travels in a memfd, and the
                       {"reply": N, "error": {"step", "message", "errno"}}
                       {"reply": null, "error": …}                     to what could not be read
 
-Descriptors of a child are its pidfd and the read ends of stdout and stderr, and its notify socket where it has one:
-that comes with "spawn", so that what a program says while no supervisor is there waits for the next. With "adopt" come
-the pidfds of the first process and of the program, then the same. Used by both sides; standard library only.
+Descriptors of a child are the read ends of stdout and stderr, and its notify socket where it has one: that comes with
+"spawn", so that what a program says while no supervisor is there waits for the next. With "adopt" comes the program's
+pidfd, then the same. Used by both sides; standard library only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The keeper: the parent of every workload, which outlives the supervisor. It decides nothing, reads no configuration.
 
-One thread and one epoll: the signalfd (SIGCHLD, SIGTERM), the listening socket, the client, and of each child the
-report of its set-up. Nothing here waits for a child or for a slow client. Standard library only.
+One thread and one epoll: the signalfd (SIGCHLD, SIGTERM), the listening socket, the client, what the inits tell, and of
+each child the report of its set-up. Nothing here waits for a child or for a slow client. Standard library only.
 
 One client at a time: whoever connects takes over, as the supervisor that was there before is dead or about to be. It
 hears again of each end that was not acknowledged. A child's log pipes stay open here until then, so that no workload
@@ -29,6 +29,7 @@ from nsupervisor.keeper import child as setup
 from nsupervisor.keeper import protocol
 from nsupervisor.keeper.connection import Client
 from nsupervisor.keeper.descriptors import FIRST_FREE
+from nsupervisor.keeper.exits import Exits
 from nsupervisor.keeper.spawn import Child, SpawnError, spawn
 from nsupervisor.keeper.spec import Spec, SpecError
 from nsupervisor.keeper.zygote import Zygote
@@ -44,7 +45,7 @@ LOCK_FD, LISTENER_FD = 3, 4
 
 FIRST_CLIENT_TIMEOUT = 10.0  # seconds; who starts a keeper has its connection waiting already
 MESSAGES_PER_TURN = 32
-_ADOPTED_FDS = 4
+_ADOPTED_FDS = 3
 
 
 class RequestError(Exception):
@@ -71,7 +72,10 @@ class _Spare:
 class Keeper:
     """The table of children and the loop."""
 
-    def __init__(self, listener: socket.socket, socket_path: str, lock: int = -1) -> None:
+    def __init__(
+        self, listener: socket.socket, socket_path: str, lock: int = -1, before: dict[str, Any] | None = None
+    ) -> None:
+        """`before`: what the keeper had in its version before."""
         self.lock = lock
         self.listener = listener
         self.socket_path = socket_path
@@ -81,14 +85,19 @@ class Keeper:
         self.signals = syscalls.signalfd((signal.SIGCHLD, signal.SIGTERM))
         self.epoll = select.epoll()
         self.handlers: dict[int, Callable[[], None]] = {}
-        self.zygote = Zygote()
+        self.exits = Exits(None if before is None else before["exits"])
+        self.zygote = Zygote(self.exits.theirs)
         self.used_up: set[int] = set()  # namespaces of which another init is wanted in advance
         self.spare = _Spare()
         self.had_client = False
         self.leaving = False
         self._watch(self.signals, self._on_signals)
         self._watch(listener.fileno(), self._on_connection)
+        self._watch(self.exits.fileno(), self._on_exits)
+        self.lasting = set(self.handlers)
         self._watch(self.zygote.mounts_fd, self.zygote.forget, select.EPOLLPRI)
+        if before is not None:
+            self._restore(before)
 
     # ---- the loop
 
@@ -106,7 +115,7 @@ class Keeper:
                     handler()
                 except Exception as error:  # whatever it is: the workloads need their parent
                     complain(error)
-                    if fd in self.handlers and handler not in (self._on_signals, self._on_connection):
+                    if fd in self.handlers and fd not in self.lasting:
                         self._unwatch(fd)
             while self.used_up:
                 self.zygote.make_ready(self.used_up.pop())
@@ -152,11 +161,10 @@ class Keeper:
                 return
             if pid == 0:
                 return
-            child = self.processes.pop(pid, None)
-            if child is None:  # an orphan that some workload left behind
+            if pid not in self.processes:  # an orphan that some workload left behind
                 continue
-            if child.exits >= 0:
-                self._on_exits(child)
+            self._on_exits()  # while the pid still stands for this child
+            child = self.processes.pop(pid)
             if child.status is None:
                 self._on_report(child, ended=True)
                 self._ended(child, child.status_of(raw))
@@ -174,16 +182,14 @@ class Keeper:
             if child.execed:
                 self._tell({"event": "execed", "id": child.id, "pid": child.program_pid})
 
-    def _on_exits(self, child: Child) -> None:
-        """The init tells how the program has ended. What it still does then, tearing down its namespaces, takes as long
-        as the rest of a restart; nobody has to wait for it, as it is in no workload's cgroup."""
-        fd = child.exits
-        status = child.read_exits()
-        if child.exits < 0:
-            self._unwatch_closed(fd)
-        if status is not None:
-            self._on_report(child, ended=True)
-            self._ended(child, status)
+    def _on_exits(self) -> None:
+        """Inits tell how their programs have ended. What they still do then, tearing down their namespaces, takes as
+        long as the rest of a restart; nobody has to wait for it, as they are in no workload's cgroup."""
+        for pid, status in self.exits.read():
+            child = self.processes.get(pid)
+            if child is not None and child.with_init and child.status is None:
+                self._on_report(child, ended=True)
+                self._ended(child, status)
 
     def _unwatch_closed(self, fd: int) -> None:
         """Closing has taken it out of the epoll: nobody else has a duplicate of our ends."""
@@ -287,14 +293,12 @@ class Keeper:
         self.processes[child.pid] = child
         assert child.report is not None
         self._watch(child.report.fileno(), lambda: self._on_report(child))
-        if child.exits >= 0:
-            self._watch(child.exits, lambda: self._on_exits(child))
         if given:
             child.notify = given.pop()
         if child.wanted and self.zygote.in_a_hurry:
             self.used_up.add(child.wanted)
             child.wanted = 0
-        return {"pid": child.pid}, (child.pidfd, child.stdout, child.stderr)
+        return {"pid": child.pid}, (child.stdout, child.stderr)
 
     def _adopt(self, message: dict[str, Any], given: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
         """The keeper before this one is dead; from now on this program is ours, although not as a child."""
@@ -341,7 +345,7 @@ class Keeper:
                 "status": child.status,
                 "failure": child.failure,
             }
-            fds = (child.pidfd, child.stdout, child.stderr, *([child.notify] if child.notify >= 0 else ()))
+            fds = (child.stdout, child.stderr, *([child.notify] if child.notify >= 0 else ()))
             self._tell({"event": "child", "reply": message.get("request"), **about}, fds)
         return {}, ()
 
@@ -355,7 +359,8 @@ class Keeper:
         children = [child.table() for child in self.children.values()]
         table = os.memfd_create("table", 0)
         with open(table, "w", closefd=False) as file:
-            json.dump({"children": children, "processes": [child.id for child in self.processes.values()]}, file)
+            processes = [child.id for child in self.processes.values()]
+            json.dump({"children": children, "processes": processes, "exits": self.exits.inherit(True)}, file)
         born = setup.initial_nofile or (0, 0)
         argv = [python, *protocol.OPTIONS, protocol.START, package, self.socket_path, f"{born[0]}:{born[1]}"]
         try:
@@ -368,14 +373,11 @@ class Keeper:
             os.close(table)
             for child in self.children.values():
                 child.inherit(False)
+            self.exits.inherit(False)
             for place in (LOCK_FD, LISTENER_FD):
                 os.dup2(0, place, inheritable=False)
 
-    def restore(self, table: int) -> None:
-        """Go on with what the keeper had in its version before."""
-        with open(table, closefd=True) as file:
-            file.seek(0)
-            before = json.load(file)
+    def _restore(self, before: dict[str, Any]) -> None:
         self.had_client = True
         for values in before["children"]:
             child = self.children[values["id"]] = Child.restored(values)
@@ -383,8 +385,6 @@ class Keeper:
                 self.processes[child.pid] = child
             if child.report is not None:
                 self._watch(child.report.fileno(), partial(self._on_report, child))
-            if child.exits >= 0:
-                self._watch(child.exits, partial(self._on_exits, child))
             if child.status is None and child.id not in before["processes"]:
                 self._watch(child.program_pidfd, partial(self._on_adopted_end, child))
         self._reap()
@@ -440,6 +440,12 @@ def complain(error: BaseException) -> None:
         pass
 
 
+def _read_table(fd: int) -> Any:
+    with open(fd) as file:
+        file.seek(0)
+        return json.load(file)
+
+
 def main(socket_path: str, nofile: str = "", table: str = "") -> None:
     """Run on the descriptors `LOCK_FD` and `LISTENER_FD`; 0 and 1 are /dev/null. It holds the lock while it runs. The
     arguments are those that `protocol.START` tells of."""
@@ -461,9 +467,7 @@ def main(socket_path: str, nofile: str = "", table: str = "") -> None:
     for place in range(3, FIRST_FREE):  # taken, so that no other descriptor gets a number that a child needs
         os.dup2(0, place, inheritable=False)
     listener.setblocking(False)
-    keeper = Keeper(listener, socket_path, lock)
-    if table:
-        keeper.restore(int(table))
+    keeper = Keeper(listener, socket_path, lock, _read_table(int(table)) if table else None)
     gc.collect()
     gc.freeze()  # what is here now stays, and is not written to by collections: it is shared with every init
     keeper.run()

@@ -23,13 +23,13 @@ import struct
 import sys
 
 from nsupervisor.keeper.child import EXIT_SETUP
-from nsupervisor.keeper.descriptors import EXITS, REPORT
+from nsupervisor.keeper.descriptors import BIRTH, EXITS, REPORT
 from nsupervisor.keeper.init import SI_KERNEL, STATUS
 from nsupervisor.linux import successor, syscalls
 from nsupervisor.linux.instructions import MACHINES, PAGE, RESULT, At, Byte, Code, Function, Word
 
 BORN = b"i"
-"""An init's first word by `exits`: the kernel adds its pid."""
+"""An init's only word by `birth`: the kernel adds its pid."""
 
 NAME = "nsupervisor-ini"
 
@@ -75,7 +75,7 @@ def code(give_back: list[tuple[int, int]]) -> bytes:
 
     init.label("begin")
     init.call(_PRCTL, syscalls.PR_SET_NAME, _NAME)
-    init.call(_WRITE, EXITS, _BORN, len(BORN))
+    init.call(_WRITE, BIRTH, _BORN, len(BORN))
     init.call(_CLONE3, _FORERUNNER_ARGS, _ARGS.size)
     init.jump_if(RESULT, "<", 0, "fail")
     init.jump_if(RESULT, ">", 0, "init")

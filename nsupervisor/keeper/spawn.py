@@ -8,7 +8,6 @@ import signal
 import socket
 
 from nsupervisor.keeper import child as setup
-from nsupervisor.keeper import init
 from nsupervisor.keeper.descriptors import Descriptors, channel
 from nsupervisor.keeper.forerunner import CGROUP_HINTS
 from nsupervisor.keeper.protocol import received_fds
@@ -36,22 +35,25 @@ class SpawnError(Exception):
 
 
 class Child:
-    """A workload's first process, from clone3 to the acknowledgement of its end. -1 is a descriptor that is closed."""
+    """A workload's first process, from clone3 to the acknowledgement of its end. -1 is a descriptor that is closed.
+
+    Three descriptors at most, once it runs, as there may be thousands: the log pipes, and the pidfd of a program that
+    has an init. The first process is the keeper's own child, so its pid is nobody else's before it is reaped.
+    """
 
     __slots__ = (
         "execed",
-        "exits",
         "failure",
         "held",
         "id",
         "name",
         "notify",
         "pid",
-        "pidfd",
         "program_pid",
         "program_pidfd",
         "ready",
         "report",
+        "started",
         "status",
         "stderr",
         "stdout",
@@ -59,19 +61,18 @@ class Child:
         "with_init",
     )
 
-    def __init__(self, spec: Spec, pid: int, pidfd: int, fds: Descriptors) -> None:
+    def __init__(self, spec: Spec, pid: int, fds: Descriptors) -> None:
         self.id = spec.id
         self.name = spec.name
         self.with_init = spec.init
         # Of which namespaces it has used up what waited.
         self.wanted = spec.flags & ~CLONE_NEWCGROUP if spec.init else 0
         self.pid = pid
-        self.pidfd = pidfd
+        self.started = 0
         self.stdout = fds.stdout
         self.stderr = fds.stderr
         self.notify = -1
         self.report: socket.socket | None = fds.report
-        self.exits = fds.exits
         self.program_pid = 0 if spec.init else pid
         self.program_pidfd = -1
         self.ready = False
@@ -83,13 +84,14 @@ class Child:
     @classmethod
     def adopted(cls, about: dict[str, Any], fds: list[int]) -> Child:
         """One that a keeper before this one has made, and that runs. The descriptors, the caller's until now, are the
-        pidfds of the first process and of the program, the read ends of both pipes, and perhaps the notify socket."""
+        program's pidfd, the read ends of both pipes, and perhaps the notify socket. `started`: when its first process
+        did, which is no child of ours."""
         self = cls.__new__(cls)
         self.id, self.name, self.with_init = about["id"], about["name"], about["with_init"]
-        self.pid, self.program_pid = about["pid"], about["program"]
-        self.pidfd, self.program_pidfd, self.stdout, self.stderr = fds[:4]
-        self.notify = fds[4] if len(fds) > 4 else -1
-        self.report, self.exits, self.wanted = None, -1, 0
+        self.pid, self.started, self.program_pid = about["pid"], about["started"], about["program"]
+        self.program_pidfd, self.stdout, self.stderr = fds[:3]
+        self.notify = fds[3] if len(fds) > 3 else -1
+        self.report, self.wanted = None, 0
         self.ready = self.execed = True
         self.failure, self.status, self.held = None, None, []
         return self
@@ -104,7 +106,7 @@ class Child:
     def inherit(self, inheritable: bool) -> None:
         """Whether its descriptors survive an exec."""
         report = -1 if self.report is None else self.report.fileno()
-        for fd in (self.pidfd, self.program_pidfd, self.stdout, self.stderr, self.exits, self.notify, report):
+        for fd in (self.program_pidfd, self.stdout, self.stderr, self.notify, report):
             if fd >= 0:
                 os.set_inheritable(fd, inheritable)
 
@@ -142,16 +144,32 @@ class Child:
         """
         if self.status is not None:
             return False
-        target = self.pidfd
-        if self.with_init and signum != signal.SIGKILL:
-            if self.program_pidfd < 0:
-                self.held.append(signum)
-                return True
-            target = self.program_pidfd
         try:
-            signal.pidfd_send_signal(target, signum)
+            if self.with_init and signum != signal.SIGKILL:
+                if self.program_pidfd < 0:
+                    self.held.append(signum)
+                else:
+                    signal.pidfd_send_signal(self.program_pidfd, signum)
+            elif not self.started:  # our own child, not reaped yet
+                os.kill(self.pid, signum)
+            elif not self.with_init or not self._kill_adopted_init():
+                signal.pidfd_send_signal(self.program_pidfd, signum)
         except ProcessLookupError:
             return False
+        return True
+
+    def _kill_adopted_init(self) -> bool:
+        """Whether it could be done. It can't without a free descriptor; but an init does not outlive its program."""
+        try:
+            pidfd = processes.pin(self.pid, self.started)
+        except OSError:  # EMFILE
+            return False
+        if pidfd < 0:
+            return False
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        finally:
+            os.close(pidfd)
         return True
 
     def read_report(self, ended: bool) -> bool:
@@ -189,26 +207,12 @@ class Child:
         if not found:  # we have no descriptor left for it (unix(7)), and could not send the program a signal
             message = f"cannot take the program's descriptor: {os.strerror(errno.EMFILE)}"
             self.failure = {"step": "descriptors", "message": message, "errno": errno.EMFILE}
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            os.kill(self.pid, signal.SIGKILL)
             return
         (self.program_pidfd,) = found
         held, self.held = self.held, []
         for signum in held:
             self.signal(signum)
-
-    def read_exits(self) -> int | None:
-        """The program's wait status, when the init has told it. The socket is closed then or at its end."""
-        if self.exits < 0:
-            return None
-        try:
-            data = os.read(self.exits, init.STATUS.size)
-        except BlockingIOError:
-            return None
-        except ConnectionResetError:
-            data = b""
-        os.close(self.exits)
-        self.exits = -1
-        return int(init.STATUS.unpack(data)[0]) if data else None
 
     def status_of(self, raw: int) -> int:
         """The program's wait status when the first process has ended with `raw` and nothing more was heard of it."""
@@ -221,10 +225,10 @@ class Child:
         if self.report is not None:
             self.report.close()
             self.report = None
-        for fd in (self.pidfd, self.program_pidfd, self.stdout, self.stderr, self.exits, self.notify):
+        for fd in (self.program_pidfd, self.stdout, self.stderr, self.notify):
             if fd >= 0:
                 os.close(fd)
-        self.pidfd = self.program_pidfd = self.stdout = self.stderr = self.exits = self.notify = -1
+        self.program_pidfd = self.stdout = self.stderr = self.notify = -1
 
 
 def spawn(spec: Spec, zygote: Zygote) -> Child:
@@ -245,18 +249,20 @@ def spawn(spec: Spec, zygote: Zygote) -> Child:
     try:
         flags = spec.flags & ~CLONE_NEWCGROUP
         start = zygote.start if spec.init else _clone
-        child = Child(spec, *start(flags, spec, cgroup))
+        pid, fds = start(flags, spec, cgroup)
     except OSError as error:
         raise clone_failed(spec, error) from None
     finally:
         if cgroup >= 0:
             os.close(cgroup)
+    child = Child(spec, pid, fds)
     if "user" in spec.namespaces:
-        _begin(spec, child)
+        _begin(spec, child, fds.birth)
+    fds.close_birth()
     return child
 
 
-def _clone(flags: int, spec: Spec, cgroup: int) -> tuple[int, int, Descriptors]:
+def _clone(flags: int, spec: Spec, cgroup: int) -> tuple[int, Descriptors]:
     fds = Descriptors(False)
     try:
         pid, pidfd = syscalls.clone3(flags & ~LATE, cgroup)
@@ -267,20 +273,21 @@ def _clone(flags: int, spec: Spec, cgroup: int) -> tuple[int, int, Descriptors]:
         raise
     finally:
         fds.close_theirs()
-    return pid, pidfd, fds
+    os.close(pidfd)
+    return pid, fds
 
 
-def _begin(spec: Spec, child: Child) -> None:
+def _begin(spec: Spec, child: Child, birth: int) -> None:
     """Let a child with a user namespace go on, which waits to be told who it is; or end it before it has begun."""
     assert child.report is not None
     try:
         write_identity_maps(spec, child.pid)
         child.report.send(setup.go(spec))
         if spec.init:
-            os.write(child.exits, setup.go(spec))
+            os.write(birth, setup.go(spec))
     except SpawnError as error:
         child.failure = {"step": error.step, "message": str(error), "errno": error.number}
-        signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+        os.kill(child.pid, signal.SIGKILL)
     except OSError:  # it has been killed meanwhile, and its end will tell
         pass
 

@@ -45,7 +45,7 @@ import time
 
 from nsupervisor.keeper import child as setup
 from nsupervisor.keeper import forerunner, init
-from nsupervisor.keeper.descriptors import EXITS, FIRST_FREE, REPORT, STDERR, STDOUT, Descriptors
+from nsupervisor.keeper.descriptors import BIRTH, EXITS, FIRST_FREE, REPORT, STDERR, STDOUT, Descriptors
 from nsupervisor.keeper.small_init import BORN, NAME, SmallInit
 from nsupervisor.keeper.spec import Spec
 from nsupervisor.linux import successor, syscalls
@@ -56,9 +56,9 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 _ORDER = struct.Struct("Q")  # to the zygote: the flags; the child's ends of its descriptors come along
-_PLACES = (REPORT, EXITS, STDOUT, STDERR)
+_PLACES = (REPORT, BIRTH, STDOUT, STDERR)
 _CONNECTION = FIRST_FREE  # in the zygote
-_ERRNO = struct.Struct("i")  # by `exits`, in the place of BORN, if there is no init
+_ERRNO = struct.Struct("i")  # by `birth`, in the place of BORN, if there is no init
 _NAME = syscalls.process_name(NAME)
 _ALONE = CLONE_NEWUSER | CLONE_NEWTIME  # nobody may enter these who shares memory
 _SIGCHLD = int(signal.SIGCHLD)
@@ -71,7 +71,9 @@ _LOST = (BrokenPipeError, ConnectionError, EOFError, TimeoutError)
 class Zygote:
     """The keeper's end of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, exits: int) -> None:
+        """`exits` is what each init writes its program's end to; it stays the caller's."""
+        self._exits = exits
         self._socket: socket.socket | None = None
         self._pidfd = -1
         self._waiting: dict[int, Descriptors] = {}  # for an init, born or not, with its forerunner; by clone's flags
@@ -82,11 +84,12 @@ class Zygote:
         self.mounts_fd = os.open(_MOUNTS, os.O_RDONLY | os.O_CLOEXEC)
         """For the keeper's epoll, EPOLLPRI: then `forget` is to be called."""
 
-    def start(self, flags: int, spec: Spec, cgroup: int) -> tuple[int, int, Descriptors]:
-        """Give the program of `spec` to the forerunner of an init; the init's pid and a pidfd of it, a child of ours.
+    def start(self, flags: int, spec: Spec, cgroup: int) -> tuple[int, Descriptors]:
+        """Give the program of `spec` to the forerunner of an init; the pid of the init, a child of ours.
 
         `cgroup` is a directory's descriptor, or -1. Raises OSError with clone3's errno, or EMFILE. If the zygote or
-        what waits has been killed, there will be a new one.
+        what waits has been killed, there will be a new one. The pid can't be somebody else's: until its forerunner took
+        the program nobody had reaped it, and who would reap it is this process, which is doing this.
         """
         now = time.monotonic()
         self.in_a_hurry = now < self._started + _HURRY
@@ -100,8 +103,7 @@ class Zygote:
                 fds = self._waiting.pop(flags, None) or self._order(flags)
                 try:
                     forerunner.send_program(fds.report, spec, cgroup)
-                    pid = _born(fds)
-                    return pid, _open(pid), fds
+                    return _born(fds), fds
                 except BaseException:
                     # What has begun ends by itself when nobody hears its report.
                     fds.close_ours()
@@ -150,7 +152,7 @@ class Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
-            _serve(theirs)
+            _serve(theirs, self._exits)
         theirs.close()
         ours.settimeout(_PATIENCE)
         self._socket, self._pidfd = ours, os.pidfd_open(pid)
@@ -187,32 +189,19 @@ class Zygote:
 
 def _born(fds: Descriptors) -> int:
     """Wait until an init is there; its pid. Raises OSError where there will be none, EOFError if it was killed."""
-    exits = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fds.exits)
-    exits.settimeout(_PATIENCE)
+    birth = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fds.birth)
+    birth.settimeout(_PATIENCE)
     try:
-        data, ancillary, _, _ = exits.recvmsg(_ERRNO.size, socket.CMSG_SPACE(setup.CREDENTIALS.size))
+        data, ancillary, _, _ = birth.recvmsg(_ERRNO.size, socket.CMSG_SPACE(setup.CREDENTIALS.size))
     finally:
-        exits.setblocking(False)
-        exits.detach()
+        birth.setblocking(False)
+        birth.detach()
     if data == BORN:
         return int(setup.CREDENTIALS.unpack(ancillary[0][2])[0])
     if not data:
         raise EOFError
     number = _ERRNO.unpack(data)[0]
     raise OSError(number, os.strerror(number), "clone3")
-
-
-def _open(pid: int) -> int:
-    """A pidfd of an init whose forerunner has just taken a program.
-
-    It can't have become somebody else's pid: until then nobody had reaped it, as the forerunner was alive, and who
-    would reap it is this process, which is doing this. So even now it is not too late. Raises OSError (EMFILE).
-    """
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        os.kill(pid, signal.SIGKILL)
-        raise
 
 
 _MOUNTS = "/proc/self/mountinfo"
@@ -233,7 +222,7 @@ class _Mounts:
 # ---- in the zygote
 
 
-def _serve(connection: socket.socket) -> NoReturn:
+def _serve(connection: socket.socket, exits: int) -> NoReturn:
     """Clone whenever asked to, until the keeper is gone."""
     try:
         gc.disable()
@@ -242,10 +231,11 @@ def _serve(connection: socket.socket) -> NoReturn:
         forerunner.prepare()
         os.dup2(0, 1)
         os.dup2(0, 2)
+        os.dup2(exits, EXITS, inheritable=False)
         os.dup2(connection.fileno(), _CONNECTION, inheritable=False)
         connection.detach()
         # What comes now gets the lowest numbers, and those are the right ones: nothing has to be moved.
-        os.closerange(REPORT, FIRST_FREE)
+        os.closerange(REPORT, EXITS)
         os.closerange(_CONNECTION + 1, 0x7FFF_FFFF)
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, _CONNECTION)
         ancillary_size = socket.CMSG_SPACE(4 * len(_PLACES))
@@ -268,12 +258,13 @@ def _serve(connection: socket.socket) -> NoReturn:
             else:
                 number = small.clone(flags)
                 if number == 0:
+                    os.close(BIRTH)
                     os.close(EXITS)
                     os.close(_CONNECTION)
                     forerunner.run(flags, small.told)
             if number < 0:
-                os.write(EXITS, _ERRNO.pack(-number))
-            os.closerange(REPORT, FIRST_FREE)
+                os.write(BIRTH, _ERRNO.pack(-number))
+            os.closerange(REPORT, EXITS)
     finally:
         os._exit(0)
 
@@ -286,20 +277,22 @@ def _begin(flags: int, told: ctypes.Array[ctypes.c_uint32]) -> NoReturn:
     syscalls.bare_set_process_name(_NAME)
     # From here on the zygote's connection is another one: what counts is the number of its descriptor.
     os.close(_CONNECTION)
-    os.write(EXITS, BORN)
+    os.write(BIRTH, BORN)
     child = syscalls.bare_clone3(0, -1, _SIGCHLD)
     if child == 0:
+        os.close(BIRTH)
         os.close(EXITS)
         forerunner.run(flags, told)
-    # Keep nothing open but `EXITS`: a log pipe that the init held would never end, a report never be complete.
-    os.closerange(REPORT, EXITS)
-    os.closerange(EXITS + 1, FIRST_FREE)
+    # Keep nothing open but what is its own: a log pipe that the init held would never end, a report never be complete.
+    os.close(REPORT)
+    os.closerange(STDOUT, EXITS)
     if child < 0:
         os._exit(setup.EXIT_SETUP)
     if flags & CLONE_NEWUSER:
         try:
-            setup.become_root_when_told(EXITS)
+            setup.become_root_when_told(BIRTH)
         except setup.StepError:  # the program's process says so
             os._exit(setup.EXIT_SETUP)
+    os.close(BIRTH)
     os.setsid()
     init.run(child, EXITS, told)

@@ -87,7 +87,7 @@ class Kept:
                 raise
             if child.notify >= 0:
                 protocol.close_all([child.notify])
-            return Spawned(child.id, child.pid, child.pidfd, child.stdout, child.stderr)
+            return Spawned(child.id, child.pid, child.stdout, child.stderr)
 
     async def signal(self, id: str, signum: int) -> bool:  # noqa: A002
         """As `Keeper.signal`."""
@@ -164,7 +164,7 @@ class Kept:
 
 def close(child: Child) -> None:
     """Close the descriptors of what `Keeper.list` has told of."""
-    protocol.close_all([fd for fd in (child.pidfd, child.stdout, child.stderr, child.notify) if fd >= 0])
+    protocol.close_all([fd for fd in (child.stdout, child.stderr, child.notify) if fd >= 0])
 
 
 @asynccontextmanager

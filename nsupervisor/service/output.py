@@ -1,6 +1,5 @@
 """The output of one workload instance: from a generation's pipes to where its lines go."""
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,6 @@ class Output:
         spawned, self._spawned = self._spawned, None
         if spawned is None:
             return
-        os.close(spawned.pidfd)  # the keeper has its own, and sends our signals
         self.capture(generation, pid, spawned.stdout, spawned.stderr)
 
     def capture(self, generation: int, pid: int | None, stdout: int, stderr: int) -> None:

@@ -77,7 +77,7 @@ def _attach(actor: Actor, child: Child, record: Record | None, before: Child | N
         if record is None and actor.workload.type == "notify" and child.status is None:
             actor.post(events.Ready(number))  # nobody knows; and it will not say so again
     current = child.id == actor.id
-    actor.output.expect(Spawned(child.id, child.pid, child.pidfd, child.stdout, child.stderr))
+    actor.output.expect(Spawned(child.id, child.pid, child.stdout, child.stderr))
     if not current or not actor.life.alive or actor.life.exit is not None:
         actor.output.begin(number, child.program)
         _close(child.notify)
@@ -256,16 +256,17 @@ async def reattach(actor: Actor, keeper: Keeper, fresh: bool) -> None:
         trail.pin = processes.pin(body.program.pid, body.program.started)
     members = [body.program.pid, *actor.cgroup.procs()]
     program = os.dup(trail.pin) if trail.pin >= 0 else -1
-    first = processes.pin(body.first.pid, body.first.started)
+    lives = processes.start_time(body.first.pid) == body.first.started
     pipes = [processes.open_pipe(inode, members) if inode else -1 for inode in body.pipes]
-    fds = [first, program, *(fd if fd >= 0 else _at_its_end() for fd in pipes)]
+    fds = [program, *(fd if fd >= 0 else _at_its_end() for fd in pipes)]
     if fresh:
-        actor.output.expect(Spawned(id_, body.first.pid, os.open(os.devnull, os.O_RDONLY), *map(os.dup, fds[2:])))
+        actor.output.expect(Spawned(id_, body.first.pid, *map(os.dup, fds[1:])))
         if trail.body is not None:
             actor.output.begin(actor.life.generation, body.program.pid)
-    if program >= 0 and first >= 0 and not processes.ended(program):
+    if program >= 0 and lives and not processes.ended(program):
         notify = actor.listen(_owner(actor))[0] if fresh and actor.speaks else actor.notify
-        await keeper.adopt(id_, (body.first.pid, body.program.pid), [*fds, *([notify] if notify >= 0 else ())])
+        first = body.first.pid, body.first.started
+        await keeper.adopt(id_, first, body.program.pid, [*fds, *([notify] if notify >= 0 else ())])
     else:
         status = processes.exit_status(program, body.program.pid) if program >= 0 else None
         actor.post(Ended(id_, -1 if status is None else status))

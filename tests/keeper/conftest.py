@@ -94,7 +94,6 @@ class Harness:
                 nursery.start_soon(read, spawned.stderr)
             end = await self.ended(spawned)
             await self.keeper.acknowledge(spawned.id)
-        os.close(spawned.pidfd)
         del self.alive[spawned.id]
         return Result(
             end.status, end.failure, texts[spawned.stdout].decode(errors="replace"), texts[spawned.stderr].decode()
@@ -124,7 +123,7 @@ async def harness(runtime_directory: Path) -> AsyncIterator[Harness]:
         yield harness
         await end_all(keeper)
         for spawned in harness.alive.values():
-            for fd in (spawned.pidfd, spawned.stdout, spawned.stderr):
+            for fd in (spawned.stdout, spawned.stderr):
                 os.close(fd)
         nursery.cancel_scope.cancel()
 
@@ -137,8 +136,6 @@ async def end_all(keeper: Keeper) -> None:
                 for fd in (child.stdout, child.stderr):
                     os.close(fd)
                 await keeper.signal(child.id, signal.SIGKILL)
-                await trio.lowlevel.wait_readable(child.pidfd)
-                os.close(child.pidfd)
                 await acknowledge_when_ended(keeper, child.id)
             await keeper.shutdown()
         except KeeperLost:  # the test has told it to leave
@@ -170,6 +167,6 @@ async def list_closed(keeper: Keeper) -> list:
     """The table, without its descriptors."""
     children = await keeper.list()
     for child in children:
-        for fd in (child.pidfd, child.stdout, child.stderr):
+        for fd in (child.stdout, child.stderr):
             os.close(fd)
     return children

@@ -21,10 +21,12 @@ def test_a_program_whose_descriptor_cannot_be_taken_is_a_start_that_failed():
     fds = Descriptors(True)
     try:
         spec = SimpleNamespace(id="web#1", name="web", init=True, flags=0)
-        with fds.report, closing(Child(spec, process.pid, os.pidfd_open(process.pid), fds)) as child:
+        with fds.report, closing(Child(spec, process.pid, fds)) as child:
             with socket.socket(fileno=fds.theirs.pop(REPORT)) as theirs:
-                rights = array.array("i", [child.pidfd])
+                pidfd = os.pidfd_open(process.pid)
+                rights = array.array("i", [pidfd])
                 theirs.sendmsg([setup.READY], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+                os.close(pidfd)
             with few_descriptors(os.getpid(), -1):
                 assert child.read_report(ended=False)
             assert child.failure is not None
@@ -33,5 +35,6 @@ def test_a_program_whose_descriptor_cannot_be_taken_is_a_start_that_failed():
             assert process.wait(deadline(5)) == -signal.SIGKILL
     finally:
         fds.close_theirs()
+        fds.close_birth()
         process.kill()
         process.wait()

@@ -91,7 +91,7 @@ async def test_a_second_client_gets_the_table_the_descriptors_and_the_ends(runti
                 ends[event.id] = event
         # As after kill -9: nothing acknowledged, all descriptors closed by the kernel, and output nobody has read.
         for spawned in (living, dead, failed):
-            for fd in (spawned.pidfd, spawned.stdout, spawned.stderr):
+            for fd in (spawned.stdout, spawned.stderr):
                 os.close(fd)
     async with open_keeper(runtime_directory) as second:
         assert second.pid == pid
@@ -111,12 +111,12 @@ async def test_a_second_client_gets_the_table_the_descriptors_and_the_ends(runti
             await trio.lowlevel.wait_readable(lives.stdout)
         assert os.read(lives.stdout, 100) == b"late\n", "written while no supervisor was there, without a SIGPIPE"
         assert os.read(children["dead#1"].stdout, 100) == b"last words\n"
-        signal.pidfd_send_signal(lives.pidfd, signal.SIGTERM)
+        assert await second.signal("lives#1", signal.SIGTERM)
         with trio.fail_after(deadline(10)):
             event = await second.events.receive()
         assert event == Ended("lives#1", signal.SIGTERM)
         for child in children.values():
-            for fd in (child.pidfd, child.stdout, child.stderr):
+            for fd in (child.stdout, child.stderr):
                 os.close(fd)
             await second.acknowledge(child.id)
             await second.acknowledge(child.id)
@@ -130,7 +130,7 @@ async def test_acknowledged_ends_are_not_repeated(runtime_directory: Path) -> No
     async with open_keeper(runtime_directory) as first:
         for number in range(2):
             spawned = await first.spawn({**SPEC, "id": f"x#{number}", "argv": ["true"]})
-            for fd in (spawned.pidfd, spawned.stdout, spawned.stderr):
+            for fd in (spawned.stdout, spawned.stderr):
                 os.close(fd)
             while not isinstance(await first.events.receive(), Ended):
                 pass
@@ -163,8 +163,8 @@ async def test_a_dead_keeper_is_noticed_and_its_left_overs_are_no_obstacle(runti
             await first.events.receive()
         with pytest.raises(KeeperLost):
             await first.list()
-        signal.pidfd_send_signal(spawned.pidfd, signal.SIGKILL)
-        for fd in (spawned.pidfd, spawned.stdout, spawned.stderr):
+        os.kill(spawned.pid, signal.SIGKILL)  # whoever reaps it, that is not before
+        for fd in (spawned.stdout, spawned.stderr):
             os.close(fd)
         assert (runtime_directory / protocol.SOCKET_NAME).exists()
     await gone(first.pid)
@@ -353,7 +353,7 @@ async def test_queued_answers_arrive_in_order_with_their_descriptors(raw: Raw, h
         assert received is not None
         message, fds = received
         if message.get("event") == "child":
-            assert len(fds) == 3
+            assert len(fds) == 2
             described += 1
         elif "reply" in message:
             assert message["reply"] == last + 1
@@ -417,13 +417,13 @@ def drive_unprivileged(raw: Raw) -> None:
     raw.sock.send(protocol.encode({"request": 1, "do": "spawn", "spec": spec}))
     received = protocol.receive(raw.sock)
     assert received is not None
-    message, (pidfd, stdout, stderr) = received
+    message, (stdout, stderr) = received
     assert "error" not in message, message
     while (event := raw.receive())["event"] != "ended":
         pass
     assert (event["status"], event["failure"]) == (0, None)
     assert os.read(stdout, 1000).decode().split()[:4] == ["0", "inside", "3", "Linux"]
-    for fd in (pidfd, stdout, stderr):
+    for fd in (stdout, stderr):
         os.close(fd)
     # Without a user namespace it is told why not.
     answer = raw.say(

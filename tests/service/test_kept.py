@@ -55,7 +55,7 @@ async def test_who_waits_while_there_is_no_keeper_goes_on_with_the_next(director
             assert await kept.signal("x#1", signal.SIGKILL)
             assert await ends.receive() == Ended("x#1", signal.SIGKILL)
             await kept.acknowledge("x#1")
-            for fd in (spawned.pidfd, spawned.stdout, spawned.stderr):
+            for fd in (spawned.stdout, spawned.stderr):
                 os.close(fd)
             await kept.shutdown()
             nursery.cancel_scope.cancel()
@@ -91,7 +91,7 @@ async def test_another_version_of_the_keeper_goes_on_with_all_children(directory
             assert await kept.signal("x#1", signal.SIGTERM)
             assert await ends.receive() == Ended("x#1", signal.SIGTERM)
             await kept.acknowledge("x#1")
-            for fd in (spawned.pidfd, spawned.stdout, spawned.stderr):
+            for fd in (spawned.stdout, spawned.stderr):
                 os.close(fd)
             await kept.shutdown()
             nursery.cancel_scope.cancel()

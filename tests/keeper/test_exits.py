@@ -1,0 +1,79 @@
+"""How inits tell of ends: all by one channel, which costs the keeper nothing for each program."""
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import trio
+
+from nsupervisor.keeper.exits import Exits
+from nsupervisor.keeper.init import STATUS
+from tests.keeper.conftest import ISOLATED, Harness
+from tests.needs import needs
+from tests.timing import deadline
+
+
+def open_files(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+@needs("root")
+async def test_a_running_program_costs_the_keeper_three_descriptors(harness: Harness) -> None:
+    """It had five, so 4,000 programs did not fit below a limit of 20,000."""
+    await harness.execed(await harness.spawn("sleep", "1000", namespaces=ISOLATED))  # with what is there only once
+    before = open_files(harness.keeper.pid)
+    for _ in range(8):
+        await harness.execed(await harness.spawn("sleep", "1000", namespaces=ISOLATED))
+    await harness.keeper.list()  # after the end of the last report
+    # One init more or less may wait in advance, which takes four.
+    assert open_files(harness.keeper.pid) <= before + 3 * 8 + 4
+
+
+@needs("root")
+async def test_programs_that_end_at_once_end_each_with_its_own_status(harness: Harness) -> None:
+    """The inits share one channel; who wrote is told by the kernel."""
+    script = "trap 'exit {}' TERM; echo ready; while :; do sleep 0.01; done"
+    spawned = [
+        (await harness.run_until_ready("sh", "-c", script.format(code), namespaces=ISOLATED))[0] for code in range(12)
+    ]
+    for one in spawned:
+        await harness.keeper.signal(one.id, signal.SIGTERM)
+    results = [await harness.finish(one) for one in spawned]
+    assert [result.code for result in results] == list(range(12))
+
+
+@needs("root")
+async def test_an_end_while_the_keeper_stands_still_is_told_exactly(harness: Harness) -> None:
+    """The word of the init, and the news of its own end, are there at the same moment: the word comes first."""
+    spawned, _ = await harness.run_until_ready("sh", "-c", "echo; read _ < /dev/null; exit 7", namespaces=ISOLATED)
+    other, _ = await harness.run_until_ready(
+        "sh", "-c", "trap 'exit 9' TERM; echo; while :; do sleep 0.01; done", namespaces=ISOLATED
+    )
+    program = (await harness.execed(other)).pid
+    os.kill(harness.keeper.pid, signal.SIGSTOP)
+    os.kill(program, signal.SIGTERM)
+    with trio.fail_after(deadline(10)):
+        while "Z" not in Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2][:3]:  # noqa: ASYNC110
+            await trio.sleep(0.001)
+    os.kill(harness.keeper.pid, signal.SIGCONT)
+    assert (await harness.finish(other)).code == 9
+    assert (await harness.finish(spawned)).code == 7
+
+
+def test_the_kernel_says_who_has_written_and_nonsense_is_left_out() -> None:
+    exits = Exits()
+    theirs = socket.socket(fileno=os.dup(exits.theirs))
+    with theirs:
+        theirs.send(b"no status")
+        theirs.send(b"")
+        child = os.fork()
+        if child == 0:
+            theirs.send(STATUS.pack(3 << 8))
+            os._exit(0)
+        os.waitpid(child, 0)
+        theirs.send(STATUS.pack(5))
+        assert list(exits.read()) == [(child, 3 << 8), (os.getpid(), 5)]
+        assert list(exits.read()) == []
+    os.close(exits.theirs)
+    os.close(exits.fileno())
