@@ -76,4 +76,4 @@ def test_the_kernel_says_who_has_written_and_nonsense_is_left_out() -> None:
         assert list(exits.read()) == [(child, 3 << 8), (os.getpid(), 5)]
         assert list(exits.read()) == []
     os.close(exits.theirs)
-    os.close(exits.fileno())
+    exits._ours.close()
