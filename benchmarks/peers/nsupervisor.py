@@ -39,8 +39,8 @@ class Nsupervisor(Peer):
     workload: ClassVar[str] = 'restart = "always"\n'
     """More lines for the table of each workload."""
     files: ClassVar[int] = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    most = (files - 200) // 6
-    """The supervisor has of each program two pipes, two notes on how far it has read, a pidfd, and cgroup.events."""
+    most = (files - 250) // 3
+    """Supervisor and keeper have of each program two pipes and a pidfd."""
     log: ClassVar[str] = ""
     """Its output's table, where it has files of its own."""
 

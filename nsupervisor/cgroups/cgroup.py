@@ -27,8 +27,14 @@ _KILL_ROUNDS = 1000
 _, _HARD = resource.getrlimit(resource.RLIMIT_NOFILE)
 MOST_KEPT = (1 << 20 if _HARD == resource.RLIM_INFINITY else _HARD) // 3
 """How many files all cgroups together keep open: a third of the hard limit, to which the service raises its own. The
-rest is for the programs' pipes, and for the notifications of the kernel."""
+rest is for the programs' pipes, and for the notifications of the kernel. `keep_at_most` changes it."""
 _COUNTED_BELOW = ("memory.events", "pids.events")
+
+
+def keep_at_most(files: int) -> None:
+    """The rest is needed for something else. What is open already, and too many, is closed when it is read next."""
+    global MOST_KEPT
+    MOST_KEPT = files
 
 
 @attrs.define(eq=False)
@@ -133,9 +139,10 @@ class Cgroup:
         nobody may change. CgroupError when the host has no such file; CgroupGoneError when the cgroup has been removed.
         """
         source = self._sources.get(file)
-        if source is not None:
+        if source is not None and Cgroup._kept <= MOST_KEPT:
             return self._read(file, source)
         if Cgroup._kept >= MOST_KEPT:
+            self._let_go(file)
             return self.look(file)
         return self._read(file, self._source(file))
 

@@ -117,6 +117,8 @@ class _Question:
     reply: dict[str, Any] | None = None
     fds: Sequence[int] = ()
     children: list[Child] = attrs.field(factory=list)
+    bare: bool = False
+    """Its children come without descriptors."""
 
 
 def _nothing() -> None:
@@ -203,9 +205,10 @@ class Keeper:
         """
         await self._ask({"do": "acknowledge", "id": id})
 
-    async def list(self) -> list[Child]:
-        """All children that have not been acknowledged, the oldest first; for a supervisor that comes back."""
-        question = await self._ask({"do": "list"})
+    async def list(self, ids: Sequence[str] = (), bare: bool = False) -> list[Child]:
+        """All children that have not been acknowledged, the oldest first; for a supervisor that comes back. Or, of
+        them, those with these `ids`. `bare`: without their descriptors (-1)."""
+        question = await self._ask({"do": "list", "ids": ids, "bare": bare})
         return question.children
 
     async def shutdown(self) -> None:
@@ -226,7 +229,7 @@ class Keeper:
         meanwhile: Callable[[], None] = _nothing,
         fds: Sequence[int] = (),
     ) -> _Question:
-        question = _Question()
+        question = _Question(bare=bool(message.get("bare")))
         began = time.perf_counter()
         self._number += 1
         number = self._number
@@ -289,7 +292,7 @@ class Keeper:
         match message:
             case {"event": "child", "reply": number}:
                 question = self._questions.get(number)
-                if question is None or len(fds) not in (_SPAWNED_FDS, _SPAWNED_FDS + 1):
+                if question is None or len(fds) not in (0 if question.bare else _SPAWNED_FDS, _SPAWNED_FDS + 1):
                     protocol.close_all(fds)
                 else:
                     question.children.append(_child(message, fds))
@@ -332,7 +335,7 @@ def _failure(value: dict[str, Any] | None) -> Failure | None:
 
 
 def _child(message: dict[str, Any], fds: Sequence[int]) -> Child:
-    stdout, stderr, *notify = fds
+    stdout, stderr, *notify = fds or (-1, -1)
     return Child(
         message["id"],
         message["name"],

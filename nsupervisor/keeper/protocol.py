@@ -7,7 +7,8 @@ Every message has "v": 1. A body of more than 64 KiB travels in a memfd, and the
     keeper → client   {"event": "hello", "pid"}                           first, on every connection
                       {"event": "execed", "id", "pid"}
                       {"event": "ended", "id", "status", "failure"}       on each connection until acknowledged
-                      {"event": "child", "reply": N, …} and descriptors   for each child, before the reply to "list"
+                      {"event": "child", "reply": N, …} and descriptors   for each child, before the reply to "list";
+                                                                          of some "ids" only, "bare": no descriptors
                       {"reply": N, …}                                     to "spawn" with descriptors
                       {"reply": N, "error": {"step", "message", "errno"}}
                       {"reply": null, "error": …}                     to what could not be read

@@ -336,7 +336,8 @@ class Keeper:
         return {}, ()
 
     def _list(self, message: dict[str, Any], given: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
-        for child in self.children.values():
+        ids, bare = message.get("ids"), bool(message.get("bare"))
+        for child in [self.children[id_] for id_ in ids if id_ in self.children] if ids else self.children.values():
             about = {
                 "id": child.id,
                 "name": child.name,
@@ -345,6 +346,9 @@ class Keeper:
                 "status": child.status,
                 "failure": child.failure,
             }
+            if bare:
+                self._tell({"event": "child", "reply": message.get("request"), **about})
+                continue
             fds = (child.stdout, child.stderr, *([child.notify] if child.notify >= 0 else ()))
             self._tell({"event": "child", "reply": message.get("request"), **about}, fds)
         return {}, ()

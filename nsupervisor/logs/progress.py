@@ -12,6 +12,7 @@ the one that counts: a header is written in one piece, so it is there or not.
 from __future__ import annotations
 
 import os
+import resource
 import struct
 import zlib
 from pathlib import Path
@@ -24,6 +25,8 @@ _NONE = 2**64 - 1  # no pipe has it
 _PLACES = (1 << 12, 1 << 40)
 """Where the two begin. The file has holes; no line is as long as the second one."""
 _SUM = struct.Struct("<I")
+_HIGH = 0.97
+"""Of the limit on open files: who gets so high a number closes the file at once, as there are few left."""
 _LOOK = 4096
 """Bytes at either end of a chunk that tell it from another."""
 
@@ -126,6 +129,8 @@ class Progress:
             if note.length and self._rests[1 - place]:
                 os.pwrite(self._fd, self._rests[1 - place], _PLACES[1 - place])
             os.pwrite(self._fd, head + _SUM.pack(zlib.crc32(head)), 0)
+            if self._fd > _HIGH * resource.getrlimit(resource.RLIMIT_NOFILE)[0]:
+                self.release()
         except OSError:
             pass  # no room, say: should we be killed now, lines come twice, unmarked; the capture goes on
 

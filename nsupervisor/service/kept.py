@@ -61,9 +61,9 @@ class Kept:
         self._down()
         await self._nursery.start(self._hold)
 
-    async def children(self) -> list[Child]:
-        """What the present one has; who asks owns the descriptors."""
-        return await self._keeper.list()
+    async def children(self, ids: Sequence[str] = (), bare: bool = False) -> list[Child]:
+        """As `Keeper.list`: what the present one has."""
+        return await self._keeper.list(ids, bare)
 
     def go_on(self, children: Sequence[Child] = ()) -> None:
         """All is as it was before the loss: whoever waited may go on. ``children`` are those of which nobody knows yet;

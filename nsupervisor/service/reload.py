@@ -36,6 +36,7 @@ from nsupervisor.core.lifecycle import Life, State
 from nsupervisor.core.plan import Do, Plan, Running, Step, plan
 from nsupervisor.service.actor import Actor, Leaving
 from nsupervisor.service.announce import announce
+from nsupervisor.service.capacity import make_room
 from nsupervisor.service.group import Group
 from nsupervisor.service.groups import Groups
 from nsupervisor.service.instance import Home, make, settle, usable
@@ -238,6 +239,7 @@ class Reloader:
         for group, wanted in self._groups.differing(config):
             group.adopt(wanted)
         self._groups.config = config
+        make_room(config, self.host)
         if found.groups:
             changes = [attrs.asdict(change) for change in found.groups]
             self.world.journal.log.info("groups reloaded", changes=changes)

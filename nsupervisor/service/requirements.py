@@ -14,11 +14,12 @@ from nsupervisor.config.model import Config, Resources, Rule, Workload
 from nsupervisor.config.positions import Positions
 from nsupervisor.config.problems import Problem
 from nsupervisor.config.shown import shown_path
+from nsupervisor.service.capacity import shortage
 from nsupervisor.service.identity import IdentityError, resolve
 from nsupervisor.service.privileges import missing
 
 OPTIONAL = "required = false"
-ELSEWHERE = "it depends on where this was run: the service has a cgroup of its own"
+ELSEWHERE = "it depends on where this was run: the service has a cgroup, and limits, of its own"
 
 
 def unmet(config: Config, positions: Positions, host: Host, *, here: bool = True) -> Iterator[tuple[Problem, str]]:
@@ -27,6 +28,8 @@ def unmet(config: Config, positions: Positions, host: Host, *, here: bool = True
     ``here``: the service is to run in the cgroup that this process is in. Otherwise what is wrong with this cgroup (of
     a login session, say) is a warning.
     """
+    if too_many := shortage(config, host):
+        yield _problem(config, positions, ("workload",), too_many), "" if here else ELSEWHERE
     for workload in config.workloads.values():
         around = host.around(group.resources for group in config.around(workload))
         place = ("workload", workload.name)

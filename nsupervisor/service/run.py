@@ -42,6 +42,7 @@ from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.metrics.server import serve_metrics
 from nsupervisor.service.actor import Actor
 from nsupervisor.service.announce import announce
+from nsupervisor.service.capacity import make_room
 from nsupervisor.service.clock import Monotonic
 from nsupervisor.service.groups import Groups
 from nsupervisor.service.history import History
@@ -53,6 +54,7 @@ from nsupervisor.service.reaper import reap_strangers
 from nsupervisor.service.reload import Reloader
 from nsupervisor.service.reopen import REOPEN, reopen_on_signal
 from nsupervisor.service.requirements import about, unmet
+from nsupervisor.service.roster import Roster
 from nsupervisor.service.state import Found, Record, StateFile, read
 from nsupervisor.service.supervisor import AT_REST, Supervisor
 from nsupervisor.service.takeover import by_name, readopt, removed, see_off, take_over
@@ -180,6 +182,7 @@ async def _service(config: Config, host: Host, directory: Path, warnings: list[t
                 # After the keeper has started: it hands the limit that it was born with on to the workloads.
                 _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
                 resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+                make_room(config, host)
                 found = read(directory)
                 if found.problem:
                     journal.log.error("state file set aside", message=found.problem)
@@ -294,10 +297,10 @@ async def _supervise(
             given = record.limits != "" and record.limits == fingerprint(in_force)
             return make(name, workload, instance, (tree, groups), world, in_force, placed.get(name), given)
 
-        actors = {
-            name: actor(name, config.workloads[workload], instance)
+        actors = Roster(
+            (name, actor(name, config.workloads[workload], instance))
             for name, (workload, instance) in instances(config).items()
-        }
+        )
         leaving = {
             name: actor(name, removed(name, found.records.get(name)), None)
             for name in dict.fromkeys([*found.records, *children, *placed])

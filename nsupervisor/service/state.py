@@ -130,6 +130,8 @@ class StateFile:
         """Why the file is not up to date, in words; the next change tries again."""
         self._tell = tell
         self._lines: dict[str, bytes] = {"": _line({"format": FORMAT, "boot": boot(), **about}), **as_found}
+        self._counts = sum(map(len, self._lines.values()))
+        """Bytes of the lines that count; the rest of `_size` are older ones of the same instances."""
         self._size = 0
         self._fd = -1
 
@@ -143,14 +145,17 @@ class StateFile:
         self._keep(f"group {name}", line, record is None)
 
     def _keep(self, key: str, line: bytes, gone: bool = False) -> None:
+        before = self._lines.get(key, b"")
         if gone:
             self._lines.pop(key, None)
-        elif self._lines.get(key) == line:
+            self._counts -= len(before)
+        elif before == line:
             return
         else:
             self._lines[key] = line
+            self._counts += len(line) - len(before)
         try:
-            if self._fd < 0 or (self._size > _LEAST and self._size > 4 * sum(map(len, self._lines.values()))):
+            if self._fd < 0 or (self._size > _LEAST and self._size > 4 * self._counts):
                 self._rewrite()
             else:
                 os.write(self._fd, line)
@@ -188,6 +193,7 @@ class StateFile:
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             data = b"".join(self._lines.values())
+            self._counts = len(data)
             view = memoryview(data)
             while view:
                 view = view[os.write(fd, view) :]

@@ -4,6 +4,7 @@ import difflib
 import fnmatch
 import json
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -26,6 +27,7 @@ from nsupervisor.service.history import Follower, History
 from nsupervisor.service.persist import Writer
 from nsupervisor.service.recorder import Recorder, Recording, Terms
 from nsupervisor.service.reload import Reloader
+from nsupervisor.service.roster import Roster
 from nsupervisor.service.stats import sample
 from nsupervisor.service.upgrade import Upgrade, UpgradeError
 
@@ -43,7 +45,7 @@ class Supervisor:
     """The actors by name, and what concerns more than one of them. It is the API's `Control`."""
 
     config: Config
-    actors: dict[str, Actor]
+    actors: Roster
     groups: Groups
     nursery: trio.Nursery
     keeper_pid: int
@@ -59,6 +61,8 @@ class Supervisor:
     started_at: float = attrs.field(factory=time.time)
     _born: float = attrs.field(factory=trio.current_time)
     _file: Writer = attrs.field(factory=Writer)
+    _edges_of: Config | None = None
+    _known: dict[str, tuple[str, ...]] = attrs.field(init=False)
     _turns: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(STARTS_AT_ONCE))
 
     # ---- what a person sees
@@ -146,11 +150,7 @@ class Supervisor:
         either. Raises UnknownName."""
         found: dict[str, None] = {}
         for pattern in patterns:
-            names = [
-                name
-                for name, actor in self.actors.items()
-                if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(actor.workload.name, pattern)
-            ]
+            names = list(self._matching(pattern))
             groups = self.groups.matching(pattern)
             names += [actor.name for group in groups for actor in group.members]
             if not names and not groups:
@@ -158,6 +158,13 @@ class Supervisor:
                 raise UnknownName(pattern, next(iter(difflib.get_close_matches(pattern, known, 1)), None))
             found |= dict.fromkeys(names)
         return list(found)
+
+    def _matching(self, pattern: str) -> Iterable[str]:
+        if not set(pattern) & set("*?["):  # without looking at all of them, as there may be as many patterns
+            found = dict.fromkeys([pattern] if pattern in self.actors else [])
+            return found | dict.fromkeys(actor.name for actor in self.actors.instances(pattern))
+        match = re.compile(fnmatch.translate(pattern)).match
+        return (name for name, actor in self.actors.items() if match(name) or match(actor.workload.name))
 
     async def metrics(self, accept: str) -> tuple[bytes, str]:
         """What is measured, as text, and its content type."""
@@ -202,7 +209,7 @@ class Supervisor:
         asleep = [
             name
             for name in order.closure(edges[actor.workload.name], edges)
-            if not all(one.up or one.life.alive or one.pending for one in self._instances(name))
+            if not all(one.up or one.life.alive or one.pending for one in self.actors.instances(name))
         ]
         if not actor.life.alive:
             self.start(extra=[actor])
@@ -223,14 +230,12 @@ class Supervisor:
         return actor.up, "" if actor.up else actor.waits_for or actor.life.reason
 
     async def _stop(self, actor: Actor) -> tuple[bool, str]:
-        requirers = [
-            other
-            for other in self.actors.values()
-            if actor.workload.name in other.workload.requires and (other.life.state not in AT_REST or other.pending)
-        ]
-        async with trio.open_nursery() as nursery:
-            for other in requirers:
-                nursery.start_soon(self._stop, other)
+        requirers = self.actors.requirers(actor.workload.name)
+        awake = [other for other in requirers if other.life.state not in AT_REST or other.pending]
+        if awake:
+            async with trio.open_nursery() as nursery:
+                for other in awake:
+                    nursery.start_soon(self._stop, other)
         return await self.down(actor, "operator")
 
     async def down(self, actor: Actor, by: str) -> tuple[bool, str]:
@@ -300,11 +305,8 @@ class Supervisor:
         edges = self._edges()
         chosen = dict.fromkeys(extra)
         needed = [n for actor in chosen for n in edges[actor.workload.name]]
-        everybody: dict[str, list[Actor]] = {}  # by their workload, once for all of the names
-        for actor in self.actors.values():
-            everybody.setdefault(actor.workload.name, []).append(actor)
         for name in order.closure([*names, *needed], edges):
-            chosen |= dict.fromkeys(one for one in everybody.get(name, ()) if not one.up)  # a oneshot may be done
+            chosen |= dict.fromkeys(one for one in self.actors.instances(name) if not one.up)  # a oneshot may be done
         starting = {actor.workload.name for actor in chosen}
         for actor in chosen:
             if actor.pending is None and not actor.life.alive:
@@ -362,7 +364,7 @@ class Supervisor:
     async def _wait_for_others(self, actor: Actor, starting: Collection[str]) -> str:
         """Until those that come before it are up; or what it requires and cannot have, in words."""
         for name in order.before(actor.workload):
-            for other in self._instances(name):
+            for other in self.actors.instances(name):
                 if not (name in starting or name in actor.workload.requires or other.life.alive):
                     continue  # nobody asked for it
                 actor.waits_for = f"waits for {other.name}"
@@ -380,11 +382,12 @@ class Supervisor:
         return not actor.life.wanted
 
     def _edges(self) -> dict[str, tuple[str, ...]]:
-        """What each workload has started when it is started."""
-        return {name: (*workload.requires, *workload.wants) for name, workload in self.config.workloads.items()}
-
-    def _instances(self, name: str) -> list[Actor]:
-        return [actor for actor in self.actors.values() if actor.workload.name == name]
+        """What each workload has started when it is started; made once for each configuration, as all may be started
+        one by one."""
+        if self._edges_of is not self.config:
+            self._edges_of = self.config
+            self._known = {name: (*one.requires, *one.wants) for name, one in self.config.workloads.items()}
+        return self._known
 
     async def stop_all(self, by: str = "shutdown") -> None:
         """Stop everything, those first that others do not wait for; returns when no process is left."""
@@ -392,7 +395,7 @@ class Supervisor:
 
         async def stop_after(actor: Actor) -> None:
             for name in dependants.get(actor.workload.name, ()):
-                for other in self._instances(name):
+                for other in self.actors.instances(name):
                     await other.until(lambda life: life.state is State.STOPPED)
             await self.down(actor, by)
 

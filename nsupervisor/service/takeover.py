@@ -344,7 +344,8 @@ def generation(id_: str) -> int:
 
 async def readopt(actors: Iterable[Actor], present: kept.Kept) -> int:
     """After a loss: what the present keeper does not know is given into its hands. Returns how many lives there are."""
-    children = {child.id: child for child in await present.children()}
+    # Without descriptors: this supervisor has them, and for thousands twice as many may be too many.
+    children = {child.id: child for child in await present.children(bare=True)}
     living = 0
     for actor in actors:
         if not actor.life.alive or actor.starting or actor.life.exit is not None:
@@ -356,6 +357,5 @@ async def readopt(actors: Iterable[Actor], present: kept.Kept) -> int:
             continue
         if child.program is not None and actor.trail.body is None:
             actor.post(Execed(child.id, child.program))
-        kept.close(child)
-    present.go_on(list(children.values()))
+    present.go_on(await present.children(list(children)) if children else ())
     return living

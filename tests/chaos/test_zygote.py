@@ -11,7 +11,7 @@ WITHOUT_DESCRIPTORS = """
 import os, resource
 from nsupervisor.keeper.spec import Spec
 from nsupervisor.keeper.zygote import Zygote
-zygote = Zygote()
+zygote = Zygote(os.open(os.devnull, os.O_RDWR))
 zygote._fork()
 zygote.make_ready(0)  # ordered; that it is there is heard at the next start
 most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

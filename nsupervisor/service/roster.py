@@ -1,0 +1,53 @@
+"""The actors by name, and whom a workload has: found at once, however many there are."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nsupervisor.service.actor import Actor
+
+
+class Roster(dict[str, "Actor"]):
+    """A dict in the configuration's order, with two views of it that are made anew after it has changed.
+
+    A reload gives an actor another workload by the same name, and then puts all of them in again.
+    """
+
+    _instances: dict[str, list["Actor"]] | None = None
+    _requirers: dict[str, list["Actor"]]
+
+    def instances(self, workload: str) -> list["Actor"]:
+        """All of one workload."""
+        self._look()
+        assert self._instances is not None
+        return self._instances.get(workload, [])
+
+    def requirers(self, workload: str) -> list["Actor"]:
+        """Those that require it."""
+        self._look()
+        return self._requirers.get(workload, [])
+
+    def _look(self) -> None:
+        if self._instances is not None:
+            return
+        self._instances, self._requirers = {}, {}
+        for actor in self.values():
+            self._instances.setdefault(actor.workload.name, []).append(actor)
+            for name in dict.fromkeys(actor.workload.requires):
+                self._requirers.setdefault(name, []).append(actor)
+
+    def __setitem__(self, name: str, actor: "Actor") -> None:
+        self._instances = None
+        super().__setitem__(name, actor)
+
+    def __delitem__(self, name: str) -> None:
+        self._instances = None
+        super().__delitem__(name)
+
+    def clear(self) -> None:
+        """As of any dict; `update` too."""
+        self._instances = None
+        super().clear()
+
+    def update(self, *others: Any, **more: Any) -> None:
+        self._instances = None
+        super().update(*others, **more)
