@@ -16,11 +16,14 @@ zygote._fork()
 zygote.make_ready(0)  # ordered; that it is there is heard at the next start
 most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (os.dup(0), hard))
+spec = Spec({'id': 'x', 'argv': ['true'], 'env': {}, 'cwd': '/'})
+first, fds = zygote.start(0, spec, -1)  # needs no other descriptor, as its init waits
 try:
-    zygote.start(0, Spec({'id': 'x', 'argv': ['true'], 'env': {}, 'cwd': '/'}), -1)
+    zygote.start(0, spec, -1)
 except OSError as error:
     print(error.errno)
 resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+os.waitpid(first, 0)
 zygote.end()
 """
 

@@ -12,12 +12,12 @@ from tests.timing import deadline
 pytestmark = needs("root", "cgroup")
 
 
-async def refused(tmp_path, toml):
-    """Run it; the exit status and the lines on standard error."""
+async def refused(tmp_path, toml, *around):
+    """Run it, by the command `around`; the exit status and the lines on standard error."""
     (tmp_path / "site.toml").write_text(toml.replace("RUN", str(tmp_path / "run")))
     with trio.fail_after(deadline(20)):
         result = await trio.run_process(
-            [*NSUPERVISOR, "run", str(tmp_path / "site.toml")], capture_stdout=True, capture_stderr=True, check=False
+            [*around, *NSUPERVISOR, "run", str(tmp_path / "site.toml")], capture_stdout=True, capture_stderr=True, check=False
         )
     assert result.stdout == b""
     return result.returncode, result.stderr.decode().replace(str(tmp_path) + "/", "").splitlines()
@@ -34,6 +34,15 @@ async def test_all_mistakes_of_a_file_at_once(tmp_path):
         ["site.toml", "3", " workload.b.command"],
         ["site.toml", "4", " workload.b.comand"],
     ] or len(lines) >= 2, lines
+
+
+async def test_more_workloads_than_open_files_allow(tmp_path):
+    """The last ones did not start, and whatever else wanted a file failed with them."""
+    toml = f'{HEAD}[workload.a]\ncommand = ["true"]\ninstances = 200\n'
+    status, (line,) = await refused(tmp_path, toml, "prlimit", "--nofile=512:512")
+    assert status == 2
+    assert line.startswith("site.toml:4: workload: 200 instances need 850 open files in the supervisor and 750 in the")
+    assert not (tmp_path / "run").exists()
 
 
 @needs("hybrid")
