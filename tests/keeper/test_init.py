@@ -186,14 +186,17 @@ async def test_the_end_of_the_program_is_the_end_of_all_in_its_namespace(harness
 @pytest.mark.parametrize(("script", "code"), [("exit 200", 200), ("kill -KILL $$", 128 + 9)])
 async def test_an_init_ends_as_its_program_has(harness: Harness, script: str, code: int) -> None:
     """For whoever reaps it when there is no keeper any more."""
-    spawned = await harness.spawn("sh", "-c", f"read _; {script}", namespaces=ISOLATED)
-    await harness.execed(spawned)
+    script = f"trap '{script}' USR1; echo; while :; do sleep 0.01; done"
+    spawned, _ = await harness.run_until_ready("sh", "-c", script, namespaces=ISOLATED)
+    pidfd = os.pidfd_open(spawned.pid)
+    await harness.keeper.signal(spawned.id, signal.SIGUSR1)
     await harness.ended(spawned)
     with trio.fail_after(deadline(20)):
-        await trio.lowlevel.wait_readable(spawned.pidfd)
+        await trio.lowlevel.wait_readable(pidfd)
         while Path(f"/proc/{spawned.pid}").exists():
             await trio.sleep(0.001)
-    status = processes.exit_status(spawned.pidfd, spawned.pid)
+    status = processes.exit_status(pidfd, spawned.pid)
+    os.close(pidfd)
     if status is None:
         pytest.skip("needs Linux 6.15, which tells how a process ended that has been reaped")
     assert status == code << 8

@@ -16,9 +16,8 @@ async def refused(tmp_path, toml, *around):
     """Run it, by the command `around`; the exit status and the lines on standard error."""
     (tmp_path / "site.toml").write_text(toml.replace("RUN", str(tmp_path / "run")))
     with trio.fail_after(deadline(20)):
-        result = await trio.run_process(
-            [*around, *NSUPERVISOR, "run", str(tmp_path / "site.toml")], capture_stdout=True, capture_stderr=True, check=False
-        )
+        command = [*around, *NSUPERVISOR, "run", str(tmp_path / "site.toml")]
+        result = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
     assert result.stdout == b""
     return result.returncode, result.stderr.decode().replace(str(tmp_path) + "/", "").splitlines()
 
