@@ -9,10 +9,14 @@ from tests.needs import ROOT, needs
 
 WITHOUT_DESCRIPTORS = """
 import os, resource
+from nsupervisor.keeper.descriptors import FIRST_FREE
 from nsupervisor.keeper.spec import Spec
 from nsupervisor.keeper.zygote import Zygote
+for place in range(3, FIRST_FREE):  # as the keeper does
+    os.dup2(0, place)
 zygote = Zygote(os.open(os.devnull, os.O_RDWR))
 zygote._fork()
+zygote._mounts.changed = lambda: False  # whatever others do on this host just now
 zygote.make_ready(0)  # ordered; that it is there is heard at the next start
 most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (os.dup(0), hard))
@@ -23,6 +27,7 @@ try:
 except OSError as error:
     print(error.errno)
 resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+os.kill(first, 9)  # it expects all signals to be blocked, as they are in the keeper
 os.waitpid(first, 0)
 zygote.end()
 """
