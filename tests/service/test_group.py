@@ -145,7 +145,7 @@ async def test_two_rules_for_the_same_reason_hit_one_member_only(tree: Tree, pro
     async with setting(tree, programs, rule(), other) as it:
         await it.until(lambda: any(said["event"] == "verified" for said in it.journal.said))
         await trio.sleep(0.3)  # long enough for another look or two
-        assert it.acts() == ["one"]
+        assert len(it.acts()) == 1  # equally new are all of them, and the kernel charges memory in batches
 
 
 async def test_a_dry_run_names_whom_it_would_have_been_once(tree: Tree, programs: Programs) -> None:  # noqa: F811

@@ -1,0 +1,55 @@
+"""The client's patience, with a keeper that answers when the test says so."""
+
+import socket
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from nsupervisor.keeper import protocol
+from nsupervisor.keeper.client import ANSWER_TIMEOUT, Ended, Execed, Keeper, KeeperLost
+
+
+async def asked(theirs: socket.socket) -> int:
+    """The number of the next question."""
+    await trio.lowlevel.wait_readable(theirs)
+    received = protocol.receive(theirs)
+    assert received is not None
+    return int(received[0]["request"])
+
+
+async def test_a_slow_keeper_is_waited_for_and_one_that_answers_nobody_is_lost(mock_clock: MockClock) -> None:
+    """Of thousands that are asked for at once the last is answered late. One that is stopped answers nobody; who had
+    asked it waited for its replacement, which nobody had made, without pause and for ever."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (ours, theirs):
+        end.setblocking(False)
+    sender, events = trio.open_memory_channel[Execed | Ended](float("inf"))
+    keeper = Keeper(0, events, ours, sender)
+    lost: list[str] = []
+
+    async def ask(name: str) -> None:
+        try:
+            await keeper.signal(name, 15)
+        except KeeperLost as error:
+            lost.append(f"{name}: {error}")
+
+    with ours, theirs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keeper._receive)
+            nursery.start_soon(ask, "first")
+            await asked(theirs)
+            for _ in range(3):
+                mock_clock.jump(ANSWER_TIMEOUT * 0.6)
+                async with trio.open_nursery() as other:
+                    other.start_soon(ask, "other")
+                    number = await asked(theirs)
+                    protocol.send(theirs, protocol.encode({"reply": number, "sent": True}))
+            assert lost == []
+            mock_clock.jump(ANSWER_TIMEOUT * 1.1)
+            await keeper.lost()
+            await wait_all_tasks_blocked()
+            assert lost == [f"first: the keeper has answered nobody for {ANSWER_TIMEOUT:g} s"]
+            with pytest.raises(trio.EndOfChannel):
+                await keeper.events.receive()
+            nursery.cancel_scope.cancel()
