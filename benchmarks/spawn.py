@@ -21,7 +21,8 @@ from benchmarks.session import Options
 from benchmarks.spawners import NAMESPACES, PURE_VIEW, SPAWNERS, Spawner
 from nsupervisor.cgroups import Cgroup, Host, Tree
 from nsupervisor.config.model import Resources
-from nsupervisor.keeper.client import Ended, Keeper, open_keeper
+from nsupervisor.keeper.client import Keeper, open_keeper
+from nsupervisor.keeper.told import Ended
 
 CASE, UNIT = "spawn to exit", "ms"
 OURS = {

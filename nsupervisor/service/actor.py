@@ -26,7 +26,7 @@ from nsupervisor.core.exits import Exit, signal_name
 from nsupervisor.core.lifecycle import Life, State
 from nsupervisor.core.mind import Adopt, Mind, Sentence, Thought
 from nsupervisor.core.rules import Engine, Fired
-from nsupervisor.keeper.client import Ended, Execed, KeeperLost, SpawnError
+from nsupervisor.keeper.told import Ended, Execed, KeeperLost, SpawnError
 from nsupervisor.metrics.counters import Counters
 from nsupervisor.service.ends import Ends
 from nsupervisor.service.identity import IdentityError

@@ -13,7 +13,8 @@ import attrs
 import trio
 
 from nsupervisor.keeper import protocol
-from nsupervisor.keeper.client import Child, Ended, Execed, Keeper, KeeperLost, Spawned, open_keeper, reaped
+from nsupervisor.keeper.client import Keeper, open_keeper, reaped
+from nsupervisor.keeper.told import Child, Ended, Execed, KeeperLost, Spawned
 
 T = TypeVar("T")
 DELAYS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)

@@ -8,7 +8,7 @@ import trio
 
 from nsupervisor.cgroups import Reading
 from nsupervisor.core import events
-from nsupervisor.keeper.client import Ended, Execed
+from nsupervisor.keeper.told import Ended, Execed
 
 
 @attrs.frozen

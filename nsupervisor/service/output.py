@@ -8,7 +8,7 @@ import attrs
 import trio
 
 from nsupervisor.config.model import Log
-from nsupervisor.keeper.client import Spawned
+from nsupervisor.keeper.told import Spawned
 from nsupervisor.logs import Capture, LogFile, Pipe, Progress, Rotation, Route, Sequence, last_number
 from nsupervisor.metrics.counters import STREAMS, Counters
 from nsupervisor.service.world import World

@@ -36,7 +36,7 @@ from nsupervisor.config.positions import scan
 from nsupervisor.config.problems import Problem
 from nsupervisor.core import events
 from nsupervisor.core.plan import instances
-from nsupervisor.keeper.client import Child, Ended, KeeperLost
+from nsupervisor.keeper.told import Child, Ended, KeeperLost
 from nsupervisor.logs import Journal, open_journal
 from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.metrics.server import serve_metrics

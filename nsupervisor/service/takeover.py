@@ -21,7 +21,8 @@ from nsupervisor.core import events
 from nsupervisor.core.actions import FreezeAll, KillAll, Signal, ThawAll
 from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import State, Then
-from nsupervisor.keeper.client import Child, Ended, Execed, Keeper, Spawned
+from nsupervisor.keeper.client import Keeper
+from nsupervisor.keeper.told import Child, Ended, Execed, Spawned
 from nsupervisor.linux import processes
 from nsupervisor.service import kept
 from nsupervisor.service.actor import Actor

@@ -15,7 +15,7 @@ from nsupervisor.core.mind import Mind
 from nsupervisor.core.plain import restored, sparse
 from nsupervisor.core.rules import AtomMemory, Engine
 from nsupervisor.core.rules import Memory as RuleMemory
-from nsupervisor.keeper.client import Spawned
+from nsupervisor.keeper.told import Spawned
 from nsupervisor.linux import processes
 from nsupervisor.service.identity import IdentityError
 from nsupervisor.service.spec import spawn_spec

@@ -23,7 +23,8 @@ import trio
 
 from nsupervisor import __version__
 from nsupervisor.config.model import Config
-from nsupervisor.keeper.client import _BORN, RefusedError
+from nsupervisor.keeper.client import _BORN
+from nsupervisor.keeper.told import RefusedError
 from nsupervisor.linux.children import own_child
 from nsupervisor.logs import Journal
 from nsupervisor.service.world import World

@@ -12,7 +12,8 @@ import attrs
 import pytest
 import trio
 
-from nsupervisor.keeper.client import Ended, Execed, Failure, Keeper, KeeperLost, Spawned, open_keeper
+from nsupervisor.keeper.client import Keeper, open_keeper
+from nsupervisor.keeper.told import Ended, Execed, Failure, KeeperLost, Spawned
 from tests.timing import deadline
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -7,7 +7,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from nsupervisor.keeper import protocol
-from nsupervisor.keeper.client import ANSWER_TIMEOUT, Ended, Execed, Keeper, KeeperLost
+from nsupervisor.keeper.client import ANSWER_TIMEOUT, Keeper
+from nsupervisor.keeper.told import Ended, Execed, KeeperLost
 
 
 async def asked(theirs: socket.socket) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from nsupervisor.keeper.client import Spawned
+from nsupervisor.keeper.told import Spawned
 from nsupervisor.linux.mounts import MNT_DETACH, mount, umount2
 from tests.keeper.conftest import ISOLATED, Harness
 from tests.keeper.test_zygote import children, command, numbers, only_the_next_waits

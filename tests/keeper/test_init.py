@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from nsupervisor.keeper import protocol
-from nsupervisor.keeper.client import SpawnError
+from nsupervisor.keeper.told import SpawnError
 from nsupervisor.linux import processes
 from tests.keeper.conftest import ISOLATED, Harness
 from tests.needs import needs

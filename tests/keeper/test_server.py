@@ -15,7 +15,8 @@ import pytest
 import trio
 
 from nsupervisor.keeper import protocol
-from nsupervisor.keeper.client import Ended, Execed, KeeperLost, RefusedError, open_keeper
+from nsupervisor.keeper.client import open_keeper
+from nsupervisor.keeper.told import Ended, Execed, KeeperLost, RefusedError
 from tests.keeper.conftest import ISOLATED, PATH, Harness, end_all, gone
 from tests.keeper.test_shell import others_may_use, python_for_others
 from tests.needs import NOBODY, needs

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from nsupervisor.keeper.client import Ended, KeeperLost
+from nsupervisor.keeper.told import Ended, KeeperLost
 from nsupervisor.service.kept import Kept, close, open_kept
 from tests.needs import ROOT
 from tests.timing import deadline
