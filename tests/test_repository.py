@@ -29,7 +29,7 @@ ARROWS = {
 
 # These start fast, or run between fork and exec: nothing but the standard library.
 STANDARD_LIBRARY_ONLY = [
-    *sorted(set((PACKAGE / "keeper").glob("*.py")) - {PACKAGE / "keeper" / "client.py"}),
+    *sorted(set((PACKAGE / "keeper").glob("*.py")) - {PACKAGE / "keeper" / name for name in ("client.py", "told.py")}),
     *sorted((PACKAGE / "linux").glob("*.py")),
     PACKAGE / "api" / "client.py",
 ]
