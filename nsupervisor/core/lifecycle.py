@@ -321,7 +321,7 @@ _STATES = (
 _ROWS: dict[type[Event], tuple[Cell, ...]] = {
     #           stopped starting      running  ready   stopping  backoff exited  failed  frozen
     Start:     (launch, want,         want,    want,   redirect, launch, launch, launch, want),
-    Stop:      (rest,   end,          end,     end,    redirect, rest,   rest,   rest,   end_frozen),
+    Stop:      (ignore, end,          end,     end,    redirect, rest,   rest,   rest,   end_frozen),
     Restart:   (launch, end,          end,     end,    redirect, launch, launch, launch, end_frozen),
     Recycle:   (ignore, end,          end,     end,    redirect, ignore, ignore, ignore, end_frozen),
     Kill:      (ignore, kill,         kill,    kill,   kill,     ignore, ignore, ignore, kill),

@@ -56,7 +56,7 @@ from nsupervisor.service.reopen import REOPEN, reopen_on_signal
 from nsupervisor.service.requirements import about, unmet
 from nsupervisor.service.roster import Roster
 from nsupervisor.service.state import Found, Record, StateFile, read
-from nsupervisor.service.supervisor import AT_REST, Supervisor
+from nsupervisor.service.supervisor import AT_REST, SHUTDOWN, STOPPED_WITH_ALL, Supervisor
 from nsupervisor.service.takeover import by_name, readopt, removed, see_off, take_over
 from nsupervisor.service.trail import fingerprint, resources
 from nsupervisor.service.upgrade import tell_outcome
@@ -376,13 +376,15 @@ def _tell_state(journal: Journal, problem: str) -> None:
 
 
 def _begin(supervisor: Supervisor, found: Found) -> None:
-    """Start what nothing is known of and what begins by itself; and what was about to be started."""
-    fresh = [
-        actor
-        for name, actor in supervisor.actors.items()
-        if name not in found.records and not actor.life.alive and actor.workload.autostart
-    ]
+    """Start what nothing is known of and what begins by itself; and what was about to be started. Where a supervisor
+    was killed while it stopped all, that was no wish about the workloads: they begin as after an orderly stop."""
+    mine = [actor for actor in supervisor.actors.values() if actor.workload.autostart]
+    fresh = [actor for actor in mine if actor.name not in found.records and not actor.life.alive]
     supervisor.start(extra=fresh, by="boot")
+    cut_short = [actor for actor in mine if actor.life.reason in STOPPED_WITH_ALL]
+    names = {actor.workload.name for actor in cut_short}
+    for actor in cut_short:
+        supervisor.launch(actor, names, "boot")
     for name, record in found.records.items():
         if record.pending and name in supervisor.actors:
             supervisor.start(extra=[supervisor.actors[name]], by=record.pending)
@@ -435,7 +437,7 @@ async def _until_signalled(
             if stopping:
                 supervisor.kill_all()
                 for actor in leaving.values():
-                    actor.post(events.Kill("shutdown"))
+                    actor.post(events.Kill(SHUTDOWN))
             else:
                 stopping = True
                 nursery.start_soon(stop)

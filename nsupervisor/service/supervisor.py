@@ -40,6 +40,12 @@ AT_REST = frozenset({State.STOPPED, State.EXITED, State.FAILED})
 """Nothing lives, and nothing will by itself."""
 
 
+SHUTDOWN = "shutdown"
+"""Who wishes it, when all is stopped because the service ends."""
+STOPPED_WITH_ALL = (f"stopped by {SHUTDOWN}", f"killed by {SHUTDOWN}")
+"""Reasons of lives that ended for no other reason."""
+
+
 @attrs.define(eq=False)
 class Supervisor:
     """The actors by name, and what concerns more than one of them. It is the API's `Control`."""
@@ -389,7 +395,7 @@ class Supervisor:
             self._known = {name: (*one.requires, *one.wants) for name, one in self.config.workloads.items()}
         return self._known
 
-    async def stop_all(self, by: str = "shutdown") -> None:
+    async def stop_all(self, by: str = SHUTDOWN) -> None:
         """Stop everything, those first that others do not wait for; returns when no process is left."""
         dependants = order.dependants(self.config.workloads)
 
@@ -407,7 +413,7 @@ class Supervisor:
     def kill_all(self) -> None:
         """SIGKILL for everything that still lives: somebody is in a hurry."""
         for actor in self.actors.values():
-            actor.post(events.Kill("shutdown"))
+            actor.post(events.Kill(SHUTDOWN))
 
     async def drained(self) -> None:
         """Wait until all output of what has ended is in the journal."""
