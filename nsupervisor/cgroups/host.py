@@ -268,6 +268,8 @@ class Host:
     def _no_controller(self, key: str, name: str) -> Problem:
         assert self.core is not None
         old = V1_CONTROLLERS.get(name, name)
+        if self.mode == "hybrid" and old not in _built_in():
+            return Problem(key, f"this kernel has no controller {name}", "boot one that has it, or leave the key out")
         if self.mode == "hybrid":
             return Problem(
                 key,
@@ -285,6 +287,15 @@ def _words(path: str) -> list[str]:
             return file.read().split()
     except FileNotFoundError:
         return []
+
+
+def _built_in() -> list[str]:
+    """The controllers of this kernel, by their names of v1: cgroups(7). All, where that cannot be known."""
+    try:
+        with open("/proc/cgroups") as file:
+            return [line.split()[0] for line in file if not line.startswith("#")]
+    except FileNotFoundError:
+        return list(V1_CONTROLLERS.values()) + list(CONTROLLERS)
 
 
 def _names(directory: str) -> list[str]:

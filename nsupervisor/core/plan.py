@@ -10,7 +10,7 @@ Four rules hold:
 """
 
 import enum
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import attrs
@@ -19,6 +19,7 @@ from nsupervisor.config.checks import limit_conflicts
 from nsupervisor.config.model import Config, Resources, Workload
 from nsupervisor.core import order
 from nsupervisor.core.differences import Change, differences, group_differences, merged, supervisor_differences
+from nsupervisor.core.instances import instances
 from nsupervisor.core.lifecycle import ALIVE, State
 
 FIXED = ("name", "runtime_directory")
@@ -107,17 +108,6 @@ class Plan:
     def refused(self) -> tuple[Change, ...]:
         """What no service can do while it runs."""
         return tuple(change for change in self.service if change.key in FIXED)
-
-
-def instances(config: Config) -> Mapping[str, tuple[str, int | None]]:
-    """The names of all instances, in order, each with its workload's name and its number (None where there is one)."""
-    names: dict[str, tuple[str, int | None]] = {}
-    for name, workload in config.workloads.items():
-        if workload.instances == 1:
-            names[name] = (name, None)
-        else:
-            names |= {f"{name}@{i}": (name, i) for i in range(1, workload.instances + 1)}
-    return names
 
 
 def plan(old: Config | None, new: Config, running: Sequence[Running]) -> Plan:

@@ -12,7 +12,7 @@ from nsupervisor.cgroups.cgroup import keep_at_most
 from nsupervisor.cgroups.host import Host
 from nsupervisor.config.facts import notifies
 from nsupervisor.config.model import Config, Rule, Workload
-from nsupervisor.core.plan import instances
+from nsupervisor.core.instances import instances
 
 SUPERVISOR_OWN, KEEPER_OWN = 250, 150
 """What each has open besides: sockets, connections of the API, log files, starts under way."""

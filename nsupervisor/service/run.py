@@ -35,7 +35,7 @@ from nsupervisor.config.model import Supervisor as Settings
 from nsupervisor.config.positions import scan
 from nsupervisor.config.problems import Problem
 from nsupervisor.core import events
-from nsupervisor.core.plan import instances
+from nsupervisor.core.instances import instances
 from nsupervisor.keeper.told import Child, Ended, KeeperLost
 from nsupervisor.logs import Journal, open_journal
 from nsupervisor.metrics.exposition import Exposition
@@ -159,8 +159,12 @@ def _runtime_directory(config: Config) -> Iterator[Path]:
                 f"{directory} is in use by another supervisor (pid {holder}); stop that one, "
                 "or give this one its own supervisor.runtime_directory and supervisor.name"
             ) from None
-        os.truncate(lock, 0)
-        os.write(lock, f"{os.getpid()}\n".encode())
+        try:
+            os.truncate(lock, 0)
+            os.write(lock, f"{os.getpid()}\n".encode())
+        except OSError as error:
+            where = "make room there, or set supervisor.runtime_directory to another place"
+            raise OSError(f"cannot write {directory}/lock: {error.strerror}; {where}") from error
         yield directory
         shutil.rmtree(directory / "notify", ignore_errors=True)  # sockets of those whose end we have not seen
         shutil.rmtree(directory / STREAMS_DIRECTORY, ignore_errors=True)  # all that was written has been recorded

@@ -182,3 +182,12 @@ def test_nothing_set_is_no_problem_anywhere(pretend: Pretend) -> None:
 def test_this_host_limits_memory_and_processes(host: Host) -> None:
     assert host.problems(Resources(memory_max=1 << 30, pids_max=5)) == []
     assert host.mode in ("unified", "hybrid")
+
+
+@needs("hybrid")
+def test_a_controller_that_the_kernel_lacks_is_not_to_be_mounted():
+    """`doctor` advised to mount as v1 what the kernel does not have."""
+    built_in = [line.split()[0] for line in Path("/proc/cgroups").read_text().splitlines()[1:]]
+    host = attrs.evolve(Host.discover(), controllers={})
+    for name in ("misc", "rdma", "pids"):
+        assert ("mount it" in str(host.problem(f"{name}_max"))) == (name in built_in)

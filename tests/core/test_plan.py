@@ -11,8 +11,9 @@ from nsupervisor.config.kinds import TableOf
 from nsupervisor.config.load import keys_of, parse
 from nsupervisor.config.model import Config, Resources, Workload
 from nsupervisor.core.differences import differences, merged
+from nsupervisor.core.instances import instances
 from nsupervisor.core.lifecycle import State
-from nsupervisor.core.plan import Do, Plan, Running, instances, plan
+from nsupervisor.core.plan import Do, Plan, Running, plan
 
 M = 1 << 20
 

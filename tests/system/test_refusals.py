@@ -132,3 +132,17 @@ async def test_a_log_that_cannot_be_opened(tmp_path, output):
     status, lines = await refused(tmp_path, f'{head}[workload.a]\ncommand = ["true"]\n')
     assert status == 1
     assert output in lines[0]
+
+
+FULL = 'mkdir -p {run}; mount -t tmpfs -o size=16k,mode=755 none {run}; cat /dev/zero > {run}/fill 2>/dev/null; exec "$@"'
+
+
+async def test_no_room_in_the_runtime_directory_is_said_with_the_place(tmp_path):
+    """It said "No space left on device", and of what."""
+    around = ("unshare", "-m", "sh", "-c", FULL.format(run=tmp_path / "run"), "sh")
+    status, lines = await refused(tmp_path, f'{HEAD}[workload.a]\ncommand = ["true"]\n', *around)
+    assert status == 1
+    assert lines == [
+        "cannot write run/lock: No space left on device; "
+        "make room there, or set supervisor.runtime_directory to another place"
+    ]
