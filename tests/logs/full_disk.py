@@ -1,10 +1,12 @@
-"""A disk that is full for a while, under load: `python -m tests.logs.full_disk DIRECTORY block|drop json|raw SECONDS`.
+"""A disk that cannot be written to for a while, under load:
+`python -m tests.logs.full_disk DIRECTORY block|drop json|raw SECONDS full|read-only`.
 
 DIRECTORY is a file system of 64 MB; `test_files.py` mounts one that only this process sees. Prints what came of it.
 """
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,9 +18,22 @@ from tests.logs.records import LABELS
 LINES = 100_000
 
 
-async def main(directory: Path, mode: str, form: str, seconds: float) -> None:
-    filler = directory / "filler"
-    filler.write_bytes(b"x" * (58 << 20))
+def break_disk(directory: Path, how: str) -> None:
+    if how == "full":
+        (directory / "filler").write_bytes(b"x" * (58 << 20))
+    else:
+        subprocess.run(["mount", "-o", "remount,ro", directory], check=True)
+
+
+def mend_disk(directory: Path, how: str) -> None:
+    if how == "full":
+        (directory / "filler").unlink()
+    else:
+        subprocess.run(["mount", "-o", "remount,rw", directory], check=True)
+
+
+async def main(directory: Path, mode: str, form: str, seconds: float, how: str) -> None:
+    break_disk(directory, how)
     log = LogFile(directory / "web.log", Rotation(), records=form == "json")
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
@@ -57,12 +72,13 @@ async def main(directory: Path, mode: str, form: str, seconds: float) -> None:
                 end = trio.current_time() + seconds
                 if mode == "block":
                     await trio.sleep_until(end)
-                    filler.unlink()
+                    mend_disk(directory, how)
             end = trio.current_time() + seconds  # the load may have taken longer than that
             while mode == "drop" and trio.current_time() < end:
                 await write(1000)
                 await trio.sleep(0.01)
-            filler.unlink(missing_ok=True)
+            if mode == "drop":
+                mend_disk(directory, how)
             if mode == "drop" and form == "json":
                 while capture._gap:  # noqa: ASYNC110 - it finds out by itself
                     await trio.sleep(0.01)
@@ -88,4 +104,4 @@ async def main(directory: Path, mode: str, form: str, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(main, Path(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4]))
+    trio.run(main, Path(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4]), sys.argv[5])

@@ -139,11 +139,12 @@ async def test_lines_that_are_json_objects_keep_their_fields(tmp_path):
 @needs("root", "program:unshare")
 @pytest.mark.parametrize("form", ["json", "raw"])
 @pytest.mark.parametrize("mode", ["block", "drop"])
-async def test_a_full_disk_is_survived_and_what_is_lost_is_counted_exactly(tmp_path, mode, form):
+@pytest.mark.parametrize("disk", ["full", "read-only"])
+async def test_a_full_disk_is_survived_and_what_is_lost_is_counted_exactly(tmp_path, mode, form, disk):
     """A minute of it: NSUPERVISOR_TEST_FULL_DISK=60."""
     seconds = os.environ.get("NSUPERVISOR_TEST_FULL_DISK", "0.3")
     script = 'mount -t tmpfs -o size=64m none "$1" && exec "$0" -m tests.logs.full_disk "$@"'
-    command = ["unshare", "--mount", "sh", "-c", script, sys.executable, str(tmp_path), mode, form, seconds]
+    command = ["unshare", "--mount", "sh", "-c", script, sys.executable, str(tmp_path), mode, form, seconds, disk]
     with trio.fail_after(deadline(40) + 2 * float(seconds)):
         done = await trio.run_process(command, capture_stdout=True, cwd=ROOT)
     found = json.loads(done.stdout)
@@ -152,7 +153,7 @@ async def test_a_full_disk_is_survived_and_what_is_lost_is_counted_exactly(tmp_p
     assert (found["dropped"] == 0) == (mode == "block")
     (failed, first), (works, last) = found["said"]
     assert (failed, works) == ("error", "warning")
-    assert "No space left on device" in first["message"]
+    assert {"full": "No space left on device", "read-only": "Read-only file system"}[disk] in first["message"]
     assert last["lines"] == found["dropped"]
     if mode == "drop":  # a workload was held up for two seconds whenever its pipe was empty while there was a gap
         assert found["written"] >= 100_100 + 1000 * float(seconds)

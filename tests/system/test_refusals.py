@@ -134,12 +134,14 @@ async def test_a_log_that_cannot_be_opened(tmp_path, output):
     assert output in lines[0]
 
 
-FULL = 'mkdir -p {run}; mount -t tmpfs -o size=16k,mode=755 none {run}; cat /dev/zero > {run}/fill 2>/dev/null; exec "$@"'
+FULL = "mkdir -p {run}; mount -t tmpfs -o size=16k,mode=755 none {run}; cat /dev/zero > {run}/fill 2>/dev/null; "
+    'mkdir -p {run}; mount -t tmpfs -o size=16k,mode=755 none {run}; cat /dev/zero > {run}/fill 2>/dev/null; exec "$@"'
+)
 
 
 async def test_no_room_in_the_runtime_directory_is_said_with_the_place(tmp_path):
     """It said "No space left on device", and of what."""
-    around = ("unshare", "-m", "sh", "-c", FULL.format(run=tmp_path / "run"), "sh")
+    around = ("unshare", "-m", "sh", "-c", FULL.format(run=tmp_path / "run") + 'exec "$@"', "sh")
     status, lines = await refused(tmp_path, f'{HEAD}[workload.a]\ncommand = ["true"]\n', *around)
     assert status == 1
     assert lines == [
