@@ -135,8 +135,6 @@ async def test_a_log_that_cannot_be_opened(tmp_path, output):
 
 
 FULL = "mkdir -p {run}; mount -t tmpfs -o size=16k,mode=755 none {run}; cat /dev/zero > {run}/fill 2>/dev/null; "
-    'mkdir -p {run}; mount -t tmpfs -o size=16k,mode=755 none {run}; cat /dev/zero > {run}/fill 2>/dev/null; exec "$@"'
-)
 
 
 async def test_no_room_in_the_runtime_directory_is_said_with_the_place(tmp_path):
