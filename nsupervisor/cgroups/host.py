@@ -223,13 +223,15 @@ class Host:
 
     def _absent(self, key: str, text: str) -> str:
         """The CPUs or memory nodes there are, if the kernel refuses this list of them; else "". v1 wants them all to be
-        there; v2 is content with one, and without any quietly takes those of the cgroup above."""
-        place = self.place(file_of(key))
+        there; v2 is content with one, and without any quietly takes those of the cgroup above. What a partition has
+        taken is there (`partition.owner`): so it is not the effective ones that are looked at."""
+        file = file_of(key)
+        place = self.place(file)
         if isinstance(place, Problem):
             return ""
         v1 = place.hierarchy.version == 1
-        directory, file = (place.hierarchy.directory, file_of(key)) if v1 else (self.base, f"{file_of(key)}.effective")
-        there = " ".join(_words(f"{directory}/{file}"))
+        own = _words(f"{place.hierarchy.directory if v1 else self.base}/{file}")
+        there = " ".join(own or _words("/sys/devices/system/cpu/online" if "cpus" in key else _NODES))
         wanted, present = parse_cpu_list(text), parse_cpu_list(there)
         return there if present and (wanted - present if v1 else not wanted & present) else ""
 
@@ -279,6 +281,9 @@ class Host:
             )
         has = ", ".join(_words(f"{self.base}/cgroup.controllers")) or "none"
         return Problem(key, f"the controller {name} is not delegated to {self.base} (which has: {has})", DELEGATE)
+
+
+_NODES = "/sys/devices/system/node/online"
 
 
 def _words(path: str) -> list[str]:
