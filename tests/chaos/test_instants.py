@@ -1,4 +1,5 @@
 """kill -9 at each instant between the keeper's word of an end and the end's record in the stream: it is told.
+And while everything is being stopped.
 
 Exactly one record is without the mark `duplicate`, or one with it is there; and the exit status is the true one.
 """
@@ -15,7 +16,7 @@ import pytest
 
 from nsupervisor.api.client import Client, ClientError
 from tests.chaos import observe
-from tests.chaos.service import Site, site, until
+from tests.chaos.service import Site, over, running, site, until
 from tests.needs import ROOT, needs
 from tests.timing import deadline
 
@@ -138,3 +139,38 @@ def _round(life: Life, fifo: int, number: int, restart: str, how: str) -> bool:
         life.kill()
     life.arm.unlink()
     return died
+
+
+STOPPING = """
+[workload.stubborn]
+command = ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.05; done"]
+timeout_stop_sec = 2
+[workload.quick]
+command = ["sleep", "100000"]
+[workload.unwanted]
+command = ["sleep", "100000"]
+"""
+
+
+def test_a_supervisor_killed_while_it_stops_all_has_all_started_by_the_next_one_but_what_an_operator_has_stopped():
+    with site(STOPPING) as where, running(where) as first:
+        first.record(event="output", workload="stubborn")
+        until("all run", lambda: {one["state"] for one in first.status()} == {"running"})
+        first.tell("stop", "unwanted")
+        first.signal(signal.SIGTERM)
+        first.record(event="state", workload="quick", to="stopped")
+        first.signal(signal.SIGKILL)
+        first.wait()
+        first.close()
+        with running(where) as second:
+            until(
+                "both run anew",
+                lambda: (
+                    [(one["name"], one["state"], one["generation"]) for one in second.status()]
+                    == [("stubborn", "running", 2), ("quick", "running", 2), ("unwanted", "stopped", 1)]
+                ),
+            )
+            assert second.one("unwanted")["reason"] == "stopped by operator"
+            assert second.record(event="exited", workload="stubborn")["signal"] == "SIGKILL"
+            second.stop()
+            over(second)

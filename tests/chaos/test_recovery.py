@@ -156,41 +156,6 @@ def test_what_happens_in_the_gap_is_handled_once_with_the_exact_status(both: boo
                 over(second)
 
 
-STOPPING = """
-[workload.stubborn]
-command = ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.05; done"]
-timeout_stop_sec = 2
-[workload.quick]
-command = ["sleep", "100000"]
-[workload.unwanted]
-command = ["sleep", "100000"]
-"""
-
-
-def test_a_supervisor_killed_while_it_stops_all_has_all_started_by_the_next_one_but_what_an_operator_has_stopped():
-    with site(STOPPING) as where, running(where) as first:
-        first.record(event="output", workload="stubborn")
-        until("all run", lambda: {one["state"] for one in first.status()} == {"running"})
-        first.tell("stop", "unwanted")
-        first.signal(signal.SIGTERM)
-        first.record(event="state", workload="quick", to="stopped")
-        first.signal(signal.SIGKILL)
-        first.wait()
-        first.close()
-        with running(where) as second:
-            until(
-                "both run anew",
-                lambda: (
-                    [(one["name"], one["state"], one["generation"]) for one in second.status()]
-                    == [("stubborn", "running", 2), ("quick", "running", 2), ("unwanted", "stopped", 1)]
-                ),
-            )
-            assert second.one("unwanted")["reason"] == "stopped by operator"
-            assert second.record(event="exited", workload="stubborn")["signal"] == "SIGKILL"
-            second.stop()
-            over(second)
-
-
 def spoil(where: Site, how: str) -> None:
     path = where.runtime / "state.json"
     data = path.read_bytes()
