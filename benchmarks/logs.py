@@ -96,7 +96,7 @@ def _kept(directory: Path, count: int) -> tuple[int, int]:
                     halves += 1
     if not numbers:
         return size, count
-    return size, count - min(numbers) - len(numbers) - halves // 2
+    return size, max(0, count - min(numbers) - len(numbers) - halves // 2)  # the oldest half is behind nothing
 
 
 def _message(line: bytes) -> bytes:

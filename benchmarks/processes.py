@@ -53,12 +53,12 @@ def commands(pids: Iterable[int]) -> dict[int, list[str]]:
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """CPU time of all threads so far, from schedstat: nanoseconds, unlike the ticks of 10 ms in stat."""
+    """CPU time so far, also of threads that have ended, in nanoseconds: the process's own clock. How its number is made
+    of the pid: CPUCLOCK_SCHED, as clock_getcpuclockid(3) does it."""
     total = 0
     for pid in pids:
         try:
-            for thread in os.listdir(f"/proc/{pid}/task"):
-                total += int(Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[0])
+            total += time.clock_gettime_ns((~pid << 3) | 2)
         except OSError:
             continue
     return total / 1e9
