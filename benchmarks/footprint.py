@@ -28,14 +28,11 @@ def run(options: Options) -> Result:
         in_turn({n: k for n, k in some.items() if n in ours or k.most >= size - 1}, rounds, result, measure)
     result.remarks = list(dict.fromkeys(result.remarks))
     case = "N=200"
-    result.targets = (
-        []
-        if 200 not in sizes
-        else [
+    if 200 in sizes:
+        result.targets = [
             Target(f"PSS, {case}", result.median("nsupervisor", case, "MiB PSS"), 150, "MiB"),
             Target(f"idle CPU, {case}", result.median("nsupervisor", case, "% of a core"), 1, "%"),
         ]
-    )
     return result
 
 

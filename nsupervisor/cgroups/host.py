@@ -231,7 +231,7 @@ class Host:
             return ""
         v1 = place.hierarchy.version == 1
         own = _words(f"{place.hierarchy.directory if v1 else self.base}/{file}")
-        there = " ".join(own or _words("/sys/devices/system/cpu/online" if "cpus" in key else _NODES))
+        there = " ".join(own or _words(_ONLINE[key]))
         wanted, present = parse_cpu_list(text), parse_cpu_list(there)
         return there if present and (wanted - present if v1 else not wanted & present) else ""
 
@@ -283,7 +283,7 @@ class Host:
         return Problem(key, f"the controller {name} is not delegated to {self.base} (which has: {has})", DELEGATE)
 
 
-_NODES = "/sys/devices/system/node/online"
+_ONLINE = {"cpuset_cpus": "/sys/devices/system/cpu/online", "cpuset_mems": "/sys/devices/system/node/online"}
 
 
 def _words(path: str) -> list[str]:
@@ -295,12 +295,9 @@ def _words(path: str) -> list[str]:
 
 
 def _built_in() -> list[str]:
-    """The controllers of this kernel, by their names of v1: cgroups(7). All, where that cannot be known."""
-    try:
-        with open("/proc/cgroups") as file:
-            return [line.split()[0] for line in file if not line.startswith("#")]
-    except FileNotFoundError:
-        return list(V1_CONTROLLERS.values()) + list(CONTROLLERS)
+    """The controllers of a kernel that has v1, by their names there: cgroups(7)."""
+    with open("/proc/cgroups") as file:
+        return [line.split()[0] for line in file if not line.startswith("#")]
 
 
 def _names(directory: str) -> list[str]:

@@ -364,6 +364,11 @@ class Workload:
     )
     log: Log = field(factory=Log, metadata=key(TableOf(Log), "what becomes of its output", live=True))
 
+    @property
+    def speaks(self) -> bool:
+        """The program is to say something of itself, sd_notify(3)."""
+        return self.type == "notify" or bool(self.watchdog_sec)
+
 
 @frozen
 class Config:

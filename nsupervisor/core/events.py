@@ -9,6 +9,9 @@ import attrs
 
 from nsupervisor.core.exits import Exit
 
+SHUTDOWN = "shutdown"
+"""Whose wish it is when everything ends because the service does."""
+
 
 @attrs.frozen
 class Event:

@@ -39,6 +39,7 @@ from nsupervisor.config.model import Workload
 from nsupervisor.core import backoff
 from nsupervisor.core.actions import Action, Complain, FreezeAll, KillAll, Signal, Spawn, ThawAll
 from nsupervisor.core.events import (
+    SHUTDOWN,
     Emptied,
     Event,
     Execed,
@@ -355,6 +356,11 @@ _UNKILLABLE = (
     "still populated {:g} s after SIGKILL: a process waits in the kernel (state D in ps), "
     "often for a disk or a network file system; nothing new starts until it is gone"
 )
+
+
+def cut_short(life: Life) -> bool:
+    """It ended, or was about to, for no other reason than that the service did."""
+    return life.reason in (f"stopped by {SHUTDOWN}", f"killed by {SHUTDOWN}")
 
 
 def waits_for_ready(workload: Workload) -> bool:

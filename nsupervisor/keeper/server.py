@@ -346,10 +346,7 @@ class Keeper:
                 "status": child.status,
                 "failure": child.failure,
             }
-            if bare:
-                self._tell({"event": "child", "reply": message.get("request"), **about})
-                continue
-            fds = (child.stdout, child.stderr, *([child.notify] if child.notify >= 0 else ()))
+            fds = () if bare else (child.stdout, child.stderr, *([child.notify] if child.notify >= 0 else ()))
             self._tell({"event": "child", "reply": message.get("request"), **about}, fds)
         return {}, ()
 

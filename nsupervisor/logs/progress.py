@@ -107,7 +107,9 @@ class Progress:
         self.release()
 
     def _open(self) -> int:
-        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._few_left = fd > _HIGH * resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return fd
 
     def _write(self) -> None:
         note, place = self.note, self._place
@@ -129,7 +131,7 @@ class Progress:
             if note.length and self._rests[1 - place]:
                 os.pwrite(self._fd, self._rests[1 - place], _PLACES[1 - place])
             os.pwrite(self._fd, head + _SUM.pack(zlib.crc32(head)), 0)
-            if self._fd > _HIGH * resource.getrlimit(resource.RLIMIT_NOFILE)[0]:
+            if self._few_left:
                 self.release()
         except OSError:
             pass  # no room, say: should we be killed now, lines come twice, unmarked; the capture goes on

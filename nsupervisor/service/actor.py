@@ -26,7 +26,7 @@ from nsupervisor.core.exits import Exit, signal_name
 from nsupervisor.core.lifecycle import Life, State
 from nsupervisor.core.mind import Adopt, Mind, Sentence, Thought
 from nsupervisor.core.rules import Engine, Fired
-from nsupervisor.keeper.told import Ended, Execed, KeeperLost, SpawnError
+from nsupervisor.keeper.told import Ended, Execed, Failure, KeeperLost, SpawnError
 from nsupervisor.metrics.counters import Counters
 from nsupervisor.service.ends import Ends
 from nsupervisor.service.identity import IdentityError
@@ -267,14 +267,9 @@ class Actor:
         self.voice.hold()  # a restart is on its way before it is written down
         self.judge.look_at_counters()
         await self.judge.carry_out()
-        oom_kills = self.read("memory.events").get("oom_kill", 0.0)
-        failure = ended.failure.message if ended.failure else None
-        exit_ = Exit.from_wait_status(ended.status, oom_killed=oom_kills > self.trail.oom_kills, failure=failure)
-        self.trail.oom_kills = oom_kills
         generation = self.life.generation
-        self.last_exit = exit_
-        self.ends.say(End(generation, exit_, self.pid))
-        if failure is None:
+        exit_ = self.say_end(ended.status, ended.failure)
+        if exit_.failure is None:
             self.judge.exited(exit_)
             await self.judge.carry_out()
         self.output.begin(generation, self.pid)
@@ -284,6 +279,15 @@ class Actor:
         await self._happen(events.Exited(generation, exit_, self.populated()))
         self.ends.settle()
         await self.world.keeper.acknowledge(ended.id)
+
+    def say_end(self, status: int, failure: Failure | None) -> Exit:
+        """Have recorded how this generation ended: by its wait status, and by what the cgroup has counted meanwhile."""
+        oom_kills = self.read("memory.events").get("oom_kill", 0.0)
+        why = failure.message if failure else None
+        self.last_exit = Exit.from_wait_status(status, oom_killed=oom_kills > self.trail.oom_kills, failure=why)
+        self.trail.oom_kills = oom_kills
+        self.ends.say(End(self.life.generation, self.last_exit, self.pid))
+        return self.last_exit
 
     def _hear(self, reading: Reading) -> None:
         """What the watcher says. Most samples set nothing off, so they are looked at here, and wake nobody."""
@@ -379,7 +383,7 @@ class Actor:
             self.trail.oom_kills = self.read("memory.events").get("oom_kill", 0.0)
             spec = spawn_spec(self.workload, self.name, self.instance, generation, self.cgroup)
             self.notify = -1
-            if self.speaks:
+            if self.workload.speaks:
                 spec["env"] |= self.listen(host_owner(spec))[1]
             spawned = await self.world.keeper.spawn(spec, self._meanwhile, self.notify)
         except KeeperLost:
@@ -413,11 +417,6 @@ class Actor:
         self.remember()
 
     # ---- what the program says of itself
-
-    @property
-    def speaks(self) -> bool:
-        """The program is to say something of itself."""
-        return self.workload.type == "notify" or bool(self.workload.watchdog_sec)
 
     def listen(self, owner: tuple[int, int] | None = None, fd: int = -1) -> tuple[int, dict[str, str]]:
         """Open this generation's notify socket, or go on with the one of an earlier supervisor; returns it, and the

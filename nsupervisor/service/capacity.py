@@ -11,7 +11,7 @@ import attrs
 from nsupervisor.cgroups.cgroup import keep_at_most
 from nsupervisor.cgroups.host import Host
 from nsupervisor.config.facts import notifies
-from nsupervisor.config.model import Config, Rule, Workload
+from nsupervisor.config.model import Config, Rule
 from nsupervisor.core.instances import instances
 
 SUPERVISOR_OWN, KEEPER_OWN = 250, 150
@@ -36,17 +36,13 @@ def needed(config: Config, host: Host) -> Need:
     supervisor, keeper = SUPERVISOR_OWN, KEEPER_OWN
     for workload, _ in instances(config).values():
         one = config.workloads[workload]
-        socket = int(_speaks(one))
+        socket = int(one.speaks)
         files = {getattr(one.log, stream) for stream in ("stdout", "stderr")} & {"file", "both"}
         supervisor += PER_START + socket + bool(files) + _watched(one.policy, host)
         keeper += PER_START - (not one.init) + socket
     for group in config.groups.values():
         supervisor += _watched(group.policy, host)
     return Need(supervisor + _watched(config.host.policy, host), keeper)
-
-
-def _speaks(workload: Workload) -> bool:
-    return workload.type == "notify" or bool(workload.watchdog_sec)
 
 
 def _watched(rules: Sequence[Rule], host: Host) -> int:

@@ -36,6 +36,7 @@ from nsupervisor.config.positions import scan
 from nsupervisor.config.problems import Problem
 from nsupervisor.core import events
 from nsupervisor.core.instances import instances
+from nsupervisor.core.lifecycle import cut_short
 from nsupervisor.keeper.told import Child, Ended, KeeperLost
 from nsupervisor.logs import Journal, open_journal
 from nsupervisor.metrics.exposition import Exposition
@@ -56,7 +57,7 @@ from nsupervisor.service.reopen import REOPEN, reopen_on_signal
 from nsupervisor.service.requirements import about, unmet
 from nsupervisor.service.roster import Roster
 from nsupervisor.service.state import Found, Record, StateFile, read
-from nsupervisor.service.supervisor import AT_REST, SHUTDOWN, STOPPED_WITH_ALL, Supervisor
+from nsupervisor.service.supervisor import AT_REST, Supervisor
 from nsupervisor.service.takeover import by_name, readopt, removed, see_off, take_over
 from nsupervisor.service.trail import fingerprint, resources
 from nsupervisor.service.upgrade import tell_outcome
@@ -385,9 +386,9 @@ def _begin(supervisor: Supervisor, found: Found) -> None:
     mine = [actor for actor in supervisor.actors.values() if actor.workload.autostart]
     fresh = [actor for actor in mine if actor.name not in found.records and not actor.life.alive]
     supervisor.start(extra=fresh, by="boot")
-    cut_short = [actor for actor in mine if actor.life.reason in STOPPED_WITH_ALL]
-    names = {actor.workload.name for actor in cut_short}
-    for actor in cut_short:
+    stopped = [actor for actor in mine if cut_short(actor.life)]
+    names = {actor.workload.name for actor in stopped}
+    for actor in stopped:
         supervisor.launch(actor, names, "boot")
     for name, record in found.records.items():
         if record.pending and name in supervisor.actors:
@@ -441,7 +442,7 @@ async def _until_signalled(
             if stopping:
                 supervisor.kill_all()
                 for actor in leaving.values():
-                    actor.post(events.Kill(SHUTDOWN))
+                    actor.post(events.Kill(events.SHUTDOWN))
             else:
                 stopping = True
                 nursery.start_soon(stop)

@@ -112,6 +112,11 @@ def _nobody(problem: str) -> None:
     """Told of what nobody wants to hear."""
 
 
+def _key(kind: str, name: str) -> str:
+    """By what a line is found: an instance's by its name, a group's by another that no instance has."""
+    return name if kind == "name" else f"{kind} {name}"
+
+
 class StateFile:
     """The file while it is written to."""
 
@@ -142,7 +147,7 @@ class StateFile:
     def keep_group(self, name: str, record: GroupRecord | None) -> None:
         """Remember this of a group, by its full name, from now on; None: it is no more."""
         line = _line({"group": name, "is": None if record is None else sparse(record)})
-        self._keep(f"group {name}", line, record is None)
+        self._keep(_key("group", name), line, record is None)
 
     def _keep(self, key: str, line: bytes, gone: bool = False) -> None:
         before = self._lines.get(key, b"")
@@ -256,7 +261,7 @@ def read(directory: Path, aside: bool = True) -> Found:
             kind = "name" if "name" in one else "group"
             if kind in one:  # else it is of a later version
                 latest[kind, one[kind]] = one["is"]
-                written[one[kind] if kind == "name" else f"group {one[kind]}"] = line + b"\n"
+                written[_key(kind, one[kind])] = line + b"\n"
         if lines[-1]:
             raise ValueError(f"its last line is torn after {len(lines[-1])} bytes")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -273,7 +278,7 @@ def read(directory: Path, aside: bool = True) -> Found:
             problem = problem or f"what it says of {name} {error}"
     if problem:
         problem = f"{path}: {problem}; it is kept as {_aside(path).name}" if aside else f"{path}: {problem}"
-    names = [*records, *(f"group {name}" for name in groups)]
+    names = [*records, *(_key("group", name) for name in groups)]
     return Found(about, records, groups, {name: written[name] for name in names}, problem)
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def tell(actor: "Actor", old: Life, event: events.Event) -> None:
     """Of the one from ``old`` to the life as it is now: who wished it, what is done about it, what it is."""
     new, say = actor.life, actor.say
-    if isinstance(event, events.Wish) and event.by in ("operator", "boot", "shutdown", "reload"):
+    if isinstance(event, events.Wish) and event.by in ("operator", "boot", events.SHUTDOWN, "reload"):
         say("action", action=type(event).__name__.lower(), cause={"by": event.by})
     if new.restarts > old.restarts or (new.state is State.BACKOFF and old.state is not State.BACKOFF):
         delay = new.deadline - trio.current_time() if new.state is State.BACKOFF and new.deadline else 0.0

@@ -40,12 +40,6 @@ AT_REST = frozenset({State.STOPPED, State.EXITED, State.FAILED})
 """Nothing lives, and nothing will by itself."""
 
 
-SHUTDOWN = "shutdown"
-"""Who wishes it, when all is stopped because the service ends."""
-STOPPED_WITH_ALL = (f"stopped by {SHUTDOWN}", f"killed by {SHUTDOWN}")
-"""Reasons of lives that ended for no other reason."""
-
-
 @attrs.define(eq=False)
 class Supervisor:
     """The actors by name, and what concerns more than one of them. It is the API's `Control`."""
@@ -395,7 +389,7 @@ class Supervisor:
             self._known = {name: (*one.requires, *one.wants) for name, one in self.config.workloads.items()}
         return self._known
 
-    async def stop_all(self, by: str = SHUTDOWN) -> None:
+    async def stop_all(self) -> None:
         """Stop everything, those first that others do not wait for; returns when no process is left."""
         dependants = order.dependants(self.config.workloads)
 
@@ -403,7 +397,7 @@ class Supervisor:
             for name in dependants.get(actor.workload.name, ()):
                 for other in self.actors.instances(name):
                     await other.until(lambda life: life.state is State.STOPPED)
-            await self.down(actor, by)
+            await self.down(actor, events.SHUTDOWN)
 
         self.stopping = True
         async with trio.open_nursery() as nursery:
@@ -413,7 +407,7 @@ class Supervisor:
     def kill_all(self) -> None:
         """SIGKILL for everything that still lives: somebody is in a hurry."""
         for actor in self.actors.values():
-            actor.post(events.Kill(SHUTDOWN))
+            actor.post(events.Kill(events.SHUTDOWN))
 
     async def drained(self) -> None:
         """Wait until all output of what has ended is in the journal."""

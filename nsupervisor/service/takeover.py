@@ -19,7 +19,6 @@ from nsupervisor.cgroups import Cgroup
 from nsupervisor.config.model import Workload
 from nsupervisor.core import events
 from nsupervisor.core.actions import FreezeAll, KillAll, Signal, ThawAll
-from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import State, Then
 from nsupervisor.keeper.client import Keeper
 from nsupervisor.keeper.told import Child, Ended, Execed, Spawned
@@ -29,7 +28,7 @@ from nsupervisor.service.actor import Actor
 from nsupervisor.service.mailbox import Again
 from nsupervisor.service.notify import host_owner
 from nsupervisor.service.spec import spawn_spec
-from nsupervisor.service.state import Body, End, Found, Process, Record
+from nsupervisor.service.state import Body, Found, Process, Record
 from nsupervisor.service.trail import fits, recalled
 
 _OURS = "nsupervisor-"
@@ -123,13 +122,11 @@ def _begin_unknown(actor: Actor, number: int, reason: str) -> None:
 
 def _tell_end(actor: Actor, child: Child | None) -> None:
     """The present generation is over: the next one has been started. If the keeper has it still, it knows how."""
-    status = child.status if child is not None and child.id == actor.id else None
-    failure = child.failure.message if child is not None and child.id == actor.id and child.failure else None
-    oom_kills = actor.read("memory.events").get("oom_kill", 0.0)
-    oom_killed = oom_kills > actor.trail.oom_kills
-    actor.trail.oom_kills = oom_kills
-    actor.last_exit = Exit.from_wait_status(-1 if status is None else status, oom_killed=oom_killed, failure=failure)
-    actor.ends.say(End(actor.life.generation, actor.last_exit, actor.pid))
+    known = child if child is not None and child.id == actor.id else None
+    if known is None or known.status is None:
+        actor.say_end(-1, known.failure if known else None)
+    else:
+        actor.say_end(known.status, known.failure)
 
 
 async def _catch_up(actor: Actor, record: Record | None) -> None:
@@ -265,7 +262,7 @@ async def reattach(actor: Actor, keeper: Keeper, fresh: bool) -> None:
         if trail.body is not None:
             actor.output.begin(actor.life.generation, body.program.pid)
     if program >= 0 and lives and not processes.ended(program):
-        notify = actor.listen(_owner(actor))[0] if fresh and actor.speaks else actor.notify
+        notify = actor.listen(_owner(actor))[0] if fresh and actor.workload.speaks else actor.notify
         first = body.first.pid, body.first.started
         await keeper.adopt(id_, first, body.program.pid, [*fds, *([notify] if notify >= 0 else ())])
     else:

@@ -23,6 +23,7 @@ async def refused(tmp_path, toml, *around):
 
 
 HEAD = f'[supervisor]\nname = "refused-{os.getpid()}"\nruntime_directory = "RUN"\n'
+ONE = HEAD + '[workload.a]\ncommand = ["true"]\n'
 
 
 async def test_all_mistakes_of_a_file_at_once(tmp_path):
@@ -37,7 +38,7 @@ async def test_all_mistakes_of_a_file_at_once(tmp_path):
 
 async def test_more_workloads_than_open_files_allow(tmp_path):
     """The last ones did not start, and whatever else wanted a file failed with them."""
-    toml = f'{HEAD}[workload.a]\ncommand = ["true"]\ninstances = 200\n'
+    toml = ONE + "instances = 200\n"
     status, (line,) = await refused(tmp_path, toml, "prlimit", "--nofile=512:512")
     assert status == 2
     assert line.startswith("site.toml:4: workload: 200 instances need 850 open files in the supervisor and 750 in the")
@@ -46,7 +47,7 @@ async def test_more_workloads_than_open_files_allow(tmp_path):
 
 @needs("hybrid")
 async def test_a_limit_that_the_host_cannot_enforce(tmp_path):
-    toml = f'{HEAD}[workload.a]\ncommand = ["true"]\n[workload.a.resources]\nmemory_high = "64M"\n'
+    toml = ONE + '[workload.a.resources]\nmemory_high = "64M"\n'
     status, (line,) = await refused(tmp_path, toml)
     assert status == 2
     assert line.startswith("site.toml:7: workload.a.resources.memory_high: needs cgroup v2")
@@ -54,14 +55,14 @@ async def test_a_limit_that_the_host_cannot_enforce(tmp_path):
 
 @needs("cpuset")
 async def test_cpus_that_this_host_has_not_got_are_told_with_their_place(tmp_path):
-    toml = f'{HEAD}[workload.a]\ncommand = ["true"]\n[workload.a.resources]\ncpuset_cpus = "4095"\n'
+    toml = ONE + '[workload.a.resources]\ncpuset_cpus = "4095"\n'
     status, (line,) = await refused(tmp_path, toml)
     assert status == 2
     assert line.startswith('site.toml:7: workload.a.resources.cpuset_cpus: not all of the CPUs "4095" are there')
 
 
 async def test_a_runtime_directory_that_others_can_write_to_is_refused(tmp_path):
-    toml = f'{HEAD}[workload.a]\ncommand = ["true"]\n'
+    toml = ONE
     run = tmp_path / "run"
     run.mkdir()
     run.chmod(0o1777)
@@ -81,7 +82,7 @@ async def test_a_runtime_directory_that_others_can_write_to_is_refused(tmp_path)
 
 async def test_a_runtime_directory_that_is_a_file_is_said_so_in_words(tmp_path):
     (tmp_path / "run").write_text("")
-    status, (line,) = await refused(tmp_path, f'{HEAD}[workload.a]\ncommand = ["true"]\n')
+    status, (line,) = await refused(tmp_path, ONE)
     assert (status, line) == (
         1,
         "cannot make the directory run: it is a file; set supervisor.runtime_directory to another place",
@@ -105,7 +106,7 @@ async def test_the_same_limit_with_required_false_is_a_warning_and_the_workload_
 
 
 async def test_an_unknown_user(tmp_path):
-    status, (line,) = await refused(tmp_path, f'{HEAD}[workload.a]\ncommand = ["true"]\nuser = "no-such-user"\n')
+    status, (line,) = await refused(tmp_path, ONE + 'user = "no-such-user"\n')
     assert status == 2
     assert line.startswith('site.toml:6: workload.a.user: no user "no-such-user" on this host')
 
@@ -120,7 +121,7 @@ async def test_a_runtime_directory_that_cannot_be_made(tmp_path):
 async def test_a_file_in_the_place_of_the_socket(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "api.sock").write_text("mine")
-    status, lines = await refused(tmp_path, f'{HEAD}[workload.a]\ncommand = ["true"]\n')
+    status, lines = await refused(tmp_path, ONE)
     assert status == 1
     assert lines == ["run/api.sock: is not a socket; move it away, or choose another directory"]
     assert (tmp_path / "run" / "api.sock").read_text() == "mine"
@@ -140,7 +141,7 @@ FULL = "mkdir -p {run}; mount -t tmpfs -o size=16k,mode=755 none {run}; cat /dev
 async def test_no_room_in_the_runtime_directory_is_said_with_the_place(tmp_path):
     """It said "No space left on device", and of what."""
     around = ("unshare", "-m", "sh", "-c", FULL.format(run=tmp_path / "run") + 'exec "$@"', "sh")
-    status, lines = await refused(tmp_path, f'{HEAD}[workload.a]\ncommand = ["true"]\n', *around)
+    status, lines = await refused(tmp_path, ONE, *around)
     assert status == 1
     assert lines == [
         "cannot write run/lock: No space left on device; "
