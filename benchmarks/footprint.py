@@ -19,7 +19,7 @@ def run(options: Options) -> Result:
     for size in sizes:
         ours = {name: kind for name, kind in kinds.items() if name.startswith("nsupervisor")}
         some = kinds if size in (100, 1000) or options.sizes or options.quick else ours
-        rounds = options.number(1, 1)  # memory and processes are nearly the same in every round
+        rounds = options.number(2 if size <= 100 else 1, 1)  # a round of more takes minutes
         window = 3.0 if options.quick else 20.0
 
         def measure(kind: type[Peer], number: int, size: int = size, window: float = window) -> None:
