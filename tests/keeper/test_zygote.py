@@ -58,13 +58,15 @@ async def until_small(init: int) -> None:
 
 async def only_the_next_waits(harness: Harness) -> None:
     """Nobody is left but the zygote, and an init with its forerunner for the next start."""
-    with trio.fail_after(deadline(20)):
-        while True:
-            names = [command(pid) for pid in children(harness.keeper.pid)]
-            inner = [command(child) for pid in children(harness.keeper.pid) for child in children_of(pid)]
-            if sorted(names) == ["nsupervisor-ini", "nsupervisor-zyg"] and inner == ["nsupervisor-for"]:
-                return
-            await trio.sleep(0.001)
+    names = inner = ["nothing yet"]
+    try:
+        with trio.fail_after(deadline(20)):
+            while sorted(names) != ["nsupervisor-ini", "nsupervisor-zyg"] or inner != ["nsupervisor-for"]:
+                await trio.sleep(0.001)
+                names = [command(pid) for pid in children(harness.keeper.pid)]
+                inner = [command(child) for pid in children(harness.keeper.pid) for child in children_of(pid)]
+    except trio.TooSlowError:
+        raise AssertionError(f"the keeper's children are {names}, and theirs {inner}") from None
 
 
 def children_of(pid: str) -> list[str]:
