@@ -110,7 +110,6 @@ def test_what_is_appended_is_read_once_and_in_order(tmp_path_factory, steps, siz
     file.reopen()
     reader = Reader(str(path))
     written, found = b"", []
-    clock = 1_000_000_000
 
     for pieces, look in steps:
         for piece in pieces:
@@ -121,14 +120,37 @@ def test_what_is_appended_is_read_once_and_in_order(tmp_path_factory, steps, siz
             os.close(reader_)
             os.close(writer)
             written += piece
-            clock += 1
-            os.utime(path, (clock, clock))
         if look:
             found += reader.news()
     found += reader.news()
     reader.close()
     file.close()
     assert found == written.split(b"\n")[:-1]
+
+
+@pytest.mark.parametrize("compressed", [(), (1, 2, 3), (2,)])
+def test_files_written_in_the_same_tick_of_the_clock_are_all_followed(tmp_path, compressed):
+    """Their times are the same to the nanosecond, and once compressed they are other files than the one we held."""
+    path = tmp_path / "web.log"
+    path.write_bytes(b"1\n2\n")
+    reader = Reader(str(path))
+    assert reader.news() == [b"1", b"2"]
+    for number, text in [(3, b""), (2, b"3\n4\n"), (1, b"5\n6\n")]:
+        file = path.with_name(f"web.log.{number}")
+        if number == 3:  # ours
+            path.rename(file)
+            text = file.read_bytes()
+        if number in compressed:
+            file.unlink(missing_ok=True)
+            file = file.with_name(f"{file.name}.gz")
+            file.write_bytes(gzip.compress(text))
+        else:
+            file.write_bytes(text)
+        os.utime(file, (1_000_000_000, 1_000_000_000))
+    path.write_bytes(b"7\n")
+    os.utime(reader._file.fileno(), (1_000_000_000, 1_000_000_000))
+    assert reader.news() == [b"3", b"4", b"5", b"6", b"7"]
+    reader.close()
 
 
 def test_the_last_lines_are_found_whatever_their_length(tmp_path):
