@@ -95,7 +95,7 @@ class Keeper:
         self._watch(listener.fileno(), self._on_connection)
         self._watch(self.exits.fileno(), self._on_exits)
         self.lasting = set(self.handlers)
-        self._watch(self.zygote.mounts_fd, self.zygote.forget, select.EPOLLPRI)
+        self._watch(self.zygote.mounts_fd, self.zygote.forget_old, select.EPOLLPRI)
         if before is not None:
             self._restore(before)
 

@@ -82,7 +82,7 @@ class Zygote:
         """The latest start came so soon after the one before that the next may come before another init is ready."""
         self._mounts = _Mounts()
         self.mounts_fd = os.open(_MOUNTS, os.O_RDONLY | os.O_CLOEXEC)
-        """For the keeper's epoll, EPOLLPRI: then `forget` is to be called."""
+        """For the keeper's epoll, EPOLLPRI: then `forget_old` is to be called."""
 
     def start(self, flags: int, spec: Spec, cgroup: int) -> tuple[int, Descriptors]:
         """Give the program of `spec` to the forerunner of an init; the pid of the init, a child of ours.
@@ -94,8 +94,7 @@ class Zygote:
         now = time.monotonic()
         self.in_a_hurry = now < self._started + _HURRY
         self._started = now
-        if self._mounts.changed():
-            self.forget()
+        self.forget_old()
         if "uts" in spec.namespaces and spec.hostname is None:
             spec.hostname = os.uname().nodename  # the host's, as it is now
         for attempt in (1, 2):
@@ -126,8 +125,16 @@ class Zygote:
         except OSError:  # then the next one waits for its own
             pass
 
-    def forget(self) -> None:
-        """Let go of what waits, since the host has changed: it ends by itself, and the keeper's loop reaps it."""
+    def forget_old(self) -> None:
+        """Let go of what waits if something has been mounted or unmounted since it was made.
+
+        A start looks itself; the loop may hear of the same change only after that, when what waits is already new.
+        """
+        if self._mounts.changed():
+            self._forget()
+
+    def _forget(self) -> None:
+        """Let go of what waits: it ends by itself, and the keeper's loop reaps it."""
         waiting = list(self._waiting.values())
         self._waiting.clear()
         for fds in waiting:
@@ -159,7 +166,7 @@ class Zygote:
 
     def end(self) -> None:
         """End and reap it, and let go of what waits. Those with a program stay, they are the keeper's children."""
-        self.forget()
+        self._forget()
         if self._socket is None:
             return
         self._socket.close()

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from nsupervisor.keeper.told import Spawned
 from nsupervisor.linux.mounts import MNT_DETACH, mount, umount2
 from tests.keeper.conftest import ISOLATED, Harness
-from tests.keeper.test_zygote import children, command, numbers, only_the_next_waits
+from tests.keeper.test_zygote import children, command, numbers, only_the_next_waits, zygote
 from tests.needs import cgroup_directories, needs
 from tests.timing import deadline
 
@@ -169,6 +170,31 @@ async def test_a_start_sees_what_was_mounted_just_before(harness: Harness, tmp_p
         assert (await harness.run(*list_it, namespaces=ISOLATED)).stdout == "file\n"
         await only_the_next_waits(harness)
     assert (await harness.run(*list_it, namespaces=ISOLATED)).stdout == ""
+
+
+async def test_what_is_made_after_a_mount_outlives_the_late_news_of_it(harness: Harness, tmp_path: Path) -> None:
+    """Starts that came while the keeper was busy had what waits made anew; then the loop heard of the mount, and threw
+    that away. Here the keeper is busy with a start that waits for a stopped zygote."""
+    await harness.run("true", namespaces=ISOLATED)
+    await only_the_next_waits(harness)
+    maker, files = zygote(harness.keeper.pid), Path(f"/proc/{harness.keeper.pid}/fd")
+    open_files = len(list(files.iterdir()))
+
+    async def start(*namespaces: str) -> None:
+        await harness.finish(await harness.spawn("true", namespaces=namespaces))
+
+    async with trio.open_nursery() as nursery:
+        os.kill(maker, signal.SIGSTOP)
+        nursery.start_soon(start, "mount", "pid")
+        with trio.fail_after(deadline(20)):
+            while len(list(files.iterdir())) < open_files + 4:
+                await trio.sleep(0.001)
+        with mounted(tmp_path):
+            nursery.start_soon(start, *ISOLATED)
+            nursery.start_soon(start, *ISOLATED)  # so soon after the other that the next is made at once
+            await trio.testing.wait_all_tasks_blocked()
+            os.kill(maker, signal.SIGCONT)
+            await only_the_next_waits(harness, inits=2)
 
 
 async def test_what_waits_keeps_no_file_system_busy(harness: Harness, tmp_path: Path) -> None:

@@ -56,12 +56,15 @@ async def until_small(init: int) -> None:
             await trio.sleep(0.001)
 
 
-async def only_the_next_waits(harness: Harness) -> None:
-    """Nobody is left but the zygote, and an init with its forerunner for the next start."""
+async def only_the_next_waits(harness: Harness, inits: int = 1) -> None:
+    """Nobody is left but the zygote, and an init with its forerunner for the next start, or so many."""
     names = inner = ["nothing yet"]
     try:
         with trio.fail_after(deadline(20)):
-            while sorted(names) != ["nsupervisor-ini", "nsupervisor-zyg"] or inner != ["nsupervisor-for"]:
+            while (
+                sorted(names) != [*["nsupervisor-ini"] * inits, "nsupervisor-zyg"]
+                or inner != ["nsupervisor-for"] * inits
+            ):
                 await trio.sleep(0.001)
                 names = [command(pid) for pid in children(harness.keeper.pid)]
                 inner = [command(child) for pid in children(harness.keeper.pid) for child in children_of(pid)]
