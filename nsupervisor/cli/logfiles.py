@@ -81,6 +81,8 @@ class Reader:
 
         Also None where they are renamed faster than we can look: the next call has better luck, and nothing is lost.
         """
+        if file is not None and step < 0 and self._is_in_use(file):
+            return None
         for _ in range(_TRIES):
             family = self._family()
             # What has gone was the oldest.
@@ -97,6 +99,12 @@ class Reader:
                 return opened
             opened.close()
         return None
+
+    def _is_in_use(self, file: BinaryIO) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), os.stat(self.path))
+        except FileNotFoundError:
+            return False
 
     def _family(self) -> Family:
         """As it was at one moment: files only ever move on to higher numbers, so where each name stood for the same

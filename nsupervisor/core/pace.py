@@ -11,7 +11,7 @@ from nsupervisor.config.conditions import Atom
 from nsupervisor.config.facts import PRESSURES, UPTIME, sampled
 from nsupervisor.core.rules import RATE_SPAN, Engine, Limits, Snapshot, threshold, with_host
 
-FASTEST, NEAR, SLOWEST = 0.05, 0.1, 2.0
+FASTEST, NEAR, SLOWEST = 0.05, 0.08, 2.0
 """Seconds between two samples: of what comes nearer quickly, of what is near, of what is far away."""
 NEARBY, FAR = 0.1, 0.6
 """Distances, in parts of the threshold: up to the first it is near, from the second on far."""
