@@ -17,7 +17,7 @@ from benchmarks.peer import known
 from benchmarks.session import Options
 from benchmarks.spawners import SPAWNERS
 
-NAMES = ("spawn", "restart", "react", "footprint", "logs", "scale", "takeover")
+NAMES = ("spawn", "restart", "react", "footprint", "logs", "scale", "takeover", "commands")
 PAGE = products.ROOT / "docs" / "performance.md"
 START, END = "<!-- figures: written by scripts/bench --write-docs -->", "<!-- end of figures -->"
 
