@@ -17,11 +17,13 @@ first values of counters as a base line. Whatever is done from the first parting
 come otherwise. So is what is done after a rule that is not in the trace's configuration sent a signal or set a limit
 (or one that is there, and no longer here, did): that may have changed what the program did, too.
 
+Rules of groups and of the host choose their victims among these lives (`nsupervisor.core.replay_groups`). Of a trace
+that has no groups, what such a rule did is done to the simulated life, too.
+
 Everything is a function of the configuration, the trace, and the seed of the jitter that the trace does not have.
 """
 
 import random
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,39 +33,29 @@ from nsupervisor.config.facts import EXIT
 from nsupervisor.config.model import Config, Workload
 from nsupervisor.core import events
 from nsupervisor.core.actions import KillAll, Signal, Spawn
+from nsupervisor.core.beside import Done, Row, pairs
 from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import Life, Moment, State
-from nsupervisor.core.mind import Input, Mind, Seen, Thought, Turn, take
+from nsupervisor.core.mind import Input, Mind, Seen, Sentence, Thought, Turn, take
 from nsupervisor.core.plain import restored
-from nsupervisor.core.rules import AtomMemory, Engine, Fired, Memory
-from nsupervisor.core.trace import Deed, Line, Trace, deeds, happened, learn, numbers, sentence, settings
+from nsupervisor.core.replay_groups import ReplayedGroups, begun_anew, remembered
+from nsupervisor.core.rules import Engine, Fired
+from nsupervisor.core.trace import (
+    Line,
+    Trace,
+    bare,
+    bare_rules,
+    deeds,
+    happened,
+    learn,
+    numbers,
+    sentence,
+    settings,
+)
 
-TOGETHER = 0.5
-"""Seconds that two deeds of the same kind may be apart and still be shown as one."""
 _UP = frozenset({State.STARTING, State.RUNNING, State.READY})
 _TREATS = ("signal", "set")
 """Actions of rules that change how a program goes on, and leave its life as it is."""
-
-
-@attrs.frozen
-class Row:
-    """Something that was done, that would have been done, or both. Times are seconds since the trace began."""
-
-    at: float
-    workload: str
-    recorded: Deed | None = None
-    simulated: Deed | None = None
-    simulated_at: float | None = None
-    """When it would have been done, where it also was done."""
-    after: bool = False
-    """The simulated life had come apart from the recorded one: it may have come otherwise."""
-
-    @property
-    def same(self) -> bool:
-        """It was done, and it would have been done, at that time and for that cause; its rule may have moved."""
-        return (
-            not self.after and self.at == self.simulated_at and _placeless(self.recorded) == _placeless(self.simulated)
-        )
 
 
 @attrs.frozen
@@ -73,7 +65,7 @@ class Result:
     rows: tuple[Row, ...]
     warnings: tuple[str, ...]
     parted: Mapping[str, float]
-    """Workloads whose simulated life came apart from the recorded one, and when."""
+    """Workloads whose simulated life came apart from the recorded one, and their groups, and when."""
     seconds: float
     """How long the trace is."""
 
@@ -81,18 +73,18 @@ class Result:
 def simulate(config: Config, trace: Trace, seed: int = 0) -> Result:
     """Replay a trace through a configuration."""
     recorded: Mapping[str, Line] = trace.head["workloads"]
-    lives: dict[str, _Replayed] = {}
+    lives: dict[str, Replayed] = {}
     warnings: list[str] = []
     for name, known in recorded.items():
         workload = config.workloads.get(name.partition("@")[0])
         if workload is None:
             warnings.append(f"{name} is in the trace, but not in the configuration: nothing would have been done")
         else:
-            lives[name] = _Replayed(name, workload, known, random.Random(f"{seed}:{name}"))  # noqa: S311 - jitter
+            lives[name] = Replayed(name, workload, known, random.Random(f"{seed}:{name}"), lambda: groups)  # noqa: S311 - jitter
     told = {name.partition("@")[0] for name in recorded}
     warnings += [f"{name} is not in the trace: nothing is known of it" for name in config.workloads if name not in told]
-    warnings += _of_groups(config, trace)
-    others: list[_Done] = []
+    groups = ReplayedGroups(config, trace, lives)
+    others: list[Done] = []
     end = trace.began
     for line in trace.lines:
         end = max(end, float(line["t"]))
@@ -100,32 +92,31 @@ def simulate(config: Config, trace: Trace, seed: int = 0) -> Result:
             for name, snapshot in line["sample"].items():
                 if name in lives:
                     lives[name].sampled(line["t"], snapshot, line.get("whole", {}).get(name, ()))
+            groups.sampled(line)
         elif (one := lives.get(line.get("of", ""))) is not None:
             one.take(line)
+        elif (group := groups.by_name.get(line.get("of", ""))) is not None:
+            group.take(line)
         elif "of" in line:
-            others += [_Done(line["t"], deed) for deed in line.get("did", ())]
+            others += [Done(line["t"], deed) for deed in line.get("did", ())]
     for one in lives.values():
         one.advance(end)
         warnings += one.warnings()
+    warnings += groups.warnings()
     if not trace.complete:
         warnings.append("the trace has no end: it was cut off, and something may be missing")
     rows = [row for one in lives.values() for row in one.rows(trace.began)]
     gone = [name for name in recorded if name not in lives]
-    rows += [row for name in gone for row in _pairs(name, _deeds_of(trace, name), [], trace.began)]
+    rows += [row for name in gone for row in pairs(name, _deeds_of(trace, name), [], trace.began)]
+    rows += [row for one in groups.by_name.values() for row in pairs(one.name, one.was, one.would, trace.began)]
     rows.sort(key=lambda row: row.at)  # it is stable: what is done at one time stays in order
-    parted = {name: round(one.parted - trace.began, 6) for name, one in lives.items() if one.parted is not None}
+    times = {name: one.parted for name, one in lives.items()} | groups.parted()
+    parted = {name: round(at - trace.began, 6) for name, at in times.items() if at is not None}
     return Result(tuple(rows), tuple(warnings), parted, round(end - trace.began, 6))
 
 
-@attrs.frozen
-class _Done:
-    at: float
-    deed: Deed
-    after: bool = False
-
-
 @attrs.define(eq=False)
-class _Replayed:
+class Replayed:
     """One workload of the simulation."""
 
     name: str
@@ -133,6 +124,7 @@ class _Replayed:
     known: Line
     """What the trace says of its configuration."""
     chance: random.Random
+    groups: Callable[[], ReplayedGroups]
     mind: Mind = attrs.field(init=False)
     own: Line = attrs.field(init=False)
     """What a trace would say of this configuration."""
@@ -152,14 +144,18 @@ class _Replayed:
     """What the recorded rules saw last, by file; what is known from samples is apart from it."""
     samples: dict[str, dict[str, float]] = attrs.field(factory=dict)
     limits: Mapping[str, float | None] = attrs.field(factory=dict)
-    was: list[_Done] = attrs.field(factory=list)
-    would: list[_Done] = attrs.field(factory=list)
+    was: list[Done] = attrs.field(factory=list)
+    would: list[Done] = attrs.field(factory=list)
     changed_at: float | None = None
+    awaited: Fired | None = None
+    """What a group's rule asks for here as it did in the recording; the trace says when that was heard."""
+    unrecorded: list[Fired] = attrs.field(factory=list)
+    """What rules of groups ask for here alone."""
 
     def __attrs_post_init__(self) -> None:
         self.mind = Mind(Life(), Engine.of(self.workload.policy))
         self.own = settings(self.workload)
-        self.same_rules = _rules(self.known) == _rules(self.own)
+        self.same_rules = bare_rules(self.known) == bare_rules(self.own)
 
     # ---- what the trace tells
 
@@ -176,15 +172,33 @@ class _Replayed:
             self._see(now, line["seen"], line.get("whole", ()))
         elif "changed" in line:
             self.known = line["changed"]
-            self.same_rules = _rules(self.known) == _rules(self.own)
+            self.same_rules = bare_rules(self.known) == bare_rules(self.own)
             self.changed_at = now if self.changed_at is None else self.changed_at
         elif "sentence" in line:
             self.recorded_due += 1
-            if not self.apart:
-                told = sentence(line["sentence"])
-                self._think(attrs.evolve(told, generation=told.generation + self.offset), now)
+            self._hear(sentence(line["sentence"]), now)
         elif "turn" in line or "event" in line:
             self._step(line)
+
+    def _hear(self, told: Sentence, now: float) -> None:
+        """A rule of a group had chosen this one. Where groups are tried, it has here, too, if that is awaited."""
+        fired, self.awaited = self.awaited, None
+        if told.fired.cause.group not in self.groups().by_name:
+            fired = told.fired
+        if fired is not None and not self.apart:
+            self._think(Sentence(told.generation + self.offset, fired), now)
+        elif fired is None and told.fired.action == "signal" and not told.fired.rule.dry_run:
+            self._part(now)
+
+    def hit(self, fired: Fired, now: float) -> None:
+        """A rule of a group has chosen this one, and had not in the recording."""
+        self.unrecorded.append(fired)
+        self._think(Sentence(self.mind.life.generation, fired), now)
+        self._turns(now)
+
+    def memory(self) -> float:
+        """What it uses, as far as is known."""
+        return (self._known("memory.current") or {}).get("", 0.0)
 
     def sampled(self, now: float, snapshot: Mapping[str, Any], whole: Sequence[str]) -> None:
         """What the files said, seen by the recorder alone: rules that the trace's service did not have look at it."""
@@ -214,17 +228,7 @@ class _Replayed:
         """What was remembered when the recording began, or began anew for an instance that replaces another; of rules
         that were there then, their memory, too."""
         life = restored(Life, told["life"])
-        known = [
-            (rule, restored(Memory, memory)) for rule, memory in zip(_rules(self.known), told["memories"], strict=True)
-        ]
-        memories = list(self.mind.engine.memories)
-        for i, rule in enumerate(_rules(self.own)):
-            for pair in known:
-                if pair[0] == rule and len(pair[1].atoms) == len(memories[i].atoms):
-                    memories[i] = pair[1]
-                    known.remove(pair)
-                    break
-        self.mind = Mind(life, attrs.evolve(self.mind.engine, memories=tuple(memories)))
+        self.mind = Mind(life, remembered(self.mind.engine, self.own, self.known, told["memories"]))
         self.recorded_life = life.state, life.generation, life.deadline
         self.apart, self.offset, self.recorded_due = False, 0, 0
 
@@ -261,7 +265,7 @@ class _Replayed:
         state, generation, deadline = line["life"]
         self.recorded_life = State(state), generation, deadline
         for deed in line.get("did", ()):
-            self.was.append(_Done(now, deed))
+            self.was.append(Done(now, deed))
             if deed["action"] in _TREATS and "cause" in deed and not self._has(deed["cause"]):
                 self._part(now)
         if isinstance(what, events.Execed):
@@ -279,6 +283,8 @@ class _Replayed:
             self._exit(what, now, float(line["chance"]))
         else:
             self._think(what, now, float(line["chance"]))
+            if self.mind.due and not self.recorded_due:
+                self._turns(now)
 
     # ---- what this life makes of it
 
@@ -291,7 +297,10 @@ class _Replayed:
         before = self.mind.life
         thought = take(self.mind, what, Moment(now, self.chance.random() if chance is None else chance), self.workload)
         self.mind = thought.mind
-        self.would += [_Done(now, deed, self.parted is not None) for deed in deeds(before, thought, now)]
+        guess = self.parted is not None or (
+            thought.due is not None and self.groups().doubtful(thought.due.fired.cause.group)
+        )
+        self.would += [Done(now, deed, guess) for deed in deeds(before, thought, now)]
         fired = None if thought.due is None or thought.due.fired.rule.dry_run else thought.due.fired
         return thought, fired is not None and fired.action in _TREATS and not self._knows(fired)
 
@@ -350,13 +359,9 @@ class _Replayed:
         if self.mind.life.state not in _UP or self.recorded_life[0] not in _UP:
             return
         self.apart, self.offset = False, self.mind.life.generation - self.recorded_life[1]
-        engine = self.mind.engine
-        memories = (
-            attrs.evolve(m, atoms=(AtomMemory(),) * len(m.atoms), since=None, spent=False) for m in engine.memories
-        )
-        self.mind = Mind(self.mind.life, attrs.evolve(engine, memories=tuple(memories)))
-        counters = {a.file for rule in engine.rules for a in rule.when.atoms if a.kind in ("counter", "stall")}
-        base_line = {file: dict(known) for file in sorted(counters) if (known := self._known(file)) is not None}
+        engine, counters = begun_anew(self.mind.engine)
+        self.mind = Mind(self.mind.life, engine)
+        base_line = {file: dict(known) for file in counters if (known := self._known(file)) is not None}
         self._think(Seen(base_line, self.limits), now)
 
     def _has(self, cause: Line) -> bool:
@@ -364,14 +369,14 @@ class _Replayed:
         return (
             self.same_rules
             or "group" in cause
-            or any(_bare(one) in _rules(self.own) for one in self.known["rules"] if one["name"] == cause["rule"])
+            or any(bare(one) in bare_rules(self.own) for one in self.known["rules"] if one["name"] == cause["rule"])
         )
 
     def _knows(self, fired: Fired) -> bool:
-        """The rule of this configuration is in the trace's, too."""
-        return fired.cause.group is not None or any(
-            _bare(one) in _rules(self.known) for one in self.own["rules"] if one["name"] == fired.rule.name
-        )
+        """The rule of this configuration is in the trace's, too; one of a group had chosen this one there, too."""
+        if fired.cause.group is not None:
+            return fired not in self.unrecorded
+        return any(bare(one) in bare_rules(self.known) for one in self.own["rules"] if one["name"] == fired.rule.name)
 
     # ---- the end
 
@@ -394,90 +399,8 @@ class _Replayed:
 
     def rows(self, began: float) -> list[Row]:
         """What was done, beside what would have been done."""
-        return _pairs(self.name, self.was, self.would, began)
+        return pairs(self.name, self.was, self.would, began)
 
 
-def _of_groups(config: Config, trace: Trace) -> Iterator[str]:
-    """What is not tried: no trace has the readings of a group, nor what each member weighed at any other moment."""
-    rules = [*(rule for group in config.groups.values() for rule in group.policy), *config.host.policy]
-    for rule in rules:
-        yield f"{rule.name} (line {rule.line}) is not tried; what it did in the recording is done here, too"
-    causes = [line["sentence"]["cause"] for line in trace.lines if "sentence" in line]
-    known = {rule.when.text for rule in rules}
-    for name, when in dict.fromkeys((cause["rule"], cause["when"]) for cause in causes):
-        if when not in known:
-            yield f"{name} ({when}) of the recording is not in the configuration; what it did is done here all the same"
-
-
-def _rules(known: Line) -> list[Line]:
-    return [_bare(rule) for rule in known["rules"]]
-
-
-def _bare(rule: Line) -> Line:
-    """A rule without its place in the file."""
-    return {key: value for key, value in rule.items() if key not in ("name", "line")}
-
-
-def _deeds_of(trace: Trace, name: str) -> list[_Done]:
-    return [_Done(line["t"], deed) for line in trace.lines if line.get("of") == name for deed in line.get("did", ())]
-
-
-def _pairs(name: str, was: list[_Done], would: list[_Done], began: float) -> list[Row]:
-    """Each deed once: two of the same kind at about the same time are one row, as long as there is no guessing; then
-    two that the same condition led to. In the order in which they were done."""
-    place = {id(done): i for done_there in (was, would) for i, done in enumerate(done_there)}
-    alone_was, alone_would = was, [one for one in would if not one.after]
-    rows: list[tuple[float, int, Row]] = []
-
-    def at(done: _Done) -> float:
-        return round(done.at - began, 6)
-
-    for kind in (_kind, _condition):
-        pairs, alone_was, alone_would = _paired(alone_was, alone_would, kind)
-        rows += [(one.at, place[id(one)], Row(at(one), name, one.deed, it.deed, at(it))) for one, it in pairs]
-    rows += [(one.at, place[id(one)], Row(at(one), name, one.deed)) for one in alone_was]
-    alone_would += [one for one in would if one.after]
-    rows += [(one.at, place[id(one)], Row(at(one), name, None, one.deed, None, one.after)) for one in alone_would]
-    return [row for _, _, row in sorted(rows, key=lambda one: one[:2])]
-
-
-Kind = tuple[object, ...] | None
-
-
-def _paired(
-    was: list[_Done], would: list[_Done], kind: Callable[[Deed], Kind]
-) -> tuple[list[tuple[_Done, _Done]], list[_Done], list[_Done]]:
-    """Those of the same kind, and those that are left. Both lists are in the order of their times."""
-    waiting: dict[Kind, deque[_Done]] = {}
-    for one in would:
-        waiting.setdefault(kind(one.deed), deque()).append(one)
-    pairs: list[tuple[_Done, _Done]] = []
-    alone: list[_Done] = []
-    left = waiting.pop(None, deque())
-    for done in was:
-        alike = waiting.get(kind(done.deed), deque())
-        while alike and alike[0].at < done.at - TOGETHER:
-            left.append(alike.popleft())
-        if alike and alike[0].at <= done.at + TOGETHER:
-            pairs.append((done, alike.popleft()))
-        else:
-            alone.append(done)
-    left.extend(one for rest in waiting.values() for one in rest)
-    return pairs, alone, sorted(left, key=lambda one: one.at)
-
-
-def _kind(deed: Deed) -> Kind:
-    """What two deeds have to have in common to be the same."""
-    return deed["action"], deed.get("cause", {}).get("when"), deed.get("signal"), deed.get("dry_run")
-
-
-def _condition(deed: Deed) -> Kind:
-    """The condition that led to a rule's deed."""
-    return (deed["cause"]["when"],) if "cause" in deed else None
-
-
-def _placeless(deed: Deed | None) -> Deed | None:
-    """A deed, without where its rule is written."""
-    if deed is None or "cause" not in deed:
-        return deed
-    return {**deed, "cause": {key: value for key, value in deed["cause"].items() if key not in ("rule", "line")}}
+def _deeds_of(trace: Trace, name: str) -> list[Done]:
+    return [Done(line["t"], deed) for line in trace.lines if line.get("of") == name for deed in line.get("did", ())]

@@ -10,8 +10,15 @@ have a time ``t``, in seconds of the service's monotonic clock and with all digi
     {"t", "of", "sentence"}                     a rule of a group, or of the host, had chosen this one
     {"t", "of", "turn", "chance"}               a rule that had gone off had its turn
     {"t", "of", "event", …, "chance"}           a fact, a wish, or a deadline that has passed
-    {"t", "of", "changed"}                      the workload's configuration, from here on
+    {"t", "of", "changed"}                      the configuration of it, from here on
     {"t", "end"}                                why the recording ended
+
+Groups, and the host, are told of by ``limits``, ``sample``, ``seen`` and ``changed``, too, and by::
+
+    {"t", "of", "group"}                        what was remembered of it when its recording began
+    {"t", "of", "choice"}                       a rule's turn, with all whom it may hit, and whom it does
+    {"t", "of", "passed"}                       a rule's turn, when something was done to a member meanwhile
+    {"t", "of", "outcome"}                      whether an act on a member has helped
 
 Turns and events tell what came of them: ``did``, a list of deeds, and ``life``, the state, generation and deadline.
 Of values only what has changed is written, unless a file has other keys than before (``whole``). `docs/simulate.md`
@@ -26,16 +33,20 @@ import attrs
 
 from nsupervisor.config.conditions import parse_condition
 from nsupervisor.config.facts import UPTIME
-from nsupervisor.config.model import Rule, Workload
+from nsupervisor.config.model import Group, Rule, Workload
 from nsupervisor.core import events
 from nsupervisor.core.actions import Action, Complain, FreezeAll, KillAll, Signal, Spawn, ThawAll
 from nsupervisor.core.exits import signal_name
+from nsupervisor.core.grouping import Asked, Became, Came, Chose, News, Passed, Saw
 from nsupervisor.core.lifecycle import Life, Moment, State
 from nsupervisor.core.mind import Adopt, Input, Mind, Seen, Sentence, Thought, Turn
 from nsupervisor.core.plain import plain, restored, sparse
-from nsupervisor.core.rules import Cause, Fired, Limits, Memory, Snapshot
+from nsupervisor.core.rules import Cause, Engine, Fired, Limits, Memory, Snapshot
+from nsupervisor.core.victims import Candidate
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
+"""Formats; the first one has no groups."""
 Line = dict[str, Any]
 Deed = dict[str, Any]
 """Something that was done: ``action`` and what belongs to it, ``cause`` of a rule's, ``why`` of all others."""
@@ -71,10 +82,25 @@ def settings(workload: Workload) -> Line:
     }
 
 
+def group_settings(group: Group) -> Line:
+    """What decides about a group, as `settings`."""
+    return {"rules": [rule_settings(rule) for rule in group.policy], "resources": sparse(group.resources)}
+
+
 def rule_settings(rule: Rule) -> Line:
     """A rule: what differs from the defaults, and where it is written."""
     own = {key: value for key, value in sparse(rule).items() if key not in ("when", "name", "line")}
     return {"name": rule.name, "line": rule.line, "when": rule.when.text, **own}
+
+
+def bare_rules(told: Line) -> list[Line]:
+    """The rules of `settings`, each without its place in the file."""
+    return [bare(rule) for rule in told["rules"]]
+
+
+def bare(rule: Line) -> Line:
+    """A rule without its place in the file."""
+    return {key: value for key, value in rule.items() if key not in ("name", "line")}
 
 
 def deeds(old: Life, thought: Thought, now: float) -> list[Deed]:
@@ -82,14 +108,7 @@ def deeds(old: Life, thought: Thought, now: float) -> list[Deed]:
     life, due = thought.mind.life, thought.due
     done: list[Deed] = []
     if due is not None:
-        rule = due.fired.rule
-        cause = {key: value for key, value in plain(due.fired.cause).items() if value is not None}
-        more: Deed = {"dry_run": True} if rule.dry_run else {}
-        if due.fired.action == "signal":
-            more["signal"] = signal_name(rule.signal or 15)
-        if due.fired.settings:
-            more["set"] = plain(due.fired.settings)
-        done.append({"action": due.fired.action, "generation": due.generation, **more, "cause": cause})
+        done.append(_of_rule(due.fired, generation=due.generation))
     if thought.event is not None:
         done += [_deed(action, life) for action in thought.actions]
     if life.state is not old.state and life.state in (State.BACKOFF, State.FAILED):
@@ -99,6 +118,22 @@ def deeds(old: Life, thought: Thought, now: float) -> list[Deed]:
             wait = round((life.deadline or now) - now, 6)
             done.append({"action": "wait", "generation": life.generation, "delay_sec": wait, "why": life.reason})
     return done
+
+
+def telling(fired: Fired, group: str) -> Deed:
+    """What a rule of a group does that concerns no member."""
+    return _of_rule(attrs.evolve(fired, cause=attrs.evolve(fired.cause, group=group)))
+
+
+def _of_rule(fired: Fired, **about: Any) -> Deed:
+    rule = fired.rule
+    cause = {key: value for key, value in plain(fired.cause).items() if value is not None}
+    more: Deed = {"dry_run": True} if rule.dry_run else {}
+    if fired.action == "signal":
+        more["signal"] = signal_name(rule.signal or 15)
+    if fired.settings:
+        more["set"] = plain(fired.settings)
+    return {"action": fired.action, **about, **more, "cause": cause}
 
 
 def _deed(action: Action, life: Life) -> Deed:
@@ -127,14 +162,33 @@ class Writer:
         self._limits: dict[str, Limits] = {}
         self._workloads: dict[str, Workload] = {}
 
-    def head(self, workloads: Mapping[str, Workload], **about: Any) -> Line:
-        """The first line; the workloads by instance."""
+    def head(
+        self,
+        workloads: Mapping[str, Workload],
+        groups: Mapping[str, tuple[Group, Sequence[str]]] | None = None,
+        **about: Any,
+    ) -> Line:
+        """The first line; the workloads by instance, the groups by their full names, with their members."""
         self._workloads = dict(workloads)
-        return {"trace": FORMAT, **about, "workloads": {name: settings(one) for name, one in workloads.items()}}
+        told = {
+            name: {**group_settings(one), "members": list(members)} for name, (one, members) in (groups or {}).items()
+        }
+        return {
+            "trace": FORMAT,
+            **about,
+            "workloads": {name: settings(one) for name, one in workloads.items()},
+            **({"groups": told} if told else {}),
+        }
 
     def begin(self, name: str, mind: Mind, now: float) -> Line:
         """What is remembered of a workload; no rule of it waits for its turn."""
         return {"t": now, "of": name, "mind": {"life": sparse(mind.life), "memories": sparse(mind.engine.memories)}}
+
+    def begin_group(self, name: str, engine: Engine, quiet_since: float, now: float) -> Line:
+        """What is remembered of a group, and since when it waits for what an act leads to; no rule of it waits for its
+        turn."""
+        told = {"memories": sparse(engine.memories), "quiet_since": plain(quiet_since)}
+        return {"t": now, "of": name, "group": told}
 
     def sample(self, now: float, of: Mapping[str, Snapshot]) -> Line:
         """What the files of all workloads say."""
@@ -170,12 +224,8 @@ class Writer:
             return
         if isinstance(what, Seen):
             yield from self.limits(name, what.limits, now)
-            present = self._seen.setdefault(name, {})
-            if thought.mind is before and all(present.get(f) == v for f, v in what.snapshot.items() if f != UPTIME):
-                return  # nobody has learnt anything
-            news, whole = self._news(present, what.snapshot)
             due = len(thought.mind.due) - len(before.due)
-            yield {**of, "seen": news, **({"whole": whole} if whole else {}), **({"due": due} if due else {})}
+            yield from self._saw(of, what.snapshot, thought.mind is not before, {"due": due} if due else {})
             return
         if isinstance(what, Sentence):
             fired = what.fired
@@ -191,6 +241,33 @@ class Writer:
             **({"did": done} if done else {}),
             "life": [life.state.value, life.generation, life.deadline],
         }
+
+    def group(self, name: str, what: News, now: float) -> Iterable[Line]:
+        """Something that a group went through."""
+        of = {"t": now, "of": name}
+        match what:
+            case Saw(fired=fired):
+                yield from self.limits(name, what.limits, now)
+                asked = Asked.by(fired)
+                did = [telling(one, name) for one in asked.told]
+                more = {**({"due": asked.turns} if asked.turns else {}), **({"did": did} if did else {})}
+                yield from self._saw(of, what.snapshot, what.learnt, more)
+            case Chose(fired=fired):
+                told = {"action": fired.action, "rule": rule_settings(fired.rule), "victim": what.victim}
+                yield {**of, "choice": {**told, "candidates": plain(what.candidates), "tried": dict(what.tried)}}
+            case Passed():
+                yield {**of, "passed": True}
+            case Came():
+                yield {**of, "outcome": plain(what)}
+            case Became(config=config):
+                yield {**of, "changed": group_settings(config)}
+
+    def _saw(self, of: Line, snapshot: Snapshot, learnt: bool, more: Line) -> Iterable[Line]:
+        """What rules saw, unless nobody has learnt anything from it."""
+        present = self._seen.setdefault(of["of"], {})
+        if learnt or any(present.get(file) != values for file, values in snapshot.items() if file != UPTIME):
+            news, whole = self._news(present, snapshot)
+            yield {**of, "seen": news, **({"whole": whole} if whole else {}), **more}
 
     def _news(self, present: _Files, snapshot: Snapshot) -> tuple[dict[str, dict[str, Any]], list[str]]:
         """Of each file the values that are news; and the files that have other keys than before, of which all are."""
@@ -256,7 +333,9 @@ def read(data: bytes, path: str) -> Trace:
             raise TraceError(f"{path}:{number}: is no JSON ({error}); is it a trace of `nsupervisor record`?") from None
         if problem := _problem(line, known) if lines else _head_problem(line):
             raise TraceError(f"{path}:{number}: {problem}")
-        known |= {line["of"]: line["changed"]} if "changed" in line else line.get("workloads", {})
+        known |= (
+            {line["of"]: line["changed"]} if "changed" in line else line.get("workloads", {}) | line.get("groups", {})
+        )
         lines.append(line)
     if not lines:
         raise TraceError(f"{path}: is empty; make a trace with `nsupervisor record {path}`")
@@ -266,21 +345,28 @@ def read(data: bytes, path: str) -> Trace:
 def _head_problem(line: Any) -> str:
     if not isinstance(line, dict) or "trace" not in line:
         return "is not the head of a trace; make one with `nsupervisor record`"
-    if line["trace"] != FORMAT:
-        return (
-            f"is a trace of format {line['trace']}, but this version reads format {FORMAT}; use the one that wrote it"
-        )
+    if line["trace"] not in READABLE:
+        formats = " and ".join(map(str, READABLE))
+        return f"is a trace of format {line['trace']}, but this version reads {formats}; use the one that wrote it"
     try:
         float(line["clock"]["monotonic"])
         for one in line["workloads"].values():
             _check_settings(one)
+        for one in line.get("groups", {}).values():
+            _check_group(one)
+            restored(tuple[str, ...], one["members"])
     except (KeyError, TypeError, AttributeError, ValueError):
         return "lacks the clock or the workloads that the head of a trace has"
     return ""
 
 
 def _check_settings(one: Any) -> None:
-    dict(one["life"]), dict(one["resources"])
+    dict(one["life"])
+    _check_group(one)
+
+
+def _check_group(one: Any) -> None:
+    dict(one["resources"])
     for rule in one["rules"]:
         str(rule["name"]), rule["when"]
 
@@ -288,7 +374,10 @@ def _check_settings(one: Any) -> None:
 def _problem(line: Any, known: Mapping[str, Line]) -> str:
     if not isinstance(line, dict) or not isinstance(line.get("t"), float | int):
         return "has no time; it is not a line of a trace"
-    all_kinds = ("mind", "sample", "limits", "seen", "sentence", "turn", "event", "changed", "end")
+    all_kinds = (
+        *("mind", "sample", "limits", "seen", "sentence", "turn", "event", "changed", "end"),
+        *("group", "choice", "passed", "outcome"),
+    )
     kinds = [key for key in all_kinds if key in line]
     if len(kinds) != 1:
         return "is of no kind of line that a trace has"
@@ -303,13 +392,22 @@ def _problem(line: Any, known: Mapping[str, Line]) -> str:
                 str(deed["action"]), "cause" not in deed or dict(deed["cause"])
         elif kinds[0] == "sentence":
             sentence(line["sentence"])
-        elif kinds[0] == "mind":
-            restored(Life, line["mind"]["life"])
-            memories = [restored(Memory, memory) for memory in line["mind"]["memories"]]
+        elif kinds[0] == "choice":
+            told = line["choice"]
+            restored(tuple[Candidate, ...], told["candidates"]), restored(dict[str, str], told["tried"])
+            restored(str | None, told["victim"]), str(told["action"]), dict(told["rule"])  # type: ignore[arg-type]
+        elif kinds[0] == "outcome":
+            restored(Came, line["outcome"])
+        elif kinds[0] in ("mind", "group"):
+            if kinds[0] == "mind":
+                restored(Life, line["mind"]["life"])
+            else:
+                restored(float, line["group"]["quiet_since"])
+            memories = [restored(Memory, memory) for memory in line[kinds[0]]["memories"]]
             for _ in zip(memories, known[line["of"]]["rules"], strict=True):
                 pass
         elif kinds[0] == "changed":
-            _check_settings(line["changed"])
+            (_check_settings if "life" in known[line["of"]] else _check_group)(line["changed"])
         elif kinds[0] == "limits":
             numbers(line["limits"])
         elif kinds[0] in ("seen", "sample"):
@@ -317,6 +415,8 @@ def _problem(line: Any, known: Mapping[str, Line]) -> str:
             wholes = line.get("whole", {}).values() if "sample" in line else (line.get("whole", []),)
             for files in wholes:
                 restored(tuple[str, ...], files)
+            for deed in line.get("did", ()):
+                str(deed["action"]), dict(deed["cause"])
             for snapshot in line["sample"].values() if "sample" in line else (line["seen"],):
                 for values in snapshot.values():
                     numbers(values)

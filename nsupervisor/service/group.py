@@ -13,7 +13,7 @@ The whole host is a group as well: the cgroup around all our workloads, which ha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -25,9 +25,10 @@ from nsupervisor.config.facts import notifies
 from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import Group as GroupConfig
 from nsupervisor.config.model import GroupRule, Resources
+from nsupervisor.core.grouping import Asked, Became, Came, Chose, News, Passed, Saw, chosen
 from nsupervisor.core.pace import COUNTING, SLOWEST, STILL, pace
-from nsupervisor.core.rules import Cause, Engine, Fired, Snapshot
-from nsupervisor.core.victims import Candidate, Effect, Growth, Place, rank
+from nsupervisor.core.rules import Engine, Fired, Snapshot
+from nsupervisor.core.victims import Candidate, Effect, Growth, Place
 from nsupervisor.logs.record import now as timestamp
 from nsupervisor.service.hooks import tell
 from nsupervisor.service.setting import remeasure, write
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
 
 HOST = "host"
 """The name of the group of all."""
-TELLING = ("log", "notify", "webhook", "exec")
-"""Actions that are done to no member."""
 LOOK = 0.02
 """Seconds between two looks at what an act has led to."""
 _MEMORY = ("memory.", "host.memory", "host.meminfo")
@@ -65,21 +64,23 @@ class Group:
     resources: Resources = attrs.field(init=False)
     """The limits in force: the configuration's, with what `change` has made of them."""
     engine: Engine = attrs.field(init=False)
-    _limits: Mapping[str, float | None] = attrs.field(init=False, factory=dict)
+    limits: Mapping[str, float | None] = attrs.field(init=False, factory=dict)
     _growth: Growth = attrs.field(init=False, factory=Growth)
     _latest: Snapshot = attrs.field(init=False, factory=dict)
     """The latest sample of the levels, and when it was taken."""
     _looked: float = 0.0
     _resumed: bool = False
     """What the rules remember is an earlier supervisor's."""
-    _quiet_since: float = float("-inf")
+    quiet_since: float = float("-inf")
     """When something was done to a member last, by whichever group."""
+    acting: int = 0
+    """How many moments there are whose rules have not had all of their turns yet."""
 
     def __attrs_post_init__(self) -> None:
         self.resources = self.config.resources
         self.engine = Engine.of(self.config.policy)
         if self.name != HOST:
-            self._limits = self.cgroup.limits()
+            self.limits = self.cgroup.limits()
 
     # ---- readings
 
@@ -133,7 +134,7 @@ class Group:
             self._see({file: {**reading.values, key: reading.values[f"{kind} total"]}})
 
         base_line = {file: {key: self._read(self.cgroup, file).get(f"{kind} total", 0.0)}}
-        self.engine, _ = self.engine.observe(base_line, self._limits, trio.current_time())
+        self.engine, _ = self.engine.observe(base_line, self.limits, trio.current_time())
         said = self.world.watcher.add_stall(self.cgroup, file, kind, int(stall), int(window), heard)
         if said and said not in self.world.told:
             self.world.told.add(said)
@@ -168,7 +169,7 @@ class Group:
         self._see(values)
         before, elapsed = self._latest, now - self._looked
         self._latest, self._looked = values, now
-        delay = pace(self.engine, before, values, elapsed, self._limits, now)
+        delay = pace(self.engine, before, values, elapsed, self.limits, now)
         counted = any(notifies(file) for file in values)  # on v1, where nobody tells of all members
         return min(delay, COUNTING if counted else SLOWEST, STILL if self._measures_growth else SLOWEST)
 
@@ -176,28 +177,39 @@ class Group:
         """Show the rules a moment: these values, and all other files that they look at, read now."""
         now = trio.current_time()
         others = {file: self._read(self.cgroup, file) for file in self.files if file not in values}
-        self.engine, fired = self.engine.observe({**others, **values}, self._limits, now)
+        snapshot, before = {**others, **values}, self.engine
+        self.engine, fired = self.engine.observe(snapshot, self.limits, now)
+        self._note(Saw(snapshot, self.limits, self.engine is not before, fired), now)
         if fired:
-            self.world.nursery.start_soon(self._act, fired, now)
+            self.acting += 1
+            self.world.nursery.start_soon(self._act, Asked.by(fired), now)
+
+    def _note(self, what: News, now: float | None = None) -> None:
+        """Tell those that record."""
+        for listener in self.world.group_listeners:
+            listener(self, what, trio.current_time() if now is None else now)
 
     def _memory(self, actor: Actor) -> float:
         return self._read(actor.cgroup, "memory.current").get("", 0.0)
 
     # ---- acts
 
-    async def _act(self, fired: Sequence[Fired], decided: float) -> None:
-        """What several rules ask for that one moment has set off: of what is done to a member, the most drastic."""
-        for one in fired:
-            if one.action in TELLING:
+    async def _act(self, asked: Asked, decided: float) -> None:
+        """What the rules ask for that one moment has set off."""
+        try:
+            for one in asked.told:
                 self.world.nursery.start_soon(self._tell, one)
-            elif one.rule.dry_run:
+            for one in asked.dry:
                 await self._hit(one)
-        acts = [one for one in fired if one.action not in TELLING and not one.rule.dry_run]
-        if acts:
-            async with self.turn:
-                # Else something has been done meanwhile; if it does not help, they say so.
-                if self._quiet_since < decided:
-                    await self._hit(acts[-1])
+            if asked.act is not None:
+                async with self.turn:
+                    # Else something has been done meanwhile; if it does not help, they say so.
+                    if self.quiet_since < decided:
+                        await self._hit(asked.act)
+                    else:
+                        self._note(Passed())
+        finally:
+            self.acting -= 1
         self.remember()
 
     async def _tell(self, fired: Fired) -> None:
@@ -217,21 +229,21 @@ class Group:
         assert isinstance(rule, GroupRule)
         tried: dict[str, str] = {}
         while True:
-            places = rank(rule.victim or "", self._candidates(), tried)
-            first = next((place for place in places if place.turn == 1), None)
-            if first is None:
+            candidates = tuple(self._candidates())
+            places, name, act = chosen(self.name, fired, candidates, tried)
+            self._note(Chose(fired, candidates, dict(tried), name))
+            if name is None:
                 self._nobody(rule, places)
                 break
-            actor = next(one for one in self.members if one.name == first.candidate.name)
-            cause = self._cause(rule, fired.cause, places, tried)
-            helped, why = await self._do(actor, attrs.evolve(fired, cause=cause))
+            actor = next(one for one in self.members if one.name == name)
+            helped, why = await self._do(actor, act)
             if rule.dry_run:
                 break
-            self._hush(actor)
+            self._note(Came(name, helped, why), self._hush(actor))
             if helped:
                 break
-            tried[actor.name] = why
-            self._warn(f"{rule.name}: {fired.action} of {actor.name} did not help: {why}")
+            tried[name] = why
+            self._warn(f"{rule.name}: {fired.action} of {name} did not help: {why}")
 
     def _candidates(self) -> Iterable[Candidate]:
         now = trio.current_time()
@@ -246,16 +258,6 @@ class Group:
                     now - actor.life.started_at,
                     workload.managed_oom_preference,
                 )
-
-    def _cause(self, rule: GroupRule, cause: Cause, places: Iterable[Place], tried: Mapping[str, str]) -> Cause:
-        after = [f"{name}: {why}" for name, why in tried.items()]
-        return attrs.evolve(
-            cause,
-            group=self.name,
-            victim=rule.victim,
-            candidates=tuple(place.record() for place in places),
-            escalates=after[-1] if after else None,
-        )
 
     async def _do(self, actor: Actor, fired: Fired) -> tuple[bool, str]:
         """Have the victim do it, and see whether it helps: whether it did, and why not."""
@@ -303,13 +305,14 @@ class Group:
         """Whether the condition does, as of the last tick; of one that is true for a moment only, nobody can say."""
         return rule.when.momentary or self.engine.holds(rule)
 
-    def _hush(self, actor: Actor) -> None:
-        """Something was done to a member: its groups wait for what it leads to, each rule its cooldown."""
+    def _hush(self, actor: Actor) -> float:
+        """Something was done to a member: its groups wait for what it leads to, each rule its cooldown. Since when."""
         now = trio.current_time()
         for group in {self, *actor.groups}:
-            group._quiet_since = now
+            group.quiet_since = now
             group.engine = group.engine.hushed(now)
             group.remember()
+        return now
 
     def _nobody(self, rule: GroupRule, places: Iterable[Place]) -> None:
         reasons = "; ".join(f"{place.candidate.name}: {place.why}" for place in places)
@@ -328,12 +331,13 @@ class Group:
             self.engine = self.engine.adopted(config.policy)
             self.world.watcher.remove(self.cgroup)
             self.watch()
+            self._note(Became(config))
 
     async def go(self, resources: Resources) -> None:
         """Go over to the limits of a file. CgroupError: nothing has changed, and why."""
         await write(self.cgroup, self.resources, resources, optional=not resources.required)
         self.resources = resources
-        self._limits = self.cgroup.limits()
+        self.limits = self.cgroup.limits()
         self.remember()
 
     # ---- limits
@@ -351,7 +355,7 @@ class Group:
             self._warn(f"set: {error}")
             return False, str(error)
         self.resources = after
-        self._limits = self.cgroup.limits()
+        self.limits = self.cgroup.limits()
         self.remember()
         was, is_ = difference(before, after)
         self.world.journal.log.info("action", group=self.name, action="set", cause={"by": by}, before=was, after=is_)
@@ -364,7 +368,7 @@ class Group:
         except CgroupError as error:
             self._warn(f"set: {error}")
             return str(error)
-        self._limits = self.cgroup.limits()
+        self.limits = self.cgroup.limits()
         return ""
 
     def status(self) -> dict[str, Any]:

@@ -77,14 +77,19 @@ class Groups:
             group.members.remove(actor)
         actor.groups = ()
 
+    @property
+    def all(self) -> tuple[Group, ...]:
+        """Each after those around it; the host last."""
+        return (*self.by_name.values(), self.host)
+
     def watch(self) -> None:
         """Begin to look at all of them."""
-        for group in (*self.by_name.values(), self.host):
+        for group in self.all:
             group.watch()
 
     def close(self) -> None:
         """Close the files that are kept open."""
-        for group in (*self.by_name.values(), self.host):
+        for group in self.all:
             group.cgroup.close()
 
     def matching(self, pattern: str) -> list[Group]:

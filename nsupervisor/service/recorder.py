@@ -3,6 +3,9 @@
 A recording hears each step of the minds that it is about, and reads besides, time after time, every file that a rule
 might look at: so other rules than the present ones can be tried with the trace. What waits for its reader is bounded:
 a recording with a gap would be no use, so it ends there, and its last line says why.
+
+Groups, and the host, are in it, too, where all their members are: without one of them nobody could tell whom their
+rules would have hit.
 """
 
 import math
@@ -17,16 +20,19 @@ import attrs
 import trio
 
 from nsupervisor import __version__
-from nsupervisor.cgroups import CgroupError
+from nsupervisor.cgroups import Cgroup, CgroupError
 from nsupervisor.config.facts import COUNTERS, HOST_MEMORY, LEVELS, NOT_FILES, UPTIME
+from nsupervisor.core.grouping import Became, Came, News
 from nsupervisor.core.lifecycle import Moment
 from nsupervisor.core.mind import Input, Mind, Thought
 from nsupervisor.core.rules import Snapshot
 from nsupervisor.core.trace import Line, Writer, encode
-from nsupervisor.service.thinker import Listener, Thinker
+from nsupervisor.service.thinker import Thinker
 
 if TYPE_CHECKING:
     from nsupervisor.service.actor import Actor
+    from nsupervisor.service.group import Group
+    from nsupervisor.service.groups import Groups
 
 WAITING = 8 << 20
 """Bytes that may wait for the reader."""
@@ -56,6 +62,7 @@ class Recording:
     """An asynchronous iterator of bytes: whole lines. Made by `record`."""
 
     actors: Mapping[str, "Actor"]
+    groups: "Groups"
     terms: Terms
     config: str
     """Path of the configuration, for the head."""
@@ -64,6 +71,9 @@ class Recording:
     _size: int = 0
     _written: int = 0
     _begun: dict[str, Thinker] = attrs.field(factory=dict)
+    _recorded: tuple["Group", ...] = attrs.field(init=False)
+    """The groups that are recorded."""
+    _groups_begun: bool = False
     _ended: bool = False
     _heard: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
     _due: float = attrs.field(factory=trio.current_time)
@@ -74,12 +84,19 @@ class Recording:
         now = trio.current_time()
         self._until = now + self.terms.seconds
         workloads = {name: actor.workload for name, actor in self.actors.items()}
+        self._recorded = tuple(
+            one
+            for one in self.groups.all
+            if one.members and {member.name for member in one.members} <= workloads.keys()
+        )
+        groups = {one.name: (one.config, [member.name for member in one.members]) for one in self._recorded}
         about = {"version": __version__, "config": self.config, "host": host(), "interval": self.terms.interval}
         clock = {"monotonic": now, "realtime": datetime.now(UTC).isoformat(timespec="microseconds")}
-        self._add([self._writer.head(workloads, clock=clock, **about)])
+        self._add([self._writer.head(workloads, groups, clock=clock, **about)])
         for name, actor in self.actors.items():
             self._add(self._writer.limits(name, actor.judge.limits, now))
             self._begin(actor.thinker, now)
+        self._begin_groups(now)
 
     def hear(self, thinker: Thinker, before: Mind, what: Input, moment: Moment, thought: Thought) -> None:
         """A step of a mind."""
@@ -87,6 +104,15 @@ class Recording:
             self._add(self._writer.step(thinker.name, thinker.workload, before, what, moment, thought))
         elif thinker.name in self.actors:
             self._begin(thinker, moment.now)
+
+    def hear_group(self, group: "Group", what: News, now: float) -> None:
+        """Something that a group went through."""
+        if not self._groups_begun:
+            return
+        if group in self._recorded:
+            self._add(self._writer.group(group.name, what, now))
+        if isinstance(what, Became) or (group not in self._recorded and isinstance(what, Came)):
+            self._tell_memories(now)  # in the first case they are other ones, in the second it has hushed their rules
 
     def end(self, why: str) -> None:
         """The last line. Nothing comes after it."""
@@ -119,6 +145,17 @@ class Recording:
             self._add(self._writer.changed(thinker.name, thinker.workload, now))
             self._add([self._writer.begin(thinker.name, thinker.mind, now)])
 
+    def _begin_groups(self, now: float) -> None:
+        """Their recording begins when no rule of any of them waits for its turn, or for what it has led to."""
+        if not self._groups_begun and not any(one.acting for one in self.groups.all):
+            self._groups_begun = True
+            self._tell_memories(now)
+
+    def _tell_memories(self, now: float) -> None:
+        for one in self._recorded:
+            self._add(self._writer.limits(one.name, one.limits, now))
+            self._add([self._writer.begin_group(one.name, one.engine, one.quiet_since, now)])
+
     def _add(self, lines: Iterable[Line]) -> None:
         for line in lines:
             if self._ended:
@@ -144,17 +181,30 @@ class Recording:
             self._add([self._writer.sample(now, {name: snapshot(actor) for name, actor in some})])
             spent += perf_counter() - began
             await trio.lowlevel.checkpoint()
+        began, now = perf_counter(), trio.current_time()
+        self._begin_groups(now)
+        # After their members, which are what their rules choose from.
+        groups = [one for one in self._recorded if any(member.life.alive for member in one.members)]
+        for one in groups:
+            self._add(self._writer.limits(one.name, one.limits, now))
+        if groups:
+            self._add([self._writer.sample(now, {one.name: _files(one.cgroup) for one in groups})])
+        spent += perf_counter() - began
         self._due = max(self._due + interval, trio.current_time() + spent * (SHARE - 1))
 
 
 def snapshot(actor: "Actor") -> Snapshot:
     """Of each file that a rule might look at, what a rule might look at."""
-    found: dict[str, dict[str, float]] = {UPTIME: dict(actor.judge.read(UPTIME))}
+    return {UPTIME: dict(actor.judge.read(UPTIME)), **_files(actor.cgroup)}
+
+
+def _files(cgroup: Cgroup) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
     for file, keys in FILES.items():
-        if file in NOT_FILES or not actor.cgroup.offers(file):
+        if file in NOT_FILES or not cgroup.offers(file):
             continue
         try:
-            values = actor.cgroup.look(file)
+            values = cgroup.look(file)
         except CgroupError:  # it is being made anew, or its controller is gone
             continue
         # A key of io.stat has its device before it.
@@ -179,17 +229,17 @@ class Recorder:
         self._left = trio.lowlevel.ParkingLot()
 
     @contextmanager
-    def record(
-        self, actors: Mapping[str, "Actor"], listeners: set[Listener], terms: Terms, config: str
-    ) -> Iterator[Recording]:
+    def record(self, actors: Mapping[str, "Actor"], groups: "Groups", terms: Terms, config: str) -> Iterator[Recording]:
         """A recording of these instances, until the block ends."""
-        recording = Recording(actors, terms, config)
+        recording, world = Recording(actors, groups, terms, config), groups.host.world
         self._recordings.add(recording)
-        listeners.add(recording.hear)
+        world.listeners.add(recording.hear)
+        world.group_listeners.add(recording.hear_group)
         try:
             yield recording
         finally:
-            listeners.discard(recording.hear)
+            world.listeners.discard(recording.hear)
+            world.group_listeners.discard(recording.hear_group)
             self._recordings.discard(recording)
             self._left.unpark_all()
 

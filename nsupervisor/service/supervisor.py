@@ -142,8 +142,7 @@ class Supervisor:
     ) -> AbstractContextManager[Recording]:
         """A recording of what instances go through."""
         actors = {name: actor for name, actor in self.actors.items() if names is None or name in names}
-        listeners = next(iter(actors.values())).world.listeners if actors else set()
-        return self.recorder.record(actors, listeners, Terms(interval, seconds, most), self.config.path)
+        return self.recorder.record(actors, self.groups, Terms(interval, seconds, most), self.config.path)
 
     def resolve(self, patterns: Sequence[str]) -> list[str]:
         """The instances that ``patterns`` mean: "web" is all of web's, "group/batch" all in that group; globs match

@@ -1,6 +1,10 @@
 """What all actors share."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -11,6 +15,10 @@ from nsupervisor.metrics.measures import Measures
 from nsupervisor.service.kept import Kept
 from nsupervisor.service.state import StateFile
 from nsupervisor.service.thinker import Listener
+
+if TYPE_CHECKING:
+    from nsupervisor.core.grouping import News
+    from nsupervisor.service.group import Group
 
 
 @attrs.frozen
@@ -30,6 +38,8 @@ class World:
     measures: Measures = attrs.field(factory=Measures)
     listeners: set[Listener] = attrs.field(factory=set)
     """Those that hear of all that any mind takes in."""
+    group_listeners: set[Callable[[Group, News, float], None]] = attrs.field(factory=set)
+    """Those that hear of all that any group goes through, and when."""
     told: set[str] = attrs.field(factory=set)
     """Warnings about the host, which are said once, not by each workload."""
     notes: dict[str, list[Path]] = attrs.field(factory=dict)

@@ -1,8 +1,9 @@
 """Random services, at random: what their minds take in, what the promises are, and the trace that would be written.
 
 A seed makes a configuration, and a story that a kernel and people could tell it: programs that run, crash, hang or
-leave others behind, counters that go up, levels that swing, wishes at any time, facts that come late. It is checked
-while it is told. ``python -m tests.core.random_traces 100000`` tells so many.
+leave others behind, counters that go up, levels that swing, wishes at any time, facts that come late, groups whose
+rules hit one or the other (`tests.core.random_groups`). It is checked while it is told.
+``python -m tests.core.random_traces 100000`` tells so many.
 """
 
 import json
@@ -15,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 import attrs
 
 from nsupervisor.config.conditions import parse_condition
-from nsupervisor.config.model import Config, Rule, Workload
+from nsupervisor.config.model import Config, Group, Host, Rule, Workload
 from nsupervisor.config.units import Relative
 from nsupervisor.core import backoff, events
 from nsupervisor.core.actions import KillAll, Spawn
@@ -26,6 +27,7 @@ from nsupervisor.core.mind import Mind, Seen, Turn, take
 from nsupervisor.core.replay import Result, simulate
 from nsupervisor.core.rules import Engine
 from nsupervisor.core.trace import Writer, encode, read
+from tests.core import random_groups
 
 CONDITIONS = (
     "memory.events oom_kill",
@@ -93,9 +95,18 @@ def a_workload(rnd: random.Random, name: str) -> Workload:
 
 
 def a_config(rnd: random.Random) -> Config:
-    """Any configuration of one or two workloads."""
+    """Any configuration of one or two workloads; half of them with a group around them, and a policy of the host."""
     names = ("web", "db")[: rnd.randint(1, 2)]
-    return Config("/etc/site.toml", workloads={name: a_workload(rnd, name) for name in names})
+    workloads = {name: a_workload(rnd, name) for name in names}
+    if rnd.random() < 0.5:
+        return Config("/etc/site.toml", workloads=workloads)
+    batch = Group(name="batch", policy=random_groups.a_policy(rnd, "group.batch"))
+    workloads = {
+        name: attrs.evolve(random_groups.preferences(rnd, one), group=rnd.choice(("batch", "batch", None)))
+        for name, one in workloads.items()
+    }
+    host = Host(policy=random_groups.a_policy(rnd, "host"))
+    return Config("/etc/site.toml", workloads=workloads, groups={"batch": batch}, host=host)
 
 
 @attrs.define
@@ -269,6 +280,7 @@ def a_trace(seed: int, steps: int = 40) -> tuple[Config, bytes]:
     writer.head(config.workloads)
     lines: list[dict] = []
     tellers = [Teller(rnd, name, one, writer) for name, one in config.workloads.items()]
+    crowd = a_crowd(rnd, config, tellers, writer)
     before = rnd.randrange(steps)  # the recording begins in the middle of it
     for i in range(steps):
         now += rnd.choice((0.0, 0.001, 0.01, 0.05, 0.25, 1.0, 7.0)) * rnd.random()
@@ -276,17 +288,37 @@ def a_trace(seed: int, steps: int = 40) -> tuple[Config, bytes]:
             for teller in tellers:
                 while teller.mind.due:
                     teller.take(Turn(), now)
-            writer = Writer()
-            lines = [writer.head(config.workloads, clock={"monotonic": now})]
+            crowd.drain(now)
+            for teller in tellers:  # whom it has hit
+                while teller.mind.due:
+                    teller.take(Turn(), now)
+            crowd.writer = writer = Writer()
+            groups = {one.name: (one.config, [member.name for member in one.members]) for one in crowd.groups}
+            lines = [writer.head(config.workloads, groups, clock={"monotonic": now})]
+            lines += [writer.begin_group(one.name, one.engine, one.quiet_since, now) for one in crowd.groups]
             for teller in tellers:
                 teller.writer = writer
                 lines.append(writer.begin(teller.name, teller.mind, now))
         if i % 5 == 0:
             lines.append(writer.sample(now, {teller.name: teller.all_files(now) for teller in tellers}))
+            lines.append(writer.sample(now, crowd.all_files()))
+        if crowd.groups and rnd.random() < 0.4:
+            lines += crowd.next(now)
+            continue
         teller = rnd.choice(tellers)
         lines += teller.next(now)
     lines.append({"t": now, "end": "told"})
     return config, b"".join(map(encode, lines))
+
+
+def a_crowd(rnd: random.Random, config: Config, tellers: list[Teller], writer: Writer) -> random_groups.Crowd:
+    """Its groups, and the host, where they have somebody."""
+    if not config.groups:
+        return random_groups.Crowd(rnd, [], writer)
+    batch = [one for one in tellers if one.workload.group == "batch"]
+    host = Group(name="host", policy=config.host.policy)
+    groups = [("group/batch", config.groups["batch"], batch), ("host", host, tellers)]
+    return random_groups.Crowd(rnd, [random_groups.GroupTeller(*one) for one in groups if one[2]], writer)
 
 
 def as_bytes(result: Result) -> bytes:
@@ -314,8 +346,10 @@ def check_deeds(config: Config, result: Result) -> None:
             at = row.at if row.simulated_at is None else row.simulated_at
             told.setdefault((row.workload, row.simulated["action"]), []).append((at, row.simulated))
     for (name, action), done in told.items():
-        workload = config.workloads[name]
-        if action == "start":
+        workload = config.workloads.get(name)
+        if workload is None:
+            assert action == "log", "done to nobody"  # what a group only tells
+        elif action == "start":
             starts = sorted((deed["generation"], at) for at, deed in done)
             assert len({generation for generation, _ in starts}) == len(starts), "a generation that started twice"
             assert [at for _, at in starts] == sorted(at for _, at in starts), "a generation before the one before it"

@@ -86,7 +86,9 @@ async def setting(
     journal, members = Journal(), {}
     async with open_watcher() as watcher, trio.open_nursery() as nursery:
         state = SimpleNamespace(keep_group=lambda *_: None)
-        world: Any = SimpleNamespace(journal=journal, watcher=watcher, nursery=nursery, told=set(), state=state)
+        world: Any = SimpleNamespace(
+            journal=journal, watcher=watcher, nursery=nursery, told=set(), state=state, group_listeners=set()
+        )
         group = Group("group/batch", GroupConfig(name="batch", policy=rules), cgroup, world)
         for number, name in enumerate(("one", "two", "three")):
             one = tree.make(name, Resources(), [cgroup])

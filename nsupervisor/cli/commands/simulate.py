@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any
 
-    from nsupervisor.core.replay import Result, Row
+    from nsupervisor.core.beside import Row
+    from nsupervisor.core.replay import Result
 
 HEADS = ("TIME", "WORKLOAD", "WHAT WAS DONE", "WHAT WOULD HAVE BEEN DONE")
 AS_RECORDED = "the same"

@@ -1,0 +1,178 @@
+"""Random groups for `tests.core.random_traces`: rules that choose among the workloads, acts that help or do not."""
+
+import random
+
+import attrs
+
+from nsupervisor.config.conditions import parse_condition
+from nsupervisor.config.model import Group, GroupRule, Workload
+from nsupervisor.core.grouping import Asked, Came, Chose, Passed, Saw, chosen
+from nsupervisor.core.mind import Sentence
+from nsupervisor.core.rules import Engine, Fired
+from nsupervisor.core.trace import Writer
+from nsupervisor.core.victims import Candidate
+
+CONDITIONS = (
+    "memory.current > 100M",
+    "memory.current > 50%",
+    "pids.current >= 12",
+    "memory.events oom_kill",
+    "memory.current > 40M and not pids.current < 6",
+)
+LIMITS = {"memory.max": 200.0 * 2**20}
+
+
+def a_policy(rnd: random.Random, place: str) -> tuple[GroupRule, ...]:
+    """Any rules of a group."""
+    return tuple(_a_rule(rnd, f"{place}.policy[{i}]", i) for i in range(rnd.randint(0, 3)))
+
+
+def _a_rule(rnd: random.Random, name: str, number: int) -> GroupRule:
+    action = rnd.choice(("log", "kill", "kill", "stop", "restart", "freeze", "signal"))
+    worn = rnd.random() < 0.3
+    return GroupRule(
+        when=parse_condition(rnd.choice(CONDITIONS)),
+        for_=rnd.choice((0.0, 0.0, 0.5)),
+        action=action,
+        signal=1 if action == "signal" else None,
+        cooldown=rnd.choice((0.0, 1.0, 15.0)),
+        victim=rnd.choice(("largest-memory", "fastest-growing", "lowest-priority", "newest")),
+        at_most=1 if worn else None,
+        within=10.0 if worn else 0.0,
+        then=(rnd.choice([one for one in ("log", "kill", "freeze") if one != action]),) if worn else (),
+        dry_run=rnd.random() < 0.2,
+        name=name,
+        line=100 + number,
+    )
+
+
+@attrs.define(eq=False)
+class GroupTeller:
+    """One group; its turns are the crowd's."""
+
+    name: str
+    config: Group
+    members: list
+    engine: Engine = attrs.field(init=False)
+    quiet_since: float = float("-inf")
+    fired_at: dict[str, float] = attrs.field(factory=dict)
+    files: dict[str, dict[str, float]] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self.engine = Engine.of(self.config.policy)
+        self.files = {
+            "memory.current": {"": 2**20},
+            "pids.current": {"": 1},
+            "memory.events": {"oom_kill": 0},
+        }
+
+
+@attrs.define(eq=False)
+class Crowd:
+    """All groups, and their turns: one act at a time."""
+
+    rnd: random.Random
+    groups: list[GroupTeller]
+    writer: Writer
+    waiting: list[tuple[GroupTeller, Fired, float]] = attrs.field(factory=list)
+    under_way: tuple[GroupTeller, Fired, object, dict[str, str]] | None = None
+
+    def note(self, group: GroupTeller, what: object, now: float) -> list[dict]:
+        """The lines of something that a group goes through."""
+        return list(self.writer.group(group.name, what, now))
+
+    def next(self, now: float) -> list[dict]:
+        """What happens next to one of the groups; its lines."""
+        draw = self.rnd.random()
+        if self.under_way is not None and draw < 0.4:
+            return self.outcome(now, self.rnd.random() < 0.7)
+        if self.waiting and draw < 0.8:
+            return self.turn(now)
+        return self.see(self.rnd.choice(self.groups), now) if self.groups else []
+
+    def see(self, group: GroupTeller, now: float) -> list[dict]:
+        """Its files are read."""
+        rnd = self.rnd
+        group.files["memory.current"] = {"": rnd.randint(0, 200) * 2**20}
+        group.files["pids.current"] = {"": rnd.randint(1, 20)}
+        group.files["memory.events"] = {"oom_kill": group.files["memory.events"]["oom_kill"] + rnd.choice((0, 0, 1))}
+        files = {atom.file for rule in group.engine.rules for atom in rule.when.atoms}
+        snapshot, before = {file: dict(group.files[file]) for file in sorted(files)}, group.engine
+        group.engine, fired = group.engine.observe(snapshot, LIMITS, now)
+        for one in fired:
+            before_that = group.fired_at.get(one.rule.name, float("-inf"))
+            assert now - max(before_that, group.quiet_since if one.rule.victim else before_that) >= one.rule.cooldown
+            group.fired_at[one.rule.name] = now
+        asked = Asked.by(fired)
+        lines = self.note(group, Saw(snapshot, LIMITS, group.engine is not before, fired), now)
+        self.waiting += [(group, one, now) for one in (*asked.dry, *([asked.act] if asked.act else []))]
+        return lines
+
+    def turn(self, now: float) -> list[dict]:
+        """A rule that has gone off has its turn, unless it is an act and another one is under way."""
+        group, fired, decided = self.waiting[0]
+        if not fired.rule.dry_run and self.under_way is not None:
+            return []
+        self.waiting.pop(0)
+        if not fired.rule.dry_run and group.quiet_since >= decided:
+            return self.note(group, Passed(), now)
+        return self.hit(group, fired, {}, now)
+
+    def hit(self, group: GroupTeller, fired: Fired, tried: dict[str, str], now: float) -> list[dict]:
+        """Choose, and do it."""
+        candidates = tuple(
+            Candidate(
+                one.name,
+                self.rnd.randint(0, 100) * 2.0**20,
+                self.rnd.choice((0.0, -1.5, 3e6)),
+                one.workload.priority,
+                now - one.mind.life.started_at,
+                one.workload.managed_oom_preference,
+            )
+            for one in group.members
+            if one.mind.life.alive
+        )
+        _, name, sentence = chosen(group.name, fired, candidates, tried)
+        lines = self.note(group, Chose(fired, candidates, dict(tried), name), now)
+        if name is None:
+            return lines
+        assert name not in tried, "somebody whom it did not help with"
+        victim = next(one for one in group.members if one.name == name)
+        lines += victim.take(Sentence(victim.mind.life.generation, sentence), now)
+        if not fired.rule.dry_run:
+            assert self.under_way is None, "two acts at once"
+            self.under_way = group, fired, victim, tried
+        return lines
+
+    def outcome(self, now: float, helped: bool) -> list[dict]:
+        """What the act that is under way has led to."""
+        assert self.under_way is not None
+        group, fired, victim, tried = self.under_way
+        self.under_way = None
+        for one in self.groups:
+            if victim in one.members:
+                one.engine, one.quiet_since = one.engine.hushed(now), now
+        why = "" if helped else "it still has processes"
+        lines = self.note(group, Came(victim.name, helped, why), now)
+        return lines if helped else lines + self.hit(group, fired, {**tried, victim.name: why}, now)
+
+    def drain(self, now: float) -> None:
+        """Let all that waits have its turn, and all acts help."""
+        while self.waiting or self.under_way is not None:
+            if self.under_way is not None:
+                self.outcome(now, helped=True)
+            else:
+                self.turn(now)
+
+    def all_files(self) -> dict[str, dict[str, dict[str, float]]]:
+        """For a sample."""
+        return {group.name: group.files for group in self.groups}
+
+
+def preferences(rnd: random.Random, workload: Workload) -> Workload:
+    """Any place among the victims."""
+    return attrs.evolve(
+        workload,
+        priority=rnd.randint(-1, 1),
+        managed_oom_preference=rnd.choice(("none", "none", "avoid", "omit")),
+    )
