@@ -68,6 +68,8 @@ class Result:
     """Workloads whose simulated life came apart from the recorded one, and their groups, and when."""
     seconds: float
     """How long the trace is."""
+    groups: frozenset[str] = frozenset()
+    """The names among these that are of groups, or the host's."""
 
 
 def simulate(config: Config, trace: Trace, seed: int = 0) -> Result:
@@ -112,7 +114,7 @@ def simulate(config: Config, trace: Trace, seed: int = 0) -> Result:
     rows.sort(key=lambda row: row.at)  # it is stable: what is done at one time stays in order
     times = {name: one.parted for name, one in lives.items()} | groups.parted()
     parted = {name: round(at - trace.began, 6) for name, at in times.items() if at is not None}
-    return Result(tuple(rows), tuple(warnings), parted, round(end - trace.began, 6))
+    return Result(tuple(rows), tuple(warnings), parted, round(end - trace.began, 6), frozenset(groups.by_name))
 
 
 @attrs.define(eq=False)

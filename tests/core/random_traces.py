@@ -322,7 +322,7 @@ def a_crowd(rnd: random.Random, config: Config, tellers: list[Teller], writer: W
 
 
 def as_bytes(result: Result) -> bytes:
-    return json.dumps(attrs.asdict(result)).encode()
+    return json.dumps(attrs.asdict(result), default=sorted).encode()
 
 
 def check(seed: int) -> None:

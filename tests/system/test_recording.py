@@ -123,6 +123,53 @@ async def test_the_same_configuration_does_the_same_and_another_does_not(tmp_pat
     assert not [row for row in changed["rows"] if row["workload"] == "crash" and row["recorded"] != row["simulated"]]
 
 
+GREEDY = """
+[group.batch]
+[[group.batch.policy]]
+when = "memory.current > 60M"
+action = "kill"
+victim = "largest-memory"
+
+[workload.chill]
+command = ["python3", "-ISc", "import time; x = b'x' * (16 << 20); print('up', flush=True); time.sleep(1000)"]
+group = "batch"
+
+[workload.bloat]
+autostart = false
+command = ["python3", "-ISc", "x = bytearray(b'x') * (64 << 20); import time; time.sleep(1000)"]
+group = "batch"
+restart = "no"
+"""
+
+
+@needs("memory")
+@pytest.mark.system
+async def test_a_groups_kill_comes_again_and_another_policy_hits_another_member(tmp_path, nursery):
+    trace, outcome = tmp_path / "trace.jsonl", []
+
+    async def record(task_status):
+        outcome.extend(await recorded(tmp_path, trace, "--interval", "50ms", begun=task_status.started))
+
+    async with service(tmp_path, GREEDY) as it:
+        await it.record(event="output", message="up", workload="chill", patience=20)
+        process = await nursery.start(record)
+        await it.cli("start", "bloat")
+        await it.record(event="verified", workload="bloat", patience=20)
+        process.send_signal(signal.SIGINT)
+        await it.until(lambda: bool(outcome))
+        told = json.loads(await it.cli("simulate", "--json", str(tmp_path / "nsupervisor.toml"), str(trace)))
+        other = tmp_path / "other.toml"
+        other.write_text(GREEDY.replace('restart = "no"', 'managed_oom_preference = "omit"'))
+        changed = [await it.cli("simulate", "--json", str(other), str(trace)) for _ in range(2)]
+    assert (told["same"], told["warnings"], told["parted"]) == (True, [], {})
+    (kill,) = [row for row in told["rows"] if "cause" in row["recorded"]]
+    assert (kill["workload"], kill["simulated"]["action"]) == ("bloat", "kill")
+    assert [one["name"] for one in kill["simulated"]["cause"]["candidates"]] == ["bloat", "chill"]
+    assert changed[0] == changed[1]
+    rows = [row for row in json.loads(changed[0])["rows"] if row["simulated"] and "cause" in row["simulated"]]
+    assert (rows[0]["workload"], rows[0]["recorded"], rows[0]["simulated"]["action"]) == ("chill", None, "kill")
+
+
 async def test_a_recording_ends_by_itself_in_time_at_its_size_and_with_the_service(tmp_path, nursery):
     config = '[workload.calm]\ncommand = ["sleep", "1000"]\n'
     files = [tmp_path / f"{i}.jsonl" for i in range(3)]

@@ -103,8 +103,10 @@ def lines(result: Result, steps: bool, width: int, colour: bool) -> Iterator[str
         yield f"{over}; this configuration would have done the same"
     else:
         yield f"{over}, {both} of them would have been done, and {only} others"
+    alone = result.parted.keys() - result.groups
     for name, at in result.parted.items():
-        yield f"{name}: from {at:+.3f} on a guess (~): its life would have been another than the recorded one"
+        life = "its life" if name in alone else "a member's life"
+        yield f"{name}: from {at:+.3f} on a guess (~): {life} would have been another than the recorded one"
 
 
 def wrapped(row: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[Sequence[str]]:

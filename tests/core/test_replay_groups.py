@@ -1,0 +1,301 @@
+"""Rules of groups and of the host in a replay: the same configuration hits the same members, another one others."""
+
+import attrs
+import pytest
+
+from nsupervisor.config.conditions import parse_condition
+from nsupervisor.config.model import Config, Group, GroupRule, Host, Rule, Workload
+from nsupervisor.core import events
+from nsupervisor.core.beside import Row
+from nsupervisor.core.exits import Exit
+from nsupervisor.core.grouping import Asked, Became, Came, Chose, Passed, Saw, chosen
+from nsupervisor.core.lifecycle import Life, Moment
+from nsupervisor.core.mind import Mind, Sentence, Turn, take
+from nsupervisor.core.replay import simulate
+from nsupervisor.core.rules import Engine
+from nsupervisor.core.trace import TraceError, Writer, encode, read
+from nsupervisor.core.victims import Candidate
+
+NAMES = ("big", "small")
+M = 2**20
+
+
+def rule(text="memory.current > 100M", action="kill", victim="largest-memory", **keys):
+    keys.setdefault("cooldown", 5.0)
+    return GroupRule(when=parse_condition(text), action=action, victim=victim, name="group.batch.policy[0]", **keys)
+
+
+def config(*rules, host=(), **workloads):
+    """Two members of a group; ``workloads`` gives one of them other keys."""
+    members = {
+        name: Workload(name, command=(name,), group="batch", restart_sec=1.0, **workloads.get(name, {}))
+        for name in NAMES
+    }
+    groups = {"batch": Group(name="batch", policy=rules)}
+    return Config("/etc/site.toml", workloads=members, groups=groups, host=Host(policy=host))
+
+
+class Story:
+    """What a service with two workloads in one group goes through; big uses three quarters of what is used."""
+
+    def __init__(self, told):
+        self.config, self.writer, self.lines = told, Writer(), []
+        self.minds = {name: Mind(Life(), Engine.of(())) for name in NAMES}
+        self.engines = {"group/batch": Engine.of(told.groups["batch"].policy), "host": Engine.of(told.host.policy)}
+        groups = {"group/batch": (told.groups["batch"], NAMES), "host": (Group(name="host"), NAMES)}
+        groups["host"] = attrs.evolve(groups["host"][0], policy=told.host.policy), NAMES
+        self.lines.append(self.writer.head(told.workloads, groups, clock={"monotonic": 1000.0}))
+        for name in NAMES:
+            self.lines.append(self.writer.begin(name, self.minds[name], 1000.0))
+        for name, engine in self.engines.items():
+            self.lines.append(self.writer.begin_group(name, engine, float("-inf"), 1000.0))
+        for name in NAMES:
+            self.tell(name, events.Start("boot"), at=0.0).tell(name, events.Execed(1), at=0.1)
+
+    def tell(self, name, what, *, at):
+        before, moment, workload = self.minds[name], Moment(1000.0 + at, 0.0), self.config.workloads[name]
+        thought = take(before, what, moment, workload)
+        self.minds[name] = thought.mind
+        self.lines += self.writer.step(name, workload, before, what, moment, thought)
+        return self
+
+    def note(self, what, *, at, of="group/batch"):
+        self.lines += self.writer.group(of, what, 1000.0 + at)
+        return self
+
+    def sample(self, mib, *, at):
+        of_members = {"big": {"memory.current": {"": mib * M * 0.75}}, "small": {"memory.current": {"": mib * M / 4}}}
+        self.lines.append(self.writer.sample(1000.0 + at, of_members))
+        files = {"memory.current": {"": mib * M}, "host.meminfo": {"MemAvailable": 1000 * M - mib * M}}
+        self.lines.append(self.writer.sample(1000.0 + at, {"group/batch": files, "host": files}))
+        return self
+
+    def see(self, mib, *, at):
+        """The group's rules look; what they ask for has its turn a millisecond later."""
+        files, engine = {"memory.current": {"": mib * M}}, self.engines["group/batch"]
+        self.engines["group/batch"], fired = engine.observe(files, {}, 1000.0 + at)
+        self.note(Saw(files, {}, self.engines["group/batch"] is not engine, fired), at=at)
+        asked = Asked.by(fired)
+        for one in (*asked.dry, *([asked.act] if asked.act else [])):
+            self.hit(one, mib, at=at + 0.001)
+        return self
+
+    def hit(self, fired, mib, *, at, tried=()):
+        """The turn of a rule: whom it chooses."""
+        weights = {"big": mib * M * 0.75, "small": mib * M / 4}
+        candidates = tuple(
+            Candidate(name, weights[name], 0.0, one.priority, at, one.managed_oom_preference)
+            for name, one in self.config.workloads.items()
+            if self.minds[name].life.alive
+        )
+        _, name, sentence = chosen("group/batch", fired, candidates, dict(tried))
+        self.note(Chose(fired, candidates, dict(tried), name), at=at)
+        if name is not None:
+            self.tell(name, Sentence(self.minds[name].life.generation, sentence), at=at)
+            self.tell(name, Turn(), at=at)
+        return self
+
+    def came(self, name, *, at, why=""):
+        for group, engine in self.engines.items():
+            self.engines[group] = engine.hushed(1000.0 + at)
+        return self.note(Came(name, not why, why), at=at)
+
+    def dies_and_is_back(self, name, *, at):
+        generation = self.minds[name].life.generation
+        self.tell(name, events.Exited(generation, Exit(signal=9), populated=False), at=at)
+        self.tell(name, events.Timeout(), at=at + 1.0)
+        return self.tell(name, events.Execed(generation + 1), at=at + 1.1)
+
+    def trace(self):
+        return read(b"".join(map(encode, [*self.lines, {"t": 1100.0, "end": "told"}])), "trace")
+
+    def result(self, other):
+        return simulate(other, self.trace())
+
+
+def acts(result, side="simulated"):
+    """When a rule did what to whom."""
+    deeds = [(row, getattr(row, side)) for row in result.rows]
+    return [
+        (row.at if side == "recorded" or row.simulated_at is None else row.simulated_at, row.workload, deed["action"])
+        for row, deed in deeds
+        if deed is not None and "cause" in deed
+    ]
+
+
+def a_leak(told):
+    """The two of them use ever more; at 10 s it is too much, and big is killed."""
+    story = Story(told)
+    for second in range(1, 10):
+        story.sample(second * 11, at=float(second)).see(second * 11, at=second + 0.5)
+    story.sample(100, at=9.9).see(110, at=10.0)
+    if not story.config.groups["batch"].policy:
+        return story
+    story.came("big", at=10.2).dies_and_is_back("big", at=10.3)
+    return story.sample(30, at=12.0).see(30, at=12.5)
+
+
+def test_the_same_configuration_hits_the_same_member_at_the_same_time():
+    told = config(rule())
+    result = a_leak(told).result(told)
+    assert acts(result) == acts(result, "recorded") == [(10.001, "big", "kill")]
+    assert [row for row in result.rows if not row.same] == []
+    assert (result.warnings, dict(result.parted)) == ((), {})
+
+
+def test_another_threshold_hits_earlier_and_all_that_comes_then_is_a_guess():
+    result = a_leak(config(rule())).result(config(rule("memory.current > 50M")))
+    assert acts(result)[0] == (5.0, "big", "kill")  # the sample; the group's own reading came half a second later
+    first = next(row for row in result.rows if row.simulated and "cause" in row.simulated)
+    assert first.simulated["cause"]["candidates"][0]["memory_current"] == 55 * M * 0.75
+    assert not first.after
+    assert {"big", "group/batch", "host"} >= set(result.parted) >= {"big", "group/batch"}
+    # Both have begun anew at 11.4 s, and what they use together is less than the threshold.
+    assert len(acts(result)) == 1
+    assert result.warnings == ()
+
+
+def test_a_rule_that_was_not_there_is_tried_on_what_was_sampled():
+    story = a_leak(config())
+    assert acts(story.result(config(rule("memory.current > 60M", "stop")))) == [(6.0, "big", "stop")]
+    said = story.result(config(rule("memory.current > 60M", "stop"))).warnings
+    assert said == ("group/batch: from +6.500 on its rules see nothing: what was read is of the recorded life of big",)
+    host = attrs.evolve(rule("host.meminfo MemAvailable < 950M", victim="newest"), name="host.policy[0]")
+    assert acts(story.result(config(host=(host,))))[0] == (5.0, "big", "kill")  # equals: who uses more
+
+
+@pytest.mark.parametrize(
+    ("keys", "victim"),
+    [
+        ({"big": {"priority": 5}}, ("lowest-priority", "small")),
+        ({"big": {"managed_oom_preference": "avoid"}}, ("largest-memory", "small")),
+        ({"big": {"managed_oom_preference": "omit"}}, ("largest-memory", "small")),
+        ({}, ("newest", "big")),
+    ],
+)
+def test_who_it_would_have_been(keys, victim):
+    result = a_leak(config(rule())).result(config(rule(victim=victim[0]), **keys))
+    assert acts(result)[0][1:] == (victim[1], "kill")
+    assert acts(result)[0][0] == pytest.approx(10.0, abs=0.0011)
+    assert acts(result, "recorded") == [(10.001, "big", "kill")]
+
+
+def test_where_nobody_may_be_hit_nobody_is():
+    omit = {name: {"managed_oom_preference": "omit"} for name in NAMES}
+    result = a_leak(config(rule())).result(config(rule(), **omit))
+    assert acts(result) == []
+    assert dict(result.parted)["big"] == 10.001  # it would have gone on
+
+
+def test_an_act_that_did_not_help_is_followed_by_the_next_ones_here_too():
+    told = config(rule(verify_sec=1.0))
+    story = Story(told).see(110, at=10.0)
+    fired = Asked.by(Engine.of(told.groups["batch"].policy).observe({"memory.current": {"": 110 * M}}, {}, 1010.0)[1])
+    story.came("big", at=11.0, why="it still has processes").hit(
+        fired.act, 110, at=11.0, tried={"big": "it still has processes"}
+    )
+    story.came("small", at=11.1).dies_and_is_back("small", at=11.2)
+    result = story.result(told)
+    assert acts(result) == acts(result, "recorded") == [(10.001, "big", "kill"), (11.0, "small", "kill")]
+    assert [row for row in result.rows if not row.same] == []
+    last = [row.simulated["cause"] for row in result.rows if row.simulated and "cause" in row.simulated][-1]
+    assert last["escalates"] == "big: it still has processes"
+
+
+def test_a_dry_run_harms_nobody_and_what_only_tells_is_the_groups_own():
+    dry = rule(dry_run=True)
+    tell = attrs.evolve(rule("memory.current > 90M", "log", None), name="group.batch.policy[1]")
+    told = config(dry, tell)
+    story = Story(told).see(110, at=10.0)
+    result = story.result(told)
+    assert acts(result) == acts(result, "recorded") == [(10.0, "group/batch", "log"), (10.001, "big", "kill")]
+    assert all(row.same for row in result.rows)
+    real = story.result(config(rule(), tell))
+    assert acts(real)[:2] == [(10.0, "group/batch", "log"), (10.001, "big", "kill")]
+    assert dict(real.parted)["big"] == 10.001
+    harmless = a_leak(config(rule())).result(config(dry))
+    assert acts(harmless) == [(10.001, "big", "kill")]
+    assert dict(harmless.parted)["big"] == 10.001
+
+
+def test_a_signal_that_a_group_sends_here_alone_makes_the_rest_a_guess():
+    story = a_leak(config())
+    story.tell("big", events.Exited(1, Exit(code=1), populated=False), at=20.0)
+    result = story.result(config(rule("memory.current > 60M", "signal", signal=1)))
+    assert acts(result) == [(6.0, "big", "signal")]
+    assert [row.after for row in result.rows if row.workload == "big"] == [False, False, False, True]
+    back = Story(config(rule(action="signal", signal=1))).see(110, at=10.0).came("big", at=10.1)
+    assert dict(back.result(config()).parted) == {"big": 10.001, "group/batch": 10.001}
+
+
+def test_a_rule_whose_turn_came_when_something_had_been_done_does_nothing_here_too():
+    told = config(rule())
+    story = Story(told).see(110, at=10.0)
+    story.engines["group/batch"] = Engine.of(told.groups["batch"].policy)
+    files = {"memory.current": {"": 120 * M}}
+    _, fired = story.engines["group/batch"].observe(files, {}, 1010.1)
+    # Another group's rule went off while that act was under way.
+    host = attrs.evolve(rule("memory.current > 100M", victim="newest"), name="host.policy[0]")
+    both = config(rule(), host=(host,))
+    story = Story(both).see(110, at=10.0)
+    story.engines["host"], fired = story.engines["host"].observe(files, {}, 1010.1)
+    story.note(Saw(files, {}, True, fired), at=10.1, of="host")
+    story.came("big", at=10.2).note(Passed(), at=10.201, of="host").dies_and_is_back("big", at=10.3)
+    result = story.result(both)
+    assert acts(result) == acts(result, "recorded") == [(10.001, "big", "kill")]
+    assert all(row.same for row in result.rows)
+
+
+def test_a_group_that_a_reload_has_changed_and_one_with_other_members_are_told():
+    told = config(rule())
+    story = a_leak(told).note(Became(attrs.evolve(told.groups["batch"], policy=())), at=50.0)
+    assert story.result(told).warnings == (
+        "group/batch: its configuration was changed during the recording; what came then is no longer exact",
+    )
+    alone = attrs.evolve(told, workloads={**told.workloads, "small": attrs.evolve(told.workloads["small"], group=None)})
+    assert a_leak(told).result(alone).warnings == (
+        "group/batch: its members differ from the recorded ones; what its rules see here is of those",
+    )
+    unread = config(rule("memory.current > 100M or cpu.pressure some avg10 > 50%"))
+    assert a_leak(told).result(unread).warnings == (
+        "group.batch.policy[0] (line 0) cannot be judged: cpu.pressure some avg10 of group/batch was not recorded",
+    )
+
+
+def test_a_trace_without_groups_is_read_as_before():
+    story = a_leak(config(rule()))
+    head = {key: value for key, value in story.lines[0].items() if key != "groups"}
+    of_groups = ("choice", "passed", "outcome", "group")
+    lines = [line for line in story.lines[1:] if not any(key in line for key in of_groups)]
+    lines = [line for line in lines if line.get("of") not in ("group/batch", "host")]
+    trace = read(b"".join(map(encode, [{**head, "trace": 1}, *lines, {"t": 1100.0, "end": "told"}])), "x")
+    result = simulate(config(rule("memory.current > 50M")), trace)
+    assert acts(result) == [(10.001, "big", "kill")]
+    assert result.warnings[0].startswith("group.batch.policy[0] (line 0) is not tried, as the trace does not have")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"choice": {"action": "kill", "rule": {}, "candidates": [{"name": "big"}], "tried": {}, "victim": None}},
+        {"choice": {"action": "kill", "rule": {}, "candidates": [], "tried": {"big": 1}, "victim": None}},
+        {"outcome": {"victim": "big", "helped": "yes", "why": ""}},
+        {"group": {"memories": [], "quiet_since": "-max"}},
+        {"group": {"memories": [{"atoms": [{}]}]}},
+        {"changed": {"rules": []}},
+    ],
+)
+def test_a_line_of_a_group_that_cannot_be_replayed_is_refused(line):
+    story = Story(config(rule()))
+    with pytest.raises(TraceError, match="cannot be replayed"):
+        read(b"".join(map(encode, [*story.lines, {"t": 1001.0, "of": "group/batch", **line}])), "x")
+
+
+def test_a_workloads_own_rule_that_parts_a_member_makes_the_group_a_guess():
+    own = Rule(when=parse_condition("memory.current > 30M"), action="restart", name="policy[0]", cooldown=3600.0)
+    told = config(rule())
+    tried = attrs.evolve(told, workloads={**told.workloads, "big": attrs.evolve(told.workloads["big"], policy=(own,))})
+    result = a_leak(told).result(tried)
+    assert acts(result) == [(4.0, "big", "restart")]  # 33 MB; then nobody knows what they would have used together
+    assert dict(result.parted)["group/batch"] == dict(result.parted)["big"] == 4.0
+    assert all(isinstance(row, Row) for row in result.rows)
