@@ -157,10 +157,12 @@ class Tree:
 
     def supervisor_join(self, pid: int) -> None:
         """Move a process of the supervisor's own (the keeper) to where the supervisor is. Does nothing where the
-        supervisor did not have to move."""
+        supervisor did not have to move, or where the process is dead by now."""
         if self._leaf is not None:
             try:
                 directories.write(f"{self._leaf}/cgroup.procs", str(pid))
+            except ProcessLookupError:
+                pass
             except OSError as error:
                 raise CgroupError(f"cannot move process {pid} to {self._leaf}: {error.strerror}") from error
 

@@ -177,10 +177,13 @@ class Keeper:
                 if question.reply is None and trio.current_time() >= self._heard + ANSWER_TIMEOUT:
                     self._lose(f"the keeper has answered nobody for {ANSWER_TIMEOUT:g} s")
         except OSError as reason:
+            self._take_all()
             self._lose(f"cannot send to the keeper: {reason.strerror}")
         finally:
             del self._questions[number]
         if question.reply is None:
+            for child in question.children:
+                protocol.close_all([fd for fd in (child.stdout, child.stderr, child.notify) if fd >= 0])
             raise KeeperLost(self._lost)
         if self.on_answer is not None:
             self.on_answer(message["do"], time.perf_counter() - began)
@@ -208,18 +211,29 @@ class Keeper:
 
     async def _receive(self) -> None:
         """Take in what the keeper says until it says no more."""
+        while not self._lost:
+            await trio.lowlevel.wait_readable(self._socket)
+            self._take_all()
+
+    def _take_all(self) -> None:
+        """Take in what it has said so far, its last words, too: what a keeper has sent before it died is there still,
+        although the kernel tells ECONNRESET first where it had not read all of ours."""
+        reset = False
         try:
-            while True:
-                await trio.lowlevel.wait_readable(self._socket)
-                while True:
-                    try:
-                        received = protocol.receive(self._socket, some_fds=True)
-                    except BlockingIOError:
-                        break
-                    if received is None:
-                        self._lose("the keeper has closed the connection: it has ended, or has a new client")
-                        return
-                    self._take(*received)
+            while not self._lost:
+                try:
+                    received = protocol.receive(self._socket, some_fds=True)
+                except BlockingIOError:
+                    return
+                except ConnectionResetError:
+                    if reset:
+                        raise
+                    reset = True
+                    continue
+                if received is None:
+                    self._lose("the keeper has closed the connection: it has ended, or has a new client")
+                    return
+                self._take(*received)
         except (OSError, protocol.ProtocolError) as error:
             self._lose(f"the connection to the keeper is broken: {error}")
 
@@ -317,8 +331,7 @@ async def open_keeper(runtime_directory: str | Path) -> AsyncIterator[Keeper]:
                 problem = error
             nursery.cancel_scope.cancel()
     finally:
-        keeper._close()
-        events.close()
+        keeper._close()  # but not `events`: somebody may be about to take what was heard last
     if problem is not None:
         raise problem
 

@@ -62,6 +62,16 @@ class Kept:
         self._down()
         await self._nursery.start(self._hold)
 
+    async def first_children(self) -> list[Child]:
+        """As `children`, for the beginning: where the keeper is lost meanwhile, those of another one."""
+        for delay in DELAYS:
+            try:
+                return await self.children()
+            except KeeperLost:
+                await trio.sleep(delay)
+                await self.connect()
+        return await self.children()
+
     async def children(self, ids: Sequence[str] = (), bare: bool = False) -> list[Child]:
         """As `Keeper.list`: what the present one has."""
         return await self._keeper.list(ids, bare)

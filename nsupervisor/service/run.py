@@ -191,7 +191,7 @@ async def _service(config: Config, host: Host, directory: Path, warnings: list[t
                 found = read(directory)
                 if found.problem:
                     journal.log.error("state file set aside", message=found.problem)
-                children = await keeper.children()
+                children = await keeper.first_children()
                 tree, held = _tree(host, settings, found, children=bool(children))
                 try:
                     _refuse_unenforceable(config, host)
@@ -457,7 +457,8 @@ async def _follow_keeper(keeper: Kept, actors: Mapping[str, Actor], supervisor: 
             if actor is not None:
                 actor.post(report)
             elif isinstance(report, Ended):
-                await keeper.direct.acknowledge(report.id)
+                with contextlib.suppress(KeeperLost):  # then the next one does not know it
+                    await keeper.direct.acknowledge(report.id)
         lost, expected = keeper.pid, keeper.expected
         if not expected:
             log.critical("keeper lost", message="the programs run on; a new keeper takes them over", pid=lost)

@@ -10,6 +10,7 @@ holds the cgroup; its end is told by its pidfd (`linux.processes`), and its pipe
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
 import attrs
@@ -21,7 +22,7 @@ from nsupervisor.core import events
 from nsupervisor.core.actions import FreezeAll, KillAll, Signal, ThawAll
 from nsupervisor.core.lifecycle import State, Then
 from nsupervisor.keeper.client import Keeper
-from nsupervisor.keeper.told import Child, Ended, Execed, Spawned
+from nsupervisor.keeper.told import Child, Ended, Execed, KeeperLost, Spawned
 from nsupervisor.linux import processes
 from nsupervisor.service import kept
 from nsupervisor.service.actor import Actor
@@ -200,7 +201,7 @@ async def take_over(
         resume(actor, record, own)
         life = actor.life
         if life.alive and life.exit is None and actor.id not in {child.id for child in own}:
-            await reattach(actor, keeper.direct, fresh=True)
+            await _reattach_fresh(actor, keeper.direct)
         elif not life.alive and actor.cgroup.populated():
             await see_to_orphans(actor, keeper.direct, orphans)
     if records or children:
@@ -236,6 +237,12 @@ async def see_off(actor: Actor) -> None:
 # ---- without the keeper that was
 
 
+async def _reattach_fresh(actor: Actor, keeper: Keeper) -> None:
+    """At the start. A keeper that is lost just now is replaced once all run, and the new one is given all of them."""
+    with suppress(KeeperLost):
+        await reattach(actor, keeper, fresh=True)
+
+
 async def reattach(actor: Actor, keeper: Keeper, fresh: bool) -> None:
     """Give a living generation, which the present keeper does not know, into its hands; or learn how it has ended.
 
@@ -261,15 +268,17 @@ async def reattach(actor: Actor, keeper: Keeper, fresh: bool) -> None:
         actor.output.expect(Spawned(id_, body.first.pid, *map(os.dup, fds[1:])))
         if trail.body is not None:
             actor.output.begin(actor.life.generation, body.program.pid)
-    if program >= 0 and lives and not processes.ended(program):
-        notify = actor.listen(_owner(actor))[0] if fresh and actor.workload.speaks else actor.notify
-        first = body.first.pid, body.first.started
-        await keeper.adopt(id_, first, body.program.pid, [*fds, *([notify] if notify >= 0 else ())])
-    else:
-        status = processes.exit_status(program, body.program.pid) if program >= 0 else None
-        actor.post(Ended(id_, -1 if status is None else status))
-    for fd in fds:
-        _close(fd)
+    try:
+        if program >= 0 and lives and not processes.ended(program):
+            notify = actor.listen(_owner(actor))[0] if fresh and actor.workload.speaks else actor.notify
+            first = body.first.pid, body.first.started
+            await keeper.adopt(id_, first, body.program.pid, [*fds, *([notify] if notify >= 0 else ())])
+        else:
+            status = processes.exit_status(program, body.program.pid) if program >= 0 else None
+            actor.post(Ended(id_, -1 if status is None else status))
+    finally:
+        for fd in fds:
+            _close(fd)
 
 
 def find(cgroup: Cgroup, pipes: tuple[int, int] = (0, 0)) -> Body | None:
@@ -307,7 +316,7 @@ async def see_to_orphans(actor: Actor, keeper: Keeper, policy: str) -> None:
             actor.post(events.Ready(actor.life.generation))
         actor.catch_up = actor.catch_up or partial(_catch_up, actor, None)
         say("orphans", "warning", message=f'{about}: adopted, as orphans = "adopt" says', pids=pids[:10])
-        await reattach(actor, keeper, fresh=True)
+        await _reattach_fresh(actor, keeper)
     elif policy == "leave":
         text = f'{about}: left alone, as orphans = "leave" says, so it cannot start; end them, or set orphans'
         say("orphans", "error", message=text, pids=pids[:10])

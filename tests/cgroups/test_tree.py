@@ -158,6 +158,9 @@ try:
     after = subprocess.Popen(["sleep", "1000"])
     tree.supervisor_join(after.pid)
     report["children"] = [own(before.pid), own(after.pid)]
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    tree.supervisor_join(dead.pid)  # a keeper that has died meanwhile; it is replaced soon
 except CgroupError as error:
     report["error"] = str(error)
 for child in before, after:

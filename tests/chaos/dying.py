@@ -1,8 +1,9 @@
 """``python -m tests.chaos.dying ARM run CONFIG``: nsupervisor, which kills itself at a chosen instant.
 
 While there is a file ARM, it says at which: "5" is the fifth instant from when the supervisor hears of a program's end,
-"5 both" the same with the keeper killed just before, "5 start" the fifth from the beginning. An instant is one before
-something that others can see: the state file or the stream is written to, the keeper is told something.
+"5 both" the same with the keeper killed just before, "5 start" the fifth from the beginning. "5 keeper": at the fifth
+since it has a keeper it kills that one, lives itself, and removes ARM. An instant is one before something that others
+can see: the state file or the stream is written to, the keeper is told something.
 """
 
 import os
@@ -27,13 +28,16 @@ class Instants:
         self.left = 0
         self.victims = [os.getpid()]
 
-    def arm(self, keeper: int = 0) -> None:
-        """From here on, if there is a file that says so."""
+    def arm(self, keeper: int = 0, when: str = "start") -> None:
+        """From here on, if there is a file that says so: ``when`` is "start", "keeper" or "end"."""
         if not self.left and self.path.exists():
             number, *how = self.path.read_text().split()
-            if (how == ["start"]) == (not keeper):
+            if (how[0] if how in (["start"], ["keeper"]) else "end") == when:
                 self.left = int(number)
-                self.victims[:0] = [keeper] if how == ["both"] else []
+                if how == ["keeper"]:
+                    self.victims = [keeper]
+                elif how == ["both"]:
+                    self.victims[:0] = [keeper]
 
     def one(self) -> None:
         """This is one; it may be the last."""
@@ -41,6 +45,8 @@ class Instants:
             return
         self.left -= 1
         if not self.left:
+            if os.getpid() not in self.victims:
+                self.path.unlink()  # the next one shall live
             for pid in self.victims:
                 os.kill(pid, signal.SIGKILL)
 
@@ -58,15 +64,19 @@ class Instants:
 def prepare(path: Path) -> None:
     """Count from now on, or from when ``path`` says."""
     instants = Instants(path)
-    take = Keeper._take
+    take, receive = Keeper._take, Keeper._receive
 
     def taken(self: Keeper, message: dict[str, Any], fds: Any) -> None:
         if message.get("event") == "ended":
-            instants.arm(self.pid)
+            instants.arm(self.pid, "end")
             instants.one()
         take(self, message, fds)
 
-    Keeper._take = taken  # type: ignore[method-assign]
+    async def receiving(self: Keeper) -> None:
+        instants.arm(self.pid, "keeper")
+        await receive(self)
+
+    Keeper._take, Keeper._receive = taken, receiving  # type: ignore[method-assign]
     for owner, name in ((StateFile, "_keep"), (StateFile, "write_all"), (Sink, "_write"), (protocol, "send")):
         instants.before(owner, name)
     instants.arm()

@@ -42,6 +42,14 @@ def look(pid: int, mark: str, parents: Iterable[int] = ()) -> Process | None:
     )
 
 
+def name(pid: int) -> str:
+    """As its process calls itself; "" when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
 def cgroups(name: str) -> list[str]:
     """All cgroups of the tree ``name``, in each hierarchy."""
     found = set()

@@ -1,5 +1,5 @@
 """kill -9 at each instant between the keeper's word of an end and the end's record in the stream: it is told.
-And while everything is being stopped.
+And while everything is being stopped; and to the keeper while the next supervisor takes over.
 
 Exactly one record is without the mark `duplicate`, or one with it is there; and the exit status is the true one.
 """
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -139,6 +140,69 @@ def _round(life: Life, fifo: int, number: int, restart: str, how: str) -> bool:
         life.kill()
     life.arm.unlink()
     return died
+
+
+TWO = """
+[workload.web]
+command = ["sleep", "100000"]
+[workload.plain]
+command = ["sleep", "100000"]
+[workload.plain.namespaces]
+pid = false
+"""
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["the old keeper", "a new keeper"])
+def test_a_keeper_killed_at_whatever_instant_of_a_take_over_is_replaced_and_nothing_else_happens(fresh: bool):
+    """The supervisor ended, and took all workloads with it."""
+    with site(TWO) as where:
+        life = Life(where)
+
+        def lives() -> list[tuple[str, int, int]] | None:
+            try:
+                found = life.client.status()
+            except ClientError:
+                assert not life.dead, life.stderr.read_text()
+                return None
+            all_ = len(found) == 2 and all(one["state"] == "running" and one["pid"] for one in found)
+            return [(one["name"], one["pid"], one["generation"]) for one in found] if all_ else None
+
+        try:
+            life.begin()
+            before = until("both run", lives)
+            for number in range(1, 20):
+                keeper = until("there is a keeper", lambda: _keeper(life))
+                life.kill()
+                if fresh:
+                    os.kill(keeper, signal.SIGKILL)
+                life.arm.write_text(f"{number} keeper")
+                life.begin()
+                until("it is up", lambda: life.dead or _is_up(life))
+                assert until("both run", lives) == before, f"instant {number}"
+                if life.arm.exists():  # there are no more of them
+                    break
+            assert number > 4
+            life.process.send_signal(signal.SIGTERM)
+            assert life.process.wait(deadline(20)) == 0
+            assert "Traceback" not in life.stderr.read_text()
+        finally:
+            life.kill()
+
+
+def _keeper(life: Life) -> int | None:
+    """The keeper's pid, once one lives."""
+    pid: int = life.client.info()["keeper_pid"]
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return None
+    return pid if state not in "ZX" else None
+
+
+def _is_up(life: Life) -> bool:
+    assert life.process is not None
+    said = (json.loads(line) for line in life.stream.read_bytes().splitlines())
+    return any(one["event"] == "supervisor started" and one["pid"] == life.process.pid for one in said)
 
 
 STOPPING = """

@@ -13,5 +13,5 @@ def test_some_kills():
 
 
 def test_that_missing_numbers_are_counted():
-    assert gaps({("a", 1): [1, 2, 3], ("a", 2): [1]}) == (0, 0)
-    assert gaps({("a", 1): [1, 3, 3, 5]}) == (2, 1)
+    assert gaps({("a", 1): [1, 2, 3], ("a", 2): [1]}) == ({}, 0)
+    assert gaps({("a", 1): [1, 3, 3, 5]}) == ({("a", 1): "2 of 5, 2, 4"}, 1)

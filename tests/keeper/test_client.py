@@ -19,14 +19,43 @@ async def asked(theirs: socket.socket) -> int:
     return int(received[0]["request"])
 
 
-async def test_a_slow_keeper_is_waited_for_and_one_that_answers_nobody_is_lost(mock_clock: MockClock) -> None:
-    """Of thousands that are asked for at once the last is answered late. One that is stopped answers nobody; who had
-    asked it waited for its replacement, which nobody had made, without pause and for ever."""
+def pair() -> tuple[Keeper, socket.socket]:
+    """A keeper's client, and the other end of its connection."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in (ours, theirs):
         end.setblocking(False)
     sender, events = trio.open_memory_channel[Execed | Ended](float("inf"))
-    keeper = Keeper(0, events, ours, sender)
+    return Keeper(0, events, ours, sender), theirs
+
+
+def last_words(theirs: socket.socket) -> None:
+    """An end is told, and then the keeper is killed."""
+    protocol.send(theirs, protocol.encode({"event": "ended", "id": "x#1", "status": 7 << 8, "failure": None}))
+    theirs.close()
+
+
+@pytest.mark.parametrize("asked_before", [True, False])
+async def test_what_a_keeper_has_said_before_it_died_is_heard(asked_before: bool) -> None:
+    """How a program had ended was lost where the keeper had not read all that it was asked (the kernel tells ECONNRESET
+    first), or where somebody asked it something just then."""
+    keeper, theirs = pair()
+    with keeper._socket:
+        async with trio.open_nursery() as nursery:
+            if asked_before:
+                nursery.start_soon(keeper._receive)
+                protocol.send(keeper._socket, protocol.encode({"request": 1}))
+                last_words(theirs)
+            else:
+                last_words(theirs)
+                with pytest.raises(KeeperLost):
+                    await keeper.acknowledge("y#1")
+        assert [event async for event in keeper.events] == [Ended("x#1", 7 << 8)]
+
+
+async def test_a_slow_keeper_is_waited_for_and_one_that_answers_nobody_is_lost(mock_clock: MockClock) -> None:
+    """Of thousands that are asked for at once the last is answered late. One that is stopped answers nobody; who had
+    asked it waited for its replacement, which nobody had made, without pause and for ever."""
+    keeper, theirs = pair()
     lost: list[str] = []
 
     async def ask(name: str) -> None:
@@ -35,7 +64,7 @@ async def test_a_slow_keeper_is_waited_for_and_one_that_answers_nobody_is_lost(m
         except KeeperLost as error:
             lost.append(f"{name}: {error}")
 
-    with ours, theirs:
+    with keeper._socket, theirs:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keeper._receive)
             nursery.start_soon(ask, "first")

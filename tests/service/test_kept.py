@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from nsupervisor.keeper.told import Ended, KeeperLost
 from nsupervisor.service.kept import Kept, close, open_kept
@@ -71,6 +72,36 @@ async def test_a_spawn_under_way_when_the_keeper_dies_is_said_to_be_unknown(dire
                 await kept.spawn(SPEC, lambda: os.kill(kept.pid, signal.SIGKILL))
             await kept.shutdown()
             nursery.cancel_scope.cancel()
+
+
+async def test_ends_that_were_heard_just_before_the_keeper_died_are_told(directory: Path) -> None:
+    """Who was in the middle of hearing of several was told that the channel is closed, which ended the service."""
+    with trio.fail_after(deadline(20)):
+        async with open_kept(directory) as kept:
+            kept.go_on()
+            names = [f"x#{number}" for number in range(1, 6)]
+            for name in names:
+                spawned = await kept.spawn(SPEC | {"id": name, "argv": ["true"]})
+                for fd in (spawned.stdout, spawned.stderr):
+                    os.close(fd)
+            while not all(child.status == 0 for child in await kept.children(bare=True)):
+                pass
+            os.kill(kept.pid, signal.SIGKILL)
+            await kept.direct.lost()
+            await trio.testing.wait_all_tasks_blocked()
+            assert sorted([report.id async for report in kept.events() if isinstance(report, Ended)]) == names
+            await kept.shutdown()
+
+
+async def test_a_keeper_that_dies_at_the_beginning_is_replaced(directory: Path) -> None:
+    """The service did not come up, and nobody started it again."""
+    with trio.fail_after(deadline(20)):
+        async with open_kept(directory) as kept:
+            first = kept.pid
+            os.kill(first, signal.SIGKILL)
+            assert await kept.first_children() == []
+            assert kept.pid != first
+            await kept.shutdown()
 
 
 @pytest.mark.parametrize("with_init", [True, False])
