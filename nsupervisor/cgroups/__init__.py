@@ -4,16 +4,16 @@
 tells what the kernel says about them. Names, keys and units are cgroup v2's everywhere.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from nsupervisor.cgroups.cgroup import Cgroup
-from nsupervisor.cgroups.errors import CgroupError, CgroupGoneError, Problem
-from nsupervisor.cgroups.host import Controller, Host
-from nsupervisor.cgroups.readings import Reading
-from nsupervisor.cgroups.tree import Tree
-
 if TYPE_CHECKING:
+    from nsupervisor.cgroups.cgroup import Cgroup
+    from nsupervisor.cgroups.errors import CgroupError, CgroupGoneError, Problem
+    from nsupervisor.cgroups.host import Controller, Host
     from nsupervisor.cgroups.pressure import Trigger
+    from nsupervisor.cgroups.readings import Reading
+    from nsupervisor.cgroups.tree import Tree
     from nsupervisor.cgroups.watcher import EVENT_FILES, Watcher, open_watcher
 
 __all__ = [
@@ -31,11 +31,21 @@ __all__ = [
     "open_watcher",
 ]
 
+_MODULES = {
+    "cgroup": ("Cgroup",),
+    "errors": ("CgroupError", "CgroupGoneError", "Problem"),
+    "host": ("Controller", "Host"),
+    "pressure": ("Trigger",),
+    "readings": ("Reading",),
+    "tree": ("Tree",),
+    "watcher": ("EVENT_FILES", "Watcher", "open_watcher"),
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Load the watcher when it is asked for: it needs the event loop, whose import is most of what a command costs."""
-    if name not in ("EVENT_FILES", "Trigger", "Watcher", "open_watcher"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from nsupervisor.cgroups import pressure, watcher
-
-    return getattr(pressure if name == "Trigger" else watcher, name)
+    """Load what is asked for only: `check` and `doctor` want to know about the host, and the watcher needs the event
+    loop, whose import costs more than all that a command does."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

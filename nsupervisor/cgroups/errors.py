@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import attrs
+from typing import NamedTuple
 
 
 class CgroupError(Exception):
@@ -22,8 +22,7 @@ class UnfitError(CgroupError):
         super().__init__(f"{why}; {instead}")
 
 
-@attrs.frozen
-class Problem:
+class Problem(NamedTuple):
     """Something that was asked for and that this host cannot give.
 
     key: the configuration key ("memory_high") or the cgroup file ("memory.pressure") it is about.

@@ -11,8 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
-
-import attrs
+from typing import NamedTuple
 
 from nsupervisor.cgroups.readings import number, parse, parse_flat, parse_single
 
@@ -253,8 +252,7 @@ def _huge(size: str) -> V1File:
     )
 
 
-@attrs.frozen
-class V1File:
+class V1File(NamedTuple):
     """How a v2 file is had on v1. files: the v1 files to read, whose texts `read` turns into v2's keys and units.
     write: v2's text → what is to be written; None for what is only read.
     core: the v2 core's file of the same name is read first (hybrid hosts)."""

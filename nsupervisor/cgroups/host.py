@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import attrs
 
@@ -33,8 +33,7 @@ Around = Mapping[str, Sequence[float]]
 NOTHING_AROUND: Around = {}
 
 
-@attrs.frozen
-class Controller:
+class Controller(NamedTuple):
     """One controller. hierarchy: where it is (version 1 or 2). obstacle: None when we may use it, else why not and what
     to do instead."""
 
@@ -48,8 +47,7 @@ class Controller:
         return self.obstacle is None
 
 
-@attrs.frozen
-class Place:
+class Place(NamedTuple):
     """Where a v2 file is found. v1: None where it is a v2 file itself, else how it is had on the v1 hierarchy."""
 
     hierarchy: Hierarchy
@@ -135,7 +133,7 @@ class Host:
         file = file_of(key)
         place = self.place(file)
         if isinstance(place, Problem):
-            return attrs.evolve(place, key=key)
+            return place._replace(key=key)
         if key.startswith(RAW) and place.hierarchy.version == 1:
             return Problem(key, f"is a file of cgroup v2; this host has {file.partition('.')[0]} on v1", ALONE)
         if key == "io_weight" and isinstance(weighed := self.weight_file(place), Problem):
@@ -257,7 +255,7 @@ class Host:
     def refuse(self, names: Iterable[str], why: str, instead: str = DELEGATE) -> None:
         """Note that the kernel did not let us have these controllers."""
         for name in names:
-            self.controllers[name] = attrs.evolve(self.controllers[name], obstacle=(why, instead))
+            self.controllers[name] = self.controllers[name]._replace(obstacle=(why, instead))
 
     def _no_core(self, key: str) -> Problem:
         return Problem(

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-import attrs
 
-
-@attrs.frozen
-class Mount:
+class Mount(NamedTuple):
     """One cgroup mount. root: the path within the hierarchy that the mount shows. controllers: empty for v2 and for
     named v1 hierarchies ("name=systemd")."""
 
@@ -26,8 +24,7 @@ class Mount:
     read_only: bool
 
 
-@attrs.frozen
-class Membership:
+class Membership(NamedTuple):
     """One line of /proc/self/cgroup. path is "/" in the root, or in the root of one's cgroup namespace."""
 
     version: int
@@ -35,8 +32,7 @@ class Membership:
     path: str
 
 
-@attrs.frozen
-class Hierarchy:
+class Hierarchy(NamedTuple):
     """A mounted hierarchy and the own directory in it."""
 
     version: int

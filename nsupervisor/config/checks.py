@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-
-from attrs import frozen
+from typing import NamedTuple
 
 from nsupervisor.config.facts import LIMITS, NOT_FILES
 from nsupervisor.config.kinds import LONGEST_SOCKET
@@ -33,8 +32,7 @@ from nsupervisor.config.units import Relative, format_duration
 ORDERING_KEYS = ("requires", "wants", "after")
 
 
-@frozen
-class Conflict:
+class Conflict(NamedTuple):
     """What is wrong at a key path, and which other values take part in it."""
 
     path: Path

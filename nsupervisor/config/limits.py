@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
-from attrs import fields, frozen
+from attrs import fields
 
-from nsupervisor.config.model import Resources
 from nsupervisor.config.shown import shown
 from nsupervisor.config.units import Percent, format_size
+
+if TYPE_CHECKING:  # who only wants to know about memory does not need the model, which costs an import
+    from nsupervisor.config.model import Resources
 
 _MEMORY = ("memory_min", "memory_low", "memory_high", "memory_max")
 """Each must not be above those after it."""
@@ -22,8 +25,7 @@ _NO_EFFECT = {
 _NEVER_REACHED = "so it would never be reached; write a size below it"
 
 
-@frozen
-class Misfit:
+class Misfit(NamedTuple):
     """What is wrong with the value of `key` (below the resources), and which other keys take part in it."""
 
     key: tuple[str | int, ...]
@@ -91,11 +93,10 @@ def _devices(resources: Resources) -> Iterator[Misfit]:
 
 
 def _unified(resources: Resources) -> Iterator[Misfit]:
-    own = {field.name for field in fields(Resources)}
+    declared = fields(type(resources))
+    own = {field.name for field in declared}
+    huge_pages = declared.hugetlb.metadata["key"].kind.items
     for file in resources.unified:
         key = {"cpu.idle": "cpu_weight", "cpu.weight.nice": "cpu_weight"}.get(file, file.replace(".", "_"))
-        if key in own or (key.startswith("hugetlb_") and key.removeprefix("hugetlb_") in _HUGE_PAGES):
+        if key in own or (key.startswith("hugetlb_") and key.removeprefix("hugetlb_") in huge_pages):
             yield Misfit(("unified", file), f"has a key of its own; write {key} = … instead")
-
-
-_HUGE_PAGES = fields(Resources).hugetlb.metadata["key"].kind.items

@@ -10,10 +10,9 @@ import os
 import re
 import tomllib
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
-import attrs
-from attrs import NOTHING, Attribute, fields, frozen
+from attrs import NOTHING, Attribute, fields
 
 from nsupervisor.config import model
 from nsupervisor.config.checks import conflicts
@@ -84,7 +83,7 @@ def read_table(cls: type, table: dict[str, Any]) -> Any:
     loader = _Loader("", scan(""))
     result = loader.object(cls, table, ())
     if loader.problems:
-        raise ConfigError(attrs.evolve(problem, line=0) for problem in loader.problems)
+        raise ConfigError(problem._replace(line=0) for problem in loader.problems)
     return result
 
 
@@ -102,8 +101,7 @@ def _syntax_problem(text: str, path: str, error: str) -> Problem:
     return Problem(path, line, "", f"this is not TOML{column}: {what}; {hint}")
 
 
-@frozen
-class Slot:
+class Slot(NamedTuple):
     """Where a TOML key's value goes: to an attribute, or under a member name into an attribute's dict."""
 
     attribute: str

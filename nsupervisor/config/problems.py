@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
-from attrs import frozen
 
-
-@frozen
-class Problem:
+class Problem(NamedTuple):
     """One thing to mend. `line` counts from 1, 0 where the file has no lines (it cannot be read); `key` may be ""."""
 
     path: str

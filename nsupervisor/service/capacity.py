@@ -5,10 +5,8 @@ Told before anything starts: otherwise the last workloads would not start, and l
 
 import resource
 from collections.abc import Sequence
+from typing import NamedTuple
 
-import attrs
-
-from nsupervisor.cgroups.cgroup import keep_at_most
 from nsupervisor.cgroups.host import Host
 from nsupervisor.config.facts import notifies
 from nsupervisor.config.model import Config, Rule
@@ -22,8 +20,7 @@ PER_TRIGGER = 2
 """A pressure file, and what is waited with for it."""
 
 
-@attrs.frozen
-class Need:
+class Need(NamedTuple):
     """Open files of each process."""
 
     supervisor: int
@@ -75,5 +72,7 @@ def shortage(config: Config, host: Host) -> str:
 
 def make_room(config: Config, host: Host) -> None:
     """Keep no more files of cgroups open than what else is needed leaves room for; a third of all at most."""
+    from nsupervisor.cgroups.cgroup import keep_at_most  # only who runs something needs it
+
     most = allowed()
     keep_at_most(max(min(most // 3, most - needed(config, host).supervisor), 0))

@@ -4,16 +4,14 @@ import grp
 import os
 import pwd
 from collections.abc import Sequence
-
-import attrs
+from typing import NamedTuple
 
 
 class IdentityError(Exception):
     """A user or group that this host does not know; the text says which and what to do."""
 
 
-@attrs.frozen
-class Identity:
+class Identity(NamedTuple):
     """Who a program runs as. ``uid``, ``gid`` and ``groups`` are None where they stay the supervisor's own."""
 
     uid: int | None

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 
 from nsupervisor.config.model import Config, Workload
 
@@ -41,6 +40,8 @@ def missing(workload: Workload) -> Iterator[tuple[str, str]]:
 
 def explain(error: PermissionError, config: Config) -> str:
     """What to do about a start that was not permitted."""
+    from pathlib import Path  # `check` has no need of it, and its import costs
+
     instead = "run as root, or see: nsupervisor doctor"
     directory = Path(config.supervisor.runtime_directory)
     # What could not be made may also be a directory above it, or the lock in it.
@@ -55,5 +56,5 @@ def explain(error: PermissionError, config: Config) -> str:
 @cache
 def _capabilities() -> int:
     """The effective set of this process (proc_pid_status(5)), bit by bit. It keeps it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("CapEff:")), 16)
+    with open("/proc/self/status") as lines:
+        return int(next(line.split()[1] for line in lines if line.startswith("CapEff:")), 16)

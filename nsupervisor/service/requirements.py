@@ -3,9 +3,11 @@
 Imports no trio, because ``check`` has to be quick.
 """
 
-from collections.abc import Iterator, Sequence
+from __future__ import annotations
 
-from nsupervisor.cgroups.cgroup import Cgroup
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
 from nsupervisor.cgroups.errors import CgroupError
 from nsupervisor.cgroups.errors import Problem as HostProblem
 from nsupervisor.cgroups.host import Around, Host
@@ -17,6 +19,9 @@ from nsupervisor.config.shown import shown_path
 from nsupervisor.service.capacity import shortage
 from nsupervisor.service.identity import IdentityError, resolve
 from nsupervisor.service.privileges import missing
+
+if TYPE_CHECKING:
+    from nsupervisor.cgroups.cgroup import Cgroup
 
 OPTIONAL = "required = false"
 ELSEWHERE = "it depends on where this was run: the service has a cgroup, and limits, of its own"

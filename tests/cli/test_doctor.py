@@ -96,7 +96,7 @@ def test_exit_statuses_from_pidfds_are_found(report):
 
 @needs("sys_resource", "psi_short_windows")
 def test_pressure_with_all_capabilities(report):
-    assert finding(report, "cgroups", "pressure (PSI)")["state"] == OK
+    assert finding(report, "kernel", "pressure (PSI)")["state"] == OK
 
 
 @needs("root")

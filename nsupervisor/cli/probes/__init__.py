@@ -1,12 +1,14 @@
 """What `nsupervisor doctor` finds out, and how: by trying, in children that end at once.
 
-Each module has functions that yield findings; `SECTIONS` has them in the order in which people read them.
+Each module has functions that give findings. What needs a child, or takes the kernel its time, is begun when they are
+called, and told when its turn comes: so all of it goes on side by side.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from importlib import import_module
 from typing import NamedTuple
 
 TYPE_CHECKING = False
@@ -28,42 +30,58 @@ class Finding(NamedTuple):
 
 
 def sections() -> Iterator[tuple[str, Iterator[Finding]]]:
-    """Each section's title and its findings, which are made while they are read."""
-    from nsupervisor.cli.probes import cgroups, kernel, namespaces, network, privileges
+    """Each section's title and its findings, in the order in which people read them."""
+    begun = {title: getattr(import_module(f"{__name__}.{module}"), name)() for title, module, name in BEGUN}
+    yield from ((title, begun[title]) for title in SECTIONS)
 
-    yield "kernel", kernel.findings()
-    yield "privileges", privileges.findings()
-    yield "namespaces", namespaces.findings()
-    yield "cgroups", cgroups.findings()
-    yield "rootless", privileges.rootless()
-    yield "network", network.findings()
+
+SECTIONS = ("kernel", "privileges", "namespaces", "cgroups", "rootless", "network")
+BEGUN = (
+    ("kernel", "kernel", "findings"),
+    ("namespaces", "namespaces", "findings"),
+    ("privileges", "privileges", "findings"),
+    ("rootless", "privileges", "rootless"),
+    ("network", "network", "findings"),
+    ("cgroups", "cgroups", "findings"),
+)
+"""Titles, modules, functions: what the kernel takes longest for comes first, what takes us longest to load last."""
+
+
+class Attempt:
+    """`work`, done by a forked child from now on. Nothing of it remains once `error` has been called."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.readable, writable = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 1
+            try:
+                os.close(self.readable)
+                try:
+                    work()
+                    status = 0
+                except OSError as error:
+                    os.write(writable, f"{error.errno or 0} {error.filename or ''}".encode())
+            finally:
+                os._exit(status)
+        os.close(writable)
+
+    def error(self) -> OSError | None:
+        """Wait for its end; None when it went well, else the OSError that was raised. To be called once."""
+        with os.fdopen(self.readable) as file:
+            said = file.read()
+        _, status = os.waitpid(self.pid, 0)
+        if status == 0:
+            return None
+        number, _, what = said.partition(" ")
+        if not number:  # it died: a seccomp filter that kills, for instance
+            return OSError(errno.EPERM, f"the attempt was ended with wait status {status}", "")
+        return OSError(int(number), os.strerror(int(number)), what)
 
 
 def in_child(work: Callable[[], None]) -> OSError | None:
     """Run `work` in a forked child; None when it went well, else the OSError that it raised. Nothing of it remains."""
-    readable, writable = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            os.close(readable)
-            try:
-                work()
-                status = 0
-            except OSError as error:
-                os.write(writable, f"{error.errno or 0} {error.filename or ''}".encode())
-        finally:
-            os._exit(status)
-    os.close(writable)
-    with os.fdopen(readable) as file:
-        said = file.read()
-    _, status = os.waitpid(pid, 0)
-    if status == 0:
-        return None
-    number, _, what = said.partition(" ")
-    if not number:  # it died: a seccomp filter that kills, for instance
-        return OSError(errno.EPERM, f"the attempt was ended with wait status {status}", "")
-    return OSError(int(number), os.strerror(int(number)), what)
+    return Attempt(work).error()
 
 
 def fork_and_wait(work: Callable[[], None]) -> None:

@@ -14,8 +14,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SHORT, LONG = "some 100000 500000", "some 100000 2000000"  # PSI triggers: stall and window in µs
-
 
 def findings() -> Iterator[Finding]:
     """The hierarchies, what one cgroup can do, and one finding per limit."""
@@ -28,7 +26,6 @@ def findings() -> Iterator[Finding]:
     if host.core is None:
         return
     yield from _cgroup(host)
-    yield _pressure(host)
     for key, file in RESOURCES.items():
         problem = host.problem(key)
         if problem is not None:
@@ -94,28 +91,3 @@ def _file(path: str, name: str, meaning: str, since: str) -> Finding:
     if os.path.exists(f"{path}/{name}"):
         return Finding(name, OK, meaning)
     return Finding(name, LIMITED, f"this kernel has no {name}", f"boot a newer kernel ({since} has it)")
-
-
-def _pressure(host: Host) -> Finding:
-    if not host.pressure:
-        return Finding("pressure (PSI)", MISSING, "rules about pressure cannot be used", "boot with psi=1")
-    last: OSError | None = None
-    for trigger in (SHORT, LONG):
-        try:
-            file = os.open("/proc/pressure/memory", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            last = error
-            break
-        try:
-            os.write(file, trigger.encode() + b"\0")
-        except OSError as error:
-            last = error
-            continue
-        finally:
-            os.close(file)
-        if trigger is SHORT:
-            return Finding("pressure (PSI)", OK, "the kernel tells of pressure within half a second")
-        text = "the kernel tells of pressure, but only over windows of 2 s or a multiple"
-        return Finding("pressure (PSI)", LIMITED, text, "for shorter ones give the supervisor CAP_SYS_RESOURCE")
-    text = f"pressure can be read, but not waited for: {last.strerror if last else ''}"
-    return Finding("pressure (PSI)", LIMITED, text, "nothing: it is then sampled")

@@ -6,8 +6,9 @@ import ctypes
 import fcntl
 import os
 import struct
+from functools import partial
 
-from nsupervisor.cli.probes import LIMITED, MISSING, OK, Finding, read
+from nsupervisor.cli.probes import LIMITED, MISSING, OK, Attempt, Finding, in_child, read
 from nsupervisor.linux import syscalls
 from nsupervisor.linux.inotify import IN_MODIFY, Inotify
 
@@ -25,16 +26,23 @@ _PIDFD_INFO_EXIT = 1 << 3
 _SYS_LANDLOCK_CREATE_RULESET = 444
 _LANDLOCK_CREATE_RULESET_VERSION = 1
 
+SHORT, LONG = "some 100000 500000", "some 100000 2000000"  # PSI triggers: stall and window in µs
+
 UPGRADE = "boot a newer kernel"
 
 
 def findings() -> Iterator[Finding]:
     """One per thing that the kernel offers."""
+    return _findings(Attempt(_watch), Attempt(partial(_wait_for_pressure, SHORT)))
+
+
+def _findings(watching: Attempt, waiting: Attempt) -> Iterator[Finding]:
     yield _version()
     yield _clone3()
     yield _pidfd()
     yield _pidfd_exit()
-    yield _inotify()
+    yield _inotify(watching.error())
+    yield _pressure(waiting.error())
     yield _seccomp()
     yield _landlock()
 
@@ -104,14 +112,13 @@ def _pidfd_exit() -> Finding:
     )
 
 
-def _inotify() -> Finding:
-    try:
-        watch = Inotify()
-        try:
-            watch.add("/proc/self/cgroup", IN_MODIFY)
-        finally:
-            watch.close()
-    except OSError as error:
+def _watch() -> None:
+    """Watch a file. That it ends takes the kernel some 15 ms: it waits until nobody looks at the watch any more."""
+    Inotify().add("/proc/self/cgroup", IN_MODIFY)
+
+
+def _inotify(error: OSError | None) -> Finding:
+    if error is not None:
         return Finding(
             "inotify",
             MISSING,
@@ -122,6 +129,24 @@ def _inotify() -> Finding:
         )
     number = read("/proc/sys/fs/inotify/max_user_watches")
     return Finding("inotify", OK, f"cgroups tell at once what happens to them; {number} files can be watched")
+
+
+def _wait_for_pressure(trigger: str) -> None:
+    """Have the kernel watch for it (PSI documentation). That it ends takes some 10 ms."""
+    file = os.open("/proc/pressure/memory", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    os.write(file, trigger.encode() + b"\0")
+
+
+def _pressure(error: OSError | None) -> Finding:
+    if not os.path.exists("/proc/pressure"):
+        return Finding("pressure (PSI)", MISSING, "rules about pressure cannot be used", "boot with psi=1")
+    if error is None:
+        return Finding("pressure (PSI)", OK, "the kernel tells of pressure within half a second")
+    if (error := in_child(partial(_wait_for_pressure, LONG))) is None:
+        text = "the kernel tells of pressure, but only over windows of 2 s or a multiple"
+        return Finding("pressure (PSI)", LIMITED, text, "for shorter ones give the supervisor CAP_SYS_RESOURCE")
+    text = f"pressure can be read, but not waited for: {error.strerror}"
+    return Finding("pressure (PSI)", LIMITED, text, "nothing: it is then sampled")
 
 
 def _seccomp() -> Finding:

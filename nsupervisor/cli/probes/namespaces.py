@@ -6,7 +6,7 @@ import errno
 import os
 from functools import partial
 
-from nsupervisor.cli.probes import LIMITED, MISSING, OK, Finding, fork_and_wait, in_child, read
+from nsupervisor.cli.probes import LIMITED, MISSING, OK, Attempt, Finding, fork_and_wait, in_child, read
 from nsupervisor.linux import mounts, syscalls
 from nsupervisor.linux.namespaces import NAMESPACES
 
@@ -32,13 +32,15 @@ USER = NAMESPACES["user"].flag
 
 def findings() -> Iterator[Finding]:
     """One per kind, and one for what only works with two of them."""
-    for name, meaning in MEANING.items():
-        yield _finding(name, meaning, partial(_make, name), name in DEFAULT)
-    yield _finding("own /proc", "a workload's /proc shows its own processes only", _make_proc, True)
+    tried: list[tuple[str, str, Callable[[bool], None], bool]] = [
+        *((name, meaning, partial(_make, name), name in DEFAULT) for name, meaning in MEANING.items()),
+        ("own /proc", "a workload's /proc shows its own processes only", _make_proc, True),
+    ]
+    attempts = [Attempt(partial(make, False)) for _, _, make, _ in tried]
+    return (_finding(*one, attempt.error()) for one, attempt in zip(tried, attempts, strict=True))
 
 
-def _finding(name: str, meaning: str, make: Callable[[bool], None], essential: bool) -> Finding:
-    error = in_child(lambda: make(False))
+def _finding(name: str, meaning: str, make: Callable[[bool], None], essential: bool, error: OSError | None) -> Finding:
     if error is None:
         return Finding(name, OK, meaning)
     if name != "user" and error.errno in (errno.EPERM, errno.EACCES) and in_child(lambda: make(True)) is None:

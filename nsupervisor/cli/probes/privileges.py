@@ -6,7 +6,7 @@ import os
 import pwd
 import shutil
 
-from nsupervisor.cli.probes import LIMITED, MISSING, OK, Finding, in_child, read
+from nsupervisor.cli.probes import LIMITED, MISSING, OK, Attempt, Finding, read
 from nsupervisor.linux import syscalls
 from nsupervisor.linux.namespaces import CLONE_NEWUSER
 
@@ -78,7 +78,11 @@ def findings() -> Iterator[Finding]:
 
 def rootless() -> Iterator[Finding]:
     """What users other than root can do here."""
-    yield _user_namespaces()
+    return _rootless(Attempt(_make_user_namespace))
+
+
+def _rootless(user_namespace: Attempt) -> Iterator[Finding]:
+    yield _user_namespaces(user_namespace.error())
     yield from _subordinate_ids()
     for program in ("newuidmap", "newgidmap"):
         if path := shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"):
@@ -88,15 +92,15 @@ def rootless() -> Iterator[Finding]:
             yield Finding(program, MISSING, text, "install the package uidmap (Fedora: shadow-utils)")
 
 
-def _user_namespaces() -> Finding:
-    def make() -> None:
-        if os.geteuid() == 0:
-            os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
-        syscalls.unshare(CLONE_NEWUSER)
+def _make_user_namespace() -> None:
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+    syscalls.unshare(CLONE_NEWUSER)
 
-    error = in_child(make)
+
+def _user_namespaces(error: OSError | None) -> Finding:
     if error is None:
         return Finding("user namespaces", OK, "users other than root can make them, and with them all other kinds")
     for path, bad in (
