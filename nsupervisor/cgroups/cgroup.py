@@ -18,7 +18,7 @@ from nsupervisor.cgroups.errors import CgroupError, CgroupGoneError, Problem
 from nsupervisor.cgroups.files import RESOURCES, V1
 from nsupervisor.cgroups.host import Around, Host
 from nsupervisor.cgroups.mounts import Hierarchy
-from nsupervisor.cgroups.readings import HOST_FILES, parse
+from nsupervisor.cgroups.parsing import HOST_FILES, parse
 from nsupervisor.cgroups.values import file_of, settings
 from nsupervisor.config.units import Percent
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import NamedTuple
 
-from nsupervisor.cgroups.readings import number, parse, parse_flat, parse_single
+from nsupervisor.cgroups.parsing import number, parse, parse_flat, parse_single
 
 CONTROLLERS = ("memory", "pids", "cpu", "cpuset", "io", "hugetlb", "misc", "rdma", "dmem")
 """The controllers that some key of ours, or a raw file, may need, in the order in which they are enabled."""

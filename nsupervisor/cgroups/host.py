@@ -7,16 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
-import attrs
-
 from nsupervisor.cgroups import devices, directories, totals
 from nsupervisor.cgroups.errors import CgroupError, Problem, UnfitError
 from nsupervisor.cgroups.files import ALONE, CONTROLLERS, NOT_ON_V1, V1, V1_CONTROLLERS, V1File
 from nsupervisor.cgroups.mounts import Hierarchy, hierarchies, parse_memberships, parse_mountinfo
-from nsupervisor.cgroups.readings import parse_cpu_list
+from nsupervisor.cgroups.parsing import parse_cpu_list
 from nsupervisor.cgroups.values import RAW, encode, file_of, settings
-from nsupervisor.config.limits import disorder
-from nsupervisor.config.units import Percent
 
 DELEGATE = (
     "run it in a cgroup of its own that is delegated to it: a systemd service with Delegate=yes, or "
@@ -54,8 +50,7 @@ class Place(NamedTuple):
     v1: V1File | None
 
 
-@attrs.define
-class Host:
+class Host(NamedTuple):
     """The cgroup hierarchies as this process sees them.
 
     core: the v2 hierarchy with the own directory in it; None on a "legacy" host, where nothing works.
@@ -120,13 +115,17 @@ class Host:
             return Place(self.core, None)  # usage is there without the controller, too
         if controller is None:
             return self._no_controller(file, group)
+        v1 = controller.hierarchy.version == 1
+        if v1 and file not in V1:
+            return Problem(file, f"needs cgroup v2; this host has {group} on v1", NOT_ON_V1.get(file, ALONE))
         if controller.obstacle is not None:
             return Problem(file, *controller.obstacle)
-        if controller.hierarchy.version == 2:
-            return Place(self.core, None)
-        if file in V1:
-            return Place(controller.hierarchy, V1[file])
-        return Problem(file, f"needs cgroup v2; this host has {group} on v1", NOT_ON_V1.get(file, ALONE))
+        return Place(controller.hierarchy, V1[file]) if v1 else Place(self.core, None)
+
+    @property
+    def closed(self) -> tuple[str, str] | None:
+        """Why this process cannot make cgroups at all, and what to do instead; None where it can."""
+        return None if self.core is None else not_writable(self.core, self.base)
 
     def problem(self, key: str) -> Problem | None:
         """Why nothing can be enforced by this key here ("memory_high", "unified.memory.swap.high"), or None."""
@@ -196,6 +195,9 @@ class Host:
 
     def _unfit(self, given: Mapping[str, Any], around: Around) -> Iterator[Problem]:
         """Values that this host does not take, though it has the keys."""
+        from nsupervisor.config.limits import disorder  # they need attrs, which `doctor` can do without
+        from nsupervisor.config.units import Percent
+
         numbers = {key: self.resolve(key, value, around) for key, value in given.items()}
         for misfit in disorder(numbers):
             if any(isinstance(given[key], Percent) for key in (*misfit.involves, str(misfit.key[0]))):
@@ -241,6 +243,8 @@ class Host:
         """A resource's value with percentages made into numbers: "25%" of the memory there is, of the processes; that
         is, of the smallest limit of the groups around it, and of what the host has where they have none.
         """
+        from nsupervisor.config.units import Percent
+
         if not isinstance(value, Percent):
             return value
         group = file_of(key).partition(".")[0]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nsupervisor.cgroups import directories, partition
 from nsupervisor.cgroups.errors import CgroupError, Problem, UnfitError
 from nsupervisor.cgroups.files import PAGE, RESOURCES, UNLIMITED, V1, V2_WRITE, Writes
-from nsupervisor.cgroups.readings import parse, parse_cpu_list
+from nsupervisor.cgroups.parsing import parse, parse_cpu_list
 from nsupervisor.cgroups.values import RAW, display, encode, file_of
 
 if TYPE_CHECKING:

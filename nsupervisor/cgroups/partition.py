@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from nsupervisor.cgroups import directories
-from nsupervisor.cgroups.readings import parse_cpu_list
+from nsupervisor.cgroups.parsing import parse_cpu_list
 
 _FILE = "cpuset.cpus.exclusive"
 

@@ -13,7 +13,8 @@ import trio
 
 from nsupervisor.cgroups.cgroup import Cgroup
 from nsupervisor.cgroups.errors import CgroupError, CgroupGoneError
-from nsupervisor.cgroups.readings import HOST_FILES, Reading
+from nsupervisor.cgroups.parsing import HOST_FILES
+from nsupervisor.cgroups.readings import Reading
 
 _UNPRIVILEGED = (
     2_000_000  # without CAP_SYS_RESOURCE windows are multiples of 2 s (psi_trigger_create in kernel/sched/psi.c)

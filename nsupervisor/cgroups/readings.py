@@ -1,13 +1,8 @@
-"""Readings of cgroup interface files, and the pure functions that make them from the files' text.
-
-Every parser returns a flat mapping from key to number. The formats are those of the section "Interface Files / Format"
-of the kernel's Documentation/admin-guide/cgroup-v2.rst; "max" reads as infinity. ValueError for anything else.
-"""
+"""What is read of cgroups, as it is handed about."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import inf
 from time import perf_counter
 
 import attrs
@@ -21,104 +16,3 @@ class Reading:
     values: Mapping[str, float]
     at: float = attrs.field(factory=perf_counter, eq=False, repr=False)
     """When it was read (`time.perf_counter`)."""
-
-
-def number(word: str) -> float:
-    """A number as the kernel writes it: an int where it is one, a float ("0.25"), or infinity for "max"."""
-    if word == "max":
-        return inf
-    try:
-        return int(word)
-    except ValueError:
-        pass
-    value = float(word)
-    if value != value:
-        raise ValueError(f"not a number: {word!r}")
-    return value
-
-
-def parse_single(text: str) -> dict[str, float]:
-    """`4096` or `max` → {"": 4096}."""
-    return {"": number(text.strip())}
-
-
-def parse_flat(text: str) -> dict[str, float]:
-    """`oom 1`, one key and one number a line → {"oom": 1}."""
-    values = {}
-    for line in text.splitlines():
-        key, _, value = line.partition(" ")
-        if not key or not value:
-            raise ValueError(f"not a key and a number: {line!r}")
-        values[key] = number(value.strip())
-    return values
-
-
-def parse_nested(text: str) -> dict[str, float]:
-    """`some avg10=0.00 total=7`, a key and pairs in each line → {"some avg10": 0.0, "some total": 7}.
-
-    Pressure files (Documentation/accounting/psi.rst), io.stat and io.max are like this.
-    A key without pairs (io.stat has them for devices never used) gives nothing.
-    """
-    values = {}
-    for line in text.splitlines():
-        words = line.split()
-        if not words or "=" in words[0]:
-            raise ValueError(f"not a key followed by pairs: {line!r}")
-        for pair in words[1:]:
-            name, equals, value = pair.partition("=")
-            if not name or not equals:
-                raise ValueError(f"not a pair: {pair!r} in {line!r}")
-            values[f"{words[0]} {name}"] = number(value)
-    return values
-
-
-def parse_meminfo(text: str) -> dict[str, float]:
-    """`MemTotal:  16000 kB`, of /proc/meminfo → {"MemTotal": 16384000}, in bytes; what has no unit is left out."""
-    values = {}
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if value.endswith(" kB"):
-            values[key] = number(value.removesuffix(" kB").strip()) * 1024
-    return values
-
-
-HOST_FILES = {
-    "host.meminfo": "/proc/meminfo",
-    **{f"host.{kind}.pressure": f"/proc/pressure/{kind}" for kind in ("cpu", "io", "memory")},
-}
-"""Where the readings of the whole host are, which stand beside those of each cgroup."""
-
-
-def parse_cpu_max(text: str) -> dict[str, float]:
-    """`max 100000` → {"quota": inf, "period": 100000}, in microseconds."""
-    words = text.split()
-    if len(words) != 2:
-        raise ValueError(f"not a quota and a period: {text!r}")
-    return {"quota": number(words[0]), "period": number(words[1])}
-
-
-def parse(file: str, text: str) -> dict[str, float]:
-    """Parse the text of a v2 file by what its name says about its format."""
-    if file == "cpu.max":
-        return parse_cpu_max(text)
-    if file == "host.meminfo":
-        return parse_meminfo(text)
-    if file.endswith(".pressure") or file in ("io.stat", "io.max", "io.latency", "rdma.max", "rdma.current"):
-        return parse_nested(text)
-    if file in ("misc.max", "misc.current", "io.weight", "io.bfq.weight"):
-        return parse_flat(text)
-    stem = file.removesuffix(".local")
-    if stem.endswith((".events", ".stat")):
-        return parse_flat(text)
-    return parse_single(text)
-
-
-def parse_cpu_list(text: str) -> frozenset[int]:
-    """`0-2,4` → {0, 1, 2, 4}; blank → nothing (cpuset.cpus, "List format" in cpuset(7))."""
-    cpus: set[int] = set()
-    for part in text.strip().split(","):
-        if not part:
-            continue
-        first, dash, last = part.partition("-")
-        cpus.update(range(int(first), int(last if dash else first) + 1))
-    return frozenset(cpus)

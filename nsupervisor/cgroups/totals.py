@@ -8,7 +8,7 @@ from math import inf
 
 from nsupervisor.cgroups.files import V1
 from nsupervisor.cgroups.mounts import Hierarchy
-from nsupervisor.cgroups.readings import parse_single
+from nsupervisor.cgroups.parsing import parse_single
 
 
 def memory(limits: Iterator[float], meminfo: str = "/proc/meminfo") -> int:

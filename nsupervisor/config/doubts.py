@@ -43,6 +43,9 @@ Value = float | bool
 
 def doubts(config: Config) -> Iterator[Conflict]:
     """Everything that is probably not meant."""
+    if not config.workloads:
+        instead = 'write for example [workload.web], and command = ["sleep", "60"] below it'
+        yield Conflict((), f"there is no workload in it, so nothing would be run; {instead}")
     for name, workload in config.workloads.items():
         shared = workload.group is not None  # whose limits hold, too
         for number, rule in enumerate(workload.policy):

@@ -23,6 +23,7 @@ from nsupervisor.config.resources import IoLatency as IoLatency
 from nsupervisor.config.resources import IoMax as IoMax
 from nsupervisor.config.resources import RdmaMax as RdmaMax
 from nsupervisor.config.resources import Resources as Resources
+from nsupervisor.config.table import Table
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 Restart = Literal["no", "always", "on-success", "on-failure", "on-abnormal", "on-watchdog"]
@@ -30,8 +31,8 @@ ActionName = Literal["log", "notify", "webhook", "exec", "set", "signal", "thaw"
 """What rules can ask for, the mildest first: of two that want opposite things, the later one here has its way."""
 
 
-@frozen
-class Supervisor:
+@frozen(repr=False)
+class Supervisor(Table):
     """[supervisor]: the service itself."""
 
     name: str = field(
@@ -71,8 +72,8 @@ class Supervisor:
     )
 
 
-@frozen
-class Namespaces:
+@frozen(repr=False)
+class Namespaces(Table):
     """[workload.NAME.namespaces]: true makes a new one, false shares the supervisor's."""
 
     mount: bool = field(default=True, metadata=key(kinds.NAMESPACE, "its own mounts, with its own /proc"))
@@ -93,8 +94,8 @@ class Namespaces:
     )
 
 
-@frozen
-class IdMapping:
+@frozen(repr=False)
+class IdMapping(Table):
     """A range of ids in the workload and the ids that they are outside (user_namespaces(7))."""
 
     container_id: int = field(metadata=key(kinds.ID, "the first id inside"))
@@ -102,16 +103,16 @@ class IdMapping:
     size: int = field(metadata=key(kinds.ID_COUNT, "how many ids"))
 
 
-@frozen
-class UserNamespace:
+@frozen(repr=False)
+class UserNamespace(Table):
     """[workload.NAME.user_namespace]; without mappings, root inside is the supervisor's own user."""
 
     uid_mappings: tuple[IdMapping, ...] = field(default=(), metadata=key(Tables(IdMapping), "user ids"))
     gid_mappings: tuple[IdMapping, ...] = field(default=(), metadata=key(Tables(IdMapping), "group ids"))
 
 
-@frozen(kw_only=True)
-class Mount:
+@frozen(kw_only=True, repr=False)
+class Mount(Table):
     """[[workload.NAME.mounts]]: a mount in the workload's mount namespace, in the runtime specification's words."""
 
     type: str = field(default="bind", metadata=key(kinds.FILESYSTEM, '"bind", or a file system such as "tmpfs"'))
@@ -120,8 +121,8 @@ class Mount:
     options: tuple[str, ...] = field(default=(), metadata=key(ListOf(kinds.MOUNT_OPTION), "as mount(8) takes them"))
 
 
-@frozen
-class Security:
+@frozen(repr=False)
+class Security(Table):
     """[workload.NAME.security]."""
 
     no_new_privileges: bool = field(
@@ -135,8 +136,8 @@ class Security:
     """By setrlimit(2)'s names in lower case, without "limit_": {"nofile": (soft, hard)}; -1 is infinity."""
 
 
-@frozen(kw_only=True)
-class Rule:
+@frozen(kw_only=True, repr=False)
+class Rule(Table):
     """[[workload.NAME.policy]]: when this holds for so long, do that."""
 
     when: Condition = field(
@@ -177,7 +178,7 @@ class Rule:
 Victim = Literal["largest-memory", "fastest-growing", "lowest-priority", "newest"]
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class GroupRule(Rule):
     """[[group.NAME.policy]] and [[host.policy]]: when this holds for so long, do that to one of the members."""
 
@@ -202,7 +203,7 @@ class GroupRule(Rule):
     )
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class Group(Resources):
     """[group.NAME]: a cgroup around those of its members, with limits for all of them together."""
 
@@ -219,8 +220,8 @@ class Group(Resources):
         return Resources(**{attribute.name: getattr(self, attribute.name) for attribute in fields(Resources)})
 
 
-@frozen
-class Host:
+@frozen(repr=False)
+class Host(Table):
     """[host]: what the readings of the whole host lead to."""
 
     policy: tuple[GroupRule, ...] = field(
@@ -231,8 +232,8 @@ class Host:
 _WHERE = Choice("journal", "file", "both", "none")
 
 
-@frozen
-class Log:
+@frozen(repr=False)
+class Log(Table):
     """[workload.NAME.log]: what becomes of the workload's output."""
 
     stdout: Literal["journal", "file", "both", "none"] = field(
@@ -263,8 +264,8 @@ class Log:
     )
 
 
-@frozen
-class Workload:
+@frozen(repr=False)
+class Workload(Table):
     """[workload.NAME]: one program and how to keep it."""
 
     name: str
@@ -370,8 +371,8 @@ class Workload:
         return self.type == "notify" or bool(self.watchdog_sec)
 
 
-@frozen
-class Config:
+@frozen(repr=False)
+class Config(Table):
     """One file: the supervisor and its workloads by name, in the file's order (instances are not expanded)."""
 
     path: str

@@ -12,11 +12,12 @@ from attrs import field, frozen
 from nsupervisor.config import kinds
 from nsupervisor.config import limit_kinds as limits
 from nsupervisor.config.kinds import Choice, MapOf, Prefixed, Tables, key
+from nsupervisor.config.table import Table
 from nsupervisor.config.units import Percent
 
 
-@frozen(kw_only=True)
-class IoMax:
+@frozen(kw_only=True, repr=False)
+class IoMax(Table):
     """[[workload.NAME.resources.io_max]]: how fast one disk may be used. None: no limit."""
 
     device: str = field(metadata=key(kinds.PATH, "a file or directory on the disk, or its device node"))
@@ -26,16 +27,16 @@ class IoMax:
     wiops: int | None = field(default=None, metadata=key(limits.RATE_LIMIT, "writes a second"))
 
 
-@frozen(kw_only=True)
-class IoLatency:
+@frozen(kw_only=True, repr=False)
+class IoLatency(Table):
     """[[workload.NAME.resources.io_latency]]: others are throttled when this one's requests take longer."""
 
     device: str = field(metadata=key(kinds.PATH, "a file or directory on the disk, or its device node"))
     target: int = field(metadata=key(limits.LATENCY, 'how long a request may take: "20ms", or microseconds'))
 
 
-@frozen(kw_only=True)
-class RdmaMax:
+@frozen(kw_only=True, repr=False)
+class RdmaMax(Table):
     """[[workload.NAME.resources.rdma_max]]: what may be had of one RDMA device. None: no limit."""
 
     device: str = field(metadata=key(kinds.WORD, 'as rdma.max calls it: "mlx4_0"'))
@@ -43,8 +44,8 @@ class RdmaMax:
     hca_object: int | None = field(default=None, metadata=key(limits.NUMBER_LIMIT, "objects"))
 
 
-@frozen
-class Resources:
+@frozen(repr=False)
+class Resources(Table):
     """[workload.NAME.resources], and the keys of [group.NAME]: cgroup v2 files by their own names. None, or an empty
     table or list: not set."""
 

@@ -58,24 +58,8 @@ from nsupervisor.core.events import (
     Wish,
 )
 from nsupervisor.core.exits import RESTARTS, Exit, Outcome
-
-
-class State(enum.Enum):
-    """Where a life stands; see the page's head."""
-
-    STOPPED = "stopped"
-    STARTING = "starting"
-    RUNNING = "running"
-    READY = "ready"
-    STOPPING = "stopping"
-    BACKOFF = "backoff"
-    EXITED = "exited"
-    FAILED = "failed"
-    FROZEN = "frozen"
-
-
-ALIVE = frozenset({State.STARTING, State.RUNNING, State.READY, State.STOPPING, State.FROZEN})
-"""The states in which processes of the current generation may live."""
+from nsupervisor.core.states import ALIVE
+from nsupervisor.core.states import State as State
 
 
 class Then(enum.Enum):

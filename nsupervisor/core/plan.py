@@ -20,7 +20,7 @@ from nsupervisor.config.model import Config, Resources, Workload
 from nsupervisor.core import order
 from nsupervisor.core.differences import Change, differences, group_differences, merged, supervisor_differences
 from nsupervisor.core.instances import instances
-from nsupervisor.core.lifecycle import ALIVE, State
+from nsupervisor.core.states import ALIVE, State
 
 FIXED = ("name", "runtime_directory")
 """Keys of [supervisor] that say which service it is: one that runs cannot become another."""

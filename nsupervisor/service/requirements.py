@@ -5,6 +5,8 @@ Imports no trio, because ``check`` has to be quick.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,21 +20,24 @@ from nsupervisor.config.problems import Problem
 from nsupervisor.config.shown import shown_path
 from nsupervisor.service.capacity import shortage
 from nsupervisor.service.identity import IdentityError, resolve
-from nsupervisor.service.privileges import missing
+from nsupervisor.service.privileges import explain, missing
 
 if TYPE_CHECKING:
     from nsupervisor.cgroups.cgroup import Cgroup
 
 OPTIONAL = "required = false"
-ELSEWHERE = "it depends on where this was run: the service has a cgroup, and limits, of its own"
+ELSEWHERE = "it depends on who runs it, and where: the service has a cgroup, and rights, of its own"
 
 
 def unmet(config: Config, positions: Positions, host: Host, *, here: bool = True) -> Iterator[tuple[Problem, str]]:
     """Every problem with its line, and why it is a warning only; "" where it is not.
 
     ``here``: the service is to run in the cgroup that this process is in. Otherwise what is wrong with this cgroup (of
-    a login session, say) is a warning.
+    a login session, say) or with this user is a warning; where no cgroup can be made at all, one for the whole file.
     """
+    if not here:
+        for hindrance in _hindrances(config, host):
+            yield Problem(config.path, 0, "", f"could not be run from here: {hindrance}"), ELSEWHERE
     if too_many := shortage(config, host):
         yield _problem(config, positions, ("workload",), too_many), "" if here else ELSEWHERE
     for workload in config.workloads.values():
@@ -40,7 +45,7 @@ def unmet(config: Config, positions: Positions, host: Host, *, here: bool = True
         place = ("workload", workload.name)
         for keys, message, warning in (
             *_limits(workload.resources, ("resources",), around, host, here),
-            *_rules(workload.policy, host, "" if workload.resources.required else OPTIONAL),
+            *_rules(workload.policy, host, "" if workload.resources.required else OPTIONAL, here),
             *_people(workload, here),
         ):
             yield _problem(config, positions, (*place, *keys), message), warning
@@ -48,16 +53,18 @@ def unmet(config: Config, positions: Positions, host: Host, *, here: bool = True
         around = host.around(one.resources for one in config.around(group))
         for keys, message, warning in (
             *_limits(group.resources, (), around, host, here),
-            *_rules(group.policy, host, "" if group.required else OPTIONAL),
+            *_rules(group.policy, host, "" if group.required else OPTIONAL, here),
         ):
             yield _problem(config, positions, ("group", group.name, *keys), message), warning
-    for keys, message, warning in _rules(config.host.policy, host, ""):
+    for keys, message, warning in _rules(config.host.policy, host, "", here):
         yield _problem(config, positions, ("host", *keys), message), warning
 
 
 def about(problem: Problem) -> dict[str, str]:
     """Whom a problem is about, as records have it."""
     kind, name, *_ = [*problem.key.split("."), ""]
+    if not kind:  # about the file
+        return {}
     return {"workload": name} if kind == "workload" else {"group": f"group/{name}" if kind == "group" else kind}
 
 
@@ -82,18 +89,23 @@ def _problem(config: Config, positions: Positions, path: tuple[str | int, ...], 
 def _limits(resources: Resources, place: tuple[str, ...], around: Around, host: Host, here: bool) -> Iterator[_Found]:
     optional = "" if resources.required else OPTIONAL
     for found in host.problems(resources, around):
-        elsewhere = "" if here or not _is_about_this_cgroup(found.key, host) else ELSEWHERE
-        yield (*place, found.key), f"{found.why}; {found.instead}", optional or elsewhere
+        elsewhere = not here and _is_about_this_cgroup(found, host)
+        if not (elsewhere and host.closed):  # which has been told once
+            yield (*place, found.key), f"{found.why}; {found.instead}", optional or (ELSEWHERE if elsewhere else "")
 
 
-def _rules(rules: Sequence[Rule], host: Host, optional: str) -> Iterator[_Found]:
+def _rules(rules: Sequence[Rule], host: Host, optional: str, here: bool) -> Iterator[_Found]:
     for i, rule in enumerate(rules):
         for file in dict.fromkeys(atom.file for atom in rule.when.atoms):
             if file in NOT_FILES:
                 continue
             place = host.place(file)
-            if isinstance(place, HostProblem):
-                yield ("policy", i, "when"), f"no {file} here: {place.why}; {place.instead}", optional
+            if not isinstance(place, HostProblem):
+                continue
+            elsewhere = not here and _is_about_this_cgroup(place, host)
+            if not (elsewhere and host.closed):
+                warning = optional or (ELSEWHERE if elsewhere else "")
+                yield ("policy", i, "when"), f"no {file} here: {place.why}; {place.instead}", warning
 
 
 def _people(workload: Workload, here: bool) -> Iterator[_Found]:
@@ -109,7 +121,18 @@ def _people(workload: Workload, here: bool) -> Iterator[_Found]:
             yield (key,), str(error), ""
 
 
-def _is_about_this_cgroup(key: str, host: Host) -> bool:
-    """The host has the controller on v2; it is only that it cannot be had from here."""
-    controller = host.controllers.get(key.partition("_")[0])
-    return controller is not None and controller.hierarchy.version == 2 and controller.obstacle is not None
+def _is_about_this_cgroup(problem: HostProblem, host: Host) -> bool:
+    """The host has the controller; it is only that it cannot be had from here."""
+    controller = host.controllers.get(problem.key.replace(".", "_").partition("_")[0])
+    return controller is not None and controller.obstacle == (problem.why, problem.instead)
+
+
+def _hindrances(config: Config, host: Host) -> Iterator[str]:
+    """What keeps this user from running anything here, whatever it is."""
+    if host.closed:
+        yield "; ".join(host.closed)
+    directory = config.supervisor.runtime_directory
+    while not os.path.exists(directory):
+        directory = os.path.dirname(directory)
+    if not os.access(directory, os.W_OK | os.X_OK):
+        yield explain(PermissionError(errno.EACCES, os.strerror(errno.EACCES), directory), config)

@@ -15,7 +15,7 @@ from nsupervisor.cgroups.files import (
     shares_of_weight,
     weight_of_shares,
 )
-from nsupervisor.cgroups.readings import parse
+from nsupervisor.cgroups.parsing import parse
 from nsupervisor.cgroups.values import display, encode
 
 

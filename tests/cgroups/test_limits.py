@@ -111,7 +111,7 @@ def test_percentages_are_of_what_the_host_has(tree: Tree) -> None:
 def test_percentages_are_of_the_smallest_limit_around(host: Host, tree: Tree) -> None:
     Path(f"{tree.path}/memory.max").write_text(str(100 * M))
     Path(f"{tree.path}/pids.max").write_text("50")
-    around = attrs.evolve(host, base=tree.path)
+    around = host._replace(base=tree.path)
     half = Percent(Decimal(50))
     assert (around.resolve("memory_max", half), around.resolve("pids_max", half)) == (50 * M, 25)
     problems = around.problems(Resources(memory_high=half, memory_max=10 * M))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import site
 import subprocess
 import sys
 
@@ -15,8 +16,11 @@ from tests.timing import deadline
 HEAVY = {"trio", "structlog", "starlette", "hypercorn", "rich", "http.client", "asyncio", "ssl", "orjson"}
 """What may be had with `run` only."""
 
-CODE = """
-import atexit, json, sys
+# Without site, whose .pth files load modules for an editable installation.
+CODE = f"""
+import sys
+sys.path[:0] = {[str(ROOT), *site.getsitepackages()]!r}
+import atexit, json
 atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))
 from nsupervisor.cli.main import main
 sys.argv[0] = "nsupervisor"
@@ -26,7 +30,7 @@ main()
 
 def modules(*arguments, socket="/nonexistent") -> set[str]:
     done = subprocess.run(
-        [sys.executable, "-c", CODE, *arguments],
+        [sys.executable, "-S", "-c", CODE, *arguments],
         capture_output=True,
         text=True,
         timeout=deadline(30),
@@ -79,6 +83,41 @@ def test_help_loads_no_event_loop_and_no_attrs():
 def test_asking_a_supervisor_loads_neither_attrs_nor_the_configuration(command, arguments, supervisor):
     loaded = modules(command, *arguments[command], socket=supervisor)
     assert loaded & {"attr", "attrs", "dataclasses", "nsupervisor.config", "nsupervisor.cgroups", "email"} == set()
+
+
+OF_THE_HOST = ("devices", "directories", "errors", "files", "host", "mounts", "parsing", "totals", "values")
+OURS = {
+    "check": (
+        "config",
+        *(f"cgroups.{name}" for name in OF_THE_HOST),
+        *(f"service.{name}" for name in ("requirements", "capacity", "identity", "privileges")),
+        "core.instances",
+    ),
+    "doctor": (*(f"cgroups.{name}" for name in OF_THE_HOST), "linux"),
+    "plan": ("config", "core.plan", "core.differences", "core.instances", "core.order", "core.states"),
+    "schema": ("config",),
+    "simulate": ("config", "core"),
+    "shell": ("keeper", "linux"),
+}
+"""What a command may have of ours, besides the command line's own and the client; all that is in a folder."""
+SLOW = {"pathlib", "urllib", "ipaddress", "dataclasses", "email", "tempfile", "subprocess"}
+
+
+@pytest.mark.parametrize("command", OURS)
+def test_commands_that_work_alone_load_what_they_need_and_no_more(command, arguments):
+    """Each module costs from half a millisecond up, one with attrs classes ten of them."""
+    loaded = modules(command, *arguments[command])
+    allowed = ("cli", "api.client", *OURS[command])
+    parts = {name.removeprefix("nsupervisor.") for name in loaded if name.startswith("nsupervisor.")}
+    extra = {name for name in parts if not any(f"{name}.".startswith(f"{one}.") for one in allowed)}
+    packages = {one.partition(".")[0] for one in allowed}
+    assert extra - packages == set()
+    assert loaded & SLOW == set()
+
+
+@pytest.mark.parametrize("command", ["doctor", "shell"])
+def test_who_reads_no_configuration_does_without_attrs(command, arguments):
+    assert modules(command, *arguments[command]) & {"attr", "attrs", "nsupervisor.config"} == set()
 
 
 def test_the_client_is_standard_library_only():

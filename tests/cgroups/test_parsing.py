@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.cgroups.readings import number, parse, parse_cpu_list, parse_flat, parse_nested, parse_single
+from nsupervisor.cgroups.parsing import number, parse, parse_cpu_list, parse_flat, parse_nested, parse_single
 
 keys = st.text(string.ascii_lowercase + "_", min_size=1, max_size=12)
 counts = st.integers(0, 2**64 - 1)
