@@ -27,6 +27,9 @@ NAP = 0.001
 """Seconds that a busy workload's output is let gather at most, in a pipe that is large enough for it."""
 BUSY = 4096
 """Bytes since the last nap that make a workload busy."""
+BITE = 16384
+"""Bytes that are worth a system call where more of them come: who takes all that is there follows a busy workload line
+by line, and both do little else than wait for each other."""
 PAUSE = 0.003
 """Seconds between two hand-overs to a thread, where less than that comes."""
 TEXT = 64 * 1024
@@ -245,6 +248,8 @@ class Capture:
         if outcome == "empty":
             await trio.sleep(PAUSE)
             raise BlockingIOError
+        # Of a pipe that epoll watches, each write of the workload tells it. This one we look at unasked.
+        trio.lowlevel.notify_closing(self.pipe.fd)
         return outcome == "end"
 
     def _pump(self) -> str | None:
@@ -257,16 +262,17 @@ class Capture:
             except BlockingIOError:
                 if taken < BUSY or not self.pipe.widen():
                     return "empty"
-                # Many small bites would cost more, here and in the workload, which has to wake us for each.
-                taken = 0
-                time.sleep(self._nap)
-                # A fast one fills the pipe meanwhile, and would then be waiting for us.
-                full = self.pipe.waiting() > LARGE // 2
-                self._nap = max(self._nap / 2, NAP / 16) if full else min(self._nap * 2, NAP)
-                continue
-            if not count:
-                return "end" if count == 0 else None
-            taken += count
+            else:
+                if not count:
+                    return "end" if count == 0 else None
+                taken += count
+                if count >= BITE or taken < BUSY or self.pipe.waiting() >= BITE or not self.pipe.widen():
+                    continue
+            taken = 0
+            time.sleep(self._nap)
+            # A fast one fills the pipe meanwhile, and would then be waiting for us.
+            full = self.pipe.waiting() > LARGE // 2
+            self._nap = max(self._nap / 2, NAP / 16) if full else min(self._nap * 2, NAP)
         return "more"
 
     def _pump_raw(self) -> int | None:

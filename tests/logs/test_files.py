@@ -1,6 +1,7 @@
 """Output that goes to a workload's own file, through a real pipe."""
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -181,3 +182,51 @@ def test_output_is_let_gather_but_not_until_a_fast_writer_waits(tmp_path, pipe, 
     capture.pipe.close()
     shorter = [NAP / 2**number for number in range(5)]
     assert naps == [*shorter, NAP / 16, NAP / 16, NAP / 8]
+
+
+@pytest.mark.parametrize("form", ["raw", "json"])
+def test_a_workload_that_always_has_one_more_line_is_not_followed_line_by_line(tmp_path, pipe, monkeypatch, form):
+    """Each was taken as soon as it was there: ten times the processor time, and the workload waited for the pipe."""
+    reader, writer = pipe
+    capture = Capture(Pipe(reader), Route(file=file(tmp_path), raw=form == "raw"), LABELS, "stdout")
+    steps, naps = 0, []
+    step = getattr(capture, "_pump_raw" if form == "raw" else "_pump_records")
+
+    def one_more():
+        nonlocal steps
+        steps += 1
+        moved = step()
+        os.write(writer, b"x" * 99 + b"\n")
+        return moved
+
+    def gather(_seconds):
+        naps.append(steps)
+        os.write(writer, (b"x" * 99 + b"\n") * 2000)
+        capture._stopping = len(naps) == 5
+
+    monkeypatch.setattr(Capture, "_pump_raw" if form == "raw" else "_pump_records", lambda _self: one_more())
+    monkeypatch.setattr("nsupervisor.logs.capture.time", SimpleNamespace(monotonic=lambda: 0.0, sleep=gather))
+    os.write(writer, b"\n")
+    assert capture._pump() == "more"
+    os.close(writer)
+    capture.pipe.close()
+    assert naps[0] < 60
+    assert all(later - earlier <= 5 for earlier, later in itertools.pairwise(naps))
+
+
+async def test_the_pipe_of_a_busy_workload_does_not_wake_the_loop_with_each_line(tmp_path, pipe, monkeypatch):
+    """epoll(7) is told of each write to a pipe that it watches, even when nobody waits for it."""
+    reader, writer = pipe
+    os.set_blocking(writer, False)
+    closing = []
+    monkeypatch.setattr(trio.lowlevel, "notify_closing", closing.append)
+    monkeypatch.setattr("nsupervisor.logs.capture.BUDGET", 0.01)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Capture(Pipe(reader), Route(file=file(tmp_path), raw=True), LABELS, "stdout").run)
+        with trio.fail_after(deadline(5)):
+            while not closing:
+                with contextlib.suppress(BlockingIOError):
+                    os.write(writer, b"x" * 8000)
+                await trio.sleep(0.0005)
+        os.close(writer)
+    assert closing[0] == reader
