@@ -19,7 +19,8 @@ from .journal import Journal
 from .pipe import LARGE, Pipe
 from .progress import Progress, fingerprint
 from .record import JsonFormat, Line, now
-from .rotated import LogFile
+from .route import Route, Sequence
+from .threads import in_thread
 
 BUDGET = 0.1
 """Seconds after which a thread comes back, so that a capture can be ended."""
@@ -34,37 +35,19 @@ PAUSE = 0.003
 """Seconds between two hand-overs to a thread, where less than that comes."""
 TEXT = 64 * 1024
 """Bytes made records of at once. Larger pieces of memory come new from the kernel each time: half as fast, measured."""
-STEP = 4096
-"""Lines recorded at once, at most: records of short lines are many times as long as these, and the event loop waits."""
+STEP, PARSED = 4096, 512
+"""Lines recorded at once, at most, and those that are parsed: records of short lines are many times as long as these,
+and the event loop waits."""
 RETRY_FIRST, RETRY_LAST = 0.05, 2.0
 """Seconds between attempts at a file that cannot be written."""
 PATIENCE = 2.0
 """Seconds that the end of a capture waits for a thread; it may be held up by a disk that does not answer."""
 
 _JSON = JsonFormat()
-_limiters: dict[str, trio.CapacityLimiter] = {}
+_making = threading.Lock()
+"""Held while records are made in a thread. Two would not make more: they would take the interpreter from each other,
+and from the event loop, which has to get it back after each system call."""
 _T = TypeVar("_T")
-
-
-@attrs.frozen
-class Route:
-    """Where the lines of a stream go: the journal, the file, both or neither."""
-
-    journal: Journal | None = None
-    file: LogFile | None = None
-    raw: bool = False
-    """The file gets the bytes as they come."""
-    max_line: int = 16384
-    parse_json: bool = False
-    block: bool = True
-    """Where something cannot be written, the workload waits; otherwise its lines are dropped and counted."""
-
-
-@attrs.define
-class Sequence:
-    """The number of a stream's next line; it goes on over the generations."""
-
-    next: int = 0
 
 
 @attrs.frozen
@@ -118,6 +101,7 @@ class Capture:
     _delay: float = RETRY_FIRST
     _retry_at: float = 0.0
     _nap: float = NAP
+    _taken: int = 0  # bytes since the last nap, by the event loop
     _stopping: bool = False
     _in_use: threading.Lock = attrs.field(init=False, factory=threading.Lock)
 
@@ -153,6 +137,7 @@ class Capture:
                 try:
                     ended = await self._some()
                 except BlockingIOError:
+                    self._taken = 0
                     await self._more()
             await self._last()
         except trio.Cancelled:
@@ -190,6 +175,8 @@ class Capture:
         route = self.route
         if route.file is not None and route.journal is None:
             return await self._to_file()
+        if route.journal is not None:
+            await route.journal.turn.share()
         data = self.pipe.peek(self._again or TEXT)
         if not data:
             return True
@@ -198,12 +185,25 @@ class Capture:
             await trio.lowlevel.checkpoint()
         else:
             await self._to_journal(route.journal, data)
+        await self._gather(len(data))
         return False
+
+    async def _gather(self, count: int) -> None:
+        """As `_pump` does it, after a bite of `count` bytes."""
+        self._taken += count
+        if count < BITE and self._taken >= BUSY and self.pipe.waiting() < BITE and self.pipe.widen():
+            self._taken = 0
+            trio.lowlevel.notify_closing(self.pipe.fd)
+            await trio.sleep(NAP)
 
     # ---- the journal, by the event loop
 
     async def _to_journal(self, journal: Journal, data: bytes) -> None:
         chunk = self._begin(data)
+        if not self.route.block and journal.refuses(chunk.count):
+            await self._also_to_file(chunk)
+            await trio.lowlevel.checkpoint()
+            return
         records = self._records(journal.format, chunk)
         delivered = False
         try:
@@ -303,8 +303,13 @@ class Capture:
                 data = self.pipe.peek(self._again or TEXT)
                 if not data:
                     return 0
-                chunk = self._begin(data)
-                self._pending = chunk, self._records(_JSON, chunk)
+                with _making:
+                    chunk = self._begin(data)
+                    if not self.route.block and time.monotonic() < self._retry_at:  # it cannot be written yet
+                        self._drop(chunk.count)
+                        self._finish(chunk)
+                        return len(data)
+                    self._pending = chunk, self._records(_JSON, chunk)
             return self._store()
 
     def _store(self) -> int | None:
@@ -411,10 +416,8 @@ class Capture:
             with self._in_use:
                 return work(*arguments)
 
-        directory = str(self.route.file.path.parent)
-        limiter = _limiters.setdefault(directory, trio.CapacityLimiter(8))
         try:
-            return await trio.to_thread.run_sync(locked, limiter=limiter, abandon_on_cancel=True)
+            return await in_thread(self.route.file.path.parent, locked)
         except trio.Cancelled:
             self._stopping = True
             with trio.move_on_after(PATIENCE, shield=True):
@@ -426,9 +429,9 @@ class Capture:
 
     def _begin(self, data: bytes) -> _Chunk:
         """Cut what is at the front of the pipe into lines, and note that these are about to be recorded."""
-        ends = newlines(data)
-        while ends > STEP and not self._again:
-            data = data[: len(data) * STEP // ends]
+        ends, most = newlines(data), PARSED if self.route.parse_json else STEP
+        while ends > most and not self._again:
+            data = data[: len(data) * most // ends]
             ends = newlines(data)
         text = None if self.route.parse_json else self._framing.whole(data)
         lines = self._framing.feed(data) if text is None else []

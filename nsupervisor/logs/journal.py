@@ -15,6 +15,7 @@ from .logger import DropEvent, FilteringBoundLogger, logger
 from .record import JsonFormat, Line, now
 from .sink import BUFFER_SIZE, Sink
 from .target import open_target
+from .turn import Turn
 
 Level = Literal["debug", "info", "warning", "error", "critical"]
 _FLUSH_MOST = 30.0  # seconds at the end that a reader may take, however steadily it reads
@@ -41,6 +42,8 @@ class Journal:
         self._output = output
         self._format = formatting
         self._lowest = _LEVELS.index(level)
+        self.turn = Turn()
+        """For whoever makes records of much output."""
         self.log = logger(sink.put, self._render)
 
     def _render(self, _logger: Any, method: str, fields: MutableMapping[str, Any]) -> bytes:
@@ -85,10 +88,11 @@ class Journal:
         for record in self._format.output(now(), labels, stream, lines):
             put(record)
 
-    def reopen(self) -> None:
+    async def reopen(self) -> None:
         """Somebody has renamed the file that is written to: make it anew. Raises OSError."""
         if isinstance(self._output, str) and self._output.startswith("/"):
-            self._sink.switch(open_target(self._output))
+            # In a thread: its end is read, from a disk that may make us wait.
+            self._sink.switch(await trio.to_thread.run_sync(open_target, self._output, abandon_on_cancel=True))
 
     async def flush(self) -> None:
         """Wait until all records so far have been written."""
@@ -97,6 +101,10 @@ class Journal:
     async def written(self) -> None:
         """Wait until all records so far have been written, or are lost; later ones are not waited for."""
         await self._sink.written()
+
+    def refuses(self, count: int) -> bool:
+        """Whether `count` records of a workload that does not wait need not be made: they are counted as dropped."""
+        return self._sink.refuses(count)
 
     async def deliver(self, records: bytes, count: int, *, block: bool) -> None:
         """Pass on finished records of a workload; returns when they are written, or need not be waited for (`Sink`)."""

@@ -119,6 +119,10 @@ class LogFile:
         with self.lock:
             self._close()
 
+    def __del__(self) -> None:
+        if hasattr(self, "_fd"):  # a capture that had other settings meanwhile may have written once more
+            self._close()
+
     # ---- when to put it aside
 
     def _share(self, data: bytes) -> int:

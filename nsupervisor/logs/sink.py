@@ -64,11 +64,17 @@ class Sink:
 
     def put(self, record: bytes, count: int = 1) -> None:
         """Append one record, newline included, or `count` of them together. Never waits and never raises."""
-        size = self._size + len(record)
-        if size > self._limit or (self._gap is not None and self._size > self._limit // 2):
+        if self._size + len(record) > self._limit:
             self._drop(count)
-            return
-        self._append(record)
+        elif not self.refuses(count):
+            self._append(record)
+
+    def refuses(self, count: int) -> bool:
+        """Whether records are being dropped, whatever their size; then `count` more are."""
+        if self._gap is None or self._size <= self._limit // 2:
+            return False
+        self._drop(count)
+        return True
 
     async def deliver(self, records: bytes, count: int, *, block: bool) -> None:
         """Append records of a workload, and return when they have been written, so that it is safe to forget them.

@@ -9,7 +9,7 @@ import trio
 
 from nsupervisor.config.model import Log
 from nsupervisor.keeper.told import Spawned
-from nsupervisor.logs import Capture, LogFile, Pipe, Progress, Rotation, Route, Sequence, last_number
+from nsupervisor.logs import Capture, LogFile, Pipe, Progress, Rotation, Route, Sequence, in_thread, last_number
 from nsupervisor.metrics.counters import STREAMS, Counters
 from nsupervisor.service.world import World
 
@@ -89,7 +89,8 @@ class Output:
         old, self.settings = self.file, settings
         self.file = self._file(settings)
         if old is not None:
-            old.close()
+            # In a thread, which may have to wait for another one that writes to it, or for a disk.
+            self.world.nursery.start_soon(in_thread, old.path.parent, old.close)
         for capture in self._captures:
             capture.reroute(self._route(capture.stream))
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import trio
 
-from nsupervisor.logs import Journal
+from nsupervisor.logs import Journal, LogFile, in_thread
 from nsupervisor.service.actor import Actor
 
 REOPEN = signal.SIGUSR1
@@ -16,22 +16,32 @@ async def reopen_on_signal(actors: Iterable[Actor], journal: Journal) -> None:
     with trio.open_signal_receiver(REOPEN) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [REOPEN])
         try:
-            async for _ in signals:
-                await _reopen(actors, journal)
+            async with trio.open_nursery() as nursery:
+                async for _ in signals:
+                    nursery.start_soon(_reopen, actors, journal)
         finally:
             signal.pthread_sigmask(signal.SIG_BLOCK, [REOPEN])
 
 
 async def _reopen(actors: Iterable[Actor], journal: Journal) -> None:
+    """All at once: a disk that does not answer holds up none but its own."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_reopen_stream, journal)
+        for actor in actors:
+            if actor.output.file is not None:
+                nursery.start_soon(_reopen_file, actor.name, actor.output.file, journal)
+    journal.log.info("logs reopened")
+
+
+async def _reopen_stream(journal: Journal) -> None:
     try:
-        journal.reopen()
+        await journal.reopen()
     except OSError as error:
         journal.log.error("log file", message=f"cannot reopen supervisor.log_output: {error}")
-    for actor in actors:
-        if actor.output.file is None:
-            continue
-        try:
-            await trio.to_thread.run_sync(actor.output.file.reopen, abandon_on_cancel=True)
-        except OSError as error:
-            journal.log.error("log file", workload=actor.name, message=f"cannot reopen {error.filename}: {error}")
-    journal.log.info("logs reopened")
+
+
+async def _reopen_file(name: str, file: LogFile, journal: Journal) -> None:
+    try:
+        await in_thread(file.path.parent, file.reopen)
+    except OSError as error:
+        journal.log.error("log file", workload=name, message=f"cannot reopen {error.filename}: {error}")

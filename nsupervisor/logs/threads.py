@@ -1,0 +1,19 @@
+"""Threads for what may wait for a disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import trio
+
+_T = TypeVar("_T")
+_limiters: dict[Path, trio.CapacityLimiter] = {}
+
+
+async def in_thread(directory: Path, work: Callable[..., _T], *arguments: Any) -> _T:
+    """Call `work` in a thread: eight at a time for each directory, so that a disk that does not answer holds up what is
+    on it alone. When cancelled, the thread is left to itself."""
+    limiter = _limiters.setdefault(directory, trio.CapacityLimiter(8))
+    return await trio.to_thread.run_sync(work, *arguments, limiter=limiter, abandon_on_cancel=True)
