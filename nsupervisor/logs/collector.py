@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -19,6 +20,8 @@ DELAY_FIRST, DELAY_LAST = 0.1, 10.0
 """Seconds until it is started again; they double as long as it does not live for the longest of them."""
 PATIENCE = 5.0
 """Seconds that it has at the end, to work off what it has been given."""
+GRACE = 1.0
+"""Seconds between SIGTERM and SIGKILL after that."""
 
 # It begins with the signal mask of a shell's children; ours is blocked while the service begins and ends.
 _EXEC = "import os, signal, sys; signal.pthread_sigmask(signal.SIG_SETMASK, []); os.execvp(sys.argv[1], sys.argv[1:])"
@@ -56,12 +59,14 @@ class Collector:
                             stdout=2,
                             check=False,
                             start_new_session=True,
+                            deliver_cancel=_end,
                             task_status=child,
                         )
                     how = f"ended with exit status {done.returncode}"
                 except OSError as error:  # no process to be had, say
                     how = f"could not be started: {error.strerror}"
                 if self._finishing:
+                    await trio.sleep(DELAY_FIRST)
                     continue
                 if trio.current_time() - began >= DELAY_LAST:
                     delay = DELAY_FIRST
@@ -79,3 +84,11 @@ class Collector:
         self._finishing = True
         with trio.move_on_after(PATIENCE):
             await self.ended.wait()
+
+
+async def _end(process: trio.Process) -> None:
+    """Also where it has been stopped."""
+    process.terminate()
+    process.send_signal(signal.SIGCONT)
+    await trio.sleep(GRACE)
+    process.kill()
