@@ -150,8 +150,7 @@ async def open_journal(
     error: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
-            writing = trio.CancelScope()
-            nursery.start_soon(_write, sink, writing)
+            nursery.start_soon(sink.run)
             try:
                 journal = Journal(sink, formatting, level, output)
                 if collector is not None:
@@ -166,7 +165,6 @@ async def open_journal(
                     with trio.move_on_after(flush_sec):
                         await sink.flush()
                 if collector is not None:
-                    writing.cancel()  # it may be waiting for the pipe, whose number will soon be another file's
                     sink.close()
                     await collector.finish()
             nursery.cancel_scope.cancel()
@@ -174,11 +172,6 @@ async def open_journal(
         sink.close()
     if error is not None:
         raise error
-
-
-async def _write(sink: Sink, scope: trio.CancelScope) -> None:
-    with scope:
-        await sink.run()
 
 
 def _say_of_collector(journal: Journal, text: str) -> None:

@@ -56,6 +56,7 @@ class Sink:
         self._limiter = trio.CapacityLimiter(1)
         self._next: Target | None = None
         self._closed = False
+        self._open = trio.CancelScope()
         self._whole = True  # what has been written ends with a whole record
         self.dropped = 0
         """Records not kept since the start."""
@@ -140,7 +141,11 @@ class Sink:
             await trio.lowlevel.checkpoint()
 
     async def run(self) -> None:
-        """Write until cancelled; sleeps while there is nothing to write."""
+        """Write until cancelled or closed; sleeps while there is nothing to write."""
+        with self._open:
+            await self._run()
+
+    async def _run(self) -> None:
         delay = _RETRY_FIRST
         while True:
             if not self._fill():
@@ -203,6 +208,7 @@ class Sink:
         if self._closed:
             return
         self._closed = True
+        self._open.cancel()  # who still waits for it would wait for whatever gets its number next
         if not (self._target.blocking and self._batch):  # else a thread may be about to write to this very number
             self._target.close()
         if self._next is not None:
