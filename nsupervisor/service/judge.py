@@ -67,6 +67,8 @@ class Judge:
     _looked: float = attrs.field(init=False, default=0.0)
     _still: float = attrs.field(init=False, default=0.0)
     """Until when they need not see the same again."""
+    _generation: int = attrs.field(init=False, default=0)
+    """Of which the latest sample is."""
     _pace: float = attrs.field(init=False, default=0.0)
     _delay: float = attrs.field(init=False, default=FASTEST / 2)
     _timed: bool = attrs.field(init=False, default=False)
@@ -140,6 +142,9 @@ class Judge:
         """
         if not self.thinker.mind.life.alive:
             return math.inf
+        if (generation := self.thinker.mind.life.generation) != self._generation:
+            # What the program before used must not be made up for in this one's life: its rules would act on it.
+            self._generation, self._latest, self._looked = generation, {}, self._taken
         now, at, before = trio.current_time(), perf_counter(), self._latest
         if self._beside:
             values = {**values, **{file: self.read(file) for file in self._beside}}
