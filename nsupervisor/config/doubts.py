@@ -164,10 +164,10 @@ def _range(atom: Atom, resources: Resources) -> tuple[float, float]:
 
 
 def _values(atom: Atom, resources: Resources, shared: bool) -> set[Value]:
+    stands_still = not shared and _unlimited(atom, resources)
     if atom.kind in ("counter", "stall") or atom.key in ("oom_killed", "core_dumped"):
-        stands_still = not shared and _unlimited(atom, resources)
         return {False} if stands_still else {False, True}
-    least, most = _range(atom, resources)
+    least, most = (0.0, 0.0) if stands_still else _range(atom, resources)
     limit = _threshold(atom, resources)
     tried = (least, most, limit - _A_BIT, limit, limit + _A_BIT)
     return {float(value) for value in tried if least <= value <= most}
@@ -204,7 +204,7 @@ def _explained(condition: Condition, resources: Resources, certain: bool, shared
     for atom in condition.atoms:
         if _outcome(Condition(atom.text, (atom,)), resources, shared) is None:
             continue
-        if atom.kind == "counter":
+        if not shared and _unlimited(atom, resources):
             key = COUNTS[(atom.file, atom.key or "")]
             return f"{what}: {atom.file} {atom.key} counts at {key}, which is not set; set it under resources"
         least, most = _range(atom, resources)
