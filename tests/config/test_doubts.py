@@ -25,6 +25,12 @@ def found(when: str, more: str = 'action = "log"', resources: str = LIMITS) -> l
     return [conflict.message for conflict in doubts(parse(toml, "site.toml"))]
 
 
+def test_the_rate_of_what_no_limit_makes_count_is_nothing() -> None:
+    (said,) = found("cpu.stat nr_throttled rate > 5/s", resources="pids_max = 9")
+    assert "does nothing: cpu.stat nr_throttled counts at cpu_max, which is not set" in said
+    assert found("cpu.stat nr_throttled rate > 5/s") == []
+
+
 @pytest.mark.parametrize(
     ("when", "message"),
     [
@@ -46,7 +52,6 @@ def found(when: str, more: str = 'action = "log"', resources: str = LIMITS) -> l
         ("pids.current > 30 or pids.current < 50", "its parts leave nothing out"),
         ("pids.current > 50% and pids.current < 100", "exclude each other"),
         ("not pids.current >= 1", "can never be true"),
-        ("cpu.stat nr_throttled rate > 5/s", "cpu.stat nr_throttled counts at cpu_max, which is not set"),
         ("memory.events high", "memory.events high counts at memory_high, which is not set; set it under resources"),
         ("exit code > 255", "can never be true"),
         ("exit code == 3 and exit code == 4", "exclude each other"),
