@@ -4,14 +4,13 @@ import argparse
 import importlib
 import json
 import os
-import re
 import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import figures, machine, processes, products, spawn
+from benchmarks import figures, machine, page, processes, products, spawn
 from benchmarks.figures import Result
 from benchmarks.peer import known
 from benchmarks.session import Options
@@ -19,7 +18,6 @@ from benchmarks.spawners import SPAWNERS
 
 NAMES = ("spawn", "restart", "react", "footprint", "logs", "scale", "takeover", "commands")
 PAGE = products.ROOT / "docs" / "performance.md"
-START, END = "<!-- figures: written by scripts/bench --write-docs -->", "<!-- end of figures -->"
 
 
 def main() -> int:
@@ -104,7 +102,7 @@ def measure(arguments: argparse.Namespace) -> int:
             if arguments.json:  # after each, so that an interruption does not cost everything
                 arguments.json.write_text(json.dumps(report, indent=1) + "\n")
     results = [_result(entry) for entry in report["results"]]
-    print("\n" + about(report))
+    print("\n" + page.about(report))
     for result, entry in zip(results, report["results"], strict=True):
         print(f"\n== {result.name}: {result.title} (took {entry.get('seconds', '?')} s)")
         print(figures.plain(figures.long_table(result)))
@@ -114,7 +112,7 @@ def measure(arguments: argparse.Namespace) -> int:
     for target in (target for result in results for target in result.targets):
         print(f"  {target}")
     if arguments.write_docs:
-        write_page(report, results)
+        PAGE.write_text(page.with_figures(PAGE.read_text(), report, results, NAMES))
     return 0
 
 
@@ -122,31 +120,6 @@ def _result(entry: dict[str, Any]) -> Result:
     series = [figures.Series(**{k: v for k, v in s.items() if k != "median"}) for s in entry["series"]]
     targets = [figures.Target(**{k: v for k, v in t.items() if k != "met"}) for t in entry["targets"]]
     return Result(entry["name"], entry["title"], series, targets, entry["remarks"])
-
-
-def about(report: dict[str, Any]) -> str:
-    """When and where, in a line."""
-    it = report["machine"]
-    quick = "; quick: figures of little worth" if report["quick"] else ""
-    return (
-        f"{report['when']}; {it['processor']}, {it['cores']} cores, {it['memory_gib']} GiB; Linux {it['kernel']}, "
-        f"cgroups {it['cgroups']}; Python {it['python']}; load at the start {it['load']}{quick}"
-    )
-
-
-def write_page(report: dict[str, Any], results: list[Result]) -> None:
-    """Fill the page between its markers."""
-    parts = [START, about(report)]
-    parts += ["### Targets", "\n".join(f"* {target}" for result in results for target in result.targets)]
-    for result in results:
-        parts += [f"### {result.name}: {result.title}", figures.markdown(figures.page_table(result))]
-        parts.append("\n".join(f"* {remark}" for remark in result.remarks))
-    text = PAGE.read_text()
-    body = "\n\n".join(part for part in [*parts, END] if part)
-    new, found = re.subn(f"{re.escape(START)}.*{re.escape(END)}", lambda _: body, text, flags=re.DOTALL)
-    if not found:
-        raise products.SetupError(f"{PAGE} has no line {START}")
-    PAGE.write_text(new)
 
 
 if __name__ == "__main__":
