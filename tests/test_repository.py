@@ -101,6 +101,15 @@ def test_links_between_pages_lead_somewhere() -> None:
     assert broken == set()
 
 
+def test_the_map_is_one_page_and_names_every_folder() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    assert len(text.splitlines()) <= 100, "reasons go to docs/decisions.md"
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert set(re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE)) == folders
+    named = re.findall(r"`((?:\w+/)+\w+\.py)`", text + (ROOT / "docs" / "decisions.md").read_text())
+    assert [name for name in named if not ((PACKAGE / name).exists() or (ROOT / name).exists())] == []
+
+
 def test_scripts_can_be_run() -> None:
     for path in tracked("scripts/*"):
         if path.parent.name == "scripts" and not path.name.startswith("_"):
