@@ -199,7 +199,7 @@ class _Loader:
         elif nearest := did_you_mean(name, slots):
             message = f"is not a key of {table}{nearest}".replace(", did", "; did")
         elif owner := _owner(slots, name):
-            message = f"is not a key of {table}; move it into [{shown_path((*path, owner))}]"
+            message = f"is not a key of {table}; move it into [{shown_path((*path, *owner))}]"
         else:
             message = f"is not a key of {table}; remove it, or write one of {', '.join(slots)}"
         self.problem((*path, name), message)
@@ -280,9 +280,9 @@ class _Loader:
         return result
 
 
-def _owner(slots: dict[str, Slot], name: str) -> str | None:
-    """The key of the sub-table that has such a key."""
+def _owner(slots: dict[str, Slot], name: str) -> tuple[str, ...]:
+    """The sub-table that has such a key."""
     for key, slot in slots.items():
-        if isinstance(slot.kind, TableOf) and not slot.kind.named and name in keys_of(slot.kind.cls):
-            return key
-    return None
+        if isinstance(slot.kind, TableOf) and name in keys_of(slot.kind.cls):
+            return (key, "NAME") if slot.kind.named else (key,)
+    return ()

@@ -146,6 +146,7 @@ command = []
         ("[workloads.web]\n", '1: workloads: is not a key of the file; did you mean "workload"?'),
         ('[workload.web]\ncommand = ["a"]\nmemory_max = 1\n', "3: workload.web.memory_max: is not a key of "
          "[workload.web]; move it into [workload.web.resources]"),
+        ('command = ["a"]\n', "1: command: is not a key of the file; move it into [workload.NAME]"),
         ('[workload.web]\ncomand = ["a"]\n', '2: workload.web.comand: is not a key of [workload.web]; did you mean '
          '"command"?'),
         ("[workload.web]\nCommand = []\n", 'did you mean "command"?'),
