@@ -118,6 +118,9 @@ def test_those_put_aside_are_compressed_while_others_come(tmp_path):
     assert len(packed) == 9
     assert all(stat.S_IMODE(name.stat().st_mode) == stat.S_IMODE(path.stat().st_mode) for name in packed)
     assert not list(tmp_path.glob(".*"))
+    # RFC 1952: behind ten bytes with the time among them, the name; it was that of the part.
+    assert {name.read_bytes()[10:18] for name in packed} == {b"web.log\0"}
+    assert all(int.from_bytes(name.read_bytes()[4:8], "little") == int(name.stat().st_mtime) for name in packed)
 
 
 def test_a_record_that_a_killed_writer_left_torn_is_cut_off_but_bytes_are_not(tmp_path):
