@@ -220,9 +220,9 @@ class LogFile:
                 with contextlib.suppress(FileNotFoundError), open(self._aside(number), "rb") as plain:
                     found = os.fstat(plain.fileno())
                     # With its own name and time inside: `gunzip --name` would give it those of the part.
-                    with open(part, "wb") as target:
-                        with gzip.GzipFile(self.path.name, "wb", 6, target, found.st_mtime) as packed:
-                            shutil.copyfileobj(plain, packed, 1 << 20)
+                    name, time_ = self.path.name, found.st_mtime
+                    with open(part, "wb") as target, gzip.GzipFile(name, "wb", 6, target, time_) as packed:
+                        shutil.copyfileobj(plain, packed, 1 << 20)
                     os.chmod(part, stat.S_IMODE(found.st_mode))
                     os.utime(part, ns=(found.st_mtime_ns, found.st_mtime_ns))
                     with self.lock:
