@@ -379,7 +379,8 @@ class Keeper:
                 os.dup2(0, place, inheritable=False)
 
     def _restore(self, before: dict[str, Any]) -> None:
-        self.had_client = True
+        # Without a child it would leave at once, before the client of the version before has found it again.
+        self.had_client = bool(before["children"])
         for values in before["children"]:
             child = self.children[values["id"]] = Child.restored(values)
             if child.id in before["processes"]:

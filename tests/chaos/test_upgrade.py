@@ -57,6 +57,28 @@ def test_both_become_the_other_version_in_place(tmp_path):
         over(run)
 
 
+IDLE = """
+[workload.web]
+command = ["sleep", "1000"]
+autostart = false
+"""
+
+
+def test_an_upgrade_while_nothing_runs(tmp_path):
+    """The other version's keeper had neither a client nor a child, so it left, and no upgrade could be had."""
+    with site(IDLE) as where, running(where) as run:
+        info = run.client.info()
+        done = upgrade(run, version(tmp_path))
+        assert (done.returncode, done.stdout) == (0, f"version {info['version']} → 99, process {run.pid}\n"), (
+            done.stderr
+        )
+        assert run.record(event="keeper upgraded")["pid"] == info["keeper_pid"]
+        run.tell("start", "web")
+        until("web runs", lambda: run.one("web")["state"] == "running")
+        run.stop()
+        over(run)
+
+
 @pytest.mark.parametrize(
     ("change", "in_file", "patience", "why"),
     [
