@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from nsupervisor.api.routes import VERBS
+from nsupervisor.cli.commands.status import details
 from tests.cli.command import nsupervisor
 from tests.needs import ROOT, needs
 from tests.timing import deadline
@@ -58,6 +59,14 @@ def test_status_of_names_shows_details(supervisor):
     assert "  last exit   killed by SIGKILL, by the kernel's OOM killer\n" in done.stdout
     assert "  last event  2026-01-31T12:00:00.000000Z given up starts=5\n" in done.stdout
     assert "  memory      12.3M of 64M\n  processes   3 of no limit\n" in done.stdout
+
+
+def test_the_time_is_the_program_s_not_the_state_s(supervisor):
+    """A program that had just been frozen was "frozen, for" as long as it had run."""
+    (one, _) = json.loads(nsupervisor("status", "--json", "web", socket=supervisor).stdout)
+    shown = {state: details({**one, "state": state, "uptime_sec": 4.0}, False) for state in ("running", "frozen")}
+    assert "state       running, for 4s" in shown["running"]
+    assert "state       frozen; started 4s ago" in shown["frozen"]
 
 
 def test_status_as_json_is_the_api_s_answer(supervisor):

@@ -142,7 +142,10 @@ def group_details(one: dict[str, Any], colour: bool) -> str:
 
 def details(one: dict[str, Any], colour: bool) -> str:
     """All about one instance."""
-    uptime = f", for {duration(one['uptime_sec'])}" if one["uptime_sec"] is not None else ""
+    uptime = ""
+    if one["uptime_sec"] is not None:  # which is the program's, whatever its state has become since
+        since = duration(one["uptime_sec"])
+        uptime = f", for {since}" if one["state"] in ("running", "ready") else f"; started {since} ago"
     ready = ", ready" if one["ready"] and one["state"] not in ("ready", "running") else ""
     cpu = "-" if one["cpu_usage_usec"] is None else f"{one['cpu_usage_usec'] / 1e6:.3f} s"
     lines = [
