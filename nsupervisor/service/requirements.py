@@ -17,7 +17,7 @@ from nsupervisor.config.facts import NOT_FILES
 from nsupervisor.config.model import Config, Resources, Rule, Workload
 from nsupervisor.config.positions import Positions
 from nsupervisor.config.problems import Problem
-from nsupervisor.config.shown import shown_path
+from nsupervisor.config.shown import shown, shown_path
 from nsupervisor.service.capacity import shortage
 from nsupervisor.service.identity import IdentityError, resolve
 from nsupervisor.service.privileges import explain, missing
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 OPTIONAL = "required = false"
 ELSEWHERE = "it depends on who runs it, and where: the service has a cgroup, and rights, of its own"
+
+NOT_YET = "it may be there when it is started"
 
 
 def unmet(config: Config, positions: Positions, host: Host, *, here: bool = True) -> Iterator[tuple[Problem, str]]:
@@ -47,6 +49,7 @@ def unmet(config: Config, positions: Positions, host: Host, *, here: bool = True
             *_limits(workload.resources, ("resources",), around, host, here),
             *_rules(workload.policy, host, "" if workload.resources.required else OPTIONAL, here),
             *_people(workload, here),
+            *([] if here else _absent(workload)),
         ):
             yield _problem(config, positions, (*place, *keys), message), warning
     for group in config.groups.values():
@@ -119,6 +122,21 @@ def _people(workload: Workload, here: bool) -> Iterator[_Found]:
             resolve(user, groups)
         except IdentityError as error:
             yield (key,), str(error), ""
+
+
+def _absent(workload: Workload) -> Iterator[_Found]:
+    """Files that it names and that are not here."""
+    named = [("environment_file", path) for path in workload.environment_file if not path.startswith("-")]
+    if not workload.mounts:  # which may bring the others
+        named += [("command", workload.command[0]), ("working_directory", workload.working_directory)]
+    for key, path in named:
+        try:
+            if path.startswith("/"):
+                os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            yield (key,), f"there is no {shown(path)} on this host; install it, or write another path", NOT_YET
+        except OSError:  # this user may not look
+            pass
 
 
 def _is_about_this_cgroup(problem: HostProblem, host: Host) -> bool:

@@ -131,6 +131,30 @@ def test_a_rule_that_can_never_go_off_is_a_warning(file):
     )
 
 
+ELSEWHERE = """\
+[workload.web]
+command = ["/no/such/program"]
+working_directory = "/no/such/folder"
+environment_file = ["-/no/such/file", "/etc/passwd/file"]
+"""
+
+
+def test_files_that_are_not_here_are_warnings(file):
+    """It was "ok", and `run` then gave the workload up."""
+    path = file(ELSEWHERE)
+    done = nsupervisor("check", path)
+    assert (done.returncode, done.stdout) == (0, f"{path}: ok, 1 workload\n")
+    for line, key, name in (
+        (2, "command", "/no/such/program"),
+        (3, "working_directory", "/no/such/folder"),
+        (4, "environment_file", "/etc/passwd/file"),
+    ):
+        assert f'{path}:{line}: workload.web.{key}: there is no "{name}" on this host; install it, or ' in done.stderr
+    assert "no/such/file" not in done.stderr, "it need not be there"
+    mounted = file(ELSEWHERE + '[[workload.web.mounts]]\ntype = "tmpfs"\ndestination = "/no"\n')
+    assert nsupervisor("check", mounted).stderr.count("there is no") == 1, "of what is read outside"
+
+
 def test_a_file_without_workloads_is_a_warning(file):
     """It was "ok, 0 workloads", and nothing else."""
     path = file("# nothing yet\n")
