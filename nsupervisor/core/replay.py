@@ -38,7 +38,7 @@ from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import Life, Moment, State
 from nsupervisor.core.mind import Input, Mind, Seen, Sentence, Thought, Turn, take
 from nsupervisor.core.plain import restored
-from nsupervisor.core.replay_groups import ReplayedGroups, begun_anew, remembered
+from nsupervisor.core.replay_groups import ReplayedGroups, begun_anew, remembered, unjudged
 from nsupervisor.core.rules import Engine, Fired
 from nsupervisor.core.trace import (
     Line,
@@ -385,14 +385,7 @@ class Replayed:
     def warnings(self) -> Iterator[str]:
         """What the trace could not tell."""
         for rule in self.workload.policy:
-            missing = [
-                f"{atom.file} {atom.key or ''}".rstrip()
-                for atom in rule.when.atoms
-                if atom.file != EXIT
-                and all(atom.of(files.get(atom.file, {})) is None for files in (self.samples, self.seen))
-            ]
-            if missing:
-                what = " and ".join(dict.fromkeys(missing))
+            if what := unjudged(rule, self.known, self.samples, self.seen):
                 yield f"{self.name}: {rule.name} (line {rule.line}) cannot be judged: {what} was not recorded"
         if self.known["resources"] != self.own["resources"]:
             yield f"{self.name}: its resources differ from the recorded ones; the limits here are those of the trace"

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from nsupervisor.config.model import Config, Workload
+from nsupervisor.config.conditions import parse_condition
+from nsupervisor.config.facts import EXIT
+from nsupervisor.config.model import Config, Rule, Workload
 from nsupervisor.config.model import Group as GroupConfig
 from nsupervisor.core.beside import Done
 from nsupervisor.core.grouping import Asked, chosen
@@ -55,6 +57,22 @@ def begun_anew(engine: Engine) -> tuple[Engine, list[str]]:
     memories = (attrs.evolve(m, atoms=(AtomMemory(),) * len(m.atoms), since=None, spent=False) for m in engine.memories)
     counters = {a.file for rule in engine.rules for a in rule.when.atoms if a.kind in ("counter", "stall")}
     return attrs.evolve(engine, memories=tuple(memories)), sorted(counters)
+
+
+def unjudged(rule: Rule, known: Line, *files: Mapping[str, Mapping[str, float]]) -> str:
+    """What a rule looks at and no line tells of; "" where there is all of it. A stall that a recorded rule waited for
+    and of which nothing is told has not been."""
+    waited = {
+        (a.file, a.key) for one in known["rules"] for a in parse_condition(one["when"]).atoms if a.kind == "stall"
+    }
+    missing = [
+        f"{atom.file} {atom.key or ''}".rstrip()
+        for atom in rule.when.atoms
+        if atom.file != EXIT
+        and (atom.file, atom.key) not in waited
+        and all(atom.of(told.get(atom.file, {})) is None for told in files)
+    ]
+    return " and ".join(dict.fromkeys(missing))
 
 
 @attrs.frozen
@@ -363,13 +381,7 @@ class ReplayedGroup:
     def warnings(self, began: float) -> Iterator[str]:
         """What the trace could not tell."""
         for rule in self.config.policy:
-            missing = [
-                f"{atom.file} {atom.key or ''}".rstrip()
-                for atom in rule.when.atoms
-                if all(atom.of(files.get(atom.file, {})) is None for files in (self.samples, self.seen))
-            ]
-            if missing:
-                what = " and ".join(dict.fromkeys(missing))
+            if what := unjudged(rule, self.known, self.samples, self.seen):
                 yield f"{rule.name} (line {rule.line}) cannot be judged: {what} of {self.name} was not recorded"
         if not self.own["rules"]:
             return

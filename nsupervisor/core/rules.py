@@ -265,7 +265,10 @@ def _look(memory: AtomMemory, atom: Atom, snapshot: Snapshot, limits: Limits, no
     values = snapshot.get(atom.file)
     value = None if values is None else atom.of(values)
     if value is None:
-        return attrs.evolve(memory, truth=False) if atom.momentary and memory.truth is not False else memory
+        if not atom.momentary or memory.truth is False:
+            return memory
+        past = memory.last if memory.truth and memory.last is not None else memory.before  # as `_count` has it
+        return attrs.evolve(memory, truth=False, before=past)
     if atom.kind in ("counter", "stall"):
         return _count(memory, atom, value)
     if atom.kind == "rate":

@@ -35,8 +35,8 @@ QUIET = "undisturbed"
 TARGET = 1.5
 """The neighbours' 99th percentile under stress, in parts of the undisturbed one."""
 QUIET_ENOUGH = 0.1
-"""What everybody else on the machine may use of one processor, and what may be stolen from it, where answers are to be
-judged: it competes with the neighbours, whatever limits our own workloads have."""
+"""What everybody else on the machine, the kernel's own threads included, may use of one processor, and what may be stolen
+from it, where answers are to be judged: it competes with the neighbours, whatever limits our own workloads have."""
 PAUSE = 0.003
 """Seconds between two pings."""
 
@@ -214,7 +214,8 @@ class Report:
         busiest = max((*self.phases[name].others, *self.phases[QUIET].others), default=0.0)
         if busiest > QUIET_ENOUGH:
             return (
-                f"others used up to {busiest:.0%} of a processor meanwhile (at most {QUIET_ENOUGH:.0%} can be judged)"
+                f"others, or the kernel itself, used up to {busiest:.0%} of a processor meanwhile "
+                f"(with at most {QUIET_ENOUGH:.0%} it could be judged)"
             )
         return ""
 

@@ -227,6 +227,14 @@ def test_a_rule_whose_file_was_not_recorded_cannot_be_judged():
     assert result.warnings == ("web: policy[0] (line 5) cannot be judged: cpu.stat nr_throttled was not recorded",)
 
 
+def test_a_stall_that_was_waited_for_and_did_not_come_has_not_been():
+    stall = rule("memory.pressure some stall > 100ms/1s")
+    story = Story(workload(stall)).up(at=0.0)
+    assert story.result(workload(stall)).warnings == ()
+    longer = story.result(workload(rule("memory.pressure some stall > 200ms/1s"))).warnings
+    assert longer == ("web: policy[0] (line 5) cannot be judged: memory.pressure some 200000 1000000 was not recorded",)
+
+
 def test_other_names_and_other_limits_are_said():
     story = a_leak(workload(rule("memory.events oom_kill")))
     limited = attrs.evolve(workload(rule("memory.events oom_kill")), resources=Resources(memory_max=5))

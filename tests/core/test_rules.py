@@ -331,6 +331,9 @@ def test_a_stall_is_told_by_its_own_key_and_counts_from_the_total():
     assert fired == (), "a sample of the file is no trigger"
     it, (fired,) = it.observe({"memory.pressure": {"some total": 150_000.0, key: 150_000.0}}, {}, 2.0)
     assert (fired.cause.before, fired.cause.after, fired.cause.threshold) == (500, 150_000, 100_000)
+    it, _ = it.observe({"memory.pressure": {"some avg10": 90.0, "some total": 160_000.0}}, {}, 2.5)
+    it, (fired,) = it.observe({"memory.pressure": {"some total": 300_000.0, key: 300_000.0}}, {}, 3.0)
+    assert (fired.cause.before, fired.cause.after) == (150_000, 300_000)  # it said 500 again
 
 
 TEXTS = st.sampled_from(
