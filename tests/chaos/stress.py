@@ -35,8 +35,8 @@ QUIET = "undisturbed"
 TARGET = 1.5
 """The neighbours' 99th percentile under stress, in parts of the undisturbed one."""
 QUIET_ENOUGH = 0.1
-"""What everybody else on the machine, the kernel's own threads included, may use of one processor, and what may be stolen
-from it, where answers are to be judged: it competes with the neighbours, whatever limits our own workloads have."""
+"""What everybody else on the machine, the kernel's threads included, may use of one processor, with what is stolen from
+it, where answers are to be judged: it competes with the neighbours, whatever limits our own workloads have."""
 PAUSE = 0.003
 """Seconds between two pings."""
 
