@@ -35,7 +35,7 @@ def app(control: Control) -> Starlette:
     handlers = _Handlers(control)
     application = Starlette(
         routes=[
-            Route(route.path, getattr(handlers, route.name), methods=[route.method], name=route.name)
+            Route(_with_slashes(route.path), getattr(handlers, route.name), methods=[route.method], name=route.name)
             for route in ROUTES
         ],
         exception_handlers={HTTPException: _refused, UnknownName: _unknown, Exception: _broken},
@@ -88,7 +88,11 @@ class _Handlers:
         if follow not in ("0", "1"):
             raise HTTPException(400, f'follow is "{follow}"; it can be 0 or 1')
         events = request.query_params.getlist("event") or None
-        return _Lines(self.control.events(self._names(request), events, follow == "1"))
+        names = self._names(request)
+        if names is not None:  # what is said about a group itself, too
+            patterns = request.query_params.getlist("name")
+            names |= {group for one in patterns for group in self.control.matching_groups(one)}
+        return _Lines(self.control.events(names, events, follow == "1"))
 
     async def trace(self, request: Request) -> Response:
         interval = _number(request, "interval", 0.25)
@@ -136,6 +140,11 @@ class _Handlers:
             for name in members:
                 nursery.start_soon(do, name)
         return JSONResponse(list(results.values()))
+
+
+def _with_slashes(path: str) -> str:
+    """A name may have one in it: "group/batch"."""
+    return path.replace("{name}", "{name:path}")
 
 
 def _number(request: Request, key: str, default: float) -> float:

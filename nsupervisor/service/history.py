@@ -34,7 +34,8 @@ _FORMAT = JsonFormat()
 
 @attrs.frozen
 class Kept:
-    """One record. ``number`` counts all of them; ``workload`` is "" for what concerns none."""
+    """One record. ``number`` counts all of them; ``workload`` is the group's name for what concerns no member of it,
+    and "" for what concerns none at all."""
 
     number: int
     workload: str
@@ -57,7 +58,7 @@ class History:
 
     def add(self, timestamp: str, level: str, event: str, fields: Mapping[str, Any]) -> None:
         """Keep a record, and hand it to those who follow. Never waits, never raises."""
-        workload = str(fields.get("workload", ""))
+        workload = str(fields.get("workload") or fields.get("group", ""))
         self._number += 1
         kept = Kept(self._number, workload, event, _FORMAT.record(timestamp, level, event, fields))
         of_it = self._kept.setdefault(workload, deque())
@@ -98,7 +99,7 @@ class History:
     ) -> Iterator["Follower"]:
         """What is kept, and then, with ``news``, what is new, without a gap or anything twice.
 
-        ``names`` are workload instances, ``events`` what records have as their event; None means all.
+        ``names`` are workload instances and groups, ``events`` what records have as their event; None means all.
         """
 
         def wanted(kept: Kept) -> bool:

@@ -87,6 +87,19 @@ async def test_history_is_as_described(client):
     assert [[record["message"] for record in one["records"]] for one in found] == [["one"], []]
 
 
+async def test_the_history_of_a_group_is_that_of_its_members(client):
+    """The slash in its name was taken for one of the path: "there is no GET /v1/history/group/night"."""
+    found = await in_thread(client.history, "group/night")
+    assert [one["name"] for one in found] == ["db", "batch"]
+
+
+async def test_what_is_said_of_a_group_itself_is_told_with_what_is_said_of_its_members(client, standin):
+    for group in ("group/night", "group/day"):
+        standin.past.add("2026-01-31T12:00:01.000000Z", "warning", "warning", {"group": group, "message": group})
+    found = await in_thread(lambda: list(client.events(["group/night"])))
+    assert [record["message"] for record in found] == ["two", "group/night"]
+
+
 async def test_the_history_of_nobody(client):
     with pytest.raises(WrongRequestError, match='did you mean "web"'):
         await in_thread(client.history, "wbe")
