@@ -23,7 +23,7 @@ def test_every_component_is_a_valid_schema():
 def test_the_description_has_exactly_the_routes_of_the_application():
     described = {(method.upper(), path) for path, methods in openapi()["paths"].items() for method in methods}
     served = {
-        (method, route.path)
+        (method, route.path.replace(":path}", "}"))  # so Starlette calls a name that may have a slash in it
         for route in app(Standin()).routes
         if isinstance(route, Route)
         for method in route.methods - {"HEAD"}
