@@ -323,7 +323,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "Change": _object(
         "A key that differs.",
         key=_is("string", '"resources.memory_max".'),
-        how=_is("string", "In which way.", enum=["added", "removed", "changed", "reordered"]),
+        how=_is("string", "In which way.", enum=["added", "removed", "changed", "reordered", "contents"]),
         before=_is("string?", "As the file in force has it, shortened; null: never shown (environment)."),
         after=_is("string?", "As the new file has it."),
         live=_is("boolean", "What runs takes it; else it needs a new process."),

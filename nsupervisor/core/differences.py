@@ -23,7 +23,8 @@ class Change:
     """One key that differs. ``before`` and ``after`` are as the file has them; both None where they are secret."""
 
     key: str
-    how: Literal["added", "removed", "changed", "reordered"]
+    how: Literal["added", "removed", "changed", "reordered", "contents"]
+    """ "contents": not the key itself, but what the files say that it names."""
     before: str | None
     after: str | None
     live: bool

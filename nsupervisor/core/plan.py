@@ -24,6 +24,7 @@ from nsupervisor.core.states import ALIVE, State
 
 FIXED = ("name", "runtime_directory")
 """Keys of [supervisor] that say which service it is: one that runs cannot become another."""
+_FILES = "environment_file"
 _ORDER_KEYS = ("requires", "wants", "after")
 
 
@@ -35,6 +36,16 @@ class Do(enum.Enum):
     RESTART = "restart"
     START = "start"
     STOP = "stop"
+
+
+@attrs.frozen
+class Files:
+    """What has become of the environment files of a program since it was started."""
+
+    differ: bool = False
+    """They say something else now."""
+    problem: str = ""
+    """They cannot be read now, and why."""
 
 
 @attrs.frozen
@@ -58,6 +69,7 @@ class Running:
     fits: bool | None = None
     """Of what an earlier supervisor had started with another file than the one in force: whether it was with what the
     file says that is to come. None: it was started with ``workload``."""
+    files: Files = Files()
 
 
 @attrs.frozen
@@ -138,6 +150,8 @@ def plan(old: Config | None, new: Config, running: Sequence[Running]) -> Plan:
 def _step(present: Running, workload: Workload) -> Step:
     """What becomes of an instance that stays."""
     changes = differences(present.workload, workload)
+    if present.files.differ and _has_started(present) and not any(change.key == _FILES for change in changes):
+        changes = (*changes, Change(_FILES, "contents", None, None, live=False))
     resources, kept = _limits(present, workload)
     do, why = _choice(present, workload, changes)
     return Step(present.name, do, "; ".join(part for part in (why, kept) if part), changes, resources=resources)
@@ -165,16 +179,29 @@ def _choice(present: Running, workload: Workload, changes: Sequence[Change]) -> 
             "what runs was started by an earlier supervisor, with what its file said; it needs a new process",
         )
     if not heavy:
+        if present.files.problem and present.state in ALIVE:
+            return (
+                taken,
+                f"it keeps the environment that it has, as {_FILES} cannot be read anew: {present.files.problem}",
+            )
         return taken, ""
     if present.state is State.EXITED:
         return taken, "has ended by itself; it takes this at its next start"
-    keys = ", ".join(dict.fromkeys(key.partition(".")[0].partition("[")[0] for key in heavy))
-    what = f"{keys} {'need' if ', ' in keys else 'needs'} a new process"
+    names = [change.key.partition(".")[0].partition("[")[0] for change in changes if not change.live]
+    if any(change.how == "contents" for change in changes):
+        names[-1] = f"contents of {_FILES}"
+    keys = ", ".join(dict.fromkeys(names))
+    what = f"{keys} {'need' if ', ' in keys or ' ' in keys else 'needs'} a new process"
     if present.state is State.FROZEN:
         what += ", which thaws it"
     elif present.state not in ALIVE:
         what = f"it is in {present.state.value}: tried anew with the new {keys}"
     return Do.RESTART, what
+
+
+def _has_started(present: Running) -> bool:
+    """And its environment counts: what rests takes the environment that there is when it starts anyway."""
+    return present.wanted and not present.waits and present.state not in (State.EXITED, State.STOPPED)
 
 
 def _limits(present: Running, workload: Workload) -> tuple[Resources, str]:

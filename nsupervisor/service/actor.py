@@ -35,12 +35,12 @@ from nsupervisor.service.mailbox import Again, Asked, Leave, Mailbox, Message, N
 from nsupervisor.service.notify import attend, host_owner, notify_socket
 from nsupervisor.service.output import Output
 from nsupervisor.service.setting import Setter
-from nsupervisor.service.spec import spawn_spec
+from nsupervisor.service.spec import file_variables, spawn_spec
 from nsupervisor.service.state import End
 from nsupervisor.service.status import status
 from nsupervisor.service.step import tell
 from nsupervisor.service.thinker import Thinker
-from nsupervisor.service.trail import Trail, digest
+from nsupervisor.service.trail import Trail, essence
 from nsupervisor.service.voice import Voice
 from nsupervisor.service.world import World
 
@@ -381,7 +381,8 @@ class Actor:
                 self.judge.watch(self._hear)
             await self.setter.catch_up()
             self.trail.oom_kills = self.read("memory.events").get("oom_kill", 0.0)
-            spec = spawn_spec(self.workload, self.name, self.instance, generation, self.cgroup)
+            variables = file_variables(self.workload)
+            spec = spawn_spec(self.workload, self.name, self.instance, generation, self.cgroup, variables)
             self.notify = -1
             if self.workload.speaks:
                 spec["env"] |= self.listen(host_owner(spec))[1]
@@ -398,7 +399,9 @@ class Actor:
             self.post(events.Exited(generation, exit_, populated=False))
             return True
         self.pid = spawned.pid
-        self.trail.spawned(spawned, digest(spec))
+        seal = self.world.seal
+        files = seal.print(variables) if self.workload.environment_file else ""
+        self.trail.spawned(spawned, seal.print(essence(spec)), files)
         self.output.expect(spawned)
         return True
 

@@ -33,15 +33,15 @@ from nsupervisor.config.positions import Positions, scan
 from nsupervisor.config.problems import ConfigError, Problem
 from nsupervisor.core import events, order
 from nsupervisor.core.lifecycle import Life, State
-from nsupervisor.core.plan import Do, Plan, Running, Step, plan
+from nsupervisor.core.plan import Do, Plan, Step, plan
 from nsupervisor.service.actor import Actor, Leaving
 from nsupervisor.service.announce import announce
 from nsupervisor.service.capacity import make_room
+from nsupervisor.service.comparing import Contents, read_contents, running
 from nsupervisor.service.group import Group
 from nsupervisor.service.groups import Groups
 from nsupervisor.service.instance import Home, make, settle, usable
 from nsupervisor.service.requirements import unmet
-from nsupervisor.service.trail import fits
 from nsupervisor.service.world import World
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ class Reloader:
 
     async def plan(self, path: str | None, text: str | None) -> dict[str, Any]:
         """What a reload would do; the object `Plan` of `nsupervisor schema api`. ConfigError with every problem."""
-        config, positions = await self._read(path, text)
-        return self._plan(config, positions).plain(config.path)
+        read = await self._read(path, text)
+        return self._plan(read).plain(read.config.path)
 
     async def reload(self, path: str | None, text: str | None, by: str) -> Progress:
         """Go over to a file; returns when it is in force. ``text`` is what is in it, ``path`` its name; by default the
@@ -89,10 +89,10 @@ class Reloader:
     async def _reload(self, asked: _Asked) -> None:
         try:
             async with self.turn:
-                config, positions = await self._read(asked.path, asked.text)
-                made = await self._prepare(config, self._plan(config, positions))
+                read = await self._read(asked.path, asked.text)
+                made = await self._prepare(read.config, self._plan(read))
                 # Others have gone on meanwhile: what is to be done is decided by what is true now. No await from here.
-                asked.progress = self._begin(config, self._plan(config, positions), made, asked.by)
+                asked.progress = self._begin(read.config, self._plan(read), made, asked.by)
         except ConfigError as error:
             asked.error = error
             for problem in error.problems:
@@ -106,13 +106,14 @@ class Reloader:
 
     # ---- before anything changes
 
-    async def _read(self, path: str | None, text: str | None) -> tuple[Config, Positions]:
+    async def _read(self, path: str | None, text: str | None) -> _Read:
         if self.service.stopping:
             raise _refusal(path or self.service.config.path, "the supervisor is stopping; start it with the new file")
         return await trio.to_thread.run_sync(_load, path or self.service.config.path, text, self.host)
 
-    def _plan(self, config: Config, positions: Positions) -> Plan:
-        now = [_running(actor, config) for actor in self.service.actors.values()]
+    def _plan(self, read: _Read) -> Plan:
+        config, positions = read.config, read.positions
+        now = [running(actor, config, read.contents) for actor in self.service.actors.values()]
         found = plan(self.service.config, config, now)
         old = self.service.config
         where = [{name: group.group for name, group in one.groups.items()} for one in (old, config)]
@@ -303,6 +304,15 @@ class _Asked:
     error: ConfigError | None = None
 
 
+@attrs.frozen
+class _Read:
+    """A file, with the places in it, and what the environment files say that it names."""
+
+    config: Config
+    positions: Positions
+    contents: Contents
+
+
 @attrs.define
 class _Made:
     """What a reload has made before it begins."""
@@ -451,7 +461,7 @@ class Progress:
         return b"".join(lines)
 
 
-def _load(path: str, text: str | None, host: Host) -> tuple[Config, Positions]:
+def _load(path: str, text: str | None, host: Host) -> _Read:
     """The configuration, as this host can have it, and the places in it. In a thread: a large one takes a while."""
     if text is None:
         if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
@@ -462,7 +472,7 @@ def _load(path: str, text: str | None, host: Host) -> tuple[Config, Positions]:
     problems = [problem for problem, warning in unmet(config, positions, host) if not warning]
     if problems:
         raise ConfigError(problems)
-    return config, positions
+    return _Read(config, positions, read_contents(config))
 
 
 def _launched(actor: Actor, launch: trio.CancelScope, life: Life) -> bool:
@@ -471,21 +481,6 @@ def _launched(actor: Actor, launch: trio.CancelScope, life: Life) -> bool:
 
 def _refusal(path: str, message: str) -> ConfigError:
     return ConfigError([Problem(path, 0, "", message)])
-
-
-def _running(actor: Actor, config: Config) -> Running:
-    life, wanted = actor.life, config.workloads.get(actor.workload.name)
-    return Running(
-        actor.name,
-        actor.configured,
-        actor.resources,
-        life.state,
-        wanted=actor.leaving.wanted if actor.leaving else life.wanted or actor.pending is not None,
-        waits=actor.pending is not None and not life.alive,
-        touched=life.generation > 0 or bool(life.reason),
-        leaving=actor.leaving is not None,
-        fits=fits(actor, wanted) if actor.trail.outdated and wanted is not None else None,
-    )
 
 
 def _counts(found: Plan) -> dict[str, int]:

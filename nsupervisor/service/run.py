@@ -56,6 +56,8 @@ from nsupervisor.service.reload import Reloader
 from nsupervisor.service.reopen import REOPEN, reopen_on_signal
 from nsupervisor.service.requirements import about, unmet
 from nsupervisor.service.roster import Roster
+from nsupervisor.service.seal import NAME as KEY
+from nsupervisor.service.seal import open_seal
 from nsupervisor.service.state import Found, Record, StateFile, read
 from nsupervisor.service.supervisor import AT_REST, Supervisor
 from nsupervisor.service.takeover import by_name, readopt, removed, see_off, take_over
@@ -169,7 +171,8 @@ def _runtime_directory(config: Config) -> Iterator[Path]:
         yield directory
         shutil.rmtree(directory / "notify", ignore_errors=True)  # sockets of those whose end we have not seen
         shutil.rmtree(directory / STREAMS_DIRECTORY, ignore_errors=True)  # all that was written has been recorded
-        (directory / "lock").unlink(missing_ok=True)
+        for name in (KEY, "lock"):
+            (directory / name).unlink(missing_ok=True)
     finally:
         os.close(lock)
 
@@ -291,7 +294,9 @@ async def _supervise(
     file = StateFile(directory, about, partial(_tell_state, journal), found.lines)
     async with trio.open_nursery() as captures:
         logs = Path(config.supervisor.log_directory)
-        world = World(keeper, watcher, journal, captures, directory, file, logs, notes=notes_left(directory))
+        world = World(
+            keeper, watcher, journal, captures, directory, file, open_seal(directory), logs, notes=notes_left(directory)
+        )
         world.measures.begin(keeper)
         captures.start_soon(reap_strangers, lambda: keeper.pid)
         groups, placed = Groups.make(config, tree, world, found.groups), tree.found()

@@ -14,8 +14,16 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NAMESPACES = ("mount", "pid", "uts", "ipc", "cgroup", "network", "user", "time")
 
 
-def spawn_spec(workload: Workload, name: str, instance: int | None, generation: int, cgroup: Cgroup) -> dict[str, Any]:
-    """The specification for one generation, as `nsupervisor.keeper` takes it.
+def spawn_spec(
+    workload: Workload,
+    name: str,
+    instance: int | None,
+    generation: int,
+    cgroup: Cgroup,
+    variables: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """The specification for one generation, as `nsupervisor.keeper` takes it. ``variables``: what `file_variables` gave
+    just now.
 
     Users and environment files are read anew for each generation, so that a restart sees what has changed.
 
@@ -27,7 +35,7 @@ def spawn_spec(workload: Workload, name: str, instance: int | None, generation: 
         "id": f"{name}#{generation}",
         "name": name,
         "argv": list(workload.command),
-        "env": environment(workload, identity, name, instance),
+        "env": environment(workload, identity, name, instance, variables),
         "cwd": workload.working_directory,
         "namespaces": [space for space in NAMESPACES if getattr(spaces, space)],
         "hostname": spaces.hostname if spaces.hostname is not None or not spaces.uts else name.replace("@", "-"),
@@ -52,7 +60,13 @@ def spawn_spec(workload: Workload, name: str, instance: int | None, generation: 
     }
 
 
-def environment(workload: Workload, identity: Identity, name: str, instance: int | None) -> dict[str, str]:
+def environment(
+    workload: Workload,
+    identity: Identity,
+    name: str,
+    instance: int | None,
+    variables: dict[str, str] | None = None,
+) -> dict[str, str]:
     """A clean environment: what a login would set, then the files in order, then ``environment``; later ones win."""
     values = {"PATH": PATH, "NSUPERVISOR_WORKLOAD": name}
     if identity.home:
@@ -61,9 +75,15 @@ def environment(workload: Workload, identity: Identity, name: str, instance: int
         values |= {"USER": identity.name, "LOGNAME": identity.name, "SHELL": identity.shell or "/bin/sh"}
     if instance is not None:
         values["NSUPERVISOR_INSTANCE"] = str(instance)
+    return values | (file_variables(workload) if variables is None else variables) | dict(workload.environment)
+
+
+def file_variables(workload: Workload) -> dict[str, str]:
+    """The variables that the program gets from its environment files. Raises ConfigError and OSError."""
+    values: dict[str, str] = {}
     for path in workload.environment_file:
         values |= load_environment(path)
-    return values | dict(workload.environment)
+    return {name: value for name, value in values.items() if name not in workload.environment}
 
 
 def _mappings(mappings: tuple[IdMapping, ...], own: int) -> list[list[int]]:

@@ -90,13 +90,15 @@ class Record:
     pending: str = ""
     """Its start waits for others; who asked for it."""
     print: str = ""
-    """What it was started with, as a short digest."""
+    """What it was started with, as a digest (`seal`)."""
     kill_signal: int = 15
     timeout_stop_sec: float = 10.0
     limits: str = ""
     """The limits that its cgroup has been given, as a short digest."""
     untold: tuple[End, ...] = ()
     """Ends whose records may not be in the output."""
+    files: str = ""
+    """What its environment files said, as a digest (`seal`)."""
 
 
 @attrs.frozen

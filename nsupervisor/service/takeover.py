@@ -48,7 +48,7 @@ def resume(actor: Actor, record: Record | None, children: Sequence[Child]) -> No
         actor.thinker.mind = attrs.evolve(mind, life=record.life, engine=engine)
         actor.last_exit = record.last_exit
         actor.trail.oom_kills = record.oom_kills
-        actor.trail.print = record.print
+        actor.trail.print, actor.trail.files = record.print, record.files
         actor.trail.acting = record.acting
         actor.cgroup.killed = record.renew
         if record.body is not None and record.life.alive:

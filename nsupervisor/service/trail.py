@@ -33,7 +33,9 @@ class Trail:
     pin: int = -1
     pipes: tuple[int, int] = (0, 0)
     print: str = ""
-    """What the present generation was started with: see `digest`."""
+    """What the present generation was started with, as a digest: see `essence`."""
+    files: str = ""
+    """What its environment files said, as a digest; "": it had none."""
     outdated: bool = False
     """That was an earlier supervisor, and this one's file said something else when it began."""
     pending: str = ""
@@ -47,10 +49,10 @@ class Trail:
     _given: Resources | None = None
     _limits: str = ""
 
-    def spawned(self, spawned: Spawned, print_: str) -> None:
+    def spawned(self, spawned: Spawned, print_: str, files: str) -> None:
         """There is a first process, and two pipes."""
         self.end()
-        self.print, self.outdated = print_, False
+        self.print, self.files, self.outdated = print_, files, False
         self.pipes = processes.inode(spawned.stdout), processes.inode(spawned.stderr)
 
     def executed(self, first: int, program: int) -> None:
@@ -97,6 +99,7 @@ class Trail:
             actor.workload.timeout_stop_sec,
             self._limits,
             actor.ends.untold,
+            self.files,
         )
 
 
@@ -158,11 +161,11 @@ def fits(actor: "Actor", workload: Workload) -> bool:
         spec = spawn_spec(workload, actor.name, actor.instance, actor.life.generation, actor.cgroup)
     except (IdentityError, ConfigError, OSError):
         return True
-    return digest(spec) == actor.trail.print
+    return not actor.world.seal.differs(actor.trail.print, essence(spec))
 
 
-def digest(spec: Mapping[str, Any]) -> str:
-    """What a generation is started with, as a few letters: equal ones mean that a restart would change nothing."""
+def essence(spec: Mapping[str, Any]) -> Any:
+    """What a generation is started with: where that is equal, a restart would change nothing."""
     of = {key: value for key, value in spec.items() if key not in ("id", "env")}
     environment = {key: value for key, value in spec["env"].items() if key not in ("NOTIFY_SOCKET", "WATCHDOG_USEC")}
-    return hashlib.blake2b(json.dumps([of, environment], sort_keys=True).encode(), digest_size=8).hexdigest()
+    return [of, environment]

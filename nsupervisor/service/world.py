@@ -13,6 +13,7 @@ from nsupervisor.cgroups import Watcher
 from nsupervisor.logs import Journal
 from nsupervisor.metrics.measures import Measures
 from nsupervisor.service.kept import Kept
+from nsupervisor.service.seal import Seal
 from nsupervisor.service.state import StateFile
 from nsupervisor.service.thinker import Listener
 
@@ -33,6 +34,7 @@ class World:
     directory: Path
     """The runtime directory."""
     state: StateFile
+    seal: Seal
     log_directory: Path = Path("/var/log/nsupervisor")
     """Where the workloads' own log files are."""
     measures: Measures = attrs.field(factory=Measures)

@@ -13,7 +13,7 @@ from nsupervisor.config.model import Config, Resources, Workload
 from nsupervisor.core.differences import differences, merged
 from nsupervisor.core.instances import instances
 from nsupervisor.core.lifecycle import State
-from nsupervisor.core.plan import Do, Plan, Running, plan
+from nsupervisor.core.plan import Do, Files, Plan, Running, plan
 
 M = 1 << 20
 
@@ -126,6 +126,39 @@ def test_what_an_earlier_supervisor_started_is_compared_with_what_it_was_started
     assert said(between(WEB, changed, web={"fits": False})) == {"web": "restart"}
     assert said(between(WEB, changed, web={"fits": True})) == {"web": "live"}
     assert said(between(WEB, WEB, web={"fits": False, **STOPPED})) == {"web": "none"}
+
+
+FILED = WEB + 'environment_file = ["/etc/web"]\n'
+
+
+def test_what_an_environment_file_says_now_needs_a_new_process() -> None:
+    """It was compared by its name alone, so a reload after a change of it did nothing."""
+    other = {"files": Files(differ=True)}
+    (step,) = between(FILED, FILED, web=other).steps
+    assert (step.do, step.why) == (Do.RESTART, "contents of environment_file need a new process")
+    assert [(c.key, c.how, c.before, c.after, c.live) for c in step.changes] == [
+        ("environment_file", "contents", None, None, False)
+    ]
+    assert said(between(FILED, FILED, web={**other, "state": State.FAILED})) == {"web": "restart"}
+    (step,) = between(FILED, FILED.replace("/etc/web", "/etc/www"), web=other).steps
+    assert [(c.key, c.how) for c in step.changes] == [("environment_file", "changed")]
+    (step,) = between(FILED, FILED.replace('"a"', '"b"'), web=other).steps
+    assert step.why == "command, contents of environment_file need a new process"
+
+
+@pytest.mark.parametrize("rests", [STOPPED, {"state": State.EXITED}, {"state": State.STOPPED, "waits": True}])
+def test_what_rests_takes_the_environment_files_as_they_are_at_its_start(rests: dict[str, Any]) -> None:
+    (step,) = between(FILED, FILED, web={**rests, "files": Files(differ=True)}).steps
+    assert (step.do, step.changes) == (Do.NONE, ())
+
+
+def test_an_environment_file_that_cannot_be_read_ends_nothing() -> None:
+    (step,) = between(FILED, FILED, web={"files": Files(problem="/etc/web: cannot be read")}).steps
+    assert step.do is Do.NONE
+    assert (
+        step.why
+        == "it keeps the environment that it has, as environment_file cannot be read anew: /etc/web: cannot be read"
+    )
 
 
 def test_a_oneshot_that_is_done_is_not_done_again() -> None:

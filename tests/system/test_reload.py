@@ -269,6 +269,48 @@ async def test_values_of_variables_are_in_no_plan_and_no_record(tmp_path):
         assert "hush" not in json.dumps(it.records)
 
 
+async def test_a_changed_environment_file_is_seen_and_its_values_stay_secret(tmp_path):
+    """Its contents were not compared with what runs; a reload did nothing, and the next restart by chance took them."""
+    variables = tmp_path / "variables"
+    variables.write_text("TOKEN=hush-1\n")
+    toml = f"{WEB}environment_file = ['{variables}']\n" + DB
+
+    async def planned(it: Service) -> dict[str, dict[str, Any]]:
+        told = await it.cli("plan", "--json", str(it.directory / "nsupervisor.toml"))
+        assert "hush" not in told
+        return {step["name"]: step for step in json.loads(told)["steps"]}
+
+    async with service(tmp_path, toml, status=-signal.SIGKILL) as it:
+        await it.pid("web")
+        await it.pid("db")
+        assert (await planned(it))["web"]["do"] == "none"
+        variables.write_text("# another comment\nTOKEN='hush-1'\n")
+        assert (await planned(it))["web"]["do"] == "none"
+        variables.write_text("TOKEN=hush-2\n")
+        step = (await planned(it))["web"]
+        assert (step["do"], step["why"]) == ("restart", "contents of environment_file need a new process")
+        assert "environment_file: the contents differ" in await it.cli("plan", str(it.directory / "nsupervisor.toml"))
+        assert done(await reload(it, toml)) == {"web": ("restart", "running")}
+        assert b"TOKEN=hush-2" in Path(f"/proc/{await it.pid('web', 2)}/environ").read_bytes()
+        assert (await planned(it))["web"]["do"] == "none"
+        variables.unlink()
+        step = (await planned(it))["web"]
+        assert (step["do"], "cannot be read anew" in step["why"]) == ("none", True)
+        variables.write_text("TOKEN=hush-3\n")
+        key = tmp_path / "run/key"
+        assert key.stat().st_mode & 0o777 == 0o600
+        state = (tmp_path / "run/state.json").read_text()
+        assert "hush" not in state
+        it.process.kill()
+        await it.process.wait()
+    async with service(tmp_path, toml) as it:
+        await it.record(event="taken over")
+        assert {name: step["do"] for name, step in (await planned(it)).items()} == {"web": "restart", "db": "none"}
+        assert done(await reload(it, toml)) == {"web": ("restart", "running")}
+        assert "hush" not in json.dumps(it.records)
+    assert not key.exists()
+
+
 async def test_log_level_changes_and_what_cannot_is_said(tmp_path):
     async with service(tmp_path, WEB) as it:
         await it.pid("web")

@@ -125,6 +125,8 @@ def lines(found: dict[str, Any], colour: bool) -> Iterator[str]:
 
 def difference(change: dict[str, Any]) -> str:
     """One key: "resources.memory_max: "64M" → "128M"", "environment.TOKEN: changed"."""
+    if change["how"] == "contents":
+        return f"{change['key']}: the contents differ"
     if change["before"] is None or change["how"] == "reordered":
         return f"{change['key']}: {change['how']}"
     return f"{change['key']}: {change['before']} → {change['after']}"
