@@ -15,11 +15,11 @@ import signal
 import stat
 import sys
 import time
+import traceback
 from collections import ChainMap
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
 
 import trio
 
@@ -37,7 +37,7 @@ from nsupervisor.config.problems import Problem
 from nsupervisor.core import events
 from nsupervisor.core.instances import instances
 from nsupervisor.core.lifecycle import cut_short
-from nsupervisor.keeper.told import Child, Ended, KeeperLost
+from nsupervisor.keeper.told import Child, KeeperLost
 from nsupervisor.logs import Journal, open_journal
 from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.metrics.server import serve_metrics
@@ -48,7 +48,7 @@ from nsupervisor.service.clock import Monotonic
 from nsupervisor.service.groups import Groups
 from nsupervisor.service.history import History
 from nsupervisor.service.instance import make
-from nsupervisor.service.kept import DELAYS, Kept, open_kept
+from nsupervisor.service.kept import Kept, open_kept
 from nsupervisor.service.output import STREAMS_DIRECTORY, notes_left
 from nsupervisor.service.privileges import explain
 from nsupervisor.service.reaper import reap_strangers
@@ -60,12 +60,14 @@ from nsupervisor.service.seal import NAME as KEY
 from nsupervisor.service.seal import open_seal
 from nsupervisor.service.state import Found, Record, StateFile, read
 from nsupervisor.service.supervisor import AT_REST, Supervisor
-from nsupervisor.service.takeover import by_name, readopt, removed, see_off, take_over
+from nsupervisor.service.takeover import by_name, follow_keeper, removed, see_off, take_over
 from nsupervisor.service.trail import fingerprint, resources
 from nsupervisor.service.upgrade import tell_outcome
 from nsupervisor.service.world import World
 
 DONE, FAILED, BAD_CONFIGURATION, NOT_PERMITTED = 0, 1, 2, 4
+DEFECT = 70
+"""sysexits.h: EX_SOFTWARE. Not its last word: what starts a supervisor again that was killed does so here, too."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """What the service listens to: the first two stop it, the last has it read its configuration again."""
 Shared = tuple[Kept, Watcher, Journal, Path, History, Found]
@@ -104,12 +106,12 @@ def main(path: str) -> int:
     try:
         with _runtime_directory(config) as directory:
             return trio.run(_service, config, host, directory, warnings, clock=Monotonic())
-    except (OSError, CgroupError, KeeperLost, ExceptionGroup) as error:
+    except Exception as error:
         return _explain(error, config)
 
 
 def _explain(error: BaseException, config: Config) -> int:
-    """What kept the service from starting or going on, in words; the rest is bugs, and raised."""
+    """What kept the service from starting or going on, in words; the rest is bugs, and told as such."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     match error:
@@ -120,7 +122,8 @@ def _explain(error: BaseException, config: Config) -> int:
         case OSError() | CgroupError() | KeeperLost():
             return _refuse(FAILED, str(error))
         case _:
-            raise error
+            traceback.print_exception(error)
+            return DEFECT
 
 
 def _refuse(status: int, *lines: str) -> int:
@@ -203,15 +206,30 @@ async def _service(config: Config, host: Host, directory: Path, warnings: list[t
                         shared = keeper, watcher, journal, directory, history, found
                         await _supervise(config, host, tree, shared, signals, by_name(children))
                     await keeper.shutdown()
+                except BaseException:
+                    if _populated(tree.path):
+                        again = f"start the supervisor again, and it takes them over: nsupervisor run {config.path}"
+                        journal.log.critical("supervisor failed", message=f"the programs run on; {again}")
+                    else:
+                        _close(tree, journal)
+                    raise
+                else:
+                    if not _close(tree, journal):
+                        status = FAILED
                 finally:
                     os.close(held)
-                    try:
-                        tree.close()
-                    except CgroupError as error:  # somebody has put a process of theirs there
-                        journal.log.error("left behind", message=str(error))
-                        status = FAILED
             journal.log.info("supervisor stopped")
     return status
+
+
+def _close(tree: Tree, journal: Journal) -> bool:
+    """Remove the tree; False where that is not possible, which is said."""
+    try:
+        tree.close()
+    except CgroupError as error:  # somebody has put a process of theirs there
+        journal.log.error("left behind", message=str(error))
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -349,9 +367,14 @@ async def _supervise(
                 nursery.start_soon(_until_signalled, signals, supervisor, journal, nursery.cancel_scope, leaving)
                 if living:
                     nursery.start_soon(_verify, list(actors.values()))
-                await _follow_keeper(keeper, ChainMap(actors, leaving), supervisor, tree)
-        finally:
+                await follow_keeper(keeper, ChainMap(actors, leaving), supervisor, tree)
+        except BaseException:  # what runs goes on, as after kill -9, and the next supervisor takes it over
+            for one in (*actors.values(), *leaving.values()):
+                one.cgroup.close()
+            raise
+        else:
             await _end_all([*actors.values(), *leaving.values()])
+        finally:
             groups.close()
         with trio.move_on_after(LAST_WORDS):
             await supervisor.drained()
@@ -406,7 +429,7 @@ async def _see_off(actor: Actor, leaving: dict[str, Actor]) -> None:
 
 
 async def _end_all(actors: Iterable[Actor]) -> None:
-    """After an orderly stop there is nothing to do; after anything else no process may stay behind."""
+    """After an orderly stop: there is nothing to do, but where somebody has put processes of theirs."""
     with trio.move_on_after(LAST_WORDS, shield=True):
         for actor in actors:
             if actor.cgroup.populated():
@@ -451,41 +474,3 @@ async def _until_signalled(
             else:
                 stopping = True
                 nursery.start_soon(stop)
-
-
-async def _follow_keeper(keeper: Kept, actors: Mapping[str, Actor], supervisor: Supervisor, tree: Tree) -> NoReturn:
-    """Hand each of the keeper's reports to the actor that it is about; have a new keeper when one is lost."""
-    log = supervisor.exposition.journal.log
-    while True:
-        async for report in keeper.events():
-            actor = actors.get(report.id.rpartition("#")[0])
-            if actor is not None:
-                actor.post(report)
-            elif isinstance(report, Ended):
-                with contextlib.suppress(KeeperLost):  # then the next one does not know it
-                    await keeper.direct.acknowledge(report.id)
-        lost, expected = keeper.pid, keeper.expected
-        if not expected:
-            log.critical("keeper lost", message="the programs run on; a new keeper takes them over", pid=lost)
-        try:
-            await _replace(keeper, log, expected)
-            living = await readopt(actors.values(), keeper)
-        except KeeperLost:
-            continue
-        supervisor.keeper_pid = supervisor.exposition.keeper_pid = keeper.pid
-        tree.supervisor_join(keeper.pid)
-        event = "keeper upgraded" if expected and keeper.pid == lost else "keeper replaced"
-        log.warning(event, message=f"{living} programs are in its hands", pid=keeper.pid)
-
-
-async def _replace(keeper: Kept, log: Any, expected: bool) -> None:
-    for delay in itertools.chain(DELAYS, itertools.repeat(DELAYS[-1])):
-        await trio.sleep(delay)
-        try:
-            await keeper.connect()
-            return
-        except (KeeperLost, OSError) as error:
-            log.critical("no keeper", message=f"{error}; trying again")
-            if expected:  # the other version has been executed, and does not come up; it is our own child, or adopted
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(keeper.pid, signal.SIGKILL)

@@ -7,16 +7,19 @@ is dead, the kernel is: a process is the one that was written down if it has the
 holds the cgroup; its end is told by its pidfd (`linux.processes`), and its pipes are opened anew.
 """
 
+import itertools
 import os
+import signal
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import attrs
 import trio
 
-from nsupervisor.cgroups import Cgroup
+from nsupervisor.cgroups import Cgroup, Tree
 from nsupervisor.config.model import Workload
 from nsupervisor.core import events
 from nsupervisor.core.actions import FreezeAll, KillAll, Signal, ThawAll
@@ -31,6 +34,9 @@ from nsupervisor.service.notify import host_owner
 from nsupervisor.service.spec import spawn_spec
 from nsupervisor.service.state import Body, Found, Process, Record
 from nsupervisor.service.trail import fits, recalled
+
+if TYPE_CHECKING:
+    from nsupervisor.service.supervisor import Supervisor
 
 _OURS = "nsupervisor-"
 """How the names of our own processes begin: `linux.syscalls.set_process_name`."""
@@ -366,3 +372,43 @@ async def readopt(actors: Iterable[Actor], present: kept.Kept) -> int:
             actor.post(Execed(child.id, child.program))
     present.go_on(await present.children(list(children)) if children else ())
     return living
+
+
+async def follow_keeper(
+    keeper: kept.Kept, actors: Mapping[str, Actor], supervisor: "Supervisor", tree: Tree
+) -> NoReturn:
+    """Hand each of the keeper's reports to the actor that it is about; have a new keeper when one is lost."""
+    log = supervisor.exposition.journal.log
+    while True:
+        async for report in keeper.events():
+            actor = actors.get(report.id.rpartition("#")[0])
+            if actor is not None:
+                actor.post(report)
+            elif isinstance(report, Ended):
+                with suppress(KeeperLost):  # then the next one does not know it
+                    await keeper.direct.acknowledge(report.id)
+        lost, expected = keeper.pid, keeper.expected
+        if not expected:
+            log.critical("keeper lost", message="the programs run on; a new keeper takes them over", pid=lost)
+        try:
+            await _replace(keeper, log, expected)
+            living = await readopt(actors.values(), keeper)
+        except KeeperLost:
+            continue
+        supervisor.keeper_pid = supervisor.exposition.keeper_pid = keeper.pid
+        tree.supervisor_join(keeper.pid)
+        event = "keeper upgraded" if expected and keeper.pid == lost else "keeper replaced"
+        log.warning(event, message=f"{living} programs are in its hands", pid=keeper.pid)
+
+
+async def _replace(keeper: kept.Kept, log: Any, expected: bool) -> None:
+    for delay in itertools.chain(kept.DELAYS, itertools.repeat(kept.DELAYS[-1])):
+        await trio.sleep(delay)
+        try:
+            await keeper.connect()
+            return
+        except (KeeperLost, OSError) as error:
+            log.critical("no keeper", message=f"{error}; trying again")
+            if expected:  # the other version has been executed, and does not come up; it is our own child, or adopted
+                with suppress(ProcessLookupError):
+                    os.kill(keeper.pid, signal.SIGKILL)

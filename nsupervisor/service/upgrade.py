@@ -34,6 +34,8 @@ PACKAGE = str(Path(__file__).parents[2])
 """The folder that this version is in."""
 _VARIABLE = "NSUPERVISOR_UPGRADE"
 _ROLLBACK = "rollback.json"
+_UPGRADING = signal.SIGURG
+"""Tells the small parent that however this process ends from now on, a supervisor is to be started (`cli.respawn`)."""
 _ANSWER = 0.2
 """Seconds for the answer to the one who asked, before everything changes."""
 
@@ -113,7 +115,9 @@ class Upgrade:
         read, write = os.pipe()
         from nsupervisor.cgroups.host import small_parent
 
-        again = [] if small_parent() else arguments(sys.executable, PACKAGE, "run", "--", self.config.path)
+        if parent := small_parent():
+            os.kill(parent, _UPGRADING)
+        again = [] if parent else arguments(sys.executable, PACKAGE, "run", "--", self.config.path)
         order = json.dumps([read, os.getpid(), self.timeout, str(world.directory / _ROLLBACK), again])
         guard = subprocess.Popen(  # noqa: ASYNC220 - it takes a millisecond, and this process is about to end
             [sys.executable, "-I", "-S", "-c", _GUARD, order], pass_fds=(read,), stdin=subprocess.DEVNULL

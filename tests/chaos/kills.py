@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from threading import Thread
 from typing import Any
 
@@ -157,10 +158,14 @@ class Kills:
         self._begin()
         if self.before and self.random.random() < 0.3 and (keeper := self._wait_for_keeper()):
             time.sleep(self.random.uniform(0, 0.3))
-            os.kill(keeper, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(keeper, signal.SIGKILL)
             self.kills["a keeper while one came up"] += 1
+        else:
+            keeper = 0
         until("the supervisor answers", self._pid, 60)
         self.back.append(time.monotonic() - began)
+        until("a new keeper", lambda: self.client.info()["keeper_pid"] != keeper, 60)
 
     def _wait_for_keeper(self) -> int:
         """The pid of the keeper that lives, or will live in a moment; 0 where there is none so soon."""

@@ -1,13 +1,20 @@
 """`nsupervisor upgrade` into a copy of the package: one that works, and such as are broken on purpose."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.chaos.service import Run, over, running, site, until
+from nsupervisor.api.client import Client, ClientError
+from nsupervisor.service.upgrade import ENTRY
+from tests.chaos import observe
+from tests.chaos.service import Run, Site, over, running, site, until
 from tests.chaos.test_recovery import TOML, lives
 from tests.needs import ROOT, needs
 from tests.timing import deadline
@@ -103,21 +110,80 @@ def test_what_shows_before_anything_is_given_up_changes_nothing(tmp_path, change
         over(run)
 
 
+EARLY = "        with _runtime_directory(config) as directory:\n"
+LATE = "                groups.watch()\n"
+
+
 @pytest.mark.parametrize(
-    ("change", "why"),
+    ("change", "place", "why"),
     [
-        ("raise RuntimeError('broken')", "it ended before it was up"),
-        ("__import__('time').sleep(1000)", "it was not up within"),
+        ("raise RuntimeError('broken')", EARLY, "it ended before it was up"),
+        ("raise RuntimeError('broken')", LATE, "it ended before it was up"),
+        ("__import__('time').sleep(1000)", EARLY, "it was not up within"),
     ],
-    ids=["ends", "hangs"],
+    ids=["ends", "ends after it has taken over", "hangs"],
 )
-def test_what_shows_only_then_is_rolled_back_and_says_why(tmp_path, change, why):
-    place = "        with _runtime_directory(config) as directory:\n"
+def test_what_shows_only_then_is_rolled_back_and_says_why(tmp_path, change, place, why):
+    """One that failed after it had taken over killed all workloads."""
     with site(TOML) as where, running(where) as run:
         was, info = lives(run), run.client.info()
         run.may_complain = True
-        done = upgrade(run, version(tmp_path, f"        {change}\n", "service/run.py", place), 5)
+        indent = " " * (len(place) - len(place.lstrip()))
+        done = upgrade(run, version(tmp_path, f"{indent}{change}\n", "service/run.py", place), 5)
         assert done.returncode == 1
         assert f"rolled back to version {info['version']}" in done.stderr
         assert why in run.record(event="upgrade rolled back", level="error")["message"]
         assert lives(run) == was
+
+
+@contextmanager
+def by_itself(where: Site, package: Path = ROOT) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """``run --supervise-self``: the small parent, and its standard error."""
+    stderr = where.directory / "stderr"
+    command = [sys.executable, "-P", "-c", ENTRY, str(package), "run", "--supervise-self", str(where.config)]
+    environment = {**os.environ, "PYTHONPATH": str(package), observe.MARK: where.mark}
+    with stderr.open("wb") as told, (where.directory / "stdout").open("wb") as stdout:
+        parent = subprocess.Popen(command, env=environment, stdout=stdout, stderr=told)
+    try:
+        yield parent, stderr
+    finally:
+        parent.kill()
+        parent.wait()
+
+
+def said(stderr: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in stderr.read_text().splitlines() if line.startswith("{")]
+
+
+def test_a_version_that_ends_with_any_status_is_rolled_back_by_the_small_parent_too(tmp_path):
+    """It took the exit status for a last word, ended as well, and nobody supervised any more."""
+    with site(TOML) as where, by_itself(where) as (parent, stderr):
+        client = Client(str(where.runtime / "api.sock"))
+
+        def all_run() -> dict[str, int] | None:
+            try:
+                found = {one["name"]: one["pid"] for one in client.status() if one["state"] == "running"}
+            except ClientError:
+                return None
+            return found if len(found) == 2 else None
+
+        before, info = until("all run", all_run), client.info()
+        broken = version(tmp_path, "        return FAILED\n", "service/run.py", EARLY)
+        script = [sys.executable, "-P", "-c", ENTRY, str(broken), "upgrade", "--socket", client.path]
+        done = subprocess.run([*script, "--timeout", str(deadline(5))], capture_output=True, text=True, check=False)
+        assert f"rolled back to version {info['version']}" in done.stderr
+        assert until("all run", all_run) == before
+        assert [(one["event"], one["code"]) for one in said(stderr)] == [("supervisor failed", 1)]
+        parent.terminate()
+        assert parent.wait(deadline(20)) == 0
+        where.demand_nothing_left()
+
+
+def test_a_supervisor_with_a_defect_is_started_again_by_the_small_parent(tmp_path):
+    broken = version(tmp_path, "        raise RuntimeError('broken')\n", "service/run.py", EARLY)
+    with site(TOML) as where, by_itself(where, broken) as (parent, stderr):
+        until("it has been started again", lambda: len(said(stderr)) > 1)
+        assert {(one["event"], one["code"]) for one in said(stderr)} == {("supervisor failed", 70)}
+        assert "RuntimeError: broken" in stderr.read_text()
+        parent.terminate()
+        assert parent.wait(deadline(20)) == 70
