@@ -37,8 +37,9 @@ class ConsoleFormat:
         return cls(is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb")
 
     def record(self, timestamp: str, level: str, event: str, fields: Mapping[str, Any]) -> bytes:
-        """One record of the service; a traceback follows on lines of its own."""
-        rest = dict(fields)
+        """One record of the service, without what there is not (an exit code where a signal has ended it); a traceback
+        follows on lines of its own."""
+        rest = {key: value for key, value in fields.items() if value is not None}
         exception = rest.pop("exception", None)
         line = self._head(timestamp, level, rest.pop("workload", None) or rest.pop("group", "")) + _plain(event)
         line += "".join(f" {_plain(str(key))}={_value(value)}" for key, value in rest.items())

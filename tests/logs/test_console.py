@@ -11,6 +11,13 @@ def test_service_records_are_aligned_with_workload_event_and_fields():
     )
 
 
+def test_what_there_is_not_is_left_out():
+    """A program that a signal had ended was said to have exited with code=None."""
+    fields = {"workload": "web", "pid": None, "code": None, "signal": "SIGKILL"}
+    line = ConsoleFormat().record(TIME, "warning", "exited", fields)
+    assert line.decode().split(" ", 1)[1] == "warning  web             exited signal=SIGKILL\n"
+
+
 def test_output_stands_behind_the_name_and_says_where_it_was_cut():
     found = ConsoleFormat().output(TIME, {"workload": "web@2", "pid": 1}, "stderr", [(b"hello", True), (b"x", False)])
     assert [line.decode().split(" ", 1)[1] for line in found] == [

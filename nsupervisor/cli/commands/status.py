@@ -184,7 +184,7 @@ def event_text(event: dict[str, Any] | str | None) -> str:
     """An event as one line: when, what, and what belongs to it."""
     if not isinstance(event, dict):
         return event or ""
-    others = {key: value for key, value in event.items() if key not in ("timestamp", "event")}
+    others = {key: value for key, value in event.items() if key not in ("timestamp", "event") and value is not None}
     rest = " ".join(f'{key}="{value}"' if " " in str(value) else f"{key}={value}" for key, value in others.items())
     return " ".join(part for part in (event.get("timestamp", ""), event.get("event", ""), rest) if part)
 
