@@ -32,10 +32,12 @@ def respawn(arguments: Sequence[str]) -> int:
     """Run `nsupervisor` with these arguments, again while a signal or a defect ends it; returns its exit status.
 
     Any other exit status is its last word: it was told to end, or it cannot work. A second supervisor that finds the
-    runtime directory in use exits so, too. But where it was becoming another version, this one is run again.
+    runtime directory in use exits so, too. But where it was becoming another version, this one is run again; and what
+    comes after one that was killed is tried until it works, as there are programs to be looked after: the file may have
+    a mistake by then, or the disk be full.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {*PASSED_ON, UPGRADING, signal.SIGCHLD})
-    failures = 0
+    failures, killed = 0, False
     while True:
         began = time.monotonic()
         argv = [sys.executable, "-P", "-m", "nsupervisor", *arguments]
@@ -43,7 +45,8 @@ def respawn(arguments: Sequence[str]) -> int:
         child = os.posix_spawn(sys.executable, argv, environment, setsigmask=())
         status, ending, upgrading = _wait(child)
         code = os.waitstatus_to_exitcode(status)
-        if code >= 0 and (ending or code == 0 or not (code == DEFECT or upgrading)):
+        killed = killed or code < 0 or code == DEFECT or upgrading
+        if code >= 0 and (ending or code == 0 or not killed):
             return code
         if ending:  # somebody has lost patience with one that had been told to end
             return 128 - code

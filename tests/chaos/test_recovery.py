@@ -443,13 +443,22 @@ def test_a_supervisor_that_supervises_itself_comes_back_and_ends_when_told(tmp_p
                 os.kill(pid, signal.SIGKILL)
                 pid = until("another supervisor", lambda pid=pid: another(pid))
                 assert all_run() == before
+            text = where.config.read_text()
+            where.config.write_text("mistake")  # it ended for good then, and left the programs to nobody
+            os.kill(pid, signal.SIGKILL)
+            until("that is said", lambda: "supervisor failed" in (tmp_path / "stderr").read_text())
+            where.config.write_text(text)
+            until("another supervisor", lambda: another(pid))
+            assert all_run() == before
             parent.terminate()
             assert parent.wait(deadline(20)) == 0
         finally:
             parent.kill()
             parent.wait()
-        said = [json.loads(line) for line in (tmp_path / "stderr").read_text().splitlines()]
-        assert [(one["event"], one["signal"]) for one in said] == [("supervisor killed", "SIGKILL")] * 2
+        lines = (tmp_path / "stderr").read_text().splitlines()
+        said = [json.loads(line) for line in lines if line.startswith("{")]
+        assert [(one["event"], one["signal"]) for one in said[:3]] == [("supervisor killed", "SIGKILL")] * 3
+        assert {(one["event"], one["code"]) for one in said[3:]} == {("supervisor failed", 2)}
         where.demand_nothing_left()
 
 
