@@ -111,6 +111,8 @@ class Kills:
         self.back: list[float] = []
         """Seconds from the start of each next supervisor to its first answer."""
         self.before: dict[str, tuple[int, int, int]] = {}
+        self.orphaned: list[tuple[int, int]] = []
+        """From which byte of the stream to which nobody may have held the pipes of what has ended: both were dead."""
 
     def run(self, kills: int) -> str:
         """Kill so often; a line about what was seen. Raises BrokenError when something does not hold."""
@@ -168,8 +170,8 @@ class Kills:
         until("a new keeper", lambda: self.client.info()["keeper_pid"] != keeper, 60)
 
     def _wait_for_keeper(self) -> int:
-        """The pid of the keeper that lives, or will live in a moment; 0 where there is none so soon."""
-        end = time.monotonic() + 1
+        """The pid of the keeper that lives, or will live in a moment; 0 where there is none for long."""
+        end = time.monotonic() + 10
         while time.monotonic() < end:
             for process in observe.processes(self.site.mark):
                 if not process.workload and not process.dead and observe.name(process.pid) == KEEPER:
@@ -205,6 +207,7 @@ class Kills:
             self._command(moment, self.random.choice(self.moody))
         time.sleep(self.random.choice((0, self.random.uniform(0, 0.01), self.random.uniform(0, 0.1))))
         self.kills[whom] += 1
+        size, orphaned = self.stream.stat().st_size, self.kills["a keeper while one came up"]
         if whom in ("keeper", "both"):
             os.kill(keeper, signal.SIGKILL)
         if whom in ("supervisor", "both"):
@@ -213,6 +216,10 @@ class Kills:
             self._start()
         else:
             until("a new keeper", lambda: self.client.info()["keeper_pid"] != keeper, 60)
+        if whom == "both" or self.kills["a keeper while one came up"] > orphaned:
+            self.orphaned.append((size, sys.maxsize))
+        if len(self.orphaned) > 1 and self.orphaned[-2][1] == sys.maxsize:
+            self.orphaned[-2] = self.orphaned[-2][0], size
 
     def _reload(self) -> None:
         """Other limits for some, and no other command for anybody, so that no process changes."""
@@ -320,9 +327,8 @@ class Kills:
         files, put_aside, twice = self._read_files()
         missing, again = gaps(numbers)
         wrong = [f"{name}#{generation}: lines are missing: {text}" for (name, generation), text in missing.items()]
-        # Who has ended with this code had written all lines. (Where nobody knows the code, keeper and supervisor were
-        # dead, and the pipe has gone with its last lines.)
-        complete = {(r["workload"], r["generation"]) for r in records if r["event"] == "exited" and r.get("code") == 7}
+        # Who has ended with this code had written all lines.
+        complete = {(r["workload"], r["generation"]) for r in self._held(records) if r.get("code") == 7}
         last = {of: max(numbers[of], default=0) for of in sorted(complete)}
         wrong += [
             f"{of[0]}#{of[1]}: its last line is {number}, not {LINES}" for of, number in last.items() if number < LINES
@@ -339,6 +345,16 @@ class Kills:
             f"{put_aside} more, none missing, {twice} twice; first answer after "
             f"{self.back[len(self.back) // 2]:.2f} s (median), {self.back[-1]:.2f} s (most)"
         )
+
+    def _held(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The ends of those whose pipes somebody held until then: those that were told while both were dead, or just
+        after, may have been without, and then the pipe went with its last lines."""
+        ends, begin = [], 0
+        for record, line in zip(records, self.stream.read_bytes().splitlines(keepends=True), strict=True):
+            if record["event"] == "exited" and not any(first <= begin < last for first, last in self.orphaned):
+                ends.append(record)
+            begin += len(line)
+        return ends
 
     def _read_files(self) -> tuple[int, int, int]:
         """The files of those who have their own: how many there are, and lines in them, and how many are there again.
