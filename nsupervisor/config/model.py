@@ -283,7 +283,7 @@ class Workload(Table):
         default=(), metadata=key(ListOf(kinds.OPTIONAL_PATH), 'files of NAME=VALUE lines; "-/path" may be missing')
     )
     umask: int = field(default=0o022, metadata=key(kinds.OCTAL, "permission bits that new files do not get"))
-    nice: int = field(default=0, metadata=key(kinds.NICE, "-20 (first) to 19 (last)"))
+    nice: int | None = field(default=None, metadata=key(kinds.NICE, "-20 (first) to 19 (last); else our own"))
     init: bool = field(
         default=True,
         metadata=key(kinds.BOOLEAN, "in a new pid namespace, run below an init that reaps and forwards signals"),

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from tests.needs import needs
-from tests.system.service import service
+from tests.system.service import NSUPERVISOR, service
 from tests.timing import deadline
 
 pytestmark = needs("root", "cgroup")
@@ -383,3 +383,12 @@ async def test_a_signal_before_the_service_is_up_stops_it_in_order(tmp_path, no_
         while not (tmp_path / "run" / "keeper.lock").exists():  # noqa: ASYNC110 - it has just begun
             await trio.sleep(0.001)
         assert await it.stop() == 0
+
+
+@needs("userns")
+async def test_a_service_that_yields_to_others_runs_user_namespaces(tmp_path, monkeypatch):
+    """Programs had nice 0 unless they were told otherwise, and nobody in a user namespace may go back to that."""
+    monkeypatch.setattr("tests.system.service.NSUPERVISOR", ["nice", "-n", "5", *NSUPERVISOR])
+    toml = '[workload.mapped]\ncommand = ["sh", "-c", "nice; sleep 1000"]\nnamespaces = { user = true }\n'
+    async with service(tmp_path, toml) as it:
+        assert (await it.record(event="output", workload="mapped"))["message"] == "5"
