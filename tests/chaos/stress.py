@@ -102,6 +102,8 @@ class Phase:
     """Milliseconds to an answer, by round."""
     others: list[float] = attrs.field(factory=list)
     """Of one processor: what neither our workloads nor our own processes used, and what was stolen, by round."""
+    service: list[float] = attrs.field(factory=list)
+    """Of one processor: what supervisor and keeper used, by round."""
 
     @property
     def all(self) -> list[float]:
@@ -121,23 +123,27 @@ class Used:
     everybody: float
     """All processors, with what a hypervisor has stolen from them."""
     ours: float
+    service: float
+    """Of the supervisor and the keeper, which are part of ours."""
 
     @classmethod
     def now(cls, run: Run) -> "Used":
         ticks = os.sysconf("SC_CLK_TCK")
         with open("/proc/stat") as file:
             user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, file.readline().split()[1:9])
-        ours = sum(one["cpu_usage_usec"] or 0 for one in run.status()) / 1e6 + sum(os.times()[:4])
+        service = 0.0
         for pid in (run.pid, run.keeper_pid):
             with open(f"/proc/{pid}/stat") as file:
-                ours += sum(map(int, file.read().rpartition(")")[2].split()[11:13])) / ticks
+                service += sum(map(int, file.read().rpartition(")")[2].split()[11:13])) / ticks
+        ours = sum(one["cpu_usage_usec"] or 0 for one in run.status()) / 1e6 + sum(os.times()[:4]) + service
         busy = (user + nice + system + irq + softirq + steal) / ticks
-        return cls(time.monotonic(), busy, ours)
+        return cls(time.monotonic(), busy, ours, service)
 
-    def others(self, before: "Used") -> float:
-        """What others have used of one processor since then."""
+    def since(self, before: "Used") -> tuple[float, float]:
+        """What others have used of one processor since then, and what the service has."""
+        seconds = self.at - before.at
         used = (self.everybody - before.everybody) - (self.ours - before.ours)
-        return max(used / (self.at - before.at), 0.0)
+        return max(used / seconds, 0.0), (self.service - before.service) / seconds
 
 
 @contextmanager
@@ -242,13 +248,13 @@ class Report:
 
     def lines(self) -> Iterator[str]:
         yield (
-            f"{'':12}  {'pings':>7}  {'median':>7}  {'99 %':>7}  {'most':>7}  {'others':>6}  "
+            f"{'':12}  {'pings':>7}  {'median':>7}  {'99 %':>7}  {'most':>7}  {'others':>6}  {'service':>7}  "
             "99 % in parts of undisturbed (rounds)"
         )
         for name, phase in self.phases.items():
             times = phase.all
             row = f"{name:12}  {len(times):7}  {part(times, 0.5):7.3f}  {part(times, 0.99):7.3f}  {times[-1]:7.2f}"
-            row += f"  {max(phase.others, default=0.0):6.0%}"
+            row += f"  {max(phase.others, default=0.0):6.0%}  {max(phase.service, default=0.0):7.1%}"
             if name != QUIET:
                 pairs = zip(phase.rounds, self.phases[QUIET].rounds, strict=False)
                 each = [part(sorted(a), 0.99) / part(sorted(b), 0.99) for a, b in pairs if a and b]
@@ -284,7 +290,9 @@ def stress(seconds: float, rounds: int) -> Report:
                         run.tell("start", name)
                     before = Used.now(run)
                     phases[name].rounds.append(ping(sockets, seconds))
-                    phases[name].others.append(Used.now(run).others(before))
+                    others, service = Used.now(run).since(before)
+                    phases[name].others.append(others)
+                    phases[name].service.append(service)
                     if name in STRESS and STRESS[name][2]:  # on a busy machine it may take longer to be too much
                         until(f"a rule acts on {name}", lambda n=name, m=mark: _acts(run.matching(m, workload=n)))
                     if name != QUIET:
