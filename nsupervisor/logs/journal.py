@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -11,6 +13,7 @@ import trio
 
 from .collector import Collector
 from .console import ConsoleFormat
+from .daemons import Journald, Syslog
 from .logger import DropEvent, FilteringBoundLogger, logger
 from .record import JsonFormat, Line, now
 from .sink import BUFFER_SIZE, Sink
@@ -141,6 +144,8 @@ async def open_journal(
         collector = Collector(output)
         target = collector.target
     by_record = output == "journald" or (isinstance(output, str) and output.startswith("syslog:"))
+    if isinstance(target, Journald | Syslog):
+        _look_for(target.path, buffer_size)
     formatting = JsonFormat() if format == "json" or by_record else ConsoleFormat.for_terminal(target.is_terminal)
 
     def gap_record(count: int, reason: str) -> bytes:
@@ -172,6 +177,14 @@ async def open_journal(
         sink.close()
     if error is not None:
         raise error
+
+
+def _look_for(path: str, buffer_size: int) -> None:
+    """Say that there is no daemon. It may come up after us, so no refusal; and the stream, which tells everything else,
+    is what cannot tell this."""
+    if not os.path.exists(path):
+        text = f"there is no {path} yet; records wait for it, up to {buffer_size >> 20} MiB of them"
+        print(f"nsupervisor: supervisor.log_output: {text}", file=sys.stderr, flush=True)
 
 
 def _say_of_collector(journal: Journal, text: str) -> None:

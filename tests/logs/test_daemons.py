@@ -148,3 +148,16 @@ async def test_a_collector_that_is_not_there_is_told_at_once():
     with pytest.raises(FileNotFoundError, match="no such program"):
         async with open_journal(["/nonexistent/vector"]):
             pass
+
+
+async def test_a_daemon_that_is_not_there_is_told_on_standard_error(tmp_path, capsys):
+    """Nothing was said anywhere: what says everything else is what it waits for."""
+    path = tmp_path / "log"
+    async with open_journal(f"syslog:{path}", flush_sec=0.01) as journal:
+        journal.log.info("hello")
+    assert f"supervisor.log_output: there is no {path} yet; records wait for it, up to 8 MiB" in capsys.readouterr().err
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
+        daemon.bind(str(path))
+        async with open_journal(f"syslog:{path}", flush_sec=0.01):
+            pass
+    assert capsys.readouterr().err == ""
