@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from nsupervisor.keeper.client import reaped
 from nsupervisor.keeper.told import Ended, KeeperLost
 from nsupervisor.service.kept import Kept, close, open_kept
 from tests.needs import ROOT
@@ -36,6 +37,12 @@ async def hear(kept: Kept, ends: trio.MemorySendChannel[Ended]) -> None:
         await kept.connect()
         await trio.sleep(0.01)
         kept.go_on(await kept.children())
+
+
+async def dead(pid: int) -> None:
+    """Wait until a keeper that was killed is reaped."""
+    while not reaped(pid):  # noqa: ASYNC110
+        await trio.sleep(0.001)
 
 
 async def test_who_waits_while_there_is_no_keeper_goes_on_with_the_next(directory: Path) -> None:
@@ -90,7 +97,7 @@ async def test_ends_that_were_heard_just_before_the_keeper_died_are_told(directo
             await kept.direct.lost()
             await trio.testing.wait_all_tasks_blocked()
             assert sorted([report.id async for report in kept.events() if isinstance(report, Ended)]) == names
-            await kept.shutdown()
+            await dead(kept.pid)
 
 
 async def test_a_keeper_that_dies_at_the_beginning_is_replaced(directory: Path) -> None:
@@ -101,6 +108,7 @@ async def test_a_keeper_that_dies_at_the_beginning_is_replaced(directory: Path) 
             os.kill(first, signal.SIGKILL)
             assert await kept.first_children() == []
             assert kept.pid != first
+            await dead(first)
             await kept.shutdown()
 
 
