@@ -36,7 +36,7 @@ class Reader:
         self.path = path
         self._rest = b""
         try:
-            self._file: BinaryIO = open(path, "rb")  # noqa: SIM115 - for as long as we follow
+            self._file = opened(path)
         except FileNotFoundError:
             newest = self._neighbour(None, 0)
             if newest is None:
@@ -47,12 +47,15 @@ class Reader:
         """Close the file that we have come to."""
         self._file.close()
 
-    def backwards(self) -> Iterator[bytes]:
-        """All lines, the last one first, without their ends. A last line whose end has not come is kept for `news`."""
+    def backwards(self, *, ended: bool = False) -> Iterator[bytes]:
+        """All lines, the last one first, without their ends. A last line whose end has not come is kept for `news`; or,
+        where `ended`, is the first."""
         end = self._file.seek(0, os.SEEK_END)
         try:
             lines = _backwards(self._file, end)
             self._rest = next(lines)
+            if ended and self._rest:
+                yield self._rest
             yield from lines
         finally:
             self._file.seek(end)
@@ -92,12 +95,12 @@ class Reader:
                 return None
             name, found = family[place]
             try:
-                opened = _open(name)
+                file_there = opened(name)
             except FileNotFoundError:
                 continue
-            if os.path.samestat(os.fstat(opened.fileno()), found):
-                return opened
-            opened.close()
+            if os.path.samestat(os.fstat(file_there.fileno()), found):
+                return file_there
+            file_there.close()
         return None
 
     def _is_in_use(self, file: BinaryIO) -> bool:
@@ -166,7 +169,8 @@ def _is_packed(file: BinaryIO) -> bool:
     return not isinstance(file, io.BufferedReader)  # as `open` makes them
 
 
-def _open(name: str) -> BinaryIO:
+def opened(name: str) -> BinaryIO:
+    """A log file, whether it is compressed or not. Raises OSError."""
     if name.endswith(".gz"):
         import gzip  # few have such files
 

@@ -61,7 +61,9 @@ def test_records_for_programs_are_as_they_are(files):
 
 def test_a_raw_file_is_shown_as_it_is_and_has_no_times(tmp_path):
     (tmp_path / "web.log").write_bytes(b"one\ntwo\nno end")
-    assert nsupervisor("logs", f"{tmp_path}/web.log").stdout == "one\ntwo\n"
+    assert nsupervisor("logs", f"{tmp_path}/web.log").stdout == "one\ntwo\nno end\n"
+    (tmp_path / "web.log.1.gz").write_bytes(gzip.compress(b"zero\n"))
+    assert nsupervisor("logs", f"{tmp_path}/web.log.1.gz").stdout == "zero\n"
     refused = nsupervisor("logs", "--since", "5min", f"{tmp_path}/web.log")
     assert (refused.returncode, "is raw" in refused.stderr) == (2, True)
 
@@ -79,6 +81,15 @@ def test_what_cannot_be_shown_is_told(arguments, status, words):
     done = nsupervisor("logs", *arguments)
     assert done.returncode == status
     assert words in done.stderr
+
+
+def test_a_broken_compressed_file_is_told(tmp_path):
+    for content in (b"not gzip", gzip.compress(b"zero\n" * 1000)[:-9]):
+        (tmp_path / "web.log.1.gz").write_bytes(content)
+        done = nsupervisor("logs", f"{tmp_path}/web.log.1.gz")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"cannot read {tmp_path}/web.log.1.gz: " in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_following_misses_nothing_while_files_are_put_aside(tmp_path):

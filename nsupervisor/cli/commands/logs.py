@@ -6,12 +6,13 @@ import json
 import os
 import re
 import sys
+import zlib
 from datetime import UTC, datetime, timedelta
 
 import click
 
 from nsupervisor.api.client import Client
-from nsupervisor.cli.logfiles import Reader, wait
+from nsupervisor.cli.logfiles import Reader, opened, wait
 from nsupervisor.cli.options import json_option, socket_option
 from nsupervisor.cli.output import BOLD, FAINT, RED, coloured, has_colour, printable, say
 from nsupervisor.cli.records import clock, moment, text
@@ -64,16 +65,19 @@ def logs(
     several = len(sources) > 1
     problem = len(sources) == 0
     shown = [Source(*place, several, start, pattern, as_json) for place in sources]
+    open_ones = []
     for source in shown:
         try:
             source.open()
-        except OSError as error:
-            say(f"cannot read {source.path}: {error.strerror}; {_hint(error)}")
+            lines = source.last(count, follow)
+        except (OSError, EOFError, zlib.error) as error:  # the last two, and words without a number, are of gzip's
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            say(f"cannot read {source.path}: {reason}; {_hint(error)}")
             problem = True
             continue
-        for line in source.last(count):
+        open_ones.append(source)
+        for line in lines:
             print(line)
-    open_ones = [source for source in shown if source.reader is not None]
     while follow and open_ones:
         sys.stdout.flush()
         wait()
@@ -92,7 +96,7 @@ Place = tuple[str, str, bool]
 def _file(path: str) -> Place:
     raw = True
     try:
-        with open(path, "rb") as file:
+        with opened(path) as file:
             raw = file.read(len(_STAMP)) != _STAMP
     except OSError:
         pass  # opening it again tells
@@ -114,7 +118,7 @@ def _place(one: dict[str, Any]) -> Place | str:
     )
 
 
-def _hint(error: OSError) -> str:
+def _hint(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "nothing has been written to it yet, or it is on another host"
     return (
@@ -176,11 +180,11 @@ class Source:
         assert self.reader is not None
         self.reader.close()
 
-    def last(self, count: int | None) -> list[str]:
-        """The last lines, oldest first; None: all."""
+    def last(self, count: int | None, follow: bool) -> list[str]:
+        """The last lines, oldest first; None: all. A line without its end is one where nothing follows."""
         assert self.reader is not None
         found: list[str] = []
-        for line in self.reader.backwards():
+        for line in self.reader.backwards(ended=not follow):
             if count == 0:
                 break
             if self.since and line.startswith(_STAMP) and self._stamp(line) < self.since:
