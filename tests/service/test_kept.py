@@ -59,6 +59,7 @@ async def test_who_waits_while_there_is_no_keeper_goes_on_with_the_next(director
                     askers.start_soon(kept.acknowledge, f"nobody#{i}")
                     await trio.sleep(0.001)
             assert kept.pid != first
+            await dead(first)
             spawned = await kept.spawn(SPEC)
             assert await kept.signal("x#1", signal.SIGKILL)
             assert await ends.receive() == Ended("x#1", signal.SIGKILL)
@@ -74,9 +75,11 @@ async def test_a_spawn_under_way_when_the_keeper_dies_is_said_to_be_unknown(dire
         async with open_kept(directory) as kept, trio.open_nursery() as nursery:
             kept.go_on()
             nursery.start_soon(hear, kept, trio.open_memory_channel[Ended](10)[0])
-            os.kill(kept.pid, signal.SIGSTOP)
+            first = kept.pid
+            os.kill(first, signal.SIGSTOP)
             with pytest.raises(KeeperLost):
-                await kept.spawn(SPEC, lambda: os.kill(kept.pid, signal.SIGKILL))
+                await kept.spawn(SPEC, lambda: os.kill(first, signal.SIGKILL))
+            await dead(first)
             await kept.shutdown()
             nursery.cancel_scope.cancel()
 
