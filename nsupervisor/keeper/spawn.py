@@ -332,11 +332,6 @@ def write_identity_maps(spec: Spec, pid: int) -> None:
     except OSError as error:
         message = f"cannot write the {file} of the user namespace: {error.strerror}"
         raise SpawnError("write_identity_maps", message, error.errno or 0) from None
-    if spec.nice is not None:
-        try:  # a lower number takes a capability in the first user namespace, which nobody inside has
-            os.setpriority(os.PRIO_PROCESS, pid, spec.nice)
-        except OSError:
-            pass  # the program's own step will say so
 
 
 def _write(pid: int, file: str, text: str) -> None:

@@ -167,12 +167,6 @@ async def test_umask_nice_directory_and_no_new_privileges(harness: Harness, spec
     assert result.stdout.split() == ["0027", "3", "/usr/lib", "NoNewPrivs:", "1", "100", "200", "0"]
 
 
-@needs("userns", "root")
-async def test_a_program_may_be_preferred_in_a_user_namespace_too(harness: Harness) -> None:
-    """Inside nobody may: sched(7) asks for CAP_SYS_NICE in the first user namespace."""
-    assert (await harness.run("nice", namespaces=[*ISOLATED, "user"], nice=-3)).stdout == "-3\n"
-
-
 @KINDS
 async def test_the_limit_on_open_files_is_the_supervisors(harness: Harness, spec: dict) -> None:
     result = await harness.run("sh", "-c", "ulimit -Sn; ulimit -Hn", **spec)
