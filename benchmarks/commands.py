@@ -18,19 +18,12 @@ FILES = "broken files"
 PROGRAMS = 10
 
 
-class Commanded(Nsupervisor):
-    """Ours, by another name in no list."""
-
-    name = "nsupervisor-commanded"
-    benchmarks = ()
-
-
 def run(options: Options) -> Result:
     """Each command as a process of its own, with its work, in turn; beside a service with some programs."""
     result = Result("commands", "what a person waits for, with Python's own start in it; and broken files")
     rounds = options.number(20, 3)
     try:
-        with running(Commanded, idle(PROGRAMS)) as session:
+        with running(Nsupervisor, idle(PROGRAMS)) as session:
             session.up(PROGRAMS)
             time.sleep(1)
             for number in range(rounds):

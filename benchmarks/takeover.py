@@ -12,13 +12,6 @@ ANSWER, CPU, ALL = "s to the first answer", "CPU s until then", "s until all is 
 PATIENCE = 60.0
 
 
-class TakenOver(Nsupervisor):
-    """Ours, by another name in no list."""
-
-    name = "nsupervisor-taken-over"
-    benchmarks = ()
-
-
 def run(options: Options) -> Result:
     """SIGKILL to the supervisor; `nsupervisor run` again; `status` asked until it is answered."""
     result = Result("takeover", "after a SIGKILL to the supervisor, with N programs that run on")
@@ -27,7 +20,7 @@ def run(options: Options) -> Result:
     for size in sizes:
         print(f"  takeover: N={size}, {rounds} kills", flush=True)
         try:
-            with running(TakenOver, idle(size)) as session:
+            with running(Nsupervisor, idle(size)) as session:
                 session.up(size)
                 time.sleep(1)
                 for number in range(rounds):

@@ -72,6 +72,11 @@ async def recorded(directory, file, *arguments, begun=None):
         process.kill()
 
 
+async def recording(directory, trace, outcome, *, task_status):
+    """`recorded` as a task; its status and what it said are in `outcome` when it has ended."""
+    outcome.extend(await recorded(directory, trace, "--interval", "50ms", begun=task_status.started))
+
+
 def lines(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
@@ -79,13 +84,9 @@ def lines(file):
 @pytest.mark.system
 async def test_the_same_configuration_does_the_same_and_another_does_not(tmp_path, nursery):
     trace, outcome = tmp_path / "trace.jsonl", []
-
-    async def record(task_status):
-        outcome.extend(await recorded(tmp_path, trace, "--interval", "50ms", begun=task_status.started))
-
     async with service(tmp_path, BUSY) as it:
         await it.record(event="output", message="up")
-        process = await nursery.start(record)
+        process = await nursery.start(recording, tmp_path, trace, outcome)
         await it.cli("start", "bomb", "crash")
         for _ in range(5):
             await it.cli("signal", "--signal", "USR1", "grows")
@@ -146,13 +147,9 @@ restart = "no"
 @pytest.mark.system
 async def test_a_groups_kill_comes_again_and_another_policy_hits_another_member(tmp_path, nursery):
     trace, outcome = tmp_path / "trace.jsonl", []
-
-    async def record(task_status):
-        outcome.extend(await recorded(tmp_path, trace, "--interval", "50ms", begun=task_status.started))
-
     async with service(tmp_path, GREEDY) as it:
         await it.record(event="output", message="up", workload="chill", patience=20)
-        process = await nursery.start(record)
+        process = await nursery.start(recording, tmp_path, trace, outcome)
         await it.cli("start", "bloat")
         await it.record(event="verified", workload="bloat", patience=20)
         process.send_signal(signal.SIGINT)
