@@ -7,6 +7,7 @@ import signal
 import urllib.error
 import urllib.parse
 import urllib.request
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -182,11 +183,14 @@ async def test_an_address_in_use_refuses_the_start_and_leaves_nothing(tmp_path, 
 @pytest.mark.host_only
 async def test_scrapes_leave_no_files_open(tmp_path):
     async with service(tmp_path, CALM) as it:
-        await it.pid("calm")
+        await it.record(event="state", workload="calm", to="running")
 
         def cgroup_files():
-            fds = Path(f"/proc/{it.process.pid}/fd")
-            return sorted(target for fd in fds.iterdir() if (target := os.readlink(fd)).startswith("/sys/fs/cgroup"))
+            found = []
+            for fd in Path(f"/proc/{it.process.pid}/fd").iterdir():
+                with suppress(FileNotFoundError):  # closed since it was listed
+                    found.append(os.readlink(fd))
+            return sorted(target for target in found if target.startswith("/sys/fs/cgroup"))
 
         before = cgroup_files()
         for _ in range(3):
