@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import import_graph
 from tests.needs import ROOT, needs
 
 PACKAGE = ROOT / "nsupervisor"
@@ -89,6 +90,24 @@ def test_imports_point_one_way(folder: str) -> None:
 def test_only_the_standard_library_is_imported(path: Path) -> None:
     roots = {name.split(".")[0] for name in imports(path)}
     assert roots - set(sys.stdlib_module_names) - {"nsupervisor", "__future__"} == set()
+
+
+# Modules that import each other in a loop, until their objects have one owner each.
+KNOWN_CYCLES = [
+    ["cgroups.cgroup", "cgroups.limits"],
+    ["core.replay", "core.replay_groups"],
+    [
+        *("service.actor", "service.ends", "service.group", "service.judge", "service.output", "service.status"),
+        *("service.step", "service.trail", "service.world"),
+    ],
+    ["service.reload", "service.supervisor"],
+]
+
+
+def test_no_new_import_cycles() -> None:
+    graph = import_graph.read(ROOT, "nsupervisor")
+    cycles = [[name.removeprefix("nsupervisor.") for name in cycle] for cycle in import_graph.cycles(graph)]
+    assert cycles == KNOWN_CYCLES
 
 
 def test_links_between_pages_lead_somewhere() -> None:
