@@ -337,10 +337,10 @@ async def _supervise(
         try:
             async with trio.open_nursery() as nursery:
                 everybody = {**actors, **leaving}
-                living = await take_over(everybody, found, children, keeper, config.supervisor.orphans)
+                living = await take_over(everybody, found, children, world, config.supervisor.orphans)
                 exposition = Exposition(journal, world.measures, keeper.pid)
                 supervisor = Supervisor(
-                    config, actors, groups, nursery, keeper.pid, host.mode, tree.path, exposition, history
+                    config, actors, groups, world, nursery, keeper.pid, host.mode, tree.path, exposition, history
                 )
                 supervisor.reloader = Reloader(supervisor, host, (tree, groups), world, leaving)
                 nursery.start_soon(reopen_on_signal, actors.values(), journal)

@@ -30,6 +30,7 @@ from nsupervisor.service.reload import Reloader
 from nsupervisor.service.roster import Roster
 from nsupervisor.service.stats import sample
 from nsupervisor.service.upgrade import Upgrade, UpgradeError
+from nsupervisor.service.world import World
 
 FREEZE_PATIENCE = 2.0
 """Seconds that `freeze` waits until the kernel has stopped each process; one that sleeps in the kernel takes longer."""
@@ -47,6 +48,7 @@ class Supervisor:
     config: Config
     actors: Roster
     groups: Groups
+    world: World
     nursery: trio.Nursery
     keeper_pid: int
     mode: str
@@ -286,14 +288,13 @@ class Supervisor:
 
     async def upgrade(self, python: str, package: str, patience: float) -> tuple[bool, str]:
         """Become another version, in place, a moment after this has returned: see `service.upgrade`."""
-        world = next(iter(self.actors.values())).world
         try:
             upgrade = Upgrade(self.config, python, package, patience)
-            version = await upgrade.prepare(world)
+            version = await upgrade.prepare(self.world)
         except UpgradeError as error:
-            world.journal.log.error("not upgraded", message=str(error))
+            self.world.journal.log.error("not upgraded", message=str(error))
             return False, str(error)
-        self.nursery.start_soon(upgrade.go, world)
+        self.nursery.start_soon(upgrade.go, self.world)
         return True, version
 
     # ---- order

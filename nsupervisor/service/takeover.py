@@ -34,6 +34,7 @@ from nsupervisor.service.notify import host_owner
 from nsupervisor.service.spec import spawn_spec
 from nsupervisor.service.state import Body, Found, Process, Record
 from nsupervisor.service.trail import fits, recalled
+from nsupervisor.service.world import World
 
 if TYPE_CHECKING:
     from nsupervisor.service.supervisor import Supervisor
@@ -197,11 +198,11 @@ async def take_over(
     actors: Mapping[str, Actor],
     found: Found,
     children: Mapping[str, Sequence[Child]],
-    keeper: kept.Kept,
+    world: World,
     orphans: str,
 ) -> int:
     """Give each actor what an earlier supervisor has left of it, before any of them runs; how many lives there are."""
-    records = found.records
+    records, keeper = found.records, world.keeper
     for name, actor in actors.items():
         record, own = records.get(name), children.get(name, ())
         resume(actor, record, own)
@@ -219,7 +220,7 @@ async def take_over(
                 same[name] = found.lines[name]
             else:
                 changed[name] = now
-        next(iter(actors.values())).world.state.write_all(changed, same)
+        world.state.write_all(changed, same)
     for actor in actors.values():
         actor.ends.settle()
     keeper.go_on()

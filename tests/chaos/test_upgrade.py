@@ -86,6 +86,32 @@ def test_an_upgrade_while_nothing_runs(tmp_path):
         over(run)
 
 
+def test_an_upgrade_without_any_workload(tmp_path):
+    """`upgrade` took the keeper and the journal from the first workload, and failed with StopIteration without one."""
+    with site("") as where, running(where) as run:
+        info = run.client.info()
+        assert run.client.status() == []
+        done = upgrade(run, version(tmp_path))
+        assert (done.returncode, done.stdout) == (0, f"version {info['version']} → 99, process {run.pid}\n"), (
+            done.stderr
+        )
+        assert run.record(event="keeper upgraded")["pid"] == info["keeper_pid"]
+        run.record(event="supervisor upgraded")
+        run.stop()
+        over(run)
+
+
+def test_a_refused_upgrade_without_any_workload_says_why(tmp_path):
+    """The refusal was recorded in the journal of the first workload as well."""
+    with site("") as where, running(where) as run:
+        run.may_complain = True
+        done = upgrade(run, version(tmp_path, "raise RuntimeError('broken')\n", "service/run.py"), 5)
+        assert (done.returncode, "broken" in done.stderr) == (1, True), done.stderr
+        assert run.record(event="not upgraded", level="error")
+        run.stop()
+        over(run)
+
+
 @pytest.mark.parametrize(
     ("change", "in_file", "patience", "why"),
     [
