@@ -1,23 +1,26 @@
-"""What the lifecycle asks of the shell around it. Data only; the shell does them in the order given."""
+"""Actions that the lifecycle requests from the shell around it.
+
+They are data only. The shell executes them in the given order.
+"""
 
 import attrs
 
 
 @attrs.frozen
 class Action:
-    """Something to be done to the workload."""
+    """An effect to apply to the workload."""
 
 
 @attrs.frozen
 class Spawn(Action):
-    """Start this generation. Asked for only while no process of an earlier one lives."""
+    """Start this generation; requested only while no process of an earlier generation lives."""
 
     generation: int
 
 
 @attrs.frozen
 class Signal(Action):
-    """Send a signal to the program; with ``everyone``, to each process in its cgroup."""
+    """Send a signal to the program, or with `whole_cgroup` to each process in its cgroup."""
 
     signal: int
     everyone: bool = False
@@ -25,21 +28,21 @@ class Signal(Action):
 
 @attrs.frozen
 class KillAll(Action):
-    """Write 1 to ``cgroup.kill``: SIGKILL to every process in the cgroup, forks included."""
+    """Write 1 to `cgroup.kill`: SIGKILL to every process in the cgroup, forks included."""
 
 
 @attrs.frozen
 class FreezeAll(Action):
-    """Write 1 to ``cgroup.freeze``."""
+    """Write 1 to `cgroup.freeze`, which stops every process in the cgroup."""
 
 
 @attrs.frozen
 class ThawAll(Action):
-    """Write 0 to ``cgroup.freeze``."""
+    """Write 0 to `cgroup.freeze`, which lets every process in the cgroup continue."""
 
 
 @attrs.frozen
 class Complain(Action):
-    """Write a warning to the log: something is not as it should be, and a person may have to look."""
+    """Write a warning to the log about a condition that may need an operator."""
 
     text: str

@@ -1,4 +1,4 @@
-"""The action ``set``: from what a limit is now to what a rule makes of it. Pure arithmetic."""
+"""Compute the limits that the rule action `set` writes. Pure arithmetic."""
 
 from collections.abc import Mapping
 from math import inf
@@ -7,40 +7,45 @@ from nsupervisor.config.model import Rule
 from nsupervisor.config.units import Relative
 
 Settings = Mapping[str, float | None]
-"""Limits by key ("memory_high" → bytes, "cpu_max" → CPUs); None is no limit."""
+"""Limits by key ("memory_high" → bytes, "cpu_max" → CPUs); None means no limit."""
 
 
 def file_of(key: str) -> str:
-    """The cgroup file of a key that can be adjusted: memory_swap_max → memory.swap.max."""
+    """Return the cgroup file of an adjustable key: memory_swap_max → memory.swap.max."""
     return key.replace("_", ".")
 
 
 def adjusted(rule: Rule, limits: Settings) -> dict[str, float | None]:
-    """What ``set`` is to change now, by key. What is at its bound is left out, and so is what the host has not.
+    """Compute the limits that the rule's `set` changes now, by key.
 
-    ``limits``: what is in force, by file; cpu.max as a number of CPUs.
+    Leaves out limits that are at their bound already, and limits that the host does not support.
+
+    limits: the limits in force, by file; cpu.max as a number of CPUs.
     """
-    found: dict[str, float | None] = {}
-    for key, wanted in rule.set_.items():
+    changes: dict[str, float | None] = {}
+    for key, target in rule.set_.items():
         if file_of(key) not in limits:
             continue
         now = _number(limits[file_of(key)])
-        after = _bounded(now, _applied(now, wanted), key, rule)
+        after = _bounded(now, _applied(now, target), key, rule)
         if after != now:
-            found[key] = None if after == inf else after
-    return found
+            changes[key] = None if after == inf else after
+    return changes
 
 
-def _applied(now: float, wanted: object) -> float:
-    if not isinstance(wanted, Relative):
-        return _number(wanted)
-    if now == inf:  # nothing can be added to no limit, nor taken away from it
+def _applied(now: float, target: object) -> float:
+    if not isinstance(target, Relative):
+        return _number(target)
+    if now == inf:  # an unset limit can neither grow nor shrink
         return inf
-    return max(0.0, now * (1 + wanted.percent / 100) if wanted.percent is not None else now + wanted.amount)
+    return max(0.0, now * (1 + target.percent / 100) if target.percent is not None else now + target.amount)
 
 
 def _bounded(now: float, after: float, key: str, rule: Rule) -> float:
-    """Not past the bound, whichever side it comes from; and in the steps that the kernel counts in."""
+    """Clamp the new value to the rule's bound, and round it to a value that the kernel accepts.
+
+    The bound holds for increases and for decreases.
+    """
     bound = _number(rule.limit.get(key)) if key in rule.limit else None
     if bound is not None and after != now:
         after = min(after, max(bound, now)) if after > now else max(after, min(bound, now))
@@ -49,18 +54,20 @@ def _bounded(now: float, after: float, key: str, rule: Rule) -> float:
     if key.startswith("memory_"):
         return after // PAGE * PAGE if after >= PAGE or key in _MAY_BE_NOTHING else float(PAGE)
     rounded = round(after)
-    if rounded == now and isinstance(rule.set_[key], Relative) and after != now:  # a tenth of 4 processes is one, too
+    if (
+        rounded == now and isinstance(rule.set_[key], Relative) and after != now
+    ):  # 10% of 4 processes changes the limit by 1
         rounded += 1 if after > now else -1
     return float(max(1, rounded))
 
 
 _MAY_BE_NOTHING = ("memory_min", "memory_low", "memory_swap_max", "memory_zswap_max")
 PAGE = 4096
-"""The kernel rounds limits of memory down to pages; so what is read back is what was meant."""
+"""Bytes in a page. The kernel rounds memory limits down to pages; rounding first makes the value read back match."""
 
 
 def _number(value: object) -> float:
-    """A limit as a number: no limit is infinity, a quota and its period are a number of CPUs."""
+    """Convert a limit to a number: no limit is infinity, a quota and its period are a number of CPUs."""
     if value is None:
         return inf
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""What was done beside what would have been done: which deeds of a recording and of a simulation are the same one."""
+"""Align recorded actions with simulated ones."""
 
 from collections import deque
 from collections.abc import Callable
@@ -8,95 +8,112 @@ import attrs
 from nsupervisor.core.trace import Deed
 
 TOGETHER = 0.5
-"""Seconds that two deeds of the same kind may be apart and still be shown as one."""
+"""Seconds that two actions of the same kind may lie apart and still share one row."""
 
 
 @attrs.frozen
 class Row:
-    """Something that was done, that would have been done, or both. Times are seconds since the trace began."""
+    """An action that was recorded, simulated, or both. Times are seconds since the start of the trace."""
 
     at: float
     workload: str
     recorded: Deed | None = None
     simulated: Deed | None = None
     simulated_at: float | None = None
-    """When it would have been done, where it also was done."""
+    """The simulated time of an action that was also recorded."""
     after: bool = False
-    """The simulated life had come apart from the recorded one: it may have come otherwise."""
+    """The simulated workload had diverged from the recorded one, so this action is a guess."""
 
     @property
     def same(self) -> bool:
-        """It was done, and it would have been done, at that time and for that cause; its rule may have moved."""
+        """Whether the action was recorded and simulated at the same time and for the same cause.
+
+        The position of its rule in the file may differ.
+        """
         return (
-            not self.after and self.at == self.simulated_at and _placeless(self.recorded) == _placeless(self.simulated)
+            not self.after
+            and self.at == self.simulated_at
+            and _without_position(self.recorded) == _without_position(self.simulated)
         )
 
 
 @attrs.frozen
 class Done:
-    """A deed on one of the two sides, on the trace's clock."""
+    """An action of one of the two sides, on the clock of the trace."""
 
     at: float
     deed: Deed
     after: bool = False
 
 
-def pairs(name: str, was: list[Done], would: list[Done], began: float) -> list[Row]:
-    """Each deed once: two of the same kind at about the same time are one row, as long as there is no guessing; then
-    two that the same condition led to. In the order in which they were done."""
-    place = {id(done): i for done_there in (was, would) for i, done in enumerate(done_there)}
-    alone_was, alone_would = was, [one for one in would if not one.after]
+def pairs(name: str, recorded: list[Done], simulated: list[Done], began: float) -> list[Row]:
+    """Align both sides into rows, in the order of execution; each action appears once.
+
+    Two actions of the same kind at about the same time become one row where the match is unambiguous. Then the
+    remaining actions that the same condition led to are matched.
+    """
+    position = {id(timed): i for side in (recorded, simulated) for i, timed in enumerate(side)}
+    unmatched_recorded, unmatched_simulated = recorded, [timed for timed in simulated if not timed.after]
     rows: list[tuple[float, int, Row]] = []
 
-    def at(done: Done) -> float:
-        return round(done.at - began, 6)
+    def at(timed: Done) -> float:
+        return round(timed.at - began, 6)
 
-    for kind in (_kind, _condition):
-        together, alone_was, alone_would = _paired(alone_was, alone_would, kind)
-        rows += [(one.at, place[id(one)], Row(at(one), name, one.deed, it.deed, at(it))) for one, it in together]
-    rows += [(one.at, place[id(one)], Row(at(one), name, one.deed)) for one in alone_was]
-    alone_would += [one for one in would if one.after]
-    rows += [(one.at, place[id(one)], Row(at(one), name, None, one.deed, None, one.after)) for one in alone_would]
-    return [row for _, _, row in sorted(rows, key=lambda one: one[:2])]
+    for kind in (_identity, _rule_condition):
+        matches, unmatched_recorded, unmatched_simulated = _match(unmatched_recorded, unmatched_simulated, kind)
+        rows += [
+            (timed.at, position[id(timed)], Row(at(timed), name, timed.deed, counterpart.deed, at(counterpart)))
+            for timed, counterpart in matches
+        ]
+    rows += [(timed.at, position[id(timed)], Row(at(timed), name, timed.deed)) for timed in unmatched_recorded]
+    unmatched_simulated += [timed for timed in simulated if timed.after]
+    rows += [
+        (timed.at, position[id(timed)], Row(at(timed), name, None, timed.deed, None, timed.after))
+        for timed in unmatched_simulated
+    ]
+    return [row for _, _, row in sorted(rows, key=lambda entry: entry[:2])]
 
 
 Kind = tuple[object, ...] | None
 
 
-def _paired(
-    was: list[Done], would: list[Done], kind: Callable[[Deed], Kind]
+def _match(
+    recorded: list[Done], simulated: list[Done], key_of: Callable[[Deed], Kind]
 ) -> tuple[list[tuple[Done, Done]], list[Done], list[Done]]:
-    """Those of the same kind, and those that are left. Both lists are in the order of their times."""
+    """Match actions with equal keys; return the matches and the unmatched actions of both sides.
+
+    Both lists must be sorted by time.
+    """
     waiting: dict[Kind, deque[Done]] = {}
-    for one in would:
-        waiting.setdefault(kind(one.deed), deque()).append(one)
-    pairs: list[tuple[Done, Done]] = []
-    alone: list[Done] = []
-    left = waiting.pop(None, deque())
-    for done in was:
-        alike = waiting.get(kind(done.deed), deque())
-        while alike and alike[0].at < done.at - TOGETHER:
-            left.append(alike.popleft())
-        if alike and alike[0].at <= done.at + TOGETHER:
-            pairs.append((done, alike.popleft()))
+    for timed in simulated:
+        waiting.setdefault(key_of(timed.deed), deque()).append(timed)
+    matches: list[tuple[Done, Done]] = []
+    unmatched: list[Done] = []
+    leftover = waiting.pop(None, deque())
+    for action in recorded:
+        queue = waiting.get(key_of(action.deed), deque())
+        while queue and queue[0].at < action.at - TOGETHER:
+            leftover.append(queue.popleft())
+        if queue and queue[0].at <= action.at + TOGETHER:
+            matches.append((action, queue.popleft()))
         else:
-            alone.append(done)
-    left.extend(one for rest in waiting.values() for one in rest)
-    return pairs, alone, sorted(left, key=lambda one: one.at)
+            unmatched.append(action)
+    leftover.extend(timed for remaining_queue in waiting.values() for timed in remaining_queue)
+    return matches, unmatched, sorted(leftover, key=lambda timed: timed.at)
 
 
-def _kind(deed: Deed) -> Kind:
-    """What two deeds have to have in common to be the same."""
-    return deed["action"], deed.get("cause", {}).get("when"), deed.get("signal"), deed.get("dry_run")
+def _identity(record: Deed) -> Kind:
+    """Return the key that two records of the same action share."""
+    return record["action"], record.get("cause", {}).get("when"), record.get("signal"), record.get("dry_run")
 
 
-def _condition(deed: Deed) -> Kind:
-    """The condition that led to a rule's deed."""
-    return (deed["cause"]["when"],) if "cause" in deed else None
+def _rule_condition(record: Deed) -> Kind:
+    """Return the condition of the rule that led to the action; None if no rule did."""
+    return (record["cause"]["when"],) if "cause" in record else None
 
 
-def _placeless(deed: Deed | None) -> Deed | None:
-    """A deed, without where its rule is written."""
-    if deed is None or "cause" not in deed:
-        return deed
-    return {**deed, "cause": {key: value for key, value in deed["cause"].items() if key not in ("rule", "line")}}
+def _without_position(record: Deed | None) -> Deed | None:
+    """Copy an action record without the position of its rule in the file."""
+    if record is None or "cause" not in record:
+        return record
+    return {**record, "cause": {key: value for key, value in record["cause"].items() if key not in ("rule", "line")}}

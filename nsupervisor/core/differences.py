@@ -1,7 +1,7 @@
-"""What is different between two declarations of the same thing, key by key. Pure.
+"""Compare two configurations of the same object, key by key. Pure.
 
-The walk follows the model's own declarations (`keys_of`), so that a new key is compared as soon as it is there; its
-``live`` says whether what runs can take the change.
+The walk follows the model's own declarations (`key_slots`), so a new key is compared as soon as it is declared. The
+`live` flag of a key says whether a running workload can take the change.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,99 +20,112 @@ Place = tuple[str | int, ...]
 
 @attrs.frozen
 class Change:
-    """One key that differs. ``before`` and ``after`` are as the file has them; both None where they are secret."""
+    """One key that differs. `before` and `after` are in TOML form, and both None if the value is secret."""
 
     key: str
     how: Literal["added", "removed", "changed", "reordered", "contents"]
-    """ "contents": not the key itself, but what the files say that it names."""
+    """ "contents" means that the files named by the key have changed, and the key itself has not."""
     before: str | None
     after: str | None
     live: bool
-    """What runs can take it; else it needs a new process."""
+    """A running workload can take the change; otherwise it needs a new process."""
 
 
 def differences(old: Workload, new: Workload) -> tuple[Change, ...]:
-    """All keys that differ, in the model's order. ``instances`` is left out: it is no property of any of them."""
-    return tuple(change for change in _table(Workload, old, new, ()) if change.key != "instances")
+    """Return all keys that differ, in the order of the model.
+
+    Omits `instances`, which is not a property of a single instance.
+    """
+    return tuple(change for change in _table_changes(Workload, old, new, ()) if change.key != "instances")
 
 
 def supervisor_differences(old: Supervisor, new: Supervisor) -> tuple[Change, ...]:
-    """The keys of [supervisor] that differ."""
-    return tuple(_table(Supervisor, old, new, ()))
+    """Return the keys of [supervisor] that differ."""
+    return tuple(_table_changes(Supervisor, old, new, ()))
 
 
 def group_differences(old: Config, new: Config) -> tuple[Change, ...]:
-    """The keys of groups that are in both, and of [host]; all of them are live."""
-    found = [
+    """Return the keys of [host], and of groups that both files have, that differ; all are live."""
+    changes = [
         change
         for name, group in new.groups.items()
         if name in old.groups
-        for change in _table(Group, old.groups[name], group, ("group", name), live=True)
+        for change in _table_changes(Group, old.groups[name], group, ("group", name), live=True)
     ]
-    return (*found, *_table(Host, old.host, new.host, ("host",), live=True))
+    return (*changes, *_table_changes(Host, old.host, new.host, ("host",), live=True))
 
 
-def _table(cls: type, old: Any, new: Any, place: Place, live: bool = False) -> Iterator[Change]:
+def _table_changes(cls: type, old: Any, new: Any, path: Place, live: bool = False) -> Iterator[Change]:
     for name, slot in keys_of(cls).items():
         before, after = slot.get(old), slot.get(new)
         if before != after:
-            yield from _value(slot.kind, before, after, (*place, name), live or slot.live, slot.secret)
+            yield from _value_changes(slot.kind, before, after, (*path, name), live or slot.live, slot.secret)
 
 
-def _value(kind: Kind, old: Any, new: Any, place: Place, live: bool, secret: bool) -> Iterator[Change]:
+def _value_changes(kind: Kind, old: Any, new: Any, path: Place, live: bool, secret: bool) -> Iterator[Change]:
     match kind:
         case TableOf(cls):
-            yield from _table(cls, old, new, place, live)
+            yield from _table_changes(cls, old, new, path, live)
         case Tables(cls):
-            yield from _tables(kind, cls, old, new, place, live)
+            yield from _array_changes(kind, cls, old, new, path, live)
         case MapOf():
             for name in dict.fromkeys((*old, *new)):
                 if old.get(name) != new.get(name):
-                    yield _change(kind.kind_of(name), old.get(name), new.get(name), (*place, name), live, secret)
+                    yield _new_change(kind.kind_of(name), old.get(name), new.get(name), (*path, name), live, secret)
         case _:
-            yield _change(kind, old, new, place, live, secret)
+            yield _new_change(kind, old, new, path, live, secret)
 
 
-def _tables(
-    kind: Tables, cls: type, old: Sequence[Any], new: Sequence[Any], place: Place, live: bool
+def _array_changes(
+    kind: Tables, cls: type, old: Sequence[Any], new: Sequence[Any], path: Place, live: bool
 ) -> Iterator[Change]:
-    """Those that are the same in both belong together, wherever they are; the others in the order in which they are."""
-    gone, come = list(old), []
-    for number, one in enumerate(new):
-        twin = next((other for other in gone if same(cls, one, other)), None)
-        if twin is None:
-            come.append((number, one))
+    """Compare two arrays of tables.
+
+    Equal tables match at any position. The others are compared in the order in which they appear.
+    """
+    removed, added = list(old), []
+    for number, table in enumerate(new):
+        match = next((old_table for old_table in removed if same(cls, table, old_table)), None)
+        if match is None:
+            added.append((number, table))
         else:
-            gone.remove(twin)
-    for (number, one), other in zip(come, gone, strict=False):
-        yield from _table(cls, other, one, (*place, number), live)
-    for number, one in come[len(gone) :]:
-        yield _change(TableOf(cls), None, one, (*place, number), live, False)
-    for other in gone[len(come) :]:
-        yield _change(TableOf(cls), other, None, (*place, _index(old, other)), live, False)
-    if not gone and not come and not all(same(cls, a, b) for a, b in zip(old, new, strict=True)):
-        yield Change(shown_path(place), "reordered", written(kind, old), written(kind, new), live)
+            removed.remove(match)
+    for (number, table), old_table in zip(added, removed, strict=False):
+        yield from _table_changes(cls, old_table, table, (*path, number), live)
+    for number, table in added[len(removed) :]:
+        yield _new_change(TableOf(cls), None, table, (*path, number), live, False)
+    for old_table in removed[len(added) :]:
+        yield _new_change(TableOf(cls), old_table, None, (*path, _index(old, old_table)), live, False)
+    if (
+        not removed
+        and not added
+        and not all(same(cls, old_item, new_item) for old_item, new_item in zip(old, new, strict=True))
+    ):
+        yield Change(shown_path(path), "reordered", written(kind, old), written(kind, new), live)
 
 
-def _index(items: Sequence[Any], wanted: Any) -> int:
-    return next(number for number, item in enumerate(items) if item is wanted)
+def _index(items: Sequence[Any], target: Any) -> int:
+    return next(number for number, item in enumerate(items) if item is target)
 
 
 def same(cls: type, one: Any, other: Any) -> bool:
-    """Whether two tables say the same: all keys, but not where in the file they are."""
+    """Check whether two tables have equal values for all keys; their positions in the file may differ."""
     return all(slot.get(one) == slot.get(other) for slot in keys_of(cls).values())
 
 
-def _change(kind: Kind, old: Any, new: Any, place: Place, live: bool, secret: bool) -> Change:
+def _new_change(kind: Kind, old: Any, new: Any, path: Place, live: bool, secret: bool) -> Change:
     how: Literal["added", "removed", "changed"]
     how = "added" if old is None else "removed" if new is None else "changed"
     if secret:
-        return Change(shown_path(place), how, None, None, live)
-    return Change(shown_path(place), how, written(kind, old), written(kind, new), live)
+        return Change(shown_path(path), how, None, None, live)
+    return Change(shown_path(path), how, written(kind, old), written(kind, new), live)
 
 
 def merged(old: Resources, new: Resources, now: Resources) -> Resources:
-    """The limits to go to: the file's where its own value changed, else those in force, which somebody may have set."""
+    """Return the limits to apply: the value of the new file if it changed, else the value in force.
+
+    The value in force may have been set at run time.
+    """
     values: dict[str, Any] = {}
     for attribute in attrs.fields(Resources):
         before, after, present = (getattr(resources, attribute.name) for resources in (old, new, now))

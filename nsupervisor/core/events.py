@@ -1,8 +1,10 @@
-"""Everything that can happen to a workload. Data only; `nsupervisor.core.lifecycle` says what follows.
+"""Inputs of the lifecycle: everything that can happen to a workload.
 
-A *wish* comes from a person, from boot, from a dependency or from a rule, and says from whom in ``by``.
-A *fact* comes from the kernel or from the program itself, and belongs to one generation: one that comes late, about a
-generation that is gone, is dropped before it can do harm.
+These classes are data only; `nsupervisor.core.lifecycle` defines what follows from them.
+
+A *command* comes from an operator, from the boot, from a dependency or from a rule, and names its source in
+`requested_by`. An *event* comes from the kernel or from the program itself, and belongs to one generation: the
+lifecycle drops a late event about an earlier generation before it can do harm.
 """
 
 import attrs
@@ -10,7 +12,7 @@ import attrs
 from nsupervisor.core.exits import Exit
 
 SHUTDOWN = "shutdown"
-"""Whose wish it is when everything ends because the service does."""
+"""The value of `requested_by` when the shutdown of the service ends everything."""
 
 
 @attrs.frozen
@@ -20,73 +22,73 @@ class Event:
 
 @attrs.frozen
 class Wish(Event):
-    """Somebody wants something of the workload."""
+    """A request to change what the workload does."""
 
     by: str = "operator"
 
 
 @attrs.frozen
 class Start(Wish):
-    """Run it. Forgives earlier failures: back-off and start limit begin anew."""
+    """Run the workload. Forgives earlier failures: resets the back-off and the start limit."""
 
 
 @attrs.frozen
 class Stop(Wish):
-    """End it in order, and leave it stopped."""
+    """Stop the workload gracefully, and leave it stopped."""
 
 
 @attrs.frozen
 class Restart(Wish):
-    """End it in order, then run it at once. Forgives earlier failures, as `Start` does."""
+    """Stop the workload gracefully, then start it at once. Forgives earlier failures, as `Start` does."""
 
 
 @attrs.frozen
 class Recycle(Wish):
-    """A rule's restart: end it in order, then run it again, but slowed by back-off and bounded by the start limit."""
+    """Restart for a rule: stop gracefully, then start again, subject to the back-off and the start limit."""
 
 
 @attrs.frozen
 class Kill(Wish):
-    """End every process of it now (``cgroup.kill``); what follows is the restart policy's choice."""
+    """Kill every process of the workload now (`cgroup.kill`); then the restart policy decides."""
 
 
 @attrs.frozen
 class Freeze(Wish):
-    """Let none of its processes run until it is thawed (``cgroup.freeze``)."""
+    """Stop all processes of the workload until it is thawed (`cgroup.freeze`)."""
 
 
 @attrs.frozen
 class Thaw(Wish):
-    """Let a frozen workload run on."""
+    """Let a frozen workload continue."""
 
 
 @attrs.frozen
 class Fact(Event):
-    """Something became true of one generation of the workload."""
+    """Something that became true of one generation of the workload."""
 
     generation: int
 
 
 @attrs.frozen
 class Execed(Fact):
-    """Every set-up step was done and execve(2) succeeded: the program runs."""
+    """Every set-up step and execve(2) succeeded: the program runs."""
 
 
 @attrs.frozen
 class Ready(Fact):
-    """The program says that it does its work, or a probe says so."""
+    """The program reported that it is ready, or a probe found that it is."""
 
 
 @attrs.frozen
 class Unhealthy(Fact):
-    """The program has stopped showing signs of life; ``why`` says which were missed."""
+    """The program missed its signs of life; `reason` says which."""
 
     why: str
 
 
 @attrs.frozen
 class Exited(Fact):
-    """The program has ended. ``populated``: some other process still lives in its cgroup."""
+    """The program exited. `populated`: some other process still lives in its cgroup."""
 
     exit: Exit
     populated: bool
@@ -94,9 +96,9 @@ class Exited(Fact):
 
 @attrs.frozen
 class Emptied(Fact):
-    """No process lives in the workload's cgroup any more (``populated 0`` in cgroup.events)."""
+    """No process lives in the workload's cgroup any more (`populated 0` in cgroup.events)."""
 
 
 @attrs.frozen
 class Timeout(Event):
-    """The deadline that `Life.deadline` asked for has passed."""
+    """The deadline in `Lifecycle.deadline` has passed."""

@@ -1,6 +1,6 @@
-"""How a program ended, and which endings a restart policy answers.
+"""Exit of a program, and the restart policies that answer it.
 
-The table is systemd's, from systemd.service(5), "Restart=": the columns are its policies, the rows its exit causes.
+The table is systemd's, from systemd.service(5), "Restart=": its columns are the policies, its rows the exit causes.
 """
 
 import enum
@@ -11,22 +11,22 @@ from collections.abc import Sequence
 import attrs
 
 CLEAN_SIGNALS = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE})
-"""Signals that end a program without counting as a failure (systemd.service(5), ``SuccessExitStatus=``)."""
+"""Signals that end a program without counting as a failure (systemd.service(5), `SuccessExitStatus=`)."""
 
 
 class Outcome(enum.Enum):
-    """What an ending means to the restart policy."""
+    """The class of an exit, as the restart policy sees it."""
 
     SUCCESS = "success"
     """A clean exit status or a clean signal."""
     EXIT_CODE = "exit-code"
-    """Any other exit status; also a start that a set-up step ended."""
+    """Any other exit status, or a failed set-up step."""
     SIGNAL = "signal"
-    """Ended by any other signal, so by the OOM killer too."""
+    """Killed by any other signal, the OOM killer's SIGKILL included."""
     TIMEOUT = "timeout"
-    """It did not start, or did not stop, in its time."""
+    """The workload did not start or stop within its time limit."""
     WATCHDOG = "watchdog"
-    """It stopped saying that it is alive."""
+    """The program stopped sending watchdog notifications."""
 
 
 RESTARTS: dict[str, frozenset[Outcome]] = {
@@ -41,24 +41,30 @@ RESTARTS: dict[str, frozenset[Outcome]] = {
 
 @attrs.frozen
 class Exit:
-    """How one generation of a workload ended: exactly one of ``code``, ``signal``, ``unknown`` and ``failure``
-    is set."""
+    """Exit of one generation of a workload.
+
+    Exactly one of `code`, `signal`, `is_unknown` and `setup_failure` is set.
+    """
 
     code: int | None = None
     signal: int | None = None
     core_dumped: bool = False
     oom_killed: bool = False
-    """The kernel's OOM killer was at work in its cgroup during this generation, and SIGKILL ended it."""
+    """The OOM killer acted in the cgroup during this generation, and SIGKILL ended the program."""
     unknown: bool = False
-    """It ended while nobody watched: neither its keeper nor its supervisor lived, or this kernel tells only the parent.
-    Then ``code`` and ``signal`` are None."""
+    """The program exited without a supervisor, so its status was lost; `code` and `signal` are None.
+
+    Neither its keeper nor its supervisor lived, or this kernel reports the status to the parent only.
+    """
     failure: str | None = None
-    """The set-up step that kept the program from starting, in words; then the program never ran."""
+    """The set-up step that failed, in words; the program never ran."""
 
     @classmethod
     def from_wait_status(cls, status: int, *, oom_killed: bool = False, failure: str | None = None) -> "Exit":
-        """Read a wait status as waitpid(2) gives it, -1 for one that nobody knows. ``oom_killed`` is believed only of a
-        SIGKILL."""
+        """Decode a wait status as waitpid(2) returns it, or -1 for an unknown one.
+
+        `oom_killed` is only believed for a SIGKILL.
+        """
         if failure is not None:
             return cls(failure=failure)
         if status < 0:
@@ -73,10 +79,10 @@ class Exit:
         return cls(code=os.WEXITSTATUS(status))
 
     def outcome(self, success_exit_status: Sequence[int | str] = (0,)) -> Outcome:
-        """Judge the ending; ``success_exit_status`` names further clean exit codes and signals ("SIGUSR1")."""
+        """Classify the exit; `success_exit_status` names further clean exit codes and signals ("SIGUSR1")."""
         if self.failure is not None:
             return Outcome.EXIT_CODE
-        if self.unknown:  # a program that ends well while nobody looks is the rarer case
+        if self.unknown:  # a clean exit while nothing supervises the program is the rarer case
             return Outcome.SIGNAL
         if self.signal is not None:
             clean = self.signal in CLEAN_SIGNALS or signal_name(self.signal) in success_exit_status
@@ -84,12 +90,15 @@ class Exit:
         return Outcome.SUCCESS if self.code == 0 or self.code in success_exit_status else Outcome.EXIT_CODE
 
     def facts(self) -> dict[str, float]:
-        """What conditions can ask of it (`nsupervisor.config.facts.FACTS`); nothing of a start that failed."""
+        """Return the values that conditions can test (`nsupervisor.config.vocabulary.EXIT_KEYS`).
+
+        Returns an empty dict for a failed start.
+        """
         if self.failure is not None:
             return {}
-        told = {"signal": self.signal, "code": self.code}
+        numbers = {"signal": self.signal, "code": self.code}
         flags = {"oom_killed": float(self.oom_killed), "core_dumped": float(self.core_dumped)}
-        return {**flags, **{key: value for key, value in told.items() if value is not None}}
+        return {**flags, **{key: value for key, value in numbers.items() if value is not None}}
 
     def __str__(self) -> str:
         if self.failure is not None:
@@ -106,7 +115,7 @@ class Exit:
 
 
 def signal_name(number: int) -> str:
-    """``15`` → ``"SIGTERM"``; real-time signals without a name of their own become ``"SIG40"``."""
+    """Return the name of a signal: `15` → `"SIGTERM"`, or `"SIG40"` for a real-time signal without a name."""
     try:
         return signal.Signals(number).name
     except ValueError:

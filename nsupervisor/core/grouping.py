@@ -1,7 +1,7 @@
-"""What a group does about its rules that have gone off, as far as that can be decided without the kernel.
+"""Decisions of a group about its firing rules, as far as they need no kernel.
 
-The service and the simulation both drive this page, and `nsupervisor.core.victims` with it, so they cannot disagree.
-What a group goes through is told to whoever records it as one of `News`.
+The service and the simulation both run this module and `nsupervisor.core.rules.victims`, so they cannot disagree. A
+recorder receives everything that happens to a group as one of the `GroupEvent` classes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,40 +13,40 @@ from nsupervisor.core.rules import Fired, Limits, Snapshot
 from nsupervisor.core.victims import Candidate, Place, rank
 
 TELLING = ("log", "notify", "webhook", "exec")
-"""Actions that are done to no member."""
+"""Actions that affect no member."""
 
 
 @attrs.frozen
 class Saw:
-    """The files that its rules look at were read at one moment."""
+    """The files that the group's rules reference were read at one moment."""
 
     snapshot: Snapshot
     limits: Limits
-    """The limits in force then."""
+    """The limits in force at that moment."""
     learnt: bool
-    """The rules have learnt something from it."""
+    """The observation changed the state of at least one rule."""
     fired: tuple[Fired, ...] = ()
 
 
 @attrs.frozen
 class Chose:
-    """The turn of a rule that had gone off, and whom it hits: the first of the candidates; None, nobody was left."""
+    """A pending rule ran and chose its victim: the first candidate, or None if no candidate is left."""
 
     fired: Fired
     candidates: tuple[Candidate, ...]
     tried: Mapping[str, str]
-    """Members to whom it was done before, and why that did not help."""
+    """Members that earlier attempts hit, each with the reason why that did not help."""
     victim: str | None
 
 
 @attrs.frozen
 class Passed:
-    """The turn of a rule that had gone off; as something was done to a member meanwhile, it does nothing."""
+    """A pending rule ran and did nothing, because an action on a member came in between."""
 
 
 @attrs.frozen
 class Came:
-    """What an act on a member has led to."""
+    """The outcome of an action on a member."""
 
     victim: str
     helped: bool
@@ -55,7 +55,7 @@ class Came:
 
 @attrs.frozen
 class Became:
-    """A reload: the group has other rules or limits from now on."""
+    """A reload gave the group other rules or limits."""
 
     config: Group
 
@@ -65,44 +65,47 @@ News = Saw | Chose | Passed | Came | Became
 
 @attrs.frozen
 class Asked:
-    """What the rules that one moment has set off ask for."""
+    """What the rules that fired on one observation request."""
 
     told: tuple[Fired, ...] = ()
-    """What concerns no member."""
+    """Rules whose actions affect no member."""
     dry: tuple[Fired, ...] = ()
-    """What is only said of a member."""
+    """Rules whose action on a member is only reported."""
     act: Fired | None = None
-    """Of what is to be done to a member the most drastic."""
+    """The most severe of the actions on a member."""
 
     @classmethod
     def by(cls, fired: Sequence[Fired]) -> "Asked":
-        """Rules, the mildest first (`rules.ORDER`)."""
-        told = tuple(one for one in fired if one.action in TELLING)
-        others = [one for one in fired if one.action not in TELLING]
-        acts = [one for one in others if not one.rule.dry_run]
-        return cls(told, tuple(one for one in others if one.rule.dry_run), acts[-1] if acts else None)
+        """Split firings, which must be sorted by severity (`rules.SEVERITY_ORDER`), mildest first."""
+        told = tuple(firing for firing in fired if firing.action in TELLING)
+        others = [firing for firing in fired if firing.action not in TELLING]
+        acts = [firing for firing in others if not firing.rule.dry_run]
+        return cls(told, tuple(firing for firing in others if firing.rule.dry_run), acts[-1] if acts else None)
 
     @property
     def turns(self) -> int:
-        """How many turns these rules will have."""
+        """The number of pending rules that these firings add."""
         return len(self.dry) + (self.act is not None)
 
 
 def chosen(
     group: str, fired: Fired, candidates: Iterable[Candidate], tried: Mapping[str, str]
 ) -> tuple[tuple[Place, ...], str | None, Fired]:
-    """The order of the candidates, the name of the first one (None: nobody is left), and the rule with its whole
-    cause: how that one was chosen, and after whom."""
+    """Choose the victim of a group's rule.
+
+    Returns the ranked candidates, the name of the first one (None if no candidate is left), and the firing with its
+    complete cause: how the victim was chosen, and which members were tried before.
+    """
     rule = fired.rule
     assert isinstance(rule, GroupRule)
-    places = rank(rule.victim or "", candidates, tried)
-    first = next((place.candidate.name for place in places if place.turn == 1), None)
+    ranked = rank(rule.victim or "", candidates, tried)
+    first = next((entry.candidate.name for entry in ranked if entry.turn == 1), None)
     after = [f"{name}: {why}" for name, why in tried.items()]
     cause = attrs.evolve(
         fired.cause,
         group=group,
         victim=rule.victim,
-        candidates=tuple(place.record() for place in places),
+        candidates=tuple(entry.record() for entry in ranked),
         escalates=after[-1] if after else None,
     )
-    return places, first, attrs.evolve(fired, cause=cause)
+    return ranked, first, attrs.evolve(fired, cause=cause)

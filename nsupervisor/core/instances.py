@@ -1,4 +1,7 @@
-"""The instances that a configuration asks for. Apart, as checking a file needs no more of what decides than this."""
+"""Instances of a configuration.
+
+A module of its own, because checking a file needs nothing else of the decisions.
+"""
 
 from collections.abc import Mapping
 
@@ -6,7 +9,10 @@ from nsupervisor.config.model import Config
 
 
 def instances(config: Config) -> Mapping[str, tuple[str, int | None]]:
-    """The names of all instances, in order, each with its workload's name and its number (None where there is one)."""
+    """Map the names of all instances, in order, to the workload's name and the instance number.
+
+    The number is None if the workload has a single instance.
+    """
     names: dict[str, tuple[str, int | None]] = {}
     for name, workload in config.workloads.items():
         if workload.instances == 1:

@@ -1,32 +1,32 @@
-"""The life of one workload: a table of states and events, and the few functions that its cells name.
+"""Lifecycle of one workload: a table of states and inputs, and the few functions that its cells name.
 
-Two rules hold for this page:
+Two rules hold for this module:
 
 1. Everything that decides what becomes of a workload is here.
-2. Nothing here knows how anything is done. There is no clock, file, process or random number: `step` is a function of
-   the life so far, an event, and the moment (the monotonic time and a number drawn by chance).
+2. Nothing here knows how anything is done. There is no clock, file, process or random number: `apply_input` is a
+   function of the lifecycle so far, an input, and the instant (the monotonic time and a random number for the jitter).
 
 Theory of operation
 ===================
 
 A workload is one program with all the processes that it leaves in its cgroup. Each run of it is a *generation*,
-numbered from 1. A generation is *dead* when both have been seen: its program has exited, and its cgroup is empty. Only
-then may the next one start, so at most one generation lives at any time.
+numbered from 1. A generation is *dead* when both have been observed: its program has exited, and its cgroup is empty.
+Only then may the next one start, so at most one generation lives at any time.
 
-A life is in one of nine states::
+A lifecycle is in one of nine states:
 
-    stopped    nothing lives, and nobody wants it to         starting   asked for; the program is not running yet
-    backoff    nothing lives; the next start has a time      running    the program runs
-    exited     nothing lives; it ended well, by itself       ready      the program runs, and says that it works
-    failed     nothing lives; it was given up                frozen     the program runs, but gets no turn
-                                                             stopping   it has been told to end, or has ended in part
+    stopped    no process; the workload shall not run       starting   requested; the program does not run yet
+    backoff    no process; the next start has a time        running    the program runs
+    exited     no process; the program ended successfully   ready      the program runs, and reported that it is ready
+    failed     no process; the supervisor has given up      frozen     the program runs, but is never scheduled
+                                                            stopping   being stopped, or has ended in part
 
-In ``stopping`` the only question is what comes *then* (`Then`): stay down, start again, or ask the restart policy. A
-later wish replaces an earlier one there, so the last wish wins, and none of them has to wait for another.
+In `stopping` the only question is what comes afterwards (`AfterStop`): stay down, start again, or ask the restart
+policy. A later command replaces an earlier one there: the last command wins, and no command waits for another.
 
-A life has at most one deadline; the shell sends `Timeout` when it has passed. A deadline that was moved or dropped in
-the meantime makes that event stale, and `step` ignores it, as it ignores facts about a generation that is gone. These
-two are the only decisions made outside the table.
+A lifecycle has at most one deadline; the shell sends `Timeout` when it has passed. A deadline that was moved or dropped
+in the meantime makes that input stale, and `apply_input` ignores it, as it ignores events about an earlier generation.
+These two are the only decisions made outside the table.
 """
 
 import enum
@@ -66,18 +66,18 @@ class Then(enum.Enum):
     """What follows when a stopping generation is dead."""
 
     REST = "rest"
-    """Nothing: it was stopped."""
+    """Stay down: the workload was stopped."""
     START = "start"
-    """The next generation, at once: somebody asked for a restart."""
+    """Start the next generation at once: a restart was requested."""
     RECYCLE = "recycle"
-    """The next generation, after the back-off: a rule asked for a restart."""
+    """Start the next generation after the back-off: a rule requested a restart."""
     DECIDE = "decide"
-    """What the restart policy says."""
+    """Ask the restart policy what to do."""
 
 
 @attrs.frozen
 class Moment:
-    """When something happens: ``now`` in seconds of a monotonic clock; ``chance`` drawn from [0, 1)."""
+    """The time of an input, in seconds of a monotonic clock, and its `jitter`, a random number from [0, 1)."""
 
     now: float
     chance: float = 0.0
@@ -85,37 +85,40 @@ class Moment:
 
 @attrs.frozen
 class Life:
-    """All that is remembered of a workload. Times are seconds of the monotonic clock."""
+    """The complete lifecycle state of a workload. Times are seconds of the monotonic clock."""
 
     state: State = State.STOPPED
     reason: str = ""
-    """Why it is in this state, in words."""
+    """Why the workload is in this state, in words."""
     wanted: bool = False
-    """The last wish of those who may wish: should it run?"""
+    """Whether the last command wants the workload to run."""
     generation: int = 0
     deadline: float | None = None
     then: Then = Then.DECIDE
     killed: bool = False
-    """SIGKILL has gone to every process of this generation."""
+    """SIGKILL was sent to every process of this generation."""
     exit: Exit | None = None
-    """How this generation's program ended; once dead, how the last one did."""
+    """The exit of this generation's program; once it is dead, of the last one."""
     fault: Outcome | None = None
-    """Set when we ended it for a fault of its own: that, not its exit status, is what the restart policy judges."""
+    """The outcome for the restart policy if the supervisor ended the program for a fault of its own.
+
+    It replaces the outcome of the exit status.
+    """
     thawed_to: State = State.RUNNING
-    """While frozen: the state to go back to."""
+    """While frozen: the state to return to."""
     to_freeze: str = ""
-    """While starting: who wants it frozen as soon as it runs; "" where nobody does."""
+    """While starting: the source of a freeze that waits until the program runs; "" if there is none."""
     started_at: float = 0.0
     starts: tuple[float, ...] = ()
-    """When the latest starts were, oldest first: as many as the start limit needs."""
+    """The times of the latest starts, oldest first: as many as the start limit needs."""
     failures: int = 0
-    """Ends in a row that led to a back-off; the exponent of the next delay."""
+    """Consecutive ends that led to a back-off; the exponent of the next delay."""
     restarts: int = 0
-    """Starts that the supervisor decided on, since it began."""
+    """Starts that the supervisor decided on since it began."""
 
     @property
     def alive(self) -> bool:
-        """Processes of the current generation may live."""
+        """Whether processes of the current generation may live."""
         return self.state in ALIVE
 
 
@@ -123,172 +126,183 @@ Step = tuple[Life, tuple[Action, ...]]
 Cell = Callable[[Life, Event, Moment, Workload], Step]
 
 
-def step(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
-    """The life after ``event``, and what has to be done about it, in order."""
-    if isinstance(event, Fact) and event.generation != life.generation:
+def step(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+    """Compute the lifecycle after an input, and the actions to take, in order."""
+    if isinstance(input_, Fact) and input_.generation != life.generation:
         return life, ()
-    if isinstance(event, Timeout) and (life.deadline is None or moment.now < life.deadline):
+    if isinstance(input_, Timeout) and (life.deadline is None or moment.now < life.deadline):
         return life, ()
-    return TABLE[type(event)][life.state](life, event, moment, workload)
+    return TABLE[type(input_)][life.state](life, input_, moment, workload)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The cells: what the table's names mean
+# The cells: the functions that the table names
 
 
-def ignore(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
-    """It changes nothing: it is so already, or it cannot matter now."""
+def ignore(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+    """Change nothing: the workload is in the wanted state already, or the input cannot matter now."""
     return life, ()
 
 
-def launch(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
-    """Start at once; a person's wish wipes the slate clean."""
-    assert isinstance(event, Wish)
+def start(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+    """Start at once; an operator's command resets the back-off and the start limit."""
+    assert isinstance(input_, Wish)
     life = attrs.evolve(life, wanted=True, starts=(), failures=0)
-    return _spawn(life, moment, workload, f"started by {event.by}")
+    return _spawn(life, moment, workload, f"started by {input_.by}")
 
 
-def retry(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
-    """The back-off is over."""
+def retry(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+    """Start after the back-off has passed."""
     return _respawn(life, moment, workload, life.reason)
 
 
-def rest(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
-    """Nothing lives; from now on nothing shall."""
-    assert isinstance(event, Wish)
+def cancel(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+    """Cancel what would start the workload; no process lives."""
+    assert isinstance(input_, Wish)
     return attrs.evolve(
-        life, state=State.STOPPED, wanted=False, deadline=None, failures=0, reason=f"stopped by {event.by}"
+        life, state=State.STOPPED, wanted=False, deadline=None, failures=0, reason=f"stopped by {input_.by}"
     ), ()
 
 
-def want(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
-    """It runs already, which is now somebody's wish."""
+def keep(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+    """Record that the workload shall run; it runs already."""
     return attrs.evolve(life, wanted=True), ()
 
 
-def end(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
-    """Ask the program to end; what comes then depends on who asked for what."""
-    assert isinstance(event, Wish)
-    wanted, then, words = _THEN[type(event)]
+def stop(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+    """Ask the program to stop; the command decides what follows."""
+    assert isinstance(input_, Wish)
+    wanted, then, verb = _STOP_COMMANDS[type(input_)]
     life = attrs.evolve(life, wanted=life.wanted if wanted is None else wanted, then=then)
-    return _stopping(life, moment, workload, f"{words} by {event.by}", Signal(workload.kill_signal))
+    return _enter_stopping(life, moment, workload, f"{verb} by {input_.by}", Signal(workload.kill_signal))
 
 
-def end_frozen(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
-    """As `end`; the signal first, so that it is the first thing that the thawed program sees."""
-    life, actions = end(life, event, moment, workload)
+def stop_frozen(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+    """Do as `stop` does, with the signal first: the thawed program handles it before anything else."""
+    life, actions = stop(life, input_, moment, workload)
     return life, (*actions, ThawAll())
 
 
-def redirect(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
-    """It is stopping already: the last wish says what comes then. A rule does not overrule a wish."""
-    assert isinstance(event, Wish)
-    wanted, then, words = _THEN[type(event)]
-    if isinstance(event, Recycle) and life.then is not Then.DECIDE:
+def retarget(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+    """Replace what follows the stop that is under way: the last command wins.
+
+    A rule does not overrule an operator's command.
+    """
+    assert isinstance(input_, Wish)
+    wanted, then, verb = _STOP_COMMANDS[type(input_)]
+    if isinstance(input_, Recycle) and life.then is not Then.DECIDE:
         return life, ()
     return attrs.evolve(
-        life, wanted=life.wanted if wanted is None else wanted, then=then, reason=f"{words} by {event.by}"
+        life, wanted=life.wanted if wanted is None else wanted, then=then, reason=f"{verb} by {input_.by}"
     ), ()
 
 
-def kill(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
-    """SIGKILL for all; the restart policy says what comes then, unless a wish has said so before."""
-    assert isinstance(event, Wish)
+def kill(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+    """Send SIGKILL to all processes; the restart policy decides what follows, unless an earlier command has."""
+    assert isinstance(input_, Wish)
     then = life.then if life.state is State.STOPPING else Then.DECIDE
     life = attrs.evolve(life, then=then, killed=True)
-    return _stopping(life, moment, workload, f"killed by {event.by}", KillAll())
+    return _enter_stopping(life, moment, workload, f"killed by {input_.by}", KillAll())
 
 
-def freeze(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
-    """Stop its clock, too: a frozen program cannot say that it is ready."""
-    assert isinstance(event, Wish)
-    return _frozen(life, event.by)
+def freeze(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+    """Freeze, and drop the deadline: a frozen program cannot report that it is ready."""
+    assert isinstance(input_, Wish)
+    return _enter_frozen(life, input_.by)
 
 
-def freeze_later(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
-    """Remember it until the program runs: what sets it up is ours, and the keeper waits for what that reports."""
-    assert isinstance(event, Wish)
-    return attrs.evolve(life, to_freeze=event.by), ()
+def defer_freeze(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+    """Freeze as soon as the program runs.
+
+    Until then the set-up is the supervisor's own, and the keeper waits for its report.
+    """
+    assert isinstance(input_, Wish)
+    return attrs.evolve(life, to_freeze=input_.by), ()
 
 
-def thaw_before(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
-    """Forget a freeze that had yet to come."""
+def cancel_freeze(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+    """Cancel a freeze that has not happened yet."""
     return (attrs.evolve(life, to_freeze="") if life.to_freeze else life), ()
 
 
-def thaw(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
-    """Back to where it was; one that has yet to become ready gets its full time again."""
-    assert isinstance(event, Wish)
+def thaw(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+    """Return to the state before the freeze; a program that is not ready yet gets its full time again."""
+    assert isinstance(input_, Wish)
     waits = life.thawed_to is State.RUNNING and waits_for_ready(workload)
-    deadline = _after(moment, workload.timeout_start_sec) if waits else None
-    return attrs.evolve(life, state=life.thawed_to, deadline=deadline, reason=f"thawed by {event.by}"), (ThawAll(),)
+    deadline = _deadline(moment, workload.timeout_start_sec) if waits else None
+    return attrs.evolve(life, state=life.thawed_to, deadline=deadline, reason=f"thawed by {input_.by}"), (ThawAll(),)
 
 
-def run(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
-    """The program runs. Where it has to become ready, the time limit for its start still runs as well."""
+def mark_running(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+    """Record that the program runs; if it has to become ready, its start deadline stays."""
     deadline = life.deadline if waits_for_ready(workload) else None
     life = attrs.evolve(life, state=State.RUNNING, deadline=deadline)
-    return _frozen(life, life.to_freeze) if life.to_freeze else (life, ())
+    return _enter_frozen(life, life.to_freeze) if life.to_freeze else (life, ())
 
 
-def ready(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
-    """It works."""
+def mark_ready(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+    """Record that the program is ready."""
     life = attrs.evolve(life, state=State.READY, deadline=None)
-    return _frozen(life, life.to_freeze) if life.to_freeze else (life, ())
+    return _enter_frozen(life, life.to_freeze) if life.to_freeze else (life, ())
 
 
-def ready_frozen(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
-    """Said before the freeze, heard after it: it counts once it is thawed."""
+def ready_frozen(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+    """Record readiness that was sent before the freeze and received after it; it counts after the thaw."""
     return attrs.evolve(life, thawed_to=State.READY), ()
 
 
-def abort(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
-    """It hangs: SIGABRT, as systemd's watchdog does, so that a core dump can tell where."""
-    assert isinstance(event, Unhealthy)
+def abort(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+    """Send SIGABRT to a hanging program, as systemd's watchdog does, so that a core dump shows where it hangs."""
+    assert isinstance(input_, Unhealthy)
     life = attrs.evolve(life, then=Then.DECIDE, fault=Outcome.WATCHDOG)
-    return _stopping(life, moment, workload, event.why, Signal(signal.SIGABRT))
+    return _enter_stopping(life, moment, workload, input_.why, Signal(signal.SIGABRT))
 
 
-def overdue(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
-    """It did not start in its time."""
+def start_timeout(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+    """Stop a program that did not start in time."""
     life = attrs.evolve(life, then=Then.DECIDE, fault=Outcome.TIMEOUT)
     reason = f"not {'ready' if waits_for_ready(workload) else 'started'} within {workload.timeout_start_sec:g} s"
-    return _stopping(life, moment, workload, reason, Signal(workload.kill_signal))
+    return _enter_stopping(life, moment, workload, reason, Signal(workload.kill_signal))
 
 
-def insist(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
-    """It did not stop in its time: SIGKILL. If even that has not helped, say so, and go on trying."""
-    again = (Complain(_UNKILLABLE.format(workload.timeout_stop_sec)),) if life.killed else ()
-    # A stop that took SIGKILL is a time-out to the policy (systemd's "timeout"), whatever else went wrong before.
+def stop_timeout(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+    """Send SIGKILL after a stop that took too long; if SIGKILL did not help, warn and keep trying."""
+    warnings = (Complain(_UNKILLABLE.format(workload.timeout_stop_sec)),) if life.killed else ()
+    # A stop that took SIGKILL is a time-out to the policy (systemd's "timeout"), even after another fault.
     fault = life.fault or (Outcome.TIMEOUT if life.exit is None else None)
-    deadline = _after(moment, workload.timeout_stop_sec)
-    return attrs.evolve(life, killed=True, fault=fault, deadline=deadline), (*again, KillAll())
+    deadline = _deadline(moment, workload.timeout_stop_sec)
+    return attrs.evolve(life, killed=True, fault=fault, deadline=deadline), (*warnings, KillAll())
 
 
-def exited(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
-    """The program is gone. If it left others behind they are asked to go too; else this generation is dead."""
-    assert isinstance(event, Exited)
+def exited(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+    """Record the exit; ask the processes that the program left to stop too, else this generation is dead."""
+    assert isinstance(input_, Exited)
     was_frozen, was_stopping = life.state is State.FROZEN, life.state is State.STOPPING
-    life = attrs.evolve(life, exit=event.exit)
-    if not event.populated:
-        life, actions = _dead(life, moment, workload)
-        return life, ((ThawAll(), *actions) if was_frozen else actions)  # or the next one would be born frozen
-    rest_of_them = Signal(workload.kill_signal, everyone=True)
-    if was_stopping:  # its deadline stands: those left have the time that the program would have had
-        return life, (rest_of_them,)
-    life, actions = _stopping(
-        attrs.evolve(life, then=Then.DECIDE), moment, workload, f"{event.exit}; ending what it left", rest_of_them
+    life = attrs.evolve(life, exit=input_.exit)
+    if not input_.populated:
+        life, actions = _choose_next(life, moment, workload)
+        return life, (
+            (ThawAll(), *actions) if was_frozen else actions
+        )  # otherwise the next generation would start frozen
+    stop_rest = Signal(workload.kill_signal, everyone=True)
+    if was_stopping:  # the deadline stays: the remaining processes have the time that the program would have had
+        return life, (stop_rest,)
+    life, actions = _enter_stopping(
+        attrs.evolve(life, then=Then.DECIDE), moment, workload, f"{input_.exit}; ending what it left", stop_rest
     )
     return life, ((*actions, ThawAll()) if was_frozen else actions)
 
 
-def emptied(life: Life, event: Event, moment: Moment, workload: Workload) -> Step:
-    """Nobody is left. Before the program's exit is known this waits for it: `Exited` looks at the cgroup anew."""
-    return _dead(life, moment, workload) if life.exit is not None else (life, ())
+def emptied(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+    """Record that the cgroup is empty; before the program's exit is known, wait for it.
+
+    `Exited` says again whether the cgroup is populated.
+    """
+    return _choose_next(life, moment, workload) if life.exit is not None else (life, ())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The table: for each event, the cell of each state
+# The table: for each input, the cell of each state
 
 _STATES = (
     State.STOPPED,
@@ -304,32 +318,32 @@ _STATES = (
 
 # fmt: off
 _ROWS: dict[type[Event], tuple[Cell, ...]] = {
-    #           stopped starting      running  ready   stopping  backoff exited  failed  frozen
-    Start:     (launch, want,         want,    want,   redirect, launch, launch, launch, want),
-    Stop:      (ignore, end,          end,     end,    redirect, rest,   rest,   rest,   end_frozen),
-    Restart:   (launch, end,          end,     end,    redirect, launch, launch, launch, end_frozen),
-    Recycle:   (ignore, end,          end,     end,    redirect, ignore, ignore, ignore, end_frozen),
-    Kill:      (ignore, kill,         kill,    kill,   kill,     ignore, ignore, ignore, kill),
-    Freeze:    (ignore, freeze_later, freeze,  freeze, ignore,   ignore, ignore, ignore, ignore),
-    Thaw:      (ignore, thaw_before,  ignore,  ignore, ignore,   ignore, ignore, ignore, thaw),
-    Execed:    (ignore, run,          ignore,  ignore, ignore,   ignore, ignore, ignore, ignore),
-    Ready:     (ignore, ready,        ready,   ignore, ignore,   ignore, ignore, ignore, ready_frozen),
-    Unhealthy: (ignore, abort,        abort,   abort,  ignore,   ignore, ignore, ignore, ignore),
-    Exited:    (ignore, exited,       exited,  exited, exited,   ignore, ignore, ignore, exited),
-    Emptied:   (ignore, ignore,       ignore,  ignore, emptied,  ignore, ignore, ignore, ignore),
-    Timeout:   (ignore, overdue,      overdue, ignore, insist,   retry,  ignore, ignore, ignore),
+    #           stopped  starting       running        ready   stopping      backoff  exited  failed  frozen
+    Start:     (start,   keep,          keep,          keep,   retarget,     start,   start,  start,  keep),
+    Stop:      (ignore,  stop,          stop,          stop,   retarget,     cancel,  cancel, cancel, stop_frozen),
+    Restart:   (start,   stop,          stop,          stop,   retarget,     start,   start,  start,  stop_frozen),
+    Recycle:   (ignore,  stop,          stop,          stop,   retarget,     ignore,  ignore, ignore, stop_frozen),
+    Kill:      (ignore,  kill,          kill,          kill,   kill,         ignore,  ignore, ignore, kill),
+    Freeze:    (ignore,  defer_freeze,  freeze,        freeze, ignore,       ignore,  ignore, ignore, ignore),
+    Thaw:      (ignore,  cancel_freeze, ignore,        ignore, ignore,       ignore,  ignore, ignore, thaw),
+    Execed:    (ignore,  mark_running,  ignore,        ignore, ignore,       ignore,  ignore, ignore, ignore),
+    Ready:     (ignore,  mark_ready,    mark_ready,    ignore, ignore,       ignore,  ignore, ignore, ready_frozen),
+    Unhealthy: (ignore,  abort,         abort,         abort,  ignore,       ignore,  ignore, ignore, ignore),
+    Exited:    (ignore,  exited,        exited,        exited, exited,       ignore,  ignore, ignore, exited),
+    Emptied:   (ignore,  ignore,        ignore,        ignore, emptied,      ignore,  ignore, ignore, ignore),
+    Timeout:   (ignore,  start_timeout, start_timeout, ignore, stop_timeout, retry,   ignore, ignore, ignore),
 }
 # fmt: on
 
 TABLE: dict[type[Event], dict[State, Cell]] = {
-    event: dict(zip(_STATES, row, strict=True)) for event, row in _ROWS.items()
+    kind: dict(zip(_STATES, row, strict=True)) for kind, row in _ROWS.items()
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What the cells share
+# Helpers that the cells share
 
-_THEN: dict[type[Event], tuple[bool | None, Then, str]] = {
-    # what it does to `wanted` (None: nothing), what comes then, and in words
+_STOP_COMMANDS: dict[type[Event], tuple[bool | None, Then, str]] = {
+    # the new `should_run` (None: unchanged), what follows the stop, and the verb for the reason
     Start: (True, Then.START, "started again"),
     Stop: (False, Then.REST, "stopped"),
     Restart: (True, Then.START, "restarted"),
@@ -343,17 +357,17 @@ _UNKILLABLE = (
 
 
 def cut_short(life: Life) -> bool:
-    """It ended, or was about to, for no other reason than that the service did."""
+    """Check whether the workload ended, or was about to, only because the service did."""
     return life.reason in (f"stopped by {SHUTDOWN}", f"killed by {SHUTDOWN}")
 
 
 def waits_for_ready(workload: Workload) -> bool:
-    """The program itself will say when it is ready; until then its start is not over."""
+    """Check whether the program itself reports when it is ready; until then its start is not complete."""
     return workload.type == "notify"
 
 
-def _after(moment: Moment, seconds: float) -> float | None:
-    """A deadline; 0 and infinity mean none, as in systemd.service(5)."""
+def _deadline(moment: Moment, seconds: float) -> float | None:
+    """Compute a deadline; 0 and infinity mean none, as in systemd.service(5)."""
     return moment.now + seconds if 0 < seconds < float("inf") else None
 
 
@@ -364,7 +378,7 @@ def _spawn(life: Life, moment: Moment, workload: Workload, reason: str) -> Step:
         state=State.STARTING,
         reason=reason,
         generation=life.generation + 1,
-        deadline=_after(moment, workload.timeout_start_sec),
+        deadline=_deadline(moment, workload.timeout_start_sec),
         then=Then.DECIDE,
         killed=False,
         exit=None,
@@ -381,20 +395,23 @@ def _respawn(life: Life, moment: Moment, workload: Workload, why: str) -> Step:
     return _spawn(attrs.evolve(life, restarts=life.restarts + 1), moment, workload, reason)
 
 
-def _frozen(life: Life, by: str) -> Step:
+def _enter_frozen(life: Life, by: str) -> Step:
     life = attrs.evolve(
         life, state=State.FROZEN, thawed_to=life.state, to_freeze="", deadline=None, reason=f"frozen by {by}"
     )
     return life, (FreezeAll(),)
 
 
-def _stopping(life: Life, moment: Moment, workload: Workload, reason: str, first: Action) -> Step:
-    deadline = _after(moment, workload.timeout_stop_sec)
+def _enter_stopping(life: Life, moment: Moment, workload: Workload, reason: str, first: Action) -> Step:
+    deadline = _deadline(moment, workload.timeout_stop_sec)
     return attrs.evolve(life, state=State.STOPPING, deadline=deadline, reason=reason), (first,)
 
 
-def _dead(life: Life, moment: Moment, workload: Workload) -> Step:
-    """The program has exited and its cgroup is empty: the one place where it is decided what comes next."""
+def _choose_next(life: Life, moment: Moment, workload: Workload) -> Step:
+    """Decide what follows a dead generation; this is the only place that decides it.
+
+    The program has exited and its cgroup is empty.
+    """
     exit_ = life.exit
     assert exit_ is not None
     life = attrs.evolve(life, deadline=None)
@@ -403,15 +420,15 @@ def _dead(life: Life, moment: Moment, workload: Workload) -> Step:
     if life.then is Then.START:
         return _spawn(attrs.evolve(life, starts=(), failures=0), moment, workload, life.reason)
     outcome = life.fault or exit_.outcome(workload.success_exit_status)
-    # What we did to it says more than how it ended: "not ready within 30 s", not "killed by SIGTERM".
-    why = life.reason if life.fault or life.killed or life.then is Then.RECYCLE else str(exit_)
+    # The supervisor's own reason says more than the exit: "not ready within 30 s", not "killed by SIGTERM".
+    reason = life.reason if life.fault or life.killed or life.then is Then.RECYCLE else str(exit_)
     if life.then is Then.RECYCLE or outcome in RESTARTS[workload.restart]:
-        return _again(life, moment, workload, why)
-    return attrs.evolve(life, state=State.EXITED if outcome is Outcome.SUCCESS else State.FAILED, reason=why), ()
+        return _back_off(life, moment, workload, reason)
+    return attrs.evolve(life, state=State.EXITED if outcome is Outcome.SUCCESS else State.FAILED, reason=reason), ()
 
 
-def _again(life: Life, moment: Moment, workload: Workload, why: str) -> Step:
-    """Start again after the back-off, unless it has been started too often lately."""
+def _back_off(life: Life, moment: Moment, workload: Workload, why: str) -> Step:
+    """Start again after the back-off, unless the start limit is reached."""
     lived_well = moment.now - life.started_at >= workload.restart_reset_sec
     failures = 0 if lived_well else life.failures
     wait = backoff.delay(workload.restart_sec, workload.restart_max_delay_sec, failures, moment.chance)

@@ -157,7 +157,7 @@ def test_an_environment_file_that_cannot_be_read_ends_nothing() -> None:
     assert step.do is Do.NONE
     assert (
         step.why
-        == "it keeps the environment that it has, as environment_file cannot be read anew: /etc/web: cannot be read"
+        == "it keeps the environment that it has, as environment_file cannot be read now: /etc/web: cannot be read"
     )
 
 

@@ -295,7 +295,7 @@ async def test_a_changed_environment_file_is_seen_and_its_values_stay_secret(tmp
         assert (await planned(it))["web"]["do"] == "none"
         variables.unlink()
         step = (await planned(it))["web"]
-        assert (step["do"], "cannot be read anew" in step["why"]) == ("none", True)
+        assert (step["do"], "cannot be read now" in step["why"]) == ("none", True)
         variables.write_text("TOKEN=hush-3\n")
         key = tmp_path / "run/key"
         assert key.stat().st_mode & 0o777 == 0o600
