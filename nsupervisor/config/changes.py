@@ -12,6 +12,7 @@ from nsupervisor.config.load import ConfigError, Problem, keys_of, read_table
 from nsupervisor.config.model import Group, Resources, Workload
 from nsupervisor.config.shown import did_you_mean, shown_path
 from nsupervisor.config.units import Percent, format_cpu_max
+from nsupervisor.wire import by_wire_name
 
 
 def parse_changes(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,13 +75,13 @@ def difference(before: Resources, after: Resources) -> tuple[dict[str, Any], dic
 
 def _plain(resources: Resources) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for name, value in attrs.asdict(resources, recurse=False).items():
+    for name, value in by_wire_name(resources).items():
         if name == "cpu_max":
             values[name] = None if value is None else format_cpu_max(value)
         elif isinstance(value, Percent):
             values[name] = str(value)
         elif isinstance(value, tuple):
-            values[name] = [attrs.asdict(item) for item in value]
+            values[name] = [by_wire_name(item) for item in value]
         elif name == "hugetlb":
             values |= {f"hugetlb_{member}": limit for member, limit in value.items()}
         else:

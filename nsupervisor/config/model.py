@@ -24,6 +24,7 @@ from nsupervisor.config.resources import IoMax as IoMax
 from nsupervisor.config.resources import RdmaMax as RdmaMax
 from nsupervisor.config.resources import Resources as Resources
 from nsupervisor.config.table import Table
+from nsupervisor.wire import wire
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 Restart = Literal["no", "always", "on-success", "on-failure", "on-abnormal", "on-watchdog"]
@@ -142,13 +143,16 @@ class Rule(Table):
 
     when: Condition = field(
         metadata=key(kinds.CONDITION, "a cgroup file, its key, and for levels a comparison; and, or, not, ( )")
+        | wire(None)  # traces have its text
     )
-    for_: float = field(default=0.0, metadata=key(kinds.DURATION, "how long a level must hold"))
+    for_: float = field(default=0.0, metadata=key(kinds.DURATION, "how long a level must hold") | wire("for_"))
     action: ActionName = field(metadata=key(actions.ACTION, "what to do"))
     cooldown: float = field(default=0.0, metadata=key(kinds.DURATION, "how long to be quiet after it fired"))
     signal: int | None = field(default=None, metadata=key(kinds.SIGNAL, 'which one, for action = "signal"'))
     exec_: tuple[str, ...] = field(
-        default=(), metadata=key(kinds.COMMAND, 'what to run, for action = "exec"; the record is its standard input')
+        default=(),
+        metadata=key(kinds.COMMAND, 'what to run, for action = "exec"; the record is its standard input')
+        | wire("exec_"),
     )
     at_most: int | None = field(default=None, metadata=key(kinds.POSITIVE, "fire so often …"))
     within: float = field(default=0.0, metadata=key(kinds.DURATION, "… within this time; after that do"))
@@ -158,7 +162,8 @@ class Rule(Table):
     )
     set_: dict[str, Any] = field(
         factory=dict,
-        metadata=key(MapOf.each(limits.ADJUSTMENTS), 'limits for action = "set": values, or "+25%" of what they are'),
+        metadata=key(MapOf.each(limits.ADJUSTMENTS), 'limits for action = "set": values, or "+25%" of what they are')
+        | wire("set_"),
     )
     """By key of `Resources`; a value of that key, or a `units.Relative`."""
     limit: dict[str, Any] = field(
@@ -171,8 +176,8 @@ class Rule(Table):
         default=None, metadata=key(actions.SOCKET, 'the Unix socket that gets the record, for action = "notify"')
     )
     dry_run: bool = field(default=False, metadata=key(kinds.BOOLEAN, "say what would be done, and do nothing"))
-    name: str = "policy[0]"
-    line: int = 0
+    name: str = field(default="policy[0]", metadata=wire(None))
+    line: int = field(default=0, metadata=wire(None))
 
 
 Victim = Literal["largest-memory", "fastest-growing", "lowest-priority", "newest"]

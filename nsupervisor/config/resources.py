@@ -14,6 +14,7 @@ from nsupervisor.config import limit_kinds as limits
 from nsupervisor.config.kinds import Choice, MapOf, Prefixed, Tables, key
 from nsupervisor.config.table import Table
 from nsupervisor.config.units import Percent
+from nsupervisor.wire import wire
 
 
 @frozen(kw_only=True, repr=False)
@@ -103,7 +104,8 @@ class Resources(Table):
         default=(), metadata=key(Tables(IoLatency), "how long requests to disks may take")
     )
     hugetlb: dict[str, int | None] = field(
-        factory=dict, metadata=key(Prefixed("hugetlb_", limits.HUGE_PAGES), "bytes in huge pages of this size")
+        factory=dict,
+        metadata=key(Prefixed("hugetlb_", limits.HUGE_PAGES), "bytes in huge pages of this size") | wire("hugetlb"),
     )
     """By page size: {"2MB_max": bytes, or None for no limit}."""
     misc_max: dict[str, int | None] = field(

@@ -11,7 +11,9 @@ import signal
 from collections.abc import Iterable
 from decimal import Decimal
 
-from attrs import frozen
+from attrs import field, frozen
+
+from nsupervisor.wire import wire
 
 INFINITY_WORDS = ("infinity", "max")
 MAX_SIZE = 2**63 - 1
@@ -82,7 +84,7 @@ def format_size(size: int | Percent | None) -> str:
 class Percent:
     """A share of what the host has. How much that is, only the host can say: see `of`."""
 
-    percent: Decimal
+    percent: Decimal = field(metadata=wire("percent"))
 
     def of(self, total: int) -> int:
         """The share of `total`, rounded down, but at least 1."""
@@ -97,8 +99,8 @@ class Percent:
 class Relative:
     """A change against what is: by a percentage of it, or by an amount. Below 0: less."""
 
-    percent: float | None = None
-    amount: int = 0
+    percent: float | None = field(default=None, metadata=wire("percent"))
+    amount: int = field(default=0, metadata=wire("amount"))
 
     def __str__(self) -> str:
         """As it is written: "+25%", "-67108864"."""

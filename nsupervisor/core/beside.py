@@ -6,6 +6,7 @@ from collections.abc import Callable
 import attrs
 
 from nsupervisor.core.trace import Deed
+from nsupervisor.wire import wire
 
 TOGETHER = 0.5
 """Seconds that two actions of the same kind may lie apart and still share one row."""
@@ -15,13 +16,13 @@ TOGETHER = 0.5
 class Row:
     """An action that was recorded, simulated, or both. Times are seconds since the start of the trace."""
 
-    at: float
-    workload: str
-    recorded: Deed | None = None
-    simulated: Deed | None = None
-    simulated_at: float | None = None
+    at: float = attrs.field(metadata=wire("at"))
+    workload: str = attrs.field(metadata=wire("workload"))
+    recorded: Deed | None = attrs.field(default=None, metadata=wire("recorded"))
+    simulated: Deed | None = attrs.field(default=None, metadata=wire("simulated"))
+    simulated_at: float | None = attrs.field(default=None, metadata=wire("simulated_at"))
     """The simulated time of an action that was also recorded."""
-    after: bool = False
+    after: bool = attrs.field(default=False, metadata=wire("after"))
     """The simulated workload had diverged from the recorded one, so this action is a guess."""
 
     @property

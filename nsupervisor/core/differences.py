@@ -14,6 +14,7 @@ from nsupervisor.config.load import keys_of
 from nsupervisor.config.model import Config, Group, Host, Resources, Supervisor, Workload
 from nsupervisor.config.shown import shown_path
 from nsupervisor.config.written import written
+from nsupervisor.wire import wire
 
 Place = tuple[str | int, ...]
 
@@ -22,12 +23,12 @@ Place = tuple[str | int, ...]
 class Change:
     """One key that differs. `before` and `after` are in TOML form, and both None if the value is secret."""
 
-    key: str
-    how: Literal["added", "removed", "changed", "reordered", "contents"]
+    key: str = attrs.field(metadata=wire("key"))
+    how: Literal["added", "removed", "changed", "reordered", "contents"] = attrs.field(metadata=wire("how"))
     """ "contents" means that the files named by the key have changed, and the key itself has not."""
-    before: str | None
-    after: str | None
-    live: bool
+    before: str | None = attrs.field(metadata=wire("before"))
+    after: str | None = attrs.field(metadata=wire("after"))
+    live: bool = attrs.field(metadata=wire("live"))
     """A running workload can take the change; otherwise it needs a new process."""
 
 

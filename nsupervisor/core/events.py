@@ -10,6 +10,7 @@ lifecycle drops a late event about an earlier generation before it can do harm.
 import attrs
 
 from nsupervisor.core.exits import Exit
+from nsupervisor.wire import wire
 
 SHUTDOWN = "shutdown"
 """The value of `requested_by` when the shutdown of the service ends everything."""
@@ -24,7 +25,7 @@ class Event:
 class Wish(Event):
     """A request to change what the workload does."""
 
-    by: str = "operator"
+    by: str = attrs.field(default="operator", metadata=wire("by"))
 
 
 @attrs.frozen
@@ -66,7 +67,7 @@ class Thaw(Wish):
 class Fact(Event):
     """Something that became true of one generation of the workload."""
 
-    generation: int
+    generation: int = attrs.field(metadata=wire("generation"))
 
 
 @attrs.frozen
@@ -83,15 +84,15 @@ class Ready(Fact):
 class Unhealthy(Fact):
     """The program missed its signs of life; `reason` says which."""
 
-    why: str
+    why: str = attrs.field(metadata=wire("why"))
 
 
 @attrs.frozen
 class Exited(Fact):
     """The program exited. `populated`: some other process still lives in its cgroup."""
 
-    exit: Exit
-    populated: bool
+    exit: Exit = attrs.field(metadata=wire("exit"))
+    populated: bool = attrs.field(metadata=wire("populated"))
 
 
 @attrs.frozen

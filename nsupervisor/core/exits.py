@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import attrs
 
+from nsupervisor.wire import wire
+
 CLEAN_SIGNALS = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE})
 """Signals that end a program without counting as a failure (systemd.service(5), `SuccessExitStatus=`)."""
 
@@ -46,17 +48,17 @@ class Exit:
     Exactly one of `code`, `signal`, `is_unknown` and `setup_failure` is set.
     """
 
-    code: int | None = None
-    signal: int | None = None
-    core_dumped: bool = False
-    oom_killed: bool = False
+    code: int | None = attrs.field(default=None, metadata=wire("code"))
+    signal: int | None = attrs.field(default=None, metadata=wire("signal"))
+    core_dumped: bool = attrs.field(default=False, metadata=wire("core_dumped"))
+    oom_killed: bool = attrs.field(default=False, metadata=wire("oom_killed"))
     """The OOM killer acted in the cgroup during this generation, and SIGKILL ended the program."""
-    unknown: bool = False
+    unknown: bool = attrs.field(default=False, metadata=wire("unknown"))
     """The program exited without a supervisor, so its status was lost; `code` and `signal` are None.
 
     Neither its keeper nor its supervisor lived, or this kernel reports the status to the parent only.
     """
-    failure: str | None = None
+    failure: str | None = attrs.field(default=None, metadata=wire("failure"))
     """The set-up step that failed, in words; the program never ran."""
 
     @classmethod

@@ -11,6 +11,7 @@ import attrs
 from nsupervisor.config.model import Group, GroupRule
 from nsupervisor.core.rules import Fired, Limits, Snapshot
 from nsupervisor.core.victims import Candidate, Place, rank
+from nsupervisor.wire import wire
 
 TELLING = ("log", "notify", "webhook", "exec")
 """Actions that affect no member."""
@@ -48,9 +49,9 @@ class Passed:
 class Came:
     """The outcome of an action on a member."""
 
-    victim: str
-    helped: bool
-    why: str
+    victim: str = attrs.field(metadata=wire("victim"))
+    helped: bool = attrs.field(metadata=wire("helped"))
+    why: str = attrs.field(metadata=wire("why"))
 
 
 @attrs.frozen

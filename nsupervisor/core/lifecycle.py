@@ -60,6 +60,7 @@ from nsupervisor.core.events import (
 from nsupervisor.core.exits import RESTARTS, Exit, Outcome
 from nsupervisor.core.states import ALIVE
 from nsupervisor.core.states import State as State
+from nsupervisor.wire import wire
 
 
 class Then(enum.Enum):
@@ -87,33 +88,33 @@ class Moment:
 class Life:
     """The complete lifecycle state of a workload. Times are seconds of the monotonic clock."""
 
-    state: State = State.STOPPED
-    reason: str = ""
+    state: State = attrs.field(default=State.STOPPED, metadata=wire("state"))
+    reason: str = attrs.field(default="", metadata=wire("reason"))
     """Why the workload is in this state, in words."""
-    wanted: bool = False
+    wanted: bool = attrs.field(default=False, metadata=wire("wanted"))
     """Whether the last command wants the workload to run."""
-    generation: int = 0
-    deadline: float | None = None
-    then: Then = Then.DECIDE
-    killed: bool = False
+    generation: int = attrs.field(default=0, metadata=wire("generation"))
+    deadline: float | None = attrs.field(default=None, metadata=wire("deadline"))
+    then: Then = attrs.field(default=Then.DECIDE, metadata=wire("then"))
+    killed: bool = attrs.field(default=False, metadata=wire("killed"))
     """SIGKILL was sent to every process of this generation."""
-    exit: Exit | None = None
+    exit: Exit | None = attrs.field(default=None, metadata=wire("exit"))
     """The exit of this generation's program; once it is dead, of the last one."""
-    fault: Outcome | None = None
+    fault: Outcome | None = attrs.field(default=None, metadata=wire("fault"))
     """The outcome for the restart policy if the supervisor ended the program for a fault of its own.
 
     It replaces the outcome of the exit status.
     """
-    thawed_to: State = State.RUNNING
+    thawed_to: State = attrs.field(default=State.RUNNING, metadata=wire("thawed_to"))
     """While frozen: the state to return to."""
-    to_freeze: str = ""
+    to_freeze: str = attrs.field(default="", metadata=wire("to_freeze"))
     """While starting: the source of a freeze that waits until the program runs; "" if there is none."""
-    started_at: float = 0.0
-    starts: tuple[float, ...] = ()
+    started_at: float = attrs.field(default=0.0, metadata=wire("started_at"))
+    starts: tuple[float, ...] = attrs.field(default=(), metadata=wire("starts"))
     """The times of the latest starts, oldest first: as many as the start limit needs."""
-    failures: int = 0
+    failures: int = attrs.field(default=0, metadata=wire("failures"))
     """Consecutive ends that led to a back-off; the exponent of the next delay."""
-    restarts: int = 0
+    restarts: int = attrs.field(default=0, metadata=wire("restarts"))
     """Starts that the supervisor decided on since it began."""
 
     @property

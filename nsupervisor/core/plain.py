@@ -1,5 +1,7 @@
 """Frozen classes as plain JSON values, and back: for what has to outlive the process, or to leave it.
 
+An attribute is written under its wire name (`nsupervisor.wire`), never under its name in the code.
+
 Numbers stay exact: a float is written with all its digits, and infinity, which JSON does not have, as "max".
 """
 
@@ -15,12 +17,15 @@ from typing import Any, TypeVar
 
 import attrs
 
+from nsupervisor.wire import wire_names
+
 T = TypeVar("T")
 _LEAVES = frozenset((type(None), bool, int, str))
+_IN_WORDS = {bool: "true or false", int: "a whole number", str: "a text", Decimal: "a number in a text"}
 
 
 def plain(value: Any, *, without: object = attrs.NOTHING) -> Any:
-    """`value` of dicts, lists, strings, numbers, true, false and null. Attributes that equal ``without`` are left out;
+    """`value` of dicts, lists, strings, numbers, true, false and null. Attributes that are ``without`` are left out;
     `restored` then needs defaults for them."""
     if type(value) is float:  # first what there is most of
         return value if math.isfinite(value) else "max" if value > 0 else "-max"
@@ -29,7 +34,9 @@ def plain(value: Any, *, without: object = attrs.NOTHING) -> Any:
     if isinstance(value, enum.Enum):
         return value.value
     if attrs.has(type(value)):
-        pairs = ((a.name, getattr(value, a.name)) for a in attrs.fields(type(value)))
+        kind: Any = type(value)
+        names, _, values = _layout(kind)
+        pairs = zip(names, values(value), strict=True)
         return {name: plain(one, without=without) for name, one in pairs if one is not without}
     if isinstance(value, Mapping):
         return {key: plain(one, without=without) for key, one in value.items()}
@@ -62,11 +69,11 @@ def sparse(value: Any) -> Any:
 
 def restored(kind: type[T], data: Any, *, newer: bool = False) -> T:
     """What `plain` made of a ``kind``. ValueError where it is something else. ``newer``: a later version may have
-    written it, so attributes that are not known here are left out."""
+    written it, so keys that are not known here are left out."""
     try:
         made: T = _restored(kind, data, newer)
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"is no {kind.__name__}: {error}") from None
+        raise ValueError(f"has something else in its place: {error}") from None
     return made
 
 
@@ -91,7 +98,7 @@ def _reader(kind: Any, newer: bool) -> Callable[[Any], Any]:
     if attrs.has(kind):
         return partial(_object, kind, newer)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return kind
+        return partial(_member, {one.value: one for one in kind})
     if kind is Decimal:
         return lambda data: Decimal(data) if isinstance(data, str) else _checked(Decimal, data)
     if kind is Any:
@@ -103,11 +110,19 @@ def _reader(kind: Any, newer: bool) -> Callable[[Any], Any]:
 
 def _object(kind: Any, newer: bool, data: Any) -> Any:
     if not isinstance(data, dict):
-        raise ValueError(f"is no {kind.__name__}: {data!r}")
+        raise ValueError(f"has {data!r} in place of an object")
     readers = _readers(kind, newer)
-    if newer:
-        return kind(**{name: readers[name](one) for name, one in data.items() if name in readers})
-    return kind(**{name: readers[name](one) for name, one in data.items()})
+    given = {}
+    for name, one in data.items():
+        if (reader := readers.get(name)) is not None:
+            given[reader[0]] = reader[1](one)
+        elif not newer:
+            raise ValueError(f"has the key {name!r}, which is not known here")
+    try:
+        return kind(**given)
+    except TypeError:  # only where one without a default is missing, as all are checked by their readers
+        missing = [name for name, (argument, _, needed) in readers.items() if needed and argument not in given]
+        raise ValueError(f"lacks {', '.join(missing)}") from None
 
 
 def _mapping(of_key: Callable[[Any], Any], of_value: Callable[[Any], Any], data: Any) -> Any:
@@ -134,6 +149,12 @@ def _literal(values: Sequence[Any], data: Any) -> Any:
     return data
 
 
+def _member(members: Mapping[Any, Any], data: Any) -> Any:
+    if data not in members:
+        raise ValueError(f"has {data!r} in place of one of {', '.join(map(repr, members))}")
+    return members[data]
+
+
 def _number(data: Any) -> Any:
     if data in ("max", "-max"):
         return math.inf if data == "max" else -math.inf
@@ -142,7 +163,7 @@ def _number(data: Any) -> Any:
 
 def _checked(kind: Any, data: Any) -> Any:
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
-        raise ValueError(f"has {data!r} in place of {getattr(kind, '__name__', 'a number')}")
+        raise ValueError(f"has {data!r} in place of {_IN_WORDS.get(kind, 'a number')}")
     return data
 
 
@@ -163,20 +184,28 @@ def _one_of(readers: Sequence[Callable[[Any], Any]], optional: bool) -> Callable
 
 @cache
 def _layout(cls: type) -> tuple[tuple[str, ...], tuple[Any, ...], Any]:
-    """A class' attributes, their defaults (something that equals nothing else for one without), and how to get all."""
-    names, defaults = [], []
-    for attribute in attrs.fields(cls):
-        default = attribute.default
+    """The wire names of a class' attributes, their defaults (something that equals nothing else for one without), and
+    how to get all their values."""
+    stored = wire_names(cls)
+    names = [attribute.name for attribute in stored.values()]
+    defaults: list[Any] = []
+    for attribute in stored.values():
+        default: Any = attribute.default
         if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
             default = default.factory() if not default.takes_self else object()
-        names.append(attribute.name)
         defaults.append(object() if default is attrs.NOTHING else default)
     if len(names) < 2:  # for which attrgetter gives no tuple
-        return tuple(names), tuple(defaults), lambda value: tuple(getattr(value, name) for name in names)
-    return tuple(names), tuple(defaults), operator.attrgetter(*names)
+        return tuple(stored), tuple(defaults), lambda value: tuple(getattr(value, name) for name in names)
+    return tuple(stored), tuple(defaults), operator.attrgetter(*names)
 
 
 @cache
-def _readers(kind: type, newer: bool) -> Mapping[str, Callable[[Any], Any]]:
-    """Of a class' attributes; not made before the first is read, as a class may have itself inside."""
-    return {name: _reader(hint, newer) for name, hint in typing.get_type_hints(kind).items()}
+def _readers(kind: type, newer: bool) -> Mapping[str, tuple[str, Callable[[Any], Any], bool]]:
+    """By wire name: the argument of the class, what reads its value, and whether it has no default. Not made before the
+    first object is read, as a class may have itself inside."""
+    hints = typing.get_type_hints(kind)
+    found = {}
+    for name, attribute in wire_names(kind).items():
+        read, needed = _reader(hints[attribute.name], newer), attribute.default is attrs.NOTHING
+        found[name] = (attribute.alias or attribute.name, read, needed)
+    return found

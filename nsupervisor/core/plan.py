@@ -21,6 +21,7 @@ from nsupervisor.core import order
 from nsupervisor.core.differences import Change, differences, group_differences, merged, supervisor_differences
 from nsupervisor.core.instances import instances
 from nsupervisor.core.states import ALIVE, State
+from nsupervisor.wire import by_wire_name
 
 FIXED = ("name", "runtime_directory")
 """Keys of [supervisor] that identify the service; a reload cannot change them."""
@@ -105,14 +106,14 @@ class Plan:
         """Return the object `Plan` of `nsupervisor schema api`; `path` is the path of the file."""
         return {
             "config": path,
-            "service": [attrs.asdict(change) for change in self.service],
-            "groups": [attrs.asdict(change) for change in self.groups],
+            "service": [by_wire_name(change) for change in self.service],
+            "groups": [by_wire_name(change) for change in self.groups],
             "steps": [
                 {
                     "name": step.name,
                     "do": step.do.value,
                     "why": step.why,
-                    "changes": [attrs.asdict(change) for change in step.changes],
+                    "changes": [by_wire_name(change) for change in step.changes],
                 }
                 for step in self.steps
             ],

@@ -39,6 +39,7 @@ from nsupervisor.config.model import ActionName, GroupRule, Rule
 from nsupervisor.core import backoff
 from nsupervisor.core.adjusting import Settings, adjusted
 from nsupervisor.core.differences import same
+from nsupervisor.wire import by_wire_name, wire
 
 ORDER: tuple[str, ...] = get_args(ActionName)
 """Actions, the mildest first: of two rules that want opposite things, the later one here has its way."""
@@ -51,30 +52,30 @@ RATE_SPAN = 1.0
 class AtomMemory:
     """What is remembered of one atom. Times are seconds of the monotonic clock."""
 
-    last: float | None = None
+    last: float | None = attrs.field(default=None, metadata=wire("last"))
     """The latest value."""
-    before: float = 0.0
+    before: float = attrs.field(default=0.0, metadata=wire("before"))
     """What the latest value is to be seen against: a counter's when it was true last, a level's when it began."""
-    truth: bool | None = None
+    truth: bool | None = attrs.field(default=None, metadata=wire("truth"))
     """None: nothing is known yet."""
-    anchor: tuple[float, float] | None = None
+    anchor: tuple[float, float] | None = attrs.field(default=None, metadata=wire("anchor"))
     """When, and with what value, the measuring of a rate began."""
-    rate: float | None = None
+    rate: float | None = attrs.field(default=None, metadata=wire("rate"))
 
 
 @attrs.frozen
 class Memory:
     """What is remembered of one rule between snapshots."""
 
-    atoms: tuple[AtomMemory, ...]
-    since: float | None = None
+    atoms: tuple[AtomMemory, ...] = attrs.field(metadata=wire("atoms"))
+    since: float | None = attrs.field(default=None, metadata=wire("since"))
     """Since when the condition has held; None while it does not."""
-    spent: bool = False
+    spent: bool = attrs.field(default=False, metadata=wire("spent"))
     """This stretch of holding has set the rule off already."""
-    fired_at: float | None = None
-    step: int = 0
+    fired_at: float | None = attrs.field(default=None, metadata=wire("fired_at"))
+    step: int = attrs.field(default=0, metadata=wire("step"))
     """The step of the escalation that it was at when it fired last: 0 is ``action``, 1 the first of ``then``."""
-    fired: tuple[float, ...] = ()
+    fired: tuple[float, ...] = attrs.field(default=(), metadata=wire("fired"))
     """When it did that step lately, as far as ``within`` reaches; without ``at_most`` nothing."""
 
 
@@ -87,27 +88,27 @@ class Cause:
     total, in microseconds. ``threshold`` is in the file's own unit (processes, bytes), None for a counter.
     """
 
-    rule: str
-    line: int
-    when: str
-    file: str
-    key: str
-    before: float
-    after: float
-    threshold: float | None = None
-    held: float | None = None
+    rule: str = attrs.field(metadata=wire("rule"))
+    line: int = attrs.field(metadata=wire("line"))
+    when: str = attrs.field(metadata=wire("when"))
+    file: str = attrs.field(metadata=wire("file"))
+    key: str = attrs.field(metadata=wire("key"))
+    before: float = attrs.field(metadata=wire("before"))
+    after: float = attrs.field(metadata=wire("after"))
+    threshold: float | None = attrs.field(default=None, metadata=wire("threshold"))
+    held: float | None = attrs.field(default=None, metadata=wire("held"))
     """For how many seconds the condition had held."""
-    group: str | None = None
+    group: str | None = attrs.field(default=None, metadata=wire("group"))
     """The group whose rule it is: "group/batch", or "host"; None for a workload's own."""
-    victim: str | None = None
+    victim: str | None = attrs.field(default=None, metadata=wire("victim"))
     """How the workload was chosen; `nsupervisor.core.victims` has the order, and says what each candidate weighed."""
-    candidates: tuple[Mapping[str, Any], ...] | None = None
-    escalates: str | None = None
+    candidates: tuple[Mapping[str, Any], ...] | None = attrs.field(default=None, metadata=wire("candidates"))
+    escalates: str | None = attrs.field(default=None, metadata=wire("escalates"))
     """Whom it was done to before, and why that did not help."""
 
     def record(self) -> dict[str, Any]:
         """As a record has it: without what does not apply."""
-        return {key: value for key, value in attrs.asdict(self).items() if value is not None}
+        return {name: value for name, value in by_wire_name(self).items() if value is not None}
 
 
 @attrs.frozen

@@ -33,6 +33,7 @@ import attrs
 
 from nsupervisor.config.conditions import parse_condition
 from nsupervisor.config.facts import UPTIME
+from nsupervisor.config.load import keys_of
 from nsupervisor.config.model import Group, Rule, Workload
 from nsupervisor.core import events
 from nsupervisor.core.actions import Action, Complain, FreezeAll, KillAll, Signal, Spawn, ThawAll
@@ -43,6 +44,7 @@ from nsupervisor.core.mind import Adopt, Input, Mind, Seen, Sentence, Thought, T
 from nsupervisor.core.plain import plain, restored, sparse
 from nsupervisor.core.rules import Cause, Engine, Fired, Limits, Memory, Snapshot
 from nsupervisor.core.victims import Candidate
+from nsupervisor.wire import wire_names
 
 FORMAT = 2
 READABLE = (1, 2)
@@ -58,10 +60,22 @@ LIFE_KEYS = (
 """What the lifecycle reads of a workload."""
 
 EVENTS: Mapping[str, type[events.Event]] = {
-    kind.__name__: kind
-    for kind in vars(events).values()
-    if isinstance(kind, type) and issubclass(kind, events.Event) and not kind.__subclasses__()
+    "Start": events.Start,
+    "Stop": events.Stop,
+    "Restart": events.Restart,
+    "Recycle": events.Recycle,
+    "Kill": events.Kill,
+    "Freeze": events.Freeze,
+    "Thaw": events.Thaw,
+    "Execed": events.Execed,
+    "Ready": events.Ready,
+    "Unhealthy": events.Unhealthy,
+    "Exited": events.Exited,
+    "Emptied": events.Emptied,
+    "Timeout": events.Timeout,
 }
+"""Events by their wire names."""
+_EVENT_NAMES: Mapping[type[events.Event], str] = {kind: name for name, kind in EVENTS.items()}
 
 
 class TraceError(ValueError):
@@ -75,8 +89,9 @@ class TraceError(ValueError):
 def settings(workload: Workload) -> Line:
     """What decides about a workload. Defaults are left out of rules and resources, so that a key that is newer than a
     trace makes no difference."""
+    keys = keys_of(Workload)
     return {
-        "life": {key: plain(getattr(workload, key)) for key in LIFE_KEYS},
+        "life": {key: plain(keys[key].get(workload)) for key in LIFE_KEYS},
         "rules": [rule_settings(rule) for rule in workload.policy],
         "resources": sparse(workload.resources),
     }
@@ -89,8 +104,7 @@ def group_settings(group: Group) -> Line:
 
 def rule_settings(rule: Rule) -> Line:
     """A rule: what differs from the defaults, and where it is written."""
-    own = {key: value for key, value in sparse(rule).items() if key not in ("when", "name", "line")}
-    return {"name": rule.name, "line": rule.line, "when": rule.when.text, **own}
+    return {"name": rule.name, "line": rule.line, "when": rule.when.text, **sparse(rule)}
 
 
 def bare_rules(told: Line) -> list[Line]:
@@ -233,7 +247,7 @@ class Writer:
             yield {**of, "sentence": {**told, "cause": plain(fired.cause.record())}}
             return
         done, life = deeds(before.life, thought, now), thought.mind.life
-        told = {"turn": True} if isinstance(what, Turn) else {"event": type(what).__name__, **sparse(what)}
+        told = {"turn": True} if isinstance(what, Turn) else {"event": _EVENT_NAMES[type(what)], **sparse(what)}
         yield {
             **of,
             **told,
@@ -287,9 +301,15 @@ class Writer:
 def sentence(told: Line) -> Sentence:
     """What `Writer.step` told of one."""
     rule, cause = told["rule"], told["cause"]
-    own = {key: rule[key] for key in ("name", "line", "action", "signal", "dry_run") if key in rule}
-    made = Rule(when=parse_condition(rule["when"]), **own)
-    fired = Fired(made, told["action"], Cause(**{**cause, "candidates": tuple(cause.get("candidates", ()))}))
+    made = Rule(
+        when=parse_condition(rule["when"]),
+        action=rule["action"],
+        signal=rule.get("signal"),
+        dry_run=rule.get("dry_run", False),
+        name=rule.get("name", ""),
+        line=rule.get("line", 0),
+    )
+    fired = Fired(made, told["action"], restored(Cause, {"candidates": [], **cause}, newer=True))
     return Sentence(told["generation"], fired)
 
 
@@ -429,8 +449,9 @@ def happened(line: Line) -> Input:
     """The input that a turn's or an event's line tells of."""
     if "turn" in line:
         return Turn()
-    kind = EVENTS[line["event"]]
-    return restored(kind, {a.name: line[a.name] for a in attrs.fields(kind) if a.name in line})
+    kind: Any = EVENTS[line["event"]]
+    event: events.Event = restored(kind, {name: line[name] for name in wire_names(kind) if name in line})
+    return event
 
 
 def learn(present: dict[str, dict[str, float]], snapshot: Mapping[str, Any], whole: Sequence[str]) -> None:

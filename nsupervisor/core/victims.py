@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import attrs
 
+from nsupervisor.wire import wire
+
 Verdict = Literal["done", "wait", "failed"]
 
 RECLAIM_SHARE = 0.5
@@ -24,15 +26,15 @@ RECLAIM_SHARE = 0.5
 class Candidate:
     """One member, as it is at the moment of the decision."""
 
-    name: str
-    memory: float
+    name: str = attrs.field(metadata=wire("name"))
+    memory: float = attrs.field(metadata=wire("memory"))
     """memory.current, bytes."""
-    growth: float
+    growth: float = attrs.field(metadata=wire("growth"))
     """Bytes a second, over the last seconds."""
-    priority: int
-    age: float
+    priority: int = attrs.field(metadata=wire("priority"))
+    age: float = attrs.field(metadata=wire("age"))
     """Seconds since its start."""
-    preference: Literal["none", "avoid", "omit"] = "none"
+    preference: Literal["none", "avoid", "omit"] = attrs.field(default="none", metadata=wire("preference"))
 
 
 @attrs.frozen

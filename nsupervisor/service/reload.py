@@ -43,6 +43,7 @@ from nsupervisor.service.groups import Groups
 from nsupervisor.service.instance import Home, make, settle, usable
 from nsupervisor.service.requirements import unmet
 from nsupervisor.service.world import World
+from nsupervisor.wire import by_wire_name
 
 if TYPE_CHECKING:
     from nsupervisor.service.supervisor import Supervisor as Service
@@ -228,7 +229,7 @@ class Reloader:
                 actor.setter.resources = step.resources
             if step.changes:
                 actor.remember()
-                changes = [attrs.asdict(change) for change in step.changes]
+                changes = [by_wire_name(change) for change in step.changes]
                 more = {"action": BY, "cause": {"by": BY}, "do": step.do.value, "changes": changes}
                 actor.voice.say(actor.life.generation, "action", **more)
         ordered = {step.name: actors[step.name] for step in found.steps}
@@ -242,7 +243,7 @@ class Reloader:
         self._groups.config = config
         make_room(config, self.host)
         if found.groups:
-            changes = [attrs.asdict(change) for change in found.groups]
+            changes = [by_wire_name(change) for change in found.groups]
             self.world.journal.log.info("groups reloaded", changes=changes)
         level = config.supervisor.log_level
         self.world.journal.set_level(level)

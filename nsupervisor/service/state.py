@@ -22,6 +22,7 @@ from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import Life
 from nsupervisor.core.plain import restored, sparse
 from nsupervisor.core.rules import Memory as RuleMemory
+from nsupervisor.wire import wire
 
 FORMAT = 1
 """Of the file. A newer one is not understood. Within one, attributes may come, and sorts of lines; who does not know
@@ -36,18 +37,18 @@ _LEAST = 256 * 1024
 class Process:
     """A pid, and when that process started (clock ticks since the boot): together they mean one process only."""
 
-    pid: int
-    started: int
+    pid: int = attrs.field(metadata=wire("pid"))
+    started: int = attrs.field(metadata=wire("started"))
 
 
 @attrs.frozen
 class Body:
     """The processes and pipes of a generation, by what the kernel knows them by."""
 
-    first: Process
+    first: Process = attrs.field(metadata=wire("first"))
     """The init where there is one, else the program."""
-    program: Process
-    pipes: tuple[int, int] = (0, 0)
+    program: Process = attrs.field(metadata=wire("program"))
+    pipes: tuple[int, int] = attrs.field(default=(0, 0), metadata=wire("pipes"))
     """The inodes of standard output's and standard error's pipes."""
 
 
@@ -55,18 +56,18 @@ class Body:
 class Remembered:
     """What is remembered of one rule. It is for a rule of the same name and condition only."""
 
-    name: str
-    when: str
-    memory: RuleMemory
+    name: str = attrs.field(metadata=wire("name"))
+    when: str = attrs.field(metadata=wire("when"))
+    memory: RuleMemory = attrs.field(metadata=wire("memory"))
 
 
 @attrs.frozen
 class End:
     """How one generation ended."""
 
-    generation: int
-    exit: Exit
-    pid: int | None = None
+    generation: int = attrs.field(metadata=wire("generation"))
+    exit: Exit = attrs.field(metadata=wire("exit"))
+    pid: int | None = attrs.field(default=None, metadata=wire("pid"))
     """The program's."""
 
 
@@ -74,30 +75,30 @@ class End:
 class Record:
     """One instance."""
 
-    life: Life = attrs.field(factory=Life)
-    body: Body | None = None
+    life: Life = attrs.field(factory=Life, metadata=wire("life"))
+    body: Body | None = attrs.field(default=None, metadata=wire("body"))
     """None before the program has been executed, and after its end."""
-    last_exit: Exit | None = None
-    oom_kills: float = 0.0
+    last_exit: Exit | None = attrs.field(default=None, metadata=wire("last_exit"))
+    oom_kills: float = attrs.field(default=0.0, metadata=wire("oom_kills"))
     """What the cgroup's counter had said when the latest end was judged."""
-    acting: bool = False
+    acting: bool = attrs.field(default=False, metadata=wire("acting"))
     """What this life's state asks for may not have been done."""
-    renew: bool = False
+    renew: bool = attrs.field(default=False, metadata=wire("renew"))
     """The cgroup has been killed, and must be made anew before the next process is put into it."""
-    rules: tuple[Remembered, ...] = ()
-    set: Mapping[str, Any] = attrs.field(factory=dict)
-    """The limits that `nsupervisor set` has changed: attributes of `Resources`."""
-    pending: str = ""
+    rules: tuple[Remembered, ...] = attrs.field(default=(), metadata=wire("rules"))
+    set: Mapping[str, Any] = attrs.field(factory=dict, metadata=wire("set"))
+    """The limits that `nsupervisor set` has changed, by the wire names of `Resources`."""
+    pending: str = attrs.field(default="", metadata=wire("pending"))
     """Its start waits for others; who asked for it."""
-    print: str = ""
+    print: str = attrs.field(default="", metadata=wire("print"))
     """What it was started with, as a digest (`seal`)."""
-    kill_signal: int = 15
-    timeout_stop_sec: float = 10.0
-    limits: str = ""
+    kill_signal: int = attrs.field(default=15, metadata=wire("kill_signal"))
+    timeout_stop_sec: float = attrs.field(default=10.0, metadata=wire("timeout_stop_sec"))
+    limits: str = attrs.field(default="", metadata=wire("limits"))
     """The limits that its cgroup has been given, as a short digest."""
-    untold: tuple[End, ...] = ()
+    untold: tuple[End, ...] = attrs.field(default=(), metadata=wire("untold"))
     """Ends whose records may not be in the output."""
-    files: str = ""
+    files: str = attrs.field(default="", metadata=wire("files"))
     """What its environment files said, as a digest (`seal`)."""
 
 
@@ -105,8 +106,8 @@ class Record:
 class GroupRecord:
     """One group, or the host."""
 
-    rules: tuple[Remembered, ...] = ()
-    set: Mapping[str, Any] = attrs.field(factory=dict)
+    rules: tuple[Remembered, ...] = attrs.field(default=(), metadata=wire("rules"))
+    set: Mapping[str, Any] = attrs.field(factory=dict, metadata=wire("set"))
     """As `Record.set`."""
 
 

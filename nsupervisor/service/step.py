@@ -1,5 +1,6 @@
 """What is recorded of a step in a life."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -12,11 +13,23 @@ if TYPE_CHECKING:
     from nsupervisor.service.actor import Actor
 
 
+ACTIONS: Mapping[type[events.Event], str] = {
+    events.Start: "start",
+    events.Stop: "stop",
+    events.Restart: "restart",
+    events.Recycle: "recycle",
+    events.Kill: "kill",
+    events.Freeze: "freeze",
+    events.Thaw: "thaw",
+}
+"""What a record calls a wish."""
+
+
 def tell(actor: "Actor", old: Life, event: events.Event) -> None:
     """Of the one from ``old`` to the life as it is now: who wished it, what is done about it, what it is."""
     new, say = actor.life, actor.say
     if isinstance(event, events.Wish) and event.by in ("operator", "boot", events.SHUTDOWN, "reload"):
-        say("action", action=type(event).__name__.lower(), cause={"by": event.by})
+        say("action", action=ACTIONS[type(event)], cause={"by": event.by})
     if new.restarts > old.restarts or (new.state is State.BACKOFF and old.state is not State.BACKOFF):
         delay = new.deadline - trio.current_time() if new.state is State.BACKOFF and new.deadline else 0.0
         if old.state is not State.BACKOFF:  # said once, when it is decided, not again when the delay is over

@@ -20,6 +20,7 @@ from nsupervisor.linux import processes
 from nsupervisor.service.identity import IdentityError
 from nsupervisor.service.spec import spawn_spec
 from nsupervisor.service.state import Body, Process, Record, Remembered
+from nsupervisor.wire import by_wire_name, wire_names
 
 if TYPE_CHECKING:
     from nsupervisor.service.actor import Actor
@@ -128,31 +129,28 @@ def _memories(engine: Engine, rules: tuple[Remembered, ...]) -> tuple[RuleMemory
 
 def resources(configured: Resources, set_: Mapping[str, Any]) -> Resources:
     """The limits in force: those of the configuration, with what `nsupervisor set` had changed (`differences`)."""
-    changes = {name: value for name, value in set_.items() if name in attrs.fields_dict(Resources)}
-    if not changes:
-        return configured
     try:
-        after = restored(Resources, changes)
+        after = restored(Resources, dict(set_), newer=True)
     except ValueError:  # of another version
         return configured
-    return attrs.evolve(configured, **{name: getattr(after, name) for name in changes})
+    changed = [attribute.name for name, attribute in wire_names(Resources).items() if name in set_]
+    return attrs.evolve(configured, **{name: getattr(after, name) for name in changed}) if changed else configured
 
 
 def fingerprint(resources: Resources) -> str:
     """Limits as a few letters. "" where they depend on those of others, so that being the same says nothing."""
     given = sparse(resources)
-    if any(isinstance(getattr(resources, name), Percent) for name in given):
+    if any(isinstance(value, Percent) for value in by_wire_name(resources).values()):
         return ""
     return hashlib.blake2b(json.dumps(given, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def differences(configured: Resources, present: Resources) -> Mapping[str, Any]:
-    """What of the limits in force is not as configured: attributes of `Resources`, as plain values."""
+    """What of the limits in force is not as configured: by the wire names of `Resources`, as plain values."""
     if configured is present:
         return {}
-    names = [attribute.name for attribute in attrs.fields(Resources)]
-    pairs = ((name, getattr(configured, name), getattr(present, name)) for name in names)
-    return {name: sparse(now) for name, was, now in pairs if was != now}
+    before = by_wire_name(configured)
+    return {name: sparse(now) for name, now in by_wire_name(present).items() if before[name] != now}
 
 
 def fits(actor: "Actor", workload: Workload) -> bool:

@@ -48,13 +48,13 @@ def test_defaults_may_be_left_out():
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({"state": "asleep"}, "'asleep' is not a valid State"),
-        ({"generation": "1"}, "has '1' in place of int"),
-        ({"generation": True}, "has True in place of int"),
+        ({"state": "asleep"}, "has 'asleep' in place of one of 'stopped', "),
+        ({"generation": "1"}, "has '1' in place of a whole number"),
+        ({"generation": True}, "has True in place of a whole number"),
         ({"starts": 1.0}, "has 1.0 in place of a list"),
         ({"deadline": "soon"}, "has 'soon' in place of a number"),
-        ({"age": 1}, "is no Life: .*age"),
-        ([], "is no Life: "),
+        ({"age": 1}, "has the key 'age', which is not known here"),
+        ([], "has .* in place of an object"),
     ],
 )
 def test_what_is_something_else_is_refused(data, words):

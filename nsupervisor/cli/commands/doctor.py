@@ -37,7 +37,7 @@ def doctor(as_json: bool) -> int:
             print(coloured(title, FAINT, colour))
         report[title] = []
         for finding in findings:
-            report[title].append(finding._asdict())
+            report[title].append(_as_object(finding))
             if finding.essential and finding.state == MISSING:
                 fatal.append(finding)
             if not as_json:
@@ -49,6 +49,16 @@ def doctor(as_json: bool) -> int:
     else:
         print("\nWorkloads can be run here. What is limited or missing matters only to configurations that ask for it.")
     return FAILED if fatal else DONE
+
+
+def _as_object(finding: Finding) -> dict[str, object]:
+    return {
+        "name": finding.name,
+        "state": finding.state,
+        "text": finding.text,
+        "instead": finding.instead,
+        "essential": finding.essential,
+    }
 
 
 def _line(finding: Finding, width: int, colour: bool) -> str:

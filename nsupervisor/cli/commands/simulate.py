@@ -67,14 +67,14 @@ def simulate(as_json: bool, seed: int, steps: bool, config: str, trace: str) -> 
 
 def as_object(result: Result) -> dict[str, Any]:
     """What --json prints."""
-    import attrs
+    from nsupervisor.wire import by_wire_name
 
     return {
         "seconds": result.seconds,
         "same": same(result),
         "parted": dict(result.parted),
         "warnings": list(result.warnings),
-        "rows": [attrs.asdict(row) for row in result.rows],
+        "rows": [by_wire_name(row) for row in result.rows],
     }
 
 
