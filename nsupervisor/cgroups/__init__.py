@@ -1,7 +1,7 @@
-"""Cgroups behind one interface, whichever hierarchies the host has; and the watcher of their files.
+"""One interface to cgroups, whichever hierarchies the host has, and a watcher of their files.
 
-`Host` says what the host offers, `Tree` is the supervisor's subtree, `Cgroup` is one workload's, and `open_watcher`
-tells what the kernel says about them. Names, keys and units are cgroup v2's everywhere.
+`Host` describes what the host offers, `Tree` is the supervisor's subtree, `Cgroup` is the cgroup of one workload, and
+`open_watcher` reports changes. Names, keys and units are those of cgroup v2 everywhere.
 """
 
 from importlib import import_module
@@ -43,8 +43,11 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load what is asked for only: `check` and `doctor` want to know about the host, and the watcher needs the event
-    loop, whose import costs more than all that a command does."""
+    """Import the module of a public name when the name is first used.
+
+    `check` and `doctor` need only the host. The watcher needs trio, whose import costs more than everything else that a
+    command does.
+    """
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{module}"), name)

@@ -1,4 +1,4 @@
-"""One workload's cgroup: its limits, its readings, its processes."""
+"""The cgroup of one workload: its limits, its readings, its processes."""
 
 from __future__ import annotations
 
@@ -22,25 +22,33 @@ from nsupervisor.cgroups.parsing import HOST_FILES, parse
 from nsupervisor.cgroups.values import file_of, settings
 from nsupervisor.config.units import Percent
 
-_SIZE = 8192
-_KILL_ROUNDS = 1000
-_, _HARD = resource.getrlimit(resource.RLIMIT_NOFILE)
-MOST_KEPT = (1 << 20 if _HARD == resource.RLIM_INFINITY else _HARD) // 3
-"""How many files all cgroups together keep open: a third of the hard limit, to which the service raises its own. The
-rest is for the programs' pipes, and for the notifications of the kernel. `keep_at_most` changes it."""
-_COUNTED_BELOW = ("memory.events", "pids.events")
+_READ_SIZE = 8192
+_MAX_KILL_ROUNDS = 1000
+_, _HARD_LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)
+MOST_KEPT = (1 << 20 if _HARD_LIMIT == resource.RLIM_INFINITY else _HARD_LIMIT) // 3
+"""The number of files that all cgroups together keep open: a third of the hard limit.
+
+The service raises its own limit to the hard one. The rest is for the programs' pipes and for kernel notifications.
+`set_max_open_files` changes the number.
+"""
+_HIERARCHICAL_EVENTS = ("memory.events", "pids.events")
 
 
 def keep_at_most(files: int) -> None:
-    """The rest is needed for something else. What is open already, and too many, is closed when it is read next."""
+    """Lower the number of files that cgroups keep open, to leave descriptors for other uses.
+
+    Files that are already open and exceed the number are closed when they are next read.
+    """
     global MOST_KEPT
     MOST_KEPT = files
 
 
 @attrs.define(eq=False)
-class _Source:
-    """Kept-open files that together make one reading. What they say is parsed anew only when it is something new: most
-    samples find what the one before found."""
+class _CachedReader:
+    """Kept-open files that together give one reading.
+
+    Their texts are parsed again only when they differ from the texts before, because most samples find no change.
+    """
 
     fds: tuple[int, ...]
     parse: Callable[[Sequence[str]], dict[str, float]]
@@ -48,22 +56,21 @@ class _Source:
     values: dict[str, float] = attrs.field(factory=dict)
 
     def read(self) -> dict[str, float]:
-        said = [_pread(self.fds[0])] if len(self.fds) == 1 else [_pread(fd) for fd in self.fds]
-        if said != self.said:
-            self.values = self.parse([data.decode() for data in said])
-            self.said = said
+        texts = [_pread(self.fds[0])] if len(self.fds) == 1 else [_pread(fd) for fd in self.fds]
+        if texts != self.said:
+            self.values = self.parse([data.decode() for data in texts])
+            self.said = texts
         return self.values
 
 
 @attrs.define(eq=False)
 class Cgroup:
-    """A cgroup that Tree.make made: a directory in the v2 core, and one in each v1 hierarchy that a limit or a reading
-    needs.
+    """A cgroup made by `Tree.make`: a v2 directory, and one in each v1 hierarchy that a limit or a reading needs.
 
-    path: the v2 directory. v1: the v1 directories by hierarchy. problems: what could not be applied although asked for,
-    where the resources say `required = false`. provide: has the tree see to it that the cgroup has a controller.
-    within: the groups around it, the outermost first. A group is a cgroup without processes of its own.
-    All calls are quick and may be made from the event loop. Not thread-safe.
+    path: the v2 directory. v1: the v1 directories by hierarchy. problems: the limits that could not be applied while
+    the resources say `required = false`. enable_controller: makes the tree give the cgroup a controller. ancestors: the
+    groups around it, the outermost first. A group is a cgroup without processes of its own. All calls are quick and may
+    be made from the event loop. Not thread-safe.
     """
 
     host: Host = attrs.field(repr=False)
@@ -74,55 +81,58 @@ class Cgroup:
     provide: Callable[[Cgroup, str], None] | None = attrs.field(default=None, repr=False)
     within: tuple[Cgroup, ...] = attrs.field(default=(), repr=False)
     members: dict[str, Cgroup] = attrs.field(factory=dict, repr=False)
-    """Of a group: what is directly below it, by path."""
+    """The cgroups directly below a group, by path."""
     shared: set[str] = attrs.field(factory=set, init=False, repr=False)
-    """Of a group: the controllers that it has limits of, so that all its members have to be under them."""
+    """The controllers in which a group has limits, so that all its members must be in their v1 hierarchies."""
     _around: Around | None = attrs.field(default=None, init=False, repr=False)
-    """What `around` says, where that has been settled before."""
+    """The result of `ancestor_limits`, if it has been fixed in advance."""
     raw_before: dict[str, str] = attrs.field(factory=dict, init=False, repr=False)
-    """What raw files (`unified`) had said before they were first written."""
+    """The texts that raw files (`unified`) had before they were first written."""
     killed: bool = attrs.field(default=False, init=False)
-    """`kill` has been used: before the next process is cloned into it, it has to be made anew (see `renew`)."""
+    """Whether `kill` has been used: if so, `recreate` it before the next process is cloned into it."""
     _kept: ClassVar[int] = 0
-    """Files that are open, of all cgroups."""
-    _sources: dict[str, _Source] = attrs.field(factory=dict, init=False, repr=False)
+    """The number of open files of all cgroups."""
+    _sources: dict[str, _CachedReader] = attrs.field(factory=dict, init=False, repr=False)
 
     @property
     def procs_files(self) -> list[str]:
-        """The v1 files that a child joins by writing 0, before its first step. Empty on unified hosts.
+        """The v1 files to which a child writes 0 to join, before its first step. Empty on unified hosts.
 
-        They are `tasks`, not `cgroup.procs`: a process that moves its only thread needs not hold up every fork and exit
-        of the host (cgroup_threadgroup_rwsem), which here is 0.1 ms a hierarchy instead of 2 to 15.
+        They are `tasks`, not `cgroup.procs`: a process that moves its only thread need not hold up every fork and exit
+        of the host (cgroup_threadgroup_rwsem). Here that costs 0.1 ms a hierarchy instead of 2 to 15.
         """
         return [f"{directory}/tasks" for directory in self.v1.values()]
 
     def directory(self, file: str) -> str:
-        """The directory that has the v2 file, or the v1 files in its place. CgroupError when this host has neither."""
-        place = self.host.place(file)
-        if isinstance(place, Problem):
-            raise CgroupError(f"{self.name} has no {file}: {place.why}; {place.instead}")
-        if place.v1 is None or (place.v1.core and place.hierarchy not in self.v1):
+        """Return the directory that has the v2 file, or the v1 files in its place.
+
+        Raises CgroupError if this host has neither.
+        """
+        location = self.host.place(file)
+        if isinstance(location, Problem):
+            raise CgroupError(f"{self.name} has no {file}: {location.why}; {location.instead}")
+        if location.v1 is None or (location.v1.core and location.hierarchy not in self.v1):
             return self.path
-        if place.hierarchy not in self.v1:
+        if location.hierarchy not in self.v1:
             raise CgroupError(
                 f"{self.name} was made without {file.partition('.')[0]} limits; restart it to have {file}"
             )
-        return self.v1[place.hierarchy]
+        return self.v1[location.hierarchy]
 
     def provided(self, file: str) -> str:
-        """`directory`, after the cgroup has been given the file's controller, where it has not got it yet."""
-        place = self.host.place(file)
-        if self.provide is not None and not isinstance(place, Problem):
+        """Give the cgroup the controller of a file, if it lacks it, and return the file's directory."""
+        location = self.host.place(file)
+        if self.provide is not None and not isinstance(location, Problem):
             self.provide(self, file.partition(".")[0])
         return self.directory(file)
 
     def is_v1(self, file: str) -> bool:
-        """Whether v1 files stand for this v2 file here."""
-        place = self.host.place(file)
-        return not isinstance(place, Problem) and place.hierarchy.version == 1
+        """Return whether v1 files replace this v2 file on this host."""
+        location = self.host.place(file)
+        return not isinstance(location, Problem) and location.hierarchy.version == 1
 
     def offers(self, file: str) -> bool:
-        """Whether `read(file)` can say something. Leaves no file open that was not open before."""
+        """Return whether `read_cached(file)` can succeed. Opens no file that stays open."""
         with self._briefly(file):
             try:
                 self._source(file)
@@ -131,12 +141,16 @@ class Cgroup:
             return True
 
     def read(self, file: str) -> dict[str, float]:
-        """The v2 file's present values, by v2's keys: {"": 123}, {"oom_kill": 1}, {"some avg10": 0.0}, cpu.max as
-        {"quota": …, "period": …}; infinity for "max".
+        """Return the present values of the v2 file, by v2's keys.
 
-        The file stays open, so that each further reading costs one pread(2); but of all cgroups together no more than
-        MOST_KEPT; what is beyond is opened for each reading. While it says the same, this is the same mapping, which
-        nobody may change. CgroupError when the host has no such file; CgroupGoneError when the cgroup has been removed.
+        Examples: {"": 123}, {"oom_kill": 1}, {"some avg10": 0.0}, cpu.max as {"quota": …, "period": …}; infinity for
+        "max".
+
+        The file stays open, so that each further reading costs one pread(2). All cgroups together keep at most
+        MAX_OPEN_FILES files open; further ones are opened for each reading. While the text stays the same, the result
+        is the same mapping, which callers must not change.
+
+        Raises CgroupError if the host has no such file, CgroupGoneError if the cgroup has been removed.
         """
         source = self._sources.get(file)
         if source is not None and Cgroup._kept <= MOST_KEPT:
@@ -146,40 +160,43 @@ class Cgroup:
             return self.look(file)
         return self._read(file, self._source(file))
 
-    def _read(self, file: str, source: _Source) -> dict[str, float]:
+    def _read(self, file: str, source: _CachedReader) -> dict[str, float]:
         try:
             values = source.read()
-            return self._with_members(file, values) if self.members and file in _COUNTED_BELOW else values
+            return self._with_members(file, values) if self.members and file in _HIERARCHICAL_EVENTS else values
         except OSError as error:
             raise self._unreadable(file, error) from error
         except ValueError as error:
             raise CgroupError(f"cannot read {file} of {self.name}: {error}") from error
 
     def _with_members(self, file: str, values: dict[str, float]) -> dict[str, float]:
-        """v2 counts an event in all cgroups around it, v1 in the one alone where it happens."""
+        """Add the events of the cgroups below.
+
+        v2 counts an event in all cgroups around it, v1 only in the one where it happens.
+        """
         if not self.is_v1(file):
             return values
         for member in list(self.members.values()):
             try:
-                found = member.read(file)
+                member_values = member.read(file)
             except CgroupGoneError:
                 del self.members[member.path]
                 continue
-            values = {key: values.get(key, 0.0) + found.get(key, 0.0) for key in {**values, **found}}
+            values = {key: values.get(key, 0.0) + member_values.get(key, 0.0) for key in {**values, **member_values}}
         return values
 
     def look(self, file: str) -> dict[str, float]:
-        """As `read`, for what is read now and then: leaves no file open that was not open before."""
+        """Read like `read_cached`, but for occasional readings: opens no file that stays open."""
         with self._briefly(file):
             return self._read(file, self._source(file))
 
     @contextmanager
     def _briefly(self, file: str) -> Iterator[None]:
-        kept = file in self._sources
+        was_open = file in self._sources
         try:
             yield
         finally:
-            if not kept:
+            if not was_open:
                 self._let_go(file)
 
     def _let_go(self, file: str) -> None:
@@ -188,7 +205,7 @@ class Cgroup:
             os.close(fd)
             Cgroup._kept -= 1
 
-    def _source(self, file: str) -> _Source:
+    def _source(self, file: str) -> _CachedReader:
         source = self._sources.get(file)
         if source is None:
             directory = self.directory(file)
@@ -200,7 +217,7 @@ class Cgroup:
                 v1 = V1[file]
                 paths = [f"{self.path}/{file}"] * v1.core + [f"{directory}/{name}" for name in v1.files]
                 parser = v1.read
-            source = self._sources[file] = _Source(self._open(file, paths), parser)
+            source = self._sources[file] = _CachedReader(self._open(file, paths), parser)
             Cgroup._kept += len(source.fds)
         return source
 
@@ -215,50 +232,52 @@ class Cgroup:
         return tuple(fds)
 
     def _unreadable(self, file: str, error: OSError) -> CgroupError:
-        # Of a removed cgroup, open files say ENODEV, and paths ENOENT.
+        # For a removed cgroup, reading an open file fails with ENODEV, opening a path with ENOENT.
         if error.errno in (errno.ENODEV, errno.ENOENT) and not os.path.exists(self.path):
             return CgroupGoneError(f"cannot read {file} of {self.name}: the cgroup has been removed")
         why = "this kernel has no such file" if error.errno == errno.ENOENT else error.strerror
         return CgroupError(f"cannot read {file} of {self.name}: {why}")
 
     def limits(self, files: Iterable[str] = ()) -> dict[str, float | None]:
-        """The limits in force: {"memory.max": bytes or None, "pids.max": number or None}, and those in further `files`,
-        "cpu.max" as a number of CPUs; without those the host has not."""
-        found: dict[str, float | None] = {}
+        """Return the limits in force: {"memory.max": bytes or None, "pids.max": number or None}.
+
+        `files` adds further files, "cpu.max" as a number of CPUs. Files that the host lacks are left out.
+        """
+        limits_by_file: dict[str, float | None] = {}
         for file in dict.fromkeys(("memory.max", "pids.max", *files)):
             try:
                 values = self.look(file)
             except CgroupError:
                 continue
             value = values[""] if file != "cpu.max" else values["quota"] / values["period"]
-            found[file] = None if value == inf else value
-        return found
+            limits_by_file[file] = None if value == inf else value
+        return limits_by_file
 
     def around(self) -> Around:
-        """The limits in force of the groups around it."""
+        """Return the limits in force of the groups around it."""
         if self._around is not None:
             return self._around
-        found: dict[str, list[float]] = {"memory": [], "pids": []}
+        limits_by_controller: dict[str, list[float]] = {"memory": [], "pids": []}
         for group in self.within:
             for file, limit in group.limits().items():
-                found[file.partition(".")[0]] += [limit] if limit is not None else []
-        return found
+                limits_by_controller[file.partition(".")[0]] += [limit] if limit is not None else []
+        return limits_by_controller
 
     # limits ----------------------------------------------------------------------------------------------------------
 
     def set(self, key: str, value: object) -> None:
         """Set one resource by its configuration key ("memory_max") to its configured value; None lifts the limit.
 
-        The file is read back: what the kernel did not take, but for rounding to pages, is an error. CgroupError names
-        the file, the workload, the value and the kernel's reason.
+        The file is read back: a value that the kernel did not accept, except for rounding to pages, is an error.
+        CgroupError names the file, the workload, the value and the kernel's reason.
         """
         limits.put(self, key, value)
 
     def apply(self, resources: Any, fresh: bool = False) -> None:
-        """Set all resources. In a cgroup that is not fresh, those not given go back to the kernel's own value.
+        """Set all resources. Unless the cgroup is new, resources that are not given return to the kernel's default.
 
-        resources: an object with the fields of RESOURCES and `required`. With `required` false, what fails becomes one
-        of `self.problems` instead of a CgroupError.
+        resources: an object with the fields of RESOURCE_FILES and `required`. If `required` is false, a failure is
+        added to `self.problems` instead of raising CgroupError.
         """
         self.problems.clear()
         values = settings(resources)
@@ -277,9 +296,10 @@ class Cgroup:
                 self.problems.append(Problem(key, str(error), "the workload runs without it"))
 
     def change(self, before: Any, after: Any) -> None:
-        """Go from one set of resources to another, while it runs: all of it, or, when something fails, nothing.
+        """Change from one set of resources to another while the workload runs: completely or, on a failure, not at all.
 
-        CgroupError says what failed, after what had been set before has been taken back; also where that failed.
+        Raises CgroupError with the failure, after the limits that were already set have been restored. A failure to
+        restore is in the message as well.
         """
         old, new = settings(before), settings(after)
         keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
@@ -296,25 +316,30 @@ class Cgroup:
             for key, value in limits.steps(self, list(dict.fromkeys(tried)), old):
                 try:
                     self.set(key, value)
-                except CgroupError as again:
-                    failures.append(f"and what was before is not back: {again}")
+                except CgroupError as restore_error:
+                    failures.append(f"and what was before is not back: {restore_error}")
             raise CgroupError("; ".join(failures)) from error
 
     def apart(self, resources: Any) -> Cgroup:
-        """A second handle on the same directories, for a thread that changes their limits to these while this one goes
-        on reading. Close it afterwards."""
+        """Return a second handle on the same directories, for a thread that sets these limits.
+
+        Meanwhile the event loop goes on reading through this handle. Close the second handle afterwards.
+        """
         for key in settings(resources):
             try:
-                self.provided(file_of(key))  # the tree is not for threads
+                self.provided(file_of(key))  # the tree is not thread-safe
             except CgroupError:
-                pass  # setting it says why
-        other = Cgroup(self.host, self.name, self.path, self.v1)
-        other._around = self.around()
-        other.raw_before = self.raw_before
-        return other
+                pass  # setting the limit reports the reason
+        handle = Cgroup(self.host, self.name, self.path, self.v1)
+        handle._around = self.around()
+        handle.raw_before = self.raw_before
+        return handle
 
     def remeasure(self, resources: Any) -> None:
-        """Set anew what is in per cent, after the limit of a group around it has changed. CgroupError as `set`."""
+        """Set the percentages again, after the limit of a group around it has changed.
+
+        Raises CgroupError like `set_limit`.
+        """
         values = settings(resources)
         keys = [key for key, value in values.items() if isinstance(value, Percent)]
         for key, value in limits.steps(self, keys, values):
@@ -326,22 +351,22 @@ class Cgroup:
     # processes -------------------------------------------------------------------------------------------------------
 
     def populated(self) -> bool:
-        """Whether any process is in it or below it. False once it has been removed."""
+        """Return whether any process is in the cgroup or below it. False once the cgroup has been removed."""
         try:
             return self.read("cgroup.events")["populated"] == 1
         except CgroupGoneError:
             return False
 
     def procs(self) -> list[int]:
-        """The processes in it, nested cgroups included."""
+        """Return the pids in the cgroup, nested cgroups included."""
         return directories.processes(self.path)
 
     def signal(self, signum: int) -> int:
-        """Send a signal to every process in it, nested cgroups included; returns how many got it. Processes forked at
-        the same moment may be missed; `kill` misses none.
+        """Send a signal to every process in the cgroup, nested cgroups included; return how many received it.
 
-        The number of a process that ended may be given to another at any time, so each process is pinned by a pidfd,
-        and only what is in the cgroup after that is signalled.
+        Processes forked at the same moment may be missed; `kill` misses none. The kernel may give the pid of an ended
+        process to another process at any time. So each process is pinned by a pidfd first, and only pids that are still
+        in the cgroup after that are signalled.
         """
         pinned: dict[int, int] = {}
         try:
@@ -363,8 +388,11 @@ class Cgroup:
                 os.close(fd)
 
     def kill(self) -> None:
-        """SIGKILL to every process in it, also to those that are just being forked. Returns before they are gone: wait
-        for `populated` 0. The next generation needs `renew`."""
+        """Send SIGKILL to every process in the cgroup, also to those that are just being forked.
+
+        Returns before they are gone: wait for `populated` 0. The next generation needs `recreate`. Raises CgroupError
+        if the kernel refuses.
+        """
         self.killed = True
         try:
             directories.write(f"{self.path}/cgroup.kill", "1")
@@ -374,14 +402,14 @@ class Cgroup:
             raise CgroupError(f"cannot kill {self.name}: {error.strerror}") from error
 
     def renew(self, resources: object) -> None:
-        """Make the v2 directory anew, with its limits; whoever watches it has to begin anew as well.
+        """Make the v2 directory again, with its limits. Watchers of the cgroup must be added again as well.
 
         Since Linux 6.14 (and in stable kernels since), a clone compares how often its cgroup was killed before and
-        after, so that no fork slips through a kill. With CLONE_INTO_CGROUP the count before is the parent's cgroup's:
-        once a cgroup has been killed, every process that is cloned into it dies of SIGKILL at birth
+        after it, so that no fork slips through a kill. With CLONE_INTO_CGROUP the count before is that of the parent's
+        cgroup: once a cgroup has been killed, every process that is cloned into it dies of SIGKILL at birth
         (cgroup_css_set_fork and cgroup_post_fork in kernel/cgroup/cgroup.c). A new directory counts from 0.
 
-        CgroupError when it is populated, or a limit cannot be set again.
+        Raises CgroupError if the cgroup is populated, or a limit cannot be set again.
         """
         self.close()
         directories.remove(self.path)
@@ -394,11 +422,11 @@ class Cgroup:
         self.killed = False
 
     def _kill_by_freezing(self) -> None:
-        # Frozen processes do not fork, but freezing takes a moment: go on until a round finds nobody new.
+        # Frozen processes do not fork, but freezing takes a moment: repeat until a round finds no new process.
         self.freeze()
         try:
             killed: set[int] = set()
-            for _ in range(_KILL_ROUNDS):
+            for _ in range(_MAX_KILL_ROUNDS):
                 new = set(self.procs()) - killed
                 if not new and self.frozen():
                     break
@@ -409,11 +437,11 @@ class Cgroup:
             self.thaw()
 
     def freeze(self) -> None:
-        """Stop every process in it. Takes effect a moment later: `frozen` and cgroup.events tell."""
+        """Stop every process in the cgroup. Takes effect a moment later, visible in `is_frozen` and cgroup.events."""
         self._write_freeze("1")
 
     def thaw(self) -> None:
-        """Let them go on."""
+        """Let the processes of the cgroup continue."""
         self._write_freeze("0")
 
     def _write_freeze(self, value: str) -> None:
@@ -423,19 +451,22 @@ class Cgroup:
             raise CgroupError(f"cannot {'freeze' if value == '1' else 'thaw'} {self.name}: {error.strerror}") from error
 
     def frozen(self) -> bool:
-        """Whether all its processes are stopped by `freeze` (not merely asked to)."""
+        """Return whether `freeze` has stopped all processes; false while some are still being stopped."""
         return self.read("cgroup.events").get("frozen") == 1
 
-    # end -------------------------------------------------------------------------------------------------------------
+    # removal ---------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Close the files that are kept open. The cgroup itself stays; a later read opens them again."""
+        """Close the files that are kept open. The cgroup itself stays; a later reading opens them again."""
         for file in [*self._sources]:
             self._let_go(file)
 
     def remove(self) -> None:
-        """Remove the directories in every hierarchy, with whatever cgroups the workload made below. Empty it first
-        (`kill`, wait for `populated` 0). CgroupError when it is in use; gone already is fine."""
+        """Remove the directories in every hierarchy, with all cgroups that the workload made below them.
+
+        Empty the cgroup first (`kill`, wait for `populated` 0). Raises CgroupError if it is in use. A cgroup that is
+        already gone is no error.
+        """
         self.close()
         for directory in (self.path, *self.v1.values()):
             directories.remove(directory)
@@ -446,7 +477,7 @@ def _v2_parser(file: str) -> Callable[[Sequence[str]], dict[str, float]]:
 
 
 def _pread(fd: int) -> bytes:
-    data = os.pread(fd, _SIZE, 0)
-    if len(data) == _SIZE:  # longer files are rare, so they pay with a second read
+    data = os.pread(fd, _READ_SIZE, 0)
+    if len(data) == _READ_SIZE:  # longer files are rare, so only they cost a second read
         data = os.pread(fd, 1 << 20, 0)
     return data

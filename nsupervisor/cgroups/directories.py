@@ -1,4 +1,4 @@
-"""Cgroup directories: make, list what is below, remove from the bottom up."""
+"""Operations on cgroup directories: write a file, list cgroups and processes, remove from the bottom up."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import time
 
 from nsupervisor.cgroups.errors import CgroupError
 
-_RETRIES_MS = (1, 2, 4, 8, 16)
+_RETRY_DELAYS_MS = (1, 2, 4, 8, 16)
 
 
 def write(path: str, text: str) -> None:
-    """Write to an interface file in one write(2). OSError as the kernel gave it; FileNotFoundError: no such file."""
+    """Write to an interface file in one write(2).
+
+    Raises OSError with the kernel's errno; FileNotFoundError if there is no such file.
+    """
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, (text + "\n").encode())
@@ -21,26 +24,26 @@ def write(path: str, text: str) -> None:
 
 
 def subtree(directory: str) -> list[str]:
-    """The directory and every cgroup below it, children before their parents. Empty when it does not exist."""
-    found = []
+    """Return the directory and every cgroup below it, children before their parents. Empty if it does not exist."""
+    cgroups = []
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    found += subtree(entry.path)
+                    cgroups += subtree(entry.path)
     except FileNotFoundError:
-        return []  # never was, or was removed by the workload meanwhile
-    return [*found, directory]
+        return []  # it never existed, or the workload has removed it meanwhile
+    return [*cgroups, directory]
 
 
 def remove(directory: str) -> None:
-    """rmdir the cgroup and all below it, which workloads with a cgroup namespace make for themselves.
+    """Remove the cgroup and all cgroups below it, which workloads with a cgroup namespace make for themselves.
 
-    EBUSY although `populated` is 0 happens when a nested cgroup was made between listing and removing, and while the
-    kernel is still taking an exited process apart. So the whole round is repeated after 1, 2, 4, 8 and 16 ms, then
+    rmdir(2) fails with EBUSY although `populated` is 0 if a nested cgroup was made between listing and removing, and
+    while the kernel still releases an exited process. So the whole round is repeated after 1, 2, 4, 8 and 16 ms; then
     CgroupError is raised.
     """
-    for pause in (*_RETRIES_MS, None):
+    for pause in (*_RETRY_DELAYS_MS, None):
         try:
             for path in subtree(directory):
                 try:
@@ -50,11 +53,11 @@ def remove(directory: str) -> None:
             return
         except OSError as error:
             if error.errno != errno.EBUSY or pause is None:
-                raise CgroupError(f"cannot remove the cgroup {directory}: {_why(error, directory)}") from error
+                raise CgroupError(f"cannot remove the cgroup {directory}: {_cause(error, directory)}") from error
         time.sleep(pause / 1000)
 
 
-def _why(error: OSError, directory: str) -> str:
+def _cause(error: OSError, directory: str) -> str:
     pids = processes(directory) if error.errno == errno.EBUSY else []
     if pids:
         return f"it still holds the processes {', '.join(map(str, pids[:5]))}; kill them first"
@@ -62,20 +65,23 @@ def _why(error: OSError, directory: str) -> str:
 
 
 def members(directory: str) -> list[int]:
-    """The processes in the cgroup itself, without those below it; 0 for one of another pid namespace."""
+    """Return the pids in the cgroup itself, without the cgroups below it; 0 for a process of another pid namespace."""
     try:
         with open(f"{directory}/cgroup.procs") as file:
             return [int(line) for line in file]
     except FileNotFoundError:
         return []
     except OSError as error:
-        # A threaded cgroup says EOPNOTSUPP: its processes are listed by the domain above. ENODEV: just removed.
+        # EOPNOTSUPP: a threaded cgroup, whose processes the domain cgroup above lists. ENODEV: just removed.
         if error.errno in (errno.EOPNOTSUPP, errno.ENODEV):
             return []
         raise
 
 
 def processes(directory: str) -> list[int]:
-    """The processes in the cgroup and all cgroups below it, in no order. A process moving meanwhile may be missed or
-    listed twice; one of another pid namespace, which has no number here, is left out."""
+    """Return the pids in the cgroup and all cgroups below it, in no order.
+
+    A process that moves meanwhile may be missed or listed twice. A process of another pid namespace has no number here
+    and is left out.
+    """
     return [pid for path in subtree(directory) for pid in members(path) if pid]

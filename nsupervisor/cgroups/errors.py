@@ -1,4 +1,4 @@
-"""What can go wrong with cgroups, in words a person can act on."""
+"""Errors of cgroups, described so that a person can act on them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class CgroupGoneError(CgroupError):
 
 
 class UnfitError(CgroupError):
-    """A value that cannot be had on this host. why: a sentence without full stop; instead: what to do."""
+    """A value that this host cannot apply. reason: a sentence without full stop; remedy: what to do."""
 
     def __init__(self, why: str, instead: str) -> None:
         self.why = why
@@ -23,10 +23,10 @@ class UnfitError(CgroupError):
 
 
 class Problem(NamedTuple):
-    """Something that was asked for and that this host cannot give.
+    """A requested feature that this host cannot provide.
 
-    key: the configuration key ("memory_high") or the cgroup file ("memory.pressure") it is about.
-    why: the reason, a sentence without full stop. instead: what to do about it, likewise.
+    key: the configuration key ("memory_high") or the cgroup file ("memory.pressure") it is about. reason: a sentence
+    without full stop. remedy: what to do about it, likewise.
     """
 
     key: str

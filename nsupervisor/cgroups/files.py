@@ -1,7 +1,7 @@
-"""The one table that maps v2 file names to v1: which files, how they read, how a v2 value is written to them.
+"""The table that maps v2 file names to v1: which files, how they are read, how a v2 value is written to them.
 
-Everything above speaks v2's names and units; here alone it is known that a host may have a controller on v1. What has
-no honest v1 equivalent is in NOT_ON_V1, with what to do instead. Sources: the kernel's Documentation/admin-guide/
+All other modules use v2's names and units; only this one knows that a controller may be on v1. V1_REMEDIES lists files
+without an equivalent on v1, with what to do instead. Sources: the kernel's Documentation/admin-guide/
 cgroup-v1/{memory,pids,cpusets,blkio-controller,hugetlb}.rst and cgroup-v2.rst, Documentation/block/bfq-iosched.rst,
 Documentation/scheduler/{sched-bwc,sched-design-CFS}.rst.
 """
@@ -16,20 +16,20 @@ from typing import NamedTuple
 from nsupervisor.cgroups.parsing import number, parse, parse_flat, parse_single
 
 CONTROLLERS = ("memory", "pids", "cpu", "cpuset", "io", "hugetlb", "misc", "rdma", "dmem")
-"""The controllers that some key of ours, or a raw file, may need, in the order in which they are enabled."""
+"""The controllers that a configuration key or a raw file may need, in the order in which they are enabled."""
 
 ON_DEMAND = ("hugetlb", "misc", "rdma", "dmem")
-"""Those that are enabled only when a workload has a limit of theirs."""
+"""Controllers that are enabled only when a workload has a limit in them."""
 
 V1_CONTROLLERS: Mapping[str, str] = {"io": "blkio"}
-"""v2's names of controllers that v1 calls otherwise."""
+"""The v1 names of controllers that have another name on v2."""
 
 HUGE_PAGES = ("64KB", "2MB", "32MB", "1GB")
 
 RESOURCES: Mapping[str, str] = {
     "memory_min": "memory.min",
     "memory_low": "memory.low",
-    "memory_high": "memory.high",  # before memory.max: a lowered maximum shall find the throttle in place
+    "memory_high": "memory.high",  # before memory.max: the throttle must be in place when the maximum is lowered
     "memory_max": "memory.max",
     "memory_swap_max": "memory.swap.max",
     "memory_zswap_max": "memory.zswap.max",
@@ -48,7 +48,7 @@ RESOURCES: Mapping[str, str] = {
     "misc_max": "misc.max",
     "rdma_max": "rdma.max",
 }
-"""The keys of a workload's resources and the v2 file each one sets, in the order of writing."""
+"""The resource keys of a workload and the v2 file that each one sets, in the order of writing."""
 
 UNLIMITED: Mapping[str, str] = {
     "memory.min": "0",
@@ -72,49 +72,51 @@ UNLIMITED: Mapping[str, str] = {
     "misc.max": "",
     "rdma.max": "",
 }
-"""What the kernel has in each of these files when nobody set anything, in v2's words."""
+"""The default that the kernel has in each of these files, as v2 text."""
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
-_NO_LIMIT_V1 = (2**63 - 1) // PAGE * PAGE  # PAGE_COUNTER_MAX in bytes: how v1 says "max"
+_V1_NO_LIMIT = (2**63 - 1) // PAGE * PAGE  # PAGE_COUNTER_MAX in bytes: v1's equivalent of "max"
 
 
 def shares_of_weight(weight: int) -> int:
-    """cpu.weight (1 to 10000, default 100) → cpu.shares (default 1024).
+    """Convert cpu.weight (1 to 10000, default 100) to cpu.shares (default 1024).
 
-    The kernel's own conversion (sched_weight_from_cgroup in kernel/sched/sched.h: weight * 1024 / 100, rounded), so
-    that the scheduler sees the very same number on both kinds of host.
+    This is the kernel's own conversion (sched_weight_from_cgroup in kernel/sched/sched.h: weight * 1024 / 100,
+    rounded), so that the scheduler gets the same number on both kinds of host.
     """
     return (weight * 1024 + 50) // 100
 
 
 def weight_of_shares(shares: int) -> int:
-    """cpu.shares → cpu.weight: sched_weight_to_cgroup in the same place, kept within 1 to 10000."""
+    """Convert cpu.shares to cpu.weight like sched_weight_to_cgroup in kernel/sched/sched.h, clamped to 1 to 10000."""
     return min(max((shares * 100 + 512) // 1024, 1), 10000)
 
 
 Now = Callable[[str], str]
-"""The present text of a file beside the one that is written; "" where there is none."""
+"""Reads the present text of a file in the directory that is written to; "" if there is no such file."""
 
 Writes = list[tuple[str, str]]
-"""(file, text) pairs, in the order of writing."""
+"""Pairs of file and text, in the order of writing."""
 
 
-def _write_cpu_weight(file: str, weight: str, now: Now) -> Writes:
+def _write_cpu_weight(file: str, weight: str, read_present: Now) -> Writes:
     # cpu.idle exists since Linux 5.15, in both versions. While it is 1, no weight can be set.
     if weight == "idle":
         return [("cpu.idle", "1")]
-    back: Writes = [("cpu.idle", "0")] if now("cpu.idle") == "1" else []
-    return [*back, (file, weight)]
+    resets: Writes = [("cpu.idle", "0")] if read_present("cpu.idle") == "1" else []
+    return [*resets, (file, weight)]
 
 
-def _write_lines(file: str, text: str, now: Now, nothing: str) -> Writes:
-    """One write for each line of `text` (the kernel takes one device at a time), after those that take back what is set
-    now for other devices, which is what `nothing` does behind a device's name."""
+def _write_lines(file: str, text: str, read_present: Now, reset: str) -> Writes:
+    """Return one write for each line of `text`, because the kernel takes one device at a time.
+
+    Writes that reset the other devices come first: the device's name followed by `reset`.
+    """
     wanted = text.splitlines()
-    kept = {line.split()[0] for line in wanted} | {"default"}
-    set_now = [line.split()[0] for line in now(file).splitlines() if line.strip()]
-    lines = [f"{name} {nothing}" for name in set_now if name not in kept] + wanted
+    names = {line.split()[0] for line in wanted} | {"default"}
+    present_names = [line.split()[0] for line in read_present(file).splitlines() if line.strip()]
+    lines = [f"{present_name} {reset}" for present_name in present_names if present_name not in names] + wanted
     return [(file, line) for line in lines]
 
 
@@ -127,16 +129,16 @@ V2_WRITE: Mapping[str, Callable[[str, Now], Writes]] = {
     "misc.max": lambda text, now: _write_lines("misc.max", text, now, "max"),
     "rdma.max": lambda text, now: _write_lines("rdma.max", text, now, "hca_handle=max hca_object=max"),
 }
-"""v2 files that take more than their text in one write."""
+"""v2 files that need more than one write of their text."""
 
 
 def _v1_limit(text: str) -> float:
     value = number(text.strip())
-    return inf if value >= _NO_LIMIT_V1 else value
+    return inf if value >= _V1_NO_LIMIT else value
 
 
 def _memory_events(texts: Sequence[str]) -> dict[str, float]:
-    # oom_control also says oom_kill_disable and under_oom, which are states, not counters of events
+    # oom_control also has oom_kill_disable and under_oom, which are states, not counters of events
     counts = {"max": number(texts[1].strip())}
     control = parse_flat(texts[0])
     if "oom_kill" in control:  # Linux ≥ 4.13
@@ -144,8 +146,8 @@ def _memory_events(texts: Sequence[str]) -> dict[str, float]:
     return counts
 
 
-_MEMORY_STAT = {
-    # v2's key: v1's, the "total_" ones, which count the whole subtree as v2 always does
+_V1_MEMORY_STAT_KEYS = {
+    # v2's key: v1's key. The "total_" keys count the whole subtree, as v2 always does
     "anon": "total_rss",
     "file": "total_cache",
     "shmem": "total_shmem",
@@ -164,7 +166,7 @@ _MEMORY_STAT = {
 
 def _memory_stat(texts: Sequence[str]) -> dict[str, float]:
     values = parse_flat(texts[0])
-    return {key: values[v1] for key, v1 in _MEMORY_STAT.items() if v1 in values}
+    return {key: values[v1] for key, v1 in _V1_MEMORY_STAT_KEYS.items() if v1 in values}
 
 
 def _cpu_max(texts: Sequence[str]) -> dict[str, float]:
@@ -172,16 +174,16 @@ def _cpu_max(texts: Sequence[str]) -> dict[str, float]:
     return {"quota": inf if quota < 0 else quota, "period": int(texts[1])}
 
 
-def _write_cpu_max(text: str, now: Now) -> Writes:
+def _write_cpu_max(text: str, read_present: Now) -> Writes:
     quota, period = text.split()
-    # Quota off first: a new period with the old quota could break the rule that a child's share fits in its parent's.
+    # First lift the quota: a new period with the old quota could break the rule that a child's share fits its parent's.
     writes: Writes = [("cpu.cfs_quota_us", "-1"), ("cpu.cfs_period_us", period)]
     return writes if quota == "max" else [*writes, ("cpu.cfs_quota_us", quota)]
 
 
 def _cpu_stat(texts: Sequence[str]) -> dict[str, float]:
     # The v2 core has the usage, also on hybrid hosts (cgroup_base_stat, Linux ≥ 4.15); throttling belongs to the
-    # controller. v1 says throttled_time and burst_time in nanoseconds.
+    # controller. v1 has throttled_time and burst_time in nanoseconds.
     values = parse_flat(texts[0])
     for key, value in parse_flat(texts[1]).items() if len(texts) > 1 else ():
         if key.endswith("_time"):
@@ -192,17 +194,17 @@ def _cpu_stat(texts: Sequence[str]) -> dict[str, float]:
 
 
 def _swap_max(texts: Sequence[str]) -> dict[str, float]:
-    both, memory = (_v1_limit(text) for text in texts)
-    return {"": inf if both == inf else both - memory}
+    total, memory = (_v1_limit(text) for text in texts)
+    return {"": inf if total == inf else total - memory}
 
 
-def _write_swap_max(text: str, now: Now) -> Writes:
-    # v1 limits memory and swap together. The sum is the same promise; it needs a limit of memory (Host.problems).
-    both = "-1" if text == "max" else str(int(now("memory.limit_in_bytes")) + int(text) // PAGE * PAGE)
-    return [("memory.memsw.limit_in_bytes", both)]
+def _write_swap_max(text: str, read_present: Now) -> Writes:
+    # v1 limits memory and swap together. The sum is the same limit; it needs memory.max (Host.check_resources).
+    total = "-1" if text == "max" else str(int(read_present("memory.limit_in_bytes")) + int(text) // PAGE * PAGE)
+    return [("memory.memsw.limit_in_bytes", total)]
 
 
-_THROTTLE = {
+_THROTTLE_FILES = {
     "rbps": "blkio.throttle.read_bps_device",
     "wbps": "blkio.throttle.write_bps_device",
     "riops": "blkio.throttle.read_iops_device",
@@ -216,14 +218,14 @@ def _io_max(texts: Sequence[str]) -> dict[str, float]:
     return {
         f"{device} {name}": values.get(device, inf)
         for device in devices
-        for name, values in zip(_THROTTLE, limits, strict=True)
+        for name, values in zip(_THROTTLE_FILES, limits, strict=True)
     }
 
 
-def _write_io_max(text: str, now: Now) -> Writes:
+def _write_io_max(text: str, read_present: Now) -> Writes:
     writes: Writes = []
-    for name, file in _THROTTLE.items():
-        limits = {line.split()[0]: "0" for line in now(file).splitlines()}  # 0 takes a limit back
+    for name, file in _THROTTLE_FILES.items():
+        limits = {line.split()[0]: "0" for line in read_present(file).splitlines()}  # 0 lifts a limit
         for line in text.splitlines():
             device, *pairs = line.split()
             limit = dict(pair.split("=") for pair in pairs)[name]
@@ -233,29 +235,31 @@ def _write_io_max(text: str, now: Now) -> Writes:
     return writes
 
 
-def _write_io_weight(text: str, now: Now) -> Writes:
-    lines = _write_lines("blkio.bfq.weight_device", text, now, "default")
+def _write_io_weight(text: str, read_present: Now) -> Writes:
+    lines = _write_lines("blkio.bfq.weight_device", text, read_present, "default")
     return [
         ("blkio.bfq.weight", line.split()[1]) if line.startswith("default ") else (file, line) for file, line in lines
     ]
 
 
-def _same_name(file: str) -> V1File:
+def _same_on_v1(file: str) -> V1File:
     write = V2_WRITE.get(file, lambda text, now: [(file, text)])
     return V1File((file,), lambda texts: parse(file, texts[0]), write)
 
 
-def _huge(size: str) -> V1File:
-    name = f"hugetlb.{size}.limit_in_bytes"
+def _hugetlb_limit(page_size: str) -> V1File:
+    name = f"hugetlb.{page_size}.limit_in_bytes"
     return V1File(
         (name,), lambda texts: {"": _v1_limit(texts[0])}, lambda text, now: [(name, "-1" if text == "max" else text)]
     )
 
 
 class V1File(NamedTuple):
-    """How a v2 file is had on v1. files: the v1 files to read, whose texts `read` turns into v2's keys and units.
-    write: v2's text → what is to be written; None for what is only read.
-    core: the v2 core's file of the same name is read first (hybrid hosts)."""
+    """How v1 files replace a v2 file.
+
+    files: the v1 files to read, whose texts `read` turns into v2's keys and units. write: v2's text → the writes; None
+    for files that are only read. core: the v2 core's file of the same name is read first (hybrid hosts).
+    """
 
     files: tuple[str, ...]
     read: Callable[[Sequence[str]], dict[str, float]]
@@ -274,10 +278,10 @@ V1: Mapping[str, V1File] = {
     "memory.peak": V1File(("memory.max_usage_in_bytes",), lambda texts: parse_single(texts[0])),
     "memory.events": V1File(("memory.oom_control", "memory.failcnt"), _memory_events),
     "memory.stat": V1File(("memory.stat",), _memory_stat),
-    "pids.max": _same_name("pids.max"),
-    "pids.current": _same_name("pids.current"),
-    "pids.peak": _same_name("pids.peak"),
-    "pids.events": _same_name("pids.events"),
+    "pids.max": _same_on_v1("pids.max"),
+    "pids.current": _same_on_v1("pids.current"),
+    "pids.peak": _same_on_v1("pids.peak"),
+    "pids.events": _same_on_v1("pids.events"),
     "cpu.max": V1File(("cpu.cfs_quota_us", "cpu.cfs_period_us"), _cpu_max, _write_cpu_max),
     "cpu.weight": V1File(
         ("cpu.shares",),
@@ -290,13 +294,13 @@ V1: Mapping[str, V1File] = {
         ("cpu.cfs_burst_us",), lambda texts: parse_single(texts[0]), lambda text, now: [("cpu.cfs_burst_us", text)]
     ),
     "cpu.stat": V1File(("cpu.stat",), _cpu_stat, core=True),
-    "cpuset.cpus": _same_name("cpuset.cpus"),  # that both are there before anybody joins is Tree's business
-    "cpuset.mems": _same_name("cpuset.mems"),
-    "io.max": V1File(tuple(_THROTTLE.values()), _io_max, _write_io_max),
+    "cpuset.cpus": _same_on_v1("cpuset.cpus"),  # Tree sets both before a process joins
+    "cpuset.mems": _same_on_v1("cpuset.mems"),
+    "io.max": V1File(tuple(_THROTTLE_FILES.values()), _io_max, _write_io_max),
     "io.weight": V1File(("blkio.bfq.weight_device",), lambda texts: parse_flat(texts[0]), _write_io_weight),
-    **{f"hugetlb.{size}.max": _huge(size) for size in HUGE_PAGES},
-    "misc.max": _same_name("misc.max"),
-    "rdma.max": _same_name("rdma.max"),
+    **{f"hugetlb.{size}.max": _hugetlb_limit(size) for size in HUGE_PAGES},
+    "misc.max": _same_on_v1("misc.max"),
+    "rdma.max": _same_on_v1("rdma.max"),
 }
 
 ALONE = "boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1)"
@@ -311,6 +315,9 @@ NOT_ON_V1: Mapping[str, str] = {
     "cpuset.cpus.partition": f"give the other workloads other cpuset_cpus, or {ALONE}",
     "io.latency": f"limit the others with io_max, or {ALONE}",
 }
-"""v2 files without an honest v1 equivalent → what to do instead. memory.soft_limit_in_bytes is neither memory.high nor
-memory.low: it acts only when the whole host is short of memory, and takes from who is above it, which protects nobody
-else's. cpuset.cpu_exclusive keeps siblings off the CPUs but nobody above, and is no partition."""
+"""v2 files without an equivalent on v1 → what to do instead.
+
+memory.soft_limit_in_bytes is neither memory.high nor memory.low: it acts only when the whole host is short of memory,
+and takes from the cgroups above their limit, which protects no other cgroup. cpuset.cpu_exclusive keeps siblings off
+the CPUs but not the cgroups above, so it is not a partition.
+"""

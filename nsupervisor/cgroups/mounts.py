@@ -1,9 +1,9 @@
-"""Where the cgroup hierarchies are mounted, and where in them one is oneself: pure functions over two files of /proc.
+"""Find the mounted cgroup hierarchies and the own directory in each: pure functions over two files of /proc.
 
 proc(5) and cgroups(7) describe /proc/self/mountinfo and /proc/self/cgroup. Hosts differ: one v2 mount; a v2 mount at
-`unified` beside v1 controllers, mounted one by one or together ("cpu,cpuacct"); a container with or without a cgroup
-namespace; read-only mounts. One rule covers them: a process' directory is the mount point plus its own path, taken
-relative to the path that is the root of the mount.
+`unified` next to v1 controllers, mounted one by one or together ("cpu,cpuacct"); a container with or without a cgroup
+namespace; read-only mounts. One rule covers them: the directory of a process is the mount point plus the process' own
+path, taken relative to the path that is the root of the mount.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ from typing import NamedTuple
 
 
 class Mount(NamedTuple):
-    """One cgroup mount. root: the path within the hierarchy that the mount shows. controllers: empty for v2 and for
-    named v1 hierarchies ("name=systemd")."""
+    """One mounted cgroup file system.
+
+    root: the path within the hierarchy that the mount shows. controllers: empty for v2 and for named v1 hierarchies
+    ("name=systemd").
+    """
 
     version: int
     mount_point: str
@@ -25,7 +28,7 @@ class Mount(NamedTuple):
 
 
 class Membership(NamedTuple):
-    """One line of /proc/self/cgroup. path is "/" in the root, or in the root of one's cgroup namespace."""
+    """One line of /proc/self/cgroup. path is "/" in the root, or in the root of the own cgroup namespace."""
 
     version: int
     controllers: frozenset[str]
@@ -51,7 +54,7 @@ def _unescape(word: str) -> str:
 
 
 def parse_mountinfo(text: str) -> list[Mount]:
-    """The cgroup mounts in /proc/self/mountinfo, in order. Other file systems are left out."""
+    """Return the cgroup mounts in /proc/self/mountinfo, in order. Other file systems are left out."""
     mounts = []
     for line in text.splitlines():
         before, separator, after = line.partition(" - ")
@@ -79,7 +82,10 @@ _NOT_CONTROLLERS = frozenset(
 
 
 def parse_memberships(text: str) -> list[Membership]:
-    """The lines `id:controllers:path` of /proc/self/cgroup. Named hierarchies have no controllers of their own."""
+    """Parse the lines `id:controllers:path` of /proc/self/cgroup.
+
+    Named hierarchies have no controllers of their own. Raises ValueError for a line of another form.
+    """
     memberships = []
     for line in text.splitlines():
         number, _, rest = line.partition(":")
@@ -93,9 +99,9 @@ def parse_memberships(text: str) -> list[Membership]:
 
 
 def own_directory(mount: Mount, path: str) -> str | None:
-    """The directory of cgroup `path` below the mount point, or None where the mount does not show it.
+    """Return the directory of cgroup `path` below the mount point, or None if the mount does not show it.
 
-    A mount made outside of one's cgroup namespace has a root such as "/..", whose real name cannot be known from
+    A mount made outside the own cgroup namespace has a root such as "/..", whose real name cannot be determined from
     inside: only a path below the very same root can be found then.
     """
     if mount.root == "/":
@@ -112,8 +118,11 @@ def own_directory(mount: Mount, path: str) -> str | None:
 
 
 def hierarchies(mounts: Sequence[Mount], memberships: Iterable[Membership]) -> list[Hierarchy]:
-    """Join both: each hierarchy that one is in and that some mount shows. Of several mounts a writable one wins."""
-    found = []
+    """Join mounts and memberships: return each hierarchy that this process is in and that a mount shows.
+
+    A writable mount wins over a read-only one.
+    """
+    result = []
     for member in memberships:
         if member.version == 1 and not member.controllers:
             continue
@@ -124,5 +133,5 @@ def hierarchies(mounts: Sequence[Mount], memberships: Iterable[Membership]) -> l
             if (directory := own_directory(mount, member.path)) is not None
         ]
         if candidates:
-            found.append(min(candidates, key=lambda hierarchy: hierarchy.read_only))
-    return found
+            result.append(min(candidates, key=lambda hierarchy: hierarchy.read_only))
+    return result

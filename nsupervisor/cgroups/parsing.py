@@ -1,4 +1,4 @@
-"""What cgroup interface files say: pure functions from their text to numbers.
+"""Parsers of cgroup interface files: pure functions from text to numbers.
 
 Every parser returns a flat mapping from key to number. The formats are those of the section "Interface Files / Format"
 of the kernel's Documentation/admin-guide/cgroup-v2.rst; "max" reads as infinity. ValueError for anything else.
@@ -10,7 +10,7 @@ from math import inf
 
 
 def number(word: str) -> float:
-    """A number as the kernel writes it: an int where it is one, a float ("0.25"), or infinity for "max"."""
+    """Parse a number as the kernel writes it: an int if it is one, a float ("0.25"), or infinity for "max"."""
     if word == "max":
         return inf
     try:
@@ -24,12 +24,12 @@ def number(word: str) -> float:
 
 
 def parse_single(text: str) -> dict[str, float]:
-    """`4096` or `max` → {"": 4096}."""
+    """Parse a file with one number: `4096` or `max` → {"": 4096}."""
     return {"": number(text.strip())}
 
 
 def parse_flat(text: str) -> dict[str, float]:
-    """`oom 1`, one key and one number a line → {"oom": 1}."""
+    """Parse lines of one key and one number: `oom 1` → {"oom": 1}."""
     values = {}
     for line in text.splitlines():
         key, _, value = line.partition(" ")
@@ -40,10 +40,10 @@ def parse_flat(text: str) -> dict[str, float]:
 
 
 def parse_nested(text: str) -> dict[str, float]:
-    """`some avg10=0.00 total=7`, a key and pairs in each line → {"some avg10": 0.0, "some total": 7}.
+    """Parse lines of a key and pairs: `some avg10=0.00 total=7` → {"some avg10": 0.0, "some total": 7}.
 
-    Pressure files (Documentation/accounting/psi.rst), io.stat and io.max are like this.
-    A key without pairs (io.stat has them for devices never used) gives nothing.
+    Pressure files (Documentation/accounting/psi.rst), io.stat and io.max have this form. A key without pairs gives
+    nothing; io.stat has such keys for devices that were never used.
     """
     values = {}
     for line in text.splitlines():
@@ -59,7 +59,10 @@ def parse_nested(text: str) -> dict[str, float]:
 
 
 def parse_meminfo(text: str) -> dict[str, float]:
-    """`MemTotal:  16000 kB`, of /proc/meminfo → {"MemTotal": 16384000}, in bytes; what has no unit is left out."""
+    """Parse /proc/meminfo: `MemTotal:  16000 kB` → {"MemTotal": 16384000}, in bytes.
+
+    Values without a unit are left out.
+    """
     values = {}
     for line in text.splitlines():
         key, _, value = line.partition(":")
@@ -72,11 +75,11 @@ HOST_FILES = {
     "host.meminfo": "/proc/meminfo",
     **{f"host.{kind}.pressure": f"/proc/pressure/{kind}" for kind in ("cpu", "io", "memory")},
 }
-"""Where the readings of the whole host are, which stand beside those of each cgroup."""
+"""The files with the readings of the whole host, by the names under which rules can use them like a cgroup's."""
 
 
 def parse_cpu_max(text: str) -> dict[str, float]:
-    """`max 100000` → {"quota": inf, "period": 100000}, in microseconds."""
+    """Parse cpu.max: `max 100000` → {"quota": inf, "period": 100000}, in microseconds."""
     words = text.split()
     if len(words) != 2:
         raise ValueError(f"not a quota and a period: {text!r}")
@@ -84,7 +87,7 @@ def parse_cpu_max(text: str) -> dict[str, float]:
 
 
 def parse(file: str, text: str) -> dict[str, float]:
-    """Parse the text of a v2 file by what its name says about its format."""
+    """Parse the text of a v2 file in the format that its name implies."""
     if file == "cpu.max":
         return parse_cpu_max(text)
     if file == "host.meminfo":
@@ -100,7 +103,7 @@ def parse(file: str, text: str) -> dict[str, float]:
 
 
 def parse_cpu_list(text: str) -> frozenset[int]:
-    """`0-2,4` → {0, 1, 2, 4}; blank → nothing (cpuset.cpus, "List format" in cpuset(7))."""
+    """Parse a list of CPUs: `0-2,4` → {0, 1, 2, 4}; blank → nothing (cpuset.cpus, "List format" in cpuset(7))."""
     cpus: set[int] = set()
     for part in text.strip().split(","):
         if not part:

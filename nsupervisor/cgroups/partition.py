@@ -1,7 +1,7 @@
-"""Partitions of CPUs: the cgroups above one must have set its CPUs aside.
+"""Partitions of CPUs: the cgroups above a partition must have set its CPUs aside.
 
-A partition below a cgroup that is none ("remote partition", Linux ≥ 6.7) needs its CPUs in cpuset.cpus.exclusive of
-every cgroup from the root down to it (cgroup-v2.rst, "Cpuset Interface Files").
+A partition below a cgroup that is not a partition ("remote partition", Linux ≥ 6.7) needs its CPUs in
+cpuset.cpus.exclusive of every cgroup from the root down to it (cgroup-v2.rst, "Cpuset Interface Files").
 """
 
 from __future__ import annotations
@@ -11,61 +11,61 @@ import os
 from nsupervisor.cgroups import directories
 from nsupervisor.cgroups.parsing import parse_cpu_list
 
-_FILE = "cpuset.cpus.exclusive"
+_EXCLUSIVE_FILE = "cpuset.cpus.exclusive"
 
 
 def claim(path: str, cpus: str) -> None:
-    """Set `cpus` ("0-1"; "" for none) aside for the cgroup at `path`, in it and in those above it.
+    """Set `cpus` ("0-1"; "" for none) aside for the cgroup at `path`, in it and in the cgroups above it.
 
-    What the kernel or the owner of a cgroup above does not allow shows afterwards, in cpuset.cpus.partition and in the
+    A refusal by the kernel or by the owner of a cgroup above shows afterwards, in cpuset.cpus.partition and in the
     kernel's words. Older kernels have no such file: there the cgroup above would have to be a partition itself.
     """
     chain = []
     directory = os.path.dirname(path)
-    while os.path.exists(f"{directory}/{_FILE}"):
+    while os.path.exists(f"{directory}/{_EXCLUSIVE_FILE}"):
         chain.append(directory)
         directory = os.path.dirname(directory)
     if not cpus:  # from the bottom up: a cgroup cannot give back what one below it still has
         _write(path, "")
     for directory in reversed(chain) if cpus else chain:
-        _write(directory, _joined(directory, cpus))
+        _write(directory, _claims_with(directory, cpus))
     if cpus:
         _write(path, cpus)
 
 
 def owner(path: str, cpus: str) -> tuple[str, str] | None:
-    """(name, CPUs) of a cgroup beside that at `path` whose partition has some of these CPUs; None where nobody's has.
+    """Return (name, CPUs) of a sibling of `path` whose partition has some of these CPUs; None if none has.
 
-    Giving them to another cgroup, too, would not fail: it would make the partition invalid, and nothing in it tells.
+    Giving them to another cgroup, too, would not fail: it would silently make the partition invalid.
     """
-    wanted = parse_cpu_list(cpus)
+    wanted_cpus = parse_cpu_list(cpus)
     with os.scandir(os.path.dirname(path)) as entries:
-        beside = [entry for entry in entries if entry.is_dir(follow_symlinks=False) and entry.path != path]
-    for entry in beside:
+        siblings = [entry for entry in entries if entry.is_dir(follow_symlinks=False) and entry.path != path]
+    for entry in siblings:
         try:
             with open(f"{entry.path}/cpuset.cpus.partition") as file:
                 partition = file.read().split()
         except OSError:
             continue  # no such file, or just removed
-        shared = wanted & _claimed(entry.path)
+        shared = wanted_cpus & _read_claim(entry.path)
         if partition and partition[0] != "member" and shared:
             return entry.name, ",".join(map(str, sorted(shared)))
     return None
 
 
-def _joined(directory: str, cpus: str) -> str:
-    """What the cgroups below `directory` have claimed, and `cpus`."""
+def _claims_with(directory: str, cpus: str) -> str:
+    """Return the CPUs that the cgroups below `directory` have claimed, together with `cpus`."""
     claimed = set(parse_cpu_list(cpus))
     with os.scandir(directory) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                claimed |= _claimed(entry.path)
+                claimed |= _read_claim(entry.path)
     return ",".join(map(str, sorted(claimed)))
 
 
-def _claimed(path: str) -> frozenset[int]:
+def _read_claim(path: str) -> frozenset[int]:
     try:
-        with open(f"{path}/{_FILE}") as file:
+        with open(f"{path}/{_EXCLUSIVE_FILE}") as file:
             return parse_cpu_list(file.read())
     except OSError:
         return frozenset()
@@ -73,6 +73,6 @@ def _claimed(path: str) -> frozenset[int]:
 
 def _write(path: str, cpus: str) -> None:
     try:
-        directories.write(f"{path}/{_FILE}", cpus)
+        directories.write(f"{path}/{_EXCLUSIVE_FILE}", cpus)
     except OSError:
-        pass  # cpuset.cpus.partition will say what came of it
+        pass  # cpuset.cpus.partition shows the result

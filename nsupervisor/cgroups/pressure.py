@@ -1,4 +1,4 @@
-"""Pressure triggers (PSI): be told when the tasks of a cgroup were stalled for too long within a window."""
+"""Pressure triggers (PSI): a notification when the tasks of a cgroup were stalled for too long within a window."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from nsupervisor.cgroups.errors import CgroupError, CgroupGoneError
 from nsupervisor.cgroups.parsing import HOST_FILES
 from nsupervisor.cgroups.readings import Reading
 
-_UNPRIVILEGED = (
+_UNPRIVILEGED_WINDOW_US = (
     2_000_000  # without CAP_SYS_RESOURCE windows are multiples of 2 s (psi_trigger_create in kernel/sched/psi.c)
 )
 
 
 @attrs.define(eq=False)
 class Trigger:
-    """One trigger that the kernel has. stall_us, window_us: what is in force, in microseconds.
+    """One trigger in the kernel. stall_us, window_us: the values in force, in microseconds.
 
-    Each has an epoll of its own. Polling a pressure file takes the event away, and waiting on a nested epoll polls what
-    is in it, so that by the time one could ask a common epoll which trigger fired, nobody would know any more. An event
-    during the callback can be lost the same way; while pressure lasts, the next window brings another.
+    Each trigger has its own epoll instance. Polling a pressure file consumes the event, and waiting on a nested epoll
+    polls its files, so a shared epoll could no longer report which trigger fired. An event during the callback can be
+    lost the same way; while pressure lasts, the next window brings another.
     """
 
     cgroup: Cgroup
@@ -41,7 +41,10 @@ class Trigger:
 
     @classmethod
     def open(cls, cgroup: Cgroup, file: str, kind: str, stall_us: int, window_us: int) -> Trigger:
-        """Set the trigger. CgroupError when the kernel refuses it."""
+        """Set the trigger, with a wider window if the process lacks CAP_SYS_RESOURCE.
+
+        Raises CgroupError if the kernel refuses it.
+        """
         path = HOST_FILES.get(file) or f"{cgroup.directory(file)}/{file}"
         try:
             fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -50,13 +53,13 @@ class Trigger:
         epoll = select.epoll()
         try:
             try:
-                _set(fd, kind, stall_us, window_us)
+                _write_trigger(fd, kind, stall_us, window_us)
             except OSError as error:
-                wider = -(-window_us // _UNPRIVILEGED) * _UNPRIVILEGED
-                if error.errno not in (errno.EINVAL, errno.EPERM) or wider == window_us:
+                wider_us = -(-window_us // _UNPRIVILEGED_WINDOW_US) * _UNPRIVILEGED_WINDOW_US
+                if error.errno not in (errno.EINVAL, errno.EPERM) or wider_us == window_us:
                     raise
-                stall_us, window_us = stall_us * wider // window_us, wider
-                _set(fd, kind, stall_us, window_us)
+                stall_us, window_us = stall_us * wider_us // window_us, wider_us
+                _write_trigger(fd, kind, stall_us, window_us)
             epoll.register(fd, select.EPOLLPRI)
         except OSError as error:
             epoll.close()
@@ -76,7 +79,7 @@ class Trigger:
                 return
             if self.closed:
                 return
-            # Nothing is left to be told here but POLLERR, which a removed cgroup says for ever.
+            # The event is consumed already. Only POLLERR is left, which a removed cgroup reports permanently.
             if any(mask & (select.EPOLLERR | select.EPOLLHUP) for _, mask in self._epoll.poll(0)):
                 self.close()
                 return
@@ -88,7 +91,7 @@ class Trigger:
             on_trigger(reading)
 
     def close(self) -> None:
-        """Take the trigger away. No callback comes after this."""
+        """Remove the trigger. No callback comes after this."""
         if not self.closed:
             self.closed = True
             trio.lowlevel.notify_closing(self._epoll.fileno())
@@ -98,7 +101,7 @@ class Trigger:
 
 @attrs.define(eq=False)
 class Stalled:
-    """What a trigger does, without one: a job that reads the file's total once a window (seconds), and compares."""
+    """A sampler job that replaces a trigger: it reads the file's total once a window (seconds) and compares."""
 
     cgroup: Cgroup
     file: str
@@ -109,17 +112,17 @@ class Stalled:
     total: float | None = None
 
     def __call__(self) -> float:
-        """Compare; after how many seconds to do so again."""
+        """Compare the totals; return the seconds until the next comparison."""
         try:
             reading = Reading(self.file, self.cgroup.read(self.file))
         except CgroupGoneError:
             return math.inf
-        before, self.total = self.total, reading.values[f"{self.kind} total"]
-        if before is not None and self.total - before > self.stall_us:
+        previous_total, self.total = self.total, reading.values[f"{self.kind} total"]
+        if previous_total is not None and self.total - previous_total > self.stall_us:
             self.on_stall(reading)
         return self.window
 
 
-def _set(fd: int, kind: str, stall_us: int, window_us: int) -> None:
+def _write_trigger(fd: int, kind: str, stall_us: int, window_us: int) -> None:
     # The kernel overwrites the last byte that it is given, hence the NUL.
     os.write(fd, f"{kind} {stall_us} {window_us}\0".encode())

@@ -1,4 +1,4 @@
-"""What is read of cgroups, as it is handed about."""
+"""The reading of one cgroup file, as it is passed to callbacks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import attrs
 
 @attrs.frozen
 class Reading:
-    """What one file of one cgroup said: `file` by its v2 name, `values` by its v2 keys ("" in single-value files)."""
+    """The content of one file of one cgroup.
+
+    `file`: its v2 name. `values`: by v2 keys ("" in single-value files).
+    """
 
     file: str
     values: Mapping[str, float]
     at: float = attrs.field(factory=perf_counter, eq=False, repr=False)
-    """When it was read (`time.perf_counter`)."""
+    """The time of the reading (`time.perf_counter`)."""

@@ -1,4 +1,4 @@
-"""Jobs that are done again and again, each at its own pace, by one task that sleeps in between."""
+"""A scheduler for recurring jobs: one task runs each job at its own interval and sleeps in between."""
 
 from __future__ import annotations
 
@@ -11,26 +11,31 @@ import attrs
 import trio
 
 TICK, SLOW_TICK = 0.05, 0.25
-"""Seconds. What is due within the same one is done in one go, so that many jobs do not wake us all the time; the second
-one is for jobs that are slow."""
+"""Tick lengths in seconds. Jobs due within the same tick run together, so that many jobs cause few wakeups.
+
+The second one is for jobs with long intervals.
+"""
 LONGEST = 60.0
-"""Seconds. A job that asks for a longer pause is asked again after this, so that no forgotten one is kept for long."""
-_BREATH = 16
-"""After so many jobs in a row, some 0.7 ms, others have their turn: at 1,000 workloads a round takes a while."""
+"""Seconds. A job that asks for a longer delay runs after this, so that a forgotten one is not kept for long."""
+_YIELD_EVERY = 16
+"""The number of jobs, some 0.7 ms, after which other tasks run: at 1,000 workloads a round takes a while."""
 
 
 @attrs.define(eq=False)
 class Job:
-    """work: does it, and says after how many seconds it is to be done again; infinity: when somebody plans it."""
+    """A recurring job.
+
+    work: runs it, and returns the seconds until the next run; infinity: until it is scheduled explicitly.
+    """
 
     work: Callable[[], float]
     due: float = math.inf
-    """On trio's clock; infinity: not planned."""
+    """The time of the next run on trio's clock; infinity: not scheduled."""
     ended: bool = False
 
 
 class Sampler:
-    """The plan of all jobs. Its methods are for the trio thread only, and may be called by the jobs."""
+    """The schedule of all jobs. Its methods are for the trio thread only, and may be called by the jobs."""
 
     def __init__(self) -> None:
         self._plan: list[tuple[float, int, Job]] = []
@@ -38,7 +43,7 @@ class Sampler:
         self._sooner = trio.Event()
 
     def plan(self, job: Job, delay: float) -> None:
-        """Do it in so many seconds, at the latest; infinity calls it off. An earlier plan for it is forgotten."""
+        """Run the job after at most `delay` seconds, whatever was scheduled before; infinity cancels the run."""
         if delay == math.inf or job.ended:
             job.due = math.inf
             return
@@ -53,24 +58,24 @@ class Sampler:
         heapq.heappush(self._plan, (due, next(self._number), job))
 
     def end(self, job: Job) -> None:
-        """Never do it again, also where it is being done now."""
+        """Never run the job again, even if it is running now."""
         job.ended, job.due = True, math.inf
 
     async def run(self) -> None:
-        """Do what is due, for ever."""
+        """Run due jobs until cancelled."""
         while True:
             self._sooner = trio.Event()
             with trio.move_on_at(self._plan[0][0] if self._plan else math.inf):
                 await self._sooner.wait()
-            now, done = trio.current_time(), 0
+            now, jobs_run = trio.current_time(), 0
             while self._plan and self._plan[0][0] <= now:
                 due, _, job = heapq.heappop(self._plan)
                 if job.due != due:
-                    continue  # called off, or planned anew
+                    continue  # cancelled or rescheduled
                 job.due = math.inf
                 delay = job.work()
                 if job.due == math.inf:
                     self.plan(job, delay)
-                done += 1
-                if done % _BREATH == 0:
+                jobs_run += 1
+                if jobs_run % _YIELD_EVERY == 0:
                     await trio.lowlevel.checkpoint()

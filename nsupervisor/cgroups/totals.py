@@ -1,4 +1,4 @@
-"""What 100% is: the memory and the processes that this host can give to workloads at all."""
+"""The base of percentages: the memory and the number of processes that this host can give to workloads."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from nsupervisor.cgroups.parsing import parse_single
 
 
 def memory(limits: Iterator[float], meminfo: str = "/proc/meminfo") -> int:
-    """Bytes: MemTotal, or the smallest memory.max around us where that is less, as in a container."""
+    """Return bytes: MemTotal, or the smallest memory.max of the cgroups around us if less, as in a container."""
     with open(meminfo) as file:
         total = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemTotal:"))
     return int(min((total, *limits)))
 
 
 def processes(limits: Iterator[float], sysctl: str = "/proc/sys/kernel") -> int:
-    """Processes and threads: the smallest of kernel.pid_max, kernel.threads-max and the pids.max around us."""
+    """Return a number of processes and threads: the smallest of kernel.pid_max, kernel.threads-max and the limits."""
     numbers = []
     for name in ("pid_max", "threads-max"):
         with open(f"{sysctl}/{name}") as file:
@@ -28,7 +28,7 @@ def processes(limits: Iterator[float], sysctl: str = "/proc/sys/kernel") -> int:
 
 
 def limits_around(hierarchy: Hierarchy, base: str, file: str) -> Iterator[float]:
-    """The v2 file's values in `base` and the cgroups above it, as far as they can be seen."""
+    """Yield the v2 file's values in `base` and the cgroups above it, as far as they are visible."""
     directory = base
     while directory.startswith(hierarchy.mount_point):
         try:

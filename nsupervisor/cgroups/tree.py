@@ -1,9 +1,9 @@
-"""The supervisor's subtree of cgroups: one directory in each hierarchy, one below it for each workload.
+"""The supervisor's subtree of cgroups: one directory in each hierarchy, and one below it for each workload.
 
-A workload in groups is below theirs: `<tree>/group.outer/group.inner/web`. No workload's name has a dot in it, so the
-two never meet. Groups hold no processes themselves, as the kernel wants it of cgroups that hand out controllers, and
-these are enabled from the tree downwards, level by level ("Top-down Constraint" and "No Internal Process Constraint" in
-Documentation/admin-guide/cgroup-v2.rst).
+A workload in groups is below the groups' directories: `<tree>/group.outer/group.inner/web`. No workload's name contains
+a dot, so the names cannot collide. Groups hold no processes themselves, as the kernel requires of cgroups that enable
+controllers for cgroups below them; controllers are enabled from the tree downwards, level by level ("Top-down
+Constraint" and "No Internal Process Constraint" in Documentation/admin-guide/cgroup-v2.rst).
 """
 
 from __future__ import annotations
@@ -23,20 +23,23 @@ from nsupervisor.cgroups.host import LEAF, Host, internal_processes, not_writabl
 from nsupervisor.cgroups.mounts import Hierarchy
 from nsupervisor.cgroups.values import file_of, settings
 
-_ALWAYS = ("memory", "pids")
-"""v1 controllers whose counters every workload has. The others are joined only for a limit: each one costs the child a
-write, and a v1 cpu cgroup takes real-time scheduling away (cpu.rt_runtime_us is 0 in new ones)."""
+_ALWAYS_JOINED = ("memory", "pids")
+"""v1 controllers whose counters every workload has.
+
+The others are joined only for a limit: each one costs the child a write, and a v1 cpu cgroup removes real-time
+scheduling (cpu.rt_runtime_us is 0 in new ones).
+"""
 
 
-_JOIN_ROUNDS = 100
+_MAX_JOIN_ROUNDS = 100
 
 GROUP = "group."
-"""What a group's directory begins with."""
+"""The prefix of a group's directory name."""
 
 
 @attrs.define(eq=False)
 class Tree:
-    """`<base>/<name>` in the v2 core, `<own>/<name>` in v1 hierarchies. Make it with Tree.create."""
+    """The directories `<base>/<name>` in the v2 core and `<own>/<name>` in v1 hierarchies. Made by `Tree.create`."""
 
     host: Host = attrs.field(repr=False)
     name: str
@@ -48,7 +51,7 @@ class Tree:
     _made: dict[str, Cgroup] = attrs.field(factory=dict, init=False, repr=False)
     """The cgroups of groups and workloads by path."""
     _top: dict[str, Cgroup] = attrs.field(factory=dict, init=False, repr=False)
-    """Those of them that are in no group."""
+    """The cgroups that are in no group, by path."""
     _leaf: str | None = attrs.field(default=None, init=False)
     _made_leaf: bool = attrs.field(default=False, init=False)
 
@@ -57,11 +60,14 @@ class Tree:
         """Make the tree below the own cgroup.
 
         On a unified host, away from the root, this process moves to the leaf `<own>/supervisor`, because a cgroup that
-        hands out controllers may hold no processes; its descendants there come along. Then the controllers are enabled;
-        one that cannot be is reported by `host.problems`. An empty left-over of the same name is removed; one with
-        processes in it is somebody else's, and refused, unless `adopt` says that it is ours from before: then it stays
-        as it is, workloads running. `own_leaf`: the leaf is ours from before, too, and goes at the end, as it would
-        have then. CgroupError when there is no usable v2 hierarchy, or directories cannot be made.
+        enables controllers for others may hold no processes; its descendants there move as well. Then the controllers
+        are enabled; a controller that the kernel refuses is reported by `host.check_resources`.
+
+        An empty left-over of the same name is removed. One with processes in it belongs to another supervisor and is an
+        error. `adopt`: the tree is ours from before an upgrade or a crash, and stays as it is, with its workloads
+        running. `own_leaf`: the leaf is ours from before, too, and is removed at the end.
+
+        Raises CgroupError if there is no usable v2 hierarchy, or directories cannot be made.
         """
         if host.core is None:
             problem = host._no_core(name)
@@ -80,7 +86,9 @@ class Tree:
             tree._enable([name for name in CONTROLLERS if name not in tree._later()])
             for controller in CONTROLLERS:
                 hierarchy = tree._v1_hierarchy(controller)
-                if hierarchy is not None and (controller in _ALWAYS or os.path.exists(f"{hierarchy.directory}/{name}")):
+                if hierarchy is not None and (
+                    controller in _ALWAYS_JOINED or os.path.exists(f"{hierarchy.directory}/{name}")
+                ):
                     tree._make_v1(hierarchy)
         except BaseException:
             tree.close()
@@ -103,12 +111,15 @@ class Tree:
     # v2 --------------------------------------------------------------------------------------------------------------
 
     def _later(self) -> tuple[str, ...]:
-        """Controllers that wait until a limit needs them. Beside v1 hierarchies io is one of them: else a host that has
-        nothing but that on v2 would have the supervisor move for nothing."""
+        """Controllers that are enabled only for a limit.
+
+        Next to v1 hierarchies io is one of them: otherwise the supervisor would move to a leaf for nothing on a host
+        that has only io on v2.
+        """
         return ON_DEMAND if self.host.mode == "unified" else (*ON_DEMAND, "io")
 
     def _enable(self, names: list[str]) -> None:
-        """Enable v2 controllers for the workloads: in the base's subtree_control, then in the tree's own."""
+        """Enable v2 controllers for the workloads: in subtree_control of the base, of the tree and of the groups."""
         host = self.host
         assert host.core is not None
         wanted = [
@@ -140,24 +151,30 @@ class Tree:
         self._made_leaf = not os.path.exists(leaf)
         os.makedirs(leaf, exist_ok=True)
         self._leaf = leaf
-        others = strangers(self.host.base)
+        foreign_pids = strangers(self.host.base)
         for pid in directories.members(self.host.base):
-            if pid not in others:
+            if pid not in foreign_pids:
                 self.supervisor_join(pid)
 
     def _inherit_leaf(self, leaf: str) -> None:
-        """As it was we who had to move, nobody else had enabled a controller before."""
+        """Take over the leaf of an earlier supervisor.
+
+        The earlier one had to move to it, so nothing but it had enabled controllers before.
+        """
         self._leaf, self._made_leaf = leaf, True
         self._enabled = [name for name in _words(f"{self.host.base}/cgroup.subtree_control") if name in CONTROLLERS]
 
     @property
     def owns_leaf(self) -> bool:
-        """The leaf that the supervisor is in has been made by it, or by one before."""
+        """Whether this supervisor, or an earlier one that it continues, has made the leaf."""
         return self._made_leaf
 
     def supervisor_join(self, pid: int) -> None:
-        """Move a process of the supervisor's own (the keeper) to where the supervisor is. Does nothing where the
-        supervisor did not have to move, or where the process is dead by now."""
+        """Move one of the supervisor's own processes (the keeper) to the supervisor's leaf.
+
+        Does nothing if the supervisor did not have to move, or if the process has ended. Raises CgroupError if the
+        kernel refuses.
+        """
         if self._leaf is not None:
             try:
                 directories.write(f"{self._leaf}/cgroup.procs", str(pid))
@@ -169,20 +186,20 @@ class Tree:
     # v1 --------------------------------------------------------------------------------------------------------------
 
     def _v1_hierarchy(self, controller: str) -> Hierarchy | None:
-        found = self.host.controllers.get(controller)
-        return found.hierarchy if found is not None and found.delegated and found.hierarchy.version == 1 else None
+        entry = self.host.controllers.get(controller)
+        return entry.hierarchy if entry is not None and entry.delegated and entry.hierarchy.version == 1 else None
 
     def _make_v1(self, hierarchy: Hierarchy) -> None:
-        """The tree's directory in a v1 hierarchy is made when it is first needed."""
+        """Make the tree's directory in a v1 hierarchy, unless it exists."""
         if hierarchy not in self._v1:
             directory = f"{hierarchy.directory}/{self.name}"
-            _make(directory, hierarchy)
+            _make_v1_cgroup(directory, hierarchy)
             self._v1[hierarchy] = directory
 
     # workloads -------------------------------------------------------------------------------------------------------
 
     def group(self, name: str, resources: Any, within: Sequence[Cgroup] = ()) -> Cgroup:
-        """The cgroup of a group of workloads; otherwise as `make`. Members are made with it as their last `within`."""
+        """Make the cgroup of a group of workloads, like `make`. Its members are made with it as their last ancestor."""
         cgroup = self._cgroup(f"{GROUP}{name}", f"group/{name}", resources, within)
         try:
             for controller in CONTROLLERS:
@@ -198,52 +215,60 @@ class Tree:
         return cgroup
 
     def make(self, name: str, resources: Any, within: Sequence[Cgroup] = (), *, given: bool = False) -> Cgroup:
-        """The cgroup of one workload, with its limits applied and read back.
+        """Make the cgroup of one workload, with its limits applied and read back.
 
-        It may exist already: a workload keeps its cgroup across restarts, counters go on, and limits no longer
-        configured are lifted. resources: `config.model.Resources`, or anything with its fields. within: the groups that
-        it is in, the outermost first. given: if the cgroup is there, it is known to have got these limits, and nobody
-        looks. CgroupError: what could not be set, of which workload, why; nothing new stays behind then.
+        It may exist already: a workload keeps its cgroup across restarts, counters continue, and limits that are no
+        longer configured are lifted. resources: `config.model.Resources`, or anything with its fields. ancestors: the
+        groups around it, the outermost first. limits_known: if the cgroup exists, it is known to have these limits, and
+        they are not checked. Raises CgroupError with the limit, the workload and the reason; then nothing new is left
+        behind.
         """
         return self._cgroup(name, name, resources, within, given)
 
     def groups(self, names: Sequence[str]) -> list[Cgroup]:
-        """The cgroups of groups, the outermost first; of one that an earlier supervisor has left, as it has left it."""
-        found: list[Cgroup] = []
+        """Return the cgroups of groups, the outermost first.
+
+        A group that an earlier supervisor has left is returned unchanged.
+        """
+        cgroups: list[Cgroup] = []
         for name in names:
-            path = f"{found[-1].path if found else self.path}/{GROUP}{name}"
+            path = f"{cgroups[-1].path if cgroups else self.path}/{GROUP}{name}"
             cgroup = self._made.get(path)
             if cgroup is None:
-                cgroup = Cgroup(self.host, f"group/{name}", path, provide=self._provide, within=tuple(found))
+                cgroup = Cgroup(self.host, f"group/{name}", path, provide=self._provide, within=tuple(cgroups))
                 hierarchies = filter(None, map(self._v1_hierarchy, CONTROLLERS))
-                cgroup.v1 |= {one: where for one in hierarchies if os.path.exists(where := self._v1_path(one, cgroup))}
+                cgroup.v1 |= {
+                    hierarchy: directory
+                    for hierarchy in hierarchies
+                    if os.path.exists(directory := self._v1_path(hierarchy, cgroup))
+                }
                 self._made[path] = cgroup
-            found.append(cgroup)
-        return found
+            cgroups.append(cgroup)
+        return cgroups
 
     def found(self) -> dict[str, tuple[str, ...]]:
-        """The instances that have a cgroup, each with the names of the groups that it is in, the outermost first."""
+        """Return the instances that have a cgroup, each with the names of its groups, the outermost first."""
 
-        def below(directory: str, around: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+        def list_below(directory: str, around: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
             names: dict[str, tuple[str, ...]] = {}
             with os.scandir(directory) as entries:
                 for entry in entries:
                     if not entry.is_dir(follow_symlinks=False):
                         continue
                     if entry.name.startswith(GROUP):
-                        names |= below(entry.path, (*around, entry.name.removeprefix(GROUP)))
+                        names |= list_below(entry.path, (*around, entry.name.removeprefix(GROUP)))
                     else:
                         names[entry.name] = around
             return names
 
-        return below(self.path, ())
+        return list_below(self.path, ())
 
     def root(self) -> Cgroup:
-        """The tree's own cgroup, around all workloads: to read and to watch, not to limit."""
+        """Return the tree's own cgroup, around all workloads: for reading and watching, not for limits."""
         return Cgroup(self.host, "host", self.path, dict(self._v1), members=self._top)
 
     def _groups(self) -> list[str]:
-        """The directories of the groups, each after those around it."""
+        """Return the directories of the groups, each after those around it."""
         return sorted(path for path in self._made if os.path.basename(path).startswith(GROUP) and os.path.exists(path))
 
     def _cgroup(
@@ -251,7 +276,11 @@ class Tree:
     ) -> Cgroup:
         path = f"{within[-1].path if within else self.path}/{directory}"
         fresh = not os.path.exists(path)
-        needed = {*_ALWAYS, *_controllers(resources), *(one for group in within for one in group.shared)}
+        needed = {
+            *_ALWAYS_JOINED,
+            *_controllers(resources),
+            *(controller for group in within for controller in group.shared),
+        }
         cgroup = Cgroup(self.host, name, path, provide=self._provide, within=tuple(within))
         try:
             try:
@@ -261,7 +290,7 @@ class Tree:
                 raise CgroupError(f"cannot make the cgroup {path}: {error.strerror}") from error
             for controller in CONTROLLERS:
                 hierarchy = self._v1_hierarchy(controller)
-                # What exists already may hold a limit that is to be lifted.
+                # An existing directory may have a limit that must be lifted.
                 if hierarchy is not None and (controller in needed or os.path.exists(self._v1_path(hierarchy, cgroup))):
                     self._make_v1_below(hierarchy, cgroup)
             if fresh or not given:
@@ -280,19 +309,20 @@ class Tree:
 
     def _make_v1_below(self, hierarchy: Hierarchy, cgroup: Cgroup) -> str:
         self._make_v1(hierarchy)
-        for one in (*cgroup.within, cgroup):
-            directory = one.v1[hierarchy] = self._v1_path(hierarchy, one)
-            _make(directory, hierarchy)
+        for member in (*cgroup.within, cgroup):
+            directory = member.v1[hierarchy] = self._v1_path(hierarchy, member)
+            _make_v1_cgroup(directory, hierarchy)
         return directory
 
     def _provide(self, cgroup: Cgroup, controller: str) -> None:
-        """See to it that a workload, or all members of a group, have this controller: enable it in v2, or have all
-        their processes join it in v1.
+        """Enable a controller for a workload, or for all members of a group.
+
+        On v2 it is enabled in the tree; on v1 all their processes join its hierarchy.
         """
-        found = self.host.controllers.get(controller)
-        if found is None or not found.delegated:
+        entry = self.host.controllers.get(controller)
+        if entry is None or not entry.delegated:
             return
-        hierarchy = found.hierarchy
+        hierarchy = entry.hierarchy
         if hierarchy.version == 2:
             if controller not in self._given:
                 self._enable([controller])
@@ -308,9 +338,12 @@ class Tree:
             cgroup.shared.add(controller)
 
     def _join(self, cgroup: Cgroup, directory: str) -> None:
-        """Have all its processes join a v1 directory. One that was just being forked joins in the next round; the forks
-        of those that have joined are in it."""
-        for _ in range(_JOIN_ROUNDS):
+        """Move all processes of the cgroup to a v1 directory.
+
+        A process that is just being forked is moved in the next round; the children of moved processes are in the
+        directory.
+        """
+        for _ in range(_MAX_JOIN_ROUNDS):
             outside = set(cgroup.procs()) - set(directories.processes(directory))
             if not outside:
                 return
@@ -321,18 +354,18 @@ class Tree:
                     pass
                 except OSError as error:
                     raise CgroupError(f"cannot move process {pid} to {directory}: {error.strerror}") from error
-        why = "they fork too fast; freeze it first"
-        raise CgroupError(f"cannot move the processes of {cgroup.name} to {directory}: {why}")
+        reason = "they fork too fast; freeze it first"
+        raise CgroupError(f"cannot move the processes of {cgroup.name} to {directory}: {reason}")
 
     def close(self) -> None:
-        """Remove all that was made: every workload's cgroup, the tree, the enabled controllers, the supervisor's leaf.
+        """Remove everything that the tree made: the workloads' cgroups, the tree, the enabled controllers, the leaf.
 
-        CgroupError when processes are still in a workload's cgroup; what is empty has been removed even then, and
+        Raises CgroupError if processes are still in a workload's cgroup; empty cgroups are removed even then, and
         `close` can be called again.
         """
         errors: list[CgroupError] = []
         for directory in (self.path, *self._v1.values()):
-            for child in (*_children(directory), directory):
+            for child in (*_in_removal_order(directory), directory):
                 try:
                     directories.remove(child)
                 except CgroupError as error:
@@ -345,7 +378,7 @@ class Tree:
             try:
                 directories.write(f"{self.host.base}/cgroup.subtree_control", f"-{name}")
             except OSError as error:
-                if error.errno != errno.EBUSY:  # somebody below us uses it by now
+                if error.errno != errno.EBUSY:  # a cgroup below the base uses it by now
                     raise
         self._enabled.clear()
         self._given.clear()
@@ -354,22 +387,25 @@ class Tree:
         self._leaf = None
 
     def _leave_leaf(self, leaf: str) -> None:
-        # Back up goes only what is ours: a keeper that lives on keeps the leaf.
+        # Only this process and its small parent move back: a keeper that keeps running needs the leaf.
         try:
             for pid in filter(None, (os.getpid(), small_parent())):
                 directories.write(f"{self.host.base}/cgroup.procs", str(pid))
         except OSError as error:
-            if error.errno == errno.EBUSY:  # controllers are still enabled for somebody else
+            if error.errno == errno.EBUSY:  # controllers are still enabled for other cgroups
                 return
             raise CgroupError(f"cannot move back to {self.host.base}: {error.strerror}") from error
         if not directories.processes(leaf):
             directories.remove(leaf)
 
 
-def _make(directory: str, hierarchy: Hierarchy) -> None:
-    """Make a v1 directory. A new cpuset has no CPUs and no memory nodes, and takes no process before it has both
-    (cgroup-v1/cpusets.rst), so it gets its parent's. Before Linux 5.11 a memory cgroup limits what is below it only
-    when told so while nothing is below (cgroup-v1/memory.rst, section 6)."""
+def _make_v1_cgroup(directory: str, hierarchy: Hierarchy) -> None:
+    """Make a v1 directory that is ready for processes.
+
+    A new cpuset has no CPUs and no memory nodes, and accepts no process before it has both (cgroup-v1/cpusets.rst), so
+    it gets its parent's. Before Linux 5.11 a memory cgroup limits the cgroups below it only if memory.use_hierarchy is
+    set while there are none (cgroup-v1/memory.rst, section 6).
+    """
     try:
         if not os.path.isdir(directory):
             os.makedirs(directory, exist_ok=True)
@@ -385,21 +421,21 @@ def _make(directory: str, hierarchy: Hierarchy) -> None:
         raise CgroupError(f"cannot make the cgroup {directory}: {error.strerror}") from error
 
 
-def _children(directory: str) -> list[str]:
-    """What is to be removed below the tree: each workload's cgroup, and after those in a group the group's."""
+def _in_removal_order(directory: str) -> list[str]:
+    """Return the directories to remove below the tree: each workload's cgroup, and a group's after those in it."""
     try:
         with os.scandir(directory) as entries:
             below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
         return []
-    found = []
+    ordered = []
     for path in below:
-        found += [*(_children(path) if os.path.basename(path).startswith(GROUP) else ()), path]
-    return found
+        ordered += [*(_in_removal_order(path) if os.path.basename(path).startswith(GROUP) else ()), path]
+    return ordered
 
 
 def _controllers(resources: Any) -> set[str]:
-    """The controllers that these limits need."""
+    """Return the controllers that these limits need."""
     return {file_of(key).partition(".")[0] for key in settings(resources)}
 
 

@@ -1,4 +1,4 @@
-"""From a workload's resources to v2 texts: which keys are set, and what each one writes into its file."""
+"""Convert a workload's resources to v2 texts: which keys are set, and the text that each one writes to its file."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from nsupervisor.cgroups.devices import disk
 from nsupervisor.cgroups.files import RESOURCES, UNLIMITED
 
 RAW = "unified."
-"""What a raw file's key begins with: "unified.memory.swap.high"."""
+"""The prefix of a raw file's key: "unified.memory.swap.high"."""
 
-_HUGE = "hugetlb_"
+_HUGETLB_PREFIX = "hugetlb_"
 
 
 def settings(resources: Any) -> dict[str, Any]:
-    """The keys that are set and their values, in the order of writing; raw files last, as "unified.FILE".
+    """Return the keys that are set and their values, in the order of writing; raw files last, as "unified.FILE".
 
     resources: `config.model.Resources`, or anything with its fields. None, and an empty table or list, is not set.
     """
-    kind: Any = type(resources)
-    if resources == _unset(kind):  # most are, and this is asked for often at a start
+    resources_class: Any = type(resources)
+    if resources == _empty_resources(resources_class):  # true for most, and this is called often at a start
         return {}
-    huge: Mapping[str, Any] = resources.hugetlb
+    hugetlb: Mapping[str, Any] = resources.hugetlb
     values = {
-        key: huge.get(key.removeprefix(_HUGE)) if key.startswith(_HUGE) else getattr(resources, key)
+        key: hugetlb.get(key.removeprefix(_HUGETLB_PREFIX))
+        if key.startswith(_HUGETLB_PREFIX)
+        else getattr(resources, key)
         for key in RESOURCES
     }
     values |= {f"{RAW}{file}": text for file, text in resources.unified.items()}
@@ -34,28 +36,28 @@ def settings(resources: Any) -> dict[str, Any]:
 
 
 @cache
-def _unset(kind: Callable[[], Any]) -> Any:
-    """One with nothing set."""
-    return kind()
+def _empty_resources(resources_class: Callable[[], Any]) -> Any:
+    """Return resources of this class with no key set."""
+    return resources_class()
 
 
 def file_of(key: str) -> str:
-    """The v2 file that a key of `settings` is for."""
+    """Return the v2 file for a key of `configured_values`."""
     return key.removeprefix(RAW) if key.startswith(RAW) else RESOURCES[key]
 
 
 def encode(key: str, value: Any) -> str:
-    """The v2 text of a resource's value: 67108864 → "67108864", (50000, 100000) → "50000 100000", None → no limit.
+    """Return the v2 text of a value: 67108864 → "67108864", (50000, 100000) → "50000 100000", None → no limit.
 
-    Files with a line for each device give several lines, the devices in them as MAJOR:MINOR. UnfitError where a path
-    is on no disk. Percentages have been made into numbers before.
+    Files with a line for each device give several lines, with the devices as MAJOR:MINOR. Percentages must have been
+    converted to numbers before. Raises UnsupportedValueError if a path is not on a disk.
     """
     if value in (None, (), {}):
         return UNLIMITED[file_of(key)]
     if isinstance(value, bool):
         return "1" if value else "0"
-    if key in _LINES:
-        return "\n".join(_LINES[key](value))
+    if key in _LINE_ENCODERS:
+        return "\n".join(_LINE_ENCODERS[key](value))
     if isinstance(value, tuple):
         quota, period = value
         return f"{_or_max(quota)} {period}"
@@ -68,27 +70,28 @@ def _or_max(value: int | None) -> str:
 
 def _io_max(limits: Any) -> list[str]:
     return [
-        f"{disk(one.device)} rbps={_or_max(one.rbps)} wbps={_or_max(one.wbps)} "
-        f"riops={_or_max(one.riops)} wiops={_or_max(one.wiops)}"
-        for one in limits
+        f"{disk(limit.device)} rbps={_or_max(limit.rbps)} wbps={_or_max(limit.wbps)} "
+        f"riops={_or_max(limit.riops)} wiops={_or_max(limit.wiops)}"
+        for limit in limits
     ]
 
 
-_LINES: Mapping[str, Callable[[Any], list[str]]] = {
+_LINE_ENCODERS: Mapping[str, Callable[[Any], list[str]]] = {
     "io_max": _io_max,
     "io_weight": lambda weights: [
         f"{name if name == 'default' else disk(name)} {weight}" for name, weight in weights.items()
     ],
-    "io_latency": lambda targets: [f"{disk(one.device)} target={one.target}" for one in targets],
+    "io_latency": lambda targets: [f"{disk(entry.device)} target={entry.target}" for entry in targets],
     "misc_max": lambda limits: [f"{name} {_or_max(limit)}" for name, limit in limits.items()],
     "rdma_max": lambda limits: [
-        f"{one.device} hca_handle={_or_max(one.hca_handle)} hca_object={_or_max(one.hca_object)}" for one in limits
+        f"{entry.device} hca_handle={_or_max(entry.hca_handle)} hca_object={_or_max(entry.hca_object)}"
+        for entry in limits
     ],
 }
 
 
 def display(file: str, text: str) -> str:
-    """A v2 text as a person would write it: sizes with a unit where it is exact, "no limit" for "max"."""
+    """Return a v2 text for people: sizes with a unit if that is exact, "no limit" for "max"."""
     if text == "max":
         return "no limit"
     if re.match(r"(memory|hugetlb)\.", file) and text.isdecimal():

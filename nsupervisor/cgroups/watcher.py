@@ -1,17 +1,17 @@
-"""The watcher: what the kernel says about cgroups, as callbacks, without polling what can notify.
+"""The watcher: reports changes of cgroups by callbacks, without polling files that can notify.
 
-Which way each file speaks (none of them by POLLIN: they are always readable):
+How each file notifies (none of them by POLLIN: they are always readable):
 
 * event files (`cgroup.events`, `memory.events`, `pids.events`, and their `.local`) change with IN_MODIFY; one inotify
-  instance has them all. On v1, `pids.events` counts but does not notify (seen on Linux 6.18; older kernels do), so it
-  is read four times a second (with many workloads less often, see _MUTE_IN_ALL); out of memory comes by an eventfd
-  (cgroup-v1/memory.rst, section 10), and all eventfds sit in one epoll, whose own descriptor becomes readable. The rest
-  of memory.events (v1: failcnt) waits for the backstop.
+  instance watches all of them. On v1, `pids.events` counts but does not notify (seen on Linux 6.18; older kernels do),
+  so it is read four times a second (less often with many workloads, see _SILENT_RATE_HZ); out of memory comes by an
+  eventfd (cgroup-v1/memory.rst, section 10), and all eventfds are in one epoll, whose own descriptor becomes readable.
+  Other changes of memory.events (v1: failcnt) are found by the backstop.
 * pressure triggers come as POLLPRI (accounting/psi.rst).
-* levels (`pids.current`, `memory.current`, …) never notify. They are sampled, and only those somebody asked for: all of
-  a cgroup together, and whoever gets them says when he wants to see them again.
+* levels (`pids.current`, `memory.current`, …) never notify. They are sampled, and only if a caller asked for them: all
+  levels of a cgroup together, at the interval that the caller's callback returns.
 
-Event files are also read every few seconds, as a backstop, and when the inotify queue has overflown.
+Event files are also read every few seconds, as a backstop, and when the inotify queue has overflowed.
 """
 
 from __future__ import annotations
@@ -36,33 +36,42 @@ from nsupervisor.cgroups.sampler import Job, Sampler
 from nsupervisor.linux.inotify import IN_IGNORED, IN_MODIFY, IN_Q_OVERFLOW, Inotify
 
 EVENT_FILES = ("cgroup.events", "memory.events", "pids.events")
-"""Those that `Watcher.add` watches when nobody says which."""
+"""The event files that `Watcher.add` watches by default."""
 
-_BACKSTOP = 5.0
-_MUTE = 0.25
+_BACKSTOP_INTERVAL_S = 5.0
+_SILENT_INTERVAL_S = 0.25
 """Seconds between two readings of an event file that may not notify."""
-_FAR, _VERY_FAR = 1.0, 2.0
-"""Seconds. Who asks for his levels no sooner than after this is far from anything that matters."""
-_FAR_SOONEST, _FAR_CHEAP = 0.25, 100
-"""Where there are few, those very far are read more often than they ask for, since a value may also jump: after so many
-seconds, or as often as makes so many readings a second of all together."""
-_MUTE_IN_ALL, _FAR_IN_ALL, _BACKSTOP_IN_ALL = 400, 200, 200
-"""Readings a second, of all cgroups together: of event files that may not notify, of levels far away, of event files
-for the backstop. With more workloads each is read less often, so that a thousand idle ones cost one per cent of a
-processor and not ten."""
-_AT_ONCE = 50
-"""Files that the backstop reads in one go, some 0.3 ms: what happens meanwhile waits for no more than that."""
-_OOM_DELAYS = (0.0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.5)
+_FAR_INTERVAL_S, _VERY_FAR_INTERVAL_S = 1.0, 2.0
+"""Sampling intervals, in seconds, from which a cgroup counts as far, and as very far, from every threshold."""
+_VERY_FAR_MIN_INTERVAL_S, _VERY_FAR_RATE_HZ = 0.25, 100
+"""Few cgroups that are very far are read more often than requested, since a value may also jump.
+
+The interval is the first in seconds, or longer, so that all of them together have the second in readings a second.
+"""
+_SILENT_RATE_HZ, _FAR_RATE_HZ, _BACKSTOP_RATE_HZ = 400, 200, 200
+"""Readings a second, of all cgroups together: of silent event files, of levels far away, of files for the backstop.
+
+With more workloads each file is read less often, so that a thousand idle workloads cost one per cent of a processor and
+not ten.
+"""
+_BACKSTOP_BATCH = 50
+"""The number of files that the backstop reads at once, some 0.3 ms: no other task waits longer for it."""
+_OOM_DELAYS_S = (0.0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.5)
 
 OnReading = Callable[[Reading], None]
 OnSample = Callable[[Mapping[str, Mapping[str, float]]], float]
-"""Gets all levels of a cgroup, as they were at one moment; says after how many seconds to read them again: infinity:
-not before `Watcher.resume`."""
+"""Receives all levels of a cgroup, read at one moment; returns the seconds until the next sample.
+
+Infinity: no sample before `Watcher.sample_now`.
+"""
 
 
 @attrs.define(eq=False)
 class _Watch:
-    """One watched cgroup. events: what each event file last said. mute: those of them that may not notify."""
+    """One watched cgroup.
+
+    last_events: the last reading of each event file. silent_files: the event files that may not notify.
+    """
 
     cgroup: Cgroup
     on_reading: OnReading
@@ -73,7 +82,7 @@ class _Watch:
     mute: list[str] = attrs.field(factory=list)
     wds: list[int] = attrs.field(factory=list)
     eventfd: int | None = None
-    oom_seen: bool = False  # the eventfd spoke, and nobody has looked for the kill yet
+    oom_seen: bool = False  # the eventfd has notified, and the kill has not been looked for yet
     oom_looking: bool = False
     triggers: list[Trigger] = attrs.field(factory=list)
     jobs: list[Job] = attrs.field(factory=list)  # the sampling of the levels comes first
@@ -81,24 +90,25 @@ class _Watch:
 
 
 class Watcher:
-    """Get one from `open_watcher`. All methods are quick, for the trio thread only, and may be called from callbacks.
+    """Watches cgroups. Obtained from `open_watcher`.
 
-    Callbacks run in the watcher's tasks: an exception out of one ends the watcher and comes out of `open_watcher`.
+    All methods are quick, for the trio thread only, and may be called from callbacks. Callbacks run in the watcher's
+    tasks: an exception from one ends the watcher and is raised by `open_watcher`.
     """
 
     def __init__(self, nursery: trio.Nursery, backstop: float) -> None:
         self._nursery = nursery
         self._backstop = backstop
-        self._watches: dict[str, _Watch] = {}  # by the cgroup's path, which inotify tells apart, too
+        self._watches: dict[str, _Watch] = {}  # by the cgroup's path, which identifies it for inotify, too
         self._by_wd: dict[int, tuple[_Watch, str]] = {}
         self._by_eventfd: dict[int, _Watch] = {}
         self._sampler = Sampler()
         self._looking = Job(self._look_at_some)
         self._to_look_at: deque[tuple[_Watch, str]] = deque()
-        """What the backstop has yet to read in this round."""
+        """The files that the backstop has yet to read in this round."""
         self._round_ends = 0.0
-        self._mute = 0  # files that are read because they may not notify
-        self._far = 0  # cgroups with levels
+        self._mute = 0  # number of files that are read because they may not notify
+        self._far = 0  # number of cgroups with levels
         self._inotify = Inotify()
         self._epoll = select.epoll()
 
@@ -115,12 +125,14 @@ class Watcher:
     ) -> Mapping[str, Mapping[str, float]]:
         """Watch a cgroup. Calls on_reading for an event file when it changed.
 
-        Levels go to on_sample, which sets its own pace and may also be without levels; it is first called when `resume`
-        says so. Without it they go to on_reading, one by one, every `interval` seconds.
+        Levels go to on_sample, which sets its own interval and may also be given without levels; it is first called
+        after `sample_now`. Without on_sample, levels go to on_reading, one by one, every `interval` seconds.
 
-        events: v2 names of event files; None: those of EVENT_FILES that the cgroup has. Returns what the event files
-        say now, the base line: every later change of it is reported. CgroupError when a file is not to be had on this
-        host; OSError when inotify watches or descriptors are used up; ValueError when it is watched already.
+        events: v2 names of event files; None: those of EVENT_FILES that the cgroup has. Returns the present readings of
+        the event files: every later difference from them is reported.
+
+        Raises CgroupError if this host lacks a file; OSError if inotify watches or descriptors are used up; ValueError
+        if the cgroup is watched already, or the interval is not positive.
         """
         if cgroup.path in self._watches:
             raise ValueError(f"{cgroup.path} is already watched")
@@ -129,7 +141,7 @@ class Watcher:
         watch = self._watches[cgroup.path] = _Watch(cgroup, on_reading, on_sample, interval, tuple(levels))
         try:
             for file in filter(cgroup.offers, EVENT_FILES) if events is None else events:
-                # First the notification, then the reading: what happens between the two is then told twice, not never.
+                # First the notification, then the reading: a change between the two is reported twice, not never.
                 self._notify(watch, file)
                 watch.events[file] = cgroup.read(file)
             for file in watch.levels:
@@ -144,24 +156,27 @@ class Watcher:
         self._far += bool(watch.levels)
         if watch.mute:
             watch.jobs.append(Job(partial(self._look_at_mute, watch)))
-            self._sampler.plan(watch.jobs[-1], _MUTE)
+            self._sampler.plan(watch.jobs[-1], _SILENT_INTERVAL_S)
         if self._looking.due == math.inf:
             self._sampler.plan(self._looking, self._backstop)
         return dict(watch.events)
 
     def resume(self, cgroup: Cgroup) -> None:
-        """Read its levels now, and go on as on_sample says; unknown ones are fine."""
+        """Read the levels of a cgroup now, and continue as on_sample returns. An unknown cgroup is no error."""
         watch = self._watches.get(cgroup.path)
         if watch is not None:
             self._sampler.plan(watch.jobs[0], 0.0)
 
     def remove(self, cgroup: Cgroup) -> None:
-        """Stop watching it, its pressure triggers included. No callback comes after this. Unknown ones are fine."""
+        """Stop watching a cgroup, including its pressure triggers. No callback comes after this.
+
+        An unknown cgroup is no error.
+        """
         watch = self._watches.pop(cgroup.path, None)
         if watch is None:
             return
         watch.alive = False
-        if watch.jobs:  # else `add` did not come so far
+        if watch.jobs:  # else `add` failed before
             self._mute -= len(watch.mute)
             self._far -= bool(watch.levels)
         for wd in watch.wds:
@@ -177,11 +192,13 @@ class Watcher:
             self._sampler.end(job)
 
     def read(self, cgroup: Cgroup, file: str) -> Mapping[str, float]:
-        """What an event file says now; whatever differs from this will be reported. CgroupError as `Cgroup.read`.
+        """Return the present reading of an event file; every later difference from it is reported.
 
         The kernel notifies at most once in 10 ms (CGROUP_FILE_NOTIFY_MIN_INTV in kernel/cgroup/cgroup.c). A cgroup that
-        was populated and emptied within that time looks as it did before, and nothing is reported. Who has seen it
-        populated, and waits for its end, must have seen it by this.
+        was populated and emptied within that time looks the same as before, and nothing is reported. So a caller that
+        waits for the end of a populated cgroup must have seen it populated through this method.
+
+        Raises CgroupError like `Cgroup.read_cached`.
         """
         values = cgroup.read(file)
         watch = self._watches.get(cgroup.path)
@@ -198,37 +215,42 @@ class Watcher:
         window_us: int,
         on_trigger: OnReading,
     ) -> Trigger:
-        """Call on_trigger with a reading of the pressure file when tasks of the cgroup were stalled for stall_us within
-        window_us; at most once a window.
+        """Call on_trigger with a reading of the pressure file when the cgroup's tasks were stalled too long.
 
-        file: "memory.pressure", "cpu.pressure" or "io.pressure"; kind: "some" or "full". The window is 500 ms to 10 s;
-        without CAP_SYS_RESOURCE the kernel takes multiples of 2 s only, so that the window is rounded up and the stall
-        grows with it: the Trigger says what is in force, and can be closed. The cgroup has been `add`ed before, and
-        `remove` ends this, too. CgroupError when the kernel refuses.
+        stall_us, window_us: how long a stall, within which window, in microseconds; on_trigger is called at most once a
+        window. file: "memory.pressure", "cpu.pressure" or "io.pressure"; kind: "some" or "full". The window is 500 ms
+        to 10 s; without CAP_SYS_RESOURCE the kernel accepts multiples of 2 s only, so the window is rounded up and the
+        stall grows with it. The returned Trigger has the values in force, and can be closed. The cgroup must have been
+        `add`ed before, and `remove` ends this, too. Raises CgroupError if the kernel refuses.
         """
         watch = self._watches[cgroup.path]
         trigger = Trigger.open(cgroup, file, kind, stall_us, window_us)
-        watch.triggers = [*(old for old in watch.triggers if not old.closed), trigger]
+        watch.triggers = [*(trigger for trigger in watch.triggers if not trigger.closed), trigger]
         self._nursery.start_soon(trigger.run, on_trigger)
         return trigger
 
     def add_stall(
         self, cgroup: Cgroup, file: str, kind: str, stall_us: int, window_us: int, on_stall: OnReading
     ) -> str:
-        """As `add_pressure`, but where the kernel refuses, read the file's total once a window, and compare: the same
-        thing, found up to a window later. Returns what is otherwise than asked for, in words; "" where nothing is."""
-        asked = f"{file}: a stall of {stall_us} us in {window_us} us"
+        """Watch for stalls like `add_pressure`; if the kernel refuses, read the file's total once a window and compare.
+
+        The comparison finds the same stalls, up to a window later. Returns a description of a deviation from the
+        request, or "" if there is none.
+        """
+        request = f"{file}: a stall of {stall_us} us in {window_us} us"
         try:
             trigger = self.add_pressure(cgroup, file, kind, stall_us, window_us, on_stall)
         except CgroupError as error:
             watch = self._watches[cgroup.path]
             watch.jobs.append(Job(Stalled(cgroup, file, kind, stall_us, window_us / 1e6, on_stall)))
             self._sampler.plan(watch.jobs[-1], 0.0)
-            return f"{asked} is measured by reading the file once a window, because the kernel refused: {error}"
+            return f"{request} is measured by reading the file once a window, because the kernel refused: {error}"
         if trigger.window_us == window_us:
             return ""
-        wider = f"{trigger.stall_us} us in {trigger.window_us} us"
-        return f"{asked} is watched for as {wider}: without CAP_SYS_RESOURCE the kernel takes windows of 2, 4 … 10 s"
+        in_force = f"{trigger.stall_us} us in {trigger.window_us} us"
+        return (
+            f"{request} is watched for as {in_force}: without CAP_SYS_RESOURCE the kernel takes windows of 2, 4 … 10 s"
+        )
 
     # notifications ---------------------------------------------------------------------------------------------------
 
@@ -291,12 +313,12 @@ class Watcher:
                     self._nursery.start_soon(self._look_for_oom_kill, watch)
 
     async def _look_for_oom_kill(self, watch: _Watch) -> None:
-        # v1 notifies just before it kills, so the counter is behind: look again soon, for about a second. If the kill
-        # takes longer (or there is none, since the victim ended by itself) the backstop finds what there is to find.
+        # v1 notifies just before it kills, so the counter is behind: read it again soon, for about a second. If the
+        # kill takes longer (or there is none, since the victim ended by itself) the backstop finds the change.
         while watch.oom_seen:
             watch.oom_seen = False
             before = watch.events["memory.events"].get("oom_kill")
-            for delay in _OOM_DELAYS:
+            for delay in _OOM_DELAYS_S:
                 await trio.sleep(delay)
                 if not self._look(watch, "memory.events"):
                     return
@@ -308,13 +330,13 @@ class Watcher:
         return [(watch, file) for watch in self._watches.values() for file in watch.events]
 
     def _look(self, watch: _Watch, file: str) -> bool:
-        """Read an event file and report it if it changed. False when the watch or the cgroup is no more."""
+        """Read an event file and report it if it changed. False if the watch or the cgroup has been removed."""
         if not watch.alive:
             return False
         try:
             values = watch.cgroup.read(file)
         except CgroupGoneError:
-            return False  # removed already; whoever removed it will tell us
+            return False  # removed already; the remover will call `remove`
         before = watch.events[file]
         if values is not before and values != before:
             watch.events[file] = values
@@ -327,39 +349,40 @@ class Watcher:
         try:
             values = {file: watch.cgroup.read(file) for file in watch.levels}
         except CgroupGoneError:
-            return math.inf  # removed already; whoever removed it will tell us
+            return math.inf  # removed already; the remover will call `remove`
         if watch.on_sample is not None:
             delay = watch.on_sample(values)
-            if delay < _FAR or delay == math.inf:
+            if delay < _FAR_INTERVAL_S or delay == math.inf:
                 return delay
-            if delay >= _VERY_FAR and watch.levels:
-                delay = min(delay, max(_FAR_SOONEST, self._far / _FAR_CHEAP))
-            return max(delay, self._far / _FAR_IN_ALL)
-        for file, found in values.items():
-            if watch.alive:  # else by the callback for the level before
-                watch.on_reading(Reading(file, found))
+            if delay >= _VERY_FAR_INTERVAL_S and watch.levels:
+                delay = min(delay, max(_VERY_FAR_MIN_INTERVAL_S, self._far / _VERY_FAR_RATE_HZ))
+            return max(delay, self._far / _FAR_RATE_HZ)
+        for file, level_values in values.items():
+            if watch.alive:  # the callback for the previous level may have removed it
+                watch.on_reading(Reading(file, level_values))
         return watch.interval
 
     def _look_at_mute(self, watch: _Watch) -> float:
         for file in watch.mute:
             self._look(watch, file)
-        return max(_MUTE, self._mute / _MUTE_IN_ALL) if watch.alive else math.inf
+        return max(_SILENT_INTERVAL_S, self._mute / _SILENT_RATE_HZ) if watch.alive else math.inf
 
     def _look_at_some(self) -> float:
-        """The backstop: a portion after the other, so that a round through thousands of files holds up nothing."""
+        """Run one portion of the backstop, so that a round through thousands of files delays no other task."""
         if not self._watches:
             self._to_look_at.clear()
             return math.inf
         now = trio.current_time()
         if not self._to_look_at:
-            self._to_look_at.extend(one for one in self._all() if one[1] not in one[0].mute)  # those are read anyway
+            # Silent files are read anyway.
+            self._to_look_at.extend(entry for entry in self._all() if entry[1] not in entry[0].mute)
             self._round_ends = now + self._backstop
-        for _ in range(min(_AT_ONCE, len(self._to_look_at))):
+        for _ in range(min(_BACKSTOP_BATCH, len(self._to_look_at))):
             self._look(*self._to_look_at.popleft())
-        rest = 0.0 if self._to_look_at else self._round_ends - now
-        return max(rest, _AT_ONCE / _BACKSTOP_IN_ALL)
+        delay = 0.0 if self._to_look_at else self._round_ends - now
+        return max(delay, _BACKSTOP_BATCH / _BACKSTOP_RATE_HZ)
 
-    # life ------------------------------------------------------------------------------------------------------------
+    # lifecycle -------------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         for task in (self._run_inotify, self._run_eventfds, self._sampler.run):
@@ -373,11 +396,11 @@ class Watcher:
 
 
 @asynccontextmanager
-async def open_watcher(backstop: float = _BACKSTOP) -> AsyncIterator[Watcher]:
-    """A running Watcher; it stops, and all its descriptors are closed, at the end of the block.
+async def open_watcher(backstop: float = _BACKSTOP_INTERVAL_S) -> AsyncIterator[Watcher]:
+    """Run a Watcher; at the end of the block it stops, and all its descriptors are closed.
 
-    backstop: seconds between two readings of the event files that nothing was heard of. Exceptions of the block and of
-    callbacks come out in an exception group, as from any nursery.
+    backstop: seconds between two readings of event files without a notification. Exceptions of the block and of
+    callbacks are raised in an exception group, as by any nursery.
     """
     watcher: Watcher | None = None
     try:

@@ -88,7 +88,7 @@ async def test_many_that_are_far_from_anything_are_looked_at_less_often(
     tree: Tree, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     """A thousand idle workloads with five rules each took a tenth of a processor."""
-    monkeypatch.setattr(watcher_module, "_FAR_IN_ALL", 1)
+    monkeypatch.setattr(watcher_module, "_FAR_RATE_HZ", 1)
     asked: list[tuple[float, str]] = []
     async with open_watcher() as watcher:
         cgroups = [tree.make(f"w{number}", Resources()) for number in range(3)]
@@ -116,7 +116,7 @@ async def test_the_backstop_reads_many_files_in_portions(
     tree: Tree, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     """With a thousand workloads it read three thousand files in one go, and what happened meanwhile waited 20 ms."""
-    monkeypatch.setattr(watcher_module, "_AT_ONCE", 4)
+    monkeypatch.setattr(watcher_module, "_BACKSTOP_BATCH", 4)
     looks: list[tuple[float, str]] = []
 
     def look(_: Watcher, watch: watcher_module._Watch, file: str) -> bool:

@@ -215,7 +215,7 @@ def test_a_host_that_cannot_be_understood_is_a_problem(file, monkeypatch):
     from nsupervisor.cgroups.errors import CgroupError
 
     def fail():
-        raise CgroupError("the own cgroup /x has been removed; start the supervisor anew")
+        raise CgroupError("the own cgroup /x has been removed; restart the supervisor")
 
     monkeypatch.setattr(Host, "discover", fail)
     problems, warnings, count = inspect(file(GOOD), host=True)
