@@ -172,15 +172,22 @@ class Client:
     def _exchange(self, request: bytes, patience: float | None) -> Iterator[bytes]:
         """Send the request, and give what comes until the other side has said all. patience: seconds for each piece."""
         import socket  # here, because commands that ask nobody load this module for its errors
+        from struct import pack
 
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(PATIENCE)
+            # A full queue of connections makes a non-blocking connect fail at once (EAGAIN, connect(2)), and Python's
+            # own time limit makes the socket non-blocking. With the kernel's the connect waits for its turn.
+            seconds = int(PATIENCE)
+            connection.setsockopt(
+                socket.SOL_SOCKET, socket.SO_SNDTIMEO, pack("ll", seconds, int((PATIENCE - seconds) * 1e6))
+            )
             try:
                 connection.connect(self.path)
-            except TimeoutError:
+            except BlockingIOError:
                 raise self._silent() from None
             except OSError as error:
                 raise self._absent(error) from None
+            connection.settimeout(PATIENCE)
             try:
                 try:
                     connection.sendall(request)

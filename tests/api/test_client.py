@@ -54,6 +54,17 @@ def test_nobody_there(tmp_path):
     assert caught.value.exit_status == 3
 
 
+def test_a_full_queue_is_waited_for(tmp_path, monkeypatch):
+    """A connect to it failed at once with "Resource temporarily unavailable", although the supervisor was only busy."""
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as first:
+        busy.bind(str(tmp_path / "api.sock"))
+        busy.listen(0)
+        first.connect(str(tmp_path / "api.sock"))
+        with pytest.raises(NoSupervisorError, match="has not answered"):
+            Client(str(tmp_path / "api.sock")).info()
+
+
 def test_a_stale_socket(tmp_path):
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / "api.sock"))
