@@ -1,5 +1,6 @@
-"""From one TOML file to frozen classes, or to located errors.
+"""Load a TOML file into frozen classes, or report located errors.
 
 `nsupervisor.config.load` has `load`, `parse`, `ConfigError` and `Problem`; `model` has the classes; `schema` the JSON
-Schema; `environment` the files of environment variables. Nothing is imported here, so that each costs only itself.
+Schema; `environment` the environment files. This package imports none of them, so that each caller pays only for what
+it uses.
 """

@@ -1,4 +1,4 @@
-"""The kinds of values that the actions of rules take; as `kinds`, for [[workload.NAME.policy]]."""
+"""Value kinds for the actions of rules, [[workload.NAME.policy]]; the other kinds are in `kinds`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from nsupervisor.config.kinds import LONGEST_SOCKET, PATH, WORD, Choice, Scalar
 
 
 def _url(value: Any) -> str:
-    """Where to POST to. Read by the same function that the client reads it with."""
-    from urllib.parse import urlsplit  # here, because few need it, and it makes every start slower
+    """Load the URL to POST to, with the same parser as the HTTP client."""
+    from urllib.parse import urlsplit  # imported here because few configurations need it, and it slows down every start
 
     text = str(WORD.load(value))
     example = 'write for example "http://127.0.0.1:9000/hook"'
@@ -33,7 +33,7 @@ def _socket(value: Any) -> str:
 
 
 def _steps(action: Choice) -> Scalar:
-    """One action, or several one after the other; becomes a tuple."""
+    """Build a kind for one action or a sequence of actions; its value becomes a tuple."""
 
     def load(value: Any) -> tuple[str, ...]:
         if isinstance(value, list):
@@ -42,8 +42,10 @@ def _steps(action: Choice) -> Scalar:
             return tuple(action.load(item) for item in value)
         return (action.load(value),)
 
-    one = dict(action.schema)
-    return Scalar(load, {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": 8}]})
+    action_schema = dict(action.schema)
+    return Scalar(
+        load, {"anyOf": [action_schema, {"type": "array", "items": action_schema, "minItems": 1, "maxItems": 8}]}
+    )
 
 
 URL = Scalar(_url, {"type": "string", "pattern": "^https?://[^@# ]+$"})

@@ -1,4 +1,7 @@
-"""Changes of a workload's resources at run time: read by the same declarations as the file, with the same messages."""
+"""Changes of a workload's resources at run time.
+
+They are parsed with the same declarations and messages as the file.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ from nsupervisor.wire import by_wire_name
 
 
 def parse_changes(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes of `Resources` that these TOML keys and values are for; ConfigError with every problem.
+    """Convert TOML keys and values to attributes of `Resources`; raise ConfigError with every problem.
 
-    {"memory_max": "64M"} → {"memory_max": 67108864}. `values` is what tomllib makes of a table, or what JSON does.
+    {"memory_max": "64M"} → {"memory_max": 67108864}. `values` is a table as tomllib or json loads it.
     """
     slots = keys_of(Resources)
     unknown = [name for name in values if name not in slots or name == "required"]
@@ -39,27 +42,29 @@ def parse_changes(values: Mapping[str, Any]) -> dict[str, Any]:
     return changes
 
 
-def _unknown(name: str, nearest: str, known: list[str]) -> str:
-    instead = f"{nearest.removeprefix(', ')}" or f"write one of {', '.join(known)}"
+def _unknown(name: str, suggestion: str, known: list[str]) -> str:
+    instead = f"{suggestion.removeprefix(', ')}" or f"write one of {', '.join(known)}"
     return f"is nothing that can be set; {instead}"
 
 
 def changed(owner: Workload | Group, resources: Resources, changes: Mapping[str, Any]) -> Resources:
-    """`resources` with the changes of `parse_changes`; ConfigError where they then fit neither together nor with the
-    rules of the workload or group."""
+    """Apply the changes of `parse_changes` to `resources`.
+
+    Raises ConfigError if the resulting limits conflict with each other or with the rules of the workload or group.
+    """
     added_to = ("hugetlb", "unified")
     merged = {n: getattr(resources, n) | value if n in added_to else value for n, value in changes.items()}
     result = attrs.evolve(resources, **merged)
-    after: Workload | Group
+    changed_owner: Workload | Group
     if isinstance(owner, Group):
-        path: tuple[str, ...] = ("group", owner.name)
-        place, after = path, attrs.evolve(owner, **attrs.asdict(result, recurse=False))
+        owner_path: tuple[str, ...] = ("group", owner.name)
+        resources_path, changed_owner = owner_path, attrs.evolve(owner, **attrs.asdict(result, recurse=False))
     else:
-        path = ("workload", owner.name)
-        place, after = (*path, "resources"), attrs.evolve(owner, resources=result)
+        owner_path = ("workload", owner.name)
+        resources_path, changed_owner = (*owner_path, "resources"), attrs.evolve(owner, resources=result)
     problems = [
-        Problem("", 0, shown_path(_below(conflict.path, place) or conflict.path), conflict.message)
-        for conflict in limit_conflicts(after, path)
+        Problem("", 0, shown_path(_strip_prefix(conflict.path, resources_path) or conflict.path), conflict.message)
+        for conflict in limit_conflicts(changed_owner, owner_path)
     ]
     if problems:
         raise ConfigError(problems)
@@ -67,13 +72,13 @@ def changed(owner: Workload | Group, resources: Resources, changes: Mapping[str,
 
 
 def difference(before: Resources, after: Resources) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What was and what is, by key, of all that changed; as JSON has it. None, and empty, is no limit."""
-    old, new = _plain(before), _plain(after)
+    """Return the old and the new values of all changed keys, in JSON form; None or empty means no limit."""
+    old, new = _to_json(before), _to_json(after)
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return {key: old.get(key) for key in keys}, {key: new.get(key) for key in keys}
 
 
-def _plain(resources: Resources) -> dict[str, Any]:
+def _to_json(resources: Resources) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in by_wire_name(resources).items():
         if name == "cpu_max":
@@ -89,5 +94,5 @@ def _plain(resources: Resources) -> dict[str, Any]:
     return values
 
 
-def _below(path: tuple[str | int, ...], place: tuple[str, ...]) -> tuple[str | int, ...]:
-    return path[len(place) :] if path[: len(place)] == place else ()
+def _strip_prefix(path: tuple[str | int, ...], prefix: tuple[str, ...]) -> tuple[str | int, ...]:
+    return path[len(prefix) :] if path[: len(prefix)] == prefix else ()

@@ -1,7 +1,7 @@
-"""What single values cannot show: that the parts of a configuration fit together.
+"""Conflicts between the values of a configuration, which no single value can show.
 
-`conflicts` also gets configurations with wrong values in them (None stands for a required one); the loader drops the
-conflicts that touch a value which it has reported.
+`conflicts` also receives configurations with wrong values in them (None stands for a required one); the loader drops
+the conflicts that involve a value which it has reported.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ORDERING_KEYS = ("requires", "wants", "after")
 
 
 class Conflict(NamedTuple):
-    """What is wrong at a key path, and which other values take part in it."""
+    """A conflict at a key path, and the other values that take part in it."""
 
     path: Path
     message: str
@@ -41,44 +41,47 @@ class Conflict(NamedTuple):
 
 
 def conflicts(config: Config) -> Iterator[Conflict]:
-    """Everything that does not fit together."""
-    yield from _supervisor(config.supervisor)
-    yield from _references(config)
+    """Find everything in a configuration that does not fit together."""
+    yield from _supervisor_conflicts(config.supervisor)
+    yield from _missing_references(config)
     yield from _cycles(config)
-    yield from _log_files(config)
-    yield from _membership(config)
+    yield from _shared_log_files(config)
+    yield from _membership_conflicts(config)
     for name, workload in config.workloads.items():
         path: Path = ("workload", name)
-        yield from _program(workload, path)
-        yield from _namespaces(workload, path)
+        yield from _program_conflicts(workload, path)
+        yield from _namespace_conflicts(workload, path)
         yield from limit_conflicts(workload, path)
         for number, mount in enumerate(workload.mounts):
-            yield from _mount(mount, (*path, "mounts", number))
+            yield from _mount_conflicts(mount, (*path, "mounts", number))
         for number, rule in enumerate(workload.policy):
-            yield from _rule(rule, path, number)
+            yield from _rule_conflicts(rule, path, number)
     for name, group in config.groups.items():
         yield from limit_conflicts(group, ("group", name))
         for number, rule in enumerate(group.policy):
-            yield from _rule(rule, ("group", name), number)
-            yield from _victim(rule, ("group", name, "policy", number))
+            yield from _rule_conflicts(rule, ("group", name), number)
+            yield from _victim_conflicts(rule, ("group", name, "policy", number))
     for number, rule in enumerate(config.host.policy):
-        yield from _rule(rule, ("host",), number)
-        yield from _victim(rule, ("host", "policy", number))
-        yield from _rule_limit(rule, Resources(), ("host",), number)
+        yield from _rule_conflicts(rule, ("host",), number)
+        yield from _victim_conflicts(rule, ("host", "policy", number))
+        yield from _rule_limit_conflicts(rule, Resources(), ("host",), number)
 
 
 def limit_conflicts(owner: Workload | Group, path: Path) -> Iterator[Conflict]:
-    """What does not fit together in the resources of a workload or group, or between them and its rules."""
-    place = path if isinstance(owner, Group) else (*path, "resources")
+    """Find conflicts within the resources of a workload or group, and between them and its rules."""
+    resources_path = path if isinstance(owner, Group) else (*path, "resources")
     for misfit in misfits(owner.resources):
-        yield Conflict((*place, *misfit.key), misfit.message, tuple((*place, key) for key in misfit.involves))
+        yield Conflict(
+            (*resources_path, *misfit.key), misfit.message, tuple((*resources_path, key) for key in misfit.involves)
+        )
     for number, rule in enumerate(owner.policy):
-        yield from _rule_limit(rule, owner.resources, place, number, path)
+        yield from _rule_limit_conflicts(rule, owner.resources, resources_path, number, path)
 
 
-def _supervisor(supervisor: Supervisor) -> Iterator[Conflict]:
+def _supervisor_conflicts(supervisor: Supervisor) -> Iterator[Conflict]:
     if supervisor.name == "supervisor":
-        # On a unified hierarchy our own processes go to a leaf of this name beside the subtree.
+        # On a unified hierarchy the supervisor's own processes run in a leaf of this name next to the
+        # subtree.
         yield Conflict(
             ("supervisor", "name"), '"supervisor" is the cgroup of the supervisor itself; write another name'
         )
@@ -91,59 +94,59 @@ def _supervisor(supervisor: Supervisor) -> Iterator[Conflict]:
         )
 
 
-def _references(config: Config) -> Iterator[Conflict]:
+def _missing_references(config: Config) -> Iterator[Conflict]:
     for name, workload in config.workloads.items():
         for key in ORDERING_KEYS:
-            for number, other in enumerate(getattr(workload, key)):
-                if other in config.workloads:
+            for number, dependency in enumerate(getattr(workload, key)):
+                if dependency in config.workloads:
                     continue
-                instead = did_you_mean(other, config.workloads).removeprefix(", ") or "write the name of one"
+                instead = did_you_mean(dependency, config.workloads).removeprefix(", ") or "write the name of one"
                 yield Conflict(
                     ("workload", name, key, number),
-                    f"there is no workload {shown(other)}; {instead}",
-                    (("workload", other),),
+                    f"there is no workload {shown(dependency)}; {instead}",
+                    (("workload", dependency),),
                 )
 
 
 def _cycles(config: Config) -> Iterator[Conflict]:
-    """Each chain of requires, wants and after that leads back to its beginning, at the key that closes it."""
+    """Find each cycle of requires, wants and after; report it at the key that closes it."""
     edges = {
         name: [
-            (key, number, other)
+            (key, number, dependency)
             for key in ORDERING_KEYS
-            for number, other in enumerate(getattr(workload, key))
-            if other in config.workloads
+            for number, dependency in enumerate(getattr(workload, key))
+            if dependency in config.workloads
         ]
         for name, workload in config.workloads.items()
     }
-    done: set[str] = set()
-    waiting: set[str] = set()  # the members of the chain
+    visited: set[str] = set()
+    on_chain: set[str] = set()  # the members of the current chain
     for root in edges:
-        # Depth first with a stack of our own: a chain may be longer than Python's.
-        chain = [root] if root not in done else []
-        waiting.update(chain)
+        # Depth first with an explicit stack: a chain may be longer than Python's recursion limit.
+        chain = [root] if root not in visited else []
+        on_chain.update(chain)
         remaining = [iter(edges[root])]
         while chain:
-            for key, number, other in remaining[-1]:
-                if other in waiting:
-                    cycle = " → ".join([*chain[chain.index(other) :], other])
+            for key, number, dependency in remaining[-1]:
+                if dependency in on_chain:
+                    cycle = " → ".join([*chain[chain.index(dependency) :], dependency])
                     yield Conflict(
                         ("workload", chain[-1], key, number),
                         f"closes a circle, so that none of them could start: {cycle}; remove one of these",
                     )
-                elif other not in done:
-                    chain.append(other)
-                    waiting.add(other)
-                    remaining.append(iter(edges[other]))
+                elif dependency not in visited:
+                    chain.append(dependency)
+                    on_chain.add(dependency)
+                    remaining.append(iter(edges[dependency]))
                     break
             else:
-                waiting.remove(chain[-1])
-                done.add(chain.pop())
+                on_chain.remove(chain[-1])
+                visited.add(chain.pop())
                 remaining.pop()
 
 
-def _log_files(config: Config) -> Iterator[Conflict]:
-    """Each instance needs a file of its own: two that put the same one aside would lose lines."""
+def _shared_log_files(config: Config) -> Iterator[Conflict]:
+    """Check that each instance has a log file of its own: two instances that rotate one file would lose lines."""
     users: dict[str, str] = {}
     for name, workload in config.workloads.items():
         if workload.log.path is None:
@@ -156,13 +159,13 @@ def _log_files(config: Config) -> Iterator[Conflict]:
                 "supervisor.log_directory",
                 (("workload", name, "instances"),),
             )
-        elif other := users.get(workload.log.path):
-            message = f"{shown(workload.log.path)} is the file of workload {shown(other)}, too; write another one"
-            yield Conflict(path, message, (("workload", other, "log", "path"),))
+        elif other_user := users.get(workload.log.path):
+            message = f"{shown(workload.log.path)} is the file of workload {shown(other_user)}, too; write another one"
+            yield Conflict(path, message, (("workload", other_user, "log", "path"),))
         users.setdefault(workload.log.path, name)
 
 
-def _program(workload: Workload, path: Path) -> Iterator[Conflict]:
+def _program_conflicts(workload: Workload, path: Path) -> Iterator[Conflict]:
     if workload.command and not workload.command[0].strip():
         yield Conflict((*path, "command", 0), "the program's name is empty; write its name or path")
     if workload.restart_sec > workload.restart_max_delay_sec:
@@ -174,17 +177,17 @@ def _program(workload: Workload, path: Path) -> Iterator[Conflict]:
         )
 
 
-def _namespaces(workload: Workload, path: Path) -> Iterator[Conflict]:
+def _namespace_conflicts(workload: Workload, path: Path) -> Iterator[Conflict]:
     spaces = workload.namespaces
-    needs = (
+    requirements = (
         (spaces.hostname is not None, ("namespaces", "hostname"), "uts", spaces.uts),
         (bool(spaces.time_offsets), ("namespaces", "time_offsets"), "time", spaces.time),
         (bool(workload.mounts), ("mounts",), "mount", spaces.mount),
         (bool(workload.user_namespace.uid_mappings), ("user_namespace", "uid_mappings"), "user", spaces.user),
         (bool(workload.user_namespace.gid_mappings), ("user_namespace", "gid_mappings"), "user", spaces.user),
     )
-    for given, key, namespace, new in needs:
-        if given and not new:
+    for is_given, key, namespace, is_new in requirements:
+        if is_given and not is_new:
             yield Conflict(
                 (*path, *key),
                 f"needs a {namespace} namespace of its own; write {namespace} = true under namespaces, or remove it",
@@ -194,11 +197,11 @@ def _namespaces(workload: Workload, path: Path) -> Iterator[Conflict]:
         ("uid_mappings", workload.user_namespace.uid_mappings),
         ("gid_mappings", workload.user_namespace.gid_mappings),
     ):
-        yield from _mappings(mappings, (*path, "user_namespace", kind))
+        yield from _mapping_conflicts(mappings, (*path, "user_namespace", kind))
 
 
-def _mappings(mappings: tuple[IdMapping, ...], path: Path) -> Iterator[Conflict]:
-    """user_namespaces(7): ranges must not overlap on either side, and at most 340 of them."""
+def _mapping_conflicts(mappings: tuple[IdMapping, ...], path: Path) -> Iterator[Conflict]:
+    """Check the rules of user_namespaces(7): no overlap on either side, and at most 340 ranges."""
     if len(mappings) > 340:
         yield Conflict(path, "has more ranges than the kernel takes; write at most 340")
     complete = [m for m in mappings if None not in (m.container_id, m.host_id, m.size)]
@@ -213,7 +216,7 @@ def _mappings(mappings: tuple[IdMapping, ...], path: Path) -> Iterator[Conflict]
                 break
 
 
-def _mount(mount: Mount, path: Path) -> Iterator[Conflict]:
+def _mount_conflicts(mount: Mount, path: Path) -> Iterator[Conflict]:
     if mount.type != "bind":
         return
     if mount.source is None:
@@ -230,32 +233,38 @@ def _mount(mount: Mount, path: Path) -> Iterator[Conflict]:
         )
 
 
-def _rule(rule: Rule, workload_path: Path, number: int) -> Iterator[Conflict]:
+def _rule_conflicts(rule: Rule, workload_path: Path, number: int) -> Iterator[Conflict]:
     path: Path = (*workload_path, "policy", number)
-    done = (rule.action, *rule.then)
-    for action, key, given, example in (
+    actions = (rule.action, *rule.then)
+    for action, key, is_given, example in (
         ("set", "set", bool(rule.set_), '{ memory_high = "+25%" }'),
         ("webhook", "webhook", rule.webhook is not None, '"http://127.0.0.1:9000/hook"'),
         ("notify", "notify", rule.notify is not None, '"/run/alerts.sock"'),
         ("signal", "signal", rule.signal is not None, '"SIGHUP"'),
         ("exec", "exec", bool(rule.exec_), '["/usr/local/bin/page-oncall"]'),
     ):
-        both = ((*path, "action"), (*path, key))
-        if action in done and not given:
-            yield Conflict((*path, "action"), f'"{action}" does not say which; add for example {key} = {example}', both)
-        if action not in done and given:
-            yield Conflict((*path, key), f'is for action = "{action}" alone; write that action, or remove it', both)
-    together = {"at_most": rule.at_most is not None, "within": rule.within > 0, "then": bool(rule.then)}
+        involved = ((*path, "action"), (*path, key))
+        if action in actions and not is_given:
+            yield Conflict(
+                (*path, "action"), f'"{action}" does not say which; add for example {key} = {example}', involved
+            )
+        if action not in actions and is_given:
+            yield Conflict((*path, key), f'is for action = "{action}" alone; write that action, or remove it', involved)
+    escalation_keys = {"at_most": rule.at_most is not None, "within": rule.within > 0, "then": bool(rule.then)}
     until_its_bound = rule.action == "set" and rule.limit and rule.then  # which ends without a count
-    if any(together.values()) and not all(together.values()) and not (until_its_bound and rule.at_most is None):
-        absent = [key for key, given in together.items() if not given]
-        there = next(key for key, given in together.items() if given)
+    if (
+        any(escalation_keys.values())
+        and not all(escalation_keys.values())
+        and not (until_its_bound and rule.at_most is None)
+    ):
+        absent = [key for key, is_given in escalation_keys.items() if not is_given]
+        present_key = next(key for key, is_given in escalation_keys.items() if is_given)
         yield Conflict(
-            (*path, there),
+            (*path, present_key),
             f'goes together with {" and ".join(absent)}; write for example at_most = 3, within = "1h", then = "stop"',
             tuple((*path, key) for key in absent),
         )
-    yield from _set(rule, path)
+    yield from _set_conflicts(rule, path)
     condition = rule.when
     if condition is None:  # reported already
         return
@@ -274,34 +283,37 @@ def _moment(condition: Condition) -> str:
     return "it has a stall in it" if "stall" in kinds else "it has an exit in it"
 
 
-def _set(rule: Rule, path: Path) -> Iterator[Conflict]:
-    """Bounds, and what they are for."""
+def _set_conflicts(rule: Rule, path: Path) -> Iterator[Conflict]:
+    """Check that each bound under `limit` belongs to a relative change under `set`."""
     for key in rule.limit:
-        place = (*path, "limit", key)
+        limit_path = (*path, "limit", key)
         if key not in rule.set_:
             yield Conflict(
-                place, f"is no bound of anything; write {key} under set too, or remove it", ((*path, "set", key),)
+                limit_path, f"is no bound of anything; write {key} under set too, or remove it", ((*path, "set", key),)
             )
         elif not isinstance(rule.set_[key], Relative):
             yield Conflict(
-                place,
+                limit_path,
                 f"{key} is set to one value, which needs no bound; remove it, or write a change under set: "
                 f'{key} = "+25%"',
                 ((*path, "set", key),),
             )
 
 
-def _rule_limit(
-    rule: Rule, resources: Resources, place: Path, number: int, owner: Path | None = None
+def _rule_limit_conflicts(
+    rule: Rule, resources: Resources, resources_path: Path, number: int, policy_path: Path | None = None
 ) -> Iterator[Conflict]:
-    """place: where the resources are; owner: where the policy is, if not there."""
-    path: Path = (*(owner or place), "policy", number)
-    for key, wanted in rule.set_.items():
-        if isinstance(wanted, Relative) and key != "cpu_weight" and getattr(resources, key) is None:
+    """Check a rule's relative changes and percentages against the limits that they refer to.
+
+    resources_path: path of the resources. policy_path: path of the table with the policy, if it is another one.
+    """
+    path: Path = (*(policy_path or resources_path), "policy", number)
+    for key, target in rule.set_.items():
+        if isinstance(target, Relative) and key != "cpu_weight" and getattr(resources, key) is None:
             yield Conflict(
                 (*path, "set", key),
-                f"{wanted} of what? {key} is not set; set it under [{shown_path(place)}], or write a value",
-                ((*place, key),),
+                f"{target} of what? {key} is not set; set it under [{shown_path(resources_path)}], or write a value",
+                ((*resources_path, key),),
             )
     if rule.when is None:  # reported already
         return
@@ -310,19 +322,19 @@ def _rule_limit(
         if limit is None or getattr(resources, limit) is not None:
             continue
         unit = "a size" if atom.file in ("memory.current",) else "a number"
-        add = f"set {limit} under [{shown_path(place)}], or " if place != ("host",) else ""
+        suggestion = f"set {limit} under [{shown_path(resources_path)}], or " if resources_path != ("host",) else ""
         yield Conflict(
             (*path, "when"),
-            f'"{atom.text}" is in per cent of {limit}, which is not set; {add}compare with {unit}',
-            ((*place, limit),),
+            f'"{atom.text}" is in per cent of {limit}, which is not set; {suggestion}compare with {unit}',
+            ((*resources_path, limit),),
         )
 
 
 _HARMLESS = ("log", "notify", "webhook", "exec")
-"""Actions of a group's rule that are done to none of its members."""
+"""Actions of a group's rule that affect none of its members."""
 
 
-def _victim(rule: GroupRule, path: Path) -> Iterator[Conflict]:
+def _victim_conflicts(rule: GroupRule, path: Path) -> Iterator[Conflict]:
     actions = [action for action in (rule.action, *rule.then) if action is not None]
     if rule.victim is None and not {*actions} <= {*_HARMLESS}:
         action = next(action for action in actions if action not in _HARMLESS)
@@ -345,24 +357,24 @@ def _victim(rule: GroupRule, path: Path) -> Iterator[Conflict]:
             )
 
 
-def _membership(config: Config) -> Iterator[Conflict]:
-    """Groups that are not there, and groups that are in themselves."""
+def _membership_conflicts(config: Config) -> Iterator[Conflict]:
+    """Check that every named group exists, and that no group contains itself."""
     members: list[tuple[Path, Workload | Group]] = [
         *((("workload", name), workload) for name, workload in config.workloads.items()),
         *((("group", name), group) for name, group in config.groups.items()),
     ]
     for path, member in members:
         if member.group is not None and member.group not in config.groups:
-            there = did_you_mean(member.group, config.groups).removeprefix(", ")
-            instead = there or f"write [group.{member.group}] with its limits, or remove it"
+            suggestion = did_you_mean(member.group, config.groups).removeprefix(", ")
+            instead = suggestion or f"write [group.{member.group}] with its limits, or remove it"
             yield Conflict((*path, "group"), f"there is no group {shown(member.group)}; {instead}", (("group",),))
-    told: set[str] = set()
+    reported: set[str] = set()
     for name in config.groups:
         chain = [name]
         while (outer := config.groups[chain[-1]].group) in config.groups and outer not in chain:
             chain.append(str(outer))
-        if outer in chain and told.isdisjoint(chain):
-            told.update(chain)
+        if outer in chain and reported.isdisjoint(chain):
+            reported.update(chain)
             cycle = " → ".join([*chain[chain.index(str(outer)) :], str(outer)])
             yield Conflict(
                 ("group", chain[-1], "group"), f"closes a circle of groups: {cycle}; remove one of these", (("group",),)

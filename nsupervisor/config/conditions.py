@@ -1,16 +1,16 @@
-"""The conditions of policy rules: "memory.events oom_kill", "pids.current >= 90%", "cpu.stat nr_throttled rate > 50/s".
+"""Conditions of policy rules: "memory.events oom_kill", "pids.current >= 90%", "cpu.stat nr_throttled rate > 50/s".
 
-Pure. A condition is made of atoms, joined by `and`, `or`, `not` and parentheses. What they can speak of is in
-`nsupervisor.config.facts`. The message of each ValueError ends the sentence "THE CONDITION …".
+Pure. A condition consists of atoms, joined by `and`, `or`, `not` and parentheses. `nsupervisor.config.vocabulary` lists
+the files and keys. The message of each ValueError ends the sentence "THE CONDITION …".
 
-    FILE COUNTER                             it went up
-    FILE COUNTER increases by N              it went up by so much
-    FILE COUNTER rate OP N/s                 how fast it goes up; N may be a size, or a time or a share of one CPU
+    FILE COUNTER                             the counter increased
+    FILE COUNTER increases by N              the counter increased by N
+    FILE COUNTER rate OP N/s                 its rate of increase; N may be a size, or a time or a share of one CPU
     FILE [VALUE] OP N                        a level; N may be a size, or per cent of its limit
     FILE.pressure some|full stall > T/W      processes were stalled for T within W: the kernel's own trigger
-    uptime OP TIME                           for how long the program has run
-    exit code|signal OP N                    it ended, and so; OP may be == or != here
-    exit oom_killed|core_dumped              it ended, and so
+    uptime OP TIME                           how long the program has run
+    exit code|signal OP N                    the program exited with that code or signal; OP may be == or != here
+    exit oom_killed|core_dumped              the program exited in that way
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ Operator = Literal[">", ">=", "<", "<=", "==", "!="]
 class Atom:
     """One comparison with one value of one file.
 
-    A `counter` ("memory.events oom_kill") is true for a moment: when it went up, or with `by` above 1 ("increases by
-    10"), when it went up by so much since that was true last. A `level` ("pids.current >= 90%") and a `rate` ("cpu.stat
-    nr_throttled rate > 50/s") are true for as long as the comparison holds. `key` of a PSI file is "some avg10".
-    `percent` is true only where the threshold is in per cent of the workload's own limit (pids.current,
-    memory.current), or of what the host has (host.meminfo); the % of a pressure is the file's own unit. A rate's
+    A `counter` ("memory.events oom_kill") is true for a moment: when it increased, or with `by` above 1 ("increases
+    by 10"), when it increased by that much since it was last true. A `level` ("pids.current >= 90%") and a `rate`
+    ("cpu.stat nr_throttled rate > 50/s") are true for as long as the comparison holds. `key` of a PSI file is "some
+    avg10". `percent` is true only if the threshold is in per cent of the workload's own limit (pids.current,
+    memory.current), or of a total of the host (host.meminfo); the % of a pressure is the file's own unit. A rate's
     threshold is per second.
 
-    A `stall` ("memory.pressure some stall > 100ms/1s") is true for a moment, when the kernel's trigger tells; its key
-    is as the kernel writes it ("some 100000 1000000"), threshold and `window` are microseconds. A `fact` ("exit code
-    == 3") is true for the moment of the exit.
+    A `stall` ("memory.pressure some stall > 100ms/1s") is true for a moment, when the kernel's trigger fires; its
+    key is as the kernel writes it ("some 100000 1000000"), threshold and `window` are microseconds. A `fact` ("exit
+    code == 3") is true for the moment of the exit.
     """
 
     text: str
@@ -69,29 +69,29 @@ class Atom:
 
     @property
     def momentary(self) -> bool:
-        """True for a moment only."""
+        """Whether the atom is true for a moment only."""
         return self.kind in ("counter", "stall", "fact")
 
     def told_by(self, values: Mapping[str, float]) -> bool:
-        """Whether a file with these values tells of it."""
+        """Check whether a file with these values has the value that the atom compares."""
         if self.kind == "stall":
             return f"{(self.key or '').partition(' ')[0]} total" in values
         return self.of(values) is not None
 
     def of(self, values: Mapping[str, float]) -> float | None:
-        """The value that this is about, of the file's values; None where it is not among them."""
+        """Return the value that the atom compares, from the file's values; None if they lack it."""
         if self.file != "io.stat":
             return values.get(self.key or "")
         return sum(value for name, value in values.items() if name.endswith(f" {self.key}"))  # over all devices
 
 
 Tree = int | tuple[str, "Tree"] | tuple[str, "Tree", "Tree"]
-"""The number of an atom, ("not", tree), or ("and" | "or", tree, tree)."""
+"""An index into the atoms, ("not", tree), or ("and" | "or", tree, tree)."""
 
 
 @frozen
 class Condition:
-    """What a rule waits for; `parse_condition` makes it from `when`."""
+    """The condition of a rule; `parse_condition` makes it from `when`."""
 
     text: str
     atoms: tuple[Atom, ...]
@@ -99,26 +99,26 @@ class Condition:
 
     @property
     def momentary(self) -> bool:
-        """It can be true for a moment only, because a counter, a stall or an exit has a part in it."""
+        """Whether it is true for a moment only, because it has a counter, a stall or an exit."""
         return any(atom.momentary for atom in self.atoms)
 
     def holds(self, truths: Sequence[bool | None]) -> bool:
-        """Whether it is true when its atoms are; None stands for an atom that nothing is known of yet."""
-        return _value(self.tree, truths) is True
+        """Evaluate the condition from the truth of its atoms; None stands for an unknown atom."""
+        return _evaluate(self.tree, truths) is True
 
 
-def _value(tree: Tree, truths: Sequence[bool | None]) -> bool | None:
-    """Kleene's three-valued logic: "unknown or true" is true, "not unknown" is unknown."""
+def _evaluate(tree: Tree, truths: Sequence[bool | None]) -> bool | None:
+    """Evaluate in Kleene's three-valued logic: "unknown or true" is true, "not unknown" is unknown."""
     if isinstance(tree, int):
         return truths[tree]
-    word, *parts = tree
-    values = [_value(part, truths) for part in parts]
-    if word == "not":
-        return None if values[0] is None else not values[0]
-    decisive = word == "or"
-    if decisive in values:
+    operator, *parts = tree
+    operands = [_evaluate(part, truths) for part in parts]
+    if operator == "not":
+        return None if operands[0] is None else not operands[0]
+    decisive = operator == "or"
+    if decisive in operands:
         return decisive
-    return None if None in values else not decisive
+    return None if None in operands else not decisive
 
 
 _COMPARISON = re.compile(r"(>=|<=|>|<)\s*(\S.*)", re.DOTALL)
@@ -127,22 +127,22 @@ _NUMBER = re.compile(r"[0-9]{1,18}(\.[0-9]{1,9})?", re.ASCII)
 
 
 _WORDS = re.compile(r"[()]|\b(?:and|or|not)\b|[^()\s]+")
-_DEEPEST = 20
+_MAX_DEPTH = 20
 
 
 def parse_condition(text: str) -> Condition:
-    """The condition that `text` says; ValueError with what is wrong and what to write instead."""
+    """Parse a condition; ValueError says what is wrong and what to write instead."""
     if len(text) > 400:
         raise ValueError("is too long for a condition; write several rules")
-    reader = _Reader(_WORDS.findall(text))
+    reader = _Parser(_WORDS.findall(text))
     tree = reader.either()
     if reader.words:
         raise ValueError(f'goes on after its end with {shown(" ".join(reader.words))}; write "and" or "or" between')
     return Condition(" ".join(text.split()), tuple(reader.atoms), tree)
 
 
-class _Reader:
-    """Reads words from left to right: "or" binds less than "and", and that less than "not"."""
+class _Parser:
+    """Parser of a list of words: "or" binds less than "and", and that less than "not"."""
 
     def __init__(self, words: list[str]) -> None:
         self.words = words
@@ -163,7 +163,7 @@ class _Reader:
 
     def one(self) -> Tree:
         self.depth += 1
-        if self.depth > _DEEPEST:
+        if self.depth > _MAX_DEPTH:
             raise ValueError("is nested too deeply; write several rules")
         try:
             if self._take("not"):
@@ -173,10 +173,10 @@ class _Reader:
                 if not self._take(")"):
                     raise ValueError('has a "(" without its ")"; write both')
                 return tree
-            words = []
+            atom_words = []
             while self.words and self.words[0] not in ("and", "or", "not", "(", ")"):
-                words.append(self.words.pop(0))
-            self.atoms.append(parse_atom(" ".join(words)))
+                atom_words.append(self.words.pop(0))
+            self.atoms.append(parse_atom(" ".join(atom_words)))
             return len(self.atoms) - 1
         finally:
             self.depth -= 1
@@ -196,38 +196,40 @@ _STALL = re.compile(
 
 
 def parse_atom(text: str) -> Atom:
-    """One comparison; ValueError as for `parse_condition`."""
-    words = " ".join(text.split())
+    """Parse one comparison; raises ValueError as `parse_condition` does."""
+    normalized = " ".join(text.split())
     if match := _INCREASES.fullmatch(text):
-        atom = _plain(match["rest"])
+        atom = _parse_plain(match["rest"])
         if atom.kind != "counter" or not re.fullmatch(r"[1-9][0-9]{0,14}", match["by"]):
             raise ValueError(
                 f'says {shown(text)}; write a counter and a number, for example "pids.events max increases by 10"'
             )
-        return Atom(words, atom.file, atom.key, "counter", by=int(match["by"]))
+        return Atom(normalized, atom.file, atom.key, "counter", by=int(match["by"]))
     if match := _RATE.fullmatch(text):
-        atom = _plain(match["rest"])
-        limit = _rate(atom.key or "", match["limit"]) if atom.kind == "counter" else None
+        atom = _parse_plain(match["rest"])
+        limit = _parse_rate(atom.key or "", match["limit"]) if atom.kind == "counter" else None
         if limit is None:
             raise ValueError(
                 f'says {shown(text)}; write a counter and a rate, for example "cpu.stat nr_throttled rate > 50/s"'
             )
-        return Atom(words, atom.file, atom.key, "rate", cast(Operator, match["op"]), limit)
+        return Atom(normalized, atom.file, atom.key, "rate", cast(Operator, match["op"]), limit)
     if re.search(r"\sstall\b", text):
-        return _stall(words)
+        return _parse_stall(normalized)
     if text.split()[:1] == [EXIT]:
-        return _fact(words)
-    return _plain(text)
+        return _parse_fact(normalized)
+    return _parse_plain(text)
 
 
-def _rate(key: str, text: str) -> float | None:
-    """The number a second that a text says in the counter's own unit: "50/s", "50M/s" of bytes, "800ms/s" or "80%" of a
-    time; None where it says none."""
+def _parse_rate(key: str, text: str) -> float | None:
+    """Parse a rate per second in the counter's own unit; None if the text is not a rate.
+
+    Accepts "50/s", "50M/s" of bytes, and "800ms/s" or "80%" of a time.
+    """
     if key in MICROSECONDS and text.endswith("%"):
         share = text.removesuffix("%").rstrip()
         return float(share) * 10_000 if _NUMBER.fullmatch(share) else None
-    number, slash, second = (part.strip() for part in text.rpartition("/"))
-    if not slash or second not in ("s", "sec"):
+    number, slash, unit = (part.strip() for part in text.rpartition("/"))
+    if not slash or unit not in ("s", "sec"):
         return None
     if _NUMBER.fullmatch(number):
         return float(number)
@@ -239,7 +241,7 @@ def _rate(key: str, text: str) -> float | None:
         return None
 
 
-def _stall(text: str) -> Atom:
+def _parse_stall(text: str) -> Atom:
     example = 'write for example "memory.pressure some stall > 100ms/1s"'
     match = _STALL.fullmatch(text)
     if match is None or match["file"] not in PRESSURES:
@@ -257,7 +259,7 @@ def _stall(text: str) -> Atom:
     return Atom(text, match["file"], key, "stall", ">", float(stall_us), window=window_us)
 
 
-def _fact(text: str) -> Atom:
+def _parse_fact(text: str) -> Atom:
     example = 'write for example "exit code == 3", "exit signal == SIGSEGV" or "exit oom_killed"'
     key, _, comparison = text.removeprefix(EXIT).strip().partition(" ")
     if match := re.match(r"(\w+)\s*([<>=!].*)", text.removeprefix(EXIT).strip(), re.DOTALL):
@@ -283,7 +285,7 @@ def _fact(text: str) -> Atom:
     return Atom(text, EXIT, key, "fact", cast(Operator, match[1]), float(number))
 
 
-def _plain(text: str) -> Atom:
+def _parse_plain(text: str) -> Atom:
     operator = re.search(r"[<>=!]", text)
     words = (text[: operator.start()] if operator else text).split()
     comparison = text[operator.start() :].strip() if operator else ""
@@ -291,14 +293,14 @@ def _plain(text: str) -> Atom:
         raise ValueError('names no file; write for example "memory.events oom_kill" or "pids.current >= 90%"')
     file, key = words[0], " ".join(words[1:]) or None
     if file in COUNTERS and (file not in LEVELS or key in COUNTERS[file]):
-        return _counter(text, file, key, comparison)
+        return _parse_counter(text, file, key, comparison)
     if file in LEVELS:
-        return _level(text, file, key, comparison)
-    known = sorted({*COUNTERS, *LEVELS, EXIT})  # memory.stat is both
+        return _parse_level(text, file, key, comparison)
+    known = sorted({*COUNTERS, *LEVELS, EXIT})  # memory.stat is in both
     raise ValueError(f"names an unknown file {shown(file)}{did_you_mean(file, known)}; write one of {', '.join(known)}")
 
 
-def _counter(text: str, file: str, key: str | None, comparison: str) -> Atom:
+def _parse_counter(text: str, file: str, key: str | None, comparison: str) -> Atom:
     keys = COUNTERS[file]
     example = f'"{file} {keys[0] if file != "memory.events" else "oom_kill"}"'
     if key is None:
@@ -314,7 +316,7 @@ def _counter(text: str, file: str, key: str | None, comparison: str) -> Atom:
     return Atom(" ".join(text.split()), file, key, "counter")
 
 
-def _level(text: str, file: str, key: str | None, comparison: str) -> Atom:
+def _parse_level(text: str, file: str, key: str | None, comparison: str) -> Atom:
     keys = LEVELS[file]
     examples = {
         "pids.current": ">= 90%",
@@ -339,21 +341,21 @@ def _level(text: str, file: str, key: str | None, comparison: str) -> Atom:
     match = _COMPARISON.fullmatch(comparison)
     if match is None or match[2][0] in "<>=!":
         raise ValueError(f"has no comparison with >, >=, < or <=; write for example {example}")
-    threshold, percent = _threshold(file, match[2], example)
+    threshold, percent = _parse_threshold(file, match[2], example)
     return Atom(" ".join(text.split()), file, key, "level", cast(Operator, match[1]), threshold, percent)
 
 
-def _threshold(file: str, text: str, example: str) -> tuple[float, bool]:
-    """(number, whether it is in per cent of the workload's own limit)."""
+def _parse_threshold(file: str, text: str, example: str) -> tuple[float, bool]:
+    """Parse a threshold; return it, and whether it is in per cent of a limit or of a total of the host."""
     number = text.removesuffix("%").rstrip()
     percent = text.endswith("%")
-    whole = file in LIMITS or file == "host.meminfo"
-    if percent and not (whole or file in PRESSURES):
+    has_total = file in LIMITS or file == "host.meminfo"
+    if percent and not (has_total or file in PRESSURES):
         raise ValueError(f"compares {file} with a percentage, but it has no limit; write for example {example}")
     if percent or file in PRESSURES:
         if not _NUMBER.fullmatch(number) or float(number) > 100:
             raise ValueError(f"compares with {shown(text)}, not a percentage up to 100%; write for example {example}")
-        return float(number), percent and whole
+        return float(number), percent and has_total
     if file in DURATIONS:
         try:
             return parse_duration(text), False

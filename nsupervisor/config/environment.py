@@ -1,11 +1,11 @@
-"""Environment files: NAME=VALUE lines, as systemd.exec(5) reads those of EnvironmentFile=.
+"""Environment files: NAME=VALUE lines, in the format of EnvironmentFile= in systemd.exec(5).
 
-Values are literal: no "%" and no "$" means anything. Empty lines and lines that begin with "#" or ";" are skipped. In a
-bare value, blanks at both ends go, and a backslash takes the next character as it is (before a newline: the value goes
-on). A value that begins with a quote ends at the closing one: 'single' quotes keep all as it is, newlines too; in
-"double" quotes a backslash takes away the meaning of another backslash, a double quote, "$", "`" and a newline, and
-else stays. Of two equal names the last counts. Stricter than systemd, which drops what it does not understand: that is
-an error here.
+Values are literal: "%" and "$" have no meaning. Empty lines and lines that begin with "#" or ";" are skipped. In an
+unquoted value, blanks at both ends are removed, and a backslash makes the next character literal (before a newline: the
+value continues). A value that begins with a quote ends at the closing one: 'single' quotes keep everything literal,
+newlines included; in "double" quotes a backslash escapes another backslash, a double quote, "$", "`" and a newline, and
+otherwise stays. Of two equal names the last counts. Unlike systemd, which drops lines that it cannot parse, this parser
+reports them as errors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import re
 from nsupervisor.config.files import read_text
 from nsupervisor.config.problems import ConfigError, Problem
 
-_SKIP = re.compile(r"(?:[ \t\r\n]+|[#;][^\n]*)*")
+_BLANK = re.compile(r"(?:[ \t\r\n]+|[#;][^\n]*)*")
 _NAME = re.compile(r"([^=\n]*)(=?)[ \t]*")
 _QUOTED = re.compile(r"""'([^']*)'|"((?:[^"\\]|\\[\s\S])*)\"""")
 _BARE = re.compile(r"(?:[^\\ \t\r\n]|\\[\s\S]|[ \t\r]+(?=[^ \t\r\n]))*")
@@ -26,7 +26,10 @@ _BARE_ESCAPE = re.compile(r"\\([\s\S])")
 
 
 def load_environment(path: str) -> dict[str, str]:
-    """The variables of a file; ConfigError with each bad line. With a leading "-", a missing file has no variables."""
+    """Load the variables of a file; ConfigError lists each bad line.
+
+    With a leading "-", a missing file has no variables.
+    """
     name = path.removeprefix("-")
     try:
         text = read_text(name)
@@ -38,27 +41,27 @@ def load_environment(path: str) -> dict[str, str]:
 
 
 def parse_environment(text: str, path: str) -> dict[str, str]:
-    """The variables of a file's text, in its order; ConfigError with each bad line. `path` is for the messages."""
+    """Parse the variables of a file, in its order; ConfigError lists each bad line, and `path` as its file."""
     variables: dict[str, str] = {}
     problems: list[Problem] = []
     position, line = 0, 1
     while True:
-        start = _after(_SKIP, text, position)
+        start = _match_end(_BLANK, text, position)
         line += text.count("\n", position, start)
         if start == len(text):
             break
         match = _NAME.match(text, start)
-        assert match is not None  # it matches anything
+        assert match is not None  # the pattern matches every text
         name, equals = match[1].strip(), match[2]
         end = text.find("\n", start)
         end = len(text) if end < 0 else end
         if not equals:
             problems.append(Problem(path, line, "", 'has no "="; write NAME=VALUE, or "#" before a comment'))
-        elif problem := _bad_name(name):
+        elif problem := _name_problem(name):
             problems.append(Problem(path, line, "", problem))
         else:
             try:
-                variables[name], end = _value(text, match.end())
+                variables[name], end = _parse_value(text, match.end())
             except ValueError as error:
                 problems.append(Problem(path, line, name, str(error)))
         line += text.count("\n", start, end)
@@ -68,7 +71,7 @@ def parse_environment(text: str, path: str) -> dict[str, str]:
     return variables
 
 
-def _bad_name(name: str) -> str | None:
+def _name_problem(name: str) -> str | None:
     if name.startswith("export "):
         return 'begins with "export", which a shell would read; write NAME=VALUE alone'
     if not name or re.search(r"[\s'\"\0]", name):
@@ -76,8 +79,8 @@ def _bad_name(name: str) -> str | None:
     return None
 
 
-def _value(text: str, start: int) -> tuple[str, int]:
-    """The value that starts at `start`, and where its line ends; ValueError with what is wrong with it."""
+def _parse_value(text: str, start: int) -> tuple[str, int]:
+    """Parse the value at `start`; return it and the end of its line. ValueError says what is wrong."""
     if text[start : start + 1] in ("'", '"'):
         match = _QUOTED.match(text, start)
         if match is None:
@@ -91,7 +94,7 @@ def _value(text: str, start: int) -> tuple[str, int]:
         if value is None:
             value = _DOUBLE_ESCAPE.sub(lambda escape: escape[1].strip("\n"), match[2])
     else:
-        bare_end = _after(_BARE, text, start)
+        bare_end = _match_end(_BARE, text, start)
         ending = _LINE_END.match(text, bare_end)
         if ending is None:
             raise ValueError("ends with a lone backslash; write two for the character")
@@ -101,8 +104,8 @@ def _value(text: str, start: int) -> tuple[str, int]:
     return value, end
 
 
-def _after(pattern: re.Pattern[str], text: str, start: int) -> int:
-    """Where a pattern that can be empty stops matching."""
+def _match_end(pattern: re.Pattern[str], text: str, start: int) -> int:
+    """Return the end of a match of a pattern that can be empty."""
     match = pattern.match(text, start)
     assert match is not None
     return match.end()

@@ -1,14 +1,14 @@
-"""What the conditions of rules can speak of: the files, their keys, and the units of their values.
+"""Vocabulary of rule conditions: the files, their keys, and the units of their values.
 
-Files and keys are the kernel's (Documentation/admin-guide/cgroup-v2.rst, Documentation/accounting/psi.rst). Two are not
-of the kernel's making, and are what the supervisor knows of a program itself: `exit` (how it ended) and `uptime`.
+Files and keys are the kernel's (Documentation/admin-guide/cgroup-v2.rst, Documentation/accounting/psi.rst). Two are the
+supervisor's own knowledge of a program: `exit` (how it ended) and `uptime`.
 """
 
 from __future__ import annotations
 
 MEMORY_EVENTS = ("low", "high", "max", "oom", "oom_kill", "oom_group_kill")
 IO_STAT = ("rbytes", "wbytes", "rios", "wios", "dbytes", "dios")
-"""Of io.stat, which has them for each device: a condition means the sum over all devices."""
+"""Keys of io.stat, which has them for each device; a condition means the sum over all devices."""
 FAULTS = (
     "pgfault pgmajfault pgscan pgsteal pgscan_kswapd pgscan_direct pgsteal_kswapd pgsteal_direct pgrefill pgactivate "
     "pgdeactivate pglazyfree pglazyfreed swpin_zero swpout_zero thp_fault_alloc thp_collapse_alloc zswpin zswpout "
@@ -27,7 +27,7 @@ COUNTERS = {
     "io.stat": IO_STAT,
     "memory.stat": tuple(FAULTS.split()),
 }
-"""Values that only ever go up."""
+"""Values that only ever increase."""
 _MEMORY_STAT = (
     "anon file kernel kernel_stack pagetables sec_pagetables percpu sock vmalloc shmem zswap zswapped file_mapped "
     "file_dirty file_writeback swapcached anon_thp file_thp shmem_thp inactive_anon active_anon inactive_file "
@@ -35,9 +35,9 @@ _MEMORY_STAT = (
 )
 _PRESSURE = tuple(f"{kind} avg{window}" for kind in ("some", "full") for window in (10, 60, 300))
 OF_HOST = "host."
-"""What the names of the whole host's readings begin with: "host.memory.pressure" is /proc/pressure/memory."""
+"""Prefix of readings of the whole host: "host.memory.pressure" is /proc/pressure/memory."""
 HOST_MEMORY = {"MemAvailable": "MemTotal", "MemFree": "MemTotal", "SwapFree": "SwapTotal"}
-"""Keys of host.meminfo (/proc/meminfo), each with the one that a percentage of it is of."""
+"""Keys of host.meminfo (/proc/meminfo), each with the key that is the base of its percentages."""
 SIZES: dict[str, tuple[str, ...]] = {
     "memory.current": (),
     "memory.stat": tuple(_MEMORY_STAT.split()),
@@ -48,12 +48,12 @@ PRESSURES = {f"{place}{kind}.pressure": _PRESSURE for place in ("", OF_HOST) for
 UPTIME = "uptime"
 DURATIONS: dict[str, tuple[str, ...]] = {UPTIME: ()}
 LEVELS = SIZES | NUMBERS | PRESSURES | DURATIONS
-"""Values that go up and down, and have to be looked at."""
+"""Values that rise and fall, and have to be sampled."""
 LIMITS = {"pids.current": "pids_max", "memory.current": "memory_max"}
-"""The files that a percentage has a meaning for, and the key that it is a percentage of."""
+"""Files whose value can be a percentage, and the configuration key of its base."""
 EXIT = "exit"
 FACTS = ("code", "signal", "oom_killed", "core_dumped")
-"""What can be asked of an exit."""
+"""Values of an exit that a condition can test."""
 NOT_FILES = (EXIT, UPTIME)
 
 MICROSECONDS = frozenset({"throttled_usec", "burst_usec", "usage_usec", "user_usec", "system_usec"})
@@ -61,14 +61,14 @@ MICROSECONDS = frozenset({"throttled_usec", "burst_usec", "usage_usec", "user_us
 BYTES = frozenset({"rbytes", "wbytes", "dbytes"})
 
 SHORTEST_WINDOW, LONGEST_WINDOW = 0.5, 10.0
-"""Seconds, of a pressure trigger (WINDOW_MIN_US, WINDOW_MAX_US of kernel/sched/psi.c)."""
+"""Window of a pressure trigger, in seconds (WINDOW_MIN_US, WINDOW_MAX_US of kernel/sched/psi.c)."""
 
 
 def notifies(file: str) -> bool:
-    """Whether the kernel says so when the file changes; others have to be sampled."""
+    """Check whether the kernel notifies of changes of the file; others have to be sampled."""
     return file.removesuffix(".local").endswith(".events")
 
 
 def sampled(file: str) -> bool:
-    """Whether it has to be looked at now and then, because nobody says so when it changes."""
+    """Check whether the file has to be sampled, because no notification reports its changes."""
     return file != EXIT and not notifies(file)

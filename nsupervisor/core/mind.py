@@ -1,11 +1,11 @@
-"""What decides about one workload, in one piece: its life, its rules, and the rules that wait for their turn.
+"""Decisions about one workload in one place: its lifecycle, its rules, and the rules with a pending action.
 
-The service and the simulation both drive this page, so they cannot disagree. What goes in is data (a reading, a turn,
-an event, and the moment), what comes out is data too: the mind after it, and what has to be done.
+The service and the simulation both run this module, so they cannot disagree. The input is data (an observation, a
+command, an event, and the instant), and so is the output: the state after it, and the actions to take.
 
-Readings come whenever the kernel has some, also in the middle of something that is being done about the workload. So a
-rule that goes off has to wait for its *turn*; the shell gives one turn for each of them, oldest first. A rule whose
-turn comes when the generation that it is about is gone does nothing.
+Observations arrive whenever the kernel reports something, also in the middle of a command on the workload. So the
+action of a rule that fires is *pending* first; the shell sends one `RunPending` for each of them, oldest first. A
+pending action does nothing if the generation that the rule observed is gone.
 """
 
 import signal
@@ -25,7 +25,7 @@ WISHES: dict[str, type[events.Wish]] = {
     "freeze": events.Freeze,
     "thaw": events.Thaw,
 }
-"""What a rule's action asks of the lifecycle; the others concern nobody's life."""
+"""The lifecycle command of each rule action; other actions do not concern the lifecycle."""
 
 
 @attrs.frozen
@@ -34,19 +34,19 @@ class Seen:
 
     snapshot: Snapshot
     limits: Limits
-    """The limits in force then."""
+    """The limits in force at that moment."""
     at: float | None = attrs.field(default=None, eq=False)
-    """When the kernel told of it, on whatever clock the shell measures with; it takes part in no decision."""
+    """When the kernel reported it, on a clock of the shell's choice; no decision uses it."""
 
 
 @attrs.frozen
 class Turn:
-    """The oldest rule that waits may do what it asks for."""
+    """Run the action of the oldest pending rule."""
 
 
 @attrs.frozen
 class Sentence:
-    """A rule of a group, or of the host, has gone off, and this workload is whom it hits."""
+    """A rule of a group, or of the host, fired and chose this workload as its victim."""
 
     generation: int
     """The generation that was chosen."""
@@ -55,7 +55,7 @@ class Sentence:
 
 @attrs.frozen
 class Adopt:
-    """A reload: from now on the workload is another one, by the same name."""
+    """A reload changed the configuration of the workload."""
 
     workload: Workload
 
@@ -65,18 +65,18 @@ Input = events.Event | Seen | Turn | Sentence | Adopt
 
 @attrs.frozen
 class Due:
-    """A rule that has gone off and waits for its turn."""
+    """A rule that fired and whose action is pending."""
 
     generation: int
-    """The generation that it is about."""
+    """The generation that the rule observed."""
     fired: Fired
     at: float | None = attrs.field(default=None, eq=False)
-    """`Seen.at` of the reading that set it off."""
+    """`Observation.reported_at` of the observation on which the rule fired."""
 
 
 @attrs.frozen
 class Mind:
-    """All that is remembered of a workload."""
+    """The complete decision state of a workload."""
 
     life: Life
     engine: Engine
@@ -85,54 +85,54 @@ class Mind:
 
 @attrs.frozen
 class Thought:
-    """What came of one input."""
+    """The result of one input."""
 
     mind: Mind
     actions: tuple[Action, ...] = ()
-    """To be done, in order."""
+    """Actions to execute, in order."""
     event: events.Event | None = None
-    """What the life was told: the input itself, or what a rule wished."""
+    """The input that the lifecycle received: the input itself, or the command of a rule."""
     due: Due | None = None
-    """The rule whose turn it was; None where it had become pointless."""
+    """The pending action that ran; None if it was obsolete."""
 
 
 def take(mind: Mind, what: Input, moment: Moment, workload: Workload) -> Thought:
-    """The mind after ``what``, and what has to be done about it."""
+    """Compute the state after an input, and the actions to execute."""
     match what:
         case Seen(snapshot=snapshot, limits=limits):
             engine, fired = mind.engine.observe(snapshot, limits, moment.now)
             if engine is mind.engine:
-                return Thought(mind)  # most samples say nothing new, and there are many of them
-            due = tuple(Due(mind.life.generation, one, what.at) for one in fired)
-            return Thought(attrs.evolve(mind, engine=engine, due=(*mind.due, *due)))
-        case Sentence(generation=generation, fired=one):
-            return Thought(attrs.evolve(mind, due=(*mind.due, Due(generation, one))))
+                return Thought(mind)  # most samples change nothing, and there are many of them
+            added = tuple(Due(mind.life.generation, firing, what.at) for firing in fired)
+            return Thought(attrs.evolve(mind, engine=engine, due=(*mind.due, *added)))
+        case Sentence(generation=generation, fired=firing):
+            return Thought(attrs.evolve(mind, due=(*mind.due, Due(generation, firing))))
         case Adopt(workload=adopted):
             return Thought(attrs.evolve(mind, engine=mind.engine.adopted(adopted.policy)))
         case Turn():
             if not mind.due:
                 return Thought(mind)
-            first, *rest = mind.due
+            oldest, *rest = mind.due
             mind = attrs.evolve(mind, due=tuple(rest))
-            if not mind.life.alive or first.generation != mind.life.generation:
+            if not mind.life.alive or oldest.generation != mind.life.generation:
                 return Thought(mind)
-            return attrs.evolve(_do(mind, first.fired, moment, workload), due=first)
+            return attrs.evolve(_run_action(mind, oldest.fired, moment, workload), due=oldest)
         case _:
-            return _tell(mind, what, moment, workload)
+            return _apply_input(mind, what, moment, workload)
 
 
-def _do(mind: Mind, fired: Fired, moment: Moment, workload: Workload) -> Thought:
+def _run_action(mind: Mind, fired: Fired, moment: Moment, workload: Workload) -> Thought:
     rule = fired.rule
     if rule.dry_run:
         return Thought(mind)
     if fired.action == "signal":
         return Thought(mind, (Signal(rule.signal or signal.SIGTERM),))
     if fired.action in WISHES:
-        return _tell(mind, WISHES[fired.action](f"{rule.name} ({rule.when.text})"), moment, workload)
+        return _apply_input(mind, WISHES[fired.action](f"{rule.name} ({rule.when.text})"), moment, workload)
     return Thought(mind)
 
 
-def _tell(mind: Mind, event: events.Event, moment: Moment, workload: Workload) -> Thought:
+def _apply_input(mind: Mind, event: events.Event, moment: Moment, workload: Workload) -> Thought:
     life, actions = step(mind.life, event, moment, workload)
     if life is mind.life:
         return Thought(mind, actions, event)

@@ -1,8 +1,8 @@
-"""Who waits for whom: the order of starting, and its reverse for stopping. Pure.
+"""Start order of workloads, and its reverse, the stop order. Pure.
 
-``requires`` and ``wants`` both mean *after*: the field's users complain more about programs that start too early than
-about ones that start one by one. They differ when the other one cannot be had: ``requires`` then gives up, ``wants``
-goes on without it, and ``after`` alone never asks for it in the first place.
+`requires` and `wants` both imply *after*: users of supervisors complain more about programs that start too early than
+about ones that start one by one. They differ if the other workload cannot start: `requires` then gives up, `wants` goes
+on without it, and `after` alone never starts it in the first place.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,12 +11,12 @@ from nsupervisor.config.model import Workload
 
 
 def before(workload: Workload) -> tuple[str, ...]:
-    """The names of those that have to be up before ``workload`` starts, each once, in the order given."""
+    """Return the names of the workloads that must be up before `workload` starts, each once, in the given order."""
     return tuple(dict.fromkeys((*workload.requires, *workload.wants, *workload.after)))
 
 
 def dependants(workloads: Mapping[str, Workload]) -> dict[str, tuple[str, ...]]:
-    """For each name those that have to be down before it stops: the reverse of `before`."""
+    """Map each name to the workloads that must be down before it stops: the reverse of `before`."""
     reverse: dict[str, list[str]] = {name: [] for name in workloads}
     for name, workload in workloads.items():
         for other in before(workload):
@@ -25,12 +25,12 @@ def dependants(workloads: Mapping[str, Workload]) -> dict[str, tuple[str, ...]]:
 
 
 def closure(names: Iterable[str], edges: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
-    """``names`` and all that can be reached from them, each once, nearest first."""
-    found = dict.fromkeys(names)
-    queue = list(found)
-    for name in queue:  # grows while we walk it
+    """Return `names` and everything reachable from them, each once, nearest first."""
+    reached = dict.fromkeys(names)
+    queue = list(reached)
+    for name in queue:  # the list grows during the iteration
         for other in edges[name]:
-            if other not in found:
-                found[other] = None
+            if other not in reached:
+                reached[other] = None
                 queue.append(other)
-    return tuple(found)
+    return tuple(reached)

@@ -1,10 +1,10 @@
-"""The states of a life, which the plan of a reload speaks of, too."""
+"""States of a lifecycle; reload plans use them too."""
 
 import enum
 
 
 class State(enum.Enum):
-    """Where a life stands; the head of `nsupervisor.core.lifecycle` says what each means."""
+    """The state of a lifecycle; `nsupervisor.core.lifecycle` describes each one."""
 
     STOPPED = "stopped"
     STARTING = "starting"

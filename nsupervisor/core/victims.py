@@ -1,12 +1,11 @@
-"""Whom a group's rule, or the host's, is to hit: an order of the members, with the reason for each place in it.
+"""Choose the victim of a rule of a group, or of the host: a ranking of the members, with a reason for each rank.
 
-Pure: readings and preferences in, the order out; the same input always gives the same order. Only what runs below our
-own cgroup is ever a candidate. What was weighed goes into the action's record, all of it, so that a person can check
-why it was this one and not another.
+Pure: values and preferences in, the ranking out; the same input always gives the same ranking. Only workloads below the
+supervisor's own cgroup are candidates. The action's record contains every value that was weighed, so that an operator
+can verify the choice.
 
-``managed_oom_preference`` is systemd's: with "avoid" a member's turn comes only after all those without, with "omit"
-it has none. What has been tried without success has none either: a member that cannot be killed must not keep others
-from being it.
+`managed_oom_preference` is systemd's: "avoid" ranks a member after all those without, "omit" excludes it. A member on
+which an action has failed is excluded too: one that cannot be killed must not protect the others.
 """
 
 from collections.abc import Collection, Iterable
@@ -19,18 +18,18 @@ from nsupervisor.wire import wire
 Verdict = Literal["done", "wait", "failed"]
 
 RECLAIM_SHARE = 0.5
-"""What part of a victim's own memory (memory.stat anon) has to come back; others take some of it meanwhile."""
+"""The fraction of a victim's own memory (memory.stat anon) that must be freed; other members take some meanwhile."""
 
 
 @attrs.frozen
 class Candidate:
-    """One member, as it is at the moment of the decision."""
+    """One member and its values at the moment of the decision."""
 
     name: str = attrs.field(metadata=wire("name"))
     memory: float = attrs.field(metadata=wire("memory"))
-    """memory.current, bytes."""
+    """The value of memory.current, in bytes."""
     growth: float = attrs.field(metadata=wire("growth"))
-    """Bytes a second, over the last seconds."""
+    """Growth over the last seconds, in bytes per second."""
     priority: int = attrs.field(metadata=wire("priority"))
     age: float = attrs.field(metadata=wire("age"))
     """Seconds since its start."""
@@ -39,65 +38,68 @@ class Candidate:
 
 @attrs.frozen
 class Place:
-    """A candidate's place in the order. ``turn``: 1 is the first victim; None, it has none."""
+    """A candidate and its rank: 1 is the first victim; None excludes it."""
 
     candidate: Candidate
     turn: int | None
     why: str
 
     def record(self) -> dict[str, Any]:
-        """As the cause of an action shows it."""
-        one = self.candidate
+        """Return the entry for the cause in an action's record."""
+        candidate = self.candidate
         return {
-            "name": one.name,
+            "name": candidate.name,
             "turn": self.turn,
             "why": self.why,
-            "memory_current": int(one.memory),
-            "growth_bytes_per_sec": round(one.growth),
-            "priority": one.priority,
-            "age_sec": round(one.age, 3),
-            "managed_oom_preference": one.preference,
+            "memory_current": int(candidate.memory),
+            "growth_bytes_per_sec": round(candidate.growth),
+            "priority": candidate.priority,
+            "age_sec": round(candidate.age, 3),
+            "managed_oom_preference": candidate.preference,
         }
 
 
 def rank(victim: str, candidates: Iterable[Candidate], tried: Collection[str] = ()) -> tuple[Place, ...]:
-    """All candidates, the first victim first; those that have no turn come last, by name.
+    """Rank all candidates, the first victim first; excluded ones come last, by name.
 
-    victim: one of `config.model.Victim`. Among equals by that measure, the one with more memory is first, and among
-    those the one whose name is first.
+    victim: one of `config.model.Victim`. Candidates that are equal by this criterion are ordered by memory, the
+    largest first, then by name.
     """
 
-    def out(one: Candidate) -> str:
-        if one.preference == "omit":
+    def reason_excluded(candidate: Candidate) -> str:
+        if candidate.preference == "omit":
             return "managed_oom_preference = omit"
-        return "was tried, and it did not help" if one.name in tried else ""
+        return "was tried, and it did not help" if candidate.name in tried else ""
 
-    everyone = sorted(candidates, key=lambda one: one.name)
-    measure = _MEASURES[victim]
-    in_turn = sorted(
-        (one for one in everyone if not out(one)),
-        key=lambda one: (one.preference == "avoid", measure(one), -one.memory),
+    by_name = sorted(candidates, key=lambda candidate: candidate.name)
+    measure = _SORT_KEYS[victim]
+    eligible = sorted(
+        (candidate for candidate in by_name if not reason_excluded(candidate)),
+        key=lambda candidate: (candidate.preference == "avoid", measure(candidate), -candidate.memory),
     )
-    places = [Place(one, turn, _why(victim, one)) for turn, one in enumerate(in_turn, 1)]
-    return (*places, *(Place(one, None, out(one)) for one in everyone if out(one)))
+    ranked = [Place(candidate, turn, _reason(victim, candidate)) for turn, candidate in enumerate(eligible, 1)]
+    return (
+        *ranked,
+        *(Place(candidate, None, reason_excluded(candidate)) for candidate in by_name if reason_excluded(candidate)),
+    )
 
 
-_MEASURES: dict[str, Any] = {
-    "largest-memory": lambda one: -one.memory,
-    "fastest-growing": lambda one: -one.growth,
-    "lowest-priority": lambda one: one.priority,
-    "newest": lambda one: one.age,
+_SORT_KEYS: dict[str, Any] = {
+    "largest-memory": lambda candidate: -candidate.memory,
+    "fastest-growing": lambda candidate: -candidate.growth,
+    "lowest-priority": lambda candidate: candidate.priority,
+    "newest": lambda candidate: candidate.age,
 }
 
 
-def _why(victim: str, one: Candidate) -> str:
-    said = {
-        "largest-memory": f"memory {_bytes(one.memory)}",
-        "fastest-growing": f"grows by {'-' if one.growth < 0 else ''}{_bytes(abs(one.growth))} a second",
-        "lowest-priority": f"priority {one.priority}",
-        "newest": f"started {one.age:.1f} s ago",
+def _reason(victim: str, candidate: Candidate) -> str:
+    text = {
+        "largest-memory": f"memory {_bytes(candidate.memory)}",
+        "fastest-growing": f"grows by {'-' if candidate.growth < 0 else ''}{_bytes(abs(candidate.growth))} a second",
+        "lowest-priority": f"priority {candidate.priority}",
+        "newest": f"started {candidate.age:.1f} s ago",
     }[victim]
-    return f"{said}, avoided" if one.preference == "avoid" else said
+    return f"{text}, avoided" if candidate.preference == "avoid" else text
 
 
 def _bytes(number: float) -> str:
@@ -106,61 +108,67 @@ def _bytes(number: float) -> str:
 
 @attrs.frozen
 class Growth:
-    """How fast each member's memory grows: a reading for each second or so, over a window."""
+    """Memory growth of each member: readings about a second apart, over a time window."""
 
     window: float = 10.0
     spacing: float = 0.9
-    """Seconds between two readings that are kept, at least."""
+    """Shortest time between two stored readings, in seconds."""
     readings: dict[str, tuple[tuple[float, float], ...]] = attrs.field(factory=dict)
-    """name → (when, bytes), oldest first."""
+    """Readings (time, bytes) by member, oldest first."""
 
     def due(self, now: float) -> bool:
-        """Whether the next readings are to be taken."""
-        latest = [kept[-1][0] for kept in self.readings.values() if kept]
+        """Check whether the next readings are due."""
+        latest = [series[-1][0] for series in self.readings.values() if series]
         return not latest or now - max(latest) >= self.spacing
 
     def taken(self, now: float, memory: dict[str, float]) -> "Growth":
-        """With one more reading of each. Who is not in it is forgotten."""
-        kept = {
-            name: (*((at, was) for at, was in self.readings.get(name, ()) if now - at <= self.window), (now, value))
-            for name, value in memory.items()
+        """Add one reading of each member; forget members that are not in `memory`."""
+        readings = {
+            name: (
+                *((time, old_value) for time, old_value in self.readings.get(name, ()) if now - time <= self.window),
+                (now, new_value),
+            )
+            for name, new_value in memory.items()
         }
-        return attrs.evolve(self, readings=kept)
+        return attrs.evolve(self, readings=readings)
 
     def of(self, name: str, now: float, memory: float) -> float:
-        """Bytes a second since the oldest reading of the window; 0 where there is none yet."""
-        for at, was in self.readings.get(name, ()):
-            if now > at:
-                return (memory - was) / (now - at)
+        """Return the growth since the oldest reading of the window, in bytes per second; 0 without readings."""
+        for time, old_value in self.readings.get(name, ()):
+            if now > time:
+                return (memory - old_value) / (now - time)
         return 0.0
 
 
 @attrs.frozen
 class Effect:
-    """What an act on a victim shall lead to, and by when."""
+    """The expected effect of an action on a victim, and its time limit."""
 
     action: str
     wanted: float
-    """Bytes that have to come back; 0 where the rule is not about memory."""
+    """Bytes that must be freed; 0 if the rule is not about memory."""
     patience: float
-    """Seconds."""
+    """Seconds until the action counts as failed."""
 
     @classmethod
     def of(cls, action: str, about_memory: bool, own_memory: float, patience: float) -> "Effect":
-        """own_memory: memory.stat anon of the victim, in bytes; what else it has charged is not its alone."""
+        """Create the expectation of an action.
+
+        own_memory: memory.stat anon of the victim, in bytes; it may share the rest of its charge with others.
+        """
         return cls(action, own_memory * RECLAIM_SHARE if about_memory else 0.0, patience)
 
     def verdict(self, gone: bool, freed: float, holds: bool, elapsed: float) -> tuple[Verdict, str]:
-        """How it stands, and why.
+        """Judge the effect so far; return the verdict and its reason.
 
-        gone: the victim's processes are (for freeze: all of them stand still). freed: bytes of the group, or of the
-        host, since the act. holds: the rule's condition still does.
+        gone: the victim has no processes left (for freeze: all of them are frozen). freed: bytes that the
+        group, or the host, has freed since the action. holds: the rule's condition still holds.
         """
         if self.action == "signal":
             return "done", "what becomes of a signal is the program's own affair"
         if not gone:
-            still = "does not stand still" if self.action == "freeze" else "still has processes"
-            return ("wait" if elapsed < self.patience else "failed"), f"it {still} after {elapsed:.1f} s"
+            problem = "does not stand still" if self.action == "freeze" else "still has processes"
+            return ("wait" if elapsed < self.patience else "failed"), f"it {problem} after {elapsed:.1f} s"
         if self.action == "freeze" or freed >= self.wanted or not holds:
             return "done", ""
         why = f"of {_bytes(self.wanted)} only {_bytes(max(freed, 0.0))} came back in {elapsed:.1f} s"
