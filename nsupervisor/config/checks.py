@@ -132,7 +132,7 @@ def _cycles(config: Config) -> Iterator[Conflict]:
                     cycle = " → ".join([*chain[chain.index(dependency) :], dependency])
                     yield Conflict(
                         ("workload", chain[-1], key, number),
-                        f"closes a circle, so that none of them could start: {cycle}; remove one of these",
+                        f"closes a cycle, so that none of them could start: {cycle}; remove one of these",
                     )
                 elif dependency not in visited:
                     chain.append(dependency)
@@ -212,7 +212,7 @@ def _mapping_conflicts(mappings: tuple[IdMapping, ...], path: Path) -> Iterator[
         ranges = sorted((getattr(m, side), m.size) for m in complete)
         for (first, size), (second, _) in pairwise(ranges):
             if first + size > second:
-                yield Conflict(path, f"two ranges overlap at {side} {second}; write ranges that lie beside each other")
+                yield Conflict(path, f"two ranges overlap at {side} {second}; write ranges that do not overlap")
                 break
 
 
@@ -340,7 +340,7 @@ def _victim_conflicts(rule: GroupRule, path: Path) -> Iterator[Conflict]:
         action = next(action for action in actions if action not in _HARMLESS)
         yield Conflict(
             (*path, "action"),
-            f'"{action}" does not say whom; add for example victim = "largest-memory"',
+            f'"{action}" does not choose a member; add for example victim = "largest-memory"',
             ((*path, "victim"), (*path, "then")),
         )
     if rule.victim is not None and {*actions} <= {*_HARMLESS}:
@@ -377,5 +377,5 @@ def _membership_conflicts(config: Config) -> Iterator[Conflict]:
             reported.update(chain)
             cycle = " → ".join([*chain[chain.index(str(outer)) :], str(outer)])
             yield Conflict(
-                ("group", chain[-1], "group"), f"closes a circle of groups: {cycle}; remove one of these", (("group",),)
+                ("group", chain[-1], "group"), f"closes a cycle of groups: {cycle}; remove one of these", (("group",),)
             )

@@ -1,10 +1,11 @@
-"""The kinds of values that keys take: how to read each one, and its JSON Schema.
+"""Kinds of configuration values: how to load each one, and its JSON Schema.
 
-A `Scalar` turns one TOML value into its Python form, or raises ValueError whose message ends the sentence
-"THE VALUE …". The composite kinds (`ListOf`, `MapOf`, `TableOf`, `Tables`, `Prefixed`) only describe; the loader walks
-them, so that each element's problem has its own key path and line.
+A `Scalar` converts one TOML value to its Python form, or raises ValueError whose message ends the sentence "THE VALUE
+…". The composite kinds (`ListOf`, `MapOf`, `TableOf`, `Tables`, `Prefixed`) only describe; the loader walks them, so
+each element's problem has its own key path and line.
 
-Named tuples, not attrs classes: to build one of those takes half a millisecond, in each command that reads a file.
+They are named tuples, not attrs classes: creating an attrs class takes half a millisecond, in each command that reads a
+file.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from nsupervisor.config.conditions import parse_condition
 from nsupervisor.config.shown import did_you_mean, either, shown
 
 LONGEST_SOCKET = 107
-"""Bytes of a Unix socket's path without the ending NUL (unix(7))."""
+"""Largest length of a Unix socket's path in bytes, without the ending NUL (unix(7))."""
 
 MAX_ID = 2**32 - 2
 """The largest user or group id; 2**32 - 1 means "no id" (credentials(7))."""
@@ -31,8 +32,11 @@ VARIABLE_PATTERN = r"[^=\n\u0000]+"
 
 
 class Scalar(NamedTuple):
-    """One value. `load` gets what tomllib made of it; `text` gives back how a file would have it, where that is not
-    plain (`nsupervisor.config.written`)."""
+    """A single value.
+
+    `load` receives the value from tomllib. `text` returns it as a file would write it, if that is not the plain
+    form (`nsupervisor.config.to_toml`).
+    """
 
     load: Callable[[Any], Any]
     schema: Mapping[str, Any]
@@ -40,14 +44,14 @@ class Scalar(NamedTuple):
 
 
 class Choice:
-    """One of some words. `planned` words get their own message: later versions have them."""
+    """One of several words. `planned` words have their own message: later versions have them."""
 
     def __init__(self, *words: str, planned: tuple[str, ...] = ()) -> None:
         self.words = words
         self.planned = planned
 
     def load(self, value: Any) -> str:
-        """The word itself."""
+        """Return the word, if it is one of the choices; raise ValueError otherwise."""
         if isinstance(value, str):
             if value in self.words:
                 return value
@@ -57,7 +61,7 @@ class Choice:
 
     @property
     def schema(self) -> Mapping[str, Any]:
-        """An enumeration."""
+        """The JSON Schema: an enumeration of the words."""
         return {"enum": list(self.words)}
 
 
@@ -67,15 +71,15 @@ class ListOf(NamedTuple):
     item: Scalar
     minimum: int = 0
     empty: str = "write at least one"
-    """What to write instead of too few."""
+    """The hint in the message about a list that is too short."""
     as_text: Callable[[str], str] | None = None
-    """What to write instead of a plain string; default: the string in brackets."""
+    """The hint in the message about a plain string; by default the string in brackets."""
 
 
 class MapOf(NamedTuple):
-    """A table with free keys (checked by `key`) or a fixed set of `names`, and values of one kind; becomes a dict.
+    """A table with free keys (checked by `key`) or a fixed set of `names`; becomes a dict.
 
-    `items`: the names, each with a kind of its own.
+    All values have the kind `item`, except the names in `items`, which have kinds of their own.
     """
 
     item: Scalar
@@ -85,11 +89,11 @@ class MapOf(NamedTuple):
 
     @classmethod
     def each(cls, items: Mapping[str, Scalar]) -> MapOf:
-        """A table with these keys and their kinds."""
+        """Create a table kind with these keys and their kinds."""
         return cls(TEXT, names=tuple(items), items=items)
 
     def kind_of(self, name: str) -> Scalar:
-        """The kind of one key's value."""
+        """Return the kind of one key's value."""
         return self.items.get(name, self.item)
 
 
@@ -107,7 +111,7 @@ class Tables(NamedTuple):
 
 
 class Prefixed(NamedTuple):
-    """Keys of the parent's own table that start with `prefix`, gathered into one dict without the prefix."""
+    """Keys of the parent's own table that start with `prefix`, collected in one dict without the prefix."""
 
     prefix: str
     items: Mapping[str, Scalar]
@@ -117,30 +121,33 @@ Kind = Scalar | Choice | ListOf | MapOf | TableOf | Tables | Prefixed
 
 
 class Key(NamedTuple):
-    """What an attribute's metadata says about its TOML key."""
+    """The declaration of a TOML key in an attribute's metadata."""
 
     kind: Kind
     doc: str
     toml: str | None = None
-    """The key's name where it is not the attribute's."""
+    """The name of the key, if it differs from the attribute's."""
     live: bool = False
-    """A change of it, or of anything in it, is taken by what runs; else it needs a new process."""
+    """A running workload can take a change of it, or of anything in it; otherwise it needs a new process."""
     secret: bool = False
-    """What is in it is never shown."""
+    """Its contents are never shown."""
 
 
 def key(kind: Kind, doc: str, *, toml: str | None = None, live: bool = False, secret: bool = False) -> dict[str, Key]:
-    """The metadata of an attrs field that is a TOML key."""
+    """Return the metadata that declares an attrs field as a TOML key."""
     return {"key": Key(kind, doc, toml, live, secret)}
 
 
 def exactly(pattern: str) -> str:
-    """A schema's pattern for the whole text. Python's "$", unlike the schema's, also matches before a last newline."""
+    """Make a JSON Schema pattern match the whole text.
+
+    Python's "$", unlike JSON Schema's, also matches before a last newline.
+    """
     return f"^(?:{pattern})$(?!\\n)"
 
 
 def is_integer(value: Any) -> bool:
-    """TOML's booleans are Python integers too; they are not meant here."""
+    """Check for an integer; TOML's booleans are Python integers too, and do not count here."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -169,15 +176,15 @@ def _name(value: Any) -> str:
     return text
 
 
-_TAKEN = ("tasks", "notify_on_release", "release_agent")
-"""Files that cgroup v1 puts beside the workloads' cgroups (cgroups(7)); no directory can have such a name."""
+_V1_FILES = ("tasks", "notify_on_release", "release_agent")
+"""Files that cgroup v1 has next to the workloads' cgroups (cgroups(7)); no directory can have such a name."""
 
 
 def _workload_name(value: Any) -> str:
     if isinstance(value, str) and "@" in value:
         raise ValueError('has an "@" in its name, which is for instances; write instances = 2 for NAME@1 and NAME@2')
     name = _name(value)
-    if name in _TAKEN:
+    if name in _V1_FILES:
         raise ValueError("is a name that cgroup v1 keeps for a file of its own; write another name")
     return name
 
@@ -292,7 +299,7 @@ def _signal(value: Any) -> int:
 
 
 def integer(minimum: int, maximum: int, example: int) -> Scalar:
-    """A number from `minimum` to `maximum`."""
+    """Create a kind for numbers from `minimum` to `maximum`."""
 
     def load(value: Any) -> int:
         if not is_integer(value):
@@ -305,8 +312,10 @@ def integer(minimum: int, maximum: int, example: int) -> Scalar:
 
 
 def size(*, minimum: int, limit: bool, percent: bool = False) -> Scalar:
-    """Bytes, as a number or text; with `limit`, also "max" or "infinity", which become None; with `percent`, also a
-    share of the host's ("25%")."""
+    """Create a kind for sizes in bytes, as a number or text.
+
+    limit: accept "max" and "infinity", which become None. percent: accept a share of the host's memory ("25%").
+    """
 
     def load(value: Any) -> int | units.Percent | None:
         if isinstance(value, str):
@@ -336,7 +345,10 @@ def size(*, minimum: int, limit: bool, percent: bool = False) -> Scalar:
 
 
 def duration(*, signed: bool = False, infinite: bool = False) -> Scalar:
-    """Seconds as a float, from a number or text; `infinite` admits "infinity" (math.inf), `signed` what is below 0."""
+    """Create a kind for durations in seconds as a float, from a number or text.
+
+    infinite: accept "infinity" (math.inf). signed: accept values below 0.
+    """
 
     def load(value: Any) -> float:
         sign = 1
@@ -379,10 +391,13 @@ def _condition(value: Any) -> Any:
 
 
 def _rlimit(sizes: bool) -> Scalar:
-    """(soft, hard) from a number, "NUMBER", "SOFT:HARD" or "infinity" (-1); systemd.exec(5)'s Limit…= form."""
+    """Create a kind for (soft, hard) limits from a number, "NUMBER", "SOFT:HARD" or "infinity" (-1).
+
+    The format is that of the Limit…= options of systemd.exec(5).
+    """
     example = '"64M", "64M:128M"' if sizes else '1024, "1024:4096"'
 
-    def one(text: str) -> int:
+    def parse_part(text: str) -> int:
         if text in ("infinity", "unlimited"):
             return -1
         if not sizes and not re.fullmatch("[0-9]{1,19}", text):
@@ -399,8 +414,8 @@ def _rlimit(sizes: bool) -> Scalar:
             if not isinstance(value, str):
                 raise ValueError
             soft_text, _, hard_text = value.partition(":")
-            soft = one(soft_text)
-            hard = one(hard_text) if ":" in value else soft
+            soft = parse_part(soft_text)
+            hard = parse_part(hard_text) if ":" in value else soft
         except ValueError:
             raise ValueError(f'is not a resource limit; write for example {example} or "infinity"') from None
         if hard != -1 and (soft == -1 or soft > hard):
@@ -414,8 +429,8 @@ def _rlimit(sizes: bool) -> Scalar:
 
 
 def shell_words(text: str) -> str:
-    """How to write a command line as a list: 'sleep 10' → '["sleep", "10"]'."""
-    import shlex  # here, because only an error needs it, and it makes every start slower
+    """Format a command line as a list: 'sleep 10' → '["sleep", "10"]'."""
+    import shlex  # imported here because only an error needs it, and it slows down every start
 
     try:
         words = shlex.split(text)
@@ -432,7 +447,7 @@ WORD = Scalar(_word, _STRING)
 NAME = Scalar(_name, {"type": "string", "pattern": exactly(NAME_PATTERN), "maxLength": 128})
 WORKLOAD_NAME = Scalar(
     _workload_name,
-    {"type": "string", "pattern": exactly(NAME_PATTERN), "maxLength": 128, "not": {"enum": list(_TAKEN)}},
+    {"type": "string", "pattern": exactly(NAME_PATTERN), "maxLength": 128, "not": {"enum": list(_V1_FILES)}},
 )
 PATH = Scalar(_path, {"type": "string", "pattern": "^/"})
 OPTIONAL_PATH = Scalar(_optional_path, {"type": "string", "pattern": "^-?/"})
@@ -482,4 +497,4 @@ RLIMITS = {
     **{name: _rlimit(sizes=True) for name in ("as", "core", "data", "fsize", "memlock", "msgqueue", "rss", "stack")},
     **{name: _rlimit(sizes=False) for name in ("cpu", "nice", "nofile", "nproc", "rtprio", "rttime", "sigpending")},
 }
-"""All of setrlimit(2) but "locks", which Linux has ignored since 2.4."""
+"""All limits of setrlimit(2) but "locks", which Linux has ignored since 2.4."""

@@ -1,4 +1,4 @@
-"""The kinds of values that resource limits take; as `kinds`, for [workload.NAME.resources]."""
+"""Value kinds for resource limits, [workload.NAME.resources]; the other kinds are in `kinds`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nsupervisor.config.shown import shown
 
 
 def number(minimum: int) -> Scalar:
-    """A number from `minimum` up, or "max" or "infinity", which become None."""
+    """Create a kind for numbers from `minimum` up, and "max" or "infinity", which become None."""
 
     def load(value: Any) -> int | None:
         if isinstance(value, str) and value in units.INFINITY_WORDS:
@@ -45,7 +45,7 @@ def _cpu_max(value: Any) -> tuple[int | None, int]:
 
 
 def _microseconds(value: Any) -> int:
-    """A number in a cgroup file's own unit, or text with a unit of its own."""
+    """Load microseconds from a number, or from text with a unit."""
     if isinstance(value, str) and re.search("[a-zµ]", value):
         value = round(units.parse_duration(value) * 1_000_000)
     elif not is_integer(value):
@@ -73,7 +73,7 @@ def _cpu_weight(value: Any) -> int | str:
 
 
 def _io_weight(value: Any) -> dict[str, int]:
-    """{"default": 100, "/srv": 50} from 100 or a table."""
+    """Load weights: {"default": 100, "/srv": 50} from 100 or a table."""
     instead = 'write a number from 1 to 10000, or { default = 100, "/srv" = 50 }'
     weights = value if isinstance(value, dict) else {"default": value}
     if not weights:
@@ -128,22 +128,25 @@ def _node_list(value: Any) -> str:
 
 
 def adjusting(kind: Scalar, *, amount: Scalar | None = None, bound: bool = False) -> Scalar:
-    """What a rule's `set` takes for a key of `kind`: a value of it, "+25%" or "-25%" of what is, or "+64M", where
-    `amount` reads what comes after the sign. With `bound`, the value alone."""
+    """Create the kind of a rule's `set` or `limit` entry for a key of `kind`.
+
+    It accepts a value of the key, "+25%" or "-25%" of the value in force, or "+64M", if `amount` can load what
+    follows the sign. With `bound`, it accepts only a value.
+    """
 
     def load(value: Any) -> Any:
         if not bound and isinstance(value, str) and value[:1] in ("+", "-"):
             return _relative(value, amount)
         try:
-            found = kind.load(value)
+            loaded = kind.load(value)
         except ValueError as error:
-            more = "" if bound else ', or "+25%"'
-            raise ValueError(f"{error}{more}") from None
-        if isinstance(found, units.Percent):
+            addition = "" if bound else ', or "+25%"'
+            raise ValueError(f"{error}{addition}") from None
+        if isinstance(loaded, units.Percent):
             raise ValueError('is a share of the host, which a rule cannot set; write a value, or "+25%" of what is')
-        if found == "idle":
+        if loaded == "idle":
             raise ValueError("is no number; write for example 50")
-        return found
+        return loaded
 
     def text(value: Any) -> str:
         return str(value) if kind.text is None or isinstance(value, units.Relative) else kind.text(value)
@@ -209,7 +212,7 @@ NODE_LIST = Scalar(_node_list, {"type": "string", "pattern": exactly("[0-9, -]+"
 RAW_FILE = Scalar(_raw_file, {"type": "string", "pattern": exactly(RAW_PATTERN)})
 RAW_VALUE = Scalar(_raw_value, {"type": "string"})
 HUGE_PAGES = {f"{size}_max": HUGE_LIMIT for size in ("64KB", "2MB", "32MB", "1GB")}
-"""The sizes that x86-64 and arm64 have with pages of 4 KB; for others there is `unified`."""
+"""The page sizes that x86-64 and arm64 have with pages of 4 KB; `unified` covers the others."""
 
 _ADJUSTABLE = {
     **dict.fromkeys(("memory_min", "memory_low"), (MEMORY_PROTECTION, HUGE_LIMIT)),
@@ -221,4 +224,4 @@ _ADJUSTABLE = {
 }
 ADJUSTMENTS = {key: adjusting(kind, amount=amount) for key, (kind, amount) in _ADJUSTABLE.items()}
 BOUNDS = {key: adjusting(kind, bound=True) for key, (kind, _) in _ADJUSTABLE.items()}
-"""What a rule may set, and how far: what is one number."""
+"""Bounds for the limits that a rule may set: those that are a single number."""

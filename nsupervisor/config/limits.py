@@ -1,4 +1,4 @@
-"""How a workload's resources fit together; the same checks hold for the file and for changes at run time."""
+"""Conflicts within a workload's resources; the checks apply to the file and to changes at run time."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from attrs import fields
 from nsupervisor.config.shown import shown
 from nsupervisor.config.units import Percent, format_size
 
-if TYPE_CHECKING:  # who only wants to know about memory does not need the model, which costs an import
+if TYPE_CHECKING:  # callers that check memory limits alone do not need the model, which is slow to import
     from nsupervisor.config.model import Resources
 
-_MEMORY = ("memory_min", "memory_low", "memory_high", "memory_max")
-"""Each must not be above those after it."""
+_MEMORY_ORDER = ("memory_min", "memory_low", "memory_high", "memory_max")
+"""Each value must not exceed the values after it."""
 
 _NO_EFFECT = {
     "memory_low": "so that memory_low has no effect; write a size up to it",
@@ -26,7 +26,7 @@ _NEVER_REACHED = "so it would never be reached; write a size below it"
 
 
 class Misfit(NamedTuple):
-    """What is wrong with the value of `key` (below the resources), and which other keys take part in it."""
+    """A conflict at the value of `key` (below the resources), and the other keys that take part in it."""
 
     key: tuple[str | int, ...]
     message: str
@@ -34,31 +34,35 @@ class Misfit(NamedTuple):
 
 
 def misfits(resources: Resources) -> Iterator[Misfit]:
-    """Everything that does not fit together. Percentages and sizes cannot be compared before the host is known."""
-    yield from disorder({key: getattr(resources, key) for key in _MEMORY})
-    yield from _cpu(resources)
-    yield from _devices(resources)
-    yield from _unified(resources)
+    """Find every conflict. Percentages and sizes cannot be compared before the host is known."""
+    yield from disorder({key: getattr(resources, key) for key in _MEMORY_ORDER})
+    yield from _cpu_misfits(resources)
+    yield from _device_misfits(resources)
+    yield from _unified_misfits(resources)
 
 
 def disorder(memory: Mapping[str, int | Percent | None]) -> Iterator[Misfit]:
-    """memory_min ≤ memory_low ≤ memory_high ≤ memory_max, as far as they are set and of the same kind."""
-    for place, key in enumerate(_MEMORY):
-        for other in _MEMORY[place + 1 :]:
-            low, high = memory.get(key), memory.get(other)
-            if _above(low, high):
-                why = _NEVER_REACHED if key == "memory_high" else _NO_EFFECT[other]
-                yield Misfit((key,), f"{format_size(low)} is above {other} ({format_size(high)}), {why}", (other,))
+    """Check memory_min ≤ memory_low ≤ memory_high ≤ memory_max, as far as they are set and of the same kind."""
+    for index, key in enumerate(_MEMORY_ORDER):
+        for larger_key in _MEMORY_ORDER[index + 1 :]:
+            value, other_value = memory.get(key), memory.get(larger_key)
+            if _is_above(value, other_value):
+                consequence = _NEVER_REACHED if key == "memory_high" else _NO_EFFECT[larger_key]
+                yield Misfit(
+                    (key,),
+                    f"{format_size(value)} is above {larger_key} ({format_size(other_value)}), {consequence}",
+                    (larger_key,),
+                )
                 break
 
 
-def _above(low: int | Percent | None, high: int | Percent | None) -> bool:
+def _is_above(low: int | Percent | None, high: int | Percent | None) -> bool:
     if isinstance(low, Percent) and isinstance(high, Percent):
         return low.percent > high.percent
     return isinstance(low, int) and isinstance(high, int) and low > high
 
 
-def _cpu(resources: Resources) -> Iterator[Misfit]:
+def _cpu_misfits(resources: Resources) -> Iterator[Misfit]:
     burst, share = resources.cpu_max_burst, resources.cpu_max
     quota = share[0] if share else None
     if burst and quota is None:
@@ -79,20 +83,20 @@ def _cpu(resources: Resources) -> Iterator[Misfit]:
         )
 
 
-def _devices(resources: Resources) -> Iterator[Misfit]:
+def _device_misfits(resources: Resources) -> Iterator[Misfit]:
     for key in ("io_max", "io_latency", "rdma_max"):
-        seen: set[str] = set()
+        devices: set[str] = set()
         for number, item in enumerate(getattr(resources, key)):
-            if item.device in seen:
+            if item.device in devices:
                 yield Misfit((key, number, "device"), f"{shown(item.device)} is there twice; write one table for it")
             if item.device is not None:  # a missing one is reported already
-                seen.add(item.device)
+                devices.add(item.device)
             names = [field.name for field in fields(type(item)) if field.name != "device"]
             if all(getattr(item, name) is None for name in names):
                 yield Misfit((key, number), f"limits nothing; write one of {', '.join(names)}", (key,))
 
 
-def _unified(resources: Resources) -> Iterator[Misfit]:
+def _unified_misfits(resources: Resources) -> Iterator[Misfit]:
     declared = fields(type(resources))
     own = {field.name for field in declared}
     huge_pages = declared.hugetlb.metadata["key"].kind.items

@@ -1,7 +1,7 @@
-"""From TOML text to the model: every problem of a file at once, each with its line.
+"""Load TOML text into the model, and report every problem of a file at once, each with its line.
 
-The loader walks the model's declarations (`keys_of`) and the file's tables side by side. A value that is wrong is
-reported and its default stands in, so that the walk goes on; where anything was reported, no Config comes out.
+The loader walks the model's declarations (`key_slots`) and the file's tables side by side. It reports a wrong value and
+goes on with its default; if anything was reported, it returns no Config.
 """
 
 from __future__ import annotations
@@ -55,19 +55,21 @@ _SYNTAX_HINTS = {
 
 
 def load(path: str | os.PathLike[str]) -> model.Config:
-    """The configuration in a file; ConfigError with every problem where it cannot be used."""
+    """Load the configuration of a file; ConfigError lists every problem."""
     return parse(read_text(path), os.fspath(path))
 
 
 def parse(text: str, path: str, positions: Positions | None = None) -> model.Config:
-    """The configuration in a text; `path` is for the messages and `Config.path`. ConfigError with every problem.
-    `positions`: those in this text, where they are known already."""
+    """Parse a configuration; ConfigError lists every problem.
+
+    path: the file name for messages and `Config.path`. positions: the key positions of `text`, if known already.
+    """
     try:
         table = tomllib.loads(text)
     except RecursionError:
         raise ConfigError([Problem(path, 1, "", "is nested too deeply; no key needs more than a few levels")]) from None
     except ValueError as error:
-        # Mostly TOMLDecodeError; a number of thousands of digits is a plain ValueError.
+        # Mostly TOMLDecodeError; an integer of thousands of digits raises a plain ValueError.
         raise ConfigError([_syntax_problem(text, path, str(error))]) from None
     loader = _Loader(path, scan(text) if positions is None else positions)
     config = loader.object(model.Config, table, (), path=path)
@@ -79,7 +81,7 @@ def parse(text: str, path: str, positions: Positions | None = None) -> model.Con
 
 
 def read_table(cls: type, table: dict[str, Any]) -> Any:
-    """An object of a model class from a table that is in no file; ConfigError with every problem, by key."""
+    """Load an object of a model class from a table without a file; ConfigError lists every problem by key."""
     loader = _Loader("", scan(""))
     result = loader.object(cls, table, ())
     if loader.problems:
@@ -88,21 +90,21 @@ def read_table(cls: type, table: dict[str, Any]) -> Any:
 
 
 def _syntax_problem(text: str, path: str, error: str) -> Problem:
-    """tomllib's message, which ends with the place: "… (at line 3, column 5)" or "… (at end of document)"."""
-    message, _, place = error.partition(" (at ")
-    match = re.match(r"line (\d+), column (\d+)", place)
-    line = int(match[1]) if match else max(text.rstrip("\n").count("\n"), 0) + 1 if place else 1
-    column = f" at column {match[2]}" if match else " at the end of the file" if place else ""
+    """Convert tomllib's message, which ends with "(at line 3, column 5)" or "(at end of document)"."""
+    message, _, location = error.partition(" (at ")
+    match = re.match(r"line (\d+), column (\d+)", location)
+    line = int(match[1]) if match else max(text.rstrip("\n").count("\n"), 0) + 1 if location else 1
+    column = f" at column {match[2]}" if match else " at the end of the file" if location else ""
     hint = next((hint for start, hint in _SYNTAX_HINTS.items() if message.startswith(start)), "correct it")
-    if twice := re.fullmatch(r"Cannot declare \((.*)\) twice", message):
-        names = re.findall("'([^']*)'", twice[1])
+    if redeclared := re.fullmatch(r"Cannot declare \((.*)\) twice", message):
+        names = re.findall("'([^']*)'", redeclared[1])
         message = f"the table [{shown_path(names)}] is declared twice"
-    what = f"{message[:1].lower()}{message[1:]}"
-    return Problem(path, line, "", f"this is not TOML{column}: {what}; {hint}")
+    reason = f"{message[:1].lower()}{message[1:]}"
+    return Problem(path, line, "", f"this is not TOML{column}: {reason}; {hint}")
 
 
 class Slot(NamedTuple):
-    """Where a TOML key's value goes: to an attribute, or under a member name into an attribute's dict."""
+    """The destination of a TOML key's value: an attribute, or a member of an attribute's dict."""
 
     attribute: str
     kind: Kind
@@ -114,14 +116,14 @@ class Slot(NamedTuple):
     secret: bool = False
 
     def get(self, owner: Any) -> Any:
-        """The value in an object of the class; for a member that is not there, None."""
+        """Return the value from an object of the class; None for a member that is missing."""
         value = getattr(owner, self.attribute)
         return value if self.member is None else value.get(self.member)
 
 
 @cache
 def keys_of(cls: type) -> dict[str, Slot]:
-    """The TOML keys of a model class."""
+    """Return the TOML keys of a model class, with their slots."""
     slots: dict[str, Slot] = {}
     attribute: Attribute[Any]
     for attribute in fields(cls):
@@ -152,23 +154,23 @@ class _Loader:
         self.failed: set[Path] = set()
 
     def problem(self, path: Path, message: str) -> Any:
-        """Report; returns the mark of a value that is not there."""
+        """Report a problem; returns the marker of a missing value."""
         self.failed.add(path)
         self.problems.append(Problem(self.path, self.positions.line(path), shown_path(path), message))
         return _FAILED
 
     def check(self, config: Any) -> None:
-        """Report what does not fit together, but nothing that follows from a value already reported."""
+        """Report all conflicts, except those that involve a value already reported."""
         for conflict in conflicts(config):
             if not any(self.touched(path) for path in (conflict.path, *conflict.involves)):
                 self.problem(conflict.path, conflict.message)
 
     def touched(self, path: Path) -> bool:
-        """Whether the value there, one around it, or one in it was reported."""
+        """Check whether the value at `path`, one around it, or one in it was reported."""
         return any(path[: len(failed)] == failed or failed[: len(path)] == path for failed in self.failed)
 
     def object(self, cls: type, table: dict[str, Any], path: Path, /, **filled: Any) -> Any:
-        """An instance of a model class; where a required key is missing or wrong, with None in its place."""
+        """Load an instance of a model class; a required key that is missing or wrong becomes None."""
         slots = keys_of(cls)
         values = dict(filled)
         for name, value in table.items():
@@ -205,7 +207,7 @@ class _Loader:
         self.problem((*path, name), message)
 
     def value(self, kind: Kind, value: Any, path: Path) -> Any:
-        """What a value becomes; _FAILED when it was reported."""
+        """Load a value of any kind; return _FAILED if it was reported."""
         match kind:
             case Scalar() | Choice():
                 try:
@@ -223,7 +225,7 @@ class _Loader:
                 return self.named(cls, value, path) if named else self.object(cls, value, path)
             case Tables():
                 return self.tables(kind, value, path)
-            case Prefixed():  # keys_of has taken it apart
+            case Prefixed():  # key_slots expands these keys
                 raise AssertionError(path)
 
     def list_of(self, kind: ListOf, value: Any, path: Path) -> Any:
@@ -256,32 +258,37 @@ class _Loader:
             return self.problem(path, f"{shown(value)} is not a list of tables; write [[{shown_path(path)}]]")
         items = []
         for number, item in enumerate(value):
-            place = (*path, number)
+            item_path = (*path, number)
             if not isinstance(item, dict):
-                self.problem(place, f"{shown(item)} is not a table; write {{ KEY = VALUE, … }}")
+                self.problem(item_path, f"{shown(item)} is not a table; write {{ KEY = VALUE, … }}")
                 continue
             filled = {}
             if issubclass(kind.cls, model.Rule):
-                own = kind.cls is model.Rule
-                filled = {"name": shown_path(place[-2:] if own else place), "line": self.positions.line(place)}
-            items.append(self.object(kind.cls, item, place, **filled))
+                is_workload_rule = kind.cls is model.Rule
+                filled = {
+                    "name": shown_path(item_path[-2:] if is_workload_rule else item_path),
+                    "line": self.positions.line(item_path),
+                }
+            items.append(self.object(kind.cls, item, item_path, **filled))
         return tuple(items)
 
     def named(self, cls: type, value: dict[str, Any], path: Path) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for name, table in value.items():
-            place = (*path, name)
-            if self.value(WORKLOAD_NAME, name, place) is _FAILED:
+            table_path = (*path, name)
+            if self.value(WORKLOAD_NAME, name, table_path) is _FAILED:
                 continue
             if not isinstance(table, dict):
-                self.problem(place, f"{shown(table)} is not a table; write [{shown_path(place)}] and its keys below it")
+                self.problem(
+                    table_path, f"{shown(table)} is not a table; write [{shown_path(table_path)}] and its keys below it"
+                )
                 continue
-            result[name] = self.object(cls, table, place, name=name)
+            result[name] = self.object(cls, table, table_path, name=name)
         return result
 
 
 def _owner(slots: dict[str, Slot], name: str) -> tuple[str, ...]:
-    """The sub-table that has such a key."""
+    """Find the sub-table that has such a key."""
     for key, slot in slots.items():
         if isinstance(slot.kind, TableOf) and name in keys_of(slot.kind.cls):
             return (key, "NAME") if slot.kind.named else (key,)

@@ -1,11 +1,11 @@
-"""The configuration as frozen classes; each key is declared here, once, and nowhere else.
+"""The configuration as frozen classes, which declare each key exactly once.
 
 An attribute with `metadata=key(kind, "what it does")` is a TOML key of the same name (a trailing "_" is dropped, as in
-`for_`). Its kind says what values it takes and what they become; the loader, its messages, and the JSON Schema all
-follow from that. An attribute without a kind (`Workload.name`, `Rule.line`) is filled in by the loader.
+`for_`). Its kind defines the accepted values and their Python form; the loader, its messages, and the JSON Schema all
+follow from that. The loader fills in attributes without a kind (`Workload.name`, `Rule.line`).
 
-`live=True` says that a reload gives a changed value to what runs; a change of any other key needs a new process. In a
-table that is live, everything is.
+`live=True` means that a reload applies a changed value to a running workload; a change of any other key needs a new
+process. In a table that is live, every key is.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from nsupervisor.wire import wire
 LogLevel = Literal["debug", "info", "warning", "error"]
 Restart = Literal["no", "always", "on-success", "on-failure", "on-abnormal", "on-watchdog"]
 ActionName = Literal["log", "notify", "webhook", "exec", "set", "signal", "thaw", "freeze", "restart", "kill", "stop"]
-"""What rules can ask for, the mildest first: of two that want opposite things, the later one here has its way."""
+"""Actions of rules, the mildest first: of two rules with opposite actions, the later one here prevails."""
 
 
 @frozen(repr=False)
@@ -60,7 +60,7 @@ class Supervisor(Table):
         default="adopt",
         metadata=key(
             Choice("adopt", "kill", "leave"),
-            "what becomes of processes in a workload's cgroup that nothing is known of, when the service starts",
+            "what to do, when the service starts, with unknown processes in a workload's cgroup",
         ),
     )
     log_directory: str = field(
@@ -75,7 +75,7 @@ class Supervisor(Table):
 
 @frozen(repr=False)
 class Namespaces(Table):
-    """[workload.NAME.namespaces]: true makes a new one, false shares the supervisor's."""
+    """[workload.NAME.namespaces]: true makes a new namespace, false shares the supervisor's."""
 
     mount: bool = field(default=True, metadata=key(kinds.NAMESPACE, "its own mounts, with its own /proc"))
     pid: bool = field(default=True, metadata=key(kinds.NAMESPACE, "its own process numbers"))
@@ -97,7 +97,7 @@ class Namespaces(Table):
 
 @frozen(repr=False)
 class IdMapping(Table):
-    """A range of ids in the workload and the ids that they are outside (user_namespaces(7))."""
+    """A range of ids inside the workload and the corresponding ids outside (user_namespaces(7))."""
 
     container_id: int = field(metadata=key(kinds.ID, "the first id inside"))
     host_id: int = field(metadata=key(kinds.ID, "the first id outside"))
@@ -114,7 +114,7 @@ class UserNamespace(Table):
 
 @frozen(kw_only=True, repr=False)
 class Mount(Table):
-    """[[workload.NAME.mounts]]: a mount in the workload's mount namespace, in the runtime specification's words."""
+    """[[workload.NAME.mounts]]: a mount in the workload's mount namespace, in OCI runtime terms."""
 
     type: str = field(default="bind", metadata=key(kinds.FILESYSTEM, '"bind", or a file system such as "tmpfs"'))
     source: str | None = field(default=None, metadata=key(kinds.TEXT, "what to mount; for a bind, an absolute path"))
@@ -124,7 +124,7 @@ class Mount(Table):
 
 @frozen(repr=False)
 class Security(Table):
-    """[workload.NAME.security]."""
+    """[workload.NAME.security]: what the program is allowed to do."""
 
     no_new_privileges: bool = field(
         default=True,
@@ -134,12 +134,12 @@ class Security(Table):
         factory=dict,
         metadata=key(Prefixed("limit_", kinds.RLIMITS), 'resource limits: a number, "SOFT:HARD" or "infinity"'),
     )
-    """By setrlimit(2)'s names in lower case, without "limit_": {"nofile": (soft, hard)}; -1 is infinity."""
+    """Limits by setrlimit(2)'s names in lower case, without "limit_": {"nofile": (soft, hard)}; -1 is infinity."""
 
 
 @frozen(kw_only=True, repr=False)
 class Rule(Table):
-    """[[workload.NAME.policy]]: when this holds for so long, do that."""
+    """[[workload.NAME.policy]]: a condition, and the action to take when it holds."""
 
     when: Condition = field(
         metadata=key(kinds.CONDITION, "a cgroup file, its key, and for levels a comparison; and, or, not, ( )")
@@ -147,25 +147,25 @@ class Rule(Table):
     )
     for_: float = field(default=0.0, metadata=key(kinds.DURATION, "how long a level must hold") | wire("for_"))
     action: ActionName = field(metadata=key(actions.ACTION, "what to do"))
-    cooldown: float = field(default=0.0, metadata=key(kinds.DURATION, "how long to be quiet after it fired"))
+    cooldown: float = field(default=0.0, metadata=key(kinds.DURATION, "how long to be silent after it fired"))
     signal: int | None = field(default=None, metadata=key(kinds.SIGNAL, 'which one, for action = "signal"'))
     exec_: tuple[str, ...] = field(
         default=(),
         metadata=key(kinds.COMMAND, 'what to run, for action = "exec"; the record is its standard input')
         | wire("exec_"),
     )
-    at_most: int | None = field(default=None, metadata=key(kinds.POSITIVE, "fire so often …"))
+    at_most: int | None = field(default=None, metadata=key(kinds.POSITIVE, "fire this often …"))
     within: float = field(default=0.0, metadata=key(kinds.DURATION, "… within this time; after that do"))
     then: tuple[ActionName, ...] = field(
         default=(),
-        metadata=key(actions.STEPS, "… this instead; of several, each so often, then the next"),
+        metadata=key(actions.STEPS, "… this instead; of several, each this often, then the next"),
     )
     set_: dict[str, Any] = field(
         factory=dict,
         metadata=key(MapOf.each(limits.ADJUSTMENTS), 'limits for action = "set": values, or "+25%" of what they are')
         | wire("set_"),
     )
-    """By key of `Resources`; a value of that key, or a `units.Relative`."""
+    """Targets by key of `Resources`: a value of that key, or a `units.Relative`."""
     limit: dict[str, Any] = field(
         factory=dict, metadata=key(MapOf.each(limits.BOUNDS), "how far set may go, for each of its keys")
     )
@@ -175,7 +175,7 @@ class Rule(Table):
     notify: str | None = field(
         default=None, metadata=key(actions.SOCKET, 'the Unix socket that gets the record, for action = "notify"')
     )
-    dry_run: bool = field(default=False, metadata=key(kinds.BOOLEAN, "say what would be done, and do nothing"))
+    dry_run: bool = field(default=False, metadata=key(kinds.BOOLEAN, "report what would be done, and do nothing"))
     name: str = field(default="policy[0]", metadata=wire(None))
     line: int = field(default=0, metadata=wire(None))
 
@@ -185,26 +185,26 @@ Victim = Literal["largest-memory", "fastest-growing", "lowest-priority", "newest
 
 @frozen(kw_only=True, repr=False)
 class GroupRule(Rule):
-    """[[group.NAME.policy]] and [[host.policy]]: when this holds for so long, do that to one of the members."""
+    """[[group.NAME.policy]] and [[host.policy]]: a condition, and the action to take on one of the members."""
 
     action: ActionName = field(metadata=key(actions.GROUP_ACTION, "what to do"))
     then: tuple[ActionName, ...] = field(
         default=(),
-        metadata=key(actions.GROUP_STEPS, "… this instead; of several, each so often, then the next"),
+        metadata=key(actions.GROUP_STEPS, "… this instead; of several, each this often, then the next"),
     )
     victim: Victim | None = field(
         default=None,
         metadata=key(
             Choice("largest-memory", "fastest-growing", "lowest-priority", "newest"),
-            "to which of the members; what only tells needs none",
+            "which member to act on; actions that only report need none",
         ),
     )
     cooldown: float = field(
-        default=15.0, metadata=key(kinds.DURATION, "how long to be quiet after the last act on a member")
+        default=15.0, metadata=key(kinds.DURATION, "how long to be silent after the last action on a member")
     )
     verify_sec: float = field(
         default=5.0,
-        metadata=key(kinds.DURATION, "how long an act may take to show; after that, the next member's turn"),
+        metadata=key(kinds.DURATION, "how long an action may take to help; after that, the next member is chosen"),
     )
 
 
@@ -221,13 +221,13 @@ class Group(Resources):
 
     @property
     def resources(self) -> Resources:
-        """The limits alone."""
+        """The limits alone, without the other keys."""
         return Resources(**{attribute.name: getattr(self, attribute.name) for attribute in fields(Resources)})
 
 
 @frozen(repr=False)
 class Host(Table):
-    """[host]: what the readings of the whole host lead to."""
+    """[host]: rules about the readings of the whole host."""
 
     policy: tuple[GroupRule, ...] = field(
         default=(), metadata=key(Tables(GroupRule), "what to do to one of all workloads, and when")
@@ -239,7 +239,7 @@ _WHERE = Choice("journal", "file", "both", "none")
 
 @frozen(repr=False)
 class Log(Table):
-    """[workload.NAME.log]: what becomes of the workload's output."""
+    """[workload.NAME.log]: the destinations of the workload's output."""
 
     stdout: Literal["journal", "file", "both", "none"] = field(
         default="journal",
@@ -250,15 +250,17 @@ class Log(Table):
         metadata=key(_WHERE, "the supervisor's log, a file of its own, both, or nowhere"),
     )
     format: Literal["json", "raw"] = field(
-        default="json", metadata=key(Choice("json", "raw"), "of the file: one record a line, or the bytes as they come")
+        default="json", metadata=key(Choice("json", "raw"), "format of the file: one record a line, or the raw bytes")
     )
     path: str | None = field(
-        default=None, metadata=key(kinds.PATH, "of the file; else NAME.log in supervisor.log_directory")
+        default=None, metadata=key(kinds.PATH, "path of the file; default: NAME.log in supervisor.log_directory")
     )
-    max_size: int = field(default=64 << 20, metadata=key(kinds.FILE_SIZE, "a larger file is put aside"))
-    max_files: int = field(default=5, metadata=key(kinds.POSITIVE, "so many with the one in use; the oldest goes"))
-    max_age: float | None = field(default=None, metadata=key(kinds.AGE, "an older file is put aside"))
-    compress: bool = field(default=False, metadata=key(kinds.BOOLEAN, "those put aside, by gzip"))
+    max_size: int = field(default=64 << 20, metadata=key(kinds.FILE_SIZE, "a larger file is rotated"))
+    max_files: int = field(
+        default=5, metadata=key(kinds.POSITIVE, "how many to keep, the one in use included; the oldest is deleted")
+    )
+    max_age: float | None = field(default=None, metadata=key(kinds.AGE, "an older file is rotated"))
+    compress: bool = field(default=False, metadata=key(kinds.BOOLEAN, "compress rotated files with gzip"))
     max_line: int = field(default=16384, metadata=key(kinds.LINE_SIZE, "longer lines are cut into partial records"))
     parse_json: bool = field(
         default=False, metadata=key(kinds.BOOLEAN, "lines that are JSON objects keep their fields, under fields")
@@ -271,7 +273,7 @@ class Log(Table):
 
 @frozen(repr=False)
 class Workload(Table):
-    """[workload.NAME]: one program and how to keep it."""
+    """[workload.NAME]: one program and how to run it."""
 
     name: str
     command: tuple[str, ...] = field(metadata=key(kinds.COMMAND, "the program and its arguments; no shell"))
@@ -299,12 +301,10 @@ class Workload(Table):
     autostart: bool = field(default=True, metadata=key(kinds.BOOLEAN, "start with the supervisor", live=True))
     type: Literal["simple", "notify", "oneshot"] = field(
         default="simple",
-        metadata=key(
-            Choice("simple", "notify", "oneshot"), "runs on; runs on and says READY=1; or is done when it ends"
-        ),
+        metadata=key(Choice("simple", "notify", "oneshot"), "runs; runs and sends READY=1; or is done when it exits"),
     )
     watchdog_sec: float = field(
-        default=0.0, metadata=key(kinds.DURATION, "it must say WATCHDOG=1 at least this often; 0: it need not")
+        default=0.0, metadata=key(kinds.DURATION, "it must send WATCHDOG=1 at least this often; 0: not required")
     )
     requires: tuple[str, ...] = field(
         default=(), metadata=key(ListOf(kinds.NAME), "starts after these are ready, and stops before them", live=True)
@@ -319,7 +319,7 @@ class Workload(Table):
         default="on-failure",
         metadata=key(
             Choice("no", "always", "on-success", "on-failure", "on-abnormal", "on-watchdog"),
-            "after which ends",
+            "after which exits",
             live=True,
         ),
     )
@@ -343,12 +343,12 @@ class Workload(Table):
     )
     timeout_stop_sec: float = field(
         default=10.0,
-        metadata=key(kinds.TIMEOUT, 'then everything left is killed; "infinity" to wait for ever', live=True),
+        metadata=key(kinds.TIMEOUT, 'then everything left is killed; "infinity" to wait without a limit', live=True),
     )
     group: str | None = field(default=None, metadata=key(kinds.NAME, "the group whose limits it shares"))
     priority: int = field(
         default=0,
-        metadata=key(kinds.PRIORITY, "how much it matters beside others: victim = lowest-priority", live=True),
+        metadata=key(kinds.PRIORITY, "how much it matters compared with others: victim = lowest-priority", live=True),
     )
     managed_oom_preference: Literal["none", "avoid", "omit"] = field(
         default="none",
@@ -372,7 +372,7 @@ class Workload(Table):
 
     @property
     def speaks(self) -> bool:
-        """The program is to say something of itself, sd_notify(3)."""
+        """Whether the program has to send notifications, sd_notify(3)."""
         return self.type == "notify" or bool(self.watchdog_sec)
 
 
@@ -391,14 +391,14 @@ class Config(Table):
     host: Host = field(factory=Host, metadata=key(TableOf(Host), "what the host's readings lead to"))
 
     def around(self, member: Workload | Group) -> tuple[Group, ...]:
-        """The groups that a workload or a group is in, the outermost first."""
-        found: list[Group] = []
+        """Return the groups that enclose a workload or a group, the outermost first."""
+        enclosing: list[Group] = []
         while member.group is not None and (group := self.groups.get(member.group)) is not None:
-            if group in found:  # a circle, which is told as such
+            if group in enclosing:  # a cycle, which the checks report
                 break
-            found.insert(0, group)
+            enclosing.insert(0, group)
             member = group
-        return tuple(found)
+        return tuple(enclosing)
 
 
 PLANNED: dict[type, tuple[str, ...]] = {
@@ -407,4 +407,4 @@ PLANNED: dict[type, tuple[str, ...]] = {
     Security: ("capability_bounding_set", "seccomp", "landlock"),
     Resources: ("network_max",),
 }
-"""Keys of later versions, by class: refused like any unknown key, but the message says that they are to come."""
+"""Keys of later versions, by class: rejected like any unknown key, with a message that they are planned."""

@@ -1,7 +1,7 @@
-"""The line of every key of a TOML file, which tomllib does not tell.
+"""Line numbers of the keys of a TOML file, which tomllib does not report.
 
-A scanner of valid TOML only: tomllib has accepted the text before. It tokenizes with one regular expression and keeps
-its own stack, so that deep nesting cannot exhaust Python's. Where it is unsure it records nothing, and `Positions.line`
+This scanner expects valid TOML: tomllib has accepted the text before. It tokenizes with one regular expression and
+keeps its own stack, so deep nesting cannot exhaust Python's. When it is unsure it records nothing, and `Positions.line`
 falls back to the nearest enclosing table.
 """
 
@@ -14,9 +14,9 @@ from collections.abc import Iterator
 Path = tuple[str | int, ...]
 
 DEEPEST = 10
-"""No key of the model lies deeper; longer paths are not recorded, which keeps very long dotted keys cheap."""
+"""Deepest recorded path. No key of the model lies deeper, and the bound keeps very long dotted keys cheap."""
 
-# The closing delimiter of a multi-line string may have up to two quotes of the string's own before it.
+# The closing delimiter of a multi-line string may follow up to two quotes of the string itself.
 _TOKEN = re.compile(
     r'''
       (?P<string> """ (?: [^"\\] | \\[\s\S] | "{1,2}(?!") )* "{3,5}
@@ -35,13 +35,13 @@ _TOKEN = re.compile(
 
 
 class Positions:
-    """Lines, from 1, by key path: ("workload", "web", "policy", 0, "when"). Array elements have paths of their own."""
+    """Lines, from 1, by key path: ("workload", "web", "policy", 0, "when"). Array elements have their own paths."""
 
     def __init__(self, lines: dict[Path, int]) -> None:
         self._lines = lines
 
     def line(self, path: Path) -> int:
-        """The line of the key, or of the nearest table around it; 1 when nothing is known."""
+        """Return the line of the key, or of the nearest table around it; 1 if nothing is known."""
         for length in range(len(path), 0, -1):
             if (line := self._lines.get(path[:length])) is not None:
                 return line
@@ -55,21 +55,24 @@ class Positions:
 
 
 def scan(text: str) -> Positions:
-    """The positions of the keys of `text`, which must be valid TOML (of other text: some, and no exception)."""
+    """Scan the positions of the keys of `text`, which must be valid TOML.
+
+    For invalid text it returns some positions, and raises no exception.
+    """
     return Positions(_Scanner().scan(text))
 
 
 class _Scanner:
     def __init__(self) -> None:
         self.lines: dict[Path, int] = {}
-        self.implicit: set[Path] = set()  # tables that only a longer key or header named so far
-        self.tables: dict[Path, int] = {}  # arrays of tables: how many elements so far
-        self.base: Path = ()  # the table that the last header opened
+        self.implicit: set[Path] = set()  # tables named only by a longer key or header so far
+        self.tables: dict[Path, int] = {}  # number of elements so far of each array of tables
+        self.base: Path = ()  # table of the last header
         self.stack: list[tuple[Path, int | None]] = []  # open arrays (with the element's index) and inline tables
-        self.keys: list[str] = []  # the parts of the key being read
-        self.header = 0  # brackets of the header being read: 0, 1 or 2
-        self.opening = -1  # where the header's first bracket ended
-        self.path: Path = ()  # of the value being read
+        self.keys: list[str] = []  # parts of the current key
+        self.header = 0  # brackets of the current header: 0, 1 or 2
+        self.opening = -1  # end of the header's first bracket
+        self.path: Path = ()  # path of the current value
         self.state = self.key
 
     def scan(self, text: str) -> dict[Path, int]:
@@ -84,20 +87,20 @@ class _Scanner:
         return self.lines
 
     def newline(self) -> None:
-        """A statement ends, unless an array or an inline table is open: then it is only a blank."""
+        """End a statement, unless an array or an inline table is open: then a newline is only a blank."""
         if not self.stack:
             self.keys, self.header, self.state = [], 0, self.key
 
     def key(self, group: str, piece: str, start: int, line: int) -> None:
-        """In a key, a header, or before either."""
+        """Handle a token in a key, in a header, or before either."""
         if group in ("bare", "string"):
             self.keys.append(_unquoted(piece) if group == "string" else piece)
         elif piece == "=":
             path = self.stack[-1][0] if self.stack else self.base
             for part in self.keys[:-1]:
-                path = _below(path, part)
+                path = _child_path(path, part)
                 self.record(path, line, explicit=False)
-            path = _below(path, self.keys[-1]) if self.keys else path
+            path = _child_path(path, self.keys[-1]) if self.keys else path
             self.record(path, line)
             self.keys = []
             self.path = path
@@ -113,22 +116,22 @@ class _Scanner:
             self.state = self.rest
 
     def open_table(self, line: int) -> None:
-        """A header's keys are complete: the path of its table, through the last element of each array of tables."""
+        """Open the table of a complete header; its path passes through the last element of each array of tables."""
         path: Path = ()
         for number, part in enumerate(self.keys, 1):
-            path = _below(path, part)
+            path = _child_path(path, part)
             last = number == len(self.keys)
             self.record(path, line, explicit=last)
             if last and self.header == 2:
                 self.tables[path] = self.tables.get(path, 0) + 1
             if path in self.tables:
-                path = _below(path, self.tables[path] - 1)
+                path = _child_path(path, self.tables[path] - 1)
                 self.record(path, line, explicit=last)
         self.base = path
         self.keys = []
 
     def value(self, group: str, piece: str, start: int, line: int) -> None:
-        """At the first piece of a value."""
+        """Handle the first token of a value."""
         if piece == "[":
             self.stack.append((self.path, 0))
             self.state = self.element
@@ -139,18 +142,18 @@ class _Scanner:
             self.state = self.rest
 
     def element(self, group: str, piece: str, start: int, line: int) -> None:
-        """At an array's element or its end."""
+        """Handle the first token of an array's element, or the array's end."""
         path, index = self.stack[-1]
         if piece == "]":
             self.stack.pop()
             self.state = self.rest
         else:
-            self.path = _below(path, index or 0)
+            self.path = _child_path(path, index or 0)
             self.record(self.path, line)
             self.value(group, piece, start, line)
 
     def rest(self, group: str, piece: str, start: int, line: int) -> None:
-        """Behind a value's first piece, up to what ends it."""
+        """Handle tokens after the first one of a value, up to the end of the value."""
         if not self.stack:
             return
         path, index = self.stack[-1]
@@ -164,7 +167,7 @@ class _Scanner:
             self.stack.pop()
 
     def record(self, path: Path, line: int, *, explicit: bool = True) -> None:
-        """Keep the line; that of a table's own header is better than that of a table below it."""
+        """Record the line of a path; the line of a table's own header replaces that of a table below it."""
         if len(path) > DEEPEST:
             return
         if path not in self.lines:
@@ -176,13 +179,13 @@ class _Scanner:
             self.implicit.discard(path)
 
 
-def _below(path: Path, part: str | int) -> Path:
-    """One level deeper; too deep is all one, as nothing there is recorded."""
+def _child_path(path: Path, part: str | int) -> Path:
+    """Extend a path by one level; too deep paths stay as they are, as none of them is recorded."""
     return (*path, part) if len(path) <= DEEPEST else path
 
 
 def _unquoted(piece: str) -> str:
-    """The text of a quoted key."""
+    """Return the text of a quoted key."""
     if piece[0] == '"' and "\\" in piece:
         try:
             return str(tomllib.loads(f"key = {piece}")["key"])

@@ -1,4 +1,4 @@
-"""What is wrong with a file, and where."""
+"""Problems of a configuration file, with their locations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import NamedTuple
 
 
 class Problem(NamedTuple):
-    """One thing to mend. `line` counts from 1, 0 where the file has no lines (it cannot be read); `key` may be ""."""
+    """One problem to fix.
+
+    `line` counts from 1; it is 0 if the file has no lines (it cannot be read). `key` may be "".
+    """
 
     path: str
     line: int
@@ -15,9 +18,9 @@ class Problem(NamedTuple):
     message: str
 
     def __str__(self) -> str:
-        """`FILE:LINE: key.path: what is wrong; what to write instead`."""
-        place = f"{self.path}:{self.line}" if self.line else self.path
-        return ": ".join(part for part in (place, self.key, self.message) if part)
+        """Format as `FILE:LINE: key.path: what is wrong; what to write instead`."""
+        location = f"{self.path}:{self.line}" if self.line else self.path
+        return ": ".join(part for part in (location, self.key, self.message) if part)
 
 
 class ConfigError(Exception):

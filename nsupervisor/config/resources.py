@@ -1,6 +1,6 @@
-"""What a cgroup can be told to limit, as configuration keys: cgroup v2's files by their own names.
+"""Limits of a cgroup as configuration keys, named as cgroup v2's files.
 
-A part of `nsupervisor.config.model`, in a file of its own because workloads and groups share it.
+A part of `nsupervisor.config.model`, in a module of its own because workloads and groups share it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nsupervisor.wire import wire
 
 @frozen(kw_only=True, repr=False)
 class IoMax(Table):
-    """[[workload.NAME.resources.io_max]]: how fast one disk may be used. None: no limit."""
+    """[[workload.NAME.resources.io_max]]: limits for one disk. None: no limit."""
 
     device: str = field(metadata=key(kinds.PATH, "a file or directory on the disk, or its device node"))
     rbps: int | None = field(default=None, metadata=key(kinds.LIMIT, "bytes read a second"))
@@ -30,7 +30,7 @@ class IoMax(Table):
 
 @frozen(kw_only=True, repr=False)
 class IoLatency(Table):
-    """[[workload.NAME.resources.io_latency]]: others are throttled when this one's requests take longer."""
+    """[[workload.NAME.resources.io_latency]]: a latency target; other cgroups are throttled when it is missed."""
 
     device: str = field(metadata=key(kinds.PATH, "a file or directory on the disk, or its device node"))
     target: int = field(metadata=key(limits.LATENCY, 'how long a request may take: "20ms", or microseconds'))
@@ -38,7 +38,7 @@ class IoLatency(Table):
 
 @frozen(kw_only=True, repr=False)
 class RdmaMax(Table):
-    """[[workload.NAME.resources.rdma_max]]: what may be had of one RDMA device. None: no limit."""
+    """[[workload.NAME.resources.rdma_max]]: limits for one RDMA device. None: no limit."""
 
     device: str = field(metadata=key(kinds.WORD, 'as rdma.max calls it: "mlx4_0"'))
     hca_handle: int | None = field(default=None, metadata=key(limits.NUMBER_LIMIT, "handles"))
@@ -47,8 +47,10 @@ class RdmaMax(Table):
 
 @frozen(repr=False)
 class Resources(Table):
-    """[workload.NAME.resources], and the keys of [group.NAME]: cgroup v2 files by their own names. None, or an empty
-    table or list: not set."""
+    """[workload.NAME.resources], and the keys of [group.NAME]: cgroup v2 files by their own names.
+
+    None, or an empty table or list, means not set.
+    """
 
     required: bool = field(
         default=True,
@@ -64,10 +66,10 @@ class Resources(Table):
         default=None, metadata=key(limits.MEMORY_LIMIT, "above it, allocations slow down")
     )
     memory_max: int | Percent | None = field(
-        default=None, metadata=key(limits.MEMORY_LIMIT, "above it, the OOM killer comes")
+        default=None, metadata=key(limits.MEMORY_LIMIT, "above it, the OOM killer acts")
     )
     memory_swap_max: int | Percent | None = field(
-        default=None, metadata=key(limits.MEMORY_LIMIT_0, "what it may have in swap, beside memory_max")
+        default=None, metadata=key(limits.MEMORY_LIMIT_0, "what it may have in swap, in addition to memory_max")
     )
     memory_zswap_max: int | Percent | None = field(
         default=None, metadata=key(limits.MEMORY_LIMIT_0, "what it may have compressed in memory")
@@ -107,7 +109,7 @@ class Resources(Table):
         factory=dict,
         metadata=key(Prefixed("hugetlb_", limits.HUGE_PAGES), "bytes in huge pages of this size") | wire("hugetlb"),
     )
-    """By page size: {"2MB_max": bytes, or None for no limit}."""
+    """Limits by page size: {"2MB_max": bytes, or None for no limit}."""
     misc_max: dict[str, int | None] = field(
         factory=dict,
         metadata=key(MapOf(limits.NUMBER_LIMIT, key=kinds.WORD), "other resources, as misc.capacity has"),

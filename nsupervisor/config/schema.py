@@ -1,4 +1,4 @@
-"""The configuration's JSON Schema (2020-12), made from the model's declarations."""
+"""JSON Schema (2020-12) of the configuration, generated from the model's declarations."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from nsupervisor.config.load import Slot, keys_of
 
 
 def schema() -> dict[str, Any]:
-    """The schema of a configuration file's tables. It knows every key and type; what spans several keys, the loader."""
+    """Build the schema of a configuration file.
+
+    It knows every key and type; the loader checks the conditions that span several keys.
+    """
     definitions: dict[str, Any] = {}
-    _define(model.Config, definitions)
+    _definition(model.Config, definitions)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "nsupervisor configuration",
@@ -23,34 +26,35 @@ def schema() -> dict[str, Any]:
     }
 
 
-def _define(cls: type, definitions: dict[str, Any]) -> dict[str, str]:
-    """A reference to the schema of a model class, which is added to the definitions when it is new."""
-    if cls.__name__ not in definitions:
-        definitions[cls.__name__] = {}
+def _definition(cls: type, definitions: dict[str, Any]) -> dict[str, str]:
+    """Return a reference to the schema of a model class, and add the schema to the definitions if it is new."""
+    name = cls.__name__.removesuffix("Config") or cls.__name__  # the schema's names do not follow those of the code
+    if name not in definitions:
+        definitions[name] = {}
         slots = keys_of(cls)
         described: dict[str, Any] = {
             "type": "object",
-            "properties": {name: _property(slot, definitions) for name, slot in slots.items()},
+            "properties": {key: _property_schema(slot, definitions) for key, slot in slots.items()},
             "additionalProperties": False,
         }
-        if required := [name for name, slot in slots.items() if slot.required]:
+        if required := [key for key, slot in slots.items() if slot.required]:
             described["required"] = required
-        definitions[cls.__name__] = described
-    return {"$ref": f"#/$defs/{cls.__name__}"}
+        definitions[name] = described
+    return {"$ref": f"#/$defs/{name}"}
 
 
-def _property(slot: Slot, definitions: dict[str, Any]) -> dict[str, Any]:
-    described = {"description": slot.doc, **_kind(slot.kind, definitions)}
+def _property_schema(slot: Slot, definitions: dict[str, Any]) -> dict[str, Any]:
+    described = {"description": slot.doc, **_kind_schema(slot.kind, definitions)}
     if isinstance(slot.kind, Scalar | Choice) and slot.default is not NOTHING and slot.default is not None:
         try:
             if slot.kind.load(slot.default) == slot.default:
                 described["default"] = slot.default
         except ValueError:
-            pass  # the Python form is not how TOML writes it: a umask is text there, a number here
+            pass  # TOML has another form of this value: a umask is text there, and a number here
     return described
 
 
-def _kind(kind: Kind, definitions: dict[str, Any]) -> dict[str, Any]:
+def _kind_schema(kind: Kind, definitions: dict[str, Any]) -> dict[str, Any]:
     match kind:
         case Scalar() | Choice():
             return dict(kind.schema)
@@ -65,11 +69,11 @@ def _kind(kind: Kind, definitions: dict[str, Any]) -> dict[str, Any]:
             names = {"propertyNames": dict(kind.key.schema)} if kind.key else {}
             return {"type": "object", **names, "additionalProperties": item}
         case TableOf(cls, named):
-            reference = _define(cls, definitions)
+            reference = _definition(cls, definitions)
             if not named:
                 return dict(reference)
             return {"type": "object", "propertyNames": dict(WORKLOAD_NAME.schema), "additionalProperties": reference}
         case Tables(cls):
-            return {"type": "array", "items": _define(cls, definitions)}
-        case Prefixed():  # keys_of has taken it apart
+            return {"type": "array", "items": _definition(cls, definitions)}
+        case Prefixed():  # key_slots expands these keys
             raise AssertionError(kind)

@@ -1,4 +1,4 @@
-"""What messages are made of: values and key paths in TOML's own spelling, on one line and short; near misses."""
+"""Parts of messages: values and key paths in TOML's spelling, short and on one line, and near misses."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
 
 def shown(value: Any) -> str:
-    """A TOML value: "64 bananas" in quotes, true, 12; long ones are cut, tables and arrays only named."""
+    """Quote a TOML value for a message: "64 bananas" in quotes, true, 12.
+
+    Long values are cut; tables and arrays are only named.
+    """
     if isinstance(value, str):
-        return '"' + "".join(map(_shown_character, value[:LONGEST])) + ("…" if len(value) > LONGEST else "") + '"'
+        return '"' + "".join(map(_escape, value[:LONGEST])) + ("…" if len(value) > LONGEST else "") + '"'
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):
@@ -21,23 +24,27 @@ def shown(value: Any) -> str:
     if isinstance(value, list):
         return "an array"
     if isinstance(value, int) and value.bit_length() > 200:
-        # str() of a very long integer is slow, and refused by the interpreter.
+        # str() of a very long integer is slow, and the interpreter refuses it.
         return "a huge number"
     return str(value)
 
 
-def _shown_character(character: str) -> str:
+def _escape(character: str) -> str:
     if character in '"\\':
         return "\\" + character
     if character.isprintable():
         return character
-    # Never a control character: messages are single lines, and terminals obey some of them.
+    # Control characters are always escaped: messages are single lines, and terminals obey some of these
+    # characters.
     number = ord(character)
     return {10: "\\n", 9: "\\t"}.get(number) or (f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}")
 
 
 def shown_path(path: Iterable[str | int]) -> str:
-    """("workload", "web", "policy", 0, "when") → 'workload.web.policy[0].when'; odd keys in quotes."""
+    """Format a key path: ("workload", "web", "policy", 0, "when") → 'workload.web.policy[0].when'.
+
+    Unusual keys are quoted.
+    """
     text = ""
     for part in path:
         if isinstance(part, int):
@@ -48,16 +55,19 @@ def shown_path(path: Iterable[str | int]) -> str:
 
 
 def either(words: Iterable[str]) -> str:
-    """("a", "b", "c") → '"a", "b" or "c"'."""
+    """Join words as alternatives: ("a", "b", "c") → '"a", "b" or "c"'."""
     quoted = [f'"{word}"' for word in words]
     return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
 
 
 def did_you_mean(word: Any, known: Iterable[str]) -> str:
-    """', did you mean "memory_max"?' or nothing. Ends in "?" so the caller goes on with ";" or an end."""
+    """Suggest the nearest known word: ', did you mean "memory_max"?', or "" without one.
+
+    The suggestion ends with "?", so the caller continues with ";" or ends there.
+    """
     if not isinstance(word, str) or len(word) > 100:
         return ""
-    import difflib  # here, because only an error needs it, and it makes every start slower
+    import difflib  # imported here because only an error needs it, and it slows down every start
 
     nearest = difflib.get_close_matches(word.lower(), list(known), n=1)
     return f', did you mean "{nearest[0]}"?' if nearest else ""

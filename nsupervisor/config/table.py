@@ -1,4 +1,4 @@
-"""What all tables of the configuration have in common."""
+"""Base class of all tables of the configuration."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from attrs import fields
 
 
 class Table:
-    """The `repr` of the model's classes, written once. One that attrs makes for each is a fifth of what it takes to
-    build the class, and each command that reads a file builds them all."""
+    """Base class with one `repr` for all model classes.
+
+    An attrs-generated `repr` takes a fifth of the time to create a class, and each command that reads a file
+    creates them all.
+    """
 
     __slots__ = ()
 
     def __repr__(self) -> str:
-        """`Mount(target='/tmp', …)`, as attrs has it."""
+        """Format the object as attrs does: `Mount(target='/tmp', …)`."""
         cls: Any = type(self)
-        values = ", ".join(f"{one.name}={getattr(self, one.name)!r}" for one in fields(cls))
+        values = ", ".join(f"{attribute.name}={getattr(self, attribute.name)!r}" for attribute in fields(cls))
         return f"{cls.__qualname__}({values})"

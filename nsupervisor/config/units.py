@@ -1,7 +1,7 @@
-"""Sizes, durations, signals, CPU shares and CPU lists: text to numbers and back.
+"""Sizes, durations, signals, CPU shares and CPU lists: conversion from text to numbers and back.
 
 Pure. Every `parse_…` raises ValueError whose message ends the sentence "THE VALUE …": what is wrong and what to write
-instead. Every `format_…` gives text that its `parse_…` reads back as the same value.
+instead. Every `format_…` returns text that its `parse_…` reads back as the same value.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from nsupervisor.wire import wire
 INFINITY_WORDS = ("infinity", "max")
 MAX_SIZE = 2**63 - 1
 MAX_SECONDS = 100 * 365 * 86400.0
-"""A hundred years; longer is a slip of the unit, and close to where the kernel's and the clock's arithmetic ends."""
+"""A hundred years. A longer time is a wrong unit, and close to the range of the kernel's and the clock's arithmetic."""
 
 _SIZE_UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50, "E": 2**60}
 SIZE_PATTERN = r"([0-9]+(?:\.[0-9]+)?)\s*([BKMGTPE]?)"
 _SIZE = re.compile(SIZE_PATTERN, re.ASCII)
 
-# systemd.time(7), without months and years, whose length nobody agrees on.
+# systemd.time(7), without months and years, which have no fixed length.
 _TIME_UNITS = {
     unit: Decimal(seconds)
     for seconds, units in (
@@ -49,12 +49,12 @@ _PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%", re.ASCII)
 NOT_A_CPU_SHARE = 'is no share of CPU time; write for example "150%" (one and a half CPUs), "150000 100000" or "max"'
 
 MAX_CPU = 8191
-"""The largest kernels are built for 8192 CPUs (CONFIG_NR_CPUS)."""
+"""The largest CPU number: kernels are built for at most 8192 CPUs (CONFIG_NR_CPUS)."""
 _CPU_RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
 
 
 def parse_size(text: str) -> int | None:
-    """Bytes from "64M", "1.5G" or "4096"; None for "infinity" and "max" (no limit)."""
+    """Parse a size in bytes: "64M", "1.5G" or "4096"; None for "infinity" and "max" (no limit)."""
     if text in INFINITY_WORDS:
         return None
     match = _SIZE.fullmatch(text)
@@ -69,7 +69,7 @@ def parse_size(text: str) -> int | None:
 
 
 def format_size(size: int | Percent | None) -> str:
-    """The shortest exact form with a whole number: 67108864 → "64M", 1000 → "1000", None → "max"."""
+    """Format a size in the shortest exact form: 67108864 → "64M", 1000 → "1000", None → "max"."""
     if size is None:
         return "max"
     if isinstance(size, Percent):
@@ -82,28 +82,28 @@ def format_size(size: int | Percent | None) -> str:
 
 @frozen
 class Percent:
-    """A share of what the host has. How much that is, only the host can say: see `of`."""
+    """A share of a total of the host, which `of` computes once the host is known."""
 
     percent: Decimal = field(metadata=wire("percent"))
 
     def of(self, total: int) -> int:
-        """The share of `total`, rounded down, but at least 1."""
+        """Compute the share of `total`, rounded down, but at least 1."""
         return max(int(total * self.percent / 100), 1)
 
     def __str__(self) -> str:
-        """As it is written: "25%"."""
+        """Format the share as written: "25%"."""
         return f"{self.percent.normalize():f}%"
 
 
 @frozen
 class Relative:
-    """A change against what is: by a percentage of it, or by an amount. Below 0: less."""
+    """A change relative to the value in force: by a percentage of it, or by an amount; negative values decrease it."""
 
     percent: float | None = field(default=None, metadata=wire("percent"))
     amount: int = field(default=0, metadata=wire("amount"))
 
     def __str__(self) -> str:
-        """As it is written: "+25%", "-67108864"."""
+        """Format the change as written: "+25%", "-67108864"."""
         return f"{self.percent:+g}%" if self.percent is not None else f"{self.amount:+d}"
 
 
@@ -111,8 +111,8 @@ ADDRESS_PATTERN = r"([0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[0-9A-Fa-f]*:[0-9A-Fa-f:.]*
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """An IP address and a port: "127.0.0.1:9631" → ("127.0.0.1", 9631), "[::1]:9631" → ("::1", 9631)."""
-    import socket  # here, because few files have an address, and it makes every start slower
+    """Parse an IP address and a port: "127.0.0.1:9631" → ("127.0.0.1", 9631), "[::1]:9631" → ("::1", 9631)."""
+    import socket  # imported here because few files have an address, and it slows down every start
 
     host, _, port = text.rpartition(":")
     port = port if re.fullmatch("[0-9]{1,5}", port, re.ASCII) else "9631"
@@ -122,27 +122,30 @@ def parse_address(text: str) -> tuple[str, int]:
             f'or "0.0.0.0:{port}" for every network'
         )
     example = f'write an IP address and a port, for example "127.0.0.1:{port}"'
-    found = re.fullmatch(ADDRESS_PATTERN, text, re.ASCII)
-    if not found:
+    match = re.fullmatch(ADDRESS_PATTERN, text, re.ASCII)
+    if not match:
         raise ValueError(f"is not an address; {example}")
-    host = found[1].strip("[]")
+    host = match[1].strip("[]")
     try:
         socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
     except OSError:
         raise ValueError(f"is not an address; {example}") from None
-    if not 1 <= int(found[2]) <= 65535:
+    if not 1 <= int(match[2]) <= 65535:
         raise ValueError("has a port that cannot be; write one from 1 to 65535")
     return host, int(port)
 
 
 def format_address(address: tuple[str, int]) -> str:
-    """("::1", 9631) → "[::1]:9631"."""
+    """Format an address: ("::1", 9631) → "[::1]:9631"."""
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def parse_percent(text: str) -> Percent | None:
-    """ "12.5%" → that share; None for what has no "%" at its end. ValueError outside of 0 … 100."""
+    """Parse a percentage such as "12.5%"; None for text without "%" at its end.
+
+    Raises ValueError outside of 0 … 100.
+    """
     if not text.endswith("%"):
         return None
     match = _PERCENT.fullmatch(text)
@@ -155,42 +158,42 @@ def parse_percent(text: str) -> Percent | None:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds from "250ms", "10s", "1min 30s" or "10"."""
-    position, total = 0, Decimal(0)
+    """Parse a duration in seconds: "250ms", "10s", "1min 30s" or "10"."""
+    position, seconds = 0, Decimal(0)
     stripped = text.strip()
     while position < len(stripped):
         match = _TIME.match(stripped, position)
         if match is None or match[2] not in _TIME_UNITS or len(text) > 80:
             break
-        total += Decimal(match[1]) * _TIME_UNITS[match[2]]
+        seconds += Decimal(match[1]) * _TIME_UNITS[match[2]]
         position = match.end()
     if not stripped or position < len(stripped):
         raise ValueError('is not a duration; write for example "250ms", "10s" or "1min 30s"')
-    if total > Decimal(MAX_SECONDS):
+    if seconds > Decimal(MAX_SECONDS):
         raise ValueError("is longer than a hundred years; write a shorter time")
-    return float(total)
+    return float(seconds)
 
 
 def format_duration(seconds: float) -> str:
-    """The same time in the largest units that keep it exact: 90.0 → "1min 30s", 0.25 → "250ms"."""
+    """Format a time in the largest units that keep it exact: 90.0 → "1min 30s", 0.25 → "250ms"."""
     if not 0 < seconds <= MAX_SECONDS:
         return f"{seconds:g}s"
-    total = Decimal(repr(seconds))
+    remaining = Decimal(repr(seconds))
     parts: list[str] = []
     for unit in ("d", "h", "min"):
-        whole, total = divmod(total, _TIME_UNITS[unit])
+        whole, remaining = divmod(remaining, _TIME_UNITS[unit])
         if whole:
             parts.append(f"{int(whole)}{unit}")
-    if total:
-        if not parts and total < 1 and total * 1000 == int(total * 1000):
-            parts.append(f"{int(total * 1000)}ms")
+    if remaining:
+        if not parts and remaining < 1 and remaining * 1000 == int(remaining * 1000):
+            parts.append(f"{int(remaining * 1000)}ms")
         else:
-            parts.append(f"{total.normalize():f}s")
+            parts.append(f"{remaining.normalize():f}s")
     return " ".join(parts)
 
 
 def parse_signal(value: str | int) -> int:
-    """The number of "SIGTERM", "TERM", "SIGRTMIN+3" or 15 (signal(7))."""
+    """Return the number of a signal: "SIGTERM", "TERM", "SIGRTMIN+3" or 15 (signal(7))."""
     problem = 'is not a signal; write for example "SIGTERM"'
     if isinstance(value, int):
         if value not in signal.valid_signals():
@@ -207,7 +210,7 @@ def parse_signal(value: str | int) -> int:
 
 
 def format_signal(number: int) -> str:
-    """15 → "SIGTERM"; real-time signals without a name of their own as "SIGRTMIN+N"."""
+    """Return the name of a signal: 15 → "SIGTERM"; real-time signals without a name become "SIGRTMIN+N"."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -218,9 +221,9 @@ _SIGNALS = {s.name.removeprefix("SIG"): int(s) for s in signal.Signals} | {"CLD"
 
 
 def parse_cpu_max(text: str) -> tuple[int | None, int]:
-    """(quota, period) in microseconds from "150%" (of one CPU), "150000 100000", "max" or "max 100000".
+    """Parse (quota, period) in microseconds: "150%" (of one CPU), "150000 100000", "max" or "max 100000".
 
-    cpu.max of Documentation/admin-guide/cgroup-v2.rst; a quota of None is no limit.
+    The format of cpu.max in Documentation/admin-guide/cgroup-v2.rst; a quota of None is no limit.
     """
     problem = NOT_A_CPU_SHARE
     quota: int | None
@@ -247,13 +250,13 @@ def parse_cpu_max(text: str) -> tuple[int | None, int]:
 
 
 def format_cpu_max(value: tuple[int | None, int]) -> str:
-    """(150000, 100000) → "150000 100000", as the kernel writes cpu.max."""
+    """Format as the kernel writes cpu.max: (150000, 100000) → "150000 100000"."""
     quota, period = value
     return f"{'max' if quota is None else quota} {period}"
 
 
 def parse_cpu_list(text: str) -> tuple[int, ...]:
-    """The CPUs of "0-1,4" in order: (0, 1, 4). The list format of cpuset(7)."""
+    """Parse a list of CPUs in the list format of cpuset(7): "0-1,4" → (0, 1, 4)."""
     cpus: set[int] = set()
     for part in text.split(","):
         match = _CPU_RANGE.fullmatch(part.strip())
@@ -269,7 +272,7 @@ def parse_cpu_list(text: str) -> tuple[int, ...]:
 
 
 def format_cpu_list(cpus: Iterable[int]) -> str:
-    """(0, 1, 4) → "0-1,4"."""
+    """Format a list of CPUs: (0, 1, 4) → "0-1,4"."""
     ranges: list[list[int]] = []
     for cpu in sorted(set(cpus)):
         if ranges and cpu == ranges[-1][1] + 1:

@@ -73,12 +73,15 @@ def test_groups_are_read_with_their_limits_and_rules() -> None:
             "[group.a]\ngroup = 'b'\n",
             '2: group.a.group: there is no group "b"; write [group.b] with its limits, or remove it',
         ),
-        ("[group.a]\ngroup = 'a'\n", "2: group.a.group: closes a circle of groups: a → a; remove one of these"),
+        ("[group.a]\ngroup = 'a'\n", "2: group.a.group: closes a cycle of groups: a → a; remove one of these"),
         (
             "[group.a]\ngroup = 'b'\n[group.b]\ngroup = 'a'\n",
-            "4: group.b.group: closes a circle of groups: a → b → a; remove one of these",
+            "4: group.b.group: closes a cycle of groups: a → b → a; remove one of these",
         ),
-        (f"[group.batch]\n{RULE}action = 'kill'\n", '5: group.batch.policy[0].action: "kill" does not say whom; add'),
+        (
+            f"[group.batch]\n{RULE}action = 'kill'\n",
+            '5: group.batch.policy[0].action: "kill" does not choose a member; add',
+        ),
         (
             f"[group.batch]\n{RULE}action = 'log'\nvictim = 'newest'\n",
             '6: group.batch.policy[0].victim: "log" is done to none of them;',

@@ -205,7 +205,7 @@ def test_what_the_file_may_not_have(text: str, message: str) -> None:
         ("kill_signal = 0", "is not a signal"),
         ("kill_signal = true", "is not a signal"),
         ("kill_signal = [15]", "is not a signal"),
-        ('requires = ["web"]', "closes a circle, so that none of them could start: web → web; remove one of these"),
+        ('requires = ["web"]', "closes a cycle, so that none of them could start: web → web; remove one of these"),
         ('requires = ["web@1"]', "is not a name"),
         ("[workload.web.namespaces]\nnetwork = 'pasta'", "is not available yet in this version; write true"),
         ("[workload.web.namespaces]\nnetwork = 'yes'", "is not a truth value"),
@@ -300,7 +300,7 @@ def test_a_circle_is_told_once_with_all_its_members() -> None:
         for name, key, other in (("a", "requires", "b"), ("b", "wants", "c"), ("c", "after", "b"))
     )
     assert problems(text) == [
-        "9: workload.c.after[0]: closes a circle, so that none of them could start: b → c → b; remove one of these"
+        "9: workload.c.after[0]: closes a cycle, so that none of them could start: b → c → b; remove one of these"
     ]
 
 
