@@ -1,14 +1,14 @@
-"""What workloads and the service say: as JSON records on one stream, and in files of the workloads' own."""
+"""Output of workloads and the service: as JSON records on one stream, and in log files of the workloads."""
 
-from .capture import Capture
-from .framing import Framing
-from .journal import Journal, open_journal
-from .pipe import Pipe
-from .progress import Progress, last_number
-from .record import schema
-from .rotated import LogFile, Rotation
-from .route import Route, Sequence
-from .threads import in_thread
+from nsupervisor.logs.capture import Capture
+from nsupervisor.logs.framing import Framing
+from nsupervisor.logs.journal import Journal, open_journal
+from nsupervisor.logs.pipe import Pipe
+from nsupervisor.logs.progress import Progress, last_number
+from nsupervisor.logs.record import schema
+from nsupervisor.logs.rotated import LogFile, Rotation
+from nsupervisor.logs.route import Route, Sequence
+from nsupervisor.logs.threads import in_thread
 
 __all__ = [
     "Capture",

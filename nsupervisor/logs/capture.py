@@ -1,7 +1,7 @@
-"""From a workload's pipe to its log file, the journal, or both; taken from the pipe only once it is written there.
+"""Copy a workload's pipe to its log file, the journal, or both; bytes leave the pipe only after they are written.
 
-The journal is written by a task of the event loop, so its records are made there. A file may be on a disk that makes
-whoever writes wait, so it is written in a thread: one call of `_pump` does all that there is to do for a while.
+A task of the event loop writes the journal, so the records for it are made there. A file may be on a disk that blocks
+its writers, so it is written in a thread: one call of `_pump` does all the work that there is for a while.
 """
 
 from __future__ import annotations
@@ -14,49 +14,59 @@ from typing import Any, TypeVar
 import attrs
 import trio
 
-from .framing import Framing, newlines
-from .journal import Journal
-from .pipe import LARGE, Pipe
-from .progress import Progress, fingerprint
-from .record import JsonFormat, Line, now
-from .route import Route, Sequence
-from .threads import in_thread
+from nsupervisor.logs.framing import Framing, newlines
+from nsupervisor.logs.journal import Journal
+from nsupervisor.logs.pipe import LARGE, Pipe
+from nsupervisor.logs.progress import Progress, fingerprint
+from nsupervisor.logs.record import JsonFormat, Line, now
+from nsupervisor.logs.route import Route, Sequence
+from nsupervisor.logs.threads import in_thread
 
 BUDGET = 0.1
-"""Seconds after which a thread comes back, so that a capture can be ended."""
+"""Seconds after which a thread returns, so that a capture can be ended."""
 NAP = 0.001
-"""Seconds that a busy workload's output is let gather at most, in a pipe that is large enough for it."""
+"""The longest time in seconds that a busy workload's output gathers in a pipe that is large enough for it."""
 BUSY = 4096
-"""Bytes since the last nap that make a workload busy."""
+"""The number of bytes since the last coalescing delay from which a workload is busy."""
 BITE = 16384
-"""Bytes that are worth a system call where more of them come: who takes all that is there follows a busy workload line
-by line, and both do little else than wait for each other."""
+"""The number of bytes that is worth a system call if more are coming.
+
+A reader that takes every byte at once follows a busy workload line by line, and the two mostly wait for each other.
+"""
 PAUSE = 0.003
-"""Seconds between two hand-overs to a thread, where less than that comes."""
+"""Seconds between two hand-overs to a thread while little output comes."""
 TEXT = 64 * 1024
-"""Bytes made records of at once. Larger pieces of memory come new from the kernel each time: half as fast, measured."""
+"""The number of bytes converted to records at once.
+
+For larger pieces the kernel provides new memory each time: half as fast, measured.
+"""
 STEP, PARSED = 4096, 512
-"""Lines recorded at once, at most, and those that are parsed: records of short lines are many times as long as these,
-and the event loop waits."""
+"""The largest number of lines recorded at once, and of lines parsed as JSON at once.
+
+Records of short lines are many times as long as the lines, and the event loop waits.
+"""
 RETRY_FIRST, RETRY_LAST = 0.05, 2.0
-"""Seconds between attempts at a file that cannot be written."""
+"""The first and the longest delay in seconds between attempts at a file that cannot be written."""
 PATIENCE = 2.0
-"""Seconds that the end of a capture waits for a thread; it may be held up by a disk that does not answer."""
+"""Seconds that the end of a capture waits for a thread, which may hang on a disk that does not answer."""
 
 _JSON = JsonFormat()
-_making = threading.Lock()
-"""Held while records are made in a thread. Two would not make more: they would take the interpreter from each other,
-and from the event loop, which has to get it back after each system call."""
+_render_lock = threading.Lock()
+"""Held while a thread makes records.
+
+Two threads would not be faster: they would take the interpreter lock from each other, and from the event loop, which
+needs it after each system call.
+"""
 _T = TypeVar("_T")
 
 
 @attrs.frozen
 class _Chunk:
-    """What is at the front of the pipe, and its lines: with newlines between them, or one by one."""
+    """The bytes at the front of the pipe, and their lines: as one text with newlines between them, or one by one."""
 
     data: bytes
     ends: int
-    """Newlines in it."""
+    """The number of newlines in `data`."""
     text: bytes | None
     lines: list[Line]
     labels: Mapping[str, Any]
@@ -65,43 +75,43 @@ class _Chunk:
     count: int
 
 
-def _nothing(_size: int, _lines: int) -> None:
+def _ignore_count(_size: int, _lines: int) -> None:
     pass
 
 
-def _silent(_level: str, _event: str, **_fields: Any) -> None:
+def _ignore_report(_level: str, _event: str, **_fields: Any) -> None:
     pass
 
 
 @attrs.define(eq=False)
 class Capture:
-    """One pipe of one generation. `labels` and `stream` are as for `Journal.output`."""
+    """The capture of one pipe of one generation. `labels` and `stream` are as for `Journal.record_line`."""
 
     pipe: Pipe
     route: Route
     labels: Mapping[str, Any]
     stream: str
-    count: Callable[[int, int], None] = _nothing
-    """Called with the bytes and newlines that have been taken."""
+    count: Callable[[int, int], None] = _ignore_count
+    """Called with the numbers of bytes and newlines that have been taken from the pipe."""
     progress: Progress | None = None
     sequence: Sequence = attrs.field(factory=Sequence)
-    say: Callable[..., None] = _silent
-    """Called with what people should know of: `say("error", "log file", message=…)`."""
+    say: Callable[..., None] = _ignore_report
+    """Called with messages for people: `report("error", "log file", message=…)`."""
     dropped: int = 0
-    """Lines that could not be kept in the file, since the start."""
+    """The number of lines that could not be written to the file, since the start."""
     _framing: Framing = attrs.field(init=False)
     _next_route: Route | None = None
-    _again: int = 0  # bytes at the front of the pipe that perhaps had been recorded by a supervisor that was killed
-    _pending: tuple[_Chunk, bytes] | None = None  # a chunk with those of its records that are not in the file yet
-    _gap: int = 0  # lines dropped since the file could be written last
+    _again: int = 0  # bytes at the front of the pipe that a killed supervisor may have recorded already
+    _pending: tuple[_Chunk, bytes] | None = None  # a chunk, and those of its records that are not in the file yet
+    _gap: int = 0  # lines dropped since the last successful write to the file
     _reason: str = ""
     _failing: bool = False
-    _told: bool = False  # so, in words
-    _dropped_before: int = 0  # `dropped` when it began to fail
+    _told: bool = False  # whether the failure has been reported
+    _dropped_before: int = 0  # `dropped` when writing began to fail
     _delay: float = RETRY_FIRST
     _retry_at: float = 0.0
     _nap: float = NAP
-    _taken: int = 0  # bytes since the last nap, by the event loop
+    _taken: int = 0  # bytes taken by the event loop since the last coalescing delay
     _stopping: bool = False
     _in_use: threading.Lock = attrs.field(init=False, factory=threading.Lock)
 
@@ -111,7 +121,7 @@ class Capture:
             self._resume(self.progress)
 
     def _resume(self, progress: Progress) -> None:
-        """Go on where a supervisor that was killed has stopped."""
+        """Continue from the offset of a supervisor that was killed."""
         note = progress.note
         if note.length:
             try:
@@ -126,10 +136,10 @@ class Capture:
         self.sequence.next = max(self.sequence.next, progress.note.seq)
 
     async def run(self) -> None:
-        """Record everything until the end of the pipe; then close it. Raises OSError when the pipe cannot be read.
+        """Record everything until the end of the pipe; then close it.
 
-        When cancelled, the beginning of a line that was read already is recorded as partial: its rest is still in the
-        pipe, for a next reader.
+        Raises OSError if the pipe cannot be read. On cancellation, the beginning of a line that was read already is
+        recorded as partial: the rest of the line is still in the pipe, for the next reader.
         """
         ended = False
         try:
@@ -145,29 +155,29 @@ class Capture:
                 await self._last(partial=not ended)
             raise
         finally:
-            if self._in_use.acquire(timeout=0):  # else a thread hangs, and may yet use these numbers
+            if self._in_use.acquire(timeout=0):  # else a thread hangs, and may still use these descriptors
                 self.pipe.close()
                 if self.progress is not None:
                     self.progress.close()
 
     def reroute(self, route: Route) -> None:
-        """From the next chunk on, do this."""
+        """Use another route from the next chunk on."""
         self._next_route = route
 
     async def _more(self) -> None:
-        """Wait until there is something in the pipe. Not only that tells of lines that are missing in the file."""
+        """Wait until the pipe has input, and meanwhile record in the file how many lines are missing there."""
         if self.progress is not None:
             self.progress.release()
         while self._gap and not self.route.raw:
             with trio.move_on_after(self._pause()):
                 await trio.lowlevel.wait_readable(self.pipe.fd)
                 return
-            await self._in_thread(self._close_gap)  # where that fails, the pause begins anew, and the pipe is looked at
+            await self._in_thread(self._close_gap)  # on failure the pause starts again, and the pipe is checked
             self._tell()
         await trio.lowlevel.wait_readable(self.pipe.fd)
 
     async def _some(self) -> bool:
-        """Take what is there; whether it was the end. Raises BlockingIOError when there is nothing."""
+        """Record the next input; return whether it was the end. Raises BlockingIOError if there is no input."""
         if self._next_route is not None and self._pending is None:
             self.route, self._next_route = self._next_route, None
             rest, self._framing = self._framing.rest, Framing(self.route.max_line)
@@ -189,7 +199,7 @@ class Capture:
         return False
 
     async def _gather(self, count: int) -> None:
-        """As `_pump` does it, after a bite of `count` bytes."""
+        """Let output gather in the pipe after a chunk of `count` bytes, as `_pump` does."""
         self._taken += count
         if count < BITE and self._taken >= BUSY and self.pipe.waiting() < BITE and self.pipe.widen():
             self._taken = 0
@@ -214,7 +224,7 @@ class Capture:
             delivered = True
         finally:
             if delivered or self.route.file is None:
-                # Or cancelled: the journal has the records, and writes them out on its way to the end.
+                # Also after a cancellation: the journal has the records, and writes them before it ends.
                 await self._also_to_file(chunk)
             else:
                 self._pending = chunk, b""
@@ -224,9 +234,9 @@ class Capture:
         if file is None:
             self._finish(chunk)
         elif self.route.raw:
-            left = chunk.data
-            while left:
-                left = left[await self._until_written(self._take_raw, left) :]
+            remaining = chunk.data
+            while remaining:
+                remaining = remaining[await self._until_written(self._take_raw, remaining) :]
             self._commit()
         else:
             self._pending = chunk, self._records(_JSON, chunk)
@@ -234,7 +244,7 @@ class Capture:
                 await self._until_written(self._store)
 
     async def _until_written(self, work: Callable[..., _T | None], *arguments: Any) -> _T | None:
-        """One call in a thread, and a pause where the file could not be written (None)."""
+        """Call `work` once in a thread, and wait for the next retry if the file could not be written (None)."""
         result = await self._in_thread(work, *arguments)
         self._tell()
         if result is None:
@@ -248,12 +258,12 @@ class Capture:
         if outcome == "empty":
             await trio.sleep(PAUSE)
             raise BlockingIOError
-        # Of a pipe that epoll watches, each write of the workload tells it. This one we look at unasked.
+        # Each write to a pipe that epoll watches costs the workload a notification. This pipe is polled instead.
         trio.lowlevel.notify_closing(self.pipe.fd)
         return outcome == "end"
 
     def _pump(self) -> str | None:
-        """Take what is there, for a while: "empty", "end", "more"; None when the file cannot be written."""
+        """Record input for a while; return "empty", "end", "more", or None if the file cannot be written."""
         until, taken = time.monotonic() + BUDGET, 0
         step = self._pump_raw if self.route.raw else self._pump_records
         while not self._stopping and time.monotonic() < until:
@@ -270,7 +280,7 @@ class Capture:
                     continue
             taken = 0
             time.sleep(self._nap)
-            # A fast one fills the pipe meanwhile, and would then be waiting for us.
+            # A fast workload may fill the pipe during the delay, and would then wait for the capture.
             full = self.pipe.waiting() > LARGE // 2
             self._nap = max(self._nap / 2, NAP / 16) if full else min(self._nap * 2, NAP)
         return "more"
@@ -282,30 +292,30 @@ class Capture:
         return moved
 
     def _pour(self) -> int | None:
-        """The fast way, on which nobody looks at the bytes, or counts lines; None where that does not do."""
+        """Splice input to the file without reading it or counting lines; None if that is not possible now."""
         assert self.route.file is not None
         try:
             moved = self.route.file.pour(self.pipe)
         except BlockingIOError:
             raise
         except OSError:
-            return None  # the other way meets the error again
+            return None  # the slower way meets the error again and handles it
         if moved:
             self.count(moved, 0)
         return moved
 
     def _pump_records(self) -> int | None:
-        """The next chunk; how many bytes it was."""
+        """Record the next chunk; return its number of bytes."""
         file = self.route.file
         assert file is not None
-        with file.lock:  # two generations of a stream number their lines together
+        with file.lock:  # two generations of a stream share one sequence of numbers
             if self._pending is None:
                 data = self.pipe.peek(self._again or TEXT)
                 if not data:
                     return 0
-                with _making:
+                with _render_lock:
                     chunk = self._begin(data)
-                    if not self.route.block and time.monotonic() < self._retry_at:  # it cannot be written yet
+                    if not self.route.block and time.monotonic() < self._retry_at:  # the next retry is not due
                         self._drop(chunk.count)
                         self._finish(chunk)
                         return len(data)
@@ -313,7 +323,7 @@ class Capture:
             return self._store()
 
     def _store(self) -> int | None:
-        """Write the pending records to the file, or drop them; None when they have to be tried again."""
+        """Write the pending records to the file, or drop them; None if they must be tried again."""
         file = self.route.file
         assert file is not None
         assert self._pending is not None
@@ -346,14 +356,14 @@ class Capture:
         return 0
 
     def _write_gap(self) -> None:
-        """Say in the file what is missing there. (A raw file has the program's bytes alone.)"""
+        """Record in the file how many lines are missing there. (A raw file contains only the program's bytes.)"""
         assert self.route.file is not None
         labels = {**self.labels, "stream": self.stream, "dropped": self._gap, "reason": self._reason}
         self.route.file.append(_JSON.record(now(), "warning", "dropped", labels))
         self._gap = 0
 
     def _take_raw(self, data: bytes) -> int | None:
-        """Move bytes from the pipe to the file, or drop them: how many; None when the file cannot be written."""
+        """Move bytes from the pipe to the file, or drop them; return how many, or None if the write must be retried."""
         file = self.route.file
         assert file is not None
         try:
@@ -394,22 +404,22 @@ class Capture:
         self.dropped += lines
 
     def _tell(self) -> None:
-        """Say once that the file cannot be written, and once that it can again."""
+        """Report once that the file cannot be written, and once that it can be again."""
         file = self.route.file
         if file is None or self._told == self._failing:
             return
         self._told = self._failing
         if self._failing:
-            then = "the workload waits once its pipe is full" if self.route.block else "its lines are dropped"
-            text = f"cannot write {file.path}: {self._reason}; {then}"
-            self.say("error", "log file", stream=self.stream, message=text)
+            consequence = "the workload waits once its pipe is full" if self.route.block else "its lines are dropped"
+            message = f"cannot write {file.path}: {self._reason}; {consequence}"
+            self.say("error", "log file", stream=self.stream, message=message)
         else:
-            lost = self.dropped - self._dropped_before
-            text = f"{file.path} can be written again; {lost} lines were dropped"
-            self.say("warning", "log file", stream=self.stream, message=text, lines=lost)
+            lost_lines = self.dropped - self._dropped_before
+            message = f"{file.path} can be written again; {lost_lines} lines were dropped"
+            self.say("warning", "log file", stream=self.stream, message=message, lines=lost_lines)
 
     async def _in_thread(self, work: Callable[..., _T], *arguments: Any) -> _T:
-        """Run `work` in a thread. A cancellation waits for it a while: it may hang, with the disk."""
+        """Run `work` in a thread. A cancellation waits for the thread a while, since it may hang on its disk."""
         assert self.route.file is not None
 
         def locked() -> _T:
@@ -421,40 +431,40 @@ class Capture:
         except trio.Cancelled:
             self._stopping = True
             with trio.move_on_after(PATIENCE, shield=True):
-                while self._in_use.locked():  # noqa: ASYNC110 - nothing could wake us that does not hang, too
+                while self._in_use.locked():  # noqa: ASYNC110 - only the hanging thread itself could wake this task
                     await trio.sleep(0.002)
             raise
 
     # ---- lines
 
     def _begin(self, data: bytes) -> _Chunk:
-        """Cut what is at the front of the pipe into lines, and note that these are about to be recorded."""
-        ends, most = newlines(data), PARSED if self.route.parse_json else STEP
-        while ends > most and not self._again:
-            data = data[: len(data) * most // ends]
-            ends = newlines(data)
+        """Cut the bytes at the front of the pipe into lines, and note in the offset file that recording begins."""
+        newline_count, max_lines = newlines(data), PARSED if self.route.parse_json else STEP
+        while newline_count > max_lines and not self._again:
+            data = data[: len(data) * max_lines // newline_count]
+            newline_count = newlines(data)
         text = None if self.route.parse_json else self._framing.whole(data)
         lines = self._framing.feed(data) if text is None else []
-        count = len(lines) if text is None else ends
+        count = len(lines) if text is None else newline_count
         seq = self.progress.note.seq if self.progress is not None and self._again else self.sequence.next
         self.sequence.next = max(self.sequence.next, seq + count)
         if self.progress is not None:
             self.progress.begin(data, self.sequence.next, self._framing.rest)
         labels = {**self.labels, "duplicate": True} if self._again else self.labels
-        return _Chunk(data, ends, text, lines, labels, now(), seq, count)
+        return _Chunk(data, newline_count, text, lines, labels, now(), seq, count)
 
     def _records(self, formatting: Any, chunk: _Chunk) -> bytes:
         if chunk.text is not None:
-            made: bytes = formatting.whole(
+            records: bytes = formatting.whole(
                 chunk.timestamp, chunk.labels, self.stream, chunk.text, chunk.seq, chunk.count
             )
-            return made
+            return records
         return b"".join(
             formatting.output(chunk.timestamp, chunk.labels, self.stream, chunk.lines, chunk.seq, self.route.parse_json)
         )
 
     def _finish(self, chunk: _Chunk) -> None:
-        """It has been recorded: take it from the pipe."""
+        """Take a recorded chunk from the pipe."""
         self._take(chunk.data, chunk.ends)
         self._commit()
 
@@ -468,7 +478,7 @@ class Capture:
             self.progress.commit()
 
     async def _last(self, partial: bool = False) -> None:
-        """What is left of the last line. `partial`: the pipe has not ended."""
+        """Record the rest of the last line. `partial`: the pipe has not ended."""
         route = self.route
         if self._pending is not None or (route.raw and route.journal is None):
             return

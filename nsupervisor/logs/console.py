@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from .record import Line, text_of
+from nsupervisor.logs.record import Line, text_of
 
 _COLOURS = {
     "debug": "2",
@@ -21,7 +21,7 @@ _COLOURS = {
     "stdout": "36",
     "stderr": "35",
 }
-# What would move the cursor, change the colours or ring the bell of the reader's terminal; a tab may stay.
+# Characters that move the cursor, change the colours or ring the bell of the reader's terminal; tabs are kept.
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 
@@ -33,16 +33,23 @@ class ConsoleFormat:
 
     @classmethod
     def for_terminal(cls, is_terminal: bool) -> ConsoleFormat:
-        """Colours on a terminal, unless NO_COLOR (https://no-color.org) or TERM=dumb asks for none."""
+        """Return a format with colours on a terminal, unless NO_COLOR or TERM=dumb asks for none.
+
+        Source: https://no-color.org.
+        """
         return cls(is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb")
 
     def record(self, timestamp: str, level: str, event: str, fields: Mapping[str, Any]) -> bytes:
-        """One record of the service, without what there is not (an exit code where a signal has ended it); a traceback
-        follows on lines of its own."""
-        rest = {key: value for key, value in fields.items() if value is not None}
-        exception = rest.pop("exception", None)
-        line = self._head(timestamp, level, rest.pop("workload", None) or rest.pop("group", "")) + _plain(event)
-        line += "".join(f" {_plain(str(key))}={_value(value)}" for key, value in rest.items())
+        """Render one record of the service; a traceback follows on separate lines.
+
+        Fields that are None are left out (an exit code if a signal has ended the program).
+        """
+        remaining = {key: value for key, value in fields.items() if value is not None}
+        exception = remaining.pop("exception", None)
+        line = self._head(timestamp, level, remaining.pop("workload", None) or remaining.pop("group", "")) + _plain(
+            event
+        )
+        line += "".join(f" {_plain(str(key))}={_value(value)}" for key, value in remaining.items())
         if exception is not None:
             line += "".join(f"\n    {_plain(part)}" for part in str(exception).split("\n"))
         return _encode(line + "\n")
@@ -56,7 +63,7 @@ class ConsoleFormat:
         seq: int | None = None,
         parse_json: bool = False,
     ) -> list[bytes]:
-        """Lines of a workload, behind its name; `…` stands where a line was cut."""
+        """Render lines of a workload, after its name; `…` marks where a line was cut."""
         head = self._head(timestamp, stream, labels.get("workload", "")) + "| "
         return [_encode(f"{head}{_plain(text_of(line))}{'…' if partial else ''}\n") for line, partial in lines]
 
@@ -69,7 +76,7 @@ class ConsoleFormat:
         seq: int,
         count: int,
     ) -> bytes:
-        """Complete lines, with newlines between them."""
+        """Render complete lines that are separated by newlines."""
         return b"".join(self.output(timestamp, labels, stream, [(line, False) for line in text.split(b"\n")], seq))
 
     def _head(self, timestamp: str, kind: str, workload: Any) -> str:
@@ -88,7 +95,7 @@ def _value(value: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def _encode(text: str) -> bytes:

@@ -1,7 +1,7 @@
-"""The stream to the host's log daemon: records as journald's own entries, or as syslog messages (RFC 5424).
+"""Send the stream to the host's log daemon: as journald entries, or as syslog messages (RFC 5424).
 
-Both take datagrams on a Unix socket. One record is one datagram, or a message of a stream socket; a daemon that is gone
-is looked for again, and one that is behind is waited for, as with any other output.
+Both accept datagrams on a Unix socket. One record is one datagram, or a message on a stream socket. A daemon that is
+gone is reconnected, and a slow one is waited for, as with any other output.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import orjson
 JOURNALD = "/run/systemd/journal/socket"
 PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 """The severities of syslog (RFC 5424, table 2)."""
-_DAEMON = 3 << 3  # its facility for system daemons
-_AT_ONCE = 50
-"""Records sent before others have their turn: some milliseconds."""
-_SENT = 8192
-"""Bytes of a message that any daemon takes (rsyslog's limit unless set), to which one is cut that is too large."""
+_DAEMON_FACILITY = 3 << 3  # syslog's facility for system daemons
+_MAX_RECORDS = 50
+"""The number of records sent before other tasks run: some milliseconds."""
+_MAX_MESSAGE = 8192
+"""The size in bytes to which a message is cut that is too large: any daemon accepts it (rsyslog's default limit)."""
 
 
 class _Socket:
-    """What a Sink writes to; see Target. Takes one record a write."""
+    """An output for a Sink, like `Target`. Accepts one record a write."""
 
     blocking = False
     is_terminal = False
@@ -43,19 +43,19 @@ class _Socket:
         return -1 if self._socket is None else self._socket.fileno()
 
     def write(self, data: bytes | memoryview) -> int:
-        """Send some of the records in `data`; returns how many bytes they are. Raises as Target's does."""
+        """Send some of the records in `data`; return how many bytes they are. Raises like `Target.write`."""
         taken = self._write_one(data)
         try:
-            for _ in range(_AT_ONCE):
+            for _ in range(_MAX_RECORDS):
                 if taken == len(data):
                     break
                 taken += self._write_one(data[taken:])
         except OSError:
-            pass  # the next call meets it again, and has sent nothing
+            pass  # the next call meets the error again, before it sends anything
         return taken
 
     def _write_one(self, data: bytes | memoryview) -> int:
-        head = bytes(data[:_SENT])
+        head = bytes(data[:_MAX_MESSAGE])
         end = head.find(b"\n") + 1
         line = head[:end] if end else bytes(data).partition(b"\n")[0]
         if self._socket is None:
@@ -75,13 +75,13 @@ class _Socket:
             self._socket = None
 
     def _connect(self) -> socket.socket:
-        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-            it = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+        for socket_type in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+            candidate = socket.socket(socket.AF_UNIX, socket_type | socket.SOCK_NONBLOCK)
             try:
-                it.connect(self.path)
-                return it
+                candidate.connect(self.path)
+                return candidate
             except OSError as error:
-                it.close()
+                candidate.close()
                 if error.errno != errno.EPROTOTYPE:
                     raise
         raise OSError(errno.EPROTOTYPE, "is neither a datagram nor a stream socket", self.path)
@@ -94,7 +94,7 @@ class Journald(_Socket):
     """systemd-journald, by its native protocol (https://systemd.io/JOURNAL_NATIVE_PROTOCOL/).
 
     An entry has MESSAGE, PRIORITY, SYSLOG_IDENTIFIER (the workload) and each field of the record as NSUPERVISOR_FIELD;
-    what is no text there is JSON.
+    values other than text are JSON.
     """
 
     def __init__(self, path: str = JOURNALD) -> None:
@@ -110,14 +110,14 @@ class Journald(_Socket):
             fd = os.memfd_create("record", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             try:
                 os.write(fd, entry)
-                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 0xF)  # nobody may change it any more: F_SEAL_*, all four
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 0xF)  # makes it immutable: all four of F_SEAL_*
                 to.sendmsg([b""], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
             finally:
                 os.close(fd)
 
 
 def journal_entry(record: Mapping[str, Any]) -> bytes:
-    """A record as journald takes it."""
+    """Convert a record to an entry of journald's protocol."""
     text = _message(record)
     parts = [
         _field(b"MESSAGE", text.encode()),
@@ -146,7 +146,7 @@ class Syslog(_Socket):
         if to.type == socket.SOCK_STREAM:
             message = b"%d %s" % (len(message), message)
             sent = to.send(message)
-            if sent < len(message):  # the rest at once: a message that is torn would tear all that follow
+            if sent < len(message):  # send the rest now: an incomplete message would break all that follow
                 to.setblocking(True)
                 to.settimeout(1)
                 try:
@@ -159,15 +159,18 @@ class Syslog(_Socket):
         except OSError as error:
             if error.errno != errno.EMSGSIZE:
                 raise
-            to.send(message[:_SENT])
+            to.send(message[:_MAX_MESSAGE])
 
 
 _HOST = socket.gethostname()
 
 
 def syslog_message(record: Mapping[str, Any], host: str) -> bytes:
-    """A record as a syslog message: the workload is its application, the event its message id, fields that are plain
-    its structured data, and the text, or else the record itself, its content."""
+    """Convert a record to a syslog message.
+
+    The workload becomes the APP-NAME, the event the MSGID, simple fields the STRUCTURED-DATA, and the text, or else the
+    record itself, the MSG.
+    """
     app = str(record.get("workload", "nsupervisor"))[:48]
     event = "".join(c if 33 <= ord(c) < 127 else "_" for c in str(record["event"]))[:32] or "-"
     data = "".join(
@@ -175,9 +178,9 @@ def syslog_message(record: Mapping[str, Any], host: str) -> bytes:
         for key in ("generation", "instance", "stream", "seq", "partial", "duplicate")
         if key in record
     )
-    # 32473 is the enterprise number for examples and for those that have none (RFC 5612).
+    # 32473 is the enterprise number for examples and for software without a number of its own (RFC 5612).
     structured = f"[nsupervisor@32473{data}]" if data else "-"
-    head = f"<{_DAEMON | PRIORITIES[record['level']]}>1 {record['timestamp']} {host} {app}"
+    head = f"<{_DAEMON_FACILITY | PRIORITIES[record['level']]}>1 {record['timestamp']} {host} {app}"
     return f"{head} {record.get('pid') or '-'} {event} {structured} ".encode() + _message(record).encode()
 
 
@@ -186,10 +189,10 @@ def _escaped(text: str) -> str:
 
 
 def _message(record: Mapping[str, Any]) -> str:
-    """The text for people; of a record that has none, all of it as JSON."""
+    """Return the text for people; for a record without one, the whole record as JSON."""
     if record["event"] == "output" and "fields" in record:
         return orjson.dumps(record["fields"]).decode()
     if "message" in record:
         return str(record["message"])
-    rest = {key: value for key, value in record.items() if key not in ("timestamp", "level")}
-    return orjson.dumps(rest).decode()
+    remaining = {key: value for key, value in record.items() if key not in ("timestamp", "level")}
+    return orjson.dumps(remaining).decode()

@@ -1,15 +1,18 @@
-"""Bytes to lines, whatever the pieces they arrive in. Pure: no file, no clock."""
+"""Cut bytes into lines, whatever pieces they arrive in. Pure: no file, no clock."""
 
 from __future__ import annotations
 
-_SAMPLE, _SHORT = 2048, 32
-"""Bytes that are looked at to see how long lines are, and those of a short one."""
+_SAMPLE_SIZE, _SHORT_LINE = 2048, 32
+"""The number of bytes sampled to estimate the length of lines, and the length of a short line."""
 
 
 def newlines(data: bytes) -> int:
-    """How many there are in `data`. `bytes.count` compares byte by byte; `replace` jumps from one to the next, which
-    is three times as fast with lines of 100 bytes, and slower only where they are very short."""
-    if data.count(b"\n", 0, _SAMPLE) * _SHORT > _SAMPLE:
+    """Count the newlines in `data`.
+
+    `bytes.count` compares byte by byte; `replace` jumps from one newline to the next, which is three times as fast with
+    lines of 100 bytes, and slower only if they are very short.
+    """
+    if data.count(b"\n", 0, _SAMPLE_SIZE) * _SHORT_LINE > _SAMPLE_SIZE:
         return data.count(b"\n")
     return len(data) - len(data.replace(b"\n", b""))
 
@@ -17,10 +20,10 @@ def newlines(data: bytes) -> int:
 class Framing:
     """Cuts a stream of bytes into lines.
 
-    A line ends with a newline, which is not part of it; one carriage return directly before the newline is not either
-    (a program that believes to write to a terminal ends its lines with both). A line longer than `max_line` bytes is
-    handed out in pieces of at most `max_line` bytes, all but the last of them marked partial; where the bytes are valid
-    UTF-8 no piece ends inside a character. How the input was split between calls makes no difference to the lines.
+    A line ends with a newline, which is not part of it; neither is one carriage return directly before the newline (a
+    program that assumes a terminal ends its lines with both). A line longer than `max_line` bytes is returned in pieces
+    of at most `max_line` bytes, all but the last of them marked partial; if the bytes are valid UTF-8, no piece ends
+    inside a character. How the input was split between calls makes no difference to the lines.
 
     Memory: at most `max_line` + 1 bytes are held between calls.
     """
@@ -33,7 +36,7 @@ class Framing:
         self._rest = bytearray()
 
     def feed(self, data: bytes) -> list[tuple[bytes, bool]]:
-        """Take the next bytes; return the (line, partial) pairs that they complete."""
+        """Process the next bytes; return the (line, partial) pairs that they complete."""
         head, newline, tail = data.partition(b"\n")
         rest = self._rest
         rest += head
@@ -42,7 +45,7 @@ class Framing:
         lines = self._cut_line(bytes(rest))
         *middle, last = tail.split(b"\n")
         rest[:] = last
-        # The usual chunk holds neither carriage returns nor long lines, and is worth asking once.
+        # The usual chunk has neither carriage returns nor long lines, so one check for all lines is worthwhile.
         if b"\r" not in tail and len(max(middle, key=len, default=b"")) <= self._max:
             lines += [(line, False) for line in middle]
         else:
@@ -51,27 +54,30 @@ class Framing:
         return lines + self._cut_rest()
 
     def whole(self, data: bytes) -> bytes | None:
-        """The usual chunk at once: the lines that `data` completes, with newlines between them; the same as `feed`
-        gives. None, and nothing is taken, where one of them has to be cut or may end with a carriage return."""
+        """Process the usual chunk at once: return the lines that it completes, with newlines between them.
+
+        The lines are the same as from `feed`. Returns None, and processes nothing, if a line must be cut or may end
+        with a carriage return.
+        """
         end = data.rfind(b"\n")
         if end < 0 or b"\r" in data:
             return None
         text = b"".join((self._rest, memoryview(data)[:end]))
         if b"\r" in self._rest or len(data) - end - 1 > self._max:
             return None
-        # No line is too long if in each stretch of that length, and one more byte, there is a newline.
-        at, most = 0, self._max + 1
-        while len(text) - at >= most:
-            newline = text.rfind(b"\n", at, at + most)
+        # No line is too long if each stretch of `max_line` + 1 bytes contains a newline.
+        start, stretch = 0, self._max + 1
+        while len(text) - start >= stretch:
+            newline = text.rfind(b"\n", start, start + stretch)
             if newline < 0:
                 return None
-            at = newline + 1
+            start = newline + 1
         self._rest[:] = data[end + 1 :]
         return text
 
     @property
     def rest(self) -> bytes:
-        """The beginning of a line whose end has not come."""
+        """The beginning of a line whose end has not arrived."""
         return bytes(self._rest)
 
     @rest.setter
@@ -79,7 +85,7 @@ class Framing:
         self._rest[:] = rest
 
     def end(self) -> list[tuple[bytes, bool]]:
-        """Return the last line when no newline ended it: one line, in rare cases in two pieces, or nothing."""
+        """Return the last line if no newline ended it: one line, in rare cases in two pieces, or nothing."""
         rest = bytes(self._rest)
         self._rest.clear()
         if len(rest) > self._max:  # the one byte over is a carriage return that no newline followed
@@ -97,7 +103,7 @@ class Framing:
         return pieces
 
     def _cut_rest(self) -> list[tuple[bytes, bool]]:
-        """Split off what is certainly too long of a line whose end has not been seen."""
+        """Split off the pieces of an incomplete line that is already too long."""
         pieces = []
         while self._too_long(self._rest):
             cut = self._boundary(self._rest)
@@ -106,14 +112,17 @@ class Framing:
         return pieces
 
     def _too_long(self, line: bytes | bytearray) -> bool:
-        """Whether to cut. The carriage return of a possible CR LF does not count, so no empty last piece arises."""
-        over = len(line) - self._max
-        return over > 1 or (over == 1 and not line.endswith(b"\r"))
+        """Return whether to cut.
+
+        The carriage return of a possible CR LF does not count, so no empty last piece arises.
+        """
+        excess = len(line) - self._max
+        return excess > 1 or (excess == 1 and not line.endswith(b"\r"))
 
     def _boundary(self, line: bytes | bytearray) -> int:
-        """Where to cut: at `max_line`, or up to three bytes before when that would cut a UTF-8 character.
+        """Return where to cut: at `max_line`, or up to three bytes before it if that would cut a UTF-8 character.
 
-        Looks at no byte behind the one at `max_line`: a byte that may not have arrived yet must not decide.
+        Looks at no byte after the one at `max_line`: a byte that may not have arrived yet must not decide.
         """
         cut = self._max
         if line[cut] & 0xC0 == 0x80:  # a continuation byte, as RFC 3629 calls it

@@ -1,4 +1,4 @@
-"""The journal: one stream of records, written to by the service's logger and by the capture of workloads' output."""
+"""The journal: one stream of records, written by the service's logger and by the capture of workloads' output."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ from typing import Any, Literal
 
 import trio
 
-from .collector import Collector
-from .console import ConsoleFormat
-from .daemons import Journald, Syslog
-from .logger import DropEvent, FilteringBoundLogger, logger
-from .record import JsonFormat, Line, now
-from .sink import BUFFER_SIZE, Sink
-from .target import open_target
-from .turn import Turn
+from nsupervisor.logs.collector import Collector
+from nsupervisor.logs.console import ConsoleFormat
+from nsupervisor.logs.daemons import Journald, Syslog
+from nsupervisor.logs.logger import DropEvent, FilteringBoundLogger, logger
+from nsupervisor.logs.record import JsonFormat, Line, now
+from nsupervisor.logs.sink import BUFFER_SIZE, Sink
+from nsupervisor.logs.target import open_target
+from nsupervisor.logs.turn import Turn
 
 Level = Literal["debug", "info", "warning", "error", "critical"]
-_FLUSH_MOST = 30.0  # seconds at the end that a reader may take, however steadily it reads
+_MAX_FLUSH_S = 30.0  # seconds at the end for which a steady but slow reader is waited for
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 class Journal:
-    """Made by `open_journal`. No record makes its author wait or raises, whatever the output does."""
+    """The stream of records. Made by `open_journal`.
+
+    Writing a record neither blocks nor raises, whatever the output does.
+    """
 
     log: FilteringBoundLogger
-    """The logger for what the service says: `journal.log.info("started", workload="web", pid=12)`."""
+    """The logger for the service's own records: `journal.log.info("started", workload="web", pid=12)`."""
 
     listener: Callable[[str, str, str, Mapping[str, Any]], None] | None = None
-    """Called with the timestamp, level, event and fields of each thing that the service says, whatever the level."""
+    """Called with the timestamp, level, event and fields of each record of the service, whatever the level."""
 
     def __init__(
         self,
@@ -46,7 +49,7 @@ class Journal:
         self._format = formatting
         self._lowest = _LEVELS.index(level)
         self.turn = Turn()
-        """For whoever makes records of much output."""
+        """Tracks the current tick of the event loop, for tasks that make records of much output."""
         self.log = logger(sink.put, self._render)
 
     def _render(self, _logger: Any, method: str, fields: MutableMapping[str, Any]) -> bytes:
@@ -59,17 +62,17 @@ class Journal:
         return self._format.record(timestamp, method, event, fields)
 
     def set_level(self, level: Level) -> None:
-        """From now on write what is at least so important."""
+        """From now on write records of at least this level."""
         self._lowest = _LEVELS.index(level)
 
     @property
     def format(self) -> JsonFormat | ConsoleFormat:
-        """How records are written."""
+        """The format in which records are written."""
         return self._format
 
     @property
     def dropped(self) -> int:
-        """Records that found no room, since the start."""
+        """The number of records dropped for lack of room, since the start."""
         return self._sink.dropped
 
     @property
@@ -80,8 +83,8 @@ class Journal:
     def output(self, labels: Mapping[str, Any], stream: str, line: bytes, partial: bool = False) -> None:
         """Record one line that a workload wrote to `stream` ("stdout", "stderr").
 
-        `labels` say whose it is: workload, generation, pid, and instance where there are several. The level of the
-        journal does not apply: it is for what the service says.
+        `labels` identify the process: workload, generation, pid, and instance if there are several. The level of the
+        journal does not apply: it is for the service's own records.
         """
         self.outputs(labels, stream, ((line, partial),))
 
@@ -92,9 +95,9 @@ class Journal:
             put(record)
 
     async def reopen(self) -> None:
-        """Somebody has renamed the file that is written to: make it anew. Raises OSError."""
+        """Open the output file again after a log rotation has renamed it. Raises OSError."""
         if isinstance(self._output, str) and self._output.startswith("/"):
-            # In a thread: its end is read, from a disk that may make us wait.
+            # In a thread: opening reads the end of the file, and its disk may block.
             self._sink.switch(await trio.to_thread.run_sync(open_target, self._output, abandon_on_cancel=True))
 
     async def flush(self) -> None:
@@ -102,15 +105,18 @@ class Journal:
         await self._sink.flush()
 
     async def written(self) -> None:
-        """Wait until all records so far have been written, or are lost; later ones are not waited for."""
+        """Wait until all records so far have been written, or are lost; later records are not waited for."""
         await self._sink.written()
 
     def refuses(self, count: int) -> bool:
-        """Whether `count` records of a workload that does not wait need not be made: they are counted as dropped."""
+        """Return whether `count` records of a non-blocking workload need not be made.
+
+        If so, they are counted as dropped.
+        """
         return self._sink.refuses(count)
 
     async def deliver(self, records: bytes, count: int, *, block: bool) -> None:
-        """Pass on finished records of a workload; returns when they are written, or need not be waited for (`Sink`)."""
+        """Queue finished records of a workload; return when they need not be waited for any longer (see `Sink`)."""
         await self._sink.deliver(records, count, block=block)
 
 
@@ -129,9 +135,10 @@ async def open_journal(
     "syslog:SOCKET", or the command of a collector, which gets the records on its standard input. `level` is the lowest
     level of the service's own records; `format` is "json" or "console"; `buffer_size` is how many bytes of records wait
     for a slow reader before some are dropped and counted. Leaving the block takes until the rest is written, but no
-    longer than `flush_sec` seconds in which nothing of it is, and half a minute in all. Raises OSError when the output
-    cannot be opened, ValueError for an unknown level or format.
-    Exceptions of the block pass as they are, not in a group.
+    longer than `flush_sec` seconds without progress, and half a minute in all.
+
+    Raises OSError if the output cannot be opened, ValueError for an unknown level or format. Exceptions of the block
+    pass unchanged, not in a group.
     """
     if format not in ("json", "console"):
         raise ValueError(f'unknown log format "{format}"; write "json" or "console"')
@@ -145,7 +152,7 @@ async def open_journal(
         target = collector.target
     by_record = output == "journald" or (isinstance(output, str) and output.startswith("syslog:"))
     if isinstance(target, Journald | Syslog):
-        _look_for(target.path, buffer_size)
+        _warn_if_missing(target.path, buffer_size)
     formatting = JsonFormat() if format == "json" or by_record else ConsoleFormat.for_terminal(target.is_terminal)
 
     def gap_record(count: int, reason: str) -> bytes:
@@ -159,13 +166,13 @@ async def open_journal(
             try:
                 journal = Journal(sink, formatting, level, output)
                 if collector is not None:
-                    nursery.start_soon(collector.run, partial(_say_of_collector, journal))
+                    nursery.start_soon(collector.run, partial(_log_collector, journal))
                 yield journal
-            except BaseException as exc:  # kept over the end of the nursery, which would wrap it
+            except BaseException as exc:  # raised after the end of the nursery, which would wrap it
                 error = exc
-            with trio.move_on_after(_FLUSH_MOST, shield=True):
+            with trio.move_on_after(_MAX_FLUSH_S, shield=True):
                 pending = sink.pending + 1
-                while sink.pending < pending:  # the reader is slow, but it reads
+                while sink.pending < pending:  # the reader is slow, but makes progress
                     pending = sink.pending
                     with trio.move_on_after(flush_sec):
                         await sink.flush()
@@ -179,13 +186,16 @@ async def open_journal(
         raise error
 
 
-def _look_for(path: str, buffer_size: int) -> None:
-    """Say that there is no daemon. It may come up after us, so no refusal; and the stream, which tells everything else,
-    is what cannot tell this."""
+def _warn_if_missing(path: str, buffer_size: int) -> None:
+    """Print a warning if the daemon's socket does not exist.
+
+    The daemon may start after the service, so this is no error. The stream itself, which reports everything else,
+    cannot report this.
+    """
     if not os.path.exists(path):
         text = f"there is no {path} yet; records wait for it, up to {buffer_size >> 20} MiB of them"
         print(f"nsupervisor: supervisor.log_output: {text}", file=sys.stderr, flush=True)
 
 
-def _say_of_collector(journal: Journal, text: str) -> None:
+def _log_collector(journal: Journal, text: str) -> None:
     journal.log.warning("collector ended", message=text)

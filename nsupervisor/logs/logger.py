@@ -1,4 +1,4 @@
-"""The logger in front of the journal: structlog, without what it would load for terminals."""
+"""The logger in front of the journal: structlog, without the packages that it would load for terminals."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 
 @contextmanager
 def _hidden(name: str) -> Iterator[None]:
-    """A package that cannot be imported meanwhile, unless it has been."""
-    there = name in sys.modules
-    if not there:
+    """Make a package unavailable to imports within the block, unless it has been imported already."""
+    was_imported = name in sys.modules
+    if not was_imported:
         sys.modules[name] = None  # type: ignore[assignment]
     try:
         yield
     finally:
-        if not there:
+        if not was_imported:
             del sys.modules[name]
 
 
-# It loads rich where that is installed, for tracebacks in colour that nobody sees here: a tenth of all that is to be
-# loaded before the first answer after a take-over, and 7 MB.
+# structlog imports rich if it is installed, for coloured tracebacks that are not used here: a tenth of everything that
+# must be imported before the first answer after a takeover, and 7 MB.
 with _hidden("rich"):
     import structlog
     from structlog import DropEvent
@@ -31,8 +31,8 @@ with _hidden("rich"):
 __all__ = ["DropEvent", "FilteringBoundLogger", "logger"]
 
 
-class _Writer:
-    """What structlog calls a logger: it is handed the finished record."""
+class _WrappedLogger:
+    """The object that structlog calls a logger: it receives the finished record."""
 
     def __init__(self, put: Callable[[bytes], None]) -> None:
         self.debug = self.info = self.warning = self.error = self.critical = put
@@ -41,13 +41,13 @@ class _Writer:
 def logger(
     put: Callable[[bytes], None], render: Callable[[Any, str, MutableMapping[str, Any]], bytes]
 ) -> FilteringBoundLogger:
-    """A bound logger of one journal alone; structlog's global configuration is neither read nor changed."""
-    made: FilteringBoundLogger = structlog.wrap_logger(
-        _Writer(put),
+    """Make a bound logger for one journal; structlog's global configuration is neither read nor changed."""
+    bound_logger: FilteringBoundLogger = structlog.wrap_logger(
+        _WrappedLogger(put),
         processors=[structlog.processors.format_exc_info, render],
-        # Nothing is filtered here: the listener hears all, and `Journal` leaves out of the stream what is too low.
+        # No level is filtered here: the listener receives every record, and `Journal` filters the stream.
         wrapper_class=structlog.make_filtering_bound_logger("debug"),
         context_class=dict,
         cache_logger_on_first_use=True,
     ).bind()
-    return made
+    return bound_logger

@@ -1,4 +1,4 @@
-"""The reading end of a workload's pipe: look at what waits in it, and take it only once that is safe."""
+"""The reading end of a workload's pipe: bytes can be read without taking them, and taken once that is safe."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import os
 from nsupervisor.linux import pipes
 
 CHUNK = 256 * 1024
-"""Bytes looked at at once: more than a pipe holds at first, a quarter of what a busy one gets."""
+"""The number of bytes read at once: more than a new pipe holds, a quarter of what a busy one does."""
 LARGE = 1024 * 1024
-"""Bytes that the pipe of a busy workload is made to hold; the default of /proc/sys/fs/pipe-max-size."""
+"""The size in bytes of a busy workload's pipe: the default of /proc/sys/fs/pipe-max-size."""
 
 _scratch: list[tuple[int, int, int]] = []
-"""Empty pipes to look through, each with its size; several threads take from here and put back."""
+"""Unused empty pipes for reading without taking, each with its size. Threads take from here and put back."""
 
 
 @functools.cache
@@ -22,18 +22,18 @@ def _null() -> int:
 
 
 class Pipe:
-    """`fd`, non-blocking, belongs to this object, whose methods may be called from any thread, but one at a time."""
+    """The owner of `fd`, which is non-blocking. Methods may be called from any thread, but one at a time."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.inode = os.fstat(fd).st_ino
-        """Which no other pipe has, until the host starts anew."""
+        """The pipe's inode number: no other pipe has it until the host reboots."""
         self._size = pipes.size(fd)
 
     def peek(self, most: int = CHUNK) -> bytes:
-        """What waits at the front, at most `most` bytes, without taking it; b"" at the end.
+        """Return at most `max_bytes` bytes at the front of the pipe, without taking them; b"" at the end.
 
-        tee(2) lends the pages to a pipe of ours, and that one is read. Raises BlockingIOError when there is nothing.
+        tee(2) lends the pages to a scratch pipe, which is then read. Raises BlockingIOError if the pipe is empty.
         """
         scratch = _scratch.pop() if _scratch else _new_scratch()
         try:
@@ -44,27 +44,30 @@ class Pipe:
             _scratch.append(scratch)
 
     def drop(self, count: int) -> None:
-        """Take `count` bytes that `peek` has shown, and throw them away."""
+        """Take `count` bytes that `peek` has returned, and discard them."""
         while count:
             count -= os.splice(self.fd, _null(), count, flags=os.SPLICE_F_NONBLOCK)
 
     def move(self, target: int, count: int) -> int:
-        """Take up to `count` bytes by writing them to `target`, at its offset: splice(2) takes what it has written,
-        not more. How many; 0 at the end. Raises BlockingIOError when there is nothing, OSError when it cannot write."""
+        """Splice up to `count` bytes to `target`, at its offset; return how many, 0 at the end.
+
+        splice(2) takes only the bytes that it has written. Raises BlockingIOError if the pipe is empty, OSError if
+        `target` cannot be written.
+        """
         return os.splice(self.fd, target, count, flags=os.SPLICE_F_NONBLOCK)
 
     def waiting(self) -> int:
-        """How many bytes wait."""
+        """Return the number of bytes in the pipe."""
         return pipes.waiting(self.fd)
 
     def widen(self) -> bool:
-        """Let the pipe hold as much as a busy workload should have; whether it does."""
+        """Enlarge the pipe to the size for a busy workload; return whether it has that size."""
         if self._size < LARGE:
             self._size = pipes.enlarge(self.fd, LARGE)
         return self._size >= LARGE
 
     def close(self) -> None:
-        """Close it."""
+        """Close the pipe's reading end."""
         os.close(self.fd)
 
 

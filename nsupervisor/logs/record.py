@@ -1,4 +1,4 @@
-"""Records as JSON: one object, one line, never an exception."""
+"""Render records as JSON: one object, one line, never an exception."""
 
 from __future__ import annotations
 
@@ -12,30 +12,33 @@ from typing import Any
 import orjson
 
 Line = tuple[bytes, bool]
-"""A line of a workload without its newline, and whether it was cut here (see Framing)."""
+"""A line of a workload without its newline, and whether it was cut here (see `Framing`)."""
 
 
 def now() -> str:
-    """The time as records have it: RFC 3339, UTC, microseconds, `2026-01-31T12:00:00.000000Z`."""
+    """Return the time as records have it: RFC 3339, UTC, microseconds, `2026-01-31T12:00:00.000000Z`."""
     return datetime.now(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def text_of(line: bytes) -> str:
-    """A line as text; what is not UTF-8 becomes U+FFFD."""
+    """Decode a line; bytes that are not UTF-8 become U+FFFD."""
     return line.decode("utf-8", "replace")
 
 
 class JsonFormat:
-    """Makes JSON lines."""
+    """Renders records as lines of JSON."""
 
     def record(self, timestamp: str, level: str, event: str, fields: Mapping[str, Any]) -> bytes:
-        """One record of the service. `timestamp`, `level` and `event` come first and win over fields of these names."""
+        """Render one record of the service.
+
+        `timestamp`, `level` and `event` come first and win over fields of these names.
+        """
         head = {"timestamp": timestamp, "level": level, "event": event}
         record = {**head, **fields, **head}
         try:
-            return orjson.dumps(record, default=_text, option=orjson.OPT_APPEND_NEWLINE)
-        except TypeError:  # surrogates, integers of more than 64 bits, keys that are no strings, …
-            return orjson.dumps(_clean(record), option=orjson.OPT_APPEND_NEWLINE)
+            return orjson.dumps(record, default=_to_jsonable, option=orjson.OPT_APPEND_NEWLINE)
+        except TypeError:  # surrogates, integers of more than 64 bits, keys other than strings, …
+            return orjson.dumps(_to_encodable(record), option=orjson.OPT_APPEND_NEWLINE)
 
     def output(
         self,
@@ -46,74 +49,75 @@ class JsonFormat:
         seq: int | None = None,
         parse_json: bool = False,
     ) -> list[bytes]:
-        """The records of lines that a workload wrote, numbered from `seq`. What they share is encoded once.
+        """Render the records of lines that a workload wrote, numbered from `seq`. Their common part is encoded once.
 
-        With `parse_json`, a line that is a JSON object is kept as it is under `fields`, and its own text (`message` or
+        With `parse_json`, a line that is a JSON object is kept unchanged under `fields`, and its own text (`message` or
         `msg`), if it has one, is the record's message.
         """
         prefix = self._prefix(timestamp, labels, stream)
         dumps = orjson.dumps
-        found = []
+        records = []
         for line, partial in lines:
             number = b"" if seq is None else b'"seq":%d,' % seq
             seq = None if seq is None else seq + 1
-            fields = _object(line) if parse_json and not partial else None
+            fields = _parse_object(line) if parse_json and not partial else None
             if fields is not None:
                 text = next((fields[key] for key in ("message", "msg") if isinstance(fields.get(key), str)), "")
                 end = b',"fields":' + line.strip(_JSON_SPACE) + b"}\n"
             else:
                 text = line.decode("utf-8", "replace")
                 end = b',"partial":true}\n' if partial else b"}\n"
-            found.append(prefix + number + b'"message":' + dumps(text) + end)
-        return found
+            records.append(prefix + number + b'"message":' + dumps(text) + end)
+        return records
 
     def whole(self, timestamp: str, labels: Mapping[str, Any], stream: str, text: bytes, seq: int, count: int) -> bytes:
-        """The records of `count` complete lines with newlines between them; as `output` makes them, ten times as fast.
+        """Render the records of `count` complete lines with newlines between them, ten times as fast as `render_lines`.
 
-        All are escaped at once, as one string in which another character stands for the newlines, and then get what
-        goes between two records in its place; the numbers are filled in last, of which most begin in the same way.
+        All lines are escaped at once, as one string in which another character replaces the newlines. Then that
+        character is replaced by the text between two records. The numbers are filled in last; most of them begin with
+        the same digits.
         """
-        high, low = divmod(seq, _DIGITS)
-        same = high and count > _FEW and low + count <= _DIGITS
-        number = b'"seq":%d%%b,"message":' % high if same else b'"seq":%d,"message":'
+        high, low = divmod(seq, _DIGIT_RANGE)
+        is_same_prefix = high and count > _MIN_COUNT and low + count <= _DIGIT_RANGE
+        number = b'"seq":%d%%b,"message":' % high if is_same_prefix else b'"seq":%d,"message":'
         prefix = self._prefix(timestamp, labels, stream).replace(b"%", b"%%") + number
-        if _STANDIN in text or _STANDIN in prefix:
+        if _STAND_IN in text or _STAND_IN in prefix:
             lines = [(line, False) for line in text.split(b"\n")]
             return b"".join(self.output(timestamp, labels, stream, lines, seq))
-        body = orjson.dumps(text.replace(b"\n", _STANDIN).decode("utf-8", "replace"))
-        # Put together while it is short: what the next two steps make is several times as long.
-        form = b"".join((prefix, body.replace(b"%", b"%%"), b"}\n"))
-        form = form.replace(_STANDIN, b'"}\n' + prefix + b'"')
-        return form % (_digits()[low : low + count] if same else tuple(range(seq, seq + count)))
+        body = orjson.dumps(text.replace(b"\n", _STAND_IN).decode("utf-8", "replace"))
+        # Join while the text is short: the next two steps make it several times as long.
+        template = b"".join((prefix, body.replace(b"%", b"%%"), b"}\n"))
+        template = template.replace(_STAND_IN, b'"}\n' + prefix + b'"')
+        return template % (_low_digits()[low : low + count] if is_same_prefix else tuple(range(seq, seq + count)))
 
     def _prefix(self, timestamp: str, labels: Mapping[str, Any], stream: str) -> bytes:
         head = {"timestamp": timestamp, "level": "info", "event": "output", **labels, "stream": stream}
-        return orjson.dumps(head, default=_text)[:-1] + b","
+        return orjson.dumps(head, default=_to_jsonable)[:-1] + b","
 
 
 @functools.cache
-def _digits() -> tuple[bytes, ...]:
-    """The last four digits of every number: half a megabyte, and half of the time that making them anew takes."""
-    return tuple(b"%04d" % number for number in range(_DIGITS))
+def _low_digits() -> tuple[bytes, ...]:
+    """Return the last four digits of every number: half a megabyte, which saves half of the time for the numbers."""
+    return tuple(b"%04d" % number for number in range(_DIGIT_RANGE))
 
 
-_DIGITS, _FEW = 10_000, 100
+_DIGIT_RANGE, _MIN_COUNT = 10_000, 100
 _JSON_SPACE = b" \t\r"
-_STANDIN = b"\x7f"  # DEL: rare in text, and one of the few control characters that JSON does not escape
+_STAND_IN = b"\x7f"  # DEL is rare in text, and one of the few control characters that JSON does not escape
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
+def _parse_object(line: bytes) -> dict[str, Any] | None:
     if not line.lstrip(_JSON_SPACE).startswith(b"{"):
         return None
     try:
-        found = orjson.loads(line)
+        value = orjson.loads(line)
     except orjson.JSONDecodeError:
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
-def _text(value: Any) -> Any:
-    """Something JSON for what orjson does not know."""
+def _to_jsonable(value: Any) -> Any:
+    """Convert a value that orjson does not support to one that it does."""
     if isinstance(value, bytes):
         return text_of(value)
     if isinstance(value, (set, frozenset)):
@@ -126,8 +130,8 @@ def _text(value: Any) -> Any:
         return f"<{type(value).__name__}>"
 
 
-def _clean(value: Any) -> Any:
-    """A copy of `value` that surely encodes."""
+def _to_encodable(value: Any) -> Any:
+    """Return a copy of `value` that is certain to encode."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if value is None or isinstance(value, (bool, float)):
@@ -135,14 +139,14 @@ def _clean(value: Any) -> Any:
     if isinstance(value, int):
         return int(value) if -(2**63) <= value < 2**64 else str(value)
     if isinstance(value, Mapping):
-        return {_clean(_text(key)): _clean(item) for key, item in value.items()}
+        return {_to_encodable(_to_jsonable(key)): _to_encodable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_clean(item) for item in value]
-    return _clean(_text(value))
+        return [_to_encodable(item) for item in value]
+    return _to_encodable(_to_jsonable(value))
 
 
 @functools.cache
 def schema() -> dict[str, Any]:
-    """The JSON Schema (2020-12) that every record satisfies; `record.schema.json` beside this file."""
+    """Return the JSON Schema (2020-12) that every record satisfies: `record.schema.json` in this directory."""
     loaded: dict[str, Any] = json.loads(resources.files(__package__).joinpath("record.schema.json").read_bytes())
     return loaded

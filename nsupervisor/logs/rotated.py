@@ -1,7 +1,7 @@
-"""A workload's log file: appended to, put aside by a rename when it is full or old, and never more than so many.
+"""A workload's log file: appended to, rotated when it is full or old, with a limited number of files.
 
-Names: `web.log` is written to; `web.log.1` was put aside last, `web.log.2` before it, …; with `.gz` behind them where
-they are compressed.
+Names: `web.log` is written to; `web.log.1` was rotated last, `web.log.2` before it, …; with the suffix `.gz` if they
+are compressed.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ from pathlib import Path
 
 import attrs
 
-from .pipe import Pipe
+from nsupervisor.logs.pipe import Pipe
 
 POUR = 256 * 1024
-"""Bytes moved at once at most: a quarter of what a busy pipe holds, so that its writer need not wait meanwhile."""
-_TAIL = 1 << 20
-"""How far back from its end the end of a file's last whole record is looked for."""
+"""The largest number of bytes moved at once: a quarter of a busy pipe, so that its writer need not wait meanwhile."""
+_TAIL_SIZE = 1 << 20
+"""The number of bytes at the end of a file that are searched for its last complete record."""
 
 
 @attrs.frozen
 class Rotation:
-    """When to put a file aside (bytes; seconds, or None), how many there are with the one in use, and whether the
-    others are compressed."""
+    """When to rotate a file (size in bytes; age in seconds, or None), how many to keep, and whether to compress.
+
+    `max_files` includes the file in use. Only rotated files are compressed.
+    """
 
     max_size: int = 64 << 20
     max_files: int = 5
@@ -39,23 +41,26 @@ class Rotation:
 
 
 class LogFile:
-    """One file, written to by the captures of both streams of a workload, each in a thread of its own.
+    """One log file, written to by the captures of both streams of a workload, each in its own thread.
 
-    It is opened when it is first needed, and again where it has been removed. Of a record of which the disk took only a
-    part, the rest is kept and goes first when there is room again, so no record is torn. `lock` is held while anything
-    is done; whoever has several things to do holds it around them.
+    It is opened when it is first needed, and again if it has been removed. If the disk accepted only a part of a
+    record, the rest is kept and written first when there is room again, so no record is torn. Each method holds `lock`;
+    a caller with several steps holds it around them.
     """
 
     def __init__(
         self, path: Path, rotation: Rotation, *, records: bool = True, clock: Callable[[], float] = time.time
     ) -> None:
-        """`records`: what is written are whole records, so that a torn one at the end of the file is somebody's who was
-        killed while writing it, and is cut off; otherwise bytes of any kind."""
+        """Set up the file without opening it.
+
+        `records`: whole records are written, so an incomplete one at the end of the file was left by a writer that was
+        killed, and is cut off. Otherwise the bytes may be of any kind.
+        """
         self.path = path
         self.rotation = rotation
         self.lock = threading.RLock()
         self.error: str | None = None
-        """Why it cannot be written just now, in the system's words."""
+        """Why the file cannot be written just now, in the system's words."""
         self._records = records
         self._clock = clock
         self._fd = -1
@@ -65,8 +70,10 @@ class LogFile:
         self._compressing: threading.Thread | None = None
 
     def append(self, data: bytes) -> int:
-        """Write records; returns how many bytes are accounted for, which is up to the end of a record. Fewer than all
-        when the file was full with that, or the disk; OSError when nothing could be written."""
+        """Write records; return how many bytes are accounted for, up to the end of a record.
+
+        They are fewer than `data` if the file or the disk became full. Raises OSError if nothing could be written.
+        """
         with self.lock, self._telling():
             self._open()
             while self._torn:
@@ -83,8 +90,11 @@ class LogFile:
             return end
 
     def pour(self, pipe: Pipe) -> int | None:
-        """Move what waits in a pipe, as it is and unseen; how many bytes, 0 at the pipe's end. None, and nothing is
-        moved, where the file is nearly full or old, so that it matters where the lines end: see `take`."""
+        """Splice the content of a pipe unread; return how many bytes, 0 at the pipe's end.
+
+        Returns None, and moves nothing, if the file is nearly full or old, so that the line ends matter: see
+        `append_raw`.
+        """
         with self.lock, self._telling():
             self._open()
             if self._size + 2 * POUR > self.rotation.max_size or self._old():
@@ -94,7 +104,7 @@ class LogFile:
             return moved
 
     def take(self, pipe: Pipe, data: bytes) -> int:
-        """Move bytes from a pipe, at whose front `data` is, as they are; how many, which may be fewer."""
+        """Move bytes of any kind from a pipe, at whose front `data` is; return how many, possibly fewer."""
         with self.lock, self._telling():
             self._open()
             moved = pipe.move(self._fd, self._share(data))
@@ -102,40 +112,40 @@ class LogFile:
             return moved
 
     def end_line(self) -> None:
-        """What comes next does not go on with the line that has begun. Raises OSError."""
+        """End an incomplete line, so that the next write does not continue it. Raises OSError."""
         with self.lock, self._telling():
             self._open()
             if not self._whole():
                 self._size += os.write(self._fd, b"\n")
 
     def reopen(self) -> None:
-        """Somebody has renamed the file: make it anew. Raises OSError."""
+        """Open the file again after an external rotation has renamed it. Raises OSError."""
         with self.lock, self._telling():
             self._close()
             self._open()
 
     def close(self) -> None:
-        """Close it; a further write would open it again."""
+        """Close the file; a further write would open it again."""
         with self.lock:
             self._close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_fd"):  # a capture that had other settings meanwhile may have written once more
+        if hasattr(self, "_fd"):  # a capture with other settings may have written, and so opened it, after `close`
             self._close()
 
-    # ---- when to put it aside
+    # ---- when to rotate
 
     def _share(self, data: bytes) -> int:
-        """How much of `data` belongs into this file, which may be a new one after this: whole lines, as many as fit.
+        """Return how much of `data` to write to the file: whole lines, as many as fit. May rotate the file first.
 
-        A line longer than a whole file gets one of its own; if it has no end, it is cut at twice the size.
+        A line longer than a whole file gets its own file; if it has no end, it is cut at twice the size.
         """
-        most = self.rotation.max_size
-        if self._size and (self._size >= most or self._old()) and self._whole():
+        max_size = self.rotation.max_size
+        if self._size and (self._size >= max_size or self._old()) and self._whole():
             self._rotate()
-        if self._size + len(data) <= most:
+        if self._size + len(data) <= max_size:
             return len(data)
-        cut = data.rfind(b"\n", 0, max(most - self._size, 0)) + 1
+        cut = data.rfind(b"\n", 0, max(max_size - self._size, 0)) + 1
         if cut:
             return cut
         if self._size and self._whole():
@@ -143,12 +153,15 @@ class LogFile:
             return self._share(data)
         if end := data.find(b"\n") + 1:
             return end
-        if self._size + len(data) > 2 * most:
+        if self._size + len(data) > 2 * max_size:
             self._rotate()
-        return min(len(data), most)
+        return min(len(data), max_size)
 
     def _whole(self) -> bool:
-        """Whether it ends with the end of a line. Of a torn record the end is known, and comes first."""
+        """Return whether the file ends with the end of a line.
+
+        The end of a torn record is known, and is written first.
+        """
         return self._records or not self._size or os.pread(self._fd, 1, self._size - 1) == b"\n"
 
     def _old(self) -> bool:
@@ -158,22 +171,22 @@ class LogFile:
     # ---- the files
 
     def _open(self) -> None:
-        """Open it, if it is not, or was removed; and see if somebody has cut it (logrotate's copytruncate)."""
+        """Open the file if it is closed or was removed; notice if it was truncated (logrotate's copytruncate)."""
         if self._fd >= 0:
-            found = os.fstat(self._fd)
-            if found.st_nlink:
-                if found.st_size < self._size:
+            status = os.fstat(self._fd)
+            if status.st_nlink:
+                if status.st_size < self._size:
                     self._size = os.lseek(self._fd, 0, os.SEEK_END)
                 return
             self._close()
         self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        # No O_APPEND: splice(2) refuses it. Nobody else has a reason to write to it.
+        # No O_APPEND: splice(2) refuses it. No other program has a reason to write to the file.
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o640)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise OSError(errno.EINVAL, "it is not a regular file")
             size = os.lseek(fd, 0, os.SEEK_END)
-            tail = os.pread(fd, _TAIL, max(size - _TAIL, 0))
+            tail = os.pread(fd, _TAIL_SIZE, max(size - _TAIL_SIZE, 0))
             if self._records and tail and not tail.endswith(b"\n") and not self._torn:
                 size -= len(tail) - (tail.rfind(b"\n") + 1)
                 os.ftruncate(fd, size)
@@ -213,26 +226,26 @@ class LogFile:
         return f"{self.path}.{number}{suffix}"
 
     def _compress(self) -> None:
-        """Compress what has been put aside, the oldest first. It may be put further aside, or go, meanwhile."""
+        """Compress rotated files, the oldest first. They may be renamed or removed meanwhile."""
         part = self.path.with_name(f".{self.path.name}.gz.part")
         try:
             for number in range(self.rotation.max_files, 0, -1):
                 with contextlib.suppress(FileNotFoundError), open(self._aside(number), "rb") as plain:
-                    found = os.fstat(plain.fileno())
-                    # With its own name and time inside: `gunzip --name` would give it those of the part.
-                    name, time_ = self.path.name, found.st_mtime
-                    with open(part, "wb") as target, gzip.GzipFile(name, "wb", 6, target, time_) as packed:
-                        shutil.copyfileobj(plain, packed, 1 << 20)
-                    os.chmod(part, stat.S_IMODE(found.st_mode))
-                    os.utime(part, ns=(found.st_mtime_ns, found.st_mtime_ns))
+                    status = os.fstat(plain.fileno())
+                    # With the log's name and time inside: else `gunzip --name` would restore those of the part.
+                    name, modified_at = self.path.name, status.st_mtime
+                    with open(part, "wb") as target, gzip.GzipFile(name, "wb", 6, target, modified_at) as compressed:
+                        shutil.copyfileobj(plain, compressed, 1 << 20)
+                    os.chmod(part, stat.S_IMODE(status.st_mode))
+                    os.utime(part, ns=(status.st_mtime_ns, status.st_mtime_ns))
                     with self.lock:
                         for name in self._plain_names():
-                            if os.path.samestat(os.stat(name), found):
+                            if os.path.samestat(os.stat(name), status):
                                 os.rename(part, f"{name}.gz")
                                 os.unlink(name)
                                 break
         except OSError:
-            pass  # no room for it, say: it stays as it is, and will be tried again at the next rotation
+            pass  # for example a full disk: the file stays uncompressed until the next rotation
         finally:
             _unlink(str(part))
 

@@ -10,20 +10,20 @@ from collections.abc import Callable
 
 import trio
 
-from .target import Target
+from nsupervisor.logs.target import Target
 
 BUFFER_SIZE = 8 * 1024 * 1024
-"""Bytes of records held for a slow reader, unless told otherwise."""
+"""The default number of bytes of records held for a slow reader."""
 
-_BATCH = 256 * 1024  # bytes handed to one write(2): several times what a pipe takes
-_RETRY_FIRST, _RETRY_LAST = 0.05, 5.0  # seconds between attempts while the output is broken
-_PATIENCE = 0.1  # seconds that a chunk of a workload's output waits for a reader that has fallen behind
+_BATCH_SIZE = 256 * 1024  # bytes handed to one write(2): several times what a pipe takes
+_RETRY_MIN_S, _RETRY_MAX_S = 0.05, 5.0  # seconds between attempts while the output is broken
+_BACKPRESSURE_TIMEOUT_S = 0.1  # seconds that a chunk of output waits for a reader that has fallen behind
 _BROKEN = os.strerror(errno.EPIPE)
 _TOO_SLOW = "the reader is too slow"
 
 
 class _Gap:
-    """Records missing at this place of the stream."""
+    """The records missing at this position of the stream."""
 
     __slots__ = ("count", "reason")
 
@@ -33,11 +33,11 @@ class _Gap:
 
 
 class Sink:
-    """Takes whole records without ever waiting, and writes them in order by a task of its own.
+    """Accepts whole records without waiting, and writes them in order in its own task.
 
     When `buffer_size` bytes wait, further records are counted instead of kept, until half of the buffer is free again;
-    at that place of the stream the record made by `gap_record(count, reason)` is written. A record of which the kernel
-    took a part is completed before anything else, so a reader finds whole records only. An output that fails (no
+    at that position of the stream the record made by `gap_record(count, reason)` is written. A record of which the
+    kernel took a part is completed before anything else, so a reader finds whole records only. An output that fails (no
     reader, full disk, I/O error) is tried again with growing delays; meanwhile records wait as for a slow reader.
     """
 
@@ -46,9 +46,9 @@ class Sink:
         self._gap_record = gap_record
         self._limit = buffer_size
         self._queue: deque[bytes | _Gap | trio.Event] = deque()
-        self._gap: _Gap | None = None  # the open gap: then it is the last element of the queue
+        self._gap: _Gap | None = None  # the open gap, which is the last element of the queue
         self._batch = memoryview(b"")  # taken from the queue, not yet written
-        self._awaited: list[trio.Event] = []  # set once the batch is out
+        self._awaited: list[trio.Event] = []  # events to set after the batch is written
         self._size = 0  # bytes in the queue and the batch
         self._wake = trio.Event()
         self._drained = trio.lowlevel.ParkingLot()
@@ -57,9 +57,9 @@ class Sink:
         self._next: Target | None = None
         self._closed = False
         self._open = trio.CancelScope()
-        self._whole = True  # what has been written ends with a whole record
+        self._whole = True  # whether the output so far ends with a whole record
         self.dropped = 0
-        """Records not kept since the start."""
+        """The number of records not kept, since the start."""
         self.error: str | None = None
         """Why the output cannot be written at the moment, in the system's words; None while it can."""
 
@@ -71,7 +71,7 @@ class Sink:
             self._append(record)
 
     def refuses(self, count: int) -> bool:
-        """Whether records are being dropped, whatever their size; then `count` more are."""
+        """Return whether records are being dropped, whatever their size; if so, count `count` more."""
         if self._gap is None or self._size <= self._limit // 2:
             return False
         self._drop(count)
@@ -80,8 +80,8 @@ class Sink:
     async def deliver(self, records: bytes, count: int, *, block: bool) -> None:
         """Append records of a workload, and return when they have been written, so that it is safe to forget them.
 
-        `block`: however long that takes; otherwise they may be dropped, or be left in the buffer when the reader is
-        slow. Where nobody can ever read again (a broken pipe), nobody is waited for.
+        `block`: wait as long as that takes. Otherwise they may be dropped, or stay in the buffer if the reader is slow.
+        If the output can never be read again (a broken pipe), there is no waiting.
         """
         block = block and not self._gone
         if block:
@@ -97,7 +97,7 @@ class Sink:
         self._queue.append(written)
         if self._gone:
             written.set()
-        with trio.move_on_after(math.inf if block else _PATIENCE):
+        with trio.move_on_after(math.inf if block else _BACKPRESSURE_TIMEOUT_S):
             await written.wait()
 
     def _append(self, record: bytes) -> None:
@@ -128,14 +128,14 @@ class Sink:
         self.dropped += count
 
     async def room(self) -> None:
-        """Let others run; and when the buffer is more than half full, give the reader a moment to catch up.
+        """Let other tasks run; if the buffer is more than half full, give the reader a moment to catch up.
 
         A burst, or a reader that does not get the processor, then slows a workload down (as any pipe does) instead of
-        costing records. The moment is short, and once records are being dropped there is none: a reader that has
-        stopped holds up nobody.
+        costing records. The moment is short, and there is none once records are being dropped: a reader that has
+        stopped delays no workload.
         """
         if self._gap is None and self._size > self._limit // 2:
-            with trio.move_on_after(_PATIENCE):
+            with trio.move_on_after(_BACKPRESSURE_TIMEOUT_S):
                 await self._roomy.park()
         else:
             await trio.lowlevel.checkpoint()
@@ -146,7 +146,7 @@ class Sink:
             await self._run()
 
     async def _run(self) -> None:
-        delay = _RETRY_FIRST
+        delay = _RETRY_MIN_S
         while True:
             if not self._fill():
                 self._wake = trio.Event()
@@ -165,7 +165,7 @@ class Sink:
                 if self._gone:
                     self._give_up_waiting()
                 await trio.sleep(delay)
-                delay = min(2 * delay, _RETRY_LAST)
+                delay = min(2 * delay, _RETRY_MAX_S)
             else:
                 self._whole = written == len(self._batch) or self._batch[written - 1] == ord("\n")
                 self._batch = self._batch[written:]
@@ -175,17 +175,17 @@ class Sink:
                 if self._size <= self._limit // 2:
                     self._roomy.unpark_all()
                 self.error = None
-                delay = _RETRY_FIRST
+                delay = _RETRY_MIN_S
                 if self._target.turns:
                     await trio.lowlevel.checkpoint()
 
     @property
     def pending(self) -> int:
-        """Bytes that have been put and not yet written."""
+        """The number of bytes that have been put and not yet written."""
         return self._size
 
     def switch(self, target: Target) -> None:
-        """Write to this one from the next record on."""
+        """Write to another target from the next record on."""
         if self._next is not None:
             self._next.close()
         self._next = target
@@ -204,23 +204,23 @@ class Sink:
             await event.wait()
 
     def close(self) -> None:
-        """Close the output, whatever is still in the buffer. A second time does nothing."""
+        """Close the output, whatever is still in the buffer. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
-        self._open.cancel()  # who still waits for it would wait for whatever gets its number next
-        if not (self._target.blocking and self._batch):  # else a thread may be about to write to this very number
+        self._open.cancel()  # a task still waiting for the descriptor would wait for the next file of this number
+        if not (self._target.blocking and self._batch):  # else a thread may be about to write to this number
             self._target.close()
         if self._next is not None:
             self._next.close()
 
     def _fill(self) -> bool:
-        """Take the next batch when the last one is out. False: nothing left to write."""
+        """Take the next batch when the last one is written. False: nothing is left to write."""
         if self._batch:
             return True
         taken: list[bytes] = []
         size = 0
-        while self._queue and size < _BATCH:
+        while self._queue and size < _BATCH_SIZE:
             item = self._queue.popleft()
             if isinstance(item, trio.Event):
                 self._awaited.append(item)
@@ -241,16 +241,16 @@ class Sink:
         return bool(taken)
 
     def _tell(self) -> None:
-        """Everything before these has been written."""
+        """Set the events of everything that has been written."""
         for event in self._awaited:
             event.set()
         self._awaited.clear()
 
     async def _write(self) -> int:
-        # No checkpoint between two writes that succeed: whatever is waiting goes out at once, which is bounded by the
-        # buffer, because nothing can be put meanwhile. Otherwise several busy workloads, each adding a chunk for every
-        # batch that goes out, would overflow the buffer in front of a reader that is quick enough. (Only of pipes,
-        # terminals and sockets, which take what they have room for; files are written by a thread.)
+        # No checkpoint between two writes that succeed: everything that waits is written at once. That is bounded by
+        # the buffer, because no record can be put meanwhile. Otherwise several busy workloads, each adding a chunk for
+        # every batch that is written, would overflow the buffer in front of a reader that is quick enough. (This
+        # applies to pipes, terminals and sockets, which accept what they have room for; threads write files.)
         if not self._target.blocking:
             return self._target.write(self._batch)
         data = self._batch[: self._target.most]
@@ -259,5 +259,5 @@ class Sink:
     async def _wait_writable(self) -> None:
         try:
             await trio.lowlevel.wait_writable(self._target.fd)
-        except OSError:  # nothing that epoll can watch, yet it would have blocked
-            await trio.sleep(_RETRY_FIRST)
+        except OSError:  # epoll cannot watch it, although the write would have blocked
+            await trio.sleep(_RETRY_MIN_S)

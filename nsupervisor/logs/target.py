@@ -1,4 +1,4 @@
-"""Where the stream of records goes, opened so that no write can hold up the service."""
+"""The target of the stream of records, opened so that no write can block the service."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 import attrs
 
-from .daemons import Journald, Syslog
+from nsupervisor.logs.daemons import Journald, Syslog
 
 PIPE_SIZE = 1024 * 1024  # bytes; the default of /proc/sys/fs/pipe-max-size
-FILE_WRITE = 1024 * 1024  # bytes handed to a thread at once, to be written to a file; a batch is hardly ever longer
-_TAIL = 1024 * 1024  # how far back from a file's end the beginning of its last record is looked for
-_RECORD = b'{"timestamp":'
+FILE_WRITE = 1024 * 1024  # bytes that a thread writes to a file at once; a batch is hardly ever longer
+_TAIL_SIZE = 1024 * 1024  # bytes at the end of a file that are searched for the beginning of its last record
+_RECORD_START = b'{"timestamp":'
 _Write = Callable[["bytes | memoryview"], int]
 
 
@@ -23,17 +23,17 @@ _Write = Callable[["bytes | memoryview"], int]
 class Target:
     """An opened output.
 
-    `write` takes bytes and returns how many the kernel took, raises BlockingIOError when it would have to wait and
-    OSError when it cannot. When `blocking`, it may wait instead, and belongs into a thread.
+    `write` takes bytes and returns how many the kernel took. It raises BlockingIOError if it would have to wait and
+    OSError if it cannot write. A `blocking` target may wait instead, and must be written in a thread.
     """
 
     fd: int
     write: _Write
     blocking: bool = False
     most: int = 64 * 1024
-    """Bytes of a write that may wait: how quickly a slow reader reads shows only at its end."""
+    """The largest number of bytes in a write that may block: a slow reader's speed shows only at the end of a write."""
     turns: bool = False
-    """Each write takes so long that others should have their turn between two."""
+    """Whether each write takes so long that other tasks must run between two writes."""
     _socket: socket.socket | None = None
 
     @property
@@ -48,10 +48,9 @@ class Target:
 
 
 def open_target(output: str | int) -> Target:
-    """Open `output`: "stdout", a path (created with mode 0640, appended to), "journald", "syslog:SOCKET", or a
-    descriptor, which stays the caller's.
+    """Open `output`: "stdout", a path, "journald", "syslog:SOCKET", or a descriptor.
 
-    Raises OSError when that cannot be done, with the path in it.
+    A path is created with mode 0640, and appended to. A descriptor stays the caller's. Raises OSError with the path.
     """
     if output == "stdout":
         return _open_fd(1)
@@ -75,47 +74,54 @@ def _open_path(path: str) -> Target:
         pass
     fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o640)
     _cut_torn_record(path, fd)
-    return _plain(fd)
+    return _make_target(fd)
 
 
 def _cut_torn_record(path: str, fd: int) -> None:
-    """A supervisor that was killed may have left the first half of a record, which comes again. Only such a one is
-    taken away, nothing that is not ours."""
+    """Cut off an incomplete record at the end of the file.
+
+    A supervisor that was killed may have left the first half of a record, which is written again. Only the beginning of
+    such a record is removed, nothing that another program wrote.
+    """
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         return
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
-        start = file.seek(max(size - _TAIL, 0))
+        start = file.seek(max(size - _TAIL_SIZE, 0))
         tail = file.read()
     begin = tail.rfind(b"\n") + 1
-    if tail[begin:].startswith(_RECORD) or (tail[begin:] and _RECORD.startswith(tail[begin:])):
+    if tail[begin:].startswith(_RECORD_START) or (tail[begin:] and _RECORD_START.startswith(tail[begin:])):
         os.ftruncate(fd, start + begin)
 
 
 def _open_fd(fd: int) -> Target:
-    """Open again what `fd` refers to.
+    """Open the file behind `fd` again.
 
-    O_NONBLOCK belongs to the open file description, which a shell, its other children and we share: set on our standard
-    output it would make theirs fail with EAGAIN. Opening /proc/self/fd/N gives a description of our own (proc(5)).
+    O_NONBLOCK belongs to the open file description, which a shell, its other children and this process share: set on
+    our standard output, it would make their writes fail with EAGAIN. Opening /proc/self/fd/N gives a separate
+    description (proc(5)).
     """
     mode = os.fstat(fd).st_mode
     if stat.S_ISSOCK(mode):
         return _open_socket(fd)
     if stat.S_ISREG(mode):
-        # Nothing to wait for, so nothing to set; and the offset in the description must stay shared, otherwise
-        # `nsupervisor run … >file 2>&1` would have the two streams overwrite each other.
-        return _plain(os.dup(fd))
+        # A regular file ignores O_NONBLOCK; and the offset in the description must stay shared, otherwise the two
+        # streams of `nsupervisor run … >file 2>&1` would overwrite each other.
+        return _make_target(os.dup(fd))
     try:
-        return _plain(os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC))
+        return _make_target(os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError:
-        # Not ours to open: the pipe or terminal was made by another user before a change of user (EACCES), /proc is
-        # not there (ENOENT), or it is a named pipe that nobody reads just now (ENXIO).
+        # The pipe or terminal was made by another user before a change of user (EACCES), /proc is not mounted
+        # (ENOENT), or it is a named pipe without a reader (ENXIO).
         own = os.dup(fd)
         return Target(own, lambda data: os.write(own, data), blocking=True)
 
 
 def _open_socket(fd: int) -> Target:
-    """A socket (as systemd gives for standard output) cannot be opened again, but be told per call not to wait."""
+    """Use a socket (systemd's standard output) without blocking.
+
+    A socket cannot be opened again, but each send can be non-blocking.
+    """
     own = socket.socket(fileno=os.dup(fd))
     if own.type != socket.SOCK_STREAM:
         own.close()
@@ -123,15 +129,15 @@ def _open_socket(fd: int) -> Target:
     return Target(own.fileno(), lambda data: own.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL), socket=own)
 
 
-def _plain(fd: int) -> Target:
+def _make_target(fd: int) -> Target:
     try:
-        # The loop writes once a turn; with the 64 KiB that a pipe has at first, even a quick reader sits idle for most
-        # of a turn while busy workloads fill the buffer. Not granted to everybody (pipe(7)), and then does no harm.
+        # The event loop writes once a tick; with the 64 KiB that a pipe has at first, even a quick reader is idle for
+        # most of a tick while busy workloads fill the buffer. Enlarging may be refused (pipe(7)), which does no harm.
         if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) < PIPE_SIZE:
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
     except OSError:
         pass
     if stat.S_ISREG(os.fstat(fd).st_mode):
-        # Nothing makes a disk not wait: the kernel holds up whoever has written too much of what is not on it yet.
+        # A disk has no non-blocking mode: the kernel blocks a writer with too many dirty pages.
         return Target(fd, lambda data: os.write(fd, data), blocking=True, most=FILE_WRITE)
     return Target(fd, lambda data: os.write(fd, data))

@@ -1,4 +1,4 @@
-"""Threads for what may wait for a disk."""
+"""Threads for operations that may wait for a disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ _limiters: dict[Path, trio.CapacityLimiter] = {}
 
 
 async def in_thread(directory: Path, work: Callable[..., _T], *arguments: Any) -> _T:
-    """Call `work` in a thread: eight at a time for each directory, so that a disk that does not answer holds up what is
-    on it alone. When cancelled, the thread is left to itself."""
+    """Call `work` in a thread: eight at a time for each directory.
+
+    So a disk that does not answer delays only the work on that disk. On cancellation the thread is abandoned.
+    """
     limiter = _limiters.setdefault(directory, trio.CapacityLimiter(8))
     return await trio.to_thread.run_sync(work, *arguments, limiter=limiter, abandon_on_cancel=True)

@@ -1,4 +1,4 @@
-"""How long the event loop's present turn takes already: who has much to do leaves the rest for a later one."""
+"""Fairness between tasks: how long the event loop's current tick takes already, and when to yield to other tasks."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import time
 import trio
 
 LONG = 0.005
-"""Seconds after which a turn is long enough; with what is under way then, it stays far below the promised 0.05."""
+"""Seconds after which a tick is long; with the work in progress then, it stays far below the promised 0.05."""
 
 
 class Turn(trio.abc.Instrument):
-    """Of the loop in which it is made, for as long as that runs."""
+    """Tracks when the current tick of this event loop began."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
         trio.lowlevel.add_instrument(self)
 
     def after_io_wait(self, timeout: float) -> None:
-        """A turn begins."""
+        """Note the beginning of a tick."""
         self._began = time.monotonic()
 
     async def share(self) -> None:
-        """Wait for a later turn as long as this one has been long enough."""
+        """Yield to other tasks until the current tick is not a long one."""
         while time.monotonic() - self._began > LONG:
             await trio.lowlevel.checkpoint()
