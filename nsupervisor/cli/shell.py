@@ -104,7 +104,7 @@ def _child(spec: Spec, report: int, exits: int) -> NoReturn:
     try:
         spec.report = report
         for function in setup.NAMESPACE_STEPS:
-            step = function.__name__
+            step = setup.STEP_NAMES[function]
             function(spec)
         if spec.init:
             program = os.fork()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from attrs import NOTHING
@@ -26,9 +27,31 @@ def schema() -> dict[str, Any]:
     }
 
 
+_NAMES: Mapping[type, str] = {
+    model.Config: "Config",
+    model.Supervisor: "Supervisor",
+    model.Workload: "Workload",
+    model.Group: "Group",
+    model.Host: "Host",
+    model.Namespaces: "Namespaces",
+    model.UserNamespace: "UserNamespace",
+    model.IdMapping: "IdMapping",
+    model.Mount: "Mount",
+    model.Security: "Security",
+    model.Resources: "Resources",
+    model.IoMax: "IoMax",
+    model.IoLatency: "IoLatency",
+    model.RdmaMax: "RdmaMax",
+    model.Rule: "Rule",
+    model.GroupRule: "GroupRule",
+    model.Log: "Log",
+}
+"""The names of the tables in the schema, which do not follow those of the classes."""
+
+
 def _definition(cls: type, definitions: dict[str, Any]) -> dict[str, str]:
     """Return a reference to the schema of a model class, and add the schema to the definitions if it is new."""
-    name = cls.__name__.removesuffix("Config") or cls.__name__  # the schema's names do not follow those of the code
+    name = _NAMES[cls]
     if name not in definitions:
         definitions[name] = {}
         slots = keys_of(cls)

@@ -312,6 +312,25 @@ STEPS: tuple[Callable[[Spec], None], ...] = (
     give_up_new_privileges,
 )
 
+STEP_NAMES: dict[Callable[[Spec], None], str] = {
+    join_cgroups: "join_cgroups",
+    become_namespace_root: "become_namespace_root",
+    new_cgroup_namespace: "new_cgroup_namespace",
+    separate_mounts: "separate_mounts",
+    mount_proc: "mount_proc",
+    mount_all: "mount_all",
+    set_hostname: "set_hostname",
+    shift_clocks: "shift_clocks",
+    bring_up_loopback: "bring_up_loopback",
+    set_limits: "set_limits",
+    set_nice: "set_nice",
+    set_umask: "set_umask",
+    become_user: "become_user",
+    enter_directory: "enter_directory",
+    give_up_new_privileges: "give_up_new_privileges",
+}
+"""The wire names of the steps, in the `step` of a failure."""
+
 
 def execute(spec: Spec) -> NoReturn:
     """Let the signals come, and become the program. Raises StepError."""
@@ -373,7 +392,7 @@ class Course:
         """Take the steps that are not `done`."""
         for step in steps:
             if step not in done:
-                self.step = step.__name__
+                self.step = STEP_NAMES[step]
                 step(spec)
 
     def to_the_end(self, way: Callable[[], None]) -> NoReturn:

@@ -25,6 +25,7 @@ ANSWER_TIMEOUT = 30.0
 START_TIMEOUT = 10.0
 """Seconds for a keeper to come up, or for one that leaves to be gone."""
 
+_EVENTS = ("hello", "child", "execed", "ended")
 _RETRY = 0.005
 _SPAWNED_FDS = 2  # pipes
 _MAX_SOCKET_PATH = 107  # bytes, unix(7)
@@ -263,6 +264,8 @@ class Keeper:
                 self._sender.send_nowait(Execed(id_, pid))
             case {"event": "ended", "id": id_, "status": status, "failure": failure}:
                 self._sender.send_nowait(Ended(id_, status, _failure(failure)))
+            case {"event": str(event)} if event not in _EVENTS:  # of a later version; what it means is not known here
+                protocol.close_all(fds)
             case _:
                 protocol.close_all(fds)
                 raise protocol.ProtocolError(f"an unknown message: {message!r:.200}")

@@ -16,6 +16,10 @@ Every message has "v": 1. A body of more than 64 KiB travels in a memfd, and the
 Descriptors of a child are the read ends of stdout and stderr, and its notify socket where it has one: that comes with
 "spawn", so that what a program says while no supervisor is there waits for the next. With "adopt" comes the program's
 pidfd, then the same. Used by both sides; standard library only.
+
+The two sides may be of different versions, as each is upgraded by itself. All keys and values are wire names, which
+never change. Either side ignores keys that it does not know, and the client ignores such events. A "spec" is the
+exception: an unknown key is refused, as a program must not start with less isolation than was asked for.
 """
 
 from __future__ import annotations
@@ -37,8 +41,11 @@ SOCKET_NAME = "keeper.sock"
 LOCK_NAME = "keeper.lock"
 
 START = "import sys; sys.path.insert(0, sys.argv[1]); from nsupervisor.keeper.server import main; main(*sys.argv[2:])"
-"""What Python is to run as a keeper. Its arguments: the folder that the package is in; the socket's path; the limit on
-open files for programs, "soft:hard"; and, of a keeper that goes on in place, the descriptor of its table."""
+"""What Python is to run as a keeper. The old version runs it to become the new one, so `nsupervisor.keeper.server.main`
+has to be there, and to take these arguments, in every version.
+
+The arguments: the folder that the package is in; the socket's path; the limit on open files for programs, "soft:hard";
+and, of a keeper that goes on in place, the descriptor of its table."""
 
 OPTIONS = ("-I", "-S", "-X", "utf8", "-c")
 

@@ -98,10 +98,26 @@ class Child:
 
     def table(self) -> dict[str, Any]:
         """All of it, for the same keeper in another version. Its descriptors survive an exec from now on."""
-        values = {name: getattr(self, name) for name in self.__slots__}
-        values["report"] = -1 if self.report is None else self.report.fileno()
         self.inherit(True)
-        return values
+        return {
+            "execed": self.execed,
+            "failure": self.failure,
+            "held": self.held,
+            "id": self.id,
+            "name": self.name,
+            "notify": self.notify,
+            "pid": self.pid,
+            "program_pid": self.program_pid,
+            "program_pidfd": self.program_pidfd,
+            "ready": self.ready,
+            "report": -1 if self.report is None else self.report.fileno(),
+            "started": self.started,
+            "status": self.status,
+            "stderr": self.stderr,
+            "stdout": self.stdout,
+            "wanted": self.wanted,
+            "with_init": self.with_init,
+        }
 
     def inherit(self, inheritable: bool) -> None:
         """Whether its descriptors survive an exec."""
@@ -112,11 +128,26 @@ class Child:
 
     @classmethod
     def restored(cls, values: dict[str, Any]) -> Child:
-        """What `table` gave."""
+        """What `table` of this version or another one gave. Version 0.1.0 gave, and needs, each of these keys; one that
+        came later has a default here, and one that is not known here is left out."""
         self = cls.__new__(cls)
-        for name in cls.__slots__:
-            setattr(self, name, values[name])
+        self.execed = values["execed"]
+        self.failure = values["failure"]
+        self.held = values["held"]
+        self.id = values["id"]
+        self.name = values["name"]
+        self.notify = values["notify"]
+        self.pid = values["pid"]
+        self.program_pid = values["program_pid"]
+        self.program_pidfd = values["program_pidfd"]
+        self.ready = values["ready"]
         self.report = None if values["report"] < 0 else channel(values["report"])
+        self.started = values["started"]
+        self.status = values["status"]
+        self.stderr = values["stderr"]
+        self.stdout = values["stdout"]
+        self.wanted = values["wanted"]
+        self.with_init = values["with_init"]
         self.inherit(False)
         return self
 

@@ -106,14 +106,14 @@ class Spec:
         if values:
             raise SpecError(f"unknown keys: {', '.join(sorted(map(str, values)))}")
         # Without the namespace these would change the host itself.
-        for key, namespace in (
-            ("hostname", "uts"),
-            ("mounts", "mount"),
-            ("time_offsets", "time"),
-            ("uid_mappings", "user"),
-            ("gid_mappings", "user"),
+        for key, value, namespace in (
+            ("hostname", self.hostname, "uts"),
+            ("mounts", self.mounts, "mount"),
+            ("time_offsets", self.time_offsets, "time"),
+            ("uid_mappings", self.uid_mappings, "user"),
+            ("gid_mappings", self.gid_mappings, "user"),
         ):
-            if getattr(self, key) and namespace not in self.namespaces:
+            if value and namespace not in self.namespaces:
                 raise SpecError(f"{key} needs a new {namespace} namespace")
 
     def pack(self) -> bytes:

@@ -47,6 +47,16 @@ from nsupervisor.service.world import World
 if TYPE_CHECKING:
     from nsupervisor.service.group import Group
 
+_DOING: Mapping[type[Action], str] = {
+    Spawn: "start",
+    Signal: "signal",
+    KillAll: "kill",
+    FreezeAll: "freeze",
+    ThawAll: "thaw",
+    Complain: "complain",
+}
+"""What a record of something that failed calls it, as traces do."""
+
 
 @attrs.define(eq=False)
 class Leaving:
@@ -341,7 +351,7 @@ class Actor:
                 case Complain(text=text):
                     self.say("warning", "warning", message=text)
         except (OSError, CgroupError) as error:
-            self.say("warning", "error", message=f"{type(action).__name__}: {error}")
+            self.say("warning", "error", message=f"{_DOING[type(action)]}: {error}")
 
     async def _spawn(self, generation: int) -> None:
         self.starting = True

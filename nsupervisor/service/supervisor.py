@@ -194,7 +194,7 @@ class Supervisor:
         if actor.leaving and verb in ("start", "restart"):
             ok, message = False, f"{self.config.path} does not have it any more; it goes"
         else:
-            ok, message = await getattr(self, f"_{verb}")(actor, **parameters)
+            ok, message = await _COMMANDS[verb](self, actor, **parameters)
         return {"name": name, "ok": ok, "state": actor.life.state.value, "message": message}
 
     async def _start(self, actor: Actor) -> tuple[bool, str]:
@@ -418,3 +418,16 @@ class Supervisor:
 def _up_or_hopeless(actor: Actor, life: Life) -> bool:
     """Nobody has to wait for this one any longer: it is up; or it is down, and nothing is under way to start it."""
     return actor.up or (actor.pending is None and life.state in AT_REST)
+
+
+_COMMANDS: Mapping[str, Callable[..., Awaitable[tuple[bool, str]]]] = {
+    "start": Supervisor._start,
+    "restart": Supervisor._restart,
+    "stop": Supervisor._stop,
+    "kill": Supervisor._kill,
+    "signal": Supervisor._signal,
+    "freeze": Supervisor._freeze,
+    "thaw": Supervisor._thaw,
+    "set": Supervisor._set,
+}
+"""The API's verbs (`VERBS` of `nsupervisor.api.routes`)."""

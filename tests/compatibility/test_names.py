@@ -10,7 +10,10 @@ import attrs
 import pytest
 
 from nsupervisor.config.model import GroupRule, Resources, Rule
+from nsupervisor.config.schema import schema
 from nsupervisor.core import events
+from nsupervisor.core.beside import Row
+from nsupervisor.core.differences import Change
 from nsupervisor.core.grouping import Came
 from nsupervisor.core.plain import plain, restored, sparse
 from nsupervisor.core.rules import Cause
@@ -31,6 +34,8 @@ STORED = {
     "rule": Rule,
     "group rule": GroupRule,
     "resources": Resources,
+    "simulate row": Row,
+    "change": Change,
 }
 
 
@@ -67,6 +72,11 @@ def test_each_stored_class_has_the_names_of_0_1_0_in_the_same_order(name):
 def test_each_event_has_the_name_and_the_keys_of_0_1_0():
     golden = json.loads((DATA / "names.json").read_text())["events"]
     assert missing(golden, {name: shape(kind) for name, kind in EVENTS.items()}, "events") == []
+
+
+def test_the_schema_has_the_names_of_0_1_0():
+    golden = json.loads((DATA / "names.json").read_text())["schema"]
+    assert [name for name in golden if name not in schema()["$defs"]] == []
 
 
 def concrete(kind):
