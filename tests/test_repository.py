@@ -23,7 +23,7 @@ ARROWS = {
     "cgroups": {"config", "linux"},
     "keeper": {"linux"},
     "logs": {"linux"},
-    "api": {"config"},
+    "api": {"config", "linux"},
     "metrics": {"core", "config", "cgroups", "api"},
     "service": {"core", "config", "linux", "cgroups", "keeper", "logs", "api", "metrics"},
 }

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from nsupervisor import __version__
+from nsupervisor.api.http.limits import BODY_LIMIT, LARGE_BODY_LIMIT
 
 VERBS: Mapping[str, str] = {
     "start": "start it, after all that it requires or wants",
@@ -27,7 +28,7 @@ STATES = ("stopped", "starting", "running", "ready", "stopping", "backoff", "exi
 
 class Route(NamedTuple):
     """One operation. name: of its handler. answers: component schema by status code; a 1-tuple is a list of that,
-    a media type is text of that."""
+    a media type is text of that. body_limit: bytes. Every operation may also be answered as `COMMON_ANSWERS` has it."""
 
     name: str
     method: str
@@ -36,6 +37,7 @@ class Route(NamedTuple):
     query: Mapping[str, str] = {}
     body: str | None = None
     answers: Mapping[int, tuple[str] | str] = {}
+    body_limit: int = BODY_LIMIT
 
 
 ROUTES = (
@@ -83,6 +85,7 @@ ROUTES = (
             "bytes": "End after about so many. Default: no limit.",
         },
         answers={200: "application/jsonl", 400: "Error", 404: "Error"},
+        body_limit=LARGE_BODY_LIMIT,
     ),
     Route(
         "history",
@@ -114,6 +117,7 @@ ROUTES = (
         "What a reload of a configuration file would do to each instance; nothing changes.",
         body="Source",
         answers={200: "Plan", 400: "Problems"},
+        body_limit=LARGE_BODY_LIMIT,
     ),
     Route(
         "reload",
@@ -125,6 +129,7 @@ ROUTES = (
         "has begun is finished, whether anybody reads to the end or not.",
         body="Source",
         answers={200: "application/jsonl", 400: "Problems"},
+        body_limit=LARGE_BODY_LIMIT,
     ),
     Route(
         "upgrade",
@@ -418,12 +423,28 @@ def _operation(route: Route) -> dict[str, Any]:
         operation["requestBody"] = {"required": True, "content": _content(route.body)}
     operation["responses"] = {
         str(status): {"description": _WORDS[status], "content": _content(answer)}
-        for status, answer in route.answers.items()
+        for status, answer in sorted({**COMMON_ANSWERS, **route.answers}.items())
     }
     return operation
 
 
-_WORDS = {200: "Done.", 400: "The request is wrong.", 404: "There is no such name, or no such verb."}
+COMMON_ANSWERS: Mapping[int, str] = dict.fromkeys((400, 403, 405, 408, 413, 421, 431, 500, 501, 503, 505), "Error")
+"""What any request may be answered with, besides what its route says."""
+_WORDS = {
+    200: "Done.",
+    400: "The request is wrong.",
+    403: "The client may not do this, or may not connect.",
+    404: "There is no such name, or no such verb.",
+    405: "The path has other methods, which the field Allow names.",
+    408: "The request was not complete in time.",
+    413: "The body is larger than allowed.",
+    421: "On TCP: the field Host names another host.",
+    431: "The head is larger than allowed.",
+    500: "The supervisor failed; its log says where.",
+    501: "The body has a transfer coding other than chunked.",
+    503: "There are too many connections, or too much is being sent or received.",
+    505: "This is not HTTP/1.1 or HTTP/1.0.",
+}
 
 
 def _content(name: tuple[str] | str) -> dict[str, Any]:

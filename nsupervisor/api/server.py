@@ -1,32 +1,39 @@
-"""The application on a Unix socket, served by hypercorn's trio worker."""
+"""The API's Unix socket: who may open it, how a stale one is replaced, and serving on it."""
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import socket
 import stat
-from functools import partial
-from typing import Any, cast
 
 import trio
-from hypercorn.config import Config
-from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.utils import wrap_app
+
+from nsupervisor.api.http.errors import ConnectionErrors
+from nsupervisor.api.http.limits import UNIX_CONNECTIONS
+from nsupervisor.api.http.listener import UNIX, Admit, serve_connections
+from nsupervisor.api.http.messages import Application
 
 LONGEST_PATH = 107  # bytes, unix(7): sun_path without its final NUL
 BACKLOG = 100
 
 
 async def serve(
-    app: Any, socket_path: str | os.PathLike[str], *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
+    app: Application,
+    socket_path: str | os.PathLike[str],
+    *,
+    admit: Admit | None = None,
+    errors: ConnectionErrors | None = None,
+    connections: int = UNIX_CONNECTIONS,
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve the ASGI application on a Unix socket of mode 0600 until cancelled; the socket is removed at the end.
+    """Serve the application on a Unix socket of mode 0600 until cancelled; the socket is removed at the end.
 
-    `task_status.started(path)` is called when connections are accepted. A socket file that nobody answers on, left by a
-    supervisor that died, is replaced. No lifespan events, no access log, no signal handlers.
+    `task_status.started(path)` is called when connections are accepted. A socket file left by a supervisor that died
+    is replaced. No access log, no signal handlers.
+
+    admit: identifies the peer of each new connection, or refuses it. errors: counts what goes wrong on connections.
+    connections: how many there may be at a time.
 
     Raises:
         OSError: the socket cannot be made; the text says which and why. Also when another supervisor answers on it.
@@ -37,7 +44,9 @@ async def serve(
     try:
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
         task_status.started(path)
-        await accept(app, listener)
+        await serve_connections(
+            app, listener, name=UNIX, connections=connections, errors=errors or ConnectionErrors(), admit=admit
+        )
     finally:
         listening.close()
         try:
@@ -82,40 +91,3 @@ def _make_way(path: str) -> None:
         except BlockingIOError:
             pass  # its queue is full: it lives
     raise OSError(f"{path}: another supervisor answers there; stop that one, or give this one another directory")
-
-
-async def accept(app: Any, listener: trio.SocketListener, most: int | None = None) -> None:
-    """Serve the ASGI application on what listens already, until cancelled.
-
-    most: when there are more connections than this, the oldest is cut off.
-    """
-    config = Config()
-    # Only failures of ours are logged; without a handler of its own, logging writes them to stderr.
-    config.errorlog = logging.getLogger("nsupervisor.api")
-    config.include_server_header = False
-    server = partial(TCPServer, wrap_app(app, config.wsgi_max_body_size, "asgi"), config, WorkerContext(None), {})
-    connections: dict[trio.SocketStream, None] = {}  # the oldest first
-
-    async def talk(stream: trio.SocketStream) -> None:
-        connections[stream] = None
-        if most is not None and len(connections) > most:
-            _cut_off(next(iter(connections)))
-        try:
-            await server(cast(Any, stream))  # declared for TLS only, made for both
-        finally:
-            del connections[stream]
-
-    async with trio.open_nursery() as handlers:
-        try:
-            await trio.serve_listeners(talk, [listener], handler_nursery=handlers)
-        finally:
-            # hypercorn sends with cancellation shielded: a client that does not read would keep us here for ever.
-            for stream in connections:
-                _cut_off(stream)
-
-
-def _cut_off(stream: trio.SocketStream) -> None:
-    try:
-        stream.socket.shutdown(trio.socket.SHUT_RDWR)
-    except OSError:
-        pass

@@ -6,30 +6,30 @@ import os
 import socket
 
 import trio
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
 
 from nsupervisor.api.application import metrics_response
 from nsupervisor.api.control import Control
-from nsupervisor.api.server import accept
+from nsupervisor.api.http.errors import ConnectionErrors
+from nsupervisor.api.http.hosts import OwnHosts
+from nsupervisor.api.http.limits import TCP_CONNECTIONS
+from nsupervisor.api.http.listener import TCP, serve_connections
+from nsupervisor.api.http.messages import HTTPError, Request, Response, Stream
+from nsupervisor.api.http.routing import Endpoint, Router
 from nsupervisor.config.units import format_address
-
-CONNECTIONS = 32
-"""When there are more, the oldest is closed: whoever can connect must not be able to use up our descriptors."""
 
 
 async def serve_metrics(
     control: Control,
     address: tuple[str, int],
     *,
+    errors: ConnectionErrors | None = None,
+    connections: int = TCP_CONNECTIONS,
     task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answer GET /metrics at an IP address and port until cancelled.
 
     `task_status.started(address)` is called when connections are accepted; port 0 has become a real one there.
+    errors: counts what goes wrong on connections. connections: how many there may be at a time.
 
     Raises:
         OSError: nobody can listen there; the text says where and why.
@@ -38,7 +38,14 @@ async def serve_metrics(
         bound = listening.getsockname()[:2]
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
         task_status.started(bound)
-        await accept(_app(control), listener, CONNECTIONS)
+        await serve_connections(
+            _Metrics(control),
+            listener,
+            name=TCP,
+            connections=connections,
+            errors=errors or ConnectionErrors(),
+            hosts=OwnHosts(bound[0]),
+        )
 
 
 def listen(address: tuple[str, int]) -> socket.socket:
@@ -53,12 +60,20 @@ def listen(address: tuple[str, int]) -> socket.socket:
         ) from None
 
 
-def _app(control: Control) -> Starlette:
-    async def metrics(request: Request) -> Response:
-        return await metrics_response(control, request)
+class _Metrics(Router):
+    """GET /metrics; errors are plain text, for people who look at it with a browser."""
 
-    async def refused(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return PlainTextResponse("there is only GET /metrics here\n", error.status_code, headers=error.headers)
+    def __init__(self, control: Control) -> None:
+        super().__init__([Endpoint("GET", "/metrics", self._metrics)])
+        self._control = control
 
-    return Starlette(routes=[Route("/metrics", metrics)], exception_handlers={HTTPException: refused})
+    async def __call__(self, request: Request) -> Response | Stream:
+        """Answer a request."""
+        try:
+            return await super().__call__(request)
+        except HTTPError as error:
+            text = b"there is only GET /metrics here\n"
+            return Response(text, error.status, "text/plain; charset=utf-8", error.headers)
+
+    async def _metrics(self, request: Request) -> Response:
+        return await metrics_response(self._control, request)

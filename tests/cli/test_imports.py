@@ -13,7 +13,7 @@ from nsupervisor.cli.main import COMMANDS
 from tests.needs import ROOT
 from tests.timing import deadline
 
-HEAVY = {"trio", "structlog", "starlette", "hypercorn", "rich", "http.client", "asyncio", "ssl", "orjson"}
+HEAVY = {"trio", "structlog", "h11", "rich", "http.client", "asyncio", "ssl", "orjson"}
 """What may be had with `run` only."""
 
 # Without site, whose .pth files load modules for an editable installation.

@@ -4,11 +4,12 @@ import gc
 import socket
 import urllib.error
 import urllib.request
+from functools import partial
 
 import pytest
 import trio
 
-from nsupervisor.metrics.server import CONNECTIONS, listen, serve_metrics
+from nsupervisor.metrics.server import listen, serve_metrics
 from tests.api.standin import Standin
 from tests.timing import deadline
 
@@ -61,7 +62,7 @@ async def test_who_does_not_read_cannot_hold_up_the_end(capfd):
         async with trio.open_nursery() as inner:
             address = await inner.start(serve_metrics, Large(), ("127.0.0.1", 0))
             stuck.connect(address)
-            stuck.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+            stuck.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
             await trio.to_thread.run_sync(lambda: stuck.recv(1, socket.MSG_PEEK))
             inner.cancel_scope.cancel()
     gc.collect()  # unclosed sockets would warn now, and warnings are errors
@@ -69,10 +70,10 @@ async def test_who_does_not_read_cannot_hold_up_the_end(capfd):
 
 
 async def test_who_takes_all_connections_loses_the_oldest(nursery):
-    address = await nursery.start(serve_metrics, Standin(), ("127.0.0.1", 0))
+    address = await nursery.start(partial(serve_metrics, connections=8), Standin(), ("127.0.0.1", 0))
     taken = []
     try:
-        while len(taken) < CONNECTIONS:
+        while len(taken) < 8:
             taken += [await trio.open_tcp_stream(*address)]
         found = await trio.to_thread.run_sync(get, address)
         assert found[0] == 200

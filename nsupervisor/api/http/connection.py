@@ -1,0 +1,440 @@
+"""One connection: its requests one after the other, each within the limits, and no exception out of it.
+
+The code needs a `trio.abc.Stream` and nothing of sockets, so a TLS stream works as well. Of h11 only the public
+interface is used: https://h11.readthedocs.io/en/latest/api.html.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Any
+
+import attrs
+import h11
+import trio
+
+from nsupervisor.api.http import limits
+from nsupervisor.api.http.errors import ConnectionErrors, describe
+from nsupervisor.api.http.hangup import Hangups
+from nsupervisor.api.http.hosts import OwnHosts
+from nsupervisor.api.http.messages import (
+    Application,
+    HTTPError,
+    Request,
+    Response,
+    Stream,
+    error_response,
+    json_response,
+    split_target,
+)
+from nsupervisor.linux.peers import Peer
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_LOST = (trio.BrokenResourceError, trio.ClosedResourceError)
+
+
+class _Ended(Exception):  # noqa: N818 - not an error: how a conversation ends early
+    """The connection ends now. `kind`: under which kind of error it is counted; "" if it is none."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.text = text
+
+
+class _Refused(_Ended):
+    """The connection ends with an error response."""
+
+    def __init__(self, kind: str, error: HTTPError) -> None:
+        super().__init__(kind, error.message)
+        self.error = error
+
+
+@attrs.define(eq=False)
+class Buffered:
+    """The bytes that all connections of a listener hold of bodies and responses."""
+
+    used: int = 0
+    limit: int = limits.BUFFERED_LIMIT
+
+    def take(self, size: int) -> bool:
+        """Add `size` bytes if there is room. The first taker always gets room."""
+        if self.used and self.used + size > self.limit:
+            return False
+        self.used += size
+        return True
+
+
+@attrs.frozen
+class Site:
+    """What all connections of a listener share. `listener` is "unix" or "tcp"; `hosts`: which `Host` fields are
+    answered, None for any."""
+
+    application: Application
+    listener: str
+    errors: ConnectionErrors
+    hangups: Hangups
+    hosts: OwnHosts | None = None
+    buffered: Buffered = attrs.field(factory=Buffered)
+
+
+class Connection:
+    """Answers the requests that come over a stream. `run` closes the stream and raises no `Exception`.
+
+    `identity` names the other end in records. `on_idle` is called with True when no request is being received or
+    answered, so that closing the connection loses nothing, and with False when a request begins.
+    """
+
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        site: Site,
+        *,
+        peer: Peer | None = None,
+        identity: str = "",
+        on_idle: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        self.stream = stream
+        self.site = site
+        self.peer = peer
+        self.identity = identity
+        self.scope = trio.CancelScope()
+        """Cancelled to close the connection at once."""
+        self._on_idle = on_idle
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.HEAD_LIMIT)
+        self._held = 0
+        self._has_ended = False
+        """The client has ended its sending side."""
+
+    # ---- the life of the connection
+
+    async def run(self) -> None:
+        """Answer requests until either side ends the connection."""
+        await self._isolated(self._converse)
+
+    async def refuse(self, kind: str, error: HTTPError) -> None:
+        """Send an error response without reading a request, and close."""
+
+        async def refuse() -> None:
+            raise _Refused(kind, error)
+
+        await self._isolated(refuse)
+
+    async def _isolated(self, conversation: Callable[[], Any]) -> None:
+        try:
+            with self.scope:
+                try:
+                    await self._to_the_end(conversation)
+                finally:
+                    await trio.aclose_forcefully(self.stream)
+        except Exception as error:
+            self._count("internal", describe(error))
+        except BaseExceptionGroup as group:  # cancellation, and with it something else
+            defects, rest = group.split(Exception)
+            if defects is not None:
+                self._count("internal", describe(defects))
+            if rest is not None:
+                raise rest from None
+        finally:
+            self._release()
+
+    async def _to_the_end(self, conversation: Callable[[], Any]) -> None:
+        try:
+            await conversation()
+        except _Refused as refused:
+            if refused.kind:
+                self._count(refused.kind, refused.text)
+            await self._respond_early(refused.error)
+        except _Ended as ended:
+            if ended.kind:
+                self._count(ended.kind, ended.text)
+            return
+        with trio.move_on_after(limits.LINGER_TIMEOUT_S):
+            try:
+                await self.stream.aclose()
+            except _LOST:
+                pass
+
+    async def _converse(self) -> None:
+        is_first = True
+        while (head := await self._read_head(is_first)) is not None:
+            is_first = False
+            await self._answer(head)
+            if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
+                self._http.start_next_cycle()
+                self._release()
+                continue
+            if self._http.trailing_data[0]:
+                await self._linger()
+            return
+
+    def _count(self, kind: str, text: str) -> None:
+        self.site.errors.count(self.site.listener, kind, text, peer=self.identity)
+
+    def _hold(self, size: int) -> None:
+        if not self.site.buffered.take(size):
+            raise _Refused("limit", HTTPError(503, "too much is being received or sent at this moment; try again"))
+        self._held += size
+
+    def _release(self) -> None:
+        self.site.buffered.used -= self._held
+        self._held = 0
+
+    # ---- receiving
+
+    async def _receive(self, size: int) -> bytes:
+        try:
+            data = bytes(await self.stream.receive_some(size))
+        except _LOST:
+            raise _Ended("disconnect", "the client reset the connection") from None
+        self._has_ended = not data
+        return data
+
+    def _next_event(self) -> Any:
+        try:
+            return self._http.next_event()
+        except h11.RemoteProtocolError as error:
+            if self._has_ended:  # perhaps only in this direction
+                message = "the connection ended within the request; send all of it"
+                raise _Refused("disconnect", HTTPError(400, message)) from None
+            status = error.error_status_hint
+            if status == 431:
+                message = f"the head is larger than {limits.HEAD_LIMIT >> 10} KiB; send fewer or shorter header fields"
+            else:
+                message = f"this is not a valid HTTP/1.1 request: {str(error)[:200]}"
+            raise _Refused("protocol", HTTPError(status, message)) from None
+
+    async def _read_head(self, is_first: bool) -> h11.Request | None:
+        """The head of the next request; None if there is none."""
+        timeout = limits.HEAD_TIMEOUT_S if is_first else limits.IDLE_TIMEOUT_S
+        begun = bool(self._http.trailing_data[0])
+        if begun:
+            timeout = limits.HEAD_TIMEOUT_S
+        else:
+            self._on_idle(True)
+        event: Any = h11.NEED_DATA
+        with trio.move_on_after(timeout) as scope:
+            while (event := self._next_event()) is h11.NEED_DATA:
+                # No more than fits: h11 checks the limit only while a head is incomplete.
+                room = limits.HEAD_LIMIT + 1 - len(self._http.trailing_data[0])
+                data = await self._receive(max(room, 1))
+                if data and not begun:
+                    begun = True
+                    self._on_idle(False)
+                    if not is_first:
+                        scope.deadline = trio.current_time() + limits.HEAD_TIMEOUT_S
+                self._http.receive_data(data)
+        if scope.cancelled_caught:
+            if not begun:
+                if is_first:
+                    self._count("timeout", "nothing was received within the time for a head")
+                return None
+            seconds = f"{limits.HEAD_TIMEOUT_S:.0f} s"
+            raise _Refused("timeout", HTTPError(408, f"the head was not complete within {seconds}; send it at once"))
+        if not isinstance(event, h11.Request):  # ConnectionClosed
+            return None
+        self._on_idle(False)
+        return event
+
+    async def _read_body(self, limit: int, declared: int) -> bytes:
+        """The body, complete. `declared`: its Content-Length, or 0."""
+        if declared > limit:
+            raise self._too_large(limit)
+        body = bytearray()
+        pieces = small = 0
+        with trio.move_on_after(limits.BODY_TIMEOUT_S) as scope:
+            while True:
+                event = self._next_event()
+                if event is h11.NEED_DATA:
+                    if self._http.they_are_waiting_for_100_continue:
+                        await self._send(self._http.send(h11.InformationalResponse(status_code=100, headers=[])))
+                    self._http.receive_data(await self._receive(limits.PIECE_SIZE))
+                    continue
+                if not isinstance(event, h11.Data):  # EndOfMessage
+                    return bytes(body)
+                size = len(event.data)
+                small += size < limits.SMALL_CHUNK
+                if len(body) + size > limit:
+                    raise self._too_large(limit)
+                if small > limits.SMALL_CHUNKS_LIMIT:
+                    raise _Refused(
+                        "too_large", HTTPError(413, "the body consists of too many small chunks; send larger ones")
+                    )
+                self._hold(size)
+                body += event.data
+                pieces += 1
+                if pieces % limits.PARSED_AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
+        assert scope.cancelled_caught
+        seconds = f"{limits.BODY_TIMEOUT_S:.0f} s"
+        raise _Refused("timeout", HTTPError(408, f"the body was not complete within {seconds}; send it at once"))
+
+    @staticmethod
+    def _too_large(limit: int) -> _Refused:
+        return _Refused("too_large", HTTPError(413, f"the body is larger than {limit >> 20} MiB, which is the limit"))
+
+    async def _read_request(self, head: h11.Request) -> Request:
+        headers = _joined(head.headers)
+        if head.http_version not in (b"1.1", b"1.0"):
+            version = head.http_version.decode("ascii")
+            raise _Refused("protocol", HTTPError(505, f"HTTP/{version} is not served; use HTTP/1.1"))
+        if "transfer-encoding" in headers and "content-length" in headers:  # RFC 9112 section 6.3: may be smuggling
+            message = "there are both Transfer-Encoding and Content-Length; send one of them"
+            raise _Refused("protocol", HTTPError(400, message))
+        try:
+            path, query, authority = split_target(head.target)
+        except HTTPError as error:
+            raise _Refused("protocol", error) from None
+        self._check_host(authority if authority is not None else headers.get("host"))
+        method = head.method.decode("ascii")
+        declared = int(headers.get("content-length", "0"))
+        body = await self._read_body(self.site.application.body_limit(method, path), declared)
+        return Request(method, path, query, headers, body, self.peer)
+
+    def _check_host(self, host: str | None) -> None:
+        """h11 has checked that an HTTP/1.1 request has exactly one `Host`. An HTTP/1.0 request may have none, but no
+        browser sends such a request."""
+        if self.site.hosts is None or host is None:
+            return
+        try:
+            is_own = self.site.hosts.allows(host)
+        except ValueError as error:
+            raise _Refused("protocol", HTTPError(400, str(error))) from None
+        if not is_own:
+            message = f'"{host[:200]}" does not name this host; use its IP address, its host name, or "localhost"'
+            raise _Refused("host", HTTPError(421, message))
+
+    # ---- answering
+
+    async def _answer(self, event: h11.Request) -> None:
+        request = await self._read_request(event)
+        response: Response | Stream
+        try:
+            response = await self.site.application(request)
+        except HTTPError as error:
+            response = error_response(error)
+        except Exception as error:
+            response = self._defect(request, error)
+        except BaseExceptionGroup as group:  # this connection is cancelled, and the handler failed over that
+            defects, rest = group.split(Exception)
+            if defects is not None:
+                self._defect(request, defects)
+            if rest is not None:
+                raise rest from None
+            raise
+        self._release()
+        if isinstance(response, Response):
+            await self._respond(response, is_head=request.method == "HEAD")
+        elif request.method == "HEAD":
+            head_only = self._head(200, response.media_type, (), close=False)
+            await self._send(head_only + (self._http.send(h11.EndOfMessage()) or b""))
+        else:
+            await self._stream(request, response)
+
+    def _defect(self, request: Request, error: BaseException) -> Response:
+        self._count("handler", f"{request.method} {request.path}: {describe(error)}")
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        what = f"{type(error).__name__}: {error}"
+        return json_response({"error": f"the supervisor failed over this request ({what}); see its output"}, 500)
+
+    async def _respond(self, response: Response, *, is_head: bool = False, close: bool = False) -> None:
+        body = response.body
+        if len(body) > limits.PIECE_SIZE and not is_head:
+            self._hold(len(body))
+        fields = [("content-length", str(len(body)))]
+        data = self._head(response.status, response.media_type, [*fields, *response.headers.items()], close)
+        if not is_head and body:
+            data += self._http.send(h11.Data(data=body[: limits.PIECE_SIZE])) or b""
+            for start in range(limits.PIECE_SIZE, len(body), limits.PIECE_SIZE):
+                await self._send(data)
+                data = self._http.send(h11.Data(data=body[start : start + limits.PIECE_SIZE])) or b""
+        data += self._http.send(h11.EndOfMessage()) or b""
+        await self._send(data)
+
+    async def _respond_early(self, error: HTTPError) -> None:
+        """An error response where the request was not read to its end, or is invalid."""
+        if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            return
+        try:
+            await self._respond(error_response(error), close=True)
+        except _Ended as ended:
+            if ended.kind != "disconnect":  # the error itself has been counted
+                self._count(ended.kind, ended.text)
+            return
+        await self._linger()
+
+    def _head(self, status: int, media_type: str, fields: Iterable[tuple[str, str]], close: bool) -> bytes:
+        headers = [("content-type", media_type), ("date", _date(math.floor(time.time()))), *fields]
+        if close:
+            headers.append(("connection", "close"))
+        reason = HTTPStatus(status).phrase
+        return self._http.send(h11.Response(status_code=status, headers=headers, reason=reason)) or b""
+
+    async def _stream(self, request: Request, response: Stream) -> None:
+        """Send pieces as they come. When the client is gone the source is left, and that is not an error."""
+        try:
+            with response.source as pieces, self.site.hangups.watch(self.stream) as scope:
+                await self._send(self._head(200, response.media_type, (), close=False), limits.STREAM_WRITE_TIMEOUT_S)
+                async for piece in pieces:
+                    for start in range(0, len(piece), limits.PIECE_SIZE):
+                        part = h11.Data(data=piece[start : start + limits.PIECE_SIZE])
+                        await self._send(self._http.send(part) or b"", limits.STREAM_WRITE_TIMEOUT_S)
+        except _Ended as ended:
+            raise _Ended("" if ended.kind == "disconnect" else ended.kind, ended.text) from None
+        except Exception as error:
+            refused = self._defect(request, error)
+            if self._http.our_state is h11.SEND_RESPONSE:
+                await self._respond(refused)
+                return
+            # A response that has begun can only be cut off, so that the client does not take it for complete.
+            raise _Ended("", "") from None
+        if scope.cancelled_caught:
+            raise _Ended("", "the client is gone")
+        await self._send(self._http.send(h11.EndOfMessage()) or b"")
+
+    async def _send(self, data: bytes | None, limit_s: float = limits.WRITE_TIMEOUT_S) -> None:
+        if not data:
+            return
+        with trio.move_on_after(limit_s) as scope:
+            try:
+                await self.stream.send_all(data)
+            except _LOST:
+                raise _Ended("disconnect", "the client was gone before the response was complete") from None
+        if scope.cancelled_caught:
+            raise _Ended("timeout", f"the client did not read the response for {limit_s:.0f} s")
+
+    async def _linger(self) -> None:
+        """Read and throw away what the client still sends, so that it gets the response and not a reset."""
+        if not isinstance(self.stream, trio.abc.HalfCloseableStream):
+            return
+        self._on_idle(True)
+        with trio.move_on_after(limits.LINGER_TIMEOUT_S):
+            try:
+                await self.stream.send_eof()
+                left = limits.LINGER_LIMIT
+                while left > 0 and (data := await self.stream.receive_some(limits.PIECE_SIZE)):
+                    left -= len(data)
+            except _LOST:
+                pass
+
+
+def _joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for raw_name, raw_value in headers:
+        name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
+        found[name] = f"{found[name]}, {value}" if name in found else value
+    return found
+
+
+@lru_cache(maxsize=1)
+def _date(now: int) -> str:
+    """A time in seconds since 1970 as RFC 9110 section 5.6.7 wants it, whatever the locale."""
+    at = time.gmtime(now)
+    day, month = _DAYS[at.tm_wday], _MONTHS[at.tm_mon - 1]
+    return f"{day}, {at.tm_mday:02} {month} {at.tm_year:04} {at.tm_hour:02}:{at.tm_min:02}:{at.tm_sec:02} GMT"

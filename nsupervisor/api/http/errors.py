@@ -1,0 +1,91 @@
+"""Errors of connections: counted for the metrics, and logged at most once a minute per listener and kind."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import PurePath
+from typing import Any
+
+import attrs
+import trio
+
+from nsupervisor.api.http.limits import LOG_INTERVAL_S
+
+KINDS: Mapping[str, str] = {
+    "protocol": "the request is not HTTP/1.1, or not valid (400, 431, 501, 505)",
+    "timeout": "a head or body was not complete in time (408), or the client did not read the response",
+    "too_large": "the body was larger than allowed (413)",
+    "limit": "too many connections, or too much in memory (503)",
+    "refused": "the peer may not connect (403)",
+    "host": "the Host field names another host (421)",
+    "disconnect": "the client was gone before the request or the response was complete",
+    "evicted": "an idle connection was closed to make room for a new one",
+    "handler": "a defect: a handler failed (500)",
+    "accept": "a connection could not be accepted, for instance because no descriptor was left",
+    "internal": "a defect in the server itself",
+}
+"""Each kind with its meaning."""
+TEXT_LIMIT = 500
+"""Characters of a message in a record."""
+
+Report = Callable[[str, Mapping[str, Any]], None]
+"""Writes a record: its level ("warning", "error") and its fields."""
+
+
+def log_report(level: str, fields: Mapping[str, Any]) -> None:
+    """Write a record with the standard library's logging; for servers without a journal."""
+    text = ", ".join(f"{name}={value}" for name, value in fields.items())
+    logging.getLogger("nsupervisor.api").log(logging.getLevelNamesMapping()[level.upper()], "%s", text)
+
+
+@attrs.define(eq=False)
+class ConnectionErrors:
+    """What went wrong on all connections since the start. Must be used in a trio task: the clock is trio's."""
+
+    report: Report = log_report
+    counts: dict[tuple[str, str], int] = attrs.field(factory=dict)
+    """By (listener, kind)."""
+    _logged: dict[tuple[str, str], tuple[float, int]] = attrs.field(factory=dict)
+    """When the last record was written, and the count then."""
+
+    def count(self, listener: str, kind: str, text: str, *, peer: str = "") -> None:
+        """Count an error, and log it unless one of the same kind was logged within the last minute.
+
+        `listener` is "unix" or "tcp", `kind` one of `KINDS`, `peer` names the other end ("uid 0", "192.0.2.7").
+        """
+        assert kind in KINDS, kind
+        key = listener, kind
+        total = self.counts[key] = self.counts.get(key, 0) + 1
+        now = trio.current_time()
+        logged_at, logged_total = self._logged.get(key, (-float("inf"), 0))
+        if now - logged_at < LOG_INTERVAL_S:
+            return
+        self._logged[key] = now, total
+        fields: dict[str, Any] = {"listener": listener, "kind": kind, "message": shorten(text)}
+        if peer:
+            fields["peer"] = peer
+        if suppressed := total - logged_total - 1:
+            fields["suppressed"] = suppressed
+        self.report("error" if kind in ("handler", "internal") else "warning", fields)
+
+
+def shorten(text: str) -> str:
+    """At most `TEXT_LIMIT` characters of it."""
+    return text if len(text) <= TEXT_LIMIT else f"{text[:TEXT_LIMIT]}…"
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line: its type, its text, and where it was raised, innermost call first.
+
+    Of a group of exceptions it is the first one.
+    """
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    frames = []
+    traceback = error.__traceback__
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        frames.append(f"{PurePath(code.co_filename).name}:{traceback.tb_lineno} {code.co_name}")
+        traceback = traceback.tb_next
+    return f"{type(error).__name__}: {shorten(str(error))} (at {' < '.join(reversed(frames[-5:]))})"

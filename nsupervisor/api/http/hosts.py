@@ -1,0 +1,76 @@
+"""The names and addresses of this host that a `Host` field may have on TCP.
+
+A web page can have its own name resolve to our address (DNS rebinding), and then read what a browser may reach; the
+browser still sends that name in `Host`. Nothing here asks a name server, which could block.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Callable, Collection
+
+_HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._~-]*))(?::[0-9]*)?")
+HOSTS_FILE = "/etc/hosts"
+
+
+class OwnHosts:
+    """Decides whether a `Host` field is one of ours. `address`: an IP address that is listened on."""
+
+    def __init__(
+        self,
+        address: str,
+        names: Collection[str] | None = None,
+        is_local: Callable[[str], bool] | None = None,
+    ) -> None:
+        self._address = ipaddress.ip_address(address)
+        self._names = frozenset(name.lower() for name in (own_names() if names is None else names))
+        self._is_local = is_local or is_local_address
+
+    def allows(self, host: str) -> bool:
+        """Whether a `Host` field (a name or an address, with or without a port) names this host. The port does not
+        matter: a forwarded one may differ, and a rebinding page has the same.
+
+        Raises:
+            ValueError: the field is not valid, RFC 9110 section 7.2.
+        """
+        match = _HOST.fullmatch(host.strip())
+        if match is None:
+            raise ValueError("the Host field is neither a name nor an address")
+        name = (match["v6"] or match["name"]).lower().removesuffix(".")
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return name in self._names
+        if address == self._address:
+            return True
+        if address.is_multicast or address.is_unspecified or address.is_reserved:  # sockets can be bound to these, too
+            return False
+        return self._address.is_unspecified and self._is_local(str(address))
+
+
+def own_names() -> set[str]:
+    """localhost, the host name, and the names that /etc/hosts has in the same line as it."""
+    name = socket.gethostname().lower()
+    names = {"localhost", name}
+    try:
+        with open(HOSTS_FILE, encoding="utf-8", errors="replace") as file:
+            lines = [line.partition("#")[0].lower().split()[1:] for line in file]
+    except OSError:
+        lines = []
+    for words in lines:
+        if name in words:
+            names.update(words)
+    return {name.removesuffix(".") for name in names}
+
+
+def is_local_address(address: str) -> bool:
+    """Whether an interface of this network namespace has the address: only then can a socket be bound to it, ip(7)."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return False
+    return True

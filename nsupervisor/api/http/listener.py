@@ -1,0 +1,156 @@
+"""Accept connections on a listening socket, no more than the limits allow, and serve each in a task of its own."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+
+import trio
+
+from nsupervisor.api.http import limits
+from nsupervisor.api.http.connection import Connection, Site
+from nsupervisor.api.http.errors import ConnectionErrors, describe
+from nsupervisor.api.http.hangup import Hangups
+from nsupervisor.api.http.hosts import OwnHosts
+from nsupervisor.api.http.messages import Application, HTTPError
+from nsupervisor.linux.peers import Peer, PeerRefused, credentials
+
+UNIX, TCP = "unix", "tcp"
+"""Names of listeners in metrics and records."""
+Admit = Callable[[socket.socket], Peer | None]
+"""Identifies the peer of an accepted socket before its first byte is read. Raises PeerRefused."""
+
+
+async def serve_connections(
+    application: Application,
+    listener: trio.abc.Listener[trio.SocketStream],
+    *,
+    name: str,
+    connections: int,
+    errors: ConnectionErrors,
+    admit: Admit | None = None,
+    hosts: OwnHosts | None = None,
+) -> None:
+    """Serve an application on a listening socket until cancelled, which closes all connections at once.
+
+    name: "unix" or "tcp". connections: how many there may be at a time; if there are more, the oldest idle one is
+    closed, and if none is idle, the new one is refused. No exception of a connection leaves this function.
+    """
+    hangups = Hangups()
+    site = Site(application, name, errors, hangups, hosts)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hangups.run)
+        acceptor = _Acceptor(site, nursery, connections, admit)
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:  # EMFILE, ENFILE, ENOBUFS, ENOMEM: accept(2)
+                errors.count(name, "accept", f"cannot accept a connection: {error.strerror}")
+                acceptor.evict()
+                await trio.sleep(limits.ACCEPT_PAUSE_S)
+            else:
+                acceptor.begin(stream)
+
+
+class _Acceptor:
+    """Decides for each accepted connection whether it is served, and keeps account of those that are."""
+
+    def __init__(self, site: Site, nursery: trio.Nursery, connections: int, admit: Admit | None) -> None:
+        self._site = site
+        self._nursery = nursery
+        self._limit = connections
+        self._admit = admit
+        self._open = 0
+        self._refusals = 0
+        self._identities: Counter[str] = Counter()
+        self._idle: OrderedDict[Connection, None] = OrderedDict()
+        """The connection that is idle for the longest time comes first."""
+
+    def begin(self, stream: trio.SocketStream) -> None:
+        """Serve a connection in a task of its own, or refuse it."""
+        identity = ""
+        try:
+            peer, identity = self._identify(stream)
+        except PeerRefused as refused:
+            self._refuse(stream, f"uid {refused.peer.uid}", "refused", HTTPError(403, str(refused)))
+        except OSError as error:  # it has been reset before it was accepted
+            self._refuse(stream, identity, "disconnect", HTTPError(403, f"the peer is unknown: {error.strerror}"))
+        except Exception as error:
+            self._site.errors.count(self._site.listener, "internal", describe(error))
+            self._refuse(stream, identity, "", HTTPError(500, "the supervisor failed to identify the peer"))
+        else:
+            if self._identities[identity] >= limits.IDENTITY_CONNECTIONS:
+                count = limits.IDENTITY_CONNECTIONS
+                message = f"{identity} has {count} connections here already, which is the limit; close some of them"
+                self._refuse(stream, identity, "limit", HTTPError(503, message))
+            elif self._open >= self._limit and not self.evict():
+                message = f"all {self._limit} connections are in use; try again later, or close some of them"
+                self._refuse(stream, identity, "limit", HTTPError(503, message))
+            else:
+                self._serve(stream, peer, identity)
+
+    def evict(self) -> bool:
+        """Close the connection that is idle for the longest time; False if none is idle."""
+        if not self._idle:
+            return False
+        connection, _ = self._idle.popitem(last=False)
+        self._site.errors.count(self._site.listener, "evicted", "too many connections", peer=connection.identity)
+        connection.scope.cancel()
+        return True
+
+    def _identify(self, stream: trio.SocketStream) -> tuple[Peer | None, str]:
+        accepted = stream.socket
+        if accepted.family != socket.AF_UNIX:
+            return None, str(accepted.getpeername()[0])
+        # A plain socket object for the same descriptor, without a system call that duplicates it.
+        plain = socket.socket(accepted.family, accepted.type, accepted.proto, accepted.fileno())
+        try:
+            if self._admit is None:
+                return None, f"uid {credentials(plain)[1]}"
+            peer = self._admit(plain)
+            return peer, "" if peer is None else peer.workload or f"uid {peer.uid}"
+        finally:
+            plain.detach()
+
+    def _serve(self, stream: trio.SocketStream, peer: Peer | None, identity: str) -> None:
+        connection = Connection(
+            stream, self._site, peer=peer, identity=identity, on_idle=lambda idle: self._set_idle(connection, idle)
+        )
+        self._open += 1
+        self._identities[identity] += 1
+        self._idle[connection] = None
+        self._nursery.start_soon(self._run, connection)
+
+    async def _run(self, connection: Connection) -> None:
+        try:
+            await connection.run()
+        finally:
+            self._idle.pop(connection, None)
+            self._open -= 1
+            self._identities[connection.identity] -= 1
+            if not self._identities[connection.identity]:
+                del self._identities[connection.identity]
+
+    def _set_idle(self, connection: Connection, is_idle: bool) -> None:
+        if not is_idle:
+            self._idle.pop(connection, None)
+        elif not connection.scope.cancel_called:
+            self._idle[connection] = None
+            self._idle.move_to_end(connection)
+
+    def _refuse(self, stream: trio.SocketStream, identity: str, kind: str, error: HTTPError) -> None:
+        if self._refusals >= limits.REFUSALS_AT_ONCE:  # they hold descriptors, too
+            if kind:
+                self._site.errors.count(self._site.listener, kind, error.message, peer=identity)
+            stream.socket.close()
+            return
+        self._refusals += 1
+        connection = Connection(stream, self._site, identity=identity)
+        self._nursery.start_soon(self._run_refusal, connection, kind, error)
+
+    async def _run_refusal(self, connection: Connection, kind: str, error: HTTPError) -> None:
+        try:
+            await connection.refuse(kind, error)
+        finally:
+            self._refusals -= 1

@@ -1,0 +1,141 @@
+"""Requests, responses, and the exception that becomes an error response."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+from urllib.parse import unquote_to_bytes
+
+import attrs
+import orjson
+
+from nsupervisor.linux.peers import Peer
+
+JSON = "application/json"
+QUERY_FIELDS_LIMIT = 1000
+"""Fields in a query."""
+
+
+class HTTPError(Exception):
+    """A request that cannot be served. `status` is the response's, 400 to 599; `message` its text, which says what is
+    wrong and what to do instead; `headers` are added to it."""
+
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.headers = dict(headers or {})
+
+
+@attrs.frozen
+class Request:
+    """A complete request."""
+
+    method: str
+    path: str
+    """Percent-decoded, without the query."""
+    query: Mapping[str, Sequence[str]] = attrs.field(factory=dict)
+    """Percent-decoded values by name, in their order."""
+    headers: Mapping[str, str] = attrs.field(factory=dict)
+    """By lower-case name; several fields of one name are joined with ", "."""
+    body: bytes = b""
+    peer: Peer | None = None
+    """The process at the other end; None on TCP, and if nothing identifies peers."""
+    parameters: Mapping[str, str] = attrs.field(factory=dict)
+    """The parts of the path that the route names."""
+
+    def values(self, name: str) -> list[str]:
+        """All values of a query field."""
+        return list(self.query.get(name, ()))
+
+    def value(self, name: str, default: str) -> str:
+        """The last value of a query field."""
+        return self.query[name][-1] if name in self.query else default
+
+    def json(self) -> Any:
+        """The body as JSON, RFC 8259: no NaN, no lone surrogates, at most 1,024 levels. ValueError if it is not."""
+        return orjson.loads(self.body)
+
+
+@attrs.frozen
+class Response:
+    """A complete response."""
+
+    body: bytes
+    status: int = 200
+    media_type: str = JSON
+    headers: Mapping[str, str] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class Stream:
+    """A response of pieces as they come, with status 200. The source is left when it ends or the client is gone."""
+
+    source: AbstractContextManager[AsyncIterator[bytes]]
+    media_type: str
+
+
+class Application(Protocol):
+    """Answers requests."""
+
+    def body_limit(self, method: str, path: str) -> int:
+        """How many bytes the body of such a request may have."""
+        ...
+
+    def __call__(self, request: Request) -> Awaitable[Response | Stream]:
+        """Answer a request. Raises HTTPError; any other exception is a defect and is answered with 500."""
+        ...
+
+
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A response with a JSON body. Lone surrogates, as in file names that are not UTF-8, become escapes."""
+    try:
+        body = orjson.dumps(value)
+    except TypeError:
+        body = json.dumps(value, separators=(",", ":")).encode()
+    return Response(body, status, headers=headers or {})
+
+
+def error_response(error: HTTPError) -> Response:
+    """The response for an error: the object `Error` of `nsupervisor schema api`."""
+    return json_response({"error": error.message}, error.status, error.headers)
+
+
+def split_target(target: bytes) -> tuple[str, dict[str, list[str]], str | None]:
+    """Path, query and authority of a request target, RFC 9112 section 3.2; the authority is None in the origin form.
+
+    Raises:
+        HTTPError: 400; it is in no form that is served here, or not UTF-8.
+    """
+    authority = None
+    text = target.decode("latin-1")
+    if not text.startswith("/"):
+        scheme, separator, rest = text.partition("://")
+        if not separator or scheme.lower() not in ("http", "https"):
+            raise HTTPError(400, 'the request target is not a path; it begins with "/"')
+        authority, slash, rest = rest.partition("/")
+        text = slash + rest or "/"
+    path, _, query = text.partition("#")[0].partition("?")
+    return _decoded(path, "path"), _fields(query), authority
+
+
+def _fields(query: str) -> dict[str, list[str]]:
+    # urllib.parse.parse_qs replaces what is not UTF-8, so that another name would be looked up than was meant.
+    if query.count("&") >= QUERY_FIELDS_LIMIT:
+        raise HTTPError(400, f"the query has more than {QUERY_FIELDS_LIMIT} fields; use a pattern such as name=web*")
+    fields: dict[str, list[str]] = {}
+    for field in query.split("&"):
+        name, _, value = field.replace("+", " ").partition("=")
+        if field:
+            fields.setdefault(_decoded(name, "query"), []).append(_decoded(value, "query"))
+    return fields
+
+
+def _decoded(text: str, where: str) -> str:
+    try:
+        return unquote_to_bytes(text.encode("latin-1")).decode()
+    except UnicodeDecodeError as error:
+        byte = f"%{error.object[error.start]:02X}"
+        raise HTTPError(400, f"the {where} is not UTF-8 ({byte}); percent-encode UTF-8 text") from None

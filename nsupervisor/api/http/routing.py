@@ -1,0 +1,70 @@
+"""From the method and path of a request to its handler."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterable
+
+import attrs
+
+from nsupervisor.api.http.limits import BODY_LIMIT
+from nsupervisor.api.http.messages import HTTPError, Request, Response, Stream
+
+Handler = Callable[[Request], Awaitable[Response | Stream]]
+
+
+@attrs.frozen
+class Endpoint:
+    """A handler for one method and path. `path` may have parts in braces: "{verb}" matches one segment, "{name}" also
+    several, as the name of a group has a slash ("group/batch")."""
+
+    method: str
+    path: str
+    handler: Handler
+    body_limit: int = BODY_LIMIT
+    pattern: re.Pattern[str] = attrs.field(init=False)
+
+    @pattern.default
+    def _pattern(self) -> re.Pattern[str]:
+        pieces = re.split(r"\{(\w+)\}", self.path)
+        groups = ("(?P<{0}>.+)" if part == "name" else "(?P<{0}>[^/]+)" for part in pieces[1::2])
+        joined = re.escape(pieces[0])
+        for part, group, literal in zip(pieces[1::2], groups, pieces[2::2], strict=True):
+            joined += group.format(part) + re.escape(literal)
+        return re.compile(joined, re.DOTALL)
+
+
+class Router:
+    """An application that hands each request to the handler of its method and path. A handler for GET also answers
+    HEAD."""
+
+    def __init__(self, endpoints: Iterable[Endpoint]) -> None:
+        self.endpoints = tuple(endpoints)
+
+    def body_limit(self, method: str, path: str) -> int:
+        """How many bytes the body of such a request may have."""
+        found = self._find(method, path)
+        return BODY_LIMIT if found is None else found[0].body_limit
+
+    async def __call__(self, request: Request) -> Response | Stream:
+        """Answer a request. Raises HTTPError: 404, 405, and what the handler raises."""
+        found = self._find(request.method, request.path)
+        if found is not None:
+            endpoint, match = found
+            return await endpoint.handler(attrs.evolve(request, parameters=match.groupdict()))
+        methods = {one.method for one in self.endpoints if one.pattern.fullmatch(request.path)}
+        if "GET" in methods:
+            methods.add("HEAD")
+        there = ", ".join(f"{one.method} {one.path}" for one in self.endpoints)
+        raise HTTPError(
+            405 if methods else 404,
+            f"there is no {request.method} {request.path}; there are: {there}",
+            {"allow": ", ".join(sorted(methods))} if methods else None,
+        )
+
+    def _find(self, method: str, path: str) -> tuple[Endpoint, re.Match[str]] | None:
+        method = "GET" if method == "HEAD" else method
+        for endpoint in self.endpoints:
+            if endpoint.method == method and (match := endpoint.pattern.fullmatch(path)):
+                return endpoint, match
+        return None
