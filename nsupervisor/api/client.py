@@ -188,18 +188,20 @@ class Client:
             except OSError as error:
                 raise self._absent(error) from None
             connection.settimeout(PATIENCE)
+            sent = True
             try:
                 try:
                     connection.sendall(request)
-                except BrokenPipeError:
-                    pass  # it has answered without reading all, or is gone: the answer tells
+                except (BrokenPipeError, ConnectionResetError):
+                    sent = False  # it has answered without reading all, or is gone: the answer tells
                 connection.settimeout(patience)
                 while chunk := connection.recv(65536):
                     yield chunk
             except TimeoutError:
                 raise self._silent() from None
             except ConnectionResetError:
-                raise self._cut() from None
+                if sent:  # else that follows from what was not read, and what came is all of the answer
+                    raise self._cut() from None
 
     def _parse(self, answer: bytes) -> tuple[int, Any]:
         """Status and JSON of an HTTP answer. `status line, headers, empty line, body`: RFC 9112."""

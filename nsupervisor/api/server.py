@@ -9,9 +9,9 @@ import stat
 
 import trio
 
-from nsupervisor.api.http.errors import ConnectionErrors
+from nsupervisor.api.http.errors import UNIX, ConnectionErrors
 from nsupervisor.api.http.limits import UNIX_CONNECTIONS
-from nsupervisor.api.http.listener import UNIX, Admit, serve_connections
+from nsupervisor.api.http.listener import Admit, serve_connections
 from nsupervisor.api.http.messages import Application
 
 LONGEST_PATH = 107  # bytes, unix(7): sun_path without its final NUL

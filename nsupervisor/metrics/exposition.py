@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import trio
 
+from nsupervisor.api.http.errors import ConnectionErrors
 from nsupervisor.metrics.measures import Measures
 from nsupervisor.metrics.snapshot import Instance, Service, Together
 
@@ -25,6 +26,7 @@ class Exposition:
     journal: Journal
     measures: Measures
     keeper_pid: int
+    connection_errors: ConnectionErrors = attrs.field(factory=ConnectionErrors)
     _turn: trio.Lock = attrs.field(init=False, factory=trio.Lock)
 
     async def text(self, actors: Iterable[Actor], groups: Iterable[Group], accept: str) -> tuple[bytes, str]:
@@ -39,7 +41,7 @@ class Exposition:
                 instances.append(Instance.of(actor))
                 await trio.lowlevel.checkpoint()
             together = [Together.of(group) for group in list(groups)]
-            service = Service.of(self.measures, self.journal, self.keeper_pid)
+            service = Service.of(self.measures, self.journal, self.keeper_pid, self.connection_errors)
             return await trio.to_thread.run_sync(_text, instances, service, accept, together, abandon_on_cancel=True)
 
 

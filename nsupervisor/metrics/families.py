@@ -17,6 +17,7 @@ from prometheus_client.metrics_core import HistogramMetricFamily, Metric
 from prometheus_client.samples import Sample
 
 from nsupervisor import __version__
+from nsupervisor.api.http.errors import KINDS, TCP, UNIX
 from nsupervisor.core.lifecycle import State
 from nsupervisor.metrics.measures import Histogram
 from nsupervisor.metrics.snapshot import Instance, Service, Together
@@ -93,6 +94,17 @@ def _service(service: Service) -> Iterator[Metric]:
     dropped = Metric("nsupervisor_journal_dropped_records", "Records of the journal that found no room.", "counter")
     dropped.add_sample("nsupervisor_journal_dropped_records_total", {}, service.dropped)
     yield dropped
+    connections = Metric(
+        "nsupervisor_api_connection_errors", "Errors of connections to the API, by listener and kind.", "counter"
+    )
+    for listener in (UNIX, TCP):
+        for kind in KINDS:
+            connections.add_sample(
+                "nsupervisor_api_connection_errors_total",
+                {"listener": listener, "kind": kind},
+                service.connection_errors.get((listener, kind), 0),
+            )
+    yield connections
     failing = Metric("nsupervisor_journal_failing", "1 while the journal's output cannot be written.", "gauge")
     failing.add_sample("nsupervisor_journal_failing", {}, service.journal_fails)
     yield failing

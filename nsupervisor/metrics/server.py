@@ -9,10 +9,10 @@ import trio
 
 from nsupervisor.api.application import metrics_response
 from nsupervisor.api.control import Control
-from nsupervisor.api.http.errors import ConnectionErrors
+from nsupervisor.api.http.errors import TCP, ConnectionErrors
 from nsupervisor.api.http.hosts import OwnHosts
 from nsupervisor.api.http.limits import TCP_CONNECTIONS
-from nsupervisor.api.http.listener import TCP, serve_connections
+from nsupervisor.api.http.listener import serve_connections
 from nsupervisor.api.http.messages import HTTPError, Request, Response, Stream
 from nsupervisor.api.http.routing import Endpoint, Router
 from nsupervisor.config.units import format_address

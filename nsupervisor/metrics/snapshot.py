@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import attrs
 import trio
 
+from nsupervisor.api.http.errors import ConnectionErrors
 from nsupervisor.cgroups import Cgroup, CgroupError
 from nsupervisor.metrics.counters import EXITS, RESTARTS
 from nsupervisor.metrics.measures import Histogram, Measures
@@ -97,9 +98,11 @@ class Service:
     dropped: int
     journal_fails: bool
     keeper_pid: int
+    connection_errors: Mapping[tuple[str, str], int]
+    """By (listener, kind)."""
 
     @classmethod
-    def of(cls, measures: Measures, journal: Journal, keeper_pid: int) -> Service:
+    def of(cls, measures: Measures, journal: Journal, keeper_pid: int, errors: ConnectionErrors) -> Service:
         """As it is now."""
         return cls(
             loop=measures.loop.copy(),
@@ -108,6 +111,7 @@ class Service:
             dropped=journal.dropped,
             journal_fails=journal.error is not None,
             keeper_pid=keeper_pid,
+            connection_errors=errors.counts.copy(),
         )
 
 

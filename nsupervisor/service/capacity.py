@@ -7,17 +7,25 @@ import resource
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from nsupervisor.api.http.limits import TCP_CONNECTIONS, UNIX_CONNECTIONS
 from nsupervisor.cgroups.host import Host
 from nsupervisor.config.facts import notifies
 from nsupervisor.config.model import Config, Rule
 from nsupervisor.core.instances import instances
 
-SUPERVISOR_OWN, KEEPER_OWN = 250, 150
-"""What each has open besides: sockets, connections of the API, log files, starts under way."""
+SUPERVISOR_OWN, KEEPER_OWN = 160, 150
+"""Files that each has open besides: sockets, log files, starts under way. Connections of the API are not among them."""
 PER_START = 3
 """Of a program that runs: its two log pipes, and its pidfd."""
 PER_TRIGGER = 2
 """A pressure file, and what is waited with for it."""
+
+
+class Connections(NamedTuple):
+    """How many connections each listener of the API may have at a time."""
+
+    unix: int
+    tcp: int
 
 
 class Need(NamedTuple):
@@ -30,7 +38,9 @@ class Need(NamedTuple):
 def needed(config: Config, host: Host) -> Need:
     """For everything that the configuration has, running at once. Files of cgroups that are read again and again are
     not among them: those are kept open as far as there is room."""
-    supervisor, keeper = SUPERVISOR_OWN, KEEPER_OWN
+    connections = connections_allowed()
+    supervisor = SUPERVISOR_OWN + connections.unix + (connections.tcp if config.supervisor.metrics else 0)
+    keeper = KEEPER_OWN
     for workload, _ in instances(config).values():
         one = config.workloads[workload]
         socket = int(one.speaks)
@@ -49,6 +59,15 @@ def _watched(rules: Sequence[Rule], host: Host) -> int:
     is_v1 = getattr(place, "v1", None) is not None
     eventfd = is_v1 and any(notifies(atom.file) and atom.file.startswith("memory.") for atom in atoms)
     return PER_TRIGGER * len(triggers) + eventfd
+
+
+def connections_allowed() -> Connections:
+    """At most a sixteenth of all files for the connections of the Unix socket, and half of that for those on TCP."""
+    most = allowed()
+    return Connections(
+        unix=min(max(most // 16, 64), UNIX_CONNECTIONS),
+        tcp=min(max(most // 32, 32), TCP_CONNECTIONS),
+    )
 
 
 def allowed() -> int:

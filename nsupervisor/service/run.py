@@ -20,11 +20,13 @@ from collections import ChainMap
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 
 from nsupervisor import __version__
 from nsupervisor.api import app, serve
+from nsupervisor.api.http.errors import ConnectionErrors
 from nsupervisor.cgroups import Cgroup, CgroupError, Host, Tree, Watcher, open_watcher
 from nsupervisor.cgroups.directories import processes
 from nsupervisor.config.doubts import doubtful
@@ -43,7 +45,7 @@ from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.metrics.server import serve_metrics
 from nsupervisor.service.actor import Actor
 from nsupervisor.service.announce import announce
-from nsupervisor.service.capacity import make_room
+from nsupervisor.service.capacity import connections_allowed, make_room
 from nsupervisor.service.clock import Monotonic
 from nsupervisor.service.groups import Groups
 from nsupervisor.service.history import History
@@ -338,18 +340,22 @@ async def _supervise(
             async with trio.open_nursery() as nursery:
                 everybody = {**actors, **leaving}
                 living = await take_over(everybody, found, children, world, config.supervisor.orphans)
-                exposition = Exposition(journal, world.measures, keeper.pid)
+                errors = ConnectionErrors(partial(_report_connection, journal))
+                exposition = Exposition(journal, world.measures, keeper.pid, errors)
                 supervisor = Supervisor(
                     config, actors, groups, world, nursery, keeper.pid, host.mode, tree.path, exposition, history
                 )
                 supervisor.reloader = Reloader(supervisor, host, (tree, groups), world, leaving)
                 nursery.start_soon(reopen_on_signal, actors.values(), journal)
                 async with supervisor.reloader.turn:  # a reload is for those that run
-                    await nursery.start(serve, app(supervisor), directory / "api.sock")
+                    unix, tcp = connections_allowed()
+                    serve_api = partial(serve, errors=errors, connections=unix)
+                    await nursery.start(serve_api, app(supervisor), directory / "api.sock")
                     await _run_all(everybody.values(), nursery)
                 groups.watch()
                 if config.supervisor.metrics is not None:
-                    await nursery.start(serve_metrics, supervisor, config.supervisor.metrics)
+                    serve_tcp = partial(serve_metrics, errors=errors, connections=tcp)
+                    await nursery.start(serve_tcp, supervisor, config.supervisor.metrics)
                 # What is here stays, and there is much of it: a full collection that walks all of it would hold up
                 # every reaction, for 50 ms at 1,000 workloads.
                 gc.collect()
@@ -397,6 +403,11 @@ async def _verify(actors: Iterable[Actor]) -> None:
         began = time.perf_counter()
         await one.setter.verify()
         await trio.sleep(LEISURE * (time.perf_counter() - began))
+
+
+def _report_connection(journal: Journal, level: str, fields: Mapping[str, Any]) -> None:
+    """Write the record of a connection error."""
+    getattr(journal.log, level)("connection error", **fields)
 
 
 def _tell_state(journal: Journal, problem: str) -> None:

@@ -92,6 +92,7 @@ OURS = {
         *(f"cgroups.{name}" for name in OF_THE_HOST),
         *(f"service.{name}" for name in ("requirements", "capacity", "identity", "privileges")),
         "core.instances",
+        "api.http",  # the limits, of which the capacity takes account
     ),
     "doctor": (*(f"cgroups.{name}" for name in OF_THE_HOST), "linux"),
     "plan": ("config", "core.plan", "core.differences", "core.instances", "core.order", "core.states"),

@@ -44,7 +44,9 @@ def service(**changes):
     loop = Histogram((0.001, 1.0))
     loop.observe(0.5)
     values = {"loop": loop, "reaction": Histogram((1.0,)), "keeper": {"spawn": loop, "signal": loop}}
-    return Service(**{**values, "dropped": 4, "journal_fails": True, "keeper_pid": 1, **changes})
+    return Service(
+        **{**values, "dropped": 4, "journal_fails": True, "keeper_pid": 1, "connection_errors": {}, **changes}
+    )
 
 
 def scrape(*instances, accept=OPENMETRICS, groups=(), **changes):

@@ -12,6 +12,8 @@ import trio
 
 from nsupervisor.api.http.limits import LOG_INTERVAL_S
 
+UNIX, TCP = "unix", "tcp"
+"""Names of listeners in metrics and records."""
 KINDS: Mapping[str, str] = {
     "protocol": "the request is not HTTP/1.1, or not valid (400, 431, 501, 505)",
     "timeout": "a head or body was not complete in time (408), or the client did not read the response",

@@ -16,8 +16,6 @@ from nsupervisor.api.http.hosts import OwnHosts
 from nsupervisor.api.http.messages import Application, HTTPError
 from nsupervisor.linux.peers import Peer, PeerRefused, credentials
 
-UNIX, TCP = "unix", "tcp"
-"""Names of listeners in metrics and records."""
 Admit = Callable[[socket.socket], Peer | None]
 """Identifies the peer of an accepted socket before its first byte is read. Raises PeerRefused."""
 
