@@ -1,38 +1,38 @@
-"""Which children of this process are waited for by somebody: process 1, which reaps all others, leaves those alone.
+"""Children of this process that a task waits for: process 1 reaps all others, but leaves these alone.
 
-A child has no number before it is forked, and may have ended before anybody has been told of it. So while one is being
-forked, nobody at all is reaped; from then on it is known by its number. For the thread of the event loop only.
+A child has no pid before it is forked, and may have ended before any task knows its pid. So while such a child is being
+forked, no child at all is reaped; from then on it is known by its pid. For the thread of the event loop only.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_forking: set["Claim"] = set()
-_known: dict["Claim", int] = {}
+_being_forked: set["Claim"] = set()
+_pids: dict["Claim", int] = {}
 
 
 class Claim:
-    """One child; give it to `trio.run_process` as its ``task_status``, which is told once the child is there."""
+    """One expected child; passed to `trio.run_process` as its `task_status`, which is called after the fork."""
 
     def started(self, process: Any) -> None:
-        """It has been forked."""
-        _forking.discard(self)
-        _known[self] = process.pid
+        """Record the pid of the forked child."""
+        _being_forked.discard(self)
+        _pids[self] = process.pid
 
 
 @contextmanager
 def own_child() -> Iterator[Any]:
-    """While a child is forked and waited for in the block, nobody else takes its exit status."""
-    claim = Claim()
-    _forking.add(claim)
+    """While the block forks a child and waits for it, leave the child's exit status to the block."""
+    child = Claim()
+    _being_forked.add(child)
     try:
-        yield claim
+        yield child
     finally:
-        _forking.discard(claim)
-        _known.pop(claim, None)
+        _being_forked.discard(child)
+        _pids.pop(child, None)
 
 
 def spoken_for(pid: int) -> bool:
-    """Somebody may be waiting for this child."""
-    return bool(_forking) or pid in _known.values()
+    """Return whether a task may be waiting for this child."""
+    return bool(_being_forked) or pid in _pids.values()

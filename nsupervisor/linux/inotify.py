@@ -1,4 +1,4 @@
-"""inotify(7) by ctypes: be told when files change. Standard library only."""
+"""A wrapper of inotify(7) by ctypes: notifications when files change. Standard library only."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ IN_Q_OVERFLOW = 0x4000
 IN_IGNORED = 0x8000
 
 _HEADER = struct.Struct("iIII")  # struct inotify_event: wd, mask, cookie, length of the name that follows
-_BUFFER = 65536
+_BUFFER_SIZE = 65536
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Event(NamedTuple):
-    """What happened to the watch `wd`. After IN_Q_OVERFLOW (wd -1) events are missing; after IN_IGNORED the watch is
-    gone, because it was removed or its file was."""
+    """An event of the watch `wd`.
+
+    After IN_Q_OVERFLOW (wd -1) events are missing; after IN_IGNORED the watch is gone, because it was removed or its
+    file was.
+    """
 
     wd: int
     mask: int
@@ -32,37 +35,42 @@ class Inotify:
     def __init__(self) -> None:
         self.fd: int = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
         if self.fd < 0:
-            # EMFILE is about /proc/sys/fs/inotify/max_user_instances as often as about open files
+            # EMFILE means the limit in /proc/sys/fs/inotify/max_user_instances as often as the one on open files
             raise _error("inotify_init1 (see also /proc/sys/fs/inotify/max_user_instances)")
 
     def add(self, path: str, mask: int) -> int:
-        """Watch a file; returns the watch descriptor, the same one for the same file. OSError; ENOSPC means that
-        /proc/sys/fs/inotify/max_user_watches is used up."""
+        """Watch a file; return the watch descriptor, the same one for the same file.
+
+        Raises OSError; ENOSPC means that /proc/sys/fs/inotify/max_user_watches is used up.
+        """
         wd: int = _libc.inotify_add_watch(self.fd, os.fsencode(path), ctypes.c_uint32(mask))
         if wd < 0:
             raise _error(path)
         return wd
 
     def remove(self, wd: int) -> None:
-        """End a watch. Events of it that are already queued still come, and an IN_IGNORED. One that is gone is fine."""
+        """End a watch. A watch that is gone already is no error.
+
+        Its queued events still arrive, and an IN_IGNORED.
+        """
         _libc.inotify_rm_watch(self.fd, wd)  # EINVAL: the file was removed, and its watch with it
 
     def read(self) -> list[Event]:
-        """The events so far; empty when there are none. Never blocks."""
+        """Return the events so far; empty if there are none. Never blocks."""
         try:
-            data = os.read(self.fd, _BUFFER)
+            data = os.read(self.fd, _BUFFER_SIZE)
         except BlockingIOError:
             return []
         events = []
-        at = 0
-        while at < len(data):
-            wd, mask, _, length = _HEADER.unpack_from(data, at)
+        offset = 0
+        while offset < len(data):
+            wd, mask, _, length = _HEADER.unpack_from(data, offset)
             events.append(Event(wd, mask))
-            at += _HEADER.size + length
+            offset += _HEADER.size + length
         return events
 
     def close(self) -> None:
-        """Close the instance, and with it all watches."""
+        """Close the instance, and all its watches."""
         os.close(self.fd)
 
 

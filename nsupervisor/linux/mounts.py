@@ -1,4 +1,4 @@
-"""Mounting: mount(2), umount2(2), mount_setattr(2), and the words that fstab(5) and OCI's `mounts[].options` have."""
+"""Mounting: mount(2), umount2(2), mount_setattr(2), and the option words of fstab(5) and OCI's `mounts[].options`."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _FLAG_WORDS: dict[str, tuple[int, int, bool]] = {
     "nosymfollow": (0x100, 0x20_0000, True),
     "symfollow": (0x100, 0x20_0000, False),
 }
-# The ways to treat access times exclude each other: one field of three bits among the attributes.
+# The access time options exclude each other: one field of three bits among the attributes.
 _ATIME_WORDS: dict[str, tuple[int, int]] = {
     "relatime": (0x20_0000, 0x00),
     "noatime": (0x400, 0x10),
     "strictatime": (0x100_0000, 0x20),
 }
-# These belong to the file system as a whole, so a bind mount can't have them of its own.
+# These options belong to the file system as a whole, so a bind mount can't have them.
 _SUPERBLOCK_WORDS: dict[str, int] = {"sync": 0x10, "dirsync": 0x80}
 _PROPAGATION_WORDS: dict[str, int] = {
     "unbindable": 0x2_0000,
@@ -59,7 +59,10 @@ _PROPAGATION_WORDS: dict[str, int] = {
 
 
 class Options:
-    """What a list of words means: `flags` for mount(2); attributes to set and clear; `data` for the file system."""
+    """The meaning of a list of option words.
+
+    `flags`: for mount(2). `set_attributes`, `clear_attributes`: for mount_setattr(2). `data`: for the file system.
+    """
 
     __slots__ = (
         "bind",
@@ -83,10 +86,12 @@ class Options:
         data = []
         for word in words:
             if word in _FLAG_WORDS:
-                flag, attribute, on = _FLAG_WORDS[word]
-                self.flags = self.flags | flag if on else self.flags & ~flag
-                self.set_attributes = self.set_attributes | attribute if on else self.set_attributes & ~attribute
-                self.clear_attributes = self.clear_attributes & ~attribute if on else self.clear_attributes | attribute
+                flag, attribute, is_set = _FLAG_WORDS[word]
+                self.flags = self.flags | flag if is_set else self.flags & ~flag
+                self.set_attributes = self.set_attributes | attribute if is_set else self.set_attributes & ~attribute
+                self.clear_attributes = (
+                    self.clear_attributes & ~attribute if is_set else self.clear_attributes | attribute
+                )
             elif word in _ATIME_WORDS:
                 flag, attribute = _ATIME_WORDS[word]
                 self.flags |= flag
@@ -130,10 +135,11 @@ class Mount:
                 raise ValueError(f"the bind mount on {destination} can't have the option {refused!r}")
 
     def make(self) -> None:
-        """Do it.
+        """Make the mount.
 
-        A bind mount keeps the attributes of what it shows, except for those that the options name: in a user namespace
-        the ones of the outside are locked, and taking one away is EPERM. With "rbind" they hold for submounts too.
+        A bind mount keeps the attributes of the mount it shows, except for those that the options name: in a user
+        namespace the attributes from outside are locked, and removing one is EPERM. With "rbind" the options apply to
+        submounts too.
 
         Raises:
             OSError: see mount(2) and mount_setattr(2); ENOSYS for options on a bind mount before Linux 5.12.
@@ -150,20 +156,20 @@ class Mount:
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str = "") -> None:
-    """mount(2)."""
+    """Call mount(2). Raises OSError."""
     encoded = [None if text is None else _encode(text) for text in (source, target, kind, data or None)]
     if libc.mount(encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3]) != 0:
         raise fail(f"mount {source or kind or ''} on {target}")
 
 
 def umount2(target: str, flags: int = 0) -> None:
-    """umount2(2); `flags` may be MNT_DETACH."""
+    """Call umount2(2); `flags` may be MNT_DETACH. Raises OSError."""
     if libc.umount2(_encode(target), flags) != 0:
         raise fail(f"unmount {target}")
 
 
 def mount_setattr(target: str, set_attributes: int, clear_attributes: int, recursive: bool) -> None:
-    """mount_setattr(2): change some attributes of a mount, or of it and all below it, and leave the others alone."""
+    """Change some attributes of a mount, or of it and all below it; keep the others, mount_setattr(2)."""
     # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
     attributes = (ctypes.c_uint64 * 4)(set_attributes, clear_attributes)
     flags = _AT_RECURSIVE if recursive else 0

@@ -1,6 +1,6 @@
-"""The kernel's namespaces under the names that the OCI runtime specification gives them: one table, used by everybody.
+"""The kernel's namespaces under the names of the OCI runtime specification: the only table of them.
 
-The order is the one in which they are listed to people. Sources: namespaces(7), linux/sched.h.
+The order is the one in which they are listed for people. Sources: namespaces(7), linux/sched.h.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ CLONE_NEWTIME = NAMESPACES["time"].flag
 
 
 def flags(names: frozenset[str] | set[str]) -> int:
-    """The clone(2) flags of several namespaces together.
+    """Return the clone(2) flags of several namespaces combined.
 
     Raises:
         KeyError: a name that is not in `NAMESPACES`.
     """
-    together = 0
+    combined = 0
     for name in names:
-        together |= NAMESPACES[name].flag
-    return together
+        combined |= NAMESPACES[name].flag
+    return combined

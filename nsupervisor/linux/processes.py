@@ -1,6 +1,7 @@
-"""Other processes: which one is meant, whether it is still that one, how it ended, and which pipes it holds.
+"""Facts about other processes: identity, whether they run, exit status, and which pipes they hold.
 
-A pid alone names nobody for long. A pid with the time at which that process started does, until the next boot.
+The kernel reuses pids, so a pid alone identifies a process only while it runs. A pid together with the start time of
+its process identifies it until the next boot.
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ if TYPE_CHECKING:
 
 _EXIT_CODE = 52  # proc_pid_stat(5), fields from 1 on
 _START_TIME = 22
-_PARENT = 4
+_PARENT_PID = 4
 _STATE = 3
 
 _PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, struct pidfd_info), whose first version has 64 bytes
 _PIDFD_INFO_EXIT = 1 << 3  # Linux 6.15
-_INFO = struct.Struct("QQ11Ii")  # mask, cgroup id, eleven ids, the wait status
+_PIDFD_INFO = struct.Struct("QQ11Ii")  # mask, cgroup id, eleven ids, the wait status
 
 
 def stat(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat after the command's name, which may contain anything; None where there is no such
-    process. The first is field 3."""
+    """Return the fields of /proc/PID/stat after the command's name, which may contain any character.
+
+    The first one is field 3. None if there is no such process.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].decode().split()
@@ -35,19 +38,19 @@ def stat(pid: int) -> list[str] | None:
 
 
 def start_time(pid: int) -> int | None:
-    """When a process started, in clock ticks since the boot; None where there is no such process."""
+    """Return when a process started, in clock ticks since boot; None if there is no such process."""
     fields = stat(pid)
     return None if fields is None else int(fields[_START_TIME - 3])
 
 
 def parent(pid: int) -> int | None:
-    """The pid of a process' parent; None where there is no such process."""
+    """Return the pid of a process' parent; None if there is no such process."""
     fields = stat(pid)
-    return None if fields is None else int(fields[_PARENT - 3])
+    return None if fields is None else int(fields[_PARENT_PID - 3])
 
 
 def pin(pid: int, started: int) -> int:
-    """A pidfd of the process with this pid that started then; -1 where it is gone, whoever has its pid now.
+    """Return a pidfd of the process with this pid and start time; -1 if it has ended, even if its pid is reused.
 
     Raises OSError (EMFILE).
     """
@@ -55,7 +58,7 @@ def pin(pid: int, started: int) -> int:
         pidfd = os.pidfd_open(pid)
     except (ProcessLookupError, OverflowError):
         return -1
-    # The descriptor is held already, so what is read now is about the same process, or about nobody.
+    # The descriptor is already held, so /proc now describes the same process, or none.
     if start_time(pid) == started:
         return pidfd
     os.close(pidfd)
@@ -63,42 +66,43 @@ def pin(pid: int, started: int) -> int:
 
 
 def ended(pidfd: int) -> bool:
-    """Whether the process has ended; it may be a zombie."""
+    """Return whether the process has ended; it may be a zombie."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(0))
 
 
 def exit_status(pidfd: int, pid: int) -> int | None:
-    """The wait status of a process that has ended and is not our child; None where the kernel does not tell.
+    """Return the wait status of an ended process that is not our child; None if the kernel does not provide it.
 
-    A zombie has it in /proc (to those who may trace it); one that has been reaped in its pidfd, since Linux 6.15.
+    /proc has the status of a zombie (for those who may trace it); the pidfd has that of a reaped process, since Linux
+    6.15.
     """
-    status = _told(pidfd)
+    status = _exit_info(pidfd)
     if status is None:
         fields = stat(pid)
         if fields is not None and fields[_STATE - 3] in "ZX":
             status = int(fields[_EXIT_CODE - 3])
-        again = _told(pidfd)  # reaped meanwhile: that zombie may have been another one
-        status = status if again is None else again
+        late_status = _exit_info(pidfd)  # if it was reaped meanwhile, the zombie may have been another process
+        status = status if late_status is None else late_status
     return status
 
 
-def _told(pidfd: int) -> int | None:
-    buffer = bytearray(_INFO.size)
-    _INFO.pack_into(buffer, 0, _PIDFD_INFO_EXIT, *(0,) * 13)
+def _exit_info(pidfd: int) -> int | None:
+    buffer = bytearray(_PIDFD_INFO.size)
+    _PIDFD_INFO.pack_into(buffer, 0, _PIDFD_INFO_EXIT, *(0,) * 13)
     try:
         fcntl.ioctl(pidfd, _PIDFD_GET_INFO, buffer)
     except OSError:  # an older kernel; or not reaped yet
         return None
-    values = _INFO.unpack(buffer)
+    values = _PIDFD_INFO.unpack(buffer)
     return int(values[-1]) if values[0] & _PIDFD_INFO_EXIT else None
 
 
 def open_pipe(inode: int, pids: Iterable[int]) -> int:
-    """A new read end, non-blocking, of the pipe with this inode that one of the processes has open; -1 where none has.
+    """Open a new non-blocking read end of the pipe with this inode, if one of the processes has it open; else -1.
 
-    Raises OSError (EMFILE, or EACCES where we may not trace them).
+    Raises OSError (EMFILE, or EACCES if we may not trace them).
     """
     wanted = f"pipe:[{inode}]"
     for path in (path for pid in pids for path in _descriptors(pid)):
@@ -116,17 +120,17 @@ def _descriptors(pid: int) -> list[str]:
         names = os.listdir(directory)
     except (FileNotFoundError, ProcessLookupError):
         return []
-    # Standard output and error first: there it is nearly always.
+    # Standard output and error first, because the pipe is nearly always one of them.
     return [f"{directory}/{name}" for name in sorted(names, key=lambda name: (name not in ("1", "2"), name))]
 
 
 def inode(fd: int) -> int:
-    """The number by which the kernel knows the pipe behind a descriptor."""
+    """Return the inode number of the pipe behind a descriptor."""
     return os.fstat(fd).st_ino
 
 
 def name(pid: int) -> str:
-    """The command's name, as `ps -o comm` shows it; "" where there is no such process."""
+    """Return the command's name, as `ps -o comm` shows it; "" if there is no such process."""
     try:
         with open(f"/proc/{pid}/comm", "rb") as file:
             return file.read().decode(errors="replace").rstrip("\n")
@@ -135,8 +139,10 @@ def name(pid: int) -> str:
 
 
 def read_write_pipe(pid: int, fd: int) -> int:
-    """The inode of the pipe that a process has open for reading and writing at this descriptor; 0 where it is anything
-    else. The keeper opens log pipes so, and hardly anybody else does."""
+    """Return the inode of the pipe that a process has open read-write at this descriptor; 0 for anything else.
+
+    The keeper opens log pipes this way; hardly any other program does.
+    """
     try:
         target = os.readlink(f"/proc/{pid}/fd/{fd}")
         with open(f"/proc/{pid}/fdinfo/{fd}") as file:

@@ -1,10 +1,10 @@
 """System calls that Python 3.11 does not wrap: clone3, unshare, setns, prctl, signalfd, and the loopback interface.
 
-Each raises OSError with the kernel's errno, its plain text in `strerror`, and what was tried in `filename`. The library
-is opened as `PyDLL`, so calls keep the interpreter's lock: they are short, their callers have one thread, and clone3
-must keep it, as the child has to come into the world holding the lock that its only thread needs.
+Each raises OSError with the kernel's errno, its text in `strerror`, and the attempted operation in `filename`. The
+library is opened as `PyDLL`, so calls keep the interpreter's lock: they are short, their callers have one thread, and
+clone3 must keep it, because the child must start with the lock held that its only thread needs.
 
-System call numbers from 424 on are the same on every architecture, so they can be written down here.
+System call numbers from 424 on are the same on every architecture, so they are constants here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import socket
 import struct
 import sys
 
-TYPE_CHECKING = False  # `import typing` costs milliseconds, and the keeper's start is on the way of every recovery
+TYPE_CHECKING = False  # `import typing` costs milliseconds, and every recovery waits for the keeper's start
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -52,13 +52,13 @@ for _hook in (_python.PyOS_BeforeFork, _python.PyOS_AfterFork_Parent, _python.Py
 
 
 def fail(what: str) -> OSError:
-    """The OSError for the errno that the last call through `libc` left behind."""
+    """Return the OSError for the errno of the last call through `libc`."""
     number = ctypes.get_errno()
     return OSError(number, os.strerror(number), what)
 
 
 def clone3(flags: int, cgroup: int = -1) -> tuple[int, int]:
-    """Fork into new namespaces and, with a descriptor of a cgroup v2 directory, straight into that cgroup.
+    """Fork into new namespaces and, with a descriptor of a cgroup v2 directory, directly into that cgroup.
 
     Returns (pid, pidfd) in the parent and (0, -1) in the child. The process must have one thread.
 
@@ -72,7 +72,7 @@ def clone3(flags: int, cgroup: int = -1) -> tuple[int, int]:
     if cgroup >= 0:
         args[0] |= CLONE_INTO_CGROUP
         args[10] = cgroup
-    # A raw clone3 does not pass through fork(3), so the interpreter's own preparations for a fork are called by hand.
+    # A raw clone3 does not pass through fork(3), so the interpreter's own fork hooks are called explicitly.
     _python.PyOS_BeforeFork()
     pid = libc.syscall(SYS_CLONE3, args, ctypes.sizeof(args))
     if pid == 0:
@@ -92,10 +92,10 @@ _bare_syscall.argtypes = (ctypes.c_long, ctypes.c_void_p, ctypes.c_long)
 
 
 def bare_clone3(flags: int, cgroup: int = -1, exit_signal: int = 0) -> int:
-    """Fork with next to no writing to memory: the pid, 0 in the child, or an errno below 0.
+    """Fork with almost no writes to memory: return the pid, 0 in the child, or a negated errno.
 
-    For a process that has one thread, and no use for what modules do after a fork (os.register_at_fork). `exit_signal`
-    is 0 together with CLONE_PARENT, which takes the caller's own, clone(2).
+    For a process that has one thread, and does not need the hooks that modules run after a fork (os.register_at_fork).
+    `exit_signal` must be 0 together with CLONE_PARENT, which uses the caller's own, clone(2).
     """
     _bare_args[0] = flags if cgroup < 0 else flags | CLONE_INTO_CGROUP
     _bare_args[4] = exit_signal
@@ -104,7 +104,7 @@ def bare_clone3(flags: int, cgroup: int = -1, exit_signal: int = 0) -> int:
 
 
 def bare_clone3_with(args: ctypes.Array[ctypes.c_uint64]) -> int:
-    """The same, with a struct clone_args of 11 numbers."""
+    """Fork like `bare_clone3`, with a struct clone_args of 11 numbers."""
     pid = int(_bare_syscall(SYS_CLONE3, ctypes.addressof(args), ctypes.sizeof(args)))
     return pid if pid >= 0 else -ctypes.get_errno()
 
@@ -122,7 +122,7 @@ def setns(fd: int, kind: int = 0) -> None:
 
 
 def prctl(option: int, value: int | bytes, what: str) -> None:
-    """prctl(2) with one argument, a number or the address of a string; `what` is for the error's text."""
+    """Call prctl(2) with one argument, a number or a string; `what` describes the operation in errors."""
     argument = ctypes.c_char_p(value) if isinstance(value, bytes) else ctypes.c_ulong(value)
     zero = ctypes.c_ulong(0)
     if libc.prctl(option, argument, zero, zero, zero) != 0:
@@ -130,12 +130,12 @@ def prctl(option: int, value: int | bytes, what: str) -> None:
 
 
 def become_subreaper() -> None:
-    """Orphans among this process' descendants become its children, PR_SET_CHILD_SUBREAPER(2const)."""
+    """Make orphaned descendants children of this process, PR_SET_CHILD_SUBREAPER(2const)."""
     prctl(PR_SET_CHILD_SUBREAPER, 1, "become a subreaper")
 
 
 def set_no_new_privileges() -> None:
-    """No exec gives this process more privileges than it has, PR_SET_NO_NEW_PRIVS(2const)."""
+    """Ensure that no exec gives this process more privileges than it has, PR_SET_NO_NEW_PRIVS(2const)."""
     prctl(PR_SET_NO_NEW_PRIVS, 1, "set no_new_privs")
 
 
@@ -145,7 +145,7 @@ def set_dumpable() -> None:
 
 
 def set_process_name(name: str) -> None:
-    """What `ps -o comm` shows; 15 bytes at most, PR_SET_NAME(2const)."""
+    """Set the name that `ps -o comm` shows; 15 bytes at most, PR_SET_NAME(2const)."""
     prctl(PR_SET_NAME, name.encode(), "set the process name")
 
 
@@ -154,12 +154,12 @@ _bare_prctl.argtypes = (ctypes.c_long, ctypes.c_void_p)
 
 
 def process_name(name: str) -> ctypes.Array[ctypes.c_char]:
-    """For `bare_set_process_name`; to be made before the fork."""
+    """Make the argument for `bare_set_process_name`, before the fork."""
     return ctypes.create_string_buffer(name.encode())
 
 
 def bare_set_process_name(name: ctypes.Array[ctypes.c_char]) -> None:
-    """`set_process_name` with next to no writing to memory; it can't fail."""
+    """Set the process name with almost no writes to memory; cannot fail."""
     _bare_prctl(PR_SET_NAME, name)
 
 
@@ -171,7 +171,7 @@ def sethostname(name: str) -> None:
 
 
 def signalfd(signals: Iterable[int]) -> int:
-    """A non-blocking descriptor that gives one record of `SIGNALFD_SIGINFO_SIZE` bytes per signal, signalfd(2).
+    """Return a non-blocking descriptor that gives one record of `SIGNALFD_SIGINFO_SIZE` bytes per signal, signalfd(2).
 
     The signals must be blocked. The record's first four bytes are the signal's number.
     """
