@@ -106,7 +106,7 @@ class Exit:
         if self.failure is not None:
             return self.failure
         if self.unknown:
-            return "ended while nobody watched, exit status unknown"
+            return "exit status unknown (not supervised when it exited)"
         if self.signal is None:
             return f"exit code {self.code}"
         return (

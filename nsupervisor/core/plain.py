@@ -1,4 +1,4 @@
-"""Frozen classes as plain JSON values, and back: for what has to outlive the process, or to leave it.
+"""Convert frozen classes to JSON values and back, for data that outlives or leaves the process.
 
 An attribute is written under its wire name (`nsupervisor.wire`), never under its name in the code.
 
@@ -21,33 +21,37 @@ from nsupervisor.wire import wire_names
 
 T = TypeVar("T")
 _LEAVES = frozenset((type(None), bool, int, str))
-_IN_WORDS = {bool: "true or false", int: "a whole number", str: "a text", Decimal: "a number in a text"}
+_DESCRIPTIONS = {bool: "true or false", int: "a whole number", str: "a text", Decimal: "a number in a text"}
 
 
 def plain(value: Any, *, without: object = attrs.NOTHING) -> Any:
-    """`value` of dicts, lists, strings, numbers, true, false and null. Attributes that are ``without`` are left out;
-    `restored` then needs defaults for them."""
-    if type(value) is float:  # first what there is most of
+    """Convert a value to dicts, lists, strings, numbers, true, false and null.
+
+    Attributes whose value is `omit` are left out; `from_json` then needs defaults for them.
+    """
+    if type(value) is float:  # the most frequent case first
         return value if math.isfinite(value) else "max" if value > 0 else "-max"
     if value is None or type(value) in (int, str, bool):
         return value
     if isinstance(value, enum.Enum):
         return value.value
     if attrs.has(type(value)):
-        kind: Any = type(value)
-        names, _, values = _layout(kind)
+        cls: Any = type(value)
+        names, _, values = _layout(cls)
         pairs = zip(names, values(value), strict=True)
-        return {name: plain(one, without=without) for name, one in pairs if one is not without}
+        return {name: plain(item, without=without) for name, item in pairs if item is not without}
     if isinstance(value, Mapping):
-        return {key: plain(one, without=without) for key, one in value.items()}
+        return {key: plain(item, without=without) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [plain(one, without=without) for one in value]
+        return [plain(item, without=without) for item in value]
     return value
 
 
 def sparse(value: Any) -> Any:
-    """As `plain`, without the attributes that have their default: short, and five times as fast, for what is written
-    often."""
+    """Convert as `to_json`, without attributes that have their default.
+
+    The result is short, and the conversion five times as fast, for data that is written often.
+    """
     kind = type(value)
     if kind in _LEAVES:
         return value
@@ -68,113 +72,118 @@ def sparse(value: Any) -> Any:
 
 
 def restored(kind: type[T], data: Any, *, newer: bool = False) -> T:
-    """What `plain` made of a ``kind``. ValueError where it is something else. ``newer``: a later version may have
-    written it, so keys that are not known here are left out."""
+    """Convert the output of `to_json` back to an instance of `cls`.
+
+    Raises ValueError for other data. ignore_unknown: leave out unknown keys, which a later version may have
+    written.
+    """
     try:
-        made: T = _restored(kind, data, newer)
+        value: T = _convert(kind, data, newer)
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"has something else in its place: {error}") from None
-    return made
+    return value
 
 
-def _restored(kind: Any, data: Any, newer: bool) -> Any:
+def _convert(kind: Any, data: Any, newer: bool) -> Any:
     return _reader(kind, newer)(data)
 
 
 @cache
 def _reader(kind: Any, newer: bool) -> Callable[[Any], Any]:
-    """What makes a ``kind`` of plain values: put together once, as thousands of records are read at a take-over."""
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    """Build the reader of a type once per type, as a takeover reads thousands of records."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return _one_of([_reader(one, newer) for one in inner if one is not type(None)], type(None) in inner)
+        return _read_union(
+            [_reader(argument, newer) for argument in arguments if argument is not type(None)], type(None) in arguments
+        )
     if origin is typing.Literal:
-        return partial(_literal, inner)
+        return partial(_read_literal, arguments)
     if origin in (dict, Mapping):
-        return partial(_mapping, *(_reader(one, newer) for one in inner))
+        return partial(_read_mapping, *(_reader(argument, newer) for argument in arguments))
     if origin is tuple:
-        if inner[-1] is Ellipsis:
-            return partial(_items, _reader(inner[0], newer))
-        return partial(_parts, [_reader(one, newer) for one in inner])
+        if arguments[-1] is Ellipsis:
+            return partial(_read_items, _reader(arguments[0], newer))
+        return partial(_read_parts, [_reader(argument, newer) for argument in arguments])
     if attrs.has(kind):
-        return partial(_object, kind, newer)
+        return partial(_read_object, kind, newer)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return partial(_member, {one.value: one for one in kind})
+        return partial(_read_member, {member.value: member for member in kind})
     if kind is Decimal:
-        return lambda data: Decimal(data) if isinstance(data, str) else _checked(Decimal, data)
+        return lambda data: Decimal(data) if isinstance(data, str) else _check_type(Decimal, data)
     if kind is Any:
         return lambda data: data
     if kind is float:
-        return _number
-    return partial(_checked, kind)
+        return _read_number
+    return partial(_check_type, kind)
 
 
-def _object(kind: Any, newer: bool, data: Any) -> Any:
+def _read_object(kind: Any, newer: bool, data: Any) -> Any:
     if not isinstance(data, dict):
         raise ValueError(f"has {data!r} in place of an object")
-    readers = _readers(kind, newer)
-    given = {}
-    for name, one in data.items():
+    readers = _field_readers(kind, newer)
+    values = {}
+    for name, item in data.items():
         if (reader := readers.get(name)) is not None:
-            given[reader[0]] = reader[1](one)
+            values[reader[0]] = reader[1](item)
         elif not newer:
             raise ValueError(f"has the key {name!r}, which is not known here")
     try:
-        return kind(**given)
-    except TypeError:  # only where one without a default is missing, as all are checked by their readers
-        missing = [name for name, (argument, _, needed) in readers.items() if needed and argument not in given]
+        return kind(**values)
+    except TypeError:  # only an attribute without a default can be missing, as the readers check the others
+        missing = [name for name, (argument, _, needed) in readers.items() if needed and argument not in values]
         raise ValueError(f"lacks {', '.join(missing)}") from None
 
 
-def _mapping(of_key: Callable[[Any], Any], of_value: Callable[[Any], Any], data: Any) -> Any:
+def _read_mapping(read_key: Callable[[Any], Any], read_value: Callable[[Any], Any], data: Any) -> Any:
     if not isinstance(data, dict):
         raise ValueError(f"has {data!r} in place of an object")
-    return {of_key(key): of_value(one) for key, one in data.items()}
+    return {read_key(key): read_value(item) for key, item in data.items()}
 
 
-def _items(read: Callable[[Any], Any], data: Any) -> Any:
+def _read_items(read: Callable[[Any], Any], data: Any) -> Any:
     if not isinstance(data, list):
         raise ValueError(f"has {data!r} in place of a list")
-    return tuple(read(one) for one in data)
+    return tuple(read(item) for item in data)
 
 
-def _parts(readers: Sequence[Callable[[Any], Any]], data: Any) -> Any:
+def _read_parts(readers: Sequence[Callable[[Any], Any]], data: Any) -> Any:
     if not isinstance(data, list):
         raise ValueError(f"has {data!r} in place of a list")
-    return tuple(read(one) for read, one in zip(readers, data, strict=True))
+    return tuple(read(item) for read, item in zip(readers, data, strict=True))
 
 
-def _literal(values: Sequence[Any], data: Any) -> Any:
+def _read_literal(values: Sequence[Any], data: Any) -> Any:
     if data not in values:
         raise ValueError(f"has {data!r} in place of one of {values!r}")
     return data
 
 
-def _member(members: Mapping[Any, Any], data: Any) -> Any:
+def _read_member(members: Mapping[Any, Any], data: Any) -> Any:
     if data not in members:
         raise ValueError(f"has {data!r} in place of one of {', '.join(map(repr, members))}")
     return members[data]
 
 
-def _number(data: Any) -> Any:
+def _read_number(data: Any) -> Any:
     if data in ("max", "-max"):
         return math.inf if data == "max" else -math.inf
-    return _checked(float | int, data)
+    return _check_type(float | int, data)
 
 
-def _checked(kind: Any, data: Any) -> Any:
+def _check_type(kind: Any, data: Any) -> Any:
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
-        raise ValueError(f"has {data!r} in place of {_IN_WORDS.get(kind, 'a number')}")
+        raise ValueError(f"has {data!r} in place of {_DESCRIPTIONS.get(kind, 'a number')}")
     return data
 
 
-def _one_of(readers: Sequence[Callable[[Any], Any]], optional: bool) -> Callable[[Any], Any]:
+def _read_union(readers: Sequence[Callable[[Any], Any]], optional: bool) -> Callable[[Any], Any]:
     def read(data: Any) -> Any:
         if data is None and optional:
             return None
         problems = []
-        for one in readers:
+        for reader in readers:
             try:
-                return one(data)
+                return reader(data)
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 problems.append(str(error))
         raise ValueError("; ".join(problems))
@@ -184,28 +193,32 @@ def _one_of(readers: Sequence[Callable[[Any], Any]], optional: bool) -> Callable
 
 @cache
 def _layout(cls: type) -> tuple[tuple[str, ...], tuple[Any, ...], Any]:
-    """The wire names of a class' attributes, their defaults (something that equals nothing else for one without), and
-    how to get all their values."""
-    stored = wire_names(cls)
-    names = [attribute.name for attribute in stored.values()]
+    """Return the wire names of a class' attributes, their defaults, and a getter for all values.
+
+    An attribute without a default has a placeholder that equals nothing else.
+    """
+    fields = wire_names(cls)
+    names = [attribute.name for attribute in fields.values()]
     defaults: list[Any] = []
-    for attribute in stored.values():
+    for attribute in fields.values():
         default: Any = attribute.default
         if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
             default = default.factory() if not default.takes_self else object()
         defaults.append(object() if default is attrs.NOTHING else default)
-    if len(names) < 2:  # for which attrgetter gives no tuple
-        return tuple(stored), tuple(defaults), lambda value: tuple(getattr(value, name) for name in names)
-    return tuple(stored), tuple(defaults), operator.attrgetter(*names)
+    if len(names) < 2:  # attrgetter of one name returns no tuple
+        return tuple(fields), tuple(defaults), lambda value: tuple(getattr(value, name) for name in names)
+    return tuple(fields), tuple(defaults), operator.attrgetter(*names)
 
 
 @cache
-def _readers(kind: type, newer: bool) -> Mapping[str, tuple[str, Callable[[Any], Any], bool]]:
-    """By wire name: the argument of the class, what reads its value, and whether it has no default. Not made before the
-    first object is read, as a class may have itself inside."""
+def _field_readers(kind: type, newer: bool) -> Mapping[str, tuple[str, Callable[[Any], Any], bool]]:
+    """Map wire names to the class' argument, the reader of its value, and whether it is required.
+
+    The readers are built when the first object is read, as a class may contain itself.
+    """
     hints = typing.get_type_hints(kind)
-    found = {}
+    readers = {}
     for name, attribute in wire_names(kind).items():
-        read, needed = _reader(hints[attribute.name], newer), attribute.default is attrs.NOTHING
-        found[name] = (attribute.alias or attribute.name, read, needed)
-    return found
+        read, is_required = _reader(hints[attribute.name], newer), attribute.default is attrs.NOTHING
+        readers[name] = (attribute.alias or attribute.name, read, is_required)
+    return readers

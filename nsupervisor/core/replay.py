@@ -1,24 +1,25 @@
-"""A trace through another configuration: what would have been done, beside what was done.
+"""Replay a trace through another configuration, and compare the simulated actions with the recorded ones.
 
-Each workload of the trace has a mind of the configuration that is tried, and takes in what the trace tells. As long as
-its life is what the recorded one was, that is exact: with an unchanged configuration the same deeds come out, at the
-same times.
+Each workload of the trace has a decision state with the tried configuration, and receives the inputs of the trace. As
+long as its lifecycle equals the recorded one, the result is exact: with an unchanged configuration the same actions
+come out, at the same times.
 
-When the two lives come *apart* (this one restarts where that one did not, or the other way round), the trace knows
-nothing of this program any more: its readings and its facts are another life's. So, until both have begun anew:
+When the two lifecycles *diverge* (this one restarts while that one does not, or the other way round), the trace no
+longer describes this program: its observations and its events are those of another lifecycle. So, until both have
+started a new generation:
 
-* no reading is shown to the rules, and no fact is told;
-* what this life asks for is assumed to work at once: a program that is started runs, and is ready; one that is told to
-  stop ends, by that signal, and leaves nobody behind; one that runs goes on running quietly;
-* its own deadlines pass when they are due, and people's wishes are heard as they were.
+* no observation reaches the rules, and no event reaches the lifecycle;
+* every action is assumed to succeed at once: a program that is started runs, and is ready; one that is asked to stop
+  exits from that signal, and leaves no process behind; one that runs continues without events;
+* its own deadlines pass when they are due, and operators' commands apply as they were recorded.
 
-When each has started a generation since, the recorded program stands for this one: readings and facts count again, the
-first values of counters as a base line. Whatever is done from the first parting on is marked ``after``: it may have
-come otherwise. So is what is done after a rule that is not in the trace's configuration sent a signal or set a limit
-(or one that is there, and no longer here, did): that may have changed what the program did, too.
+When each has started a generation since, the recorded program stands for this one: observations and events count again,
+the first values of counters as a baseline. Every action after the first divergence is marked `diverged`: it is a guess.
+So is every action after a rule that is not in the trace's configuration has sent a signal or set a limit (or one that
+is there, and no longer here, did): that may have changed the behaviour of the program, too.
 
-Rules of groups and of the host choose their victims among these lives (`nsupervisor.core.replay_groups`). Of a trace
-that has no groups, what such a rule did is done to the simulated life, too.
+Rules of groups and of the host choose their victims among these lifecycles (`nsupervisor.core.replay.group`). If the
+trace has no groups, the recorded actions of such rules apply to the simulated lifecycle, too.
 
 Everything is a function of the configuration, the trace, and the seed of the jitter that the trace does not have.
 """
@@ -54,37 +55,41 @@ from nsupervisor.core.trace import (
 )
 
 _UP = frozenset({State.STARTING, State.RUNNING, State.READY})
-_TREATS = ("signal", "set")
-"""Actions of rules that change how a program goes on, and leave its life as it is."""
+_PROGRAM_EFFECTS = ("signal", "set")
+"""Rule actions that change how a program continues, and leave its lifecycle as it is."""
 
 
 @attrs.frozen
 class Result:
-    """What a simulation found."""
+    """The result of a simulation."""
 
     rows: tuple[Row, ...]
     warnings: tuple[str, ...]
     parted: Mapping[str, float]
-    """Workloads whose simulated life came apart from the recorded one, and their groups, and when."""
+    """Workloads and groups whose simulated lifecycle diverged from the recorded one, with the time of it."""
     seconds: float
-    """How long the trace is."""
+    """The duration of the trace, in seconds."""
     groups: frozenset[str] = frozenset()
-    """The names among these that are of groups, or the host's."""
+    """The names in `diverged_at` and in the rows that belong to groups or to the host."""
 
 
 def simulate(config: Config, trace: Trace, seed: int = 0) -> Result:
-    """Replay a trace through a configuration."""
+    """Replay a trace through a configuration; `seed` determines the jitter."""
     recorded: Mapping[str, Line] = trace.head["workloads"]
     lives: dict[str, Replayed] = {}
     warnings: list[str] = []
-    for name, known in recorded.items():
+    for name, recorded_config in recorded.items():
         workload = config.workloads.get(name.partition("@")[0])
         if workload is None:
             warnings.append(f"{name} is in the trace, but not in the configuration: nothing would have been done")
         else:
-            lives[name] = Replayed(name, workload, known, random.Random(f"{seed}:{name}"), lambda: groups)  # noqa: S311 - jitter
-    told = {name.partition("@")[0] for name in recorded}
-    warnings += [f"{name} is not in the trace: nothing is known of it" for name in config.workloads if name not in told]
+            lives[name] = Replayed(name, workload, recorded_config, random.Random(f"{seed}:{name}"), lambda: groups)  # noqa: S311 - jitter
+    recorded_workloads = {name.partition("@")[0] for name in recorded}
+    warnings += [
+        f"{name} is not in the trace: nothing is known of it"
+        for name in config.workloads
+        if name not in recorded_workloads
+    ]
     groups = ReplayedGroups(config, trace, lives)
     others: list[Done] = []
     end = trace.began
@@ -95,74 +100,74 @@ def simulate(config: Config, trace: Trace, seed: int = 0) -> Result:
                 if name in lives:
                     lives[name].sampled(line["t"], snapshot, line.get("whole", {}).get(name, ()))
             groups.sampled(line)
-        elif (one := lives.get(line.get("of", ""))) is not None:
-            one.take(line)
+        elif (addressed := lives.get(line.get("of", ""))) is not None:
+            addressed.take(line)
         elif (group := groups.by_name.get(line.get("of", ""))) is not None:
             group.take(line)
         elif "of" in line:
             others += [Done(line["t"], deed) for deed in line.get("did", ())]
-    for one in lives.values():
-        one.advance(end)
-        warnings += one.warnings()
+    for life in lives.values():
+        life.advance(end)
+        warnings += life.warnings()
     warnings += groups.warnings()
     if not trace.complete:
         warnings.append("the trace has no end: it was cut off, and something may be missing")
-    rows = [row for one in lives.values() for row in one.rows(trace.began)]
-    gone = [name for name in recorded if name not in lives]
-    rows += [row for name in gone for row in pairs(name, _deeds_of(trace, name), [], trace.began)]
-    rows += [row for one in groups.by_name.values() for row in pairs(one.name, one.was, one.would, trace.began)]
-    rows.sort(key=lambda row: row.at)  # it is stable: what is done at one time stays in order
-    times = {name: one.parted for name, one in lives.items()} | groups.parted()
+    rows = [row for life in lives.values() for row in life.rows(trace.began)]
+    missing = [name for name in recorded if name not in lives]
+    rows += [row for name in missing for row in pairs(name, _recorded_actions(trace, name), [], trace.began)]
+    rows += [row for life in groups.by_name.values() for row in pairs(life.name, life.was, life.would, trace.began)]
+    rows.sort(key=lambda row: row.at)  # a stable sort: actions at one time keep their order
+    times = {name: life.parted for name, life in lives.items()} | groups.parted()
     parted = {name: round(at - trace.began, 6) for name, at in times.items() if at is not None}
     return Result(tuple(rows), tuple(warnings), parted, round(end - trace.began, 6), frozenset(groups.by_name))
 
 
 @attrs.define(eq=False)
 class Replayed:
-    """One workload of the simulation."""
+    """One workload of the simulation, with its recorded and its simulated state."""
 
     name: str
     workload: Workload
     known: Line
-    """What the trace says of its configuration."""
+    """Its configuration as recorded in the trace."""
     chance: random.Random
     groups: Callable[[], ReplayedGroups]
     mind: Mind = attrs.field(init=False)
     own: Line = attrs.field(init=False)
-    """What a trace would say of this configuration."""
+    """The tried configuration, in the form of a trace."""
     same_rules: bool = attrs.field(init=False)
     apart: bool = False
-    """The trace knows nothing of this life just now."""
+    """The trace does not describe the current generation of this workload."""
     parted: float | None = None
     begun: bool = False
     recorded_begun: bool = False
-    """Each: a generation has begun since they came apart."""
+    """With `restarted`: each side has started a generation since they diverged."""
     offset: int = 0
-    """What its generations are ahead of the recorded ones."""
+    """The difference between the simulated and the recorded generation numbers."""
     recorded_due: int = 0
-    """How many of the recorded rules wait for their turns; where there are some, the rules of this life wait, too."""
+    """The number of pending recorded rules; while there are some, the simulated rules wait, too."""
     recorded_life: tuple[State, int, float | None] = (State.STOPPED, 0, None)
     seen: dict[str, dict[str, float]] = attrs.field(factory=dict)
-    """What the recorded rules saw last, by file; what is known from samples is apart from it."""
+    """The values of the latest recorded observation, by file; `sampled_files` has those of samples."""
     samples: dict[str, dict[str, float]] = attrs.field(factory=dict)
     limits: Mapping[str, float | None] = attrs.field(factory=dict)
     was: list[Done] = attrs.field(factory=list)
     would: list[Done] = attrs.field(factory=list)
     changed_at: float | None = None
     awaited: Fired | None = None
-    """What a group's rule asks for here as it did in the recording; the trace says when that was heard."""
+    """A group rule's firing that is recorded too; the trace says when it takes effect."""
     unrecorded: list[Fired] = attrs.field(factory=list)
-    """What rules of groups ask for here alone."""
+    """Firings of group rules that are not recorded."""
 
     def __attrs_post_init__(self) -> None:
         self.mind = Mind(Life(), Engine.of(self.workload.policy))
         self.own = settings(self.workload)
         self.same_rules = bare_rules(self.known) == bare_rules(self.own)
 
-    # ---- what the trace tells
+    # ---- lines of the trace
 
     def take(self, line: Line) -> None:
-        """A line about this workload."""
+        """Handle a line about this workload."""
         now = float(line["t"])
         self.advance(now)
         if "mind" in line:
@@ -182,28 +187,31 @@ class Replayed:
         elif "turn" in line or "event" in line:
             self._step(line)
 
-    def _hear(self, told: Sentence, now: float) -> None:
-        """A rule of a group had chosen this one. Where groups are tried, it has here, too, if that is awaited."""
+    def _hear(self, recorded: Sentence, now: float) -> None:
+        """Handle a recorded action of a group's rule on this workload.
+
+        If the trace has the group, the simulated group must have chosen this workload, too.
+        """
         fired, self.awaited = self.awaited, None
-        if told.fired.cause.group not in self.groups().by_name:
-            fired = told.fired
+        if recorded.fired.cause.group not in self.groups().by_name:
+            fired = recorded.fired
         if fired is not None and not self.apart:
-            self._think(Sentence(told.generation + self.offset, fired), now)
-        elif fired is None and told.fired.action == "signal" and not told.fired.rule.dry_run:
+            self._think(Sentence(recorded.generation + self.offset, fired), now)
+        elif fired is None and recorded.fired.action == "signal" and not recorded.fired.rule.dry_run:
             self._part(now)
 
     def hit(self, fired: Fired, now: float) -> None:
-        """A rule of a group has chosen this one, and had not in the recording."""
+        """Apply a group rule's action that the recording does not have."""
         self.unrecorded.append(fired)
         self._think(Sentence(self.mind.life.generation, fired), now)
         self._turns(now)
 
     def memory(self) -> float:
-        """What it uses, as far as is known."""
+        """Return the latest known memory usage in bytes."""
         return (self._known("memory.current") or {}).get("", 0.0)
 
     def sampled(self, now: float, snapshot: Mapping[str, Any], whole: Sequence[str]) -> None:
-        """What the files said, seen by the recorder alone: rules that the trace's service did not have look at it."""
+        """Handle values that only the recorder read; rules that the recorded service did not have observe them."""
         self.advance(now)
         learn(self.samples, snapshot, whole)
         if not self.exact and not self.apart:
@@ -211,8 +219,10 @@ class Replayed:
             self._turns(now)
 
     def advance(self, now: float) -> None:
-        """Let this life's own deadlines pass, up to ``now``. Where the recorded life has the same one, the trace tells
-        when that was heard."""
+        """Let the lifecycle's own deadlines pass, up to `now`.
+
+        If the recorded lifecycle has the same deadline, the trace says when it took effect.
+        """
         while (deadline := self.mind.life.deadline) is not None and deadline <= now:
             if not self.apart and self.recorded_life[2] is not None and abs(self.recorded_life[2] - deadline) < 1e-6:
                 return
@@ -223,14 +233,16 @@ class Replayed:
 
     @property
     def exact(self) -> bool:
-        """The rules see what the recorded ones saw, when they saw it."""
+        """Whether the rules observe exactly what the recorded ones did, at the same times."""
         return self.same_rules and self.parted is None
 
-    def _begin(self, told: Line) -> None:
-        """What was remembered when the recording began, or began anew for an instance that replaces another; of rules
-        that were there then, their memory, too."""
-        life = restored(Life, told["life"])
-        self.mind = Mind(life, remembered(self.mind.engine, self.own, self.known, told["memories"]))
+    def _begin(self, recorded: Line) -> None:
+        """Restore the state at the start of the recording, or at a restart of it for a replaced instance.
+
+        Rules that existed then keep their state.
+        """
+        life = restored(Life, recorded["life"])
+        self.mind = Mind(life, remembered(self.mind.engine, self.own, self.known, recorded["memories"]))
         self.recorded_life = life.state, life.generation, life.deadline
         self.apart, self.offset, self.recorded_due = False, 0, 0
 
@@ -238,12 +250,23 @@ class Replayed:
         learn(self.seen, snapshot, whole)
         if self.apart:
             return
-        seen = {file: dict(self.seen[file]) for file in snapshot}
+        observed = {file: dict(self.seen[file]) for file in snapshot}
         if not self.exact:
-            seen.pop(EXIT, None)  # the exit itself tells it (`_exit`), for the recorded rules may not have asked
-            others = [other for file in seen for other in self.mind.engine.together(file) if other not in seen]
-            seen |= {other: dict(known) for other in others if (known := self._known(other)) is not None}
-        self._think(Seen(seen, self.limits), now)
+            observed.pop(
+                EXIT, None
+            )  # the exit itself is observed in `_exit`, as the recorded rules may not reference it
+            joint_files = [
+                joint_file
+                for file in observed
+                for joint_file in self.mind.engine.together(file)
+                if joint_file not in observed
+            ]
+            observed |= {
+                joint_file: dict(latest)
+                for joint_file in joint_files
+                if (latest := self._known(joint_file)) is not None
+            }
+        self._think(Seen(observed, self.limits), now)
         if not self.exact:
             self._turns(now)
 
@@ -251,7 +274,7 @@ class Replayed:
         return self.samples.get(file, self.seen.get(file))
 
     def _exit(self, event: events.Exited, now: float, chance: float) -> None:
-        """As the service does: rules are told how a program ended, and have their turns, before its life is told."""
+        """Handle an exit as the service does: the rules observe it and run before the lifecycle does."""
         thoughts = []
         if event.generation == self.mind.life.generation and (facts := event.exit.facts()):
             thoughts.append(self._take(Seen({EXIT: facts}, self.limits), now, None))
@@ -262,13 +285,13 @@ class Replayed:
             self._follow(*thought, now)
 
     def _step(self, line: Line) -> None:
-        """An event, or a rule's turn."""
+        """Handle an event, a command, or a pending action."""
         now, what = float(line["t"]), happened(line)
         state, generation, deadline = line["life"]
         self.recorded_life = State(state), generation, deadline
         for deed in line.get("did", ()):
             self.was.append(Done(now, deed))
-            if deed["action"] in _TREATS and "cause" in deed and not self._has(deed["cause"]):
+            if deed["action"] in _PROGRAM_EFFECTS and "cause" in deed and not self._has(deed["cause"]):
                 self._part(now)
         if isinstance(what, events.Execed):
             self.recorded_begun = True
@@ -288,26 +311,26 @@ class Replayed:
             if self.mind.due and not self.recorded_due:
                 self._turns(now)
 
-    # ---- what this life makes of it
+    # ---- simulation
 
     def _think(self, what: Input, now: float, chance: float | None = None) -> None:
-        """Take in something, and see whether that parts this life from the recorded one."""
+        """Apply an input, and check whether the simulation diverges by it."""
         self._follow(*self._take(what, now, chance), now)
 
     def _take(self, what: Input, now: float, chance: float | None) -> tuple[Thought, bool]:
-        """Take in something, and note what would be done about it; with whether a rule's action treats the program."""
+        """Apply an input and record the simulated actions; return whether a rule's action affects the program."""
         before = self.mind.life
         thought = take(self.mind, what, Moment(now, self.chance.random() if chance is None else chance), self.workload)
         self.mind = thought.mind
-        guess = self.parted is not None or (
+        is_guess = self.parted is not None or (
             thought.due is not None and self.groups().doubtful(thought.due.fired.cause.group)
         )
-        self.would += [Done(now, deed, guess) for deed in deeds(before, thought, now)]
+        self.would += [Done(now, deed, is_guess) for deed in deeds(before, thought, now)]
         fired = None if thought.due is None or thought.due.fired.rule.dry_run else thought.due.fired
-        return thought, fired is not None and fired.action in _TREATS and not self._knows(fired)
+        return thought, fired is not None and fired.action in _PROGRAM_EFFECTS and not self._knows(fired)
 
     def _follow(self, thought: Thought, treats: bool, now: float) -> None:
-        """What comes of a thought; where the trace does not know that, what is assumed."""
+        """Handle the consequences of a transition; assume them while the trace does not know them."""
         if treats:
             self._part(now)
         if self._differs():
@@ -318,7 +341,7 @@ class Replayed:
             self._assume(thought, now)
 
     def _turns(self, now: float) -> None:
-        """All rules that wait have their turns; not before the recorded ones that wait have had theirs."""
+        """Run all pending rules, but not before the pending recorded ones have run."""
         if self.recorded_due or self.apart:
             return
         thoughts = []
@@ -328,7 +351,7 @@ class Replayed:
             self._follow(*thought, now)
 
     def _assume(self, thought: Thought, now: float) -> None:
-        """The trace cannot know what came of these actions: the program does as it is told, at once."""
+        """Assume that the program follows every action at once; the trace cannot contain the results."""
         generation = thought.mind.life.generation
         for action in thought.actions:
             match action:
@@ -343,19 +366,19 @@ class Replayed:
                     self._think(events.Exited(generation, Exit(signal=9), populated=False), now)
         self._rejoin(now)
 
-    # ---- together and apart
+    # ---- divergence
 
     def _differs(self) -> bool:
-        """This life is another than the recorded one."""
+        """Check whether this lifecycle differs from the recorded one."""
         life, (state, generation, _) = self.mind.life, self.recorded_life
-        alike = life.state is state or (life.state in _UP and state in _UP)
-        return not self.apart and not (alike and life.generation == generation + self.offset)
+        is_same_state = life.state is state or (life.state in _UP and state in _UP)
+        return not self.apart and not (is_same_state and life.generation == generation + self.offset)
 
     def _part(self, now: float) -> None:
         self.parted = now if self.parted is None else self.parted
 
     def _rejoin(self, now: float) -> None:
-        """Both have begun anew, and run: the recorded program stands for this one from here on."""
+        """Rejoin the trace: both sides have restarted and run, so the recorded program stands for this one."""
         if not (self.apart and self.begun and self.recorded_begun):
             return
         if self.mind.life.state not in _UP or self.recorded_life[0] not in _UP:
@@ -363,27 +386,29 @@ class Replayed:
         self.apart, self.offset = False, self.mind.life.generation - self.recorded_life[1]
         engine, counters = begun_anew(self.mind.engine)
         self.mind = Mind(self.mind.life, engine)
-        base_line = {file: dict(known) for file in counters if (known := self._known(file)) is not None}
+        base_line = {file: dict(latest) for file in counters if (latest := self._known(file)) is not None}
         self._think(Seen(base_line, self.limits), now)
 
     def _has(self, cause: Line) -> bool:
-        """The rule of the trace's configuration is in this one, too; those of groups come from outside of this life."""
+        """Check whether a recorded rule is in the tried configuration; rules of groups are not this workload's."""
         return (
             self.same_rules
             or "group" in cause
-            or any(bare(one) in bare_rules(self.own) for one in self.known["rules"] if one["name"] == cause["rule"])
+            or any(bare(rule) in bare_rules(self.own) for rule in self.known["rules"] if rule["name"] == cause["rule"])
         )
 
     def _knows(self, fired: Fired) -> bool:
-        """The rule of this configuration is in the trace's, too; one of a group had chosen this one there, too."""
+        """Check whether a tried rule is recorded too; a rule of a group must have chosen this workload there."""
         if fired.cause.group is not None:
             return fired not in self.unrecorded
-        return any(bare(one) in bare_rules(self.known) for one in self.own["rules"] if one["name"] == fired.rule.name)
+        return any(
+            bare(rule) in bare_rules(self.known) for rule in self.own["rules"] if rule["name"] == fired.rule.name
+        )
 
-    # ---- the end
+    # ---- results
 
     def warnings(self) -> Iterator[str]:
-        """What the trace could not tell."""
+        """Yield what the trace could not provide."""
         for rule in self.workload.policy:
             if what := unjudged(rule, self.known, self.samples, self.seen):
                 yield f"{self.name}: {rule.name} (line {rule.line}) cannot be judged: {what} was not recorded"
@@ -393,9 +418,9 @@ class Replayed:
             yield f"{self.name}: its configuration was changed during the recording; what came then is no longer exact"
 
     def rows(self, began: float) -> list[Row]:
-        """What was done, beside what would have been done."""
+        """Align the recorded actions with the simulated ones."""
         return pairs(self.name, self.was, self.would, began)
 
 
-def _deeds_of(trace: Trace, name: str) -> list[Done]:
+def _recorded_actions(trace: Trace, name: str) -> list[Done]:
     return [Done(line["t"], deed) for line in trace.lines if line.get("of") == name for deed in line.get("did", ())]

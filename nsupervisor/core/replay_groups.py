@@ -1,16 +1,17 @@
-"""The groups of a replay, and the host: their rules, and whom those would have hit.
+"""Groups of a replay, and the host: their rules and the victims of these.
 
-The rules of a group see what the trace has of it. Where they are those that were recorded, they see just what those
-saw, and have their turns when those had them; so the same configuration chooses the same members at the same times.
-Other rules see the samples, too, and have their turns at once. At a recorded turn each candidate weighs what it weighed
-then; at any other moment its memory is what the latest reading said, and its growth is measured from samples.
-Priorities and preferences are always those of the configuration that is tried.
+The rules of a group observe what the trace has of it. If they equal the recorded rules, they observe exactly what those
+did, and run when those ran; so the same configuration chooses the same members at the same times. Other rules observe
+the samples, too, and run at once. At a recorded choice each candidate has its recorded values; at any other moment its
+memory is the latest reading, and its growth is measured from samples. Priorities and preferences are always those of
+the tried configuration.
 
-An act that was also recorded leads to what the trace says: it helped, or it is the next one's turn. Of any other it is
-assumed that it helps at once.
+An action that was also recorded has the recorded outcome: it helped, or the next candidate follows. Any other action is
+assumed to help at once.
 
-While the life of a member is apart from the recorded one, what was read of the group is another group's, and its rules
-are not shown it. When all are together again, it begins anew, and what it does is a guess from then on.
+While the lifecycle of a member has diverged from the recorded one, the readings of the group belong to another history,
+and its rules do not observe them. When all members have rejoined, the group starts from a new baseline, and its actions
+are guesses from then on.
 """
 
 from __future__ import annotations
@@ -38,46 +39,59 @@ HOST = "host"
 PREFIX = "group/"
 
 
-def remembered(engine: Engine, own: Line, known: Line, told: Iterable[Any]) -> Engine:
-    """With the memory that the trace tells of for each rule that is in both configurations."""
-    pairs = [(rule, restored(Memory, one)) for rule, one in zip(bare_rules(known), told, strict=True)]
+def remembered(engine: Engine, own: Line, known: Line, recorded_states: Iterable[Any]) -> Engine:
+    """Restore the recorded state of each rule that is in both configurations."""
+    unmatched = [
+        (rule, restored(Memory, recorded_state))
+        for rule, recorded_state in zip(bare_rules(known), recorded_states, strict=True)
+    ]
     memories = list(engine.memories)
     for i, rule in enumerate(bare_rules(own)):
-        for pair in pairs:
+        for pair in unmatched:
             if pair[0] == rule and len(pair[1].atoms) == len(memories[i].atoms):
                 memories[i] = pair[1]
-                pairs.remove(pair)
+                unmatched.remove(pair)
                 break
     return attrs.evolve(engine, memories=tuple(memories))
 
 
 def begun_anew(engine: Engine) -> tuple[Engine, list[str]]:
-    """Rules that go on with another program: what they saw before is no base line for it. Cooldowns and escalations go
-    on. With the files whose first values are to be their base line."""
-    memories = (attrs.evolve(m, atoms=(AtomMemory(),) * len(m.atoms), since=None, spent=False) for m in engine.memories)
-    counters = {a.file for rule in engine.rules for a in rule.when.atoms if a.kind in ("counter", "stall")}
+    """Start rules from a new baseline, for another program; return the engine, and the files to read as the baseline.
+
+    Cooldowns and escalations continue.
+    """
+    memories = (
+        attrs.evolve(state, atoms=(AtomMemory(),) * len(state.atoms), since=None, spent=False)
+        for state in engine.memories
+    )
+    counters = {atom.file for rule in engine.rules for atom in rule.when.atoms if atom.kind in ("counter", "stall")}
     return attrs.evolve(engine, memories=tuple(memories)), sorted(counters)
 
 
 def unjudged(rule: Rule, known: Line, *files: Mapping[str, Mapping[str, float]]) -> str:
-    """What a rule looks at and no line tells of; "" where there is all of it. A stall that a recorded rule waited for
-    and of which nothing is told has not been."""
-    waited = {
-        (a.file, a.key) for one in known["rules"] for a in parse_condition(one["when"]).atoms if a.kind == "stall"
+    """Return the inputs of `rule` that the trace lacks, or "".
+
+    A stall watched by a recorded rule but never reported did not occur.
+    """
+    recorded_stalls = {
+        (stall_atom.file, stall_atom.key)
+        for recorded_rule in known["rules"]
+        for stall_atom in parse_condition(recorded_rule["when"]).atoms
+        if stall_atom.kind == "stall"
     }
     missing = [
         f"{atom.file} {atom.key or ''}".rstrip()
         for atom in rule.when.atoms
         if atom.file != EXIT
-        and (atom.file, atom.key) not in waited
-        and all(atom.of(told.get(atom.file, {})) is None for told in files)
+        and (atom.file, atom.key) not in recorded_stalls
+        and all(atom.of(values.get(atom.file, {})) is None for values in files)
     ]
     return " and ".join(dict.fromkeys(missing))
 
 
 @attrs.frozen
 class _Pending:
-    """A rule that has gone off, and waits for its turn."""
+    """A rule that fired and whose action is pending."""
 
     fired: Fired
     decided: float
@@ -85,7 +99,7 @@ class _Pending:
 
 @attrs.define
 class _Act:
-    """An act on a member that is under way, in the trace, too."""
+    """An action on a member that is in progress, in the trace, too."""
 
     group: ReplayedGroup
     pending: _Pending
@@ -94,8 +108,10 @@ class _Act:
 
 
 class ReplayedGroups:
-    """All groups of the configuration that is tried, as far as the trace has them; and those that only the trace has,
-    which have no rules here."""
+    """All groups of the tried configuration that the trace has, and the groups of the trace alone.
+
+    The latter have no rules here.
+    """
 
     def __init__(self, config: Config, trace: Trace, lives: Mapping[str, Replayed]) -> None:
         self.act: _Act | None = None
@@ -104,36 +120,36 @@ class ReplayedGroups:
         self.by_name: dict[str, ReplayedGroup] = {}
         for name, known in recorded.items():
             group = _group(config, name) or GroupConfig(name=name)
-            members = {one.name: one for one in lives.values() if name in _around(config, one.workload)}
+            members = {life.name: life for life in lives.values() if name in _enclosing_names(config, life.workload)}
             self.by_name[name] = ReplayedGroup(name, self, group, known, members)
 
     def parted(self) -> dict[str, float | None]:
-        """Since when what each group does is a guess, where that could be anything."""
-        return {one.name: one.parted for one in self.by_name.values()}
+        """Return since when each group's actions are guesses, if it can have any actions."""
+        return {group.name: group.parted for group in self.by_name.values()}
 
     def doubtful(self, name: str | None) -> bool:
-        """What this group's rules see is another group's: what they do is a guess."""
+        """Check whether a group's rules observe another history, so that their actions are guesses."""
         return name in self.by_name and self.by_name[name].doubtful
 
     def sampled(self, line: Line) -> None:
-        """What the files of groups said."""
+        """Handle the samples of groups' files."""
         for name, snapshot in line["sample"].items():
             if name in self.by_name:
                 self.by_name[name].sampled(line["t"], snapshot, line.get("whole", {}).get(name, ()))
 
     def settle(self, now: float) -> None:
-        """Rules that wait have their turns, where they may."""
+        """Run the pending rules that may run."""
         for group in self.by_name.values():
             group.settle(now)
 
     def hush(self, victim: Replayed, now: float) -> None:
-        """Something was done to a member: its groups wait for what it leads to."""
+        """Start the cooldown of a victim's groups, which wait for the outcome of the action."""
         for group in self.by_name.values():
             if victim.name in group.members:
                 group.engine, group.quiet_since = group.engine.hushed(now), now
 
     def warnings(self) -> Iterator[str]:
-        """What is not tried, and why; and what the trace could not tell."""
+        """Yield which rules are not tried and why, and what the trace could not provide."""
         for name in (*(PREFIX + name for name in self.config.groups), HOST):
             group = _group(self.config, name)
             if name not in self.by_name:
@@ -151,8 +167,8 @@ class ReplayedGroups:
                     f"{name} ({when}) of the recording is not in the configuration; what it did is done here all the "
                     "same"
                 )
-        for one in self.by_name.values():
-            yield from one.warnings(self.trace.began)
+        for replayed_group in self.by_name.values():
+            yield from replayed_group.warnings(self.trace.began)
 
     def _rules(self, name: str) -> Iterable[Any]:
         return self.config.host.policy if name == HOST else self.config.groups[name].policy
@@ -164,29 +180,29 @@ def _group(config: Config, name: str) -> GroupConfig | None:
     return config.groups.get(name.removeprefix(PREFIX))
 
 
-def _around(config: Config, workload: Workload) -> set[str]:
+def _enclosing_names(config: Config, workload: Workload) -> set[str]:
     return {HOST, *(PREFIX + group.name for group in config.around(workload))}
 
 
 @attrs.define(eq=False)
 class ReplayedGroup:
-    """One group of the simulation."""
+    """One group of the simulation, with its recorded and its simulated state."""
 
     name: str
     groups: ReplayedGroups
     config: GroupConfig
     known: Line
-    """What the trace says of its configuration."""
+    """Its configuration as recorded in the trace."""
     members: Mapping[str, Replayed]
     own: Line = attrs.field(init=False)
     engine: Engine = attrs.field(init=False)
     same_rules: bool = attrs.field(init=False)
     pending: list[_Pending] = attrs.field(factory=list)
     recorded_due: int = 0
-    """How many of the recorded rules wait for their turns; where there are some, the rules here wait, too."""
+    """The number of pending recorded rules; while there are some, the simulated rules wait, too."""
     quiet_since: float = float("-inf")
     blind: float | None = None
-    """Since when its rules see nothing, as the life of a member is apart."""
+    """The time since which the rules observe nothing, because a member has diverged."""
     growth: Growth = attrs.field(factory=Growth)
     seen: dict[str, dict[str, float]] = attrs.field(factory=dict)
     samples: dict[str, dict[str, float]] = attrs.field(factory=dict)
@@ -202,29 +218,29 @@ class ReplayedGroup:
 
     @property
     def apart(self) -> bool:
-        """The trace knows nothing of a member's life just now."""
-        return any(one.apart for one in self.members.values())
+        """Whether the trace does not describe the current generation of a member."""
+        return any(member.apart for member in self.members.values())
 
     @property
     def doubtful(self) -> bool:
-        """The life of a member has come apart from the recorded one, now or earlier."""
-        return any(one.parted is not None for one in self.members.values())
+        """Whether a member's lifecycle has diverged from the recorded one, now or earlier."""
+        return any(member.parted is not None for member in self.members.values())
 
     @property
     def parted(self) -> float | None:
-        """Since when it is doubtful, where it has rules that could have done something."""
-        times = [one.parted for one in self.members.values() if one.parted is not None]
+        """The time since which it is uncertain, if it has rules that could have acted."""
+        times = [member.parted for member in self.members.values() if member.parted is not None]
         return min(times, default=None) if self.own["rules"] or self.known["rules"] else None
 
     @property
     def exact(self) -> bool:
-        """The rules see what the recorded ones saw, when they saw it."""
+        """Whether the rules observe exactly what the recorded ones did, at the same times."""
         return self.same_rules and not self.doubtful
 
-    # ---- what the trace tells
+    # ---- lines of the trace
 
     def take(self, line: Line) -> None:
-        """A line about this group."""
+        """Handle a line about this group."""
         now = float(line["t"])
         for member in self.members.values():
             member.advance(now)
@@ -246,18 +262,18 @@ class ReplayedGroup:
             self._turn(now, line["choice"])
         elif "passed" in line:
             self.recorded_due = max(self.recorded_due - 1, 0)
-            one = next((one for one in self.pending if not one.fired.rule.dry_run), None)
-            if one is not None and self._late(one):
-                self.pending.remove(one)
+            superseded = next((superseded for superseded in self.pending if not superseded.fired.rule.dry_run), None)
+            if superseded is not None and self._late(superseded):
+                self.pending.remove(superseded)
             self.settle(now)
         elif "outcome" in line:
             self._came(now, line["outcome"])
 
     def sampled(self, now: float, snapshot: Mapping[str, Any], whole: Iterable[str]) -> None:
-        """What the files said, seen by the recorder alone."""
+        """Handle values that only the recorder read."""
         learn(self.samples, snapshot, tuple(whole))
         if self.growth.due(now):
-            alive = {name: one.memory() for name, one in self.members.items() if one.mind.life.alive}
+            alive = {name: member.memory() for name, member in self.members.items() if member.mind.life.alive}
             self.growth = self.growth.taken(now, alive)
         if not self.exact:
             self._see(now, {file: dict(values) for file, values in self.samples.items()})
@@ -269,66 +285,77 @@ class ReplayedGroup:
         if self.blind is not None:
             self.blind = None
             self.engine, counters = begun_anew(self.engine)
-            base_line = {file: dict(known) for file in counters if (known := self._known(file)) is not None}
+            base_line = {file: dict(latest) for file in counters if (latest := self._known(file)) is not None}
             self.engine, _ = self.engine.observe(base_line, self.limits, now)
         if not self.exact:
-            others = [other for file in snapshot for other in self.engine.together(file) if other not in snapshot]
-            snapshot |= {other: dict(known) for other in others if (known := self._known(other)) is not None}
+            joint_files = [
+                joint_file
+                for file in snapshot
+                for joint_file in self.engine.together(file)
+                if joint_file not in snapshot
+            ]
+            snapshot |= {
+                joint_file: dict(latest)
+                for joint_file in joint_files
+                if (latest := self._known(joint_file)) is not None
+            }
         self.engine, fired = self.engine.observe(snapshot, self.limits, now)
-        asked = Asked.by(fired)
-        self.would += [Done(now, telling(one, self.name), self.doubtful) for one in asked.told]
-        acts = (*asked.dry, *(() if asked.act is None else (asked.act,)))
-        self.pending += [_Pending(one, now) for one in acts]
+        firings = Asked.by(fired)
+        self.would += [Done(now, telling(firing, self.name), self.doubtful) for firing in firings.told]
+        acts = (*firings.dry, *(() if firings.act is None else (firings.act,)))
+        self.pending += [_Pending(firing, now) for firing in acts]
         self.settle(now)
 
     def _known(self, file: str) -> Mapping[str, float] | None:
         return self.samples.get(file, self.seen.get(file))
 
-    # ---- acts
+    # ---- actions
 
     def settle(self, now: float) -> None:
-        """Rules that have gone off have their turns; not before the recorded ones that wait have had theirs, and no act
-        while another one is under way."""
+        """Run the pending rules, but not before the pending recorded ones have run.
+
+        Only one action on a member is in progress at a time.
+        """
         if self.recorded_due:
             return
         waiting, self.pending = self.pending, []
-        for one in waiting:
-            if self.groups.act is not None and not one.fired.rule.dry_run:
-                self.pending.append(one)
+        for candidate in waiting:
+            if self.groups.act is not None and not candidate.fired.rule.dry_run:
+                self.pending.append(candidate)
             else:
-                self._hit(now, one, self._candidates(now), {}, None)
+                self._hit(now, candidate, self._candidates(now), {}, None)
 
-    def _turn(self, now: float, told: Line) -> None:
-        """A recorded rule has its turn, and so has the one of these that it stands for."""
-        act, tried, one = self.groups.act, {}, None
-        if not told["tried"]:
+    def _turn(self, now: float, choice: Line) -> None:
+        """Run the simulated rule that corresponds to a recorded choice."""
+        act, tried, match = self.groups.act, {}, None
+        if not choice["tried"]:
             self.recorded_due = max(self.recorded_due - 1, 0)
-            one = self._twin(told)
-        elif act is not None and act.group is self:  # what it did before has not helped
-            one, tried, self.groups.act = act.pending, act.tried, None
-        if one is not None:
-            self._hit(now, one, self._candidates(now, told["candidates"]), tried, told)
+            match = self._twin(choice)
+        elif act is not None and act.group is self:  # the previous action has not helped
+            match, tried, self.groups.act = act.pending, act.tried, None
+        if match is not None:
+            self._hit(now, match, self._candidates(now, choice["candidates"]), tried, choice)
         self.groups.settle(now)
 
     def _late(self, pending: _Pending) -> bool:
-        """Something was done to a member meanwhile."""
+        """Check whether an action on a member came after the rule fired."""
         return not pending.fired.rule.dry_run and self.quiet_since >= pending.decided
 
-    def _twin(self, told: Line) -> _Pending | None:
-        """Of the rules that wait the one that a recorded one is, or is most like."""
+    def _twin(self, choice: Line) -> _Pending | None:
+        """Remove and return the pending rule that a recorded choice belongs to, or the most similar one."""
 
-        def unlike(one: _Pending) -> tuple[bool, bool]:
-            return one.fired.rule.when.text != told["rule"]["when"], not self._alike(one.fired, told)
+        def distance(candidate: _Pending) -> tuple[bool, bool]:
+            return candidate.fired.rule.when.text != choice["rule"]["when"], not self._alike(candidate.fired, choice)
 
-        one = min(self.pending, key=unlike, default=None)  # the first of those that are alike
-        if one is not None:
-            self.pending.remove(one)
-        return one
+        nearest = min(self.pending, key=distance, default=None)  # the first of equally similar ones
+        if nearest is not None:
+            self.pending.remove(nearest)
+        return nearest
 
     def _hit(
-        self, now: float, pending: _Pending, candidates: Iterable[Candidate], tried: dict[str, str], told: Line | None
+        self, now: float, pending: _Pending, candidates: Iterable[Candidate], tried: dict[str, str], choice: Line | None
     ) -> None:
-        """Do it to the first candidate. ``told``: the recorded turn that this is."""
+        """Act on the first candidate. `choice`: the recorded choice that this is, if any."""
         fired = pending.fired
         if self.apart or (not tried and self._late(pending)):
             return
@@ -336,8 +363,8 @@ class ReplayedGroup:
         if name is None:
             return
         victim = self.members[name]
-        if told is not None and not victim.apart and self._alike(fired, told) and told["victim"] == name:
-            victim.awaited = sentence  # the trace says when it hears of it, and what comes of that
+        if choice is not None and not victim.apart and self._alike(fired, choice) and choice["victim"] == name:
+            victim.awaited = sentence  # the trace says when it takes effect, and with which outcome
             if not fired.rule.dry_run:
                 self.groups.act = _Act(self, pending, victim, tried)
             return
@@ -345,44 +372,50 @@ class ReplayedGroup:
             self.groups.hush(victim, now)
         victim.hit(sentence, now)
 
-    def _alike(self, fired: Fired, told: Line) -> bool:
-        rule, other = fired.rule, told["rule"]
-        return (fired.action, rule.dry_run) == (told["action"], other.get("dry_run", False)) and (
-            fired.action != "signal" or rule.signal == other.get("signal")
+    def _alike(self, fired: Fired, choice: Line) -> bool:
+        rule, recorded_rule = fired.rule, choice["rule"]
+        return (fired.action, rule.dry_run) == (choice["action"], recorded_rule.get("dry_run", False)) and (
+            fired.action != "signal" or rule.signal == recorded_rule.get("signal")
         )
 
-    def _came(self, now: float, told: Line) -> None:
+    def _came(self, now: float, outcome: Line) -> None:
         act = self.groups.act
-        if act is None or act.group is not self or act.victim.name != told["victim"]:
-            return  # of an act that was not done here
+        if act is None or act.group is not self or act.victim.name != outcome["victim"]:
+            return  # the outcome of an action that was not simulated
         self.groups.hush(act.victim, now)
-        if told["helped"]:
+        if outcome["helped"]:
             self.groups.act = None
             self.groups.settle(now)
         else:
-            act.tried = {**act.tried, act.victim.name: told["why"]}
+            act.tried = {**act.tried, act.victim.name: outcome["why"]}
 
-    def _candidates(self, now: float, told: Any = ()) -> list[Candidate]:
-        """Those that run, as they are now."""
-        then = {one.name: one for one in restored(tuple[Candidate, ...], list(told))}
-        found = []
+    def _candidates(self, now: float, recorded: Any = ()) -> list[Candidate]:
+        """Return the running members with their present values."""
+        recorded_candidates = {
+            candidate.name: candidate for candidate in restored(tuple[Candidate, ...], list(recorded))
+        }
+        candidates = []
         for name, member in self.members.items():
-            life, workload, was = member.mind.life, member.workload, then.get(name)
+            life, workload, recorded_candidate = member.mind.life, member.workload, recorded_candidates.get(name)
             if not life.alive:
                 continue
-            memory = was.memory if was is not None else member.memory()
-            growth = was.growth if was is not None else self.growth.of(name, now, memory)
-            age = was.age if was is not None and member.parted is None else now - life.started_at
-            found.append(Candidate(name, memory, growth, workload.priority, age, workload.managed_oom_preference))
-        return found
+            memory = recorded_candidate.memory if recorded_candidate is not None else member.memory()
+            growth = recorded_candidate.growth if recorded_candidate is not None else self.growth.of(name, now, memory)
+            age = (
+                recorded_candidate.age
+                if recorded_candidate is not None and member.parted is None
+                else now - life.started_at
+            )
+            candidates.append(Candidate(name, memory, growth, workload.priority, age, workload.managed_oom_preference))
+        return candidates
 
-    # ---- the end
+    # ---- results
 
     def warnings(self, began: float) -> Iterator[str]:
-        """What the trace could not tell."""
+        """Yield what the trace could not provide."""
         for rule in self.config.policy:
-            if what := unjudged(rule, self.known, self.samples, self.seen):
-                yield f"{rule.name} (line {rule.line}) cannot be judged: {what} of {self.name} was not recorded"
+            if missing := unjudged(rule, self.known, self.samples, self.seen):
+                yield f"{rule.name} (line {rule.line}) cannot be judged: {missing} of {self.name} was not recorded"
         if not self.own["rules"]:
             return
         if self.known["resources"] != self.own["resources"]:
@@ -392,7 +425,7 @@ class ReplayedGroup:
         if self.changed_at is not None:
             yield f"{self.name}: its configuration was changed during the recording; what came then is no longer exact"
         if self.blind is not None:
-            apart = ", ".join(sorted(name for name, one in self.members.items() if one.apart))
+            apart = ", ".join(sorted(name for name, member in self.members.items() if member.apart))
             yield (
                 f"{self.name}: from {self.blind - began:+.3f} on its rules see nothing: "
                 f"what was read is of the recorded life of {apart}"

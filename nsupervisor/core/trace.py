@@ -1,27 +1,27 @@
-"""Traces: what the minds of a service took in, and what they did about it, one JSON object a line.
+"""Traces: the inputs of a service's decisions and the resulting actions, one JSON object per line.
 
-The first line is the *head*: the format, the clock, the host, and of each workload what decided about it. The others
-have a time ``t``, in seconds of the service's monotonic clock and with all digits, and are one of::
+The first line is the *head*: the format, the clock, the host, and for each workload the settings that decide about it.
+The other lines have a time `t`, in seconds of the service's monotonic clock and with all digits, and are one of:
 
-    {"t", "of", "mind"}                         what was remembered of a workload when its recording began
-    {"t", "sample": {workload: {file: values}}} what the files said; the service's rules did not see it
+    {"t", "of", "mind"}                         the state of a workload when its recording began
+    {"t", "sample": {workload: {file: values}}} values of files that the service's rules did not observe
     {"t", "of", "limits"}                       the limits in force from here on
-    {"t", "of", "seen": {file: values}, "due"}  what the rules saw, and how many it set off; what is no news is left out
-    {"t", "of", "sentence"}                     a rule of a group, or of the host, had chosen this one
-    {"t", "of", "turn", "chance"}               a rule that had gone off had its turn
-    {"t", "of", "event", …, "chance"}           a fact, a wish, or a deadline that has passed
-    {"t", "of", "changed"}                      the configuration of it, from here on
+    {"t", "of", "seen": {file: values}, "due"}  an observation of the rules, changed values only; how many rules fired
+    {"t", "of", "sentence"}                     a rule of a group, or of the host, chose this workload
+    {"t", "of", "turn", "chance"}               the pending action of a rule ran
+    {"t", "of", "event", …, "chance"}           an event, a command, or a deadline that has passed
+    {"t", "of", "changed"}                      the configuration of the workload from here on
     {"t", "end"}                                why the recording ended
 
-Groups, and the host, are told of by ``limits``, ``sample``, ``seen`` and ``changed``, too, and by::
+Groups, and the host, have `limits`, `sample`, `seen` and `changed` lines, too, and:
 
-    {"t", "of", "group"}                        what was remembered of it when its recording began
-    {"t", "of", "choice"}                       a rule's turn, with all whom it may hit, and whom it does
-    {"t", "of", "passed"}                       a rule's turn, when something was done to a member meanwhile
-    {"t", "of", "outcome"}                      whether an act on a member has helped
+    {"t", "of", "group"}                        the state of the group when its recording began
+    {"t", "of", "choice"}                       a pending rule ran: all its candidates, and the victim
+    {"t", "of", "passed"}                       a pending rule did nothing, after an action on a member in between
+    {"t", "of", "outcome"}                      whether an action on a member has helped
 
-Turns and events tell what came of them: ``did``, a list of deeds, and ``life``, the state, generation and deadline.
-Of values only what has changed is written, unless a file has other keys than before (``whole``). `docs/simulate.md`
+The `turn` and `event` lines contain their effects: `did`, a list of action records, and `life`, the state, generation
+and deadline. Only changed values are written, unless a file has other keys than before (`whole`). `docs/simulate.md`
 describes all of it.
 """
 
@@ -48,16 +48,16 @@ from nsupervisor.wire import wire_names
 
 FORMAT = 2
 READABLE = (1, 2)
-"""Formats; the first one has no groups."""
+"""Formats that this version reads; format 1 has no groups."""
 Line = dict[str, Any]
 Deed = dict[str, Any]
-"""Something that was done: ``action`` and what belongs to it, ``cause`` of a rule's, ``why`` of all others."""
+"""The record of an action: `action` and its parameters, with the `cause` of a rule or the `why` of any other source."""
 
 LIFE_KEYS = (
     *("type", "restart", "restart_sec", "restart_max_delay_sec", "restart_reset_sec", "start_limit_burst"),
     *("start_limit_interval_sec", "success_exit_status", "kill_signal", "timeout_start_sec", "timeout_stop_sec"),
 )
-"""What the lifecycle reads of a workload."""
+"""Keys of a workload that the lifecycle reads."""
 
 EVENTS: Mapping[str, type[events.Event]] = {
     "Start": events.Start,
@@ -74,21 +74,23 @@ EVENTS: Mapping[str, type[events.Event]] = {
     "Emptied": events.Emptied,
     "Timeout": events.Timeout,
 }
-"""Events by their wire names."""
+"""Inputs of the lifecycle by their wire names."""
 _EVENT_NAMES: Mapping[type[events.Event], str] = {kind: name for name, kind in EVENTS.items()}
 
 
 class TraceError(ValueError):
-    """A file is no trace that can be used: which line, and why."""
+    """A file that is not a usable trace; the message says which line, and why."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is written of a workload, a thought
+# Writing: sections for workloads, rules and actions
 
 
 def settings(workload: Workload) -> Line:
-    """What decides about a workload. Defaults are left out of rules and resources, so that a key that is newer than a
-    trace makes no difference."""
+    """Return the settings that decide about a workload.
+
+    Leaves out the defaults of rules and resources, so a key that is newer than a trace makes no difference.
+    """
     keys = keys_of(Workload)
     return {
         "life": {key: plain(keys[key].get(workload)) for key in LIFE_KEYS},
@@ -98,81 +100,81 @@ def settings(workload: Workload) -> Line:
 
 
 def group_settings(group: Group) -> Line:
-    """What decides about a group, as `settings`."""
+    """Return the settings that decide about a group, as `workload_settings` does for a workload."""
     return {"rules": [rule_settings(rule) for rule in group.policy], "resources": sparse(group.resources)}
 
 
 def rule_settings(rule: Rule) -> Line:
-    """A rule: what differs from the defaults, and where it is written."""
+    """Return a rule's position and the keys that differ from the defaults."""
     return {"name": rule.name, "line": rule.line, "when": rule.when.text, **sparse(rule)}
 
 
-def bare_rules(told: Line) -> list[Line]:
-    """The rules of `settings`, each without its place in the file."""
-    return [bare(rule) for rule in told["rules"]]
+def bare_rules(section: Line) -> list[Line]:
+    """Return the rules of a section from `workload_settings`, each without its position in the file."""
+    return [bare(rule) for rule in section["rules"]]
 
 
 def bare(rule: Line) -> Line:
-    """A rule without its place in the file."""
+    """Return a rule without its position in the file."""
     return {key: value for key, value in rule.items() if key not in ("name", "line")}
 
 
 def deeds(old: Life, thought: Thought, now: float) -> list[Deed]:
-    """What is done because of a thought, in order."""
+    """Return the records of a transition's actions, in order."""
     life, due = thought.mind.life, thought.due
-    done: list[Deed] = []
+    records: list[Deed] = []
     if due is not None:
-        done.append(_of_rule(due.fired, generation=due.generation))
+        records.append(_rule_record(due.fired, generation=due.generation))
     if thought.event is not None:
-        done += [_deed(action, life) for action in thought.actions]
+        records += [_lifecycle_record(action, life) for action in thought.actions]
     if life.state is not old.state and life.state in (State.BACKOFF, State.FAILED):
         if life.state is State.FAILED:
-            done.append({"action": "give up", "generation": life.generation, "why": life.reason})
+            records.append({"action": "give up", "generation": life.generation, "why": life.reason})
         else:
             wait = round((life.deadline or now) - now, 6)
-            done.append({"action": "wait", "generation": life.generation, "delay_sec": wait, "why": life.reason})
-    return done
+            records.append({"action": "wait", "generation": life.generation, "delay_sec": wait, "why": life.reason})
+    return records
 
 
 def telling(fired: Fired, group: str) -> Deed:
-    """What a rule of a group does that concerns no member."""
-    return _of_rule(attrs.evolve(fired, cause=attrs.evolve(fired.cause, group=group)))
+    """Return the record of a group rule's action that affects no member."""
+    return _rule_record(attrs.evolve(fired, cause=attrs.evolve(fired.cause, group=group)))
 
 
-def _of_rule(fired: Fired, **about: Any) -> Deed:
+def _rule_record(fired: Fired, **context: Any) -> Deed:
     rule = fired.rule
     cause = {key: value for key, value in plain(fired.cause).items() if value is not None}
-    more: Deed = {"dry_run": True} if rule.dry_run else {}
+    fields: Deed = {"dry_run": True} if rule.dry_run else {}
     if fired.action == "signal":
-        more["signal"] = signal_name(rule.signal or 15)
+        fields["signal"] = signal_name(rule.signal or 15)
     if fired.settings:
-        more["set"] = plain(fired.settings)
-    return {"action": fired.action, **about, **more, "cause": cause}
+        fields["set"] = plain(fired.settings)
+    return {"action": fired.action, **context, **fields, "cause": cause}
 
 
-def _deed(action: Action, life: Life) -> Deed:
-    more: Deed = {}
+def _lifecycle_record(action: Action, life: Life) -> Deed:
+    fields: Deed = {}
     match action:
         case Spawn():
             name = "start"
         case Signal(signal=signum, everyone=everyone):
-            name, more = "signal", {"signal": signal_name(signum), **({"everyone": True} if everyone else {})}
+            name, fields = "signal", {"signal": signal_name(signum), **({"everyone": True} if everyone else {})}
         case Complain(text=text):
             return {"action": "complain", "generation": life.generation, "why": text}
         case _:
             name = {KillAll: "kill", FreezeAll: "freeze", ThawAll: "thaw"}[type(action)]
-    return {"action": name, "generation": life.generation, **more, "why": life.reason}
+    return {"action": name, "generation": life.generation, **fields, "why": life.reason}
 
 
-_Files = dict[str, dict[str, float]]
+_FileValues = dict[str, dict[str, float]]
 
 
 class Writer:
-    """Makes the lines of a trace. It remembers what it has told, to tell it once."""
+    """Writer of the lines of a trace; it remembers what it has written, to write only changes."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, _Files] = {}
-        self._sampled: dict[str, _Files] = {}
+        self._seen: dict[str, _FileValues] = {}
+        self._sampled: dict[str, _FileValues] = {}
         self._limits: dict[str, Limits] = {}
         self._workloads: dict[str, Workload] = {}
 
@@ -182,46 +184,49 @@ class Writer:
         groups: Mapping[str, tuple[Group, Sequence[str]]] | None = None,
         **about: Any,
     ) -> Line:
-        """The first line; the workloads by instance, the groups by their full names, with their members."""
+        """Return the first line: workloads by instance name, and groups by full name, with their members."""
         self._workloads = dict(workloads)
-        told = {
-            name: {**group_settings(one), "members": list(members)} for name, (one, members) in (groups or {}).items()
+        groups_head = {
+            name: {**group_settings(config), "members": list(members)}
+            for name, (config, members) in (groups or {}).items()
         }
         return {
             "trace": FORMAT,
             **about,
-            "workloads": {name: settings(one) for name, one in workloads.items()},
-            **({"groups": told} if told else {}),
+            "workloads": {name: settings(config) for name, config in workloads.items()},
+            **({"groups": groups_head} if groups_head else {}),
         }
 
     def begin(self, name: str, mind: Mind, now: float) -> Line:
-        """What is remembered of a workload; no rule of it waits for its turn."""
+        """Return the line with a workload's initial state; none of its rules is pending."""
         return {"t": now, "of": name, "mind": {"life": sparse(mind.life), "memories": sparse(mind.engine.memories)}}
 
     def begin_group(self, name: str, engine: Engine, quiet_since: float, now: float) -> Line:
-        """What is remembered of a group, and since when it waits for what an act leads to; no rule of it waits for its
-        turn."""
-        told = {"memories": sparse(engine.memories), "quiet_since": plain(quiet_since)}
-        return {"t": now, "of": name, "group": told}
+        """Return the line with a group's initial state; none of its rules is pending.
+
+        quiet_since: the time since which the group has waited for the outcome of an action.
+        """
+        state = {"memories": sparse(engine.memories), "quiet_since": plain(quiet_since)}
+        return {"t": now, "of": name, "group": state}
 
     def sample(self, now: float, of: Mapping[str, Snapshot]) -> Line:
-        """What the files of all workloads say."""
-        news, whole = {}, {}
+        """Return the line with the current values of all workloads' files."""
+        changes, whole = {}, {}
         for name, snapshot in of.items():
-            told, anew = self._news(self._sampled.setdefault(name, {}), snapshot)
-            news[name] = {file: values for file, values in told.items() if values}
-            if anew:
-                whole[name] = anew
-        return {"t": now, "sample": news, **({"whole": whole} if whole else {})}
+            changed, replaced = self._news(self._sampled.setdefault(name, {}), snapshot)
+            changes[name] = {file: values for file, values in changed.items() if values}
+            if replaced:
+                whole[name] = replaced
+        return {"t": now, "sample": changes, **({"whole": whole} if whole else {})}
 
     def limits(self, name: str, limits: Limits, now: float) -> Iterable[Line]:
-        """The limits in force, where they are news."""
+        """Yield a line with the limits in force, if they have changed."""
         if self._limits.get(name) != limits:
             self._limits[name] = dict(limits)
             yield {"t": now, "of": name, "limits": plain(limits)}
 
     def changed(self, name: str, workload: Workload, now: float) -> Iterable[Line]:
-        """What decides about a workload, where it is news."""
+        """Yield a line with the settings that decide about a workload, if they have changed."""
         old, self._workloads[name] = self._workloads[name], workload
         if old is not workload and settings(old) != settings(workload):
             yield {"t": now, "of": name, "changed": settings(workload)}
@@ -229,79 +234,82 @@ class Writer:
     def step(
         self, name: str, workload: Workload, before: Mind, what: Input, moment: Moment, thought: Thought
     ) -> Iterable[Line]:
-        """One step of a mind."""
-        now, of = moment.now, {"t": moment.now, "of": name}
+        """Yield the lines of one transition."""
+        now, prefix = moment.now, {"t": moment.now, "of": name}
         if name not in self._workloads:
-            return  # it has come by a reload, and the head does not have it
+            return  # a reload has added the workload, and the head does not contain it
         yield from self.changed(name, workload, now)
         if isinstance(what, Adopt):
             return
         if isinstance(what, Seen):
             yield from self.limits(name, what.limits, now)
             due = len(thought.mind.due) - len(before.due)
-            yield from self._saw(of, what.snapshot, thought.mind is not before, {"due": due} if due else {})
+            yield from self._saw(prefix, what.snapshot, thought.mind is not before, {"due": due} if due else {})
             return
         if isinstance(what, Sentence):
             fired = what.fired
-            told = {"generation": what.generation, "action": fired.action, "rule": rule_settings(fired.rule)}
-            yield {**of, "sentence": {**told, "cause": plain(fired.cause.record())}}
+            content = {"generation": what.generation, "action": fired.action, "rule": rule_settings(fired.rule)}
+            yield {**prefix, "sentence": {**content, "cause": plain(fired.cause.record())}}
             return
-        done, life = deeds(before.life, thought, now), thought.mind.life
-        told = {"turn": True} if isinstance(what, Turn) else {"event": _EVENT_NAMES[type(what)], **sparse(what)}
+        actions, life = deeds(before.life, thought, now), thought.mind.life
+        content = {"turn": True} if isinstance(what, Turn) else {"event": _EVENT_NAMES[type(what)], **sparse(what)}
         yield {
-            **of,
-            **told,
+            **prefix,
+            **content,
             "chance": moment.chance,
-            **({"did": done} if done else {}),
+            **({"did": actions} if actions else {}),
             "life": [life.state.value, life.generation, life.deadline],
         }
 
     def group(self, name: str, what: News, now: float) -> Iterable[Line]:
-        """Something that a group went through."""
-        of = {"t": now, "of": name}
+        """Yield the lines of one event of a group."""
+        prefix = {"t": now, "of": name}
         match what:
             case Saw(fired=fired):
                 yield from self.limits(name, what.limits, now)
-                asked = Asked.by(fired)
-                did = [telling(one, name) for one in asked.told]
-                more = {**({"due": asked.turns} if asked.turns else {}), **({"did": did} if did else {})}
-                yield from self._saw(of, what.snapshot, what.learnt, more)
+                firings = Asked.by(fired)
+                actions = [telling(firing, name) for firing in firings.told]
+                fields = {**({"due": firings.turns} if firings.turns else {}), **({"did": actions} if actions else {})}
+                yield from self._saw(prefix, what.snapshot, what.learnt, fields)
             case Chose(fired=fired):
-                told = {"action": fired.action, "rule": rule_settings(fired.rule), "victim": what.victim}
-                yield {**of, "choice": {**told, "candidates": plain(what.candidates), "tried": dict(what.tried)}}
+                choice = {"action": fired.action, "rule": rule_settings(fired.rule), "victim": what.victim}
+                yield {**prefix, "choice": {**choice, "candidates": plain(what.candidates), "tried": dict(what.tried)}}
             case Passed():
-                yield {**of, "passed": True}
+                yield {**prefix, "passed": True}
             case Came():
-                yield {**of, "outcome": plain(what)}
+                yield {**prefix, "outcome": plain(what)}
             case Became(config=config):
-                yield {**of, "changed": group_settings(config)}
+                yield {**prefix, "changed": group_settings(config)}
 
-    def _saw(self, of: Line, snapshot: Snapshot, learnt: bool, more: Line) -> Iterable[Line]:
-        """What rules saw, unless nobody has learnt anything from it."""
-        present = self._seen.setdefault(of["of"], {})
-        if learnt or any(present.get(file) != values for file, values in snapshot.items() if file != UPTIME):
-            news, whole = self._news(present, snapshot)
-            yield {**of, "seen": news, **({"whole": whole} if whole else {}), **more}
+    def _saw(self, of: Line, snapshot: Snapshot, learnt: bool, fields: Line) -> Iterable[Line]:
+        """Yield a line with an observation, unless no rule changed its state and no value has changed."""
+        known = self._seen.setdefault(of["of"], {})
+        if learnt or any(known.get(file) != values for file, values in snapshot.items() if file != UPTIME):
+            changes, whole = self._news(known, snapshot)
+            yield {**of, "seen": changes, **({"whole": whole} if whole else {}), **fields}
 
-    def _news(self, present: _Files, snapshot: Snapshot) -> tuple[dict[str, dict[str, Any]], list[str]]:
-        """Of each file the values that are news; and the files that have other keys than before, of which all are."""
-        news: dict[str, dict[str, Any]] = {}
+    def _news(self, known_files: _FileValues, snapshot: Snapshot) -> tuple[dict[str, dict[str, Any]], list[str]]:
+        """Return the changed values of each file, and the files that have other keys than before.
+
+        The latter are written completely.
+        """
+        changes: dict[str, dict[str, Any]] = {}
         whole: list[str] = []
         for file, values in snapshot.items():
-            known = present.get(file)
+            known = known_files.get(file)
             if known is not None and known.keys() != values.keys():
                 whole.append(file)
                 known = {}
             known = known or {}
-            news[file] = {key: plain(value) for key, value in values.items() if known.get(key) != value}
-            present[file] = dict(values)
-        return news, whole
+            changes[file] = {key: plain(value) for key, value in values.items() if known.get(key) != value}
+            known_files[file] = dict(values)
+        return changes, whole
 
 
-def sentence(told: Line) -> Sentence:
-    """What `Writer.step` told of one."""
-    rule, cause = told["rule"], told["cause"]
-    made = Rule(
+def sentence(data: Line) -> Sentence:
+    """Parse the group action that `TraceWriter.transition` wrote."""
+    rule, cause = data["rule"], data["cause"]
+    observed_rule = Rule(
         when=parse_condition(rule["when"]),
         action=rule["action"],
         signal=rule.get("signal"),
@@ -309,49 +317,49 @@ def sentence(told: Line) -> Sentence:
         name=rule.get("name", ""),
         line=rule.get("line", 0),
     )
-    fired = Fired(made, told["action"], restored(Cause, {"candidates": [], **cause}, newer=True))
-    return Sentence(told["generation"], fired)
+    fired = Fired(observed_rule, data["action"], restored(Cause, {"candidates": [], **cause}, newer=True))
+    return Sentence(data["generation"], fired)
 
 
 def encode(line: Line) -> bytes:
-    """One line."""
+    """Encode one line as JSON."""
     return json.dumps(line, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Reading
+# Reading: the whole file, with every line checked
 
 
 @attrs.frozen
 class Trace:
-    """A whole trace."""
+    """A complete trace, its lines already checked."""
 
     head: Line
     lines: tuple[Line, ...]
 
     @property
     def began(self) -> float:
-        """The time that others are shown against."""
+        """The time to which other times are relative."""
         began: float = self.head["clock"]["monotonic"]
         return began
 
     @property
     def complete(self) -> bool:
-        """Its last line says why it ended; else it was cut off."""
+        """Whether the last line says why the recording ended; otherwise the trace was cut off."""
         return bool(self.lines) and "end" in self.lines[-1]
 
 
 def read(data: bytes, path: str) -> Trace:
-    """A trace from the bytes of its file. TraceError where it is none, or of another format."""
+    """Parse the bytes of a trace file; TraceError if it is not a trace, or one of another format."""
     lines: list[Line] = []
     known: dict[str, Line] = {}
-    *whole, _cut = data.split(b"\n")  # what comes after the last newline was cut off in the middle
+    *whole, _truncated = data.split(b"\n")  # text after the last newline was cut off in the middle of a line
     for number, text in enumerate(whole, 1):
         try:
             line = json.loads(text)
         except ValueError as error:
             raise TraceError(f"{path}:{number}: is no JSON ({error}); is it a trace of `nsupervisor record`?") from None
-        if problem := _problem(line, known) if lines else _head_problem(line):
+        if problem := _line_problem(line, known) if lines else _head_problem(line):
             raise TraceError(f"{path}:{number}: {problem}")
         known |= (
             {line["of"]: line["changed"]} if "changed" in line else line.get("workloads", {}) | line.get("groups", {})
@@ -370,28 +378,28 @@ def _head_problem(line: Any) -> str:
         return f"is a trace of format {line['trace']}, but this version reads {formats}; use the one that wrote it"
     try:
         float(line["clock"]["monotonic"])
-        for one in line["workloads"].values():
-            _check_settings(one)
-        for one in line.get("groups", {}).values():
-            _check_group(one)
-            restored(tuple[str, ...], one["members"])
+        for section in line["workloads"].values():
+            _check_settings(section)
+        for section in line.get("groups", {}).values():
+            _check_group(section)
+            restored(tuple[str, ...], section["members"])
     except (KeyError, TypeError, AttributeError, ValueError):
         return "lacks the clock or the workloads that the head of a trace has"
     return ""
 
 
-def _check_settings(one: Any) -> None:
-    dict(one["life"])
-    _check_group(one)
+def _check_settings(section: Any) -> None:
+    dict(section["life"])
+    _check_group(section)
 
 
-def _check_group(one: Any) -> None:
-    dict(one["resources"])
-    for rule in one["rules"]:
+def _check_group(section: Any) -> None:
+    dict(section["resources"])
+    for rule in section["rules"]:
         str(rule["name"]), rule["when"]
 
 
-def _problem(line: Any, known: Mapping[str, Line]) -> str:
+def _line_problem(line: Any, known: Mapping[str, Line]) -> str:
     if not isinstance(line, dict) or not isinstance(line.get("t"), float | int):
         return "has no time; it is not a line of a trace"
     all_kinds = (
@@ -413,9 +421,9 @@ def _problem(line: Any, known: Mapping[str, Line]) -> str:
         elif kinds[0] == "sentence":
             sentence(line["sentence"])
         elif kinds[0] == "choice":
-            told = line["choice"]
-            restored(tuple[Candidate, ...], told["candidates"]), restored(dict[str, str], told["tried"])
-            restored(str | None, told["victim"]), str(told["action"]), dict(told["rule"])  # type: ignore[arg-type]
+            choice = line["choice"]
+            restored(tuple[Candidate, ...], choice["candidates"]), restored(dict[str, str], choice["tried"])
+            restored(str | None, choice["victim"]), str(choice["action"]), dict(choice["rule"])  # type: ignore[arg-type]
         elif kinds[0] == "outcome":
             restored(Came, line["outcome"])
         elif kinds[0] in ("mind", "group"):
@@ -446,7 +454,7 @@ def _problem(line: Any, known: Mapping[str, Line]) -> str:
 
 
 def happened(line: Line) -> Input:
-    """The input that a turn's or an event's line tells of."""
+    """Parse the input in a line with a pending action or an event."""
     if "turn" in line:
         return Turn()
     kind: Any = EVENTS[line["event"]]
@@ -455,7 +463,7 @@ def happened(line: Line) -> Input:
 
 
 def learn(present: dict[str, dict[str, float]], snapshot: Mapping[str, Any], whole: Sequence[str]) -> None:
-    """Take the news of a line into what is known of the files."""
+    """Apply the changed values of a line to the known values of the files."""
     for file in whole:
         present[file] = {}
     for file, values in snapshot.items():
@@ -463,7 +471,7 @@ def learn(present: dict[str, dict[str, float]], snapshot: Mapping[str, Any], who
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as `plain` has written them; ValueError where some are none."""
+    """Parse values that `to_json` has written; ValueError if one of them is not a number."""
     return {
         key: value if value is None or type(value) in (int, float) else restored(float, value)
         for key, value in values.items()
