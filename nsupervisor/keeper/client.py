@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import resource
 import signal
@@ -69,6 +70,8 @@ class Keeper:
     _gone: trio.Event = attrs.field(factory=trio.Event)
     on_answer: Callable[[str, float], None] | None = None
     """Called with what was asked for ("spawn") and the seconds until the answer."""
+    features: frozenset[str] = frozenset()
+    """What this keeper can do that one of the first version cannot."""
 
     async def spawn(
         self, spec: Mapping[str, Any], meanwhile: Callable[[], None] = _nothing, notify: int = -1
@@ -85,7 +88,8 @@ class Keeper:
             KeeperLost: nobody knows.
         """
         fds = () if notify < 0 else (notify,)
-        question = await self._ask({"do": "spawn", "spec": dict(spec)}, SpawnError, meanwhile, fds)
+        known = {key: value for key, value in spec.items() if key != "cover" or key in self.features}
+        question = await self._ask({"do": "spawn", "spec": known}, SpawnError, meanwhile, fds)
         assert question.reply is not None
         if len(question.fds) != _SPAWNED_FDS:  # it lives, but nobody could read what it says
             protocol.close_all(question.fds)
@@ -111,6 +115,12 @@ class Keeper:
         about = {"id": id, "name": id.rpartition("#")[0], "pid": pid, "started": started, "program": program}
         about["with_init"] = pid != program
         await self._ask({"do": "adopt", **about}, fds=fds)
+
+    async def protect(self, cgroups: Sequence[str]) -> None:
+        """Have the keeper refuse connections from processes in these cgroups, texts "CONTROLLERS:PATH" as
+        `nsupervisor.linux.peers` has them. A keeper of the first version cannot, and nothing is asked of it."""
+        if "protect" in self.features:
+            await self._ask({"do": "protect", "cgroups": list(cgroups)})
 
     async def execute(self, python: str, package: str) -> None:
         """Have the keeper become that of another version, in place: `package` is the folder that it is in. Ends with
@@ -311,8 +321,9 @@ def reaped(pid: int) -> bool:
 
 
 @asynccontextmanager
-async def open_keeper(runtime_directory: str | Path) -> AsyncIterator[Keeper]:
-    """Connect to the keeper of `runtime_directory` (which must exist), and start it if there is none.
+async def open_keeper(runtime_directory: str | Path, protected: Sequence[str] = ()) -> AsyncIterator[Keeper]:
+    """Connect to the keeper of `runtime_directory` (which must exist), and start it if there is none. Either way it
+    refuses connections from the cgroups `protected`, see `Keeper.protect`, if there are any.
 
     It lives on when this ends, unless it has no children. One supervisor is connected at a time, and the latest wins.
 
@@ -321,14 +332,16 @@ async def open_keeper(runtime_directory: str | Path) -> AsyncIterator[Keeper]:
         OSError: the directory can't be used.
     """
     directory, path = _paths(runtime_directory)
-    connection, pid = await _connect(directory, path)
+    connection, pid, features = await _connect(directory, path, protected)
     sender, events = trio.open_memory_channel[Execed | Ended](float("inf"))
-    keeper = Keeper(pid, events, connection, sender)
+    keeper = Keeper(pid, events, connection, sender, features=features)
     problem: Exception | None = None
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keeper._receive)
             try:
+                if protected:
+                    await keeper.protect(protected)
                 yield keeper
             except Exception as error:  # passed on below as it is, not in the nursery's group
                 problem = error
@@ -348,16 +361,16 @@ def _paths(runtime_directory: str | Path) -> tuple[Path, str]:
     return directory, path
 
 
-async def _connect(directory: Path, path: str) -> tuple[socket.socket, int]:
-    """A connection on which the keeper has said hello, and its pid."""
+async def _connect(directory: Path, path: str, protected: Sequence[str]) -> tuple[socket.socket, int, frozenset[str]]:
+    """A connection on which the keeper has said hello, its pid, and its features."""
     with trio.move_on_after(START_TIMEOUT):
         while True:
-            started = _start(directory, path)
+            started = _start(directory, path, protected)
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
                 connection.setblocking(False)
                 connection.connect(path)
-                return connection, await _hello(connection)
+                return connection, *await _hello(connection)
             except (FileNotFoundError, ConnectionError, BlockingIOError):
                 connection.close()
             except BaseException:
@@ -370,7 +383,7 @@ async def _connect(directory: Path, path: str) -> tuple[socket.socket, int]:
     raise KeeperLost(f"no keeper came up in {directory} within {START_TIMEOUT:g} s")
 
 
-async def _hello(connection: socket.socket) -> int:
+async def _hello(connection: socket.socket) -> tuple[int, frozenset[str]]:
     while True:
         await trio.lowlevel.wait_readable(connection)
         try:
@@ -383,7 +396,7 @@ async def _hello(connection: socket.socket) -> int:
         protocol.close_all(fds)
         if message.get("event") != "hello":
             raise KeeperLost(f"what listens in the runtime directory is no keeper: it says {message!r:.200}")
-        return int(message["pid"])
+        return int(message["pid"]), frozenset(message.get("features", ()))
 
 
 def _reap_failed(pid: int) -> None:
@@ -393,7 +406,7 @@ def _reap_failed(pid: int) -> None:
         raise KeeperLost(f"the keeper ended with exit status {code} when it started; standard error says why")
 
 
-def _start(directory: Path, path: str) -> int | None:
+def _start(directory: Path, path: str, protected: Sequence[str]) -> int | None:
     """Start a keeper unless one holds the lock; its pid. The socket listens before the keeper runs, so nobody waits."""
     lock = os.open(directory / protocol.LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -412,15 +425,16 @@ def _start(directory: Path, path: str) -> int | None:
             finally:
                 os.umask(umask)
             listener.listen(16)
-            return _execute(path, lock, listener.fileno())
+            return _execute(path, lock, listener.fileno(), protected)
     finally:
         os.close(lock)
 
 
-def _execute(path: str, lock: int, listener: int) -> int:
+def _execute(path: str, lock: int, listener: int, protected: Sequence[str]) -> int:
     """In a session of its own. The lock belongs to the open file that it inherits, so it holds it from the start."""
     package = str(Path(__file__).parents[2])
     argv = [sys.executable, *protocol.OPTIONS, protocol.START, package, path, f"{_BORN[0]}:{_BORN[1]}"]
+    argv += ["", json.dumps(protected)]
     # Above the fixed places, so that none overwrites the other.
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (lock, listener)]
     try:

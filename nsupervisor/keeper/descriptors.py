@@ -71,6 +71,25 @@ class Descriptors:
             self.birth = -1
 
 
+class Spare:
+    """Descriptors held for when no others are left: two, for a new connection and for what is read about its peer."""
+
+    __slots__ = ("_fds",)
+
+    def __init__(self) -> None:
+        self._fds: list[int] = []
+        try:
+            while len(self._fds) < 2:
+                self._fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError:  # the limit has been lowered below what is open
+            pass
+
+    def close(self) -> None:
+        """Make room for others."""
+        while self._fds:
+            os.close(self._fds.pop())
+
+
 def channel(fd: int) -> socket.socket:
     """Ours of two ends, for which the kernel adds to each message by which process it was sent, in our numbers."""
     end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)

@@ -3,8 +3,8 @@
 Every message has "v": 1. A body of more than 64 KiB travels in a memfd, and the datagram says {"v": 1, "memfd": true}.
 
     client → keeper   {"request": N, "do": "spawn" | "adopt" | "signal" | "acknowledge" | "list" | "execute" |
-                      "shutdown", …}
-    keeper → client   {"event": "hello", "pid"}                           first, on every connection
+                      "protect" | "shutdown", …}
+    keeper → client   {"event": "hello", "pid", "features": […]}          first, on every connection
                       {"event": "execed", "id", "pid"}
                       {"event": "ended", "id", "status", "failure"}       on each connection until acknowledged
                       {"event": "child", "reply": N, …} and descriptors   for each child, before the reply to "list";
@@ -15,11 +15,13 @@ Every message has "v": 1. A body of more than 64 KiB travels in a memfd, and the
 
 Descriptors of a child are the read ends of stdout and stderr, and its notify socket where it has one: that comes with
 "spawn", so that what a program says while no supervisor is there waits for the next. With "adopt" comes the program's
-pidfd, then the same. Used by both sides; standard library only.
+pidfd, then the same. "protect" names the "cgroups" (texts "CONTROLLERS:PATH", see linux/peers.py) whose processes may
+not connect. Used by both sides; standard library only.
 
 The two sides may be of different versions, as each is upgraded by itself. All keys and values are wire names, which
 never change. Either side ignores keys that it does not know, and the client ignores such events. A "spec" is the
-exception: an unknown key is refused, as a program must not start with less isolation than was asked for.
+exception: an unknown key is refused, as a program must not start with less isolation than was asked for. So "features"
+names what version 0.1.0 does not know, which sends no such list: the request "protect", the key "cover" of a "spec".
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ START = "import sys; sys.path.insert(0, sys.argv[1]); from nsupervisor.keeper.se
 has to be there, and to take these arguments, in every version.
 
 The arguments: the folder that the package is in; the socket's path; the limit on open files for programs, "soft:hard";
-and, of a keeper that goes on in place, the descriptor of its table."""
+for a keeper that goes on in place, the descriptor of its table, otherwise ""; and the cgroups of "protect" as JSON. The
+last two may be left out."""
 
 OPTIONS = ("-I", "-S", "-X", "utf8", "-c")
 

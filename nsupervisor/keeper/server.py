@@ -3,9 +3,13 @@
 One thread and one epoll: the signalfd (SIGCHLD, SIGTERM), the listening socket, the client, what the inits tell, and of
 each child the report of its set-up. Nothing here waits for a child or for a slow client. Standard library only.
 
-One client at a time: whoever connects takes over, as the supervisor that was there before is dead or about to be. It
-hears again of each end that was not acknowledged. A child's log pipes stay open here until then, so that no workload
-gets a SIGPIPE and no line is lost while no supervisor is there.
+One client at a time: a supervisor that connects replaces the one before, which is dead or hangs. It hears again of each
+end that was not acknowledged. A child's log pipes stay open here until then, so that no workload gets a SIGPIPE and no
+line is lost while no supervisor is there.
+
+Before a new connection replaces the client, its process is checked (linux/peers.py): it must have the keeper's own
+effective uid and user namespace, and be in no cgroup of the tree that the supervisor has named. A refused connection is
+closed at once and changes nothing else.
 
 The keeper leaves when it is told to and nothing lives, or by itself when it has neither a client nor a child.
 """
@@ -22,22 +26,23 @@ import select
 import signal
 import socket
 import sys
-import time
 from functools import partial
 
 from nsupervisor.keeper import child as setup
 from nsupervisor.keeper import protocol
 from nsupervisor.keeper.connection import Client
-from nsupervisor.keeper.descriptors import FIRST_FREE
+from nsupervisor.keeper.descriptors import FIRST_FREE, Spare
 from nsupervisor.keeper.exits import Exits
+from nsupervisor.keeper.records import Refusals, complain
 from nsupervisor.keeper.spawn import Child, SpawnError, spawn
 from nsupervisor.keeper.spec import Spec, SpecError
 from nsupervisor.keeper.zygote import Zygote
 from nsupervisor.linux import syscalls
+from nsupervisor.linux.peers import PeerRefused, Policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
 # Where the client that starts a keeper puts the descriptors that it hands over.
@@ -45,6 +50,8 @@ LOCK_FD, LISTENER_FD = 3, 4
 
 FIRST_CLIENT_TIMEOUT = 10.0  # seconds; who starts a keeper has its connection waiting already
 MESSAGES_PER_TURN = 32
+FEATURES = ("cover", "protect")
+"""What a client may use that the first version lacks: the key `cover` of a specification, and the request `protect`."""
 _ADOPTED_FDS = 3
 
 
@@ -52,30 +59,18 @@ class RequestError(Exception):
     """What a client asked for can't be done now; the text says why."""
 
 
-class _Spare:
-    """A descriptor held for when no other is left."""
-
-    __slots__ = ("_fd",)
-
-    def __init__(self) -> None:
-        try:
-            self._fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:  # the limit has been lowered below what is open
-            self._fd = -1
-
-    def close(self) -> None:
-        """Let somebody else have it."""
-        if self._fd >= 0:
-            os.close(self._fd)
-
-
 class Keeper:
     """The table of children and the loop."""
 
     def __init__(
-        self, listener: socket.socket, socket_path: str, lock: int = -1, before: dict[str, Any] | None = None
+        self,
+        listener: socket.socket,
+        socket_path: str,
+        lock: int = -1,
+        before: dict[str, Any] | None = None,
+        protected: Iterable[str] = (),
     ) -> None:
-        """`before`: what the keeper had in its version before."""
+        """`before`: what the keeper had in its version before. `protected`: as in the request `protect`."""
         self.lock = lock
         self.listener = listener
         self.socket_path = socket_path
@@ -88,7 +83,9 @@ class Keeper:
         self.exits = Exits(None if before is None else before["exits"])
         self.zygote = Zygote(self.exits.theirs)
         self.used_up: set[int] = set()  # namespaces of which another init is wanted in advance
-        self.spare = _Spare()
+        self.spare = Spare()
+        self.policy = Policy(protected, only_own_uid=True)
+        self.refusals = Refusals()
         self.had_client = False
         self.leaving = False
         self._watch(self.signals, self._on_signals)
@@ -205,19 +202,40 @@ class Keeper:
     # ---- the client
 
     def _on_connection(self) -> None:
-        self._drop_client()  # first, so that there is a descriptor for the new one
+        """Take one connection: others wait for the next round of the loop, so that a flood of them delays nothing."""
+        self.spare.close()
         try:
-            sock, _ = self.listener.accept()
-        except BlockingIOError:
-            return
-        sock.setblocking(False)
+            sock = self._accept()
+            if sock is None:
+                return
+            self._drop_client()  # first, so that there is a descriptor for the spares
+        finally:
+            self.spare = Spare()
         client = self.client = Client(sock)
         self.had_client = True
         self._watch(sock.fileno(), lambda: self._on_client(client))
-        self._tell({"event": "hello", "pid": os.getpid()})
+        self._tell({"event": "hello", "pid": os.getpid(), "features": FEATURES})
         for child in self.children.values():
             if child.status is not None:
                 self._tell_end(child)
+
+    def _accept(self) -> socket.socket | None:
+        """A new connection whose process may be the client; None if there is none."""
+        try:
+            sock, _ = self.listener.accept()
+        except BlockingIOError:
+            return None
+        try:
+            self.policy.check(sock)
+        except PeerRefused as refused:
+            sock.close()
+            self.refusals.note(refused)
+            return None
+        except BaseException:
+            sock.close()
+            raise
+        sock.setblocking(False)
+        return sock
 
     def _drop_client(self) -> None:
         if self.client is not None:
@@ -316,7 +334,7 @@ class Keeper:
         self._unwatch(child.program_pidfd)
         self.spare.close()  # it may take a file to learn how it ended, and there may be no other left
         status = child.read_end()
-        self.spare = _Spare()
+        self.spare = Spare()
         self._ended(child, status)
 
     def _signal(self, message: dict[str, Any], given: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
@@ -361,7 +379,8 @@ class Keeper:
         table = os.memfd_create("table", 0)
         with open(table, "w", closefd=False) as file:
             processes = [child.id for child in self.processes.values()]
-            json.dump({"children": children, "processes": processes, "exits": self.exits.inherit(True)}, file)
+            about = {"children": children, "processes": processes, "exits": self.exits.inherit(True)}
+            json.dump({**about, "protected": self.policy.prefixes}, file)  # an older version passes over this key
         born = setup.initial_nofile or (0, 0)
         argv = [python, *protocol.OPTIONS, protocol.START, package, self.socket_path, f"{born[0]}:{born[1]}"]
         try:
@@ -381,6 +400,7 @@ class Keeper:
     def _restore(self, before: dict[str, Any]) -> None:
         # Without a child it would leave at once, before the client of the version before has found it again.
         self.had_client = bool(before["children"])
+        self.policy.prefixes = tuple(before.get("protected", ()))  # the first version has none
         for values in before["children"]:
             child = self.children[values["id"]] = Child.restored(values)
             if child.id in before["processes"]:
@@ -390,6 +410,14 @@ class Keeper:
             if child.status is None and child.id not in before["processes"]:
                 self._watch(child.program_pidfd, partial(self._on_adopted_end, child))
         self._reap()
+
+    def _protect(self, message: dict[str, Any], given: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """From now on no process in these cgroups may become the client."""
+        cgroups = message.get("cgroups")
+        if not isinstance(cgroups, list) or not all(isinstance(one, str) and ":/" in one for one in cgroups):
+            raise RequestError('"cgroups" is not a list of texts "CONTROLLERS:/PATH"')
+        self.policy.prefixes = tuple(cgroups)
+        return {}, ()
 
     def _shutdown(self, message: dict[str, Any], given: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
         living = [child.id for child in self.children.values() if child.status is None]
@@ -406,6 +434,7 @@ _REQUESTS: dict[str, Callable[[Keeper, dict[str, Any], list[int]], tuple[dict[st
     "acknowledge": Keeper._acknowledge,
     "list": Keeper._list,
     "execute": Keeper._execute,
+    "protect": Keeper._protect,
     "shutdown": Keeper._shutdown,
 }
 
@@ -421,34 +450,13 @@ def _error(step: str, message: str, number: int = 0) -> dict[str, Any]:
     return {"step": step, "message": message, "errno": number}
 
 
-def complain(error: BaseException) -> None:
-    """A defect in the keeper, told on standard error as the supervisor's journal would; nothing helps if that fails."""
-    now = time.time()
-    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    record = {
-        "timestamp": f"{seconds}.{int(now % 1 * 1_000_000):06}Z",
-        "level": "error",
-        "event": "defect in the keeper",
-        "error": f"{type(error).__name__}: {error}",
-        "where": f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "",
-        "pid": os.getpid(),
-    }
-    try:
-        os.write(2, json.dumps(record).encode() + b"\n")
-    except OSError:
-        pass
-
-
 def _read_table(fd: int) -> Any:
     with open(fd) as file:
         file.seek(0)
         return json.load(file)
 
 
-def main(socket_path: str, nofile: str = "", table: str = "") -> None:
+def main(socket_path: str, nofile: str = "", table: str = "", protected: str = "[]") -> None:
     """Run on the descriptors `LOCK_FD` and `LISTENER_FD`; 0 and 1 are /dev/null. It holds the lock while it runs. The
     arguments are those that `protocol.START` tells of."""
     # Blocked for good, read from the signalfd. Without handlers a child has none to reset, and no call is interrupted.
@@ -469,7 +477,8 @@ def main(socket_path: str, nofile: str = "", table: str = "") -> None:
     for place in range(3, FIRST_FREE):  # taken, so that no other descriptor gets a number that a child needs
         os.dup2(0, place, inheritable=False)
     listener.setblocking(False)
-    keeper = Keeper(listener, socket_path, lock, _read_table(int(table)) if table else None)
+    before = _read_table(int(table)) if table else None
+    keeper = Keeper(listener, socket_path, lock, before, json.loads(protected))
     gc.collect()
     gc.freeze()  # what is here now stays, and is not written to by collections: it is shared with every init
     keeper.run()

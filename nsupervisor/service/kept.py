@@ -28,6 +28,8 @@ class Kept:
 
     directory: Path
     _nursery: trio.Nursery
+    protected: Sequence[str] = ()
+    """The cgroups whose processes no keeper takes for a supervisor: see `Keeper.protect`."""
     _keeper: Keeper = attrs.field(init=False)
     _up: trio.Event = attrs.field(init=False, factory=trio.Event)
     _children: dict[str, Child] = attrs.field(init=False, factory=dict)
@@ -153,7 +155,7 @@ class Kept:
                 await self._up.wait()
 
     async def _hold(self, task_status: trio.TaskStatus[None]) -> None:
-        async with open_keeper(self.directory) as keeper:
+        async with open_keeper(self.directory, self.protected) as keeper:
             keeper.on_answer = self._answered
             self._keeper = keeper
             task_status.started()
@@ -179,12 +181,14 @@ def close(child: Child) -> None:
 
 
 @asynccontextmanager
-async def open_kept(directory: Path) -> AsyncIterator[Kept]:
-    """A keeper of this runtime directory. Raises as `open_keeper` does; `go_on` has to be called before anything can be
-    asked for."""
+async def open_kept(directory: Path, protected: Sequence[str] = ()) -> AsyncIterator[Kept]:
+    """A keeper of this runtime directory, which refuses connections from the cgroups ``protected``.
+
+    `go_on` has to be called before anything can be asked for. Raises as `open_keeper` does.
+    """
     problem: Exception | None = None
     async with trio.open_nursery() as nursery:
-        kept = Kept(directory, nursery)
+        kept = Kept(directory, nursery, protected)
         try:
             await kept.connect()
             yield kept

@@ -29,6 +29,7 @@ from nsupervisor.api import app, serve
 from nsupervisor.api.http.errors import ConnectionErrors
 from nsupervisor.cgroups import Cgroup, CgroupError, Host, Tree, Watcher, open_watcher
 from nsupervisor.cgroups.directories import processes
+from nsupervisor.cgroups.membership import tree_cgroups
 from nsupervisor.config.doubts import doubtful
 from nsupervisor.config.files import read_text
 from nsupervisor.config.load import ConfigError, parse
@@ -191,7 +192,8 @@ async def _service(config: Config, host: Host, directory: Path, warnings: list[t
             journal.log.warning(event, message=str(problem), **about(problem))
         status = DONE
         with _listening() as signals:
-            async with open_kept(directory) as keeper:
+            protected = tree_cgroups(host, settings.name)
+            async with open_kept(directory, protected) as keeper:
                 # After the keeper has started: it hands the limit that it was born with on to the workloads.
                 _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
                 resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

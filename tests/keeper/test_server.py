@@ -7,7 +7,8 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import traceback
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import trio
 from nsupervisor.keeper import protocol
 from nsupervisor.keeper.client import open_keeper
 from nsupervisor.keeper.told import Ended, Execed, KeeperLost, RefusedError
+from nsupervisor.linux import syscalls
 from tests.keeper.conftest import ISOLATED, PATH, Harness, end_all, gone
 from tests.keeper.test_shell import others_may_use, python_for_others
 from tests.needs import NOBODY, needs
@@ -379,6 +381,7 @@ def test_an_unprivileged_keeper_makes_user_namespaces(runtime_directory: Path) -
     path = str(runtime_directory / protocol.SOCKET_NAME)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(path)
+        os.chown(path, NOBODY, NOBODY)
         listener.listen()
         main = (
             "import os, sys; os.dup2(int(sys.argv[3]), 4); os.dup2(0, 3); sys.path.append(sys.argv[1]); "
@@ -394,12 +397,31 @@ def test_an_unprivileged_keeper_makes_user_namespaces(runtime_directory: Path) -
             pass_fds=[fd],
         )
     try:
-        with closing(Raw(runtime_directory)) as raw:
-            drive_unprivileged(raw)
+        as_nobody(drive_unprivileged, runtime_directory)  # it answers no other user
         assert keeper.wait(deadline(10)) == 0
     finally:
         keeper.kill()
         keeper.wait()
+
+
+def as_nobody(drive: Callable[[Raw], None], directory: Path) -> None:
+    """Drive the keeper from a process of that user."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            syscalls.set_dumpable()  # so that the keeper may look at it
+            with closing(Raw(directory)) as raw:
+                drive(raw)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def drive_unprivileged(raw: Raw) -> None:

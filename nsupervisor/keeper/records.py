@@ -1,0 +1,56 @@
+"""What the keeper itself has to say: records on standard error, in the form of the supervisor's journal."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nsupervisor.linux.peers import PeerRefused
+
+REFUSALS_INTERVAL = 60.0
+"""Seconds between two records about refused connections."""
+
+
+class Refusals:
+    """Records about refused connections, one per `REFUSALS_INTERVAL` at most: a workload could ask for any number."""
+
+    __slots__ = ("_count", "_next")
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._next = 0.0
+
+    def note(self, refused: PeerRefused) -> None:
+        """Count a refusal, and write it down unless one was written a moment ago."""
+        self._count += 1
+        now = time.monotonic()
+        if now < self._next:
+            return
+        count, self._count, self._next = self._count, 0, now + REFUSALS_INTERVAL
+        peer = refused.peer
+        facts = {"peer_pid": peer.pid, "peer_uid": peer.uid, "peer_cgroup": peer.cgroup}
+        write_record("warning", "keeper refused a connection", message=str(refused), connections=count, **facts)
+
+
+def complain(error: BaseException) -> None:
+    """A defect in the keeper, told on standard error as the supervisor's journal would; nothing helps if that fails."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else ""
+    write_record("error", "defect in the keeper", error=f"{type(error).__name__}: {error}", where=where)
+
+
+def write_record(level: str, event: str, **fields: object) -> None:
+    """Write a record to standard error in the form that the supervisor's journal has. An error of that is ignored."""
+    now = time.time()
+    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
+    timestamp = f"{seconds}.{int(now % 1 * 1_000_000):06}Z"
+    record = {"timestamp": timestamp, "level": level, "event": event, **fields, "pid": os.getpid()}
+    try:
+        os.write(2, json.dumps(record).encode() + b"\n")
+    except OSError:
+        pass
