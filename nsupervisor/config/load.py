@@ -36,7 +36,13 @@ from nsupervisor.config.shown import did_you_mean, shown, shown_path
 __all__ = ["ConfigError", "Problem", "Slot", "keys_of", "load", "parse"]
 
 _FAILED = object()
+KEY_PARTS = 100
+"""Parts that a dotted key may have. tomllib takes time with the square of their number: half a minute for 20,000."""
+_DEEP_KEY = re.compile(
+    r"""(?:^|[\[{,])[ \t]*(?:(?:[A-Za-z0-9_-]+|"(?:[^"\\]|\\.)*"|'[^']*')[ \t]*\.[ \t]*){%d}""" % KEY_PARTS  # noqa: UP031
+)
 
+_TOO_DEEP = "is nested too deeply; no key needs more than a few levels"
 _SYNTAX_HINTS = {
     "Invalid value": 'put text in "quotes", and write true, false and numbers without',
     "Cannot overwrite a value": "the same key is there twice; keep one of the two",
@@ -64,10 +70,12 @@ def parse(text: str, path: str, positions: Positions | None = None) -> model.Con
 
     path: the file name for messages and `Config.path`. positions: the key positions of `text`, if known already.
     """
+    if line := _deep_key(text):
+        raise ConfigError([Problem(path, line, "", _TOO_DEEP)])
     try:
         table = tomllib.loads(text)
     except RecursionError:
-        raise ConfigError([Problem(path, 1, "", "is nested too deeply; no key needs more than a few levels")]) from None
+        raise ConfigError([Problem(path, 1, "", _TOO_DEEP)]) from None
     except ValueError as error:
         # Mostly TOMLDecodeError; an integer of thousands of digits raises a plain ValueError.
         raise ConfigError([_syntax_problem(text, path, str(error))]) from None
@@ -87,6 +95,14 @@ def read_table(cls: type, table: dict[str, Any]) -> Any:
     if loader.problems:
         raise ConfigError(problem._replace(line=0) for problem in loader.problems)
     return result
+
+
+def _deep_key(text: str) -> int:
+    """The first line with a key of more than `KEY_PARTS` parts; 0 if there is none. A key is within one line."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count(".") >= KEY_PARTS and _DEEP_KEY.search(line):
+            return number
+    return 0
 
 
 def _syntax_problem(text: str, path: str, error: str) -> Problem:

@@ -352,6 +352,26 @@ def test_nesting_without_end() -> None:
     assert problem == "1: is nested too deeply; no key needs more than a few levels"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a." * 20_000 + "a = 1",
+        "[" + "a . " * 20_000 + "a]",
+        "[[" + '"\\"".' * 20_000 + "a]]",
+        "a = [{ b = 1, " + "'x'." * 20_000 + "a = 1 }]",
+    ],
+)
+def test_a_key_of_thousands_of_parts_is_refused_at_once(line: str) -> None:
+    """It took half a minute of a thread, and any client could send it."""
+    problem = problems(f"a = 1\n{line}")[0]
+    assert problem == "2: is nested too deeply; no key needs more than a few levels"
+
+
+def test_many_dots_in_a_value_or_comment_are_no_deep_key() -> None:
+    dots = "a." * 20_000
+    parse(f'[workload.a]\ncommand = ["true", "{dots}", "x, {"," * 200} ..."]\n# {dots}\n', "x.toml")
+
+
 def test_files_that_cannot_be_read(tmp_path) -> None:
     file = tmp_path / "n.toml"
     with pytest.raises(ConfigError, match=r"n\.toml: there is no such file; check the path$"):
