@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from attrs import NOTHING, Attribute, fields
 
 from nsupervisor.config import model
+from nsupervisor.config.bounds import TOO_DEEP, check_bounds
 from nsupervisor.config.checks import conflicts
 from nsupervisor.config.files import read_text
 from nsupervisor.config.kinds import (
@@ -36,13 +37,9 @@ from nsupervisor.config.shown import did_you_mean, shown, shown_path
 __all__ = ["ConfigError", "Problem", "Slot", "keys_of", "load", "parse"]
 
 _FAILED = object()
-KEY_PARTS = 100
-"""Parts that a dotted key may have. tomllib takes time with the square of their number: half a minute for 20,000."""
-_DEEP_KEY = re.compile(
-    r"""(?:^|[\[{,])[ \t]*(?:(?:[A-Za-z0-9_-]+|"(?:[^"\\]|\\.)*"|'[^']*')[ \t]*\.[ \t]*){%d}""" % KEY_PARTS  # noqa: UP031
-)
+PROBLEMS_LIMIT = 1000
+"""Problems that are reported of one file; finding a similar key for each takes time."""
 
-_TOO_DEEP = "is nested too deeply; no key needs more than a few levels"
 _SYNTAX_HINTS = {
     "Invalid value": 'put text in "quotes", and write true, false and numbers without',
     "Cannot overwrite a value": "the same key is there twice; keep one of the two",
@@ -70,12 +67,11 @@ def parse(text: str, path: str, positions: Positions | None = None) -> model.Con
 
     path: the file name for messages and `Config.path`. positions: the key positions of `text`, if known already.
     """
-    if line := _deep_key(text):
-        raise ConfigError([Problem(path, line, "", _TOO_DEEP)])
+    check_bounds(text, path)
     try:
         table = tomllib.loads(text)
     except RecursionError:
-        raise ConfigError([Problem(path, 1, "", _TOO_DEEP)]) from None
+        raise ConfigError([Problem(path, 1, "", TOO_DEEP)]) from None
     except ValueError as error:
         # Mostly TOMLDecodeError; an integer of thousands of digits raises a plain ValueError.
         raise ConfigError([_syntax_problem(text, path, str(error))]) from None
@@ -95,14 +91,6 @@ def read_table(cls: type, table: dict[str, Any]) -> Any:
     if loader.problems:
         raise ConfigError(problem._replace(line=0) for problem in loader.problems)
     return result
-
-
-def _deep_key(text: str) -> int:
-    """The first line with a key of more than `KEY_PARTS` parts; 0 if there is none. A key is within one line."""
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.count(".") >= KEY_PARTS and _DEEP_KEY.search(line):
-            return number
-    return 0
 
 
 def _syntax_problem(text: str, path: str, error: str) -> Problem:
@@ -173,6 +161,10 @@ class _Loader:
         """Report a problem; returns the marker of a missing value."""
         self.failed.add(path)
         self.problems.append(Problem(self.path, self.positions.line(path), shown_path(path), message))
+        if len(self.problems) >= PROBLEMS_LIMIT:
+            last = max(problem.line for problem in self.problems)
+            self.problems.append(Problem(self.path, last, "", "there may be more problems; correct these first"))
+            raise ConfigError(self.problems)
         return _FAILED
 
     def check(self, config: Any) -> None:

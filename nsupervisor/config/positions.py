@@ -16,13 +16,14 @@ Path = tuple[str | int, ...]
 DEEPEST = 10
 """Deepest recorded path. No key of the model lies deeper, and the bound keeps very long dotted keys cheap."""
 
-# The closing delimiter of a multi-line string may follow up to two quotes of the string itself.
+# The closing delimiter of a multi-line string may follow up to two quotes of the string itself. In text that is not
+# TOML a string may have no end: searching for the end again from each later quote would take quadratic time.
 _TOKEN = re.compile(
     r'''
-      (?P<string> """ (?: [^"\\] | \\[\s\S] | "{1,2}(?!") )* "{3,5}
-                | \'\'\' (?: [^'] | '{1,2}(?!') )* '{3,5}
-                | " (?: [^"\\\n] | \\. )* "
-                | ' [^'\n]* ' )
+      (?P<string> """ (?: [^"\\] | \\[\s\S] | "{1,2}(?!") )*+ (?: "{3,5} | \\?\Z )
+                | \'\'\' (?: [^'] | '{1,2}(?!') )*+ (?: '{3,5} | \Z )
+                | " (?: [^"\\\n] | \\. )*+ "?
+                | ' [^'\n]*+ '? )
     | (?P<comment> \#[^\n]* )
     | (?P<newline> \n )
     | (?P<blank> [ \t\r]+ )
