@@ -12,11 +12,10 @@ import attrs
 from nsupervisor.config.kinds import Kind, MapOf, TableOf, Tables
 from nsupervisor.config.load import keys_of
 from nsupervisor.config.model import Config, Group, Host, Resources, Supervisor, Workload
+from nsupervisor.config.positions import Path
 from nsupervisor.config.shown import shown_path
 from nsupervisor.config.written import written
 from nsupervisor.wire import wire
-
-Place = tuple[str | int, ...]
 
 
 @attrs.frozen
@@ -56,14 +55,14 @@ def group_differences(old: Config, new: Config) -> tuple[Change, ...]:
     return (*changes, *_table_changes(Host, old.host, new.host, ("host",), live=True))
 
 
-def _table_changes(cls: type, old: Any, new: Any, path: Place, live: bool = False) -> Iterator[Change]:
+def _table_changes(cls: type, old: Any, new: Any, path: Path, live: bool = False) -> Iterator[Change]:
     for name, slot in keys_of(cls).items():
         before, after = slot.get(old), slot.get(new)
         if before != after:
             yield from _value_changes(slot.kind, before, after, (*path, name), live or slot.live, slot.secret)
 
 
-def _value_changes(kind: Kind, old: Any, new: Any, path: Place, live: bool, secret: bool) -> Iterator[Change]:
+def _value_changes(kind: Kind, old: Any, new: Any, path: Path, live: bool, secret: bool) -> Iterator[Change]:
     match kind:
         case TableOf(cls):
             yield from _table_changes(cls, old, new, path, live)
@@ -78,7 +77,7 @@ def _value_changes(kind: Kind, old: Any, new: Any, path: Place, live: bool, secr
 
 
 def _array_changes(
-    kind: Tables, cls: type, old: Sequence[Any], new: Sequence[Any], path: Place, live: bool
+    kind: Tables, cls: type, old: Sequence[Any], new: Sequence[Any], path: Path, live: bool
 ) -> Iterator[Change]:
     """Compare two arrays of tables.
 
@@ -114,7 +113,7 @@ def same(cls: type, one: Any, other: Any) -> bool:
     return all(slot.get(one) == slot.get(other) for slot in keys_of(cls).values())
 
 
-def _new_change(kind: Kind, old: Any, new: Any, path: Place, live: bool, secret: bool) -> Change:
+def _new_change(kind: Kind, old: Any, new: Any, path: Path, live: bool, secret: bool) -> Change:
     how: Literal["added", "removed", "changed"]
     how = "added" if old is None else "removed" if new is None else "changed"
     if secret:

@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 
-from nsupervisor.config.checks import limit_conflicts
+from nsupervisor.config.checks import ORDERING_KEYS, limit_conflicts
 from nsupervisor.config.model import Config, Resources, Workload
 from nsupervisor.core import order
 from nsupervisor.core.differences import Change, differences, group_differences, merged, supervisor_differences
@@ -26,7 +26,6 @@ from nsupervisor.wire import by_wire_name
 FIXED = ("name", "runtime_directory")
 """Keys of [supervisor] that identify the service; a reload cannot change them."""
 _FILES = "environment_file"
-_ORDER_KEYS = ("requires", "wants", "after")
 
 
 class Do(enum.Enum):
@@ -177,7 +176,7 @@ def _choose_action(current: Running, workload: Workload, changes: Sequence[Chang
     if current.leaving and current.state in (State.STOPPING, State.STOPPED):
         return Do.START, "was being removed, and is in the file again"
     if current.waits:
-        moved = any(change.key.partition("[")[0] in _ORDER_KEYS for change in changes)
+        moved = any(change.key.partition("[")[0] in ORDERING_KEYS for change in changes)
         return (
             (Do.RESTART, "its start begins to wait again")
             if moved

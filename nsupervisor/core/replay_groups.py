@@ -167,8 +167,8 @@ class ReplayedGroups:
                     f"{name} ({when}) of the recording is not in the configuration; what it did is done here all the "
                     "same"
                 )
-        for replayed_group in self.by_name.values():
-            yield from replayed_group.warnings(self.trace.began)
+        for tried_group in self.by_name.values():
+            yield from tried_group.warnings(self.trace.began)
 
     def _rules(self, name: str) -> Iterable[Any]:
         return self.config.host.policy if name == HOST else self.config.groups[name].policy
@@ -262,7 +262,7 @@ class ReplayedGroup:
             self._turn(now, line["choice"])
         elif "passed" in line:
             self.recorded_due = max(self.recorded_due - 1, 0)
-            superseded = next((superseded for superseded in self.pending if not superseded.fired.rule.dry_run), None)
+            superseded = next((pending for pending in self.pending if not pending.fired.rule.dry_run), None)
             if superseded is not None and self._late(superseded):
                 self.pending.remove(superseded)
             self.settle(now)
@@ -319,11 +319,11 @@ class ReplayedGroup:
         if self.recorded_due:
             return
         waiting, self.pending = self.pending, []
-        for candidate in waiting:
-            if self.groups.act is not None and not candidate.fired.rule.dry_run:
-                self.pending.append(candidate)
+        for rule in waiting:
+            if self.groups.act is not None and not rule.fired.rule.dry_run:
+                self.pending.append(rule)
             else:
-                self._hit(now, candidate, self._candidates(now), {}, None)
+                self._hit(now, rule, self._candidates(now), {}, None)
 
     def _turn(self, now: float, choice: Line) -> None:
         """Run the simulated rule that corresponds to a recorded choice."""

@@ -265,9 +265,9 @@ class Writer:
         """Yield the lines of one event of a group."""
         prefix = {"t": now, "of": name}
         match what:
-            case Saw(fired=fired):
+            case Saw(fired=new_firings):
                 yield from self.limits(name, what.limits, now)
-                firings = Asked.by(fired)
+                firings = Asked.by(new_firings)
                 actions = [telling(firing, name) for firing in firings.told]
                 fields = {**({"due": firings.turns} if firings.turns else {}), **({"did": actions} if actions else {})}
                 yield from self._saw(prefix, what.snapshot, what.learnt, fields)
