@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import attrs
 import trio
 
+from nsupervisor.logs.console import ConsoleFormat
 from nsupervisor.logs.framing import Framing, newlines
 from nsupervisor.logs.journal import Journal
 from nsupervisor.logs.pipe import LARGE, Pipe
@@ -453,12 +454,9 @@ class Capture:
         labels = {**self.labels, "duplicate": True} if self._again else self.labels
         return _Chunk(data, newline_count, text, lines, labels, now(), seq, count)
 
-    def _records(self, formatting: Any, chunk: _Chunk) -> bytes:
+    def _records(self, formatting: JsonFormat | ConsoleFormat, chunk: _Chunk) -> bytes:
         if chunk.text is not None:
-            records: bytes = formatting.whole(
-                chunk.timestamp, chunk.labels, self.stream, chunk.text, chunk.seq, chunk.count
-            )
-            return records
+            return formatting.whole(chunk.timestamp, chunk.labels, self.stream, chunk.text, chunk.seq, chunk.count)
         return b"".join(
             formatting.output(chunk.timestamp, chunk.labels, self.stream, chunk.lines, chunk.seq, self.route.parse_json)
         )
