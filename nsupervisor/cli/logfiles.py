@@ -1,8 +1,9 @@
-"""A log file with those put aside from it: its last lines, and those that come.
+"""Read a log file together with its rotated files: the last lines, and new lines.
 
-`web.log` is written to, `web.log.1` was put aside last; they may be compressed, and are renamed while we read. So a
-name says nothing for long, and a time not enough (two files may well have been written in the same tick of the clock):
-where we are is the file that we hold open, and its neighbours are found from where it stands at that moment.
+`web.log` is written to, `web.log.1` was rotated last; they may be compressed, and are renamed while they are read. So a
+name identifies a file only for a moment, and a time is not enough (two files may have been written in the same tick of
+the clock). The reader's position is the file that it holds open; its neighbours are found from where that file is at
+the moment.
 """
 
 from __future__ import annotations
@@ -13,26 +14,29 @@ import os
 import re
 import time
 
-TYPE_CHECKING = False  # typing's own costs an import
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
 
-_BLOCK = 1 << 18
-_TRIES = 100
+_BLOCK_SIZE = 1 << 18
+_MAX_TRIES = 100
 POLL = 0.1
-"""Seconds between looks for new lines."""
+"""Seconds between checks for new lines."""
 
 
 Family = list[tuple[str, os.stat_result]]
-"""Names and what stands there, the newest first: the file in use, if there is one, and those put aside."""
+"""Names and the status of their files, the newest first: the file in use, if it exists, and the rotated ones."""
 
 
 class Reader:
-    """Reads one such family of files. It holds the file it has come to open, so that no rename can hide it."""
+    """Reads a log file and its rotated files.
+
+    It keeps the current file open, so that no rename can hide it.
+    """
 
     def __init__(self, path: str) -> None:
-        """Raise FileNotFoundError where there is neither the file nor one put aside, other OSErrors as they come."""
+        """Raise FileNotFoundError if neither the file nor a rotated one exists; pass on other OSErrors."""
         self.path = path
         self._rest = b""
         try:
@@ -44,12 +48,14 @@ class Reader:
             self._file = newest
 
     def close(self) -> None:
-        """Close the file that we have come to."""
+        """Close the current file."""
         self._file.close()
 
     def backwards(self, *, ended: bool = False) -> Iterator[bytes]:
-        """All lines, the last one first, without their ends. A last line whose end has not come is kept for `news`; or,
-        where `ended`, is the first."""
+        """Yield all lines, the last one first, without their ends.
+
+        An incomplete last line is kept for `read_new_lines`; if `ended`, it is yielded first instead.
+        """
         end = self._file.seek(0, os.SEEK_END)
         try:
             lines = _backwards(self._file, end)
@@ -67,12 +73,12 @@ class Reader:
                 file = self._neighbour(file, 1)
 
     def news(self) -> list[bytes]:
-        """The lines that have come since the last call."""
+        """Return the lines that have been added since the last call."""
         if not _is_packed(self._file) and os.fstat(self._file.fileno()).st_size < self._file.tell():
-            self._file.seek(0)  # somebody has cut it
+            self._file.seek(0)  # the file has been truncated
         data = self._rest + self._file.read()
         while newer := self._neighbour(self._file, -1):
-            data += self._file.read()  # what came before it was put aside
+            data += self._file.read()  # lines that were written before it was rotated
             self._file.close()
             self._file = newer
             data += newer.read()
@@ -80,27 +86,34 @@ class Reader:
         return lines
 
     def _neighbour(self, file: BinaryIO | None, step: int) -> BinaryIO | None:
-        """The next older file (`step` 1), or newer one (-1), or the newest (no file, 0), opened; None if there is none.
+        """Open the next older file (`step` 1), the next newer (-1), or the newest (no file, 0); None if there is none.
 
-        Also None where they are renamed faster than we can look: the next call has better luck, and nothing is lost.
+        Also None if they are renamed faster than they can be listed: then the next call may succeed, and no line is
+        lost.
         """
         if file is not None and step < 0 and self._is_in_use(file):
             return None
-        for _ in range(_TRIES):
+        for _ in range(_MAX_TRIES):
             family = self._family()
-            # What has gone was the oldest.
-            place = 0 if file is None else next((n for n, one in enumerate(family) if _is(file, *one)), len(family))
-            place += step
-            if not 0 <= place < len(family):
+            # A file that is not listed any more was the oldest.
+            index = (
+                0
+                if file is None
+                else next(
+                    (position for position, entry in enumerate(family) if _is_same_file(file, *entry)), len(family)
+                )
+            )
+            index += step
+            if not 0 <= index < len(family):
                 return None
-            name, found = family[place]
+            name, expected_status = family[index]
             try:
-                file_there = opened(name)
+                candidate = opened(name)
             except FileNotFoundError:
                 continue
-            if os.path.samestat(os.fstat(file_there.fileno()), found):
-                return file_there
-            file_there.close()
+            if os.path.samestat(os.fstat(candidate.fileno()), expected_status):
+                return candidate
+            candidate.close()
         return None
 
     def _is_in_use(self, file: BinaryIO) -> bool:
@@ -110,12 +123,15 @@ class Reader:
             return False
 
     def _family(self) -> Family:
-        """As it was at one moment: files only ever move on to higher numbers, so where each name stood for the same
-        file in two looks, all did at once between them. Empty where no two looks agree."""
+        """List the files as they were at one moment. Empty if no two listings agree.
+
+        Files are only ever renamed to higher numbers. So if each name had the same file in two listings, all of them
+        existed under these names at once between the two.
+        """
         before = self._look()
-        for _ in range(_TRIES):
+        for _ in range(_MAX_TRIES):
             after = self._look()
-            if [(name, found.st_ino) for name, found in before] == [(name, found.st_ino) for name, found in after]:
+            if [(name, status.st_ino) for name, status in before] == [(name, status.st_ino) for name, status in after]:
                 return after
             before = after
         return []
@@ -123,14 +139,14 @@ class Reader:
     def _look(self) -> Family:
         directory, name = os.path.split(self.path)
         try:
-            others = os.listdir(directory or ".")
+            names = os.listdir(directory or ".")
         except FileNotFoundError:
             return []
         numbers: dict[int, str] = {}
-        for other in others:
-            match = re.fullmatch(re.escape(name) + r"\.([0-9]+)(\.gz)?", other)
+        for other_name in names:
+            match = re.fullmatch(re.escape(name) + r"\.([0-9]+)(\.gz)?", other_name)
             if match and (match[2] is None or int(match[1]) not in numbers):
-                numbers[int(match[1])] = os.path.join(directory, other)
+                numbers[int(match[1])] = os.path.join(directory, other_name)
         family = []
         for path in [self.path, *(numbers[number] for number in sorted(numbers))]:
             with contextlib.suppress(FileNotFoundError):
@@ -138,58 +154,58 @@ class Reader:
         return family
 
 
-def _is(file: BinaryIO, name: str, found: os.stat_result) -> bool:
-    """Whether that is the file which we hold, maybe compressed meanwhile."""
-    ours = os.fstat(file.fileno())
-    if os.path.samestat(ours, found):
+def _is_same_file(file: BinaryIO, name: str, status: os.stat_result) -> bool:
+    """Return whether `name` is the file that is open, possibly compressed meanwhile."""
+    own_status = os.fstat(file.fileno())
+    if os.path.samestat(own_status, status):
         return True
-    if not name.endswith(".gz") or _is_packed(file) or found.st_mtime_ns != ours.st_mtime_ns:
+    if not name.endswith(".gz") or _is_packed(file) or status.st_mtime_ns != own_status.st_mtime_ns:
         return False
-    # RFC 1952, 2.3.1: it ends with the CRC-32 and the length of what was compressed.
+    # RFC 1952, 2.3.1: the compressed file ends with the CRC-32 and the length of its content.
     try:
         with open(name, "rb") as packed:
             packed.seek(-8, os.SEEK_END)
             end = packed.read()
     except OSError:
         return False
-    return end[4:] == (ours.st_size & 0xFFFFFFFF).to_bytes(4, "little") and end[:4] == _crc(file)
+    return end[4:] == (own_status.st_size & 0xFFFFFFFF).to_bytes(4, "little") and end[:4] == _crc(file)
 
 
 def _crc(file: BinaryIO) -> bytes:
     import zlib
 
-    crc = place = 0
-    while data := os.pread(file.fileno(), _BLOCK, place):
+    crc = offset = 0
+    while data := os.pread(file.fileno(), _BLOCK_SIZE, offset):
         crc = zlib.crc32(data, crc)
-        place += len(data)
+        offset += len(data)
     return crc.to_bytes(4, "little")
 
 
 def _is_packed(file: BinaryIO) -> bool:
-    return not isinstance(file, io.BufferedReader)  # as `open` makes them
+    return not isinstance(file, io.BufferedReader)  # the class that `open` returns
 
 
 def opened(name: str) -> BinaryIO:
-    """A log file, whether it is compressed or not. Raises OSError."""
+    """Open a log file, compressed or not. Raises OSError."""
     if name.endswith(".gz"):
-        import gzip  # few have such files
+        import gzip  # imported late, because few log files are compressed
 
         return gzip.open(name, "rb")  # type: ignore[return-value]
     return open(name, "rb")
 
 
 def _backwards(file: BinaryIO, end: int) -> Iterator[bytes]:
-    """The lines of a file from `end` on to its beginning, first what stands behind the last newline, maybe nothing."""
-    rest = b""
+    """Yield the lines of a file from `end` to its beginning, first the text after the last newline, possibly empty."""
+    incomplete = b""
     while end:
-        start = max(0, end - _BLOCK)
+        start = max(0, end - _BLOCK_SIZE)
         file.seek(start)
-        first, *lines = (file.read(end - start) + rest).split(b"\n")
+        first, *lines = (file.read(end - start) + incomplete).split(b"\n")
         yield from reversed(lines)
-        rest, end = first, start
-    yield rest
+        incomplete, end = first, start
+    yield incomplete
 
 
 def wait() -> None:
-    """A moment, until there may be more."""
+    """Sleep until the next check for new lines."""
     time.sleep(POLL)

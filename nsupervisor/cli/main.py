@@ -1,7 +1,7 @@
-"""The `nsupervisor` command: one module per subcommand, loaded when it is called.
+"""The `nsupervisor` command: one module per subcommand, imported when the subcommand is called.
 
-Exit statuses: 0 done; 1 the thing asked for failed; 2 wrong usage or configuration; 3 no supervisor there; 4 not
-permitted; 130 interrupted; 141 nobody reads the output any more, as a shell says of a program that SIGPIPE ended.
+Exit statuses: 0 done; 1 the request failed; 2 wrong usage or configuration; 3 no supervisor running; 4 not permitted;
+130 interrupted; 141 the reader of the output is gone (a shell reports this for a program that SIGPIPE ended).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nsupervisor import __version__
 from nsupervisor.api.client import ClientError
 from nsupervisor.cli.output import FAILED, say
 
-TYPE_CHECKING = False  # typing's own costs an import
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""What writing to stdout may meet with."""
+"""Errors that writing to stdout may meet."""
 FEW_COLLECTIONS = 50_000
-"""New objects that the garbage collector waits for, as gc.set_threshold() has it. What a command loads is no garbage,
-and looking through it every 700 objects is a tenth of its time."""
+"""The number of new objects before a garbage collection, as for gc.set_threshold().
+
+The modules of a command are no garbage, and scanning them every 700 objects takes a tenth of the command's time.
+"""
 
 COMMANDS = {
     "run": "run",
@@ -58,21 +60,21 @@ COMMANDS = {
     "schema": "schema",
     "version": "version",
 }
-"""Each command's module below `nsupervisor.cli.commands`; it has a click command of the command's name."""
+"""The module of each command below `nsupervisor.cli.commands`; it has a click command of the command's name."""
 
 
 class Commands(click.Group):
-    """A group that imports a command when it is looked up."""
+    """A click group that imports a command when it is looked up."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names, in the order in which help shows them."""
+        """Return all names, in the order in which help shows them."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command; None where there is none of this name."""
+        """Import and return the command; None if there is none of this name."""
         if cmd_name not in COMMANDS:
             return None
-        if cmd_name != "run":  # which has a heap to keep small
+        if cmd_name != "run":  # a long-running process must keep its heap small
             gc.set_threshold(FEW_COLLECTIONS)
         module = importlib.import_module(f"nsupervisor.cli.commands.{COMMANDS[cmd_name]}")
         command: click.Command = getattr(module, cmd_name)
@@ -81,7 +83,7 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does it, with the nearest name where there is no such command."""
+        """Resolve like click, but suggest the nearest name for an unknown command."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             from nsupervisor.config.shown import did_you_mean
 
@@ -119,18 +121,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _abandon_output()
         say(f"cannot write the output: {error.strerror}")
         status = FAILED
-    gc.freeze()  # the process ends: its last collection need not look through all that was loaded
+    gc.freeze()  # the process ends: its last collection need not scan all modules
     sys.exit(status)
 
 
 def _run(arguments: list[str]) -> int | None:
-    # Not click's own main(), which ends with status 1 for a broken pipe and prints a line at Ctrl-C.
+    # Not click's own main(), which exits with status 1 for a broken pipe and prints a line at Ctrl-C.
     try:
         with nsupervisor.make_context("nsupervisor", arguments) as context:
             status: int | None = nsupervisor.invoke(context)
             return status
-    except click.exceptions.Exit as end:  # --help and --version
-        return end.exit_code
+    except click.exceptions.Exit as exit_request:  # --help and --version
+        return exit_request.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -140,8 +142,10 @@ def _run(arguments: list[str]) -> int | None:
 
 
 def _open_standard_streams() -> None:
-    """Give what was started without its standard streams (`>&-`) the null device in their place: else the next file
-    that is opened, such as a lock, gets number 1, and what is printed goes into it."""
+    """Open the null device for each standard stream that was closed at the start (`>&-`).
+
+    Otherwise the next file that is opened, such as a lock, would get number 1, and output would be written to it.
+    """
     while (lowest := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(lowest, True)
     os.close(lowest)
@@ -150,7 +154,7 @@ def _open_standard_streams() -> None:
 
 
 def _abandon_output() -> None:
-    """Let what is still buffered go nowhere: the interpreter flushes at its end, and would complain again."""
+    """Discard buffered output: the interpreter flushes at exit, and would report the error again."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)

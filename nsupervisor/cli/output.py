@@ -1,4 +1,4 @@
-"""What the commands share: exit statuses, words for people, tables, JSON."""
+"""Helpers that the commands share: exit statuses, formatting for people, tables, JSON."""
 
 from __future__ import annotations
 
@@ -6,45 +6,45 @@ import json
 import os
 import sys
 
-TYPE_CHECKING = False  # typing's own costs an import
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any, TextIO
 
-DONE, FAILED, USAGE = 0, 1, 2  # the others are with the client's errors
+DONE, FAILED, USAGE = 0, 1, 2  # the client's errors define the others
 
 RED, GREEN, YELLOW, BLUE, FAINT, BOLD = "31", "32", "33", "34", "2", "1"
 
 
 def say(text: str) -> None:
-    """A message for people, on stderr."""
+    """Print a message for people to stderr."""
     print(printable(text), file=sys.stderr)
 
 
 def emit_json(value: Any) -> None:
-    """A value for programs, on stdout."""
+    """Print a value for programs to stdout."""
     print(json.dumps(value, indent=2))
 
 
 def has_colour(stream: TextIO) -> bool:
-    """Whether colours are wanted there: on terminals, unless NO_COLOR is set (no-color.org) or they are dumb."""
+    """Return whether to use colours: on terminals, unless NO_COLOR is set (no-color.org) or they are dumb."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def coloured(text: str, colour: str, on: bool) -> str:
-    """The text in a colour (an SGR parameter of ECMA-48); as it is where `on` is false or colour is empty."""
+    """Return the text in a colour (an SGR parameter of ECMA-48); unchanged if `on` is false or colour is empty."""
     return f"\033[{colour}m{text}\033[0m" if on and colour else text
 
 
 def printable(text: str) -> str:
-    """The text without control characters, which could move the cursor or worse; newlines and tabs stay."""
+    """Return the text without control characters, which could move the cursor; newlines and tabs stay."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def size(number: int | None) -> str:
-    """Bytes as people read them, powers of 1024: 12939428 → "12.3M"; None → "-"."""
+    """Format bytes for people, in powers of 1024: 12939428 → "12.3M"; None → "-"."""
     if number is None:
         return "-"
     value = float(number)
@@ -56,13 +56,13 @@ def size(number: int | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as people read them, the two largest units: 93784 → "1d 2h"; 4.2 → "4s"; None → "-"."""
+    """Format seconds for people, in the two largest units: 93784 → "1d 2h"; 4.2 → "4s"; None → "-"."""
     if seconds is None:
         return "-"
-    left = int(seconds)
+    remaining = int(seconds)
     parts: list[str] = []
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        count, left = divmod(left, length)
+        count, remaining = divmod(remaining, length)
         if count or (unit == "s" and not parts):
             parts.append(f"{count}{unit}")
         elif parts:
@@ -70,9 +70,9 @@ def duration(seconds: float | None) -> str:
     return " ".join(parts[:2])
 
 
-def plural(count: int, what: str) -> str:
-    """ "1 workload", "2 workloads"."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
+def plural(count: int, noun: str) -> str:
+    """Format a count with its noun: "1 workload", "2 workloads"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def table(
@@ -82,24 +82,24 @@ def table(
     width: int = 0,
     paint: Callable[[int, str, str], str] = lambda column, value, padded: padded,
 ) -> list[str]:
-    """Lines of aligned columns under heads.
+    """Return the lines of a table with aligned columns and heads.
 
     right: columns to align right. width: cut lines at it, 0 for never. paint(column, value, padded) colours a cell
     after it was measured; column -1 is a cell of the heads.
     """
     cells = [[printable(cell).replace("\n", " ") for cell in row] for row in rows]
     widths = [max([len(head), *(len(row[column]) for row in cells)]) for column, head in enumerate(heads)]
-    to_the_right = set(right)
+    right_aligned = set(right)
     lines = []
     for number, row in enumerate([list(heads), *cells]):
         line, used = [], 0
         for column, cell in enumerate(row):
-            shown = cell
+            displayed = cell
             if width and used + len(cell) > width:
-                shown = cell[: max(width - used - 1, 0)] + "…"
-            last = column == len(heads) - 1 and column not in to_the_right
+                displayed = cell[: max(width - used - 1, 0)] + "…"
+            last = column == len(heads) - 1 and column not in right_aligned
             fill = widths[column] if not last else 0
-            padded = shown.rjust(fill) if column in to_the_right else shown.ljust(fill)
+            padded = displayed.rjust(fill) if column in right_aligned else displayed.ljust(fill)
             line.append(paint(column if number else -1, cell, padded))
             used += len(padded) + 2
         lines.append("  ".join(line).rstrip())

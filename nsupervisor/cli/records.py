@@ -1,4 +1,4 @@
-"""The service's records in words: what `events` and `why` share. `nsupervisor schema log` describes the records."""
+"""Format the service's records for people, for `events` and `why`. `nsupervisor schema log` describes the records."""
 
 from __future__ import annotations
 
@@ -6,30 +6,37 @@ from datetime import datetime
 
 from nsupervisor.cli.output import duration, size
 
-TYPE_CHECKING = False  # typing's own costs an import
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-_BYTES = ("memory.current", "memory.peak", "memory.swap.current", "memory.zswap.current", "memory.max", "host.meminfo")
+_BYTE_FILES = (
+    "memory.current",
+    "memory.peak",
+    "memory.swap.current",
+    "memory.zswap.current",
+    "memory.max",
+    "host.meminfo",
+)
 _EVENTS_IN_MEMORY_STAT = ("pg", "workingset_", "thp_", "numa_", "zsw")
-_TOLD = ("timestamp", "level", "event", "workload", "group", "instance", "generation", "message", "exception")
-_SIZES = ("memory_max", "memory_high", "memory_low", "memory_min", "memory_swap_max", "memory_zswap_max")
+_SHOWN_FIELDS = ("timestamp", "level", "event", "workload", "group", "instance", "generation", "message", "exception")
+_SIZE_KEYS = ("memory_max", "memory_high", "memory_low", "memory_min", "memory_swap_max", "memory_zswap_max")
 
 
 def moment(record: Mapping[str, Any]) -> datetime:
-    """When it was, in the local zone."""
+    """Return the time of a record, in the local zone."""
     return datetime.fromisoformat(record["timestamp"]).astimezone()
 
 
 def clock(time: datetime, today: datetime) -> str:
-    """The time of day, with milliseconds; after its date, where that is not today's."""
+    """Format the time of day with milliseconds, after the date if that is not today."""
     text = time.strftime("%H:%M:%S.") + f"{time.microsecond // 1000:03}"
     return text if time.date() == today.date() else f"{time.date()} {text}"
 
 
 def span(seconds: float) -> str:
-    """A length of time, to the millisecond where it is short: "0.093 s", "2.5 s", "3min 20s"."""
+    """Format a length of time, with milliseconds if it is short: "0.093 s", "2.5 s", "3min 20s"."""
     if seconds >= 100:
         return duration(seconds)
     return (
@@ -38,7 +45,7 @@ def span(seconds: float) -> str:
 
 
 def ended(record: Mapping[str, Any]) -> str:
-    """How a program ended, in the words that reasons have, too."""
+    """Describe how a program ended, in the same words as the reasons of states."""
     if record["signal"] is None:
         return f"exit code {record['code']}"
     text = f"killed by {record['signal']}"
@@ -48,8 +55,8 @@ def ended(record: Mapping[str, Any]) -> str:
 
 
 def values(cause: Mapping[str, Any]) -> str:
-    """What a rule saw: "0 → 1", or "15 → 16, threshold 14.4, held for 0.31 s"."""
-    in_bytes = cause["file"] in _BYTES or (
+    """Format the values that fired a rule: "0 → 1", or "15 → 16, threshold 14.4, held for 0.31 s"."""
+    in_bytes = cause["file"] in _BYTE_FILES or (
         cause["file"] == "memory.stat" and not cause["key"].startswith(_EVENTS_IN_MEMORY_STAT)
     )
 
@@ -66,19 +73,19 @@ def values(cause: Mapping[str, Any]) -> str:
 
 
 def reading(cause: Mapping[str, Any]) -> str:
-    """Where a rule saw what: "memory.events oom_kill: 0 → 1"."""
+    """Format the file and the values that fired a rule: "memory.events oom_kill: 0 → 1"."""
     return f"{cause['file']} {cause['key']}".rstrip() + f": {values(cause)}"
 
 
 def place(record: Mapping[str, Any]) -> str:
-    """Where a restart stands: "start 2 of 5 within 60 s"; "" without a start limit."""
+    """Format the position of a restart in the start limit: "start 2 of 5 within 60 s"; "" without a start limit."""
     if not record.get("start_limit_burst"):
         return ""
     return f"start {record['start']} of {record['start_limit_burst']} within {span(record['interval_sec'])}"
 
 
 def asked(record: Mapping[str, Any]) -> str:
-    """What somebody asked for, with what belongs to it: "set memory_max 64M → 32M", "signal SIGHUP", "stop"."""
+    """Format a command with its arguments: "set memory_max 64M → 32M", "signal SIGHUP", "stop"."""
     words = [record["action"], record.get("signal", "")]
     if record["action"] == "set" and "after" in record:
         before, after = record["before"], record["after"]
@@ -91,21 +98,21 @@ def asked(record: Mapping[str, Any]) -> str:
 def _limit(key: str, value: Any) -> str:
     if value is None or value in ([], {}):
         return "max"
-    if isinstance(value, list) and all(isinstance(one, dict) for one in value):  # by device, as the file has it
-        return ", ".join(_limit(key, one) for one in value)
+    if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):  # a list by device, as in the file
+        return ", ".join(_limit(key, entry) for entry in value)
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{name} = {one}" for name, one in value.items() if one is not None) + " }"
-    return size(value) if key in _SIZES and isinstance(value, int) else str(value)
+        return "{ " + ", ".join(f"{name} = {entry}" for name, entry in value.items() if entry is not None) + " }"
+    return size(value) if key in _SIZE_KEYS and isinstance(value, int) else str(value)
 
 
 def chosen_for(cause: Mapping[str, Any]) -> str:
-    """Why a group's rule hit this workload: "first of 3 by largest-memory (memory 150.2M)"."""
+    """Describe why a group's rule chose this workload: "first of 3 by largest-memory (memory 150.2M)"."""
     candidates = cause["candidates"]
     return f"first of {len(candidates)} by {cause['victim']} ({candidates[0]['why']})"
 
 
 def text(record: Mapping[str, Any]) -> str:
-    """All of a record but its time, name and event, as part of a line."""
+    """Format everything in a record except time, name and event, as part of a line."""
     match record["event"]:
         case "action":
             return _action(record)
@@ -115,20 +122,20 @@ def text(record: Mapping[str, Any]) -> str:
             return f"{ended(record)}, pid {record['pid']}"
         case "dropped":
             return f"{record['dropped']} records are missing here: {record['reason']}"
-    rest = [f"{key}={value}" for key, value in record.items() if key not in _TOLD]
-    return " ".join([str(record[key]) for key in ("message", "exception") if key in record] + rest)
+    fields = [f"{key}={value}" for key, value in record.items() if key not in _SHOWN_FIELDS]
+    return " ".join([str(record[key]) for key in ("message", "exception") if key in record] + fields)
 
 
 def _action(record: Mapping[str, Any]) -> str:
     cause = record["cause"]
     if "rule" in cause:
-        tried = " (dry run)" if record.get("dry_run") else ""
+        suffix = " (dry run)" if record.get("dry_run") else ""
         file = f"{cause['file']} {cause['key']}".rstrip()
-        seen = values(cause) if cause["when"].startswith(file) else reading(cause)
+        observed = values(cause) if cause["when"].startswith(file) else reading(cause)
         if "message" in record:
-            tried += f", {record['message']}"
-        chosen = f", {chosen_for(cause)}" if "victim" in cause else ""
-        return f"{asked(record)}{tried} by {cause['rule']}, line {cause['line']}: {cause['when']}: {seen}{chosen}"
+            suffix += f", {record['message']}"
+        choice = f", {chosen_for(cause)}" if "victim" in cause else ""
+        return f"{asked(record)}{suffix} by {cause['rule']}, line {cause['line']}: {cause['when']}: {observed}{choice}"
     if "by" in cause:
         return f"{asked(record)} by {cause['by']}"
     parts = [f"restart in {span(record.get('delay_sec', 0))}", place(record), f"after {cause['exit']}"]

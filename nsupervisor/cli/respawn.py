@@ -1,7 +1,7 @@
-"""`nsupervisor run --supervise-self`: a small parent that starts the supervisor again when it has been killed.
+"""`nsupervisor run --supervise-self`: a small parent that restarts the supervisor after it has been killed.
 
-It does nothing else: it waits, passes signals on, and takes over neither workloads nor state, which the next supervisor
-does by itself (docs/recovery.md). Standard library only, so that it is small and has little that could fail.
+It does nothing else: it waits, forwards signals, and takes over neither workloads nor state, which the next supervisor
+does itself (docs/recovery.md). Standard library only, so that it is small and has little that could fail.
 """
 
 from __future__ import annotations
@@ -18,90 +18,95 @@ if TYPE_CHECKING:
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 DELAYS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
-"""Seconds before each further start; the last one again and again."""
+"""Seconds before each further start; the last one is used repeatedly."""
 DEFECT = 70
-"""As `service.run` has it: the exit status of a supervisor that has failed over a mistake of its own."""
+"""The exit status of a supervisor that ended because of a defect of its own, the same as in `service.run`."""
 UPGRADING = signal.SIGURG
-"""The supervisor becomes another version: what follows may end in whatever way, that is not its last word. By default
-this signal is ignored, so one that is sent to a parent of an earlier version does no harm."""
+"""The signal by which the supervisor announces that it becomes another version.
+
+However the next process ends, its exit status is not final. By default this signal is ignored, so it does no harm when
+it is sent to a parent of an earlier version.
+"""
 HEALTHY = 30.0
-"""Seconds of life after which the delays begin anew."""
+"""Seconds of life after which the delays start again from the first."""
 
 
 def respawn(arguments: Sequence[str]) -> int:
-    """Run `nsupervisor` with these arguments, again while a signal or a defect ends it; returns its exit status.
+    """Run `nsupervisor` with these arguments, and again after a signal or a defect; return its exit status.
 
-    Any other exit status is its last word: it was told to end, or it cannot work. A second supervisor that finds the
-    runtime directory in use exits so, too. But where it was becoming another version, this one is run again; and what
-    comes after one that was killed is tried until it works, as there are programs to be looked after: the file may have
-    a mistake by then, or the disk be full.
+    Any other exit status is final: the supervisor was asked to stop, or it cannot work. A second supervisor that finds
+    the runtime directory in use exits like this, too. There are two exceptions. If it was becoming another version,
+    this one is run again. After a kill, it is restarted until it works, because there are programs to supervise:
+    meanwhile the file may have got a mistake, or the disk may be full.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {*PASSED_ON, UPGRADING, signal.SIGCHLD})
     failures, killed = 0, False
     while True:
-        began = time.monotonic()
+        started_at = time.monotonic()
         argv = [sys.executable, "-P", "-m", "nsupervisor", *arguments]
-        environment = {**os.environ, "NSUPERVISOR_PARENT": str(os.getpid())}  # so that it may be moved along
+        environment = {**os.environ, "NSUPERVISOR_PARENT": str(os.getpid())}  # the child moves this process, too
         child = os.posix_spawn(sys.executable, argv, environment, setsigmask=())
-        status, ending, upgrading = _wait(child)
+        status, stopping, upgrading = _wait(child)
         code = os.waitstatus_to_exitcode(status)
         killed = killed or code < 0 or code == DEFECT or upgrading
-        if code >= 0 and (ending or code == 0 or not killed):
+        if code >= 0 and (stopping or code == 0 or not killed):
             return code
-        if ending:  # somebody has lost patience with one that had been told to end
+        if stopping:  # it was killed while it was stopping
             return 128 - code
-        failures = 0 if time.monotonic() - began >= HEALTHY else failures + 1
+        failures = 0 if time.monotonic() - started_at >= HEALTHY else failures + 1
         delay = DELAYS[min(failures, len(DELAYS)) - 1] if failures else 0.0
-        _say(child, code, delay)
-        if _told_to_end(delay):
+        _write_record(child, code, delay)
+        if _wait_for_stop_signal(delay):
             return 128 - code if code < 0 else code
 
 
 def _wait(child: int) -> tuple[int, bool, bool]:
-    """Until the child has ended: its wait status, whether it had been told to end, and whether it has become another
-    version. Orphans that fall to this process, as process 1 of a container, are reaped on the way."""
-    ending = upgrading = False
+    """Wait until the child has ended; return (wait status, whether it was asked to stop, whether it was upgrading).
+
+    As process 1 of a container, this process also reaps orphans here.
+    """
+    stopping = upgrading = False
     while True:
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return 0, ending, upgrading
+                return 0, stopping, upgrading
             if pid == child:
-                return status, ending, upgrading
+                return status, stopping, upgrading
             if pid == 0:
                 break
         info = signal.sigwaitinfo({*PASSED_ON, UPGRADING, signal.SIGCHLD})
         if info.si_signo == UPGRADING:
             upgrading = True
         elif info.si_signo != signal.SIGCHLD:
-            ending |= info.si_signo in (signal.SIGTERM, signal.SIGINT)
-            # What comes from a terminal has reached the child as well: it is in the same process group.
+            stopping |= info.si_signo in (signal.SIGTERM, signal.SIGINT)
+            # A signal from a terminal has reached the child as well: it is in the same process group.
             if info.si_code != 0x80:
                 os.kill(child, info.si_signo)
 
 
-def _told_to_end(delay: float) -> bool:
-    """Wait; whether a signal to end has come instead."""
-    end = time.monotonic() + delay
-    while (rest := end - time.monotonic()) > 0:
-        info = signal.sigtimedwait(PASSED_ON, rest)
+def _wait_for_stop_signal(delay: float) -> bool:
+    """Wait for `delay` seconds; return whether a signal to stop has arrived instead."""
+    deadline = time.monotonic() + delay
+    while (remaining := deadline - time.monotonic()) > 0:
+        info = signal.sigtimedwait(PASSED_ON, remaining)
         if info is not None and info.si_signo in (signal.SIGTERM, signal.SIGINT):
             return True
     return False
 
 
-def _say(pid: int, code: int, delay: float) -> None:
-    """As a record, on standard error: it is the one thing that nobody else can tell."""
+def _write_record(pid: int, code: int, delay: float) -> None:
+    """Write a record to standard error: no other process can report this."""
     now = time.time()
     seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
     name = signal.Signals(-code).name if code < 0 else ""
-    how = f"by {name}" if name else f"it has failed, exit status {code}"
+    outcome = f"by {name}" if name else f"it has failed, exit status {code}"
     record = {
         "timestamp": f"{seconds}.{int(now % 1 * 1_000_000):06}Z",
         "level": "critical",
         "event": "supervisor killed" if name else "supervisor failed",
-        "message": f"{how}; it is started again in {delay:g} s, and takes over what runs",
+        "message": f"{outcome}; it is started again in {delay:g} s, and takes over what runs",
         "pid": pid,
         **({"signal": name} if name else {"code": code}),
     }

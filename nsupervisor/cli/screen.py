@@ -1,4 +1,4 @@
-"""The live screen of `top`: keys in, a table with sparklines out. The only module that loads rich."""
+"""The live screen of `top`: key presses in, a table with sparklines out. The only module that imports rich."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from nsupervisor.cli.output import BLUE, FAINT, GREEN, RED, YELLOW, printable
 from nsupervisor.cli.rates import HEADS, cells, sort
 
 SAMPLES = 16
-"""How many a sparkline shows."""
+"""The number of samples that a sparkline shows."""
 BARS = "▁▂▃▄▅▆▇█"
 KEYS = {"c": "cpu", "m": "memory", "p": "processes", "i": "io", "t": "network", "w": "pressure", "n": "name"}
-"""What a key sorts by."""
-_WORDS = {"cpu": "CPU", "io": "I/O"}
+"""The sort order for each key."""
+_ORDER_NAMES = {"cpu": "CPU", "io": "I/O"}
 _STYLES = {GREEN: "green", RED: "red", YELLOW: "yellow", BLUE: "blue", FAINT: "dim", "": ""}
-_SPARKS = {"CPU%": "cpu_percent", "MEMORY": "memory_current"}
-_DISPENSABLE = (
+_SPARKLINE_COLUMNS = {"CPU%": "cpu_percent", "MEMORY": "memory_current"}
+_OPTIONAL_COLUMNS = (
     *("SEND/S", "RECEIVE/S", "IO-WAIT%", "MEM-WAIT%", "CPU-WAIT%", "WRITE/S", "READ/S", "THROTTLED%"),
     *("MEMORY ", "CPU% ", "PIDS", "STATE"),
 )
-"""Columns that go first where there is no room; those of sparklines end with a space."""
+"""The columns that are dropped first if there is no room; the names of sparkline columns end with a space."""
 
 
 _ESCAPE = re.compile(rb"\x1b(\[[0-?]*[ -/]*[@-~]|O.|)")
-"""What cursor keys and the like send, ECMA-48."""
+"""The sequences that cursor keys and other special keys send, ECMA-48."""
 
 
 class Keys:
-    """What is typed, key by key, without an echo. Where standard input is no terminal nothing is ever typed."""
+    """The keyboard: single key presses without an echo. If standard input is not a terminal, no key is ever pressed."""
 
     def __init__(self) -> None:
         self._fd = sys.stdin.fileno() if sys.stdin.isatty() else None
@@ -59,7 +59,7 @@ class Keys:
             termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
 
     def get(self, patience: float) -> str:
-        """The keys typed so far, or the next one within `patience` seconds; "q" too when the terminal is gone."""
+        """Return the keys typed so far, or the next one within `timeout` seconds; "q" also if the terminal is gone."""
         if self._fd is None:
             time.sleep(patience)
             return ""
@@ -70,10 +70,10 @@ class Keys:
 
 
 class Screen:
-    """The terminal while it shows the table; it is as it was before afterwards."""
+    """The terminal while it shows the table; afterwards it is restored."""
 
     def __init__(self, order: str = "cpu") -> None:
-        for name in ("COLUMNS", "LINES"):  # rich would believe them, and not the terminal, which may be resized
+        for name in ("COLUMNS", "LINES"):  # rich would use them instead of the size of the terminal, which may change
             os.environ.pop(name, None)
         self.console = Console()
         self._live = Live(Text("measuring …"), console=self.console, screen=True, auto_refresh=False)
@@ -92,7 +92,7 @@ class Screen:
         self._live.__exit__(kind, error, traceback)
 
     def press(self, key: str) -> None:
-        """Sort as the key says."""
+        """Change the sort order according to the key."""
         if key == "r":
             self._reverse = not self._reverse
         elif key in KEYS:
@@ -102,61 +102,61 @@ class Screen:
         self._draw()
 
     def show(self, measured: list[dict[str, Any]]) -> None:
-        """The next sample."""
+        """Show the next sample."""
         self._measured = measured
-        for one in measured:
-            for column in _SPARKS.values():
-                self._past[one["name"], column].append(one[column] or 0)
+        for instance in measured:
+            for column in _SPARKLINE_COLUMNS.values():
+                self._past[instance["name"], column].append(instance[column] or 0)
         self._draw()
 
     def _draw(self) -> None:
         self._live.update(Group(self._head(), self._table()), refresh=True)
 
     def _head(self) -> Text:
-        by = _WORDS.get(self._order, self._order) + (", reversed" if self._reverse else "")
+        by = _ORDER_NAMES.get(self._order, self._order) + (", reversed" if self._reverse else "")
         text = f"{time.strftime('%H:%M:%S')}  {len(self._measured)} instances, by {by}   keys: "
         keys = ", ".join(
-            f"{key} {_WORDS.get(name, name)}" for key, name in {**KEYS, "r": "reverse", "q": "quit"}.items()
+            f"{key} {_ORDER_NAMES.get(name, name)}" for key, name in {**KEYS, "r": "reverse", "q": "quit"}.items()
         )
         return Text(text + keys, style="dim", no_wrap=True)
 
     def _table(self) -> Table:
         room = max(self.console.height - 3, 1)
         ordered = sort(self._measured, self._order, self._reverse)
-        # Columns by their heads: those of `stats`, and sparklines behind some.
+        # Columns by their heads: those of `stats`, some followed by a sparkline.
         columns: dict[str, list[str]] = {}
         for head, values in zip(
             HEADS, zip(*map(cells, ordered), strict=True) if ordered else [()] * len(HEADS), strict=True
         ):
             columns[head] = [printable(value) for value in values]
-            if head in _SPARKS:
-                columns[f"{head} "] = [self._spark(one, _SPARKS[head]) for one in ordered]
+            if head in _SPARKLINE_COLUMNS:
+                columns[f"{head} "] = [self._spark(instance, _SPARKLINE_COLUMNS[head]) for instance in ordered]
         fit(columns, self.console.width)
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
         for head in columns:
-            left = head in ("NAME", "STATE") or head.endswith(" ")
-            table.add_column("" if head.endswith(" ") else head, justify="left" if left else "right", no_wrap=True)
-        for row, one in list(zip(zip(*columns.values(), strict=True), ordered, strict=True))[:room]:
-            style = _STYLES[COLOURS.get(one["state"], "")]
+            is_left = head in ("NAME", "STATE") or head.endswith(" ")
+            table.add_column("" if head.endswith(" ") else head, justify="left" if is_left else "right", no_wrap=True)
+        for row, instance in list(zip(zip(*columns.values(), strict=True), ordered, strict=True))[:room]:
+            style = _STYLES[COLOURS.get(instance["state"], "")]
             table.add_row(*(Text(cell, style=style if i == 1 else "") for i, cell in enumerate(row)))
         return table
 
-    def _spark(self, one: dict[str, Any], column: str) -> str:
-        limit = one["memory_max"] if column == "memory_current" else one["cpu_max_percent"] or 100.0
-        return sparkline(self._past[one["name"], column], limit).rjust(SAMPLES)
+    def _spark(self, instance: dict[str, Any], column: str) -> str:
+        limit = instance["memory_max"] if column == "memory_current" else instance["cpu_max_percent"] or 100.0
+        return sparkline(self._past[instance["name"], column], limit).rjust(SAMPLES)
 
 
 def sparkline(samples: deque[float] | list[float], limit: float | None) -> str:
-    """Bars of the latest samples, of at most `limit`; without one, of the largest of them."""
-    most = max([*samples, limit or 0.0])
-    if not most:
+    """Draw bars of the latest samples, scaled to `limit`, or without one to the largest sample."""
+    maximum = max([*samples, limit or 0.0])
+    if not maximum:
         return BARS[0] * len(samples)
-    return "".join(BARS[min(int(value / most * len(BARS)), len(BARS) - 1)] for value in samples)
+    return "".join(BARS[min(int(value / maximum * len(BARS)), len(BARS) - 1)] for value in samples)
 
 
 def fit(columns: dict[str, list[str]], width: int) -> None:
-    """Take columns away until the rest has room in `width` characters."""
-    for dispensable in _DISPENSABLE:
+    """Drop columns until the rest fits into `width` characters."""
+    for dispensable in _OPTIONAL_COLUMNS:
         if sum(max(map(len, [head, *values])) + 2 for head, values in columns.items()) - 2 <= width:
             return
         columns.pop(dispensable, None)

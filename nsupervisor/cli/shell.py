@@ -1,7 +1,8 @@
-"""`nsupervisor shell`: one program in new namespaces on this terminal, as `unshare --fork --mount-proc` does.
+"""`nsupervisor shell`: run one program in new namespaces on this terminal, like `unshare --fork --mount-proc`.
 
-No keeper and no supervisor: this process makes the child, waits, and hands on how it ended. The child stays in the
-session and process group of this one, so job control works. The set-up is the keeper's. Standard library only.
+It needs neither keeper nor supervisor: this process makes the child, waits, and passes on its exit status. The child
+stays in the session and process group of this process, so job control works. The set-up steps are the keeper's.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ _REPORT_SIZE = 16 * 1024
 
 
 def shell(namespaces: list[str], argv: list[str], *, hostname: str | None = None, map_root_user: bool = True) -> int:
-    """Run `argv` ($SHELL when empty) in new `namespaces` (OCI's names), and return the exit status for this command.
+    """Run `argv` ($SHELL if empty) in new `namespaces` (OCI's names); return the exit status for this command.
 
-    A PID namespace brings a mount namespace with a /proc of its own, and an init. Who isn't root gets a user namespace
-    in which they are, unless `map_root_user` is off.
+    A PID namespace brings a mount namespace with its own /proc, and an init. A user other than root gets a user
+    namespace in which they are root, unless `map_root_user` is off.
 
-    Returns the program's exit code, or 128 + n when signal n ended it; 127 when it isn't found and 126 when it can't be
-    executed; 4 when this user may not make such namespaces, 2 for wrong usage, 1 for what else can fail. The reason is
-    on standard error then.
+    Returns the program's exit code, or 128 + n if signal n ended it; 127 if it isn't found and 126 if it can't be
+    executed; 4 if this user may not make such namespaces, 2 for wrong usage, 1 for other failures. In these cases the
+    reason is on standard error.
     """
-    wanted = set(namespaces)
-    if "pid" in wanted:
-        wanted.add("mount")
-    own = [[os.geteuid()] * 2 + [1]], [[os.getegid()] * 2 + [1]]
-    if wanted and map_root_user and os.geteuid() != 0:
-        wanted.add("user")
+    kinds = set(namespaces)
+    if "pid" in kinds:
+        kinds.add("mount")
+    own_mappings = [[os.geteuid()] * 2 + [1]], [[os.getegid()] * 2 + [1]]
+    if kinds and map_root_user and os.geteuid() != 0:
+        kinds.add("user")
     try:
         spec = Spec(
             {
@@ -50,52 +51,52 @@ def shell(namespaces: list[str], argv: list[str], *, hostname: str | None = None
                 "argv": argv or [os.environ.get("SHELL") or "/bin/sh"],
                 "env": dict(os.environ),
                 "cwd": "/",  # not entered: the program starts where this command was started
-                "namespaces": sorted(wanted),
+                "namespaces": sorted(kinds),
                 "hostname": hostname,
-                "uid_mappings": own[0] if "user" in wanted and not map_root_user else [],
-                "gid_mappings": own[1] if "user" in wanted and not map_root_user else [],
+                "uid_mappings": own_mappings[0] if "user" in kinds and not map_root_user else [],
+                "gid_mappings": own_mappings[1] if "user" in kinds and not map_root_user else [],
             }
         )
     except SpecError as error:
-        return _complain(str(error), USAGE)
+        return _print_error(str(error), USAGE)
     try:
         return _run(spec)
     except SpawnError as error:
-        return _complain(str(error), NOT_PERMITTED if error.number in (errno.EPERM, errno.EACCES) else FAILED)
+        return _print_error(str(error), NOT_PERMITTED if error.number in (errno.EPERM, errno.EACCES) else FAILED)
 
 
 def _run(spec: Spec) -> int:
-    report, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    report, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     exits, exits_end = os.pipe()
-    # Until each side has made up its mind what a signal means to it.
-    mask = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    # Block signals until each side has set its own handling.
+    old_mask = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     try:
         pid, pidfd = syscalls.clone3(spec.flags & ~LATE)
     except OSError as error:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
         raise clone_failed(spec, error) from None
     if pid == 0:
-        _child(spec, theirs.fileno(), exits_end)
-    theirs.close()
+        _child(spec, child_end.fileno(), exits_end)
+    child_end.close()
     os.close(exits_end)
     with report:
         terminal = _terminal()
-        _pass_signals_on(pidfd)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _forward_signals(pidfd)
+        signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
         if "user" in spec.namespaces:
             try:
                 write_identity_maps(spec, pid)
             except SpawnError:
-                report.close()  # which ends the child, as it waits for a word
+                report.close()  # ends the child, which waits for a message
                 os.waitpid(pid, 0)
                 raise
             report.send(setup.go(spec))
-        failure = report.recv(_REPORT_SIZE)  # nothing once the program has been executed
+        failure = report.recv(_REPORT_SIZE)  # empty once the program has been executed
     status = _status(pid, exits)
     if terminal is not None:
-        _take_back(*terminal)
+        _reclaim_terminal(*terminal)
     if failure:
-        return _explain(setup.decode_failure(failure))
+        return _print_failure(setup.decode_failure(failure))
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
@@ -109,10 +110,10 @@ def _child(spec: Spec, report: int, exits: int) -> NoReturn:
         if spec.init:
             program = os.fork()
             if program != 0:
-                os.closerange(0, exits)  # the terminal and whatever else was inherited belong to the program
+                os.closerange(0, exits)  # the terminal and all other inherited files belong to the program
                 os.closerange(exits + 1, 0x7FFF_FFFF)
                 init.run(program, exits)
-        # What the interpreter has changed for itself.
+        # Restore what the interpreter has changed for itself.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         step = "execute"
@@ -126,15 +127,15 @@ def _child(spec: Spec, report: int, exits: int) -> NoReturn:
 
 
 def _status(pid: int, exits: int) -> int:
-    """The program's wait status: from the init, where there is one that lived to tell."""
+    """Return the program's wait status: from the init, if there is one and it lived to report it."""
     with os.fdopen(exits, "rb") as file:
-        told = file.read(init.STATUS.size)
+        message = file.read(init.STATUS.size)
     _, status = os.waitpid(pid, 0)
-    return int(init.STATUS.unpack(told)[0]) if told else status
+    return int(init.STATUS.unpack(message)[0]) if message else status
 
 
-def _pass_signals_on(pidfd: int) -> None:
-    """What a terminal sends reaches the program by itself; what somebody sends to this process is meant for it too."""
+def _forward_signals(pidfd: int) -> None:
+    """Forward signals that are sent to this process; those of the terminal reach the program directly."""
 
     def forward(signum: int, _: FrameType | None) -> None:
         try:
@@ -149,7 +150,7 @@ def _pass_signals_on(pidfd: int) -> None:
 
 
 def _terminal() -> tuple[int, int] | None:
-    """The terminal on standard input and the process group in its foreground, when that is ours."""
+    """Return the terminal on standard input and its foreground process group, if that is ours."""
     try:
         group = os.tcgetpgrp(0)
     except OSError:
@@ -157,23 +158,26 @@ def _terminal() -> tuple[int, int] | None:
     return (0, group) if group == os.getpgrp() else None
 
 
-def _take_back(fd: int, group: int) -> None:
-    """A shell in a PID namespace cannot name the process group outside that it took the terminal from."""
-    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # which changing it from the background would bring
+def _reclaim_terminal(fd: int, group: int) -> None:
+    """Make the process group the terminal's foreground group again.
+
+    A shell in a PID namespace cannot do that, because it cannot name a process group outside.
+    """
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # sent for changing the group from the background
     try:
         os.tcsetpgrp(fd, group)
     except OSError:  # the terminal has been hung up
         pass
 
 
-def _explain(failure: dict[str, Any]) -> int:
+def _print_failure(failure: dict[str, Any]) -> int:
     if failure["step"] == "execute":
         missing = failure["errno"] == errno.ENOENT
-        return _complain(failure["message"], setup.EXIT_NOT_FOUND if missing else setup.EXIT_NOT_EXECUTABLE)
+        return _print_error(failure["message"], setup.EXIT_NOT_FOUND if missing else setup.EXIT_NOT_EXECUTABLE)
     forbidden = failure["errno"] in (errno.EPERM, errno.EACCES)
-    return _complain(failure["message"], NOT_PERMITTED if forbidden else FAILED)
+    return _print_error(failure["message"], NOT_PERMITTED if forbidden else FAILED)
 
 
-def _complain(message: str, code: int) -> int:
+def _print_error(message: str, code: int) -> int:
     print(f"nsupervisor shell: {message}", file=sys.stderr)
     return code

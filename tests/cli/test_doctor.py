@@ -153,11 +153,11 @@ class TestInChild:
 
 class TestNamespaces:
     def test_a_limit_is_named_with_its_file(self):
-        text = namespaces._instead("network", OSError(errno.ENOSPC, ""), False)
+        text = namespaces._remedy("network", OSError(errno.ENOSPC, ""), False)
         assert "/proc/sys/user/max_net_namespaces" in text
 
     def test_a_kernel_without_them(self):
-        assert "CONFIG_TIME_NS" in namespaces._instead("time", OSError(errno.EINVAL, ""), False)
+        assert "CONFIG_TIME_NS" in namespaces._remedy("time", OSError(errno.EINVAL, ""), False)
 
 
 class TestNetwork:

@@ -1,1 +1,4 @@
-"""One module per subcommand, or per family of them; what is heavy is imported when a command runs."""
+"""The subcommands: one module per command, or per family of commands.
+
+Packages that take long to import are imported when a command runs.
+"""

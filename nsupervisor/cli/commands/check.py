@@ -1,4 +1,4 @@
-"""`nsupervisor check`."""
+"""The command `nsupervisor check`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 from nsupervisor.cli.options import json_option
 from nsupervisor.cli.output import DONE, USAGE, emit_json, plural, printable, say
 
-TYPE_CHECKING = False  # typing's own costs an import
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from nsupervisor.config.problems import Problem
 
 
-@click.command(short_help="Tell whether a configuration is right.")
-@click.option("--no-host", is_flag=True, help="Check the file alone, not whether this host can do what it asks for.")
+@click.command(short_help="Check a configuration.")
+@click.option("--no-host", is_flag=True, help="Check only the file, not whether this host can run it.")
 @json_option
 @click.argument("config", metavar="CONFIG")
 def check(config: str, no_host: bool, as_json: bool) -> int:
-    """Tell whether CONFIG is right, and whether this host can do what it asks for; else every problem, with its line.
+    """Check whether CONFIG is right, and whether this host can run it; print every problem with its line.
 
-    What the host cannot do is a problem (exit status 2), except for resources with required = false, where it is a
-    warning. So is a rule that can never go off, or always does. Nothing is changed or started. CONFIG may be
-    /dev/stdin.
+    A request that the host cannot fulfil is a problem (exit status 2), except for resources with required = false,
+    where it is a warning. A rule that can never fire, or always does, is a warning, too. Nothing is changed or started.
+    CONFIG may be /dev/stdin.
     """
     problems, warnings, count = inspect(config, not no_host)
     if as_json:
@@ -42,8 +42,8 @@ def check(config: str, no_host: bool, as_json: bool) -> int:
             }
         )
         return USAGE if problems else DONE
-    for warning, why in warnings:
-        say(f"{warning} (a warning only: {why})")
+    for warning, reason in warnings:
+        say(f"{warning} (a warning only: {reason})")
     for problem in problems:
         say(str(problem))
     if problems:
@@ -53,14 +53,14 @@ def check(config: str, no_host: bool, as_json: bool) -> int:
 
 
 def inspect(path: str, host: bool) -> tuple[list[Problem], list[tuple[Problem, str]], int]:
-    """All problems, all warnings, and the number of workloads (0 where the file cannot be used)."""
+    """Return all problems, all warnings with their reason, and the number of workloads (0 for an unusable file)."""
     from nsupervisor.config.doubts import DOUBTFUL, doubtful
     from nsupervisor.config.files import read_text
     from nsupervisor.config.load import ConfigError, parse
     from nsupervisor.config.positions import scan
 
     try:
-        text = read_text(path)  # once: it may be a pipe
+        text = read_text(path)  # read once: it may be a pipe
         config = parse(text, path)
     except ConfigError as error:
         return error.problems, [], 0
@@ -79,7 +79,7 @@ def inspect(path: str, host: bool) -> tuple[list[Problem], list[tuple[Problem, s
 
 
 def _host_problems(config: Config, positions: Positions) -> Iterator[tuple[Problem, str]]:
-    """What this host cannot do, and why that is a warning only; "" where it is not."""
+    """Yield what this host cannot do, and why that is only a warning; "" if it is a problem."""
     from nsupervisor.cgroups.errors import CgroupError
     from nsupervisor.cgroups.host import Host
     from nsupervisor.config.problems import Problem

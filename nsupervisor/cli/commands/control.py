@@ -1,4 +1,4 @@
-"""`nsupervisor start|stop|restart|kill|freeze|thaw|signal NAME…`."""
+"""The commands `nsupervisor start|stop|restart|kill|freeze|thaw|signal NAME…`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nsupervisor.api.client import Client
 from nsupervisor.cli.options import json_option, names_argument, socket_option
 from nsupervisor.cli.output import DONE, FAILED, GREEN, coloured, emit_json, has_colour, printable, say
 
-TYPE_CHECKING = False  # typing's own costs an import
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -22,7 +22,7 @@ NAMES = """
 
 
 def ask(socket_path: str, as_json: bool, verb: str, names: Iterable[str], **parameters: object) -> int:
-    """Send the command, tell what became of it, return the exit status."""
+    """Send the command, print the results, return the exit status."""
     results = Client(socket_path).command(verb, names, **parameters)
     if as_json:
         emit_json(results)
@@ -34,8 +34,8 @@ def ask(socket_path: str, as_json: bool, verb: str, names: Iterable[str], **para
             if result["ok"]:
                 print(coloured(printable(text), GREEN, colour))
             else:
-                why = result["message"] or f"it is {result['state']}"
-                say(f"{result['name']}: {verb} failed: {why}; more with: nsupervisor status {result['name']}")
+                reason = result["message"] or f"it is {result['state']}"
+                say(f"{result['name']}: {verb} failed: {reason}; more with: nsupervisor status {result['name']}")
     return DONE if all(result["ok"] for result in results) else FAILED
 
 
@@ -52,14 +52,14 @@ def _command(verb: str, short: str, more: str) -> click.Command:
 
 start = _command("start", "Start workloads.", ", each after all that it requires, and wait until they are up.")
 stop = _command(
-    "stop", "Stop workloads.", ", those first that require them, and wait until no process of them is left."
+    "stop", "Stop workloads.", ", those that require them first, and wait until none of their processes is left."
 )
 restart = _command("restart", "Restart workloads.", ": stop them, start them again, and wait until they are up.")
 kill = _command(
     "kill", "Kill workloads.", ": SIGKILL for all their processes. Their restart policy decides what is next."
 )
 freeze = _command("freeze", "Freeze workloads.", ": none of their processes gets processor time until thawed.")
-thaw = _command("thaw", "Let frozen workloads go on.", ".")
+thaw = _command("thaw", "Thaw frozen workloads.", ".")
 
 
 @click.command(

@@ -1,4 +1,4 @@
-"""`nsupervisor doctor`."""
+"""The command `nsupervisor doctor`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from nsupervisor.cli.options import json_option
 from nsupervisor.cli.output import DONE, FAILED, FAINT, GREEN, RED, YELLOW, coloured, emit_json, has_colour, printable
 
-TYPE_CHECKING = False  # typing's own costs an import
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from nsupervisor.cli.probes import Finding
 
@@ -19,12 +19,13 @@ COLOURS = {"ok": GREEN, "limited": YELLOW, "missing": RED}
 INDENT = 30
 
 
-@click.command(short_help="Say what this host offers, and what that means.")
+@click.command(short_help="Report what this host offers, and what that means.")
 @json_option
 def doctor(as_json: bool) -> int:
-    """Say what this host and your privileges offer, and what that means. Tries things out; leaves nothing behind.
+    """Report what this host and your privileges offer, and what that means. Leaves nothing behind.
 
-    Exit status 0 when workloads can be run in namespaces and cgroups of their own, 1 when not.
+    Features are tested by using them. Exit status 0 if workloads can be run in namespaces and cgroups of their own, 1
+    if not.
     """
     from nsupervisor.cli.probes import MISSING, sections
 

@@ -1,4 +1,4 @@
-"""`nsupervisor events`."""
+"""The command `nsupervisor events`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nsupervisor.cli.options import json_option, socket_option
 from nsupervisor.cli.output import BOLD, FAINT, RED, YELLOW, coloured, has_colour, printable
 from nsupervisor.cli.records import clock, moment, text
 
-TYPE_CHECKING = False  # typing's own costs an import
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from typing import Any
 
@@ -25,9 +25,9 @@ _EVENT_WIDTH = len("not started")
 
 @click.command(short_help="Show what the service has done.")
 @socket_option
-@click.option("-f", "--follow", is_flag=True, help="Go on with new records as they come, until the service ends.")
+@click.option("-f", "--follow", is_flag=True, help="Continue with new records until the service ends.")
 @click.option(
-    "--event", "kinds", metavar="EVENT", multiple=True, help='Only such records: "action", "state", "exited", …'
+    "--event", "kinds", metavar="EVENT", multiple=True, help='Only these records: "action", "state", "exited", …'
 )
 @click.option("--action", "actions", metavar="ACTION", multiple=True, help='Only these actions: "restart", "kill", …')
 @click.option("--level", type=click.Choice(list(LEVELS)), help="Only records of this level, and worse ones.")
@@ -45,32 +45,32 @@ def events(
     """Show the service's own records, oldest first: what happened, what it did, and why.
 
     NAME is a workload ("web": all its instances), an instance ("web@2"), a group ("group/batch": all in it) or a glob
-    in quotes ("web*"); without one, all.
-    The service keeps the latest; all of them are in its log. With --json, one object a line, as in the log.
+    in quotes ("web*"); without one, all. The service keeps the latest; all of them are in its log. With --json, one
+    object a line, as in the log.
 
     Examples: nsupervisor events -f; nsupervisor events --event action --event exited web
     """
     line = json.dumps if as_json else Lines(has_colour(sys.stdout)).line
     kinds = kinds or (("action",) if actions else ())
-    worst = LEVELS[LEVELS.index(level) :] if level else LEVELS
+    levels = LEVELS[LEVELS.index(level) :] if level else LEVELS
     for record in Client(socket_path).events(names, kinds, follow):
-        wanted = record["level"] in worst and (not actions or record.get("action") in actions)
-        if wanted or record["event"] == "dropped":
+        is_selected = record["level"] in levels and (not actions or record.get("action") in actions)
+        if is_selected or record["event"] == "dropped":
             print(line(record), flush=follow)
 
 
 class Lines:
-    """Aligned lines. Names come one by one, so their column grows with the longest so far."""
+    """Formats records as aligned lines. The column of names grows with the longest one so far."""
 
     def __init__(self, colour: bool) -> None:
         self.colour = colour
         self.width = _FIRST_WIDTH
 
     def line(self, record: dict[str, Any]) -> str:
-        """A record for people."""
+        """Format a record for people."""
         name = record.get("workload") or record.get("group", "-")
         self.width = max(self.width, len(name))
         time = coloured(clock(moment(record), datetime.now().astimezone()), FAINT, self.colour)
         event = coloured(f"{record['event']:<{_EVENT_WIDTH}}", _COLOURS.get(record["level"], ""), self.colour)
-        said = printable(text(record)).replace("\n", " ")
-        return f"{time}  {coloured(f'{name:<{self.width}}', BOLD, self.colour)}  {event}  {said}".rstrip()
+        details = printable(text(record)).replace("\n", " ")
+        return f"{time}  {coloured(f'{name:<{self.width}}', BOLD, self.colour)}  {event}  {details}".rstrip()

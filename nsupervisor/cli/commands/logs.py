@@ -1,4 +1,4 @@
-"""`nsupervisor logs`."""
+"""The command `nsupervisor logs`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nsupervisor.cli.options import json_option, socket_option
 from nsupervisor.cli.output import BOLD, FAINT, RED, coloured, has_colour, printable, say
 from nsupervisor.cli.records import clock, moment, text
 
-TYPE_CHECKING = False  # typing's own costs an import
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
@@ -28,8 +28,10 @@ _STAMP_LENGTH = len("2026-01-31T12:00:00.000000Z")
 
 @click.command(short_help="Show what workloads have written.")
 @socket_option
-@click.option("-f", "--follow", is_flag=True, help="Go on with new lines as they come.")
-@click.option("-n", "--number", type=click.IntRange(0), help="So many of the last lines; default 100, or all --since.")
+@click.option("-f", "--follow", is_flag=True, help="Continue with new lines.")
+@click.option(
+    "-n", "--number", type=click.IntRange(0), help="The number of last lines; default 100, or all with --since."
+)
 @click.option("--since", metavar="TIME", help='What was written since: "5min", or "2026-01-31 12:00".')
 @click.option("--grep", metavar="RE", help="Lines in which the regular expression is found.")
 @json_option
@@ -43,11 +45,11 @@ def logs(
     as_json: bool,
     names: tuple[str, ...],
 ) -> int | None:
-    """Show what NAME has written to its log file, from the files put aside, too, also compressed ones.
+    """Show what NAME has written to its log file, including rotated and compressed files.
 
-    NAME is a workload ("web": all its instances), an instance ("web@2") or a glob in quotes ("web*"). One with a slash
-    in it is the path of such a file, for which no supervisor is needed. Where a workload has no file of its own, the
-    file of the supervisor's stream is read, if that is one. With --json, the records as they are, one a line.
+    NAME is a workload ("web": all its instances), an instance ("web@2") or a glob in quotes ("web*"). A NAME with a
+    slash in it is the path of a log file; then no supervisor is needed. If a workload has no file of its own, the file
+    of the supervisor's stream is read, if that is one. With --json, the records are printed unchanged, one a line.
 
     Examples: nsupervisor logs -f web; nsupervisor logs --since 5min --grep 'error|warning' web db
     """
@@ -56,41 +58,43 @@ def logs(
     count = number if number is not None else None if since else 100
     sources = []
     for name in names:
-        places = [_file(name)] if "/" in name else [_place(one) for one in Client(socket_path).history(name)]
-        for place in places:
-            if isinstance(place, str):
-                say(place)
+        locations = (
+            [_file(name)] if "/" in name else [_place(instance) for instance in Client(socket_path).history(name)]
+        )
+        for location in locations:
+            if isinstance(location, str):
+                say(location)
             else:
-                sources.append(place)
+                sources.append(location)
     several = len(sources) > 1
     problem = len(sources) == 0
-    shown = [Source(*place, several, start, pattern, as_json) for place in sources]
-    open_ones = []
-    for source in shown:
+    all_sources = [Source(*location, several, start, pattern, as_json) for location in sources]
+    open_sources = []
+    for source in all_sources:
         try:
             source.open()
             lines = source.last(count, follow)
-        except (OSError, EOFError, zlib.error) as error:  # the last two, and words without a number, are of gzip's
+        except (OSError, EOFError, zlib.error) as error:  # gzip raises the last two, and OSError without an errno
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             say(f"cannot read {source.path}: {reason}; {_hint(error)}")
             problem = True
             continue
-        open_ones.append(source)
+        open_sources.append(source)
         for line in lines:
             print(line)
-    while follow and open_ones:
+    while follow and open_sources:
         sys.stdout.flush()
         wait()
-        for source in open_ones:
+        for source in open_sources:
             for line in source.news():
                 print(line)
-    for source in open_ones:
+    for source in open_sources:
         source.close()
     return 1 if problem else None
 
 
 Place = tuple[str, str, bool]
-"""A file, the instance whose output is wanted ("": all that is in it), and whether it is raw."""
+"""A file, the instance whose output is wanted ("": everything in the file), and whether it is raw."""
 
 
 def _file(path: str) -> Place:
@@ -99,13 +103,13 @@ def _file(path: str) -> Place:
         with opened(path) as file:
             raw = file.read(len(_STAMP)) != _STAMP
     except OSError:
-        pass  # opening it again tells
+        pass  # opening it again reports the error
     return path, "", raw
 
 
-def _place(one: dict[str, Any]) -> Place | str:
-    """Where an instance's output is; or what to do, where it cannot be had."""
-    name, log = one["name"], one["log"]
+def _place(instance: dict[str, Any]) -> Place | str:
+    """Return where an instance's output is; or, if it cannot be read, what to do."""
+    name, log = instance["name"], instance["log"]
     if log["file"] is not None:
         return log["file"], name, log["format"] == "raw"
     if log["stream"] is not None:
@@ -127,18 +131,18 @@ def _hint(error: Exception) -> str:
 
 
 def _time(since: str) -> str:
-    """A time as records have it."""
+    """Return a time in the format of records."""
     from nsupervisor.config.units import parse_duration  # needs attrs, which --help can do without
 
     try:
-        when = datetime.now(UTC) - timedelta(seconds=parse_duration(since))
+        time = datetime.now(UTC) - timedelta(seconds=parse_duration(since))
     except ValueError:
         try:
-            when = datetime.fromisoformat(since).astimezone(UTC)
+            time = datetime.fromisoformat(since).astimezone(UTC)
         except ValueError:
-            text_ = f'{since!r} is neither a duration nor a time; write for example "5min" or "2026-01-31 12:00"'
-            raise click.BadParameter(text_, param_hint="--since") from None
-    return when.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            message = f'{since!r} is neither a duration nor a time; write for example "5min" or "2026-01-31 12:00"'
+            raise click.BadParameter(message, param_hint="--since") from None
+    return time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _pattern(grep: str) -> re.Pattern[str]:
@@ -149,7 +153,7 @@ def _pattern(grep: str) -> re.Pattern[str]:
 
 
 class Source:
-    """The lines of one instance, or of one file, as they are shown."""
+    """The lines of one instance, or of one file, formatted for output."""
 
     def __init__(
         self,
@@ -161,7 +165,10 @@ class Source:
         pattern: re.Pattern[str] | None,
         as_json: bool,
     ) -> None:
-        """`several`: others are shown, too, so each line has a name. `since`: no record from before."""
+        """Raise UsageError for an option that a raw file does not support.
+
+        `several`: other sources are shown, too, so each line gets a name. `since`: omit records from before.
+        """
         if raw and (since or as_json):
             option = "--json" if as_json else "--since"
             raise click.UsageError(f"{path} is raw: its lines have neither times nor fields, so {option} cannot be had")
@@ -176,27 +183,27 @@ class Source:
         self.reader = Reader(self.path)
 
     def close(self) -> None:
-        """Close it."""
+        """Close the file of this source."""
         assert self.reader is not None
         self.reader.close()
 
     def last(self, count: int | None, follow: bool) -> list[str]:
-        """The last lines, oldest first; None: all. A line without its end is one where nothing follows."""
+        """Return the last lines, oldest first; None: all. If nothing follows, an incomplete line counts as a line."""
         assert self.reader is not None
-        found: list[str] = []
+        lines: list[str] = []
         for line in self.reader.backwards(ended=not follow):
             if count == 0:
                 break
             if self.since and line.startswith(_STAMP) and self._stamp(line) < self.since:
                 break
             if (shown := self._shown(line)) is not None:
-                found.append(shown)
-                if len(found) == count:
+                lines.append(shown)
+                if len(lines) == count:
                     break
-        return found[::-1]
+        return lines[::-1]
 
     def news(self) -> Iterator[str]:
-        """Those that have come since."""
+        """Yield the lines that have been added since the last call."""
         assert self.reader is not None
         for line in self.reader.news():
             if (shown := self._shown(line)) is not None:
@@ -215,20 +222,20 @@ class Source:
             record = json.loads(line)
             if record["event"] not in ("output", "dropped") or (self.name and record.get("workload") != self.name):
                 return None
-            said = record["message"] if record["event"] == "output" else text(record)
+            message = record["message"] if record["event"] == "output" else text(record)
         except (ValueError, KeyError, TypeError):
-            return None  # the file of the stream may have other things in it
+            return None  # the file of the stream may contain lines of other programs
         fields = record.get("fields")
-        words = said if fields is None else json.dumps(fields, ensure_ascii=False)
+        words = message if fields is None else json.dumps(fields, ensure_ascii=False)
         if self.pattern is not None and not self.pattern.search(words):
             return None
         if self.as_json:
             return line.decode("utf-8", "replace")
         time = coloured(clock(moment(record), self._now), FAINT, self._colour)
         end = "…" if record.get("partial") else ""
-        again = "(again) " if record.get("duplicate") else ""
+        duplicate_mark = "(again) " if record.get("duplicate") else ""
         shown = coloured(
-            f"{again}{printable(words)}{end}", RED if record.get("stream") == "stderr" else "", self._colour
+            f"{duplicate_mark}{printable(words)}{end}", RED if record.get("stream") == "stderr" else "", self._colour
         )
         return self._headed(f"{time}  {shown}")
 

@@ -1,4 +1,4 @@
-"""`nsupervisor plan CONFIG`."""
+"""The command `nsupervisor plan CONFIG`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nsupervisor.cli.output import (
     say,
 )
 
-TYPE_CHECKING = False  # typing's own costs an import
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
@@ -42,42 +42,46 @@ COLOURS = {"none": FAINT, "live": BLUE, "restart": YELLOW, "start": GREEN, "stop
 def plan(socket_path: str, as_json: bool, config: str) -> int:
     """Show what a reload of CONFIG would do to each workload, and why; nothing is changed.
 
-    none: nothing differs. live: what runs takes the change. restart: it needs a new process. start: it is new. stop: it
-    has gone. Values of environment variables are never shown. Where no service answers, it is compared with nothing.
+    none: nothing differs. live: the running program takes the change. restart: it needs a new process. start: it is
+    new. stop: it has been removed. Values of environment variables are never shown. If no service answers, CONFIG is
+    compared with nothing.
     """
     try:
-        found = _asked(socket_path, read(config))
+        result = _request_plan(socket_path, read(config))
     except WrongFileError as error:
         return refuse(error, as_json)
     if as_json:
-        emit_json(found)
+        emit_json(result)
     else:
-        print("\n".join(lines(found, has_colour(sys.stdout))))
+        print("\n".join(lines(result, has_colour(sys.stdout))))
     return DONE
 
 
-def _asked(socket_path: str, source: dict[str, str]) -> dict[str, Any]:
+def _request_plan(socket_path: str, source: dict[str, str]) -> dict[str, Any]:
     try:
         return Client(socket_path).plan(source)
     except NoSupervisorError as error:
-        found = _alone(source)
+        result = _plan_alone(source)
         say(f"{error}; until then, this is what its start would do")
-        return found
+        return result
 
 
 def read(config: str) -> dict[str, str]:
-    """What to send of a file. It is read here, with the caller's permissions; it may be a pipe."""
+    """Return the source to send for a file.
+
+    The file is read here, with the caller's permissions; it may be a pipe. Raises WrongFileError.
+    """
     from nsupervisor.config.files import read_text
     from nsupervisor.config.problems import ConfigError
 
     try:
         return {"path": os.path.abspath(config), "text": read_text(config)}
     except ConfigError as error:
-        raise _wrong(error) from None
+        raise _to_wrong_file(error) from None
 
 
 def refuse(error: WrongFileError, as_json: bool) -> int:
-    """Tell each problem; returns the exit status."""
+    """Print each problem; return the exit status."""
     if as_json:
         emit_json({"ok": False, "problems": error.answer["problems"]})
     else:
@@ -85,18 +89,18 @@ def refuse(error: WrongFileError, as_json: bool) -> int:
     return USAGE
 
 
-def _alone(source: dict[str, str]) -> dict[str, Any]:
+def _plan_alone(source: dict[str, str]) -> dict[str, Any]:
     from nsupervisor.config.load import ConfigError, parse
-    from nsupervisor.core.plan import plan as made
+    from nsupervisor.core.plan import plan as make_plan
 
     try:
-        return made(None, parse(source["text"], source["path"]), ()).plain(source["path"])
+        return make_plan(None, parse(source["text"], source["path"]), ()).plain(source["path"])
     except ConfigError as error:
-        raise _wrong(error) from None
+        raise _to_wrong_file(error) from None
 
 
-def _wrong(error: ConfigError) -> WrongFileError:
-    """As the service says it."""
+def _to_wrong_file(error: ConfigError) -> WrongFileError:
+    """Return the error that the service would return for this file."""
     problems = [
         {"line": problem.line or None, "key": problem.key, "message": problem.message, "text": str(problem)}
         for problem in error.problems
@@ -104,9 +108,9 @@ def _wrong(error: ConfigError) -> WrongFileError:
     return WrongFileError({"error": str(error), "problems": problems})
 
 
-def lines(found: dict[str, Any], colour: bool) -> Iterator[str]:
-    """A plan for people."""
-    steps = found["steps"]
+def lines(result: dict[str, Any], colour: bool) -> Iterator[str]:
+    """Format a plan for people."""
+    steps = result["steps"]
     width = max((len(step["name"]) for step in steps), default=0)
     for step in steps:
         do = coloured(f"{step['do']:<7}", COLOURS[step["do"]], colour)
@@ -114,9 +118,9 @@ def lines(found: dict[str, Any], colour: bool) -> Iterator[str]:
         yield f"{name}  {do}  {printable(step['why'])}".rstrip()
         for change in step["changes"]:
             yield f"{'':<{width}}    {printable(difference(change))}"
-    for change in found["groups"]:
+    for change in result["groups"]:
         yield printable(difference(change))
-    for change in found["service"]:
+    for change in result["service"]:
         when = "" if change["live"] else "; counts when the service starts the next time"
         yield printable(f"supervisor.{difference(change)}{when}")
     counts = {do: sum(step["do"] == do for step in steps) for do in COLOURS}
@@ -124,7 +128,7 @@ def lines(found: dict[str, Any], colour: bool) -> Iterator[str]:
 
 
 def difference(change: dict[str, Any]) -> str:
-    """One key: "resources.memory_max: "64M" → "128M"", "environment.TOKEN: changed"."""
+    """Format one changed key: `resources.memory_max: "64M" → "128M"`, `environment.TOKEN: changed`."""
     if change["how"] == "contents":
         return f"{change['key']}: the contents differ"
     if change["before"] is None or change["how"] == "reordered":

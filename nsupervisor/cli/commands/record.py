@@ -1,4 +1,4 @@
-"""`nsupervisor record`."""
+"""The command `nsupervisor record`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nsupervisor.cli.commands.stats import seconds
 from nsupervisor.cli.options import socket_option
 from nsupervisor.cli.output import DONE, FAILED, duration, plural, say, size
 
-TYPE_CHECKING = False  # typing's own costs an import
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import IO
@@ -25,7 +25,7 @@ _LENGTHS = {"s": 1, "min": 60, "h": 3600, "": 1}
 
 
 def _length(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """Seconds from "90s", "10min", "1h"."""
+    """Parse a length of time ("90s", "10min", "1h") to seconds."""
     if value is None:
         return None
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(s|min|h|)", value, re.ASCII)
@@ -35,7 +35,7 @@ def _length(ctx: click.Context, param: click.Parameter, value: str | None) -> fl
 
 
 def _size(ctx: click.Context, param: click.Parameter, value: str) -> int:
-    """Bytes from "64M"."""
+    """Parse a size ("64M") to bytes."""
     match = re.fullmatch(r"([0-9]+)([KMG]?)", value, re.ASCII)
     if not match or not int(match[1]):
         raise click.BadParameter(f'"{value}" is no size; write for example "64M"')
@@ -46,19 +46,21 @@ def _opened(file: str) -> AbstractContextManager[IO[bytes]]:
     return nullcontext(sys.stdout.buffer) if file == "-" else open(file, "wb")
 
 
-@click.command(short_help="Write a trace of what workloads go through.")
+@click.command(short_help="Record a trace of what happens to workloads.")
 @socket_option
-@click.option("--for", "length", callback=_length, metavar="TIME", help="End after so long; else at Ctrl-C.")
-@click.option("--max-size", "most", callback=_size, default="64M", show_default=True, metavar="SIZE", help="End then.")
+@click.option("--for", "length", callback=_length, metavar="TIME", help="End after this time; else at Ctrl-C.")
 @click.option(
-    "--interval", callback=seconds, default="250ms", show_default=True, metavar="TIME", help="Between two samples."
+    "--max-size", "most", callback=_size, default="64M", show_default=True, metavar="SIZE", help="End at this size."
+)
+@click.option(
+    "--interval", callback=seconds, default="250ms", show_default=True, metavar="TIME", help="Time between two samples."
 )
 @click.option(
     "--all/--seen",
     "everything",
     default=True,
     show_default="all",
-    help="Sample every file that rules can look at; or take only what the present rules see.",
+    help="Sample every file that rules can use, or record only what the present rules read.",
 )
 @click.argument("file")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
@@ -71,15 +73,15 @@ def record(
     file: str,
     names: tuple[str, ...],
 ) -> int:
-    """Write to FILE what workloads go through: what the kernel says of them, how they end, what people wish, and what
-    the service does about it. `nsupervisor simulate` then tells what other rules would have done.
+    """Write to FILE what happens to workloads: kernel readings, exits, commands, and the service's actions.
 
-    It ends at Ctrl-C or SIGTERM, with the service, or at its --max-size. FILE "-" is standard output.
+    `nsupervisor simulate` then shows what other rules would have done. Recording ends at Ctrl-C or SIGTERM, with the
+    service, or at its --max-size. FILE "-" is standard output.
 
     NAME is a workload ("web": all its instances), an instance ("web@2") or a glob in quotes ("web*"); without one, all.
     """
     lines = Client(socket_path).trace(names, interval if everything else 0.0, length, most)
-    first = next(lines, b"")  # before the file is made: it may be that nobody answers
+    first = next(lines, b"")  # before the file is made: there may be no service
     count, written, last = 0, len(first) + 1, first
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _opened(file) as out:
@@ -97,7 +99,7 @@ def record(
             out.write(last + b"\n")
     end = json.loads(last)
     length = end.get("t", 0.0) - json.loads(first)["clock"]["monotonic"]
-    why = end.get("end", "")
+    reason = end.get("end", "")
     if file != "-":
-        say(f"{file}: {plural(count, 'line')}, {size(written)}, {duration(max(length, 0))}; {why or 'cut off'}")
-    return DONE if why and why != "the reader is too slow" else FAILED
+        say(f"{file}: {plural(count, 'line')}, {size(written)}, {duration(max(length, 0))}; {reason or 'cut off'}")
+    return DONE if reason and reason != "the reader is too slow" else FAILED

@@ -1,4 +1,4 @@
-"""`nsupervisor reload [CONFIG]`."""
+"""The command `nsupervisor reload [CONFIG]`."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from nsupervisor.cli.commands.plan import lines, read, refuse
 from nsupervisor.cli.options import json_option, socket_option
 from nsupervisor.cli.output import DONE, FAILED, GREEN, coloured, emit_json, has_colour, printable, say
 
-TYPE_CHECKING = False  # typing's own costs an import
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from typing import Any
 
 
-@click.command(short_help="Go over to a changed configuration.")
+@click.command(short_help="Apply a changed configuration.")
 @socket_option
 @click.option("--dry-run", is_flag=True, help="Only show what would be done, as plan does.")
 @json_option
 @click.argument("config", metavar="[CONFIG]", required=False)
 def reload(socket_path: str, dry_run: bool, as_json: bool, config: str | None) -> int:
-    """Have the running service go over to CONFIG, or read its own file again, as SIGHUP does; wait until it is done.
+    """Make the running service use CONFIG, or read its own file again, as SIGHUP does; wait until it is done.
 
-    Only what differs is changed, and only what needs a new process is restarted (see plan). What somebody has stopped
-    stays stopped. A file with any problem changes nothing. CONFIG is then the service's file, until it ends.
+    Only differences are applied, and only workloads that need a new process are restarted (see plan). A workload that
+    an operator has stopped stays stopped. A file with any problem changes nothing. CONFIG is then the service's file,
+    until it ends.
 
-    Interrupted by Ctrl-C, this command ends; the service finishes what it has begun. With --json, one object a line.
+    Interrupted by Ctrl-C, this command ends; the service finishes the reload. With --json, one object a line.
     """
     client = Client(socket_path)
     try:
         source = read(config) if config is not None else {}
         if dry_run:
-            found = client.plan(source)
-            emit_json(found) if as_json else print("\n".join(lines(found, has_colour(sys.stdout))))
+            result = client.plan(source)
+            emit_json(result) if as_json else print("\n".join(lines(result, has_colour(sys.stdout))))
             return DONE
         return _follow(client, source, as_json)
     except WrongFileError as error:
@@ -44,13 +45,13 @@ def reload(socket_path: str, dry_run: bool, as_json: bool, config: str | None) -
 
 def _follow(client: Client, source: dict[str, str], as_json: bool) -> int:
     try:
-        for told in client.reload(source):
+        for message in client.reload(source):
             if as_json:
-                print(json.dumps(told), flush=True)
+                print(json.dumps(message), flush=True)
             else:
-                _show(told)
-            if told["event"] == "end":
-                return DONE if told["ok"] else FAILED
+                _show(message)
+            if message["event"] == "end":
+                return DONE if message["ok"] else FAILED
     except KeyboardInterrupt:
         say("interrupted; the service finishes what it has begun: nsupervisor events -f")
         raise
@@ -58,13 +59,15 @@ def _follow(client: Client, source: dict[str, str], as_json: bool) -> int:
     return FAILED
 
 
-def _show(told: dict[str, Any]) -> None:
+def _show(message: dict[str, Any]) -> None:
     colour = has_colour(sys.stdout)
-    if told["event"] == "plan":
-        print("\n".join(lines(told, colour)), flush=True)
-    elif told["event"] == "done":
-        text = f"{told['name']}: {told['do']}: {told['state']}" + (f", {told['message']}" if told["message"] else "")
-        if told["ok"]:
+    if message["event"] == "plan":
+        print("\n".join(lines(message, colour)), flush=True)
+    elif message["event"] == "done":
+        text = f"{message['name']}: {message['do']}: {message['state']}" + (
+            f", {message['message']}" if message["message"] else ""
+        )
+        if message["ok"]:
             print(coloured(printable(text), GREEN, colour), flush=True)
         else:
-            say(f"{text}; more with: nsupervisor why {told['name']}")
+            say(f"{text}; more with: nsupervisor why {message['name']}")

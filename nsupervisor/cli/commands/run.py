@@ -1,4 +1,4 @@
-"""`nsupervisor run`."""
+"""The command `nsupervisor run`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import click
 
 
 @click.command(short_help="Run a configuration's workloads.")
-@click.option("--supervise-self", is_flag=True, help="Be started again, by a small parent, when killed.")
-@click.option("--trial", is_flag=True, hidden=True, help="Read configuration and state, and say which version this is.")
+@click.option("--supervise-self", is_flag=True, help="Let a small parent restart the supervisor when it is killed.")
+@click.option("--trial", is_flag=True, hidden=True, help="Read configuration and state, and print the version.")
 @click.argument("config", metavar="CONFIG")
 def run(supervise_self: bool, trial: bool, config: str) -> int:
     """Run the workloads of CONFIG, in the foreground, until SIGTERM or Ctrl-C.
 
-    The first signal stops them in order, a second one kills what is left. Works as the first process of a container.
-    What a supervisor that died has left running is taken over.
+    The first signal stops them in order, a second one kills the rest. Works as the first process of a container.
+    Workloads that a supervisor has left running when it died are taken over.
     """
     if supervise_self:
         from nsupervisor.cli.respawn import respawn

@@ -1,4 +1,4 @@
-"""`nsupervisor schema`."""
+"""The command `nsupervisor schema`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def schema(what: str) -> None:
 
 
 def _log() -> dict[str, object]:
-    """The file beside nsupervisor.logs.record, whose import costs that of the event loop."""
+    """Load the schema from its file, because importing `nsupervisor.logs.record` imports the event loop."""
     import json
     import os
 

@@ -1,4 +1,4 @@
-"""`nsupervisor set NAME… KEY=VALUE…`."""
+"""The command `nsupervisor set NAME… KEY=VALUE…`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import click
 from nsupervisor.cli.commands.control import NAMES, ask
 from nsupervisor.cli.options import json_option, socket_option
 
-TYPE_CHECKING = False  # typing's own costs an import
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from typing import Any
 
-_LISTS = ("cpuset_cpus", "cpuset_mems")
-"""Keys whose values are lists of numbers: a single number is one, too."""
+_LIST_KEYS = ("cpuset_cpus", "cpuset_mems")
+"""Keys whose values are lists of numbers; a single number is such a list, too."""
 
 
 @click.command(
@@ -51,19 +51,19 @@ def set(socket_path: str, as_json: bool, persist: bool, arguments: tuple[str, ..
 
 
 def value(key: str, text: str) -> Any:
-    """What a text on the command line stands for, as JSON has it: "64" → 64, "true" → True, "1G" → "1G"."""
+    """Convert a text from the command line to a JSON value: "64" → 64, "true" → True, "1G" → "1G"."""
     if text in ("true", "false"):
         return text == "true"
-    if re.fullmatch("-?[0-9]{1,18}", text) and key not in _LISTS:
+    if re.fullmatch("-?[0-9]{1,18}", text) and key not in _LIST_KEYS:
         return int(text)
     if text[:1] in ("[", "{", '"', "'"):
-        import tomllib  # here, because few need it
+        import tomllib  # imported late, because few calls need it
 
         try:
-            found = tomllib.loads(f"value = {text}")["value"]
-            json.dumps(found)
+            parsed = tomllib.loads(f"value = {text}")["value"]
+            json.dumps(parsed)
         except (ValueError, TypeError, RecursionError):
             example = '[{ device = "/srv", rbps = "10M" }]'
             raise click.UsageError(f"the value of {key} is not TOML: {text}; write for example {example}") from None
-        return found
+        return parsed
     return text

@@ -1,10 +1,10 @@
-"""`nsupervisor shell`."""
+"""The command `nsupervisor shell`."""
 
 from __future__ import annotations
 
 import click
 
-TYPE_CHECKING = False  # typing's own costs an import
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
@@ -20,7 +20,7 @@ KINDS = {
     "time": "Its own monotonic and boot-time clocks.",
 }
 OCI = {"net": "network"}
-"""Where the option is not called as the namespace is."""
+"""The OCI names of namespaces whose option has another name."""
 
 
 def _kind_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,8 +36,8 @@ def _kind_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def shell(command: tuple[str, ...], hostname: str | None, **kinds: bool) -> int:
     """Run COMMAND ($SHELL without one) in new namespaces on this terminal; no supervisor is needed.
 
-    Who is not root becomes root in a user namespace around it. The exit status is the command's; 128 + N when signal N
-    ended it; 127 when it is not found, 126 when it cannot be executed.
+    A user other than root becomes root in a user namespace around it. The exit status is the command's; 128 + N if
+    signal N ended it; 127 if it is not found, 126 if it cannot be executed.
     """
     from nsupervisor.cli.shell import shell as run
 

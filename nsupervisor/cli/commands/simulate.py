@@ -1,4 +1,4 @@
-"""`nsupervisor simulate`."""
+"""The command `nsupervisor simulate`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nsupervisor.cli.options import json_option
 from nsupervisor.cli.output import DONE, FAINT, USAGE, YELLOW, coloured, emit_json, has_colour, plural, say, table
 from nsupervisor.cli.records import span, text
 
-TYPE_CHECKING = False  # typing's own costs an import
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any
@@ -25,18 +25,20 @@ HEADS = ("TIME", "WORKLOAD", "WHAT WAS DONE", "WHAT WOULD HAVE BEEN DONE")
 AS_RECORDED = "the same"
 
 
-@click.command(short_help="Tell what a configuration would have done.")
+@click.command(short_help="Show what a configuration would have done.")
 @json_option
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the jitter that the trace does not have.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the jitter that the trace lacks.")
 @click.option("--steps", is_flag=True, help="Show the signals that carry out each decision, too.")
 @click.argument("config", metavar="CONFIG")
 @click.argument("trace", metavar="TRACE")
 def simulate(as_json: bool, seed: int, steps: bool, config: str, trace: str) -> int:
-    """Replay TRACE, which `nsupervisor record` has written, through CONFIG: what was done, beside what would have been
-    done, when, and why. Nothing is started, no supervisor is needed, and the same input gives the same output.
+    """Replay TRACE, written by `nsupervisor record`, through CONFIG, and compare the actions with the recorded ones.
 
-    A line with "~" comes after a decision that the trace does not have: the program would have lived another life, so
-    what follows is a guess. docs/simulate.md says how it is made.
+    For each action it shows when and why it was done, or would have been done. Nothing is started, no supervisor is
+    needed, and the same input gives the same output.
+
+    A line with "~" follows a decision that is not in the trace: the program would have behaved differently from then
+    on, so these lines are a guess. docs/simulate.md describes how it is made.
     """
     from nsupervisor.config.files import read_text
     from nsupervisor.config.load import ConfigError, parse
@@ -44,7 +46,7 @@ def simulate(as_json: bool, seed: int, steps: bool, config: str, trace: str) -> 
     from nsupervisor.core.trace import TraceError, read
 
     try:
-        tried = parse(read_text(config), config)
+        parsed_config = parse(read_text(config), config)
         with open(trace, "rb") as file:
             recorded = read(file.read(), trace)
     except ConfigError as error:
@@ -54,7 +56,7 @@ def simulate(as_json: bool, seed: int, steps: bool, config: str, trace: str) -> 
     except (TraceError, OSError) as error:
         say(str(error) if isinstance(error, TraceError) else f"cannot read {trace}: {error.strerror}")
         return USAGE
-    result = replay(tried, recorded, seed)
+    result = replay(parsed_config, recorded, seed)
     if as_json:
         emit_json(as_object(result))
         return DONE
@@ -66,7 +68,7 @@ def simulate(as_json: bool, seed: int, steps: bool, config: str, trace: str) -> 
 
 
 def as_object(result: Result) -> dict[str, Any]:
-    """What --json prints."""
+    """Return the object that --json prints."""
     from nsupervisor.wire import by_wire_name
 
     return {
@@ -79,12 +81,12 @@ def as_object(result: Result) -> dict[str, Any]:
 
 
 def same(result: Result) -> bool:
-    """All that was done would have been done, at the same times, and nothing else."""
+    """Return whether the simulation has the same actions, at the same times, and no others."""
     return all(row.same for row in result.rows)
 
 
 def lines(result: Result, steps: bool, width: int, colour: bool) -> Iterator[str]:
-    """The table, and the sum."""
+    """Yield the table, and the summary."""
     shown = [row for row in result.rows if steps or not _a_step(row)]
 
     def paint(column: int, value: str, padded: str) -> str:
@@ -95,24 +97,26 @@ def lines(result: Result, steps: bool, width: int, colour: bool) -> Iterator[str
     if cells:
         yield from table(HEADS, [part for row in cells for part in wrapped(row, cells, width)], right=(0,), paint=paint)
         yield ""
-    was = sum(row.recorded is not None for row in shown)
-    both = sum(row.recorded is not None and row.simulated is not None for row in shown)
-    only = sum(row.recorded is None for row in shown)
-    over = f"{span(result.seconds)}: {plural(was, 'deed')} recorded"
+    recorded = sum(row.recorded is not None for row in shown)
+    common = sum(row.recorded is not None and row.simulated is not None for row in shown)
+    added = sum(row.recorded is None for row in shown)
+    summary = f"{span(result.seconds)}: {plural(recorded, 'deed')} recorded"
     if same(result):
-        yield f"{over}; this configuration would have done the same"
+        yield f"{summary}; this configuration would have done the same"
     else:
-        yield f"{over}, {both} of them would have been done, and {only} others"
+        yield f"{summary}, {common} of them would have been done, and {added} others"
     alone = result.parted.keys() - result.groups
-    for name, at in result.parted.items():
-        life = "its life" if name in alone else "a member's life"
-        yield f"{name}: from {at:+.3f} on a guess (~): {life} would have been another than the recorded one"
+    for name, since in result.parted.items():
+        subject = "its life" if name in alone else "a member's life"
+        yield f"{name}: from {since:+.3f} on a guess (~): {subject} would have been another than the recorded one"
 
 
 def wrapped(row: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[Sequence[str]]:
-    """A row as so many that both sides have room in `width`; 0: as it is."""
+    """Split a row into several, so that both sides fit into `width`; 0: do not split."""
     room = (
-        width - sum(max(len(head), *(len(one[i]) for one in rows)) + 2 for i, head in enumerate(HEADS[:2])) - 2
+        width
+        - sum(max(len(head), *(len(other_row[i]) for other_row in rows)) + 2 for i, head in enumerate(HEADS[:2]))
+        - 2
     ) // 2
     sides = [textwrap.wrap(side, max(room, 24)) if width else [side] for side in row[2:]]
     for i, (left, right) in enumerate(zip_longest(*sides, fillvalue="")):
@@ -120,27 +124,27 @@ def wrapped(row: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> It
 
 
 def _a_step(row: Row) -> bool:
-    """It only carries out what another row decides."""
-    deed = row.recorded or row.simulated or {}
-    return "cause" not in deed and deed["action"] in ("signal", "kill", "freeze", "thaw")
+    """Return whether the action only carries out the decision of another row."""
+    action = row.recorded or row.simulated or {}
+    return "cause" not in action and action["action"] in ("signal", "kill", "freeze", "thaw")
 
 
 def would(row: Row) -> str:
-    """The right side."""
+    """Format the right side of a row."""
     if row.simulated is None:
         return "-"
     if row.same:
         return AS_RECORDED
-    moved = "" if row.simulated_at in (None, row.at) else f" (at {row.simulated_at:+.3f})"
-    return ("~ " if row.after else "") + words(row.simulated) + moved
+    time_suffix = "" if row.simulated_at in (None, row.at) else f" (at {row.simulated_at:+.3f})"
+    return ("~ " if row.after else "") + words(row.simulated) + time_suffix
 
 
-def words(deed: dict[str, Any] | None) -> str:
-    """A deed, as `events` tells it."""
-    if deed is None:
+def words(action: dict[str, Any] | None) -> str:
+    """Format an action as `events` does."""
+    if action is None:
         return "-"
-    if "cause" in deed:
-        return text({"event": "action", **deed})
-    number = f" generation {deed['generation']}" if deed["action"] == "start" else ""
-    wait = f" {span(deed['delay_sec'])}" if "delay_sec" in deed else ""
-    return f"{deed['action']}{number}{wait}: {deed['why']}"
+    if "cause" in action:
+        return text({"event": "action", **action})
+    number = f" generation {action['generation']}" if action["action"] == "start" else ""
+    delay = f" {span(action['delay_sec'])}" if "delay_sec" in action else ""
+    return f"{action['action']}{number}{delay}: {action['why']}"

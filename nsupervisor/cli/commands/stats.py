@@ -1,4 +1,4 @@
-"""`nsupervisor stats`."""
+"""The command `nsupervisor stats`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nsupervisor.cli.options import json_option, socket_option
 from nsupervisor.cli.output import FAINT, coloured, emit_json, has_colour, table
 from nsupervisor.cli.rates import HEADS, SORTS, cells, rates, sort
 
-TYPE_CHECKING = False  # typing's own costs an import
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from typing import Any
 
@@ -24,33 +24,33 @@ _UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "min": 60.0}
 
 
 def seconds(ctx: click.Context, param: click.Parameter, value: str) -> float:
-    """Seconds from "1s", "500ms", "2min" or "1.5"."""
+    """Parse a length of time ("1s", "500ms", "2min", "1.5") to seconds."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|min|)", value, re.ASCII)
-    found = float(match[1]) * _UNITS[match[2]] if match else 0.0
-    if not 0.01 <= found <= 86400:
+    number = float(match[1]) * _UNITS[match[2]] if match else 0.0
+    if not 0.01 <= number <= 86400:
         raise click.BadParameter(f'"{value}" is no time from 10ms to 1440min; write for example "1s" or "500ms"')
-    return found
+    return number
 
 
 interval_option = click.option(
-    "--interval", callback=seconds, default="1s", show_default=True, metavar="TIME", help="Between two samples."
+    "--interval", callback=seconds, default="1s", show_default=True, metavar="TIME", help="Time between two samples."
 )
 
 
 @click.command(short_help="Show what the workloads use.")
 @socket_option
 @json_option
-@click.option("--follow", is_flag=True, help="Again and again, until Ctrl-C.")
+@click.option("--follow", is_flag=True, help="Repeat until Ctrl-C.")
 @interval_option
 @click.option("--sort", "by", type=click.Choice(list(SORTS)), help="The largest first; else as configured.")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 def stats(
     socket_path: str, as_json: bool, follow: bool, interval: float, by: str | None, names: tuple[str, ...]
 ) -> None:
-    """Show what the workloads use now, measured between two samples.
+    """Show the resources that the workloads use now, measured between two samples.
 
-    CPU% is of one processor. THROTTLED% is how many of the periods in which it wanted to run its CPU limit cut short.
-    CPU-WAIT%, MEM-WAIT% and IO-WAIT% are how much of the time a task of it stood still for want of that (pressure).
+    CPU% is of one processor. THROTTLED% is the share of the periods with runnable tasks that the CPU limit cut short.
+    CPU-WAIT%, MEM-WAIT% and IO-WAIT% are the share of time in which a task waited for the resource (pressure).
 
     NAME is a workload ("web": all its instances), an instance ("web@2"), a group ("group/batch": all in it) or a glob
     in quotes ("web*").
@@ -74,7 +74,7 @@ def stats(
 
 
 def lines(measured: list[dict[str, Any]]) -> list[str]:
-    """The table, as wide as standard output has room for."""
+    """Return the table, as wide as standard output permits."""
     colour = has_colour(sys.stdout)
 
     def paint(column: int, value: str, padded: str) -> str:

@@ -1,4 +1,4 @@
-"""`nsupervisor top`."""
+"""The command `nsupervisor top`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nsupervisor.cli.rates import SORTS, rates, sort
 )
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 def top(socket_path: str, interval: float, by: str, names: tuple[str, ...]) -> None:
-    """Watch what the workloads use: a table that renews itself, with the columns of `stats`.
+    """Watch the resources that the workloads use: a live table with the columns of `stats`.
 
     \b
     Keys:  c  sort by processor time     m  by memory
@@ -31,7 +31,7 @@ def top(socket_path: str, interval: float, by: str, names: tuple[str, ...]) -> N
            n  by name                    r  the other way round
            q  quit
 
-    Where standard output is no terminal, it prints the table once.
+    If standard output is not a terminal, the table is printed once.
     """
     client = Client(socket_path)
     before = client.stats(names)
@@ -39,14 +39,14 @@ def top(socket_path: str, interval: float, by: str, names: tuple[str, ...]) -> N
         time.sleep(interval)
         print("\n".join(lines(sort(rates(before, client.stats(names)), by))))
         return
-    from nsupervisor.cli.screen import Keys, Screen  # here, because it takes longer to load than all the rest
+    from nsupervisor.cli.screen import Keys, Screen  # imported late, because rich takes longer than all the rest
 
     with Keys() as keys, Screen(by) as screen:
-        wait = min(interval, 0.2)  # the first numbers soon
+        wait = min(interval, 0.2)  # show the first numbers soon
         while True:
-            due = time.monotonic() + wait
-            while (left := due - time.monotonic()) > 0:
-                for key in keys.get(left):
+            deadline = time.monotonic() + wait
+            while (remaining := deadline - time.monotonic()) > 0:
+                for key in keys.get(remaining):
                     if key == "q":
                         return
                     screen.press(key)

@@ -1,4 +1,4 @@
-"""`nsupervisor upgrade`."""
+"""The command `nsupervisor upgrade`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nsupervisor.api.client import Client, NoSupervisorError
 from nsupervisor.cli.options import socket_option
 from nsupervisor.cli.output import DONE, FAILED, say
 
-TYPE_CHECKING = False  # typing's own costs an import
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from typing import Any
 
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 def upgrade(socket_path: str, timeout: float) -> int:
     """Replace the running supervisor and its keeper by the version that this command belongs to.
 
-    Both keep their process, and no workload is touched. The new version first has to show in a trial that it can read
-    the configuration and the state. Where it does not come up within SECONDS, the running one goes on, and says why.
+    Both keep their process, and no workload is touched. In a trial, the new version must first show that it can read
+    the configuration and the state. If it does not come up within SECONDS, the running version continues, and reports
+    why.
     """
     client = Client(socket_path)
     before = client.info()
@@ -44,9 +45,9 @@ def upgrade(socket_path: str, timeout: float) -> int:
     return DONE
 
 
-def _next(client: Client, before: dict[str, Any], patience: float) -> dict[str, Any] | None:
-    end = time.monotonic() + patience
-    while time.monotonic() < end:
+def _next(client: Client, before: dict[str, Any], timeout: float) -> dict[str, Any] | None:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
         try:
             info = client.info()
             if info["started_at"] != before["started_at"]:

@@ -1,4 +1,4 @@
-"""`nsupervisor version`."""
+"""The command `nsupervisor version`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from nsupervisor.cli.options import json_option
 from nsupervisor.cli.output import emit_json
 
 
-@click.command(short_help="Say which version this is.")
+@click.command(short_help="Print the version.")
 @json_option
 def version(as_json: bool) -> None:
-    """Say which version this is, on which Python and kernel."""
+    """Print the version of nsupervisor, of Python and of the kernel."""
     kernel, python = os.uname().release, platform.python_version()
     if as_json:
         emit_json({"version": __version__, "python": python, "kernel": kernel})

@@ -1,4 +1,4 @@
-"""`nsupervisor why`."""
+"""The command `nsupervisor why`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from nsupervisor.cli.records import asked, chosen_for, clock, ended, moment, pla
 from nsupervisor.cli.story import episodes, stands_alone
 
 RIVALS = 5
-"""Candidates beside a group's victim that are told, at most."""
+"""The largest number of candidates that are shown in addition to a group's victim."""
 
-TYPE_CHECKING = False  # typing's own costs an import
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any
@@ -26,98 +26,102 @@ if TYPE_CHECKING:
     from nsupervisor.cli.story import Episode, Record
 
 Row = tuple[str, str]
-"""A label and what it says."""
+"""A label and its text."""
 
 
-@click.command(short_help="Tell how a workload came to where it is.")
+@click.command(short_help="Show why a workload is in its state.")
 @socket_option
 @json_option
 @click.option(
-    "-n", "--number", type=click.IntRange(1), default=5, show_default=True, help="Tell of so many of the last episodes."
+    "-n", "--number", type=click.IntRange(1), default=5, show_default=True, help="The number of last episodes to show."
 )
 @click.argument("name")
 def why(socket_path: str, as_json: bool, number: int, name: str) -> None:
-    """Tell what led to the state that NAME is in: which rule saw what, how programs ended, what was decided, and where
-    that stands in the start limit.
+    """Show what led to the state of NAME: which rule fired, how programs ended, and what was decided.
 
-    NAME is a workload ("web": all its instances), an instance ("web@2"), a group ("group/batch": all in it) or a glob
-    in quotes ("web*").
+    A restart also shows its position in the start limit. NAME is a workload ("web": all its instances), an instance
+    ("web@2"), a group ("group/batch": all in it) or a glob in quotes ("web*").
     """
-    found = Client(socket_path).history(name)
+    instances = Client(socket_path).history(name)
     if as_json:
-        for one in found:
-            one["episodes"] = episodes(one.pop("records"))[-number:]
-        emit_json(found)
+        for instance in instances:
+            instance["episodes"] = episodes(instance.pop("records"))[-number:]
+        emit_json(instances)
     else:
         now = datetime.now().astimezone()
-        print("\n\n".join("\n".join(Teller(one, now, has_colour(sys.stdout)).tell(number)) for one in found))
+        print(
+            "\n\n".join("\n".join(Teller(instance, now, has_colour(sys.stdout)).tell(number)) for instance in instances)
+        )
 
 
 class Teller:
-    """Tells the story of one instance. one: an object `History` of the API. now: with the zone to show times in."""
+    """Renders the history of one instance.
 
-    def __init__(self, one: dict[str, Any], now: datetime, colour: bool) -> None:
-        self.one = one
+    instance: an object `History` of the API. now: with the time zone of the output.
+    """
+
+    def __init__(self, instance: dict[str, Any], now: datetime, colour: bool) -> None:
+        self.one = instance
         self.now = now
         self.colour = colour
-        self.started = {r["generation"]: moment(r) for r in one["records"] if r["event"] == "started"}
+        self.started = {r["generation"]: moment(r) for r in instance["records"] if r["event"] == "started"}
 
     def tell(self, number: int) -> Iterator[str]:
-        """The lines: where it is, then the last episodes, oldest first."""
+        """Yield the lines: the present state, then the last episodes, oldest first."""
         yield from self.present()
-        told = episodes(self.one["records"])
-        if len(told) > number or self.one["forgotten"]:
+        grouped = episodes(self.one["records"])
+        if len(grouped) > number or self.one["forgotten"]:
             yield ""
-            yield self.faint(self.earlier(len(told) - number))
-        if self.calm and len(told) == 1 and not any(record["event"] == "waiting" for record in told[0]):
-            return  # its first lines have said all
-        for episode in told[-number:]:
+            yield self.faint(self.earlier(len(grouped) - number))
+        if self.calm and len(grouped) == 1 and not any(record["event"] == "waiting" for record in grouped[0]):
+            return  # the present state already shows everything
+        for episode in grouped[-number:]:
             yield ""
             yield from self.episode(episode)
 
     def present(self) -> Iterator[str]:
-        """Where it is and since when; what comes next."""
-        one = self.one
-        head = coloured(printable(one["name"]), BOLD, self.colour)
-        state = coloured(one["state"], COLOURS.get(one["state"], ""), self.colour)
-        changes = [record for record in one["records"] if record["event"] == "state"]
-        reason = f": {printable(one['reason'])}" if one["reason"] else ""
-        if not one["generation"] and not changes:
-            began = datetime.fromtimestamp(one["since"]).astimezone()
-            began_at = f"{clock(began, self.now)} ({self.ago(began)})"
+        """Yield the present state and its beginning; what comes next."""
+        instance = self.one
+        head = coloured(printable(instance["name"]), BOLD, self.colour)
+        state = coloured(instance["state"], COLOURS.get(instance["state"], ""), self.colour)
+        changes = [record for record in instance["records"] if record["event"] == "state"]
+        reason = f": {printable(instance['reason'])}" if instance["reason"] else ""
+        if not instance["generation"] and not changes:
+            started = datetime.fromtimestamp(instance["since"]).astimezone()
+            began_at = f"{clock(started, self.now)} ({self.ago(started)})"
             yield f"{head}: {state}{reason or f'; not started since the supervisor began, {began_at}'}"
             return
         since = ""
         if changes:
-            at = moment(changes[-1])
-            since = f" since {clock(at, self.now)} ({self.ago(at)})"
+            changed_at = moment(changes[-1])
+            since = f" since {clock(changed_at, self.now)} ({self.ago(changed_at)})"
         yield f"{head}: {state}{since}{reason}"
-        if one["state"] == "backoff" and (decided := [r for r in one["records"] if "delay_sec" in r]):
+        if instance["state"] == "backoff" and (decided := [r for r in instance["records"] if "delay_sec" in r]):
             start = moment(decided[-1]) + timedelta(seconds=decided[-1]["delay_sec"])
-            left = max((start - self.now).total_seconds(), 0)
-            yield ", ".join(["next start in " + span(left), *filter(None, [place(decided[-1])])])
+            remaining = max((start - self.now).total_seconds(), 0)
+            yield ", ".join(["next start in " + span(remaining), *filter(None, [place(decided[-1])])])
         if self.calm:
             yield "it has never failed"
         else:
-            restarts = f", {one['restarts']} of them by itself" if one["restarts"] else ""
-            yield f"{plural(one['generation'], 'start')}{restarts}"
+            restarts = f", {instance['restarts']} of them by itself" if instance["restarts"] else ""
+            yield f"{plural(instance['generation'], 'start')}{restarts}"
 
     @property
     def calm(self) -> bool:
-        """Nothing ever went wrong, as far as is known."""
-        one = self.one
-        bad = any(
+        """Whether no failure is known."""
+        instance = self.one
+        has_failure = any(
             record["level"] not in ("debug", "info") or (record["event"] == "exited" and not self.clean(record))
-            for record in one["records"]
+            for record in instance["records"]
         )
-        return not (bad or one["forgotten"] or one["restarts"] or one["state"] == "failed")
+        return not (has_failure or instance["forgotten"] or instance["restarts"] or instance["state"] == "failed")
 
     def clean(self, record: Record) -> bool:
-        """It ended well, or because somebody asked for it."""
+        """Return whether a program ended successfully, or at a request."""
         return record["code"] == 0 or record["signal"] in ("SIGHUP", "SIGINT", "SIGTERM", "SIGPIPE")
 
     def earlier(self, untold: int) -> str:
-        """What is not told here, and where it is."""
+        """Describe what is not shown here, and where it is."""
         parts = []
         if untold > 0:
             parts.append(f"{plural(untold, 'earlier episode')}: -n shows more")
@@ -128,26 +132,26 @@ class Teller:
     # ---- an episode
 
     def episode(self, episode: Episode) -> Iterator[str]:
-        """When and what, then a row for each thing that belongs to it."""
-        # What starts by itself is told by what was asked for, and when that was heard.
+        """Yield the time and the title, then a row for each detail."""
+        # The title of a start that waited is the command that asked for it, with the time of the command.
         first = next((r for r in episode if r["event"] == "action"), episode[0]) if _waited(episode) else episode[0]
         last = episode[-1] if stands_alone(episode[-1]) else first
-        at = moment(last)
+        time = moment(last)
         head = coloured(printable(self.title(first, episode)), BOLD, self.colour)
-        yield f"{clock(at, self.now)} {self.faint(f'({self.ago(at)})')}  {head}"
-        for label, said in [*self.causes(last), *self.consequences(first, episode)]:
-            yield f"  {self.faint(f'{label:<9}')} {printable(said)}"
+        yield f"{clock(time, self.now)} {self.faint(f'({self.ago(time)})')}  {head}"
+        for label, detail in [*self.causes(last), *self.consequences(first, episode)]:
+            yield f"  {self.faint(f'{label:<9}')} {printable(detail)}"
 
     def title(self, first: Record, episode: Sequence[Record]) -> str:
-        """What was done, and who or what did it; or what happened."""
+        """Return what was done, and by which rule or caller; or what happened."""
         if first["event"] == "action" and "rule" in first["cause"]:
             cause = first["cause"]
-            where = f"{os.path.basename(self.one['config'])} line {cause['line']}"
-            tried = " (dry run: not done)" if first.get("dry_run") else ""
-            again = ""
+            location = f"{os.path.basename(self.one['config'])} line {cause['line']}"
+            suffix = " (dry run: not done)" if first.get("dry_run") else ""
+            repetition = ""
             if len(episode) > 1 and stands_alone(first):
-                again = f", {len(episode)} times since {clock(moment(first), self.now)}"
-            return f"{asked(first)}{tried} by {cause['rule']}, {where}{again}"
+                repetition = f", {len(episode)} times since {clock(moment(first), self.now)}"
+            return f"{asked(first)}{suffix} by {cause['rule']}, {location}{repetition}"
         match first["event"]:
             case "action" if "by" in first["cause"]:
                 return f"{asked(first)} by {first['cause']['by']}"
@@ -162,7 +166,7 @@ class Teller:
         return f"{first['event']}: {self.message(first)}"
 
     def causes(self, record: Record) -> Iterator[Row]:
-        """What a rule saw."""
+        """Yield the condition of a rule and the readings that fired it."""
         if record["event"] == "action" and "rule" in record["cause"]:
             yield "when", record["cause"]["when"]
             yield "read", reading(record["cause"])
@@ -170,18 +174,18 @@ class Teller:
                 yield from self.choice(record["cause"])
 
     def choice(self, cause: Record) -> Iterator[Row]:
-        """Why a group's rule hit this one and no other."""
+        """Yield why a group's rule chose this instance and no other."""
         yield "chosen", f"{chosen_for(cause)}, in {cause['group']}"
         if "escalates" in cause:
             yield "after", cause["escalates"]
-        for one in cause["candidates"][1 : 1 + RIVALS]:
-            turn = "no turn" if one["turn"] is None else f"turn {one['turn']}"
-            yield "beside", f"{one['name']}: {turn}, {one['why']}"
-        if (more := len(cause["candidates"]) - 1 - RIVALS) > 0:
-            yield "", f"and {more} more"
+        for candidate in cause["candidates"][1 : 1 + RIVALS]:
+            rank = "no turn" if candidate["turn"] is None else f"turn {candidate['turn']}"
+            yield "beside", f"{candidate['name']}: {rank}, {candidate['why']}"
+        if (remaining := len(cause["candidates"]) - 1 - RIVALS) > 0:
+            yield "", f"and {remaining} more"
 
     def consequences(self, first: Record, episode: Sequence[Record]) -> Iterator[Row]:
-        """What came of it, in order."""
+        """Yield the consequences, in order."""
 
         for record, following in zip(episode, [*episode[1:], None], strict=True):
             match record["event"]:
@@ -206,7 +210,7 @@ class Teller:
                     yield from self.outcome(record, first)
 
     def outcome(self, record: Record, first: Record) -> Iterator[Row]:
-        """The state that it led to, where that is not told by other rows."""
+        """Yield the resulting state, if no other row shows it."""
         to, took = record["to"], (moment(record) - moment(first)).total_seconds()
         if to == "ready":
             yield "ready", f"{clock(moment(record), self.now)}"
@@ -218,7 +222,7 @@ class Teller:
             yield to, given_up if given_up.startswith("given up") else no_restart
 
     def program(self, record: Record, how: bool) -> str:
-        """Which program ended, after how long, and, with ``how``, how."""
+        """Describe which program ended, after how long, and, with `how`, how."""
         started = self.started.get(record["generation"])
         ran = span((moment(record) - started).total_seconds()) if started else "an unknown time"
         which = f"generation {record['generation']}, pid {record['pid']}"
@@ -227,7 +231,7 @@ class Teller:
     # ---- words
 
     def message(self, record: Record) -> str:
-        """A record's message without the workload's name, which is in the first line."""
+        """Return a record's message without the workload's name, which is in the first line."""
         return text(record).removeprefix(f"workload {self.one['name']}: ")
 
     def ago(self, time: datetime) -> str:

@@ -1,7 +1,7 @@
-"""What `nsupervisor doctor` finds out, and how: by trying, in children that end at once.
+"""The probes of `nsupervisor doctor`: each one uses a feature, in children that end at once.
 
-Each module has functions that give findings. What needs a child, or takes the kernel its time, is begun when they are
-called, and told when its turn comes: so all of it goes on side by side.
+Each module has functions that return findings. A probe that needs a child, or keeps the kernel busy, starts when its
+function is called, and its result is read when it is shown: so all probes run concurrently.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ OK, LIMITED, MISSING = "ok", "limited", "missing"
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at. state: OK, LIMITED or MISSING. text: what that means, a sentence. instead: what to
-    do about it, "" where there is nothing to do. essential: workloads cannot be run at all where it is missing."""
+    """The result of one probe.
+
+    state: OK, LIMITED or MISSING. text: what that means, a sentence. instead: what to do about it, "" if there is
+    nothing to do. essential: no workload can be run if it is missing.
+    """
 
     name: str
     state: str
@@ -30,7 +33,7 @@ class Finding(NamedTuple):
 
 
 def sections() -> Iterator[tuple[str, Iterator[Finding]]]:
-    """Each section's title and its findings, in the order in which people read them."""
+    """Yield each section's title and its findings, in the order for people."""
     begun = {title: getattr(import_module(f"{__name__}.{module}"), name)() for title, module, name in BEGUN}
     yield from ((title, begun[title]) for title in SECTIONS)
 
@@ -44,11 +47,11 @@ BEGUN = (
     ("network", "network", "findings"),
     ("cgroups", "cgroups", "findings"),
 )
-"""Titles, modules, functions: what the kernel takes longest for comes first, what takes us longest to load last."""
+"""Titles, modules, functions: the slowest for the kernel first, the slowest to import last."""
 
 
 class Attempt:
-    """`work`, done by a forked child from now on. Nothing of it remains once `error` has been called."""
+    """A call of `work` in a forked child. Nothing of it remains after `error` has been called."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         self.readable, writable = os.pipe()
@@ -67,31 +70,31 @@ class Attempt:
         os.close(writable)
 
     def error(self) -> OSError | None:
-        """Wait for its end; None when it went well, else the OSError that was raised. To be called once."""
+        """Wait for its end; return None if it succeeded, else the OSError that it raised. To be called once."""
         with os.fdopen(self.readable) as file:
-            said = file.read()
+            message = file.read()
         _, status = os.waitpid(self.pid, 0)
         if status == 0:
             return None
-        number, _, what = said.partition(" ")
-        if not number:  # it died: a seccomp filter that kills, for instance
+        number, _, operation = message.partition(" ")
+        if not number:  # it was killed, for instance by a seccomp filter
             return OSError(errno.EPERM, f"the attempt was ended with wait status {status}", "")
-        return OSError(int(number), os.strerror(int(number)), what)
+        return OSError(int(number), os.strerror(int(number)), operation)
 
 
 def in_child(work: Callable[[], None]) -> OSError | None:
-    """Run `work` in a forked child; None when it went well, else the OSError that it raised. Nothing of it remains."""
+    """Run `work` in a forked child; return None if it succeeded, else the OSError. Nothing of it remains."""
     return Attempt(work).error()
 
 
 def fork_and_wait(work: Callable[[], None]) -> None:
-    """Within `in_child`: have a child of one's own, as the first process of a new pid or time namespace. OSError."""
+    """Within `in_child`: fork a further child, as the first process of a new pid or time namespace. Raises OSError."""
     if (error := in_child(work)) is not None:
         raise error
 
 
 def read(path: str) -> str:
-    """The stripped content of a small file; "" where it is not there or not readable."""
+    """Return the stripped content of a small file; "" if it does not exist or is not readable."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read().strip()

@@ -1,4 +1,4 @@
-"""Cgroups: which hierarchies, which limits, and what a cgroup made for the purpose has."""
+"""Probes of cgroups: which hierarchies, which limits, and the features of a cgroup made for the purpose."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def findings() -> Iterator[Finding]:
-    """The hierarchies, what one cgroup can do, and one finding per limit."""
+    """Yield the hierarchies, the features of one cgroup, and one finding per limit."""
     try:
         host = Host.discover()
     except CgroupError as error:
         yield Finding("hierarchies", MISSING, str(error), "start from a shell in another cgroup", True)
         return
-    yield _mode(host)
+    yield _mode_finding(host)
     if host.core is None:
         return
     yield from _cgroup(host)
@@ -35,23 +35,25 @@ def findings() -> Iterator[Finding]:
             yield Finding(key, OK, f"enforced by the kernel (cgroup v{controller.hierarchy.version})")
 
 
-def _mode(host: Host) -> Finding:
+def _mode_finding(host: Host) -> Finding:
     if host.mode == "unified":
         return Finding("hierarchies", OK, "unified: all is cgroup v2")
     problem = host.place("cgroup.events")
     if isinstance(problem, Problem):
         return Finding("hierarchies", MISSING, problem.why, problem.instead, True)
-    old = ", ".join(name for name, controller in host.controllers.items() if controller.hierarchy.version == 1)
+    v1_controllers = ", ".join(
+        name for name, controller in host.controllers.items() if controller.hierarchy.version == 1
+    )
     return Finding(
         "hierarchies",
         LIMITED,
-        f"hybrid: groups, freezing and killing are cgroup v2; {old} are v1, which has fewer limits",
+        f"hybrid: groups, freezing and killing are cgroup v2; {v1_controllers} are v1, which has fewer limits",
         "for all of them boot with systemd.unified_cgroup_hierarchy=1",
     )
 
 
 def _cgroup(host: Host) -> Iterator[Finding]:
-    """Make a cgroup, look at it, start a process in it, remove it."""
+    """Make a cgroup, inspect it, start a process in it, remove it."""
     path = f"{host.base}/nsupervisor-doctor-{os.getpid()}"
     try:
         os.mkdir(path)
@@ -61,16 +63,16 @@ def _cgroup(host: Host) -> Iterator[Finding]:
         return
     try:
         yield Finding("making cgroups", OK, f"below {host.base}")
-        yield _into(path)
-        yield _file(
+        yield _clone_into(path)
+        yield _file_finding(
             path, "cgroup.kill", "all processes of a workload are killed at once, however fast it forks", "5.14"
         )
-        yield _file(path, "cgroup.freeze", "a workload can be frozen and thawed as one", "5.2")
+        yield _file_finding(path, "cgroup.freeze", "a workload can be frozen and thawed as one", "5.2")
     finally:
         os.rmdir(path)
 
 
-def _into(path: str) -> Finding:
+def _clone_into(path: str) -> Finding:
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         pid, pidfd = syscalls.clone3(0, directory)
@@ -87,7 +89,7 @@ def _into(path: str) -> Finding:
     return Finding("clone into cgroup", OK, "a program is in its cgroup from its first instruction")
 
 
-def _file(path: str, name: str, meaning: str, since: str) -> Finding:
+def _file_finding(path: str, name: str, meaning: str, since: str) -> Finding:
     if os.path.exists(f"{path}/{name}"):
         return Finding(name, OK, meaning)
     return Finding(name, LIMITED, f"this kernel has no {name}", f"boot a newer kernel ({since} has it)")

@@ -1,4 +1,4 @@
-"""The kernel: its version, and the system calls that stand on it alone."""
+"""Probes of the kernel: its version, and the system calls that depend on it alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ UPGRADE = "boot a newer kernel"
 
 
 def findings() -> Iterator[Finding]:
-    """One per thing that the kernel offers."""
+    """Return one finding per kernel feature."""
     return _findings(Attempt(_watch), Attempt(partial(_wait_for_pressure, SHORT)))
 
 
@@ -113,7 +113,7 @@ def _pidfd_exit() -> Finding:
 
 
 def _watch() -> None:
-    """Watch a file. That it ends takes the kernel some 15 ms: it waits until nobody looks at the watch any more."""
+    """Watch a file. Ending the watch takes some 15 ms: the kernel waits until it has no reader any more."""
     Inotify().add("/proc/self/cgroup", IN_MODIFY)
 
 
@@ -132,7 +132,7 @@ def _inotify(error: OSError | None) -> Finding:
 
 
 def _wait_for_pressure(trigger: str) -> None:
-    """Have the kernel watch for it (PSI documentation). That it ends takes some 10 ms."""
+    """Set a pressure trigger (PSI documentation). Ending it takes some 10 ms."""
     file = os.open("/proc/pressure/memory", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     os.write(file, trigger.encode() + b"\0")
 

@@ -1,4 +1,4 @@
-"""Namespaces: each kind is made."""
+"""Probes of namespaces: each kind is made."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ MEANING = {
     "time": "a workload's monotonic and boot-time clocks can be moved",
 }
 DEFAULT = ("pid", "mount", "uts", "ipc", "cgroup")
-"""What a workload gets unless its configuration says otherwise."""
+"""The namespaces that a workload gets by default."""
 
 USER = NAMESPACES["user"].flag
 
 
 def findings() -> Iterator[Finding]:
-    """One per kind, and one for what only works with two of them."""
-    tried: list[tuple[str, str, Callable[[bool], None], bool]] = [
+    """Return one finding per kind, and one for a feature that needs two of them."""
+    cases: list[tuple[str, str, Callable[[bool], None], bool]] = [
         *((name, meaning, partial(_make, name), name in DEFAULT) for name, meaning in MEANING.items()),
         ("own /proc", "a workload's /proc shows its own processes only", _make_proc, True),
     ]
-    attempts = [Attempt(partial(make, False)) for _, _, make, _ in tried]
-    return (_finding(*one, attempt.error()) for one, attempt in zip(tried, attempts, strict=True))
+    attempts = [Attempt(partial(make, False)) for _, _, make, _ in cases]
+    return (_finding(*case, attempt.error()) for case, attempt in zip(cases, attempts, strict=True))
 
 
 def _finding(name: str, meaning: str, make: Callable[[bool], None], essential: bool, error: OSError | None) -> Finding:
@@ -46,13 +46,13 @@ def _finding(name: str, meaning: str, make: Callable[[bool], None], essential: b
     if name != "user" and error.errno in (errno.EPERM, errno.EACCES) and in_child(lambda: make(True)) is None:
         text = f"{meaning}, but only together with a user namespace"
         return Finding(name, LIMITED, text, "run as root, or write user = true under [workload.NAME.namespaces]")
-    return Finding(name, MISSING, f"not to be had: {_why(name, error)}", _instead(name, error, essential), essential)
+    return Finding(name, MISSING, f"not to be had: {_reason(name, error)}", _remedy(name, error, essential), essential)
 
 
 def _make(name: str, user: bool) -> None:
-    """Make one kind of namespace, and have a process in it. OSError."""
+    """Make one kind of namespace, and run a process in it. Raises OSError."""
     syscalls.unshare(NAMESPACES[name].flag | (USER if user else 0))
-    if name in ("pid", "time"):  # these two are for the children only
+    if name in ("pid", "time"):  # unshare(2) changes these two for children only
         fork_and_wait(lambda: None)
     elif name == "mount":
         mounts.mount(None, "/", None, mounts.MS_REC | mounts.MS_PRIVATE)
@@ -61,7 +61,7 @@ def _make(name: str, user: bool) -> None:
 
 
 def _make_proc(user: bool) -> None:
-    """Mount a /proc of one's own. A container whose /proc is covered in part may not, for all its namespaces."""
+    """Mount a new /proc. The kernel refuses it in a container whose /proc is partly covered, in all its namespaces."""
     flags = NAMESPACES["pid"].flag | NAMESPACES["mount"].flag | (USER if user else 0)
     syscalls.unshare(flags)
 
@@ -72,19 +72,19 @@ def _make_proc(user: bool) -> None:
     fork_and_wait(mount)
 
 
-def _why(name: str, error: OSError) -> str:
-    what = f"{error.filename}: " if error.filename else ""
-    return f"{what}{error.strerror}" + (f" (user {os.geteuid()})" if error.errno == errno.EPERM else "")
+def _reason(name: str, error: OSError) -> str:
+    prefix = f"{error.filename}: " if error.filename else ""
+    return f"{prefix}{error.strerror}" + (f" (user {os.geteuid()})" if error.errno == errno.EPERM else "")
 
 
-def _instead(name: str, error: OSError, essential: bool) -> str:
-    kind = NAMESPACES[name].file if name in NAMESPACES else "mnt"
+def _remedy(name: str, error: OSError, essential: bool) -> str:
+    kernel_name = NAMESPACES[name].file if name in NAMESPACES else "mnt"
     if error.errno in (errno.ENOSPC, errno.EUSERS):
-        limit = f"/proc/sys/user/max_{kind}_namespaces"
+        limit = f"/proc/sys/user/max_{kernel_name}_namespaces"
         return f"raise the limit in {limit}, which is {read(limit) or 'unknown'}"
     if error.errno == errno.EINVAL:
-        return f"boot a kernel that was built with CONFIG_{kind.upper()}_NS"
-    without = "" if essential else f", or leave {name} = false under [workload.NAME.namespaces]"
+        return f"boot a kernel that was built with CONFIG_{kernel_name.upper()}_NS"
+    alternative = "" if essential else f", or leave {name} = false under [workload.NAME.namespaces]"
     if os.geteuid() != 0:
-        return f"run as root{without}"
-    return f"in a container: give it CAP_SYS_ADMIN and an open /proc (docker or podman: --privileged){without}"
+        return f"run as root{alternative}"
+    return f"in a container: give it CAP_SYS_ADMIN and an open /proc (docker or podman: --privileged){alternative}"

@@ -1,4 +1,4 @@
-"""Networks: the programs that others have written for them."""
+"""Probes of networks: the programs of others that set them up."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOT_YET = "this version does not use them yet"
 
 
 def findings() -> Iterator[Finding]:
-    """CNI plugins and pasta."""
+    """Yield CNI plugins and pasta."""
     yield _cni()
     if path := shutil.which("pasta"):
         yield Finding("pasta", OK, f"{path}: networks for users other than root; this version does not use it yet")
@@ -28,15 +28,15 @@ def findings() -> Iterator[Finding]:
 
 def _cni() -> Finding:
     directories = [path for path in os.environ.get("CNI_PATH", "").split(":") if path] or list(CNI_DIRECTORIES)
-    found = {plugin: path for path in reversed(directories) for plugin in _programs(path)}
+    plugins = {plugin: path for path in reversed(directories) for plugin in _programs(path)}
     install = "install the package containernetworking-plugins, or say where they are with CNI_PATH"
-    if not found:
+    if not plugins:
         return Finding("CNI plugins", MISSING, f"none in {', '.join(directories)}; {NOT_YET}", install)
-    lacking = [plugin for plugin in WANTED if plugin not in found]
-    where = ", ".join(dict.fromkeys(found.values()))
-    if lacking:
-        return Finding("CNI plugins", LIMITED, f"{where} lacks {', '.join(lacking)}; {NOT_YET}", install)
-    return Finding("CNI plugins", OK, f"{len(found)} in {where}; {NOT_YET}")
+    missing = [plugin for plugin in WANTED if plugin not in plugins]
+    places = ", ".join(dict.fromkeys(plugins.values()))
+    if missing:
+        return Finding("CNI plugins", LIMITED, f"{places} lacks {', '.join(missing)}; {NOT_YET}", install)
+    return Finding("CNI plugins", OK, f"{len(plugins)} in {places}; {NOT_YET}")
 
 
 def _programs(directory: str) -> dict[str, str]:

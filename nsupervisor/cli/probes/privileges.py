@@ -1,4 +1,4 @@
-"""Who we are, what we may, and what somebody may who is not root."""
+"""Probes of the own user and capabilities, and of the rights of users other than root."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NOBODY = 65534
 
 
 def effective() -> set[str]:
-    """The names, without CAP_, of this process' effective capabilities."""
+    """Return the names, without CAP_, of this process' effective capabilities."""
     for line in read("/proc/self/status").splitlines():
         if line.startswith("CapEff:"):
             mask = int(line.split()[1], 16)
@@ -50,26 +50,26 @@ def effective() -> set[str]:
 
 
 def findings() -> Iterator[Finding]:
-    """The user, and one finding per capability that is missed."""
+    """Yield the user, and one finding per missing capability."""
     user = os.geteuid()
     if user == 0:
         yield Finding("user", OK, "root")
     else:
         text = f"user {user}: workloads run as this user, in namespaces that need user = true"
         yield Finding("user", LIMITED, text, "run as root for all of it")
-    have = effective()
+    held = effective()
     known = int(read("/proc/sys/kernel/cap_last_cap") or len(CAPABILITIES) - 1) + 1
-    lacking = [name for name in CAPABILITIES[:known] if name not in have]
-    if not lacking:
+    absent = [name for name in CAPABILITIES[:known] if name not in held]
+    if not absent:
         yield Finding("capabilities", OK, f"all {known} of this kernel's")
         return
-    if not have:
+    if not held:
         yield Finding("capabilities", LIMITED, "none, as is usual for users other than root", "run as root")
         return
-    missed = [name for name in lacking if name in WITHOUT]
-    listed = ", ".join(f"CAP_{name}" for name in lacking)
-    yield Finding("capabilities", LIMITED if missed else OK, f"{len(have)} of {known}; not there: {listed}")
-    for name in missed:
+    relevant = [name for name in absent if name in WITHOUT]
+    listed = ", ".join(f"CAP_{name}" for name in absent)
+    yield Finding("capabilities", LIMITED if relevant else OK, f"{len(held)} of {known}; not there: {listed}")
+    for name in relevant:
         instead = f"give it to the container or service (docker, podman: --cap-add {name}; systemd: "
         yield Finding(
             f"CAP_{name}", LIMITED, f"not there: {WITHOUT[name]}", f"{instead}CapabilityBoundingSet=CAP_{name})"
@@ -77,7 +77,7 @@ def findings() -> Iterator[Finding]:
 
 
 def rootless() -> Iterator[Finding]:
-    """What users other than root can do here."""
+    """Return what users other than root can do here."""
     return _rootless(Attempt(_make_user_namespace))
 
 
@@ -103,14 +103,14 @@ def _make_user_namespace() -> None:
 def _user_namespaces(error: OSError | None) -> Finding:
     if error is None:
         return Finding("user namespaces", OK, "users other than root can make them, and with them all other kinds")
-    for path, bad in (
+    for path, forbidding in (
         ("/proc/sys/user/max_user_namespaces", "0"),
         ("/proc/sys/kernel/unprivileged_userns_clone", "0"),
         ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1"),
     ):
-        if read(path) == bad:
-            text = f"users other than root cannot make them: {path} is {bad}"
-            return Finding("user namespaces", LIMITED, text, f"run as root, or set it to {1 - int(bad) or 0}")
+        if read(path) == forbidding:
+            text = f"users other than root cannot make them: {path} is {forbidding}"
+            return Finding("user namespaces", LIMITED, text, f"run as root, or set it to {1 - int(forbidding) or 0}")
     text = f"users other than root cannot make them: {error.strerror}"
     return Finding("user namespaces", LIMITED, text, "run as root")
 
@@ -123,9 +123,9 @@ def _subordinate_ids() -> Iterator[Finding]:
         name = str(uid)
     for path in ("/etc/subuid", "/etc/subgid"):
         ranges = [line.split(":") for line in read(path).splitlines() if line.count(":") == 2]
-        mine = [f"{first}+{count}" for owner, first, count in ranges if owner in (name, str(uid))]
-        if mine:
-            yield Finding(path, OK, f"user {name} has the ids {', '.join(mine)}")
+        own_ranges = [f"{first}+{count}" for owner, first, count in ranges if owner in (name, str(uid))]
+        if own_ranges:
+            yield Finding(path, OK, f"user {name} has the ids {', '.join(own_ranges)}")
         else:
             text = f"user {name} has no ids to hand out inside user namespaces; root does not need them"
             yield Finding(path, MISSING, text, f"usermod --add-sub{path[-3:]}s 100000-165535 {name}")
