@@ -37,7 +37,7 @@ GUEST_TEST_LIMIT = 300
 # What must be there. The host's controllers are not among it, because they differ; the guest has all of them.
 EVERYWHERE = "root,cgroup,userns,netns,time_namespace,module:*"
 TIERS = {
-    "host": f"{EVERYWHERE},vm",
+    "host": f"{EVERYWHERE},vm,version:*",
     "guest": f"{EVERYWHERE},memory,pids,cpu,cpuset,io,cgroup_v2,unprivileged_userns,psi*,sys_resource,scratch_disk,"
     "core_files",
 }

@@ -8,7 +8,8 @@ one); ``cgroup`` (any cgroup); ``cgroup_v2`` (pure unified hierarchy); ``hybrid`
 version 2 core); ``userns`` (this user can make user namespaces); ``unprivileged_userns`` (uid 65534 can); ``netns``;
 ``time_namespace``; ``psi``; ``psi_short_windows`` (triggers below 2 s); ``sys_resource`` (CAP_SYS_RESOURCE); ``vm``
 (scripts/vm works here); ``scratch_disk`` (an empty block device, see `scratch_disk`); ``program:NAME``;
-``module:NAME``; ``kernel:6.15`` (at least).
+``module:NAME``; ``kernel:6.15`` (at least); ``history:0.1.0`` (the commit of an earlier version is in this clone), and
+``version:0.1.0`` (`scripts/setup` has made it, see `earlier_version`).
 """
 
 import importlib.util
@@ -26,6 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PROGRAM_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin:{ROOT}/.programs/bin"
 """Where programs that tests need are looked for; the last directory has what scripts/setup could only unpack."""
 PROBE_TIMEOUT = 60.0
+EARLIER_VERSIONS = {"0.1.0": "11c6a89c0f35ccac65fb7d2f55a5465f6578df61"}
+"""Commits of versions whose running services this one takes over; as in scripts/setup."""
 NOBODY = 65534
 
 # Version 1's limit file and a value to try; on version 2 the presence of the file in a new cgroup is the proof.
@@ -55,6 +58,11 @@ def missing(name: str) -> str:
 def scratch_disk() -> str:
     """Path of the empty block device that tests may overwrite; "" where there is none."""
     return os.environ.get("NSUPERVISOR_SCRATCH_DISK", "")
+
+
+def earlier_version(version: str) -> Path:
+    """Path of the Python that has an earlier version of nsupervisor installed, with the libraries that one needs."""
+    return ROOT / ".programs" / f"nsupervisor-{version}" / "venv" / "bin" / "python"
 
 
 def in_guest() -> bool:
@@ -244,7 +252,26 @@ PROBES: dict[str, Callable[[], str]] = {
     "vm": _vm,
     "scratch_disk": _scratch_disk,
 }
-PARAMETRIC: dict[str, Callable[[str], str]] = {"program": _program, "module": _module, "kernel": _kernel}
+
+
+def _history(version: str) -> str:
+    commit = EARLIER_VERSIONS[version]
+    problem = _run("git", "-C", str(ROOT), "cat-file", "-e", f"{commit}^{{commit}}")
+    return f"commit {commit[:7]} ({version}) is not in this clone's history: {problem}" if problem else ""
+
+
+def _version(version: str) -> str:
+    problem = _run(str(earlier_version(version)), "-P", "-c", "import nsupervisor.cli.main")
+    return f"scripts/setup has not made version {version}: {problem}" if problem else ""
+
+
+PARAMETRIC: dict[str, Callable[[str], str]] = {
+    "program": _program,
+    "module": _module,
+    "kernel": _kernel,
+    "history": _history,
+    "version": _version,
+}
 
 
 def _probe(name: str) -> Callable[[], str]:

@@ -31,6 +31,8 @@ from tests.timing import deadline
 PATIENCE = 20.0
 """Seconds after which what should have happened long ago counts as not happening."""
 POLL = 0.01
+COMMAND = (sys.executable, "-m", "nsupervisor")
+"""`nsupervisor` of this version."""
 DISK_SIZE = 4 << 20
 """Bytes of the file system that the stream of records goes to where its disk is to run full."""
 
@@ -62,7 +64,7 @@ def until(what: str, ask: Callable[[], T | None], patience: float = PATIENCE) ->
 class Run:
     """One life of the supervisor's process."""
 
-    def __init__(self, site: "Site", wrapper: Sequence[str] = ()) -> None:
+    def __init__(self, site: "Site", wrapper: Sequence[str] = (), command: Sequence[str] = COMMAND) -> None:
         self.site = site
         self.raw = bytearray()
         self.records: list[dict[str, Any]] = []
@@ -76,7 +78,7 @@ class Run:
         self.stderr = site.directory / f"stderr-{next(_numbers)}"
         with self.stderr.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [*wrapper, *site.wrapper(), sys.executable, "-m", "nsupervisor", "run", str(site.config)],
+                [*wrapper, *site.wrapper(), *command, "run", str(site.config)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -388,9 +390,9 @@ def site(toml: str, output: str = "stdout") -> Iterator[Site]:
 
 
 @contextmanager
-def running(site: Site, wrapper: Sequence[str] = ()) -> Iterator[Run]:
-    """A run of it that has ended at the end, one way or another."""
-    run = Run(site, wrapper)
+def running(site: Site, wrapper: Sequence[str] = (), command: Sequence[str] = COMMAND) -> Iterator[Run]:
+    """A run of it, by `command`, that has ended at the end, one way or another."""
+    run = Run(site, wrapper, command)
     try:
         yield run
     finally:
