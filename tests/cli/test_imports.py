@@ -86,18 +86,19 @@ def test_asking_a_supervisor_loads_neither_attrs_nor_the_configuration(command, 
 
 
 OF_THE_HOST = ("devices", "directories", "errors", "files", "host", "mounts", "parsing", "totals", "values")
+CONFIGURATION = ("config", "wire")
 OURS = {
     "check": (
-        "config",
+        *CONFIGURATION,
         *(f"cgroups.{name}" for name in OF_THE_HOST),
         *(f"service.{name}" for name in ("requirements", "capacity", "identity", "privileges")),
         "core.instances",
         "api.http",  # the limits, of which the capacity takes account
     ),
     "doctor": (*(f"cgroups.{name}" for name in OF_THE_HOST), "linux"),
-    "plan": ("config", "core.plan", "core.differences", "core.instances", "core.order", "core.states"),
-    "schema": ("config",),
-    "simulate": ("config", "core"),
+    "plan": (*CONFIGURATION, "core.plan", "core.differences", "core.instances", "core.order", "core.states"),
+    "schema": CONFIGURATION,
+    "simulate": (*CONFIGURATION, "core"),
     "shell": ("keeper", "linux"),
 }
 """What a command may have of ours, besides the command line's own and the client; all that is in a folder."""
