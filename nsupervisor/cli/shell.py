@@ -15,6 +15,7 @@ import sys
 
 from nsupervisor.keeper import child as setup
 from nsupervisor.keeper import init
+from nsupervisor.keeper.errors import StepError
 from nsupervisor.keeper.spawn import LATE, SpawnError, clone_failed, write_identity_maps
 from nsupervisor.keeper.spec import Spec, SpecError
 from nsupervisor.linux import syscalls
@@ -118,7 +119,7 @@ def _child(spec: Spec, report: int, exits: int) -> NoReturn:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         step = "execute"
         setup.execute(spec)
-    except setup.StepError as error:
+    except StepError as error:
         setup.tell_failure(report, step, str(error), error.number)
     except BaseException as error:
         setup.tell_failure(report, step, f"{type(error).__name__}: {error}", getattr(error, "errno", None) or 0)

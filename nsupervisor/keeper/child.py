@@ -27,7 +27,9 @@ import socket
 import stat
 import struct
 
+from nsupervisor.keeper.cover import Cover
 from nsupervisor.keeper.descriptors import REPORT, STDERR, STDOUT
+from nsupervisor.keeper.errors import StepError, cannot
 from nsupervisor.linux import mounts, namespaces, syscalls
 
 TYPE_CHECKING = False
@@ -48,19 +50,6 @@ GO = b"ug"
 
 # The exit codes that shells and container engines use for these; the failure itself goes another way.
 EXIT_SETUP, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 125, 126, 127
-
-
-class StepError(Exception):
-    """A step failed: a whole sentence for people, and the errno behind it."""
-
-    def __init__(self, message: str, number: int = 0) -> None:
-        super().__init__(message)
-        self.number = number
-
-
-def cannot(what: str, error: OSError, hint: str = "") -> StepError:
-    """`cannot enter /srv/site: No such file or directory`."""
-    return StepError(f"cannot {what}: {error.strerror}{f' ({hint})' if hint else ''}", error.errno or 0)
 
 
 # ---- the first process
@@ -141,16 +130,22 @@ def mount_proc(spec: Spec) -> None:
 
 
 def mount_all(spec: Spec) -> None:
-    """In the given order. A missing destination is made where that leaves no trace: in a tmpfs mounted just before."""
+    """In the given order. A missing destination is made where that leaves no trace: in a tmpfs mounted just before.
+
+    The cover of the runtime directory comes last, so that no other mount shows the directory again.
+    """
     private: set[int] = set()  # st_dev of these
+    cover = Cover(*spec.cover) if spec.cover else None
     for mount in spec.mounts:
         what = f"mount {mount.source} on {mount.destination}"
         is_file = False
+        source = ""
         if mount.kind == "bind":
             try:
                 is_file = not stat.S_ISDIR(os.stat(mount.source).st_mode)
             except OSError as error:
                 raise cannot(f"{what}: {mount.source}", error) from None
+            source = os.path.realpath(mount.source)
         if not os.path.exists(mount.destination):
             _make_destination(mount.destination, is_file, private, what)
         try:
@@ -160,6 +155,18 @@ def mount_all(spec: Spec) -> None:
             raise cannot(what, error, hint) from None
         if mount.kind == "tmpfs":
             private.add(os.stat(mount.destination).st_dev)
+        if cover is not None and source:
+            cover.follow(mount, source)
+    if cover is not None:
+        cover.apply(private, _maker(spec))
+
+
+def _maker(spec: Spec) -> tuple[int, int] | None:
+    """The ids to make files with in a user namespace that has no user 0, or no group 0: the first that it has."""
+    uids, gids = spec.uid_mappings, spec.gid_mappings
+    if _is_mapped_zero(uids) and _is_mapped_zero(gids):
+        return None
+    return uids[0][0] if uids else 0, gids[0][0] if gids else 0
 
 
 def _make_destination(path: str, is_file: bool, private: set[int], what: str) -> None:

@@ -22,7 +22,9 @@ import socket
 import struct
 
 from nsupervisor.keeper import child as setup
+from nsupervisor.keeper import cover
 from nsupervisor.keeper.descriptors import REPORT, STDERR, STDOUT
+from nsupervisor.keeper.errors import StepError
 from nsupervisor.keeper.spec import Spec
 from nsupervisor.linux import successor, syscalls
 from nsupervisor.linux.namespaces import CLONE_NEWTIME, CLONE_NEWUSER, NAMESPACES
@@ -130,7 +132,7 @@ def _run(course: setup.Course, flags: int, told: ctypes.Array[ctypes.c_uint32]) 
         course.step = "clone"
         hint = CGROUP_HINTS.get(number, "")
         text = f"cannot start the program's process: {os.strerror(number)}{f' ({hint})' if hint else ''}"
-        raise setup.StepError(text, number)
+        raise StepError(text, number)
     for fd in fds:
         os.close(fd)
     os.setsid()
@@ -164,7 +166,7 @@ def _do_in_advance(sample: Spec) -> tuple[Callable[[Spec], None], ...]:
     for step in _IN_ADVANCE:
         try:
             step(sample)
-        except setup.StepError:
+        except StepError:
             break
         done += (step,)
     return done
@@ -178,8 +180,10 @@ def _rehearse(sample: Spec) -> None:
         if step not in _IN_ADVANCE:
             try:
                 step(sample)
-            except setup.StepError:  # without root some fail
+            except StepError:  # without root some fail
                 pass
+    if "mount" in sample.namespaces:
+        cover.rehearse()
     syscalls.unshare(0)
     syscalls.set_process_name("nsupervisor-for")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -187,5 +191,5 @@ def _rehearse(sample: Spec) -> None:
         setup.tell_ready(theirs)
     try:
         setup.become_program(sample)  # a directory, which can't be executed
-    except setup.StepError:
+    except StepError:
         pass

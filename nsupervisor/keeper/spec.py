@@ -37,6 +37,7 @@ class Spec:
         "argv",
         "cgroup",
         "cgroup_procs",
+        "cover",
         "cwd",
         "env",
         "flags",
@@ -91,6 +92,7 @@ class Spec:
         self.gid_mappings: list[tuple[int, int, int]] = take("gid_mappings", _mappings, [])
         self.time_offsets: bytes = take("time_offsets", _time_offsets, b"")
         self.mounts: list[Mount] = take("mounts", _mounts, [])
+        self.cover: tuple[str, list[str]] | None = take("cover", _cover, None)
         self.uid: int | None = take("uid", _number, None)
         self.gid: int | None = take("gid", _number, None)
         self.groups: list[int] | None = take("groups", _numbers, None)
@@ -109,6 +111,7 @@ class Spec:
         for key, value, namespace in (
             ("hostname", self.hostname, "uts"),
             ("mounts", self.mounts, "mount"),
+            ("cover", self.cover, "mount"),
             ("time_offsets", self.time_offsets, "time"),
             ("uid_mappings", self.uid_mappings, "user"),
             ("gid_mappings", self.gid_mappings, "user"),
@@ -249,6 +252,17 @@ def _mounts(value: Any) -> list[Mount]:
             )
         )
     return mounts
+
+
+def _cover(value: Any) -> tuple[str, list[str]]:
+    """The runtime directory, and the sockets in it, by their relative paths, that the program gets to see."""
+    unknown = _dict(value).keys() - {"directory", "sockets"}
+    if unknown:
+        raise ValueError(f"unknown keys: {', '.join(sorted(unknown))}")
+    sockets = [_text(path) for path in _list(value.get("sockets", []))]
+    if any(path.startswith("/") or ".." in path.split("/") for path in sockets):
+        raise ValueError("the path of a socket is relative to the directory, and stays in it")
+    return _absolute(value.get("directory")), sockets
 
 
 def _rlimits(value: Any) -> list[tuple[str, int, tuple[int, int]]]:

@@ -46,6 +46,7 @@ import time
 from nsupervisor.keeper import child as setup
 from nsupervisor.keeper import forerunner, init
 from nsupervisor.keeper.descriptors import BIRTH, EXITS, FIRST_FREE, REPORT, STDERR, STDOUT, Descriptors
+from nsupervisor.keeper.errors import StepError
 from nsupervisor.keeper.small_init import BORN, NAME, SmallInit
 from nsupervisor.keeper.spec import Spec
 from nsupervisor.linux import successor, syscalls
@@ -298,7 +299,7 @@ def _begin(flags: int, told: ctypes.Array[ctypes.c_uint32]) -> NoReturn:
     if flags & CLONE_NEWUSER:
         try:
             setup.become_root_when_told(BIRTH)
-        except setup.StepError:  # the program's process says so
+        except StepError:  # the program's process says so
             os._exit(setup.EXIT_SETUP)
     os.close(BIRTH)
     os.setsid()

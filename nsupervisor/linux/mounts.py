@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 
 from nsupervisor.linux.syscalls import fail, libc
 
@@ -10,15 +11,21 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+MS_RDONLY = 0x1
 MS_NOSUID = 0x2
 MS_NODEV = 0x4
 MS_NOEXEC = 0x8
+MS_REMOUNT = 0x20
 MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_PRIVATE = 0x4_0000
 MNT_DETACH = 2
 
+SYS_OPEN_TREE = 428  # Linux 5.2
+SYS_MOVE_MOUNT = 429  # Linux 5.2
 SYS_MOUNT_SETATTR = 442  # Linux 5.12
+_OPEN_TREE_CLONE = 0x1
+_MOVE_MOUNT_F_EMPTY_PATH = 0x4
 _AT_FDCWD = -100
 _AT_RECURSIVE = 0x8000
 _ATTR_ATIME_MASK = 0x70
@@ -160,6 +167,23 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, data: s
     encoded = [None if text is None else _encode(text) for text in (source, target, kind, data or None)]
     if libc.mount(encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3]) != 0:
         raise fail(f"mount {source or kind or ''} on {target}")
+
+
+def open_tree(path: str) -> int:
+    """A new mount of what is at `path`, as a bind mount would be, but attached nowhere: a descriptor, close-on-exec.
+
+    open_tree(2) with OPEN_TREE_CLONE.
+    """
+    fd: int = libc.syscall(SYS_OPEN_TREE, _AT_FDCWD, _encode(path), _OPEN_TREE_CLONE | os.O_CLOEXEC)
+    if fd < 0:
+        raise fail(f"open the tree {path}")
+    return fd
+
+
+def move_mount(tree: int, target: str) -> None:
+    """Attach what `open_tree` gave, move_mount(2)."""
+    if libc.syscall(SYS_MOVE_MOUNT, tree, b"", _AT_FDCWD, _encode(target), _MOVE_MOUNT_F_EMPTY_PATH) != 0:
+        raise fail(f"attach a mount on {target}")
 
 
 def umount2(target: str, flags: int = 0) -> None:

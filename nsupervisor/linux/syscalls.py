@@ -139,6 +139,12 @@ def set_no_new_privileges() -> None:
     prctl(PR_SET_NO_NEW_PRIVS, 1, "set no_new_privs")
 
 
+def set_file_system_ids(uid: int, gid: int) -> None:
+    """Access and make files as these until the next change of ids, setfsuid(2), setfsgid(2). They report no error."""
+    libc.setfsgid(gid)
+    libc.setfsuid(uid)
+
+
 def set_dumpable() -> None:
     """Own the files in /proc/self again, which a change of credentials has given to root, PR_SET_DUMPABLE(2const)."""
     prctl(PR_SET_DUMPABLE, 1, "set dumpable")

@@ -1,0 +1,133 @@
+"""Hide the runtime directory from a program: its sockets can command the service, its files tell about other programs.
+
+In each new mount namespace an empty read-only tmpfs covers the directory, after all other mounts, and also where a bind
+mount shows it. Only the sockets that are meant for the program are bound in.
+
+A root program may unmount the cover. Then the check of peers (linux/peers.py) still protects the sockets. The cover
+is for programs that may not unmount it, and keeps the names of other programs from them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from nsupervisor.keeper.errors import StepError, cannot
+from nsupervisor.linux import mounts, syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nsupervisor.linux.mounts import Mount
+
+_FLAGS = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
+_OPTIONS = "mode=755,size=4k,nr_inodes=16"
+
+
+class Cover:
+    """Made before the other mounts, applied after them.
+
+    The sockets are held as detached mounts (open_tree(2)), which need neither their path nor /proc later.
+    """
+
+    __slots__ = ("_directory", "_identity", "_places", "_sockets")
+
+    def __init__(self, directory: str, sockets: list[str]) -> None:
+        """`directory`: absolute, without symbolic links. `sockets`: paths relative to it. Raises StepError."""
+        self._directory = directory
+        self._places = {directory: None}
+        self._identity = _identity(directory)
+        self._sockets: dict[str, int] = {}
+        for name in sockets:
+            path = f"{directory}/{name}"
+            try:
+                self._sockets[path] = mounts.open_tree(path)
+            except OSError as error:
+                raise cannot(f"hold the socket {path}", error) from None
+
+    def follow(self, mount: Mount, source: str) -> None:
+        """Note where a mount that has just been made shows the directory. `source`: what a bind mount shows, without
+        symbolic links."""
+        source = source.rstrip("/")
+        destination = os.path.realpath(mount.destination).rstrip("/")
+        for place in list(self._places):
+            if place == source or place.startswith(f"{source}/"):
+                self._places[f"{destination}{place[len(source) :]}" or "/"] = None
+
+    def apply(self, private: set[int], maker: tuple[int, int] | None = None) -> None:
+        """Cover each place that shows the directory, and bind the sockets. Raises StepError.
+
+        `private`: st_dev of each tmpfs that was mounted for the program; a missing destination is made only there.
+        `maker`: the (uid, gid) that makes files, if this process' own are not mapped in its user namespace, so that
+        it could make none (EOVERFLOW); exec takes this back, credentials(7).
+        """
+        if maker is not None and self._sockets:
+            syscalls.set_file_system_ids(*maker)
+        covered = False
+        for place in self._places:
+            # What cannot be reached from here, or is hidden by a later mount, is not there for the program either.
+            if self._identity is not None and _identity(place) == self._identity:
+                with_sockets = place == self._directory and bool(self._sockets)
+                self._cover(place, with_sockets)
+                covered = covered or with_sockets
+        for path, tree in self._sockets.items():
+            self._bind(path, tree, covered, private)
+        if covered:
+            flags = mounts.MS_REMOUNT | mounts.MS_BIND | mounts.MS_RDONLY | _FLAGS
+            try:
+                mounts.mount(None, self._directory, None, flags)
+            except OSError as error:
+                raise cannot(f"make the cover of {self._directory} read-only", error) from None
+
+    def _cover(self, place: str, is_written: bool) -> None:
+        flags = _FLAGS if is_written else _FLAGS | mounts.MS_RDONLY
+        try:
+            mounts.mount("tmpfs", place, "tmpfs", flags, _OPTIONS)
+        except OSError as error:
+            raise cannot(f"cover the runtime directory {place}", error) from None
+
+    def _bind(self, path: str, tree: int, covered: bool, private: set[int]) -> None:
+        try:
+            if not os.path.lexists(path):
+                if not covered and not _is_private(path, private):
+                    hint = "another mount hides it; remove that, or mount a tmpfs over a directory above it"
+                    raise StepError(f"cannot bind the socket {path}: its directory is missing ({hint})", errno.ENOENT)
+                os.umask(0o022)  # the program's own is set later
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+            mounts.move_mount(tree, path)
+            os.close(tree)
+        except OSError as error:
+            raise cannot(f"bind the socket {path}", error) from None
+
+
+def rehearse() -> None:
+    """Go through the code with paths that do not exist: for a process that does in advance what it can."""
+    cover = Cover("/proc/self/no/such", [])
+    cover._sockets["/proc/self/no/such/socket"] = -1
+    try:
+        cover._cover("", True)
+    except StepError:
+        pass
+    try:
+        cover._bind("/proc/self/no/such", -1, True, set())
+    except StepError:
+        pass
+    try:
+        mounts.open_tree("")
+    except OSError:
+        pass
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _is_private(path: str, private: set[int]) -> bool:
+    parent = os.path.dirname(path)
+    while not os.path.exists(parent):
+        parent = os.path.dirname(parent)
+    return os.stat(parent).st_dev in private

@@ -1,0 +1,16 @@
+"""The error of a step between clone and exec."""
+
+from __future__ import annotations
+
+
+class StepError(Exception):
+    """A step failed: a whole sentence for people, and the errno behind it."""
+
+    def __init__(self, message: str, number: int = 0) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+def cannot(what: str, error: OSError, hint: str = "") -> StepError:
+    """`cannot enter /srv/site: No such file or directory`."""
+    return StepError(f"cannot {what}: {error.strerror}{f' ({hint})' if hint else ''}", error.errno or 0)

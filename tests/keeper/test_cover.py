@@ -1,0 +1,162 @@
+"""The runtime directory is hidden from programs, whatever else is mounted for them; their own sockets are not."""
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+
+from nsupervisor.keeper.told import SpawnError
+from tests.keeper.conftest import ISOLATED, Harness
+from tests.needs import needs
+
+pytestmark = needs("root")
+
+USER = {"namespaces": [*ISOLATED, "user"]}
+SHIFTED = {**USER, "uid_mappings": [[0, 100000, 1000]], "gid_mappings": [[0, 100000, 1000]]}
+WITHOUT_ROOT = {**USER, "uid_mappings": [[1000, 100000, 10]], "gid_mappings": [[1000, 100000, 10]], "uid": 1000}
+WAYS = pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param({"namespaces": ISOLATED}, id="init"),
+        pytest.param({"namespaces": ISOLATED, "init": False}, id="pid1"),
+        pytest.param({"namespaces": ["mount"]}, id="host-pids"),
+        pytest.param({"namespaces": ISOLATED, "uid": 65534, "gid": 65534, "groups": []}, id="nobody"),
+        pytest.param(USER, id="user"),
+        pytest.param(SHIFTED, id="shifted"),
+        pytest.param(WITHOUT_ROOT, id="without-root"),
+    ],
+)
+
+
+@attrs.frozen
+class Place:
+    """A runtime directory with a secret and two notify sockets, in a directory of its own."""
+
+    parent: Path
+    directory: Path
+    sock: socket.socket
+
+    def cover(self, *sockets: str) -> dict:
+        return {"cover": {"directory": str(self.directory), "sockets": list(sockets)}}
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    parent = Path(tempfile.mkdtemp(prefix="cover-"))
+    parent.chmod(0o755)
+    directory = parent / "run"
+    (directory / "notify").mkdir(parents=True)
+    (directory / "notify").chmod(0o711)
+    (directory / "state.json").write_text("secret")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, socket.socket(socket.AF_UNIX) as other:
+        sock.bind(str(directory / "notify" / "own"))
+        os.chmod(directory / "notify" / "own", 0o666)
+        other.bind(str(directory / "notify" / "other"))
+        sock.settimeout(0)
+        yield Place(parent, directory, sock)
+    shutil.rmtree(parent)
+
+
+_SEND = 'import socket, sys; socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"hello", sys.argv[1])'
+SEND = f"python3 -c '{_SEND}'"
+
+
+@WAYS
+async def test_only_the_own_socket_is_there(harness: Harness, place: Place, spec: dict) -> None:
+    script = f'cd "{place.directory}" && find . | sort && {SEND} notify/own && ! touch x 2>/dev/null'
+    result = await harness.run("sh", "-c", script, **spec, **place.cover("notify/own"))
+    assert (result.failure, result.stderr, result.code) == (None, "", 0)
+    assert result.stdout.split() == [".", "./notify", "./notify/own"]
+    assert place.sock.recv(10) == b"hello"
+
+
+@WAYS
+async def test_nothing_is_there_without_a_socket(harness: Harness, place: Place, spec: dict) -> None:
+    script = f'find "{place.directory}" && ! touch "{place.directory}/x" 2>/dev/null'
+    result = await harness.run("sh", "-c", script, **spec, **place.cover())
+    assert (result.failure, result.stderr, result.code) == (None, "", 0)
+    assert result.stdout == f"{place.directory}\n"
+    assert not (place.directory / "x").exists()
+
+
+@WAYS
+async def test_a_tmpfs_above_leaves_the_socket_reachable(harness: Harness, place: Place, spec: dict) -> None:
+    """A program with a tmpfs over /run could never say that it was ready."""
+    mounts = [{"type": "tmpfs", "destination": str(place.parent), "options": ["mode=0755"]}]
+    script = f'find "{place.parent}" | sort && {SEND} {place.directory}/notify/own'
+    given = {**spec, "mounts": mounts, **place.cover("notify/own")}
+    if spec is WITHOUT_ROOT:
+        mounts[0]["options"] = ["mode=0755", "uid=1000", "gid=1000"]
+    result = await harness.run("sh", "-c", script, **given)
+    assert (result.failure, result.stderr, result.code) == (None, "", 0)
+    expected = [place.parent, place.directory, place.directory / "notify", place.directory / "notify/own"]
+    assert result.stdout.split() == [str(path) for path in expected]
+    assert place.sock.recv(10) == b"hello"
+
+
+async def test_a_tmpfs_above_that_needs_no_socket_stays_empty(harness: Harness, place: Place) -> None:
+    mounts = [{"type": "tmpfs", "destination": str(place.parent)}]
+    result = await harness.run("find", str(place.parent), namespaces=ISOLATED, mounts=mounts, **place.cover())
+    assert (result.failure, result.stdout) == (None, f"{place.parent}\n")
+
+
+async def test_copies_of_the_directory_are_covered(harness: Harness, place: Place, tmp_path: Path) -> None:
+    """A bind mount of a directory above, one of that copy, one through a link, and all of the host's files."""
+    for name in ("first", "second", "third", "host"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(place.parent)
+    mounts = [
+        {"source": str(place.parent), "destination": str(tmp_path / "first")},
+        {"source": str(tmp_path / "first"), "destination": str(tmp_path / "second")},
+        {"source": str(tmp_path / "link"), "destination": str(tmp_path / "third")},
+        {"source": "/", "destination": str(tmp_path / "host"), "options": ["rbind"]},
+    ]
+    copies = [f"{tmp_path}/{name}/run" for name in ("first", "second", "third")]
+    copies.append(f"{tmp_path}/host{place.directory}")
+    given = {"namespaces": ISOLATED, "mounts": mounts, **place.cover("notify/own")}
+    result = await harness.run("find", *copies, **given)
+    assert (result.failure, result.stderr) == (None, "")
+    assert result.stdout.split() == copies
+
+
+async def test_a_mount_that_hides_the_directory_is_refused_where_a_socket_is_needed(
+    harness: Harness, place: Place, tmp_path: Path
+) -> None:
+    """Making it there would change the host's files."""
+    mounts = [{"source": str(tmp_path), "destination": str(place.parent)}]
+    given = {"namespaces": ISOLATED, "mounts": mounts, **place.cover("notify/own")}
+    result = await harness.run("true", **given)
+    assert result.failure is not None
+    assert "its directory is missing (another mount hides it; remove that, or mount a tmpfs" in result.failure.message
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_no_descriptor_of_a_socket_is_left_to_the_program(harness: Harness, place: Place) -> None:
+    given = {"namespaces": ISOLATED, **place.cover("notify/own", "notify/other")}
+    result = await harness.run("sh", "-c", "ls /proc/self/fd | wc -w", **given)
+    assert result.stdout.strip() == "4", "0 to 2, and the directory itself"
+
+
+@pytest.mark.parametrize(
+    "cover",
+    [
+        {"directory": "run"},
+        {"directory": "/run/x", "sockets": ["/etc/passwd"]},
+        {"directory": "/run/x", "sockets": ["../passwd"]},
+        {"directory": "/run/x", "other": 1},
+        {},
+    ],
+)
+async def test_a_wrong_cover_is_refused(harness: Harness, cover: dict) -> None:
+    with pytest.raises(SpawnError, match="cover"):
+        await harness.spawn("true", namespaces=ISOLATED, cover=cover)
+
+
+async def test_a_cover_needs_a_mount_namespace(harness: Harness, place: Place) -> None:
+    with pytest.raises(SpawnError, match="cover needs a new mount namespace"):
+        await harness.spawn("true", **place.cover())
