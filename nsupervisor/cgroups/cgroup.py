@@ -56,6 +56,7 @@ class _CachedReader:
     values: dict[str, float] = attrs.field(factory=dict)
 
     def read(self) -> dict[str, float]:
+        """Return the values, parsed only if a text has changed."""
         texts = [_pread(self.fds[0])] if len(self.fds) == 1 else [_pread(fd) for fd in self.fds]
         if texts != self.said:
             self.values = self.parse([data.decode() for data in texts])
@@ -323,7 +324,7 @@ class Cgroup:
     def apart(self, resources: Any) -> Cgroup:
         """Return a second handle on the same directories, for a thread that sets these limits.
 
-        Meanwhile the event loop goes on reading through this handle. Close the second handle afterwards.
+        Meanwhile the event loop keeps reading through this handle. Close the second handle afterwards.
         """
         for key in settings(resources):
             try:

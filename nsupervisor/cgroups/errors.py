@@ -26,7 +26,7 @@ class Problem(NamedTuple):
     """A requested feature that this host cannot provide.
 
     key: the configuration key ("memory_high") or the cgroup file ("memory.pressure") it is about. reason: a sentence
-    without full stop. remedy: what to do about it, likewise.
+    without full stop. remedy: what to do about it, in the same form.
     """
 
     key: str

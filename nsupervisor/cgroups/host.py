@@ -1,4 +1,4 @@
-"""What this host offers: its cgroup hierarchies, its controllers, and descriptions of what it cannot do."""
+"""The cgroup hierarchies and controllers of this host, and descriptions of what it cannot do."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _YIELD_EVERY = 16
 
 @attrs.define(eq=False)
 class Job:
-    """A recurring job.
+    """A recurring job of the sampler.
 
     work: runs it, and returns the seconds until the next run; infinity: until it is scheduled explicitly.
     """

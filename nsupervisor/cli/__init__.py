@@ -1,1 +1,1 @@
-"""The nsupervisor command."""
+"""The `nsupervisor` command and its subcommands."""

@@ -142,7 +142,7 @@ class Mount:
                 raise ValueError(f"the bind mount on {destination} can't have the option {refused!r}")
 
     def make(self) -> None:
-        """Make the mount.
+        """Make the mount, with its attributes and propagation.
 
         A bind mount keeps the attributes of the mount it shows, except for those that the options name: in a user
         namespace the attributes from outside are locked, and removing one is EPERM. With "rbind" the options apply to

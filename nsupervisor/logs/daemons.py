@@ -40,6 +40,7 @@ class _Socket:
 
     @property
     def fd(self) -> int:
+        """The descriptor of the socket; -1 while it is not connected."""
         return -1 if self._socket is None else self._socket.fileno()
 
     def write(self, data: bytes | memoryview) -> int:
@@ -70,6 +71,7 @@ class _Socket:
         return end or len(line) + 1
 
     def close(self) -> None:
+        """Close the connection, if there is one."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None

@@ -21,7 +21,7 @@ _Write = Callable[["bytes | memoryview"], int]
 
 @attrs.frozen
 class Target:
-    """An opened output.
+    """An opened output of the stream of records.
 
     `write` takes bytes and returns how many the kernel took. It raises BlockingIOError if it would have to wait and
     OSError if it cannot write. A `blocking` target may wait instead, and must be written in a thread.
@@ -38,9 +38,11 @@ class Target:
 
     @property
     def is_terminal(self) -> bool:
+        """Whether the output is a terminal."""
         return os.isatty(self.fd)
 
     def close(self) -> None:
+        """Close the descriptor of the output."""
         if self._socket is not None:
             self._socket.close()
         else:

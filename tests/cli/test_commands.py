@@ -155,7 +155,7 @@ def test_not_permitted_is_4(supervisor):
         [
             sys.executable,
             "-c",
-            "import socket, nsupervisor.cli.main, nsupervisor.cli.commands.status;" + code,
+            "import socket, struct, nsupervisor.cli.main, nsupervisor.cli.commands.status;" + code,
             "status",
         ],
         capture_output=True,

@@ -235,9 +235,11 @@ class Teller:
         return text(record).removeprefix(f"workload {self.one['name']}: ")
 
     def ago(self, time: datetime) -> str:
+        """Format the time that has passed since `time`."""
         return f"{duration(max((self.now - time).total_seconds(), 0))} ago"
 
     def faint(self, words: str) -> str:
+        """Return the words in the faint colour."""
         return coloured(words, FAINT, self.colour)
 
 
