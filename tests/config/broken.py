@@ -1,4 +1,4 @@
-"""Configuration files with something broken in them, by a seed."""
+"""Configuration files with random errors, determined by a seed."""
 
 import random
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 REFERENCE = (Path(__file__).parents[2] / "configs" / "reference.toml").read_text()
 
-# The reference file in pieces, each a few tables, so that a file is small and ten thousand of them are quick.
+# The reference file in pieces of a few tables, so that a file is small and ten thousand of them are quick.
 PIECES = re.split(r"(?m)^(?=\[)", re.sub(r"(?m)\s+#.*$|^#.*\n", "", REFERENCE))[1:]
 HEADS = [piece for piece in PIECES if re.match(r"\[(supervisor|workload\.[a-z]+)\]", piece)]
 TABLES = [piece for piece in PIECES if piece not in HEADS]
@@ -90,7 +90,7 @@ MUTATIONS: list[Mutation] = [
 
 
 def broken_file(rng: random.Random) -> bytes:
-    """Some tables of the reference file, with one to three things changed."""
+    """Build a file from some tables of the reference file, with one to three changes."""
     text = "".join(rng.choice([HEADS, [SHORT]]))
     text += "".join(TABLES[number] for number in sorted(rng.sample(range(len(TABLES)), rng.randint(0, 3))))
     for _ in range(rng.randint(1, 3)):

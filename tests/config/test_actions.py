@@ -1,4 +1,4 @@
-"""What a rule does, as the file says it: set and its bounds, webhook, notify, and the steps of an escalation."""
+"""Actions of rules in the file: set and its bounds, webhook, notify, and the steps of an escalation."""
 
 import pytest
 
@@ -9,7 +9,7 @@ M = 1 << 20
 
 
 def rule(action: str, resources: str = ""):
-    """The one rule of a workload whose rule has these further keys."""
+    """Load the only rule of a workload, with these further keys."""
     toml = f"""
     [workload.web]
     command = ["true"]
@@ -22,30 +22,30 @@ def rule(action: str, resources: str = ""):
 
 
 def test_set_takes_values_and_changes_and_bounds():
-    found = rule(
+    loaded = rule(
         '"set"\nset = { memory_high = "+25%", pids_max = "-2", cpu_max = "50%", memory_max = "+64M" }\n'
         'limit = { memory_high = "768M", memory_max = "max" }',
         'memory_high = "64M", memory_max = "128M", pids_max = 9',
     )
-    assert found.set_ == {
+    assert loaded.set_ == {
         "memory_high": Relative(25.0),
         "pids_max": Relative(amount=-2),
         "cpu_max": (50_000, 100_000),
         "memory_max": Relative(amount=64 * M),
     }
-    assert found.limit == {"memory_high": 768 * M, "memory_max": None}
-    assert [str(found.set_[key]) for key in ("memory_high", "pids_max")] == ["+25%", "-2"]
+    assert loaded.limit == {"memory_high": 768 * M, "memory_max": None}
+    assert [str(loaded.set_[key]) for key in ("memory_high", "pids_max")] == ["+25%", "-2"]
 
 
 def test_then_is_one_step_or_several():
-    one = rule('"log"\nat_most = 3\nwithin = "1h"\nthen = "stop"')
+    loaded = rule('"log"\nat_most = 3\nwithin = "1h"\nthen = "stop"')
     several = rule('"log"\nat_most = 3\nwithin = "1h"\nthen = ["restart", "stop"]')
-    assert (one.then, several.then) == (("stop",), ("restart", "stop"))
+    assert (loaded.then, several.then) == (("stop",), ("restart", "stop"))
 
 
 def test_a_set_with_a_bound_may_go_on_without_a_count():
-    found = rule('"set"\nset = { pids_max = "+1" }\nlimit = { pids_max = 9 }\nthen = "restart"', "pids_max = 5")
-    assert (found.at_most, found.then) == (None, ("restart",))
+    loaded = rule('"set"\nset = { pids_max = "+1" }\nlimit = { pids_max = 9 }\nthen = "restart"', "pids_max = 5")
+    assert (loaded.at_most, loaded.then) == (None, ("restart",))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The conditions of rules."""
+"""The conditions of rules: values, messages and evaluation."""
 
 import pytest
 from hypothesis import given

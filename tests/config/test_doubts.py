@@ -1,4 +1,4 @@
-"""Rules that can never go off, or always do."""
+"""Warnings about rules that can never fire, or always do."""
 
 import contextlib
 

@@ -1,4 +1,4 @@
-"""Environment files."""
+"""Environment files: their format, and every bad line reported."""
 
 import pytest
 from hypothesis import given
@@ -23,7 +23,7 @@ GOES_ON=one \
 EQUALS=a=b
 HASH=a # b
 A=2
-LAST=3""".replace("SPACE", " ")  # at the end of a line, where editors take it away
+LAST=3""".replace("SPACE", " ")  # at the end of a line, where editors remove it
 
 
 def test_the_forms_of_a_line() -> None:

@@ -34,5 +34,5 @@ def test_broken_files_end_in_messages_and_never_in_a_traceback(tmp_path: Path) -
             assert str(problem).isprintable(), (seed, problem)
             assert len(str(problem)) < 3000, (seed, problem)
             beyond_syntax += bool(problem.key)
-    # The mutations are worth something: they make files of all three kinds.
+    # The mutations are effective: they make files of all three kinds.
     assert min(accepted, refused, beyond_syntax) > FILES / 50

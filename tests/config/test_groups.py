@@ -50,14 +50,14 @@ def config() -> Config:
 
 
 def test_groups_are_read_with_their_limits_and_rules() -> None:
-    it = config()
-    report = it.workloads["report"]
-    assert [group.name for group in it.around(report)] == ["outer", "batch"]
-    assert it.around(it.workloads["web"]) == ()
-    assert it.groups["outer"].resources == Resources(memory_max=1 << 30)
-    (rule,) = it.groups["batch"].policy
+    parsed = config()
+    report = parsed.workloads["report"]
+    assert [group.name for group in parsed.around(report)] == ["outer", "batch"]
+    assert parsed.around(parsed.workloads["web"]) == ()
+    assert parsed.groups["outer"].resources == Resources(memory_max=1 << 30)
+    (rule,) = parsed.groups["batch"].policy
     assert (rule.name, rule.line, rule.cooldown, rule.victim) == ("group.batch.policy[0]", 8, 15.0, "largest-memory")
-    (rule,) = it.host.policy
+    (rule,) = parsed.host.policy
     assert (rule.name, rule.cooldown, rule.verify_sec) == ("host.policy[0]", 0.0, 5.0)
     assert [(atom.file, atom.percent) for atom in rule.when.atoms] == [
         ("host.meminfo", True),

@@ -1,4 +1,4 @@
-"""Loading: values, and every problem with its line and what to write instead."""
+"""Loading: values, and every problem with its line and the advice to fix it."""
 
 import math
 import os
@@ -14,7 +14,7 @@ from nsupervisor.config.problems import ConfigError
 
 
 def problems(text: str) -> list[str]:
-    """The lines that a text is refused with, without the file's name; [] when it is accepted."""
+    """Return the lines of the error for a text, without the file's name; [] if it is accepted."""
     try:
         parse(text, "f.toml")
     except ConfigError as error:
@@ -23,7 +23,7 @@ def problems(text: str) -> list[str]:
 
 
 def web(text: str) -> list[str]:
-    """The same for keys of a workload; the first key is on line 3."""
+    """Return the same for keys of a workload; the first key is on line 3."""
     return problems(f'[workload.web]\ncommand = ["a"]\n{text}')
 
 
@@ -362,7 +362,7 @@ def test_nesting_without_end() -> None:
     ],
 )
 def test_a_key_of_thousands_of_parts_is_refused_at_once(line: str) -> None:
-    """It took half a minute of a thread, and any client could send it."""
+    """Loading took half a minute of a thread, and any client could send such a text."""
     problem = problems(f"a = 1\n{line}")[0]
     assert problem == "2: is nested too deeply; no key needs more than a few levels"
 

@@ -1,4 +1,4 @@
-"""The lines of keys: against tomllib, over everything that TOML can look like."""
+"""The lines of keys, compared with tomllib's result over all forms of TOML."""
 
 import re
 import tomllib
@@ -11,16 +11,16 @@ from nsupervisor.config.positions import DEEPEST, scan
 
 
 def paths(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
-    """The paths of all keys and array elements, as tomllib has them."""
+    """Return the paths of all keys and array elements that tomllib finds."""
     items: list[tuple[str | int, Any]] = []
     if isinstance(value, dict):
         items = list(value.items())
     elif isinstance(value, list):
         items = list(enumerate(value))
-    found = []
+    result = []
     for name, item in items:
-        found += [(*path, name), *paths(item, (*path, name))]
-    return [p for p in found if len(p) <= DEEPEST]
+        result += [(*path, name), *paths(item, (*path, name))]
+    return [p for p in result if len(p) <= DEEPEST]
 
 
 def test_every_form_of_key() -> None:
@@ -111,7 +111,7 @@ def test_deep_nesting_does_not_use_up_the_stack() -> None:
     scan("a = " + "{ a = " * 100_000 + "}" * 100_000)
 
 
-# Documents in which every key is another, so that the line of each is where its name stands.
+# Documents in which all keys differ, so that the line of each is that of its name.
 blank = st.sampled_from(["", " ", "\t", "  "])
 comment = st.sampled_from(["", " # comment", ' # "', " # '''", " # = [x] {y}", " # k = \\"])
 line_end = st.tuples(blank, comment, st.sampled_from(["\n", "\r\n", "\n\n"])).map("".join)
@@ -141,7 +141,7 @@ plain = st.sampled_from(
 
 
 class Names:
-    """Keys that are each written once, in one of TOML's ways."""
+    """Draw keys that each appear once, in one of TOML's forms."""
 
     def __init__(self, draw: Any) -> None:
         self.draw = draw
@@ -157,7 +157,7 @@ class Names:
 
 @st.composite
 def documents(draw: Any) -> tuple[str, int]:
-    """(valid TOML, how many keys it has)."""
+    """Draw valid TOML; return it with the number of its keys."""
     names = Names(draw)
 
     def key() -> str:

@@ -1,4 +1,4 @@
-"""Resources: their values, how they fit together, and changes of them at run time."""
+"""Resources: their values, their conflicts, and changes of them at run time."""
 
 from decimal import Decimal
 from typing import Any
@@ -30,7 +30,7 @@ def percent(text: str) -> Percent:
 
 
 def test_every_key_has_its_python_value() -> None:
-    found = web("""
+    loaded = web("""
     memory_min = 0
     memory_low = "12.5%"
     memory_high = "max"
@@ -53,7 +53,7 @@ def test_every_key_has_its_python_value() -> None:
     rdma_max = [{ device = "mlx4_0", hca_handle = 0 }]
     unified = { "cpu.uclamp.min" = " 10 " }
     """).resources
-    assert found == Resources(
+    assert loaded == Resources(
         memory_min=0,
         memory_low=percent("12.5"),
         memory_max=percent("100"),
@@ -126,10 +126,10 @@ def test_a_size_and_a_percentage_are_compared_on_the_host_only() -> None:
 
 @given(st.decimals("0.001", 100, places=3), st.integers(1, 2**50))
 def test_percentages_come_back_from_their_text_and_are_never_more_than_all(number: Decimal, total: int) -> None:
-    found = parse_percent(f"{number}%")
-    assert found == Percent(number)
-    assert parse_percent(format_size(found)) == found
-    assert 1 <= found.of(total) <= total
+    share = parse_percent(f"{number}%")
+    assert share == Percent(number)
+    assert parse_percent(format_size(share)) == share
+    assert 1 <= share.of(total) <= total
 
 
 @given(st.text(max_size=12))
@@ -137,8 +137,8 @@ def test_any_text_is_a_percentage_or_none_or_refused(text: str) -> None:
     for candidate in (text, f"{text}%"):
         message = ""
         try:
-            found = parse_percent(candidate)
-            assert (found is None) != candidate.endswith("%")
+            share = parse_percent(candidate)
+            assert (share is None) != candidate.endswith("%")
         except ValueError as error:
             message = str(error)
         assert not message or "; write" in message
@@ -151,12 +151,12 @@ keys = st.sampled_from([field.name for field in attrs.fields(Resources)] + ["hug
 
 @given(st.dictionaries(keys, values, max_size=4))
 def test_any_change_is_taken_or_refused_in_words(change: dict[str, Any]) -> None:
-    found = []
+    problems = []
     try:
         difference(Resources(), changed(web(""), Resources(), parse_changes(change)))
     except ConfigError as error:
-        found = error.problems
-    assert all("; " in problem.message and problem.line == 0 for problem in found)
+        problems = error.problems
+    assert all("; " in problem.message and problem.line == 0 for problem in problems)
 
 
 # changes -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The JSON Schema: against the reference file, and against the loader."""
+"""The JSON Schema, compared with the reference file and with the loader."""
 
 import tomllib
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 
 def model_keys(cls: type = Config, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Every key of the model; "*" for names that the user chooses and for elements of arrays."""
+    """Return every key of the model; "*" stands for names that the user chooses and for elements of arrays."""
     for name, slot in keys_of(cls).items():
         if any(name in keys_of(base) for base in cls.__mro__[1:] if attrs.has(base)):
-            continue  # of a group's table and rules only what workloads' do not have
+            continue  # of a group's table and rules, only the keys that workloads' lack
         place = (*path, name)
         yield place
         match slot.kind:
@@ -34,7 +34,7 @@ def model_keys(cls: type = Config, path: tuple[str, ...] = ()) -> Iterator[tuple
                 yield from model_keys(below, (*place, "*") if named else place)
             case Tables(below):
                 yield from model_keys(below, (*place, "*"))
-            case MapOf(names=names) if not slot.kind.items:  # else they are keys that are shown elsewhere
+            case MapOf(names=names) if not slot.kind.items:  # the others are keys that are shown elsewhere
                 yield from ((*place, member) for member in names)
 
 
@@ -105,7 +105,7 @@ names = st.sampled_from(every_name) | st.from_regex("[a-z_-]{1,12}", fullmatch=T
 
 @given(st.sampled_from(sorted(TABLES)), names)
 def test_the_schema_and_the_loader_know_the_same_keys(table: tuple[str, ...], name: str) -> None:
-    text = TABLES[table] + f"\n{name} = 1979-05-27\n"  # no key takes a date, so that only the name matters
+    text = TABLES[table] + f"\n{name} = 1979-05-27\n"  # no key takes a date, so only the name matters
     if tomllib.loads(TABLES[table]) and f"\n{name} = " in "\n" + TABLES[table].rpartition("\n[")[2]:
         return  # there already
     with pytest.raises(ConfigError) as caught:

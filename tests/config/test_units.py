@@ -1,4 +1,4 @@
-"""Units: what people write, and that text and numbers say the same."""
+"""Units: the texts that people write, and their conversion to numbers and back."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""Values as a file would have them: what is written is read back as the same."""
+"""Values as TOML: the text is read back as the same value."""
 
 import tomllib
 from pathlib import Path
@@ -15,17 +15,17 @@ REFERENCE = Path(__file__).parents[2] / "configs" / "reference.toml"
 
 
 def scalars(cls, owner, path=()):
-    """Every value of one kind in an object, with where it is."""
+    """Yield every value of one kind in an object, with its path."""
     for name, slot in keys_of(cls).items():
         value = slot.get(owner)
         match slot.kind:
             case TableOf(below):
                 yield from scalars(below, value, (*path, name))
             case Tables(below):
-                for number, one in enumerate(value):
-                    yield from scalars(below, one, (*path, name, number))
+                for number, element in enumerate(value):
+                    yield from scalars(below, element, (*path, name, number))
             case ListOf(item=item):
-                yield from (((*path, name, number), item, one) for number, one in enumerate(value))
+                yield from (((*path, name, number), item, element) for number, element in enumerate(value))
             case Scalar() as kind if value not in (None, ()) and not isinstance(value, dict):
                 yield (*path, name), kind, value
 

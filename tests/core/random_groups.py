@@ -1,4 +1,4 @@
-"""Random groups for `tests.core.random_traces`: rules that choose among the workloads, acts that help or do not."""
+"""Random groups for `tests.core.random_traces`: rules that choose among the workloads, actions that help or do not."""
 
 import random
 
@@ -23,7 +23,7 @@ LIMITS = {"memory.max": 200.0 * 2**20}
 
 
 def a_policy(rnd: random.Random, place: str) -> tuple[GroupRule, ...]:
-    """Any rules of a group."""
+    """Draw a rule of a group."""
     return tuple(_a_rule(rnd, f"{place}.policy[{i}]", i) for i in range(rnd.randint(0, 3)))
 
 
@@ -39,7 +39,7 @@ def _a_rule(rnd: random.Random, name: str, number: int) -> GroupRule:
         victim=rnd.choice(("largest-memory", "fastest-growing", "lowest-priority", "newest")),
         at_most=1 if worn else None,
         within=10.0 if worn else 0.0,
-        then=(rnd.choice([one for one in ("log", "kill", "freeze") if one != action]),) if worn else (),
+        then=(rnd.choice([word for word in ("log", "kill", "freeze") if word != action]),) if worn else (),
         dry_run=rnd.random() < 0.2,
         name=name,
         line=100 + number,
@@ -48,7 +48,7 @@ def _a_rule(rnd: random.Random, name: str, number: int) -> GroupRule:
 
 @attrs.define(eq=False)
 class GroupTeller:
-    """One group; its turns are the crowd's."""
+    """One group; `Crowd` runs its pending rules."""
 
     name: str
     config: Group
@@ -69,7 +69,7 @@ class GroupTeller:
 
 @attrs.define(eq=False)
 class Crowd:
-    """All groups, and their turns: one act at a time."""
+    """All groups and their pending rules; one action on a member is in progress at a time."""
 
     rnd: random.Random
     groups: list[GroupTeller]
@@ -78,11 +78,11 @@ class Crowd:
     under_way: tuple[GroupTeller, Fired, object, dict[str, str]] | None = None
 
     def note(self, group: GroupTeller, what: object, now: float) -> list[dict]:
-        """The lines of something that a group goes through."""
+        """Return the trace lines of one event of a group."""
         return list(self.writer.group(group.name, what, now))
 
     def next(self, now: float) -> list[dict]:
-        """What happens next to one of the groups; its lines."""
+        """Advance one of the groups by a random step; return its lines."""
         draw = self.rnd.random()
         if self.under_way is not None and draw < 0.4:
             return self.outcome(now, self.rnd.random() < 0.7)
@@ -91,7 +91,7 @@ class Crowd:
         return self.see(self.rnd.choice(self.groups), now) if self.groups else []
 
     def see(self, group: GroupTeller, now: float) -> list[dict]:
-        """Its files are read."""
+        """Let the rules of a group observe its files."""
         rnd = self.rnd
         group.files["memory.current"] = {"": rnd.randint(0, 200) * 2**20}
         group.files["pids.current"] = {"": rnd.randint(1, 20)}
@@ -99,17 +99,19 @@ class Crowd:
         files = {atom.file for rule in group.engine.rules for atom in rule.when.atoms}
         snapshot, before = {file: dict(group.files[file]) for file in sorted(files)}, group.engine
         group.engine, fired = group.engine.observe(snapshot, LIMITS, now)
-        for one in fired:
-            before_that = group.fired_at.get(one.rule.name, float("-inf"))
-            assert now - max(before_that, group.quiet_since if one.rule.victim else before_that) >= one.rule.cooldown
-            group.fired_at[one.rule.name] = now
+        for firing in fired:
+            before_that = group.fired_at.get(firing.rule.name, float("-inf"))
+            assert (
+                now - max(before_that, group.quiet_since if firing.rule.victim else before_that) >= firing.rule.cooldown
+            )
+            group.fired_at[firing.rule.name] = now
         asked = Asked.by(fired)
         lines = self.note(group, Saw(snapshot, LIMITS, group.engine is not before, fired), now)
-        self.waiting += [(group, one, now) for one in (*asked.dry, *([asked.act] if asked.act else []))]
+        self.waiting += [(group, firing, now) for firing in (*asked.dry, *([asked.act] if asked.act else []))]
         return lines
 
     def turn(self, now: float) -> list[dict]:
-        """A rule that has gone off has its turn, unless it is an act and another one is under way."""
+        """Run a pending rule, unless it is an action and another one is in progress."""
         group, fired, decided = self.waiting[0]
         if not fired.rule.dry_run and self.under_way is not None:
             return []
@@ -119,25 +121,25 @@ class Crowd:
         return self.hit(group, fired, {}, now)
 
     def hit(self, group: GroupTeller, fired: Fired, tried: dict[str, str], now: float) -> list[dict]:
-        """Choose, and do it."""
+        """Choose a victim, and act on it."""
         candidates = tuple(
             Candidate(
-                one.name,
+                member.name,
                 self.rnd.randint(0, 100) * 2.0**20,
                 self.rnd.choice((0.0, -1.5, 3e6)),
-                one.workload.priority,
-                now - one.mind.life.started_at,
-                one.workload.managed_oom_preference,
+                member.workload.priority,
+                now - member.mind.life.started_at,
+                member.workload.managed_oom_preference,
             )
-            for one in group.members
-            if one.mind.life.alive
+            for member in group.members
+            if member.mind.life.alive
         )
         _, name, sentence = chosen(group.name, fired, candidates, tried)
         lines = self.note(group, Chose(fired, candidates, dict(tried), name), now)
         if name is None:
             return lines
-        assert name not in tried, "somebody whom it did not help with"
-        victim = next(one for one in group.members if one.name == name)
+        assert name not in tried, "a member that was tried before"
+        victim = next(member for member in group.members if member.name == name)
         lines += victim.take(Sentence(victim.mind.life.generation, sentence), now)
         if not fired.rule.dry_run:
             assert self.under_way is None, "two acts at once"
@@ -145,19 +147,19 @@ class Crowd:
         return lines
 
     def outcome(self, now: float, helped: bool) -> list[dict]:
-        """What the act that is under way has led to."""
+        """End the action in progress with a random outcome."""
         assert self.under_way is not None
         group, fired, victim, tried = self.under_way
         self.under_way = None
-        for one in self.groups:
-            if victim in one.members:
-                one.engine, one.quiet_since = one.engine.hushed(now), now
+        for enclosing in self.groups:
+            if victim in enclosing.members:
+                enclosing.engine, enclosing.quiet_since = enclosing.engine.hushed(now), now
         why = "" if helped else "it still has processes"
         lines = self.note(group, Came(victim.name, helped, why), now)
         return lines if helped else lines + self.hit(group, fired, {**tried, victim.name: why}, now)
 
     def drain(self, now: float) -> None:
-        """Let all that waits have its turn, and all acts help."""
+        """Run all pending rules; every action helps."""
         while self.waiting or self.under_way is not None:
             if self.under_way is not None:
                 self.outcome(now, helped=True)
@@ -165,12 +167,12 @@ class Crowd:
                 self.turn(now)
 
     def all_files(self) -> dict[str, dict[str, dict[str, float]]]:
-        """For a sample."""
+        """Return the values of all groups' files for a sample."""
         return {group.name: group.files for group in self.groups}
 
 
 def preferences(rnd: random.Random, workload: Workload) -> Workload:
-    """Any place among the victims."""
+    """Draw the values of a candidate."""
     return attrs.evolve(
         workload,
         priority=rnd.randint(-1, 1),

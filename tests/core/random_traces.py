@@ -1,9 +1,9 @@
-"""Random services, at random: what their minds take in, what the promises are, and the trace that would be written.
+"""Random services: the inputs of their decisions, the invariants, and the trace that would be written.
 
-A seed makes a configuration, and a story that a kernel and people could tell it: programs that run, crash, hang or
-leave others behind, counters that go up, levels that swing, wishes at any time, facts that come late, groups whose
-rules hit one or the other (`tests.core.random_groups`). It is checked while it is told.
-``python -m tests.core.random_traces 100000`` tells so many.
+A seed determines a configuration and a history that a kernel and operators could produce: programs that run, crash,
+hang or leave processes behind, counters that increase, levels that swing, commands at any time, events that arrive
+late, groups whose rules choose victims (`tests.core.random_groups`). The invariants are checked during the history.
+`python -m tests.core.random_traces 100000` checks that number of histories.
 """
 
 import json
@@ -53,7 +53,7 @@ STALL = parse_condition("memory.pressure some stall > 100ms/1s").atoms[0].key or
 
 
 def a_rule(rnd: random.Random, number: int) -> Rule:
-    """Any rule."""
+    """Draw a rule of a workload."""
     action = rnd.choice(ACTIONS)
     worn = rnd.random() < 0.3
     return Rule(
@@ -65,7 +65,9 @@ def a_rule(rnd: random.Random, number: int) -> Rule:
         signal=1 if action == "signal" else None,
         at_most=rnd.randint(1, 3) if worn else None,
         within=rnd.choice((5.0, 60.0)) if worn else 0.0,
-        then=tuple(rnd.sample([one for one in ("log", "restart", "stop", "kill") if one != action], rnd.randint(1, 2)))
+        then=tuple(
+            rnd.sample([word for word in ("log", "restart", "stop", "kill") if word != action], rnd.randint(1, 2))
+        )
         if worn
         else (),
         set_=rnd.choice(({"memory_high": Relative(percent=25)}, {"memory_high": 2**26})) if action == "set" else {},
@@ -77,7 +79,7 @@ def a_rule(rnd: random.Random, number: int) -> Rule:
 
 
 def a_workload(rnd: random.Random, name: str) -> Workload:
-    """Any workload, as far as decisions go."""
+    """Draw a workload with the keys that decisions use."""
     return Workload(
         name,
         command=("true",),
@@ -95,15 +97,15 @@ def a_workload(rnd: random.Random, name: str) -> Workload:
 
 
 def a_config(rnd: random.Random) -> Config:
-    """Any configuration of one or two workloads; half of them with a group around them, and a policy of the host."""
+    """Draw a configuration of one or two workloads; half of them have a group around them, and a policy of the host."""
     names = ("web", "db")[: rnd.randint(1, 2)]
     workloads = {name: a_workload(rnd, name) for name in names}
     if rnd.random() < 0.5:
         return Config("/etc/site.toml", workloads=workloads)
     batch = Group(name="batch", policy=random_groups.a_policy(rnd, "group.batch"))
     workloads = {
-        name: attrs.evolve(random_groups.preferences(rnd, one), group=rnd.choice(("batch", "batch", None)))
-        for name, one in workloads.items()
+        name: attrs.evolve(random_groups.preferences(rnd, workload), group=rnd.choice(("batch", "batch", None)))
+        for name, workload in workloads.items()
     }
     host = Host(policy=random_groups.a_policy(rnd, "host"))
     return Config("/etc/site.toml", workloads=workloads, groups={"batch": batch}, host=host)
@@ -111,7 +113,7 @@ def a_config(rnd: random.Random) -> Config:
 
 @attrs.define
 class Teller:
-    """Tells the story of one workload, and checks each answer."""
+    """Generator of one workload's history; it checks each transition."""
 
     rnd: random.Random
     name: str
@@ -120,9 +122,9 @@ class Teller:
     mind: Mind = attrs.field(init=False)
     files: dict[str, dict[str, float]] = attrs.field(factory=dict)
     program: bool = False
-    """The program of the present generation lives."""
+    """Whether the program of the present generation lives."""
     others: bool = False
-    """It has left somebody behind."""
+    """Whether the program has left processes behind."""
     limits: dict[str, float] = attrs.field(factory=lambda: dict(LIMITS))
     began: float = 0.0
     stalled: float = 0.0
@@ -141,7 +143,7 @@ class Teller:
         }
 
     def take(self, what, now):
-        """One step, checked; its lines."""
+        """Apply one input, check the transition, and return its lines."""
         before, moment = self.mind, Moment(now, self.rnd.random())
         thought = take(before, what, moment, self.workload)
         self.mind = thought.mind
@@ -198,8 +200,8 @@ class Teller:
             return self.take(
                 Seen({"memory.pressure": {**self.files["memory.pressure"], STALL: self.stalled}}, self.limits), now
             )
-        files = [one for one in self.mind.engine.together(file) if one in self.files]
-        snapshot = {one: dict(self.files[one]) for one in files}
+        files = [joint_file for joint_file in self.mind.engine.together(file) if joint_file in self.files]
+        snapshot = {joint_file: dict(self.files[joint_file]) for joint_file in files}
         if self.rnd.random() < 0.5:
             snapshot["uptime"] = {"": now - self.began} if self.program else {}
         return self.take(Seen(snapshot, self.limits), now)
@@ -208,7 +210,7 @@ class Teller:
         return {**self.files, "uptime": {"": now - self.began} if self.program else {}}
 
     def move(self):
-        """Something goes up, or swings."""
+        """Increase a counter, or change a level."""
         rnd, files = self.rnd, self.files
         file = rnd.choice([*files, STALL])
         if file == STALL:
@@ -225,7 +227,7 @@ class Teller:
         return file
 
     def next(self, now):
-        """What happens next; its lines."""
+        """Advance the history by a random step; return its lines."""
         rnd, life = self.rnd, self.mind.life
         if life.deadline is not None and (life.deadline <= now or rnd.random() < 0.3):
             return self.take(events.Timeout(), now)
@@ -263,7 +265,7 @@ class Teller:
             lines = []
             if facts := how.facts():
                 lines += self.take(Seen({"exit": facts}, self.limits), now)
-            while self.mind.due:  # as the service does: rules are heard before the end is told
+            while self.mind.due:  # as the service does: the rules run before the lifecycle handles the exit
                 lines += self.take(Turn(), now)
             return lines + self.take(events.Exited(generation, how, self.others), now)
         if current and (self.program or not self.others):
@@ -274,14 +276,14 @@ class Teller:
 
 
 def a_trace(seed: int, steps: int = 40) -> tuple[Config, bytes]:
-    """A story, told to a service; the trace of it."""
+    """Generate a history of a service; return its trace."""
     rnd = random.Random(seed)
     config, writer, now = a_config(rnd), Writer(), 1000.0 + rnd.random()
     writer.head(config.workloads)
     lines: list[dict] = []
-    tellers = [Teller(rnd, name, one, writer) for name, one in config.workloads.items()]
+    tellers = [Teller(rnd, name, workload, writer) for name, workload in config.workloads.items()]
     crowd = a_crowd(rnd, config, tellers, writer)
-    before = rnd.randrange(steps)  # the recording begins in the middle of it
+    before = rnd.randrange(steps)  # the recording begins in the middle of the history
     for i in range(steps):
         now += rnd.choice((0.0, 0.001, 0.01, 0.05, 0.25, 1.0, 7.0)) * rnd.random()
         if i == before:
@@ -289,13 +291,13 @@ def a_trace(seed: int, steps: int = 40) -> tuple[Config, bytes]:
                 while teller.mind.due:
                     teller.take(Turn(), now)
             crowd.drain(now)
-            for teller in tellers:  # whom it has hit
+            for teller in tellers:  # the workload that was hit
                 while teller.mind.due:
                     teller.take(Turn(), now)
             crowd.writer = writer = Writer()
-            groups = {one.name: (one.config, [member.name for member in one.members]) for one in crowd.groups}
+            groups = {group.name: (group.config, [member.name for member in group.members]) for group in crowd.groups}
             lines = [writer.head(config.workloads, groups, clock={"monotonic": now})]
-            lines += [writer.begin_group(one.name, one.engine, one.quiet_since, now) for one in crowd.groups]
+            lines += [writer.begin_group(group.name, group.engine, group.quiet_since, now) for group in crowd.groups]
             for teller in tellers:
                 teller.writer = writer
                 lines.append(writer.begin(teller.name, teller.mind, now))
@@ -312,13 +314,13 @@ def a_trace(seed: int, steps: int = 40) -> tuple[Config, bytes]:
 
 
 def a_crowd(rnd: random.Random, config: Config, tellers: list[Teller], writer: Writer) -> random_groups.Crowd:
-    """Its groups, and the host, where they have somebody."""
+    """Return the groups, and the host, that have members."""
     if not config.groups:
         return random_groups.Crowd(rnd, [], writer)
-    batch = [one for one in tellers if one.workload.group == "batch"]
+    batch = [teller for teller in tellers if teller.workload.group == "batch"]
     host = Group(name="host", policy=config.host.policy)
     groups = [("group/batch", config.groups["batch"], batch), ("host", host, tellers)]
-    return random_groups.Crowd(rnd, [random_groups.GroupTeller(*one) for one in groups if one[2]], writer)
+    return random_groups.Crowd(rnd, [random_groups.GroupTeller(*entry) for entry in groups if entry[2]], writer)
 
 
 def as_bytes(result: Result) -> bytes:
@@ -326,7 +328,7 @@ def as_bytes(result: Result) -> bytes:
 
 
 def check(seed: int) -> None:
-    """What must hold for the story of a seed: AssertionError where it does not."""
+    """Check the invariants for a seed's history; raise AssertionError if one is violated."""
     config, data = a_trace(seed)
     trace = read(data, "trace")
     same = simulate(config, trace)
@@ -339,7 +341,7 @@ def check(seed: int) -> None:
 
 
 def check_deeds(config: Config, result: Result) -> None:
-    """The promises, of what would have been done by another configuration."""
+    """Check the invariants of the simulation of another configuration."""
     told: dict[tuple[str, str], list[tuple[float, dict]]] = {}
     for row in result.rows:
         if row.simulated is not None:
@@ -348,7 +350,7 @@ def check_deeds(config: Config, result: Result) -> None:
     for (name, action), done in told.items():
         workload = config.workloads.get(name)
         if workload is None:
-            assert action == "log", "done to nobody"  # what a group only tells
+            assert action == "log", "an action without a victim"  # actions that affect no member
         elif action == "start":
             starts = sorted((deed["generation"], at) for at, deed in done)
             assert len({generation for generation, _ in starts}) == len(starts), "a generation that started twice"
@@ -367,7 +369,7 @@ def _some(seeds: range) -> int:
 
 
 def main() -> None:
-    """Check as many stories as the first argument says, in as many processes as the second one does."""
+    """Check as many histories as the first argument says, in as many processes as the second one says."""
     count, began, done = int(sys.argv[1]), time.monotonic(), 0
     processes = int(sys.argv[2]) if len(sys.argv) > 2 else os.cpu_count()
     parts = [range(first, min(first + 500, count)) for first in range(0, count, 500)]

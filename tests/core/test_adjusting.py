@@ -1,4 +1,4 @@
-"""What the action `set` makes of limits."""
+"""The limits that the action `set` computes."""
 
 import pytest
 from hypothesis import given
@@ -23,10 +23,16 @@ def rule(set_, limit=None):
         ("memory_high", Relative(25.0), None, 64 * M, 80 * M),
         ("memory_high", Relative(25.0), 70 * M, 64 * M, 70 * M),
         ("memory_high", Relative(25.0), 64 * M, 64 * M, "nothing"),
-        ("memory_high", Relative(25.0), 32 * M, 64 * M, "nothing"),  # past its bound already: not back to it
+        (
+            "memory_high",
+            Relative(25.0),
+            32 * M,
+            64 * M,
+            "nothing",
+        ),  # past its bound already: it does not return to the bound
         ("memory_high", Relative(-50.0), 48 * M, 64 * M, 48 * M),
         ("memory_high", Relative(amount=64 * M), None, 64 * M, 128 * M),
-        ("memory_high", Relative(25.0), None, None, "nothing"),  # a quarter more than no limit
+        ("memory_high", Relative(25.0), None, None, "nothing"),  # 25% more than no limit is no limit
         ("memory_max", 32 * M, None, 64 * M, 32 * M),
         ("memory_max", None, None, 64 * M, None),
         ("memory_max", Relative(-99.0), None, PAGE, "nothing"),
@@ -40,8 +46,8 @@ def rule(set_, limit=None):
 )
 def test_one_limit(key, wanted, bound, now, after):
     limits = {key.replace("_", "."): now}
-    found = adjusted(rule({key: wanted}, {key: bound} if bound is not None else None), limits)
-    assert found == ({} if after == "nothing" else {key: after})
+    changes = adjusted(rule({key: wanted}, {key: bound} if bound is not None else None), limits)
+    assert changes == ({} if after == "nothing" else {key: after})
 
 
 def test_what_the_host_has_not_is_left_out():
@@ -55,8 +61,8 @@ def test_what_the_host_has_not_is_left_out():
 )
 def test_it_arrives_at_its_bound_and_stays(now, percent, bound):
     it, steps = rule({"memory_high": Relative(percent)}, {"memory_high": bound}), 0
-    while found := adjusted(it, {"memory.high": now}):
-        after = found["memory_high"]
+    while changes := adjusted(it, {"memory.high": now}):
+        after = changes["memory_high"]
         assert after % PAGE == 0
         assert (after > now and after <= bound) if percent > 0 else (after < now and after >= min(bound, now) - PAGE)
         now, steps = after, steps + 1

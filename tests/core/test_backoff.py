@@ -1,4 +1,4 @@
-"""Delays stay within their bounds, whatever the numbers."""
+"""Delays stay within their bounds for any numbers."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""The documentation's tables are drawn from the code."""
+"""The documentation's tables are generated from the code."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Wait statuses of real children, read as people name them."""
+"""Wait statuses of real children, with the names that people use."""
 
 import os
 import resource
@@ -13,7 +13,7 @@ def wait_status(end):
     pid = os.fork()
     if pid == 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        signal.signal(signal.SIGSEGV, signal.SIG_DFL)  # faulthandler's would write a page
+        signal.signal(signal.SIGSEGV, signal.SIG_DFL)  # faulthandler's handler would print a page
         end()
         os._exit(99)
     return os.waitpid(pid, 0)[1]

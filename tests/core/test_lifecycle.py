@@ -1,4 +1,4 @@
-"""The lifecycle as a table: every cell filled, every promise kept for any sequence of events."""
+"""The lifecycle as a table: every cell filled, every invariant kept for any sequence of inputs."""
 
 import signal
 
@@ -23,7 +23,7 @@ def workload(**keys):
 
 
 class Run:
-    """Feeds events to a life as the service would, at times that the test says."""
+    """Sends inputs to a lifecycle as the service would, at times that the test sets."""
 
     def __init__(self, **keys):
         self.workload = workload(**keys)
@@ -180,10 +180,10 @@ def test_notify_must_become_ready_in_its_time():
 
 
 def test_a_freeze_while_it_starts_is_done_once_it_runs():
-    """A rule on a counter may go off while the program is being set up; that freeze was lost."""
+    """A rule on a counter may fire while the program is being set up; that freeze was lost."""
     run = Run()
     run(events.Start())
-    assert run(events.Freeze("policy[0]")).actions == ()  # what is being set up is ours: the keeper waits for it
+    assert run(events.Freeze("policy[0]")).actions == ()  # the set-up is the supervisor's own: the keeper waits for it
     assert run.state is State.STARTING
     assert run.life.deadline is not None
     assert run.fact(events.Execed).actions == (actions.FreezeAll(),)
@@ -191,7 +191,7 @@ def test_a_freeze_while_it_starts_is_done_once_it_runs():
     assert run(events.Thaw()).state is State.RUNNING
     run(events.Restart())
     run.dies(OK)
-    assert run.fact(events.Execed).state is State.RUNNING  # it was about that one generation
+    assert run.fact(events.Execed).state is State.RUNNING  # the freeze was about that one generation
 
 
 def test_a_freeze_while_it_starts_can_be_taken_back_or_overtaken():
@@ -281,7 +281,7 @@ def test_the_start_limit_is_a_sliding_window():
     run.dies(CRASH)
     assert run.state is State.FAILED
     assert run.life.reason == "given up after 3 starts within 10 s; the last: exit code 1"
-    assert run(events.Start()).state is State.STARTING  # a person starts it, and the slate is clean
+    assert run(events.Start()).state is State.STARTING  # an operator starts it, which resets back-off and start limit
     assert run.dies(CRASH).state is State.STARTING
 
 
@@ -326,13 +326,13 @@ def test_late_news_of_an_earlier_generation_changes_nothing():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Any sequence of wishes, facts and time-outs, against a world of processes that behaves as the kernel does
+# Any sequence of commands, events and time-outs, against processes that behave as the kernel's do
 
 DURATIONS = st.sampled_from([0.0, 0.1, 1.0, 7.0])
 
 
 class AnyLife(RuleBasedStateMachine):
-    """The world: at most one generation lives here, if the lifecycle keeps its promise."""
+    """Model of the processes: at most one generation lives, if the lifecycle keeps its invariant."""
 
     @initialize(
         restart=st.sampled_from(["no", "always", "on-success", "on-failure", "on-abnormal", "on-watchdog"]),
@@ -354,7 +354,7 @@ class AnyLife(RuleBasedStateMachine):
         self.program = False  # the generation's first program lives
         self.others = 0  # processes that it left or made
         self.stopped_by_operator = False
-        self.automatic: list[float] = []  # times of starts that no person asked for, since one did
+        self.automatic: list[float] = []  # times of automatic starts since the last requested one
 
     def feed(self, event, chance=0.0):
         operator = isinstance(event, events.Start | events.Restart)

@@ -1,4 +1,4 @@
-"""The mind of a workload: readings set rules off, turns let them act, facts and wishes move its life."""
+"""Decisions about a workload: observations fire rules, their actions are pending, and inputs change the lifecycle."""
 
 import signal
 
@@ -17,7 +17,7 @@ OOM = parse_condition("memory.events oom_kill")
 
 
 class Run:
-    """Drives a mind with one rule, second by second."""
+    """Runs the decisions of one rule, second by second."""
 
     def __init__(self, **keys):
         rule = Rule(when=OOM, name="policy[0]", line=7, **keys)
@@ -39,41 +39,41 @@ class Run:
 
 
 def test_a_rule_that_goes_off_waits_for_its_turn():
-    it = Run(action="restart")
-    seen = it.oom(1)
-    assert (seen.actions, it.mind.life.state, len(it.mind.due)) == ((), State.RUNNING, 1)
-    turn = it(Turn())
+    run = Run(action="restart")
+    seen = run.oom(1)
+    assert (seen.actions, run.mind.life.state, len(run.mind.due)) == ((), State.RUNNING, 1)
+    turn = run(Turn())
     assert turn.actions == (Signal(signal.SIGTERM),)
     assert turn.due is not None
     assert turn.due.fired.cause.after == 1
     assert turn.event == events.Recycle("policy[0] (memory.events oom_kill)")
-    assert (it.mind.life.state, it.mind.due) == (State.STOPPING, ())
-    assert it(Turn()).due is None  # nothing is left
+    assert (run.mind.life.state, run.mind.due) == (State.STOPPING, ())
+    assert run(Turn()).due is None  # no action is pending any more
 
 
 def test_turns_come_in_the_order_in_which_rules_went_off():
-    it = Run(action="log")
-    it.oom(1)
-    it.oom(3)
-    assert [it(Turn()).due.fired.cause.after for _ in range(2)] == [1, 3]
+    run = Run(action="log")
+    run.oom(1)
+    run.oom(3)
+    assert [run(Turn()).due.fired.cause.after for _ in range(2)] == [1, 3]
 
 
 def test_a_turn_that_comes_after_the_generations_end_does_nothing():
-    it = Run(action="kill")
-    it.oom(1)
-    it(events.Exited(1, Exit(code=1), populated=False))
-    late = it(Turn())
+    run = Run(action="kill")
+    run.oom(1)
+    run(events.Exited(1, Exit(code=1), populated=False))
+    late = run(Turn())
     assert (late.due, late.actions, late.event) == (None, (), None)
 
 
 def test_a_rule_that_freezes_while_the_program_is_being_set_up_is_not_lost():
-    it = Run(action="freeze")
-    it(events.Restart())
-    it(events.Exited(1, Exit(code=0), populated=False))
-    it.oom(1)
-    assert (it(Turn()).actions, it.mind.life.state) == ((), State.STARTING)
-    assert it(events.Execed(2)).actions == (FreezeAll(),)
-    assert it.mind.life.reason == "frozen by policy[0] (memory.events oom_kill)"
+    run = Run(action="freeze")
+    run(events.Restart())
+    run(events.Exited(1, Exit(code=0), populated=False))
+    run.oom(1)
+    assert (run(Turn()).actions, run.mind.life.state) == ((), State.STARTING)
+    assert run(events.Execed(2)).actions == (FreezeAll(),)
+    assert run.mind.life.reason == "frozen by policy[0] (memory.events oom_kill)"
 
 
 def test_each_action_asks_for_what_it_says():
@@ -85,18 +85,18 @@ def test_each_action_asks_for_what_it_says():
 
 
 def _actions(**keys):
-    it = Run(**keys)
-    it.oom(1)
-    return it(Turn()).actions
+    run = Run(**keys)
+    run.oom(1)
+    return run(Turn()).actions
 
 
 def test_a_new_generation_has_to_hold_a_level_anew():
     level = Rule(when=parse_condition("pids.current >= 4"), action="log", for_=5.0)
-    it = Run(action="log")
-    it.mind = attrs.evolve(it.mind, engine=Engine.of((level,)))
-    it(Seen({"pids.current": {"": 9}}, {}))
-    assert it.mind.engine.memories[0].since is not None
-    assert it(events.Restart()).actions == (Signal(signal.SIGTERM),)
-    assert it.mind.engine.memories[0].since is not None
-    assert it(events.Exited(1, Exit(signal=15), populated=False)).actions == (Spawn(2),)
-    assert it.mind.engine.memories[0].since is None
+    run = Run(action="log")
+    run.mind = attrs.evolve(run.mind, engine=Engine.of((level,)))
+    run(Seen({"pids.current": {"": 9}}, {}))
+    assert run.mind.engine.memories[0].since is not None
+    assert run(events.Restart()).actions == (Signal(signal.SIGTERM),)
+    assert run.mind.engine.memories[0].since is not None
+    assert run(events.Exited(1, Exit(signal=15), populated=False)).actions == (Spawn(2),)
+    assert run.mind.engine.memories[0].since is None

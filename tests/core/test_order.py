@@ -1,4 +1,4 @@
-"""Who waits for whom."""
+"""The start order of workloads and its reverse."""
 
 from nsupervisor.config.model import Workload
 from nsupervisor.core import order

@@ -1,4 +1,4 @@
-"""How soon levels are looked at again."""
+"""Delays between two samples of a level."""
 
 from math import inf
 
@@ -19,17 +19,17 @@ def engine(when, **keys):
     return Engine.of([Rule(when=parse_condition(when), action="log", **keys)])
 
 
-def after(it, file, value, before=None, elapsed=1.0, now=0.0, key=""):
+def after(rule_engine, file, value, before=None, elapsed=1.0, now=0.0, key=""):
     earlier = {} if before is None else {file: {key: before}}
-    return pace(it, earlier, {file: {key: value}}, elapsed, LIMITS, now)
+    return pace(rule_engine, earlier, {file: {key: value}}, elapsed, LIMITS, now)
 
 
 def test_far_is_slow_and_near_is_fast_on_both_sides():
-    it = engine("pids.current >= 90%")
-    assert after(it, "pids.current", 10, 10) == SLOWEST
-    assert after(it, "pids.current", 890, 890) == NEAR
-    assert after(it, "pids.current", 910, 910) == NEAR
-    assert NEAR < after(it, "pids.current", 600, 600) < SLOWEST
+    rule_engine = engine("pids.current >= 90%")
+    assert after(rule_engine, "pids.current", 10, 10) == SLOWEST
+    assert after(rule_engine, "pids.current", 890, 890) == NEAR
+    assert after(rule_engine, "pids.current", 910, 910) == NEAR
+    assert NEAR < after(rule_engine, "pids.current", 600, 600) < SLOWEST
 
 
 def test_the_process_before_the_threshold_is_near():
@@ -37,11 +37,11 @@ def test_the_process_before_the_threshold_is_near():
 
 
 def test_what_comes_nearer_quickly_is_met_half_way():
-    it = engine("pids.current >= 90%")
-    assert after(it, "pids.current", 300, 200) == SLOWEST  # six seconds to go
-    assert after(it, "pids.current", 300, 0) == pytest.approx(1.0)
-    assert after(it, "pids.current", 300, 0, elapsed=0.01) == FASTEST
-    assert after(it, "pids.current", 0, 300) == SLOWEST  # it goes away
+    rule_engine = engine("pids.current >= 90%")
+    assert after(rule_engine, "pids.current", 300, 200) == SLOWEST  # six seconds until it arrives
+    assert after(rule_engine, "pids.current", 300, 0) == pytest.approx(1.0)
+    assert after(rule_engine, "pids.current", 300, 0, elapsed=0.01) == FASTEST
+    assert after(rule_engine, "pids.current", 0, 300) == SLOWEST  # it moves away
 
 
 def test_averages_are_looked_at_no_more_often_than_they_change():
@@ -49,36 +49,36 @@ def test_averages_are_looked_at_no_more_often_than_they_change():
 
 
 def test_a_rate_takes_its_span():
-    it = engine("cpu.stat nr_throttled rate > 50/s")
+    rule_engine = engine("cpu.stat nr_throttled rate > 50/s")
     for now in (0.0, 1.0):
-        it, _ = it.observe({"cpu.stat": {"nr_throttled": 50 * now}}, LIMITS, now)
-    assert after(it, "cpu.stat", 50, key="nr_throttled", now=1.0) == RATE_SPAN
+        rule_engine, _ = rule_engine.observe({"cpu.stat": {"nr_throttled": 50 * now}}, LIMITS, now)
+    assert after(rule_engine, "cpu.stat", 50, key="nr_throttled", now=1.0) == RATE_SPAN
 
 
 def test_counters_that_nobody_tells_of_are_read_now_and_then():
-    it = engine("cpu.stat nr_throttled increases by 5")
-    assert after(it, "cpu.stat", 5, 5, key="nr_throttled") == STILL
-    assert after(it, "cpu.stat", 6, 5, key="nr_throttled") == COUNTING
+    rule_engine = engine("cpu.stat nr_throttled increases by 5")
+    assert after(rule_engine, "cpu.stat", 5, 5, key="nr_throttled") == STILL
+    assert after(rule_engine, "cpu.stat", 6, 5, key="nr_throttled") == COUNTING
     assert after(engine("memory.events oom_kill"), "memory.events", 6, 5, key="oom_kill") == inf
 
 
 def test_the_end_of_for_and_of_a_cooldown_are_not_slept_through():
-    it = engine("pids.current >= 1", for_=5.0, cooldown=3.0)
-    it, _ = it.observe({"pids.current": {"": 900}}, LIMITS, 0.0)
-    assert after(it, "pids.current", 900, 900, now=4.5) == 0.5
-    it, fired = it.observe({"pids.current": {"": 900}}, LIMITS, 5.0)
+    rule_engine = engine("pids.current >= 1", for_=5.0, cooldown=3.0)
+    rule_engine, _ = rule_engine.observe({"pids.current": {"": 900}}, LIMITS, 0.0)
+    assert after(rule_engine, "pids.current", 900, 900, now=4.5) == 0.5
+    rule_engine, fired = rule_engine.observe({"pids.current": {"": 900}}, LIMITS, 5.0)
     assert fired
-    assert after(it, "pids.current", 900, 900, now=5.0) == SLOWEST
-    assert after(it, "pids.current", 900, 900, now=7.0) == 1.0
+    assert after(rule_engine, "pids.current", 900, 900, now=5.0) == SLOWEST
+    assert after(rule_engine, "pids.current", 900, 900, now=7.0) == 1.0
 
 
 def test_the_same_again_is_news_only_to_what_waits_for_a_time():
     def still(when, key, *seen, now=1.0, **keys):
-        it = engine(when, **keys)
+        rule_engine = engine(when, **keys)
         for at, value in enumerate(seen):
-            snapshot = {it.rules[0].when.atoms[0].file: {key: value}}
-            it, _ = it.observe(snapshot, LIMITS, float(at))
-        return still_until(it, snapshot, LIMITS, now)
+            snapshot = {rule_engine.rules[0].when.atoms[0].file: {key: value}}
+            rule_engine, _ = rule_engine.observe(snapshot, LIMITS, float(at))
+        return still_until(rule_engine, snapshot, LIMITS, now)
 
     assert still("pids.current >= 90%", "", 5.0, 5.0) == inf
     assert still("pids.current >= 90%", "", 950.0, 950.0) == inf, "it has fired, and would not again"
@@ -93,15 +93,15 @@ def test_the_same_again_is_news_only_to_what_waits_for_a_time():
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 60)), min_size=1, max_size=20))
 def test_to_leave_out_what_is_the_same_and_make_up_for_it_changes_nothing(steps):
-    """What the judge does with samples of what is idle."""
+    """Compare a policy that observes every sample with one that skips samples of idle workloads."""
     rules = [
         ("pids.current > 30", {"for_": 3.0}),
         ("pids.current > 20 and pids.current < 50", {}),
         ("pids.current >= 1", {"cooldown": 5.0}),
         ("cpu.stat usage_usec rate > 3/s", {"for_": 2.0}),
     ]
-    it = Engine.of([Rule(when=parse_condition(when), action="log", **keys) for when, keys in rules])
-    all_, some = it, it
+    rule_engine = Engine.of([Rule(when=parse_condition(when), action="log", **keys) for when, keys in rules])
+    complete, sampled = rule_engine, rule_engine
     fired, latest, looked, taken, still = ([], []), {}, 0.0, 0.0, 0.0
     now = 0.0
     for seconds, value in steps:
@@ -111,33 +111,33 @@ def test_to_leave_out_what_is_the_same_and_make_up_for_it_changes_nothing(steps)
         }
         for _ in range(seconds):
             now += 1.0
-            all_, found = all_.observe(snapshot, LIMITS, now)
-            fired[0].extend((now, one.cause) for one in found)
+            complete, firings = complete.observe(snapshot, LIMITS, now)
+            fired[0].extend((now, firing.cause) for firing in firings)
             same = snapshot == latest
             if same and now < still:
                 looked = now
                 continue
             if looked > taken:
-                some, found = some.observe(latest, LIMITS, looked)
-                assert found == ()
-            some, found = some.observe(snapshot, LIMITS, now)
-            fired[1].extend((now, one.cause) for one in found)
-            still = still_until(some, snapshot, LIMITS, now) if same else now
+                sampled, firings = sampled.observe(latest, LIMITS, looked)
+                assert firings == ()
+            sampled, firings = sampled.observe(snapshot, LIMITS, now)
+            fired[1].extend((now, firing.cause) for firing in firings)
+            still = still_until(sampled, snapshot, LIMITS, now) if same else now
             latest, looked, taken = snapshot, now, now
     assert fired[0] == fired[1]
 
 
 def test_uptime_is_known_in_advance():
-    it = engine("uptime > 7d")
-    assert after(it, "uptime", 86400.0) == pytest.approx(6 * 86400, abs=0.01)
-    assert after(it, "uptime", 7 * 86400 + 1.0) == inf
-    it, _ = it.observe({"uptime": {"": 7 * 86400 + 0.001}}, LIMITS, 0.0)
-    assert it.memories[0].since is not None
+    rule_engine = engine("uptime > 7d")
+    assert after(rule_engine, "uptime", 86400.0) == pytest.approx(6 * 86400, abs=0.01)
+    assert after(rule_engine, "uptime", 7 * 86400 + 1.0) == inf
+    rule_engine, _ = rule_engine.observe({"uptime": {"": 7 * 86400 + 0.001}}, LIMITS, 0.0)
+    assert rule_engine.memories[0].since is not None
 
 
 @given(value=st.floats(0, 2000), before=st.none() | st.floats(0, 2000), elapsed=st.floats(0.0, 10))
 def test_it_is_always_a_time_and_short_near_the_threshold(value, before, elapsed):
-    found = after(engine("pids.current >= 90%"), "pids.current", value, before, elapsed)
-    assert FASTEST <= found <= SLOWEST
+    delay = after(engine("pids.current >= 90%"), "pids.current", value, before, elapsed)
+    assert FASTEST <= delay <= SLOWEST
     if abs(value - 900) <= 90:
-        assert found <= NEAR
+        assert delay <= NEAR

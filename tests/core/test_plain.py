@@ -1,4 +1,4 @@
-"""Frozen classes to plain values and back, exactly."""
+"""Exact conversion of frozen classes to JSON values and back."""
 
 import json
 import math

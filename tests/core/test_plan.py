@@ -1,4 +1,4 @@
-"""The plan of a reload: what differs, and what is done about it."""
+"""The plan of a reload: the differences, and the steps that follow."""
 
 from typing import Any
 
@@ -28,20 +28,20 @@ def config(toml: str) -> Config:
 
 
 def runs(old: Config, **states: Running | dict[str, Any]) -> list[Running]:
-    """Every instance of a configuration, running; or as `states` has it, by its name with "_" for "@"."""
-    found = []
+    """Return every instance of a configuration, running, or as `states` has it, by its name with "_" for "@"."""
+    result = []
     for name, (workload, _) in instances(old).items():
         here = {"state": State.RUNNING, "wanted": True, "touched": True, **states.get(name.replace("@", "_"), {})}
-        found.append(Running(name, old.workloads[workload], old.workloads[workload].resources, **here))
-    return found
+        result.append(Running(name, old.workloads[workload], old.workloads[workload].resources, **here))
+    return result
 
 
 STOPPED = {"state": State.STOPPED, "wanted": False}
 NEVER_STARTED = {**STOPPED, "touched": False}
 
 
-def said(found: Plan) -> dict[str, str]:
-    return {step.name: step.do.value for step in found.steps}
+def actions(result: Plan) -> dict[str, str]:
+    return {step.name: step.do.value for step in result.steps}
 
 
 def between(old: str, new: str, **states: dict[str, Any]) -> Plan:
@@ -53,7 +53,7 @@ WEB = '[workload.web]\ncommand = ["a"]\n'
 
 
 def test_each_key_is_live_or_known_to_need_a_process() -> None:
-    """Whoever adds a key of a workload says which it is; one that is forgotten restarts, which does no harm."""
+    """A new key of a workload must be declared as live or not; one that is forgotten restarts, which does no harm."""
     slots = keys_of(Workload)
     assert {name for name, slot in slots.items() if not slot.live} == NEEDS_A_PROCESS
     below = [slot for slot in slots.values() if isinstance(slot.kind, TableOf)]
@@ -61,14 +61,14 @@ def test_each_key_is_live_or_known_to_need_a_process() -> None:
 
 
 def test_nothing_differs_nothing_happens() -> None:
-    assert said(between(WEB, "# moved down\n\n" + WEB)) == {"web": "none"}
+    assert actions(between(WEB, "# moved down\n\n" + WEB)) == {"web": "none"}
 
 
 def test_update_restarts_only_what_changed() -> None:
     """supervisor#1154: an update restarted all processes of a group."""
     old = 'instances = 2\n[workload.db]\ncommand = ["db"]\n'
-    found = between(WEB + old, WEB.replace('"a"', '"b"') + old)
-    assert said(found) == {"web@1": "restart", "web@2": "restart", "db": "none"}
+    result = between(WEB + old, WEB.replace('"a"', '"b"') + old)
+    assert actions(result) == {"web@1": "restart", "web@2": "restart", "db": "none"}
 
 
 def test_a_limit_and_a_rule_change_live_and_are_told() -> None:
@@ -89,9 +89,9 @@ def test_a_limit_and_a_rule_change_live_and_are_told() -> None:
 
 
 def test_rules_in_another_order_are_told_as_that() -> None:
-    one = '[[workload.web.policy]]\nwhen = "memory.events oom_kill"\naction = "restart"\n'
+    rule = '[[workload.web.policy]]\nwhen = "memory.events oom_kill"\naction = "restart"\n'
     two = '[[workload.web.policy]]\nwhen = "pids.events max"\naction = "log"\n'
-    (step,) = between(WEB + one + two, WEB + two + one).steps
+    (step,) = between(WEB + rule + two, WEB + two + rule).steps
     assert [(c.key, c.how) for c in step.changes] == [("policy", "reordered")]
 
 
@@ -109,37 +109,37 @@ def test_values_of_variables_are_never_told() -> None:
 
 
 def test_reload_does_not_start_what_the_operator_stopped() -> None:
-    """supervisor#214: with autostart, each reload of the file started what somebody had stopped."""
+    """supervisor#214: with autostart, each reload of the file started programs that were stopped."""
     (step,) = between(WEB, WEB.replace('"a"', '"b"'), web=STOPPED).steps
     assert (step.do, step.why) == (Do.LIVE, "is stopped, and stays so; it takes this at its next start")
 
 
 def test_what_has_failed_is_tried_anew_when_what_it_failed_with_changes() -> None:
     failed = {"state": State.FAILED}
-    assert said(between(WEB, WEB.replace('"a"', '"b"'), web=failed)) == {"web": "restart"}
-    assert said(between(WEB, WEB + 'restart = "no"\n', web=failed)) == {"web": "live"}
+    assert actions(between(WEB, WEB.replace('"a"', '"b"'), web=failed)) == {"web": "restart"}
+    assert actions(between(WEB, WEB + 'restart = "no"\n', web=failed)) == {"web": "live"}
 
 
 def test_what_an_earlier_supervisor_started_is_compared_with_what_it_was_started_with() -> None:
     changed = WEB.replace('"a"', '"b"')
-    assert said(between(WEB, WEB, web={"fits": False})) == {"web": "restart"}
-    assert said(between(WEB, changed, web={"fits": False})) == {"web": "restart"}
-    assert said(between(WEB, changed, web={"fits": True})) == {"web": "live"}
-    assert said(between(WEB, WEB, web={"fits": False, **STOPPED})) == {"web": "none"}
+    assert actions(between(WEB, WEB, web={"fits": False})) == {"web": "restart"}
+    assert actions(between(WEB, changed, web={"fits": False})) == {"web": "restart"}
+    assert actions(between(WEB, changed, web={"fits": True})) == {"web": "live"}
+    assert actions(between(WEB, WEB, web={"fits": False, **STOPPED})) == {"web": "none"}
 
 
 FILED = WEB + 'environment_file = ["/etc/web"]\n'
 
 
 def test_what_an_environment_file_says_now_needs_a_new_process() -> None:
-    """It was compared by its name alone, so a reload after a change of it did nothing."""
+    """The file was compared by its name alone, so a reload after a change of its contents did nothing."""
     other = {"files": Files(differ=True)}
     (step,) = between(FILED, FILED, web=other).steps
     assert (step.do, step.why) == (Do.RESTART, "contents of environment_file need a new process")
     assert [(c.key, c.how, c.before, c.after, c.live) for c in step.changes] == [
         ("environment_file", "contents", None, None, False)
     ]
-    assert said(between(FILED, FILED, web={**other, "state": State.FAILED})) == {"web": "restart"}
+    assert actions(between(FILED, FILED, web={**other, "state": State.FAILED})) == {"web": "restart"}
     (step,) = between(FILED, FILED.replace("/etc/web", "/etc/www"), web=other).steps
     assert [(c.key, c.how) for c in step.changes] == [("environment_file", "changed")]
     (step,) = between(FILED, FILED.replace('"a"', '"b"'), web=other).steps
@@ -162,14 +162,14 @@ def test_an_environment_file_that_cannot_be_read_ends_nothing() -> None:
 
 
 def test_a_oneshot_that_is_done_is_not_done_again() -> None:
-    assert said(between(WEB, WEB.replace('"a"', '"b"'), web={"state": State.EXITED})) == {"web": "live"}
+    assert actions(between(WEB, WEB.replace('"a"', '"b"'), web={"state": State.EXITED})) == {"web": "live"}
 
 
 def test_one_that_waits_for_others_takes_it_when_it_starts() -> None:
     waits = {"state": State.STOPPED, "waits": True, "touched": False}
     db = '[workload.db]\ncommand = ["db"]\n'
-    assert said(between(WEB + db, WEB.replace('"a"', '"b"') + db, web=waits))["web"] == "live"
-    assert said(between(WEB + db, WEB + 'after = ["db"]\n' + db, web=waits))["web"] == "restart"
+    assert actions(between(WEB + db, WEB.replace('"a"', '"b"') + db, web=waits))["web"] == "live"
+    assert actions(between(WEB + db, WEB + 'after = ["db"]\n' + db, web=waits))["web"] == "restart"
 
 
 @pytest.mark.parametrize(
@@ -182,13 +182,13 @@ def test_one_that_waits_for_others_takes_it_when_it_starts() -> None:
     ],
 )
 def test_instances(before: int, after: int, expected: dict[str, str]) -> None:
-    assert said(between(f"{WEB}instances = {before}", f"{WEB}instances = {after}")) == expected
+    assert actions(between(f"{WEB}instances = {before}", f"{WEB}instances = {after}")) == expected
 
 
 def test_more_instances_of_what_is_stopped_are_not_started() -> None:
-    found = between(f"{WEB}instances = 2", f"{WEB}instances = 3", web_1=STOPPED, web_2=STOPPED)
-    assert found.steps[-1].why == "instances 2 → 3; not started, as web is stopped"
-    assert said(found) == {"web@1": "none", "web@2": "none", "web@3": "none"}
+    result = between(f"{WEB}instances = 2", f"{WEB}instances = 3", web_1=STOPPED, web_2=STOPPED)
+    assert result.steps[-1].why == "instances 2 → 3; not started, as web is stopped"
+    assert actions(result) == {"web@1": "none", "web@2": "none", "web@3": "none"}
 
 
 def test_a_name_with_and_without_a_number_is_explained() -> None:
@@ -201,31 +201,31 @@ def test_a_name_with_and_without_a_number_is_explained() -> None:
 def test_what_is_new_brings_what_it_requires_but_not_what_was_stopped() -> None:
     db = '[workload.db]\ncommand = ["db"]\nautostart = false\n'
     new = db + WEB + 'requires = ["db"]\n'
-    assert said(between(db, new, db=NEVER_STARTED)) == {"db": "start", "web": "start"}
-    assert said(between(db, new, db=STOPPED)) == {"db": "none", "web": "start"}
-    assert said(between("", new)) == {"db": "start", "web": "start"}
+    assert actions(between(db, new, db=NEVER_STARTED)) == {"db": "start", "web": "start"}
+    assert actions(between(db, new, db=STOPPED)) == {"db": "none", "web": "start"}
+    assert actions(between("", new)) == {"db": "start", "web": "start"}
 
 
 def test_limits_of_groups_and_rules_of_the_host_are_told() -> None:
     old = WEB + 'group = "batch"\n[group.batch]\nmemory_max = "64M"\n'
     new = old.replace("64M", "32M") + '[[host.policy]]\nwhen = "host.meminfo MemAvailable < 1G"\naction = "log"\n'
-    found = between(old, new)
-    limit, rule = found.groups
+    result = between(old, new)
+    limit, rule = result.groups
     assert (limit.key, limit.before, limit.after) == ("group.batch.memory_max", '"64M"', '"32M"')
     assert (rule.key, rule.how) == ("host.policy[0]", "added")
-    assert all(change.live for change in found.groups)
-    assert said(found) == {"web": "none"}
+    assert all(change.live for change in result.groups)
+    assert actions(result) == {"web": "none"}
 
 
 def test_another_group_needs_a_new_process() -> None:
     old = WEB + 'group = "a"\n[group.a]\n[group.b]\n'
-    assert said(between(old, old.replace('group = "a"', 'group = "b"'))) == {"web": "restart"}
+    assert actions(between(old, old.replace('group = "a"', 'group = "b"'))) == {"web": "restart"}
 
 
 def test_the_service_cannot_become_another() -> None:
     old = f'[supervisor]\nname = "a"\n{WEB}'
-    found = between(old, old.replace('"a"', '"b"', 1) + "")
-    assert [change.key for change in found.refused] == ["name"]
+    result = between(old, old.replace('"a"', '"b"', 1) + "")
+    assert [change.key for change in result.refused] == ["name"]
 
 
 def test_limits_set_at_run_time_stay_unless_the_file_changes_them() -> None:
@@ -238,15 +238,15 @@ def test_limits_set_at_run_time_stay_unless_the_file_changes_them() -> None:
 def test_limits_set_at_run_time_go_when_they_do_not_fit_any_more() -> None:
     old = WEB + '[workload.web.resources]\nmemory_max = "64M"\n'
     before = config(old)
-    (one,) = runs(before)
-    one = attrs.evolve(one, resources=attrs.evolve(one.resources, memory_high=48 * M))
+    (instance,) = runs(before)
+    instance = attrs.evolve(instance, resources=attrs.evolve(instance.resources, memory_high=48 * M))
     new = config(old.replace("64M", "32M"))
-    (step,) = plan(before, new, [one]).steps
+    (step,) = plan(before, new, [instance]).steps
     assert step.resources == new.workloads["web"].resources
     assert "given up" in step.why
 
 
-# ---- for all of them
+# ---- any configurations
 
 COMMANDS = st.sampled_from([("a",), ("b",)])
 
@@ -290,18 +290,18 @@ def hosts(draw: st.DrawFn) -> tuple[Config, list[Running]]:
     return old, runs(old, **{name.replace("@", "_"): draw(states) for name in instances(old)})
 
 
-def applied(found: Plan, running: list[Running]) -> list[Running]:
-    known = {one.name: one for one in running}
+def applied(result: Plan, running: list[Running]) -> list[Running]:
+    known = {instance.name: instance for instance in running}
     after = []
-    for step in found.steps:
+    for step in result.steps:
         if step.workload is None:
             continue
         assert step.resources is not None
-        one = known.get(step.name) or Running(step.name, step.workload, step.resources)
-        one = attrs.evolve(one, workload=step.workload, resources=step.resources)
+        instance = known.get(step.name) or Running(step.name, step.workload, step.resources)
+        instance = attrs.evolve(instance, workload=step.workload, resources=step.resources)
         if step.do in (Do.START, Do.RESTART):
-            one = attrs.evolve(one, state=State.RUNNING, wanted=True, touched=True, waits=False)
-        after.append(one)
+            instance = attrs.evolve(instance, state=State.RUNNING, wanted=True, touched=True, waits=False)
+        after.append(instance)
     return after
 
 
@@ -315,11 +315,11 @@ def test_plan_of_the_same_is_all_none(host: tuple[Config, list[Running]]) -> Non
 def test_doing_the_plan_leads_to_the_file(host: tuple[Config, list[Running]], new: Config) -> None:
     old, running = host
     after = applied(plan(old, new, running), running)
-    assert {one.name for one in after} == set(instances(new))
-    for one in after:
-        workload = new.workloads[instances(new)[one.name][0]]
-        assert one.workload == workload
-        assert one.resources == workload.resources
+    assert {instance.name for instance in after} == set(instances(new))
+    for instance in after:
+        workload = new.workloads[instances(new)[instance.name][0]]
+        assert instance.workload == workload
+        assert instance.resources == workload.resources
     again = plan(new, new, after)
     assert {step.do for step in again.steps} <= {Do.NONE}
 
@@ -328,22 +328,22 @@ def test_doing_the_plan_leads_to_the_file(host: tuple[Config, list[Running]], ne
 def test_nothing_that_does_not_differ_loses_its_process(host: tuple[Config, list[Running]], new: Config) -> None:
     old, running = host
     steps = {step.name: step for step in plan(old, new, running).steps}
-    for one in running:
-        step = steps[one.name]
-        if step.do is Do.RESTART and not one.waits:
+    for instance in running:
+        step = steps[instance.name]
+        if step.do is Do.RESTART and not instance.waits:
             assert any(not change.live for change in step.changes)
-        if step.workload is not None and not differences(one.workload, step.workload) and one.wanted:
+        if step.workload is not None and not differences(instance.workload, step.workload) and instance.wanted:
             assert step.do is Do.NONE
-        assert (step.do is Do.STOP) == (one.name not in instances(new))
+        assert (step.do is Do.STOP) == (instance.name not in instances(new))
 
 
 @given(hosts(), configs())
 def test_what_somebody_stopped_never_starts(host: tuple[Config, list[Running]], new: Config) -> None:
     old, running = host
     steps = {step.name: step for step in plan(old, new, running).steps}
-    for one in running:
-        if one.touched and not one.wanted:
-            assert steps[one.name].do not in (Do.START, Do.RESTART)
+    for instance in running:
+        if instance.touched and not instance.wanted:
+            assert steps[instance.name].do not in (Do.START, Do.RESTART)
 
 
 @given(configs())

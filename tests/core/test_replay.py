@@ -1,4 +1,4 @@
-"""Replay: the same configuration does the same; another one does what it says, and says where it has to guess."""
+"""Replay: the same configuration acts the same; another one acts as it says, and marks its guesses."""
 
 import json
 import re
@@ -32,20 +32,20 @@ def workload(*rules, **keys):
     return Workload("web", command=("web",), policy=tuple(rules), **keys)
 
 
-def config(one):
-    return Config("/etc/site.toml", workloads={one.name: one})
+def config(watched):
+    return Config("/etc/site.toml", workloads={watched.name: watched})
 
 
 class Story:
-    """What a service with one workload goes through, told step by step; ``result`` replays it through another."""
+    """The history of a service with one workload, step by step; `result` replays it through another configuration."""
 
-    def __init__(self, one, *, start=1000.0):
-        self.workload, self.now, self.writer = one, start, Writer()
-        self.mind = Mind(Life(), Engine.of(one.policy))
-        self.lines = [self.writer.head({"web": one}, clock={"monotonic": start})]
+    def __init__(self, watched, *, start=1000.0):
+        self.workload, self.now, self.writer = watched, start, Writer()
+        self.mind = Mind(Life(), Engine.of(watched.policy))
+        self.lines = [self.writer.head({"web": watched}, clock={"monotonic": start})]
         self.lines.append(self.writer.begin("web", self.mind, start))
         self.files = {"memory.events": {"oom_kill": 0}, "memory.current": {"": 1}, "pids.current": {"": 1}}
-        if one.policy:
+        if watched.policy:
             self.see("memory.events")
 
     def __call__(self, what, *, at=None):
@@ -96,9 +96,9 @@ def was(result):
     return [(row.at, row.recorded["action"]) for row in result.rows if row.recorded is not None]
 
 
-def a_leak(one):
-    """It takes ever more, is killed by the kernel at 10 s, and starts anew at 11 s."""
-    story = Story(one).up(at=0.0)
+def a_leak(watched):
+    """Memory grows until the kernel kills the program at 10 s, and it restarts at 11 s."""
+    story = Story(watched).up(at=0.0)
     for second in range(1, 10):
         story.sample(at=second, memory_current=second * 10)
     story.see("memory.events", 1, "oom_kill", at=10.0)
@@ -109,8 +109,8 @@ def a_leak(one):
 
 
 def test_the_same_configuration_does_the_same():
-    one = workload(rule("memory.events oom_kill"))
-    result = a_leak(one).result(one)
+    watched = workload(rule("memory.events oom_kill"))
+    result = a_leak(watched).result(watched)
     assert was(result) == [(0.0, "start"), (10.0, "restart"), (10.0, "signal"), (10.1, "wait"), (11.2, "start")]
     assert all(row.recorded == row.simulated and row.at == row.simulated_at for row in result.rows)
     assert (result.warnings, dict(result.parted), result.seconds) == ((), {}, 100.0)
@@ -120,13 +120,17 @@ def test_a_rule_that_acts_earlier_is_believed_until_it_acts_and_joins_the_next_r
     result = a_leak(workload(rule("memory.events oom_kill"))).result(
         workload(rule("memory.current >= 75%", cooldown=1.0), restart_max_delay_sec=1.0), seed=3
     )
-    restart, signal, wait, start, again, *_ = [one for one in would(result) if one[0] > 0]
-    assert restart == (8.0, "restart", False)  # what the trace says until here was the same for both
+    restart, signal, wait, start, again, *_ = [action for action in would(result) if action[0] > 0]
+    assert restart == (8.0, "restart", False)  # until here the trace was the same for both
     assert signal == (8.0, "signal", False)
-    assert wait == (8.0, "wait", True)  # from here on it is assumed to do as it is told, at once
+    assert wait == (8.0, "wait", True)  # from here on every action is assumed to succeed at once
     assert start[1:] == ("start", True)
     assert 8.75 <= start[0] <= 9.0
-    assert again == (19.0, "restart", True)  # and nothing in between: the old program's readings are another life's
+    assert again == (
+        19.0,
+        "restart",
+        True,
+    )  # and nothing in between: the old program's values belong to another lifecycle
     assert dict(result.parted) == {"web": 8.0}
 
 
@@ -150,44 +154,44 @@ def test_another_back_off_is_waited_for_and_then_the_recorded_program_stands_for
     assert deeds[3] == (30.0, "wait", True)
 
 
-def a_choice(one, generation=1):
-    """A rule of a group chose it at 5 s, and froze it."""
+def a_choice(watched, generation=1):
+    """A rule of a group chose the workload at 5 s, and froze it."""
     when = parse_condition("memory.current > 100M")
     by = GroupRule(when=when, action="freeze", victim="newest", name="group.batch.policy[0]", line=9)
     place = Place(Candidate("web", 5.0, 1.5, 0, 5.0), 1, "started 5.0 s ago").record()
     cause = Cause(by.name, 9, when.text, "memory.current", "", 0, 200, 100, 1.0, "group/batch", "newest", (place,))
-    story = Story(one).up(at=0.0)
+    story = Story(watched).up(at=0.0)
     story(Sentence(generation, Fired(by, "freeze", cause)), at=5.0)
     return story(Turn(), at=5.0)
 
 
 def test_what_a_groups_rule_did_comes_from_outside_and_is_done_in_any_life():
-    one = workload(rule("memory.events oom_kill"))
-    result = a_choice(one).result(one)
+    watched = workload(rule("memory.events oom_kill"))
+    result = a_choice(watched).result(watched)
     assert was(result)[1:] == [(5.0, "freeze"), (5.0, "freeze")]  # the rule's, and the lifecycle's
     assert all(row.same for row in result.rows)
     assert result.rows[1].recorded["cause"]["candidates"][0]["name"] == "web"
-    other = a_choice(one).result(workload(rule("memory.events oom_kill", action="kill")))
+    other = a_choice(watched).result(workload(rule("memory.events oom_kill", action="kill")))
     assert [action for _, action, _ in would(other)] == ["start", "freeze", "freeze"]
     assert dict(other.parted) == {}
 
 
 def test_what_is_not_tried_of_groups_is_said():
-    one = workload()
-    said = a_choice(one).result(one).warnings
+    watched = workload()
+    warnings = a_choice(watched).result(watched).warnings
     text = "(memory.current > 100M) of the recording is not in the configuration; what it did is done here all the same"
-    assert said == (f"group.batch.policy[0] {text}",)
+    assert warnings == (f"group.batch.policy[0] {text}",)
     rule_ = GroupRule(when=parse_condition("memory.current > 200M"), action="log", name="host.policy[0]", line=3)
-    tried = attrs.evolve(config(one), host=Host(policy=(rule_,)))
-    said = simulate(tried, a_choice(one).trace()).warnings
+    tried = attrs.evolve(config(watched), host=Host(policy=(rule_,)))
+    warnings = simulate(tried, a_choice(watched).trace()).warnings
     why = "is not tried, as the trace does not have host with all of its members"
-    assert said[0] == f"host.policy[0] (line 3) {why}; what it did in the recording is done here, too"
-    assert text in said[1]
+    assert warnings[0] == f"host.policy[0] (line 3) {why}; what it did in the recording is done here, too"
+    assert text in warnings[1]
 
 
 def test_what_a_groups_rule_has_to_say_of_a_generation_that_is_gone_is_nothing():
-    one = workload()
-    assert [action for _, action in was(a_choice(one, generation=7).result(one))] == ["start"]
+    watched = workload()
+    assert [action for _, action in was(a_choice(watched, generation=7).result(watched))] == ["start"]
 
 
 def test_a_start_limit_that_is_lower_gives_up_earlier():
@@ -251,11 +255,11 @@ def test_other_names_and_other_limits_are_said():
 
 def test_instances_share_their_workloads_configuration():
     head = {"trace": 1, "clock": {"monotonic": 0.0}, "workloads": {}}
-    one = workload(restart="no")
-    head["workloads"]["web@2"] = Writer().head({"web": one})["workloads"]["web"]
+    watched = workload(restart="no")
+    head["workloads"]["web@2"] = Writer().head({"web": watched})["workloads"]["web"]
     start = {"t": 1.0, "of": "web@2", "event": "Start", "by": "boot", "chance": 0.0, "life": ["starting", 1, 31.0]}
     data = b"".join(map(encode, [head, start]))
-    result = simulate(config(one), read(data, "x"))
+    result = simulate(config(watched), read(data, "x"))
     assert would(result) == [(1.0, "start", False)]
     assert result.warnings == ("the trace has no end: it was cut off, and something may be missing",)
 
@@ -318,9 +322,9 @@ def test_a_last_line_that_was_cut_off_is_left_out():
 
 
 def test_a_configuration_that_changes_meanwhile_is_told():
-    """A reload may give a workload other rules, or replace it: the trace goes on with what is then remembered."""
-    one = workload(rule("memory.current >= 50%", "log"))
-    story = Story(one).up(at=0.0)
+    """A reload may give a workload other rules, or replace it: the trace continues with the state after the reload."""
+    watched = workload(rule("memory.current >= 50%", "log"))
+    story = Story(watched).up(at=0.0)
     story.workload = two = workload(rule("memory.current >= 50%", "log"), rule("memory.current >= 70%", "log"))
     story.mind = Mind(Life(), Engine.of(two.policy))
     story.lines += [*story.writer.changed("web", two, 1005.0), story.writer.begin("web", story.mind, 1005.0)]
@@ -347,7 +351,7 @@ def test_a_trace_is_small_where_nothing_happens():
 
 
 def test_a_file_with_other_keys_than_before_is_told_whole():
-    """A trigger's key is in the snapshot of its moment alone: it must not be seen again with the next reading."""
+    """A trigger's key is only in the snapshot of its moment: the next observation must not show it again."""
     stall = rule("memory.pressure some stall > 100ms/1s", "log")
     key = stall.when.atoms[0].key
     story = Story(workload(stall)).up(at=0.0)
@@ -380,6 +384,6 @@ def test_a_rule_on_the_exit_is_tried_on_exits_that_no_recorded_rule_asked_about(
 
 @pytest.mark.parametrize("first", range(0, 1000, 500))
 def test_random_stories_keep_all_promises(first):
-    """See `tests.core.random_traces`, which also tells 100,000 of them."""
+    """Check random histories; `tests.core.random_traces` checks 100,000 of them."""
     for seed in range(first, first + 500):
         random_traces.check(seed)

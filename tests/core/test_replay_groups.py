@@ -1,4 +1,4 @@
-"""Rules of groups and of the host in a replay: the same configuration hits the same members, another one others."""
+"""Rules of groups and of the host in a replay: the same configuration chooses the same members, another one others."""
 
 import attrs
 import pytest
@@ -26,7 +26,7 @@ def rule(text="memory.current > 100M", action="kill", victim="largest-memory", *
 
 
 def config(*rules, host=(), **workloads):
-    """Two members of a group; ``workloads`` gives one of them other keys."""
+    """Return two members of a group; `workloads` gives one of them other keys."""
     members = {
         name: Workload(name, command=(name,), group="batch", restart_sec=1.0, **workloads.get(name, {}))
         for name in NAMES
@@ -36,15 +36,15 @@ def config(*rules, host=(), **workloads):
 
 
 class Story:
-    """What a service with two workloads in one group goes through; big uses three quarters of what is used."""
+    """The history of a service with two workloads in one group; big uses three quarters of the memory."""
 
-    def __init__(self, told):
-        self.config, self.writer, self.lines = told, Writer(), []
+    def __init__(self, setup):
+        self.config, self.writer, self.lines = setup, Writer(), []
         self.minds = {name: Mind(Life(), Engine.of(())) for name in NAMES}
-        self.engines = {"group/batch": Engine.of(told.groups["batch"].policy), "host": Engine.of(told.host.policy)}
-        groups = {"group/batch": (told.groups["batch"], NAMES), "host": (Group(name="host"), NAMES)}
-        groups["host"] = attrs.evolve(groups["host"][0], policy=told.host.policy), NAMES
-        self.lines.append(self.writer.head(told.workloads, groups, clock={"monotonic": 1000.0}))
+        self.engines = {"group/batch": Engine.of(setup.groups["batch"].policy), "host": Engine.of(setup.host.policy)}
+        groups = {"group/batch": (setup.groups["batch"], NAMES), "host": (Group(name="host"), NAMES)}
+        groups["host"] = attrs.evolve(groups["host"][0], policy=setup.host.policy), NAMES
+        self.lines.append(self.writer.head(setup.workloads, groups, clock={"monotonic": 1000.0}))
         for name in NAMES:
             self.lines.append(self.writer.begin(name, self.minds[name], 1000.0))
         for name, engine in self.engines.items():
@@ -71,21 +71,21 @@ class Story:
         return self
 
     def see(self, mib, *, at):
-        """The group's rules look; what they ask for has its turn a millisecond later."""
+        """Let the group's rules observe; their actions run a millisecond later."""
         files, engine = {"memory.current": {"": mib * M}}, self.engines["group/batch"]
         self.engines["group/batch"], fired = engine.observe(files, {}, 1000.0 + at)
         self.note(Saw(files, {}, self.engines["group/batch"] is not engine, fired), at=at)
         asked = Asked.by(fired)
-        for one in (*asked.dry, *([asked.act] if asked.act else [])):
-            self.hit(one, mib, at=at + 0.001)
+        for firing in (*asked.dry, *([asked.act] if asked.act else [])):
+            self.hit(firing, mib, at=at + 0.001)
         return self
 
     def hit(self, fired, mib, *, at, tried=()):
-        """The turn of a rule: whom it chooses."""
+        """Run a pending rule; return the victim that it chooses."""
         weights = {"big": mib * M * 0.75, "small": mib * M / 4}
         candidates = tuple(
-            Candidate(name, weights[name], 0.0, one.priority, at, one.managed_oom_preference)
-            for name, one in self.config.workloads.items()
+            Candidate(name, weights[name], 0.0, workload.priority, at, workload.managed_oom_preference)
+            for name, workload in self.config.workloads.items()
             if self.minds[name].life.alive
         )
         _, name, sentence = chosen("group/batch", fired, candidates, dict(tried))
@@ -114,7 +114,7 @@ class Story:
 
 
 def acts(result, side="simulated"):
-    """When a rule did what to whom."""
+    """Return the time, the victim and the action of each action of a rule."""
     deeds = [(row, getattr(row, side)) for row in result.rows]
     return [
         (row.at if side == "recorded" or row.simulated_at is None else row.simulated_at, row.workload, deed["action"])
@@ -123,9 +123,9 @@ def acts(result, side="simulated"):
     ]
 
 
-def a_leak(told):
-    """The two of them use ever more; at 10 s it is too much, and big is killed."""
-    story = Story(told)
+def a_leak(setup):
+    """Memory of both members grows; at 10 s it exceeds the threshold, and big is killed."""
+    story = Story(setup)
     for second in range(1, 10):
         story.sample(second * 11, at=float(second)).see(second * 11, at=second + 0.5)
     story.sample(100, at=9.9).see(110, at=10.0)
@@ -136,8 +136,8 @@ def a_leak(told):
 
 
 def test_the_same_configuration_hits_the_same_member_at_the_same_time():
-    told = config(rule())
-    result = a_leak(told).result(told)
+    setup = config(rule())
+    result = a_leak(setup).result(setup)
     assert acts(result) == acts(result, "recorded") == [(10.001, "big", "kill")]
     assert [row for row in result.rows if not row.same] == []
     assert (result.warnings, dict(result.parted)) == ((), {})
@@ -145,12 +145,12 @@ def test_the_same_configuration_hits_the_same_member_at_the_same_time():
 
 def test_another_threshold_hits_earlier_and_all_that_comes_then_is_a_guess():
     result = a_leak(config(rule())).result(config(rule("memory.current > 50M")))
-    assert acts(result)[0] == (5.0, "big", "kill")  # the sample; the group's own reading came half a second later
+    assert acts(result)[0] == (5.0, "big", "kill")  # the sample; the group's own observation came half a second later
     first = next(row for row in result.rows if row.simulated and "cause" in row.simulated)
     assert first.simulated["cause"]["candidates"][0]["memory_current"] == 55 * M * 0.75
     assert not first.after
     assert {"big", "group/batch", "host"} >= set(result.parted) >= {"big", "group/batch"}
-    # Both have begun anew at 11.4 s, and what they use together is less than the threshold.
+    # Both have restarted at 11.4 s, and their common memory is below the threshold.
     assert len(acts(result)) == 1
     assert result.warnings == ()
 
@@ -158,10 +158,16 @@ def test_another_threshold_hits_earlier_and_all_that_comes_then_is_a_guess():
 def test_a_rule_that_was_not_there_is_tried_on_what_was_sampled():
     story = a_leak(config())
     assert acts(story.result(config(rule("memory.current > 60M", "stop")))) == [(6.0, "big", "stop")]
-    said = story.result(config(rule("memory.current > 60M", "stop"))).warnings
-    assert said == ("group/batch: from +6.500 on its rules see nothing: what was read is of the recorded life of big",)
+    warnings = story.result(config(rule("memory.current > 60M", "stop"))).warnings
+    assert warnings == (
+        "group/batch: from +6.500 on its rules see nothing: what was read is of the recorded life of big",
+    )
     host = attrs.evolve(rule("host.meminfo MemAvailable < 950M", victim="newest"), name="host.policy[0]")
-    assert acts(story.result(config(host=(host,))))[0] == (5.0, "big", "kill")  # equals: who uses more
+    assert acts(story.result(config(host=(host,))))[0] == (
+        5.0,
+        "big",
+        "kill",
+    )  # equal measures: the member with more memory is first
 
 
 @pytest.mark.parametrize(
@@ -184,18 +190,18 @@ def test_where_nobody_may_be_hit_nobody_is():
     omit = {name: {"managed_oom_preference": "omit"} for name in NAMES}
     result = a_leak(config(rule())).result(config(rule(), **omit))
     assert acts(result) == []
-    assert dict(result.parted)["big"] == 10.001  # it would have gone on
+    assert dict(result.parted)["big"] == 10.001  # the recorded program would have continued
 
 
 def test_an_act_that_did_not_help_is_followed_by_the_next_ones_here_too():
-    told = config(rule(verify_sec=1.0))
-    story = Story(told).see(110, at=10.0)
-    fired = Asked.by(Engine.of(told.groups["batch"].policy).observe({"memory.current": {"": 110 * M}}, {}, 1010.0)[1])
+    setup = config(rule(verify_sec=1.0))
+    story = Story(setup).see(110, at=10.0)
+    fired = Asked.by(Engine.of(setup.groups["batch"].policy).observe({"memory.current": {"": 110 * M}}, {}, 1010.0)[1])
     story.came("big", at=11.0, why="it still has processes").hit(
         fired.act, 110, at=11.0, tried={"big": "it still has processes"}
     )
     story.came("small", at=11.1).dies_and_is_back("small", at=11.2)
-    result = story.result(told)
+    result = story.result(setup)
     assert acts(result) == acts(result, "recorded") == [(10.001, "big", "kill"), (11.0, "small", "kill")]
     assert [row for row in result.rows if not row.same] == []
     last = [row.simulated["cause"] for row in result.rows if row.simulated and "cause" in row.simulated][-1]
@@ -205,9 +211,9 @@ def test_an_act_that_did_not_help_is_followed_by_the_next_ones_here_too():
 def test_a_dry_run_harms_nobody_and_what_only_tells_is_the_groups_own():
     dry = rule(dry_run=True)
     tell = attrs.evolve(rule("memory.current > 90M", "log", None), name="group.batch.policy[1]")
-    told = config(dry, tell)
-    story = Story(told).see(110, at=10.0)
-    result = story.result(told)
+    setup = config(dry, tell)
+    story = Story(setup).see(110, at=10.0)
+    result = story.result(setup)
     assert acts(result) == acts(result, "recorded") == [(10.0, "group/batch", "log"), (10.001, "big", "kill")]
     assert all(row.same for row in result.rows)
     real = story.result(config(rule(), tell))
@@ -229,12 +235,12 @@ def test_a_signal_that_a_group_sends_here_alone_makes_the_rest_a_guess():
 
 
 def test_a_rule_whose_turn_came_when_something_had_been_done_does_nothing_here_too():
-    told = config(rule())
-    story = Story(told).see(110, at=10.0)
-    story.engines["group/batch"] = Engine.of(told.groups["batch"].policy)
+    setup = config(rule())
+    story = Story(setup).see(110, at=10.0)
+    story.engines["group/batch"] = Engine.of(setup.groups["batch"].policy)
     files = {"memory.current": {"": 120 * M}}
     _, fired = story.engines["group/batch"].observe(files, {}, 1010.1)
-    # Another group's rule went off while that act was under way.
+    # Another group's rule fired while that action was in progress.
     host = attrs.evolve(rule("memory.current > 100M", victim="newest"), name="host.policy[0]")
     both = config(rule(), host=(host,))
     story = Story(both).see(110, at=10.0)
@@ -247,17 +253,19 @@ def test_a_rule_whose_turn_came_when_something_had_been_done_does_nothing_here_t
 
 
 def test_a_group_that_a_reload_has_changed_and_one_with_other_members_are_told():
-    told = config(rule())
-    story = a_leak(told).note(Became(attrs.evolve(told.groups["batch"], policy=())), at=50.0)
-    assert story.result(told).warnings == (
+    setup = config(rule())
+    story = a_leak(setup).note(Became(attrs.evolve(setup.groups["batch"], policy=())), at=50.0)
+    assert story.result(setup).warnings == (
         "group/batch: its configuration was changed during the recording; what came then is no longer exact",
     )
-    alone = attrs.evolve(told, workloads={**told.workloads, "small": attrs.evolve(told.workloads["small"], group=None)})
-    assert a_leak(told).result(alone).warnings == (
+    alone = attrs.evolve(
+        setup, workloads={**setup.workloads, "small": attrs.evolve(setup.workloads["small"], group=None)}
+    )
+    assert a_leak(setup).result(alone).warnings == (
         "group/batch: its members differ from the recorded ones; what its rules see here is of those",
     )
     unread = config(rule("memory.current > 100M or cpu.pressure some avg10 > 50%"))
-    assert a_leak(told).result(unread).warnings == (
+    assert a_leak(setup).result(unread).warnings == (
         "group.batch.policy[0] (line 0) cannot be judged: cpu.pressure some avg10 of group/batch was not recorded",
     )
 
@@ -293,9 +301,13 @@ def test_a_line_of_a_group_that_cannot_be_replayed_is_refused(line):
 
 def test_a_workloads_own_rule_that_parts_a_member_makes_the_group_a_guess():
     own = Rule(when=parse_condition("memory.current > 30M"), action="restart", name="policy[0]", cooldown=3600.0)
-    told = config(rule())
-    tried = attrs.evolve(told, workloads={**told.workloads, "big": attrs.evolve(told.workloads["big"], policy=(own,))})
-    result = a_leak(told).result(tried)
-    assert acts(result) == [(4.0, "big", "restart")]  # 33 MB; then nobody knows what they would have used together
+    setup = config(rule())
+    tried = attrs.evolve(
+        setup, workloads={**setup.workloads, "big": attrs.evolve(setup.workloads["big"], policy=(own,))}
+    )
+    result = a_leak(setup).result(tried)
+    assert acts(result) == [
+        (4.0, "big", "restart")
+    ]  # 33 MB; the memory that both would have used afterwards is unknown
     assert dict(result.parted)["group/batch"] == dict(result.parted)["big"] == 4.0
     assert all(isinstance(row, Row) for row in result.rows)

@@ -1,4 +1,4 @@
-"""Policy rules: what fires, when, how often, and with what cause."""
+"""Policy rules: which rules fire, when, how often, and with what cause."""
 
 from itertools import accumulate, pairwise
 
@@ -24,7 +24,7 @@ def engine(when, **keys):
 
 
 def feed(engine, file, samples, key=""):
-    """Feed (time, value) pairs; the times at which the rule fired."""
+    """Observe (time, value) pairs; return the times at which the rule fired."""
     times = []
     for now, value in samples:
         engine, fired = engine.observe({file: {key: value}}, LIMITS, now)
@@ -33,12 +33,12 @@ def feed(engine, file, samples, key=""):
 
 
 def test_a_counter_fires_when_it_went_up_and_says_from_what_to_what():
-    it, fired = engine(OOM).observe({"memory.events": {"oom_kill": 3}}, {}, 0.0)
-    assert fired == ()  # the base line: what happened before we looked is not news
-    it, fired = it.observe({"memory.events": {"oom_kill": 3}}, {}, 1.0)
+    rule_engine, fired = engine(OOM).observe({"memory.events": {"oom_kill": 3}}, {}, 0.0)
+    assert fired == ()  # the baseline: earlier increases do not count
+    rule_engine, fired = rule_engine.observe({"memory.events": {"oom_kill": 3}}, {}, 1.0)
     assert fired == ()
-    it, fired = it.observe({"memory.events": {"oom_kill": 5}}, {}, 2.0)
-    assert [one.cause.record() for one in fired] == [
+    rule_engine, fired = rule_engine.observe({"memory.events": {"oom_kill": 5}}, {}, 2.0)
+    assert [firing.cause.record() for firing in fired] == [
         {
             "rule": "policy[0]",
             "line": 7,
@@ -84,12 +84,12 @@ def test_a_flapping_level_stays_within_its_cooldown():
 
 
 def test_a_level_must_hold_anew_in_a_new_generation():
-    it = engine(PIDS, for_=5.0)
-    it, _ = it.observe({"pids.current": {"": 19}}, LIMITS, 0.0)
-    it = it.reborn()
-    it, fired = it.observe({"pids.current": {"": 19}}, LIMITS, 5.0)
+    rule_engine = engine(PIDS, for_=5.0)
+    rule_engine, _ = rule_engine.observe({"pids.current": {"": 19}}, LIMITS, 0.0)
+    rule_engine = rule_engine.reborn()
+    rule_engine, fired = rule_engine.observe({"pids.current": {"": 19}}, LIMITS, 5.0)
     assert fired == ()
-    assert it.observe({"pids.current": {"": 19}}, LIMITS, 10.0)[1] != ()
+    assert rule_engine.observe({"pids.current": {"": 19}}, LIMITS, 10.0)[1] != ()
 
 
 def test_without_its_limit_a_percentage_never_fires():
@@ -98,9 +98,9 @@ def test_without_its_limit_a_percentage_never_fires():
 
 
 def test_the_cause_of_a_level_names_the_threshold_in_the_files_unit():
-    it = engine(BYTES, for_=2.0)
-    it, _ = it.observe({"memory.current": {"": 110e6}}, LIMITS, 0.0)
-    _, (fired,) = it.observe({"memory.current": {"": 120e6}}, LIMITS, 2.0)
+    rule_engine = engine(BYTES, for_=2.0)
+    rule_engine, _ = rule_engine.observe({"memory.current": {"": 110e6}}, LIMITS, 0.0)
+    _, (fired,) = rule_engine.observe({"memory.current": {"": 120e6}}, LIMITS, 2.0)
     cause = fired.cause
     assert (cause.before, cause.after, cause.threshold, cause.held) == (110e6, 120e6, 100 * 2**20, 2.0)
 
@@ -123,12 +123,12 @@ GAPS = st.floats(0.0, 20.0)
 )
 def test_no_level_fires_too_early_or_within_its_cooldown(for_, cooldown, samples):
     now, since, last = 0.0, None, None
-    it = engine(PIDS, for_=for_, cooldown=cooldown)
+    rule_engine = engine(PIDS, for_=for_, cooldown=cooldown)
     for gap, value in samples:
         now += gap
         holds = value >= 18
         since = (now if since is None else since) if holds else None
-        it, fired = it.observe({"pids.current": {"": value}}, LIMITS, now)
+        rule_engine, fired = rule_engine.observe({"pids.current": {"": value}}, LIMITS, now)
         if fired:
             assert holds
             assert now - since >= for_
@@ -142,10 +142,10 @@ def test_no_level_fires_too_early_or_within_its_cooldown(for_, cooldown, samples
 )
 def test_no_counter_fires_without_having_moved(cooldown, samples):
     now, before, last = 0.0, None, None
-    it = engine(OOM, cooldown=cooldown)
+    rule_engine = engine(OOM, cooldown=cooldown)
     for gap, value in samples:
         now += gap
-        it, fired = it.observe({"memory.events": {"oom_kill": value}}, {}, now)
+        rule_engine, fired = rule_engine.observe({"memory.events": {"oom_kill": value}}, {}, now)
         went_up = before is not None and (value > before or 0 < value < before)
         assert bool(fired) == (went_up and (last is None or now - last >= cooldown))
         if fired:
@@ -161,8 +161,8 @@ def when(text, **keys):
     return engine(parse_condition(text), **keys)
 
 
-def run(it, *snapshots, step=1.0):
-    """The numbers of the snapshots on which it fired; None stands for what is not in a snapshot."""
+def run(rule_engine, *snapshots, step=1.0):
+    """Return the numbers of the snapshots on which the rule fired; None stands for a missing value."""
     fired_at = []
     for number, (oom, pids, pressure) in enumerate(snapshots):
         snapshot = {}
@@ -172,72 +172,72 @@ def run(it, *snapshots, step=1.0):
             snapshot["pids.current"] = {"": pids}
         if pressure is not None:
             snapshot["memory.pressure"] = {"some avg10": pressure}
-        it, fired = it.observe(snapshot, LIMITS, number * step)
+        rule_engine, fired = rule_engine.observe(snapshot, LIMITS, number * step)
         fired_at += [number] * len(fired)
     return fired_at
 
 
 def test_and_needs_both_at_one_moment():
-    it = when("memory.events oom_kill and pids.current >= 90%")
-    assert run(it, (0, 1, None), (1, 1, None), (1, 19, None), (2, 19, None), (2, 19, None)) == [3]
+    rule_engine = when("memory.events oom_kill and pids.current >= 90%")
+    assert run(rule_engine, (0, 1, None), (1, 1, None), (1, 19, None), (2, 19, None), (2, 19, None)) == [3]
 
 
 def test_or_takes_either():
-    it = when("memory.events oom_kill or pids.current >= 90%")
-    assert run(it, (0, 1, None), (1, 1, None), (1, 19, None), (1, 19, None), (2, 19, None)) == [1, 2, 4]
+    rule_engine = when("memory.events oom_kill or pids.current >= 90%")
+    assert run(rule_engine, (0, 1, None), (1, 1, None), (1, 19, None), (1, 19, None), (2, 19, None)) == [1, 2, 4]
 
 
 def test_not_and_parentheses():
-    it = when("pids.current >= 90% and not (memory.pressure some avg10 > 10%)")
-    assert run(it, (None, 19, 50.0), (None, 19, 5.0), (None, 19, 50.0), (None, 19, 5.0)) == [1, 3]
+    rule_engine = when("pids.current >= 90% and not (memory.pressure some avg10 > 10%)")
+    assert run(rule_engine, (None, 19, 50.0), (None, 19, 5.0), (None, 19, 50.0), (None, 19, 5.0)) == [1, 3]
 
 
 def test_what_nothing_is_known_of_makes_nothing_true():
-    it = when("pids.current >= 90% and not memory.pressure some avg10 > 10%")
-    assert run(it, (None, 19, None), (None, 19, None), (None, 19, 5.0)) == [2]
+    rule_engine = when("pids.current >= 90% and not memory.pressure some avg10 > 10%")
+    assert run(rule_engine, (None, 19, None), (None, 19, None), (None, 19, 5.0)) == [2]
 
 
 def test_increases_by_counts_from_where_it_last_was_true():
-    it = when("memory.events oom_kill increases by 3")
+    rule_engine = when("memory.events oom_kill increases by 3")
     counts = [5, 6, 7, 8, 9, 10, 11, 20]
-    assert run(it, *((count, None, None) for count in counts)) == [3, 6, 7]
+    assert run(rule_engine, *((count, None, None) for count in counts)) == [3, 6, 7]
 
 
 def test_a_rate_is_measured_over_a_second_at_least():
-    it = when("memory.events oom_kill rate > 5/s", for_=2.0)
+    rule_engine = when("memory.events oom_kill rate > 5/s", for_=2.0)
     # a quarter of a second apart: 2 each time is 8 a second
-    assert run(it, *((2 * i, None, None) for i in range(20)), step=0.25) == [12]
-    assert run(it, *((i, None, None) for i in range(20)), step=0.25) == []
+    assert run(rule_engine, *((2 * i, None, None) for i in range(20)), step=0.25) == [12]
+    assert run(rule_engine, *((i, None, None) for i in range(20)), step=0.25) == []
 
 
 def test_escalation_asks_for_then_after_at_most_within():
-    it = when("memory.events oom_kill", action="restart", at_most=2, within=100.0, then=("stop",))
+    rule_engine = when("memory.events oom_kill", action="restart", at_most=2, within=100.0, then=("stop",))
     asked = []
     for now, count in ((0, 0), (1, 1), (2, 2), (3, 3), (150, 4), (151, 5), (152, 6)):
-        it, fired = it.observe({"memory.events": {"oom_kill": count}}, {}, now)
-        asked += [one.action for one in fired]
+        rule_engine, fired = rule_engine.observe({"memory.events": {"oom_kill": count}}, {}, now)
+        asked += [firing.action for firing in fired]
     assert asked == ["restart", "restart", "stop", "restart", "restart", "stop"]
 
 
 def test_of_two_rules_that_want_opposite_things_the_more_drastic_has_the_last_word():
     rules = [Rule(when=OOM, action=action, name=f"policy[{i}]") for i, action in enumerate(reversed(ORDER))]
-    it, _ = Engine.of(rules).observe({"memory.events": {"oom_kill": 0}}, {}, 0.0)
-    _, fired = it.observe({"memory.events": {"oom_kill": 1}}, {}, 1.0)
-    assert tuple(one.action for one in fired) == ORDER
+    rule_engine, _ = Engine.of(rules).observe({"memory.events": {"oom_kill": 0}}, {}, 0.0)
+    _, fired = rule_engine.observe({"memory.events": {"oom_kill": 1}}, {}, 1.0)
+    assert tuple(firing.action for firing in fired) == ORDER
 
 
 def test_files_that_have_to_be_read_together():
-    it = when("memory.events oom_kill and pids.current >= 90%")
-    assert it.together("memory.events") == ("memory.events", "pids.current")
-    assert it.together("cpu.stat") == ("cpu.stat",)
+    rule_engine = when("memory.events oom_kill and pids.current >= 90%")
+    assert rule_engine.together("memory.events") == ("memory.events", "pids.current")
+    assert rule_engine.together("cpu.stat") == ("cpu.stat",)
 
 
 def test_escalation_takes_its_steps_one_after_the_other():
-    it = when("memory.events oom_kill", action="log", at_most=2, within=100.0, then=("restart", "stop"))
+    rule_engine = when("memory.events oom_kill", action="log", at_most=2, within=100.0, then=("restart", "stop"))
     asked = []
     for now in range(8):
-        it, fired = it.observe({"memory.events": {"oom_kill": now}}, {}, float(now))
-        asked += [one.action for one in fired]
+        rule_engine, fired = rule_engine.observe({"memory.events": {"oom_kill": now}}, {}, float(now))
+        asked += [firing.action for firing in fired]
     assert asked == ["log", "log", "restart", "restart", "stop", "stop", "stop"]
 
 
@@ -245,24 +245,24 @@ STEPS = ("log", "restart", "stop")
 
 
 def escalate(at_most, within, times):
-    """The steps that a rule with three of them takes when its counter moves at these times."""
-    it = when("memory.events oom_kill", action=STEPS[0], at_most=at_most, within=within, then=STEPS[1:])
-    it, _ = it.observe({"memory.events": {"oom_kill": 0}}, {}, 0.0)
+    """Return the steps that a rule with three steps takes when its counter increases at these times."""
+    rule_engine = when("memory.events oom_kill", action=STEPS[0], at_most=at_most, within=within, then=STEPS[1:])
+    rule_engine, _ = rule_engine.observe({"memory.events": {"oom_kill": 0}}, {}, 0.0)
     asked = []
     for count, now in enumerate(times, 1):
-        it, (one,) = it.observe({"memory.events": {"oom_kill": count}}, {}, now)
-        asked.append(one.action)
+        rule_engine, (firing,) = rule_engine.observe({"memory.events": {"oom_kill": count}}, {}, now)
+        asked.append(firing.action)
     return asked
 
 
 def test_a_step_that_was_done_at_most_times_does_not_come_again_when_those_before_it_are_long_ago():
-    """Once the firings of the first step had left the window, the second one was done a third time in it."""
+    """When the firings of the first step had left the window, the second step ran a third time in it."""
     assert escalate(2, 100.0, [0, 50, 60, 70, 101]) == ["log", "log", "restart", "restart", "stop"]
 
 
 def test_escalation_begins_anew_after_it_was_quiet_for_so_long():
     assert escalate(1, 100.0, [0, 10, 109, 208, 308]) == ["log", "restart", "stop", "stop", "log"]
-    assert escalate(2, 100.0, [0, 60, 120, 180]) == ["log"] * 4  # never twice within the time before
+    assert escalate(2, 100.0, [0, 60, 120, 180]) == ["log"] * 4  # never twice within the preceding window
 
 
 @given(at_most=st.integers(1, 3), gaps=st.lists(st.sampled_from([0.5, 10.0, 50.0, 99.0, 100.0]), max_size=40))
@@ -278,7 +278,7 @@ def test_no_step_but_the_last_is_done_more_than_at_most_times_within_any_such_ti
 
 @pytest.mark.parametrize(("at_most", "within"), [(None, 0.0), (5, 100.0)])
 def test_a_set_at_its_bound_goes_on_to_the_next_step(at_most, within):
-    it = when(
+    rule_engine = when(
         "memory.events oom_kill",
         action="set",
         set_={"pids_max": Relative(50.0)},
@@ -289,51 +289,51 @@ def test_a_set_at_its_bound_goes_on_to_the_next_step(at_most, within):
     )
     done, limits = [], {"pids.max": 20.0}
     for now in range(5):
-        it, fired = it.observe({"memory.events": {"oom_kill": now}}, limits, float(now))
-        for one in fired:
-            done.append((one.action, dict(one.settings)))
-            limits = {"pids.max": one.settings.get("pids_max", limits["pids.max"])}
+        rule_engine, fired = rule_engine.observe({"memory.events": {"oom_kill": now}}, limits, float(now))
+        for firing in fired:
+            done.append((firing.action, dict(firing.settings)))
+            limits = {"pids.max": firing.settings.get("pids_max", limits["pids.max"])}
     assert done == [("set", {"pids_max": 30}), ("set", {"pids_max": 40}), ("restart", {}), ("restart", {})]
 
 
 def test_a_set_at_its_bound_without_a_next_step_has_nothing_to_set():
-    it = when("memory.events oom_kill", action="set", set_={"pids_max": 20})
-    it, _ = it.observe({"memory.events": {"oom_kill": 0}}, {"pids.max": 20.0}, 0.0)
-    _, (fired,) = it.observe({"memory.events": {"oom_kill": 1}}, {"pids.max": 20.0}, 1.0)
+    rule_engine = when("memory.events oom_kill", action="set", set_={"pids_max": 20})
+    rule_engine, _ = rule_engine.observe({"memory.events": {"oom_kill": 0}}, {"pids.max": 20.0}, 0.0)
+    _, (fired,) = rule_engine.observe({"memory.events": {"oom_kill": 1}}, {"pids.max": 20.0}, 1.0)
     assert (fired.action, fired.settings) == ("set", {})
 
 
 def test_an_exit_is_true_for_its_moment_and_each_one_is_news():
-    it = when("exit code != 0 and not exit oom_killed", action="log")
+    rule_engine = when("exit code != 0 and not exit oom_killed", action="log")
     exits = [{"code": 3.0, "oom_killed": 0.0}, {"code": 3.0, "oom_killed": 0.0}, {"code": 0.0, "oom_killed": 0.0}]
     times = []
     for now, facts in enumerate([*exits, {"signal": 9.0, "oom_killed": 1.0}]):
-        it, fired = it.observe({"exit": facts}, {}, float(now))
+        rule_engine, fired = rule_engine.observe({"exit": facts}, {}, float(now))
         times += [now] * len(fired)
     assert times == [0, 1]
 
 
 def test_an_exit_beside_a_level_is_over_with_the_next_sample():
-    it = when("exit code == 3 or pids.current > 5", action="log")
-    it, fired = it.observe({"exit": {"code": 3.0}}, {}, 0.0)
+    rule_engine = when("exit code == 3 or pids.current > 5", action="log")
+    rule_engine, fired = rule_engine.observe({"exit": {"code": 3.0}}, {}, 0.0)
     assert len(fired) == 1
-    it, fired = it.observe({"pids.current": {"": 1.0}}, {}, 1.0)
+    rule_engine, fired = rule_engine.observe({"pids.current": {"": 1.0}}, {}, 1.0)
     assert fired == ()
-    it, fired = it.observe({"pids.current": {"": 9.0}}, {}, 2.0)
-    assert [one.cause.file for one in fired] == ["pids.current"]
+    rule_engine, fired = rule_engine.observe({"pids.current": {"": 9.0}}, {}, 2.0)
+    assert [firing.cause.file for firing in fired] == ["pids.current"]
 
 
 def test_a_stall_is_told_by_its_own_key_and_counts_from_the_total():
-    it = when("memory.pressure some stall > 100ms/1s", action="log")
+    rule_engine = when("memory.pressure some stall > 100ms/1s", action="log")
     key = "some 100000 1000000"
-    it, _ = it.observe({"memory.pressure": {key: 500.0}}, {}, 0.0)
-    it, fired = it.observe({"memory.pressure": {"some avg10": 90.0, "some total": 99_000.0}}, {}, 1.0)
+    rule_engine, _ = rule_engine.observe({"memory.pressure": {key: 500.0}}, {}, 0.0)
+    rule_engine, fired = rule_engine.observe({"memory.pressure": {"some avg10": 90.0, "some total": 99_000.0}}, {}, 1.0)
     assert fired == (), "a sample of the file is no trigger"
-    it, (fired,) = it.observe({"memory.pressure": {"some total": 150_000.0, key: 150_000.0}}, {}, 2.0)
+    rule_engine, (fired,) = rule_engine.observe({"memory.pressure": {"some total": 150_000.0, key: 150_000.0}}, {}, 2.0)
     assert (fired.cause.before, fired.cause.after, fired.cause.threshold) == (500, 150_000, 100_000)
-    it, _ = it.observe({"memory.pressure": {"some avg10": 90.0, "some total": 160_000.0}}, {}, 2.5)
-    it, (fired,) = it.observe({"memory.pressure": {"some total": 300_000.0, key: 300_000.0}}, {}, 3.0)
-    assert (fired.cause.before, fired.cause.after) == (150_000, 300_000)  # it said 500 again
+    rule_engine, _ = rule_engine.observe({"memory.pressure": {"some avg10": 90.0, "some total": 160_000.0}}, {}, 2.5)
+    rule_engine, (fired,) = rule_engine.observe({"memory.pressure": {"some total": 300_000.0, key: 300_000.0}}, {}, 3.0)
+    assert (fired.cause.before, fired.cause.after) == (150_000, 300_000)  # the cause said 500 again
 
 
 TEXTS = st.sampled_from(
@@ -371,7 +371,7 @@ SAMPLES = st.lists(
 )
 def test_any_trace_through_any_rules_keeps_cooldowns_and_is_the_same_again(texts, cooldown, samples):
     def replay():
-        it = Engine.of(
+        rule_engine = Engine.of(
             [
                 Rule(when=parse_condition(text), action="log", cooldown=cooldown, name=f"policy[{i}]")
                 for i, text in enumerate(texts)
@@ -387,8 +387,8 @@ def test_any_trace_through_any_rules_keeps_cooldowns_and_is_the_same_again(texts
                 snapshot["pids.current"] = {"": pids}
             if pressure is not None:
                 snapshot["memory.pressure"] = {"some avg10": pressure}
-            it, fired = it.observe(snapshot, LIMITS, now)
-            out += [(now, one.cause) for one in fired]
+            rule_engine, fired = rule_engine.observe(snapshot, LIMITS, now)
+            out += [(now, firing.cause) for firing in fired]
         return out
 
     first = replay()
@@ -400,25 +400,25 @@ def test_any_trace_through_any_rules_keeps_cooldowns_and_is_the_same_again(texts
 
 def test_other_rules_keep_the_memory_of_those_that_say_the_same():
     quiet = Rule(when=OOM, action="log", cooldown=60.0, name="policy[0]", line=7)
-    it = Engine.of([quiet])
-    it, _ = it.observe({"memory.events": {"oom_kill": 0}}, {}, 0.0)
-    it, fired = it.observe({"memory.events": {"oom_kill": 1}}, {}, 1.0)
+    rule_engine = Engine.of([quiet])
+    rule_engine, _ = rule_engine.observe({"memory.events": {"oom_kill": 0}}, {}, 0.0)
+    rule_engine, fired = rule_engine.observe({"memory.events": {"oom_kill": 1}}, {}, 1.0)
     assert len(fired) == 1
     eager = Rule(when=OOM, action="restart", name="policy[0]", line=3)
-    it = it.adopted([eager, attrs.evolve(quiet, name="policy[1]", line=9)])
-    it, fired = it.observe({"memory.events": {"oom_kill": 5}}, {}, 2.0)
-    assert fired == ()  # the cooldown goes on; and to the new one this is the base line
-    it, fired = it.observe({"memory.events": {"oom_kill": 6}}, {}, 3.0)
-    assert [(one.action, one.rule.line) for one in fired] == [("restart", 3)]
-    it, fired = it.observe({"memory.events": {"oom_kill": 7}}, {}, 62.0)
-    assert {(one.rule.name, one.action) for one in fired} == {("policy[0]", "restart"), ("policy[1]", "log")}
+    rule_engine = rule_engine.adopted([eager, attrs.evolve(quiet, name="policy[1]", line=9)])
+    rule_engine, fired = rule_engine.observe({"memory.events": {"oom_kill": 5}}, {}, 2.0)
+    assert fired == ()  # the cooldown continues; for the new rule this is the baseline
+    rule_engine, fired = rule_engine.observe({"memory.events": {"oom_kill": 6}}, {}, 3.0)
+    assert [(firing.action, firing.rule.line) for firing in fired] == [("restart", 3)]
+    rule_engine, fired = rule_engine.observe({"memory.events": {"oom_kill": 7}}, {}, 62.0)
+    assert {(firing.rule.name, firing.action) for firing in fired} == {("policy[0]", "restart"), ("policy[1]", "log")}
 
 
 def test_the_same_rule_twice_has_two_memories():
     rule = Rule(when=OOM, action="log", cooldown=60.0)
-    it = Engine.of([rule])
-    it, _ = it.observe({"memory.events": {"oom_kill": 0}}, {}, 0.0)
-    it, _ = it.observe({"memory.events": {"oom_kill": 1}}, {}, 1.0)
-    both = it.adopted([rule, rule])
-    assert both.memories[0] == it.memories[0]
+    rule_engine = Engine.of([rule])
+    rule_engine, _ = rule_engine.observe({"memory.events": {"oom_kill": 0}}, {}, 0.0)
+    rule_engine, _ = rule_engine.observe({"memory.events": {"oom_kill": 1}}, {}, 1.0)
+    both = rule_engine.adopted([rule, rule])
+    assert both.memories[0] == rule_engine.memories[0]
     assert both.memories[1] == Engine.of([rule]).memories[0]

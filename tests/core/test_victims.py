@@ -1,4 +1,4 @@
-"""Whom a group's rule hits: the order, what a member weighs, and whether an act has helped."""
+"""Choice of victims: the ranking, the values of a member, and the verdict on an action."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,8 +15,8 @@ ONES = (
 )
 
 
-def order(victim: str, *ones: Candidate, tried: tuple[str, ...] = ()) -> list[str]:
-    return [place.candidate.name for place in rank(victim, ones, tried) if place.turn is not None]
+def order(victim: str, *members: Candidate, tried: tuple[str, ...] = ()) -> list[str]:
+    return [place.candidate.name for place in rank(victim, members, tried) if place.turn is not None]
 
 
 def test_each_measure_has_its_first_victim() -> None:
@@ -40,9 +40,9 @@ def test_avoid_comes_after_all_others_and_omit_never() -> None:
 
 
 def test_what_did_not_help_has_no_second_turn() -> None:
-    """A member that cannot be killed must not keep the others from being it."""
+    """A member that cannot be killed must not keep the others from being chosen."""
     assert order("largest-memory", *ONES, tried=("bloat",))[0] == "grows"
-    last = rank("largest-memory", ONES, {one.name: "" for one in ONES})
+    last = rank("largest-memory", ONES, {candidate.name: "" for candidate in ONES})
     assert [place.turn for place in last] == [None] * 4
     assert last[0].why == "was tried, and it did not help"
 
@@ -59,13 +59,13 @@ candidates = st.builds(
 measures = st.sampled_from(["largest-memory", "fastest-growing", "lowest-priority", "newest"])
 
 
-@given(measures, st.lists(candidates, unique_by=lambda one: one.name), st.randoms(use_true_random=False))
-def test_the_order_is_the_same_however_the_members_come(victim, ones, random) -> None:
-    shuffled = list(ones)
+@given(measures, st.lists(candidates, unique_by=lambda candidate: candidate.name), st.randoms(use_true_random=False))
+def test_the_order_is_the_same_however_the_members_come(victim, members, random) -> None:
+    shuffled = list(members)
     random.shuffle(shuffled)
-    places = rank(victim, ones)
+    places = rank(victim, members)
     assert places == rank(victim, shuffled)
-    assert sorted(place.candidate.name for place in places) == sorted(one.name for one in ones)
+    assert sorted(place.candidate.name for place in places) == sorted(candidate.name for candidate in members)
     turns = [place.turn for place in places if place.turn is not None]
     assert turns == list(range(1, len(turns) + 1))
     avoided = [place.candidate.preference == "avoid" for place in places if place.turn is not None]
