@@ -196,6 +196,9 @@ class Standin:
         progress.end()
         return progress
 
+    async def upgrade(self, python: str, package: str, patience: float) -> tuple[bool, str]:
+        return False, f"{package} is the version that runs"
+
     async def command(self, verb: str, name: str, **parameters: Any) -> dict[str, Any]:
         self.asked.append((verb, name, parameters))
         self.arrived.set()

@@ -90,4 +90,4 @@ def describe(error: BaseException) -> str:
         code = traceback.tb_frame.f_code
         frames.append(f"{PurePath(code.co_filename).name}:{traceback.tb_lineno} {code.co_name}")
         traceback = traceback.tb_next
-    return f"{type(error).__name__}: {shorten(str(error))} (at {' < '.join(reversed(frames[-5:]))})"
+    return f"{type(error).__name__}: {shorten(' '.join(str(error).split()))} (at {' < '.join(reversed(frames[-5:]))})"

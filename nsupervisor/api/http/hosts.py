@@ -43,11 +43,12 @@ class OwnHosts:
             address = ipaddress.ip_address(name)
         except ValueError:
             return name in self._names
-        if address == self._address:
-            return True
-        if address.is_multicast or address.is_unspecified or address.is_reserved:  # sockets can be bound to these, too
+        if not self._address.is_unspecified:
+            return address == self._address
+        # A socket can be bound to these, too, but no interface has them.
+        if address.is_multicast or address.is_unspecified or (address.version == 4 and address.is_reserved):
             return False
-        return self._address.is_unspecified and self._is_local(str(address))
+        return self._is_local(str(address))
 
 
 def own_names() -> set[str]:

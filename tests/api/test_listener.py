@@ -1,0 +1,315 @@
+"""Accepting connections: how many, whose, and what becomes of the others."""
+
+import errno
+import json
+import socket
+import threading
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+import trio
+import trio.testing
+
+from nsupervisor.api.application import app
+from nsupervisor.api.client import Client, ClientError, NotPermittedError, WrongRequestError
+from nsupervisor.api.http import limits
+from nsupervisor.api.http.errors import ConnectionErrors
+from nsupervisor.api.http.listener import serve_connections
+from nsupervisor.api.http.messages import json_response
+from nsupervisor.api.server import serve
+from nsupervisor.linux.peers import WORKLOAD, Peer, PeerRefused, credentials
+from tests.api.standin import Standin
+from tests.api.talking import INFO, application, statuses
+from tests.timing import deadline
+
+in_thread = trio.to_thread.run_sync
+
+
+class Served:
+    """A Unix socket that is served, and what was counted on it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.records: list = []
+        self.errors = ConnectionErrors(lambda level, fields: self.records.append((level, fields)))
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        return {kind: count for (_, kind), count in self.errors.counts.items()}
+
+    async def open(self) -> trio.SocketStream:
+        return await trio.open_unix_socket(self.path)
+
+    async def answer(self, data: bytes = INFO) -> bytes:
+        """All that comes over a new connection."""
+        async with await self.open() as stream:
+            await stream.send_all(data)
+            await stream.send_eof()
+            return b"".join([piece async for piece in stream])
+
+
+@asynccontextmanager
+async def served(tmp_path, what=None, **options):
+    it = Served(str(tmp_path / "api.sock"))
+    with trio.fail_after(deadline(20)):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(serve, errors=it.errors, **options), what or app(Standin()), it.path)
+            yield it
+            nursery.cancel_scope.cancel()
+
+
+async def until(condition) -> None:
+    while not condition():
+        await trio.testing.wait_all_tasks_blocked(0.001)
+
+
+# ---- isolation
+
+
+async def test_a_handler_that_fails_ends_no_other_connection(tmp_path):
+    waiting = trio.Event()
+
+    async def handle(request):
+        if request.method == "POST":
+            raise ExceptionGroup("bugs", [ValueError("a"), ExceptionGroup("", [OSError("b")])])
+        await waiting.wait()
+        return json_response({})
+
+    async with served(tmp_path, application(handle)) as it, await it.open() as other:
+        await other.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert statuses(await it.answer(b"POST / HTTP/1.1\r\nHost: x\r\n\r\n")) == [500]
+        waiting.set()
+        assert statuses(await other.receive_some()) == [200]
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 60, 117, 118])
+async def test_fifty_clients_that_leave_in_the_middle_of_a_request_ended_the_service(tmp_path, length):
+    """It took 22 to 60 of them."""
+    request = b"POST /v1/plan HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{" + b" " * 100
+    async with served(tmp_path) as it:
+        for _ in range(50):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(it.path)
+                client.sendall(request[:length])
+            await trio.lowlevel.checkpoint()
+        assert statuses(await it.answer()) == [200]
+        assert not {"internal", "handler"} & it.kinds.keys()
+
+
+async def test_a_client_that_resets_the_connection_is_counted(tmp_path):
+    """A Unix socket that is closed with unread input resets the connection, unix(7)."""
+    begun = trio.Event()
+    go_on = trio.Event()
+
+    async def handle(request):
+        begun.set()
+        await go_on.wait()
+        return json_response({})
+
+    async with served(tmp_path, application(handle)) as it:
+        async with await it.open() as stream:
+            await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            await begun.wait()
+        go_on.set()
+        await until(lambda: it.kinds == {"disconnect": 1})
+
+
+# ---- how many
+
+
+async def test_one_identity_cannot_take_more_than_its_share(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "IDENTITY_CONNECTIONS", 3)
+    async with served(tmp_path) as it, await it.open() as a, await it.open(), await it.open():
+        answer = await it.answer()
+        assert statuses(answer) == [503]
+        assert "has 3 connections here already" in json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+        assert it.kinds == {"limit": 1}
+        await a.send_eof()
+        assert await a.receive_some() == b""
+        await trio.testing.wait_all_tasks_blocked()
+        assert statuses(await it.answer()) == [200]
+
+
+async def test_the_oldest_idle_connection_makes_room_for_a_new_one(tmp_path):
+    async with (
+        served(tmp_path, connections=3) as it,
+        await it.open() as used,
+        await it.open() as oldest,
+        await it.open() as idle,
+    ):
+        await used.send_all(INFO)  # idle again after that, for a shorter time than the second
+        assert statuses(await used.receive_some()) == [200]
+        await trio.testing.wait_all_tasks_blocked()
+        assert statuses(await it.answer()) == [200]
+        assert await oldest.receive_some() == b""
+        await idle.send_all(INFO)
+        assert statuses(await idle.receive_some()) == [200]
+        assert it.kinds == {"evicted": 1}
+
+
+async def test_if_all_connections_are_busy_a_new_one_is_refused(tmp_path):
+    standin = Standin()
+    async with served(tmp_path, app(standin), connections=2) as it, await it.open() as a, await it.open() as b:
+        for stream in (a, b):
+            await stream.send_all(b"GET /v1/events?follow=1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        await until(lambda: standin.past.followers == 2)
+        assert statuses(await it.answer()) == [503]
+        assert it.kinds == {"limit": 1}
+
+
+async def test_no_more_refusals_than_a_few_take_descriptors(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "REFUSALS_AT_ONCE", 1)
+    monkeypatch.setattr(limits, "IDENTITY_CONNECTIONS", 0)
+    async with served(tmp_path) as it, await it.open() as first, await it.open() as second:
+        assert await second.receive_some() == b""  # without a response: the first one is still being refused
+        assert statuses(await first.receive_some()) == [503]
+        assert it.kinds == {"limit": 2}
+
+
+async def test_accepting_goes_on_after_descriptors_have_run_out(autojump_clock, tmp_path):
+    """EMFILE on accept; idle connections make room."""
+    errors = ConnectionErrors(lambda level, fields: None)
+    here, there = socket.socketpair()
+    accepted = trio.SocketStream(trio.socket.from_stdlib_socket(there))
+
+    answers: list = [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ENFILE, "Too many in the system")]
+    answers.insert(0, accepted)
+
+    class Exhausted(trio.abc.Listener):
+        async def accept(self):
+            await trio.lowlevel.checkpoint()
+            if not answers:
+                await trio.sleep_forever()
+            if isinstance(answer := answers.pop(), OSError):
+                raise answer
+            return answer
+
+        async def aclose(self):
+            raise NotImplementedError
+
+    client = trio.SocketStream(trio.socket.from_stdlib_socket(here))
+    async with client, trio.open_nursery() as nursery:
+        nursery.start_soon(
+            partial(serve_connections, app(Standin()), Exhausted(), name="unix", connections=9, errors=errors)
+        )
+        await client.send_all(INFO)
+        assert statuses(await client.receive_some()) == [200]
+        nursery.cancel_scope.cancel()
+    assert errors.counts == {("unix", "accept"): 2}
+
+
+# ---- whose
+
+
+async def test_a_peer_that_is_not_admitted_gets_the_reason(tmp_path):
+    peer = Peer(7, 1000, 1000)
+
+    def admit(accepted):
+        raise PeerRefused(WORKLOAD, peer, "is part of a workload", "connect from outside")
+
+    async with served(tmp_path, admit=admit) as it:
+        with pytest.raises(
+            NotPermittedError, match=r"process 7 \(uid 1000\) is part of a workload; connect from outside"
+        ):
+            await in_thread(Client(it.path).status)
+        assert it.kinds == {"refused": 1}
+        assert it.records[0][1]["peer"] == "uid 1000"
+
+
+async def test_an_admitted_peer_reaches_the_handler(tmp_path):
+    async def handle(request):
+        return json_response([request.peer.pid, request.peer.workload])
+
+    def admit(accepted):
+        return Peer(*credentials(accepted), workload="web")
+
+    async with served(tmp_path, application(handle), admit=admit) as it:
+        answer = await it.answer(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        pid, workload = json.loads(answer.partition(b"\r\n\r\n")[2])
+        assert (pid, workload) == (credentials_of_self(), "web")
+
+
+def credentials_of_self() -> int:
+    a, b = socket.socketpair()
+    with a, b:
+        return credentials(a)[0]
+
+
+async def test_workloads_are_counted_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "IDENTITY_CONNECTIONS", 1)
+    names = iter(["web", "db", "web"])
+
+    def admit(accepted):
+        return Peer(*credentials(accepted), workload=next(names))
+
+    async with served(tmp_path, admit=admit) as it, await it.open(), await it.open() as db:
+        await db.send_all(INFO)
+        assert statuses(await db.receive_some()) == [200]
+        answer = await it.answer()
+        assert statuses(answer) == [503]
+        assert b"web has 1 connections" in answer
+
+
+async def test_a_failure_to_identify_a_peer_admits_nobody(tmp_path):
+    def admit(accepted):
+        raise ZeroDivisionError
+
+    async with served(tmp_path, admit=admit) as it:
+        assert statuses(await it.answer()) == [500]
+        assert it.kinds == {"internal": 1}
+
+
+# ---- clients
+
+
+async def test_our_client_gets_the_refusal_of_a_body_that_it_has_not_sent_to_its_end(tmp_path):
+    source = {"path": "/x.toml", "text": "x" * (limits.LARGE_BODY_LIMIT + 1)}
+    async with served(tmp_path) as it:
+        with pytest.raises(WrongRequestError, match="the body is larger than 32 MiB"):
+            await in_thread(Client(it.path).plan, source)
+        assert it.kinds == {"too_large": 1}
+
+
+async def test_our_client_gets_the_refusal_of_a_full_service(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "IDENTITY_CONNECTIONS", 0)
+    async with served(tmp_path) as it:
+        with pytest.raises(ClientError, match="has 0 connections here already"):
+            await in_thread(Client(it.path).status)
+
+
+async def test_a_half_closed_follower_gets_what_comes(tmp_path):
+    standin = Standin()
+    async with served(tmp_path, app(standin)) as it, await it.open() as stream:
+        await stream.send_all(b"GET /v1/events?follow=1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        await stream.send_eof()
+        answer = bytearray()
+        while b"three" not in answer:
+            answer += await stream.receive_some()
+        standin.past.add("2026-01-31T12:00:00.000000Z", "info", "x", {"message": "four"})
+        while b"four" not in answer:
+            answer += await stream.receive_some()
+        assert standin.past.followers == 1
+        await standin.past.end()
+        async for piece in stream:
+            answer += piece
+        assert answer.endswith(b"0\r\n\r\n")
+    assert it.kinds == {}
+
+
+async def test_a_follower_that_leaves_after_a_half_close_is_noticed(tmp_path):
+    standin = Standin()
+    async with served(tmp_path, app(standin)) as it:
+        async with await it.open() as stream:
+            await stream.send_all(b"GET /v1/events?follow=1 HTTP/1.1\r\nHost: x\r\n\r\n")
+            await stream.send_eof()
+            await until(lambda: standin.past.followers == 1)
+        await until(lambda: standin.past.followers == 0)
+        assert it.kinds == {}
+
+
+async def test_connections_need_no_threads(tmp_path):
+    async with served(tmp_path) as it:
+        before = threading.active_count()
+        assert statuses(await it.answer(INFO * 3)) == [200] * 3
+        assert threading.active_count() == before
