@@ -159,7 +159,9 @@ def _set_raw(cgroup: Cgroup, file: str, value: str | None) -> None:
     if value is None:
         value = cgroup.raw_before.get(file, "")
         if not value or "\n" in value:
-            raise CgroupError(f"cannot lift {subject}: what it said before cannot be written; set what is no limit")
+            raise CgroupError(
+                f"cannot lift {subject}: its text from before cannot be written; set a value that is no limit"
+            )
     elif file not in cgroup.raw_before:
         cgroup.raw_before[file] = _text_or_empty(path)
     for line in value.splitlines():

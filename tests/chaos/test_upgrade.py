@@ -127,7 +127,7 @@ def test_what_shows_before_anything_is_given_up_changes_nothing(tmp_path, change
         run.may_complain = True  # of the keeper's traceback
         done = upgrade(run, version(tmp_path, change, in_file), patience)
         assert done.returncode == 1
-        assert f"not upgraded, version {info['version']} goes on: " in done.stderr
+        assert f"not upgraded, version {info['version']} continues: " in done.stderr
         assert why in done.stderr
         assert run.record(event="not upgraded", level="error")
         assert lives(run) == was

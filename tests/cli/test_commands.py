@@ -119,7 +119,7 @@ def test_signal(supervisor, arguments):
         (["chekc"], 'there is no command "chekc", did you mean "check"?'),
         ([], "Usage: nsupervisor"),
         (["schema", "everything"], "is not one of"),
-        (["set", "db"], "nothing is said to be set; write for example"),
+        (["set", "db"], "no key is given; write for example"),
         (["set", "pids_max=9"], "no workload is named; write for example"),
         (["set", "db", "io_max=[{"], "the value of io_max is not TOML: [{; write for example"),
         (["set", "db", "io_max=[1979-05-27]"], "is not TOML"),

@@ -119,9 +119,9 @@ def test_following_use(supervisor, as_json):
         (["top", "wbe"], 'no workload matches "wbe"; did you mean "web"?'),
         (["why"], "Missing argument"),
         (["why", "-n", "0", "web"], "0 is not in the range"),
-        (["stats", "--interval", "soon"], '"soon" is no time from 10ms to 1440min; write for example "1s"'),
-        (["stats", "--interval", "0"], '"0" is no time'),
-        (["top", "--interval", "2d"], '"2d" is no time'),
+        (["stats", "--interval", "soon"], '"soon" is not a time from 10ms to 1440min; write for example "1s"'),
+        (["stats", "--interval", "0"], '"0" is not a time'),
+        (["top", "--interval", "2d"], '"2d" is not a time'),
     ],
 )
 def test_wrong_usage_is_2(supervisor, arguments, message):

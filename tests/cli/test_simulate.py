@@ -84,9 +84,9 @@ def test_what_cannot_be_used_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--for", "soon"], '"soon" is no length of time; write for example "10min" or "90s"'),
-        (["--max-size", "much"], '"much" is no size; write for example "64M"'),
-        (["--interval", "1ms"], '"1ms" is no time from 10ms'),
+        (["--for", "soon"], '"soon" is not a length of time; write for example "10min" or "90s"'),
+        (["--max-size", "much"], '"much" is not a size; write for example "64M"'),
+        (["--interval", "1ms"], '"1ms" is not a time from 10ms'),
     ],
 )
 def test_a_recording_with_wrong_bounds_is_refused(tmp_path, arguments, words):

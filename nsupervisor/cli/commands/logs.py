@@ -171,7 +171,9 @@ class Source:
         """
         if raw and (since or as_json):
             option = "--json" if as_json else "--since"
-            raise click.UsageError(f"{path} is raw: its lines have neither times nor fields, so {option} cannot be had")
+            raise click.UsageError(
+                f"{path} is raw: its lines have neither times nor fields, so {option} is not available"
+            )
         self.path, self.name, self.raw, self.several = path, name, raw, several
         self.since, self.pattern, self.as_json = since, pattern, as_json
         self.reader: Reader | None = None

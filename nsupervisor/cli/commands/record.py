@@ -30,7 +30,7 @@ def _length(ctx: click.Context, param: click.Parameter, value: str | None) -> fl
         return None
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(s|min|h|)", value, re.ASCII)
     if not match or not float(match[1]):
-        raise click.BadParameter(f'"{value}" is no length of time; write for example "10min" or "90s"')
+        raise click.BadParameter(f'"{value}" is not a length of time; write for example "10min" or "90s"')
     return float(match[1]) * _LENGTHS[match[2]]
 
 
@@ -38,7 +38,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: str) -> int:
     """Parse a size ("64M") to bytes."""
     match = re.fullmatch(r"([0-9]+)([KMG]?)", value, re.ASCII)
     if not match or not int(match[1]):
-        raise click.BadParameter(f'"{value}" is no size; write for example "64M"')
+        raise click.BadParameter(f'"{value}" is not a size; write for example "64M"')
     return int(match[1]) * _UNITS[match[2]]
 
 

@@ -39,7 +39,7 @@ def set(socket_path: str, as_json: bool, persist: bool, arguments: tuple[str, ..
     if not names:
         raise click.UsageError("no workload is named; write for example: nsupervisor set web memory_max=1G")
     if not pairs:
-        raise click.UsageError("nothing is said to be set; write for example: nsupervisor set web memory_max=1G")
+        raise click.UsageError("no key is given; write for example: nsupervisor set web memory_max=1G")
     resources: dict[str, Any] = {}
     for key, _, text in pairs:
         table, dot, file = key.partition(".")

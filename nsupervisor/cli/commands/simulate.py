@@ -100,7 +100,7 @@ def lines(result: Result, steps: bool, width: int, colour: bool) -> Iterator[str
     recorded = sum(row.recorded is not None for row in shown)
     common = sum(row.recorded is not None and row.simulated is not None for row in shown)
     added = sum(row.recorded is None for row in shown)
-    summary = f"{span(result.seconds)}: {plural(recorded, 'deed')} recorded"
+    summary = f"{span(result.seconds)}: {plural(recorded, 'action')} recorded"
     if same(result):
         yield f"{summary}; this configuration would have done the same"
     else:
@@ -108,7 +108,7 @@ def lines(result: Result, steps: bool, width: int, colour: bool) -> Iterator[str
     alone = result.parted.keys() - result.groups
     for name, since in result.parted.items():
         subject = "its life" if name in alone else "a member's life"
-        yield f"{name}: from {since:+.3f} on a guess (~): {subject} would have been another than the recorded one"
+        yield f"{name}: from {since:+.3f} on a guess (~): {subject} would have differed from the recorded one"
 
 
 def wrapped(row: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[Sequence[str]]:

@@ -28,7 +28,7 @@ def seconds(ctx: click.Context, param: click.Parameter, value: str) -> float:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|min|)", value, re.ASCII)
     number = float(match[1]) * _UNITS[match[2]] if match else 0.0
     if not 0.01 <= number <= 86400:
-        raise click.BadParameter(f'"{value}" is no time from 10ms to 1440min; write for example "1s" or "500ms"')
+        raise click.BadParameter(f'"{value}" is not a time from 10ms to 1440min; write for example "1s" or "500ms"')
     return number
 
 

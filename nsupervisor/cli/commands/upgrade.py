@@ -32,7 +32,7 @@ def upgrade(socket_path: str, timeout: float) -> int:
     before = client.info()
     answer = client.upgrade(sys.executable, str(Path(__file__).parents[3]), timeout)
     if not answer["ok"]:
-        say(f"not upgraded, version {before['version']} goes on: {answer['message']}")
+        say(f"not upgraded, version {before['version']} continues: {answer['message']}")
         return FAILED
     after = _next(client, before, 2 * timeout + 15)
     if after is None:

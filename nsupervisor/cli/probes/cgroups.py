@@ -29,7 +29,7 @@ def findings() -> Iterator[Finding]:
     for key, file in RESOURCES.items():
         problem = host.problem(key)
         if problem is not None:
-            yield Finding(key, MISSING, f"not to be enforced: {problem.why}", problem.instead)
+            yield Finding(key, MISSING, f"cannot be enforced: {problem.why}", problem.instead)
         else:
             controller = host.controllers[file.partition(".")[0]]
             yield Finding(key, OK, f"enforced by the kernel (cgroup v{controller.hierarchy.version})")

@@ -51,7 +51,9 @@ def _version() -> Finding:
     release = os.uname().release
     numbers = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in release.split("-")[0].split(".")[:2])
     if numbers < OLDEST:
-        return Finding("version", MISSING, f"Linux {release} is too old; 5.7 is the oldest that can do", UPGRADE, True)
+        return Finding(
+            "version", MISSING, f"Linux {release} is too old; 5.7 is the oldest supported version", UPGRADE, True
+        )
     return Finding("version", OK, f"Linux {release}")
 
 
@@ -80,7 +82,7 @@ def _pidfd() -> Finding:
         return Finding(
             "pidfd", MISSING, f"processes cannot be named safely: {error.strerror}", f"{UPGRADE} (5.3 has it)", True
         )
-    return Finding("pidfd", OK, "a signal cannot hit a stranger that got a dead process' number")
+    return Finding("pidfd", OK, "a signal cannot reach another process that got a dead process' pid")
 
 
 def _pidfd_exit() -> Finding:
@@ -122,13 +124,13 @@ def _inotify(error: OSError | None) -> Finding:
         return Finding(
             "inotify",
             MISSING,
-            f"cgroups cannot tell what happens to them: {error.strerror}",
+            f"cgroups cannot report events: {error.strerror}",
             "raise the numbers in /proc/sys/fs/inotify, "
             f"where max_user_instances is {read('/proc/sys/fs/inotify/max_user_instances') or 'unknown'}",
             True,
         )
     number = read("/proc/sys/fs/inotify/max_user_watches")
-    return Finding("inotify", OK, f"cgroups tell at once what happens to them; {number} files can be watched")
+    return Finding("inotify", OK, f"cgroups report events at once; {number} files can be watched")
 
 
 def _wait_for_pressure(trigger: str) -> None:
@@ -141,9 +143,9 @@ def _pressure(error: OSError | None) -> Finding:
     if not os.path.exists("/proc/pressure"):
         return Finding("pressure (PSI)", MISSING, "rules about pressure cannot be used", "boot with psi=1")
     if error is None:
-        return Finding("pressure (PSI)", OK, "the kernel tells of pressure within half a second")
+        return Finding("pressure (PSI)", OK, "the kernel reports pressure within half a second")
     if (error := in_child(partial(_wait_for_pressure, LONG))) is None:
-        text = "the kernel tells of pressure, but only over windows of 2 s or a multiple"
+        text = "the kernel reports pressure, but only over windows of 2 s or a multiple"
         return Finding("pressure (PSI)", LIMITED, text, "for shorter ones give the supervisor CAP_SYS_RESOURCE")
     text = f"pressure can be read, but not waited for: {error.strerror}"
     return Finding("pressure (PSI)", LIMITED, text, "nothing: it is then sampled")

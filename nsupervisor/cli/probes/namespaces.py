@@ -46,7 +46,7 @@ def _finding(name: str, meaning: str, make: Callable[[bool], None], essential: b
     if name != "user" and error.errno in (errno.EPERM, errno.EACCES) and in_child(lambda: make(True)) is None:
         text = f"{meaning}, but only together with a user namespace"
         return Finding(name, LIMITED, text, "run as root, or write user = true under [workload.NAME.namespaces]")
-    return Finding(name, MISSING, f"not to be had: {_reason(name, error)}", _remedy(name, error, essential), essential)
+    return Finding(name, MISSING, f"not available: {_reason(name, error)}", _remedy(name, error, essential), essential)
 
 
 def _make(name: str, user: bool) -> None:

@@ -27,12 +27,12 @@ CAPABILITIES = (
 # fmt: on
 
 WITHOUT = {
-    "SYS_ADMIN": "namespaces and mounts are to be had within a user namespace only",
+    "SYS_ADMIN": "namespaces and mounts are available within a user namespace only",
     "SETUID": "programs cannot run as another user (user = …)",
     "SETGID": "programs cannot run with other groups (user = …, supplementary_groups)",
     "KILL": "programs of other users cannot be sent signals",
     "NET_ADMIN": "networks can be set up within a user namespace only",
-    "SYS_RESOURCE": "hard limits cannot be raised (limit_nofile = … and the like), and pressure is told of over "
+    "SYS_RESOURCE": "hard limits cannot be raised (limit_nofile = … and the like), and pressure is reported over "
     "windows of 2 s or more",
     "SYS_NICE": "nice cannot be negative",
     "SYS_TIME": "clocks cannot be moved (time_offsets)",
