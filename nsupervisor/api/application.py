@@ -10,7 +10,8 @@ import trio
 
 from nsupervisor.api.control import Control, UnknownName
 from nsupervisor.api.http.messages import HTTPError, Request, Response, Stream, json_response
-from nsupervisor.api.http.routing import Endpoint, Router
+from nsupervisor.api.http.routing import Endpoint, Handler, Router
+from nsupervisor.api.permissions import Restricted
 from nsupervisor.api.routes import ROUTES, VERBS
 from nsupervisor.config.changes import parse_changes
 from nsupervisor.config.problems import ConfigError
@@ -35,10 +36,18 @@ _PARAMETERS = {"signal": ("signal",), "set": ("resources", "persist")}
 
 def app(control: Control) -> Router:
     """The application that answers for `control`; its routes are those of `nsupervisor.api.routes`."""
-    handlers = _Handlers(control)
-    return _Application(
-        Endpoint(route.method, route.path, getattr(handlers, route.name), route.body_limit) for route in ROUTES
-    )
+    everything = _Handlers(control)
+
+    def handler(name: str) -> Handler:
+        async def answer(request: Request) -> Response | Stream:
+            peer = request.peer
+            handlers = _Handlers(Restricted(control, peer.workload)) if peer and peer.workload else everything
+            method: Handler = getattr(handlers, name)
+            return await method(request)
+
+        return answer
+
+    return _Application(Endpoint(route.method, route.path, handler(route.name), route.body_limit) for route in ROUTES)
 
 
 class _Application(Router):
@@ -137,6 +146,7 @@ class _Handlers:
         # A group has limits of its own; everything else is done to its members.
         groups = {p: found for p in patterns if verb == "set" and (found := self.control.matching_groups(p))}
         members = self.control.resolve([pattern for pattern in patterns if pattern not in groups])
+        self.control.check_command(verb, members, parameters)
         results: dict[str, dict[str, Any] | None] = {}
         for name in dict.fromkeys(name for found in groups.values() for name in found):
             results[name] = await self.control.set_group(name, **parameters)

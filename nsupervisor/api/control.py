@@ -52,6 +52,17 @@ class Control(Protocol):
         """
         ...
 
+    def controllable_by(self, workload: str) -> Collection[str]:
+        """The instances that processes of the instance `workload` may control, by its `may_control`."""
+        ...
+
+    def also_affected(self, verb: str, name: str) -> list[str]:
+        """The other instances that this command would start or stop now, as they depend on each other."""
+        ...
+
+    def check_command(self, verb: str, names: Sequence[str], parameters: Mapping[str, Any]) -> None:
+        """Called before a command on any of the instances `names` begins. Raises HTTPError if one may not be done."""
+
     def stats(self) -> list[dict[str, Any]]:
         """One object `Stats` of `nsupervisor schema api` per instance, in the configuration's order."""
         ...

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from os.path import normpath
 from typing import NamedTuple
 
 from nsupervisor.config.facts import LIMITS, NOT_FILES
@@ -54,6 +55,7 @@ def conflicts(config: Config) -> Iterator[Conflict]:
         yield from limit_conflicts(workload, path)
         for number, mount in enumerate(workload.mounts):
             yield from _mount_conflicts(mount, (*path, "mounts", number))
+            yield from _runtime_directory_conflicts(mount, (*path, "mounts", number), config.supervisor)
         for number, rule in enumerate(workload.policy):
             yield from _rule_conflicts(rule, path, number)
     for name, group in config.groups.items():
@@ -96,7 +98,7 @@ def _supervisor_conflicts(supervisor: Supervisor) -> Iterator[Conflict]:
 
 def _missing_references(config: Config) -> Iterator[Conflict]:
     for name, workload in config.workloads.items():
-        for key in ORDERING_KEYS:
+        for key in (*ORDERING_KEYS, "may_control"):
             for number, dependency in enumerate(getattr(workload, key)):
                 if dependency in config.workloads:
                     continue
@@ -214,6 +216,34 @@ def _mapping_conflicts(mappings: tuple[IdMapping, ...], path: Path) -> Iterator[
             if first + size > second:
                 yield Conflict(path, f"two ranges overlap at {side} {second}; write ranges that do not overlap")
                 break
+
+
+def _runtime_directory_conflicts(mount: Mount, path: Path, supervisor: Supervisor) -> Iterator[Conflict]:
+    """The sockets of the service are in that directory, so no mount may show it. A link to it is found at the start."""
+    if not isinstance(supervisor.runtime_directory, str):
+        return
+    directory = normpath(supervisor.runtime_directory)
+    involved = (("supervisor", "runtime_directory"),)
+    is_bind = mount.type == "bind" or not {"bind", "rbind"}.isdisjoint(mount.options or ())
+    if is_bind and mount.source is not None and _is_within(mount.source, directory):
+        yield Conflict(
+            (*path, "source"),
+            f"{shown(mount.source)} is the supervisor's runtime directory, or in it, which workloads may not see; "
+            "remove the mount, or use may_control to let the workload use the API",
+            involved,
+        )
+    if mount.destination is not None and _is_within(mount.destination, directory, itself=False):
+        yield Conflict(
+            (*path, "destination"),
+            f"{shown(mount.destination)} is in the supervisor's runtime directory, which is hidden from workloads; "
+            "write another place",
+            involved,
+        )
+
+
+def _is_within(place: str, directory: str, itself: bool = True) -> bool:
+    place = normpath(place)
+    return place.startswith(f"{directory}/") or (itself and place == directory)
 
 
 def _mount_conflicts(mount: Mount, path: Path) -> Iterator[Conflict]:

@@ -360,6 +360,9 @@ class Workload(Table):
     user_namespace: UserNamespace = field(
         factory=UserNamespace, metadata=key(TableOf(UserNamespace), "the mappings of a new user namespace")
     )
+    may_control: tuple[str, ...] = field(
+        default=(), metadata=key(ListOf(kinds.NAME), "its processes may use the API, for these workloads alone")
+    )
     mounts: tuple[Mount, ...] = field(default=(), metadata=key(Tables(Mount), "mounts in a new mount namespace"))
     security: Security = field(factory=Security, metadata=key(TableOf(Security), "what the program may do"))
     resources: Resources = field(

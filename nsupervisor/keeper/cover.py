@@ -46,12 +46,15 @@ class Cover:
 
     def follow(self, mount: Mount, source: str) -> None:
         """Note where a mount that has just been made shows the directory. `source`: what a bind mount shows, without
-        symbolic links."""
+        symbolic links. Raises StepError for a source within the directory."""
         source = source.rstrip("/")
         destination = os.path.realpath(mount.destination).rstrip("/")
         for place in list(self._places):
             if place == source or place.startswith(f"{source}/"):
                 self._places[f"{destination}{place[len(source) :]}" or "/"] = None
+            elif source.startswith(f"{place}/"):
+                what = f"{mount.source} is in the supervisor's runtime directory, which programs may not see"
+                raise StepError(f"cannot mount {mount.source} on {mount.destination}: {what}", errno.EACCES)
 
     def apply(self, private: set[int], maker: tuple[int, int] | None = None) -> None:
         """Cover each place that shows the directory, and bind the sockets. Raises StepError.

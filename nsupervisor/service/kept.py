@@ -28,7 +28,7 @@ class Kept:
 
     directory: Path
     _nursery: trio.Nursery
-    protected: Sequence[str] = ()
+    protected: tuple[str, ...] = ()
     """The cgroups whose processes no keeper takes for a supervisor: see `Keeper.protect`."""
     _keeper: Keeper = attrs.field(init=False)
     _up: trio.Event = attrs.field(init=False, factory=trio.Event)
@@ -181,7 +181,7 @@ def close(child: Child) -> None:
 
 
 @asynccontextmanager
-async def open_kept(directory: Path, protected: Sequence[str] = ()) -> AsyncIterator[Kept]:
+async def open_kept(directory: Path, protected: tuple[str, ...] = ()) -> AsyncIterator[Kept]:
     """A keeper of this runtime directory, which refuses connections from the cgroups ``protected``.
 
     `go_on` has to be called before anything can be asked for. Raises as `open_keeper` does.

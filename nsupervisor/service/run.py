@@ -45,6 +45,7 @@ from nsupervisor.logs import Journal, open_journal
 from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.metrics.server import serve_metrics
 from nsupervisor.service.actor import Actor
+from nsupervisor.service.admission import Admission
 from nsupervisor.service.announce import announce
 from nsupervisor.service.capacity import connections_allowed, make_room
 from nsupervisor.service.clock import Monotonic
@@ -351,7 +352,8 @@ async def _supervise(
                 nursery.start_soon(reopen_on_signal, actors.values(), journal)
                 async with supervisor.reloader.turn:  # a reload is for those that run
                     unix, tcp = connections_allowed()
-                    serve_api = partial(serve, errors=errors, connections=unix)
+                    admission = Admission(keeper.protected, actors)
+                    serve_api = partial(serve, admit=admission.admit, errors=errors, connections=unix)
                     await nursery.start(serve_api, app(supervisor), directory / "api.sock")
                     await _run_all(everybody.values(), nursery)
                 groups.watch()

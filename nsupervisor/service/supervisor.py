@@ -167,6 +167,31 @@ class Supervisor:
         match = re.compile(fnmatch.translate(pattern)).match
         return (name for name, actor in self.actors.items() if match(name) or match(actor.workload.name))
 
+    def controllable_by(self, workload: str) -> list[str]:
+        """The instances that processes of the instance `workload` may control."""
+        actor = self.actors.get(workload)
+        names = actor.configured.may_control if actor is not None else ()
+        return [one.name for name in names for one in self.actors.instances(name)]
+
+    def also_affected(self, verb: str, name: str) -> list[str]:
+        """The other instances that `verb` would start or stop with it now."""
+        actor = self.actors[name]
+        if verb == "stop":
+            chain = [actor]
+            for one in chain:  # grows meanwhile
+                chain += [other for other in self.actors.requirers(one.workload.name) if other not in chain]
+            others = [one for one in chain[1:] if one.life.state not in AT_REST or one.pending]
+        elif verb in ("start", "restart") and not (verb == "start" and actor.life.alive):
+            edges = self._edges()
+            closure = order.closure(edges[actor.workload.name], edges)
+            others = [one for needed in closure for one in self.actors.instances(needed) if not one.up]
+        else:
+            others = []
+        return [one.name for one in others if one is not actor]
+
+    def check_command(self, verb: str, names: Sequence[str], parameters: Mapping[str, Any]) -> None:
+        """The operator may do everything."""
+
     async def metrics(self, accept: str) -> tuple[bytes, str]:
         """What is measured, as text, and its content type."""
         return await self.exposition.text(self.actors.values(), self.groups.by_name.values(), accept)

@@ -147,6 +147,15 @@ class Standin:
         self.asked.append(("set", name, {"changes": changes}))
         return {"name": name, "ok": True, "state": None, "message": ""}
 
+    def controllable_by(self, workload: str) -> list[str]:
+        return ["web@1", "web@2", "batch"] if workload == "panel" else []
+
+    def also_affected(self, verb: str, name: str) -> list[str]:
+        return ["db"] if (verb, name) == ("stop", "batch") else []
+
+    def check_command(self, verb: str, names: Any, parameters: Any) -> None:
+        pass
+
     def stats(self) -> list[dict[str, Any]]:
         self.samples += 1
         return [stats(one, self.samples) for one in self.instances.values()]

@@ -416,3 +416,33 @@ def test_loading_imports_only_what_it_needs() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("mount", "key"),
+    [
+        ('source = "/run/nsupervisor", destination = "/mnt"', "source"),
+        ('source = "/run/x/../nsupervisor/notify", destination = "/mnt"', "source"),
+        ('type = "none", options = ["rbind"], source = "/run/nsupervisor/", destination = "/mnt"', "source"),
+        ('type = "tmpfs", destination = "/run/nsupervisor/x"', "destination"),
+        ('source = "/run", destination = "/mnt"', None),
+        ('source = "/run/nsupervisor2", destination = "/mnt"', None),
+        ('type = "tmpfs", destination = "/run/nsupervisor"', None),
+    ],
+)
+def test_no_mount_shows_the_runtime_directory(mount: str, key: str | None) -> None:
+    text = f'[workload.web]\ncommand = ["web"]\nmounts = [{{ {mount} }}]\n'
+    if key is None:
+        assert parse(text, "x.toml").workloads["web"].mounts
+        return
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "x.toml")
+    (problem,) = caught.value.problems
+    assert problem.key == f"workload.web.mounts[0].{key}"
+    assert "runtime directory" in problem.message
+
+
+def test_may_control_names_workloads_that_are_there() -> None:
+    text = '[workload.web]\ncommand = ["web"]\nmay_control = ["web", "cach"]\n[workload.cache]\ncommand = ["c"]\n'
+    with pytest.raises(ConfigError, match=r'may_control.*there is no workload "cach"; did you mean "cache"'):
+        parse(text, "x.toml")

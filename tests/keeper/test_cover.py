@@ -124,6 +124,22 @@ async def test_copies_of_the_directory_are_covered(harness: Harness, place: Plac
     assert result.stdout.split() == copies
 
 
+@pytest.mark.parametrize("way", ["link", "copy"])
+async def test_a_part_of_the_directory_cannot_be_mounted(
+    harness: Harness, place: Place, tmp_path: Path, way: str
+) -> None:
+    """`check` sees names only; what they lead to shows at the start."""
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    (tmp_path / "link").symlink_to(place.directory / "notify")
+    mounts = [{"source": str(place.parent), "destination": str(tmp_path / "first")}]
+    source = tmp_path / "link" if way == "link" else tmp_path / "first" / "run" / "notify"
+    mounts.append({"source": str(source), "destination": str(tmp_path / "second")})
+    result = await harness.run("true", namespaces=ISOLATED, mounts=mounts, **place.cover())
+    assert result.failure is not None
+    assert "is in the supervisor's runtime directory, which programs may not see" in result.failure.message
+
+
 async def test_a_mount_that_hides_the_directory_is_refused_where_a_socket_is_needed(
     harness: Harness, place: Place, tmp_path: Path
 ) -> None:

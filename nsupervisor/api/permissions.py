@@ -1,0 +1,139 @@
+"""What a workload with `may_control` may ask of the API: exactly the instances that the key names, and no more.
+
+`permitted` decides. `Restricted` is the service as such a workload sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from nsupervisor.api.control import Control, UnknownName
+from nsupervisor.api.http.messages import HTTPError
+
+READ_ONLY = frozenset({"info", "status", "stats", "history", "events", "groups"})
+"""Operations that only read, and that can be narrowed to some instances."""
+COMMAND = "command"
+
+
+def permitted(
+    workload: str,
+    allowed: Collection[str],
+    operation: str,
+    names: Collection[str] = (),
+    also: Collection[str] = (),
+    persist: bool = False,
+) -> str:
+    """Return why a process of `workload` may not do this; "" if it may.
+
+    `allowed`: the instances that its `may_control` means. `operation`: the name of a route. `names`: the instances, or
+    names that mean none, that it asks about. `also`: other instances that a command would start or stop with them.
+    """
+    known = f"workload {workload} may control only {', '.join(sorted(allowed)) or 'nothing'}"
+    instead = "ask from outside of all workloads, or change its `may_control`"
+    if operation not in READ_ONLY and operation != COMMAND:
+        return f"workload {workload} may not use {operation}, which is about all of the service; {instead}"
+    if persist:
+        return f"workload {workload} may not change the configuration file; {instead}, or set it without persist"
+    if other := sorted(set(names) - set(allowed)):
+        return f"{known}, not {', '.join(other[:5])}; {instead}"
+    if other := sorted(set(also) - set(allowed)):
+        return f"{known}, and this would also start or stop {', '.join(other[:5])}; {instead}"
+    return ""
+
+
+class Restricted(Control):
+    """The service, narrowed to what one workload may control. Everything else raises HTTPError 403."""
+
+    def __init__(self, control: Control, workload: str) -> None:
+        self._control = control
+        self._workload = workload
+        self._allowed = frozenset(control.controllable_by(workload))
+
+    def _check(self, operation: str, **facts: Any) -> None:
+        if why := permitted(self._workload, self._allowed, operation, **facts):
+            raise HTTPError(403, why)
+
+    def controllable_by(self, workload: str) -> Collection[str]:
+        return self._allowed
+
+    def info(self) -> dict[str, Any]:
+        return self._control.info()
+
+    def status(self) -> list[dict[str, Any]]:
+        return [one for one in self._control.status() if one["name"] in self._allowed]
+
+    def stats(self) -> list[dict[str, Any]]:
+        return [one for one in self._control.stats() if one["name"] in self._allowed]
+
+    def group_status(self) -> list[dict[str, Any]]:
+        """The groups that have such an instance in them, with these members alone."""
+        groups = [
+            {**group, "members": [name for name in group["members"] if name in self._allowed]}
+            for group in self._control.group_status()
+        ]
+        return [group for group in groups if group["members"]]
+
+    def matching_groups(self, pattern: str) -> list[str]:
+        visible = {group["name"] for group in self.group_status()}
+        return [name for name in self._control.matching_groups(pattern) if name in visible]
+
+    async def set_group(
+        self, name: str, changes: Mapping[str, Any], persist: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        raise HTTPError(403, permitted(self._workload, self._allowed, COMMAND, names=[name]))
+
+    def resolve(self, patterns: Sequence[str]) -> list[str]:
+        """The instances among the allowed ones. A name that means none of them, whether it exists or not, is refused
+        in the same words; a pattern means those of its matches that are allowed."""
+        found: dict[str, None] = {}
+        for pattern in patterns:
+            try:
+                names = self._control.resolve([pattern])
+            except UnknownName:
+                names = []
+            is_narrowed = bool(set(pattern) & set("*?[")) or "/" in pattern
+            allowed = [name for name in names if name in self._allowed]
+            if not allowed or (len(allowed) < len(names) and not is_narrowed):
+                self._check(COMMAND, names=[pattern])
+            found |= dict.fromkeys(allowed)
+        return list(found)
+
+    def also_affected(self, verb: str, name: str) -> list[str]:
+        return self._control.also_affected(verb, name)
+
+    def history(self, name: str) -> dict[str, Any]:
+        self._check("history", names=[name])
+        return self._control.history(name)
+
+    def events(
+        self, names: Collection[str] | None, events: Collection[str] | None, news: bool
+    ) -> AbstractContextManager[AsyncIterator[bytes]]:
+        wanted = self._allowed if names is None else self._allowed & set(names)
+        return self._control.events(wanted, events, news)
+
+    def trace(
+        self, names: Collection[str] | None, interval: float | None, seconds: float, most: float
+    ) -> AbstractContextManager[AsyncIterator[bytes]]:
+        raise HTTPError(403, permitted(self._workload, self._allowed, "trace"))
+
+    async def metrics(self, accept: str) -> tuple[bytes, str]:
+        raise HTTPError(403, permitted(self._workload, self._allowed, "metrics"))
+
+    async def plan(self, path: str | None, text: str | None) -> dict[str, Any]:
+        raise HTTPError(403, permitted(self._workload, self._allowed, "plan"))
+
+    async def reload(self, path: str | None, text: str | None) -> AbstractContextManager[AsyncIterator[bytes]]:
+        raise HTTPError(403, permitted(self._workload, self._allowed, "reload"))
+
+    async def upgrade(self, python: str, package: str, patience: float) -> tuple[bool, str]:
+        raise HTTPError(403, permitted(self._workload, self._allowed, "upgrade"))
+
+    def check_command(self, verb: str, names: Sequence[str], parameters: Mapping[str, Any]) -> None:
+        also = [other for name in names for other in self._control.also_affected(verb, name) if other not in names]
+        self._check(COMMAND, names=names, also=also, persist="persist" in parameters)
+
+    async def command(self, verb: str, name: str, **parameters: Any) -> dict[str, Any]:
+        self._check(COMMAND, names=[name], persist="persist" in parameters)
+        return await self._control.command(verb, name, **parameters)
