@@ -301,12 +301,13 @@ def _rule_conflicts(rule: Rule, workload_path: Path, number: int) -> Iterator[Co
     if condition.momentary and rule.for_ > 0:
         yield Conflict(
             (*path, "for"),
-            f'is for levels, but "{condition.text}" is true for a moment only, because {_moment(condition)}; remove it',
+            f'is for levels, but "{condition.text}" is true for a moment only, '
+            f"because {_momentary_reason(condition)}; remove it",
             ((*path, "when"),),
         )
 
 
-def _moment(condition: Condition) -> str:
+def _momentary_reason(condition: Condition) -> str:
     kinds = {atom.kind for atom in condition.atoms}
     if "counter" in kinds:
         return "it has a counter in it"

@@ -217,7 +217,8 @@ def _explain(condition: Condition, resources: Resources, certain: bool, shared: 
         if atom.op in (">", ">="):
             return f"{message}: {reading} is at most {_format_value(atom, maximum)}; write a smaller threshold"
         return f"{message}: {reading} is at least {_format_value(atom, minimum)}; write a larger threshold"
-    return f"{message}: its parts {'leave nothing out' if certain else 'exclude each other'}; write other thresholds"
+    relation = "leave nothing out" if certain else "exclude each other"
+    return f"{message}: its parts {relation}; write other thresholds"
 
 
 def _format_value(atom: Atom, value: float) -> str:

@@ -191,10 +191,8 @@ def _choose_action(current: Running, workload: Workload, changes: Sequence[Chang
         )
     if not restart_keys:
         if current.files.problem and current.state in ALIVE:
-            return (
-                live_action,
-                f"it keeps the environment that it has, as {_FILES} cannot be read now: {current.files.problem}",
-            )
+            problem = f"{_FILES} cannot be read now: {current.files.problem}"
+            return live_action, f"it keeps the environment that it has, as {problem}"
         return live_action, ""
     if current.state is State.EXITED:
         return live_action, "has ended by itself; it takes this at its next start"

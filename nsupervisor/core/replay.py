@@ -83,7 +83,8 @@ def simulate(config: Config, trace: Trace, seed: int = 0) -> Result:
         if workload is None:
             warnings.append(f"{name} is in the trace, but not in the configuration: nothing would have been done")
         else:
-            lives[name] = Replayed(name, workload, recorded_config, random.Random(f"{seed}:{name}"), lambda: groups)  # noqa: S311 - jitter
+            jitter = random.Random(f"{seed}:{name}")  # noqa: S311 - no secret
+            lives[name] = Replayed(name, workload, recorded_config, jitter, lambda: groups)
     recorded_workloads = {name.partition("@")[0] for name in recorded}
     warnings += [
         f"{name} is not in the trace: nothing is known of it"

@@ -182,7 +182,7 @@ class Writer:
         self,
         workloads: Mapping[str, Workload],
         groups: Mapping[str, tuple[Group, Sequence[str]]] | None = None,
-        **about: Any,
+        **context: Any,
     ) -> Line:
         """Return the first line: workloads by instance name, and groups by full name, with their members."""
         self._workloads = dict(workloads)
@@ -192,7 +192,7 @@ class Writer:
         }
         return {
             "trace": FORMAT,
-            **about,
+            **context,
             "workloads": {name: settings(config) for name, config in workloads.items()},
             **({"groups": groups_head} if groups_head else {}),
         }
