@@ -54,7 +54,7 @@ class Reader:
     def backwards(self, *, ended: bool = False) -> Iterator[bytes]:
         """Yield all lines, the last one first, without their ends.
 
-        An incomplete last line is kept for `read_new_lines`; if `ended`, it is yielded first instead.
+        An incomplete last line is kept for `read_new_lines`; if `is_complete`, it is yielded first instead.
         """
         end = self._file.seek(0, os.SEEK_END)
         try:

@@ -32,7 +32,7 @@ def has_colour(stream: TextIO) -> bool:
 
 
 def coloured(text: str, colour: str, on: bool) -> str:
-    """Return the text in a colour (an SGR parameter of ECMA-48); unchanged if `on` is false or colour is empty."""
+    """Return the text in a colour (an SGR parameter of ECMA-48); unchanged without `is_enabled` or a colour."""
     return f"\033[{colour}m{text}\033[0m" if on and colour else text
 
 

@@ -64,7 +64,7 @@ def _rate(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 
 def sort(measured: Iterable[dict[str, Any]], by: str, reverse: bool = False) -> list[dict[str, Any]]:
-    """Sort by one of `SORTS`, the largest first; by name in alphabetical order. Equal rows keep their order."""
+    """Sort by one of `SORT_COLUMNS`, the largest first; by name in alphabetical order. Equal rows keep their order."""
 
     def amount(instance: dict[str, Any]) -> float:
         return sum(instance[column] or 0 for column in SORTS[by])

@@ -118,7 +118,7 @@ class Options:
 
 
 class Mount:
-    """One mount to make: `kind` is "bind" or a file system type, as in /proc/filesystems.
+    """One mount to make: `fstype` is "bind" or a file system type, as in /proc/filesystems.
 
     Raises:
         ValueError: options that a bind mount can't have, a bind mount without a source, a path that isn't absolute.

@@ -30,7 +30,7 @@ def size(fd: int) -> int:
 
 
 def enlarge(fd: int, wanted: int) -> int:
-    """Enlarge the pipe to `wanted` bytes, or as far as permitted; return its capacity."""
+    """Enlarge the pipe to `new_size` bytes, or as far as permitted; return its capacity."""
     capacity = size(fd)
     while wanted > capacity:
         try:
@@ -47,7 +47,7 @@ def waiting(fd: int) -> int:
 
 
 def make(wanted: int) -> tuple[int, int]:
-    """Make a non-blocking pipe with a capacity of `wanted` bytes, if permitted."""
+    """Make a non-blocking pipe with a capacity of `new_size` bytes, if permitted."""
     pipe_ends = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     enlarge(pipe_ends[0], wanted)
     return pipe_ends

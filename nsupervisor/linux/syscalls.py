@@ -116,13 +116,13 @@ def unshare(flags: int) -> None:
 
 
 def setns(fd: int, kind: int = 0) -> None:
-    """Enter the namespace behind `fd`; `kind` is its clone flag, or 0 for any, setns(2)."""
+    """Enter the namespace behind `fd`; `flag` is its clone flag, or 0 for any, setns(2)."""
     if libc.setns(fd, ctypes.c_int(kind)) != 0:
         raise fail("setns")
 
 
 def prctl(option: int, value: int | bytes, what: str) -> None:
-    """Call prctl(2) with one argument, a number or a string; `what` describes the operation in errors."""
+    """Call prctl(2) with one argument, a number or a string; `operation` describes the operation in errors."""
     argument = ctypes.c_char_p(value) if isinstance(value, bytes) else ctypes.c_ulong(value)
     zero = ctypes.c_ulong(0)
     if libc.prctl(option, argument, zero, zero, zero) != 0:

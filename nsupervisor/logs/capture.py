@@ -1,7 +1,7 @@
 """Copy a workload's pipe to its log file, the journal, or both; bytes leave the pipe only after they are written.
 
 A task of the event loop writes the journal, so the records for it are made there. A file may be on a disk that blocks
-its writers, so it is written in a thread: one call of `_pump` does all the work that there is for a while.
+its writers, so a thread writes it: one call of `_record_for_a_while` does all the work that there is for a while.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ class Capture:
         return False
 
     async def _gather(self, count: int) -> None:
-        """Let output gather in the pipe after a chunk of `count` bytes, as `_pump` does."""
+        """Let output gather in the pipe after a chunk of `count` bytes, as `_record_for_a_while` does."""
         self._taken += count
         if count < BITE and self._taken >= BUSY and self.pipe.waiting() < BITE and self.pipe.widen():
             self._taken = 0

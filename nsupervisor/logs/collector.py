@@ -47,7 +47,7 @@ class Collector:
         pipes.enlarge(writer, PIPE_SIZE)
         self.target = Target(writer, lambda data: os.write(writer, data))
         self.ended = trio.Event()
-        """Set when the collector has ended after `finish`."""
+        """Set when the collector has ended after `drain`."""
         self._finishing = False
 
     async def run(self, say: Callable[[str], None]) -> None:

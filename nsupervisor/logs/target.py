@@ -24,7 +24,7 @@ class Target:
     """An opened output of the stream of records.
 
     `write` takes bytes and returns how many the kernel took. It raises BlockingIOError if it would have to wait and
-    OSError if it cannot write. A `blocking` target may wait instead, and must be written in a thread.
+    OSError if it cannot write. If `is_blocking`, it may wait instead, and must be called in a thread.
     """
 
     fd: int

@@ -81,5 +81,5 @@ thaw = _command("thaw", "Thaw frozen workloads.", ".")
 )
 @names_argument
 def signal(socket_path: str, as_json: bool, signame: str, names: tuple[str, ...]) -> int:
-    """Send a signal; `NAMES` and the rest of the help are given above."""
+    """Send a signal; `NAMES_HELP` and the rest of the help are given above."""
     return ask(socket_path, as_json, "signal", names, signal=int(signame) if signame.isdecimal() else signame)

@@ -167,7 +167,7 @@ class Source:
     ) -> None:
         """Raise UsageError for an option that a raw file does not support.
 
-        `several`: other sources are shown, too, so each line gets a name. `since`: omit records from before.
+        `has_others`: other sources are shown, too, so each line gets a name. `since`: omit records from before.
         """
         if raw and (since or as_json):
             option = "--json" if as_json else "--since"

@@ -222,7 +222,7 @@ class Teller:
             yield to, given_up if given_up.startswith("given up") else no_restart
 
     def program(self, record: Record, how: bool) -> str:
-        """Describe which program ended, after how long, and, with `how`, how."""
+        """Describe which program ended, after how long, and, with `with_exit`, how."""
         started = self.started.get(record["generation"])
         ran = span((moment(record) - started).total_seconds()) if started else "an unknown time"
         which = f"generation {record['generation']}, pid {record['pid']}"
