@@ -1,6 +1,7 @@
-"""How many files a configuration needs open at once, in the supervisor and in the keeper, and whether it may have them.
+"""How many open files a configuration needs, in the supervisor and in the keeper, and whether the limit allows them.
 
-Told before anything starts: otherwise the last workloads would not start, and logs, cgroups and the API fail with them.
+This is checked before anything starts: otherwise the last workloads would not start, and logs, cgroups and the API
+would fail with them.
 """
 
 import resource
@@ -14,39 +15,41 @@ from nsupervisor.config.model import Config, Rule
 from nsupervisor.core.instances import instances
 
 SUPERVISOR_OWN, KEEPER_OWN = 160, 150
-"""Files that each has open besides: sockets, log files, starts under way. Connections of the API are not among them."""
+"""Other open files of each process: sockets, log files, starts in progress; connections of the API are not counted."""
 PER_START = 3
-"""Of a program that runs: its two log pipes, and its pidfd."""
+"""Descriptors per running program: its two log pipes and its pidfd."""
 PER_TRIGGER = 2
-"""A pressure file, and what is waited with for it."""
+"""Descriptors per pressure trigger: the pressure file and what waits for it."""
 
 
 class Connections(NamedTuple):
-    """How many connections each listener of the API may have at a time."""
+    """The most connections that each listener of the API may have at a time."""
 
     unix: int
     tcp: int
 
 
 class Need(NamedTuple):
-    """Open files of each process."""
+    """The open files that each process needs."""
 
     supervisor: int
     keeper: int
 
 
 def needed(config: Config, host: Host) -> Need:
-    """For everything that the configuration has, running at once. Files of cgroups that are read again and again are
-    not among them: those are kept open as far as there is room."""
+    """Return the open files that the configuration needs when everything in it runs at once.
+
+    Cgroup files that are read repeatedly are not counted: they are kept open only as far as the limit allows.
+    """
     connections = connections_allowed()
     supervisor = SUPERVISOR_OWN + connections.unix + (connections.tcp if config.supervisor.metrics else 0)
     keeper = KEEPER_OWN
-    for workload, _ in instances(config).values():
-        one = config.workloads[workload]
-        socket = int(one.speaks)
-        files = {getattr(one.log, stream) for stream in ("stdout", "stderr")} & {"file", "both"}
-        supervisor += PER_START + socket + bool(files) + _watched(one.policy, host)
-        keeper += PER_START - (not one.init) + socket
+    for name, _ in instances(config).values():
+        workload = config.workloads[name]
+        socket = int(workload.speaks)
+        files = {getattr(workload.log, stream) for stream in ("stdout", "stderr")} & {"file", "both"}
+        supervisor += PER_START + socket + bool(files) + _watched(workload.policy, host)
+        keeper += PER_START - (not workload.init) + socket
     for group in config.groups.values():
         supervisor += _watched(group.policy, host)
     return Need(supervisor + _watched(config.host.policy, host), keeper)
@@ -62,36 +65,36 @@ def _watched(rules: Sequence[Rule], host: Host) -> int:
 
 
 def connections_allowed() -> Connections:
-    """At most a sixteenth of all files for the connections of the Unix socket, and half of that for those on TCP."""
-    most = allowed()
+    """Return at most a sixteenth of all files for connections on the Unix socket, and half of that for TCP."""
+    limit = allowed()
     return Connections(
-        unix=min(max(most // 16, 64), UNIX_CONNECTIONS),
-        tcp=min(max(most // 32, 32), TCP_CONNECTIONS),
+        unix=min(max(limit // 16, 64), UNIX_CONNECTIONS),
+        tcp=min(max(limit // 32, 32), TCP_CONNECTIONS),
     )
 
 
 def allowed() -> int:
-    """How many files this process, and the keeper that it starts, may have open at most: both raise their own limit."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 1 << 30 if most == resource.RLIM_INFINITY else most
+    """Return the hard limit of open files; this process and the keeper it starts both raise their soft limit to it."""
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 30 if hard_limit == resource.RLIM_INFINITY else hard_limit
 
 
 def shortage(config: Config, host: Host) -> str:
-    """Why the configuration does not fit, and what to do instead; "" where it does."""
-    need, most = needed(config, host), allowed()
-    if max(need.supervisor, need.keeper) <= most:
+    """Return why the configuration does not fit into the limit, and what to do instead; "" if it fits."""
+    need, limit = needed(config, host), allowed()
+    if max(need.supervisor, need.keeper) <= limit:
         return ""
     count = len(instances(config))
     return (
         f"{count:,} instances need {need.supervisor:,} open files in the supervisor and {need.keeper:,} in the keeper, "
-        f"and a process may have {most:,} here; raise the hard limit (ulimit -Hn; LimitNOFILE= in a systemd unit), or "
+        f"and a process may have {limit:,} here; raise the hard limit (ulimit -Hn; LimitNOFILE= in a systemd unit), or "
         "divide them among several services"
     )
 
 
 def make_room(config: Config, host: Host) -> None:
-    """Keep no more files of cgroups open than what else is needed leaves room for; a third of all at most."""
-    from nsupervisor.cgroups.cgroup import keep_at_most  # only who runs something needs it
+    """Limit the cgroup files that are kept open to what the other needs leave, and to a third of the limit."""
+    from nsupervisor.cgroups.cgroup import keep_at_most  # imported here: only a running service needs it
 
-    most = allowed()
-    keep_at_most(max(min(most // 3, most - needed(config, host).supervisor), 0))
+    limit = allowed()
+    keep_at_most(max(min(limit // 3, limit - needed(config, host).supervisor), 0))

@@ -1,7 +1,7 @@
-"""The clock of the service: the kernel's monotonic one as it is, so that times can outlive the process.
+"""The clock of the service: the kernel's monotonic clock unchanged, so that times outlive the process.
 
-trio's own clock adds a number drawn by chance, so that nobody takes its times for those of another process. Here they
-are meant to be taken for that: a deadline that one supervisor has set is kept by the next.
+The default clock of trio adds a random offset, so that its times cannot be mistaken for those of another process. This
+service needs the opposite: the next supervisor keeps the deadlines that the present one has set.
 """
 
 import time
@@ -10,15 +10,15 @@ import trio
 
 
 class Monotonic(trio.abc.Clock):
-    """CLOCK_MONOTONIC, in seconds."""
+    """CLOCK_MONOTONIC of clock_gettime(2), in seconds."""
 
     def start_clock(self) -> None:
-        """Nothing to do: it runs since the boot."""
+        """Do nothing: the clock has been running since the boot."""
 
     def current_time(self) -> float:
-        """The seconds since some moment at the boot."""
+        """Return the seconds since an unspecified moment at the boot."""
         return time.monotonic()
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
-        """How long to sleep until then."""
+        """Return how many seconds to sleep until `deadline`."""
         return deadline - time.monotonic()

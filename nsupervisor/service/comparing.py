@@ -1,7 +1,8 @@
-"""What a plan is made from: what each instance is now, and whether what it was started with still holds.
+"""The inputs of a reload plan: each instance as it is now, and whether it still matches how it was started.
 
-The file that is in force tells most of it. Two things it does not tell: what an environment file said when the program
-was started, and with what an earlier supervisor, of another file, has started it. Of both there is a digest (`trail`).
+The configuration in force answers most of this, with two exceptions: the contents of an environment file when the
+program was started, and the settings of a program that an earlier supervisor started from another file. The checkpoint
+holds a digest of each.
 """
 
 from collections.abc import Mapping
@@ -18,19 +19,19 @@ Contents = Mapping[str, dict[str, str] | str]
 
 
 def read_contents(config: Config) -> Contents:
-    """What the environment files of all workloads say. For a thread: there may be many, and their disk may be slow."""
-    found: dict[str, dict[str, str] | str] = {}
+    """Read the environment files of all workloads; call it in a thread, since there may be many on a slow disk."""
+    contents: dict[str, dict[str, str] | str] = {}
     for name, workload in config.workloads.items():
         if workload.environment_file:
             try:
-                found[name] = file_variables(workload)
+                contents[name] = file_variables(workload)
             except (ConfigError, OSError) as error:
-                found[name] = str(error)
-    return found
+                contents[name] = str(error)
+    return contents
 
 
 def running(actor: Actor, config: Config, contents: Contents) -> Running:
-    """An instance, as a plan for ``config`` takes it."""
+    """Describe an instance for a plan that leads to `config`."""
     life, wanted = actor.life, config.workloads.get(actor.workload.name)
     return Running(
         actor.name,

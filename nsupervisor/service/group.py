@@ -1,13 +1,13 @@
-"""A group of workloads while the service runs: its limits, its readings, and what its rules do to one of its members.
+"""A group of workloads while the service runs: its limits, its readings, and its rules, which act on its members.
 
-The group decides nothing. `nsupervisor.core.rules` says when a rule of it goes off, `nsupervisor.core.victims` says
-whom it hits and whether that has helped. The act itself is the member's own affair: it is handed the rule with its
-cause, and does it in its turn, as if it were a rule of its own (`nsupervisor.core.mind`).
+The group decides nothing. `nsupervisor.core.rules` decides when a rule fires; `nsupervisor.core.rules.victims` decides
+which member it acts on and whether that helped. The member carries out the action itself: it receives the firing with
+its cause and handles it like one of its own rules (`nsupervisor.core.decider`).
 
-All files that a group's rules look at are read together, once a tick, so that all rules see one moment. Where the
-kernel tells of events (cgroup v2), such news is a tick, too.
+All files that a group's rules read are read together, once per sample, so that all rules see the same moment. If the
+kernel notifies of events (cgroup v2), such a notification also makes a sample.
 
-The whole host is a group as well: the cgroup around all our workloads, which has no limits.
+The whole host is a group as well: the cgroup that contains all workloads, which has no limits.
 """
 
 from __future__ import annotations
@@ -40,41 +40,41 @@ if TYPE_CHECKING:
     from nsupervisor.service.actor import Actor
 
 HOST = "host"
-"""The name of the group of all."""
+"""The name of the group that contains all workloads."""
 LOOK = 0.02
-"""Seconds between two looks at what an act has led to."""
+"""Seconds between two checks of what an action has led to."""
 _MEMORY = ("memory.", "host.memory", "host.meminfo")
-"""What the files begin with that a rule about memory looks at."""
+"""Prefixes of the files that rules about memory read."""
 
 
 @attrs.define(eq=False)
 class Group:
-    """One group. ``name`` is "group/batch", or "host"."""
+    """One group at run time. `name` is "group/batch", or "host"."""
 
     name: str
     config: GroupConfig
     cgroup: Cgroup
     world: World
     around: tuple[Group, ...] = ()
-    """The groups that it is in, the outermost first; the host is not among them."""
+    """The groups that contain it, the outermost first; the host is not among them."""
     turn: trio.Lock = attrs.field(factory=trio.Lock)
-    """Held while something is done to a victim; all groups share one, so that no two of them act at once."""
+    """Held while an action affects a victim; all groups share one lock, so that no two of them act at once."""
     members: list[Actor] = attrs.field(factory=list)
-    """All workload instances in it, also those in groups that are in it."""
+    """All workload instances in it, including those in groups inside it."""
     resources: Resources = attrs.field(init=False)
-    """The limits in force: the configuration's, with what `change` has made of them."""
+    """The limits in force: those of the configuration, with later changes by `change_limits`."""
     engine: Engine = attrs.field(init=False)
     limits: Mapping[str, float | None] = attrs.field(init=False, factory=dict)
     _growth: Growth = attrs.field(init=False, factory=Growth)
     _latest: Snapshot = attrs.field(init=False, factory=dict)
-    """The latest sample of the levels, and when it was taken."""
+    """The latest sample of the level files; `_sampled_at` is when it was taken."""
     _looked: float = 0.0
     _resumed: bool = False
-    """What the rules remember is an earlier supervisor's."""
+    """Whether the state of the rules was restored from an earlier supervisor."""
     quiet_since: float = float("-inf")
-    """When something was done to a member last, by whichever group."""
+    """When any group last acted on a member of this one."""
     acting: int = 0
-    """How many moments there are whose rules have not had all of their turns yet."""
+    """Number of moments whose rules have fired and whose actions are still pending."""
 
     def __attrs_post_init__(self) -> None:
         self.resources = self.config.resources
@@ -86,24 +86,30 @@ class Group:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files that its rules look at."""
+        """The files that its rules read."""
         return tuple(dict.fromkeys(atom.file for rule in self.engine.rules for atom in rule.when.atoms))
 
     def resume_from(self, record: GroupRecord | None) -> None:
-        """Go on where an earlier supervisor has left it, if one has."""
+        """Restore the state of the rules that an earlier supervisor saved, if one did."""
         if record is not None:
             self.engine = recalled(self.engine, record.rules)
             self._resumed = True
 
     def remember(self) -> None:
-        """Leave word for the supervisor that comes after this one. Rules that have gone off are remembered once that
-        has been done, so that they go off again where it has not."""
+        """Save the limits and the state of the rules for the next supervisor.
+
+        A rule that has fired is saved after its action has been carried out, so that it fires again if that did not
+        happen.
+        """
         changed = differences(self.config.resources, self.resources)
         self.world.state.keep_group(self.name, GroupRecord(remembered(self.engine), changed))
 
     def watch(self) -> None:
-        """Begin to look. What counters say now is the base line, or what an earlier supervisor has heard of them; a
-        level that holds already is news."""
+        """Start to watch the files of the rules.
+
+        Counters are compared with their present values, or with those that an earlier supervisor saw. A level that
+        holds already counts as a change.
+        """
         resumed, self._resumed = self._resumed, False
         self._watch(resumed)
         self.remember()
@@ -117,9 +123,9 @@ class Group:
                 self._see({file: self._read(self.cgroup, file)})
             else:
                 self.engine, _ = self.engine.observe({file: self._read(self.cgroup, file)}, {}, trio.current_time())
-        told = [file for file in self.files if notifies(file) and not self.cgroup.is_v1(file)]
-        levels = [file for file in self.files if file not in told]
-        self.world.watcher.add(self.cgroup, self._hear, events=told, levels=levels, on_sample=self._sample)
+        notified = [file for file in self.files if notifies(file) and not self.cgroup.is_v1(file)]
+        levels = [file for file in self.files if file not in notified]
+        self.world.watcher.add(self.cgroup, self._hear, events=notified, levels=levels, on_sample=self._sample)
         stalls = [atom for rule in self.engine.rules for atom in rule.when.atoms if atom.kind == "stall"]
         for file, key in dict.fromkeys((atom.file, atom.key or "") for atom in stalls):
             self._watch_stall(file, key)
@@ -127,21 +133,21 @@ class Group:
             self.resume()
 
     def _watch_stall(self, file: str, key: str) -> None:
-        """Have the kernel tell of a stall, as `Judge` does for a workload."""
+        """Set a pressure trigger in the kernel, as `PolicyRunner` does for a workload."""
         kind, stall, window = key.split()
 
-        def heard(reading: Reading) -> None:
+        def on_stall(reading: Reading) -> None:
             self._see({file: {**reading.values, key: reading.values[f"{kind} total"]}})
 
         base_line = {file: {key: self._read(self.cgroup, file).get(f"{kind} total", 0.0)}}
         self.engine, _ = self.engine.observe(base_line, self.limits, trio.current_time())
-        said = self.world.watcher.add_stall(self.cgroup, file, kind, int(stall), int(window), heard)
-        if said and said not in self.world.told:
-            self.world.told.add(said)
-            self._warn(said)
+        problem = self.world.watcher.add_stall(self.cgroup, file, kind, int(stall), int(window), on_stall)
+        if problem and problem not in self.world.told:
+            self.world.told.add(problem)
+            self._warn(problem)
 
     def resume(self) -> None:
-        """Somebody lives in it: look at the levels again."""
+        """Sample the levels soon: the cgroup has processes again."""
         self.world.watcher.resume(self.cgroup)
 
     @property
@@ -151,30 +157,30 @@ class Group:
     def _read(self, cgroup: Cgroup, file: str) -> Mapping[str, float]:
         try:
             return cgroup.read(file)
-        except CgroupError:  # removed just now, or its controller is not there
+        except CgroupError:  # the cgroup was removed just now, or its controller is missing
             return {}
 
     def _hear(self, reading: Reading) -> None:
-        """An event file has news."""
+        """Handle a change of an event file."""
         self._see({reading.file: reading.values})
 
     def _sample(self, values: Snapshot) -> float:
-        """All levels, as they are now; after how many seconds to look again."""
+        """Show the rules a sample of all level files; return the seconds until the next sample."""
         now = trio.current_time()
-        alive = [one for one in self.members if one.life.alive]
+        alive = [actor for actor in self.members if actor.life.alive]
         if not alive and self.name != HOST:
             return math.inf
         if self._measures_growth and self._growth.due(now):
-            self._growth = self._growth.taken(now, {one.name: self._memory(one) for one in alive})
+            self._growth = self._growth.taken(now, {actor.name: self._memory(actor) for actor in alive})
         self._see(values)
         before, elapsed = self._latest, now - self._looked
         self._latest, self._looked = values, now
         delay = pace(self.engine, before, values, elapsed, self.limits, now)
-        counted = any(notifies(file) for file in values)  # on v1, where nobody tells of all members
+        counted = any(notifies(file) for file in values)  # on v1, which does not notify of events of all members
         return min(delay, COUNTING if counted else SLOWEST, STILL if self._measures_growth else SLOWEST)
 
     def _see(self, values: Snapshot) -> None:
-        """Show the rules a moment: these values, and all other files that they look at, read now."""
+        """Show the rules one moment: these values, and all other files that they read, read now."""
         now = trio.current_time()
         others = {file: self._read(self.cgroup, file) for file in self.files if file not in values}
         snapshot, before = {**others, **values}, self.engine
@@ -185,25 +191,25 @@ class Group:
             self.world.nursery.start_soon(self._act, Asked.by(fired), now)
 
     def _note(self, what: News, now: float | None = None) -> None:
-        """Tell those that record."""
+        """Pass an event to the recordings."""
         for listener in self.world.group_listeners:
             listener(self, what, trio.current_time() if now is None else now)
 
     def _memory(self, actor: Actor) -> float:
         return self._read(actor.cgroup, "memory.current").get("", 0.0)
 
-    # ---- acts
+    # ---- actions
 
     async def _act(self, asked: Asked, decided: float) -> None:
-        """What the rules ask for that one moment has set off."""
+        """Carry out the firings of one moment."""
         try:
-            for one in asked.told:
-                self.world.nursery.start_soon(self._tell, one)
-            for one in asked.dry:
-                await self._hit(one)
+            for firing in asked.told:
+                self.world.nursery.start_soon(self._tell, firing)
+            for firing in asked.dry:
+                await self._hit(firing)
             if asked.act is not None:
                 async with self.turn:
-                    # Else something has been done meanwhile; if it does not help, they say so.
+                    # Otherwise another action came first; if it does not help, the rules fire again.
                     if self.quiet_since < decided:
                         await self._hit(asked.act)
                     else:
@@ -213,7 +219,7 @@ class Group:
         self.remember()
 
     async def _tell(self, fired: Fired) -> None:
-        """The rule's record, and what it runs: that concerns no member."""
+        """Record a firing and run its notification, which concerns no member."""
         cause = attrs.evolve(fired.cause, group=self.name)
         more = {"dry_run": True} if fired.rule.dry_run else {}
         record = {"group": self.name, "action": fired.action, "cause": cause.record(), **more}
@@ -224,7 +230,7 @@ class Group:
                 self._warn(f"{fired.rule.name}: {problem}")
 
     async def _hit(self, fired: Fired) -> None:
-        """Do it to the first candidate, and where that does not help to the next, until it does or none is left."""
+        """Act on the first candidate; if that does not help, on the next, until one helps or none is left."""
         rule = fired.rule
         assert isinstance(rule, GroupRule)
         tried: dict[str, str] = {}
@@ -235,7 +241,7 @@ class Group:
             if name is None:
                 self._nobody(rule, places)
                 break
-            actor = next(one for one in self.members if one.name == name)
+            actor = next(member for member in self.members if member.name == name)
             helped, why = await self._do(actor, act)
             if rule.dry_run:
                 break
@@ -260,7 +266,7 @@ class Group:
                 )
 
     async def _do(self, actor: Actor, fired: Fired) -> tuple[bool, str]:
-        """Have the victim do it, and see whether it helps: whether it did, and why not."""
+        """Have the victim carry out the action, and verify it; return whether it helped, and why not."""
         rule, generation = fired.rule, actor.life.generation
         assert isinstance(rule, GroupRule)
         about_memory = any(atom.file.startswith(_MEMORY) for atom in rule.when.atoms)
@@ -296,17 +302,17 @@ class Group:
         return verdict == "done", why
 
     def _used(self) -> float:
-        """Bytes in use that an act may free: of the group, or of the host."""
+        """Return the bytes in use that an action may free: those of the group, or of the host."""
         if self.name == HOST:
             return -self._read(self.cgroup, "host.meminfo").get("MemAvailable", 0.0)
         return self._read(self.cgroup, "memory.current").get("", 0.0)
 
     def _holds(self, rule: GroupRule) -> bool:
-        """Whether the condition does, as of the last tick; of one that is true for a moment only, nobody can say."""
+        """Return whether the condition held at the latest sample; True if it is momentary, which cannot be known."""
         return rule.when.momentary or self.engine.holds(rule)
 
     def _hush(self, actor: Actor) -> float:
-        """Something was done to a member: its groups wait for what it leads to, each rule its cooldown. Since when."""
+        """Start the cooldowns of all groups of a member that was acted on; return when they started."""
         now = trio.current_time()
         for group in {self, *actor.groups}:
             group.quiet_since = now
@@ -321,10 +327,13 @@ class Group:
     def _warn(self, message: str) -> None:
         self.world.journal.log.warning("warning", group=self.name, message=message)
 
-    # ---- what a reload says
+    # ---- reload
 
     def adopt(self, config: GroupConfig) -> None:
-        """Be this group from now on; the limits are another matter (`go`). The same rules keep their memory."""
+        """Switch to another configuration of this group, without its limits (`apply_limits`).
+
+        Rules that are unchanged keep their state.
+        """
         rules = config.policy != self.config.policy
         self.config = config
         if rules:
@@ -334,7 +343,7 @@ class Group:
             self._note(Became(config))
 
     async def go(self, resources: Resources) -> None:
-        """Go over to the limits of a file. CgroupError: nothing has changed, and why."""
+        """Apply the limits of a configuration file. Raises CgroupError, and then nothing has changed."""
         await write(self.cgroup, self.resources, resources, optional=not resources.required)
         self.resources = resources
         self.limits = self.cgroup.limits()
@@ -343,9 +352,10 @@ class Group:
     # ---- limits
 
     async def change(self, changes: Mapping[str, Any], by: str = "operator") -> tuple[bool, str]:
-        """Change the group's limits (`parse_changes`): all of them, or none. They last until the supervisor ends.
+        """Change the group's limits (as parsed by `parse_changes`): all of them, or none.
 
-        Returns whether it was done, and why not. `Groups.change` sees to those in it.
+        The change lasts until the supervisor ends. Returns whether it was made, and why not. `Groups.change_limits`
+        also updates the cgroups inside the group.
         """
         before = self.resources
         try:
@@ -362,7 +372,7 @@ class Group:
         return True, ""
 
     async def remeasure(self) -> str:
-        """A limit of a group around it has changed: set anew what is in per cent of it. Why not, if that failed."""
+        """Write percentage limits again after a limit of an enclosing group changed; return the problem, or ""."""
         try:
             await remeasure(self.cgroup, self.resources)
         except CgroupError as error:
@@ -372,7 +382,7 @@ class Group:
         return ""
 
     def status(self) -> dict[str, Any]:
-        """The object ``Group`` of ``nsupervisor schema api``."""
+        """Return the object `Group` of `nsupervisor schema api`."""
         limits = self.cgroup.limits()
 
         def number(file: str, key: str = "") -> int | None:

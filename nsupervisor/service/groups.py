@@ -1,4 +1,4 @@
-"""All groups of the service, and who is in which."""
+"""All groups of the service, and their members."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from nsupervisor.service.actor import Actor
 
 PREFIX = "group/"
-"""How a group is named on the command line, where workloads are, too."""
+"""Prefix of group names on the command line, which distinguishes them from workloads."""
 
 
 @attrs.define(eq=False)
 class Groups:
-    """By name ("batch"), each after those around it; and the host."""
+    """The groups by name ("batch"), each after those that contain it; and the host."""
 
     config: Config
     by_name: dict[str, Group]
@@ -36,13 +36,16 @@ class Groups:
 
     @classmethod
     def make(cls, config: Config, tree: Tree, world: World, left: Mapping[str, GroupRecord]) -> Groups:
-        """Make the groups' cgroups, from the outside in. CgroupError as from `Tree.group`. ``left``: what an earlier
-        supervisor has left of them, by their full names."""
+        """Create the cgroups of the groups, the outermost first.
+
+        `checkpoints` is what an earlier supervisor saved, by the full names of the groups. Raises CgroupError as
+        `Tree.make_group` does.
+        """
         turn = trio.Lock()
         root = Group(HOST, GroupConfig(name=HOST, policy=config.host.policy), tree.root(), world, turn=turn)
         groups = cls(config, {}, _checked(root))
         groups.host.resume_from(left.get(HOST))
-        for group in sorted(config.groups.values(), key=lambda one: len(config.around(one))):
+        for group in sorted(config.groups.values(), key=lambda group: len(config.around(group))):
             around = tuple(groups.by_name[outer.name] for outer in config.around(group))
             before = left.get(f"{PREFIX}{group.name}")
             in_force = resources(group.resources, before.set) if before is not None else group.resources
@@ -58,93 +61,102 @@ class Groups:
         return groups
 
     def around(self, workload: Workload) -> tuple[Group, ...]:
-        """The groups that a workload is in, the outermost first."""
+        """Return the groups that contain a workload, the outermost first."""
         return tuple(self.by_name[group.name] for group in self.config.around(workload))
 
     def cgroup(self, tree: Tree, name: str, workload: Workload, resources: Resources) -> Cgroup:
-        """The cgroup of a workload's instance, where its groups are. CgroupError as from `Tree.make`."""
+        """Create the cgroup of an instance inside those of its groups. Raises CgroupError as `Tree.make` does."""
         return tree.make(name, resources, [group.cgroup for group in self.around(workload)])
 
     def add(self, actor: Actor) -> None:
-        """An instance is a member of all groups around it, from now on."""
+        """Make an instance a member of all groups that contain it."""
         actor.groups = (*self.around(actor.workload), self.host)
         for group in actor.groups:
             group.members.append(actor)
 
     def remove(self, actor: Actor) -> None:
-        """It is a member of none any more."""
+        """Remove an instance from all its groups."""
         for group in actor.groups:
             group.members.remove(actor)
         actor.groups = ()
 
     @property
     def all(self) -> tuple[Group, ...]:
-        """Each after those around it; the host last."""
+        """All groups, each after those that contain it; the host last."""
         return (*self.by_name.values(), self.host)
 
     def watch(self) -> None:
-        """Begin to look at all of them."""
+        """Start to watch the files of all groups."""
         for group in self.all:
             group.watch()
 
     def close(self) -> None:
-        """Close the files that are kept open."""
+        """Close the cgroup files that are kept open."""
         for group in self.all:
             group.cgroup.close()
 
     def matching(self, pattern: str) -> list[Group]:
-        """The groups that "group/batch" or a glob like "group/*" means; none where it names no group."""
-        if not pattern.startswith(PREFIX):  # "*" is all workloads
+        """Return the groups that "group/batch" or a glob like "group/*" matches; none if `pattern` names workloads."""
+        if not pattern.startswith(PREFIX):  # "*" matches all workloads
             return []
         return [group for group in self.by_name.values() if fnmatch.fnmatchcase(group.name, pattern)]
 
     async def change(self, name: str, changes: Mapping[str, Any], by: str = "operator") -> tuple[bool, str]:
-        """Change the limits of a group (by its full name, "group/batch"), as `Group.change`; and those in it that are
-        in per cent of them."""
+        """Change the limits of a group (by its full name, "group/batch"), as `Group.change_limits` does.
+
+        Limits inside it that are percentages of the changed ones are written again.
+        """
         (group,) = self.matching(name)
         done, message = await group.change(changes, by)
         if done:
-            inner = [one for one in self.by_name.values() if group in one.around]
-            failures = [await one.remeasure() for one in inner] + [await one.remeasure() for one in group.members]
+            inner = [inner_group for inner_group in self.by_name.values() if group in inner_group.around]
+            failures = [await inner_group.remeasure() for inner_group in inner]
+            failures += [await member.remeasure() for member in group.members]
             message = "; ".join(filter(None, failures))
         return done, message
 
     def differing(self, config: Config) -> list[tuple[Group, GroupConfig]]:
-        """The groups that are others in this configuration, with what they are to be; the host, too."""
+        """Return the groups, and the host, that differ in `config`, each with its new configuration."""
         wanted = {group: config.groups[name] for name, group in self.by_name.items()}
         wanted[self.host] = GroupConfig(name=HOST, policy=config.host.policy)
-        able = ((group, _able(one, group.cgroup)) for group, one in wanted.items())
-        return [(group, one) for group, one in able if group.config != one]
+        supported = ((group, _able(wanted_config, group.cgroup)) for group, wanted_config in wanted.items())
+        return [(group, wanted_config) for group, wanted_config in supported if group.config != wanted_config]
 
     async def go(self, group: Group, config: GroupConfig) -> None:
-        """Give a group the limits of a file, where that has changed them, and see to those in it that are in per cent
-        of them. CgroupError: nothing has changed, and why; also for a rule on what this host does not count."""
+        """Apply the changed limits of a configuration file to a group, and update the percentages inside it.
+
+        Raises CgroupError if that is not possible or if a rule reads a file that this host does not have; then nothing
+        has changed.
+        """
         for rule in config.policy:
             if why := uncounted(rule, group.cgroup):
                 raise CgroupError(f"{group.name}: {rule.name} (line {rule.line}): {why}")
         after = merged(group.config.resources, config.resources, group.resources)
         if after != group.resources:
             await group.go(after)
-            inner = [one for one in self.by_name.values() if group in one.around]
-            for one in inner:
-                await one.remeasure()
+            inner = [inner_group for inner_group in self.by_name.values() if group in inner_group.around]
+            for inner_group in inner:
+                await inner_group.remeasure()
             for member in group.members:
                 await member.remeasure()
 
     def status(self) -> list[dict[str, Any]]:
-        """One object per group."""
+        """Return one status object per group."""
         return [group.status() for group in self.by_name.values()]
 
 
 def _able(config: GroupConfig, cgroup: Cgroup) -> GroupConfig:
-    """Without rules on what this host does not count, where its limits are not required either."""
+    """Drop the rules that this host cannot evaluate, unless the limits of the group are required."""
     if config.required:
         return config
     return attrs.evolve(config, policy=tuple(rule for rule in config.policy if not uncounted(rule, cgroup)))
 
 
 def _checked(group: Group) -> Group:
-    """The group, without rules on what this host does not count, where its limits are not required either."""
+    """Return the group without the rules that this host cannot evaluate; each is logged.
+
+    Raises CgroupError if the limits of the group are required.
+    """
     rules: list[GroupRule] = []
     for rule in group.config.policy:
         why = uncounted(rule, group.cgroup)
@@ -155,7 +167,7 @@ def _checked(group: Group) -> Group:
         else:
             rules.append(rule)
     if len(rules) < len(group.config.policy):
-        able = attrs.evolve(group, config=attrs.evolve(group.config, policy=tuple(rules)))
-        able.resources = group.resources
-        return able
+        supported = attrs.evolve(group, config=attrs.evolve(group.config, policy=tuple(rules)))
+        supported.resources = group.resources
+        return supported
     return group

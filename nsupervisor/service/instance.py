@@ -1,4 +1,4 @@
-"""One workload instance from its declaration: its cgroup, the rules that this host can have, its actor."""
+"""Make a workload instance from its configuration: its cgroup, its supported rules, its actor."""
 
 import os
 from functools import partial
@@ -13,7 +13,7 @@ from nsupervisor.service.requirements import uncounted
 from nsupervisor.service.world import World
 
 Home = tuple[Tree, Groups]
-"""Where instances live."""
+"""The tree and the groups in which the cgroups of instances are made."""
 
 
 def make(
@@ -26,10 +26,12 @@ def make(
     left: tuple[str, ...] | None = None,
     given: bool = False,
 ) -> Actor:
-    """The actor, with its cgroup and these limits in force. CgroupError: what could not be had, of which workload.
+    """Make the actor and its cgroup with these limits in force.
 
-    ``left``: the groups in which an earlier supervisor has left it, if one has. ``given``: the cgroup has got these
-    limits from that one; whether it still has them is for `Setter.verify`.
+    `group_names_before`: the groups in which an earlier supervisor left the cgroup, if one did. `limits_applied`: that
+    supervisor has written these limits; `LimitWriter.verify` checks whether they are still there.
+
+    Raises CgroupError, which names the workload and what was not possible.
     """
     tree, groups = home
     create = partial(groups.cgroup, tree, name, workload)
@@ -39,17 +41,17 @@ def make(
         cgroup.remove()
         cgroup, moves = create(in_force), False
     try:
-        able = usable(workload, name, cgroup, world)
+        supported = usable(workload, name, cgroup, world)
     except CgroupError:
         if not cgroup.populated():
             cgroup.remove()
         raise
     if cgroup.problems:
-        told = {problem.key for problem in cgroup.host.problems(workload.resources, cgroup.around())}
+        reported = {problem.key for problem in cgroup.host.problems(workload.resources, cgroup.around())}
         for problem in cgroup.problems:
-            if problem.key not in told:
+            if problem.key not in reported:
                 world.journal.log.warning("limit not enforced", workload=name, message=str(problem))
-    actor = Actor(name, able, instance, cgroup, world)
+    actor = Actor(name, supported, instance, cgroup, world)
     actor.configured = workload
     actor.setter.resources = actor.setter.given = in_force
     actor.moves_to = create if moves else None
@@ -58,8 +60,11 @@ def make(
 
 
 def usable(workload: Workload, name: str, cgroup: Cgroup, world: World) -> Workload:
-    """The workload with the rules that can be had. One on what this host does not count is refused (CgroupError), or
-    left out with a warning where the resources say ``required = false``."""
+    """Return the workload with the rules that this host can evaluate.
+
+    A rule that reads what this host does not count raises CgroupError, or is left out with a warning if the resources
+    say `required = false`.
+    """
     rules = []
     for rule in workload.policy:
         why = uncounted(rule, cgroup)
@@ -73,8 +78,10 @@ def usable(workload: Workload, name: str, cgroup: Cgroup, world: World) -> Workl
 
 
 def settle(actor: Actor, workload: Workload, home: Home) -> None:
-    """It is a member of the workload's groups from now on; where they are others than before, its next generation lives
-    in their cgroup."""
+    """Make the instance a member of the groups of `workload`.
+
+    If they differ from its present groups, its next generation starts in a new cgroup inside them.
+    """
     tree, groups = home
     around = groups.around(workload)
     there = around[-1].cgroup.path if around else tree.path

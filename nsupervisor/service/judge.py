@@ -1,10 +1,11 @@
-"""The rules of one workload instance: readings in, what the rules ask for out.
+"""Run the rules of one workload instance: readings in, requested actions out.
 
-It decides nothing: it shows `nsupervisor.core.mind` each reading, and does what the rules that go off ask for when
-their turn comes. What concerns the workload's life goes back to the actor.
+This module decides nothing. It passes each reading to `nsupervisor.core.decider` and carries out the actions of rules
+that have fired, one at a time. Actions that concern the workload's lifecycle go back to the actor.
 
-All that the rules see is in the snapshots that are shown, also what is in no file of the cgroup: how a program ended
-(`exit`), for how long it has run (`uptime`), and that a trigger of pressure told (a key of the pressure file).
+Rules see only the snapshots that they are given. A snapshot also holds values that are in no file of the cgroup: how
+the program ended (`exit`), how long it has been running (`uptime`), and that a pressure trigger fired (a key of the
+pressure file).
 """
 
 import math
@@ -34,21 +35,21 @@ from nsupervisor.service.world import World
 
 @attrs.frozen
 class Hands:
-    """What the judge has the actor do."""
+    """The operations of the actor that the rules need."""
 
     say: Callable[..., dict[str, Any]]
-    """Write a record about the present generation: `Voice.say` without its first argument."""
+    """Write a record about the current generation: `InstanceLog.write` without its first argument."""
     follow: Callable[[Life, Thought], Awaitable[None]]
-    """Do what a thought asks for; the life is the one before it."""
+    """Carry out the actions of a transition; the lifecycle is the one before the transition."""
     set: Callable[[Settings, dict[str, Any]], None]
-    """Have limits set, for this cause; it is done, and said, in its turn."""
+    """Queue a change of limits with this cause; the limit writer applies and records it later."""
     nudge: Callable[[], None]
-    """Have `carry_out` called."""
+    """Have the actor call `run_pending` soon."""
 
 
 @attrs.define(eq=False)
 class Judge:
-    """The eyes and hands of one instance's rules."""
+    """Feed readings to the rules of one instance, and carry out their actions."""
 
     cgroup: Cgroup
     counters: Counters
@@ -59,44 +60,44 @@ class Judge:
     """The limits in force, as the kernel has them."""
 
     started_at: float | None = None
-    """When the program was executed, on trio's clock; None while there is none."""
+    """When the program was executed, on trio's clock; None while no program runs."""
     _latest: Snapshot = attrs.field(init=False, factory=dict)
-    """The latest sample of the levels that the rules have seen."""
+    """The latest sample of the level files that the rules have seen."""
     _taken: float = attrs.field(init=False, default=0.0)
-    """When they saw it; and until when it has been found to be the same."""
+    """When the rules saw that sample; `_sampled_at` is until when later samples were equal to it."""
     _looked: float = attrs.field(init=False, default=0.0)
     _still: float = attrs.field(init=False, default=0.0)
-    """Until when they need not see the same again."""
+    """Until when the rules need not see an equal sample again."""
     _generation: int = attrs.field(init=False, default=0)
-    """Of which the latest sample is."""
+    """The generation that the latest sample belongs to."""
     _pace: float = attrs.field(init=False, default=0.0)
     _delay: float = attrs.field(init=False, default=FASTEST / 2)
     _timed: bool = attrs.field(init=False, default=False)
-    """A rule looks at the uptime."""
+    """Whether any rule reads the uptime."""
     _beside: list[str] = attrs.field(init=False, factory=list)
-    """Event files that rules on levels look at too."""
+    """Event files that rules on level files read as well."""
 
     def __attrs_post_init__(self) -> None:
         self.refresh()
 
     def refresh(self) -> None:
-        """Look what the limits are now: they have been changed."""
+        """Read the limits again after they have been changed."""
         keys = (file_of(key) for rule in self.engine.rules for key in rule.set_)
         self.limits = self.cgroup.limits(keys)
         self._still = 0.0
 
     @property
     def engine(self) -> Engine:
-        """The rules, with what is remembered of each."""
+        """The rules, with the state of each rule."""
         return self.thinker.mind.engine
 
     def _atoms(self) -> list[Atom]:
         return [atom for rule in self.engine.rules for atom in rule.when.atoms]
 
     def watch(self, hear: Callable[[Reading], None], anew: bool = True) -> None:
-        """Have the watcher tell of what is needed, and of nothing else: some files cost samples on some hosts.
+        """Watch exactly the files that the rules need: some files cost samples on some hosts.
 
-        ``anew``: what the counters say now is what they are compared with from now on.
+        `reset_base_line`: compare counters with their current values from now on.
         """
         atoms = self._atoms()
         files = dict.fromkeys(atom.file for atom in atoms if atom.kind != "stall" and atom.file not in NOT_FILES)
@@ -112,43 +113,43 @@ class Judge:
             self._watch_stall(*stall, hear)
 
     def _watch_stall(self, file: str, key: str, hear: Callable[[Reading], None]) -> None:
-        """Have the kernel tell of a stall; where it does not want to, measure the same thing ourselves."""
+        """Set a pressure trigger in the kernel; if the kernel refuses, the watcher measures the stall itself."""
         kind, stall, window = key.split()
 
-        def heard(reading: Reading) -> None:
+        def on_stall(reading: Reading) -> None:
             hear(Reading(file, {**reading.values, key: reading.values[f"{kind} total"]}, reading.at))
 
         self.thinker.take(Seen({file: {key: self.read(file).get(f"{kind} total", 0.0)}}, {}))
-        said = self.world.watcher.add_stall(self.cgroup, file, kind, int(stall), int(window), heard)
-        if said and said not in self.world.told:
-            self.world.told.add(said)
-            self.hands.say("warning", "warning", message=said)
+        problem = self.world.watcher.add_stall(self.cgroup, file, kind, int(stall), int(window), on_stall)
+        if problem and problem not in self.world.told:
+            self.world.told.add(problem)
+            self.hands.say("warning", "warning", message=problem)
 
     def began(self) -> None:
-        """The program runs: from now on there is something to look at."""
+        """Start sampling: the program has been executed."""
         self.started_at = trio.current_time()
         self.resume()
 
     def resume(self) -> None:
-        """Somebody lives in the cgroup: look at the levels again."""
+        """Sample the levels soon: the cgroup has processes again."""
         self._still, self._delay = 0.0, FASTEST / 2
         self.world.watcher.resume(self.cgroup)
 
     def sample(self, values: Snapshot) -> float:
-        """Show the rules all levels, as they are now; after how many seconds to look again.
+        """Show the rules a sample of all level files; return the seconds until the next sample.
 
-        Most samples of what is idle say what the one before said. Those are kept from the rules until something is
-        new, and then made up for in one step, because a rate has to know until when nothing happened.
+        Most samples of an idle workload are equal to the one before. The rules do not see those until something
+        changes, and then make up for them in one step, because a rate needs to know until when nothing happened.
         """
         if not self.thinker.mind.life.alive:
             return math.inf
         if (generation := self.thinker.mind.life.generation) != self._generation:
-            # What the program before used must not be made up for in this one's life: its rules would act on it.
+            # Do not make up for the previous program's samples in this generation: its rules would act on them.
             self._generation, self._latest, self._looked = generation, {}, self._taken
         now, at, before = trio.current_time(), perf_counter(), self._latest
         if self._beside:
             values = {**values, **{file: self.read(file) for file in self._beside}}
-        same = all(found is before.get(file) for file, found in values.items())
+        same = all(reading is before.get(file) for file, reading in values.items())
         if same and now < self._still:
             self._looked = now
             return self._soon()
@@ -162,15 +163,17 @@ class Judge:
         return self._soon()
 
     def _soon(self) -> float:
-        """The pace, but no more than twice the time between the last two samples: what has just begun may grow quickly,
-        and how quickly shows only in the second sample."""
+        """Return the sampling interval, but at most twice the time between the last two samples.
+
+        A workload that has just started may grow quickly, and how quickly shows only in the second sample.
+        """
         self._delay = min(self._pace, max(2 * self._delay, FASTEST))
         return self._delay
 
     def look(self, file: str, values: Mapping[str, float], at: float | None) -> None:
         """Show the rules a reading.
 
-        They do not go through the mailbox: a program's end that is in it already must not overtake them.
+        Readings bypass the mailbox: the exit of a program that is already in the mailbox must not overtake them.
         """
         others = [other for other in self.engine.together(file) if other != file]
         self._show({file: values, **{other: self.read(other) for other in others}}, at)
@@ -180,7 +183,7 @@ class Judge:
             self.hands.nudge()
 
     def look_at_counters(self) -> None:
-        """Read every counter that a rule looks at, now: at a program's end, before it is told (see actor.py)."""
+        """Read every counter that a rule uses, before an exit of the program is handled (see actor.py)."""
         for file in dict.fromkeys(atom.file for atom in self._atoms() if atom.kind == "counter"):
             self.look(file, self.read(file), None)
 
@@ -191,7 +194,7 @@ class Judge:
             self.look(EXIT, exit_.facts(), None)
 
     async def carry_out(self) -> None:
-        """Give each rule that has gone off its turn; what is about a generation that is gone does nothing."""
+        """Run the pending actions of fired rules; an action for an earlier generation does nothing."""
         while self.thinker.mind.due:
             life = self.thinker.mind.life
             thought = self.thinker.take(Turn())
@@ -224,14 +227,14 @@ class Judge:
             self.world.measures.reacted(due.at)
 
     async def _tell(self, action: str, rule: Rule, record: dict[str, Any]) -> None:
-        """Tell somebody outside. That takes its time, and nothing waits for it; what goes wrong is a warning."""
+        """Notify a receiver outside the service; nothing waits for it, and a failure is logged as a warning."""
         if problem := await tell(action, rule, record):
             self.hands.say("warning", "warning", message=f"{rule.name}: {problem}")
 
     def read(self, file: str) -> Mapping[str, float]:
-        """What a file of the cgroup says; nothing where this host has none: its controller is not there.
+        """Return the values in a file of the cgroup; an empty mapping if this host does not have it (no controller).
 
-        Only what the watcher watches stays open: with thousands of workloads, descriptors are scarce.
+        Only the files that the watcher watches stay open: with thousands of workloads, descriptors are scarce.
         """
         if file in NOT_FILES:
             runs = file == UPTIME and self.started_at is not None
@@ -243,7 +246,7 @@ class Judge:
 
 
 def _what_would_be(rule: Rule, settings: Settings) -> str:
-    """What a `set` has to say that sets nothing."""
+    """Describe a `set` action that changes nothing, for its record."""
     if not settings:
         return f"nothing is left to set: {', '.join(rule.set_)} at its bound, or without a limit"
     return ", ".join(f"{key} would be {'max' if value is None else f'{value:g}'}" for key, value in settings.items())

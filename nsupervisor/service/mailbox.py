@@ -1,4 +1,4 @@
-"""What one workload instance is told, one message after the other."""
+"""The mailbox of one workload instance: messages that its actor handles one after the other."""
 
 import contextlib
 import math
@@ -13,7 +13,7 @@ from nsupervisor.keeper.told import Ended, Execed
 
 @attrs.frozen
 class Asked:
-    """A wish whose author waits until it has been heard."""
+    """A command whose sender waits until it has been handled."""
 
     wish: events.Wish
     heard: trio.Event
@@ -21,17 +21,17 @@ class Asked:
 
 @attrs.frozen
 class Nudge:
-    """Some rules have gone off."""
+    """Rules have fired, and their actions are pending."""
 
 
 @attrs.frozen
 class Again:
-    """The keeper was lost before it could say what had become of the present start: begin that start once more."""
+    """Start the current generation again: the keeper was lost before it reported the outcome of that start."""
 
 
 @attrs.frozen
 class Leave:
-    """There will be no more."""
+    """Stop the actor: no more messages will come."""
 
 
 Message = events.Event | Nudge | Asked | Leave | Reading | Execed | Ended | Again
@@ -39,27 +39,27 @@ Message = events.Event | Nudge | Asked | Leave | Reading | Execed | Ended | Agai
 
 @attrs.define(eq=False)
 class Mailbox:
-    """Unbounded, because its writers must not wait; each of them says a thing once, when it has changed."""
+    """An unbounded queue: its senders must not wait, and each sends a message only when something has changed."""
 
     closed: trio.Event = attrs.field(init=False, factory=trio.Event)
-    """Nobody reads any more."""
+    """Set when the actor has stopped reading."""
     _mail: tuple[trio.MemorySendChannel[Message], trio.MemoryReceiveChannel[Message]] = attrs.field(
         init=False, factory=lambda: trio.open_memory_channel[Message](math.inf)
     )
 
     def post(self, message: Message) -> None:
-        """Leave a message; it is taken in its turn. Never blocks."""
+        """Queue a message; never blocks."""
         self._mail[0].send_nowait(message)
 
     async def ask(self, wish: events.Wish) -> None:
-        """Post a wish and wait until it has been heard; at once where nobody reads any more."""
+        """Post a command and wait until it has been handled; return at once if the mailbox is closed."""
         if not self.closed.is_set():
-            asked = Asked(wish, trio.Event())
-            self.post(asked)
-            await asked.heard.wait()
+            call = Asked(wish, trio.Event())
+            self.post(call)
+            await call.heard.wait()
 
     async def next(self, deadline: float | None) -> Message:
-        """The next message; `Timeout` when there is none until ``deadline``."""
+        """Return the next message, or `DeadlinePassed` if there is none until `deadline`."""
         if deadline is None:
             return await self._mail[1].receive()
         with trio.move_on_at(deadline):
@@ -67,7 +67,7 @@ class Mailbox:
         return events.Timeout()
 
     def close(self) -> None:
-        """Nobody reads any more. Whoever waits for an answer has it now."""
+        """Close the mailbox, and release all callers that wait for an answer."""
         self.closed.set()
         with contextlib.suppress(trio.WouldBlock):
             while True:

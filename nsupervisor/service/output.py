@@ -1,4 +1,4 @@
-"""The output of one workload instance: from a generation's pipes to where its lines go."""
+"""The output of one workload instance: from the pipes of a generation to the destinations of its lines."""
 
 from functools import partial
 from pathlib import Path
@@ -14,20 +14,20 @@ from nsupervisor.metrics.counters import STREAMS, Counters
 from nsupervisor.service.world import World
 
 STREAMS_DIRECTORY = "streams"
-"""In the runtime directory: how far each capture has come (`nsupervisor.logs.progress`)."""
+"""Directory within the runtime directory for the offsets of all captures (`nsupervisor.logs.offsets`)."""
 
 
 def notes_left(directory: Path) -> dict[str, list[Path]]:
-    """The notes of captures in the runtime directory, by instance; all at once, as each look is one at all of them."""
-    found: dict[str, list[Path]] = {}
+    """List the offset files in the runtime directory by instance, with one scan for all instances."""
+    paths: dict[str, list[Path]] = {}
     for path in (directory / STREAMS_DIRECTORY).glob("*#*"):
-        found.setdefault(path.name.partition("#")[0], []).append(path)
-    return found
+        paths.setdefault(path.name.partition("#")[0], []).append(path)
+    return paths
 
 
 @attrs.define(eq=False)
 class Output:
-    """The captures of one instance. A generation's may go on after its end, beside those of the next one."""
+    """The captures of one instance. Those of a generation may run on after its end, next to those of the next one."""
 
     name: str
     instance: int | None
@@ -35,19 +35,19 @@ class Output:
     counters: Counters
     world: World
     file: LogFile | None = attrs.field(init=False)
-    """The instance's own log file, if it has one."""
+    """The instance's own log file, or None."""
     _spawned: Spawned | None = None
-    """The descriptors of a generation whose capture has not begun."""
+    """The descriptors of a generation whose capture has not started."""
     _captures: set[Capture] = attrs.field(init=False, factory=set)
     _sequences: dict[str, Sequence] = attrs.field(init=False)
     _past: list[Path] = attrs.field(init=False)
-    """Notes of captures that have ended; the numbers in them count until the next generation has some."""
+    """Offset files of captures that have ended; the next generation continues the line numbers in them."""
     _ended: trio.lowlevel.ParkingLot = attrs.field(init=False, factory=trio.lowlevel.ParkingLot)
 
     def __attrs_post_init__(self) -> None:
         self.file = self._file(self.settings)
         self._sequences = {stream: Sequence() for stream in STREAMS}
-        # Left by a supervisor that was killed. Which of them go on shows only when their pipes are handed over.
+        # Left by a supervisor that was killed. Which captures continue is known only when their pipes are handed over.
         self._past = self.world.notes.pop(self.name, [])
 
     def expect(self, spawned: Spawned) -> None:
@@ -55,16 +55,21 @@ class Output:
         self._spawned = spawned
 
     def begin(self, generation: int, pid: int | None) -> None:
-        """Begin to read. Only once the program's own pid is known, or that there is none: the pipes wait, and so each
-        record of its output has its pid, and comes after the one that says that it started."""
+        """Start to read the pipes of the new generation.
+
+        This happens only when the program's pid is known, or is known not to exist. The pipes wait until then, so that
+        each record of output has the pid and follows the record of the start.
+        """
         spawned, self._spawned = self._spawned, None
         if spawned is None:
             return
         self.capture(generation, pid, spawned.stdout, spawned.stderr)
 
     def capture(self, generation: int, pid: int | None, stdout: int, stderr: int) -> None:
-        """Read a generation's pipes to their ends; they belong to us from now on. Where a supervisor that was killed
-        had read them, its captures go on."""
+        """Read a generation's pipes until they are closed; this object owns them from now on.
+
+        If a supervisor that was killed had read them, its captures continue where it stopped.
+        """
         labels: dict[str, Any] = {"workload": self.name, "generation": generation, "pid": pid}
         if self.instance is not None:
             labels["instance"] = self.instance
@@ -85,23 +90,23 @@ class Output:
             self.world.nursery.start_soon(self._run, capture)
 
     def change(self, settings: Log) -> None:
-        """Other settings, from now on, also for what is being captured."""
+        """Apply changed log settings, also to captures that are running."""
         old, self.settings = self.file, settings
         self.file = self._file(settings)
         if old is not None:
-            # In a thread, which may have to wait for another one that writes to it, or for a disk.
+            # In a thread, because closing may wait for another thread that writes to the file, or for a disk.
             self.world.nursery.start_soon(in_thread, old.path.parent, old.close)
         for capture in self._captures:
             capture.reroute(self._route(capture.stream))
 
     def place(self) -> dict[str, Any]:
-        """The instance's own file, for whoever wants to read it: its path (None: there is none), format and streams."""
+        """Return the path (None without an own log file), format and streams of the instance's log file."""
         streams = [stream for stream in STREAMS if getattr(self.settings, stream) in ("file", "both")]
         path = str(self.file.path) if self.file is not None else None
         return {"file": path, "format": self.settings.format, "streams": streams}
 
     async def drained(self) -> None:
-        """Wait until all output of generations that have ended has been read."""
+        """Wait until all output of ended generations has been read."""
         while self._captures:
             await self._ended.park()
 
@@ -125,24 +130,24 @@ class Output:
         )
 
     def _progress(self, generation: int, stream: str, pipe: int) -> Progress | None:
-        """The notes of a capture. A generation's first line has the number after the last one of the one before."""
+        """Open the offset file of a capture, and continue the line numbers of the previous generation."""
         directory = self.world.directory / STREAMS_DIRECTORY
         sequence = self._sequences[stream]
         path = directory / f"{self.name}#{generation}.{stream}"
         try:
-            if not self._past:  # else it is there
+            if not self._past:  # otherwise the directory exists
                 directory.mkdir(mode=0o700, exist_ok=True)
-            for past in [past for past in self._past if past.suffix == path.suffix]:
-                if past == path:
+            for old_path in [old_path for old_path in self._past if old_path.suffix == path.suffix]:
+                if old_path == path:
                     continue
-                sequence.next = max(sequence.next, last_number(past))
-                if int(past.stem.rpartition("#")[2]) < generation:
-                    past.unlink(missing_ok=True)
-                    self._past.remove(past)
+                sequence.next = max(sequence.next, last_number(old_path))
+                if int(old_path.stem.rpartition("#")[2]) < generation:
+                    old_path.unlink(missing_ok=True)
+                    self._past.remove(old_path)
             progress = Progress(path, pipe)
             sequence.next = max(sequence.next, progress.note.done().seq)
             progress.advance(sequence.next)
-        except OSError as error:  # it is for the next supervisor; this one can do without
+        except OSError as error:  # only the next supervisor needs the file; the capture works without it
             message = f"cannot note how far {stream} has been recorded: {error}; after a crash, lines may come twice"
             self.world.journal.log.warning("warning", workload=self.name, message=message)
             return None

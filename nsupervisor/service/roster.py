@@ -1,4 +1,4 @@
-"""The actors by name, and whom a workload has: found at once, however many there are."""
+"""The actors by name, with indexes for constant-time look-ups by workload."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,22 +7,22 @@ if TYPE_CHECKING:
 
 
 class Roster(dict[str, "Actor"]):
-    """A dict in the configuration's order, with two views of it that are made anew after it has changed.
+    """A dict of actors in the order of the configuration, with two indexes that are rebuilt after a change.
 
-    A reload gives an actor another workload by the same name, and then puts all of them in again.
+    A reload replaces an actor's workload by another one with the same name, and then inserts all actors again.
     """
 
     _instances: dict[str, list["Actor"]] | None = None
     _requirers: dict[str, list["Actor"]]
 
     def instances(self, workload: str) -> list["Actor"]:
-        """All of one workload."""
+        """Return all instances of one workload."""
         self._look()
         assert self._instances is not None
         return self._instances.get(workload, [])
 
     def requirers(self, workload: str) -> list["Actor"]:
-        """Those that require it."""
+        """Return all instances whose workloads require this one."""
         self._look()
         return self._requirers.get(workload, [])
 
@@ -44,7 +44,7 @@ class Roster(dict[str, "Actor"]):
         super().__delitem__(name)
 
     def clear(self) -> None:
-        """As of any dict; `update` too."""
+        """Remove all actors, and discard the indexes."""
         self._instances = None
         super().clear()
 

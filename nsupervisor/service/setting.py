@@ -1,7 +1,7 @@
-"""The limits of one workload instance while the service runs: changed one after the other, and never by half.
+"""Change the limits of one workload instance while the service runs: one change after the other, each all or nothing.
 
-Where memory is to be less than what is in use, the kernel takes it away within the write, which takes its time (0.25 s
-a GB). So limits of memory are written by a thread, and only this workload's next change waits for it.
+If a memory limit is set below what is in use, the kernel reclaims memory within the write, which takes time (0.25 s
+per GB). So memory limits are written in a thread, and only the next change of this workload waits for it.
 """
 
 import os
@@ -21,13 +21,13 @@ from nsupervisor.config.units import DEFAULT_CPU_PERIOD, Percent
 from nsupervisor.core.adjusting import Settings
 
 Result = tuple[bool, str]
-"""Whether it was done, and why not."""
+"""Whether the change was made, and why not."""
 
 
 @attrs.define(eq=False)
 class _Turn:
     changes: Mapping[str, Any] | Resources
-    """What changes, or all that there is to be."""
+    """The keys to change, or the complete limits to have afterwards."""
     cause: Mapping[str, Any]
     level: str
     done: trio.Event = attrs.field(factory=trio.Event)
@@ -36,19 +36,19 @@ class _Turn:
 
 @attrs.define(eq=False)
 class Setter:
-    """Changes limits, in the order in which it is asked to."""
+    """Change the limits of one cgroup, in the order of the requests."""
 
     cgroup: Cgroup
     workload: Workload
     nursery: trio.Nursery
     say: Callable[..., Any]
-    """Write a record: `Voice.say` without its first argument."""
+    """Write a record: `InstanceLog.write` without its first argument."""
     changed: Callable[[], None]
-    """Called after each change."""
+    """Called after each change of the limits."""
     resources: Resources
-    """The limits to have: the configuration's, with what has been made of them."""
+    """The limits to have: those of the configuration, with later changes by operators and rules."""
     given: Resources = attrs.field(init=False)
-    """The limits that the cgroup has got: others than those only until `catch_up`."""
+    """The limits that the cgroup has; they differ from `resources` only until `apply_pending`."""
     _turns: deque[_Turn] = attrs.field(init=False, factory=deque)
     _idle: trio.Event = attrs.field(init=False, factory=trio.Event)
 
@@ -57,14 +57,16 @@ class Setter:
         self._idle.set()
 
     async def change(self, changes: Mapping[str, Any], by: str) -> Result:
-        """Change limits (`parse_changes`), whether it runs or not: all of them, or none. They last until the supervisor
-        ends, also in a cgroup that is made anew."""
+        """Change limits (as parsed by `parse_changes`): all of them, or none.
+
+        The change lasts until the supervisor ends, also in a cgroup that is created again. The instance need not run.
+        """
         turn = self._queue(_Turn(changes, {"by": by}, "info"))
         await turn.done.wait()
         return turn.result
 
     def adjust(self, settings: Settings, cause: Mapping[str, Any]) -> None:
-        """What a rule has set. It is written down once it is done."""
+        """Queue a change that a rule asked for; it is recorded after it has been made."""
         self._queue(_Turn({key: self._value(key, value) for key, value in settings.items()}, cause, "warning"))
 
     def _value(self, key: str, number: float | None) -> Any:
@@ -74,7 +76,7 @@ class Setter:
         return (None if number is None else max(1000, round(number * period)), period)
 
     async def go(self, resources: Resources) -> None:
-        """Go over to the limits of a file. CgroupError: nothing has changed, and why."""
+        """Apply the limits of a configuration file. Raises CgroupError, and then nothing has changed."""
         turn = self._queue(_Turn(resources, {}, "info"))
         await turn.done.wait()
         done, why = turn.result
@@ -82,18 +84,18 @@ class Setter:
             raise CgroupError(why)
 
     async def catch_up(self) -> None:
-        """Give the cgroup what it has yet to get: limits that were to come with a new process. CgroupError."""
+        """Apply limits that were deferred until the next process. Raises CgroupError."""
         if self.given != self.resources:
             await self.settled()
             await self.go(self.resources)
 
     async def settled(self) -> None:
-        """Wait until no change is under way."""
+        """Wait until no change is in progress."""
         while not self._idle.is_set():
             await self._idle.wait()
 
     async def verify(self) -> None:
-        """Set again whatever somebody else has changed of the limits meanwhile; what cannot be had is said."""
+        """Restore limits that another program has changed; log those that the kernel refuses."""
         await self.settled()
         self._verify()
 
@@ -105,9 +107,9 @@ class Setter:
         except CgroupError as error:
             self.say("limit not enforced", "warning", message=str(error))
             return
-        told = {problem.key for problem in self.cgroup.host.problems(self.given, self.cgroup.around())}
+        reported = {problem.key for problem in self.cgroup.host.problems(self.given, self.cgroup.around())}
         for problem in problems:
-            if problem.key not in told:  # else the configuration's own warnings have said so
+            if problem.key not in reported:  # the configuration's own warnings name the others
                 self.say("limit not enforced", "warning", message=str(problem))
 
     def _queue(self, turn: _Turn) -> _Turn:
@@ -118,7 +120,7 @@ class Setter:
         return turn
 
     async def remeasure(self) -> str:
-        """A limit of a group around it has changed: set anew what is in per cent of it. Why not, if that failed."""
+        """Write percentage limits again after a limit of an enclosing group changed; return the problem, or ""."""
         await self.settled()
         try:
             await remeasure(self.cgroup, self.resources)
@@ -156,7 +158,7 @@ class Setter:
         return True, ""
 
     async def _become(self, after: Resources, *, optional: bool) -> None:
-        """``optional``: what cannot be had is said, and is no reason to fail."""
+        """Write the limits; with `optional`, a limit that the kernel refuses is logged and is not an error."""
         if after != self.given:
             for problem in await write(self.cgroup, self.given, after, optional=optional):
                 self.say("limit not enforced", "warning", message=str(problem))
@@ -165,8 +167,10 @@ class Setter:
 
 
 async def write(cgroup: Cgroup, before: Resources, after: Resources, *, optional: bool = False) -> list[Problem]:
-    """`Cgroup.change`, in a thread where the kernel may take its time. CgroupError as there; with ``optional`` what
-    could not be had is returned instead."""
+    """Call `Cgroup.change_limits`, in a thread if the kernel may take its time.
+
+    Raises CgroupError as that does; with `optional`, returns the limits that the kernel refused instead.
+    """
     was, is_ = difference(before, after)
     if not any(key.startswith(("memory_", "unified")) for key in (*was, *is_)):
         return _change(cgroup, before, after, optional)
@@ -186,7 +190,7 @@ def _change(cgroup: Cgroup, before: Resources, after: Resources, optional: bool)
 
 
 async def remeasure(cgroup: Cgroup, resources: Resources) -> None:
-    """`Cgroup.remeasure`, in a thread. CgroupError as there."""
+    """Call `Cgroup.reapply_percentages` in a thread. Raises CgroupError as that does."""
     if not any(isinstance(value, Percent) for value in attrs.asdict(resources, recurse=False).values()):
         return
     other = cgroup.apart(resources)

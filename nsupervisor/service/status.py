@@ -1,4 +1,4 @@
-"""What ``nsupervisor status`` tells of one instance."""
+"""The status of one instance, as `nsupervisor status` shows it."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def status(actor: "Actor") -> dict[str, Any]:
-    """The object ``Status`` of ``nsupervisor schema api``."""
+    """Return the object `Status` of `nsupervisor schema api`."""
     life, now = actor.life, trio.current_time()
     limits = actor.limits
     return {
@@ -36,7 +36,7 @@ def status(actor: "Actor") -> dict[str, Any]:
 
 
 def exit_record(exit_: Exit) -> dict[str, Any]:
-    """An `Exit` as records and ``status`` show it."""
+    """Convert an `Exit` to the object that records and `status` show."""
     return {
         "code": exit_.code,
         "signal": None if exit_.signal is None else signal_name(exit_.signal),

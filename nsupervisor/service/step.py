@@ -1,4 +1,4 @@
-"""What is recorded of a step in a life."""
+"""The records that a transition of the lifecycle writes."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,17 +22,17 @@ ACTIONS: Mapping[type[events.Event], str] = {
     events.Freeze: "freeze",
     events.Thaw: "thaw",
 }
-"""What a record calls a wish."""
+"""The name of each command in records."""
 
 
 def tell(actor: "Actor", old: Life, event: events.Event) -> None:
-    """Of the one from ``old`` to the life as it is now: who wished it, what is done about it, what it is."""
+    """Record a transition from `before` to the current lifecycle: the command, the restart decision, the new state."""
     new, say = actor.life, actor.say
     if isinstance(event, events.Wish) and event.by in ("operator", "boot", events.SHUTDOWN, "reload"):
         say("action", action=ACTIONS[type(event)], cause={"by": event.by})
     if new.restarts > old.restarts or (new.state is State.BACKOFF and old.state is not State.BACKOFF):
         delay = new.deadline - trio.current_time() if new.state is State.BACKOFF and new.deadline else 0.0
-        if old.state is not State.BACKOFF:  # said once, when it is decided, not again when the delay is over
+        if old.state is not State.BACKOFF:  # recorded once, when the restart is decided, not again after the delay
             cause = {
                 "exit": str(new.exit or actor.last_exit),
                 "restart": actor.workload.restart,
@@ -45,7 +45,7 @@ def tell(actor: "Actor", old: Life, event: events.Event) -> None:
 
 
 def _place(actor: "Actor", delay: float) -> dict[str, Any]:
-    """Where the start that comes in ``delay`` seconds stands, and how many the start limit allows."""
+    """Describe the start that comes in `delay` seconds: its number within the interval, and the start limit."""
     interval, life = actor.workload.start_limit_interval_sec, actor.life
     starts = len(within(life.starts, trio.current_time() + delay, interval)) + (life.state is State.BACKOFF)
     return {"start": starts, "start_limit_burst": actor.workload.start_limit_burst, "interval_sec": interval}

@@ -1,4 +1,4 @@
-"""The mind of one workload instance while the service runs: the one place where it takes something in."""
+"""The decision state of one workload instance while the service runs, and the only place that changes it."""
 
 import random
 from collections.abc import Callable
@@ -11,23 +11,23 @@ from nsupervisor.core.lifecycle import Moment
 from nsupervisor.core.mind import Adopt, Input, Mind, Thought, take
 
 Listener = Callable[["Thinker", Mind, Input, Moment, Thought], None]
-"""Hears, after each step, the thinker, its mind before, what it took in and when, and what came of it."""
+"""Called after each transition with the decision loop, the state before, the input, its instant and the transition."""
 
 
 @attrs.define(eq=False)
 class Thinker:
-    """Gives `nsupervisor.core.mind` the time and the chance that it does not have, and remembers what it says."""
+    """Apply inputs to the pure decider, which has neither a clock nor random numbers, and keep the resulting state."""
 
     name: str
     workload: Workload
     mind: Mind
     listeners: set[Listener]
-    """Those that record; shared by all instances."""
+    """The listeners that record transitions; all instances share this set."""
 
     def take(self, what: Input, now: float | None = None) -> Thought:
-        """Take in something, or what was so at an earlier moment. What has to be done about it is the caller's."""
-        when = trio.current_time() if now is None else now
-        before, moment = self.mind, Moment(when, random.random())  # noqa: S311 - jitter, no secret
+        """Apply an input, optionally as of an earlier time `now`; the caller carries out the resulting actions."""
+        instant_s = trio.current_time() if now is None else now
+        before, moment = self.mind, Moment(instant_s, random.random())  # noqa: S311 - jitter, no secret
         thought = take(before, what, moment, self.workload)
         self.mind = thought.mind
         if isinstance(what, Adopt):

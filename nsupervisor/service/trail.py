@@ -1,4 +1,4 @@
-"""What an instance leaves for the supervisor that comes after this one: see `state`."""
+"""What an instance saves for the next supervisor: see `nsupervisor.service.state.file`."""
 
 import hashlib
 import json
@@ -28,40 +28,42 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False)
 class Trail:
-    """Of one instance. ``pin`` is a pidfd of the program, so that its end can be learnt even without the keeper."""
+    """What one instance saves. `pidfd` is that of the program, so that its exit is seen even without the keeper."""
 
     body: Body | None = None
     pin: int = -1
     pipes: tuple[int, int] = (0, 0)
     print: str = ""
-    """What the present generation was started with, as a digest: see `essence`."""
+    """Digest of what the current generation was started with: see `spawn_inputs`."""
     files: str = ""
-    """What its environment files said, as a digest; "": it had none."""
+    """Digest of the contents of its environment files; "" if it had none."""
     outdated: bool = False
-    """That was an earlier supervisor, and this one's file said something else when it began."""
+    """Whether an earlier supervisor started it, with other settings than this supervisor's file had at the takeover."""
     pending: str = ""
-    """Who asked for the start that waits for others."""
+    """The initiator of the start that waits for other workloads, or ""."""
     oom_kills: float = 0.0
-    """What the cgroup's counter had said at the latest start or end."""
+    """Value of the cgroup's counter of OOM kills at the latest start or exit."""
     acting: bool = False
-    """What the life asks for is yet to be done."""
+    """Whether actions of the lifecycle have yet to be carried out."""
     _rules: tuple[Remembered, ...] = ()
     _mind: Mind | None = None
     _given: Resources | None = None
     _limits: str = ""
 
     def spawned(self, spawned: Spawned, print_: str, files: str) -> None:
-        """There is a first process, and two pipes."""
+        """Note that a first process exists, with its two pipes."""
         self.end()
         self.print, self.files, self.outdated = print_, files, False
         self.pipes = processes.inode(spawned.stdout), processes.inode(spawned.stderr)
 
     def executed(self, first: int, program: int) -> None:
-        """The program has been executed. It is the keeper's, or its init's, so that its pid can't be used again before
-        the keeper has told of its end."""
+        """Note that the program has been executed.
+
+        It is a child of the keeper or of its init, so its pid cannot be reused before the keeper has reported its exit.
+        """
         try:
             pin = os.pidfd_open(program)
-        except OSError:  # it has ended already; or no descriptor is free
+        except OSError:  # the program has ended already, or no descriptor is free
             return
         starts = processes.start_time(first), processes.start_time(program)
         if starts[0] is None or starts[1] is None:
@@ -71,15 +73,17 @@ class Trail:
         self.pin, self.body = pin, Body(Process(first, starts[0]), Process(program, starts[1]), self.pipes)
 
     def end(self) -> None:
-        """The program has ended."""
+        """Note that the program has ended."""
         self.body = None
         if self.pin >= 0:
             os.close(self.pin)
             self.pin = -1
 
     def record(self, actor: "Actor") -> Record:
-        """All of it. Rules whose turn has yet to come are remembered as before they went off, so that they go off again
-        where this is needed."""
+        """Return the checkpoint of the instance.
+
+        Rules whose actions are pending keep the state from before they fired, so that they fire again if necessary.
+        """
         mind = actor.thinker.mind
         if mind is not self._mind and not mind.due:
             self._mind, self._rules = mind, remembered(mind.engine)
@@ -105,40 +109,40 @@ class Trail:
 
 
 def remembered(engine: Engine) -> tuple[Remembered, ...]:
-    """What rules remember, for `recalled`."""
+    """Return the state of each rule, for `restore_rules`."""
     pairs = zip(engine.rules, engine.memories, strict=True)
     return tuple(Remembered(rule.name, rule.when.text, memory) for rule, memory in pairs)
 
 
 def recalled(engine: Engine, rules: tuple[Remembered, ...]) -> Engine:
-    """The engine with what is remembered of each of its rules, where its condition is still the same."""
+    """Restore the saved state of each rule whose name and condition are still the same."""
     return attrs.evolve(engine, memories=_memories(engine, rules)) if rules else engine
 
 
 def _memories(engine: Engine, rules: tuple[Remembered, ...]) -> tuple[RuleMemory, ...]:
-    known = {(one.name, one.when): one.memory for one in rules}
-    found = []
+    known = {(rule.name, rule.when): rule.memory for rule in rules}
+    states = []
     for rule, fresh in zip(engine.rules, engine.memories, strict=True):
         memory = known.get((rule.name, rule.when.text), fresh)
-        # What a trigger of pressure tells is nobody's to read afterwards.
+        # A report of a pressure trigger cannot be read afterwards.
         pairs = zip(rule.when.atoms, memory.atoms, strict=False)
-        atoms = tuple(AtomMemory() if atom.kind == "stall" else one for atom, one in pairs)
-        found.append(attrs.evolve(memory, atoms=atoms) if len(atoms) == len(fresh.atoms) else fresh)
-    return tuple(found)
+        atoms = tuple(AtomMemory() if atom.kind == "stall" else state for atom, state in pairs)
+        states.append(attrs.evolve(memory, atoms=atoms) if len(atoms) == len(fresh.atoms) else fresh)
+    return tuple(states)
 
 
 def resources(configured: Resources, set_: Mapping[str, Any]) -> Resources:
-    """The limits in force: those of the configuration, with what `nsupervisor set` had changed (`differences`)."""
+    """Return the limits in force: the configured ones, with saved changes of `nsupervisor set` (`changed_limits`)."""
     try:
         after = restored(Resources, dict(set_), newer=True)
-    except ValueError:  # of another version
+    except ValueError:  # written by another version
         return configured
     changed = [attribute.name for name, attribute in wire_names(Resources).items() if name in set_]
     return attrs.evolve(configured, **{name: getattr(after, name) for name in changed}) if changed else configured
 
 
 def fingerprint(resources: Resources) -> str:
-    """Limits as a few letters. "" where they depend on those of others, so that being the same says nothing."""
+    """Return a short digest of limits, or "" if they depend on other limits, so that equality proves nothing."""
     given = sparse(resources)
     if any(isinstance(value, Percent) for value in by_wire_name(resources).values()):
         return ""
@@ -146,7 +150,7 @@ def fingerprint(resources: Resources) -> str:
 
 
 def differences(configured: Resources, present: Resources) -> Mapping[str, Any]:
-    """What of the limits in force is not as configured: by the wire names of `Resources`, as plain values."""
+    """Return the limits in force that differ from the configured ones, as plain JSON with `Resources` wire names."""
     if configured is present:
         return {}
     before = by_wire_name(configured)
@@ -154,7 +158,7 @@ def differences(configured: Resources, present: Resources) -> Mapping[str, Any]:
 
 
 def fits(actor: "Actor", workload: Workload) -> bool:
-    """Whether what runs was started with what ``workload`` says, as far as can be told."""
+    """Return whether the running program was started as `workload` says, as far as this can be known."""
     try:
         spec = spawn_spec(workload, actor.name, actor.instance, actor.life.generation, actor.cgroup)
     except (IdentityError, ConfigError, OSError):
@@ -163,7 +167,7 @@ def fits(actor: "Actor", workload: Workload) -> bool:
 
 
 def essence(spec: Mapping[str, Any]) -> Any:
-    """What a generation is started with: where that is equal, a restart would change nothing."""
-    of = {key: value for key, value in spec.items() if key not in ("id", "env")}
+    """Return what a generation is started with: if it is equal, a restart would change nothing."""
+    inputs = {key: value for key, value in spec.items() if key not in ("id", "env")}
     environment = {key: value for key, value in spec["env"].items() if key not in ("NOTIFY_SOCKET", "WATCHDOG_USEC")}
-    return [of, environment]
+    return [inputs, environment]

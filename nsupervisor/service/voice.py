@@ -1,4 +1,4 @@
-"""What is said about one workload instance: records for the journal, held back while something is more urgent."""
+"""Journal records about one workload instance, held back while something more urgent is in progress."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -10,18 +10,18 @@ from nsupervisor.logs import Journal
 
 @attrs.define(eq=False)
 class Voice:
-    """Writes records in the name of one instance. ``name`` is "web", or "web@2" where there are several."""
+    """Writes records in the name of one instance. `name` is "web", or "web@2" if there are several instances."""
 
     name: str
     instance: int | None
     journal: Journal
     last_event: dict[str, Any] | None = None
-    """What was said last, as ``status`` shows it."""
+    """The latest record, as `status` shows it."""
     _held: list[tuple[str, str, dict[str, Any]]] | None = None
-    """Records that wait for something more urgent, in order; None while none have to wait."""
+    """Records that wait for something more urgent, in order; None while records are written at once."""
 
     def say(self, generation: int, event: str, level: str = "info", /, **fields: Any) -> dict[str, Any]:
-        """Write a record, or keep it until `release`; returns it with its time."""
+        """Write a record, or keep it until `release`; return it with its timestamp."""
         self.last_event = {"timestamp": datetime.now(UTC).isoformat(timespec="microseconds"), "event": event, **fields}
         record: dict[str, Any] = {"workload": self.name, "generation": generation, **fields}
         if self.instance is not None:
@@ -33,11 +33,11 @@ class Voice:
         return {**self.last_event, **record}
 
     def hold(self) -> None:
-        """From now on records wait."""
+        """Hold back all records from now on."""
         self._held = []
 
     def release(self) -> None:
-        """Write down what was held back."""
+        """Write the records that were held back."""
         held, self._held = self._held or (), None
         for level, event, record in held:
             getattr(self.journal.log, level)(event, **record)

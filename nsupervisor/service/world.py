@@ -1,4 +1,4 @@
-"""What all actors share."""
+"""The objects that all actors share."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class World:
-    """The service around one workload."""
+    """What the service provides to each workload instance."""
 
     keeper: Kept
     watcher: Watcher
     journal: Journal
     nursery: trio.Nursery
-    """Where log captures run: they outlive a generation until its pipes are empty."""
+    """The nursery of log captures: a capture outlives its generation until the pipes are empty."""
     directory: Path
-    """The runtime directory."""
+    """The runtime directory of the service."""
     state: StateFile
     seal: Seal
     log_directory: Path = Path("/var/log/nsupervisor")
-    """Where the workloads' own log files are."""
+    """The directory of the workloads' own log files."""
     measures: Measures = attrs.field(factory=Measures)
     listeners: set[Listener] = attrs.field(factory=set)
-    """Those that hear of all that any mind takes in."""
+    """Called for every input of every workload instance."""
     group_listeners: set[Callable[[Group, News, float], None]] = attrs.field(factory=set)
-    """Those that hear of all that any group goes through, and when."""
+    """Called for every event of every group, with its time."""
     told: set[str] = attrs.field(factory=set)
-    """Warnings about the host, which are said once, not by each workload."""
+    """Warnings about the host that have been logged; each is logged once, not once per workload."""
     notes: dict[str, list[Path]] = attrs.field(factory=dict)
-    """Of each instance the notes that captures of an earlier supervisor have left, until it takes them."""
+    """By instance, the offset files of an earlier supervisor's captures, until a capture takes them over."""
