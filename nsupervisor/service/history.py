@@ -1,11 +1,11 @@
-"""What the service said lately, kept in memory for whoever asks why; and news of it for whoever waits for them.
+"""The latest records of the service, kept in memory for queries, and a stream of new ones for followers.
 
-Only the service's own records are here, as the log has them (`nsupervisor.logs`), whatever its level; the workloads'
-output is not. They are kept as JSON lines, which is what both askers and followers get.
+Only the service's own records are here, as the log has them (`nsupervisor.logs`), whatever the log level; the output of
+workloads is not. They are kept as JSON lines, which is what queries and followers receive.
 
-Everything is bounded. Of each workload the latest records are kept, and where all together become too many, those go
-first of whom there are most, so that a workload that makes much noise does not push out why a quiet one was started.
-A follower that reads too slowly loses records and is told how many; nobody else notices.
+Everything is bounded. The latest records of each workload are kept. When there are too many in total, the workloads
+with the most records lose theirs first, so that a noisy workload does not push out why a quiet one was started. A
+follower that reads too slowly loses records and receives their number; other followers do not notice.
 """
 
 import heapq
@@ -21,31 +21,34 @@ import trio
 from nsupervisor.logs.record import JsonFormat, now
 
 EACH = 200
-"""Records that are kept of one workload."""
+"""Most records that are kept of one workload."""
 TOTAL = 5000
-"""Records that are kept of all together."""
+"""Most records that are kept in total."""
 WAITING = 1000
-"""News that may wait for one follower."""
+"""Most new records that may wait for one follower."""
 LAST_WORDS = 1.0
-"""Seconds that followers have at the end to read what is left."""
+"""Seconds that followers have at the end to read the rest."""
 
 _FORMAT = JsonFormat()
 
 
 @attrs.frozen
 class Kept:
-    """One record. ``number`` counts all of them; ``workload`` is the group's name for what concerns no member of it,
-    and "" for what concerns none at all."""
+    """One record, with its position among all records.
+
+    `workload` is the name of the instance, the name of the group for a record about no member, or "" for a record about
+    the service.
+    """
 
     number: int
     workload: str
     event: str
     line: bytes
-    """JSON, with its newline."""
+    """The record as JSON, with its newline."""
 
 
 class History:
-    """The latest records, and those who follow them. For the trio thread only; nothing waits but `end`."""
+    """The latest records, and their followers. For the trio thread only; only `end` waits."""
 
     def __init__(self, each: int = EACH, total: int = TOTAL) -> None:
         self._each, self._total = each, total
@@ -57,56 +60,56 @@ class History:
         self._ended = False
 
     def add(self, timestamp: str, level: str, event: str, fields: Mapping[str, Any]) -> None:
-        """Keep a record, and hand it to those who follow. Never waits, never raises."""
+        """Keep a record, and pass it to the followers. Never waits, never raises."""
         workload = str(fields.get("workload") or fields.get("group", ""))
         self._number += 1
-        kept = Kept(self._number, workload, event, _FORMAT.record(timestamp, level, event, fields))
-        of_it = self._kept.setdefault(workload, deque())
-        of_it.append(kept)
+        entry = Kept(self._number, workload, event, _FORMAT.record(timestamp, level, event, fields))
+        entries = self._kept.setdefault(workload, deque())
+        entries.append(entry)
         self._seen[workload] = self._seen.get(workload, 0) + 1
-        if len(of_it) > self._each:
-            of_it.popleft()
+        if len(entries) > self._each:
+            entries.popleft()
         else:
             self._count += 1
             if self._count > self._total:
                 self._forget()
         for follower in self._followers:
-            follower.hear(kept)
+            follower.hear(entry)
 
     def _forget(self) -> None:
-        """Forget a tenth, always the oldest of those who have most: seldom, so that it costs each record little."""
-        most = [(-len(kept), name) for name, kept in self._kept.items()]
-        heapq.heapify(most)
+        """Discard a tenth of all records, the oldest of the workloads with the most: rare, so cheap per record."""
+        sizes = [(-len(entries), name) for name, entries in self._kept.items()]
+        heapq.heapify(sizes)
         for _ in range(self._total // 10 + 1):
-            size, name = most[0]
+            size, name = sizes[0]
             self._kept[name].popleft()
-            heapq.heapreplace(most, (size + 1, name))
+            heapq.heapreplace(sizes, (size + 1, name))
             self._count -= 1
 
     @property
     def followers(self) -> int:
-        """How many follow just now."""
+        """Number of followers at the moment."""
         return len(self._followers)
 
     def of(self, workload: str) -> tuple[list[bytes], int]:
-        """The lines about one workload instance, oldest first; and how many older ones are kept no more."""
-        lines = [kept.line for kept in self._kept.get(workload, ())]
+        """Return the lines about one workload instance, oldest first, and how many older ones were discarded."""
+        lines = [entry.line for entry in self._kept.get(workload, ())]
         return lines, self._seen.get(workload, 0) - len(lines)
 
     @contextmanager
     def follow(
         self, names: Collection[str] | None = None, events: Collection[str] | None = None, *, news: bool = True
     ) -> Iterator["Follower"]:
-        """What is kept, and then, with ``news``, what is new, without a gap or anything twice.
+        """Yield a follower of the kept records and then, with `news`, of new ones, without a gap or a duplicate.
 
-        ``names`` are workload instances and groups, ``events`` what records have as their event; None means all.
+        `names` are workload instances and groups, `events` the values of `event` in records; None means all.
         """
 
-        def wanted(kept: Kept) -> bool:
-            return (names is None or kept.workload in names) and (events is None or kept.event in events)
+        def wanted(entry: Kept) -> bool:
+            return (names is None or entry.workload in names) and (events is None or entry.event in events)
 
-        every = (kept for of_one in self._kept.values() for kept in of_one if wanted(kept))
-        follower = Follower(wanted, [kept.line for kept in sorted(every, key=attrgetter("number"))])
+        selected = (entry for entries in self._kept.values() for entry in entries if wanted(entry))
+        follower = Follower(wanted, [entry.line for entry in sorted(selected, key=attrgetter("number"))])
         if news and not self._ended:
             self._followers.add(follower)
         else:
@@ -118,7 +121,7 @@ class History:
             self._left.unpark_all()
 
     async def end(self) -> None:
-        """There will be no more news: each follower ends after what it has. Waits a little for them to read it."""
+        """End each follower after the records that it has; wait a short time for them to be read."""
         self._ended = True
         for follower in self._followers:
             follower.end()
@@ -128,7 +131,7 @@ class History:
 
 
 class Follower:
-    """An asynchronous iterator of bytes: whole lines, as many as there are. Made by `History.follow`."""
+    """An asynchronous iterator of bytes: whole lines, as many as are available. Made by `History.follow`."""
 
     def __init__(self, wanted: Callable[[Kept], bool], lines: list[bytes]) -> None:
         self._wanted = wanted
@@ -139,7 +142,7 @@ class Follower:
         self._heard = trio.lowlevel.ParkingLot()
 
     def hear(self, kept: Kept) -> None:
-        """Take a record in, if it is wanted and there is room."""
+        """Queue a record if it is wanted and there is room, and count it as dropped if there is none."""
         if not self._wanted(kept):
             return
         if len(self._news) < WAITING:
@@ -149,7 +152,7 @@ class Follower:
         self._heard.unpark_all()
 
     def end(self) -> None:
-        """Nothing more will come."""
+        """End the stream after the queued records."""
         self._ended = True
         self._heard.unpark_all()
 
@@ -157,7 +160,7 @@ class Follower:
         return self
 
     async def __anext__(self) -> bytes:
-        # A class and no generator: one that is left in the middle would have to be closed by somebody.
+        # A class and not a generator: a generator that is abandoned in the middle would have to be closed by its user.
         while not (lines := self._take()):
             if self._ended:
                 raise StopAsyncIteration
@@ -166,7 +169,7 @@ class Follower:
 
     def _take(self) -> bytes:
         lines = [*self._backlog, *self._news]
-        if self._dropped:  # there was no room since the last of these lines
+        if self._dropped:  # there has been no room since the last of these lines
             gap = {"dropped": self._dropped, "reason": "the reader is too slow"}
             lines.append(_FORMAT.record(now(), "warning", "dropped", gap))
         self._backlog, self._news, self._dropped = [], [], 0

@@ -1,7 +1,7 @@
-"""Whom rules tell outside of the service: a program (``exec``), a web server (``webhook``), a socket (``notify``).
+"""Notifications of rules outside the service: a program (`exec`), a web server (`webhook`), a socket (`notify`).
 
-Each gets the action's record as JSON, once, and in a limited time. What goes wrong comes back in words, for a warning;
-nothing waits for any of them.
+Each receives the record of the action as JSON, once, within a time limit. A failure is returned in words, for a
+warning; nothing waits for a notification.
 """
 
 import errno
@@ -23,15 +23,15 @@ from nsupervisor.config.model import Rule
 from nsupervisor.linux.children import own_child
 
 PATIENCE = 30.0
-"""Seconds that a program may take before it is killed."""
+"""Seconds that a program may run before it is killed."""
 WEB_PATIENCE = 10.0
-"""Seconds that a web server may take."""
+"""Seconds that a web server may take per read or write."""
 MOST_REQUESTS, MOST_WAITING = 8, 256
-"""Requests at one time, and those that may wait for their turn. A server that does not answer must cost no more."""
+"""Concurrent requests, and requests that may wait. A server that does not answer must not cost more."""
 
 
 async def tell(action: str, rule: Rule, record: Mapping[str, Any]) -> str:
-    """Tell whom a rule says of its action, if it does: what went wrong, in words."""
+    """Run the notification of a rule's action, if it has one; return what went wrong, or ""."""
     match action:
         case "exec":
             return await run_hook(rule.exec_, record)
@@ -43,9 +43,9 @@ async def tell(action: str, rule: Rule, record: Mapping[str, Any]) -> str:
 
 
 async def run_hook(command: Sequence[str], record: Mapping[str, Any]) -> str:
-    """Run ``command`` as the supervisor itself, in "/"; ``record`` is its standard input as one line of JSON.
+    """Run `command` as the supervisor's user, in "/", with `record` on standard input as one line of JSON.
 
-    What went wrong, in words; "" when it exited with 0. Its output is dropped: what it has to say it says elsewhere.
+    Returns what went wrong, or "" if it exited with 0. Its output is discarded.
     """
     try:
         with trio.fail_after(PATIENCE), own_child() as child:
@@ -68,19 +68,19 @@ async def run_hook(command: Sequence[str], record: Mapping[str, Any]) -> str:
 
 @cache
 def _requests() -> trio.CapacityLimiter:
-    return trio.CapacityLimiter(MOST_REQUESTS)  # threads of our own: theirs may all be stuck in slow servers
+    return trio.CapacityLimiter(MOST_REQUESTS)  # separate threads: these may all be stuck in slow servers
 
 
 async def post_record(url: str, record: Mapping[str, Any]) -> str:
-    """POST ``record`` to ``url`` as JSON. What went wrong, in words; "" when the answer was 2xx.
+    """POST `record` to `url` as JSON; return what went wrong, or "" if the answer was 2xx.
 
-    In a thread, as names are looked up and certificates checked by what blocks. Redirections are not followed: where
-    records go is the configuration's business.
+    This runs in a thread, since name look-ups and certificate checks block. Redirections are not followed: the
+    configuration decides where records go.
     """
     if _requests().statistics().tasks_waiting >= MOST_WAITING:
         return f"{url}: not told, because {MOST_WAITING} earlier requests still wait for an answer"
     try:
-        with trio.fail_after(WEB_PATIENCE * 2):  # its own limit is per read and write
+        with trio.fail_after(WEB_PATIENCE * 2):  # the limit of http.client is per read and write
             return await trio.to_thread.run_sync(
                 _post, url, orjson.dumps(record), abandon_on_cancel=True, limiter=_requests()
             )
@@ -101,8 +101,8 @@ def _post(url: str, body: bytes) -> str:
     headers = {"Content-Type": "application/json", "User-Agent": f"nsupervisor/{__version__}"}
     try:
         connection.request("POST", target, body, headers)
-        answer = connection.getresponse()
-        return "" if 200 <= answer.status < 300 else f"{url} answered {answer.status} {answer.reason}"
+        response = connection.getresponse()
+        return "" if 200 <= response.status < 300 else f"{url} answered {response.status} {response.reason}"
     except TimeoutError:
         return f"{url}: no answer within {WEB_PATIENCE:g} s"
     except (OSError, http.client.HTTPException) as error:
@@ -112,15 +112,17 @@ def _post(url: str, body: bytes) -> str:
 
 
 def send_record(path: str, record: Mapping[str, Any]) -> str:
-    """Send ``record`` to the Unix socket at ``path``: a datagram, or, where it is a stream, one line. What went wrong,
-    in words; "" when the kernel has it. It never waits: a reader that is behind misses it."""
+    """Send `record` to the Unix socket at `path`: as a datagram, or as one line to a stream socket.
+
+    Returns what went wrong, or "" if the kernel has taken it. Never waits: a reader that is behind misses the record.
+    """
     line = orjson.dumps(record) + b"\n"
     try:
         for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-            with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as it:
+            with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as peer:
                 try:
-                    it.connect(path)
-                    it.sendall(line)
+                    peer.connect(path)
+                    peer.sendall(line)
                     return ""
                 except OSError as error:
                     if error.errno != errno.EPROTOTYPE:
@@ -128,6 +130,6 @@ def send_record(path: str, record: Mapping[str, Any]) -> str:
     except BlockingIOError:
         return f"{path}: its reader is behind, and missed this"
     except OSError as error:
-        why = {errno.ENOENT: "there is no such socket", errno.ECONNREFUSED: "nobody listens there"}
-        return f"{path}: {why.get(error.errno or 0, error.strerror)}"
+        reasons = {errno.ENOENT: "there is no such socket", errno.ECONNREFUSED: "nobody listens there"}
+        return f"{path}: {reasons.get(error.errno or 0, error.strerror)}"
     return f"{path}: neither a datagram nor a stream socket"

@@ -1,4 +1,4 @@
-"""From a configured user to numbers: who the program will be."""
+"""The user of a program: from the configured name to numeric ids."""
 
 import grp
 import os
@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 
 class IdentityError(Exception):
-    """A user or group that this host does not know; the text says which and what to do."""
+    """A user or group that this host does not know; the message says which, and what to do."""
 
 
 class Identity(NamedTuple):
-    """Who a program runs as. ``uid``, ``gid`` and ``groups`` are None where they stay the supervisor's own."""
+    """The user that a program runs as. `uid`, `gid` and `groups` are None if they stay those of the supervisor."""
 
     uid: int | None
     gid: int | None
@@ -23,18 +23,18 @@ class Identity(NamedTuple):
 
 
 def resolve(user: str | None, supplementary_groups: Sequence[str] = ()) -> Identity:
-    """Look up ``user`` ("www-data", "33", "www-data:adm", "1000:1000") and further groups in the host's databases.
+    """Look up `user` ("www-data", "33", "www-data:adm", "1000:1000") and further groups in the host's databases.
 
-    A number need not be in the database: it then has no name, "/" as its home and no groups of its own. Like login, a
-    user without an explicit group gets their primary group and those that group(5) lists them in.
+    A number need not be in the database: it then has no name, "/" as its home and no groups of its own. As with login,
+    a user without an explicit group gets their primary group and those that list them in group(5).
 
     Raises IdentityError.
     """
     extra = tuple(_gid(group) for group in supplementary_groups)
     if user is None:
-        me = _entry(str(os.getuid()))
+        own_entry = _entry(str(os.getuid()))
         groups = (*os.getgroups(), *extra) if extra else None
-        return Identity(None, None, groups, me.pw_name, me.pw_dir, me.pw_shell)
+        return Identity(None, None, groups, own_entry.pw_name, own_entry.pw_dir, own_entry.pw_shell)
     name, _, group = user.partition(":")
     entry = _entry(name)
     gid = _gid(group) if group else entry.pw_gid

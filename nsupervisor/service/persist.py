@@ -1,7 +1,7 @@
-"""Changed limits in the configuration's own file, so that they outlive the service: for `set --persist`.
+"""Write changed limits into the configuration file, so that they outlive the service: for `set --persist`.
 
-The file is a person's, so everything else in it stays as it is: comments, order, spelling. It is read again when it is
-written, and has to say what it said before but for these limits; otherwise it is left alone.
+The file belongs to a person, so everything else in it stays as it is: comments, order, spelling. The new text is parsed
+before it is written, and must mean the same as before except for these limits; otherwise the file is left unchanged.
 """
 
 from __future__ import annotations
@@ -26,24 +26,26 @@ Kind = Literal["workload", "group"]
 
 @attrs.define(eq=False)
 class Writer:
-    """Writes one change after the other, without holding up the service."""
+    """Writes one change after the other into the file, in a thread, so that the service does not wait."""
 
     _turn: trio.Lock = attrs.field(init=False, factory=trio.Lock)
 
     async def persist(self, path: str, kind: Kind, name: str, resources: Mapping[str, Any]) -> str:
-        """As `persist`; what kept it from being done, in words, or ""."""
+        """Call `persist` in a thread; return why it failed, or ""."""
         async with self._turn:
             try:
                 await trio.to_thread.run_sync(persist, path, kind, name, resources)
             except (OSError, ConfigError) as error:
-                why = error.strerror if isinstance(error, OSError) and error.strerror else error
-                return f"it is set, but not written into {path}: {why}"
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+                return f"it is set, but not written into {path}: {reason}"
         return ""
 
 
 def persist(path: str, kind: Kind, name: str, resources: Mapping[str, Any]) -> None:
-    """Write these keys and values of [workload.NAME.resources], or of [group.NAME], into the file. ConfigError or
-    OSError where that cannot be; then the file is as it was."""
+    """Write these keys and values of [workload.NAME.resources] or [group.NAME] into the file.
+
+    Raises ConfigError or OSError if that is not possible; then the file is unchanged.
+    """
     real = os.path.realpath(path)
     if not stat.S_ISREG(os.stat(real).st_mode):
         raise OSError(f"{path} is no file that can be written")
@@ -72,29 +74,29 @@ def _expected(config: Config, kind: Kind, name: str, changes: Mapping[str, Any])
 
 def _says(text: str, path: str, wanted: Config) -> bool:
     try:
-        found = parse(text, path)
+        parsed = parse(text, path)
     except ConfigError:
         return False
-    return _without_lines(found) == _without_lines(wanted)
+    return _without_lines(parsed) == _without_lines(wanted)
 
 
 def _without_lines(config: Config) -> Config:
-    """The same, but for where its rules stand in the file."""
+    """Return the configuration without the line numbers of its rules."""
 
-    def unplaced(one: Any) -> Any:
-        return attrs.evolve(one, policy=tuple(attrs.evolve(rule, line=0) for rule in one.policy))
+    def without_lines(section: Any) -> Any:
+        return attrs.evolve(section, policy=tuple(attrs.evolve(rule, line=0) for rule in section.policy))
 
     return attrs.evolve(
         config,
-        workloads={name: unplaced(one) for name, one in config.workloads.items()},
-        groups={name: unplaced(one) for name, one in config.groups.items()},
-        host=unplaced(config.host),
+        workloads={name: without_lines(section) for name, section in config.workloads.items()},
+        groups={name: without_lines(section) for name, section in config.groups.items()},
+        host=without_lines(config.host),
     )
 
 
 def edited(text: str, kind: Kind, name: str, resources: Mapping[str, Any]) -> str | None:
-    """The file's text with these limits; None where it cannot be edited."""
-    import tomlkit  # here, because few need it, and it costs memory
+    """Return the text of the file with these limits, or None if it cannot be edited."""
+    import tomlkit  # imported here, because it is needed rarely and costs memory
     from tomlkit.exceptions import TOMLKitError
 
     try:
@@ -116,7 +118,7 @@ def edited(text: str, kind: Kind, name: str, resources: Mapping[str, Any]) -> st
 
 
 def _replace(path: str, text: str) -> None:
-    """Another file in its place, with its owner and mode: whoever reads it finds the old one, or the new one."""
+    """Replace the file atomically, with the same owner and mode: a reader sees the old text or the new one."""
     old = os.stat(path)
     fd, new = tempfile.mkstemp(dir=os.path.dirname(path), prefix=f".{os.path.basename(path)}.")
     try:

@@ -1,8 +1,8 @@
-"""Reaping strangers, for a supervisor that is process 1 of its PID namespace (a container's first process).
+"""Reap orphans of other programs, for a supervisor that is process 1 of its PID namespace (in a container).
 
-Process 1 inherits every process whose parent has gone (pid_namespaces(7)). Orphans of workloads fall to the keeper.
-What falls to us are those of others, such as of commands that somebody runs in the container; nobody else reaps them.
-What we have started ourselves, and wait for, is left alone (`nsupervisor.linux.children`).
+Process 1 inherits every process whose parent has ended (pid_namespaces(7)). Orphans of workloads fall to the keeper.
+The others fall to this process, such as those of commands that are executed in the container; no other process reaps
+them. Children that the service started itself and waits for are left alone (`nsupervisor.linux.children`).
 """
 
 import os
@@ -14,23 +14,28 @@ import trio
 from nsupervisor.linux.children import spoken_for
 
 SOON = 0.02
-"""Seconds between two looks at whether the status of a child of our own has been taken."""
+"""Seconds between two checks whether the status of an expected child has been collected."""
 
 
 async def reap_strangers(spared: Callable[[], int]) -> None:
-    """For ever, if this is process 1; else returns at once. ``spared`` says who our own child is at the moment, the
-    keeper: its status is not taken."""
+    """Reap orphans until cancelled if this is process 1; otherwise return at once.
+
+    `exempt_pid` returns the pid of the keeper at the moment, a child whose status is not collected here.
+    """
     if os.getpid() != 1:
         return
     with trio.open_signal_receiver(signal.SIGCHLD) as signals:
-        await reap_all(spared)  # those that ended before we listened
+        await reap_all(spared)  # those that ended before the signal receiver was open
         async for _ in signals:
             await reap_all(spared)
 
 
 async def reap_all(spared: Callable[[], int]) -> None:
-    """Reap all strangers that have ended. Where a child of our own is among the dead, those behind it have to wait
-    until its status has been taken; where it is the keeper, until there is a new one."""
+    """Reap all orphans that have ended.
+
+    If an expected child is among the ended ones, those after it wait until its status has been collected; if it is the
+    keeper, until there is a new one.
+    """
     while True:
         reap(spared())
         if not _ended():
@@ -39,10 +44,12 @@ async def reap_all(spared: Callable[[], int]) -> None:
 
 
 def reap(spared: int) -> list[int]:
-    """Reap all children that have ended, but not ``spared``, nor one that somebody waits for, nor those that the kernel
-    tells of after it; their pids. One signal may stand for many of them."""
+    """Reap all ended children up to the exempt one or one that is expected; return their pids.
+
+    The kernel reports the children after such a one only later. One signal may stand for several children.
+    """
     reaped = []
-    # Look first (WNOWAIT), because there is no way to ask for "any but this one".
+    # Peek first (WNOWAIT), because waitid(2) cannot ask for "any child but this one".
     while (ended := _ended()) and ended != spared and not spoken_for(ended):
         os.waitpid(ended, 0)
         reaped.append(ended)
@@ -50,7 +57,7 @@ def reap(spared: int) -> list[int]:
 
 
 def _ended() -> int:
-    """A child that has ended and is not reaped; 0 where there is none."""
+    """Return the pid of a child that has ended and is not reaped; 0 if there is none."""
     try:
         seen = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:

@@ -1,11 +1,11 @@
-"""Recordings: what the minds take in, as the lines of a trace, for whoever asks for them over the API.
+"""Recordings: the inputs of workload instances as the lines of a trace, for clients of the API.
 
-A recording hears each step of the minds that it is about, and reads besides, time after time, every file that a rule
-might look at: so other rules than the present ones can be tried with the trace. What waits for its reader is bounded:
-a recording with a gap would be no use, so it ends there, and its last line says why.
+A recording receives each transition of its instances. It also samples every file that a rule may reference, so that
+other rules than the present ones can be tried with the trace. The lines that wait for the reader are bounded: a
+recording with a gap would be useless, so it ends there, and its last line says why.
 
-Groups, and the host, are in it, too, where all their members are: without one of them nobody could tell whom their
-rules would have hit.
+Groups, and the host, are recorded too if all their members are: without one of the members, the victims of their rules
+could not be determined.
 """
 
 import math
@@ -35,37 +35,37 @@ if TYPE_CHECKING:
     from nsupervisor.service.groups import Groups
 
 WAITING = 8 << 20
-"""Bytes that may wait for the reader."""
+"""Most bytes that may wait for the reader."""
 AT_ONCE = 20
-"""Workloads whose files are read in one go; others have their turn before the next ones."""
+"""Workloads whose files are read without a checkpoint; other tasks run before the next ones."""
 SHARE = 10
-"""Of its time the service spends at most one part in so many on samples; where that is too little they come later."""
+"""Samples take at most a tenth of the service's time (the inverse of this number); otherwise they are delayed."""
 FILES: Mapping[str, frozenset[str]] = {
     file: frozenset({*COUNTERS.get(file, ()), *LEVELS.get(file, ())}) for file in (COUNTERS | LEVELS)
 } | {"host.meminfo": frozenset({*HOST_MEMORY, *HOST_MEMORY.values()})}
-"""What rules might look at: files and their keys."""
+"""The files that rules may reference, with their keys."""
 
 
 @attrs.frozen
 class Terms:
-    """How long and how much is recorded."""
+    """How long and how much to record."""
 
     interval: float | None = 0.25
-    """Seconds between two samples; None: only what the present rules see."""
+    """Seconds between two samples; None to record only what the present rules see."""
     seconds: float = math.inf
     most: float = math.inf
-    """Bytes."""
+    """Size at which the recording ends, in bytes."""
 
 
 @attrs.define(eq=False)
 class Recording:
-    """An asynchronous iterator of bytes: whole lines. Made by `record`."""
+    """An asynchronous iterator of bytes: whole lines. Made by `Recorder.record`."""
 
     actors: Mapping[str, "Actor"]
     groups: "Groups"
     terms: Terms
     config: str
-    """Path of the configuration, for the head."""
+    """Path of the configuration, for the header line."""
     _writer: Writer = attrs.field(factory=Writer)
     _waiting: list[bytes] = attrs.field(factory=list)
     _size: int = 0
@@ -77,7 +77,7 @@ class Recording:
     _ended: bool = False
     _heard: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
     _due: float = attrs.field(factory=trio.current_time)
-    """When the next samples are taken."""
+    """When the next samples are due, on trio's clock."""
     _until: float = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -85,11 +85,11 @@ class Recording:
         self._until = now + self.terms.seconds
         workloads = {name: actor.workload for name, actor in self.actors.items()}
         self._recorded = tuple(
-            one
-            for one in self.groups.all
-            if one.members and {member.name for member in one.members} <= workloads.keys()
+            group
+            for group in self.groups.all
+            if group.members and {member.name for member in group.members} <= workloads.keys()
         )
-        groups = {one.name: (one.config, [member.name for member in one.members]) for one in self._recorded}
+        groups = {group.name: (group.config, [member.name for member in group.members]) for group in self._recorded}
         about = {"version": __version__, "config": self.config, "host": host(), "interval": self.terms.interval}
         clock = {"monotonic": now, "realtime": datetime.now(UTC).isoformat(timespec="microseconds")}
         self._add([self._writer.head(workloads, groups, clock=clock, **about)])
@@ -99,23 +99,23 @@ class Recording:
         self._begin_groups(now)
 
     def hear(self, thinker: Thinker, before: Mind, what: Input, moment: Moment, thought: Thought) -> None:
-        """A step of a mind."""
+        """Record a transition of an instance."""
         if self._begun.get(thinker.name) is thinker:
             self._add(self._writer.step(thinker.name, thinker.workload, before, what, moment, thought))
         elif thinker.name in self.actors:
             self._begin(thinker, moment.now)
 
     def hear_group(self, group: "Group", what: News, now: float) -> None:
-        """Something that a group went through."""
+        """Record an event of a group."""
         if not self._groups_begun:
             return
         if group in self._recorded:
             self._add(self._writer.group(group.name, what, now))
         if isinstance(what, Became) or (group not in self._recorded and isinstance(what, Came)):
-            self._tell_memories(now)  # in the first case they are other ones, in the second it has hushed their rules
+            self._tell_memories(now)  # a new configuration has other rules; an action has started their cooldowns
 
     def end(self, why: str) -> None:
-        """The last line. Nothing comes after it."""
+        """Write the last line of the recording."""
         if not self._ended:
             self._waiting.append(encode({"t": trio.current_time(), "end": why}))
             self._ended = True
@@ -139,22 +139,22 @@ class Recording:
                 await self._heard.park()
 
     def _begin(self, thinker: Thinker, now: float) -> None:
-        """An instance's recording begins when no rule of it waits for its turn; anew for one that replaces another."""
+        """Begin with an instance when no rule of it has a pending action, and again for one that replaces another."""
         if not thinker.mind.due:
             self._begun[thinker.name] = thinker
             self._add(self._writer.changed(thinker.name, thinker.workload, now))
             self._add([self._writer.begin(thinker.name, thinker.mind, now)])
 
     def _begin_groups(self, now: float) -> None:
-        """Their recording begins when no rule of any of them waits for its turn, or for what it has led to."""
-        if not self._groups_begun and not any(one.acting for one in self.groups.all):
+        """Begin with the groups when no rule of any of them has an action that is pending or in progress."""
+        if not self._groups_begun and not any(group.acting for group in self.groups.all):
             self._groups_begun = True
             self._tell_memories(now)
 
     def _tell_memories(self, now: float) -> None:
-        for one in self._recorded:
-            self._add(self._writer.limits(one.name, one.limits, now))
-            self._add([self._writer.begin_group(one.name, one.engine, one.quiet_since, now)])
+        for group in self._recorded:
+            self._add(self._writer.limits(group.name, group.limits, now))
+            self._add([self._writer.begin_group(group.name, group.engine, group.quiet_since, now)])
 
     def _add(self, lines: Iterable[Line]) -> None:
         for line in lines:
@@ -171,58 +171,58 @@ class Recording:
         self._heard.unpark_all()
 
     async def _sample(self, interval: float) -> None:
-        """Read the files of all that live; a few workloads at once, for nobody must wait for this."""
+        """Sample the files of all running instances, a few at a time, so that no other task waits for long."""
         alive = [(name, actor) for name, actor in self.actors.items() if actor.life.alive and name in self._begun]
         spent = 0.0
         for first in range(0, len(alive), AT_ONCE):
-            began, now, some = perf_counter(), trio.current_time(), alive[first : first + AT_ONCE]
-            for name, actor in some:
+            began_at, now, batch = perf_counter(), trio.current_time(), alive[first : first + AT_ONCE]
+            for name, actor in batch:
                 self._add(self._writer.limits(name, actor.judge.limits, now))
-            self._add([self._writer.sample(now, {name: snapshot(actor) for name, actor in some})])
-            spent += perf_counter() - began
+            self._add([self._writer.sample(now, {name: snapshot(actor) for name, actor in batch})])
+            spent += perf_counter() - began_at
             await trio.lowlevel.checkpoint()
-        began, now = perf_counter(), trio.current_time()
+        began_at, now = perf_counter(), trio.current_time()
         self._begin_groups(now)
-        # After their members, which are what their rules choose from.
-        groups = [one for one in self._recorded if any(member.life.alive for member in one.members)]
-        for one in groups:
-            self._add(self._writer.limits(one.name, one.limits, now))
+        # The members come first, because the rules of the groups choose among them.
+        groups = [group for group in self._recorded if any(member.life.alive for member in group.members)]
+        for group in groups:
+            self._add(self._writer.limits(group.name, group.limits, now))
         if groups:
-            self._add([self._writer.sample(now, {one.name: _files(one.cgroup) for one in groups})])
-        spent += perf_counter() - began
+            self._add([self._writer.sample(now, {group.name: _files(group.cgroup) for group in groups})])
+        spent += perf_counter() - began_at
         self._due = max(self._due + interval, trio.current_time() + spent * (SHARE - 1))
 
 
 def snapshot(actor: "Actor") -> Snapshot:
-    """Of each file that a rule might look at, what a rule might look at."""
+    """Return the keys that rules may reference, for every file they may reference."""
     return {UPTIME: dict(actor.judge.read(UPTIME)), **_files(actor.cgroup)}
 
 
 def _files(cgroup: Cgroup) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
+    values_by_file: dict[str, dict[str, float]] = {}
     for file, keys in FILES.items():
         if file in NOT_FILES or not cgroup.offers(file):
             continue
         try:
             values = cgroup.look(file)
-        except CgroupError:  # it is being made anew, or its controller is gone
+        except CgroupError:  # the cgroup is being created again, or its controller is missing
             continue
-        # A key of io.stat has its device before it.
-        found[file] = {
+        # A key of io.stat is preceded by its device.
+        values_by_file[file] = {
             key: value for key, value in values.items() if not keys or key.rpartition(" ")[2] in keys or key in keys
         }
-    return found
+    return values_by_file
 
 
 def host() -> dict[str, Any]:
-    """What a person who reads the trace elsewhere might want to know of the machine."""
+    """Return facts about the machine, for readers of the trace on another one."""
     uname = os.uname()
     pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     return {"kernel": uname.release, "machine": uname.machine, "processors": os.cpu_count(), "memory": pages * page}
 
 
 class Recorder:
-    """The recordings that are under way."""
+    """The recordings that are in progress."""
 
     def __init__(self) -> None:
         self._recordings: set[Recording] = set()
@@ -230,7 +230,7 @@ class Recorder:
 
     @contextmanager
     def record(self, actors: Mapping[str, "Actor"], groups: "Groups", terms: Terms, config: str) -> Iterator[Recording]:
-        """A recording of these instances, until the block ends."""
+        """Record these instances until the block ends."""
         recording, world = Recording(actors, groups, terms, config), groups.host.world
         self._recordings.add(recording)
         world.listeners.add(recording.hear)
@@ -244,7 +244,7 @@ class Recorder:
             self._left.unpark_all()
 
     async def end(self, patience: float) -> None:
-        """The service ends: so does each recording. Waits a little for their readers to have it all."""
+        """End every recording when the service ends; wait a short time for their readers."""
         for recording in self._recordings:
             recording.end("the service has ended")
         with trio.move_on_after(patience):

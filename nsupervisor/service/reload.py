@@ -1,14 +1,14 @@
-"""A reload: from the configuration in force to another, while everything runs.
+"""Reload: change from the configuration in force to another one while everything runs.
 
-It has three parts. First all that may fail: new cgroups are made, limits are changed, and where the kernel refuses one,
-all is put back, and nothing has happened. The second part is done in one go, with nothing in between: the plan is made
-from what is true now, and each instance becomes what the file says. From then on the new file is in force, whatever
-comes.
+A reload has three parts. The first does everything that may fail: it makes new cgroups and changes limits; if the
+kernel refuses one, everything is put back, and nothing has happened. The second part runs without an await: the plan is
+made from the present state, and each instance gets its new settings. From then on the new file is in force, whatever
+happens.
 
-The third part takes its time: what needs a new process is restarted, what is new starts, what has gone is stopped,
-each after those that it has to wait for, and none after any other. Every start or restart is the instance's `pending`
-one meanwhile, as for starts that people ask for; so a later wish, of a person or of a later reload, calls it off, and
-wins. Whoever asked for the reload may stop listening: it goes on.
+The third part takes time: what needs a new process is restarted, new instances start, removed ones stop. Each waits for
+its dependencies and for nothing else. Meanwhile every start or restart is the `pending_start` of its instance, as for
+starts that operators ask for. So a later command, from an operator or a later reload, cancels it and wins. The client
+that asked for the reload may disconnect: the reload continues.
 """
 
 from __future__ import annotations
@@ -49,51 +49,57 @@ if TYPE_CHECKING:
     from nsupervisor.service.supervisor import Supervisor as Service
 
 LAST_WORDS = 5.0
-"""Seconds for the output of what has gone, when somebody who is not ours holds a pipe open."""
+"""Seconds to wait for the last output of a removed instance, if a foreign process holds its pipe open."""
 BY = "reload"
-_LATER = "has other groups than before; they come, go and move when the service starts the next time: start it anew"
+_LATER = "adds, removes or moves groups, which a reload cannot do; restart the service"
 
 
 @attrs.define(eq=False)
 class Reloader:
-    """Makes plans, and carries them out."""
+    """Makes reload plans, and carries them out."""
 
     service: Service
     host: Host
     home: Home
     world: World
     left: Mapping[str, Actor]
-    """Instances that an earlier supervisor had and the configuration had no more, while they are stopped."""
+    """Instances that an earlier supervisor ran and that the configuration no longer has, while they are stopped."""
     turn: trio.Lock = attrs.field(init=False, factory=trio.Lock)
-    """Files are taken in the order in which they were handed in."""
+    """Held by one reload at a time, in the order in which the files were submitted."""
     _busy: int = 0
 
     async def plan(self, path: str | None, text: str | None) -> dict[str, Any]:
-        """What a reload would do; the object `Plan` of `nsupervisor schema api`. ConfigError with every problem."""
-        read = await self._read(path, text)
-        return self._plan(read).plain(read.config.path)
+        """Return what a reload would do: the object `Plan` of `nsupervisor schema api`.
+
+        Raises ConfigError with every problem.
+        """
+        loaded = await self._read(path, text)
+        return self._plan(loaded).plain(loaded.config.path)
 
     async def reload(self, path: str | None, text: str | None, by: str) -> Progress:
-        """Go over to a file; returns when it is in force. ``text`` is what is in it, ``path`` its name; by default the
-        file in force is read again. ConfigError with every problem, and nothing has changed.
+        """Reload a file; return when it is in force.
 
-        What is done is done by a task of the service: whoever waits here may stop waiting.
+        `text` is its contents and `path` its name; by default the file in force is read again. Raises ConfigError with
+        every problem, and then nothing has changed.
+
+        A task of the service does the work, so the caller may be cancelled.
         """
-        asked = _Asked(path, text, by)
-        self.service.nursery.start_soon(self._reload, asked)
-        await asked.answered.wait()
-        if asked.error is not None:
-            raise asked.error
-        assert asked.progress is not None
-        return asked.progress
+        request = _Asked(path, text, by)
+        self.service.nursery.start_soon(self._reload, request)
+        await request.answered.wait()
+        if request.error is not None:
+            raise request.error
+        assert request.progress is not None
+        return request.progress
 
     async def _reload(self, asked: _Asked) -> None:
         try:
             async with self.turn:
-                read = await self._read(asked.path, asked.text)
-                made = await self._prepare(read.config, self._plan(read))
-                # Others have gone on meanwhile: what is to be done is decided by what is true now. No await from here.
-                asked.progress = self._begin(read.config, self._plan(read), made, asked.by)
+                loaded = await self._read(asked.path, asked.text)
+                prepared = await self._prepare(loaded.config, self._plan(loaded))
+                # The state may have changed during the awaits, so the plan is made again from the present state. No
+                # await from here.
+                asked.progress = self._begin(loaded.config, self._plan(loaded), prepared, asked.by)
         except ConfigError as error:
             asked.error = error
             for problem in error.problems:
@@ -114,13 +120,13 @@ class Reloader:
 
     def _plan(self, read: _Read) -> Plan:
         config, positions = read.config, read.positions
-        now = [running(actor, config, read.contents) for actor in self.service.actors.values()]
-        found = plan(self.service.config, config, now)
-        old = self.service.config
-        where = [{name: group.group for name, group in one.groups.items()} for one in (old, config)]
-        if where[0] != where[1]:
+        current = [running(actor, config, read.contents) for actor in self.service.actors.values()]
+        new_plan = plan(self.service.config, config, current)
+        old_config = self.service.config
+        group_parents = [{name: group.group for name, group in side.groups.items()} for side in (old_config, config)]
+        if group_parents[0] != group_parents[1]:
             raise ConfigError([Problem(config.path, positions.line(("group",)), "group", _LATER)])
-        if found.refused:
+        if new_plan.refused:
             raise ConfigError(
                 Problem(
                     config.path,
@@ -129,24 +135,27 @@ class Reloader:
                     f"cannot change while the service runs ({change.before} → {change.after}); "
                     "write what it was, or stop the service and start it with this file",
                 )
-                for change in found.refused
+                for change in new_plan.refused
             )
-        return found
+        return new_plan
 
-    # ---- what may fail, and is then put back
+    # ---- steps that may fail, and are then put back
 
     async def _prepare(self, config: Config, found: Plan) -> _Made:
-        """New instances with their cgroups, the rules that can be had, and the limits; those of what is to be restarted
-        come with its next process. ConfigError with all that failed, after all has been put back."""
-        made = _Made()
+        """Make new instances with their cgroups and supported rules, and change limits.
+
+        The limits of an instance that will be restarted are applied with its next process. Raises ConfigError with
+        everything that failed, after everything has been put back.
+        """
+        prepared = _Made()
         errors: list[CgroupError] = []
         before: dict[Actor, Resources] = {}
 
         async def limit(actor: Actor, resources: Resources) -> None:
-            was = actor.resources
+            before_change = actor.resources
             try:
                 await actor.setter.go(resources)
-                before[actor] = was
+                before[actor] = before_change
             except CgroupError as error:
                 errors.append(error)
 
@@ -156,63 +165,65 @@ class Reloader:
                     continue
                 try:
                     if step.name in self.left:
-                        why = "what an earlier supervisor has left of it is still being stopped; reload when it is gone"
-                        raise CgroupError(f"workload.{step.workload.name}: {why}")
+                        reason = (
+                            "what an earlier supervisor has left of it is still being stopped; reload when it is gone"
+                        )
+                        raise CgroupError(f"workload.{step.workload.name}: {reason}")
                     if not step.known:
-                        made.new[step.name] = make(
+                        prepared.new[step.name] = make(
                             step.name, step.workload, step.instance, self.home, self.world, step.resources
                         )
                         continue
                     actor = self.service.actors[step.name]
-                    made.able[step.name] = self._able(actor, step.workload)
+                    prepared.able[step.name] = self._able(actor, step.workload)
                 except CgroupError as error:
                     errors.append(error)
                     continue
                 if step.resources != actor.setter.given and not (step.do is Do.RESTART and actor.life.alive):
-                    made.limited.add(step.name)
+                    prepared.limited.add(step.name)
                     nursery.start_soon(limit, actor, step.resources)
         groups: list[tuple[Group, Resources]] = []
         for group, wanted in self._groups.differing(config):
             try:
-                was = group.resources
+                before_change = group.resources
                 await self._groups.go(group, wanted)
-                groups.append((group, was))
+                groups.append((group, before_change))
             except CgroupError as error:
                 errors.append(error)
         if not errors:
-            return made
+            return prepared
         for group, resources in reversed(groups):
             with self._told(group.name):
                 await group.go(resources)
         for actor, resources in before.items():
             with self._told(actor.name):
                 await actor.setter.go(resources)
-        for actor in made.new.values():
+        for actor in prepared.new.values():
             self._groups.remove(actor)
             with self._told(actor.name):
                 actor.cgroup.remove()
         raise ConfigError(Problem(config.path, 0, "", str(error)) for error in errors)
 
     def _able(self, actor: Actor, workload: Workload) -> Workload:
-        """The workload with the rules that can be had here."""
+        """Return the workload with the rules that this host can evaluate."""
         if workload.policy == actor.configured.policy:
             return attrs.evolve(workload, policy=actor.workload.policy)
         return usable(workload, actor.name, actor.cgroup, self.world)
 
-    # ---- in one go
+    # ---- steps without an await
 
     def _begin(self, config: Config, found: Plan, made: _Made, by: str) -> Progress:
-        doing = _Doing(self, found, Progress())
+        run = _Doing(self, found, Progress())
         old = {actor.workload.name: order.before(actor.workload) for actor in self.service.actors.values()}
         self._adopt(found, made)
         self._go_over(config, found)
         self.world.journal.log.info("reload", config=config.path, cause={"by": by}, **_counts(found))
-        doing.progress.say({"event": "plan", **found.plain(config.path)})
-        doing.begin(old)
-        return doing.progress
+        run.progress.say({"event": "plan", **found.plain(config.path)})
+        run.begin(old)
+        return run.progress
 
     def _adopt(self, found: Plan, made: _Made) -> None:
-        """Make each instance what the file says."""
+        """Give each instance the settings of the file."""
         actors = self.service.actors
         for step in found.steps:
             if step.workload is None or step.resources is None:
@@ -225,7 +236,7 @@ class Reloader:
             actor.leaving = None
             actor.adopt(step.workload, made.able[step.name])
             settle(actor, step.workload, self.home)
-            if step.name not in made.limited:  # they come with its next process
+            if step.name not in made.limited:  # the limits are applied with its next process
                 actor.setter.resources = step.resources
             if step.changes:
                 actor.remember()
@@ -233,11 +244,11 @@ class Reloader:
                 more = {"action": BY, "cause": {"by": BY}, "do": step.do.value, "changes": changes}
                 actor.voice.say(actor.life.generation, "action", **more)
         ordered = {step.name: actors[step.name] for step in found.steps}
-        actors.clear()  # the same dict: others hold it
+        actors.clear()  # keep the same dict, because other objects refer to it
         actors.update(ordered)
 
     def _go_over(self, config: Config, found: Plan) -> None:
-        """The file is in force, with its groups, and with what a running service can take of [supervisor]."""
+        """Put the file in force, with its groups and the keys of [supervisor] that a running service can change."""
         for group, wanted in self._groups.differing(config):
             group.adopt(wanted)
         self._groups.config = config
@@ -256,17 +267,17 @@ class Reloader:
 
     @contextmanager
     def _told(self, name: str) -> Iterator[None]:
-        """What fails while something is put back, or put away, is said, and in nobody's way."""
+        """Log what fails while something is put back or removed, and continue."""
         try:
             yield
         except CgroupError as error:
             self.world.journal.log.error("warning", workload=name, message=str(error))
 
-    # ---- around each of them
+    # ---- during each reload
 
     @contextmanager
     def reloading(self) -> Iterator[None]:
-        """The service manager is told of the first that begins and of the last that ends (sd_notify(3))."""
+        """Notify the service manager of the first reload that begins and the last that ends (sd_notify(3))."""
         self._busy += 1
         if self._busy == 1:
             announce(self.world.journal, "RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
@@ -278,10 +289,10 @@ class Reloader:
                 announce(self.world.journal, "READY=1")
 
     async def remove(self, actor: Actor, leaving: Leaving) -> bool:
-        """Put away a stopped instance, with its cgroup; False when a later reload or wish keeps it."""
+        """Remove a stopped instance with its cgroup; return False if a later reload or command keeps it."""
         with trio.move_on_after(LAST_WORDS):
             await actor.drained()
-        async with self.turn:  # no reload may find half of it
+        async with self.turn:  # so that no reload sees a partly removed instance
             if actor.leaving is not leaving or actor.life.state is not State.STOPPED:
                 return False
             del self.service.actors[actor.name]
@@ -295,7 +306,7 @@ class Reloader:
 
 @attrs.define(eq=False)
 class _Asked:
-    """A reload that somebody has asked for."""
+    """A request to reload, with its outcome."""
 
     path: str | None
     text: str | None
@@ -307,7 +318,7 @@ class _Asked:
 
 @attrs.frozen
 class _Read:
-    """A file, with the places in it, and what the environment files say that it names."""
+    """A file, the positions in it, and the contents of the environment files it names."""
 
     config: Config
     positions: Positions
@@ -316,33 +327,33 @@ class _Read:
 
 @attrs.define
 class _Made:
-    """What a reload has made before it begins."""
+    """What a reload has prepared before it begins."""
 
     new: dict[str, Actor] = attrs.field(factory=dict)
     able: dict[str, Workload] = attrs.field(factory=dict)
-    """What each that stays is to be, without the rules that this host cannot have."""
+    """The workload of each instance that stays, without the rules that this host cannot evaluate."""
     limited: set[str] = attrs.field(factory=set)
-    """Those whose limits have been changed."""
+    """The instances whose limits have been changed."""
 
 
 @attrs.define(eq=False)
 class _Doing:
-    """The second part of one reload."""
+    """The third part of one reload."""
 
     reloader: Reloader
     found: Plan
     progress: Progress
     _down: dict[str, trio.Event] = attrs.field(init=False, factory=dict)
-    """By instance: it has been stopped, or need not be, so that those that come before it may be."""
+    """By instance: set when it has stopped or need not stop, so that those that it depends on may stop."""
     _actors: dict[str, Actor] = attrs.field(init=False, factory=dict)
     _launches: dict[str, trio.CancelScope] = attrs.field(init=False, factory=dict)
     _before: dict[str, list[str]] = attrs.field(init=False, factory=dict)
-    """By workload: the instances in `_down` that have to be down before it is stopped."""
+    """By workload: the instances in `_down` that must have stopped before it does."""
     _renamed: dict[str, list[str]] = attrs.field(init=False, factory=dict)
-    """By workload: the instances in `_down` that it has no more; others of it start after they are down."""
+    """By workload: its instances in `_down` that the file no longer has; others of it start after they have stopped."""
 
     def begin(self, old: dict[str, tuple[str, ...]]) -> None:
-        """Begin with all steps at once. ``old`` says what each workload has come after so far."""
+        """Begin all steps at once. `previous_order` is what each workload depended on until now."""
         service = self.reloader.service
         steps = [step for step in self.found.steps if step.do not in (Do.NONE, Do.LIVE)]
         self._actors = {step.name: service.actors[step.name] for step in steps}
@@ -373,8 +384,10 @@ class _Doing:
         self.reloader.world.journal.log.info("reloaded", ok=self.progress.ok)
 
     async def _make_way(self, step: Step, actor: Actor, starting: Collection[str]) -> bool:
-        """Before a start: end what runs, after those that need it; then let those begin that it needs. Returns whether
-        there is still something to start."""
+        """Before a start: stop the running program after its dependents; then wait for its dependencies.
+
+        Returns whether there is still something to start.
+        """
         after = [name for name in order.before(actor.workload) if name in starting]
         try:
             if actor.life.alive:
@@ -401,13 +414,13 @@ class _Doing:
             await self._down[name].wait()
 
     async def _follow(self, step: Step) -> None:
-        """Tell what a start has led to."""
+        """Report the outcome of a start."""
         actor = self._actors[step.name]
         ok, message = await self.reloader.service.settled(actor)
         self._tell(step, ok, actor.life.state.value, message)
 
     async def _stop(self, step: Step) -> None:
-        """Stop what has gone from the file, unless a later file has it again."""
+        """Stop an instance that the file no longer has, unless a later file has it again."""
         actor = self._actors[step.name]
         leaving = actor.leaving
         try:
@@ -421,12 +434,12 @@ class _Doing:
 
     def _tell(self, step: Step, ok: bool, state: str, message: str) -> None:
         self.progress.ok = self.progress.ok and ok
-        did = {"name": step.name, "do": step.do.value, "ok": ok, "state": state, "message": message}
-        self.progress.say({"event": "done", **did})
+        fields = {"name": step.name, "do": step.do.value, "ok": ok, "state": state, "message": message}
+        self.progress.say({"event": "done", **fields})
 
 
 class Progress:
-    """What a reload tells while it goes on: an asynchronous iterator of JSON lines. Nobody has to listen."""
+    """The reports of a running reload, as an asynchronous iterator of JSON lines; reading them is optional."""
 
     def __init__(self) -> None:
         self.ok = True
@@ -435,12 +448,12 @@ class Progress:
         self._news = trio.lowlevel.ParkingLot()
 
     def say(self, what: dict[str, Any]) -> None:
-        """One more line."""
+        """Append a report as a line."""
         self._lines.append(json.dumps(what).encode() + b"\n")
         self._news.unpark_all()
 
     def end(self) -> None:
-        """That was all."""
+        """End the stream after the lines so far."""
         self._ended = True
         self._news.unpark_all()
 
@@ -463,7 +476,7 @@ class Progress:
 
 
 def _load(path: str, text: str | None, host: Host) -> _Read:
-    """The configuration, as this host can have it, and the places in it. In a thread: a large one takes a while."""
+    """Load the configuration and check it against this host; call it in a thread, since a large one takes a while."""
     if text is None:
         if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
             raise _refusal(path, "is no file that can be read again; name one: nsupervisor reload FILE")

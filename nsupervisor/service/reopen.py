@@ -1,4 +1,4 @@
-"""SIGUSR1: log files were renamed by somebody, such as logrotate, and are to be made anew."""
+"""SIGUSR1: reopen the log files after another program, such as logrotate, has renamed them."""
 
 import signal
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ REOPEN = signal.SIGUSR1
 
 
 async def reopen_on_signal(actors: Iterable[Actor], journal: Journal) -> None:
-    """Reopen the stream's file and those of all workloads at each signal; the caller has blocked it until now."""
+    """Reopen the log files of the journal and all workloads at each signal, which the caller has blocked until now."""
     with trio.open_signal_receiver(REOPEN) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [REOPEN])
         try:
@@ -24,7 +24,7 @@ async def reopen_on_signal(actors: Iterable[Actor], journal: Journal) -> None:
 
 
 async def _reopen(actors: Iterable[Actor], journal: Journal) -> None:
-    """All at once: a disk that does not answer holds up none but its own."""
+    """Reopen all files at once, so that a disk that does not answer delays only its own files."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_reopen_stream, journal)
         for actor in actors:

@@ -1,8 +1,8 @@
-"""Digests of what may hold secrets, such as an environment: whether two of them are the same, and nothing else.
+"""Keyed digests of values that may hold secrets, such as an environment: they can only be compared.
 
-Whoever sees a plain digest of a short password can find it by trying. These are made with a key, 32 random bytes that
-are in the file ``key`` of the runtime directory (mode 0600) while workloads run. So ``state.json`` alone, in a report
-of a bug say, gives nothing away.
+A plain digest of a short password can be broken by trying candidates. These digests use a key, 32 random bytes in the
+file `key` of the runtime directory (mode 0600) while workloads run. So `state.json` alone, for example in a bug report,
+reveals nothing.
 """
 
 import contextlib
@@ -17,27 +17,28 @@ _SIZE = 32
 
 
 class Seal:
-    """Makes and compares digests."""
+    """Makes and compares keyed digests."""
 
     def __init__(self, key: bytes) -> None:
-        """32 bytes."""
+        """Use this key of 32 bytes."""
         self._key = key
         self._id = hashlib.blake2b(key, digest_size=4).hexdigest()
 
     def print(self, thing: Any) -> str:
-        """Some letters for what JSON can say; equal ones for what is equal."""
+        """Return the digest of a JSON value; equal values have equal digests."""
         data = json.dumps(thing, sort_keys=True).encode()
         return f"{self._id}:{hashlib.blake2b(data, key=self._key, digest_size=16).hexdigest()}"
 
     def differs(self, print_: str, thing: Any) -> bool:
-        """Whether ``print_`` is of something else. False, too, where it was made with another key: nobody knows."""
+        """Return whether a digest is that of another value; False if it was made with another key (unknown)."""
         return print_.startswith(f"{self._id}:") and print_ != self.print(thing)
 
 
 def open_seal(directory: Path) -> Seal:
-    """With the key of this runtime directory; a new one where there is none, or none that is whole.
+    """Open the key of this runtime directory; make a new one if it is missing or incomplete.
 
-    Where it cannot be written, the state file cannot either, which says so; the next supervisor then has another key.
+    If the key cannot be written, neither can the state file, which reports it; the next supervisor then has another
+    key.
     """
     path = directory / NAME
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What a cgroup has used so far, in plain counters: whoever asks twice can say how much that is a second."""
+"""The resource use of a cgroup in plain counters: the difference between two readings gives a rate."""
 
 from collections.abc import Mapping
 from math import inf
@@ -13,16 +13,18 @@ _OF_STATUS = ("name", "state", "generation", "memory_current", "memory_max", "pi
 
 
 def sample(status: Mapping[str, Any], cgroup: Cgroup, own_network: bool = False) -> dict[str, Any]:
-    """The object `Stats` of the API. ``status``: the object `Status` of the same instance, made just now.
-    ``own_network``: it has a network namespace of its own, whose devices are then read.
+    """Return the object `Stats` of the API.
 
-    None for what this host does not count (a hybrid one has io.stat in no form that is kept here). Sources: cpu.stat,
-    io.stat and the .pressure files of Documentation/admin-guide/cgroup-v2.rst.
+    `status` is the object `Status` of the same instance, made just now. `own_network`: it has a network namespace of
+    its own, whose devices are then read.
+
+    A value is None if this host does not count it (on a hybrid host, the form of io.stat is not kept here). Sources:
+    cpu.stat, io.stat and the .pressure files of Documentation/admin-guide/cgroup-v2.rst.
     """
 
     def read(file: str) -> Mapping[str, float]:
         try:
-            return cgroup.look(file)  # kept open, they would be a dozen descriptors for each workload
+            return cgroup.look(file)  # not kept open: that would be a dozen descriptors for each workload
         except CgroupError:
             return {}
 
@@ -47,14 +49,14 @@ _PRESSURES = ("cpu", "memory", "io")
 
 
 def traffic(pid: int | None) -> dict[str, int | None]:
-    """Bytes over the network devices that a process sees (proc_pid_net(5), dev); None for both where there is none.
+    """Return the bytes over the network devices that a process sees (proc_pid_net(5), dev); None for both without one.
 
-    The loopback counts only where there is no other: what goes out of the namespace is what others notice.
+    The loopback counts only if it is the only device: what leaves the namespace is what others notice.
     """
     received = sent = None
     try:
         text = Path(f"/proc/{pid}/net/dev").read_text() if pid is not None else ""
-    except OSError:  # it has ended just now
+    except OSError:  # the process has ended just now
         text = ""
     devices = {
         name.strip(): numbers.split() for name, _, numbers in (line.partition(":") for line in text.splitlines()[2:])
@@ -66,7 +68,7 @@ def traffic(pid: int | None) -> dict[str, int | None]:
 
 
 def _over_devices(cgroup: Cgroup, io: Mapping[str, float], counter: str) -> int | None:
-    """The sum over "8:0 rbytes", "8:16 rbytes", …: 0 for a workload that has done none yet, whose file is empty."""
+    """Sum "8:0 rbytes", "8:16 rbytes", …: 0 for a workload without I/O so far, whose file is empty."""
     if not io and not cgroup.offers("io.stat"):
         return None
     return int(sum(value for key, value in io.items() if key.endswith(f" {counter}")))

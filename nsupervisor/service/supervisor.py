@@ -1,4 +1,4 @@
-"""All workloads together: the order of starting and stopping, and what people ask for over the API."""
+"""All workloads together: the order of starts and stops, and the commands of the API."""
 
 import difflib
 import fnmatch
@@ -33,17 +33,17 @@ from nsupervisor.service.upgrade import Upgrade, UpgradeError
 from nsupervisor.service.world import World
 
 FREEZE_PATIENCE = 2.0
-"""Seconds that `freeze` waits until the kernel has stopped each process; one that sleeps in the kernel takes longer."""
+"""Seconds that `freeze` waits until the kernel has frozen every process; one in uninterruptible sleep takes longer."""
 STARTS_AT_ONCE = 16
-"""How many may be between the decision to start and the execution of the program; the others wait for their turn. Else
-the last of thousands would be given up as not started in time, and an urgent restart would queue behind them all."""
+"""Most instances between the decision to start and the execution of the program; others wait for a slot. Otherwise the
+last of thousands would reach its start timeout, and an urgent restart would queue behind all of them."""
 AT_REST = frozenset({State.STOPPED, State.EXITED, State.FAILED})
-"""Nothing lives, and nothing will by itself."""
+"""States in which no process lives and none will start by itself."""
 
 
 @attrs.define(eq=False)
 class Supervisor:
-    """The actors by name, and what concerns more than one of them. It is the API's `Control`."""
+    """The actors by name, and operations that concern more than one of them. Implements the API's `Control`."""
 
     config: Config
     actors: Roster
@@ -52,14 +52,14 @@ class Supervisor:
     nursery: trio.Nursery
     keeper_pid: int
     mode: str
-    """The host's cgroup hierarchies: "unified" or "hybrid"."""
+    """Mode of the host's cgroup hierarchies: "unified" or "hybrid"."""
     cgroup: str
     exposition: Exposition
     past: History = attrs.field(factory=History)
     recorder: Recorder = attrs.field(factory=Recorder)
     reloader: Reloader = attrs.field(init=False)
     stopping: bool = False
-    """Everything is to end: nothing new is begun any more."""
+    """Whether everything is being stopped; nothing new is started then."""
     started_at: float = attrs.field(factory=time.time)
     _born: float = attrs.field(factory=trio.current_time)
     _file: Writer = attrs.field(factory=Writer)
@@ -67,10 +67,10 @@ class Supervisor:
     _known: dict[str, tuple[str, ...]] = attrs.field(init=False)
     _turns: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(STARTS_AT_ONCE))
 
-    # ---- what a person sees
+    # ---- queries
 
     def info(self) -> dict[str, Any]:
-        """About the service itself."""
+        """Return the facts about the service itself."""
         return {
             "version": __version__,
             "pid": os.getpid(),
@@ -85,21 +85,21 @@ class Supervisor:
         }
 
     def status(self) -> list[dict[str, Any]]:
-        """One object per workload instance, in the configuration's order."""
+        """Return one status object per workload instance, in the order of the configuration."""
         return [actor.status() for actor in self.actors.values()]
 
     def group_status(self) -> list[dict[str, Any]]:
-        """One object per group, each after those around it."""
+        """Return one status object per group, each after those that contain it."""
         return self.groups.status()
 
     def matching_groups(self, pattern: str) -> list[str]:
-        """The full names of the groups that "group/batch" or "group/*" mean; none where it means workloads."""
+        """Return the full names of the groups that "group/batch" or "group/*" matches; none for workloads."""
         return [group.name for group in self.groups.matching(pattern)]
 
     async def set_group(
         self, name: str, changes: Mapping[str, Any], persist: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Change a group's own limits."""
+        """Change a group's own limits; return the outcome."""
         ok, message = await self.groups.change(name, changes)
         if ok and persist:
             problem = await self._file.persist(self.config.path, "group", name.removeprefix(PREFIX), persist)
@@ -107,14 +107,14 @@ class Supervisor:
         return {"name": name, "ok": ok, "state": None, "message": message}
 
     def stats(self) -> list[dict[str, Any]]:
-        """The counters of each instance."""
+        """Return the counters of each instance."""
         return [
             sample(actor.status(), actor.cgroup, bool(actor.workload.namespaces.network))
             for actor in self.actors.values()
         ]
 
     def history(self, name: str) -> dict[str, Any]:
-        """One instance, and what has been said about it."""
+        """Return the status of one instance, and the records about it."""
         actor = self.actors[name]
         lines, forgotten = self.past.of(name)
         return {
@@ -128,7 +128,7 @@ class Supervisor:
         }
 
     def _stream(self) -> str | None:
-        """The file that the journal is, if it is one of records."""
+        """Return the path of the journal's file, or None if it is not a file of JSON records."""
         output = self.config.supervisor.log_output
         is_file = isinstance(output, str) and output.startswith("/") and self.config.supervisor.log_format == "json"
         return output if isinstance(output, str) and is_file else None
@@ -136,20 +136,22 @@ class Supervisor:
     def events(
         self, names: Collection[str] | None, events: Collection[str] | None, news: bool
     ) -> AbstractContextManager[Follower]:
-        """What has been said about instances, and what will be."""
+        """Follow the records about instances: past ones and, with `news`, new ones."""
         return self.past.follow(names, events, news=news)
 
     def trace(
         self, names: Collection[str] | None, interval: float | None, seconds: float, most: float
     ) -> AbstractContextManager[Recording]:
-        """A recording of what instances go through."""
+        """Record the inputs of instances as a trace."""
         actors = {name: actor for name, actor in self.actors.items() if names is None or name in names}
         return self.recorder.record(actors, self.groups, Terms(interval, seconds, most), self.config.path)
 
     def resolve(self, patterns: Sequence[str]) -> list[str]:
-        """The instances that ``patterns`` mean: "web" is all of web's, "group/batch" all in that group; globs match
-        either. Raises UnknownName."""
-        found: dict[str, None] = {}
+        """Return the instances that `patterns` match: "web" is all of web's, "group/batch" all in that group.
+
+        Globs match workloads, instances and groups. Raises UnknownName.
+        """
+        matched: dict[str, None] = {}
         for pattern in patterns:
             names = list(self._matching(pattern))
             groups = self.groups.matching(pattern)
@@ -157,13 +159,13 @@ class Supervisor:
             if not names and not groups:
                 known = [*self.actors, *self.config.workloads, *(f"{PREFIX}{name}" for name in self.config.groups)]
                 raise UnknownName(pattern, next(iter(difflib.get_close_matches(pattern, known, 1)), None))
-            found |= dict.fromkeys(names)
-        return list(found)
+            matched |= dict.fromkeys(names)
+        return list(matched)
 
     def _matching(self, pattern: str) -> Iterable[str]:
-        if not set(pattern) & set("*?["):  # without looking at all of them, as there may be as many patterns
-            found = dict.fromkeys([pattern] if pattern in self.actors else [])
-            return found | dict.fromkeys(actor.name for actor in self.actors.instances(pattern))
+        if not set(pattern) & set("*?["):  # without a scan of all actors, since there may be as many patterns
+            candidates = dict.fromkeys([pattern] if pattern in self.actors else [])
+            return candidates | dict.fromkeys(actor.name for actor in self.actors.instances(pattern))
         match = re.compile(fnmatch.translate(pattern)).match
         return (name for name, actor in self.actors.items() if match(name) or match(actor.workload.name))
 
@@ -193,28 +195,28 @@ class Supervisor:
         """The operator may do everything."""
 
     async def metrics(self, accept: str) -> tuple[bytes, str]:
-        """What is measured, as text, and its content type."""
+        """Return the metrics as text, and their content type."""
         return await self.exposition.text(self.actors.values(), self.groups.by_name.values(), accept)
 
-    # ---- what a person wants
+    # ---- commands
 
     async def plan(self, path: str | None, text: str | None) -> dict[str, Any]:
-        """What a reload would do."""
+        """Return what a reload would do."""
         return await self.reloader.plan(path, text)
 
     async def reload(self, path: str | None, text: str | None) -> AbstractContextManager[AsyncIterator[bytes]]:
-        """Go over to a file, and tell of it as it is done."""
+        """Reload a file; return a stream of its reports."""
         return await self.reloader.reload(path, text, "operator")
 
     async def reread(self) -> None:
-        """The file that is in force is read again: SIGHUP."""
+        """Read the file in force again, for SIGHUP."""
         try:
             await self.reloader.reload(None, None, "SIGHUP")
         except ConfigError:
-            pass  # it has been said, and there is nobody else to tell
+            pass  # the reload has logged it, and a signal has no answer
 
     async def command(self, verb: str, name: str, **parameters: Any) -> dict[str, Any]:
-        """Do one thing to one instance, and wait until it is done."""
+        """Run one command on one instance, and wait until it is done."""
         actor = self.actors[name]
         if actor.leaving and verb in ("start", "restart"):
             ok, message = False, f"{self.config.path} does not have it any more; it goes"
@@ -230,18 +232,18 @@ class Supervisor:
         return await self.settled(actor)
 
     async def _restart(self, actor: Actor) -> tuple[bool, str]:
-        """As systemd does: what it requires or wants starts, too, where it does not run; what runs is left alone."""
+        """Restart as systemd does: dependencies that do not run are started too, those that run stay untouched."""
         edges = self._edges()
-        asleep = [
+        not_running = [
             name
             for name in order.closure(edges[actor.workload.name], edges)
-            if not all(one.up or one.life.alive or one.pending for one in self.actors.instances(name))
+            if not all(other.up or other.life.alive or other.pending for other in self.actors.instances(name))
         ]
         if not actor.life.alive:
             self.start(extra=[actor])
-        elif asleep:
-            self.start(asleep)
-            self.launch(actor, asleep, "operator", partial(self.lay_down, actor, "operator"))
+        elif not_running:
+            self.start(not_running)
+            self.launch(actor, not_running, "operator", partial(self.lay_down, actor, "operator"))
         else:
             if actor.pending is not None:
                 actor.pending.cancel()
@@ -249,7 +251,7 @@ class Supervisor:
         return await self.settled(actor)
 
     async def settled(self, actor: Actor) -> tuple[bool, str]:
-        """Wait until a start has led to something: it is up, it is down, or it will take a while (back-off, frozen)."""
+        """Wait until a start has an outcome: up, down, or a state that lasts (back-off, frozen)."""
         await actor.until(
             lambda life: actor.pending is None and (actor.up or life.state in {*AT_REST, State.BACKOFF, State.FROZEN})
         )
@@ -257,10 +259,10 @@ class Supervisor:
 
     async def _stop(self, actor: Actor) -> tuple[bool, str]:
         requirers = self.actors.requirers(actor.workload.name)
-        awake = [other for other in requirers if other.life.state not in AT_REST or other.pending]
-        if awake:
+        running = [other for other in requirers if other.life.state not in AT_REST or other.pending]
+        if running:
             async with trio.open_nursery() as nursery:
-                for other in awake:
+                for other in running:
                     nursery.start_soon(self._stop, other)
         return await self.down(actor, "operator")
 
@@ -289,7 +291,7 @@ class Supervisor:
         if actor.life.state not in (State.STARTING, State.RUNNING, State.READY, State.FROZEN):
             return False, f"only what runs can be frozen; it is {actor.life.state.value}"
         await actor.ask(events.Freeze())
-        await actor.until(lambda life: life.state is not State.STARTING)  # it is done as soon as the program runs
+        await actor.until(lambda life: life.state is not State.STARTING)  # it is frozen as soon as the program runs
         if actor.life.state is not State.FROZEN:
             return False, f"it is {actor.life.state.value} by now: {actor.life.reason}"
         with trio.move_on_after(FREEZE_PATIENCE):
@@ -312,7 +314,7 @@ class Supervisor:
         return done and not message, message
 
     async def upgrade(self, python: str, package: str, patience: float) -> tuple[bool, str]:
-        """Become another version, in place, a moment after this has returned: see `service.upgrade`."""
+        """Upgrade to another version in place, shortly after this has returned: see `upgrade.py`."""
         try:
             upgrade = Upgrade(self.config, python, package, patience)
             version = await upgrade.prepare(self.world)
@@ -322,16 +324,20 @@ class Supervisor:
         self.nursery.start_soon(upgrade.go, self.world)
         return True, version
 
-    # ---- order
+    # ---- start and stop order
 
     def start(self, names: Iterable[str] = (), *, extra: Iterable[Actor] = (), by: str = "operator") -> None:
-        """Start workloads with all that they require or want and that is not up, each after those it waits for. Returns
-        at once."""
+        """Start workloads with everything that they require or want and that is not up, each after its dependencies.
+
+        Returns at once.
+        """
         edges = self._edges()
         chosen = dict.fromkeys(extra)
         needed = [n for actor in chosen for n in edges[actor.workload.name]]
         for name in order.closure([*names, *needed], edges):
-            chosen |= dict.fromkeys(one for one in self.actors.instances(name) if not one.up)  # a oneshot may be done
+            chosen |= dict.fromkeys(
+                instance for instance in self.actors.instances(name) if not instance.up
+            )  # or a done oneshot
         starting = {actor.workload.name for actor in chosen}
         for actor in chosen:
             if actor.pending is None and not actor.life.alive:
@@ -340,11 +346,12 @@ class Supervisor:
     def launch(
         self, actor: Actor, starting: Collection[str], by: str, first: Callable[[], Awaitable[bool]] | None = None
     ) -> trio.CancelScope:
-        """Start ``actor`` once what it waits for is up; not at all when something that it requires cannot be had.
-        Returns at once, with what is `Actor.pending` until then.
+        """Start `actor` once its dependencies are up, or not at all if a requirement cannot be met.
 
-        ``starting`` are workloads that somebody starts as well. ``first`` is done before, and says whether there is
-        still something to start. A launch before this one that is still pending is called off.
+        Returns at once, with what is `Actor.pending_start` until then.
+
+        `starting` are the workloads that are started as well. `before_start` runs first, and returns whether there is
+        still something to start. An earlier start that is still pending is cancelled.
         """
         if actor.pending is not None:
             actor.pending.cancel()
@@ -367,12 +374,12 @@ class Supervisor:
             if first is None or await first():
                 missing = actor.waits_for = await self._wait_for_others(actor, starting)
                 if not missing:
-                    turn = object()
-                    await self._turns.acquire_on_behalf_of(turn)
+                    slot = object()
+                    await self._turns.acquire_on_behalf_of(slot)
                     try:
                         await actor.ask(events.Start(by))
                     finally:
-                        self.nursery.start_soon(self._end_turn, turn, actor)
+                        self.nursery.start_soon(self._end_turn, slot, actor)
         if missing:
             actor.world.journal.log.error("not started", workload=actor.name, message=missing)
         if actor.pending is scope:
@@ -382,16 +389,16 @@ class Supervisor:
         actor.poke()
 
     async def _end_turn(self, turn: object, actor: Actor) -> None:
-        """Let the next one start, once this one's program has been executed, or will not be."""
+        """Release the start slot once the program has been executed, or will not be."""
         await actor.until(lambda life: life.state is not State.STARTING)
         self._turns.release_on_behalf_of(turn)
 
     async def _wait_for_others(self, actor: Actor, starting: Collection[str]) -> str:
-        """Until those that come before it are up; or what it requires and cannot have, in words."""
+        """Wait until the dependencies are up; return the requirement that cannot be met, in words, or ""."""
         for name in order.before(actor.workload):
             for other in self.actors.instances(name):
                 if not (name in starting or name in actor.workload.requires or other.life.alive):
-                    continue  # nobody asked for it
+                    continue  # its start was not requested
                 actor.waits_for = f"waits for {other.name}"
                 if not _up_or_hopeless(other, other.life):
                     actor.world.journal.log.info("waiting", workload=actor.name, message=actor.waits_for)
@@ -401,21 +408,25 @@ class Supervisor:
         return ""
 
     async def lay_down(self, actor: Actor, by: str) -> bool:
-        """Stop it, for a start that follows; False when somebody has started it meanwhile."""
+        """Stop an instance for a start that follows; return False if another command has started it meanwhile."""
         await actor.ask(events.Stop(by))
         await actor.until(lambda life: life.wanted or life.state is State.STOPPED)
         return not actor.life.wanted
 
     def _edges(self) -> dict[str, tuple[str, ...]]:
-        """What each workload has started when it is started; made once for each configuration, as all may be started
-        one by one."""
+        """Return the workloads that each workload starts along with itself.
+
+        The result is cached for each configuration, since all workloads may be started one by one.
+        """
         if self._edges_of is not self.config:
             self._edges_of = self.config
-            self._known = {name: (*one.requires, *one.wants) for name, one in self.config.workloads.items()}
+            self._known = {
+                name: (*workload.requires, *workload.wants) for name, workload in self.config.workloads.items()
+            }
         return self._known
 
     async def stop_all(self) -> None:
-        """Stop everything, those first that others do not wait for; returns when no process is left."""
+        """Stop everything, dependents first; return when no process is left."""
         dependants = order.dependants(self.config.workloads)
 
         async def stop_after(actor: Actor) -> None:
@@ -430,18 +441,18 @@ class Supervisor:
                 nursery.start_soon(stop_after, actor)
 
     def kill_all(self) -> None:
-        """SIGKILL for everything that still lives: somebody is in a hurry."""
+        """Send SIGKILL to everything that still lives, for a second stop signal."""
         for actor in self.actors.values():
             actor.post(events.Kill(events.SHUTDOWN))
 
     async def drained(self) -> None:
-        """Wait until all output of what has ended is in the journal."""
+        """Wait until all output of ended programs is in the journal."""
         for actor in list(self.actors.values()):
             await actor.drained()
 
 
 def _up_or_hopeless(actor: Actor, life: Life) -> bool:
-    """Nobody has to wait for this one any longer: it is up; or it is down, and nothing is under way to start it."""
+    """Return whether a dependent need not wait any longer: it is up, or down with no start in progress."""
     return actor.up or (actor.pending is None and life.state in AT_REST)
 
 
@@ -455,4 +466,4 @@ _COMMANDS: Mapping[str, Callable[..., Awaitable[tuple[bool, str]]]] = {
     "thaw": Supervisor._thaw,
     "set": Supervisor._set,
 }
-"""The API's verbs (`VERBS` of `nsupervisor.api.routes`)."""
+"""The verbs of the API (`VERBS` of `nsupervisor.api.routes`)."""

@@ -1,10 +1,10 @@
-"""Taking over what runs: at the start, from a supervisor that died; and later, from a keeper that did.
+"""Take over running programs: at the start from a supervisor that died, and later from a keeper that died.
 
-There are two sources. The keeper's table, where the keeper lives, has the processes and their pipes themselves. What an
-earlier supervisor has written down (`state`) tells what they are to us: the generation, the wish, the back-off, the
-rules. Where both are there and differ, the keeper is right about processes, since it is their parent; where the keeper
-is dead, the kernel is: a process is the one that was written down if it has the same pid and the same start time, and
-holds the cgroup; its end is told by its pidfd (`linux.processes`), and its pipes are opened anew.
+There are two sources. The keeper's table, if the keeper lives, holds the processes and their pipes. The state file of
+an earlier supervisor (`nsupervisor.service.state.file`) holds what they mean: the generation, the requested state, the
+back-off, the rules. If the two differ, the keeper is right about processes, because it is their parent. If the keeper
+is dead, the kernel decides: a process is the saved one if it has the same pid and the same start time and is in the
+cgroup. Its exit is then reported by its pidfd (`nsupervisor.linux.processes`), and its pipes are opened again.
 """
 
 import itertools
@@ -40,15 +40,17 @@ if TYPE_CHECKING:
     from nsupervisor.service.supervisor import Supervisor
 
 _OURS = "nsupervisor-"
-"""How the names of our own processes begin: `linux.syscalls.set_process_name`."""
+"""Prefix of the names of the service's own processes: `linux.syscalls.set_process_name`."""
 
 
-# ---- at the start
+# ---- at the start of the supervisor
 
 
 def resume(actor: Actor, record: Record | None, children: Sequence[Child]) -> None:
-    """Give an actor that has not run yet the life that an earlier supervisor has left: what was written down of it, and
-    the keeper's children of its name. Closes, or hands on, their descriptors."""
+    """Restore an actor that has not run yet from its checkpoint and the keeper's children of its name.
+
+    Closes the descriptors of the children, or hands them on.
+    """
     if record is not None:
         mind = actor.thinker.mind
         engine = recalled(mind.engine, record.rules)
@@ -64,7 +66,8 @@ def resume(actor: Actor, record: Record | None, children: Sequence[Child]) -> No
             actor.trail.pin = processes.pin(record.body.program.pid, record.body.program.started)
             actor.trail.pipes = record.body.pipes
         over = record.life.generation + (record.life.exit is not None or not record.life.alive)
-        actor.ends.say_again(tuple(end for end in record.untold if end.generation < over))  # of others we hear
+        # Exits of the other generations are reported by the keeper.
+        actor.ends.say_again(tuple(end for end in record.untold if end.generation < over))
     before: Child | None = None
     for child in sorted(children, key=lambda child: generation(child.id)):
         _attach(actor, child, record, before)
@@ -74,16 +77,18 @@ def resume(actor: Actor, record: Record | None, children: Sequence[Child]) -> No
 
 
 def _attach(actor: Actor, child: Child, record: Record | None, before: Child | None) -> None:
-    """A child of the keeper: of this life's generation, of one that is over, or of one not written down yet.
-    ``before`` is the one before it, if the keeper has that one still."""
+    """Attach a child of the keeper: of the saved generation, of an earlier one, or of one that was not saved yet.
+
+    `before` is the child of the generation before, if the keeper still has it.
+    """
     number, life = generation(child.id), actor.life
     if number > life.generation:
-        if life.alive and life.exit is None and life.generation:  # its end was heard, but nothing was said of it
+        if life.alive and life.exit is None and life.generation:  # its exit was received, but not recorded
             _tell_end(actor, before)
         _begin_unknown(actor, number, "taken over")
         actor.trail.end()
         if record is None and actor.workload.type == "notify" and child.status is None:
-            actor.post(events.Ready(number))  # nobody knows; and it will not say so again
+            actor.post(events.Ready(number))  # its readiness is unknown, and it will not be reported again
     current = child.id == actor.id
     actor.output.expect(Spawned(child.id, child.pid, child.stdout, child.stderr))
     if not current or not actor.life.alive or actor.life.exit is not None:
@@ -107,7 +112,7 @@ def _attach(actor: Actor, child: Child, record: Record | None, before: Child | N
 
 
 def _begin_unknown(actor: Actor, number: int, reason: str) -> None:
-    """The life of a generation that was not written down: it has been started, and somebody wanted it to be."""
+    """Create the lifecycle of a generation that was started but not saved; its start must have been requested."""
     life, now = actor.life, trio.current_time()
     timeout = actor.workload.timeout_start_sec
     life = attrs.evolve(
@@ -129,21 +134,24 @@ def _begin_unknown(actor: Actor, number: int, reason: str) -> None:
 
 
 def _tell_end(actor: Actor, child: Child | None) -> None:
-    """The present generation is over: the next one has been started. If the keeper has it still, it knows how."""
-    known = child if child is not None and child.id == actor.id else None
-    if known is None or known.status is None:
-        actor.say_end(-1, known.failure if known else None)
+    """Report the exit of the current generation, since the next one has been started.
+
+    If the keeper still has the child, it knows the exit status.
+    """
+    current = child if child is not None and child.id == actor.id else None
+    if current is None or current.status is None:
+        actor.say_end(-1, current.failure if current else None)
     else:
-        actor.say_end(known.status, known.failure)
+        actor.say_end(current.status, current.failure)
 
 
 async def _catch_up(actor: Actor, record: Record | None) -> None:
-    """First of all: what was decided but may not have been done, and what nobody will tell any more."""
+    """Complete what an earlier supervisor decided but may not have carried out, before anything else."""
     life = actor.life
     if actor.pid is not None and life.state is not State.STARTING:
         actor.judge.started_at = life.started_at
     actor.judge.resume()
-    actor.judge.look_at_counters()  # what has happened since the last look is news, no base line
+    actor.judge.look_at_counters()  # changes since the latest sample count as changes, not as the base line
     await actor.judge.carry_out()
     if actor.life is not life or not life.alive:
         actor.trail.acting = False
@@ -175,15 +183,15 @@ def _say_if_changed(actor: Actor) -> None:
 
 
 def by_name(children: Iterable[Child]) -> Mapping[str, list[Child]]:
-    """The keeper's children by the instances that they are of."""
-    found: dict[str, list[Child]] = defaultdict(list)
+    """Return the keeper's children by the names of their instances."""
+    by_instance: dict[str, list[Child]] = defaultdict(list)
     for child in children:
-        found[child.id.rpartition("#")[0]].append(child)
-    return found
+        by_instance[child.id.rpartition("#")[0]].append(child)
+    return by_instance
 
 
 def removed(name: str, record: Record | None) -> Workload:
-    """A workload for an instance that the configuration no longer has: enough to end it in order."""
+    """Return a placeholder for a workload that the configuration no longer has, with what an orderly stop needs."""
     record = record or Record()
     return Workload(
         name=name.partition("@")[0],
@@ -201,7 +209,7 @@ async def take_over(
     world: World,
     orphans: str,
 ) -> int:
-    """Give each actor what an earlier supervisor has left of it, before any of them runs; how many lives there are."""
+    """Restore each actor from what an earlier supervisor left, before any actor runs; return the number that live."""
     records, keeper = found.records, world.keeper
     for name, actor in actors.items():
         record, own = records.get(name), children.get(name, ())
@@ -228,7 +236,7 @@ async def take_over(
 
 
 async def see_off(actor: Actor) -> None:
-    """End in order what the configuration no longer has, and forget it."""
+    """Stop an instance that the configuration no longer has, and remove it."""
     world = actor.world
     if actor.life.alive:
         actor.voice.say(actor.life.generation, "warning", "warning", message="no longer in the configuration: stopped")
@@ -241,19 +249,20 @@ async def see_off(actor: Actor) -> None:
     world.state.keep(actor.name, None)
 
 
-# ---- without the keeper that was
+# ---- without the keeper that started the program
 
 
 async def _reattach_fresh(actor: Actor, keeper: Keeper) -> None:
-    """At the start. A keeper that is lost just now is replaced once all run, and the new one is given all of them."""
+    """Reattach at the start; if the keeper is lost, its replacement is later given all programs."""
     with suppress(KeeperLost):
         await reattach(actor, keeper, fresh=True)
 
 
 async def reattach(actor: Actor, keeper: Keeper, fresh: bool) -> None:
-    """Give a living generation, which the present keeper does not know, into its hands; or learn how it has ended.
+    """Give a living generation to the present keeper, which does not know it, or find out how it ended.
 
-    ``fresh``: this supervisor has none of its descriptors yet. Where nothing of it is found, its start is begun again.
+    `without_descriptors`: this supervisor has none of its descriptors yet. If no process of it is found, its start is
+    repeated.
     """
     trail, id_ = actor.trail, actor.id
     body = trail.body or find(actor.cgroup, trail.pipes)
@@ -263,7 +272,7 @@ async def reattach(actor: Actor, keeper: Keeper, fresh: bool) -> None:
     if trail.body is None:
         trail.body, actor.pid = body, body.first.pid
         if actor.life.state is State.STARTING:
-            trail.body = None  # until it is told that it runs
+            trail.body = None  # until the report that the program runs
             actor.post(Execed(id_, body.program.pid))
         trail.pin = processes.pin(body.program.pid, body.program.started)
     members = [body.program.pid, *actor.cgroup.procs()]
@@ -289,17 +298,19 @@ async def reattach(actor: Actor, keeper: Keeper, fresh: bool) -> None:
 
 
 def find(cgroup: Cgroup, pipes: tuple[int, int] = (0, 0)) -> Body | None:
-    """The program in a cgroup, by what the kernel shows: the oldest process whose parent is outside. None where nobody
-    is there, or the set-up is not complete, so that it is one of ours yet."""
+    """Find the program in a cgroup: the oldest process whose parent is outside.
+
+    None if the cgroup is empty, or if the set-up is not complete, so that the process is still one of the service.
+    """
     members = cgroup.procs()
-    outside = []
+    roots = []
     for pid in members:
-        fields, parent = processes.start_time(pid), processes.parent(pid)
-        if fields is not None and parent is not None and parent not in members:
-            outside.append((fields, pid, parent))
-    if not outside:
+        started, parent = processes.start_time(pid), processes.parent(pid)
+        if started is not None and parent is not None and parent not in members:
+            roots.append((started, pid, parent))
+    if not roots:
         return None
-    started, pid, parent = min(outside)
+    started, pid, parent = min(roots)
     if processes.name(pid).startswith(_OURS):
         return None
     program = first = Process(pid, started)
@@ -311,27 +322,27 @@ def find(cgroup: Cgroup, pipes: tuple[int, int] = (0, 0)) -> Body | None:
 
 
 async def see_to_orphans(actor: Actor, keeper: Keeper, policy: str) -> None:
-    """Processes in the cgroup of a workload of which nothing that lives is known: see [supervisor] orphans."""
+    """Handle processes in the cgroup of a workload that has no known generation, as [supervisor] orphans says."""
     cgroup, say = actor.cgroup, partial(actor.voice.say, actor.life.generation)
     pids = cgroup.procs()
     body = find(cgroup)
-    about = f"its cgroup {cgroup.path} has processes of which nothing is known"
+    problem = f"its cgroup {cgroup.path} has processes of which nothing is known"
     if policy == "adopt" and body is not None:
         _begin_unknown(actor, actor.life.generation + 1, "taken over from a supervisor and a keeper that died")
         actor.trail.pipes = body.pipes
         if actor.workload.type == "notify":
             actor.post(events.Ready(actor.life.generation))
         actor.catch_up = actor.catch_up or partial(_catch_up, actor, None)
-        say("orphans", "warning", message=f'{about}: adopted, as orphans = "adopt" says', pids=pids[:10])
+        say("orphans", "warning", message=f'{problem}: adopted, as orphans = "adopt" says', pids=pids[:10])
         await _reattach_fresh(actor, keeper)
     elif policy == "leave":
-        text = f'{about}: left alone, as orphans = "leave" says, so it cannot start; end them, or set orphans'
+        text = f'{problem}: left alone, as orphans = "leave" says, so it cannot start; end them, or set orphans'
         say("orphans", "error", message=text, pids=pids[:10])
     else:
-        say("orphans", "warning", message=f"{about}: killed", pids=pids[:10])
+        say("orphans", "warning", message=f"{problem}: killed", pids=pids[:10])
         cgroup.kill()
         with trio.move_on_after(actor.workload.timeout_stop_sec):
-            while cgroup.populated():  # noqa: ASYNC110 - a moment
+            while cgroup.populated():  # noqa: ASYNC110 - briefly
                 await trio.sleep(0.005)
 
 
@@ -340,7 +351,7 @@ def _owner(actor: Actor) -> tuple[int, int] | None:
 
 
 def _at_its_end() -> int:
-    """A pipe that nobody writes to: in place of one that the program has closed."""
+    """Return a pipe without a writer, in place of one that the program has closed."""
     read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     os.close(write)
     return read
@@ -352,19 +363,20 @@ def _close(fd: int) -> None:
 
 
 def generation(id_: str) -> int:
-    """ "web#3" → 3."""
+    """Return the generation in an id: "web#3" → 3."""
     return int(id_.rpartition("#")[2])
 
 
 async def readopt(actors: Iterable[Actor], present: kept.Kept) -> int:
-    """After a loss: what the present keeper does not know is given into its hands. Returns how many lives there are."""
-    # Without descriptors: this supervisor has them, and for thousands twice as many may be too many.
+    """Give the present keeper the programs that it does not know, after a loss; return the number that live."""
+    # Without descriptors: this supervisor has them already, and for thousands of programs twice as many may be too
+    # many.
     children = {child.id: child for child in await present.children(bare=True)}
-    living = 0
+    alive_count = 0
     for actor in actors:
         if not actor.life.alive or actor.starting or actor.life.exit is not None:
             continue
-        living += 1
+        alive_count += 1
         child = children.pop(actor.id, None)
         if child is None:
             await reattach(actor, present.direct, fresh=False)
@@ -372,13 +384,13 @@ async def readopt(actors: Iterable[Actor], present: kept.Kept) -> int:
         if child.program is not None and actor.trail.body is None:
             actor.post(Execed(child.id, child.program))
     present.go_on(await present.children(list(children)) if children else ())
-    return living
+    return alive_count
 
 
 async def follow_keeper(
     keeper: kept.Kept, actors: Mapping[str, Actor], supervisor: "Supervisor", tree: Tree
 ) -> NoReturn:
-    """Hand each of the keeper's reports to the actor that it is about; have a new keeper when one is lost."""
+    """Pass each report of the keeper to its actor; connect to a new keeper when one is lost."""
     log = supervisor.exposition.journal.log
     while True:
         async for report in keeper.events():
@@ -386,20 +398,20 @@ async def follow_keeper(
             if actor is not None:
                 actor.post(report)
             elif isinstance(report, Ended):
-                with suppress(KeeperLost):  # then the next one does not know it
+                with suppress(KeeperLost):  # then the next keeper does not know the child
                     await keeper.direct.acknowledge(report.id)
         lost, expected = keeper.pid, keeper.expected
         if not expected:
             log.critical("keeper lost", message="the programs run on; a new keeper takes them over", pid=lost)
         try:
             await _replace(keeper, log, expected)
-            living = await readopt(actors.values(), keeper)
+            alive_count = await readopt(actors.values(), keeper)
         except KeeperLost:
             continue
         supervisor.keeper_pid = supervisor.exposition.keeper_pid = keeper.pid
         tree.supervisor_join(keeper.pid)
         event = "keeper upgraded" if expected and keeper.pid == lost else "keeper replaced"
-        log.warning(event, message=f"{living} programs are in its hands", pid=keeper.pid)
+        log.warning(event, message=f"{alive_count} programs are in its hands", pid=keeper.pid)
 
 
 async def _replace(keeper: kept.Kept, log: Any, expected: bool) -> None:
@@ -410,6 +422,6 @@ async def _replace(keeper: kept.Kept, log: Any, expected: bool) -> None:
             return
         except (KeeperLost, OSError) as error:
             log.critical("no keeper", message=f"{error}; trying again")
-            if expected:  # the other version has been executed, and does not come up; it is our own child, or adopted
+            if expected:  # the new version was executed but does not come up; it is our child, or adopted
                 with suppress(ProcessLookupError):
                     os.kill(keeper.pid, signal.SIGKILL)
