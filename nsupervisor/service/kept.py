@@ -1,7 +1,7 @@
-"""The keeper, whichever process it is at the moment: one that is lost is replaced, and who waited goes on.
+"""A client that always has a keeper: a lost one is replaced, and pending requests continue with the new one.
 
-What is asked for while there is none waits. A spawn that was under way when the keeper was lost is the one thing about
-which nobody knows whether it was done; `spawn` says so by `KeeperLost`, once there is a keeper again.
+Requests wait while there is no keeper. The exception is a spawn in progress when the keeper is lost: it is unknown
+whether it was done. `spawn` then raises KeeperLost once there is a keeper again.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -18,54 +18,54 @@ from nsupervisor.keeper.told import Child, Ended, Execed, KeeperLost, Spawned
 
 T = TypeVar("T")
 DELAYS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
-"""Seconds before each attempt to have a new keeper; the last one again and again."""
+"""Seconds before each attempt to connect to a new keeper; the last delay repeats."""
 _ATTEMPTS = 100
 
 
 @attrs.define(eq=False)
 class Kept:
-    """Made by `open_kept`."""
+    """A keeper client that reconnects. Made by `open_reconnecting_keeper`."""
 
     directory: Path
     _nursery: trio.Nursery
     protected: tuple[str, ...] = ()
-    """The cgroups whose processes no keeper takes for a supervisor: see `Keeper.protect`."""
+    """Cgroups whose processes the keeper does not accept as supervisors: see `Keeper.protect`."""
     _keeper: Keeper = attrs.field(init=False)
     _up: trio.Event = attrs.field(init=False, factory=trio.Event)
     _children: dict[str, Child] = attrs.field(init=False, factory=dict)
-    """After a loss: those that the keeper has told of and that nobody has taken yet."""
+    """After a loss: the children that the keeper has listed and no caller has claimed yet."""
     expected: bool = False
-    """The loss that comes next is meant: the keeper becomes another version."""
+    """Whether the next loss is intended, because the keeper becomes another version."""
     on_answer: Callable[[str, float], None] | None = None
-    """As `Keeper.on_answer`."""
+    """Called with each answered request, as `Keeper.on_answer`."""
 
     @property
     def pid(self) -> int:
-        """The present one's."""
+        """The pid of the present keeper."""
         return self._keeper.pid
 
     @property
     def direct(self) -> Keeper:
-        """The present one itself, for who brings everything back after a loss."""
+        """The client of the present keeper, for the code that restores everything after a loss."""
         return self._keeper
 
     async def events(self) -> AsyncIterator[Execed | Ended]:
-        """The reports of the present one; ends when it is lost. Those who ask for something wait from then on."""
+        """Yield the reports of the present keeper; end when it is lost. Requests wait from then on."""
         async for report in self._keeper.events:
             yield report
         self._down()
 
     def _down(self) -> None:
-        if self._up.is_set():  # else there are some who wait for this very one
+        if self._up.is_set():  # otherwise requests wait for this very event
             self._up = trio.Event()
 
     async def connect(self) -> None:
-        """Have a keeper: the one that is there, or a new one. Raises KeeperLost and OSError, as `open_keeper`."""
+        """Connect to the keeper that exists, or start a new one. Raises KeeperLost and OSError, as `open_keeper`."""
         self._down()
         await self._nursery.start(self._hold)
 
     async def first_children(self) -> list[Child]:
-        """As `children`, for the beginning: where the keeper is lost meanwhile, those of another one."""
+        """List the children at the start; if the keeper is lost meanwhile, those of another keeper."""
         for delay in DELAYS:
             try:
                 return await self.children()
@@ -75,12 +75,14 @@ class Kept:
         return await self.children()
 
     async def children(self, ids: Sequence[str] = (), bare: bool = False) -> list[Child]:
-        """As `Keeper.list`: what the present one has."""
+        """Call `Keeper.list` on the present keeper."""
         return await self._keeper.list(ids, bare)
 
     def go_on(self, children: Sequence[Child] = ()) -> None:
-        """All is as it was before the loss: whoever waited may go on. ``children`` are those of which nobody knows yet;
-        their descriptors are for `spawn` to hand out."""
+        """Let pending requests continue, after everything has been restored.
+
+        `children` are those that no actor knows yet; `spawn` hands out their descriptors.
+        """
         self._forget()
         self._children = {child.id: child for child in children}
         self._up.set()
@@ -88,8 +90,11 @@ class Kept:
     async def spawn(
         self, spec: Mapping[str, Any], meanwhile: Callable[[], None] = lambda: None, notify: int = -1
     ) -> Spawned:
-        """As `Keeper.spawn`. Raises KeeperLost when the keeper was lost meanwhile: there is a new one now, that knows
-        nothing of the program; some process of it may be in its cgroup."""
+        """Call `Keeper.spawn`.
+
+        Raises KeeperLost if the keeper was lost meanwhile. The new keeper then does not know the program, but a process
+        of it may be in its cgroup.
+        """
         keeper = await self._current()
         try:
             return await keeper.spawn(spec, meanwhile, notify)
@@ -103,17 +108,17 @@ class Kept:
             return Spawned(child.id, child.pid, child.stdout, child.stderr)
 
     async def signal(self, id: str, signum: int) -> bool:  # noqa: A002
-        """As `Keeper.signal`."""
+        """Call `Keeper.signal`, again after a loss."""
         return bool(await self._ask(lambda keeper: keeper.signal(id, signum)))
 
     async def acknowledge(self, id: str) -> None:  # noqa: A002
-        """As `Keeper.acknowledge`."""
+        """Call `Keeper.acknowledge`, again after a loss."""
         await self._ask(lambda keeper: keeper.acknowledge(id))
 
     async def execute(self, python: str, package: str) -> bool:
-        """As `Keeper.execute`; whether it has come up. Where it has not, there is a new keeper of this version.
+        """Call `Keeper.execute`; return whether the other version came up.
 
-        Raises RefusedError where nothing has been done.
+        If it did not, there is a new keeper of this version. Raises RefusedError if nothing has been done.
         """
         keeper = await self._current()
         self.expected = True
@@ -127,7 +132,7 @@ class Kept:
         return False
 
     async def shutdown(self) -> None:
-        """As `Keeper.shutdown`; when it is lost meanwhile, that is as well."""
+        """Call `Keeper.shutdown`; a loss of the keeper counts as its shutdown."""
         try:
             await self._keeper.shutdown()
         except KeeperLost:
@@ -142,14 +147,14 @@ class Kept:
                 await self._after(keeper)
 
     async def _current(self) -> Keeper:
-        if not self._up.is_set():  # or else no turn of the scheduler, which would be on the way of each start
+        if not self._up.is_set():  # avoid a checkpoint, which would delay each start
             await self._up.wait()
         return self._keeper
 
     async def _after(self, lost: Keeper) -> None:
-        """Wait until ``lost`` has been replaced."""
+        """Wait until `lost` has been replaced."""
         while self._keeper is lost or not self._up.is_set():
-            if self._up.is_set():  # nobody has noticed yet
+            if self._up.is_set():  # the loss has not been noticed yet
                 await trio.sleep(0.001)
             else:
                 await self._up.wait()
@@ -160,7 +165,7 @@ class Kept:
             self._keeper = keeper
             task_status.started()
             await keeper.lost()
-        for _ in range(_ATTEMPTS):  # it has closed its socket, so where it is dead this is about to be true
+        for _ in range(_ATTEMPTS):  # its socket is closed, so if the process is dead, it can be reaped soon
             if reaped(keeper.pid):
                 break
             await trio.sleep(0.01)
@@ -176,15 +181,15 @@ class Kept:
 
 
 def close(child: Child) -> None:
-    """Close the descriptors of what `Keeper.list` has told of."""
+    """Close the descriptors of a child that `Keeper.list` returned."""
     protocol.close_all([fd for fd in (child.stdout, child.stderr, child.notify) if fd >= 0])
 
 
 @asynccontextmanager
 async def open_kept(directory: Path, protected: tuple[str, ...] = ()) -> AsyncIterator[Kept]:
-    """A keeper of this runtime directory, which refuses connections from the cgroups ``protected``.
+    """Open a client for the keeper of this runtime directory, which refuses connections from the cgroups `protected`.
 
-    `go_on` has to be called before anything can be asked for. Raises as `open_keeper` does.
+    `release_waiters` has to be called before any request. Raises as `open_keeper` does.
     """
     problem: Exception | None = None
     async with trio.open_nursery() as nursery:

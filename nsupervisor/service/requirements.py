@@ -1,6 +1,6 @@
-"""What a configuration asks of its host that the host cannot give: told by ``check``, and before anything starts.
+"""Requirements of a configuration that the host cannot meet: for `check`, and before anything starts.
 
-Imports no trio, because ``check`` has to be quick.
+This module does not import trio, because `check` has to be quick.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ NOT_YET = "it may be there when it is started"
 
 
 def unmet(config: Config, positions: Positions, host: Host, *, here: bool = True) -> Iterator[tuple[Problem, str]]:
-    """Every problem with its line, and why it is a warning only; "" where it is not.
+    """Yield every problem with its line, and why it is only a warning; "" if it is an error.
 
-    ``here``: the service is to run in the cgroup that this process is in. Otherwise what is wrong with this cgroup (of
-    a login session, say) or with this user is a warning; where no cgroup can be made at all, one for the whole file.
+    `here`: the service will run in the cgroup of this process. Otherwise a problem of this cgroup (of a login session,
+    for example) or of this user is a warning; if no cgroup can be made at all, there is one warning for the whole file.
     """
     if not here:
-        for hindrance in _hindrances(config, host):
-            yield Problem(config.path, 0, "", f"could not be run from here: {hindrance}"), ELSEWHERE
+        for obstacle in _hindrances(config, host):
+            yield Problem(config.path, 0, "", f"could not be run from here: {obstacle}"), ELSEWHERE
     if too_many := shortage(config, host):
         yield _problem(config, positions, ("workload",), too_many), "" if here else ELSEWHERE
     for workload in config.workloads.values():
         around = host.around(group.resources for group in config.around(workload))
-        place = ("workload", workload.name)
+        path = ("workload", workload.name)
         for keys, message, warning in (
             *_limits(workload.resources, ("resources",), around, host, here),
             *_rules(workload.policy, host, "" if workload.resources.required else OPTIONAL, here),
             *_people(workload, here),
             *([] if here else _absent(workload)),
         ):
-            yield _problem(config, positions, (*place, *keys), message), warning
+            yield _problem(config, positions, (*path, *keys), message), warning
     for group in config.groups.values():
-        around = host.around(one.resources for one in config.around(group))
+        around = host.around(outer.resources for outer in config.around(group))
         for keys, message, warning in (
             *_limits(group.resources, (), around, host, here),
             *_rules(group.policy, host, "" if group.required else OPTIONAL, here),
@@ -64,7 +64,7 @@ def unmet(config: Config, positions: Positions, host: Host, *, here: bool = True
 
 
 def about(problem: Problem) -> dict[str, str]:
-    """Whom a problem is about, as records have it."""
+    """Return the record fields that name the workload or group of a problem."""
     kind, name, *_ = [*problem.key.split("."), ""]
     if not kind:  # about the file
         return {}
@@ -72,7 +72,7 @@ def about(problem: Problem) -> dict[str, str]:
 
 
 def uncounted(rule: Rule, cgroup: Cgroup) -> str:
-    """Why the rule cannot be followed in this cgroup: what it looks at is not counted here. "" where it is."""
+    """Return why a rule cannot be evaluated in this cgroup: the file or key that it reads is missing; or ""."""
     try:
         for atom in rule.when.atoms:
             if atom.file not in NOT_FILES and not atom.told_by(cgroup.read(atom.file)):
@@ -91,10 +91,14 @@ def _problem(config: Config, positions: Positions, path: tuple[str | int, ...], 
 
 def _limits(resources: Resources, place: tuple[str, ...], around: Around, host: Host, here: bool) -> Iterator[_Found]:
     optional = "" if resources.required else OPTIONAL
-    for found in host.problems(resources, around):
-        elsewhere = not here and _is_about_this_cgroup(found, host)
-        if not (elsewhere and host.closed):  # which has been told once
-            yield (*place, found.key), f"{found.why}; {found.instead}", optional or (ELSEWHERE if elsewhere else "")
+    for problem in host.problems(resources, around):
+        elsewhere = not here and _is_about_this_cgroup(problem, host)
+        if not (elsewhere and host.closed):  # which is reported once for the whole file
+            yield (
+                (*place, problem.key),
+                f"{problem.why}; {problem.instead}",
+                optional or (ELSEWHERE if elsewhere else ""),
+            )
 
 
 def _rules(rules: Sequence[Rule], host: Host, optional: str, here: bool) -> Iterator[_Found]:
@@ -102,13 +106,13 @@ def _rules(rules: Sequence[Rule], host: Host, optional: str, here: bool) -> Iter
         for file in dict.fromkeys(atom.file for atom in rule.when.atoms):
             if file in NOT_FILES:
                 continue
-            place = host.place(file)
-            if not isinstance(place, HostProblem):
+            location = host.place(file)
+            if not isinstance(location, HostProblem):
                 continue
-            elsewhere = not here and _is_about_this_cgroup(place, host)
+            elsewhere = not here and _is_about_this_cgroup(location, host)
             if not (elsewhere and host.closed):
                 warning = optional or (ELSEWHERE if elsewhere else "")
-                yield ("policy", i, "when"), f"no {file} here: {place.why}; {place.instead}", warning
+                yield ("policy", i, "when"), f"no {file} here: {location.why}; {location.instead}", warning
 
 
 def _people(workload: Workload, here: bool) -> Iterator[_Found]:
@@ -125,9 +129,9 @@ def _people(workload: Workload, here: bool) -> Iterator[_Found]:
 
 
 def _absent(workload: Workload) -> Iterator[_Found]:
-    """Files that it names and that are not here."""
+    """Yield a problem for each file that the workload names and this host does not have."""
     named = [("environment_file", path) for path in workload.environment_file if not path.startswith("-")]
-    if not workload.mounts:  # which may bring the others
+    if not workload.mounts:  # mounts may provide the other files
         named += [("command", workload.command[0]), ("working_directory", workload.working_directory)]
     for key, path in named:
         try:
@@ -135,18 +139,18 @@ def _absent(workload: Workload) -> Iterator[_Found]:
                 os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             yield (key,), f"there is no {shown(path)} on this host; install it, or write another path", NOT_YET
-        except OSError:  # this user may not look
+        except OSError:  # this user may not see the file
             pass
 
 
 def _is_about_this_cgroup(problem: HostProblem, host: Host) -> bool:
-    """The host has the controller; it is only that it cannot be had from here."""
+    """Return whether the host has the controller, but this cgroup cannot use it."""
     controller = host.controllers.get(problem.key.replace(".", "_").partition("_")[0])
     return controller is not None and controller.obstacle == (problem.why, problem.instead)
 
 
 def _hindrances(config: Config, host: Host) -> Iterator[str]:
-    """What keeps this user from running anything here, whatever it is."""
+    """Yield what prevents this user from running any configuration here."""
     if host.closed:
         yield "; ".join(host.closed)
     directory = config.supervisor.runtime_directory

@@ -1,12 +1,13 @@
-"""``state.json`` in the runtime directory: what the next supervisor has to know of the workloads that run on.
+"""The state file, `state.json` in the runtime directory: what the next supervisor needs to know of running workloads.
 
-One JSON object a line. The first is about the supervisor, each other about one instance or group, and the last one of
-each counts; each has a checksum. A change is one write(2) at the end of the file, some 10 µs, so that it can be
-made before the act that it is about; now and then the file is written anew and renamed, so that it stays short.
+Each line is one JSON object with a checksum. The first is about the supervisor, each other about one instance or group;
+the last line of each instance or group counts. A change is one write(2) at the end of the file, about 10 µs, so that it
+can be made before the action that it describes. From time to time the file is rewritten and renamed, so that it stays
+short.
 
-Nothing is flushed to a disk. What write(2) has taken survives the death of any process; what a power cut takes away
-would be about processes that are gone, too. So the file says for which boot it is, and is void in the next one. All
-times in it are of the monotonic clock, which no clock setting moves.
+Nothing is flushed to a disk. What write(2) has taken survives the death of any process, and a power cut ends the
+processes as well. So the file names its boot, and is void in the next one. All times in it are of the monotonic clock,
+which setting the clock does not change.
 """
 
 import json
@@ -25,17 +26,20 @@ from nsupervisor.core.rules import Memory as RuleMemory
 from nsupervisor.wire import wire
 
 FORMAT = 1
-"""Of the file. A newer one is not understood. Within one, attributes may come, and sorts of lines; who does not know
-them goes on without, so that a version before can take over, too."""
+"""Format of the file; a newer format is refused.
+
+Within one format, attributes and kinds of lines may be added. A reader ignores those that it does not know, so that an
+earlier version can take over, too.
+"""
 NAME = "state.json"
 NOTHING: Mapping[str, bytes] = {}
 _LEAST = 256 * 1024
-"""Bytes below which the file is not worth writing anew."""
+"""Size of the file, in bytes, below which it is not rewritten."""
 
 
 @attrs.frozen
 class Process:
-    """A pid, and when that process started (clock ticks since the boot): together they mean one process only."""
+    """A pid with the start time of its process (clock ticks since the boot): together they identify one process."""
 
     pid: int = attrs.field(metadata=wire("pid"))
     started: int = attrs.field(metadata=wire("started"))
@@ -43,18 +47,18 @@ class Process:
 
 @attrs.frozen
 class Body:
-    """The processes and pipes of a generation, by what the kernel knows them by."""
+    """The processes and pipes of a generation, as the kernel identifies them."""
 
     first: Process = attrs.field(metadata=wire("first"))
-    """The init where there is one, else the program."""
+    """The init if there is one, otherwise the program."""
     program: Process = attrs.field(metadata=wire("program"))
     pipes: tuple[int, int] = attrs.field(default=(0, 0), metadata=wire("pipes"))
-    """The inodes of standard output's and standard error's pipes."""
+    """The inodes of the pipes of standard output and standard error."""
 
 
 @attrs.frozen
 class Remembered:
-    """What is remembered of one rule. It is for a rule of the same name and condition only."""
+    """The state of one rule. It is restored only to a rule of the same name and condition."""
 
     name: str = attrs.field(metadata=wire("name"))
     when: str = attrs.field(metadata=wire("when"))
@@ -68,60 +72,60 @@ class End:
     generation: int = attrs.field(metadata=wire("generation"))
     exit: Exit = attrs.field(metadata=wire("exit"))
     pid: int | None = attrs.field(default=None, metadata=wire("pid"))
-    """The program's."""
+    """The pid of the program."""
 
 
 @attrs.frozen
 class Record:
-    """One instance."""
+    """What the next supervisor needs to know of one instance."""
 
     life: Life = attrs.field(factory=Life, metadata=wire("life"))
     body: Body | None = attrs.field(default=None, metadata=wire("body"))
     """None before the program has been executed, and after its end."""
     last_exit: Exit | None = attrs.field(default=None, metadata=wire("last_exit"))
     oom_kills: float = attrs.field(default=0.0, metadata=wire("oom_kills"))
-    """What the cgroup's counter had said when the latest end was judged."""
+    """Value of the cgroup's counter when the latest exit was judged."""
     acting: bool = attrs.field(default=False, metadata=wire("acting"))
-    """What this life's state asks for may not have been done."""
+    """Whether actions of the lifecycle's state may not have been carried out."""
     renew: bool = attrs.field(default=False, metadata=wire("renew"))
-    """The cgroup has been killed, and must be made anew before the next process is put into it."""
+    """Whether the cgroup was killed and must be created again before the next process enters it."""
     rules: tuple[Remembered, ...] = attrs.field(default=(), metadata=wire("rules"))
     set: Mapping[str, Any] = attrs.field(factory=dict, metadata=wire("set"))
     """The limits that `nsupervisor set` has changed, by the wire names of `Resources`."""
     pending: str = attrs.field(default="", metadata=wire("pending"))
-    """Its start waits for others; who asked for it."""
+    """The initiator of a start that waits for others, or ""."""
     print: str = attrs.field(default="", metadata=wire("print"))
-    """What it was started with, as a digest (`seal`)."""
+    """Digest of what it was started with (`nsupervisor.service.state.digest`)."""
     kill_signal: int = attrs.field(default=15, metadata=wire("kill_signal"))
     timeout_stop_sec: float = attrs.field(default=10.0, metadata=wire("timeout_stop_sec"))
     limits: str = attrs.field(default="", metadata=wire("limits"))
-    """The limits that its cgroup has been given, as a short digest."""
+    """Short digest of the limits that its cgroup has."""
     untold: tuple[End, ...] = attrs.field(default=(), metadata=wire("untold"))
-    """Ends whose records may not be in the output."""
+    """Exits whose records may not be in the output."""
     files: str = attrs.field(default="", metadata=wire("files"))
-    """What its environment files said, as a digest (`seal`)."""
+    """Digest of the contents of its environment files (`nsupervisor.service.state.digest`)."""
 
 
 @attrs.frozen
 class GroupRecord:
-    """One group, or the host."""
+    """What the next supervisor needs to know of one group, or the host."""
 
     rules: tuple[Remembered, ...] = attrs.field(default=(), metadata=wire("rules"))
     set: Mapping[str, Any] = attrs.field(factory=dict, metadata=wire("set"))
-    """As `Record.set`."""
+    """The changed limits, as in `InstanceCheckpoint`."""
 
 
 def _nobody(problem: str) -> None:
-    """Told of what nobody wants to hear."""
+    """Ignore a problem of the state file."""
 
 
 def _key(kind: str, name: str) -> str:
-    """By what a line is found: an instance's by its name, a group's by another that no instance has."""
+    """Return the key of a line: the name of an instance, or a name for a group that no instance can have."""
     return name if kind == "name" else f"{kind} {name}"
 
 
 class StateFile:
-    """The file while it is written to."""
+    """The state file while it is written."""
 
     def __init__(
         self,
@@ -130,25 +134,27 @@ class StateFile:
         tell: Callable[[str], None] = _nobody,
         as_found: Mapping[str, bytes] = NOTHING,
     ) -> None:
-        """Begin a file with ``about`` (the supervisor) and what an earlier supervisor has left (`Found.lines`); the one
-        before is replaced by the first `keep`. Never raises: see `problem`. ``tell`` is called with what is the problem
-        when one begins, and with "" when it is over."""
+        """Begin a file with the header and the lines that an earlier supervisor has left (`SavedState.lines`).
+
+        The first `save` replaces the earlier file. Never raises: see `problem`. `header` describes the supervisor.
+        `on_problem` is called with the problem when one begins, and with "" when it is over.
+        """
         self.path = directory / NAME
         self.problem = ""
         """Why the file is not up to date, in words; the next change tries again."""
         self._tell = tell
         self._lines: dict[str, bytes] = {"": _line({"format": FORMAT, "boot": boot(), **about}), **as_found}
         self._counts = sum(map(len, self._lines.values()))
-        """Bytes of the lines that count; the rest of `_size` are older ones of the same instances."""
+        """Bytes of the current lines; the rest of `_size` are older lines of the same instances."""
         self._size = 0
         self._fd = -1
 
     def keep(self, name: str, record: Record | None) -> None:
-        """Remember this of an instance from now on; None: it is no more."""
+        """Save the checkpoint of an instance; None removes it."""
         self._keep(name, _line({"name": name, "is": None if record is None else sparse(record)}), record is None)
 
     def keep_group(self, name: str, record: GroupRecord | None) -> None:
-        """Remember this of a group, by its full name, from now on; None: it is no more."""
+        """Save the checkpoint of a group, by its full name; None removes it."""
         line = _line({"group": name, "is": None if record is None else sparse(record)})
         self._keep(_key("group", name), line, record is None)
 
@@ -174,7 +180,7 @@ class StateFile:
             self._went_well()
 
     def write_all(self, records: Mapping[str, Record], as_found: Mapping[str, bytes] = NOTHING) -> None:
-        """Remember all of these at once. ``as_found``: lines of `Found.lines` that still hold."""
+        """Save all of these at once. `as_found`: lines of `SavedState.lines` that are still true."""
         self._lines |= as_found
         self._lines |= {name: _line({"name": name, "is": sparse(record)}) for name, record in records.items()}
         try:
@@ -186,7 +192,7 @@ class StateFile:
 
     def _failed(self, error: OSError) -> None:
         before, self.problem = self.problem, f"cannot write {self.path}: {error.strerror}"
-        self._close()  # whatever is at its end now, the next time it is written anew
+        self._close()  # the end of the file may be incomplete now, so the next change rewrites it
         if not before:
             self._tell(self.problem)
 
@@ -217,29 +223,30 @@ class StateFile:
             self._fd = -1
 
     def remove(self) -> None:
-        """Everything has been stopped: there is nothing to be taken over."""
+        """Remove the file after everything has been stopped, so that no program is left to take over."""
         self._close()
         self.path.unlink(missing_ok=True)
 
 
 @attrs.frozen
 class Found:
-    """What an earlier supervisor has left in its file."""
+    """What an earlier supervisor has left in its state file."""
 
     about: Mapping[str, Any] = attrs.field(factory=dict)
     records: Mapping[str, Record] = attrs.field(factory=dict)
     groups: Mapping[str, GroupRecord] = attrs.field(factory=dict)
     lines: Mapping[str, bytes] = attrs.field(factory=dict)
-    """The records as they are written, by instance, or by "group " and its full name: what is the same needs not be
-    made into a line again."""
+    """The current lines by instance, or by "group " and the full name of a group, for reuse if they do not change."""
     problem: str = ""
-    """What is wrong with the file, and where it is now; what could be read of it is above."""
+    """What is wrong with the file, and where it is now; the other fields hold what could be read."""
 
 
 def read(directory: Path, aside: bool = True) -> Found:
-    """Read the file; with ``aside`` False, without touching it. One that is torn, empty, from another version, or no
-    such file at all, is kept aside; one of an earlier boot is about nothing any more. Raises OSError where it cannot be
-    read."""
+    """Read the state file of an earlier supervisor; with `move_aside` False, without changing it.
+
+    A file that is torn, empty, of another format or not a state file is renamed and kept. One of an earlier boot is
+    ignored. Raises OSError if the file cannot be read.
+    """
     path = directory / NAME
     try:
         data = path.read_bytes()
@@ -258,13 +265,13 @@ def read(directory: Path, aside: bool = True) -> Found:
         if about.get("boot") != boot():
             return Found()
         for line in lines[1:-1]:
-            one = _read_line(line)
-            if not isinstance(one, dict):
-                raise ValueError(f"has a {type(one).__name__} in place of an object")
-            kind = "name" if "name" in one else "group"
-            if kind in one:  # else it is of a later version
-                latest[kind, one[kind]] = one["is"]
-                written[_key(kind, one[kind])] = line + b"\n"
+            entry = _read_line(line)
+            if not isinstance(entry, dict):
+                raise ValueError(f"has a {type(entry).__name__} in place of an object")
+            kind = "name" if "name" in entry else "group"
+            if kind in entry:  # otherwise a later version wrote it
+                latest[kind, entry[kind]] = entry["is"]
+                written[_key(kind, entry[kind])] = line + b"\n"
         if lines[-1]:
             raise ValueError(f"its last line is torn after {len(lines[-1])} bytes")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -286,17 +293,17 @@ def read(directory: Path, aside: bool = True) -> Found:
 
 
 def boot() -> str:
-    """The id of this boot, random(4)."""
+    """Return the id of this boot, random(4)."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _aside(path: Path) -> Path:
     for number in range(1, 100):
-        aside = path.with_name(f"{NAME}.bad-{number}")
-        if not aside.exists():
+        target = path.with_name(f"{NAME}.bad-{number}")
+        if not target.exists():
             break
-    path.rename(aside)
-    return aside
+    path.rename(target)
+    return target
 
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -309,7 +316,7 @@ def _line(value: Any) -> bytes:
 
 
 def _read_line(line: bytes) -> Any:
-    """Raises ValueError for whatever `_line` did not write."""
+    """Parse a line. Raises ValueError for anything that `_line` did not write."""
     body = line[_HEAD:-1]
     if line != b'{"sum":"%08x","of":%s}' % (zlib.crc32(body), body):
         raise ValueError(f"not a line with the right checksum: {line!r:.60}" if line else "it is empty")

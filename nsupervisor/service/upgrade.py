@@ -1,12 +1,12 @@
 """`nsupervisor upgrade`: the keeper and the supervisor become another version by execve(2), each in its own process.
 
-Nothing is handed over but what is handed over when both are killed: the keeper's table, in a memfd, and `state.json`.
-So there is one way of going on, and it is used all the time.
+Only what survives a kill of both is handed over: the keeper's table, in a memfd, and `state.json`. So there is a single
+way to continue, and it is in use all the time.
 
-Before anything is given up the other version has to show that it can load, read the configuration and read the state
-(`run --trial`). Then the keeper goes first: where it does not come up, a keeper of this version takes over, as after
-any death of a keeper. Then the supervisor. A *guard*, a small process of this version, waits for its word that it is
-up; where that does not come in time, it kills it and runs this version again, which says why.
+Before anything is given up, the other version has to show that it can load, read the configuration and read the state
+(`run --trial`). Then the keeper goes first: if it does not come up, a keeper of this version takes over, as after any
+death of a keeper. Then the supervisor follows. A *guard*, a small process of this version, waits for its report that it
+is up. If the report does not come in time, the guard kills the supervisor and runs this version again, which logs why.
 """
 
 import contextlib
@@ -31,13 +31,13 @@ from nsupervisor.service.world import World
 
 ENTRY = "import sys; sys.path.insert(0, sys.argv.pop(1)); from nsupervisor.cli.main import main; main()"
 PACKAGE = str(Path(__file__).parents[2])
-"""The folder that this version is in."""
+"""The folder that contains the package of this version."""
 _VARIABLE = "NSUPERVISOR_UPGRADE"
 _ROLLBACK = "rollback.json"
 _UPGRADING = signal.SIGURG
-"""Tells the small parent that however this process ends from now on, a supervisor is to be started (`cli.respawn`)."""
+"""Notifies the respawner: however this process ends from now on, it has to start a supervisor (`cli.respawn`)."""
 _ANSWER = 0.2
-"""Seconds for the answer to the one who asked, before everything changes."""
+"""Seconds to deliver the answer to the client before everything changes."""
 
 _GUARD = """
 import json, os, select, signal, sys
@@ -57,17 +57,17 @@ if argv: os.execv(argv[0], argv)
 
 
 class UpgradeError(Exception):
-    """It was not to be, and this version goes on; the text says why."""
+    """The upgrade failed, and this version continues; the message says why."""
 
 
 def arguments(python: str, package: str, *rest: str) -> list[str]:
-    """The command line of `nsupervisor` in the version that is in ``package``."""
+    """Return the command line of `nsupervisor` in the version that is in `package`."""
     return [python, "-P", "-c", ENTRY, package, *rest]
 
 
 @attrs.define(eq=False)
 class Upgrade:
-    """One attempt. ``timeout``: seconds for the other version to come up, each time that it has to."""
+    """One attempt to upgrade. `timeout`: seconds for the other version to come up, in each of the three steps."""
 
     config: Config
     python: str
@@ -75,16 +75,16 @@ class Upgrade:
     timeout: float
 
     async def prepare(self, world: World) -> str:
-        """The trial, and the keeper; the other version's number. Raises UpgradeError."""
+        """Run the trial and upgrade the keeper; return the other version's number. Raises UpgradeError."""
         version = await self._trial()
         try:
             with trio.fail_after(self.timeout + 15):
-                done = await world.keeper.execute(self.python, self.package)
+                has_come_up = await world.keeper.execute(self.python, self.package)
         except RefusedError as error:
             raise UpgradeError(str(error)) from None
         except trio.TooSlowError:
             raise UpgradeError(f"the keeper of version {version} has not come up") from None
-        if not done:
+        if not has_come_up:
             text = f"the keeper of version {version} did not come up, so one of version {__version__} has taken over"
             raise UpgradeError(text)
         return version
@@ -93,21 +93,21 @@ class Upgrade:
         command = arguments(self.python, self.package, "run", "--trial", "--", self.config.path)
         try:
             with trio.fail_after(self.timeout), own_child() as child:
-                done = await trio.run_process(
+                result = await trio.run_process(
                     command, capture_stdout=True, capture_stderr=True, check=False, task_status=child
                 )
         except OSError as error:
             raise UpgradeError(f"cannot execute {self.python}: {error.strerror}") from None
         except trio.TooSlowError:
             raise UpgradeError(f"it was not up within {self.timeout:g} s in a trial") from None
-        said = done.stdout.decode(errors="replace").split()
-        if done.returncode or len(said) != 2 or said[0] != "nsupervisor":
-            last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-            raise UpgradeError(f"it failed in a trial, with exit status {done.returncode}: {last[0]}")
-        return said[1]
+        words = result.stdout.decode(errors="replace").split()
+        if result.returncode or len(words) != 2 or words[0] != "nsupervisor":
+            last = result.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+            raise UpgradeError(f"it failed in a trial, with exit status {result.returncode}: {last[0]}")
+        return words[1]
 
     async def go(self, world: World) -> None:
-        """Become it. Returns only where even that cannot be done."""
+        """Execute the other version of the supervisor. Returns only if that is not possible."""
         await trio.sleep(_ANSWER)
         world.journal.log.warning("supervisor upgrading", message=f"from version {__version__}", pid=os.getpid())
         with trio.move_on_after(1):
@@ -117,49 +117,51 @@ class Upgrade:
 
         if parent := small_parent():
             os.kill(parent, _UPGRADING)
-        again = [] if parent else arguments(sys.executable, PACKAGE, "run", "--", self.config.path)
-        order = json.dumps([read, os.getpid(), self.timeout, str(world.directory / _ROLLBACK), again])
+        rollback_command = [] if parent else arguments(sys.executable, PACKAGE, "run", "--", self.config.path)
+        guard_arguments = json.dumps(
+            [read, os.getpid(), self.timeout, str(world.directory / _ROLLBACK), rollback_command]
+        )
         guard = subprocess.Popen(  # noqa: ASYNC220 - it takes a millisecond, and this process is about to end
-            [sys.executable, "-I", "-S", "-c", _GUARD, order], pass_fds=(read,), stdin=subprocess.DEVNULL
+            [sys.executable, "-I", "-S", "-c", _GUARD, guard_arguments], pass_fds=(read,), stdin=subprocess.DEVNULL
         )
         os.close(read)
         os.set_inheritable(write, True)
-        told = json.dumps({"pipe": write, "guard": guard.pid, "from": __version__})
+        handover = json.dumps({"pipe": write, "guard": guard.pid, "from": __version__})
         soft, hard = _BORN
-        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        limits_before = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, max(hard, soft)))
         try:
             command = arguments(self.python, self.package, "run", "--", self.config.path)
-            os.execve(self.python, command, {**os.environ, _VARIABLE: told})  # noqa: S606
+            os.execve(self.python, command, {**os.environ, _VARIABLE: handover})  # noqa: S606
         except OSError as error:
-            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits_before)
             os.write(write, b"up")
             os.close(write)
             world.journal.log.error("not upgraded", message=f"cannot execute {self.python}: {error.strerror}")
 
 
 def tell_outcome(journal: Journal, directory: Path) -> None:
-    """This supervisor is up: tell the guard, if there is one; or say why the version after this one was not."""
-    told = os.environ.pop(_VARIABLE, "")
-    if told:
-        about = json.loads(told)
+    """Report to the guard, if there is one, that this supervisor is up; or log why the other version was given up."""
+    handover = os.environ.pop(_VARIABLE, "")
+    if handover:
+        details = json.loads(handover)
         with contextlib.suppress(OSError):
-            os.write(about["pipe"], b"up")
-            os.close(about["pipe"])
+            os.write(details["pipe"], b"up")
+            os.close(details["pipe"])
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(about["guard"], 0)  # it has nothing more to do
-        journal.log.warning("supervisor upgraded", message=f"from version {about['from']} to {__version__}")
+            os.waitpid(details["guard"], 0)  # the guard ends after the report
+        journal.log.warning("supervisor upgraded", message=f"from version {details['from']} to {__version__}")
     try:
-        why = json.loads((directory / _ROLLBACK).read_text())["why"]
+        reason = json.loads((directory / _ROLLBACK).read_text())["why"]
         (directory / _ROLLBACK).unlink()
     except FileNotFoundError:
         return
-    text = f"the other version was given up, as {why}; this is version {__version__} again"
+    text = f"the other version was given up, as {reason}; this is version {__version__} again"
     journal.log.error("upgrade rolled back", message=text)
 
 
 def trial(path: str) -> int:
-    """``run --trial``: whether this version can read the configuration and the state, without touching anything."""
+    """Return 0 if this version can read the configuration and the state, without changing anything: `run --trial`."""
     from nsupervisor.config.files import read_text
     from nsupervisor.config.load import ConfigError, parse
     from nsupervisor.service import state
