@@ -13,7 +13,6 @@ from tests import import_graph
 from tests.needs import ROOT, needs
 
 PACKAGE = ROOT / "nsupervisor"
-LINES = 500
 
 # Folder (or file) → what it may import of ours besides itself. "service" may import all but the command line.
 ARROWS = {
@@ -64,15 +63,6 @@ def imports(path: Path) -> set[str]:
             # `from nsupervisor.config import kinds` names a module, too; one name too many does no harm here.
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
-
-
-def test_no_source_file_is_longer_than_a_person_reads_at_once() -> None:
-    long = {str(path.relative_to(ROOT)): count for path in tracked("*.py") if (count := _lines(path)) > LINES}
-    assert long == {}
-
-
-def _lines(path: Path) -> int:
-    return len(path.read_text().splitlines())
 
 
 @pytest.mark.parametrize("folder", ARROWS)
