@@ -4,12 +4,13 @@ import random
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.checkout import Checkout
 from benchmarks.figures import OURS, Result, Target
-from benchmarks.peers.nsupervisor import Nsupervisor
-from benchmarks.products import ROOT
-from benchmarks.session import Options, RunError, Session, idle, running
+from benchmarks.peers.nsupervisor import Nsupervisor, taken_from
+from benchmarks.session import Options, RunError, Session, idle, in_pairs, running, together
 from nsupervisor.config.load import load
 from nsupervisor.config.problems import ConfigError
 from tests.config.broken import broken_file
@@ -27,7 +28,7 @@ def run(options: Options) -> Result:
             session.up(PROGRAMS)
             time.sleep(1)
             for number in range(rounds):
-                _measure(session, number, result)
+                _measure([session], number, result)
     except (RunError, OSError) as error:
         result.remarks.append(f"failed: {error}")
     slowest = max((series for series in result.series), key=lambda series: series.median or 0, default=None)
@@ -38,24 +39,50 @@ def run(options: Options) -> Result:
     return result
 
 
-def _measure(session: Session, number: int, result: Result) -> None:
-    directory = session.peer.directory
-    file, socket = str(directory / "site.toml"), str(directory / "run" / "api.sock")
-    commands = [
+def compare(options: Options, sides: list[Checkout]) -> Result:
+    """Both run at the same time; each command is measured on both sides before the next."""
+    result = Result("commands", "what a person waits for, with Python's own start in it")
+    rounds = options.number(30, 3)
+    with together([taken_from(Nsupervisor, side) for side in sides], idle(PROGRAMS)) as sessions:
+        for session in sessions:
+            session.up(PROGRAMS)
+        time.sleep(1)
+        print(f"  commands: {rounds} rounds", flush=True)
+        for number, order in in_pairs(sessions, rounds):
+            _measure(order, number, result)
+    return result
+
+
+def _commands(file: str, socket: str) -> list[list[str]]:
+    return [
         *(["--version"], ["schema", "config"], ["doctor"], ["check", file], ["plan", file, "--socket", socket]),
         ["status", "--socket", socket],
         *([name, "--socket", socket, "w1"] for name in ("why", "stop", "start", "restart", "kill")),
     ]
-    for words in commands[number % len(commands) :] + commands[: number % len(commands)]:
-        begin = time.monotonic()
-        done = subprocess.run(
-            [ROOT / ".venv" / "bin" / "nsupervisor", *words], capture_output=True, text=True, timeout=60, check=False
-        )
-        took = (time.monotonic() - begin) * 1000
-        if done.returncode not in (0, 1):
-            raise RunError(f"nsupervisor {' '.join(words)} ended with {done.returncode}: {done.stderr[-300:]}")
-        series = result.at(OURS, " ".join(words[:2] if words[0] == "schema" else words[:1]), "ms")
-        result.add(OURS, series.case, "ms", number, [took])
+
+
+def _measure(sessions: Sequence[Session], number: int, result: Result) -> None:
+    """Each command once on each side, each round beginning with another one."""
+    count = len(_commands("", ""))
+    for index in range(count):
+        for session in sessions:
+            peer = session.peer
+            assert isinstance(peer, Nsupervisor)
+            words = _commands(str(peer.directory / "site.toml"), peer.socket)[(index + number) % count]
+            begin = time.monotonic()
+            done = subprocess.run(
+                [peer.checkout.program, *words],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+                env=peer.environment(),
+            )
+            took = (time.monotonic() - begin) * 1000
+            if done.returncode not in (0, 1):
+                raise RunError(f"nsupervisor {' '.join(words)} ended with {done.returncode}: {done.stderr[-300:]}")
+            case = " ".join(words[:2] if words[0] == "schema" else words[:1])
+            result.add(peer.name, case, "ms", number, [took])
 
 
 def _files(count: int, result: Result) -> None:

@@ -3,9 +3,11 @@
 import time
 
 from benchmarks import processes
+from benchmarks.checkout import Checkout
 from benchmarks.figures import Result, Target
 from benchmarks.peer import Peer, load
-from benchmarks.session import Options, idle, in_turn, running
+from benchmarks.peers.nsupervisor import Nsupervisor, taken_from
+from benchmarks.session import Options, idle, in_pairs, in_turn, running
 
 SETTLE = 3.0
 """Seconds after the last start until things are counted."""
@@ -33,6 +35,19 @@ def run(options: Options) -> Result:
             Target(f"PSS, {case}", result.median("nsupervisor", case, "MiB PSS"), 150, "MiB"),
             Target(f"idle CPU, {case}", result.median("nsupervisor", case, "% of a core"), 1, "%"),
         ]
+    return result
+
+
+def compare(options: Options, sides: list[Checkout]) -> Result:
+    """One after the other, each with the machine to itself."""
+    result = Result("footprint", "everything but the programs, at N idle programs")
+    rounds, window = options.number(7, 1), 3.0 if options.quick else 5.0
+    kinds = [taken_from(Nsupervisor, side) for side in sides]
+    for size in options.sizes or ([20] if options.quick else [100]):
+        print(f"  footprint: N={size}, {rounds} rounds", flush=True)
+        for number, order in in_pairs(kinds, rounds):
+            for kind in order:
+                _measure(kind, number, size, window, result)
     return result
 
 

@@ -1,5 +1,7 @@
 """One program that writes lines of 100 bytes as fast as it can, through each product's capture, to files on a tmpfs."""
 
+import itertools
+import os
 import re
 import shutil
 import tempfile
@@ -8,12 +10,14 @@ from pathlib import Path
 
 import orjson
 
-from benchmarks import processes
+from benchmarks import control, processes
+from benchmarks.checkout import Checkout
 from benchmarks.figures import Result
-from benchmarks.peer import Peer, Service, load
+from benchmarks.peer import LOG_FILES, LOG_SIZE, Peer, Service, load
+from benchmarks.peers.nsupervisor import Nsupervisor, taken_from
 from benchmarks.products import program
 from benchmarks.reports import Reports
-from benchmarks.session import Options, RunError, in_turn, running
+from benchmarks.session import Options, RunError, Session, in_pairs, in_turn, running, together
 
 CASES = {"a write a line": "lines", "64 KiB a write": "blocks"}
 LINE = re.compile(rb"^\d{10} x{88}$")
@@ -31,6 +35,71 @@ def run(options: Options) -> Result:
         in_turn(load(options.peers, "logs"), options.number(2, 1), result, measure)
     result.remarks = list(dict.fromkeys(result.remarks))
     return result
+
+
+FORMATS = {
+    "the stream of all": "",
+    "raw file": f'log = {{ stdout = "file", format = "raw", max_size = {LOG_SIZE}, max_files = {LOG_FILES} }}\n',
+    "JSON file": f'log = {{ stdout = "file", max_size = {LOG_SIZE}, max_files = {LOG_FILES} }}\n',
+}
+
+
+def compare(options: Options, sides: list[Checkout]) -> Result:
+    """Both run at the same time, each with a writer for each way of writing and kind of file, of which one runs."""
+    result = Result("logs", "output of one program through the capture")
+    rounds, seconds = options.number(9, 1), 0.3 if options.quick else 1.0
+    logs: list[Path] = []
+    writers = {f"w{i}": (how, format_) for i, (how, format_) in enumerate(itertools.product(CASES, FORMATS))}
+
+    def make(base: Path, reports: Reports) -> list[Service]:
+        logs.append(Path(tempfile.mkdtemp(prefix="nsb-", dir="/dev/shm")))
+        logs[-1].chmod(0o755)
+        services = []
+        for name, (how, format_) in writers.items():
+            words = (program("writer"), reports.path, name, str(base / f"gate-{name}"), CASES[how], "2000000000")
+            extra = f"autostart = false\n{FORMATS[format_]}"
+            services.append(Service(name, (*words, str(seconds)), logs[-1], extra=extra))
+        return services
+
+    try:
+        with together([taken_from(Nsupervisor, side) for side in sides], make) as sessions:
+            print(f"  logs: {rounds} rounds", flush=True)
+            for session in sessions:
+                control.wait_answer(session)
+            for number, order in in_pairs(sessions, rounds):
+                for name, (how, format_) in writers.items():
+                    for session in order:
+                        speed, cpu = _written(session, name, seconds)
+                        result.add(session.peer.name, f"{how}, {format_}", "MB/s", number, [speed])
+                        result.add(session.peer.name, f"{how}, {format_}", "CPU s/GB", number, [cpu])
+    finally:
+        for directory in logs:
+            shutil.rmtree(directory, ignore_errors=True)
+    return result
+
+
+def _written(session: Session, name: str, seconds: float) -> tuple[float, float]:
+    """One run of a writer: MB/s, and CPU seconds for each GB. Raises RunError."""
+    peer = session.peer
+    assert isinstance(peer, Nsupervisor)
+    gate = peer.directory.parent / f"gate-{name}"
+    gate.unlink(missing_ok=True)
+    control.command(peer.socket, "start", name)
+    session.up(1, 20)
+    time.sleep(0.1)
+    pids = session.overhead()
+    cpu = processes.cpu_seconds(pids)
+    gate.touch()
+    done = session.reports.take(1, seconds + 60)
+    if not done or done[0][2] != "done":
+        raise RunError(f"the writer has not ended{session.said()}")
+    end, written, elapsed = int(done[0][0]), int(done[0][3]), int(done[0][4])
+    rest = _until_quiet(pids, end)
+    used = processes.cpu_seconds(pids) - cpu
+    control.command(peer.socket, "stop", name)
+    logs = next(service.log for service in peer.services if service.log)
+    os.truncate(logs / "current", 0)  # the supervisor appends to it; it grows without limit, in memory
+    return written / 1e6 / ((rest - end + elapsed) / 1e9), used / (written / 1e9)
 
 
 def _measure(kind: type[Peer], number: int, case: str, mode: str, size: int, seconds: float, result: Result) -> None:

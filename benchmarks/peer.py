@@ -46,9 +46,10 @@ class Peer:
     all: ClassVar[dict[str, type["Peer"]]] = {}
     """Every product by its name."""
 
-    def __init_subclass__(cls) -> None:
-        """Register the class under its name."""
-        Peer.all[cls.name] = cls
+    def __init_subclass__(cls, *, listed: bool = True) -> None:
+        """Register the class under its name, unless it is not to be `listed` among the products."""
+        if listed:
+            Peer.all[cls.name] = cls
 
     def __init__(self, directory: Path, services: list[Service]) -> None:
         """`directory` is empty and its own."""

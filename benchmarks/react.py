@@ -9,7 +9,6 @@ The others have no rules on what a cgroup counts, but some look at the size of p
 long a program that grows past a level lives on. It says itself when it has passed it, and when the next one has begun.
 """
 
-import os
 import queue
 import subprocess
 import threading
@@ -22,13 +21,14 @@ from typing import Any
 import attrs
 import orjson
 
-from benchmarks import hierarchy
+from benchmarks import control, hierarchy
+from benchmarks.checkout import Checkout
 from benchmarks.figures import Result, Target
 from benchmarks.peer import Peer, Service, load
-from benchmarks.peers.nsupervisor import Nsupervisor, five_rules
+from benchmarks.peers.nsupervisor import Nsupervisor, five_rules, taken_from
 from benchmarks.products import program
 from benchmarks.reports import Reports
-from benchmarks.session import Make, Options, RunError, Session, in_turn, running
+from benchmarks.session import Make, Options, RunError, Session, in_pairs, in_turn, running, together
 
 
 @attrs.frozen
@@ -47,6 +47,29 @@ class Case:
     beside: int = 0
     """How many other programs there are, which do nothing, each with five rules."""
 
+    def rule(self, name: str) -> str:
+        """Lines for the table of the workload `name`: its limit and its rule."""
+        head = f"resources = {{ {self.limit} }}\n[[workload.{name}.policy]]\n"
+        return f'{head}when = "{self.when}"\naction = "restart"\n'
+
+
+@attrs.frozen
+class Sample:
+    """One reaction, in nanoseconds from the last moment at which the kernel had not acted."""
+
+    peer: str
+    record: int
+    acted: int
+    """The end of the time in which the kernel acted."""
+    again: int
+    """The next first instruction."""
+
+    def add_to(self, result: Result, case: str, round_: int) -> None:
+        """In milliseconds."""
+        result.add(self.peer, case, UNIT, round_, [self.record / 1e6])
+        result.add(self.peer, case, UNSURE, round_, [self.acted / 1e6])
+        result.add(self.peer, case, AGAIN, round_, [self.again / 1e6])
+
 
 NEAR, STALL = "level crossed, from near it (sampled)", "stalled for too long (the kernel's trigger)"
 CASES = (
@@ -61,21 +84,25 @@ CROWD = 1000
 LEVEL, LEVEL_MIB = "memory past a level, to the next first instruction", 8
 UNIT = "ms"
 AGAIN = "ms to the next first instruction"
+GROWING = "growing"
 UNSURE = "ms in which the kernel acted"
 
 
-class Reacting(Nsupervisor):
+class Reacting(Nsupervisor, listed=False):
     """Records come by a pipe; the time at which each was read is kept with it."""
 
-    name = "nsupervisor-reacting"
-    benchmarks = ()
     workload = 'restart = "no"\n'
 
     def start(self) -> None:
         """As ever, but for the pipe."""
         with open(self.directory / "said", "wb") as errors:
             self.process = subprocess.Popen(
-                self.command(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+                self.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=self.environment(),
+                start_new_session=True,
             )
         self.actions: queue.SimpleQueue[tuple[int, dict[str, Any]]] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -121,19 +148,24 @@ def _round(case: Case, number: int, count: int, result: Result) -> None:
     print(f"  react: {case.name}, round {number + 1}", flush=True)
     try:
         with running(Reacting, _make(case)) as session:
-            _measure(session, case, number, count, result)
+            peer = session.peer
+            assert isinstance(peer, Reacting)
+            if case.beside:
+                session.up(case.beside)
+                time.sleep(3)
+                control.command(peer.socket, "start", "w0")
+            for sample in _samples(session, peer, "w0", case, count):
+                sample.add_to(result, case.name, number)
     except (RunError, OSError) as error:
         result.remarks.append(f"{case.name}: failed: {error}")
 
 
 def _make(case: Case) -> Make:
-    rule = f'resources = {{ {case.limit} }}\n[[workload.w0.policy]]\nwhen = "{case.when}"\naction = "restart"\n'
-
     def make(_: Path, reports: Reports) -> list[Service]:
         late = "autostart = false\n" if case.beside else ""
         others = [f"w{i}" for i in range(1, case.beside + 1)]
         return [
-            Service("w0", (program("eater"), reports.path, "w0", *case.eat), extra=late + rule),
+            Service("w0", (program("eater"), reports.path, "w0", *case.eat), extra=late + case.rule("w0")),
             *(Service(name, (program("pause"), reports.path, name), extra=five_rules(name)) for name in others),
         ]
 
@@ -148,43 +180,105 @@ def _levels(kind: type[Peer], number: int, count: int, to: Result) -> None:
         return [Service("w0", command, restart_above=LEVEL_MIB << 20)]
 
     with running(kind, make) as session:
-        session.up(1, 30)
-        lines: list[list[str]] = []
-        for _ in range(count):
-            while len(lines) < 2:
-                if not (more := session.reports.take(1, 30)):
-                    raise RunError(f"not restarted within 30 s{session.said()}")
-                lines += more
-            (crossed, *words), (again, *_) = lines[:2]
-            if words[1:] != ["crossed"]:
-                raise RunError(f"restarted before it had passed the level{session.said()}")
-            to.add(kind.name, LEVEL, UNIT, number, [(int(again) - int(crossed)) / 1e6])
-            lines = lines[2:]
+        for taken in _past_level(session, count):
+            to.add(kind.name, LEVEL, UNIT, number, [taken])
 
 
-def _measure(session: Session, case: Case, number: int, count: int, result: Result) -> None:
-    if case.beside:
-        session.up(case.beside)
-        time.sleep(3)
-        socket = session.peer.directory / "run" / "api.sock"
-        command = [session.peer.command()[0], "start", "w0"]
-        subprocess.run(command, env={**os.environ, "NSUPERVISOR_SOCKET": str(socket)}, check=True, capture_output=True)
+def _past_level(session: Session, count: int) -> list[float]:
+    """From each report that the level has been passed to the next first instruction, in milliseconds."""
     session.up(1, 30)
-    path, key = _counter(session, case)
+    taken: list[float] = []
+    lines: list[list[str]] = []
+    while len(taken) < count:
+        while len(lines) < 2:
+            if not (more := session.reports.take(1, 30)):
+                raise RunError(f"not restarted within 30 s{session.said()}")
+            lines += more
+        (crossed, *words), (again, *_) = lines[:2]
+        if words[1:] != ["crossed"]:
+            raise RunError(f"restarted before it had passed the level{session.said()}")
+        taken.append((int(again) - int(crossed)) / 1e6)
+        lines = lines[2:]
+    return taken
+
+
+COMPARED = 3
+"""Reactions of each side in each case and round of a comparison."""
+
+
+def compare(options: Options, sides: list[Checkout]) -> Result:
+    """Both run at the same time, each with a program for each case, of which one runs. Each reaction is a pair with the
+    other side's reaction of the same number. With --sizes N there are N other programs, each with five rules."""
+    result = Result("react", "the kernel acts, to our record of the action; a level is passed, to the next program")
+    rounds, count = options.number(9, 1), 2 if options.quick else COMPARED
+    crowd = options.sizes[-1] if options.sizes else 0
+    cases = {f"e{i}": case for i, case in enumerate(CASES)}
+
+    def make(_: Path, reports: Reports) -> list[Service]:
+        late, eater = "autostart = false\n", program("eater")
+        eaters = [
+            Service(name, (eater, reports.path, name, *case.eat), extra=late + case.rule(name))
+            for name, case in cases.items()
+        ]
+        growing = (eater, reports.path, GROWING, "growing", str(2 * LEVEL_MIB))
+        others = [f"w{i}" for i in range(crowd)]
+        return [
+            *eaters,
+            Service(GROWING, growing, restart_above=LEVEL_MIB << 20, extra=late),
+            *(Service(name, (program("pause"), reports.path, name), extra=five_rules(name)) for name in others),
+        ]
+
+    with together([taken_from(Reacting, side) for side in sides], make) as sessions:
+        for session in sessions:
+            control.wait_answer(session)
+            session.up(crowd)
+        time.sleep(3 if crowd else 0)
+        for number, order in in_pairs(sessions, rounds):
+            print(f"  react: round {number + 1} of {rounds}", flush=True)
+            for name in (*cases, GROWING):
+                for session in order:
+                    peer = session.peer
+                    assert isinstance(peer, Reacting)
+                    control.command(peer.socket, "start", name)
+                    if name == GROWING:
+                        for i, taken in enumerate(_past_level(session, count)):
+                            result.add(peer.name, LEVEL, UNIT, number * count + i, [taken])
+                    else:
+                        case = cases[name]
+                        for i, sample in enumerate(_samples(session, peer, name, case, count)):
+                            sample.add_to(
+                                result, f"{case.name}{f', beside {crowd:,}' if crowd else ''}", number * count + i
+                            )
+                    control.command(peer.socket, "stop", name)
+                    _forget(session, peer)
+    return result
+
+
+def _forget(session: Session, peer: Reacting) -> None:
+    """What has come since the last sample was taken; the program is stopped, so nothing else comes."""
+    while session.reports.some(0.05):
+        pass
+    while not peer.actions.empty():
+        peer.actions.get()
+
+
+def _samples(session: Session, peer: Reacting, name: str, case: Case, count: int) -> list[Sample]:
+    """The next reactions to what the program `name` does. Raises RunError."""
+    session.up(1, 30)
+    path, key = _counter(session, name, case)
     key = case.trigger or key
     out = session.peer.directory / "watched"
     actions: list[tuple[int, dict[str, Any]]] = []
-    starts = []
+    starts: list[int] = []
     with (
         open(out, "wb") as stream,
         subprocess.Popen([program("watch"), path, *filter(None, [key])], stdout=stream) as watch,
     ):
         try:
-            assert isinstance(session.peer, Reacting)
             begin = time.monotonic_ns() + 50_000_000  # until the watch watches
             while len(actions) < count + 1 or starts[-1] < actions[-1][0]:
                 if len(actions) < count + 1:
-                    actions.append(session.peer.actions.get(timeout=20))
+                    actions.append(peer.actions.get(timeout=20))
                     if actions[-1][0] < begin:  # it has gone on while its cgroup was looked for
                         actions.pop()
                         continue
@@ -197,23 +291,23 @@ def _measure(session: Session, case: Case, number: int, count: int, result: Resu
         finally:
             watch.kill()
     changes = list(_changes(out, case.threshold))
+    samples = []
     for at, _ in actions[1:]:  # what the first one is about may have been before the watch
         again = min(start for start in starts if start > at)
         before, after = max((change for change in changes if change[0] < at), default=(0, 0))
         if not before:
             raise RunError("an action before anything had changed")
-        result.add("nsupervisor", case.name, UNIT, number, [(at - before) / 1e6])
-        result.add("nsupervisor", case.name, UNSURE, number, [(after - before) / 1e6])
-        result.add("nsupervisor", case.name, AGAIN, number, [(again - before) / 1e6])
+        samples.append(Sample(peer.name, at - before, after - before, again - before))
+    return samples
 
 
-def _counter(session: Session, case: Case) -> tuple[Path, str]:
+def _counter(session: Session, name: str, case: Case) -> tuple[Path, str]:
     """The kernel's file, and what to look for in it. Its program comes and goes while we look; its neighbour stays."""
-    steady = "w1" if case.beside else "w0"
+    steady = "w1" if case.beside else name
     for _ in range(20):
         try:
             path, key = hierarchy.counter(session.pids()[steady], case.file)
-            return path.parent.with_name("w0") / path.name, key
+            return path.parent.with_name(name) / path.name, key
         except (LookupError, OSError):
             time.sleep(0.05)
     raise RunError(f"{steady} has no process{session.said()}")

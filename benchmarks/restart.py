@@ -5,9 +5,11 @@ import random
 import signal
 import time
 
+from benchmarks.checkout import Checkout
 from benchmarks.figures import Result, Target
 from benchmarks.peer import Peer, load
-from benchmarks.session import Options, RunError, Session, idle, in_turn, running
+from benchmarks.peers.nsupervisor import Nsupervisor, taken_from
+from benchmarks.session import Options, RunError, Session, idle, in_pairs, in_turn, running, together
 
 CASES = {"lived 2 s": 2.0, "lived 0.2 s": 0.2}
 """Several products wait a second when a program lived for less than that."""
@@ -29,6 +31,34 @@ def run(options: Options) -> Result:
     in_turn(load(options.peers, "restart"), options.number(3, 1), result, measure)
     for case in CASES:
         result.targets.append(Target(f"restart, {case}", result.median("nsupervisor", case, "ms"), LIMIT, "ms"))
+    return result
+
+
+COMPARED = 25
+"""Services on each side of a comparison."""
+PAUSE_S = (0.02, 0.05)
+"""Before a kill: the side that had its turn before makes its next standby meanwhile."""
+
+
+def compare(options: Options, sides: list[Checkout]) -> Result:
+    """Both run at the same time; one service of each side is killed in each round, at each age."""
+    result = Result("restart", "kill -9 to the first instruction of the replacement")
+    rounds = options.number(100, 8)
+    with together([taken_from(Nsupervisor, side) for side in sides], idle(COMPARED)) as sessions:
+        for session in sessions:
+            session.up(COMPARED)
+        for case, age in CASES.items():
+            print(f"  restart: {case}, {rounds} rounds", flush=True)
+            for number, order in in_pairs(sessions, rounds):
+                name = f"w{number % COMPARED}"
+                if age < 1:
+                    for session in order:  # made young first, as in `_kills`
+                        _kill(session, name)
+                if age < 1 or number % COMPARED == 0:  # the others have been left alone since then
+                    time.sleep(age)
+                for session in order:
+                    time.sleep(random.uniform(*PAUSE_S))  # noqa: S311 - no secret
+                    result.add(session.peer.name, case, "ms", number, [_kill(session, name)])
     return result
 
 

@@ -6,12 +6,13 @@ import time
 from pathlib import Path
 
 from benchmarks import processes
+from benchmarks.checkout import Checkout
 from benchmarks.figures import Result, Target
 from benchmarks.peer import Service
-from benchmarks.peers.nsupervisor import Nsupervisor, five_rules
+from benchmarks.peers.nsupervisor import Nsupervisor, five_rules, taken_from
 from benchmarks.products import program
 from benchmarks.reports import Reports
-from benchmarks.session import Make, Options, RunError, Session, running
+from benchmarks.session import Make, Options, RunError, Session, in_pairs, running
 
 CROWD = 1000
 START, RESTART, LATENCY = "CPU ms a start", "CPU ms a restart", "ms to restart"
@@ -19,11 +20,9 @@ IDLE, RULES = "% of a core, idle", "CPU us/s for a workload's rules"
 RULED = ", 5 rules each"
 
 
-class Scaled(Nsupervisor):
-    """Ours, by another name in no list."""
+class Scaled(Nsupervisor, listed=False):
+    """Ours, with more files for each program."""
 
-    name = "nsupervisor-scaled"
-    benchmarks = ()
     most = (Nsupervisor.files - 250) // 4
     """With rules the supervisor has one more file open for each: on v1 an eventfd tells of OOM kills."""
 
@@ -41,7 +40,7 @@ def run(options: Options) -> Result:
             try:
                 for ruled in (False, True):
                     print(f"  scale: N={size}{RULED * ruled}, round {number + 1}", flush=True)
-                    _measure(size, ruled, window, kills, number, result)
+                    _measure(Scaled, size, ruled, window, kills, number, result)
             except (RunError, OSError) as error:
                 result.remarks.append(f"N={size}: failed: {error}")
     for unit, case in ((RESTART, "N={}"), (START, "N={}"), (RULES, "N={}" + RULED)):
@@ -59,14 +58,32 @@ def run(options: Options) -> Result:
     return result
 
 
-def _measure(size: int, ruled: bool, window: float, kills: int, number: int, result: Result) -> None:
+def compare(options: Options, sides: list[Checkout]) -> Result:
+    """One after the other, each with the machine to itself."""
+    result = Result("scale", "what one event costs the supervisor and the keeper, with N programs")
+    sizes = options.sizes or ([10] if options.quick else [10, 300])
+    window, kills = (3.0, 5) if options.quick else (4.0, 10)
+    rounds = options.number(6, 1)
+    kinds = [taken_from(Scaled, side) for side in sides]
+    for size in sizes:
+        print(f"  scale: N={size}, {rounds} rounds", flush=True)
+        for number, order in in_pairs(kinds, rounds):
+            for kind in order:
+                for ruled in (False, True):
+                    _measure(kind, size, ruled, window, kills, number, result)
+    return result
+
+
+def _measure(
+    kind: type[Nsupervisor], size: int, ruled: bool, window: float, kills: int, number: int, result: Result
+) -> None:
     """Start, do nothing, restart some, stop: the CPU time of it."""
     case = f"N={size}{RULED * ruled}"
 
     def add(unit: str, value: float) -> None:
-        result.add("nsupervisor", case, unit, number, [value])
+        result.add(kind.name, case, unit, number, [value])
 
-    with running(Scaled, _services(size, ruled)) as session:
+    with running(kind, _services(size, ruled)) as session:
         session.up(size)
         time.sleep(3)
         ours = [session.peer.pid, *_keeper(session)]
@@ -77,7 +94,7 @@ def _measure(size: int, ruled: bool, window: float, kills: int, number: int, res
         idle = (processes.cpu_seconds(ours) - begin) / (time.monotonic() - start)
         add(IDLE, idle * 100)
         if ruled:
-            without = result.median("nsupervisor", f"N={size}", IDLE) or 0
+            without = result.median(kind.name, f"N={size}", IDLE) or 0
             add(RULES, (idle - without / 100) / size * 1e6)
         pids = session.pids()
         for name in list(pids)[:: max(1, size // kills)][:kills]:

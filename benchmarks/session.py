@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import attrs
 
@@ -47,10 +48,17 @@ class Session:
     started_at: int
     """CLOCK_MONOTONIC, ns: just before it was started."""
     stopped: bool = False
+    alone: bool = True
+    """No other product runs meanwhile, so each process below this one belongs to it, whatever its parent is."""
 
     def up(self, count: int, timeout: float = 150) -> list[list[str]]:
         """Wait for the first report of `count` services. Raises RunError."""
-        lines = self.reports.take(count, timeout)
+        lines: list[list[str]] = []
+        end = time.monotonic() + timeout
+        while len(lines) < count and time.monotonic() < end:
+            lines += self.reports.take(count - len(lines), min(1.0, end - time.monotonic()))
+            if self.peer.process is not None and self.peer.process.poll():
+                raise RunError(f"it ended with exit status {self.peer.process.returncode}{self.said()}")
         if len(lines) < count:
             raise RunError(f"only {len(lines)} of {count} services started within {timeout:g} s{self.said()}")
         return lines
@@ -67,14 +75,18 @@ class Session:
         marks = {service.command: service.name for service in self.peer.services}
         return {marks[tuple(words)]: pid for pid, words in found.items() if tuple(words) in marks}
 
+    def members(self) -> list[int]:
+        """All processes of the product, its services included."""
+        return processes.descendants(os.getpid() if self.alone else self.peer.pid)
+
     def overhead(self) -> list[int]:
         """All processes but the services."""
-        return sorted({self.peer.pid, *processes.descendants(os.getpid())} - set(self.pids().values()))
+        return sorted({self.peer.pid, *self.members()} - set(self.pids().values()))
 
     def stop(self) -> float:
         """Stop in the product's orderly way; returns the seconds until the last process was gone. Raises RunError."""
         self.stopped = True
-        pids = processes.descendants(os.getpid())
+        pids = {self.peer.pid, *self.members()}
         start = time.monotonic()
         self.peer.stop()
         left = processes.wait_gone(pids, STOP_TIMEOUT)
@@ -91,28 +103,55 @@ Make = Callable[[Path, Reports], Sequence[Service]]
 @contextmanager
 def running(kind: type[Peer], make: Make) -> Iterator[Session]:
     """Write the configuration, start, and after the block stop everything, whatever has happened in it."""
-    base = Path(tempfile.mkdtemp(prefix="nsb-"))
-    base.chmod(0o755)
-    own = base / "p"
-    own.mkdir()
-    reports = Reports(base / "fifo")
-    peer = kind(own, list(make(base, reports)))
-    peer.write()
-    session = Session(peer, reports, time.monotonic_ns())
-    try:
-        peer.start()
+    with together([kind], make) as (session,):
         yield session
+
+
+@contextmanager
+def together(kinds: Sequence[type[Peer]], make: Make) -> Iterator[list[Session]]:
+    """Several products at the same time, each with the same services and its own directory and reports.
+
+    Only for products whose processes all descend from the one that was started: see `Session.alone`.
+    """
+    sessions: list[Session] = []
+    bases: list[Path] = []
+    try:
+        for kind in kinds:
+            bases.append(Path(tempfile.mkdtemp(prefix="nsb-")))
+            bases[-1].chmod(0o755)
+            own = bases[-1] / "p"
+            own.mkdir()
+            reports = Reports(bases[-1] / "fifo")
+            peer = kind(own, list(make(bases[-1], reports)))
+            sessions.append(Session(peer, reports, time.monotonic_ns(), alone=len(kinds) == 1))
+            peer.write()
+            sessions[-1].started_at = time.monotonic_ns()
+            peer.start()
+        yield sessions
     finally:
         try:
-            if not session.stopped and peer.process is not None:
-                pids = processes.descendants(os.getpid())
-                peer.stop()
+            pids = processes.descendants(os.getpid())
+            live = [session for session in sessions if not session.stopped and session.peer.process is not None]
+            for session in live:
+                session.peer.stop()
+            if live:
                 processes.wait_gone(pids, 20)
         finally:
             processes.kill_descendants()
-            peer.clean()
-            reports.close()
-            shutil.rmtree(base, ignore_errors=True)
+            for session in sessions:
+                session.peer.clean()
+                session.reports.close()
+            for base in bases:
+                shutil.rmtree(base, ignore_errors=True)
+
+
+T = TypeVar("T")
+
+
+def in_pairs(sides: Sequence[T], rounds: int) -> Iterator[tuple[int, Sequence[T]]]:
+    """The number of each round, and the sides in the order in which they are measured, reversed each time."""
+    for number in range(rounds):
+        yield number, sides if number % 2 == 0 else sides[::-1]
 
 
 def idle(count: int) -> Make:

@@ -4,27 +4,25 @@ Ours is asked for from a running keeper by its client, as the service does it; t
 program. Both sides wait for the end to be known.
 """
 
+import json
 import os
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import trio
+import attrs
 
 from benchmarks import hierarchy, products
+from benchmarks.checkout import HERE, Checkout
 from benchmarks.figures import Result, Target, ratio
 from benchmarks.products import program
-from benchmarks.session import Options
-from benchmarks.spawners import NAMESPACES, PURE_VIEW, SPAWNERS, Spawner
-from nsupervisor.cgroups import Cgroup, Host, Tree
-from nsupervisor.config.model import Resources
-from nsupervisor.keeper.client import Keeper, open_keeper
-from nsupervisor.keeper.told import Ended
+from benchmarks.session import Options, RunError, in_pairs
+from benchmarks.spawners import PURE_VIEW, SPAWNERS, Spawner
 
 CASE, UNIT = "spawn to exit", "ms"
+DRIVER = Path(__file__).with_name("spawn_driver.py")
 OURS = {
     "nsupervisor": "5 namespaces, /proc, an init, its cgroup (kept, as the service does)",
     "nsupervisor-new-cgroup": "and the cgroup made and removed each time",
@@ -40,7 +38,7 @@ def run(options: Options) -> Result:
     names = [*OURS, *(spawner.name for spawner in SPAWNERS)]
     if options.peers:
         names = [name for name in names if name in options.peers]
-    trio.run(_run, result, names, runs, rounds)
+    _run(result, names, runs, rounds)
     for name, note in [*OURS.items(), *((spawner.name, spawner.note) for spawner in SPAWNERS)]:
         if any(series.peer == name for series in result.series):
             result.at(name, CASE, UNIT).note = note
@@ -53,27 +51,34 @@ def run(options: Options) -> Result:
     return result
 
 
-async def _run(result: Result, names: list[str], runs: int, rounds: int) -> None:
+def compare(options: Options, sides: list[Checkout]) -> Result:
+    """A keeper of each side at the same time; both have their turn with each way of ours in each round."""
+    result = Result("spawn", "isolated spawn of /bin/true, request to exit")
+    runs, rounds = (5, 8) if options.quick else (5, 150)
+    rounds = options.rounds or rounds
+    with ExitStack() as stack:
+        drivers = [stack.enter_context(_driver(side)) for side in sides]
+        print(f"  spawn: {rounds} rounds", flush=True)
+        for number, order in in_pairs(drivers, rounds):
+            for name in OURS:
+                case = f"{CASE}, {name.removeprefix('nsupervisor-')}" if name != "nsupervisor" else CASE
+                for driver in order:
+                    result.add(driver.checkout.label, case, UNIT, number, driver.samples(name, runs))
+    return result
+
+
+def _run(result: Result, names: list[str], runs: int, rounds: int) -> None:
     spawners = {spawner.name: spawner for spawner in SPAWNERS}
-    with tempfile.TemporaryDirectory(prefix="nsb-") as text:
-        directory = Path(text)
-        os.chmod(text, 0o755)  # noqa: S103 - user namespaces have to get in
-        async with open_keeper(directory) as keeper:
-            with _tree(keeper) as tree:
-                ours = _Ours(keeper, tree)
-                for number in range(rounds):
-                    turn = number % len(names)
-                    for name in names[turn:] + names[:turn]:
-                        print(f"  spawn: {name}, round {number + 1} of {rounds}", flush=True)
-                        samples = (
-                            await ours.samples(name, runs) if name in OURS else _others(spawners[name], directory, runs)
-                        )
-                        if isinstance(samples, str):
-                            result.remarks.append(f"{name}: {samples}")
-                        else:
-                            result.add(name, CASE, UNIT, number, samples)
-                ours.cgroup.close()
-            await keeper.shutdown()
+    with _directory() as directory, _driver(HERE) as driver:
+        for number in range(rounds):
+            turn = number % len(names)
+            for name in names[turn:] + names[:turn]:
+                print(f"  spawn: {name}, round {number + 1} of {rounds}", flush=True)
+                samples = driver.samples(name, runs) if name in OURS else _others(spawners[name], directory, runs)
+                if isinstance(samples, str):
+                    result.remarks.append(f"{name}: {samples}")
+                else:
+                    result.add(name, CASE, UNIT, number, samples)
     result.remarks = list(dict.fromkeys(result.remarks))
     for name in names:
         if name in spawners and spawners[name].product and not spawners[name].problem:
@@ -81,58 +86,58 @@ async def _run(result: Result, names: list[str], runs: int, rounds: int) -> None
 
 
 @contextmanager
-def _tree(keeper: Keeper) -> Iterator[Tree]:
-    tree = Tree.create(Host.discover(), f"nsupervisor-benchmark-{os.getpid()}")
-    try:
-        tree.supervisor_join(keeper.pid)
-        yield tree
-    finally:
-        tree.close()
+def _directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="nsb-") as text:
+        os.chmod(text, 0o755)  # noqa: S103 - user namespaces have to get in
+        yield Path(text)
 
 
-class _Ours:
-    """The running keeper's client."""
+@attrs.define
+class _Driver:
+    """The keeper of a checkout with its client, which is `spawn_driver.py`."""
 
-    def __init__(self, keeper: Keeper, tree: Tree) -> None:
-        self._keeper, self._tree, self._number = keeper, tree, 0
-        self.cgroup = tree.make("kept", Resources())
+    checkout: Checkout
+    process: subprocess.Popen[str]
 
-    async def samples(self, name: str, runs: int) -> list[float]:
-        """Milliseconds; the first run is not counted."""
-        taken = []
-        for _ in range(runs + 1):
-            start = time.monotonic_ns()
-            if name == "nsupervisor-new-cgroup":
-                cgroup = self._tree.make(f"new-{self._number}", Resources())
-                await self._spawn(cgroup, True)
-                cgroup.remove()
-            else:
-                await self._spawn(self.cgroup, name == "nsupervisor")
-            taken.append((time.monotonic_ns() - start) / 1e6)
-            await self._keeper.acknowledge(f"true#{self._number}")
-        return taken[1:]
+    def samples(self, name: str, runs: int) -> list[float]:
+        """Milliseconds. Raises RunError."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(f"{name} {runs}\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the missing answer says it
+        return self.answer()
 
-    async def _spawn(self, cgroup: Cgroup, init: bool) -> None:
-        self._number += 1
-        spawned = await self._keeper.spawn(
-            {
-                "id": f"true#{self._number}",
-                "name": "true",
-                "argv": [program("true")],
-                "env": {"PATH": "/bin"},
-                "cwd": "/",
-                "namespaces": list(NAMESPACES),
-                "init": init,
-                "cgroup": cgroup.path,
-                "cgroup_procs": list(cgroup.procs_files),
-            }
+    def answer(self) -> list[float]:
+        """The next answer. Raises RunError if the driver has ended instead; it has said why on standard error."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RunError(f"the client of {self.checkout.root} ended with {self.process.wait()}; see above")
+        taken: list[float] = json.loads(line)
+        return taken
+
+
+@contextmanager
+def _driver(checkout: Checkout) -> Iterator[_Driver]:
+    with _directory() as directory:
+        name = f"nsupervisor-benchmark-{os.getpid()}-{directory.name}"
+        command = [checkout.python, "-P", str(DRIVER), program("true"), str(directory), name]
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=checkout.environment(), text=True
         )
-        async for event in self._keeper.events:
-            if isinstance(event, Ended):
-                assert (event.status, event.failure) == (0, None), event
-                break
-        for fd in (spawned.stdout, spawned.stderr):
-            os.close(fd)
+        try:
+            driver = _Driver(checkout, process)
+            driver.answer()
+            yield driver
+        finally:
+            try:
+                process.communicate(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            hierarchy.remove(name)
 
 
 def _others(spawner: Spawner, directory: Path, runs: int) -> list[float] | str:

@@ -1,12 +1,13 @@
 """How soon the next supervisor answers after one was killed, with N programs that run on."""
 
+import http.client
 import time
 
-from benchmarks import processes
+from benchmarks import control, processes
+from benchmarks.checkout import Checkout
 from benchmarks.figures import Result, Target
-from benchmarks.peers.nsupervisor import Nsupervisor
-from benchmarks.session import Options, RunError, Session, idle, running
-from nsupervisor.api.client import Client, ClientError
+from benchmarks.peers.nsupervisor import Nsupervisor, taken_from
+from benchmarks.session import Options, RunError, Session, idle, in_pairs, running, together
 
 ANSWER, CPU, ALL = "s to the first answer", "CPU s until then", "s until all is taken over"
 PATIENCE = 60.0
@@ -34,11 +35,27 @@ def run(options: Options) -> Result:
     return result
 
 
+def compare(options: Options, sides: list[Checkout]) -> Result:
+    """Both run at the same time; in each round each is killed and started again."""
+    result = Result("takeover", "after a SIGKILL to the supervisor, with N programs that run on")
+    rounds = options.number(15, 2)
+    for size in options.sizes or ([20] if options.quick else [100, 1000]):
+        print(f"  takeover: N={size}, {rounds} rounds", flush=True)
+        with together([taken_from(Nsupervisor, side) for side in sides], idle(size)) as sessions:
+            for session in sessions:
+                session.up(size)
+            time.sleep(1)
+            for number, order in in_pairs(sessions, rounds):
+                for session in order:
+                    _measure(session, size, number, result)
+    return result
+
+
 def _measure(session: Session, size: int, number: int, result: Result) -> None:
     """One kill, and what the next supervisor says first."""
     peer = session.peer
-    client = Client(str(peer.directory / "run" / "api.sock"))
-    before = {one["name"]: one["pid"] for one in client.status()}
+    assert isinstance(peer, Nsupervisor)
+    before = {one["name"]: one["pid"] for one in control.status(peer.socket)}
     assert peer.process is not None
     peer.process.kill()
     peer.process.wait()
@@ -47,8 +64,8 @@ def _measure(session: Session, size: int, number: int, result: Result) -> None:
     status = None
     while status is None:
         try:
-            status = client.status()
-        except ClientError:
+            status = control.status(peer.socket)
+        except (OSError, http.client.HTTPException, RunError):
             if time.monotonic() - began > PATIENCE or peer.process.poll() is not None:
                 raise RunError(f"no answer within {PATIENCE:g} s{session.said()}") from None
             time.sleep(0.01)
@@ -61,6 +78,6 @@ def _measure(session: Session, size: int, number: int, result: Result) -> None:
             raise RunError(f"not taken over within {PATIENCE:g} s{session.said()}")
         time.sleep(0.01)
     case = f"N={size}"
-    result.add("nsupervisor", case, ANSWER, number, [answered])
-    result.add("nsupervisor", case, CPU, number, [used])
-    result.add("nsupervisor", case, ALL, number, [time.monotonic() - began])
+    result.add(peer.name, case, ANSWER, number, [answered])
+    result.add(peer.name, case, CPU, number, [used])
+    result.add(peer.name, case, ALL, number, [time.monotonic() - began])

@@ -3,11 +3,12 @@
 import json
 import os
 import resource
+import types
 from typing import ClassVar
 
 from benchmarks import hierarchy
+from benchmarks.checkout import HERE, Checkout
 from benchmarks.peer import LOG_FILES, LOG_SIZE, Peer
-from benchmarks.products import ROOT
 
 # The start limit is there to end such endless restarts as these.
 ENDLESS = """restart_sec = 0
@@ -43,6 +44,8 @@ class Nsupervisor(Peer):
     """Supervisor and keeper have of each program two pipes and a pidfd."""
     log: ClassVar[str] = ""
     """Its output's table, where it has files of its own."""
+    checkout: ClassVar[Checkout] = HERE
+    """The code that runs."""
 
     def write(self) -> None:
         """One TOML file. Strings as JSON writes them are strings of TOML, too."""
@@ -51,7 +54,8 @@ class Nsupervisor(Peer):
         lines = [
             f'[supervisor]\nname = "{self.cgroup}"\nruntime_directory = {json.dumps(str(self.directory / "run"))}',
             f"log_output = {out}",
-            f"log_directory = {json.dumps(str(logs or self.directory))}\n",
+            f"log_directory = {json.dumps(str(logs or self.directory))}",
+            f"{self.settings()}\n",
         ]
         for service in self.services:
             lines.append(f"[workload.{service.name}]\ncommand = {json.dumps(service.command)}")
@@ -61,18 +65,37 @@ class Nsupervisor(Peer):
                 lines.append(f'when = "memory.current >= {service.restart_above}"\n')
         (self.directory / "site.toml").write_text("\n".join(lines))
 
+    def settings(self) -> str:
+        """More lines for the table of the supervisor."""
+        return ""
+
+    @property
+    def socket(self) -> str:
+        """The path of its control socket."""
+        return str(self.directory / "run" / "api.sock")
+
     @property
     def cgroup(self) -> str:
-        """Unique among runs at the same time."""
-        return f"nsupervisor-benchmark-{os.getpid()}-{self.directory.name}"
+        """Unique among runs at the same time and among the sides of one run: the parent directory's name is random."""
+        return f"nsupervisor-benchmark-{os.getpid()}-{self.directory.parent.name}"
 
     def command(self) -> list[str]:
-        """From the project's own environment."""
-        return [str(ROOT / ".venv" / "bin" / "nsupervisor"), "run", str(self.directory / "site.toml")]
+        """From the checkout's own environment."""
+        return [self.checkout.program, "run", str(self.directory / "site.toml")]
+
+    def environment(self) -> dict[str, str]:
+        """Nothing that would have it import another checkout's modules."""
+        return self.checkout.environment()
 
     def clean(self) -> None:
         """After an orderly stop there is nothing left; after a failure there may be."""
         hierarchy.remove(self.cgroup)
+
+
+def taken_from(kind: type[Nsupervisor], checkout: Checkout) -> type[Nsupervisor]:
+    """A product like `kind` that runs the code of `checkout`; its figures have the name `checkout.label`."""
+    body = {"name": checkout.label, "checkout": checkout}
+    return types.new_class(kind.__name__, (kind,), {"listed": False}, lambda names: names.update(body))
 
 
 class Plain(Nsupervisor):
