@@ -32,9 +32,9 @@ VARIABLE_PATTERN = r"[^=\n\u0000]+"
 
 
 class Scalar(NamedTuple):
-    """A single value.
+    """The kind of a single value.
 
-    `load` receives the value from tomllib. `text` returns it as a file would write it, if that is not the plain
+    `load` receives the value from tomllib. `to_text` returns it as a file would write it, if that is not the plain
     form (`nsupervisor.config.to_toml`).
     """
 

@@ -66,7 +66,7 @@ News = Saw | Chose | Passed | Came | Became
 
 @attrs.frozen
 class Asked:
-    """What the rules that fired on one observation request."""
+    """Firings of one observation, split by how they are handled."""
 
     told: tuple[Fired, ...] = ()
     """Rules whose actions affect no member."""

@@ -64,7 +64,7 @@ from nsupervisor.wire import wire
 
 
 class Then(enum.Enum):
-    """What follows when a stopping generation is dead."""
+    """The continuation after a stopping generation is dead."""
 
     REST = "rest"
     """Stay down: the workload was stopped."""

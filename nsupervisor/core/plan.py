@@ -29,7 +29,7 @@ _FILES = "environment_file"
 
 
 class Do(enum.Enum):
-    """What a reload does to an instance."""
+    """The action of a reload on one instance."""
 
     NONE = "none"
     LIVE = "live"
