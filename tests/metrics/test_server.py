@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import trio
 
+from nsupervisor.api.http.errors import ConnectionErrors
 from nsupervisor.metrics.server import listen, serve_metrics
 from tests.api.standin import Standin
 from tests.timing import deadline
@@ -83,3 +84,48 @@ async def test_who_takes_all_connections_loses_the_oldest(nursery):
         for stream in taken:
             await stream.aclose()
         nursery.cancel_scope.cancel()
+
+
+async def ask(address, host):
+    """The status of a response to a request with that `Host`."""
+    async with await trio.open_tcp_stream(*address) as stream:
+        await stream.send_all(f"GET /metrics HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        answer = b"".join([piece async for piece in stream])
+    return int(answer.split()[1])
+
+
+async def test_any_host_was_answered(nursery):
+    """So a web page whose name resolves to this address could read the metrics."""
+    errors = ConnectionErrors(lambda level, fields: None)
+    address = await nursery.start(partial(serve_metrics, errors=errors), Standin(), ("127.0.0.1", 0))
+    with trio.fail_after(deadline(10)):
+        assert await ask(address, "evil.example") == 421
+        assert await ask(address, f"evil.example:{address[1]}") == 421
+        assert await ask(address, f"localhost:{address[1]}") == 200
+        assert await ask(address, "127.0.0.1") == 200
+        assert await ask(address, "127.0.0.2") == 421
+    assert errors.counts == {("tcp", "host"): 3}
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_wildcard_address_answers_to_those_of_all_interfaces(nursery):
+    address = await nursery.start(serve_metrics, Standin(), ("0.0.0.0", 0))
+    with trio.fail_after(deadline(10)):
+        assert await ask(("127.0.0.1", address[1]), "127.0.0.1") == 200
+        assert await ask(("127.0.0.1", address[1]), "127.0.0.2") == 200
+        assert await ask(("127.0.0.1", address[1]), "198.51.100.1") == 421
+    nursery.cancel_scope.cancel()
+
+
+async def test_many_loopback_addresses_take_no_more_connections_than_one(nursery):
+    errors = ConnectionErrors(lambda level, fields: None)
+    address = await nursery.start(partial(serve_metrics, errors=errors, connections=4), Standin(), ("127.0.0.1", 0))
+    with trio.fail_after(deadline(10)):
+        streams = [await trio.open_tcp_stream(*address, local_address=f"127.0.0.{number}") for number in range(2, 12)]
+        for stream in streams[:6]:  # those that were idle for the longest time
+            assert await stream.receive_some(1) == b""
+        assert await ask(address, "localhost") == 200
+        assert errors.counts == {("tcp", "evicted"): 7}
+        for stream in streams:
+            await stream.aclose()
+    nursery.cancel_scope.cancel()
