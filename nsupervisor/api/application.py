@@ -1,4 +1,4 @@
-"""The API as an ASGI application: requests in, calls of `Control`, JSON out."""
+"""The API as an application of `nsupervisor.api.http`: requests in, calls of `Control`, JSON out."""
 
 from __future__ import annotations
 
