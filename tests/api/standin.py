@@ -20,6 +20,7 @@ from nsupervisor.api.control import UnknownName
 from nsupervisor.api.server import serve
 from nsupervisor.config.load import parse
 from nsupervisor.core.plan import plan
+from nsupervisor.metrics.formats import preferred
 from nsupervisor.service.history import History
 from nsupervisor.service.reload import Progress
 
@@ -183,7 +184,7 @@ class Standin:
         yield lines()
 
     async def metrics(self, accept: str) -> tuple[bytes, str]:
-        return b"# EOF\n", accept or "text/plain; charset=utf-8"
+        return b"# EOF\n", preferred(accept) or "text/plain; charset=utf-8"
 
     async def plan(self, path: str | None, text: str | None) -> dict[str, Any]:
         toml = text or '[workload.db]\ncommand = ["db"]\n'

@@ -1,0 +1,28 @@
+"""The format of a scrape's text, from the request's Accept header. Pure.
+
+prometheus_client chooses, too, but raises TypeError for a version that is not three numbers, and repeats a client's
+version in the content type. So it is given one of `FORMATS` only.
+"""
+
+from __future__ import annotations
+
+import re
+
+OPENMETRICS = "application/openmetrics-text;version=1.0.0"
+TEXT_1 = "text/plain;version=1.0.0"
+TEXT = ""
+FORMATS = (OPENMETRICS, TEXT_1, TEXT)
+"""Accept headers for prometheus_client: OpenMetrics, and Prometheus' text format in its versions 1.0.0 and 0.0.4."""
+_VERSION = re.compile(r"[1-9]\d{0,8}(\.\d{1,9}){0,2}", re.ASCII)
+
+
+def preferred(accept: str) -> str:
+    """The first of `FORMATS` that an Accept header names; `TEXT` if it names none. Weights do not count."""
+    for media_range in accept.split(","):
+        media, *parameters = (part.strip() for part in media_range.split(";"))
+        version = next((part[len("version=") :] for part in parameters if part.startswith("version=")), "")
+        if media == "application/openmetrics-text" and (not version or _VERSION.fullmatch(version)):
+            return OPENMETRICS
+        if media == "text/plain" and _VERSION.fullmatch(version):
+            return TEXT_1
+    return TEXT
