@@ -162,9 +162,21 @@ async def test_no_more_refusals_than_a_few_take_descriptors(tmp_path, monkeypatc
     monkeypatch.setattr(limits, "REFUSALS_AT_ONCE", 1)
     monkeypatch.setattr(limits, "IDENTITY_CONNECTIONS", 0)
     async with served(tmp_path) as it, await it.open() as first, await it.open() as second:
-        assert await second.receive_some() == b""  # without a response: the first one is still being refused
+        answer = b"".join([piece async for piece in second])  # at once: the first one is still being refused
+        assert statuses(answer) == [503]
+        assert "has 0 connections here already" in json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
         assert statuses(await first.receive_some()) == [503]
         assert it.kinds == {"limit": 2}
+
+
+async def test_our_client_was_not_answered_when_many_were_refused_at_once(tmp_path, monkeypatch):
+    """All refusals but 16 were closed without a response, and the client said that the supervisor had ended."""
+    monkeypatch.setattr(limits, "REFUSALS_AT_ONCE", 0)
+    monkeypatch.setattr(limits, "IDENTITY_CONNECTIONS", 0)
+    async with served(tmp_path) as it:
+        for _ in range(20):
+            with pytest.raises(ClientError, match="has 0 connections here already"):
+                await in_thread(Client(it.path).status)
 
 
 async def test_accepting_goes_on_after_descriptors_have_run_out(autojump_clock, tmp_path):

@@ -125,6 +125,15 @@ class Connection:
 
         await self._isolated(refuse)
 
+    def refusal(self, kind: str, error: HTTPError) -> bytes:
+        """Count a refusal, and return the bytes of the error response for a caller that can send them at once."""
+        if kind:
+            self._count(kind, error.message)
+        response = error_response(error)
+        fields = [("Content-Length", str(len(response.body))), *response.headers.items()]
+        head = self._head(response.status, response.media_type, fields, close=True)
+        return head + (self._http.send(h11.Data(data=response.body)) or b"")
+
     async def _isolated(self, conversation: Callable[[], Any]) -> None:
         try:
             with self.scope:

@@ -43,7 +43,8 @@ UNIX_CONNECTIONS = 1024
 TCP_CONNECTIONS = 512
 """Connections on a TCP listener, if the service may open enough files."""
 REFUSALS_AT_ONCE = 16
-"""Connections that are being told why they are refused; more are closed without a response."""
+"""Refused connections that are closed only when the peer has read why, or after `LINGER_TIMEOUT_S`; others are closed
+as soon as the response is in the socket's buffer."""
 ACCEPT_PAUSE_S = 0.1
 """Between two attempts to accept a connection while that fails, for instance because no descriptor is left."""
 LOG_INTERVAL_S = 60.0

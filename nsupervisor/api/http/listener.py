@@ -138,14 +138,25 @@ class _Acceptor:
             self._idle.move_to_end(connection)
 
     def _refuse(self, stream: trio.SocketStream, identity: str, kind: str, error: HTTPError) -> None:
-        if self._refusals >= limits.REFUSALS_AT_ONCE:  # they hold descriptors, too
-            if kind:
-                self._site.errors.count(self._site.listener, kind, error.message, peer=identity)
-            stream.socket.close()
-            return
-        self._refusals += 1
         connection = Connection(stream, self._site, identity=identity)
-        self._nursery.start_soon(self._run_refusal, connection, kind, error)
+        if self._refusals >= limits.REFUSALS_AT_ONCE:  # they hold descriptors, too
+            self._refuse_at_once(stream.socket, connection.refusal(kind, error))
+        else:
+            self._refusals += 1
+            self._nursery.start_soon(self._run_refusal, connection, kind, error)
+
+    @staticmethod
+    def _refuse_at_once(accepted: trio.socket.SocketType, response: bytes) -> None:
+        """Send what fits into the socket's buffer, and close. On TCP, a peer that still sends may get a reset."""
+        plain = socket.socket(accepted.family, accepted.type, accepted.proto, accepted.fileno())
+        try:
+            plain.send(response, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            plain.recv(limits.PIECE_SIZE, socket.MSG_DONTWAIT)  # unread input would reset the connection
+        except OSError:
+            pass  # gone, or nothing has been sent
+        finally:
+            plain.detach()
+            accepted.close()
 
     async def _run_refusal(self, connection: Connection, kind: str, error: HTTPError) -> None:
         try:
