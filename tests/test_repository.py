@@ -112,7 +112,7 @@ def test_links_between_pages_lead_somewhere() -> None:
 
 def test_the_map_is_one_page_and_names_every_folder() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
-    assert len(text.splitlines()) <= 100, "reasons go to docs/decisions.md"
+    assert len(text.splitlines()) <= 120, "the map with its glossary; reasons go to docs/decisions.md"
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert set(re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE)) == folders
     named = re.findall(r"`((?:\w+/)+\w+\.py)`", text + (ROOT / "docs" / "decisions.md").read_text())
