@@ -1,1 +1,1 @@
-"""The trio shell: turns kernel facts into events, and actions into system calls."""
+"""The trio part of the supervisor: turns kernel events into inputs, and actions into system calls."""

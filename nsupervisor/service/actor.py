@@ -1,12 +1,12 @@
-"""One workload instance while the service runs: facts in, actions out.
+"""The actor of one workload instance while the service runs: events in, actions out.
 
-The actor decides nothing. It takes messages from its mailbox one by one (the keeper's reports, the watcher's readings,
-people's wishes), turns each into an event or a reading for `nsupervisor.core.mind`, does what that answers, and says so
-in the journal.
+The actor decides nothing. It handles the messages in its mailbox one by one (the keeper's reports, the watcher's
+readings, commands of operators), turns each into an input for `nsupervisor.core.decider`, carries out the resulting
+actions and records them in the journal.
 
-The order of two things at a program's end matters. The counters of its cgroup are read *before* its exit is told to the
-lifecycle: the kernel counts an OOM kill before it sends the SIGKILL, but our notice of the count may come after the
-notice of the death, and a rule on it must be heard while the generation it is about still counts.
+The order of two things at a program's exit matters. The counters of its cgroup are read *before* the lifecycle handles
+the exit: the kernel counts an OOM kill before it sends the SIGKILL, but the notification of the count may arrive after
+the report of the exit, and a rule on the count must see it while its generation is still current.
 """
 
 import contextlib
@@ -55,20 +55,20 @@ _DOING: Mapping[type[Action], str] = {
     ThawAll: "thaw",
     Complain: "complain",
 }
-"""What a record of something that failed calls it, as traces do."""
+"""Names of actions in the record of a failure, as in traces."""
 
 
 @attrs.define(eq=False)
 class Leaving:
-    """One reload's removal of an instance; a later reload may call it off."""
+    """The removal of an instance by one reload; a later reload may cancel it."""
 
     wanted: bool
-    """It was to run until then."""
+    """Whether the instance was to run when the removal began."""
 
 
 @attrs.define(eq=False)
 class Actor:
-    """The shell around one workload instance. ``name`` is "web", or "web@2" where there are several."""
+    """Runs one workload instance. `name` is "web", or "web@2" if there are several instances."""
 
     name: str
     workload: Workload
@@ -76,20 +76,20 @@ class Actor:
     cgroup: Cgroup
     world: World
     waits_for: str = ""
-    """While its start waits for other workloads: which, in words."""
+    """The workloads that its start waits for, in words, or ""."""
     pid: int | None = None
     """The program's pid, in the host's PID namespace."""
     last_exit: Exit | None = None
     groups: tuple["Group", ...] = ()
-    """Those that it is in, the outermost first, and the host; `Groups.add` says so."""
+    """The groups that contain it, the outermost first, and the host; set by `Groups.add`."""
     moves_to: Callable[[Resources], Cgroup] | None = None
-    """Makes the cgroup in which its next generation is to live, with these limits; None where it stays."""
+    """Makes the cgroup for its next generation, with these limits; None if it keeps the present one."""
     pending: trio.CancelScope | None = None
-    """The start that waits for other workloads, so that a stop can call it off."""
+    """The start that waits for other workloads, so that a stop can cancel it."""
     leaving: Leaving | None = None
-    """While it goes, by a reload."""
+    """Set while a reload removes the instance."""
     configured: Workload = attrs.field(init=False)
-    """The workload as the file has it; `workload` is without the rules that this host cannot have."""
+    """The workload as in the configuration file; `workload` lacks the rules that this host cannot evaluate."""
     counters: Counters = attrs.field(init=False, factory=Counters)
     setter: Setter = attrs.field(init=False)
     thinker: Thinker = attrs.field(init=False)
@@ -101,13 +101,13 @@ class Actor:
     _changed: trio.lowlevel.ParkingLot = attrs.field(init=False, factory=trio.lowlevel.ParkingLot)
     trail: Trail = attrs.field(init=False, factory=Trail)
     notify: int = attrs.field(init=False, default=-1)
-    """The present generation's notify socket."""
+    """The current generation's notify socket, or -1."""
     starting: bool = attrs.field(init=False, default=False)
-    """The keeper is being asked to start a generation."""
+    """Whether the keeper is being asked to start a generation."""
     catch_up: Callable[[], Awaitable[None]] | None = attrs.field(init=False, default=None)
-    """What has to be done first where an earlier supervisor has left a life."""
+    """What to do first if an earlier supervisor left a lifecycle."""
     _stillborn: str = ""
-    """The id of the latest start that failed. Where it was killed at birth its end comes later, and is no news."""
+    """The id of the latest start that failed. If it was killed in its set-up, its later exit report is ignored."""
     _listening: contextlib.ExitStack = attrs.field(init=False, factory=contextlib.ExitStack)
     """This generation's notify socket and the task that reads it."""
 
@@ -115,7 +115,7 @@ class Actor:
         self.configured = self.workload
         mind = Mind(Life(), Engine.of(self.workload.policy))
         self.thinker = Thinker(self.name, self.workload, mind, self.world.listeners)
-        hands = Hands(self.say, self._follow, lambda *what: self.setter.adjust(*what), lambda: self.post(Nudge()))
+        hands = Hands(self.say, self._follow, lambda *args: self.setter.adjust(*args), lambda: self.post(Nudge()))
         self.voice = Voice(self.name, self.instance, self.world.journal)
         self.ends = Ends(self.voice, self.world.nursery, self.remember)
         self.judge = Judge(self.cgroup, self.counters, self.world, hands, self.thinker)
@@ -125,30 +125,30 @@ class Actor:
 
     @property
     def life(self) -> Life:
-        """Where it stands."""
+        """The current state of the lifecycle."""
         return self.thinker.mind.life
 
-    # ---- what others may do
+    # ---- operations for other objects
 
     def post(self, message: Message) -> None:
-        """Leave a message; it is taken in its turn. Never blocks."""
+        """Queue a message for the actor; never blocks."""
         self.mail.post(message)
 
     async def ask(self, wish: events.Wish) -> None:
-        """Post a wish and wait until it has been heard: the life then shows what it led to at once."""
+        """Post a command and wait until it has been handled; `lifecycle` then shows its immediate effect."""
         await self.mail.ask(wish)
 
     async def until(self, reached: Callable[[Life], bool]) -> None:
-        """Wait until ``reached(life)`` holds; it is asked again after each change."""
+        """Wait until `condition(lifecycle)` is true; it is checked after each change."""
         while not reached(self.life):
             await self._changed.park()
 
     def poke(self) -> None:
-        """Something outside the life has changed that somebody may wait for (`pending`)."""
+        """Check the conditions of `wait_until` again, after a change outside the lifecycle (`pending_start`)."""
         self._changed.unpark_all()
 
     async def run(self) -> None:
-        """Take messages until `retire`."""
+        """Handle messages until `retire`."""
         self.judge.watch(self._hear, anew=self.catch_up is None)
         if self.catch_up is not None:
             await self.catch_up()
@@ -159,34 +159,34 @@ class Actor:
         self._changed.unpark_all()
 
     async def retire(self) -> None:
-        """End it, stopped as it is, after all that it has yet to hear."""
+        """Stop the task of this actor, after all messages in its mailbox; the program has stopped before."""
         self.post(Leave())
         await self.mail.closed.wait()
 
     def remember(self) -> None:
-        """Leave word for the supervisor that comes after this one."""
+        """Save the checkpoint for the next supervisor."""
         if not self.mail.closed.is_set():
             self.world.state.keep(self.name, self.trail.record(self))
 
     async def drained(self) -> None:
-        """Wait until all output of generations that have ended has been read, and how they ended has been told."""
+        """Wait until all output of ended generations has been read, and their exits have been recorded."""
         await self.output.drained()
         await self.ends.told()
 
     async def signal(self, signum: int) -> bool:
-        """Send a signal to the program, as an operator asks; False when there is none."""
+        """Send a signal to the program for an operator; return False if none runs."""
         if not self.life.alive:
             return False
         self.say("action", action="signal", cause={"by": "operator"}, signal=signal_name(signum))
         return await self.world.keeper.signal(self.id, signum)
 
     async def change(self, changes: Mapping[str, Any], by: str = "operator") -> tuple[bool, str]:
-        """As `Setter.change`. No message: the limits take part in no decision that could be half done now."""
+        """Call `LimitWriter.change_limits`; this needs no message, since no pending decision depends on limits."""
         return await self.setter.change(changes, by)
 
     @property
     def resources(self) -> Resources:
-        """The limits in force: the configuration's, with what `change` and rules have made of them."""
+        """The limits in force: the configured ones, with later changes by operators and rules."""
         return self.setter.resources
 
     def _limits_changed(self) -> None:
@@ -194,23 +194,23 @@ class Actor:
         self.remember()
 
     async def remeasure(self) -> str:
-        """A limit of a group around it has changed: set anew what is in per cent of it. Why not, if that failed."""
+        """Write percentage limits again after a limit of an enclosing group changed; return the problem, or ""."""
         return await self.setter.remeasure()
 
     def sentence(self, fired: Fired, generation: int) -> None:
-        """A rule of a group has chosen this one; it is done in its turn, if it is still about the same generation."""
+        """Queue the action of a group's rule that chose this instance; it is dropped if the generation has ended."""
         self.thinker.take(Sentence(generation, fired))
         self.post(Nudge())
 
     def adopt(self, configured: Workload, workload: Workload) -> None:
-        """Be another workload by the same name from now on. What needs a new process is seen by the next one. The
-        limits are the setter's.
+        """Switch to another configuration of this workload; what needs a new process applies to the next one.
 
-        ``configured`` is as the file has it, ``workload`` without the rules that this host cannot have.
+        `configured` is the workload as in the file, `workload` the one without the rules that this host cannot
+        evaluate. The limits are changed by `LimitWriter`.
         """
         rules = self.workload.policy != workload.policy
         if rules:
-            self.judge.look_at_counters()  # what has happened so far is for the old ones
+            self.judge.look_at_counters()  # changes so far belong to the old rules
         if workload.log != self.workload.log:
             self.output.change(workload.log)
         if workload != self.workload:
@@ -229,7 +229,7 @@ class Actor:
 
     @property
     def up(self) -> bool:
-        """Those that wait for this workload may start: it works, or it did its one job."""
+        """Whether dependents may start: the workload is up, or has done its single job."""
         state = self.life.state
         if state is State.RUNNING:
             return self.workload.type == "simple"
@@ -274,7 +274,7 @@ class Actor:
         if ended.id != self.id or ended.id == self._stillborn or self.life.exit is not None:
             await self.world.keeper.acknowledge(ended.id)
             return
-        self.voice.hold()  # a restart is on its way before it is written down
+        self.voice.hold()  # start the next generation first, and write the records afterwards
         self.judge.look_at_counters()
         await self.judge.carry_out()
         generation = self.life.generation
@@ -291,16 +291,16 @@ class Actor:
         await self.world.keeper.acknowledge(ended.id)
 
     def say_end(self, status: int, failure: Failure | None) -> Exit:
-        """Have recorded how this generation ended: by its wait status, and by what the cgroup has counted meanwhile."""
+        """Report how this generation ended, from its wait status and the OOM kills that its cgroup has counted."""
         oom_kills = self.read("memory.events").get("oom_kill", 0.0)
-        why = failure.message if failure else None
-        self.last_exit = Exit.from_wait_status(status, oom_killed=oom_kills > self.trail.oom_kills, failure=why)
+        reason = failure.message if failure else None
+        self.last_exit = Exit.from_wait_status(status, oom_killed=oom_kills > self.trail.oom_kills, failure=reason)
         self.trail.oom_kills = oom_kills
         self.ends.say(End(self.life.generation, self.last_exit, self.pid))
         return self.last_exit
 
     def _hear(self, reading: Reading) -> None:
-        """What the watcher says. Most samples set nothing off, so they are looked at here, and wake nobody."""
+        """Handle a reading of the watcher at once: most samples change nothing, and need not wake the actor."""
         if reading.file == "cgroup.events":
             self.post(reading)
         else:
@@ -312,14 +312,14 @@ class Actor:
         await self._follow(self.life, self.thinker.take(event))
 
     async def _follow(self, old: Life, thought: Thought) -> None:
-        """Say and do what has come of an event, or of a rule's turn."""
+        """Record and carry out a transition that an input or a pending action has caused."""
         if self.life is old and not thought.actions:
             return
         if thought.event is not None:
             self.counters.stepped(old, thought.event, self.life, self.workload)
             tell(self, old, thought.event)
-        # Before it is done: what a dead supervisor has decided, the next one carries on with. A start is the exception,
-        # which is written down while the keeper is at work: the keeper's table, or the cgroup, will tell of it.
+        # Save before acting: the next supervisor completes what this one has decided. A start is the exception: it is
+        # saved while the keeper works on it, since the keeper's table, or the cgroup, will show it.
         starts = any(isinstance(action, Spawn) for action in thought.actions)
         self.trail.acting = bool(thought.actions) and not starts
         if not starts:
@@ -332,7 +332,7 @@ class Actor:
         self._changed.unpark_all()
 
     async def do(self, action: Action) -> None:
-        """Do one thing; what fails is said."""
+        """Carry out one action; a failure is logged."""
         try:
             match action:
                 case Spawn(generation=generation):
@@ -362,19 +362,19 @@ class Actor:
             self.starting = False
 
     async def _clear(self) -> None:
-        """After the keeper was lost in the middle of a start: end what may have come of it, so that nothing runs twice.
+        """Kill what a start may have left when the keeper was lost in the middle of it, so that nothing runs twice.
 
-        A program whose set-up is not complete then ends by itself, as nobody hears its report; any other was in the
+        A program whose set-up is not complete ends by itself, since its report has no reader. Any other was in the
         cgroup before the keeper died.
         """
         self._listening.close()
         if self.populated():
             self.cgroup.kill()
-            while self.populated():  # noqa: ASYNC110 - rarely, and a moment
+            while self.populated():  # noqa: ASYNC110 - rare and brief
                 await trio.sleep(0.005)
 
     async def _try_spawn(self, generation: int) -> bool:
-        """Whether it is known what came of it: True also where the start has failed."""
+        """Start a generation; return whether the outcome is known, which is also the case if the start has failed."""
         try:
             if self.populated():
                 pids = ", ".join(map(str, self.cgroup.procs()[:5]))
@@ -416,7 +416,7 @@ class Actor:
         return True
 
     def _move(self, cgroup: Cgroup) -> None:
-        """From now on it lives in another cgroup; in the old one nobody is left."""
+        """Continue in another cgroup; the old one is empty and is removed."""
         self.world.watcher.remove(self.cgroup)
         self.cgroup.remove()
         self.moves_to = None
@@ -425,15 +425,17 @@ class Actor:
         self.judge.watch(self._hear)
 
     def _meanwhile(self) -> None:
-        """What must not hold up a start: the records about the end before it, and the word for a next supervisor."""
+        """Do while a start is in progress what must not delay it: write held records, and save the checkpoint."""
         self.voice.release()
         self.remember()
 
-    # ---- what the program says of itself
+    # ---- sd_notify(3)
 
     def listen(self, owner: tuple[int, int] | None = None, fd: int = -1) -> tuple[int, dict[str, str]]:
-        """Open this generation's notify socket, or go on with the one of an earlier supervisor; returns it, and the
-        variables that tell the program of it."""
+        """Open this generation's notify socket, or continue with that of an earlier supervisor.
+
+        Returns its descriptor, and the environment variables that name it to the program.
+        """
         path = self.world.directory / "notify"
         socket = self._listening.enter_context(notify_socket(path, self.id, owner, fd))
         scope = trio.CancelScope()
@@ -451,18 +453,18 @@ class Actor:
             self.post(events.Ready(generation))
         elif what == "STATUS":
             self.say("status", message=text)
-        elif self.life.state is not State.FROZEN:  # a frozen program cannot say that it is well
+        elif self.life.state is not State.FROZEN:  # a frozen program cannot report that it is healthy
             self.post(events.Unhealthy(generation, text))
 
     # ---- helpers
 
     @property
     def id(self) -> str:
-        """The present generation, as the keeper knows it."""
+        """The current generation's id in the keeper."""
         return f"{self.name}#{self.life.generation}"
 
     def read(self, file: str) -> Mapping[str, float]:
-        """As `Judge.read`."""
+        """Read a file of the cgroup, as `PolicyRunner.read` does."""
         return self.judge.read(file)
 
     @property
@@ -471,18 +473,18 @@ class Actor:
         return self.judge.limits
 
     def populated(self) -> bool:
-        """Whether anybody is left. Where it says yes, the watcher will report the end of that."""
+        """Return whether the cgroup has processes; if so, the watcher will report when it becomes empty."""
         try:
             return self.world.watcher.read(self.cgroup, "cgroup.events")["populated"] == 1
         except CgroupGoneError:
             return False
 
     def say(self, event: str, level: str = "info", **fields: Any) -> dict[str, Any]:
-        """Write a record about the present generation."""
+        """Write a record about the current generation."""
         return self.voice.say(self.life.generation, event, level, **fields)
 
     def status(self) -> dict[str, Any]:
-        """The object that ``status --json`` shows for this instance."""
+        """Return the object that `status --json` shows for this instance."""
         return status(self)
 
 

@@ -1,4 +1,4 @@
-"""Who may use the API's socket: processes outside of all workloads, and workloads with `may_control`."""
+"""Admission to the API's socket: processes outside of all workloads, and workloads with `may_control`."""
 
 import socket
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from nsupervisor.service.actor import Actor
 
 
 class Admission:
-    """Identifies the peer of each new connection. `cgroups`: the tree's, see `nsupervisor.cgroups.membership`."""
+    """Identifies the peer of each new connection. `cgroups` are the tree's, see `nsupervisor.cgroups.membership`."""
 
     def __init__(self, cgroups: tuple[str, ...], actors: Mapping[str, Actor]) -> None:
         self._policy = Policy(cgroups)
@@ -17,13 +17,13 @@ class Admission:
         self._actors = actors
 
     def admit(self, sock: socket.socket) -> Peer:
-        """The peer; `workload` is set if it is part of one. Raises PeerRefused."""
+        """Return the peer; its `workload` is set if it belongs to one. Raises PeerRefused."""
         peer = read_peer(sock)
         refused = self._policy.refusal(peer)
         if refused is None:
             return peer
         if refused.kind == WORKLOAD and self._tree:
-            # Its cgroup decides and not its user namespace: what it may do is what the configuration says.
+            # The cgroup decides, not the user namespace: the configuration says what the workload may do.
             name = instance_of(peer.cgroup, self._tree)
             actor = self._actors.get(name)
             if actor is not None and actor.configured.may_control:

@@ -1,7 +1,7 @@
-"""``nsupervisor run CONFIG``: the service from its first line to its last process.
+"""The service, `nsupervisor run CONFIG`, from start to end.
 
-The nurseries are nested in the order in which things may end: the API first, then the workloads, then the log captures,
-then the watcher and the keeper, last the journal, so that whatever an inner part says on its way out is still written.
+The nurseries are nested in the order in which they may end: first the API, then the workloads, then the log captures,
+then the watcher and the keeper, and last the journal. So the last records of an inner part are still written.
 """
 
 import contextlib
@@ -71,23 +71,23 @@ from nsupervisor.service.world import World
 
 DONE, FAILED, BAD_CONFIGURATION, NOT_PERMITTED = 0, 1, 2, 4
 DEFECT = 70
-"""sysexits.h: EX_SOFTWARE. Not its last word: what starts a supervisor again that was killed does so here, too."""
+"""Exit status after a defect (EX_SOFTWARE of sysexits.h), after which a respawner starts a supervisor again."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""What the service listens to: the first two stop it, the last has it read its configuration again."""
+"""Signals that the service handles: the first two stop it, the last one reads its configuration again."""
 Shared = tuple[Kept, Watcher, Journal, Path, History, Found]
-"""What is shared by those that belong to different nurseries; the path is the runtime directory."""
+"""Objects that parts in different nurseries share; the path is the runtime directory."""
 NEW = Record()
-"""Of whom nothing is known."""
+"""The checkpoint of an instance that the state file does not have."""
 AT_ONCE = 25
-"""How many workloads begin to run between two looks at what else there is to do."""
+"""Number of actors that are started between two checkpoints of the scheduler."""
 LEISURE = 9
-"""How much longer than something took to wait before the next of its kind, so that it takes a tenth of a processor."""
+"""Sleep nine times as long as each check took: at most 10% of one CPU."""
 LAST_WORDS = 5.0
-"""Seconds that output still in the pipes may take at the end, when somebody who is not ours holds a pipe open."""
+"""Seconds to wait at the end for output in the pipes, if a foreign process holds a pipe open."""
 
 
 def main(path: str) -> int:
-    """Run the service in the foreground until SIGTERM or SIGINT; returns the exit status."""
+    """Run the service in the foreground until SIGTERM or SIGINT; return the exit status."""
     try:
         text = read_text(path)
         config = parse(text, path, positions := scan(text))
@@ -103,10 +103,10 @@ def main(path: str) -> int:
         return _refuse(BAD_CONFIGURATION, *refused)
     warnings = [("limit not enforced", problem) for problem, _ in problems]
     warnings += [("doubtful", doubt) for doubt in doubtful(config, positions)]
-    # From here to the end of the process a signal waits until somebody listens: its default action would end the
-    # service between two steps, and leave behind what the first of them has made.
+    # From here to the end of the process a signal stays blocked until a receiver is open: its default action would end
+    # the service between two steps, and leave behind what the first step has made.
     signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, REOPEN))
-    gc.disable()  # until all is there that stays: collections meanwhile look at more and more of it, and free nothing
+    gc.disable()  # until the lasting objects exist: collections before would traverse more and more, and free nothing
     try:
         with _runtime_directory(config) as directory:
             return trio.run(_service, config, host, directory, warnings, clock=Monotonic())
@@ -115,7 +115,7 @@ def main(path: str) -> int:
 
 
 def _explain(error: BaseException, config: Config) -> int:
-    """What kept the service from starting or going on, in words; the rest is bugs, and told as such."""
+    """Report why the service could not start or continue, in words; for a defect, print the traceback."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     match error:
@@ -137,8 +137,10 @@ def _refuse(status: int, *lines: str) -> int:
 
 
 def _make_ours(directory: Path) -> None:
-    """Make the runtime directory. What others can write to is refused: they could put sockets and state of their own
-    in it, and a supervisor of root would believe them."""
+    """Make the runtime directory, and refuse one that others can write to.
+
+    They could put sockets and state of their own into it, and a supervisor that runs as root would trust them.
+    """
     instead = "set supervisor.runtime_directory to another place"
     try:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -147,16 +149,18 @@ def _make_ours(directory: Path) -> None:
     except OSError as error:
         why = "it is a file" if isinstance(error, FileExistsError) else error.strerror
         raise OSError(f"cannot make the directory {directory}: {why}; {instead}") from error
-    found = directory.stat()
-    if found.st_uid not in (0, os.geteuid()):
-        raise OSError(f"{directory} belongs to user {found.st_uid}, who could mislead us by it; chown it, or {instead}")
-    if found.st_mode & stat.S_IWOTH:
+    status = directory.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        raise OSError(
+            f"{directory} belongs to user {status.st_uid}, who could mislead us by it; chown it, or {instead}"
+        )
+    if status.st_mode & stat.S_IWOTH:
         raise OSError(f"{directory} may be written to by everybody, who could mislead us by it; chmod it, or {instead}")
 
 
 @contextlib.contextmanager
 def _runtime_directory(config: Config) -> Iterator[Path]:
-    """Make the runtime directory, and hold it: two supervisors on one would fight over the same sockets."""
+    """Make and lock the runtime directory: two supervisors in one directory would compete for the same sockets."""
     directory = Path(config.supervisor.runtime_directory)
     _make_ours(directory)
     lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -176,8 +180,8 @@ def _runtime_directory(config: Config) -> Iterator[Path]:
             where = "make room there, or set supervisor.runtime_directory to another place"
             raise OSError(f"cannot write {directory}/lock: {error.strerror}; {where}") from error
         yield directory
-        shutil.rmtree(directory / "notify", ignore_errors=True)  # sockets of those whose end we have not seen
-        shutil.rmtree(directory / STREAMS_DIRECTORY, ignore_errors=True)  # all that was written has been recorded
+        shutil.rmtree(directory / "notify", ignore_errors=True)  # sockets of generations whose exit was not seen
+        shutil.rmtree(directory / STREAMS_DIRECTORY, ignore_errors=True)  # all output has been recorded
         for name in (KEY, "lock"):
             (directory / name).unlink(missing_ok=True)
     finally:
@@ -195,26 +199,26 @@ async def _service(config: Config, host: Host, directory: Path, warnings: list[t
         with _listening() as signals:
             protected = tree_cgroups(host, settings.name)
             async with open_kept(directory, protected) as keeper:
-                # After the keeper has started: it hands the limit that it was born with on to the workloads.
-                _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-                resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+                # After the start of the keeper, which passes the limit that it inherited on to the workloads.
+                _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
                 make_room(config, host)
-                found = read(directory)
-                if found.problem:
-                    journal.log.error("state file set aside", message=found.problem)
+                saved = read(directory)
+                if saved.problem:
+                    journal.log.error("state file set aside", message=saved.problem)
                 children = await keeper.first_children()
-                tree, held = _tree(host, settings, found, children=bool(children))
+                tree, tree_lock = _tree(host, settings, saved, children=bool(children))
                 try:
                     _refuse_unenforceable(config, host)
                     tree.supervisor_join(keeper.pid)
                     async with open_watcher() as watcher:
-                        shared = keeper, watcher, journal, directory, history, found
+                        shared = keeper, watcher, journal, directory, history, saved
                         await _supervise(config, host, tree, shared, signals, by_name(children))
                     await keeper.shutdown()
                 except BaseException:
                     if _populated(tree.path):
-                        again = f"start the supervisor again, and it takes them over: nsupervisor run {config.path}"
-                        journal.log.critical("supervisor failed", message=f"the programs run on; {again}")
+                        remedy = f"start the supervisor again, and it takes them over: nsupervisor run {config.path}"
+                        journal.log.critical("supervisor failed", message=f"the programs run on; {remedy}")
                     else:
                         _close(tree, journal)
                     raise
@@ -222,16 +226,16 @@ async def _service(config: Config, host: Host, directory: Path, warnings: list[t
                     if not _close(tree, journal):
                         status = FAILED
                 finally:
-                    os.close(held)
+                    os.close(tree_lock)
             journal.log.info("supervisor stopped")
     return status
 
 
 def _close(tree: Tree, journal: Journal) -> bool:
-    """Remove the tree; False where that is not possible, which is said."""
+    """Remove the tree; log a failure and return False if that is not possible."""
     try:
         tree.close()
-    except CgroupError as error:  # somebody has put a process of theirs there
+    except CgroupError as error:  # another program has put a process there
         journal.log.error("left behind", message=str(error))
         return False
     return True
@@ -239,7 +243,7 @@ def _close(tree: Tree, journal: Journal) -> bool:
 
 @contextlib.contextmanager
 def _listening() -> Iterator[AsyncIterator[int]]:
-    """Hear `SIGNALS`, those too that came earlier. What comes later finds the process on its way out."""
+    """Receive `SERVICE_SIGNALS`, including earlier ones; later ones stay blocked until the process ends."""
     with trio.open_signal_receiver(*SIGNALS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         try:
@@ -249,7 +253,7 @@ def _listening() -> Iterator[AsyncIterator[int]]:
 
 
 def _refuse_unenforceable(config: Config, host: Host) -> None:
-    """What the kernel did not let us have shows only once the tree has been made. Raises CgroupError."""
+    """Refuse required limits that the kernel turns out not to support once the tree exists. Raises CgroupError."""
     members: dict[str, Workload | Group] = {
         **{f"workload.{name}.resources": workload for name, workload in config.workloads.items()},
         **{f"group.{name}": group for name, group in config.groups.items()},
@@ -262,7 +266,7 @@ def _refuse_unenforceable(config: Config, host: Host) -> None:
 
 
 def _hold_tree(path: str) -> int:
-    """A lock on the tree's directory: whoever uses another runtime directory must not take what is ours for orphans."""
+    """Lock the tree's directory: a supervisor with another runtime directory must not kill its processes as orphans."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -276,20 +280,20 @@ def _hold_tree(path: str) -> int:
     return directory
 
 
-def _tree(host: Host, settings: Settings, found: Found, children: bool) -> tuple[Tree, int]:
-    """The tree, as an earlier supervisor has left it where it has, and the lock on it. Raises CgroupError."""
+def _tree(host: Host, settings: Settings, saved: Found, children: bool) -> tuple[Tree, int]:
+    """Make the tree, or adopt that of an earlier supervisor; return it and its lock. Raises CgroupError."""
     path = f"{host.base}/{settings.name}"
-    there = os.path.exists(path)
-    before = found.about.get("cgroup", path)
-    if before != path and os.path.exists(before) and (children or Cgroup(host, "", before).populated()):
+    exists = os.path.exists(path)
+    old_path = saved.about.get("cgroup", path)
+    if old_path != path and os.path.exists(old_path) and (children or Cgroup(host, "", old_path).populated()):
         raise CgroupError(
-            f"the last supervisor of {settings.runtime_directory} has left workloads running in {before}, and this one "
-            f"would have {path}; start it where that one was started, or end them"
+            f"the last supervisor of {settings.runtime_directory} has left workloads running in {old_path}, and this "
+            f"one would have {path}; start it where that one was started, or end them"
         )
-    if there:
+    if exists:
         os.close(_hold_tree(path))
-    adopt = there and bool(children or found.records or _populated(path))
-    tree = Tree.create(host, settings.name, adopt=adopt, own_leaf=before == path and bool(found.about.get("leaf")))
+    adopt = exists and bool(children or saved.records or _populated(path))
+    tree = Tree.create(host, settings.name, adopt=adopt, own_leaf=old_path == path and bool(saved.about.get("leaf")))
     return tree, _hold_tree(path)
 
 
@@ -306,107 +310,115 @@ async def _supervise(
     children: Mapping[str, list[Child]],
 ) -> None:
     """Run everything until a signal has stopped it."""
-    keeper, watcher, journal, directory, history, found = shared
-    about = {
+    keeper, watcher, journal, directory, history, saved = shared
+    header = {
         "version": __version__,
         "name": config.supervisor.name,
         "pid": os.getpid(),
         "cgroup": tree.path,
         "leaf": tree.owns_leaf,
     }
-    file = StateFile(directory, about, partial(_tell_state, journal), found.lines)
+    state_file = StateFile(directory, header, partial(_tell_state, journal), saved.lines)
     async with trio.open_nursery() as captures:
         logs = Path(config.supervisor.log_directory)
         world = World(
-            keeper, watcher, journal, captures, directory, file, open_seal(directory), logs, notes=notes_left(directory)
+            keeper,
+            watcher,
+            journal,
+            captures,
+            directory,
+            state_file,
+            open_seal(directory),
+            logs,
+            notes=notes_left(directory),
         )
         world.measures.begin(keeper)
         captures.start_soon(reap_strangers, lambda: keeper.pid)
-        groups, placed = Groups.make(config, tree, world, found.groups), tree.found()
+        groups, placed = Groups.make(config, tree, world, saved.groups), tree.found()
 
         def actor(name: str, workload: Workload, instance: int | None) -> Actor:
-            record = found.records.get(name, NEW)
+            record = saved.records.get(name, NEW)
             in_force = resources(workload.resources, record.set)
-            given = record.limits != "" and record.limits == fingerprint(in_force)
-            return make(name, workload, instance, (tree, groups), world, in_force, placed.get(name), given)
+            limits_applied = record.limits != "" and record.limits == fingerprint(in_force)
+            return make(name, workload, instance, (tree, groups), world, in_force, placed.get(name), limits_applied)
 
         actors = Roster(
             (name, actor(name, config.workloads[workload], instance))
             for name, (workload, instance) in instances(config).items()
         )
-        leaving = {
-            name: actor(name, removed(name, found.records.get(name)), None)
-            for name in dict.fromkeys([*found.records, *children, *placed])
+        leftovers = {
+            name: actor(name, removed(name, saved.records.get(name)), None)
+            for name in dict.fromkeys([*saved.records, *children, *placed])
             if name not in actors
         }
         try:
             async with trio.open_nursery() as nursery:
-                everybody = {**actors, **leaving}
-                living = await take_over(everybody, found, children, world, config.supervisor.orphans)
+                all_actors = {**actors, **leftovers}
+                alive_count = await take_over(all_actors, saved, children, world, config.supervisor.orphans)
                 errors = ConnectionErrors(partial(_report_connection, journal))
                 exposition = Exposition(journal, world.measures, keeper.pid, errors)
                 supervisor = Supervisor(
                     config, actors, groups, world, nursery, keeper.pid, host.mode, tree.path, exposition, history
                 )
-                supervisor.reloader = Reloader(supervisor, host, (tree, groups), world, leaving)
+                supervisor.reloader = Reloader(supervisor, host, (tree, groups), world, leftovers)
                 nursery.start_soon(reopen_on_signal, actors.values(), journal)
-                async with supervisor.reloader.turn:  # a reload is for those that run
+                async with supervisor.reloader.turn:  # a reload needs running actors
                     unix, tcp = connections_allowed()
                     admission = Admission(keeper.protected, actors)
                     serve_api = partial(serve, admit=admission.admit, errors=errors, connections=unix)
                     await nursery.start(serve_api, app(supervisor), directory / "api.sock")
-                    await _run_all(everybody.values(), nursery)
+                    await _run_all(all_actors.values(), nursery)
                 groups.watch()
                 if config.supervisor.metrics is not None:
                     serve_tcp = partial(serve_metrics, errors=errors, connections=tcp)
                     await nursery.start(serve_tcp, supervisor, config.supervisor.metrics)
-                # What is here stays, and there is much of it: a full collection that walks all of it would hold up
-                # every reaction, for 50 ms at 1,000 workloads.
+                # These objects are permanent and many: a full collection that traverses them would delay every
+                # reaction, by 50 ms at 1,000 workloads.
                 gc.collect()
                 gc.freeze()
                 gc.enable()
                 journal.log.info("supervisor started", **supervisor.info())
-                if living:
-                    text = f"{living} workloads of the supervisor before this one run on"
-                    journal.log.warning("taken over", message=text, workloads=living)
-                for one in leaving.values():
-                    nursery.start_soon(_see_off, one, leaving)
-                _begin(supervisor, found)
+                if alive_count:
+                    text = f"{alive_count} workloads of the supervisor before this one run on"
+                    journal.log.warning("taken over", message=text, workloads=alive_count)
+                for leftover in leftovers.values():
+                    nursery.start_soon(_see_off, leftover, leftovers)
+                _begin(supervisor, saved)
                 announce(journal, "READY=1")
                 tell_outcome(journal, directory)
-                nursery.start_soon(_until_signalled, signals, supervisor, journal, nursery.cancel_scope, leaving)
-                if living:
+                nursery.start_soon(_until_signalled, signals, supervisor, journal, nursery.cancel_scope, leftovers)
+                if alive_count:
                     nursery.start_soon(_verify, list(actors.values()))
-                await follow_keeper(keeper, ChainMap(actors, leaving), supervisor, tree)
-        except BaseException:  # what runs goes on, as after kill -9, and the next supervisor takes it over
-            for one in (*actors.values(), *leaving.values()):
-                one.cgroup.close()
+                await follow_keeper(keeper, ChainMap(actors, leftovers), supervisor, tree)
+        except BaseException:  # programs run on, as after kill -9, and the next supervisor takes them over
+            for running_actor in (*actors.values(), *leftovers.values()):
+                running_actor.cgroup.close()
             raise
         else:
-            await _end_all([*actors.values(), *leaving.values()])
+            await _end_all([*actors.values(), *leftovers.values()])
         finally:
             groups.close()
         with trio.move_on_after(LAST_WORDS):
             await supervisor.drained()
         captures.cancel_scope.cancel()
-    file.remove()
+    state_file.remove()
 
 
 async def _run_all(actors: Iterable[Actor], nursery: trio.Nursery) -> None:
-    """Have them run, some at a time, so that questions are answered in between: what can be told of each is known."""
+    """Start the actors in batches, so that requests are answered in between; the state of each is known already."""
     waiting = iter(actors)
-    while some := list(itertools.islice(waiting, AT_ONCE)):
-        for one in some:
-            nursery.start_soon(one.run)
+    while batch := list(itertools.islice(waiting, AT_ONCE)):
+        for actor in batch:
+            nursery.start_soon(actor.run)
         await trio.lowlevel.checkpoint()
 
 
 async def _verify(actors: Iterable[Actor]) -> None:
-    """Look whether the limits that were taken for given are still there; at leisure, as there may be thousands."""
-    for one in actors:
-        began = time.perf_counter()
-        await one.setter.verify()
-        await trio.sleep(LEISURE * (time.perf_counter() - began))
+    """Check slowly, since there may be thousands, whether the limits that were assumed to be applied still are."""
+    for actor in actors:
+        began_at = time.perf_counter()
+        await actor.setter.verify()
+        await trio.sleep(LEISURE * (time.perf_counter() - began_at))
 
 
 def _report_connection(journal: Journal, level: str, fields: Mapping[str, Any]) -> None:
@@ -415,7 +427,7 @@ def _report_connection(journal: Journal, level: str, fields: Mapping[str, Any]) 
 
 
 def _tell_state(journal: Journal, problem: str) -> None:
-    """What is wrong with the state file; "": nothing any more."""
+    """Log a problem of the state file, or that it is over ("")."""
     if problem:
         text = f"{problem}; a supervisor that is killed from now on leaves less to the next one"
         journal.log.error("state file not written", message=text)
@@ -423,34 +435,37 @@ def _tell_state(journal: Journal, problem: str) -> None:
         journal.log.info("state file written", message="it is up to date again")
 
 
-def _begin(supervisor: Supervisor, found: Found) -> None:
-    """Start what nothing is known of and what begins by itself; and what was about to be started. Where a supervisor
-    was killed while it stopped all, that was no wish about the workloads: they begin as after an orderly stop."""
-    mine = [actor for actor in supervisor.actors.values() if actor.workload.autostart]
-    fresh = [actor for actor in mine if actor.name not in found.records and not actor.life.alive]
+def _begin(supervisor: Supervisor, saved: Found) -> None:
+    """Start the workloads that are new and start by themselves, and those whose start was pending.
+
+    A supervisor that was killed while it stopped everything had no request about the workloads: they start as after an
+    orderly stop.
+    """
+    autostarting = [actor for actor in supervisor.actors.values() if actor.workload.autostart]
+    fresh = [actor for actor in autostarting if actor.name not in saved.records and not actor.life.alive]
     supervisor.start(extra=fresh, by="boot")
-    stopped = [actor for actor in mine if cut_short(actor.life)]
+    stopped = [actor for actor in autostarting if cut_short(actor.life)]
     names = {actor.workload.name for actor in stopped}
     for actor in stopped:
         supervisor.launch(actor, names, "boot")
-    for name, record in found.records.items():
+    for name, record in saved.records.items():
         if record.pending and name in supervisor.actors:
             supervisor.start(extra=[supervisor.actors[name]], by=record.pending)
 
 
-async def _see_off(actor: Actor, leaving: dict[str, Actor]) -> None:
+async def _see_off(actor: Actor, leftovers: dict[str, Actor]) -> None:
     await see_off(actor)
-    del leaving[actor.name]
+    del leftovers[actor.name]
 
 
 async def _end_all(actors: Iterable[Actor]) -> None:
-    """After an orderly stop: there is nothing to do, but where somebody has put processes of theirs."""
+    """After an orderly stop, kill processes that other programs have put into the cgroups."""
     with trio.move_on_after(LAST_WORDS, shield=True):
         for actor in actors:
             if actor.cgroup.populated():
                 actor.cgroup.kill()
         for actor in actors:
-            while actor.cgroup.populated():  # noqa: ASYNC110 - the watcher may be what has failed
+            while actor.cgroup.populated():  # noqa: ASYNC110 - the watcher may have failed
                 await trio.sleep(0.01)
             actor.cgroup.close()
 
@@ -460,16 +475,19 @@ async def _until_signalled(
     supervisor: Supervisor,
     journal: Journal,
     scope: trio.CancelScope,
-    leaving: Mapping[str, Actor],
+    leftovers: Mapping[str, Actor],
 ) -> None:
-    """SIGHUP reads the configuration again. The first other signal stops everything in order; a second one kills what
-    is left."""
+    """Handle signals until cancelled.
+
+    SIGHUP reads the configuration again. The first other signal stops everything in order; a second one kills what is
+    left.
+    """
     async with trio.open_nursery() as nursery:
 
         async def stop() -> None:
             announce(journal, "STOPPING=1")
             await supervisor.stop_all()
-            for actor in list(leaving.values()):
+            for actor in list(leftovers.values()):
                 await actor.until(lambda life: life.state in AT_REST)
             await supervisor.recorder.end(LAST_WORDS)
             await supervisor.past.end()
@@ -484,7 +502,7 @@ async def _until_signalled(
             journal.log.info("supervisor stopping", signal=signal.Signals(signum).name, hurry=stopping)
             if stopping:
                 supervisor.kill_all()
-                for actor in leaving.values():
+                for actor in leftovers.values():
                     actor.post(events.Kill(events.SHUTDOWN))
             else:
                 stopping = True

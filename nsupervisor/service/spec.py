@@ -1,4 +1,4 @@
-"""From a workload's configuration to the keeper's spawn specification. Reads environment files, changes nothing."""
+"""Build the keeper's spawn specification from a workload's configuration. Reads environment files, changes nothing."""
 
 import os
 from typing import Any
@@ -9,7 +9,7 @@ from nsupervisor.config.model import IdMapping, Workload
 from nsupervisor.service.identity import Identity, resolve
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""What a workload's PATH is unless it sets its own; systemd's and Debian's for root."""
+"""A workload's default PATH; that of systemd, and of Debian for root."""
 
 NAMESPACES = ("mount", "pid", "uts", "ipc", "cgroup", "network", "user", "time")
 
@@ -22,10 +22,10 @@ def spawn_spec(
     cgroup: Cgroup,
     variables: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The specification for one generation, as `nsupervisor.keeper` takes it. ``variables``: what `file_variables` gave
-    just now.
+    """Return the specification for one generation, in the form that `nsupervisor.keeper` takes.
 
-    Users and environment files are read anew for each generation, so that a restart sees what has changed.
+    `variables` is what `environment_file_variables` returned just now. Users and environment files are read again for
+    each generation, so that a restart sees changes.
 
     Raises IdentityError for an unknown user, ConfigError for a bad environment file, OSError for an unreadable one.
     """
@@ -67,7 +67,7 @@ def environment(
     instance: int | None,
     variables: dict[str, str] | None = None,
 ) -> dict[str, str]:
-    """A clean environment: what a login would set, then the files in order, then ``environment``; later ones win."""
+    """Return a clean environment: what a login sets, then the files in order, then `environment`; later ones win."""
     values = {"PATH": PATH, "NSUPERVISOR_WORKLOAD": name}
     if identity.home:
         values["HOME"] = identity.home
@@ -79,7 +79,7 @@ def environment(
 
 
 def file_variables(workload: Workload) -> dict[str, str]:
-    """The variables that the program gets from its environment files. Raises ConfigError and OSError."""
+    """Return the variables that the program gets from its environment files. Raises ConfigError and OSError."""
     values: dict[str, str] = {}
     for path in workload.environment_file:
         values |= load_environment(path)
@@ -87,5 +87,5 @@ def file_variables(workload: Workload) -> dict[str, str]:
 
 
 def _mappings(mappings: tuple[IdMapping, ...], own: int) -> list[list[int]]:
-    """Without any mapping, root inside is whoever we are outside, as with ``unshare --map-root-user``."""
+    """Return the mappings; by default, root inside is the supervisor's own id, as with `unshare --map-root-user`."""
     return [[m.container_id, m.host_id, m.size] for m in mappings] or [[0, own, 1]]

@@ -170,29 +170,31 @@ class Supervisor:
         return (name for name, actor in self.actors.items() if match(name) or match(actor.workload.name))
 
     def controllable_by(self, workload: str) -> list[str]:
-        """The instances that processes of the instance `workload` may control."""
+        """Return the instances that processes of the instance `workload` may control."""
         actor = self.actors.get(workload)
         names = actor.configured.may_control if actor is not None else ()
-        return [one.name for name in names for one in self.actors.instances(name)]
+        return [instance.name for name in names for instance in self.actors.instances(name)]
 
     def also_affected(self, verb: str, name: str) -> list[str]:
-        """The other instances that `verb` would start or stop with it now."""
+        """Return the other instances that `verb` would start or stop with this one now."""
         actor = self.actors[name]
         if verb == "stop":
             chain = [actor]
-            for one in chain:  # grows meanwhile
-                chain += [other for other in self.actors.requirers(one.workload.name) if other not in chain]
-            others = [one for one in chain[1:] if one.life.state not in AT_REST or one.pending]
+            for instance in chain:  # grows in the loop
+                chain += [
+                    requirer for requirer in self.actors.requirers(instance.workload.name) if requirer not in chain
+                ]
+            others = [instance for instance in chain[1:] if instance.life.state not in AT_REST or instance.pending]
         elif verb in ("start", "restart") and not (verb == "start" and actor.life.alive):
             edges = self._edges()
             closure = order.closure(edges[actor.workload.name], edges)
-            others = [one for needed in closure for one in self.actors.instances(needed) if not one.up]
+            others = [instance for needed in closure for instance in self.actors.instances(needed) if not instance.up]
         else:
             others = []
-        return [one.name for one in others if one is not actor]
+        return [instance.name for instance in others if instance is not actor]
 
     def check_command(self, verb: str, names: Sequence[str], parameters: Mapping[str, Any]) -> None:
-        """The operator may do everything."""
+        """Accept every command: the operator may do everything."""
 
     async def metrics(self, accept: str) -> tuple[bytes, str]:
         """Return the metrics as text, and their content type."""
