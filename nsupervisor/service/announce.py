@@ -21,5 +21,5 @@ def announce(journal: Journal, *assignments: str) -> None:
             sender.settimeout(PATIENCE)
             sender.sendto("\n".join(assignments).encode(), address)
     except OSError as error:
-        text = f"cannot say {' '.join(assignments)} to the service manager at NOTIFY_SOCKET={address!r}: {error}"
-        journal.log.warning("service manager not told", message=text)
+        text = f"cannot send {' '.join(assignments)} to the service manager at NOTIFY_SOCKET={address!r}: {error}"
+        journal.log.warning("service manager not notified", message=text)

@@ -48,7 +48,7 @@ class Kept:
 
 
 class History:
-    """The latest records, and their followers. For the trio thread only; only `end` waits."""
+    """The latest records, and their followers. For the trio thread only; only `close` waits."""
 
     def __init__(self, each: int = EACH, total: int = TOTAL) -> None:
         self._each, self._total = each, total

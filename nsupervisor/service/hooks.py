@@ -78,7 +78,7 @@ async def post_record(url: str, record: Mapping[str, Any]) -> str:
     configuration decides where records go.
     """
     if _requests().statistics().tasks_waiting >= MOST_WAITING:
-        return f"{url}: not told, because {MOST_WAITING} earlier requests still wait for an answer"
+        return f"{url}: not notified, because {MOST_WAITING} earlier requests still wait for an answer"
     try:
         with trio.fail_after(WEB_PATIENCE * 2):  # the limit of http.client is per read and write
             return await trio.to_thread.run_sync(
@@ -130,6 +130,6 @@ def send_record(path: str, record: Mapping[str, Any]) -> str:
     except BlockingIOError:
         return f"{path}: its reader is behind, and missed this"
     except OSError as error:
-        reasons = {errno.ENOENT: "there is no such socket", errno.ECONNREFUSED: "nobody listens there"}
+        reasons = {errno.ENOENT: "there is no such socket", errno.ECONNREFUSED: "no process listens there"}
         return f"{path}: {reasons.get(error.errno or 0, error.strerror)}"
     return f"{path}: neither a datagram nor a stream socket"

@@ -348,9 +348,9 @@ class _Doing:
     _actors: dict[str, Actor] = attrs.field(init=False, factory=dict)
     _launches: dict[str, trio.CancelScope] = attrs.field(init=False, factory=dict)
     _before: dict[str, list[str]] = attrs.field(init=False, factory=dict)
-    """By workload: the instances in `_down` that must have stopped before it does."""
+    """By workload: the instances in `_stopped` that must have stopped before it does."""
     _renamed: dict[str, list[str]] = attrs.field(init=False, factory=dict)
-    """By workload: its instances in `_down` that the file no longer has; others of it start after they have stopped."""
+    """By workload: its instances in `_stopped` that the file lacks; the others start after these have stopped."""
 
     def begin(self, old: dict[str, tuple[str, ...]]) -> None:
         """Begin all steps at once. `previous_order` is what each workload depended on until now."""
@@ -430,7 +430,7 @@ class _Doing:
         finally:
             self._down[step.name].set()
         gone = leaving is not None and await self.reloader.remove(actor, leaving)
-        self._tell(step, True, actor.life.state.value, "" if gone else "a later wish overruled it")
+        self._tell(step, True, actor.life.state.value, "" if gone else "a later command overruled it")
 
     def _tell(self, step: Step, ok: bool, state: str, message: str) -> None:
         self.progress.ok = self.progress.ok and ok

@@ -152,10 +152,10 @@ def _make_ours(directory: Path) -> None:
     status = directory.stat()
     if status.st_uid not in (0, os.geteuid()):
         raise OSError(
-            f"{directory} belongs to user {status.st_uid}, who could mislead us by it; chown it, or {instead}"
+            f"{directory} belongs to user {status.st_uid}, who could put files into it; chown it, or {instead}"
         )
     if status.st_mode & stat.S_IWOTH:
-        raise OSError(f"{directory} may be written to by everybody, who could mislead us by it; chmod it, or {instead}")
+        raise OSError(f"{directory} is writable by every user, who could put files into it; chmod it, or {instead}")
 
 
 @contextlib.contextmanager

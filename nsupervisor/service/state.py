@@ -316,7 +316,7 @@ def _line(value: Any) -> bytes:
 
 
 def _read_line(line: bytes) -> Any:
-    """Parse a line. Raises ValueError for anything that `_line` did not write."""
+    """Parse a line. Raises ValueError for anything that `_encode_line` did not write."""
     body = line[_HEAD:-1]
     if line != b'{"sum":"%08x","of":%s}' % (zlib.crc32(body), body):
         raise ValueError(f"not a line with the right checksum: {line!r:.60}" if line else "it is empty")

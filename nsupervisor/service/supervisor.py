@@ -221,7 +221,7 @@ class Supervisor:
         """Run one command on one instance, and wait until it is done."""
         actor = self.actors[name]
         if actor.leaving and verb in ("start", "restart"):
-            ok, message = False, f"{self.config.path} does not have it any more; it goes"
+            ok, message = False, f"{self.config.path} does not have it any more; it is being removed"
         else:
             ok, message = await _COMMANDS[verb](self, actor, **parameters)
         return {"name": name, "ok": ok, "state": actor.life.state.value, "message": message}

@@ -79,7 +79,7 @@ def resume(actor: Actor, record: Record | None, children: Sequence[Child]) -> No
 def _attach(actor: Actor, child: Child, record: Record | None, before: Child | None) -> None:
     """Attach a child of the keeper: of the saved generation, of an earlier one, or of one that was not saved yet.
 
-    `before` is the child of the generation before, if the keeper still has it.
+    `previous` is the child of the generation before, if the keeper still has it.
     """
     number, life = generation(child.id), actor.life
     if number > life.generation:
@@ -178,7 +178,7 @@ async def _catch_up(actor: Actor, record: Record | None) -> None:
 def _say_if_changed(actor: Actor) -> None:
     actor.trail.outdated = not fits(actor, actor.workload)
     if actor.trail.outdated:
-        text = "its configuration has changed since it was started; restart it to have what is new"
+        text = "its configuration has changed since it was started; restart it to apply the change"
         actor.voice.say(actor.life.generation, "warning", "warning", message=text)
 
 

@@ -32,5 +32,5 @@ async def test_a_manager_that_is_gone_is_told_and_no_more(tmp_path, monkeypatch)
     async with open_journal(str(tmp_path / "log"), level="info", format="json") as journal:
         announce(journal, "READY=1")
     log = (tmp_path / "log").read_text()
-    assert "cannot say READY=1 to the service manager at NOTIFY_SOCKET=" in log
+    assert "cannot send READY=1 to the service manager at NOTIFY_SOCKET=" in log
     assert "No such file or directory" in log

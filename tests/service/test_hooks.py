@@ -122,4 +122,4 @@ def test_a_socket_that_is_not_there_or_not_read_is_told(tmp_path) -> None:
         listener.bind(path)
         problems = {send_record(path, RECORD) for _ in range(2000)}
         assert problems == {"", f"{path}: its reader is behind, and missed this"}
-    assert send_record(path, RECORD) == f"{path}: nobody listens there"
+    assert send_record(path, RECORD) == f"{path}: no process listens there"

@@ -41,7 +41,7 @@ async def test_more_workloads_than_open_files_allow(tmp_path):
     toml = ONE + "instances = 200\n"
     status, (line,) = await refused(tmp_path, toml, "prlimit", "--nofile=512:512")
     assert status == 2
-    assert line.startswith("site.toml:4: workload: 200 instances need 850 open files in the supervisor and 750 in the")
+    assert line.startswith("site.toml:4: workload: 200 instances need 824 open files in the supervisor and 750 in the")
     assert not (tmp_path / "run").exists()
 
 
@@ -69,7 +69,7 @@ async def test_a_runtime_directory_that_others_can_write_to_is_refused(tmp_path)
     assert await refused(tmp_path, toml) == (
         1,
         [
-            "run may be written to by everybody, who could mislead us by it; chmod it, or set "
+            "run is writable by every user, who could put files into it; chmod it, or set "
             "supervisor.runtime_directory to another place"
         ],
     )
