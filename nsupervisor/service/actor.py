@@ -440,8 +440,8 @@ class Actor:
         socket = self._listening.enter_context(notify_socket(path, self.id, owner, fd))
         scope = trio.CancelScope()
         self._listening.callback(scope.cancel)
-        said = partial(self._said, self.life.generation)
-        self.world.nursery.start_soon(attend, socket, scope, self.workload.watchdog_sec, said)
+        on_notification = partial(self._said, self.life.generation)
+        self.world.nursery.start_soon(attend, socket, scope, self.workload.watchdog_sec, on_notification)
         variables = {"NOTIFY_SOCKET": str(path / self.id)}
         if self.workload.watchdog_sec:
             variables["WATCHDOG_USEC"] = str(round(self.workload.watchdog_sec * 1e6))

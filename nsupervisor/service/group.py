@@ -182,8 +182,8 @@ class Group:
     def _see(self, values: Snapshot) -> None:
         """Show the rules one moment: these values, and all other files that they read, read now."""
         now = trio.current_time()
-        others = {file: self._read(self.cgroup, file) for file in self.files if file not in values}
-        snapshot, before = {**others, **values}, self.engine
+        other_values = {file: self._read(self.cgroup, file) for file in self.files if file not in values}
+        snapshot, before = {**other_values, **values}, self.engine
         self.engine, fired = self.engine.observe(snapshot, self.limits, now)
         self._note(Saw(snapshot, self.limits, self.engine is not before, fired), now)
         if fired:
@@ -242,14 +242,14 @@ class Group:
                 self._nobody(rule, places)
                 break
             actor = next(member for member in self.members if member.name == name)
-            helped, why = await self._do(actor, act)
+            helped, reason = await self._do(actor, act)
             if rule.dry_run:
                 break
-            self._note(Came(name, helped, why), self._hush(actor))
+            self._note(Came(name, helped, reason), self._hush(actor))
             if helped:
                 break
-            tried[name] = why
-            self._warn(f"{rule.name}: {fired.action} of {name} did not help: {why}")
+            tried[name] = reason
+            self._warn(f"{rule.name}: {fired.action} of {name} did not help: {reason}")
 
     def _candidates(self) -> Iterable[Candidate]:
         now = trio.current_time()
@@ -285,7 +285,7 @@ class Group:
                 gone = gone or self._read(actor.cgroup, "cgroup.events").get("frozen") == 1
             freed = max(freed, used - self._used())
             elapsed = trio.current_time() - began
-            verdict, why = effect.verdict(gone, freed, self._holds(rule), elapsed)
+            verdict, reason = effect.verdict(gone, freed, self._holds(rule), elapsed)
             if verdict != "wait":
                 break
             await trio.sleep(LOOK)
@@ -299,7 +299,7 @@ class Group:
                 freed_bytes=int(max(freed, 0.0)),
                 took_sec=round(elapsed, 3),
             )
-        return verdict == "done", why
+        return verdict == "done", reason
 
     def _used(self) -> float:
         """Return the bytes in use that an action may free: those of the group, or of the host."""

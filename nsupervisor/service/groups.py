@@ -129,8 +129,8 @@ class Groups:
         has changed.
         """
         for rule in config.policy:
-            if why := uncounted(rule, group.cgroup):
-                raise CgroupError(f"{group.name}: {rule.name} (line {rule.line}): {why}")
+            if reason := uncounted(rule, group.cgroup):
+                raise CgroupError(f"{group.name}: {rule.name} (line {rule.line}): {reason}")
         after = merged(group.config.resources, config.resources, group.resources)
         if after != group.resources:
             await group.go(after)
@@ -159,11 +159,11 @@ def _checked(group: Group) -> Group:
     """
     rules: list[GroupRule] = []
     for rule in group.config.policy:
-        why = uncounted(rule, group.cgroup)
-        if why and group.config.required:
-            raise CgroupError(f"{rule.name} (line {rule.line}): {why}")
-        if why:
-            group.world.journal.log.warning("rule left out", group=group.name, message=f"{rule.name}: {why}")
+        reason = uncounted(rule, group.cgroup)
+        if reason and group.config.required:
+            raise CgroupError(f"{rule.name} (line {rule.line}): {reason}")
+        if reason:
+            group.world.journal.log.warning("rule left out", group=group.name, message=f"{rule.name}: {reason}")
         else:
             rules.append(rule)
     if len(rules) < len(group.config.policy):

@@ -67,11 +67,11 @@ def usable(workload: Workload, name: str, cgroup: Cgroup, world: World) -> Workl
     """
     rules = []
     for rule in workload.policy:
-        why = uncounted(rule, cgroup)
-        if why and workload.resources.required:
-            raise CgroupError(f"workload.{workload.name}.{rule.name} (line {rule.line}): {why}")
-        if why:
-            world.journal.log.warning("rule left out", workload=name, message=f"{rule.name}: {why}")
+        reason = uncounted(rule, cgroup)
+        if reason and workload.resources.required:
+            raise CgroupError(f"workload.{workload.name}.{rule.name} (line {rule.line}): {reason}")
+        if reason:
+            world.journal.log.warning("rule left out", workload=name, message=f"{rule.name}: {reason}")
         else:
             rules.append(rule)
     return attrs.evolve(workload, policy=tuple(rules))

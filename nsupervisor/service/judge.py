@@ -175,8 +175,8 @@ class Judge:
 
         Readings bypass the mailbox: the exit of a program that is already in the mailbox must not overtake them.
         """
-        others = [other for other in self.engine.together(file) if other != file]
-        self._show({file: values, **{other: self.read(other) for other in others}}, at)
+        other_files = [other for other in self.engine.together(file) if other != file]
+        self._show({file: values, **{other: self.read(other) for other in other_files}}, at)
 
     def _show(self, snapshot: Snapshot, at: float | None) -> None:
         if self.thinker.take(Seen(snapshot, self.limits, at)).mind.due:

@@ -422,14 +422,14 @@ class _Doing:
     async def _stop(self, step: Step) -> None:
         """Stop an instance that the file no longer has, unless a later file has it again."""
         actor = self._actors[step.name]
-        leaving = actor.leaving
+        removal = actor.leaving
         try:
             await self._those_that_need(actor)
-            if leaving is not None and actor.leaving is leaving:
+            if removal is not None and actor.leaving is removal:
                 await self.reloader.service.down(actor, BY)
         finally:
             self._down[step.name].set()
-        gone = leaving is not None and await self.reloader.remove(actor, leaving)
+        gone = removal is not None and await self.reloader.remove(actor, removal)
         self._tell(step, True, actor.life.state.value, "" if gone else "a later command overruled it")
 
     def _tell(self, step: Step, ok: bool, state: str, message: str) -> None:

@@ -147,8 +147,8 @@ def _make_ours(directory: Path) -> None:
     except PermissionError:
         raise
     except OSError as error:
-        why = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-        raise OSError(f"cannot make the directory {directory}: {why}; {instead}") from error
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise OSError(f"cannot make the directory {directory}: {reason}; {instead}") from error
     status = directory.stat()
     if status.st_uid not in (0, os.geteuid()):
         raise OSError(

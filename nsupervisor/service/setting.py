@@ -79,9 +79,9 @@ class Setter:
         """Apply the limits of a configuration file. Raises CgroupError, and then nothing has changed."""
         turn = self._queue(_Turn(resources, {}, "info"))
         await turn.done.wait()
-        done, why = turn.result
+        done, reason = turn.result
         if not done:
-            raise CgroupError(why)
+            raise CgroupError(reason)
 
     async def catch_up(self) -> None:
         """Apply limits that were deferred until the next process. Raises CgroupError."""

@@ -184,14 +184,14 @@ class Supervisor:
                 chain += [
                     requirer for requirer in self.actors.requirers(instance.workload.name) if requirer not in chain
                 ]
-            others = [instance for instance in chain[1:] if instance.life.state not in AT_REST or instance.pending]
+            affected = [instance for instance in chain[1:] if instance.life.state not in AT_REST or instance.pending]
         elif verb in ("start", "restart") and not (verb == "start" and actor.life.alive):
             edges = self._edges()
             closure = order.closure(edges[actor.workload.name], edges)
-            others = [instance for needed in closure for instance in self.actors.instances(needed) if not instance.up]
+            affected = [instance for needed in closure for instance in self.actors.instances(needed) if not instance.up]
         else:
-            others = []
-        return [instance.name for instance in others if instance is not actor]
+            affected = []
+        return [instance.name for instance in affected if instance is not actor]
 
     def check_command(self, verb: str, names: Sequence[str], parameters: Mapping[str, Any]) -> None:
         """Accept every command: the operator may do everything."""

@@ -27,11 +27,11 @@ class Thinker:
     def take(self, what: Input, now: float | None = None) -> Thought:
         """Apply an input, optionally as of an earlier time `now`; the caller carries out the resulting actions."""
         instant_s = trio.current_time() if now is None else now
-        before, moment = self.mind, Moment(instant_s, random.random())  # noqa: S311 - jitter, no secret
-        thought = take(before, what, moment, self.workload)
+        before, instant = self.mind, Moment(instant_s, random.random())  # noqa: S311 - jitter, no secret
+        thought = take(before, what, instant, self.workload)
         self.mind = thought.mind
         if isinstance(what, Adopt):
             self.workload = what.workload
         for listener in self.listeners:
-            listener(self, before, what, moment, thought)
+            listener(self, before, what, instant, thought)
         return thought
