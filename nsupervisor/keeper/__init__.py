@@ -1,1 +1,1 @@
-"""The other process: parent of every workload; and the trio client of it."""
+"""The keeper, a separate process that is the parent of every workload, and its trio client."""

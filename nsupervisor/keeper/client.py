@@ -1,4 +1,4 @@
-"""The supervisor's end of the keeper: start it or find it, ask it to spawn and to signal, hear how programs end."""
+"""The supervisor's client of the keeper: connect to or start it, spawn programs, send signals, receive exits."""
 
 import errno
 import fcntl
@@ -21,10 +21,11 @@ from nsupervisor.keeper import protocol
 from nsupervisor.keeper.told import Child, Ended, Execed, Failure, KeeperLost, RefusedError, Spawned, SpawnError
 
 ANSWER_TIMEOUT = 30.0
-"""Seconds until a keeper that answers nobody counts as lost. It answers within milliseconds unless it is stopped."""
+"""Seconds without a message after which a keeper with pending requests counts as lost. A keeper answers within
+milliseconds unless it is stopped."""
 
 START_TIMEOUT = 10.0
-"""Seconds for a keeper to come up, or for one that leaves to be gone."""
+"""Seconds for a keeper to start, or for one that is leaving to exit."""
 
 _EVENTS = ("hello", "child", "execed", "ended")
 _RETRY = 0.005
@@ -32,20 +33,20 @@ _SPAWNED_FDS = 2  # pipes
 _MAX_SOCKET_PATH = 107  # bytes, unix(7)
 
 _BORN = resource.getrlimit(resource.RLIMIT_NOFILE)
-"""Before anybody has raised it: what programs get."""
+"""The limit on open files before the supervisor raised it; programs get it."""
 _LOCK_FD, _LISTENER_FD = 3, 4  # as in server.py
 
 
 @attrs.define(eq=False)
 class _Question:
-    """A request that waits for its answer."""
+    """A request that waits for its reply."""
 
     answered: trio.Event = attrs.field(factory=trio.Event)
     reply: dict[str, Any] | None = None
     fds: Sequence[int] = ()
     children: list[Child] = attrs.field(factory=list)
     bare: bool = False
-    """Its children come without descriptors."""
+    """The children in the reply to "list" come without descriptors."""
 
 
 def _nothing() -> None:
@@ -54,44 +55,44 @@ def _nothing() -> None:
 
 @attrs.define(eq=False)
 class Keeper:
-    """A connection to the keeper; made by `open_keeper`."""
+    """A connection to the keeper, made by `open_keeper`."""
 
     pid: int
     events: trio.MemoryReceiveChannel[Execed | Ended]
-    """Ends when the connection is lost. Events of an id may come before `spawn` has returned."""
+    """Ends when the connection is lost. Events of an id may arrive before `spawn` returns."""
     _socket: socket.socket
     _sender: trio.MemorySendChannel[Execed | Ended]
     _number: int = 0
     _questions: dict[int, _Question] = attrs.field(factory=dict)
     _sending: trio.Lock = attrs.field(factory=trio.Lock)
     _heard: float = 0.0
-    """When it has said something last, or was asked for something while nobody waited for an answer."""
+    """When the last message arrived, or when a request was sent while none was pending. In seconds of trio's clock."""
     _lost: str = ""
     _gone: trio.Event = attrs.field(factory=trio.Event)
     on_answer: Callable[[str, float], None] | None = None
-    """Called with what was asked for ("spawn") and the seconds until the answer."""
+    """Called for each reply with the request's wire name ("spawn") and the seconds it took."""
     features: frozenset[str] = frozenset()
-    """What this keeper can do that one of the first version cannot."""
+    """The keeper's capabilities that version 0.1.0 lacks."""
 
     async def spawn(
         self, spec: Mapping[str, Any], meanwhile: Callable[[], None] = _nothing, notify: int = -1
     ) -> Spawned:
-        """Start a program; returns when its first process exists, which then reports by `events`.
+        """Start a program and return when its first process exists; `events` then reports on it.
 
-        Not cancelled half-way: either there is no process, or its descriptors are here. `meanwhile` is called while the
-        keeper is at work: for what would otherwise hold up the start. `notify` is a socket that the keeper shall keep a
-        duplicate of, for `list`.
+        A cancellation does not take effect half-way: either there is no process, or its descriptors have arrived.
+        `while_waiting` is called while the keeper works, for work that would otherwise delay the start. `notify` is a
+        socket of which the keeper keeps a duplicate, for `list`.
 
         Raises:
-            SpawnError: there is no process, and there will be no event; but with EMFILE there was one, which has been
-                killed, and its `Ended` will come.
-            KeeperLost: nobody knows.
+            SpawnError: there is no process and there will be no event. Exception: with EMFILE there was a process; it
+                has been killed, and its `Ended` follows.
+            KeeperLost: it is unknown whether there is a process.
         """
         fds = () if notify < 0 else (notify,)
         known = {key: value for key, value in spec.items() if key != "cover" or key in self.features}
         question = await self._ask({"do": "spawn", "spec": known}, SpawnError, meanwhile, fds)
         assert question.reply is not None
-        if len(question.fds) != _SPAWNED_FDS:  # it lives, but nobody could read what it says
+        if len(question.fds) != _SPAWNED_FDS:  # the program runs, but its output could not be read
             protocol.close_all(question.fds)
             await self.signal(spec["id"], signal.SIGKILL)
             text = f"cannot take the program's descriptors: {os.strerror(errno.EMFILE)}"
@@ -105,11 +106,11 @@ class Keeper:
         program: int,
         fds: Sequence[int],
     ) -> None:
-        """Have this keeper look after a program that runs, and whose own keeper is dead.
+        """Make this keeper monitor a running program whose own keeper is dead.
 
-        `first` is its first process, by its pid and when it started (clock ticks since the boot), `program` the
-        program's pid; `fds` are the program's pidfd, both pipes' read ends, and perhaps the notify socket: the keeper
-        gets duplicates. Raises RefusedError where it knows the id.
+        `first` identifies the first process: its pid and its start time (clock ticks since boot). `program` is the
+        program's pid. `fds` are the program's pidfd, the read ends of both pipes, and optionally the notify socket;
+        the keeper gets duplicates. Raises RefusedError if the keeper already has the id.
         """
         pid, started = first
         about = {"id": id, "name": id.rpartition("#")[0], "pid": pid, "started": started, "program": program}
@@ -117,43 +118,51 @@ class Keeper:
         await self._ask({"do": "adopt", **about}, fds=fds)
 
     async def protect(self, cgroups: Sequence[str]) -> None:
-        """Have the keeper refuse connections from processes in these cgroups, texts "CONTROLLERS:PATH" as
-        `nsupervisor.linux.peers` has them. A keeper of the first version cannot, and nothing is asked of it."""
+        """Make the keeper refuse connections from processes in these cgroups.
+
+        The cgroups are strings "CONTROLLERS:PATH" as in `nsupervisor.linux.peers`. A keeper of version 0.1.0 does not
+        have this request; nothing is sent to it.
+        """
         if "protect" in self.features:
             await self._ask({"do": "protect", "cgroups": list(cgroups)})
 
     async def execute(self, python: str, package: str) -> None:
-        """Have the keeper become that of another version, in place: `package` is the folder that it is in. Ends with
-        KeeperLost when it has; RefusedError when it cannot be executed."""
+        """Make the keeper execute another version of itself, in the same process.
+
+        `python` is the interpreter, `package` the folder that contains the package. Raises KeeperLost when the keeper
+        has executed the new version, RefusedError if it cannot.
+        """
         await self._ask({"do": "execute", "python": python, "package": package})
 
     async def signal(self, id: str, signum: int) -> bool:  # noqa: A002
-        """Send a signal to the program; False when it is gone. While it is being set up, the signal waits for it.
+        """Send a signal to the program; return False if it has ended. During the set-up the signal is queued.
 
-        SIGKILL takes with it everybody else in its PID namespace, if it has one and an init.
+        If the program has its own PID namespace with an init, SIGKILL ends all processes in the namespace.
         """
         question = await self._ask({"do": "signal", "id": id, "signum": int(signum)})
         assert question.reply is not None
         return bool(question.reply["sent"])
 
     async def acknowledge(self, id: str) -> None:  # noqa: A002
-        """The end has been noted for good: the keeper forgets about it, closes its pipes, and the id is free again.
+        """Acknowledge a child's end, once it is stored: the keeper drops the child, closes its pipes and frees the id.
 
-        Raises RefusedError while the program lives.
+        Raises RefusedError while the program runs.
         """
         await self._ask({"do": "acknowledge", "id": id})
 
     async def list(self, ids: Sequence[str] = (), bare: bool = False) -> list[Child]:
-        """All children that have not been acknowledged, the oldest first; for a supervisor that comes back. Or, of
-        them, those with these `ids`. `bare`: without their descriptors (-1)."""
+        """Return all unacknowledged children, oldest first, or only those with these `ids`.
+
+        A supervisor that restarts calls it. `without_descriptors`: their descriptors are -1.
+        """
         question = await self._ask({"do": "list", "ids": ids, "bare": bare})
         return question.children
 
     async def shutdown(self) -> None:
-        """Let the keeper leave, and wait until it has. Raises RefusedError while a program lives."""
+        """Shut the keeper down and wait until it has exited. Raises RefusedError while a program runs."""
         await self._ask({"do": "shutdown"})
         await self._gone.wait()
-        while not reaped(self.pid):  # noqa: ASYNC110  (it has closed its socket, so this is about to be true)
+        while not reaped(self.pid):  # noqa: ASYNC110  (it has closed its socket, so it exits now)
             await trio.sleep(_RETRY)
 
     async def lost(self) -> None:
@@ -177,14 +186,14 @@ class Keeper:
         sent = False
         try:
             while not self._lost and question.reply is None:
-                # What the keeper has begun is not undone by a cancellation here, so its answer must not be missed.
+                # A cancellation here does not undo what the keeper has begun, so its reply must be received.
                 with trio.CancelScope(deadline=self._heard + ANSWER_TIMEOUT, shield=True):
                     if not sent:
                         await self._send(protocol.encode({"request": number, **message}), fds)
                         sent = True
                         meanwhile()
                     await question.answered.wait()
-                # Of thousands who ask at once the last ones wait for long, but they see that others are answered.
+                # With thousands of requests at once the last ones wait for long; replies to others keep them waiting.
                 if question.reply is None and trio.current_time() >= self._heard + ANSWER_TIMEOUT:
                     self._lose(f"the keeper has answered nobody for {ANSWER_TIMEOUT:g} s")
         except OSError as reason:
@@ -206,7 +215,7 @@ class Keeper:
         raise RefusedError(problem["message"])
 
     async def _send(self, body: bytes, fds: Sequence[int]) -> None:
-        if not self._sending.locked():  # almost always: without a turn of the scheduler, as a start is waiting for it
+        if not self._sending.locked():  # almost always; without a checkpoint, as it delays a start
             try:
                 protocol.send(self._socket, body, fds)
                 return
@@ -221,15 +230,18 @@ class Keeper:
                     await trio.lowlevel.wait_writable(self._socket)
 
     async def _receive(self) -> None:
-        """Take in what the keeper says until it says no more."""
+        """Handle the keeper's messages until the connection is lost."""
         while not self._lost:
             await trio.lowlevel.wait_readable(self._socket)
             self._take_all()
 
     def _take_all(self) -> None:
-        """Take in what it has said so far, its last words, too: what a keeper has sent before it died is there still,
-        although the kernel tells ECONNRESET first where it had not read all of ours."""
-        reset = False
+        """Handle all messages that have arrived, including the last ones of a keeper that died.
+
+        If the keeper had not read all of this side's messages, the kernel reports ECONNRESET once before it delivers
+        what the keeper had sent.
+        """
+        was_reset = False
         try:
             while not self._lost:
                 try:
@@ -237,9 +249,9 @@ class Keeper:
                 except BlockingIOError:
                     return
                 except ConnectionResetError:
-                    if reset:
+                    if was_reset:
                         raise
-                    reset = True
+                    was_reset = True
                     continue
                 if received is None:
                     self._lose("the keeper has closed the connection: it has ended, or has a new client")
@@ -257,7 +269,7 @@ class Keeper:
                     protocol.close_all(fds)
                 else:
                     question.children.append(_child(message, fds))
-            case {"reply": None}:  # it could not read to what: to the oldest without an answer, as it answers in order
+            case {"reply": None}:  # to an unreadable request: the oldest pending one, as replies come in order
                 for question in self._questions.values():
                     if question.reply is None:
                         question.reply = message
@@ -265,7 +277,7 @@ class Keeper:
                         break
             case {"reply": number}:
                 question = self._questions.get(number)
-                if question is None:  # asked for too long ago
+                if question is None:  # the caller has given up waiting
                     protocol.close_all(fds)
                     return
                 question.reply, question.fds = message, fds
@@ -274,7 +286,7 @@ class Keeper:
                 self._sender.send_nowait(Execed(id_, pid))
             case {"event": "ended", "id": id_, "status": status, "failure": failure}:
                 self._sender.send_nowait(Ended(id_, status, _failure(failure)))
-            case {"event": str(event)} if event not in _EVENTS:  # of a later version; what it means is not known here
+            case {"event": str(event)} if event not in _EVENTS:  # from a later version: its meaning is unknown
                 protocol.close_all(fds)
             case _:
                 protocol.close_all(fds)
@@ -313,7 +325,10 @@ def _child(message: dict[str, Any], fds: Sequence[int]) -> Child:
 
 
 def reaped(pid: int) -> bool:
-    """Whether the keeper is gone, as far as this process can know: it may be the child of an earlier supervisor."""
+    """Reap the keeper if it has exited. Return False only if it is this process' child and still runs.
+
+    A keeper that an earlier supervisor started is not a child of this process; its exit cannot be seen here.
+    """
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:
@@ -322,14 +337,15 @@ def reaped(pid: int) -> bool:
 
 @asynccontextmanager
 async def open_keeper(runtime_directory: str | Path, protected: Sequence[str] = ()) -> AsyncIterator[Keeper]:
-    """Connect to the keeper of `runtime_directory` (which must exist), and start it if there is none. Either way it
-    refuses connections from the cgroups `protected`, see `Keeper.protect`, if there are any.
+    """Connect to the keeper of `runtime_directory`, which must exist, and start a keeper if there is none.
 
-    It lives on when this ends, unless it has no children. One supervisor is connected at a time, and the latest wins.
+    The keeper refuses connections from the cgroups `protected`, if there are any; see `Keeper.protect`. When the block
+    ends the keeper runs on, unless it has no children. It serves one supervisor at a time: a new connection replaces
+    the previous one.
 
     Raises:
-        KeeperLost: no keeper can be had.
-        OSError: the directory can't be used.
+        KeeperLost: there is no keeper and none could be started.
+        OSError: the directory cannot be used.
     """
     directory, path = _paths(runtime_directory)
     connection, pid, features = await _connect(directory, path, protected)
@@ -343,11 +359,11 @@ async def open_keeper(runtime_directory: str | Path, protected: Sequence[str] = 
                 if protected:
                     await keeper.protect(protected)
                 yield keeper
-            except Exception as error:  # passed on below as it is, not in the nursery's group
+            except Exception as error:  # raised below as it is, not in the nursery's exception group
                 problem = error
             nursery.cancel_scope.cancel()
     finally:
-        keeper._close()  # but not `events`: somebody may be about to take what was heard last
+        keeper._close()  # but not `events`: a task may be about to take the last ones
     if problem is not None:
         raise problem
 
@@ -362,7 +378,7 @@ def _paths(runtime_directory: str | Path) -> tuple[Path, str]:
 
 
 async def _connect(directory: Path, path: str, protected: Sequence[str]) -> tuple[socket.socket, int, frozenset[str]]:
-    """A connection on which the keeper has said hello, its pid, and its features."""
+    """Return a connection on which the keeper has sent "hello", its pid, and its features."""
     with trio.move_on_after(START_TIMEOUT):
         while True:
             started = _start(directory, path, protected)
@@ -378,7 +394,7 @@ async def _connect(directory: Path, path: str, protected: Sequence[str]) -> tupl
                 raise
             if started is not None:
                 _reap_failed(started)
-            # Somebody else is just starting one, or the one that we met was about to leave.
+            # Another process is starting a keeper, or the one that was connected to was about to leave.
             await trio.sleep(_RETRY)
     raise KeeperLost(f"no keeper came up in {directory} within {START_TIMEOUT:g} s")
 
@@ -400,14 +416,17 @@ async def _hello(connection: socket.socket) -> tuple[int, frozenset[str]]:
 
 
 def _reap_failed(pid: int) -> None:
-    _, status = os.waitpid(pid, 0)  # its sockets are closed, so it is about to end
+    _, status = os.waitpid(pid, 0)  # its sockets are closed, so it exits now
     code = os.waitstatus_to_exitcode(status)
     if code != 0:
         raise KeeperLost(f"the keeper ended with exit status {code} when it started; standard error says why")
 
 
 def _start(directory: Path, path: str, protected: Sequence[str]) -> int | None:
-    """Start a keeper unless one holds the lock; its pid. The socket listens before the keeper runs, so nobody waits."""
+    """Start a keeper unless one holds the lock; return its pid, or None.
+
+    The socket listens before the keeper runs, so a client can connect at once.
+    """
     lock = os.open(directory / protocol.LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -415,11 +434,11 @@ def _start(directory: Path, path: str, protected: Sequence[str]) -> int | None:
         except BlockingIOError:
             return None
         try:
-            os.unlink(path)  # left behind by one that was killed
+            os.unlink(path)  # left behind by a killed keeper
         except FileNotFoundError:
             pass
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-            umask = os.umask(0o177)  # so that there is no moment at which others may connect
+            umask = os.umask(0o177)  # so that no other user can connect at any moment
             try:
                 listener.bind(path)
             finally:
@@ -431,11 +450,14 @@ def _start(directory: Path, path: str, protected: Sequence[str]) -> int | None:
 
 
 def _execute(path: str, lock: int, listener: int, protected: Sequence[str]) -> int:
-    """In a session of its own. The lock belongs to the open file that it inherits, so it holds it from the start."""
+    """Execute the keeper in its own session and return its pid.
+
+    The lock belongs to the open file description (flock(2)) that the keeper inherits, so it holds it from the start.
+    """
     package = str(Path(__file__).parents[2])
     argv = [sys.executable, *protocol.OPTIONS, protocol.START, package, path, f"{_BORN[0]}:{_BORN[1]}"]
     argv += ["", json.dumps(protected)]
-    # Above the fixed places, so that none overwrites the other.
+    # Above the fixed numbers, so that neither dup2 overwrites the other's source.
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (lock, listener)]
     try:
         return os.posix_spawn(

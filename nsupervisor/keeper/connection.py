@@ -1,4 +1,4 @@
-"""The keeper's end of the connection to a supervisor."""
+"""The keeper's side of the connection to a supervisor."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     import socket
     from typing import Any
 
-MAX_QUEUE = 10_000  # messages for a client that does not read; it hears of all that matters when it connects again
+MAX_QUEUE = 10_000
+"""Messages queued for a client that does not read. A client that connects again is sent all that matters."""
 
 
 class Client:
-    """The connection to a supervisor: sends without waiting, keeping what the socket can't take yet."""
+    """The connection to a supervisor. Sends without waiting, and queues what the socket cannot take yet."""
 
     __slots__ = ("_queue", "sock")
 
@@ -27,7 +28,7 @@ class Client:
         self._queue: collections.deque[tuple[bytes, list[int]]] = collections.deque()
 
     def send(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
-        """Send or queue; raises OSError when the client is gone, or so slow that it has to be dropped."""
+        """Send or queue a message. Raises OSError if the client has closed, or its queue is full."""
         body = protocol.encode(message)
         if not self._queue:
             try:
@@ -37,11 +38,11 @@ class Client:
                 pass
         if len(self._queue) >= MAX_QUEUE:
             raise OSError(errno.ENOBUFS, "the client does not read")
-        # Duplicates, since the originals may be closed before their turn comes.
+        # Duplicates, since the originals may be closed before the message is sent.
         self._queue.append((body, [os.dup(fd) for fd in fds]))
 
     def flush(self) -> None:
-        """Send from the queue what can be sent; raises OSError when the client is gone."""
+        """Send queued messages until the socket is full. Raises OSError if the client has closed."""
         while self._queue:
             body, fds = self._queue[0]
             try:
@@ -57,7 +58,7 @@ class Client:
         return select.EPOLLIN | select.EPOLLOUT if self._queue else select.EPOLLIN
 
     def close(self) -> None:
-        """Drop the connection and what was still to be sent."""
+        """Close the connection and discard the queue."""
         for _, fds in self._queue:
             protocol.close_all(fds)
         self._queue.clear()

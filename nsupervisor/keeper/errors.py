@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class StepError(Exception):
-    """A step failed: a whole sentence for people, and the errno behind it."""
+    """A step failed. The text is a whole sentence for people; `number` is the errno, or 0."""
 
     def __init__(self, message: str, number: int = 0) -> None:
         super().__init__(message)
@@ -12,5 +12,5 @@ class StepError(Exception):
 
 
 def cannot(what: str, error: OSError, hint: str = "") -> StepError:
-    """`cannot enter /srv/site: No such file or directory`."""
+    """Build the error of a failed step: `cannot enter /srv/site: No such file or directory`."""
     return StepError(f"cannot {what}: {error.strerror}{f' ({hint})' if hint else ''}", error.errno or 0)

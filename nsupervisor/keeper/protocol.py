@@ -1,6 +1,6 @@
-"""What keeper and client say to each other: JSON objects as datagrams of a SOCK_SEQPACKET socket, descriptors beside.
+"""The protocol of keeper and client: JSON objects as datagrams of a SOCK_SEQPACKET socket, with descriptors.
 
-Every message has "v": 1. A body of more than 64 KiB travels in a memfd, and the datagram says {"v": 1, "memfd": true}.
+Every message has "v": 1. A body of more than 64 KiB is sent in a memfd, and the datagram is {"v": 1, "memfd": true}.
 
     client → keeper   {"request": N, "do": "spawn" | "adopt" | "signal" | "acknowledge" | "list" | "execute" |
                       "protect" | "shutdown", …}
@@ -8,20 +8,20 @@ Every message has "v": 1. A body of more than 64 KiB travels in a memfd, and the
                       {"event": "execed", "id", "pid"}
                       {"event": "ended", "id", "status", "failure"}       on each connection until acknowledged
                       {"event": "child", "reply": N, …} and descriptors   for each child, before the reply to "list";
-                                                                          of some "ids" only, "bare": no descriptors
+                                                                          "ids": only these, "bare": no descriptors
                       {"reply": N, …}                                     to "spawn" with descriptors
                       {"reply": N, "error": {"step", "message", "errno"}}
-                      {"reply": null, "error": …}                     to what could not be read
+                      {"reply": null, "error": …}                         to an unreadable message
 
-Descriptors of a child are the read ends of stdout and stderr, and its notify socket where it has one: that comes with
-"spawn", so that what a program says while no supervisor is there waits for the next. With "adopt" comes the program's
-pidfd, then the same. "protect" names the "cgroups" (texts "CONTROLLERS:PATH", see linux/peers.py) whose processes may
-not connect. Used by both sides; standard library only.
+The descriptors of a child are the read ends of stdout and stderr, and its notify socket if it has one. The notify
+socket is sent with "spawn", so that notifications sent while no supervisor runs wait for the next one. "adopt" is sent
+with the program's pidfd, followed by the same descriptors. "protect" names the "cgroups" (strings "CONTROLLERS:PATH",
+see linux/peers.py) whose processes may not connect. Both sides use this module; standard library only.
 
-The two sides may be of different versions, as each is upgraded by itself. All keys and values are wire names, which
-never change. Either side ignores keys that it does not know, and the client ignores such events. A "spec" is the
-exception: an unknown key is refused, as a program must not start with less isolation than was asked for. So "features"
-names what version 0.1.0 does not know, which sends no such list: the request "protect", the key "cover" of a "spec".
+The two sides may have different versions, as each is upgraded separately. All keys and values are wire names, which
+never change. Both sides ignore unknown keys, and the client ignores unknown events. A "spec" is the exception: the
+keeper refuses an unknown key, as a program must not start with less isolation than requested. So "features" lists what
+version 0.1.0, which sends no such list, does not have: the request "protect", and the key "cover" of a "spec".
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ SOCKET_NAME = "keeper.sock"
 LOCK_NAME = "keeper.lock"
 
 START = "import sys; sys.path.insert(0, sys.argv[1]); from nsupervisor.keeper.server import main; main(*sys.argv[2:])"
-"""What Python is to run as a keeper. The old version runs it to become the new one, so `nsupervisor.keeper.server.main`
-has to be there, and to take these arguments, in every version.
+"""The Python code that runs a keeper. An old version executes it to become the new one, so every version must have
+`nsupervisor.keeper.server.main`, and it must accept these arguments.
 
-The arguments: the folder that the package is in; the socket's path; the limit on open files for programs, "soft:hard";
-for a keeper that goes on in place, the descriptor of its table, otherwise ""; and the cgroups of "protect" as JSON. The
-last two may be left out."""
+The arguments: the folder that contains the package; the socket's path; the limit on open files for programs,
+"soft:hard"; the descriptor of the table for a keeper that has executed another version, otherwise ""; and the cgroups
+of "protect" as JSON. The last two are optional."""
 
 OPTIONS = ("-I", "-S", "-X", "utf8", "-c")
 
@@ -64,16 +64,16 @@ _decode = json.JSONDecoder().decode
 
 
 class ProtocolError(Exception):
-    """The other side sent something that is not a message; the text says what is wrong with it."""
+    """The other side sent something that is not a message; the text says what is wrong."""
 
 
 def encode(message: dict[str, Any]) -> bytes:
-    """The bytes of one message. Text that is not UTF-8 (surrogates, as `os.fsdecode` gives) survives the way."""
+    """Encode one message. Text that is not UTF-8 (surrogates, as from `os.fsdecode`) is preserved."""
     return _encode({"v": VERSION, **message}).encode()
 
 
 def decode(body: bytes) -> dict[str, Any]:
-    """Read one message; raises ProtocolError for whatever isn't one."""
+    """Decode one message. Raises ProtocolError if the body is not a message."""
     try:
         message = _decode(body.decode())
     except (ValueError, RecursionError) as error:
@@ -86,7 +86,7 @@ def decode(body: bytes) -> dict[str, Any]:
 
 
 def send(sock: socket.socket, body: bytes, fds: Sequence[int] = ()) -> None:
-    """Send what `encode` gave; raises OSError as sendmsg(2) does (BlockingIOError: later)."""
+    """Send the result of `encode`. Raises OSError as sendmsg(2) does (BlockingIOError: the socket is full)."""
     if len(body) <= MAX_DATAGRAM:
         _send_datagram(sock, body, fds)
         return
@@ -101,14 +101,14 @@ def send(sock: socket.socket, body: bytes, fds: Sequence[int] = ()) -> None:
 
 
 def receive(sock: socket.socket, some_fds: bool = False) -> tuple[dict[str, Any], list[int]] | None:
-    """The next message and its descriptors (close-on-exec; the caller's from now on), or None when the other side left.
+    """Receive the next message and its descriptors, or None if the other side has closed.
 
-    `some_fds`: take a message also when not all of its descriptors have arrived, because this process may not have so
-    many open (unix(7)).
+    The descriptors are close-on-exec and belong to the caller. `some_fds`: accept a message even if some of its
+    descriptors did not arrive, because this process has too many open (unix(7)).
 
     Raises:
         ProtocolError: it was not a message; its descriptors are closed.
-        OSError: as recvmsg(2) does (BlockingIOError: nothing there).
+        OSError: as recvmsg(2) does (BlockingIOError: there is no message).
     """
     body, ancillary, flags, _ = sock.recvmsg(MAX_DATAGRAM, _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC)
     fds = received_fds(ancillary)
@@ -118,7 +118,7 @@ def receive(sock: socket.socket, some_fds: bool = False) -> tuple[dict[str, Any]
         if flags & socket.MSG_CTRUNC and not some_fds:
             raise ProtocolError(f"cannot take the descriptors that came with it: {os.strerror(errno.EMFILE)}")
         if not body and not fds:
-            return None  # an empty datagram looks like the end, and nobody who speaks this protocol sends one
+            return None  # an empty datagram looks the same as the end, and is never a message
         message = decode(body)
         if "memfd" in message:
             if not fds:
@@ -135,7 +135,7 @@ def receive(sock: socket.socket, some_fds: bool = False) -> tuple[dict[str, Any]
 
 
 def received_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    """The descriptors among what recvmsg(2) brought beside the data."""
+    """Return the descriptors in the ancillary data of recvmsg(2)."""
     fds = array.array("i")
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -144,7 +144,7 @@ def received_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 
 
 def close_all(fds: Sequence[int]) -> None:
-    """Close them."""
+    """Close all given descriptors."""
     for fd in fds:
         os.close(fd)
 
@@ -156,10 +156,10 @@ def _send_datagram(sock: socket.socket, body: bytes, fds: Sequence[int]) -> None
 
 def _read_memfd(fd: int) -> bytes:
     try:
-        fcntl.fcntl(fd, _F_GET_SEALS)  # which only a memfd answers; reading a pipe or a FUSE file could block for ever
+        fcntl.fcntl(fd, _F_GET_SEALS)  # fails if it is not a memfd: reading a pipe or a FUSE file could block forever
     except OSError:
         raise ProtocolError("a message in something that is not a memfd") from None
     size = os.fstat(fd).st_size
     if size > MAX_MESSAGE:
-        raise ProtocolError(f"a message of {size} bytes; {MAX_MESSAGE} are the most")
+        raise ProtocolError(f"a message of {size} bytes; at most {MAX_MESSAGE} are allowed")
     return os.pread(fd, size, 0)

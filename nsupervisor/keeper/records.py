@@ -1,4 +1,4 @@
-"""What the keeper itself has to say: records on standard error, in the form of the supervisor's journal."""
+"""The keeper's own log: records on standard error, in the format of the supervisor's journal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REFUSALS_INTERVAL = 60.0
 
 
 class Refusals:
-    """Records about refused connections, one per `REFUSALS_INTERVAL` at most: a workload could ask for any number."""
+    """Logs refused connections, at most once per `REFUSALS_INTERVAL_S`: a workload can cause any number."""
 
     __slots__ = ("_count", "_next")
 
@@ -24,7 +24,7 @@ class Refusals:
         self._next = 0.0
 
     def note(self, refused: PeerRefused) -> None:
-        """Count a refusal, and write it down unless one was written a moment ago."""
+        """Count a refusal, and log it unless one was logged within the interval."""
         self._count += 1
         now = time.monotonic()
         if now < self._next:
@@ -36,16 +36,16 @@ class Refusals:
 
 
 def complain(error: BaseException) -> None:
-    """A defect in the keeper, told on standard error as the supervisor's journal would; nothing helps if that fails."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else ""
+    """Log an exception that is a defect in the keeper, with the place where it was raised."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    where = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}" if traceback else ""
     write_record("error", "defect in the keeper", error=f"{type(error).__name__}: {error}", where=where)
 
 
 def write_record(level: str, event: str, **fields: object) -> None:
-    """Write a record to standard error in the form that the supervisor's journal has. An error of that is ignored."""
+    """Write a record to standard error in the journal's format. An error of the write is ignored."""
     now = time.time()
     seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
     timestamp = f"{seconds}.{int(now % 1 * 1_000_000):06}Z"

@@ -1,18 +1,18 @@
-"""What a client of the keeper is told: what it has, what has become of it, and why something cannot be."""
+"""Messages from the keeper to its client: child table, exits, errors."""
 
 import attrs
 
 
 class KeeperLost(Exception):  # noqa: N818
-    """The keeper is gone, or another supervisor has taken it over."""
+    """The connection is lost: the keeper has ended, or another supervisor has connected to it."""
 
 
 class RefusedError(Exception):
-    """The keeper can't do that now; the text says why."""
+    """The keeper refused a request; the text says why."""
 
 
 class SpawnError(Exception):
-    """No process was made. `step` is where it failed, `message` a whole sentence, `errno` the kernel's reason or 0."""
+    """No process was created. `step` is the failed step, `message` a whole sentence, `errno` the kernel's or 0."""
 
     def __init__(self, step: str, message: str, errno: int) -> None:
         super().__init__(message)
@@ -23,7 +23,7 @@ class SpawnError(Exception):
 
 @attrs.frozen
 class Failure:
-    """Why a program was never executed: the step of the set-up, a whole sentence, the kernel's errno (or 0)."""
+    """Why a program was never executed: the failed step of the set-up, a whole sentence, and the errno or 0."""
 
     step: str
     message: str
@@ -32,19 +32,19 @@ class Failure:
 
 @attrs.frozen
 class Spawned:
-    """A process that has been made; its set-up goes on. The descriptors belong to whoever called `Keeper.spawn`."""
+    """A process that has been created; its set-up continues. The caller of `Keeper.spawn` owns the descriptors."""
 
     id: str
     pid: int
-    """The first process, in this host's numbers: the init where there is one."""
+    """The pid of the first process on this host: the init if there is one."""
     stdout: int
-    """The read end of a pipe, non-blocking; `stderr` too."""
+    """The read end of a pipe, non-blocking; so is `stderr`."""
     stderr: int
 
 
 @attrs.frozen
 class Child:
-    """What the keeper knows of a child. The descriptors are new duplicates; who called `Keeper.list` owns them."""
+    """A child as the keeper lists it. The descriptors are new duplicates; the caller of `Keeper.list` owns them."""
 
     id: str
     name: str
@@ -52,17 +52,17 @@ class Child:
     stdout: int
     stderr: int
     program: int | None
-    """The program's own pid, once it has been executed."""
+    """The program's own pid; None before it has been executed."""
     status: int | None
-    """The raw wait status, once it has ended."""
+    """The raw wait status; None before the program has ended."""
     failure: Failure | None
     notify: int = -1
-    """Its notify socket, where it came with one."""
+    """The notify socket that came with "spawn"; -1 if there was none."""
 
 
 @attrs.frozen
 class Execed:
-    """The program has been executed. `pid` is its own, in this host's numbers."""
+    """The program has been executed. `pid` is the program's own pid on this host."""
 
     id: str
     pid: int
@@ -70,10 +70,10 @@ class Execed:
 
 @attrs.frozen
 class Ended:
-    """The program has ended, or (with a failure) never came to be. Told again to each new client until acknowledged."""
+    """The program has ended or, with a `failure`, was never executed. Sent to each new client until acknowledged."""
 
     id: str
     status: int
-    """As waitpid(2) gives it: for `os.waitstatus_to_exitcode`, `os.WCOREDUMP` and so on. -1: nobody knows it any more,
-    as the keeper that was its parent is dead, and this kernel does not tell anybody else."""
+    """The wait status as waitpid(2) returns it: for `os.waitstatus_to_exitcode`, `os.WCOREDUMP` and so on. -1: unknown,
+    as the keeper that was the parent is dead, and this kernel reports the status to the parent only."""
     failure: Failure | None = None

@@ -307,7 +307,7 @@ async def test_strange_descriptors_are_refused_and_closed(raw: Raw, harness: Har
     try:
         # Reading from a pipe would block for ever.
         assert "not a memfd" in raw.say(b'{"v":1,"memfd":true}', (read,))["error"]["message"]
-        assert "are the most" in raw.say(b'{"v":1,"memfd":true}', (huge,))["error"]["message"]
+        assert "are allowed" in raw.say(b'{"v":1,"memfd":true}', (huge,))["error"]["message"]
         assert "error" in raw.say(b'{"v":1,"request":1,"do":"list"}', (write,) * 200)
         assert raw.say(b'{"v":1,"request":1,"do":"list"}', (write,) * protocol.MAX_FDS) == {"v": 1, "reply": 1}
     finally:
