@@ -1,4 +1,4 @@
-"""A child's pipes and channels, both ends, and the numbers that its ends have in the child."""
+"""A child's pipes and sockets: both ends, and the fixed descriptor numbers of the child's ends."""
 
 from __future__ import annotations
 
@@ -6,30 +6,31 @@ import os
 import socket
 
 REPORT, BIRTH, STDOUT, STDERR, EXITS = 3, 4, 5, 6, 7
-"""In a child: the socket to the keeper, the init's own one while it is made, the log pipes; and the one socket by which
-all inits tell how their programs have ended. The keeper leaves these numbers free."""
+"""Descriptor numbers in a child: the set-up's socket to the keeper, the init's own socket during its start, the log
+pipes, and the single socket on which all inits report exit statuses. The keeper leaves these numbers free."""
 
 FIRST_FREE = 8
 
 
 class Descriptors:
-    """Both ends. Ours don't block; -1 is what there is not.
+    """Both ends of a child's pipes and sockets. The keeper's ends do not block; -1 means that there is none.
 
-    `report`: by which the set-up is told how it went. `birth`, with an init: by which it says that it is there.
+    `report`: the socket on which the set-up reports its result. `started_fd`: the socket on which an init reports that
+    it has started.
     """
 
     __slots__ = ("birth", "report", "stderr", "stdout", "theirs")
 
     def __init__(self, with_init: bool) -> None:
-        """Raises OSError (EMFILE), with nothing left open."""
+        """Open everything. Raises OSError (EMFILE), with nothing left open."""
         opened: list[int] = []
         try:
             for _ in (STDOUT, STDERR):
                 opened += os.pipe()
                 opened.append(_reopened(opened.pop()))
             for _ in (REPORT, BIRTH)[: 1 + with_init]:
-                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                opened += (ours.detach(), theirs.detach())
+                keeper_end, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                opened += (keeper_end.detach(), child_end.detach())
         except OSError:
             for fd in opened:
                 os.close(fd)
@@ -42,21 +43,21 @@ class Descriptors:
         self.theirs = dict(zip((STDOUT, STDERR, REPORT, BIRTH), opened[1::2], strict=False))
 
     def enter_child(self) -> None:
-        """In the child: everything to its fixed place, and nothing else stays open."""
-        for place, fd in self.theirs.items():
-            os.dup2(fd, place, inheritable=False)
+        """In the child: move its ends to their fixed numbers, and close everything else."""
+        for number, fd in self.theirs.items():
+            os.dup2(fd, number, inheritable=False)
         if BIRTH not in self.theirs:
             os.close(BIRTH)
         os.closerange(EXITS, 0x7FFF_FFFF)
 
     def close_theirs(self) -> None:
-        """In the keeper, when the child has them."""
+        """Close the child's ends in the keeper, when the child has them."""
         for fd in self.theirs.values():
             os.close(fd)
         self.theirs = {}
 
     def close_ours(self) -> None:
-        """When there is no child."""
+        """Close the keeper's ends, when there is no child."""
         self.report.close()
         self.close_birth()
         for fd in (self.stdout, self.stderr):
@@ -65,14 +66,14 @@ class Descriptors:
         self.stdout = self.stderr = -1
 
     def close_birth(self) -> None:
-        """When the init is there, and has been told all that it needs."""
+        """Close the init's socket, when the init has started and has received all that it needs."""
         if self.birth >= 0:
             os.close(self.birth)
             self.birth = -1
 
 
 class Spare:
-    """Descriptors held for when no others are left: two, for a new connection and for what is read about its peer."""
+    """Two reserved descriptors for when no others are free: for a new connection, and for reading about its peer."""
 
     __slots__ = ("_fds",)
 
@@ -81,25 +82,28 @@ class Spare:
         try:
             while len(self._fds) < 2:
                 self._fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-        except OSError:  # the limit has been lowered below what is open
+        except OSError:  # the limit has been lowered below the number of open files
             pass
 
     def close(self) -> None:
-        """Make room for others."""
+        """Close the reserved descriptors, so that others can be opened."""
         while self._fds:
             os.close(self._fds.pop())
 
 
 def channel(fd: int) -> socket.socket:
-    """Ours of two ends, for which the kernel adds to each message by which process it was sent, in our numbers."""
+    """Wrap the keeper's end, and have the kernel add the sender's pid to each message (SO_PASSCRED, unix(7))."""
     end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)
     end.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     return end
 
 
 def _reopened(fd: int) -> int:
-    """The write end of a pipe as one that could be read as well. Who has it counts as a reader of the pipe, so that a
-    program gets no SIGPIPE while both the keeper and the supervisor are gone; and its reading is found again there."""
+    """Reopen the write end of a pipe for reading and writing; `fd` is closed.
+
+    The program then counts as a reader of its own pipe, so it gets no SIGPIPE while neither the keeper nor the
+    supervisor runs, and a supervisor can reopen the read end through the program's descriptor.
+    """
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
     finally:

@@ -1,8 +1,8 @@
-"""The channel by which all inits tell how their programs have ended: one for all of them, as there may be thousands.
+"""The channel on which all inits report their programs' exit statuses: a single one, as there may be thousands.
 
-The kernel adds to each message which process has sent it, in the keeper's numbers (SCM_CREDENTIALS, unix(7)), and lets
-nobody name a process outside of the sender's own PID namespace. An init is the keeper's child, so while the keeper has
-not reaped it, its pid is nobody else's. Only inits have the other end: a forerunner closes it, a program never has it.
+The kernel adds to each message the sender's pid in the keeper's PID namespace (SCM_CREDENTIALS, unix(7)). A sender
+cannot name a process outside its own PID namespace. An init is the keeper's child, so its pid is not reused before the
+keeper has reaped it. Only inits have the other end: a standby closes it, and a program never has it.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_ANCILLARY = socket.CMSG_SPACE(CREDENTIALS.size)  # nothing else: descriptors that came along would be closed
+_ANCILLARY = socket.CMSG_SPACE(CREDENTIALS.size)  # no room for descriptors: the kernel closes any that are sent
 
 
 class Exits:
-    """Both ends: ours does not block; theirs is for the zygote, and is there for each zygote to come."""
+    """Both ends of the channel. The keeper's end does not block; each new zygote gets the inits' end."""
 
     def __init__(self, ends: tuple[int, int] | None = None) -> None:
-        """With `ends`, those that `inherit` has told of in the version before this one."""
+        """Create the channel, or use the `ends` that `inherit` returned in the previous version of the keeper."""
         if ends is None:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            ends = ours.detach(), theirs.detach()
+            keeper_end, init_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ends = keeper_end.detach(), init_end.detach()
         self._ours, self.theirs = channel(ends[0]), ends[1]
         self._ours.setblocking(False)
         self.inherit(False)
 
     def fileno(self) -> int:
-        """Ours, to wait for."""
+        """Return the keeper's end, to poll."""
         return self._ours.fileno()
 
     def read(self) -> Iterator[tuple[int, int]]:
-        """What has been told: an init's pid, and its program's wait status. Never waits."""
+        """Yield each report that has arrived: an init's pid and its program's wait status. Never waits."""
         while True:
             try:
                 data, ancillary, flags, _ = self._ours.recvmsg(STATUS.size, _ANCILLARY)
@@ -48,7 +48,7 @@ class Exits:
                 yield CREDENTIALS.unpack_from(ancillary[0][2])[0], STATUS.unpack(data)[0]
 
     def inherit(self, inheritable: bool) -> tuple[int, int]:
-        """Whether both survive an exec; their numbers."""
+        """Set whether both ends survive an exec, and return their numbers (the keeper's end first)."""
         ends = self.fileno(), self.theirs
         for fd in ends:
             os.set_inheritable(fd, inheritable)

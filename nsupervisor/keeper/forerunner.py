@@ -1,15 +1,15 @@
-"""The program's process before it is one: does in advance what can be done, waits for its program, and is reborn as it.
+"""The warm standby of a program: does set-up steps in advance, waits for a program, and hands off to its process.
 
-Between the fork of a Python process and its exec lie some hundred small things, and next to each of them the kernel's
-copying of a page that is written to for the first time: together more than the namespaces cost. So all that is done
-before anybody asks for a program. The forerunner is a new init's child, does the steps that depend on nothing but the
-namespaces (`_IN_ADVANCE`), and rehearses the others with a specification that changes nothing. Then what it needs has
-been copied from the zygote's memory, and it waits.
+Between the fork of a Python process and its exec there are about a hundred small operations. For almost each of them
+the kernel copies a page that is written to for the first time; together this costs more than the namespaces. So all of
+it is done before a program is requested. The standby is a new init's child. It does the steps that depend only on the
+namespaces (`_IN_ADVANCE`), and runs the others with a specification that changes nothing, to warm up. Then the pages it
+needs have been copied from the zygote's memory, and it waits.
 
-It can't wait in a workload's cgroup: nobody knows yet which. Moving there would cost a wait for all processors of the
-host (cgroup_threadgroup_rwsem), milliseconds. So, given its program, it lets itself be replaced by a successor
-(linux/successor.py) that is born in the cgroup and goes on in this memory. That one is the program's process. The
-forerunner ends when the successor has left the memory; that ending is no news for anybody but the init.
+It cannot wait in a workload's cgroup, as the workload is not known yet. Moving there later would wait for all
+processors of the host (cgroup_threadgroup_rwsem), which takes milliseconds. So, given its program, the standby hands
+off (native/handoff.py) to a new process that is created in the cgroup and continues in the standby's memory. This
+process becomes the program. The standby exits when the new process has left the memory; only the init sees that exit.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-_HEAD = struct.Struct("??")  # of the message with the program: is there a cgroup; is there a memfd instead of the rest
-MOST_BYTES = 64 * 1024  # longer specifications go through a memfd; a datagram of the largest size may not find room
+_HEAD = struct.Struct("??")  # of the message with the program: has it a cgroup; has it a memfd in place of the rest
+MOST_BYTES = 64 * 1024  # larger specifications go through a memfd: the socket may lack room for a datagram of that size
 _MOST_FDS = 2
 _HOW_MUCH = (_HEAD.size + MOST_BYTES, socket.CMSG_SPACE(_MOST_FDS * 4))
 
@@ -47,9 +47,9 @@ _IN_ADVANCE = (setup.separate_mounts, setup.mount_proc, setup.bring_up_loopback)
 
 
 def send_program(report: socket.socket, spec: Spec, cgroup: int) -> None:
-    """Give a waiting forerunner its program; `cgroup` is a directory's descriptor, or -1.
+    """Send a waiting standby its program. `cgroup` is a directory's descriptor, or -1.
 
-    Raises OSError, for instance BrokenPipeError: it has been killed.
+    Raises OSError, for instance BrokenPipeError if the standby has been killed.
     """
     packed, memfd = spec.pack(), -1
     fds = [cgroup] if cgroup >= 0 else []
@@ -73,7 +73,7 @@ _sample = b""
 
 
 def prepare() -> None:
-    """Pack a program that changes nothing, for `_rehearse`."""
+    """Pack a specification that changes nothing, for `_warm_up`."""
     global _sample
     sample = Spec(
         {
@@ -91,42 +91,46 @@ def prepare() -> None:
     _sample = sample.pack()
 
 
-# ---- in the forerunner
+# ---- in the standby
 
 
 def run(flags: int, told: ctypes.Array[ctypes.c_uint32]) -> NoReturn:
-    """To the program. `flags`: the namespaces that were made for it, as clone(2) has them."""
+    """Run the standby until it becomes the program, or exits.
+
+    `flags` are clone(2)'s flags of the namespaces that were created for it. `report` is shared with the init: the
+    kernel writes the pid of the program's process there.
+    """
     course = setup.Course()
     course.to_the_end(lambda: _run(course, flags, told))
 
 
 def _run(course: setup.Course, flags: int, told: ctypes.Array[ctypes.c_uint32]) -> None:
-    report = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, REPORT)
-    for place, number in ((STDOUT, 1), (STDERR, 2)):
-        os.dup2(place, number)
-        os.close(place)
+    keeper = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, REPORT)
+    for fd, standard_fd in ((STDOUT, 1), (STDERR, 2)):
+        os.dup2(fd, standard_fd)
+        os.close(fd)
     done: tuple[Callable[[Spec], None], ...] = ()
-    if not flags & CLONE_NEWUSER:  # there nothing can be done before somebody outside has said who is who
+    if not flags & CLONE_NEWUSER:  # with it, nothing can be done before the keeper has written the identity maps
         sample = Spec.unpack(_sample)
-        made = flags & ~CLONE_NEWTIME
-        sample.namespaces = frozenset(space.name for space in NAMESPACES.values() if space.flag & made)
+        created = flags & ~CLONE_NEWTIME
+        sample.namespaces = frozenset(space.name for space in NAMESPACES.values() if space.flag & created)
         done = _do_in_advance(sample)
     try:
-        data, ancillary, _, _ = report.recvmsg(*_HOW_MUCH, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+        data, ancillary, _, _ = keeper.recvmsg(*_HOW_MUCH, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
     except BlockingIOError:
         if not flags & CLONE_NEWUSER:
             _rehearse(sample)
-        data, ancillary, _, _ = report.recvmsg(*_HOW_MUCH, socket.MSG_CMSG_CLOEXEC)
-    if not data:  # the keeper needs it no more, or is gone
+        data, ancillary, _, _ = keeper.recvmsg(*_HOW_MUCH, socket.MSG_CMSG_CLOEXEC)
+    if not data:  # the keeper does not need this standby any more, or has ended
         os._exit(0)
     fds = array.array("i", ancillary[0][2] if ancillary else b"")
     has_cgroup, has_memfd = _HEAD.unpack_from(data)
     spec = _unpack(data[_HEAD.size :], fds[-1] if has_memfd else -1)
     if not flags & CLONE_NEWUSER:
-        # Before the birth: nobody may enter a time namespace who shares memory.
+        # Before the hand-off: a process that shares its memory may not enter a time namespace.
         course.take([setup.shift_clocks], spec, done)
         done += (setup.shift_clocks,)
-    # With a user namespace the steps are as many as ever, and entering one may need memory of one's own.
+    # With a user namespace no step has been done in advance, and entering one may need unshared memory.
     number = -successor.succeed(fds[0] if has_cgroup else -1, told, lend=not flags & CLONE_NEWUSER)
     if number > 0:
         course.step = "clone"
@@ -138,7 +142,7 @@ def _run(course: setup.Course, flags: int, told: ctypes.Array[ctypes.c_uint32]) 
     os.setsid()
     course.take(setup.STEPS, spec, done)
     course.step = "execute"
-    setup.tell_ready(report)
+    setup.tell_ready(keeper)
     setup.execute(spec)
 
 
@@ -148,7 +152,7 @@ CGROUP_HINTS = {
     errno.EBUSY: "the cgroup has controllers enabled for its children, so it can't hold processes itself",
     errno.EOPNOTSUPP: "the cgroup is in an invalid state, see its cgroup.type",
     errno.EACCES: "the cgroup is not delegated to this user",
-    errno.EBADF: "what was given as the cgroup is none of cgroup v2",
+    errno.EBADF: "what was given as the cgroup is not a cgroup of version 2",
 }
 
 
@@ -161,7 +165,10 @@ def _unpack(packed: bytes, memfd: int) -> Spec:
 
 
 def _do_in_advance(sample: Spec) -> tuple[Callable[[Spec], None], ...]:
-    """The steps that worked. One that fails does so again when there is somebody to be told."""
+    """Do steps in advance, and return those that worked.
+
+    A step that fails here fails again with the real specification, and is reported then.
+    """
     done: tuple[Callable[[Spec], None], ...] = ()
     for step in _IN_ADVANCE:
         try:
@@ -173,7 +180,7 @@ def _do_in_advance(sample: Spec) -> tuple[Callable[[Spec], None], ...]:
 
 
 def _rehearse(sample: Spec) -> None:
-    """Go once through all that is still to come, so that what it writes to has been copied by then."""
+    """Run all remaining code once, so that the pages it writes to have been copied before the program is requested."""
     if "uts" in sample.namespaces:
         sample.hostname = os.uname().nodename
     for step in setup.STEPS:
@@ -186,10 +193,10 @@ def _rehearse(sample: Spec) -> None:
         cover.rehearse()
     syscalls.unshare(0)
     syscalls.set_process_name("nsupervisor-for")
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        setup.tell_ready(theirs)
+    receiver, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with receiver, sender:
+        setup.tell_ready(sender)
     try:
-        setup.become_program(sample)  # a directory, which can't be executed
+        setup.become_program(sample)  # a directory, which cannot be executed
     except StepError:
         pass

@@ -1,4 +1,4 @@
-"""Making a child: pipes and channels, clone3, and what the keeper remembers of it."""
+"""The keeper's children: create one (pipes, sockets, clone3), and its state until its end is acknowledged."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _REPORT_ANCILLARY = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(setup.CREDENTIALS.s
 
 
 class SpawnError(Exception):
-    """No process was made; what was tried, what went wrong, and the errno."""
+    """No process was created. `step` is the failed step, the text a whole sentence, `number` the errno or 0."""
 
     def __init__(self, step: str, message: str, number: int = 0) -> None:
         super().__init__(message)
@@ -35,10 +35,11 @@ class SpawnError(Exception):
 
 
 class Child:
-    """A workload's first process, from clone3 to the acknowledgement of its end. -1 is a descriptor that is closed.
+    """A workload's first process, from clone3 to the acknowledgement of its end. -1 is a closed descriptor.
 
-    Three descriptors at most, once it runs, as there may be thousands: the log pipes, and the pidfd of a program that
-    has an init. The first process is the keeper's own child, so its pid is nobody else's before it is reaped.
+    A running child has few descriptors, as there may be thousands of children: the log pipes, its notify socket if it
+    came with one, and the program's pidfd if there is an init. The first process is the keeper's own child, so its pid
+    is not reused before the keeper has reaped it.
     """
 
     __slots__ = (
@@ -65,7 +66,7 @@ class Child:
         self.id = spec.id
         self.name = spec.name
         self.with_init = spec.init
-        # Of which namespaces it has used up what waited.
+        # The namespace flags of the waiting init that this child consumed; the zygote creates another one.
         self.wanted = spec.flags & ~CLONE_NEWCGROUP if spec.init else 0
         self.pid = pid
         self.started = 0
@@ -83,9 +84,12 @@ class Child:
 
     @classmethod
     def adopted(cls, about: dict[str, Any], fds: list[int]) -> Child:
-        """One that a keeper before this one has made, and that runs. The descriptors, the caller's until now, are the
-        program's pidfd, the read ends of both pipes, and perhaps the notify socket. `started`: when its first process
-        did, which is no child of ours."""
+        """Create the entry of a running child of a previous keeper, from the request "adopt".
+
+        The entry takes over the descriptors: the program's pidfd, the read ends of both pipes, and optionally the
+        notify socket. `started` in the request is the start time of the first process, in clock ticks since boot: it
+        identifies the process, which is not a child of this keeper.
+        """
         self = cls.__new__(cls)
         self.id, self.name, self.with_init = about["id"], about["name"], about["with_init"]
         self.pid, self.started, self.program_pid = about["pid"], about["started"], about["program"]
@@ -97,7 +101,7 @@ class Child:
         return self
 
     def table(self) -> dict[str, Any]:
-        """All of it, for the same keeper in another version. Its descriptors survive an exec from now on."""
+        """Return all state as JSON values, for the keeper's next version. The descriptors now survive an exec."""
         self.inherit(True)
         return {
             "execed": self.execed,
@@ -120,7 +124,7 @@ class Child:
         }
 
     def inherit(self, inheritable: bool) -> None:
-        """Whether its descriptors survive an exec."""
+        """Set whether the child's descriptors survive an exec."""
         report = -1 if self.report is None else self.report.fileno()
         for fd in (self.program_pidfd, self.stdout, self.stderr, self.notify, report):
             if fd >= 0:
@@ -128,8 +132,11 @@ class Child:
 
     @classmethod
     def restored(cls, values: dict[str, Any]) -> Child:
-        """What `table` of this version or another one gave. Version 0.1.0 gave, and needs, each of these keys; one that
-        came later has a default here, and one that is not known here is left out."""
+        """Restore a child from what `to_table` of this or another version returned.
+
+        Version 0.1.0 writes and needs each of these keys. Later keys must have a default here; unknown keys are
+        ignored.
+        """
         self = cls.__new__(cls)
         self.execed = values["execed"]
         self.failure = values["failure"]
@@ -152,14 +159,17 @@ class Child:
         return self
 
     def read_end(self) -> int:
-        """The wait status of an adopted program that has ended; -1 where the kernel does not tell (see `processes`)."""
+        """Return the wait status of an adopted program that has ended; -1 if the kernel does not report it.
+
+        See `nsupervisor.linux.processes.exit_status`.
+        """
         try:
-            # It may be our child by now: orphans of the keeper before this one go to the nearest subreaper.
-            seen = os.waitid(os.P_PIDFD, self.program_pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            # It may be a child by now: the orphans of the previous keeper go to the nearest subreaper.
+            result = os.waitid(os.P_PIDFD, self.program_pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except (ChildProcessError, OSError):
-            seen = None
-        if seen is not None and seen.si_pid:
-            return seen.si_status << 8 if seen.si_code == os.CLD_EXITED else seen.si_status
+            result = None
+        if result is not None and result.si_pid:
+            return result.si_status << 8 if result.si_code == os.CLD_EXITED else result.si_status
         try:
             status = processes.exit_status(self.program_pidfd, self.program_pid)
         except OSError:  # EMFILE
@@ -167,11 +177,11 @@ class Child:
         return -1 if status is None else status
 
     def signal(self, signum: int) -> bool:
-        """Send a signal to the program; False when it has ended.
+        """Send a signal to the program; return False if it has ended.
 
-        SIGKILL goes to the init, which not even a frozen or stopped one survives, and takes everybody with it. All
-        others go to the program itself, past the init: a SIGSTOP would stop the init and not the program. Before there
-        is a program they wait, so that the set-up is not interrupted half-way.
+        SIGKILL goes to the init: even a frozen or stopped init ends, and the kernel kills all other processes of its
+        namespace. All other signals go directly to the program: a SIGSTOP to the init would stop the init and not the
+        program. They are queued until the program is executed, so that they do not interrupt its set-up.
         """
         if self.status is not None:
             return False
@@ -181,7 +191,7 @@ class Child:
                     self.held.append(signum)
                 else:
                     signal.pidfd_send_signal(self.program_pidfd, signum)
-            elif not self.started:  # our own child, not reaped yet
+            elif not self.started:  # the keeper's own child, not reaped yet
                 os.kill(self.pid, signum)
             elif not self.with_init or not self._kill_adopted_init():
                 signal.pidfd_send_signal(self.program_pidfd, signum)
@@ -190,7 +200,10 @@ class Child:
         return True
 
     def _kill_adopted_init(self) -> bool:
-        """Whether it could be done. It can't without a free descriptor; but an init does not outlive its program."""
+        """Kill the init of an adopted program; return False if the init is gone, or no descriptor is free.
+
+        The caller then kills the program instead: an init does not outlive its program.
+        """
         try:
             pidfd = processes.pin(self.pid, self.started)
         except OSError:  # EMFILE
@@ -204,9 +217,9 @@ class Child:
         return True
 
     def read_report(self, ended: bool) -> bool:
-        """Take in what the set-up has to say; whether it has said everything. The socket is closed then.
+        """Read the reports of the set-up; return whether they are complete. The socket is then closed.
 
-        `ended`: it can't say more than it has, although somebody may still have the other end open.
+        `ended`: the process has ended, so no more reports come, even if another process has the other end open.
         """
         while self.report is not None:
             try:
@@ -234,25 +247,25 @@ class Child:
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
                 self.program_pid = setup.CREDENTIALS.unpack_from(data)[0]
-        found = received_fds(ancillary)
-        if not found:  # we have no descriptor left for it (unix(7)), and could not send the program a signal
+        fds = received_fds(ancillary)
+        if not fds:  # the keeper has no free descriptor for the pidfd (unix(7)), so it could not signal the program
             message = f"cannot take the program's descriptor: {os.strerror(errno.EMFILE)}"
             self.failure = {"step": "descriptors", "message": message, "errno": errno.EMFILE}
             os.kill(self.pid, signal.SIGKILL)
             return
-        (self.program_pidfd,) = found
-        held, self.held = self.held, []
-        for signum in held:
+        (self.program_pidfd,) = fds
+        queued, self.held = self.held, []
+        for signum in queued:
             self.signal(signum)
 
     def status_of(self, raw: int) -> int:
-        """The program's wait status when the first process has ended with `raw` and nothing more was heard of it."""
+        """Return the program's wait status if the first process has ended with status `raw` and sent no report."""
         if self.with_init and self.failure is None and os.WIFSIGNALED(raw):
-            return int(signal.SIGKILL)  # that is how the kernel ends everybody in a namespace that loses its PID 1
+            return int(signal.SIGKILL)  # the kernel kills all processes of a namespace that loses its PID 1
         return raw
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Close all of the child's descriptors."""
         if self.report is not None:
             self.report.close()
             self.report = None
@@ -263,9 +276,9 @@ class Child:
 
 
 def spawn(spec: Spec, zygote: Zygote) -> Child:
-    """Clone, and return at once: the set-up goes on in the child, which reports through `Child.report`.
+    """Create a child and return at once. Its set-up continues in the child, which reports through `Child.report`.
 
-    An init comes from the zygote; all else is cloned here.
+    The zygote creates inits; a program without an init is cloned here.
 
     Raises:
         SpawnError: there is no process.
@@ -309,7 +322,10 @@ def _clone(flags: int, spec: Spec, cgroup: int) -> tuple[int, Descriptors]:
 
 
 def _begin(spec: Spec, child: Child, birth: int) -> None:
-    """Let a child with a user namespace go on, which waits to be told who it is; or end it before it has begun."""
+    """Write the identity maps of a child that waits in a user namespace, and let it proceed.
+
+    If the maps cannot be written, set `Child.failure` and kill the child.
+    """
     assert child.report is not None
     try:
         write_identity_maps(spec, child.pid)
@@ -319,23 +335,24 @@ def _begin(spec: Spec, child: Child, birth: int) -> None:
     except SpawnError as error:
         child.failure = {"step": error.step, "message": str(error), "errno": error.number}
         os.kill(child.pid, signal.SIGKILL)
-    except OSError:  # it has been killed meanwhile, and its end will tell
+    except OSError:  # it has been killed meanwhile, which its exit will report
         pass
 
 
-# Not made by the clone: a cgroup namespace comes after joining v1 cgroups, and clocks are set while nobody is inside.
 LATE = CLONE_NEWCGROUP | CLONE_NEWTIME
+"""Namespaces that clone3 does not create. The cgroup namespace is created after the process has joined its v1 cgroups.
+The clocks of a time namespace can be set only while no process is inside."""
 
 _HINTS = CGROUP_HINTS | {
     errno.EAGAIN: "a limit on processes is reached, such as pids.max of a cgroup or limit_nproc",
     errno.ENOSPC: "a limit on namespaces is reached, see /proc/sys/user/max_*_namespaces",
-    errno.EPERM: "these namespaces need root, or a user namespace beside them",
+    errno.EPERM: "these namespaces need root, or a user namespace in addition",
     errno.EINVAL: "a kind of namespace that this kernel lacks",
 }
 
 
 def clone_failed(spec: Spec, error: OSError) -> SpawnError:
-    """What clone3's errno means in this case, in words."""
+    """Explain an errno of clone3, as an error with the step "clone"."""
     number = error.errno or 0
     hint = _HINTS.get(number)
     names = ", ".join(sorted(spec.namespaces)) or "no"
@@ -345,14 +362,15 @@ def clone_failed(spec: Spec, error: OSError) -> SpawnError:
 
 
 def write_identity_maps(spec: Spec, pid: int) -> None:
-    """Say who is who in the user namespace of `pid`, which only a process outside may, user_namespaces(7).
+    """Write the uid and gid maps of the user namespace of `pid`: only a process outside may, user_namespaces(7).
 
-    Without mappings, root inside is whoever this is outside. Raises SpawnError.
+    Without mappings, root inside is this process' user and group outside. Raises SpawnError.
     """
     file = "setgroups"
     try:
         if os.geteuid() != 0:
-            # Or else nobody unprivileged may map groups at all: leaving a group could open what it was to keep closed.
+            # Required before an unprivileged process may write gid_map, user_namespaces(7): otherwise a process could
+            # drop a group that a file's permissions deny access to.
             _write(pid, file, "deny")
         for file, mappings, own in (
             ("gid_map", spec.gid_mappings, os.getegid()),

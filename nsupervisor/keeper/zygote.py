@@ -1,29 +1,29 @@
-"""The zygote: a still copy of the keeper, from which the inits are forked; and one init of each kind in advance.
+"""The zygote: a copy of the keeper with still memory. It forks the inits, one of each kind in advance.
 
-**Who is who.** Each start with an init takes part of a chain of forks, each with its reason:
+**Processes.** Each start with an init uses a chain of forks:
 
-    keeper ── forks once ──► zygote ── clones ──► init ── clones ──► forerunner ── is reborn as ──► program
-                             still memory         new namespaces     ready to run                   in its cgroup
-              └─────────────── in advance, before anybody asks for a program ───────────┘
+    keeper ── forks once ──► zygote ── clones ──► init ── clones ──► standby ── hands off to ──► program
+                             still memory         new namespaces     ready to run                in its cgroup
+              └────────────── in advance, before a program is requested ─────────────┘
 
-**Why a copy.** fork(2) copies a page when one of both sides writes to it. The keeper writes to about a megabyte of its
-memory with each spawn (Python writes to whatever it looks at), and so would be left without what it shares with those
-forked from it; the zygote does next to nothing between two forks. It is forked from the keeper when it is first needed,
-and clones with CLONE_PARENT: a new process is the keeper's child, not its own.
+**Why a copy.** After fork(2) the kernel copies a page when either side writes to it. The keeper writes to about a
+megabyte of its memory with each spawn, as Python writes to the objects it looks at, so it would soon share little with
+the processes forked from it. The zygote does next to nothing between two forks. It is forked from the keeper when it is
+first needed, and clones with CLONE_PARENT: a new process is the keeper's child, not the zygote's.
 
-**Two sorts of init.** Where it can be, an init is no Python process (small_init.py), and shares its memory with its
-forerunner, so that each start copies the zygote's memory once. Where not, it is one (init.py): on another processor,
-and where the forerunner has to enter a user or time namespace, which nobody may who shares memory.
+**Two kinds of init.** If possible, an init runs without Python (native_init.py) and shares its memory with its standby,
+so that each start copies the zygote's memory once. Otherwise it is a Python process (init.py): on other processors, and
+if the standby must enter a user or time namespace, which a process that shares its memory may not.
 
-**Why in advance.** Making namespaces is the kernel's most expensive part of a start, and does not depend on what is
-started; nor does much of what is done in them. So after each start another init with the same kinds of new namespaces
-is made, with a forerunner that waits for a program (forerunner.py). It has its end of the log pipes and channels
-already, and the keeper talks to it directly. Both are in no workload's cgroup; the init stays out of it: limits count
-and kills hit the program and what it starts, nobody else.
+**Why in advance.** Creating namespaces is the most expensive part of a start for the kernel, and does not depend on the
+program; nor does much of the set-up within them. So after each start the zygote creates another init with the same
+kinds of new namespaces, and a standby that waits for a program (standby.py). The standby already has its ends of the
+log pipes and sockets, and the keeper talks to it directly. Neither is in a workload's cgroup, and the init never joins
+it: limits and kills apply only to the program and the processes it starts.
 
-**What is made in advance is as old as it is.** A mount namespace shows what was mounted when it was made. So when
-something is mounted or unmounted on the host, what waits is thrown away: at once, since it would keep busy what has
-been unmounted, and before each start, since the news may not have been heard yet.
+**A waiting init shows old mounts.** A mount namespace shows what was mounted when it was created. So when a file system
+is mounted or unmounted on the host, waiting inits are discarded: at once, since they would keep an unmounted file
+system busy; and again before each start, since the keeper may not have seen the event yet.
 
 All these forks are bare system calls, without the interpreter's own preparations (PyOS_AfterFork_Child): those write to
 many pages, and are for processes with threads.
@@ -56,48 +56,51 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-_ORDER = struct.Struct("Q")  # to the zygote: the flags; the child's ends of its descriptors come along
+_ORDER = struct.Struct("Q")  # message to the zygote: the clone flags; sent with the child's ends of its descriptors
 _PLACES = (REPORT, BIRTH, STDOUT, STDERR)
 _CONNECTION = FIRST_FREE  # in the zygote
-_ERRNO = struct.Struct("i")  # by `birth`, in the place of BORN, if there is no init
+_ERRNO = struct.Struct("i")  # sent on `started_fd` in place of BORN if there is no init
 _NAME = syscalls.process_name(NAME)
-_ALONE = CLONE_NEWUSER | CLONE_NEWTIME  # nobody may enter these who shares memory
+_ALONE = CLONE_NEWUSER | CLONE_NEWTIME  # a process that shares its memory may not enter these
 _SIGCHLD = int(signal.SIGCHLD)
-_HURRY = 0.02  # seconds; some times what it takes to make an init and its forerunner
-_PATIENCE = 10.0  # seconds; an init is there within a millisecond unless the zygote has been stopped
+_HURRY = 0.02  # a few times as long as it takes to create an init and its standby
+_PATIENCE = 10.0  # an init starts within a millisecond unless the zygote has been stopped
 
 _LOST = (BrokenPipeError, ConnectionError, EOFError, TimeoutError)
 
 
 class Zygote:
-    """The keeper's end of it."""
+    """The keeper's handle of the zygote process and of the inits that wait."""
 
     def __init__(self, exits: int) -> None:
-        """`exits` is what each init writes its program's end to; it stays the caller's."""
+        """Create the handle; the zygote is forked when it is first needed.
+
+        `exits` is the socket to which each init writes its program's wait status; it stays the caller's.
+        """
         self._exits = exits
         self._socket: socket.socket | None = None
         self._pidfd = -1
-        self._waiting: dict[int, Descriptors] = {}  # for an init, born or not, with its forerunner; by clone's flags
+        self._waiting: dict[int, Descriptors] = {}  # by clone flags: an init, started or not, with its standby
         self._started = 0.0
         self.in_a_hurry = False
-        """The latest start came so soon after the one before that the next may come before another init is ready."""
+        """The last start followed the previous one so soon that the next may come before another init is ready."""
         self._mounts = _Mounts()
         self.mounts_fd = os.open(_MOUNTS, os.O_RDONLY | os.O_CLOEXEC)
-        """For the keeper's epoll, EPOLLPRI: then `forget_old` is to be called."""
+        """For the keeper's epoll: on EPOLLPRI it must call `discard_outdated`."""
 
     def start(self, flags: int, spec: Spec, cgroup: int) -> tuple[int, Descriptors]:
-        """Give the program of `spec` to the forerunner of an init; the pid of the init, a child of ours.
+        """Start a program in the standby of an init; return the pid of the init, which is a child of the keeper.
 
-        `cgroup` is a directory's descriptor, or -1. Raises OSError with clone3's errno, or EMFILE. If the zygote or
-        what waits has been killed, there will be a new one. The pid can't be somebody else's: until its forerunner took
-        the program nobody had reaped it, and who would reap it is this process, which is doing this.
+        `cgroup` is a directory's descriptor, or -1. Raises OSError with clone3's errno, or EMFILE. If the zygote or the
+        waiting init has been killed, new ones are created. The pid cannot have been reused: only the keeper can reap
+        the init, and it is busy here.
         """
         now = time.monotonic()
         self.in_a_hurry = now < self._started + _HURRY
         self._started = now
         self.forget_old()
         if "uts" in spec.namespaces and spec.hostname is None:
-            spec.hostname = os.uname().nodename  # the host's, as it is now
+            spec.hostname = os.uname().nodename  # the host's present name
         for attempt in (1, 2):
             try:
                 fds = self._waiting.pop(flags, None) or self._order(flags)
@@ -105,7 +108,7 @@ class Zygote:
                     forerunner.send_program(fds.report, spec, cgroup)
                     return _born(fds), fds
                 except BaseException:
-                    # What has begun ends by itself when nobody hears its report.
+                    # A standby that has begun exits when the keeper's end of its report socket is closed.
                     fds.close_ours()
                     raise
             except _LOST:
@@ -115,27 +118,28 @@ class Zygote:
         raise AssertionError
 
     def make_ready(self, flags: int) -> None:
-        """Have an init for the next program that wants these namespaces; does not wait for it.
+        """Order an init for the next program with these namespaces, without waiting for it.
 
-        A user namespace has its own maps, so that none can be made in advance.
+        A user namespace has its own identity maps, so no init with one can be created in advance.
         """
         if flags & CLONE_NEWUSER or flags in self._waiting or self._socket is None:
             return
         try:
             self._waiting[flags] = self._order(flags)
-        except OSError:  # then the next one waits for its own
+        except OSError:  # then the next start creates its own init
             pass
 
     def forget_old(self) -> None:
-        """Let go of what waits if something has been mounted or unmounted since it was made.
+        """Discard waiting inits if a file system has been mounted or unmounted since they were created.
 
-        A start looks itself; the loop may hear of the same change only after that, when what waits is already new.
+        Each start calls this, too. The keeper's loop may see the same change only after that start, when the waiting
+        inits are already new; `_Mounts` reports each change once.
         """
         if self._mounts.changed():
             self._forget()
 
     def _forget(self) -> None:
-        """Let go of what waits: it ends by itself, and the keeper's loop reaps it."""
+        """Discard all waiting inits: they exit by themselves, and the keeper's loop reaps them."""
         waiting = list(self._waiting.values())
         self._waiting.clear()
         for fds in waiting:
@@ -146,9 +150,9 @@ class Zygote:
             self._fork()
         assert self._socket is not None
         fds = Descriptors(True)
-        theirs = array.array("i", (fds.theirs[place] for place in _PLACES))
+        child_fds = array.array("i", (fds.theirs[number] for number in _PLACES))
         try:
-            self._socket.sendmsg([_ORDER.pack(flags)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, theirs)])
+            self._socket.sendmsg([_ORDER.pack(flags)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, child_fds)])
         except OSError:
             fds.close_ours()
             raise
@@ -157,16 +161,16 @@ class Zygote:
         return fds
 
     def _fork(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        keeper_end, zygote_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
-            _serve(theirs, self._exits)
-        theirs.close()
-        ours.settimeout(_PATIENCE)
-        self._socket, self._pidfd = ours, os.pidfd_open(pid)
+            _serve(zygote_end, self._exits)
+        zygote_end.close()
+        keeper_end.settimeout(_PATIENCE)
+        self._socket, self._pidfd = keeper_end, os.pidfd_open(pid)
 
     def end(self) -> None:
-        """End and reap it, and let go of what waits. Those with a program stay, they are the keeper's children."""
+        """Kill and reap the zygote, and discard waiting inits. Inits with a program, the keeper's children, stay."""
         self._forget()
         if self._socket is None:
             return
@@ -180,7 +184,10 @@ class Zygote:
         os.close(self._pidfd)
 
     def leave(self) -> None:
-        """`end`, and wait for what waited; before the keeper goes, when it has no other child."""
+        """Call `kill`, and wait until the waiting inits have exited.
+
+        For the keeper's own exit, when it has no other children.
+        """
         pids = []
         for fds in self._waiting.values():
             try:
@@ -196,14 +203,17 @@ class Zygote:
 
 
 def _born(fds: Descriptors) -> int:
-    """Wait until an init is there; its pid. Raises OSError where there will be none, EOFError if it was killed."""
-    birth = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fds.birth)
-    birth.settimeout(_PATIENCE)
+    """Wait until an init has started; return its pid.
+
+    Raises OSError if it could not be created, EOFError if it was killed.
+    """
+    init_socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fds.birth)
+    init_socket.settimeout(_PATIENCE)
     try:
-        data, ancillary, _, _ = birth.recvmsg(_ERRNO.size, socket.CMSG_SPACE(setup.CREDENTIALS.size))
+        data, ancillary, _, _ = init_socket.recvmsg(_ERRNO.size, socket.CMSG_SPACE(setup.CREDENTIALS.size))
     finally:
-        birth.setblocking(False)
-        birth.detach()
+        init_socket.setblocking(False)
+        init_socket.detach()
     if data == BORN:
         return int(setup.CREDENTIALS.unpack(ancillary[0][2])[0])
     if not data:
@@ -216,14 +226,14 @@ _MOUNTS = "/proc/self/mountinfo"
 
 
 class _Mounts:
-    """Whether something has been mounted or unmounted: proc(5) says it to poll(2), once for each open file."""
+    """Detects mounts and unmounts: poll(2) reports each change once per open mountinfo file, proc(5)."""
 
     def __init__(self) -> None:
         self._poll = select.poll()
         self._poll.register(os.open(_MOUNTS, os.O_RDONLY | os.O_CLOEXEC), select.POLLPRI)
 
     def changed(self) -> bool:
-        """Since this was last asked."""
+        """Return whether anything has been mounted or unmounted since the last call."""
         return bool(self._poll.poll(0))
 
 
@@ -231,7 +241,7 @@ class _Mounts:
 
 
 def _serve(connection: socket.socket, exits: int) -> NoReturn:
-    """Clone whenever asked to, until the keeper is gone."""
+    """Clone an init for each order, until the keeper has ended."""
     try:
         gc.disable()
         syscalls.set_process_name("nsupervisor-zyg")
@@ -242,7 +252,7 @@ def _serve(connection: socket.socket, exits: int) -> NoReturn:
         os.dup2(exits, EXITS, inheritable=False)
         os.dup2(connection.fileno(), _CONNECTION, inheritable=False)
         connection.detach()
-        # What comes now gets the lowest numbers, and those are the right ones: nothing has to be moved.
+        # Received descriptors get the lowest free numbers, which are exactly the fixed ones: no dup2 is needed.
         os.closerange(REPORT, EXITS)
         os.closerange(_CONNECTION + 1, 0x7FFF_FFFF)
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, _CONNECTION)
@@ -254,15 +264,15 @@ def _serve(connection: socket.socket, exits: int) -> NoReturn:
             small = None
         while True:
             data, ancillary, _, _ = connection.recvmsg(most, ancillary_size, socket.MSG_CMSG_CLOEXEC)
-            if not data or len(ancillary[0][2]) != 4 * len(_PLACES):  # or there is no room for more descriptors
+            if not data or len(ancillary[0][2]) != 4 * len(_PLACES):  # the keeper has ended, or no descriptor is free
                 break
             (flags,) = flags_of(data)
             if small is None or flags & _ALONE:
-                told = mmap.mmap(-1, ctypes.sizeof(successor.Told))
+                shared = mmap.mmap(-1, ctypes.sizeof(successor.Told))
                 number = syscalls.bare_clone3(flags & ~CLONE_NEWTIME | syscalls.CLONE_PARENT)
                 if number == 0:
-                    _begin(flags, successor.Told.from_buffer(told))
-                told.close()
+                    _begin(flags, successor.Told.from_buffer(shared))
+                shared.close()
             else:
                 number = small.clone(flags)
                 if number == 0:
@@ -281,9 +291,9 @@ def _serve(connection: socket.socket, exits: int) -> NoReturn:
 
 
 def _begin(flags: int, told: ctypes.Array[ctypes.c_uint32]) -> NoReturn:
-    """One more fork, and each of both goes its way."""
+    """Report that the init has started, fork the standby, and run both. `report`: shared memory, see `standby.run`."""
     syscalls.bare_set_process_name(_NAME)
-    # From here on the zygote's connection is another one: what counts is the number of its descriptor.
+    # The zygote's connection: this process closes its copy by number, without touching the Python object.
     os.close(_CONNECTION)
     os.write(BIRTH, BORN)
     child = syscalls.bare_clone3(0, -1, _SIGCHLD)
@@ -291,7 +301,8 @@ def _begin(flags: int, told: ctypes.Array[ctypes.c_uint32]) -> NoReturn:
         os.close(BIRTH)
         os.close(EXITS)
         forerunner.run(flags, told)
-    # Keep nothing open but what is its own: a log pipe that the init held would never end, a report never be complete.
+    # Close all but the init's own sockets: a log pipe that the init holds would never reach end of file, nor would the
+    # report be complete.
     os.close(REPORT)
     os.closerange(STDOUT, EXITS)
     if child < 0:
@@ -299,7 +310,7 @@ def _begin(flags: int, told: ctypes.Array[ctypes.c_uint32]) -> NoReturn:
     if flags & CLONE_NEWUSER:
         try:
             setup.become_root_when_told(BIRTH)
-        except StepError:  # the program's process says so
+        except StepError:  # the standby reports the same error
             os._exit(setup.EXIT_SETUP)
     os.close(BIRTH)
     os.setsid()
