@@ -1,1 +1,1 @@
-"""What the service measures, as OpenMetrics."""
+"""The service's metrics, exposed in the OpenMetrics format."""

@@ -1,6 +1,6 @@
-"""What is counted of one workload instance while it lives. Plain numbers: a step of an actor pays for an addition.
+"""Counters of one workload instance: plain numbers, so that counting costs an actor only an addition.
 
-Counters begin at 0 with the supervisor, and go on over the generations.
+Counters start at 0 with the supervisor and continue across generations.
 """
 
 from __future__ import annotations
@@ -11,33 +11,33 @@ from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import Life, Then
 
 EXITS = ("code", "signal", "oom", "failure")
-"""How a generation ends: with an exit code, by a signal, by the OOM killer; or it never began."""
+"""How a generation ends: with an exit code, by a signal, by the OOM killer, or without being executed ("failure")."""
 
 RESTARTS = ("exit-code", "signal", "oom", "failure", "timeout", "watchdog", "success", "rule")
-"""Why the supervisor starts one again. The words of `nsupervisor.core.exits.Outcome`, with "oom" and "failure" told
-from other signals and exit codes; "rule" is a policy's restart, whatever the program then ended with."""
+"""Why the supervisor restarts an instance: the values of `nsupervisor.core.exits.Outcome`, with "oom" and "failure"
+separate from other signals and exit codes. "rule" is a restart by a policy rule, however the program then ended."""
 
 STREAMS = ("stdout", "stderr")
 
 
 class Volume:
-    """How much came out of one of a program's streams."""
+    """The amount of output read from one stream of a program."""
 
     __slots__ = ("bytes", "lines")
 
     def __init__(self) -> None:
         self.bytes = 0
         self.lines = 0
-        """Ends of lines."""
+        """The number of line ends."""
 
     def add(self, size: int, lines: int) -> None:
-        """Count what was read."""
+        """Add what was read."""
         self.bytes += size
         self.lines += lines
 
 
 class Counters:
-    """The counters of one instance. What has not happened yet has no entry."""
+    """The counters of one instance. Causes that have not occurred yet have no entry."""
 
     __slots__ = ("actions", "exits", "output", "restarts")
 
@@ -49,23 +49,23 @@ class Counters:
         self.output = {stream: Volume() for stream in STREAMS}
 
     def stepped(self, old: Life, event: Event, new: Life, workload: Workload) -> None:
-        """Count what a step of the lifecycle was: an end, a restart, or both."""
-        ended = event.exit if isinstance(event, Exited) else None
-        if ended is not None:
-            kind = exit_kind(ended)
+        """Count the exit or the restart, or both, in a transition of the lifecycle."""
+        exit_ = event.exit if isinstance(event, Exited) else None
+        if exit_ is not None:
+            kind = exit_kind(exit_)
             self.exits[kind] = self.exits.get(kind, 0) + 1
         if new.restarts > old.restarts:
-            cause = restart_cause(old, ended or old.exit, workload)
+            cause = restart_cause(old, exit_ or old.exit, workload)
             self.restarts[cause] = self.restarts.get(cause, 0) + 1
 
     def acted(self, rule: str, action: str) -> None:
-        """A rule has gone off."""
+        """Count a firing of a rule."""
         key = rule, action
         self.actions[key] = self.actions.get(key, 0) + 1
 
 
 def exit_kind(exit_: Exit) -> str:
-    """Which of `EXITS` it is."""
+    """Classify an exit as one of `EXITS`."""
     if exit_.failure is not None:
         return "failure"
     if exit_.oom_killed:
@@ -74,7 +74,7 @@ def exit_kind(exit_: Exit) -> str:
 
 
 def restart_cause(old: Life, exit_: Exit | None, workload: Workload) -> str:
-    """Which of `RESTARTS` made the policy start a workload again. `old`: the life before that step."""
+    """Return which of `RESTARTS` caused a restart. `old` is the lifecycle before the transition that decided on it."""
     if old.then is Then.RECYCLE:
         return "rule"
     if old.fault is not None:

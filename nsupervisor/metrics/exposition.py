@@ -1,4 +1,4 @@
-"""A scrape, from the request to the text."""
+"""Answer scrapes: take a snapshot and render it as text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # the service imports us
 
 @attrs.define(eq=False)
 class _Scrape:
-    """A request that waits for its text. answer: the text and its content type, once it is there."""
+    """A request that waits for its text. answer: the text and its content type; None before they are rendered."""
 
     format: str
     answer: tuple[bytes, str] | None = None
@@ -30,8 +30,11 @@ class _Scrape:
 
 @attrs.define(eq=False)
 class Exposition:
-    """Makes the texts of scrapes. Scrapes that wait at the same time share one reading and one text per format: with
-    hundreds of them the service would have no time for anything else."""
+    """Renders the text of scrapes.
+
+    Scrapes that wait at the same time share one reading and one text per format: hundreds of them would otherwise take
+    all of the service's time.
+    """
 
     journal: Journal
     measures: Measures
@@ -41,10 +44,10 @@ class Exposition:
     _waiting: dict[_Scrape, None] = attrs.field(init=False, factory=dict)
 
     async def text(self, actors: Iterable[Actor], groups: Iterable[Group], accept: str) -> tuple[bytes, str]:
-        """The metrics of now, and their content type: what the request's Accept header prefers.
+        """Render the present metrics; return the text and its content type, which the Accept header chooses.
 
-        All values are read after the call. Other tasks run after each workload, and the text is made in a thread: with
-        a thousand workloads it is megabytes, and a rule must not wait for them.
+        All values are read after the call. Other tasks run after each workload, and a thread renders the text: with a
+        thousand workloads it has megabytes, and a rule must not wait for it.
         """
         scrape = _Scrape(preferred(accept))
         self._waiting[scrape] = None
@@ -59,15 +62,15 @@ class Exposition:
         return scrape.answer
 
     async def _answer(self, scrapes: Sequence[_Scrape], actors: Iterable[Actor], groups: Iterable[Group]) -> None:
-        """Give each of the scrapes its text."""
+        """Read all values once, and set the answer of each of the scrapes."""
         instances = []
         for actor in list(actors):
             instances.append(Instance.of(actor))
             await trio.lowlevel.checkpoint()
-        together = [Together.of(group) for group in list(groups)]
+        snapshots = [Together.of(group) for group in list(groups)]
         service = Service.of(self.measures, self.journal, self.keeper_pid, self.connection_errors)
         formats = {scrape.format for scrape in scrapes}
-        texts = await trio.to_thread.run_sync(_texts, instances, service, formats, together, abandon_on_cancel=True)
+        texts = await trio.to_thread.run_sync(_texts, instances, service, formats, snapshots, abandon_on_cancel=True)
         for scrape in scrapes:
             scrape.answer = texts[scrape.format]
 
@@ -75,14 +78,14 @@ class Exposition:
 def _texts(
     instances: Sequence[Instance], service: Service, formats: Iterable[str], groups: Sequence[Together]
 ) -> dict[str, tuple[bytes, str]]:
-    """The text and its content type by format."""
+    """Render each format; return its text and content type."""
     return {format_: _text(instances, service, format_, groups) for format_ in formats}
 
 
 def _text(
     instances: Sequence[Instance], service: Service, accept: str, groups: Sequence[Together] = ()
 ) -> tuple[bytes, str]:
-    # Here, because a service that nobody scrapes needs none of it.
+    # Imported here, because a service that is never scraped does not need it.
     from prometheus_client import CollectorRegistry
     from prometheus_client.exposition import choose_encoder
     from prometheus_client.openmetrics.exposition import ALLOWUTF8
@@ -93,5 +96,5 @@ def _text(
     registry.register(Collector(instances, service, groups))
     encode: Any
     encode, content_type = choose_encoder(accept)
-    # Our names need no escaping, so the text is the same whichever is asked for; only this one is quick to see that.
+    # The project's names need no escaping, so every scheme gives the same text; this one is the fastest.
     return encode(registry, escaping=ALLOWUTF8), content_type

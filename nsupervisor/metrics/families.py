@@ -1,7 +1,7 @@
-"""The families of metrics: one table for the workloads', one function for the service's own. Pure but for the numbers
-about this process, which are read from /proc when they are collected.
+"""The metric families: a table for the workloads, and a function for the service itself.
 
-Times are seconds and sizes are bytes, as Prometheus wants them. A value that this host does not have gives no sample.
+Pure, except that the values about this process and the keeper are read from /proc when they are collected. Times are in
+seconds and sizes in bytes, as Prometheus recommends. A value that this host does not have yields no sample.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ STATES = tuple(state.value for state in State)
 MICRO = 1e-6
 
 Values = Iterable[tuple[Mapping[str, str], float]]
-"""Labels beside those that say which workload it is, and the value."""
+"""Pairs of labels, in addition to those that name the workload, and the value."""
 
 
 @attrs.frozen
 class Family:
-    """A family of metrics of workloads. name: without "nsupervisor_workload_" and, for a counter, "_total". shared:
-    groups have it, too, as "nsupervisor_group_"."""
+    """A metric family of workloads.
+
+    name: without the prefix "nsupervisor_workload_" and, for a counter, the suffix "_total". shared: groups have it,
+    too, with the prefix "nsupervisor_group_".
+    """
 
     name: str
     type: str
@@ -42,7 +45,7 @@ class Family:
 
 
 class Collector:
-    """Hands a registry what a snapshot has."""
+    """A Prometheus collector for the metrics of a snapshot."""
 
     def __init__(self, instances: Sequence[Instance], service: Service, groups: Sequence[Together] = ()) -> None:
         self._instances = instances
@@ -50,11 +53,11 @@ class Collector:
         self._service = service
 
     def collect(self) -> Iterator[Metric]:
-        """All families."""
+        """Yield all metric families."""
         for family in FAMILIES:
             metric = Metric(f"nsupervisor_workload_{family.name}", family.help, family.type)
-            # Not a list, but made one by one when they are written: forty thousand objects at once, for a thousand
-            # workloads, would set off a full garbage collection, for which everybody waits (60 ms, or more).
+            # An iterator: each sample is created when it is written. A list has forty thousand objects for a thousand
+            # workloads. It would trigger a full garbage collection, during which no task runs (60 ms or more).
             metric.samples = _samples("workload", family, self._instances)  # type: ignore[assignment]
             yield metric
         members = Family("members", "gauge", "Instances in it.", lambda group: [({}, group.members)])
@@ -133,7 +136,7 @@ def _state(instance: Instance) -> Values:
 
 
 def _of(file: str, key: str = "", scale: float = 1) -> Callable[[Instance], Values]:
-    """One key of a file; nothing where it is not there, or is "max"."""
+    """Return a function that reads one key of a file; no value if the key is missing or "max"."""
 
     def values(instance: Instance) -> Values:
         value = instance.files.get(file, {}).get(key)
@@ -143,7 +146,7 @@ def _of(file: str, key: str = "", scale: float = 1) -> Callable[[Instance], Valu
 
 
 def _by(label: str, counts: Callable[[Instance], Mapping[str, float]]) -> Callable[[Instance], Values]:
-    """A mapping, each of whose keys is the value of a label."""
+    """Return a function that yields the values of a mapping, each with its key as the value of a label."""
     return lambda instance: [({label: key}, value) for key, value in counts(instance).items()]
 
 
@@ -158,18 +161,18 @@ def _uptime(instance: Instance) -> Values:
 def _pressure(instance: Instance) -> Values:
     for resource in ("cpu", "memory", "io"):
         for key, value in instance.files.get(f"{resource}.pressure", {}).items():
-            kind, _, what = key.partition(" ")
-            if what == "total":
+            kind, _, field = key.partition(" ")
+            if field == "total":
                 yield {"resource": resource, "kind": kind}, value * MICRO
 
 
 def _io(key: str) -> Callable[[Instance], Values]:
-    """A key of io.stat, by device ("8:0")."""
+    """Return a function that reads one key of io.stat for each device ("8:0")."""
 
     def values(instance: Instance) -> Values:
         for name, value in instance.files.get("io.stat", {}).items():
-            device, _, what = name.partition(" ")
-            if what == key:
+            device, _, field = name.partition(" ")
+            if field == key:
                 yield {"device": device}, value
 
     return values

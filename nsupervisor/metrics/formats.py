@@ -1,7 +1,7 @@
-"""The format of a scrape's text, from the request's Accept header. Pure.
+"""Choose the format of a scrape's text from the request's Accept header. Pure.
 
-prometheus_client chooses, too, but raises TypeError for a version that is not three numbers, and repeats a client's
-version in the content type. So it is given one of `FORMATS` only.
+prometheus_client can choose, too, but raises TypeError for a version that is not three numbers, and repeats the
+client's version in the content type. So it gets only one of `FORMATS`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _VERSION = re.compile(r"[1-9]\d{0,8}(\.\d{1,9}){0,2}", re.ASCII)
 
 
 def preferred(accept: str) -> str:
-    """The first of `FORMATS` that an Accept header names; `TEXT` if it names none. Weights do not count."""
+    """Return the first of `FORMATS` that an Accept header names; `TEXT` if it names none. Weights are ignored."""
     for media_range in accept.split(","):
         media, *parameters = (part.strip() for part in media_range.split(";"))
         version = next((part[len("version=") :] for part in parameters if part.startswith("version=")), "")

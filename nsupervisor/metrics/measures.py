@@ -1,4 +1,4 @@
-"""What is measured of the service itself: three histograms, fed where the thing happens."""
+"""Measurements of the service itself: histograms of event loop lag, rule reactions and keeper requests."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ KEEPER_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1
 
 
 class Histogram:
-    """How often a value was at most each of the bounds (seconds, ascending), and the sum of all values."""
+    """Counts of values by ascending upper bounds, in seconds, and the sum of all values."""
 
     __slots__ = ("bounds", "counts", "sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
-        """How many values are above the bound before and at most this one; the last: above all bounds."""
+        """For each bound, the number of values up to it and above the previous bound; the last: above all bounds."""
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
-        """Take in a value."""
+        """Count a value, in seconds."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
     def copy(self) -> Histogram:
-        """As it is now."""
+        """Return a copy with the present counts."""
         other = Histogram(self.bounds)
         other.counts, other.sum = self.counts.copy(), self.sum
         return other
 
 
 class Turns(trio.abc.Instrument):
-    """Measures how long each turn of the event loop takes, from one look at what the kernel has to say to the next.
+    """Measures how long each tick of the event loop takes, from one poll of the kernel's I/O events to the next.
 
-    What happens meanwhile waits, so this is the loop's lag. A task that sleeps and sees how late it wakes would
-    measure less, and would wake an idle service; this costs a microsecond a turn, and nothing when there are none.
+    Events that arrive meanwhile wait, so this is the lag of the loop. A task that sleeps and measures how late it wakes
+    would measure less, and would wake an idle service. This instrument costs a microsecond per tick.
     """
 
     def __init__(self, histogram: Histogram) -> None:
@@ -52,35 +52,35 @@ class Turns(trio.abc.Instrument):
         self._began: float | None = None
 
     def after_io_wait(self, timeout: float) -> None:
-        """The turn begins."""
+        """Note the begin of a tick."""
         self._began = perf_counter()
 
     def before_io_wait(self, timeout: float) -> None:
-        """It has ended."""
+        """Record the duration of the tick that ends."""
         if self._began is not None:
             self._histogram.observe(perf_counter() - self._began)
 
 
 class Measures:
-    """All of them."""
+    """All measurements of the service."""
 
     def __init__(self) -> None:
         self.loop = Histogram(LOOP_BOUNDS)
         self.reaction = Histogram(REACTION_BOUNDS)
         self.keeper: dict[str, Histogram] = {}
-        """By what the keeper was asked to do."""
+        """By the request's wire name, such as "spawn"."""
 
     def begin(self, keeper: Kept) -> None:
-        """Measure the event loop that this is called in, until it ends, and the keeper's answers."""
+        """Start to measure the event loop of the calling task, until it ends, and the replies of `keeper`."""
         trio.lowlevel.add_instrument(Turns(self.loop))
         keeper.on_answer = self.keeper_answered
 
     def reacted(self, since: float) -> None:
-        """An action of a rule begins now, for what was read at `since` (`time.perf_counter`)."""
+        """Record that a rule's action begins now. `since`: when its cause was read, on `time.perf_counter`."""
         self.reaction.observe(perf_counter() - since)
 
     def keeper_answered(self, request: str, seconds: float) -> None:
-        """The keeper has answered."""
+        """Record the seconds that the keeper took to reply to a request."""
         histogram = self.keeper.get(request)
         if histogram is None:
             histogram = self.keeper[request] = Histogram(KEEPER_BOUNDS)

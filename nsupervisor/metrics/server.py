@@ -1,4 +1,4 @@
-"""The metrics, and nothing else, on TCP: for a Prometheus that cannot open a Unix socket."""
+"""Serve only the metrics, on TCP, for a Prometheus that cannot open a Unix socket."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ async def serve_metrics(
 ) -> None:
     """Answer GET /metrics at an IP address and port until cancelled.
 
-    `task_status.started(address)` is called when connections are accepted; port 0 has become a real one there.
-    errors: counts what goes wrong on connections. connections: how many there may be at a time.
+    `task_status.started(address)` is called when connections are accepted; the address has the real port if port 0 was
+    given. errors: counts errors of connections. connections: the maximum number of connections at a time.
 
     Raises:
-        OSError: nobody can listen there; the text says where and why.
+        OSError: it is not possible to listen there; the text says where and why.
     """
     with listen(address) as listening:
         bound = listening.getsockname()[:2]
@@ -49,7 +49,11 @@ async def serve_metrics(
 
 
 def listen(address: tuple[str, int]) -> socket.socket:
-    """A socket that listens at an IP address and port. OSError."""
+    """Open a socket that listens at an IP address and port.
+
+    Raises:
+        OSError: it is not possible; the text says where, why, and what to do instead.
+    """
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     try:
         return socket.create_server(address, family=family)
@@ -61,14 +65,14 @@ def listen(address: tuple[str, int]) -> socket.socket:
 
 
 class _Metrics(Router):
-    """GET /metrics; errors are plain text, for people who look at it with a browser."""
+    """Answers GET /metrics. Errors are plain text, for people who use a browser."""
 
     def __init__(self, control: Control) -> None:
         super().__init__([Endpoint("GET", "/metrics", self._metrics)])
         self._control = control
 
     async def __call__(self, request: Request) -> Response | Stream:
-        """Answer a request."""
+        """Answer a request; an HTTPError becomes a response in plain text."""
         try:
             return await super().__call__(request)
         except HTTPError as error:

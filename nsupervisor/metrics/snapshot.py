@@ -1,4 +1,4 @@
-"""What a scrape shows, read at one moment in the event loop; text is made of it elsewhere, by somebody with time."""
+"""The values that a scrape shows, read in the event loop; a thread renders them as text later."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ FILES = (
 
 @attrs.frozen
 class Instance:
-    """One workload instance."""
+    """The values of one workload instance."""
 
     labels: Mapping[str, str]
     state: str
     ready: bool
     generation: int
     uptime: float | None
-    """Seconds; None while it does not live."""
+    """Seconds since the generation started; None while no process of the instance is alive."""
     exits: Mapping[str, int]
     restarts: Mapping[str, int]
     actions: Mapping[tuple[str, str], int]
-    """By (rule, action): those of all its rules, also those that have not gone off yet."""
+    """By (rule, action), for all rules of its policy; 0 for a rule that has not fired yet."""
     output: Mapping[str, tuple[int, int]]
     """By stream: (bytes, lines)."""
     files: Mapping[str, Mapping[str, float]]
-    """By v2 name, as `Cgroup.read` has them; without those that this host has not."""
+    """By v2 name, as from `Cgroup.read_once`; without the files that this host does not have."""
 
     @classmethod
     def of(cls, actor: Actor) -> Instance:
-        """As it is now. Reads the cgroup's files."""
+        """Take a snapshot of an instance, including its cgroup's files."""
         life, counters = actor.life, actor.counters
         labels = {"workload": actor.workload.name}
         if actor.instance is not None:
@@ -75,22 +75,22 @@ class Instance:
 
 @attrs.frozen
 class Together:
-    """What the members of a group use together."""
+    """The values of a group: what its members use together."""
 
     labels: Mapping[str, str]
     members: int
     files: Mapping[str, Mapping[str, float]]
-    """As `Instance.files`."""
+    """By v2 name, as `Instance.files`."""
 
     @classmethod
     def of(cls, group: Group) -> Together:
-        """As it is now. Reads the cgroup's files."""
+        """Take a snapshot of a group, including its cgroup's files."""
         return cls({"group": group.config.name}, len(group.members), _files(group.cgroup))
 
 
 @attrs.frozen
 class Service:
-    """The service itself."""
+    """The values of the service itself."""
 
     loop: Histogram
     reaction: Histogram
@@ -103,7 +103,7 @@ class Service:
 
     @classmethod
     def of(cls, measures: Measures, journal: Journal, keeper_pid: int, errors: ConnectionErrors) -> Service:
-        """As it is now."""
+        """Take a snapshot of the service's own measurements."""
         return cls(
             loop=measures.loop.copy(),
             reaction=measures.reaction.copy(),
@@ -116,11 +116,11 @@ class Service:
 
 
 def _files(cgroup: Cgroup) -> dict[str, Mapping[str, float]]:
-    # Not kept open: of a thousand workloads they would be ten thousand, and a service may have so many in all.
-    found: dict[str, Mapping[str, float]] = {}
+    # Not kept open: a thousand workloads have ten thousand files, which may be the service's limit.
+    values: dict[str, Mapping[str, float]] = {}
     for file in FILES:
         try:
-            found[file] = cgroup.look(file)
-        except CgroupError:  # its controller is not there, or this kernel does not measure that
+            values[file] = cgroup.look(file)
+        except CgroupError:  # the controller is not enabled, or this kernel does not have the file
             pass
-    return found
+    return values
