@@ -6,6 +6,7 @@ import sys
 import time
 import traceback
 
+from tests.attack.attack import Attack
 from tests.chaos import machine
 from tests.chaos.kills import Kills
 from tests.chaos.service import BrokenError
@@ -18,15 +19,23 @@ def main() -> int:
     which.add_argument("--seed", type=int, metavar="N", help="this one: replay what went wrong")
     which.add_argument("--minutes", type=float, metavar="M", help="new seeds by chance, for so long")
     which.add_argument("--kills", type=int, metavar="N", help="only kill -9, to our own processes, so often")
-    parser.add_argument("--draw", type=int, metavar="N", help="with --kills: where, when and whom is drawn from this")
+    which.add_argument("--attack", type=int, metavar="N", help="only packets to both listeners, N, and floods of N / 2")
+    parser.add_argument(
+        "--draw", type=int, metavar="N", help="with --kills or --attack: what is drawn by chance is drawn from this"
+    )
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="steps with each seed (default: 20)")
     arguments = parser.parse_args()
     begin = time.monotonic()
-    if arguments.kills:
+    if arguments.kills or arguments.attack:
         number = random.randrange(1 << 32) if arguments.draw is None else arguments.draw
-        print(f"chaos: {arguments.kills} kills, drawn from {number}", flush=True)
+        what = f"{arguments.kills} kills" if arguments.kills else f"{arguments.attack} packets"
+        print(f"chaos: {what}, drawn from {number}", flush=True)
         try:
-            print(f"chaos: {Kills(number).run(arguments.kills)}; {time.monotonic() - begin:.0f} s: all held")
+            if arguments.kills:
+                seen = Kills(number).run(arguments.kills)
+            else:
+                seen = Attack(number, arguments.attack, arguments.attack // 2).run()
+            print(f"chaos: {seen}; {time.monotonic() - begin:.0f} s: all held")
         except BrokenError as error:
             print(f"chaos: broken: {error}")
             return 1
