@@ -68,7 +68,7 @@ def run(options: Options) -> Result:
 def compare(options: Options, sides: list[Checkout]) -> Result:
     """Both run at the same time, and are asked by turns."""
     result = Result("api", f"the control API and the metrics, with {PROGRAMS} programs")
-    rounds = options.number(25, 2)
+    rounds = options.number(15, 2)
     with together([taken_from(Serving, side) for side in sides], idle(PROGRAMS)) as sessions:
         for session in sessions:
             session.up(PROGRAMS)
@@ -119,18 +119,34 @@ def _measure(session: Session, number: int, requests: int, seconds: float, resul
     result.add(peer.name, METRICS, CPU, number, [used / SCRAPES * 1000])
 
 
+def _connect(path: str) -> socket.socket:
+    """Connect as the command line does: where the queue of connections is full, connect(2) waits for room. A socket
+    that does not block gets EAGAIN instead (unix(7)), and trio takes that for a connection in progress."""
+    connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connected.settimeout(None)
+        connected.connect(path)
+    except BaseException:
+        connected.close()
+        raise
+    connected.setblocking(False)
+    return connected
+
+
 async def _open_loop(path: str, count: int) -> tuple[list[float], list[str]]:
     """`count` requests at `RATE`: milliseconds from when each was due to the end of its answer, and the errors of those
     that failed. Raises RunError if one is neither answered nor refused in time."""
     taken: list[float] = []
     problems: list[str] = []
+    limiter = trio.CapacityLimiter(count)
     start = trio.current_time() + 0.05
 
     async def ask(due: float) -> None:
         await trio.sleep_until(due)
         answer = bytearray()
         try:
-            async with await trio.open_unix_socket(path) as stream:
+            connected = await trio.to_thread.run_sync(_connect, path, limiter=limiter)
+            async with trio.SocketStream(trio.socket.from_stdlib_socket(connected)) as stream:
                 await stream.send_all(REQUEST)
                 async for piece in stream:
                     answer += piece

@@ -210,7 +210,7 @@ def compare(options: Options, sides: list[Checkout]) -> Result:
     """Both run at the same time, each with a program for each case, of which one runs. Each reaction is a pair with the
     other side's reaction of the same number. With --sizes N there are N other programs, each with five rules."""
     result = Result("react", "the kernel acts, to our record of the action; a level is passed, to the next program")
-    rounds, count = options.number(9, 1), 2 if options.quick else COMPARED
+    rounds, count = options.number(7, 1), 2 if options.quick else COMPARED
     crowd = options.sizes[-1] if options.sizes else 0
     cases = {f"e{i}": case for i, case in enumerate(CASES)}
 

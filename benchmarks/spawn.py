@@ -54,7 +54,7 @@ def run(options: Options) -> Result:
 def compare(options: Options, sides: list[Checkout]) -> Result:
     """A keeper of each side at the same time; both have their turn with each way of ours in each round."""
     result = Result("spawn", "isolated spawn of /bin/true, request to exit")
-    runs, rounds = (5, 8) if options.quick else (5, 150)
+    runs, rounds = (5, 8) if options.quick else (5, 100)
     rounds = options.rounds or rounds
     with ExitStack() as stack:
         drivers = [stack.enter_context(_driver(side)) for side in sides]

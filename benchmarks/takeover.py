@@ -38,7 +38,7 @@ def run(options: Options) -> Result:
 def compare(options: Options, sides: list[Checkout]) -> Result:
     """Both run at the same time; in each round each is killed and started again."""
     result = Result("takeover", "after a SIGKILL to the supervisor, with N programs that run on")
-    rounds = options.number(15, 2)
+    rounds = options.number(12, 2)
     for size in options.sizes or ([20] if options.quick else [100, 1000]):
         print(f"  takeover: N={size}, {rounds} rounds", flush=True)
         with together([taken_from(Nsupervisor, side) for side in sides], idle(size)) as sessions:
