@@ -1,11 +1,12 @@
-"""HTTP on a Unix socket: the server's application and the standard-library client.
+"""The HTTP API on a Unix socket: the server's application, and a client that uses only the standard library.
 
-`app` and `serve` are loaded when they are asked for: the client lives here too, and must not pay for a web server.
+`app` and `serve` are imported when they are first used: the client is in this package, too, and must not import a web
+server.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # typing's own costs an import
+TYPE_CHECKING = False  # importing typing for its constant takes time
 if TYPE_CHECKING:
     from typing import Any
 

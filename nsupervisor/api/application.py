@@ -18,30 +18,30 @@ from nsupervisor.config.problems import ConfigError
 from nsupervisor.config.units import parse_signal
 
 SHORTEST = 0.01
-"""Seconds between two samples of a trace, at least."""
+"""The minimum of seconds between two samples of a trace."""
 LONGEST = 3600.0
-"""Seconds between two samples of a trace, and for an upgrade to come up, at most."""
+"""The maximum of seconds between two samples of a trace, and for an upgrade to start."""
 TRACE_SECONDS_LIMIT = 366 * 86400.0
-"""Seconds that a trace may be asked to take."""
+"""The maximum duration of a trace in seconds."""
 TRACE_BYTES_LIMIT = float(1 << 50)
-"""Bytes that a trace may be asked to have."""
+"""The maximum size of a trace in bytes."""
 NAMES_LIMIT = 10_000
-"""Names and globs in a command."""
+"""The maximum number of names and globs in a command."""
 NAME_LIMIT = 1000
-"""Characters of one of them."""
+"""The maximum number of characters of a name or glob."""
 DEFAULT_SIGNAL = "SIGTERM"
 JSON_LINES = "application/jsonl"
 _PARAMETERS = {"signal": ("signal",), "set": ("resources", "persist")}
 
 
 def app(control: Control) -> Router:
-    """The application that answers for `control`; its routes are those of `nsupervisor.api.routes`."""
-    everything = _Handlers(control)
+    """Create the application that serves `control`; its routes are those of `nsupervisor.api.routes`."""
+    unrestricted = _Handlers(control)
 
     def handler(name: str) -> Handler:
         async def answer(request: Request) -> Response | Stream:
             peer = request.peer
-            handlers = _Handlers(Restricted(control, peer.workload)) if peer and peer.workload else everything
+            handlers = _Handlers(Restricted(control, peer.workload)) if peer and peer.workload else unrestricted
             method: Handler = getattr(handlers, name)
             return await method(request)
 
@@ -51,7 +51,7 @@ def app(control: Control) -> Router:
 
 
 class _Application(Router):
-    """The routes; an unknown name is an error of the request."""
+    """A router of the API's routes. An unknown name becomes status 404."""
 
     async def __call__(self, request: Request) -> Response | Stream:
         """Answer a request. Raises HTTPError."""
@@ -62,7 +62,7 @@ class _Application(Router):
 
 
 class _Handlers:
-    """One method per route."""
+    """The request handlers: one method per route, named after it."""
 
     def __init__(self, control: Control) -> None:
         self.control = control
@@ -75,24 +75,24 @@ class _Handlers:
 
     async def groups(self, request: Request) -> Response:
         names = {name for pattern in request.values("name") for name in self._groups(pattern)}
-        found = self.control.group_status()
-        return json_response([one for one in found if not names or one["name"] in names])
+        groups = self.control.group_status()
+        return json_response([group for group in groups if not names or group["name"] in names])
 
     def _groups(self, pattern: str) -> list[str]:
-        if not (found := self.control.matching_groups(pattern)):
-            known = [one["name"] for one in self.control.group_status()]
+        if not (matches := self.control.matching_groups(pattern)):
+            known = [group["name"] for group in self.control.group_status()]
             raise UnknownName(pattern, next(iter(difflib.get_close_matches(pattern, known, 1)), None))
-        return found
+        return matches
 
     async def stats(self, request: Request) -> Response:
         return self._chosen(request, self.control.stats())
 
     def _chosen(self, request: Request, found: list[dict[str, Any]]) -> Response:
         names = self._names(request)
-        return json_response([one for one in found if names is None or one["name"] in names])
+        return json_response([instance for instance in found if names is None or instance["name"] in names])
 
     def _names(self, request: Request) -> set[str] | None:
-        """The instances that the request names; None where it names none, which means all."""
+        """Return the instances that the request names; None, which means all, if it names none."""
         patterns = request.values("name")
         return set(self.control.resolve(patterns)) if patterns else None
 
@@ -106,9 +106,9 @@ class _Handlers:
             raise HTTPError(400, f'follow is "{follow}"; it can be 0 or 1')
         events = request.values("event") or None
         names = self._names(request)
-        if names is not None:  # what is said about a group itself, too
+        if names is not None:  # include the records about a group itself
             patterns = request.values("name")
-            names |= {group for one in patterns for group in self.control.matching_groups(one)}
+            names |= {group for pattern in patterns for group in self.control.matching_groups(pattern)}
         return Stream(self.control.events(names, events, follow == "1"), JSON_LINES)
 
     async def trace(self, request: Request) -> Stream:
@@ -143,26 +143,26 @@ class _Handlers:
         if verb not in VERBS:
             raise HTTPError(404, f'nothing is called "{verb}"; there are: {", ".join(VERBS)}')
         patterns, parameters = _command(verb, request)
-        # A group has limits of its own; everything else is done to its members.
-        groups = {p: found for p in patterns if verb == "set" and (found := self.control.matching_groups(p))}
+        # A group has its own limits; all other verbs apply to its members.
+        groups = {p: matches for p in patterns if verb == "set" and (matches := self.control.matching_groups(p))}
         members = self.control.resolve([pattern for pattern in patterns if pattern not in groups])
         self.control.check_command(verb, members, parameters)
         results: dict[str, dict[str, Any] | None] = {}
-        for name in dict.fromkeys(name for found in groups.values() for name in found):
+        for name in dict.fromkeys(name for matches in groups.values() for name in matches):
             results[name] = await self.control.set_group(name, **parameters)
         results |= dict.fromkeys(members)
 
-        async def do(name: str) -> None:
+        async def execute(name: str) -> None:
             results[name] = await self.control.command(verb, name, **parameters)
 
-        async with trio.open_nursery() as nursery:  # one that takes long must not hold up the others
+        async with trio.open_nursery() as nursery:  # a command that takes long must not delay the others
             for name in members:
-                nursery.start_soon(do, name)
+                nursery.start_soon(execute, name)
         return json_response(list(results.values()))
 
 
 def _number(request: Request, key: str, default: float, most: float) -> float:
-    """A number in the query from 0 to `most`. HTTPError 400 if it is none."""
+    """Return a number from 0 to `maximum` in the query. Raises HTTPError 400 if it is not one."""
     text = request.value(key, "")
     if not text and key not in request.query:
         return default
@@ -176,19 +176,19 @@ def _number(request: Request, key: str, default: float, most: float) -> float:
 
 
 async def metrics_response(control: Control, request: Request) -> Response:
-    """The answer to GET /metrics."""
+    """Answer GET /metrics."""
     text, content_type = await control.metrics(request.headers.get("accept", ""))
     return Response(text, media_type=content_type)
 
 
 def _upgrade(request: Request) -> dict[str, Any]:
-    """HTTPError 400 if it is wrong."""
+    """Return the version and the timeout in a request's body. Raises HTTPError 400 if it is wrong."""
     try:
-        asked = request.json()
+        body = request.json()
     except ValueError:
-        asked = None
-    if isinstance(asked, dict) and asked.keys() == {"python", "package", "timeout"}:
-        paths, timeout = [asked["python"], asked["package"]], asked["timeout"]
+        body = None
+    if isinstance(body, dict) and body.keys() == {"python", "package", "timeout"}:
+        paths, timeout = [body["python"], body["package"]], body["timeout"]
         are_paths = all(isinstance(path, str) and path and "\0" not in path for path in paths)
         is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
         if are_paths and is_number and 0 < timeout <= LONGEST:
@@ -198,46 +198,46 @@ def _upgrade(request: Request) -> dict[str, Any]:
 
 
 def _command(verb: str, request: Request) -> tuple[list[str], dict[str, Any]]:
-    """The names and the parameters in a request's body. HTTPError 400 if it is wrong."""
+    """Return the names and the parameters in a request's body. Raises HTTPError 400 if it is wrong."""
     try:
-        asked = request.json()
+        body = request.json()
     except ValueError:
         raise HTTPError(400, 'the body is not JSON; send for example {"names": ["web"]}') from None
-    names = asked.get("names") if isinstance(asked, dict) else None
+    names = body.get("names") if isinstance(body, dict) else None
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise HTTPError(400, '"names" is not a list of names; send for example {"names": ["web"]}')
     allowed = ["names", *_PARAMETERS.get(verb, ())]
-    if unknown := [key for key in asked if key not in allowed]:
+    if unknown := [key for key in body if key not in allowed]:
         raise HTTPError(400, f'"{unknown[0]}" means nothing here; there is: {", ".join(allowed)}')
     if len(names) > NAMES_LIMIT or any(len(name) > NAME_LIMIT for name in names):
         message = f"there are more than {NAMES_LIMIT:,} names, or one is longer than {NAME_LIMIT:,} characters"
         raise HTTPError(400, f'{message}; use a pattern such as "web*"')
     if verb == "signal":
-        return names, {"signal": _signal(asked)}
+        return names, {"signal": _signal(body)}
     if verb == "set":
-        changes, keep = _changes(asked), asked.get("persist", False)
-        if not isinstance(keep, bool):
+        changes, is_persistent = _changes(body), body.get("persist", False)
+        if not isinstance(is_persistent, bool):
             raise HTTPError(400, '"persist" is neither true nor false')
-        if keep and (one := next((name for name in names if "@" in name), None)):
-            raise HTTPError(400, f'"{one}": all instances share the file; persist with the name before the @')
-        return names, {"changes": changes, **({"persist": asked["resources"]} if keep else {})}
+        if is_persistent and (instance := next((name for name in names if "@" in name), None)):
+            raise HTTPError(400, f'"{instance}": all instances share the file; persist with the name before the @')
+        return names, {"changes": changes, **({"persist": body["resources"]} if is_persistent else {})}
     return names, {}
 
 
 def _source(request: Request) -> tuple[str | None, str | None]:
-    """The name and the text of a file in a request's body. HTTPError 400 if it is wrong."""
+    """Return the path and the text of a file in a request's body. Raises HTTPError 400 if it is wrong."""
     example = 'send for example {"path": "/etc/nsupervisor.toml"}, or {} for the file in force'
     try:
-        asked = request.json() if request.body else {}
+        body = request.json() if request.body else {}
     except ValueError:
         raise HTTPError(400, f"the body is not JSON; {example}") from None
-    if not isinstance(asked, dict) or not all(isinstance(one, str) and one for one in asked.values()):
-        raise HTTPError(400, f"the body is no object of texts; {example}")
-    if unknown := [key for key in asked if key not in ("path", "text")]:
+    if not isinstance(body, dict) or not all(isinstance(value, str) and value for value in body.values()):
+        raise HTTPError(400, f"the body is not an object of texts; {example}")
+    if unknown := [key for key in body if key not in ("path", "text")]:
         raise HTTPError(400, f'"{unknown[0]}" means nothing here; there is: path, text')
-    if "text" in asked and "path" not in asked:
+    if "text" in body and "path" not in body:
         raise HTTPError(400, f"a text needs a path, which messages about it name; {example}")
-    return asked.get("path"), asked.get("text")
+    return body.get("path"), body.get("text")
 
 
 def _problems(error: ConfigError) -> Response:

@@ -1,7 +1,7 @@
-"""Ask a supervisor over its Unix socket. Standard library only, and as little of it as will do.
+"""The client of a supervisor's API on a Unix socket. Standard library only, and as little of it as possible.
 
-Why not `http.client`: it loads the email package and ssl, which takes longer (28 ms) than Python itself (20 ms) and
-would be the largest part of `nsupervisor status`. HTTP/1.0 with a JSON body takes a page.
+It does not use `http.client`, which imports the email package and ssl: that takes longer (28 ms) than Python itself
+(20 ms) and would be the largest part of `nsupervisor status`. HTTP/1.0 with a JSON body takes a page of code.
 """
 
 from __future__ import annotations
@@ -9,30 +9,30 @@ from __future__ import annotations
 import json
 import os
 
-TYPE_CHECKING = False  # typing's own costs an import
+TYPE_CHECKING = False  # importing typing for its constant takes time
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Any
 
 DEFAULT_SOCKET = "/run/nsupervisor/api.sock"
 PATIENCE = 10.0
-"""Seconds to wait for what a supervisor answers at once. What it does to workloads may take as long as it takes."""
+"""Seconds to wait for a response that a supervisor gives at once. Commands to workloads have no time limit."""
 
 
 class ClientError(Exception):
-    """The answer was not to be had, or is no. `exit_status`: what a command that needed it ends with."""
+    """There was no response, or the supervisor refused the request. `exit_status`: that of the command line."""
 
     exit_status = 1
 
 
 class WrongRequestError(ClientError):
-    """The supervisor knows no such name, or the request makes no sense (HTTP 4xx)."""
+    """The supervisor does not know the name, or the request is not valid (HTTP 4xx)."""
 
     exit_status = 2
 
 
 class WrongFileError(WrongRequestError):
-    """A configuration file with problems; `answer` is the object `Problems` of `nsupervisor schema api`."""
+    """The configuration file has problems; `answer` is the object `Problems` of `nsupervisor schema api`."""
 
     def __init__(self, answer: dict[str, Any]) -> None:
         super().__init__(answer["error"])
@@ -40,7 +40,7 @@ class WrongFileError(WrongRequestError):
 
 
 class NoSupervisorError(ClientError):
-    """Nobody answers there."""
+    """No supervisor answers on the socket."""
 
     exit_status = 3
 
@@ -52,40 +52,40 @@ class NotPermittedError(ClientError):
 
 
 class Client:
-    """A supervisor, by the path of its socket. Each call is one connection. All raise ClientError."""
+    """The client of the supervisor on a socket. Each call opens one connection. All methods raise ClientError."""
 
     def __init__(self, socket_path: str = DEFAULT_SOCKET) -> None:
         self.path = socket_path
 
     def info(self) -> dict[str, Any]:
-        """About the supervisor; the object `Info` of `nsupervisor schema api`."""
+        """Return facts about the supervisor: the object `Info` of `nsupervisor schema api`."""
         info: dict[str, Any] = self._ask("GET", "/v1/info")
         return info
 
     def status(self, names: Iterable[str] = ()) -> list[dict[str, Any]]:
-        """The instances that names and globs stand for, or all; objects `Status` of `nsupervisor schema api`."""
-        found: list[dict[str, Any]] = self._ask("GET", _target("/v1/status", name=names))
-        return found
+        """Return all instances, or those that names and globs match: objects `Status` of `nsupervisor schema api`."""
+        instances: list[dict[str, Any]] = self._ask("GET", _target("/v1/status", name=names))
+        return instances
 
     def groups(self, names: Iterable[str] = ()) -> list[dict[str, Any]]:
-        """The groups that names and globs stand for ("group/batch"), or all; objects `Group`."""
-        found: list[dict[str, Any]] = self._ask("GET", _target("/v1/groups", name=names))
-        return found
+        """Return all groups, or those that names ("group/batch") and globs match: objects `Group` of the schema."""
+        groups: list[dict[str, Any]] = self._ask("GET", _target("/v1/groups", name=names))
+        return groups
 
     def stats(self, names: Iterable[str] = ()) -> list[dict[str, Any]]:
-        """What instances have used so far; objects `Stats` of `nsupervisor schema api`."""
-        found: list[dict[str, Any]] = self._ask("GET", _target("/v1/stats", name=names))
-        return found
+        """Return what instances have used so far: objects `Stats` of `nsupervisor schema api`."""
+        stats: list[dict[str, Any]] = self._ask("GET", _target("/v1/stats", name=names))
+        return stats
 
     def history(self, name: str) -> list[dict[str, Any]]:
-        """The instances that a name or glob stands for, with the records about them; objects `History`."""
-        found: list[dict[str, Any]] = self._ask("GET", f"/v1/history/{_quote(name)}")
-        return found
+        """Return the instances that a name or glob matches, with the records about them: objects `History`."""
+        histories: list[dict[str, Any]] = self._ask("GET", f"/v1/history/{_quote(name)}")
+        return histories
 
     def events(
         self, names: Iterable[str] = (), events: Iterable[str] = (), follow: bool = False
     ) -> Iterator[dict[str, Any]]:
-        """The records about instances that are kept; with `follow` also each that comes, until the service ends."""
+        """Yield the stored records about instances; with `follow` also each new record, until the service ends."""
         target = _target("/v1/events", name=names, event=events, follow="1" if follow else ())
         return self._objects(_request("GET", target), None if follow else PATIENCE)
 
@@ -96,31 +96,34 @@ class Client:
         seconds: float | None = None,
         most: int | None = None,
     ) -> Iterator[bytes]:
-        """The lines of a trace as they come, without their newlines; see `nsupervisor schema api`."""
+        """Yield the lines of a trace as they come, without their newlines; see `nsupervisor schema api`."""
         bounds = {"seconds": () if seconds is None else (str(seconds),), "bytes": () if most is None else (str(most),)}
         target = _target("/v1/trace", name=names, interval=(str(interval),), **bounds)
         return self._lines(_request("GET", target), None)
 
     def plan(self, source: dict[str, str]) -> dict[str, Any]:
-        """What a reload of a file would do; the object `Plan`. `source`: `Source` of `nsupervisor schema api`."""
-        found: dict[str, Any] = self._ask("POST", "/v1/plan", source)
-        return found
+        """Return what a reload of a file would do: the object `Plan`. `source`: an object `Source` of the schema."""
+        plan: dict[str, Any] = self._ask("POST", "/v1/plan", source)
+        return plan
 
     def reload(self, source: dict[str, str]) -> Iterator[dict[str, Any]]:
-        """Go over to a file; what is done, as it is done. It goes on when nobody reads on."""
+        """Reload the configuration from a file, and yield each step as it is done.
+
+        The reload continues if the iterator is not read to its end.
+        """
         return self._objects(_request("POST", "/v1/reload", source), None)
 
     def _objects(self, request: bytes, patience: float | None) -> Iterator[dict[str, Any]]:
-        """The objects of an answer that has one a line, while they come."""
+        """Yield the objects of a response with one per line, as they come."""
         for line in self._lines(request, patience):
             try:
-                found: dict[str, Any] = json.loads(line)
+                value: dict[str, Any] = json.loads(line)
             except ValueError:
                 raise self._stranger() from None
-            yield found
+            yield value
 
     def _lines(self, request: bytes, patience: float | None) -> Iterator[bytes]:
-        """The lines of an answer, while they come."""
+        """Yield the lines of a response, as they come."""
         pieces = self._exchange(request, patience)
         head = b""
         for piece in pieces:
@@ -128,7 +131,7 @@ class Client:
             if b"\r\n\r\n" in head:
                 break
         if not head.startswith(b"HTTP/1.1 200 "):
-            self._answer(head + b"".join(pieces))  # raises what is wrong
+            self._answer(head + b"".join(pieces))  # raises the error
             raise self._stranger()
         rest = head.partition(b"\r\n\r\n")[2]
         while True:
@@ -142,13 +145,16 @@ class Client:
             raise self._cut()
 
     def command(self, verb: str, names: Iterable[str], **parameters: Any) -> list[dict[str, Any]]:
-        """Do something to the instances and wait until it is done; objects `Result` of `nsupervisor schema api`."""
+        """Do something to the instances and wait until it is done: objects `Result` of `nsupervisor schema api`."""
         body = {"names": list(names), **parameters}
         results: list[dict[str, Any]] = self._ask("POST", f"/v1/workloads/{_quote(verb)}", body)
         return results
 
     def upgrade(self, python: str, package: str, timeout: float) -> dict[str, Any]:
-        """Have the supervisor become the version in the folder ``package``; the object `Upgraded` of the schema."""
+        """Upgrade the supervisor to the version in the folder `package`: the object `Upgraded` of the schema.
+
+        `python` is the interpreter that runs it, `timeout` the seconds it may take to start.
+        """
         answer: dict[str, Any] = self._ask(
             "POST", "/v1/upgrade", {"python": python, "package": package, "timeout": timeout}
         )
@@ -170,13 +176,13 @@ class Client:
         raise kind(text)
 
     def _exchange(self, request: bytes, patience: float | None) -> Iterator[bytes]:
-        """Send the request, and give what comes until the other side has said all. patience: seconds for each piece."""
-        import socket  # here, because commands that ask nobody load this module for its errors
+        """Send the request and yield the pieces of the response. timeout: seconds for each piece; None: no limit."""
+        import socket  # here, because commands that do not connect import this module for its errors
         from struct import pack
 
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             # A full queue of connections makes a non-blocking connect fail at once (EAGAIN, connect(2)), and Python's
-            # own time limit makes the socket non-blocking. With the kernel's the connect waits for its turn.
+            # own timeout makes the socket non-blocking. With the kernel's timeout, connect waits for room in the queue.
             seconds = int(PATIENCE)
             connection.setsockopt(
                 socket.SOL_SOCKET, socket.SO_SNDTIMEO, pack("ll", seconds, int((PATIENCE - seconds) * 1e6))
@@ -188,23 +194,23 @@ class Client:
             except OSError as error:
                 raise self._absent(error) from None
             connection.settimeout(PATIENCE)
-            sent = True
+            is_sent = True
             try:
                 try:
                     connection.sendall(request)
                 except (BrokenPipeError, ConnectionResetError):
-                    sent = False  # it has answered without reading all, or is gone: the answer tells
+                    is_sent = False  # it has responded without reading everything, or has ended: the response shows it
                 connection.settimeout(patience)
                 while chunk := connection.recv(65536):
                     yield chunk
             except TimeoutError:
                 raise self._silent() from None
             except ConnectionResetError:
-                if sent:  # else that follows from what was not read, and what came is all of the answer
+                if is_sent:  # otherwise the unread request caused the reset, and the response is complete
                     raise self._cut() from None
 
     def _parse(self, answer: bytes) -> tuple[int, Any]:
-        """Status and JSON of an HTTP answer. `status line, headers, empty line, body`: RFC 9112."""
+        """Parse an HTTP response (RFC 9112) into its status and the value of its JSON body; None if it is not JSON."""
         head, complete, body = answer.partition(b"\r\n\r\n")
         status_line, *lines = head.decode("latin-1").split("\r\n")
         if not status_line.startswith("HTTP/1."[: len(status_line)]):
@@ -239,7 +245,7 @@ class Client:
         )
 
     def _stranger(self) -> ClientError:
-        return NoSupervisorError(f"what answers on {self.path} is no supervisor; say which is with --socket PATH")
+        return NoSupervisorError(f"what answers on {self.path} is not a supervisor; say which is with --socket PATH")
 
     def _silent(self) -> ClientError:
         return NoSupervisorError(
@@ -258,13 +264,13 @@ def _request(method: str, target: str, body: Any = None) -> bytes:
 
 
 def _target(path: str, **query: Iterable[str]) -> str:
-    """A path with its query, in which each key may come several times."""
+    """Build a path with a query; each value of a key becomes a field of its own."""
     pairs = "&".join(f"{key}={_quote(value)}" for key, values in query.items() for value in values)
     return f"{path}?{pairs}" if pairs else path
 
 
 def _quote(text: str) -> str:
-    """Percent-encoding of all but letters, digits and "-._~", RFC 3986 (urllib.parse costs an import)."""
+    """Percent-encode all but letters, digits and "-._~", RFC 3986. Importing urllib.parse would take time."""
     return "".join(
         chr(byte) if byte < 128 and (chr(byte).isalnum() or byte in b"-._~") else f"%{byte:02X}"
         for byte in text.encode("utf-8", "surrogateescape")

@@ -1,4 +1,4 @@
-"""What the API needs of the service behind it, and nothing more."""
+"""The interface between the API and the service: all that the API needs of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 
 class UnknownName(LookupError):  # noqa: N818 - it is what happened, and reads so where it is raised
-    """No workload and no instance matches `pattern`; `nearest` is the most similar name, None where none is similar."""
+    """No workload and no instance matches `pattern`. `nearest` is the most similar name; None if none is similar."""
 
     def __init__(self, pattern: str, nearest: str | None = None) -> None:
         self.pattern = pattern
@@ -18,34 +18,40 @@ class UnknownName(LookupError):  # noqa: N818 - it is what happened, and reads s
 
 
 class Control(Protocol):
-    """The service, as the API sees it. Everything is called in the trio thread."""
+    """The service as the API sees it. All methods are called in the trio thread."""
 
     def info(self) -> dict[str, Any]:
-        """The object `Info` of `nsupervisor schema api`."""
+        """Return the object `Info` of `nsupervisor schema api`."""
         ...
 
     def status(self) -> list[dict[str, Any]]:
-        """One object `Status` of `nsupervisor schema api` per instance, in the configuration's order."""
+        """Return one object `Status` of `nsupervisor schema api` per instance, in the configuration's order."""
         ...
 
     def group_status(self) -> list[dict[str, Any]]:
-        """One object `Group` of `nsupervisor schema api` per group, each after those around it."""
+        """Return one object `Group` of `nsupervisor schema api` per group, each after the groups that enclose it."""
         ...
 
     def matching_groups(self, pattern: str) -> list[str]:
-        """The full names ("group/batch") of the groups that a name or a glob means; none where it means workloads."""
+        """Return the full names ("group/batch") of the groups that a name or a glob matches.
+
+        The list is empty if the pattern means workloads.
+        """
         ...
 
     async def set_group(
         self, name: str, changes: Mapping[str, Any], persist: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Change a group's own limits, and, with `persist`, those keys and values in the file, too; the object `Result`
-        of `nsupervisor schema api`."""
+        """Change a group's own limits; return the object `Result` of `nsupervisor schema api`.
+
+        With `persist`, its keys and values are also written to the configuration file.
+        """
         ...
 
     def resolve(self, patterns: Sequence[str]) -> list[str]:
-        """The names of the instances that names and globs stand for, each once: "web" is all of web's,
-        "group/batch" all in that group.
+        """Return the names of the instances that names and globs match, each once.
+
+        "web" matches all instances of the workload, "group/batch" all instances in the group.
 
         Raises:
             UnknownName: a pattern matches nothing.
@@ -53,47 +59,52 @@ class Control(Protocol):
         ...
 
     def controllable_by(self, workload: str) -> Collection[str]:
-        """The instances that processes of the instance `workload` may control, by its `may_control`."""
+        """Return the instances that processes of the instance `workload` may control, by its `may_control`."""
         ...
 
     def also_affected(self, verb: str, name: str) -> list[str]:
-        """The other instances that this command would start or stop now, as they depend on each other."""
+        """Return the other instances that this command would also start or stop now, because of dependencies."""
         ...
 
     def check_command(self, verb: str, names: Sequence[str], parameters: Mapping[str, Any]) -> None:
-        """Called before a command on any of the instances `names` begins. Raises HTTPError if one may not be done."""
+        """Check a command on the instances `names` before any of it begins. Raises HTTPError if it is not allowed."""
 
     def stats(self) -> list[dict[str, Any]]:
-        """One object `Stats` of `nsupervisor schema api` per instance, in the configuration's order."""
+        """Return one object `Stats` of `nsupervisor schema api` per instance, in the configuration's order."""
         ...
 
     def history(self, name: str) -> dict[str, Any]:
-        """The object `History` of `nsupervisor schema api` of one instance."""
+        """Return the object `History` of `nsupervisor schema api` of one instance."""
         ...
 
     def events(
         self, names: Collection[str] | None, events: Collection[str] | None, news: bool
     ) -> AbstractContextManager[AsyncIterator[bytes]]:
-        """JSON lines of what is kept about instances (None: of all there is), and, with `news`, of what comes; only
-        with one of `events`, where they are given. The iterator ends when there is no more to come."""
+        """Yield the stored records about instances as JSON lines, and with `follow` also new records.
+
+        names: the instances; None: all records. events: only records with one of these values of "event"; None: all.
+        The iterator ends when no more records can come.
+        """
         ...
 
     def trace(
         self, names: Collection[str] | None, interval: float | None, seconds: float, most: float
     ) -> AbstractContextManager[AsyncIterator[bytes]]:
-        """The lines of a trace of instances (None: of all there are), as they come; `docs/simulate.md` describes them.
-        All files that rules can look at are read each `interval` seconds (None: never). It ends after so many seconds,
-        or about so many bytes."""
+        """Yield the lines of a trace of instances as they come; `docs/simulate.md` describes them.
+
+        names: the instances; None: all. interval: seconds between two samples of all files that rules can refer to;
+        None: no samples. The trace ends after `seconds`, or after about `max_bytes`.
+        """
         ...
 
     async def metrics(self, accept: str) -> tuple[bytes, str]:
-        """What is measured, as text, and its content type: what the request's Accept header prefers."""
+        """Return the metrics as text, and its content type, which the request's Accept header chooses."""
         ...
 
     async def plan(self, path: str | None, text: str | None) -> dict[str, Any]:
-        """What a reload of a file would do: the object `Plan` of `nsupervisor schema api`.
+        """Return what a reload of a file would do: the object `Plan` of `nsupervisor schema api`.
 
-        path: its name; None: the file in force. text: what is in it; None: it is read.
+        path: the file's name; None: the file in force. text: its contents; None: the service reads the file.
 
         Raises:
             ConfigError: with every problem of the file.
@@ -101,7 +112,9 @@ class Control(Protocol):
         ...
 
     async def reload(self, path: str | None, text: str | None) -> AbstractContextManager[AsyncIterator[bytes]]:
-        """Go over to a file. JSON lines while it is done; it is done, whether anybody reads them or not.
+        """Reload the configuration from a file, and yield each step as a JSON line.
+
+        The reload completes even if the lines are not read. path, text: as for `plan`.
 
         Raises:
             ConfigError: with every problem of the file; nothing has changed.
@@ -109,14 +122,19 @@ class Control(Protocol):
         ...
 
     async def upgrade(self, python: str, package: str, patience: float) -> tuple[bool, str]:
-        """Become another version; whether that is to be, and the version or why not."""
+        """Begin an upgrade to another version; return whether it is accepted, and the version or the reason.
+
+        python: the interpreter. package: the folder that contains the package. timeout: seconds for it to start.
+        """
         ...
 
     async def command(self, verb: str, name: str, **parameters: Any) -> dict[str, Any]:
-        """Do one thing to one instance and wait until it is done; the object `Result` of `nsupervisor schema api`.
+        """Execute a command on one instance and wait until it is done.
 
-        verb: one of `nsupervisor.api.routes.VERBS`. parameters: `signal`, a number, for the verb "signal";
-        `changes`, as `nsupervisor.config.changes.parse_changes` has them, and `persist`, as the file has them, for
-        "set".
+        verb: one of `nsupervisor.api.routes.VERBS`. parameters: for "signal", the number `signal`; for "set", `changes`
+        as `nsupervisor.config.changes.parse_changes` returns them, and `persist` in the form of the file.
+
+        Returns:
+            The object `Result` of `nsupervisor schema api`.
         """
         ...

@@ -1,4 +1,4 @@
-"""What a workload with `may_control` may ask of the API: exactly the instances that the key names, and no more.
+"""Permissions of a workload with `may_control`: it may use the API for exactly the instances that the key names.
 
 `permitted` decides. `Restricted` is the service as such a workload sees it.
 """
@@ -13,7 +13,7 @@ from nsupervisor.api.control import Control, UnknownName
 from nsupervisor.api.http.messages import HTTPError
 
 READ_ONLY = frozenset({"info", "status", "stats", "history", "events", "groups"})
-"""Operations that only read, and that can be narrowed to some instances."""
+"""Operations that only read, and that can be restricted to some instances."""
 COMMAND = "command"
 
 
@@ -27,8 +27,8 @@ def permitted(
 ) -> str:
     """Return why a process of `workload` may not do this; "" if it may.
 
-    `allowed`: the instances that its `may_control` means. `operation`: the name of a route. `names`: the instances, or
-    names that mean none, that it asks about. `also`: other instances that a command would start or stop with them.
+    `allowed`: the instances that its `may_control` matches. `operation`: the name of a route. `names`: the names in the
+    request, whether they are instances or not. `also`: other instances that a command would start or stop, too.
     """
     known = f"workload {workload} may control only {', '.join(sorted(allowed)) or 'nothing'}"
     instead = "ask from outside of all workloads, or change its `may_control`"
@@ -44,7 +44,7 @@ def permitted(
 
 
 class Restricted(Control):
-    """The service, narrowed to what one workload may control. Everything else raises HTTPError 403."""
+    """The service, restricted to what one workload may control. Everything else raises HTTPError 403."""
 
     def __init__(self, control: Control, workload: str) -> None:
         self._control = control
@@ -62,13 +62,13 @@ class Restricted(Control):
         return self._control.info()
 
     def status(self) -> list[dict[str, Any]]:
-        return [one for one in self._control.status() if one["name"] in self._allowed]
+        return [instance for instance in self._control.status() if instance["name"] in self._allowed]
 
     def stats(self) -> list[dict[str, Any]]:
-        return [one for one in self._control.stats() if one["name"] in self._allowed]
+        return [instance for instance in self._control.stats() if instance["name"] in self._allowed]
 
     def group_status(self) -> list[dict[str, Any]]:
-        """The groups that have such an instance in them, with these members alone."""
+        """Return the groups that contain an allowed instance, with only the allowed members."""
         groups = [
             {**group, "members": [name for name in group["members"] if name in self._allowed]}
             for group in self._control.group_status()
@@ -85,9 +85,12 @@ class Restricted(Control):
         raise HTTPError(403, permitted(self._workload, self._allowed, COMMAND, names=[name]))
 
     def resolve(self, patterns: Sequence[str]) -> list[str]:
-        """The instances among the allowed ones. A name that means none of them, whether it exists or not, is refused
-        in the same words; a pattern means those of its matches that are allowed."""
-        found: dict[str, None] = {}
+        """Return the allowed instances that names and globs match.
+
+        A name that matches no allowed instance is refused with the same text, whether it exists or not. A pattern
+        stands for its allowed matches only.
+        """
+        instances: dict[str, None] = {}
         for pattern in patterns:
             try:
                 names = self._control.resolve([pattern])
@@ -97,8 +100,8 @@ class Restricted(Control):
             allowed = [name for name in names if name in self._allowed]
             if not allowed or (len(allowed) < len(names) and not is_narrowed):
                 self._check(COMMAND, names=[pattern])
-            found |= dict.fromkeys(allowed)
-        return list(found)
+            instances |= dict.fromkeys(allowed)
+        return list(instances)
 
     def also_affected(self, verb: str, name: str) -> list[str]:
         return self._control.also_affected(verb, name)
@@ -110,8 +113,8 @@ class Restricted(Control):
     def events(
         self, names: Collection[str] | None, events: Collection[str] | None, news: bool
     ) -> AbstractContextManager[AsyncIterator[bytes]]:
-        wanted = self._allowed if names is None else self._allowed & set(names)
-        return self._control.events(wanted, events, news)
+        visible = self._allowed if names is None else self._allowed & set(names)
+        return self._control.events(visible, events, news)
 
     def trace(
         self, names: Collection[str] | None, interval: float | None, seconds: float, most: float

@@ -1,6 +1,6 @@
-"""The one table of the API's routes and objects: the application is built from it, and so is its OpenAPI description.
+"""The table of the API's routes and objects. Both the application and its OpenAPI description are built from it.
 
-Standard library only, as the command line prints the description too.
+Standard library only, as the command line prints the description, too.
 """
 
 from __future__ import annotations
@@ -13,22 +13,25 @@ from nsupervisor.api.http.limits import BODY_LIMIT, LARGE_BODY_LIMIT
 
 VERBS: Mapping[str, str] = {
     "start": "start it, after all that it requires or wants",
-    "stop": "stop it, those first that require it, and wait until no process of it is left",
+    "stop": "stop it, after all that require it, and wait until none of its processes is left",
     "restart": "stop it and start it again",
     "kill": "send SIGKILL to all its processes; its restart policy then decides",
     "signal": "send its program a signal",
-    "freeze": "let its processes get no turn (cgroup.freeze)",
-    "thaw": "let them go on",
+    "freeze": "suspend its processes (cgroup.freeze)",
+    "thaw": "let its processes continue",
     "set": "change its (or a group's) limits, until the supervisor ends (persist: for good); all of them, or none",
 }
-"""What can be done to a workload, each with what that means."""
+"""The commands on a workload, each with its meaning."""
 
 STATES = ("stopped", "starting", "running", "ready", "stopping", "backoff", "exited", "failed", "frozen")
 
 
 class Route(NamedTuple):
-    """One operation. name: of its handler. answers: component schema by status code; a 1-tuple is a list of that,
-    a media type is text of that. body_limit: bytes. Every operation may also be answered as `COMMON_ANSWERS` has it."""
+    """One operation of the API.
+
+    name: the name of its handler. answers: the component schema by status code; a 1-tuple is a list of that schema, a
+    media type is text of that type. body_limit: bytes. Every operation may also have the responses in `COMMON_ANSWERS`.
+    """
 
     name: str
     method: str
@@ -54,7 +57,7 @@ ROUTES = (
         "groups",
         "GET",
         "/v1/groups",
-        "The groups of workloads, each after those around it.",
+        "The groups of workloads, each after the groups that enclose it.",
         query={"name": "A name (group/batch) or glob: only these. May be given several times."},
         answers={200: ("Group",), 404: "Error"},
     ),
@@ -62,12 +65,12 @@ ROUTES = (
         "events",
         "GET",
         "/v1/events",
-        "The service's own records that are kept, oldest first: one object a line, as `nsupervisor schema log` has it.",
+        "The service's own stored records, oldest first: one object per line, as in `nsupervisor schema log`.",
         query={
             "name": "A name or glob: only records about these. May be given several times.",
             "event": 'Only records with this "event". May be given several times.',
-            "follow": "1: go on with new records as they come, until the service ends. A reader that is too slow gets "
-            'a record "dropped" in place of those that it lost.',
+            "follow": "1: continue with new records as they come, until the service ends. A reader that is too slow "
+            'gets a record "dropped" in place of the records that it missed.',
         },
         answers={200: "application/jsonl", 400: "Error", 404: "Error"},
     ),
@@ -75,14 +78,14 @@ ROUTES = (
         "trace",
         "GET",
         "/v1/trace",
-        "What instances go through from now on, as it comes: one object a line (docs/simulate.md), for "
+        "A trace of instances from now on, as it comes: one object per line (docs/simulate.md), for "
         "`nsupervisor simulate`.",
         query={
             "name": "A name or glob: only these. May be given several times.",
-            "interval": "Seconds between two samples of all files that rules can look at; 0: only what the present "
-            "rules see. Default 0.25.",
-            "seconds": "End after so long. Default: when the service ends, or the client goes away.",
-            "bytes": "End after about so many. Default: no limit.",
+            "interval": "Seconds between two samples of all files that rules can refer to; 0: only what the present "
+            "rules read. Default 0.25.",
+            "seconds": "End after this time. Default: when the service ends, or the client disconnects.",
+            "bytes": "End after about this many bytes. Default: no limit.",
         },
         answers={200: "application/jsonl", 400: "Error", 404: "Error"},
         body_limit=LARGE_BODY_LIMIT,
@@ -91,14 +94,14 @@ ROUTES = (
         "history",
         "GET",
         "/v1/history/{name}",
-        "Instances, each with the records about it that are kept.",
+        "Instances, each with the stored records about it.",
         answers={200: ("History",), 404: "Error"},
     ),
     Route(
         "stats",
         "GET",
         "/v1/stats",
-        "What the instances have used so far: counters, of which two answers make rates.",
+        "What the instances have used so far: counters; the difference of two responses gives rates.",
         query={"name": "A name or glob: only these. May be given several times."},
         answers={200: ("Stats",), 404: "Error"},
     ),
@@ -106,7 +109,7 @@ ROUTES = (
         "command",
         "POST",
         "/v1/workloads/{verb}",
-        "Do something to all instances that are named, at once, and answer when it is done.",
+        "Execute a command on all named instances at once, and answer when it is done.",
         body="Command",
         answers={200: ("Result",), 400: "Error", 404: "Error"},
     ),
@@ -123,10 +126,10 @@ ROUTES = (
         "reload",
         "POST",
         "/v1/reload",
-        "Go over to a configuration file, or read the one in force again. A file with any problem changes nothing. One "
-        'object a line: {"event": "plan", …} with the object Plan in it, a {"event": "done", "name", "do", "ok", '
-        '"state", "message"} for each instance that started, restarted or stopped, and {"event": "end", "ok"}. What '
-        "has begun is finished, whether anybody reads to the end or not.",
+        "Load another configuration file, or the one in force again. A file with any problem changes nothing. One "
+        'object per line: {"event": "plan", …} with the object Plan in it, a {"event": "done", "name", "do", "ok", '
+        '"state", "message"} for each instance that started, restarted or stopped, and {"event": "end", "ok"}. A '
+        "reload that has begun completes even if the client disconnects.",
         body="Source",
         answers={200: "application/jsonl", 400: "Problems"},
         body_limit=LARGE_BODY_LIMIT,
@@ -135,7 +138,8 @@ ROUTES = (
         "upgrade",
         "POST",
         "/v1/upgrade",
-        "Become another version, in place. The answer comes just before that happens, or when it was not to be.",
+        "Upgrade to another version, in place. The answer comes just before the service executes the new version, or "
+        "when the upgrade has failed.",
         body="Upgrade",
         answers={200: "Upgraded", 400: "Error"},
     ),
@@ -143,7 +147,7 @@ ROUTES = (
         "metrics",
         "GET",
         "/metrics",
-        "What is measured, in Prometheus' text format, or in OpenMetrics' where the Accept header prefers that.",
+        "The metrics, in Prometheus' text format, or in OpenMetrics if the Accept header prefers that.",
         answers={200: "text/plain"},
     ),
 )
@@ -162,7 +166,7 @@ def _object(
 
 
 def _is(type_: str, description: str, **more: Any) -> dict[str, Any]:
-    """A value: "integer", or "integer?" where it may be null."""
+    """Return the schema of a value. `type_` is "integer", or "integer?" for one that may be null."""
     return {"type": [type_[:-1], "null"] if type_.endswith("?") else type_, "description": description, **more}
 
 
@@ -174,7 +178,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         keeper_pid=_is("integer", "The process that is the parent of all workloads."),
         name=_is("string", "supervisor.name of the configuration."),
         config=_is("string", "Path of the configuration."),
-        runtime_directory=_is("string", "Where the sockets are."),
+        runtime_directory=_is("string", "The directory of the sockets."),
         started_at=_is("number", "Seconds since 1970-01-01 UTC."),
         uptime_sec=_is("number", "Seconds since it started.", minimum=0),
         cgroup=_is("string", "The cgroup (version 2) that holds the workloads'."),
@@ -182,9 +186,9 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     ),
     "Status": _object(
         "One instance of a workload. What is not known, or does not apply, is null. More keys may come.",
-        name=_is("string", '"web", or "web@2" where a workload has several instances.'),
+        name=_is("string", '"web", or "web@2" if a workload has several instances.'),
         instance=_is("integer?", "2 for web@2.", minimum=1),
-        state=_is("string", "Where its life stands.", enum=list(STATES)),
+        state=_is("string", "The state of its lifecycle.", enum=list(STATES)),
         reason=_is("string", "Why it is in this state, in words."),
         pid=_is("integer?", "The program's process, as the host numbers it."),
         generation=_is("integer", "How many times it has been started.", minimum=0),
@@ -198,28 +202,28 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         pids_max=_is("integer?", "null: no limit."),
         cpu_usage_usec=_is("integer?", "Processor time so far, microseconds."),
         last_exit={
-            "description": "How the last generation that ended did so.",
+            "description": "How the last generation ended.",
             "anyOf": [
                 {"type": "null"},
                 _object(
-                    "Of code, signal, failure and unknown one is set.",
+                    "Exactly one of code, signal, failure and unknown is set.",
                     optional=("core_dumped", "failure", "unknown"),
                     code=_is("integer?", "Exit status, 0-255."),
                     signal=_is("string?", 'The signal that ended it, "SIGKILL".'),
                     oom_killed=_is("boolean", "The kernel's OOM killer ended it."),
                     core_dumped=_is("boolean", "It left a core dump."),
                     failure=_is("string", "Why it could not be started."),
-                    unknown=_is("boolean", "It ended while nobody watched."),
+                    unknown=_is("boolean", "The exit status is unknown: it was not supervised when it ended."),
                 ),
             ],
         },
-        last_event=_is("object?", "The last record about it: timestamp, event, and what belongs to that event."),
+        last_event=_is("object?", "The last record about it: timestamp, event, and the event's fields."),
     ),
     "Stats": _object(
-        "One instance: what it is limited to, and what it has used. null: this host does not count it.",
+        "The limits and the usage of one instance. null: this host does not count it.",
         at=_is("number", "When the counters were read: seconds of a monotonic clock."),
         name=_is("string", '"web", or "web@2".'),
-        state=_is("string", "Where its life stands.", enum=list(STATES)),
+        state=_is("string", "The state of its lifecycle.", enum=list(STATES)),
         generation=_is("integer", "How many times it has been started.", minimum=0),
         memory_current=_is("integer?", "Bytes."),
         memory_max=_is("integer?", "Bytes; null: no limit."),
@@ -229,11 +233,11 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         cpu_max_percent=_is("number?", "Limit, per cent of one processor; null: no limit."),
         periods=_is("integer?", "Periods of its limit of processor time in which it wanted to run."),
         throttled_periods=_is("integer?", "Those in which the limit stopped it."),
-        throttled_usec=_is("integer?", "For how long it was stopped so, over all processors, microseconds."),
+        throttled_usec=_is("integer?", "How long the limit stopped it, summed over all processors, microseconds."),
         io_read_bytes=_is("integer?", "From block devices."),
         io_write_bytes=_is("integer?", "To block devices."),
         network_receive_bytes=_is(
-            "integer?", "Over the devices of its own network namespace; null: it has the host's."
+            "integer?", "Bytes over the devices of its own network namespace; null: it uses the host's."
         ),
         network_transmit_bytes=_is("integer?", "As network_receive_bytes."),
         cpu_stalled_usec=_is("integer?", "Time in which a task of it waited for a processor, microseconds."),
@@ -241,7 +245,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         io_stalled_usec=_is("integer?", "Time in which a task of it waited for input or output, microseconds."),
     ),
     "Command": _object(
-        "What to do it to.",
+        "The instances or groups of a command, and its parameters.",
         optional=("signal", "resources", "persist"),
         closed=True,
         names=_is("array", "Names and globs.", items={"type": "string", "minLength": 1}, minItems=1),
@@ -264,8 +268,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "A group of workloads. What is not known, or does not apply, is null. More keys may come.",
         name=_is("string", '"group/batch".'),
         text=_is("string", "Its description, for people."),
-        group=_is("string?", "The group that it is in itself."),
-        members=_is("array", "The instances in it, and in the groups in it.", items={"type": "string"}),
+        group=_is("string?", "The group that contains it."),
+        members=_is("array", "The instances in it, and in the groups that it contains.", items={"type": "string"}),
         cgroup=_is("string", "Its cgroup (version 2)."),
         memory_current=_is("integer?", "Bytes, of all members."),
         memory_max=_is("integer?", "Bytes; null: no limit."),
@@ -278,34 +282,34 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "The other version.",
         closed=True,
         python=_is("string", "The Python that runs it: a path."),
-        package=_is("string", "The folder that the package nsupervisor is in."),
-        timeout=_is("number", "Seconds for it to come up.", exclusiveMinimum=0),
+        package=_is("string", "The folder that contains the package nsupervisor."),
+        timeout=_is("number", "Seconds for it to start.", exclusiveMinimum=0),
     ),
     "Upgraded": _object(
-        "What became of it.",
-        ok=_is("boolean", "It has passed its trial, and the keeper is of that version."),
-        message=_is("string", "The other version; or why not."),
+        "The result of an upgrade.",
+        ok=_is("boolean", "The other version has passed its trial, and the keeper executes it."),
+        message=_is("string", "The other version, or why the upgrade failed."),
     ),
     "Result": _object(
-        "What became of one instance, or group.",
+        "The result of a command on one instance or group.",
         name=_is("string", "The instance, or the group whose limits were set."),
-        ok=_is("boolean", "It was done."),
-        state=_is("string?", "The state after it; null for a group.", enum=[*STATES, None]),
+        ok=_is("boolean", "Whether it was done."),
+        state=_is("string?", "The state afterwards; null for a group.", enum=[*STATES, None]),
         message=_is("string", "Why it was not done, or more about it; may be empty."),
     ),
     "Source": _object(
         "A configuration file.",
         optional=("path", "text"),
         closed=True,
-        path=_is("string", "Its absolute path; the service reads it, where there is no text. Default: that in force."),
-        text=_is("string", "What is in it."),
+        path=_is("string", "Its absolute path; the service reads it if there is no text. Default: that in force."),
+        text=_is("string", "Its contents."),
     ),
     "Plan": _object(
         "What a reload does.",
         config=_is("string", "Path of the configuration."),
         service=_is(
             "array",
-            "What differs in [supervisor]; what is not live counts when the service starts the next time.",
+            "What differs in [supervisor]; a key that is not live takes effect when the service starts again.",
             items={"$ref": "#/components/schemas/Change"},
         ),
         groups=_is(
@@ -315,12 +319,12 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         ),
         steps=_is(
             "array",
-            "All instances: those of the file in its order, then those that go.",
+            "All instances: those of the file in its order, then those that are removed.",
             items=_object(
                 "One instance.",
                 name=_is("string", '"web", or "web@2".'),
                 do=_is("string", "What is done to it.", enum=["none", "live", "restart", "start", "stop"]),
-                why=_is("string", "In words; may be empty."),
+                why=_is("string", "The reason; may be empty."),
                 changes=_is("array", "What differs.", items={"$ref": "#/components/schemas/Change"}),
             ),
         ),
@@ -328,47 +332,47 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "Change": _object(
         "A key that differs.",
         key=_is("string", '"resources.memory_max".'),
-        how=_is("string", "In which way.", enum=["added", "removed", "changed", "reordered", "contents"]),
-        before=_is("string?", "As the file in force has it, shortened; null: never shown (environment)."),
-        after=_is("string?", "As the new file has it."),
-        live=_is("boolean", "What runs takes it; else it needs a new process."),
+        how=_is("string", "The kind of change.", enum=["added", "removed", "changed", "reordered", "contents"]),
+        before=_is("string?", "The value in the file in force, shortened; null: never shown (environment)."),
+        after=_is("string?", "The value in the new file."),
+        live=_is("boolean", "Whether it applies to the running process; otherwise it needs a new process."),
     ),
     "Problems": _object(
-        "Nothing was done.",
+        "An error in the request or the file; nothing was done.",
         optional=("problems",),
         error=_is("string", "What is wrong, and what to do instead; one line for each problem."),
         problems=_is(
             "array",
-            "Of a file: each problem by itself.",
+            "The problems of a file.",
             items=_object(
                 "One problem.",
-                line=_is("integer?", "Where."),
+                line=_is("integer?", "The line of the file."),
                 key=_is("string", "The key's path; may be empty."),
                 message=_is("string", "What is wrong, and what to write instead."),
-                text=_is("string", "All of it, with the file's name."),
+                text=_is("string", "The whole message, with the file's name."),
             ),
         ),
     ),
-    "Error": _object("Nothing was done.", error=_is("string", "What is wrong, and what to do instead.")),
+    "Error": _object("An error; nothing was done.", error=_is("string", "What is wrong, and what to do instead.")),
 }
 
 
 def _history() -> dict[str, Any]:
-    """A Status, and more."""
+    """Return the schema of a History: the properties of a Status, and more."""
     status = SCHEMAS["Status"]
     own = _object(
-        "An object `Status`, and what is known of how it came to that.",
+        "An object `Status`, and the records that explain it.",
         config=_is("string", "Path of the configuration."),
         restart=_is("string", "The workload's restart setting."),
         since=_is("number", "When the supervisor started: seconds since 1970-01-01 UTC."),
         log=_object(
-            "Where its output is to be found, on the supervisor's host.",
+            "The files on the supervisor's host that contain its output.",
             file=_is("string?", "Its own log file; null: it has none."),
-            format=_is("string", "Of that file: json (records), or raw."),
-            streams=_is("array", "What goes into it: stdout, stderr.", items={"type": "string"}),
-            stream=_is("string?", "The file of the supervisor's own stream; null: that is no file of records."),
+            format=_is("string", "The format of that file: json (records), or raw."),
+            streams=_is("array", "The streams in it: stdout, stderr.", items={"type": "string"}),
+            stream=_is("string?", "The file of the supervisor's own stream; null: it is not a file of records."),
         ),
-        forgotten=_is("integer", "How many older records are kept no more.", minimum=0),
+        forgotten=_is("integer", "How many older records have been discarded.", minimum=0),
         records=_is("array", "Oldest first; `nsupervisor schema log` describes them.", items={"type": "object"}),
     )
     properties = status["properties"] | own["properties"]
@@ -379,7 +383,7 @@ SCHEMAS["History"] = _history()
 
 
 def openapi() -> dict[str, Any]:
-    """The API as an OpenAPI 3.1 document."""
+    """Return the API as an OpenAPI 3.1 document."""
     paths: dict[str, Any] = {}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
@@ -389,7 +393,7 @@ def openapi() -> dict[str, Any]:
             "title": "nsupervisor",
             "version": __version__,
             "description": "HTTP on the Unix socket <runtime_directory>/api.sock. "
-            "Who may open the socket may do everything.",
+            "A process that may open the socket may do everything.",
         },
         "servers": [{"url": "http://localhost", "description": "The host name means nothing on a Unix socket."}],
         "paths": paths,
@@ -429,7 +433,7 @@ def _operation(route: Route) -> dict[str, Any]:
 
 
 COMMON_ANSWERS: Mapping[int, str] = dict.fromkeys((400, 403, 405, 408, 413, 421, 431, 500, 501, 503, 505), "Error")
-"""What any request may be answered with, besides what its route says."""
+"""The responses that any request may have, in addition to those of its route."""
 _WORDS = {
     200: "Done.",
     400: "The request is wrong.",

@@ -1,4 +1,4 @@
-"""The API's Unix socket: who may open it, how a stale one is replaced, and serving on it."""
+"""Serve the API on its Unix socket: permissions, and the replacement of a stale socket."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ async def serve(
     connections: int = UNIX_CONNECTIONS,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve the application on a Unix socket of mode 0600 until cancelled; the socket is removed at the end.
+    """Serve the application on a Unix socket of mode 0600 until cancelled; then remove the socket.
 
-    `task_status.started(path)` is called when connections are accepted. A socket file left by a supervisor that died
-    is replaced. No access log, no signal handlers.
+    `task_status.started(path)` is called when connections are accepted. The socket file of a dead supervisor is
+    replaced. There is no access log, and there are no signal handlers.
 
-    admit: identifies the peer of each new connection, or refuses it. errors: counts what goes wrong on connections.
-    connections: how many there may be at a time.
+    admit: identifies the peer of each new connection, or refuses it. errors: counts errors of connections.
+    connections: the maximum number of connections at a time.
 
     Raises:
-        OSError: the socket cannot be made; the text says which and why. Also when another supervisor answers on it.
+        OSError: the socket cannot be created, or another supervisor answers on it; the text says which and why.
     """
     path = os.fspath(socket_path)
     listening = listen(path)
@@ -50,19 +50,23 @@ async def serve(
     finally:
         listening.close()
         try:
-            if os.stat(path).st_ino == identity:  # not one that somebody else has put there since
+            if os.stat(path).st_ino == identity:  # not a socket that another process has created there since
                 os.unlink(path)
         except FileNotFoundError:
             pass
 
 
 def listen(path: str) -> socket.socket:
-    """A listening Unix socket of mode 0600, whatever the umask; a stale file of that name is replaced. OSError."""
+    """Open a listening Unix socket of mode 0600, whatever the umask; a stale socket of that name is replaced.
+
+    Raises:
+        OSError: it cannot be created, or another supervisor answers on it; the text says what to do instead.
+    """
     if len(os.fsencode(path)) > LONGEST_PATH:
         raise OSError(f"{path}: longer than the {LONGEST_PATH} bytes a socket may have; choose a shorter directory")
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        # bind(2) makes the file with the mode that the socket itself has, so there is no moment with a wider one.
+        # bind(2) creates the file with the socket's own mode, so the mode is never wider.
         os.fchmod(listening.fileno(), 0o600)
         try:
             listening.bind(path)
@@ -79,7 +83,7 @@ def listen(path: str) -> socket.socket:
 
 
 def _make_way(path: str) -> None:
-    """Remove the socket of a supervisor that is gone. OSError when it is alive, or when this is no socket."""
+    """Remove the socket of a dead supervisor. Raises OSError if the supervisor runs, or the file is not a socket."""
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
         raise OSError(f"{path}: is not a socket; move it away, or choose another directory")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
@@ -89,5 +93,5 @@ def _make_way(path: str) -> None:
             os.unlink(path)
             return
         except BlockingIOError:
-            pass  # its queue is full: it lives
+            pass  # its queue is full: the supervisor runs
     raise OSError(f"{path}: another supervisor answers there; stop that one, or give this one another directory")

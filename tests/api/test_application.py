@@ -343,8 +343,8 @@ async def test_a_plan_and_a_reload_are_as_described(client):
     ("body", "error"),
     [
         (b"{", "the body is not JSON"),
-        (b"[]", "the body is no object of texts"),
-        (b'{"path": 1}', "the body is no object of texts"),
+        (b"[]", "the body is not an object of texts"),
+        (b'{"path": 1}', "the body is not an object of texts"),
         (b'{"paht": "/x"}', '"paht" means nothing here; there is: path, text'),
         (b'{"text": "x = 1"}', "a text needs a path"),
         (b'{"path": "/x", "text": "x = 1"}', "/x:1: x: is not a key of the file"),

@@ -96,7 +96,7 @@ def test_not_permitted(tmp_path):
 
 @pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.2\r\n\r\n", ok(b"<html>"), b"HTTP/1.1 abc \r\n\r\n{}"])
 def test_something_else_answers(answering, answer):
-    with pytest.raises(NoSupervisorError, match="is no supervisor"):
+    with pytest.raises(NoSupervisorError, match="is not a supervisor"):
         answering(answer).info()
 
 
