@@ -44,7 +44,7 @@ class Case:
     """Of a level; 0 for a counter."""
     trigger: str = ""
     """Of a stall: what the kernel is told to watch for, in its own words."""
-    beside: int = 0
+    neighbours: int = 0
     """How many other programs there are, which do nothing, each with five rules."""
 
     def rule(self, name: str) -> str:
@@ -122,7 +122,7 @@ def run(options: Options) -> Result:
     result = Result("react", "the kernel acts, to our record of the action; a level is passed, to the next program")
     count = 5 if options.quick else 20
     crowd = (options.sizes or [20 if options.quick else CROWD])[-1]
-    crowded = attrs.evolve(CASES[0], name=f"{CASES[0].name}, beside {crowd:,}", beside=crowd)
+    crowded = attrs.evolve(CASES[0], name=f"{CASES[0].name}, with {crowd:,} others", neighbours=crowd)
     rounds = options.number(3, 1)
     if not options.peers or "nsupervisor" in options.peers:
         for number in range(rounds):
@@ -150,8 +150,8 @@ def _round(case: Case, number: int, count: int, result: Result) -> None:
         with running(Reacting, _make(case)) as session:
             peer = session.peer
             assert isinstance(peer, Reacting)
-            if case.beside:
-                session.up(case.beside)
+            if case.neighbours:
+                session.up(case.neighbours)
                 time.sleep(3)
                 control.command(peer.socket, "start", "w0")
             for sample in _samples(session, peer, "w0", case, count):
@@ -162,8 +162,8 @@ def _round(case: Case, number: int, count: int, result: Result) -> None:
 
 def _make(case: Case) -> Make:
     def make(_: Path, reports: Reports) -> list[Service]:
-        late = "autostart = false\n" if case.beside else ""
-        others = [f"w{i}" for i in range(1, case.beside + 1)]
+        late = "autostart = false\n" if case.neighbours else ""
+        others = [f"w{i}" for i in range(1, case.neighbours + 1)]
         return [
             Service("w0", (program("eater"), reports.path, "w0", *case.eat), extra=late + case.rule("w0")),
             *(Service(name, (program("pause"), reports.path, name), extra=five_rules(name)) for name in others),
@@ -247,7 +247,7 @@ def compare(options: Options, sides: list[Checkout]) -> Result:
                         case = cases[name]
                         for i, sample in enumerate(_samples(session, peer, name, case, count)):
                             sample.add_to(
-                                result, f"{case.name}{f', beside {crowd:,}' if crowd else ''}", number * count + i
+                                result, f"{case.name}{f', with {crowd:,} others' if crowd else ''}", number * count + i
                             )
                     control.command(peer.socket, "stop", name)
                     _forget(session, peer)
@@ -303,7 +303,7 @@ def _samples(session: Session, peer: Reacting, name: str, case: Case, count: int
 
 def _counter(session: Session, name: str, case: Case) -> tuple[Path, str]:
     """The kernel's file, and what to look for in it. Its program comes and goes while we look; its neighbour stays."""
-    steady = "w1" if case.beside else name
+    steady = "w1" if case.neighbours else name
     for _ in range(20):
         try:
             path, key = hierarchy.counter(session.pids()[steady], case.file)

@@ -43,10 +43,10 @@ def run(options: Options) -> Result:
         if any(series.peer == name for series in result.series):
             result.at(name, CASE, UNIT).note = note
     measured = {series.peer: series for series in result.series}
-    for ours, words in (("nsupervisor", "own cgroup kept"), ("nsupervisor-new-cgroup", "own cgroup made anew")):
+    for ours, words in (("nsupervisor", "own cgroup kept"), ("nsupervisor-new-cgroup", "own cgroup recreated")):
         for other, limit in (("bwrap", 1.0), ("runc", 1 / 3)):
             found = ratio(measured[ours], measured[other]) if {ours, other} <= set(measured) else None
-            text = f"spawn ({words}) in parts of {other}'s median"
+            text = f"spawn ({words}) relative to {other}'s median"
             result.targets.append(Target(text, found.value if found else None, limit, ""))
     return result
 

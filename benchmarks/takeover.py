@@ -31,7 +31,7 @@ def run(options: Options) -> Result:
     case = f"N={sizes[-1]}"
     answer = result.median("nsupervisor", case, ANSWER)
     result.targets = [Target(f"the first status after a take-over, {case}", answer, 2, "s")]
-    result.remarks.append("the answer tells of every program, by the pid that it had before")
+    result.remarks.append("the answer contains every program, with its previous pid")
     return result
 
 

@@ -1,4 +1,4 @@
-"""``python -m nsupervisor`` is the ``nsupervisor`` command."""
+"""Run the command line, as `python -m nsupervisor`, exactly like the `nsupervisor` command."""
 
 from nsupervisor.cli.main import main
 

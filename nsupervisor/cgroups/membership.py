@@ -1,4 +1,4 @@
-"""Which cgroups of the tree processes are in, as /proc/PID/cgroup shows them: "CONTROLLERS:PATH" (linux/peers.py).
+"""Find the cgroups of processes by /proc/PID/cgroup, with paths of the form "CONTROLLERS:PATH" (linux/peers.py).
 
 The paths in that file are relative to the root of the reader's cgroup namespace, cgroup_namespaces(7); directories are
 relative to the root of a mount. The mount's own root joins both: see `mounts.own_directory`, whose inverse this is.

@@ -222,7 +222,7 @@ def read_peer(sock: socket.socket) -> Peer:
 
 
 class Policy:
-    """Who may connect to a socket of the service: `check` for each new connection, before its first byte.
+    """The peers that may connect to a socket of the service; `check` judges each connection before its first byte.
 
     `prefixes` are the cgroups of the service's tree, see `below`. `only_own_uid`: refuse other uids, root's too.
     """
