@@ -1,11 +1,11 @@
-"""The tiers of tests and their sum; `scripts/test` calls this inside the venv.
+"""Run the tiers of tests and print the total; `scripts/test` calls this inside the venv.
 
 Both tiers run at the same time: the virtual machine emulates its processors in one thread, and the host's tests mostly
-wait, or take one thread as well where they boot machines of their own. What the machine's tier says is shown when the
-host's is done.
+wait, or use one thread as well if they boot machines of their own. The output of the machine's tier is shown after the
+host's tier.
 
-Strict (``--strict``, or CI=true in the environment): a test that is skipped for something that this machine can have
-fails. What that is, is said per tier in `TIERS`.
+With `--strict`, or CI=true in the environment, a test fails if it is skipped although this machine can have what it
+needs; `TIERS` lists that per tier.
 """
 
 import argparse
@@ -27,14 +27,14 @@ from _vm.common import die_with_parent
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / "tests" / "programs.txt"
 NO_TESTS = 5  # pytest's exit status when it selected none
-MOST_AGAIN = 4  # failures of a tier that are run once more
+MOST_AGAIN = 4  # the maximum of failures of a tier that are run once more
 
-# For the machine to end after the last test's own limit. Beside the host's tests, on two cores with nothing else to do,
-# it needs about half.
+# Time limit of the whole guest tier, in seconds. Next to the host's tests, on two otherwise idle cores, it needs about
+# half.
 GUEST_LIMIT = 2400
 GUEST_TEST_LIMIT = 300
 
-# What must be there. The host's controllers are not among it, because they differ; the guest has all of them.
+# Needs that must be met. The host's controllers are excluded, because they differ; the guest has all of them.
 EVERYWHERE = "root,cgroup,userns,netns,time_namespace,module:*"
 TIERS = {
     "host": f"{EVERYWHERE},vm,version:*",
@@ -46,7 +46,7 @@ TITLES = {"host": "host", "guest": "virtual machine"}
 
 @dataclass
 class Result:
-    """How a tier went."""
+    """The result of one tier."""
 
     title: str
     passed: int = 0
@@ -64,7 +64,7 @@ class Runner:
     """Runs pytest for a tier, on the host or in the virtual machine."""
 
     def __init__(self, arguments: list[str], strict: bool, directory: Path, output: IO[str] | None = None) -> None:
-        """Further pytest arguments; a directory of its own, that the virtual machine may write to; where to write."""
+        """Create `directory`, which the virtual machine may write to; `arguments` go to pytest, output to `output`."""
         self.arguments, self.strict, self.counts = arguments, strict, directory / "counts.json"
         self.output = output
         self._process: subprocess.Popen[bytes] | None = None
@@ -72,15 +72,15 @@ class Runner:
         directory.mkdir()
 
     def pytest(self, tier: str, *more: str) -> list[str]:
-        """The command line."""
+        """Return the pytest command of a tier."""
         return [sys.executable, "-m", "pytest", f"--tier={tier}", f"--counts={self.counts}", *self.arguments, *more]
 
     def host(self) -> Result:
-        """The tier on this host."""
+        """Run the tier of this host."""
         return self._run("host", self.pytest("host", *self._strict("host")))
 
     def guest(self) -> Result:
-        """The tier in the virtual machine, in one boot; nothing is booted when no test is for it."""
+        """Run the tier of the virtual machine in one boot; boot nothing if no test is selected for it."""
         result, number = Result(TITLES["guest"]), self._selected()
         if not number:
             return result
@@ -96,7 +96,7 @@ class Runner:
                 result.skipped = number
             return result
         limits = ["-o", f"timeout={GUEST_TEST_LIMIT}", "-o", f"faulthandler_timeout={GUEST_TEST_LIMIT - 10}"]
-        # The cache would be the host's, too.
+        # The cache would be shared with the host.
         command = self.pytest("guest", *limits, "-p", "no:cacheprovider", *self._strict("guest"))
         return self._run(
             "guest", [*machine, f"--time-limit={GUEST_LIMIT}", f"--share={self.counts.parent}", "--", *command]
@@ -108,7 +108,7 @@ class Runner:
         return [f"--strict-needs={','.join([TIERS[tier], *programs])}"] if self.strict else []
 
     def _selected(self) -> int:
-        """How many tests are for the guest; also 1 when that cannot be said (the guest's own run will tell why)."""
+        """Return the number of tests for the guest; 1 if it is unknown (the guest's run will show the reason)."""
         command = self.pytest("guest", "--collect-only", "-qq", "-p", "no:cacheprovider")
         status = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode
         counts = self._read()
@@ -131,7 +131,7 @@ class Runner:
         result.failed = counts.get("failed", 0) + counts.get("error", 0)
         result.skipped = counts.get("skipped", 0) + counts.get("xfailed", 0)
         result.reasons.update(counts.get("reasons", {}))
-        if result.status and not result.failed:  # it broke off, or could not even collect
+        if result.status and not result.failed:  # it was interrupted, or could not collect
             result.failed = 1
             result.reasons[f"the {result.title} tier ended with exit status {status}"] = 1
         failures = counts.get("failures", [])
@@ -140,8 +140,11 @@ class Runner:
         return result
 
     def _again(self, result: Result, command: list[str], failures: list[str]) -> None:
-        """Run a few failures once more, alone. What passes now is no failure of the change; it is told all the same,
-        because a test that fails for no reason, or a rare race of the product, is a defect to be found."""
+        """Run a few failures once more, alone.
+
+        A test that passes now does not fail the run, but is reported: a flaky test, or a rare race of the product, is
+        a defect.
+        """
         self._say(f"\n=== once more: {', '.join(failures)}")
         status = self._wait([*command, *failures])
         counts = self._read()
@@ -154,34 +157,34 @@ class Runner:
         print(text, file=self.output, flush=True)
 
     def _wait(self, command: list[str]) -> int:
-        # So that tests and machine are taken down in order when this process is killed.
+        # If this process is killed, tests and machine are shut down in order.
         tied = die_with_parent(signal.SIGINT)
 
         def begin() -> None:
             tied()
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs are born with it ignored
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs start with it ignored
 
         process = subprocess.Popen(command, cwd=ROOT, stdout=self.output, stderr=self.output, preexec_fn=begin)
         self._process = process
-        if self._ended:  # just before
+        if self._ended:  # `end` was called before the process existed
             self.end()
         try:
             return process.wait()
         finally:
-            process.send_signal(signal.SIGINT)  # pytest then still tidies up after its tests
+            process.send_signal(signal.SIGINT)  # lets pytest clean up after its tests
             process.wait()
 
     def end(self) -> None:
-        """From another thread: what runs ends in order, and nothing more is begun."""
+        """End the running tests in order and start no more; may be called from another thread."""
         self._ended = True
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)
 
 
 def both(arguments: list[str], strict: bool, directory: Path) -> list[Result]:
-    """Both tiers, at the same time."""
+    """Run both tiers at the same time."""
     host = Runner(arguments, strict, directory / "host")
-    os.environ.setdefault("NSUPERVISOR_TEST_SLOWDOWN", "3")  # of the host's time limits; the guest has its own factor
+    os.environ.setdefault("NSUPERVISOR_TEST_SLOWDOWN", "3")  # for the host's time limits; the guest has its own factor
     with open(directory / "guest.log", "w+") as said:
         guest = Runner(arguments, strict, directory / "guest", said)
         found: list[Result] = []
@@ -198,7 +201,7 @@ def both(arguments: list[str], strict: bool, directory: Path) -> list[Result]:
 
 
 def follow(path: Path, thread: threading.Thread) -> None:
-    """Show what a file holds, and what is still written to it until the thread has ended."""
+    """Print the contents of a file, and what is appended to it until the thread has ended."""
     with path.open() as stream:
         while True:
             ended = not thread.is_alive()
@@ -210,7 +213,7 @@ def follow(path: Path, thread: threading.Thread) -> None:
 
 
 def summary(results: list[Result]) -> str:
-    """What was run, what was skipped and why; the last line is the sum."""
+    """Return the results of all tiers with the reasons of skips; the last line is the total."""
     lines = [""]
     for result in results:
         lines.append(f"{result.title}: {result} in {result.seconds:.0f} s")
@@ -225,16 +228,16 @@ def summary(results: list[Result]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts/test", description=__doc__, epilog="All else goes to pytest.")
+    parser = argparse.ArgumentParser(prog="scripts/test", description=__doc__, epilog="Other arguments go to pytest.")
     tier = parser.add_mutually_exclusive_group()
     tier.add_argument("--host", action="store_true", help="only on this host")
     tier.add_argument("--vm", action="store_true", help="only in the virtual machine")
     parser.add_argument("--strict", action="store_true", default=os.environ.get("CI") == "true")
     args, arguments = parser.parse_known_args()
-    # Byte code is kept beside the sources: else each program that a test starts would compile all of it anew, which
-    # takes longer than most tests. What the host has compiled, the virtual machine need not.
+    # Keep byte code next to the sources: otherwise each program that a test starts would compile all modules again,
+    # which takes longer than most tests. The virtual machine uses the byte code of the host.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("scripts/test: ended by SIGTERM; there is no sum"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("scripts/test: ended by SIGTERM; there is no total"))
     with tempfile.TemporaryDirectory(prefix="nsupervisor-test.") as text:
         directory = Path(text)
         if args.host:
