@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from nsupervisor.cgroups.host import Host
 from nsupervisor.cgroups.mounts import Mount, parse_memberships, parse_mountinfo
 from nsupervisor.cgroups.tree import GROUP
+from nsupervisor.linux.peers import Peer, cgroups_of
 
 
 def shown_path(mounts: Sequence[Mount], version: int, controllers: frozenset[str], directory: str) -> str | None:
@@ -62,3 +63,12 @@ def instance_of(cgroup: str, tree: str) -> str:
         return ""
     below = cgroup[len(tree) + 1 :].split("/")
     return next((name for name in below if not name.startswith(GROUP)), "")
+
+
+def is_part_of(pid: int, instance: str, tree: str) -> bool:
+    """Whether a process is in the cgroups of an instance; also True if it has ended. `tree`: as for `instance_of`."""
+    try:
+        cgroups = cgroups_of(pid)
+    except OSError:
+        return True
+    return instance_of(Peer(pid, 0, 0, cgroups).cgroup, tree) == instance

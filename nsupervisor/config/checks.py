@@ -30,6 +30,9 @@ from nsupervisor.config.positions import Path
 from nsupervisor.config.shown import did_you_mean, shown, shown_path
 from nsupervisor.config.units import Relative, format_duration
 
+NOTIFY_PATH = "/notify/0123456789abcdef/socket"
+WORKLOADS_API_PATH = "/control/api/api.sock"
+"""Sockets below the runtime directory: paths of their lengths."""
 ORDERING_KEYS = ("requires", "wants", "after")
 
 
@@ -53,6 +56,7 @@ def conflicts(config: Config) -> Iterator[Conflict]:
         yield from _program_conflicts(workload, path)
         yield from _namespace_conflicts(workload, path)
         yield from limit_conflicts(workload, path)
+        yield from _socket_length_conflicts(workload, path, config.supervisor)
         for number, mount in enumerate(workload.mounts):
             yield from _mount_conflicts(mount, (*path, "mounts", number))
             yield from _runtime_directory_conflicts(mount, (*path, "mounts", number), config.supervisor)
@@ -94,6 +98,22 @@ def _supervisor_conflicts(supervisor: Supervisor) -> Iterator[Conflict]:
             ("supervisor", "runtime_directory"),
             f"is too long for the sockets in it; write a path of at most {longest} bytes",
         )
+
+
+def _socket_length_conflicts(workload: Workload, path: Path, supervisor: Supervisor) -> Iterator[Conflict]:
+    """The sockets of some workloads are deeper in the runtime directory."""
+    for key, is_needed, below in (
+        ("type", workload.type == "notify", NOTIFY_PATH),
+        ("watchdog_sec", bool(workload.watchdog_sec), NOTIFY_PATH),
+        ("may_control", bool(workload.may_control), WORKLOADS_API_PATH),
+    ):
+        if is_needed and len(f"{supervisor.runtime_directory}{below}".encode()) > LONGEST_SOCKET:
+            yield Conflict(
+                (*path, key),
+                "needs a socket whose path would be too long; set supervisor.runtime_directory to one of at most "
+                f"{LONGEST_SOCKET - len(below)} bytes",
+                (("supervisor", "runtime_directory"),),
+            )
 
 
 def _missing_references(config: Config) -> Iterator[Conflict]:

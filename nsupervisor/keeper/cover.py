@@ -1,7 +1,8 @@
 """Hide the runtime directory from a program: its sockets can command the service, its files tell about other programs.
 
 In each new mount namespace an empty read-only tmpfs covers the directory, after all other mounts, and also where a bind
-mount shows it. Only the sockets that are meant for the program are bound in.
+mount shows it. Only what is meant for the program is bound in. These are directories with a socket in them: a socket
+that is made again after a crash of the service then shows up in the same place.
 
 A root program may unmount the cover. Then the check of peers (linux/peers.py) still protects the sockets. The cover
 is for programs that may not unmount it, and keeps the names of other programs from them.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from nsupervisor.keeper.errors import StepError, cannot
 from nsupervisor.linux import mounts, syscalls
@@ -26,23 +28,25 @@ _OPTIONS = "mode=755,size=4k,nr_inodes=16"
 class Cover:
     """Made before the other mounts, applied after them.
 
-    The sockets are held as detached mounts (open_tree(2)), which need neither their path nor /proc later.
+    What is shown is held as detached mounts (open_tree(2)), which need neither their path nor /proc later.
     """
 
-    __slots__ = ("_directory", "_identity", "_places", "_sockets")
+    __slots__ = ("_directory", "_identity", "_links", "_places", "_trees")
 
-    def __init__(self, directory: str, sockets: list[str]) -> None:
-        """`directory`: absolute, without symbolic links. `sockets`: paths relative to it. Raises StepError."""
+    def __init__(self, directory: str, show: dict[str, str], links: dict[str, str]) -> None:
+        """`directory`: absolute, without symbolic links. `show`: where in it to bind what is at which place in it;
+        `links`: symbolic links and their targets. All of these are relative paths. Raises StepError."""
         self._directory = directory
         self._places = {directory: None}
         self._identity = _identity(directory)
-        self._sockets: dict[str, int] = {}
-        for name in sockets:
+        self._trees: dict[str, int] = {}
+        self._links = {f"{directory}/{name}": target for name, target in links.items()}
+        for name, place in show.items():
             path = f"{directory}/{name}"
             try:
-                self._sockets[path] = mounts.open_tree(path)
+                self._trees[f"{directory}/{place}"] = mounts.open_tree(path)
             except OSError as error:
-                raise cannot(f"hold the socket {path}", error) from None
+                raise cannot(f"hold {path}", error) from None
 
     def follow(self, mount: Mount, source: str) -> None:
         """Note where a mount that has just been made shows the directory. `source`: what a bind mount shows, without
@@ -57,23 +61,28 @@ class Cover:
                 raise StepError(f"cannot mount {mount.source} on {mount.destination}: {what}", errno.EACCES)
 
     def apply(self, private: set[int], maker: tuple[int, int] | None = None) -> None:
-        """Cover each place that shows the directory, and bind the sockets. Raises StepError.
+        """Cover each place that shows the directory, and bind what is shown. Raises StepError.
 
         `private`: st_dev of each tmpfs that was mounted for the program; a missing destination is made only there.
         `maker`: the (uid, gid) that makes files, if this process' own are not mapped in its user namespace, so that
         it could make none (EOVERFLOW); exec takes this back, credentials(7).
         """
-        if maker is not None and self._sockets:
+        if maker is not None and self._trees:
             syscalls.set_file_system_ids(*maker)
         covered = False
         for place in self._places:
             # What cannot be reached from here, or is hidden by a later mount, is not there for the program either.
             if self._identity is not None and _identity(place) == self._identity:
-                with_sockets = place == self._directory and bool(self._sockets)
-                self._cover(place, with_sockets)
-                covered = covered or with_sockets
-        for path, tree in self._sockets.items():
+                is_written = place == self._directory and bool(self._trees)
+                self._cover(place, is_written)
+                covered = covered or is_written
+        if not self._trees:
+            return
+        os.umask(0o022)  # the program's own is set later
+        for path, tree in self._trees.items():
             self._bind(path, tree, covered, private)
+        for path, target in self._links.items():
+            self._link(path, target)
         if covered:
             flags = mounts.MS_REMOUNT | mounts.MS_BIND | mounts.MS_RDONLY | _FLAGS
             try:
@@ -93,26 +102,35 @@ class Cover:
             if not os.path.lexists(path):
                 if not covered and not _is_private(path, private):
                     hint = "another mount hides it; remove that, or mount a tmpfs over a directory above it"
-                    raise StepError(f"cannot bind the socket {path}: its directory is missing ({hint})", errno.ENOENT)
-                os.umask(0o022)  # the program's own is set later
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+                    raise StepError(f"cannot bind {path}: its directory is missing ({hint})", errno.ENOENT)
+                if stat.S_ISDIR(os.fstat(tree).st_mode):
+                    os.makedirs(path)
+                else:
+                    os.makedirs(os.path.dirname(path), exist_ok=True)
+                    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))
             mounts.move_mount(tree, path)
             os.close(tree)
         except OSError as error:
-            raise cannot(f"bind the socket {path}", error) from None
+            raise cannot(f"bind {path}", error) from None
+
+    def _link(self, path: str, target: str) -> None:
+        try:
+            os.symlink(target, path)
+        except FileExistsError:  # in a tmpfs of the program's, where something else is mounted
+            pass
+        except OSError as error:
+            raise cannot(f"make the link {path}", error) from None
 
 
 def rehearse() -> None:
     """Go through the code with paths that do not exist: for a process that does in advance what it can."""
-    cover = Cover("/proc/self/no/such", [])
-    cover._sockets["/proc/self/no/such/socket"] = -1
+    cover = Cover("/proc/self/no/such", {}, {})
     try:
         cover._cover("", True)
     except StepError:
         pass
     try:
-        cover._bind("/proc/self/no/such", -1, True, set())
+        cover._bind("/proc/self/no/such", 0, True, set())
     except StepError:
         pass
     try:

@@ -92,7 +92,7 @@ class Spec:
         self.gid_mappings: list[tuple[int, int, int]] = take("gid_mappings", _mappings, [])
         self.time_offsets: bytes = take("time_offsets", _time_offsets, b"")
         self.mounts: list[Mount] = take("mounts", _mounts, [])
-        self.cover: tuple[str, list[str]] | None = take("cover", _cover, None)
+        self.cover: tuple[str, dict[str, str], dict[str, str]] | None = take("cover", _cover, None)
         self.uid: int | None = take("uid", _number, None)
         self.gid: int | None = take("gid", _number, None)
         self.groups: list[int] | None = take("groups", _numbers, None)
@@ -254,15 +254,20 @@ def _mounts(value: Any) -> list[Mount]:
     return mounts
 
 
-def _cover(value: Any) -> tuple[str, list[str]]:
-    """The runtime directory, and the sockets in it, by their relative paths, that the program gets to see."""
-    unknown = _dict(value).keys() - {"directory", "sockets"}
+def _cover(value: Any) -> tuple[str, dict[str, str], dict[str, str]]:
+    """The arguments of `nsupervisor.keeper.cover.Cover`."""
+    unknown = _dict(value).keys() - {"directory", "show", "links"}
     if unknown:
         raise ValueError(f"unknown keys: {', '.join(sorted(unknown))}")
-    sockets = [_text(path) for path in _list(value.get("sockets", []))]
-    if any(path.startswith("/") or ".." in path.split("/") for path in sockets):
-        raise ValueError("the path of a socket is relative to the directory, and stays in it")
-    return _absolute(value.get("directory")), sockets
+    show, links = (_relative_paths(value.get(key, {})) for key in ("show", "links"))
+    return _absolute(value.get("directory")), show, links
+
+
+def _relative_paths(value: Any) -> dict[str, str]:
+    for path in (path for pair in _dict(value).items() for path in pair):
+        if _text(path).startswith("/") or ".." in path.split("/"):
+            raise ValueError(f"a path that stays in the directory is wanted, not {path!r:.80}")
+    return dict(value)
 
 
 def _rlimits(value: Any) -> list[tuple[str, int, tuple[int, int]]]:

@@ -18,6 +18,7 @@ import attrs
 import trio
 
 from nsupervisor.cgroups import Cgroup, CgroupError, CgroupGoneError, Reading
+from nsupervisor.cgroups.membership import is_part_of
 from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import Resources, Workload
 from nsupervisor.core import events
@@ -32,10 +33,10 @@ from nsupervisor.service.ends import Ends
 from nsupervisor.service.identity import IdentityError
 from nsupervisor.service.judge import Hands, Judge
 from nsupervisor.service.mailbox import Again, Asked, Leave, Mailbox, Message, Nudge
-from nsupervisor.service.notify import attend, host_owner, notify_socket
+from nsupervisor.service.notify import attend, host_owner, notify_socket, socket_path
 from nsupervisor.service.output import Output
 from nsupervisor.service.setting import Setter
-from nsupervisor.service.spec import file_variables, spawn_spec
+from nsupervisor.service.spec import cover, file_variables, spawn_spec
 from nsupervisor.service.state import End
 from nsupervisor.service.status import status
 from nsupervisor.service.step import tell
@@ -64,6 +65,9 @@ class Leaving:
 
     wanted: bool
     """Whether the instance was to run when the removal began."""
+
+
+Variables = dict[str, str]
 
 
 @attrs.define(eq=False)
@@ -392,10 +396,13 @@ class Actor:
             await self.setter.catch_up()
             self.trail.oom_kills = self.read("memory.events").get("oom_kill", 0.0)
             variables = file_variables(self.workload)
-            spec = spawn_spec(self.workload, self.name, self.instance, generation, self.cgroup, variables)
+            whose, directory = (self.workload, self.name, self.instance), self.world.directory
+            spec = spawn_spec(*whose, generation, self.cgroup, directory, variables)
             self.notify = -1
-            if self.workload.speaks:
-                spec["env"] |= self.listen(host_owner(spec))[1]
+            own = self.listen(host_owner(spec))[1] if self.workload.speaks else {}
+            spec["env"] |= own
+            if self.workload.namespaces.mount:
+                spec["cover"] = cover(self.workload, directory, own.get("NOTIFY_SOCKET"))
             spawned = await self.world.keeper.spawn(spec, self._meanwhile, self.notify)
         except KeeperLost:
             return False
@@ -431,21 +438,22 @@ class Actor:
 
     # ---- sd_notify(3)
 
-    def listen(self, owner: tuple[int, int] | None = None, fd: int = -1) -> tuple[int, dict[str, str]]:
-        """Open this generation's notify socket, or continue with that of an earlier supervisor.
+    def listen(self, owner: tuple[int, int] | None = None, fd: int = -1, again: bool = False) -> tuple[int, Variables]:
+        """Open this generation's notify socket, or continue with that of an earlier supervisor; `again`: it was lost.
 
         Returns its descriptor, and the environment variables that name it to the program.
         """
-        path = self.world.directory / "notify"
-        socket = self._listening.enter_context(notify_socket(path, self.id, owner, fd))
+        path = socket_path(self.world.directory, self.id, self.world.seal.token(self.id), again)
+        ours = self._listening.enter_context(notify_socket(path, owner, fd))
         scope = trio.CancelScope()
         self._listening.callback(scope.cancel)
         on_notification = partial(self._said, self.life.generation)
-        self.world.nursery.start_soon(attend, socket, scope, self.workload.watchdog_sec, on_notification)
-        variables = {"NOTIFY_SOCKET": str(path / self.id)}
+        is_own = partial(is_part_of, instance=self.name, tree=self.world.keeper.tree)
+        self.world.nursery.start_soon(attend, ours, scope, self.workload.watchdog_sec, on_notification, is_own)
+        variables = {"NOTIFY_SOCKET": str(ours.path)}
         if self.workload.watchdog_sec:
             variables["WATCHDOG_USEC"] = str(round(self.workload.watchdog_sec * 1e6))
-        self.notify = socket.fileno()
+        self.notify = ours.socket.fileno()
         return self.notify, variables
 
     def _said(self, generation: int, what: str, text: str) -> None:
@@ -453,6 +461,8 @@ class Actor:
             self.post(events.Ready(generation))
         elif what == "STATUS":
             self.say("status", message=text)
+        elif what == "REFUSED":
+            self.say("notify refused", "warning", message=text)
         elif self.life.state is not State.FROZEN:  # a frozen program cannot report that it is healthy
             self.post(events.Unhealthy(generation, text))
 

@@ -1,11 +1,28 @@
-"""Admission to the API's socket: processes outside of all workloads, and workloads with `may_control`."""
+"""Admission to the API's sockets: processes outside of all workloads, and workloads with `may_control`.
 
+There are two sockets. `api.sock` has mode 0600. Workloads may have another user, and a user namespace in which the
+service's ids have no meaning, so theirs (`spec.WORKLOADS_API`) is open to everyone who gets to see it: its directory is
+closed, and bound into the mount namespaces of such workloads only. A directory, as the socket in it is made again by
+the next supervisor.
+"""
+
+import os
 import socket
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 
+import trio
+
+from nsupervisor.api.http.errors import ConnectionErrors
+from nsupervisor.api.http.messages import Application
+from nsupervisor.api.server import LONGEST_PATH, serve
 from nsupervisor.cgroups.membership import instance_of
-from nsupervisor.linux.peers import WORKLOAD, Peer, Policy, read_peer
+from nsupervisor.linux.peers import USER, WORKLOAD, Peer, PeerRefused, Policy, read_peer
 from nsupervisor.service.actor import Actor
+from nsupervisor.service.spec import WORKLOADS_API
+
+WORKLOAD_CONNECTIONS = 64
 
 
 class Admission:
@@ -30,3 +47,27 @@ class Admission:
                 peer.workload = name
                 return peer
         raise refused
+
+    def admit_workload(self, sock: socket.socket) -> Peer:
+        """The same, on the socket for workloads, whose mode keeps no other user away. Raises PeerRefused."""
+        peer = self.admit(sock)
+        if not peer.workload and peer.uid not in (0, os.geteuid()):
+            raise PeerRefused(USER, peer, "is not of the service's user", "connect as that user")
+        return peer
+
+
+async def serve_workloads(
+    application: Application, directory: Path, admission: Admission, errors: ConnectionErrors, nursery: trio.Nursery
+) -> None:
+    """Serve the API for workloads below the runtime directory. Returns when connections are accepted. Raises OSError.
+
+    Where the path is too long for a socket, there is none; `check` then refuses `may_control`.
+    """
+    path = directory / WORKLOADS_API / "api.sock"
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        return
+    path.parent.parent.mkdir(mode=0o700, exist_ok=True)
+    path.parent.mkdir(mode=0o711, exist_ok=True)
+    admit = admission.admit_workload
+    await nursery.start(partial(serve, admit=admit, errors=errors, connections=WORKLOAD_CONNECTIONS), application, path)
+    path.chmod(0o666)

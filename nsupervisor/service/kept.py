@@ -40,6 +40,11 @@ class Kept:
     """Called with each answered request, as `Keeper.on_answer`."""
 
     @property
+    def tree(self) -> str:
+        """The path of the tree's version 2 cgroup, as /proc/PID/cgroup shows it."""
+        return next((text[1:] for text in self.protected if text.startswith(":")), "")
+
+    @property
     def pid(self) -> int:
         """The pid of the present keeper."""
         return self._keeper.pid

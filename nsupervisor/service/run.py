@@ -10,9 +10,7 @@ import gc
 import itertools
 import os
 import resource
-import shutil
 import signal
-import stat
 import sys
 import time
 import traceback
@@ -45,7 +43,7 @@ from nsupervisor.logs import Journal, open_journal
 from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.metrics.server import serve_metrics
 from nsupervisor.service.actor import Actor
-from nsupervisor.service.admission import Admission
+from nsupervisor.service.admission import Admission, serve_workloads
 from nsupervisor.service.announce import announce
 from nsupervisor.service.capacity import connections_allowed, make_room
 from nsupervisor.service.clock import Monotonic
@@ -53,14 +51,14 @@ from nsupervisor.service.groups import Groups
 from nsupervisor.service.history import History
 from nsupervisor.service.instance import make
 from nsupervisor.service.kept import Kept, open_kept
-from nsupervisor.service.output import STREAMS_DIRECTORY, notes_left
+from nsupervisor.service.output import notes_left
 from nsupervisor.service.privileges import explain
 from nsupervisor.service.reaper import reap_strangers
 from nsupervisor.service.reload import Reloader
 from nsupervisor.service.reopen import REOPEN, reopen_on_signal
 from nsupervisor.service.requirements import about, unmet
 from nsupervisor.service.roster import Roster
-from nsupervisor.service.seal import NAME as KEY
+from nsupervisor.service.runtime_directory import runtime_directory
 from nsupervisor.service.seal import open_seal
 from nsupervisor.service.state import Found, Record, StateFile, read
 from nsupervisor.service.supervisor import AT_REST, Supervisor
@@ -108,7 +106,7 @@ def main(path: str) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, REOPEN))
     gc.disable()  # until the lasting objects exist: collections before would traverse more and more, and free nothing
     try:
-        with _runtime_directory(config) as directory:
+        with runtime_directory(config) as directory:
             return trio.run(_service, config, host, directory, warnings, clock=Monotonic())
     except Exception as error:
         return _explain(error, config)
@@ -134,58 +132,6 @@ def _refuse(status: int, *lines: str) -> int:
     for line in lines:
         print(line, file=sys.stderr)
     return status
-
-
-def _make_ours(directory: Path) -> None:
-    """Make the runtime directory, and refuse one that others can write to.
-
-    They could put sockets and state of their own into it, and a supervisor that runs as root would trust them.
-    """
-    instead = "set supervisor.runtime_directory to another place"
-    try:
-        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    except PermissionError:
-        raise
-    except OSError as error:
-        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-        raise OSError(f"cannot make the directory {directory}: {reason}; {instead}") from error
-    status = directory.stat()
-    if status.st_uid not in (0, os.geteuid()):
-        raise OSError(
-            f"{directory} belongs to user {status.st_uid}, who could put files into it; chown it, or {instead}"
-        )
-    if status.st_mode & stat.S_IWOTH:
-        raise OSError(f"{directory} is writable by every user, who could put files into it; chmod it, or {instead}")
-
-
-@contextlib.contextmanager
-def _runtime_directory(config: Config) -> Iterator[Path]:
-    """Make and lock the runtime directory: two supervisors in one directory would compete for the same sockets."""
-    directory = Path(config.supervisor.runtime_directory)
-    _make_ours(directory)
-    lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(lock, 32).decode(errors="replace").strip() or "unknown"
-            raise OSError(
-                f"{directory} is in use by another supervisor (pid {holder}); stop that one, "
-                "or give this one its own supervisor.runtime_directory and supervisor.name"
-            ) from None
-        try:
-            os.truncate(lock, 0)
-            os.write(lock, f"{os.getpid()}\n".encode())
-        except OSError as error:
-            where = "make room there, or set supervisor.runtime_directory to another place"
-            raise OSError(f"cannot write {directory}/lock: {error.strerror}; {where}") from error
-        yield directory
-        shutil.rmtree(directory / "notify", ignore_errors=True)  # sockets of generations whose exit was not seen
-        shutil.rmtree(directory / STREAMS_DIRECTORY, ignore_errors=True)  # all output has been recorded
-        for name in (KEY, "lock"):
-            (directory / name).unlink(missing_ok=True)
-    finally:
-        os.close(lock)
 
 
 async def _service(config: Config, host: Host, directory: Path, warnings: list[tuple[str, Problem]]) -> int:
@@ -367,6 +313,7 @@ async def _supervise(
                     admission = Admission(keeper.protected, actors)
                     serve_api = partial(serve, admit=admission.admit, errors=errors, connections=unix)
                     await nursery.start(serve_api, app(supervisor), directory / "api.sock")
+                    await serve_workloads(app(supervisor), directory, admission, errors, nursery)
                     await _run_all(all_actors.values(), nursery)
                 groups.watch()
                 if config.supervisor.metrics is not None:

@@ -1,6 +1,7 @@
 """Build the keeper's spawn specification from a workload's configuration. Reads environment files, changes nothing."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 from nsupervisor.cgroups import Cgroup
@@ -11,6 +12,10 @@ from nsupervisor.service.identity import Identity, resolve
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """A workload's default PATH; that of systemd, and of Debian for root."""
 
+WORKLOADS_API = "control/api"
+"""The directory, in the runtime directory, of the API's socket for workloads with `may_control`. The one above it is
+closed to other users, so that the socket itself need not be: its peers are identified by their cgroups."""
+
 NAMESPACES = ("mount", "pid", "uts", "ipc", "cgroup", "network", "user", "time")
 
 
@@ -20,12 +25,13 @@ def spawn_spec(
     instance: int | None,
     generation: int,
     cgroup: Cgroup,
+    directory: Path,
     variables: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the specification for one generation, in the form that `nsupervisor.keeper` takes.
 
-    `variables` is what `environment_file_variables` returned just now. Users and environment files are read again for
-    each generation, so that a restart sees changes.
+    `directory` is the runtime directory, `variables` what `environment_file_variables` returned just now. Users and
+    environment files are read again for each generation, so that a restart sees changes.
 
     Raises IdentityError for an unknown user, ConfigError for a bad environment file, OSError for an unreadable one.
     """
@@ -35,7 +41,7 @@ def spawn_spec(
         "id": f"{name}#{generation}",
         "name": name,
         "argv": list(workload.command),
-        "env": environment(workload, identity, name, instance, variables),
+        "env": environment(workload, identity, name, instance, variables, directory),
         "cwd": workload.working_directory,
         "namespaces": [space for space in NAMESPACES if getattr(spaces, space)],
         "hostname": spaces.hostname if spaces.hostname is not None or not spaces.uts else name.replace("@", "-"),
@@ -60,12 +66,25 @@ def spawn_spec(
     }
 
 
+def cover(workload: Workload, directory: Path, notify: str | None) -> dict[str, Any]:
+    """What hides the runtime directory from the program, for the key `cover` of a specification, and what is shown in
+    it: the directory of its notify socket; with `may_control` that of the API's socket for workloads."""
+    show = {} if notify is None else dict.fromkeys([str(Path(notify).parent.relative_to(directory))])
+    found = {name: name for name in show}
+    links = {}
+    if workload.may_control:
+        found[WORKLOADS_API] = "api"
+        links["api.sock"] = "api/api.sock"
+    return {"directory": os.path.realpath(directory), "show": found, "links": links}
+
+
 def environment(
     workload: Workload,
     identity: Identity,
     name: str,
     instance: int | None,
     variables: dict[str, str] | None = None,
+    directory: Path | None = None,
 ) -> dict[str, str]:
     """Return a clean environment: what a login sets, then the files in order, then `environment`; later ones win."""
     values = {"PATH": PATH, "NSUPERVISOR_WORKLOAD": name}
@@ -73,6 +92,8 @@ def environment(
         values["HOME"] = identity.home
     if identity.name:
         values |= {"USER": identity.name, "LOGNAME": identity.name, "SHELL": identity.shell or "/bin/sh"}
+    if directory is not None and workload.may_control:
+        values["NSUPERVISOR_SOCKET"] = f"{directory}/api.sock"
     if instance is not None:
         values["NSUPERVISOR_INSTANCE"] = str(instance)
     return values | (file_variables(workload) if variables is None else variables) | dict(workload.environment)

@@ -286,7 +286,7 @@ async def reattach(actor: Actor, keeper: Keeper, fresh: bool) -> None:
             actor.output.begin(actor.life.generation, body.program.pid)
     try:
         if program >= 0 and lives and not processes.ended(program):
-            notify = actor.listen(_owner(actor))[0] if fresh and actor.workload.speaks else actor.notify
+            notify = actor.listen(_owner(actor), again=True)[0] if fresh and actor.workload.speaks else actor.notify
             first = body.first.pid, body.first.started
             await keeper.adopt(id_, first, body.program.pid, [*fds, *([notify] if notify >= 0 else ())])
         else:
@@ -347,7 +347,11 @@ async def see_to_orphans(actor: Actor, keeper: Keeper, policy: str) -> None:
 
 
 def _owner(actor: Actor) -> tuple[int, int] | None:
-    return host_owner(spawn_spec(actor.workload, actor.name, actor.instance, actor.life.generation, actor.cgroup))
+    return host_owner(
+        spawn_spec(
+            actor.workload, actor.name, actor.instance, actor.life.generation, actor.cgroup, actor.world.directory
+        )
+    )
 
 
 def _at_its_end() -> int:

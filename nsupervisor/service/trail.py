@@ -160,7 +160,9 @@ def differences(configured: Resources, present: Resources) -> Mapping[str, Any]:
 def fits(actor: "Actor", workload: Workload) -> bool:
     """Return whether the running program was started as `workload` says, as far as this can be known."""
     try:
-        spec = spawn_spec(workload, actor.name, actor.instance, actor.life.generation, actor.cgroup)
+        spec = spawn_spec(
+            workload, actor.name, actor.instance, actor.life.generation, actor.cgroup, actor.world.directory
+        )
     except (IdentityError, ConfigError, OSError):
         return True
     return not actor.world.seal.differs(actor.trail.print, essence(spec))
@@ -168,6 +170,7 @@ def fits(actor: "Actor", workload: Workload) -> bool:
 
 def essence(spec: Mapping[str, Any]) -> Any:
     """Return what a generation is started with: if it is equal, a restart would change nothing."""
-    inputs = {key: value for key, value in spec.items() if key not in ("id", "env")}
+    # The cover has nothing of the configuration but may_control, which shows in the environment.
+    inputs = {key: value for key, value in spec.items() if key not in ("id", "env", "cover")}
     environment = {key: value for key, value in spec["env"].items() if key not in ("NOTIFY_SOCKET", "WATCHDOG_USEC")}
     return [inputs, environment]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+import trio
 
 from nsupervisor.keeper.told import SpawnError
 from tests.keeper.conftest import ISOLATED, Harness
@@ -41,8 +42,8 @@ class Place:
     directory: Path
     sock: socket.socket
 
-    def cover(self, *sockets: str) -> dict:
-        return {"cover": {"directory": str(self.directory), "sockets": list(sockets)}}
+    def cover(self, *show: str, **links: str) -> dict:
+        return {"cover": {"directory": str(self.directory), "show": {name: name for name in show}, "links": links}}
 
 
 @pytest.fixture
@@ -73,6 +74,28 @@ async def test_only_the_own_socket_is_there(harness: Harness, place: Place, spec
     assert (result.failure, result.stderr, result.code) == (None, "", 0)
     assert result.stdout.split() == [".", "./notify", "./notify/own"]
     assert place.sock.recv(10) == b"hello"
+
+
+@WAYS
+async def test_a_directory_is_shown_elsewhere_and_shows_what_is_made_in_it_later(
+    harness: Harness, place: Place, spec: dict
+) -> None:
+    """After a crash of the service its sockets are made again."""
+    cover = {"directory": str(place.directory), "show": {"notify": "n"}, "links": {"link": "n/later"}}
+    script = f'cd "{place.directory}" && find . -maxdepth 1 && read _ <&3; cat link'
+    fifo = place.parent / "fifo"
+    os.mkfifo(fifo, 0o666)
+    fifo.chmod(0o666)
+    script = f'exec 3<"{fifo}"; ' + script
+    spawned = await harness.spawn("sh", "-c", script, **spec, cover=cover)
+    end = await trio.to_thread.run_sync(os.open, fifo, os.O_WRONLY)
+    (place.directory / "notify" / "later").write_text("here")
+    os.write(end, b"\n")
+    os.close(end)
+    result = await harness.finish(spawned)
+    assert (result.failure, result.stderr) == (None, "")
+    assert set(result.stdout.split()) >= {".", "./link", "./n", "here"}
+    assert "secret" not in result.stdout
 
 
 @WAYS
@@ -162,8 +185,9 @@ async def test_no_descriptor_of_a_socket_is_left_to_the_program(harness: Harness
     "cover",
     [
         {"directory": "run"},
-        {"directory": "/run/x", "sockets": ["/etc/passwd"]},
-        {"directory": "/run/x", "sockets": ["../passwd"]},
+        {"directory": "/run/x", "show": {"/etc/passwd": "x"}},
+        {"directory": "/run/x", "show": {"x": "../passwd"}},
+        {"directory": "/run/x", "links": {"x": "/etc/passwd"}},
         {"directory": "/run/x", "other": 1},
         {},
     ],

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
-from nsupervisor.service.notify import host_owner, messages, notify_socket
+from nsupervisor.service.notify import attend, host_owner, notify_socket, parse, receive, socket_path
 from tests.needs import needs
 from tests.timing import deadline
 
@@ -23,38 +24,113 @@ def directory():
         yield Path(parent) / "notify"
 
 
-async def test_assignments_of_a_datagram(directory):
-    with (
-        notify_socket(directory, "web#1", None) as ours,
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs,
-    ):
-        theirs.connect(str(directory / "web#1"))
-        theirs.send(b"READY=1\nSTATUS=a=b \xff\nrubbish\n\n")
-        assert await messages(ours) == {"READY": "1", "STATUS": "a=b \ufffd"}
-        theirs.send(b"")
-        assert await messages(ours) == {}
+@pytest.fixture
+def path(directory):
+    return socket_path(directory.parent, "web#1", "0123456789abcdef")
+
+
+def everyone(pid):
+    return True
+
+
+def never(pid):
+    raise AssertionError(f"refused process {pid}")
+
+
+def test_only_a_newline_separates_assignments():
+    """READY=1 in a text with another separator, which a program passed on, counted as its own."""
+    for separator in "\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029":
+        text = f"x{separator}READY=1"
+        assert parse(f"STATUS={text}".encode()) == {"STATUS": text}
+    assert parse(b"READY=1\nSTATUS=a=b \xff\nrubbish\n\n") == {"READY": "1", "STATUS": "a=b \ufffd"}
+    assert parse(b"") == {}
+
+
+async def test_a_message_comes_with_its_sender(directory, path):
+    asked = []
+
+    def is_own(pid):
+        asked.append(pid)
+        return True
+
+    with notify_socket(path, None) as ours, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs:
+        theirs.connect(str(path))
+        theirs.send(b"READY=1")
+        assert await receive(ours, is_own, never) == {"READY": "1"}
+    assert asked == [os.getpid()]
     assert os.listdir(directory) == []
 
 
+async def test_a_message_of_another_workload_is_dropped(path):
+    refused = []
+    with notify_socket(path, None) as ours, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs:
+        theirs.sendto(b"WATCHDOG=trigger", str(path))
+        theirs.sendto(b"READY=1", str(path))
+        answers = iter((False, True))
+        assert await receive(ours, lambda pid: next(answers), refused.append) == {"READY": "1"}
+    assert refused == [os.getpid()]
+
+
+async def test_what_waited_while_no_service_ran_counts_by_its_socket(path):
+    """Its sender may be gone, and its pid may be another process."""
+    with notify_socket(path, None) as first, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs:
+        theirs.sendto(b"READY=1", str(path))
+        theirs.sendto(b"STATUS=x", str(path))
+        fd = os.dup(first.socket.fileno())
+        with notify_socket(directory_of_another(path), None, fd) as second:
+            assert second.path == path, "it stays where the program knows it"
+            assert await receive(second, lambda pid: False, never) == {"READY": "1"}
+            assert await receive(second, lambda pid: False, never) == {"STATUS": "x"}
+
+
+def directory_of_another(path):
+    return path.parent.parent / "fedcba9876543210" / path.name
+
+
+async def test_refusals_are_said_once_a_minute(path, autojump_clock):
+    said = []
+    with notify_socket(path, None) as ours, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs:
+        async with trio.open_nursery() as nursery:
+            scope = trio.CancelScope()
+            nursery.start_soon(attend, ours, scope, 0, lambda *what: said.append(what), lambda pid: False)
+            for _ in range(3):
+                theirs.sendto(b"READY=1", str(path))
+            await trio.testing.wait_all_tasks_blocked()
+            await trio.sleep(61)
+            theirs.sendto(b"READY=1", str(path))
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+    text = f"ignored a message of process {os.getpid()}, which is not part of this workload"
+    assert said == [("REFUSED", text)] * 2
+
+
+def test_the_place_that_0_1_0_chose_is_found_again(directory):
+    token = "0123456789abcdef"
+    assert socket_path(directory.parent, "web#1", token, again=True) == directory / token / "socket"
+    directory.mkdir()
+    (directory / "web#1").touch()
+    assert socket_path(directory.parent, "web#1", token, again=True) == directory / "web#1"
+    assert socket_path(directory.parent, "web#1", token) == directory / token / "socket", "a new generation"
+
+
 @needs("program:systemd-notify")
-async def test_systemds_own_client_is_understood(directory):
-    with notify_socket(directory, "web#1", None) as ours:
-        env = {**os.environ, "NOTIFY_SOCKET": str(directory / "web#1")}
+async def test_systemds_own_client_is_understood(path):
+    with notify_socket(path, None) as ours:
+        env = {**os.environ, "NOTIFY_SOCKET": str(path)}
         with trio.fail_after(deadline(10)):
             command = ["systemd-notify", "--ready", "--status=warm"]
             await trio.run_process(command, env=env, check=False)  # the socket keeps what is sent before it is read
-            said = await messages(ours)
+            said = await receive(ours, everyone, never)
         assert said["READY"] == "1"
         assert said["STATUS"] == "warm"
 
 
 @needs("root")
-async def test_only_the_programs_user_may_speak(directory):
-    with notify_socket(directory, "web#1", (65534, 65534)):
-        mode = os.lstat(directory / "web#1")
+async def test_only_the_programs_user_may_speak(path):
+    with notify_socket(path, (65534, 65534)):
+        mode = os.lstat(path)
         assert (stat.S_IMODE(mode.st_mode), mode.st_uid) == (0o600, 65534)
-        path = str(directory / "web#1")
-        talk = f"import socket; socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'READY=1', {path!r})"
+        talk = f"import socket; socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'READY=1', {str(path)!r})"
         for uid, status in ((65534, 0), (65533, 1)):
             result = await trio.run_process(
                 ["/usr/bin/python3", "-c", talk], user=uid, check=False, capture_stderr=True, stdout=subprocess.DEVNULL

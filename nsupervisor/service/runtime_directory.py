@@ -1,0 +1,66 @@
+"""The runtime directory: made, checked and locked before anything is put into it, and left clean."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from nsupervisor.config.model import Config
+from nsupervisor.service.output import STREAMS_DIRECTORY
+from nsupervisor.service.seal import NAME as KEY
+
+
+def _make_ours(directory: Path) -> None:
+    """Make the runtime directory, and refuse one that others can write to.
+
+    They could put sockets and state of their own into it, and a supervisor that runs as root would trust them.
+    """
+    instead = "set supervisor.runtime_directory to another place"
+    try:
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except PermissionError:
+        raise
+    except OSError as error:
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise OSError(f"cannot make the directory {directory}: {reason}; {instead}") from error
+    status = directory.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        raise OSError(
+            f"{directory} belongs to user {status.st_uid}, who could put files into it; chown it, or {instead}"
+        )
+    if status.st_mode & stat.S_IWOTH:
+        raise OSError(f"{directory} is writable by every user, who could put files into it; chmod it, or {instead}")
+
+
+@contextlib.contextmanager
+def runtime_directory(config: Config) -> Iterator[Path]:
+    """Make and lock the runtime directory: two supervisors in one directory would compete for the same sockets."""
+    directory = Path(config.supervisor.runtime_directory)
+    _make_ours(directory)
+    lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(lock, 32).decode(errors="replace").strip() or "unknown"
+            raise OSError(
+                f"{directory} is in use by another supervisor (pid {holder}); stop that one, "
+                "or give this one its own supervisor.runtime_directory and supervisor.name"
+            ) from None
+        try:
+            os.truncate(lock, 0)
+            os.write(lock, f"{os.getpid()}\n".encode())
+        except OSError as error:
+            where = "make room there, or set supervisor.runtime_directory to another place"
+            raise OSError(f"cannot write {directory}/lock: {error.strerror}; {where}") from error
+        yield directory
+        shutil.rmtree(directory / "notify", ignore_errors=True)  # sockets of generations whose exit was not seen
+        shutil.rmtree(directory / "control", ignore_errors=True)
+        shutil.rmtree(directory / STREAMS_DIRECTORY, ignore_errors=True)  # all output has been recorded
+        for name in (KEY, "lock"):
+            (directory / name).unlink(missing_ok=True)
+    finally:
+        os.close(lock)
