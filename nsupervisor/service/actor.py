@@ -67,9 +67,6 @@ class Leaving:
     """Whether the instance was to run when the removal began."""
 
 
-Variables = dict[str, str]
-
-
 @attrs.define(eq=False)
 class Actor:
     """Runs one workload instance. `name` is "web", or "web@2" if there are several instances."""
@@ -396,9 +393,8 @@ class Actor:
             await self.setter.catch_up()
             self.trail.oom_kills = self.read("memory.events").get("oom_kill", 0.0)
             variables = file_variables(self.workload)
-            whose, directory = (self.workload, self.name, self.instance), self.world.directory
-            spec = spawn_spec(*whose, generation, self.cgroup, directory, variables)
-            self.notify = -1
+            who, directory, self.notify = (self.workload, self.name, self.instance), self.world.directory, -1
+            spec = spawn_spec(*who, generation, self.cgroup, directory, variables)
             own = self.listen(host_owner(spec))[1] if self.workload.speaks else {}
             spec["env"] |= own
             if self.workload.namespaces.mount:
@@ -438,7 +434,9 @@ class Actor:
 
     # ---- sd_notify(3)
 
-    def listen(self, owner: tuple[int, int] | None = None, fd: int = -1, again: bool = False) -> tuple[int, Variables]:
+    def listen(
+        self, owner: tuple[int, int] | None = None, fd: int = -1, again: bool = False
+    ) -> tuple[int, dict[str, str]]:
         """Open this generation's notify socket, or continue with that of an earlier supervisor; `again`: it was lost.
 
         Returns its descriptor, and the environment variables that name it to the program.
