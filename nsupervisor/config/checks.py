@@ -31,7 +31,7 @@ from nsupervisor.config.shown import did_you_mean, shown, shown_path
 from nsupervisor.config.units import Relative, format_duration
 
 NOTIFY_PATH = "/notify/0123456789abcdef/socket"
-WORKLOADS_API_PATH = "/control/api/api.sock"
+WORKLOADS_API_PATH = "/notify/control/api/api.sock"
 """Sockets below the runtime directory: paths of their lengths."""
 ORDERING_KEYS = ("requires", "wants", "after")
 

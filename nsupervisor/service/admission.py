@@ -66,6 +66,7 @@ async def serve_workloads(
     path = directory / WORKLOADS_API / "api.sock"
     if len(os.fsencode(path)) > LONGEST_PATH:
         return
+    path.parent.parent.parent.mkdir(mode=0o711, exist_ok=True)
     path.parent.parent.mkdir(mode=0o700, exist_ok=True)
     path.parent.mkdir(mode=0o711, exist_ok=True)
     admit = admission.admit_workload

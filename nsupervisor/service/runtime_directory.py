@@ -58,7 +58,6 @@ def runtime_directory(config: Config) -> Iterator[Path]:
             raise OSError(f"cannot write {directory}/lock: {error.strerror}; {where}") from error
         yield directory
         shutil.rmtree(directory / "notify", ignore_errors=True)  # sockets of generations whose exit was not seen
-        shutil.rmtree(directory / "control", ignore_errors=True)
         shutil.rmtree(directory / STREAMS_DIRECTORY, ignore_errors=True)  # all output has been recorded
         for name in (KEY, "lock"):
             (directory / name).unlink(missing_ok=True)

@@ -12,9 +12,10 @@ from nsupervisor.service.identity import Identity, resolve
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """A workload's default PATH; that of systemd, and of Debian for root."""
 
-WORKLOADS_API = "control/api"
+WORKLOADS_API = "notify/control/api"
 """The directory, in the runtime directory, of the API's socket for workloads with `may_control`. The one above it is
-closed to other users, so that the socket itself need not be: its peers are identified by their cgroups."""
+closed to other users, so that the socket itself need not be: its peers are identified by their cgroups. It is below
+`notify` because each version removes that at its end, also one that an upgrade has been taken back to."""
 
 NAMESPACES = ("mount", "pid", "uts", "ipc", "cgroup", "network", "user", "time")
 

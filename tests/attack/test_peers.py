@@ -79,7 +79,7 @@ found = {}
 for where, place in places.items():
     for name in ("api", "keeper"):
         found[f"{where} {name}"] = attempt(name, f"{place}/{name}.sock")
-    found[f"{where} workloads"] = attempt("api", f"{place}/control/api/api.sock")
+    found[f"{where} workloads"] = attempt("api", f"{place}/notify/control/api/api.sock")
     try:
         found[f"{where} names"] = sorted(os.listdir(place))
     except OSError as error:
