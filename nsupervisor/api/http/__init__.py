@@ -1,4 +1,4 @@
-"""An HTTP/1.1 server on trio streams: h11 parses and frames, this package adds limits, time limits and isolation.
+"""An HTTP/1.1 server on trio streams. h11 parses and frames; this package adds limits, timeouts and isolation.
 
 Import the modules themselves: `limits` is standard library only, and the description of the API needs nothing else.
 """

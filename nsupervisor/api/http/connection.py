@@ -1,7 +1,7 @@
-"""One connection: its requests one after the other, each within the limits, and no exception out of it.
+"""Serve one connection: its requests one after the other, each within the limits, without raising an exception.
 
-The code needs a `trio.abc.Stream` and nothing of sockets, so a TLS stream works as well. Of h11 only the public
-interface is used: https://h11.readthedocs.io/en/latest/api.html.
+The code needs only a `trio.abc.Stream`, so a TLS stream works as well as a socket. It uses only the public interface of
+h11: https://h11.readthedocs.io/en/latest/api.html.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ class _Refused(_Ended):
 
 @attrs.define(eq=False)
 class Buffered:
-    """The bytes that all connections of a listener hold of bodies and responses."""
+    """The number of bytes of bodies and responses that all connections of a listener hold."""
 
     used: int = 0
     limit: int = limits.BUFFERED_LIMIT
 
     def take(self, size: int) -> bool:
-        """Add `size` bytes if there is room. The first taker always gets room."""
+        """Reserve `size` bytes; return False if there is no room. The first reservation always succeeds."""
         if self.used and self.used + size > self.limit:
             return False
         self.used += size
@@ -72,8 +72,10 @@ class Buffered:
 
 @attrs.frozen
 class Site:
-    """What all connections of a listener share. `listener` is "unix" or "tcp"; `hosts`: which `Host` fields are
-    answered, None for any."""
+    """The state that all connections of a listener share.
+
+    `listener` is "unix" or "tcp". `hosts` decides which `Host` fields are answered; None: any.
+    """
 
     application: Application
     listener: str
@@ -84,10 +86,10 @@ class Site:
 
 
 class Connection:
-    """Answers the requests that come over a stream. `run` closes the stream and raises no `Exception`.
+    """Answers the requests on a stream. `run` closes the stream and does not raise an `Exception`.
 
     `identity` names the other end in records. `on_idle` is called with True when no request is being received or
-    answered, so that closing the connection loses nothing, and with False when a request begins.
+    answered, so that the connection can be closed without loss, and with False when a request begins.
     """
 
     def __init__(
@@ -143,7 +145,7 @@ class Connection:
                     await trio.aclose_forcefully(self.stream)
         except Exception as error:
             self._count("internal", describe(error))
-        except BaseExceptionGroup as group:  # cancellation, and with it something else
+        except BaseExceptionGroup as group:  # a cancellation together with another exception
             defects, rest = group.split(Exception)
             if defects is not None:
                 self._count("internal", describe(defects))
@@ -208,7 +210,7 @@ class Connection:
         try:
             return self._http.next_event()
         except h11.RemoteProtocolError as error:
-            if self._has_ended:  # perhaps only in this direction
+            if self._has_ended:  # perhaps only the client's sending side
                 message = "the connection ended within the request; send all of it"
                 raise _Refused("disconnect", HTTPError(400, message)) from None
             status = error.error_status_hint
@@ -219,7 +221,7 @@ class Connection:
             raise _Refused("protocol", HTTPError(status, message)) from None
 
     async def _read_head(self, is_first: bool) -> h11.Request | None:
-        """The head of the next request; None if there is none."""
+        """Read the head of the next request; return None if there is none."""
         timeout = limits.HEAD_TIMEOUT_S if is_first else limits.IDLE_TIMEOUT_S
         begun = bool(self._http.trailing_data[0])
         if begun:
@@ -229,7 +231,7 @@ class Connection:
         event: Any = h11.NEED_DATA
         with trio.move_on_after(timeout) as scope:
             while (event := self._next_event()) is h11.NEED_DATA:
-                # No more than fits: h11 checks the limit only while a head is incomplete.
+                # Receive no more than the limit: h11 checks it only while a head is incomplete.
                 room = limits.HEAD_LIMIT + 1 - len(self._http.trailing_data[0])
                 data = await self._receive(max(room, 1))
                 if data and not begun:
@@ -251,7 +253,7 @@ class Connection:
         return event
 
     async def _read_body(self, limit: int, declared: int) -> bytes:
-        """The body, complete. `declared`: its Content-Length, or 0."""
+        """Read the complete body. `declared`: its Content-Length, or 0."""
         if declared > limit:
             raise self._too_large(limit)
         body = bytearray()
@@ -306,8 +308,11 @@ class Connection:
         return Request(method, path, query, headers, body, self.peer)
 
     def _check_host(self, host: str | None) -> None:
-        """h11 has checked that an HTTP/1.1 request has exactly one `Host`. An HTTP/1.0 request may have none, but no
-        browser sends such a request."""
+        """Refuse a request whose `Host` field names another host.
+
+        h11 has checked that an HTTP/1.1 request has exactly one `Host`. An HTTP/1.0 request may have none, but no
+        browser sends such a request.
+        """
         if self.site.hosts is None or host is None:
             return
         try:
@@ -329,7 +334,7 @@ class Connection:
             response = error_response(error)
         except Exception as error:
             response = self._defect(request, error)
-        except BaseExceptionGroup as group:  # this connection is cancelled, and the handler failed over that
+        except BaseExceptionGroup as group:  # the connection was cancelled, and the handler failed during that
             defects, rest = group.split(Exception)
             if defects is not None:
                 self._defect(request, defects)
@@ -349,8 +354,8 @@ class Connection:
         self._count("handler", f"{request.method} {request.path}: {describe(error)}")
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
-        what = f"{type(error).__name__}: {error}"
-        return json_response({"error": f"the supervisor failed over this request ({what}); see its output"}, 500)
+        cause = f"{type(error).__name__}: {error}"
+        return json_response({"error": f"the supervisor failed over this request ({cause}); see its output"}, 500)
 
     async def _respond(self, response: Response, *, is_head: bool = False, close: bool = False) -> None:
         body = response.body
@@ -367,7 +372,7 @@ class Connection:
         await self._send(data)
 
     async def _respond_early(self, error: HTTPError) -> None:
-        """An error response where the request was not read to its end, or is invalid."""
+        """Send an error response to a request that is invalid, or that was not read to its end."""
         if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
         try:
@@ -386,7 +391,7 @@ class Connection:
         return self._http.send(h11.Response(status_code=status, headers=headers, reason=reason)) or b""
 
     async def _stream(self, request: Request, response: Stream) -> None:
-        """Send pieces as they come. When the client is gone the source is left, and that is not an error."""
+        """Send pieces as they come. If the client disconnects, close the source; this is not an error."""
         try:
             with response.source as pieces, self.site.hangups.watch(self.stream) as scope:
                 await self._send(self._head(200, response.media_type, (), close=False), limits.STREAM_WRITE_TIMEOUT_S)
@@ -404,7 +409,7 @@ class Connection:
             # A response that has begun can only be cut off, so that the client does not take it for complete.
             raise _Ended("", "") from None
         if scope.cancelled_caught:
-            raise _Ended("", "the client is gone")
+            raise _Ended("", "the client has disconnected")
         await self._send(self._http.send(h11.EndOfMessage()) or b"")
 
     async def _send(self, data: bytes | None, limit_s: float = limits.WRITE_TIMEOUT_S) -> None:
@@ -419,7 +424,7 @@ class Connection:
             raise _Ended("timeout", f"the client did not read the response for {limit_s:.0f} s")
 
     async def _linger(self) -> None:
-        """Read and throw away what the client still sends, so that it gets the response and not a reset."""
+        """Read and discard what the client still sends, so that it gets the response and not a reset."""
         if not isinstance(self.stream, trio.abc.HalfCloseableStream):
             return
         self._on_idle(True)
@@ -434,16 +439,16 @@ class Connection:
 
 
 def _joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    joined: dict[str, str] = {}
     for raw_name, raw_value in headers:
         name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
-        found[name] = f"{found[name]}, {value}" if name in found else value
-    return found
+        joined[name] = f"{joined[name]}, {value}" if name in joined else value
+    return joined
 
 
 @lru_cache(maxsize=1)
 def _date(now: int) -> str:
-    """A time in seconds since 1970 as RFC 9110 section 5.6.7 wants it, whatever the locale."""
-    at = time.gmtime(now)
-    day, month = _DAYS[at.tm_wday], _MONTHS[at.tm_mon - 1]
-    return f"{day}, {at.tm_mday:02} {month} {at.tm_year:04} {at.tm_hour:02}:{at.tm_min:02}:{at.tm_sec:02} GMT"
+    """Format a time in seconds since 1970 as an HTTP date (RFC 9110 section 5.6.7), whatever the locale."""
+    utc = time.gmtime(now)
+    day, month = _DAYS[utc.tm_wday], _MONTHS[utc.tm_mon - 1]
+    return f"{day}, {utc.tm_mday:02} {month} {utc.tm_year:04} {utc.tm_hour:02}:{utc.tm_min:02}:{utc.tm_sec:02} GMT"

@@ -1,4 +1,4 @@
-"""Errors of connections: counted for the metrics, and logged at most once a minute per listener and kind."""
+"""Errors of connections: count them for the metrics, and log each kind at most once a minute per listener."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KINDS: Mapping[str, str] = {
     "accept": "a connection could not be accepted, for instance because no descriptor was left",
     "internal": "a defect in the server itself",
 }
-"""Each kind with its meaning."""
+"""The kinds of connection errors, each with its meaning."""
 TEXT_LIMIT = 500
 """Characters of a message in a record."""
 
@@ -43,7 +43,7 @@ def log_report(level: str, fields: Mapping[str, Any]) -> None:
 
 @attrs.define(eq=False)
 class ConnectionErrors:
-    """What went wrong on all connections since the start. Must be used in a trio task: the clock is trio's."""
+    """The errors of all connections since the start. Must be used in a trio task: the clock is trio's."""
 
     report: Report = log_report
     counts: dict[tuple[str, str], int] = attrs.field(factory=dict)
@@ -73,14 +73,14 @@ class ConnectionErrors:
 
 
 def shorten(text: str) -> str:
-    """At most `TEXT_LIMIT` characters of it."""
+    """Return at most `TEXT_LIMIT` characters of a text."""
     return text if len(text) <= TEXT_LIMIT else f"{text[:TEXT_LIMIT]}…"
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line: its type, its text, and where it was raised, innermost call first.
+    """Describe an exception in one line: its type, its text, and where it was raised, innermost call first.
 
-    Of a group of exceptions it is the first one.
+    For a group of exceptions it describes the first one.
     """
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

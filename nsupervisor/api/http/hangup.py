@@ -1,8 +1,8 @@
-"""Notice that the other end of a socket is gone, without reading from it.
+"""Detect that the other end of a socket has closed, without reading from it.
 
-End of file does not tell: a client may have shut down its sending side only, and wait for the response. epoll(7)
-reports EPOLLHUP for a socket whose both directions are shut down, and EPOLLERR for a reset one, even if no events are
-asked for. A Unix socket hangs up as soon as the other end is closed; a TCP socket only when something is sent to it.
+End of file is not sufficient: a client may have shut down only its sending side, and wait for the response. epoll(7)
+reports EPOLLHUP for a socket with both directions shut down, and EPOLLERR for a reset one, even if no events are
+requested. A Unix socket hangs up as soon as the other end is closed; a TCP socket only when something is sent to it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import trio
 
 
 class Hangups:
-    """Watches any number of sockets with one descriptor. `run` must run meanwhile."""
+    """Watches any number of sockets with one descriptor. `run` must run at the same time."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -23,7 +23,7 @@ class Hangups:
 
     @contextmanager
     def watch(self, stream: trio.abc.Stream) -> Iterator[trio.CancelScope]:
-        """Cancel the block when the other end is gone. A stream that is no socket, nor TLS over one, is not watched."""
+        """Cancel the block when the other end closes. A stream that is neither a socket nor TLS over one is ignored."""
         scope = trio.CancelScope()
         descriptor = _descriptor(stream)
         if descriptor is None:

@@ -1,7 +1,7 @@
 """The names and addresses of this host that a `Host` field may have on TCP.
 
-A web page can have its own name resolve to our address (DNS rebinding), and then read what a browser may reach; the
-browser still sends that name in `Host`. Nothing here asks a name server, which could block.
+A web page can make its own name resolve to this host's address (DNS rebinding), and then read what the browser can
+reach; the browser still sends the page's name in `Host`. No name server is queried, as that could block.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ HOSTS_FILE = "/etc/hosts"
 
 
 class OwnHosts:
-    """Decides whether a `Host` field is one of ours. `address`: an IP address that is listened on."""
+    """Decides whether a `Host` field names this host. `address`: the IP address of the listener."""
 
     def __init__(
         self,
@@ -29,8 +29,9 @@ class OwnHosts:
         self._is_local = is_local or is_local_address
 
     def allows(self, host: str) -> bool:
-        """Whether a `Host` field (a name or an address, with or without a port) names this host. The port does not
-        matter: a forwarded one may differ, and a rebinding page has the same.
+        """Return whether a `Host` field (a name or an address, with or without a port) names this host.
+
+        The port is ignored: a forwarded port may differ, and a rebinding page has the same port.
 
         Raises:
             ValueError: the field is not valid, RFC 9110 section 7.2.
@@ -45,14 +46,14 @@ class OwnHosts:
             return name in self._names
         if not self._address.is_unspecified:
             return address == self._address
-        # A socket can be bound to these, too, but no interface has them.
+        # A socket can be bound to these addresses, too, but no interface has them.
         if address.is_multicast or address.is_unspecified or (address.version == 4 and address.is_reserved):
             return False
         return self._is_local(str(address))
 
 
 def own_names() -> set[str]:
-    """localhost, the host name, and the names that /etc/hosts has in the same line as it."""
+    """Return localhost, the host name, and the names in the same line of /etc/hosts as the host name."""
     name = socket.gethostname().lower()
     names = {"localhost", name}
     try:
@@ -67,7 +68,7 @@ def own_names() -> set[str]:
 
 
 def is_local_address(address: str) -> bool:
-    """Whether an interface of this network namespace has the address: only then can a socket be bound to it, ip(7)."""
+    """Return whether an interface of this network namespace has the address: only then can a socket be bound, ip(7)."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

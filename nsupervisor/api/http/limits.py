@@ -11,33 +11,33 @@ LARGE_BODY_LIMIT = 32 << 20
 SMALL_CHUNK = 256
 """Bytes. A piece of a chunked body below this size costs more to parse than it carries."""
 SMALL_CHUNKS_LIMIT = 10_000
-"""How many pieces below `SMALL_CHUNK` a body may consist of; more is answered with 413."""
+"""The number of pieces below `SMALL_CHUNK` that a body may have; more is answered with 413."""
 BUFFERED_LIMIT = 64 << 20
-"""Bytes of request bodies and complete responses that all connections of one listener hold at a time; a request that
-would exceed it is answered with 503. Pieces up to `PIECE_SIZE` do not count."""
+"""Bytes of request bodies and complete responses that all connections of one listener may hold at a time; a request
+that would exceed the limit is answered with 503. Pieces up to `PIECE_SIZE` do not count."""
 PIECE_SIZE = 64 << 10
 """Bytes read or written at a time."""
 PARSED_AT_ONCE = 128
 """Pieces of a body that are parsed before other tasks run."""
 
 HEAD_TIMEOUT_S = 5.0
-"""From the first byte of a request, or from the start of a connection, to the end of the head."""
+"""Time from the first byte of a request, or from the start of a connection, to the end of the head."""
 BODY_TIMEOUT_S = 30.0
-"""From the end of the head to the end of the body."""
+"""Time from the end of the head to the end of the body."""
 IDLE_TIMEOUT_S = 75.0
-"""Between a response and the next request; a connection is then closed."""
+"""Time between a response and the next request; the connection is then closed."""
 WRITE_TIMEOUT_S = 30.0
-"""For the client to take `PIECE_SIZE` bytes of a complete response."""
+"""Time for the client to read `PIECE_SIZE` bytes of a complete response."""
 STREAM_WRITE_TIMEOUT_S = 600.0
-"""For the client to take `PIECE_SIZE` bytes of a stream: someone may have suspended a follower in a terminal."""
+"""Time for the client to read `PIECE_SIZE` bytes of a stream: a follower may be suspended in a terminal."""
 LINGER_TIMEOUT_S = 1.0
-"""How long what a client still sends is read and thrown away after an early response: if a socket with unread input is
-closed, the client may get a reset in place of the response, RFC 9112 section 9.6."""
+"""Time during which input is read and discarded after an early response: if a socket with unread input is closed, the
+client may get a reset in place of the response, RFC 9112 section 9.6."""
 LINGER_LIMIT = 1 << 20
-"""Bytes that are thrown away so."""
+"""Bytes of such input that are discarded at most."""
 
 IDENTITY_CONNECTIONS = 512
-"""Connections of one identity: a workload or a uid on a Unix socket, a remote address on TCP."""
+"""Connections per identity: a workload or a uid on a Unix socket, a remote address on TCP."""
 UNIX_CONNECTIONS = 1024
 """Connections on the Unix socket, if the service may open enough files; see `nsupervisor.service.capacity`."""
 TCP_CONNECTIONS = 512
@@ -46,6 +46,6 @@ REFUSALS_AT_ONCE = 16
 """Refused connections that are closed only when the peer has read why, or after `LINGER_TIMEOUT_S`; others are closed
 as soon as the response is in the socket's buffer."""
 ACCEPT_PAUSE_S = 0.1
-"""Between two attempts to accept a connection while that fails, for instance because no descriptor is left."""
+"""Pause between two attempts to accept a connection after an error, for instance because no descriptor is free."""
 LOG_INTERVAL_S = 60.0
-"""Between two records about the same kind of connection error on the same listener."""
+"""Minimum time between two records about the same kind of connection error on the same listener."""

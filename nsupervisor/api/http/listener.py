@@ -32,8 +32,8 @@ async def serve_connections(
 ) -> None:
     """Serve an application on a listening socket until cancelled, which closes all connections at once.
 
-    name: "unix" or "tcp". connections: how many there may be at a time; if there are more, the oldest idle one is
-    closed, and if none is idle, the new one is refused. No exception of a connection leaves this function.
+    name: "unix" or "tcp". connections: the maximum number at a time; if there are more, the oldest idle one is closed,
+    and if none is idle, the new one is refused. This function does not raise exceptions of connections.
     """
     hangups = Hangups()
     site = Site(application, name, errors, hangups, hosts)
@@ -52,7 +52,7 @@ async def serve_connections(
 
 
 class _Acceptor:
-    """Decides for each accepted connection whether it is served, and keeps account of those that are."""
+    """Decides for each accepted connection whether to serve it, and counts those that are served."""
 
     def __init__(self, site: Site, nursery: trio.Nursery, connections: int, admit: Admit | None) -> None:
         self._site = site
@@ -63,7 +63,7 @@ class _Acceptor:
         self._refusals = 0
         self._identities: Counter[str] = Counter()
         self._idle: OrderedDict[Connection, None] = OrderedDict()
-        """The connection that is idle for the longest time comes first."""
+        """Ordered by the start of the idle time, oldest first."""
 
     def begin(self, stream: trio.SocketStream) -> None:
         """Serve a connection in a task of its own, or refuse it."""
@@ -89,7 +89,7 @@ class _Acceptor:
                 self._serve(stream, peer, identity)
 
     def evict(self) -> bool:
-        """Close the connection that is idle for the longest time; False if none is idle."""
+        """Close the connection that has been idle for the longest time; return False if none is idle."""
         if not self._idle:
             return False
         connection, _ = self._idle.popitem(last=False)
@@ -101,7 +101,7 @@ class _Acceptor:
         accepted = stream.socket
         if accepted.family != socket.AF_UNIX:
             return None, str(accepted.getpeername()[0])
-        # A plain socket object for the same descriptor, without a system call that duplicates it.
+        # A plain socket object for the same descriptor saves the system call that would duplicate it.
         plain = socket.socket(accepted.family, accepted.type, accepted.proto, accepted.fileno())
         try:
             if self._admit is None:
@@ -139,7 +139,7 @@ class _Acceptor:
 
     def _refuse(self, stream: trio.SocketStream, identity: str, kind: str, error: HTTPError) -> None:
         connection = Connection(stream, self._site, identity=identity)
-        if self._refusals >= limits.REFUSALS_AT_ONCE:  # they hold descriptors, too
+        if self._refusals >= limits.REFUSALS_AT_ONCE:  # refused connections hold descriptors, too
             self._refuse_at_once(stream.socket, connection.refusal(kind, error))
         else:
             self._refusals += 1
@@ -153,7 +153,7 @@ class _Acceptor:
             plain.send(response, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             plain.recv(limits.PIECE_SIZE, socket.MSG_DONTWAIT)  # unread input would reset the connection
         except OSError:
-            pass  # gone, or nothing has been sent
+            pass  # the peer has closed, or there is no input
         finally:
             plain.detach()
             accepted.close()

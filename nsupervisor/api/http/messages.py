@@ -19,8 +19,11 @@ QUERY_FIELDS_LIMIT = 1000
 
 
 class HTTPError(Exception):
-    """A request that cannot be served. `status` is the response's, 400 to 599; `message` its text, which says what is
-    wrong and what to do instead; `headers` are added to it."""
+    """A request that cannot be served.
+
+    `status` is the status of the response, 400 to 599. `message` is its text, which says what is wrong and what to do
+    instead. `headers` are added to the response.
+    """
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -47,15 +50,15 @@ class Request:
     """The parts of the path that the route names."""
 
     def values(self, name: str) -> list[str]:
-        """All values of a query field."""
+        """Return all values of a query field."""
         return list(self.query.get(name, ()))
 
     def value(self, name: str, default: str) -> str:
-        """The last value of a query field."""
+        """Return the last value of a query field, or `default`."""
         return self.query[name][-1] if name in self.query else default
 
     def json(self) -> Any:
-        """The body as JSON, RFC 8259: no NaN, no lone surrogates, at most 1,024 levels. ValueError if it is not."""
+        """Decode the body as JSON (RFC 8259): no NaN, no lone surrogates, at most 1,024 levels. Raises ValueError."""
         return orjson.loads(self.body)
 
 
@@ -71,17 +74,20 @@ class Response:
 
 @attrs.frozen
 class Stream:
-    """A response of pieces as they come, with status 200. The source is left when it ends or the client is gone."""
+    """A response that is sent in pieces as they come, with status 200.
+
+    The context manager `source` is exited when its iterator ends, or when the client disconnects.
+    """
 
     source: AbstractContextManager[AsyncIterator[bytes]]
     media_type: str
 
 
 class Application(Protocol):
-    """Answers requests."""
+    """A callable that answers requests."""
 
     def body_limit(self, method: str, path: str) -> int:
-        """How many bytes the body of such a request may have."""
+        """Return the maximum number of bytes in the body of such a request."""
         ...
 
     def __call__(self, request: Request) -> Awaitable[Response | Stream]:
@@ -90,7 +96,7 @@ class Application(Protocol):
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A response with a JSON body. Lone surrogates, as in file names that are not UTF-8, become escapes."""
+    """Build a response with a JSON body. Lone surrogates, as in file names that are not UTF-8, become escapes."""
     try:
         body = orjson.dumps(value)
     except TypeError:
@@ -99,15 +105,15 @@ def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | No
 
 
 def error_response(error: HTTPError) -> Response:
-    """The response for an error: the object `Error` of `nsupervisor schema api`."""
+    """Build the response for an error: the object `Error` of `nsupervisor schema api`."""
     return json_response({"error": error.message}, error.status, error.headers)
 
 
 def split_target(target: bytes) -> tuple[str, dict[str, list[str]], str | None]:
-    """Path, query and authority of a request target, RFC 9112 section 3.2; the authority is None in the origin form.
+    """Split a request target (RFC 9112 section 3.2) into path, query and authority; None in the origin form.
 
     Raises:
-        HTTPError: 400; it is in no form that is served here, or not UTF-8.
+        HTTPError: 400; the form of the target is not served here, or it is not UTF-8.
     """
     authority = None
     text = target.decode("latin-1")
@@ -122,7 +128,7 @@ def split_target(target: bytes) -> tuple[str, dict[str, list[str]], str | None]:
 
 
 def _fields(query: str) -> dict[str, list[str]]:
-    # urllib.parse.parse_qs replaces what is not UTF-8, so that another name would be looked up than was meant.
+    # urllib.parse.parse_qs replaces bytes that are not UTF-8, so a different name would be looked up.
     if query.count("&") >= QUERY_FIELDS_LIMIT:
         raise HTTPError(400, f"the query has more than {QUERY_FIELDS_LIMIT} fields; use a pattern such as name=web*")
     fields: dict[str, list[str]] = {}

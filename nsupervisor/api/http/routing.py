@@ -1,4 +1,4 @@
-"""From the method and path of a request to its handler."""
+"""Route a request to its handler by method and path."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ Handler = Callable[[Request], Awaitable[Response | Stream]]
 
 @attrs.frozen
 class Endpoint:
-    """A handler for one method and path. `path` may have parts in braces: "{verb}" matches one segment, "{name}" also
-    several, as the name of a group has a slash ("group/batch")."""
+    """A handler for one method and path.
+
+    `path` may have parts in braces: "{verb}" matches one segment, "{name}" one or more, as the name of a group has a
+    slash ("group/batch").
+    """
 
     method: str
     path: str
@@ -35,30 +38,32 @@ class Endpoint:
 
 
 class Router:
-    """An application that hands each request to the handler of its method and path. A handler for GET also answers
-    HEAD."""
+    """An application that passes each request to the handler of its method and path.
+
+    A handler for GET also answers HEAD.
+    """
 
     def __init__(self, endpoints: Iterable[Endpoint]) -> None:
         self.endpoints = tuple(endpoints)
 
     def body_limit(self, method: str, path: str) -> int:
-        """How many bytes the body of such a request may have."""
-        found = self._find(method, path)
-        return BODY_LIMIT if found is None else found[0].body_limit
+        """Return the maximum number of bytes in the body of such a request."""
+        matched = self._find(method, path)
+        return BODY_LIMIT if matched is None else matched[0].body_limit
 
     async def __call__(self, request: Request) -> Response | Stream:
         """Answer a request. Raises HTTPError: 404, 405, and what the handler raises."""
-        found = self._find(request.method, request.path)
-        if found is not None:
-            endpoint, match = found
+        matched = self._find(request.method, request.path)
+        if matched is not None:
+            endpoint, match = matched
             return await endpoint.handler(attrs.evolve(request, parameters=match.groupdict()))
-        methods = {one.method for one in self.endpoints if one.pattern.fullmatch(request.path)}
+        methods = {endpoint.method for endpoint in self.endpoints if endpoint.pattern.fullmatch(request.path)}
         if "GET" in methods:
             methods.add("HEAD")
-        there = ", ".join(f"{one.method} {one.path}" for one in self.endpoints)
+        routes = ", ".join(f"{endpoint.method} {endpoint.path}" for endpoint in self.endpoints)
         raise HTTPError(
             405 if methods else 404,
-            f"there is no {request.method} {request.path}; there are: {there}",
+            f"there is no {request.method} {request.path}; there are: {routes}",
             {"allow": ", ".join(sorted(methods))} if methods else None,
         )
 
