@@ -1,13 +1,13 @@
-"""What a new process does before it becomes the program: small steps in a fixed order, any of which may fail by name.
+"""The set-up of a new process before it executes the program: small named steps in a fixed order.
 
-The first process of a workload is born by clone3 into its v2 cgroup and all its new namespaces but two. With an init,
-that process is the init, and forks at once (see zygote.py); its child, in the same namespaces, does all this:
+clone3 creates the first process of a workload in its v2 cgroup and in all its new namespaces but two. With an init,
+that process is the init, and forks at once (see zygote.py). Its child, in the same namespaces, does the following:
 
-1. `NAMESPACE_STEPS`, with the keeper's rights: cgroups of v1 hierarchies (so the init is in none, and costs the
-   workload nothing there); who is who in a user namespace; the cgroup namespace (made only now, so that its root is the
-   cgroup just joined); mounts; host name; clocks; loopback.
-2. The rest of `STEPS`, which give up the rights. The working directory is entered as the user that the program runs as,
-   so a directory that this user may not enter is an error and not a gift.
+1. `NAMESPACE_STEPS`, with the keeper's privileges: cgroups of v1 hierarchies (the init joins none, so the workload is
+   not charged for it there); the ids in a user namespace; the cgroup namespace (created only now, so that its root is
+   the cgroup just joined); mounts; host name; clocks; loopback.
+2. The rest of `STEPS`, which drop the privileges. The process enters the working directory as the program's user, so a
+   directory that this user may not enter is an error.
 3. `execute`.
 
 Descriptors: 0 is /dev/null, `REPORT` the socket to the keeper, `STDOUT` and `STDERR` the log pipes; all others are
@@ -16,7 +16,7 @@ closed. Signals are blocked until just before exec; none has a handler.
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # its wrapper would make an enum of each signal
+import _signal  # type: ignore[import-not-found]  # the wrapper `signal` would create an enum member for each signal
 import array
 import errno
 import gc
@@ -39,16 +39,17 @@ if TYPE_CHECKING:
 
     from nsupervisor.keeper.spec import Spec
 
-# The keeper raises its own limit on open files, and each child gets back what was before.
 initial_nofile: tuple[int, int] | None = None
+"""The limit on open files (soft, hard) of each child. The keeper raises its own and stores the previous one here."""
 
 CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 READY = b"ready"
 GO = b"ug"
-"""Go on; there is a user 0, and a group 0. A dot stands for what there is not."""
+"""The message that lets a child in a user namespace proceed: there is a user 0, and a group 0. If not, the letter is
+replaced by a dot."""
 
-# The exit codes that shells and container engines use for these; the failure itself goes another way.
+# The exit codes that shells and container engines use; the error itself is sent to the keeper.
 EXIT_SETUP, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 125, 126, 127
 
 
@@ -56,9 +57,9 @@ EXIT_SETUP, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 125, 126, 127
 
 
 def join_cgroups(spec: Spec) -> None:
-    """v1 hierarchies know nothing like CLONE_INTO_CGROUP. Before all else, so that what follows is accounted there.
+    """Join the cgroups of v1 hierarchies, which do not support CLONE_INTO_CGROUP.
 
-    0 means the writer, cgroups(7).
+    This is the first step, so that the others are accounted there. 0 means the writing process, cgroups(7).
     """
     for path in spec.cgroup_procs:
         try:
@@ -70,20 +71,26 @@ def join_cgroups(spec: Spec) -> None:
 
 
 def become_namespace_root(spec: Spec) -> None:
-    """Be user 0 of the new user namespace, if it has one. After v1 cgroups are joined, as this gives up our rights."""
+    """Become user 0 of the new user namespace, if it has one.
+
+    After the v1 cgroups are joined, as this step drops the privileges for that.
+    """
     if "user" in spec.namespaces:
         become_root_when_told(spec.report)
 
 
 def become_root_when_told(report: int) -> None:
-    """Wait until the keeper has written the identity maps, and says which ids have a 0 in them: see `GO`."""
-    told = os.read(report, len(GO))
-    if not told:
+    """Wait until the keeper has written the identity maps, and become the user and group 0 that they have.
+
+    `report` is the socket to the keeper, which sends `PROCEED` or a variant of it.
+    """
+    mapped = os.read(report, len(GO))
+    if not mapped:
         raise StepError("cannot become root of the user namespace: the parent is gone")
     try:
-        if b"g" in told:
+        if b"g" in mapped:
             os.setresgid(0, 0, 0)
-        if b"u" in told:
+        if b"u" in mapped:
             os.setresuid(0, 0, 0)
         syscalls.set_dumpable()
     except OSError as error:
@@ -91,7 +98,7 @@ def become_root_when_told(report: int) -> None:
 
 
 def go(spec: Spec) -> bytes:
-    """In the keeper: what to tell a child in a new user namespace once its maps are written."""
+    """In the keeper: build the message for a child in a new user namespace, sent when its maps are written."""
     return bytes(
         letter if _is_mapped_zero(mappings) else ord(".")
         for letter, mappings in zip(GO, (spec.uid_mappings, spec.gid_mappings), strict=True)
@@ -103,7 +110,7 @@ def _is_mapped_zero(mappings: list[tuple[int, int, int]]) -> bool:
 
 
 def new_cgroup_namespace(spec: Spec) -> None:
-    """Its root is the cgroup that this process is in at this moment, cgroup_namespaces(7)."""
+    """Create a cgroup namespace. Its root is the present cgroup of this process, cgroup_namespaces(7)."""
     if "cgroup" in spec.namespaces:
         try:
             syscalls.unshare(namespaces.CLONE_NEWCGROUP)
@@ -112,7 +119,7 @@ def new_cgroup_namespace(spec: Spec) -> None:
 
 
 def separate_mounts(spec: Spec) -> None:
-    """Nothing that is mounted from now on shows up outside, and the other way round."""
+    """Make all mounts private: later mounts inside are not visible outside, and the other way round."""
     if "mount" in spec.namespaces:
         try:
             mounts.mount(None, "/", None, mounts.MS_REC | mounts.MS_PRIVATE)
@@ -121,7 +128,10 @@ def separate_mounts(spec: Spec) -> None:
 
 
 def mount_proc(spec: Spec) -> None:
-    """A /proc that shows the new PID namespace, over the old one. Without a mount namespace the host's would change."""
+    """Mount a /proc that shows the new PID namespace over the old one.
+
+    Only in a new mount namespace, as the host's /proc would change otherwise.
+    """
     if "pid" in spec.namespaces and "mount" in spec.namespaces:
         try:
             mounts.mount("proc", "/proc", "proc", mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC)
@@ -130,29 +140,30 @@ def mount_proc(spec: Spec) -> None:
 
 
 def mount_all(spec: Spec) -> None:
-    """In the given order. A missing destination is made where that leaves no trace: in a tmpfs mounted just before.
+    """Mount everything in the given order. A missing destination is created only in a tmpfs mounted before.
 
-    The cover of the runtime directory comes last, so that no other mount shows the directory again.
+    Creating it there leaves no trace on the host. The cover of the runtime directory comes last, so that no other mount
+    shows the directory again.
     """
-    private: set[int] = set()  # st_dev of these
+    private: set[int] = set()  # st_dev of each such tmpfs
     cover = Cover(*spec.cover) if spec.cover else None
     for mount in spec.mounts:
-        what = f"mount {mount.source} on {mount.destination}"
+        operation = f"mount {mount.source} on {mount.destination}"
         is_file = False
         source = ""
         if mount.kind == "bind":
             try:
                 is_file = not stat.S_ISDIR(os.stat(mount.source).st_mode)
             except OSError as error:
-                raise cannot(f"{what}: {mount.source}", error) from None
+                raise cannot(f"{operation}: {mount.source}", error) from None
             source = os.path.realpath(mount.source)
         if not os.path.exists(mount.destination):
-            _make_destination(mount.destination, is_file, private, what)
+            _make_destination(mount.destination, is_file, private, operation)
         try:
             mount.make()
         except OSError as error:
             hint = "options on bind mounts need Linux 5.12" if error.errno == errno.ENOSYS else ""
-            raise cannot(what, error, hint) from None
+            raise cannot(operation, error, hint) from None
         if mount.kind == "tmpfs":
             private.add(os.stat(mount.destination).st_dev)
         if cover is not None and source:
@@ -162,7 +173,7 @@ def mount_all(spec: Spec) -> None:
 
 
 def _maker(spec: Spec) -> tuple[int, int] | None:
-    """The ids to make files with in a user namespace that has no user 0, or no group 0: the first that it has."""
+    """Return the ids that create files in a user namespace without a user 0 or group 0: the first mapped ones."""
     uids, gids = spec.uid_mappings, spec.gid_mappings
     if _is_mapped_zero(uids) and _is_mapped_zero(gids):
         return None
@@ -187,7 +198,7 @@ def _make_destination(path: str, is_file: bool, private: set[int], what: str) ->
 
 
 def set_hostname(spec: Spec) -> None:
-    """The name that uname(2) gives."""
+    """Set the host name of the new UTS namespace, uname(2)."""
     if spec.hostname is not None:
         try:
             syscalls.sethostname(spec.hostname)
@@ -196,7 +207,10 @@ def set_hostname(spec: Spec) -> None:
 
 
 def shift_clocks(spec: Spec) -> None:
-    """Into the new time namespace. clone3 could make it, but its offsets can be set only while nobody is inside."""
+    """Create a time namespace, set its clocks and enter it.
+
+    clone3 could create it, but its offsets can be set only while no process is inside, time_namespaces(7).
+    """
     if "time" not in spec.namespaces:
         return
     try:
@@ -213,7 +227,7 @@ def shift_clocks(spec: Spec) -> None:
 
 
 def bring_up_loopback(spec: Spec) -> None:
-    """127.0.0.1 works in a new network namespace too."""
+    """Bring up the loopback interface of a new network namespace, so that 127.0.0.1 works."""
     if "network" in spec.namespaces:
         try:
             syscalls.loopback_up()
@@ -238,7 +252,7 @@ NAMESPACE_STEPS: tuple[Callable[[Spec], None], ...] = (
 
 
 def set_limits(spec: Spec) -> None:
-    """Before the privileges go: raising a hard limit needs CAP_SYS_RESOURCE."""
+    """Set the resource limits. Before the privileges are dropped: raising a hard limit needs CAP_SYS_RESOURCE."""
     if initial_nofile is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, initial_nofile)
     for name, number, pair in spec.rlimits:
@@ -251,7 +265,7 @@ def set_limits(spec: Spec) -> None:
 
 
 def set_nice(spec: Spec) -> None:
-    """Absolute, whatever the keeper's own is."""
+    """Set the nice value, which is absolute: it does not depend on the keeper's."""
     if spec.nice is not None:
         try:
             os.setpriority(os.PRIO_PROCESS, 0, spec.nice)
@@ -260,12 +274,15 @@ def set_nice(spec: Spec) -> None:
 
 
 def set_umask(spec: Spec) -> None:
-    """umask(2) can't fail."""
+    """Set the umask of the program. umask(2) cannot fail."""
     os.umask(spec.umask)
 
 
 def become_user(spec: Spec) -> None:
-    """Groups first, while it is still allowed. Whoever changes user without naming groups has none of the keeper's."""
+    """Set the groups, gid and uid, in this order, as the privilege to set groups is lost with the uid.
+
+    If the user changes and the specification names no groups, the keeper's groups are dropped.
+    """
     groups = spec.groups
     if groups is None and not (spec.uid is None and spec.gid is None) and os.getgroups() and _may_set_groups():
         groups = []
@@ -287,13 +304,13 @@ def become_user(spec: Spec) -> None:
 
 
 def _may_set_groups() -> bool:
-    """Whether it is allowed at all: in the user namespace of an unprivileged user it is not, user_namespaces(7)."""
+    """Return whether setgroups(2) is allowed; not in an unprivileged user's user namespace, user_namespaces(7)."""
     with open("/proc/self/setgroups") as file:
         return file.read().strip() == "allow"
 
 
 def enter_directory(spec: Spec) -> None:
-    """Into the working directory, as it is after the mounts."""
+    """Enter the working directory, as it is after the mounts."""
     try:
         os.chdir(spec.cwd)
     except OSError as error:
@@ -301,7 +318,7 @@ def enter_directory(spec: Spec) -> None:
 
 
 def give_up_new_privileges(spec: Spec) -> None:
-    """From here on set-user-ID programs run as their caller."""
+    """Set no_new_privs if requested: then a set-user-ID program runs as its caller."""
     if spec.no_new_privileges:
         try:
             syscalls.set_no_new_privileges()
@@ -336,17 +353,20 @@ STEP_NAMES: dict[Callable[[Spec], None], str] = {
     enter_directory: "enter_directory",
     give_up_new_privileges: "give_up_new_privileges",
 }
-"""The wire names of the steps, in the `step` of a failure."""
+"""The wire name of each step, for the `step` of a failure."""
 
 
 def execute(spec: Spec) -> NoReturn:
-    """Let the signals come, and become the program. Raises StepError."""
+    """Unblock all signals and execute the program. Raises StepError."""
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
     become_program(spec)
 
 
 def become_program(spec: Spec) -> NoReturn:
-    """It is found as execvp(3) finds it, except that no shell runs a script without a #! line. Raises StepError."""
+    """Execute the program. Raises StepError.
+
+    It is searched as by execvp(3), except that no shell runs a script without a #! line.
+    """
     name = spec.argv[0]
     shown = name.decode("utf-8", "backslashreplace")
     refused: OSError | None = None
@@ -356,7 +376,7 @@ def become_program(spec: Spec) -> NoReturn:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except PermissionError as error:
-            refused = refused or error  # as execvp does: perhaps a later directory has one that works
+            refused = refused or error  # like execvp(3): a later directory may have one that works
         except OSError as error:
             raise cannot(f"execute {shown}", error, _EXECUTE_HINTS.get(error.errno or 0, "")) from None
     if refused is not None:
@@ -388,7 +408,7 @@ def _candidates(spec: Spec) -> list[bytes]:
 
 
 class Course:
-    """One child's way through the steps. `step` says how far it has come, for the message if it comes no further."""
+    """Runs the set-up steps of one child. `step` is the wire name of the current step, for the error message."""
 
     __slots__ = ("step",)
 
@@ -396,14 +416,14 @@ class Course:
         self.step = "prepare"
 
     def take(self, steps: Sequence[Callable[[Spec], None]], spec: Spec, done: Sequence[object] = ()) -> None:
-        """Take the steps that are not `done`."""
+        """Run the steps that are not `done`."""
         for step in steps:
             if step not in done:
                 self.step = STEP_NAMES[step]
                 step(spec)
 
     def to_the_end(self, way: Callable[[], None]) -> NoReturn:
-        """Go a way that ends as the program, or with `tell_failure` and an exit code. Never returns, never raises."""
+        """Call `body`, which executes the program. If it raises, send the failure and exit. Never returns."""
         code = EXIT_SETUP
         try:
             way()
@@ -419,11 +439,14 @@ class Course:
 
 
 def run(spec: Spec, enter: Callable[[], None]) -> NoReturn:
-    """All steps in one go, to the program: a child without an init. `enter` puts the descriptors into their places."""
+    """Run all steps and execute the program, in a child without an init.
+
+    `enter` moves the descriptors to their fixed numbers.
+    """
     course = Course()
 
-    def way() -> None:
-        gc.disable()  # a collection would write to all objects, and so copy what is shared with the keeper
+    def set_up() -> None:
+        gc.disable()  # a collection would write to all objects, so the pages shared with the keeper would be copied
         enter()
         os.setsid()
         course.take(STEPS, spec)
@@ -433,13 +456,14 @@ def run(spec: Spec, enter: Callable[[], None]) -> NoReturn:
         os.dup2(STDERR, 2)
         execute(spec)
 
-    course.to_the_end(way)
+    course.to_the_end(set_up)
 
 
 def tell_ready(report: socket.socket) -> None:
-    """All steps are done. The kernel adds this process' pid in the keeper's numbers (SO_PASSCRED there, unix(7)).
+    """Report that all steps are done. The kernel adds this process' pid in the keeper's PID namespace (unix(7)).
 
-    A pidfd goes along, so that the keeper can signal the program although it isn't its child: pids are used again.
+    The message carries a pidfd, as the keeper cannot signal the program by pid: the program is not its child, so its
+    pid may be reused.
     """
     pidfd = os.pidfd_open(os.getpid())
     report.sendmsg([READY], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (pidfd,)))])
@@ -447,13 +471,13 @@ def tell_ready(report: socket.socket) -> None:
 
 
 def decode_failure(data: bytes) -> dict[str, Any]:
-    """In the keeper: what `tell_failure` sent."""
+    """In the keeper: decode the message of `send_failure`."""
     failure: dict[str, Any] = json.loads(data)
     return failure
 
 
 def tell_failure(report: int, step: str, message: str, number: int) -> None:
-    """A child's last words to whoever made it; when that one is gone, there is nobody to tell."""
+    """Report a failed step to the keeper. If the keeper is gone, nothing is reported."""
     try:
         os.write(report, json.dumps({"step": step, "message": message[:4096], "errno": number}).encode())
     except OSError:

@@ -1,17 +1,17 @@
 """The keeper: the parent of every workload, which outlives the supervisor. It decides nothing, reads no configuration.
 
-One thread and one epoll: the signalfd (SIGCHLD, SIGTERM), the listening socket, the client, what the inits tell, and of
-each child the report of its set-up. Nothing here waits for a child or for a slow client. Standard library only.
+It has one thread and one epoll for the signalfd (SIGCHLD, SIGTERM), the listening socket, the client, the exit channel,
+and the set-up reports of each child. It never waits for a child or for a slow client. Standard library only.
 
-One client at a time: a supervisor that connects replaces the one before, which is dead or hangs. It hears again of each
-end that was not acknowledged. A child's log pipes stay open here until then, so that no workload gets a SIGPIPE and no
-line is lost while no supervisor is there.
+It serves one client at a time: a supervisor that connects replaces the previous one, which is dead or hangs. The new
+client is sent each unacknowledged end again. The keeper holds a child's log pipes open until its end is acknowledged,
+so no workload gets a SIGPIPE and no line is lost while no supervisor runs.
 
 Before a new connection replaces the client, its process is checked (linux/peers.py): it must have the keeper's own
-effective uid and user namespace, and be in no cgroup of the tree that the supervisor has named. A refused connection is
-closed at once and changes nothing else.
+effective uid and user namespace, and must not be in a cgroup that the supervisor has named in "protect". A refused
+connection is closed at once and changes nothing else.
 
-The keeper leaves when it is told to and nothing lives, or by itself when it has neither a client nor a child.
+The keeper exits on the request "shutdown" when no program runs, or by itself when it has neither a client nor a child.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-# Where the client that starts a keeper puts the descriptors that it hands over.
 LOCK_FD, LISTENER_FD = 3, 4
+"""The numbers of the descriptors that the client passes to a keeper which it starts."""
 
-FIRST_CLIENT_TIMEOUT = 10.0  # seconds; who starts a keeper has its connection waiting already
+FIRST_CLIENT_TIMEOUT = 10.0  # the client that starts a keeper connects before the keeper runs
 MESSAGES_PER_TURN = 32
 FEATURES = ("cover", "protect")
-"""What a client may use that the first version lacks: the key `cover` of a specification, and the request `protect`."""
+"""What version 0.1.0 lacks: the key "cover" of a specification, and the request "protect"."""
 _ADOPTED_FDS = 3
 
 
 class RequestError(Exception):
-    """What a client asked for can't be done now; the text says why."""
+    """A request that is not possible; the text says why."""
 
 
 class Keeper:
-    """The table of children and the loop."""
+    """The keeper's state, such as its table of children, and its event loop."""
 
     def __init__(
         self,
@@ -70,7 +70,10 @@ class Keeper:
         before: dict[str, Any] | None = None,
         protected: Iterable[str] = (),
     ) -> None:
-        """`before`: what the keeper had in its version before. `protected`: as in the request `protect`."""
+        """Create a keeper without children, or continue with the table of the previous version of this process.
+
+        `table`: the table, decoded; None for a new keeper. `protected`: cgroups, as in the request "protect".
+        """
         self.lock = lock
         self.listener = listener
         self.socket_path = socket_path
@@ -82,7 +85,7 @@ class Keeper:
         self.handlers: dict[int, Callable[[], None]] = {}
         self.exits = Exits(None if before is None else before["exits"])
         self.zygote = Zygote(self.exits.theirs)
-        self.used_up: set[int] = set()  # namespaces of which another init is wanted in advance
+        self.used_up: set[int] = set()  # clone flags for which the zygote is to create another init in advance
         self.spare = Spare()
         self.policy = Policy(protected, only_own_uid=True)
         self.refusals = Refusals()
@@ -99,7 +102,7 @@ class Keeper:
     # ---- the loop
 
     def run(self) -> None:
-        """Until there is nothing left to keep."""
+        """Run the event loop until the keeper may exit."""
         while not self._may_leave():
             ready = self.epoll.poll(-1 if self.had_client else FIRST_CLIENT_TIMEOUT)
             if not ready and not self.had_client:
@@ -110,7 +113,7 @@ class Keeper:
                     continue
                 try:
                     handler()
-                except Exception as error:  # whatever it is: the workloads need their parent
+                except Exception as error:  # any defect: the keeper must not exit, as the workloads need their parent
                     complain(error)
                     if fd in self.handlers and fd not in self.lasting:
                         self._unwatch(fd)
@@ -123,9 +126,9 @@ class Keeper:
             pass
 
     def _may_leave(self) -> bool:
-        lives = self.processes or any(child.status is None for child in self.children.values())
+        is_needed = self.processes or any(child.status is None for child in self.children.values())
         if self.leaving:
-            return not lives
+            return not is_needed
         return self.had_client and self.client is None and not self.children and not self.processes
 
     def _watch(self, fd: int, handler: Callable[[], None], events: int = select.EPOLLIN) -> None:
@@ -147,7 +150,7 @@ class Keeper:
             signum = int.from_bytes(record[:4], sys.byteorder)
             if signum == signal.SIGCHLD:
                 self._reap()
-            elif self.client is None:  # otherwise the supervisor is there to say when
+            elif self.client is None:  # otherwise the supervisor decides when the keeper exits
                 self.leaving = True
 
     def _reap(self) -> None:
@@ -158,9 +161,9 @@ class Keeper:
                 return
             if pid == 0:
                 return
-            if pid not in self.processes:  # an orphan that some workload left behind
+            if pid not in self.processes:  # an orphan of a workload
                 continue
-            self._on_exits()  # while the pid still stands for this child
+            self._on_exits()  # read reports while the pid still identifies this child
             child = self.processes.pop(pid)
             if child.status is None:
                 self._on_report(child, ended=True)
@@ -171,7 +174,7 @@ class Keeper:
             return
         fd = child.report.fileno()
         done = child.read_report(ended)
-        if child.wanted and (child.ready or done):  # not earlier: its set-up shall have the processors for itself
+        if child.wanted and (child.ready or done):  # not earlier, so as not to compete with the set-up for processors
             self.used_up.add(child.wanted)
             child.wanted = 0
         if done:
@@ -180,8 +183,11 @@ class Keeper:
                 self._tell({"event": "execed", "id": child.id, "pid": child.program_pid})
 
     def _on_exits(self) -> None:
-        """Inits tell how their programs have ended. What they still do then, tearing down their namespaces, takes as
-        long as the rest of a restart; nobody has to wait for it, as they are in no workload's cgroup."""
+        """Handle the exit statuses that inits have reported.
+
+        An init then still tears down its namespaces, which takes as long as the rest of a restart. A restart does not
+        wait for that, as the init is not in the workload's cgroup.
+        """
         for pid, status in self.exits.read():
             child = self.processes.get(pid)
             if child is not None and child.with_init and child.status is None:
@@ -189,7 +195,7 @@ class Keeper:
                 self._ended(child, status)
 
     def _unwatch_closed(self, fd: int) -> None:
-        """Closing has taken it out of the epoll: nobody else has a duplicate of our ends."""
+        """Remove the handler of a closed descriptor. Closing removed it from the epoll, as it has no duplicates."""
         self.handlers.pop(fd, None)
 
     def _ended(self, child: Child, status: int) -> None:
@@ -202,13 +208,13 @@ class Keeper:
     # ---- the client
 
     def _on_connection(self) -> None:
-        """Take one connection: others wait for the next round of the loop, so that a flood of them delays nothing."""
+        """Accept one connection. Others wait for the next round of the loop, so a flood of them delays nothing."""
         self.spare.close()
         try:
             sock = self._accept()
             if sock is None:
                 return
-            self._drop_client()  # first, so that there is a descriptor for the spares
+            self._drop_client()  # first, so that a descriptor is free for the reserve
         finally:
             self.spare = Spare()
         client = self.client = Client(sock)
@@ -220,7 +226,7 @@ class Keeper:
                 self._tell_end(child)
 
     def _accept(self) -> socket.socket | None:
-        """A new connection whose process may be the client; None if there is none."""
+        """Accept a connection whose process may be the client; return None if there is none, or it is refused."""
         try:
             sock, _ = self.listener.accept()
         except BlockingIOError:
@@ -259,7 +265,7 @@ class Keeper:
                 try:
                     self._answer(message, fds)
                 finally:
-                    protocol.close_all(fds)  # what is left of them
+                    protocol.close_all(fds)  # the descriptors that the request did not take
                 if self.client is not client:
                     return
         except BlockingIOError:
@@ -270,7 +276,7 @@ class Keeper:
         self.epoll.modify(client.sock.fileno(), client.interest)
 
     def _tell(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
-        """To the client, if there is one that listens."""
+        """Send a message to the client, if there is one."""
         client = self.client
         if client is None:
             return
@@ -319,11 +325,11 @@ class Keeper:
         return {"pid": child.pid}, (child.stdout, child.stderr)
 
     def _adopt(self, message: dict[str, Any], given: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
-        """The keeper before this one is dead; from now on this program is ours, although not as a child."""
+        """Monitor a program whose own keeper is dead. It is not a child of this keeper."""
         if _id(message) in self.children:
             raise RequestError(f"{_id(message)} is here already")
         if len(given) not in (_ADOPTED_FDS, _ADOPTED_FDS + 1):
-            raise RequestError(f"not {len(given)} descriptors are wanted but {_ADOPTED_FDS}, or one more")
+            raise RequestError(f'"adopt" needs {_ADOPTED_FDS} or {_ADOPTED_FDS + 1} descriptors, not {len(given)}')
         child = Child.adopted(message, given)
         given.clear()
         self.children[child.id] = child
@@ -332,7 +338,7 @@ class Keeper:
 
     def _on_adopted_end(self, child: Child) -> None:
         self._unwatch(child.program_pidfd)
-        self.spare.close()  # it may take a file to learn how it ended, and there may be no other left
+        self.spare.close()  # `read_end` may need to open a file, and no other descriptor may be free
         status = child.read_end()
         self.spare = Spare()
         self._ended(child, status)
@@ -356,7 +362,7 @@ class Keeper:
     def _list(self, message: dict[str, Any], given: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
         ids, bare = message.get("ids"), bool(message.get("bare"))
         for child in [self.children[id_] for id_ in ids if id_ in self.children] if ids else self.children.values():
-            about = {
+            entry = {
                 "id": child.id,
                 "name": child.name,
                 "pid": child.pid,
@@ -365,44 +371,44 @@ class Keeper:
                 "failure": child.failure,
             }
             fds = () if bare else (child.stdout, child.stderr, *([child.notify] if child.notify >= 0 else ()))
-            self._tell({"event": "child", "reply": message.get("request"), **about}, fds)
+            self._tell({"event": "child", "reply": message.get("request"), **entry}, fds)
         return {}, ()
 
     def _execute(self, message: dict[str, Any], given: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
-        """Become the keeper of another version: the same process, so its children stay its children."""
+        """Execute another version of the keeper in the same process, so that its children stay its children."""
         python, package = message.get("python"), message.get("package")
         if not isinstance(python, str) or not isinstance(package, str):
-            raise RequestError("no version is said to be executed")
+            raise RequestError('"execute" needs a "python" and a "package"')
         self.zygote.end()
         self._reap()
         children = [child.table() for child in self.children.values()]
         table = os.memfd_create("table", 0)
         with open(table, "w", closefd=False) as file:
             processes = [child.id for child in self.processes.values()]
-            about = {"children": children, "processes": processes, "exits": self.exits.inherit(True)}
-            json.dump({**about, "protected": self.policy.prefixes}, file)  # an older version passes over this key
-        born = setup.initial_nofile or (0, 0)
-        argv = [python, *protocol.OPTIONS, protocol.START, package, self.socket_path, f"{born[0]}:{born[1]}"]
+            values = {"children": children, "processes": processes, "exits": self.exits.inherit(True)}
+            json.dump({**values, "protected": self.policy.prefixes}, file)  # an older version ignores this key
+        soft, hard = setup.initial_nofile or (0, 0)
+        argv = [python, *protocol.OPTIONS, protocol.START, package, self.socket_path, f"{soft}:{hard}"]
         try:
             os.dup2(self.lock, LOCK_FD)
             os.dup2(self.listener.fileno(), LISTENER_FD)
-            os.execv(python, [*argv, str(table)])  # noqa: S606 - there is none to be wanted
+            os.execv(python, [*argv, str(table)])  # noqa: S606 - no shell is wanted
         except OSError as error:
             raise RequestError(f"cannot execute {python}: {error.strerror}") from None
-        finally:  # it was not to be
+        finally:  # execv returns only if it has failed
             os.close(table)
             for child in self.children.values():
                 child.inherit(False)
             self.exits.inherit(False)
-            for place in (LOCK_FD, LISTENER_FD):
-                os.dup2(0, place, inheritable=False)
+            for fd in (LOCK_FD, LISTENER_FD):
+                os.dup2(0, fd, inheritable=False)
 
     def _restore(self, before: dict[str, Any]) -> None:
-        # Without a child it would leave at once, before the client of the version before has found it again.
+        # With `had_client`, a keeper without children would exit at once, before the client has reconnected.
         self.had_client = bool(before["children"])
-        self.policy.prefixes = tuple(before.get("protected", ()))  # the first version has none
-        for values in before["children"]:
-            child = self.children[values["id"]] = Child.restored(values)
+        self.policy.prefixes = tuple(before.get("protected", ()))  # version 0.1.0 does not write this key
+        for entry in before["children"]:
+            child = self.children[entry["id"]] = Child.restored(entry)
             if child.id in before["processes"]:
                 self.processes[child.pid] = child
             if child.report is not None:
@@ -412,9 +418,9 @@ class Keeper:
         self._reap()
 
     def _protect(self, message: dict[str, Any], given: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
-        """From now on no process in these cgroups may become the client."""
+        """Refuse connections from processes in these cgroups from now on."""
         cgroups = message.get("cgroups")
-        if not isinstance(cgroups, list) or not all(isinstance(one, str) and ":/" in one for one in cgroups):
+        if not isinstance(cgroups, list) or not all(isinstance(cgroup, str) and ":/" in cgroup for cgroup in cgroups):
             raise RequestError('"cgroups" is not a list of texts "CONTROLLERS:/PATH"')
         self.policy.prefixes = tuple(cgroups)
         return {}, ()
@@ -457,28 +463,31 @@ def _read_table(fd: int) -> Any:
 
 
 def main(socket_path: str, nofile: str = "", table: str = "", protected: str = "[]") -> None:
-    """Run on the descriptors `LOCK_FD` and `LISTENER_FD`; 0 and 1 are /dev/null. It holds the lock while it runs. The
-    arguments are those that `protocol.START` tells of."""
-    # Blocked for good, read from the signalfd. Without handlers a child has none to reset, and no call is interrupted.
+    """Run a keeper on the descriptors `LOCK_FD` and `LISTENER_FD`; 0 and 1 are /dev/null.
+
+    The keeper holds the lock while it runs. `protocol.START` describes the arguments.
+    """
+    # Blocked permanently and read from the signalfd. Without handlers a child has none to reset, and no system call is
+    # interrupted.
     signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(signum, signal.SIG_DFL)
     os.chdir("/")
     syscalls.set_process_name("nsupervisor-kee")
     syscalls.become_subreaper()
-    now = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (now[1], now[1]))
+    present_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (present_limit[1], present_limit[1]))
     soft, _, hard = nofile.partition(":")
-    setup.initial_nofile = (int(soft), int(hard)) if nofile else now
+    setup.initial_nofile = (int(soft), int(hard)) if nofile else present_limit
     if not table:
-        os.closerange(max(LOCK_FD, LISTENER_FD) + 1, 0x7FFF_FFFF)  # what the supervisor did not close on exec
+        os.closerange(max(LOCK_FD, LISTENER_FD) + 1, 0x7FFF_FFFF)  # descriptors that the supervisor left inheritable
     lock = fcntl.fcntl(LOCK_FD, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE)
     listener = socket.socket(fileno=fcntl.fcntl(LISTENER_FD, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE))
-    for place in range(3, FIRST_FREE):  # taken, so that no other descriptor gets a number that a child needs
-        os.dup2(0, place, inheritable=False)
+    for fd in range(3, FIRST_FREE):  # occupied, so that no other descriptor gets a number that a child needs
+        os.dup2(0, fd, inheritable=False)
     listener.setblocking(False)
-    before = _read_table(int(table)) if table else None
-    keeper = Keeper(listener, socket_path, lock, before, json.loads(protected))
+    previous_table = _read_table(int(table)) if table else None
+    keeper = Keeper(listener, socket_path, lock, previous_table, json.loads(protected))
     gc.collect()
-    gc.freeze()  # what is here now stays, and is not written to by collections: it is shared with every init
+    gc.freeze()  # collections no longer write to the present objects, so their pages stay shared with every init
     keeper.run()
