@@ -1,11 +1,11 @@
-"""Hide the runtime directory from a program: its sockets can command the service, its files tell about other programs.
+"""Hide the runtime directory from a program: its sockets can command the service, its files describe other programs.
 
-In each new mount namespace an empty read-only tmpfs covers the directory, after all other mounts, and also where a bind
-mount shows it. Only what is meant for the program is bound in. These are directories with a socket in them: a socket
-that is made again after a crash of the service then shows up in the same place.
+In each new mount namespace an empty read-only tmpfs covers the directory, after all other mounts, and also each place
+where a bind mount shows it. Only what is meant for the program is bound into it. These are directories with a socket in
+them: a socket that the service creates again after a crash then appears in the same place.
 
-A root program may unmount the cover. Then the check of peers (linux/peers.py) still protects the sockets. The cover
-is for programs that may not unmount it, and keeps the names of other programs from them.
+A root program may unmount the cover. Then the check of peers (linux/peers.py) still protects the sockets. The cover is
+for programs that may not unmount it, and hides the names of other programs from them.
 """
 
 from __future__ import annotations
@@ -26,16 +26,19 @@ _OPTIONS = "mode=755,size=4k,nr_inodes=16"
 
 
 class Cover:
-    """Made before the other mounts, applied after them.
+    """The cover of the runtime directory. Created before the other mounts, and applied after them.
 
-    What is shown is held as detached mounts (open_tree(2)), which need neither their path nor /proc later.
+    It holds what the program may see as detached mounts (open_tree(2)), which need neither their path nor /proc later.
     """
 
     __slots__ = ("_directory", "_identity", "_links", "_places", "_trees")
 
     def __init__(self, directory: str, show: dict[str, str], links: dict[str, str]) -> None:
-        """`directory`: absolute, without symbolic links. `show`: where in it to bind what is at which place in it;
-        `links`: symbolic links and their targets. All of these are relative paths. Raises StepError."""
+        """Open what the program may see. Raises StepError.
+
+        `directory`: an absolute path without symbolic links. `show`: what is in the directory, and where in it to bind
+        that. `links`: symbolic links in the directory, and their targets. Both contain relative paths.
+        """
         self._directory = directory
         self._places = {directory: None}
         self._identity = _identity(directory)
@@ -49,36 +52,38 @@ class Cover:
                 raise cannot(f"hold {path}", error) from None
 
     def follow(self, mount: Mount, source: str) -> None:
-        """Note where a mount that has just been made shows the directory. `source`: what a bind mount shows, without
-        symbolic links. Raises StepError for a source within the directory."""
+        """Record each place at which a new bind mount shows the directory.
+
+        `source`: the source of the mount, without symbolic links. Raises StepError for a source within the directory.
+        """
         source = source.rstrip("/")
         destination = os.path.realpath(mount.destination).rstrip("/")
         for place in list(self._places):
             if place == source or place.startswith(f"{source}/"):
                 self._places[f"{destination}{place[len(source) :]}" or "/"] = None
             elif source.startswith(f"{place}/"):
-                what = f"{mount.source} is in the supervisor's runtime directory, which programs may not see"
-                raise StepError(f"cannot mount {mount.source} on {mount.destination}: {what}", errno.EACCES)
+                reason = f"{mount.source} is in the supervisor's runtime directory, which programs may not see"
+                raise StepError(f"cannot mount {mount.source} on {mount.destination}: {reason}", errno.EACCES)
 
     def apply(self, private: set[int], maker: tuple[int, int] | None = None) -> None:
-        """Cover each place that shows the directory, and bind what is shown. Raises StepError.
+        """Cover each place that shows the directory, and bind what the program may see. Raises StepError.
 
-        `private`: st_dev of each tmpfs that was mounted for the program; a missing destination is made only there.
-        `maker`: the (uid, gid) that makes files, if this process' own are not mapped in its user namespace, so that
-        it could make none (EOVERFLOW); exec takes this back, credentials(7).
+        `private`: st_dev of each tmpfs that was mounted for the program; a missing destination is created only there.
+        `maker`: the (uid, gid) that creates files, if this process' own ids are not mapped in its user namespace, so
+        that it could not create any (EOVERFLOW). exec resets these ids, credentials(7).
         """
         if maker is not None and self._trees:
             syscalls.set_file_system_ids(*maker)
         covered = False
         for place in self._places:
-            # What cannot be reached from here, or is hidden by a later mount, is not there for the program either.
+            # A place that this process cannot reach, or that a later mount hides, is not visible to the program either.
             if self._identity is not None and _identity(place) == self._identity:
                 is_written = place == self._directory and bool(self._trees)
                 self._cover(place, is_written)
                 covered = covered or is_written
         if not self._trees:
             return
-        os.umask(0o022)  # the program's own is set later
+        os.umask(0o022)  # the program's own umask is set later
         for path, tree in self._trees.items():
             self._bind(path, tree, covered, private)
         for path, target in self._links.items():
@@ -116,14 +121,14 @@ class Cover:
     def _link(self, path: str, target: str) -> None:
         try:
             os.symlink(target, path)
-        except FileExistsError:  # in a tmpfs of the program's, where something else is mounted
+        except FileExistsError:  # another file is there, in a tmpfs of the program
             pass
         except OSError as error:
             raise cannot(f"make the link {path}", error) from None
 
 
 def rehearse() -> None:
-    """Go through the code with paths that do not exist: for a process that does in advance what it can."""
+    """Run the code with paths that do not exist, to warm up a standby: its memory pages are then copied in advance."""
     cover = Cover("/proc/self/no/such", {}, {})
     try:
         cover._cover("", True)
@@ -141,10 +146,10 @@ def rehearse() -> None:
 
 def _identity(path: str) -> tuple[int, int] | None:
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def _is_private(path: str, private: set[int]) -> bool:

@@ -1,6 +1,6 @@
-"""A spawn specification: what came as JSON, checked and made ready for the child, so that it has little left to do.
+"""The spawn specification: check the JSON of a "spawn" request, and convert it for the child.
 
-Everything is decided by whoever sends it; nothing is looked up here and no user names are known, only numbers.
+The client decides everything. The keeper looks nothing up, and knows users only by number.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ RLIMITS: dict[str, int] = {
 
 
 class SpecError(Exception):
-    """The specification makes no sense; the text names the key."""
+    """The specification is not valid; the text names the key."""
 
 
 class Spec:
-    """One program to start: paths and texts as bytes where system calls want bytes."""
+    """A program to start. Paths and texts are bytes if system calls need bytes."""
 
     __slots__ = (
         "argv",
@@ -67,7 +67,7 @@ class Spec:
             raise SpecError(f"a specification is an object, not {given!r:.80}")
         values = dict(given)
 
-        def take(key: str, check: Callable[[Any], Any], default: Any = ...) -> Any:
+        def pop(key: str, check: Callable[[Any], Any], default: Any = ...) -> Any:
             value = values.pop(key, default)
             if value is ...:
                 raise SpecError(f"{key} is missing")
@@ -78,36 +78,36 @@ class Spec:
             except (TypeError, ValueError, KeyError) as error:
                 raise SpecError(f"{key}: {error}") from None
 
-        self.id: str = take("id", _text)
-        self.name: str = take("name", _text, self.id)
-        self.argv: list[bytes] = take("argv", _argv)
-        self.env: dict[bytes, bytes] = take("env", _environment)
+        self.id: str = pop("id", _text)
+        self.name: str = pop("name", _text, self.id)
+        self.argv: list[bytes] = pop("argv", _argv)
+        self.env: dict[bytes, bytes] = pop("env", _environment)
         self.path: str = os.fsdecode(self.env.get(b"PATH", os.defpath.encode()))
         self.report = REPORT
-        self.cwd: str = take("cwd", _absolute)
-        self.namespaces: frozenset[str] = take("namespaces", _namespaces, frozenset())
+        self.cwd: str = pop("cwd", _absolute)
+        self.namespaces: frozenset[str] = pop("namespaces", _namespaces, frozenset())
         self.flags: int = flags(self.namespaces)
-        self.hostname: str | None = take("hostname", _text, None)
-        self.uid_mappings: list[tuple[int, int, int]] = take("uid_mappings", _mappings, [])
-        self.gid_mappings: list[tuple[int, int, int]] = take("gid_mappings", _mappings, [])
-        self.time_offsets: bytes = take("time_offsets", _time_offsets, b"")
-        self.mounts: list[Mount] = take("mounts", _mounts, [])
-        self.cover: tuple[str, dict[str, str], dict[str, str]] | None = take("cover", _cover, None)
-        self.uid: int | None = take("uid", _number, None)
-        self.gid: int | None = take("gid", _number, None)
-        self.groups: list[int] | None = take("groups", _numbers, None)
-        self.umask: int = take("umask", _number, 0o022)
-        self.nice: int | None = take("nice", _whole, None)
-        self.rlimits: list[tuple[str, int, tuple[int, int]]] = take("rlimits", _rlimits, [])
-        self.no_new_privileges: bool = take("no_new_privileges", _flag, False)
-        self.init: bool = take("init", _flag, True) and "pid" in self.namespaces
-        self.cgroup: str | None = take("cgroup", _absolute, None)
-        self.cgroup_procs: list[str] = take("cgroup_procs", _paths, [])
-        if take("stdin", _text, "null") != "null":
+        self.hostname: str | None = pop("hostname", _text, None)
+        self.uid_mappings: list[tuple[int, int, int]] = pop("uid_mappings", _mappings, [])
+        self.gid_mappings: list[tuple[int, int, int]] = pop("gid_mappings", _mappings, [])
+        self.time_offsets: bytes = pop("time_offsets", _time_offsets, b"")
+        self.mounts: list[Mount] = pop("mounts", _mounts, [])
+        self.cover: tuple[str, dict[str, str], dict[str, str]] | None = pop("cover", _cover, None)
+        self.uid: int | None = pop("uid", _number, None)
+        self.gid: int | None = pop("gid", _number, None)
+        self.groups: list[int] | None = pop("groups", _numbers, None)
+        self.umask: int = pop("umask", _number, 0o022)
+        self.nice: int | None = pop("nice", _whole, None)
+        self.rlimits: list[tuple[str, int, tuple[int, int]]] = pop("rlimits", _rlimits, [])
+        self.no_new_privileges: bool = pop("no_new_privileges", _flag, False)
+        self.init: bool = pop("init", _flag, True) and "pid" in self.namespaces
+        self.cgroup: str | None = pop("cgroup", _absolute, None)
+        self.cgroup_procs: list[str] = pop("cgroup_procs", _paths, [])
+        if pop("stdin", _text, "null") != "null":
             raise SpecError('stdin: only "null" is possible')
         if values:
             raise SpecError(f"unknown keys: {', '.join(sorted(map(str, values)))}")
-        # Without the namespace these would change the host itself.
+        # Without the namespace these keys would change the host itself.
         for key, value, namespace in (
             ("hostname", self.hostname, "uts"),
             ("mounts", self.mounts, "mount"),
@@ -120,15 +120,15 @@ class Spec:
                 raise SpecError(f"{key} needs a new {namespace} namespace")
 
     def pack(self) -> bytes:
-        """For a process that has the same code: much less work than checking what was given once more."""
+        """Pack the specification for a process with the same code; unpacking is much faster than a second check."""
         values = [getattr(self, name) for name in self.__slots__ if name != "mounts"]
         return marshal.dumps((values, [mount.given for mount in self.mounts]))
 
     @classmethod
     def unpack(cls, packed: bytes) -> Spec:
-        """What `pack` packed."""
+        """Unpack the result of `pack`."""
         self = cls.__new__(cls)
-        values, mounts = marshal.loads(packed)  # noqa: S302 - through a socket that nobody else has
+        values, mounts = marshal.loads(packed)  # noqa: S302 - from a socket that no other process has
         self.mounts = [Mount(*given) for given in mounts]
         for name in cls.__slots__:
             if name != "mounts":
@@ -223,7 +223,7 @@ def _mappings(value: Any) -> list[tuple[int, int, int]]:
 
 
 def _time_offsets(value: Any) -> bytes:
-    """The lines for /proc/PID/timens_offsets, time_namespaces(7): clock, seconds, nanoseconds (0 or more)."""
+    """Build the lines of /proc/PID/timens_offsets, time_namespaces(7): clock, seconds, nanoseconds (0 or more)."""
     lines = []
     for clock, offset in _dict(value).items():
         if clock not in CLOCKS:
@@ -255,7 +255,7 @@ def _mounts(value: Any) -> list[Mount]:
 
 
 def _cover(value: Any) -> tuple[str, dict[str, str], dict[str, str]]:
-    """The arguments of `nsupervisor.keeper.cover.Cover`."""
+    """Return the arguments of `nsupervisor.keeper.cover.Cover`."""
     unknown = _dict(value).keys() - {"directory", "show", "links"}
     if unknown:
         raise ValueError(f"unknown keys: {', '.join(sorted(unknown))}")
