@@ -446,3 +446,17 @@ def test_may_control_names_workloads_that_are_there() -> None:
     text = '[workload.web]\ncommand = ["web"]\nmay_control = ["web", "cach"]\n[workload.cache]\ncommand = ["c"]\n'
     with pytest.raises(ConfigError, match=r'may_control.*there is no workload "cach"; did you mean "cache"'):
         parse(text, "x.toml")
+
+
+@pytest.mark.parametrize(
+    ("key", "longest"), [('type = "notify"', 76), ('watchdog_sec = "1s"', 76), ('may_control = ["web"]', 79)]
+)
+def test_the_sockets_of_a_workload_need_a_shorter_runtime_directory(key: str, longest: int) -> None:
+    for length in (longest, longest + 1):
+        directory = "/" + "x" * (length - 1)
+        text = f'[supervisor]\nruntime_directory = "{directory}"\n[workload.web]\ncommand = ["web"]\n{key}\n'
+        if length == longest:
+            assert parse(text, "x.toml").workloads
+        else:
+            with pytest.raises(ConfigError, match=f"at most {longest} bytes"):
+                parse(text, "x.toml")
