@@ -1,1 +1,1 @@
-"""How quick and how small nsupervisor is, beside other supervisors and runtimes; see docs/performance.md."""
+"""Measure the speed and the footprint of nsupervisor and of other supervisors and runtimes; see docs/performance.md."""

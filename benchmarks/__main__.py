@@ -1,6 +1,6 @@
 """The command line: run benchmarks one after the other, show tables and targets, write JSON and the page's figures.
 
-With --against DIR: run them for this checkout and the one in DIR by turns, and say what became slower."""
+With --against DIR: run them alternately for this checkout and the one in DIR, and list the slower cases."""
 
 import argparse
 import importlib
@@ -23,10 +23,10 @@ PAGE = products.ROOT / "docs" / "performance.md"
 
 
 def main() -> int:
-    """Returns the exit status: 0 also when a target is missed or a case is slower, because time is no judge."""
+    """Return the exit status: 0 even if a target is missed or a case is slower, because times vary."""
     arguments = parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born with it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
     processes.become_subreaper()
     try:
         sides = open_sides(arguments)
@@ -45,19 +45,23 @@ def main() -> int:
 
 
 def parse() -> argparse.Namespace:
-    """The arguments."""
+    """Parse the command line arguments."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="|".join((*NAMES, "all")), default=[])
-    parser.add_argument("--rounds", type=int, help="how often each product has its turn; with --against: pairs")
+    parser.add_argument("--rounds", type=int, help="number of measurements of each product; with --against: of pairs")
     parser.add_argument("--sizes", help="footprint, scale, takeover: numbers of programs, with commas between them")
     parser.add_argument("--peers", help="only these products, with commas between them")
-    parser.add_argument("--quick", action="store_true", help="does everything work? (the figures are worth little)")
+    parser.add_argument(
+        "--quick", action="store_true", help="only check that everything works (the figures are not meaningful)"
+    )
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
     parser.add_argument(
         "--write-docs", action="store_true", help=f"put the tables into {PAGE.relative_to(products.ROOT)}"
     )
     parser.add_argument("--install", action="store_true", help="install the other products first (apt, pip, npm)")
-    parser.add_argument("--from", dest="source", type=Path, help="show what --json wrote instead of measuring")
+    parser.add_argument(
+        "--from", dest="source", type=Path, help="show the results that --json wrote instead of measuring"
+    )
     parser.add_argument("--against", type=Path, metavar="DIR", help="compare with the checkout of this project in DIR")
     parser.add_argument(
         "--fail-if-slower", action="store_true", help="with --against: exit status 1 if a case is slower, or fails"
@@ -79,21 +83,21 @@ def parse() -> argparse.Namespace:
 
 
 def chosen(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The benchmarks that are asked for. Raises SetupError where they cannot run."""
+    """Return the names of the requested benchmarks. Raises SetupError if they cannot run."""
     if os.geteuid() != 0:
         raise products.SetupError("namespaces and cgroups for all these products need root")
     return NAMES if "all" in arguments.names else tuple(dict.fromkeys(arguments.names))
 
 
 def options(arguments: argparse.Namespace) -> Options:
-    """What the benchmarks are given."""
+    """Return the options for the benchmarks."""
     peers = arguments.peers.split(",") if arguments.peers else None
     sizes = [int(size) for size in arguments.sizes.split(",")] if arguments.sizes else None
     return Options(arguments.rounds, arguments.quick, peers, sizes)
 
 
 def open_sides(arguments: argparse.Namespace) -> list[checkout.Checkout]:
-    """This checkout and the one to compare it with; empty where nothing is to be compared. Raises SetupError."""
+    """Open this checkout and the one to compare it with; return [] without --against. Raises SetupError."""
     if arguments.against is None:
         return []
     old = checkout.open_checkout(arguments.against, paired.OLD)
@@ -101,7 +105,7 @@ def open_sides(arguments: argparse.Namespace) -> list[checkout.Checkout]:
 
 
 def measure_against(arguments: argparse.Namespace, sides: list[checkout.Checkout]) -> int:
-    """Compare this checkout with another one, and show what is slower."""
+    """Compare this checkout with another one, and show the slower cases."""
     names = chosen(arguments)
     report: dict[str, Any] = {
         "when": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -134,7 +138,7 @@ def measure_against(arguments: argparse.Namespace, sides: list[checkout.Checkout
 
 
 def measure(arguments: argparse.Namespace) -> int:
-    """Run what was asked for and show it."""
+    """Run the requested benchmarks and show the results."""
     if arguments.source:
         report = json.loads(arguments.source.read_text())
     else:

@@ -1,4 +1,4 @@
-"""How long a person waits for a command; and ten thousand broken files, each of which has to be accepted or refused."""
+"""Measure the duration of commands; load ten thousand broken files, each of which must be accepted or refused."""
 
 import random
 import subprocess
@@ -20,7 +20,7 @@ PROGRAMS = 10
 
 
 def run(options: Options) -> Result:
-    """Each command as a process of its own, with its work, in turn; beside a service with some programs."""
+    """Run each command in turn as a process of its own, while a service with some programs runs."""
     result = Result("commands", "what a person waits for, with Python's own start in it; and broken files")
     rounds = options.number(20, 3)
     try:
@@ -62,7 +62,7 @@ def _commands(file: str, socket: str) -> list[list[str]]:
 
 
 def _measure(sessions: Sequence[Session], number: int, result: Result) -> None:
-    """Each command once on each side, each round beginning with another one."""
+    """Run each command once on each side; every round begins with another side."""
     count = len(_commands("", ""))
     for index in range(count):
         for session in sessions:
@@ -86,7 +86,7 @@ def _measure(sessions: Sequence[Session], number: int, result: Result) -> None:
 
 
 def _files(count: int, result: Result) -> None:
-    """Load so many broken files."""
+    """Load this number of broken files."""
     accepted = refused = failed = 0
     began = time.process_time()
     with tempfile.TemporaryDirectory(prefix="nsb-") as directory:
@@ -97,7 +97,7 @@ def _files(count: int, result: Result) -> None:
                 load(file)
                 accepted += 1
             except ConfigError as error:
-                # A refusal without a place is none.
+                # A refusal must name a place in the file.
                 refused += bool(error.problems) and all(problem.line >= 1 for problem in error.problems)
             except Exception as error:
                 failed += 1

@@ -1,4 +1,4 @@
-"""The control API of a running supervisor, asked with the standard library: no code of the product that is measured."""
+"""A client of a supervisor's control API that uses only the standard library, no code of the measured product."""
 
 import http.client
 import json
@@ -26,7 +26,7 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 def get(connection: http.client.HTTPConnection, target: str) -> bytes:
-    """The body of the answer to one GET. Raises RunError unless it is 200, OSError and http.client.HTTPException."""
+    """Return the body of the answer to one GET. Raises RunError unless it is 200, OSError, HTTPException."""
     connection.request("GET", target)
     answer = connection.getresponse()
     body = answer.read()
@@ -36,7 +36,7 @@ def get(connection: http.client.HTTPConnection, target: str) -> bytes:
 
 
 def status(path: str) -> list[dict[str, Any]]:
-    """One object per instance, by a connection of its own. Raises as `get`."""
+    """Return one object per instance, over a new connection. Raises as `get`."""
     connection = UnixConnection(path)
     try:
         found: list[dict[str, Any]] = json.loads(get(connection, "/v1/status"))

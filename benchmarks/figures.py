@@ -1,4 +1,4 @@
-"""What a benchmark finds out: samples by round, their medians, ratios, and whether a target is met. Pure."""
+"""The results of a benchmark: samples by round, their medians, ratios and targets. Pure."""
 
 import statistics
 from collections.abc import Sequence
@@ -11,19 +11,21 @@ OURS = "nsupervisor"
 
 @attrs.define
 class Series:
-    """The samples of one product in one case, by round: the machine's speed drifts, so rounds are not thrown together
-    before they have been compared."""
+    """The samples of one product in one case, by round.
+
+    The machine's speed drifts, so rounds are compared before they are merged.
+    """
 
     peer: str
     case: str
     unit: str
     rounds: list[list[float]] = attrs.field(factory=list)
     note: str = ""
-    """What is special about this product here, or why it has no samples."""
+    """A note about this product in this case, or why it has no samples."""
 
     @property
     def samples(self) -> list[float]:
-        """All rounds' samples."""
+        """The samples of all rounds."""
         return [sample for samples in self.rounds for sample in samples]
 
     @property
@@ -32,14 +34,14 @@ class Series:
         return statistics.median(self.samples) if self.samples else None
 
     def quantile(self, part: float) -> float:
-        """The sample below which `part` of them are."""
+        """Return the sample that is greater than the fraction `part` of all samples."""
         ordered = sorted(self.samples)
         return ordered[min(len(ordered) - 1, round(part * (len(ordered) - 1)))]
 
 
 @attrs.frozen
 class Ratio:
-    """One median over another: of all samples, and the least and the greatest of the rounds taken by themselves."""
+    """The ratio of two medians: over all samples, and the smallest and largest of single rounds."""
 
     value: float
     least: float
@@ -50,7 +52,7 @@ class Ratio:
 
 
 def ratio(of: Series, to: Series) -> Ratio | None:
-    """How many times `to` is in `of`; None when one of them has no samples, or only zeros."""
+    """Return the ratio of `of` to `to`; None if one of them has no samples, or `to` only zeros."""
     if not of.samples or not to.samples or not to.median:
         return None
     pairs = [
@@ -63,7 +65,7 @@ def ratio(of: Series, to: Series) -> Ratio | None:
 
 @attrs.frozen
 class Target:
-    """A promise: `value` has to be below `limit`. None: not measured."""
+    """A target: `value` must be below `limit`. None: not measured."""
 
     text: str
     value: float | None
@@ -72,7 +74,7 @@ class Target:
 
     @property
     def met(self) -> bool | None:
-        """None when it was not measured."""
+        """Whether the target is met; None if it was not measured."""
         return None if self.value is None else self.value < self.limit
 
     def __str__(self) -> str:
@@ -83,7 +85,7 @@ class Target:
 
 @attrs.define
 class Result:
-    """What one benchmark found out."""
+    """The results of one benchmark."""
 
     name: str
     title: str
@@ -92,7 +94,7 @@ class Result:
     remarks: list[str] = attrs.field(factory=list)
 
     def at(self, peer: str, case: str, unit: str) -> Series:
-        """The series of that product, case and unit; made when there is none."""
+        """Return the series of that product, case and unit; create it if there is none."""
         for series in self.series:
             if (series.peer, series.case, series.unit) == (peer, case, unit):
                 return series
@@ -100,22 +102,22 @@ class Result:
         return self.series[-1]
 
     def add(self, peer: str, case: str, unit: str, round_: int, samples: Sequence[float]) -> None:
-        """Put samples into round number `round_` (from 0)."""
+        """Add samples to round number `round_` (from 0)."""
         rounds = self.at(peer, case, unit).rounds
         rounds.extend([] for _ in range(round_ + 1 - len(rounds)))
         rounds[round_].extend(samples)
 
     def median(self, peer: str, case: str, unit: str) -> float | None:
-        """The median there; None where nothing was measured."""
+        """Return the median of that series; None if nothing was measured."""
         found = self.find(peer, case, unit)
         return found.median if found else None
 
     def find(self, peer: str, case: str, unit: str) -> Series | None:
-        """The series there, if there is one."""
+        """Return the series of that product, case and unit, or None."""
         return next((s for s in self.series if (s.peer, s.case, s.unit) == (peer, case, unit)), None)
 
     def json(self) -> dict[str, Any]:
-        """For the file: everything, medians included."""
+        """Return everything, including medians, for the JSON file."""
         return {
             "name": self.name,
             "title": self.title,
@@ -126,7 +128,7 @@ class Result:
 
 
 def number(value: float) -> str:
-    """Three significant digits, and no exponent."""
+    """Format a number with three significant digits and without an exponent."""
     if value == 0:
         return "0"
     if abs(value) >= 100:
@@ -135,7 +137,7 @@ def number(value: float) -> str:
 
 
 def long_table(result: Result) -> list[list[str]]:
-    """Rows of text, the head first: one row a series, with the ratio to the baseline in the same case and unit."""
+    """Return rows of text, the header first: one row per series, with its ratio to nsupervisor's."""
     rows = [["case", "product", "median", "unit", "min", "p95", "n", "times ours (rounds)", "note"]]
     for case, unit in dict.fromkeys((series.case, series.unit) for series in result.series):
         group = [s for s in result.series if (s.case, s.unit) == (case, unit) and s.samples]
@@ -149,7 +151,7 @@ def long_table(result: Result) -> list[list[str]]:
 
 
 def wide_table(result: Result) -> list[list[str]]:
-    """Rows of text, the head first: one row a product and case, a column a unit: medians (times ours)."""
+    """Return rows of text, the header first: one row per product and case, one column per unit."""
     units = list(dict.fromkeys(series.unit for series in result.series))
     rows = [["case", "product", *units]]
     by_key = {(s.case, s.peer, s.unit): s for s in result.series if s.samples}
@@ -166,25 +168,25 @@ def wide_table(result: Result) -> list[list[str]]:
 
 
 def _order(result: Result, key: tuple[str, str]) -> tuple[int, bool, bool, str]:
-    """Cases as they were measured; ours first."""
+    """Sort by case in the order of measurement; nsupervisor comes first."""
     case, peer = key
     cases = list(dict.fromkeys(series.case for series in result.series))
     return cases.index(case), peer != OURS, not peer.startswith(OURS), peer
 
 
 def page_table(result: Result) -> list[list[str]]:
-    """The long one where there is one unit, the wide one where there are more."""
+    """Return the long table if there is one unit, else the wide one."""
     return wide_table(result) if len({series.unit for series in result.series}) > 1 else long_table(result)
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table for a page; columns that are empty everywhere are left out."""
+    """Return a Markdown table; empty columns are left out."""
     keep = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
     lines = ["| " + " | ".join(row[i] for i in keep) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(keep), *lines[1:]])
 
 
 def plain(rows: Sequence[Sequence[str]]) -> str:
-    """A table for a terminal."""
+    """Return a table for a terminal."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -1,4 +1,4 @@
-"""What supervision costs while nothing happens: memory and CPU time of everything but the programs; start and stop."""
+"""Measure idle supervision: memory and CPU time of everything except the programs; starts and stops."""
 
 import time
 
@@ -10,11 +10,11 @@ from benchmarks.peers.nsupervisor import Nsupervisor, taken_from
 from benchmarks.session import Options, idle, in_pairs, in_turn, running
 
 SETTLE = 3.0
-"""Seconds after the last start until things are counted."""
+"""Seconds between the last start and the measurement."""
 
 
 def run(options: Options) -> Result:
-    """Idle programs; the peers at 100 and 1,000, ours at more sizes."""
+    """Measure with idle programs: peers at 100 and 1,000 programs, nsupervisor at more sizes."""
     result = Result("footprint", "everything but the programs, at N idle programs")
     sizes = options.sizes or ([20] if options.quick else [100, 200, 1000, 5000])
     kinds = load(options.peers, "footprint")
@@ -39,7 +39,7 @@ def run(options: Options) -> Result:
 
 
 def compare(options: Options, sides: list[Checkout]) -> Result:
-    """One after the other, each with the machine to itself."""
+    """Measure the sides one after the other, so that only one runs at a time."""
     result = Result("footprint", "everything but the programs, at N idle programs")
     rounds, window = options.number(7, 1), 3.0 if options.quick else 5.0
     kinds = [taken_from(Nsupervisor, side) for side in sides]
@@ -53,7 +53,7 @@ def compare(options: Options, sides: list[Checkout]) -> Result:
 
 def _measure(kind: type[Peer], number: int, size: int, window: float, result: Result) -> None:
     count = min(size, kind.most)
-    case = f"N={size}" if count >= size - 1 else f"N={count}"  # a process may not have so many files open
+    case = f"N={size}" if count >= size - 1 else f"N={count}"  # limited by the number of open files of a process
     with running(kind, idle(count)) as session:
         lines = session.up(count)
         result.add(kind.name, case, "s to start all", number, [_seconds(session.started_at, lines)])

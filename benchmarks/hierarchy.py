@@ -1,4 +1,4 @@
-"""The cgroups of a run: where they are, and their removal. Knows nothing of nsupervisor, which is what is measured."""
+"""Find and remove the cgroups of a run, independently of nsupervisor's own code, which is being measured."""
 
 import os
 from pathlib import Path
@@ -11,14 +11,14 @@ COUNTERS = {"memory.events": "oom_kill", "pids.events": "max"}
 
 @attrs.frozen
 class Hierarchy:
-    """One mounted hierarchy; `root` is what of it is mounted. `controllers` is empty for v2."""
+    """One mounted hierarchy; `root` is its mounted subtree. `controllers` is empty for v2."""
 
     mount: Path
     root: str
     controllers: frozenset[str]
 
     def directory(self, pid: int | str) -> Path:
-        """Of the cgroup that a process is in."""
+        """Return the directory of the cgroup of a process."""
         for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if set(filter(None, controllers.split(","))) == self.controllers:
@@ -27,7 +27,7 @@ class Hierarchy:
 
 
 def hierarchies() -> list[Hierarchy]:
-    """All that are mounted and that this process is in somewhere, by /proc/self/mountinfo and /proc/self/cgroup."""
+    """Return the mounted hierarchies, by /proc/self/mountinfo and /proc/self/cgroup."""
     joined = [line.split(":")[1].split(",") for line in Path("/proc/self/cgroup").read_text().splitlines()]
     found = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
@@ -43,23 +43,23 @@ def hierarchies() -> list[Hierarchy]:
 
 
 def counter(pid: int, file: str) -> tuple[Path, str]:
-    """The kernel's file that says what v2's `file` does about the cgroup of `pid`, and the name of the counter in it.
+    """Return the file with the counters of v2's `file` for the cgroup of `pid`, and the name of the counter in it.
 
     The name is empty for a file of one number, such as pids.current.
     """
     everywhere = hierarchies()
     v1 = next((h for h in everywhere if file.partition(".")[0] in h.controllers), None)
     if file.endswith(".pressure"):
-        v1 = None  # only v2 has them
+        v1 = None  # only v2 has these counters
     place, name = (v1, V1_FILES.get(file, file)) if v1 else (next(h for h in everywhere if not h.controllers), file)
     return place.directory(pid) / name, COUNTERS.get(file, "")
 
 
 def remove(name: str) -> None:
-    """Remove the (empty) cgroup `name` below our own, and what is in it, in every hierarchy."""
+    """Remove the cgroup `name` below that of this process, with its (empty) descendants, in every hierarchy."""
     for hierarchy in hierarchies():
         for directory, _, _ in os.walk(hierarchy.directory("self") / name, topdown=False):
             try:
                 os.rmdir(directory)
             except OSError:
-                pass  # somebody lives there: then it is not ours to remove
+                pass  # it has processes of others, so it must stay

@@ -1,4 +1,4 @@
-"""One program that writes lines of 100 bytes as fast as it can, through each product's capture, to files on a tmpfs."""
+"""Measure the output of a program that writes lines of 100 bytes as fast as it can, captured to files on a tmpfs."""
 
 import itertools
 import os
@@ -24,7 +24,7 @@ LINE = re.compile(rb"^\d{10} x{88}$")
 
 
 def run(options: Options) -> Result:
-    """MB/s from the first byte until the capture is at rest again; CPU time of all but the writer; lines lost."""
+    """Measure MB/s until the capture is idle again, CPU time except the writer's, and lost lines."""
     result = Result("logs", "output of one program through the capture")
     size, seconds = (20_000_000, 2.0) if options.quick else (400_000_000, 3.0)
     for case, mode in CASES.items():
@@ -45,7 +45,7 @@ FORMATS = {
 
 
 def compare(options: Options, sides: list[Checkout]) -> Result:
-    """Both run at the same time, each with a writer for each way of writing and kind of file, of which one runs."""
+    """Run both sides at the same time, each with a writer per case; one writer runs at a time."""
     result = Result("logs", "output of one program through the capture")
     rounds, seconds = options.number(9, 1), 0.3 if options.quick else 1.0
     logs: list[Path] = []
@@ -79,7 +79,7 @@ def compare(options: Options, sides: list[Checkout]) -> Result:
 
 
 def _written(session: Session, name: str, seconds: float) -> tuple[float, float]:
-    """One run of a writer: MB/s, and CPU seconds for each GB. Raises RunError."""
+    """Run a writer once; return MB/s, and CPU seconds per GB. Raises RunError."""
     peer = session.peer
     assert isinstance(peer, Nsupervisor)
     gate = peer.directory.parent / f"gate-{name}"
@@ -135,7 +135,7 @@ def _measure(kind: type[Peer], number: int, case: str, mode: str, size: int, sec
 
 
 def _until_quiet(pids: list[int], end: int) -> int:
-    """When the capture had worked off what it had taken in: from then on it uses next to no CPU (monotonic ns)."""
+    """Return when the capture had processed its input, from when on it uses almost no CPU (monotonic ns)."""
     quiet, cpu, at = end, processes.cpu_seconds(pids), time.monotonic()
     for _ in range(1200):
         time.sleep(0.1)
@@ -147,9 +147,9 @@ def _until_quiet(pids: list[int], end: int) -> int:
 
 
 def _kept(directory: Path, count: int) -> tuple[int, int]:
-    """Bytes of files, and how many of the lines up to number `count` are missing behind the first that is there.
+    """Return the bytes of files, and how many lines up to number `count` are missing after the first one present.
 
-    Rotation throws the oldest away, which is no loss; it may also cut a line in two, which is counted as two halves.
+    Rotation deletes the oldest lines, which is no loss; it may also cut a line in two, which counts as two halves.
     """
     size, halves, numbers = 0, 0, set()
     for file in directory.rglob("*"):
@@ -165,11 +165,12 @@ def _kept(directory: Path, count: int) -> tuple[int, int]:
                     halves += 1
     if not numbers:
         return size, count
-    return size, max(0, count - min(numbers) - len(numbers) - halves // 2)  # the oldest half is behind nothing
+    # A half at the start of the oldest file has no partner, and is no loss.
+    return size, max(0, count - min(numbers) - len(numbers) - halves // 2)
 
 
 def _message(line: bytes) -> bytes:
-    """The program's line: in our journal it is a record's message, elsewhere it stands as it is."""
+    """Return the program's line: in nsupervisor's journal the message of a record, otherwise the line itself."""
     if not line.startswith(b"{"):
         return line
     record = orjson.loads(line)

@@ -1,4 +1,4 @@
-"""The machine that figures were taken on: without it they say nothing."""
+"""Describe the machine of a measurement, without which the figures have no meaning."""
 
 import os
 import platform
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def describe() -> dict[str, str | int | float]:
-    """Processor, cores, memory, kernel, cgroup hierarchies, Python, load (of other work: it spoils figures)."""
+    """Return processor, cores, memory, kernel, cgroup hierarchies, Python and load (of other work)."""
     return {
         "processor": _field("/proc/cpuinfo", "model name"),
         "cores": len(os.sched_getaffinity(0)),

@@ -1,4 +1,4 @@
-"""The page of figures: a section for each benchmark, with when and where, the targets and the table. Pure."""
+"""Write the page of figures: per benchmark a section with date, machine, targets and table. Pure."""
 
 import re
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ START, END = "<!-- figures: written by scripts/bench --write-docs -->", "<!-- en
 
 
 def about(report: dict[str, Any]) -> str:
-    """When and where, in a line."""
+    """Return date and machine in one line."""
     it = report["machine"]
-    quick = "; quick: figures of little worth" if report["quick"] else ""
+    quick = "; quick: the figures are not meaningful" if report["quick"] else ""
     return (
         f"{report['when']}; {it['processor']}, {it['cores']} cores, {it['memory_gib']} GiB; Linux {it['kernel']}, "
         f"cgroups {it['cgroups']}; Python {it['python']}; load at the start {it['load']}{quick}"
@@ -21,8 +21,10 @@ def about(report: dict[str, Any]) -> str:
 
 
 def with_figures(text: str, report: dict[str, Any], results: Sequence[Result], order: Sequence[str]) -> str:
-    """The page with these results' sections; those of other benchmarks stay as they are. Raises ValueError where it has
-    no place for them."""
+    """Return the page with the sections of these results; those of other benchmarks stay.
+
+    Raises ValueError if the page has no place for them.
+    """
     found = re.search(f"{re.escape(START)}\n(.*){re.escape(END)}", text, flags=re.DOTALL)
     if not found:
         raise ValueError(f"the page lacks the lines {START} and {END}")
@@ -34,7 +36,7 @@ def with_figures(text: str, report: dict[str, Any], results: Sequence[Result], o
 
 
 def _section(about_it: str, result: Result) -> str:
-    """Without the mark of the heading."""
+    """Return a section without the marks of its heading."""
     targets = "\n".join(f"* {target}" for target in result.targets)
     remarks = "\n".join(f"* {remark}" for remark in result.remarks)
     head = f"{result.name}: {result.title}"

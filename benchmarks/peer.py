@@ -18,33 +18,33 @@ class Service:
     name: str
     command: tuple[str, ...]
     log: Path | None = None
-    """The directory for its captured output; None where no capture is wanted."""
+    """The directory for its captured output; None: no capture."""
     restart_above: int = 0
-    """Bytes of memory above which it is to be restarted; 0: however large it gets."""
+    """Bytes of memory above which it should be restarted; 0: no limit."""
     extra: str = ""
     """nsupervisor only: more lines for its table of the configuration."""
 
 
 LOG_SIZE, LOG_FILES = 10_000_000, 5
-"""Rotation, for products that rotate."""
+"""The rotation settings of products that rotate."""
 
 
 class Peer:
-    """A supervisor in the foreground. Its files are in `directory`, which goes when all is over."""
+    """A supervisor in the foreground. Its files are in `directory`, which is removed at the end."""
 
     name: ClassVar[str] = ""
     product: ClassVar[str] = ""
-    """Its key in `products`; empty for what is always there."""
+    """Its key in `products`; empty if it is always installed."""
     note: ClassVar[str] = ""
     poll: ClassVar[float] = 0.05
-    """Seconds between its looks, if it polls: kills are spread over them."""
+    """Its polling interval in seconds, over which kills are spread; 0: it does not poll."""
     most: ClassVar[int] = 100_000
-    """How many services it can have at most."""
+    """The maximum number of services."""
     benchmarks: ClassVar[tuple[str, ...]] = ("restart", "footprint", "logs")
-    """What it takes part in."""
+    """The benchmarks in which it takes part."""
 
     all: ClassVar[dict[str, type["Peer"]]] = {}
-    """Every product by its name."""
+    """All products by name."""
 
     def __init_subclass__(cls, *, listed: bool = True) -> None:
         """Register the class under its name, unless it is not to be `listed` among the products."""
@@ -52,7 +52,7 @@ class Peer:
             Peer.all[cls.name] = cls
 
     def __init__(self, directory: Path, services: list[Service]) -> None:
-        """`directory` is empty and its own."""
+        """Use `directory`, which is empty and belongs to this peer."""
         self.directory = directory
         self.services = services
         self.process: subprocess.Popen[bytes] | None = None
@@ -61,11 +61,11 @@ class Peer:
         """Write the configuration (not timed)."""
 
     def command(self) -> list[str]:
-        """The supervisor in the foreground."""
+        """Return the command that runs the supervisor in the foreground."""
         raise NotImplementedError
 
     def environment(self) -> dict[str, str]:
-        """The supervisor's environment."""
+        """Return the environment of the supervisor."""
         return dict(os.environ)
 
     def start(self) -> None:
@@ -83,38 +83,38 @@ class Peer:
 
     @property
     def pid(self) -> int:
-        """The supervisor's."""
+        """The pid of the supervisor."""
         assert self.process is not None
         return self.process.pid
 
     def stop(self) -> None:
-        """Ask for an orderly stop of everything, in the product's own way."""
+        """Request an orderly stop of everything with the product's own command."""
         self.signal(signal.SIGTERM)
 
     def signal(self, signum: int) -> None:
-        """To the supervisor, if it still lives."""
+        """Send a signal to the supervisor, if it still runs."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signum)
 
     def clean(self) -> None:
-        """Remove what is left outside of the directory. No process is left any more."""
+        """Remove files outside of the directory. No process runs any more."""
 
 
 def script(path: Path, text: str) -> None:
-    """Write a shell script that can be executed."""
+    """Write an executable shell script."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
 
 
 def load(names: list[str] | None, benchmark: str) -> dict[str, type[Peer]]:
-    """The products that take part in `benchmark`, or those of them that are named; ours first."""
+    """Return the products that take part in `benchmark`, restricted to `names`; nsupervisor comes first."""
     found = [name for name, peer in known().items() if benchmark in peer.benchmarks and (not names or name in names)]
     return {name: Peer.all[name] for name in sorted(found, key=lambda name: (not name.startswith("nsupervisor"), name))}
 
 
 def known() -> dict[str, type[Peer]]:
-    """All products by name: every class in peers/."""
+    """Return all products by name: every class in peers/."""
     package = importlib.import_module("benchmarks.peers")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"benchmarks.peers.{module.name}")

@@ -1,4 +1,4 @@
-"""Processes as /proc shows them: who descends from whom, their memory and CPU time; and how to end them for certain."""
+"""Processes as /proc shows them: their ancestry, memory and CPU time; and a reliable way to end them."""
 
 import ctypes
 import os
@@ -12,12 +12,12 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def become_subreaper() -> None:
-    """Whatever daemonises stays our descendant (prctl(2)), so that it can be counted and ended."""
+    """Make daemonised processes stay descendants of this one (prctl(2)), so that they can be counted and ended."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def descendants(root: int) -> list[int]:
-    """The living ones, without `root` itself."""
+    """Return the living descendants of `root`, without `root` itself."""
     children: dict[int, list[int]] = {}
     dead = set()
     for entry in os.listdir("/proc"):
@@ -41,7 +41,7 @@ def descendants(root: int) -> list[int]:
 
 
 def commands(pids: Iterable[int]) -> dict[int, list[str]]:
-    """The command line of each that still lives."""
+    """Return the command line of each process that still runs."""
     found = {}
     for pid in pids:
         try:
@@ -53,8 +53,10 @@ def commands(pids: Iterable[int]) -> dict[int, list[str]]:
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """CPU time so far, also of threads that have ended, in nanoseconds: the process's own clock. How its number is made
-    of the pid: CPUCLOCK_SCHED, as clock_getcpuclockid(3) does it."""
+    """Return the CPU time so far, including ended threads, in nanoseconds, from the process's clock.
+
+    The clock's number is computed from the pid as in clock_getcpuclockid(3), with CPUCLOCK_SCHED.
+    """
     total = 0
     for pid in pids:
         try:
@@ -65,12 +67,12 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 
 def pss_mib(pids: Iterable[int]) -> float:
-    """Proportional set size in MiB: a page that n processes share counts 1/n for each, so that sums mean something."""
+    """Return the proportional set size in MiB: a page shared by n processes counts 1/n for each."""
     return sum(_kib(f"/proc/{pid}/smaps_rollup", "Pss") for pid in pids) / 1024
 
 
 def page_tables_mib(pids: Iterable[int]) -> float:
-    """What PSS leaves out: page tables, in MiB."""
+    """Return the size of page tables, which PSS excludes, in MiB."""
     return sum(_kib(f"/proc/{pid}/status", "VmPTE") for pid in pids) / 1024
 
 
@@ -85,7 +87,7 @@ def _kib(path: str, key: str) -> int:
 
 
 def reap() -> None:
-    """Take in what has ended and is ours, orphans included."""
+    """Reap all ended children, including adopted orphans."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -94,7 +96,7 @@ def reap() -> None:
 
 
 def wait_gone(pids: Iterable[int], timeout: float) -> list[int]:
-    """Wait until all have exited; returns those that have not in time. By pidfd, so no number is taken for another."""
+    """Wait until all have exited; return those that have not in time. Pidfds avoid confusion by reused pids."""
     poll, left = select.poll(), {}
     for pid in pids:
         try:
@@ -117,7 +119,7 @@ def wait_gone(pids: Iterable[int], timeout: float) -> list[int]:
 
 
 def kill_descendants(keep: Iterable[int] = ()) -> None:
-    """SIGKILL for all descendants of ours but `keep`, again and again until none is left: they may fork meanwhile."""
+    """Send SIGKILL to all descendants except `keep`, repeatedly until none is left, because they may fork meanwhile."""
     for _ in range(50):
         pids = set(descendants(os.getpid())) - set(keep)
         if not pids:

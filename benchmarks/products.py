@@ -1,4 +1,4 @@
-"""What has to be there first: our C programs, built; the other products, installed when asked to."""
+"""Prepare the benchmarks: build the C programs, and install the other products on request."""
 
 import json
 import os
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "benchmarks" / "c"
 BUILD = ROOT / "build" / "benchmarks"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nsupervisor-benchmarks"
-"""Products that are not Debian packages live here."""
+"""The directory of products that are not Debian packages."""
 VENV, NPM = CACHE / "venv", CACHE / "npm"
 
 PYPI = {"supervisor": VENV / "bin" / "supervisord", "circus": VENV / "bin" / "circusd"}
@@ -30,16 +30,16 @@ DEBIAN = {
 
 
 class SetupError(Exception):
-    """Something is missing; the text says what and what to do."""
+    """Something is missing; the text names it and the remedy."""
 
 
 def program(name: str) -> str:
-    """The path of one of our C programs."""
+    """Return the path of one of the C programs."""
     return str(BUILD / name)
 
 
 def build() -> None:
-    """Compile what is missing or older than its source, statically: no dynamic linker in what is measured."""
+    """Compile programs that are missing or older than their source, statically: no dynamic linker is measured."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         raise SetupError("no C compiler found; install gcc and libc6-dev")
@@ -53,7 +53,7 @@ def build() -> None:
 
 
 def missing(what: str) -> str:
-    """How to install the product `what` (its key above); empty when it is there."""
+    """Return how to install the product `what` (its key above); empty if it is installed."""
     path = (PYPI | NODE).get(what)
     if path.exists() if path else shutil.which(what):
         return ""
@@ -62,7 +62,7 @@ def missing(what: str) -> str:
 
 
 def install() -> None:
-    """Install all products that can be had, and say which cannot. Refuses whatever would remove a package."""
+    """Install all available products, and print the unavailable ones. Refuses to remove any package."""
     packages = [package for name, package in DEBIAN.items() if shutil.which(name) is None]
     if packages:
         _run(["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300", "update"])
@@ -83,7 +83,7 @@ def install() -> None:
 
 
 def _harmless(package: str) -> bool:
-    """Whether apt would install `package` without removing another, as a dry run shows."""
+    """Return whether apt would install `package` without removing another, by a dry run."""
     tried = subprocess.run(
         ["apt-get", "install", "-s", "--no-install-recommends", package], capture_output=True, text=True
     )
@@ -103,7 +103,7 @@ def _run(command: list[str]) -> None:
 
 
 def version(what: str) -> str:
-    """The product's version; empty when it cannot be told."""
+    """Return the product's version; empty if it is unknown."""
     if what in PYPI:
         code = f"from importlib.metadata import version; print(version({what!r}))"
         return _first_line([str(VENV / "bin" / "python"), "-c", code])

@@ -33,7 +33,7 @@ from benchmarks.session import Make, Options, RunError, Session, in_pairs, in_tu
 
 @attrs.frozen
 class Case:
-    """What is provoked: what the program takes too much of, what the kernel counts, and the rule on it."""
+    """One provoked event: the resource that the program exhausts, the kernel's counter, and the rule on it."""
 
     name: str
     file: str
@@ -41,28 +41,28 @@ class Case:
     limit: str
     when: str
     threshold: int = 0
-    """Of a level; 0 for a counter."""
+    """The threshold of a level; 0 for a counter."""
     trigger: str = ""
-    """Of a stall: what the kernel is told to watch for, in its own words."""
+    """The kernel's trigger of a stall, as written to the pressure file."""
     neighbours: int = 0
-    """How many other programs there are, which do nothing, each with five rules."""
+    """The number of other, idle programs, each with five rules."""
 
     def rule(self, name: str) -> str:
-        """Lines for the table of the workload `name`: its limit and its rule."""
+        """Return the lines for the table of the workload `name`: its limit and its rule."""
         head = f"resources = {{ {self.limit} }}\n[[workload.{name}.policy]]\n"
         return f'{head}when = "{self.when}"\naction = "restart"\n'
 
 
 @attrs.frozen
 class Sample:
-    """One reaction, in nanoseconds from the last moment at which the kernel had not acted."""
+    """One reaction, in nanoseconds from the last reading before the kernel acted."""
 
     peer: str
     record: int
     acted: int
-    """The end of the time in which the kernel acted."""
+    """The first reading after the kernel acted."""
     again: int
-    """The next first instruction."""
+    """The first instruction of the replacement."""
 
     def add_to(self, result: Result, case: str, round_: int) -> None:
         """In milliseconds."""
@@ -77,7 +77,7 @@ CASES = (
     Case("fork refused at pids.max", "pids.events", ("processes", "20"), "pids_max = 8", "pids.events max"),
     Case("level crossed (sampled)", "pids.current", ("processes", "6"), "pids_max = 20", "pids.current >= 5", 5),
     Case(NEAR, "pids.current", ("processes", "1"), "pids_max = 20", "pids.current >= 2", 2),
-    # A window that the kernel also takes from those who have no CAP_SYS_RESOURCE.
+    # A window that the kernel also accepts without CAP_SYS_RESOURCE.
     Case(STALL, "cpu.pressure", ("turns", "2"), "", "cpu.pressure some stall > 400ms/2s", 0, "some 400000 2000000"),
 )
 CROWD = 1000
@@ -89,7 +89,7 @@ UNSURE = "ms in which the kernel acted"
 
 
 class Reacting(Nsupervisor, listed=False):
-    """Records come by a pipe; the time at which each was read is kept with it."""
+    """A service whose records come through a pipe, each with the time at which it was read."""
 
     workload = 'restart = "no"\n'
 
@@ -113,12 +113,12 @@ class Reacting(Nsupervisor, listed=False):
         with self.process.stdout as stream:
             for line in stream:
                 at = time.monotonic_ns()
-                if b'"when"' in line:  # an action of a rule, not of a person
+                if b'"when"' in line:  # an action of a rule, not of an operator
                     self.actions.put((at, orjson.loads(line)))
 
 
 def run(options: Options) -> Result:
-    """One program at a time that misbehaves, is restarted by its rule, and misbehaves again."""
+    """Run one misbehaving program at a time; its rule restarts it, and it misbehaves again."""
     result = Result("react", "the kernel acts, to our record of the action; a level is passed, to the next program")
     count = 5 if options.quick else 20
     crowd = (options.sizes or [20 if options.quick else CROWD])[-1]
@@ -128,7 +128,7 @@ def run(options: Options) -> Result:
         for number in range(rounds):
             for case in CASES[number % len(CASES) :] + CASES[: number % len(CASES)]:
                 _round(case, number, count, result)
-        _round(crowded, 0, count * 5, result)  # one start of so many, and reactions enough for a 99 %
+        _round(crowded, 0, count * 5, result)  # only one start of that many; enough reactions for the 99th percentile
     in_turn(load(options.peers, "react"), rounds, result, partial(_levels, count=2 if options.quick else 5, to=result))
     for name in (CASES[0].name, crowded.name, STALL):
         for value, limit, which in zip(_told(result, name), (3, 20), ("median", "99 %"), strict=True):
@@ -139,7 +139,7 @@ def run(options: Options) -> Result:
 
 
 def _told(result: Result, name: str) -> tuple[float | None, float | None]:
-    """A case's median, and the time within which 99 of 100 were."""
+    """Return the targets of a case: its median and its 99th percentile."""
     found = result.find("nsupervisor", name, UNIT)
     return (found.median, found.quantile(0.99)) if found and found.samples else (None, None)
 
@@ -173,7 +173,7 @@ def _make(case: Case) -> Make:
 
 
 def _levels(kind: type[Peer], number: int, count: int, to: Result) -> None:
-    """How long a program that has grown past a level is still there, and until the next one has begun."""
+    """Measure the time from a program's growth past a level until its replacement runs."""
 
     def make(_: Path, reports: Reports) -> list[Service]:
         command = (program("eater"), reports.path, "w0", "growing", str(2 * LEVEL_MIB))
@@ -185,7 +185,7 @@ def _levels(kind: type[Peer], number: int, count: int, to: Result) -> None:
 
 
 def _past_level(session: Session, count: int) -> list[float]:
-    """From each report that the level has been passed to the next first instruction, in milliseconds."""
+    """Return the times from each report of a passed level to the next first instruction, in milliseconds."""
     session.up(1, 30)
     taken: list[float] = []
     lines: list[list[str]] = []
@@ -203,7 +203,7 @@ def _past_level(session: Session, count: int) -> list[float]:
 
 
 COMPARED = 3
-"""Reactions of each side in each case and round of a comparison."""
+"""The number of reactions of each side per case and round of a comparison."""
 
 
 def compare(options: Options, sides: list[Checkout]) -> Result:
@@ -255,7 +255,7 @@ def compare(options: Options, sides: list[Checkout]) -> Result:
 
 
 def _forget(session: Session, peer: Reacting) -> None:
-    """What has come since the last sample was taken; the program is stopped, so nothing else comes."""
+    """Discard reports since the last sample; the program is stopped, so no more follow."""
     while session.reports.some(0.05):
         pass
     while not peer.actions.empty():
@@ -263,7 +263,7 @@ def _forget(session: Session, peer: Reacting) -> None:
 
 
 def _samples(session: Session, peer: Reacting, name: str, case: Case, count: int) -> list[Sample]:
-    """The next reactions to what the program `name` does. Raises RunError."""
+    """Return the next reactions to the program `name`. Raises RunError."""
     session.up(1, 30)
     path, key = _counter(session, name, case)
     key = case.trigger or key
@@ -302,7 +302,7 @@ def _samples(session: Session, peer: Reacting, name: str, case: Case, count: int
 
 
 def _counter(session: Session, name: str, case: Case) -> tuple[Path, str]:
-    """The kernel's file, and what to look for in it. Its program comes and goes while we look; its neighbour stays."""
+    """Return the kernel's file and its key. A neighbour's pid locates the cgroup, since the watched program restarts."""
     steady = "w1" if case.neighbours else name
     for _ in range(20):
         try:
@@ -314,7 +314,7 @@ def _counter(session: Session, name: str, case: Case) -> tuple[Path, str]:
 
 
 def _changes(path: Path, threshold: int) -> Iterator[tuple[int, int]]:
-    """Between which moments it was: a counter's every step, a level's first value from the threshold on."""
+    """Return the interval of each event: every step of a counter, or the first value of a level at the threshold."""
     last = 0
     for line in path.read_text().splitlines()[1:]:
         before, after, value = map(int, line.split())

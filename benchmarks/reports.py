@@ -1,4 +1,4 @@
-"""The FIFO by which workloads say what they did and when; see c/report.h."""
+"""The FIFO through which workloads report events with their times; see c/report.h."""
 
 import os
 import select
@@ -12,15 +12,15 @@ class Reports:
     """Lines "NS NAME WORD…" from many programs through one FIFO."""
 
     def __init__(self, path: Path) -> None:
-        """Make the FIFO; everybody may write to it."""
+        """Create the FIFO; every user may write to it."""
         self.path = str(path)
         os.mkfifo(path)
         path.chmod(0o666)
-        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # also for writing: so there is no end when nobody writes
+        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # O_RDWR: no end of file without a writer
         self._rest = b""
 
     def some(self, timeout: float) -> list[list[str]]:
-        """The next lines, each as words; none when the time (seconds) is over."""
+        """Return the next lines, each as words; none after `seconds`."""
         end = time.monotonic() + timeout
         while b"\n" not in self._rest:
             left = end - time.monotonic()
@@ -34,7 +34,7 @@ class Reports:
         return [line.decode().split() for line in lines.split(b"\n")]
 
     def take(self, count: int, timeout: float) -> list[list[str]]:
-        """At least `count` lines; fewer when the time is over."""
+        """Return at least `count` lines; fewer if the time is over."""
         end = time.monotonic() + timeout
         lines: list[list[str]] = []
         while len(lines) < count and time.monotonic() < end:
@@ -42,5 +42,5 @@ class Reports:
         return lines
 
     def close(self) -> None:
-        """The file goes with its directory."""
+        """Close the FIFO; its directory is removed later."""
         os.close(self._fd)

@@ -1,4 +1,4 @@
-"""From kill -9 of a supervised program to the first instruction of the next one."""
+"""Measure the time from kill -9 of a supervised program to the first instruction of the next one."""
 
 import os
 import random
@@ -12,13 +12,13 @@ from benchmarks.peers.nsupervisor import Nsupervisor, taken_from
 from benchmarks.session import Options, RunError, Session, idle, in_pairs, in_turn, running, together
 
 CASES = {"lived 2 s": 2.0, "lived 0.2 s": 0.2}
-"""Several products wait a second when a program lived for less than that."""
+"""The ages at which programs are killed, in seconds: several products wait a second if a program was younger."""
 
 LIMIT = 5.0
 
 
 def run(options: Options) -> Result:
-    """Four services; in each round each is killed once at each age."""
+    """Run four services; in each round each is killed once at each age."""
     result = Result("restart", "kill -9 to the first instruction of the replacement")
     kills = 3 if options.quick else 4
 
@@ -35,9 +35,9 @@ def run(options: Options) -> Result:
 
 
 COMPARED = 25
-"""Services on each side of a comparison."""
+"""The number of services on each side of a comparison."""
 PAUSE_S = (0.02, 0.05)
-"""Before a kill: the side that had its turn before makes its next standby meanwhile."""
+"""The pause before a kill, in which the other side prepares its next standby."""
 
 
 def compare(options: Options, sides: list[Checkout]) -> Result:
@@ -52,7 +52,7 @@ def compare(options: Options, sides: list[Checkout]) -> Result:
             for number, order in in_pairs(sessions, rounds):
                 name = f"w{number % COMPARED}"
                 if age < 1:
-                    for session in order:  # made young first, as in `_kills`
+                    for session in order:  # restarted first to be young, as in `_kills`
                         _kill(session, name)
                 if age < 1 or number % COMPARED == 0:  # the others have been left alone since then
                     time.sleep(age)
@@ -63,14 +63,14 @@ def compare(options: Options, sides: list[Checkout]) -> Result:
 
 
 def _kills(session: Session, kind: type[Peer], age: float) -> list[float]:
-    """Kill each service once, each having lived for `age` seconds or a little more; milliseconds."""
+    """Kill each service once at an age of `age` seconds or a little more; return milliseconds."""
     taken = []
     old = age >= 1  # then all age together, and are killed one after the other
     if old:
         time.sleep(age)
     for name in session.pids():
         if not old:
-            # Made young first: its former life may have been long.
+            # Restart it first, so that it is young.
             _kill(session, name)
             time.sleep(age)
         time.sleep(random.uniform(0, kind.poll) if old else 0)  # noqa: S311 - no secret
@@ -79,7 +79,7 @@ def _kills(session: Session, kind: type[Peer], age: float) -> list[float]:
 
 
 def _kill(session: Session, name: str) -> float:
-    """Milliseconds until the next one of that name has begun. Raises RunError."""
+    """Return the milliseconds until the next process of that name reports. Raises RunError."""
     pid = session.pids()[name]
     start = time.monotonic_ns()
     os.kill(pid, signal.SIGKILL)

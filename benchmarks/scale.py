@@ -1,4 +1,4 @@
-"""Whether one event, and the watching of one workload, cost the same with few programs and with many."""
+"""Compare the cost of one event, and of watching one workload, with few and with many programs."""
 
 import os
 import signal
@@ -21,14 +21,14 @@ RULED = ", 5 rules each"
 
 
 class Scaled(Nsupervisor, listed=False):
-    """Ours, with more files for each program."""
+    """nsupervisor, with more files for each program."""
 
     most = (Nsupervisor.files - 250) // 4
-    """With rules the supervisor has one more file open for each: on v1 an eventfd tells of OOM kills."""
+    """With rules the supervisor has one more open file per program: on v1 an eventfd reports OOM kills."""
 
 
 def run(options: Options) -> Result:
-    """Each size twice: without rules, and with five rules for each program."""
+    """Measure each size twice: without rules, and with five rules for each program."""
     result = Result("scale", "what one event costs the supervisor and the keeper, with N programs")
     sizes = options.sizes or ([10, 50] if options.quick else [10, 100, CROWD, 5000])
     sizes = list(dict.fromkeys(min(size, Scaled.most) for size in sizes))
@@ -36,7 +36,7 @@ def run(options: Options) -> Result:
     for number in range(options.number(2, 1)):
         for size in sizes:
             if number and size >= CROWD:
-                continue  # takes minutes, and so many programs are a mean by themselves
+                continue  # takes minutes, and the result is already a mean over many programs
             try:
                 for ruled in (False, True):
                     print(f"  scale: N={size}{RULED * ruled}, round {number + 1}", flush=True)
@@ -59,7 +59,7 @@ def run(options: Options) -> Result:
 
 
 def compare(options: Options, sides: list[Checkout]) -> Result:
-    """One after the other, each with the machine to itself."""
+    """Measure the sides one after the other, so that only one runs at a time."""
     result = Result("scale", "what one event costs the supervisor and the keeper, with N programs")
     sizes = options.sizes or ([10] if options.quick else [10, 300])
     window, kills = (3.0, 5) if options.quick else (4.0, 10)
@@ -77,7 +77,7 @@ def compare(options: Options, sides: list[Checkout]) -> Result:
 def _measure(
     kind: type[Nsupervisor], size: int, ruled: bool, window: float, kills: int, number: int, result: Result
 ) -> None:
-    """Start, do nothing, restart some, stop: the CPU time of it."""
+    """Measure the CPU time of starts, of idling, of some restarts and of the stop."""
     case = f"N={size}{RULED * ruled}"
 
     def add(unit: str, value: float) -> None:
@@ -103,7 +103,7 @@ def _measure(
             lines = session.reports.take(1, 20)
             if not lines:
                 raise RunError(f"no restart within 20 s{session.said()}")
-            time.sleep(0.2)  # for what comes after the start
+            time.sleep(0.2)  # for work after the start
             took = (time.monotonic_ns() - start_ns) / 1e9
             cost = processes.cpu_seconds(ours) - before - idle * took
             add(LATENCY, (int(lines[0][0]) - start_ns) / 1e6)
@@ -120,6 +120,6 @@ def _services(size: int, ruled: bool) -> Make:
 
 
 def _keeper(session: Session) -> list[int]:
-    """The keeper: the one child of the supervisor."""
+    """Return the pid of the keeper, the only child of the supervisor."""
     children = Path(f"/proc/{session.peer.pid}/task/{session.peer.pid}/children")
     return [int(pid) for pid in children.read_text().split()]

@@ -1,4 +1,4 @@
-"""One product with its services, running for as long as a `with` block, and gone for certain after it."""
+"""Run one product with its services for the duration of a `with` block, and end all of its processes afterwards."""
 
 import os
 import shutil
@@ -18,16 +18,16 @@ from benchmarks.products import missing, program, version
 from benchmarks.reports import Reports
 
 STOP_TIMEOUT = 120.0
-"""Seconds that an orderly stop may take."""
+"""The time limit of an orderly stop, in seconds."""
 
 
 class RunError(Exception):
-    """The product did not do what is to be measured; the text says what it said."""
+    """The product failed; the text includes its output."""
 
 
 @attrs.frozen
 class Options:
-    """What the command line says. `rounds` None: each benchmark's own number."""
+    """The options of the command line. `rounds` None: the default of each benchmark."""
 
     rounds: int | None = None
     quick: bool = False
@@ -35,18 +35,18 @@ class Options:
     sizes: list[int] | None = None
 
     def number(self, usual: int, quick: int) -> int:
-        """The rounds."""
+        """Return the number of rounds."""
         return self.rounds or (quick if self.quick else usual)
 
 
 @attrs.define
 class Session:
-    """A running product."""
+    """A running product with its services."""
 
     peer: Peer
     reports: Reports
     started_at: int
-    """CLOCK_MONOTONIC, ns: just before it was started."""
+    """The time just before its start, in ns of CLOCK_MONOTONIC."""
     stopped: bool = False
     alone: bool = True
     """No other product runs meanwhile, so each process below this one belongs to it, whatever its parent is."""
@@ -64,27 +64,27 @@ class Session:
         return lines
 
     def said(self) -> str:
-        """The end of what the product said, for an error's text."""
+        """Return the last output of the product, for an error message."""
         path = self.peer.directory / "said"
         text = path.read_text(errors="replace")[-600:].strip() if path.exists() else ""
         return f"; it said: {text}" if text else ""
 
     def pids(self) -> dict[str, int]:
-        """The services' processes by name, in this host's numbers: inside a PID namespace they do not know them."""
+        """Return the pids of the services by name, as seen on the host; inside a PID namespace they are unknown."""
         found = processes.commands(processes.descendants(self.peer.pid))
         marks = {service.command: service.name for service in self.peer.services}
         return {marks[tuple(words)]: pid for pid, words in found.items() if tuple(words) in marks}
 
     def members(self) -> list[int]:
-        """All processes of the product, its services included."""
+        """Return all processes of the product, including its services."""
         return processes.descendants(os.getpid() if self.alone else self.peer.pid)
 
     def overhead(self) -> list[int]:
-        """All processes but the services."""
+        """Return all processes except the services."""
         return sorted({self.peer.pid, *self.members()} - set(self.pids().values()))
 
     def stop(self) -> float:
-        """Stop in the product's orderly way; returns the seconds until the last process was gone. Raises RunError."""
+        """Stop the product in order; return the seconds until the last process was gone. Raises RunError."""
         self.stopped = True
         pids = {self.peer.pid, *self.members()}
         start = time.monotonic()
@@ -97,12 +97,12 @@ class Session:
 
 
 Make = Callable[[Path, Reports], Sequence[Service]]
-"""From the run's directory and reports to the services."""
+"""A function from the run's directory and reports to the services."""
 
 
 @contextmanager
 def running(kind: type[Peer], make: Make) -> Iterator[Session]:
-    """Write the configuration, start, and after the block stop everything, whatever has happened in it."""
+    """Write the configuration and start the product; after the block stop everything, even after an error."""
     with together([kind], make) as (session,):
         yield session
 
@@ -149,13 +149,13 @@ T = TypeVar("T")
 
 
 def in_pairs(sides: Sequence[T], rounds: int) -> Iterator[tuple[int, Sequence[T]]]:
-    """The number of each round, and the sides in the order in which they are measured, reversed each time."""
+    """Yield the number of each round, and the sides in the order of measurement, which is reversed each time."""
     for number in range(rounds):
         yield number, sides if number % 2 == 0 else sides[::-1]
 
 
 def idle(count: int) -> Make:
-    """Services that report their start and then do nothing."""
+    """Return services that report their start and then do nothing."""
 
     def make(_: Path, reports: Reports) -> list[Service]:
         return [Service(f"w{i}", (program("pause"), reports.path, f"w{i}")) for i in range(count)]
@@ -166,7 +166,7 @@ def idle(count: int) -> Make:
 def in_turn(
     kinds: dict[str, type[Peer]], rounds: int, result: Result, measure: Callable[[type[Peer], int], None]
 ) -> None:
-    """Call `measure(kind, round)` for each product in each round; every round begins with another one.
+    """Call `measure(kind, round)` for each product in each round; every round begins with another product.
 
     A product that is not installed, or fails, is said to be so in the result, and left out from then on.
     """

@@ -1,7 +1,7 @@
-"""From the request to the end of /bin/true in new mount, pid, uts, ipc and network namespaces, with a /proc.
+"""Measure from the request to the exit of /bin/true in new mount, pid, uts, ipc and network namespaces, with a /proc.
 
-Ours is asked for from a running keeper by its client, as the service does it; the others are started by a small C
-program. Both sides wait for the end to be known.
+For nsupervisor, a client sends requests to a running keeper, as the service does; a small C program starts the others.
+Both sides wait until the exit is known.
 """
 
 import json
@@ -31,7 +31,7 @@ OURS = {
 
 
 def run(options: Options) -> Result:
-    """Everybody in turn, some runs each, in each round."""
+    """Measure each spawner in turn, with some runs each, in each round."""
     result = Result("spawn", "isolated spawn of /bin/true, request to exit")
     runs, rounds = (5, 2) if options.quick else (20, 10)
     rounds = options.rounds or rounds
@@ -52,7 +52,7 @@ def run(options: Options) -> Result:
 
 
 def compare(options: Options, sides: list[Checkout]) -> Result:
-    """A keeper of each side at the same time; both have their turn with each way of ours in each round."""
+    """Run a keeper of each side at the same time, and measure each of nsupervisor's variants on both in each round."""
     result = Result("spawn", "isolated spawn of /bin/true, request to exit")
     runs, rounds = (5, 8) if options.quick else (5, 100)
     rounds = options.rounds or rounds
@@ -88,7 +88,7 @@ def _run(result: Result, names: list[str], runs: int, rounds: int) -> None:
 @contextmanager
 def _directory() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="nsb-") as text:
-        os.chmod(text, 0o755)  # noqa: S103 - user namespaces have to get in
+        os.chmod(text, 0o755)  # noqa: S103 - processes in user namespaces need access
         yield Path(text)
 
 
@@ -100,17 +100,17 @@ class _Driver:
     process: subprocess.Popen[str]
 
     def samples(self, name: str, runs: int) -> list[float]:
-        """Milliseconds. Raises RunError."""
+        """Return the durations in milliseconds. Raises RunError."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(f"{name} {runs}\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # the missing answer says it
+            pass  # the missing answer shows it
         return self.answer()
 
     def answer(self) -> list[float]:
-        """The next answer. Raises RunError if the driver has ended instead; it has said why on standard error."""
+        """Return the next answer. Raises RunError if the driver has exited; its standard error has the reason."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -141,7 +141,7 @@ def _driver(checkout: Checkout) -> Iterator[_Driver]:
 
 
 def _others(spawner: Spawner, directory: Path, runs: int) -> list[float] | str:
-    """Milliseconds; the first run is not counted. A text says why there are none."""
+    """Return milliseconds, without the first run; or a text with the reason why there are none."""
     if spawner.problem:
         return spawner.problem
     command = [program("spawner"), str(runs + 1), spawner.bare, *spawner.make(directory)]

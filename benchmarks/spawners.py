@@ -1,4 +1,4 @@
-"""The ways to start one isolated program that the spawn benchmark compares with ours, one row each."""
+"""The programs that start one isolated process, which the spawn benchmark compares with nsupervisor."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ CAPABILITIES = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
 
 @attrs.frozen
 class Spawner:
-    """One way. `make(directory)` gives the command; `bare`: the kernel's own way, see c/spawner.c."""
+    """One spawner. `make(directory)` returns the command; `bare`: a mode of c/spawner.c."""
 
     name: str
     note: str
@@ -28,12 +28,12 @@ class Spawner:
 
     @property
     def problem(self) -> str:
-        """Why it cannot take part; empty when it can."""
+        """The reason why it cannot take part; empty if it can."""
         return missing(self.product) if self.product else ""
 
 
 def root(directory: Path) -> Path:
-    """A root file system with nothing but our static program in it."""
+    """Create a root file system that contains only the static program."""
     made = directory / "root"
     if not made.exists():
         for name in ("bin", "proc", "dev", "sys", "tmp", "etc"):
@@ -81,7 +81,7 @@ def _runc(directory: Path) -> list[str]:
 
 
 def _bundle(directory: Path) -> Path:
-    """The least OCI bundle: the same namespaces, a /proc, no devices, no seccomp profile."""
+    """Create a minimal OCI bundle: the same namespaces, a /proc, no devices, no seccomp profile."""
     bundle = directory / "bundle"
     bundle.mkdir(exist_ok=True)
     process = {

@@ -1,4 +1,4 @@
-"""How soon the next supervisor answers after one was killed, with N programs that run on."""
+"""Measure how soon the next supervisor answers after a kill, with N programs that keep running."""
 
 import http.client
 import time
@@ -14,7 +14,7 @@ PATIENCE = 60.0
 
 
 def run(options: Options) -> Result:
-    """SIGKILL to the supervisor; `nsupervisor run` again; `status` asked until it is answered."""
+    """Send SIGKILL to the supervisor, run the next one, and request `status` until it answers."""
     result = Result("takeover", "after a SIGKILL to the supervisor, with N programs that run on")
     sizes = options.sizes or ([20] if options.quick else [100, 1000])
     rounds = options.number(3, 1)
@@ -36,7 +36,7 @@ def run(options: Options) -> Result:
 
 
 def compare(options: Options, sides: list[Checkout]) -> Result:
-    """Both run at the same time; in each round each is killed and started again."""
+    """Run both sides at the same time; in each round each is killed and started again."""
     result = Result("takeover", "after a SIGKILL to the supervisor, with N programs that run on")
     rounds = options.number(12, 2)
     for size in options.sizes or ([20] if options.quick else [100, 1000]):
@@ -52,7 +52,7 @@ def compare(options: Options, sides: list[Checkout]) -> Result:
 
 
 def _measure(session: Session, size: int, number: int, result: Result) -> None:
-    """One kill, and what the next supervisor says first."""
+    """Kill the supervisor once, and measure the first answer of the next one."""
     peer = session.peer
     assert isinstance(peer, Nsupervisor)
     before = {one["name"]: one["pid"] for one in control.status(peer.socket)}

@@ -1,1 +1,1 @@
-"""The products, one file each."""
+"""The products, with one file each."""

@@ -37,7 +37,7 @@ max_count = 0
 
 
 class Circus(Peer):
-    """It polls for dead children, every 5 s unless told otherwise."""
+    """circus, which polls for dead children, by default every 5 s."""
 
     name = "circus"
     product = "circus"

@@ -1,4 +1,4 @@
-"""The family of daemontools, each with a small supervisor process (and a logger) a service."""
+"""The daemontools family, each with a small supervisor process (and a logger) per service."""
 
 import signal
 import subprocess
@@ -30,7 +30,7 @@ class Daemontools(Peer):
         return ["svscan", str(self.directory / "services")]
 
     def stop(self) -> None:
-        """svscan's end leaves each supervise alone, so they are told one by one."""
+        """Stop each supervise separately, because they survive the end of svscan."""
         self.signal(signal.SIGTERM)
         if self.process is not None:
             self.process.wait()
@@ -76,7 +76,7 @@ class S6(Daemontools):
     logger = "s6-log -b n{files} s{size} {log}"
 
     def command(self) -> list[str]:
-        """In the foreground; it refuses more than 500 services unless told."""
+        """Run in the foreground, with a raised limit on services (the default is 500)."""
         return ["s6-svscan", "-c", str(self.most), str(self.directory / "services")]
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""No supervisor at all: what the log benchmark is to be measured by."""
+"""Writers without a supervisor: the upper bounds of the log benchmark."""
 
 import os
 import shlex
@@ -21,7 +21,7 @@ class DirectFile(Peer):
 
 
 class Cat(Peer):
-    """The least that a capture by a pipe can be."""
+    """The simplest possible capture through a pipe."""
 
     name = "cat"
     note = "program | cat > file"
@@ -33,5 +33,5 @@ class Cat(Peer):
         return ["sh", "-c", f"{shlex.join(service.command)} | cat >{service.log}/current"]
 
     def stop(self) -> None:
-        """The shell would not tell its pipeline; all of it is one process group."""
+        """Signal the process group, because the shell does not forward signals to its pipeline."""
         os.killpg(self.pid, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""monit, https://mmonit.com/monit. It starts daemons and looks at their pid files, so it is no peer for restarts."""
+"""monit, https://mmonit.com/monit. It starts daemons and checks their pid files, so restarts are not compared."""
 
 from benchmarks.peer import Peer, script
 
@@ -15,7 +15,7 @@ CHECK = """check process {1} with pidfile {0}/{1}.pid
 
 
 class Monit(Peer):
-    """It looks once a second, which is its minimum."""
+    """monit with an interval of one second, its minimum."""
 
     name = "monit"
     product = "monit"
@@ -24,7 +24,7 @@ class Monit(Peer):
     benchmarks = ("react",)
 
     def write(self) -> None:
-        """A control file that nobody else may read, and two scripts a service."""
+        """Write a control file with mode 0600, and two scripts per service."""
         parts = [HEAD.format(self.directory)]
         for service in self.services:
             pid = f"{self.directory}/{service.name}.pid"

@@ -1,4 +1,4 @@
-"""Ours: as it comes, and without any isolation, which is what the other supervisors do."""
+"""nsupervisor: with default isolation, and without isolation, like the other supervisors."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from benchmarks import hierarchy
 from benchmarks.checkout import HERE, Checkout
 from benchmarks.peer import LOG_FILES, LOG_SIZE, Peer
 
-# The start limit is there to end such endless restarts as these.
+# The start limit would end these endless restarts.
 ENDLESS = """restart_sec = 0
 start_limit_burst = 1000000
 start_limit_interval_sec = "1ms"
@@ -26,7 +26,7 @@ RULES = (
 
 
 def five_rules(name: str) -> str:
-    """Lines for the table of a workload: limits, and five rules that never go off: two counters, three levels."""
+    """Lines for the table of a workload: limits, and five rules that never fire: two counters, three levels."""
     rules = [f'[[workload.{name}.policy]]\nwhen = "{when}"\naction = "{action}"\n' for when, action in RULES]
     return 'resources = { memory_max = "1G", pids_max = 2000 }\n' + "".join(rules)
 
@@ -41,11 +41,11 @@ class Nsupervisor(Peer):
     """More lines for the table of each workload."""
     files: ClassVar[int] = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     most = (files - 250) // 3
-    """Supervisor and keeper have of each program two pipes and a pidfd."""
+    """The supervisor and the keeper have two pipes and a pidfd of each program."""
     log: ClassVar[str] = ""
-    """Its output's table, where it has files of its own."""
+    """The log table of a workload with a log file of its own."""
     checkout: ClassVar[Checkout] = HERE
-    """The code that runs."""
+    """The checkout whose code runs."""
 
     def write(self) -> None:
         """One TOML file. Strings as JSON writes them are strings of TOML, too."""
@@ -88,7 +88,7 @@ class Nsupervisor(Peer):
         return self.checkout.environment()
 
     def clean(self) -> None:
-        """After an orderly stop there is nothing left; after a failure there may be."""
+        """Remove the cgroups that a failure may leave behind."""
         hierarchy.remove(self.cgroup)
 
 
@@ -110,7 +110,7 @@ class Plain(Nsupervisor):
 
 
 class Raw(Nsupervisor):
-    """The bytes as they come, into a file that is rotated."""
+    """Raw bytes, into a rotated file."""
 
     name = "nsupervisor-raw"
     note = "log.stdout = file, format = raw"
@@ -119,7 +119,7 @@ class Raw(Nsupervisor):
 
 
 class Records(Nsupervisor):
-    """A JSON record a line, into a file that is rotated."""
+    """A JSON record per line, into a rotated file."""
 
     name = "nsupervisor-json"
     note = "log.stdout = file, format = json"

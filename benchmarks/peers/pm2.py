@@ -42,7 +42,7 @@ class Pm2(Peer):
         (self.directory / "pm2.config.json").write_text(json.dumps({"apps": applications}))
 
     def environment(self) -> dict[str, str]:
-        """A home of its own, and no question to the network."""
+        """Use a separate home directory and no network."""
         home = str(self.directory / "home")
         quiet = {"PM2_DISCRETE_MODE": "1", "PM2_SILENT": "true", "PM2_DISABLE_VERSION_CHECK": "true"}
         return {**os.environ, **quiet, "PM2_HOME": home, "PM2_WORKER_INTERVAL": "1000"}

@@ -30,7 +30,7 @@ stdout_logfile_backups={4}
 
 
 class Supervisord(Peer):
-    """A loop that looks for dead children once a second."""
+    """supervisord, whose loop checks for dead children once a second."""
 
     name = "supervisord"
     product = "supervisor"

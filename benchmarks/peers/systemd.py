@@ -1,4 +1,4 @@
-"""systemd as a user's manager: it can run beside whatever this host was booted with."""
+"""systemd as a user manager, which can run on hosts with any init system."""
 
 import os
 import signal
@@ -48,7 +48,7 @@ class Systemd(Peer):
     note = "systemd --user (+ journald for logs), RestartSec=0"
 
     def write(self) -> None:
-        """A unit a service, one target that wants them all."""
+        """Write one unit per service, and a target that wants all of them."""
         units = self.directory / "units"
         units.mkdir()
         (self.directory / "run").mkdir()
@@ -64,14 +64,14 @@ class Systemd(Peer):
             if source.exists():
                 (units / name).write_text(source.read_text())
         (self.directory / "journald.conf").write_text(JOURNALD)
-        # The directory says that systemd is here (sd_booted(3)), which it insists on.
+        # sd_booted(3) checks this directory, and systemd requires it.
         start = "mount -t tmpfs none /run && mkdir -p /run/systemd/system\n"
         if log:
             start += START_JOURNALD.format(self.directory, log)
         script(self.directory / "go", start + "exec /lib/systemd/systemd --user --unit=all.target --log-target=null")
 
     def environment(self) -> dict[str, str]:
-        """Nothing of the user's own units."""
+        """Exclude the user's own units."""
         return {
             "PATH": os.environ["PATH"],
             "HOME": str(self.directory),
@@ -91,7 +91,7 @@ class Systemd(Peer):
         return [str(Path(__file__).parent / "pure-view"), self.cgroup, str(self.directory / "go")]
 
     def stop(self) -> None:
-        """The journald is none of its units, and goes last."""
+        """Stop journald last, because it is not a unit."""
         below = processes.commands(processes.descendants(self.pid))
         journals = [pid for pid, command in below.items() if command[:1] == ["/lib/systemd/systemd-journald"]]
         self.signal(signal.SIGTERM)
@@ -101,5 +101,5 @@ class Systemd(Peer):
                 os.kill(pid, signal.SIGTERM)
 
     def clean(self) -> None:
-        """The cgroup that pure-view made."""
+        """Remove the cgroup that pure-view created."""
         hierarchy.remove(self.cgroup)
