@@ -302,7 +302,7 @@ def _samples(session: Session, peer: Reacting, name: str, case: Case, count: int
 
 
 def _counter(session: Session, name: str, case: Case) -> tuple[Path, str]:
-    """Return the kernel's file and its key. A neighbour's pid locates the cgroup, since the watched program restarts."""
+    """Return the kernel's file and its key. A neighbour's pid locates the cgroup, as the watched program restarts."""
     steady = "w1" if case.neighbours else name
     for _ in range(20):
         try:
