@@ -17,7 +17,7 @@ FAILED = 125
 PR_SET_PDEATHSIG = 1
 
 TIMED_OUT = 124
-"""Exit status when the command's time was up."""
+"""Exit status after the command's time limit."""
 
 
 def say(message: str) -> None:
@@ -26,11 +26,11 @@ def say(message: str) -> None:
 
 
 class MachineError(Exception):
-    """There is no machine, and why."""
+    """A machine cannot be started; the text gives the reason."""
 
 
 def run(*command: str | Path, cwd: Path | None = None) -> str:
-    """Run a command of the preparation and return what it wrote; MachineError with its last lines when it fails."""
+    """Run a command of the preparation and return its output. Raises MachineError with its last lines if it fails."""
     done = subprocess.run(
         [str(part) for part in command],
         stdin=subprocess.DEVNULL,
@@ -47,7 +47,7 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
 
 
 def die_with_parent(signum: signal.Signals) -> Callable[[], None]:
-    """For preexec_fn: the child gets `signum` when this process is gone, even by SIGKILL.
+    """Return a preexec_fn: the child gets `signum` when this process has ended, even by SIGKILL.
 
     The signal is kept across execve(2) of ordinary programs; prctl(2), PR_SET_PDEATHSIG.
     """

@@ -17,7 +17,7 @@ class Entry(NamedTuple):
 
 
 def archive(entries: Iterable[Entry]) -> bytes:
-    """Put entries into an archive; directories have to come before what is in them."""
+    """Put entries into an archive; directories must come before their contents."""
     out = bytearray()
     for inode, entry in enumerate([*entries, Entry("TRAILER!!!", 0)], 1):
         name = entry.name.encode() + b"\0"

@@ -35,14 +35,14 @@ KERNEL_PARAMETERS = (
         "random.trust_cpu=1",
         "tsc=reliable",
     ),
-    # What it is all for.
+    # The purpose of the machine.
     *("cgroup_no_v1=all", "psi=1"),
 )
 
 
 @dataclass(frozen=True)
 class Options:
-    """How the machine is to be. Sizes in MiB, times in seconds."""
+    """The options of a machine. Sizes are in MiB, times in seconds."""
 
     command: tuple[str, ...]
     time_limit: float = 300
@@ -69,7 +69,7 @@ class Machine:
 
     @classmethod
     def make(cls, kernel: Path, options: Options) -> "Machine":
-        """A directory for a new machine; also clears up after scripts that were killed."""
+        """Create a directory for a new machine; also remove those of scripts that were killed."""
         for left in (CACHE / "run").iterdir():
             if not Path(f"/proc/{left.name.split('.')[0]}").exists():
                 _discard(left)
@@ -77,11 +77,11 @@ class Machine:
 
     @property
     def qemu(self) -> subprocess.Popen[bytes]:
-        """The emulator's process."""
+        """Return the process of the emulator."""
         return self.processes[-1]
 
     def start(self) -> None:
-        """Start the daemon and QEMU; returns at once, the machine is booting then."""
+        """Start the daemon and QEMU, and return while the machine boots."""
         self._write_initrd()
         with (self.directory / "disk").open("wb") as disk:
             disk.truncate(max(self.options.disk, 1) << 20)
@@ -89,7 +89,7 @@ class Machine:
         self._start_qemu()
 
     def stop(self) -> None:
-        """End every process and remove the directory; mounts go with the daemon's mount namespace."""
+        """End every process and remove the directory; mounts vanish with the daemon's mount namespace."""
         for process in reversed(self.processes):
             process.kill()
             process.wait()
@@ -98,7 +98,7 @@ class Machine:
         _discard(self.directory)
 
     def logs(self, lines: int = 40) -> str:
-        """The last lines of what QEMU, the daemon and the guest's console said."""
+        """Return the last output of QEMU, the daemon and the guest's console."""
         out = []
         for name in ("qemu.log", "files.log", "console"):
             path = self.directory / name
@@ -165,7 +165,7 @@ class Machine:
             bind(share, target, read_only=False)
         daemon, endpoint = virtiofsd(), self.directory / "files.socket"
         assert daemon
-        if daemon.parent.name == "libexec":  # the one in Rust, from Debian 13 on
+        if daemon.parent.name == "libexec":  # the Rust version, from Debian 13 on
             command = [
                 daemon,
                 f"--socket-path={endpoint}",
@@ -205,7 +205,7 @@ class Machine:
                 # code it runs, and the kernel panics ("Oops: int3"); on two busy cores it is also slower.
                 *("-accel", "tcg,thread=single"),
                 *("-cpu", "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16,+lahf-lm"),
-                # pcie=on: its memory-mapped virtio is of the old kind, which virtiofs does not work with.
+                # pcie=on: the memory-mapped virtio is legacy, which virtiofs does not support.
                 *("-M", "microvm,pcie=on,memory-backend=memory", "-smp", str(options.cpus), "-m", str(options.memory)),
                 *("-object", f"memory-backend-memfd,id=memory,size={options.memory}M,share=on"),
                 *("-kernel", f"{self.kernel}/vmlinux", "-initrd", f"{self.directory}/initrd"),
@@ -227,8 +227,8 @@ class Machine:
 
 
 def _command_script(command: tuple[str, ...]) -> bytes:
-    """What the guest's shell runs: the host's environment and folder, then the command."""
-    # Without byte code kept beside the sources, each import is dear here.
+    """Return the script of the guest's shell: the host's environment and folder, then the command."""
+    # Without byte code next to the sources, each import is slow here.
     skipped = {"PWD", "OLDPWD", "SHLVL", "_", "TMPDIR", "LD_PRELOAD", "PYTHONDONTWRITEBYTECODE"}
     environment = {name: value for name, value in os.environ.items() if name.isidentifier() and name not in skipped}
     environment["PATH"] = environment.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
@@ -243,7 +243,7 @@ def _command_script(command: tuple[str, ...]) -> bytes:
 
 
 def _further_disks() -> list[Path]:
-    """Mount points besides / whose files the guest's root should have, too."""
+    """Return the mount points, besides /, whose files the guest's root should also have."""
     found = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields, _, rest = line.partition(" - ")
@@ -254,7 +254,7 @@ def _further_disks() -> list[Path]:
 
 
 def _discard(directory: Path) -> None:
-    """Remove a machine's directory, but never walk into a view of / that somebody mounted here after all."""
+    """Remove a machine's directory, but never descend into a mounted view of /."""
     view = directory / "view"
     for path in sorted(view.rglob("*") if not any(view.glob("root/*")) else [], reverse=True):
         path.rmdir()

@@ -1,4 +1,4 @@
-"""What is done once per host: install QEMU, fetch a kernel package and unpack it into the cache, not onto the host."""
+"""Prepare the host once: install QEMU, and unpack a kernel package into the cache, not onto the host."""
 
 import fcntl
 import os
@@ -9,16 +9,16 @@ from pathlib import Path
 from .common import CACHE, MachineError, run, say
 from .cpio import Entry, archive
 
-# The newest that Debian 12 has; the second one is what any release has.
+# The newest kernel of Debian 12; the second package exists in any release.
 KERNELS = ("linux-image-6.12-cloud-amd64", "linux-image-cloud-amd64")
 
-# What the guest needs before it can see the host's files, in the order of loading; a kernel may have some built in.
+# Modules that the guest needs to access the host's files, in the order of loading; a kernel may have some built in.
 MODULES = (
     *("virtio", "virtio_ring", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci"),
     *("virtio_console", "fuse", "virtiofs", "overlay", "virtio_blk"),
 )
 
-# A compressed kernel hides its vmlinux somewhere inside: magic number → what unpacks it.
+# A compressed kernel contains its vmlinux: magic number → the program that unpacks it.
 COMPRESSIONS = {
     b"\x28\xb5\x2f\xfd": ("zstd", "-dcq"),
     b"\x02\x21\x4c\x18": ("lz4", "-dcq"),
@@ -30,7 +30,7 @@ PATH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
 
 
 def virtiofsd() -> Path | None:
-    """The daemon that shows the guest the host's files: part of Debian 12's QEMU, a package of its own later."""
+    """Return the daemon that shares the host's files: part of Debian 12's QEMU, later a package of its own."""
     for path in ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"):
         if os.access(path, os.X_OK):
             return Path(path)
@@ -38,7 +38,7 @@ def virtiofsd() -> Path | None:
 
 
 def missing_packages() -> list[str]:
-    """Debian packages that the machine needs and this host lacks."""
+    """Return the Debian packages that the machine needs and this host lacks."""
     programs = {
         "qemu-system-x86_64": "qemu-system-x86",
         "busybox": "busybox-static",
@@ -53,7 +53,7 @@ def missing_packages() -> list[str]:
 
 
 def problem() -> str:
-    """Why no machine can be started here, "" when one can (perhaps after a preparation)."""
+    """Return why no machine can be started here, or "" if one can (perhaps after a preparation)."""
     if os.geteuid():
         return "the virtual machine needs root (for the read-only view of / that it boots from)"
     if os.uname().machine != "x86_64":
@@ -64,12 +64,12 @@ def problem() -> str:
 
 
 def is_prepared() -> bool:
-    """Whether an unpacked kernel is in the cache."""
+    """Return whether an unpacked kernel is in the cache."""
     return (CACHE / "kernel" / "complete").exists()
 
 
 def prepare() -> Path:
-    """Make sure that everything is there; returns the kernel's directory (vmlinux, initrd, release, lib/modules)."""
+    """Install what is missing; return the kernel's directory (vmlinux, initrd, release, lib/modules)."""
     CACHE.mkdir(parents=True, exist_ok=True)
     (CACHE / "run").mkdir(exist_ok=True)
     with (CACHE / "prepare.lock").open("w") as lock:
@@ -120,7 +120,7 @@ def _unpack_kernel(target: Path) -> None:
     ours = target / "lib" / "modules" / release
     ours.parent.mkdir(parents=True)
     modules.rename(ours)
-    # Unpacked here, because the emulated processor is slow at it.
+    # Unpacked on the host, because the emulated processor is slow.
     if compressed := list(ours.rglob("*.ko.xz")):
         run("xz", "-d", "-T0", *compressed)
     run("depmod", "-b", target, release)
@@ -131,7 +131,7 @@ def _unpack_kernel(target: Path) -> None:
 
 
 def _vmlinux(compressed: Path) -> bytes:
-    """The ELF kernel inside a vmlinuz: microvm starts that at once, without a boot loader in real mode."""
+    """Return the ELF kernel inside a vmlinuz, which microvm starts without a boot loader in real mode."""
     data = compressed.read_bytes()
     for magic, command in COMPRESSIONS.items():
         start = data.find(magic, 0x4000)
@@ -145,7 +145,7 @@ def _vmlinux(compressed: Path) -> bytes:
 
 
 def _base_initrd(modules: Path) -> bytes:
-    """The part of the initrd that is the same for each boot: busybox, device nodes, modules."""
+    """Return the constant part of the initrd: busybox, device nodes, modules."""
     files = {path.name: path for path in modules.rglob("*.ko")}
     entries = [Entry(name, 0o040755) for name in ("bin", "dev", "proc", "sys", "modules", "lower", "upper", "new")]
     entries += [Entry("dev/console", 0o020600, device=(5, 1)), Entry("dev/null", 0o020666, device=(1, 3))]

@@ -18,10 +18,10 @@ from .prepare import prepare
 
 
 class Session:
-    """What the host does while the guest runs: hand output on, listen for the exit status, watch the clock."""
+    """Serve a running guest: forward output, receive the exit status, enforce time limits."""
 
     def __init__(self, machine: Machine) -> None:
-        """Take over a machine that was just started."""
+        """Serve a machine that was just started."""
         self.machine, self.options = machine, machine.options
         self.control, self.stdout, self.stderr, _ = machine.ports
         self.open = {self.control, self.stdout, self.stderr}
@@ -30,7 +30,7 @@ class Session:
         self.status: int | None = None
 
     def run(self) -> int:
-        """Wait for the end; returns the exit status for the script."""
+        """Wait for the end of the guest; return the exit status of the script."""
         started = time.monotonic()
         end = started + self.options.boot_limit
         while self.status is None:
@@ -50,7 +50,7 @@ class Session:
                 self.status = self._gone_wrong(time.monotonic() > end)
         self.machine.qemu.kill()
         self.machine.qemu.wait()
-        while self.open and self._pump(1):  # what QEMU had written already
+        while self.open and self._pump(1):  # output that QEMU has already written
             pass
         return self.status
 
@@ -98,8 +98,11 @@ def _leave(signum: int, _frame: FrameType | None) -> None:
 
 @contextmanager
 def _place() -> Iterator[None]:
-    """A machine keeps one processor busy, so there are as many places as processors; with more, they would run into
-    each other's time limits. The lock of a place goes with its owner, whatever ends that."""
+    """Wait until fewer machines run than the host has processors, and reserve a place.
+
+    A machine keeps one processor busy, so more of them would exceed their time limits. The kernel releases the lock of
+    a place when its owner ends in any way.
+    """
     places = [(CACHE / f"machine.{number}.lock").open("w") for number in range(os.cpu_count() or 1)]
     waited = False
     try:
@@ -123,7 +126,7 @@ def _take(place: IO[str]) -> bool:
 
 
 def run(options: Options) -> int:
-    """Prepare where needed, wait until this host has room for a machine, run the command; returns its exit status."""
+    """Prepare if needed, wait until this host has room for a machine, run the command; return its exit status."""
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, _leave)
     kernel = prepare()

@@ -14,19 +14,19 @@ from .prepare import APT
 
 INIT = "/lib/systemd/systemd"
 DIRECTORY = CACHE / "systemd"
-"""The unpacked packages, an upper layer for the guest's root; not there when the host has systemd."""
+"""The unpacked packages, an upper layer for the guest's root; absent if the host has systemd."""
 
 KERNEL_PARAMETERS = ("systemd.unified_cgroup_hierarchy=1",)
 PACKAGES = ("systemd", "dbus")
 
 
 def lower_directories() -> str:
-    """The overlay's lower directories in the guest, the first one on top."""
+    """Return the overlay's lower directories in the guest, the topmost first."""
     return "/lower/systemd:/lower/root" if DIRECTORY.exists() else "/lower/root"
 
 
 def prepare() -> None:
-    """Make sure that there is a systemd for the guest; the host gets none."""
+    """Unpack systemd for the guest if needed, without installing it on the host."""
     if os.access(INIT, os.X_OK) and shutil.which("dbus-daemon"):
         return
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -56,6 +56,6 @@ def _unpack() -> None:
 
 
 def _missing(wanted: tuple[str, ...]) -> list[str]:
-    """What apt would install for those packages."""
+    """Return the packages that apt would install for these packages."""
     plan = run(*APT, "--simulate", "install", "--no-install-recommends", *wanted)
     return sorted(set(re.findall(r"^Inst (\S+)", plan, re.MULTILINE)))
