@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from math import inf
 from typing import Any
 
@@ -25,6 +27,8 @@ TRACE_SECONDS_LIMIT = 366 * 86400.0
 """The maximum duration of a trace in seconds."""
 TRACE_BYTES_LIMIT = float(1 << 50)
 """The maximum size of a trace in bytes."""
+TRACES_LIMIT = 8
+"""The maximum number of traces at a time: each takes a share of the event loop, and each sample of it delays others."""
 NAMES_LIMIT = 10_000
 """The maximum number of names and globs in a command."""
 NAME_LIMIT = 1000
@@ -66,6 +70,7 @@ class _Handlers:
 
     def __init__(self, control: Control) -> None:
         self.control = control
+        self._traces = 0
 
     async def info(self, request: Request) -> Response:
         return json_response(self.control.info())
@@ -117,7 +122,20 @@ class _Handlers:
             raise HTTPError(400, f"interval is {interval}; it can be 0, or {SHORTEST} and more")
         seconds = _number(request, "seconds", inf, TRACE_SECONDS_LIMIT)
         most = _number(request, "bytes", inf, TRACE_BYTES_LIMIT)
-        return Stream(self.control.trace(self._names(request), interval or None, seconds, most), JSON_LINES)
+        recording = self.control.trace(self._names(request), interval or None, seconds, most)
+        if self._traces >= TRACES_LIMIT:
+            message = f"{TRACES_LIMIT} traces are being recorded already, which is the limit; end one of them"
+            raise HTTPError(503, message)
+        return Stream(self._counted(recording), JSON_LINES)
+
+    @contextmanager
+    def _counted(self, recording: AbstractContextManager[AsyncIterator[bytes]]) -> Iterator[AsyncIterator[bytes]]:
+        self._traces += 1
+        try:
+            with recording as lines:
+                yield lines
+        finally:
+            self._traces -= 1
 
     async def metrics(self, request: Request) -> Response:
         return await metrics_response(self.control, request)

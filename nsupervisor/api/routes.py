@@ -446,7 +446,7 @@ _WORDS = {
     431: "The head is larger than allowed.",
     500: "The supervisor failed; its log says where.",
     501: "The body has a transfer coding other than chunked.",
-    503: "There are too many connections, or too much is being sent or received.",
+    503: "There are too many connections or traces, or too much is being sent or received.",
     505: "This is not HTTP/1.1 or HTTP/1.0.",
 }
 

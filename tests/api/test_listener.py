@@ -4,17 +4,18 @@ import errno
 import json
 import socket
 import threading
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
 
 import pytest
 import trio
 import trio.testing
 
+from nsupervisor.api import application as application_module
 from nsupervisor.api.application import app
 from nsupervisor.api.client import Client, ClientError, NotPermittedError, WrongRequestError
-from nsupervisor.api.http import limits
-from nsupervisor.api.http.errors import ConnectionErrors
+from nsupervisor.api.http import limits, listener
+from nsupervisor.api.http.errors import TCP, ConnectionErrors
 from nsupervisor.api.http.listener import serve_connections
 from nsupervisor.api.http.messages import json_response
 from nsupervisor.api.server import serve
@@ -146,6 +147,97 @@ async def test_the_oldest_idle_connection_makes_room_for_a_new_one(tmp_path):
         await idle.send_all(INFO)
         assert statuses(await idle.receive_some()) == [200]
         assert it.kinds == {"evicted": 1}
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [b"", b"GET /v1/info HT", b"POST /v1/plan HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"],
+    ids=["nothing", "half a head", "half a body"],
+)
+async def test_clients_that_send_slowly_lock_out_nobody(tmp_path, begin):
+    """On TCP, 512 connections with half a head each made the service refuse all others, again and again."""
+    async with served(tmp_path, connections=3) as it, AsyncExitStack() as stack:
+        slow = [await stack.enter_async_context(await it.open()) for _ in range(3)]
+        for stream in slow:
+            await stream.send_all(begin)
+            await trio.testing.wait_all_tasks_blocked()
+        assert statuses(await it.answer()) == [200]
+        assert await slow[0].receive_some() == b""
+        assert it.kinds == {"evicted": 1}
+
+
+async def test_clients_that_do_not_read_lock_out_nobody(tmp_path):
+    standin = Standin()
+    standin.instances = {str(i): {"name": str(i), "reason": "x" * 10_000} for i in range(1000)}
+    async with served(tmp_path, app(standin), connections=2) as it, await it.open() as a, await it.open() as b:
+        for stream in (a, b):
+            await stream.send_all(b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n")
+            await trio.lowlevel.wait_readable(stream.socket)
+        assert statuses(await it.answer()) == [200]
+        assert it.kinds == {"evicted": 1}
+
+
+async def test_on_tcp_an_address_has_no_share(monkeypatch):
+    """All local users have the same one, so any of them could lock out Prometheus."""
+    monkeypatch.setattr(limits, "IDENTITY_CONNECTIONS", 1)
+    errors = ConnectionErrors(lambda level, fields: None)
+    (listening,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listening, trio.open_nursery() as nursery:
+        address = listening.socket.getsockname()
+        serve_tcp = partial(serve_connections, name=TCP, connections=2, errors=errors)
+        nursery.start_soon(serve_tcp, app(Standin()), listening)
+        async with await trio.open_tcp_stream(*address), await trio.open_tcp_stream(*address) as second:
+            await second.send_all(INFO)
+            assert statuses(await second.receive_some()) == [200]
+            async with await trio.open_tcp_stream(*address) as third:
+                await third.send_all(INFO)
+                assert statuses(await third.receive_some()) == [200]
+        assert errors.counts == {("tcp", "evicted"): 1}
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_defect_while_a_connection_begins_ends_only_this_connection(tmp_path, monkeypatch):
+    serve_one = listener._Acceptor._serve
+    monkeypatch.setattr(listener._Acceptor, "_serve", lambda *_: 1 / 0)
+    async with served(tmp_path) as it:
+        async with await it.open() as stream:
+            assert await stream.receive_some() == b""
+        monkeypatch.setattr(listener._Acceptor, "_serve", serve_one)
+        assert statuses(await it.answer()) == [200]
+        assert it.kinds == {"internal": 1}
+
+
+async def test_there_are_no_more_traces_than_a_few(tmp_path, monkeypatch):
+    """A hundred traces left no request an answer within 10 s: each delays all other tasks with every sample."""
+    monkeypatch.setattr(application_module, "TRACES_LIMIT", 2)
+
+    class Endless:
+        begun = False
+
+        def __aiter__(self):
+            return self
+
+        async def __anext__(self):
+            if self.begun:
+                await trio.sleep_forever()
+            self.begun = True
+            return b"{}\n"
+
+    standin = Standin()
+    standin.trace = lambda *_: nullcontext(Endless())
+    request = b"GET /v1/trace HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with served(tmp_path, app(standin)) as it, await it.open() as first, await it.open() as second:
+        for stream in (first, second):
+            await stream.send_all(request)
+            assert statuses(await stream.receive_some()) == [200]
+        answer = await it.answer(request)
+        assert statuses(answer) == [503]
+        assert b"2 traces are being recorded already" in answer
+        await first.aclose()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        async with await it.open() as third:
+            await third.send_all(request)
+            assert statuses(await third.receive_some()) == [200]
 
 
 async def test_if_all_connections_are_busy_a_new_one_is_refused(tmp_path):

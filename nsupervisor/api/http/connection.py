@@ -88,8 +88,8 @@ class Site:
 class Connection:
     """Answers the requests on a stream. `run` closes the stream and does not raise an `Exception`.
 
-    `identity` names the other end in records. `on_idle` is called with True when no request is being received or
-    answered, so that the connection can be closed without loss, and with False when a request begins.
+    `identity` names the other end in records. `on_waiting` is called with True when the connection begins to wait for
+    its client, which has to send a request or to take a complete response, and with False when a request is handled.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Connection:
         *,
         peer: Peer | None = None,
         identity: str = "",
-        on_idle: Callable[[bool], None] = lambda _: None,
+        on_waiting: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self.stream = stream
         self.site = site
@@ -107,7 +107,7 @@ class Connection:
         self.identity = identity
         self.scope = trio.CancelScope()
         """Cancelled to close the connection at once."""
-        self._on_idle = on_idle
+        self._on_waiting = on_waiting
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.HEAD_LIMIT)
         self._held = 0
         self._has_ended = False
@@ -226,8 +226,7 @@ class Connection:
         begun = bool(self._http.trailing_data[0])
         if begun:
             timeout = limits.HEAD_TIMEOUT_S
-        else:
-            self._on_idle(True)
+        self._on_waiting(True)
         event: Any = h11.NEED_DATA
         with trio.move_on_after(timeout) as scope:
             while (event := self._next_event()) is h11.NEED_DATA:
@@ -236,7 +235,6 @@ class Connection:
                 data = await self._receive(max(room, 1))
                 if data and not begun:
                     begun = True
-                    self._on_idle(False)
                     if not is_first:
                         scope.deadline = trio.current_time() + limits.HEAD_TIMEOUT_S
                 self._http.receive_data(data)
@@ -247,10 +245,7 @@ class Connection:
                 return None
             seconds = f"{limits.HEAD_TIMEOUT_S:.0f} s"
             raise _Refused("timeout", HTTPError(408, f"the head was not complete within {seconds}; send it at once"))
-        if not isinstance(event, h11.Request):  # ConnectionClosed
-            return None
-        self._on_idle(False)
-        return event
+        return event if isinstance(event, h11.Request) else None  # or ConnectionClosed
 
     async def _read_body(self, limit: int, declared: int) -> bytes:
         """Read the complete body. `declared`: its Content-Length, or 0."""
@@ -327,6 +322,7 @@ class Connection:
 
     async def _answer(self, event: h11.Request) -> None:
         request = await self._read_request(event)
+        self._on_waiting(False)
         response: Response | Stream
         try:
             response = await self.site.application(request)
@@ -343,6 +339,7 @@ class Connection:
             raise
         self._release()
         if isinstance(response, Response):
+            self._on_waiting(True)
             await self._respond(response, is_head=request.method == "HEAD")
         elif request.method == "HEAD":
             head_only = self._head(200, response.media_type, (), close=False)
@@ -427,7 +424,7 @@ class Connection:
         """Read and discard what the client still sends, so that it gets the response and not a reset."""
         if not isinstance(self.stream, trio.abc.HalfCloseableStream):
             return
-        self._on_idle(True)
+        self._on_waiting(True)
         with trio.move_on_after(limits.LINGER_TIMEOUT_S):
             try:
                 await self.stream.send_eof()

@@ -22,7 +22,7 @@ KINDS: Mapping[str, str] = {
     "refused": "the peer may not connect (403)",
     "host": "the Host field names another host (421)",
     "disconnect": "the client was gone before the request or the response was complete",
-    "evicted": "an idle connection was closed to make room for a new one",
+    "evicted": "a connection that waited for its client was closed to make room for a new one",
     "handler": "a defect: a handler failed (500)",
     "accept": "a connection could not be accepted, for instance because no descriptor was left",
     "internal": "a defect in the server itself",

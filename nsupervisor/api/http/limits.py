@@ -37,7 +37,7 @@ LINGER_LIMIT = 1 << 20
 """Bytes of such input that are discarded at most."""
 
 IDENTITY_CONNECTIONS = 512
-"""Connections per identity: a workload or a uid on a Unix socket, a remote address on TCP."""
+"""Connections of one identity on a Unix socket: a workload or a uid."""
 UNIX_CONNECTIONS = 1024
 """Connections on the Unix socket, if the service may open enough files; see `nsupervisor.service.capacity`."""
 TCP_CONNECTIONS = 512

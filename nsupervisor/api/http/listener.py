@@ -10,7 +10,7 @@ import trio
 
 from nsupervisor.api.http import limits
 from nsupervisor.api.http.connection import Connection, Site
-from nsupervisor.api.http.errors import ConnectionErrors, describe
+from nsupervisor.api.http.errors import UNIX, ConnectionErrors, describe
 from nsupervisor.api.http.hangup import Hangups
 from nsupervisor.api.http.hosts import OwnHosts
 from nsupervisor.api.http.messages import Application, HTTPError
@@ -32,8 +32,10 @@ async def serve_connections(
 ) -> None:
     """Serve an application on a listening socket until cancelled, which closes all connections at once.
 
-    name: "unix" or "tcp". connections: the maximum number at a time; if there are more, the oldest idle one is closed,
-    and if none is idle, the new one is refused. This function does not raise exceptions of connections.
+    name: "unix" or "tcp". connections: how many there may be at a time; if there are more, the one that has waited for
+    its client for the longest time is closed, and if none waits, the new one is refused. On a Unix socket each identity
+    has a share; on TCP it has none, because all local users have the same address. No exception of a connection leaves
+    this function.
     """
     hangups = Hangups()
     site = Site(application, name, errors, hangups, hosts)
@@ -48,7 +50,11 @@ async def serve_connections(
                 acceptor.evict()
                 await trio.sleep(limits.ACCEPT_PAUSE_S)
             else:
-                acceptor.begin(stream)
+                try:
+                    acceptor.begin(stream)
+                except Exception as error:
+                    errors.count(name, "internal", describe(error))
+                    stream.socket.close()
 
 
 class _Acceptor:
@@ -62,8 +68,8 @@ class _Acceptor:
         self._open = 0
         self._refusals = 0
         self._identities: Counter[str] = Counter()
-        self._idle: OrderedDict[Connection, None] = OrderedDict()
-        """Ordered by the start of the idle time, oldest first."""
+        self._waiting: OrderedDict[Connection, None] = OrderedDict()
+        """Connections that wait for their clients; the one that has waited for the longest time comes first."""
 
     def begin(self, stream: trio.SocketStream) -> None:
         """Serve a connection in a task of its own, or refuse it."""
@@ -78,7 +84,8 @@ class _Acceptor:
             self._site.errors.count(self._site.listener, "internal", describe(error))
             self._refuse(stream, identity, "", HTTPError(500, "the supervisor failed to identify the peer"))
         else:
-            if self._identities[identity] >= limits.IDENTITY_CONNECTIONS:
+            has_shares = self._site.listener == UNIX
+            if has_shares and self._identities[identity] >= limits.IDENTITY_CONNECTIONS:
                 count = limits.IDENTITY_CONNECTIONS
                 message = f"{identity} has {count} connections here already, which is the limit; close some of them"
                 self._refuse(stream, identity, "limit", HTTPError(503, message))
@@ -89,10 +96,10 @@ class _Acceptor:
                 self._serve(stream, peer, identity)
 
     def evict(self) -> bool:
-        """Close the connection that has been idle for the longest time; return False if none is idle."""
-        if not self._idle:
+        """Close the connection that has waited for its client for the longest time; False if none waits."""
+        if not self._waiting:
             return False
-        connection, _ = self._idle.popitem(last=False)
+        connection, _ = self._waiting.popitem(last=False)
         self._site.errors.count(self._site.listener, "evicted", "too many connections", peer=connection.identity)
         connection.scope.cancel()
         return True
@@ -113,29 +120,33 @@ class _Acceptor:
 
     def _serve(self, stream: trio.SocketStream, peer: Peer | None, identity: str) -> None:
         connection = Connection(
-            stream, self._site, peer=peer, identity=identity, on_idle=lambda idle: self._set_idle(connection, idle)
+            stream,
+            self._site,
+            peer=peer,
+            identity=identity,
+            on_waiting=lambda is_waiting: self._set_waiting(connection, is_waiting),
         )
         self._open += 1
         self._identities[identity] += 1
-        self._idle[connection] = None
+        self._waiting[connection] = None
         self._nursery.start_soon(self._run, connection)
 
     async def _run(self, connection: Connection) -> None:
         try:
             await connection.run()
         finally:
-            self._idle.pop(connection, None)
+            self._waiting.pop(connection, None)
             self._open -= 1
             self._identities[connection.identity] -= 1
             if not self._identities[connection.identity]:
                 del self._identities[connection.identity]
 
-    def _set_idle(self, connection: Connection, is_idle: bool) -> None:
-        if not is_idle:
-            self._idle.pop(connection, None)
+    def _set_waiting(self, connection: Connection, is_waiting: bool) -> None:
+        if not is_waiting:
+            self._waiting.pop(connection, None)
         elif not connection.scope.cancel_called:
-            self._idle[connection] = None
-            self._idle.move_to_end(connection)
+            self._waiting[connection] = None
+            self._waiting.move_to_end(connection)
 
     def _refuse(self, stream: trio.SocketStream, identity: str, kind: str, error: HTTPError) -> None:
         connection = Connection(stream, self._site, identity=identity)
