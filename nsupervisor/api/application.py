@@ -194,7 +194,7 @@ def _number(request: Request, key: str, default: float, most: float) -> float:
 
 
 async def metrics_response(control: Control, request: Request) -> Response:
-    """Answer GET /metrics."""
+    """Return the metrics as the response to GET /metrics."""
     text, content_type = await control.metrics(request.headers.get("accept", ""))
     return Response(text, media_type=content_type)
 

@@ -156,7 +156,9 @@ def _send_datagram(sock: socket.socket, body: bytes, fds: Sequence[int]) -> None
 
 def _read_memfd(fd: int) -> bytes:
     try:
-        fcntl.fcntl(fd, _F_GET_SEALS)  # fails if it is not a memfd: reading a pipe or a FUSE file could block forever
+        fcntl.fcntl(
+            fd, _F_GET_SEALS
+        )  # fails if it is not a memfd: reading a pipe or a FUSE file could block without limit
     except OSError:
         raise ProtocolError("a message in something that is not a memfd") from None
     size = os.fstat(fd).st_size

@@ -51,7 +51,7 @@ LOCK_FD, LISTENER_FD = 3, 4
 FIRST_CLIENT_TIMEOUT = 10.0  # the client that starts a keeper connects before the keeper runs
 MESSAGES_PER_TURN = 32
 FEATURES = ("cover", "protect")
-"""What version 0.1.0 lacks: the key "cover" of a specification, and the request "protect"."""
+"""Features that version 0.1.0 lacks: the key "cover" of a specification, and the request "protect"."""
 _ADOPTED_FDS = 3
 
 

@@ -106,7 +106,7 @@ class Actor:
     starting: bool = attrs.field(init=False, default=False)
     """Whether the keeper is being asked to start a generation."""
     catch_up: Callable[[], Awaitable[None]] | None = attrs.field(init=False, default=None)
-    """What to do first if an earlier supervisor left a lifecycle."""
+    """The first step to take if an earlier supervisor left a lifecycle."""
     _stillborn: str = ""
     """The id of the latest start that failed. If it was killed in its set-up, its later exit report is ignored."""
     _listening: contextlib.ExitStack = attrs.field(init=False, factory=contextlib.ExitStack)

@@ -102,8 +102,11 @@ def _waiting(sock: stdlib_socket.socket) -> deque[bytes]:
 
 
 def parse(data: bytes) -> dict[str, str]:
-    """The assignments of a datagram: ``{"READY": "1", "STATUS": "…"}``. Only a newline ends one, sd_notify(3): a text
-    that a program passes on may have other separators in it. What is not of that form is passed over."""
+    """Return the assignments of a datagram: `{"READY": "1", "STATUS": "…"}`.
+
+    Only a newline ends an assignment, sd_notify(3): a text that a program passes on may contain other separators.
+    Lines of another form are ignored.
+    """
     lines = data.decode(errors="replace").split("\n")
     return {key: value for key, equals, value in (line.partition("=") for line in lines) if equals}
 

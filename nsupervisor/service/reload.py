@@ -327,7 +327,7 @@ class _Read:
 
 @attrs.define
 class _Made:
-    """What a reload has prepared before it begins."""
+    """The results of the steps that a reload takes before it begins."""
 
     new: dict[str, Actor] = attrs.field(factory=dict)
     able: dict[str, Workload] = attrs.field(factory=dict)

@@ -30,7 +30,7 @@ class Seal:
         return f"{self._id}:{hashlib.blake2b(data, key=self._key, digest_size=16).hexdigest()}"
 
     def token(self, thing: Any) -> str:
-        """64 bits in hexadecimal that nobody can guess without the key; the same for the same thing."""
+        """Return 64 bits in hexadecimal that cannot be guessed without the key; equal for equal things."""
         data = json.dumps(["token", thing]).encode()
         return hashlib.blake2b(data, key=self._key, digest_size=8).hexdigest()
 

@@ -68,8 +68,11 @@ def spawn_spec(
 
 
 def cover(workload: Workload, directory: Path, notify: str | None) -> dict[str, Any]:
-    """What hides the runtime directory from the program, for the key `cover` of a specification, and what is shown in
-    it: the directory of its notify socket; with `may_control` that of the API's socket for workloads."""
+    """Return the key `cover` of a specification, which hides the runtime directory from the program.
+
+    Some directories in it stay visible: that of the notify socket, and with `may_control` that of the API's socket for
+    workloads.
+    """
     show = {} if notify is None else dict.fromkeys([str(Path(notify).parent.relative_to(directory))])
     found = {name: name for name in show}
     links = {}

@@ -77,7 +77,7 @@ class End:
 
 @attrs.frozen
 class Record:
-    """What the next supervisor needs to know of one instance."""
+    """The state of one instance that the next supervisor needs."""
 
     life: Life = attrs.field(factory=Life, metadata=wire("life"))
     body: Body | None = attrs.field(default=None, metadata=wire("body"))
@@ -108,7 +108,7 @@ class Record:
 
 @attrs.frozen
 class GroupRecord:
-    """What the next supervisor needs to know of one group, or the host."""
+    """The state of one group, or the host, that the next supervisor needs."""
 
     rules: tuple[Remembered, ...] = attrs.field(default=(), metadata=wire("rules"))
     set: Mapping[str, Any] = attrs.field(factory=dict, metadata=wire("set"))
@@ -230,7 +230,7 @@ class StateFile:
 
 @attrs.frozen
 class Found:
-    """What an earlier supervisor has left in its state file."""
+    """The contents of the state file of an earlier supervisor."""
 
     about: Mapping[str, Any] = attrs.field(factory=dict)
     records: Mapping[str, Record] = attrs.field(factory=dict)
@@ -238,7 +238,7 @@ class Found:
     lines: Mapping[str, bytes] = attrs.field(factory=dict)
     """The current lines by instance, or by "group " and the full name of a group, for reuse if they do not change."""
     problem: str = ""
-    """What is wrong with the file, and where it is now; the other fields hold what could be read."""
+    """The fault of the file and its new path; the other fields hold the readable part."""
 
 
 def read(directory: Path, aside: bool = True) -> Found:

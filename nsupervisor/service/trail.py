@@ -1,4 +1,4 @@
-"""What an instance saves for the next supervisor: see `nsupervisor.service.state.file`."""
+"""Save the state of an instance for the next supervisor; see `nsupervisor.service.state.file`."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False)
 class Trail:
-    """What one instance saves. `pidfd` is that of the program, so that its exit is seen even without the keeper."""
+    """The saved state of an instance. `pidfd` is that of the program, so that its exit is seen even without the keeper."""
 
     body: Body | None = None
     pin: int = -1

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class World:
-    """What the service provides to each workload instance."""
+    """The objects that the service provides to each workload instance."""
 
     keeper: Kept
     watcher: Watcher

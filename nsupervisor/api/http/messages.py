@@ -34,7 +34,7 @@ class HTTPError(Exception):
 
 @attrs.frozen
 class Request:
-    """A complete request."""
+    """A complete request with its body."""
 
     method: str
     path: str
@@ -64,7 +64,7 @@ class Request:
 
 @attrs.frozen
 class Response:
-    """A complete response."""
+    """A complete response with its body."""
 
     body: bytes
     status: int = 200
