@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False)
 class Trail:
-    """The saved state of an instance. `pidfd` is that of the program, so that its exit is seen even without the keeper."""
+    """The saved state of an instance.
+
+    `pidfd` is that of the program, so that its exit is seen even without the keeper.
+    """
 
     body: Body | None = None
     pin: int = -1
