@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from nsupervisor.keeper.native import build as native
 from tests import leaks
 from tests.needs import CONTROLLERS, in_guest, missing
 
@@ -52,6 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "slow: takes more than about five seconds",
     ):
         config.addinivalue_line("markers", line)
+    native.build()  # what an editable install had built may be older than its sources
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
