@@ -121,8 +121,8 @@ class _Handlers:
         if 0 < interval < SHORTEST:
             raise HTTPError(400, f"interval is {interval}; it can be 0, or {SHORTEST} and more")
         seconds = _number(request, "seconds", inf, TRACE_SECONDS_LIMIT)
-        most = _number(request, "bytes", inf, TRACE_BYTES_LIMIT)
-        recording = self.control.trace(self._names(request), interval or None, seconds, most)
+        max_bytes = _number(request, "bytes", inf, TRACE_BYTES_LIMIT)
+        recording = self.control.trace(self._names(request), interval or None, seconds, max_bytes)
         if self._traces >= TRACES_LIMIT:
             message = f"{TRACES_LIMIT} traces are being recorded already, which is the limit; end one of them"
             raise HTTPError(503, message)

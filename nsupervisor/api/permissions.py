@@ -52,8 +52,8 @@ class Restricted(Control):
         self._allowed = frozenset(control.controllable_by(workload))
 
     def _check(self, operation: str, **facts: Any) -> None:
-        if why := permitted(self._workload, self._allowed, operation, **facts):
-            raise HTTPError(403, why)
+        if reason := permitted(self._workload, self._allowed, operation, **facts):
+            raise HTTPError(403, reason)
 
     def controllable_by(self, workload: str) -> Collection[str]:
         return self._allowed

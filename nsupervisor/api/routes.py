@@ -194,7 +194,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         generation=_is("integer", "How many times it has been started.", minimum=0),
         restarts=_is("integer", "How many of these starts the restart policy or a rule made.", minimum=0),
         uptime_sec=_is("number?", "Seconds since this generation started.", minimum=0),
-        ready=_is("boolean", "It runs and works, as far as it says."),
+        ready=_is("boolean", "Whether it runs and, if it reports readiness, is ready."),
         cgroup=_is("string", "Its cgroup (version 2)."),
         memory_current=_is("integer?", "Bytes."),
         memory_max=_is("integer?", "Bytes; null: no limit."),

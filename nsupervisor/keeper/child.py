@@ -10,8 +10,8 @@ that process is the init, and forks at once (see zygote.py). Its child, in the s
    directory that this user may not enter is an error.
 3. `execute`.
 
-Descriptors: 0 is /dev/null, `REPORT` the socket to the keeper, `STDOUT` and `STDERR` the log pipes; all others are
-closed. Signals are blocked until just before exec; none has a handler.
+Descriptors: 0 is /dev/null, `REPORT_FD` the socket to the keeper, `STDOUT_FD` and `STDERR_FD` the log pipes; all others
+are closed. Signals are blocked until just before exec; none has a handler.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def become_root_when_told(report: int) -> None:
 
 
 def go(spec: Spec) -> bytes:
-    """In the keeper: build the message for a child in a new user namespace, sent when its maps are written."""
+    """Build the keeper's message for a child in a new user namespace; it is sent when the maps are written."""
     return bytes(
         letter if _is_mapped_zero(mappings) else ord(".")
         for letter, mappings in zip(GO, (spec.uid_mappings, spec.gid_mappings), strict=True)
@@ -443,20 +443,20 @@ def run(spec: Spec, enter: Callable[[], None]) -> NoReturn:
 
     `enter` moves the descriptors to their fixed numbers.
     """
-    course = Course()
+    setup_run = Course()
 
     def set_up() -> None:
         gc.disable()  # a collection would write to all objects, so the pages shared with the keeper would be copied
         enter()
         os.setsid()
-        course.take(STEPS, spec)
-        course.step = "execute"
+        setup_run.take(STEPS, spec)
+        setup_run.step = "execute"
         os.write(REPORT, READY)
         os.dup2(STDOUT, 1)
         os.dup2(STDERR, 2)
         execute(spec)
 
-    course.to_the_end(set_up)
+    setup_run.to_the_end(set_up)
 
 
 def tell_ready(report: socket.socket) -> None:
@@ -471,7 +471,7 @@ def tell_ready(report: socket.socket) -> None:
 
 
 def decode_failure(data: bytes) -> dict[str, Any]:
-    """In the keeper: decode the message of `send_failure`."""
+    """Decode, in the keeper, the message of `send_failure`."""
     failure: dict[str, Any] = json.loads(data)
     return failure
 

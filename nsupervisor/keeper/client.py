@@ -66,7 +66,7 @@ class Keeper:
     _questions: dict[int, _Question] = attrs.field(factory=dict)
     _sending: trio.Lock = attrs.field(factory=trio.Lock)
     _heard: float = 0.0
-    """When the last message arrived, or when a request was sent while none was pending. In seconds of trio's clock."""
+    """The time of the last message, or of the last request that was sent while none was pending, by trio's clock."""
     _lost: str = ""
     _gone: trio.Event = attrs.field(factory=trio.Event)
     on_answer: Callable[[str, float], None] | None = None
@@ -90,14 +90,14 @@ class Keeper:
         """
         fds = () if notify < 0 else (notify,)
         known = {key: value for key, value in spec.items() if key != "cover" or key in self.features}
-        question = await self._ask({"do": "spawn", "spec": known}, SpawnError, meanwhile, fds)
-        assert question.reply is not None
-        if len(question.fds) != _SPAWNED_FDS:  # the program runs, but its output could not be read
-            protocol.close_all(question.fds)
+        call = await self._ask({"do": "spawn", "spec": known}, SpawnError, meanwhile, fds)
+        assert call.reply is not None
+        if len(call.fds) != _SPAWNED_FDS:  # the program runs, but its output could not be read
+            protocol.close_all(call.fds)
             await self.signal(spec["id"], signal.SIGKILL)
             text = f"cannot take the program's descriptors: {os.strerror(errno.EMFILE)}"
             raise SpawnError("descriptors", text, errno.EMFILE)
-        return Spawned(spec["id"], question.reply["pid"], *question.fds)
+        return Spawned(spec["id"], call.reply["pid"], *call.fds)
 
     async def adopt(
         self,
@@ -113,9 +113,9 @@ class Keeper:
         the keeper gets duplicates. Raises RefusedError if the keeper already has the id.
         """
         pid, started = first
-        about = {"id": id, "name": id.rpartition("#")[0], "pid": pid, "started": started, "program": program}
-        about["with_init"] = pid != program
-        await self._ask({"do": "adopt", **about}, fds=fds)
+        fields = {"id": id, "name": id.rpartition("#")[0], "pid": pid, "started": started, "program": program}
+        fields["with_init"] = pid != program
+        await self._ask({"do": "adopt", **fields}, fds=fds)
 
     async def protect(self, cgroups: Sequence[str]) -> None:
         """Make the keeper refuse connections from processes in these cgroups.
@@ -139,9 +139,9 @@ class Keeper:
 
         If the program has its own PID namespace with an init, SIGKILL ends all processes in the namespace.
         """
-        question = await self._ask({"do": "signal", "id": id, "signum": int(signum)})
-        assert question.reply is not None
-        return bool(question.reply["sent"])
+        call = await self._ask({"do": "signal", "id": id, "signum": int(signum)})
+        assert call.reply is not None
+        return bool(call.reply["sent"])
 
     async def acknowledge(self, id: str) -> None:  # noqa: A002
         """Acknowledge a child's end, once it is stored: the keeper drops the child, closes its pipes and frees the id.
@@ -155,8 +155,8 @@ class Keeper:
 
         A supervisor that restarts calls it. `without_descriptors`: their descriptors are -1.
         """
-        question = await self._ask({"do": "list", "ids": ids, "bare": bare})
-        return question.children
+        call = await self._ask({"do": "list", "ids": ids, "bare": bare})
+        return call.children
 
     async def shutdown(self) -> None:
         """Shut the keeper down and wait until it has exited. Raises RefusedError while a program runs."""
@@ -176,40 +176,40 @@ class Keeper:
         meanwhile: Callable[[], None] = _nothing,
         fds: Sequence[int] = (),
     ) -> _Question:
-        question = _Question(bare=bool(message.get("bare")))
+        call = _Question(bare=bool(message.get("bare")))
         began = time.perf_counter()
         self._number += 1
         number = self._number
         if not self._questions:
             self._heard = trio.current_time()
-        self._questions[number] = question
+        self._questions[number] = call
         sent = False
         try:
-            while not self._lost and question.reply is None:
+            while not self._lost and call.reply is None:
                 # A cancellation here does not undo what the keeper has begun, so its reply must be received.
                 with trio.CancelScope(deadline=self._heard + ANSWER_TIMEOUT, shield=True):
                     if not sent:
                         await self._send(protocol.encode({"request": number, **message}), fds)
                         sent = True
                         meanwhile()
-                    await question.answered.wait()
+                    await call.answered.wait()
                 # With thousands of requests at once the last ones wait for long; replies to others keep them waiting.
-                if question.reply is None and trio.current_time() >= self._heard + ANSWER_TIMEOUT:
-                    self._lose(f"the keeper has answered nobody for {ANSWER_TIMEOUT:g} s")
+                if call.reply is None and trio.current_time() >= self._heard + ANSWER_TIMEOUT:
+                    self._lose(f"the keeper has not answered any request for {ANSWER_TIMEOUT:g} s")
         except OSError as reason:
             self._take_all()
             self._lose(f"cannot send to the keeper: {reason.strerror}")
         finally:
             del self._questions[number]
-        if question.reply is None:
-            for child in question.children:
+        if call.reply is None:
+            for child in call.children:
                 protocol.close_all([fd for fd in (child.stdout, child.stderr, child.notify) if fd >= 0])
             raise KeeperLost(self._lost)
         if self.on_answer is not None:
             self.on_answer(message["do"], time.perf_counter() - began)
-        problem = question.reply.get("error")
+        problem = call.reply.get("error")
         if problem is None:
-            return question
+            return call
         if error is not None:
             raise error(problem["step"], problem["message"], problem["errno"])
         raise RefusedError(problem["message"])
@@ -264,24 +264,24 @@ class Keeper:
         self._heard = trio.current_time()
         match message:
             case {"event": "child", "reply": number}:
-                question = self._questions.get(number)
-                if question is None or len(fds) not in (0 if question.bare else _SPAWNED_FDS, _SPAWNED_FDS + 1):
+                call = self._questions.get(number)
+                if call is None or len(fds) not in (0 if call.bare else _SPAWNED_FDS, _SPAWNED_FDS + 1):
                     protocol.close_all(fds)
                 else:
-                    question.children.append(_child(message, fds))
+                    call.children.append(_child(message, fds))
             case {"reply": None}:  # to an unreadable request: the oldest pending one, as replies come in order
-                for question in self._questions.values():
-                    if question.reply is None:
-                        question.reply = message
-                        question.answered.set()
+                for call in self._questions.values():
+                    if call.reply is None:
+                        call.reply = message
+                        call.answered.set()
                         break
             case {"reply": number}:
-                question = self._questions.get(number)
-                if question is None:  # the caller has given up waiting
+                call = self._questions.get(number)
+                if call is None:  # the caller has given up waiting
                     protocol.close_all(fds)
                     return
-                question.reply, question.fds = message, fds
-                question.answered.set()
+                call.reply, call.fds = message, fds
+                call.answered.set()
             case {"event": "execed", "id": id_, "pid": pid}:
                 self._sender.send_nowait(Execed(id_, pid))
             case {"event": "ended", "id": id_, "status": status, "failure": failure}:
@@ -296,8 +296,8 @@ class Keeper:
         self._lost = self._lost or reason
         self._gone.set()
         self._sender.close()
-        for question in self._questions.values():
-            question.answered.set()
+        for call in self._questions.values():
+            call.answered.set()
 
     def _close(self) -> None:
         self._lose("the connection to the keeper is closed")
@@ -411,7 +411,7 @@ async def _hello(connection: socket.socket) -> tuple[int, frozenset[str]]:
         message, fds = received
         protocol.close_all(fds)
         if message.get("event") != "hello":
-            raise KeeperLost(f"what listens in the runtime directory is no keeper: it says {message!r:.200}")
+            raise KeeperLost(f"what listens in the runtime directory is not a keeper: it says {message!r:.200}")
         return int(message["pid"]), frozenset(message.get("features", ()))
 
 

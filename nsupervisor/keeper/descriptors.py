@@ -43,7 +43,7 @@ class Descriptors:
         self.theirs = dict(zip((STDOUT, STDERR, REPORT, BIRTH), opened[1::2], strict=False))
 
     def enter_child(self) -> None:
-        """In the child: move its ends to their fixed numbers, and close everything else."""
+        """Move the child's ends to their fixed numbers, and close everything else. Called in the child."""
         for number, fd in self.theirs.items():
             os.dup2(fd, number, inheritable=False)
         if BIRTH not in self.theirs:

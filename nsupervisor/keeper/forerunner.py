@@ -97,11 +97,11 @@ def prepare() -> None:
 def run(flags: int, told: ctypes.Array[ctypes.c_uint32]) -> NoReturn:
     """Run the standby until it becomes the program, or exits.
 
-    `flags` are clone(2)'s flags of the namespaces that were created for it. `report` is shared with the init: the
-    kernel writes the pid of the program's process there.
+    `flags` are clone(2)'s flags of the namespaces that were created for it. `handoff_state` is shared with the init:
+    the kernel writes the pid of the program's process there.
     """
-    course = setup.Course()
-    course.to_the_end(lambda: _run(course, flags, told))
+    setup_run = setup.Course()
+    setup_run.to_the_end(lambda: _run(setup_run, flags, told))
 
 
 def _run(course: setup.Course, flags: int, told: ctypes.Array[ctypes.c_uint32]) -> None:

@@ -293,7 +293,7 @@ class Keeper:
             request = _REQUESTS.get(do) if isinstance(do, str) else None
             if request is None:
                 raise RequestError(f"there is no request {do!r:.80}; there are {', '.join(_REQUESTS)}")
-            reply, fds = request(self, message, given)
+            reply, reply_fds = request(self, message, given)
         except SpawnError as error:
             self._tell({"reply": number, "error": _error(error.step, str(error), error.number)})
         except SpecError as error:
@@ -304,7 +304,7 @@ class Keeper:
             complain(error)
             self._tell({"reply": number, "error": _error("keeper", f"{type(error).__name__}: {error}")})
         else:
-            self._tell({"reply": number, **reply}, fds)
+            self._tell({"reply": number, **reply}, reply_fds)
 
     # ---- what a client may ask for
 
@@ -370,8 +370,8 @@ class Keeper:
                 "status": child.status,
                 "failure": child.failure,
             }
-            fds = () if bare else (child.stdout, child.stderr, *([child.notify] if child.notify >= 0 else ()))
-            self._tell({"event": "child", "reply": message.get("request"), **entry}, fds)
+            child_fds = () if bare else (child.stdout, child.stderr, *([child.notify] if child.notify >= 0 else ()))
+            self._tell({"event": "child", "reply": message.get("request"), **entry}, child_fds)
         return {}, ()
 
     def _execute(self, message: dict[str, Any], given: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:

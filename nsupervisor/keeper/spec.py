@@ -129,7 +129,7 @@ class Spec:
         """Unpack the result of `pack`."""
         self = cls.__new__(cls)
         values, mounts = marshal.loads(packed)  # noqa: S302 - from a socket that no other process has
-        self.mounts = [Mount(*given) for given in mounts]
+        self.mounts = [Mount(*arguments) for arguments in mounts]
         for name in cls.__slots__:
             if name != "mounts":
                 setattr(self, name, values.pop(0))

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 _ORDER = struct.Struct("Q")  # message to the zygote: the clone flags; sent with the child's ends of its descriptors
 _PLACES = (REPORT, BIRTH, STDOUT, STDERR)
 _CONNECTION = FIRST_FREE  # in the zygote
-_ERRNO = struct.Struct("i")  # sent on `started_fd` in place of BORN if there is no init
+_ERRNO = struct.Struct("i")  # sent on `started_fd` in place of STARTED if there is no init
 _NAME = syscalls.process_name(NAME)
 _ALONE = CLONE_NEWUSER | CLONE_NEWTIME  # a process that shares its memory may not enter these
 _SIGCHLD = int(signal.SIGCHLD)
@@ -291,7 +291,7 @@ def _serve(connection: socket.socket, exits: int) -> NoReturn:
 
 
 def _begin(flags: int, told: ctypes.Array[ctypes.c_uint32]) -> NoReturn:
-    """Report that the init has started, fork the standby, and run both. `report`: shared memory, see `standby.run`."""
+    """Report that the init has started, fork the standby, and run both. `handoff_state`: see `standby.run`."""
     syscalls.bare_set_process_name(_NAME)
     # The zygote's connection: this process closes its copy by number, without touching the Python object.
     os.close(_CONNECTION)

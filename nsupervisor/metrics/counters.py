@@ -45,7 +45,7 @@ class Counters:
         self.exits: dict[str, int] = {}
         self.restarts: dict[str, int] = {}
         self.actions: dict[tuple[str, str], int] = {}
-        """By (rule, action)."""
+        """The number of firings by (rule, action)."""
         self.output = {stream: Volume() for stream in STREAMS}
 
     def stepped(self, old: Life, event: Event, new: Life, workload: Workload) -> None:

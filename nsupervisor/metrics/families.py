@@ -81,20 +81,20 @@ def _service(service: Service) -> Iterator[Metric]:
     yield build
     yield _histogram(
         "event_loop_lag",
-        "How long a turn of the event loop took: what happens meanwhile waits until the next.",
+        "Duration of a tick of the event loop; events that arrive during it wait for the next.",
         {(): service.loop},
     )
     yield _histogram(
         "rule_reaction",
-        "From the reading of a cgroup file that set a rule off until the rule's action began.",
+        "Time from reading the cgroup file that made a rule fire until the rule's action began.",
         {(): service.reaction},
     )
     yield _histogram(
         "keeper_round_trip",
-        "From a request to the keeper until its answer.",
+        "Time from a request to the keeper until its reply.",
         {(("request", request),): histogram for request, histogram in service.keeper.items()},
     )
-    dropped = Metric("nsupervisor_journal_dropped_records", "Records of the journal that found no room.", "counter")
+    dropped = Metric("nsupervisor_journal_dropped_records", "Journal records dropped for lack of room.", "counter")
     dropped.add_sample("nsupervisor_journal_dropped_records_total", {}, service.dropped)
     yield dropped
     connections = Metric(
@@ -180,18 +180,16 @@ def _io(key: str) -> Callable[[Instance], Values]:
 
 FAMILIES = (
     Family("state", "gauge", "1 for the state that the workload is in, 0 for all others.", _state),
-    Family("ready", "gauge", "1 while it runs and works, as far as it says.", lambda i: [({}, i.ready)]),
+    Family("ready", "gauge", "1 while it is up: ready, if it reports that.", lambda i: [({}, i.ready)]),
     Family("generation", "gauge", "How many times it has been started.", lambda i: [({}, i.generation)]),
     Family("uptime_seconds", "gauge", "How long this generation has lived.", _uptime),
     Family(
         "restarts", "counter", "Starts that the supervisor decided on, by cause.", _by("cause", lambda i: i.restarts)
     ),
-    Family("exits", "counter", "Ends of generations, by kind.", _by("kind", lambda i: i.exits)),
-    Family("rule_actions", "counter", "How many times a rule of its policy has gone off.", _actions),
+    Family("exits", "counter", "Exits of generations, by kind.", _by("kind", lambda i: i.exits)),
+    Family("rule_actions", "counter", "How many times a rule of its policy has fired.", _actions),
     Family("memory_current_bytes", "gauge", "Memory in use (memory.current).", _of("memory.current"), shared=True),
-    Family(
-        "memory_max_bytes", "gauge", "The limit of it (memory.max); none: no limit.", _of("memory.max"), shared=True
-    ),
+    Family("memory_max_bytes", "gauge", "Memory limit (memory.max); none: no limit.", _of("memory.max"), shared=True),
     Family(
         "memory_events",
         "counter",
@@ -201,15 +199,15 @@ FAMILIES = (
     ),
     Family("cpu_usage_seconds", "counter", "Processor time used.", _of("cpu.stat", "usage_usec", MICRO), shared=True),
     Family("cpu_periods", "counter", "Periods of cpu.max in which it wanted to run.", _of("cpu.stat", "nr_periods")),
-    Family("cpu_throttled_periods", "counter", "Those that cpu.max cut short.", _of("cpu.stat", "nr_throttled")),
+    Family("cpu_throttled_periods", "counter", "Periods that cpu.max throttled.", _of("cpu.stat", "nr_throttled")),
     Family(
         "cpu_throttled_seconds",
         "counter",
-        "How long cpu.max kept it waiting, added up over CPUs.",
+        "How long cpu.max throttled it, summed over CPUs.",
         _of("cpu.stat", "throttled_usec", MICRO),
     ),
     Family("pids_current", "gauge", "Processes and threads (pids.current).", _of("pids.current"), shared=True),
-    Family("pids_max", "gauge", "The limit of them (pids.max); none: no limit.", _of("pids.max"), shared=True),
+    Family("pids_max", "gauge", "Process limit (pids.max); none: no limit.", _of("pids.max"), shared=True),
     Family("io_read_bytes", "counter", "Bytes read, by device (io.stat).", _io("rbytes")),
     Family("io_written_bytes", "counter", "Bytes written, by device (io.stat).", _io("wbytes")),
     Family(
@@ -228,7 +226,7 @@ FAMILIES = (
     Family(
         "output_lines",
         "counter",
-        "Lines that it wrote there.",
+        "Lines that it wrote to its standard output and error.",
         _by("stream", lambda i: {stream: volume[1] for stream, volume in i.output.items()}),
     ),
 )

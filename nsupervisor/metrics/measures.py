@@ -35,9 +35,9 @@ class Histogram:
 
     def copy(self) -> Histogram:
         """Return a copy with the present counts."""
-        other = Histogram(self.bounds)
-        other.counts, other.sum = self.counts.copy(), self.sum
-        return other
+        duplicate = Histogram(self.bounds)
+        duplicate.counts, duplicate.sum = self.counts.copy(), self.sum
+        return duplicate
 
 
 class Turns(trio.abc.Instrument):

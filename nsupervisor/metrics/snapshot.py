@@ -99,7 +99,7 @@ class Service:
     journal_fails: bool
     keeper_pid: int
     connection_errors: Mapping[tuple[str, str], int]
-    """By (listener, kind)."""
+    """The number of errors by (listener, kind)."""
 
     @classmethod
     def of(cls, measures: Measures, journal: Journal, keeper_pid: int, errors: ConnectionErrors) -> Service:

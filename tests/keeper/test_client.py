@@ -79,7 +79,7 @@ async def test_a_slow_keeper_is_waited_for_and_one_that_answers_nobody_is_lost(m
             mock_clock.jump(ANSWER_TIMEOUT * 1.1)
             await keeper.lost()
             await wait_all_tasks_blocked()
-            assert lost == [f"first: the keeper has answered nobody for {ANSWER_TIMEOUT:g} s"]
+            assert lost == [f"first: the keeper has not answered any request for {ANSWER_TIMEOUT:g} s"]
             with pytest.raises(trio.EndOfChannel):
                 await keeper.events.receive()
             nursery.cancel_scope.cancel()

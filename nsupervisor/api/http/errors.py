@@ -47,7 +47,7 @@ class ConnectionErrors:
 
     report: Report = log_report
     counts: dict[tuple[str, str], int] = attrs.field(factory=dict)
-    """By (listener, kind)."""
+    """The number of errors by (listener, kind)."""
     _logged: dict[tuple[str, str], tuple[float, int]] = attrs.field(factory=dict)
     """When the last record was written, and the count then."""
 
