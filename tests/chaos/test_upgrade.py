@@ -136,7 +136,7 @@ def test_what_shows_before_anything_is_given_up_changes_nothing(tmp_path, change
         over(run)
 
 
-EARLY = "        with _runtime_directory(config) as directory:\n"
+EARLY = "        with runtime_directory(config) as directory:\n"
 LATE = "                groups.watch()\n"
 
 

@@ -87,6 +87,10 @@ class Contained(Deployed):
         (child,) = children(self.process.pid)
         return child
 
+    def client(self) -> list[str]:
+        """As `docker exec`: it answers processes that are in its own PID namespace."""
+        return ["nsenter", "--target", str(self.leader()), "--pid", "--mount", *super().client()]
+
 
 def children(pid: int) -> list[int]:
     """The child processes, in the order of their birth."""

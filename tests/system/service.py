@@ -80,10 +80,14 @@ class Service:
         assert result.returncode == status, (result.returncode, result.stdout, result.stderr)
         return result.stdout.decode()
 
+    def client(self) -> list[str]:
+        """The command by which a client is run."""
+        return NSUPERVISOR
+
     async def cli_result(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
         with trio.fail_after(deadline(30)):
             return await trio.run_process(
-                [*NSUPERVISOR, *arguments],
+                [*self.client(), *arguments],
                 capture_stdout=True,
                 capture_stderr=True,
                 check=False,
