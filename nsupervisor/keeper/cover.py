@@ -19,6 +19,8 @@ from nsupervisor.linux import mounts, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nsupervisor.linux.mounts import Mount
 
 _FLAGS = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
@@ -128,19 +130,27 @@ class Cover:
 
 
 def rehearse() -> None:
-    """Run the code with paths that do not exist, to warm up a standby: its memory pages are then copied in advance."""
-    cover = Cover("/proc/self/no/such", {}, {})
+    """Go through the code with paths that do not exist: for a process that does in advance what it can."""
+    nowhere = "/proc/self/no/such"
+    cover = Cover(nowhere, {}, {"link": "target"})
+    directory = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    for step in (
+        lambda: cover._cover("", True),
+        lambda: cover._bind(nowhere, directory, True, set()),
+        lambda: cover._bind(nowhere, 0, True, set()),
+        lambda: cover._link(nowhere, nowhere),
+    ):
+        _attempt(step)
+    _attempt(lambda: mounts.open_tree(""))
+    _attempt(lambda: mounts.move_mount(-1, ""))
+    _attempt(lambda: mounts.mount(None, "", None, mounts.MS_REMOUNT | mounts.MS_BIND | mounts.MS_RDONLY | _FLAGS))
+    os.close(directory)
+
+
+def _attempt(step: Callable[[], object]) -> None:
     try:
-        cover._cover("", True)
-    except StepError:
-        pass
-    try:
-        cover._bind("/proc/self/no/such", 0, True, set())
-    except StepError:
-        pass
-    try:
-        mounts.open_tree("")
-    except OSError:
+        step()
+    except (OSError, StepError):
         pass
 
 
