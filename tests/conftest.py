@@ -1,8 +1,10 @@
-"""Needs, tiers, leak guard and the count of skips for all tests. See needs.py, leaks.py, timing.py."""
+"""Needs, tiers, leak guard and the count of skips for all tests. See needs.py, isolation.py, leaks.py, timing.py."""
 
 import json
 import os
 import re
+import secrets
+import sys
 from collections import Counter
 from collections.abc import Generator, Iterator
 from fnmatch import fnmatch
@@ -12,7 +14,8 @@ import pytest
 from hypothesis import settings
 
 from nsupervisor.keeper.native import build as native
-from tests import leaks
+from tests import isolation, leaks
+from tests.isolation import Isolation
 from tests.needs import CONTROLLERS, in_guest, missing
 
 settings.register_profile("host", deadline=None, derandomize="CI" in os.environ)
@@ -20,6 +23,7 @@ settings.register_profile("guest", deadline=None, derandomize=True, max_examples
 settings.load_profile("guest" if in_guest() else "host")
 
 SELECTED = pytest.StashKey[int]()
+ISOLATION = pytest.StashKey[Isolation]()
 # A test that needs one of these runs in the virtual machine, too: there the hierarchy is another than on many hosts.
 # "cgroup" alone is no reason: what a test of the service shows in any cgroup, it shows on the host, and much quicker.
 GUEST_NEEDS = {"cgroup_v2", "psi_short_windows", "sys_resource", "scratch_disk", *CONTROLLERS}
@@ -54,6 +58,20 @@ def pytest_configure(config: pytest.Config) -> None:
     ):
         config.addinivalue_line("markers", line)
     native.build()  # what an editable install had built may be older than its sources
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Enter the run's own cgroups and mount namespace, before a probe of a need looks at them."""
+    collects_only = session.config.getoption("collectonly")
+    session.config.stash[ISOLATION] = Isolation() if collects_only else isolation.enter()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Remove the run's cgroups, after the last test has been torn down."""
+    for problem in isolation.leave(session.config.stash.get(ISOLATION, Isolation())):
+        print(f"tests: {problem}", file=sys.stderr)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -144,35 +162,32 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         counts: dict[str, object] = {
             key: len(stats.get(key, [])) for key in ("passed", "failed", "error", "skipped", "xfailed")
         }
-        reports = [*stats.get("failed", []), *stats.get("error", [])]
-        counts["failures"] = list(dict.fromkeys(report.nodeid for report in reports if hasattr(report, "nodeid")))
         counts["selected"] = config.stash.get(SELECTED, 0)
         Path(path).write_text(json.dumps({**counts, "reasons": dict(_skips)}))
 
 
 @pytest.fixture(scope="session")
-def _alone() -> Iterator[leaks.Alone]:
-    alone = leaks.Alone()
-    yield alone
-    alone.close()
+def run_isolation(request: pytest.FixtureRequest) -> Isolation:
+    """The cgroups and the mount namespace of this run."""
+    return request.config.stash[ISOLATION]
 
 
 @pytest.fixture
-def no_leaks(_alone: leaks.Alone) -> Iterator[None]:
+def no_leaks(run_isolation: Isolation) -> Iterator[None]:
     """Fail this test when it leaves a process, a cgroup or a mount behind."""
-    before = leaks.snapshot()
+    before = leaks.snapshot(run_isolation)
     yield
-    if found := leaks.left_over(before, _alone.check()):
+    if found := leaks.left_over(run_isolation, before):
         pytest.fail("left behind by this test:\n  " + "\n  ".join(found), pytrace=False)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _leak_guard(_alone: leaks.Alone) -> Iterator[None]:
+def _leak_guard(run_isolation: Isolation) -> Iterator[None]:
     """Fail the run when it leaves a process, a cgroup or a mount behind (an error of the last test)."""
-    os.environ[leaks.MARK] = f"{os.getpid()}"
-    before = leaks.snapshot()
+    os.environ[leaks.MARK] = secrets.token_hex(8)
+    before = leaks.snapshot(run_isolation)
     yield
-    if found := leaks.left_over(before, _alone.check()):
+    if found := leaks.left_over(run_isolation, before):
         pytest.fail(
             "left behind by this test run (find the test with --leaks-each-test):\n  " + "\n  ".join(found),
             pytrace=False,

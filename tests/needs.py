@@ -3,8 +3,8 @@
 ``@needs("root", "memory")`` (or ``pytestmark = needs(...)`` for a module) skips the test where something is missing,
 and says what. Each need is probed for real, once, by trying it. ``missing("psi")`` gives the reason, or ``""``.
 
-Needs: ``root``; the controllers ``memory pids cpu cpuset io`` (a cgroup with that controller can be made below the own
-one); ``cgroup`` (any cgroup); ``cgroup_v2`` (pure unified hierarchy); ``hybrid`` (version 1 controllers beside a
+Needs: ``root``; the controllers ``memory pids cpu cpuset io hugetlb`` (a cgroup with that controller can be made below
+the own one); ``cgroup`` (any cgroup); ``cgroup_v2`` (pure unified hierarchy); ``hybrid`` (version 1 controllers and a
 version 2 core); ``userns`` (this user can make user namespaces); ``unprivileged_userns`` (uid 65534 can); ``netns``;
 ``time_namespace``; ``psi``; ``psi_short_windows`` (triggers below 2 s); ``sys_resource`` (CAP_SYS_RESOURCE); ``vm``
 (scripts/vm works here); ``scratch_disk`` (an empty block device, see `scratch_disk`); ``program:NAME``;
@@ -38,6 +38,7 @@ CONTROLLERS = {
     "cpu": ("cpu.shares", "512", "cpu.max"),
     "cpuset": ("cpuset.cpus", "0", "cpuset.cpus"),
     "io": ("blkio.throttle.io_service_bytes", "", "io.max"),
+    "hugetlb": ("hugetlb.2MB.limit_in_bytes", "4194304", "hugetlb.2MB.max"),
 }
 V1_NAMES = {"io": "blkio"}
 

@@ -323,9 +323,8 @@ def test_weights_that_nobody_weighs_are_refused(host: Host) -> None:
 # the rest ----------------------------------------------------------------------------------------------------------
 
 
-def test_huge_pages_are_limited_where_there_are_some(host: Host, tree: Tree) -> None:
-    if problem := host.problem("hugetlb_2MB_max"):
-        pytest.skip(str(problem))
+@needs("hugetlb")
+def test_huge_pages_are_limited(host: Host, tree: Tree) -> None:
     given = Resources(hugetlb={"2MB_max": 4 * M})
     web = tree.make("web", given)
     assert web.read("hugetlb.2MB.max") == {"": 4 * M}
