@@ -27,7 +27,6 @@ from _vm.common import die_with_parent
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / "tests" / "programs.txt"
 NO_TESTS = 5  # pytest's exit status when it selected none
-MOST_AGAIN = 4  # the maximum of failures of a tier that are run once more
 
 # Time limit of the whole guest tier, in seconds. Next to the host's tests, on two otherwise idle cores, it needs about
 # half.
@@ -38,8 +37,8 @@ GUEST_TEST_LIMIT = 300
 EVERYWHERE = "root,cgroup,userns,netns,time_namespace,module:*"
 TIERS = {
     "host": f"{EVERYWHERE},vm,version:*",
-    "guest": f"{EVERYWHERE},memory,pids,cpu,cpuset,io,cgroup_v2,unprivileged_userns,psi*,sys_resource,scratch_disk,"
-    "core_files",
+    "guest": f"{EVERYWHERE},memory,pids,cpu,cpuset,io,hugetlb,cgroup_v2,unprivileged_userns,psi*,sys_resource,"
+    "scratch_disk,core_files",
 }
 TITLES = {"host": "host", "guest": "virtual machine"}
 
@@ -134,24 +133,7 @@ class Runner:
         if result.status and not result.failed:  # it was interrupted, or could not collect
             result.failed = 1
             result.reasons[f"the {result.title} tier ended with exit status {status}"] = 1
-        failures = counts.get("failures", [])
-        if not self._ended and 0 < len(failures) <= MOST_AGAIN and len(failures) >= result.failed:
-            self._again(result, command, failures)
         return result
-
-    def _again(self, result: Result, command: list[str], failures: list[str]) -> None:
-        """Run a few failures once more, alone.
-
-        A test that passes now does not fail the run, but is reported: a flaky test, or a rare race of the product, is
-        a defect.
-        """
-        self._say(f"\n=== once more: {', '.join(failures)}")
-        status = self._wait([*command, *failures])
-        counts = self._read()
-        if status == 0 and counts.get("passed", 0) >= len(failures):
-            result.passed += result.failed
-            result.failed = result.status = 0
-            result.reasons.update(f"failed once, and passed when run again: {name}" for name in failures)
 
     def _say(self, text: str) -> None:
         print(text, file=self.output, flush=True)
