@@ -159,7 +159,8 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     with tempfile.TemporaryDirectory(prefix="experiments-") as path:
         directory = Path(path)
         directory.chmod(0o755)
-        (directory / "run").mkdir()
+        for name in ("run", "bound"):
+            (directory / name).mkdir()
         toml = f'[supervisor]\nname = "{directory.name}"\nruntime_directory = "{directory}/run"\n'
         names = []
         for line in request.module.TOML.splitlines():
