@@ -19,17 +19,18 @@ MARK = "NSUPERVISOR_TEST_RUN"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is there now: {key: words to show} each."""
+    """What is there now: {key: words to show} each. parents: {key of a process: key of its parent, if that is here}."""
 
     processes: dict[str, str]
     cgroups: dict[str, str]
     mounts: dict[str, str]
+    parents: dict[str, str]
 
 
-def _processes(run: Isolation) -> dict[str, str]:
+def _processes(run: Isolation) -> tuple[dict[str, str], dict[str, str]]:
     me, mark = os.getpid(), f"{MARK}={os.environ.get(MARK)}".encode()
     members = isolation.processes(run)
-    found = {}
+    found, parents, keys = {}, {}, {}
     for directory in Path("/proc").iterdir():
         if not directory.name.isdigit() or int(directory.name) == me:
             continue
@@ -41,8 +42,10 @@ def _processes(run: Isolation) -> dict[str, str]:
             continue
         if is_ours:
             # The start time (field 22) tells a process from a later one with the same pid.
-            found[f"{directory.name}:{fields[19]}"] = f"process {directory.name} ({fields[0]}): {command[:200]}"
-    return found
+            key = keys[directory.name] = f"{directory.name}:{fields[19]}"
+            found[key] = f"process {directory.name} ({fields[0]}): {command[:200]}"
+            parents[key] = fields[1]
+    return found, {key: keys[parent] for key, parent in parents.items() if parent in keys}
 
 
 def _has(environ: Path, entry: bytes) -> bool:
@@ -65,11 +68,21 @@ def _mounts(run: Isolation) -> dict[str, str]:
 
 def snapshot(run: Isolation) -> Snapshot:
     """See what is there now."""
-    return Snapshot(_processes(run), _cgroups(run), _mounts(run))
+    found, parents = _processes(run)
+    return Snapshot(found, _cgroups(run), _mounts(run), parents)
+
+
+def _is_below(key: str, before: Snapshot, now: Snapshot) -> bool:
+    """Return whether a process descends from one that was there before: a service that outlives the test may fork."""
+    while key := now.parents.get(key, ""):
+        if key in before.processes:
+            return True
+    return False
 
 
 def _compare(before: Snapshot, now: Snapshot) -> list[str]:
-    pairs = ((before.processes, now.processes), (before.cgroups, now.cgroups), (before.mounts, now.mounts))
+    processes = {key: words for key, words in now.processes.items() if not _is_below(key, before, now)}
+    pairs = ((before.processes, processes), (before.cgroups, now.cgroups), (before.mounts, now.mounts))
     new = [(key, words) for then, today in pairs for key, words in sorted(today.items()) if key not in then]
     keys = {key for key, _ in new}
     # Of a tree of cgroups, the top is enough.

@@ -109,6 +109,17 @@ def test_a_process_that_is_not_of_the_run_is_ignored(run: Run) -> None:
             other.kill()
 
 
+def test_a_child_of_a_process_that_was_there_before_is_ignored(run: Run) -> None:
+    """With --leaks-each-test: the service of a fixture that outlives the test may fork. Its orphans are reported."""
+    run.do("import subprocess; service = subprocess.Popen(['sh'], stdin=subprocess.PIPE, stdout=subprocess.PIPE)")
+    run.do("before = leaks.snapshot(run)")
+    run.do("service.stdin.write(b'sleep 1000 >/dev/null & echo\\n'); service.stdin.flush(); service.stdout.readline()")
+    assert run.left_over() == []
+    run.do("service.kill(); service.communicate()")
+    (found,) = run.left_over()
+    assert found.startswith("process ")
+
+
 @pytest.mark.parametrize("hierarchy", sorted(cgroup_directories()))
 def test_a_cgroup_that_is_not_of_the_run_is_ignored(run: Run, hierarchy: str) -> None:
     directory = cgroup_directories()[hierarchy] / f"leaks-{os.getpid()}"
