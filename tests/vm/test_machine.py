@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.needs import needs
+from tests.timing import deadline
 from tests.vm.machine import LIMIT, command, vm
 
 pytestmark = [pytest.mark.host_only, pytest.mark.slow, needs("vm"), pytest.mark.timeout(LIMIT + 60)]
@@ -64,7 +65,7 @@ def test_leaves_nothing_running_when_it_is_killed(how: signal.Signals, tmp_path:
     machine.send_signal(how)
     machine.wait(LIMIT)
     machine.stdout.close()
-    end = time.monotonic() + 10
+    end = time.monotonic() + deadline(10)
     while (running := machine_processes()) and time.monotonic() < end:
         time.sleep(0.05)
     assert running == []
