@@ -142,5 +142,5 @@ async def test_a_killed_init_that_waits_is_replaced(harness: Harness) -> None:
 
 async def test_no_init_in_advance_for_a_user_namespace(harness: Harness) -> None:
     await harness.run("true", namespaces=[*ISOLATED, "user"])
-    await harness.run("true")
-    assert [command(pid) for pid in children(harness.keeper.pid)] == ["nsupervisor-zyg"]
+    await harness.run("true")  # answered after the keeper has prepared what it prepares
+    await only_the_next_waits(harness, inits=0)  # the init that was used may still be there to be reaped
