@@ -85,7 +85,8 @@ async def main(program: str, directory: str, name: str) -> None:
     async with open_keeper(Path(directory)) as keeper:
         tree = make_tree.create(host.discover(), name)
         try:
-            tree.supervisor_join(keeper.pid)
+            move = getattr(tree, "move_to_leaf", None) or tree.supervisor_join
+            move(keeper.pid)
             driver = Driver(keeper, tree, program)
             print("[]", flush=True)
             while words := (await trio.to_thread.run_sync(sys.stdin.readline)).split():

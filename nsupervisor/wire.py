@@ -1,7 +1,7 @@
 """Wire names: what files and messages call the attributes of the code.
 
 A class that is stored or sent gives each attribute its wire name: `metadata=wire("memory")`. A key of the configuration
-(`metadata=key(...)`) has one already, the TOML key, unless it is given another. `nsupervisor.core.plain` writes and
+(`metadata=key(...)`) has one already, the TOML key, unless it is given another. `nsupervisor.core.serialize` writes and
 reads by these names alone, so that renaming an attribute leaves every file and message as it is.
 
 A wire name never changes: running systems, and files of any earlier version, have it. docs/decisions.md says which

@@ -17,8 +17,8 @@ Graph = dict[str, set[str]]
 def read(root: Path, package: str) -> Graph:
     """Read the imports between the modules of `package`, a folder below `root`.
 
-    A module is named as Python names it: "nsupervisor.core.rules". The `__init__.py` of a folder is left out unless it
-    defines a class or a function; a name that it passes on leads to the module that defines the name.
+    A module is named as Python names it: "nsupervisor.core.rules.rules". The `__init__.py` of a folder is left out
+    unless it defines a class or a function; a name that it passes on leads to the module that defines the name.
     """
     files = {_name(root, path): path for path in sorted((root / package).rglob("*.py"))}
     trees = {name: ast.parse(path.read_text()) for name, path in files.items()}

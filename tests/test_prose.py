@@ -19,8 +19,8 @@ NOT_YET: tuple[str, ...] = ()
 
 # The inits and the native code, which will be replaced as a whole.
 EXCLUDED = (
-    *("keeper/init.py", "keeper/small_init.py", "keeper/setup/init.py", "keeper/setup/native_init.py"),
-    *("linux/instructions.py", "linux/successor.py", "keeper/native/"),
+    *("keeper/setup/init.py", "keeper/setup/native_init.py", "keeper/setup/init.py", "keeper/setup/native_init.py"),
+    *("keeper/native/assembler.py", "keeper/native/handoff.py", "keeper/native/"),
 )
 
 MIN_WORDS = 4

@@ -19,9 +19,9 @@ from nsupervisor.config.changes import parse_changes
 from nsupervisor.config.problems import ConfigError
 from nsupervisor.config.units import parse_signal
 
-SHORTEST = 0.01
+MIN_TRACE_INTERVAL_S = 0.01
 """The minimum of seconds between two samples of a trace."""
-LONGEST = 3600.0
+MAX_DURATION_S = 3600.0
 """The maximum of seconds between two samples of a trace, and for an upgrade to start."""
 TRACE_SECONDS_LIMIT = 366 * 86400.0
 """The maximum duration of a trace in seconds."""
@@ -31,7 +31,7 @@ TRACES_LIMIT = 8
 """The maximum number of traces at a time: each takes a share of the event loop, and each sample of it delays others."""
 NAMES_LIMIT = 10_000
 """The maximum number of names and globs in a command."""
-NAME_LIMIT = 1000
+NAME_LENGTH_LIMIT = 1000
 """The maximum number of characters of a name or glob."""
 DEFAULT_SIGNAL = "SIGTERM"
 JSON_LINES = "application/jsonl"
@@ -76,27 +76,27 @@ class _Handlers:
         return json_response(self.control.info())
 
     async def status(self, request: Request) -> Response:
-        return self._chosen(request, self.control.status())
+        return self._select_named(request, self.control.status())
 
     async def groups(self, request: Request) -> Response:
-        names = {name for pattern in request.values("name") for name in self._groups(pattern)}
+        names = {name for pattern in request.values("name") for name in self._match_groups(pattern)}
         groups = self.control.group_status()
         return json_response([group for group in groups if not names or group["name"] in names])
 
-    def _groups(self, pattern: str) -> list[str]:
+    def _match_groups(self, pattern: str) -> list[str]:
         if not (matches := self.control.matching_groups(pattern)):
             known = [group["name"] for group in self.control.group_status()]
             raise UnknownName(pattern, next(iter(difflib.get_close_matches(pattern, known, 1)), None))
         return matches
 
     async def stats(self, request: Request) -> Response:
-        return self._chosen(request, self.control.stats())
+        return self._select_named(request, self.control.stats())
 
-    def _chosen(self, request: Request, found: list[dict[str, Any]]) -> Response:
-        names = self._names(request)
-        return json_response([instance for instance in found if names is None or instance["name"] in names])
+    def _select_named(self, request: Request, instances: list[dict[str, Any]]) -> Response:
+        names = self._named_instances(request)
+        return json_response([instance for instance in instances if names is None or instance["name"] in names])
 
-    def _names(self, request: Request) -> set[str] | None:
+    def _named_instances(self, request: Request) -> set[str] | None:
         """Return the instances that the request names; None, which means all, if it names none."""
         patterns = request.values("name")
         return set(self.control.resolve(patterns)) if patterns else None
@@ -110,19 +110,19 @@ class _Handlers:
         if follow not in ("0", "1"):
             raise HTTPError(400, f'follow is "{follow}"; it can be 0 or 1')
         events = request.values("event") or None
-        names = self._names(request)
+        names = self._named_instances(request)
         if names is not None:  # include the records about a group itself
             patterns = request.values("name")
             names |= {group for pattern in patterns for group in self.control.matching_groups(pattern)}
         return Stream(self.control.events(names, events, follow == "1"), JSON_LINES)
 
     async def trace(self, request: Request) -> Stream:
-        interval = _number(request, "interval", 0.25, LONGEST)
-        if 0 < interval < SHORTEST:
-            raise HTTPError(400, f"interval is {interval}; it can be 0, or {SHORTEST} and more")
-        seconds = _number(request, "seconds", inf, TRACE_SECONDS_LIMIT)
-        max_bytes = _number(request, "bytes", inf, TRACE_BYTES_LIMIT)
-        recording = self.control.trace(self._names(request), interval or None, seconds, max_bytes)
+        interval = _query_number(request, "interval", 0.25, MAX_DURATION_S)
+        if 0 < interval < MIN_TRACE_INTERVAL_S:
+            raise HTTPError(400, f"interval is {interval}; it can be 0, or {MIN_TRACE_INTERVAL_S} and more")
+        seconds = _query_number(request, "seconds", inf, TRACE_SECONDS_LIMIT)
+        max_bytes = _query_number(request, "bytes", inf, TRACE_BYTES_LIMIT)
+        recording = self.control.trace(self._named_instances(request), interval or None, seconds, max_bytes)
         if self._traces >= TRACES_LIMIT:
             message = f"{TRACES_LIMIT} traces are being recorded already, which is the limit; end one of them"
             raise HTTPError(503, message)
@@ -142,25 +142,25 @@ class _Handlers:
 
     async def plan(self, request: Request) -> Response:
         try:
-            return json_response(await self.control.plan(*_source(request)))
+            return json_response(await self.control.plan(*_parse_source(request)))
         except ConfigError as error:
-            return _problems(error)
+            return _problems_response(error)
 
     async def reload(self, request: Request) -> Response | Stream:
         try:
-            return Stream(await self.control.reload(*_source(request)), JSON_LINES)
+            return Stream(await self.control.reload(*_parse_source(request)), JSON_LINES)
         except ConfigError as error:
-            return _problems(error)
+            return _problems_response(error)
 
     async def upgrade(self, request: Request) -> Response:
-        ok, message = await self.control.upgrade(**_upgrade(request))
+        ok, message = await self.control.upgrade(**_parse_upgrade(request))
         return json_response({"ok": ok, "message": message})
 
     async def command(self, request: Request) -> Response:
         verb = request.parameters["verb"]
         if verb not in VERBS:
             raise HTTPError(404, f'nothing is called "{verb}"; there are: {", ".join(VERBS)}')
-        patterns, parameters = _command(verb, request)
+        patterns, parameters = _parse_command(verb, request)
         # A group has its own limits; all other verbs apply to its members.
         groups = {p: matches for p in patterns if verb == "set" and (matches := self.control.matching_groups(p))}
         members = self.control.resolve([pattern for pattern in patterns if pattern not in groups])
@@ -179,7 +179,7 @@ class _Handlers:
         return json_response(list(results.values()))
 
 
-def _number(request: Request, key: str, default: float, most: float) -> float:
+def _query_number(request: Request, key: str, default: float, maximum: float) -> float:
     """Return a number from 0 to `maximum` in the query. Raises HTTPError 400 if it is not one."""
     text = request.value(key, "")
     if not text and key not in request.query:
@@ -188,8 +188,8 @@ def _number(request: Request, key: str, default: float, most: float) -> float:
         number = float(text)
     except ValueError:
         number = -1.0
-    if not 0 <= number <= most:
-        raise HTTPError(400, f'{key} is "{text}"; it can be a number from 0 to {most:,.0f}')
+    if not 0 <= number <= maximum:
+        raise HTTPError(400, f'{key} is "{text}"; it can be a number from 0 to {maximum:,.0f}')
     return number
 
 
@@ -199,7 +199,7 @@ async def metrics_response(control: Control, request: Request) -> Response:
     return Response(text, media_type=content_type)
 
 
-def _upgrade(request: Request) -> dict[str, Any]:
+def _parse_upgrade(request: Request) -> dict[str, Any]:
     """Return the version and the timeout in a request's body. Raises HTTPError 400 if it is wrong."""
     try:
         body = request.json()
@@ -209,13 +209,13 @@ def _upgrade(request: Request) -> dict[str, Any]:
         paths, timeout = [body["python"], body["package"]], body["timeout"]
         are_paths = all(isinstance(path, str) and path and "\0" not in path for path in paths)
         is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
-        if are_paths and is_number and 0 < timeout <= LONGEST:
-            return {"python": paths[0], "package": paths[1], "patience": float(timeout)}
+        if are_paths and is_number and 0 < timeout <= MAX_DURATION_S:
+            return {"python": paths[0], "package": paths[1], "timeout_s": float(timeout)}
     example = '{"python": "/usr/bin/python3", "package": "/opt/nsupervisor", "timeout": 30}'
     raise HTTPError(400, f"the body says no version; send for example {example}")
 
 
-def _command(verb: str, request: Request) -> tuple[list[str], dict[str, Any]]:
+def _parse_command(verb: str, request: Request) -> tuple[list[str], dict[str, Any]]:
     """Return the names and the parameters in a request's body. Raises HTTPError 400 if it is wrong."""
     try:
         body = request.json()
@@ -227,13 +227,13 @@ def _command(verb: str, request: Request) -> tuple[list[str], dict[str, Any]]:
     allowed = ["names", *_PARAMETERS.get(verb, ())]
     if unknown := [key for key in body if key not in allowed]:
         raise HTTPError(400, f'"{unknown[0]}" means nothing here; there is: {", ".join(allowed)}')
-    if len(names) > NAMES_LIMIT or any(len(name) > NAME_LIMIT for name in names):
-        message = f"there are more than {NAMES_LIMIT:,} names, or one is longer than {NAME_LIMIT:,} characters"
+    if len(names) > NAMES_LIMIT or any(len(name) > NAME_LENGTH_LIMIT for name in names):
+        message = f"there are more than {NAMES_LIMIT:,} names, or one is longer than {NAME_LENGTH_LIMIT:,} characters"
         raise HTTPError(400, f'{message}; use a pattern such as "web*"')
     if verb == "signal":
-        return names, {"signal": _signal(body)}
+        return names, {"signal": _parse_signal(body)}
     if verb == "set":
-        changes, is_persistent = _changes(body), body.get("persist", False)
+        changes, is_persistent = _parse_resources(body), body.get("persist", False)
         if not isinstance(is_persistent, bool):
             raise HTTPError(400, '"persist" is neither true nor false')
         if is_persistent and (instance := next((name for name in names if "@" in name), None)):
@@ -242,7 +242,7 @@ def _command(verb: str, request: Request) -> tuple[list[str], dict[str, Any]]:
     return names, {}
 
 
-def _source(request: Request) -> tuple[str | None, str | None]:
+def _parse_source(request: Request) -> tuple[str | None, str | None]:
     """Return the path and the text of a file in a request's body. Raises HTTPError 400 if it is wrong."""
     example = 'send for example {"path": "/etc/nsupervisor.toml"}, or {} for the file in force'
     try:
@@ -258,7 +258,7 @@ def _source(request: Request) -> tuple[str | None, str | None]:
     return body.get("path"), body.get("text")
 
 
-def _problems(error: ConfigError) -> Response:
+def _problems_response(error: ConfigError) -> Response:
     problems = [
         {"line": problem.line or None, "key": problem.key, "message": problem.message, "text": str(problem)}
         for problem in error.problems
@@ -266,8 +266,8 @@ def _problems(error: ConfigError) -> Response:
     return json_response({"error": str(error), "problems": problems}, 400)
 
 
-def _changes(asked: dict[str, Any]) -> dict[str, Any]:
-    resources = asked.get("resources")
+def _parse_resources(body: dict[str, Any]) -> dict[str, Any]:
+    resources = body.get("resources")
     if not isinstance(resources, dict) or not resources:
         raise HTTPError(400, '"resources" says nothing to set; send for example {"memory_max": "1G"}')
     try:
@@ -276,8 +276,8 @@ def _changes(asked: dict[str, Any]) -> dict[str, Any]:
         raise HTTPError(400, str(error)) from None
 
 
-def _signal(asked: dict[str, Any]) -> int:
-    signal = asked.get("signal", DEFAULT_SIGNAL)
+def _parse_signal(body: dict[str, Any]) -> int:
+    signal = body.get("signal", DEFAULT_SIGNAL)
     if isinstance(signal, bool) or not isinstance(signal, str | int):
         raise HTTPError(400, '"signal" is neither a name nor a number; send for example "SIGHUP"')
     try:

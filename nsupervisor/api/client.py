@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 DEFAULT_SOCKET = "/run/nsupervisor/api.sock"
-PATIENCE = 10.0
+TIMEOUT_S = 10.0
 """Seconds to wait for a response that a supervisor gives at once. Commands to workloads have no time limit."""
 
 
@@ -55,31 +55,31 @@ class Client:
     """The client of the supervisor on a socket. Each call opens one connection. All methods raise ClientError."""
 
     def __init__(self, socket_path: str = DEFAULT_SOCKET) -> None:
-        self.path = socket_path
+        self.socket_path = socket_path
 
     def info(self) -> dict[str, Any]:
         """Return facts about the supervisor: the object `Info` of `nsupervisor schema api`."""
-        info: dict[str, Any] = self._ask("GET", "/v1/info")
+        info: dict[str, Any] = self._call("GET", "/v1/info")
         return info
 
     def status(self, names: Iterable[str] = ()) -> list[dict[str, Any]]:
         """Return all instances, or those that names and globs match: objects `Status` of `nsupervisor schema api`."""
-        instances: list[dict[str, Any]] = self._ask("GET", _target("/v1/status", name=names))
+        instances: list[dict[str, Any]] = self._call("GET", _target("/v1/status", name=names))
         return instances
 
     def groups(self, names: Iterable[str] = ()) -> list[dict[str, Any]]:
         """Return all groups, or those that names ("group/batch") and globs match: objects `Group` of the schema."""
-        groups: list[dict[str, Any]] = self._ask("GET", _target("/v1/groups", name=names))
+        groups: list[dict[str, Any]] = self._call("GET", _target("/v1/groups", name=names))
         return groups
 
     def stats(self, names: Iterable[str] = ()) -> list[dict[str, Any]]:
         """Return what instances have used so far: objects `Stats` of `nsupervisor schema api`."""
-        stats: list[dict[str, Any]] = self._ask("GET", _target("/v1/stats", name=names))
+        stats: list[dict[str, Any]] = self._call("GET", _target("/v1/stats", name=names))
         return stats
 
     def history(self, name: str) -> list[dict[str, Any]]:
         """Return the instances that a name or glob matches, with the records about them: objects `History`."""
-        histories: list[dict[str, Any]] = self._ask("GET", f"/v1/history/{_quote(name)}")
+        histories: list[dict[str, Any]] = self._call("GET", f"/v1/history/{_quote(name)}")
         return histories
 
     def events(
@@ -87,23 +87,26 @@ class Client:
     ) -> Iterator[dict[str, Any]]:
         """Yield the stored records about instances; with `follow` also each new record, until the service ends."""
         target = _target("/v1/events", name=names, event=events, follow="1" if follow else ())
-        return self._objects(_request("GET", target), None if follow else PATIENCE)
+        return self._objects(_request("GET", target), None if follow else TIMEOUT_S)
 
     def trace(
         self,
         names: Iterable[str] = (),
         interval: float = 0.25,
         seconds: float | None = None,
-        most: int | None = None,
+        max_bytes: int | None = None,
     ) -> Iterator[bytes]:
         """Yield the lines of a trace as they come, without their newlines; see `nsupervisor schema api`."""
-        bounds = {"seconds": () if seconds is None else (str(seconds),), "bytes": () if most is None else (str(most),)}
+        bounds = {
+            "seconds": () if seconds is None else (str(seconds),),
+            "bytes": () if max_bytes is None else (str(max_bytes),),
+        }
         target = _target("/v1/trace", name=names, interval=(str(interval),), **bounds)
         return self._lines(_request("GET", target), None)
 
     def plan(self, source: dict[str, str]) -> dict[str, Any]:
         """Return what a reload of a file would do: the object `Plan`. `source`: an object `Source` of the schema."""
-        plan: dict[str, Any] = self._ask("POST", "/v1/plan", source)
+        plan: dict[str, Any] = self._call("POST", "/v1/plan", source)
         return plan
 
     def reload(self, source: dict[str, str]) -> Iterator[dict[str, Any]]:
@@ -113,26 +116,26 @@ class Client:
         """
         return self._objects(_request("POST", "/v1/reload", source), None)
 
-    def _objects(self, request: bytes, patience: float | None) -> Iterator[dict[str, Any]]:
+    def _objects(self, request: bytes, timeout: float | None) -> Iterator[dict[str, Any]]:
         """Yield the objects of a response with one per line, as they come."""
-        for line in self._lines(request, patience):
+        for line in self._lines(request, timeout):
             try:
                 value: dict[str, Any] = json.loads(line)
             except ValueError:
-                raise self._stranger() from None
+                raise self._not_supervisor() from None
             yield value
 
-    def _lines(self, request: bytes, patience: float | None) -> Iterator[bytes]:
+    def _lines(self, request: bytes, timeout: float | None) -> Iterator[bytes]:
         """Yield the lines of a response, as they come."""
-        pieces = self._exchange(request, patience)
+        pieces = self._exchange(request, timeout)
         head = b""
         for piece in pieces:
             head += piece
             if b"\r\n\r\n" in head:
                 break
         if not head.startswith(b"HTTP/1.1 200 "):
-            self._answer(head + b"".join(pieces))  # raises the error
-            raise self._stranger()
+            self._interpret(head + b"".join(pieces))  # raises the error
+            raise self._not_supervisor()
         rest = head.partition(b"\r\n\r\n")[2]
         while True:
             *lines, rest = rest.split(b"\n")
@@ -142,12 +145,12 @@ class Client:
                 break
             rest += piece
         if rest:
-            raise self._cut()
+            raise self._truncated()
 
     def command(self, verb: str, names: Iterable[str], **parameters: Any) -> list[dict[str, Any]]:
         """Do something to the instances and wait until it is done: objects `Result` of `nsupervisor schema api`."""
         body = {"names": list(names), **parameters}
-        results: list[dict[str, Any]] = self._ask("POST", f"/v1/workloads/{_quote(verb)}", body)
+        results: list[dict[str, Any]] = self._call("POST", f"/v1/workloads/{_quote(verb)}", body)
         return results
 
     def upgrade(self, python: str, package: str, timeout: float) -> dict[str, Any]:
@@ -155,27 +158,27 @@ class Client:
 
         `python` is the interpreter that runs it, `timeout` the seconds it may take to start.
         """
-        answer: dict[str, Any] = self._ask(
+        answer: dict[str, Any] = self._call(
             "POST", "/v1/upgrade", {"python": python, "package": package, "timeout": timeout}
         )
         return answer
 
-    def _ask(self, method: str, target: str, body: Any = None) -> Any:
-        pieces = self._exchange(_request(method, target, body), PATIENCE if body is None else None)
-        return self._answer(b"".join(pieces))
+    def _call(self, method: str, target: str, body: Any = None) -> Any:
+        pieces = self._exchange(_request(method, target, body), TIMEOUT_S if body is None else None)
+        return self._interpret(b"".join(pieces))
 
-    def _answer(self, answered: bytes) -> Any:
-        status, answer = self._parse(answered)
+    def _interpret(self, response: bytes) -> Any:
+        status, answer = self._parse(response)
         if status == 200:
             return answer
         message = answer.get("error") if isinstance(answer, dict) else None
         if isinstance(answer, dict) and "problems" in answer:
             raise WrongFileError(answer)
-        text = message or f"the supervisor on {self.path} answers with HTTP status {status}"
+        text = message or f"the supervisor on {self.socket_path} answers with HTTP status {status}"
         kind = NotPermittedError if status == 403 else WrongRequestError if 400 <= status < 500 else ClientError
         raise kind(text)
 
-    def _exchange(self, request: bytes, patience: float | None) -> Iterator[bytes]:
+    def _exchange(self, request: bytes, timeout: float | None) -> Iterator[bytes]:
         """Send the request and yield the pieces of the response. timeout: seconds for each piece; None: no limit."""
         import socket  # here, because commands that do not connect import this module for its errors
         from struct import pack
@@ -183,78 +186,81 @@ class Client:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             # A full queue of connections makes a non-blocking connect fail at once (EAGAIN, connect(2)), and Python's
             # own timeout makes the socket non-blocking. With the kernel's timeout, connect waits for room in the queue.
-            seconds = int(PATIENCE)
+            seconds = int(TIMEOUT_S)
             connection.setsockopt(
-                socket.SOL_SOCKET, socket.SO_SNDTIMEO, pack("ll", seconds, int((PATIENCE - seconds) * 1e6))
+                socket.SOL_SOCKET, socket.SO_SNDTIMEO, pack("ll", seconds, int((TIMEOUT_S - seconds) * 1e6))
             )
             try:
-                connection.connect(self.path)
+                connection.connect(self.socket_path)
             except BlockingIOError:
-                raise self._silent() from None
+                raise self._timed_out() from None
             except OSError as error:
-                raise self._absent(error) from None
-            connection.settimeout(PATIENCE)
+                raise self._unreachable(error) from None
+            connection.settimeout(TIMEOUT_S)
             is_sent = True
             try:
                 try:
                     connection.sendall(request)
                 except (BrokenPipeError, ConnectionResetError):
                     is_sent = False  # it has responded without reading everything, or has ended: the response shows it
-                connection.settimeout(patience)
+                connection.settimeout(timeout)
                 while chunk := connection.recv(65536):
                     yield chunk
             except TimeoutError:
-                raise self._silent() from None
+                raise self._timed_out() from None
             except ConnectionResetError:
                 if is_sent:  # otherwise the unread request caused the reset, and the response is complete
-                    raise self._cut() from None
+                    raise self._truncated() from None
 
-    def _parse(self, answer: bytes) -> tuple[int, Any]:
+    def _parse(self, response: bytes) -> tuple[int, Any]:
         """Parse an HTTP response (RFC 9112) into its status and the value of its JSON body; None if it is not JSON."""
-        head, complete, body = answer.partition(b"\r\n\r\n")
+        head, complete, body = response.partition(b"\r\n\r\n")
         status_line, *lines = head.decode("latin-1").split("\r\n")
         if not status_line.startswith("HTTP/1."[: len(status_line)]):
-            raise self._stranger()
+            raise self._not_supervisor()
         if not complete:
-            raise self._cut()
+            raise self._truncated()
         if not status_line[9:12].isdigit():
-            raise self._stranger()
+            raise self._not_supervisor()
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         if headers.get("content-length", str(len(body))) != str(len(body)):
-            raise self._cut()
+            raise self._truncated()
         status = int(status_line[9:12])
         try:
             return status, json.loads(body)
         except ValueError:
             if status == 200:
-                raise self._stranger() from None
+                raise self._not_supervisor() from None
             return status, None
 
-    def _absent(self, error: OSError) -> ClientError:
+    def _unreachable(self, error: OSError) -> ClientError:
         if isinstance(error, PermissionError):
             return NotPermittedError(
-                f"user {os.geteuid()} may not use {self.path}; run as the supervisor's user, for instance with sudo"
+                f"user {os.geteuid()} may not use {self.socket_path}; "
+                "run as the supervisor's user, for instance with sudo"
             )
         if isinstance(error, FileNotFoundError | ConnectionRefusedError | NotADirectoryError):
             return NoSupervisorError(
-                f"no supervisor answers on {self.path}; start one with: nsupervisor run CONFIG, "
+                f"no supervisor answers on {self.socket_path}; start one with: nsupervisor run CONFIG, "
                 "or say which with --socket PATH"
             )
         return NoSupervisorError(
-            f"cannot connect to {self.path}: {error.strerror or error}; say where with --socket PATH"
+            f"cannot connect to {self.socket_path}: {error.strerror or error}; say where with --socket PATH"
         )
 
-    def _stranger(self) -> ClientError:
-        return NoSupervisorError(f"what answers on {self.path} is not a supervisor; say which is with --socket PATH")
-
-    def _silent(self) -> ClientError:
+    def _not_supervisor(self) -> ClientError:
         return NoSupervisorError(
-            f"the supervisor on {self.path} has not answered for {PATIENCE:.0f} s; "
+            f"what answers on {self.socket_path} is not a supervisor; say which is with --socket PATH"
+        )
+
+    def _timed_out(self) -> ClientError:
+        return NoSupervisorError(
+            f"the supervisor on {self.socket_path} has not answered for {TIMEOUT_S:.0f} s; "
             "see whether it is stopped (ps -o stat) or overloaded"
         )
 
-    def _cut(self) -> ClientError:
-        return NoSupervisorError(f"the supervisor on {self.path} ended before it had answered; see its output")
+    def _truncated(self) -> ClientError:
+        return NoSupervisorError(f"the supervisor on {self.socket_path} ended before it had answered; see its output")
 
 
 def _request(method: str, target: str, body: Any = None) -> bytes:

@@ -78,7 +78,7 @@ class Control(Protocol):
         ...
 
     def events(
-        self, names: Collection[str] | None, events: Collection[str] | None, news: bool
+        self, names: Collection[str] | None, events: Collection[str] | None, follow: bool
     ) -> AbstractContextManager[AsyncIterator[bytes]]:
         """Yield the stored records about instances as JSON lines, and with `follow` also new records.
 
@@ -88,7 +88,7 @@ class Control(Protocol):
         ...
 
     def trace(
-        self, names: Collection[str] | None, interval: float | None, seconds: float, most: float
+        self, names: Collection[str] | None, interval: float | None, seconds: float, max_bytes: float
     ) -> AbstractContextManager[AsyncIterator[bytes]]:
         """Yield the lines of a trace of instances as they come; `docs/simulate.md` describes them.
 
@@ -121,7 +121,7 @@ class Control(Protocol):
         """
         ...
 
-    async def upgrade(self, python: str, package: str, patience: float) -> tuple[bool, str]:
+    async def upgrade(self, python: str, package: str, timeout_s: float) -> tuple[bool, str]:
         """Begin an upgrade to another version; return whether it is accepted, and the version or the reason.
 
         python: the interpreter. package: the folder that contains the package. timeout: seconds for it to start.

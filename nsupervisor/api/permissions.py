@@ -111,13 +111,13 @@ class Restricted(Control):
         return self._control.history(name)
 
     def events(
-        self, names: Collection[str] | None, events: Collection[str] | None, news: bool
+        self, names: Collection[str] | None, events: Collection[str] | None, follow: bool
     ) -> AbstractContextManager[AsyncIterator[bytes]]:
         visible = self._allowed if names is None else self._allowed & set(names)
-        return self._control.events(visible, events, news)
+        return self._control.events(visible, events, follow)
 
     def trace(
-        self, names: Collection[str] | None, interval: float | None, seconds: float, most: float
+        self, names: Collection[str] | None, interval: float | None, seconds: float, max_bytes: float
     ) -> AbstractContextManager[AsyncIterator[bytes]]:
         raise HTTPError(403, permitted(self._workload, self._allowed, "trace"))
 
@@ -130,7 +130,7 @@ class Restricted(Control):
     async def reload(self, path: str | None, text: str | None) -> AbstractContextManager[AsyncIterator[bytes]]:
         raise HTTPError(403, permitted(self._workload, self._allowed, "reload"))
 
-    async def upgrade(self, python: str, package: str, patience: float) -> tuple[bool, str]:
+    async def upgrade(self, python: str, package: str, timeout_s: float) -> tuple[bool, str]:
         raise HTTPError(403, permitted(self._workload, self._allowed, "upgrade"))
 
     def check_command(self, verb: str, names: Sequence[str], parameters: Mapping[str, Any]) -> None:

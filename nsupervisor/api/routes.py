@@ -30,7 +30,8 @@ class Route(NamedTuple):
     """One operation of the API.
 
     name: the name of its handler. answers: the component schema by status code; a 1-tuple is a list of that schema, a
-    media type is text of that type. body_limit: bytes. Every operation may also have the responses in `COMMON_ANSWERS`.
+    media type is text of that type. body_limit: bytes. Every operation may also have the responses in
+    `COMMON_RESPONSES`.
     """
 
     name: str
@@ -39,19 +40,19 @@ class Route(NamedTuple):
     summary: str
     query: Mapping[str, str] = {}
     body: str | None = None
-    answers: Mapping[int, tuple[str] | str] = {}
+    responses: Mapping[int, tuple[str] | str] = {}
     body_limit: int = BODY_LIMIT
 
 
 ROUTES = (
-    Route("info", "GET", "/v1/info", "About the supervisor itself.", answers={200: "Info"}),
+    Route("info", "GET", "/v1/info", "About the supervisor itself.", responses={200: "Info"}),
     Route(
         "status",
         "GET",
         "/v1/status",
         "The workloads' instances, in the configuration's order.",
         query={"name": "A name or glob: only these. May be given several times."},
-        answers={200: ("Status",), 404: "Error"},
+        responses={200: ("Status",), 404: "Error"},
     ),
     Route(
         "groups",
@@ -59,7 +60,7 @@ ROUTES = (
         "/v1/groups",
         "The groups of workloads, each after the groups that enclose it.",
         query={"name": "A name (group/batch) or glob: only these. May be given several times."},
-        answers={200: ("Group",), 404: "Error"},
+        responses={200: ("Group",), 404: "Error"},
     ),
     Route(
         "events",
@@ -72,7 +73,7 @@ ROUTES = (
             "follow": "1: continue with new records as they come, until the service ends. A reader that is too slow "
             'gets a record "dropped" in place of the records that it missed.',
         },
-        answers={200: "application/jsonl", 400: "Error", 404: "Error"},
+        responses={200: "application/jsonl", 400: "Error", 404: "Error"},
     ),
     Route(
         "trace",
@@ -87,7 +88,7 @@ ROUTES = (
             "seconds": "End after this time. Default: when the service ends, or the client disconnects.",
             "bytes": "End after about this many bytes. Default: no limit.",
         },
-        answers={200: "application/jsonl", 400: "Error", 404: "Error"},
+        responses={200: "application/jsonl", 400: "Error", 404: "Error"},
         body_limit=LARGE_BODY_LIMIT,
     ),
     Route(
@@ -95,7 +96,7 @@ ROUTES = (
         "GET",
         "/v1/history/{name}",
         "Instances, each with the stored records about it.",
-        answers={200: ("History",), 404: "Error"},
+        responses={200: ("History",), 404: "Error"},
     ),
     Route(
         "stats",
@@ -103,7 +104,7 @@ ROUTES = (
         "/v1/stats",
         "What the instances have used so far: counters; the difference of two responses gives rates.",
         query={"name": "A name or glob: only these. May be given several times."},
-        answers={200: ("Stats",), 404: "Error"},
+        responses={200: ("Stats",), 404: "Error"},
     ),
     Route(
         "command",
@@ -111,7 +112,7 @@ ROUTES = (
         "/v1/workloads/{verb}",
         "Execute a command on all named instances at once, and answer when it is done.",
         body="Command",
-        answers={200: ("Result",), 400: "Error", 404: "Error"},
+        responses={200: ("Result",), 400: "Error", 404: "Error"},
     ),
     Route(
         "plan",
@@ -119,7 +120,7 @@ ROUTES = (
         "/v1/plan",
         "What a reload of a configuration file would do to each instance; nothing changes.",
         body="Source",
-        answers={200: "Plan", 400: "Problems"},
+        responses={200: "Plan", 400: "Problems"},
         body_limit=LARGE_BODY_LIMIT,
     ),
     Route(
@@ -131,7 +132,7 @@ ROUTES = (
         '"state", "message"} for each instance that started, restarted or stopped, and {"event": "end", "ok"}. A '
         "reload that has begun completes even if the client disconnects.",
         body="Source",
-        answers={200: "application/jsonl", 400: "Problems"},
+        responses={200: "application/jsonl", 400: "Problems"},
         body_limit=LARGE_BODY_LIMIT,
     ),
     Route(
@@ -141,19 +142,19 @@ ROUTES = (
         "Upgrade to another version, in place. The answer comes just before the service executes the new version, or "
         "when the upgrade has failed.",
         body="Upgrade",
-        answers={200: "Upgraded", 400: "Error"},
+        responses={200: "Upgraded", 400: "Error"},
     ),
     Route(
         "metrics",
         "GET",
         "/metrics",
         "The metrics, in Prometheus' text format, or in OpenMetrics if the Accept header prefers that.",
-        answers={200: "text/plain"},
+        responses={200: "text/plain"},
     ),
 )
 
 
-def _object(
+def _object_schema(
     description: str, optional: tuple[str, ...] = (), closed: bool = False, **properties: Any
 ) -> dict[str, Any]:
     return {
@@ -165,90 +166,96 @@ def _object(
     }
 
 
-def _is(type_: str, description: str, **more: Any) -> dict[str, Any]:
+def _value_schema(type_: str, description: str, **more: Any) -> dict[str, Any]:
     """Return the schema of a value. `type_` is "integer", or "integer?" for one that may be null."""
     return {"type": [type_[:-1], "null"] if type_.endswith("?") else type_, "description": description, **more}
 
 
 SCHEMAS: dict[str, dict[str, Any]] = {
-    "Info": _object(
+    "Info": _object_schema(
         "The supervisor. More keys may come.",
-        version=_is("string", "The supervisor's version."),
-        pid=_is("integer", "Its process."),
-        keeper_pid=_is("integer", "The process that is the parent of all workloads."),
-        name=_is("string", "supervisor.name of the configuration."),
-        config=_is("string", "Path of the configuration."),
-        runtime_directory=_is("string", "The directory of the sockets."),
-        started_at=_is("number", "Seconds since 1970-01-01 UTC."),
-        uptime_sec=_is("number", "Seconds since it started.", minimum=0),
-        cgroup=_is("string", "The cgroup (version 2) that holds the workloads'."),
-        mode=_is("string", "The host's cgroup hierarchies.", enum=["unified", "hybrid"]),
+        version=_value_schema("string", "The supervisor's version."),
+        pid=_value_schema("integer", "Its process."),
+        keeper_pid=_value_schema("integer", "The process that is the parent of all workloads."),
+        name=_value_schema("string", "supervisor.name of the configuration."),
+        config=_value_schema("string", "Path of the configuration."),
+        runtime_directory=_value_schema("string", "The directory of the sockets."),
+        started_at=_value_schema("number", "Seconds since 1970-01-01 UTC."),
+        uptime_sec=_value_schema("number", "Seconds since it started.", minimum=0),
+        cgroup=_value_schema("string", "The cgroup (version 2) that holds the workloads'."),
+        mode=_value_schema("string", "The host's cgroup hierarchies.", enum=["unified", "hybrid"]),
     ),
-    "Status": _object(
+    "Status": _object_schema(
         "One instance of a workload. What is not known, or does not apply, is null. More keys may come.",
-        name=_is("string", '"web", or "web@2" if a workload has several instances.'),
-        instance=_is("integer?", "2 for web@2.", minimum=1),
-        state=_is("string", "The state of its lifecycle.", enum=list(STATES)),
-        reason=_is("string", "Why it is in this state, in words."),
-        pid=_is("integer?", "The program's process, as the host numbers it."),
-        generation=_is("integer", "How many times it has been started.", minimum=0),
-        restarts=_is("integer", "How many of these starts the restart policy or a rule made.", minimum=0),
-        uptime_sec=_is("number?", "Seconds since this generation started.", minimum=0),
-        ready=_is("boolean", "Whether it runs and, if it reports readiness, is ready."),
-        cgroup=_is("string", "Its cgroup (version 2)."),
-        memory_current=_is("integer?", "Bytes."),
-        memory_max=_is("integer?", "Bytes; null: no limit."),
-        pids_current=_is("integer?", "Processes and threads."),
-        pids_max=_is("integer?", "null: no limit."),
-        cpu_usage_usec=_is("integer?", "Processor time so far, microseconds."),
+        name=_value_schema("string", '"web", or "web@2" if a workload has several instances.'),
+        instance=_value_schema("integer?", "2 for web@2.", minimum=1),
+        state=_value_schema("string", "The state of its lifecycle.", enum=list(STATES)),
+        reason=_value_schema("string", "Why it is in this state, in words."),
+        pid=_value_schema("integer?", "The program's process, as the host numbers it."),
+        generation=_value_schema("integer", "How many times it has been started.", minimum=0),
+        restarts=_value_schema("integer", "How many of these starts the restart policy or a rule made.", minimum=0),
+        uptime_sec=_value_schema("number?", "Seconds since this generation started.", minimum=0),
+        ready=_value_schema("boolean", "Whether it runs and, if it reports readiness, is ready."),
+        cgroup=_value_schema("string", "Its cgroup (version 2)."),
+        memory_current=_value_schema("integer?", "Bytes."),
+        memory_max=_value_schema("integer?", "Bytes; null: no limit."),
+        pids_current=_value_schema("integer?", "Processes and threads."),
+        pids_max=_value_schema("integer?", "null: no limit."),
+        cpu_usage_usec=_value_schema("integer?", "Processor time so far, microseconds."),
         last_exit={
             "description": "How the last generation ended.",
             "anyOf": [
                 {"type": "null"},
-                _object(
+                _object_schema(
                     "Exactly one of code, signal, failure and unknown is set.",
                     optional=("core_dumped", "failure", "unknown"),
-                    code=_is("integer?", "Exit status, 0-255."),
-                    signal=_is("string?", 'The signal that ended it, "SIGKILL".'),
-                    oom_killed=_is("boolean", "The kernel's OOM killer ended it."),
-                    core_dumped=_is("boolean", "It left a core dump."),
-                    failure=_is("string", "Why it could not be started."),
-                    unknown=_is("boolean", "The exit status is unknown: it was not supervised when it ended."),
+                    code=_value_schema("integer?", "Exit status, 0-255."),
+                    signal=_value_schema("string?", 'The signal that ended it, "SIGKILL".'),
+                    oom_killed=_value_schema("boolean", "The kernel's OOM killer ended it."),
+                    core_dumped=_value_schema("boolean", "It left a core dump."),
+                    failure=_value_schema("string", "Why it could not be started."),
+                    unknown=_value_schema(
+                        "boolean", "The exit status is unknown: it was not supervised when it ended."
+                    ),
                 ),
             ],
         },
-        last_event=_is("object?", "The last record about it: timestamp, event, and the event's fields."),
+        last_event=_value_schema("object?", "The last record about it: timestamp, event, and the event's fields."),
     ),
-    "Stats": _object(
+    "Stats": _object_schema(
         "The limits and the usage of one instance. null: this host does not count it.",
-        at=_is("number", "When the counters were read: seconds of a monotonic clock."),
-        name=_is("string", '"web", or "web@2".'),
-        state=_is("string", "The state of its lifecycle.", enum=list(STATES)),
-        generation=_is("integer", "How many times it has been started.", minimum=0),
-        memory_current=_is("integer?", "Bytes."),
-        memory_max=_is("integer?", "Bytes; null: no limit."),
-        pids_current=_is("integer?", "Processes and threads."),
-        pids_max=_is("integer?", "null: no limit."),
-        cpu_usage_usec=_is("integer?", "Processor time so far, microseconds."),
-        cpu_max_percent=_is("number?", "Limit, per cent of one processor; null: no limit."),
-        periods=_is("integer?", "Periods of its limit of processor time in which it wanted to run."),
-        throttled_periods=_is("integer?", "Those in which the limit stopped it."),
-        throttled_usec=_is("integer?", "How long the limit stopped it, summed over all processors, microseconds."),
-        io_read_bytes=_is("integer?", "From block devices."),
-        io_write_bytes=_is("integer?", "To block devices."),
-        network_receive_bytes=_is(
+        at=_value_schema("number", "When the counters were read: seconds of a monotonic clock."),
+        name=_value_schema("string", '"web", or "web@2".'),
+        state=_value_schema("string", "The state of its lifecycle.", enum=list(STATES)),
+        generation=_value_schema("integer", "How many times it has been started.", minimum=0),
+        memory_current=_value_schema("integer?", "Bytes."),
+        memory_max=_value_schema("integer?", "Bytes; null: no limit."),
+        pids_current=_value_schema("integer?", "Processes and threads."),
+        pids_max=_value_schema("integer?", "null: no limit."),
+        cpu_usage_usec=_value_schema("integer?", "Processor time so far, microseconds."),
+        cpu_max_percent=_value_schema("number?", "Limit, per cent of one processor; null: no limit."),
+        periods=_value_schema("integer?", "Periods of its limit of processor time in which it wanted to run."),
+        throttled_periods=_value_schema("integer?", "Those in which the limit stopped it."),
+        throttled_usec=_value_schema(
+            "integer?", "How long the limit stopped it, summed over all processors, microseconds."
+        ),
+        io_read_bytes=_value_schema("integer?", "From block devices."),
+        io_write_bytes=_value_schema("integer?", "To block devices."),
+        network_receive_bytes=_value_schema(
             "integer?", "Bytes over the devices of its own network namespace; null: it uses the host's."
         ),
-        network_transmit_bytes=_is("integer?", "As network_receive_bytes."),
-        cpu_stalled_usec=_is("integer?", "Time in which a task of it waited for a processor, microseconds."),
-        memory_stalled_usec=_is("integer?", "Time in which a task of it waited for memory, microseconds."),
-        io_stalled_usec=_is("integer?", "Time in which a task of it waited for input or output, microseconds."),
+        network_transmit_bytes=_value_schema("integer?", "As network_receive_bytes."),
+        cpu_stalled_usec=_value_schema("integer?", "Time in which a task of it waited for a processor, microseconds."),
+        memory_stalled_usec=_value_schema("integer?", "Time in which a task of it waited for memory, microseconds."),
+        io_stalled_usec=_value_schema(
+            "integer?", "Time in which a task of it waited for input or output, microseconds."
+        ),
     ),
-    "Command": _object(
+    "Command": _object_schema(
         "The instances or groups of a command, and its parameters.",
         optional=("signal", "resources", "persist"),
         closed=True,
-        names=_is("array", "Names and globs.", items={"type": "string", "minLength": 1}, minItems=1),
+        names=_value_schema("array", "Names and globs.", items={"type": "string", "minLength": 1}, minItems=1),
         signal={
             "description": 'For the verb "signal" only: "SIGHUP", "HUP", "SIGRTMIN+3" or a number. Default SIGTERM.',
             "type": ["string", "integer"],
@@ -264,122 +271,136 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "type": "boolean",
         },
     ),
-    "Group": _object(
+    "Group": _object_schema(
         "A group of workloads. What is not known, or does not apply, is null. More keys may come.",
-        name=_is("string", '"group/batch".'),
-        text=_is("string", "Its description, for people."),
-        group=_is("string?", "The group that contains it."),
-        members=_is("array", "The instances in it, and in the groups that it contains.", items={"type": "string"}),
-        cgroup=_is("string", "Its cgroup (version 2)."),
-        memory_current=_is("integer?", "Bytes, of all members."),
-        memory_max=_is("integer?", "Bytes; null: no limit."),
-        pids_current=_is("integer?", "Processes and threads."),
-        pids_max=_is("integer?", "null: no limit."),
-        cpu_usage_usec=_is("integer?", "Processor time so far, microseconds."),
-        memory_pressure_avg10=_is("number?", "Per cent of the last 10 s in which all of them waited for memory."),
+        name=_value_schema("string", '"group/batch".'),
+        text=_value_schema("string", "Its description, for people."),
+        group=_value_schema("string?", "The group that contains it."),
+        members=_value_schema(
+            "array", "The instances in it, and in the groups that it contains.", items={"type": "string"}
+        ),
+        cgroup=_value_schema("string", "Its cgroup (version 2)."),
+        memory_current=_value_schema("integer?", "Bytes, of all members."),
+        memory_max=_value_schema("integer?", "Bytes; null: no limit."),
+        pids_current=_value_schema("integer?", "Processes and threads."),
+        pids_max=_value_schema("integer?", "null: no limit."),
+        cpu_usage_usec=_value_schema("integer?", "Processor time so far, microseconds."),
+        memory_pressure_avg10=_value_schema(
+            "number?", "Per cent of the last 10 s in which all of them waited for memory."
+        ),
     ),
-    "Upgrade": _object(
+    "Upgrade": _object_schema(
         "The other version.",
         closed=True,
-        python=_is("string", "The Python that runs it: a path."),
-        package=_is("string", "The folder that contains the package nsupervisor."),
-        timeout=_is("number", "Seconds for it to start.", exclusiveMinimum=0),
+        python=_value_schema("string", "The Python that runs it: a path."),
+        package=_value_schema("string", "The folder that contains the package nsupervisor."),
+        timeout=_value_schema("number", "Seconds for it to start.", exclusiveMinimum=0),
     ),
-    "Upgraded": _object(
+    "Upgraded": _object_schema(
         "The result of an upgrade.",
-        ok=_is("boolean", "The other version has passed its trial, and the keeper executes it."),
-        message=_is("string", "The other version, or why the upgrade failed."),
+        ok=_value_schema("boolean", "The other version has passed its trial, and the keeper executes it."),
+        message=_value_schema("string", "The other version, or why the upgrade failed."),
     ),
-    "Result": _object(
+    "Result": _object_schema(
         "The result of a command on one instance or group.",
-        name=_is("string", "The instance, or the group whose limits were set."),
-        ok=_is("boolean", "Whether it was done."),
-        state=_is("string?", "The state afterwards; null for a group.", enum=[*STATES, None]),
-        message=_is("string", "Why it was not done, or more about it; may be empty."),
+        name=_value_schema("string", "The instance, or the group whose limits were set."),
+        ok=_value_schema("boolean", "Whether it was done."),
+        state=_value_schema("string?", "The state afterwards; null for a group.", enum=[*STATES, None]),
+        message=_value_schema("string", "Why it was not done, or more about it; may be empty."),
     ),
-    "Source": _object(
+    "Source": _object_schema(
         "A configuration file.",
         optional=("path", "text"),
         closed=True,
-        path=_is("string", "Its absolute path; the service reads it if there is no text. Default: that in force."),
-        text=_is("string", "Its contents."),
+        path=_value_schema(
+            "string", "Its absolute path; the service reads it if there is no text. Default: that in force."
+        ),
+        text=_value_schema("string", "Its contents."),
     ),
-    "Plan": _object(
+    "Plan": _object_schema(
         "What a reload does.",
-        config=_is("string", "Path of the configuration."),
-        service=_is(
+        config=_value_schema("string", "Path of the configuration."),
+        service=_value_schema(
             "array",
             "What differs in [supervisor]; a key that is not live takes effect when the service starts again.",
             items={"$ref": "#/components/schemas/Change"},
         ),
-        groups=_is(
+        groups=_value_schema(
             "array",
             "What differs in groups and in [host]; all of it is live.",
             items={"$ref": "#/components/schemas/Change"},
         ),
-        steps=_is(
+        steps=_value_schema(
             "array",
             "All instances: those of the file in its order, then those that are removed.",
-            items=_object(
+            items=_object_schema(
                 "One instance.",
-                name=_is("string", '"web", or "web@2".'),
-                do=_is("string", "What is done to it.", enum=["none", "live", "restart", "start", "stop"]),
-                why=_is("string", "The reason; may be empty."),
-                changes=_is("array", "What differs.", items={"$ref": "#/components/schemas/Change"}),
+                name=_value_schema("string", '"web", or "web@2".'),
+                do=_value_schema("string", "What is done to it.", enum=["none", "live", "restart", "start", "stop"]),
+                why=_value_schema("string", "The reason; may be empty."),
+                changes=_value_schema("array", "What differs.", items={"$ref": "#/components/schemas/Change"}),
             ),
         ),
     ),
-    "Change": _object(
+    "Change": _object_schema(
         "A key that differs.",
-        key=_is("string", '"resources.memory_max".'),
-        how=_is("string", "The kind of change.", enum=["added", "removed", "changed", "reordered", "contents"]),
-        before=_is("string?", "The value in the file in force, shortened; null: never shown (environment)."),
-        after=_is("string?", "The value in the new file."),
-        live=_is("boolean", "Whether it applies to the running process; otherwise it needs a new process."),
+        key=_value_schema("string", '"resources.memory_max".'),
+        how=_value_schema(
+            "string", "The kind of change.", enum=["added", "removed", "changed", "reordered", "contents"]
+        ),
+        before=_value_schema("string?", "The value in the file in force, shortened; null: never shown (environment)."),
+        after=_value_schema("string?", "The value in the new file."),
+        live=_value_schema("boolean", "Whether it applies to the running process; otherwise it needs a new process."),
     ),
-    "Problems": _object(
+    "Problems": _object_schema(
         "An error in the request or the file; nothing was done.",
         optional=("problems",),
-        error=_is("string", "What is wrong, and what to do instead; one line for each problem."),
-        problems=_is(
+        error=_value_schema("string", "What is wrong, and what to do instead; one line for each problem."),
+        problems=_value_schema(
             "array",
             "The problems of a file.",
-            items=_object(
+            items=_object_schema(
                 "One problem.",
-                line=_is("integer?", "The line of the file."),
-                key=_is("string", "The key's path; may be empty."),
-                message=_is("string", "What is wrong, and what to write instead."),
-                text=_is("string", "The whole message, with the file's name."),
+                line=_value_schema("integer?", "The line of the file."),
+                key=_value_schema("string", "The key's path; may be empty."),
+                message=_value_schema("string", "What is wrong, and what to write instead."),
+                text=_value_schema("string", "The whole message, with the file's name."),
             ),
         ),
     ),
-    "Error": _object("An error; nothing was done.", error=_is("string", "What is wrong, and what to do instead.")),
+    "Error": _object_schema(
+        "An error; nothing was done.", error=_value_schema("string", "What is wrong, and what to do instead.")
+    ),
 }
 
 
-def _history() -> dict[str, Any]:
+def _history_schema() -> dict[str, Any]:
     """Return the schema of a History: the properties of a Status, and more."""
     status = SCHEMAS["Status"]
-    own = _object(
+    own = _object_schema(
         "An object `Status`, and the records that explain it.",
-        config=_is("string", "Path of the configuration."),
-        restart=_is("string", "The workload's restart setting."),
-        since=_is("number", "When the supervisor started: seconds since 1970-01-01 UTC."),
-        log=_object(
+        config=_value_schema("string", "Path of the configuration."),
+        restart=_value_schema("string", "The workload's restart setting."),
+        since=_value_schema("number", "When the supervisor started: seconds since 1970-01-01 UTC."),
+        log=_object_schema(
             "The files on the supervisor's host that contain its output.",
-            file=_is("string?", "Its own log file; null: it has none."),
-            format=_is("string", "The format of that file: json (records), or raw."),
-            streams=_is("array", "The streams in it: stdout, stderr.", items={"type": "string"}),
-            stream=_is("string?", "The file of the supervisor's own stream; null: it is not a file of records."),
+            file=_value_schema("string?", "Its own log file; null: it has none."),
+            format=_value_schema("string", "The format of that file: json (records), or raw."),
+            streams=_value_schema("array", "The streams in it: stdout, stderr.", items={"type": "string"}),
+            stream=_value_schema(
+                "string?", "The file of the supervisor's own stream; null: it is not a file of records."
+            ),
         ),
-        forgotten=_is("integer", "How many older records have been discarded.", minimum=0),
-        records=_is("array", "Oldest first; `nsupervisor schema log` describes them.", items={"type": "object"}),
+        forgotten=_value_schema("integer", "How many older records have been discarded.", minimum=0),
+        records=_value_schema(
+            "array", "Oldest first; `nsupervisor schema log` describes them.", items={"type": "object"}
+        ),
     )
     properties = status["properties"] | own["properties"]
     return {**own, "properties": properties, "required": [*status["required"], *own["required"]]}
 
 
-SCHEMAS["History"] = _history()
+SCHEMAS["History"] = _history_schema()
 
 
 def openapi() -> dict[str, Any]:
@@ -426,15 +447,15 @@ def _operation(route: Route) -> dict[str, Any]:
     if route.body:
         operation["requestBody"] = {"required": True, "content": _content(route.body)}
     operation["responses"] = {
-        str(status): {"description": _WORDS[status], "content": _content(answer)}
-        for status, answer in sorted({**COMMON_ANSWERS, **route.answers}.items())
+        str(status): {"description": _STATUS_DESCRIPTIONS[status], "content": _content(answer)}
+        for status, answer in sorted({**COMMON_RESPONSES, **route.responses}.items())
     }
     return operation
 
 
-COMMON_ANSWERS: Mapping[int, str] = dict.fromkeys((400, 403, 405, 408, 413, 421, 431, 500, 501, 503, 505), "Error")
+COMMON_RESPONSES: Mapping[int, str] = dict.fromkeys((400, 403, 405, 408, 413, 421, 431, 500, 501, 503, 505), "Error")
 """The responses that any request may have, in addition to those of its route."""
-_WORDS = {
+_STATUS_DESCRIPTIONS = {
     200: "Done.",
     400: "The request is wrong.",
     403: "The client may not do this, or may not connect.",
@@ -451,11 +472,11 @@ _WORDS = {
 }
 
 
-def _content(name: tuple[str] | str) -> dict[str, Any]:
-    if "/" in name:
-        return {str(name): {"schema": {"type": "string"}}}
-    if isinstance(name, tuple):
-        schema: dict[str, Any] = {"type": "array", "items": {"$ref": f"#/components/schemas/{name[0]}"}}
+def _content(schema_name: tuple[str] | str) -> dict[str, Any]:
+    if "/" in schema_name:
+        return {str(schema_name): {"schema": {"type": "string"}}}
+    if isinstance(schema_name, tuple):
+        schema: dict[str, Any] = {"type": "array", "items": {"$ref": f"#/components/schemas/{schema_name[0]}"}}
     else:
-        schema = {"$ref": f"#/components/schemas/{name}"}
+        schema = {"$ref": f"#/components/schemas/{schema_name}"}
     return {"application/json": {"schema": schema}}

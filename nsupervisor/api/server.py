@@ -14,7 +14,7 @@ from nsupervisor.api.http.limits import UNIX_CONNECTIONS
 from nsupervisor.api.http.listener import Admit, serve_connections
 from nsupervisor.api.http.messages import Application
 
-LONGEST_PATH = 107  # bytes, unix(7): sun_path without its final NUL
+MAX_PATH_BYTES = 107  # bytes, unix(7): sun_path without its final NUL
 BACKLOG = 100
 
 
@@ -62,8 +62,8 @@ def listen(path: str) -> socket.socket:
     Raises:
         OSError: it cannot be created, or another supervisor answers on it; the text says what to do instead.
     """
-    if len(os.fsencode(path)) > LONGEST_PATH:
-        raise OSError(f"{path}: longer than the {LONGEST_PATH} bytes a socket may have; choose a shorter directory")
+    if len(os.fsencode(path)) > MAX_PATH_BYTES:
+        raise OSError(f"{path}: longer than the {MAX_PATH_BYTES} bytes a socket may have; choose a shorter directory")
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         # bind(2) creates the file with the socket's own mode, so the mode is never wider.
@@ -73,7 +73,7 @@ def listen(path: str) -> socket.socket:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise OSError(error.errno, error.strerror, path) from None
-            _make_way(path)
+            _remove_stale_socket(path)
             listening.bind(path)
         listening.listen(BACKLOG)
     except BaseException:
@@ -82,7 +82,7 @@ def listen(path: str) -> socket.socket:
     return listening
 
 
-def _make_way(path: str) -> None:
+def _remove_stale_socket(path: str) -> None:
     """Remove the socket of a dead supervisor. Raises OSError if the supervisor runs, or the file is not a socket."""
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
         raise OSError(f"{path}: is not a socket; move it away, or choose another directory")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nsupervisor.cgroups.cgroup import Cgroup
-    from nsupervisor.cgroups.errors import CgroupError, CgroupGoneError, Problem
+    from nsupervisor.cgroups.errors import CgroupError, CgroupGoneError, HostProblem
     from nsupervisor.cgroups.host import Controller, Host
     from nsupervisor.cgroups.pressure import Trigger
     from nsupervisor.cgroups.readings import Reading
@@ -23,7 +23,7 @@ __all__ = [
     "CgroupGoneError",
     "Controller",
     "Host",
-    "Problem",
+    "HostProblem",
     "Reading",
     "Tree",
     "Trigger",
@@ -33,7 +33,7 @@ __all__ = [
 
 _MODULES = {
     "cgroup": ("Cgroup",),
-    "errors": ("CgroupError", "CgroupGoneError", "Problem"),
+    "errors": ("CgroupError", "CgroupGoneError", "HostProblem"),
     "host": ("Controller", "Host"),
     "pressure": ("Trigger",),
     "readings": ("Reading",),

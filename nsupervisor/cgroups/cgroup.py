@@ -14,18 +14,18 @@ from typing import Any, ClassVar
 import attrs
 
 from nsupervisor.cgroups import directories, limits
-from nsupervisor.cgroups.errors import CgroupError, CgroupGoneError, Problem
-from nsupervisor.cgroups.files import RESOURCES, V1
-from nsupervisor.cgroups.host import Around, Host
+from nsupervisor.cgroups.errors import CgroupError, CgroupGoneError, HostProblem
+from nsupervisor.cgroups.files import RESOURCE_FILES, V1_EQUIVALENTS
+from nsupervisor.cgroups.host import AncestorLimits, Host
 from nsupervisor.cgroups.mounts import Hierarchy
-from nsupervisor.cgroups.parsing import HOST_FILES, parse
-from nsupervisor.cgroups.values import file_of, settings
+from nsupervisor.cgroups.parsing import HOST_FILES, parse_file
+from nsupervisor.cgroups.values import configured_values, file_for_key
 from nsupervisor.config.units import Percent
 
 _READ_SIZE = 8192
 _MAX_KILL_ROUNDS = 1000
 _, _HARD_LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)
-MOST_KEPT = (1 << 20 if _HARD_LIMIT == resource.RLIM_INFINITY else _HARD_LIMIT) // 3
+MAX_OPEN_FILES = (1 << 20 if _HARD_LIMIT == resource.RLIM_INFINITY else _HARD_LIMIT) // 3
 """The number of files that all cgroups together keep open: a third of the hard limit.
 
 The service raises its own limit to the hard one. The rest is for the programs' pipes and for kernel notifications.
@@ -34,13 +34,13 @@ The service raises its own limit to the hard one. The rest is for the programs' 
 _HIERARCHICAL_EVENTS = ("memory.events", "pids.events")
 
 
-def keep_at_most(files: int) -> None:
+def set_max_open_files(count: int) -> None:
     """Lower the number of files that cgroups keep open, to leave descriptors for other uses.
 
     Files that are already open and exceed the number are closed when they are next read.
     """
-    global MOST_KEPT
-    MOST_KEPT = files
+    global MAX_OPEN_FILES
+    MAX_OPEN_FILES = count
 
 
 @attrs.define(eq=False)
@@ -52,15 +52,15 @@ class _CachedReader:
 
     fds: tuple[int, ...]
     parse: Callable[[Sequence[str]], dict[str, float]]
-    said: list[bytes] = attrs.field(factory=list)
+    texts: list[bytes] = attrs.field(factory=list)
     values: dict[str, float] = attrs.field(factory=dict)
 
     def read(self) -> dict[str, float]:
         """Return the values, parsed only if a text has changed."""
         texts = [_pread(self.fds[0])] if len(self.fds) == 1 else [_pread(fd) for fd in self.fds]
-        if texts != self.said:
+        if texts != self.texts:
             self.values = self.parse([data.decode() for data in texts])
-            self.said = texts
+            self.texts = texts
         return self.values
 
 
@@ -78,25 +78,25 @@ class Cgroup:
     name: str
     path: str
     v1: dict[Hierarchy, str] = attrs.field(factory=dict, repr=False)
-    problems: list[Problem] = attrs.field(factory=list)
-    provide: Callable[[Cgroup, str], None] | None = attrs.field(default=None, repr=False)
-    within: tuple[Cgroup, ...] = attrs.field(default=(), repr=False)
-    members: dict[str, Cgroup] = attrs.field(factory=dict, repr=False)
+    problems: list[HostProblem] = attrs.field(factory=list)
+    enable_controller: Callable[[Cgroup, str], None] | None = attrs.field(default=None, repr=False)
+    ancestors: tuple[Cgroup, ...] = attrs.field(default=(), repr=False)
+    children: dict[str, Cgroup] = attrs.field(factory=dict, repr=False)
     """The cgroups directly below a group, by path."""
-    shared: set[str] = attrs.field(factory=set, init=False, repr=False)
+    limited_controllers: set[str] = attrs.field(factory=set, init=False, repr=False)
     """The controllers in which a group has limits, so that all its members must be in their v1 hierarchies."""
-    _around: Around | None = attrs.field(default=None, init=False, repr=False)
+    _ancestor_limits: AncestorLimits | None = attrs.field(default=None, init=False, repr=False)
     """The result of `ancestor_limits`, if it has been fixed in advance."""
-    raw_before: dict[str, str] = attrs.field(factory=dict, init=False, repr=False)
+    raw_originals: dict[str, str] = attrs.field(factory=dict, init=False, repr=False)
     """The texts that raw files (`unified`) had before they were first written."""
-    killed: bool = attrs.field(default=False, init=False)
+    was_killed: bool = attrs.field(default=False, init=False)
     """Whether `kill` has been used: if so, `recreate` it before the next process is cloned into it."""
-    _kept: ClassVar[int] = 0
+    _open_files: ClassVar[int] = 0
     """The number of open files of all cgroups."""
-    _sources: dict[str, _CachedReader] = attrs.field(factory=dict, init=False, repr=False)
+    _readers: dict[str, _CachedReader] = attrs.field(factory=dict, init=False, repr=False)
 
     @property
-    def procs_files(self) -> list[str]:
+    def join_files(self) -> list[str]:
         """The v1 files to which a child writes 0 to join, before its first step. Empty on unified hosts.
 
         They are `tasks`, not `cgroup.procs`: a process that moves its only thread need not hold up every fork and exit
@@ -109,10 +109,10 @@ class Cgroup:
 
         Raises CgroupError if this host has neither.
         """
-        location = self.host.place(file)
-        if isinstance(location, Problem):
-            raise CgroupError(f"{self.name} has no {file}: {location.why}; {location.instead}")
-        if location.v1 is None or (location.v1.core and location.hierarchy not in self.v1):
+        location = self.host.locate(file)
+        if isinstance(location, HostProblem):
+            raise CgroupError(f"{self.name} has no {file}: {location.reason}; {location.remedy}")
+        if location.v1 is None or (location.v1.reads_core_first and location.hierarchy not in self.v1):
             return self.path
         if location.hierarchy not in self.v1:
             raise CgroupError(
@@ -120,28 +120,28 @@ class Cgroup:
             )
         return self.v1[location.hierarchy]
 
-    def provided(self, file: str) -> str:
+    def ensure_controller(self, file: str) -> str:
         """Give the cgroup the controller of a file, if it lacks it, and return the file's directory."""
-        location = self.host.place(file)
-        if self.provide is not None and not isinstance(location, Problem):
-            self.provide(self, file.partition(".")[0])
+        location = self.host.locate(file)
+        if self.enable_controller is not None and not isinstance(location, HostProblem):
+            self.enable_controller(self, file.partition(".")[0])
         return self.directory(file)
 
     def is_v1(self, file: str) -> bool:
         """Return whether v1 files replace this v2 file on this host."""
-        location = self.host.place(file)
-        return not isinstance(location, Problem) and location.hierarchy.version == 1
+        location = self.host.locate(file)
+        return not isinstance(location, HostProblem) and location.hierarchy.version == 1
 
-    def offers(self, file: str) -> bool:
+    def supports(self, file: str) -> bool:
         """Return whether `read_cached(file)` can succeed. Opens no file that stays open."""
-        with self._briefly(file):
+        with self._closing_after(file):
             try:
-                self._source(file)
+                self._reader(file)
             except CgroupError:
                 return False
             return True
 
-    def read(self, file: str) -> dict[str, float]:
+    def read_cached(self, file: str) -> dict[str, float]:
         """Return the present values of the v2 file, by v2's keys.
 
         Examples: {"": 123}, {"oom_kill": 1}, {"some avg10": 0.0}, cpu.max as {"quota": …, "period": …}; infinity for
@@ -153,73 +153,73 @@ class Cgroup:
 
         Raises CgroupError if the host has no such file, CgroupGoneError if the cgroup has been removed.
         """
-        source = self._sources.get(file)
-        if source is not None and Cgroup._kept <= MOST_KEPT:
-            return self._read(file, source)
-        if Cgroup._kept >= MOST_KEPT:
-            self._let_go(file)
-            return self.look(file)
-        return self._read(file, self._source(file))
+        source = self._readers.get(file)
+        if source is not None and Cgroup._open_files <= MAX_OPEN_FILES:
+            return self._read_from(file, source)
+        if Cgroup._open_files >= MAX_OPEN_FILES:
+            self._close_file(file)
+            return self.read_once(file)
+        return self._read_from(file, self._reader(file))
 
-    def _read(self, file: str, source: _CachedReader) -> dict[str, float]:
+    def _read_from(self, file: str, reader: _CachedReader) -> dict[str, float]:
         try:
-            values = source.read()
-            return self._with_members(file, values) if self.members and file in _HIERARCHICAL_EVENTS else values
+            values = reader.read()
+            return self._with_children(file, values) if self.children and file in _HIERARCHICAL_EVENTS else values
         except OSError as error:
-            raise self._unreadable(file, error) from error
+            raise self._read_error(file, error) from error
         except ValueError as error:
             raise CgroupError(f"cannot read {file} of {self.name}: {error}") from error
 
-    def _with_members(self, file: str, values: dict[str, float]) -> dict[str, float]:
+    def _with_children(self, file: str, values: dict[str, float]) -> dict[str, float]:
         """Add the events of the cgroups below.
 
         v2 counts an event in all cgroups around it, v1 only in the one where it happens.
         """
         if not self.is_v1(file):
             return values
-        for member in list(self.members.values()):
+        for member in list(self.children.values()):
             try:
-                member_values = member.read(file)
+                member_values = member.read_cached(file)
             except CgroupGoneError:
-                del self.members[member.path]
+                del self.children[member.path]
                 continue
             values = {key: values.get(key, 0.0) + member_values.get(key, 0.0) for key in {**values, **member_values}}
         return values
 
-    def look(self, file: str) -> dict[str, float]:
+    def read_once(self, file: str) -> dict[str, float]:
         """Read like `read_cached`, but for occasional readings: opens no file that stays open."""
-        with self._briefly(file):
-            return self._read(file, self._source(file))
+        with self._closing_after(file):
+            return self._read_from(file, self._reader(file))
 
     @contextmanager
-    def _briefly(self, file: str) -> Iterator[None]:
-        was_open = file in self._sources
+    def _closing_after(self, file: str) -> Iterator[None]:
+        was_open = file in self._readers
         try:
             yield
         finally:
             if not was_open:
-                self._let_go(file)
+                self._close_file(file)
 
-    def _let_go(self, file: str) -> None:
-        source = self._sources.pop(file, None)
+    def _close_file(self, file: str) -> None:
+        source = self._readers.pop(file, None)
         for fd in source.fds if source else ():
             os.close(fd)
-            Cgroup._kept -= 1
+            Cgroup._open_files -= 1
 
-    def _source(self, file: str) -> _CachedReader:
-        source = self._sources.get(file)
+    def _reader(self, file: str) -> _CachedReader:
+        source = self._readers.get(file)
         if source is None:
             directory = self.directory(file)
             if file in HOST_FILES:
                 paths, parser = [HOST_FILES[file]], _v2_parser(file)
             elif directory == self.path:
-                paths, parser = [f"{self.path}/{limits.v2_name(self, file)}"], _v2_parser(file)
+                paths, parser = [f"{self.path}/{limits.v2_file_name(self, file)}"], _v2_parser(file)
             else:
-                v1 = V1[file]
-                paths = [f"{self.path}/{file}"] * v1.core + [f"{directory}/{name}" for name in v1.files]
+                v1 = V1_EQUIVALENTS[file]
+                paths = [f"{self.path}/{file}"] * v1.reads_core_first + [f"{directory}/{name}" for name in v1.files]
                 parser = v1.read
-            source = self._sources[file] = _CachedReader(self._open(file, paths), parser)
-            Cgroup._kept += len(source.fds)
+            source = self._readers[file] = _CachedReader(self._open(file, paths), parser)
+            Cgroup._open_files += len(source.fds)
         return source
 
     def _open(self, file: str, paths: Sequence[str]) -> tuple[int, ...]:
@@ -229,17 +229,17 @@ class Cgroup:
         except OSError as error:
             for fd in fds:
                 os.close(fd)
-            raise self._unreadable(file, error) from error
+            raise self._read_error(file, error) from error
         return tuple(fds)
 
-    def _unreadable(self, file: str, error: OSError) -> CgroupError:
+    def _read_error(self, file: str, error: OSError) -> CgroupError:
         # For a removed cgroup, reading an open file fails with ENODEV, opening a path with ENOENT.
         if error.errno in (errno.ENODEV, errno.ENOENT) and not os.path.exists(self.path):
             return CgroupGoneError(f"cannot read {file} of {self.name}: the cgroup has been removed")
         why = "this kernel has no such file" if error.errno == errno.ENOENT else error.strerror
         return CgroupError(f"cannot read {file} of {self.name}: {why}")
 
-    def limits(self, files: Iterable[str] = ()) -> dict[str, float | None]:
+    def read_limits(self, files: Iterable[str] = ()) -> dict[str, float | None]:
         """Return the limits in force: {"memory.max": bytes or None, "pids.max": number or None}.
 
         `files` adds further files, "cpu.max" as a number of CPUs. Files that the host lacks are left out.
@@ -247,122 +247,122 @@ class Cgroup:
         limits_by_file: dict[str, float | None] = {}
         for file in dict.fromkeys(("memory.max", "pids.max", *files)):
             try:
-                values = self.look(file)
+                values = self.read_once(file)
             except CgroupError:
                 continue
             value = values[""] if file != "cpu.max" else values["quota"] / values["period"]
             limits_by_file[file] = None if value == inf else value
         return limits_by_file
 
-    def around(self) -> Around:
+    def ancestor_limits(self) -> AncestorLimits:
         """Return the limits in force of the groups around it."""
-        if self._around is not None:
-            return self._around
+        if self._ancestor_limits is not None:
+            return self._ancestor_limits
         limits_by_controller: dict[str, list[float]] = {"memory": [], "pids": []}
-        for group in self.within:
-            for file, limit in group.limits().items():
+        for group in self.ancestors:
+            for file, limit in group.read_limits().items():
                 limits_by_controller[file.partition(".")[0]] += [limit] if limit is not None else []
         return limits_by_controller
 
     # limits ----------------------------------------------------------------------------------------------------------
 
-    def set(self, key: str, value: object) -> None:
+    def set_limit(self, key: str, value: object) -> None:
         """Set one resource by its configuration key ("memory_max") to its configured value; None lifts the limit.
 
         The file is read back: a value that the kernel did not accept, except for rounding to pages, is an error.
         CgroupError names the file, the workload, the value and the kernel's reason.
         """
-        limits.put(self, key, value)
+        limits.set_limit(self, key, value)
 
-    def apply(self, resources: Any, fresh: bool = False) -> None:
+    def apply_limits(self, resources: Any, is_new: bool = False) -> None:
         """Set all resources. Unless the cgroup is new, resources that are not given return to the kernel's default.
 
         resources: an object with the fields of RESOURCE_FILES and `required`. If `required` is false, a failure is
         added to `self.problems` instead of raising CgroupError.
         """
         self.problems.clear()
-        values = settings(resources)
+        values = configured_values(resources)
         keys = [*values]
-        if not fresh:
-            keys += [key for key, file in RESOURCES.items() if key not in values and limits.is_set(self, file)]
-        unfit = {problem.key: problem for problem in self.host.problems(resources, self.around())}
-        for key, value in limits.steps(self, keys, values):
+        if not is_new:
+            keys += [key for key, file in RESOURCE_FILES.items() if key not in values and limits.is_set(self, file)]
+        unfit = {problem.key: problem for problem in self.host.check_resources(resources, self.ancestor_limits())}
+        for key, value in limits.plan_steps(self, keys, values):
             try:
                 if (problem := unfit.get(key)) is not None:
                     raise self._refusal(problem)
-                self.set(key, value)
+                self.set_limit(key, value)
             except CgroupError as error:
                 if resources.required:
                     raise
-                self.problems.append(Problem(key, str(error), "the workload runs without it"))
+                self.problems.append(HostProblem(key, str(error), "the workload runs without it"))
 
-    def change(self, before: Any, after: Any) -> None:
+    def change_limits(self, before: Any, after: Any) -> None:
         """Change from one set of resources to another while the workload runs: completely or, on a failure, not at all.
 
         Raises CgroupError with the failure, after the limits that were already set have been restored. A failure to
         restore is in the message as well.
         """
-        old, new = settings(before), settings(after)
+        old, new = configured_values(before), configured_values(after)
         keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-        for problem in self.host.problems(after, self.around()):
+        for problem in self.host.check_resources(after, self.ancestor_limits()):
             if problem.key in keys or (problem.key == "memory_swap_max" and "memory_max" in keys):
                 raise self._refusal(problem)
         tried = []
         try:
-            for key, value in limits.steps(self, keys, new):
+            for key, value in limits.plan_steps(self, keys, new):
                 tried.append(key)
-                self.set(key, value)
+                self.set_limit(key, value)
         except CgroupError as error:
             failures = [str(error)]
-            for key, value in limits.steps(self, list(dict.fromkeys(tried)), old):
+            for key, value in limits.plan_steps(self, list(dict.fromkeys(tried)), old):
                 try:
-                    self.set(key, value)
+                    self.set_limit(key, value)
                 except CgroupError as restore_error:
                     failures.append(f"and what was before is not back: {restore_error}")
             raise CgroupError("; ".join(failures)) from error
 
-    def apart(self, resources: Any) -> Cgroup:
+    def detached(self, resources: Any) -> Cgroup:
         """Return a second handle on the same directories, for a thread that sets these limits.
 
         Meanwhile the event loop keeps reading through this handle. Close the second handle afterwards.
         """
-        for key in settings(resources):
+        for key in configured_values(resources):
             try:
-                self.provided(file_of(key))  # the tree is not thread-safe
+                self.ensure_controller(file_for_key(key))  # the tree is not thread-safe
             except CgroupError:
                 pass  # setting the limit reports the reason
         handle = Cgroup(self.host, self.name, self.path, self.v1)
-        handle._around = self.around()
-        handle.raw_before = self.raw_before
+        handle._ancestor_limits = self.ancestor_limits()
+        handle.raw_originals = self.raw_originals
         return handle
 
-    def remeasure(self, resources: Any) -> None:
+    def reapply_percentages(self, resources: Any) -> None:
         """Set the percentages again, after the limit of a group around it has changed.
 
         Raises CgroupError like `set_limit`.
         """
-        values = settings(resources)
+        values = configured_values(resources)
         keys = [key for key, value in values.items() if isinstance(value, Percent)]
-        for key, value in limits.steps(self, keys, values):
-            self.set(key, value)
+        for key, value in limits.plan_steps(self, keys, values):
+            self.set_limit(key, value)
 
-    def _refusal(self, problem: Problem) -> CgroupError:
-        return CgroupError(f"cannot set {file_of(problem.key)} of {self.name}: {problem.why}; {problem.instead}")
+    def _refusal(self, problem: HostProblem) -> CgroupError:
+        return CgroupError(f"cannot set {file_for_key(problem.key)} of {self.name}: {problem.reason}; {problem.remedy}")
 
     # processes -------------------------------------------------------------------------------------------------------
 
-    def populated(self) -> bool:
+    def is_populated(self) -> bool:
         """Return whether any process is in the cgroup or below it. False once the cgroup has been removed."""
         try:
-            return self.read("cgroup.events")["populated"] == 1
+            return self.read_cached("cgroup.events")["populated"] == 1
         except CgroupGoneError:
             return False
 
-    def procs(self) -> list[int]:
+    def pids(self) -> list[int]:
         """Return the pids in the cgroup, nested cgroups included."""
-        return directories.processes(self.path)
+        return directories.list_processes(self.path)
 
-    def signal(self, signum: int) -> int:
+    def send_signal(self, signum: int) -> int:
         """Send a signal to every process in the cgroup, nested cgroups included; return how many received it.
 
         Processes forked at the same moment may be missed; `kill` misses none. The kernel may give the pid of an ended
@@ -371,13 +371,13 @@ class Cgroup:
         """
         pinned: dict[int, int] = {}
         try:
-            for pid in self.procs():
+            for pid in self.pids():
                 try:
                     pinned.setdefault(pid, os.pidfd_open(pid))
                 except ProcessLookupError:
                     pass
             sent = 0
-            for pid in set(self.procs()) & pinned.keys():
+            for pid in set(self.pids()) & pinned.keys():
                 try:
                     signal.pidfd_send_signal(pinned[pid], signum)
                     sent += 1
@@ -391,18 +391,18 @@ class Cgroup:
     def kill(self) -> None:
         """Send SIGKILL to every process in the cgroup, also to those that are just being forked.
 
-        Returns before they are gone: wait for `populated` 0. The next generation needs `recreate`. Raises CgroupError
-        if the kernel refuses.
+        Returns before they are gone: wait for `is_populated` 0. The next generation needs `recreate`. Raises
+        CgroupError if the kernel refuses.
         """
-        self.killed = True
+        self.was_killed = True
         try:
-            directories.write(f"{self.path}/cgroup.kill", "1")
+            directories.write_file(f"{self.path}/cgroup.kill", "1")
         except FileNotFoundError:  # before Linux 5.14
             self._kill_by_freezing()
         except OSError as error:
             raise CgroupError(f"cannot kill {self.name}: {error.strerror}") from error
 
-    def renew(self, resources: object) -> None:
+    def recreate(self, resources: object) -> None:
         """Make the v2 directory again, with its limits. Watchers of the cgroup must be added again as well.
 
         Since Linux 6.14 (and in stable kernels since), a clone compares how often its cgroup was killed before and
@@ -418,9 +418,9 @@ class Cgroup:
             os.mkdir(self.path)
         except OSError as error:
             raise CgroupError(f"cannot make the cgroup {self.path}: {error.strerror}") from error
-        self.raw_before.clear()
-        self.apply(resources, fresh=True)
-        self.killed = False
+        self.raw_originals.clear()
+        self.apply_limits(resources, is_new=True)
+        self.was_killed = False
 
     def _kill_by_freezing(self) -> None:
         # Frozen processes do not fork, but freezing takes a moment: repeat until a round finds no new process.
@@ -428,11 +428,11 @@ class Cgroup:
         try:
             killed: set[int] = set()
             for _ in range(_MAX_KILL_ROUNDS):
-                new = set(self.procs()) - killed
-                if not new and self.frozen():
+                new = set(self.pids()) - killed
+                if not new and self.is_frozen():
                     break
                 if new:
-                    self.signal(signal.SIGKILL)
+                    self.send_signal(signal.SIGKILL)
                 killed |= new
         finally:
             self.thaw()
@@ -447,25 +447,25 @@ class Cgroup:
 
     def _write_freeze(self, value: str) -> None:
         try:
-            directories.write(f"{self.path}/cgroup.freeze", value)
+            directories.write_file(f"{self.path}/cgroup.freeze", value)
         except OSError as error:
             raise CgroupError(f"cannot {'freeze' if value == '1' else 'thaw'} {self.name}: {error.strerror}") from error
 
-    def frozen(self) -> bool:
+    def is_frozen(self) -> bool:
         """Return whether `freeze` has stopped all processes; false while some are still being stopped."""
-        return self.read("cgroup.events").get("frozen") == 1
+        return self.read_cached("cgroup.events").get("frozen") == 1
 
     # removal ---------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Close the files that are kept open. The cgroup itself stays; a later reading opens them again."""
-        for file in [*self._sources]:
-            self._let_go(file)
+        for file in [*self._readers]:
+            self._close_file(file)
 
     def remove(self) -> None:
         """Remove the directories in every hierarchy, with all cgroups that the workload made below them.
 
-        Empty the cgroup first (`kill`, wait for `populated` 0). Raises CgroupError if it is in use. A cgroup that is
+        Empty the cgroup first (`kill`, wait for `is_populated` 0). Raises CgroupError if it is in use. A cgroup that is
         already gone is no error.
         """
         self.close()
@@ -474,7 +474,7 @@ class Cgroup:
 
 
 def _v2_parser(file: str) -> Callable[[Sequence[str]], dict[str, float]]:
-    return lambda texts: parse(file, texts[0])
+    return lambda texts: parse_file(file, texts[0])
 
 
 def _pread(fd: int) -> bytes:

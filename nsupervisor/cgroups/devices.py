@@ -6,10 +6,10 @@ import glob
 import os
 import stat
 
-from nsupervisor.cgroups.errors import UnfitError
+from nsupervisor.cgroups.errors import UnsupportedValueError
 
 
-def disk(path: str, sys: str = "/sys") -> str:
+def resolve_disk(path: str, sysfs: str = "/sys") -> str:
     """Return MAJOR:MINOR of the whole disk that `path` is on.
 
     path: a file, a directory, or a device node, also that of a partition. The kernel limits whole disks (the io
@@ -18,16 +18,18 @@ def disk(path: str, sys: str = "/sys") -> str:
     try:
         status = os.stat(path)
     except OSError as error:
-        raise UnfitError(f"cannot look at {path}: {error.strerror}", "write a path that is there") from error
+        raise UnsupportedValueError(f"cannot look at {path}: {error.strerror}", "write a path that is there") from error
     if stat.S_ISCHR(status.st_mode):
-        raise UnfitError(f"{path} is a character device, not a disk", "write a file or directory on the disk")
+        raise UnsupportedValueError(
+            f"{path} is a character device, not a disk", "write a file or directory on the disk"
+        )
     number = status.st_rdev if stat.S_ISBLK(status.st_mode) else status.st_dev
     device = f"{os.major(number)}:{os.minor(number)}"
-    device_directory = os.path.realpath(f"{sys}/dev/block/{device}")
+    device_directory = os.path.realpath(f"{sysfs}/dev/block/{device}")
     if not os.path.isdir(device_directory):
         # Major 0 belongs to no device: file systems that are not on exactly one disk use it (stat(2)).
         kind = _filesystem(path)
-        raise UnfitError(
+        raise UnsupportedValueError(
             f"{path} is on {kind}, which has no one disk behind it",
             "write the disk's device node, for example /dev/sda",
         )
@@ -52,7 +54,7 @@ def _filesystem(path: str) -> str:
     return "a file system"
 
 
-def weighing(root: str, sys: str = "/sys") -> tuple[bool | None, bool]:
+def read_weight_mechanisms(root: str, sysfs: str = "/sys") -> tuple[bool | None, bool]:
     """Return which mechanisms share disks by weight: (whether io.cost is on for some disk, whether BFQ is used by one).
 
     The first is None if it cannot be seen. root: the directory of the root cgroup, which alone has io.cost.qos
@@ -63,7 +65,7 @@ def weighing(root: str, sys: str = "/sys") -> tuple[bool | None, bool]:
             cost_enabled: bool | None = "enable=1" in file.read()
     except OSError:
         cost_enabled = None
-    for scheduler in glob.glob(f"{sys}/block/*/queue/scheduler"):
+    for scheduler in glob.glob(f"{sysfs}/block/*/queue/scheduler"):
         try:
             with open(scheduler) as file:
                 if "[bfq]" in file.read():

@@ -11,7 +11,7 @@ from nsupervisor.cgroups.errors import CgroupError
 _RETRY_DELAYS_MS = (1, 2, 4, 8, 16)
 
 
-def write(path: str, text: str) -> None:
+def write_file(path: str, text: str) -> None:
     """Write to an interface file in one write(2).
 
     Raises OSError with the kernel's errno; FileNotFoundError if there is no such file.
@@ -23,14 +23,14 @@ def write(path: str, text: str) -> None:
         os.close(fd)
 
 
-def subtree(directory: str) -> list[str]:
+def list_subtree(directory: str) -> list[str]:
     """Return the directory and every cgroup below it, children before their parents. Empty if it does not exist."""
     cgroups = []
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    cgroups += subtree(entry.path)
+                    cgroups += list_subtree(entry.path)
     except FileNotFoundError:
         return []  # it never existed, or the workload has removed it meanwhile
     return [*cgroups, directory]
@@ -45,7 +45,7 @@ def remove(directory: str) -> None:
     """
     for pause in (*_RETRY_DELAYS_MS, None):
         try:
-            for path in subtree(directory):
+            for path in list_subtree(directory):
                 try:
                     os.rmdir(path)
                 except FileNotFoundError:
@@ -53,18 +53,20 @@ def remove(directory: str) -> None:
             return
         except OSError as error:
             if error.errno != errno.EBUSY or pause is None:
-                raise CgroupError(f"cannot remove the cgroup {directory}: {_cause(error, directory)}") from error
+                raise CgroupError(
+                    f"cannot remove the cgroup {directory}: {_describe_cause(error, directory)}"
+                ) from error
         time.sleep(pause / 1000)
 
 
-def _cause(error: OSError, directory: str) -> str:
-    pids = processes(directory) if error.errno == errno.EBUSY else []
+def _describe_cause(error: OSError, directory: str) -> str:
+    pids = list_processes(directory) if error.errno == errno.EBUSY else []
     if pids:
         return f"it still holds the processes {', '.join(map(str, pids[:5]))}; kill them first"
     return os.strerror(error.errno or 0)
 
 
-def members(directory: str) -> list[int]:
+def list_own_processes(directory: str) -> list[int]:
     """Return the pids in the cgroup itself, without the cgroups below it; 0 for a process of another pid namespace."""
     try:
         with open(f"{directory}/cgroup.procs") as file:
@@ -78,10 +80,10 @@ def members(directory: str) -> list[int]:
         raise
 
 
-def processes(directory: str) -> list[int]:
+def list_processes(directory: str) -> list[int]:
     """Return the pids in the cgroup and all cgroups below it, in no order.
 
     A process that moves meanwhile may be missed or listed twice. A process of another pid namespace has no number here
     and is left out.
     """
-    return [pid for path in subtree(directory) for pid in members(path) if pid]
+    return [pid for path in list_subtree(directory) for pid in list_own_processes(path) if pid]

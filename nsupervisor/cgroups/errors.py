@@ -13,16 +13,16 @@ class CgroupGoneError(CgroupError):
     """The cgroup has been removed."""
 
 
-class UnfitError(CgroupError):
+class UnsupportedValueError(CgroupError):
     """A value that this host cannot apply. reason: a sentence without full stop; remedy: what to do."""
 
-    def __init__(self, why: str, instead: str) -> None:
-        self.why = why
-        self.instead = instead
-        super().__init__(f"{why}; {instead}")
+    def __init__(self, reason: str, remedy: str) -> None:
+        self.reason = reason
+        self.remedy = remedy
+        super().__init__(f"{reason}; {remedy}")
 
 
-class Problem(NamedTuple):
+class HostProblem(NamedTuple):
     """A requested feature that this host cannot provide.
 
     key: the configuration key ("memory_high") or the cgroup file ("memory.pressure") it is about. reason: a sentence
@@ -30,8 +30,8 @@ class Problem(NamedTuple):
     """
 
     key: str
-    why: str
-    instead: str
+    reason: str
+    remedy: str
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.why}; {self.instead}"
+        return f"{self.key}: {self.reason}; {self.remedy}"

@@ -13,20 +13,20 @@ from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import NamedTuple
 
-from nsupervisor.cgroups.parsing import number, parse, parse_flat, parse_single
+from nsupervisor.cgroups.parsing import parse_file, parse_flat, parse_number, parse_single
 
 CONTROLLERS = ("memory", "pids", "cpu", "cpuset", "io", "hugetlb", "misc", "rdma", "dmem")
 """The controllers that a configuration key or a raw file may need, in the order in which they are enabled."""
 
-ON_DEMAND = ("hugetlb", "misc", "rdma", "dmem")
+ON_DEMAND_CONTROLLERS = ("hugetlb", "misc", "rdma", "dmem")
 """Controllers that are enabled only when a workload has a limit in them."""
 
-V1_CONTROLLERS: Mapping[str, str] = {"io": "blkio"}
+V1_CONTROLLER_NAMES: Mapping[str, str] = {"io": "blkio"}
 """The v1 names of controllers that have another name on v2."""
 
-HUGE_PAGES = ("64KB", "2MB", "32MB", "1GB")
+HUGE_PAGE_SIZES = ("64KB", "2MB", "32MB", "1GB")
 
-RESOURCES: Mapping[str, str] = {
+RESOURCE_FILES: Mapping[str, str] = {
     "memory_min": "memory.min",
     "memory_low": "memory.low",
     "memory_high": "memory.high",  # before memory.max: the throttle must be in place when the maximum is lowered
@@ -44,13 +44,13 @@ RESOURCES: Mapping[str, str] = {
     "io_max": "io.max",
     "io_weight": "io.weight",
     "io_latency": "io.latency",
-    **{f"hugetlb_{size}_max": f"hugetlb.{size}.max" for size in HUGE_PAGES},
+    **{f"hugetlb_{size}_max": f"hugetlb.{size}.max" for size in HUGE_PAGE_SIZES},
     "misc_max": "misc.max",
     "rdma_max": "rdma.max",
 }
 """The resource keys of a workload and the v2 file that each one sets, in the order of writing."""
 
-UNLIMITED: Mapping[str, str] = {
+KERNEL_DEFAULTS: Mapping[str, str] = {
     "memory.min": "0",
     "memory.low": "0",
     "memory.high": "max",
@@ -68,18 +68,18 @@ UNLIMITED: Mapping[str, str] = {
     "io.max": "",
     "io.weight": "default 100",
     "io.latency": "",
-    **{f"hugetlb.{size}.max": "max" for size in HUGE_PAGES},
+    **{f"hugetlb.{size}.max": "max" for size in HUGE_PAGE_SIZES},
     "misc.max": "",
     "rdma.max": "",
 }
 """The default that the kernel has in each of these files, as v2 text."""
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 
-_V1_NO_LIMIT = (2**63 - 1) // PAGE * PAGE  # PAGE_COUNTER_MAX in bytes: v1's equivalent of "max"
+_V1_NO_LIMIT = (2**63 - 1) // PAGE_SIZE * PAGE_SIZE  # PAGE_COUNTER_MAX in bytes: v1's equivalent of "max"
 
 
-def shares_of_weight(weight: int) -> int:
+def weight_to_shares(weight: int) -> int:
     """Convert cpu.weight (1 to 10000, default 100) to cpu.shares (default 1024).
 
     This is the kernel's own conversion (sched_weight_from_cgroup in kernel/sched/sched.h: weight * 1024 / 100,
@@ -88,19 +88,19 @@ def shares_of_weight(weight: int) -> int:
     return (weight * 1024 + 50) // 100
 
 
-def weight_of_shares(shares: int) -> int:
+def shares_to_weight(shares: int) -> int:
     """Convert cpu.shares to cpu.weight like sched_weight_to_cgroup in kernel/sched/sched.h, clamped to 1 to 10000."""
     return min(max((shares * 100 + 512) // 1024, 1), 10000)
 
 
-Now = Callable[[str], str]
+ReadText = Callable[[str], str]
 """Reads the present text of a file in the directory that is written to; "" if there is no such file."""
 
 Writes = list[tuple[str, str]]
 """Pairs of file and text, in the order of writing."""
 
 
-def _write_cpu_weight(file: str, weight: str, read_present: Now) -> Writes:
+def _write_cpu_weight(file: str, weight: str, read_present: ReadText) -> Writes:
     # cpu.idle exists since Linux 5.15, in both versions. While it is 1, no weight can be set.
     if weight == "idle":
         return [("cpu.idle", "1")]
@@ -108,7 +108,7 @@ def _write_cpu_weight(file: str, weight: str, read_present: Now) -> Writes:
     return [*resets, (file, weight)]
 
 
-def _write_lines(file: str, text: str, read_present: Now, reset: str) -> Writes:
+def _write_lines(file: str, text: str, read_present: ReadText, reset: str) -> Writes:
     """Return one write for each line of `text`, because the kernel takes one device at a time.
 
     Writes that reset the other devices come first: the device's name followed by `reset`.
@@ -120,7 +120,7 @@ def _write_lines(file: str, text: str, read_present: Now, reset: str) -> Writes:
     return [(file, line) for line in lines]
 
 
-V2_WRITE: Mapping[str, Callable[[str, Now], Writes]] = {
+V2_WRITERS: Mapping[str, Callable[[str, ReadText], Writes]] = {
     "cpu.weight": lambda text, now: _write_cpu_weight("cpu.weight", text, now),
     "io.max": lambda text, now: _write_lines("io.max", text, now, "rbps=max wbps=max riops=max wiops=max"),
     "io.weight": lambda text, now: _write_lines("io.weight", text, now, "default"),
@@ -133,13 +133,13 @@ V2_WRITE: Mapping[str, Callable[[str, Now], Writes]] = {
 
 
 def _v1_limit(text: str) -> float:
-    value = number(text.strip())
+    value = parse_number(text.strip())
     return inf if value >= _V1_NO_LIMIT else value
 
 
 def _memory_events(texts: Sequence[str]) -> dict[str, float]:
     # oom_control also has oom_kill_disable and under_oom, which are states, not counters of events
-    counts = {"max": number(texts[1].strip())}
+    counts = {"max": parse_number(texts[1].strip())}
     control = parse_flat(texts[0])
     if "oom_kill" in control:  # Linux ≥ 4.13
         counts["oom_kill"] = control["oom_kill"]
@@ -174,7 +174,7 @@ def _cpu_max(texts: Sequence[str]) -> dict[str, float]:
     return {"quota": inf if quota < 0 else quota, "period": int(texts[1])}
 
 
-def _write_cpu_max(text: str, read_present: Now) -> Writes:
+def _write_cpu_max(text: str, read_present: ReadText) -> Writes:
     quota, period = text.split()
     # First lift the quota: a new period with the old quota could break the rule that a child's share fits its parent's.
     writes: Writes = [("cpu.cfs_quota_us", "-1"), ("cpu.cfs_period_us", period)]
@@ -198,9 +198,11 @@ def _swap_max(texts: Sequence[str]) -> dict[str, float]:
     return {"": inf if total == inf else total - memory}
 
 
-def _write_swap_max(text: str, read_present: Now) -> Writes:
+def _write_swap_max(text: str, read_present: ReadText) -> Writes:
     # v1 limits memory and swap together. The sum is the same limit; it needs memory.max (Host.check_resources).
-    total = "-1" if text == "max" else str(int(read_present("memory.limit_in_bytes")) + int(text) // PAGE * PAGE)
+    total = (
+        "-1" if text == "max" else str(int(read_present("memory.limit_in_bytes")) + int(text) // PAGE_SIZE * PAGE_SIZE)
+    )
     return [("memory.memsw.limit_in_bytes", total)]
 
 
@@ -222,7 +224,7 @@ def _io_max(texts: Sequence[str]) -> dict[str, float]:
     }
 
 
-def _write_io_max(text: str, read_present: Now) -> Writes:
+def _write_io_max(text: str, read_present: ReadText) -> Writes:
     writes: Writes = []
     for name, file in _THROTTLE_FILES.items():
         limits = {line.split()[0]: "0" for line in read_present(file).splitlines()}  # 0 lifts a limit
@@ -235,26 +237,26 @@ def _write_io_max(text: str, read_present: Now) -> Writes:
     return writes
 
 
-def _write_io_weight(text: str, read_present: Now) -> Writes:
+def _write_io_weight(text: str, read_present: ReadText) -> Writes:
     lines = _write_lines("blkio.bfq.weight_device", text, read_present, "default")
     return [
         ("blkio.bfq.weight", line.split()[1]) if line.startswith("default ") else (file, line) for file, line in lines
     ]
 
 
-def _same_on_v1(file: str) -> V1File:
-    write = V2_WRITE.get(file, lambda text, now: [(file, text)])
-    return V1File((file,), lambda texts: parse(file, texts[0]), write)
+def _same_on_v1(file: str) -> V1Equivalent:
+    write = V2_WRITERS.get(file, lambda text, now: [(file, text)])
+    return V1Equivalent((file,), lambda texts: parse_file(file, texts[0]), write)
 
 
-def _hugetlb_limit(page_size: str) -> V1File:
+def _hugetlb_limit(page_size: str) -> V1Equivalent:
     name = f"hugetlb.{page_size}.limit_in_bytes"
-    return V1File(
+    return V1Equivalent(
         (name,), lambda texts: {"": _v1_limit(texts[0])}, lambda text, now: [(name, "-1" if text == "max" else text)]
     )
 
 
-class V1File(NamedTuple):
+class V1Equivalent(NamedTuple):
     """How v1 files replace a v2 file.
 
     files: the v1 files to read, whose texts `read` turns into v2's keys and units. write: v2's text → the writes; None
@@ -263,57 +265,59 @@ class V1File(NamedTuple):
 
     files: tuple[str, ...]
     read: Callable[[Sequence[str]], dict[str, float]]
-    write: Callable[[str, Now], Writes] | None = None
-    core: bool = False
+    write: Callable[[str, ReadText], Writes] | None = None
+    reads_core_first: bool = False
 
 
-V1: Mapping[str, V1File] = {
-    "memory.max": V1File(
+V1_EQUIVALENTS: Mapping[str, V1Equivalent] = {
+    "memory.max": V1Equivalent(
         ("memory.limit_in_bytes",),
         lambda texts: {"": _v1_limit(texts[0])},
         lambda text, now: [("memory.limit_in_bytes", "-1" if text == "max" else text)],
     ),
-    "memory.swap.max": V1File(("memory.memsw.limit_in_bytes", "memory.limit_in_bytes"), _swap_max, _write_swap_max),
-    "memory.current": V1File(("memory.usage_in_bytes",), lambda texts: parse_single(texts[0])),
-    "memory.peak": V1File(("memory.max_usage_in_bytes",), lambda texts: parse_single(texts[0])),
-    "memory.events": V1File(("memory.oom_control", "memory.failcnt"), _memory_events),
-    "memory.stat": V1File(("memory.stat",), _memory_stat),
+    "memory.swap.max": V1Equivalent(
+        ("memory.memsw.limit_in_bytes", "memory.limit_in_bytes"), _swap_max, _write_swap_max
+    ),
+    "memory.current": V1Equivalent(("memory.usage_in_bytes",), lambda texts: parse_single(texts[0])),
+    "memory.peak": V1Equivalent(("memory.max_usage_in_bytes",), lambda texts: parse_single(texts[0])),
+    "memory.events": V1Equivalent(("memory.oom_control", "memory.failcnt"), _memory_events),
+    "memory.stat": V1Equivalent(("memory.stat",), _memory_stat),
     "pids.max": _same_on_v1("pids.max"),
     "pids.current": _same_on_v1("pids.current"),
     "pids.peak": _same_on_v1("pids.peak"),
     "pids.events": _same_on_v1("pids.events"),
-    "cpu.max": V1File(("cpu.cfs_quota_us", "cpu.cfs_period_us"), _cpu_max, _write_cpu_max),
-    "cpu.weight": V1File(
+    "cpu.max": V1Equivalent(("cpu.cfs_quota_us", "cpu.cfs_period_us"), _cpu_max, _write_cpu_max),
+    "cpu.weight": V1Equivalent(
         ("cpu.shares",),
-        lambda texts: {"": weight_of_shares(int(texts[0]))},
+        lambda texts: {"": shares_to_weight(int(texts[0]))},
         lambda text, now: _write_cpu_weight(
-            "cpu.shares", text if text == "idle" else str(shares_of_weight(int(text))), now
+            "cpu.shares", text if text == "idle" else str(weight_to_shares(int(text))), now
         ),
     ),
-    "cpu.max.burst": V1File(
+    "cpu.max.burst": V1Equivalent(
         ("cpu.cfs_burst_us",), lambda texts: parse_single(texts[0]), lambda text, now: [("cpu.cfs_burst_us", text)]
     ),
-    "cpu.stat": V1File(("cpu.stat",), _cpu_stat, core=True),
+    "cpu.stat": V1Equivalent(("cpu.stat",), _cpu_stat, reads_core_first=True),
     "cpuset.cpus": _same_on_v1("cpuset.cpus"),  # Tree sets both before a process joins
     "cpuset.mems": _same_on_v1("cpuset.mems"),
-    "io.max": V1File(tuple(_THROTTLE_FILES.values()), _io_max, _write_io_max),
-    "io.weight": V1File(("blkio.bfq.weight_device",), lambda texts: parse_flat(texts[0]), _write_io_weight),
-    **{f"hugetlb.{size}.max": _hugetlb_limit(size) for size in HUGE_PAGES},
+    "io.max": V1Equivalent(tuple(_THROTTLE_FILES.values()), _io_max, _write_io_max),
+    "io.weight": V1Equivalent(("blkio.bfq.weight_device",), lambda texts: parse_flat(texts[0]), _write_io_weight),
+    **{f"hugetlb.{size}.max": _hugetlb_limit(size) for size in HUGE_PAGE_SIZES},
     "misc.max": _same_on_v1("misc.max"),
     "rdma.max": _same_on_v1("rdma.max"),
 }
 
-ALONE = "boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1)"
+BOOT_V2_ONLY = "boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1)"
 
-NOT_ON_V1: Mapping[str, str] = {
-    "memory.min": f"limit the others with memory_max, or {ALONE}",
-    "memory.low": f"limit the others with memory_max, or {ALONE}",
-    "memory.high": f"set memory_max, or {ALONE}",
-    "memory.zswap.max": f"set memory_swap_max, or {ALONE}",
+V1_REMEDIES: Mapping[str, str] = {
+    "memory.min": f"limit the others with memory_max, or {BOOT_V2_ONLY}",
+    "memory.low": f"limit the others with memory_max, or {BOOT_V2_ONLY}",
+    "memory.high": f"set memory_max, or {BOOT_V2_ONLY}",
+    "memory.zswap.max": f"set memory_swap_max, or {BOOT_V2_ONLY}",
     "memory.oom.group": 'write a policy `when = "memory.events oom_kill"` with `action = "kill"` or `"restart"`, '
-    f"or {ALONE}",
-    "cpuset.cpus.partition": f"give the other workloads other cpuset_cpus, or {ALONE}",
-    "io.latency": f"limit the others with io_max, or {ALONE}",
+    f"or {BOOT_V2_ONLY}",
+    "cpuset.cpus.partition": f"give the other workloads other cpuset_cpus, or {BOOT_V2_ONLY}",
+    "io.latency": f"limit the others with io_max, or {BOOT_V2_ONLY}",
 }
 """v2 files without an equivalent on v1 → what to do instead.
 

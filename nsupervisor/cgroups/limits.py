@@ -9,10 +9,10 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from nsupervisor.cgroups import directories, partition
-from nsupervisor.cgroups.errors import CgroupError, Problem, UnfitError
-from nsupervisor.cgroups.files import PAGE, RESOURCES, UNLIMITED, V1, V2_WRITE, Writes
-from nsupervisor.cgroups.parsing import parse, parse_cpu_list
-from nsupervisor.cgroups.values import RAW, display, encode, file_of
+from nsupervisor.cgroups.errors import CgroupError, HostProblem, UnsupportedValueError
+from nsupervisor.cgroups.files import KERNEL_DEFAULTS, PAGE_SIZE, RESOURCE_FILES, V1_EQUIVALENTS, V2_WRITERS, Writes
+from nsupervisor.cgroups.parsing import parse_cpu_list, parse_file
+from nsupervisor.cgroups.values import RAW_PREFIX, display_text, encode_value, file_for_key
 
 if TYPE_CHECKING:
     from nsupervisor.cgroups.cgroup import Cgroup
@@ -21,47 +21,47 @@ _V1_EFFECTIVE_FILES = {"cpuset.cpus": "cpuset.effective_cpus", "cpuset.mems": "c
 """Files that contain lists of numbers, and the v1 names of the files that show which of them are in force."""
 
 
-def steps(cgroup: Cgroup, keys: list[str], values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def plan_steps(cgroup: Cgroup, keys: list[str], values: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return (key, value) pairs in the order in which to set them; None lifts a limit.
 
     The kernel refuses a quota below the burst, and on v1 a limit of memory above that of memory and swap. If the first
     of two such keys changes, the second is lifted before and set again after.
     """
-    ordered = [key for key in RESOURCES if key in keys] + [key for key in keys if key.startswith(RAW)]
+    ordered = [key for key in RESOURCE_FILES if key in keys] + [key for key in keys if key.startswith(RAW_PREFIX)]
     pairs = [(key, values.get(key)) for key in ordered]
     for first, second in (("cpu_max", "cpu_max_burst"), ("memory_max", "memory_swap_max")):
-        lift_second = second == "cpu_max_burst" or cgroup.is_v1(RESOURCES[second])
-        if first in keys and lift_second and (values.get(second) is not None or is_set(cgroup, RESOURCES[second])):
+        lift_second = second == "cpu_max_burst" or cgroup.is_v1(RESOURCE_FILES[second])
+        if first in keys and lift_second and (values.get(second) is not None or is_set(cgroup, RESOURCE_FILES[second])):
             pairs = [(second, None), *(step for step in pairs if step[0] != second)]
             pairs.insert([key for key, _ in pairs].index(first) + 1, (second, values.get(second)))
     return pairs
 
 
-def put(cgroup: Cgroup, key: str, value: Any) -> None:
+def set_limit(cgroup: Cgroup, key: str, value: Any) -> None:
     """Set one resource and read it back; see `Cgroup.set_limit`."""
-    file = file_of(key)
-    value = cgroup.host.resolve(key, value, cgroup.around())
+    file = file_for_key(key)
+    value = cgroup.host.resolve_percentage(key, value, cgroup.ancestor_limits())
     name = cgroup.name
-    if key.startswith(RAW):
+    if key.startswith(RAW_PREFIX):
         _set_raw(cgroup, file, value)
         return
     try:
-        text = encode(key, value)
-    except UnfitError as error:
+        text = encode_value(key, value)
+    except UnsupportedValueError as error:
         raise CgroupError(f"cannot set {file} of {name}: {error}") from error
-    directory = cgroup.provided(file)
+    directory = cgroup.ensure_controller(file)
     v1 = directory != cgroup.path
     if file in _V1_EFFECTIVE_FILES and v1 and value is None:
         text = read_text(f"{os.path.dirname(directory)}/{file}")  # v1 cannot express "like the parent"
-    subject = f"{file} of {name} to {display(file, text)}"
-    if file == "cpuset.cpus" and not v1 and (owner := partition.owner(cgroup.path, text)) is not None:
+    subject = f"{file} of {name} to {display_text(file, text)}"
+    if file == "cpuset.cpus" and not v1 and (owner := partition.find_owner(cgroup.path, text)) is not None:
         raise CgroupError(
             f"cannot set {subject}: {owner[0]} has the CPUs {owner[1]} for itself (cpuset_cpus_partition)"
         )
     if file == "cpuset.cpus.partition":
-        partition.claim(cgroup.path, read_text(f"{cgroup.path}/cpuset.cpus") if text != "member" else "")
+        partition.claim_cpus(cgroup.path, read_text(f"{cgroup.path}/cpuset.cpus") if text != "member" else "")
     for target, line in _file_writes(cgroup, file, text, directory):
-        _write(directory, target, line, subject)
+        _write_file(directory, target, line, subject)
     if (actual := _find_mismatch(cgroup, file, text, directory)) is not None:
         raise CgroupError(f"cannot set {subject}: {actual}")
 
@@ -74,25 +74,25 @@ def _file_writes(cgroup: Cgroup, file: str, text: str, directory: str) -> Writes
             return ""
 
     if directory != cgroup.path:
-        writer = V1[file].write
+        writer = V1_EQUIVALENTS[file].write
         assert writer is not None
         return writer(text, read_present)
-    target = v2_name(cgroup, file)
-    return V2_WRITE[target](text, read_present) if target in V2_WRITE else [(target, text)]
+    target = v2_file_name(cgroup, file)
+    return V2_WRITERS[target](text, read_present) if target in V2_WRITERS else [(target, text)]
 
 
-def v2_name(cgroup: Cgroup, file: str) -> str:
+def v2_file_name(cgroup: Cgroup, file: str) -> str:
     """Return the name of the file itself, except for io.weight, for which BFQ has its own file."""
     if file == "io.weight":
-        location = cgroup.host.place(file)
-        weight_file = location if isinstance(location, Problem) else cgroup.host.weight_file(location)
-        return file if isinstance(weight_file, Problem) else weight_file
+        location = cgroup.host.locate(file)
+        weight_file = location if isinstance(location, HostProblem) else cgroup.host.weight_file(location)
+        return file if isinstance(weight_file, HostProblem) else weight_file
     return file
 
 
-def _write(directory: str, file: str, text: str, subject: str) -> None:
+def _write_file(directory: str, file: str, text: str, subject: str) -> None:
     try:
-        directories.write(f"{directory}/{file}", text)
+        directories.write_file(f"{directory}/{file}", text)
     except FileNotFoundError as error:
         raise CgroupError(f"cannot set {subject}: this kernel has no {file}") from error
     except OSError as error:
@@ -112,13 +112,13 @@ def _find_mismatch(cgroup: Cgroup, file: str, text: str, directory: str) -> str 
         return None if actual == text else f'the kernel says "{actual}"'
     if text == "idle":
         return None if read_text(f"{directory}/cpu.idle") == "1" else "the kernel did not make it idle"
-    wanted_values, values = parse(file, text), cgroup.look(file)
+    wanted_values, values = parse_file(file, text), cgroup.read_once(file)
     for name in wanted_values | values:
         # A key that is not listed has no limit.
         wanted_value, actual_value = wanted_values.get(name, inf), values.get(name, inf)
         if actual_value == wanted_value:
             continue
-        if wanted_value != inf and _is_rounded_to_pages(file) and actual_value == wanted_value // PAGE * PAGE:
+        if wanted_value != inf and _is_rounded_to_pages(file) and actual_value == wanted_value // PAGE_SIZE * PAGE_SIZE:
             continue
         if file.startswith("hugetlb.") and wanted_value - 2**30 < actual_value < wanted_value:
             continue  # rounded down to whole huge pages
@@ -141,10 +141,10 @@ def is_set(cgroup: Cgroup, file: str) -> bool:
         return directory != cgroup.path or _text_or_empty(f"{directory}/{file}") != ""
     if file == "cpuset.cpus.partition":
         return _text_or_empty(f"{directory}/{file}") not in ("", "member")
-    if not cgroup.offers(file):
+    if not cgroup.supports(file):
         return False
-    default = parse(file, UNLIMITED[file])
-    return any(value != default.get(name, inf) for name, value in cgroup.look(file).items())
+    default = parse_file(file, KERNEL_DEFAULTS[file])
+    return any(value != default.get(name, inf) for name, value in cgroup.read_once(file).items())
 
 
 # raw files -----------------------------------------------------------------------------------------------------------
@@ -152,24 +152,28 @@ def is_set(cgroup: Cgroup, file: str) -> bool:
 
 def _set_raw(cgroup: Cgroup, file: str, value: str | None) -> None:
     """Write a file of cgroup v2 without conversion. None restores the text from before the first write."""
-    directory = cgroup.provided(file)
+    directory = cgroup.ensure_controller(file)
     path, subject = f"{directory}/{file}", f"{file} of {cgroup.name}"
     if cgroup.is_v1(file):
         raise CgroupError(f"cannot set {subject}: it is a file of cgroup v2, and this host has its controller on v1")
     if value is None:
-        value = cgroup.raw_before.get(file, "")
+        value = cgroup.raw_originals.get(file, "")
         if not value or "\n" in value:
             raise CgroupError(
                 f"cannot lift {subject}: its text from before cannot be written; set a value that is no limit"
             )
-    elif file not in cgroup.raw_before:
-        cgroup.raw_before[file] = _text_or_empty(path)
+    elif file not in cgroup.raw_originals:
+        cgroup.raw_originals[file] = _text_or_empty(path)
     for line in value.splitlines():
-        _write(directory, file, line, f"{subject} to {display(file, value)}")
+        _write_file(directory, file, line, f"{subject} to {display_text(file, value)}")
     actual = _text_or_empty(path)
     # Forms other than one number (devices, several words) may read back differently and mean the same.
-    if value.isdecimal() and actual.isdecimal() and int(actual) not in (int(value), int(value) // PAGE * PAGE):
-        raise CgroupError(f"cannot set {subject} to {display(file, value)}: the kernel made it {actual}")
+    if (
+        value.isdecimal()
+        and actual.isdecimal()
+        and int(actual) not in (int(value), int(value) // PAGE_SIZE * PAGE_SIZE)
+    ):
+        raise CgroupError(f"cannot set {subject} to {display_text(file, value)}: the kernel made it {actual}")
 
 
 def _text_or_empty(path: str) -> str:

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nsupervisor.cgroups.host import Host
-from nsupervisor.cgroups.mounts import Mount, parse_memberships, parse_mountinfo
-from nsupervisor.cgroups.tree import GROUP
+from nsupervisor.cgroups.mounts import CgroupMount, parse_memberships, parse_mountinfo
+from nsupervisor.cgroups.tree import GROUP_PREFIX
 from nsupervisor.linux.peers import Peer, cgroups_of
 
 
-def shown_path(mounts: Sequence[Mount], version: int, controllers: frozenset[str], directory: str) -> str | None:
+def shown_path(mounts: Sequence[CgroupMount], version: int, controllers: frozenset[str], directory: str) -> str | None:
     """The path that /proc/PID/cgroup has for a process in `directory`; None if no mount shows it.
 
     Of several mounts the one closest to the directory counts, and of those at one place the last, which hides others.
     """
-    found: Mount | None = None
+    found: CgroupMount | None = None
     for mount in mounts:
         if (mount.version, mount.controllers) != (version, controllers):
             continue
@@ -62,7 +62,7 @@ def instance_of(cgroup: str, tree: str) -> str:
     if not cgroup.startswith(f"{tree}/"):
         return ""
     below = cgroup[len(tree) + 1 :].split("/")
-    return next((name for name in below if not name.startswith(GROUP)), "")
+    return next((name for name in below if not name.startswith(GROUP_PREFIX)), "")
 
 
 def is_part_of(pid: int, instance: str, tree: str) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
-class Mount(NamedTuple):
+class CgroupMount(NamedTuple):
     """One mounted cgroup file system.
 
     root: the path within the hierarchy that the mount shows. controllers: empty for v2 and for named v1 hierarchies
@@ -53,7 +53,7 @@ def _unescape(word: str) -> str:
     return _OCTAL.sub(lambda match: chr(int(match[1], 8)), word)
 
 
-def parse_mountinfo(text: str) -> list[Mount]:
+def parse_mountinfo(text: str) -> list[CgroupMount]:
     """Return the cgroup mounts in /proc/self/mountinfo, in order. Other file systems are left out."""
     mounts = []
     for line in text.splitlines():
@@ -65,7 +65,7 @@ def parse_mountinfo(text: str) -> list[Mount]:
         version = 2 if tail[0] == "cgroup2" else 1
         names = frozenset() if version == 2 else frozenset(super_options) - _NOT_CONTROLLERS
         mounts.append(
-            Mount(
+            CgroupMount(
                 version=version,
                 mount_point=_unescape(fields[4]),
                 root=_unescape(fields[3]),
@@ -98,7 +98,7 @@ def parse_memberships(text: str) -> list[Membership]:
     return memberships
 
 
-def own_directory(mount: Mount, path: str) -> str | None:
+def own_directory(mount: CgroupMount, path: str) -> str | None:
     """Return the directory of cgroup `path` below the mount point, or None if the mount does not show it.
 
     A mount made outside the own cgroup namespace has a root such as "/..", whose real name cannot be determined from
@@ -117,7 +117,7 @@ def own_directory(mount: Mount, path: str) -> str | None:
     return mount.mount_point.rstrip("/") + below.rstrip("/") or "/"
 
 
-def hierarchies(mounts: Sequence[Mount], memberships: Iterable[Membership]) -> list[Hierarchy]:
+def find_hierarchies(mounts: Sequence[CgroupMount], memberships: Iterable[Membership]) -> list[Hierarchy]:
     """Join mounts and memberships: return each hierarchy that this process is in and that a mount shows.
 
     A writable mount wins over a read-only one.

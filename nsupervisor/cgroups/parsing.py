@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import inf
 
 
-def number(word: str) -> float:
+def parse_number(word: str) -> float:
     """Parse a number as the kernel writes it: an int if it is one, a float ("0.25"), or infinity for "max"."""
     if word == "max":
         return inf
@@ -25,7 +25,7 @@ def number(word: str) -> float:
 
 def parse_single(text: str) -> dict[str, float]:
     """Parse a file with one number: `4096` or `max` → {"": 4096}."""
-    return {"": number(text.strip())}
+    return {"": parse_number(text.strip())}
 
 
 def parse_flat(text: str) -> dict[str, float]:
@@ -35,7 +35,7 @@ def parse_flat(text: str) -> dict[str, float]:
         key, _, value = line.partition(" ")
         if not key or not value:
             raise ValueError(f"not a key and a number: {line!r}")
-        values[key] = number(value.strip())
+        values[key] = parse_number(value.strip())
     return values
 
 
@@ -54,7 +54,7 @@ def parse_nested(text: str) -> dict[str, float]:
             name, equals, value = pair.partition("=")
             if not name or not equals:
                 raise ValueError(f"not a pair: {pair!r} in {line!r}")
-            values[f"{words[0]} {name}"] = number(value)
+            values[f"{words[0]} {name}"] = parse_number(value)
     return values
 
 
@@ -67,7 +67,7 @@ def parse_meminfo(text: str) -> dict[str, float]:
     for line in text.splitlines():
         key, _, value = line.partition(":")
         if value.endswith(" kB"):
-            values[key] = number(value.removesuffix(" kB").strip()) * 1024
+            values[key] = parse_number(value.removesuffix(" kB").strip()) * 1024
     return values
 
 
@@ -83,10 +83,10 @@ def parse_cpu_max(text: str) -> dict[str, float]:
     words = text.split()
     if len(words) != 2:
         raise ValueError(f"not a quota and a period: {text!r}")
-    return {"quota": number(words[0]), "period": number(words[1])}
+    return {"quota": parse_number(words[0]), "period": parse_number(words[1])}
 
 
-def parse(file: str, text: str) -> dict[str, float]:
+def parse_file(file: str, text: str) -> dict[str, float]:
     """Parse the text of a v2 file in the format that its name implies."""
     if file == "cpu.max":
         return parse_cpu_max(text)

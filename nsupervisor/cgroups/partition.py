@@ -14,7 +14,7 @@ from nsupervisor.cgroups.parsing import parse_cpu_list
 _EXCLUSIVE_FILE = "cpuset.cpus.exclusive"
 
 
-def claim(path: str, cpus: str) -> None:
+def claim_cpus(path: str, cpus: str) -> None:
     """Set `cpus` ("0-1"; "" for none) aside for the cgroup at `path`, in it and in the cgroups above it.
 
     A refusal by the kernel or by the owner of a cgroup above shows afterwards, in cpuset.cpus.partition and in the
@@ -26,14 +26,14 @@ def claim(path: str, cpus: str) -> None:
         chain.append(directory)
         directory = os.path.dirname(directory)
     if not cpus:  # from the bottom up: a cgroup cannot give back what one below it still has
-        _write(path, "")
+        _write_claim(path, "")
     for directory in reversed(chain) if cpus else chain:
-        _write(directory, _claims_with(directory, cpus))
+        _write_claim(directory, _claims_with(directory, cpus))
     if cpus:
-        _write(path, cpus)
+        _write_claim(path, cpus)
 
 
-def owner(path: str, cpus: str) -> tuple[str, str] | None:
+def find_owner(path: str, cpus: str) -> tuple[str, str] | None:
     """Return (name, CPUs) of a sibling of `path` whose partition has some of these CPUs; None if none has.
 
     Giving them to another cgroup, too, would not fail: it would silently make the partition invalid.
@@ -71,8 +71,8 @@ def _read_claim(path: str) -> frozenset[int]:
         return frozenset()
 
 
-def _write(path: str, cpus: str) -> None:
+def _write_claim(path: str, cpus: str) -> None:
     try:
-        directories.write(f"{path}/{_EXCLUSIVE_FILE}", cpus)
+        directories.write_file(f"{path}/{_EXCLUSIVE_FILE}", cpus)
     except OSError:
         pass  # cpuset.cpus.partition shows the result

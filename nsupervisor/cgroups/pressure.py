@@ -37,7 +37,7 @@ class Trigger:
     window_us: int
     _fd: int
     _epoll: select.epoll
-    closed: bool = attrs.field(default=False, init=False)
+    is_closed: bool = attrs.field(default=False, init=False)
 
     @classmethod
     def open(cls, cgroup: Cgroup, file: str, kind: str, stall_us: int, window_us: int) -> Trigger:
@@ -72,19 +72,19 @@ class Trigger:
 
     async def run(self, on_trigger: Callable[[Reading], None]) -> None:
         """Call on_trigger whenever the trigger fires, until it is closed or the cgroup is removed."""
-        while not self.closed:
+        while not self.is_closed:
             try:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
             except trio.ClosedResourceError:
                 return
-            if self.closed:
+            if self.is_closed:
                 return
             # The event is consumed already. Only POLLERR is left, which a removed cgroup reports permanently.
             if any(mask & (select.EPOLLERR | select.EPOLLHUP) for _, mask in self._epoll.poll(0)):
                 self.close()
                 return
             try:
-                reading = Reading(self.file, self.cgroup.read(self.file))
+                reading = Reading(self.file, self.cgroup.read_cached(self.file))
             except CgroupGoneError:
                 self.close()
                 return
@@ -92,35 +92,35 @@ class Trigger:
 
     def close(self) -> None:
         """Remove the trigger. No callback comes after this."""
-        if not self.closed:
-            self.closed = True
+        if not self.is_closed:
+            self.is_closed = True
             trio.lowlevel.notify_closing(self._epoll.fileno())
             self._epoll.close()
             os.close(self._fd)
 
 
 @attrs.define(eq=False)
-class Stalled:
+class StallPoller:
     """A sampler job that replaces a trigger: it reads the file's total once a window (seconds) and compares."""
 
     cgroup: Cgroup
     file: str
     kind: str
     stall_us: int
-    window: float
+    window_s: float
     on_stall: Callable[[Reading], None]
-    total: float | None = None
+    previous_total: float | None = None
 
     def __call__(self) -> float:
         """Compare the totals; return the seconds until the next comparison."""
         try:
-            reading = Reading(self.file, self.cgroup.read(self.file))
+            reading = Reading(self.file, self.cgroup.read_cached(self.file))
         except CgroupGoneError:
             return math.inf
-        previous_total, self.total = self.total, reading.values[f"{self.kind} total"]
-        if previous_total is not None and self.total - previous_total > self.stall_us:
+        previous_total, self.previous_total = self.previous_total, reading.values[f"{self.kind} total"]
+        if previous_total is not None and self.previous_total - previous_total > self.stall_us:
             self.on_stall(reading)
-        return self.window
+        return self.window_s
 
 
 def _write_trigger(fd: int, kind: str, stall_us: int, window_us: int) -> None:

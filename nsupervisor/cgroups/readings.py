@@ -17,5 +17,5 @@ class Reading:
 
     file: str
     values: Mapping[str, float]
-    at: float = attrs.field(factory=perf_counter, eq=False, repr=False)
+    read_at: float = attrs.field(factory=perf_counter, eq=False, repr=False)
     """The time of the reading (`time.perf_counter`)."""

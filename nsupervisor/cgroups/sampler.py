@@ -10,72 +10,72 @@ from itertools import count
 import attrs
 import trio
 
-TICK, SLOW_TICK = 0.05, 0.25
+TICK_S, SLOW_TICK_S = 0.05, 0.25
 """Tick lengths in seconds. Jobs due within the same tick run together, so that many jobs cause few wakeups.
 
 The second one is for jobs with long intervals.
 """
-LONGEST = 60.0
+MAX_DELAY_S = 60.0
 """Seconds. A job that asks for a longer delay runs after this, so that a forgotten one is not kept for long."""
 _YIELD_EVERY = 16
 """The number of jobs, some 0.7 ms, after which other tasks run: at 1,000 workloads a round takes a while."""
 
 
 @attrs.define(eq=False)
-class Job:
+class SampleJob:
     """A recurring job of the sampler.
 
     work: runs it, and returns the seconds until the next run; infinity: until it is scheduled explicitly.
     """
 
-    work: Callable[[], float]
-    due: float = math.inf
+    run: Callable[[], float]
+    due_at: float = math.inf
     """The time of the next run on trio's clock; infinity: not scheduled."""
-    ended: bool = False
+    is_cancelled: bool = False
 
 
 class Sampler:
     """The schedule of all jobs. Its methods are for the trio thread only, and may be called by the jobs."""
 
     def __init__(self) -> None:
-        self._plan: list[tuple[float, int, Job]] = []
-        self._number = count()
-        self._sooner = trio.Event()
+        self._queue: list[tuple[float, int, SampleJob]] = []
+        self._sequence = count()
+        self._earlier_due = trio.Event()
 
-    def plan(self, job: Job, delay: float) -> None:
+    def schedule(self, job: SampleJob, delay: float) -> None:
         """Run the job after at most `delay` seconds, whatever was scheduled before; infinity cancels the run."""
-        if delay == math.inf or job.ended:
-            job.due = math.inf
+        if delay == math.inf or job.is_cancelled:
+            job.due_at = math.inf
             return
         now = trio.current_time()
-        due = now + min(delay, LONGEST)
-        tick = SLOW_TICK if delay >= 4 * SLOW_TICK else TICK
+        due = now + min(delay, MAX_DELAY_S)
+        tick = SLOW_TICK_S if delay >= 4 * SLOW_TICK_S else TICK_S
         if delay >= 2 * tick:
             due = math.floor(due / tick) * tick
-        job.due = due
-        if not self._plan or due < self._plan[0][0]:
-            self._sooner.set()
-        heapq.heappush(self._plan, (due, next(self._number), job))
+        job.due_at = due
+        if not self._queue or due < self._queue[0][0]:
+            self._earlier_due.set()
+        heapq.heappush(self._queue, (due, next(self._sequence), job))
 
-    def end(self, job: Job) -> None:
+    def cancel(self, job: SampleJob) -> None:
         """Never run the job again, even if it is running now."""
-        job.ended, job.due = True, math.inf
+        job.is_cancelled, job.due_at = True, math.inf
 
     async def run(self) -> None:
         """Run due jobs until cancelled."""
         while True:
-            self._sooner = trio.Event()
-            with trio.move_on_at(self._plan[0][0] if self._plan else math.inf):
-                await self._sooner.wait()
+            self._earlier_due = trio.Event()
+            with trio.move_on_at(self._queue[0][0] if self._queue else math.inf):
+                await self._earlier_due.wait()
             now, jobs_run = trio.current_time(), 0
-            while self._plan and self._plan[0][0] <= now:
-                due, _, job = heapq.heappop(self._plan)
-                if job.due != due:
+            while self._queue and self._queue[0][0] <= now:
+                due, _, job = heapq.heappop(self._queue)
+                if job.due_at != due:
                     continue  # cancelled or rescheduled
-                job.due = math.inf
-                delay = job.work()
-                if job.due == math.inf:
-                    self.plan(job, delay)
+                job.due_at = math.inf
+                delay = job.run()
+                if job.due_at == math.inf:
+                    self.schedule(job, delay)
                 jobs_run += 1
                 if jobs_run % _YIELD_EVERY == 0:
                     await trio.lowlevel.checkpoint()

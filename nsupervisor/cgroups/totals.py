@@ -6,19 +6,19 @@ import os
 from collections.abc import Iterator
 from math import inf
 
-from nsupervisor.cgroups.files import V1
+from nsupervisor.cgroups.files import V1_EQUIVALENTS
 from nsupervisor.cgroups.mounts import Hierarchy
 from nsupervisor.cgroups.parsing import parse_single
 
 
-def memory(limits: Iterator[float], meminfo: str = "/proc/meminfo") -> int:
+def total_memory(limits: Iterator[float], meminfo: str = "/proc/meminfo") -> int:
     """Return bytes: MemTotal, or the smallest memory.max of the cgroups around us if less, as in a container."""
     with open(meminfo) as file:
         total = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemTotal:"))
     return int(min((total, *limits)))
 
 
-def processes(limits: Iterator[float], sysctl: str = "/proc/sys/kernel") -> int:
+def max_processes(limits: Iterator[float], sysctl: str = "/proc/sys/kernel") -> int:
     """Return a number of processes and threads: the smallest of kernel.pid_max, kernel.threads-max and the limits."""
     numbers = []
     for name in ("pid_max", "threads-max"):
@@ -27,7 +27,7 @@ def processes(limits: Iterator[float], sysctl: str = "/proc/sys/kernel") -> int:
     return int(min((*numbers, *limits)))
 
 
-def limits_around(hierarchy: Hierarchy, base: str, file: str) -> Iterator[float]:
+def ancestor_limits(hierarchy: Hierarchy, base: str, file: str) -> Iterator[float]:
     """Yield the v2 file's values in `base` and the cgroups above it, as far as they are visible."""
     directory = base
     while directory.startswith(hierarchy.mount_point):
@@ -37,10 +37,10 @@ def limits_around(hierarchy: Hierarchy, base: str, file: str) -> Iterator[float]
                     yield parse_single(opened.read())[""]
             else:
                 texts = []
-                for name in V1[file].files:
+                for name in V1_EQUIVALENTS[file].files:
                     with open(f"{directory}/{name}") as opened:
                         texts.append(opened.read())
-                yield V1[file].read(texts)[""]
+                yield V1_EQUIVALENTS[file].read(texts)[""]
         except FileNotFoundError:  # the real root has no limits
             yield inf
         if directory == hierarchy.mount_point:

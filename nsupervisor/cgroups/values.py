@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-from nsupervisor.cgroups.devices import disk
-from nsupervisor.cgroups.files import RESOURCES, UNLIMITED
+from nsupervisor.cgroups.devices import resolve_disk
+from nsupervisor.cgroups.files import KERNEL_DEFAULTS, RESOURCE_FILES
 
-RAW = "unified."
+RAW_PREFIX = "unified."
 """The prefix of a raw file's key: "unified.memory.swap.high"."""
 
 _HUGETLB_PREFIX = "hugetlb_"
 
 
-def settings(resources: Any) -> dict[str, Any]:
+def configured_values(resources: Any) -> dict[str, Any]:
     """Return the keys that are set and their values, in the order of writing; raw files last, as "unified.FILE".
 
     resources: `config.model.Resources`, or anything with its fields. None, and an empty table or list, is not set.
@@ -29,9 +29,9 @@ def settings(resources: Any) -> dict[str, Any]:
         key: hugetlb.get(key.removeprefix(_HUGETLB_PREFIX))
         if key.startswith(_HUGETLB_PREFIX)
         else getattr(resources, key)
-        for key in RESOURCES
+        for key in RESOURCE_FILES
     }
-    values |= {f"{RAW}{file}": text for file, text in resources.unified.items()}
+    values |= {f"{RAW_PREFIX}{file}": text for file, text in resources.unified.items()}
     return {key: value for key, value in values.items() if value not in (None, (), {})}
 
 
@@ -41,19 +41,19 @@ def _empty_resources(resources_class: Callable[[], Any]) -> Any:
     return resources_class()
 
 
-def file_of(key: str) -> str:
+def file_for_key(key: str) -> str:
     """Return the v2 file for a key of `configured_values`."""
-    return key.removeprefix(RAW) if key.startswith(RAW) else RESOURCES[key]
+    return key.removeprefix(RAW_PREFIX) if key.startswith(RAW_PREFIX) else RESOURCE_FILES[key]
 
 
-def encode(key: str, value: Any) -> str:
+def encode_value(key: str, value: Any) -> str:
     """Return the v2 text of a value: 67108864 → "67108864", (50000, 100000) → "50000 100000", None → no limit.
 
     Files with a line for each device give several lines, with the devices as MAJOR:MINOR. Percentages must have been
     converted to numbers before. Raises UnsupportedValueError if a path is not on a disk.
     """
     if value in (None, (), {}):
-        return UNLIMITED[file_of(key)]
+        return KERNEL_DEFAULTS[file_for_key(key)]
     if isinstance(value, bool):
         return "1" if value else "0"
     if key in _LINE_ENCODERS:
@@ -70,7 +70,7 @@ def _or_max(value: int | None) -> str:
 
 def _io_max(limits: Any) -> list[str]:
     return [
-        f"{disk(limit.device)} rbps={_or_max(limit.rbps)} wbps={_or_max(limit.wbps)} "
+        f"{resolve_disk(limit.device)} rbps={_or_max(limit.rbps)} wbps={_or_max(limit.wbps)} "
         f"riops={_or_max(limit.riops)} wiops={_or_max(limit.wiops)}"
         for limit in limits
     ]
@@ -79,9 +79,9 @@ def _io_max(limits: Any) -> list[str]:
 _LINE_ENCODERS: Mapping[str, Callable[[Any], list[str]]] = {
     "io_max": _io_max,
     "io_weight": lambda weights: [
-        f"{name if name == 'default' else disk(name)} {weight}" for name, weight in weights.items()
+        f"{name if name == 'default' else resolve_disk(name)} {weight}" for name, weight in weights.items()
     ],
-    "io_latency": lambda targets: [f"{disk(entry.device)} target={entry.target}" for entry in targets],
+    "io_latency": lambda targets: [f"{resolve_disk(entry.device)} target={entry.target}" for entry in targets],
     "misc_max": lambda limits: [f"{name} {_or_max(limit)}" for name, limit in limits.items()],
     "rdma_max": lambda limits: [
         f"{entry.device} hca_handle={_or_max(entry.hca_handle)} hca_object={_or_max(entry.hca_object)}"
@@ -90,7 +90,7 @@ _LINE_ENCODERS: Mapping[str, Callable[[Any], list[str]]] = {
 }
 
 
-def display(file: str, text: str) -> str:
+def display_text(file: str, text: str) -> str:
     """Return a v2 text for people: sizes with a unit if that is exact, "no limit" for "max"."""
     if text == "max":
         return "no limit"

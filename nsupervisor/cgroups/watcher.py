@@ -29,10 +29,10 @@ import trio
 
 from nsupervisor.cgroups import directories
 from nsupervisor.cgroups.cgroup import Cgroup
-from nsupervisor.cgroups.errors import CgroupError, CgroupGoneError, Problem
-from nsupervisor.cgroups.pressure import Stalled, Trigger
+from nsupervisor.cgroups.errors import CgroupError, CgroupGoneError, HostProblem
+from nsupervisor.cgroups.pressure import StallPoller, Trigger
 from nsupervisor.cgroups.readings import Reading
-from nsupervisor.cgroups.sampler import Job, Sampler
+from nsupervisor.cgroups.sampler import SampleJob, Sampler
 from nsupervisor.linux.inotify import IN_IGNORED, IN_MODIFY, IN_Q_OVERFLOW, Inotify
 
 EVENT_FILES = ("cgroup.events", "memory.events", "pids.events")
@@ -77,16 +77,16 @@ class _Watch:
     on_reading: OnReading
     on_sample: OnSample | None
     interval: float
-    levels: tuple[str, ...]
-    events: dict[str, dict[str, float]] = attrs.field(factory=dict)
-    mute: list[str] = attrs.field(factory=list)
+    level_files: tuple[str, ...]
+    last_events: dict[str, dict[str, float]] = attrs.field(factory=dict)
+    silent_files: list[str] = attrs.field(factory=list)
     wds: list[int] = attrs.field(factory=list)
     eventfd: int | None = None
-    oom_seen: bool = False  # the eventfd has notified, and the kill has not been looked for yet
-    oom_looking: bool = False
+    oom_notified: bool = False  # the eventfd has notified, and the kill has not been looked for yet
+    is_awaiting_oom_kill: bool = False
     triggers: list[Trigger] = attrs.field(factory=list)
-    jobs: list[Job] = attrs.field(factory=list)  # the sampling of the levels comes first
-    alive: bool = True
+    jobs: list[SampleJob] = attrs.field(factory=list)  # the sampling of the levels comes first
+    is_active: bool = True
 
 
 class Watcher:
@@ -103,12 +103,12 @@ class Watcher:
         self._by_wd: dict[int, tuple[_Watch, str]] = {}
         self._by_eventfd: dict[int, _Watch] = {}
         self._sampler = Sampler()
-        self._looking = Job(self._look_at_some)
-        self._to_look_at: deque[tuple[_Watch, str]] = deque()
+        self._backstop_job = SampleJob(self._run_backstop)
+        self._backstop_queue: deque[tuple[_Watch, str]] = deque()
         """The files that the backstop has yet to read in this round."""
-        self._round_ends = 0.0
-        self._mute = 0  # number of files that are read because they may not notify
-        self._far = 0  # number of cgroups with levels
+        self._round_ends_at = 0.0
+        self._silent_count = 0  # number of files that are read because they may not notify
+        self._level_count = 0  # number of cgroups with levels
         self._inotify = Inotify()
         self._epoll = select.epoll()
 
@@ -140,32 +140,32 @@ class Watcher:
             raise ValueError(f"not an interval to sample at: {interval}")
         watch = self._watches[cgroup.path] = _Watch(cgroup, on_reading, on_sample, interval, tuple(levels))
         try:
-            for file in filter(cgroup.offers, EVENT_FILES) if events is None else events:
+            for file in filter(cgroup.supports, EVENT_FILES) if events is None else events:
                 # First the notification, then the reading: a change between the two is reported twice, not never.
-                self._notify(watch, file)
-                watch.events[file] = cgroup.read(file)
-            for file in watch.levels:
-                cgroup.read(file)
+                self._watch_event_file(watch, file)
+                watch.last_events[file] = cgroup.read_cached(file)
+            for file in watch.level_files:
+                cgroup.read_cached(file)
         except BaseException:
             self.remove(cgroup)
             raise
-        watch.jobs.append(Job(partial(self._sample, watch)))
-        if watch.levels and on_sample is None:
-            self._sampler.plan(watch.jobs[0], interval)
-        self._mute += len(watch.mute)
-        self._far += bool(watch.levels)
-        if watch.mute:
-            watch.jobs.append(Job(partial(self._look_at_mute, watch)))
-            self._sampler.plan(watch.jobs[-1], _SILENT_INTERVAL_S)
-        if self._looking.due == math.inf:
-            self._sampler.plan(self._looking, self._backstop)
-        return dict(watch.events)
+        watch.jobs.append(SampleJob(partial(self._sample, watch)))
+        if watch.level_files and on_sample is None:
+            self._sampler.schedule(watch.jobs[0], interval)
+        self._silent_count += len(watch.silent_files)
+        self._level_count += bool(watch.level_files)
+        if watch.silent_files:
+            watch.jobs.append(SampleJob(partial(self._poll_silent_files, watch)))
+            self._sampler.schedule(watch.jobs[-1], _SILENT_INTERVAL_S)
+        if self._backstop_job.due_at == math.inf:
+            self._sampler.schedule(self._backstop_job, self._backstop)
+        return dict(watch.last_events)
 
-    def resume(self, cgroup: Cgroup) -> None:
+    def sample_now(self, cgroup: Cgroup) -> None:
         """Read the levels of a cgroup now, and continue as on_sample returns. An unknown cgroup is no error."""
         watch = self._watches.get(cgroup.path)
         if watch is not None:
-            self._sampler.plan(watch.jobs[0], 0.0)
+            self._sampler.schedule(watch.jobs[0], 0.0)
 
     def remove(self, cgroup: Cgroup) -> None:
         """Stop watching a cgroup, including its pressure triggers. No callback comes after this.
@@ -175,10 +175,10 @@ class Watcher:
         watch = self._watches.pop(cgroup.path, None)
         if watch is None:
             return
-        watch.alive = False
+        watch.is_active = False
         if watch.jobs:  # else `add` failed before
-            self._mute -= len(watch.mute)
-            self._far -= bool(watch.levels)
+            self._silent_count -= len(watch.silent_files)
+            self._level_count -= bool(watch.level_files)
         for wd in watch.wds:
             if self._by_wd.pop(wd, None) is not None:
                 self._inotify.remove(wd)
@@ -189,9 +189,9 @@ class Watcher:
         for trigger in watch.triggers:
             trigger.close()
         for job in watch.jobs:
-            self._sampler.end(job)
+            self._sampler.cancel(job)
 
-    def read(self, cgroup: Cgroup, file: str) -> Mapping[str, float]:
+    def read_baseline(self, cgroup: Cgroup, file: str) -> Mapping[str, float]:
         """Return the present reading of an event file; every later difference from it is reported.
 
         The kernel notifies at most once in 10 ms (CGROUP_FILE_NOTIFY_MIN_INTV in kernel/cgroup/cgroup.c). A cgroup that
@@ -200,10 +200,10 @@ class Watcher:
 
         Raises CgroupError like `Cgroup.read_cached`.
         """
-        values = cgroup.read(file)
+        values = cgroup.read_cached(file)
         watch = self._watches.get(cgroup.path)
-        if watch is not None and file in watch.events:
-            watch.events[file] = values
+        if watch is not None and file in watch.last_events:
+            watch.last_events[file] = values
         return values
 
     def add_pressure(
@@ -225,7 +225,7 @@ class Watcher:
         """
         watch = self._watches[cgroup.path]
         trigger = Trigger.open(cgroup, file, kind, stall_us, window_us)
-        watch.triggers = [*(trigger for trigger in watch.triggers if not trigger.closed), trigger]
+        watch.triggers = [*(trigger for trigger in watch.triggers if not trigger.is_closed), trigger]
         self._nursery.start_soon(trigger.run, on_trigger)
         return trigger
 
@@ -242,8 +242,8 @@ class Watcher:
             trigger = self.add_pressure(cgroup, file, kind, stall_us, window_us, on_stall)
         except CgroupError as error:
             watch = self._watches[cgroup.path]
-            watch.jobs.append(Job(Stalled(cgroup, file, kind, stall_us, window_us / 1e6, on_stall)))
-            self._sampler.plan(watch.jobs[-1], 0.0)
+            watch.jobs.append(SampleJob(StallPoller(cgroup, file, kind, stall_us, window_us / 1e6, on_stall)))
+            self._sampler.schedule(watch.jobs[-1], 0.0)
             return f"{request} is measured by reading the file once a window, because the kernel refused: {error}"
         if trigger.window_us == window_us:
             return ""
@@ -254,23 +254,23 @@ class Watcher:
 
     # notifications ---------------------------------------------------------------------------------------------------
 
-    def _notify(self, watch: _Watch, file: str) -> None:
+    def _watch_event_file(self, watch: _Watch, file: str) -> None:
         cgroup = watch.cgroup
         if not file.removesuffix(".local").endswith(".events"):
             raise ValueError(f"{file} does not notify; sample it as a level")
         directory = cgroup.directory(file)
-        place = cgroup.host.place(file)
-        assert not isinstance(place, Problem)
+        place = cgroup.host.locate(file)
+        assert not isinstance(place, HostProblem)
         if place.v1 is None or file in place.v1.files:
             wd = self._inotify.add(f"{directory}/{file}", IN_MODIFY)
             watch.wds.append(wd)
             self._by_wd[wd] = (watch, file)
             if place.v1 is not None:
-                watch.mute.append(file)
+                watch.silent_files.append(file)
         else:
-            self._notify_oom(watch, directory)
+            self._watch_oom(watch, directory)
 
-    def _notify_oom(self, watch: _Watch, directory: str) -> None:
+    def _watch_oom(self, watch: _Watch, directory: str) -> None:
         eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         watch.eventfd = eventfd
         self._by_eventfd[eventfd] = watch
@@ -278,7 +278,7 @@ class Watcher:
         try:
             control = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
             try:
-                directories.write(f"{directory}/cgroup.event_control", f"{eventfd} {control}")
+                directories.write_file(f"{directory}/cgroup.event_control", f"{eventfd} {control}")
             finally:
                 os.close(control)
         except OSError as error:
@@ -293,13 +293,13 @@ class Watcher:
             changed: dict[tuple[_Watch, str], None] = {}  # several changes of one file need one reading
             for wd, mask in self._inotify.read():
                 if mask & IN_Q_OVERFLOW:
-                    changed.update(dict.fromkeys(self._all()))
+                    changed.update(dict.fromkeys(self._watched_files()))
                 elif mask & IN_IGNORED:
                     self._by_wd.pop(wd, None)
                 elif wd in self._by_wd:
                     changed[self._by_wd[wd]] = None
             for watch, file in changed:
-                self._look(watch, file)
+                self._check_event_file(watch, file)
 
     async def _run_eventfds(self) -> None:
         while True:
@@ -307,39 +307,39 @@ class Watcher:
             for fd, _ in self._epoll.poll(0):
                 watch = self._by_eventfd[fd]
                 os.eventfd_read(fd)
-                watch.oom_seen = True
-                if not watch.oom_looking:
-                    watch.oom_looking = True
-                    self._nursery.start_soon(self._look_for_oom_kill, watch)
+                watch.oom_notified = True
+                if not watch.is_awaiting_oom_kill:
+                    watch.is_awaiting_oom_kill = True
+                    self._nursery.start_soon(self._await_oom_kill, watch)
 
-    async def _look_for_oom_kill(self, watch: _Watch) -> None:
+    async def _await_oom_kill(self, watch: _Watch) -> None:
         # v1 notifies just before it kills, so the counter is behind: read it again soon, for about a second. If the
         # kill takes longer (or there is none, since the victim ended by itself) the backstop finds the change.
-        while watch.oom_seen:
-            watch.oom_seen = False
-            before = watch.events["memory.events"].get("oom_kill")
+        while watch.oom_notified:
+            watch.oom_notified = False
+            before = watch.last_events["memory.events"].get("oom_kill")
             for delay in _OOM_DELAYS_S:
                 await trio.sleep(delay)
-                if not self._look(watch, "memory.events"):
+                if not self._check_event_file(watch, "memory.events"):
                     return
-                if watch.events["memory.events"].get("oom_kill") != before:
+                if watch.last_events["memory.events"].get("oom_kill") != before:
                     break
-        watch.oom_looking = False
+        watch.is_awaiting_oom_kill = False
 
-    def _all(self) -> list[tuple[_Watch, str]]:
-        return [(watch, file) for watch in self._watches.values() for file in watch.events]
+    def _watched_files(self) -> list[tuple[_Watch, str]]:
+        return [(watch, file) for watch in self._watches.values() for file in watch.last_events]
 
-    def _look(self, watch: _Watch, file: str) -> bool:
+    def _check_event_file(self, watch: _Watch, file: str) -> bool:
         """Read an event file and report it if it changed. False if the watch or the cgroup has been removed."""
-        if not watch.alive:
+        if not watch.is_active:
             return False
         try:
-            values = watch.cgroup.read(file)
+            values = watch.cgroup.read_cached(file)
         except CgroupGoneError:
             return False  # removed already; the remover will call `remove`
-        before = watch.events[file]
+        before = watch.last_events[file]
         if values is not before and values != before:
-            watch.events[file] = values
+            watch.last_events[file] = values
             watch.on_reading(Reading(file, values))
         return True
 
@@ -347,39 +347,41 @@ class Watcher:
 
     def _sample(self, watch: _Watch) -> float:
         try:
-            values = {file: watch.cgroup.read(file) for file in watch.levels}
+            values = {file: watch.cgroup.read_cached(file) for file in watch.level_files}
         except CgroupGoneError:
             return math.inf  # removed already; the remover will call `remove`
         if watch.on_sample is not None:
             delay = watch.on_sample(values)
             if delay < _FAR_INTERVAL_S or delay == math.inf:
                 return delay
-            if delay >= _VERY_FAR_INTERVAL_S and watch.levels:
-                delay = min(delay, max(_VERY_FAR_MIN_INTERVAL_S, self._far / _VERY_FAR_RATE_HZ))
-            return max(delay, self._far / _FAR_RATE_HZ)
+            if delay >= _VERY_FAR_INTERVAL_S and watch.level_files:
+                delay = min(delay, max(_VERY_FAR_MIN_INTERVAL_S, self._level_count / _VERY_FAR_RATE_HZ))
+            return max(delay, self._level_count / _FAR_RATE_HZ)
         for file, level_values in values.items():
-            if watch.alive:  # the callback for the previous level may have removed it
+            if watch.is_active:  # the callback for the previous level may have removed it
                 watch.on_reading(Reading(file, level_values))
         return watch.interval
 
-    def _look_at_mute(self, watch: _Watch) -> float:
-        for file in watch.mute:
-            self._look(watch, file)
-        return max(_SILENT_INTERVAL_S, self._mute / _SILENT_RATE_HZ) if watch.alive else math.inf
+    def _poll_silent_files(self, watch: _Watch) -> float:
+        for file in watch.silent_files:
+            self._check_event_file(watch, file)
+        return max(_SILENT_INTERVAL_S, self._silent_count / _SILENT_RATE_HZ) if watch.is_active else math.inf
 
-    def _look_at_some(self) -> float:
+    def _run_backstop(self) -> float:
         """Run one portion of the backstop, so that a round through thousands of files delays no other task."""
         if not self._watches:
-            self._to_look_at.clear()
+            self._backstop_queue.clear()
             return math.inf
         now = trio.current_time()
-        if not self._to_look_at:
+        if not self._backstop_queue:
             # Silent files are read anyway.
-            self._to_look_at.extend(entry for entry in self._all() if entry[1] not in entry[0].mute)
-            self._round_ends = now + self._backstop
-        for _ in range(min(_BACKSTOP_BATCH, len(self._to_look_at))):
-            self._look(*self._to_look_at.popleft())
-        delay = 0.0 if self._to_look_at else self._round_ends - now
+            self._backstop_queue.extend(
+                entry for entry in self._watched_files() if entry[1] not in entry[0].silent_files
+            )
+            self._round_ends_at = now + self._backstop
+        for _ in range(min(_BACKSTOP_BATCH, len(self._backstop_queue))):
+            self._check_event_file(*self._backstop_queue.popleft())
+        delay = 0.0 if self._backstop_queue else self._round_ends_at - now
         return max(delay, _BACKSTOP_BATCH / _BACKSTOP_RATE_HZ)
 
     # lifecycle -------------------------------------------------------------------------------------------------------

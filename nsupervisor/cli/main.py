@@ -16,7 +16,7 @@ import click
 
 from nsupervisor import __version__
 from nsupervisor.api.client import ClientError
-from nsupervisor.cli.output import FAILED, say
+from nsupervisor.cli.output import FAILED, print_message
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+OUTPUT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Errors that writing to stdout may meet."""
-FEW_COLLECTIONS = 50_000
+GC_THRESHOLD = 50_000
 """The number of new objects before a garbage collection, as for gc.set_threshold().
 
 The modules of a command are no garbage, and scanning them every 700 objects takes a tenth of the command's time.
@@ -63,7 +63,7 @@ COMMANDS = {
 """The module of each command below `nsupervisor.cli.commands`; it has a click command of the command's name."""
 
 
-class Commands(click.Group):
+class LazyGroup(click.Group):
     """A click group that imports a command when it is looked up."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -75,7 +75,7 @@ class Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         if cmd_name != "run":  # a long-running process must keep its heap small
-            gc.set_threshold(FEW_COLLECTIONS)
+            gc.set_threshold(GC_THRESHOLD)
         module = importlib.import_module(f"nsupervisor.cli.commands.{COMMANDS[cmd_name]}")
         command: click.Command = getattr(module, cmd_name)
         return command
@@ -85,13 +85,13 @@ class Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Resolve like click, but suggest the nearest name for an unknown command."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            from nsupervisor.config.shown import did_you_mean
+            from nsupervisor.config.quoting import did_you_mean
 
             ctx.fail(f'there is no command "{args[0]}"{did_you_mean(args[0], COMMANDS)}')
         return super().resolve_command(ctx, args)
 
 
-@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def nsupervisor() -> None:
     """Supervise processes: namespaces isolate, cgroups limit and tell, policy acts.
@@ -116,10 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _abandon_output()
         status = BROKEN_PIPE
     except OSError as error:
-        if error.filename is not None or error.errno not in NO_ROOM:
+        if error.filename is not None or error.errno not in OUTPUT_ERRNOS:
             raise
         _abandon_output()
-        say(f"cannot write the output: {error.strerror}")
+        print_message(f"cannot write the output: {error.strerror}")
         status = FAILED
     gc.freeze()  # the process ends: its last collection need not scan all modules
     sys.exit(status)
@@ -137,7 +137,7 @@ def _run(arguments: list[str]) -> int | None:
         error.show()
         return error.exit_code
     except ClientError as error:
-        say(str(error))
+        print_message(str(error))
         return error.exit_status
 
 

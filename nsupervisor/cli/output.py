@@ -16,12 +16,12 @@ DONE, FAILED, USAGE = 0, 1, 2  # the client's errors define the others
 RED, GREEN, YELLOW, BLUE, FAINT, BOLD = "31", "32", "33", "34", "2", "1"
 
 
-def say(text: str) -> None:
+def print_message(text: str) -> None:
     """Print a message for people to stderr."""
-    print(printable(text), file=sys.stderr)
+    print(escape_control(text), file=sys.stderr)
 
 
-def emit_json(value: Any) -> None:
+def print_json(value: Any) -> None:
     """Print a value for programs to stdout."""
     print(json.dumps(value, indent=2))
 
@@ -31,19 +31,19 @@ def has_colour(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def coloured(text: str, colour: str, on: bool) -> str:
+def colorize(text: str, colour: str, is_enabled: bool) -> str:
     """Return the text in a colour (an SGR parameter of ECMA-48); unchanged without `is_enabled` or a colour."""
-    return f"\033[{colour}m{text}\033[0m" if on and colour else text
+    return f"\033[{colour}m{text}\033[0m" if is_enabled and colour else text
 
 
-def printable(text: str) -> str:
+def escape_control(text: str) -> str:
     """Return the text without control characters, which could move the cursor; newlines and tabs stay."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
-def size(number: int | None) -> str:
+def format_size(number: int | None) -> str:
     """Format bytes for people, in powers of 1024: 12939428 → "12.3M"; None → "-"."""
     if number is None:
         return "-"
@@ -55,7 +55,7 @@ def size(number: int | None) -> str:
     return f"{value:.1f}".removesuffix(".0") + (unit if number else "")
 
 
-def duration(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """Format seconds for people, in the two largest units: 93784 → "1d 2h"; 4.2 → "4s"; None → "-"."""
     if seconds is None:
         return "-"
@@ -70,12 +70,12 @@ def duration(seconds: float | None) -> str:
     return " ".join(parts[:2])
 
 
-def plural(count: int, noun: str) -> str:
+def format_count(count: int, noun: str) -> str:
     """Format a count with its noun: "1 workload", "2 workloads"."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def table(
+def format_table(
     heads: Sequence[str],
     rows: Iterable[Sequence[str]],
     right: Iterable[int] = (),
@@ -87,7 +87,7 @@ def table(
     right: columns to align right. width: cut lines at it, 0 for never. paint(column, value, padded) colours a cell
     after it was measured; column -1 is a cell of the heads.
     """
-    cells = [[printable(cell).replace("\n", " ") for cell in row] for row in rows]
+    cells = [[escape_control(cell).replace("\n", " ") for cell in row] for row in rows]
     widths = [max([len(head), *(len(row[column]) for row in cells)]) for column, head in enumerate(heads)]
     right_aligned = set(right)
     lines = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nsupervisor.cli.output import size
+from nsupervisor.cli.output import format_size
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ HEADS = (
     *("NAME", "STATE", "CPU%", "MEMORY", "PIDS", "THROTTLED%", "READ/S", "WRITE/S", "RECEIVE/S", "SEND/S"),
     *("CPU-WAIT%", "MEM-WAIT%", "IO-WAIT%"),
 )
-SORTS = {
+SORT_COLUMNS = {
     "cpu": ("cpu_percent",),
     "memory": ("memory_current",),
     "processes": ("pids_current",),
@@ -26,7 +26,7 @@ SORTS = {
 _COPIED_KEYS = ("name", "state", "memory_current", "memory_max", "pids_current", "pids_max", "cpu_max_percent")
 
 
-def rates(before: Iterable[dict[str, Any]], after: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def compute_rates(before: Iterable[dict[str, Any]], after: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return one object per instance, in the order of `after`; None for values that the host does not count.
 
     cpu_percent: of one processor. throttled_percent: the share of the periods with runnable tasks in which the CPU
@@ -63,43 +63,46 @@ def _rate(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def sort(measured: Iterable[dict[str, Any]], by: str, reverse: bool = False) -> list[dict[str, Any]]:
+def sort_instances(measured: Iterable[dict[str, Any]], by: str, reverse: bool = False) -> list[dict[str, Any]]:
     """Sort by one of `SORT_COLUMNS`, the largest first; by name in alphabetical order. Equal rows keep their order."""
 
     def amount(instance: dict[str, Any]) -> float:
-        return sum(instance[column] or 0 for column in SORTS[by])
+        return sum(instance[column] or 0 for column in SORT_COLUMNS[by])
 
-    key = amount if SORTS[by] else lambda instance: instance["name"]
-    return sorted(measured, key=key, reverse=reverse != bool(SORTS[by]))
+    key = amount if SORT_COLUMNS[by] else lambda instance: instance["name"]
+    return sorted(measured, key=key, reverse=reverse != bool(SORT_COLUMNS[by]))
 
 
 def _percentage(part: float, whole: float) -> float:
     return round(part / whole * 100, 3) if whole else 0.0
 
 
-def cells(instance: dict[str, Any]) -> Sequence[str]:
+def table_cells(instance: dict[str, Any]) -> Sequence[str]:
     """Return one line of the table."""
-    bytes_per_second = (instance[column] for column in (*SORTS["io"], *SORTS["network"]))
+    bytes_per_second = (instance[column] for column in (*SORT_COLUMNS["io"], *SORT_COLUMNS["network"]))
     cpu_max = instance["cpu_max_percent"]
     return (
         instance["name"],
         instance["state"],
-        limited(percent(instance["cpu_percent"]), None if cpu_max is None else f"{cpu_max:g}"),
-        limited(
-            size(instance["memory_current"]), None if instance["memory_max"] is None else size(instance["memory_max"])
+        format_with_limit(format_percent(instance["cpu_percent"]), None if cpu_max is None else f"{cpu_max:g}"),
+        format_with_limit(
+            format_size(instance["memory_current"]),
+            None if instance["memory_max"] is None else format_size(instance["memory_max"]),
         ),
-        limited("-" if instance["pids_current"] is None else str(instance["pids_current"]), instance["pids_max"]),
-        percent(instance["throttled_percent"]),
-        *(size(None if bytes_ is None else round(bytes_)) for bytes_ in bytes_per_second),
-        *(percent(instance[f"{kind}_wait_percent"]) for kind in ("cpu", "memory", "io")),
+        format_with_limit(
+            "-" if instance["pids_current"] is None else str(instance["pids_current"]), instance["pids_max"]
+        ),
+        format_percent(instance["throttled_percent"]),
+        *(format_size(None if bytes_ is None else round(bytes_)) for bytes_ in bytes_per_second),
+        *(format_percent(instance[f"{kind}_wait_percent"]) for kind in ("cpu", "memory", "io")),
     )
 
 
-def percent(value: float | None) -> str:
+def format_percent(value: float | None) -> str:
     """Format a percentage: "25.0"; "-" for None."""
     return "-" if value is None else f"{value:.1f}"
 
 
-def limited(current: str, limit: object) -> str:
+def format_with_limit(current: str, limit: object) -> str:
     """Format a value with its limit: "9.8M/128M"; without a limit "9.8M"."""
     return current if limit is None or current == "-" else f"{current}/{limit}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from nsupervisor.cli.output import duration, size
+from nsupervisor.cli.output import format_duration, format_size
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
@@ -24,27 +24,27 @@ _SHOWN_FIELDS = ("timestamp", "level", "event", "workload", "group", "instance",
 _SIZE_KEYS = ("memory_max", "memory_high", "memory_low", "memory_min", "memory_swap_max", "memory_zswap_max")
 
 
-def moment(record: Mapping[str, Any]) -> datetime:
+def local_time(record: Mapping[str, Any]) -> datetime:
     """Return the time of a record, in the local zone."""
     return datetime.fromisoformat(record["timestamp"]).astimezone()
 
 
-def clock(time: datetime, today: datetime) -> str:
+def format_time(time: datetime, today: datetime) -> str:
     """Format the time of day with milliseconds, after the date if that is not today."""
     text = time.strftime("%H:%M:%S.") + f"{time.microsecond // 1000:03}"
     return text if time.date() == today.date() else f"{time.date()} {text}"
 
 
-def span(seconds: float) -> str:
+def format_span(seconds: float) -> str:
     """Format a length of time, with milliseconds if it is short: "0.093 s", "2.5 s", "3min 20s"."""
     if seconds >= 100:
-        return duration(seconds)
+        return format_duration(seconds)
     return (
         f"{seconds:.3f}".rstrip("0").rstrip(".") + " s" if seconds < 1 else f"{seconds:.1f}".removesuffix(".0") + " s"
     )
 
 
-def ended(record: Mapping[str, Any]) -> str:
+def format_exit(record: Mapping[str, Any]) -> str:
     """Describe how a program ended, in the same words as the reasons of states."""
     if record["signal"] is None:
         return f"exit code {record['code']}"
@@ -54,7 +54,7 @@ def ended(record: Mapping[str, Any]) -> str:
     )
 
 
-def values(cause: Mapping[str, Any]) -> str:
+def format_values(cause: Mapping[str, Any]) -> str:
     """Format the values that fired a rule: "0 → 1", or "15 → 16, threshold 14.4, held for 0.31 s"."""
     in_bytes = cause["file"] in _BYTE_FILES or (
         cause["file"] == "memory.stat" and not cause["key"].startswith(_EVENTS_IN_MEMORY_STAT)
@@ -62,81 +62,90 @@ def values(cause: Mapping[str, Any]) -> str:
 
     def number(value: float) -> str:
         if in_bytes:
-            return size(round(value))
+            return format_size(round(value))
         return str(int(value)) if value == int(value) else f"{value:.6g}"
 
     before, after = number(cause["before"]), number(cause["after"])
     text = after if before == after else f"{before} → {after}"
     if "threshold" in cause:
         text += f", threshold {number(cause['threshold'])}"
-    return text + (f", held for {span(cause['held'])}" if cause.get("held") else "")
+    return text + (f", held for {format_span(cause['held'])}" if cause.get("held") else "")
 
 
-def reading(cause: Mapping[str, Any]) -> str:
+def format_reading(cause: Mapping[str, Any]) -> str:
     """Format the file and the values that fired a rule: "memory.events oom_kill: 0 → 1"."""
-    return f"{cause['file']} {cause['key']}".rstrip() + f": {values(cause)}"
+    return f"{cause['file']} {cause['key']}".rstrip() + f": {format_values(cause)}"
 
 
-def place(record: Mapping[str, Any]) -> str:
+def format_start_limit(record: Mapping[str, Any]) -> str:
     """Format the position of a restart in the start limit: "start 2 of 5 within 60 s"; "" without a start limit."""
     if not record.get("start_limit_burst"):
         return ""
-    return f"start {record['start']} of {record['start_limit_burst']} within {span(record['interval_sec'])}"
+    return f"start {record['start']} of {record['start_limit_burst']} within {format_span(record['interval_sec'])}"
 
 
-def asked(record: Mapping[str, Any]) -> str:
+def format_command(record: Mapping[str, Any]) -> str:
     """Format a command with its arguments: "set memory_max 64M → 32M", "signal SIGHUP", "stop"."""
     words = [record["action"], record.get("signal", "")]
     if record["action"] == "set" and "after" in record:
         before, after = record["before"], record["after"]
-        words.append(", ".join(f"{key} {_limit(key, before.get(key))} → {_limit(key, after[key])}" for key in after))
+        words.append(
+            ", ".join(
+                f"{key} {_format_limit(key, before.get(key))} → {_format_limit(key, after[key])}" for key in after
+            )
+        )
     if record["action"] == "reload":
         words.append(f"({record['do']}: {', '.join(change['key'] for change in record['changes'])})")
     return " ".join(word for word in words if word)
 
 
-def _limit(key: str, value: Any) -> str:
+def _format_limit(key: str, value: Any) -> str:
     if value is None or value in ([], {}):
         return "max"
     if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):  # a list by device, as in the file
-        return ", ".join(_limit(key, entry) for entry in value)
+        return ", ".join(_format_limit(key, entry) for entry in value)
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{name} = {entry}" for name, entry in value.items() if entry is not None) + " }"
-    return size(value) if key in _SIZE_KEYS and isinstance(value, int) else str(value)
+    return format_size(value) if key in _SIZE_KEYS and isinstance(value, int) else str(value)
 
 
-def chosen_for(cause: Mapping[str, Any]) -> str:
+def format_choice(cause: Mapping[str, Any]) -> str:
     """Describe why a group's rule chose this workload: "first of 3 by largest-memory (memory 150.2M)"."""
     candidates = cause["candidates"]
     return f"first of {len(candidates)} by {cause['victim']} ({candidates[0]['why']})"
 
 
-def text(record: Mapping[str, Any]) -> str:
+def format_record(record: Mapping[str, Any]) -> str:
     """Format everything in a record except time, name and event, as part of a line."""
     match record["event"]:
         case "action":
-            return _action(record)
+            return _format_action(record)
         case "state":
             return f"{record['from']} → {record['to']}: {record['reason']}"
         case "exited":
-            return f"{ended(record)}, pid {record['pid']}"
+            return f"{format_exit(record)}, pid {record['pid']}"
         case "dropped":
             return f"{record['dropped']} records are missing here: {record['reason']}"
     fields = [f"{key}={value}" for key, value in record.items() if key not in _SHOWN_FIELDS]
     return " ".join([str(record[key]) for key in ("message", "exception") if key in record] + fields)
 
 
-def _action(record: Mapping[str, Any]) -> str:
+def _format_action(record: Mapping[str, Any]) -> str:
     cause = record["cause"]
     if "rule" in cause:
         suffix = " (dry run)" if record.get("dry_run") else ""
         file = f"{cause['file']} {cause['key']}".rstrip()
-        observed = values(cause) if cause["when"].startswith(file) else reading(cause)
+        observed = format_values(cause) if cause["when"].startswith(file) else format_reading(cause)
         if "message" in record:
             suffix += f", {record['message']}"
-        choice = f", {chosen_for(cause)}" if "victim" in cause else ""
-        return f"{asked(record)}{suffix} by {cause['rule']}, line {cause['line']}: {cause['when']}: {observed}{choice}"
+        choice = f", {format_choice(cause)}" if "victim" in cause else ""
+        rule = f"{cause['rule']}, line {cause['line']}: {cause['when']}"
+        return f"{format_command(record)}{suffix} by {rule}: {observed}{choice}"
     if "by" in cause:
-        return f"{asked(record)} by {cause['by']}"
-    parts = [f"restart in {span(record.get('delay_sec', 0))}", place(record), f"after {cause['exit']}"]
+        return f"{format_command(record)} by {cause['by']}"
+    parts = [
+        f"restart in {format_span(record.get('delay_sec', 0))}",
+        format_start_limit(record),
+        f"after {cause['exit']}",
+    ]
     return ", ".join(part for part in parts if part)

@@ -19,13 +19,13 @@ from rich.table import Table
 from rich.text import Text
 
 from nsupervisor.cli.commands.status import COLOURS
-from nsupervisor.cli.output import BLUE, FAINT, GREEN, RED, YELLOW, printable
-from nsupervisor.cli.rates import HEADS, cells, sort
+from nsupervisor.cli.output import BLUE, FAINT, GREEN, RED, YELLOW, escape_control
+from nsupervisor.cli.rates import HEADS, sort_instances, table_cells
 
-SAMPLES = 16
+SPARKLINE_SAMPLES = 16
 """The number of samples that a sparkline shows."""
 BARS = "▁▂▃▄▅▆▇█"
-KEYS = {"c": "cpu", "m": "memory", "p": "processes", "i": "io", "t": "network", "w": "pressure", "n": "name"}
+SORT_KEYS = {"c": "cpu", "m": "memory", "p": "processes", "i": "io", "t": "network", "w": "pressure", "n": "name"}
 """The sort order for each key."""
 _ORDER_NAMES = {"cpu": "CPU", "io": "I/O"}
 _STYLES = {GREEN: "green", RED: "red", YELLOW: "yellow", BLUE: "blue", FAINT: "dim", "": ""}
@@ -37,36 +37,36 @@ _OPTIONAL_COLUMNS = (
 """The columns that are dropped first if there is no room; the names of sparkline columns end with a space."""
 
 
-_ESCAPE = re.compile(rb"\x1b(\[[0-?]*[ -/]*[@-~]|O.|)")
+_ESCAPE_SEQUENCE = re.compile(rb"\x1b(\[[0-?]*[ -/]*[@-~]|O.|)")
 """The sequences that cursor keys and other special keys send, ECMA-48."""
 
 
-class Keys:
+class Keyboard:
     """The keyboard: single key presses without an echo. If standard input is not a terminal, no key is ever pressed."""
 
     def __init__(self) -> None:
         self._fd = sys.stdin.fileno() if sys.stdin.isatty() else None
-        self._before: list[Any] = []
+        self._saved_attributes: list[Any] = []
 
-    def __enter__(self) -> Keys:
+    def __enter__(self) -> Keyboard:
         if self._fd is not None:
-            self._before = termios.tcgetattr(self._fd)
+            self._saved_attributes = termios.tcgetattr(self._fd)
             tty.setcbreak(self._fd)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._fd is not None:
-            termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
+            termios.tcsetattr(self._fd, termios.TCSADRAIN, self._saved_attributes)
 
-    def get(self, patience: float) -> str:
+    def read_keys(self, timeout: float) -> str:
         """Return the keys typed so far, or the next one within `timeout` seconds; "q" also if the terminal is gone."""
         if self._fd is None:
-            time.sleep(patience)
+            time.sleep(timeout)
             return ""
-        if not select.select([self._fd], [], [], patience)[0]:
+        if not select.select([self._fd], [], [], timeout)[0]:
             return ""
         typed = os.read(self._fd, 256)
-        return _ESCAPE.sub(b"", typed).decode(errors="ignore").lower() if typed else "q"
+        return _ESCAPE_SEQUENCE.sub(b"", typed).decode(errors="ignore").lower() if typed else "q"
 
 
 class Screen:
@@ -77,9 +77,9 @@ class Screen:
             os.environ.pop(name, None)
         self.console = Console()
         self._live = Live(Text("measuring …"), console=self.console, screen=True, auto_refresh=False)
-        self._order, self._reverse = order, False
+        self._sort_order, self._is_reversed = order, False
         self._measured: list[dict[str, Any]] = []
-        self._past: dict[tuple[str, str], deque[float]] = defaultdict(lambda: deque(maxlen=SAMPLES))
+        self._history: dict[tuple[str, str], deque[float]] = defaultdict(lambda: deque(maxlen=SPARKLINE_SAMPLES))
 
     def __enter__(self) -> Screen:
         self._live.__enter__()
@@ -91,47 +91,47 @@ class Screen:
     ) -> None:
         self._live.__exit__(kind, error, traceback)
 
-    def press(self, key: str) -> None:
+    def handle_key(self, key: str) -> None:
         """Change the sort order according to the key."""
         if key == "r":
-            self._reverse = not self._reverse
-        elif key in KEYS:
-            self._order = KEYS[key]
+            self._is_reversed = not self._is_reversed
+        elif key in SORT_KEYS:
+            self._sort_order = SORT_KEYS[key]
         else:
             return
         self._draw()
 
-    def show(self, measured: list[dict[str, Any]]) -> None:
+    def show_sample(self, measured: list[dict[str, Any]]) -> None:
         """Show the next sample."""
         self._measured = measured
         for instance in measured:
             for column in _SPARKLINE_COLUMNS.values():
-                self._past[instance["name"], column].append(instance[column] or 0)
+                self._history[instance["name"], column].append(instance[column] or 0)
         self._draw()
 
     def _draw(self) -> None:
-        self._live.update(Group(self._head(), self._table()), refresh=True)
+        self._live.update(Group(self._header(), self._table()), refresh=True)
 
-    def _head(self) -> Text:
-        by = _ORDER_NAMES.get(self._order, self._order) + (", reversed" if self._reverse else "")
+    def _header(self) -> Text:
+        by = _ORDER_NAMES.get(self._sort_order, self._sort_order) + (", reversed" if self._is_reversed else "")
         text = f"{time.strftime('%H:%M:%S')}  {len(self._measured)} instances, by {by}   keys: "
         keys = ", ".join(
-            f"{key} {_ORDER_NAMES.get(name, name)}" for key, name in {**KEYS, "r": "reverse", "q": "quit"}.items()
+            f"{key} {_ORDER_NAMES.get(name, name)}" for key, name in {**SORT_KEYS, "r": "reverse", "q": "quit"}.items()
         )
         return Text(text + keys, style="dim", no_wrap=True)
 
     def _table(self) -> Table:
         room = max(self.console.height - 3, 1)
-        ordered = sort(self._measured, self._order, self._reverse)
+        ordered = sort_instances(self._measured, self._sort_order, self._is_reversed)
         # Columns by their heads: those of `stats`, some followed by a sparkline.
         columns: dict[str, list[str]] = {}
         for head, values in zip(
-            HEADS, zip(*map(cells, ordered), strict=True) if ordered else [()] * len(HEADS), strict=True
+            HEADS, zip(*map(table_cells, ordered), strict=True) if ordered else [()] * len(HEADS), strict=True
         ):
-            columns[head] = [printable(value) for value in values]
+            columns[head] = [escape_control(value) for value in values]
             if head in _SPARKLINE_COLUMNS:
                 columns[f"{head} "] = [self._spark(instance, _SPARKLINE_COLUMNS[head]) for instance in ordered]
-        fit(columns, self.console.width)
+        drop_columns_to_fit(columns, self.console.width)
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
         for head in columns:
             is_left = head in ("NAME", "STATE") or head.endswith(" ")
@@ -143,7 +143,7 @@ class Screen:
 
     def _spark(self, instance: dict[str, Any], column: str) -> str:
         limit = instance["memory_max"] if column == "memory_current" else instance["cpu_max_percent"] or 100.0
-        return sparkline(self._past[instance["name"], column], limit).rjust(SAMPLES)
+        return sparkline(self._history[instance["name"], column], limit).rjust(SPARKLINE_SAMPLES)
 
 
 def sparkline(samples: deque[float] | list[float], limit: float | None) -> str:
@@ -154,7 +154,7 @@ def sparkline(samples: deque[float] | list[float], limit: float | None) -> str:
     return "".join(BARS[min(int(value / maximum * len(BARS)), len(BARS) - 1)] for value in samples)
 
 
-def fit(columns: dict[str, list[str]], width: int) -> None:
+def drop_columns_to_fit(columns: dict[str, list[str]], width: int) -> None:
     """Drop columns until the rest fits into `width` characters."""
     for dispensable in _OPTIONAL_COLUMNS:
         if sum(max(map(len, [head, *values])) + 2 for head, values in columns.items()) - 2 <= width:

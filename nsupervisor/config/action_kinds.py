@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nsupervisor.config.kinds import LONGEST_SOCKET, PATH, WORD, Choice, Scalar
+from nsupervisor.config.kinds import MAX_SOCKET_PATH, PATH, WORD, Choice, Scalar
 
 
 def _url(value: Any) -> str:
@@ -27,12 +27,12 @@ def _url(value: Any) -> str:
 
 def _socket(value: Any) -> str:
     text = str(PATH.load(value))
-    if len(text.encode()) > LONGEST_SOCKET:
-        raise ValueError(f"is longer than the path of a socket can be; write one of at most {LONGEST_SOCKET} bytes")
+    if len(text.encode()) > MAX_SOCKET_PATH:
+        raise ValueError(f"is longer than the path of a socket can be; write one of at most {MAX_SOCKET_PATH} bytes")
     return text
 
 
-def _steps(action: Choice) -> Scalar:
+def _steps_kind(action: Choice) -> Scalar:
     """Build a kind for one action or a sequence of actions; its value becomes a tuple."""
 
     def load(value: Any) -> tuple[str, ...]:
@@ -53,6 +53,6 @@ SOCKET = Scalar(_socket, {"type": "string", "pattern": "^/"})
 ACTION = Choice(
     *("log", "notify", "webhook", "exec", "set", "signal", "thaw", "freeze", "restart", "kill", "stop"),
 )
-STEPS = _steps(ACTION)
+STEPS = _steps_kind(ACTION)
 GROUP_ACTION = Choice(*(word for word in ACTION.words if word not in ("set", "thaw")))
-GROUP_STEPS = _steps(GROUP_ACTION)
+GROUP_STEPS = _steps_kind(GROUP_ACTION)

@@ -10,10 +10,10 @@ from typing import Any
 
 import attrs
 
-from nsupervisor.config.checks import limit_conflicts
-from nsupervisor.config.load import ConfigError, Problem, keys_of, read_table
-from nsupervisor.config.model import Group, Resources, Workload
-from nsupervisor.config.shown import did_you_mean, shown_path
+from nsupervisor.config.checks import find_limit_conflicts
+from nsupervisor.config.load import ConfigError, Problem, key_slots, load_table
+from nsupervisor.config.model import GroupConfig, Resources, WorkloadConfig
+from nsupervisor.config.quoting import did_you_mean, format_path
 from nsupervisor.config.units import Percent, format_cpu_max
 from nsupervisor.wire import by_wire_name
 
@@ -23,14 +23,15 @@ def parse_changes(values: Mapping[str, Any]) -> dict[str, Any]:
 
     {"memory_max": "64M"} → {"memory_max": 67108864}. `values` is a table as tomllib or json loads it.
     """
-    slots = keys_of(Resources)
+    slots = key_slots(Resources)
     unknown = [name for name in values if name not in slots or name == "required"]
     if unknown:
         known = [name for name in slots if name != "required"]
         raise ConfigError(
-            Problem("", 0, shown_path([name]), _unknown(name, did_you_mean(name, known), known)) for name in unknown
+            Problem("", 0, format_path([name]), _unknown_key_message(name, did_you_mean(name, known), known))
+            for name in unknown
         )
-    loaded = read_table(Resources, dict(values))
+    loaded = load_table(Resources, dict(values))
     changes: dict[str, Any] = {}
     for name in values:
         slot = slots[name]
@@ -42,12 +43,12 @@ def parse_changes(values: Mapping[str, Any]) -> dict[str, Any]:
     return changes
 
 
-def _unknown(name: str, suggestion: str, known: list[str]) -> str:
+def _unknown_key_message(name: str, suggestion: str, known: list[str]) -> str:
     instead = f"{suggestion.removeprefix(', ')}" or f"write one of {', '.join(known)}"
     return f"is nothing that can be set; {instead}"
 
 
-def changed(owner: Workload | Group, resources: Resources, changes: Mapping[str, Any]) -> Resources:
+def apply_changes(owner: WorkloadConfig | GroupConfig, resources: Resources, changes: Mapping[str, Any]) -> Resources:
     """Apply the changes of `parse_changes` to `resources`.
 
     Raises ConfigError if the resulting limits conflict with each other or with the rules of the workload or group.
@@ -55,23 +56,23 @@ def changed(owner: Workload | Group, resources: Resources, changes: Mapping[str,
     added_to = ("hugetlb", "unified")
     merged = {n: getattr(resources, n) | value if n in added_to else value for n, value in changes.items()}
     result = attrs.evolve(resources, **merged)
-    changed_owner: Workload | Group
-    if isinstance(owner, Group):
+    changed_owner: WorkloadConfig | GroupConfig
+    if isinstance(owner, GroupConfig):
         owner_path: tuple[str, ...] = ("group", owner.name)
         resources_path, changed_owner = owner_path, attrs.evolve(owner, **attrs.asdict(result, recurse=False))
     else:
         owner_path = ("workload", owner.name)
         resources_path, changed_owner = (*owner_path, "resources"), attrs.evolve(owner, resources=result)
     problems = [
-        Problem("", 0, shown_path(_strip_prefix(conflict.path, resources_path) or conflict.path), conflict.message)
-        for conflict in limit_conflicts(changed_owner, owner_path)
+        Problem("", 0, format_path(_strip_prefix(conflict.path, resources_path) or conflict.path), conflict.message)
+        for conflict in find_limit_conflicts(changed_owner, owner_path)
     ]
     if problems:
         raise ConfigError(problems)
     return result
 
 
-def difference(before: Resources, after: Resources) -> tuple[dict[str, Any], dict[str, Any]]:
+def changed_limits(before: Resources, after: Resources) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the old and the new values of all changed keys, in JSON form; None or empty means no limit."""
     old, new = _to_json(before), _to_json(after)
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]

@@ -1,7 +1,7 @@
 """Conflicts between the values of a configuration, which no single value can show.
 
-`conflicts` also receives configurations with wrong values in them (None stands for a required one); the loader drops
-the conflicts that involve a value which it has reported.
+`find_conflicts` also receives configurations with wrong values in them (None stands for a required one); the loader
+drops the conflicts that involve a value which it has reported.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from itertools import pairwise
 from os.path import normpath
 from typing import NamedTuple
 
-from nsupervisor.config.facts import LIMITS, NOT_FILES
-from nsupervisor.config.kinds import LONGEST_SOCKET
-from nsupervisor.config.limits import misfits
+from nsupervisor.config.kinds import MAX_SOCKET_PATH
+from nsupervisor.config.limits import find_resource_conflicts
 from nsupervisor.config.model import (
     Condition,
     Config,
-    Group,
+    GroupConfig,
     GroupRule,
     IdMapping,
-    Mount,
+    MountConfig,
     Resources,
     Rule,
-    Supervisor,
-    Workload,
+    SupervisorConfig,
+    WorkloadConfig,
 )
-from nsupervisor.config.positions import Path
-from nsupervisor.config.shown import did_you_mean, shown, shown_path
-from nsupervisor.config.units import Relative, format_duration
+from nsupervisor.config.positions import KeyPath
+from nsupervisor.config.quoting import did_you_mean, format_path, quoted
+from nsupervisor.config.units import RelativeChange, format_duration
+from nsupervisor.config.vocabulary import LIMIT_KEYS, NOT_FILES
 
 NOTIFY_PATH = "/notify/0123456789abcdef/socket"
 WORKLOADS_API_PATH = "/notify/control/api/api.sock"
@@ -39,12 +39,12 @@ ORDERING_KEYS = ("requires", "wants", "after")
 class Conflict(NamedTuple):
     """A conflict at a key path, and the other values that take part in it."""
 
-    path: Path
+    path: KeyPath
     message: str
-    involves: tuple[Path, ...] = ()
+    involved: tuple[KeyPath, ...] = ()
 
 
-def conflicts(config: Config) -> Iterator[Conflict]:
+def find_conflicts(config: Config) -> Iterator[Conflict]:
     """Find everything in a configuration that does not fit together."""
     yield from _supervisor_conflicts(config.supervisor)
     yield from _missing_references(config)
@@ -52,10 +52,10 @@ def conflicts(config: Config) -> Iterator[Conflict]:
     yield from _shared_log_files(config)
     yield from _membership_conflicts(config)
     for name, workload in config.workloads.items():
-        path: Path = ("workload", name)
+        path: KeyPath = ("workload", name)
         yield from _program_conflicts(workload, path)
         yield from _namespace_conflicts(workload, path)
-        yield from limit_conflicts(workload, path)
+        yield from find_limit_conflicts(workload, path)
         yield from _socket_length_conflicts(workload, path, config.supervisor)
         for number, mount in enumerate(workload.mounts):
             yield from _mount_conflicts(mount, (*path, "mounts", number))
@@ -63,7 +63,7 @@ def conflicts(config: Config) -> Iterator[Conflict]:
         for number, rule in enumerate(workload.policy):
             yield from _rule_conflicts(rule, path, number)
     for name, group in config.groups.items():
-        yield from limit_conflicts(group, ("group", name))
+        yield from find_limit_conflicts(group, ("group", name))
         for number, rule in enumerate(group.policy):
             yield from _rule_conflicts(rule, ("group", name), number)
             yield from _victim_conflicts(rule, ("group", name, "policy", number))
@@ -73,18 +73,18 @@ def conflicts(config: Config) -> Iterator[Conflict]:
         yield from _rule_limit_conflicts(rule, Resources(), ("host",), number)
 
 
-def limit_conflicts(owner: Workload | Group, path: Path) -> Iterator[Conflict]:
+def find_limit_conflicts(owner: WorkloadConfig | GroupConfig, path: KeyPath) -> Iterator[Conflict]:
     """Find conflicts within the resources of a workload or group, and between them and its rules."""
-    resources_path = path if isinstance(owner, Group) else (*path, "resources")
-    for misfit in misfits(owner.resources):
+    resources_path = path if isinstance(owner, GroupConfig) else (*path, "resources")
+    for misfit in find_resource_conflicts(owner.resources):
         yield Conflict(
-            (*resources_path, *misfit.key), misfit.message, tuple((*resources_path, key) for key in misfit.involves)
+            (*resources_path, *misfit.key), misfit.message, tuple((*resources_path, key) for key in misfit.involved)
         )
     for number, rule in enumerate(owner.policy):
         yield from _rule_limit_conflicts(rule, owner.resources, resources_path, number, path)
 
 
-def _supervisor_conflicts(supervisor: Supervisor) -> Iterator[Conflict]:
+def _supervisor_conflicts(supervisor: SupervisorConfig) -> Iterator[Conflict]:
     if supervisor.name == "supervisor":
         # On a unified hierarchy the supervisor's own processes run in a leaf of this name next to the
         # subtree.
@@ -92,26 +92,28 @@ def _supervisor_conflicts(supervisor: Supervisor) -> Iterator[Conflict]:
             ("supervisor", "name"), '"supervisor" is the cgroup of the supervisor itself; write another name'
         )
     socket = f"{supervisor.runtime_directory}/keeper.sock"
-    if len(socket.encode()) > LONGEST_SOCKET:
-        longest = LONGEST_SOCKET - len("/keeper.sock")
+    if len(socket.encode()) > MAX_SOCKET_PATH:
+        longest = MAX_SOCKET_PATH - len("/keeper.sock")
         yield Conflict(
             ("supervisor", "runtime_directory"),
             f"is too long for the sockets in it; write a path of at most {longest} bytes",
         )
 
 
-def _socket_length_conflicts(workload: Workload, path: Path, supervisor: Supervisor) -> Iterator[Conflict]:
+def _socket_length_conflicts(
+    workload: WorkloadConfig, path: KeyPath, supervisor: SupervisorConfig
+) -> Iterator[Conflict]:
     """The sockets of some workloads are deeper in the runtime directory."""
     for key, is_needed, below in (
         ("type", workload.type == "notify", NOTIFY_PATH),
         ("watchdog_sec", bool(workload.watchdog_sec), NOTIFY_PATH),
         ("may_control", bool(workload.may_control), WORKLOADS_API_PATH),
     ):
-        if is_needed and len(f"{supervisor.runtime_directory}{below}".encode()) > LONGEST_SOCKET:
+        if is_needed and len(f"{supervisor.runtime_directory}{below}".encode()) > MAX_SOCKET_PATH:
             yield Conflict(
                 (*path, key),
                 "needs a socket whose path would be too long; set supervisor.runtime_directory to one of at most "
-                f"{LONGEST_SOCKET - len(below)} bytes",
+                f"{MAX_SOCKET_PATH - len(below)} bytes",
                 (("supervisor", "runtime_directory"),),
             )
 
@@ -125,7 +127,7 @@ def _missing_references(config: Config) -> Iterator[Conflict]:
                 instead = did_you_mean(dependency, config.workloads).removeprefix(", ") or "write the name of one"
                 yield Conflict(
                     ("workload", name, key, number),
-                    f"there is no workload {shown(dependency)}; {instead}",
+                    f"there is no workload {quoted(dependency)}; {instead}",
                     (("workload", dependency),),
                 )
 
@@ -173,7 +175,7 @@ def _shared_log_files(config: Config) -> Iterator[Conflict]:
     for name, workload in config.workloads.items():
         if workload.log.path is None:
             continue
-        path: Path = ("workload", name, "log", "path")
+        path: KeyPath = ("workload", name, "log", "path")
         if workload.instances > 1:
             yield Conflict(
                 path,
@@ -182,12 +184,14 @@ def _shared_log_files(config: Config) -> Iterator[Conflict]:
                 (("workload", name, "instances"),),
             )
         elif other_user := users.get(workload.log.path):
-            message = f"{shown(workload.log.path)} is the file of workload {shown(other_user)}, too; write another one"
+            message = (
+                f"{quoted(workload.log.path)} is the file of workload {quoted(other_user)}, too; write another one"
+            )
             yield Conflict(path, message, (("workload", other_user, "log", "path"),))
         users.setdefault(workload.log.path, name)
 
 
-def _program_conflicts(workload: Workload, path: Path) -> Iterator[Conflict]:
+def _program_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:
     if workload.command and not workload.command[0].strip():
         yield Conflict((*path, "command", 0), "the program's name is empty; write its name or path")
     if workload.restart_sec > workload.restart_max_delay_sec:
@@ -199,7 +203,7 @@ def _program_conflicts(workload: Workload, path: Path) -> Iterator[Conflict]:
         )
 
 
-def _namespace_conflicts(workload: Workload, path: Path) -> Iterator[Conflict]:
+def _namespace_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:
     spaces = workload.namespaces
     requirements = (
         (spaces.hostname is not None, ("namespaces", "hostname"), "uts", spaces.uts),
@@ -222,7 +226,7 @@ def _namespace_conflicts(workload: Workload, path: Path) -> Iterator[Conflict]:
         yield from _mapping_conflicts(mappings, (*path, "user_namespace", kind))
 
 
-def _mapping_conflicts(mappings: tuple[IdMapping, ...], path: Path) -> Iterator[Conflict]:
+def _mapping_conflicts(mappings: tuple[IdMapping, ...], path: KeyPath) -> Iterator[Conflict]:
     """Check the rules of user_namespaces(7): no overlap on either side, and at most 340 ranges."""
     if len(mappings) > 340:
         yield Conflict(path, "has more ranges than the kernel takes; write at most 340")
@@ -238,7 +242,7 @@ def _mapping_conflicts(mappings: tuple[IdMapping, ...], path: Path) -> Iterator[
                 break
 
 
-def _runtime_directory_conflicts(mount: Mount, path: Path, supervisor: Supervisor) -> Iterator[Conflict]:
+def _runtime_directory_conflicts(mount: MountConfig, path: KeyPath, supervisor: SupervisorConfig) -> Iterator[Conflict]:
     """The sockets of the service are in that directory, so no mount may show it. A link to it is found at the start."""
     if not isinstance(supervisor.runtime_directory, str):
         return
@@ -248,14 +252,14 @@ def _runtime_directory_conflicts(mount: Mount, path: Path, supervisor: Superviso
     if is_bind and mount.source is not None and _is_within(mount.source, directory):
         yield Conflict(
             (*path, "source"),
-            f"{shown(mount.source)} is the supervisor's runtime directory, or in it, which workloads may not see; "
+            f"{quoted(mount.source)} is the supervisor's runtime directory, or in it, which workloads may not see; "
             "remove the mount, or use may_control to let the workload use the API",
             involved,
         )
     if mount.destination is not None and _is_within(mount.destination, directory, itself=False):
         yield Conflict(
             (*path, "destination"),
-            f"{shown(mount.destination)} is in the supervisor's runtime directory, which is hidden from workloads; "
+            f"{quoted(mount.destination)} is in the supervisor's runtime directory, which is hidden from workloads; "
             "write another place",
             involved,
         )
@@ -266,7 +270,7 @@ def _is_within(place: str, directory: str, itself: bool = True) -> bool:
     return place.startswith(f"{directory}/") or (itself and place == directory)
 
 
-def _mount_conflicts(mount: Mount, path: Path) -> Iterator[Conflict]:
+def _mount_conflicts(mount: MountConfig, path: KeyPath) -> Iterator[Conflict]:
     if mount.type != "bind":
         return
     if mount.source is None:
@@ -278,13 +282,13 @@ def _mount_conflicts(mount: Mount, path: Path) -> Iterator[Conflict]:
     elif not mount.source.startswith("/"):
         yield Conflict(
             (*path, "source"),
-            f'{shown(mount.source)} is not an absolute path; write it from the root, for example "/srv/site"',
+            f'{quoted(mount.source)} is not an absolute path; write it from the root, for example "/srv/site"',
             ((*path, "type"),),
         )
 
 
-def _rule_conflicts(rule: Rule, workload_path: Path, number: int) -> Iterator[Conflict]:
-    path: Path = (*workload_path, "policy", number)
+def _rule_conflicts(rule: Rule, workload_path: KeyPath, number: int) -> Iterator[Conflict]:
+    path: KeyPath = (*workload_path, "policy", number)
     actions = (rule.action, *rule.then)
     for action, key, is_given, example in (
         ("set", "set", bool(rule.set_), '{ memory_high = "+25%" }'),
@@ -318,7 +322,7 @@ def _rule_conflicts(rule: Rule, workload_path: Path, number: int) -> Iterator[Co
     condition = rule.when
     if condition is None:  # reported already
         return
-    if condition.momentary and rule.for_ > 0:
+    if condition.is_momentary and rule.for_ > 0:
         yield Conflict(
             (*path, "for"),
             f'is for levels, but "{condition.text}" is true for a moment only, '
@@ -334,7 +338,7 @@ def _momentary_reason(condition: Condition) -> str:
     return "it has a stall in it" if "stall" in kinds else "it has an exit in it"
 
 
-def _set_conflicts(rule: Rule, path: Path) -> Iterator[Conflict]:
+def _set_conflicts(rule: Rule, path: KeyPath) -> Iterator[Conflict]:
     """Check that each bound under `limit` belongs to a relative change under `set`."""
     for key in rule.limit:
         limit_path = (*path, "limit", key)
@@ -342,7 +346,7 @@ def _set_conflicts(rule: Rule, path: Path) -> Iterator[Conflict]:
             yield Conflict(
                 limit_path, f"is no bound of anything; write {key} under set too, or remove it", ((*path, "set", key),)
             )
-        elif not isinstance(rule.set_[key], Relative):
+        elif not isinstance(rule.set_[key], RelativeChange):
             yield Conflict(
                 limit_path,
                 f"{key} is set to one value, which needs no bound; remove it, or write a change under set: "
@@ -352,28 +356,28 @@ def _set_conflicts(rule: Rule, path: Path) -> Iterator[Conflict]:
 
 
 def _rule_limit_conflicts(
-    rule: Rule, resources: Resources, resources_path: Path, number: int, policy_path: Path | None = None
+    rule: Rule, resources: Resources, resources_path: KeyPath, number: int, policy_path: KeyPath | None = None
 ) -> Iterator[Conflict]:
     """Check a rule's relative changes and percentages against the limits that they refer to.
 
     resources_path: path of the resources. policy_path: path of the table with the policy, if it is another one.
     """
-    path: Path = (*(policy_path or resources_path), "policy", number)
+    path: KeyPath = (*(policy_path or resources_path), "policy", number)
     for key, target in rule.set_.items():
-        if isinstance(target, Relative) and key != "cpu_weight" and getattr(resources, key) is None:
+        if isinstance(target, RelativeChange) and key != "cpu_weight" and getattr(resources, key) is None:
             yield Conflict(
                 (*path, "set", key),
-                f"{target} of what? {key} is not set; set it under [{shown_path(resources_path)}], or write a value",
+                f"{target} of what? {key} is not set; set it under [{format_path(resources_path)}], or write a value",
                 ((*resources_path, key),),
             )
     if rule.when is None:  # reported already
         return
     for atom in rule.when.atoms:
-        limit = LIMITS.get(atom.file) if atom.percent else None
+        limit = LIMIT_KEYS.get(atom.file) if atom.is_percent else None
         if limit is None or getattr(resources, limit) is not None:
             continue
         unit = "a size" if atom.file in ("memory.current",) else "a number"
-        suggestion = f"set {limit} under [{shown_path(resources_path)}], or " if resources_path != ("host",) else ""
+        suggestion = f"set {limit} under [{format_path(resources_path)}], or " if resources_path != ("host",) else ""
         yield Conflict(
             (*path, "when"),
             f'"{atom.text}" is in per cent of {limit}, which is not set; {suggestion}compare with {unit}',
@@ -381,20 +385,20 @@ def _rule_limit_conflicts(
         )
 
 
-_HARMLESS = ("log", "notify", "webhook", "exec")
+MEMBERLESS_ACTIONS = ("log", "notify", "webhook", "exec")
 """Actions of a group's rule that affect none of its members."""
 
 
-def _victim_conflicts(rule: GroupRule, path: Path) -> Iterator[Conflict]:
+def _victim_conflicts(rule: GroupRule, path: KeyPath) -> Iterator[Conflict]:
     actions = [action for action in (rule.action, *rule.then) if action is not None]
-    if rule.victim is None and not {*actions} <= {*_HARMLESS}:
-        action = next(action for action in actions if action not in _HARMLESS)
+    if rule.victim is None and not {*actions} <= {*MEMBERLESS_ACTIONS}:
+        action = next(action for action in actions if action not in MEMBERLESS_ACTIONS)
         yield Conflict(
             (*path, "action"),
             f'"{action}" does not choose a member; add for example victim = "largest-memory"',
             ((*path, "victim"), (*path, "then")),
         )
-    if rule.victim is not None and {*actions} <= {*_HARMLESS}:
+    if rule.victim is not None and {*actions} <= {*MEMBERLESS_ACTIONS}:
         yield Conflict(
             (*path, "victim"),
             f'"{rule.action}" is done to none of them; remove it, or write another action, for example "kill"',
@@ -410,7 +414,7 @@ def _victim_conflicts(rule: GroupRule, path: Path) -> Iterator[Conflict]:
 
 def _membership_conflicts(config: Config) -> Iterator[Conflict]:
     """Check that every named group exists, and that no group contains itself."""
-    members: list[tuple[Path, Workload | Group]] = [
+    members: list[tuple[KeyPath, WorkloadConfig | GroupConfig]] = [
         *((("workload", name), workload) for name, workload in config.workloads.items()),
         *((("group", name), group) for name, group in config.groups.items()),
     ]
@@ -418,7 +422,7 @@ def _membership_conflicts(config: Config) -> Iterator[Conflict]:
         if member.group is not None and member.group not in config.groups:
             suggestion = did_you_mean(member.group, config.groups).removeprefix(", ")
             instead = suggestion or f"write [group.{member.group}] with its limits, or remove it"
-            yield Conflict((*path, "group"), f"there is no group {shown(member.group)}; {instead}", (("group",),))
+            yield Conflict((*path, "group"), f"there is no group {quoted(member.group)}; {instead}", (("group",),))
     reported: set[str] = set()
     for name in config.groups:
         chain = [name]

@@ -21,22 +21,22 @@ from typing import Literal, cast
 
 from attrs import frozen
 
-from nsupervisor.config.facts import (
-    BYTES,
-    COUNTERS,
-    DURATIONS,
-    EXIT,
-    FACTS,
-    LEVELS,
-    LIMITS,
-    LONGEST_WINDOW,
-    MICROSECONDS,
-    PRESSURES,
-    SHORTEST_WINDOW,
-    SIZES,
-)
-from nsupervisor.config.shown import did_you_mean, shown
+from nsupervisor.config.quoting import did_you_mean, quoted
 from nsupervisor.config.units import parse_duration, parse_signal, parse_size
+from nsupervisor.config.vocabulary import (
+    BYTE_KEYS,
+    COUNTERS,
+    DURATION_FILES,
+    EXIT,
+    EXIT_KEYS,
+    LEVELS,
+    LIMIT_KEYS,
+    MAX_WINDOW_S,
+    MICROSECOND_KEYS,
+    MIN_WINDOW_S,
+    PRESSURE_FILES,
+    SIZE_FILES,
+)
 
 Operator = Literal[">", ">=", "<", "<=", "==", "!="]
 
@@ -45,10 +45,10 @@ Operator = Literal[">", ">=", "<", "<=", "==", "!="]
 class Atom:
     """One comparison with one value of one file.
 
-    A `counter` ("memory.events oom_kill") is true for a moment: when it increased, or with `by` above 1 ("increases
-    by 10"), when it increased by that much since it was last true. A `level` ("pids.current >= 90%") and a `rate`
-    ("cpu.stat nr_throttled rate > 50/s") are true for as long as the comparison holds. `key` of a PSI file is "some
-    avg10". `percent` is true only if the threshold is in per cent of the workload's own limit (pids.current,
+    A `counter` ("memory.events oom_kill") is true for a moment: when it increased, or with `increase` above 1
+    ("increases by 10"), when it increased by that much since it was last true. A `level` ("pids.current >= 90%") and a
+    `rate` ("cpu.stat nr_throttled rate > 50/s") are true for as long as the comparison holds. `key` of a PSI file is
+    "some avg10". `is_percent` is true only if the threshold is in per cent of the workload's own limit (pids.current,
     memory.current), or of a total of the host (host.meminfo); the % of a pressure is the file's own unit. A rate's
     threshold is per second.
 
@@ -63,22 +63,22 @@ class Atom:
     kind: Literal["counter", "level", "rate", "stall", "fact"]
     op: Operator | None = None
     threshold: float | None = None
-    percent: bool = False
-    by: int = 1
+    is_percent: bool = False
+    increase: int = 1
     window: int = 0
 
     @property
-    def momentary(self) -> bool:
+    def is_momentary(self) -> bool:
         """Whether the atom is true for a moment only."""
         return self.kind in ("counter", "stall", "fact")
 
-    def told_by(self, values: Mapping[str, float]) -> bool:
+    def is_present_in(self, values: Mapping[str, float]) -> bool:
         """Check whether a file with these values has the value that the atom compares."""
         if self.kind == "stall":
             return f"{(self.key or '').partition(' ')[0]} total" in values
-        return self.of(values) is not None
+        return self.value_in(values) is not None
 
-    def of(self, values: Mapping[str, float]) -> float | None:
+    def value_in(self, values: Mapping[str, float]) -> float | None:
         """Return the value that the atom compares, from the file's values; None if they lack it."""
         if self.file != "io.stat":
             return values.get(self.key or "")
@@ -98,11 +98,11 @@ class Condition:
     tree: Tree = 0
 
     @property
-    def momentary(self) -> bool:
+    def is_momentary(self) -> bool:
         """Whether it is true for a moment only, because it has a counter, a stall or an exit."""
-        return any(atom.momentary for atom in self.atoms)
+        return any(atom.is_momentary for atom in self.atoms)
 
-    def holds(self, truths: Sequence[bool | None]) -> bool:
+    def evaluate(self, truths: Sequence[bool | None]) -> bool:
         """Evaluate the condition from the truth of its atoms; None stands for an unknown atom."""
         return _evaluate(self.tree, truths) is True
 
@@ -135,9 +135,9 @@ def parse_condition(text: str) -> Condition:
     if len(text) > 400:
         raise ValueError("is too long for a condition; write several rules")
     reader = _Parser(_WORDS.findall(text))
-    tree = reader.either()
+    tree = reader.parse_or()
     if reader.words:
-        raise ValueError(f'goes on after its end with {shown(" ".join(reader.words))}; write "and" or "or" between')
+        raise ValueError(f'goes on after its end with {quoted(" ".join(reader.words))}; write "and" or "or" between')
     return Condition(" ".join(text.split()), tuple(reader.atoms), tree)
 
 
@@ -149,28 +149,28 @@ class _Parser:
         self.atoms: list[Atom] = []
         self.depth = 0
 
-    def either(self) -> Tree:
-        tree = self.both()
-        while self._take("or"):
-            tree = ("or", tree, self.both())
+    def parse_or(self) -> Tree:
+        tree = self.parse_and()
+        while self._accept("or"):
+            tree = ("or", tree, self.parse_and())
         return tree
 
-    def both(self) -> Tree:
-        tree = self.one()
-        while self._take("and"):
-            tree = ("and", tree, self.one())
+    def parse_and(self) -> Tree:
+        tree = self.parse_operand()
+        while self._accept("and"):
+            tree = ("and", tree, self.parse_operand())
         return tree
 
-    def one(self) -> Tree:
+    def parse_operand(self) -> Tree:
         self.depth += 1
         if self.depth > _MAX_DEPTH:
             raise ValueError("is nested too deeply; write several rules")
         try:
-            if self._take("not"):
-                return ("not", self.one())
-            if self._take("("):
-                tree = self.either()
-                if not self._take(")"):
+            if self._accept("not"):
+                return ("not", self.parse_operand())
+            if self._accept("("):
+                tree = self.parse_or()
+                if not self._accept(")"):
                     raise ValueError('has a "(" without its ")"; write both')
                 return tree
             atom_words = []
@@ -181,7 +181,7 @@ class _Parser:
         finally:
             self.depth -= 1
 
-    def _take(self, word: str) -> bool:
+    def _accept(self, word: str) -> bool:
         if not self.words or self.words[0] != word:
             return False
         self.words.pop(0)
@@ -202,15 +202,15 @@ def parse_atom(text: str) -> Atom:
         atom = _parse_plain(match["rest"])
         if atom.kind != "counter" or not re.fullmatch(r"[1-9][0-9]{0,14}", match["by"]):
             raise ValueError(
-                f'says {shown(text)}; write a counter and a number, for example "pids.events max increases by 10"'
+                f'says {quoted(text)}; write a counter and a number, for example "pids.events max increases by 10"'
             )
-        return Atom(normalized, atom.file, atom.key, "counter", by=int(match["by"]))
+        return Atom(normalized, atom.file, atom.key, "counter", increase=int(match["by"]))
     if match := _RATE.fullmatch(text):
         atom = _parse_plain(match["rest"])
         limit = _parse_rate(atom.key or "", match["limit"]) if atom.kind == "counter" else None
         if limit is None:
             raise ValueError(
-                f'says {shown(text)}; write a counter and a rate, for example "cpu.stat nr_throttled rate > 50/s"'
+                f'says {quoted(text)}; write a counter and a rate, for example "cpu.stat nr_throttled rate > 50/s"'
             )
         return Atom(normalized, atom.file, atom.key, "rate", cast(Operator, match["op"]), limit)
     if re.search(r"\sstall\b", text):
@@ -225,7 +225,7 @@ def _parse_rate(key: str, text: str) -> float | None:
 
     Accepts "50/s", "50M/s" of bytes, and "800ms/s" or "80%" of a time.
     """
-    if key in MICROSECONDS and text.endswith("%"):
+    if key in MICROSECOND_KEYS and text.endswith("%"):
         share = text.removesuffix("%").rstrip()
         return float(share) * 10_000 if _NUMBER.fullmatch(share) else None
     number, slash, unit = (part.strip() for part in text.rpartition("/"))
@@ -234,9 +234,9 @@ def _parse_rate(key: str, text: str) -> float | None:
     if _NUMBER.fullmatch(number):
         return float(number)
     try:
-        if key in MICROSECONDS:
+        if key in MICROSECOND_KEYS:
             return parse_duration(number) * 1e6
-        return parse_size(number) if key in BYTES else None
+        return parse_size(number) if key in BYTE_KEYS else None
     except ValueError:
         return None
 
@@ -244,13 +244,13 @@ def _parse_rate(key: str, text: str) -> float | None:
 def _parse_stall(text: str) -> Atom:
     example = 'write for example "memory.pressure some stall > 100ms/1s"'
     match = _STALL.fullmatch(text)
-    if match is None or match["file"] not in PRESSURES:
-        raise ValueError(f"says {shown(text)}, which is no stall; {example}")
+    if match is None or match["file"] not in PRESSURE_FILES:
+        raise ValueError(f"says {quoted(text)}, which is no stall; {example}")
     try:
         stall, window = parse_duration(match["stall"]), parse_duration(match["window"])
     except ValueError:
-        raise ValueError(f"says {shown(text)}, where a time is wrong; {example}") from None
-    if not SHORTEST_WINDOW <= window <= LONGEST_WINDOW:
+        raise ValueError(f"says {quoted(text)}, where a time is wrong; {example}") from None
+    if not MIN_WINDOW_S <= window <= MAX_WINDOW_S:
         raise ValueError(f"has a window that the kernel does not take; {example}, with one of 500ms to 10s")
     if not 1e-6 <= stall <= window:
         raise ValueError(f"has a stall of nothing, or longer than its window; {example}")
@@ -264,8 +264,8 @@ def _parse_fact(text: str) -> Atom:
     key, _, comparison = text.removeprefix(EXIT).strip().partition(" ")
     if match := re.match(r"(\w+)\s*([<>=!].*)", text.removeprefix(EXIT).strip(), re.DOTALL):
         key, comparison = match[1], match[2]
-    if key not in FACTS:
-        raise ValueError(f"does not say what of an exit{did_you_mean(key, FACTS)}; {example}")
+    if key not in EXIT_KEYS:
+        raise ValueError(f"does not say what of an exit{did_you_mean(key, EXIT_KEYS)}; {example}")
     if key not in ("code", "signal"):
         if comparison:
             raise ValueError(f'compares what is a yes or no; write "exit {key}" or "not exit {key}"')
@@ -277,10 +277,10 @@ def _parse_fact(text: str) -> Atom:
         try:
             number = parse_signal(int(match[2]) if match[2].isdecimal() and len(match[2]) < 4 else match[2])
         except ValueError:
-            raise ValueError(f"compares with {shown(match[2])}, which is not a signal; {example}") from None
+            raise ValueError(f"compares with {quoted(match[2])}, which is not a signal; {example}") from None
     else:
         if not re.fullmatch("[0-9]{1,3}", match[2]) or int(match[2]) > 255:
-            raise ValueError(f"compares with {shown(match[2])}, which is no exit code from 0 to 255; {example}")
+            raise ValueError(f"compares with {quoted(match[2])}, which is no exit code from 0 to 255; {example}")
         number = int(match[2])
     return Atom(text, EXIT, key, "fact", cast(Operator, match[1]), float(number))
 
@@ -297,7 +297,9 @@ def _parse_plain(text: str) -> Atom:
     if file in LEVELS:
         return _parse_level(text, file, key, comparison)
     known = sorted({*COUNTERS, *LEVELS, EXIT})  # memory.stat is in both
-    raise ValueError(f"names an unknown file {shown(file)}{did_you_mean(file, known)}; write one of {', '.join(known)}")
+    raise ValueError(
+        f"names an unknown file {quoted(file)}{did_you_mean(file, known)}; write one of {', '.join(known)}"
+    )
 
 
 def _parse_counter(text: str, file: str, key: str | None, comparison: str) -> Atom:
@@ -307,7 +309,7 @@ def _parse_counter(text: str, file: str, key: str | None, comparison: str) -> At
         raise ValueError(f"does not say which counter of {file}; write for example {example}")
     if key not in keys:
         raise ValueError(
-            f"names an unknown counter {shown(key)} of {file}{did_you_mean(key, keys)}; write one of {', '.join(keys)}"
+            f"names an unknown counter {quoted(key)} of {file}{did_you_mean(key, keys)}; write one of {', '.join(keys)}"
         )
     if comparison:
         raise ValueError(
@@ -331,11 +333,11 @@ def _parse_level(text: str, file: str, key: str | None, comparison: str) -> Atom
         raise ValueError(f"does not say which value of {file}; write for example {example}")
     if keys and key not in keys:
         raise ValueError(
-            f"names an unknown value {shown(key)} of {file}{did_you_mean(key, (*keys, *COUNTERS.get(file, ())))}; "
+            f"names an unknown value {quoted(key)} of {file}{did_you_mean(key, (*keys, *COUNTERS.get(file, ())))}; "
             f"write one of {', '.join(keys)}"
         )
     if not keys and key is not None:
-        raise ValueError(f"names a value {shown(key)}, but {file} holds a single one; write for example {example}")
+        raise ValueError(f"names a value {quoted(key)}, but {file} holds a single one; write for example {example}")
     if not comparison:
         raise ValueError(f"does not say at which level; write for example {example}")
     match = _COMPARISON.fullmatch(comparison)
@@ -349,26 +351,26 @@ def _parse_threshold(file: str, text: str, example: str) -> tuple[float, bool]:
     """Parse a threshold; return it, and whether it is in per cent of a limit or of a total of the host."""
     number = text.removesuffix("%").rstrip()
     percent = text.endswith("%")
-    has_total = file in LIMITS or file == "host.meminfo"
-    if percent and not (has_total or file in PRESSURES):
+    has_total = file in LIMIT_KEYS or file == "host.meminfo"
+    if percent and not (has_total or file in PRESSURE_FILES):
         raise ValueError(f"compares {file} with a percentage, but it has no limit; write for example {example}")
-    if percent or file in PRESSURES:
+    if percent or file in PRESSURE_FILES:
         if not _NUMBER.fullmatch(number) or float(number) > 100:
-            raise ValueError(f"compares with {shown(text)}, not a percentage up to 100%; write for example {example}")
+            raise ValueError(f"compares with {quoted(text)}, not a percentage up to 100%; write for example {example}")
         return float(number), percent and has_total
-    if file in DURATIONS:
+    if file in DURATION_FILES:
         try:
             return parse_duration(text), False
         except ValueError:
-            raise ValueError(f"compares with {shown(text)}, not a time; write for example {example}") from None
-    if file in SIZES:
+            raise ValueError(f"compares with {quoted(text)}, not a time; write for example {example}") from None
+    if file in SIZE_FILES:
         try:
             size = parse_size(text)
         except ValueError:
             size = None
         if size is None:
-            raise ValueError(f"compares with {shown(text)}, which is not a size; write for example {example}")
+            raise ValueError(f"compares with {quoted(text)}, which is not a size; write for example {example}")
         return float(size), False
     if not _NUMBER.fullmatch(number):
-        raise ValueError(f"compares with {shown(text)}, which is not a number; write for example {example}")
+        raise ValueError(f"compares with {quoted(text)}, which is not a number; write for example {example}")
     return float(number), False

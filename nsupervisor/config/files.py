@@ -6,7 +6,7 @@ import os
 
 from nsupervisor.config.problems import ConfigError, Problem
 
-LARGEST = 16 * 2**20
+MAX_FILE_SIZE = 16 * 2**20
 """Largest file in bytes. A larger one is probably a device, a log or a disk image."""
 
 
@@ -18,7 +18,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     name = os.fspath(path)
     try:
         with open(path, "rb") as file:
-            data = file.read(LARGEST + 1)
+            data = file.read(MAX_FILE_SIZE + 1)
     except FileNotFoundError:
         raise _read_error(name, "there is no such file; check the path") from None
     except IsADirectoryError:
@@ -29,8 +29,8 @@ def read_text(path: str | os.PathLike[str]) -> str:
         raise _read_error(name, f"cannot be read: {error.strerror}; name a readable file") from None
     except ValueError:
         raise _read_error(name.replace("\0", "\\0"), "has a NUL byte in its path; check the path") from None
-    if len(data) > LARGEST:
-        raise _read_error(name, f"is larger than {LARGEST // 2**20} MiB; name a configuration file")
+    if len(data) > MAX_FILE_SIZE:
+        raise _read_error(name, f"is larger than {MAX_FILE_SIZE // 2**20} MiB; name a configuration file")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

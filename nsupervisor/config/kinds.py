@@ -1,8 +1,8 @@
 """Kinds of configuration values: how to load each one, and its JSON Schema.
 
 A `Scalar` converts one TOML value to its Python form, or raises ValueError whose message ends the sentence "THE VALUE
-…". The composite kinds (`ListOf`, `MapOf`, `TableOf`, `Tables`, `Prefixed`) only describe; the loader walks them, so
-each element's problem has its own key path and line.
+…". The composite kinds (`ListOf`, `MapOf`, `TableOf`, `TablesOf`, `PrefixedKeys`) only describe; the loader walks them,
+so each element's problem has its own key path and line.
 
 They are named tuples, not attrs classes: creating an attrs class takes half a millisecond, in each command that reads a
 file.
@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 from nsupervisor.config import units
 from nsupervisor.config.conditions import parse_condition
-from nsupervisor.config.shown import did_you_mean, either, shown
+from nsupervisor.config.quoting import alternatives, did_you_mean, quoted
 
-LONGEST_SOCKET = 107
+MAX_SOCKET_PATH = 107
 """Largest length of a Unix socket's path in bytes, without the ending NUL (unix(7))."""
 
 MAX_ID = 2**32 - 2
@@ -40,7 +40,7 @@ class Scalar(NamedTuple):
 
     load: Callable[[Any], Any]
     schema: Mapping[str, Any]
-    text: Callable[[Any], str] | None = None
+    to_text: Callable[[Any], str] | None = None
 
 
 class Choice:
@@ -56,8 +56,10 @@ class Choice:
             if value in self.words:
                 return value
             if value in self.planned:
-                raise ValueError(f"is not available yet in this version; write {either(self.words)}")
-        raise ValueError(f"is not one of the choices{did_you_mean(value, self.words)}; write {either(self.words)}")
+                raise ValueError(f"is not available yet in this version; write {alternatives(self.words)}")
+        raise ValueError(
+            f"is not one of the choices{did_you_mean(value, self.words)}; write {alternatives(self.words)}"
+        )
 
     @property
     def schema(self) -> Mapping[str, Any]:
@@ -70,9 +72,9 @@ class ListOf(NamedTuple):
 
     item: Scalar
     minimum: int = 0
-    empty: str = "write at least one"
+    empty_hint: str = "write at least one"
     """The hint in the message about a list that is too short."""
-    as_text: Callable[[str], str] | None = None
+    string_hint: Callable[[str], str] | None = None
     """The hint in the message about a plain string; by default the string in brackets."""
 
 
@@ -98,26 +100,26 @@ class MapOf(NamedTuple):
 
 
 class TableOf(NamedTuple):
-    """A table that becomes an object of a model class; `named`: a table of such tables, by name."""
+    """A table that becomes an object of a model class; `is_named`: a table of such tables, by name."""
 
     cls: type
-    named: bool = False
+    is_named: bool = False
 
 
-class Tables(NamedTuple):
+class TablesOf(NamedTuple):
     """An array of tables, which becomes a tuple of objects of a model class."""
 
     cls: type
 
 
-class Prefixed(NamedTuple):
+class PrefixedKeys(NamedTuple):
     """Keys of the parent's own table that start with `prefix`, collected in one dict without the prefix."""
 
     prefix: str
     items: Mapping[str, Scalar]
 
 
-Kind = Scalar | Choice | ListOf | MapOf | TableOf | Tables | Prefixed
+Kind = Scalar | Choice | ListOf | MapOf | TableOf | TablesOf | PrefixedKeys
 
 
 class Key(NamedTuple):
@@ -127,9 +129,9 @@ class Key(NamedTuple):
     doc: str
     toml: str | None = None
     """The name of the key, if it differs from the attribute's."""
-    live: bool = False
+    is_live: bool = False
     """A running workload can take a change of it, or of anything in it; otherwise it needs a new process."""
-    secret: bool = False
+    is_secret: bool = False
     """Its contents are never shown."""
 
 
@@ -138,7 +140,7 @@ def key(kind: Kind, doc: str, *, toml: str | None = None, live: bool = False, se
     return {"key": Key(kind, doc, toml, live, secret)}
 
 
-def exactly(pattern: str) -> str:
+def whole_text_pattern(pattern: str) -> str:
     """Make a JSON Schema pattern match the whole text.
 
     Python's "$", unlike JSON Schema's, also matches before a last newline.
@@ -153,7 +155,7 @@ def is_integer(value: Any) -> bool:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        hint = f"write it in quotes: {shown(shown(value))}" if isinstance(value, int | float) else "write a string"
+        hint = f"write it in quotes: {quoted(quoted(value))}" if isinstance(value, int | float) else "write a string"
         raise ValueError(f"is not a string; {hint}")
     if "\0" in value:
         raise ValueError("has a NUL byte in it, which the kernel takes for its end; leave it out")
@@ -311,7 +313,7 @@ def integer(minimum: int, maximum: int, example: int) -> Scalar:
     return Scalar(load, {"type": "integer", "minimum": minimum, "maximum": maximum})
 
 
-def size(*, minimum: int, limit: bool, percent: bool = False) -> Scalar:
+def size(*, minimum: int, unlimited: bool, percent: bool = False) -> Scalar:
     """Create a kind for sizes in bytes, as a number or text.
 
     limit: accept "max" and "infinity", which become None. percent: accept a share of the host's memory ("25%").
@@ -327,7 +329,7 @@ def size(*, minimum: int, limit: bool, percent: bool = False) -> Scalar:
         else:
             raise ValueError('is not a size; write for example "64M"')
         if result is None:
-            if limit:
+            if unlimited:
                 return None
             if percent:
                 raise ValueError('has no end; write a size, or "100%" for all memory')
@@ -335,12 +337,12 @@ def size(*, minimum: int, limit: bool, percent: bool = False) -> Scalar:
         if result > units.MAX_SIZE:
             raise ValueError('is larger than any memory; write "max" for no limit')
         if result < minimum:
-            instead = 'a size, or "max" for no limit' if limit and result == 0 else f"at least {minimum}"
+            instead = 'a size, or "max" for no limit' if unlimited and result == 0 else f"at least {minimum}"
             raise ValueError(f"is too small; write {instead}")
         return int(result)
 
-    words = ("|infinity|max" if limit else "") + (PERCENT_PATTERN if percent else "")
-    text = {"type": "string", "pattern": exactly(units.SIZE_PATTERN + words)}
+    words = ("|infinity|max" if unlimited else "") + (PERCENT_PATTERN if percent else "")
+    text = {"type": "string", "pattern": whole_text_pattern(units.SIZE_PATTERN + words)}
     return Scalar(load, {"anyOf": [{"type": "integer", "minimum": minimum}, text]}, units.format_size)
 
 
@@ -436,7 +438,7 @@ def shell_words(text: str) -> str:
         words = shlex.split(text)
     except ValueError:
         words = text.split()
-    return f"[{', '.join(shown(word) for word in words)}]"
+    return f"[{', '.join(quoted(word) for word in words)}]"
 
 
 _STRING = {"type": "string"}
@@ -444,10 +446,10 @@ PERCENT_PATTERN = r"|[0-9]+(\.[0-9]+)?\s*%"
 
 TEXT = Scalar(_text, _STRING)
 WORD = Scalar(_word, _STRING)
-NAME = Scalar(_name, {"type": "string", "pattern": exactly(NAME_PATTERN), "maxLength": 128})
+NAME = Scalar(_name, {"type": "string", "pattern": whole_text_pattern(NAME_PATTERN), "maxLength": 128})
 WORKLOAD_NAME = Scalar(
     _workload_name,
-    {"type": "string", "pattern": exactly(NAME_PATTERN), "maxLength": 128, "not": {"enum": list(_V1_FILES)}},
+    {"type": "string", "pattern": whole_text_pattern(NAME_PATTERN), "maxLength": 128, "not": {"enum": list(_V1_FILES)}},
 )
 PATH = Scalar(_path, {"type": "string", "pattern": "^/"})
 OPTIONAL_PATH = Scalar(_optional_path, {"type": "string", "pattern": "^-?/"})
@@ -465,15 +467,17 @@ LOG_OUTPUT = Scalar(
         ]
     },
 )
-ADDRESS = Scalar(_address, {"type": "string", "pattern": exactly(units.ADDRESS_PATTERN)}, units.format_address)
+ADDRESS = Scalar(
+    _address, {"type": "string", "pattern": whole_text_pattern(units.ADDRESS_PATTERN)}, units.format_address
+)
 BOOLEAN = Scalar(_boolean, {"type": "boolean"})
 NAMESPACE = Scalar(_namespace, {"type": "boolean"})
 HOSTNAME = Scalar(_hostname, {"type": "string", "maxLength": 64})
 FILESYSTEM = Scalar(_filesystem, _STRING)
 MOUNT_OPTION = Scalar(_mount_option, _STRING)
 USER = Scalar(_user, _STRING)
-VARIABLE = Scalar(_variable, {"type": "string", "pattern": exactly(VARIABLE_PATTERN)})
-OCTAL = Scalar(_octal, {"type": "string", "pattern": exactly("(0o)?[0-7]{1,5}")}, "{:04o}".format)
+VARIABLE = Scalar(_variable, {"type": "string", "pattern": whole_text_pattern(VARIABLE_PATTERN)})
+OCTAL = Scalar(_octal, {"type": "string", "pattern": whole_text_pattern("(0o)?[0-7]{1,5}")}, "{:04o}".format)
 NICE = integer(-20, 19, 10)
 PRIORITY = integer(-(10**9), 10**9, 10)
 INSTANCES = integer(1, 10_000, 4)
@@ -482,9 +486,9 @@ ID = integer(0, MAX_ID, 100_000)
 ID_COUNT = integer(1, MAX_ID + 1, 65_536)
 EXIT_STATUS = Scalar(_exit_status, {"type": ["integer", "string"], "minimum": 0, "maximum": 255})
 SIGNAL = Scalar(_signal, {"type": ["integer", "string"], "minimum": 1, "maximum": 64}, units.format_signal)
-LIMIT = size(minimum=1, limit=True)
-LINE_SIZE = size(minimum=4, limit=False)
-FILE_SIZE = size(minimum=4096, limit=False)
+LIMIT = size(minimum=1, unlimited=True)
+LINE_SIZE = size(minimum=4, unlimited=False)
+FILE_SIZE = size(minimum=4096, unlimited=False)
 DURATION = duration()
 TIMEOUT = duration(infinite=True)
 AGE = Scalar(_age, duration().schema)

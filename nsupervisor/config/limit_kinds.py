@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 from nsupervisor.config import units
-from nsupervisor.config.kinds import PATH, PERCENT_PATTERN, TEXT, Scalar, exactly, is_integer, size
-from nsupervisor.config.shown import shown
+from nsupervisor.config.kinds import PATH, PERCENT_PATTERN, TEXT, Scalar, is_integer, size, whole_text_pattern
+from nsupervisor.config.quoting import quoted
 
 
 def number(minimum: int) -> Scalar:
@@ -40,7 +40,7 @@ def _count_limit(value: Any) -> int | units.Percent | None:
 
 def _cpu_max(value: Any) -> tuple[int | None, int]:
     if not isinstance(value, str):
-        raise ValueError(units.NOT_A_CPU_SHARE)
+        raise ValueError(units.CPU_SHARE_PROBLEM)
     return units.parse_cpu_max(value)
 
 
@@ -80,9 +80,9 @@ def _io_weight(value: Any) -> dict[str, int]:
         raise ValueError(f"is empty; {instead}")
     for name, weight in weights.items():
         if name != "default" and not name.startswith("/"):
-            raise ValueError(f"has a weight for {shown(name)}, which is neither a path nor default; {instead}")
+            raise ValueError(f"has a weight for {quoted(name)}, which is neither a path nor default; {instead}")
         if not is_integer(weight) or not 1 <= weight <= 10_000:
-            what = f"has {shown(weight)} in it, which is no weight" if weights is value else "is no weight"
+            what = f"has {quoted(weight)} in it, which is no weight" if weights is value else "is no weight"
             raise ValueError(f"{what}; {instead}")
         if name != "default":
             PATH.load(name)
@@ -127,7 +127,7 @@ def _node_list(value: Any) -> str:
     return units.format_cpu_list(nodes)
 
 
-def adjusting(kind: Scalar, *, amount: Scalar | None = None, bound: bool = False) -> Scalar:
+def adjustment(kind: Scalar, *, amount: Scalar | None = None, bound: bool = False) -> Scalar:
     """Create the kind of a rule's `set` or `limit` entry for a key of `kind`.
 
     It accepts a value of the key, "+25%" or "-25%" of the value in force, or "+64M", if `amount` can load what
@@ -149,14 +149,14 @@ def adjusting(kind: Scalar, *, amount: Scalar | None = None, bound: bool = False
         return loaded
 
     def text(value: Any) -> str:
-        return str(value) if kind.text is None or isinstance(value, units.Relative) else kind.text(value)
+        return str(value) if kind.to_text is None or isinstance(value, units.RelativeChange) else kind.to_text(value)
 
     if bound:
         return Scalar(load, kind.schema, text)
     return Scalar(load, {"anyOf": [dict(kind.schema), {"type": "string", "pattern": "^[+-]"}]}, text)
 
 
-def _relative(value: str, amount: Scalar | None) -> units.Relative:
+def _relative(value: str, amount: Scalar | None) -> units.RelativeChange:
     example = 'write for example "+25%"' + (', "+64" or "+64M"' if amount else "")
     text = value[1:].strip()
     sign = -1 if value[0] == "-" else 1
@@ -166,7 +166,7 @@ def _relative(value: str, amount: Scalar | None) -> units.Relative:
             raise ValueError(f"is not a change by a percentage; {example}")
         if sign < 0 and float(share) >= 100:
             raise ValueError(f'takes everything away; {example}, or "-50%"')
-        return units.Relative(sign * float(share))
+        return units.RelativeChange(sign * float(share))
     number: Any = None
     try:
         number = amount.load(int(text) if re.fullmatch("[0-9]{1,18}", text) else text) if amount else None
@@ -174,7 +174,7 @@ def _relative(value: str, amount: Scalar | None) -> units.Relative:
         pass
     if not is_integer(number) or number == 0:
         raise ValueError(f"is not a change; {example}")
-    return units.Relative(amount=sign * int(number))
+    return units.RelativeChange(amount=sign * int(number))
 
 
 CPU_WEIGHT = Scalar(_cpu_weight, {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 10_000}, {"const": "idle"}]})
@@ -189,10 +189,10 @@ IO_WEIGHT = Scalar(
         "additionalProperties": {"type": "integer", "minimum": 1, "maximum": 10_000},
     },
 )
-MEMORY_LIMIT = size(minimum=1, limit=True, percent=True)
-MEMORY_LIMIT_0 = size(minimum=0, limit=True, percent=True)
-MEMORY_PROTECTION = size(minimum=0, limit=False, percent=True)
-HUGE_LIMIT = size(minimum=0, limit=True)
+MEMORY_LIMIT = size(minimum=1, unlimited=True, percent=True)
+MEMORY_LIMIT_0 = size(minimum=0, unlimited=True, percent=True)
+MEMORY_PROTECTION = size(minimum=0, unlimited=False, percent=True)
+HUGE_PAGE_LIMIT = size(minimum=0, unlimited=True)
 RATE_LIMIT = number(1)
 NUMBER_LIMIT = number(0)
 COUNT_LIMIT = Scalar(
@@ -200,28 +200,28 @@ COUNT_LIMIT = Scalar(
     {
         "anyOf": [
             {"type": "integer", "minimum": 1},
-            {"type": "string", "pattern": exactly("infinity|max" + PERCENT_PATTERN)},
+            {"type": "string", "pattern": whole_text_pattern("infinity|max" + PERCENT_PATTERN)},
         ]
     },
 )
 CPU_MAX = Scalar(_cpu_max, {"type": "string"}, units.format_cpu_max)
 MICROSECONDS = Scalar(_microseconds, {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string"}]})
 LATENCY = Scalar(_latency, {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]})
-CPU_LIST = Scalar(_cpu_list, {"type": "string", "pattern": exactly("[0-9, -]+")})
-NODE_LIST = Scalar(_node_list, {"type": "string", "pattern": exactly("[0-9, -]+")})
-RAW_FILE = Scalar(_raw_file, {"type": "string", "pattern": exactly(RAW_PATTERN)})
+CPU_LIST = Scalar(_cpu_list, {"type": "string", "pattern": whole_text_pattern("[0-9, -]+")})
+NODE_LIST = Scalar(_node_list, {"type": "string", "pattern": whole_text_pattern("[0-9, -]+")})
+RAW_FILE = Scalar(_raw_file, {"type": "string", "pattern": whole_text_pattern(RAW_PATTERN)})
 RAW_VALUE = Scalar(_raw_value, {"type": "string"})
-HUGE_PAGES = {f"{size}_max": HUGE_LIMIT for size in ("64KB", "2MB", "32MB", "1GB")}
+HUGE_PAGES = {f"{size}_max": HUGE_PAGE_LIMIT for size in ("64KB", "2MB", "32MB", "1GB")}
 """The page sizes that x86-64 and arm64 have with pages of 4 KB; `unified` covers the others."""
 
 _ADJUSTABLE = {
-    **dict.fromkeys(("memory_min", "memory_low"), (MEMORY_PROTECTION, HUGE_LIMIT)),
-    **dict.fromkeys(("memory_high", "memory_max"), (MEMORY_LIMIT, HUGE_LIMIT)),
-    **dict.fromkeys(("memory_swap_max", "memory_zswap_max"), (MEMORY_LIMIT_0, HUGE_LIMIT)),
+    **dict.fromkeys(("memory_min", "memory_low"), (MEMORY_PROTECTION, HUGE_PAGE_LIMIT)),
+    **dict.fromkeys(("memory_high", "memory_max"), (MEMORY_LIMIT, HUGE_PAGE_LIMIT)),
+    **dict.fromkeys(("memory_swap_max", "memory_zswap_max"), (MEMORY_LIMIT_0, HUGE_PAGE_LIMIT)),
     "pids_max": (COUNT_LIMIT, NUMBER_LIMIT),
     "cpu_max": (CPU_MAX, None),
     "cpu_weight": (CPU_WEIGHT, NUMBER_LIMIT),
 }
-ADJUSTMENTS = {key: adjusting(kind, amount=amount) for key, (kind, amount) in _ADJUSTABLE.items()}
-BOUNDS = {key: adjusting(kind, bound=True) for key, (kind, _) in _ADJUSTABLE.items()}
+ADJUSTMENTS = {key: adjustment(kind, amount=amount) for key, (kind, amount) in _ADJUSTABLE.items()}
+BOUNDS = {key: adjustment(kind, bound=True) for key, (kind, _) in _ADJUSTABLE.items()}
 """Bounds for the limits that a rule may set: those that are a single number."""

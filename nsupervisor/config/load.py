@@ -16,7 +16,7 @@ from attrs import NOTHING, Attribute, fields
 
 from nsupervisor.config import model
 from nsupervisor.config.bounds import TOO_DEEP, check_bounds
-from nsupervisor.config.checks import conflicts
+from nsupervisor.config.checks import find_conflicts
 from nsupervisor.config.files import read_text
 from nsupervisor.config.kinds import (
     WORKLOAD_NAME,
@@ -25,16 +25,16 @@ from nsupervisor.config.kinds import (
     Kind,
     ListOf,
     MapOf,
-    Prefixed,
+    PrefixedKeys,
     Scalar,
     TableOf,
-    Tables,
+    TablesOf,
 )
-from nsupervisor.config.positions import Path, Positions, scan
+from nsupervisor.config.positions import KeyPath, Positions, scan_positions
 from nsupervisor.config.problems import ConfigError, Problem
-from nsupervisor.config.shown import did_you_mean, shown, shown_path
+from nsupervisor.config.quoting import did_you_mean, format_path, quoted
 
-__all__ = ["ConfigError", "Problem", "Slot", "keys_of", "load", "parse"]
+__all__ = ["ConfigError", "Problem", "Slot", "key_slots", "load", "parse"]
 
 _FAILED = object()
 PROBLEMS_LIMIT = 1000
@@ -75,8 +75,8 @@ def parse(text: str, path: str, positions: Positions | None = None) -> model.Con
     except ValueError as error:
         # Mostly TOMLDecodeError; an integer of thousands of digits raises a plain ValueError.
         raise ConfigError([_syntax_problem(text, path, str(error))]) from None
-    loader = _Loader(path, scan(text) if positions is None else positions)
-    config = loader.object(model.Config, table, (), path=path)
+    loader = _Loader(path, scan_positions(text) if positions is None else positions)
+    config = loader.load_object(model.Config, table, (), path=path)
     loader.check(config)
     if loader.problems:
         raise ConfigError(loader.problems)
@@ -84,10 +84,10 @@ def parse(text: str, path: str, positions: Positions | None = None) -> model.Con
     return config
 
 
-def read_table(cls: type, table: dict[str, Any]) -> Any:
+def load_table(cls: type, table: dict[str, Any]) -> Any:
     """Load an object of a model class from a table without a file; ConfigError lists every problem by key."""
-    loader = _Loader("", scan(""))
-    result = loader.object(cls, table, ())
+    loader = _Loader("", scan_positions(""))
+    result = loader.load_object(cls, table, ())
     if loader.problems:
         raise ConfigError(problem._replace(line=0) for problem in loader.problems)
     return result
@@ -102,7 +102,7 @@ def _syntax_problem(text: str, path: str, error: str) -> Problem:
     hint = next((hint for start, hint in _SYNTAX_HINTS.items() if message.startswith(start)), "correct it")
     if redeclared := re.fullmatch(r"Cannot declare \((.*)\) twice", message):
         names = re.findall("'([^']*)'", redeclared[1])
-        message = f"the table [{shown_path(names)}] is declared twice"
+        message = f"the table [{format_path(names)}] is declared twice"
     reason = f"{message[:1].lower()}{message[1:]}"
     return Problem(path, line, "", f"this is not TOML{column}: {reason}; {hint}")
 
@@ -114,19 +114,19 @@ class Slot(NamedTuple):
     kind: Kind
     doc: str
     member: str | None
-    required: bool
+    is_required: bool
     default: Any
-    live: bool = False
-    secret: bool = False
+    is_live: bool = False
+    is_secret: bool = False
 
-    def get(self, owner: Any) -> Any:
+    def value_in(self, owner: Any) -> Any:
         """Return the value from an object of the class; None for a member that is missing."""
         value = getattr(owner, self.attribute)
         return value if self.member is None else value.get(self.member)
 
 
 @cache
-def keys_of(cls: type) -> dict[str, Slot]:
+def key_slots(cls: type) -> dict[str, Slot]:
     """Return the TOML keys of a model class, with their slots."""
     slots: dict[str, Slot] = {}
     attribute: Attribute[Any]
@@ -135,17 +135,17 @@ def keys_of(cls: type) -> dict[str, Slot]:
         if declared is None:
             continue
         default = attribute.default
-        if isinstance(declared.kind, Prefixed):
+        if isinstance(declared.kind, PrefixedKeys):
             for member, kind in declared.kind.items.items():
                 name = declared.kind.prefix + member
                 slots[name] = Slot(
-                    attribute.name, kind, declared.doc, member, False, NOTHING, declared.live, declared.secret
+                    attribute.name, kind, declared.doc, member, False, NOTHING, declared.is_live, declared.is_secret
                 )
             continue
         name = declared.toml or attribute.name.rstrip("_")
         required = default is NOTHING
         slots[name] = Slot(
-            attribute.name, declared.kind, declared.doc, None, required, default, declared.live, declared.secret
+            attribute.name, declared.kind, declared.doc, None, required, default, declared.is_live, declared.is_secret
         )
     return slots
 
@@ -155,12 +155,12 @@ class _Loader:
         self.path = path
         self.positions = positions
         self.problems: list[Problem] = []
-        self.failed: set[Path] = set()
+        self.failed: set[KeyPath] = set()
 
-    def problem(self, path: Path, message: str) -> Any:
+    def report(self, path: KeyPath, message: str) -> Any:
         """Report a problem; returns the marker of a missing value."""
         self.failed.add(path)
-        self.problems.append(Problem(self.path, self.positions.line(path), shown_path(path), message))
+        self.problems.append(Problem(self.path, self.positions.line(path), format_path(path), message))
         if len(self.problems) >= PROBLEMS_LIMIT:
             last = max(problem.line for problem in self.problems)
             self.problems.append(Problem(self.path, last, "", "there may be more problems; correct these first"))
@@ -169,24 +169,24 @@ class _Loader:
 
     def check(self, config: Any) -> None:
         """Report all conflicts, except those that involve a value already reported."""
-        for conflict in conflicts(config):
-            if not any(self.touched(path) for path in (conflict.path, *conflict.involves)):
-                self.problem(conflict.path, conflict.message)
+        for conflict in find_conflicts(config):
+            if not any(self.involves_failure(path) for path in (conflict.path, *conflict.involved)):
+                self.report(conflict.path, conflict.message)
 
-    def touched(self, path: Path) -> bool:
+    def involves_failure(self, path: KeyPath) -> bool:
         """Check whether the value at `path`, one around it, or one in it was reported."""
         return any(path[: len(failed)] == failed or failed[: len(path)] == path for failed in self.failed)
 
-    def object(self, cls: type, table: dict[str, Any], path: Path, /, **filled: Any) -> Any:
+    def load_object(self, cls: type, table: dict[str, Any], path: KeyPath, /, **filled: Any) -> Any:
         """Load an instance of a model class; a required key that is missing or wrong becomes None."""
-        slots = keys_of(cls)
+        slots = key_slots(cls)
         values = dict(filled)
         for name, value in table.items():
             slot = slots.get(name)
             if slot is None:
-                self.unknown(cls, name, path)
+                self.report_unknown(cls, name, path)
                 continue
-            result = self.value(slot.kind, value, (*path, name))
+            result = self.load_value(slot.kind, value, (*path, name))
             if result is _FAILED:
                 continue
             if slot.member is None:
@@ -194,110 +194,116 @@ class _Loader:
             else:
                 values.setdefault(slot.attribute, {})[slot.member] = result
         for name, slot in slots.items():
-            if slot.required and slot.attribute not in values:
+            if slot.is_required and slot.attribute not in values:
                 if name not in table:
-                    self.problem((*path, name), f"is missing; write {name} = … ({slot.doc})")
+                    self.report((*path, name), f"is missing; write {name} = … ({slot.doc})")
                 values[slot.attribute] = None
         return cls(**values)
 
-    def unknown(self, cls: type, name: str, path: Path) -> None:
+    def report_unknown(self, cls: type, name: str, path: KeyPath) -> None:
         """Report a key that the model does not have, with the most likely reason."""
-        slots = keys_of(cls)
-        table = f"[{shown_path(path)}]" if path else "the file"
-        if any(name in model.PLANNED.get(base, ()) for base in cls.__mro__):
+        slots = key_slots(cls)
+        table = f"[{format_path(path)}]" if path else "the file"
+        if any(name in model.PLANNED_KEYS.get(base, ()) for base in cls.__mro__):
             message = "is not available yet in this version; remove it"
         elif nearest := did_you_mean(name, slots):
             message = f"is not a key of {table}{nearest}".replace(", did", "; did")
-        elif owner := _owner(slots, name):
-            message = f"is not a key of {table}; move it into [{shown_path((*path, *owner))}]"
+        elif owner := _subtable_with(slots, name):
+            message = f"is not a key of {table}; move it into [{format_path((*path, *owner))}]"
         else:
             message = f"is not a key of {table}; remove it, or write one of {', '.join(slots)}"
-        self.problem((*path, name), message)
+        self.report((*path, name), message)
 
-    def value(self, kind: Kind, value: Any, path: Path) -> Any:
+    def load_value(self, kind: Kind, value: Any, path: KeyPath) -> Any:
         """Load a value of any kind; return _FAILED if it was reported."""
         match kind:
             case Scalar() | Choice():
                 try:
                     return kind.load(value)
                 except ValueError as error:
-                    return self.problem(path, f"{shown(value)} {error}")
+                    return self.report(path, f"{quoted(value)} {error}")
             case ListOf():
-                return self.list_of(kind, value, path)
+                return self.load_list(kind, value, path)
             case MapOf():
-                return self.map_of(kind, value, path)
+                return self.load_map(kind, value, path)
             case TableOf(cls, named):
                 if not isinstance(value, dict):
-                    instead = f"[{shown_path(path)}{'.NAME' if named else ''}]"
-                    return self.problem(path, f"{shown(value)} is not a table; write {instead} and its keys below it")
-                return self.named(cls, value, path) if named else self.object(cls, value, path)
-            case Tables():
-                return self.tables(kind, value, path)
-            case Prefixed():  # key_slots expands these keys
+                    instead = f"[{format_path(path)}{'.NAME' if named else ''}]"
+                    return self.report(path, f"{quoted(value)} is not a table; write {instead} and its keys below it")
+                return self.load_named(cls, value, path) if named else self.load_object(cls, value, path)
+            case TablesOf():
+                return self.load_tables(kind, value, path)
+            case PrefixedKeys():  # key_slots expands these keys
                 raise AssertionError(path)
 
-    def list_of(self, kind: ListOf, value: Any, path: Path) -> Any:
+    def load_list(self, kind: ListOf, value: Any, path: KeyPath) -> Any:
         if not isinstance(value, list):
             instead = "write it in brackets"
             if isinstance(value, str):
-                instead = f"write {kind.as_text(value) if kind.as_text else f'[{shown(value)}]'}"
-            return self.problem(path, f"{shown(value)} is not a list; {instead}")
+                instead = f"write {kind.string_hint(value) if kind.string_hint else f'[{quoted(value)}]'}"
+            return self.report(path, f"{quoted(value)} is not a list; {instead}")
         if len(value) < kind.minimum:
-            return self.problem(path, f"the list is empty; {kind.empty}")
-        items = [self.value(kind.item, item, (*path, number)) for number, item in enumerate(value)]
+            return self.report(path, f"the list is empty; {kind.empty_hint}")
+        items = [self.load_value(kind.item, item, (*path, number)) for number, item in enumerate(value)]
         return _FAILED if any(item is _FAILED for item in items) else tuple(items)
 
-    def map_of(self, kind: MapOf, value: Any, path: Path) -> Any:
+    def load_map(self, kind: MapOf, value: Any, path: KeyPath) -> Any:
         if not isinstance(value, dict):
-            return self.problem(path, f"{shown(value)} is not a table; write {{ NAME = VALUE, … }}")
+            return self.report(path, f"{quoted(value)} is not a table; write {{ NAME = VALUE, … }}")
         result: dict[str, Any] = {}
         for name, item in value.items():
             if kind.names and name not in kind.names:
                 nearest = did_you_mean(name, kind.names)
-                self.problem((*path, name), f"is not a key here{nearest}; write one of {', '.join(kind.names)}")
-            elif kind.key is None or self.value(kind.key, name, (*path, name)) is not _FAILED:
-                result[name] = self.value(kind.kind_of(name), item, (*path, name))
+                self.report((*path, name), f"is not a key here{nearest}; write one of {', '.join(kind.names)}")
+            elif kind.key is None or self.load_value(kind.key, name, (*path, name)) is not _FAILED:
+                result[name] = self.load_value(kind.kind_of(name), item, (*path, name))
         return result
 
-    def tables(self, kind: Tables, value: Any, path: Path) -> Any:
+    def load_tables(self, kind: TablesOf, value: Any, path: KeyPath) -> Any:
         if isinstance(value, dict):
-            return self.problem(path, f"is a single table; write [[{shown_path(path)}]], with two brackets")
+            return self.report(path, f"is a single table; write [[{format_path(path)}]], with two brackets")
         if not isinstance(value, list):
-            return self.problem(path, f"{shown(value)} is not a list of tables; write [[{shown_path(path)}]]")
+            return self.report(path, f"{quoted(value)} is not a list of tables; write [[{format_path(path)}]]")
         items = []
         for number, item in enumerate(value):
             item_path = (*path, number)
             if not isinstance(item, dict):
-                self.problem(item_path, f"{shown(item)} is not a table; write {{ KEY = VALUE, … }}")
+                self.report(item_path, f"{quoted(item)} is not a table; write {{ KEY = VALUE, … }}")
                 continue
             filled = {}
             if issubclass(kind.cls, model.Rule):
                 is_workload_rule = kind.cls is model.Rule
                 filled = {
-                    "name": shown_path(item_path[-2:] if is_workload_rule else item_path),
+                    "name": format_path(item_path[-2:] if is_workload_rule else item_path),
                     "line": self.positions.line(item_path),
                 }
-            items.append(self.object(kind.cls, item, item_path, **filled))
+            items.append(self.load_object(kind.cls, item, item_path, **filled))
         return tuple(items)
 
-    def named(self, cls: type, value: dict[str, Any], path: Path) -> dict[str, Any]:
+    def load_named(self, cls: type, value: dict[str, Any], path: KeyPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for name, table in value.items():
             table_path = (*path, name)
-            if self.value(WORKLOAD_NAME, name, table_path) is _FAILED:
+            if self.load_value(WORKLOAD_NAME, name, table_path) is _FAILED:
                 continue
             if not isinstance(table, dict):
-                self.problem(
-                    table_path, f"{shown(table)} is not a table; write [{shown_path(table_path)}] and its keys below it"
+                self.report(
+                    table_path,
+                    f"{quoted(table)} is not a table; write [{format_path(table_path)}] and its keys below it",
                 )
                 continue
-            result[name] = self.object(cls, table, table_path, name=name)
+            result[name] = self.load_object(cls, table, table_path, name=name)
         return result
 
 
-def _owner(slots: dict[str, Slot], name: str) -> tuple[str, ...]:
+def _subtable_with(slots: dict[str, Slot], name: str) -> tuple[str, ...]:
     """Find the sub-table that has such a key."""
     for key, slot in slots.items():
-        if isinstance(slot.kind, TableOf) and name in keys_of(slot.kind.cls):
-            return (key, "NAME") if slot.kind.named else (key,)
+        if isinstance(slot.kind, TableOf) and name in key_slots(slot.kind.cls):
+            return (key, "NAME") if slot.kind.is_named else (key,)
     return ()
+
+
+def equal_settings(cls: type, table: Any, other_table: Any) -> bool:
+    """Check whether two tables have equal values for all keys; their positions in the file may differ."""
+    return all(slot.value_in(table) == slot.value_in(other_table) for slot in key_slots(cls).values())

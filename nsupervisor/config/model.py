@@ -2,7 +2,7 @@
 
 An attribute with `metadata=key(kind, "what it does")` is a TOML key of the same name (a trailing "_" is dropped, as in
 `for_`). Its kind defines the accepted values and their Python form; the loader, its messages, and the JSON Schema all
-follow from that. The loader fills in attributes without a kind (`Workload.name`, `Rule.line`).
+follow from that. The loader fills in attributes without a kind (`WorkloadConfig.name`, `Rule.line`).
 
 `live=True` means that a reload applies a changed value to a running workload; a change of any other key needs a new
 process. In a table that is live, every key is.
@@ -18,7 +18,7 @@ from nsupervisor.config import action_kinds as actions
 from nsupervisor.config import kinds
 from nsupervisor.config import limit_kinds as limits
 from nsupervisor.config.conditions import Condition as Condition  # a part of the model like the others
-from nsupervisor.config.kinds import Choice, ListOf, MapOf, Prefixed, TableOf, Tables, key
+from nsupervisor.config.kinds import Choice, ListOf, MapOf, PrefixedKeys, TableOf, TablesOf, key
 from nsupervisor.config.resources import IoLatency as IoLatency
 from nsupervisor.config.resources import IoMax as IoMax
 from nsupervisor.config.resources import RdmaMax as RdmaMax
@@ -33,7 +33,7 @@ ActionName = Literal["log", "notify", "webhook", "exec", "set", "signal", "thaw"
 
 
 @frozen(repr=False)
-class Supervisor(Table):
+class SupervisorConfig(Table):
     """[supervisor]: the service itself."""
 
     name: str = field(
@@ -74,7 +74,7 @@ class Supervisor(Table):
 
 
 @frozen(repr=False)
-class Namespaces(Table):
+class NamespacesConfig(Table):
     """[workload.NAME.namespaces]: true makes a new namespace, false shares the supervisor's."""
 
     mount: bool = field(default=True, metadata=key(kinds.NAMESPACE, "its own mounts, with its own /proc"))
@@ -105,15 +105,15 @@ class IdMapping(Table):
 
 
 @frozen(repr=False)
-class UserNamespace(Table):
+class UserNamespaceConfig(Table):
     """[workload.NAME.user_namespace]; without mappings, root inside is the supervisor's own user."""
 
-    uid_mappings: tuple[IdMapping, ...] = field(default=(), metadata=key(Tables(IdMapping), "user ids"))
-    gid_mappings: tuple[IdMapping, ...] = field(default=(), metadata=key(Tables(IdMapping), "group ids"))
+    uid_mappings: tuple[IdMapping, ...] = field(default=(), metadata=key(TablesOf(IdMapping), "user ids"))
+    gid_mappings: tuple[IdMapping, ...] = field(default=(), metadata=key(TablesOf(IdMapping), "group ids"))
 
 
 @frozen(kw_only=True, repr=False)
-class Mount(Table):
+class MountConfig(Table):
     """[[workload.NAME.mounts]]: a mount in the workload's mount namespace, in OCI runtime terms."""
 
     type: str = field(default="bind", metadata=key(kinds.FILESYSTEM, '"bind", or a file system such as "tmpfs"'))
@@ -123,7 +123,7 @@ class Mount(Table):
 
 
 @frozen(repr=False)
-class Security(Table):
+class SecurityConfig(Table):
     """[workload.NAME.security]: what the program is allowed to do."""
 
     no_new_privileges: bool = field(
@@ -132,7 +132,7 @@ class Security(Table):
     )
     rlimits: dict[str, tuple[int, int]] = field(
         factory=dict,
-        metadata=key(Prefixed("limit_", kinds.RLIMITS), 'resource limits: a number, "SOFT:HARD" or "infinity"'),
+        metadata=key(PrefixedKeys("limit_", kinds.RLIMITS), 'resource limits: a number, "SOFT:HARD" or "infinity"'),
     )
     """Limits by setrlimit(2)'s names in lower case, without "limit_": {"nofile": (soft, hard)}; -1 is infinity."""
 
@@ -165,7 +165,7 @@ class Rule(Table):
         metadata=key(MapOf.each(limits.ADJUSTMENTS), 'limits for action = "set": values, or "+25%" of what they are')
         | wire("set_"),
     )
-    """Targets by key of `Resources`: a value of that key, or a `units.Relative`."""
+    """Targets by key of `Resources`: a value of that key, or a `units.RelativeChange`."""
     limit: dict[str, Any] = field(
         factory=dict, metadata=key(MapOf.each(limits.BOUNDS), "how far set may go, for each of its keys")
     )
@@ -209,13 +209,13 @@ class GroupRule(Rule):
 
 
 @frozen(kw_only=True, repr=False)
-class Group(Resources):
+class GroupConfig(Resources):
     """[group.NAME]: a cgroup around those of its members, with limits for all of them together."""
 
     description: str = field(default="", metadata=key(kinds.TEXT, "for people"))
     group: str | None = field(default=None, metadata=key(kinds.NAME, "the group that it is in itself"))
     policy: tuple[GroupRule, ...] = field(
-        default=(), metadata=key(Tables(GroupRule), "what the group's readings lead to")
+        default=(), metadata=key(TablesOf(GroupRule), "what the group's readings lead to")
     )
     name: str = ""
 
@@ -226,28 +226,28 @@ class Group(Resources):
 
 
 @frozen(repr=False)
-class Host(Table):
+class HostConfig(Table):
     """[host]: rules about the readings of the whole host."""
 
     policy: tuple[GroupRule, ...] = field(
-        default=(), metadata=key(Tables(GroupRule), "what to do to one of all workloads, and when")
+        default=(), metadata=key(TablesOf(GroupRule), "what to do to one of all workloads, and when")
     )
 
 
-_WHERE = Choice("journal", "file", "both", "none")
+_LOG_TARGETS = Choice("journal", "file", "both", "none")
 
 
 @frozen(repr=False)
-class Log(Table):
+class LogConfig(Table):
     """[workload.NAME.log]: the destinations of the workload's output."""
 
     stdout: Literal["journal", "file", "both", "none"] = field(
         default="journal",
-        metadata=key(_WHERE, "the supervisor's log, a file of its own, both, or nowhere"),
+        metadata=key(_LOG_TARGETS, "the supervisor's log, a file of its own, both, or nowhere"),
     )
     stderr: Literal["journal", "file", "both", "none"] = field(
         default="journal",
-        metadata=key(_WHERE, "the supervisor's log, a file of its own, both, or nowhere"),
+        metadata=key(_LOG_TARGETS, "the supervisor's log, a file of its own, both, or nowhere"),
     )
     format: Literal["json", "raw"] = field(
         default="json", metadata=key(Choice("json", "raw"), "format of the file: one record a line, or the raw bytes")
@@ -272,7 +272,7 @@ class Log(Table):
 
 
 @frozen(repr=False)
-class Workload(Table):
+class WorkloadConfig(Table):
     """[workload.NAME]: one program and how to run it."""
 
     name: str
@@ -354,27 +354,31 @@ class Workload(Table):
         default="none",
         metadata=key(Choice("none", "avoid", "omit"), "whether it can be a victim: yes, last of all, never", live=True),
     )
-    namespaces: Namespaces = field(
-        factory=Namespaces, metadata=key(TableOf(Namespaces), "true: a new one; false: the supervisor's")
+    namespaces: NamespacesConfig = field(
+        factory=NamespacesConfig, metadata=key(TableOf(NamespacesConfig), "true: a new one; false: the supervisor's")
     )
-    user_namespace: UserNamespace = field(
-        factory=UserNamespace, metadata=key(TableOf(UserNamespace), "the mappings of a new user namespace")
+    user_namespace: UserNamespaceConfig = field(
+        factory=UserNamespaceConfig, metadata=key(TableOf(UserNamespaceConfig), "the mappings of a new user namespace")
     )
     may_control: tuple[str, ...] = field(
         default=(), metadata=key(ListOf(kinds.NAME), "its processes may use the API, for these workloads alone")
     )
-    mounts: tuple[Mount, ...] = field(default=(), metadata=key(Tables(Mount), "mounts in a new mount namespace"))
-    security: Security = field(factory=Security, metadata=key(TableOf(Security), "what the program may do"))
+    mounts: tuple[MountConfig, ...] = field(
+        default=(), metadata=key(TablesOf(MountConfig), "mounts in a new mount namespace")
+    )
+    security: SecurityConfig = field(
+        factory=SecurityConfig, metadata=key(TableOf(SecurityConfig), "what the program may do")
+    )
     resources: Resources = field(
         factory=Resources, metadata=key(TableOf(Resources), "what the cgroup limits", live=True)
     )
     policy: tuple[Rule, ...] = field(
-        default=(), metadata=key(Tables(Rule), "what the cgroup's events lead to", live=True)
+        default=(), metadata=key(TablesOf(Rule), "what the cgroup's events lead to", live=True)
     )
-    log: Log = field(factory=Log, metadata=key(TableOf(Log), "what becomes of its output", live=True))
+    log: LogConfig = field(factory=LogConfig, metadata=key(TableOf(LogConfig), "what becomes of its output", live=True))
 
     @property
-    def speaks(self) -> bool:
+    def uses_notify_socket(self) -> bool:
         """Whether the program has to send notifications, sd_notify(3)."""
         return self.type == "notify" or bool(self.watchdog_sec)
 
@@ -384,18 +388,21 @@ class Config(Table):
     """One file: the supervisor and its workloads by name, in the file's order (instances are not expanded)."""
 
     path: str
-    supervisor: Supervisor = field(factory=Supervisor, metadata=key(TableOf(Supervisor), "the service itself"))
-    workloads: dict[str, Workload] = field(
-        factory=dict, metadata=key(TableOf(Workload, named=True), "the programs, by name", toml="workload")
+    supervisor: SupervisorConfig = field(
+        factory=SupervisorConfig, metadata=key(TableOf(SupervisorConfig), "the service itself")
     )
-    groups: dict[str, Group] = field(
-        factory=dict, metadata=key(TableOf(Group, named=True), "limits that several share, by name", toml="group")
+    workloads: dict[str, WorkloadConfig] = field(
+        factory=dict, metadata=key(TableOf(WorkloadConfig, is_named=True), "the programs, by name", toml="workload")
     )
-    host: Host = field(factory=Host, metadata=key(TableOf(Host), "what the host's readings lead to"))
+    groups: dict[str, GroupConfig] = field(
+        factory=dict,
+        metadata=key(TableOf(GroupConfig, is_named=True), "limits that several share, by name", toml="group"),
+    )
+    host: HostConfig = field(factory=HostConfig, metadata=key(TableOf(HostConfig), "what the host's readings lead to"))
 
-    def around(self, member: Workload | Group) -> tuple[Group, ...]:
+    def enclosing_groups(self, member: WorkloadConfig | GroupConfig) -> tuple[GroupConfig, ...]:
         """Return the groups that enclose a workload or a group, the outermost first."""
-        enclosing: list[Group] = []
+        enclosing: list[GroupConfig] = []
         while member.group is not None and (group := self.groups.get(member.group)) is not None:
             if group in enclosing:  # a cycle, which the checks report
                 break
@@ -404,10 +411,10 @@ class Config(Table):
         return tuple(enclosing)
 
 
-PLANNED: dict[type, tuple[str, ...]] = {
-    Supervisor: ("dashboard", "api"),
-    Workload: ("on_failure", "readiness", "liveness", "network", "root", "timer", "sockets"),
-    Security: ("capability_bounding_set", "seccomp", "landlock"),
+PLANNED_KEYS: dict[type, tuple[str, ...]] = {
+    SupervisorConfig: ("dashboard", "api"),
+    WorkloadConfig: ("on_failure", "readiness", "liveness", "network", "root", "timer", "sockets"),
+    SecurityConfig: ("capability_bounding_set", "seccomp", "landlock"),
     Resources: ("network_max",),
 }
 """Keys of later versions, by class: rejected like any unknown key, with a message that they are planned."""

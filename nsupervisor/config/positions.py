@@ -11,9 +11,9 @@ import re
 import tomllib
 from collections.abc import Iterator
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
-DEEPEST = 10
+MAX_DEPTH = 10
 """Deepest recorded path. No key of the model lies deeper, and the bound keeps very long dotted keys cheap."""
 
 # The closing delimiter of a multi-line string may follow up to two quotes of the string itself. In text that is not
@@ -38,24 +38,24 @@ _TOKEN = re.compile(
 class Positions:
     """Lines, from 1, by key path: ("workload", "web", "policy", 0, "when"). Array elements have their own paths."""
 
-    def __init__(self, lines: dict[Path, int]) -> None:
+    def __init__(self, lines: dict[KeyPath, int]) -> None:
         self._lines = lines
 
-    def line(self, path: Path) -> int:
+    def line(self, path: KeyPath) -> int:
         """Return the line of the key, or of the nearest table around it; 1 if nothing is known."""
         for length in range(len(path), 0, -1):
             if (line := self._lines.get(path[:length])) is not None:
                 return line
         return 1
 
-    def __contains__(self, path: Path) -> bool:
+    def __contains__(self, path: KeyPath) -> bool:
         return path in self._lines
 
-    def __iter__(self) -> Iterator[Path]:
+    def __iter__(self) -> Iterator[KeyPath]:
         return iter(self._lines)
 
 
-def scan(text: str) -> Positions:
+def scan_positions(text: str) -> Positions:
     """Scan the positions of the keys of `text`, which must be valid TOML.
 
     For invalid text it returns some positions, and raises no exception.
@@ -65,18 +65,18 @@ def scan(text: str) -> Positions:
 
 class _Scanner:
     def __init__(self) -> None:
-        self.lines: dict[Path, int] = {}
-        self.implicit: set[Path] = set()  # tables named only by a longer key or header so far
-        self.tables: dict[Path, int] = {}  # number of elements so far of each array of tables
-        self.base: Path = ()  # table of the last header
-        self.stack: list[tuple[Path, int | None]] = []  # open arrays (with the element's index) and inline tables
+        self.lines: dict[KeyPath, int] = {}
+        self.implicit: set[KeyPath] = set()  # tables named only by a longer key or header so far
+        self.tables: dict[KeyPath, int] = {}  # number of elements so far of each array of tables
+        self.base: KeyPath = ()  # table of the last header
+        self.stack: list[tuple[KeyPath, int | None]] = []  # open arrays (with the element's index) and inline tables
         self.keys: list[str] = []  # parts of the current key
         self.header = 0  # brackets of the current header: 0, 1 or 2
-        self.opening = -1  # end of the header's first bracket
-        self.path: Path = ()  # path of the current value
+        self.bracket_end = -1  # end of the header's first bracket
+        self.path: KeyPath = ()  # path of the current value
         self.state = self.key
 
-    def scan(self, text: str) -> dict[Path, int]:
+    def scan(self, text: str) -> dict[KeyPath, int]:
         line = 1
         for match in _TOKEN.finditer(text):
             group, piece = match.lastgroup, match[0]
@@ -107,18 +107,18 @@ class _Scanner:
             self.path = path
             self.state = self.value
         elif piece == "[" and not self.stack:
-            self.header = 2 if self.header == 1 and start == self.opening else 1
-            self.opening = start + 1
+            self.header = 2 if self.header == 1 and start == self.bracket_end else 1
+            self.bracket_end = start + 1
         elif piece == "]" and self.header:
             self.open_table(line)
-            self.state = self.rest
+            self.state = self.after_value
         elif piece == "}" and self.stack:
             self.stack.pop()
-            self.state = self.rest
+            self.state = self.after_value
 
     def open_table(self, line: int) -> None:
         """Open the table of a complete header; its path passes through the last element of each array of tables."""
-        path: Path = ()
+        path: KeyPath = ()
         for number, part in enumerate(self.keys, 1):
             path = _child_path(path, part)
             last = number == len(self.keys)
@@ -140,20 +140,20 @@ class _Scanner:
             self.stack.append((self.path, None))
             self.state = self.key
         else:
-            self.state = self.rest
+            self.state = self.after_value
 
     def element(self, group: str, piece: str, start: int, line: int) -> None:
         """Handle the first token of an array's element, or the array's end."""
         path, index = self.stack[-1]
         if piece == "]":
             self.stack.pop()
-            self.state = self.rest
+            self.state = self.after_value
         else:
             self.path = _child_path(path, index or 0)
             self.record(self.path, line)
             self.value(group, piece, start, line)
 
-    def rest(self, group: str, piece: str, start: int, line: int) -> None:
+    def after_value(self, group: str, piece: str, start: int, line: int) -> None:
         """Handle tokens after the first one of a value, up to the end of the value."""
         if not self.stack:
             return
@@ -167,9 +167,9 @@ class _Scanner:
         elif piece in ("]", "}") and group == "mark":
             self.stack.pop()
 
-    def record(self, path: Path, line: int, *, explicit: bool = True) -> None:
+    def record(self, path: KeyPath, line: int, *, explicit: bool = True) -> None:
         """Record the line of a path; the line of a table's own header replaces that of a table below it."""
-        if len(path) > DEEPEST:
+        if len(path) > MAX_DEPTH:
             return
         if path not in self.lines:
             self.lines[path] = line
@@ -180,9 +180,9 @@ class _Scanner:
             self.implicit.discard(path)
 
 
-def _child_path(path: Path, part: str | int) -> Path:
+def _child_path(path: KeyPath, part: str | int) -> KeyPath:
     """Extend a path by one level; too deep paths stay as they are, as none of them is recorded."""
-    return (*path, part) if len(path) <= DEEPEST else path
+    return (*path, part) if len(path) <= MAX_DEPTH else path
 
 
 def _unquoted(piece: str) -> str:

@@ -11,7 +11,7 @@ from attrs import field, frozen
 
 from nsupervisor.config import kinds
 from nsupervisor.config import limit_kinds as limits
-from nsupervisor.config.kinds import Choice, MapOf, Prefixed, Tables, key
+from nsupervisor.config.kinds import Choice, MapOf, PrefixedKeys, TablesOf, key
 from nsupervisor.config.table import Table
 from nsupervisor.config.units import Percent
 from nsupervisor.wire import wire
@@ -97,24 +97,26 @@ class Resources(Table):
         default=None,
         metadata=key(Choice("member", "root", "isolated"), "whether its CPUs are taken away from all others"),
     )
-    io_max: tuple[IoMax, ...] = field(default=(), metadata=key(Tables(IoMax), "how fast disks may be used"))
+    io_max: tuple[IoMax, ...] = field(default=(), metadata=key(TablesOf(IoMax), "how fast disks may be used"))
     io_weight: dict[str, int] | None = field(
         default=None,
         metadata=key(limits.IO_WEIGHT, "share of busy disks against its siblings; the kernel's is 100"),
     )
     io_latency: tuple[IoLatency, ...] = field(
-        default=(), metadata=key(Tables(IoLatency), "how long requests to disks may take")
+        default=(), metadata=key(TablesOf(IoLatency), "how long requests to disks may take")
     )
     hugetlb: dict[str, int | None] = field(
         factory=dict,
-        metadata=key(Prefixed("hugetlb_", limits.HUGE_PAGES), "bytes in huge pages of this size") | wire("hugetlb"),
+        metadata=key(PrefixedKeys("hugetlb_", limits.HUGE_PAGES), "bytes in huge pages of this size") | wire("hugetlb"),
     )
     """Limits by page size: {"2MB_max": bytes, or None for no limit}."""
     misc_max: dict[str, int | None] = field(
         factory=dict,
         metadata=key(MapOf(limits.NUMBER_LIMIT, key=kinds.WORD), "other resources, as misc.capacity has"),
     )
-    rdma_max: tuple[RdmaMax, ...] = field(default=(), metadata=key(Tables(RdmaMax), "what may be had of RDMA devices"))
+    rdma_max: tuple[RdmaMax, ...] = field(
+        default=(), metadata=key(TablesOf(RdmaMax), "what may be had of RDMA devices")
+    )
     unified: dict[str, str] = field(
         factory=dict,
         metadata=key(MapOf(limits.RAW_VALUE, key=limits.RAW_FILE), "other cgroup v2 files, as they are"),

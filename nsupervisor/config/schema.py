@@ -8,8 +8,8 @@ from typing import Any
 from attrs import NOTHING
 
 from nsupervisor.config import model
-from nsupervisor.config.kinds import WORKLOAD_NAME, Choice, Kind, ListOf, MapOf, Prefixed, Scalar, TableOf, Tables
-from nsupervisor.config.load import Slot, keys_of
+from nsupervisor.config.kinds import WORKLOAD_NAME, Choice, Kind, ListOf, MapOf, PrefixedKeys, Scalar, TableOf, TablesOf
+from nsupervisor.config.load import Slot, key_slots
 
 
 def schema() -> dict[str, Any]:
@@ -29,22 +29,22 @@ def schema() -> dict[str, Any]:
 
 _NAMES: Mapping[type, str] = {
     model.Config: "Config",
-    model.Supervisor: "Supervisor",
-    model.Workload: "Workload",
-    model.Group: "Group",
-    model.Host: "Host",
-    model.Namespaces: "Namespaces",
-    model.UserNamespace: "UserNamespace",
+    model.SupervisorConfig: "Supervisor",
+    model.WorkloadConfig: "Workload",
+    model.GroupConfig: "Group",
+    model.HostConfig: "Host",
+    model.NamespacesConfig: "Namespaces",
+    model.UserNamespaceConfig: "UserNamespace",
     model.IdMapping: "IdMapping",
-    model.Mount: "Mount",
-    model.Security: "Security",
+    model.MountConfig: "Mount",
+    model.SecurityConfig: "Security",
     model.Resources: "Resources",
     model.IoMax: "IoMax",
     model.IoLatency: "IoLatency",
     model.RdmaMax: "RdmaMax",
     model.Rule: "Rule",
     model.GroupRule: "GroupRule",
-    model.Log: "Log",
+    model.LogConfig: "Log",
 }
 """The names of the tables in the schema, which do not follow those of the classes."""
 
@@ -54,13 +54,13 @@ def _definition(cls: type, definitions: dict[str, Any]) -> dict[str, str]:
     name = _NAMES[cls]
     if name not in definitions:
         definitions[name] = {}
-        slots = keys_of(cls)
+        slots = key_slots(cls)
         described: dict[str, Any] = {
             "type": "object",
             "properties": {key: _property_schema(slot, definitions) for key, slot in slots.items()},
             "additionalProperties": False,
         }
-        if required := [key for key, slot in slots.items() if slot.required]:
+        if required := [key for key, slot in slots.items() if slot.is_required]:
             described["required"] = required
         definitions[name] = described
     return {"$ref": f"#/$defs/{name}"}
@@ -96,7 +96,7 @@ def _kind_schema(kind: Kind, definitions: dict[str, Any]) -> dict[str, Any]:
             if not named:
                 return dict(reference)
             return {"type": "object", "propertyNames": dict(WORKLOAD_NAME.schema), "additionalProperties": reference}
-        case Tables(cls):
+        case TablesOf(cls):
             return {"type": "array", "items": _definition(cls, definitions)}
-        case Prefixed():  # key_slots expands these keys
+        case PrefixedKeys():  # key_slots expands these keys
             raise AssertionError(kind)

@@ -46,7 +46,7 @@ _MIN_CPU_USEC, _MAX_CPU_PERIOD = 1_000, 1_000_000
 _MAX_CPU_QUOTA = 2**44
 _PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%", re.ASCII)
 
-NOT_A_CPU_SHARE = 'is no share of CPU time; write for example "150%" (one and a half CPUs), "150000 100000" or "max"'
+CPU_SHARE_PROBLEM = 'is no share of CPU time; write for example "150%" (one and a half CPUs), "150000 100000" or "max"'
 
 MAX_CPU = 8191
 """The largest CPU number: kernels are built for at most 8192 CPUs (CONFIG_NR_CPUS)."""
@@ -82,11 +82,11 @@ def format_size(size: int | Percent | None) -> str:
 
 @frozen
 class Percent:
-    """A share of a total of the host, which `of` computes once the host is known."""
+    """A share of a total of the host, which `share_of` computes once the host is known."""
 
     percent: Decimal = field(metadata=wire("percent"))
 
-    def of(self, total: int) -> int:
+    def share_of(self, total: int) -> int:
         """Compute the share of `total`, rounded down, but at least 1."""
         return max(int(total * self.percent / 100), 1)
 
@@ -96,7 +96,7 @@ class Percent:
 
 
 @frozen
-class Relative:
+class RelativeChange:
     """A change relative to the value in force: by a percentage of it, or by an amount; negative values decrease it."""
 
     percent: float | None = field(default=None, metadata=wire("percent"))
@@ -225,7 +225,7 @@ def parse_cpu_max(text: str) -> tuple[int | None, int]:
 
     The format of cpu.max in Documentation/admin-guide/cgroup-v2.rst; a quota of None is no limit.
     """
-    problem = NOT_A_CPU_SHARE
+    problem = CPU_SHARE_PROBLEM
     quota: int | None
     period = DEFAULT_CPU_PERIOD
     words = text.split()

@@ -23,7 +23,7 @@ class Signal(Action):
     """Send a signal to the program, or with `whole_cgroup` to each process in its cgroup."""
 
     signal: int
-    everyone: bool = False
+    whole_cgroup: bool = False
 
 
 @attrs.frozen
@@ -42,7 +42,7 @@ class ThawAll(Action):
 
 
 @attrs.frozen
-class Complain(Action):
+class Warn(Action):
     """Write a warning to the log about a condition that may need an operator."""
 
     text: str

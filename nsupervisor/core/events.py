@@ -17,78 +17,78 @@ SHUTDOWN = "shutdown"
 
 
 @attrs.frozen
-class Event:
+class Input:
     """Anything that can happen to a workload."""
 
 
 @attrs.frozen
-class Wish(Event):
+class Command(Input):
     """A request to change what the workload does."""
 
-    by: str = attrs.field(default="operator", metadata=wire("by"))
+    requested_by: str = attrs.field(default="operator", metadata=wire("by"))
 
 
 @attrs.frozen
-class Start(Wish):
+class Start(Command):
     """Run the workload. Forgives earlier failures: resets the back-off and the start limit."""
 
 
 @attrs.frozen
-class Stop(Wish):
+class Stop(Command):
     """Stop the workload gracefully, and leave it stopped."""
 
 
 @attrs.frozen
-class Restart(Wish):
+class Restart(Command):
     """Stop the workload gracefully, then start it at once. Forgives earlier failures, as `Start` does."""
 
 
 @attrs.frozen
-class Recycle(Wish):
+class PolicyRestart(Command):
     """Restart for a rule: stop gracefully, then start again, subject to the back-off and the start limit."""
 
 
 @attrs.frozen
-class Kill(Wish):
+class Kill(Command):
     """Kill every process of the workload now (`cgroup.kill`); then the restart policy decides."""
 
 
 @attrs.frozen
-class Freeze(Wish):
+class Freeze(Command):
     """Stop all processes of the workload until it is thawed (`cgroup.freeze`)."""
 
 
 @attrs.frozen
-class Thaw(Wish):
+class Thaw(Command):
     """Let a frozen workload continue."""
 
 
 @attrs.frozen
-class Fact(Event):
+class Event(Input):
     """Something that became true of one generation of the workload."""
 
     generation: int = attrs.field(metadata=wire("generation"))
 
 
 @attrs.frozen
-class Execed(Fact):
+class Execed(Event):
     """Every set-up step and execve(2) succeeded: the program runs."""
 
 
 @attrs.frozen
-class Ready(Fact):
+class Ready(Event):
     """The program reported that it is ready, or a probe found that it is."""
 
 
 @attrs.frozen
-class Unhealthy(Fact):
+class Unhealthy(Event):
     """The program missed its signs of life; `reason` says which."""
 
-    why: str = attrs.field(metadata=wire("why"))
+    reason: str = attrs.field(metadata=wire("why"))
 
 
 @attrs.frozen
-class Exited(Fact):
+class Exited(Event):
     """The program exited. `populated`: some other process still lives in its cgroup."""
 
     exit: Exit = attrs.field(metadata=wire("exit"))
@@ -96,10 +96,10 @@ class Exited(Fact):
 
 
 @attrs.frozen
-class Emptied(Fact):
+class Emptied(Event):
     """No process lives in the workload's cgroup any more (`populated 0` in cgroup.events)."""
 
 
 @attrs.frozen
-class Timeout(Event):
+class Timeout(Input):
     """The deadline in `Lifecycle.deadline` has passed."""

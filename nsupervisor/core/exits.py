@@ -31,7 +31,7 @@ class Outcome(enum.Enum):
     """The program stopped sending watchdog notifications."""
 
 
-RESTARTS: dict[str, frozenset[Outcome]] = {
+RESTARTED_OUTCOMES: dict[str, frozenset[Outcome]] = {
     "no": frozenset(),
     "always": frozenset(Outcome),
     "on-success": frozenset({Outcome.SUCCESS}),
@@ -53,24 +53,24 @@ class Exit:
     core_dumped: bool = attrs.field(default=False, metadata=wire("core_dumped"))
     oom_killed: bool = attrs.field(default=False, metadata=wire("oom_killed"))
     """The OOM killer acted in the cgroup during this generation, and SIGKILL ended the program."""
-    unknown: bool = attrs.field(default=False, metadata=wire("unknown"))
+    is_unknown: bool = attrs.field(default=False, metadata=wire("unknown"))
     """The program exited without a supervisor, so its status was lost; `code` and `signal` are None.
 
     Neither its keeper nor its supervisor lived, or this kernel reports the status to the parent only.
     """
-    failure: str | None = attrs.field(default=None, metadata=wire("failure"))
+    setup_failure: str | None = attrs.field(default=None, metadata=wire("failure"))
     """The set-up step that failed, in words; the program never ran."""
 
     @classmethod
-    def from_wait_status(cls, status: int, *, oom_killed: bool = False, failure: str | None = None) -> "Exit":
+    def from_wait_status(cls, status: int, *, oom_killed: bool = False, setup_failure: str | None = None) -> "Exit":
         """Decode a wait status as waitpid(2) returns it, or -1 for an unknown one.
 
         `oom_killed` is only believed for a SIGKILL.
         """
-        if failure is not None:
-            return cls(failure=failure)
+        if setup_failure is not None:
+            return cls(setup_failure=setup_failure)
         if status < 0:
-            return cls(unknown=True)
+            return cls(is_unknown=True)
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
             return cls(
@@ -82,30 +82,30 @@ class Exit:
 
     def outcome(self, success_exit_status: Sequence[int | str] = (0,)) -> Outcome:
         """Classify the exit; `success_exit_status` names further clean exit codes and signals ("SIGUSR1")."""
-        if self.failure is not None:
+        if self.setup_failure is not None:
             return Outcome.EXIT_CODE
-        if self.unknown:  # a clean exit while nothing supervises the program is the rarer case
+        if self.is_unknown:  # a clean exit while nothing supervises the program is the rarer case
             return Outcome.SIGNAL
         if self.signal is not None:
             clean = self.signal in CLEAN_SIGNALS or signal_name(self.signal) in success_exit_status
             return Outcome.SUCCESS if clean else Outcome.SIGNAL
         return Outcome.SUCCESS if self.code == 0 or self.code in success_exit_status else Outcome.EXIT_CODE
 
-    def facts(self) -> dict[str, float]:
+    def condition_values(self) -> dict[str, float]:
         """Return the values that conditions can test (`nsupervisor.config.vocabulary.EXIT_KEYS`).
 
         Returns an empty dict for a failed start.
         """
-        if self.failure is not None:
+        if self.setup_failure is not None:
             return {}
         numbers = {"signal": self.signal, "code": self.code}
         flags = {"oom_killed": float(self.oom_killed), "core_dumped": float(self.core_dumped)}
         return {**flags, **{key: value for key, value in numbers.items() if value is not None}}
 
     def __str__(self) -> str:
-        if self.failure is not None:
-            return self.failure
-        if self.unknown:
+        if self.setup_failure is not None:
+            return self.setup_failure
+        if self.is_unknown:
             return "exit status unknown (not supervised when it exited)"
         if self.signal is None:
             return f"exit code {self.code}"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from nsupervisor.config.model import Config
 
 
-def instances(config: Config) -> Mapping[str, tuple[str, int | None]]:
+def expand_instances(config: Config) -> Mapping[str, tuple[str, int | None]]:
     """Map the names of all instances, in order, to the workload's name and the instance number.
 
     The number is None if the workload has a single instance.

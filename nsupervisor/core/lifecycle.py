@@ -35,271 +35,289 @@ from collections.abc import Callable
 
 import attrs
 
-from nsupervisor.config.model import Workload
+from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.core import backoff
-from nsupervisor.core.actions import Action, Complain, FreezeAll, KillAll, Signal, Spawn, ThawAll
+from nsupervisor.core.actions import Action, FreezeAll, KillAll, Signal, Spawn, ThawAll, Warn
 from nsupervisor.core.events import (
     SHUTDOWN,
+    Command,
     Emptied,
     Event,
     Execed,
     Exited,
-    Fact,
     Freeze,
+    Input,
     Kill,
+    PolicyRestart,
     Ready,
-    Recycle,
     Restart,
     Start,
     Stop,
     Thaw,
     Timeout,
     Unhealthy,
-    Wish,
 )
-from nsupervisor.core.exits import RESTARTS, Exit, Outcome
-from nsupervisor.core.states import ALIVE
+from nsupervisor.core.exits import RESTARTED_OUTCOMES, Exit, Outcome
+from nsupervisor.core.states import ALIVE_STATES
 from nsupervisor.core.states import State as State
 from nsupervisor.wire import wire
 
 
-class Then(enum.Enum):
+class AfterStop(enum.Enum):
     """The continuation after a stopping generation is dead."""
 
-    REST = "rest"
+    STAY_DOWN = "rest"
     """Stay down: the workload was stopped."""
     START = "start"
     """Start the next generation at once: a restart was requested."""
-    RECYCLE = "recycle"
+    BACKOFF = "recycle"
     """Start the next generation after the back-off: a rule requested a restart."""
-    DECIDE = "decide"
+    POLICY = "decide"
     """Ask the restart policy what to do."""
 
 
 @attrs.frozen
-class Moment:
+class Instant:
     """The time of an input, in seconds of a monotonic clock, and its `jitter`, a random number from [0, 1)."""
 
     now: float
-    chance: float = 0.0
+    jitter: float = 0.0
 
 
 @attrs.frozen
-class Life:
+class Lifecycle:
     """The complete lifecycle state of a workload. Times are seconds of the monotonic clock."""
 
     state: State = attrs.field(default=State.STOPPED, metadata=wire("state"))
     reason: str = attrs.field(default="", metadata=wire("reason"))
     """Why the workload is in this state, in words."""
-    wanted: bool = attrs.field(default=False, metadata=wire("wanted"))
+    should_run: bool = attrs.field(default=False, metadata=wire("wanted"))
     """Whether the last command wants the workload to run."""
     generation: int = attrs.field(default=0, metadata=wire("generation"))
     deadline: float | None = attrs.field(default=None, metadata=wire("deadline"))
-    then: Then = attrs.field(default=Then.DECIDE, metadata=wire("then"))
-    killed: bool = attrs.field(default=False, metadata=wire("killed"))
+    after_stop: AfterStop = attrs.field(default=AfterStop.POLICY, metadata=wire("then"))
+    sigkill_sent: bool = attrs.field(default=False, metadata=wire("killed"))
     """SIGKILL was sent to every process of this generation."""
     exit: Exit | None = attrs.field(default=None, metadata=wire("exit"))
     """The exit of this generation's program; once it is dead, of the last one."""
-    fault: Outcome | None = attrs.field(default=None, metadata=wire("fault"))
+    fault_outcome: Outcome | None = attrs.field(default=None, metadata=wire("fault"))
     """The outcome for the restart policy if the supervisor ended the program for a fault of its own.
 
     It replaces the outcome of the exit status.
     """
-    thawed_to: State = attrs.field(default=State.RUNNING, metadata=wire("thawed_to"))
+    state_before_freeze: State = attrs.field(default=State.RUNNING, metadata=wire("thawed_to"))
     """While frozen: the state to return to."""
-    to_freeze: str = attrs.field(default="", metadata=wire("to_freeze"))
+    freeze_requested_by: str = attrs.field(default="", metadata=wire("to_freeze"))
     """While starting: the source of a freeze that waits until the program runs; "" if there is none."""
     started_at: float = attrs.field(default=0.0, metadata=wire("started_at"))
-    starts: tuple[float, ...] = attrs.field(default=(), metadata=wire("starts"))
+    recent_starts: tuple[float, ...] = attrs.field(default=(), metadata=wire("starts"))
     """The times of the latest starts, oldest first: as many as the start limit needs."""
-    failures: int = attrs.field(default=0, metadata=wire("failures"))
+    consecutive_failures: int = attrs.field(default=0, metadata=wire("failures"))
     """Consecutive ends that led to a back-off; the exponent of the next delay."""
     restarts: int = attrs.field(default=0, metadata=wire("restarts"))
     """Starts that the supervisor decided on since it began."""
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether processes of the current generation may live."""
-        return self.state in ALIVE
+        return self.state in ALIVE_STATES
 
 
-Step = tuple[Life, tuple[Action, ...]]
-Cell = Callable[[Life, Event, Moment, Workload], Step]
+LifecycleResult = tuple[Lifecycle, tuple[Action, ...]]
+Handler = Callable[[Lifecycle, Input, Instant, WorkloadConfig], LifecycleResult]
 
 
-def step(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+def apply_input(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Compute the lifecycle after an input, and the actions to take, in order."""
-    if isinstance(input_, Fact) and input_.generation != life.generation:
-        return life, ()
-    if isinstance(input_, Timeout) and (life.deadline is None or moment.now < life.deadline):
-        return life, ()
-    return TABLE[type(input_)][life.state](life, input_, moment, workload)
+    if isinstance(input_, Event) and input_.generation != lifecycle.generation:
+        return lifecycle, ()
+    if isinstance(input_, Timeout) and (lifecycle.deadline is None or instant.now < lifecycle.deadline):
+        return lifecycle, ()
+    return TABLE[type(input_)][lifecycle.state](lifecycle, input_, instant, workload)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The cells: the functions that the table names
 
 
-def ignore(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+def ignore(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Change nothing: the workload is in the wanted state already, or the input cannot matter now."""
-    return life, ()
+    return lifecycle, ()
 
 
-def start(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+def start(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Start at once; an operator's command resets the back-off and the start limit."""
-    assert isinstance(input_, Wish)
-    life = attrs.evolve(life, wanted=True, starts=(), failures=0)
-    return _spawn(life, moment, workload, f"started by {input_.by}")
+    assert isinstance(input_, Command)
+    lifecycle = attrs.evolve(lifecycle, should_run=True, recent_starts=(), consecutive_failures=0)
+    return _spawn(lifecycle, instant, workload, f"started by {input_.requested_by}")
 
 
-def retry(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+def retry(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Start after the back-off has passed."""
-    return _respawn(life, moment, workload, life.reason)
+    return _respawn(lifecycle, instant, workload, lifecycle.reason)
 
 
-def cancel(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+def cancel(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Cancel what would start the workload; no process lives."""
-    assert isinstance(input_, Wish)
+    assert isinstance(input_, Command)
     return attrs.evolve(
-        life, state=State.STOPPED, wanted=False, deadline=None, failures=0, reason=f"stopped by {input_.by}"
+        lifecycle,
+        state=State.STOPPED,
+        should_run=False,
+        deadline=None,
+        consecutive_failures=0,
+        reason=f"stopped by {input_.requested_by}",
     ), ()
 
 
-def keep(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+def keep(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Record that the workload shall run; it runs already."""
-    return attrs.evolve(life, wanted=True), ()
+    return attrs.evolve(lifecycle, should_run=True), ()
 
 
-def stop(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+def stop(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Ask the program to stop; the command decides what follows."""
-    assert isinstance(input_, Wish)
-    wanted, then, verb = _STOP_COMMANDS[type(input_)]
-    life = attrs.evolve(life, wanted=life.wanted if wanted is None else wanted, then=then)
-    return _enter_stopping(life, moment, workload, f"{verb} by {input_.by}", Signal(workload.kill_signal))
+    assert isinstance(input_, Command)
+    should_run, after_stop, verb = _STOP_COMMANDS[type(input_)]
+    lifecycle = attrs.evolve(
+        lifecycle, should_run=lifecycle.should_run if should_run is None else should_run, after_stop=after_stop
+    )
+    return _enter_stopping(
+        lifecycle, instant, workload, f"{verb} by {input_.requested_by}", Signal(workload.kill_signal)
+    )
 
 
-def stop_frozen(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+def stop_frozen(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Do as `stop` does, with the signal first: the thawed program handles it before anything else."""
-    life, actions = stop(life, input_, moment, workload)
-    return life, (*actions, ThawAll())
+    lifecycle, actions = stop(lifecycle, input_, instant, workload)
+    return lifecycle, (*actions, ThawAll())
 
 
-def retarget(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+def retarget(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Replace what follows the stop that is under way: the last command wins.
 
     A rule does not overrule an operator's command.
     """
-    assert isinstance(input_, Wish)
-    wanted, then, verb = _STOP_COMMANDS[type(input_)]
-    if isinstance(input_, Recycle) and life.then is not Then.DECIDE:
-        return life, ()
+    assert isinstance(input_, Command)
+    should_run, after_stop, verb = _STOP_COMMANDS[type(input_)]
+    if isinstance(input_, PolicyRestart) and lifecycle.after_stop is not AfterStop.POLICY:
+        return lifecycle, ()
     return attrs.evolve(
-        life, wanted=life.wanted if wanted is None else wanted, then=then, reason=f"{verb} by {input_.by}"
+        lifecycle,
+        should_run=lifecycle.should_run if should_run is None else should_run,
+        after_stop=after_stop,
+        reason=f"{verb} by {input_.requested_by}",
     ), ()
 
 
-def kill(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+def kill(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Send SIGKILL to all processes; the restart policy decides what follows, unless an earlier command has."""
-    assert isinstance(input_, Wish)
-    then = life.then if life.state is State.STOPPING else Then.DECIDE
-    life = attrs.evolve(life, then=then, killed=True)
-    return _enter_stopping(life, moment, workload, f"killed by {input_.by}", KillAll())
+    assert isinstance(input_, Command)
+    after_stop = lifecycle.after_stop if lifecycle.state is State.STOPPING else AfterStop.POLICY
+    lifecycle = attrs.evolve(lifecycle, after_stop=after_stop, sigkill_sent=True)
+    return _enter_stopping(lifecycle, instant, workload, f"killed by {input_.requested_by}", KillAll())
 
 
-def freeze(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+def freeze(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Freeze, and drop the deadline: a frozen program cannot report that it is ready."""
-    assert isinstance(input_, Wish)
-    return _enter_frozen(life, input_.by)
+    assert isinstance(input_, Command)
+    return _enter_frozen(lifecycle, input_.requested_by)
 
 
-def defer_freeze(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+def defer_freeze(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Freeze as soon as the program runs.
 
     Until then the set-up is the supervisor's own, and the keeper waits for its report.
     """
-    assert isinstance(input_, Wish)
-    return attrs.evolve(life, to_freeze=input_.by), ()
+    assert isinstance(input_, Command)
+    return attrs.evolve(lifecycle, freeze_requested_by=input_.requested_by), ()
 
 
-def cancel_freeze(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+def cancel_freeze(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Cancel a freeze that has not happened yet."""
-    return (attrs.evolve(life, to_freeze="") if life.to_freeze else life), ()
+    return (attrs.evolve(lifecycle, freeze_requested_by="") if lifecycle.freeze_requested_by else lifecycle), ()
 
 
-def thaw(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+def thaw(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Return to the state before the freeze; a program that is not ready yet gets its full time again."""
-    assert isinstance(input_, Wish)
-    waits = life.thawed_to is State.RUNNING and waits_for_ready(workload)
-    deadline = _deadline(moment, workload.timeout_start_sec) if waits else None
-    return attrs.evolve(life, state=life.thawed_to, deadline=deadline, reason=f"thawed by {input_.by}"), (ThawAll(),)
+    assert isinstance(input_, Command)
+    waits = lifecycle.state_before_freeze is State.RUNNING and reports_readiness(workload)
+    deadline = _deadline(instant, workload.timeout_start_sec) if waits else None
+    return attrs.evolve(
+        lifecycle, state=lifecycle.state_before_freeze, deadline=deadline, reason=f"thawed by {input_.requested_by}"
+    ), (ThawAll(),)
 
 
-def mark_running(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+def mark_running(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Record that the program runs; if it has to become ready, its start deadline stays."""
-    deadline = life.deadline if waits_for_ready(workload) else None
-    life = attrs.evolve(life, state=State.RUNNING, deadline=deadline)
-    return _enter_frozen(life, life.to_freeze) if life.to_freeze else (life, ())
+    deadline = lifecycle.deadline if reports_readiness(workload) else None
+    lifecycle = attrs.evolve(lifecycle, state=State.RUNNING, deadline=deadline)
+    return _enter_frozen(lifecycle, lifecycle.freeze_requested_by) if lifecycle.freeze_requested_by else (lifecycle, ())
 
 
-def mark_ready(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+def mark_ready(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Record that the program is ready."""
-    life = attrs.evolve(life, state=State.READY, deadline=None)
-    return _enter_frozen(life, life.to_freeze) if life.to_freeze else (life, ())
+    lifecycle = attrs.evolve(lifecycle, state=State.READY, deadline=None)
+    return _enter_frozen(lifecycle, lifecycle.freeze_requested_by) if lifecycle.freeze_requested_by else (lifecycle, ())
 
 
-def ready_frozen(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+def ready_frozen(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Record readiness that was sent before the freeze and received after it; it counts after the thaw."""
-    return attrs.evolve(life, thawed_to=State.READY), ()
+    return attrs.evolve(lifecycle, state_before_freeze=State.READY), ()
 
 
-def abort(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+def abort(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Send SIGABRT to a hanging program, as systemd's watchdog does, so that a core dump shows where it hangs."""
     assert isinstance(input_, Unhealthy)
-    life = attrs.evolve(life, then=Then.DECIDE, fault=Outcome.WATCHDOG)
-    return _enter_stopping(life, moment, workload, input_.why, Signal(signal.SIGABRT))
+    lifecycle = attrs.evolve(lifecycle, after_stop=AfterStop.POLICY, fault_outcome=Outcome.WATCHDOG)
+    return _enter_stopping(lifecycle, instant, workload, input_.reason, Signal(signal.SIGABRT))
 
 
-def start_timeout(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+def start_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Stop a program that did not start in time."""
-    life = attrs.evolve(life, then=Then.DECIDE, fault=Outcome.TIMEOUT)
-    reason = f"not {'ready' if waits_for_ready(workload) else 'started'} within {workload.timeout_start_sec:g} s"
-    return _enter_stopping(life, moment, workload, reason, Signal(workload.kill_signal))
+    lifecycle = attrs.evolve(lifecycle, after_stop=AfterStop.POLICY, fault_outcome=Outcome.TIMEOUT)
+    reason = f"not {'ready' if reports_readiness(workload) else 'started'} within {workload.timeout_start_sec:g} s"
+    return _enter_stopping(lifecycle, instant, workload, reason, Signal(workload.kill_signal))
 
 
-def stop_timeout(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+def stop_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Send SIGKILL after a stop that took too long; if SIGKILL did not help, warn and keep trying."""
-    warnings = (Complain(_UNKILLABLE.format(workload.timeout_stop_sec)),) if life.killed else ()
+    warnings = (Warn(_UNKILLABLE.format(workload.timeout_stop_sec)),) if lifecycle.sigkill_sent else ()
     # A stop that took SIGKILL is a time-out to the policy (systemd's "timeout"), even after another fault.
-    fault = life.fault or (Outcome.TIMEOUT if life.exit is None else None)
-    deadline = _deadline(moment, workload.timeout_stop_sec)
-    return attrs.evolve(life, killed=True, fault=fault, deadline=deadline), (*warnings, KillAll())
+    fault = lifecycle.fault_outcome or (Outcome.TIMEOUT if lifecycle.exit is None else None)
+    deadline = _deadline(instant, workload.timeout_stop_sec)
+    return attrs.evolve(lifecycle, sigkill_sent=True, fault_outcome=fault, deadline=deadline), (*warnings, KillAll())
 
 
-def exited(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+def exited(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Record the exit; ask the processes that the program left to stop too, else this generation is dead."""
     assert isinstance(input_, Exited)
-    was_frozen, was_stopping = life.state is State.FROZEN, life.state is State.STOPPING
-    life = attrs.evolve(life, exit=input_.exit)
+    was_frozen, was_stopping = lifecycle.state is State.FROZEN, lifecycle.state is State.STOPPING
+    lifecycle = attrs.evolve(lifecycle, exit=input_.exit)
     if not input_.populated:
-        life, actions = _choose_next(life, moment, workload)
-        return life, (
+        lifecycle, actions = _choose_next(lifecycle, instant, workload)
+        return lifecycle, (
             (ThawAll(), *actions) if was_frozen else actions
         )  # otherwise the next generation would start frozen
-    stop_rest = Signal(workload.kill_signal, everyone=True)
+    stop_rest = Signal(workload.kill_signal, whole_cgroup=True)
     if was_stopping:  # the deadline stays: the remaining processes have the time that the program would have had
-        return life, (stop_rest,)
-    life, actions = _enter_stopping(
-        attrs.evolve(life, then=Then.DECIDE), moment, workload, f"{input_.exit}; ending what it left", stop_rest
+        return lifecycle, (stop_rest,)
+    lifecycle, actions = _enter_stopping(
+        attrs.evolve(lifecycle, after_stop=AfterStop.POLICY),
+        instant,
+        workload,
+        f"{input_.exit}; ending what it left",
+        stop_rest,
     )
-    return life, ((*actions, ThawAll()) if was_frozen else actions)
+    return lifecycle, ((*actions, ThawAll()) if was_frozen else actions)
 
 
-def emptied(life: Life, input_: Event, moment: Moment, workload: Workload) -> Step:
+def emptied(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Record that the cgroup is empty; before the program's exit is known, wait for it.
 
     `Exited` says again whether the cgroup is populated.
     """
-    return _choose_next(life, moment, workload) if life.exit is not None else (life, ())
+    return _choose_next(lifecycle, instant, workload) if lifecycle.exit is not None else (lifecycle, ())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -318,37 +336,37 @@ _STATES = (
 )
 
 # fmt: off
-_ROWS: dict[type[Event], tuple[Cell, ...]] = {
-    #           stopped  starting       running        ready   stopping      backoff  exited  failed  frozen
-    Start:     (start,   keep,          keep,          keep,   retarget,     start,   start,  start,  keep),
-    Stop:      (ignore,  stop,          stop,          stop,   retarget,     cancel,  cancel, cancel, stop_frozen),
-    Restart:   (start,   stop,          stop,          stop,   retarget,     start,   start,  start,  stop_frozen),
-    Recycle:   (ignore,  stop,          stop,          stop,   retarget,     ignore,  ignore, ignore, stop_frozen),
-    Kill:      (ignore,  kill,          kill,          kill,   kill,         ignore,  ignore, ignore, kill),
-    Freeze:    (ignore,  defer_freeze,  freeze,        freeze, ignore,       ignore,  ignore, ignore, ignore),
-    Thaw:      (ignore,  cancel_freeze, ignore,        ignore, ignore,       ignore,  ignore, ignore, thaw),
-    Execed:    (ignore,  mark_running,  ignore,        ignore, ignore,       ignore,  ignore, ignore, ignore),
-    Ready:     (ignore,  mark_ready,    mark_ready,    ignore, ignore,       ignore,  ignore, ignore, ready_frozen),
-    Unhealthy: (ignore,  abort,         abort,         abort,  ignore,       ignore,  ignore, ignore, ignore),
-    Exited:    (ignore,  exited,        exited,        exited, exited,       ignore,  ignore, ignore, exited),
-    Emptied:   (ignore,  ignore,        ignore,        ignore, emptied,      ignore,  ignore, ignore, ignore),
-    Timeout:   (ignore,  start_timeout, start_timeout, ignore, stop_timeout, retry,   ignore, ignore, ignore),
+_ROWS: dict[type[Input], tuple[Handler, ...]] = {
+    #               stopped  starting       running        ready   stopping      backoff  exited  failed  frozen
+    Start:         (start,   keep,          keep,          keep,   retarget,     start,   start,  start,  keep),
+    Stop:          (ignore,  stop,          stop,          stop,   retarget,     cancel,  cancel, cancel, stop_frozen),
+    Restart:       (start,   stop,          stop,          stop,   retarget,     start,   start,  start,  stop_frozen),
+    PolicyRestart: (ignore,  stop,          stop,          stop,   retarget,     ignore,  ignore, ignore, stop_frozen),
+    Kill:          (ignore,  kill,          kill,          kill,   kill,         ignore,  ignore, ignore, kill),
+    Freeze:        (ignore,  defer_freeze,  freeze,        freeze, ignore,       ignore,  ignore, ignore, ignore),
+    Thaw:          (ignore,  cancel_freeze, ignore,        ignore, ignore,       ignore,  ignore, ignore, thaw),
+    Execed:        (ignore,  mark_running,  ignore,        ignore, ignore,       ignore,  ignore, ignore, ignore),
+    Ready:         (ignore,  mark_ready,    mark_ready,    ignore, ignore,       ignore,  ignore, ignore, ready_frozen),
+    Unhealthy:     (ignore,  abort,         abort,         abort,  ignore,       ignore,  ignore, ignore, ignore),
+    Exited:        (ignore,  exited,        exited,        exited, exited,       ignore,  ignore, ignore, exited),
+    Emptied:       (ignore,  ignore,        ignore,        ignore, emptied,      ignore,  ignore, ignore, ignore),
+    Timeout:       (ignore,  start_timeout, start_timeout, ignore, stop_timeout, retry,   ignore, ignore, ignore),
 }
 # fmt: on
 
-TABLE: dict[type[Event], dict[State, Cell]] = {
+TABLE: dict[type[Input], dict[State, Handler]] = {
     kind: dict(zip(_STATES, row, strict=True)) for kind, row in _ROWS.items()
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Helpers that the cells share
 
-_STOP_COMMANDS: dict[type[Event], tuple[bool | None, Then, str]] = {
+_STOP_COMMANDS: dict[type[Input], tuple[bool | None, AfterStop, str]] = {
     # the new `should_run` (None: unchanged), what follows the stop, and the verb for the reason
-    Start: (True, Then.START, "started again"),
-    Stop: (False, Then.REST, "stopped"),
-    Restart: (True, Then.START, "restarted"),
-    Recycle: (None, Then.RECYCLE, "restarted"),
+    Start: (True, AfterStop.START, "started again"),
+    Stop: (False, AfterStop.STAY_DOWN, "stopped"),
+    Restart: (True, AfterStop.START, "restarted"),
+    PolicyRestart: (None, AfterStop.BACKOFF, "restarted"),
 }
 
 _UNKILLABLE = (
@@ -357,87 +375,102 @@ _UNKILLABLE = (
 )
 
 
-def cut_short(life: Life) -> bool:
+def stopped_by_shutdown(lifecycle: Lifecycle) -> bool:
     """Check whether the workload ended, or was about to, only because the service did."""
-    return life.reason in (f"stopped by {SHUTDOWN}", f"killed by {SHUTDOWN}")
+    return lifecycle.reason in (f"stopped by {SHUTDOWN}", f"killed by {SHUTDOWN}")
 
 
-def waits_for_ready(workload: Workload) -> bool:
+def reports_readiness(workload: WorkloadConfig) -> bool:
     """Check whether the program itself reports when it is ready; until then its start is not complete."""
     return workload.type == "notify"
 
 
-def _deadline(moment: Moment, seconds: float) -> float | None:
+def _deadline(instant: Instant, seconds: float) -> float | None:
     """Compute a deadline; 0 and infinity mean none, as in systemd.service(5)."""
-    return moment.now + seconds if 0 < seconds < float("inf") else None
+    return instant.now + seconds if 0 < seconds < float("inf") else None
 
 
-def _spawn(life: Life, moment: Moment, workload: Workload, reason: str) -> Step:
-    recent = backoff.within(life.starts, moment.now, workload.start_limit_interval_sec)
-    life = attrs.evolve(
-        life,
+def _spawn(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, reason: str) -> LifecycleResult:
+    recent = backoff.starts_within(lifecycle.recent_starts, instant.now, workload.start_limit_interval_sec)
+    lifecycle = attrs.evolve(
+        lifecycle,
         state=State.STARTING,
         reason=reason,
-        generation=life.generation + 1,
-        deadline=_deadline(moment, workload.timeout_start_sec),
-        then=Then.DECIDE,
-        killed=False,
+        generation=lifecycle.generation + 1,
+        deadline=_deadline(instant, workload.timeout_start_sec),
+        after_stop=AfterStop.POLICY,
+        sigkill_sent=False,
         exit=None,
-        fault=None,
-        to_freeze="",
-        started_at=moment.now,
-        starts=(*recent, moment.now),
+        fault_outcome=None,
+        freeze_requested_by="",
+        started_at=instant.now,
+        recent_starts=(*recent, instant.now),
     )
-    return life, (Spawn(life.generation),)
+    return lifecycle, (Spawn(lifecycle.generation),)
 
 
-def _respawn(life: Life, moment: Moment, workload: Workload, why: str) -> Step:
-    reason = why if life.then is Then.RECYCLE else f"restarted: {why}"
-    return _spawn(attrs.evolve(life, restarts=life.restarts + 1), moment, workload, reason)
+def _respawn(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, reason: str) -> LifecycleResult:
+    start_reason = reason if lifecycle.after_stop is AfterStop.BACKOFF else f"restarted: {reason}"
+    return _spawn(attrs.evolve(lifecycle, restarts=lifecycle.restarts + 1), instant, workload, start_reason)
 
 
-def _enter_frozen(life: Life, by: str) -> Step:
-    life = attrs.evolve(
-        life, state=State.FROZEN, thawed_to=life.state, to_freeze="", deadline=None, reason=f"frozen by {by}"
+def _enter_frozen(lifecycle: Lifecycle, requested_by: str) -> LifecycleResult:
+    lifecycle = attrs.evolve(
+        lifecycle,
+        state=State.FROZEN,
+        state_before_freeze=lifecycle.state,
+        freeze_requested_by="",
+        deadline=None,
+        reason=f"frozen by {requested_by}",
     )
-    return life, (FreezeAll(),)
+    return lifecycle, (FreezeAll(),)
 
 
-def _enter_stopping(life: Life, moment: Moment, workload: Workload, reason: str, first: Action) -> Step:
-    deadline = _deadline(moment, workload.timeout_stop_sec)
-    return attrs.evolve(life, state=State.STOPPING, deadline=deadline, reason=reason), (first,)
+def _enter_stopping(
+    lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, reason: str, action: Action
+) -> LifecycleResult:
+    deadline = _deadline(instant, workload.timeout_stop_sec)
+    return attrs.evolve(lifecycle, state=State.STOPPING, deadline=deadline, reason=reason), (action,)
 
 
-def _choose_next(life: Life, moment: Moment, workload: Workload) -> Step:
+def _choose_next(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Decide what follows a dead generation; this is the only place that decides it.
 
     The program has exited and its cgroup is empty.
     """
-    exit_ = life.exit
+    exit_ = lifecycle.exit
     assert exit_ is not None
-    life = attrs.evolve(life, deadline=None)
-    if life.then is Then.REST:
-        return attrs.evolve(life, state=State.STOPPED, failures=0), ()
-    if life.then is Then.START:
-        return _spawn(attrs.evolve(life, starts=(), failures=0), moment, workload, life.reason)
-    outcome = life.fault or exit_.outcome(workload.success_exit_status)
+    lifecycle = attrs.evolve(lifecycle, deadline=None)
+    if lifecycle.after_stop is AfterStop.STAY_DOWN:
+        return attrs.evolve(lifecycle, state=State.STOPPED, consecutive_failures=0), ()
+    if lifecycle.after_stop is AfterStop.START:
+        return _spawn(
+            attrs.evolve(lifecycle, recent_starts=(), consecutive_failures=0), instant, workload, lifecycle.reason
+        )
+    outcome = lifecycle.fault_outcome or exit_.outcome(workload.success_exit_status)
     # The supervisor's own reason says more than the exit: "not ready within 30 s", not "killed by SIGTERM".
-    reason = life.reason if life.fault or life.killed or life.then is Then.RECYCLE else str(exit_)
-    if life.then is Then.RECYCLE or outcome in RESTARTS[workload.restart]:
-        return _back_off(life, moment, workload, reason)
-    return attrs.evolve(life, state=State.EXITED if outcome is Outcome.SUCCESS else State.FAILED, reason=reason), ()
+    reason = (
+        lifecycle.reason
+        if lifecycle.fault_outcome or lifecycle.sigkill_sent or lifecycle.after_stop is AfterStop.BACKOFF
+        else str(exit_)
+    )
+    if lifecycle.after_stop is AfterStop.BACKOFF or outcome in RESTARTED_OUTCOMES[workload.restart]:
+        return _back_off(lifecycle, instant, workload, reason)
+    return attrs.evolve(
+        lifecycle, state=State.EXITED if outcome is Outcome.SUCCESS else State.FAILED, reason=reason
+    ), ()
 
 
-def _back_off(life: Life, moment: Moment, workload: Workload, why: str) -> Step:
+def _back_off(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, reason: str) -> LifecycleResult:
     """Start again after the back-off, unless the start limit is reached."""
-    lived_well = moment.now - life.started_at >= workload.restart_reset_sec
-    failures = 0 if lived_well else life.failures
-    wait = backoff.delay(workload.restart_sec, workload.restart_max_delay_sec, failures, moment.chance)
-    recent = backoff.within(life.starts, moment.now + wait, workload.start_limit_interval_sec)
+    lived_well = instant.now - lifecycle.started_at >= workload.restart_reset_sec
+    failures = 0 if lived_well else lifecycle.consecutive_failures
+    delay_s = backoff.compute_delay(workload.restart_sec, workload.restart_max_delay_sec, failures, instant.jitter)
+    recent = backoff.starts_within(lifecycle.recent_starts, instant.now + delay_s, workload.start_limit_interval_sec)
     if workload.start_limit_burst and len(recent) >= workload.start_limit_burst:
         limit = f"{len(recent)} starts within {workload.start_limit_interval_sec:g} s"
-        return attrs.evolve(life, state=State.FAILED, reason=f"given up after {limit}; the last: {why}"), ()
-    life = attrs.evolve(life, failures=failures + 1)
-    if wait <= 0:
-        return _respawn(life, moment, workload, why)
-    return attrs.evolve(life, state=State.BACKOFF, deadline=moment.now + wait, reason=why), ()
+        return attrs.evolve(lifecycle, state=State.FAILED, reason=f"given up after {limit}; the last: {reason}"), ()
+    lifecycle = attrs.evolve(lifecycle, consecutive_failures=failures + 1)
+    if delay_s <= 0:
+        return _respawn(lifecycle, instant, workload, reason)
+    return attrs.evolve(lifecycle, state=State.BACKOFF, deadline=instant.now + delay_s, reason=reason), ()

@@ -17,5 +17,5 @@ class State(enum.Enum):
     FROZEN = "frozen"
 
 
-ALIVE = frozenset({State.STARTING, State.RUNNING, State.READY, State.STOPPING, State.FROZEN})
+ALIVE_STATES = frozenset({State.STARTING, State.RUNNING, State.READY, State.STOPPING, State.FROZEN})
 """The states in which processes of the current generation may live."""

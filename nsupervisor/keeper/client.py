@@ -18,38 +18,47 @@ import attrs
 import trio
 
 from nsupervisor.keeper import protocol
-from nsupervisor.keeper.told import Child, Ended, Execed, Failure, KeeperLost, RefusedError, Spawned, SpawnError
+from nsupervisor.keeper.messages import (
+    Child,
+    Ended,
+    Execed,
+    KeeperLost,
+    RefusedError,
+    SetupFailure,
+    Spawned,
+    SpawnError,
+)
 
-ANSWER_TIMEOUT = 30.0
+REPLY_TIMEOUT_S = 30.0
 """Seconds without a message after which a keeper with pending requests counts as lost. A keeper answers within
 milliseconds unless it is stopped."""
 
-START_TIMEOUT = 10.0
+START_TIMEOUT_S = 10.0
 """Seconds for a keeper to start, or for one that is leaving to exit."""
 
 _EVENTS = ("hello", "child", "execed", "ended")
-_RETRY = 0.005
+_RETRY_DELAY_S = 0.005
 _SPAWNED_FDS = 2  # pipes
 _MAX_SOCKET_PATH = 107  # bytes, unix(7)
 
-_BORN = resource.getrlimit(resource.RLIMIT_NOFILE)
+INITIAL_NOFILE = resource.getrlimit(resource.RLIMIT_NOFILE)
 """The limit on open files before the supervisor raised it; programs get it."""
 _LOCK_FD, _LISTENER_FD = 3, 4  # as in server.py
 
 
 @attrs.define(eq=False)
-class _Question:
+class _PendingCall:
     """A request that waits for its reply."""
 
     answered: trio.Event = attrs.field(factory=trio.Event)
     reply: dict[str, Any] | None = None
     fds: Sequence[int] = ()
     children: list[Child] = attrs.field(factory=list)
-    bare: bool = False
+    without_descriptors: bool = False
     """The children in the reply to "list" come without descriptors."""
 
 
-def _nothing() -> None:
+def _no_op() -> None:
     pass
 
 
@@ -62,35 +71,35 @@ class Keeper:
     """Ends when the connection is lost. Events of an id may arrive before `spawn` returns."""
     _socket: socket.socket
     _sender: trio.MemorySendChannel[Execed | Ended]
-    _number: int = 0
-    _questions: dict[int, _Question] = attrs.field(factory=dict)
-    _sending: trio.Lock = attrs.field(factory=trio.Lock)
-    _heard: float = 0.0
+    _last_request: int = 0
+    _pending: dict[int, _PendingCall] = attrs.field(factory=dict)
+    _send_lock: trio.Lock = attrs.field(factory=trio.Lock)
+    _last_heard: float = 0.0
     """The time of the last message, or of the last request that was sent while none was pending, by trio's clock."""
-    _lost: str = ""
-    _gone: trio.Event = attrs.field(factory=trio.Event)
+    _loss_reason: str = ""
+    _closed: trio.Event = attrs.field(factory=trio.Event)
     on_answer: Callable[[str, float], None] | None = None
     """Called for each reply with the request's wire name ("spawn") and the seconds it took."""
     features: frozenset[str] = frozenset()
     """The keeper's capabilities that version 0.1.0 lacks."""
 
     async def spawn(
-        self, spec: Mapping[str, Any], meanwhile: Callable[[], None] = _nothing, notify: int = -1
+        self, spec: Mapping[str, Any], while_waiting: Callable[[], None] = _no_op, notify_fd: int = -1
     ) -> Spawned:
         """Start a program and return when its first process exists; `events` then reports on it.
 
         A cancellation does not take effect half-way: either there is no process, or its descriptors have arrived.
-        `while_waiting` is called while the keeper works, for work that would otherwise delay the start. `notify` is a
-        socket of which the keeper keeps a duplicate, for `list`.
+        `while_waiting` is called while the keeper works, for work that would otherwise delay the start. `notify_fd` is
+        a socket of which the keeper keeps a duplicate, for `list`.
 
         Raises:
             SpawnError: there is no process and there will be no event. Exception: with EMFILE there was a process; it
                 has been killed, and its `Ended` follows.
             KeeperLost: it is unknown whether there is a process.
         """
-        fds = () if notify < 0 else (notify,)
+        fds = () if notify_fd < 0 else (notify_fd,)
         known = {key: value for key, value in spec.items() if key != "cover" or key in self.features}
-        call = await self._ask({"do": "spawn", "spec": known}, SpawnError, meanwhile, fds)
+        call = await self._call({"do": "spawn", "spec": known}, SpawnError, while_waiting, fds)
         assert call.reply is not None
         if len(call.fds) != _SPAWNED_FDS:  # the program runs, but its output could not be read
             protocol.close_all(call.fds)
@@ -102,20 +111,20 @@ class Keeper:
     async def adopt(
         self,
         id: str,  # noqa: A002
-        first: tuple[int, int],
-        program: int,
+        first_process: tuple[int, int],
+        program_pid: int,
         fds: Sequence[int],
     ) -> None:
         """Make this keeper monitor a running program whose own keeper is dead.
 
-        `first` identifies the first process: its pid and its start time (clock ticks since boot). `program` is the
-        program's pid. `fds` are the program's pidfd, the read ends of both pipes, and optionally the notify socket;
-        the keeper gets duplicates. Raises RefusedError if the keeper already has the id.
+        `first_process` identifies the first process: its pid and its start time (clock ticks since boot). `program_pid`
+        is the program's pid. `fds` are the program's pidfd, the read ends of both pipes, and optionally the notify
+        socket; the keeper gets duplicates. Raises RefusedError if the keeper already has the id.
         """
-        pid, started = first
-        fields = {"id": id, "name": id.rpartition("#")[0], "pid": pid, "started": started, "program": program}
-        fields["with_init"] = pid != program
-        await self._ask({"do": "adopt", **fields}, fds=fds)
+        pid, started = first_process
+        fields = {"id": id, "name": id.rpartition("#")[0], "pid": pid, "started": started, "program": program_pid}
+        fields["with_init"] = pid != program_pid
+        await self._call({"do": "adopt", **fields}, fds=fds)
 
     async def protect(self, cgroups: Sequence[str]) -> None:
         """Make the keeper refuse connections from processes in these cgroups.
@@ -124,7 +133,7 @@ class Keeper:
         have this request; nothing is sent to it.
         """
         if "protect" in self.features:
-            await self._ask({"do": "protect", "cgroups": list(cgroups)})
+            await self._call({"do": "protect", "cgroups": list(cgroups)})
 
     async def execute(self, python: str, package: str) -> None:
         """Make the keeper execute another version of itself, in the same process.
@@ -132,14 +141,14 @@ class Keeper:
         `python` is the interpreter, `package` the folder that contains the package. Raises KeeperLost when the keeper
         has executed the new version, RefusedError if it cannot.
         """
-        await self._ask({"do": "execute", "python": python, "package": package})
+        await self._call({"do": "execute", "python": python, "package": package})
 
     async def signal(self, id: str, signum: int) -> bool:  # noqa: A002
         """Send a signal to the program; return False if it has ended. During the set-up the signal is queued.
 
         If the program has its own PID namespace with an init, SIGKILL ends all processes in the namespace.
         """
-        call = await self._ask({"do": "signal", "id": id, "signum": int(signum)})
+        call = await self._call({"do": "signal", "id": id, "signum": int(signum)})
         assert call.reply is not None
         return bool(call.reply["sent"])
 
@@ -148,80 +157,80 @@ class Keeper:
 
         Raises RefusedError while the program runs.
         """
-        await self._ask({"do": "acknowledge", "id": id})
+        await self._call({"do": "acknowledge", "id": id})
 
-    async def list(self, ids: Sequence[str] = (), bare: bool = False) -> list[Child]:
+    async def list(self, ids: Sequence[str] = (), without_descriptors: bool = False) -> list[Child]:
         """Return all unacknowledged children, oldest first, or only those with these `ids`.
 
         A supervisor that restarts calls it. `without_descriptors`: their descriptors are -1.
         """
-        call = await self._ask({"do": "list", "ids": ids, "bare": bare})
+        call = await self._call({"do": "list", "ids": ids, "bare": without_descriptors})
         return call.children
 
     async def shutdown(self) -> None:
         """Shut the keeper down and wait until it has exited. Raises RefusedError while a program runs."""
-        await self._ask({"do": "shutdown"})
-        await self._gone.wait()
-        while not reaped(self.pid):  # noqa: ASYNC110  (it has closed its socket, so it exits now)
-            await trio.sleep(_RETRY)
+        await self._call({"do": "shutdown"})
+        await self._closed.wait()
+        while not try_reap(self.pid):  # noqa: ASYNC110  (it has closed its socket, so it exits now)
+            await trio.sleep(_RETRY_DELAY_S)
 
-    async def lost(self) -> None:
+    async def wait_lost(self) -> None:
         """Wait until the connection is lost."""
-        await self._gone.wait()
+        await self._closed.wait()
 
-    async def _ask(
+    async def _call(
         self,
         message: dict[str, Any],
-        error: type[SpawnError] | None = None,
-        meanwhile: Callable[[], None] = _nothing,
+        error_type: type[SpawnError] | None = None,
+        while_waiting: Callable[[], None] = _no_op,
         fds: Sequence[int] = (),
-    ) -> _Question:
-        call = _Question(bare=bool(message.get("bare")))
+    ) -> _PendingCall:
+        call = _PendingCall(without_descriptors=bool(message.get("bare")))
         began = time.perf_counter()
-        self._number += 1
-        number = self._number
-        if not self._questions:
-            self._heard = trio.current_time()
-        self._questions[number] = call
+        self._last_request += 1
+        number = self._last_request
+        if not self._pending:
+            self._last_heard = trio.current_time()
+        self._pending[number] = call
         sent = False
         try:
-            while not self._lost and call.reply is None:
+            while not self._loss_reason and call.reply is None:
                 # A cancellation here does not undo what the keeper has begun, so its reply must be received.
-                with trio.CancelScope(deadline=self._heard + ANSWER_TIMEOUT, shield=True):
+                with trio.CancelScope(deadline=self._last_heard + REPLY_TIMEOUT_S, shield=True):
                     if not sent:
                         await self._send(protocol.encode({"request": number, **message}), fds)
                         sent = True
-                        meanwhile()
+                        while_waiting()
                     await call.answered.wait()
                 # With thousands of requests at once the last ones wait for long; replies to others keep them waiting.
-                if call.reply is None and trio.current_time() >= self._heard + ANSWER_TIMEOUT:
-                    self._lose(f"the keeper has not answered any request for {ANSWER_TIMEOUT:g} s")
+                if call.reply is None and trio.current_time() >= self._last_heard + REPLY_TIMEOUT_S:
+                    self._mark_lost(f"the keeper has not answered any request for {REPLY_TIMEOUT_S:g} s")
         except OSError as reason:
-            self._take_all()
-            self._lose(f"cannot send to the keeper: {reason.strerror}")
+            self._handle_received()
+            self._mark_lost(f"cannot send to the keeper: {reason.strerror}")
         finally:
-            del self._questions[number]
+            del self._pending[number]
         if call.reply is None:
             for child in call.children:
                 protocol.close_all([fd for fd in (child.stdout, child.stderr, child.notify) if fd >= 0])
-            raise KeeperLost(self._lost)
+            raise KeeperLost(self._loss_reason)
         if self.on_answer is not None:
             self.on_answer(message["do"], time.perf_counter() - began)
         problem = call.reply.get("error")
         if problem is None:
             return call
-        if error is not None:
-            raise error(problem["step"], problem["message"], problem["errno"])
+        if error_type is not None:
+            raise error_type(problem["step"], problem["message"], problem["errno"])
         raise RefusedError(problem["message"])
 
     async def _send(self, body: bytes, fds: Sequence[int]) -> None:
-        if not self._sending.locked():  # almost always; without a checkpoint, as it delays a start
+        if not self._send_lock.locked():  # almost always; without a checkpoint, as it delays a start
             try:
                 protocol.send(self._socket, body, fds)
                 return
             except BlockingIOError:
                 pass
-        async with self._sending:
+        async with self._send_lock:
             while True:
                 try:
                     protocol.send(self._socket, body, fds)
@@ -231,11 +240,11 @@ class Keeper:
 
     async def _receive(self) -> None:
         """Handle the keeper's messages until the connection is lost."""
-        while not self._lost:
+        while not self._loss_reason:
             await trio.lowlevel.wait_readable(self._socket)
-            self._take_all()
+            self._handle_received()
 
-    def _take_all(self) -> None:
+    def _handle_received(self) -> None:
         """Handle all messages that have arrived, including the last ones of a keeper that died.
 
         If the keeper had not read all of this side's messages, the kernel reports ECONNRESET once before it delivers
@@ -243,9 +252,9 @@ class Keeper:
         """
         was_reset = False
         try:
-            while not self._lost:
+            while not self._loss_reason:
                 try:
-                    received = protocol.receive(self._socket, some_fds=True)
+                    received = protocol.receive(self._socket, allow_missing_fds=True)
                 except BlockingIOError:
                     return
                 except ConnectionResetError:
@@ -254,29 +263,29 @@ class Keeper:
                     was_reset = True
                     continue
                 if received is None:
-                    self._lose("the keeper has closed the connection: it has ended, or has a new client")
+                    self._mark_lost("the keeper has closed the connection: it has ended, or has a new client")
                     return
-                self._take(*received)
+                self._handle_message(*received)
         except (OSError, protocol.ProtocolError) as error:
-            self._lose(f"the connection to the keeper is broken: {error}")
+            self._mark_lost(f"the connection to the keeper is broken: {error}")
 
-    def _take(self, message: dict[str, Any], fds: Sequence[int]) -> None:
-        self._heard = trio.current_time()
+    def _handle_message(self, message: dict[str, Any], fds: Sequence[int]) -> None:
+        self._last_heard = trio.current_time()
         match message:
             case {"event": "child", "reply": number}:
-                call = self._questions.get(number)
-                if call is None or len(fds) not in (0 if call.bare else _SPAWNED_FDS, _SPAWNED_FDS + 1):
+                call = self._pending.get(number)
+                if call is None or len(fds) not in (0 if call.without_descriptors else _SPAWNED_FDS, _SPAWNED_FDS + 1):
                     protocol.close_all(fds)
                 else:
-                    call.children.append(_child(message, fds))
+                    call.children.append(_decode_child(message, fds))
             case {"reply": None}:  # to an unreadable request: the oldest pending one, as replies come in order
-                for call in self._questions.values():
+                for call in self._pending.values():
                     if call.reply is None:
                         call.reply = message
                         call.answered.set()
                         break
             case {"reply": number}:
-                call = self._questions.get(number)
+                call = self._pending.get(number)
                 if call is None:  # the caller has given up waiting
                     protocol.close_all(fds)
                     return
@@ -285,31 +294,31 @@ class Keeper:
             case {"event": "execed", "id": id_, "pid": pid}:
                 self._sender.send_nowait(Execed(id_, pid))
             case {"event": "ended", "id": id_, "status": status, "failure": failure}:
-                self._sender.send_nowait(Ended(id_, status, _failure(failure)))
+                self._sender.send_nowait(Ended(id_, status, _decode_failure(failure)))
             case {"event": str(event)} if event not in _EVENTS:  # from a later version: its meaning is unknown
                 protocol.close_all(fds)
             case _:
                 protocol.close_all(fds)
                 raise protocol.ProtocolError(f"an unknown message: {message!r:.200}")
 
-    def _lose(self, reason: str) -> None:
-        self._lost = self._lost or reason
-        self._gone.set()
+    def _mark_lost(self, reason: str) -> None:
+        self._loss_reason = self._loss_reason or reason
+        self._closed.set()
         self._sender.close()
-        for call in self._questions.values():
+        for call in self._pending.values():
             call.answered.set()
 
     def _close(self) -> None:
-        self._lose("the connection to the keeper is closed")
+        self._mark_lost("the connection to the keeper is closed")
         self._socket.close()
-        reaped(self.pid)
+        try_reap(self.pid)
 
 
-def _failure(value: dict[str, Any] | None) -> Failure | None:
-    return None if value is None else Failure(value["step"], value["message"], value["errno"])
+def _decode_failure(value: dict[str, Any] | None) -> SetupFailure | None:
+    return None if value is None else SetupFailure(value["step"], value["message"], value["errno"])
 
 
-def _child(message: dict[str, Any], fds: Sequence[int]) -> Child:
+def _decode_child(message: dict[str, Any], fds: Sequence[int]) -> Child:
     stdout, stderr, *notify = fds or (-1, -1)
     return Child(
         message["id"],
@@ -319,12 +328,12 @@ def _child(message: dict[str, Any], fds: Sequence[int]) -> Child:
         stderr,
         message["program"],
         message["status"],
-        _failure(message["failure"]),
+        _decode_failure(message["failure"]),
         *notify,
     )
 
 
-def reaped(pid: int) -> bool:
+def try_reap(pid: int) -> bool:
     """Reap the keeper if it has exited. Return False only if it is this process' child and still runs.
 
     A keeper that an earlier supervisor started is not a child of this process; its exit cannot be seen here.
@@ -379,14 +388,14 @@ def _paths(runtime_directory: str | Path) -> tuple[Path, str]:
 
 async def _connect(directory: Path, path: str, protected: Sequence[str]) -> tuple[socket.socket, int, frozenset[str]]:
     """Return a connection on which the keeper has sent "hello", its pid, and its features."""
-    with trio.move_on_after(START_TIMEOUT):
+    with trio.move_on_after(START_TIMEOUT_S):
         while True:
-            started = _start(directory, path, protected)
+            started = _start_keeper(directory, path, protected)
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
                 connection.setblocking(False)
                 connection.connect(path)
-                return connection, *await _hello(connection)
+                return connection, *await _receive_hello(connection)
             except (FileNotFoundError, ConnectionError, BlockingIOError):
                 connection.close()
             except BaseException:
@@ -395,11 +404,11 @@ async def _connect(directory: Path, path: str, protected: Sequence[str]) -> tupl
             if started is not None:
                 _reap_failed(started)
             # Another process is starting a keeper, or the one that was connected to was about to leave.
-            await trio.sleep(_RETRY)
-    raise KeeperLost(f"no keeper came up in {directory} within {START_TIMEOUT:g} s")
+            await trio.sleep(_RETRY_DELAY_S)
+    raise KeeperLost(f"no keeper came up in {directory} within {START_TIMEOUT_S:g} s")
 
 
-async def _hello(connection: socket.socket) -> tuple[int, frozenset[str]]:
+async def _receive_hello(connection: socket.socket) -> tuple[int, frozenset[str]]:
     while True:
         await trio.lowlevel.wait_readable(connection)
         try:
@@ -422,7 +431,7 @@ def _reap_failed(pid: int) -> None:
         raise KeeperLost(f"the keeper ended with exit status {code} when it started; standard error says why")
 
 
-def _start(directory: Path, path: str, protected: Sequence[str]) -> int | None:
+def _start_keeper(directory: Path, path: str, protected: Sequence[str]) -> int | None:
     """Start a keeper unless one holds the lock; return its pid, or None.
 
     The socket listens before the keeper runs, so a client can connect at once.
@@ -444,18 +453,25 @@ def _start(directory: Path, path: str, protected: Sequence[str]) -> int | None:
             finally:
                 os.umask(umask)
             listener.listen(16)
-            return _execute(path, lock, listener.fileno(), protected)
+            return _execute_keeper(path, lock, listener.fileno(), protected)
     finally:
         os.close(lock)
 
 
-def _execute(path: str, lock: int, listener: int, protected: Sequence[str]) -> int:
+def _execute_keeper(path: str, lock: int, listener: int, protected: Sequence[str]) -> int:
     """Execute the keeper in its own session and return its pid.
 
     The lock belongs to the open file description (flock(2)) that the keeper inherits, so it holds it from the start.
     """
     package = str(Path(__file__).parents[2])
-    argv = [sys.executable, *protocol.OPTIONS, protocol.START, package, path, f"{_BORN[0]}:{_BORN[1]}"]
+    argv = [
+        sys.executable,
+        *protocol.PYTHON_OPTIONS,
+        protocol.START_CODE,
+        package,
+        path,
+        f"{INITIAL_NOFILE[0]}:{INITIAL_NOFILE[1]}",
+    ]
     argv += ["", json.dumps(protected)]
     # Above the fixed numbers, so that neither dup2 overwrites the other's source.
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (lock, listener)]

@@ -42,7 +42,9 @@ VERSION = 1
 SOCKET_NAME = "keeper.sock"
 LOCK_NAME = "keeper.lock"
 
-START = "import sys; sys.path.insert(0, sys.argv[1]); from nsupervisor.keeper.server import main; main(*sys.argv[2:])"
+START_CODE = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from nsupervisor.keeper.server import main; main(*sys.argv[2:])"
+)
 """The Python code that runs a keeper. An old version executes it to become the new one, so every version must have
 `nsupervisor.keeper.server.main`, and it must accept these arguments.
 
@@ -50,7 +52,7 @@ The arguments: the folder that contains the package; the socket's path; the limi
 "soft:hard"; the descriptor of the table for a keeper that has executed another version, otherwise ""; and the cgroups
 of "protect" as JSON. The last two are optional."""
 
-OPTIONS = ("-I", "-S", "-X", "utf8", "-c")
+PYTHON_OPTIONS = ("-I", "-S", "-X", "utf8", "-c")
 
 MAX_DATAGRAM = 64 * 1024
 MAX_MESSAGE = 16 * 1024 * 1024
@@ -100,11 +102,11 @@ def send(sock: socket.socket, body: bytes, fds: Sequence[int] = ()) -> None:
         os.close(memfd)
 
 
-def receive(sock: socket.socket, some_fds: bool = False) -> tuple[dict[str, Any], list[int]] | None:
+def receive(sock: socket.socket, allow_missing_fds: bool = False) -> tuple[dict[str, Any], list[int]] | None:
     """Receive the next message and its descriptors, or None if the other side has closed.
 
-    The descriptors are close-on-exec and belong to the caller. `some_fds`: accept a message even if some of its
-    descriptors did not arrive, because this process has too many open (unix(7)).
+    The descriptors are close-on-exec and belong to the caller. `allow_missing_fds`: accept a message even if some of
+    its descriptors did not arrive, because this process has too many open (unix(7)).
 
     Raises:
         ProtocolError: it was not a message; its descriptors are closed.
@@ -115,7 +117,7 @@ def receive(sock: socket.socket, some_fds: bool = False) -> tuple[dict[str, Any]
     try:
         if flags & socket.MSG_TRUNC:
             raise ProtocolError("more than fits into one message")
-        if flags & socket.MSG_CTRUNC and not some_fds:
+        if flags & socket.MSG_CTRUNC and not allow_missing_fds:
             raise ProtocolError(f"cannot take the descriptors that came with it: {os.strerror(errno.EMFILE)}")
         if not body and not fds:
             return None  # an empty datagram looks the same as the end, and is never a message

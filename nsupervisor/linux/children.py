@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_being_forked: set["Claim"] = set()
-_pids: dict["Claim", int] = {}
+_being_forked: set["ExpectedChild"] = set()
+_pids: dict["ExpectedChild", int] = {}
 
 
-class Claim:
+class ExpectedChild:
     """One expected child; passed to `trio.run_process` as its `task_status`, which is called after the fork."""
 
     def started(self, process: Any) -> None:
@@ -22,9 +22,9 @@ class Claim:
 
 
 @contextmanager
-def own_child() -> Iterator[Any]:
+def expect_child() -> Iterator[Any]:
     """While the block forks a child and waits for it, leave the child's exit status to the block."""
-    child = Claim()
+    child = ExpectedChild()
     _being_forked.add(child)
     try:
         yield child
@@ -33,6 +33,6 @@ def own_child() -> Iterator[Any]:
         _pids.pop(child, None)
 
 
-def spoken_for(pid: int) -> bool:
+def is_expected(pid: int) -> bool:
     """Return whether a task may be waiting for this child."""
     return bool(_being_forked) or pid in _pids.values()

@@ -18,7 +18,7 @@ _BUFFER_SIZE = 65536
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Event(NamedTuple):
+class InotifyEvent(NamedTuple):
     """An event of the watch `wd`.
 
     After IN_Q_OVERFLOW (wd -1) events are missing; after IN_IGNORED the watch is gone, because it was removed or its
@@ -36,7 +36,7 @@ class Inotify:
         self.fd: int = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
         if self.fd < 0:
             # EMFILE means the limit in /proc/sys/fs/inotify/max_user_instances as often as the one on open files
-            raise _error("inotify_init1 (see also /proc/sys/fs/inotify/max_user_instances)")
+            raise _last_error("inotify_init1 (see also /proc/sys/fs/inotify/max_user_instances)")
 
     def add(self, path: str, mask: int) -> int:
         """Watch a file; return the watch descriptor, the same one for the same file.
@@ -45,7 +45,7 @@ class Inotify:
         """
         wd: int = _libc.inotify_add_watch(self.fd, os.fsencode(path), ctypes.c_uint32(mask))
         if wd < 0:
-            raise _error(path)
+            raise _last_error(path)
         return wd
 
     def remove(self, wd: int) -> None:
@@ -55,7 +55,7 @@ class Inotify:
         """
         _libc.inotify_rm_watch(self.fd, wd)  # EINVAL: the file was removed, and its watch with it
 
-    def read(self) -> list[Event]:
+    def read(self) -> list[InotifyEvent]:
         """Return the events so far; empty if there are none. Never blocks."""
         try:
             data = os.read(self.fd, _BUFFER_SIZE)
@@ -65,7 +65,7 @@ class Inotify:
         offset = 0
         while offset < len(data):
             wd, mask, _, length = _HEADER.unpack_from(data, offset)
-            events.append(Event(wd, mask))
+            events.append(InotifyEvent(wd, mask))
             offset += _HEADER.size + length
         return events
 
@@ -74,6 +74,6 @@ class Inotify:
         os.close(self.fd)
 
 
-def _error(what: str) -> OSError:
+def _last_error(operation: str) -> OSError:
     number = ctypes.get_errno()
-    return OSError(number, os.strerror(number), what)
+    return OSError(number, os.strerror(number), operation)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-from nsupervisor.linux.syscalls import fail, libc
+from nsupervisor.linux.syscalls import last_error, libc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,31 +65,31 @@ _PROPAGATION_WORDS: dict[str, int] = {
 }
 
 
-class Options:
+class MountOptions:
     """The meaning of a list of option words.
 
     `flags`: for mount(2). `set_attributes`, `clear_attributes`: for mount_setattr(2). `data`: for the file system.
     """
 
     __slots__ = (
-        "bind",
         "clear_attributes",
         "data",
         "flags",
+        "is_bind",
+        "is_recursive",
         "propagation",
-        "recursive",
         "set_attributes",
-        "superblock",
+        "superblock_options",
     )
 
     def __init__(self, words: Iterable[str] = ()) -> None:
-        self.bind = False
-        self.recursive = False
+        self.is_bind = False
+        self.is_recursive = False
         self.flags = 0
         self.set_attributes = 0
         self.clear_attributes = 0
         self.propagation: list[int] = []
-        self.superblock: list[str] = []
+        self.superblock_options: list[str] = []
         data = []
         for word in words:
             if word in _FLAG_WORDS:
@@ -105,13 +105,13 @@ class Options:
                 self.set_attributes = self.set_attributes & ~_ATTR_ATIME_MASK | attribute
                 self.clear_attributes |= _ATTR_ATIME_MASK
             elif word in ("bind", "rbind"):
-                self.bind = True
-                self.recursive = word == "rbind"
+                self.is_bind = True
+                self.is_recursive = word == "rbind"
             elif word in _PROPAGATION_WORDS:
                 self.propagation.append(_PROPAGATION_WORDS[word])
             elif word in _SUPERBLOCK_WORDS:
                 self.flags |= _SUPERBLOCK_WORDS[word]
-                self.superblock.append(word)
+                self.superblock_options.append(word)
             elif word != "defaults":
                 data.append(word)
         self.data = ",".join(data)
@@ -124,20 +124,20 @@ class Mount:
         ValueError: options that a bind mount can't have, a bind mount without a source, a path that isn't absolute.
     """
 
-    __slots__ = ("destination", "given", "kind", "options", "source")
+    __slots__ = ("arguments", "destination", "fstype", "options", "source")
 
     def __init__(self, kind: str, source: str | None, destination: str, options: Iterable[str] = ()) -> None:
-        self.given = (kind, source, destination, tuple(options))
-        self.options = Options(options)
-        self.kind = "bind" if self.options.bind else kind
+        self.arguments = (kind, source, destination, tuple(options))
+        self.options = MountOptions(options)
+        self.fstype = "bind" if self.options.is_bind else kind
         self.destination = destination
         self.source = source or kind
         if not destination.startswith("/"):
             raise ValueError(f"the destination of a mount must be an absolute path, not {destination!r}")
-        if self.kind == "bind":
+        if self.fstype == "bind":
             if not source or not source.startswith("/"):
                 raise ValueError(f"the source of a bind mount must be an absolute path, not {source!r}")
-            refused = self.options.data or ",".join(self.options.superblock)
+            refused = self.options.data or ",".join(self.options.superblock_options)
             if refused:
                 raise ValueError(f"the bind mount on {destination} can't have the option {refused!r}")
 
@@ -152,21 +152,21 @@ class Mount:
             OSError: see mount(2) and mount_setattr(2); ENOSYS for options on a bind mount before Linux 5.12.
         """
         options = self.options
-        if self.kind == "bind":
-            mount(self.source, self.destination, None, MS_BIND | MS_REC if options.recursive else MS_BIND)
+        if self.fstype == "bind":
+            mount(self.source, self.destination, None, MS_BIND | MS_REC if options.is_recursive else MS_BIND)
             if options.set_attributes or options.clear_attributes:
-                mount_setattr(self.destination, options.set_attributes, options.clear_attributes, options.recursive)
+                mount_setattr(self.destination, options.set_attributes, options.clear_attributes, options.is_recursive)
         else:
-            mount(self.source, self.destination, self.kind, options.flags, options.data)
+            mount(self.source, self.destination, self.fstype, options.flags, options.data)
         for propagation in options.propagation:
             mount(None, self.destination, None, propagation)
 
 
-def mount(source: str | None, target: str, kind: str | None, flags: int, data: str = "") -> None:
+def mount(source: str | None, target: str, fstype: str | None, flags: int, data: str = "") -> None:
     """Call mount(2). Raises OSError."""
-    encoded = [None if text is None else _encode(text) for text in (source, target, kind, data or None)]
+    encoded = [None if text is None else _encode(text) for text in (source, target, fstype, data or None)]
     if libc.mount(encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3]) != 0:
-        raise fail(f"mount {source or kind or ''} on {target}")
+        raise last_error(f"mount {source or fstype or ''} on {target}")
 
 
 def open_tree(path: str) -> int:
@@ -176,20 +176,20 @@ def open_tree(path: str) -> int:
     """
     fd: int = libc.syscall(SYS_OPEN_TREE, _AT_FDCWD, _encode(path), _OPEN_TREE_CLONE | os.O_CLOEXEC)
     if fd < 0:
-        raise fail(f"open the tree {path}")
+        raise last_error(f"open the tree {path}")
     return fd
 
 
 def move_mount(tree: int, target: str) -> None:
     """Attach what `open_tree` gave, move_mount(2)."""
     if libc.syscall(SYS_MOVE_MOUNT, tree, b"", _AT_FDCWD, _encode(target), _MOVE_MOUNT_F_EMPTY_PATH) != 0:
-        raise fail(f"attach a mount on {target}")
+        raise last_error(f"attach a mount on {target}")
 
 
 def umount2(target: str, flags: int = 0) -> None:
     """Call umount2(2); `flags` may be MNT_DETACH. Raises OSError."""
     if libc.umount2(_encode(target), flags) != 0:
-        raise fail(f"unmount {target}")
+        raise last_error(f"unmount {target}")
 
 
 def mount_setattr(target: str, set_attributes: int, clear_attributes: int, recursive: bool) -> None:
@@ -199,7 +199,7 @@ def mount_setattr(target: str, set_attributes: int, clear_attributes: int, recur
     flags = _AT_RECURSIVE if recursive else 0
     size = ctypes.c_size_t(ctypes.sizeof(attributes))
     if libc.syscall(SYS_MOUNT_SETATTR, _AT_FDCWD, _encode(target), flags, attributes, size) != 0:
-        raise fail(f"set the attributes of the mount on {target}")
+        raise last_error(f"set the attributes of the mount on {target}")
 
 
 def _encode(text: str) -> bytes:

@@ -36,7 +36,7 @@ CLONE_NEWCGROUP = NAMESPACES["cgroup"].flag
 CLONE_NEWTIME = NAMESPACES["time"].flag
 
 
-def flags(names: frozenset[str] | set[str]) -> int:
+def clone_flags(names: frozenset[str] | set[str]) -> int:
     """Return the clone(2) flags of several namespaces combined.
 
     Raises:

@@ -209,7 +209,7 @@ def read_peer(sock: socket.socket) -> Peer:
         if pidfd < 0:
             is_gone = started is None or processes.start_time(pid) != started
         else:
-            is_gone = processes.ended(pidfd)
+            is_gone = processes.has_ended(pidfd)
             os.close(pidfd)
         if is_gone:
             raise gone

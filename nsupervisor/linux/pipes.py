@@ -8,7 +8,7 @@ import os
 import struct
 import termios
 
-from nsupervisor.linux.syscalls import fail, libc
+from nsupervisor.linux.syscalls import last_error, libc
 
 _SPLICE_F_NONBLOCK = 2
 
@@ -20,34 +20,34 @@ def tee(source: int, target: int, count: int) -> int:
     """
     teed = libc.tee(source, target, ctypes.c_size_t(count), _SPLICE_F_NONBLOCK)
     if teed < 0:
-        raise fail("tee")
+        raise last_error("tee")
     return int(teed)
 
 
-def size(fd: int) -> int:
+def get_capacity(fd: int) -> int:
     """Return the capacity of the pipe in bytes, if it is filled with whole pages (pipe(7))."""
     return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
 
 
-def enlarge(fd: int, wanted: int) -> int:
+def enlarge(fd: int, new_size: int) -> int:
     """Enlarge the pipe to `new_size` bytes, or as far as permitted; return its capacity."""
-    capacity = size(fd)
-    while wanted > capacity:
+    capacity = get_capacity(fd)
+    while new_size > capacity:
         try:
-            return fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, wanted)
+            return fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, new_size)
         except OSError:  # above pipe-max-size, or the user's pipe-user-pages-soft is used up: try half
-            wanted //= 2
+            new_size //= 2
     return capacity
 
 
-def waiting(fd: int) -> int:
+def available_bytes(fd: int) -> int:
     """Return the number of bytes that can be read now."""
     (count,) = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0\0\0\0"))
     return int(count)
 
 
-def make(wanted: int) -> tuple[int, int]:
+def create(new_size: int) -> tuple[int, int]:
     """Make a non-blocking pipe with a capacity of `new_size` bytes, if permitted."""
     pipe_ends = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    enlarge(pipe_ends[0], wanted)
+    enlarge(pipe_ends[0], new_size)
     return pipe_ends

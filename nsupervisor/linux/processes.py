@@ -15,17 +15,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_EXIT_CODE = 52  # proc_pid_stat(5), fields from 1 on
-_START_TIME = 22
-_PARENT_PID = 4
-_STATE = 3
+_EXIT_CODE_FIELD = 52  # proc_pid_stat(5), fields from 1 on
+_START_TIME_FIELD = 22
+_PARENT_PID_FIELD = 4
+_STATE_FIELD = 3
 
 _PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, struct pidfd_info), whose first version has 64 bytes
 _PIDFD_INFO_EXIT = 1 << 3  # Linux 6.15
 _PIDFD_INFO = struct.Struct("QQ11Ii")  # mask, cgroup id, eleven ids, the wait status
 
 
-def stat(pid: int) -> list[str] | None:
+def read_stat(pid: int) -> list[str] | None:
     """Return the fields of /proc/PID/stat after the command's name, which may contain any character.
 
     The first one is field 3. None if there is no such process.
@@ -39,17 +39,17 @@ def stat(pid: int) -> list[str] | None:
 
 def start_time(pid: int) -> int | None:
     """Return when a process started, in clock ticks since boot; None if there is no such process."""
-    fields = stat(pid)
-    return None if fields is None else int(fields[_START_TIME - 3])
+    fields = read_stat(pid)
+    return None if fields is None else int(fields[_START_TIME_FIELD - 3])
 
 
-def parent(pid: int) -> int | None:
+def parent_pid(pid: int) -> int | None:
     """Return the pid of a process' parent; None if there is no such process."""
-    fields = stat(pid)
-    return None if fields is None else int(fields[_PARENT_PID - 3])
+    fields = read_stat(pid)
+    return None if fields is None else int(fields[_PARENT_PID_FIELD - 3])
 
 
-def pin(pid: int, started: int) -> int:
+def open_pidfd(pid: int, start_ticks: int) -> int:
     """Return a pidfd of the process with this pid and start time; -1 if it has ended, even if its pid is reused.
 
     Raises OSError (EMFILE).
@@ -59,13 +59,13 @@ def pin(pid: int, started: int) -> int:
     except (ProcessLookupError, OverflowError):
         return -1
     # The descriptor is already held, so /proc now describes the same process, or none.
-    if start_time(pid) == started:
+    if start_time(pid) == start_ticks:
         return pidfd
     os.close(pidfd)
     return -1
 
 
-def ended(pidfd: int) -> bool:
+def has_ended(pidfd: int) -> bool:
     """Return whether the process has ended; it may be a zombie."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
@@ -80,9 +80,9 @@ def exit_status(pidfd: int, pid: int) -> int | None:
     """
     status = _exit_info(pidfd)
     if status is None:
-        fields = stat(pid)
-        if fields is not None and fields[_STATE - 3] in "ZX":
-            status = int(fields[_EXIT_CODE - 3])
+        fields = read_stat(pid)
+        if fields is not None and fields[_STATE_FIELD - 3] in "ZX":
+            status = int(fields[_EXIT_CODE_FIELD - 3])
         late_status = _exit_info(pidfd)  # if it was reaped meanwhile, the zombie may have been another process
         status = status if late_status is None else late_status
     return status
@@ -124,12 +124,12 @@ def _descriptors(pid: int) -> list[str]:
     return [f"{directory}/{name}" for name in sorted(names, key=lambda name: (name not in ("1", "2"), name))]
 
 
-def inode(fd: int) -> int:
+def pipe_inode(fd: int) -> int:
     """Return the inode number of the pipe behind a descriptor."""
     return os.fstat(fd).st_ino
 
 
-def name(pid: int) -> str:
+def command_name(pid: int) -> str:
     """Return the command's name, as `ps -o comm` shows it; "" if there is no such process."""
     try:
         with open(f"/proc/{pid}/comm", "rb") as file:
@@ -138,7 +138,7 @@ def name(pid: int) -> str:
         return ""
 
 
-def read_write_pipe(pid: int, fd: int) -> int:
+def read_write_pipe_inode(pid: int, fd: int) -> int:
     """Return the inode of the pipe that a process has open read-write at this descriptor; 0 for anything else.
 
     The keeper opens log pipes this way; hardly any other program does.

@@ -51,10 +51,10 @@ for _hook in (_python.PyOS_BeforeFork, _python.PyOS_AfterFork_Parent, _python.Py
     _hook.restype = None
 
 
-def fail(what: str) -> OSError:
+def last_error(operation: str) -> OSError:
     """Return the OSError for the errno of the last call through `libc`."""
     number = ctypes.get_errno()
-    return OSError(number, os.strerror(number), what)
+    return OSError(number, os.strerror(number), operation)
 
 
 def clone3(flags: int, cgroup: int = -1) -> tuple[int, int]:
@@ -112,21 +112,21 @@ def bare_clone3_with(args: ctypes.Array[ctypes.c_uint64]) -> int:
 def unshare(flags: int) -> None:
     """Leave shared namespaces for new ones, unshare(2)."""
     if libc.unshare(ctypes.c_int(flags)) != 0:
-        raise fail("unshare")
+        raise last_error("unshare")
 
 
-def setns(fd: int, kind: int = 0) -> None:
+def setns(fd: int, flag: int = 0) -> None:
     """Enter the namespace behind `fd`; `flag` is its clone flag, or 0 for any, setns(2)."""
-    if libc.setns(fd, ctypes.c_int(kind)) != 0:
-        raise fail("setns")
+    if libc.setns(fd, ctypes.c_int(flag)) != 0:
+        raise last_error("setns")
 
 
-def prctl(option: int, value: int | bytes, what: str) -> None:
+def prctl(option: int, value: int | bytes, operation: str) -> None:
     """Call prctl(2) with one argument, a number or a string; `operation` describes the operation in errors."""
     argument = ctypes.c_char_p(value) if isinstance(value, bytes) else ctypes.c_ulong(value)
     zero = ctypes.c_ulong(0)
     if libc.prctl(option, argument, zero, zero, zero) != 0:
-        raise fail(what)
+        raise last_error(operation)
 
 
 def become_subreaper() -> None:
@@ -159,7 +159,7 @@ _bare_prctl = ctypes.PyDLL(None, use_errno=True).prctl
 _bare_prctl.argtypes = (ctypes.c_long, ctypes.c_void_p)
 
 
-def process_name(name: str) -> ctypes.Array[ctypes.c_char]:
+def make_process_name(name: str) -> ctypes.Array[ctypes.c_char]:
     """Make the argument for `bare_set_process_name`, before the fork."""
     return ctypes.create_string_buffer(name.encode())
 
@@ -173,7 +173,7 @@ def sethostname(name: str) -> None:
     """Set the host name of this UTS namespace, sethostname(2)."""
     encoded = name.encode()
     if libc.sethostname(encoded, ctypes.c_size_t(len(encoded))) != 0:
-        raise fail("sethostname")
+        raise last_error("sethostname")
 
 
 def signalfd(signals: Iterable[int]) -> int:
@@ -188,11 +188,11 @@ def signalfd(signals: Iterable[int]) -> int:
     # long has 64 bits, and on little-endian machines where it has 32.
     fd: int = libc.signalfd(-1, mask.to_bytes(8, sys.byteorder).ljust(_SIGSET_SIZE, b"\0"), _SFD_FLAGS)
     if fd < 0:
-        raise fail("signalfd")
+        raise last_error("signalfd")
     return fd
 
 
-def loopback_up() -> None:
+def bring_up_loopback() -> None:
     """Bring up the interface `lo` of this network namespace, which is down in a new one, netdevice(7)."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
         fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP_RUNNING))

@@ -3,25 +3,25 @@
 from nsupervisor.logs.capture import Capture
 from nsupervisor.logs.framing import Framing
 from nsupervisor.logs.journal import Journal, open_journal
+from nsupervisor.logs.log_file import LogFile, Rotation
+from nsupervisor.logs.offsets import OffsetFile, read_next_seq
 from nsupervisor.logs.pipe import Pipe
-from nsupervisor.logs.progress import Progress, last_number
 from nsupervisor.logs.record import schema
-from nsupervisor.logs.rotated import LogFile, Rotation
-from nsupervisor.logs.route import Route, Sequence
-from nsupervisor.logs.threads import in_thread
+from nsupervisor.logs.route import LineSequence, OutputRoute
+from nsupervisor.logs.threads import run_in_thread
 
 __all__ = [
     "Capture",
     "Framing",
     "Journal",
+    "LineSequence",
     "LogFile",
+    "OffsetFile",
+    "OutputRoute",
     "Pipe",
-    "Progress",
     "Rotation",
-    "Route",
-    "Sequence",
-    "in_thread",
-    "last_number",
     "open_journal",
+    "read_next_seq",
+    "run_in_thread",
     "schema",
 ]

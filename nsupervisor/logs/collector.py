@@ -12,24 +12,24 @@ from collections.abc import Callable, Sequence
 import trio
 
 from nsupervisor.linux import pipes
-from nsupervisor.linux.children import own_child
+from nsupervisor.linux.children import expect_child
 from nsupervisor.logs.target import PIPE_SIZE, Target
 
-DELAY_FIRST, DELAY_LAST = 0.1, 10.0
+RESTART_DELAY_MIN_S, RESTART_DELAY_MAX_S = 0.1, 10.0
 """The first and the longest restart delay in seconds.
 
 It doubles with each restart, until the collector has run for the longest delay.
 """
-PATIENCE = 5.0
+DRAIN_TIMEOUT_S = 5.0
 """Seconds that the collector has at the end to process its input."""
-GRACE = 1.0
+KILL_DELAY_S = 1.0
 """Seconds between SIGTERM and SIGKILL after that."""
 
 # The collector gets an empty signal mask, like a shell's children: the service blocks signals as it starts and ends.
 _EXEC = "import os, signal, sys; signal.pthread_sigmask(signal.SIG_SETMASK, []); os.execvp(sys.argv[1], sys.argv[1:])"
 
 
-class Collector:
+class LogCollector:
     """A collector and the pipe to it.
 
     The service owns the pipe, so unread input outlives the collector: the next one continues with the byte after the
@@ -48,56 +48,56 @@ class Collector:
         self.target = Target(writer, lambda data: os.write(writer, data))
         self.ended = trio.Event()
         """Set when the collector has ended after `drain`."""
-        self._finishing = False
+        self._is_finishing = False
 
-    async def run(self, say: Callable[[str], None]) -> None:
+    async def run(self, report: Callable[[str], None]) -> None:
         """Run the collector, and restart it when it ends.
 
         `report` is called with a message when it has ended early. A cancellation ends the collector.
         """
-        delay = DELAY_FIRST
+        delay = RESTART_DELAY_MIN_S
         try:
-            while not self._finishing or pipes.waiting(self._reader):
+            while not self._is_finishing or pipes.available_bytes(self._reader):
                 started_at = trio.current_time()
                 try:
-                    with own_child() as task_status:
+                    with expect_child() as task_status:
                         process = await trio.run_process(
                             self._command,
                             stdin=self._reader,
                             stdout=2,
                             check=False,
                             start_new_session=True,
-                            deliver_cancel=_end,
+                            deliver_cancel=_terminate,
                             task_status=task_status,
                         )
                     outcome = f"ended with exit status {process.returncode}"
                 except OSError as error:  # for example the limit on processes
                     outcome = f"could not be started: {error.strerror}"
-                if self._finishing:
-                    await trio.sleep(DELAY_FIRST)
+                if self._is_finishing:
+                    await trio.sleep(RESTART_DELAY_MIN_S)
                     continue
-                if trio.current_time() - started_at >= DELAY_LAST:
-                    delay = DELAY_FIRST
-                say(
+                if trio.current_time() - started_at >= RESTART_DELAY_MAX_S:
+                    delay = RESTART_DELAY_MIN_S
+                report(
                     f"{self._name} {outcome}; it is started again in {delay:g} s, "
                     "and loses nothing of what it has not read"
                 )
                 await trio.sleep(delay)
-                delay = min(2 * delay, DELAY_LAST)
+                delay = min(2 * delay, RESTART_DELAY_MAX_S)
         finally:
             self.ended.set()
             os.close(self._reader)
 
-    async def finish(self) -> None:
+    async def drain(self) -> None:
         """After the target has been closed, wait until the collector has read everything and has ended."""
-        self._finishing = True
-        with trio.move_on_after(PATIENCE):
+        self._is_finishing = True
+        with trio.move_on_after(DRAIN_TIMEOUT_S):
             await self.ended.wait()
 
 
-async def _end(process: trio.Process) -> None:
+async def _terminate(process: trio.Process) -> None:
     """Terminate the process, also if it is stopped."""
     process.terminate()
     process.send_signal(signal.SIGCONT)
-    await trio.sleep(GRACE)
+    await trio.sleep(KILL_DELAY_S)
     process.kill()

@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from nsupervisor.logs.record import Line, text_of
+from nsupervisor.logs.record import Line, decode_line
 
 _COLOURS = {
     "debug": "2",
@@ -39,22 +39,22 @@ class ConsoleFormat:
         """
         return cls(is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb")
 
-    def record(self, timestamp: str, level: str, event: str, fields: Mapping[str, Any]) -> bytes:
+    def render_record(self, timestamp: str, level: str, event: str, fields: Mapping[str, Any]) -> bytes:
         """Render one record of the service; a traceback follows on separate lines.
 
         Fields that are None are left out (an exit code if a signal has ended the program).
         """
         remaining = {key: value for key, value in fields.items() if value is not None}
         exception = remaining.pop("exception", None)
-        line = self._head(timestamp, level, remaining.pop("workload", None) or remaining.pop("group", "")) + _plain(
-            event
-        )
-        line += "".join(f" {_plain(str(key))}={_value(value)}" for key, value in remaining.items())
+        line = self._render_head(
+            timestamp, level, remaining.pop("workload", None) or remaining.pop("group", "")
+        ) + _escape_control(event)
+        line += "".join(f" {_escape_control(str(key))}={_format_value(value)}" for key, value in remaining.items())
         if exception is not None:
-            line += "".join(f"\n    {_plain(part)}" for part in str(exception).split("\n"))
+            line += "".join(f"\n    {_escape_control(part)}" for part in str(exception).split("\n"))
         return _encode(line + "\n")
 
-    def output(
+    def render_lines(
         self,
         timestamp: str,
         labels: Mapping[str, Any],
@@ -64,10 +64,12 @@ class ConsoleFormat:
         parse_json: bool = False,
     ) -> list[bytes]:
         """Render lines of a workload, after its name; `…` marks where a line was cut."""
-        head = self._head(timestamp, stream, labels.get("workload", "")) + "| "
-        return [_encode(f"{head}{_plain(text_of(line))}{'…' if partial else ''}\n") for line, partial in lines]
+        head = self._render_head(timestamp, stream, labels.get("workload", "")) + "| "
+        return [
+            _encode(f"{head}{_escape_control(decode_line(line))}{'…' if partial else ''}\n") for line, partial in lines
+        ]
 
-    def whole(
+    def render_text(
         self,
         timestamp: str,
         labels: Mapping[str, Any],
@@ -77,24 +79,30 @@ class ConsoleFormat:
         count: int,
     ) -> bytes:
         """Render complete lines that are separated by newlines."""
-        return b"".join(self.output(timestamp, labels, stream, [(line, False) for line in text.split(b"\n")], seq))
+        return b"".join(
+            self.render_lines(timestamp, labels, stream, [(line, False) for line in text.split(b"\n")], seq)
+        )
 
-    def _head(self, timestamp: str, kind: str, workload: Any) -> str:
+    def _render_head(self, timestamp: str, kind: str, workload: Any) -> str:
         time = datetime.fromisoformat(timestamp).astimezone().strftime("%H:%M:%S.%f")[:-3]
         word = f"{kind:<8}"
         if self.colour:
             time, word = f"\x1b[2m{time}\x1b[0m", f"\x1b[{_COLOURS.get(kind, '0')}m{word}\x1b[0m"
-        return f"{time} {word} {_plain(str(workload)):<15} "
+        return f"{time} {word} {_escape_control(str(workload)):<15} "
 
 
-def _value(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_plain(str(key))}={_value(item)}" for key, item in value.items()) + "}"
+        return (
+            "{" + ", ".join(f"{_escape_control(str(key))}={_format_value(item)}" for key, item in value.items()) + "}"
+        )
     text = value if isinstance(value, str) else str(value)
-    return repr(text) if isinstance(value, str) and (not text or re.search(r"[\s\"'=]", text)) else _plain(text)
+    return (
+        repr(text) if isinstance(value, str) and (not text or re.search(r"[\s\"'=]", text)) else _escape_control(text)
+    )
 
 
-def _plain(text: str) -> str:
+def _escape_control(text: str) -> str:
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 

@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 import trio
 
-from nsupervisor.logs.collector import Collector
+from nsupervisor.logs.collector import LogCollector
 from nsupervisor.logs.console import ConsoleFormat
-from nsupervisor.logs.daemons import Journald, Syslog
-from nsupervisor.logs.logger import DropEvent, FilteringBoundLogger, logger
-from nsupervisor.logs.record import JsonFormat, Line, now
+from nsupervisor.logs.fairness import LoopTick
+from nsupervisor.logs.log_daemons import Journald, Syslog
+from nsupervisor.logs.logger import DropEvent, FilteringBoundLogger, make_logger
+from nsupervisor.logs.record import JsonFormat, Line, timestamp_now
 from nsupervisor.logs.sink import BUFFER_SIZE, Sink
 from nsupervisor.logs.target import open_target
-from nsupervisor.logs.turn import Turn
 
 Level = Literal["debug", "info", "warning", "error", "critical"]
 _MAX_FLUSH_S = 30.0  # seconds at the end for which a steady but slow reader is waited for
@@ -47,23 +47,23 @@ class Journal:
         self._sink = sink
         self._output = output
         self._format = formatting
-        self._lowest = _LEVELS.index(level)
-        self.turn = Turn()
+        self._min_level = _LEVELS.index(level)
+        self.tick = LoopTick()
         """Tracks the current tick of the event loop, for tasks that make records of much output."""
-        self.log = logger(sink.put, self._render)
+        self.log = make_logger(sink.put, self._render)
 
     def _render(self, _logger: Any, method: str, fields: MutableMapping[str, Any]) -> bytes:
         event = str(fields.pop("event", ""))
-        timestamp = now()
+        timestamp = timestamp_now()
         if self.listener is not None:
             self.listener(timestamp, method, event, fields)
-        if _LEVELS.index(method) < self._lowest:
+        if _LEVELS.index(method) < self._min_level:
             raise DropEvent
-        return self._format.record(timestamp, method, event, fields)
+        return self._format.render_record(timestamp, method, event, fields)
 
     def set_level(self, level: Level) -> None:
         """From now on write records of at least this level."""
-        self._lowest = _LEVELS.index(level)
+        self._min_level = _LEVELS.index(level)
 
     @property
     def format(self) -> JsonFormat | ConsoleFormat:
@@ -80,40 +80,40 @@ class Journal:
         """Why the output cannot be written just now ("No space left on device"), or None."""
         return self._sink.error
 
-    def output(self, labels: Mapping[str, Any], stream: str, line: bytes, partial: bool = False) -> None:
+    def record_line(self, labels: Mapping[str, Any], stream: str, line: bytes, partial: bool = False) -> None:
         """Record one line that a workload wrote to `stream` ("stdout", "stderr").
 
         `labels` identify the process: workload, generation, pid, and instance if there are several. The level of the
         journal does not apply: it is for the service's own records.
         """
-        self.outputs(labels, stream, ((line, partial),))
+        self.record_lines(labels, stream, ((line, partial),))
 
-    def outputs(self, labels: Mapping[str, Any], stream: str, lines: Iterable[Line]) -> None:
+    def record_lines(self, labels: Mapping[str, Any], stream: str, lines: Iterable[Line]) -> None:
         """Record lines that were read together, with one timestamp."""
         put = self._sink.put
-        for record in self._format.output(now(), labels, stream, lines):
+        for record in self._format.render_lines(timestamp_now(), labels, stream, lines):
             put(record)
 
     async def reopen(self) -> None:
         """Open the output file again after a log rotation has renamed it. Raises OSError."""
         if isinstance(self._output, str) and self._output.startswith("/"):
             # In a thread: opening reads the end of the file, and its disk may block.
-            self._sink.switch(await trio.to_thread.run_sync(open_target, self._output, abandon_on_cancel=True))
+            self._sink.switch_target(await trio.to_thread.run_sync(open_target, self._output, abandon_on_cancel=True))
 
     async def flush(self) -> None:
         """Wait until all records so far have been written."""
         await self._sink.flush()
 
-    async def written(self) -> None:
+    async def wait_written(self) -> None:
         """Wait until all records so far have been written, or are lost; later records are not waited for."""
-        await self._sink.written()
+        await self._sink.wait_written()
 
-    def refuses(self, count: int) -> bool:
+    def drop_if_full(self, count: int) -> bool:
         """Return whether `count` records of a non-blocking workload need not be made.
 
         If so, they are counted as dropped.
         """
-        return self._sink.refuses(count)
+        return self._sink.drop_if_full(count)
 
     async def deliver(self, records: bytes, count: int, *, block: bool) -> None:
         """Queue finished records of a workload; return when they need not be waited for any longer (see `Sink`)."""
@@ -144,11 +144,11 @@ async def open_journal(
         raise ValueError(f'unknown log format "{format}"; write "json" or "console"')
     if level not in _LEVELS:
         raise ValueError(f'unknown log level "{level}"; write "debug", "info", "warning" or "error"')
-    collector: Collector | None = None
+    collector: LogCollector | None = None
     if isinstance(output, str | int):
         target = open_target(output)
     else:
-        collector = Collector(output)
+        collector = LogCollector(output)
         target = collector.target
     by_record = output == "journald" or (isinstance(output, str) and output.startswith("syslog:"))
     if isinstance(target, Journald | Syslog):
@@ -156,7 +156,7 @@ async def open_journal(
     formatting = JsonFormat() if format == "json" or by_record else ConsoleFormat.for_terminal(target.is_terminal)
 
     def gap_record(count: int, reason: str) -> bytes:
-        return formatting.record(now(), "warning", "dropped", {"dropped": count, "reason": reason})
+        return formatting.render_record(timestamp_now(), "warning", "dropped", {"dropped": count, "reason": reason})
 
     sink = Sink(target, gap_record, buffer_size)
     error: BaseException | None = None
@@ -171,14 +171,14 @@ async def open_journal(
             except BaseException as exc:  # raised after the end of the nursery, which would wrap it
                 error = exc
             with trio.move_on_after(_MAX_FLUSH_S, shield=True):
-                pending = sink.pending + 1
-                while sink.pending < pending:  # the reader is slow, but makes progress
-                    pending = sink.pending
+                pending = sink.pending_bytes + 1
+                while sink.pending_bytes < pending:  # the reader is slow, but makes progress
+                    pending = sink.pending_bytes
                     with trio.move_on_after(flush_sec):
                         await sink.flush()
                 if collector is not None:
                     sink.close()
-                    await collector.finish()
+                    await collector.drain()
             nursery.cancel_scope.cancel()
     finally:
         sink.close()

@@ -9,7 +9,7 @@ from typing import Any
 
 
 @contextmanager
-def _hidden(name: str) -> Iterator[None]:
+def _import_blocked(name: str) -> Iterator[None]:
     """Make a package unavailable to imports within the block, unless it has been imported already."""
     was_imported = name in sys.modules
     if not was_imported:
@@ -23,12 +23,12 @@ def _hidden(name: str) -> Iterator[None]:
 
 # structlog imports rich if it is installed, for coloured tracebacks that are not used here: a tenth of everything that
 # must be imported before the first answer after a takeover, and 7 MB.
-with _hidden("rich"):
+with _import_blocked("rich"):
     import structlog
     from structlog import DropEvent
     from structlog.typing import FilteringBoundLogger
 
-__all__ = ["DropEvent", "FilteringBoundLogger", "logger"]
+__all__ = ["DropEvent", "FilteringBoundLogger", "make_logger"]
 
 
 class _WrappedLogger:
@@ -38,7 +38,7 @@ class _WrappedLogger:
         self.debug = self.info = self.warning = self.error = self.critical = put
 
 
-def logger(
+def make_logger(
     put: Callable[[bytes], None], render: Callable[[Any, str, MutableMapping[str, Any]], bytes]
 ) -> FilteringBoundLogger:
     """Make a bound logger for one journal; structlog's global configuration is neither read nor changed."""

@@ -7,12 +7,12 @@ import os
 
 from nsupervisor.linux import pipes
 
-CHUNK = 256 * 1024
+PEEK_SIZE = 256 * 1024
 """The number of bytes read at once: more than a new pipe holds, a quarter of what a busy one does."""
-LARGE = 1024 * 1024
+BUSY_PIPE_SIZE = 1024 * 1024
 """The size in bytes of a busy workload's pipe: the default of /proc/sys/fs/pipe-max-size."""
 
-_scratch: list[tuple[int, int, int]] = []
+_scratch_pipes: list[tuple[int, int, int]] = []
 """Unused empty pipes for reading without taking, each with its size. Threads take from here and put back."""
 
 
@@ -28,27 +28,27 @@ class Pipe:
         self.fd = fd
         self.inode = os.fstat(fd).st_ino
         """The pipe's inode number: no other pipe has it until the host reboots."""
-        self._size = pipes.size(fd)
+        self._size = pipes.get_capacity(fd)
 
-    def peek(self, most: int = CHUNK) -> bytes:
+    def peek(self, max_bytes: int = PEEK_SIZE) -> bytes:
         """Return at most `max_bytes` bytes at the front of the pipe, without taking them; b"" at the end.
 
         tee(2) lends the pages to a scratch pipe, which is then read. Raises BlockingIOError if the pipe is empty.
         """
-        scratch = _scratch.pop() if _scratch else _new_scratch()
+        scratch = _scratch_pipes.pop() if _scratch_pipes else _new_scratch()
         try:
             reader, writer, room = scratch
-            count = pipes.tee(self.fd, writer, min(most, room))
+            count = pipes.tee(self.fd, writer, min(max_bytes, room))
             return os.read(reader, count) if count else b""
         finally:
-            _scratch.append(scratch)
+            _scratch_pipes.append(scratch)
 
-    def drop(self, count: int) -> None:
+    def discard(self, count: int) -> None:
         """Take `count` bytes that `peek` has returned, and discard them."""
         while count:
             count -= os.splice(self.fd, _null(), count, flags=os.SPLICE_F_NONBLOCK)
 
-    def move(self, target: int, count: int) -> int:
+    def splice_to(self, target: int, count: int) -> int:
         """Splice up to `count` bytes to `target`, at its offset; return how many, 0 at the end.
 
         splice(2) takes only the bytes that it has written. Raises BlockingIOError if the pipe is empty, OSError if
@@ -56,15 +56,15 @@ class Pipe:
         """
         return os.splice(self.fd, target, count, flags=os.SPLICE_F_NONBLOCK)
 
-    def waiting(self) -> int:
+    def available_bytes(self) -> int:
         """Return the number of bytes in the pipe."""
-        return pipes.waiting(self.fd)
+        return pipes.available_bytes(self.fd)
 
-    def widen(self) -> bool:
+    def enlarge(self) -> bool:
         """Enlarge the pipe to the size for a busy workload; return whether it has that size."""
-        if self._size < LARGE:
-            self._size = pipes.enlarge(self.fd, LARGE)
-        return self._size >= LARGE
+        if self._size < BUSY_PIPE_SIZE:
+            self._size = pipes.enlarge(self.fd, BUSY_PIPE_SIZE)
+        return self._size >= BUSY_PIPE_SIZE
 
     def close(self) -> None:
         """Close the pipe's reading end."""
@@ -72,5 +72,5 @@ class Pipe:
 
 
 def _new_scratch() -> tuple[int, int, int]:
-    reader, writer = pipes.make(CHUNK)
-    return reader, writer, pipes.size(reader)
+    reader, writer = pipes.create(PEEK_SIZE)
+    return reader, writer, pipes.get_capacity(reader)

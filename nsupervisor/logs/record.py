@@ -15,12 +15,12 @@ Line = tuple[bytes, bool]
 """A line of a workload without its newline, and whether it was cut here (see `Framing`)."""
 
 
-def now() -> str:
+def timestamp_now() -> str:
     """Return the time as records have it: RFC 3339, UTC, microseconds, `2026-01-31T12:00:00.000000Z`."""
     return datetime.now(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
-def text_of(line: bytes) -> str:
+def decode_line(line: bytes) -> str:
     """Decode a line; bytes that are not UTF-8 become U+FFFD."""
     return line.decode("utf-8", "replace")
 
@@ -28,7 +28,7 @@ def text_of(line: bytes) -> str:
 class JsonFormat:
     """Renders records as lines of JSON."""
 
-    def record(self, timestamp: str, level: str, event: str, fields: Mapping[str, Any]) -> bytes:
+    def render_record(self, timestamp: str, level: str, event: str, fields: Mapping[str, Any]) -> bytes:
         """Render one record of the service.
 
         `timestamp`, `level` and `event` come first and win over fields of these names.
@@ -40,7 +40,7 @@ class JsonFormat:
         except TypeError:  # surrogates, integers of more than 64 bits, keys other than strings, …
             return orjson.dumps(_to_encodable(record), option=orjson.OPT_APPEND_NEWLINE)
 
-    def output(
+    def render_lines(
         self,
         timestamp: str,
         labels: Mapping[str, Any],
@@ -70,7 +70,9 @@ class JsonFormat:
             records.append(prefix + number + b'"message":' + dumps(text) + end)
         return records
 
-    def whole(self, timestamp: str, labels: Mapping[str, Any], stream: str, text: bytes, seq: int, count: int) -> bytes:
+    def render_text(
+        self, timestamp: str, labels: Mapping[str, Any], stream: str, text: bytes, seq: int, count: int
+    ) -> bytes:
         """Render the records of `count` complete lines with newlines between them, ten times as fast as `render_lines`.
 
         All lines are escaped at once, as one string in which another character replaces the newlines. Then that
@@ -83,7 +85,7 @@ class JsonFormat:
         prefix = self._prefix(timestamp, labels, stream).replace(b"%", b"%%") + number
         if _STAND_IN in text or _STAND_IN in prefix:
             lines = [(line, False) for line in text.split(b"\n")]
-            return b"".join(self.output(timestamp, labels, stream, lines, seq))
+            return b"".join(self.render_lines(timestamp, labels, stream, lines, seq))
         body = orjson.dumps(text.replace(b"\n", _STAND_IN).decode("utf-8", "replace"))
         # Join while the text is short: the next two steps make it several times as long.
         template = b"".join((prefix, body.replace(b"%", b"%%"), b"}\n"))
@@ -119,7 +121,7 @@ def _parse_object(line: bytes) -> dict[str, Any] | None:
 def _to_jsonable(value: Any) -> Any:
     """Convert a value that orjson does not support to one that it does."""
     if isinstance(value, bytes):
-        return text_of(value)
+        return decode_line(value)
     if isinstance(value, (set, frozenset)):
         return list(value)
     if isinstance(value, Mapping):

@@ -5,25 +5,25 @@ from __future__ import annotations
 import attrs
 
 from nsupervisor.logs.journal import Journal
-from nsupervisor.logs.rotated import LogFile
+from nsupervisor.logs.log_file import LogFile
 
 
 @attrs.frozen
-class Route:
+class OutputRoute:
     """The destination of a stream's lines: the journal, the file, both or neither."""
 
     journal: Journal | None = None
     file: LogFile | None = None
-    raw: bool = False
+    is_raw: bool = False
     """Whether the file gets the bytes unchanged, instead of records."""
     max_line: int = 16384
     parse_json: bool = False
-    block: bool = True
+    blocks: bool = True
     """If an output cannot be written: whether the workload waits. Otherwise its lines are dropped and counted."""
 
 
 @attrs.define
-class Sequence:
+class LineSequence:
     """The number of a stream's next line; it continues across generations."""
 
-    next: int = 0
+    next_seq: int = 0

@@ -18,8 +18,8 @@ BUFFER_SIZE = 8 * 1024 * 1024
 _BATCH_SIZE = 256 * 1024  # bytes handed to one write(2): several times what a pipe takes
 _RETRY_MIN_S, _RETRY_MAX_S = 0.05, 5.0  # seconds between attempts while the output is broken
 _BACKPRESSURE_TIMEOUT_S = 0.1  # seconds that a chunk of output waits for a reader that has fallen behind
-_BROKEN = os.strerror(errno.EPIPE)
-_TOO_SLOW = "the reader is too slow"
+_BROKEN_PIPE = os.strerror(errno.EPIPE)
+_SLOW_READER = "the reader is too slow"
 
 
 class _Gap:
@@ -29,7 +29,7 @@ class _Gap:
 
     def __init__(self) -> None:
         self.count = 0
-        self.reason = _TOO_SLOW
+        self.reason = _SLOW_READER
 
 
 class Sink:
@@ -49,15 +49,15 @@ class Sink:
         self._gap: _Gap | None = None  # the open gap, which is the last element of the queue
         self._batch = memoryview(b"")  # taken from the queue, not yet written
         self._awaited: list[trio.Event] = []  # events to set after the batch is written
-        self._size = 0  # bytes in the queue and the batch
+        self._pending_bytes = 0  # bytes in the queue and the batch
         self._wake = trio.Event()
         self._drained = trio.lowlevel.ParkingLot()
-        self._roomy = trio.lowlevel.ParkingLot()
+        self._has_room = trio.lowlevel.ParkingLot()
         self._limiter = trio.CapacityLimiter(1)
-        self._next: Target | None = None
-        self._closed = False
-        self._open = trio.CancelScope()
-        self._whole = True  # whether the output so far ends with a whole record
+        self._next_target: Target | None = None
+        self._is_closed = False
+        self._scope = trio.CancelScope()
+        self._is_at_record_end = True  # whether the output so far ends with a whole record
         self.dropped = 0
         """The number of records not kept, since the start."""
         self.error: str | None = None
@@ -65,14 +65,14 @@ class Sink:
 
     def put(self, record: bytes, count: int = 1) -> None:
         """Append one record, newline included, or `count` of them together. Never waits and never raises."""
-        if self._size + len(record) > self._limit:
+        if self._pending_bytes + len(record) > self._limit:
             self._drop(count)
-        elif not self.refuses(count):
+        elif not self.drop_if_full(count):
             self._append(record)
 
-    def refuses(self, count: int) -> bool:
+    def drop_if_full(self, count: int) -> bool:
         """Return whether records are being dropped, whatever their size; if so, count `count` more."""
-        if self._gap is None or self._size <= self._limit // 2:
+        if self._gap is None or self._pending_bytes <= self._limit // 2:
             return False
         self._drop(count)
         return True
@@ -83,19 +83,19 @@ class Sink:
         `block`: wait as long as that takes. Otherwise they may be dropped, or stay in the buffer if the reader is slow.
         If the output can never be read again (a broken pipe), there is no waiting.
         """
-        block = block and not self._gone
+        block = block and not self._is_broken
         if block:
-            while self._size > self._limit // 2 and not self._gone:
-                await self._roomy.park()
+            while self._pending_bytes > self._limit // 2 and not self._is_broken:
+                await self._has_room.park()
             self._append(records)
         else:
-            await self.room()
+            await self.wait_for_room()
             self.put(records, count)
             if self._gap is not None:
                 return
         written = trio.Event()
         self._queue.append(written)
-        if self._gone:
+        if self._is_broken:
             written.set()
         with trio.move_on_after(math.inf if block else _BACKPRESSURE_TIMEOUT_S):
             await written.wait()
@@ -103,20 +103,20 @@ class Sink:
     def _append(self, record: bytes) -> None:
         self._gap = None
         self._queue.append(record)
-        self._size += len(record)
+        self._pending_bytes += len(record)
         self._wake.set()
 
     @property
-    def _gone(self) -> bool:
-        return self.error == _BROKEN
+    def _is_broken(self) -> bool:
+        return self.error == _BROKEN_PIPE
 
-    def _give_up_waiting(self) -> None:
+    def _release_waiters(self) -> None:
         for item in self._queue:
             if isinstance(item, trio.Event):
                 item.set()
         for event in self._awaited:
             event.set()
-        self._roomy.unpark_all()
+        self._has_room.unpark_all()
 
     def _drop(self, count: int) -> None:
         if self._gap is None:
@@ -127,77 +127,77 @@ class Sink:
         self._gap.reason = self.error or self._gap.reason
         self.dropped += count
 
-    async def room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Let other tasks run; if the buffer is more than half full, give the reader a moment to catch up.
 
         A burst, or a reader that does not get the processor, then slows a workload down (as any pipe does) instead of
         costing records. The moment is short, and there is none once records are being dropped: a reader that has
         stopped delays no workload.
         """
-        if self._gap is None and self._size > self._limit // 2:
+        if self._gap is None and self._pending_bytes > self._limit // 2:
             with trio.move_on_after(_BACKPRESSURE_TIMEOUT_S):
-                await self._roomy.park()
+                await self._has_room.park()
         else:
             await trio.lowlevel.checkpoint()
 
     async def run(self) -> None:
         """Write until cancelled or closed; sleeps while there is nothing to write."""
-        with self._open:
+        with self._scope:
             await self._run()
 
     async def _run(self) -> None:
         delay = _RETRY_MIN_S
         while True:
-            if not self._fill():
+            if not self._next_batch():
                 self._wake = trio.Event()
                 self._drained.unpark_all()
                 await self._wake.wait()
                 continue
-            if self._next is not None and self._whole:
+            if self._next_target is not None and self._is_at_record_end:
                 self._target.close()
-                self._target, self._next = self._next, None
+                self._target, self._next_target = self._next_target, None
             try:
                 written = await self._write()
             except BlockingIOError:
                 await self._wait_writable()
             except OSError as error:
                 self.error = os.strerror(error.errno) if error.errno else str(error)
-                if self._gone:
-                    self._give_up_waiting()
+                if self._is_broken:
+                    self._release_waiters()
                 await trio.sleep(delay)
                 delay = min(2 * delay, _RETRY_MAX_S)
             else:
-                self._whole = written == len(self._batch) or self._batch[written - 1] == ord("\n")
+                self._is_at_record_end = written == len(self._batch) or self._batch[written - 1] == ord("\n")
                 self._batch = self._batch[written:]
-                self._size -= written
+                self._pending_bytes -= written
                 if not self._batch:
-                    self._tell()
-                if self._size <= self._limit // 2:
-                    self._roomy.unpark_all()
+                    self._set_written()
+                if self._pending_bytes <= self._limit // 2:
+                    self._has_room.unpark_all()
                 self.error = None
                 delay = _RETRY_MIN_S
-                if self._target.turns:
+                if self._target.yields_after_write:
                     await trio.lowlevel.checkpoint()
 
     @property
-    def pending(self) -> int:
+    def pending_bytes(self) -> int:
         """The number of bytes that have been put and not yet written."""
-        return self._size
+        return self._pending_bytes
 
-    def switch(self, target: Target) -> None:
+    def switch_target(self, target: Target) -> None:
         """Write to another target from the next record on."""
-        if self._next is not None:
-            self._next.close()
-        self._next = target
+        if self._next_target is not None:
+            self._next_target.close()
+        self._next_target = target
 
     async def flush(self) -> None:
         """Wait until everything put so far has been written."""
         while self._queue or self._batch:
             await self._drained.park()
 
-    async def written(self) -> None:
+    async def wait_written(self) -> None:
         """Wait until everything put so far has been written, or can never be."""
-        if (self._queue or self._batch) and not self._gone:
+        if (self._queue or self._batch) and not self._is_broken:
             event = trio.Event()
             self._queue.append(event)
             self._wake.set()
@@ -205,16 +205,16 @@ class Sink:
 
     def close(self) -> None:
         """Close the output, whatever is still in the buffer. A second call does nothing."""
-        if self._closed:
+        if self._is_closed:
             return
-        self._closed = True
-        self._open.cancel()  # a task still waiting for the descriptor would wait for the next file of this number
-        if not (self._target.blocking and self._batch):  # else a thread may be about to write to this number
+        self._is_closed = True
+        self._scope.cancel()  # a task still waiting for the descriptor would wait for the next file of this number
+        if not (self._target.is_blocking and self._batch):  # else a thread may be about to write to this number
             self._target.close()
-        if self._next is not None:
-            self._next.close()
+        if self._next_target is not None:
+            self._next_target.close()
 
-    def _fill(self) -> bool:
+    def _next_batch(self) -> bool:
         """Take the next batch when the last one is written. False: nothing is left to write."""
         if self._batch:
             return True
@@ -229,7 +229,7 @@ class Sink:
                 if item is self._gap:
                     self._gap = None
                 item = self._gap_record(item.count, item.reason)
-                self._size += len(item)
+                self._pending_bytes += len(item)
             taken.append(item)
             size += len(item)
         while self._queue and isinstance(event := self._queue[0], trio.Event):
@@ -237,10 +237,10 @@ class Sink:
             self._queue.popleft()
         self._batch = memoryview(b"".join(taken))
         if not taken:
-            self._tell()
+            self._set_written()
         return bool(taken)
 
-    def _tell(self) -> None:
+    def _set_written(self) -> None:
         """Set the events of everything that has been written."""
         for event in self._awaited:
             event.set()
@@ -251,9 +251,9 @@ class Sink:
         # the buffer, because no record can be put meanwhile. Otherwise several busy workloads, each adding a chunk for
         # every batch that is written, would overflow the buffer in front of a reader that is quick enough. (This
         # applies to pipes, terminals and sockets, which accept what they have room for; threads write files.)
-        if not self._target.blocking:
+        if not self._target.is_blocking:
             return self._target.write(self._batch)
-        data = self._batch[: self._target.most]
+        data = self._batch[: self._target.max_write]
         return await trio.to_thread.run_sync(self._target.write, data, abandon_on_cancel=True, limiter=self._limiter)
 
     async def _wait_writable(self) -> None:

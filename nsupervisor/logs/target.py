@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import attrs
 
-from nsupervisor.logs.daemons import Journald, Syslog
+from nsupervisor.logs.log_daemons import Journald, Syslog
 
 PIPE_SIZE = 1024 * 1024  # bytes; the default of /proc/sys/fs/pipe-max-size
-FILE_WRITE = 1024 * 1024  # bytes that a thread writes to a file at once; a batch is hardly ever longer
+MAX_FILE_WRITE = 1024 * 1024  # bytes that a thread writes to a file at once; a batch is hardly ever longer
 _TAIL_SIZE = 1024 * 1024  # bytes at the end of a file that are searched for the beginning of its last record
 _RECORD_START = b'{"timestamp":'
 _Write = Callable[["bytes | memoryview"], int]
@@ -29,10 +29,10 @@ class Target:
 
     fd: int
     write: _Write
-    blocking: bool = False
-    most: int = 64 * 1024
+    is_blocking: bool = False
+    max_write: int = 64 * 1024
     """The largest number of bytes in a write that may block: a slow reader's speed shows only at the end of a write."""
-    turns: bool = False
+    yields_after_write: bool = False
     """Whether each write takes so long that other tasks must run between two writes."""
     _socket: socket.socket | None = None
 
@@ -116,7 +116,7 @@ def _open_fd(fd: int) -> Target:
         # The pipe or terminal was made by another user before a change of user (EACCES), /proc is not mounted
         # (ENOENT), or it is a named pipe without a reader (ENXIO).
         own = os.dup(fd)
-        return Target(own, lambda data: os.write(own, data), blocking=True)
+        return Target(own, lambda data: os.write(own, data), is_blocking=True)
 
 
 def _open_socket(fd: int) -> Target:
@@ -141,5 +141,5 @@ def _make_target(fd: int) -> Target:
         pass
     if stat.S_ISREG(os.fstat(fd).st_mode):
         # A disk has no non-blocking mode: the kernel blocks a writer with too many dirty pages.
-        return Target(fd, lambda data: os.write(fd, data), blocking=True, most=FILE_WRITE)
+        return Target(fd, lambda data: os.write(fd, data), is_blocking=True, max_write=MAX_FILE_WRITE)
     return Target(fd, lambda data: os.write(fd, data))

@@ -12,7 +12,7 @@ _T = TypeVar("_T")
 _limiters: dict[Path, trio.CapacityLimiter] = {}
 
 
-async def in_thread(directory: Path, work: Callable[..., _T], *arguments: Any) -> _T:
+async def run_in_thread(directory: Path, work: Callable[..., _T], *arguments: Any) -> _T:
     """Call `work` in a thread: eight at a time for each directory.
 
     So a disk that does not answer delays only the work on that disk. On cancellation the thread is abandoned.

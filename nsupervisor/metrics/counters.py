@@ -5,22 +5,22 @@ Counters start at 0 with the supervisor and continue across generations.
 
 from __future__ import annotations
 
-from nsupervisor.config.model import Workload
-from nsupervisor.core.events import Event, Exited
+from nsupervisor.config.model import WorkloadConfig
+from nsupervisor.core.events import Exited, Input
 from nsupervisor.core.exits import Exit
-from nsupervisor.core.lifecycle import Life, Then
+from nsupervisor.core.lifecycle import AfterStop, Lifecycle
 
-EXITS = ("code", "signal", "oom", "failure")
+EXIT_KINDS = ("code", "signal", "oom", "failure")
 """How a generation ends: with an exit code, by a signal, by the OOM killer, or without being executed ("failure")."""
 
-RESTARTS = ("exit-code", "signal", "oom", "failure", "timeout", "watchdog", "success", "rule")
+RESTART_CAUSES = ("exit-code", "signal", "oom", "failure", "timeout", "watchdog", "success", "rule")
 """Why the supervisor restarts an instance: the values of `nsupervisor.core.exits.Outcome`, with "oom" and "failure"
 separate from other signals and exit codes. "rule" is a restart by a policy rule, however the program then ended."""
 
 STREAMS = ("stdout", "stderr")
 
 
-class Volume:
+class OutputVolume:
     """The amount of output read from one stream of a program."""
 
     __slots__ = ("bytes", "lines")
@@ -46,39 +46,40 @@ class Counters:
         self.restarts: dict[str, int] = {}
         self.actions: dict[tuple[str, str], int] = {}
         """The number of firings by (rule, action)."""
-        self.output = {stream: Volume() for stream in STREAMS}
+        self.output = {stream: OutputVolume() for stream in STREAMS}
 
-    def stepped(self, old: Life, event: Event, new: Life, workload: Workload) -> None:
+    def count_transition(self, before: Lifecycle, event: Input, after: Lifecycle, workload: WorkloadConfig) -> None:
         """Count the exit or the restart, or both, in a transition of the lifecycle."""
         exit_ = event.exit if isinstance(event, Exited) else None
         if exit_ is not None:
             kind = exit_kind(exit_)
             self.exits[kind] = self.exits.get(kind, 0) + 1
-        if new.restarts > old.restarts:
-            cause = restart_cause(old, exit_ or old.exit, workload)
+        if after.restarts > before.restarts:
+            cause = restart_cause(before, exit_ or before.exit, workload)
             self.restarts[cause] = self.restarts.get(cause, 0) + 1
 
-    def acted(self, rule: str, action: str) -> None:
+    def count_firing(self, rule: str, action: str) -> None:
         """Count a firing of a rule."""
         key = rule, action
         self.actions[key] = self.actions.get(key, 0) + 1
 
 
 def exit_kind(exit_: Exit) -> str:
-    """Classify an exit as one of `EXITS`."""
-    if exit_.failure is not None:
+    """Classify an exit as one of `EXIT_KINDS`."""
+    if exit_.setup_failure is not None:
         return "failure"
     if exit_.oom_killed:
         return "oom"
     return "code" if exit_.signal is None else "signal"
 
 
-def restart_cause(old: Life, exit_: Exit | None, workload: Workload) -> str:
-    """Return which of `RESTARTS` caused a restart. `old` is the lifecycle before the transition that decided on it."""
-    if old.then is Then.RECYCLE:
+def restart_cause(before: Lifecycle, exit_: Exit | None, workload: WorkloadConfig) -> str:
+    """Return which of `RESTART_CAUSES` caused a restart. `before` is the lifecycle before the transition that decided
+    on it."""
+    if before.after_stop is AfterStop.BACKOFF:
         return "rule"
-    if old.fault is not None:
-        return old.fault.value
+    if before.fault_outcome is not None:
+        return before.fault_outcome.value
     assert exit_ is not None, "a program that has not ended is not restarted"
     kind = exit_kind(exit_)
     return kind if kind in ("oom", "failure") else exit_.outcome(workload.success_exit_status).value

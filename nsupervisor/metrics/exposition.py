@@ -9,15 +9,15 @@ import attrs
 import trio
 
 from nsupervisor.api.http.errors import ConnectionErrors
-from nsupervisor.metrics.formats import preferred
+from nsupervisor.metrics.formats import choose_format
 from nsupervisor.metrics.measures import Measures
-from nsupervisor.metrics.snapshot import Instance, Service, Together
+from nsupervisor.metrics.snapshot import GroupSnapshot, InstanceSnapshot, ServiceSnapshot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the service imports us
     from nsupervisor.logs import Journal
-    from nsupervisor.service.actor import Actor
-    from nsupervisor.service.group import Group
+    from nsupervisor.service.group.group import Group
+    from nsupervisor.service.instance.actor import Actor
 
 
 @attrs.define(eq=False)
@@ -25,7 +25,7 @@ class _Scrape:
     """A request that waits for its text. answer: the text and its content type; None before they are rendered."""
 
     format: str
-    answer: tuple[bytes, str] | None = None
+    result: tuple[bytes, str] | None = None
 
 
 @attrs.define(eq=False)
@@ -43,47 +43,52 @@ class Exposition:
     _lock: trio.Lock = attrs.field(init=False, factory=trio.Lock)
     _waiting: dict[_Scrape, None] = attrs.field(init=False, factory=dict)
 
-    async def text(self, actors: Iterable[Actor], groups: Iterable[Group], accept: str) -> tuple[bytes, str]:
+    async def render(self, actors: Iterable[Actor], groups: Iterable[Group], accept: str) -> tuple[bytes, str]:
         """Render the present metrics; return the text and its content type, which the Accept header chooses.
 
         All values are read after the call. Other tasks run after each workload, and a thread renders the text: with a
         thousand workloads it has megabytes, and a rule must not wait for it.
         """
-        scrape = _Scrape(preferred(accept))
+        scrape = _Scrape(choose_format(accept))
         self._waiting[scrape] = None
         try:
             async with self._lock:
                 # Another task may have answered it. If that task was cancelled, this one reads for all that still wait.
-                if scrape.answer is None:
-                    await self._answer(list(self._waiting), actors, groups)
+                if scrape.result is None:
+                    await self._render_for(list(self._waiting), actors, groups)
         finally:
             del self._waiting[scrape]
-        assert scrape.answer is not None
-        return scrape.answer
+        assert scrape.result is not None
+        return scrape.result
 
-    async def _answer(self, scrapes: Sequence[_Scrape], actors: Iterable[Actor], groups: Iterable[Group]) -> None:
+    async def _render_for(self, scrapes: Sequence[_Scrape], actors: Iterable[Actor], groups: Iterable[Group]) -> None:
         """Read all values once, and set the answer of each of the scrapes."""
         instances = []
         for actor in list(actors):
-            instances.append(Instance.of(actor))
+            instances.append(InstanceSnapshot.from_actor(actor))
             await trio.lowlevel.checkpoint()
-        snapshots = [Together.of(group) for group in list(groups)]
-        service = Service.of(self.measures, self.journal, self.keeper_pid, self.connection_errors)
+        snapshots = [GroupSnapshot.from_group(group) for group in list(groups)]
+        service = ServiceSnapshot.from_measures(self.measures, self.journal, self.keeper_pid, self.connection_errors)
         formats = {scrape.format for scrape in scrapes}
-        texts = await trio.to_thread.run_sync(_texts, instances, service, formats, snapshots, abandon_on_cancel=True)
+        texts = await trio.to_thread.run_sync(
+            _render_all, instances, service, formats, snapshots, abandon_on_cancel=True
+        )
         for scrape in scrapes:
-            scrape.answer = texts[scrape.format]
+            scrape.result = texts[scrape.format]
 
 
-def _texts(
-    instances: Sequence[Instance], service: Service, formats: Iterable[str], groups: Sequence[Together]
+def _render_all(
+    instances: Sequence[InstanceSnapshot],
+    service: ServiceSnapshot,
+    formats: Iterable[str],
+    groups: Sequence[GroupSnapshot],
 ) -> dict[str, tuple[bytes, str]]:
     """Render each format; return its text and content type."""
-    return {format_: _text(instances, service, format_, groups) for format_ in formats}
+    return {format_: _render(instances, service, format_, groups) for format_ in formats}
 
 
-def _text(
-    instances: Sequence[Instance], service: Service, accept: str, groups: Sequence[Together] = ()
+def _render(
+    instances: Sequence[InstanceSnapshot], service: ServiceSnapshot, accept: str, groups: Sequence[GroupSnapshot] = ()
 ) -> tuple[bytes, str]:
     # Imported here, because a service that is never scraped does not need it.
     from prometheus_client import CollectorRegistry

@@ -17,13 +17,13 @@ from prometheus_client.metrics_core import HistogramMetricFamily, Metric
 from prometheus_client.samples import Sample
 
 from nsupervisor import __version__
-from nsupervisor.api.http.errors import KINDS, TCP, UNIX
+from nsupervisor.api.http.errors import ERROR_KINDS, TCP, UNIX
 from nsupervisor.core.lifecycle import State
 from nsupervisor.metrics.measures import Histogram
-from nsupervisor.metrics.snapshot import Instance, Service, Together
+from nsupervisor.metrics.snapshot import GroupSnapshot, InstanceSnapshot, ServiceSnapshot
 
 STATES = tuple(state.value for state in State)
-MICRO = 1e-6
+SECONDS_PER_US = 1e-6
 
 Values = Iterable[tuple[Mapping[str, str], float]]
 """Pairs of labels, in addition to those that name the workload, and the value."""
@@ -47,7 +47,9 @@ class Family:
 class Collector:
     """A Prometheus collector for the metrics of a snapshot."""
 
-    def __init__(self, instances: Sequence[Instance], service: Service, groups: Sequence[Together] = ()) -> None:
+    def __init__(
+        self, instances: Sequence[InstanceSnapshot], service: ServiceSnapshot, groups: Sequence[GroupSnapshot] = ()
+    ) -> None:
         self._instances = instances
         self._groups = groups
         self._service = service
@@ -65,24 +67,24 @@ class Collector:
             metric = Metric(f"nsupervisor_group_{family.name}", f"Of a group: {family.help}", family.type)
             metric.samples = list(_samples("group", family, self._groups))
             yield metric
-        yield from _service(self._service)
+        yield from _service_families(self._service)
 
 
-def _samples(kind: str, family: Family, instances: Iterable[Instance | Together]) -> Iterator[Sample]:
+def _samples(kind: str, family: Family, instances: Iterable[InstanceSnapshot | GroupSnapshot]) -> Iterator[Sample]:
     name = f"nsupervisor_{kind}_{family.name}" + ("_total" if family.type == "counter" else "")
     for instance in instances:
         for labels, value in family.values(instance):
             yield Sample(name, {**instance.labels, **labels}, value)
 
 
-def _service(service: Service) -> Iterator[Metric]:
+def _service_families(service: ServiceSnapshot) -> Iterator[Metric]:
     build = Metric("nsupervisor_build", "The supervisor's version, and that of its Python.", "info")
     build.add_sample("nsupervisor_build_info", {"version": __version__, "python": platform.python_version()}, 1)
     yield build
     yield _histogram(
         "event_loop_lag",
         "Duration of a tick of the event loop; events that arrive during it wait for the next.",
-        {(): service.loop},
+        {(): service.loop_lag},
     )
     yield _histogram(
         "rule_reaction",
@@ -92,7 +94,7 @@ def _service(service: Service) -> Iterator[Metric]:
     yield _histogram(
         "keeper_round_trip",
         "Time from a request to the keeper until its reply.",
-        {(("request", request),): histogram for request, histogram in service.keeper.items()},
+        {(("request", request),): histogram for request, histogram in service.keeper_round_trip.items()},
     )
     dropped = Metric("nsupervisor_journal_dropped_records", "Journal records dropped for lack of room.", "counter")
     dropped.add_sample("nsupervisor_journal_dropped_records_total", {}, service.dropped)
@@ -101,7 +103,7 @@ def _service(service: Service) -> Iterator[Metric]:
         "nsupervisor_api_connection_errors", "Errors of connections to the API, by listener and kind.", "counter"
     )
     for listener in (UNIX, TCP):
-        for kind in KINDS:
+        for kind in ERROR_KINDS:
             connections.add_sample(
                 "nsupervisor_api_connection_errors_total",
                 {"listener": listener, "kind": kind},
@@ -109,7 +111,7 @@ def _service(service: Service) -> Iterator[Metric]:
             )
     yield connections
     failing = Metric("nsupervisor_journal_failing", "1 while the journal's output cannot be written.", "gauge")
-    failing.add_sample("nsupervisor_journal_failing", {}, service.journal_fails)
+    failing.add_sample("nsupervisor_journal_failing", {}, service.is_journal_failing)
     yield failing
     yield from ProcessCollector(registry=None).collect()
     yield from ProcessCollector("nsupervisor_keeper", pid=lambda: service.keeper_pid, registry=None).collect()
@@ -131,45 +133,47 @@ def _histogram(name: str, text: str, histograms: Mapping[tuple[tuple[str, str], 
 # Workloads
 
 
-def _state(instance: Instance) -> Values:
+def _state_values(instance: InstanceSnapshot) -> Values:
     return [({"state": state}, state == instance.state) for state in STATES]
 
 
-def _of(file: str, key: str = "", scale: float = 1) -> Callable[[Instance], Values]:
+def _file_value(file: str, key: str = "", scale: float = 1) -> Callable[[InstanceSnapshot], Values]:
     """Return a function that reads one key of a file; no value if the key is missing or "max"."""
 
-    def values(instance: Instance) -> Values:
+    def values(instance: InstanceSnapshot) -> Values:
         value = instance.files.get(file, {}).get(key)
         return [] if value is None or not isfinite(value) else [({}, value * scale)]
 
     return values
 
 
-def _by(label: str, counts: Callable[[Instance], Mapping[str, float]]) -> Callable[[Instance], Values]:
+def _labelled(
+    label: str, counts: Callable[[InstanceSnapshot], Mapping[str, float]]
+) -> Callable[[InstanceSnapshot], Values]:
     """Return a function that yields the values of a mapping, each with its key as the value of a label."""
     return lambda instance: [({label: key}, value) for key, value in counts(instance).items()]
 
 
-def _actions(instance: Instance) -> Values:
+def _action_values(instance: InstanceSnapshot) -> Values:
     return [({"rule": rule, "action": action}, n) for (rule, action), n in instance.actions.items()]
 
 
-def _uptime(instance: Instance) -> Values:
+def _uptime_values(instance: InstanceSnapshot) -> Values:
     return [] if instance.uptime is None else [({}, instance.uptime)]
 
 
-def _pressure(instance: Instance) -> Values:
+def _pressure_values(instance: InstanceSnapshot) -> Values:
     for resource in ("cpu", "memory", "io"):
         for key, value in instance.files.get(f"{resource}.pressure", {}).items():
             kind, _, field = key.partition(" ")
             if field == "total":
-                yield {"resource": resource, "kind": kind}, value * MICRO
+                yield {"resource": resource, "kind": kind}, value * SECONDS_PER_US
 
 
-def _io(key: str) -> Callable[[Instance], Values]:
+def _io_values(key: str) -> Callable[[InstanceSnapshot], Values]:
     """Return a function that reads one key of io.stat for each device ("8:0")."""
 
-    def values(instance: Instance) -> Values:
+    def values(instance: InstanceSnapshot) -> Values:
         for name, value in instance.files.get("io.stat", {}).items():
             device, _, field = name.partition(" ")
             if field == key:
@@ -179,54 +183,75 @@ def _io(key: str) -> Callable[[Instance], Values]:
 
 
 FAMILIES = (
-    Family("state", "gauge", "1 for the state that the workload is in, 0 for all others.", _state),
-    Family("ready", "gauge", "1 while it is up: ready, if it reports that.", lambda i: [({}, i.ready)]),
+    Family("state", "gauge", "1 for the state that the workload is in, 0 for all others.", _state_values),
+    Family("ready", "gauge", "1 while it is up: ready, if it reports that.", lambda i: [({}, i.is_ready)]),
     Family("generation", "gauge", "How many times it has been started.", lambda i: [({}, i.generation)]),
-    Family("uptime_seconds", "gauge", "How long this generation has lived.", _uptime),
+    Family("uptime_seconds", "gauge", "How long this generation has lived.", _uptime_values),
     Family(
-        "restarts", "counter", "Starts that the supervisor decided on, by cause.", _by("cause", lambda i: i.restarts)
+        "restarts",
+        "counter",
+        "Starts that the supervisor decided on, by cause.",
+        _labelled("cause", lambda i: i.restarts),
     ),
-    Family("exits", "counter", "Exits of generations, by kind.", _by("kind", lambda i: i.exits)),
-    Family("rule_actions", "counter", "How many times a rule of its policy has fired.", _actions),
-    Family("memory_current_bytes", "gauge", "Memory in use (memory.current).", _of("memory.current"), shared=True),
-    Family("memory_max_bytes", "gauge", "Memory limit (memory.max); none: no limit.", _of("memory.max"), shared=True),
+    Family("exits", "counter", "Exits of generations, by kind.", _labelled("kind", lambda i: i.exits)),
+    Family("rule_actions", "counter", "How many times a rule of its policy has fired.", _action_values),
+    Family(
+        "memory_current_bytes", "gauge", "Memory in use (memory.current).", _file_value("memory.current"), shared=True
+    ),
+    Family(
+        "memory_max_bytes",
+        "gauge",
+        "Memory limit (memory.max); none: no limit.",
+        _file_value("memory.max"),
+        shared=True,
+    ),
     Family(
         "memory_events",
         "counter",
         "What happened to its memory (memory.events): oom_kill, max, high and so on.",
-        _by("event", lambda i: i.files.get("memory.events", {})),
+        _labelled("event", lambda i: i.files.get("memory.events", {})),
         shared=True,
     ),
-    Family("cpu_usage_seconds", "counter", "Processor time used.", _of("cpu.stat", "usage_usec", MICRO), shared=True),
-    Family("cpu_periods", "counter", "Periods of cpu.max in which it wanted to run.", _of("cpu.stat", "nr_periods")),
-    Family("cpu_throttled_periods", "counter", "Periods that cpu.max throttled.", _of("cpu.stat", "nr_throttled")),
+    Family(
+        "cpu_usage_seconds",
+        "counter",
+        "Processor time used.",
+        _file_value("cpu.stat", "usage_usec", SECONDS_PER_US),
+        shared=True,
+    ),
+    Family(
+        "cpu_periods", "counter", "Periods of cpu.max in which it wanted to run.", _file_value("cpu.stat", "nr_periods")
+    ),
+    Family(
+        "cpu_throttled_periods", "counter", "Periods that cpu.max throttled.", _file_value("cpu.stat", "nr_throttled")
+    ),
     Family(
         "cpu_throttled_seconds",
         "counter",
         "How long cpu.max throttled it, summed over CPUs.",
-        _of("cpu.stat", "throttled_usec", MICRO),
+        _file_value("cpu.stat", "throttled_usec", SECONDS_PER_US),
     ),
-    Family("pids_current", "gauge", "Processes and threads (pids.current).", _of("pids.current"), shared=True),
-    Family("pids_max", "gauge", "Process limit (pids.max); none: no limit.", _of("pids.max"), shared=True),
-    Family("io_read_bytes", "counter", "Bytes read, by device (io.stat).", _io("rbytes")),
-    Family("io_written_bytes", "counter", "Bytes written, by device (io.stat).", _io("wbytes")),
+    Family("pids_current", "gauge", "Processes and threads (pids.current).", _file_value("pids.current"), shared=True),
+    Family("pids_max", "gauge", "Process limit (pids.max); none: no limit.", _file_value("pids.max"), shared=True),
+    Family("io_read_bytes", "counter", "Bytes read, by device (io.stat).", _io_values("rbytes")),
+    Family("io_written_bytes", "counter", "Bytes written, by device (io.stat).", _io_values("wbytes")),
     Family(
         "pressure_seconds",
         "counter",
         "How long some, or all (full), of its tasks waited for a resource (*.pressure, total).",
-        _pressure,
+        _pressure_values,
         shared=True,
     ),
     Family(
         "output_bytes",
         "counter",
         "Bytes that it wrote to its standard output and error.",
-        _by("stream", lambda i: {stream: volume[0] for stream, volume in i.output.items()}),
+        _labelled("stream", lambda i: {stream: volume[0] for stream, volume in i.output.items()}),
     ),
     Family(
         "output_lines",
         "counter",
         "Lines that it wrote to its standard output and error.",
-        _by("stream", lambda i: {stream: volume[1] for stream, volume in i.output.items()}),
+        _labelled("stream", lambda i: {stream: volume[1] for stream, volume in i.output.items()}),
     ),
 )

@@ -10,11 +10,11 @@ import trio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from nsupervisor.service.kept import Kept
+    from nsupervisor.keeper.reconnecting import ReconnectingKeeper
 
-LOOP_BOUNDS = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
-REACTION_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5)
-KEEPER_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5)
+LOOP_LAG_BOUNDS_S = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
+REACTION_BOUNDS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5)
+KEEPER_BOUNDS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5)
 
 
 class Histogram:
@@ -40,7 +40,7 @@ class Histogram:
         return duplicate
 
 
-class Turns(trio.abc.Instrument):
+class LoopLag(trio.abc.Instrument):
     """Measures how long each tick of the event loop takes, from one poll of the kernel's I/O events to the next.
 
     Events that arrive meanwhile wait, so this is the lag of the loop. A task that sleeps and measures how late it wakes
@@ -49,39 +49,39 @@ class Turns(trio.abc.Instrument):
 
     def __init__(self, histogram: Histogram) -> None:
         self._histogram = histogram
-        self._began: float | None = None
+        self._tick_started: float | None = None
 
     def after_io_wait(self, timeout: float) -> None:
         """Note the begin of a tick."""
-        self._began = perf_counter()
+        self._tick_started = perf_counter()
 
     def before_io_wait(self, timeout: float) -> None:
         """Record the duration of the tick that ends."""
-        if self._began is not None:
-            self._histogram.observe(perf_counter() - self._began)
+        if self._tick_started is not None:
+            self._histogram.observe(perf_counter() - self._tick_started)
 
 
 class Measures:
     """All measurements of the service."""
 
     def __init__(self) -> None:
-        self.loop = Histogram(LOOP_BOUNDS)
-        self.reaction = Histogram(REACTION_BOUNDS)
-        self.keeper: dict[str, Histogram] = {}
+        self.loop_lag = Histogram(LOOP_LAG_BOUNDS_S)
+        self.reaction = Histogram(REACTION_BOUNDS_S)
+        self.keeper_round_trip: dict[str, Histogram] = {}
         """By the request's wire name, such as "spawn"."""
 
-    def begin(self, keeper: Kept) -> None:
+    def start(self, keeper: ReconnectingKeeper) -> None:
         """Start to measure the event loop of the calling task, until it ends, and the replies of `keeper`."""
-        trio.lowlevel.add_instrument(Turns(self.loop))
-        keeper.on_answer = self.keeper_answered
+        trio.lowlevel.add_instrument(LoopLag(self.loop_lag))
+        keeper.on_answer = self.record_keeper_reply
 
-    def reacted(self, since: float) -> None:
+    def record_reaction(self, since: float) -> None:
         """Record that a rule's action begins now. `since`: when its cause was read, on `time.perf_counter`."""
         self.reaction.observe(perf_counter() - since)
 
-    def keeper_answered(self, request: str, seconds: float) -> None:
+    def record_keeper_reply(self, request: str, seconds: float) -> None:
         """Record the seconds that the keeper took to reply to a request."""
-        histogram = self.keeper.get(request)
+        histogram = self.keeper_round_trip.get(request)
         if histogram is None:
-            histogram = self.keeper[request] = Histogram(KEEPER_BOUNDS)
+            histogram = self.keeper_round_trip[request] = Histogram(KEEPER_BOUNDS_S)
         histogram.observe(seconds)

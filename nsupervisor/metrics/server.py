@@ -10,7 +10,7 @@ import trio
 from nsupervisor.api.application import metrics_response
 from nsupervisor.api.control import Control
 from nsupervisor.api.http.errors import TCP, ConnectionErrors
-from nsupervisor.api.http.hosts import OwnHosts
+from nsupervisor.api.http.hosts import AllowedHosts
 from nsupervisor.api.http.limits import TCP_CONNECTIONS
 from nsupervisor.api.http.listener import serve_connections
 from nsupervisor.api.http.messages import HTTPError, Request, Response, Stream
@@ -39,12 +39,12 @@ async def serve_metrics(
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
         task_status.started(bound)
         await serve_connections(
-            _Metrics(control),
+            _MetricsRouter(control),
             listener,
             name=TCP,
             connections=connections,
             errors=errors or ConnectionErrors(),
-            hosts=OwnHosts(bound[0]),
+            hosts=AllowedHosts(bound[0]),
         )
 
 
@@ -64,7 +64,7 @@ def listen(address: tuple[str, int]) -> socket.socket:
         ) from None
 
 
-class _Metrics(Router):
+class _MetricsRouter(Router):
     """Answers GET /metrics. Errors are plain text, for people who use a browser."""
 
     def __init__(self, control: Control) -> None:

@@ -9,14 +9,14 @@ import trio
 
 from nsupervisor.api.http.errors import ConnectionErrors
 from nsupervisor.cgroups import Cgroup, CgroupError
-from nsupervisor.metrics.counters import EXITS, RESTARTS
+from nsupervisor.metrics.counters import EXIT_KINDS, RESTART_CAUSES
 from nsupervisor.metrics.measures import Histogram, Measures
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the service imports us
     from nsupervisor.logs import Journal
-    from nsupervisor.service.actor import Actor
-    from nsupervisor.service.group import Group
+    from nsupervisor.service.group.group import Group
+    from nsupervisor.service.instance.actor import Actor
 
 FILES = (
     "memory.current",
@@ -34,12 +34,12 @@ FILES = (
 
 
 @attrs.frozen
-class Instance:
+class InstanceSnapshot:
     """The values of one workload instance."""
 
     labels: Mapping[str, str]
     state: str
-    ready: bool
+    is_ready: bool
     generation: int
     uptime: float | None
     """Seconds since the generation started; None while no process of the instance is alive."""
@@ -53,74 +53,76 @@ class Instance:
     """By v2 name, as from `Cgroup.read_once`; without the files that this host does not have."""
 
     @classmethod
-    def of(cls, actor: Actor) -> Instance:
+    def from_actor(cls, actor: Actor) -> InstanceSnapshot:
         """Take a snapshot of an instance, including its cgroup's files."""
-        life, counters = actor.life, actor.counters
+        life, counters = actor.lifecycle, actor.counters
         labels = {"workload": actor.workload.name}
         if actor.instance is not None:
             labels["workload_instance"] = str(actor.instance)
         return cls(
             labels=labels,
             state=life.state.value,
-            ready=life.alive and actor.up,
+            is_ready=life.is_alive and actor.is_up,
             generation=life.generation,
-            uptime=trio.current_time() - life.started_at if life.alive else None,
-            exits=dict.fromkeys(EXITS, 0) | counters.exits,
-            restarts=dict.fromkeys(RESTARTS, 0) | counters.restarts,
+            uptime=trio.current_time() - life.started_at if life.is_alive else None,
+            exits=dict.fromkeys(EXIT_KINDS, 0) | counters.exits,
+            restarts=dict.fromkeys(RESTART_CAUSES, 0) | counters.restarts,
             actions={(rule.name, rule.action): 0 for rule in actor.workload.policy} | counters.actions,
             output={stream: (volume.bytes, volume.lines) for stream, volume in counters.output.items()},
-            files=_files(actor.cgroup),
+            files=_read_files(actor.cgroup),
         )
 
 
 @attrs.frozen
-class Together:
+class GroupSnapshot:
     """The values of a group: what its members use together."""
 
     labels: Mapping[str, str]
     members: int
     files: Mapping[str, Mapping[str, float]]
-    """By v2 name, as `Instance.files`."""
+    """By v2 name, as `InstanceSnapshot.files`."""
 
     @classmethod
-    def of(cls, group: Group) -> Together:
+    def from_group(cls, group: Group) -> GroupSnapshot:
         """Take a snapshot of a group, including its cgroup's files."""
-        return cls({"group": group.config.name}, len(group.members), _files(group.cgroup))
+        return cls({"group": group.config.name}, len(group.members), _read_files(group.cgroup))
 
 
 @attrs.frozen
-class Service:
+class ServiceSnapshot:
     """The values of the service itself."""
 
-    loop: Histogram
+    loop_lag: Histogram
     reaction: Histogram
-    keeper: Mapping[str, Histogram]
+    keeper_round_trip: Mapping[str, Histogram]
     dropped: int
-    journal_fails: bool
+    is_journal_failing: bool
     keeper_pid: int
     connection_errors: Mapping[tuple[str, str], int]
     """The number of errors by (listener, kind)."""
 
     @classmethod
-    def of(cls, measures: Measures, journal: Journal, keeper_pid: int, errors: ConnectionErrors) -> Service:
+    def from_measures(
+        cls, measures: Measures, journal: Journal, keeper_pid: int, errors: ConnectionErrors
+    ) -> ServiceSnapshot:
         """Take a snapshot of the service's own measurements."""
         return cls(
-            loop=measures.loop.copy(),
+            loop_lag=measures.loop_lag.copy(),
             reaction=measures.reaction.copy(),
-            keeper={request: histogram.copy() for request, histogram in measures.keeper.items()},
+            keeper_round_trip={request: histogram.copy() for request, histogram in measures.keeper_round_trip.items()},
             dropped=journal.dropped,
-            journal_fails=journal.error is not None,
+            is_journal_failing=journal.error is not None,
             keeper_pid=keeper_pid,
             connection_errors=errors.counts.copy(),
         )
 
 
-def _files(cgroup: Cgroup) -> dict[str, Mapping[str, float]]:
+def _read_files(cgroup: Cgroup) -> dict[str, Mapping[str, float]]:
     # Not kept open: a thousand workloads have ten thousand files, which may be the service's limit.
     values: dict[str, Mapping[str, float]] = {}
     for file in FILES:
         try:
-            values[file] = cgroup.look(file)
+            values[file] = cgroup.read_once(file)
         except CgroupError:  # the controller is not enabled, or this kernel does not have the file
             pass
     return values

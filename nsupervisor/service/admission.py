@@ -16,11 +16,11 @@ import trio
 
 from nsupervisor.api.http.errors import ConnectionErrors
 from nsupervisor.api.http.messages import Application
-from nsupervisor.api.server import LONGEST_PATH, serve
+from nsupervisor.api.server import MAX_PATH_BYTES, serve
 from nsupervisor.cgroups.membership import instance_of
 from nsupervisor.linux.peers import USER, WORKLOAD, Peer, PeerRefused, Policy, read_peer
-from nsupervisor.service.actor import Actor
-from nsupervisor.service.spec import WORKLOADS_API
+from nsupervisor.service.instance.actor import Actor
+from nsupervisor.service.instance.spawn_spec import WORKLOADS_API
 
 WORKLOAD_CONNECTIONS = 64
 
@@ -64,7 +64,7 @@ async def serve_workloads(
     Where the path is too long for a socket, there is none; `check` then refuses `may_control`.
     """
     path = directory / WORKLOADS_API / "api.sock"
-    if len(os.fsencode(path)) > LONGEST_PATH:
+    if len(os.fsencode(path)) > MAX_PATH_BYTES:
         return
     path.parent.parent.parent.mkdir(mode=0o711, exist_ok=True)
     path.parent.parent.mkdir(mode=0o700, exist_ok=True)

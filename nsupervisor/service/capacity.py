@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 from nsupervisor.api.http.limits import TCP_CONNECTIONS, UNIX_CONNECTIONS
 from nsupervisor.cgroups.host import Host
-from nsupervisor.config.facts import notifies
 from nsupervisor.config.model import Config, Rule
-from nsupervisor.core.instances import instances
+from nsupervisor.config.vocabulary import has_notification
+from nsupervisor.core.instances import expand_instances
 
-SUPERVISOR_OWN, KEEPER_OWN = 160, 150
+SUPERVISOR_BASE_FDS, KEEPER_BASE_FDS = 160, 150
 """Other open files of each process: sockets, log files, starts in progress; connections of the API are not counted."""
-PER_START = 3
+FDS_PER_START = 3
 """Descriptors per running program: its two log pipes and its pidfd."""
-PER_TRIGGER = 2
+FDS_PER_TRIGGER = 2
 """Descriptors per pressure trigger: the pressure file and what waits for it."""
 
 
@@ -29,62 +29,62 @@ class Connections(NamedTuple):
     tcp: int
 
 
-class Need(NamedTuple):
+class DescriptorNeed(NamedTuple):
     """The open files that each process needs."""
 
     supervisor: int
     keeper: int
 
 
-def needed(config: Config, host: Host) -> Need:
+def descriptors_needed(config: Config, host: Host) -> DescriptorNeed:
     """Return the open files that the configuration needs when everything in it runs at once.
 
     Cgroup files that are read repeatedly are not counted: they are kept open only as far as the limit allows.
     """
     connections = connections_allowed()
-    supervisor = SUPERVISOR_OWN + connections.unix + (connections.tcp if config.supervisor.metrics else 0)
-    keeper = KEEPER_OWN
-    for name, _ in instances(config).values():
+    supervisor = SUPERVISOR_BASE_FDS + connections.unix + (connections.tcp if config.supervisor.metrics else 0)
+    keeper = KEEPER_BASE_FDS
+    for name, _ in expand_instances(config).values():
         workload = config.workloads[name]
-        socket = int(workload.speaks)
+        socket = int(workload.uses_notify_socket)
         files = {getattr(workload.log, stream) for stream in ("stdout", "stderr")} & {"file", "both"}
-        supervisor += PER_START + socket + bool(files) + _watched(workload.policy, host)
-        keeper += PER_START - (not workload.init) + socket
+        supervisor += FDS_PER_START + socket + bool(files) + _watch_descriptors(workload.policy, host)
+        keeper += FDS_PER_START - (not workload.init) + socket
     for group in config.groups.values():
-        supervisor += _watched(group.policy, host)
-    return Need(supervisor + _watched(config.host.policy, host), keeper)
+        supervisor += _watch_descriptors(group.policy, host)
+    return DescriptorNeed(supervisor + _watch_descriptors(config.host.policy, host), keeper)
 
 
-def _watched(rules: Sequence[Rule], host: Host) -> int:
+def _watch_descriptors(rules: Sequence[Rule], host: Host) -> int:
     atoms = [atom for rule in rules for atom in rule.when.atoms]
     triggers = {(atom.file, atom.key) for atom in atoms if atom.kind == "stall"}
-    place = host.place("memory.events")
+    place = host.locate("memory.events")
     is_v1 = getattr(place, "v1", None) is not None
-    eventfd = is_v1 and any(notifies(atom.file) and atom.file.startswith("memory.") for atom in atoms)
-    return PER_TRIGGER * len(triggers) + eventfd
+    eventfd = is_v1 and any(has_notification(atom.file) and atom.file.startswith("memory.") for atom in atoms)
+    return FDS_PER_TRIGGER * len(triggers) + eventfd
 
 
 def connections_allowed() -> Connections:
     """Return at most a sixteenth of all files for connections on the Unix socket, and half of that for TCP."""
-    limit = allowed()
+    limit = descriptor_limit()
     return Connections(
         unix=min(max(limit // 16, 64), UNIX_CONNECTIONS),
         tcp=min(max(limit // 32, 32), TCP_CONNECTIONS),
     )
 
 
-def allowed() -> int:
+def descriptor_limit() -> int:
     """Return the hard limit of open files; this process and the keeper it starts both raise their soft limit to it."""
     _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 1 << 30 if hard_limit == resource.RLIM_INFINITY else hard_limit
 
 
-def shortage(config: Config, host: Host) -> str:
+def descriptor_shortage(config: Config, host: Host) -> str:
     """Return why the configuration does not fit into the limit, and what to do instead; "" if it fits."""
-    need, limit = needed(config, host), allowed()
+    need, limit = descriptors_needed(config, host), descriptor_limit()
     if max(need.supervisor, need.keeper) <= limit:
         return ""
-    count = len(instances(config))
+    count = len(expand_instances(config))
     return (
         f"{count:,} instances need {need.supervisor:,} open files in the supervisor and {need.keeper:,} in the keeper, "
         f"and a process may have {limit:,} here; raise the hard limit (ulimit -Hn; LimitNOFILE= in a systemd unit), or "
@@ -92,9 +92,9 @@ def shortage(config: Config, host: Host) -> str:
     )
 
 
-def make_room(config: Config, host: Host) -> None:
+def raise_descriptor_limit(config: Config, host: Host) -> None:
     """Limit the cgroup files that are kept open to what the other needs leave, and to a third of the limit."""
-    from nsupervisor.cgroups.cgroup import keep_at_most  # imported here: only a running service needs it
+    from nsupervisor.cgroups.cgroup import set_max_open_files  # imported here: only a running service needs it
 
-    limit = allowed()
-    keep_at_most(max(min(limit // 3, limit - needed(config, host).supervisor), 0))
+    limit = descriptor_limit()
+    set_max_open_files(max(min(limit // 3, limit - descriptors_needed(config, host).supervisor), 0))

@@ -9,7 +9,7 @@ import time
 import trio
 
 
-class Monotonic(trio.abc.Clock):
+class MonotonicClock(trio.abc.Clock):
     """CLOCK_MONOTONIC of clock_gettime(2), in seconds."""
 
     def start_clock(self) -> None:

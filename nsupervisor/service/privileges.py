@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from functools import cache
 
-from nsupervisor.config.model import Config, Workload
+from nsupervisor.config.model import Config, WorkloadConfig
 
 SETGID, SETUID, SYS_ADMIN = 6, 7, 21
 """Numbers of capabilities: capabilities(7), linux/capability.h."""
@@ -12,7 +12,7 @@ SETGID, SETUID, SYS_ADMIN = 6, 7, 21
 _NAMESPACES = ("mount", "pid", "uts", "ipc", "cgroup", "network", "time")
 
 
-def missing(workload: Workload) -> Iterator[tuple[str, str]]:
+def missing_privileges(workload: WorkloadConfig) -> Iterator[tuple[str, str]]:
     """Yield each key of the workload that needs a missing privilege, with the problem and what to do instead."""
     capabilities = _capabilities()
     user = f"user {os.geteuid()}" if os.geteuid() else "root"
@@ -38,7 +38,7 @@ def missing(workload: Workload) -> Iterator[tuple[str, str]]:
             yield "user_namespace", f"{key} to others than one's own id {own} alone needs {requirement}"
 
 
-def explain(error: PermissionError, config: Config) -> str:
+def explain_permission_error(error: PermissionError, config: Config) -> str:
     """Describe what to do about a start that was not permitted."""
     from pathlib import Path  # imported here: `check` does not need it, and the import is slow
 

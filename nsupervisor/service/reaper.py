@@ -11,13 +11,13 @@ from collections.abc import Callable
 
 import trio
 
-from nsupervisor.linux.children import spoken_for
+from nsupervisor.linux.children import is_expected
 
-SOON = 0.02
+REAP_DELAY_S = 0.02
 """Seconds between two checks whether the status of an expected child has been collected."""
 
 
-async def reap_strangers(spared: Callable[[], int]) -> None:
+async def reap_orphans(exempt_pid: Callable[[], int]) -> None:
     """Reap orphans until cancelled if this is process 1; otherwise return at once.
 
     `exempt_pid` returns the pid of the keeper at the moment, a child whose status is not collected here.
@@ -25,32 +25,32 @@ async def reap_strangers(spared: Callable[[], int]) -> None:
     if os.getpid() != 1:
         return
     with trio.open_signal_receiver(signal.SIGCHLD) as signals:
-        await reap_all(spared)  # those that ended before the signal receiver was open
+        await reap_all(exempt_pid)  # those that ended before the signal receiver was open
         async for _ in signals:
-            await reap_all(spared)
+            await reap_all(exempt_pid)
 
 
-async def reap_all(spared: Callable[[], int]) -> None:
+async def reap_all(exempt_pid: Callable[[], int]) -> None:
     """Reap all orphans that have ended.
 
     If an expected child is among the ended ones, those after it wait until its status has been collected; if it is the
     keeper, until there is a new one.
     """
     while True:
-        reap(spared())
+        reap(exempt_pid())
         if not _ended():
             return
-        await trio.sleep(SOON)
+        await trio.sleep(REAP_DELAY_S)
 
 
-def reap(spared: int) -> list[int]:
+def reap(exempt_pid: int) -> list[int]:
     """Reap all ended children up to the exempt one or one that is expected; return their pids.
 
     The kernel reports the children after such a one only later. One signal may stand for several children.
     """
     reaped = []
     # Peek first (WNOWAIT), because waitid(2) cannot ask for "any child but this one".
-    while (ended := _ended()) and ended != spared and not spoken_for(ended):
+    while (ended := _ended()) and ended != exempt_pid and not is_expected(ended):
         os.waitpid(ended, 0)
         reaped.append(ended)
     return reaped

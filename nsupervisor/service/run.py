@@ -26,61 +26,67 @@ from nsupervisor import __version__
 from nsupervisor.api import app, serve
 from nsupervisor.api.http.errors import ConnectionErrors
 from nsupervisor.cgroups import Cgroup, CgroupError, Host, Tree, Watcher, open_watcher
-from nsupervisor.cgroups.directories import processes
+from nsupervisor.cgroups.directories import list_processes
 from nsupervisor.cgroups.membership import tree_cgroups
-from nsupervisor.config.doubts import doubtful
 from nsupervisor.config.files import read_text
+from nsupervisor.config.lint import lint_warnings
 from nsupervisor.config.load import ConfigError, parse
-from nsupervisor.config.model import Config, Group, Workload
-from nsupervisor.config.model import Supervisor as Settings
-from nsupervisor.config.positions import scan
+from nsupervisor.config.model import Config, GroupConfig, WorkloadConfig
+from nsupervisor.config.model import SupervisorConfig as Settings
+from nsupervisor.config.positions import scan_positions
 from nsupervisor.config.problems import Problem
 from nsupervisor.core import events
-from nsupervisor.core.instances import instances
-from nsupervisor.core.lifecycle import cut_short
-from nsupervisor.keeper.told import Child, KeeperLost
+from nsupervisor.core.instances import expand_instances
+from nsupervisor.core.lifecycle import stopped_by_shutdown
+from nsupervisor.keeper.messages import Child, KeeperLost
+from nsupervisor.keeper.reconnecting import ReconnectingKeeper, open_reconnecting_keeper
 from nsupervisor.logs import Journal, open_journal
 from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.metrics.server import serve_metrics
-from nsupervisor.service.actor import Actor
 from nsupervisor.service.admission import Admission, serve_workloads
-from nsupervisor.service.announce import announce
-from nsupervisor.service.capacity import connections_allowed, make_room
-from nsupervisor.service.clock import Monotonic
-from nsupervisor.service.groups import Groups
-from nsupervisor.service.history import History
-from nsupervisor.service.instance import make
-from nsupervisor.service.kept import Kept, open_kept
-from nsupervisor.service.output import notes_left
-from nsupervisor.service.privileges import explain
-from nsupervisor.service.reaper import reap_strangers
-from nsupervisor.service.reload import Reloader
-from nsupervisor.service.reopen import REOPEN, reopen_on_signal
-from nsupervisor.service.requirements import about, unmet
-from nsupervisor.service.roster import Roster
+from nsupervisor.service.capacity import connections_allowed, raise_descriptor_limit
+from nsupervisor.service.clock import MonotonicClock
+from nsupervisor.service.context import ServiceContext
+from nsupervisor.service.control import DOWN_STATES, Supervisor
+from nsupervisor.service.group.groups import Groups
+from nsupervisor.service.group.placement import make_instance
+from nsupervisor.service.instance.actor import Actor
+from nsupervisor.service.instance.output import offset_files_left
+from nsupervisor.service.observe.history import History
+from nsupervisor.service.observe.log_reopen import REOPEN, reopen_on_signal
+from nsupervisor.service.preflight import record_fields, unmet_requirements
+from nsupervisor.service.privileges import explain_permission_error
+from nsupervisor.service.reaper import reap_orphans
+from nsupervisor.service.recovery.takeover import (
+    follow_keeper,
+    group_by_instance,
+    placeholder_workload,
+    stop_removed,
+    take_over,
+)
+from nsupervisor.service.recovery.upgrade import report_outcome
+from nsupervisor.service.registry import Registry
+from nsupervisor.service.reload.reload import Reloader
 from nsupervisor.service.runtime_directory import runtime_directory
-from nsupervisor.service.seal import open_seal
-from nsupervisor.service.state import Found, Record, StateFile, read
-from nsupervisor.service.supervisor import AT_REST, Supervisor
-from nsupervisor.service.takeover import by_name, follow_keeper, removed, see_off, take_over
-from nsupervisor.service.trail import fingerprint, resources
-from nsupervisor.service.upgrade import tell_outcome
-from nsupervisor.service.world import World
+from nsupervisor.service.sd_notify import notify_service_manager
+from nsupervisor.service.state.checkpoint import limits_digest, limits_in_force
+from nsupervisor.service.state.digest import open_keyed_digest
+from nsupervisor.service.state.file import InstanceCheckpoint, SavedState, StateFile, read_state
 
-DONE, FAILED, BAD_CONFIGURATION, NOT_PERMITTED = 0, 1, 2, 4
-DEFECT = 70
+EXIT_OK, EXIT_FAILED, EXIT_BAD_CONFIGURATION, EXIT_NOT_PERMITTED = 0, 1, 2, 4
+EXIT_DEFECT = 70
 """Exit status after a defect (EX_SOFTWARE of sysexits.h), after which a respawner starts a supervisor again."""
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SERVICE_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that the service handles: the first two stop it, the last one reads its configuration again."""
-Shared = tuple[Kept, Watcher, Journal, Path, History, Found]
+SharedResources = tuple[ReconnectingKeeper, Watcher, Journal, Path, History, SavedState]
 """Objects that parts in different nurseries share; the path is the runtime directory."""
-NEW = Record()
+NO_CHECKPOINT = InstanceCheckpoint()
 """The checkpoint of an instance that the state file does not have."""
-AT_ONCE = 25
+STARTED_PER_CHECKPOINT = 25
 """Number of actors that are started between two checkpoints of the scheduler."""
-LEISURE = 9
+DUTY_FACTOR = 9
 """Sleep nine times as long as each check took: at most 10% of one CPU."""
-LAST_WORDS = 5.0
+DRAIN_TIMEOUT_S = 5.0
 """Seconds to wait at the end for output in the pipes, if a foreign process holds a pipe open."""
 
 
@@ -88,47 +94,47 @@ def main(path: str) -> int:
     """Run the service in the foreground until SIGTERM or SIGINT; return the exit status."""
     try:
         text = read_text(path)
-        config = parse(text, path, positions := scan(text))
+        config = parse(text, path, positions := scan_positions(text))
     except ConfigError as error:
-        return _refuse(BAD_CONFIGURATION, *map(str, error.problems))
+        return _print_errors(EXIT_BAD_CONFIGURATION, *map(str, error.problems))
     try:
         host = Host.discover()
     except CgroupError as error:
-        return _refuse(FAILED, str(error))
-    problems = list(unmet(config, positions, host))
+        return _print_errors(EXIT_FAILED, str(error))
+    problems = list(unmet_requirements(config, positions, host))
     refused = [str(problem) for problem, warning in problems if not warning]
     if refused:
-        return _refuse(BAD_CONFIGURATION, *refused)
+        return _print_errors(EXIT_BAD_CONFIGURATION, *refused)
     warnings = [("limit not enforced", problem) for problem, _ in problems]
-    warnings += [("doubtful", doubt) for doubt in doubtful(config, positions)]
+    warnings += [("doubtful", doubt) for doubt in lint_warnings(config, positions)]
     # From here to the end of the process a signal stays blocked until a receiver is open: its default action would end
     # the service between two steps, and leave behind what the first step has made.
-    signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, REOPEN))
+    signal.pthread_sigmask(signal.SIG_BLOCK, (*SERVICE_SIGNALS, REOPEN))
     gc.disable()  # until the lasting objects exist: collections before would traverse more and more, and free nothing
     try:
         with runtime_directory(config) as directory:
-            return trio.run(_service, config, host, directory, warnings, clock=Monotonic())
+            return trio.run(_service, config, host, directory, warnings, clock=MonotonicClock())
     except Exception as error:
-        return _explain(error, config)
+        return _report_failure(error, config)
 
 
-def _explain(error: BaseException, config: Config) -> int:
+def _report_failure(error: BaseException, config: Config) -> int:
     """Report why the service could not start or continue, in words; for a defect, print the traceback."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     match error:
         case PermissionError():
-            return _refuse(NOT_PERMITTED, explain(error, config))
+            return _print_errors(EXIT_NOT_PERMITTED, explain_permission_error(error, config))
         case OSError(filename=str(place)):
-            return _refuse(FAILED, f"{place}: {error.strerror}")
+            return _print_errors(EXIT_FAILED, f"{place}: {error.strerror}")
         case OSError() | CgroupError() | KeeperLost():
-            return _refuse(FAILED, str(error))
+            return _print_errors(EXIT_FAILED, str(error))
         case _:
             traceback.print_exception(error)
-            return DEFECT
+            return EXIT_DEFECT
 
 
-def _refuse(status: int, *lines: str) -> int:
+def _print_errors(status: int, *lines: str) -> int:
     for line in lines:
         print(line, file=sys.stderr)
     return status
@@ -140,29 +146,29 @@ async def _service(config: Config, host: Host, directory: Path, warnings: list[t
         history = History()
         journal.listener = history.add
         for event, problem in warnings:
-            journal.log.warning(event, message=str(problem), **about(problem))
-        status = DONE
-        with _listening() as signals:
+            journal.log.warning(event, message=str(problem), **record_fields(problem))
+        status = EXIT_OK
+        with _receive_signals() as signals:
             protected = tree_cgroups(host, settings.name)
-            async with open_kept(directory, protected) as keeper:
+            async with open_reconnecting_keeper(directory, protected) as keeper:
                 # After the start of the keeper, which passes the limit that it inherited on to the workloads.
                 _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
                 resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
-                make_room(config, host)
-                saved = read(directory)
+                raise_descriptor_limit(config, host)
+                saved = read_state(directory)
                 if saved.problem:
                     journal.log.error("state file set aside", message=saved.problem)
                 children = await keeper.first_children()
-                tree, tree_lock = _tree(host, settings, saved, children=bool(children))
+                tree, tree_lock = _make_tree(host, settings, saved, children=bool(children))
                 try:
                     _refuse_unenforceable(config, host)
-                    tree.supervisor_join(keeper.pid)
+                    tree.move_to_leaf(keeper.pid)
                     async with open_watcher() as watcher:
                         shared = keeper, watcher, journal, directory, history, saved
-                        await _supervise(config, host, tree, shared, signals, by_name(children))
+                        await _supervise(config, host, tree, shared, signals, group_by_instance(children))
                     await keeper.shutdown()
                 except BaseException:
-                    if _populated(tree.path):
+                    if _is_populated(tree.path):
                         remedy = f"start the supervisor again, and it takes them over: nsupervisor run {config.path}"
                         journal.log.critical("supervisor failed", message=f"the programs run on; {remedy}")
                     else:
@@ -170,7 +176,7 @@ async def _service(config: Config, host: Host, directory: Path, warnings: list[t
                     raise
                 else:
                     if not _close(tree, journal):
-                        status = FAILED
+                        status = EXIT_FAILED
                 finally:
                     os.close(tree_lock)
             journal.log.info("supervisor stopped")
@@ -188,37 +194,37 @@ def _close(tree: Tree, journal: Journal) -> bool:
 
 
 @contextlib.contextmanager
-def _listening() -> Iterator[AsyncIterator[int]]:
+def _receive_signals() -> Iterator[AsyncIterator[int]]:
     """Receive `SERVICE_SIGNALS`, including earlier ones; later ones stay blocked until the process ends."""
-    with trio.open_signal_receiver(*SIGNALS) as signals:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    with trio.open_signal_receiver(*SERVICE_SIGNALS) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SERVICE_SIGNALS)
         try:
             yield signals
         finally:
-            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            signal.pthread_sigmask(signal.SIG_BLOCK, SERVICE_SIGNALS)
 
 
 def _refuse_unenforceable(config: Config, host: Host) -> None:
     """Refuse required limits that the kernel turns out not to support once the tree exists. Raises CgroupError."""
-    members: dict[str, Workload | Group] = {
+    members: dict[str, WorkloadConfig | GroupConfig] = {
         **{f"workload.{name}.resources": workload for name, workload in config.workloads.items()},
         **{f"group.{name}": group for name, group in config.groups.items()},
     }
     for place, member in members.items():
-        around = host.around(group.resources for group in config.around(member))
-        problems = host.problems(member.resources, around) if member.resources.required else []
+        around = host.group_limits(group.resources for group in config.enclosing_groups(member))
+        problems = host.check_resources(member.resources, around) if member.resources.required else []
         if problems:
             raise CgroupError("\n".join(f"{place}.{problem}" for problem in problems))
 
 
-def _hold_tree(path: str) -> int:
+def _lock_tree(path: str) -> int:
     """Lock the tree's directory: a supervisor with another runtime directory must not kill its processes as orphans."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(directory)
-        pids = ", ".join(map(str, processes(path)[:5])) or "none yet"
+        pids = ", ".join(map(str, list_processes(path)[:5])) or "none yet"
         raise CgroupError(
             f"the cgroup {path} is in use by another supervisor (processes {pids}); stop that one, or give this "
             "one another name ([supervisor] name)"
@@ -226,24 +232,24 @@ def _hold_tree(path: str) -> int:
     return directory
 
 
-def _tree(host: Host, settings: Settings, saved: Found, children: bool) -> tuple[Tree, int]:
+def _make_tree(host: Host, settings: Settings, saved: SavedState, children: bool) -> tuple[Tree, int]:
     """Make the tree, or adopt that of an earlier supervisor; return it and its lock. Raises CgroupError."""
     path = f"{host.base}/{settings.name}"
     exists = os.path.exists(path)
-    old_path = saved.about.get("cgroup", path)
-    if old_path != path and os.path.exists(old_path) and (children or Cgroup(host, "", old_path).populated()):
+    old_path = saved.header.get("cgroup", path)
+    if old_path != path and os.path.exists(old_path) and (children or Cgroup(host, "", old_path).is_populated()):
         raise CgroupError(
             f"the last supervisor of {settings.runtime_directory} has left workloads running in {old_path}, and this "
             f"one would have {path}; start it where that one was started, or end them"
         )
     if exists:
-        os.close(_hold_tree(path))
-    adopt = exists and bool(children or saved.records or _populated(path))
-    tree = Tree.create(host, settings.name, adopt=adopt, own_leaf=old_path == path and bool(saved.about.get("leaf")))
-    return tree, _hold_tree(path)
+        os.close(_lock_tree(path))
+    adopt = exists and bool(children or saved.instances or _is_populated(path))
+    tree = Tree.create(host, settings.name, adopt=adopt, own_leaf=old_path == path and bool(saved.header.get("leaf")))
+    return tree, _lock_tree(path)
 
 
-def _populated(path: str) -> bool:
+def _is_populated(path: str) -> bool:
     return "populated 1" in Path(path, "cgroup.events").read_text()
 
 
@@ -251,7 +257,7 @@ async def _supervise(
     config: Config,
     host: Host,
     tree: Tree,
-    shared: Shared,
+    shared: SharedResources,
     signals: AsyncIterator[int],
     children: Mapping[str, list[Child]],
 ) -> None:
@@ -264,37 +270,39 @@ async def _supervise(
         "cgroup": tree.path,
         "leaf": tree.owns_leaf,
     }
-    state_file = StateFile(directory, header, partial(_tell_state, journal), saved.lines)
+    state_file = StateFile(directory, header, partial(_log_state_problem, journal), saved.lines)
     async with trio.open_nursery() as captures:
         logs = Path(config.supervisor.log_directory)
-        world = World(
+        world = ServiceContext(
             keeper,
             watcher,
             journal,
             captures,
             directory,
             state_file,
-            open_seal(directory),
+            open_keyed_digest(directory),
             logs,
-            notes=notes_left(directory),
+            offset_files=offset_files_left(directory),
         )
-        world.measures.begin(keeper)
-        captures.start_soon(reap_strangers, lambda: keeper.pid)
-        groups, placed = Groups.make(config, tree, world, saved.groups), tree.found()
+        world.measures.start(keeper)
+        captures.start_soon(reap_orphans, lambda: keeper.pid)
+        groups, placed = Groups.make(config, tree, world, saved.groups), tree.list_instances()
 
-        def actor(name: str, workload: Workload, instance: int | None) -> Actor:
-            record = saved.records.get(name, NEW)
-            in_force = resources(workload.resources, record.set)
-            limits_applied = record.limits != "" and record.limits == fingerprint(in_force)
-            return make(name, workload, instance, (tree, groups), world, in_force, placed.get(name), limits_applied)
+        def actor(name: str, workload: WorkloadConfig, instance: int | None) -> Actor:
+            record = saved.instances.get(name, NO_CHECKPOINT)
+            in_force = limits_in_force(workload.resources, record.changed_limits)
+            limits_applied = record.limits_digest != "" and record.limits_digest == limits_digest(in_force)
+            return make_instance(
+                name, workload, instance, (tree, groups), world, in_force, placed.get(name), limits_applied
+            )
 
-        actors = Roster(
+        actors = Registry(
             (name, actor(name, config.workloads[workload], instance))
-            for name, (workload, instance) in instances(config).items()
+            for name, (workload, instance) in expand_instances(config).items()
         )
         leftovers = {
-            name: actor(name, removed(name, saved.records.get(name)), None)
-            for name in dict.fromkeys([*saved.records, *children, *placed])
+            name: actor(name, placeholder_workload(name, saved.instances.get(name)), None)
+            for name in dict.fromkeys([*saved.instances, *children, *placed])
             if name not in actors
         }
         try:
@@ -308,13 +316,13 @@ async def _supervise(
                 )
                 supervisor.reloader = Reloader(supervisor, host, (tree, groups), world, leftovers)
                 nursery.start_soon(reopen_on_signal, actors.values(), journal)
-                async with supervisor.reloader.turn:  # a reload needs running actors
+                async with supervisor.reloader.lock:  # a reload needs running actors
                     unix, tcp = connections_allowed()
                     admission = Admission(keeper.protected, actors)
                     serve_api = partial(serve, admit=admission.admit, errors=errors, connections=unix)
                     await nursery.start(serve_api, app(supervisor), directory / "api.sock")
                     await serve_workloads(app(supervisor), directory, admission, errors, nursery)
-                    await _run_all(all_actors.values(), nursery)
+                    await _start_actors(all_actors.values(), nursery)
                 groups.watch()
                 if config.supervisor.metrics is not None:
                     serve_tcp = partial(serve_metrics, errors=errors, connections=tcp)
@@ -329,43 +337,43 @@ async def _supervise(
                     text = f"{alive_count} workloads of the supervisor before this one run on"
                     journal.log.warning("taken over", message=text, workloads=alive_count)
                 for leftover in leftovers.values():
-                    nursery.start_soon(_see_off, leftover, leftovers)
-                _begin(supervisor, saved)
-                announce(journal, "READY=1")
-                tell_outcome(journal, directory)
+                    nursery.start_soon(_remove_leftover, leftover, leftovers)
+                _start_workloads(supervisor, saved)
+                notify_service_manager(journal, "READY=1")
+                report_outcome(journal, directory)
                 nursery.start_soon(_until_signalled, signals, supervisor, journal, nursery.cancel_scope, leftovers)
                 if alive_count:
-                    nursery.start_soon(_verify, list(actors.values()))
+                    nursery.start_soon(_verify_limits, list(actors.values()))
                 await follow_keeper(keeper, ChainMap(actors, leftovers), supervisor, tree)
         except BaseException:  # programs run on, as after kill -9, and the next supervisor takes them over
             for running_actor in (*actors.values(), *leftovers.values()):
                 running_actor.cgroup.close()
             raise
         else:
-            await _end_all([*actors.values(), *leftovers.values()])
+            await _kill_remaining([*actors.values(), *leftovers.values()])
         finally:
             groups.close()
-        with trio.move_on_after(LAST_WORDS):
-            await supervisor.drained()
+        with trio.move_on_after(DRAIN_TIMEOUT_S):
+            await supervisor.wait_drained()
         captures.cancel_scope.cancel()
     state_file.remove()
 
 
-async def _run_all(actors: Iterable[Actor], nursery: trio.Nursery) -> None:
+async def _start_actors(actors: Iterable[Actor], nursery: trio.Nursery) -> None:
     """Start the actors in batches, so that requests are answered in between; the state of each is known already."""
     waiting = iter(actors)
-    while batch := list(itertools.islice(waiting, AT_ONCE)):
+    while batch := list(itertools.islice(waiting, STARTED_PER_CHECKPOINT)):
         for actor in batch:
             nursery.start_soon(actor.run)
         await trio.lowlevel.checkpoint()
 
 
-async def _verify(actors: Iterable[Actor]) -> None:
+async def _verify_limits(actors: Iterable[Actor]) -> None:
     """Check slowly, since there may be thousands, whether the limits that were assumed to be applied still are."""
     for actor in actors:
         began_at = time.perf_counter()
-        await actor.setter.verify()
-        await trio.sleep(LEISURE * (time.perf_counter() - began_at))
+        await actor.limit_writer.verify()
+        await trio.sleep(DUTY_FACTOR * (time.perf_counter() - began_at))
 
 
 def _report_connection(journal: Journal, level: str, fields: Mapping[str, Any]) -> None:
@@ -373,7 +381,7 @@ def _report_connection(journal: Journal, level: str, fields: Mapping[str, Any]) 
     getattr(journal.log, level)("connection error", **fields)
 
 
-def _tell_state(journal: Journal, problem: str) -> None:
+def _log_state_problem(journal: Journal, problem: str) -> None:
     """Log a problem of the state file, or that it is over ("")."""
     if problem:
         text = f"{problem}; a supervisor that is killed from now on leaves less to the next one"
@@ -382,37 +390,37 @@ def _tell_state(journal: Journal, problem: str) -> None:
         journal.log.info("state file written", message="it is up to date again")
 
 
-def _begin(supervisor: Supervisor, saved: Found) -> None:
+def _start_workloads(supervisor: Supervisor, saved: SavedState) -> None:
     """Start the workloads that are new and start by themselves, and those whose start was pending.
 
     A supervisor that was killed while it stopped everything had no request about the workloads: they start as after an
     orderly stop.
     """
     autostarting = [actor for actor in supervisor.actors.values() if actor.workload.autostart]
-    fresh = [actor for actor in autostarting if actor.name not in saved.records and not actor.life.alive]
+    fresh = [actor for actor in autostarting if actor.name not in saved.instances and not actor.lifecycle.is_alive]
     supervisor.start(extra=fresh, by="boot")
-    stopped = [actor for actor in autostarting if cut_short(actor.life)]
+    stopped = [actor for actor in autostarting if stopped_by_shutdown(actor.lifecycle)]
     names = {actor.workload.name for actor in stopped}
     for actor in stopped:
-        supervisor.launch(actor, names, "boot")
-    for name, record in saved.records.items():
-        if record.pending and name in supervisor.actors:
-            supervisor.start(extra=[supervisor.actors[name]], by=record.pending)
+        supervisor.enqueue_start(actor, names, "boot")
+    for name, record in saved.instances.items():
+        if record.pending_start and name in supervisor.actors:
+            supervisor.start(extra=[supervisor.actors[name]], by=record.pending_start)
 
 
-async def _see_off(actor: Actor, leftovers: dict[str, Actor]) -> None:
-    await see_off(actor)
+async def _remove_leftover(actor: Actor, leftovers: dict[str, Actor]) -> None:
+    await stop_removed(actor)
     del leftovers[actor.name]
 
 
-async def _end_all(actors: Iterable[Actor]) -> None:
+async def _kill_remaining(actors: Iterable[Actor]) -> None:
     """After an orderly stop, kill processes that other programs have put into the cgroups."""
-    with trio.move_on_after(LAST_WORDS, shield=True):
+    with trio.move_on_after(DRAIN_TIMEOUT_S, shield=True):
         for actor in actors:
-            if actor.cgroup.populated():
+            if actor.cgroup.is_populated():
                 actor.cgroup.kill()
         for actor in actors:
-            while actor.cgroup.populated():  # noqa: ASYNC110 - the watcher may have failed
+            while actor.cgroup.is_populated():  # noqa: ASYNC110 - the watcher may have failed
                 await trio.sleep(0.01)
             actor.cgroup.close()
 
@@ -432,19 +440,19 @@ async def _until_signalled(
     async with trio.open_nursery() as nursery:
 
         async def stop() -> None:
-            announce(journal, "STOPPING=1")
+            notify_service_manager(journal, "STOPPING=1")
             await supervisor.stop_all()
             for actor in list(leftovers.values()):
-                await actor.until(lambda life: life.state in AT_REST)
-            await supervisor.recorder.end(LAST_WORDS)
-            await supervisor.past.end()
+                await actor.wait_until(lambda life: life.state in DOWN_STATES)
+            await supervisor.recorder.close(DRAIN_TIMEOUT_S)
+            await supervisor.event_log.close()
             scope.cancel()
 
         stopping = False
         async for signum in signals:
             if signum == signal.SIGHUP:
                 if not stopping:
-                    nursery.start_soon(supervisor.reread)
+                    nursery.start_soon(supervisor.reload_on_signal)
                 continue
             journal.log.info("supervisor stopping", signal=signal.Signals(signum).name, hurry=stopping)
             if stopping:

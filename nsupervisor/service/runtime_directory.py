@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nsupervisor.config.model import Config
-from nsupervisor.service.output import STREAMS_DIRECTORY
-from nsupervisor.service.seal import NAME as KEY
+from nsupervisor.service.instance.output import STREAMS_DIRECTORY
+from nsupervisor.service.state.digest import KEY_FILE as KEY
 
 
 def _make_ours(directory: Path) -> None:

@@ -19,10 +19,10 @@ from nsupervisor.api.application import app
 from nsupervisor.api.control import UnknownName
 from nsupervisor.api.server import serve
 from nsupervisor.config.load import parse
-from nsupervisor.core.plan import plan
-from nsupervisor.metrics.formats import preferred
-from nsupervisor.service.history import History
-from nsupervisor.service.reload import Progress
+from nsupervisor.core.reload.plan import make_plan
+from nsupervisor.metrics.formats import choose_format
+from nsupervisor.service.observe.history import History
+from nsupervisor.service.reload.reload import ReloadStream
 
 
 def instance(name: str, state: str = "running", **more: Any) -> dict[str, Any]:
@@ -162,19 +162,19 @@ class Standin:
         return [stats(one, self.samples) for one in self.instances.values()]
 
     def history(self, name: str) -> dict[str, Any]:
-        lines, forgotten = self.past.of(name)
+        lines, forgotten = self.past.records_of(name)
         more = {"config": "/etc/nsupervisor.toml", "restart": "on-failure", "since": 1770000000.5}
         records = [json.loads(line) for line in lines]
         log = {"file": None, "format": "json", "streams": [], "stream": None}
         return {**self.instances[name], **more, "log": log, "forgotten": forgotten, "records": records}
 
-    def events(self, names: Any, events: Any, news: bool) -> Any:
-        return self.past.follow(names, events, news=news)
+    def events(self, names: Any, events: Any, follow: bool) -> Any:
+        return self.past.follow(names, events, news=follow)
 
     @contextmanager
-    def trace(self, names: Any, interval: Any, seconds: float, most: float) -> Any:
+    def trace(self, names: Any, interval: Any, seconds: float, max_bytes: float) -> Any:
         async def lines() -> Any:
-            asked = {"names": sorted(names or ()), "interval": interval, "seconds": seconds, "bytes": most}
+            asked = {"names": sorted(names or ()), "interval": interval, "seconds": seconds, "bytes": max_bytes}
             for line in (
                 {"trace": 1, "clock": {"monotonic": 1.0}, "asked": json.dumps(asked)},
                 {"t": 1.5, "end": "told"},
@@ -184,29 +184,31 @@ class Standin:
         yield lines()
 
     async def metrics(self, accept: str) -> tuple[bytes, str]:
-        return b"# EOF\n", preferred(accept) or "text/plain; charset=utf-8"
+        return b"# EOF\n", choose_format(accept) or "text/plain; charset=utf-8"
 
     async def plan(self, path: str | None, text: str | None) -> dict[str, Any]:
         toml = text or '[workload.db]\ncommand = ["db"]\n'
-        return plan(None, parse(toml, path or "/etc/nsupervisor.toml"), ()).plain(path or "/etc/nsupervisor.toml")
+        return make_plan(None, parse(toml, path or "/etc/nsupervisor.toml"), ()).to_json(
+            path or "/etc/nsupervisor.toml"
+        )
 
-    async def reload(self, path: str | None, text: str | None) -> Progress:
-        progress = Progress()
+    async def reload(self, path: str | None, text: str | None) -> ReloadStream:
+        progress = ReloadStream()
         found = await self.plan(path, text)
-        progress.say({"event": "plan", **found})
+        progress.write({"event": "plan", **found})
         for step in found["steps"]:
             ok = "bad" not in step["name"]
             state, message = ("running", "") if ok else ("failed", "exit code 3")
             did = {"name": step["name"], "do": step["do"], "ok": ok, "state": state, "message": message}
-            progress.say({"event": "done", **did})
+            progress.write({"event": "done", **did})
             progress.ok = progress.ok and ok
         if self.held is not None:
             await self.held.wait()
-        progress.say({"event": "end", "ok": progress.ok})
-        progress.end()
+        progress.write({"event": "end", "ok": progress.ok})
+        progress.close()
         return progress
 
-    async def upgrade(self, python: str, package: str, patience: float) -> tuple[bool, str]:
+    async def upgrade(self, python: str, package: str, timeout_s: float) -> tuple[bool, str]:
         return False, f"{package} is the version that runs"
 
     async def command(self, verb: str, name: str, **parameters: Any) -> dict[str, Any]:

@@ -9,10 +9,10 @@ import trio
 import trio.testing
 
 from nsupervisor.api.application import app
-from nsupervisor.api.http.connection import Buffered, Connection, Site
+from nsupervisor.api.http.connection import BufferBudget, Connection, ListenerState
 from nsupervisor.api.http.errors import ConnectionErrors
-from nsupervisor.api.http.hangup import Hangups
-from nsupervisor.api.http.hosts import OwnHosts
+from nsupervisor.api.http.hangup import HangupWatcher
+from nsupervisor.api.http.hosts import AllowedHosts
 from nsupervisor.api.http.messages import Application, Request, Response, Stream, json_response
 from nsupervisor.api.http.routing import Endpoint, Router
 from tests.api.standin import Standin
@@ -29,14 +29,16 @@ class Talk:
         self,
         application: Application | None = None,
         *,
-        hosts: OwnHosts | None = None,
-        buffered: Buffered | None = None,
+        hosts: AllowedHosts | None = None,
+        buffered: BufferBudget | None = None,
         streams: tuple[trio.abc.Stream, trio.abc.Stream] | None = None,
     ) -> None:
         self.client, server = streams or trio.testing.memory_stream_pair()
         self.records: Records = []
         self.errors = ConnectionErrors(lambda level, fields: self.records.append((level, fields)))
-        site = Site(application or app(Standin()), "unix", self.errors, Hangups(), hosts, buffered or Buffered())
+        site = ListenerState(
+            application or app(Standin()), "unix", self.errors, HangupWatcher(), hosts, buffered or BufferBudget()
+        )
         self.connection = Connection(server, site, identity="uid 0")
 
     async def __call__(self, data: bytes, *, half_close: bool = True) -> bytes:

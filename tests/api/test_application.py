@@ -140,7 +140,7 @@ async def test_new_records_come_at_once_and_the_stream_ends_with_the_history(cli
         for name, message in (("web@1", "not wanted"), ("db", "new")):
             standin.past.add("2026-01-31T12:00:00.000000Z", "info", "warning", {"workload": name, "message": message})
         assert (await in_thread(next, records))["message"] == "new"
-        await standin.past.end()
+        await standin.past.close()
         assert await in_thread(list, records) == []
         # Who comes later gets what is kept, and an end.
         late = await in_thread(lambda: list(client.events(["db"], follow=True)))
@@ -148,14 +148,14 @@ async def test_new_records_come_at_once_and_the_stream_ends_with_the_history(cli
 
 
 async def test_other_clients_see_a_chunked_stream_with_an_end(client, standin):
-    stream = await trio.open_unix_socket(client.path)
+    stream = await trio.open_unix_socket(client.socket_path)
     with trio.fail_after(deadline(20)):
         async with stream:
             await stream.send_all(b"GET /v1/events?follow=1 HTTP/1.1\r\nHost: x\r\n\r\n")
             answer = b""
             while b"three" not in answer:
                 answer += await stream.receive_some()
-            await standin.past.end()
+            await standin.past.close()
             while not answer.endswith(b"0\r\n\r\n"):
                 chunk = await stream.receive_some()
                 assert chunk, answer
@@ -165,7 +165,7 @@ async def test_other_clients_see_a_chunked_stream_with_an_end(client, standin):
 
 
 async def test_a_follower_that_goes_away_is_noticed(client, standin):
-    stream = await trio.open_unix_socket(client.path)
+    stream = await trio.open_unix_socket(client.socket_path)
     with trio.fail_after(deadline(20)):
         async with stream:
             await stream.send_all(b"GET /v1/events?follow=1 HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -226,7 +226,7 @@ async def test_a_client_that_goes_away_does_not_undo_its_command(client, standin
     body = b'{"names": ["web@1"]}'
     with trio.fail_after(deadline(20)):
         with socket.socket(socket.AF_UNIX) as raw:
-            raw.connect(client.path)
+            raw.connect(client.socket_path)
             raw.sendall(b"POST /v1/workloads/stop HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
             await standin.arrived.wait()
         standin.held.set()
@@ -292,7 +292,7 @@ async def test_a_bug_is_told_to_who_asked_and_logged_and_the_next_is_served(clie
 
 async def test_answers_are_json_for_other_clients_too(client):
     with socket.socket(socket.AF_UNIX) as raw:
-        raw.connect(client.path)
+        raw.connect(client.socket_path)
         raw.sendall(b"GET /v1/info HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         answer = b"".join(await in_thread(lambda: list(iter(lambda: raw.recv(65536), b""))))
     head, _, body = answer.partition(b"\r\n\r\n")

@@ -56,7 +56,7 @@ def test_nobody_there(tmp_path):
 
 def test_a_full_queue_is_waited_for(tmp_path, monkeypatch):
     """A connect to it failed at once with "Resource temporarily unavailable", although the supervisor was only busy."""
-    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    monkeypatch.setattr(module, "TIMEOUT_S", 0.05)
     with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as first:
         busy.bind(str(tmp_path / "api.sock"))
         busy.listen(0)
@@ -120,7 +120,7 @@ def test_forbidden(answering):
 
 
 def test_a_supervisor_that_is_stopped_does_not_hang_its_clients(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    monkeypatch.setattr(module, "TIMEOUT_S", 0.05)
     with socket.socket(socket.AF_UNIX) as stopped:
         stopped.bind(str(tmp_path / "api.sock"))
         stopped.listen()
@@ -133,7 +133,7 @@ def test_an_answer_in_many_pieces(tmp_path):
     body = b'{"reason": "' + b"x" * 1_000_000 + b'"}'
 
     class Connected(Client):
-        def _exchange(self, request, patience):
+        def _exchange(self, request, timeout):
             theirs.sendall(request)
             while chunk := theirs.recv(100):
                 yield chunk

@@ -8,8 +8,8 @@ import trio
 import trio.testing
 
 from nsupervisor.api.http import limits
-from nsupervisor.api.http.connection import Buffered
-from nsupervisor.api.http.hosts import OwnHosts
+from nsupervisor.api.http.connection import BufferBudget
+from nsupervisor.api.http.hosts import AllowedHosts
 from nsupervisor.api.http.messages import HTTPError, Response, Stream
 from tests.api.talking import HOST, INFO, Talk, application, body_of, echo, post, statuses
 
@@ -131,24 +131,24 @@ async def test_a_body_of_single_bytes_is_refused(autojump_clock):
 
 
 async def test_bodies_and_responses_of_all_connections_are_bounded_together(autojump_clock):
-    buffered = Buffered(limit=1000)
-    assert buffered.take(900)
+    buffered = BufferBudget(limit_bytes=1000)
+    assert buffered.reserve(900)
     talk = Talk(application(echo), buffered=buffered)
     answer = await talk(post("/", b"x" * 200))
     assert statuses(answer) == [503]
     assert talk.kinds == {"limit": 1}
-    assert buffered.used == 900  # what this connection held is released
+    assert buffered.used_bytes == 900  # what this connection held is released
     talk = Talk(application(echo), buffered=buffered)
     assert statuses(await talk(post("/", b"x" * 50) * 4)) == [200] * 4
-    assert buffered.used == 900
+    assert buffered.used_bytes == 900
 
 
 async def test_a_large_response_that_does_not_fit_is_refused(autojump_clock):
     async def large(request):
         return Response(b"x" * (limits.PIECE_SIZE + 1))
 
-    buffered = Buffered(limit=limits.PIECE_SIZE)
-    assert buffered.take(1)
+    buffered = BufferBudget(limit_bytes=limits.PIECE_SIZE)
+    assert buffered.reserve(1)
     assert statuses(await Talk(application(large), buffered=buffered)(b"GET / HTTP/1.0\r\n\r\n")) == [503]
 
 
@@ -402,13 +402,13 @@ async def test_a_defect_of_a_stream_does_not_leave_the_connection():
     ],
 )
 async def test_a_page_whose_name_resolves_to_us_could_read_the_metrics(host, status, autojump_clock):
-    talk = Talk(hosts=OwnHosts("127.0.0.1", names={"localhost", "box"}))
+    talk = Talk(hosts=AllowedHosts("127.0.0.1", names={"localhost", "box"}))
     answer = await talk(f"GET /metrics HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
     assert statuses(answer) == [status]
     assert talk.kinds == ({} if status == 200 else {"host" if status == 421 else "protocol": 1})
 
 
 async def test_the_host_of_an_absolute_target_counts(autojump_clock):
-    talk = Talk(hosts=OwnHosts("127.0.0.1", names={"localhost"}))
+    talk = Talk(hosts=AllowedHosts("127.0.0.1", names={"localhost"}))
     answer = await talk(b"GET http://evil.example/metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert statuses(answer) == [421]

@@ -2,7 +2,7 @@
 
 import trio
 
-from nsupervisor.api.http.errors import KINDS, ConnectionErrors, describe, shorten
+from nsupervisor.api.http.errors import ERROR_KINDS, ConnectionErrors, describe, shorten
 
 
 async def test_a_kind_is_logged_once_a_minute_with_the_number_of_those_that_were_not(autojump_clock):
@@ -26,7 +26,7 @@ async def test_a_kind_is_logged_once_a_minute_with_the_number_of_those_that_were
 
 async def test_defects_are_errors_and_the_rest_are_warnings():
     levels = {}
-    for kind in KINDS:
+    for kind in ERROR_KINDS:
         ConnectionErrors(lambda level, fields: levels.update({fields["kind"]: level})).count("tcp", kind, "")
     assert {kind for kind, level in levels.items() if level == "error"} == {"handler", "internal"}
 

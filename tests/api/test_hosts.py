@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from nsupervisor.api.http import hosts
-from nsupervisor.api.http.hosts import OwnHosts, is_local_address, own_names
+from nsupervisor.api.http.hosts import AllowedHosts, is_local_address, local_host_names
 
 LOCAL = {"192.0.2.7", "2001:db8::7", "::1", "255.255.255.255", "224.0.0.1", "ff02::1"}
 """What a socket can be bound to."""
@@ -34,7 +34,7 @@ LOCAL = {"192.0.2.7", "2001:db8::7", "::1", "255.255.255.255", "224.0.0.1", "ff0
     ],
 )
 def test_addresses(address, host, allowed):
-    own = OwnHosts(address, names={"localhost"}, is_local=LOCAL.__contains__)
+    own = AllowedHosts(address, names={"localhost"}, is_local=LOCAL.__contains__)
     if allowed is None:
         with pytest.raises(ValueError, match="neither a name nor an address"):
             own.allows(host)
@@ -48,9 +48,9 @@ def test_names_are_found_without_a_name_server(tmp_path, monkeypatch):
     monkeypatch.setattr(hosts, "HOSTS_FILE", str(file))
     monkeypatch.setattr(socket, "gethostname", lambda: "box")
     monkeypatch.setattr(socket, "getaddrinfo", None)
-    assert own_names() == {"localhost", "box", "box.example.com"}
+    assert local_host_names() == {"localhost", "box", "box.example.com"}
     file.unlink()
-    assert own_names() == {"localhost", "box"}
+    assert local_host_names() == {"localhost", "box"}
 
 
 def test_an_address_is_local_if_an_interface_has_it():

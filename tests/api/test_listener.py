@@ -394,7 +394,7 @@ async def test_a_half_closed_follower_gets_what_comes(tmp_path):
         while b"four" not in answer:
             answer += await stream.receive_some()
         assert standin.past.followers == 1
-        await standin.past.end()
+        await standin.past.close()
         async for piece in stream:
             answer += piece
         assert answer.endswith(b"0\r\n\r\n")

@@ -12,7 +12,7 @@ import trio
 
 from nsupervisor.api.application import app
 from nsupervisor.api.client import Client
-from nsupervisor.api.server import LONGEST_PATH, listen, serve
+from nsupervisor.api.server import MAX_PATH_BYTES, listen, serve
 from tests.api.standin import Standin
 from tests.timing import deadline
 
@@ -77,7 +77,7 @@ def test_a_file_that_is_no_socket_is_not_removed(path):
 
 
 def test_a_path_that_is_too_long_is_told(tmp_path):
-    with pytest.raises(OSError, match=f"longer than the {LONGEST_PATH} bytes"):
+    with pytest.raises(OSError, match=f"longer than the {MAX_PATH_BYTES} bytes"):
         listen(str(tmp_path / ("x" * 120)))
 
 
@@ -135,7 +135,7 @@ async def test_followers_cannot_hold_up_the_end(path):
                 standin.past.add("2026-01-31T12:00:00.000000Z", "info", "x", {"message": "x" * 1000})
                 if standin.past.followers:
                     await trio.lowlevel.checkpoint()
-            await standin.past.end()
+            await standin.past.close()
             inner.cancel_scope.cancel()
 
 

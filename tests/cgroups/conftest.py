@@ -26,7 +26,7 @@ class Programs:
         self._running: list[subprocess.Popen[str]] = []
 
     def start(self, cgroup: Cgroup, *command: str) -> "subprocess.Popen[str]":
-        files = [*cgroup.procs_files, f"{cgroup.path}/cgroup.procs"]
+        files = [*cgroup.join_files, f"{cgroup.path}/cgroup.procs"]
         process = subprocess.Popen(
             ["/bin/sh", "-c", JOIN, "sh", *files, "--", *command],
             stdin=subprocess.DEVNULL,
@@ -88,7 +88,7 @@ def tree(host: Host) -> Iterator[Tree]:
     everything = Cgroup(host, "everything", tree.path)
     everything.thaw()
     everything.kill()
-    wait_until(lambda: not everything.populated())
+    wait_until(lambda: not everything.is_populated())
     everything.close()
     tree.close()
     assert not os.path.exists(tree.path)

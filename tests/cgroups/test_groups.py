@@ -16,8 +16,8 @@ MIB = 1 << 20
 
 
 def groups(tree: Tree) -> tuple[Cgroup, Cgroup]:
-    outer = tree.group("outer", Resources(memory_max=512 * MIB, pids_max=40))
-    return outer, tree.group("inner", Resources(pids_max=8), [outer])
+    outer = tree.make_group("outer", Resources(memory_max=512 * MIB, pids_max=40))
+    return outer, tree.make_group("inner", Resources(pids_max=8), [outer])
 
 
 @pytest.mark.system
@@ -25,42 +25,48 @@ def test_members_share_the_limits_of_the_groups_around_them(tree: Tree, programs
     outer, inner = groups(tree)
     one, other = (tree.make(name, Resources(), [outer, inner]) for name in ("one", "other"))
     assert os.path.relpath(one.path, tree.path) == "group.outer/group.inner/one"
-    assert (outer.limits()["memory.max"], inner.limits()["pids.max"], one.limits()["pids.max"]) == (512 * MIB, 8, None)
+    assert (outer.read_limits()["memory.max"], inner.read_limits()["pids.max"], one.read_limits()["pids.max"]) == (
+        512 * MIB,
+        8,
+        None,
+    )
     code = "import os, time; [os.fork() or time.sleep(1000) for _ in range(5)]; time.sleep(1000)"
     programs.python(one, code)
-    wait_until(lambda: inner.read("pids.current")[""] == 6)
+    wait_until(lambda: inner.read_cached("pids.current")[""] == 6)
     programs.python(other, code)
-    wait_until(lambda: inner.read("pids.events")["max"] >= 1)  # 6 and 2 make 8: the third fork of the other is refused
-    assert len(one.procs()) == 6
-    assert outer.read("pids.current") == inner.read("pids.current")
-    assert outer.read("memory.current")[""] >= one.read("memory.current")[""]
+    wait_until(
+        lambda: inner.read_cached("pids.events")["max"] >= 1
+    )  # 6 and 2 make 8: the third fork of the other is refused
+    assert len(one.pids()) == 6
+    assert outer.read_cached("pids.current") == inner.read_cached("pids.current")
+    assert outer.read_cached("memory.current")[""] >= one.read_cached("memory.current")[""]
 
 
 def test_a_groups_events_tell_of_a_member_that_ran_out_of_memory(tree: Tree, programs: Programs) -> None:
-    outer = tree.group("outer", Resources(memory_max=32 * MIB))
+    outer = tree.make_group("outer", Resources(memory_max=32 * MIB))
     member = tree.make("member", Resources(), [outer])
     programs.python(member, "x = bytearray(200 << 20)").wait()
-    wait_until(lambda: outer.read("memory.events")["oom_kill"] >= 1)
+    wait_until(lambda: outer.read_cached("memory.events")["oom_kill"] >= 1)
 
 
 def test_a_percentage_is_of_the_smallest_limit_around(tree: Tree, host: Host) -> None:
     outer, inner = groups(tree)
     half = Resources(memory_max=Percent(50), pids_max=Percent(50))
-    assert tree.make("outside", half).limits()["pids.max"] == host.resolve("pids_max", Percent(50))
-    assert tree.make("in-outer", half, [outer]).limits() == {"memory.max": 256 * MIB, "pids.max": 20}
+    assert tree.make("outside", half).read_limits()["pids.max"] == host.resolve_percentage("pids_max", Percent(50))
+    assert tree.make("in-outer", half, [outer]).read_limits() == {"memory.max": 256 * MIB, "pids.max": 20}
     member = tree.make("in-both", half, [outer, inner])
-    assert member.limits() == {"memory.max": 256 * MIB, "pids.max": 4}
-    inner.set("pids_max", 6)
-    member.apply(half)
-    assert member.limits()["pids.max"] == 3
+    assert member.read_limits() == {"memory.max": 256 * MIB, "pids.max": 4}
+    inner.set_limit("pids_max", 6)
+    member.apply_limits(half)
+    assert member.read_limits()["pids.max"] == 3
 
 
 def test_what_percentages_of_groups_will_be_is_known_before_there_are_any(host: Host) -> None:
-    around = host.around([Resources(memory_max=512 * MIB), Resources(memory_max=Percent(50))])
+    around = host.group_limits([Resources(memory_max=512 * MIB), Resources(memory_max=Percent(50))])
     assert around == {"memory": (512 * MIB, 256 * MIB)}
     # Half of the group's is less than memory_max; half of the host's would be more, and refused.
-    assert host.problems(Resources(memory_low=Percent(50), memory_max=300 * MIB), around) == [
-        problem for problem in [host.problem("memory_low")] if problem
+    assert host.check_resources(Resources(memory_low=Percent(50), memory_max=300 * MIB), around) == [
+        problem for problem in [host.check_key("memory_low")] if problem
     ]
 
 
@@ -69,9 +75,9 @@ def test_a_limit_given_to_a_group_at_run_time_counts_for_members_that_run(tree: 
     outer, inner = groups(tree)
     member = tree.make("member", Resources(), [outer, inner])
     process = programs.start(member, "sleep", "1000")
-    wait_until(lambda: member.procs() == [process.pid])
-    outer.change(Resources(), Resources(cpu_max=(50_000, 100_000)))
-    assert outer.read("cpu.max") == {"quota": 50_000, "period": 100_000}
+    wait_until(lambda: member.pids() == [process.pid])
+    outer.change_limits(Resources(), Resources(cpu_max=(50_000, 100_000)))
+    assert outer.read_cached("cpu.max") == {"quota": 50_000, "period": 100_000}
     late = tree.make("late", Resources(), [outer, inner])
     for hierarchy, directory in outer.v1.items():
         if "cpu" in hierarchy.controllers:  # on v2 whoever is below is under it anyway
@@ -82,10 +88,10 @@ def test_a_limit_given_to_a_group_at_run_time_counts_for_members_that_run(tree: 
 
 @needs("cpuset")
 def test_a_group_that_is_pinned_to_a_cpu_pins_its_members(tree: Tree, programs: Programs) -> None:
-    outer = tree.group("outer", Resources(cpuset_cpus="0"))
+    outer = tree.make_group("outer", Resources(cpuset_cpus="0"))
     member = tree.make("member", Resources(), [outer])
     process = programs.start(member, "sleep", "1000")
-    wait_until(lambda: member.procs() == [process.pid])
+    wait_until(lambda: member.pids() == [process.pid])
     # It is listed as soon as it belongs there, and pinned a moment after.
     wait_until(lambda: os.sched_getaffinity(process.pid) == {0})
 
@@ -106,9 +112,9 @@ def test_controllers_are_handed_on_level_by_level(tree: Tree) -> None:
 def test_a_process_in_a_group_itself_is_told(tree: Tree, programs: Programs) -> None:
     os.mkdir(f"{tree.path}/group.mine")
     process = programs.start(Cgroup(tree.host, "mine", f"{tree.path}/group.mine"), "sleep", "1000")
-    wait_until(lambda: directories.members(f"{tree.path}/group.mine") == [process.pid])
+    wait_until(lambda: directories.list_own_processes(f"{tree.path}/group.mine") == [process.pid])
     with pytest.raises(CgroupError, match=f"group/mine .*{process.pid} are in it, where only cgroups may be"):
-        tree.group("mine", Resources())
+        tree.make_group("mine", Resources())
 
 
 def test_close_removes_what_is_empty_in_a_group_and_says_what_is_not(host: Host, programs: Programs) -> None:
@@ -118,14 +124,14 @@ def test_close_removes_what_is_empty_in_a_group_and_says_what_is_not(host: Host,
         busy = tree.make("busy", Resources(), [outer, inner])
         empty = tree.make("empty", Resources(cpu_weight=50), [outer])
         process = programs.start(busy, "sleep", "1000")
-        wait_until(busy.populated)
+        wait_until(busy.is_populated)
         with pytest.raises(CgroupError, match=str(process.pid)):
             tree.close()
         assert os.path.exists(busy.path)
         assert not os.path.exists(empty.path)
     finally:
         busy.kill()
-        wait_until(lambda: not busy.populated())
+        wait_until(lambda: not busy.is_populated())
         tree.close()
     assert not os.path.exists(tree.path)
 
@@ -140,17 +146,17 @@ def test_what_was_left_of_groups_is_removed_and_what_runs_is_adopted(
     outer, inner = groups(tree)
     web = tree.make("web", Resources(), [outer, inner])
     process = programs.start(web, "sleep", "1000")
-    wait_until(web.populated)
+    wait_until(web.is_populated)
     successor = Tree.create(Host.discover(), tree.name, adopt=True)
     outer, inner = groups(successor)
     again = successor.make("web", Resources(), [outer, inner])
-    assert (again.path, again.procs()) == (path, [process.pid])
+    assert (again.path, again.pids()) == (path, [process.pid])
 
 
 def test_the_host_reads_beside_every_cgroup(tree: Tree) -> None:
     web = tree.make("web", Resources())
-    memory = web.read("host.meminfo")
+    memory = web.read_cached("host.meminfo")
     assert memory["MemTotal"] >= memory["MemAvailable"] > MIB
     if os.path.exists("/proc/pressure/memory"):
-        assert web.read("host.memory.pressure")["some avg10"] >= 0
-    assert tree.root().read("memory.current")[""] >= 0
+        assert web.read_cached("host.memory.pressure")["some avg10"] >= 0
+    assert tree.root().read_cached("memory.current")[""] >= 0

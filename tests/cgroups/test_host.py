@@ -67,7 +67,7 @@ def test_a_delegated_service_on_v2_can_do_everything(pretend: Pretend) -> None:
     host = pretend.discover()
     assert (host.mode, host.base, host.at_root) == ("unified", str(own), False)
     assert sorted(host.controllers) == ["cpu", "cpuset", "io", "memory", "pids"]
-    assert host.problems(ALL) == []
+    assert host.check_resources(ALL) == []
 
 
 def test_in_the_leaf_called_supervisor_its_parent_is_the_base(pretend: Pretend) -> None:
@@ -77,28 +77,28 @@ def test_in_the_leaf_called_supervisor_its_parent_is_the_base(pretend: Pretend) 
 
 def test_a_controller_that_is_not_delegated_says_how_to_get_it(pretend: Pretend) -> None:
     pretend.v2("/user.slice/app.scope", controllers="memory pids")
-    (problem,) = pretend.discover().problems(Resources(memory_max=1 << 30, cpu_weight=50))
+    (problem,) = pretend.discover().check_resources(Resources(memory_max=1 << 30, cpu_weight=50))
     assert problem.key == "cpu_weight"
-    assert "cpu is not delegated" in problem.why
-    assert "memory, pids" in problem.why
-    assert "Delegate=yes" in problem.instead
-    assert "systemd-run" in problem.instead
+    assert "cpu is not delegated" in problem.reason
+    assert "memory, pids" in problem.reason
+    assert "Delegate=yes" in problem.remedy
+    assert "systemd-run" in problem.remedy
 
 
 def test_other_processes_in_the_own_cgroup_are_named(pretend: Pretend) -> None:
     own = pretend.v2("/user.slice/session-3.scope")
     (own / "cgroup.procs").write_text(f"1\n{os.getpid()}\n")
-    problem = pretend.discover().problems(Resources(memory_max=1 << 30))[0]
-    assert f"the cgroup {own} also holds other processes (1 (" in problem.why
-    assert "Delegate=yes" in problem.instead
+    problem = pretend.discover().check_resources(Resources(memory_max=1 << 30))[0]
+    assert f"the cgroup {own} also holds other processes (1 (" in problem.reason
+    assert "Delegate=yes" in problem.remedy
 
 
 @pytest.mark.parametrize("mode", ["ro,nosuid", "rw"])
 def test_a_read_only_tree_as_in_unprivileged_containers_is_a_problem(pretend: Pretend, mode: str) -> None:
     pretend.v2("/", options=mode)
-    problems = pretend.discover().problems(Resources(pids_max=5))
+    problems = pretend.discover().check_resources(Resources(pids_max=5))
     assert [problem.key for problem in problems] == (["pids_max"] if mode != "rw" else [])
-    assert all("mounted read-only" in problem.why for problem in problems)
+    assert all("mounted read-only" in problem.reason for problem in problems)
 
 
 def test_hybrid_hosts_have_no_honest_equivalent_of_two_keys(pretend: Pretend) -> None:
@@ -107,19 +107,19 @@ def test_hybrid_hosts_have_no_honest_equivalent_of_two_keys(pretend: Pretend) ->
         pretend.v1(name)
     host = pretend.discover()
     assert host.mode == "hybrid"
-    high, group = host.problems(ALL)
+    high, group = host.check_resources(ALL)
     assert (high.key, group.key) == ("memory_high", "memory_oom_group")
-    assert high.why == "needs cgroup v2; this host has memory on v1"
-    assert "memory_max" in high.instead
-    assert "oom_kill" in group.instead
+    assert high.reason == "needs cgroup v2; this host has memory on v1"
+    assert "memory_max" in high.remedy
+    assert "oom_kill" in group.remedy
 
 
 def test_a_controller_mounted_nowhere_says_how_to_mount_it(pretend: Pretend) -> None:
     pretend.v2(controllers="")
     pretend.v1("memory")
-    (problem,) = pretend.discover().problems(Resources(pids_max=5))
-    assert "neither" in problem.why
-    assert "mount -t cgroup -o pids" in problem.instead
+    (problem,) = pretend.discover().check_resources(Resources(pids_max=5))
+    assert "neither" in problem.reason
+    assert "mount -t cgroup -o pids" in problem.remedy
 
 
 def test_a_controller_may_be_on_v2_while_others_are_on_v1(pretend: Pretend) -> None:
@@ -127,7 +127,7 @@ def test_a_controller_may_be_on_v2_while_others_are_on_v1(pretend: Pretend) -> N
     pretend.v1("pids")
     host = pretend.discover()
     assert {name: one.hierarchy.version for name, one in host.controllers.items()} == {"memory": 2, "pids": 1}
-    assert host.problems(Resources(memory_high=1 << 20, pids_max=5)) == []
+    assert host.check_resources(Resources(memory_high=1 << 20, pids_max=5)) == []
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_cpus_that_are_not_there_are_a_problem_before_anything_starts(
     (own / "cpuset.cpus.effective").write_text("0-1\n")
     if version == 1:
         (pretend.v1("cpuset") / "cpuset.cpus").write_text("0-1\n")
-    problems = pretend.discover().problems(Resources(cpuset_cpus=cpus))
+    problems = pretend.discover().check_resources(Resources(cpuset_cpus=cpus))
     told = f'cpuset_cpus: not all of the CPUs "{cpus}" are there for it; write some of 0-1'
     assert [str(problem) for problem in problems] == ([] if fits else [told])
 
@@ -149,8 +149,8 @@ def test_v1_alone_is_refused_with_what_to_do(pretend: Pretend) -> None:
     pretend.v1("memory")
     host = pretend.discover()
     assert host.mode == "legacy"
-    (problem,) = host.problems(Resources(memory_max=1 << 30))
-    assert "mount -t cgroup2" in problem.instead
+    (problem,) = host.check_resources(Resources(memory_max=1 << 30))
+    assert "mount -t cgroup2" in problem.remedy
     with pytest.raises(CgroupError, match="mount -t cgroup2"):
         Tree.create(host, "anything")
 
@@ -164,23 +164,23 @@ def test_an_own_cgroup_that_was_removed_is_said_so(pretend: Pretend) -> None:
 def test_a_threaded_cgroup_cannot_hand_out_controllers(pretend: Pretend) -> None:
     own = pretend.v2("/threads")
     (own / "cgroup.type").write_text("threaded\n")
-    assert "not a domain cgroup" in pretend.discover().problems(Resources(memory_max=1 << 30))[0].why
+    assert "not a domain cgroup" in pretend.discover().check_resources(Resources(memory_max=1 << 30))[0].reason
 
 
 def test_problems_read_as_sentences(pretend: Pretend) -> None:
     pretend.v2("/a", controllers="")
-    (problem,) = pretend.discover().problems(Resources(pids_max=5))
-    assert str(problem) == f"pids_max: {problem.why}; {problem.instead}"
+    (problem,) = pretend.discover().check_resources(Resources(pids_max=5))
+    assert str(problem) == f"pids_max: {problem.reason}; {problem.remedy}"
 
 
 def test_nothing_set_is_no_problem_anywhere(pretend: Pretend) -> None:
     pretend.v1("memory")
-    assert pretend.discover().problems(Resources()) == []
+    assert pretend.discover().check_resources(Resources()) == []
 
 
 @needs("cgroup", "memory", "pids")
 def test_this_host_limits_memory_and_processes(host: Host) -> None:
-    assert host.problems(Resources(memory_max=1 << 30, pids_max=5)) == []
+    assert host.check_resources(Resources(memory_max=1 << 30, pids_max=5)) == []
     assert host.mode in ("unified", "hybrid")
 
 
@@ -190,4 +190,4 @@ def test_a_controller_that_the_kernel_lacks_is_not_to_be_mounted():
     built_in = [line.split()[0] for line in Path("/proc/cgroups").read_text().splitlines()[1:]]
     host = Host.discover()._replace(controllers={})
     for name in ("misc", "rdma", "pids"):
-        assert ("mount it" in str(host.problem(f"{name}_max"))) == (name in built_in)
+        assert ("mount it" in str(host.check_key(f"{name}_max"))) == (name in built_in)

@@ -12,8 +12,8 @@ import attrs
 import pytest
 
 from nsupervisor.cgroups import Cgroup, CgroupError, Host, Tree
-from nsupervisor.cgroups.devices import disk
-from nsupervisor.cgroups.errors import UnfitError
+from nsupervisor.cgroups.devices import resolve_disk
+from nsupervisor.cgroups.errors import UnsupportedValueError
 from nsupervisor.config.model import IoLatency, IoMax, RdmaMax, Resources
 from nsupervisor.config.units import Percent
 from tests.cgroups.conftest import Programs, wait_until
@@ -26,7 +26,7 @@ M = 1 << 20
 
 
 def keys_refused(host: Host, **values: Any) -> dict[str, str]:
-    return {problem.key: str(problem) for problem in host.problems(Resources(**values))}
+    return {problem.key: str(problem) for problem in host.check_resources(Resources(**values))}
 
 
 # memory ------------------------------------------------------------------------------------------------------------
@@ -40,12 +40,12 @@ def test_every_limit_of_memory_is_set_changed_and_lifted(tree: Tree) -> None:
     )  # fmt: skip
     web = tree.make("web", before)
     files = ("memory.min", "memory.low", "memory.high", "memory.max", "memory.swap.max", "memory.oom.group")
-    assert [web.read(file)[""] for file in files] == [1 * M, 2 * M, 30 * M, 40 * M, 0, 1]
+    assert [web.read_cached(file)[""] for file in files] == [1 * M, 2 * M, 30 * M, 40 * M, 0, 1]
     after = Resources(memory_high=50 * M, memory_max=60 * M, memory_swap_max=5 * M)
-    web.change(before, after)
-    assert [web.read(file)[""] for file in files] == [0, 0, 50 * M, 60 * M, 5 * M, 0]
-    web.change(after, Resources())
-    assert [web.read(file)[""] for file in files] == [0, 0, inf, inf, inf, 0]
+    web.change_limits(before, after)
+    assert [web.read_cached(file)[""] for file in files] == [0, 0, 50 * M, 60 * M, 5 * M, 0]
+    web.change_limits(after, Resources())
+    assert [web.read_cached(file)[""] for file in files] == [0, 0, inf, inf, inf, 0]
 
 
 @needs("hybrid")
@@ -67,14 +67,14 @@ def test_what_v1_has_no_equivalent_of_is_refused_with_the_way_out(host: Host, tr
 @needs("hybrid")
 def test_swap_on_v1_is_what_is_above_memory_and_follows_it(host: Host, tree: Tree) -> None:
     given = Resources(memory_max=10 * M, memory_swap_max=5 * M)
-    if problems := host.problems(given):
+    if problems := host.check_resources(given):
         pytest.skip(str(problems[0]))
     web = tree.make("web", given)
     (directory,) = [web.v1[one] for one in web.v1 if "memory" in one.controllers]
     both = Path(f"{directory}/memory.memsw.limit_in_bytes")
 
     def now() -> tuple[float, float, str]:
-        return web.read("memory.max")[""], web.read("memory.swap.max")[""], both.read_text().strip()
+        return web.read_cached("memory.max")[""], web.read_cached("memory.swap.max")[""], both.read_text().strip()
 
     assert now() == (10 * M, 5 * M, str(15 * M))
     for after in (  # the kernel refuses memory above memory and swap, so that the order matters both ways
@@ -83,13 +83,13 @@ def test_swap_on_v1_is_what_is_above_memory_and_follows_it(host: Host, tree: Tre
         Resources(memory_max=4 * M, memory_swap_max=60 * M),
         Resources(memory_max=64 * M, memory_swap_max=1 * M),
     ):
-        web.change(given, after)
+        web.change_limits(given, after)
         assert now()[:2] == (after.memory_max, after.memory_swap_max)
         given = after
-    web.change(given, Resources())
+    web.change_limits(given, Resources())
     assert now()[:2] == (inf, inf)
     with pytest.raises(CgroupError, match=r"memory and swap together; set memory_max as well"):
-        web.change(Resources(), Resources(memory_swap_max=0))
+        web.change_limits(Resources(), Resources(memory_swap_max=0))
     with pytest.raises(CgroupError, match=r"memory and swap together"):
         tree.make("other", Resources(memory_swap_max=0))
 
@@ -100,7 +100,7 @@ def test_percentages_are_of_what_the_host_has(tree: Tree) -> None:
     line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
     all_memory = int(line.split()[1]) * 1024
     all_pids = min(int(Path(f"/proc/sys/kernel/{name}").read_text()) for name in ("pid_max", "threads-max"))
-    limits = web.limits()
+    limits = web.read_limits()
     assert 0 < limits["memory.max"] <= all_memory // 2
     assert 0 < limits["pids.max"] <= all_pids // 2
     if tree.host.mode == "unified":  # nothing around us in the virtual machine
@@ -113,8 +113,8 @@ def test_percentages_are_of_the_smallest_limit_around(host: Host, tree: Tree) ->
     Path(f"{tree.path}/pids.max").write_text("50")
     around = host._replace(base=tree.path)
     half = Percent(Decimal(50))
-    assert (around.resolve("memory_max", half), around.resolve("pids_max", half)) == (50 * M, 25)
-    problems = around.problems(Resources(memory_high=half, memory_max=10 * M))
+    assert (around.resolve_percentage("memory_max", half), around.resolve_percentage("pids_max", half)) == (50 * M, 25)
+    problems = around.check_resources(Resources(memory_high=half, memory_max=10 * M))
     assert [str(one) for one in problems] == [
         "memory_high: 50M is above memory_max (10M), so it would never be reached; write a size below it"
     ]
@@ -128,14 +128,14 @@ def test_idle_is_a_weight_and_can_be_taken_back(tree: Tree) -> None:
     web = tree.make("web", Resources(cpu_weight="idle"))
     idle = Path(f"{web.directory('cpu.weight')}/cpu.idle")
     assert idle.read_text() == "1\n"
-    web.change(Resources(cpu_weight="idle"), Resources(cpu_weight=300))
-    assert (idle.read_text(), web.read("cpu.weight")) == ("0\n", {"": 300})
-    web.change(Resources(cpu_weight=300), Resources(cpu_weight="idle"))
-    web.change(Resources(cpu_weight="idle"), Resources())
-    assert (idle.read_text(), web.read("cpu.weight")) == ("0\n", {"": 100})
-    web.set("cpu_weight", "idle")
+    web.change_limits(Resources(cpu_weight="idle"), Resources(cpu_weight=300))
+    assert (idle.read_text(), web.read_cached("cpu.weight")) == ("0\n", {"": 300})
+    web.change_limits(Resources(cpu_weight=300), Resources(cpu_weight="idle"))
+    web.change_limits(Resources(cpu_weight="idle"), Resources())
+    assert (idle.read_text(), web.read_cached("cpu.weight")) == ("0\n", {"": 100})
+    web.set_limit("cpu_weight", "idle")
     web.close()
-    assert tree.make("web", Resources()).read("cpu.weight") == {"": 100}  # no longer configured
+    assert tree.make("web", Resources()).read_cached("cpu.weight") == {"": 100}  # no longer configured
 
 
 @needs("cpu")
@@ -145,13 +145,13 @@ def test_a_burst_follows_the_quota_up_and_down(tree: Tree) -> None:
     web = tree.make("web", given)
     for quota, burst in ((20000, 10000), (90000, 80000), (80000, 80000), (10000, None), (None, None)):
         after = Resources(cpu_max=(quota, 100000), cpu_max_burst=burst)
-        web.change(given, after)
-        assert web.read("cpu.max")["quota"] == (quota or inf)
-        assert web.read("cpu.max.burst")[""] == (burst or 0)
+        web.change_limits(given, after)
+        assert web.read_cached("cpu.max")["quota"] == (quota or inf)
+        assert web.read_cached("cpu.max.burst")[""] == (burst or 0)
         given = after
     with pytest.raises(CgroupError, match=r"cpu.max.burst of web to 90000: more than the quota of cpu.max"):
-        web.change(given, Resources(cpu_max=(50000, 100000), cpu_max_burst=90000))
-    assert (web.read("cpu.max")["quota"], web.read("cpu.max.burst")[""]) == (inf, 0)
+        web.change_limits(given, Resources(cpu_max=(50000, 100000), cpu_max_burst=90000))
+    assert (web.read_cached("cpu.max")["quota"], web.read_cached("cpu.max.burst")[""]) == (inf, 0)
 
 
 @needs("cpuset")
@@ -159,9 +159,9 @@ def test_memory_nodes_are_set_and_unknown_ones_refused(tree: Tree, programs: Pro
     web = tree.make("web", Resources(cpuset_mems="0"))
     process = programs.start(web, "sleep", "1000")
     wait_until(lambda: "Mems_allowed_list:\t0\n" in Path(f"/proc/{process.pid}/status").read_text())
-    web.change(Resources(cpuset_mems="0"), Resources())
+    web.change_limits(Resources(cpuset_mems="0"), Resources())
     with pytest.raises(CgroupError, match=r"not all of the memory nodes .63. are there for it; write some of 0"):
-        web.change(Resources(), Resources(cpuset_mems="63"))
+        web.change_limits(Resources(), Resources(cpuset_mems="63"))
 
 
 @needs("cgroup_v2", "cpuset", "kernel:6.7")
@@ -180,7 +180,7 @@ def test_a_partition_takes_its_cpus_away_from_the_others(tree: Tree) -> None:
     with pytest.raises(CgroupError, match=r"cannot set cpuset.cpus of second to 1: web has the CPUs 1 for itself"):
         tree.make("second", given)
     assert Path(f"{web.path}/cpuset.cpus.partition").read_text() == "root\n"
-    web.change(given, Resources(cpuset_cpus="1"))
+    web.change_limits(given, Resources(cpuset_cpus="1"))
     assert Path(f"{web.path}/cpuset.cpus.partition").read_text() == "member\n"
     assert others() == Path("/sys/devices/system/cpu/online").read_text().strip()
 
@@ -194,8 +194,8 @@ def test_paths_without_a_disk_are_refused_in_words() -> None:
         ("/dev/null", "/dev/null is a character device, not a disk; write a file or directory"),
         ("/nonexistent", "cannot look at /nonexistent: No such file or directory; write a path that is there"),
     ):
-        with pytest.raises(UnfitError) as caught:
-            disk(path)
+        with pytest.raises(UnsupportedValueError) as caught:
+            resolve_disk(path)
         assert str(caught.value).startswith(message)
 
 
@@ -208,7 +208,7 @@ def test_a_partition_s_file_is_on_the_whole_disk(tmp_path: Path) -> None:
     (partition.parent / "dev").write_text("8:0\n")
     (tmp_path / "dev" / "block").mkdir(parents=True)
     (tmp_path / "dev" / "block" / name).symlink_to(partition)
-    assert disk(str(tmp_path), sys=str(tmp_path)) == "8:0"
+    assert resolve_disk(str(tmp_path), sysfs=str(tmp_path)) == "8:0"
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ def device() -> Iterator[str]:
 @needs("io")
 def test_a_path_without_a_disk_is_a_problem_of_its_key(host: Host, tree: Tree) -> None:
     given = Resources(io_max=(IoMax(device="/proc", rbps=M),))
-    (problem,) = host.problems(given)
+    (problem,) = host.check_resources(given)
     assert str(problem).startswith("io_max: /proc is on the file system proc, which has no one disk behind it; write ")
     with pytest.raises(CgroupError, match=r"cannot set io.max of web: /proc is on the file system proc"):
         tree.make("web", given)
@@ -233,17 +233,22 @@ def test_a_path_without_a_disk_is_a_problem_of_its_key(host: Host, tree: Tree) -
 
 @needs("io")
 def test_speeds_of_disks_are_set_changed_and_lifted(tree: Tree, device: str) -> None:
-    name = disk(device)
+    name = resolve_disk(device)
     given = Resources(io_max=(IoMax(device=device, rbps=M, wiops=50),))
     web = tree.make("web", given)
-    assert web.read("io.max") == {f"{name} rbps": M, f"{name} wbps": inf, f"{name} riops": inf, f"{name} wiops": 50}
+    assert web.read_cached("io.max") == {
+        f"{name} rbps": M,
+        f"{name} wbps": inf,
+        f"{name} riops": inf,
+        f"{name} wiops": 50,
+    }
     after = Resources(io_max=(IoMax(device=device, rbps=2 * M, wbps=3 * M),))
-    web.change(given, after)
-    assert web.read("io.max") == {
+    web.change_limits(given, after)
+    assert web.read_cached("io.max") == {
         f"{name} rbps": 2 * M, f"{name} wbps": 3 * M, f"{name} riops": inf, f"{name} wiops": inf
     }  # fmt: skip
-    web.change(after, Resources())
-    assert set(web.read("io.max").values()) <= {inf}
+    web.change_limits(after, Resources())
+    assert set(web.read_cached("io.max").values()) <= {inf}
 
 
 @needs("io", "cgroup_v2")
@@ -254,9 +259,9 @@ def test_a_latency_of_disks_is_set_and_lifted_where_the_kernel_has_it(tree: Tree
             tree.make("web", given)
         return
     web = tree.make("web", given)
-    assert web.read("io.latency") == {f"{disk(device)} target": 5000}
-    web.change(given, Resources())
-    assert web.read("io.latency") == {}
+    assert web.read_cached("io.latency") == {f"{resolve_disk(device)} target": 5000}
+    web.change_limits(given, Resources())
+    assert web.read_cached("io.latency") == {}
 
 
 READ = """
@@ -300,15 +305,15 @@ def scheduler(device: str) -> Iterator[Path]:
 
 @needs("io")
 def test_weights_of_disks_go_to_who_weighs(tree: Tree, device: str, scheduler: Path) -> None:
-    if tree.host.problem("io_weight"):
-        pytest.skip(str(tree.host.problem("io_weight")))
+    if tree.host.check_key("io_weight"):
+        pytest.skip(str(tree.host.check_key("io_weight")))
     given = Resources(io_weight={"default": 300, device: 50})
     web = tree.make("web", given)
-    assert web.read("io.weight") == {"default": 300, disk(device): 50}
-    web.change(given, Resources(io_weight={"default": 40}))
-    assert web.read("io.weight") == {"default": 40}
+    assert web.read_cached("io.weight") == {"default": 300, resolve_disk(device): 50}
+    web.change_limits(given, Resources(io_weight={"default": 40}))
+    assert web.read_cached("io.weight") == {"default": 40}
     with pytest.raises(CgroupError, match="takes weights up to 1000; write smaller ones"):
-        web.change(Resources(), Resources(io_weight={"default": 2000}))
+        web.change_limits(Resources(), Resources(io_weight={"default": 2000}))
 
 
 @needs("io")
@@ -327,12 +332,12 @@ def test_weights_that_nobody_weighs_are_refused(host: Host) -> None:
 def test_huge_pages_are_limited(host: Host, tree: Tree) -> None:
     given = Resources(hugetlb={"2MB_max": 4 * M})
     web = tree.make("web", given)
-    assert web.read("hugetlb.2MB.max") == {"": 4 * M}
+    assert web.read_cached("hugetlb.2MB.max") == {"": 4 * M}
     after = Resources(hugetlb={"2MB_max": 5 * M})  # rounded down to whole pages
-    web.change(given, after)
-    assert web.read("hugetlb.2MB.max") == {"": 4 * M}
-    web.change(after, Resources())
-    assert web.read("hugetlb.2MB.max") == {"": inf}
+    web.change_limits(given, after)
+    assert web.read_cached("hugetlb.2MB.max") == {"": 4 * M}
+    web.change_limits(after, Resources())
+    assert web.read_cached("hugetlb.2MB.max") == {"": inf}
     assert "no huge pages of this size" in keys_refused(host, hugetlb={"32MB_max": 1}).get("hugetlb_32MB_max", "")
 
 
@@ -357,12 +362,12 @@ def test_raw_files_are_written_as_they_are_and_put_back(tree: Tree) -> None:
     assert (high.read_text(), below.read_text()) == (f"{8 * M}\n", "5\n")
     before = Resources(unified={"memory.swap.high": str(8 * M)})
     with pytest.raises(CgroupError, match=r"memory\.nonsense"):
-        web.change(before, Resources(unified={"memory.swap.high": "4096", "memory.nonsense": "1"}))
+        web.change_limits(before, Resources(unified={"memory.swap.high": "4096", "memory.nonsense": "1"}))
     assert high.read_text() == f"{8 * M}\n"
-    web.set("unified.memory.swap.high", None)
+    web.set_limit("unified.memory.swap.high", None)
     assert high.read_text() == "max\n"
     with pytest.raises(CgroupError, match=r"cannot set cpu\.weight\.nice of web to 100: "):
-        web.set("unified.cpu.weight.nice", "100")
+        web.set_limit("unified.cpu.weight.nice", "100")
 
 
 @needs("cpu")
@@ -370,29 +375,29 @@ def test_a_change_is_all_or_nothing(tree: Tree) -> None:
     given = Resources(memory_max=64 * M, pids_max=10)
     web = tree.make("web", given)
     with pytest.raises(CgroupError, match=r"cannot set cpu\.max of web to .*: out of the kernel's range"):
-        web.change(given, Resources(memory_max=32 * M, pids_max=20, cpu_max=(1000, 10)))
-    assert web.limits() == {"memory.max": 64 * M, "pids.max": 10}
-    web.change(given, Resources(pids_max=20))
-    assert web.limits() == {"memory.max": None, "pids.max": 20}
+        web.change_limits(given, Resources(memory_max=32 * M, pids_max=20, cpu_max=(1000, 10)))
+    assert web.read_limits() == {"memory.max": 64 * M, "pids.max": 10}
+    web.change_limits(given, Resources(pids_max=20))
+    assert web.read_limits() == {"memory.max": None, "pids.max": 20}
 
 
 def test_a_cgroup_made_anew_has_the_limits_it_is_given(tree: Tree) -> None:
     web = tree.make("web", Resources(pids_max=10))
-    web.change(Resources(pids_max=10), Resources(pids_max=20, memory_max=64 * M))
-    web.renew(Resources(pids_max=20, memory_max=64 * M))
-    assert web.limits() == {"memory.max": 64 * M, "pids.max": 20}
+    web.change_limits(Resources(pids_max=10), Resources(pids_max=20, memory_max=64 * M))
+    web.recreate(Resources(pids_max=20, memory_max=64 * M))
+    assert web.read_limits() == {"memory.max": 64 * M, "pids.max": 20}
 
 
 @needs("hybrid")
 def test_memory_in_use_is_not_taken_away_on_v1(tree: Tree, programs: Programs) -> None:
     web = tree.make("web", Resources())
     programs.python(web, f"import time\nkept = b'x' * {64 * M}\ntime.sleep(1000)")
-    wait_until(lambda: web.read("memory.current")[""] > 64 * M)
+    wait_until(lambda: web.read_cached("memory.current")[""] > 64 * M)
     with pytest.raises(
         CgroupError, match=r"memory\.max of web to 8M: more than that is in use and cannot be reclaimed"
     ):
-        web.change(Resources(), Resources(memory_max=8 * M))
-    assert web.limits()["memory.max"] is None
+        web.change_limits(Resources(), Resources(memory_max=8 * M))
+    assert web.read_limits()["memory.max"] is None
 
 
 SWAP = """
@@ -420,8 +425,8 @@ def test_swap_is_what_makes_a_limit_of_memory_bearable(tree: Tree, programs: Pro
     without = tree.make("without", Resources(memory_max=64 * M, memory_swap_max=0))
     first, second = programs.python(with_swap, SWAP), programs.python(without, SWAP)
     assert first.stdout.readline() == "done\n"
-    assert with_swap.read("memory.swap.current")[""] > 16 * M
+    assert with_swap.read_cached("memory.swap.current")[""] > 16 * M
     assert second.wait(deadline(30)) == -9
-    assert without.read("memory.events")["oom_kill"] == 1
+    assert without.read_cached("memory.events")["oom_kill"] == 1
     first.kill()
     first.wait()

@@ -8,7 +8,7 @@ import pytest
 
 from nsupervisor.cgroups import Host, Tree
 from nsupervisor.cgroups.membership import instance_of, shown_path, tree_cgroups
-from nsupervisor.cgroups.mounts import Mount, own_directory
+from nsupervisor.cgroups.mounts import CgroupMount, own_directory
 from nsupervisor.config.model import Resources
 from nsupervisor.linux.peers import below, cgroups_of
 from tests.needs import needs
@@ -17,8 +17,8 @@ NONE: frozenset[str] = frozenset()
 MEMORY = frozenset({"memory"})
 
 
-def mount(point: str, root: str = "/", version: int = 2, controllers: frozenset[str] = NONE) -> Mount:
-    return Mount(version, point, root, controllers, read_only=False)
+def mount(point: str, root: str = "/", version: int = 2, controllers: frozenset[str] = NONE) -> CgroupMount:
+    return CgroupMount(version, point, root, controllers, read_only=False)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def mount(point: str, root: str = "/", version: int = 2, controllers: frozenset[
         ([mount("/c2")], "/c/tree", None),
     ],
 )
-def test_a_directory_as_proc_shows_it(mounts: list[Mount], directory: str, shown: str | None) -> None:
+def test_a_directory_as_proc_shows_it(mounts: list[CgroupMount], directory: str, shown: str | None) -> None:
     assert shown_path(mounts, 2, NONE, directory) == shown
     if shown is not None and ".." not in shown:
         assert directory in {own_directory(one, shown) for one in mounts if one.version == 2}

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.cgroups.mounts import Hierarchy, Mount, hierarchies, own_directory, parse_memberships, parse_mountinfo
+from nsupervisor.cgroups.mounts import (
+    CgroupMount,
+    Hierarchy,
+    find_hierarchies,
+    own_directory,
+    parse_memberships,
+    parse_mountinfo,
+)
 
 SYSTEMD_V2 = (
     """\
@@ -88,7 +95,7 @@ WSL_2 = (
 
 def directories(recording: tuple[str, str]) -> dict[str, str]:
     """{"v2" or the v1 controllers: the own directory}."""
-    found = hierarchies(parse_mountinfo(recording[0]), parse_memberships(recording[1]))
+    found = find_hierarchies(parse_mountinfo(recording[0]), parse_memberships(recording[1]))
     return {",".join(sorted(one.controllers)) or "v2": one.directory for one in found}
 
 
@@ -147,17 +154,17 @@ def test_read_only_mounts_are_known_as_such() -> None:
 
 def test_of_two_mounts_the_writable_one_wins() -> None:
     text = CONTAINER_WITH_NAMESPACE[0] + "700 612 0:27 / /mnt/cgroup rw,relatime - cgroup2 none rw\n"
-    (one,) = hierarchies(parse_mountinfo(text), parse_memberships("0::/\n"))
+    (one,) = find_hierarchies(parse_mountinfo(text), parse_memberships("0::/\n"))
     assert one == Hierarchy(2, frozenset(), "/mnt/cgroup", "/mnt/cgroup", False)
 
 
 def test_a_mount_made_outside_of_the_namespace_does_not_show_where_one_is() -> None:
-    mount = Mount(2, "/sys/fs/cgroup", "/..", frozenset(), False)
+    mount = CgroupMount(2, "/sys/fs/cgroup", "/..", frozenset(), False)
     assert own_directory(mount, "/") is None
 
 
 def test_a_process_outside_of_its_namespace_is_not_looked_for() -> None:
-    mount = Mount(2, "/sys/fs/cgroup", "/", frozenset(), False)
+    mount = CgroupMount(2, "/sys/fs/cgroup", "/", frozenset(), False)
     assert own_directory(mount, "/../other") is None
 
 
@@ -176,7 +183,7 @@ names = st.text("abc.-", min_size=1, max_size=5).filter(lambda name: name.strip(
 
 @given(st.lists(names, max_size=4), st.lists(names, max_size=4))
 def test_a_mount_of_a_part_shows_what_is_below_that_part(root: list[str], below: list[str]) -> None:
-    mount = Mount(2, "/m", "/" + "/".join(root), frozenset(), False)
+    mount = CgroupMount(2, "/m", "/" + "/".join(root), frozenset(), False)
     path = "/" + "/".join([*root, *below])
     assert own_directory(mount, path) == "/".join(["/m", *below])
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.cgroups.parsing import number, parse, parse_cpu_list, parse_flat, parse_nested, parse_single
+from nsupervisor.cgroups.parsing import parse_cpu_list, parse_file, parse_flat, parse_nested, parse_number, parse_single
 
 keys = st.text(string.ascii_lowercase + "_", min_size=1, max_size=12)
 counts = st.integers(0, 2**64 - 1)
@@ -44,7 +44,7 @@ counts = st.integers(0, 2**64 - 1)
     ],
 )
 def test_reads_what_the_kernel_writes(file: str, text: str, values: dict[str, float]) -> None:
-    assert parse(file, text) == values
+    assert parse_file(file, text) == values
 
 
 @given(st.dictionaries(keys, counts))
@@ -65,13 +65,13 @@ def test_single_values_read_back(value: int | str) -> None:
 
 @given(counts)
 def test_large_counters_keep_every_digit(value: int) -> None:
-    assert str(number(str(value))) == str(value)
+    assert str(parse_number(str(value))) == str(value)
 
 
 @given(st.sampled_from(["pids.current", "memory.events", "memory.pressure", "cpu.max"]), st.text(max_size=60))
 def test_any_other_text_is_a_value_error(file: str, text: str) -> None:
     try:
-        values = parse(file, text)
+        values = parse_file(file, text)
     except ValueError:
         return
     assert all(isinstance(value, int | float) and not math.isnan(value) for value in values.values())

@@ -28,10 +28,10 @@ def test_an_empty_left_over_is_made_anew(host: Host, tree: Tree) -> None:
 def test_a_populated_tree_is_somebody_elses_and_refused(host: Host, tree: Tree, programs: Programs) -> None:
     web = tree.make("web", Resources())
     process = programs.start(web, "sleep", "1000")
-    wait_until(web.populated)
+    wait_until(web.is_populated)
     with pytest.raises(CgroupError, match=f"in use by another supervisor .*{process.pid}.*another name"):
         Tree.create(host, tree.name)
-    assert web.populated()
+    assert web.is_populated()
 
 
 def test_a_populated_tree_of_ours_is_adopted_with_its_workloads(host: Host, tree: Tree, programs: Programs) -> None:
@@ -40,8 +40,8 @@ def test_a_populated_tree_of_ours_is_adopted_with_its_workloads(host: Host, tree
     process = programs.start(Cgroup(host, "web", f"{tree.path}/web"), "sleep", "1000")
     successor = Tree.create(Host.discover(), tree.name, adopt=True)
     web = successor.make("web", Resources(memory_max=64 << 20))
-    wait_until(lambda: web.procs() == [process.pid])
-    assert web.limits()["memory.max"] == 64 << 20
+    wait_until(lambda: web.pids() == [process.pid])
+    assert web.read_limits()["memory.max"] == 64 << 20
     web.close()
 
 
@@ -50,13 +50,13 @@ def test_close_says_what_still_runs_and_can_be_called_again(host: Host, programs
     try:
         empty, busy = tree.make("empty", Resources()), tree.make("busy", Resources())
         process = programs.start(busy, "sleep", "1000")
-        wait_until(busy.populated)
+        wait_until(busy.is_populated)
         with pytest.raises(CgroupError, match=str(process.pid)):
             tree.close()
         assert not os.path.exists(empty.path)
     finally:
         busy.kill()
-        wait_until(lambda: not busy.populated())
+        wait_until(lambda: not busy.is_populated())
         tree.close()
     assert not os.path.exists(tree.path)
 
@@ -84,21 +84,21 @@ def test_hierarchies_are_joined_only_for_what_they_are_needed(tree: Tree) -> Non
 def test_a_hierarchy_is_joined_by_what_runs_when_a_limit_first_needs_it(tree: Tree, programs: Programs) -> None:
     web = tree.make("web", Resources())
     process = programs.python(web, "import os, time\nos.fork()\nos.fork()\ntime.sleep(1000)")
-    wait_until(lambda: len(web.procs()) == 4)
+    wait_until(lambda: len(web.pids()) == 4)
     before = Path(f"/proc/{process.pid}/cgroup").read_text()
-    web.set("cpu_weight", 50)
-    assert web.read("cpu.weight") == {"": 50}
+    web.set_limit("cpu_weight", 50)
+    assert web.read_cached("cpu.weight") == {"": 50}
     (directory,) = [web.v1[one] for one in web.v1 if "cpu" in one.controllers]
-    assert sorted(map(int, Path(f"{directory}/cgroup.procs").read_text().split())) == sorted(web.procs())
+    assert sorted(map(int, Path(f"{directory}/cgroup.procs").read_text().split())) == sorted(web.pids())
     assert Path(f"/proc/{process.pid}/cgroup").read_text() != before
-    assert f"{directory}/tasks" in web.procs_files
+    assert f"{directory}/tasks" in web.join_files
 
 
 @needs("hybrid", "cpuset")
 def test_a_v1_cpuset_has_memory_nodes_before_anybody_joins(tree: Tree, programs: Programs) -> None:
     web = tree.make("web", Resources(cpuset_cpus="0"))
     process = programs.start(web, "sleep", "1000")
-    wait_until(web.populated)
+    wait_until(web.is_populated)
     status = Path(f"/proc/{process.pid}/status")
     wait_until(lambda: "Cpus_allowed_list:\t0\n" in status.read_text())
 
@@ -114,7 +114,9 @@ def delegated(host: Host) -> Iterator[Path]:
     path.mkdir()
     offered = (Path(host.base) / "cgroup.subtree_control").read_text().split()
     enabled = [
-        name for name, one in host.controllers.items() if one.hierarchy.version == 2 and one.delegated and host.at_root
+        name
+        for name, one in host.controllers.items()
+        if one.hierarchy.version == 2 and one.is_delegated and host.at_root
     ]
     new = [name for name in enabled if name not in offered]
     for name in new:
@@ -122,7 +124,7 @@ def delegated(host: Host) -> Iterator[Path]:
     yield path
     cgroup = Cgroup(host, "delegated", str(path))
     cgroup.kill()
-    wait_until(lambda: not cgroup.populated())
+    wait_until(lambda: not cgroup.is_populated())
     cgroup.remove()
     for name in new:
         (Path(host.base) / "cgroup.subtree_control").write_text(f"-{name}")
@@ -146,21 +148,21 @@ before, after = subprocess.Popen(["sleep", "1000"]), None
 host = Host.discover()
 report["base"], report["at_root"] = host.base, host.at_root
 resources = Resources(memory_max=1 << 26, pids_max=20)
-report["problems"] = [str(problem) for problem in host.problems(resources)]
+report["problems"] = [str(problem) for problem in host.check_resources(resources)]
 try:
     tree = Tree.create(host, "tree")
     report["moved"] = own()
-    report["problems"] = [str(problem) for problem in host.problems(resources)]
+    report["problems"] = [str(problem) for problem in host.check_resources(resources)]
     if not report["problems"]:
         web = tree.make("web", resources)
-        report["limits"] = web.limits()
+        report["limits"] = web.read_limits()
         web.close()
     after = subprocess.Popen(["sleep", "1000"])
-    tree.supervisor_join(after.pid)
+    tree.move_to_leaf(after.pid)
     report["children"] = [own(before.pid), own(after.pid)]
     dead = subprocess.Popen(["true"])
     dead.wait()
-    tree.supervisor_join(dead.pid)  # a keeper that has died meanwhile; it is replaced soon
+    tree.move_to_leaf(dead.pid)  # a keeper that has died meanwhile; it is replaced soon
 except CgroupError as error:
     report["error"] = str(error)
 for child in before, after:

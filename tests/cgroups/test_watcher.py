@@ -10,7 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from nsupervisor.cgroups import Cgroup, CgroupError, Reading, Tree, Watcher, open_watcher
 from nsupervisor.config.model import Resources
-from nsupervisor.linux.inotify import IN_Q_OVERFLOW, Event
+from nsupervisor.linux.inotify import IN_Q_OVERFLOW, InotifyEvent
 from tests.cgroups.conftest import Programs, Readings, wait_until
 from tests.needs import missing, needs
 from tests.timing import deadline
@@ -36,7 +36,7 @@ async def empty(cgroup: Cgroup) -> None:
     """Kill what is in it, and let the loop go on meanwhile."""
     cgroup.kill()
     with trio.fail_after(deadline(10)):
-        while cgroup.populated():  # noqa: ASYNC110 - no watcher here
+        while cgroup.is_populated():  # noqa: ASYNC110 - no watcher here
             await trio.sleep(0.002)
 
 
@@ -106,8 +106,8 @@ async def test_two_workloads_are_told_apart(tree: Tree, programs: Programs) -> N
         await calm.until("cgroup.events", lambda values: values["populated"] == 1)
         programs.python(bloat, EAT)
         await loud.until("memory.events", lambda values: values["oom_kill"] == 1)
-        assert chill.populated()
-        assert chill.read("memory.events")["oom_kill"] == 0
+        assert chill.is_populated()
+        assert chill.read_cached("memory.events")["oom_kill"] == 0
         assert all(reading.file == "cgroup.events" for reading in calm.seen)
         await empty(chill)
 
@@ -141,7 +141,7 @@ async def test_levels_are_sampled_together_and_at_the_pace_that_is_asked_for(
         await trio.sleep(10)
         assert times == [], "nothing lives in it"
         for count in (5, 7):
-            watcher.resume(web)
+            watcher.sample_now(web)
             await trio.sleep(10)
             assert len(times) == count
     for (before, after), most in zip(pairwise(times[:5]), (0.1, 2.0, 0.05, 1.0), strict=True):
@@ -239,7 +239,7 @@ async def test_a_trigger_of_a_removed_cgroup_ends_without_spinning(tree: Tree) -
         await wait_all_tasks_blocked()
         web.remove()
         with trio.fail_after(deadline(10)):
-            while not trigger.closed:  # noqa: ASYNC110 - it says so to nobody
+            while not trigger.is_closed:  # noqa: ASYNC110 - it says so to nobody
                 await trio.sleep(0.01)
         watcher.remove(web)
 
@@ -265,7 +265,7 @@ async def test_no_callback_comes_after_remove(tree: Tree, programs: Programs) ->
         watcher.add(gone, silence, levels=["pids.current"], interval=0.01)
         watcher.add(stays, readings)
         programs.start(gone, "sleep", "1000")
-        wait_until(gone.populated)  # without giving the watcher a chance: its events are in the queue now
+        wait_until(gone.is_populated)  # without giving the watcher a chance: its events are in the queue now
         watcher.remove(gone)
         programs.start(stays, "sleep", "1000")
         await readings.until("cgroup.events", lambda values: values["populated"] == 1)
@@ -340,11 +340,11 @@ async def test_a_failed_add_leaves_nothing_watched(tree: Tree) -> None:
         watcher.add(web, Readings())
 
 
-def go_deaf(watcher: Watcher, tell: list[Event]) -> None:
+def go_deaf(watcher: Watcher, tell: list[InotifyEvent]) -> None:
     """The next events of inotify are lost; it tells these instead."""
     read = watcher._inotify.read
 
-    def lose() -> list[Event]:
+    def lose() -> list[InotifyEvent]:
         read()
         return [tell.pop()] if tell else []
 
@@ -356,7 +356,7 @@ async def test_after_an_overflow_of_the_queue_everything_is_read_anew(tree: Tree
     readings = Readings()
     async with open_watcher(backstop=3600) as watcher:
         watcher.add(web, readings)
-        go_deaf(watcher, [Event(-1, IN_Q_OVERFLOW)])
+        go_deaf(watcher, [InotifyEvent(-1, IN_Q_OVERFLOW)])
         programs.start(web, "sleep", "1000")
         await readings.until("cgroup.events", lambda values: values["populated"] == 1)
         await empty(web)

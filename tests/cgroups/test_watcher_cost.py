@@ -52,7 +52,7 @@ async def test_a_thousand_adds_and_removes_leak_no_descriptor_and_no_watch(tree:
 
 async def test_closing_the_watcher_closes_everything(tree: Tree) -> None:
     web = tree.make("web", Resources())
-    web.read("cgroup.events")
+    web.read_cached("cgroup.events")
     async with open_watcher() as watcher:
         watcher.add(web, Readings())
     before = len(os.listdir("/proc/self/fd"))
@@ -62,7 +62,7 @@ async def test_closing_the_watcher_closes_everything(tree: Tree) -> None:
             if not missing("psi"):
                 watcher.add_pressure(web, "memory.pressure", "some", 100_000, 2_000_000, Readings())
     web.close()
-    web.read("cgroup.events")
+    web.read_cached("cgroup.events")
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
@@ -100,7 +100,7 @@ async def test_many_that_are_far_from_anything_are_looked_at_less_often(
                 return delays[cgroup.name]
 
             watcher.add(cgroup, lambda _: None, events=(), levels=("pids.current",), on_sample=on_sample)
-            watcher.resume(cgroup)
+            watcher.sample_now(cgroup)
 
         for cgroup in cgroups:
             add(cgroup)
@@ -123,7 +123,7 @@ async def test_the_backstop_reads_many_files_in_portions(
         looks.append((trio.current_time(), f"{watch.cgroup.name} {file}"))
         return True
 
-    monkeypatch.setattr(Watcher, "_look", look)
+    monkeypatch.setattr(Watcher, "_check_event_file", look)
     async with open_watcher(backstop=1) as watcher:
         cgroups = [tree.make(f"w{number}", Resources()) for number in range(5)]
         told = ("cgroup.events", "memory.events")  # v1's pids.events does not notify, and is read besides

@@ -17,7 +17,7 @@ from nsupervisor.cli.main import main
 from nsupervisor.keeper import protocol
 from nsupervisor.keeper.client import Keeper
 from nsupervisor.logs.sink import Sink
-from nsupervisor.service.state import StateFile
+from nsupervisor.service.state.file import StateFile
 
 
 class Instants:
@@ -64,7 +64,7 @@ class Instants:
 def prepare(path: Path) -> None:
     """Count from now on, or from when ``path`` says."""
     instants = Instants(path)
-    take, receive = Keeper._take, Keeper._receive
+    take, receive = Keeper._handle_message, Keeper._receive
 
     def taken(self: Keeper, message: dict[str, Any], fds: Any) -> None:
         if message.get("event") == "ended":
@@ -76,7 +76,7 @@ def prepare(path: Path) -> None:
         instants.arm(self.pid, "keeper")
         await receive(self)
 
-    Keeper._take, Keeper._receive = taken, receiving  # type: ignore[method-assign]
+    Keeper._handle_message, Keeper._receive = taken, receiving  # type: ignore[method-assign]
     for owner, name in ((StateFile, "_keep"), (StateFile, "write_all"), (Sink, "_write"), (protocol, "send")):
         instants.before(owner, name)
     instants.arm()

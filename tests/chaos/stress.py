@@ -24,7 +24,7 @@ from typing import Any
 import attrs
 
 from nsupervisor.cgroups import Host
-from nsupervisor.cli.story import episodes
+from nsupervisor.cli.episodes import group_episodes
 from nsupervisor.config.changes import parse_changes
 from nsupervisor.config.model import Resources
 from tests.chaos.service import BrokenError, Run, over, running, site, until
@@ -84,7 +84,7 @@ def _io_max(directory: str) -> str:
 def unlimited_disk(directory: str) -> str:
     """Why this host cannot limit what is written to a directory's disk; "" where it can."""
     resources = parse_changes(tomllib.loads(f"io_max = {_io_max(directory)}"))
-    return "; ".join(str(problem) for problem in Host.discover().problems(Resources(**resources)))
+    return "; ".join(str(problem) for problem in Host.discover().check_resources(Resources(**resources)))
 
 
 def processors() -> tuple[int, int]:
@@ -184,7 +184,7 @@ def ping(sockets: Sequence[socket.socket], seconds: float) -> list[float]:
 def unexplained(records: Sequence[dict[str, Any]]) -> list[str]:
     """Of one workload's records: each end that `why` gives no cause for. Pure."""
     found = []
-    for episode in episodes(list(records)):
+    for episode in group_episodes(list(records)):
         for record in episode:
             if record["event"] != "exited" or not record.get("signal"):
                 continue

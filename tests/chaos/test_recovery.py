@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nsupervisor.api.client import Client, ClientError
-from nsupervisor.linux.processes import parent
+from nsupervisor.linux.processes import parent_pid
 from tests.chaos import observe
 from tests.chaos.service import BrokenError, Run, Site, demand, few_descriptors, over, running, site, until
 from tests.needs import ROOT, cgroup_directories, needs
@@ -468,7 +468,7 @@ def test_a_new_keeper_without_descriptors_learns_how_a_program_of_the_old_one_en
         kill_keeper(run)
         until("a new keeper", lambda: has_new_keeper(run))
         lives(run)  # so it has adopted both
-        keeper, init = run.client.info()["keeper_pid"], parent(pid)
+        keeper, init = run.client.info()["keeper_pid"], parent_pid(pid)
         os.kill(init, signal.SIGSTOP)  # it does not reap the program, so that how it ended is in a file of /proc
         with few_descriptors(keeper, 0):
             os.kill(pid, signal.SIGKILL)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nsupervisor.api.client import Client, ClientError
-from nsupervisor.service.upgrade import ENTRY
+from nsupervisor.service.recovery.upgrade import ENTRY_POINT
 from tests.chaos import observe
 from tests.chaos.service import Run, Site, over, running, site, until
 from tests.chaos.test_recovery import TOML, lives
@@ -117,7 +117,7 @@ def test_a_refused_upgrade_without_any_workload_says_why(tmp_path):
     [
         ("raise RuntimeError('broken on purpose')\n", "service/run.py", 5, "broken on purpose"),
         ("import time; time.sleep(1000)\n", "core/__init__.py", 1, "not up within"),
-        ("raise RuntimeError('broken')\n", "keeper/server.py", 5, "the keeper of version 99 did not come up"),
+        ("raise RuntimeError('broken')\n", "keeper/server/loop.py", 5, "the keeper of version 99 did not come up"),
     ],
     ids=["does not load", "hangs", "keeper"],
 )
@@ -166,7 +166,7 @@ def test_what_shows_only_then_is_rolled_back_and_says_why(tmp_path, change, plac
 def by_itself(where: Site, package: Path = ROOT) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """``run --supervise-self``: the small parent, and its standard error."""
     stderr = where.directory / "stderr"
-    command = [sys.executable, "-P", "-c", ENTRY, str(package), "run", "--supervise-self", str(where.config)]
+    command = [sys.executable, "-P", "-c", ENTRY_POINT, str(package), "run", "--supervise-self", str(where.config)]
     environment = {**os.environ, "PYTHONPATH": str(package), observe.MARK: where.mark}
     with stderr.open("wb") as told, (where.directory / "stdout").open("wb") as stdout:
         parent = subprocess.Popen(command, env=environment, stdout=stdout, stderr=told)
@@ -195,7 +195,7 @@ def test_a_version_that_ends_with_any_status_is_rolled_back_by_the_small_parent_
 
         before, info = until("all run", all_run), client.info()
         broken = version(tmp_path, "        return FAILED\n", "service/run.py", EARLY)
-        script = [sys.executable, "-P", "-c", ENTRY, str(broken), "upgrade", "--socket", client.path]
+        script = [sys.executable, "-P", "-c", ENTRY_POINT, str(broken), "upgrade", "--socket", client.socket_path]
         done = subprocess.run([*script, "--timeout", str(deadline(5))], capture_output=True, text=True, check=False)
         assert f"rolled back to version {info['version']}" in done.stderr
         assert until("all run", all_run) == before

@@ -9,15 +9,15 @@ from tests.needs import ROOT, needs
 
 WITHOUT_DESCRIPTORS = """
 import os, resource
-from nsupervisor.keeper.descriptors import FIRST_FREE
-from nsupervisor.keeper.spec import Spec
-from nsupervisor.keeper.zygote import Zygote
-for place in range(3, FIRST_FREE):  # as the keeper does
+from nsupervisor.keeper.setup.descriptors import FIRST_FREE_FD
+from nsupervisor.keeper.setup.spec import Spec
+from nsupervisor.keeper.server.zygote import Zygote
+for place in range(3, FIRST_FREE_FD):  # as the keeper does
     os.dup2(0, place)
 zygote = Zygote(os.open(os.devnull, os.O_RDWR))
 zygote._fork()
-zygote._mounts.changed = lambda: False  # whatever others do on this host just now
-zygote.make_ready(0)  # ordered; that it is there is heard at the next start
+zygote._mounts.has_changed = lambda: False  # whatever others do on this host just now
+zygote.refill(0)  # ordered; that it is there is heard at the next start
 most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (os.dup(0), hard))
 spec = Spec({'id': 'x', 'argv': ['true'], 'env': {}, 'cwd': '/'})
@@ -29,7 +29,7 @@ except OSError as error:
 resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 os.kill(first, 9)  # it expects all signals to be blocked, as they are in the keeper
 os.waitpid(first, 0)
-zygote.end()
+zygote.kill()
 """
 
 

@@ -9,7 +9,7 @@ import tempfile
 import pytest
 
 from nsupervisor.cgroups.host import Host
-from nsupervisor.cli.commands.check import inspect
+from nsupervisor.cli.commands.check import check_file
 from tests.cli.command import nsupervisor
 from tests.needs import ROOT, needs
 from tests.timing import deadline
@@ -165,8 +165,8 @@ def test_a_file_without_workloads_is_a_warning(file):
 
 AS_NOBODY = """
 import encodings.utf_8_sig, os, pathlib, sys  # what is loaded late, from where only root may read
-import nsupervisor.cli.main, nsupervisor.cli.commands.check, nsupervisor.config.doubts, nsupervisor.config.files
-import nsupervisor.service.requirements
+import nsupervisor.cli.main, nsupervisor.cli.commands.check, nsupervisor.config.lint, nsupervisor.config.files
+import nsupervisor.service.preflight
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 nsupervisor.cli.main.main(["check", *sys.argv[1:]])
 """
@@ -218,7 +218,7 @@ def test_a_host_that_cannot_be_understood_is_a_problem(file, monkeypatch):
         raise CgroupError("the own cgroup /x has been removed; restart the supervisor")
 
     monkeypatch.setattr(Host, "discover", fail)
-    problems, warnings, count = inspect(file(GOOD), host=True)
+    problems, warnings, count = check_file(file(GOOD), check_host=True)
     assert ["the own cgroup /x has been removed" in str(problem) for problem in problems] == [True]
     assert (warnings, count) == ([], 2)
 

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from nsupervisor.api.routes import VERBS
-from nsupervisor.cli.commands.status import details
+from nsupervisor.cli.commands.status import format_details
 from tests.cli.command import nsupervisor
 from tests.needs import ROOT, needs
 from tests.timing import deadline
@@ -64,7 +64,9 @@ def test_status_of_names_shows_details(supervisor):
 def test_the_time_is_the_program_s_not_the_state_s(supervisor):
     """A program that had just been frozen was "frozen, for" as long as it had run."""
     (one, _) = json.loads(nsupervisor("status", "--json", "web", socket=supervisor).stdout)
-    shown = {state: details({**one, "state": state, "uptime_sec": 4.0}, False) for state in ("running", "frozen")}
+    shown = {
+        state: format_details({**one, "state": state, "uptime_sec": 4.0}, False) for state in ("running", "frozen")
+    }
     assert "state       running, for 4s" in shown["running"]
     assert "state       frozen; started 4s ago" in shown["frozen"]
 

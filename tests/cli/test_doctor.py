@@ -64,7 +64,7 @@ def test_for_people(report):
 @pytest.mark.system
 @needs("root", "cgroup", "netns", "time_namespace", "userns")
 def test_where_all_can_be_had_it_says_so(report):
-    for name in (*namespaces.MEANING, "own /proc"):
+    for name in (*namespaces.MEANINGS, "own /proc"):
         assert finding(report, "namespaces", name)["state"] == OK
     assert finding(report, "cgroups", "clone into cgroup")["state"] == OK
     assert report[0] == 0
@@ -118,7 +118,7 @@ def test_for_a_user_who_may_little():
     assert (making["state"], making["essential"]) == (MISSING, True)
     assert "delegated" in making["instead"]
     if not missing("unprivileged_userns"):
-        assert {finding(report, "namespaces", name)["state"] for name in namespaces.DEFAULT} == {LIMITED}
+        assert {finding(report, "namespaces", name)["state"] for name in namespaces.DEFAULT_NAMESPACES} == {LIMITED}
         assert finding(report, "namespaces", "user")["state"] == OK
 
 
@@ -162,7 +162,7 @@ class TestNamespaces:
 
 class TestNetwork:
     def test_plugins_are_found_by_cni_path(self, tmp_path, monkeypatch):
-        for name in network.WANTED:
+        for name in network.REQUIRED_PLUGINS:
             (tmp_path / name).touch(mode=0o755)
         (tmp_path / "README").touch(mode=0o644)
         monkeypatch.setenv("CNI_PATH", f"/nonexistent:{tmp_path}")
@@ -194,14 +194,16 @@ class TestPrivileges:
         assert {name: number for name, number in kernel.items() if name in ours} == ours
 
     def test_what_is_missed_is_a_capability(self):
-        assert set(privileges.WITHOUT) <= set(privileges.CAPABILITIES)
+        assert set(privileges.LOST_FEATURES) <= set(privileges.CAPABILITIES)
 
     def test_one_missing_capability_is_told_with_its_consequence(self, monkeypatch):
-        monkeypatch.setattr(privileges, "effective", lambda: set(privileges.CAPABILITIES) - {"SYS_RESOURCE"})
+        monkeypatch.setattr(
+            privileges, "effective_capabilities", lambda: set(privileges.CAPABILITIES) - {"SYS_RESOURCE"}
+        )
         found = {one.name: one for one in privileges.findings()}
         assert found["capabilities"].state == LIMITED
         assert "hard limits cannot be raised" in found["CAP_SYS_RESOURCE"].text
-        assert "--cap-add SYS_RESOURCE" in found["CAP_SYS_RESOURCE"].instead
+        assert "--cap-add SYS_RESOURCE" in found["CAP_SYS_RESOURCE"].remedy
 
 
 def test_the_program_is_not_set_user_id():

@@ -91,12 +91,19 @@ OURS = {
     "check": (
         *CONFIGURATION,
         *(f"cgroups.{name}" for name in OF_THE_HOST),
-        *(f"service.{name}" for name in ("requirements", "capacity", "identity", "privileges")),
+        *(f"service.{name}" for name in ("preflight", "capacity", "instance.users", "privileges")),
         "core.instances",
         "api.http",  # the limits, of which the capacity takes account
     ),
     "doctor": (*(f"cgroups.{name}" for name in OF_THE_HOST), "linux"),
-    "plan": (*CONFIGURATION, "core.plan", "core.differences", "core.instances", "core.order", "core.states"),
+    "plan": (
+        *CONFIGURATION,
+        "core.reload.plan",
+        "core.reload.differences",
+        "core.instances",
+        "core.dependencies",
+        "core.states",
+    ),
     "schema": CONFIGURATION,
     "simulate": (*CONFIGURATION, "core"),
     "shell": ("keeper", "linux"),
@@ -112,7 +119,8 @@ def test_commands_that_work_alone_load_what_they_need_and_no_more(command, argum
     allowed = ("cli", "api.client", "wire", *OURS[command])
     parts = {name.removeprefix("nsupervisor.") for name in loaded if name.startswith("nsupervisor.")}
     extra = {name for name in parts if not any(f"{name}.".startswith(f"{one}.") for one in allowed)}
-    packages = {one.partition(".")[0] for one in allowed}
+    packages = {".".join(parts[:n]) for parts in (name.split(".") for name in allowed) for n in range(1, len(parts))}
+    packages |= set(allowed)
     assert extra - packages == set()
     assert loaded & SLOW == set()
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nsupervisor.cli.logfiles import Reader
+from nsupervisor.cli.log_reader import LogReader
 from nsupervisor.logs import LogFile, Pipe, Rotation
 from tests.cli.command import nsupervisor
 
@@ -119,7 +119,7 @@ def test_what_is_appended_is_read_once_and_in_order(tmp_path_factory, steps, siz
     path = tmp_path_factory.mktemp("log") / "web.log"
     file = LogFile(path, Rotation(max_size=size, max_files=1000), records=False)
     file.reopen()
-    reader = Reader(str(path))
+    reader = LogReader(str(path))
     written, found = b"", []
 
     for pieces, look in steps:
@@ -127,13 +127,13 @@ def test_what_is_appended_is_read_once_and_in_order(tmp_path_factory, steps, siz
             reader_, writer = os.pipe()
             os.set_blocking(reader_, False)
             os.write(writer, piece)
-            file.take(Pipe(reader_), piece)
+            file.append_raw(Pipe(reader_), piece)
             os.close(reader_)
             os.close(writer)
             written += piece
         if look:
-            found += reader.news()
-    found += reader.news()
+            found += reader.read_new_lines()
+    found += reader.read_new_lines()
     reader.close()
     file.close()
     assert found == written.split(b"\n")[:-1]
@@ -144,8 +144,8 @@ def test_files_written_in_the_same_tick_of_the_clock_are_all_followed(tmp_path, 
     """Their times are the same to the nanosecond, and once compressed they are other files than the one we held."""
     path = tmp_path / "web.log"
     path.write_bytes(b"1\n2\n")
-    reader = Reader(str(path))
-    assert reader.news() == [b"1", b"2"]
+    reader = LogReader(str(path))
+    assert reader.read_new_lines() == [b"1", b"2"]
     for number, text in [(3, b""), (2, b"3\n4\n"), (1, b"5\n6\n")]:
         file = path.with_name(f"web.log.{number}")
         if number == 3:  # ours
@@ -160,13 +160,13 @@ def test_files_written_in_the_same_tick_of_the_clock_are_all_followed(tmp_path, 
         os.utime(file, (1_000_000_000, 1_000_000_000))
     path.write_bytes(b"7\n")
     os.utime(reader._file.fileno(), (1_000_000_000, 1_000_000_000))
-    assert reader.news() == [b"3", b"4", b"5", b"6", b"7"]
+    assert reader.read_new_lines() == [b"3", b"4", b"5", b"6", b"7"]
     reader.close()
 
 
 def test_the_last_lines_are_found_whatever_their_length(tmp_path):
     lines = [b"x" * length for length in (0, 1, 300_000, 5, 262_143, 262_144, 0, 7)]
     (tmp_path / "log").write_bytes(b"\n".join(lines) + b"\nno end")
-    reader = Reader(str(tmp_path / "log"))
-    assert list(reader.backwards()) == lines[::-1]
+    reader = LogReader(str(tmp_path / "log"))
+    assert list(reader.read_backwards()) == lines[::-1]
     reader.close()

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.cli.output import coloured, duration, has_colour, plural, printable, size, table
+from nsupervisor.cli.output import (
+    colorize,
+    escape_control,
+    format_count,
+    format_duration,
+    format_size,
+    format_table,
+    has_colour,
+)
 
 
 @pytest.mark.parametrize(
@@ -24,7 +32,7 @@ from nsupervisor.cli.output import coloured, duration, has_colour, plural, print
     ],
 )
 def test_sizes(number, text):
-    assert size(number) == text
+    assert format_size(number) == text
 
 
 @pytest.mark.parametrize(
@@ -43,42 +51,42 @@ def test_sizes(number, text):
     ],
 )
 def test_durations(seconds, text):
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 @given(st.integers(0, 2**70))
 def test_sizes_are_short(number):
-    assert len(size(number)) <= 8
+    assert len(format_size(number)) <= 8
 
 
 @given(st.floats(0, 1e9))
 def test_durations_never_say_nothing(seconds):
-    assert duration(seconds)
+    assert format_duration(seconds)
 
 
 @given(st.lists(st.tuples(st.text(max_size=20), st.text(max_size=20), st.text(max_size=20)), max_size=5))
 def test_a_table_has_one_line_per_row_and_aligned_columns(rows):
-    lines = table(("A", "B", "C"), rows, right=[1])
+    lines = format_table(("A", "B", "C"), rows, right=[1])
     assert len(lines) == len(rows) + 1
     assert all("\n" not in line and "\033" not in line for line in lines)
 
 
 @given(st.lists(st.tuples(st.text("ab ", max_size=30), st.text(max_size=200)), max_size=5), st.integers(40, 100))
 def test_a_table_is_cut_at_the_terminal_s_width(rows, width):
-    assert all(len(line) <= width for line in table(("A", "B"), rows, width=width))
+    assert all(len(line) <= width for line in format_table(("A", "B"), rows, width=width))
 
 
 def test_colour_does_not_move_columns():
-    plain = table(("A", "B"), [("x", "y"), ("long", "z")])
-    painted = table(
-        ("A", "B"), [("x", "y"), ("long", "z")], paint=lambda column, value, padded: coloured(padded, "31", True)
+    plain = format_table(("A", "B"), [("x", "y"), ("long", "z")])
+    painted = format_table(
+        ("A", "B"), [("x", "y"), ("long", "z")], paint=lambda column, value, padded: colorize(padded, "31", True)
     )
     assert [line.replace("\033[31m", "").replace("\033[0m", "").rstrip() for line in painted] == plain
 
 
 @given(st.text())
 def test_what_programs_say_cannot_drive_the_terminal(text):
-    assert not any((ord(c) < 32 and c not in "\n\t") or ord(c) == 127 for c in printable(text))
+    assert not any((ord(c) < 32 and c not in "\n\t") or ord(c) == 127 for c in escape_control(text))
 
 
 def test_a_file_has_no_colour():
@@ -86,4 +94,4 @@ def test_a_file_has_no_colour():
 
 
 def test_plural():
-    assert [plural(n, "workload") for n in (0, 1, 2)] == ["0 workloads", "1 workload", "2 workloads"]
+    assert [format_count(n, "workload") for n in (0, 1, 2)] == ["0 workloads", "1 workload", "2 workloads"]

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.cli.rates import HEADS, cells, rates, sort
-from nsupervisor.cli.screen import BARS, fit, sparkline
+from nsupervisor.cli.rates import HEADS, compute_rates, sort_instances, table_cells
+from nsupervisor.cli.screen import BARS, drop_columns_to_fit, sparkline
 
 COUNTERS = (
     *("cpu_usage_usec", "periods", "throttled_periods", "throttled_usec", "io_read_bytes", "io_write_bytes"),
@@ -20,7 +20,7 @@ def sample(at, name="web", **counters):
 
 
 def one(before, after):
-    (measured,) = rates([before], [after])
+    (measured,) = compute_rates([before], [after])
     return measured
 
 
@@ -48,7 +48,7 @@ def test_bytes_and_pressure():
 def test_what_is_not_counted_stays_unknown():
     measured = one(sample(0), sample(1))
     assert {value for key, value in measured.items() if key.endswith(("percent", "per_sec"))} == {None}
-    assert cells(measured) == ("web", "running", "-", "10M/64M", "3", *("-",) * 8)
+    assert table_cells(measured) == ("web", "running", "-", "10M/64M", "3", *("-",) * 8)
 
 
 def test_a_cgroup_that_was_made_anew_counts_from_nothing():
@@ -57,7 +57,7 @@ def test_a_cgroup_that_was_made_anew_counts_from_nothing():
 
 
 def test_an_instance_that_was_not_there_before():
-    (measured,) = rates([], [sample(1, cpu_usage_usec=100)])
+    (measured,) = compute_rates([], [sample(1, cpu_usage_usec=100)])
     assert measured["cpu_percent"] is None
 
 
@@ -67,12 +67,12 @@ def test_nothing_is_ever_negative(data):
     before, after = (sample(at, **{name: data.draw(counter) for name in COUNTERS}) for at in (0.0, 1.0))
     measured = one(before, after)
     assert all(value is None or value >= 0 for key, value in measured.items() if key.endswith(("percent", "per_sec")))
-    assert len(cells(measured)) == len(HEADS)
+    assert len(table_cells(measured)) == len(HEADS)
 
 
 def test_limits_are_shown():
     measured = one(sample(0, cpu_usage_usec=0), sample(1, cpu_usage_usec=123_456, cpu_max_percent=20.0, pids_max=8))
-    assert cells(measured)[2:5] == ("12.3/20", "10M/64M", "3/8")
+    assert table_cells(measured)[2:5] == ("12.3/20", "10M/64M", "3/8")
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,9 @@ def test_sorting(by, order):
         }
 
     measured = [one("a", 1.0, 5, None, 9.0, 0.0), one("b", 9.0, None, 2.0, None, 1.0), one("c", None, 7, 1.0, 1.0, 2.0)]
-    assert "".join(one["name"] for one in sort(measured, by)) == order
+    assert "".join(one["name"] for one in sort_instances(measured, by)) == order
     if by != "processes":  # all have one; what is equal stays as it was
-        assert "".join(one["name"] for one in sort(measured, by, reverse=True)) == order[::-1]
+        assert "".join(one["name"] for one in sort_instances(measured, by, reverse=True)) == order[::-1]
 
 
 def test_sparklines():
@@ -128,7 +128,7 @@ def test_columns_go_where_there_is_no_room():
 
 
 def fitted(columns, width):
-    fit(columns, width)
+    drop_columns_to_fit(columns, width)
     return columns
 
 
@@ -136,4 +136,4 @@ def test_traffic_is_of_the_own_namespace():
     before = sample(0, network_receive_bytes=0, network_transmit_bytes=100)
     measured = one(before, sample(2, network_receive_bytes=4096, network_transmit_bytes=100))
     assert (measured["network_receive_bytes_per_sec"], measured["network_transmit_bytes_per_sec"]) == (2048, 0)
-    assert cells(measured)[8:10] == ("2K", "0")
+    assert table_cells(measured)[8:10] == ("2K", "0")

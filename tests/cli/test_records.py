@@ -6,8 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.cli.commands.events import Lines
-from nsupervisor.cli.records import asked, clock, ended, place, reading, span, text
+from nsupervisor.cli.commands.events import RecordLines
+from nsupervisor.cli.records import (
+    format_command,
+    format_exit,
+    format_reading,
+    format_record,
+    format_span,
+    format_start_limit,
+    format_time,
+)
 
 OOM = {"rule": "policy[0]", "line": 14, "when": "memory.events oom_kill", "file": "memory.events", "key": "oom_kill"}
 OOM |= {"before": 0, "after": 1}
@@ -29,19 +37,19 @@ def action(what, cause, **more):
     [(0, "0 s"), (0.0934, "0.093 s"), (0.5, "0.5 s"), (1, "1 s"), (12.345, "12.3 s"), (60.0, "60 s"), (125, "2min 5s")],
 )
 def test_spans(seconds, words):
-    assert span(seconds) == words
+    assert format_span(seconds) == words
 
 
 @given(st.floats(0, 1e8))
 def test_spans_are_short_and_never_in_powers_of_ten(seconds):
-    assert len(span(seconds)) <= 10
-    assert "e" not in span(seconds)
+    assert len(format_span(seconds)) <= 10
+    assert "e" not in format_span(seconds)
 
 
 def test_the_date_is_told_where_it_is_another():
     time = datetime(2026, 1, 31, 23, 59, 59, 104_729, UTC)
-    assert clock(time, time) == "23:59:59.104"
-    assert clock(time, time + timedelta(seconds=1)) == "2026-01-31 23:59:59.104"
+    assert format_time(time, time) == "23:59:59.104"
+    assert format_time(time, time + timedelta(seconds=1)) == "2026-01-31 23:59:59.104"
 
 
 @pytest.mark.parametrize(
@@ -58,7 +66,7 @@ def test_exits_are_told_as_the_reasons_tell_them(exit_, words):
 
     from nsupervisor.core.exits import Exit
 
-    assert ended({"oom_killed": False, "core_dumped": False, **exit_}) == words
+    assert format_exit({"oom_killed": False, "core_dumped": False, **exit_}) == words
     number = exit_["signal"] and signal.Signals[exit_["signal"]]
     assert str(Exit(**{**exit_, "signal": number})) == words
 
@@ -85,21 +93,24 @@ def test_exits_are_told_as_the_reasons_tell_them(exit_, words):
     ],
 )
 def test_readings_have_the_unit_that_people_write(cause, words):
-    assert reading(cause) == words
+    assert format_reading(cause) == words
 
 
 def test_places():
-    assert place({"start": 2, "start_limit_burst": 5, "interval_sec": 60.0}) == "start 2 of 5 within 60 s"
-    assert place({"start": 2, "start_limit_burst": 0, "interval_sec": 60.0}) == ""
-    assert place({}) == ""
+    assert format_start_limit({"start": 2, "start_limit_burst": 5, "interval_sec": 60.0}) == "start 2 of 5 within 60 s"
+    assert format_start_limit({"start": 2, "start_limit_burst": 0, "interval_sec": 60.0}) == ""
+    assert format_start_limit({}) == ""
 
 
 def test_what_was_set():
     before, after = {"memory_max": 64 << 20, "pids_max": 20}, {"memory_max": 32 << 20, "pids_max": None}
-    assert asked({"action": "set", "before": before, "after": after}) == "set memory_max 64M → 32M, pids_max 20 → max"
+    assert (
+        format_command({"action": "set", "before": before, "after": after})
+        == "set memory_max 64M → 32M, pids_max 20 → max"
+    )
     disk = {"device": "/srv", "rbps": None, "wbps": 8388608}
     record = {"action": "set", "before": {"io_max": []}, "after": {"io_max": [disk]}}
-    assert asked(record) == "set io_max max → { device = /srv, wbps = 8388608 }"
+    assert format_command(record) == "set io_max max → { device = /srv, wbps = 8388608 }"
 
 
 @pytest.mark.parametrize(
@@ -134,19 +145,19 @@ def test_what_was_set():
     ],
 )
 def test_records_as_one_line(record, words):
-    assert text(record) == words
+    assert format_record(record) == words
 
 
 def test_lines_are_aligned_and_cannot_drive_the_terminal(monkeypatch):
-    monkeypatch.setattr("nsupervisor.cli.commands.events.moment", lambda _: datetime(2026, 1, 31, 12, tzinfo=UTC))
-    lines = Lines(colour=False)
+    monkeypatch.setattr("nsupervisor.cli.commands.events.local_time", lambda _: datetime(2026, 1, 31, 12, tzinfo=UTC))
+    lines = RecordLines(colour=False)
     head = {"timestamp": "", "level": "info", "event": "warning"}
-    assert lines.line({**head, "message": "a\x1b[2J\nb"}).endswith("  -           warning      a\\x1b[2J b")
-    assert lines.line({**head, "workload": "long-name@12", "message": "x"}).endswith("  long-name@12  warning      x")
-    assert lines.line({**head, "workload": "web", "message": "x"}).endswith("  web           warning      x")
-    assert "\033[33mwarning    \033[0m" in Lines(colour=True).line({**head, "level": "warning", "message": "x"})
+    assert lines.format({**head, "message": "a\x1b[2J\nb"}).endswith("  -           warning      a\\x1b[2J b")
+    assert lines.format({**head, "workload": "long-name@12", "message": "x"}).endswith("  long-name@12  warning      x")
+    assert lines.format({**head, "workload": "web", "message": "x"}).endswith("  web           warning      x")
+    assert "\033[33mwarning    \033[0m" in RecordLines(colour=True).format({**head, "level": "warning", "message": "x"})
 
 
 def test_a_reload_says_what_it_changed():
     record = {"action": "reload", "do": "live", "changes": [{"key": "policy[0]"}, {"key": "resources.pids_max"}]}
-    assert asked(record) == "reload (live: policy[0], resources.pids_max)"
+    assert format_command(record) == "reload (live: policy[0], resources.pids_max)"

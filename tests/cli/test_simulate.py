@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from nsupervisor.cli.commands.simulate import lines
+from nsupervisor.cli.commands.simulate import comparison_lines
 from nsupervisor.config.load import parse
-from nsupervisor.core.replay import simulate
-from nsupervisor.core.trace import read
+from nsupervisor.core.replay.simulate import simulate
+from nsupervisor.core.replay.trace import parse_trace
 from tests.cli.command import nsupervisor
 from tests.needs import ROOT
 
@@ -58,14 +58,14 @@ def test_the_seed_draws_the_jitter_that_the_trace_does_not_have():
 
 def test_on_a_narrow_terminal_both_sides_have_room():
     tried, trace = (ROOT / path for path in LEAK)
-    result = simulate(parse(tried.read_text(), str(tried)), read(trace.read_bytes(), str(trace)))
-    told = list(lines(result, False, 90, False))
+    result = simulate(parse(tried.read_text(), str(tried)), parse_trace(trace.read_bytes(), str(trace)))
+    told = list(comparison_lines(result, False, 90, False))
     table = told[: told.index("")]
     assert max(map(len, table)) <= 90
     words = " ".join(" ".join(line[18:] for line in table).split())
     assert "threshold 24M" in words
-    steps = list(lines(result, True, 0, False))
-    assert len(steps) > len(list(lines(result, False, 0, False)))
+    steps = list(comparison_lines(result, True, 0, False))
+    assert len(steps) > len(list(comparison_lines(result, False, 0, False)))
     assert any("signal: restarted by policy[0]" in line for line in steps)
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.cli.commands.why import Teller
-from nsupervisor.cli.story import episodes
+from nsupervisor.cli.commands.why import Renderer
+from nsupervisor.cli.episodes import group_episodes
 
 ZERO = datetime(2026, 1, 31, 12, 0, 0).astimezone()
 
@@ -56,12 +56,12 @@ def tell(records, state, number=5, now=60.0, **more):
     states = [record for record in records.found if record["event"] == "state"]
     one |= {"reason": states[-1]["reason"] if states else "", "config": "/etc/site.toml", "restart": "on-failure"}
     one |= {"since": ZERO.timestamp(), "forgotten": 0, "records": records.found, **more}
-    return "\n".join(Teller(one, ZERO + timedelta(seconds=now), colour=False).tell(number))
+    return "\n".join(Renderer(one, ZERO + timedelta(seconds=now), colour=False).render(number))
 
 
 def begins(records):
     """What each episode begins with: its event, or its action."""
-    return [episode[0].get("action", episode[0]["event"]) for episode in episodes(records.found)]
+    return [episode[0].get("action", episode[0]["event"]) for episode in group_episodes(records.found)]
 
 
 def test_what_never_failed_takes_two_lines():
@@ -279,7 +279,7 @@ def test_colours_change_nothing_else():
     records.rule(1, "log")
     one = {"name": "web", "state": "running", "reason": "r", "generation": 1, "restarts": 0, "config": "site.toml"}
     one |= {"restart": "no", "since": 0, "forgotten": 0, "records": records.found}
-    plain, coloured = ("\n".join(Teller(one, ZERO, colour).tell(5)) for colour in (False, True))
+    plain, coloured = ("\n".join(Renderer(one, ZERO, colour).render(5)) for colour in (False, True))
     assert coloured != plain
     assert re.sub(r"\033\[\d+m", "", coloured) == plain
 
@@ -310,7 +310,7 @@ def test_any_sequence_can_be_told_and_no_record_is_lost(steps, number):
                 records.state(at, "running", step, "why")
             case "warning":
                 records.say(at, "warning", "warning", message="look")
-    found = episodes(records.found)
+    found = group_episodes(records.found)
     assert sorted(map(id, records.found)) == sorted(id(record) for episode in found for record in episode)
     assert all(found)
     assert tell(records, "running", number)

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from nsupervisor.keeper import child as setup
 from nsupervisor.keeper import protocol
 from nsupervisor.keeper.client import open_keeper
-from nsupervisor.keeper.spawn import Child
-from nsupervisor.keeper.told import KeeperLost
-from nsupervisor.service import upgrade
+from nsupervisor.keeper.messages import KeeperLost
+from nsupervisor.keeper.server.children import Child
+from nsupervisor.keeper.setup import steps as setup
+from nsupervisor.service.recovery import upgrade
 from tests.needs import ROOT
 
 DATA = Path(__file__).parent / "data" / "0.1.0"
@@ -47,17 +47,17 @@ def test_the_table_of_0_1_0_is_read_and_the_same_is_written():
     by_name = {}
     for values in table["children"]:
         with_more = {**values, "colour": "blue"}  # of a later version
-        child = Child.restored(with_more)
+        child = Child.from_table(with_more)
         by_name[child.name] = child
-        assert json.loads(json.dumps(child.table())) == values
+        assert json.loads(json.dumps(child.to_table())) == values
         child.close()
     for one in ours:
         one.close()
     inside, plain, broken = by_name["inside"], by_name["plain"], by_name["broken"]
-    assert (inside.with_init, plain.with_init) == (True, False)
+    assert (inside.has_init, plain.has_init) == (True, False)
     assert inside.program_pid not in (0, inside.pid)
-    assert (plain.program_pid, plain.execed, plain.status) == (plain.pid, True, None)
-    assert (broken.execed, broken.failure["step"]) == (False, "enter_directory")
+    assert (plain.program_pid, plain.has_execed, plain.status) == (plain.pid, True, None)
+    assert (broken.has_execed, broken.failure["step"]) == (False, "enter_directory")
     assert os.waitstatus_to_exitcode(broken.status) == setup.EXIT_SETUP
 
 
@@ -67,11 +67,11 @@ def test_each_step_of_the_set_up_has_a_name_of_its_own():
 
 
 def test_what_another_version_executes_is_there():
-    assert protocol.START == START
-    assert upgrade.ENTRY == ENTRY
+    assert protocol.START_CODE == START
+    assert upgrade.ENTRY_POINT == ENTRY
     script = "import inspect, sys; sys.path.insert(0, sys.argv[1]);from {} import main; print(inspect.signature(main))"
     for module, arguments in (("nsupervisor.keeper.server", ("socket", "1:2", "3")), ("nsupervisor.cli.main", ())):
-        options = protocol.OPTIONS[:-1] if "keeper" in module else ("-P",)
+        options = protocol.PYTHON_OPTIONS[:-1] if "keeper" in module else ("-P",)
         said = subprocess.run(
             [sys.executable, *options, "-c", script.format(module), str(ROOT)], capture_output=True, text=True
         )
@@ -133,6 +133,6 @@ async def test_a_client_ignores_events_and_keys_of_a_later_keeper(speaker):
         assert os.read(read, 1) == b""  # what came with the unknown event has been closed
         os.close(read)
         say(nonsense=True)
-        await keeper.lost()
+        await keeper.wait_lost()
         with pytest.raises(KeeperLost, match="an unknown message"):
             await keeper.list()

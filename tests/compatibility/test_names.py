@@ -12,29 +12,29 @@ import pytest
 from nsupervisor.config.model import GroupRule, Resources, Rule
 from nsupervisor.config.schema import schema
 from nsupervisor.core import events
-from nsupervisor.core.beside import Row
-from nsupervisor.core.differences import Change
-from nsupervisor.core.grouping import Came
-from nsupervisor.core.plain import plain, restored, sparse
-from nsupervisor.core.rules import Cause
-from nsupervisor.core.trace import EVENTS, happened, read
-from nsupervisor.core.victims import Candidate
-from nsupervisor.service.state import GroupRecord, Record
-from nsupervisor.service.step import ACTIONS
+from nsupervisor.core.reload.differences import Change
+from nsupervisor.core.replay.compare import ComparisonRow
+from nsupervisor.core.replay.trace import INPUTS, parse_input, parse_trace
+from nsupervisor.core.rules.group_policy import ActionOutcome
+from nsupervisor.core.rules.rules import Cause
+from nsupervisor.core.rules.victims import Candidate
+from nsupervisor.core.serialize import from_json, to_json, to_json_sparse
+from nsupervisor.service.instance.transition_log import COMMAND_NAMES
+from nsupervisor.service.state.file import GroupCheckpoint, InstanceCheckpoint
 from nsupervisor.wire import by_wire_name, wire, wire_names
 from tests.core.random_traces import a_trace
 
 DATA = Path(__file__).parent / "data" / "0.1.0"
 STORED = {
-    "record": Record,
-    "group record": GroupRecord,
+    "record": InstanceCheckpoint,
+    "group record": GroupCheckpoint,
     "cause": Cause,
     "candidate": Candidate,
-    "outcome": Came,
+    "outcome": ActionOutcome,
     "rule": Rule,
     "group rule": GroupRule,
     "resources": Resources,
-    "simulate row": Row,
+    "simulate row": ComparisonRow,
     "change": Change,
 }
 
@@ -71,7 +71,7 @@ def test_each_stored_class_has_the_names_of_0_1_0_in_the_same_order(name):
 
 def test_each_event_has_the_name_and_the_keys_of_0_1_0():
     golden = json.loads((DATA / "names.json").read_text())["events"]
-    assert missing(golden, {name: shape(kind) for name, kind in EVENTS.items()}, "events") == []
+    assert missing(golden, {name: shape(kind) for name, kind in INPUTS.items()}, "events") == []
 
 
 def test_the_schema_has_the_names_of_0_1_0():
@@ -86,9 +86,9 @@ def concrete(kind):
 
 
 def test_every_event_has_a_wire_name_and_every_wish_one_in_records():
-    assert set(EVENTS.values()) == concrete(events.Event)
-    assert set(ACTIONS) == concrete(events.Wish)
-    assert len(set(ACTIONS.values())) == len(ACTIONS)
+    assert set(INPUTS.values()) == concrete(events.Input)
+    assert set(COMMAND_NAMES) == concrete(events.Command)
+    assert len(set(COMMAND_NAMES.values())) == len(COMMAND_NAMES)
 
 
 def test_what_has_no_wire_name_is_not_written():
@@ -106,18 +106,18 @@ def test_what_has_no_wire_name_is_not_written():
         pid: int = attrs.field(default=1, metadata=wire("pid"))
         process: int = attrs.field(default=1, metadata=wire("pid"))
 
-    for write in (plain, sparse, by_wire_name):
+    for write in (to_json, to_json_sparse, by_wire_name):
         assert write(Stored(7)) == {"process": 7}
         with pytest.raises(TypeError, match=r"Forgotten\.pid has no wire name"):
             write(Forgotten())
         with pytest.raises(TypeError, match="Twice has the wire name pid twice"):
             write(Twice())
-    assert restored(Stored, {"process": 7}) == Stored(7)
+    assert from_json(Stored, {"process": 7}) == Stored(7)
     for refused in ({"process": 7, "secret": 1}, {"pid": 7}):
         with pytest.raises(ValueError, match="not known here"):
-            restored(Stored, refused)
+            from_json(Stored, refused)
     with pytest.raises(ValueError, match="lacks process"):
-        restored(Stored, {})
+        from_json(Stored, {})
 
 
 def test_traces_are_written_byte_for_byte_as_0_1_0_wrote_them():
@@ -134,11 +134,11 @@ def test_traces_are_written_byte_for_byte_as_0_1_0_wrote_them():
 def test_each_event_of_a_trace_of_0_1_0_is_read_and_written_as_it_was():
     seen = set()
     for path in sorted((DATA / "traces").glob("seed-*.jsonl")):
-        for line in read(path.read_bytes(), str(path)).lines:
+        for line in parse_trace(path.read_bytes(), str(path)).lines:
             if "event" in line:
-                event = happened(line)
-                written = {"event": line["event"], **sparse(event)}
+                event = parse_input(line)
+                written = {"event": line["event"], **to_json_sparse(event)}
                 assert written == {key: line[key] for key in line if key not in ("t", "of", "chance", "did", "life")}
-                assert type(event) is EVENTS[line["event"]]
+                assert type(event) is INPUTS[line["event"]]
                 seen.add(line["event"])
-    assert seen == EVENTS.keys() - {"Recycle"}  # which only rules wish, so no line is about it
+    assert seen == INPUTS.keys() - {"Recycle"}  # which only rules wish, so no line is about it

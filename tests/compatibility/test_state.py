@@ -9,7 +9,7 @@ import pytest
 from nsupervisor.config.resources import Resources
 from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import State
-from nsupervisor.service import state, trail
+from nsupervisor.service.state import checkpoint, file
 
 DATA = Path(__file__).parent / "data" / "0.1.0"
 
@@ -32,11 +32,11 @@ def directory(tmp_path):
 
 
 def test_all_that_0_1_0_knew_of_its_workloads_is_read(directory):
-    found = state.read(directory)
+    found = file.read_state(directory)
     assert found.problem == ""
-    assert (found.about["version"], found.about["name"]) == ("0.1.0", "golden")
-    records = found.records
-    assert {name: record.life.state for name, record in records.items()} == {
+    assert (found.header["version"], found.header["name"]) == ("0.1.0", "golden")
+    records = found.instances
+    assert {name: record.lifecycle.state for name, record in records.items()} == {
         "plain": State.RUNNING,
         "inside": State.RUNNING,
         "says": State.READY,
@@ -45,37 +45,37 @@ def test_all_that_0_1_0_knew_of_its_workloads_is_read(directory):
         "fails": State.FAILED,
     }
     plain, inside, stopped = records["plain"], records["inside"], records["stopped"]
-    assert plain.body is not None
-    assert plain.body.first == plain.body.program
-    assert inside.body is not None
-    assert inside.body.first != inside.body.program
-    assert all(plain.body.pipes)
-    assert plain.life.wanted
-    assert not stopped.life.wanted
-    assert stopped.life.reason == "stopped by operator"
-    assert (stopped.life.exit, records["fails"].last_exit) == (Exit(signal=15), Exit(code=3))
-    assert plain.set == {"pids_max": 60}
-    assert trail.resources(Resources(pids_max=50, memory_max=1 << 20), plain.set) == Resources(
+    assert plain.process is not None
+    assert plain.process.first == plain.process.program
+    assert inside.process is not None
+    assert inside.process.first != inside.process.program
+    assert all(plain.process.pipes)
+    assert plain.lifecycle.should_run
+    assert not stopped.lifecycle.should_run
+    assert stopped.lifecycle.reason == "stopped by operator"
+    assert (stopped.lifecycle.exit, records["fails"].last_exit) == (Exit(signal=15), Exit(code=3))
+    assert plain.changed_limits == {"pids_max": 60}
+    assert checkpoint.limits_in_force(Resources(pids_max=50, memory_max=1 << 20), plain.changed_limits) == Resources(
         pids_max=60, memory_max=1 << 20
     )
     assert [rule.when for rule in plain.rules] == ["pids.current > 40", "memory.events oom_kill"]
-    level = plain.rules[0].memory.atoms[0]
-    assert (level.last, level.truth) == (1, False)
-    assert found.groups["group/batch"].set == {"pids_max": 200}
+    level = plain.rules[0].state.atoms[0]
+    assert (level.value, level.is_true) == (1, False)
+    assert found.groups["group/batch"].changed_limits == {"pids_max": 200}
     assert found.groups["group/batch"].rules[0].name == "group.batch.policy[0]"
 
 
 def test_what_was_read_is_written_byte_for_byte_as_0_1_0_wrote_it(directory):
-    found = state.read(directory)
-    written = state.StateFile(directory, {})
+    found = file.read_state(directory)
+    written = file.StateFile(directory, {})
     for name, group in found.groups.items():
-        written.keep_group(name, group)
-    for name, record in found.records.items():
-        written.keep(name, record)
+        written.save_group(name, group)
+    for name, record in found.instances.items():
+        written.save(name, record)
     lines = (directory / "state.json").read_bytes().splitlines(keepends=True)[1:]
     assert sorted(lines) == sorted(found.lines.values())
 
 
 def test_limits_have_the_digest_that_0_1_0_gave_them(directory):
     """It is in the state file, and tells whether the cgroup has these limits already."""
-    assert trail.fingerprint(Resources()) == state.read(directory).records["inside"].limits
+    assert checkpoint.limits_digest(Resources()) == file.read_state(directory).instances["inside"].limits_digest

@@ -3,7 +3,7 @@
 import pytest
 
 from nsupervisor.config.load import ConfigError, parse
-from nsupervisor.config.units import Relative
+from nsupervisor.config.units import RelativeChange
 
 M = 1 << 20
 
@@ -28,10 +28,10 @@ def test_set_takes_values_and_changes_and_bounds():
         'memory_high = "64M", memory_max = "128M", pids_max = 9',
     )
     assert loaded.set_ == {
-        "memory_high": Relative(25.0),
-        "pids_max": Relative(amount=-2),
+        "memory_high": RelativeChange(25.0),
+        "pids_max": RelativeChange(amount=-2),
         "cpu_max": (50_000, 100_000),
-        "memory_max": Relative(amount=64 * M),
+        "memory_max": RelativeChange(amount=64 * M),
     }
     assert loaded.limit == {"memory_high": 768 * M, "memory_max": None}
     assert [str(loaded.set_[key]) for key in ("memory_high", "pids_max")] == ["+25%", "-2"]

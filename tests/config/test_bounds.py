@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from nsupervisor.config import bounds
 from nsupervisor.config.bounds import KEY_PARTS_LIMIT, TOO_DEEP, check_bounds
 from nsupervisor.config.load import PROBLEMS_LIMIT, ConfigError, parse
-from nsupervisor.config.positions import scan
+from nsupervisor.config.positions import scan_positions
 
 MANY = 20_000
 
@@ -85,5 +85,5 @@ def test_problems_are_listed_up_to_a_limit():
 def test_a_string_that_is_never_closed_is_scanned_once():
     """Each of its escaped quotes was taken for the begin of a string that could reach to the end of the line."""
     text = "x = '''" + "a" * 10 + '\ny = "' + '\\"' * 100_000
-    assert list(scan('x = 1\ny = "' + '\\"' * 100_000)) == [("x",), ("y",)]
-    assert list(scan(text)) == [("x",)]
+    assert list(scan_positions('x = 1\ny = "' + '\\"' * 100_000)) == [("x",), ("y",)]
+    assert list(scan_positions(text)) == [("x",)]

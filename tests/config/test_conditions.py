@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nsupervisor.config.conditions import Atom, Condition, parse_condition
-from nsupervisor.config.facts import COUNTERS, DURATIONS, LEVELS, LIMITS, PRESSURES, SIZES
+from nsupervisor.config.vocabulary import COUNTERS, DURATION_FILES, LEVELS, LIMIT_KEYS, PRESSURE_FILES, SIZE_FILES
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_conditions_of_several_parts(text, tree) -> None:
 def test_a_stall_is_what_the_kernel_calls_a_trigger() -> None:
     (atom,) = parse_condition("memory.pressure  some stall>150ms / 1s").atoms
     assert (atom.kind, atom.file, atom.key) == ("stall", "memory.pressure", "some 150000 1000000")
-    assert (atom.threshold, atom.window, atom.momentary) == (150_000, 1_000_000, True)
+    assert (atom.threshold, atom.window, atom.is_momentary) == (150_000, 1_000_000, True)
 
 
 @pytest.mark.parametrize(
@@ -81,13 +81,13 @@ def test_a_counter_and_a_level_may_live_in_one_file() -> None:
 
 def test_io_stat_is_the_sum_over_all_devices() -> None:
     (atom,) = parse_condition("io.stat wios").atoms
-    assert atom.of({"8:0 wios": 2, "8:16 wios": 3, "8:0 rios": 7}) == 5
-    assert atom.of({}) == 0
+    assert atom.value_in({"8:0 wios": 2, "8:16 wios": 3, "8:0 rios": 7}) == 5
+    assert atom.value_in({}) == 0
 
 
 def test_counters_by_how_much_and_how_fast() -> None:
     (atom,) = parse_condition("pids.events max increases by 10").atoms
-    assert (atom.kind, atom.by, atom.threshold) == ("counter", 10, None)
+    assert (atom.kind, atom.increase, atom.threshold) == ("counter", 10, None)
     (atom,) = parse_condition("cpu.stat nr_throttled rate >= 50.5/s").atoms
     assert (atom.kind, atom.op, atom.threshold) == ("rate", ">=", 50.5)
     assert parse_condition("cpu.stat nr_throttled rate>5 / sec").atoms[0].threshold == 5.0
@@ -161,13 +161,13 @@ def test_each_counter_of_the_table_is_a_condition(file: str) -> None:
 @pytest.mark.parametrize("file", sorted(LEVELS))
 def test_each_level_of_the_table_is_a_condition(file: str) -> None:
     for key in LEVELS[file] or [""]:
-        if file in DURATIONS:
+        if file in DURATION_FILES:
             assert parse_condition(f"{file} > 5min").atoms[0].threshold == 300
             continue
-        for number in ["5"] + ["5%"] * (file in LIMITS or file in PRESSURES) + ["5M"] * (file in SIZES):
+        for number in ["5"] + ["5%"] * (file in LIMIT_KEYS or file in PRESSURE_FILES) + ["5M"] * (file in SIZE_FILES):
             (condition,) = parse_condition(f"{file} {key} > {number}").atoms
             assert (condition.kind, condition.key) == ("level", key or None)
-            assert condition.percent == (number == "5%" and file in LIMITS)
+            assert condition.is_percent == (number == "5%" and file in LIMIT_KEYS)
 
 
 PARTS = ["oom_kill", "anon", "some", "avg10", ">", ">=", "<", "=", "90%", "5M", "and", "or", "not", "(", ")"]

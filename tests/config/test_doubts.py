@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.config.doubts import doubts
+from nsupervisor.config.lint import lint
 from nsupervisor.config.load import ConfigError, parse
 from tests.config.test_conditions import PARTS
 
@@ -22,7 +22,7 @@ def found(when: str, more: str = 'action = "log"', resources: str = LIMITS) -> l
     when = "{when}"
     {more}
     """
-    return [conflict.message for conflict in doubts(parse(toml, "site.toml"))]
+    return [conflict.message for conflict in lint(parse(toml, "site.toml"))]
 
 
 def test_the_rate_of_what_no_limit_makes_count_is_nothing() -> None:

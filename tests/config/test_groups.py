@@ -2,7 +2,7 @@
 
 import pytest
 
-from nsupervisor.config.changes import changed, parse_changes
+from nsupervisor.config.changes import apply_changes, parse_changes
 from nsupervisor.config.load import ConfigError, parse
 from nsupervisor.config.model import Config, Resources
 
@@ -52,14 +52,14 @@ def config() -> Config:
 def test_groups_are_read_with_their_limits_and_rules() -> None:
     parsed = config()
     report = parsed.workloads["report"]
-    assert [group.name for group in parsed.around(report)] == ["outer", "batch"]
-    assert parsed.around(parsed.workloads["web"]) == ()
+    assert [group.name for group in parsed.enclosing_groups(report)] == ["outer", "batch"]
+    assert parsed.enclosing_groups(parsed.workloads["web"]) == ()
     assert parsed.groups["outer"].resources == Resources(memory_max=1 << 30)
     (rule,) = parsed.groups["batch"].policy
     assert (rule.name, rule.line, rule.cooldown, rule.victim) == ("group.batch.policy[0]", 8, 15.0, "largest-memory")
     (rule,) = parsed.host.policy
     assert (rule.name, rule.cooldown, rule.verify_sec) == ("host.policy[0]", 0.0, 5.0)
-    assert [(atom.file, atom.percent) for atom in rule.when.atoms] == [
+    assert [(atom.file, atom.is_percent) for atom in rule.when.atoms] == [
         ("host.meminfo", True),
         ("host.memory.pressure", False),
     ]
@@ -123,6 +123,6 @@ def test_what_does_not_fit_is_told_with_its_place(text: str, message: str) -> No
 
 def test_a_groups_limits_change_at_run_time_by_the_same_checks() -> None:
     batch = config().groups["batch"]
-    assert changed(batch, batch.resources, parse_changes({"memory_max": "64M"})).memory_max == 64 << 20
+    assert apply_changes(batch, batch.resources, parse_changes({"memory_max": "64M"})).memory_max == 64 << 20
     with pytest.raises(ConfigError, match="memory_high: 2G is above memory_max"):
-        changed(batch, batch.resources, parse_changes({"memory_high": "2G", "memory_max": "1G"}))
+        apply_changes(batch, batch.resources, parse_changes({"memory_high": "2G", "memory_max": "1G"}))

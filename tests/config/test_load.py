@@ -9,7 +9,7 @@ import pytest
 
 from nsupervisor.config.conditions import parse_condition
 from nsupervisor.config.load import load, parse
-from nsupervisor.config.model import Config, IdMapping, Mount, Workload
+from nsupervisor.config.model import Config, IdMapping, MountConfig, WorkloadConfig
 from nsupervisor.config.problems import ConfigError
 
 
@@ -27,7 +27,7 @@ def web(text: str) -> list[str]:
     return problems(f'[workload.web]\ncommand = ["a"]\n{text}')
 
 
-def workload(text: str) -> Workload:
+def workload(text: str) -> WorkloadConfig:
     return parse(f'[workload.web]\ncommand = ["a"]\n{text}', "f.toml").workloads["web"]
 
 
@@ -36,7 +36,7 @@ def test_an_empty_file_is_a_supervisor_without_workloads() -> None:
 
 
 def test_defaults() -> None:
-    assert workload("") == Workload("web", ("a",))
+    assert workload("") == WorkloadConfig("web", ("a",))
 
 
 def test_values_become_what_the_program_computes_with() -> None:
@@ -70,7 +70,7 @@ signal = "HUP"
     assert (w.restart_sec, w.restart_max_delay_sec, w.timeout_stop_sec) == (90.0, 100.0, math.inf)
     assert (w.umask, w.kill_signal, w.success_exit_status) == (0o027, 2, (0, "SIGTERM"))
     assert w.environment == {"A": "100%"}
-    assert w.mounts == (Mount(type="tmpfs", destination="/tmp", options=("size=1M",)),)
+    assert w.mounts == (MountConfig(type="tmpfs", destination="/tmp", options=("size=1M",)),)
     assert w.security.rlimits == {"nofile": (1024, -1), "core": (0, 0), "memlock": (65536, 65536)}
     assert w.namespaces.time_offsets == {"boottime": -3600.0}
     assert w.user_namespace.uid_mappings == (IdMapping(0, 100000, 65536),)

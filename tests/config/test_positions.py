@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.config.positions import DEEPEST, scan
+from nsupervisor.config.positions import MAX_DEPTH, scan_positions
 
 
 def paths(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
@@ -20,7 +20,7 @@ def paths(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int,
     result = []
     for name, item in items:
         result += [(*path, name), *paths(item, (*path, name))]
-    return [p for p in result if len(p) <= DEEPEST]
+    return [p for p in result if len(p) <= MAX_DEPTH]
 
 
 def test_every_form_of_key() -> None:
@@ -51,7 +51,7 @@ z = {}
 [table.sub]
 1.5 = ""
 '''
-    positions = scan(text)
+    positions = scan_positions(text)
     lines = {path: positions.line(path) for path in paths(tomllib.loads(text))}
     assert lines == {
         ("top",): 2,
@@ -91,11 +91,11 @@ z = {}
 
 
 def test_a_tables_own_header_is_better_than_one_below_it() -> None:
-    assert scan("[a.b]\nx = 1\n[a]\ny = 2\n").line(("a",)) == 3
+    assert scan_positions("[a.b]\nx = 1\n[a]\ny = 2\n").line(("a",)) == 3
 
 
 def test_an_unknown_path_has_the_line_of_the_table_around_it() -> None:
-    positions = scan("\n[a]\nx = 1\n")
+    positions = scan_positions("\n[a]\nx = 1\n")
     assert positions.line(("a", "missing", 3)) == 2
     assert positions.line(("missing",)) == 1
     assert positions.line(()) == 1
@@ -103,12 +103,12 @@ def test_an_unknown_path_has_the_line_of_the_table_around_it() -> None:
 
 def test_a_long_dotted_key_is_cheap() -> None:
     text = ".".join(["a"] * 50_000) + " = 1"
-    assert len(list(scan(text))) <= DEEPEST
+    assert len(list(scan_positions(text))) <= MAX_DEPTH
 
 
 def test_deep_nesting_does_not_use_up_the_stack() -> None:
-    scan("a = " + "[" * 100_000 + "]" * 100_000)
-    scan("a = " + "{ a = " * 100_000 + "}" * 100_000)
+    scan_positions("a = " + "[" * 100_000 + "]" * 100_000)
+    scan_positions("a = " + "{ a = " * 100_000 + "}" * 100_000)
 
 
 # Documents in which all keys differ, so that the line of each is that of its name.
@@ -202,7 +202,7 @@ def test_every_key_of_any_valid_document_has_the_line_where_it_stands(document: 
     text, _ = document
     data = tomllib.loads(text)
     lines = text.replace("\\u006b", "k").split("\n")
-    positions = scan(text)
+    positions = scan_positions(text)
     assert set(positions) == set(paths(data))
     for path in paths(data):
         if isinstance(path[-1], str):
@@ -219,7 +219,7 @@ pieces = st.sampled_from(
 
 @given(st.lists(pieces, max_size=40).map("".join) | st.text())
 def test_no_text_makes_it_raise(text: str) -> None:
-    positions = scan(text)
+    positions = scan_positions(text)
     try:
         data = tomllib.loads(text)
     except ValueError:

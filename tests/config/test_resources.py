@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.config.changes import changed, difference, parse_changes
+from nsupervisor.config.changes import apply_changes, changed_limits, parse_changes
 from nsupervisor.config.load import parse
-from nsupervisor.config.model import IoLatency, IoMax, RdmaMax, Resources, Workload
+from nsupervisor.config.model import IoLatency, IoMax, RdmaMax, Resources, WorkloadConfig
 from nsupervisor.config.problems import ConfigError
 from nsupervisor.config.units import Percent, format_size, parse_percent
 
 
-def web(text: str, more: str = "") -> Workload:
+def web(text: str, more: str = "") -> WorkloadConfig:
     return parse(f'[workload.web]\ncommand = ["a"]\n{more}[workload.web.resources]\n{text}\n', "f").workloads["web"]
 
 
@@ -129,7 +129,7 @@ def test_percentages_come_back_from_their_text_and_are_never_more_than_all(numbe
     share = parse_percent(f"{number}%")
     assert share == Percent(number)
     assert parse_percent(format_size(share)) == share
-    assert 1 <= share.of(total) <= total
+    assert 1 <= share.share_of(total) <= total
 
 
 @given(st.text(max_size=12))
@@ -153,7 +153,7 @@ keys = st.sampled_from([field.name for field in attrs.fields(Resources)] + ["hug
 def test_any_change_is_taken_or_refused_in_words(change: dict[str, Any]) -> None:
     problems = []
     try:
-        difference(Resources(), changed(web(""), Resources(), parse_changes(change)))
+        changed_limits(Resources(), apply_changes(web(""), Resources(), parse_changes(change)))
     except ConfigError as error:
         problems = error.problems
     assert all("; " in problem.message and problem.line == 0 for problem in problems)
@@ -165,11 +165,11 @@ def test_any_change_is_taken_or_refused_in_words(change: dict[str, Any]) -> None
 def test_a_change_leaves_the_rest_as_it_is() -> None:
     workload = web("memory_max = '1G'\npids_max = 5\nhugetlb_2MB_max = 0\nunified = { 'io.prio.class' = 'idle' }")
     change = {"pids_max": 7, "hugetlb_1GB_max": "max", "unified": {"cpu.uclamp.min": "5"}, "io_weight": 9}
-    after = changed(workload, workload.resources, parse_changes(change))
+    after = apply_changes(workload, workload.resources, parse_changes(change))
     assert (after.memory_max, after.pids_max) == (1 << 30, 7)
     assert after.hugetlb == {"2MB_max": 0, "1GB_max": None}
     assert after.unified == {"io.prio.class": "idle", "cpu.uclamp.min": "5"}
-    was, is_ = difference(workload.resources, after)
+    was, is_ = changed_limits(workload.resources, after)
     assert (was["pids_max"], is_["pids_max"]) == (5, 7)
     assert set(was) == {"pids_max", "unified", "io_weight"}
 
@@ -185,14 +185,14 @@ def test_a_change_must_fit_with_the_other_limits_and_the_rules() -> None:
         ),
     ):
         with pytest.raises(ConfigError) as caught:
-            changed(workload, workload.resources, parse_changes(change))
+            apply_changes(workload, workload.resources, parse_changes(change))
         assert str(caught.value).startswith(message)
 
 
 def test_what_changed_is_said_as_the_configuration_writes_it() -> None:
     before = Resources(memory_max=5)
     after = Resources(memory_max=percent("25"), cpu_max=(5000, 10000), io_max=(IoMax(device="/", rbps=1),))
-    assert difference(before, after) == (
+    assert changed_limits(before, after) == (
         {"memory_max": 5, "cpu_max": None, "io_max": []},
         {
             "memory_max": "25%",

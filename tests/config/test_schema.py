@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.config.kinds import ListOf, MapOf, TableOf, Tables
-from nsupervisor.config.load import keys_of, load, parse
-from nsupervisor.config.model import PLANNED, Config
+from nsupervisor.config.kinds import ListOf, MapOf, TableOf, TablesOf
+from nsupervisor.config.load import key_slots, load, parse
+from nsupervisor.config.model import PLANNED_KEYS, Config
 from nsupervisor.config.problems import ConfigError
 from nsupervisor.config.schema import schema
 
@@ -24,15 +24,15 @@ VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 def model_keys(cls: type = Config, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Return every key of the model; "*" stands for names that the user chooses and for elements of arrays."""
-    for name, slot in keys_of(cls).items():
-        if any(name in keys_of(base) for base in cls.__mro__[1:] if attrs.has(base)):
+    for name, slot in key_slots(cls).items():
+        if any(name in key_slots(base) for base in cls.__mro__[1:] if attrs.has(base)):
             continue  # of a group's table and rules, only the keys that workloads' lack
         place = (*path, name)
         yield place
         match slot.kind:
             case TableOf(below, named):
                 yield from model_keys(below, (*place, "*") if named else place)
-            case Tables(below):
+            case TablesOf(below):
                 yield from model_keys(below, (*place, "*"))
             case MapOf(names=names) if not slot.kind.items:  # the others are keys that are shown elsewhere
                 yield from ((*place, member) for member in names)
@@ -75,8 +75,8 @@ def test_every_key_says_what_it_is_for() -> None:
 
 
 def test_planned_keys_are_not_there_yet() -> None:
-    for cls, names in PLANNED.items():
-        assert not set(names) & keys_of(cls).keys()
+    for cls, names in PLANNED_KEYS.items():
+        assert not set(names) & key_slots(cls).keys()
 
 
 TABLES: dict[tuple[str, ...], str] = {
@@ -99,7 +99,7 @@ TABLES: dict[tuple[str, ...], str] = {
     ("host",): "[host]\n",
     ("host", "policy", "*"): '[[host.policy]]\nwhen = "memory.events oom"\naction = "log"\n',
 }  # fmt: skip
-every_name = sorted({key[-1] for key in model_keys()} | {name for names in PLANNED.values() for name in names})
+every_name = sorted({key[-1] for key in model_keys()} | {name for names in PLANNED_KEYS.values() for name in names})
 names = st.sampled_from(every_name) | st.from_regex("[a-z_-]{1,12}", fullmatch=True)
 
 
@@ -132,7 +132,7 @@ def test_the_schema_and_the_loader_take_the_same_names_of_workloads(name: str) -
 
 
 def test_every_array_has_items() -> None:
-    kinds = [slot.kind for cls in PLANNED for slot in keys_of(cls).values()]
+    kinds = [slot.kind for cls in PLANNED_KEYS for slot in key_slots(cls).values()]
     assert any(isinstance(kind, ListOf) for kind in kinds)
     for definition in SCHEMA["$defs"].values():
         for described in definition["properties"].values():

@@ -5,12 +5,19 @@ import random
 import attrs
 
 from nsupervisor.config.conditions import parse_condition
-from nsupervisor.config.model import Group, GroupRule, Workload
-from nsupervisor.core.grouping import Asked, Came, Chose, Passed, Saw, chosen
-from nsupervisor.core.mind import Sentence
-from nsupervisor.core.rules import Engine, Fired
-from nsupervisor.core.trace import Writer
-from nsupervisor.core.victims import Candidate
+from nsupervisor.config.model import GroupConfig, GroupRule, WorkloadConfig
+from nsupervisor.core.decider import GroupAction
+from nsupervisor.core.replay.trace import TraceWriter
+from nsupervisor.core.rules.group_policy import (
+    ActionOutcome,
+    Firings,
+    GroupObserved,
+    Skipped,
+    VictimChosen,
+    choose_victim,
+)
+from nsupervisor.core.rules.rules import Engine, Firing
+from nsupervisor.core.rules.victims import Candidate
 
 CONDITIONS = (
     "memory.current > 100M",
@@ -51,7 +58,7 @@ class GroupTeller:
     """One group; `Crowd` runs its pending rules."""
 
     name: str
-    config: Group
+    config: GroupConfig
     members: list
     engine: Engine = attrs.field(init=False)
     quiet_since: float = float("-inf")
@@ -59,7 +66,7 @@ class GroupTeller:
     files: dict[str, dict[str, float]] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
-        self.engine = Engine.of(self.config.policy)
+        self.engine = Engine.for_rules(self.config.policy)
         self.files = {
             "memory.current": {"": 2**20},
             "pids.current": {"": 1},
@@ -73,13 +80,13 @@ class Crowd:
 
     rnd: random.Random
     groups: list[GroupTeller]
-    writer: Writer
-    waiting: list[tuple[GroupTeller, Fired, float]] = attrs.field(factory=list)
-    under_way: tuple[GroupTeller, Fired, object, dict[str, str]] | None = None
+    writer: TraceWriter
+    waiting: list[tuple[GroupTeller, Firing, float]] = attrs.field(factory=list)
+    under_way: tuple[GroupTeller, Firing, object, dict[str, str]] | None = None
 
     def note(self, group: GroupTeller, what: object, now: float) -> list[dict]:
         """Return the trace lines of one event of a group."""
-        return list(self.writer.group(group.name, what, now))
+        return list(self.writer.group_event(group.name, what, now))
 
     def next(self, now: float) -> list[dict]:
         """Advance one of the groups by a random step; return its lines."""
@@ -105,9 +112,11 @@ class Crowd:
                 now - max(before_that, group.quiet_since if firing.rule.victim else before_that) >= firing.rule.cooldown
             )
             group.fired_at[firing.rule.name] = now
-        asked = Asked.by(fired)
-        lines = self.note(group, Saw(snapshot, LIMITS, group.engine is not before, fired), now)
-        self.waiting += [(group, firing, now) for firing in (*asked.dry, *([asked.act] if asked.act else []))]
+        asked = Firings.split(fired)
+        lines = self.note(group, GroupObserved(snapshot, LIMITS, group.engine is not before, fired), now)
+        self.waiting += [
+            (group, firing, now) for firing in (*asked.dry_runs, *([asked.action] if asked.action else []))
+        ]
         return lines
 
     def turn(self, now: float) -> list[dict]:
@@ -117,10 +126,10 @@ class Crowd:
             return []
         self.waiting.pop(0)
         if not fired.rule.dry_run and group.quiet_since >= decided:
-            return self.note(group, Passed(), now)
+            return self.note(group, Skipped(), now)
         return self.hit(group, fired, {}, now)
 
-    def hit(self, group: GroupTeller, fired: Fired, tried: dict[str, str], now: float) -> list[dict]:
+    def hit(self, group: GroupTeller, fired: Firing, tried: dict[str, str], now: float) -> list[dict]:
         """Choose a victim, and act on it."""
         candidates = tuple(
             Candidate(
@@ -128,19 +137,19 @@ class Crowd:
                 self.rnd.randint(0, 100) * 2.0**20,
                 self.rnd.choice((0.0, -1.5, 3e6)),
                 member.workload.priority,
-                now - member.mind.life.started_at,
+                now - member.mind.lifecycle.started_at,
                 member.workload.managed_oom_preference,
             )
             for member in group.members
-            if member.mind.life.alive
+            if member.mind.lifecycle.is_alive
         )
-        _, name, sentence = chosen(group.name, fired, candidates, tried)
-        lines = self.note(group, Chose(fired, candidates, dict(tried), name), now)
+        _, name, sentence = choose_victim(group.name, fired, candidates, tried)
+        lines = self.note(group, VictimChosen(fired, candidates, dict(tried), name), now)
         if name is None:
             return lines
         assert name not in tried, "a member that was tried before"
         victim = next(member for member in group.members if member.name == name)
-        lines += victim.take(Sentence(victim.mind.life.generation, sentence), now)
+        lines += victim.take(GroupAction(victim.mind.lifecycle.generation, sentence), now)
         if not fired.rule.dry_run:
             assert self.under_way is None, "two acts at once"
             self.under_way = group, fired, victim, tried
@@ -153,9 +162,9 @@ class Crowd:
         self.under_way = None
         for enclosing in self.groups:
             if victim in enclosing.members:
-                enclosing.engine, enclosing.quiet_since = enclosing.engine.hushed(now), now
+                enclosing.engine, enclosing.quiet_since = enclosing.engine.with_cooldown(now), now
         why = "" if helped else "it still has processes"
-        lines = self.note(group, Came(victim.name, helped, why), now)
+        lines = self.note(group, ActionOutcome(victim.name, helped, why), now)
         return lines if helped else lines + self.hit(group, fired, {**tried, victim.name: why}, now)
 
     def drain(self, now: float) -> None:
@@ -171,7 +180,7 @@ class Crowd:
         return {group.name: group.files for group in self.groups}
 
 
-def preferences(rnd: random.Random, workload: Workload) -> Workload:
+def preferences(rnd: random.Random, workload: WorkloadConfig) -> WorkloadConfig:
     """Draw the values of a candidate."""
     return attrs.evolve(
         workload,

@@ -16,17 +16,17 @@ from concurrent.futures import ProcessPoolExecutor
 import attrs
 
 from nsupervisor.config.conditions import parse_condition
-from nsupervisor.config.model import Config, Group, Host, Rule, Workload
-from nsupervisor.config.units import Relative
+from nsupervisor.config.model import Config, GroupConfig, HostConfig, Rule, WorkloadConfig
+from nsupervisor.config.units import RelativeChange
 from nsupervisor.core import backoff, events
 from nsupervisor.core.actions import KillAll, Spawn
-from nsupervisor.core.adjusting import file_of
+from nsupervisor.core.decider import Observation, RunPending, WorkloadState, handle
 from nsupervisor.core.exits import Exit
-from nsupervisor.core.lifecycle import Life, Moment, State
-from nsupervisor.core.mind import Mind, Seen, Turn, take
-from nsupervisor.core.replay import Result, simulate
-from nsupervisor.core.rules import Engine
-from nsupervisor.core.trace import Writer, encode, read
+from nsupervisor.core.lifecycle import Instant, Lifecycle, State
+from nsupervisor.core.replay.simulate import SimulationResult, simulate
+from nsupervisor.core.replay.trace import TraceWriter, encode_line, parse_trace
+from nsupervisor.core.rules.limit_steps import cgroup_file
+from nsupervisor.core.rules.rules import Engine
 from tests.core import random_groups
 
 CONDITIONS = (
@@ -70,7 +70,9 @@ def a_rule(rnd: random.Random, number: int) -> Rule:
         )
         if worn
         else (),
-        set_=rnd.choice(({"memory_high": Relative(percent=25)}, {"memory_high": 2**26})) if action == "set" else {},
+        set_=rnd.choice(({"memory_high": RelativeChange(percent=25)}, {"memory_high": 2**26}))
+        if action == "set"
+        else {},
         limit={"memory_high": 2**27} if action == "set" else {},
         dry_run=rnd.random() < 0.1,
         name=f"policy[{number}]",
@@ -78,9 +80,9 @@ def a_rule(rnd: random.Random, number: int) -> Rule:
     )
 
 
-def a_workload(rnd: random.Random, name: str) -> Workload:
+def a_workload(rnd: random.Random, name: str) -> WorkloadConfig:
     """Draw a workload with the keys that decisions use."""
-    return Workload(
+    return WorkloadConfig(
         name,
         command=("true",),
         type=rnd.choice(("simple", "simple", "notify", "oneshot")),
@@ -102,12 +104,12 @@ def a_config(rnd: random.Random) -> Config:
     workloads = {name: a_workload(rnd, name) for name in names}
     if rnd.random() < 0.5:
         return Config("/etc/site.toml", workloads=workloads)
-    batch = Group(name="batch", policy=random_groups.a_policy(rnd, "group.batch"))
+    batch = GroupConfig(name="batch", policy=random_groups.a_policy(rnd, "group.batch"))
     workloads = {
         name: attrs.evolve(random_groups.preferences(rnd, workload), group=rnd.choice(("batch", "batch", None)))
         for name, workload in workloads.items()
     }
-    host = Host(policy=random_groups.a_policy(rnd, "host"))
+    host = HostConfig(policy=random_groups.a_policy(rnd, "host"))
     return Config("/etc/site.toml", workloads=workloads, groups={"batch": batch}, host=host)
 
 
@@ -117,9 +119,9 @@ class Teller:
 
     rnd: random.Random
     name: str
-    workload: Workload
-    writer: Writer
-    mind: Mind = attrs.field(init=False)
+    workload: WorkloadConfig
+    writer: TraceWriter
+    mind: WorkloadState = attrs.field(init=False)
     files: dict[str, dict[str, float]] = attrs.field(factory=dict)
     program: bool = False
     """Whether the program of the present generation lives."""
@@ -132,7 +134,7 @@ class Teller:
     spawned_at: list[float] = attrs.field(factory=list)
 
     def __attrs_post_init__(self) -> None:
-        self.mind = Mind(Life(), Engine.of(self.workload.policy))
+        self.mind = WorkloadState(Lifecycle(), Engine.for_rules(self.workload.policy))
         self.files = {
             "memory.events": {"oom_kill": 0, "max": 0},
             "pids.events": {"max": 0},
@@ -144,16 +146,16 @@ class Teller:
 
     def take(self, what, now):
         """Apply one input, check the transition, and return its lines."""
-        before, moment = self.mind, Moment(now, self.rnd.random())
-        thought = take(before, what, moment, self.workload)
-        self.mind = thought.mind
-        if isinstance(what, Seen):
-            for due in thought.mind.due[len(before.due) :]:
-                self.check_rule(due.fired, now)
-        elif thought.due is not None:
-            assert thought.due.generation == before.life.generation, "about a generation that is gone"
-            assert before.life.alive, "about a program that does not run"
-            self.limits |= {file_of(key): value for key, value in thought.due.fired.settings.items()}
+        before, moment = self.mind, Instant(now, self.rnd.random())
+        thought = handle(before, what, moment, self.workload)
+        self.mind = thought.state
+        if isinstance(what, Observation):
+            for due in thought.state.pending[len(before.pending) :]:
+                self.check_rule(due.firing, now)
+        elif thought.executed is not None:
+            assert thought.executed.generation == before.lifecycle.generation, "about a generation that is gone"
+            assert before.lifecycle.is_alive, "about a program that does not run"
+            self.limits |= {cgroup_file(key): value for key, value in thought.executed.firing.limits.items()}
         if isinstance(what, events.Start | events.Restart):
             self.spawned_at = []
         for action in thought.actions:
@@ -161,11 +163,11 @@ class Teller:
                 self.check_spawn(action, now)
                 self.program, self.others, self.began = True, False, now
             elif isinstance(action, KillAll):
-                assert before.life.alive, "there is nothing to kill"
-        life = thought.mind.life
-        if life.state is State.BACKOFF and before.life.state is not State.BACKOFF:
-            self.check_backoff(before.life, life, now)
-        return list(self.writer.step(self.name, self.workload, before, what, moment, thought))
+                assert before.lifecycle.is_alive, "there is nothing to kill"
+        life = thought.state.lifecycle
+        if life.state is State.BACKOFF and before.lifecycle.state is not State.BACKOFF:
+            self.check_backoff(before.lifecycle, life, now)
+        return list(self.writer.transition(self.name, self.workload, before, what, moment, thought))
 
     def check_rule(self, fired, now):
         rule = fired.rule
@@ -182,7 +184,7 @@ class Teller:
     def check_spawn(self, action, now):
         assert not self.program, "two generations at once"
         assert not self.others, "the one before has not gone"
-        assert action.generation == self.mind.life.generation
+        assert action.generation == self.mind.lifecycle.generation
         burst, interval = self.workload.start_limit_burst, self.workload.start_limit_interval_sec
         lately = [t for t in self.spawned_at if t > now - interval]
         assert len(lately) < burst, "more starts than the start limit has"
@@ -191,20 +193,21 @@ class Teller:
     def check_backoff(self, old, life, now):
         wait = life.deadline - now
         full = self.workload.restart_max_delay_sec
-        assert -1e-9 <= wait <= min(full, self.workload.restart_sec * 2.0 ** (life.failures - 1)) + 1e-9
-        assert wait >= (1 - backoff.JITTER) * min(full, self.workload.restart_sec) - 1e-9
+        assert -1e-9 <= wait <= min(full, self.workload.restart_sec * 2.0 ** (life.consecutive_failures - 1)) + 1e-9
+        assert wait >= (1 - backoff.JITTER_FRACTION) * min(full, self.workload.restart_sec) - 1e-9
 
     def see(self, file, now):
         if file == STALL:
             self.stalled += 1e5
             return self.take(
-                Seen({"memory.pressure": {**self.files["memory.pressure"], STALL: self.stalled}}, self.limits), now
+                Observation({"memory.pressure": {**self.files["memory.pressure"], STALL: self.stalled}}, self.limits),
+                now,
             )
-        files = [joint_file for joint_file in self.mind.engine.together(file) if joint_file in self.files]
+        files = [joint_file for joint_file in self.mind.engine.files_read_with(file) if joint_file in self.files]
         snapshot = {joint_file: dict(self.files[joint_file]) for joint_file in files}
         if self.rnd.random() < 0.5:
             snapshot["uptime"] = {"": now - self.began} if self.program else {}
-        return self.take(Seen(snapshot, self.limits), now)
+        return self.take(Observation(snapshot, self.limits), now)
 
     def all_files(self, now):
         return {**self.files, "uptime": {"": now - self.began} if self.program else {}}
@@ -228,15 +231,15 @@ class Teller:
 
     def next(self, now):
         """Advance the history by a random step; return its lines."""
-        rnd, life = self.rnd, self.mind.life
+        rnd, life = self.rnd, self.mind.lifecycle
         if life.deadline is not None and (life.deadline <= now or rnd.random() < 0.3):
             return self.take(events.Timeout(), now)
         draw = rnd.random()
-        if self.mind.due and draw < 0.8:
-            return self.take(Turn(), now)
+        if self.mind.pending and draw < 0.8:
+            return self.take(RunPending(), now)
         if self.program and life.state in (State.STARTING, State.STOPPING) and draw < 0.6:
             return self.fact(now, "execed" if life.state is State.STARTING else "exited")
-        if not life.alive and draw < 0.4:
+        if not life.is_alive and draw < 0.4:
             return self.take(events.Start(rnd.choice(("operator", "boot"))), now)
         if draw < 0.85:
             return self.see(self.move(), now)
@@ -246,7 +249,7 @@ class Teller:
         return self.fact(now, rnd.choice(("execed", "ready", "exited", "exited", "emptied", "unhealthy")))
 
     def fact(self, now, kind):
-        rnd, life = self.rnd, self.mind.life
+        rnd, life = self.rnd, self.mind.lifecycle
         generation = life.generation if rnd.random() < 0.9 else max(life.generation - 1, 0)
         current = generation == life.generation
         if kind == "execed":
@@ -259,14 +262,14 @@ class Teller:
             if not current or not self.program:
                 return []
             how = rnd.choice(
-                (Exit(code=0), Exit(code=1), Exit(signal=9, oom_killed=True), Exit(failure="no such file"))
+                (Exit(code=0), Exit(code=1), Exit(signal=9, oom_killed=True), Exit(setup_failure="no such file"))
             )
             self.program, self.others = False, rnd.random() < 0.3
             lines = []
-            if facts := how.facts():
-                lines += self.take(Seen({"exit": facts}, self.limits), now)
-            while self.mind.due:  # as the service does: the rules run before the lifecycle handles the exit
-                lines += self.take(Turn(), now)
+            if facts := how.condition_values():
+                lines += self.take(Observation({"exit": facts}, self.limits), now)
+            while self.mind.pending:  # as the service does: the rules run before the lifecycle handles the exit
+                lines += self.take(RunPending(), now)
             return lines + self.take(events.Exited(generation, how, self.others), now)
         if current and (self.program or not self.others):
             return []
@@ -278,7 +281,7 @@ class Teller:
 def a_trace(seed: int, steps: int = 40) -> tuple[Config, bytes]:
     """Generate a history of a service; return its trace."""
     rnd = random.Random(seed)
-    config, writer, now = a_config(rnd), Writer(), 1000.0 + rnd.random()
+    config, writer, now = a_config(rnd), TraceWriter(), 1000.0 + rnd.random()
     writer.head(config.workloads)
     lines: list[dict] = []
     tellers = [Teller(rnd, name, workload, writer) for name, workload in config.workloads.items()]
@@ -288,19 +291,19 @@ def a_trace(seed: int, steps: int = 40) -> tuple[Config, bytes]:
         now += rnd.choice((0.0, 0.001, 0.01, 0.05, 0.25, 1.0, 7.0)) * rnd.random()
         if i == before:
             for teller in tellers:
-                while teller.mind.due:
-                    teller.take(Turn(), now)
+                while teller.mind.pending:
+                    teller.take(RunPending(), now)
             crowd.drain(now)
             for teller in tellers:  # the workload that was hit
-                while teller.mind.due:
-                    teller.take(Turn(), now)
-            crowd.writer = writer = Writer()
+                while teller.mind.pending:
+                    teller.take(RunPending(), now)
+            crowd.writer = writer = TraceWriter()
             groups = {group.name: (group.config, [member.name for member in group.members]) for group in crowd.groups}
             lines = [writer.head(config.workloads, groups, clock={"monotonic": now})]
-            lines += [writer.begin_group(group.name, group.engine, group.quiet_since, now) for group in crowd.groups]
+            lines += [writer.group_start(group.name, group.engine, group.quiet_since, now) for group in crowd.groups]
             for teller in tellers:
                 teller.writer = writer
-                lines.append(writer.begin(teller.name, teller.mind, now))
+                lines.append(writer.workload_start(teller.name, teller.mind, now))
         if i % 5 == 0:
             lines.append(writer.sample(now, {teller.name: teller.all_files(now) for teller in tellers}))
             lines.append(writer.sample(now, crowd.all_files()))
@@ -310,42 +313,42 @@ def a_trace(seed: int, steps: int = 40) -> tuple[Config, bytes]:
         teller = rnd.choice(tellers)
         lines += teller.next(now)
     lines.append({"t": now, "end": "told"})
-    return config, b"".join(map(encode, lines))
+    return config, b"".join(map(encode_line, lines))
 
 
-def a_crowd(rnd: random.Random, config: Config, tellers: list[Teller], writer: Writer) -> random_groups.Crowd:
+def a_crowd(rnd: random.Random, config: Config, tellers: list[Teller], writer: TraceWriter) -> random_groups.Crowd:
     """Return the groups, and the host, that have members."""
     if not config.groups:
         return random_groups.Crowd(rnd, [], writer)
     batch = [teller for teller in tellers if teller.workload.group == "batch"]
-    host = Group(name="host", policy=config.host.policy)
+    host = GroupConfig(name="host", policy=config.host.policy)
     groups = [("group/batch", config.groups["batch"], batch), ("host", host, tellers)]
     return random_groups.Crowd(rnd, [random_groups.GroupTeller(*entry) for entry in groups if entry[2]], writer)
 
 
-def as_bytes(result: Result) -> bytes:
+def as_bytes(result: SimulationResult) -> bytes:
     return json.dumps(attrs.asdict(result), default=sorted).encode()
 
 
 def check(seed: int) -> None:
     """Check the invariants for a seed's history; raise AssertionError if one is violated."""
     config, data = a_trace(seed)
-    trace = read(data, "trace")
+    trace = parse_trace(data, "trace")
     same = simulate(config, trace)
-    assert [row for row in same.rows if row.recorded != row.simulated or row.at != row.simulated_at] == []
-    assert same.parted == {}
+    assert [row for row in same.rows if row.recorded != row.simulated or row.time_s != row.simulated_time_s] == []
+    assert same.diverged_at == {}
     other = a_config(random.Random(~seed))
     tried = simulate(other, trace, seed)
     assert as_bytes(simulate(other, trace, seed)) == as_bytes(tried)
     check_deeds(other, tried)
 
 
-def check_deeds(config: Config, result: Result) -> None:
+def check_deeds(config: Config, result: SimulationResult) -> None:
     """Check the invariants of the simulation of another configuration."""
     told: dict[tuple[str, str], list[tuple[float, dict]]] = {}
     for row in result.rows:
         if row.simulated is not None:
-            at = row.at if row.simulated_at is None else row.simulated_at
+            at = row.time_s if row.simulated_time_s is None else row.simulated_time_s
             told.setdefault((row.workload, row.simulated["action"]), []).append((at, row.simulated))
     for (name, action), done in told.items():
         workload = config.workloads.get(name)

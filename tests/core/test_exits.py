@@ -56,7 +56,7 @@ def test_only_a_sigkill_can_be_the_oom_killers():
         (Exit(signal=signal.SIGPIPE), (0,), Outcome.SUCCESS),
         (Exit(signal=signal.SIGKILL), (0,), Outcome.SIGNAL),
         (Exit(signal=signal.SIGUSR1), (0, "SIGUSR1"), Outcome.SUCCESS),
-        (Exit(failure="cannot execute x"), (0,), Outcome.EXIT_CODE),
+        (Exit(setup_failure="cannot execute x"), (0,), Outcome.EXIT_CODE),
     ],
 )
 def test_the_outcome_follows_systemds_table(exit_, success, outcome):

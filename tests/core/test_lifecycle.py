@@ -8,10 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from nsupervisor.config.model import Workload
+from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.core import actions, backoff, events
 from nsupervisor.core.exits import Exit, Outcome
-from nsupervisor.core.lifecycle import TABLE, Life, Moment, State, Then, step
+from nsupervisor.core.lifecycle import TABLE, AfterStop, Instant, Lifecycle, State, apply_input
 
 OK = Exit(code=0)
 CRASH = Exit(code=1)
@@ -19,7 +19,7 @@ KILLED = Exit(signal=signal.SIGKILL)
 
 
 def workload(**keys):
-    return Workload("web", command=("web",), **keys)
+    return WorkloadConfig("web", command=("web",), **keys)
 
 
 class Run:
@@ -27,13 +27,13 @@ class Run:
 
     def __init__(self, **keys):
         self.workload = workload(**keys)
-        self.life = Life()
+        self.life = Lifecycle()
         self.now = 1000.0
         self.actions = ()
 
     def __call__(self, event, *, after=0.0, chance=0.0):
         self.now += after
-        self.life, self.actions = step(self.life, event, Moment(self.now, chance), self.workload)
+        self.life, self.actions = apply_input(self.life, event, Instant(self.now, chance), self.workload)
         return self
 
     def fact(self, kind, *args, after=0.0, **more):
@@ -59,7 +59,7 @@ def subclasses(kind):
 
 
 def test_every_cell_of_the_table_is_filled():
-    assert set(TABLE) == set(subclasses(events.Event))
+    assert set(TABLE) == set(subclasses(events.Input))
     for event, row in TABLE.items():
         assert set(row) == set(State), event.__name__
         assert all(callable(cell) and cell.__doc__ for cell in row.values()), event.__name__
@@ -82,13 +82,13 @@ def test_stop_is_done_only_when_the_cgroup_is_empty():
     run = Run().up()
     run(events.Stop())
     assert run.dies(OK, populated=True).state is State.STOPPING
-    assert run.actions == (actions.Signal(signal.SIGTERM, everyone=True),)
+    assert run.actions == (actions.Signal(signal.SIGTERM, whole_cgroup=True),)
     assert run.fact(events.Emptied).state is State.STOPPED
 
 
 def test_what_a_program_leaves_behind_is_ended_before_it_starts_again():
     run = Run(restart="always", restart_sec=0.0).up()
-    assert run.dies(CRASH, populated=True).actions == (actions.Signal(signal.SIGTERM, everyone=True),)
+    assert run.dies(CRASH, populated=True).actions == (actions.Signal(signal.SIGTERM, whole_cgroup=True),)
     assert run.state is State.STOPPING
     assert run(events.Timeout(), after=10).actions == (actions.KillAll(),)
     assert run.fact(events.Emptied).actions == (actions.Spawn(2),)
@@ -117,7 +117,7 @@ def test_a_restart_during_backoff_starts_at_once_and_forgives():
     run = Run(restart_sec=8.0).up()
     assert run.dies(CRASH).state is State.BACKOFF
     assert run(events.Restart()).actions == (actions.Spawn(2),)
-    assert run.life.failures == 0
+    assert run.life.consecutive_failures == 0
 
 
 def test_a_stop_during_backoff_is_final():
@@ -135,11 +135,11 @@ def test_a_stop_during_backoff_is_final():
         ([events.Stop(), events.Restart()], State.STARTING),
         ([events.Restart(), events.Stop()], State.STOPPED),
         ([events.Stop(), events.Start(), events.Stop()], State.STOPPED),
-        ([events.Stop(), events.Recycle("policy[0]")], State.STOPPED),
-        ([events.Recycle("policy[0]"), events.Stop()], State.STOPPED),
+        ([events.Stop(), events.PolicyRestart("policy[0]")], State.STOPPED),
+        ([events.PolicyRestart("policy[0]"), events.Stop()], State.STOPPED),
         ([events.Kill(), events.Stop()], State.STOPPED),
         ([events.Stop(), events.Kill()], State.STOPPED),
-        ([events.Kill(), events.Recycle("policy[0]")], State.BACKOFF),
+        ([events.Kill(), events.PolicyRestart("policy[0]")], State.BACKOFF),
     ],
 )
 def test_the_last_wish_wins_and_rules_do_not_overrule_people(wishes, state):
@@ -162,7 +162,7 @@ def test_a_program_killed_while_frozen_thaws_those_it_leaves():
     run = Run().up()
     run(events.Freeze())
     assert run.dies(KILLED, populated=True).actions == (
-        actions.Signal(signal.SIGTERM, everyone=True),
+        actions.Signal(signal.SIGTERM, whole_cgroup=True),
         actions.ThawAll(),
     )
 
@@ -253,7 +253,7 @@ def test_restart_policies_answer_what_systemd_says_they_answer(policy, restartin
     }
     for name, (exit_, fault) in ends.items():
         run = Run(restart=policy).up()
-        run.life = attrs.evolve(run.life, fault=fault)
+        run.life = attrs.evolve(run.life, fault_outcome=fault)
         run.dies(exit_)
         expected = State.BACKOFF if name in restarting else State.EXITED if name == "ok" else State.FAILED
         assert run.state is expected, name
@@ -295,22 +295,22 @@ def test_an_operators_restarts_never_meet_the_start_limit():
 def test_a_rules_restart_works_whatever_the_restart_policy_but_is_bounded():
     run = Run(restart="no", restart_sec=0.0, start_limit_burst=3).up()
     for _ in range(2):
-        run(events.Recycle("policy[0]"))
+        run(events.PolicyRestart("policy[0]"))
         assert run.dies(KILLED).state is State.STARTING
-    run(events.Recycle("policy[0]"))
+    run(events.PolicyRestart("policy[0]"))
     assert run.dies(KILLED).state is State.FAILED
 
 
 def test_a_rule_does_not_raise_the_dead():
     for state in (State.STOPPED, State.EXITED, State.FAILED, State.BACKOFF):
-        life = Life(state=state)
-        assert step(life, events.Recycle("policy[0]"), Moment(0.0), workload()) == (life, ())
+        life = Lifecycle(state=state)
+        assert apply_input(life, events.PolicyRestart("policy[0]"), Instant(0.0), workload()) == (life, ())
 
 
 def test_a_failing_set_up_step_is_the_reason_shown():
     run = Run(restart="no")
     run(events.Start())
-    run.dies(Exit(failure="cannot enter /srv/site: No such file or directory"))
+    run.dies(Exit(setup_failure="cannot enter /srv/site: No such file or directory"))
     assert run.state is State.FAILED
     assert run.life.reason == "cannot enter /srv/site: No such file or directory"
 
@@ -377,12 +377,12 @@ class AnyLife(RuleBasedStateMachine):
                 self.doomed = True
         if self.run.state is State.BACKOFF and before.state is not State.BACKOFF:
             wait = self.run.life.deadline - self.run.now
-            full = min(self.run.workload.restart_sec * 2 ** (self.run.life.failures - 1), 20.0)
-            assert full * (1 - backoff.JITTER) - 1e-6 <= wait <= full + 1e-6
+            full = min(self.run.workload.restart_sec * 2 ** (self.run.life.consecutive_failures - 1), 20.0)
+            assert full * (1 - backoff.JITTER_FRACTION) - 1e-6 <= wait <= full + 1e-6
 
     @rule(
         wish=st.sampled_from(
-            [events.Start, events.Stop, events.Restart, events.Recycle, events.Kill, events.Freeze, events.Thaw]
+            [events.Start, events.Stop, events.Restart, events.PolicyRestart, events.Kill, events.Freeze, events.Thaw]
         )
     )
     def wish(self, wish):
@@ -416,7 +416,8 @@ class AnyLife(RuleBasedStateMachine):
 
     @precondition(lambda self: self.program)
     @rule(
-        exit_=st.sampled_from([OK, CRASH, KILLED, Exit(signal=15), Exit(failure="cannot")]), chance=st.floats(0, 0.999)
+        exit_=st.sampled_from([OK, CRASH, KILLED, Exit(signal=15), Exit(setup_failure="cannot")]),
+        chance=st.floats(0, 0.999),
     )
     def program_ends(self, exit_, chance):
         self.program = False
@@ -442,7 +443,7 @@ class AnyLife(RuleBasedStateMachine):
         if not hasattr(self, "run"):
             return
         life = self.run.life
-        assert life.alive == (self.program or self.others > 0)
+        assert life.is_alive == (self.program or self.others > 0)
         assert life.state is not State.BACKOFF or life.deadline is not None
         assert life.state not in (State.STOPPED, State.EXITED, State.FAILED, State.READY) or life.deadline is None
         limit = self.run.workload
@@ -451,7 +452,7 @@ class AnyLife(RuleBasedStateMachine):
             assert len(window) <= limit.start_limit_burst
         if self.stopped_by_operator:
             assert life.state in (State.STOPPED, State.STOPPING)
-            assert life.then is Then.REST or life.state is State.STOPPED
+            assert life.after_stop is AfterStop.STAY_DOWN or life.state is State.STOPPED
 
 
 AnyLife.TestCase.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)

@@ -5,13 +5,13 @@ import signal
 import attrs
 
 from nsupervisor.config.conditions import parse_condition
-from nsupervisor.config.model import Rule, Workload
+from nsupervisor.config.model import Rule, WorkloadConfig
 from nsupervisor.core import events
 from nsupervisor.core.actions import FreezeAll, KillAll, Signal, Spawn
+from nsupervisor.core.decider import Observation, RunPending, WorkloadState, handle
 from nsupervisor.core.exits import Exit
-from nsupervisor.core.lifecycle import Life, Moment, State
-from nsupervisor.core.mind import Mind, Seen, Turn, take
-from nsupervisor.core.rules import Engine
+from nsupervisor.core.lifecycle import Instant, Lifecycle, State
+from nsupervisor.core.rules.rules import Engine
 
 OOM = parse_condition("memory.events oom_kill")
 
@@ -21,49 +21,49 @@ class Run:
 
     def __init__(self, **keys):
         rule = Rule(when=OOM, name="policy[0]", line=7, **keys)
-        self.workload = Workload("web", command=("web",), policy=(rule,))
-        self.mind = Mind(Life(), Engine.of((rule,)))
+        self.workload = WorkloadConfig("web", command=("web",), policy=(rule,))
+        self.mind = WorkloadState(Lifecycle(), Engine.for_rules((rule,)))
         self.now = 100.0
-        self(Seen({"memory.events": {"oom_kill": 0}}, {}))
+        self(Observation({"memory.events": {"oom_kill": 0}}, {}))
         self(events.Start())
         self(events.Execed(1))
 
     def __call__(self, what):
         self.now += 1
-        thought = take(self.mind, what, Moment(self.now), self.workload)
-        self.mind = thought.mind
+        thought = handle(self.mind, what, Instant(self.now), self.workload)
+        self.mind = thought.state
         return thought
 
     def oom(self, count):
-        return self(Seen({"memory.events": {"oom_kill": count}}, {}))
+        return self(Observation({"memory.events": {"oom_kill": count}}, {}))
 
 
 def test_a_rule_that_goes_off_waits_for_its_turn():
     run = Run(action="restart")
     seen = run.oom(1)
-    assert (seen.actions, run.mind.life.state, len(run.mind.due)) == ((), State.RUNNING, 1)
-    turn = run(Turn())
+    assert (seen.actions, run.mind.lifecycle.state, len(run.mind.pending)) == ((), State.RUNNING, 1)
+    turn = run(RunPending())
     assert turn.actions == (Signal(signal.SIGTERM),)
-    assert turn.due is not None
-    assert turn.due.fired.cause.after == 1
-    assert turn.event == events.Recycle("policy[0] (memory.events oom_kill)")
-    assert (run.mind.life.state, run.mind.due) == (State.STOPPING, ())
-    assert run(Turn()).due is None  # no action is pending any more
+    assert turn.executed is not None
+    assert turn.executed.firing.cause.after == 1
+    assert turn.lifecycle_input == events.PolicyRestart("policy[0] (memory.events oom_kill)")
+    assert (run.mind.lifecycle.state, run.mind.pending) == (State.STOPPING, ())
+    assert run(RunPending()).executed is None  # no action is pending any more
 
 
 def test_turns_come_in_the_order_in_which_rules_went_off():
     run = Run(action="log")
     run.oom(1)
     run.oom(3)
-    assert [run(Turn()).due.fired.cause.after for _ in range(2)] == [1, 3]
+    assert [run(RunPending()).executed.firing.cause.after for _ in range(2)] == [1, 3]
 
 
 def test_a_turn_that_comes_after_the_generations_end_does_nothing():
     run = Run(action="kill")
     run.oom(1)
     run(events.Exited(1, Exit(code=1), populated=False))
-    late = run(Turn())
-    assert (late.due, late.actions, late.event) == (None, (), None)
+    late = run(RunPending())
+    assert (late.executed, late.actions, late.lifecycle_input) == (None, (), None)
 
 
 def test_a_rule_that_freezes_while_the_program_is_being_set_up_is_not_lost():
@@ -71,9 +71,9 @@ def test_a_rule_that_freezes_while_the_program_is_being_set_up_is_not_lost():
     run(events.Restart())
     run(events.Exited(1, Exit(code=0), populated=False))
     run.oom(1)
-    assert (run(Turn()).actions, run.mind.life.state) == ((), State.STARTING)
+    assert (run(RunPending()).actions, run.mind.lifecycle.state) == ((), State.STARTING)
     assert run(events.Execed(2)).actions == (FreezeAll(),)
-    assert run.mind.life.reason == "frozen by policy[0] (memory.events oom_kill)"
+    assert run.mind.lifecycle.reason == "frozen by policy[0] (memory.events oom_kill)"
 
 
 def test_each_action_asks_for_what_it_says():
@@ -87,16 +87,16 @@ def test_each_action_asks_for_what_it_says():
 def _actions(**keys):
     run = Run(**keys)
     run.oom(1)
-    return run(Turn()).actions
+    return run(RunPending()).actions
 
 
 def test_a_new_generation_has_to_hold_a_level_anew():
     level = Rule(when=parse_condition("pids.current >= 4"), action="log", for_=5.0)
     run = Run(action="log")
-    run.mind = attrs.evolve(run.mind, engine=Engine.of((level,)))
-    run(Seen({"pids.current": {"": 9}}, {}))
-    assert run.mind.engine.memories[0].since is not None
+    run.mind = attrs.evolve(run.mind, engine=Engine.for_rules((level,)))
+    run(Observation({"pids.current": {"": 9}}, {}))
+    assert run.mind.engine.states[0].holding_since is not None
     assert run(events.Restart()).actions == (Signal(signal.SIGTERM),)
-    assert run.mind.engine.memories[0].since is not None
+    assert run.mind.engine.states[0].holding_since is not None
     assert run(events.Exited(1, Exit(signal=15), populated=False)).actions == (Spawn(2),)
-    assert run.mind.engine.memories[0].since is None
+    assert run.mind.engine.states[0].holding_since is None

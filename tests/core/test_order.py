@@ -1,10 +1,10 @@
 """The start order of workloads and its reverse."""
 
-from nsupervisor.config.model import Workload
-from nsupervisor.core import order
+from nsupervisor.config.model import WorkloadConfig
+from nsupervisor.core import dependencies
 
 WORKLOADS = {
-    name: Workload(name, command=("x",), **keys)
+    name: WorkloadConfig(name, command=("x",), **keys)
     for name, keys in {
         "db": {},
         "cache": {"after": ("db",)},
@@ -15,16 +15,16 @@ WORKLOADS = {
 
 
 def test_each_of_the_three_edges_means_after():
-    assert order.before(WORKLOADS["web"]) == ("db", "cache")
-    assert order.before(WORKLOADS["cron"]) == ()
+    assert dependencies.start_dependencies(WORKLOADS["web"]) == ("db", "cache")
+    assert dependencies.start_dependencies(WORKLOADS["cron"]) == ()
 
 
 def test_stopping_is_the_reverse():
-    assert order.dependants(WORKLOADS) == {"db": ("cache", "web"), "cache": ("web",), "web": (), "cron": ()}
+    assert dependencies.stop_dependents(WORKLOADS) == {"db": ("cache", "web"), "cache": ("web",), "web": (), "cron": ()}
 
 
 def test_the_closure_has_each_name_once_nearest_first():
     edges = {name: (*w.requires, *w.wants) for name, w in WORKLOADS.items()}
-    assert order.closure(["web"], edges) == ("web", "db", "cache")
-    assert order.closure(["cron", "cron"], edges) == ("cron",)
-    assert order.closure([], edges) == ()
+    assert dependencies.transitive_closure(["web"], edges) == ("web", "db", "cache")
+    assert dependencies.transitive_closure(["cron", "cron"], edges) == ("cron",)
+    assert dependencies.transitive_closure([], edges) == ()

@@ -8,41 +8,43 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nsupervisor.core.exits import Exit, Outcome
-from nsupervisor.core.lifecycle import Life, State, Then
-from nsupervisor.core.plain import plain, restored
-from nsupervisor.core.rules import AtomMemory, Memory
+from nsupervisor.core.lifecycle import AfterStop, Lifecycle, State
+from nsupervisor.core.rules.rules import AtomState, RuleState
+from nsupervisor.core.serialize import from_json, to_json
 
 FLOATS = st.floats(allow_nan=False)
 EXITS = st.builds(Exit, code=st.none() | st.integers(0, 255), signal=st.none() | st.integers(1, 64))
 LIVES = st.builds(
-    Life,
+    Lifecycle,
     state=st.sampled_from(State),
     reason=st.text(),
     generation=st.integers(0),
     deadline=st.none() | FLOATS,
-    then=st.sampled_from(Then),
-    killed=st.booleans(),
+    after_stop=st.sampled_from(AfterStop),
+    sigkill_sent=st.booleans(),
     exit=st.none() | EXITS,
-    fault=st.none() | st.sampled_from(Outcome),
-    starts=st.lists(FLOATS).map(tuple),
+    fault_outcome=st.none() | st.sampled_from(Outcome),
+    recent_starts=st.lists(FLOATS).map(tuple),
 )
 ATOMS = st.builds(
-    AtomMemory,
-    last=st.none() | FLOATS,
-    truth=st.none() | st.booleans(),
-    anchor=st.none() | st.tuples(FLOATS, FLOATS),
+    AtomState,
+    value=st.none() | FLOATS,
+    is_true=st.none() | st.booleans(),
+    rate_start=st.none() | st.tuples(FLOATS, FLOATS),
 )
-MEMORIES = st.builds(Memory, atoms=st.lists(ATOMS).map(tuple), since=st.none() | FLOATS, spent=st.booleans())
+MEMORIES = st.builds(
+    RuleState, atoms=st.lists(ATOMS).map(tuple), holding_since=st.none() | FLOATS, has_fired=st.booleans()
+)
 
 
 @given(LIVES | MEMORIES)
 def test_what_is_written_is_read_again(value):
-    assert restored(type(value), json.loads(json.dumps(plain(value), allow_nan=False))) == value
+    assert from_json(type(value), json.loads(json.dumps(to_json(value), allow_nan=False))) == value
 
 
 def test_defaults_may_be_left_out():
-    assert plain(AtomMemory(last=math.inf), without=None) == {"last": "max", "before": 0.0}
-    assert restored(AtomMemory, {"last": "max"}) == AtomMemory(last=math.inf)
+    assert to_json(AtomState(value=math.inf), omit=None) == {"last": "max", "before": 0.0}
+    assert from_json(AtomState, {"last": "max"}) == AtomState(value=math.inf)
 
 
 @pytest.mark.parametrize(
@@ -59,4 +61,4 @@ def test_defaults_may_be_left_out():
 )
 def test_what_is_something_else_is_refused(data, words):
     with pytest.raises(ValueError, match=words):
-        restored(Life, data)
+        from_json(Lifecycle, data)

@@ -8,18 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nsupervisor.config.kinds import TableOf
-from nsupervisor.config.load import keys_of, parse
-from nsupervisor.config.model import Config, Resources, Workload
-from nsupervisor.core.differences import differences, merged
-from nsupervisor.core.instances import instances
+from nsupervisor.config.load import key_slots, parse
+from nsupervisor.config.model import Config, Resources, WorkloadConfig
+from nsupervisor.core.instances import expand_instances
 from nsupervisor.core.lifecycle import State
-from nsupervisor.core.plan import Do, Files, Plan, Running, plan
+from nsupervisor.core.reload.differences import merge_limits, workload_differences
+from nsupervisor.core.reload.plan import CurrentInstance, EnvironmentFiles, InstanceAction, Plan, make_plan
 
 M = 1 << 20
 
 NEEDS_A_PROCESS = {
     "command", "working_directory", "user", "supplementary_groups", "environment", "environment_file", "umask", "nice",
-    "init", "type", "watchdog_sec", "group", "namespaces", "user_namespace", "mounts", "security",
+    "init", "type", "watchdog_sec", "group", "may_control", "namespaces", "user_namespace", "mounts", "security",
 }  # fmt: skip
 
 
@@ -27,26 +27,31 @@ def config(toml: str) -> Config:
     return parse(toml, "site.toml")
 
 
-def runs(old: Config, **states: Running | dict[str, Any]) -> list[Running]:
+def runs(old: Config, **states: CurrentInstance | dict[str, Any]) -> list[CurrentInstance]:
     """Return every instance of a configuration, running, or as `states` has it, by its name with "_" for "@"."""
     result = []
-    for name, (workload, _) in instances(old).items():
-        here = {"state": State.RUNNING, "wanted": True, "touched": True, **states.get(name.replace("@", "_"), {})}
-        result.append(Running(name, old.workloads[workload], old.workloads[workload].resources, **here))
+    for name, (workload, _) in expand_instances(old).items():
+        here = {
+            "state": State.RUNNING,
+            "should_run": True,
+            "was_started": True,
+            **states.get(name.replace("@", "_"), {}),
+        }
+        result.append(CurrentInstance(name, old.workloads[workload], old.workloads[workload].resources, **here))
     return result
 
 
-STOPPED = {"state": State.STOPPED, "wanted": False}
-NEVER_STARTED = {**STOPPED, "touched": False}
+STOPPED = {"state": State.STOPPED, "should_run": False}
+NEVER_STARTED = {**STOPPED, "was_started": False}
 
 
 def actions(result: Plan) -> dict[str, str]:
-    return {step.name: step.do.value for step in result.steps}
+    return {step.name: step.action.value for step in result.steps}
 
 
 def between(old: str, new: str, **states: dict[str, Any]) -> Plan:
     before = config(old)
-    return plan(before, config(new), runs(before, **states))
+    return make_plan(before, config(new), runs(before, **states))
 
 
 WEB = '[workload.web]\ncommand = ["a"]\n'
@@ -54,10 +59,10 @@ WEB = '[workload.web]\ncommand = ["a"]\n'
 
 def test_each_key_is_live_or_known_to_need_a_process() -> None:
     """A new key of a workload must be declared as live or not; one that is forgotten restarts, which does no harm."""
-    slots = keys_of(Workload)
-    assert {name for name, slot in slots.items() if not slot.live} == NEEDS_A_PROCESS
+    slots = key_slots(WorkloadConfig)
+    assert {name for name, slot in slots.items() if not slot.is_live} == NEEDS_A_PROCESS
     below = [slot for slot in slots.values() if isinstance(slot.kind, TableOf)]
-    assert not any(inner.live for slot in below for inner in keys_of(slot.kind.cls).values())  # type: ignore[union-attr]
+    assert not any(inner.is_live for slot in below for inner in key_slots(slot.kind.cls).values())  # type: ignore[union-attr]
 
 
 def test_nothing_differs_nothing_happens() -> None:
@@ -76,8 +81,8 @@ def test_a_limit_and_a_rule_change_live_and_are_told() -> None:
     rule = '[[workload.web.policy]]\nwhen = "memory.events oom_kill"\naction = "restart"\ncooldown = "1min"\n'
     new = old.replace("64M", "128M") + rule
     (step,) = between(old, new).steps
-    assert step.do is Do.LIVE
-    assert [(c.key, c.how, c.before, c.after) for c in step.changes] == [
+    assert step.action is InstanceAction.LIVE
+    assert [(c.key, c.kind, c.before, c.after) for c in step.changes] == [
         ("resources.memory_max", "changed", '"64M"', '"128M"'),
         (
             "policy[0]", "added", "not set",
@@ -92,26 +97,29 @@ def test_rules_in_another_order_are_told_as_that() -> None:
     rule = '[[workload.web.policy]]\nwhen = "memory.events oom_kill"\naction = "restart"\n'
     two = '[[workload.web.policy]]\nwhen = "pids.events max"\naction = "log"\n'
     (step,) = between(WEB + rule + two, WEB + two + rule).steps
-    assert [(c.key, c.how) for c in step.changes] == [("policy", "reordered")]
+    assert [(c.key, c.kind) for c in step.changes] == [("policy", "reordered")]
 
 
 def test_values_of_variables_are_never_told() -> None:
     old = WEB + '[workload.web.environment]\nTOKEN = "hush-1"\nGONE = "hush-2"\n'
     new = WEB + '[workload.web.environment]\nTOKEN = "hush-3"\nNEW = "hush-4"\n'
     (step,) = between(old, new).steps
-    assert [(c.key, c.how) for c in step.changes] == [
+    assert [(c.key, c.kind) for c in step.changes] == [
         ("environment.TOKEN", "changed"),
         ("environment.GONE", "removed"),
         ("environment.NEW", "added"),
     ]
-    assert step.why == "environment needs a new process"
+    assert step.reason == "environment needs a new process"
     assert "hush" not in repr(step.changes)
 
 
 def test_reload_does_not_start_what_the_operator_stopped() -> None:
     """supervisor#214: with autostart, each reload of the file started programs that were stopped."""
     (step,) = between(WEB, WEB.replace('"a"', '"b"'), web=STOPPED).steps
-    assert (step.do, step.why) == (Do.LIVE, "is stopped, and stays so; it takes this at its next start")
+    assert (step.action, step.reason) == (
+        InstanceAction.LIVE,
+        "is stopped, and stays so; it takes this at its next start",
+    )
 
 
 def test_what_has_failed_is_tried_anew_when_what_it_failed_with_changes() -> None:
@@ -122,10 +130,10 @@ def test_what_has_failed_is_tried_anew_when_what_it_failed_with_changes() -> Non
 
 def test_what_an_earlier_supervisor_started_is_compared_with_what_it_was_started_with() -> None:
     changed = WEB.replace('"a"', '"b"')
-    assert actions(between(WEB, WEB, web={"fits": False})) == {"web": "restart"}
-    assert actions(between(WEB, changed, web={"fits": False})) == {"web": "restart"}
-    assert actions(between(WEB, changed, web={"fits": True})) == {"web": "live"}
-    assert actions(between(WEB, WEB, web={"fits": False, **STOPPED})) == {"web": "none"}
+    assert actions(between(WEB, WEB, web={"matches_new_file": False})) == {"web": "restart"}
+    assert actions(between(WEB, changed, web={"matches_new_file": False})) == {"web": "restart"}
+    assert actions(between(WEB, changed, web={"matches_new_file": True})) == {"web": "live"}
+    assert actions(between(WEB, WEB, web={"matches_new_file": False, **STOPPED})) == {"web": "none"}
 
 
 FILED = WEB + 'environment_file = ["/etc/web"]\n'
@@ -133,30 +141,32 @@ FILED = WEB + 'environment_file = ["/etc/web"]\n'
 
 def test_what_an_environment_file_says_now_needs_a_new_process() -> None:
     """The file was compared by its name alone, so a reload after a change of its contents did nothing."""
-    other = {"files": Files(differ=True)}
+    other = {"environment_files": EnvironmentFiles(have_changed=True)}
     (step,) = between(FILED, FILED, web=other).steps
-    assert (step.do, step.why) == (Do.RESTART, "contents of environment_file need a new process")
-    assert [(c.key, c.how, c.before, c.after, c.live) for c in step.changes] == [
+    assert (step.action, step.reason) == (InstanceAction.RESTART, "contents of environment_file need a new process")
+    assert [(c.key, c.kind, c.before, c.after, c.is_live) for c in step.changes] == [
         ("environment_file", "contents", None, None, False)
     ]
     assert actions(between(FILED, FILED, web={**other, "state": State.FAILED})) == {"web": "restart"}
     (step,) = between(FILED, FILED.replace("/etc/web", "/etc/www"), web=other).steps
-    assert [(c.key, c.how) for c in step.changes] == [("environment_file", "changed")]
+    assert [(c.key, c.kind) for c in step.changes] == [("environment_file", "changed")]
     (step,) = between(FILED, FILED.replace('"a"', '"b"'), web=other).steps
-    assert step.why == "command, contents of environment_file need a new process"
+    assert step.reason == "command, contents of environment_file need a new process"
 
 
-@pytest.mark.parametrize("rests", [STOPPED, {"state": State.EXITED}, {"state": State.STOPPED, "waits": True}])
+@pytest.mark.parametrize("rests", [STOPPED, {"state": State.EXITED}, {"state": State.STOPPED, "is_waiting": True}])
 def test_what_rests_takes_the_environment_files_as_they_are_at_its_start(rests: dict[str, Any]) -> None:
-    (step,) = between(FILED, FILED, web={**rests, "files": Files(differ=True)}).steps
-    assert (step.do, step.changes) == (Do.NONE, ())
+    (step,) = between(FILED, FILED, web={**rests, "environment_files": EnvironmentFiles(have_changed=True)}).steps
+    assert (step.action, step.changes) == (InstanceAction.NONE, ())
 
 
 def test_an_environment_file_that_cannot_be_read_ends_nothing() -> None:
-    (step,) = between(FILED, FILED, web={"files": Files(problem="/etc/web: cannot be read")}).steps
-    assert step.do is Do.NONE
+    (step,) = between(
+        FILED, FILED, web={"environment_files": EnvironmentFiles(problem="/etc/web: cannot be read")}
+    ).steps
+    assert step.action is InstanceAction.NONE
     assert (
-        step.why
+        step.reason
         == "it keeps the environment that it has, as environment_file cannot be read now: /etc/web: cannot be read"
     )
 
@@ -166,7 +176,7 @@ def test_a_oneshot_that_is_done_is_not_done_again() -> None:
 
 
 def test_one_that_waits_for_others_takes_it_when_it_starts() -> None:
-    waits = {"state": State.STOPPED, "waits": True, "touched": False}
+    waits = {"state": State.STOPPED, "is_waiting": True, "was_started": False}
     db = '[workload.db]\ncommand = ["db"]\n'
     assert actions(between(WEB + db, WEB.replace('"a"', '"b"') + db, web=waits))["web"] == "live"
     assert actions(between(WEB + db, WEB + 'after = ["db"]\n' + db, web=waits))["web"] == "restart"
@@ -187,14 +197,14 @@ def test_instances(before: int, after: int, expected: dict[str, str]) -> None:
 
 def test_more_instances_of_what_is_stopped_are_not_started() -> None:
     result = between(f"{WEB}instances = 2", f"{WEB}instances = 3", web_1=STOPPED, web_2=STOPPED)
-    assert result.steps[-1].why == "instances 2 → 3; not started, as web is stopped"
+    assert result.steps[-1].reason == "instances 2 → 3; not started, as web is stopped"
     assert actions(result) == {"web@1": "none", "web@2": "none", "web@3": "none"}
 
 
 def test_a_name_with_and_without_a_number_is_explained() -> None:
-    steps = {step.name: step.why for step in between(WEB, f"{WEB}instances = 2").steps}
+    steps = {step.name: step.reason for step in between(WEB, f"{WEB}instances = 2").steps}
     assert steps["web"] == "instances 1 → 2: they are called web@1 to web@2"
-    steps = {step.name: step.why for step in between(f"{WEB}instances = 2", WEB).steps}
+    steps = {step.name: step.reason for step in between(f"{WEB}instances = 2", WEB).steps}
     assert steps["web@2"] == "instances 2 → 1: a single instance is called web"
 
 
@@ -210,10 +220,10 @@ def test_limits_of_groups_and_rules_of_the_host_are_told() -> None:
     old = WEB + 'group = "batch"\n[group.batch]\nmemory_max = "64M"\n'
     new = old.replace("64M", "32M") + '[[host.policy]]\nwhen = "host.meminfo MemAvailable < 1G"\naction = "log"\n'
     result = between(old, new)
-    limit, rule = result.groups
+    limit, rule = result.group_changes
     assert (limit.key, limit.before, limit.after) == ("group.batch.memory_max", '"64M"', '"32M"')
-    assert (rule.key, rule.how) == ("host.policy[0]", "added")
-    assert all(change.live for change in result.groups)
+    assert (rule.key, rule.kind) == ("host.policy[0]", "added")
+    assert all(change.is_live for change in result.group_changes)
     assert actions(result) == {"web": "none"}
 
 
@@ -225,14 +235,16 @@ def test_another_group_needs_a_new_process() -> None:
 def test_the_service_cannot_become_another() -> None:
     old = f'[supervisor]\nname = "a"\n{WEB}'
     result = between(old, old.replace('"a"', '"b"', 1) + "")
-    assert [change.key for change in result.refused] == ["name"]
+    assert [change.key for change in result.refused_changes] == ["name"]
 
 
 def test_limits_set_at_run_time_stay_unless_the_file_changes_them() -> None:
     old = Resources(memory_max=64 * M, pids_max=8)
     now = Resources(memory_max=32 * M, pids_max=4, cpu_weight=50, misc_max={"x": 1})
     new = Resources(memory_max=128 * M, pids_max=8, misc_max={"y": 2})
-    assert merged(old, new, now) == Resources(memory_max=128 * M, pids_max=4, cpu_weight=50, misc_max={"x": 1, "y": 2})
+    assert merge_limits(old, new, now) == Resources(
+        memory_max=128 * M, pids_max=4, cpu_weight=50, misc_max={"x": 1, "y": 2}
+    )
 
 
 def test_limits_set_at_run_time_go_when_they_do_not_fit_any_more() -> None:
@@ -241,9 +253,9 @@ def test_limits_set_at_run_time_go_when_they_do_not_fit_any_more() -> None:
     (instance,) = runs(before)
     instance = attrs.evolve(instance, resources=attrs.evolve(instance.resources, memory_high=48 * M))
     new = config(old.replace("64M", "32M"))
-    (step,) = plan(before, new, [instance]).steps
+    (step,) = make_plan(before, new, [instance]).steps
     assert step.resources == new.workloads["web"].resources
-    assert "given up" in step.why
+    assert "given up" in step.reason
 
 
 # ---- any configurations
@@ -257,7 +269,7 @@ def configs(draw: st.DrawFn) -> Config:
     workloads = {}
     for number, name in enumerate(names):
         earlier = st.lists(st.sampled_from(names[:number]), unique=True) if number else st.just([])
-        workloads[name] = Workload(
+        workloads[name] = WorkloadConfig(
             name=name,
             command=draw(COMMANDS),
             description=draw(st.sampled_from(["", "x"])),
@@ -272,84 +284,90 @@ def configs(draw: st.DrawFn) -> Config:
 
 
 @st.composite
-def hosts(draw: st.DrawFn) -> tuple[Config, list[Running]]:
+def hosts(draw: st.DrawFn) -> tuple[Config, list[CurrentInstance]]:
     old = draw(configs())
     states = st.sampled_from(
         [
-            {"state": State.RUNNING, "wanted": True, "touched": True},
-            {"state": State.READY, "wanted": True, "touched": True},
-            {"state": State.BACKOFF, "wanted": True, "touched": True},
-            {"state": State.FAILED, "wanted": True, "touched": True},
-            {"state": State.EXITED, "wanted": True, "touched": True},
-            {"state": State.STOPPING, "wanted": True, "touched": True},
-            {"state": State.STOPPED, "wanted": True, "waits": True},
-            {"state": State.STOPPED, "touched": True},
+            {"state": State.RUNNING, "should_run": True, "was_started": True},
+            {"state": State.READY, "should_run": True, "was_started": True},
+            {"state": State.BACKOFF, "should_run": True, "was_started": True},
+            {"state": State.FAILED, "should_run": True, "was_started": True},
+            {"state": State.EXITED, "should_run": True, "was_started": True},
+            {"state": State.STOPPING, "should_run": True, "was_started": True},
+            {"state": State.STOPPED, "should_run": True, "is_waiting": True},
+            {"state": State.STOPPED, "was_started": True},
             {"state": State.STOPPED},
         ]
     )
-    return old, runs(old, **{name.replace("@", "_"): draw(states) for name in instances(old)})
+    return old, runs(old, **{name.replace("@", "_"): draw(states) for name in expand_instances(old)})
 
 
-def applied(result: Plan, running: list[Running]) -> list[Running]:
+def applied(result: Plan, running: list[CurrentInstance]) -> list[CurrentInstance]:
     known = {instance.name: instance for instance in running}
     after = []
     for step in result.steps:
         if step.workload is None:
             continue
         assert step.resources is not None
-        instance = known.get(step.name) or Running(step.name, step.workload, step.resources)
+        instance = known.get(step.name) or CurrentInstance(step.name, step.workload, step.resources)
         instance = attrs.evolve(instance, workload=step.workload, resources=step.resources)
-        if step.do in (Do.START, Do.RESTART):
-            instance = attrs.evolve(instance, state=State.RUNNING, wanted=True, touched=True, waits=False)
+        if step.action in (InstanceAction.START, InstanceAction.RESTART):
+            instance = attrs.evolve(instance, state=State.RUNNING, should_run=True, was_started=True, is_waiting=False)
         after.append(instance)
     return after
 
 
 @given(hosts())
-def test_plan_of_the_same_is_all_none(host: tuple[Config, list[Running]]) -> None:
+def test_plan_of_the_same_is_all_none(host: tuple[Config, list[CurrentInstance]]) -> None:
     old, running = host
-    assert {step.do for step in plan(old, old, running).steps} <= {Do.NONE}
+    assert {step.action for step in make_plan(old, old, running).steps} <= {InstanceAction.NONE}
 
 
 @given(hosts(), configs())
-def test_doing_the_plan_leads_to_the_file(host: tuple[Config, list[Running]], new: Config) -> None:
+def test_doing_the_plan_leads_to_the_file(host: tuple[Config, list[CurrentInstance]], new: Config) -> None:
     old, running = host
-    after = applied(plan(old, new, running), running)
-    assert {instance.name for instance in after} == set(instances(new))
+    after = applied(make_plan(old, new, running), running)
+    assert {instance.name for instance in after} == set(expand_instances(new))
     for instance in after:
-        workload = new.workloads[instances(new)[instance.name][0]]
+        workload = new.workloads[expand_instances(new)[instance.name][0]]
         assert instance.workload == workload
         assert instance.resources == workload.resources
-    again = plan(new, new, after)
-    assert {step.do for step in again.steps} <= {Do.NONE}
+    again = make_plan(new, new, after)
+    assert {step.action for step in again.steps} <= {InstanceAction.NONE}
 
 
 @given(hosts(), configs())
-def test_nothing_that_does_not_differ_loses_its_process(host: tuple[Config, list[Running]], new: Config) -> None:
+def test_nothing_that_does_not_differ_loses_its_process(
+    host: tuple[Config, list[CurrentInstance]], new: Config
+) -> None:
     old, running = host
-    steps = {step.name: step for step in plan(old, new, running).steps}
+    steps = {step.name: step for step in make_plan(old, new, running).steps}
     for instance in running:
         step = steps[instance.name]
-        if step.do is Do.RESTART and not instance.waits:
-            assert any(not change.live for change in step.changes)
-        if step.workload is not None and not differences(instance.workload, step.workload) and instance.wanted:
-            assert step.do is Do.NONE
-        assert (step.do is Do.STOP) == (instance.name not in instances(new))
+        if step.action is InstanceAction.RESTART and not instance.is_waiting:
+            assert any(not change.is_live for change in step.changes)
+        if (
+            step.workload is not None
+            and not workload_differences(instance.workload, step.workload)
+            and instance.should_run
+        ):
+            assert step.action is InstanceAction.NONE
+        assert (step.action is InstanceAction.STOP) == (instance.name not in expand_instances(new))
 
 
 @given(hosts(), configs())
-def test_what_somebody_stopped_never_starts(host: tuple[Config, list[Running]], new: Config) -> None:
+def test_what_somebody_stopped_never_starts(host: tuple[Config, list[CurrentInstance]], new: Config) -> None:
     old, running = host
-    steps = {step.name: step for step in plan(old, new, running).steps}
+    steps = {step.name: step for step in make_plan(old, new, running).steps}
     for instance in running:
-        if instance.touched and not instance.wanted:
-            assert steps[instance.name].do not in (Do.START, Do.RESTART)
+        if instance.was_started and not instance.should_run:
+            assert steps[instance.name].action not in (InstanceAction.START, InstanceAction.RESTART)
 
 
 @given(configs())
 def test_from_nothing_is_what_the_service_starts_with(new: Config) -> None:
-    started = {step.name for step in plan(None, new, []).steps if step.do is Do.START}
+    started = {step.name for step in make_plan(None, new, []).steps if step.action is InstanceAction.START}
     wanted = [name for name, workload in new.workloads.items() if workload.autostart]
     for name in wanted:
         wanted += [*new.workloads[name].requires, *new.workloads[name].wants]
-    assert started == {name for name, (workload, _) in instances(new).items() if workload in wanted}
+    assert started == {name for name, (workload, _) in expand_instances(new).items() if workload in wanted}

@@ -7,15 +7,23 @@ import attrs
 import pytest
 
 from nsupervisor.config.conditions import parse_condition
-from nsupervisor.config.model import Config, GroupRule, Host, Resources, Rule, Workload
+from nsupervisor.config.model import Config, GroupRule, HostConfig, Resources, Rule, WorkloadConfig
 from nsupervisor.core import events
+from nsupervisor.core.decider import GroupAction, Observation, RunPending, WorkloadState, handle
 from nsupervisor.core.exits import Exit
-from nsupervisor.core.lifecycle import Life, Moment
-from nsupervisor.core.mind import Mind, Seen, Sentence, Turn, take
-from nsupervisor.core.replay import simulate
-from nsupervisor.core.rules import Cause, Engine, Fired
-from nsupervisor.core.trace import EVENTS, LIFE_KEYS, TraceError, Writer, encode, happened, read
-from nsupervisor.core.victims import Candidate, Place
+from nsupervisor.core.lifecycle import Instant, Lifecycle
+from nsupervisor.core.replay.simulate import simulate
+from nsupervisor.core.replay.trace import (
+    INPUTS,
+    LIFECYCLE_KEYS,
+    TraceError,
+    TraceWriter,
+    encode_line,
+    parse_input,
+    parse_trace,
+)
+from nsupervisor.core.rules.rules import Cause, Engine, Firing
+from nsupervisor.core.rules.victims import Candidate, Ranked
 from tests.core import random_traces
 from tests.needs import ROOT
 
@@ -29,7 +37,7 @@ def rule(text, action="restart", **keys):
 
 def workload(*rules, **keys):
     keys.setdefault("restart_sec", 1.0)
-    return Workload("web", command=("web",), policy=tuple(rules), **keys)
+    return WorkloadConfig("web", command=("web",), policy=tuple(rules), **keys)
 
 
 def config(watched):
@@ -40,28 +48,28 @@ class Story:
     """The history of a service with one workload, step by step; `result` replays it through another configuration."""
 
     def __init__(self, watched, *, start=1000.0):
-        self.workload, self.now, self.writer = watched, start, Writer()
-        self.mind = Mind(Life(), Engine.of(watched.policy))
+        self.workload, self.now, self.writer = watched, start, TraceWriter()
+        self.mind = WorkloadState(Lifecycle(), Engine.for_rules(watched.policy))
         self.lines = [self.writer.head({"web": watched}, clock={"monotonic": start})]
-        self.lines.append(self.writer.begin("web", self.mind, start))
+        self.lines.append(self.writer.workload_start("web", self.mind, start))
         self.files = {"memory.events": {"oom_kill": 0}, "memory.current": {"": 1}, "pids.current": {"": 1}}
         if watched.policy:
             self.see("memory.events")
 
     def __call__(self, what, *, at=None):
         self.now = self.now if at is None else 1000.0 + at
-        before, moment = self.mind, Moment(self.now, 0.0)
-        thought = take(before, what, moment, self.workload)
-        self.mind = thought.mind
-        self.lines += self.writer.step("web", self.workload, before, what, moment, thought)
+        before, moment = self.mind, Instant(self.now, 0.0)
+        thought = handle(before, what, moment, self.workload)
+        self.mind = thought.state
+        self.lines += self.writer.transition("web", self.workload, before, what, moment, thought)
         return self
 
     def see(self, file, value=None, key="", *, at=None):
         if value is not None:
             self.files[file][key] = value
-        self(Seen({file: dict(self.files[file])}, LIMITS), at=at)
-        while self.mind.due:
-            self(Turn())
+        self(Observation({file: dict(self.files[file])}, LIMITS), at=at)
+        while self.mind.pending:
+            self(RunPending())
         return self
 
     def sample(self, *, at, **values):
@@ -71,14 +79,14 @@ class Story:
         return self
 
     def up(self, *, at):
-        self(events.Start("boot") if not self.mind.life.generation else events.Timeout(), at=at)
-        return self(events.Execed(self.mind.life.generation), at=at + 0.01)
+        self(events.Start("boot") if not self.mind.lifecycle.generation else events.Timeout(), at=at)
+        return self(events.Execed(self.mind.lifecycle.generation), at=at + 0.01)
 
     def dies(self, exit_, *, at):
-        return self(events.Exited(self.mind.life.generation, exit_, populated=False), at=at)
+        return self(events.Exited(self.mind.lifecycle.generation, exit_, populated=False), at=at)
 
     def trace(self, *, end=100.0):
-        return read(b"".join(map(encode, [*self.lines, {"t": 1000.0 + end, "end": "told"}])), "trace")
+        return parse_trace(b"".join(map(encode_line, [*self.lines, {"t": 1000.0 + end, "end": "told"}])), "trace")
 
     def result(self, other, *, end=100.0, seed=0):
         return simulate(config(other), self.trace(end=end), seed)
@@ -86,14 +94,14 @@ class Story:
 
 def would(result):
     return [
-        (row.at if row.simulated_at is None else row.simulated_at, row.simulated["action"], row.after)
+        (row.time_s if row.simulated_time_s is None else row.simulated_time_s, row.simulated["action"], row.diverged)
         for row in result.rows
         if row.simulated is not None
     ]
 
 
 def was(result):
-    return [(row.at, row.recorded["action"]) for row in result.rows if row.recorded is not None]
+    return [(row.time_s, row.recorded["action"]) for row in result.rows if row.recorded is not None]
 
 
 def a_leak(watched):
@@ -112,8 +120,8 @@ def test_the_same_configuration_does_the_same():
     watched = workload(rule("memory.events oom_kill"))
     result = a_leak(watched).result(watched)
     assert was(result) == [(0.0, "start"), (10.0, "restart"), (10.0, "signal"), (10.1, "wait"), (11.2, "start")]
-    assert all(row.recorded == row.simulated and row.at == row.simulated_at for row in result.rows)
-    assert (result.warnings, dict(result.parted), result.seconds) == ((), {}, 100.0)
+    assert all(row.recorded == row.simulated and row.time_s == row.simulated_time_s for row in result.rows)
+    assert (result.warnings, dict(result.diverged_at), result.duration_s) == ((), {}, 100.0)
 
 
 def test_a_rule_that_acts_earlier_is_believed_until_it_acts_and_joins_the_next_recorded_start():
@@ -131,7 +139,7 @@ def test_a_rule_that_acts_earlier_is_believed_until_it_acts_and_joins_the_next_r
         "restart",
         True,
     )  # and nothing in between: the old program's values belong to another lifecycle
-    assert dict(result.parted) == {"web": 8.0}
+    assert dict(result.diverged_at) == {"web": 8.0}
 
 
 def test_without_the_rule_the_program_would_have_gone_on_and_nothing_more_is_known_of_it():
@@ -140,7 +148,7 @@ def test_without_the_rule_the_program_would_have_gone_on_and_nothing_more_is_kno
     story.see("memory.current", 10, at=7.0).see("memory.current", 60, at=8.0).dies(Exit(code=1), at=9.0)
     result = story.result(workload())
     assert would(result) == [(0.0, "start", False)]
-    assert dict(result.parted) == {"web": 5.0}
+    assert dict(result.diverged_at) == {"web": 5.0}
 
 
 def test_another_back_off_is_waited_for_and_then_the_recorded_program_stands_for_this_one():
@@ -158,22 +166,22 @@ def a_choice(watched, generation=1):
     """A rule of a group chose the workload at 5 s, and froze it."""
     when = parse_condition("memory.current > 100M")
     by = GroupRule(when=when, action="freeze", victim="newest", name="group.batch.policy[0]", line=9)
-    place = Place(Candidate("web", 5.0, 1.5, 0, 5.0), 1, "started 5.0 s ago").record()
+    place = Ranked(Candidate("web", 5.0, 1.5, 0, 5.0), 1, "started 5.0 s ago").to_record()
     cause = Cause(by.name, 9, when.text, "memory.current", "", 0, 200, 100, 1.0, "group/batch", "newest", (place,))
     story = Story(watched).up(at=0.0)
-    story(Sentence(generation, Fired(by, "freeze", cause)), at=5.0)
-    return story(Turn(), at=5.0)
+    story(GroupAction(generation, Firing(by, "freeze", cause)), at=5.0)
+    return story(RunPending(), at=5.0)
 
 
 def test_what_a_groups_rule_did_comes_from_outside_and_is_done_in_any_life():
     watched = workload(rule("memory.events oom_kill"))
     result = a_choice(watched).result(watched)
     assert was(result)[1:] == [(5.0, "freeze"), (5.0, "freeze")]  # the rule's, and the lifecycle's
-    assert all(row.same for row in result.rows)
+    assert all(row.is_same for row in result.rows)
     assert result.rows[1].recorded["cause"]["candidates"][0]["name"] == "web"
     other = a_choice(watched).result(workload(rule("memory.events oom_kill", action="kill")))
     assert [action for _, action, _ in would(other)] == ["start", "freeze", "freeze"]
-    assert dict(other.parted) == {}
+    assert dict(other.diverged_at) == {}
 
 
 def test_what_is_not_tried_of_groups_is_said():
@@ -182,7 +190,7 @@ def test_what_is_not_tried_of_groups_is_said():
     text = "(memory.current > 100M) of the recording is not in the configuration; what it did is done here all the same"
     assert warnings == (f"group.batch.policy[0] {text}",)
     rule_ = GroupRule(when=parse_condition("memory.current > 200M"), action="log", name="host.policy[0]", line=3)
-    tried = attrs.evolve(config(watched), host=Host(policy=(rule_,)))
+    tried = attrs.evolve(config(watched), host=HostConfig(policy=(rule_,)))
     warnings = simulate(tried, a_choice(watched).trace()).warnings
     why = "is not tried, as the trace does not have host with all of its members"
     assert warnings[0] == f"host.policy[0] (line 3) {why}; what it did in the recording is done here, too"
@@ -256,10 +264,10 @@ def test_other_names_and_other_limits_are_said():
 def test_instances_share_their_workloads_configuration():
     head = {"trace": 1, "clock": {"monotonic": 0.0}, "workloads": {}}
     watched = workload(restart="no")
-    head["workloads"]["web@2"] = Writer().head({"web": watched})["workloads"]["web"]
+    head["workloads"]["web@2"] = TraceWriter().head({"web": watched})["workloads"]["web"]
     start = {"t": 1.0, "of": "web@2", "event": "Start", "by": "boot", "chance": 0.0, "life": ["starting", 1, 31.0]}
-    data = b"".join(map(encode, [head, start]))
-    result = simulate(config(watched), read(data, "x"))
+    data = b"".join(map(encode_line, [head, start]))
+    result = simulate(config(watched), parse_trace(data, "x"))
     assert would(result) == [(1.0, "start", False)]
     assert result.warnings == ("the trace has no end: it was cut off, and something may be missing",)
 
@@ -270,7 +278,7 @@ def test_instances_share_their_workloads_configuration():
 
 def test_what_the_lifecycle_reads_of_a_workload_is_in_the_trace():
     text = (ROOT / "nsupervisor" / "core" / "lifecycle.py").read_text()
-    assert set(re.findall(r"workload\.([a-z_]+)", text)) == set(LIFE_KEYS)
+    assert set(re.findall(r"workload\.([a-z_]+)", text)) == set(LIFECYCLE_KEYS)
 
 
 def test_every_event_can_be_told():
@@ -278,14 +286,14 @@ def test_every_event_can_be_told():
         "generation": 1,
         "exit": Exit(signal=9, oom_killed=True),
         "populated": True,
-        "why": "hung",
-        "by": "boot",
+        "reason": "hung",
+        "requested_by": "boot",
     }
-    for kind in EVENTS.values():
+    for kind in INPUTS.values():
         event = kind(**{a.name: made[a.name] for a in attrs.fields(kind)})
         story = Story(workload())(event)
-        trace = read(b"".join(map(encode, story.lines)), "x")
-        assert happened(trace.lines[-1]) == event
+        trace = parse_trace(b"".join(map(encode_line, story.lines)), "x")
+        assert parse_input(trace.lines[-1]) == event
 
 
 @pytest.mark.parametrize(
@@ -308,17 +316,17 @@ def test_every_event_can_be_told():
     ],
 )
 def test_what_is_no_trace_is_refused_with_its_line(text, words):
-    head = encode(Writer().head({"web": workload()}, clock={"monotonic": 0.0}))
+    head = encode_line(TraceWriter().head({"web": workload()}, clock={"monotonic": 0.0}))
     with pytest.raises(TraceError) as caught:
-        read(text.replace(b"HEAD\n", head), "x")
+        parse_trace(text.replace(b"HEAD\n", head), "x")
     assert str(caught.value).startswith(words)
 
 
 def test_a_last_line_that_was_cut_off_is_left_out():
     story = a_leak(workload())
-    data = b"".join(map(encode, story.lines))
-    assert len(read(data[:-5], "x").lines) == len(story.lines) - 2
-    assert not read(data, "x").complete
+    data = b"".join(map(encode_line, story.lines))
+    assert len(parse_trace(data[:-5], "x").lines) == len(story.lines) - 2
+    assert not parse_trace(data, "x").is_complete
 
 
 def test_a_configuration_that_changes_meanwhile_is_told():
@@ -326,17 +334,23 @@ def test_a_configuration_that_changes_meanwhile_is_told():
     watched = workload(rule("memory.current >= 50%", "log"))
     story = Story(watched).up(at=0.0)
     story.workload = two = workload(rule("memory.current >= 50%", "log"), rule("memory.current >= 70%", "log"))
-    story.mind = Mind(Life(), Engine.of(two.policy))
-    story.lines += [*story.writer.changed("web", two, 1005.0), story.writer.begin("web", story.mind, 1005.0)]
+    story.mind = WorkloadState(Lifecycle(), Engine.for_rules(two.policy))
+    story.lines += [
+        *story.writer.config_change("web", two, 1005.0),
+        story.writer.workload_start("web", story.mind, 1005.0),
+    ]
     story.up(at=6.0).see("memory.current", 80, at=7.0)
     result = story.result(two)
     assert would(result) == [(0.0, "start", False), (6.0, "start", False), (7.0, "log", False), (7.0, "log", False)]
     assert result.warnings == (
         "web: its configuration was changed during the recording; what came then is no longer exact",
     )
-    lines = [*story.lines[:-4], {**story.writer.begin("web", story.mind, 1007.0), "mind": {"life": {}, "memories": []}}]
+    lines = [
+        *story.lines[:-4],
+        {**story.writer.workload_start("web", story.mind, 1007.0), "mind": {"life": {}, "memories": []}},
+    ]
     with pytest.raises(TraceError, match="cannot be replayed"):
-        read(b"".join(map(encode, lines)), "x")
+        parse_trace(b"".join(map(encode_line, lines)), "x")
 
 
 def test_a_trace_is_small_where_nothing_happens():
@@ -347,7 +361,7 @@ def test_a_trace_is_small_where_nothing_happens():
     assert len(story.lines) == before + 1
     story.sample(at=100.0)
     story.sample(at=101.0, pids_current=2)
-    assert json.loads(encode(story.lines[-1]))["sample"] == {"web": {"pids.current": {"": 2}}}
+    assert json.loads(encode_line(story.lines[-1]))["sample"] == {"web": {"pids.current": {"": 2}}}
 
 
 def test_a_file_with_other_keys_than_before_is_told_whole():
@@ -355,19 +369,19 @@ def test_a_file_with_other_keys_than_before_is_told_whole():
     stall = rule("memory.pressure some stall > 100ms/1s", "log")
     key = stall.when.atoms[0].key
     story = Story(workload(stall)).up(at=0.0)
-    story(Seen({"memory.pressure": {key: 5.0}}, LIMITS), at=1.0)
+    story(Observation({"memory.pressure": {key: 5.0}}, LIMITS), at=1.0)
     for second, values in (
         (2.0, {"some avg10": 1.0, key: 9.0}),
         (3.0, {"some avg10": 1.0}),
         (4.0, {"some avg10": 1.5}),
     ):
-        story(Seen({"memory.pressure": values}, LIMITS), at=second)
-        if story.mind.due:
-            story(Turn(), at=second)
+        story(Observation({"memory.pressure": values}, LIMITS), at=second)
+        if story.mind.pending:
+            story(RunPending(), at=second)
     assert [line.get("whole") for line in story.lines if "seen" in line][-3:] == [["memory.pressure"]] * 2 + [None]
     result = story.result(story.workload)
     assert would(result) == [(0.0, "start", False), (2.0, "log", False)]
-    assert all(row.same for row in result.rows)
+    assert all(row.is_same for row in result.rows)
 
 
 def test_a_rule_on_the_exit_is_tried_on_exits_that_no_recorded_rule_asked_about():
@@ -375,7 +389,7 @@ def test_a_rule_on_the_exit_is_tried_on_exits_that_no_recorded_rule_asked_about(
     result = story.result(workload(rule("exit code == 3", "stop"), restart="always"))
     assert would(result) == [(0.0, "start", False), (5.0, "stop", False), (5.0, "signal", False)]
     assert result.warnings == ()
-    assert dict(result.parted) == {"web": 5.0}
+    assert dict(result.diverged_at) == {"web": 5.0}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,17 +4,25 @@ import attrs
 import pytest
 
 from nsupervisor.config.conditions import parse_condition
-from nsupervisor.config.model import Config, Group, GroupRule, Host, Rule, Workload
+from nsupervisor.config.model import Config, GroupConfig, GroupRule, HostConfig, Rule, WorkloadConfig
 from nsupervisor.core import events
-from nsupervisor.core.beside import Row
+from nsupervisor.core.decider import GroupAction, RunPending, WorkloadState, handle
 from nsupervisor.core.exits import Exit
-from nsupervisor.core.grouping import Asked, Became, Came, Chose, Passed, Saw, chosen
-from nsupervisor.core.lifecycle import Life, Moment
-from nsupervisor.core.mind import Mind, Sentence, Turn, take
-from nsupervisor.core.replay import simulate
-from nsupervisor.core.rules import Engine
-from nsupervisor.core.trace import TraceError, Writer, encode, read
-from nsupervisor.core.victims import Candidate
+from nsupervisor.core.lifecycle import Instant, Lifecycle
+from nsupervisor.core.replay.compare import ComparisonRow
+from nsupervisor.core.replay.simulate import simulate
+from nsupervisor.core.replay.trace import TraceError, TraceWriter, encode_line, parse_trace
+from nsupervisor.core.rules.group_policy import (
+    ActionOutcome,
+    Firings,
+    GroupConfigChanged,
+    GroupObserved,
+    Skipped,
+    VictimChosen,
+    choose_victim,
+)
+from nsupervisor.core.rules.rules import Engine
+from nsupervisor.core.rules.victims import Candidate
 
 NAMES = ("big", "small")
 M = 2**20
@@ -28,39 +36,42 @@ def rule(text="memory.current > 100M", action="kill", victim="largest-memory", *
 def config(*rules, host=(), **workloads):
     """Return two members of a group; `workloads` gives one of them other keys."""
     members = {
-        name: Workload(name, command=(name,), group="batch", restart_sec=1.0, **workloads.get(name, {}))
+        name: WorkloadConfig(name, command=(name,), group="batch", restart_sec=1.0, **workloads.get(name, {}))
         for name in NAMES
     }
-    groups = {"batch": Group(name="batch", policy=rules)}
-    return Config("/etc/site.toml", workloads=members, groups=groups, host=Host(policy=host))
+    groups = {"batch": GroupConfig(name="batch", policy=rules)}
+    return Config("/etc/site.toml", workloads=members, groups=groups, host=HostConfig(policy=host))
 
 
 class Story:
     """The history of a service with two workloads in one group; big uses three quarters of the memory."""
 
     def __init__(self, setup):
-        self.config, self.writer, self.lines = setup, Writer(), []
-        self.minds = {name: Mind(Life(), Engine.of(())) for name in NAMES}
-        self.engines = {"group/batch": Engine.of(setup.groups["batch"].policy), "host": Engine.of(setup.host.policy)}
-        groups = {"group/batch": (setup.groups["batch"], NAMES), "host": (Group(name="host"), NAMES)}
+        self.config, self.writer, self.lines = setup, TraceWriter(), []
+        self.minds = {name: WorkloadState(Lifecycle(), Engine.for_rules(())) for name in NAMES}
+        self.engines = {
+            "group/batch": Engine.for_rules(setup.groups["batch"].policy),
+            "host": Engine.for_rules(setup.host.policy),
+        }
+        groups = {"group/batch": (setup.groups["batch"], NAMES), "host": (GroupConfig(name="host"), NAMES)}
         groups["host"] = attrs.evolve(groups["host"][0], policy=setup.host.policy), NAMES
         self.lines.append(self.writer.head(setup.workloads, groups, clock={"monotonic": 1000.0}))
         for name in NAMES:
-            self.lines.append(self.writer.begin(name, self.minds[name], 1000.0))
+            self.lines.append(self.writer.workload_start(name, self.minds[name], 1000.0))
         for name, engine in self.engines.items():
-            self.lines.append(self.writer.begin_group(name, engine, float("-inf"), 1000.0))
+            self.lines.append(self.writer.group_start(name, engine, float("-inf"), 1000.0))
         for name in NAMES:
             self.tell(name, events.Start("boot"), at=0.0).tell(name, events.Execed(1), at=0.1)
 
     def tell(self, name, what, *, at):
-        before, moment, workload = self.minds[name], Moment(1000.0 + at, 0.0), self.config.workloads[name]
-        thought = take(before, what, moment, workload)
-        self.minds[name] = thought.mind
-        self.lines += self.writer.step(name, workload, before, what, moment, thought)
+        before, moment, workload = self.minds[name], Instant(1000.0 + at, 0.0), self.config.workloads[name]
+        thought = handle(before, what, moment, workload)
+        self.minds[name] = thought.state
+        self.lines += self.writer.transition(name, workload, before, what, moment, thought)
         return self
 
     def note(self, what, *, at, of="group/batch"):
-        self.lines += self.writer.group(of, what, 1000.0 + at)
+        self.lines += self.writer.group_event(of, what, 1000.0 + at)
         return self
 
     def sample(self, mib, *, at):
@@ -74,9 +85,9 @@ class Story:
         """Let the group's rules observe; their actions run a millisecond later."""
         files, engine = {"memory.current": {"": mib * M}}, self.engines["group/batch"]
         self.engines["group/batch"], fired = engine.observe(files, {}, 1000.0 + at)
-        self.note(Saw(files, {}, self.engines["group/batch"] is not engine, fired), at=at)
-        asked = Asked.by(fired)
-        for firing in (*asked.dry, *([asked.act] if asked.act else [])):
+        self.note(GroupObserved(files, {}, self.engines["group/batch"] is not engine, fired), at=at)
+        asked = Firings.split(fired)
+        for firing in (*asked.dry_runs, *([asked.action] if asked.action else [])):
             self.hit(firing, mib, at=at + 0.001)
         return self
 
@@ -86,28 +97,28 @@ class Story:
         candidates = tuple(
             Candidate(name, weights[name], 0.0, workload.priority, at, workload.managed_oom_preference)
             for name, workload in self.config.workloads.items()
-            if self.minds[name].life.alive
+            if self.minds[name].lifecycle.is_alive
         )
-        _, name, sentence = chosen("group/batch", fired, candidates, dict(tried))
-        self.note(Chose(fired, candidates, dict(tried), name), at=at)
+        _, name, sentence = choose_victim("group/batch", fired, candidates, dict(tried))
+        self.note(VictimChosen(fired, candidates, dict(tried), name), at=at)
         if name is not None:
-            self.tell(name, Sentence(self.minds[name].life.generation, sentence), at=at)
-            self.tell(name, Turn(), at=at)
+            self.tell(name, GroupAction(self.minds[name].lifecycle.generation, sentence), at=at)
+            self.tell(name, RunPending(), at=at)
         return self
 
     def came(self, name, *, at, why=""):
         for group, engine in self.engines.items():
-            self.engines[group] = engine.hushed(1000.0 + at)
-        return self.note(Came(name, not why, why), at=at)
+            self.engines[group] = engine.with_cooldown(1000.0 + at)
+        return self.note(ActionOutcome(name, not why, why), at=at)
 
     def dies_and_is_back(self, name, *, at):
-        generation = self.minds[name].life.generation
+        generation = self.minds[name].lifecycle.generation
         self.tell(name, events.Exited(generation, Exit(signal=9), populated=False), at=at)
         self.tell(name, events.Timeout(), at=at + 1.0)
         return self.tell(name, events.Execed(generation + 1), at=at + 1.1)
 
     def trace(self):
-        return read(b"".join(map(encode, [*self.lines, {"t": 1100.0, "end": "told"}])), "trace")
+        return parse_trace(b"".join(map(encode_line, [*self.lines, {"t": 1100.0, "end": "told"}])), "trace")
 
     def result(self, other):
         return simulate(other, self.trace())
@@ -117,7 +128,11 @@ def acts(result, side="simulated"):
     """Return the time, the victim and the action of each action of a rule."""
     deeds = [(row, getattr(row, side)) for row in result.rows]
     return [
-        (row.at if side == "recorded" or row.simulated_at is None else row.simulated_at, row.workload, deed["action"])
+        (
+            row.time_s if side == "recorded" or row.simulated_time_s is None else row.simulated_time_s,
+            row.workload,
+            deed["action"],
+        )
         for row, deed in deeds
         if deed is not None and "cause" in deed
     ]
@@ -139,8 +154,8 @@ def test_the_same_configuration_hits_the_same_member_at_the_same_time():
     setup = config(rule())
     result = a_leak(setup).result(setup)
     assert acts(result) == acts(result, "recorded") == [(10.001, "big", "kill")]
-    assert [row for row in result.rows if not row.same] == []
-    assert (result.warnings, dict(result.parted)) == ((), {})
+    assert [row for row in result.rows if not row.is_same] == []
+    assert (result.warnings, dict(result.diverged_at)) == ((), {})
 
 
 def test_another_threshold_hits_earlier_and_all_that_comes_then_is_a_guess():
@@ -148,8 +163,8 @@ def test_another_threshold_hits_earlier_and_all_that_comes_then_is_a_guess():
     assert acts(result)[0] == (5.0, "big", "kill")  # the sample; the group's own observation came half a second later
     first = next(row for row in result.rows if row.simulated and "cause" in row.simulated)
     assert first.simulated["cause"]["candidates"][0]["memory_current"] == 55 * M * 0.75
-    assert not first.after
-    assert {"big", "group/batch", "host"} >= set(result.parted) >= {"big", "group/batch"}
+    assert not first.diverged
+    assert {"big", "group/batch", "host"} >= set(result.diverged_at) >= {"big", "group/batch"}
     # Both have restarted at 11.4 s, and their common memory is below the threshold.
     assert len(acts(result)) == 1
     assert result.warnings == ()
@@ -190,20 +205,22 @@ def test_where_nobody_may_be_hit_nobody_is():
     omit = {name: {"managed_oom_preference": "omit"} for name in NAMES}
     result = a_leak(config(rule())).result(config(rule(), **omit))
     assert acts(result) == []
-    assert dict(result.parted)["big"] == 10.001  # the recorded program would have continued
+    assert dict(result.diverged_at)["big"] == 10.001  # the recorded program would have continued
 
 
 def test_an_act_that_did_not_help_is_followed_by_the_next_ones_here_too():
     setup = config(rule(verify_sec=1.0))
     story = Story(setup).see(110, at=10.0)
-    fired = Asked.by(Engine.of(setup.groups["batch"].policy).observe({"memory.current": {"": 110 * M}}, {}, 1010.0)[1])
+    fired = Firings.split(
+        Engine.for_rules(setup.groups["batch"].policy).observe({"memory.current": {"": 110 * M}}, {}, 1010.0)[1]
+    )
     story.came("big", at=11.0, why="it still has processes").hit(
-        fired.act, 110, at=11.0, tried={"big": "it still has processes"}
+        fired.action, 110, at=11.0, tried={"big": "it still has processes"}
     )
     story.came("small", at=11.1).dies_and_is_back("small", at=11.2)
     result = story.result(setup)
     assert acts(result) == acts(result, "recorded") == [(10.001, "big", "kill"), (11.0, "small", "kill")]
-    assert [row for row in result.rows if not row.same] == []
+    assert [row for row in result.rows if not row.is_same] == []
     last = [row.simulated["cause"] for row in result.rows if row.simulated and "cause" in row.simulated][-1]
     assert last["escalates"] == "big: it still has processes"
 
@@ -215,13 +232,13 @@ def test_a_dry_run_harms_nobody_and_what_only_tells_is_the_groups_own():
     story = Story(setup).see(110, at=10.0)
     result = story.result(setup)
     assert acts(result) == acts(result, "recorded") == [(10.0, "group/batch", "log"), (10.001, "big", "kill")]
-    assert all(row.same for row in result.rows)
+    assert all(row.is_same for row in result.rows)
     real = story.result(config(rule(), tell))
     assert acts(real)[:2] == [(10.0, "group/batch", "log"), (10.001, "big", "kill")]
-    assert dict(real.parted)["big"] == 10.001
+    assert dict(real.diverged_at)["big"] == 10.001
     harmless = a_leak(config(rule())).result(config(dry))
     assert acts(harmless) == [(10.001, "big", "kill")]
-    assert dict(harmless.parted)["big"] == 10.001
+    assert dict(harmless.diverged_at)["big"] == 10.001
 
 
 def test_a_signal_that_a_group_sends_here_alone_makes_the_rest_a_guess():
@@ -229,15 +246,15 @@ def test_a_signal_that_a_group_sends_here_alone_makes_the_rest_a_guess():
     story.tell("big", events.Exited(1, Exit(code=1), populated=False), at=20.0)
     result = story.result(config(rule("memory.current > 60M", "signal", signal=1)))
     assert acts(result) == [(6.0, "big", "signal")]
-    assert [row.after for row in result.rows if row.workload == "big"] == [False, False, False, True]
+    assert [row.diverged for row in result.rows if row.workload == "big"] == [False, False, False, True]
     back = Story(config(rule(action="signal", signal=1))).see(110, at=10.0).came("big", at=10.1)
-    assert dict(back.result(config()).parted) == {"big": 10.001, "group/batch": 10.001}
+    assert dict(back.result(config()).diverged_at) == {"big": 10.001, "group/batch": 10.001}
 
 
 def test_a_rule_whose_turn_came_when_something_had_been_done_does_nothing_here_too():
     setup = config(rule())
     story = Story(setup).see(110, at=10.0)
-    story.engines["group/batch"] = Engine.of(setup.groups["batch"].policy)
+    story.engines["group/batch"] = Engine.for_rules(setup.groups["batch"].policy)
     files = {"memory.current": {"": 120 * M}}
     _, fired = story.engines["group/batch"].observe(files, {}, 1010.1)
     # Another group's rule fired while that action was in progress.
@@ -245,16 +262,16 @@ def test_a_rule_whose_turn_came_when_something_had_been_done_does_nothing_here_t
     both = config(rule(), host=(host,))
     story = Story(both).see(110, at=10.0)
     story.engines["host"], fired = story.engines["host"].observe(files, {}, 1010.1)
-    story.note(Saw(files, {}, True, fired), at=10.1, of="host")
-    story.came("big", at=10.2).note(Passed(), at=10.201, of="host").dies_and_is_back("big", at=10.3)
+    story.note(GroupObserved(files, {}, True, fired), at=10.1, of="host")
+    story.came("big", at=10.2).note(Skipped(), at=10.201, of="host").dies_and_is_back("big", at=10.3)
     result = story.result(both)
     assert acts(result) == acts(result, "recorded") == [(10.001, "big", "kill")]
-    assert all(row.same for row in result.rows)
+    assert all(row.is_same for row in result.rows)
 
 
 def test_a_group_that_a_reload_has_changed_and_one_with_other_members_are_told():
     setup = config(rule())
-    story = a_leak(setup).note(Became(attrs.evolve(setup.groups["batch"], policy=())), at=50.0)
+    story = a_leak(setup).note(GroupConfigChanged(attrs.evolve(setup.groups["batch"], policy=())), at=50.0)
     assert story.result(setup).warnings == (
         "group/batch: its configuration was changed during the recording; what came then is no longer exact",
     )
@@ -276,7 +293,7 @@ def test_a_trace_without_groups_is_read_as_before():
     of_groups = ("choice", "passed", "outcome", "group")
     lines = [line for line in story.lines[1:] if not any(key in line for key in of_groups)]
     lines = [line for line in lines if line.get("of") not in ("group/batch", "host")]
-    trace = read(b"".join(map(encode, [{**head, "trace": 1}, *lines, {"t": 1100.0, "end": "told"}])), "x")
+    trace = parse_trace(b"".join(map(encode_line, [{**head, "trace": 1}, *lines, {"t": 1100.0, "end": "told"}])), "x")
     result = simulate(config(rule("memory.current > 50M")), trace)
     assert acts(result) == [(10.001, "big", "kill")]
     assert result.warnings[0].startswith("group.batch.policy[0] (line 0) is not tried, as the trace does not have")
@@ -296,7 +313,7 @@ def test_a_trace_without_groups_is_read_as_before():
 def test_a_line_of_a_group_that_cannot_be_replayed_is_refused(line):
     story = Story(config(rule()))
     with pytest.raises(TraceError, match="cannot be replayed"):
-        read(b"".join(map(encode, [*story.lines, {"t": 1001.0, "of": "group/batch", **line}])), "x")
+        parse_trace(b"".join(map(encode_line, [*story.lines, {"t": 1001.0, "of": "group/batch", **line}])), "x")
 
 
 def test_a_workloads_own_rule_that_parts_a_member_makes_the_group_a_guess():
@@ -309,5 +326,5 @@ def test_a_workloads_own_rule_that_parts_a_member_makes_the_group_a_guess():
     assert acts(result) == [
         (4.0, "big", "restart")
     ]  # 33 MB; the memory that both would have used afterwards is unknown
-    assert dict(result.parted)["group/batch"] == dict(result.parted)["big"] == 4.0
-    assert all(isinstance(row, Row) for row in result.rows)
+    assert dict(result.diverged_at)["group/batch"] == dict(result.diverged_at)["big"] == 4.0
+    assert all(isinstance(row, ComparisonRow) for row in result.rows)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from nsupervisor.config.conditions import parse_condition
 from nsupervisor.config.model import Rule
-from nsupervisor.config.units import Relative
-from nsupervisor.core.rules import ORDER, Engine, threshold
+from nsupervisor.config.units import RelativeChange
+from nsupervisor.core.rules.rules import SEVERITY_ORDER, Engine, threshold
 
 OOM = parse_condition("memory.events oom_kill")
 PIDS = parse_condition("pids.current >= 90%")
@@ -20,7 +20,7 @@ LIMITS = {"pids.max": 20, "memory.max": None}
 
 def engine(when, **keys):
     keys.setdefault("action", "log")
-    return Engine.of([Rule(when=when, name="policy[0]", line=7, **keys)])
+    return Engine.for_rules([Rule(when=when, name="policy[0]", line=7, **keys)])
 
 
 def feed(engine, file, samples, key=""):
@@ -38,7 +38,7 @@ def test_a_counter_fires_when_it_went_up_and_says_from_what_to_what():
     rule_engine, fired = rule_engine.observe({"memory.events": {"oom_kill": 3}}, {}, 1.0)
     assert fired == ()
     rule_engine, fired = rule_engine.observe({"memory.events": {"oom_kill": 5}}, {}, 2.0)
-    assert [firing.cause.record() for firing in fired] == [
+    assert [firing.cause.to_record() for firing in fired] == [
         {
             "rule": "policy[0]",
             "line": 7,
@@ -86,7 +86,7 @@ def test_a_flapping_level_stays_within_its_cooldown():
 def test_a_level_must_hold_anew_in_a_new_generation():
     rule_engine = engine(PIDS, for_=5.0)
     rule_engine, _ = rule_engine.observe({"pids.current": {"": 19}}, LIMITS, 0.0)
-    rule_engine = rule_engine.reborn()
+    rule_engine = rule_engine.for_new_generation()
     rule_engine, fired = rule_engine.observe({"pids.current": {"": 19}}, LIMITS, 5.0)
     assert fired == ()
     assert rule_engine.observe({"pids.current": {"": 19}}, LIMITS, 10.0)[1] != ()
@@ -102,7 +102,7 @@ def test_the_cause_of_a_level_names_the_threshold_in_the_files_unit():
     rule_engine, _ = rule_engine.observe({"memory.current": {"": 110e6}}, LIMITS, 0.0)
     _, (fired,) = rule_engine.observe({"memory.current": {"": 120e6}}, LIMITS, 2.0)
     cause = fired.cause
-    assert (cause.before, cause.after, cause.threshold, cause.held) == (110e6, 120e6, 100 * 2**20, 2.0)
+    assert (cause.before, cause.after, cause.threshold, cause.held_s) == (110e6, 120e6, 100 * 2**20, 2.0)
 
 
 @pytest.mark.parametrize("op", [">", ">=", "<", "<="])
@@ -220,16 +220,16 @@ def test_escalation_asks_for_then_after_at_most_within():
 
 
 def test_of_two_rules_that_want_opposite_things_the_more_drastic_has_the_last_word():
-    rules = [Rule(when=OOM, action=action, name=f"policy[{i}]") for i, action in enumerate(reversed(ORDER))]
-    rule_engine, _ = Engine.of(rules).observe({"memory.events": {"oom_kill": 0}}, {}, 0.0)
+    rules = [Rule(when=OOM, action=action, name=f"policy[{i}]") for i, action in enumerate(reversed(SEVERITY_ORDER))]
+    rule_engine, _ = Engine.for_rules(rules).observe({"memory.events": {"oom_kill": 0}}, {}, 0.0)
     _, fired = rule_engine.observe({"memory.events": {"oom_kill": 1}}, {}, 1.0)
-    assert tuple(firing.action for firing in fired) == ORDER
+    assert tuple(firing.action for firing in fired) == SEVERITY_ORDER
 
 
 def test_files_that_have_to_be_read_together():
     rule_engine = when("memory.events oom_kill and pids.current >= 90%")
-    assert rule_engine.together("memory.events") == ("memory.events", "pids.current")
-    assert rule_engine.together("cpu.stat") == ("cpu.stat",)
+    assert rule_engine.files_read_with("memory.events") == ("memory.events", "pids.current")
+    assert rule_engine.files_read_with("cpu.stat") == ("cpu.stat",)
 
 
 def test_escalation_takes_its_steps_one_after_the_other():
@@ -281,7 +281,7 @@ def test_a_set_at_its_bound_goes_on_to_the_next_step(at_most, within):
     rule_engine = when(
         "memory.events oom_kill",
         action="set",
-        set_={"pids_max": Relative(50.0)},
+        set_={"pids_max": RelativeChange(50.0)},
         limit={"pids_max": 40},
         at_most=at_most,
         within=within,
@@ -291,8 +291,8 @@ def test_a_set_at_its_bound_goes_on_to_the_next_step(at_most, within):
     for now in range(5):
         rule_engine, fired = rule_engine.observe({"memory.events": {"oom_kill": now}}, limits, float(now))
         for firing in fired:
-            done.append((firing.action, dict(firing.settings)))
-            limits = {"pids.max": firing.settings.get("pids_max", limits["pids.max"])}
+            done.append((firing.action, dict(firing.limits)))
+            limits = {"pids.max": firing.limits.get("pids_max", limits["pids.max"])}
     assert done == [("set", {"pids_max": 30}), ("set", {"pids_max": 40}), ("restart", {}), ("restart", {})]
 
 
@@ -300,7 +300,7 @@ def test_a_set_at_its_bound_without_a_next_step_has_nothing_to_set():
     rule_engine = when("memory.events oom_kill", action="set", set_={"pids_max": 20})
     rule_engine, _ = rule_engine.observe({"memory.events": {"oom_kill": 0}}, {"pids.max": 20.0}, 0.0)
     _, (fired,) = rule_engine.observe({"memory.events": {"oom_kill": 1}}, {"pids.max": 20.0}, 1.0)
-    assert (fired.action, fired.settings) == ("set", {})
+    assert (fired.action, fired.limits) == ("set", {})
 
 
 def test_an_exit_is_true_for_its_moment_and_each_one_is_news():
@@ -371,7 +371,7 @@ SAMPLES = st.lists(
 )
 def test_any_trace_through_any_rules_keeps_cooldowns_and_is_the_same_again(texts, cooldown, samples):
     def replay():
-        rule_engine = Engine.of(
+        rule_engine = Engine.for_rules(
             [
                 Rule(when=parse_condition(text), action="log", cooldown=cooldown, name=f"policy[{i}]")
                 for i, text in enumerate(texts)
@@ -400,12 +400,12 @@ def test_any_trace_through_any_rules_keeps_cooldowns_and_is_the_same_again(texts
 
 def test_other_rules_keep_the_memory_of_those_that_say_the_same():
     quiet = Rule(when=OOM, action="log", cooldown=60.0, name="policy[0]", line=7)
-    rule_engine = Engine.of([quiet])
+    rule_engine = Engine.for_rules([quiet])
     rule_engine, _ = rule_engine.observe({"memory.events": {"oom_kill": 0}}, {}, 0.0)
     rule_engine, fired = rule_engine.observe({"memory.events": {"oom_kill": 1}}, {}, 1.0)
     assert len(fired) == 1
     eager = Rule(when=OOM, action="restart", name="policy[0]", line=3)
-    rule_engine = rule_engine.adopted([eager, attrs.evolve(quiet, name="policy[1]", line=9)])
+    rule_engine = rule_engine.with_rules([eager, attrs.evolve(quiet, name="policy[1]", line=9)])
     rule_engine, fired = rule_engine.observe({"memory.events": {"oom_kill": 5}}, {}, 2.0)
     assert fired == ()  # the cooldown continues; for the new rule this is the baseline
     rule_engine, fired = rule_engine.observe({"memory.events": {"oom_kill": 6}}, {}, 3.0)
@@ -416,9 +416,9 @@ def test_other_rules_keep_the_memory_of_those_that_say_the_same():
 
 def test_the_same_rule_twice_has_two_memories():
     rule = Rule(when=OOM, action="log", cooldown=60.0)
-    rule_engine = Engine.of([rule])
+    rule_engine = Engine.for_rules([rule])
     rule_engine, _ = rule_engine.observe({"memory.events": {"oom_kill": 0}}, {}, 0.0)
     rule_engine, _ = rule_engine.observe({"memory.events": {"oom_kill": 1}}, {}, 1.0)
-    both = rule_engine.adopted([rule, rule])
-    assert both.memories[0] == rule_engine.memories[0]
-    assert both.memories[1] == Engine.of([rule]).memories[0]
+    both = rule_engine.with_rules([rule, rule])
+    assert both.states[0] == rule_engine.states[0]
+    assert both.states[1] == Engine.for_rules([rule]).states[0]

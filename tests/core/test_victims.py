@@ -3,20 +3,20 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.core.victims import Candidate, Effect, Growth, rank
+from nsupervisor.core.rules.victims import Candidate, ExpectedEffect, MemoryGrowth, rank_candidates
 
 MIB = 1 << 20
 
 ONES = (
-    Candidate("bloat", memory=200 * MIB, growth=0, priority=5, age=100),
-    Candidate("grows", memory=50 * MIB, growth=10 * MIB, priority=10, age=50),
-    Candidate("least", memory=10 * MIB, growth=0, priority=-1, age=60),
-    Candidate("young", memory=20 * MIB, growth=1, priority=10, age=1),
+    Candidate("bloat", memory=200 * MIB, growth=0, priority=5, age_s=100),
+    Candidate("grows", memory=50 * MIB, growth=10 * MIB, priority=10, age_s=50),
+    Candidate("least", memory=10 * MIB, growth=0, priority=-1, age_s=60),
+    Candidate("young", memory=20 * MIB, growth=1, priority=10, age_s=1),
 )
 
 
 def order(victim: str, *members: Candidate, tried: tuple[str, ...] = ()) -> list[str]:
-    return [place.candidate.name for place in rank(victim, members, tried) if place.turn is not None]
+    return [place.candidate.name for place in rank_candidates(victim, members, tried) if place.rank is not None]
 
 
 def test_each_measure_has_its_first_victim() -> None:
@@ -30,9 +30,9 @@ def test_avoid_comes_after_all_others_and_omit_never() -> None:
     bloat = Candidate("bloat", 200 * MIB, 0, 0, 1, "avoid")
     chill = Candidate("chill", 1 * MIB, 0, 0, 1)
     never = Candidate("never", 900 * MIB, 0, 0, 1, "omit")
-    places = rank("largest-memory", [bloat, chill, never])
-    assert [(place.candidate.name, place.turn) for place in places] == [("chill", 1), ("bloat", 2), ("never", None)]
-    assert [place.why for place in places] == [
+    places = rank_candidates("largest-memory", [bloat, chill, never])
+    assert [(place.candidate.name, place.rank) for place in places] == [("chill", 1), ("bloat", 2), ("never", None)]
+    assert [place.reason for place in places] == [
         "memory 1.0M",
         "memory 200.0M, avoided",
         "managed_oom_preference = omit",
@@ -42,9 +42,9 @@ def test_avoid_comes_after_all_others_and_omit_never() -> None:
 def test_what_did_not_help_has_no_second_turn() -> None:
     """A member that cannot be killed must not keep the others from being chosen."""
     assert order("largest-memory", *ONES, tried=("bloat",))[0] == "grows"
-    last = rank("largest-memory", ONES, {candidate.name: "" for candidate in ONES})
-    assert [place.turn for place in last] == [None] * 4
-    assert last[0].why == "was tried, and it did not help"
+    last = rank_candidates("largest-memory", ONES, {candidate.name: "" for candidate in ONES})
+    assert [place.rank for place in last] == [None] * 4
+    assert last[0].reason == "was tried, and it did not help"
 
 
 candidates = st.builds(
@@ -63,46 +63,54 @@ measures = st.sampled_from(["largest-memory", "fastest-growing", "lowest-priorit
 def test_the_order_is_the_same_however_the_members_come(victim, members, random) -> None:
     shuffled = list(members)
     random.shuffle(shuffled)
-    places = rank(victim, members)
-    assert places == rank(victim, shuffled)
+    places = rank_candidates(victim, members)
+    assert places == rank_candidates(victim, shuffled)
     assert sorted(place.candidate.name for place in places) == sorted(candidate.name for candidate in members)
-    turns = [place.turn for place in places if place.turn is not None]
+    turns = [place.rank for place in places if place.rank is not None]
     assert turns == list(range(1, len(turns) + 1))
-    avoided = [place.candidate.preference == "avoid" for place in places if place.turn is not None]
+    avoided = [place.candidate.preference == "avoid" for place in places if place.rank is not None]
     assert avoided == sorted(avoided)
 
 
 def test_growth_is_measured_over_the_window_and_forgets_who_is_gone() -> None:
-    growth = Growth(window=10)
+    growth = MemoryGrowth(window_s=10)
     for now in range(0, 21, 1):
-        assert growth.due(now)
-        growth = growth.taken(
+        assert growth.is_due(now)
+        growth = growth.with_readings(
             now, {"web": now * 100.0, "old": 5.0} if now < 15 else {"web": 1500.0 + (now - 15) * 10.0}
         )
-        assert not growth.due(now + 0.5)
-    assert growth.of("web", 21, 1560.0) == (1560.0 - 1000.0) / 11
-    assert growth.of("old", 21, 5.0) == 0
-    assert growth.of("web", 20.0, 1550.0) == (1550 - 1000) / 10
-    assert Growth().of("web", 1, 5) == 0
+        assert not growth.is_due(now + 0.5)
+    assert growth.rate("web", 21, 1560.0) == (1560.0 - 1000.0) / 11
+    assert growth.rate("old", 21, 5.0) == 0
+    assert growth.rate("web", 20.0, 1550.0) == (1550 - 1000) / 10
+    assert MemoryGrowth().rate("web", 1, 5) == 0
 
 
 def test_a_kill_is_verified_by_the_processes_and_by_the_memory() -> None:
-    kill = Effect.of("kill", about_memory=True, own_memory=100 * MIB, patience=5)
-    assert kill.verdict(gone=False, freed=0, holds=True, elapsed=1)[0] == "wait"
-    assert kill.verdict(gone=False, freed=0, holds=True, elapsed=5) == ("failed", "it still has processes after 5.0 s")
-    assert kill.verdict(gone=True, freed=60 * MIB, holds=True, elapsed=1) == ("done", "")
-    assert kill.verdict(gone=True, freed=1 * MIB, holds=False, elapsed=1) == ("done", "")
-    assert kill.verdict(gone=True, freed=1 * MIB, holds=True, elapsed=1)[0] == "wait"
-    assert kill.verdict(gone=True, freed=1 * MIB, holds=True, elapsed=6) == (
+    kill = ExpectedEffect.expect("kill", is_about_memory=True, own_memory=100 * MIB, timeout_s=5)
+    assert kill.judge(is_gone=False, freed_bytes=0, still_holds=True, elapsed_s=1)[0] == "wait"
+    assert kill.judge(is_gone=False, freed_bytes=0, still_holds=True, elapsed_s=5) == (
+        "failed",
+        "it still has processes after 5.0 s",
+    )
+    assert kill.judge(is_gone=True, freed_bytes=60 * MIB, still_holds=True, elapsed_s=1) == ("done", "")
+    assert kill.judge(is_gone=True, freed_bytes=1 * MIB, still_holds=False, elapsed_s=1) == ("done", "")
+    assert kill.judge(is_gone=True, freed_bytes=1 * MIB, still_holds=True, elapsed_s=1)[0] == "wait"
+    assert kill.judge(is_gone=True, freed_bytes=1 * MIB, still_holds=True, elapsed_s=6) == (
         "failed",
         "of 50.0M only 1.0M came back in 6.0 s",
     )
 
 
 def test_other_acts_are_verified_as_far_as_they_can_be() -> None:
-    other = Effect.of("kill", about_memory=False, own_memory=100 * MIB, patience=5)
-    assert other.verdict(gone=True, freed=0, holds=True, elapsed=0)[0] == "done"
-    freeze = Effect.of("freeze", about_memory=True, own_memory=100 * MIB, patience=5)
-    assert freeze.verdict(gone=True, freed=0, holds=True, elapsed=0)[0] == "done"
-    assert freeze.verdict(gone=False, freed=0, holds=True, elapsed=9)[0] == "failed"
-    assert Effect.of("signal", True, 1, 5).verdict(gone=False, freed=0, holds=True, elapsed=0)[0] == "done"
+    other = ExpectedEffect.expect("kill", is_about_memory=False, own_memory=100 * MIB, timeout_s=5)
+    assert other.judge(is_gone=True, freed_bytes=0, still_holds=True, elapsed_s=0)[0] == "done"
+    freeze = ExpectedEffect.expect("freeze", is_about_memory=True, own_memory=100 * MIB, timeout_s=5)
+    assert freeze.judge(is_gone=True, freed_bytes=0, still_holds=True, elapsed_s=0)[0] == "done"
+    assert freeze.judge(is_gone=False, freed_bytes=0, still_holds=True, elapsed_s=9)[0] == "failed"
+    assert (
+        ExpectedEffect.expect("signal", True, 1, 5).judge(is_gone=False, freed_bytes=0, still_holds=True, elapsed_s=0)[
+            0
+        ]
+        == "done"
+    )

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from nsupervisor.keeper.client import Keeper, open_keeper
-from nsupervisor.keeper.told import Ended, Execed, Failure, KeeperLost, Spawned
+from nsupervisor.keeper.messages import Ended, Execed, KeeperLost, SetupFailure, Spawned
 from tests.timing import deadline
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -27,7 +27,7 @@ class Result:
     """How a program ended, and what it wrote."""
 
     status: int
-    failure: Failure | None
+    failure: SetupFailure | None
     stdout: str
     stderr: str
 

@@ -7,8 +7,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from nsupervisor.keeper import protocol
-from nsupervisor.keeper.client import ANSWER_TIMEOUT, Keeper
-from nsupervisor.keeper.told import Ended, Execed, KeeperLost
+from nsupervisor.keeper.client import REPLY_TIMEOUT_S, Keeper
+from nsupervisor.keeper.messages import Ended, Execed, KeeperLost
 
 
 async def asked(theirs: socket.socket) -> int:
@@ -70,16 +70,16 @@ async def test_a_slow_keeper_is_waited_for_and_one_that_answers_nobody_is_lost(m
             nursery.start_soon(ask, "first")
             await asked(theirs)
             for _ in range(3):
-                mock_clock.jump(ANSWER_TIMEOUT * 0.6)
+                mock_clock.jump(REPLY_TIMEOUT_S * 0.6)
                 async with trio.open_nursery() as other:
                     other.start_soon(ask, "other")
                     number = await asked(theirs)
                     protocol.send(theirs, protocol.encode({"reply": number, "sent": True}))
             assert lost == []
-            mock_clock.jump(ANSWER_TIMEOUT * 1.1)
-            await keeper.lost()
+            mock_clock.jump(REPLY_TIMEOUT_S * 1.1)
+            await keeper.wait_lost()
             await wait_all_tasks_blocked()
-            assert lost == [f"first: the keeper has not answered any request for {ANSWER_TIMEOUT:g} s"]
+            assert lost == [f"first: the keeper has not answered any request for {REPLY_TIMEOUT_S:g} s"]
             with pytest.raises(trio.EndOfChannel):
                 await keeper.events.receive()
             nursery.cancel_scope.cancel()

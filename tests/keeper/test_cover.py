@@ -11,7 +11,7 @@ import attrs
 import pytest
 import trio
 
-from nsupervisor.keeper.told import SpawnError
+from nsupervisor.keeper.messages import SpawnError
 from tests.keeper.conftest import ISOLATED, Harness
 from tests.needs import needs
 

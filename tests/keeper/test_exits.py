@@ -7,8 +7,8 @@ from pathlib import Path
 
 import trio
 
-from nsupervisor.keeper.exits import Exits
-from nsupervisor.keeper.init import STATUS
+from nsupervisor.keeper.server.exit_channel import ExitChannel
+from nsupervisor.keeper.setup.init import STATUS
 from tests.keeper.conftest import ISOLATED, Harness
 from tests.needs import needs
 from tests.timing import deadline
@@ -62,8 +62,8 @@ async def test_an_end_while_the_keeper_stands_still_is_told_exactly(harness: Har
 
 
 def test_the_kernel_says_who_has_written_and_nonsense_is_left_out() -> None:
-    exits = Exits()
-    theirs = socket.socket(fileno=os.dup(exits.theirs))
+    exits = ExitChannel()
+    theirs = socket.socket(fileno=os.dup(exits.init_end))
     with theirs:
         theirs.send(b"no status")
         theirs.send(b"")
@@ -75,5 +75,5 @@ def test_the_kernel_says_who_has_written_and_nonsense_is_left_out() -> None:
         theirs.send(STATUS.pack(5))
         assert list(exits.read()) == [(child, 3 << 8), (os.getpid(), 5)]
         assert list(exits.read()) == []
-    os.close(exits.theirs)
-    exits._ours.close()
+    os.close(exits.init_end)
+    exits._keeper_end.close()

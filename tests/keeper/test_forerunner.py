@@ -15,7 +15,7 @@ import pytest
 import trio
 import trio.testing
 
-from nsupervisor.keeper.told import Spawned
+from nsupervisor.keeper.messages import Spawned
 from nsupervisor.linux.mounts import MNT_DETACH, mount, umount2
 from tests.keeper.conftest import ISOLATED, Harness
 from tests.keeper.test_zygote import children, command, numbers, only_the_next_waits, zygote

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from nsupervisor.keeper import protocol
-from nsupervisor.keeper.told import SpawnError
+from nsupervisor.keeper.messages import SpawnError
 from nsupervisor.linux import processes
 from tests.keeper.conftest import ISOLATED, Harness
 from tests.needs import needs
@@ -35,10 +35,10 @@ RECORDER = """
 def sort(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sorts of init: the one that has no Python, and the one for where that can't be."""
     if request.param == "python":
-        none = "from nsupervisor.linux import instructions; instructions.MACHINES.clear(); "
-        text = "from nsupervisor.keeper.server"
-        assert text in protocol.START
-        monkeypatch.setattr(protocol, "START", protocol.START.replace(text, none + text))
+        none = "from nsupervisor.keeper.native import assembler; assembler.MACHINES.clear(); "
+        text = "from nsupervisor.keeper.server "
+        assert text in protocol.START_CODE
+        monkeypatch.setattr(protocol, "START_CODE", protocol.START_CODE.replace(text, none + text))
 
 
 BOTH_SORTS = pytest.mark.usefixtures("sort")

@@ -12,7 +12,7 @@ import pytest
 
 from nsupervisor.keeper import protocol
 from nsupervisor.keeper.client import open_keeper
-from nsupervisor.keeper.told import KeeperLost, RefusedError
+from nsupervisor.keeper.messages import KeeperLost, RefusedError
 from nsupervisor.linux.peers import cgroups_of
 from tests.keeper.conftest import Harness, end_all
 from tests.keeper.test_server import SPEC, Raw
@@ -36,13 +36,13 @@ async def test_a_refused_connection_does_not_disturb_the_client(harness: Harness
     assert (await harness.run("true")).code == 0, "the present client is served as before"
     await harness.keeper.protect([])
     with closing(Raw(runtime_directory)):
-        await harness.keeper.lost()
+        await harness.keeper.wait_lost()
 
 
 async def test_protect_takes_texts_of_cgroups_only(harness: Harness) -> None:
     for wrong in ("/x", ["x"], [7], None):
         with pytest.raises(RefusedError, match="CONTROLLERS:/PATH"):
-            await harness.keeper._ask({"do": "protect", "cgroups": wrong})
+            await harness.keeper._call({"do": "protect", "cgroups": wrong})
 
 
 CONNECT = """

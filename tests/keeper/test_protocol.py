@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nsupervisor.keeper import protocol
-from nsupervisor.keeper.spec import Spec, SpecError
+from nsupervisor.keeper.setup.spec import Spec, SpecError
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=20)
 JSON = st.recursive(

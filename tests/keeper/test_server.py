@@ -17,7 +17,7 @@ import trio
 
 from nsupervisor.keeper import protocol
 from nsupervisor.keeper.client import open_keeper
-from nsupervisor.keeper.told import Ended, Execed, KeeperLost, RefusedError
+from nsupervisor.keeper.messages import Ended, Execed, KeeperLost, RefusedError
 from nsupervisor.linux import syscalls
 from tests.keeper.conftest import ISOLATED, PATH, Harness, end_all, gone
 from tests.keeper.test_shell import others_may_use, python_for_others
@@ -33,7 +33,7 @@ def test_imports_the_standard_library_only() -> None:
     script = """
 import sys
 sys.path.append(sys.argv[1])
-import nsupervisor.keeper.server
+import nsupervisor.keeper.server.loop
 print(*(name for name, module in sys.modules.items() if module is not None))
 """
     root = Path(protocol.__file__).parents[2]
@@ -109,7 +109,7 @@ async def test_a_second_client_gets_the_table_the_descriptors_and_the_ends(runti
             "failed#1": (failed.pid, 125 << 8),
         }
         lives = children["lives#1"]
-        assert (lives.name, lives.program) == ("lives", living.pid)
+        assert (lives.name, lives.program_pid) == ("lives", living.pid)
         with trio.fail_after(deadline(10)):
             await trio.lowlevel.wait_readable(lives.stdout)
         assert os.read(lives.stdout, 100) == b"late\n", "written while no supervisor was there, without a SIGPIPE"
@@ -385,7 +385,7 @@ def test_an_unprivileged_keeper_makes_user_namespaces(runtime_directory: Path) -
         listener.listen()
         main = (
             "import os, sys; os.dup2(int(sys.argv[3]), 4); os.dup2(0, 3); sys.path.append(sys.argv[1]); "
-            "from nsupervisor.keeper.server import main; main(sys.argv[2])"
+            "from nsupervisor.keeper.server.loop import main; main(sys.argv[2])"
         )
         root, fd = str(Path(protocol.__file__).parents[2]), listener.fileno()
         keeper = subprocess.Popen(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nsupervisor.cli import shell as engine
+from nsupervisor.cli import namespace_shell as engine
 from tests.needs import NOBODY, needs
 from tests.timing import deadline
 
@@ -33,8 +33,8 @@ def python_for_others() -> str:
 
 def command(namespaces: str, *argv: str, options: str = "", python: str = sys.executable) -> list[str]:
     script = (
-        f"import sys; sys.path.append({ROOT!r}); from nsupervisor.cli.shell import shell; "
-        f"sys.exit(shell({namespaces.split()!r}, sys.argv[1:]{options}))"
+        f"import sys; sys.path.append({ROOT!r}); from nsupervisor.cli.namespace_shell import run_in_namespaces; "
+        f"sys.exit(run_in_namespaces({namespaces.split()!r}, sys.argv[1:]{options}))"
     )
     return [python, "-I", "-S", "-c", script, *argv]
 

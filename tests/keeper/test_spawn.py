@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from nsupervisor.keeper.told import SpawnError
+from nsupervisor.keeper.messages import SpawnError
 from nsupervisor.linux.namespaces import NAMESPACES
 from tests.keeper.conftest import ISOLATED, PATH, Harness
 from tests.needs import cgroup_directories, needs

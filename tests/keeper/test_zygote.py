@@ -6,7 +6,7 @@ from pathlib import Path
 
 import trio
 
-from nsupervisor.linux.instructions import MACHINES
+from nsupervisor.keeper.native.assembler import MACHINES
 from tests.keeper.conftest import ISOLATED, Harness
 from tests.needs import needs
 from tests.timing import deadline

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from nsupervisor.linux.instructions import MACHINES, RESULT, At, Byte, Code, Function, Word
+from nsupervisor.keeper.native.assembler import MACHINES, RESULT, At, Byte, Code, Function, Word
 
 pytestmark = pytest.mark.skipif(os.uname().machine not in MACHINES, reason="needs machine: instructions for this one")
 

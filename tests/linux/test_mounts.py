@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nsupervisor.linux import mounts
-from nsupervisor.linux.mounts import Mount, Options
+from nsupervisor.linux.mounts import Mount, MountOptions
 from tests.needs import needs
 
 FLAG_WORDS = ["ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "relatime", "strictatime"]
@@ -26,14 +26,14 @@ FLAG_WORDS = ["ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "n
     ],
 )
 def test_words(words: list[str], flags: int, set_attributes: int, clear_attributes: int, data: str) -> None:
-    options = Options(words)
+    options = MountOptions(words)
     assert (options.flags, options.data) == (flags, data)
     assert (options.set_attributes, options.clear_attributes) == (set_attributes, clear_attributes)
 
 
 @given(words=st.lists(st.sampled_from(FLAG_WORDS)))
 def test_the_last_word_wins(words: list[str]) -> None:
-    options = Options(words)
+    options = MountOptions(words)
     for on, off, bit in (("ro", "rw", 1), ("nosuid", "suid", 2), ("nodev", "dev", 4), ("noexec", "exec", 8)):
         last = next((word for word in reversed(words) if word in (on, off)), None)
         assert bool(options.flags & bit) == bool(options.set_attributes & bit) == (last == on)

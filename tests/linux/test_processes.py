@@ -23,15 +23,15 @@ def test_a_pid_with_another_start_time_is_somebody_else(sleeper) -> None:
     """Pids are used again; nobody is taken for the one that had it before."""
     started = processes.start_time(sleeper.pid)
     assert started is not None
-    assert processes.pin(sleeper.pid, started + 1) == -1
-    pidfd = processes.pin(sleeper.pid, started)
-    assert not processes.ended(pidfd)
+    assert processes.open_pidfd(sleeper.pid, started + 1) == -1
+    pidfd = processes.open_pidfd(sleeper.pid, started)
+    assert not processes.has_ended(pidfd)
     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     sleeper.wait()
-    assert processes.ended(pidfd)
-    assert processes.pin(sleeper.pid, started) == -1
+    assert processes.has_ended(pidfd)
+    assert processes.open_pidfd(sleeper.pid, started) == -1
     assert processes.start_time(sleeper.pid) is None
-    assert processes.parent(sleeper.pid) is None
+    assert processes.parent_pid(sleeper.pid) is None
     os.close(pidfd)
 
 
@@ -76,10 +76,10 @@ def test_a_pipe_is_found_again_by_its_inode() -> None:
     read, write = os.pipe()
     both = os.open(f"/proc/self/fd/{write}", os.O_RDWR)
     os.close(write)
-    inode = processes.inode(read)
+    inode = processes.pipe_inode(read)
     os.close(read)
     os.write(both, b"nobody reads, and there is no SIGPIPE")
-    assert processes.read_write_pipe(os.getpid(), both) == inode
+    assert processes.read_write_pipe_inode(os.getpid(), both) == inode
     again = processes.open_pipe(inode, [1 << 22, os.getpid()])
     assert os.read(again, 100) == b"nobody reads, and there is no SIGPIPE"
     os.close(both)
@@ -90,7 +90,7 @@ def test_a_pipe_is_found_again_by_its_inode() -> None:
 
 def test_other_descriptors_are_not_taken_for_log_pipes() -> None:
     read, write = os.pipe()
-    assert processes.read_write_pipe(os.getpid(), write) == 0
-    assert processes.read_write_pipe(os.getpid(), 1 << 20) == 0
+    assert processes.read_write_pipe_inode(os.getpid(), write) == 0
+    assert processes.read_write_pipe_inode(os.getpid(), 1 << 20) == 0
     os.close(read)
     os.close(write)

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from nsupervisor.linux import successor
+from nsupervisor.keeper.native import handoff
 from tests.needs import ROOT
 
 COMMON = """
 import ctypes, errno, mmap, os, signal, sys
-from nsupervisor.linux import successor
+from nsupervisor.keeper.native import handoff as successor
 
 LEND = sys.argv[1] == "lend"
 assert successor.prepare()
@@ -127,6 +127,6 @@ print(os.waitpid(pid, 0)[1] >> 8, told[0])
 
 
 def test_without_instructions_for_this_processor_memory_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(successor, "_INSTRUCTIONS", {})
-    monkeypatch.setattr(successor, "_clone3_or_exit", None)
-    assert not successor.prepare()
+    monkeypatch.setattr(handoff, "_INSTRUCTIONS", {})
+    monkeypatch.setattr(handoff, "_clone3_or_exit", None)
+    assert not handoff.prepare()

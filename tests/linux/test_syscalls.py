@@ -6,6 +6,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,9 @@ def test_the_table_of_namespaces_is_the_kernels() -> None:
     files = {namespace.file for namespace in namespaces.NAMESPACES.values()}
     here = {name for name in os.listdir("/proc/self/ns") if not name.endswith("_for_children")}
     assert here <= files
-    assert namespaces.flags({"pid", "mount"}) == 0x2002_0000
+    assert namespaces.clone_flags({"pid", "mount"}) == 0x2002_0000
     with pytest.raises(KeyError):
-        namespaces.flags({"net"})
+        namespaces.clone_flags({"net"})
 
 
 def test_clone3_gives_pid_and_pidfd() -> None:
@@ -110,7 +111,7 @@ try:
     print("up before")
 except OSError:
     pass
-syscalls.loopback_up()
+syscalls.bring_up_loopback()
 probe.connect(("127.0.0.1", 1))
 print(probe.getsockname()[0])
 """
@@ -144,8 +145,8 @@ def test_signalfd_gives_one_record_per_signal() -> None:
     try:
         with pytest.raises(BlockingIOError):
             os.read(fd, syscalls.SIGNALFD_SIGINFO_SIZE)
-        for signum in wanted:
-            os.kill(os.getpid(), signum)
+        for signum in wanted:  # to this thread: another one may not block it, and its default action ends the process
+            signal.pthread_kill(threading.get_ident(), signum)
         records = [os.read(fd, syscalls.SIGNALFD_SIGINFO_SIZE) for _ in wanted]
         assert {struct.unpack_from("=I", record)[0] for record in records} == wanted
         assert not os.get_inheritable(fd)

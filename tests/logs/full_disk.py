@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from nsupervisor.logs import Capture, LogFile, Pipe, Rotation, Route
+from nsupervisor.logs import Capture, LogFile, OutputRoute, Pipe, Rotation
 from tests.logs.lag import Lag
 from tests.logs.records import LABELS
 
@@ -39,9 +39,9 @@ async def main(directory: Path, mode: str, form: str, seconds: float, how: str) 
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     said: list[tuple[str, dict]] = []
-    route = Route(file=log, raw=form == "raw", block=mode == "block")
+    route = OutputRoute(file=log, is_raw=form == "raw", blocks=mode == "block")
     capture = Capture(
-        Pipe(reader), route, LABELS, "stdout", say=lambda level, event, **more: said.append((level, more))
+        Pipe(reader), route, LABELS, "stdout", report=lambda level, event, **more: said.append((level, more))
     )
     lag, number = Lag(), 0
 
@@ -74,7 +74,7 @@ async def main(directory: Path, mode: str, form: str, seconds: float, how: str) 
             if mode == "drop":
                 await trio.to_thread.run_sync(mend_disk, directory, how)
             if mode == "drop" and form == "json":
-                while capture._gap:  # noqa: ASYNC110 - it finds out by itself
+                while capture._gap_lines:  # noqa: ASYNC110 - it finds out by itself
                     await trio.sleep(0.01)
             await trio.sleep(2.5)  # the longest pause between two attempts
             await write(100)

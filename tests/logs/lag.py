@@ -23,7 +23,7 @@ from pathlib import Path
 
 import trio
 
-from nsupervisor.logs import Capture, LogFile, Pipe, Rotation, Route, open_journal
+from nsupervisor.logs import Capture, LogFile, OutputRoute, Pipe, Rotation, open_journal
 from tests.logs.records import LABELS
 
 TICK = 0.005
@@ -111,7 +111,7 @@ def writers(count: int) -> Iterator[list[int]]:
         process.wait()
 
 
-async def measure(count: int, seconds: float, routes: list[Route], meanwhile=None) -> Lag:
+async def measure(count: int, seconds: float, routes: list[OutputRoute], meanwhile=None) -> Lag:
     """Capture what the writers write, for a while."""
     lag = Lag()
     with writers(count) as readers:
@@ -133,7 +133,9 @@ async def disk(directory: Path, breaks, block: bool, form: str, count: int, seco
     try:
         breaks(directory)
         files = [LogFile(directory / f"{n}.log", Rotation(), records=form == "json") for n in range(count)]
-        return await measure(count, seconds, [Route(file=file, raw=form == "raw", block=block) for file in files])
+        return await measure(
+            count, seconds, [OutputRoute(file=file, is_raw=form == "raw", blocks=block) for file in files]
+        )
     finally:
         await trio.run_process(["umount", "-l", directory])
 
@@ -154,7 +156,7 @@ async def collector(directory: Path, how: str, block: bool, count: int, seconds:
 
     async with open_journal(command, flush_sec=0.1) as journal:
         try:
-            return await measure(count, seconds, [Route(journal=journal, block=block)] * count, harm)
+            return await measure(count, seconds, [OutputRoute(journal=journal, blocks=block)] * count, harm)
         finally:
             for child in Path("/proc/thread-self/children").read_text().split():
                 os.kill(int(child), signal.SIGKILL)

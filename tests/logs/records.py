@@ -7,7 +7,7 @@ from typing import Any
 import jsonschema
 import trio
 
-from nsupervisor.logs import Capture, Pipe, Route, schema
+from nsupervisor.logs import Capture, OutputRoute, Pipe, schema
 
 LABELS = {"workload": "web", "generation": 1, "pid": 4711}
 _VALIDATOR = jsonschema.Draft202012Validator(schema())
@@ -64,4 +64,4 @@ async def read_some(fd: int, size: int = 65536) -> bytes:
 async def capture(fd, journal, labels, stream, max_line=16384, count=None, **route):
     """Capture what comes out of a pipe until its end."""
     more = {} if count is None else {"count": count}
-    await Capture(Pipe(fd), Route(journal, max_line=max_line, **route), labels, stream, **more).run()
+    await Capture(Pipe(fd), OutputRoute(journal, max_line=max_line, **route), labels, stream, **more).run()

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from nsupervisor.logs import open_journal
-from nsupervisor.logs.capture import STEP
+from nsupervisor.logs.capture import MAX_LINES
 from tests.logs.records import LABELS, capture, check_numbers, read_all, records
 from tests.timing import deadline
 
@@ -133,7 +133,7 @@ async def test_a_reader_that_has_stopped_does_not_hold_up_a_workload_that_says_d
     reader, writer = os.pipe()
     start = trio.current_time()
     async with open_journal(writer, buffer_size=1 << 20, flush_sec=0) as journal, trio.open_nursery() as nursery:
-        nursery.start_soon(partial(capture, block=False), out, journal, LABELS, "stdout")
+        nursery.start_soon(partial(capture, blocks=False), out, journal, LABELS, "stdout")
         for _ in range(100):
             await trio.to_thread.run_sync(os.write, into, b"hello\n" * 10_000)
         os.close(into)
@@ -162,7 +162,7 @@ async def test_the_event_loop_makes_a_bounded_number_of_records_in_a_turn(pipe, 
 
         async def counted(records, count, **more):
             taken[turn] = taken.get(turn, 0) + count
-            assert count <= STEP
+            assert count <= MAX_LINES
             assert len(records) < 300 * count + len(data)
             await deliver(records, count, **more)
 
@@ -172,4 +172,4 @@ async def test_the_event_loop_makes_a_bounded_number_of_records_in_a_turn(pipe, 
         nursery.cancel_scope.cancel()
     assert sum(taken.values()) == len(records(log.read_bytes())) >= 4
     # Of the tasks that can run in one turn none runs twice, but the order is random: two chunks may see one number.
-    assert max(taken.values()) <= 2 * STEP
+    assert max(taken.values()) <= 2 * MAX_LINES

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from nsupervisor.logs import open_journal
-from nsupervisor.logs.daemons import Journald, journal_entry, syslog_message
+from nsupervisor.logs.log_daemons import Journald, journal_entry, syslog_message
 from tests.logs.records import LABELS, capture, check_numbers, records
 from tests.logs.test_collectors import lines_of, running
 from tests.needs import needs
@@ -70,12 +70,12 @@ async def test_records_reach_journald_also_large_ones_and_after_it_was_gone(tmp_
         async with open_journal("journald") as journal:
             with listening() as first:
                 await first.bind(path)
-                journal.output(LABELS, "stdout", b"one")
-                journal.output(LABELS, "stdout", b"x" * 1_000_000)
+                journal.record_line(LABELS, "stdout", b"one")
+                journal.record_line(LABELS, "stdout", b"x" * 1_000_000)
                 assert await receive(first) == b"one"
                 assert await receive(first) == b"x" * 1_000_000
             os.unlink(path)
-            journal.output(LABELS, "stdout", b"two")
+            journal.record_line(LABELS, "stdout", b"two")
             while journal.error is None:  # noqa: ASYNC110
                 await trio.sleep(0.01)
             with listening() as second:
@@ -102,7 +102,7 @@ async def test_rsyslog_takes_the_messages_apart(tmp_path):
             while not (tmp_path / "log").exists():  # noqa: ASYNC110
                 await trio.sleep(0.02)
             async with open_journal(f"syslog:{tmp_path}/log") as journal:
-                journal.output(LABELS, "stdout", 'größer ] "'.encode())
+                journal.record_line(LABELS, "stdout", 'größer ] "'.encode())
                 journal.log.warning("action", workload="web", generation=1, action="stop", cause={"by": "operator"})
         one, two = await lines_of(tmp_path / "out", 2)
     app, pid, event, level, _, data, text = one.split("|")

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 import trio
 
-from nsupervisor.logs import Capture, LogFile, Pipe, Rotation, Route, Sequence, open_journal
-from nsupervisor.logs.capture import NAP
+from nsupervisor.logs import Capture, LineSequence, LogFile, OutputRoute, Pipe, Rotation, open_journal
+from nsupervisor.logs.capture import COALESCE_DELAY_S
 from tests.logs.records import LABELS, records
 from tests.needs import ROOT, needs
 from tests.timing import deadline
@@ -68,10 +68,10 @@ HARD = [
 async def test_what_a_program_writes_is_there_byte_for_byte(tmp_path, data, where):
     log = file(tmp_path)
     async with open_journal(str(tmp_path / "journal")) as journal:
-        route = Route(
+        route = OutputRoute(
             journal if where in ("both", "both raw", "journal") else None,
             log if where != "journal" else None,
-            raw="raw" in where,
+            is_raw="raw" in where,
         )
         await through(data, route)
     text = data.decode("utf-8", "replace").replace("\r\n", "\n")
@@ -93,22 +93,22 @@ async def test_what_a_program_writes_is_there_byte_for_byte(tmp_path, data, wher
 async def test_one_byte_a_write_and_ten_thousand_lines_in_one(tmp_path):
     log = file(tmp_path)
     text = b"".join(b"line %d\n" % number for number in range(300))
-    await through(text, Route(file=log), pieces=1)
+    await through(text, OutputRoute(file=log), pieces=1)
     many = b"".join(b"line %d\n" % number for number in range(300, 10_300))
-    await through(many, Route(file=log), pieces=len(many))
+    await through(many, OutputRoute(file=log), pieces=len(many))
     found = records((tmp_path / "web.log").read_bytes())
     assert [record["message"] for record in found] == [f"line {number}" for number in range(10_300)]
 
 
 async def test_both_streams_and_two_generations_share_the_file_and_number_for_themselves(tmp_path):
-    log, sequence = file(tmp_path, max_size=1 << 30), Sequence()
+    log, sequence = file(tmp_path, max_size=1 << 30), LineSequence()
     program = [sys.executable, "-c", "for n in range(20000): print(n)"]
     with trio.fail_after(deadline(60)):
         async with trio.open_nursery() as nursery:
-            for stream, numbers in (("stdout", sequence), ("stderr", Sequence()), ("stdout", sequence)):
+            for stream, numbers in (("stdout", sequence), ("stderr", LineSequence()), ("stdout", sequence)):
                 reader, writer = os.pipe()
                 os.set_blocking(reader, False)
-                capture = Capture(Pipe(reader), Route(file=log), LABELS, stream, sequence=numbers)
+                capture = Capture(Pipe(reader), OutputRoute(file=log), LABELS, stream, sequence=numbers)
                 nursery.start_soon(capture.run)
                 await nursery.start(partial(trio.run_process, program, stdout=writer))
                 os.close(writer)
@@ -127,7 +127,7 @@ async def test_lines_that_are_json_objects_keep_their_fields(tmp_path):
         b'{"bad":"\xff"}',
         b"text",
     ]
-    await through(b"\n".join(lines) + b"\n", Route(file=file(tmp_path), parse_json=True))
+    await through(b"\n".join(lines) + b"\n", OutputRoute(file=file(tmp_path), parse_json=True))
     stream = (tmp_path / "web.log").read_bytes()
     assert b'"fields":{"msg":"hi","n":12345678901234567890123,"nested":{"a":[1.50]}}}' in stream  # as it was written
     found = records(stream)
@@ -163,7 +163,7 @@ async def test_a_full_disk_is_survived_and_what_is_lost_is_counted_exactly(tmp_p
 def test_output_is_let_gather_but_not_until_a_fast_writer_waits(tmp_path, pipe, monkeypatch):
     reader, writer = pipe
     os.set_blocking(writer, False)
-    capture = Capture(Pipe(reader), Route(file=file(tmp_path), raw=True), LABELS, "stdout")
+    capture = Capture(Pipe(reader), OutputRoute(file=file(tmp_path), is_raw=True), LABELS, "stdout")
     naps = []
 
     def gather(seconds):
@@ -172,25 +172,25 @@ def test_output_is_let_gather_but_not_until_a_fast_writer_waits(tmp_path, pipe, 
             return
         line = b"x" * 99 + b"\n"
         with contextlib.suppress(BlockingIOError):
-            while len(naps) <= 6 or capture.pipe.waiting() < 100_000:  # first as much as there is room for
+            while len(naps) <= 6 or capture.pipe.available_bytes() < 100_000:  # first as much as there is room for
                 os.write(writer, line)
 
     monkeypatch.setattr("nsupervisor.logs.capture.time", SimpleNamespace(monotonic=lambda: 0.0, sleep=gather))
     os.write(writer, b"x" * 60_000)
-    assert capture._pump() == "empty"
+    assert capture._record_for_a_while() == "empty"
     os.close(writer)
     capture.pipe.close()
-    shorter = [NAP / 2**number for number in range(5)]
-    assert naps == [*shorter, NAP / 16, NAP / 16, NAP / 8]
+    shorter = [COALESCE_DELAY_S / 2**number for number in range(5)]
+    assert naps == [*shorter, COALESCE_DELAY_S / 16, COALESCE_DELAY_S / 16, COALESCE_DELAY_S / 8]
 
 
 @pytest.mark.parametrize("form", ["raw", "json"])
 def test_a_workload_that_always_has_one_more_line_is_not_followed_line_by_line(tmp_path, pipe, monkeypatch, form):
     """Each was taken as soon as it was there: ten times the processor time, and the workload waited for the pipe."""
     reader, writer = pipe
-    capture = Capture(Pipe(reader), Route(file=file(tmp_path), raw=form == "raw"), LABELS, "stdout")
+    capture = Capture(Pipe(reader), OutputRoute(file=file(tmp_path), is_raw=form == "raw"), LABELS, "stdout")
     steps, naps = 0, []
-    step = getattr(capture, "_pump_raw" if form == "raw" else "_pump_records")
+    step = getattr(capture, "_record_raw_step" if form == "raw" else "_record_step")
 
     def one_more():
         nonlocal steps
@@ -202,12 +202,12 @@ def test_a_workload_that_always_has_one_more_line_is_not_followed_line_by_line(t
     def gather(_seconds):
         naps.append(steps)
         os.write(writer, (b"x" * 99 + b"\n") * 2000)
-        capture._stopping = len(naps) == 5
+        capture._is_stopping = len(naps) == 5
 
-    monkeypatch.setattr(Capture, "_pump_raw" if form == "raw" else "_pump_records", lambda _self: one_more())
+    monkeypatch.setattr(Capture, "_record_raw_step" if form == "raw" else "_record_step", lambda _self: one_more())
     monkeypatch.setattr("nsupervisor.logs.capture.time", SimpleNamespace(monotonic=lambda: 0.0, sleep=gather))
     os.write(writer, b"\n")
-    assert capture._pump() == "more"
+    assert capture._record_for_a_while() == "more"
     os.close(writer)
     capture.pipe.close()
     assert naps[0] < 60
@@ -220,9 +220,9 @@ async def test_the_pipe_of_a_busy_workload_does_not_wake_the_loop_with_each_line
     os.set_blocking(writer, False)
     closing = []
     monkeypatch.setattr(trio.lowlevel, "notify_closing", closing.append)
-    monkeypatch.setattr("nsupervisor.logs.capture.BUDGET", 0.01)
+    monkeypatch.setattr("nsupervisor.logs.capture.MAX_THREAD_TIME_S", 0.01)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(Capture(Pipe(reader), Route(file=file(tmp_path), raw=True), LABELS, "stdout").run)
+        nursery.start_soon(Capture(Pipe(reader), OutputRoute(file=file(tmp_path), is_raw=True), LABELS, "stdout").run)
         with trio.fail_after(deadline(5)):
             while not closing:
                 with contextlib.suppress(BlockingIOError):

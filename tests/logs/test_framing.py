@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nsupervisor.logs import Framing
-from nsupervisor.logs.framing import newlines
+from nsupervisor.logs.framing import count_newlines
 
 # Bytes in which the interesting ones are frequent.
 BYTES = st.lists(
@@ -20,7 +20,7 @@ def lines(data: bytes, max_line: int, cuts: list[int] = ()) -> list[tuple[bytes,
     found = []
     for start, end in zip([0, *sorted(cuts)], [*sorted(cuts), len(data)], strict=True):
         found += framing.feed(data[start:end])
-    return found + framing.end()
+    return found + framing.flush()
 
 
 @given(BYTES, LIMITS, st.data())
@@ -89,7 +89,7 @@ def test_a_line_that_never_ends_takes_no_more_memory_than_the_limit():
     framing = Framing(16384)
     pieces = sum(len(framing.feed(b"x" * 65536)) for _ in range(100))
     assert pieces == 100 * 4 - 1
-    assert len(framing._rest) <= 16385
+    assert len(framing._partial_line) <= 16385
 
 
 @given(
@@ -98,13 +98,13 @@ def test_a_line_that_never_ends_takes_no_more_memory_than_the_limit():
 def test_lines_taken_at_once_are_the_same_as_one_by_one(chunks, max_line):
     slow, quick = Framing(max_line), Framing(max_line)
     for chunk in chunks:
-        text = quick.whole(chunk)
+        text = quick.feed_complete(chunk)
         expected = slow.feed(chunk)
         assert (quick.feed(chunk) if text is None else [(line, False) for line in text.split(b"\n")]) == expected
-        assert quick.rest == slow.rest
+        assert quick.partial_line == slow.partial_line
 
 
 @pytest.mark.parametrize("line", [b"\n", b"short\n", b"x" * 99 + b"\n", b"no end "])
 def test_newlines_are_counted_the_quick_way_and_the_other(line):
     for data in (b"", line * 3000, line * 3000 + b"rest", b"x" * 3000 + line * 3000):
-        assert newlines(data) == data.count(b"\n")
+        assert count_newlines(data) == data.count(b"\n")

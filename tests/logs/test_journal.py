@@ -23,7 +23,7 @@ SMALL = 64 * 1024
 
 def number(journal, first, last):
     for value in range(first, last):
-        journal.output(LABELS, "stdout", b"%d" % value)
+        journal.record_line(LABELS, "stdout", b"%d" % value)
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ async def test_service_events_and_output_share_the_stream(pipe):
     async with open_journal(writer, level="info") as journal:
         journal.log.info("started", **LABELS)
         journal.log.debug("not shown")
-        journal.output(LABELS, "stdout", b"hello")
-        journal.output({**LABELS, "instance": 2}, "stderr", b"\xff", partial=True)
+        journal.record_line(LABELS, "stdout", b"hello")
+        journal.record_line({**LABELS, "instance": 2}, "stderr", b"\xff", partial=True)
         journal.log.bind(workload="web").warning("warning", message="hot")
     os.close(writer)
     found = records(await read_all(reader))
@@ -76,7 +76,7 @@ async def test_the_level_is_for_the_service_not_for_workloads(pipe):
     reader, writer = pipe
     async with open_journal(writer, level="error") as journal:
         journal.log.warning("not shown")
-        journal.output(LABELS, "stdout", b"shown")
+        journal.record_line(LABELS, "stdout", b"shown")
     os.close(writer)
     assert [record["event"] for record in records(await read_all(reader))] == ["output"]
 
@@ -258,7 +258,7 @@ async def test_many_gaps_add_up(pipe):
             os.set_blocking(reader, False)
             found += os.read(reader, 30_000)
         with trio.fail_after(deadline(5)):
-            while journal._sink._size:
+            while journal._sink._pending_bytes:
                 found += await read_some(reader)
     os.close(writer)
     found += await read_all(reader)
@@ -403,14 +403,14 @@ async def test_a_full_disk_that_empties(tmp_path):
                 filler.write(b"x" * 900_000)
             async with open_journal(directory + "/log", buffer_size=65536, flush_sec=20) as journal:
                 for number in range(5000):
-                    journal.output(LABELS, "stdout", b"%d" % number)
-                    while journal.error is None and journal._sink.pending > 30_000:
+                    journal.record_line(LABELS, "stdout", b"%d" % number)
+                    while journal.error is None and journal._sink.pending_bytes > 30_000:
                         await trio.sleep(0.001)
                 while journal.error is None:
                     await trio.sleep(0.01)
                 assert journal.error == "No space left on device", journal.error
                 for number in range(5000, 6000):
-                    journal.output(LABELS, "stdout", b"%d" % number)
+                    journal.record_line(LABELS, "stdout", b"%d" % number)
                 os.unlink(directory + "/filler")
             with open(directory + "/log", "rb") as log:
                 sys.stdout.buffer.write(log.read())
@@ -437,11 +437,11 @@ async def test_a_file_whose_disk_keeps_its_writer_waiting_does_not_hold_up_the_e
 
         journal._sink._target = attrs.evolve(journal._sink._target, write=slow)
         for number in range(1000):
-            journal.output(LABELS, "stdout", b"%d" % number)
+            journal.record_line(LABELS, "stdout", b"%d" % number)
         while turns < 100:
             turns += 1
             await trio.sleep(0.001)
-        assert journal._sink.pending > 0
+        assert journal._sink.pending_bytes > 0
         go.set()
     assert check_numbers(records((tmp_path / "log").read_bytes()), 1000) == 0
 
@@ -476,7 +476,7 @@ async def test_an_output_that_cannot_be_opened_again_is_written_by_a_thread(tmp_
     writer = os.open(path, os.O_WRONLY)
     os.close(reader)
     async with open_journal(writer, flush_sec=0.1) as journal:
-        assert journal._sink._target.blocking
+        assert journal._sink._target.is_blocking
         number(journal, 0, 3000)
         with trio.fail_after(deadline(5)):
             while journal.error is None:

@@ -6,8 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.logs import Capture, Framing, LogFile, Pipe, Progress, Rotation, Route, Sequence, last_number
-from nsupervisor.logs.progress import Note
+from nsupervisor.logs import (
+    Capture,
+    Framing,
+    LineSequence,
+    LogFile,
+    OffsetFile,
+    OutputRoute,
+    Pipe,
+    Rotation,
+    read_next_seq,
+)
+from nsupervisor.logs.offsets import Offset
 from tests.logs.records import LABELS, records
 
 
@@ -16,49 +26,55 @@ class KilledError(BaseException):
 
 
 def test_notes_are_found_again(tmp_path):
-    progress = Progress(tmp_path / "web#1.stdout")
-    assert progress.note == Note()
+    progress = OffsetFile(tmp_path / "web#1.stdout")
+    assert progress.offset == Offset()
     progress.begin(b"one\ntwo\nthr", 2, b"thr")
-    again = Progress(tmp_path / "web#1.stdout").note
-    assert (again.seq, again.rest, again.length, again.next_seq, again.next_rest) == (0, b"", 11, 2, b"thr")
-    assert last_number(tmp_path / "web#1.stdout") == 2
+    again = OffsetFile(tmp_path / "web#1.stdout").offset
+    assert (again.seq, again.partial_line, again.pending_length, again.next_seq, again.next_partial_line) == (
+        0,
+        b"",
+        11,
+        2,
+        b"thr",
+    )
+    assert read_next_seq(tmp_path / "web#1.stdout") == 2
     progress.commit()
     progress.begin(b"ee\nfo", 3, b"fo")
-    again = Progress(tmp_path / "web#1.stdout").note
-    assert (again.seq, again.rest, again.next_rest) == (2, b"thr", b"fo")
+    again = OffsetFile(tmp_path / "web#1.stdout").offset
+    assert (again.seq, again.partial_line, again.next_partial_line) == (2, b"thr", b"fo")
     progress.commit()
     progress.commit()  # nothing was begun
-    assert Progress(tmp_path / "web#1.stdout").note == Note(3, b"fo")
-    progress.restart(7)
-    assert Progress(tmp_path / "web#1.stdout").note == Note(7)
+    assert OffsetFile(tmp_path / "web#1.stdout").offset == Offset(3, b"fo")
+    progress.reset(7)
+    assert OffsetFile(tmp_path / "web#1.stdout").offset == Offset(7)
 
 
 def test_of_notes_about_another_pipe_only_the_number_counts(tmp_path):
     path = tmp_path / "web#1.stdout"
-    progress = Progress(path, 5)
+    progress = OffsetFile(path, 5)
     progress.begin(b"one\ntw", 1, b"tw")
     progress.commit()
-    assert Progress(path, 5).note == Note(1, b"tw")
-    assert Progress(path, 6).note == Note(1)
+    assert OffsetFile(path, 5).offset == Offset(1, b"tw")
+    assert OffsetFile(path, 6).offset == Offset(1)
     progress.begin(b"o\n", 2, b"")
-    assert Progress(path, 6).note == Note(2)
+    assert OffsetFile(path, 6).offset == Offset(2)
 
 
 def test_a_directory_that_cannot_be_written_any_more_stops_nothing(tmp_path):
     (tmp_path / "streams").mkdir()
-    progress = Progress(tmp_path / "streams" / "web#1.stdout")
+    progress = OffsetFile(tmp_path / "streams" / "web#1.stdout")
     (tmp_path / "streams" / "web#1.stdout").unlink()
     (tmp_path / "streams").rmdir()
     progress.begin(b"one\n", 1, b"")
     progress.commit()
-    assert progress.note == Note(1)
+    assert progress.offset == Offset(1)
     progress.close()
 
 
 @pytest.mark.parametrize("content", [b"", b"torn", b"x" * 100])
 def test_a_file_that_makes_no_sense_counts_as_empty(tmp_path, content):
     (tmp_path / "web#1.stdout").write_bytes(content)
-    assert Progress(tmp_path / "web#1.stdout").note == Note()
+    assert OffsetFile(tmp_path / "web#1.stdout").offset == Offset()
 
 
 LINES = st.lists(st.sampled_from([b"hello\n", b"\n", b'say "hi"\n', b"long " * 30 + b"\n", b"\xff\n", b"no end"]))
@@ -87,20 +103,20 @@ def test_whenever_it_is_killed_every_line_is_there_and_second_ones_are_marked(tm
 
     def start(killed):
         file = LogFile(directory / "web.log", Rotation())
-        progress = Progress(directory / "web#1.stdout")
-        sequence = Sequence(last_number(progress.path))
-        progress.advance(sequence.next)
-        route = Route(file=file, max_line=64)
-        capture = Capture(Pipe(os.dup(reader)), route, LABELS, "stdout", progress=progress, sequence=sequence)
+        progress = OffsetFile(directory / "web#1.stdout")
+        sequence = LineSequence(read_next_seq(progress.path))
+        progress.advance(sequence.next_seq)
+        route = OutputRoute(file=file, max_line=64)
+        capture = Capture(Pipe(os.dup(reader)), route, LABELS, "stdout", offset_file=progress, sequence=sequence)
         if killed:
             file.append = perhaps_killed(file.append)
-            capture.pipe.drop = perhaps_killed(capture.pipe.drop)
+            capture.pipe.discard = perhaps_killed(capture.pipe.discard)
             progress.begin, progress.commit = perhaps_killed(progress.begin), perhaps_killed(progress.commit)
         return capture
 
     def pump(capture):
         try:
-            capture._pump()
+            capture._record_for_a_while()
         except KilledError:
             return start(False)
         return capture
@@ -111,7 +127,7 @@ def test_whenever_it_is_killed_every_line_is_there_and_second_ones_are_marked(tm
         os.write(writer, b"".join(chunk))
         capture = pump(capture)
     os.close(writer)
-    assert pump(capture)._pump() == "end"
+    assert pump(capture)._record_for_a_while() == "end"
     os.close(reader)
     log = directory / "web.log"
     found = records(log.read_bytes()) if log.exists() else []

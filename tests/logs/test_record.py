@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.logs.record import JsonFormat, now, schema
+from nsupervisor.logs.record import JsonFormat, schema, timestamp_now
 from tests.logs.records import LABELS, records
 from tests.needs import ROOT
 
@@ -41,33 +41,33 @@ ANYTHING = st.recursive(
 
 
 def test_time_stamps_are_rfc3339_in_utc_with_microseconds():
-    stamp = now()
+    stamp = timestamp_now()
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", stamp)
     age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(stamp)
     assert abs(age) < datetime.timedelta(minutes=1)
 
 
 def test_the_keys_that_every_record_has_come_first_and_cannot_be_overwritten():
-    line = JSON.record(TIME, "info", "supervisor started", {"pid": 1, "level": "high", "timestamp": 0})
+    line = JSON.render_record(TIME, "info", "supervisor started", {"pid": 1, "level": "high", "timestamp": 0})
     assert line == b'{"timestamp":"%s","level":"info","event":"supervisor started","pid":1}\n' % TIME.encode()
 
 
 @given(st.dictionaries(st.text(st.characters(), min_size=1), ANYTHING, max_size=4))
 def test_whatever_is_logged_becomes_one_line_of_json(fields):
-    line = JSON.record(TIME, "info", "anything", fields)
+    line = JSON.render_record(TIME, "info", "anything", fields)
     assert line.count(b"\n") == 1
     assert orjson.loads(line)["event"] == "anything"
 
 
 def test_values_that_json_does_not_have():
     fields = {"path": Path("/srv"), "raw": b"a\xff", "big": 2**70, "name": "\udc80", "set": {1}, "odd": Nameless()}
-    (record,) = records(JSON.record(TIME, "info", "x", fields))
+    (record,) = records(JSON.render_record(TIME, "info", "x", fields))
     assert [record[key] for key in fields] == ["/srv", "a\ufffd", str(2**70), "\\udc80", [1], "<Nameless>"]
 
 
 @given(st.lists(st.tuples(st.binary(max_size=50).map(lambda line: line.replace(b"\n", b"")), st.booleans())))
 def test_output_records_hold_the_line_as_text(lines):
-    found = records(b"".join(JSON.output(TIME, {**LABELS, "instance": 2}, "stderr", lines)))
+    found = records(b"".join(JSON.render_lines(TIME, {**LABELS, "instance": 2}, "stderr", lines)))
     assert [(record["message"], record.get("partial", False)) for record in found] == [
         (line.decode("utf-8", "replace"), partial) for line, partial in lines
     ]
@@ -154,14 +154,14 @@ def test_the_examples_in_the_documentation_satisfy_the_schema():
 
 @given(st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b"")), min_size=1), st.integers(0, 10**12))
 def test_records_made_at_once_are_the_same_as_one_by_one(lines, seq):
-    at_once = JSON.whole(TIME, LABELS, "stdout", b"\n".join(lines), seq, len(lines))
-    assert at_once == b"".join(JSON.output(TIME, LABELS, "stdout", [(line, False) for line in lines], seq))
+    at_once = JSON.render_text(TIME, LABELS, "stdout", b"\n".join(lines), seq, len(lines))
+    assert at_once == b"".join(JSON.render_lines(TIME, LABELS, "stdout", [(line, False) for line in lines], seq))
     assert [record["seq"] for record in records(at_once)] == list(range(seq, seq + len(lines)))
 
 
 @pytest.mark.parametrize("seq", [0, 9_700, 9_999, 10_000, 12_340, 19_699, 19_700, 19_701, 10**12 + 5])
 def test_records_made_at_once_have_all_digits_of_their_numbers(seq):
     lines = [b"100 %", b"\xff", b""] * 100
-    at_once = JSON.whole(TIME, LABELS, "stdout", b"\n".join(lines), seq, len(lines))
+    at_once = JSON.render_text(TIME, LABELS, "stdout", b"\n".join(lines), seq, len(lines))
     assert [record["seq"] for record in records(at_once)] == list(range(seq, seq + len(lines)))
     assert [record["message"] for record in records(at_once)] == ["100 %", "\ufffd", ""] * 100

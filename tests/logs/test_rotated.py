@@ -36,7 +36,7 @@ def move(file, pipe, data):
     os.write(writer, data)
     while True:
         try:
-            file.take(left, left.peek())
+            file.append_raw(left, left.peek())
         except BlockingIOError:
             return
 

@@ -4,11 +4,11 @@ import signal
 
 import pytest
 
-from nsupervisor.config.model import Workload
+from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.core import events
 from nsupervisor.core.exits import Exit
-from nsupervisor.core.lifecycle import Life, Moment, State, step
-from nsupervisor.metrics.counters import EXITS, RESTARTS, Counters, Volume, exit_kind
+from nsupervisor.core.lifecycle import Instant, Lifecycle, State, apply_input
+from nsupervisor.metrics.counters import EXIT_KINDS, RESTART_CAUSES, Counters, OutputVolume, exit_kind
 
 OOM = Exit(signal=signal.SIGKILL, oom_killed=True)
 
@@ -17,15 +17,15 @@ class Lived:
     """A life without a shell around it, and its counters."""
 
     def __init__(self, **keys):
-        self.workload = Workload("web", ("true",), **{"restart": "always", "restart_sec": 1.0, **keys})
-        self.life, self.counters, self.now = Life(), Counters(), 1000.0
+        self.workload = WorkloadConfig("web", ("true",), **{"restart": "always", "restart_sec": 1.0, **keys})
+        self.life, self.counters, self.now = Lifecycle(), Counters(), 1000.0
 
     def happen(self, event):
         old = self.life
-        self.life, _ = step(old, event, Moment(self.now), self.workload)
+        self.life, _ = apply_input(old, event, Instant(self.now), self.workload)
         if self.life is old:
             return  # as the actor does: nothing has happened
-        self.counters.stepped(old, event, self.life, self.workload)
+        self.counters.count_transition(old, event, self.life, self.workload)
 
     def run(self):
         self.happen(events.Start())
@@ -47,7 +47,7 @@ class Lived:
         (Exit(signal=signal.SIGSEGV), "signal", "signal"),
         (Exit(signal=signal.SIGTERM), "signal", "success"),
         (OOM, "oom", "oom"),
-        (Exit(failure="cannot enter /nowhere: No such file or directory"), "failure", "failure"),
+        (Exit(setup_failure="cannot enter /nowhere: No such file or directory"), "failure", "failure"),
     ],
 )
 @pytest.mark.parametrize("restart_sec", [0.0, 1.0])
@@ -74,7 +74,7 @@ def test_an_end_that_leaves_processes_behind_is_counted_once():
 def test_a_rules_restart_is_the_rules_whatever_the_program_ended_with():
     it = Lived(restart="no")
     it.run()
-    it.happen(events.Recycle("policy[0]"))
+    it.happen(events.PolicyRestart("policy[0]"))
     it.end(Exit(code=3))
     it.wait()
     assert it.counters.restarts == {"rule": 1}
@@ -102,22 +102,22 @@ def test_an_operators_restart_and_late_news_count_nothing():
 def test_the_causes_add_up_to_what_status_says():
     it = Lived(restart_sec=0.0, start_limit_burst=0)
     it.run()
-    for exit_ in (Exit(code=1), Exit(code=0), OOM, Exit(failure="no"), Exit(signal=11)):
+    for exit_ in (Exit(code=1), Exit(code=0), OOM, Exit(setup_failure="no"), Exit(signal=11)):
         it.end(exit_)
     assert sum(it.counters.restarts.values()) == it.life.restarts == 5
-    assert it.counters.restarts.keys() <= set(RESTARTS)
-    assert it.counters.exits.keys() <= set(EXITS)
+    assert it.counters.restarts.keys() <= set(RESTART_CAUSES)
+    assert it.counters.exits.keys() <= set(EXIT_KINDS)
 
 
 def test_every_kind_of_end_has_a_name():
-    assert {exit_kind(one) for one in (Exit(code=0), Exit(signal=9), OOM, Exit(failure=""))} == set(EXITS)
+    assert {exit_kind(one) for one in (Exit(code=0), Exit(signal=9), OOM, Exit(setup_failure=""))} == set(EXIT_KINDS)
 
 
 def test_actions_and_output_add_up():
-    counters, volume = Counters(), Volume()
-    counters.acted("policy[0]", "log")
-    counters.acted("policy[0]", "log")
-    counters.acted("policy[0]", "kill")
+    counters, volume = Counters(), OutputVolume()
+    counters.count_firing("policy[0]", "log")
+    counters.count_firing("policy[0]", "log")
+    counters.count_firing("policy[0]", "kill")
     assert counters.actions == {("policy[0]", "log"): 2, ("policy[0]", "kill"): 1}
     for chunk in (b"one\ntw", b"o\n", b"three"):
         volume.add(len(chunk), chunk.count(b"\n"))

@@ -4,22 +4,22 @@ import pytest
 import trio
 
 from nsupervisor.metrics import exposition as module
-from nsupervisor.metrics.exposition import Exposition, _text
-from nsupervisor.metrics.formats import FORMATS, OPENMETRICS, TEXT, TEXT_1, preferred
-from nsupervisor.metrics.snapshot import Service
+from nsupervisor.metrics.exposition import Exposition, _render
+from nsupervisor.metrics.formats import FORMATS, OPENMETRICS, PROMETHEUS_TEXT, PROMETHEUS_TEXT_1, choose_format
+from nsupervisor.metrics.snapshot import ServiceSnapshot
 from tests.metrics.test_families import service
 
 
 @pytest.fixture
 def exposition(monkeypatch):
     """An exposition that notes the formats of each text it makes, in `made`; `ready` lets it make the next one."""
-    monkeypatch.setattr(Service, "of", classmethod(lambda cls, *_: service()))
+    monkeypatch.setattr(ServiceSnapshot, "from_measures", classmethod(lambda cls, *_: service()))
     it = Exposition(None, None, 1)
     made = []
     ready = trio.Semaphore(0)
 
     async def run_sync(function, *arguments, abandon_on_cancel):
-        assert function is module._texts
+        assert function is module._render_all
         assert abandon_on_cancel
         made.append(sorted(arguments[2]))
         await ready.acquire()
@@ -35,7 +35,7 @@ async def test_hundreds_of_scrapes_at_once_share_a_text_of_each_format(expositio
     answers = []
 
     async def scrape(accept):
-        answers.append((accept, await it.text([], [], accept)))
+        answers.append((accept, await it.render([], [], accept)))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(scrape, OPENMETRICS)
@@ -46,7 +46,7 @@ async def test_hundreds_of_scrapes_at_once_share_a_text_of_each_format(expositio
         ready.release()
         ready.release()
     # Those that came later are not answered with what was read before.
-    assert made == [[OPENMETRICS], sorted([TEXT, OPENMETRICS])]
+    assert made == [[OPENMETRICS], sorted([PROMETHEUS_TEXT, OPENMETRICS])]
     assert len(answers) == 301
     assert all(kind.startswith("application/" if OPENMETRICS in accept else "text/") for accept, (_, kind) in answers)
 
@@ -56,7 +56,7 @@ async def test_a_scrape_whose_client_has_gone_leaves_no_other_without_its_text(e
     answers = []
 
     async def scrape():
-        answers.append(await it.text([], [], ""))
+        answers.append(await it.render([], [], ""))
 
     async with trio.open_nursery() as nursery:
         async with trio.open_nursery() as first:
@@ -68,36 +68,36 @@ async def test_a_scrape_whose_client_has_gone_leaves_no_other_without_its_text(e
             first.cancel_scope.cancel()
         await trio.testing.wait_all_tasks_blocked()
         ready.release()
-    assert made == [[TEXT], [TEXT]]
+    assert made == [[PROMETHEUS_TEXT], [PROMETHEUS_TEXT]]
     assert len(answers) == 2
 
 
 @pytest.mark.parametrize(
     ("accept", "found"),
     [
-        ("", TEXT),
-        ("*/*", TEXT),
-        ("text/plain", TEXT),
-        ("text/plain;version=0.0.4", TEXT),
-        ("text/plain; version=1.0.0; escaping=allow-utf-8", TEXT_1),
+        ("", PROMETHEUS_TEXT),
+        ("*/*", PROMETHEUS_TEXT),
+        ("text/plain", PROMETHEUS_TEXT),
+        ("text/plain;version=0.0.4", PROMETHEUS_TEXT),
+        ("text/plain; version=1.0.0; escaping=allow-utf-8", PROMETHEUS_TEXT_1),
         ("application/openmetrics-text", OPENMETRICS),
         ("text/html, application/openmetrics-text; version=1.0.0;q=0.5, text/plain;version=1.0.0", OPENMETRICS),
-        ("application/openmetrics-text;version=0.0.1, text/plain;version=0.0.4", TEXT),
+        ("application/openmetrics-text;version=0.0.1, text/plain;version=0.0.4", PROMETHEUS_TEXT),
     ],
 )
 def test_the_first_format_of_the_accept_header_that_there_is(accept, found):
-    assert preferred(accept) == found
+    assert choose_format(accept) == found
 
 
 @pytest.mark.parametrize("version", ["abc", "1.0.0 ", "1..0", "9" * 5000, "٣.0.0", "1.0.0.0", "=1", "-1", "1."])
 def test_a_version_that_is_no_version_gets_the_plain_format(version):
     """It was answered with 500: prometheus_client raises TypeError."""
-    assert preferred(f"application/openmetrics-text;version={version}x") == TEXT
-    assert preferred(f"text/plain;version={version}x") == TEXT
+    assert choose_format(f"application/openmetrics-text;version={version}x") == PROMETHEUS_TEXT
+    assert choose_format(f"text/plain;version={version}x") == PROMETHEUS_TEXT
 
 
 @pytest.mark.parametrize("format_", FORMATS)
 def test_each_format_has_its_content_type(format_):
-    text, content_type = _text([], service(), format_)
+    text, content_type = _render([], service(), format_)
     assert content_type.startswith(format_.replace(";", "; ") or "text/plain; version=0.0.4")
     assert text.endswith(b"# EOF\n") == (format_ == OPENMETRICS)

@@ -9,21 +9,21 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
-from nsupervisor.metrics.counters import EXITS, RESTARTS
-from nsupervisor.metrics.exposition import _text
+from nsupervisor.metrics.counters import EXIT_KINDS, RESTART_CAUSES
+from nsupervisor.metrics.exposition import _render
 from nsupervisor.metrics.families import FAMILIES, STATES
 from nsupervisor.metrics.measures import Histogram
-from nsupervisor.metrics.snapshot import Instance, Service, Together
+from nsupervisor.metrics.snapshot import GroupSnapshot, InstanceSnapshot, ServiceSnapshot
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
-WEB = Instance(
+WEB = InstanceSnapshot(
     labels={"workload": "web", "workload_instance": "2"},
     state="running",
-    ready=True,
+    is_ready=True,
     generation=3,
     uptime=12.5,
-    exits={**dict.fromkeys(EXITS, 0), "oom": 2},
-    restarts={**dict.fromkeys(RESTARTS, 0), "oom": 2},
+    exits={**dict.fromkeys(EXIT_KINDS, 0), "oom": 2},
+    restarts={**dict.fromkeys(RESTART_CAUSES, 0), "oom": 2},
     actions={("policy[0]", "restart"): 2},
     output={"stdout": (100, 7), "stderr": (0, 0)},
     files={
@@ -37,21 +37,21 @@ WEB = Instance(
         "io.stat": {"8:0 rbytes": 4096, "8:0 wbytes": 8192, "8:0 rios": 1, "254:1 rbytes": 1},
     },
 )
-BARE = attrs.evolve(WEB, labels={"workload": "bare"}, state="stopped", ready=False, uptime=None, files={})
+BARE = attrs.evolve(WEB, labels={"workload": "bare"}, state="stopped", is_ready=False, uptime=None, files={})
 
 
 def service(**changes):
     loop = Histogram((0.001, 1.0))
     loop.observe(0.5)
-    values = {"loop": loop, "reaction": Histogram((1.0,)), "keeper": {"spawn": loop, "signal": loop}}
-    return Service(
-        **{**values, "dropped": 4, "journal_fails": True, "keeper_pid": 1, "connection_errors": {}, **changes}
+    values = {"loop_lag": loop, "reaction": Histogram((1.0,)), "keeper_round_trip": {"spawn": loop, "signal": loop}}
+    return ServiceSnapshot(
+        **{**values, "dropped": 4, "is_journal_failing": True, "keeper_pid": 1, "connection_errors": {}, **changes}
     )
 
 
 def scrape(*instances, accept=OPENMETRICS, groups=(), **changes):
     """Samples by name and labels."""
-    text, content_type = _text(instances, service(**changes), accept, groups)
+    text, content_type = _render(instances, service(**changes), accept, groups)
     read = read_openmetrics if accept else read_text
     assert content_type.startswith("application/openmetrics-text" if accept else "text/plain; version=0.0.4")
     return {(s.name, frozenset(s.labels.items())): s.value for family in read(text.decode()) for s in family.samples}
@@ -62,7 +62,7 @@ def of(samples, name, **labels):
 
 
 def test_groups_have_what_their_members_use_together():
-    samples = scrape(WEB, groups=[Together({"group": "batch"}, 3, WEB.files)])
+    samples = scrape(WEB, groups=[GroupSnapshot({"group": "batch"}, 3, WEB.files)])
     assert of(samples, "group_members", group="batch") == 3
     assert of(samples, "group_memory_current_bytes", group="batch") == 4096
     assert of(samples, "group_memory_events_total", group="batch", event="oom_kill") == 2
@@ -132,7 +132,7 @@ def test_the_services_own_numbers():
 
 
 def test_a_keeper_that_has_gone_or_was_asked_nothing_does_no_harm():
-    samples = scrape(keeper_pid=2**22 + 1, keeper={})
+    samples = scrape(keeper_pid=2**22 + 1, keeper_round_trip={})
     assert of(samples, "keeper_process_open_fds") is None
     assert of(samples, "keeper_round_trip_seconds_count") is None
 

@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from nsupervisor.metrics.counters import EXITS, RESTARTS
-from nsupervisor.metrics.exposition import _text
+from nsupervisor.metrics.counters import EXIT_KINDS, RESTART_CAUSES
+from nsupervisor.metrics.exposition import _render
 from tests.metrics.test_families import WEB, service
 from tests.needs import ROOT, needs
 
@@ -54,12 +54,12 @@ def test_the_dashboards_panels_do_not_overlap_and_have_numbers_of_their_own():
 
 
 def test_the_page_has_every_metric_and_no_other():
-    text, _ = _text([WEB], service(keeper_pid="self"), "")
+    text, _ = _render([WEB], service(keeper_pid="self"), "")
     there = set(re.findall(r"^# TYPE (\S+) ", text.decode(), re.MULTILINE))
     described = set(re.findall(r"^\| `((?:nsupervisor|process)_\w+)", PAGE, re.MULTILINE))
     assert described == {name for name in there if not re.search(r"process_(virtual|start|max|cpu|open)", name)}
 
 
-@pytest.mark.parametrize("word", [*EXITS, *RESTARTS])
+@pytest.mark.parametrize("word", [*EXIT_KINDS, *RESTART_CAUSES])
 def test_the_page_has_every_kind_and_cause(word):
     assert f"`{word}`" in PAGE

@@ -6,7 +6,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.metrics.measures import Histogram, Turns
+from nsupervisor.metrics.measures import Histogram, LoopLag
 
 seconds = st.floats(0, 100, allow_nan=False)
 
@@ -33,7 +33,7 @@ def test_a_turn_that_takes_long_is_seen_and_sleeping_is_not():
     histogram = Histogram((0.04,))
 
     async def main():
-        trio.lowlevel.add_instrument(Turns(histogram))
+        trio.lowlevel.add_instrument(LoopLag(histogram))
         began = time.perf_counter()
         await trio.sleep(0.5)
         before = histogram.counts[1]

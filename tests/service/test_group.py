@@ -14,10 +14,10 @@ import trio
 
 from nsupervisor.cgroups import Cgroup, Tree, open_watcher
 from nsupervisor.config.conditions import parse_condition
-from nsupervisor.config.model import Group as GroupConfig
-from nsupervisor.config.model import GroupRule, Resources, Workload
-from nsupervisor.core.rules import Fired
-from nsupervisor.service.group import Group
+from nsupervisor.config.model import GroupConfig as GroupConfig
+from nsupervisor.config.model import GroupRule, Resources, WorkloadConfig
+from nsupervisor.core.rules.rules import Firing
+from nsupervisor.service.group.group import Group
 from tests.cgroups.conftest import Programs, host, programs, tree, wait_until  # noqa: F401 - fixtures
 from tests.needs import needs
 from tests.timing import deadline
@@ -44,17 +44,17 @@ class Member:
 
     name: str
     cgroup: Cgroup
-    workload: Workload
+    workload: WorkloadConfig
     obeys: bool = True
     groups: tuple[Group, ...] = ()
-    life: Any = attrs.field(factory=lambda: SimpleNamespace(alive=True, generation=1, started_at=0.0))
-    told: list[Fired] = attrs.field(factory=list)
+    lifecycle: Any = attrs.field(factory=lambda: SimpleNamespace(is_alive=True, generation=1, started_at=0.0))
+    told: list[Firing] = attrs.field(factory=list)
 
-    def sentence(self, fired: Fired, generation: int) -> None:
-        self.told.append(fired)
-        if self.obeys and not fired.rule.dry_run:
+    def impose(self, firing: Firing, generation: int) -> None:
+        self.told.append(firing)
+        if self.obeys and not firing.rule.dry_run:
             self.cgroup.kill()
-            self.life.alive = False
+            self.lifecycle.is_alive = False
 
 
 @attrs.frozen
@@ -82,10 +82,10 @@ async def setting(
     stuck: tuple[str, ...] = (),
     **preferences: str,
 ) -> AsyncIterator[Setting]:
-    cgroup = tree.group("batch", Resources())
+    cgroup = tree.make_group("batch", Resources())
     journal, members = Journal(), {}
     async with open_watcher() as watcher, trio.open_nursery() as nursery:
-        state = SimpleNamespace(keep_group=lambda *_: None)
+        state = SimpleNamespace(save_group=lambda *_: None)
         world: Any = SimpleNamespace(
             journal=journal, watcher=watcher, nursery=nursery, told=set(), state=state, group_listeners=set()
         )
@@ -95,8 +95,10 @@ async def setting(
             programs.python(
                 one, f"import os, time; [os.fork() or time.sleep(1000) for _ in range({2 - number})]; time.sleep(1000)"
             )
-            wait_until(lambda one=one, number=number: one.read("pids.current")[""] == 3 - number)
-            workload = Workload(name, ("x",), priority=number, managed_oom_preference=preferences.get(name, "none"))  # type: ignore[arg-type]
+            wait_until(lambda one=one, number=number: one.read_cached("pids.current")[""] == 3 - number)
+            workload = WorkloadConfig(
+                name, ("x",), priority=number, managed_oom_preference=preferences.get(name, "none")
+            )  # type: ignore[arg-type]
             members[name] = Member(name, one, workload, name not in stuck, (group,))
         group.members += members.values()  # type: ignore[arg-type]
         group.watch()
@@ -125,8 +127,8 @@ async def test_a_member_that_cannot_be_killed_saves_nobody_else(tree: Tree, prog
         (warning,) = [said["message"] for said in it.journal.said if said["event"] == "warning"]
         assert warning.startswith("group.batch.policy[0]: kill of one did not help: it still has processes after 0.")
         cause = it.members["two"].told[0].cause
-        assert cause.escalates is not None
-        assert cause.escalates.startswith("one: it still has processes")
+        assert cause.previous_attempt is not None
+        assert cause.previous_attempt.startswith("one: it still has processes")
         assert cause.candidates is not None
         assert [(one["name"], one["turn"]) for one in cause.candidates] == [("two", 1), ("three", 2), ("one", None)]
 
@@ -153,7 +155,7 @@ async def test_two_rules_for_the_same_reason_hit_one_member_only(tree: Tree, pro
 async def test_a_dry_run_names_whom_it_would_have_been_once(tree: Tree, programs: Programs) -> None:  # noqa: F811
     async with setting(tree, programs, rule(dry_run=True)) as it:
         await it.until(lambda: it.acts() == ["one"])
-        assert it.members["one"].cgroup.populated()
+        assert it.members["one"].cgroup.is_populated()
         assert it.journal.said == []
 
 

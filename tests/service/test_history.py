@@ -8,7 +8,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.service.history import LAST_WORDS, WAITING, History
+from nsupervisor.service.observe.history import DRAIN_TIMEOUT_S, MAX_BYTES_WAITING, History
 
 TIME = "2026-01-31T12:00:00.000000Z"
 
@@ -23,7 +23,7 @@ def numbers(lines):
 
 
 def kept(history, workload):
-    lines, forgotten = history.of(workload)
+    lines, forgotten = history.records_of(workload)
     return numbers(b"".join(lines)), forgotten
 
 
@@ -35,17 +35,17 @@ async def everything(history, **filters):
 def test_records_are_as_the_log_has_them():
     history = History()
     history.add(TIME, "error", "exited", {"workload": "web", "code": 3})
-    ((line,), _) = history.of("web")
+    ((line,), _) = history.records_of("web")
     assert json.loads(line) == {"timestamp": TIME, "level": "error", "event": "exited", "workload": "web", "code": 3}
     assert line.endswith(b"}\n")
 
 
 def test_of_nobody_there_is_nothing():
-    assert History().of("web") == ([], 0)
+    assert History().records_of("web") == ([], 0)
 
 
 def test_the_latest_of_each_are_kept():
-    history = History(each=3, total=100)
+    history = History(per_workload=3, total=100)
     for number in range(5):
         say(history, "web", number)
     say(history, "db", 5)
@@ -54,7 +54,7 @@ def test_the_latest_of_each_are_kept():
 
 
 def test_a_loud_workload_does_not_push_out_a_quiet_one():
-    history = History(each=200, total=20)
+    history = History(per_workload=200, total=20)
     say(history, "quiet", 0)
     for number in range(1, 1000):
         say(history, f"loud{number % 3}", number)
@@ -106,12 +106,12 @@ async def test_a_slow_follower_is_told_what_it_lost_and_nobody_else_is(autojump_
     history = History()
     with history.follow() as slow, history.follow() as quick:
         heard = []
-        for number in range(WAITING + 7):
+        for number in range(MAX_BYTES_WAITING + 7):
             say(history, "web", number)
             heard += numbers(await anext(quick))
-        assert heard == list(range(WAITING + 7))
+        assert heard == list(range(MAX_BYTES_WAITING + 7))
         lines = await anext(slow)
-        assert numbers(lines) == [*range(WAITING), "dropped"]
+        assert numbers(lines) == [*range(MAX_BYTES_WAITING), "dropped"]
         last = json.loads(lines.splitlines()[-1])
         assert (last["event"], last["dropped"], last["reason"]) == ("dropped", 7, "the reader is too slow")
         say(history, "web", 9999)
@@ -129,7 +129,7 @@ async def test_the_end_lets_followers_read_the_rest_and_waits_for_them(autojump_
     async with trio.open_nursery() as nursery:
         await nursery.start(follow)
         say(history, "web", 1)
-        await history.end()
+        await history.close()
         assert numbers(b"".join(heard)) == [1]
 
 
@@ -137,8 +137,8 @@ async def test_the_end_does_not_wait_long_for_one_that_does_not_read(autojump_cl
     history = History()
     with history.follow() as follower:
         begin = trio.current_time()
-        await history.end()
-        assert trio.current_time() - begin == pytest.approx(LAST_WORDS)
+        await history.close()
+        assert trio.current_time() - begin == pytest.approx(DRAIN_TIMEOUT_S)
         say(history, "web", 1)  # said on the way out: still heard by who is there
         assert numbers(await anext(follower)) == [1]
 
@@ -146,7 +146,7 @@ async def test_the_end_does_not_wait_long_for_one_that_does_not_read(autojump_cl
 async def test_after_the_end_there_is_no_news():
     history = History()
     say(history, "web", 1)
-    await history.end()
+    await history.close()
     with history.follow() as follower:
         assert [numbers(lines) async for lines in follower] == [[1]]
 
@@ -159,7 +159,7 @@ async def test_the_listener_of_the_journal_hears_what_the_level_leaves_out(tmp_p
         journal.listener = history.add
         journal.log.info("started", workload="web", number=1)
         journal.log.error("failed", workload="web", number=2)
-        journal.output({"workload": "web", "generation": 1, "pid": 1}, "stdout", b"not kept")
+        journal.record_line({"workload": "web", "generation": 1, "pid": 1}, "stdout", b"not kept")
     assert kept(history, "web") == ([1, 2], 0)
     lines = (tmp_path / "log").read_bytes().splitlines(keepends=True)
-    assert lines[0] == history.of("web")[0][1]
+    assert lines[0] == history.records_of("web")[0][1]

@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import trio
 
-from nsupervisor.service import hooks
-from nsupervisor.service.hooks import post_record, send_record
+from nsupervisor.service.instance import hooks
+from nsupervisor.service.instance.hooks import post_record, send_record
 from tests.timing import deadline
 
 RECORD = {"event": "action", "action": "webhook", "workload": "web", "cause": {"rule": "policy[0]", "when": "ü"}}
@@ -86,7 +86,7 @@ async def test_https_is_spoken_with_a_certificate_that_is_checked(server: Server
 async def test_a_slow_server_has_its_time_limit_and_holds_up_nobody(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hooks, "WEB_PATIENCE", 0.2)
+    monkeypatch.setattr(hooks, "WEBHOOK_TIMEOUT_S", 0.2)
     async with trio.open_nursery() as nursery:
         problems: list[str] = []
 

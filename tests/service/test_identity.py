@@ -6,31 +6,31 @@ import pwd
 
 import pytest
 
-from nsupervisor.service.identity import IdentityError, resolve
+from nsupervisor.service.instance.users import IdentityError, resolve_user
 
 
 def test_without_a_user_it_stays_what_the_supervisor_is():
     me = pwd.getpwuid(os.getuid())
-    it = resolve(None)
+    it = resolve_user(None)
     assert (it.uid, it.gid, it.groups) == (None, None, None)
     assert (it.name, it.home) == (me.pw_name, me.pw_dir)
 
 
 def test_a_name_brings_its_groups_as_a_login_does():
     entry = pwd.getpwnam("nobody")
-    it = resolve("nobody")
+    it = resolve_user("nobody")
     assert (it.uid, it.gid, it.groups) == (entry.pw_uid, entry.pw_gid, (entry.pw_gid,))
 
 
 def test_a_group_after_the_colon_replaces_the_primary_one():
     adm = grp.getgrnam("adm").gr_gid
-    it = resolve("nobody:adm", ["tty", "4242"])
+    it = resolve_user("nobody:adm", ["tty", "4242"])
     assert it.gid == adm
     assert it.groups == (adm, grp.getgrnam("tty").gr_gid, 4242)
 
 
 def test_numbers_need_not_be_known():
-    it = resolve("54321:4242")
+    it = resolve_user("54321:4242")
     assert (it.uid, it.gid, it.groups, it.name, it.home) == (54321, 4242, (4242,), "", "/")
 
 
@@ -44,4 +44,4 @@ def test_numbers_need_not_be_known():
 )
 def test_unknown_ones_are_told(user, groups, text):
     with pytest.raises(IdentityError, match=text):
-        resolve(user, groups)
+        resolve_user(user, groups)

@@ -7,34 +7,34 @@ import trio
 from trio.testing import MockClock
 
 from nsupervisor.config.conditions import parse_condition
-from nsupervisor.config.model import Rule, Workload
+from nsupervisor.config.model import Rule, WorkloadConfig
 from nsupervisor.core import events
+from nsupervisor.core.decider import WorkloadState
 from nsupervisor.core.exits import Exit
-from nsupervisor.core.lifecycle import Life, State
-from nsupervisor.core.mind import Mind
-from nsupervisor.core.rules import Engine
-from nsupervisor.service.judge import Hands, Judge
-from nsupervisor.service.thinker import Thinker
+from nsupervisor.core.lifecycle import Lifecycle, State
+from nsupervisor.core.rules.rules import Engine
+from nsupervisor.service.instance.decisions import DecisionLoop
+from nsupervisor.service.instance.policy import PolicyActions, PolicyRunner
 
 
-def judge_of(*rules: Rule) -> Judge:
+def judge_of(*rules: Rule) -> PolicyRunner:
     """A judge of a workload that runs; no cgroup is read, as samples are given to it."""
-    workload = Workload("web", command=("web",), policy=rules, restart_sec=0.0)
-    mind = Mind(Life(state=State.RUNNING, generation=1), Engine.of(rules))
-    cgroup: Any = SimpleNamespace(limits=lambda keys: {})
+    workload = WorkloadConfig("web", command=("web",), policy=rules, restart_sec=0.0)
+    mind = WorkloadState(Lifecycle(state=State.RUNNING, generation=1), Engine.for_rules(rules))
+    cgroup: Any = SimpleNamespace(read_limits=lambda keys: {})
     nothing: Any = None
-    hands = Hands(nothing, nothing, nothing, nudge=lambda: None)
-    return Judge(cgroup, nothing, nothing, hands, Thinker("web", workload, mind, set()))
+    hands = PolicyActions(nothing, nothing, nothing, notify_pending=lambda: None)
+    return PolicyRunner(cgroup, nothing, nothing, hands, DecisionLoop("web", workload, mind, set()))
 
 
-def live_again(judge: Judge) -> None:
+def live_again(judge: PolicyRunner) -> None:
     """The program is killed, and starts anew."""
-    generation = judge.thinker.mind.life.generation
-    judge.thinker.take(events.Kill("operator"))
-    judge.thinker.take(events.Exited(generation, Exit(signal=9), populated=False))
-    judge.thinker.take(events.Timeout())
-    judge.thinker.take(events.Execed(generation + 1))
-    assert judge.thinker.mind.life.state is State.RUNNING
+    generation = judge.decisions.state.lifecycle.generation
+    judge.decisions.handle(events.Kill("operator"))
+    judge.decisions.handle(events.Exited(generation, Exit(signal=9), populated=False))
+    judge.decisions.handle(events.Timeout())
+    judge.decisions.handle(events.Execed(generation + 1))
+    assert judge.decisions.state.lifecycle.state is State.RUNNING
 
 
 async def test_what_a_program_used_is_not_held_against_the_next_one(autojump_clock: MockClock) -> None:
@@ -43,16 +43,16 @@ async def test_what_a_program_used_is_not_held_against_the_next_one(autojump_clo
     judge = judge_of(Rule(when=parse_condition("pids.current >= 4"), action="restart", name="policy[0]", line=1))
     full, empty = {"": 4.0}, {"": 1.0}
     judge.sample({"pids.current": full})
-    assert len(judge.thinker.mind.due) == 1
+    assert len(judge.decisions.state.pending) == 1
     for _ in range(5):  # nothing is new, so the rules are not shown it
         await trio.sleep(1)
         judge.sample({"pids.current": full})
     live_again(judge)
     await trio.sleep(1)
     judge.sample({"pids.current": empty})
-    assert len(judge.thinker.mind.due) == 1
+    assert len(judge.decisions.state.pending) == 1
     judge.sample({"pids.current": {"": 5.0}})
-    assert [due.generation for due in judge.thinker.mind.due] == [1, 2]
+    assert [due.generation for due in judge.decisions.state.pending] == [1, 2]
 
 
 async def test_a_rate_knows_until_when_nothing_happened(autojump_clock: MockClock) -> None:
@@ -62,4 +62,4 @@ async def test_a_rate_knows_until_when_nothing_happened(autojump_clock: MockCloc
         judge.sample({"cpu.stat": calm})
         await trio.sleep(1)
     judge.sample({"cpu.stat": {"nr_throttled": 8.0}})  # within a second, not within twenty
-    assert [due.fired.cause.after for due in judge.thinker.mind.due] == [8.0]
+    assert [due.firing.cause.after for due in judge.decisions.state.pending] == [8.0]

@@ -11,7 +11,14 @@ import pytest
 import trio
 import trio.testing
 
-from nsupervisor.service.notify import attend, host_owner, notify_socket, parse, receive, socket_path
+from nsupervisor.service.instance.readiness import (
+    host_owner,
+    notify_socket,
+    parse,
+    receive,
+    socket_path,
+    watch_readiness,
+)
 from tests.needs import needs
 from tests.timing import deadline
 
@@ -92,7 +99,7 @@ async def test_refusals_are_said_once_a_minute(path, autojump_clock):
     with notify_socket(path, None) as ours, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs:
         async with trio.open_nursery() as nursery:
             scope = trio.CancelScope()
-            nursery.start_soon(attend, ours, scope, 0, lambda *what: said.append(what), lambda pid: False)
+            nursery.start_soon(watch_readiness, ours, scope, 0, lambda *what: said.append(what), lambda pid: False)
             for _ in range(3):
                 theirs.sendto(b"READY=1", str(path))
             await trio.testing.wait_all_tasks_blocked()

@@ -7,7 +7,7 @@ import pytest
 
 from nsupervisor.config.load import load
 from nsupervisor.config.problems import ConfigError
-from nsupervisor.service.persist import persist
+from nsupervisor.service.reload.persist import persist
 
 M = 1 << 20
 

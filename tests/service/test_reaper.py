@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import trio
 
-from nsupervisor.linux.children import own_child
-from nsupervisor.service.hooks import run_hook
-from nsupervisor.service.reaper import reap, reap_all, reap_strangers
+from nsupervisor.linux.children import expect_child
+from nsupervisor.service.instance.hooks import run_hook
+from nsupervisor.service.reaper import reap, reap_all, reap_orphans
 from tests.timing import deadline
 
 
@@ -57,7 +57,7 @@ def test_leaves_those_alone_that_live():
 async def test_does_nothing_where_it_is_not_process_1():
     before = signal.getsignal(signal.SIGCHLD)
     with trio.fail_after(deadline(5)):
-        await reap_strangers(lambda: 0)
+        await reap_orphans(lambda: 0)
     assert signal.getsignal(signal.SIGCHLD) is before
 
 
@@ -83,7 +83,7 @@ async def test_spares_the_keeper_that_replaces_another_and_reaps_those_behind_th
 
 
 def test_nobody_is_reaped_while_a_child_of_ours_has_no_number_yet_nor_that_child_afterwards():
-    with own_child() as claim:
+    with expect_child() as claim:
         pid = ended_child(7)
         assert reap(0) == []  # it may be this one
         claim.started(subprocess_like(pid))

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from nsupervisor.service.roster import Roster
+from nsupervisor.service.registry import Registry
 
 
 def actor(name: str, *requires: str):
@@ -11,7 +11,7 @@ def actor(name: str, *requires: str):
 
 def test_instances_and_requirers_are_found_and_follow_every_change() -> None:
     one, two, db, other = actor("web@1", "db"), actor("web@2", "db"), actor("db"), actor("web@2")
-    roster = Roster((each.name, each) for each in (one, two, db))
+    roster = Registry((each.name, each) for each in (one, two, db))
     assert roster.instances("web") == [one, two]
     assert roster.requirers("db") == [one, two]
     assert roster.instances("no") == roster.requirers("no") == []

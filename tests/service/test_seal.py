@@ -2,38 +2,38 @@
 
 from pathlib import Path
 
-from nsupervisor.service.seal import Seal, open_seal
+from nsupervisor.service.state.digest import KeyedDigest, open_keyed_digest
 
 TOKEN = {"TOKEN": "hush"}
 
 
 def test_equal_things_have_equal_digests_and_others_do_not(tmp_path: Path) -> None:
-    seal = open_seal(tmp_path)
-    print_ = seal.print(TOKEN)
+    seal = open_keyed_digest(tmp_path)
+    print_ = seal.digest(TOKEN)
     assert not seal.differs(print_, dict(TOKEN))
     assert seal.differs(print_, {"TOKEN": "hush!"})
-    assert not open_seal(tmp_path).differs(print_, TOKEN)
-    assert open_seal(tmp_path).differs(print_, {})
+    assert not open_keyed_digest(tmp_path).differs(print_, TOKEN)
+    assert open_keyed_digest(tmp_path).differs(print_, {})
 
 
 def test_with_another_key_nobody_knows(tmp_path: Path) -> None:
-    seal = open_seal(tmp_path)
-    other = Seal(bytes(32))
-    assert other.print(TOKEN) != seal.print(TOKEN)
-    assert not other.differs(seal.print(TOKEN), {})
+    seal = open_keyed_digest(tmp_path)
+    other = KeyedDigest(bytes(32))
+    assert other.digest(TOKEN) != seal.digest(TOKEN)
+    assert not other.differs(seal.digest(TOKEN), {})
     assert not other.differs("0123456789abcdef", {})
 
 
 def test_the_key_is_for_nobody_else_and_a_torn_one_is_replaced(tmp_path: Path) -> None:
-    before = open_seal(tmp_path).print(TOKEN)
+    before = open_keyed_digest(tmp_path).digest(TOKEN)
     key = tmp_path / "key"
     assert (key.stat().st_mode & 0o777, key.stat().st_size) == (0o600, 32)
     key.write_bytes(b"torn")
-    after = open_seal(tmp_path)
+    after = open_keyed_digest(tmp_path)
     assert key.stat().st_size == 32
     assert not after.differs(before, {})
 
 
 def test_without_a_place_for_it_there_is_one_for_this_supervisor(tmp_path: Path) -> None:
-    seal = open_seal(tmp_path / "nowhere")
-    assert seal.differs(seal.print(TOKEN), {})
+    seal = open_keyed_digest(tmp_path / "nowhere")
+    assert seal.differs(seal.digest(TOKEN), {})

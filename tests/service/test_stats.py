@@ -3,7 +3,7 @@
 import os
 import socket
 
-from nsupervisor.service.stats import traffic
+from nsupervisor.service.observe.stats import traffic
 
 
 def test_traffic_is_counted_over_the_devices_that_a_process_sees():

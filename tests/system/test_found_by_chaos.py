@@ -6,7 +6,7 @@ import signal
 import trio
 
 from nsupervisor.api.client import Client
-from nsupervisor.service.supervisor import STARTS_AT_ONCE
+from nsupervisor.service.control import MAX_CONCURRENT_STARTS
 from tests.needs import needs
 from tests.system.service import service
 from tests.timing import deadline
@@ -80,11 +80,11 @@ async def test_a_program_that_leaves_others_behind_is_restarted_again_and_again(
 
 async def test_thousands_that_start_at_once_take_turns(tmp_path):
     """All were asked of the keeper at once, and on a busy machine the last were given up as not started within 30 s."""
-    number = 3 * STARTS_AT_ONCE
+    number = 3 * MAX_CONCURRENT_STARTS
     async with service(tmp_path, f'[workload.many]\ncommand = ["sleep", "1000"]\ninstances = {number}\n') as it:
         await it.record(event="state", to="running", nth=number)
         starting, most = 0, 0
         for record in [record for record in it.records if record["event"] == "state"]:
             starting += (record["to"] == "starting") - (record["from"] == "starting")
             most = max(most, starting)
-        assert 1 < most <= STARTS_AT_ONCE
+        assert 1 < most <= MAX_CONCURRENT_STARTS

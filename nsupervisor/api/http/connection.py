@@ -19,8 +19,8 @@ import trio
 
 from nsupervisor.api.http import limits
 from nsupervisor.api.http.errors import ConnectionErrors, describe
-from nsupervisor.api.http.hangup import Hangups
-from nsupervisor.api.http.hosts import OwnHosts
+from nsupervisor.api.http.hangup import HangupWatcher
+from nsupervisor.api.http.hosts import AllowedHosts
 from nsupervisor.api.http.messages import (
     Application,
     HTTPError,
@@ -35,10 +35,10 @@ from nsupervisor.linux.peers import Peer
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-_LOST = (trio.BrokenResourceError, trio.ClosedResourceError)
+_CONNECTION_LOST = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
-class _Ended(Exception):  # noqa: N818 - not an error: how a conversation ends early
+class _ConnectionEnded(Exception):  # noqa: N818 - not an error: how a conversation ends early
     """The connection ends now. `kind`: under which kind of error it is counted; "" if it is none."""
 
     def __init__(self, kind: str, text: str) -> None:
@@ -47,7 +47,7 @@ class _Ended(Exception):  # noqa: N818 - not an error: how a conversation ends e
         self.text = text
 
 
-class _Refused(_Ended):
+class _RequestRefused(_ConnectionEnded):
     """The connection ends with an error response."""
 
     def __init__(self, kind: str, error: HTTPError) -> None:
@@ -56,22 +56,22 @@ class _Refused(_Ended):
 
 
 @attrs.define(eq=False)
-class Buffered:
+class BufferBudget:
     """The number of bytes of bodies and responses that all connections of a listener hold."""
 
-    used: int = 0
-    limit: int = limits.BUFFERED_LIMIT
+    used_bytes: int = 0
+    limit_bytes: int = limits.BUFFERED_LIMIT
 
-    def take(self, size: int) -> bool:
+    def reserve(self, size: int) -> bool:
         """Reserve `size` bytes; return False if there is no room. The first reservation always succeeds."""
-        if self.used and self.used + size > self.limit:
+        if self.used_bytes and self.used_bytes + size > self.limit_bytes:
             return False
-        self.used += size
+        self.used_bytes += size
         return True
 
 
 @attrs.frozen
-class Site:
+class ListenerState:
     """The state that all connections of a listener share.
 
     `listener` is "unix" or "tcp". `hosts` decides which `Host` fields are answered; None: any.
@@ -80,9 +80,9 @@ class Site:
     application: Application
     listener: str
     errors: ConnectionErrors
-    hangups: Hangups
-    hosts: OwnHosts | None = None
-    buffered: Buffered = attrs.field(factory=Buffered)
+    hangups: HangupWatcher
+    hosts: AllowedHosts | None = None
+    buffer_budget: BufferBudget = attrs.field(factory=BufferBudget)
 
 
 class Connection:
@@ -95,21 +95,21 @@ class Connection:
     def __init__(
         self,
         stream: trio.abc.Stream,
-        site: Site,
+        listener_state: ListenerState,
         *,
         peer: Peer | None = None,
         identity: str = "",
         on_waiting: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self.stream = stream
-        self.site = site
+        self.listener_state = listener_state
         self.peer = peer
         self.identity = identity
         self.scope = trio.CancelScope()
         """Cancelled to close the connection at once."""
         self._on_waiting = on_waiting
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.HEAD_LIMIT)
-        self._held = 0
+        self._reserved_bytes = 0
         self._has_ended = False
         """The client has ended its sending side."""
 
@@ -117,15 +117,15 @@ class Connection:
 
     async def run(self) -> None:
         """Answer requests until either side ends the connection."""
-        await self._isolated(self._converse)
+        await self._run_isolated(self._serve_requests)
 
     async def refuse(self, kind: str, error: HTTPError) -> None:
         """Send an error response without reading a request, and close."""
 
         async def refuse() -> None:
-            raise _Refused(kind, error)
+            raise _RequestRefused(kind, error)
 
-        await self._isolated(refuse)
+        await self._run_isolated(refuse)
 
     def refusal(self, kind: str, error: HTTPError) -> bytes:
         """Count a refusal, and return the bytes of the error response for a caller that can send them at once."""
@@ -136,11 +136,11 @@ class Connection:
         head = self._head(response.status, response.media_type, fields, close=True)
         return head + (self._http.send(h11.Data(data=response.body)) or b"")
 
-    async def _isolated(self, conversation: Callable[[], Any]) -> None:
+    async def _run_isolated(self, conversation: Callable[[], Any]) -> None:
         try:
             with self.scope:
                 try:
-                    await self._to_the_end(conversation)
+                    await self._run_conversation(conversation)
                 finally:
                     await trio.aclose_forcefully(self.stream)
         except Exception as error:
@@ -154,24 +154,24 @@ class Connection:
         finally:
             self._release()
 
-    async def _to_the_end(self, conversation: Callable[[], Any]) -> None:
+    async def _run_conversation(self, conversation: Callable[[], Any]) -> None:
         try:
             await conversation()
-        except _Refused as refused:
+        except _RequestRefused as refused:
             if refused.kind:
                 self._count(refused.kind, refused.text)
             await self._respond_early(refused.error)
-        except _Ended as ended:
+        except _ConnectionEnded as ended:
             if ended.kind:
                 self._count(ended.kind, ended.text)
             return
         with trio.move_on_after(limits.LINGER_TIMEOUT_S):
             try:
                 await self.stream.aclose()
-            except _LOST:
+            except _CONNECTION_LOST:
                 pass
 
-    async def _converse(self) -> None:
+    async def _serve_requests(self) -> None:
         is_first = True
         while (head := await self._read_head(is_first)) is not None:
             is_first = False
@@ -185,24 +185,26 @@ class Connection:
             return
 
     def _count(self, kind: str, text: str) -> None:
-        self.site.errors.count(self.site.listener, kind, text, peer=self.identity)
+        self.listener_state.errors.count(self.listener_state.listener, kind, text, peer=self.identity)
 
-    def _hold(self, size: int) -> None:
-        if not self.site.buffered.take(size):
-            raise _Refused("limit", HTTPError(503, "too much is being received or sent at this moment; try again"))
-        self._held += size
+    def _reserve(self, size: int) -> None:
+        if not self.listener_state.buffer_budget.reserve(size):
+            raise _RequestRefused(
+                "limit", HTTPError(503, "too much is being received or sent at this moment; try again")
+            )
+        self._reserved_bytes += size
 
     def _release(self) -> None:
-        self.site.buffered.used -= self._held
-        self._held = 0
+        self.listener_state.buffer_budget.used_bytes -= self._reserved_bytes
+        self._reserved_bytes = 0
 
     # ---- receiving
 
     async def _receive(self, size: int) -> bytes:
         try:
             data = bytes(await self.stream.receive_some(size))
-        except _LOST:
-            raise _Ended("disconnect", "the client reset the connection") from None
+        except _CONNECTION_LOST:
+            raise _ConnectionEnded("disconnect", "the client reset the connection") from None
         self._has_ended = not data
         return data
 
@@ -212,13 +214,13 @@ class Connection:
         except h11.RemoteProtocolError as error:
             if self._has_ended:  # perhaps only the client's sending side
                 message = "the connection ended within the request; send all of it"
-                raise _Refused("disconnect", HTTPError(400, message)) from None
+                raise _RequestRefused("disconnect", HTTPError(400, message)) from None
             status = error.error_status_hint
             if status == 431:
                 message = f"the head is larger than {limits.HEAD_LIMIT >> 10} KiB; send fewer or shorter header fields"
             else:
                 message = f"this is not a valid HTTP/1.1 request: {str(error)[:200]}"
-            raise _Refused("protocol", HTTPError(status, message)) from None
+            raise _RequestRefused("protocol", HTTPError(status, message)) from None
 
     async def _read_head(self, is_first: bool) -> h11.Request | None:
         """Read the head of the next request; return None if there is none."""
@@ -244,7 +246,9 @@ class Connection:
                     self._count("timeout", "nothing was received within the time for a head")
                 return None
             seconds = f"{limits.HEAD_TIMEOUT_S:.0f} s"
-            raise _Refused("timeout", HTTPError(408, f"the head was not complete within {seconds}; send it at once"))
+            raise _RequestRefused(
+                "timeout", HTTPError(408, f"the head was not complete within {seconds}; send it at once")
+            )
         return event if isinstance(event, h11.Request) else None  # or ConnectionClosed
 
     async def _read_body(self, limit: int, declared: int) -> bytes:
@@ -268,38 +272,40 @@ class Connection:
                 if len(body) + size > limit:
                     raise self._too_large(limit)
                 if small > limits.SMALL_CHUNKS_LIMIT:
-                    raise _Refused(
+                    raise _RequestRefused(
                         "too_large", HTTPError(413, "the body consists of too many small chunks; send larger ones")
                     )
-                self._hold(size)
+                self._reserve(size)
                 body += event.data
                 pieces += 1
                 if pieces % limits.PARSED_AT_ONCE == 0:
                     await trio.lowlevel.checkpoint()
         assert scope.cancelled_caught
         seconds = f"{limits.BODY_TIMEOUT_S:.0f} s"
-        raise _Refused("timeout", HTTPError(408, f"the body was not complete within {seconds}; send it at once"))
+        raise _RequestRefused("timeout", HTTPError(408, f"the body was not complete within {seconds}; send it at once"))
 
     @staticmethod
-    def _too_large(limit: int) -> _Refused:
-        return _Refused("too_large", HTTPError(413, f"the body is larger than {limit >> 20} MiB, which is the limit"))
+    def _too_large(limit: int) -> _RequestRefused:
+        return _RequestRefused(
+            "too_large", HTTPError(413, f"the body is larger than {limit >> 20} MiB, which is the limit")
+        )
 
     async def _read_request(self, head: h11.Request) -> Request:
-        headers = _joined(head.headers)
+        headers = _join_headers(head.headers)
         if head.http_version not in (b"1.1", b"1.0"):
             version = head.http_version.decode("ascii")
-            raise _Refused("protocol", HTTPError(505, f"HTTP/{version} is not served; use HTTP/1.1"))
+            raise _RequestRefused("protocol", HTTPError(505, f"HTTP/{version} is not served; use HTTP/1.1"))
         if "transfer-encoding" in headers and "content-length" in headers:  # RFC 9112 section 6.3: may be smuggling
             message = "there are both Transfer-Encoding and Content-Length; send one of them"
-            raise _Refused("protocol", HTTPError(400, message))
+            raise _RequestRefused("protocol", HTTPError(400, message))
         try:
             path, query, authority = split_target(head.target)
         except HTTPError as error:
-            raise _Refused("protocol", error) from None
+            raise _RequestRefused("protocol", error) from None
         self._check_host(authority if authority is not None else headers.get("host"))
         method = head.method.decode("ascii")
         declared = int(headers.get("content-length", "0"))
-        body = await self._read_body(self.site.application.body_limit(method, path), declared)
+        body = await self._read_body(self.listener_state.application.body_limit(method, path), declared)
         return Request(method, path, query, headers, body, self.peer)
 
     def _check_host(self, host: str | None) -> None:
@@ -308,15 +314,15 @@ class Connection:
         h11 has checked that an HTTP/1.1 request has exactly one `Host`. An HTTP/1.0 request may have none, but no
         browser sends such a request.
         """
-        if self.site.hosts is None or host is None:
+        if self.listener_state.hosts is None or host is None:
             return
         try:
-            is_own = self.site.hosts.allows(host)
+            is_own = self.listener_state.hosts.allows(host)
         except ValueError as error:
-            raise _Refused("protocol", HTTPError(400, str(error))) from None
+            raise _RequestRefused("protocol", HTTPError(400, str(error))) from None
         if not is_own:
             message = f'"{host[:200]}" does not name this host; use its IP address, its host name, or "localhost"'
-            raise _Refused("host", HTTPError(421, message))
+            raise _RequestRefused("host", HTTPError(421, message))
 
     # ---- answering
 
@@ -325,7 +331,7 @@ class Connection:
         self._on_waiting(False)
         response: Response | Stream
         try:
-            response = await self.site.application(request)
+            response = await self.listener_state.application(request)
         except HTTPError as error:
             response = error_response(error)
         except Exception as error:
@@ -357,7 +363,7 @@ class Connection:
     async def _respond(self, response: Response, *, is_head: bool = False, close: bool = False) -> None:
         body = response.body
         if len(body) > limits.PIECE_SIZE and not is_head:
-            self._hold(len(body))
+            self._reserve(len(body))
         fields = [("content-length", str(len(body)))]
         data = self._head(response.status, response.media_type, [*fields, *response.headers.items()], close)
         if not is_head and body:
@@ -374,14 +380,14 @@ class Connection:
             return
         try:
             await self._respond(error_response(error), close=True)
-        except _Ended as ended:
+        except _ConnectionEnded as ended:
             if ended.kind != "disconnect":  # the error itself has been counted
                 self._count(ended.kind, ended.text)
             return
         await self._linger()
 
     def _head(self, status: int, media_type: str, fields: Iterable[tuple[str, str]], close: bool) -> bytes:
-        headers = [("content-type", media_type), ("date", _date(math.floor(time.time()))), *fields]
+        headers = [("content-type", media_type), ("date", _http_date(math.floor(time.time()))), *fields]
         if close:
             headers.append(("connection", "close"))
         reason = HTTPStatus(status).phrase
@@ -390,23 +396,23 @@ class Connection:
     async def _stream(self, request: Request, response: Stream) -> None:
         """Send pieces as they come. If the client disconnects, close the source; this is not an error."""
         try:
-            with response.source as pieces, self.site.hangups.watch(self.stream) as scope:
+            with response.source as pieces, self.listener_state.hangups.watch(self.stream) as scope:
                 await self._send(self._head(200, response.media_type, (), close=False), limits.STREAM_WRITE_TIMEOUT_S)
                 async for piece in pieces:
                     for start in range(0, len(piece), limits.PIECE_SIZE):
                         part = h11.Data(data=piece[start : start + limits.PIECE_SIZE])
                         await self._send(self._http.send(part) or b"", limits.STREAM_WRITE_TIMEOUT_S)
-        except _Ended as ended:
-            raise _Ended("" if ended.kind == "disconnect" else ended.kind, ended.text) from None
+        except _ConnectionEnded as ended:
+            raise _ConnectionEnded("" if ended.kind == "disconnect" else ended.kind, ended.text) from None
         except Exception as error:
             refused = self._defect(request, error)
             if self._http.our_state is h11.SEND_RESPONSE:
                 await self._respond(refused)
                 return
             # A response that has begun can only be cut off, so that the client does not take it for complete.
-            raise _Ended("", "") from None
+            raise _ConnectionEnded("", "") from None
         if scope.cancelled_caught:
-            raise _Ended("", "the client has disconnected")
+            raise _ConnectionEnded("", "the client has disconnected")
         await self._send(self._http.send(h11.EndOfMessage()) or b"")
 
     async def _send(self, data: bytes | None, limit_s: float = limits.WRITE_TIMEOUT_S) -> None:
@@ -415,10 +421,10 @@ class Connection:
         with trio.move_on_after(limit_s) as scope:
             try:
                 await self.stream.send_all(data)
-            except _LOST:
-                raise _Ended("disconnect", "the client was gone before the response was complete") from None
+            except _CONNECTION_LOST:
+                raise _ConnectionEnded("disconnect", "the client was gone before the response was complete") from None
         if scope.cancelled_caught:
-            raise _Ended("timeout", f"the client did not read the response for {limit_s:.0f} s")
+            raise _ConnectionEnded("timeout", f"the client did not read the response for {limit_s:.0f} s")
 
     async def _linger(self) -> None:
         """Read and discard what the client still sends, so that it gets the response and not a reset."""
@@ -431,11 +437,11 @@ class Connection:
                 left = limits.LINGER_LIMIT
                 while left > 0 and (data := await self.stream.receive_some(limits.PIECE_SIZE)):
                     left -= len(data)
-            except _LOST:
+            except _CONNECTION_LOST:
                 pass
 
 
-def _joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+def _join_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     joined: dict[str, str] = {}
     for raw_name, raw_value in headers:
         name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
@@ -444,7 +450,7 @@ def _joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 
 
 @lru_cache(maxsize=1)
-def _date(now: int) -> str:
+def _http_date(now: int) -> str:
     """Format a time in seconds since 1970 as an HTTP date (RFC 9110 section 5.6.7), whatever the locale."""
     utc = time.gmtime(now)
     day, month = _DAYS[utc.tm_wday], _MONTHS[utc.tm_mon - 1]

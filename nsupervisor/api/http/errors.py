@@ -14,7 +14,7 @@ from nsupervisor.api.http.limits import LOG_INTERVAL_S
 
 UNIX, TCP = "unix", "tcp"
 """Names of listeners in metrics and records."""
-KINDS: Mapping[str, str] = {
+ERROR_KINDS: Mapping[str, str] = {
     "protocol": "the request is not HTTP/1.1, or not valid (400, 431, 501, 505)",
     "timeout": "a head or body was not complete in time (408), or the client did not read the response",
     "too_large": "the body was larger than allowed (413)",
@@ -28,10 +28,10 @@ KINDS: Mapping[str, str] = {
     "internal": "a defect in the server itself",
 }
 """The kinds of connection errors, each with its meaning."""
-TEXT_LIMIT = 500
+MESSAGE_LIMIT = 500
 """Characters of a message in a record."""
 
-Report = Callable[[str, Mapping[str, Any]], None]
+ReportError = Callable[[str, Mapping[str, Any]], None]
 """Writes a record: its level ("warning", "error") and its fields."""
 
 
@@ -45,7 +45,7 @@ def log_report(level: str, fields: Mapping[str, Any]) -> None:
 class ConnectionErrors:
     """The errors of all connections since the start. Must be used in a trio task: the clock is trio's."""
 
-    report: Report = log_report
+    report: ReportError = log_report
     counts: dict[tuple[str, str], int] = attrs.field(factory=dict)
     """The number of errors by (listener, kind)."""
     _logged: dict[tuple[str, str], tuple[float, int]] = attrs.field(factory=dict)
@@ -54,9 +54,9 @@ class ConnectionErrors:
     def count(self, listener: str, kind: str, text: str, *, peer: str = "") -> None:
         """Count an error, and log it unless one of the same kind was logged within the last minute.
 
-        `listener` is "unix" or "tcp", `kind` one of `KINDS`, `peer` names the other end ("uid 0", "192.0.2.7").
+        `listener` is "unix" or "tcp", `kind` one of `ERROR_KINDS`, `peer` names the other end ("uid 0", "192.0.2.7").
         """
-        assert kind in KINDS, kind
+        assert kind in ERROR_KINDS, kind
         key = listener, kind
         total = self.counts[key] = self.counts.get(key, 0) + 1
         now = trio.current_time()
@@ -73,8 +73,8 @@ class ConnectionErrors:
 
 
 def shorten(text: str) -> str:
-    """Return at most `TEXT_LIMIT` characters of a text."""
-    return text if len(text) <= TEXT_LIMIT else f"{text[:TEXT_LIMIT]}…"
+    """Return at most `MESSAGE_LIMIT` characters of a text."""
+    return text if len(text) <= MESSAGE_LIMIT else f"{text[:MESSAGE_LIMIT]}…"
 
 
 def describe(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import trio
 
 
-class Hangups:
+class HangupWatcher:
     """Watches any number of sockets with one descriptor. `run` must run at the same time."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ _HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._~-]*))(?
 HOSTS_FILE = "/etc/hosts"
 
 
-class OwnHosts:
+class AllowedHosts:
     """Decides whether a `Host` field names this host. `address`: the IP address of the listener."""
 
     def __init__(
@@ -25,7 +25,7 @@ class OwnHosts:
         is_local: Callable[[str], bool] | None = None,
     ) -> None:
         self._address = ipaddress.ip_address(address)
-        self._names = frozenset(name.lower() for name in (own_names() if names is None else names))
+        self._names = frozenset(name.lower() for name in (local_host_names() if names is None else names))
         self._is_local = is_local or is_local_address
 
     def allows(self, host: str) -> bool:
@@ -52,7 +52,7 @@ class OwnHosts:
         return self._is_local(str(address))
 
 
-def own_names() -> set[str]:
+def local_host_names() -> set[str]:
     """Return localhost, the host name, and the names in the same line of /etc/hosts as the host name."""
     name = socket.gethostname().lower()
     names = {"localhost", name}

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import trio
 
 from nsupervisor.api.http import limits
-from nsupervisor.api.http.connection import Connection, Site
+from nsupervisor.api.http.connection import Connection, ListenerState
 from nsupervisor.api.http.errors import UNIX, ConnectionErrors, describe
-from nsupervisor.api.http.hangup import Hangups
-from nsupervisor.api.http.hosts import OwnHosts
+from nsupervisor.api.http.hangup import HangupWatcher
+from nsupervisor.api.http.hosts import AllowedHosts
 from nsupervisor.api.http.messages import Application, HTTPError
 from nsupervisor.linux.peers import Peer, PeerRefused, credentials
 
@@ -28,7 +28,7 @@ async def serve_connections(
     connections: int,
     errors: ConnectionErrors,
     admit: Admit | None = None,
-    hosts: OwnHosts | None = None,
+    hosts: AllowedHosts | None = None,
 ) -> None:
     """Serve an application on a listening socket until cancelled, which closes all connections at once.
 
@@ -37,8 +37,8 @@ async def serve_connections(
     has a share; on TCP it has none, because all local users have the same address. No exception of a connection leaves
     this function.
     """
-    hangups = Hangups()
-    site = Site(application, name, errors, hangups, hosts)
+    hangups = HangupWatcher()
+    site = ListenerState(application, name, errors, hangups, hosts)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hangups.run)
         acceptor = _Acceptor(site, nursery, connections, admit)
@@ -51,7 +51,7 @@ async def serve_connections(
                 await trio.sleep(limits.ACCEPT_PAUSE_S)
             else:
                 try:
-                    acceptor.begin(stream)
+                    acceptor.handle(stream)
                 except Exception as error:
                     errors.count(name, "internal", describe(error))
                     stream.socket.close()
@@ -60,18 +60,18 @@ async def serve_connections(
 class _Acceptor:
     """Decides for each accepted connection whether to serve it, and counts those that are served."""
 
-    def __init__(self, site: Site, nursery: trio.Nursery, connections: int, admit: Admit | None) -> None:
-        self._site = site
+    def __init__(self, site: ListenerState, nursery: trio.Nursery, connections: int, admit: Admit | None) -> None:
+        self._listener_state = site
         self._nursery = nursery
-        self._limit = connections
+        self._max_connections = connections
         self._admit = admit
-        self._open = 0
-        self._refusals = 0
+        self._open_count = 0
+        self._refusal_count = 0
         self._identities: Counter[str] = Counter()
         self._waiting: OrderedDict[Connection, None] = OrderedDict()
         """Connections that wait for their clients; the one that has waited for the longest time comes first."""
 
-    def begin(self, stream: trio.SocketStream) -> None:
+    def handle(self, stream: trio.SocketStream) -> None:
         """Serve a connection in a task of its own, or refuse it."""
         identity = ""
         try:
@@ -81,16 +81,16 @@ class _Acceptor:
         except OSError as error:  # it has been reset before it was accepted
             self._refuse(stream, identity, "disconnect", HTTPError(403, f"the peer is unknown: {error.strerror}"))
         except Exception as error:
-            self._site.errors.count(self._site.listener, "internal", describe(error))
+            self._listener_state.errors.count(self._listener_state.listener, "internal", describe(error))
             self._refuse(stream, identity, "", HTTPError(500, "the supervisor failed to identify the peer"))
         else:
-            has_shares = self._site.listener == UNIX
+            has_shares = self._listener_state.listener == UNIX
             if has_shares and self._identities[identity] >= limits.IDENTITY_CONNECTIONS:
                 count = limits.IDENTITY_CONNECTIONS
                 message = f"{identity} has {count} connections here already, which is the limit; close some of them"
                 self._refuse(stream, identity, "limit", HTTPError(503, message))
-            elif self._open >= self._limit and not self.evict():
-                message = f"all {self._limit} connections are in use; try again later, or close some of them"
+            elif self._open_count >= self._max_connections and not self.evict():
+                message = f"all {self._max_connections} connections are in use; try again later, or close some of them"
                 self._refuse(stream, identity, "limit", HTTPError(503, message))
             else:
                 self._serve(stream, peer, identity)
@@ -100,7 +100,9 @@ class _Acceptor:
         if not self._waiting:
             return False
         connection, _ = self._waiting.popitem(last=False)
-        self._site.errors.count(self._site.listener, "evicted", "too many connections", peer=connection.identity)
+        self._listener_state.errors.count(
+            self._listener_state.listener, "evicted", "too many connections", peer=connection.identity
+        )
         connection.scope.cancel()
         return True
 
@@ -121,12 +123,12 @@ class _Acceptor:
     def _serve(self, stream: trio.SocketStream, peer: Peer | None, identity: str) -> None:
         connection = Connection(
             stream,
-            self._site,
+            self._listener_state,
             peer=peer,
             identity=identity,
             on_waiting=lambda is_waiting: self._set_waiting(connection, is_waiting),
         )
-        self._open += 1
+        self._open_count += 1
         self._identities[identity] += 1
         self._waiting[connection] = None
         self._nursery.start_soon(self._run, connection)
@@ -136,7 +138,7 @@ class _Acceptor:
             await connection.run()
         finally:
             self._waiting.pop(connection, None)
-            self._open -= 1
+            self._open_count -= 1
             self._identities[connection.identity] -= 1
             if not self._identities[connection.identity]:
                 del self._identities[connection.identity]
@@ -149,11 +151,11 @@ class _Acceptor:
             self._waiting.move_to_end(connection)
 
     def _refuse(self, stream: trio.SocketStream, identity: str, kind: str, error: HTTPError) -> None:
-        connection = Connection(stream, self._site, identity=identity)
-        if self._refusals >= limits.REFUSALS_AT_ONCE:  # refused connections hold descriptors, too
+        connection = Connection(stream, self._listener_state, identity=identity)
+        if self._refusal_count >= limits.REFUSALS_AT_ONCE:  # refused connections hold descriptors, too
             self._refuse_at_once(stream.socket, connection.refusal(kind, error))
         else:
-            self._refusals += 1
+            self._refusal_count += 1
             self._nursery.start_soon(self._run_refusal, connection, kind, error)
 
     @staticmethod
@@ -173,4 +175,4 @@ class _Acceptor:
         try:
             await connection.refuse(kind, error)
         finally:
-            self._refusals -= 1
+            self._refusal_count -= 1

@@ -13,7 +13,7 @@ import orjson
 
 from nsupervisor.linux.peers import Peer
 
-JSON = "application/json"
+JSON_TYPE = "application/json"
 QUERY_FIELDS_LIMIT = 1000
 """Fields in a query."""
 
@@ -68,7 +68,7 @@ class Response:
 
     body: bytes
     status: int = 200
-    media_type: str = JSON
+    media_type: str = JSON_TYPE
     headers: Mapping[str, str] = attrs.field(factory=dict)
 
 
@@ -124,10 +124,10 @@ def split_target(target: bytes) -> tuple[str, dict[str, list[str]], str | None]:
         authority, slash, rest = rest.partition("/")
         text = slash + rest or "/"
     path, _, query = text.partition("#")[0].partition("?")
-    return _decoded(path, "path"), _fields(query), authority
+    return _percent_decode(path, "path"), _parse_query(query), authority
 
 
-def _fields(query: str) -> dict[str, list[str]]:
+def _parse_query(query: str) -> dict[str, list[str]]:
     # urllib.parse.parse_qs replaces bytes that are not UTF-8, so a different name would be looked up.
     if query.count("&") >= QUERY_FIELDS_LIMIT:
         raise HTTPError(400, f"the query has more than {QUERY_FIELDS_LIMIT} fields; use a pattern such as name=web*")
@@ -135,13 +135,13 @@ def _fields(query: str) -> dict[str, list[str]]:
     for field in query.split("&"):
         name, _, value = field.replace("+", " ").partition("=")
         if field:
-            fields.setdefault(_decoded(name, "query"), []).append(_decoded(value, "query"))
+            fields.setdefault(_percent_decode(name, "query"), []).append(_percent_decode(value, "query"))
     return fields
 
 
-def _decoded(text: str, where: str) -> str:
+def _percent_decode(text: str, part: str) -> str:
     try:
         return unquote_to_bytes(text.encode("latin-1")).decode()
     except UnicodeDecodeError as error:
         byte = f"%{error.object[error.start]:02X}"
-        raise HTTPError(400, f"the {where} is not UTF-8 ({byte}); percent-encode UTF-8 text") from None
+        raise HTTPError(400, f"the {part} is not UTF-8 ({byte}); percent-encode UTF-8 text") from None

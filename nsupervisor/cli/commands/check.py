@@ -7,7 +7,7 @@ import sys
 import click
 
 from nsupervisor.cli.options import json_option
-from nsupervisor.cli.output import DONE, USAGE, emit_json, plural, printable, say
+from nsupervisor.cli.output import DONE, USAGE, escape_control, format_count, print_json, print_message
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
@@ -30,34 +30,34 @@ def check(config: str, no_host: bool, as_json: bool) -> int:
     where it is a warning. A rule that can never fire, or always does, is a warning, too. Nothing is changed or started.
     CONFIG may be /dev/stdin.
     """
-    problems, warnings, count = inspect(config, not no_host)
+    problems, warnings, count = check_file(config, not no_host)
     if as_json:
-        emit_json(
+        print_json(
             {
                 "path": config,
                 "ok": not problems,
                 "workloads": count,
-                "problems": [_object(problem) for problem in problems],
-                "warnings": [_object(warning) for warning, _ in warnings],
+                "problems": [_as_object(problem) for problem in problems],
+                "warnings": [_as_object(warning) for warning, _ in warnings],
             }
         )
         return USAGE if problems else DONE
     for warning, reason in warnings:
-        say(f"{warning} (a warning only: {reason})")
+        print_message(f"{warning} (a warning only: {reason})")
     for problem in problems:
-        say(str(problem))
+        print_message(str(problem))
     if problems:
         return USAGE
-    print(printable(f"{config}: ok, {plural(count, 'workload')}"), file=sys.stdout)
+    print(escape_control(f"{config}: ok, {format_count(count, 'workload')}"), file=sys.stdout)
     return DONE
 
 
-def inspect(path: str, host: bool) -> tuple[list[Problem], list[tuple[Problem, str]], int]:
+def check_file(path: str, check_host: bool) -> tuple[list[Problem], list[tuple[Problem, str]], int]:
     """Return all problems, all warnings with their reason, and the number of workloads (0 for an unusable file)."""
-    from nsupervisor.config.doubts import DOUBTFUL, doubtful
     from nsupervisor.config.files import read_text
+    from nsupervisor.config.lint import WARNING_HINT, lint_warnings
     from nsupervisor.config.load import ConfigError, parse
-    from nsupervisor.config.positions import scan
+    from nsupervisor.config.positions import scan_positions
 
     try:
         text = read_text(path)  # read once: it may be a pipe
@@ -65,9 +65,9 @@ def inspect(path: str, host: bool) -> tuple[list[Problem], list[tuple[Problem, s
     except ConfigError as error:
         return error.problems, [], 0
     problems: list[Problem] = []
-    positions = scan(text)
-    warnings = [(doubt, DOUBTFUL) for doubt in doubtful(config, positions)]
-    if host:
+    positions = scan_positions(text)
+    warnings = [(doubt, WARNING_HINT) for doubt in lint_warnings(config, positions)]
+    if check_host:
         for problem, warning in _host_problems(config, positions):
             if warning:
                 warnings.append((problem, warning))
@@ -83,15 +83,15 @@ def _host_problems(config: Config, positions: Positions) -> Iterator[tuple[Probl
     from nsupervisor.cgroups.errors import CgroupError
     from nsupervisor.cgroups.host import Host
     from nsupervisor.config.problems import Problem
-    from nsupervisor.service.requirements import unmet
+    from nsupervisor.service.preflight import unmet_requirements
 
     try:
         host = Host.discover()
     except CgroupError as error:
         yield Problem(config.path, 0, "", str(error)), ""
         return
-    yield from unmet(config, positions, host, here=False)
+    yield from unmet_requirements(config, positions, host, runs_here=False)
 
 
-def _object(problem: Problem) -> dict[str, Any]:
+def _as_object(problem: Problem) -> dict[str, Any]:
     return {"line": problem.line or None, "key": problem.key, "message": problem.message, "text": str(problem)}

@@ -9,14 +9,25 @@ import textwrap
 import click
 
 from nsupervisor.cli.options import json_option
-from nsupervisor.cli.output import DONE, FAILED, FAINT, GREEN, RED, YELLOW, coloured, emit_json, has_colour, printable
+from nsupervisor.cli.output import (
+    DONE,
+    FAILED,
+    FAINT,
+    GREEN,
+    RED,
+    YELLOW,
+    colorize,
+    escape_control,
+    has_colour,
+    print_json,
+)
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from nsupervisor.cli.probes import Finding
 
 COLOURS = {"ok": GREEN, "limited": YELLOW, "missing": RED}
-INDENT = 30
+TEXT_INDENT = 30
 
 
 @click.command(short_help="Report what this host offers, and what that means.")
@@ -35,16 +46,16 @@ def doctor(as_json: bool) -> int:
     width = max(shutil.get_terminal_size().columns, 60) if sys.stdout.isatty() else 0
     for title, findings in sections():
         if not as_json:
-            print(coloured(title, FAINT, colour))
+            print(colorize(title, FAINT, colour))
         report[title] = []
         for finding in findings:
             report[title].append(_as_object(finding))
             if finding.essential and finding.state == MISSING:
                 fatal.append(finding)
             if not as_json:
-                print(_line(finding, width, colour))
+                print(_format_finding(finding, width, colour))
     if as_json:
-        emit_json({"ok": not fatal, "sections": report})
+        print_json({"ok": not fatal, "sections": report})
     elif fatal:
         print(f"\nWorkloads cannot be run here: see {', '.join(finding.name for finding in fatal)} above.")
     else:
@@ -57,13 +68,15 @@ def _as_object(finding: Finding) -> dict[str, object]:
         "name": finding.name,
         "state": finding.state,
         "text": finding.text,
-        "instead": finding.instead,
+        "instead": finding.remedy,
         "essential": finding.essential,
     }
 
 
-def _line(finding: Finding, width: int, colour: bool) -> str:
-    text = printable(finding.text + (f". To do: {finding.instead}" if finding.instead else ""))
+def _format_finding(finding: Finding, width: int, colour: bool) -> str:
+    text = escape_control(finding.text + (f". To do: {finding.remedy}" if finding.remedy else ""))
     if width:
-        text = textwrap.fill(text, max(width - INDENT, 30), break_on_hyphens=False).replace("\n", "\n" + " " * INDENT)
-    return f"  {finding.name:<18} {coloured(f'{finding.state:<8}', COLOURS[finding.state], colour)} {text}"
+        text = textwrap.fill(text, max(width - TEXT_INDENT, 30), break_on_hyphens=False).replace(
+            "\n", "\n" + " " * TEXT_INDENT
+        )
+    return f"  {finding.name:<18} {colorize(f'{finding.state:<8}', COLOURS[finding.state], colour)} {text}"

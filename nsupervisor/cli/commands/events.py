@@ -10,8 +10,8 @@ import click
 
 from nsupervisor.api.client import Client
 from nsupervisor.cli.options import json_option, socket_option
-from nsupervisor.cli.output import BOLD, FAINT, RED, YELLOW, coloured, has_colour, printable
-from nsupervisor.cli.records import clock, moment, text
+from nsupervisor.cli.output import BOLD, FAINT, RED, YELLOW, colorize, escape_control, has_colour
+from nsupervisor.cli.records import format_record, format_time, local_time
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def events(
 
     Examples: nsupervisor events -f; nsupervisor events --event action --event exited web
     """
-    line = json.dumps if as_json else Lines(has_colour(sys.stdout)).line
+    line = json.dumps if as_json else RecordLines(has_colour(sys.stdout)).format
     kinds = kinds or (("action",) if actions else ())
     levels = LEVELS[LEVELS.index(level) :] if level else LEVELS
     for record in Client(socket_path).events(names, kinds, follow):
@@ -59,18 +59,18 @@ def events(
             print(line(record), flush=follow)
 
 
-class Lines:
+class RecordLines:
     """Formats records as aligned lines. The column of names grows with the longest one so far."""
 
     def __init__(self, colour: bool) -> None:
         self.colour = colour
         self.width = _FIRST_WIDTH
 
-    def line(self, record: dict[str, Any]) -> str:
+    def format(self, record: dict[str, Any]) -> str:
         """Format a record for people."""
         name = record.get("workload") or record.get("group", "-")
         self.width = max(self.width, len(name))
-        time = coloured(clock(moment(record), datetime.now().astimezone()), FAINT, self.colour)
-        event = coloured(f"{record['event']:<{_EVENT_WIDTH}}", _COLOURS.get(record["level"], ""), self.colour)
-        details = printable(text(record)).replace("\n", " ")
-        return f"{time}  {coloured(f'{name:<{self.width}}', BOLD, self.colour)}  {event}  {details}".rstrip()
+        time = colorize(format_time(local_time(record), datetime.now().astimezone()), FAINT, self.colour)
+        event = colorize(f"{record['event']:<{_EVENT_WIDTH}}", _COLOURS.get(record["level"], ""), self.colour)
+        details = escape_control(format_record(record)).replace("\n", " ")
+        return f"{time}  {colorize(f'{name:<{self.width}}', BOLD, self.colour)}  {event}  {details}".rstrip()

@@ -12,18 +12,18 @@ from datetime import UTC, datetime, timedelta
 import click
 
 from nsupervisor.api.client import Client
-from nsupervisor.cli.logfiles import Reader, opened, wait
+from nsupervisor.cli.log_reader import LogReader, open_log, sleep_until_poll
 from nsupervisor.cli.options import json_option, socket_option
-from nsupervisor.cli.output import BOLD, FAINT, RED, coloured, has_colour, printable, say
-from nsupervisor.cli.records import clock, moment, text
+from nsupervisor.cli.output import BOLD, FAINT, RED, colorize, escape_control, has_colour, print_message
+from nsupervisor.cli.records import format_record, format_time, local_time
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-_STAMP = b'{"timestamp":"'
-_STAMP_LENGTH = len("2026-01-31T12:00:00.000000Z")
+_TIMESTAMP_START = b'{"timestamp":"'
+_TIMESTAMP_LENGTH = len("2026-01-31T12:00:00.000000Z")
 
 
 @click.command(short_help="Show what workloads have written.")
@@ -53,17 +53,19 @@ def logs(
 
     Examples: nsupervisor logs -f web; nsupervisor logs --since 5min --grep 'error|warning' web db
     """
-    start = _time(since) if since else None
-    pattern = _pattern(grep) if grep else None
+    start = _parse_time(since) if since else None
+    pattern = _parse_pattern(grep) if grep else None
     count = number if number is not None else None if since else 100
     sources = []
     for name in names:
         locations = (
-            [_file(name)] if "/" in name else [_place(instance) for instance in Client(socket_path).history(name)]
+            [_locate_file(name)]
+            if "/" in name
+            else [_locate_instance(instance) for instance in Client(socket_path).history(name)]
         )
         for location in locations:
             if isinstance(location, str):
-                say(location)
+                print_message(location)
             else:
                 sources.append(location)
     several = len(sources) > 1
@@ -73,10 +75,10 @@ def logs(
     for source in all_sources:
         try:
             source.open()
-            lines = source.last(count, follow)
+            lines = source.last_lines(count, follow)
         except (OSError, EOFError, zlib.error) as error:  # gzip raises the last two, and OSError without an errno
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            say(f"cannot read {source.path}: {reason}; {_hint(error)}")
+            print_message(f"cannot read {source.path}: {reason}; {_hint(error)}")
             problem = True
             continue
         open_sources.append(source)
@@ -84,30 +86,30 @@ def logs(
             print(line)
     while follow and open_sources:
         sys.stdout.flush()
-        wait()
+        sleep_until_poll()
         for source in open_sources:
-            for line in source.news():
+            for line in source.new_lines():
                 print(line)
     for source in open_sources:
         source.close()
     return 1 if problem else None
 
 
-Place = tuple[str, str, bool]
+LogLocation = tuple[str, str, bool]
 """A file, the instance whose output is wanted ("": everything in the file), and whether it is raw."""
 
 
-def _file(path: str) -> Place:
+def _locate_file(path: str) -> LogLocation:
     raw = True
     try:
-        with opened(path) as file:
-            raw = file.read(len(_STAMP)) != _STAMP
+        with open_log(path) as file:
+            raw = file.read(len(_TIMESTAMP_START)) != _TIMESTAMP_START
     except OSError:
         pass  # opening it again reports the error
     return path, "", raw
 
 
-def _place(instance: dict[str, Any]) -> Place | str:
+def _locate_instance(instance: dict[str, Any]) -> LogLocation | str:
     """Return where an instance's output is; or, if it cannot be read, what to do."""
     name, log = instance["name"], instance["log"]
     if log["file"] is not None:
@@ -130,7 +132,7 @@ def _hint(error: Exception) -> str:
     )
 
 
-def _time(since: str) -> str:
+def _parse_time(since: str) -> str:
     """Return a time in the format of records."""
     from nsupervisor.config.units import parse_duration  # needs attrs, which --help can do without
 
@@ -145,7 +147,7 @@ def _time(since: str) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _pattern(grep: str) -> re.Pattern[str]:
+def _parse_pattern(grep: str) -> re.Pattern[str]:
     try:
         return re.compile(grep)
     except re.error as error:
@@ -174,57 +176,57 @@ class Source:
             raise click.UsageError(
                 f"{path} is raw: its lines have neither times nor fields, so {option} is not available"
             )
-        self.path, self.name, self.raw, self.several = path, name, raw, several
+        self.path, self.name, self.raw, self.has_others = path, name, raw, several
         self.since, self.pattern, self.as_json = since, pattern, as_json
-        self.reader: Reader | None = None
+        self.reader: LogReader | None = None
         self._colour = has_colour(sys.stdout)
         self._now = datetime.now().astimezone()
 
     def open(self) -> None:
         """Open the file. Raises OSError."""
-        self.reader = Reader(self.path)
+        self.reader = LogReader(self.path)
 
     def close(self) -> None:
         """Close the file of this source."""
         assert self.reader is not None
         self.reader.close()
 
-    def last(self, count: int | None, follow: bool) -> list[str]:
+    def last_lines(self, count: int | None, follow: bool) -> list[str]:
         """Return the last lines, oldest first; None: all. If nothing follows, an incomplete line counts as a line."""
         assert self.reader is not None
         lines: list[str] = []
-        for line in self.reader.backwards(ended=not follow):
+        for line in self.reader.read_backwards(is_complete=not follow):
             if count == 0:
                 break
-            if self.since and line.startswith(_STAMP) and self._stamp(line) < self.since:
+            if self.since and line.startswith(_TIMESTAMP_START) and self._timestamp(line) < self.since:
                 break
-            if (shown := self._shown(line)) is not None:
+            if (shown := self._format(line)) is not None:
                 lines.append(shown)
                 if len(lines) == count:
                     break
         return lines[::-1]
 
-    def news(self) -> Iterator[str]:
+    def new_lines(self) -> Iterator[str]:
         """Yield the lines that have been added since the last call."""
         assert self.reader is not None
-        for line in self.reader.news():
-            if (shown := self._shown(line)) is not None:
+        for line in self.reader.read_new_lines():
+            if (shown := self._format(line)) is not None:
                 yield shown
 
-    def _stamp(self, line: bytes) -> str:
-        return line[len(_STAMP) : len(_STAMP) + _STAMP_LENGTH].decode("latin-1")
+    def _timestamp(self, line: bytes) -> str:
+        return line[len(_TIMESTAMP_START) : len(_TIMESTAMP_START) + _TIMESTAMP_LENGTH].decode("latin-1")
 
-    def _shown(self, line: bytes) -> str | None:
+    def _format(self, line: bytes) -> str | None:
         if self.raw:
             words = line.decode("utf-8", "replace")
             if self.pattern is not None and not self.pattern.search(words):
                 return None
-            return self._headed(printable(words) if sys.stdout.isatty() else words)
+            return self._with_name(escape_control(words) if sys.stdout.isatty() else words)
         try:
             record = json.loads(line)
             if record["event"] not in ("output", "dropped") or (self.name and record.get("workload") != self.name):
                 return None
-            message = record["message"] if record["event"] == "output" else text(record)
+            message = record["message"] if record["event"] == "output" else format_record(record)
         except (ValueError, KeyError, TypeError):
             return None  # the file of the stream may contain lines of other programs
         fields = record.get("fields")
@@ -233,15 +235,17 @@ class Source:
             return None
         if self.as_json:
             return line.decode("utf-8", "replace")
-        time = coloured(clock(moment(record), self._now), FAINT, self._colour)
+        time = colorize(format_time(local_time(record), self._now), FAINT, self._colour)
         end = "…" if record.get("partial") else ""
         duplicate_mark = "(again) " if record.get("duplicate") else ""
-        shown = coloured(
-            f"{duplicate_mark}{printable(words)}{end}", RED if record.get("stream") == "stderr" else "", self._colour
+        shown = colorize(
+            f"{duplicate_mark}{escape_control(words)}{end}",
+            RED if record.get("stream") == "stderr" else "",
+            self._colour,
         )
-        return self._headed(f"{time}  {shown}")
+        return self._with_name(f"{time}  {shown}")
 
-    def _headed(self, line: str) -> str:
-        if not self.several:
+    def _with_name(self, line: str) -> str:
+        if not self.has_others:
             return line
-        return f"{coloured(f'{self.name or os.path.basename(self.path):<10}', BOLD, self._colour)}  {line}"
+        return f"{colorize(f'{self.name or os.path.basename(self.path):<10}', BOLD, self._colour)}  {line}"

@@ -18,11 +18,11 @@ from nsupervisor.cli.output import (
     RED,
     USAGE,
     YELLOW,
-    coloured,
-    emit_json,
+    colorize,
+    escape_control,
     has_colour,
-    printable,
-    say,
+    print_json,
+    print_message,
 )
 
 TYPE_CHECKING = False  # importing typing takes time
@@ -47,13 +47,13 @@ def plan(socket_path: str, as_json: bool, config: str) -> int:
     compared with nothing.
     """
     try:
-        result = _request_plan(socket_path, read(config))
+        result = _request_plan(socket_path, read_source(config))
     except WrongFileError as error:
-        return refuse(error, as_json)
+        return print_problems(error, as_json)
     if as_json:
-        emit_json(result)
+        print_json(result)
     else:
-        print("\n".join(lines(result, has_colour(sys.stdout))))
+        print("\n".join(plan_lines(result, has_colour(sys.stdout))))
     return DONE
 
 
@@ -62,11 +62,11 @@ def _request_plan(socket_path: str, source: dict[str, str]) -> dict[str, Any]:
         return Client(socket_path).plan(source)
     except NoSupervisorError as error:
         result = _plan_alone(source)
-        say(f"{error}; until then, this is what its start would do")
+        print_message(f"{error}; until then, this is what its start would do")
         return result
 
 
-def read(config: str) -> dict[str, str]:
+def read_source(config: str) -> dict[str, str]:
     """Return the source to send for a file.
 
     The file is read here, with the caller's permissions; it may be a pipe. Raises WrongFileError.
@@ -80,21 +80,21 @@ def read(config: str) -> dict[str, str]:
         raise _to_wrong_file(error) from None
 
 
-def refuse(error: WrongFileError, as_json: bool) -> int:
+def print_problems(error: WrongFileError, as_json: bool) -> int:
     """Print each problem; return the exit status."""
     if as_json:
-        emit_json({"ok": False, "problems": error.answer["problems"]})
+        print_json({"ok": False, "problems": error.answer["problems"]})
     else:
-        say(str(error))
+        print_message(str(error))
     return USAGE
 
 
 def _plan_alone(source: dict[str, str]) -> dict[str, Any]:
     from nsupervisor.config.load import ConfigError, parse
-    from nsupervisor.core.plan import plan as make_plan
+    from nsupervisor.core.reload.plan import make_plan as make_plan
 
     try:
-        return make_plan(None, parse(source["text"], source["path"]), ()).plain(source["path"])
+        return make_plan(None, parse(source["text"], source["path"]), ()).to_json(source["path"])
     except ConfigError as error:
         raise _to_wrong_file(error) from None
 
@@ -108,26 +108,26 @@ def _to_wrong_file(error: ConfigError) -> WrongFileError:
     return WrongFileError({"error": str(error), "problems": problems})
 
 
-def lines(result: dict[str, Any], colour: bool) -> Iterator[str]:
+def plan_lines(result: dict[str, Any], colour: bool) -> Iterator[str]:
     """Format a plan for people."""
     steps = result["steps"]
     width = max((len(step["name"]) for step in steps), default=0)
     for step in steps:
-        do = coloured(f"{step['do']:<7}", COLOURS[step["do"]], colour)
-        name = coloured(f"{step['name']:<{width}}", BOLD, colour)
-        yield f"{name}  {do}  {printable(step['why'])}".rstrip()
+        do = colorize(f"{step['do']:<7}", COLOURS[step["do"]], colour)
+        name = colorize(f"{step['name']:<{width}}", BOLD, colour)
+        yield f"{name}  {do}  {escape_control(step['why'])}".rstrip()
         for change in step["changes"]:
-            yield f"{'':<{width}}    {printable(difference(change))}"
+            yield f"{'':<{width}}    {escape_control(format_change(change))}"
     for change in result["groups"]:
-        yield printable(difference(change))
+        yield escape_control(format_change(change))
     for change in result["service"]:
         when = "" if change["live"] else "; counts when the service starts the next time"
-        yield printable(f"supervisor.{difference(change)}{when}")
+        yield escape_control(f"supervisor.{format_change(change)}{when}")
     counts = {do: sum(step["do"] == do for step in steps) for do in COLOURS}
     yield ", ".join(f"{count} {do}" for do, count in counts.items() if count) or "no workloads"
 
 
-def difference(change: dict[str, Any]) -> str:
+def format_change(change: dict[str, Any]) -> str:
     """Format one changed key: `resources.memory_max: "64M" → "128M"`, `environment.TOKEN: changed`."""
     if change["how"] == "contents":
         return f"{change['key']}: the contents differ"

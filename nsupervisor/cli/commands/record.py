@@ -11,49 +11,60 @@ from contextlib import nullcontext
 import click
 
 from nsupervisor.api.client import Client
-from nsupervisor.cli.commands.stats import seconds
+from nsupervisor.cli.commands.stats import parse_interval
 from nsupervisor.cli.options import socket_option
-from nsupervisor.cli.output import DONE, FAILED, duration, plural, say, size
+from nsupervisor.cli.output import DONE, FAILED, format_count, format_duration, format_size, print_message
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import IO
 
-_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "": 1}
-_LENGTHS = {"s": 1, "min": 60, "h": 3600, "": 1}
+_SIZE_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "": 1}
+_DURATION_UNITS = {"s": 1, "min": 60, "h": 3600, "": 1}
 
 
-def _length(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+def _parse_duration(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
     """Parse a length of time ("90s", "10min", "1h") to seconds."""
     if value is None:
         return None
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(s|min|h|)", value, re.ASCII)
     if not match or not float(match[1]):
         raise click.BadParameter(f'"{value}" is not a length of time; write for example "10min" or "90s"')
-    return float(match[1]) * _LENGTHS[match[2]]
+    return float(match[1]) * _DURATION_UNITS[match[2]]
 
 
-def _size(ctx: click.Context, param: click.Parameter, value: str) -> int:
+def _parse_size(ctx: click.Context, param: click.Parameter, value: str) -> int:
     """Parse a size ("64M") to bytes."""
     match = re.fullmatch(r"([0-9]+)([KMG]?)", value, re.ASCII)
     if not match or not int(match[1]):
         raise click.BadParameter(f'"{value}" is not a size; write for example "64M"')
-    return int(match[1]) * _UNITS[match[2]]
+    return int(match[1]) * _SIZE_UNITS[match[2]]
 
 
-def _opened(file: str) -> AbstractContextManager[IO[bytes]]:
+def _open_output(file: str) -> AbstractContextManager[IO[bytes]]:
     return nullcontext(sys.stdout.buffer) if file == "-" else open(file, "wb")
 
 
 @click.command(short_help="Record a trace of what happens to workloads.")
 @socket_option
-@click.option("--for", "length", callback=_length, metavar="TIME", help="End after this time; else at Ctrl-C.")
+@click.option("--for", "length", callback=_parse_duration, metavar="TIME", help="End after this time; else at Ctrl-C.")
 @click.option(
-    "--max-size", "most", callback=_size, default="64M", show_default=True, metavar="SIZE", help="End at this size."
+    "--max-size",
+    "most",
+    callback=_parse_size,
+    default="64M",
+    show_default=True,
+    metavar="SIZE",
+    help="End at this size.",
 )
 @click.option(
-    "--interval", callback=seconds, default="250ms", show_default=True, metavar="TIME", help="Time between two samples."
+    "--interval",
+    callback=parse_interval,
+    default="250ms",
+    show_default=True,
+    metavar="TIME",
+    help="Time between two samples.",
 )
 @click.option(
     "--all/--seen",
@@ -84,11 +95,13 @@ def record(
     first = next(lines, b"")  # before the file is made: there may be no service
     count, written, last = 0, len(first) + 1, first
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with _opened(file) as out:
+    with _open_output(file) as out:
         out.write(first + b"\n")
         out.flush()
         if file != "-":
-            say(f"recording {plural(len(json.loads(first)['workloads']), 'instance')} to {file}; Ctrl-C ends it")
+            print_message(
+                f"recording {format_count(len(json.loads(first)['workloads']), 'instance')} to {file}; Ctrl-C ends it"
+            )
         try:
             for line in lines:
                 out.write(line + b"\n")
@@ -101,5 +114,8 @@ def record(
     length = end.get("t", 0.0) - json.loads(first)["clock"]["monotonic"]
     reason = end.get("end", "")
     if file != "-":
-        say(f"{file}: {plural(count, 'line')}, {size(written)}, {duration(max(length, 0))}; {reason or 'cut off'}")
+        print_message(
+            f"{file}: {format_count(count, 'line')}, {format_size(written)}, {format_duration(max(length, 0))}; "
+            f"{reason or 'cut off'}"
+        )
     return DONE if reason and reason != "the reader is too slow" else FAILED

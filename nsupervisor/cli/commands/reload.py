@@ -8,9 +8,9 @@ import sys
 import click
 
 from nsupervisor.api.client import Client, WrongFileError
-from nsupervisor.cli.commands.plan import lines, read, refuse
+from nsupervisor.cli.commands.plan import plan_lines, print_problems, read_source
 from nsupervisor.cli.options import json_option, socket_option
-from nsupervisor.cli.output import DONE, FAILED, GREEN, coloured, emit_json, has_colour, printable, say
+from nsupervisor.cli.output import DONE, FAILED, GREEN, colorize, escape_control, has_colour, print_json, print_message
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
@@ -33,41 +33,41 @@ def reload(socket_path: str, dry_run: bool, as_json: bool, config: str | None) -
     """
     client = Client(socket_path)
     try:
-        source = read(config) if config is not None else {}
+        source = read_source(config) if config is not None else {}
         if dry_run:
             result = client.plan(source)
-            emit_json(result) if as_json else print("\n".join(lines(result, has_colour(sys.stdout))))
+            print_json(result) if as_json else print("\n".join(plan_lines(result, has_colour(sys.stdout))))
             return DONE
-        return _follow(client, source, as_json)
+        return _follow_reload(client, source, as_json)
     except WrongFileError as error:
-        return refuse(error, as_json)
+        return print_problems(error, as_json)
 
 
-def _follow(client: Client, source: dict[str, str], as_json: bool) -> int:
+def _follow_reload(client: Client, source: dict[str, str], as_json: bool) -> int:
     try:
         for message in client.reload(source):
             if as_json:
                 print(json.dumps(message), flush=True)
             else:
-                _show(message)
+                _print_message(message)
             if message["event"] == "end":
                 return DONE if message["ok"] else FAILED
     except KeyboardInterrupt:
-        say("interrupted; the service finishes what it has begun: nsupervisor events -f")
+        print_message("interrupted; the service finishes what it has begun: nsupervisor events -f")
         raise
-    say("the supervisor ended before all was done")
+    print_message("the supervisor ended before all was done")
     return FAILED
 
 
-def _show(message: dict[str, Any]) -> None:
+def _print_message(message: dict[str, Any]) -> None:
     colour = has_colour(sys.stdout)
     if message["event"] == "plan":
-        print("\n".join(lines(message, colour)), flush=True)
+        print("\n".join(plan_lines(message, colour)), flush=True)
     elif message["event"] == "done":
         text = f"{message['name']}: {message['do']}: {message['state']}" + (
             f", {message['message']}" if message["message"] else ""
         )
         if message["ok"]:
-            print(coloured(printable(text), GREEN, colour), flush=True)
+            print(colorize(escape_control(text), GREEN, colour), flush=True)
         else:
-            say(f"{text}; more with: nsupervisor why {message['name']}")
+            print_message(f"{text}; more with: nsupervisor why {message['name']}")

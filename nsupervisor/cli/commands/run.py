@@ -16,13 +16,13 @@ def run(supervise_self: bool, trial: bool, config: str) -> int:
     Workloads that a supervisor has left running when it died are taken over.
     """
     if supervise_self:
-        from nsupervisor.cli.respawn import respawn
+        from nsupervisor.cli.supervise_self import respawn
 
         return respawn(["run", "--", config])
     from nsupervisor.service.run import main
 
     if trial:
-        from nsupervisor.service.upgrade import trial as show
+        from nsupervisor.service.recovery.upgrade import run_trial as show
 
         return show(config)
     return main(config)

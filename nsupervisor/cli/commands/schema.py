@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from nsupervisor.cli.output import emit_json
+from nsupervisor.cli.output import print_json
 
 
 @click.command(short_help="Describe configuration, log or API for machines.")
@@ -20,13 +20,13 @@ def schema(what: str) -> None:
     if what == "config":
         from nsupervisor.config.schema import schema as describe
     elif what == "log":
-        describe = _log
+        describe = _log_schema
     else:
         from nsupervisor.api.routes import openapi as describe
-    emit_json(describe())
+    print_json(describe())
 
 
-def _log() -> dict[str, object]:
+def _log_schema() -> dict[str, object]:
     """Load the schema from its file, because importing `nsupervisor.logs.record` imports the event loop."""
     import json
     import os

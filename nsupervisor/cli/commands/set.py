@@ -7,7 +7,7 @@ import re
 
 import click
 
-from nsupervisor.cli.commands.control import NAMES, ask
+from nsupervisor.cli.commands.control import NAMES_HELP, run_command
 from nsupervisor.cli.options import json_option, socket_option
 
 TYPE_CHECKING = False  # importing typing takes time
@@ -24,7 +24,7 @@ _LIST_KEYS = ("cpuset_cpus", "cpuset_mems")
     help="Change workloads' limits, while they run or not: those of [workload.NAME.resources], by the same keys and "
     "with the same values. For each workload all of them are set, or none. They last until the supervisor ends; with "
     "--persist they are written into its configuration file, too, which otherwise stays as it is."
-    + NAMES
+    + NAMES_HELP
     + '\n\n    VALUE is text, a number, true or false, or TOML: [{ device = "/srv", rbps = "10M" }]. "max" is no limit.'
     + "\n\n    Examples: nsupervisor set web memory_max=1G pids_max=64; nsupervisor set 'batch*' cpu_weight=idle",
 )
@@ -46,11 +46,13 @@ def set(socket_path: str, as_json: bool, persist: bool, arguments: tuple[str, ..
         if dot and table == "unified":
             resources.setdefault("unified", {})[file] = text
         else:
-            resources[key] = value(key, text)
-    return ask(socket_path, as_json, "set", names, resources=resources, **({"persist": True} if persist else {}))
+            resources[key] = parse_value(key, text)
+    return run_command(
+        socket_path, as_json, "set", names, resources=resources, **({"persist": True} if persist else {})
+    )
 
 
-def value(key: str, text: str) -> Any:
+def parse_value(key: str, text: str) -> Any:
     """Convert a text from the command line to a JSON value: "64" → 64, "true" → True, "1G" → "1G"."""
     if text in ("true", "false"):
         return text == "true"

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-KINDS = {
+NAMESPACE_HELP = {
     "pid": "Its own process numbers, and mounts with a /proc that shows them.",
     "mount": "Its own mounts.",
     "uts": "Its own host name.",
@@ -19,18 +19,18 @@ KINDS = {
     "cgroup": "Its own cgroup is the root of those it sees.",
     "time": "Its own monotonic and boot-time clocks.",
 }
-OCI = {"net": "network"}
+OCI_NAMES = {"net": "network"}
 """The OCI names of namespaces whose option has another name."""
 
 
-def _kind_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    for name, text in reversed(KINDS.items()):
-        function = click.option(f"--{name}", OCI.get(name, name), is_flag=True, help=text)(function)
+def _namespace_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for name, text in reversed(NAMESPACE_HELP.items()):
+        function = click.option(f"--{name}", OCI_NAMES.get(name, name), is_flag=True, help=text)(function)
     return function
 
 
 @click.command(short_help="Run a command in new namespaces.", context_settings={"allow_interspersed_args": False})
-@_kind_options
+@_namespace_options
 @click.option("--hostname", metavar="NAME", help="Its host name; brings --uts.")
 @click.argument("command", metavar="[--] [COMMAND]...", nargs=-1, type=click.UNPROCESSED)
 def shell(command: tuple[str, ...], hostname: str | None, **kinds: bool) -> int:
@@ -39,7 +39,7 @@ def shell(command: tuple[str, ...], hostname: str | None, **kinds: bool) -> int:
     A user other than root becomes root in a user namespace around it. The exit status is the command's; 128 + N if
     signal N ended it; 127 if it is not found, 126 if it cannot be executed.
     """
-    from nsupervisor.cli.shell import shell as run
+    from nsupervisor.cli.namespace_shell import run_in_namespaces as run
 
     wanted = [name for name, chosen in kinds.items() if chosen]
     if hostname is not None and "uts" not in wanted:

@@ -10,16 +10,27 @@ from itertools import zip_longest
 import click
 
 from nsupervisor.cli.options import json_option
-from nsupervisor.cli.output import DONE, FAINT, USAGE, YELLOW, coloured, emit_json, has_colour, plural, say, table
-from nsupervisor.cli.records import span, text
+from nsupervisor.cli.output import (
+    DONE,
+    FAINT,
+    USAGE,
+    YELLOW,
+    colorize,
+    format_count,
+    format_table,
+    has_colour,
+    print_json,
+    print_message,
+)
+from nsupervisor.cli.records import format_record, format_span
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any
 
-    from nsupervisor.core.beside import Row
-    from nsupervisor.core.replay import Result
+    from nsupervisor.core.replay.compare import ComparisonRow
+    from nsupervisor.core.replay.simulate import SimulationResult
 
 HEADS = ("TIME", "WORKLOAD", "WHAT WAS DONE", "WHAT WOULD HAVE BEEN DONE")
 AS_RECORDED = "the same"
@@ -42,76 +53,78 @@ def simulate(as_json: bool, seed: int, steps: bool, config: str, trace: str) -> 
     """
     from nsupervisor.config.files import read_text
     from nsupervisor.config.load import ConfigError, parse
-    from nsupervisor.core.replay import simulate as replay
-    from nsupervisor.core.trace import TraceError, read
+    from nsupervisor.core.replay.simulate import simulate as replay
+    from nsupervisor.core.replay.trace import TraceError, parse_trace
 
     try:
         parsed_config = parse(read_text(config), config)
         with open(trace, "rb") as file:
-            recorded = read(file.read(), trace)
+            recorded = parse_trace(file.read(), trace)
     except ConfigError as error:
         for problem in error.problems:
-            say(str(problem))
+            print_message(str(problem))
         return USAGE
     except (TraceError, OSError) as error:
-        say(str(error) if isinstance(error, TraceError) else f"cannot read {trace}: {error.strerror}")
+        print_message(str(error) if isinstance(error, TraceError) else f"cannot read {trace}: {error.strerror}")
         return USAGE
     result = replay(parsed_config, recorded, seed)
     if as_json:
-        emit_json(as_object(result))
+        print_json(result_object(result))
         return DONE
     for warning in result.warnings:
-        say(warning)
+        print_message(warning)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    print("\n".join(lines(result, steps, width, has_colour(sys.stdout))))
+    print("\n".join(comparison_lines(result, steps, width, has_colour(sys.stdout))))
     return DONE
 
 
-def as_object(result: Result) -> dict[str, Any]:
+def result_object(result: SimulationResult) -> dict[str, Any]:
     """Return the object that --json prints."""
     from nsupervisor.wire import by_wire_name
 
     return {
-        "seconds": result.seconds,
-        "same": same(result),
-        "parted": dict(result.parted),
+        "seconds": result.duration_s,
+        "same": is_same(result),
+        "parted": dict(result.diverged_at),
         "warnings": list(result.warnings),
         "rows": [by_wire_name(row) for row in result.rows],
     }
 
 
-def same(result: Result) -> bool:
+def is_same(result: SimulationResult) -> bool:
     """Return whether the simulation has the same actions, at the same times, and no others."""
-    return all(row.same for row in result.rows)
+    return all(row.is_same for row in result.rows)
 
 
-def lines(result: Result, steps: bool, width: int, colour: bool) -> Iterator[str]:
+def comparison_lines(result: SimulationResult, steps: bool, width: int, colour: bool) -> Iterator[str]:
     """Yield the table, and the summary."""
-    shown = [row for row in result.rows if steps or not _a_step(row)]
+    shown = [row for row in result.rows if steps or not _is_step(row)]
 
     def paint(column: int, value: str, padded: str) -> str:
         faint = column in (-1, 0) or value == AS_RECORDED
-        return coloured(padded, FAINT if faint else YELLOW if value.startswith("~") else "", colour)
+        return colorize(padded, FAINT if faint else YELLOW if value.startswith("~") else "", colour)
 
-    cells = [(f"{row.at:+.3f}", row.workload, words(row.recorded), would(row)) for row in shown]
+    cells = [(f"{row.time_s:+.3f}", row.workload, action_text(row.recorded), simulated_text(row)) for row in shown]
     if cells:
-        yield from table(HEADS, [part for row in cells for part in wrapped(row, cells, width)], right=(0,), paint=paint)
+        yield from format_table(
+            HEADS, [part for row in cells for part in wrap_row(row, cells, width)], right=(0,), paint=paint
+        )
         yield ""
     recorded = sum(row.recorded is not None for row in shown)
     common = sum(row.recorded is not None and row.simulated is not None for row in shown)
     added = sum(row.recorded is None for row in shown)
-    summary = f"{span(result.seconds)}: {plural(recorded, 'action')} recorded"
-    if same(result):
+    summary = f"{format_span(result.duration_s)}: {format_count(recorded, 'action')} recorded"
+    if is_same(result):
         yield f"{summary}; this configuration would have done the same"
     else:
         yield f"{summary}, {common} of them would have been done, and {added} others"
-    alone = result.parted.keys() - result.groups
-    for name, since in result.parted.items():
+    alone = result.diverged_at.keys() - result.groups
+    for name, since in result.diverged_at.items():
         subject = "its life" if name in alone else "a member's life"
         yield f"{name}: from {since:+.3f} on a guess (~): {subject} would have differed from the recorded one"
 
 
-def wrapped(row: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[Sequence[str]]:
+def wrap_row(row: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[Sequence[str]]:
     """Split a row into several, so that both sides fit into `width`; 0: do not split."""
     room = (
         width
@@ -123,28 +136,28 @@ def wrapped(row: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> It
         yield (*(row[:2] if i == 0 else ("", "")), left, right)
 
 
-def _a_step(row: Row) -> bool:
+def _is_step(row: ComparisonRow) -> bool:
     """Return whether the action only carries out the decision of another row."""
     action = row.recorded or row.simulated or {}
     return "cause" not in action and action["action"] in ("signal", "kill", "freeze", "thaw")
 
 
-def would(row: Row) -> str:
+def simulated_text(row: ComparisonRow) -> str:
     """Format the right side of a row."""
     if row.simulated is None:
         return "-"
-    if row.same:
+    if row.is_same:
         return AS_RECORDED
-    time_suffix = "" if row.simulated_at in (None, row.at) else f" (at {row.simulated_at:+.3f})"
-    return ("~ " if row.after else "") + words(row.simulated) + time_suffix
+    time_suffix = "" if row.simulated_time_s in (None, row.time_s) else f" (at {row.simulated_time_s:+.3f})"
+    return ("~ " if row.diverged else "") + action_text(row.simulated) + time_suffix
 
 
-def words(action: dict[str, Any] | None) -> str:
+def action_text(action: dict[str, Any] | None) -> str:
     """Format an action as `events` does."""
     if action is None:
         return "-"
     if "cause" in action:
-        return text({"event": "action", **action})
+        return format_record({"event": "action", **action})
     number = f" generation {action['generation']}" if action["action"] == "start" else ""
-    delay = f" {span(action['delay_sec'])}" if "delay_sec" in action else ""
+    delay = f" {format_span(action['delay_sec'])}" if "delay_sec" in action else ""
     return f"{action['action']}{number}{delay}: {action['why']}"

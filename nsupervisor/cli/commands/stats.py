@@ -13,8 +13,8 @@ import click
 from nsupervisor.api.client import Client
 from nsupervisor.cli.commands.status import COLOURS
 from nsupervisor.cli.options import json_option, socket_option
-from nsupervisor.cli.output import FAINT, coloured, emit_json, has_colour, table
-from nsupervisor.cli.rates import HEADS, SORTS, cells, rates, sort
+from nsupervisor.cli.output import FAINT, colorize, format_table, has_colour, print_json
+from nsupervisor.cli.rates import HEADS, SORT_COLUMNS, compute_rates, sort_instances, table_cells
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "min": 60.0}
 
 
-def seconds(ctx: click.Context, param: click.Parameter, value: str) -> float:
+def parse_interval(ctx: click.Context, param: click.Parameter, value: str) -> float:
     """Parse a length of time ("1s", "500ms", "2min", "1.5") to seconds."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|min|)", value, re.ASCII)
     number = float(match[1]) * _UNITS[match[2]] if match else 0.0
@@ -33,7 +33,12 @@ def seconds(ctx: click.Context, param: click.Parameter, value: str) -> float:
 
 
 interval_option = click.option(
-    "--interval", callback=seconds, default="1s", show_default=True, metavar="TIME", help="Time between two samples."
+    "--interval",
+    callback=parse_interval,
+    default="1s",
+    show_default=True,
+    metavar="TIME",
+    help="Time between two samples.",
 )
 
 
@@ -42,7 +47,7 @@ interval_option = click.option(
 @json_option
 @click.option("--follow", is_flag=True, help="Repeat until Ctrl-C.")
 @interval_option
-@click.option("--sort", "by", type=click.Choice(list(SORTS)), help="The largest first; else as configured.")
+@click.option("--sort", "by", type=click.Choice(list(SORT_COLUMNS)), help="The largest first; else as configured.")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 def stats(
     socket_path: str, as_json: bool, follow: bool, interval: float, by: str | None, names: tuple[str, ...]
@@ -61,24 +66,24 @@ def stats(
     while first or follow:
         time.sleep(interval)
         after = client.stats(names)
-        measured = rates(before, after)
-        measured = sort(measured, by) if by else measured
+        measured = compute_rates(before, after)
+        measured = sort_instances(measured, by) if by else measured
         before = after
         if as_json and follow:
             print(json.dumps(measured), flush=True)
         elif as_json:
-            emit_json(measured)
+            print_json(measured)
         else:
-            print("\n".join([*([] if first else [""]), *lines(measured)]), flush=follow)
+            print("\n".join([*([] if first else [""]), *table_lines(measured)]), flush=follow)
         first = False
 
 
-def lines(measured: list[dict[str, Any]]) -> list[str]:
+def table_lines(measured: list[dict[str, Any]]) -> list[str]:
     """Return the table, as wide as standard output permits."""
     colour = has_colour(sys.stdout)
 
     def paint(column: int, value: str, padded: str) -> str:
-        return coloured(padded, FAINT if column == -1 else COLOURS.get(value, "") if column == 1 else "", colour)
+        return colorize(padded, FAINT if column == -1 else COLOURS.get(value, "") if column == 1 else "", colour)
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    return table(HEADS, map(cells, measured), right=range(2, len(HEADS)), width=width, paint=paint)
+    return format_table(HEADS, map(table_cells, measured), right=range(2, len(HEADS)), width=width, paint=paint)

@@ -16,13 +16,13 @@ from nsupervisor.cli.output import (
     GREEN,
     RED,
     YELLOW,
-    coloured,
-    duration,
-    emit_json,
+    colorize,
+    escape_control,
+    format_duration,
+    format_size,
+    format_table,
     has_colour,
-    printable,
-    size,
-    table,
+    print_json,
 )
 
 TYPE_CHECKING = False  # importing typing takes time
@@ -63,63 +63,67 @@ def status(socket_path: str, as_json: bool, only_groups: bool, names: tuple[str,
     needs_groups = only_groups or (not as_json and (group_names or not names))
     groups = client.groups(group_names) if needs_groups else []
     if as_json:
-        emit_json(groups if only_groups else instances)
+        print_json(groups if only_groups else instances)
     elif names:
-        sections = [group_details(item, colour) for item in groups] + [details(item, colour) for item in instances]
+        sections = [format_group_details(item, colour) for item in groups] + [
+            format_details(item, colour) for item in instances
+        ]
         print("\n\n".join(sections))
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-        lines = [] if only_groups else overview(instances, width, colour)
+        lines = [] if only_groups else overview_lines(instances, width, colour)
         if groups:
-            lines += ["" for _ in lines[:1]] + group_overview(groups, width, colour)
+            lines += ["" for _ in lines[:1]] + group_overview_lines(groups, width, colour)
         print("\n".join(lines))
 
 
-def overview(instances: Iterable[dict[str, Any]], width: int, colour: bool) -> list[str]:
+def overview_lines(instances: Iterable[dict[str, Any]], width: int, colour: bool) -> list[str]:
     """Return the lines of the workloads' table."""
 
     def paint(column: int, value: str, padded: str) -> str:
         if column == -1:
-            return coloured(padded, FAINT, colour)
-        return coloured(padded, COLOURS.get(value, "") if column == 1 else "", colour)
+            return colorize(padded, FAINT, colour)
+        return colorize(padded, COLOURS.get(value, "") if column == 1 else "", colour)
 
     rows = [
         (
             instance["name"],
             instance["state"],
             "-" if instance["pid"] is None else str(instance["pid"]),
-            duration(instance["uptime_sec"]),
+            format_duration(instance["uptime_sec"]),
             str(instance["restarts"]),
-            _with_limit(size(instance["memory_current"]), instance["memory_max"] and size(instance["memory_max"])),
+            _with_limit(
+                format_size(instance["memory_current"]), instance["memory_max"] and format_size(instance["memory_max"])
+            ),
             _with_limit(_number(instance["pids_current"]), instance["pids_max"]),
             instance["reason"],
         )
         for instance in instances
     ]
-    return table(HEADS, rows, right=range(2, 7), width=width, paint=paint)
+    return format_table(HEADS, rows, right=range(2, 7), width=width, paint=paint)
 
 
-def group_overview(groups: Iterable[dict[str, Any]], width: int, colour: bool) -> list[str]:
+def group_overview_lines(groups: Iterable[dict[str, Any]], width: int, colour: bool) -> list[str]:
     """Return the lines of the groups' table."""
 
     def paint(column: int, value: str, padded: str) -> str:
-        return coloured(padded, FAINT if column == -1 else "", colour)
+        return colorize(padded, FAINT if column == -1 else "", colour)
 
     rows = [
         (
             group["name"],
             str(len(group["members"])),
-            _with_limit(size(group["memory_current"]), group["memory_max"] and size(group["memory_max"])),
+            _with_limit(format_size(group["memory_current"]), group["memory_max"] and format_size(group["memory_max"])),
             _with_limit(_number(group["pids_current"]), group["pids_max"]),
             "-" if group["memory_pressure_avg10"] is None else f"{group['memory_pressure_avg10']:.1f}%",
             ", ".join(group["members"]),
         )
         for group in groups
     ]
-    return table(GROUP_HEADS, rows, right=range(1, 5), width=width, paint=paint)
+    return format_table(GROUP_HEADS, rows, right=range(1, 5), width=width, paint=paint)
 
 
-def group_details(group: dict[str, Any], colour: bool) -> str:
+def format_group_details(group: dict[str, Any], colour: bool) -> str:
     """Format everything about one group."""
     cpu = "-" if group["cpu_usage_usec"] is None else f"{group['cpu_usage_usec'] / 1e6:.3f} s"
     pressure = group["memory_pressure_avg10"]
@@ -130,7 +134,9 @@ def group_details(group: dict[str, Any], colour: bool) -> str:
         (
             "memory",
             _with_limit(
-                size(group["memory_current"]), size(group["memory_max"]) if group["memory_max"] else "no limit", " of "
+                format_size(group["memory_current"]),
+                format_size(group["memory_max"]) if group["memory_max"] else "no limit",
+                " of ",
             ),
         ),
         ("pressure", "" if pressure is None else f"{pressure:.1f}% of the last 10 s all waited for memory"),
@@ -138,43 +144,43 @@ def group_details(group: dict[str, Any], colour: bool) -> str:
         ("cpu time", cpu),
         ("cgroup", group["cgroup"]),
     ]
-    shown = (f"  {name:<11} {printable(text)}" for name, text in lines if text)
-    return "\n".join([coloured(printable(group["name"]), BOLD, colour), *shown])
+    shown = (f"  {name:<11} {escape_control(text)}" for name, text in lines if text)
+    return "\n".join([colorize(escape_control(group["name"]), BOLD, colour), *shown])
 
 
-def details(instance: dict[str, Any], colour: bool) -> str:
+def format_details(instance: dict[str, Any], colour: bool) -> str:
     """Format everything about one instance."""
     uptime = ""
     if instance["uptime_sec"] is not None:  # the uptime of the program, even if the state has changed since
-        since = duration(instance["uptime_sec"])
+        since = format_duration(instance["uptime_sec"])
         uptime = f", for {since}" if instance["state"] in ("running", "ready") else f"; started {since} ago"
     ready = ", ready" if instance["ready"] and instance["state"] not in ("ready", "running") else ""
     cpu = "-" if instance["cpu_usage_usec"] is None else f"{instance['cpu_usage_usec'] / 1e6:.3f} s"
     lines = [
-        ("state", coloured(instance["state"], COLOURS.get(instance["state"], ""), colour) + uptime + ready),
+        ("state", colorize(instance["state"], COLOURS.get(instance["state"], ""), colour) + uptime + ready),
         ("reason", instance["reason"]),
         ("pid", _number(instance["pid"])),
         ("starts", f"{instance['generation']}, {instance['restarts']} of them restarts"),
         (
             "memory",
             _with_limit(
-                size(instance["memory_current"]),
-                size(instance["memory_max"]) if instance["memory_max"] else "no limit",
+                format_size(instance["memory_current"]),
+                format_size(instance["memory_max"]) if instance["memory_max"] else "no limit",
                 " of ",
             ),
         ),
         ("processes", _with_limit(_number(instance["pids_current"]), instance["pids_max"] or "no limit", " of ")),
         ("cpu time", cpu),
-        ("last exit", exit_text(instance["last_exit"])),
-        ("last event", event_text(instance["last_event"])),
+        ("last exit", format_last_exit(instance["last_exit"])),
+        ("last event", format_event(instance["last_event"])),
         ("cgroup", instance["cgroup"]),
     ]
-    head = coloured(printable(instance["name"]), BOLD, colour)
-    shown = (f"  {name:<11} {text if name == 'state' else printable(text)}" for name, text in lines if text)
+    head = colorize(escape_control(instance["name"]), BOLD, colour)
+    shown = (f"  {name:<11} {text if name == 'state' else escape_control(text)}" for name, text in lines if text)
     return "\n".join([head, *shown])
 
 
-def exit_text(last: dict[str, Any] | None) -> str:
+def format_last_exit(last: dict[str, Any] | None) -> str:
     """Describe how the last program ended; "" if none has."""
     if last is None:
         return ""
@@ -186,7 +192,7 @@ def exit_text(last: dict[str, Any] | None) -> str:
     return text + (", core dumped" if last.get("core_dumped") else "")
 
 
-def event_text(event: dict[str, Any] | str | None) -> str:
+def format_event(event: dict[str, Any] | str | None) -> str:
     """Format an event as one line: time, event, and its other fields."""
     if not isinstance(event, dict):
         return event or ""

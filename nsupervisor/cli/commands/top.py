@@ -9,16 +9,16 @@ import time
 import click
 
 from nsupervisor.api.client import Client
-from nsupervisor.cli.commands.stats import interval_option, lines
+from nsupervisor.cli.commands.stats import interval_option, table_lines
 from nsupervisor.cli.options import socket_option
-from nsupervisor.cli.rates import SORTS, rates, sort
+from nsupervisor.cli.rates import SORT_COLUMNS, compute_rates, sort_instances
 
 
 @click.command(short_help="Watch what the workloads use.")
 @socket_option
 @interval_option
 @click.option(
-    "--sort", "by", type=click.Choice(list(SORTS)), default="cpu", show_default=True, help="The largest first."
+    "--sort", "by", type=click.Choice(list(SORT_COLUMNS)), default="cpu", show_default=True, help="The largest first."
 )
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 def top(socket_path: str, interval: float, by: str, names: tuple[str, ...]) -> None:
@@ -37,19 +37,19 @@ def top(socket_path: str, interval: float, by: str, names: tuple[str, ...]) -> N
     before = client.stats(names)
     if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         time.sleep(interval)
-        print("\n".join(lines(sort(rates(before, client.stats(names)), by))))
+        print("\n".join(table_lines(sort_instances(compute_rates(before, client.stats(names)), by))))
         return
-    from nsupervisor.cli.screen import Keys, Screen  # imported late, because rich takes longer than all the rest
+    from nsupervisor.cli.screen import Keyboard, Screen  # imported late, because rich takes longer than all the rest
 
-    with Keys() as keys, Screen(by) as screen:
+    with Keyboard() as keys, Screen(by) as screen:
         wait = min(interval, 0.2)  # show the first numbers soon
         while True:
             deadline = time.monotonic() + wait
             while (remaining := deadline - time.monotonic()) > 0:
-                for key in keys.get(remaining):
+                for key in keys.read_keys(remaining):
                     if key == "q":
                         return
-                    screen.press(key)
+                    screen.handle_key(key)
             after = client.stats(names)
-            screen.show(rates(before, after))
+            screen.show_sample(compute_rates(before, after))
             before, wait = after, interval

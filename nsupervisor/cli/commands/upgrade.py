@@ -11,7 +11,7 @@ import click
 from nsupervisor import __version__
 from nsupervisor.api.client import Client, NoSupervisorError
 from nsupervisor.cli.options import socket_option
-from nsupervisor.cli.output import DONE, FAILED, say
+from nsupervisor.cli.output import DONE, FAILED, print_message
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
@@ -32,20 +32,20 @@ def upgrade(socket_path: str, timeout: float) -> int:
     before = client.info()
     answer = client.upgrade(sys.executable, str(Path(__file__).parents[3]), timeout)
     if not answer["ok"]:
-        say(f"not upgraded, version {before['version']} continues: {answer['message']}")
+        print_message(f"not upgraded, version {before['version']} continues: {answer['message']}")
         return FAILED
-    after = _next(client, before, 2 * timeout + 15)
+    after = _wait_for_next(client, before, 2 * timeout + 15)
     if after is None:
-        say("no supervisor has come up; see its output")
+        print_message("no supervisor has come up; see its output")
         return FAILED
     if (after["pid"], after["version"]) != (before["pid"], __version__):
-        say(f"rolled back to version {after['version']} (process {after['pid']}); its record says why")
+        print_message(f"rolled back to version {after['version']} (process {after['pid']}); its record says why")
         return FAILED
     print(f"version {before['version']} → {after['version']}, process {after['pid']}")
     return DONE
 
 
-def _next(client: Client, before: dict[str, Any], timeout: float) -> dict[str, Any] | None:
+def _wait_for_next(client: Client, before: dict[str, Any], timeout: float) -> dict[str, Any] | None:
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         try:

@@ -9,7 +9,7 @@ import click
 
 from nsupervisor import __version__
 from nsupervisor.cli.options import json_option
-from nsupervisor.cli.output import emit_json
+from nsupervisor.cli.output import print_json
 
 
 @click.command(short_help="Print the version.")
@@ -18,6 +18,6 @@ def version(as_json: bool) -> None:
     """Print the version of nsupervisor, of Python and of the kernel."""
     kernel, python = os.uname().release, platform.python_version()
     if as_json:
-        emit_json({"version": __version__, "python": python, "kernel": kernel})
+        print_json({"version": __version__, "python": python, "kernel": kernel})
     else:
         print(f"nsupervisor {__version__} (Python {python}, Linux {kernel})")

@@ -10,12 +10,31 @@ import click
 
 from nsupervisor.api.client import Client
 from nsupervisor.cli.commands.status import COLOURS
+from nsupervisor.cli.episodes import group_episodes, is_standalone
 from nsupervisor.cli.options import json_option, socket_option
-from nsupervisor.cli.output import BOLD, FAINT, coloured, duration, emit_json, has_colour, plural, printable
-from nsupervisor.cli.records import asked, chosen_for, clock, ended, moment, place, reading, span, text
-from nsupervisor.cli.story import episodes, stands_alone
+from nsupervisor.cli.output import (
+    BOLD,
+    FAINT,
+    colorize,
+    escape_control,
+    format_count,
+    format_duration,
+    has_colour,
+    print_json,
+)
+from nsupervisor.cli.records import (
+    format_choice,
+    format_command,
+    format_exit,
+    format_reading,
+    format_record,
+    format_span,
+    format_start_limit,
+    format_time,
+    local_time,
+)
 
-RIVALS = 5
+MAX_OTHER_CANDIDATES = 5
 """The largest number of candidates that are shown in addition to a group's victim."""
 
 TYPE_CHECKING = False  # importing typing takes time
@@ -23,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any
 
-    from nsupervisor.cli.story import Episode, Record
+    from nsupervisor.cli.episodes import Episode, Record
 
 Row = tuple[str, str]
 """A label and its text."""
@@ -45,143 +64,147 @@ def why(socket_path: str, as_json: bool, number: int, name: str) -> None:
     instances = Client(socket_path).history(name)
     if as_json:
         for instance in instances:
-            instance["episodes"] = episodes(instance.pop("records"))[-number:]
-        emit_json(instances)
+            instance["episodes"] = group_episodes(instance.pop("records"))[-number:]
+        print_json(instances)
     else:
         now = datetime.now().astimezone()
         print(
-            "\n\n".join("\n".join(Teller(instance, now, has_colour(sys.stdout)).tell(number)) for instance in instances)
+            "\n\n".join(
+                "\n".join(Renderer(instance, now, has_colour(sys.stdout)).render(number)) for instance in instances
+            )
         )
 
 
-class Teller:
+class Renderer:
     """Renders the history of one instance.
 
     instance: an object `History` of the API. now: with the time zone of the output.
     """
 
     def __init__(self, instance: dict[str, Any], now: datetime, colour: bool) -> None:
-        self.one = instance
+        self.instance = instance
         self.now = now
         self.colour = colour
-        self.started = {r["generation"]: moment(r) for r in instance["records"] if r["event"] == "started"}
+        self.started = {r["generation"]: local_time(r) for r in instance["records"] if r["event"] == "started"}
 
-    def tell(self, number: int) -> Iterator[str]:
+    def render(self, number: int) -> Iterator[str]:
         """Yield the lines: the present state, then the last episodes, oldest first."""
-        yield from self.present()
-        grouped = episodes(self.one["records"])
-        if len(grouped) > number or self.one["forgotten"]:
+        yield from self.present_state()
+        grouped = group_episodes(self.instance["records"])
+        if len(grouped) > number or self.instance["forgotten"]:
             yield ""
-            yield self.faint(self.earlier(len(grouped) - number))
-        if self.calm and len(grouped) == 1 and not any(record["event"] == "waiting" for record in grouped[0]):
+            yield self.faint(self.hidden_text(len(grouped) - number))
+        if self.never_failed and len(grouped) == 1 and not any(record["event"] == "waiting" for record in grouped[0]):
             return  # the present state already shows everything
         for episode in grouped[-number:]:
             yield ""
-            yield from self.episode(episode)
+            yield from self.render_episode(episode)
 
-    def present(self) -> Iterator[str]:
+    def present_state(self) -> Iterator[str]:
         """Yield the present state and its beginning; what comes next."""
-        instance = self.one
-        head = coloured(printable(instance["name"]), BOLD, self.colour)
-        state = coloured(instance["state"], COLOURS.get(instance["state"], ""), self.colour)
+        instance = self.instance
+        head = colorize(escape_control(instance["name"]), BOLD, self.colour)
+        state = colorize(instance["state"], COLOURS.get(instance["state"], ""), self.colour)
         changes = [record for record in instance["records"] if record["event"] == "state"]
-        reason = f": {printable(instance['reason'])}" if instance["reason"] else ""
+        reason = f": {escape_control(instance['reason'])}" if instance["reason"] else ""
         if not instance["generation"] and not changes:
             started = datetime.fromtimestamp(instance["since"]).astimezone()
-            began_at = f"{clock(started, self.now)} ({self.ago(started)})"
+            began_at = f"{format_time(started, self.now)} ({self.ago(started)})"
             yield f"{head}: {state}{reason or f'; not started since the supervisor began, {began_at}'}"
             return
         since = ""
         if changes:
-            changed_at = moment(changes[-1])
-            since = f" since {clock(changed_at, self.now)} ({self.ago(changed_at)})"
+            changed_at = local_time(changes[-1])
+            since = f" since {format_time(changed_at, self.now)} ({self.ago(changed_at)})"
         yield f"{head}: {state}{since}{reason}"
         if instance["state"] == "backoff" and (decided := [r for r in instance["records"] if "delay_sec" in r]):
-            start = moment(decided[-1]) + timedelta(seconds=decided[-1]["delay_sec"])
+            start = local_time(decided[-1]) + timedelta(seconds=decided[-1]["delay_sec"])
             remaining = max((start - self.now).total_seconds(), 0)
-            yield ", ".join(["next start in " + span(remaining), *filter(None, [place(decided[-1])])])
-        if self.calm:
+            yield ", ".join(
+                ["next start in " + format_span(remaining), *filter(None, [format_start_limit(decided[-1])])]
+            )
+        if self.never_failed:
             yield "it has never failed"
         else:
             restarts = f", {instance['restarts']} of them by itself" if instance["restarts"] else ""
-            yield f"{plural(instance['generation'], 'start')}{restarts}"
+            yield f"{format_count(instance['generation'], 'start')}{restarts}"
 
     @property
-    def calm(self) -> bool:
+    def never_failed(self) -> bool:
         """Whether no failure is known."""
-        instance = self.one
+        instance = self.instance
         has_failure = any(
-            record["level"] not in ("debug", "info") or (record["event"] == "exited" and not self.clean(record))
+            record["level"] not in ("debug", "info") or (record["event"] == "exited" and not self.ended_well(record))
             for record in instance["records"]
         )
         return not (has_failure or instance["forgotten"] or instance["restarts"] or instance["state"] == "failed")
 
-    def clean(self, record: Record) -> bool:
+    def ended_well(self, record: Record) -> bool:
         """Return whether a program ended successfully, or at a request."""
         return record["code"] == 0 or record["signal"] in ("SIGHUP", "SIGINT", "SIGTERM", "SIGPIPE")
 
-    def earlier(self, untold: int) -> str:
+    def hidden_text(self, hidden_count: int) -> str:
         """Describe what is not shown here, and where it is."""
         parts = []
-        if untold > 0:
-            parts.append(f"{plural(untold, 'earlier episode')}: -n shows more")
-        if self.one["forgotten"]:
-            parts.append(f"{plural(self.one['forgotten'], 'older record')}: in the log only")
+        if hidden_count > 0:
+            parts.append(f"{format_count(hidden_count, 'earlier episode')}: -n shows more")
+        if self.instance["forgotten"]:
+            parts.append(f"{format_count(self.instance['forgotten'], 'older record')}: in the log only")
         return "; ".join(parts)
 
     # ---- an episode
 
-    def episode(self, episode: Episode) -> Iterator[str]:
+    def render_episode(self, episode: Episode) -> Iterator[str]:
         """Yield the time and the title, then a row for each detail."""
         # The title of a start that waited is the command that asked for it, with the time of the command.
         first = next((r for r in episode if r["event"] == "action"), episode[0]) if _waited(episode) else episode[0]
-        last = episode[-1] if stands_alone(episode[-1]) else first
-        time = moment(last)
-        head = coloured(printable(self.title(first, episode)), BOLD, self.colour)
-        yield f"{clock(time, self.now)} {self.faint(f'({self.ago(time)})')}  {head}"
+        last = episode[-1] if is_standalone(episode[-1]) else first
+        time = local_time(last)
+        head = colorize(escape_control(self.title(first, episode)), BOLD, self.colour)
+        yield f"{format_time(time, self.now)} {self.faint(f'({self.ago(time)})')}  {head}"
         for label, detail in [*self.causes(last), *self.consequences(first, episode)]:
-            yield f"  {self.faint(f'{label:<9}')} {printable(detail)}"
+            yield f"  {self.faint(f'{label:<9}')} {escape_control(detail)}"
 
     def title(self, first: Record, episode: Sequence[Record]) -> str:
         """Return what was done, and by which rule or caller; or what happened."""
         if first["event"] == "action" and "rule" in first["cause"]:
             cause = first["cause"]
-            location = f"{os.path.basename(self.one['config'])} line {cause['line']}"
+            location = f"{os.path.basename(self.instance['config'])} line {cause['line']}"
             suffix = " (dry run: not done)" if first.get("dry_run") else ""
             repetition = ""
-            if len(episode) > 1 and stands_alone(first):
-                repetition = f", {len(episode)} times since {clock(moment(first), self.now)}"
-            return f"{asked(first)}{suffix} by {cause['rule']}, {location}{repetition}"
+            if len(episode) > 1 and is_standalone(first):
+                repetition = f", {len(episode)} times since {format_time(local_time(first), self.now)}"
+            return f"{format_command(first)}{suffix} by {cause['rule']}, {location}{repetition}"
         match first["event"]:
             case "action" if "by" in first["cause"]:
-                return f"{asked(first)} by {first['cause']['by']}"
+                return f"{format_command(first)} by {first['cause']['by']}"
             case "action":
                 return f"restart after {first['cause']['reason']}"
             case "exited":
-                return ended(first)
+                return format_exit(first)
             case "state":
                 return f"{first['to']}: {first['reason']}"
             case "waiting":
                 return "start"
-        return f"{first['event']}: {self.message(first)}"
+        return f"{first['event']}: {self.message_text(first)}"
 
     def causes(self, record: Record) -> Iterator[Row]:
         """Yield the condition of a rule and the readings that fired it."""
         if record["event"] == "action" and "rule" in record["cause"]:
             yield "when", record["cause"]["when"]
-            yield "read", reading(record["cause"])
+            yield "read", format_reading(record["cause"])
             if "victim" in record["cause"]:
                 yield from self.choice(record["cause"])
 
     def choice(self, cause: Record) -> Iterator[Row]:
         """Yield why a group's rule chose this instance and no other."""
-        yield "chosen", f"{chosen_for(cause)}, in {cause['group']}"
+        yield "chosen", f"{format_choice(cause)}, in {cause['group']}"
         if "escalates" in cause:
             yield "after", cause["escalates"]
-        for candidate in cause["candidates"][1 : 1 + RIVALS]:
+        for candidate in cause["candidates"][1 : 1 + MAX_OTHER_CANDIDATES]:
             rank = "no turn" if candidate["turn"] is None else f"turn {candidate['turn']}"
             yield "beside", f"{candidate['name']}: {rank}, {candidate['why']}"
-        if (remaining := len(cause["candidates"]) - 1 - RIVALS) > 0:
+        if (remaining := len(cause["candidates"]) - 1 - MAX_OTHER_CANDIDATES) > 0:
             yield "", f"and {remaining} more"
 
     def consequences(self, first: Record, episode: Sequence[Record]) -> Iterator[Row]:
@@ -190,57 +213,62 @@ class Teller:
         for record, following in zip(episode, [*episode[1:], None], strict=True):
             match record["event"]:
                 case "waiting":
-                    until = f" ({span((moment(following) - moment(record)).total_seconds())})" if following else ""
+                    until = (
+                        f" ({format_span((local_time(following) - local_time(record)).total_seconds())})"
+                        if following
+                        else ""
+                    )
                     yield "waited", record["message"].removeprefix("waits ") + until
                 case "exited":
-                    yield ("program" if record is first else "exit"), self.program(record, record is not first)
+                    yield ("program" if record is first else "exit"), self.program_text(record, record is not first)
                 case "not started" if record is not first:
-                    yield "failed", self.message(record)
+                    yield "failed", self.message_text(record)
                 case "action" if "exit" in record["cause"]:
                     by_rule = "rule" in first.get("cause", {}) and first["action"] == "restart"
                     setting = "" if by_rule else f' (restart = "{record["cause"]["restart"]}")'
-                    words = ["in " + span(record.get("delay_sec", 0)), place(record)]
+                    words = ["in " + format_span(record.get("delay_sec", 0)), format_start_limit(record)]
                     yield "restart", ", ".join(filter(None, words)) + setting
                 case "started":
                     yield (
                         "started",
-                        f"{clock(moment(record), self.now)}, generation {record['generation']}, pid {record['pid']}",
+                        f"{format_time(local_time(record), self.now)}, generation {record['generation']}, "
+                        f"pid {record['pid']}",
                     )
                 case "state":
                     yield from self.outcome(record, first)
 
     def outcome(self, record: Record, first: Record) -> Iterator[Row]:
         """Yield the resulting state, if no other row shows it."""
-        to, took = record["to"], (moment(record) - moment(first)).total_seconds()
+        to, took = record["to"], (local_time(record) - local_time(first)).total_seconds()
         if to == "ready":
-            yield "ready", f"{clock(moment(record), self.now)}"
+            yield "ready", f"{format_time(local_time(record), self.now)}"
         elif to == "stopped" and record is not first:
-            yield "stopped", f"after {span(took)}"
+            yield "stopped", f"after {format_span(took)}"
         elif to in ("failed", "exited"):
             given_up, _, _ = record["reason"].partition("; the last: ")
-            no_restart = f'not started again (restart = "{self.one["restart"]}")'
+            no_restart = f'not started again (restart = "{self.instance["restart"]}")'
             yield to, given_up if given_up.startswith("given up") else no_restart
 
-    def program(self, record: Record, how: bool) -> str:
+    def program_text(self, record: Record, with_exit: bool) -> str:
         """Describe which program ended, after how long, and, with `with_exit`, how."""
         started = self.started.get(record["generation"])
-        ran = span((moment(record) - started).total_seconds()) if started else "an unknown time"
+        ran = format_span((local_time(record) - started).total_seconds()) if started else "an unknown time"
         which = f"generation {record['generation']}, pid {record['pid']}"
-        return f"{ended(record)}, after {ran} ({which})" if how else f"{which}, ran for {ran}"
+        return f"{format_exit(record)}, after {ran} ({which})" if with_exit else f"{which}, ran for {ran}"
 
     # ---- words
 
-    def message(self, record: Record) -> str:
+    def message_text(self, record: Record) -> str:
         """Return a record's message without the workload's name, which is in the first line."""
-        return text(record).removeprefix(f"workload {self.one['name']}: ")
+        return format_record(record).removeprefix(f"workload {self.instance['name']}: ")
 
     def ago(self, time: datetime) -> str:
         """Format the time that has passed since `time`."""
-        return f"{duration(max((self.now - time).total_seconds(), 0))} ago"
+        return f"{format_duration(max((self.now - time).total_seconds(), 0))} ago"
 
     def faint(self, words: str) -> str:
         """Return the words in the faint colour."""
-        return coloured(words, FAINT, self.colour)
+        return colorize(words, FAINT, self.colour)
 
 
 def _waited(episode: Sequence[Record]) -> bool:

@@ -28,18 +28,18 @@ class Finding(NamedTuple):
     name: str
     state: str
     text: str
-    instead: str = ""
+    remedy: str = ""
     essential: bool = False
 
 
 def sections() -> Iterator[tuple[str, Iterator[Finding]]]:
     """Yield each section's title and its findings, in the order for people."""
-    begun = {title: getattr(import_module(f"{__name__}.{module}"), name)() for title, module, name in BEGUN}
+    begun = {title: getattr(import_module(f"{__name__}.{module}"), name)() for title, module, name in PROBES}
     yield from ((title, begun[title]) for title in SECTIONS)
 
 
 SECTIONS = ("kernel", "privileges", "namespaces", "cgroups", "rootless", "network")
-BEGUN = (
+PROBES = (
     ("kernel", "kernel", "findings"),
     ("namespaces", "namespaces", "findings"),
     ("privileges", "privileges", "findings"),
@@ -50,7 +50,7 @@ BEGUN = (
 """Titles, modules, functions: the slowest for the kernel first, the slowest to import last."""
 
 
-class Attempt:
+class ForkedCall:
     """A call of `work` in a forked child. Nothing of it remains after `error` has been called."""
 
     def __init__(self, work: Callable[[], None]) -> None:
@@ -84,7 +84,7 @@ class Attempt:
 
 def in_child(work: Callable[[], None]) -> OSError | None:
     """Run `work` in a forked child; return None if it succeeded, else the OSError. Nothing of it remains."""
-    return Attempt(work).error()
+    return ForkedCall(work).error()
 
 
 def fork_and_wait(work: Callable[[], None]) -> None:
@@ -93,7 +93,7 @@ def fork_and_wait(work: Callable[[], None]) -> None:
         raise error
 
 
-def read(path: str) -> str:
+def read_file(path: str) -> str:
     """Return the stripped content of a small file; "" if it does not exist or is not readable."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:

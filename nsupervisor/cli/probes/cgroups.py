@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from nsupervisor.cgroups.errors import CgroupError, Problem
-from nsupervisor.cgroups.files import RESOURCES
-from nsupervisor.cgroups.host import DELEGATE, Host
+from nsupervisor.cgroups.errors import CgroupError, HostProblem
+from nsupervisor.cgroups.files import RESOURCE_FILES
+from nsupervisor.cgroups.host import DELEGATE_REMEDY, Host
 from nsupervisor.cli.probes import LIMITED, MISSING, OK, Finding
 from nsupervisor.linux import syscalls
 
@@ -26,10 +26,10 @@ def findings() -> Iterator[Finding]:
     if host.core is None:
         return
     yield from _cgroup(host)
-    for key, file in RESOURCES.items():
-        problem = host.problem(key)
+    for key, file in RESOURCE_FILES.items():
+        problem = host.check_key(key)
         if problem is not None:
-            yield Finding(key, MISSING, f"cannot be enforced: {problem.why}", problem.instead)
+            yield Finding(key, MISSING, f"cannot be enforced: {problem.reason}", problem.remedy)
         else:
             controller = host.controllers[file.partition(".")[0]]
             yield Finding(key, OK, f"enforced by the kernel (cgroup v{controller.hierarchy.version})")
@@ -38,9 +38,9 @@ def findings() -> Iterator[Finding]:
 def _mode_finding(host: Host) -> Finding:
     if host.mode == "unified":
         return Finding("hierarchies", OK, "unified: all is cgroup v2")
-    problem = host.place("cgroup.events")
-    if isinstance(problem, Problem):
-        return Finding("hierarchies", MISSING, problem.why, problem.instead, True)
+    problem = host.locate("cgroup.events")
+    if isinstance(problem, HostProblem):
+        return Finding("hierarchies", MISSING, problem.reason, problem.remedy, True)
     v1_controllers = ", ".join(
         name for name, controller in host.controllers.items() if controller.hierarchy.version == 1
     )
@@ -59,7 +59,7 @@ def _cgroup(host: Host) -> Iterator[Finding]:
         os.mkdir(path)
     except OSError as error:
         text = f"none can be made in {host.base}: {error.strerror}"
-        yield Finding("making cgroups", MISSING, text, DELEGATE, True)
+        yield Finding("making cgroups", MISSING, text, DELEGATE_REMEDY, True)
         return
     try:
         yield Finding("making cgroups", OK, f"below {host.base}")
@@ -82,7 +82,11 @@ def _clone_into(path: str) -> Finding:
         os.close(pidfd)
     except OSError as error:
         return Finding(
-            "clone into cgroup", MISSING, f"a program cannot start inside its cgroup: {error.strerror}", DELEGATE, True
+            "clone into cgroup",
+            MISSING,
+            f"a program cannot start inside its cgroup: {error.strerror}",
+            DELEGATE_REMEDY,
+            True,
         )
     finally:
         os.close(directory)

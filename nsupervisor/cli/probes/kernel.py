@@ -8,7 +8,7 @@ import os
 import struct
 from functools import partial
 
-from nsupervisor.cli.probes import LIMITED, MISSING, OK, Attempt, Finding, in_child, read
+from nsupervisor.cli.probes import LIMITED, MISSING, OK, Finding, ForkedCall, in_child, read_file
 from nsupervisor.linux import syscalls
 from nsupervisor.linux.inotify import IN_MODIFY, Inotify
 
@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-OLDEST = (5, 7)  # CLONE_INTO_CGROUP
+MIN_KERNEL = (5, 7)  # CLONE_INTO_CGROUP
 
 # struct pidfd_info of linux/pidfd.h, first size: mask, cgroup id; pid, tgid, ppid; 8 user and group ids; exit code
 _PIDFD_INFO = struct.Struct("=QQ3I8Ii")
@@ -26,17 +26,17 @@ _PIDFD_INFO_EXIT = 1 << 3
 _SYS_LANDLOCK_CREATE_RULESET = 444
 _LANDLOCK_CREATE_RULESET_VERSION = 1
 
-SHORT, LONG = "some 100000 500000", "some 100000 2000000"  # PSI triggers: stall and window in µs
+SHORT_TRIGGER, LONG_TRIGGER = "some 100000 500000", "some 100000 2000000"  # PSI triggers: stall and window in µs
 
-UPGRADE = "boot a newer kernel"
+UPGRADE_REMEDY = "boot a newer kernel"
 
 
 def findings() -> Iterator[Finding]:
     """Return one finding per kernel feature."""
-    return _findings(Attempt(_watch), Attempt(partial(_wait_for_pressure, SHORT)))
+    return _findings(ForkedCall(_watch), ForkedCall(partial(_wait_for_pressure, SHORT_TRIGGER)))
 
 
-def _findings(watching: Attempt, waiting: Attempt) -> Iterator[Finding]:
+def _findings(watching: ForkedCall, waiting: ForkedCall) -> Iterator[Finding]:
     yield _version()
     yield _clone3()
     yield _pidfd()
@@ -50,9 +50,9 @@ def _findings(watching: Attempt, waiting: Attempt) -> Iterator[Finding]:
 def _version() -> Finding:
     release = os.uname().release
     numbers = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in release.split("-")[0].split(".")[:2])
-    if numbers < OLDEST:
+    if numbers < MIN_KERNEL:
         return Finding(
-            "version", MISSING, f"Linux {release} is too old; 5.7 is the oldest supported version", UPGRADE, True
+            "version", MISSING, f"Linux {release} is too old; 5.7 is the oldest supported version", UPGRADE_REMEDY, True
         )
     return Finding("version", OK, f"Linux {release}")
 
@@ -65,7 +65,7 @@ def _clone3() -> Finding:
             "clone3",
             MISSING,
             f"programs cannot be started: {error.strerror}",
-            f"{UPGRADE} (5.3 has it), or let your container's seccomp filter pass it",
+            f"{UPGRADE_REMEDY} (5.3 has it), or let your container's seccomp filter pass it",
             True,
         )
     if pid == 0:
@@ -80,7 +80,11 @@ def _pidfd() -> Finding:
         os.close(os.pidfd_open(os.getpid()))
     except OSError as error:
         return Finding(
-            "pidfd", MISSING, f"processes cannot be named safely: {error.strerror}", f"{UPGRADE} (5.3 has it)", True
+            "pidfd",
+            MISSING,
+            f"processes cannot be named safely: {error.strerror}",
+            f"{UPGRADE_REMEDY} (5.3 has it)",
+            True,
         )
     return Finding("pidfd", OK, "a signal cannot reach another process that got a dead process' pid")
 
@@ -110,7 +114,7 @@ def _pidfd_exit() -> Finding:
         "pidfd exit info",
         LIMITED,
         "exit statuses of processes that others have reaped are lost; that matters after a crash of the keeper only",
-        f"{UPGRADE} (6.15 has it)",
+        f"{UPGRADE_REMEDY} (6.15 has it)",
     )
 
 
@@ -126,10 +130,10 @@ def _inotify(error: OSError | None) -> Finding:
             MISSING,
             f"cgroups cannot report events: {error.strerror}",
             "raise the numbers in /proc/sys/fs/inotify, "
-            f"where max_user_instances is {read('/proc/sys/fs/inotify/max_user_instances') or 'unknown'}",
+            f"where max_user_instances is {read_file('/proc/sys/fs/inotify/max_user_instances') or 'unknown'}",
             True,
         )
-    number = read("/proc/sys/fs/inotify/max_user_watches")
+    number = read_file("/proc/sys/fs/inotify/max_user_watches")
     return Finding("inotify", OK, f"cgroups report events at once; {number} files can be watched")
 
 
@@ -144,7 +148,7 @@ def _pressure(error: OSError | None) -> Finding:
         return Finding("pressure (PSI)", MISSING, "rules about pressure cannot be used", "boot with psi=1")
     if error is None:
         return Finding("pressure (PSI)", OK, "the kernel reports pressure within half a second")
-    if (error := in_child(partial(_wait_for_pressure, LONG))) is None:
+    if (error := in_child(partial(_wait_for_pressure, LONG_TRIGGER))) is None:
         text = "the kernel reports pressure, but only over windows of 2 s or a multiple"
         return Finding("pressure (PSI)", LIMITED, text, "for shorter ones give the supervisor CAP_SYS_RESOURCE")
     text = f"pressure can be read, but not waited for: {error.strerror}"
@@ -152,12 +156,15 @@ def _pressure(error: OSError | None) -> Finding:
 
 
 def _seccomp() -> Finding:
-    actions = read("/proc/sys/kernel/seccomp/actions_avail")
+    actions = read_file("/proc/sys/kernel/seccomp/actions_avail")
     if not actions:
         return Finding(
-            "seccomp", MISSING, "system calls cannot be filtered; this version does not do so", f"{UPGRADE}, if wanted"
+            "seccomp",
+            MISSING,
+            "system calls cannot be filtered; this version does not do so",
+            f"{UPGRADE_REMEDY}, if wanted",
         )
-    if "\nSeccomp:\t2" in read("/proc/self/status"):
+    if "\nSeccomp:\t2" in read_file("/proc/self/status"):
         return Finding(
             "seccomp",
             LIMITED,

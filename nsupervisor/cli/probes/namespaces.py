@@ -6,7 +6,7 @@ import errno
 import os
 from functools import partial
 
-from nsupervisor.cli.probes import LIMITED, MISSING, OK, Attempt, Finding, fork_and_wait, in_child, read
+from nsupervisor.cli.probes import LIMITED, MISSING, OK, Finding, ForkedCall, fork_and_wait, in_child, read_file
 from nsupervisor.linux import mounts, syscalls
 from nsupervisor.linux.namespaces import NAMESPACES
 
@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-MEANING = {
+MEANINGS = {
     "pid": "a workload sees, and can signal, only its own processes",
     "mount": "a workload can have its own mounts",
     "uts": "a workload can have its own host name",
@@ -24,19 +24,22 @@ MEANING = {
     "user": "a workload can be root inside without being root outside",
     "time": "a workload's monotonic and boot-time clocks can be moved",
 }
-DEFAULT = ("pid", "mount", "uts", "ipc", "cgroup")
+DEFAULT_NAMESPACES = ("pid", "mount", "uts", "ipc", "cgroup")
 """The namespaces that a workload gets by default."""
 
-USER = NAMESPACES["user"].flag
+USER_FLAG = NAMESPACES["user"].flag
 
 
 def findings() -> Iterator[Finding]:
     """Return one finding per kind, and one for a feature that needs two of them."""
     cases: list[tuple[str, str, Callable[[bool], None], bool]] = [
-        *((name, meaning, partial(_make, name), name in DEFAULT) for name, meaning in MEANING.items()),
+        *(
+            (name, meaning, partial(_make_namespace, name), name in DEFAULT_NAMESPACES)
+            for name, meaning in MEANINGS.items()
+        ),
         ("own /proc", "a workload's /proc shows its own processes only", _make_proc, True),
     ]
-    attempts = [Attempt(partial(make, False)) for _, _, make, _ in cases]
+    attempts = [ForkedCall(partial(make, False)) for _, _, make, _ in cases]
     return (_finding(*case, attempt.error()) for case, attempt in zip(cases, attempts, strict=True))
 
 
@@ -49,20 +52,20 @@ def _finding(name: str, meaning: str, make: Callable[[bool], None], essential: b
     return Finding(name, MISSING, f"not available: {_reason(name, error)}", _remedy(name, error, essential), essential)
 
 
-def _make(name: str, user: bool) -> None:
+def _make_namespace(name: str, with_user_namespace: bool) -> None:
     """Make one kind of namespace, and run a process in it. Raises OSError."""
-    syscalls.unshare(NAMESPACES[name].flag | (USER if user else 0))
+    syscalls.unshare(NAMESPACES[name].flag | (USER_FLAG if with_user_namespace else 0))
     if name in ("pid", "time"):  # unshare(2) changes these two for children only
         fork_and_wait(lambda: None)
     elif name == "mount":
         mounts.mount(None, "/", None, mounts.MS_REC | mounts.MS_PRIVATE)
     elif name == "network":
-        syscalls.loopback_up()
+        syscalls.bring_up_loopback()
 
 
-def _make_proc(user: bool) -> None:
+def _make_proc(with_user_namespace: bool) -> None:
     """Mount a new /proc. The kernel refuses it in a container whose /proc is partly covered, in all its namespaces."""
-    flags = NAMESPACES["pid"].flag | NAMESPACES["mount"].flag | (USER if user else 0)
+    flags = NAMESPACES["pid"].flag | NAMESPACES["mount"].flag | (USER_FLAG if with_user_namespace else 0)
     syscalls.unshare(flags)
 
     def mount() -> None:
@@ -81,7 +84,7 @@ def _remedy(name: str, error: OSError, essential: bool) -> str:
     kernel_name = NAMESPACES[name].file if name in NAMESPACES else "mnt"
     if error.errno in (errno.ENOSPC, errno.EUSERS):
         limit = f"/proc/sys/user/max_{kernel_name}_namespaces"
-        return f"raise the limit in {limit}, which is {read(limit) or 'unknown'}"
+        return f"raise the limit in {limit}, which is {read_file(limit) or 'unknown'}"
     if error.errno == errno.EINVAL:
         return f"boot a kernel that was built with CONFIG_{kernel_name.upper()}_NS"
     alternative = "" if essential else f", or leave {name} = false under [workload.NAME.namespaces]"

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CNI_DIRECTORIES = ("/usr/lib/cni", "/opt/cni/bin")
-WANTED = ("bridge", "host-local", "loopback", "portmap")
-NOT_YET = "this version does not use them yet"
+REQUIRED_PLUGINS = ("bridge", "host-local", "loopback", "portmap")
+NOT_USED_YET = "this version does not use them yet"
 
 
 def findings() -> Iterator[Finding]:
@@ -31,12 +31,12 @@ def _cni() -> Finding:
     plugins = {plugin: path for path in reversed(directories) for plugin in _programs(path)}
     install = "install the package containernetworking-plugins, or say where they are with CNI_PATH"
     if not plugins:
-        return Finding("CNI plugins", MISSING, f"none in {', '.join(directories)}; {NOT_YET}", install)
-    missing = [plugin for plugin in WANTED if plugin not in plugins]
+        return Finding("CNI plugins", MISSING, f"none in {', '.join(directories)}; {NOT_USED_YET}", install)
+    missing = [plugin for plugin in REQUIRED_PLUGINS if plugin not in plugins]
     places = ", ".join(dict.fromkeys(plugins.values()))
     if missing:
-        return Finding("CNI plugins", LIMITED, f"{places} lacks {', '.join(missing)}; {NOT_YET}", install)
-    return Finding("CNI plugins", OK, f"{len(plugins)} in {places}; {NOT_YET}")
+        return Finding("CNI plugins", LIMITED, f"{places} lacks {', '.join(missing)}; {NOT_USED_YET}", install)
+    return Finding("CNI plugins", OK, f"{len(plugins)} in {places}; {NOT_USED_YET}")
 
 
 def _programs(directory: str) -> dict[str, str]:

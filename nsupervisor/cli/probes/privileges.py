@@ -6,7 +6,7 @@ import os
 import pwd
 import shutil
 
-from nsupervisor.cli.probes import LIMITED, MISSING, OK, Attempt, Finding, read
+from nsupervisor.cli.probes import LIMITED, MISSING, OK, Finding, ForkedCall, read_file
 from nsupervisor.linux import syscalls
 from nsupervisor.linux.namespaces import CLONE_NEWUSER
 
@@ -26,7 +26,7 @@ CAPABILITIES = (
 )
 # fmt: on
 
-WITHOUT = {
+LOST_FEATURES = {
     "SYS_ADMIN": "namespaces and mounts are available within a user namespace only",
     "SETUID": "programs cannot run as another user (user = …)",
     "SETGID": "programs cannot run with other groups (user = …, supplementary_groups)",
@@ -37,12 +37,12 @@ WITHOUT = {
     "SYS_NICE": "nice cannot be negative",
     "SYS_TIME": "clocks cannot be moved (time_offsets)",
 }
-NOBODY = 65534
+NOBODY_ID = 65534
 
 
-def effective() -> set[str]:
+def effective_capabilities() -> set[str]:
     """Return the names, without CAP_, of this process' effective capabilities."""
-    for line in read("/proc/self/status").splitlines():
+    for line in read_file("/proc/self/status").splitlines():
         if line.startswith("CapEff:"):
             mask = int(line.split()[1], 16)
             return {name for bit, name in enumerate(CAPABILITIES) if mask >> bit & 1}
@@ -57,8 +57,8 @@ def findings() -> Iterator[Finding]:
     else:
         text = f"user {user}: workloads run as this user, in namespaces that need user = true"
         yield Finding("user", LIMITED, text, "run as root for all of it")
-    held = effective()
-    known = int(read("/proc/sys/kernel/cap_last_cap") or len(CAPABILITIES) - 1) + 1
+    held = effective_capabilities()
+    known = int(read_file("/proc/sys/kernel/cap_last_cap") or len(CAPABILITIES) - 1) + 1
     absent = [name for name in CAPABILITIES[:known] if name not in held]
     if not absent:
         yield Finding("capabilities", OK, f"all {known} of this kernel's")
@@ -66,22 +66,22 @@ def findings() -> Iterator[Finding]:
     if not held:
         yield Finding("capabilities", LIMITED, "none, as is usual for users other than root", "run as root")
         return
-    relevant = [name for name in absent if name in WITHOUT]
+    relevant = [name for name in absent if name in LOST_FEATURES]
     listed = ", ".join(f"CAP_{name}" for name in absent)
     yield Finding("capabilities", LIMITED if relevant else OK, f"{len(held)} of {known}; not there: {listed}")
     for name in relevant:
         instead = f"give it to the container or service (docker, podman: --cap-add {name}; systemd: "
         yield Finding(
-            f"CAP_{name}", LIMITED, f"not there: {WITHOUT[name]}", f"{instead}CapabilityBoundingSet=CAP_{name})"
+            f"CAP_{name}", LIMITED, f"not there: {LOST_FEATURES[name]}", f"{instead}CapabilityBoundingSet=CAP_{name})"
         )
 
 
 def rootless() -> Iterator[Finding]:
     """Return what users other than root can do here."""
-    return _rootless(Attempt(_make_user_namespace))
+    return _rootless(ForkedCall(_make_user_namespace))
 
 
-def _rootless(user_namespace: Attempt) -> Iterator[Finding]:
+def _rootless(user_namespace: ForkedCall) -> Iterator[Finding]:
     yield _user_namespaces(user_namespace.error())
     yield from _subordinate_ids()
     for program in ("newuidmap", "newgidmap"):
@@ -95,8 +95,8 @@ def _rootless(user_namespace: Attempt) -> Iterator[Finding]:
 def _make_user_namespace() -> None:
     if os.geteuid() == 0:
         os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        os.setresgid(NOBODY_ID, NOBODY_ID, NOBODY_ID)
+        os.setresuid(NOBODY_ID, NOBODY_ID, NOBODY_ID)
     syscalls.unshare(CLONE_NEWUSER)
 
 
@@ -108,7 +108,7 @@ def _user_namespaces(error: OSError | None) -> Finding:
         ("/proc/sys/kernel/unprivileged_userns_clone", "0"),
         ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1"),
     ):
-        if read(path) == forbidding:
+        if read_file(path) == forbidding:
             text = f"users other than root cannot make them: {path} is {forbidding}"
             return Finding("user namespaces", LIMITED, text, f"run as root, or set it to {1 - int(forbidding) or 0}")
     text = f"users other than root cannot make them: {error.strerror}"
@@ -122,7 +122,7 @@ def _subordinate_ids() -> Iterator[Finding]:
     except KeyError:
         name = str(uid)
     for path in ("/etc/subuid", "/etc/subgid"):
-        ranges = [line.split(":") for line in read(path).splitlines() if line.count(":") == 2]
+        ranges = [line.split(":") for line in read_file(path).splitlines() if line.count(":") == 2]
         own_ranges = [f"{first}+{count}" for owner, first, count in ranges if owner in (name, str(uid))]
         if own_ranges:
             yield Finding(path, OK, f"user {name} has the ids {', '.join(own_ranges)}")

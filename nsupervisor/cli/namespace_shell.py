@@ -1,0 +1,187 @@
+"""`nsupervisor run_in_namespaces`: run one program in new namespaces on this terminal, like `unshare --fork
+--mount-proc`.
+
+It needs neither keeper nor supervisor: this process makes the child, waits, and passes on its exit status. The child
+stays in the session and process group of this process, so job control works. The set-up steps are the keeper's.
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import sys
+
+from nsupervisor.keeper.server.children import LATE_NAMESPACES, SpawnError, clone_error, write_identity_maps
+from nsupervisor.keeper.setup import init
+from nsupervisor.keeper.setup import steps as setup
+from nsupervisor.keeper.setup.errors import StepError
+from nsupervisor.keeper.setup.spec import Spec, SpecError
+from nsupervisor.linux import syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any, NoReturn
+
+FAILED, USAGE, NOT_PERMITTED = 1, 2, 4
+_REPORT_SIZE = 16 * 1024
+
+
+def run_in_namespaces(
+    namespaces: list[str], argv: list[str], *, hostname: str | None = None, map_root_user: bool = True
+) -> int:
+    """Run `argv` ($SHELL if empty) in new `namespaces` (OCI's names); return the exit status for this command.
+
+    A PID namespace brings a mount namespace with its own /proc, and an init. A user other than root gets a user
+    namespace in which they are root, unless `map_root_user` is off.
+
+    Returns the program's exit code, or 128 + n if signal n ended it; 127 if it isn't found and 126 if it can't be
+    executed; 4 if this user may not make such namespaces, 2 for wrong usage, 1 for other failures. In these cases the
+    reason is on standard error.
+    """
+    kinds = set(namespaces)
+    if "pid" in kinds:
+        kinds.add("mount")
+    own_mappings = [[os.geteuid()] * 2 + [1]], [[os.getegid()] * 2 + [1]]
+    if kinds and map_root_user and os.geteuid() != 0:
+        kinds.add("user")
+    try:
+        spec = Spec(
+            {
+                "id": "shell",
+                "argv": argv or [os.environ.get("SHELL") or "/bin/sh"],
+                "env": dict(os.environ),
+                "cwd": "/",  # not entered: the program starts where this command was started
+                "namespaces": sorted(kinds),
+                "hostname": hostname,
+                "uid_mappings": own_mappings[0] if "user" in kinds and not map_root_user else [],
+                "gid_mappings": own_mappings[1] if "user" in kinds and not map_root_user else [],
+            }
+        )
+    except SpecError as error:
+        return _print_error(str(error), USAGE)
+    try:
+        return _run(spec)
+    except SpawnError as error:
+        return _print_error(str(error), NOT_PERMITTED if error.number in (errno.EPERM, errno.EACCES) else FAILED)
+
+
+def _run(spec: Spec) -> int:
+    report, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    exits, exits_end = os.pipe()
+    # Block signals until each side has set its own handling.
+    old_mask = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    try:
+        pid, pidfd = syscalls.clone3(spec.flags & ~LATE_NAMESPACES)
+    except OSError as error:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
+        raise clone_error(spec, error) from None
+    if pid == 0:
+        _child(spec, child_end.fileno(), exits_end)
+    child_end.close()
+    os.close(exits_end)
+    with report:
+        terminal = _own_terminal()
+        _forward_signals(pidfd)
+        signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
+        if "user" in spec.namespaces:
+            try:
+                write_identity_maps(spec, pid)
+            except SpawnError:
+                report.close()  # ends the child, which waits for a message
+                os.waitpid(pid, 0)
+                raise
+            report.send(setup.proceed_message(spec))
+        failure = report.recv(_REPORT_SIZE)  # empty once the program has been executed
+    status = _wait_status(pid, exits)
+    if terminal is not None:
+        _reclaim_terminal(*terminal)
+    if failure:
+        return _print_failure(setup.decode_failure(failure))
+    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def _child(spec: Spec, report: int, exits: int) -> NoReturn:
+    step = "prepare"
+    try:
+        spec.report = report
+        for function in setup.NAMESPACE_STEPS:
+            step = setup.STEP_NAMES[function]
+            function(spec)
+        if spec.has_init:
+            program = os.fork()
+            if program != 0:
+                os.closerange(0, exits)  # the terminal and all other inherited files belong to the program
+                os.closerange(exits + 1, 0x7FFF_FFFF)
+                init.run(program, exits)
+        # Restore what the interpreter has changed for itself.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        step = "execute"
+        setup.execute(spec)
+    except StepError as error:
+        setup.send_failure(report, step, str(error), error.number)
+    except BaseException as error:
+        setup.send_failure(report, step, f"{type(error).__name__}: {error}", getattr(error, "errno", None) or 0)
+    finally:
+        os._exit(setup.EXIT_SETUP)
+
+
+def _wait_status(pid: int, exits: int) -> int:
+    """Return the program's wait status: from the init, if there is one and it lived to report it."""
+    with os.fdopen(exits, "rb") as file:
+        message = file.read(init.STATUS.size)
+    _, status = os.waitpid(pid, 0)
+    return int(init.STATUS.unpack(message)[0]) if message else status
+
+
+def _forward_signals(pidfd: int) -> None:
+    """Forward signals that are sent to this process; those of the terminal reach the program directly."""
+
+    def forward(signum: int, _: FrameType | None) -> None:
+        try:
+            signal.pidfd_send_signal(pidfd, signum)
+        except ProcessLookupError:
+            pass
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, forward)
+    signal.signal(signal.SIGHUP, forward)
+
+
+def _own_terminal() -> tuple[int, int] | None:
+    """Return the terminal on standard input and its foreground process group, if that is ours."""
+    try:
+        group = os.tcgetpgrp(0)
+    except OSError:
+        return None
+    return (0, group) if group == os.getpgrp() else None
+
+
+def _reclaim_terminal(fd: int, group: int) -> None:
+    """Make the process group the terminal's foreground group again.
+
+    A shell in a PID namespace cannot do that, because it cannot name a process group outside.
+    """
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # sent for changing the group from the background
+    try:
+        os.tcsetpgrp(fd, group)
+    except OSError:  # the terminal has been hung up
+        pass
+
+
+def _print_failure(failure: dict[str, Any]) -> int:
+    if failure["step"] == "execute":
+        missing = failure["errno"] == errno.ENOENT
+        return _print_error(failure["message"], setup.EXIT_NOT_FOUND if missing else setup.EXIT_NOT_EXECUTABLE)
+    forbidden = failure["errno"] in (errno.EPERM, errno.EACCES)
+    return _print_error(failure["message"], NOT_PERMITTED if forbidden else FAILED)
+
+
+def _print_error(message: str, code: int) -> int:
+    print(f"nsupervisor shell: {message}", file=sys.stderr)
+    return code

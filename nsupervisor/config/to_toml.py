@@ -1,0 +1,46 @@
+"""Format values of the model as TOML, for people who compare two files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nsupervisor.config.kinds import Kind, ListOf, MapOf, Scalar, TableOf, TablesOf
+from nsupervisor.config.load import key_slots
+from nsupervisor.config.quoting import quoted
+from nsupervisor.config.units import Percent
+
+NOT_SET = "not set"
+
+
+def to_toml(kind: Kind, value: Any) -> str:
+    """Format a value as TOML on one line: "64M" in quotes, ["a", "b"]; None becomes "not set".
+
+    Long texts are cut.
+    """
+    if value is None:
+        return NOT_SET
+    if isinstance(value, Percent):
+        return quoted(str(value))
+    match kind:
+        case ListOf(item=item):
+            return f"[{', '.join(to_toml(item, element) for element in value)}]"
+        case MapOf():
+            return _inline_table({name: to_toml(kind.kind_of(name), element) for name, element in value.items()})
+        case TablesOf(cls):
+            return f"[{', '.join(to_toml(TableOf(cls), element) for element in value)}]"
+        case TableOf(cls):
+            given = {
+                name: slot for name, slot in key_slots(cls).items() if slot.value_in(value) not in (slot.default, {})
+            }
+            return _inline_table({name: to_toml(slot.kind, slot.value_in(value)) for name, slot in given.items()})
+        case Scalar(to_text=text) if text is not None:
+            return quoted(text(value))
+    if isinstance(value, dict):
+        return _inline_table({name: quoted(element) for name, element in value.items()})
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(quoted, value))}]" if value else NOT_SET
+    return quoted(value)
+
+
+def _inline_table(pairs: dict[str, str]) -> str:
+    return "{ " + ", ".join(f"{name} = {text}" for name, text in pairs.items()) + " }" if pairs else "{}"

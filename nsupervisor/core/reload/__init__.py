@@ -1,0 +1,1 @@
+"""The plan of a reload, decided from two configurations."""

@@ -1,0 +1,1 @@
+"""Traces, and what another configuration would have done with them."""

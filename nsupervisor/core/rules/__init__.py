@@ -1,0 +1,1 @@
+"""Rules: conditions on readings, sampling, victims, and group policy."""

@@ -1,0 +1,495 @@
+"""The keeper: the parent of every workload, which outlives the supervisor. It decides nothing, reads no configuration.
+
+It has one thread and one epoll for the signalfd (SIGCHLD, SIGTERM), the listening socket, the client, the exit channel,
+and the set-up reports of each child. It never waits for a child or for a slow client. Standard library only.
+
+It serves one client at a time: a supervisor that connects replaces the previous one, which is dead or hangs. The new
+client is sent each unacknowledged end again. The keeper holds a child's log pipes open until its end is acknowledged,
+so no workload gets a SIGPIPE and no line is lost while no supervisor runs.
+
+Before a new connection replaces the client, its process is checked (linux/peers.py): it must have the keeper's own
+effective uid and user namespace, and must not be in a cgroup that the supervisor has named in "protect". A refused
+connection is closed at once and changes nothing else.
+
+The keeper exits on the request "shutdown" when no program runs, or by itself when it has neither a client nor a child.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+from functools import partial
+
+from nsupervisor.keeper import protocol
+from nsupervisor.keeper.server.children import Child, SpawnError, spawn
+from nsupervisor.keeper.server.connection import ClientConnection
+from nsupervisor.keeper.server.exit_channel import ExitChannel
+from nsupervisor.keeper.server.records import RefusalLog, log_defect
+from nsupervisor.keeper.server.zygote import Zygote
+from nsupervisor.keeper.setup import steps as setup
+from nsupervisor.keeper.setup.descriptors import FIRST_FREE_FD, ReserveFds
+from nsupervisor.keeper.setup.spec import Spec, SpecError
+from nsupervisor.linux import syscalls
+from nsupervisor.linux.peers import PeerRefused, Policy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+LOCK_FD, LISTENER_FD = 3, 4
+"""The numbers of the descriptors that the client passes to a keeper which it starts."""
+
+FIRST_CLIENT_TIMEOUT_S = 10.0  # the client that starts a keeper connects before the keeper runs
+MESSAGES_PER_WAKEUP = 32
+FEATURES = ("cover", "protect")
+"""Features that version 0.1.0 lacks: the key "cover" of a specification, and the request "protect"."""
+_ADOPTED_FDS = 3
+
+
+class RequestError(Exception):
+    """A request that is not possible; the text says why."""
+
+
+class Keeper:
+    """The keeper's state, such as its table of children, and its event loop."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        socket_path: str,
+        lock: int = -1,
+        table: dict[str, Any] | None = None,
+        protected: Iterable[str] = (),
+    ) -> None:
+        """Create a keeper without children, or continue with the table of the previous version of this process.
+
+        `table`: the table, decoded; None for a new keeper. `protected`: cgroups, as in the request "protect".
+        """
+        self.lock = lock
+        self.listener = listener
+        self.socket_path = socket_path
+        self.client: ClientConnection | None = None
+        self.children: dict[str, Child] = {}  # by id, until acknowledged
+        self.processes: dict[int, Child] = {}  # by pid, until reaped
+        self.signals = syscalls.signalfd((signal.SIGCHLD, signal.SIGTERM))
+        self.epoll = select.epoll()
+        self.handlers: dict[int, Callable[[], None]] = {}
+        self.exits = ExitChannel(None if table is None else table["exits"])
+        self.zygote = Zygote(self.exits.init_end)
+        self.pending_refills: set[int] = set()  # clone flags for which the zygote is to create another init in advance
+        self.reserve_fds = ReserveFds()
+        self.policy = Policy(protected, only_own_uid=True)
+        self.refusal_log = RefusalLog()
+        self.had_client = False
+        self.is_leaving = False
+        self._watch(self.signals, self._on_signals)
+        self._watch(listener.fileno(), self._on_connection)
+        self._watch(self.exits.fileno(), self._on_exits)
+        self.permanent_fds = set(self.handlers)
+        self._watch(self.zygote.mounts_fd, self.zygote.discard_outdated, select.EPOLLPRI)
+        if table is not None:
+            self._restore(table)
+
+    # ---- the loop
+
+    def run(self) -> None:
+        """Run the event loop until the keeper may exit."""
+        while not self._may_exit():
+            ready = self.epoll.poll(-1 if self.had_client else FIRST_CLIENT_TIMEOUT_S)
+            if not ready and not self.had_client:
+                break
+            for fd, _ in ready:
+                handler = self.handlers.get(fd)
+                if handler is None:  # closed by another handler in this round
+                    continue
+                try:
+                    handler()
+                except Exception as error:  # any defect: the keeper must not exit, as the workloads need their parent
+                    log_defect(error)
+                    if fd in self.handlers and fd not in self.permanent_fds:
+                        self._unwatch(fd)
+            while self.pending_refills:
+                self.zygote.refill(self.pending_refills.pop())
+        self.zygote.shut_down()
+        try:
+            os.unlink(self.socket_path)
+        except FileNotFoundError:  # the whole runtime directory has been removed
+            pass
+
+    def _may_exit(self) -> bool:
+        is_needed = self.processes or any(child.status is None for child in self.children.values())
+        if self.is_leaving:
+            return not is_needed
+        return self.had_client and self.client is None and not self.children and not self.processes
+
+    def _watch(self, fd: int, handler: Callable[[], None], events: int = select.EPOLLIN) -> None:
+        self.handlers[fd] = handler
+        self.epoll.register(fd, events)
+
+    def _unwatch(self, fd: int) -> None:
+        del self.handlers[fd]
+        self.epoll.unregister(fd)
+
+    # ---- children
+
+    def _on_signals(self) -> None:
+        while True:
+            try:
+                record = os.read(self.signals, syscalls.SIGNALFD_SIGINFO_SIZE)
+            except BlockingIOError:
+                return
+            signum = int.from_bytes(record[:4], sys.byteorder)
+            if signum == signal.SIGCHLD:
+                self._reap()
+            elif self.client is None:  # otherwise the supervisor decides when the keeper exits
+                self.is_leaving = True
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, raw = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid not in self.processes:  # an orphan of a workload
+                continue
+            self._on_exits()  # read reports while the pid still identifies this child
+            child = self.processes.pop(pid)
+            if child.status is None:
+                self._on_report(child, ended=True)
+                self._on_ended(child, child.program_status(raw))
+
+    def _on_report(self, child: Child, ended: bool = False) -> None:
+        if child.report is None:
+            return
+        fd = child.report.fileno()
+        done = child.read_report(ended)
+        if child.refill_flags and (
+            child.is_ready or done
+        ):  # not earlier, so as not to compete with the set-up for processors
+            self.pending_refills.add(child.refill_flags)
+            child.refill_flags = 0
+        if done:
+            self._unwatch_closed(fd)
+            if child.has_execed:
+                self._send({"event": "execed", "id": child.id, "pid": child.program_pid})
+
+    def _on_exits(self) -> None:
+        """Handle the exit statuses that inits have reported.
+
+        An init then still tears down its namespaces, which takes as long as the rest of a restart. A restart does not
+        wait for that, as the init is not in the workload's cgroup.
+        """
+        for pid, status in self.exits.read():
+            child = self.processes.get(pid)
+            if child is not None and child.has_init and child.status is None:
+                self._on_report(child, ended=True)
+                self._on_ended(child, status)
+
+    def _unwatch_closed(self, fd: int) -> None:
+        """Remove the handler of a closed descriptor. Closing removed it from the epoll, as it has no duplicates."""
+        self.handlers.pop(fd, None)
+
+    def _on_ended(self, child: Child, status: int) -> None:
+        child.status = status
+        self._send_ended(child)
+
+    def _send_ended(self, child: Child) -> None:
+        self._send({"event": "ended", "id": child.id, "status": child.status, "failure": child.failure})
+
+    # ---- the client
+
+    def _on_connection(self) -> None:
+        """Accept one connection. Others wait for the next round of the loop, so a flood of them delays nothing."""
+        self.reserve_fds.close()
+        try:
+            sock = self._accept()
+            if sock is None:
+                return
+            self._drop_client()  # first, so that a descriptor is free for the reserve
+        finally:
+            self.reserve_fds = ReserveFds()
+        client = self.client = ClientConnection(sock)
+        self.had_client = True
+        self._watch(sock.fileno(), lambda: self._on_client(client))
+        self._send({"event": "hello", "pid": os.getpid(), "features": FEATURES})
+        for child in self.children.values():
+            if child.status is not None:
+                self._send_ended(child)
+
+    def _accept(self) -> socket.socket | None:
+        """Accept a connection whose process may be the client; return None if there is none, or it is refused."""
+        try:
+            sock, _ = self.listener.accept()
+        except BlockingIOError:
+            return None
+        try:
+            self.policy.check(sock)
+        except PeerRefused as refused:
+            sock.close()
+            self.refusal_log.record(refused)
+            return None
+        except BaseException:
+            sock.close()
+            raise
+        sock.setblocking(False)
+        return sock
+
+    def _drop_client(self) -> None:
+        if self.client is not None:
+            del self.handlers[self.client.sock.fileno()]
+            self.client.close()
+            self.client = None
+
+    def _on_client(self, client: ClientConnection) -> None:
+        try:
+            client.flush()
+            for _ in range(MESSAGES_PER_WAKEUP):
+                try:
+                    received = protocol.receive(client.sock)
+                except protocol.ProtocolError as error:
+                    self._send({"reply": None, "error": _error_fields("protocol", str(error))})
+                    continue
+                if received is None:
+                    self._drop_client()
+                    return
+                message, fds = received
+                try:
+                    self._handle_request(message, fds)
+                finally:
+                    protocol.close_all(fds)  # the descriptors that the request did not take
+                if self.client is not client:
+                    return
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._drop_client()
+            return
+        self.epoll.modify(client.sock.fileno(), client.epoll_events)
+
+    def _send(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
+        """Send a message to the client, if there is one."""
+        client = self.client
+        if client is None:
+            return
+        try:
+            client.send(message, fds)
+            self.epoll.modify(client.sock.fileno(), client.epoll_events)
+        except OSError:
+            self._drop_client()
+
+    def _handle_request(self, message: dict[str, Any], fds: list[int]) -> None:
+        number = message.get("request")
+        do = message.get("do")
+        try:
+            request = _REQUESTS.get(do) if isinstance(do, str) else None
+            if request is None:
+                raise RequestError(f"there is no request {do!r:.80}; there are {', '.join(_REQUESTS)}")
+            reply, reply_fds = request(self, message, fds)
+        except SpawnError as error:
+            self._send({"reply": number, "error": _error_fields(error.step, str(error), error.number)})
+        except SpecError as error:
+            self._send({"reply": number, "error": _error_fields("spec", str(error), errno.EINVAL)})
+        except RequestError as error:
+            self._send({"reply": number, "error": _error_fields("refused", str(error))})
+        except Exception as error:
+            log_defect(error)
+            self._send({"reply": number, "error": _error_fields("keeper", f"{type(error).__name__}: {error}")})
+        else:
+            self._send({"reply": number, **reply}, reply_fds)
+
+    # ---- what a client may ask for
+
+    def _spawn(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        spec = Spec(message.get("spec"))
+        if spec.id in self.children:
+            raise SpecError(f"id: {spec.id} is in use; its end has not been acknowledged")
+        child = spawn(spec, self.zygote)
+        self.children[child.id] = child
+        self.processes[child.pid] = child
+        assert child.report is not None
+        self._watch(child.report.fileno(), lambda: self._on_report(child))
+        if fds:
+            child.notify = fds.pop()
+        if child.refill_flags and self.zygote.is_urgent:
+            self.pending_refills.add(child.refill_flags)
+            child.refill_flags = 0
+        return {"pid": child.pid}, (child.stdout, child.stderr)
+
+    def _adopt(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """Monitor a program whose own keeper is dead. It is not a child of this keeper."""
+        if _child_id(message) in self.children:
+            raise RequestError(f"{_child_id(message)} is here already")
+        if len(fds) not in (_ADOPTED_FDS, _ADOPTED_FDS + 1):
+            raise RequestError(f'"adopt" needs {_ADOPTED_FDS} or {_ADOPTED_FDS + 1} descriptors, not {len(fds)}')
+        child = Child.from_adoption(message, fds)
+        fds.clear()
+        self.children[child.id] = child
+        self._watch(child.program_pidfd, lambda: self._on_adopted_end(child))
+        return {}, ()
+
+    def _on_adopted_end(self, child: Child) -> None:
+        self._unwatch(child.program_pidfd)
+        self.reserve_fds.close()  # `read_exit_status` may need to open a file, and no other descriptor may be free
+        status = child.read_exit_status()
+        self.reserve_fds = ReserveFds()
+        self._on_ended(child, status)
+
+    def _signal(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        signum = message.get("signum")
+        if signum not in signal.valid_signals() | {0}:
+            raise RequestError(f"{signum!r:.80} is not the number of a signal")
+        child = self.children.get(_child_id(message))
+        return {"sent": child is not None and child.signal(signum)}, ()
+
+    def _acknowledge(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        child = self.children.get(_child_id(message))
+        if child is not None:  # otherwise it was acknowledged before
+            if child.status is None:
+                raise RequestError(f"{child.id} has not ended")
+            del self.children[child.id]
+            child.close()
+        return {}, ()
+
+    def _list(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        ids, bare = message.get("ids"), bool(message.get("bare"))
+        for child in [self.children[id_] for id_ in ids if id_ in self.children] if ids else self.children.values():
+            entry = {
+                "id": child.id,
+                "name": child.name,
+                "pid": child.pid,
+                "program": child.program_pid if child.has_execed else None,
+                "status": child.status,
+                "failure": child.failure,
+            }
+            child_fds = () if bare else (child.stdout, child.stderr, *([child.notify] if child.notify >= 0 else ()))
+            self._send({"event": "child", "reply": message.get("request"), **entry}, child_fds)
+        return {}, ()
+
+    def _execute(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """Execute another version of the keeper in the same process, so that its children stay its children."""
+        python, package = message.get("python"), message.get("package")
+        if not isinstance(python, str) or not isinstance(package, str):
+            raise RequestError('"execute" needs a "python" and a "package"')
+        self.zygote.kill()
+        self._reap()
+        children = [child.to_table() for child in self.children.values()]
+        table = os.memfd_create("table", 0)
+        with open(table, "w", closefd=False) as file:
+            processes = [child.id for child in self.processes.values()]
+            values = {"children": children, "processes": processes, "exits": self.exits.inherit(True)}
+            json.dump({**values, "protected": self.policy.prefixes}, file)  # an older version ignores this key
+        soft, hard = setup.initial_nofile or (0, 0)
+        argv = [python, *protocol.PYTHON_OPTIONS, protocol.START_CODE, package, self.socket_path, f"{soft}:{hard}"]
+        try:
+            os.dup2(self.lock, LOCK_FD)
+            os.dup2(self.listener.fileno(), LISTENER_FD)
+            os.execv(python, [*argv, str(table)])  # noqa: S606 - no shell is wanted
+        except OSError as error:
+            raise RequestError(f"cannot execute {python}: {error.strerror}") from None
+        finally:  # execv returns only if it has failed
+            os.close(table)
+            for child in self.children.values():
+                child.inherit(False)
+            self.exits.inherit(False)
+            for fd in (LOCK_FD, LISTENER_FD):
+                os.dup2(0, fd, inheritable=False)
+
+    def _restore(self, table: dict[str, Any]) -> None:
+        # With `had_client`, a keeper without children would exit at once, before the client has reconnected.
+        self.had_client = bool(table["children"])
+        self.policy.prefixes = tuple(table.get("protected", ()))  # version 0.1.0 does not write this key
+        for entry in table["children"]:
+            child = self.children[entry["id"]] = Child.from_table(entry)
+            if child.id in table["processes"]:
+                self.processes[child.pid] = child
+            if child.report is not None:
+                self._watch(child.report.fileno(), partial(self._on_report, child))
+            if child.status is None and child.id not in table["processes"]:
+                self._watch(child.program_pidfd, partial(self._on_adopted_end, child))
+        self._reap()
+
+    def _protect(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """Refuse connections from processes in these cgroups from now on."""
+        cgroups = message.get("cgroups")
+        if not isinstance(cgroups, list) or not all(isinstance(cgroup, str) and ":/" in cgroup for cgroup in cgroups):
+            raise RequestError('"cgroups" is not a list of texts "CONTROLLERS:/PATH"')
+        self.policy.prefixes = tuple(cgroups)
+        return {}, ()
+
+    def _shutdown(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        living = [child.id for child in self.children.values() if child.status is None]
+        if living:
+            raise RequestError(f"still running: {', '.join(living)}")
+        self.is_leaving = True
+        return {}, ()
+
+
+_REQUESTS: dict[str, Callable[[Keeper, dict[str, Any], list[int]], tuple[dict[str, Any], tuple[int, ...]]]] = {
+    "spawn": Keeper._spawn,
+    "adopt": Keeper._adopt,
+    "signal": Keeper._signal,
+    "acknowledge": Keeper._acknowledge,
+    "list": Keeper._list,
+    "execute": Keeper._execute,
+    "protect": Keeper._protect,
+    "shutdown": Keeper._shutdown,
+}
+
+
+def _child_id(message: dict[str, Any]) -> str:
+    value = message.get("id")
+    if not isinstance(value, str):
+        raise RequestError(f"{value!r:.80} is not an id")
+    return value
+
+
+def _error_fields(step: str, message: str, number: int = 0) -> dict[str, Any]:
+    return {"step": step, "message": message, "errno": number}
+
+
+def _read_table(fd: int) -> Any:
+    with open(fd) as file:
+        file.seek(0)
+        return json.load(file)
+
+
+def main(socket_path: str, nofile: str = "", table: str = "", protected: str = "[]") -> None:
+    """Run a keeper on the descriptors `LOCK_FD` and `LISTENER_FD`; 0 and 1 are /dev/null.
+
+    The keeper holds the lock while it runs. `protocol.START_CODE` describes the arguments.
+    """
+    # Blocked permanently and read from the signalfd. Without handlers a child has none to reset, and no system call is
+    # interrupted.
+    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(signum, signal.SIG_DFL)
+    os.chdir("/")
+    syscalls.set_process_name("nsupervisor-kee")
+    syscalls.become_subreaper()
+    present_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (present_limit[1], present_limit[1]))
+    soft, _, hard = nofile.partition(":")
+    setup.initial_nofile = (int(soft), int(hard)) if nofile else present_limit
+    if not table:
+        os.closerange(max(LOCK_FD, LISTENER_FD) + 1, 0x7FFF_FFFF)  # descriptors that the supervisor left inheritable
+    lock = fcntl.fcntl(LOCK_FD, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE_FD)
+    listener = socket.socket(fileno=fcntl.fcntl(LISTENER_FD, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE_FD))
+    for fd in range(3, FIRST_FREE_FD):  # occupied, so that no other descriptor gets a number that a child needs
+        os.dup2(0, fd, inheritable=False)
+    listener.setblocking(False)
+    previous_table = _read_table(int(table)) if table else None
+    keeper = Keeper(listener, socket_path, lock, previous_table, json.loads(protected))
+    gc.collect()
+    gc.freeze()  # collections no longer write to the present objects, so their pages stay shared with every init
+    keeper.run()

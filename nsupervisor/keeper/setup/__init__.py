@@ -1,0 +1,1 @@
+"""The steps of a new process between clone3 and execve."""

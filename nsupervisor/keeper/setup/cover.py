@@ -1,0 +1,169 @@
+"""Hide the runtime directory from a program: its sockets can command the service, its files describe other programs.
+
+In each new mount namespace an empty read-only tmpfs covers the directory, after all other mounts, and also each place
+where a bind mount shows it. Only what is meant for the program is bound into it. These are directories with a socket in
+them: a socket that the service creates again after a crash then appears in the same place.
+
+A root program may unmount the cover. Then the check of peers (linux/peers.py) still protects the sockets. The cover is
+for programs that may not unmount it, and hides the names of other programs from them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from nsupervisor.keeper.setup.errors import StepError, step_error
+from nsupervisor.linux import mounts, syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nsupervisor.linux.mounts import Mount
+
+_FLAGS = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
+_OPTIONS = "mode=755,size=4k,nr_inodes=16"
+
+
+class Cover:
+    """The cover of the runtime directory. Created before the other mounts, and applied after them.
+
+    It holds what the program may see as detached mounts (open_tree(2)), which need neither their path nor /proc later.
+    """
+
+    __slots__ = ("_directory", "_identity", "_links", "_places", "_trees")
+
+    def __init__(self, directory: str, show: dict[str, str], links: dict[str, str]) -> None:
+        """Open what the program may see. Raises StepError.
+
+        `directory`: an absolute path without symbolic links. `show`: what is in the directory, and where in it to bind
+        that. `links`: symbolic links in the directory, and their targets. Both contain relative paths.
+        """
+        self._directory = directory
+        self._places = {directory: None}
+        self._identity = _file_identity(directory)
+        self._trees: dict[str, int] = {}
+        self._links = {f"{directory}/{name}": target for name, target in links.items()}
+        for name, place in show.items():
+            path = f"{directory}/{name}"
+            try:
+                self._trees[f"{directory}/{place}"] = mounts.open_tree(path)
+            except OSError as error:
+                raise step_error(f"hold {path}", error) from None
+
+    def record_mount(self, mount: Mount, source: str) -> None:
+        """Record each place at which a new bind mount shows the directory.
+
+        `source`: the source of the mount, without symbolic links. Raises StepError for a source within the directory.
+        """
+        source = source.rstrip("/")
+        destination = os.path.realpath(mount.destination).rstrip("/")
+        for place in list(self._places):
+            if place == source or place.startswith(f"{source}/"):
+                self._places[f"{destination}{place[len(source) :]}" or "/"] = None
+            elif source.startswith(f"{place}/"):
+                reason = f"{mount.source} is in the supervisor's runtime directory, which programs may not see"
+                raise StepError(f"cannot mount {mount.source} on {mount.destination}: {reason}", errno.EACCES)
+
+    def apply(self, private: set[int], creator_ids: tuple[int, int] | None = None) -> None:
+        """Cover each place that shows the directory, and bind what the program may see. Raises StepError.
+
+        `private`: st_dev of each tmpfs that was mounted for the program; a missing destination is created only there.
+        `creator_ids`: the (uid, gid) that creates files, if this process' own ids are not mapped in its user namespace,
+        so that it could not create any (EOVERFLOW). exec resets these ids, credentials(7).
+        """
+        if creator_ids is not None and self._trees:
+            syscalls.set_file_system_ids(*creator_ids)
+        covered = False
+        for place in self._places:
+            # A place that this process cannot reach, or that a later mount hides, is not visible to the program either.
+            if self._identity is not None and _file_identity(place) == self._identity:
+                is_written = place == self._directory and bool(self._trees)
+                self._cover(place, is_written)
+                covered = covered or is_written
+        if not self._trees:
+            return
+        os.umask(0o022)  # the program's own umask is set later
+        for path, tree in self._trees.items():
+            self._bind(path, tree, covered, private)
+        for path, target in self._links.items():
+            self._link(path, target)
+        if covered:
+            flags = mounts.MS_REMOUNT | mounts.MS_BIND | mounts.MS_RDONLY | _FLAGS
+            try:
+                mounts.mount(None, self._directory, None, flags)
+            except OSError as error:
+                raise step_error(f"make the cover of {self._directory} read-only", error) from None
+
+    def _cover(self, place: str, is_written: bool) -> None:
+        flags = _FLAGS if is_written else _FLAGS | mounts.MS_RDONLY
+        try:
+            mounts.mount("tmpfs", place, "tmpfs", flags, _OPTIONS)
+        except OSError as error:
+            raise step_error(f"cover the runtime directory {place}", error) from None
+
+    def _bind(self, path: str, tree: int, covered: bool, private: set[int]) -> None:
+        try:
+            if not os.path.lexists(path):
+                if not covered and not _is_private(path, private):
+                    hint = "another mount hides it; remove that, or mount a tmpfs over a directory above it"
+                    raise StepError(f"cannot bind {path}: its directory is missing ({hint})", errno.ENOENT)
+                if stat.S_ISDIR(os.fstat(tree).st_mode):
+                    os.makedirs(path)
+                else:
+                    os.makedirs(os.path.dirname(path), exist_ok=True)
+                    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+            mounts.move_mount(tree, path)
+            os.close(tree)
+        except OSError as error:
+            raise step_error(f"bind {path}", error) from None
+
+    def _link(self, path: str, target: str) -> None:
+        try:
+            os.symlink(target, path)
+        except FileExistsError:  # another file is there, in a tmpfs of the program
+            pass
+        except OSError as error:
+            raise step_error(f"make the link {path}", error) from None
+
+
+def warm_up() -> None:
+    """Run the code with paths that do not exist, to warm up a standby: its memory pages are then copied in advance."""
+    nowhere = "/proc/self/no/such"
+    cover = Cover(nowhere, {}, {"link": "target"})
+    directory = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    for step in (
+        lambda: cover._cover("", True),
+        lambda: cover._bind(nowhere, directory, True, set()),
+        lambda: cover._bind(nowhere, 0, True, set()),
+        lambda: cover._link(nowhere, nowhere),
+    ):
+        _attempt(step)
+    _attempt(lambda: mounts.open_tree(""))
+    _attempt(lambda: mounts.move_mount(-1, ""))
+    _attempt(lambda: mounts.mount(None, "", None, mounts.MS_REMOUNT | mounts.MS_BIND | mounts.MS_RDONLY | _FLAGS))
+    os.close(directory)
+
+
+def _attempt(step: Callable[[], object]) -> None:
+    try:
+        step()
+    except (OSError, StepError):
+        pass
+
+
+def _file_identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _is_private(path: str, private: set[int]) -> bool:
+    parent = os.path.dirname(path)
+    while not os.path.exists(parent):
+        parent = os.path.dirname(parent)
+    return os.stat(parent).st_dev in private

@@ -1,0 +1,282 @@
+"""The spawn specification: check the JSON of a "spawn" request, and convert it for the child.
+
+The client decides everything. The keeper looks nothing up, and knows users only by number.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import resource
+
+from nsupervisor.keeper.setup.descriptors import REPORT_FD
+from nsupervisor.linux.mounts import Mount
+from nsupervisor.linux.namespaces import NAMESPACES, clone_flags
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+CLOCKS = ("monotonic", "boottime")
+RLIMITS: dict[str, int] = {
+    name.removeprefix("RLIMIT_").lower(): getattr(resource, name)
+    for name in dir(resource)
+    if name.startswith("RLIMIT_")
+}
+
+
+class SpecError(Exception):
+    """The specification is not valid; the text names the key."""
+
+
+class Spec:
+    """A program to start. Paths and texts are bytes if system calls need bytes."""
+
+    __slots__ = (
+        "argv",
+        "cgroup",
+        "cgroup_procs",
+        "cover",
+        "cwd",
+        "env",
+        "flags",
+        "gid",
+        "gid_mappings",
+        "groups",
+        "has_init",
+        "hostname",
+        "id",
+        "mounts",
+        "name",
+        "namespaces",
+        "nice",
+        "no_new_privileges",
+        "path",
+        "report",
+        "rlimits",
+        "time_offsets",
+        "uid",
+        "uid_mappings",
+        "umask",
+    )
+
+    def __init__(self, document: object) -> None:
+        """Check `document`, the decoded JSON; raises SpecError."""
+        if not isinstance(document, dict):
+            raise SpecError(f"a specification is an object, not {document!r:.80}")
+        values = dict(document)
+
+        def pop(key: str, check: Callable[[Any], Any], default: Any = ...) -> Any:
+            value = values.pop(key, default)
+            if value is ...:
+                raise SpecError(f"{key} is missing")
+            if value is default:
+                return value
+            try:
+                return check(value)
+            except (TypeError, ValueError, KeyError) as error:
+                raise SpecError(f"{key}: {error}") from None
+
+        self.id: str = pop("id", _nonempty_text)
+        self.name: str = pop("name", _nonempty_text, self.id)
+        self.argv: list[bytes] = pop("argv", _argv)
+        self.env: dict[bytes, bytes] = pop("env", _environment)
+        self.path: str = os.fsdecode(self.env.get(b"PATH", os.defpath.encode()))
+        self.report = REPORT_FD
+        self.cwd: str = pop("cwd", _absolute_path)
+        self.namespaces: frozenset[str] = pop("namespaces", _namespaces, frozenset())
+        self.flags: int = clone_flags(self.namespaces)
+        self.hostname: str | None = pop("hostname", _nonempty_text, None)
+        self.uid_mappings: list[tuple[int, int, int]] = pop("uid_mappings", _mappings, [])
+        self.gid_mappings: list[tuple[int, int, int]] = pop("gid_mappings", _mappings, [])
+        self.time_offsets: bytes = pop("time_offsets", _time_offsets, b"")
+        self.mounts: list[Mount] = pop("mounts", _mounts, [])
+        self.cover: tuple[str, dict[str, str], dict[str, str]] | None = pop("cover", _cover, None)
+        self.uid: int | None = pop("uid", _id_number, None)
+        self.gid: int | None = pop("gid", _id_number, None)
+        self.groups: list[int] | None = pop("groups", _id_numbers, None)
+        self.umask: int = pop("umask", _id_number, 0o022)
+        self.nice: int | None = pop("nice", _integer, None)
+        self.rlimits: list[tuple[str, int, tuple[int, int]]] = pop("rlimits", _rlimits, [])
+        self.no_new_privileges: bool = pop("no_new_privileges", _boolean, False)
+        self.has_init: bool = pop("init", _boolean, True) and "pid" in self.namespaces
+        self.cgroup: str | None = pop("cgroup", _absolute_path, None)
+        self.cgroup_procs: list[str] = pop("cgroup_procs", _paths, [])
+        if pop("stdin", _nonempty_text, "null") != "null":
+            raise SpecError('stdin: only "null" is possible')
+        if values:
+            raise SpecError(f"unknown keys: {', '.join(sorted(map(str, values)))}")
+        # Without the namespace these keys would change the host itself.
+        for key, value, namespace in (
+            ("hostname", self.hostname, "uts"),
+            ("mounts", self.mounts, "mount"),
+            ("cover", self.cover, "mount"),
+            ("time_offsets", self.time_offsets, "time"),
+            ("uid_mappings", self.uid_mappings, "user"),
+            ("gid_mappings", self.gid_mappings, "user"),
+        ):
+            if value and namespace not in self.namespaces:
+                raise SpecError(f"{key} needs a new {namespace} namespace")
+
+    def pack(self) -> bytes:
+        """Pack the specification for a process with the same code; unpacking is much faster than a second check."""
+        values = [getattr(self, name) for name in self.__slots__ if name != "mounts"]
+        return marshal.dumps((values, [mount.arguments for mount in self.mounts]))
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Spec:
+        """Unpack the result of `pack`."""
+        self = cls.__new__(cls)
+        values, mounts = marshal.loads(packed)  # noqa: S302 - from a socket that no other process has
+        self.mounts = [Mount(*arguments) for arguments in mounts]
+        for name in cls.__slots__:
+            if name != "mounts":
+                setattr(self, name, values.pop(0))
+        return self
+
+
+def _nonempty_text(value: Any) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError(f"a text that is not empty is wanted, not {value!r:.80}")
+    return value
+
+
+def _absolute_path(value: Any) -> str:
+    if not _nonempty_text(value).startswith("/"):
+        raise ValueError(f"an absolute path is wanted, not {value!r:.80}")
+    return str(value)
+
+
+def _paths(value: Any) -> list[str]:
+    return [_absolute_path(path) for path in _list(value)]
+
+
+def _bytes(value: Any) -> bytes:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError(f"a text without NUL is wanted, not {value!r:.80}")
+    return value.encode("utf-8", "surrogateescape")
+
+
+def _argv(value: Any) -> list[bytes]:
+    argv = [_bytes(argument) for argument in _list(value)]
+    if not argv or not argv[0]:
+        raise ValueError("a program is wanted")
+    return argv
+
+
+def _environment(value: Any) -> dict[bytes, bytes]:
+    environment = {_bytes(name): _bytes(text) for name, text in _dict(value).items()}
+    for name in environment:
+        if not name or b"=" in name:
+            raise ValueError(f"{name!r} cannot be a variable's name")
+    return environment
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"a list is wanted, not {value!r:.80}")
+    return value
+
+
+def _dict(value: Any) -> dict[Any, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"an object is wanted, not {value!r:.80}")
+    return value
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"true or false is wanted, not {value!r:.80}")
+    return value
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 1 << 63:
+        raise TypeError(f"a whole number is wanted, not {value!r:.80}")
+    return value
+
+
+def _id_number(value: Any) -> int:
+    if not 0 <= _integer(value) < (1 << 32) - 1:  # the last one means "unchanged" to setresuid(2)
+        raise ValueError(f"a number from 0 to 4294967294 is wanted, not {value}")
+    return int(value)
+
+
+def _id_numbers(value: Any) -> list[int]:
+    return [_id_number(number) for number in _list(value)]
+
+
+def _namespaces(value: Any) -> frozenset[str]:
+    names = frozenset(_nonempty_text(name) for name in _list(value))
+    if names - NAMESPACES.keys():
+        raise ValueError(f"no namespace is called {', '.join(sorted(names - NAMESPACES.keys()))}")
+    return names
+
+
+def _mappings(value: Any) -> list[tuple[int, int, int]]:
+    mappings = []
+    for mapping in _list(value):
+        inside, outside, size = _id_numbers(mapping)
+        mappings.append((inside, outside, size))
+    return mappings
+
+
+def _time_offsets(value: Any) -> bytes:
+    """Build the lines of /proc/PID/timens_offsets, time_namespaces(7): clock, seconds, nanoseconds (0 or more)."""
+    lines = []
+    for clock, offset in _dict(value).items():
+        if clock not in CLOCKS:
+            raise ValueError(f"no clock is called {clock!r:.80}; there are {' and '.join(CLOCKS)}")
+        if isinstance(offset, bool) or not isinstance(offset, (int, float)) or not abs(offset) < 1 << 62:
+            raise TypeError(f"seconds are wanted, not {offset!r:.80}")
+        seconds, nanoseconds = divmod(round(offset * 1_000_000_000), 1_000_000_000)
+        lines.append(f"{clock} {seconds} {nanoseconds}\n")
+    return "".join(lines).encode()
+
+
+def _mounts(value: Any) -> list[Mount]:
+    mounts = []
+    for mount in _list(value):
+        unknown = _dict(mount).keys() - {"type", "source", "destination", "options"}
+        if unknown:
+            raise ValueError(f"unknown keys: {', '.join(sorted(unknown))}")
+        source = mount.get("source")
+        words = [_nonempty_text(word) for word in _list(mount.get("options", []))]
+        mounts.append(
+            Mount(
+                _nonempty_text(mount.get("type", "bind")),
+                None if source is None else _nonempty_text(source),
+                _nonempty_text(mount.get("destination")),
+                words,
+            )
+        )
+    return mounts
+
+
+def _cover(value: Any) -> tuple[str, dict[str, str], dict[str, str]]:
+    """Return the arguments of `nsupervisor.keeper.setup.cover.Cover`."""
+    unknown = _dict(value).keys() - {"directory", "show", "links"}
+    if unknown:
+        raise ValueError(f"unknown keys: {', '.join(sorted(unknown))}")
+    show, links = (_relative_paths(value.get(key, {})) for key in ("show", "links"))
+    return _absolute_path(value.get("directory")), show, links
+
+
+def _relative_paths(value: Any) -> dict[str, str]:
+    for path in (path for pair in _dict(value).items() for path in pair):
+        if _nonempty_text(path).startswith("/") or ".." in path.split("/"):
+            raise ValueError(f"a path that stays in the directory is wanted, not {path!r:.80}")
+    return dict(value)
+
+
+def _rlimits(value: Any) -> list[tuple[str, int, tuple[int, int]]]:
+    limits = []
+    for name, pair in _dict(value).items():
+        if name not in RLIMITS:
+            raise ValueError(f"no limit is called {name!r:.80}; there are {', '.join(sorted(RLIMITS))}")
+        soft, hard = (_integer(number) for number in _list(pair))
+        if min(soft, hard) < resource.RLIM_INFINITY:
+            raise ValueError(f"{name} must not be negative; -1 means no limit")
+        limits.append((name, RLIMITS[name], (soft, hard)))
+    return limits

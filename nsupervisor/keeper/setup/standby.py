@@ -1,0 +1,203 @@
+"""The warm standby of a program: does set-up steps in advance, waits for a program, and hands off to its process.
+
+Between the fork of a Python process and its exec there are about a hundred small operations. For almost each of them
+the kernel copies a page that is written to for the first time; together this costs more than the namespaces. So all of
+it is done before a program is requested. The standby is a new init's child. It does the steps that depend only on the
+namespaces (`_ADVANCE_STEPS`), and runs the others with a specification that changes nothing, to warm up. Then the pages
+it needs have been copied from the zygote's memory, and it waits.
+
+It cannot wait in a workload's cgroup, as the workload is not known yet. Moving there later would wait for all
+processors of the host (cgroup_threadgroup_rwsem), which takes milliseconds. So, given its program, the standby hands
+off (native/handoff.py) to a new process that is created in the cgroup and continues in the standby's memory. This
+process becomes the program. The standby exits when the new process has left the memory; only the init sees that exit.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import resource
+import socket
+import struct
+
+from nsupervisor.keeper.native import handoff
+from nsupervisor.keeper.setup import cover
+from nsupervisor.keeper.setup import steps as setup
+from nsupervisor.keeper.setup.descriptors import REPORT_FD, STDERR_FD, STDOUT_FD
+from nsupervisor.keeper.setup.errors import StepError
+from nsupervisor.keeper.setup.spec import Spec
+from nsupervisor.linux import syscalls
+from nsupervisor.linux.namespaces import CLONE_NEWTIME, CLONE_NEWUSER, NAMESPACES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import ctypes
+    from collections.abc import Callable
+    from typing import NoReturn
+
+_HEADER = struct.Struct("??")  # of the message with the program: has it a cgroup; has it a memfd in place of the rest
+MAX_BYTES = 64 * 1024  # larger specifications go through a memfd: the socket may lack room for a datagram of that size
+_MAX_FDS = 2
+_RECEIVE_SIZES = (_HEADER.size + MAX_BYTES, socket.CMSG_SPACE(_MAX_FDS * 4))
+
+_ADVANCE_STEPS = (setup.separate_mounts, setup.mount_proc, setup.bring_up_loopback)
+
+
+# ---- in the keeper
+
+
+def send_program(report: socket.socket, spec: Spec, cgroup: int) -> None:
+    """Send a waiting standby its program. `cgroup` is a directory's descriptor, or -1.
+
+    Raises OSError, for instance BrokenPipeError if the standby has been killed.
+    """
+    packed, memfd = spec.pack(), -1
+    fds = [cgroup] if cgroup >= 0 else []
+    try:
+        if len(packed) > MAX_BYTES:
+            memfd = os.memfd_create("spec", os.MFD_CLOEXEC)
+            fds.append(memfd)
+            with open(memfd, "wb", closefd=False) as file:
+                file.write(packed)
+            packed = b""
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        report.sendmsg([_HEADER.pack(cgroup >= 0, memfd >= 0) + packed], rights)
+    finally:
+        if memfd >= 0:
+            os.close(memfd)
+
+
+# ---- in the zygote
+
+_sample = b""
+
+
+def prepare_sample() -> None:
+    """Pack a specification that changes nothing, for `_warm_up`."""
+    global _sample
+    sample = Spec(
+        {
+            "id": "sample",
+            "argv": ["."],
+            "env": {"PATH": "/"},
+            "cwd": "/",
+            "groups": os.getgroups(),
+            "nice": os.getpriority(os.PRIO_PROCESS, 0),
+            "rlimits": {"core": list(resource.getrlimit(resource.RLIMIT_CORE))},
+            "cgroup_procs": ["/dev/null"],
+        }
+    )
+    sample.uid = sample.gid = -1  # unchanged, setresuid(2)
+    _sample = sample.pack()
+
+
+# ---- in the standby
+
+
+def run(flags: int, handoff_state: ctypes.Array[ctypes.c_uint32]) -> NoReturn:
+    """Run the standby until it becomes the program, or exits.
+
+    `flags` are clone(2)'s flags of the namespaces that were created for it. `handoff_state` is shared with the init:
+    the kernel writes the pid of the program's process there.
+    """
+    setup_run = setup.SetupRun()
+    setup_run.run_to_exec(lambda: _run_to_exec(setup_run, flags, handoff_state))
+
+
+def _run_to_exec(setup_run: setup.SetupRun, flags: int, handoff_state: ctypes.Array[ctypes.c_uint32]) -> None:
+    keeper = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, REPORT_FD)
+    for fd, standard_fd in ((STDOUT_FD, 1), (STDERR_FD, 2)):
+        os.dup2(fd, standard_fd)
+        os.close(fd)
+    done: tuple[Callable[[Spec], None], ...] = ()
+    if not flags & CLONE_NEWUSER:  # with it, nothing can be done before the keeper has written the identity maps
+        sample = Spec.unpack(_sample)
+        created = flags & ~CLONE_NEWTIME
+        sample.namespaces = frozenset(space.name for space in NAMESPACES.values() if space.flag & created)
+        done = _run_in_advance(sample)
+    try:
+        data, ancillary, _, _ = keeper.recvmsg(*_RECEIVE_SIZES, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        if not flags & CLONE_NEWUSER:
+            _warm_up(sample)
+        data, ancillary, _, _ = keeper.recvmsg(*_RECEIVE_SIZES, socket.MSG_CMSG_CLOEXEC)
+    if not data:  # the keeper does not need this standby any more, or has ended
+        os._exit(0)
+    fds = array.array("i", ancillary[0][2] if ancillary else b"")
+    has_cgroup, has_memfd = _HEADER.unpack_from(data)
+    spec = _unpack(data[_HEADER.size :], fds[-1] if has_memfd else -1)
+    if not flags & CLONE_NEWUSER:
+        # Before the hand-off: a process that shares its memory may not enter a time namespace.
+        setup_run.run_steps([setup.shift_clocks], spec, done)
+        done += (setup.shift_clocks,)
+    # With a user namespace no step has been done in advance, and entering one may need unshared memory.
+    number = -handoff.succeed(fds[0] if has_cgroup else -1, handoff_state, lend=not flags & CLONE_NEWUSER)
+    if number > 0:
+        setup_run.step = "clone"
+        hint = CGROUP_HINTS.get(number, "")
+        text = f"cannot start the program's process: {os.strerror(number)}{f' ({hint})' if hint else ''}"
+        raise StepError(text, number)
+    for fd in fds:
+        os.close(fd)
+    os.setsid()
+    setup_run.run_steps(setup.STEPS, spec, done)
+    setup_run.step = "execute"
+    setup.send_ready(keeper)
+    setup.execute(spec)
+
+
+CGROUP_HINTS = {
+    errno.EAGAIN: "a limit on processes is reached, such as pids_max",
+    errno.ENODEV: "the cgroup has been removed",
+    errno.EBUSY: "the cgroup has controllers enabled for its children, so it can't hold processes itself",
+    errno.EOPNOTSUPP: "the cgroup is in an invalid state, see its cgroup.type",
+    errno.EACCES: "the cgroup is not delegated to this user",
+    errno.EBADF: "what was given as the cgroup is not a cgroup of version 2",
+}
+
+
+def _unpack(packed: bytes, memfd: int) -> Spec:
+    if memfd >= 0:
+        os.lseek(memfd, 0, os.SEEK_SET)
+        with open(memfd, "rb", closefd=False) as file:
+            packed = file.read()
+    return Spec.unpack(packed)
+
+
+def _run_in_advance(sample: Spec) -> tuple[Callable[[Spec], None], ...]:
+    """Do steps in advance, and return those that worked.
+
+    A step that fails here fails again with the real specification, and is reported then.
+    """
+    done: tuple[Callable[[Spec], None], ...] = ()
+    for step in _ADVANCE_STEPS:
+        try:
+            step(sample)
+        except StepError:
+            break
+        done += (step,)
+    return done
+
+
+def _warm_up(sample: Spec) -> None:
+    """Run all remaining code once, so that the pages it writes to have been copied before the program is requested."""
+    if "uts" in sample.namespaces:
+        sample.hostname = os.uname().nodename
+    for step in setup.STEPS:
+        if step not in _ADVANCE_STEPS:
+            try:
+                step(sample)
+            except StepError:  # without root some fail
+                pass
+    if "mount" in sample.namespaces:
+        cover.warm_up()
+    syscalls.unshare(0)
+    syscalls.set_process_name("nsupervisor-for")
+    receiver, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with receiver, sender:
+        setup.send_ready(sender)
+    try:
+        setup.become_program(sample)  # a directory, which cannot be executed
+    except StepError:
+        pass

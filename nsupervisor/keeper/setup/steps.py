@@ -1,0 +1,484 @@
+"""The set-up of a new process before it executes the program: small named steps in a fixed order.
+
+clone3 creates the first process of a workload in its v2 cgroup and in all its new namespaces but two. With an init,
+that process is the init, and forks at once (see zygote.py). Its child, in the same namespaces, does the following:
+
+1. `NAMESPACE_STEPS`, with the keeper's privileges: cgroups of v1 hierarchies (the init joins none, so the workload is
+   not charged for it there); the ids in a user namespace; the cgroup namespace (created only now, so that its root is
+   the cgroup just joined); mounts; host name; clocks; loopback.
+2. The rest of `STEPS`, which drop the privileges. The process enters the working directory as the program's user, so a
+   directory that this user may not enter is an error.
+3. `execute`.
+
+Descriptors: 0 is /dev/null, `REPORT_FD` the socket to the keeper, `STDOUT_FD` and `STDERR_FD` the log pipes; all others
+are closed. Signals are blocked until just before exec; none has a handler.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # the wrapper `signal` would create an enum member for each signal
+import array
+import errno
+import gc
+import json
+import os
+import resource
+import socket
+import stat
+import struct
+
+from nsupervisor.keeper.setup.cover import Cover
+from nsupervisor.keeper.setup.descriptors import REPORT_FD, STDERR_FD, STDOUT_FD
+from nsupervisor.keeper.setup.errors import StepError, step_error
+from nsupervisor.linux import mounts, namespaces, syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, NoReturn
+
+    from nsupervisor.keeper.setup.spec import Spec
+
+initial_nofile: tuple[int, int] | None = None
+"""The limit on open files (soft, hard) of each child. The keeper raises its own and stores the previous one here."""
+
+CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+
+READY = b"ready"
+PROCEED = b"ug"
+"""The message that lets a child in a user namespace proceed: there is a user 0, and a group 0. If not, the letter is
+replaced by a dot."""
+
+# The exit codes that shells and container engines use; the error itself is sent to the keeper.
+EXIT_SETUP, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 125, 126, 127
+
+
+# ---- the first process
+
+
+def join_cgroups(spec: Spec) -> None:
+    """Join the cgroups of v1 hierarchies, which do not support CLONE_INTO_CGROUP.
+
+    This is the first step, so that the others are accounted there. 0 means the writing process, cgroups(7).
+    """
+    for path in spec.cgroup_procs:
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            os.write(fd, b"0")
+            os.close(fd)
+        except OSError as error:
+            raise step_error(f"join the cgroup {os.path.dirname(path)}", error) from None
+
+
+def become_namespace_root(spec: Spec) -> None:
+    """Become user 0 of the new user namespace, if it has one.
+
+    After the v1 cgroups are joined, as this step drops the privileges for that.
+    """
+    if "user" in spec.namespaces:
+        wait_and_become_root(spec.report)
+
+
+def wait_and_become_root(report: int) -> None:
+    """Wait until the keeper has written the identity maps, and become the user and group 0 that they have.
+
+    `report` is the socket to the keeper, which sends `PROCEED` or a variant of it.
+    """
+    mapped = os.read(report, len(PROCEED))
+    if not mapped:
+        raise StepError("cannot become root of the user namespace: the parent is gone")
+    try:
+        if b"g" in mapped:
+            os.setresgid(0, 0, 0)
+        if b"u" in mapped:
+            os.setresuid(0, 0, 0)
+        syscalls.set_dumpable()
+    except OSError as error:
+        raise step_error("become root of the user namespace", error) from None
+
+
+def proceed_message(spec: Spec) -> bytes:
+    """Build the keeper's message for a child in a new user namespace; it is sent when the maps are written."""
+    return bytes(
+        letter if is_zero_mapped(mappings) else ord(".")
+        for letter, mappings in zip(PROCEED, (spec.uid_mappings, spec.gid_mappings), strict=True)
+    )
+
+
+def is_zero_mapped(mappings: list[tuple[int, int, int]]) -> bool:
+    return not mappings or any(inside == 0 for inside, _, _ in mappings)
+
+
+def new_cgroup_namespace(spec: Spec) -> None:
+    """Create a cgroup namespace. Its root is the present cgroup of this process, cgroup_namespaces(7)."""
+    if "cgroup" in spec.namespaces:
+        try:
+            syscalls.unshare(namespaces.CLONE_NEWCGROUP)
+        except OSError as error:
+            raise step_error("make a cgroup namespace", error) from None
+
+
+def separate_mounts(spec: Spec) -> None:
+    """Make all mounts private: later mounts inside are not visible outside, and the other way round."""
+    if "mount" in spec.namespaces:
+        try:
+            mounts.mount(None, "/", None, mounts.MS_REC | mounts.MS_PRIVATE)
+        except OSError as error:
+            raise step_error("make the mounts private", error) from None
+
+
+def mount_proc(spec: Spec) -> None:
+    """Mount a /proc that shows the new PID namespace over the old one.
+
+    Only in a new mount namespace, as the host's /proc would change otherwise.
+    """
+    if "pid" in spec.namespaces and "mount" in spec.namespaces:
+        try:
+            mounts.mount("proc", "/proc", "proc", mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC)
+        except OSError as error:
+            raise step_error("mount a new /proc", error) from None
+
+
+def mount_all(spec: Spec) -> None:
+    """Mount everything in the given order. A missing destination is created only in a tmpfs mounted before.
+
+    Creating it there leaves no trace on the host. The cover of the runtime directory comes last, so that no other mount
+    shows the directory again.
+    """
+    private: set[int] = set()  # st_dev of each such tmpfs
+    cover = Cover(*spec.cover) if spec.cover else None
+    for mount in spec.mounts:
+        operation = f"mount {mount.source} on {mount.destination}"
+        is_file = False
+        source = ""
+        if mount.fstype == "bind":
+            try:
+                is_file = not stat.S_ISDIR(os.stat(mount.source).st_mode)
+            except OSError as error:
+                raise step_error(f"{operation}: {mount.source}", error) from None
+            source = os.path.realpath(mount.source)
+        if not os.path.exists(mount.destination):
+            _make_destination(mount.destination, is_file, private, operation)
+        try:
+            mount.make()
+        except OSError as error:
+            hint = "options on bind mounts need Linux 5.12" if error.errno == errno.ENOSYS else ""
+            raise step_error(operation, error, hint) from None
+        if mount.fstype == "tmpfs":
+            private.add(os.stat(mount.destination).st_dev)
+        if cover is not None and source:
+            cover.record_mount(mount, source)
+    if cover is not None:
+        cover.apply(private, _file_creator_ids(spec))
+
+
+def _file_creator_ids(spec: Spec) -> tuple[int, int] | None:
+    """Return the ids that create files in a user namespace without a user 0 or group 0: the first mapped ones."""
+    uids, gids = spec.uid_mappings, spec.gid_mappings
+    if is_zero_mapped(uids) and is_zero_mapped(gids):
+        return None
+    return uids[0][0] if uids else 0, gids[0][0] if gids else 0
+
+
+def _make_destination(path: str, is_file: bool, private: set[int], operation: str) -> None:
+    parent = os.path.dirname(path.rstrip("/"))
+    while not os.path.exists(parent):
+        parent = os.path.dirname(parent)
+    if os.stat(parent).st_dev not in private:
+        hint = "make it, or mount a tmpfs over a directory above it"
+        raise StepError(f"cannot {operation}: {path}: {os.strerror(errno.ENOENT)} ({hint})", errno.ENOENT)
+    try:
+        if is_file:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+        else:
+            os.makedirs(path)
+    except OSError as error:
+        raise step_error(f"{operation}: cannot make {path}", error) from None
+
+
+def set_hostname(spec: Spec) -> None:
+    """Set the host name of the new UTS namespace, uname(2)."""
+    if spec.hostname is not None:
+        try:
+            syscalls.sethostname(spec.hostname)
+        except OSError as error:
+            raise step_error(f"set the host name {spec.hostname}", error) from None
+
+
+def shift_clocks(spec: Spec) -> None:
+    """Create a time namespace, set its clocks and enter it.
+
+    clone3 could create it, but its offsets can be set only while no process is inside, time_namespaces(7).
+    """
+    if "time" not in spec.namespaces:
+        return
+    try:
+        syscalls.unshare(namespaces.CLONE_NEWTIME)
+        if spec.time_offsets:
+            fd = os.open("/proc/self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC)
+            os.write(fd, spec.time_offsets)
+            os.close(fd)
+        fd = os.open("/proc/self/ns/time_for_children", os.O_RDONLY | os.O_CLOEXEC)
+        syscalls.setns(fd, namespaces.CLONE_NEWTIME)
+        os.close(fd)
+    except OSError as error:
+        raise step_error("make a time namespace", error) from None
+
+
+def bring_up_loopback(spec: Spec) -> None:
+    """Bring up the loopback interface of a new network namespace, so that 127.0.0.1 works."""
+    if "network" in spec.namespaces:
+        try:
+            syscalls.bring_up_loopback()
+        except OSError as error:
+            raise step_error("bring up the loopback interface", error) from None
+
+
+NAMESPACE_STEPS: tuple[Callable[[Spec], None], ...] = (
+    join_cgroups,
+    become_namespace_root,
+    new_cgroup_namespace,
+    separate_mounts,
+    mount_proc,
+    mount_all,
+    set_hostname,
+    shift_clocks,
+    bring_up_loopback,
+)
+
+
+# ---- the program's process
+
+
+def set_limits(spec: Spec) -> None:
+    """Set the resource limits. Before the privileges are dropped: raising a hard limit needs CAP_SYS_RESOURCE."""
+    if initial_nofile is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, initial_nofile)
+    for name, number, pair in spec.rlimits:
+        try:
+            resource.setrlimit(number, pair)
+        except (OSError, ValueError) as error:
+            shown = ":".join("infinity" if value < 0 else str(value) for value in pair)
+            reason = error.strerror if isinstance(error, OSError) else f"{error} (raising it needs CAP_SYS_RESOURCE)"
+            raise StepError(f"cannot set limit_{name} to {shown}: {reason}", errno.EPERM) from None
+
+
+def set_nice(spec: Spec) -> None:
+    """Set the nice value, which is absolute: it does not depend on the keeper's."""
+    if spec.nice is not None:
+        try:
+            os.setpriority(os.PRIO_PROCESS, 0, spec.nice)
+        except OSError as error:
+            raise step_error(f"set nice to {spec.nice}", error) from None
+
+
+def set_umask(spec: Spec) -> None:
+    """Set the umask of the program. umask(2) cannot fail."""
+    os.umask(spec.umask)
+
+
+def become_user(spec: Spec) -> None:
+    """Set the groups, gid and uid, in this order, as the privilege to set groups is lost with the uid.
+
+    If the user changes and the specification names no groups, the keeper's groups are dropped.
+    """
+    groups = spec.groups
+    if groups is None and not (spec.uid is None and spec.gid is None) and os.getgroups() and _is_setgroups_allowed():
+        groups = []
+    if groups is not None:
+        try:
+            os.setgroups(groups)
+        except OSError as error:
+            raise step_error(f"set the groups {groups}", error) from None
+    if spec.gid is not None:
+        try:
+            os.setresgid(spec.gid, spec.gid, spec.gid)
+        except OSError as error:
+            raise step_error(f"become gid {spec.gid}", error) from None
+    if spec.uid is not None:
+        try:
+            os.setresuid(spec.uid, spec.uid, spec.uid)
+        except OSError as error:
+            raise step_error(f"become uid {spec.uid}", error) from None
+
+
+def _is_setgroups_allowed() -> bool:
+    """Return whether setgroups(2) is allowed; not in an unprivileged user's user namespace, user_namespaces(7)."""
+    with open("/proc/self/setgroups") as file:
+        return file.read().strip() == "allow"
+
+
+def enter_directory(spec: Spec) -> None:
+    """Enter the working directory, as it is after the mounts."""
+    try:
+        os.chdir(spec.cwd)
+    except OSError as error:
+        raise step_error(f"enter {spec.cwd}", error) from None
+
+
+def give_up_new_privileges(spec: Spec) -> None:
+    """Set no_new_privs if requested: then a set-user-ID program runs as its caller."""
+    if spec.no_new_privileges:
+        try:
+            syscalls.set_no_new_privileges()
+        except OSError as error:
+            raise step_error("set no_new_privs", error) from None
+
+
+STEPS: tuple[Callable[[Spec], None], ...] = (
+    *NAMESPACE_STEPS,
+    set_limits,
+    set_nice,
+    set_umask,
+    become_user,
+    enter_directory,
+    give_up_new_privileges,
+)
+
+STEP_NAMES: dict[Callable[[Spec], None], str] = {
+    join_cgroups: "join_cgroups",
+    become_namespace_root: "become_namespace_root",
+    new_cgroup_namespace: "new_cgroup_namespace",
+    separate_mounts: "separate_mounts",
+    mount_proc: "mount_proc",
+    mount_all: "mount_all",
+    set_hostname: "set_hostname",
+    shift_clocks: "shift_clocks",
+    bring_up_loopback: "bring_up_loopback",
+    set_limits: "set_limits",
+    set_nice: "set_nice",
+    set_umask: "set_umask",
+    become_user: "become_user",
+    enter_directory: "enter_directory",
+    give_up_new_privileges: "give_up_new_privileges",
+}
+"""The wire name of each step, for the `step` of a failure."""
+
+
+def execute(spec: Spec) -> NoReturn:
+    """Unblock all signals and execute the program. Raises StepError."""
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+    become_program(spec)
+
+
+def become_program(spec: Spec) -> NoReturn:
+    """Execute the program. Raises StepError.
+
+    It is searched as by execvp(3), except that no shell runs a script without a #! line.
+    """
+    name = spec.argv[0]
+    shown = name.decode("utf-8", "backslashreplace")
+    refused: OSError | None = None
+    for candidate in _candidates(spec):
+        try:
+            os.execve(candidate, spec.argv, spec.env)  # noqa: S606
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except PermissionError as error:
+            refused = refused or error  # like execvp(3): a later directory may have one that works
+        except OSError as error:
+            raise step_error(f"execute {shown}", error, _EXECUTE_HINTS.get(error.errno or 0, "")) from None
+    if refused is not None:
+        raise step_error(f"execute {shown}", refused) from None
+    hint = ""
+    if b"/" not in name:
+        hint = f"searched PATH={spec.path}"
+    elif os.path.exists(name):
+        hint = "the file is there, so the interpreter that it names is not"
+    raise StepError(f"cannot execute {shown}: {os.strerror(errno.ENOENT)}{f' ({hint})' if hint else ''}", errno.ENOENT)
+
+
+_EXECUTE_HINTS = {
+    errno.ENOEXEC: "a script needs a first line like #!/bin/sh",
+    errno.EAGAIN: "a limit on processes is reached, such as limit_nproc",
+    errno.E2BIG: "the arguments and the environment are too long",
+}
+
+
+def _candidates(spec: Spec) -> list[bytes]:
+    name = spec.argv[0]
+    if b"/" in name:
+        return [name]
+    paths = [os.fsencode(directory or ".") + b"/" + name for directory in spec.path.split(":")]
+    return [path for path in paths if os.path.lexists(path)]
+
+
+# ---- from clone to exec
+
+
+class SetupRun:
+    """Runs the set-up steps of one child. `step` is the wire name of the current step, for the error message."""
+
+    __slots__ = ("step",)
+
+    def __init__(self) -> None:
+        self.step = "prepare"
+
+    def run_steps(self, steps: Sequence[Callable[[Spec], None]], spec: Spec, done: Sequence[object] = ()) -> None:
+        """Run the steps that are not `done`."""
+        for step in steps:
+            if step not in done:
+                self.step = STEP_NAMES[step]
+                step(spec)
+
+    def run_to_exec(self, body: Callable[[], None]) -> NoReturn:
+        """Call `body`, which executes the program. If it raises, send the failure and exit. Never returns."""
+        code = EXIT_SETUP
+        try:
+            body()
+        except StepError as error:
+            send_failure(REPORT_FD, self.step, str(error), error.number)
+            if self.step == "execute":
+                code = EXIT_NOT_FOUND if error.number == errno.ENOENT else EXIT_NOT_EXECUTABLE
+        except BaseException as error:
+            number = getattr(error, "errno", None) or 0
+            send_failure(REPORT_FD, self.step, f"{type(error).__name__}: {error}", number)
+        finally:
+            os._exit(code)
+
+
+def run(spec: Spec, enter_child: Callable[[], None]) -> NoReturn:
+    """Run all steps and execute the program, in a child without an init.
+
+    `enter_child` moves the descriptors to their fixed numbers.
+    """
+    setup_run = SetupRun()
+
+    def set_up() -> None:
+        gc.disable()  # a collection would write to all objects, so the pages shared with the keeper would be copied
+        enter_child()
+        os.setsid()
+        setup_run.run_steps(STEPS, spec)
+        setup_run.step = "execute"
+        os.write(REPORT_FD, READY)
+        os.dup2(STDOUT_FD, 1)
+        os.dup2(STDERR_FD, 2)
+        execute(spec)
+
+    setup_run.run_to_exec(set_up)
+
+
+def send_ready(report: socket.socket) -> None:
+    """Report that all steps are done. The kernel adds this process' pid in the keeper's PID namespace (unix(7)).
+
+    The message carries a pidfd, as the keeper cannot signal the program by pid: the program is not its child, so its
+    pid may be reused.
+    """
+    pidfd = os.pidfd_open(os.getpid())
+    report.sendmsg([READY], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (pidfd,)))])
+    os.close(pidfd)
+
+
+def decode_failure(data: bytes) -> dict[str, Any]:
+    """Decode, in the keeper, the message of `send_failure`."""
+    failure: dict[str, Any] = json.loads(data)
+    return failure
+
+
+def send_failure(report: int, step: str, message: str, number: int) -> None:
+    """Report a failed step to the keeper. If the keeper is gone, nothing is reported."""
+    try:
+        os.write(report, json.dumps({"step": step, "message": message[:4096], "errno": number}).encode())
+    except OSError:
+        pass

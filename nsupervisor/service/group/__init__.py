@@ -1,0 +1,1 @@
+"""Groups of workloads: shared limits, rules that act on a member, and placement."""

@@ -1,0 +1,177 @@
+"""All groups of the service, and their members."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from nsupervisor.cgroups import Cgroup, CgroupError, Tree
+from nsupervisor.config.model import Config, GroupRule, Resources, WorkloadConfig
+from nsupervisor.config.model import GroupConfig as GroupConfig
+from nsupervisor.core.reload.differences import merge_limits
+from nsupervisor.service.context import ServiceContext
+from nsupervisor.service.group.group import HOST, Group
+from nsupervisor.service.preflight import uncounted_reason
+from nsupervisor.service.state.checkpoint import limits_in_force
+from nsupervisor.service.state.file import GroupCheckpoint
+
+if TYPE_CHECKING:
+    from nsupervisor.service.instance.actor import Actor
+
+PREFIX = "group/"
+"""Prefix of group names on the command line, which distinguishes them from workloads."""
+
+
+@attrs.define(eq=False)
+class Groups:
+    """The groups by name ("batch"), each after those that contain it; and the host."""
+
+    config: Config
+    by_name: dict[str, Group]
+    host: Group
+
+    @classmethod
+    def make(
+        cls, config: Config, tree: Tree, context: ServiceContext, checkpoints: Mapping[str, GroupCheckpoint]
+    ) -> Groups:
+        """Create the cgroups of the groups, the outermost first.
+
+        `checkpoints` is what an earlier supervisor saved, by the full names of the groups. Raises CgroupError as
+        `Tree.make_group` does.
+        """
+        turn = trio.Lock()
+        root = Group(HOST, GroupConfig(name=HOST, policy=config.host.policy), tree.root(), context, action_lock=turn)
+        groups = cls(config, {}, _require_supported(root))
+        groups.host.restore(checkpoints.get(HOST))
+        for group in sorted(config.groups.values(), key=lambda group: len(config.enclosing_groups(group))):
+            around = tuple(groups.by_name[outer.name] for outer in config.enclosing_groups(group))
+            before = checkpoints.get(f"{PREFIX}{group.name}")
+            in_force = (
+                limits_in_force(group.resources, before.changed_limits) if before is not None else group.resources
+            )
+            cgroup = tree.make_group(group.name, in_force, [outer.cgroup for outer in around])
+            for problem in cgroup.problems:
+                context.journal.log.warning("limit not enforced", group=f"{PREFIX}{group.name}", message=str(problem))
+            made = Group(f"{PREFIX}{group.name}", group, cgroup, context, around, turn)
+            made.resources = in_force
+            groups.by_name[group.name] = made = _require_supported(made)
+            made.restore(before)
+        for name in checkpoints.keys() - {HOST, *(group.name for group in groups.by_name.values())}:
+            context.state.save_group(name, None)
+        return groups
+
+    def enclosing(self, workload: WorkloadConfig) -> tuple[Group, ...]:
+        """Return the groups that contain a workload, the outermost first."""
+        return tuple(self.by_name[group.name] for group in self.config.enclosing_groups(workload))
+
+    def make_cgroup(self, tree: Tree, name: str, workload: WorkloadConfig, resources: Resources) -> Cgroup:
+        """Create the cgroup of an instance inside those of its groups. Raises CgroupError as `Tree.make` does."""
+        return tree.make(name, resources, [group.cgroup for group in self.enclosing(workload)])
+
+    def add(self, actor: Actor) -> None:
+        """Make an instance a member of all groups that contain it."""
+        actor.groups = (*self.enclosing(actor.workload), self.host)
+        for group in actor.groups:
+            group.members.append(actor)
+
+    def remove(self, actor: Actor) -> None:
+        """Remove an instance from all its groups."""
+        for group in actor.groups:
+            group.members.remove(actor)
+        actor.groups = ()
+
+    @property
+    def all_groups(self) -> tuple[Group, ...]:
+        """All groups, each after those that contain it; the host last."""
+        return (*self.by_name.values(), self.host)
+
+    def watch(self) -> None:
+        """Start to watch the files of all groups."""
+        for group in self.all_groups:
+            group.watch()
+
+    def close(self) -> None:
+        """Close the cgroup files that are kept open."""
+        for group in self.all_groups:
+            group.cgroup.close()
+
+    def matching(self, pattern: str) -> list[Group]:
+        """Return the groups that "group/batch" or a glob like "group/*" matches; none if `pattern` names workloads."""
+        if not pattern.startswith(PREFIX):  # "*" matches all workloads
+            return []
+        return [group for group in self.by_name.values() if fnmatch.fnmatchcase(group.name, pattern)]
+
+    async def change_limits(self, name: str, changes: Mapping[str, Any], by: str = "operator") -> tuple[bool, str]:
+        """Change the limits of a group (by its full name, "group/batch"), as `Group.change_limits` does.
+
+        Limits inside it that are percentages of the changed ones are written again.
+        """
+        (group,) = self.matching(name)
+        done, message = await group.change_limits(changes, by)
+        if done:
+            inner = [inner_group for inner_group in self.by_name.values() if group in inner_group.enclosing]
+            failures = [await inner_group.reapply_percentages() for inner_group in inner]
+            failures += [await member.reapply_percentages() for member in group.members]
+            message = "; ".join(filter(None, failures))
+        return done, message
+
+    def differing(self, config: Config) -> list[tuple[Group, GroupConfig]]:
+        """Return the groups, and the host, that differ in `config`, each with its new configuration."""
+        wanted = {group: config.groups[name] for name, group in self.by_name.items()}
+        wanted[self.host] = GroupConfig(name=HOST, policy=config.host.policy)
+        supported = ((group, _supported(wanted_config, group.cgroup)) for group, wanted_config in wanted.items())
+        return [(group, wanted_config) for group, wanted_config in supported if group.config != wanted_config]
+
+    async def apply_limits(self, group: Group, config: GroupConfig) -> None:
+        """Apply the changed limits of a configuration file to a group, and update the percentages inside it.
+
+        Raises CgroupError if that is not possible or if a rule reads a file that this host does not have; then nothing
+        has changed.
+        """
+        for rule in config.policy:
+            if reason := uncounted_reason(rule, group.cgroup):
+                raise CgroupError(f"{group.name}: {rule.name} (line {rule.line}): {reason}")
+        after = merge_limits(group.config.resources, config.resources, group.resources)
+        if after != group.resources:
+            await group.apply_limits(after)
+            inner = [inner_group for inner_group in self.by_name.values() if group in inner_group.enclosing]
+            for inner_group in inner:
+                await inner_group.reapply_percentages()
+            for member in group.members:
+                await member.reapply_percentages()
+
+    def status(self) -> list[dict[str, Any]]:
+        """Return one status object per group."""
+        return [group.status() for group in self.by_name.values()]
+
+
+def _supported(config: GroupConfig, cgroup: Cgroup) -> GroupConfig:
+    """Drop the rules that this host cannot evaluate, unless the limits of the group are required."""
+    if config.required:
+        return config
+    return attrs.evolve(config, policy=tuple(rule for rule in config.policy if not uncounted_reason(rule, cgroup)))
+
+
+def _require_supported(group: Group) -> Group:
+    """Return the group without the rules that this host cannot evaluate; each is logged.
+
+    Raises CgroupError if the limits of the group are required.
+    """
+    rules: list[GroupRule] = []
+    for rule in group.config.policy:
+        reason = uncounted_reason(rule, group.cgroup)
+        if reason and group.config.required:
+            raise CgroupError(f"{rule.name} (line {rule.line}): {reason}")
+        if reason:
+            group.context.journal.log.warning("rule left out", group=group.name, message=f"{rule.name}: {reason}")
+        else:
+            rules.append(rule)
+    if len(rules) < len(group.config.policy):
+        supported = attrs.evolve(group, config=attrs.evolve(group.config, policy=tuple(rules)))
+        supported.resources = group.resources
+        return supported
+    return group

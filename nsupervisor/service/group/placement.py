@@ -1,0 +1,100 @@
+"""Make a workload instance from its configuration: its cgroup, its supported rules, its actor."""
+
+import os
+from functools import partial
+
+import attrs
+
+from nsupervisor.cgroups import Cgroup, CgroupError, Tree
+from nsupervisor.config.model import Resources, WorkloadConfig
+from nsupervisor.service.context import ServiceContext
+from nsupervisor.service.group.groups import Groups
+from nsupervisor.service.instance.actor import Actor
+from nsupervisor.service.preflight import uncounted_reason
+
+Placement = tuple[Tree, Groups]
+"""The tree and the groups in which the cgroups of instances are made."""
+
+
+def make_instance(
+    name: str,
+    workload: WorkloadConfig,
+    instance: int | None,
+    placement: Placement,
+    context: ServiceContext,
+    limits: Resources,
+    group_names_before: tuple[str, ...] | None = None,
+    limits_applied: bool = False,
+) -> Actor:
+    """Make the actor and its cgroup with these limits in force.
+
+    `group_names_before`: the groups in which an earlier supervisor left the cgroup, if one did. `limits_applied`: that
+    supervisor has written these limits; `LimitWriter.verify` checks whether they are still there.
+
+    Raises CgroupError, which names the workload and what was not possible.
+    """
+    tree, groups = placement
+    create = partial(groups.make_cgroup, tree, name, workload)
+    cgroup = (
+        create(limits)
+        if group_names_before is None
+        else tree.make(name, limits, tree.open_groups(group_names_before), limits_known=limits_applied)
+    )
+    moves = group_names_before is not None and group_names_before != tuple(
+        group.config.name for group in groups.enclosing(workload)
+    )
+    if moves and not cgroup.is_populated():
+        cgroup.remove()
+        cgroup, moves = create(limits), False
+    try:
+        supported = supported_workload(workload, name, cgroup, context)
+    except CgroupError:
+        if not cgroup.is_populated():
+            cgroup.remove()
+        raise
+    if cgroup.problems:
+        reported = {
+            problem.key for problem in cgroup.host.check_resources(workload.resources, cgroup.ancestor_limits())
+        }
+        for problem in cgroup.problems:
+            if problem.key not in reported:
+                context.journal.log.warning("limit not enforced", workload=name, message=str(problem))
+    actor = Actor(name, supported, instance, cgroup, context)
+    actor.configured = workload
+    actor.limit_writer.resources = actor.limit_writer.applied = limits
+    actor.pending_move = create if moves else None
+    groups.add(actor)
+    return actor
+
+
+def supported_workload(workload: WorkloadConfig, name: str, cgroup: Cgroup, context: ServiceContext) -> WorkloadConfig:
+    """Return the workload with the rules that this host can evaluate.
+
+    A rule that reads what this host does not count raises CgroupError, or is left out with a warning if the resources
+    say `required = false`.
+    """
+    rules = []
+    for rule in workload.policy:
+        reason = uncounted_reason(rule, cgroup)
+        if reason and workload.resources.required:
+            raise CgroupError(f"workload.{workload.name}.{rule.name} (line {rule.line}): {reason}")
+        if reason:
+            context.journal.log.warning("rule left out", workload=name, message=f"{rule.name}: {reason}")
+        else:
+            rules.append(rule)
+    return attrs.evolve(workload, policy=tuple(rules))
+
+
+def update_membership(actor: Actor, workload: WorkloadConfig, placement: Placement) -> None:
+    """Make the instance a member of the groups of `workload`.
+
+    If they differ from its present groups, its next generation starts in a new cgroup inside them.
+    """
+    tree, groups = placement
+    around = groups.enclosing(workload)
+    there = around[-1].cgroup.path if around else tree.path
+    create = partial(groups.make_cgroup, tree, actor.name, workload)
+    actor.pending_move = None if os.path.dirname(actor.cgroup.path) == there else create
+    if actor.groups != (*around, groups.host):
+        groups.remove(actor)
+        groups.add(actor)

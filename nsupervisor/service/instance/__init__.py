@@ -1,0 +1,1 @@
+"""One workload instance: its actor, policy, limits, output and checkpoint inputs."""

@@ -1,0 +1,176 @@
+"""The output of one workload instance: from the pipes of a generation to the destinations of its lines."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from nsupervisor.config.model import LogConfig
+from nsupervisor.keeper.messages import Spawned
+from nsupervisor.logs import (
+    Capture,
+    LineSequence,
+    LogFile,
+    OffsetFile,
+    OutputRoute,
+    Pipe,
+    Rotation,
+    read_next_seq,
+    run_in_thread,
+)
+from nsupervisor.metrics.counters import STREAMS, Counters
+from nsupervisor.service.context import ServiceContext
+
+STREAMS_DIRECTORY = "streams"
+"""Directory within the runtime directory for the offsets of all captures (`nsupervisor.logs.offsets`)."""
+
+
+def offset_files_left(directory: Path) -> dict[str, list[Path]]:
+    """List the offset files in the runtime directory by instance, with one scan for all instances."""
+    paths: dict[str, list[Path]] = {}
+    for path in (directory / STREAMS_DIRECTORY).glob("*#*"):
+        paths.setdefault(path.name.partition("#")[0], []).append(path)
+    return paths
+
+
+@attrs.define(eq=False)
+class Output:
+    """The captures of one instance. Those of a generation may run on after its end, next to those of the next one."""
+
+    name: str
+    instance: int | None
+    settings: LogConfig
+    counters: Counters
+    context: ServiceContext
+    file: LogFile | None = attrs.field(init=False)
+    """The instance's own log file, or None."""
+    _spawned: Spawned | None = None
+    """The descriptors of a generation whose capture has not started."""
+    _captures: set[Capture] = attrs.field(init=False, factory=set)
+    _sequences: dict[str, LineSequence] = attrs.field(init=False)
+    _old_offset_files: list[Path] = attrs.field(init=False)
+    """Offset files of captures that have ended; the next generation continues the line numbers in them."""
+    _capture_ended: trio.lowlevel.ParkingLot = attrs.field(init=False, factory=trio.lowlevel.ParkingLot)
+
+    def __attrs_post_init__(self) -> None:
+        self.file = self._file(self.settings)
+        self._sequences = {stream: LineSequence() for stream in STREAMS}
+        # Left by a supervisor that was killed. Which captures continue is known only when their pipes are handed over.
+        self._old_offset_files = self.context.offset_files.pop(self.name, [])
+
+    def expect(self, spawned: Spawned) -> None:
+        """Keep the pipes of a new generation until `begin`."""
+        self._spawned = spawned
+
+    def begin(self, generation: int, pid: int | None) -> None:
+        """Start to read the pipes of the new generation.
+
+        This happens only when the program's pid is known, or is known not to exist. The pipes wait until then, so that
+        each record of output has the pid and follows the record of the start.
+        """
+        spawned, self._spawned = self._spawned, None
+        if spawned is None:
+            return
+        self.capture(generation, pid, spawned.stdout, spawned.stderr)
+
+    def capture(self, generation: int, pid: int | None, stdout: int, stderr: int) -> None:
+        """Read a generation's pipes until they are closed; this object owns them from now on.
+
+        If a supervisor that was killed had read them, its captures continue where it stopped.
+        """
+        labels: dict[str, Any] = {"workload": self.name, "generation": generation, "pid": pid}
+        if self.instance is not None:
+            labels["instance"] = self.instance
+        for fd, stream in ((stdout, "stdout"), (stderr, "stderr")):
+            route = self._route(stream)
+            pipe = Pipe(fd)
+            capture = Capture(
+                pipe,
+                route,
+                labels,
+                stream,
+                self.counters.output[stream].add,
+                self._offset_file(generation, stream, pipe.inode) if route.journal or route.file else None,
+                self._sequences[stream],
+                partial(self._log, labels),
+            )
+            self._captures.add(capture)
+            self.context.nursery.start_soon(self._run, capture)
+
+    def apply_config(self, settings: LogConfig) -> None:
+        """Apply changed log settings, also to captures that are running."""
+        old, self.settings = self.file, settings
+        self.file = self._file(settings)
+        if old is not None:
+            # In a thread, because closing may wait for another thread that writes to the file, or for a disk.
+            self.context.nursery.start_soon(run_in_thread, old.path.parent, old.close)
+        for capture in self._captures:
+            capture.reroute(self._route(capture.stream))
+
+    def location(self) -> dict[str, Any]:
+        """Return the path (None without an own log file), format and streams of the instance's log file."""
+        streams = [stream for stream in STREAMS if getattr(self.settings, stream) in ("file", "both")]
+        path = str(self.file.path) if self.file is not None else None
+        return {"file": path, "format": self.settings.format, "streams": streams}
+
+    async def wait_drained(self) -> None:
+        """Wait until all output of ended generations has been read."""
+        while self._captures:
+            await self._capture_ended.park()
+
+    def _file(self, settings: LogConfig) -> LogFile | None:
+        if not {settings.stdout, settings.stderr} & {"file", "both"}:
+            return None
+        path = Path(settings.path) if settings.path else self.context.log_directory / f"{self.name}.log"
+        rotation = Rotation(settings.max_size, settings.max_files, settings.max_age, settings.compress)
+        return LogFile(path, rotation, records=settings.format == "json")
+
+    def _route(self, stream: str) -> OutputRoute:
+        settings = self.settings
+        where = getattr(settings, stream)
+        return OutputRoute(
+            self.context.journal if where in ("journal", "both") else None,
+            self.file if where in ("file", "both") else None,
+            settings.format == "raw",
+            settings.max_line,
+            settings.parse_json,
+            settings.on_full == "block",
+        )
+
+    def _offset_file(self, generation: int, stream: str, pipe: int) -> OffsetFile | None:
+        """Open the offset file of a capture, and continue the line numbers of the previous generation."""
+        directory = self.context.runtime_directory / STREAMS_DIRECTORY
+        sequence = self._sequences[stream]
+        path = directory / f"{self.name}#{generation}.{stream}"
+        try:
+            if not self._old_offset_files:  # otherwise the directory exists
+                directory.mkdir(mode=0o700, exist_ok=True)
+            for old_path in [old_path for old_path in self._old_offset_files if old_path.suffix == path.suffix]:
+                if old_path == path:
+                    continue
+                sequence.next_seq = max(sequence.next_seq, read_next_seq(old_path))
+                if int(old_path.stem.rpartition("#")[2]) < generation:
+                    old_path.unlink(missing_ok=True)
+                    self._old_offset_files.remove(old_path)
+            progress = OffsetFile(path, pipe)
+            sequence.next_seq = max(sequence.next_seq, progress.offset.committed().seq)
+            progress.advance(sequence.next_seq)
+        except OSError as error:  # only the next supervisor needs the file; the capture works without it
+            message = f"cannot note how far {stream} has been recorded: {error}; after a crash, lines may come twice"
+            self.context.journal.log.warning("warning", workload=self.name, message=message)
+            return None
+        return progress
+
+    async def _run(self, capture: Capture) -> None:
+        try:
+            await capture.run()
+        finally:
+            self._captures.discard(capture)
+            if capture.offset_file is not None and capture.offset_file.path not in self._old_offset_files:
+                self._old_offset_files.append(capture.offset_file.path)
+            self._capture_ended.unpark_all()
+
+    def _log(self, labels: dict[str, Any], level: str, event: str, **fields: Any) -> None:
+        getattr(self.context.journal.log, level)(event, **labels, **fields)

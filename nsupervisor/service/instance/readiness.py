@@ -1,0 +1,183 @@
+"""Readiness and status that a program reports with sd_notify(3), over a Unix datagram socket of its own.
+
+Each generation has a new socket, so that no message of an earlier generation counts for a later one. The socket belongs
+to the program's user, mode 0600, in a directory with a name that cannot be guessed. But several workloads may have one
+user, and root may open any socket. So, while the sender of a message lives, its cgroup decides: the message counts only
+if the sender is part of the workload.
+
+The sender is often a short-lived helper (`systemd-notify`, a shell's `nc`) that has ended before the message is read.
+Then the socket decides, as for what arrived while no service ran. Race: the pid of such a helper may name another
+process by then. If that process is outside, a message of the helper is dropped.
+"""
+
+import math
+import os
+import socket as stdlib_socket
+import struct
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+MAX_DATAGRAM_BYTES = 4096
+"""Most bytes of a datagram that are read; systemd's limit is a page, too."""
+BACKLOG_LIMIT = 1000
+"""Messages that are taken from an earlier supervisor's socket without looking at their senders."""
+REFUSALS_INTERVAL_S = 60.0
+"""Seconds between two records about messages of others."""
+DIRECTORY = "notify"
+"""In the runtime directory."""
+SOCKET = "socket"
+_UCRED = struct.Struct("iII")  # struct ucred, unix(7): pid, uid, gid
+_ANCILLARY = stdlib_socket.CMSG_SPACE(_UCRED.size)
+Sender = Callable[[int], bool]
+"""Whether a process, by its pid, may speak for the program; True if it has ended."""
+
+
+@attrs.define(eq=False)
+class NotifySocket:
+    """An open socket. `backlog`: what arrived while no supervisor ran."""
+
+    path: Path
+    socket: trio.socket.SocketType
+    backlog: deque[bytes] = attrs.field(factory=deque)
+
+
+def socket_path(directory: Path, id_: str, token: str, again: bool = False) -> Path:
+    """The place of a generation's socket in the runtime directory.
+
+    `again`: its program runs already. If version 0.1.0 started it, the socket was `notify/ID`, and the program sends
+    there.
+    """
+    old = directory / DIRECTORY / id_
+    return old if again and os.path.lexists(old) else directory / DIRECTORY / token / SOCKET
+
+
+@contextmanager
+def notify_socket(path: Path, owner: tuple[int, int] | None, fd: int = -1) -> Iterator[NotifySocket]:
+    """A socket at `path`, removed at the end; `owner` is the (uid, gid) on the host that may speak.
+
+    `fd`: the socket itself, if an earlier supervisor has made it; it belongs to this function from now on, and stays
+    where it is. Raises OSError.
+    """
+    if fd >= 0:
+        ours = stdlib_socket.socket(fileno=fd)
+        path = Path(os.fsdecode(ours.getsockname()))
+    else:
+        path.parent.parent.mkdir(mode=0o711, exist_ok=True)
+        path.parent.mkdir(mode=0o711, exist_ok=True)
+        path.unlink(missing_ok=True)
+        ours = stdlib_socket.socket(stdlib_socket.AF_UNIX, stdlib_socket.SOCK_DGRAM | stdlib_socket.SOCK_CLOEXEC)
+    with ours:
+        backlog = _waiting(ours) if fd >= 0 else deque()
+        ours.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_PASSCRED, 1)
+        if fd < 0:
+            # No other process can connect before the mode is set: bind(2) takes the umask into account.
+            umask = os.umask(0o177)
+            try:
+                ours.bind(str(path))
+            finally:
+                os.umask(umask)
+        try:
+            if owner is not None and fd < 0:
+                os.chown(path, *owner)
+            yield NotifySocket(path, trio.socket.from_stdlib_socket(ours), backlog)
+        finally:
+            path.unlink(missing_ok=True)
+            if path.name == SOCKET:
+                with suppress(OSError):
+                    path.parent.rmdir()
+
+
+def _waiting(sock: stdlib_socket.socket) -> deque[bytes]:
+    found: deque[bytes] = deque()
+    with suppress(BlockingIOError):
+        while len(found) < BACKLOG_LIMIT:
+            found.append(sock.recv(MAX_DATAGRAM_BYTES, stdlib_socket.MSG_DONTWAIT))
+    return found
+
+
+def parse(data: bytes) -> dict[str, str]:
+    """Return the assignments of a datagram: `{"READY": "1", "STATUS": "…"}`.
+
+    Only a newline ends an assignment, sd_notify(3): a text that a program passes on may contain other separators.
+    Lines of another form are ignored.
+    """
+    lines = data.decode(errors="replace").split("\n")
+    return {key: value for key, equals, value in (line.partition("=") for line in lines) if equals}
+
+
+async def receive(ours: NotifySocket, is_own: Sender, refuse: Callable[[int], None]) -> dict[str, str]:
+    """The assignments of the next datagram that counts. `refuse` gets the pid of the sender of one that does not."""
+    while True:
+        if ours.backlog:
+            return parse(ours.backlog.popleft())
+        data, ancillary, _, _ = await ours.socket.recvmsg(MAX_DATAGRAM_BYTES, _ANCILLARY)
+        pid = _sender(ancillary)
+        if pid <= 0 or is_own(pid):  # 0: sent before SO_PASSCRED was set, or from a PID namespace that is not visible
+            return parse(data)
+        refuse(pid)
+
+
+def _sender(ancillary: list[tuple[int, int, bytes]]) -> int:
+    for level, kind, data in ancillary:
+        if level == stdlib_socket.SOL_SOCKET and kind == stdlib_socket.SCM_CREDENTIALS:
+            return int(_UCRED.unpack_from(data)[0])
+    return 0
+
+
+async def watch_readiness(
+    ours: NotifySocket,
+    scope: trio.CancelScope,
+    watchdog_sec: float,
+    on_notification: Callable[[str, str], None],
+    is_own: Sender = lambda pid: True,
+) -> None:
+    """Pass reports of the program to `on_notification` until `scope` is cancelled.
+
+    The reports are ("READY", ""), ("STATUS", text) and ("WATCHDOG", reason). The last one means that the program
+    triggered the watchdog itself, or sent no keep-alive for `watchdog_sec` (0: none required). At most once a minute
+    there is also ("REFUSED", text), for messages of other processes.
+    """
+    limit = watchdog_sec or math.inf
+    silent_until = -math.inf
+
+    def refuse(pid: int) -> None:
+        nonlocal silent_until
+        if trio.current_time() >= silent_until:
+            silent_until = trio.current_time() + REFUSALS_INTERVAL_S
+            on_notification("REFUSED", f"ignored a message of process {pid}, which is not part of this workload")
+
+    with scope:
+        while True:
+            # The time limit restarts with each WATCHDOG=1, and only with that.
+            with trio.move_on_after(limit) as watchdog:
+                while True:
+                    assignments = await receive(ours, is_own, refuse)
+                    if assignments.get("READY") == "1":
+                        on_notification("READY", "")
+                    if "STATUS" in assignments:
+                        on_notification("STATUS", assignments["STATUS"])
+                    if assignments.get("WATCHDOG") == "trigger":
+                        on_notification("WATCHDOG", "said WATCHDOG=trigger")
+                    elif assignments.get("WATCHDOG") == "1":
+                        break
+            if watchdog.cancelled_caught:
+                on_notification("WATCHDOG", f"no WATCHDOG=1 for {limit:g} s")
+
+
+def host_owner(spec: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the (uid, gid) on the host that the program will have; None if they are the supervisor's own."""
+
+    def outside(id_: int | None, mappings: list[list[int]]) -> int:
+        for inside, host, size in mappings:
+            if inside <= (id_ or 0) < inside + size:
+                return host + (id_ or 0) - inside
+        return -1 if id_ is None else id_  # -1: unchanged (chown(2))
+
+    owner = outside(spec["uid"], spec["uid_mappings"]), outside(spec["gid"], spec["gid_mappings"])
+    return None if owner == (-1, -1) else owner

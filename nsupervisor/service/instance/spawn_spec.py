@@ -1,0 +1,118 @@
+"""Build the keeper's spawn specification from a workload's configuration. Reads environment files, changes nothing."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from nsupervisor.cgroups import Cgroup
+from nsupervisor.config.environment import load_environment
+from nsupervisor.config.model import IdMapping, WorkloadConfig
+from nsupervisor.service.instance.users import UserIdentity, resolve_user
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""A workload's default PATH; that of systemd, and of Debian for root."""
+
+WORKLOADS_API = "notify/control/api"
+"""The directory, in the runtime directory, of the API's socket for workloads with `may_control`. The one above it is
+closed to other users, so that the socket itself need not be: its peers are identified by their cgroups. It is below
+`notify` because each version removes that at its end, also one that an upgrade has been taken back to."""
+
+NAMESPACES = ("mount", "pid", "uts", "ipc", "cgroup", "network", "user", "time")
+
+
+def spawn_spec(
+    workload: WorkloadConfig,
+    name: str,
+    instance: int | None,
+    generation: int,
+    cgroup: Cgroup,
+    directory: Path,
+    variables: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Return the specification for one generation, in the form that `nsupervisor.keeper` takes.
+
+    `directory` is the runtime directory, `variables` what `environment_file_variables` returned just now. Users and
+    environment files are read again for each generation, so that a restart sees changes.
+
+    Raises IdentityError for an unknown user, ConfigError for a bad environment file, OSError for an unreadable one.
+    """
+    identity = resolve_user(workload.user, workload.supplementary_groups)
+    spaces = workload.namespaces
+    return {
+        "id": f"{name}#{generation}",
+        "name": name,
+        "argv": list(workload.command),
+        "env": environment(workload, identity, name, instance, variables, directory),
+        "cwd": workload.working_directory,
+        "namespaces": [space for space in NAMESPACES if getattr(spaces, space)],
+        "hostname": spaces.hostname if spaces.hostname is not None or not spaces.uts else name.replace("@", "-"),
+        "uid_mappings": _mappings(workload.user_namespace.uid_mappings, os.getuid()) if spaces.user else [],
+        "gid_mappings": _mappings(workload.user_namespace.gid_mappings, os.getgid()) if spaces.user else [],
+        "time_offsets": dict(spaces.time_offsets),
+        "mounts": [
+            {"type": m.type, "source": m.source, "destination": m.destination, "options": list(m.options)}
+            for m in workload.mounts
+        ],
+        "uid": identity.uid,
+        "gid": identity.gid,
+        "groups": None if identity.groups is None else list(identity.groups),
+        "umask": workload.umask,
+        "nice": workload.nice,
+        "rlimits": {key: list(pair) for key, pair in workload.security.rlimits.items()},
+        "no_new_privileges": workload.security.no_new_privileges,
+        "init": workload.init and spaces.pid,
+        "cgroup": cgroup.path,
+        "cgroup_procs": list(cgroup.join_files),
+        "stdin": "null",
+    }
+
+
+def cover(workload: WorkloadConfig, directory: Path, notify: str | None) -> dict[str, Any]:
+    """Return the key `cover` of a specification, which hides the runtime directory from the program.
+
+    Some directories in it stay visible: that of the notify socket, and with `may_control` that of the API's socket for
+    workloads.
+    """
+    show = {} if notify is None else dict.fromkeys([str(Path(notify).parent.relative_to(directory))])
+    found = {name: name for name in show}
+    links = {}
+    if workload.may_control:
+        found[WORKLOADS_API] = "api"
+        links["api.sock"] = "api/api.sock"
+    return {"directory": os.path.realpath(directory), "show": found, "links": links}
+
+
+def environment(
+    workload: WorkloadConfig,
+    identity: UserIdentity,
+    name: str,
+    instance: int | None,
+    variables: dict[str, str] | None = None,
+    directory: Path | None = None,
+) -> dict[str, str]:
+    """Return a clean environment: what a login sets, then the files in order, then `environment`; later ones win."""
+    values = {"PATH": PATH, "NSUPERVISOR_WORKLOAD": name}
+    if identity.home:
+        values["HOME"] = identity.home
+    if identity.name:
+        values |= {"USER": identity.name, "LOGNAME": identity.name, "SHELL": identity.shell or "/bin/sh"}
+    if directory is not None and workload.may_control:
+        values["NSUPERVISOR_SOCKET"] = f"{directory}/api.sock"
+    if instance is not None:
+        values["NSUPERVISOR_INSTANCE"] = str(instance)
+    return (
+        values | (environment_file_variables(workload) if variables is None else variables) | dict(workload.environment)
+    )
+
+
+def environment_file_variables(workload: WorkloadConfig) -> dict[str, str]:
+    """Return the variables that the program gets from its environment files. Raises ConfigError and OSError."""
+    values: dict[str, str] = {}
+    for path in workload.environment_file:
+        values |= load_environment(path)
+    return {name: value for name, value in values.items() if name not in workload.environment}
+
+
+def _mappings(mappings: tuple[IdMapping, ...], own: int) -> list[list[int]]:
+    """Return the mappings; by default, root inside is the supervisor's own id, as with `unshare --map-root-user`."""
+    return [[m.container_id, m.host_id, m.size] for m in mappings] or [[0, own, 1]]

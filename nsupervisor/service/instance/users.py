@@ -1,0 +1,67 @@
+"""The user of a program: from the configured name to numeric ids."""
+
+import grp
+import os
+import pwd
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class IdentityError(Exception):
+    """A user or group that this host does not know; the message says which, and what to do."""
+
+
+class UserIdentity(NamedTuple):
+    """The user that a program runs as. `uid`, `gid` and `groups` are None if they stay those of the supervisor."""
+
+    uid: int | None
+    gid: int | None
+    groups: tuple[int, ...] | None
+    name: str
+    home: str
+    shell: str
+
+
+def resolve_user(user: str | None, supplementary_groups: Sequence[str] = ()) -> UserIdentity:
+    """Look up `user` ("www-data", "33", "www-data:adm", "1000:1000") and further groups in the host's databases.
+
+    A number need not be in the database: it then has no name, "/" as its home and no groups of its own. As with login,
+    a user without an explicit group gets their primary group and those that list them in group(5).
+
+    Raises IdentityError.
+    """
+    extra = tuple(_gid(group) for group in supplementary_groups)
+    if user is None:
+        own_entry = _entry(str(os.getuid()))
+        groups = (*os.getgroups(), *extra) if extra else None
+        return UserIdentity(None, None, groups, own_entry.pw_name, own_entry.pw_dir, own_entry.pw_shell)
+    name, _, group = user.partition(":")
+    entry = _entry(name)
+    gid = _gid(group) if group else entry.pw_gid
+    listed = os.getgrouplist(entry.pw_name, gid) if entry.pw_name else [gid]
+    return UserIdentity(
+        entry.pw_uid, gid, tuple(dict.fromkeys((*listed, *extra))), entry.pw_name, entry.pw_dir, entry.pw_shell
+    )
+
+
+def _entry(user: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(user)
+    except KeyError:
+        pass
+    if not user.isdecimal():
+        raise IdentityError(f'no user "{user}" on this host; add one with useradd, or give a number')
+    try:
+        return pwd.getpwuid(int(user))
+    except KeyError:
+        return pwd.struct_passwd(("", "", int(user), int(user), "", "/", "/bin/sh"))
+
+
+def _gid(group: str) -> int:
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        pass
+    if not group.isdecimal():
+        raise IdentityError(f'no group "{group}" on this host; add one with groupadd, or give a number')
+    return int(group)

@@ -1,0 +1,1 @@
+"""History, recordings, usage and reopened log files, for people and collectors."""

@@ -1,0 +1,176 @@
+"""The latest records of the service, kept in memory for queries, and a stream of new ones for followers.
+
+Only the service's own records are here, as the log has them (`nsupervisor.logs`), whatever the log level; the output of
+workloads is not. They are kept as JSON lines, which is what queries and followers receive.
+
+Everything is bounded. The latest records of each workload are kept. When there are too many in total, the workloads
+with the most records lose theirs first, so that a noisy workload does not push out why a quiet one was started. A
+follower that reads too slowly loses records and receives their number; other followers do not notice.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from operator import attrgetter
+from typing import Any
+
+import attrs
+import trio
+
+from nsupervisor.logs.record import JsonFormat, timestamp_now
+
+MAX_BYTES_PER_WORKLOAD = 200
+"""Most records that are kept of one workload."""
+MAX_BYTES_TOTAL = 5000
+"""Most records that are kept in total."""
+MAX_BYTES_WAITING = 1000
+"""Most new records that may wait for one follower."""
+DRAIN_TIMEOUT_S = 1.0
+"""Seconds that followers have at the end to read the rest."""
+
+_FORMAT = JsonFormat()
+
+
+@attrs.frozen
+class HistoryEntry:
+    """One record, with its position among all records.
+
+    `workload` is the name of the instance, the name of the group for a record about no member, or "" for a record about
+    the service.
+    """
+
+    number: int
+    workload: str
+    event: str
+    line: bytes
+    """The record as JSON, with its newline."""
+
+
+class History:
+    """The latest records, and their followers. For the trio thread only; only `close` waits."""
+
+    def __init__(self, per_workload: int = MAX_BYTES_PER_WORKLOAD, total: int = MAX_BYTES_TOTAL) -> None:
+        self._max_per_workload, self._max_total = per_workload, total
+        self._last_number = self._count = 0
+        self._entries: dict[str, deque[HistoryEntry]] = {}
+        self._total_by_workload: dict[str, int] = {}
+        self._followers: set[Follower] = set()
+        self._follower_left = trio.lowlevel.ParkingLot()
+        self._is_closed = False
+
+    def add(self, timestamp: str, level: str, event: str, fields: Mapping[str, Any]) -> None:
+        """Keep a record, and pass it to the followers. Never waits, never raises."""
+        workload = str(fields.get("workload") or fields.get("group", ""))
+        self._last_number += 1
+        entry = HistoryEntry(self._last_number, workload, event, _FORMAT.render_record(timestamp, level, event, fields))
+        entries = self._entries.setdefault(workload, deque())
+        entries.append(entry)
+        self._total_by_workload[workload] = self._total_by_workload.get(workload, 0) + 1
+        if len(entries) > self._max_per_workload:
+            entries.popleft()
+        else:
+            self._count += 1
+            if self._count > self._max_total:
+                self._discard_oldest()
+        for follower in self._followers:
+            follower.offer(entry)
+
+    def _discard_oldest(self) -> None:
+        """Discard a tenth of all records, the oldest of the workloads with the most: rare, so cheap per record."""
+        sizes = [(-len(entries), name) for name, entries in self._entries.items()]
+        heapq.heapify(sizes)
+        for _ in range(self._max_total // 10 + 1):
+            size, name = sizes[0]
+            self._entries[name].popleft()
+            heapq.heapreplace(sizes, (size + 1, name))
+            self._count -= 1
+
+    @property
+    def followers(self) -> int:
+        """Number of followers at the moment."""
+        return len(self._followers)
+
+    def records_of(self, workload: str) -> tuple[list[bytes], int]:
+        """Return the lines about one workload instance, oldest first, and how many older ones were discarded."""
+        lines = [entry.line for entry in self._entries.get(workload, ())]
+        return lines, self._total_by_workload.get(workload, 0) - len(lines)
+
+    @contextmanager
+    def follow(
+        self, names: Collection[str] | None = None, events: Collection[str] | None = None, *, news: bool = True
+    ) -> Iterator["Follower"]:
+        """Yield a follower of the kept records and then, with `news`, of new ones, without a gap or a duplicate.
+
+        `names` are workload instances and groups, `events` the values of `event` in records; None means all.
+        """
+
+        def wanted(entry: HistoryEntry) -> bool:
+            return (names is None or entry.workload in names) and (events is None or entry.event in events)
+
+        selected = (entry for entries in self._entries.values() for entry in entries if wanted(entry))
+        follower = Follower(wanted, [entry.line for entry in sorted(selected, key=attrgetter("number"))])
+        if news and not self._is_closed:
+            self._followers.add(follower)
+        else:
+            follower.close()
+        try:
+            yield follower
+        finally:
+            self._followers.discard(follower)
+            self._follower_left.unpark_all()
+
+    async def close(self) -> None:
+        """End each follower after the records that it has; wait a short time for them to be read."""
+        self._is_closed = True
+        for follower in self._followers:
+            follower.close()
+        with trio.move_on_after(DRAIN_TIMEOUT_S):
+            while self._followers:
+                await self._follower_left.park()
+
+
+class Follower:
+    """An asynchronous iterator of bytes: whole lines, as many as are available. Made by `History.follow`."""
+
+    def __init__(self, is_wanted: Callable[[HistoryEntry], bool], lines: list[bytes]) -> None:
+        self._is_wanted = is_wanted
+        self._backlog = lines
+        self._new_lines: list[bytes] = []
+        self._dropped = 0
+        self._is_closed = False
+        self._line_added = trio.lowlevel.ParkingLot()
+
+    def offer(self, entry: HistoryEntry) -> None:
+        """Queue a record if it is wanted and there is room, and count it as dropped if there is none."""
+        if not self._is_wanted(entry):
+            return
+        if len(self._new_lines) < MAX_BYTES_WAITING:
+            self._new_lines.append(entry.line)
+        else:
+            self._dropped += 1
+        self._line_added.unpark_all()
+
+    def close(self) -> None:
+        """End the stream after the queued records."""
+        self._is_closed = True
+        self._line_added.unpark_all()
+
+    def __aiter__(self) -> "Follower":
+        return self
+
+    async def __anext__(self) -> bytes:
+        # A class and not a generator: a generator that is abandoned in the middle would have to be closed by its user.
+        while not (lines := self._pop_lines()):
+            if self._is_closed:
+                raise StopAsyncIteration
+            await self._line_added.park()
+        return lines
+
+    def _pop_lines(self) -> bytes:
+        lines = [*self._backlog, *self._new_lines]
+        if self._dropped:  # there has been no room since the last of these lines
+            gap = {"dropped": self._dropped, "reason": "the reader is too slow"}
+            lines.append(_FORMAT.render_record(timestamp_now(), "warning", "dropped", gap))
+        self._backlog, self._new_lines, self._dropped = [], [], 0
+        return b"".join(lines)

@@ -1,0 +1,165 @@
+"""Requirements of a configuration that the host cannot meet: for `check`, and before anything starts.
+
+This module does not import trio, because `check` has to be quick.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from nsupervisor.cgroups.errors import CgroupError
+from nsupervisor.cgroups.errors import HostProblem as HostProblem
+from nsupervisor.cgroups.host import AncestorLimits, Host
+from nsupervisor.config.model import Config, Resources, Rule, WorkloadConfig
+from nsupervisor.config.positions import Positions
+from nsupervisor.config.problems import Problem
+from nsupervisor.config.quoting import format_path, quoted
+from nsupervisor.config.vocabulary import NOT_FILES
+from nsupervisor.service.capacity import descriptor_shortage
+from nsupervisor.service.instance.users import IdentityError, resolve_user
+from nsupervisor.service.privileges import explain_permission_error, missing_privileges
+
+if TYPE_CHECKING:
+    from nsupervisor.cgroups.cgroup import Cgroup
+
+OPTIONAL_REASON = "required = false"
+OTHER_HIERARCHY = "it depends on who runs it, and where: the service has a cgroup, and rights, of its own"
+
+NOT_YET_PRESENT = "it may be there when it is started"
+
+
+def unmet_requirements(
+    config: Config, positions: Positions, host: Host, *, runs_here: bool = True
+) -> Iterator[tuple[Problem, str]]:
+    """Yield every problem with its line, and why it is only a warning; "" if it is an error.
+
+    `runs_here`: the service will run in the cgroup of this process. Otherwise a problem of this cgroup (of a login
+    session, for example) or of this user is a warning; if no cgroup can be made at all, there is one warning for the
+    whole file.
+    """
+    if not runs_here:
+        for obstacle in _obstacles(config, host):
+            yield Problem(config.path, 0, "", f"could not be run from here: {obstacle}"), OTHER_HIERARCHY
+    if too_many := descriptor_shortage(config, host):
+        yield _problem(config, positions, ("workload",), too_many), "" if runs_here else OTHER_HIERARCHY
+    for workload in config.workloads.values():
+        around = host.group_limits(group.resources for group in config.enclosing_groups(workload))
+        path = ("workload", workload.name)
+        for keys, message, warning in (
+            *_limit_findings(workload.resources, ("resources",), around, host, runs_here),
+            *_rule_findings(workload.policy, host, "" if workload.resources.required else OPTIONAL_REASON, runs_here),
+            *_unknown_users(workload, runs_here),
+            *([] if runs_here else _missing_files(workload)),
+        ):
+            yield _problem(config, positions, (*path, *keys), message), warning
+    for group in config.groups.values():
+        around = host.group_limits(outer.resources for outer in config.enclosing_groups(group))
+        for keys, message, warning in (
+            *_limit_findings(group.resources, (), around, host, runs_here),
+            *_rule_findings(group.policy, host, "" if group.required else OPTIONAL_REASON, runs_here),
+        ):
+            yield _problem(config, positions, ("group", group.name, *keys), message), warning
+    for keys, message, warning in _rule_findings(config.host.policy, host, "", runs_here):
+        yield _problem(config, positions, ("host", *keys), message), warning
+
+
+def record_fields(problem: Problem) -> dict[str, str]:
+    """Return the record fields that name the workload or group of a problem."""
+    kind, name, *_ = [*problem.key.split("."), ""]
+    if not kind:  # about the file
+        return {}
+    return {"workload": name} if kind == "workload" else {"group": f"group/{name}" if kind == "group" else kind}
+
+
+def uncounted_reason(rule: Rule, cgroup: Cgroup) -> str:
+    """Return why a rule cannot be evaluated in this cgroup: the file or key that it reads is missing; or ""."""
+    try:
+        for atom in rule.when.atoms:
+            if atom.file not in NOT_FILES and not atom.is_present_in(cgroup.read_cached(atom.file)):
+                return f"this host does not count {atom.key} in {atom.file}; it may need pure cgroup v2"
+    except CgroupError as error:
+        return str(error)
+    return ""
+
+
+_Finding = tuple[tuple[str | int, ...], str, str]
+
+
+def _problem(config: Config, positions: Positions, path: tuple[str | int, ...], message: str) -> Problem:
+    return Problem(config.path, positions.line(path), format_path(path), message)
+
+
+def _limit_findings(
+    resources: Resources, path: tuple[str, ...], ancestor_limits: AncestorLimits, host: Host, runs_here: bool
+) -> Iterator[_Finding]:
+    optional = "" if resources.required else OPTIONAL_REASON
+    for problem in host.check_resources(resources, ancestor_limits):
+        elsewhere = not runs_here and _is_about_this_cgroup(problem, host)
+        if not (elsewhere and host.tree_obstacle):  # which is reported once for the whole file
+            yield (
+                (*path, problem.key),
+                f"{problem.reason}; {problem.remedy}",
+                optional or (OTHER_HIERARCHY if elsewhere else ""),
+            )
+
+
+def _rule_findings(rules: Sequence[Rule], host: Host, optional: str, runs_here: bool) -> Iterator[_Finding]:
+    for i, rule in enumerate(rules):
+        for file in dict.fromkeys(atom.file for atom in rule.when.atoms):
+            if file in NOT_FILES:
+                continue
+            location = host.locate(file)
+            if not isinstance(location, HostProblem):
+                continue
+            elsewhere = not runs_here and _is_about_this_cgroup(location, host)
+            if not (elsewhere and host.tree_obstacle):
+                warning = optional or (OTHER_HIERARCHY if elsewhere else "")
+                yield ("policy", i, "when"), f"no {file} here: {location.reason}; {location.remedy}", warning
+
+
+def _unknown_users(workload: WorkloadConfig, runs_here: bool) -> Iterator[_Finding]:
+    for key, message in missing_privileges(workload):
+        yield (key,), message, "" if runs_here else OTHER_HIERARCHY
+    for key, user, groups in (
+        ("user", workload.user, ()),
+        ("supplementary_groups", None, workload.supplementary_groups),
+    ):
+        try:
+            resolve_user(user, groups)
+        except IdentityError as error:
+            yield (key,), str(error), ""
+
+
+def _missing_files(workload: WorkloadConfig) -> Iterator[_Finding]:
+    """Yield a problem for each file that the workload names and this host does not have."""
+    named = [("environment_file", path) for path in workload.environment_file if not path.startswith("-")]
+    if not workload.mounts:  # mounts may provide the other files
+        named += [("command", workload.command[0]), ("working_directory", workload.working_directory)]
+    for key, path in named:
+        try:
+            if path.startswith("/"):
+                os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            yield (key,), f"there is no {quoted(path)} on this host; install it, or write another path", NOT_YET_PRESENT
+        except OSError:  # this user may not see the file
+            pass
+
+
+def _is_about_this_cgroup(problem: HostProblem, host: Host) -> bool:
+    """Return whether the host has the controller, but this cgroup cannot use it."""
+    controller = host.controllers.get(problem.key.replace(".", "_").partition("_")[0])
+    return controller is not None and controller.obstacle == (problem.reason, problem.remedy)
+
+
+def _obstacles(config: Config, host: Host) -> Iterator[str]:
+    """Yield what prevents this user from running any configuration here."""
+    if host.tree_obstacle:
+        yield "; ".join(host.tree_obstacle)
+    directory = config.supervisor.runtime_directory
+    while not os.path.exists(directory):
+        directory = os.path.dirname(directory)
+    if not os.access(directory, os.W_OK | os.X_OK):
+        yield explain_permission_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES), directory), config)

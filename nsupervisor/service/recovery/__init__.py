@@ -1,0 +1,1 @@
+"""Going on after a death: takeover of what runs, and upgrade in place."""

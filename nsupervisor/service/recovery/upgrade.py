@@ -1,0 +1,183 @@
+"""`nsupervisor upgrade`: the keeper and the supervisor become another version by execve(2), each in its own process.
+
+Only what survives a kill of both is handed over: the keeper's table, in a memfd, and `state.json`. So there is a single
+way to continue, and it is in use all the time.
+
+Before anything is given up, the other version has to show that it can load, read the configuration and read the state
+(`run --run_trial`). Then the keeper goes first: if it does not come up, a keeper of this version takes over, as after
+any death of a keeper. Then the supervisor follows. A *guard*, a small process of this version, waits for its report
+that it is up. If the report does not come in time, the guard kills the supervisor and runs this version again, which
+logs why.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import attrs
+import trio
+
+from nsupervisor import __version__
+from nsupervisor.config.model import Config
+from nsupervisor.keeper.client import INITIAL_NOFILE
+from nsupervisor.keeper.messages import RefusedError
+from nsupervisor.linux.children import expect_child
+from nsupervisor.logs import Journal
+from nsupervisor.service.context import ServiceContext
+
+ENTRY_POINT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from nsupervisor.cli.main import main; main()"
+PACKAGE_DIRECTORY = str(Path(__file__).parents[2])
+"""The folder that contains the package of this version."""
+_VARIABLE = "NSUPERVISOR_UPGRADE"
+_ROLLBACK = "rollback.json"
+_UPGRADE_SIGNAL = signal.SIGURG
+"""Notifies the respawner: however this process ends from now on, it has to start a supervisor
+(`cli.supervise_self`)."""
+_ANSWER_DELAY_S = 0.2
+"""Seconds to deliver the answer to the client before everything changes."""
+
+_GUARD = """
+import json, os, select, signal, sys
+pipe, process, timeout, path, argv = json.loads(sys.argv[1])
+poll = select.poll(); poll.register(pipe, select.POLLIN)
+said = os.read(pipe, 100) if poll.poll(timeout * 1000) else None
+if said: sys.exit()
+why = "it ended before it was up" if said == b"" else "it was not up within %g s" % timeout
+with open(path, "w") as file: file.write(json.dumps({"why": why}))
+try:
+    pidfd = os.pidfd_open(process); signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    poll = select.poll(); poll.register(pidfd, select.POLLIN); poll.poll(10000)
+except ProcessLookupError: pass
+signal.pthread_sigmask(signal.SIG_SETMASK, ())
+if argv: os.execv(argv[0], argv)
+"""
+
+
+class UpgradeError(Exception):
+    """The upgrade failed, and this version continues; the message says why."""
+
+
+def arguments(python: str, package: str, *rest: str) -> list[str]:
+    """Return the command line of `nsupervisor` in the version that is in `package`."""
+    return [python, "-P", "-c", ENTRY_POINT, package, *rest]
+
+
+@attrs.define(eq=False)
+class Upgrade:
+    """One attempt to upgrade. `timeout`: seconds for the other version to come up, in each of the three steps."""
+
+    config: Config
+    python: str
+    package: str
+    timeout: float
+
+    async def prepare(self, context: ServiceContext) -> str:
+        """Run the trial and upgrade the keeper; return the other version's number. Raises UpgradeError."""
+        version = await self._run_trial()
+        try:
+            with trio.fail_after(self.timeout + 15):
+                has_come_up = await context.keeper.execute(self.python, self.package)
+        except RefusedError as error:
+            raise UpgradeError(str(error)) from None
+        except trio.TooSlowError:
+            raise UpgradeError(f"the keeper of version {version} has not come up") from None
+        if not has_come_up:
+            text = f"the keeper of version {version} did not come up, so one of version {__version__} has taken over"
+            raise UpgradeError(text)
+        return version
+
+    async def _run_trial(self) -> str:
+        command = arguments(self.python, self.package, "run", "--trial", "--", self.config.path)
+        try:
+            with trio.fail_after(self.timeout), expect_child() as child:
+                result = await trio.run_process(
+                    command, capture_stdout=True, capture_stderr=True, check=False, task_status=child
+                )
+        except OSError as error:
+            raise UpgradeError(f"cannot execute {self.python}: {error.strerror}") from None
+        except trio.TooSlowError:
+            raise UpgradeError(f"it was not up within {self.timeout:g} s in a trial") from None
+        words = result.stdout.decode(errors="replace").split()
+        if result.returncode or len(words) != 2 or words[0] != "nsupervisor":
+            last = result.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+            raise UpgradeError(f"it failed in a trial, with exit status {result.returncode}: {last[0]}")
+        return words[1]
+
+    async def execute(self, context: ServiceContext) -> None:
+        """Execute the other version of the supervisor. Returns only if that is not possible."""
+        await trio.sleep(_ANSWER_DELAY_S)
+        context.journal.log.warning("supervisor upgrading", message=f"from version {__version__}", pid=os.getpid())
+        with trio.move_on_after(1):
+            await context.journal.flush()
+        read, write = os.pipe()
+        from nsupervisor.cgroups.host import respawner_pid
+
+        if parent := respawner_pid():
+            os.kill(parent, _UPGRADE_SIGNAL)
+        rollback_command = [] if parent else arguments(sys.executable, PACKAGE_DIRECTORY, "run", "--", self.config.path)
+        guard_arguments = json.dumps(
+            [read, os.getpid(), self.timeout, str(context.runtime_directory / _ROLLBACK), rollback_command]
+        )
+        guard = subprocess.Popen(  # noqa: ASYNC220 - it takes a millisecond, and this process is about to end
+            [sys.executable, "-I", "-S", "-c", _GUARD, guard_arguments], pass_fds=(read,), stdin=subprocess.DEVNULL
+        )
+        os.close(read)
+        os.set_inheritable(write, True)
+        handover = json.dumps({"pipe": write, "guard": guard.pid, "from": __version__})
+        soft, hard = INITIAL_NOFILE
+        limits_before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, max(hard, soft)))
+        try:
+            command = arguments(self.python, self.package, "run", "--", self.config.path)
+            os.execve(self.python, command, {**os.environ, _VARIABLE: handover})  # noqa: S606
+        except OSError as error:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits_before)
+            os.write(write, b"up")
+            os.close(write)
+            context.journal.log.error("not upgraded", message=f"cannot execute {self.python}: {error.strerror}")
+
+
+def report_outcome(journal: Journal, directory: Path) -> None:
+    """Report to the guard, if there is one, that this supervisor is up; or log why the other version was given up."""
+    handover = os.environ.pop(_VARIABLE, "")
+    if handover:
+        details = json.loads(handover)
+        with contextlib.suppress(OSError):
+            os.write(details["pipe"], b"up")
+            os.close(details["pipe"])
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(details["guard"], 0)  # the guard ends after the report
+        journal.log.warning("supervisor upgraded", message=f"from version {details['from']} to {__version__}")
+    try:
+        reason = json.loads((directory / _ROLLBACK).read_text())["why"]
+        (directory / _ROLLBACK).unlink()
+    except FileNotFoundError:
+        return
+    text = f"the other version was given up, as {reason}; this is version {__version__} again"
+    journal.log.error("upgrade rolled back", message=text)
+
+
+def run_trial(path: str) -> int:
+    """Return 0 if this version can read the configuration and the state, without changing anything: `run
+    --run_trial`."""
+    from nsupervisor.config.files import read_text
+    from nsupervisor.config.load import ConfigError, parse
+    from nsupervisor.service.state import file
+
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        config = parse(read_text(path), path)
+    except ConfigError as error:
+        print(*map(str, error.problems), sep="\n", file=sys.stderr)
+        return 2
+    problem = file.read_state(Path(config.supervisor.runtime_directory), move_aside=False).problem
+    if problem:
+        print(problem, file=sys.stderr)
+        return 1
+    print("nsupervisor", __version__)
+    return 0

@@ -1,0 +1,1 @@
+"""Reload: from the configuration in force to another while everything runs."""

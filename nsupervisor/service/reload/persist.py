@@ -1,0 +1,140 @@
+"""Write changed limits into the configuration file, so that they outlive the service: for `set --persist`.
+
+The file belongs to a person, so everything else in it stays as it is: comments, order, spelling. The new text is parsed
+before it is written, and must mean the same as before except for these limits; otherwise the file is left unchanged.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import attrs
+import trio
+
+from nsupervisor.config.changes import apply_changes, parse_changes
+from nsupervisor.config.files import read_text
+from nsupervisor.config.load import parse
+from nsupervisor.config.model import Config
+from nsupervisor.config.problems import ConfigError
+
+Kind = Literal["workload", "group"]
+
+
+@attrs.define(eq=False)
+class ConfigEditor:
+    """Writes one change after the other into the file, in a thread, so that the service does not wait."""
+
+    _lock: trio.Lock = attrs.field(init=False, factory=trio.Lock)
+
+    async def persist(self, path: str, kind: Kind, name: str, resources: Mapping[str, Any]) -> str:
+        """Call `persist` in a thread; return why it failed, or ""."""
+        async with self._lock:
+            try:
+                await trio.to_thread.run_sync(persist, path, kind, name, resources)
+            except (OSError, ConfigError) as error:
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+                return f"it is set, but not written into {path}: {reason}"
+        return ""
+
+
+def persist(path: str, kind: Kind, name: str, resources: Mapping[str, Any]) -> None:
+    """Write these keys and values of [workload.NAME.resources] or [group.NAME] into the file.
+
+    Raises ConfigError or OSError if that is not possible; then the file is unchanged.
+    """
+    real = os.path.realpath(path)
+    if not stat.S_ISREG(os.stat(real).st_mode):
+        raise OSError(f"{path} is no file that can be written")
+    text = read_text(real)
+    before = parse(text, path)
+    if name not in (before.workloads if kind == "workload" else before.groups):
+        raise OSError(f"{path} has no {kind} {name} any more")
+    wanted = _expected(before, kind, name, parse_changes(resources))
+    if wanted == before:
+        return
+    after = edit(text, kind, name, resources)
+    if after is None or not _matches(after, path, wanted):
+        raise OSError(f"{path} is written in a way that cannot be changed here; change [{kind}.{name}] by hand")
+    _replace(real, after)
+
+
+def _expected(config: Config, kind: Kind, name: str, changes: Mapping[str, Any]) -> Config:
+    if kind == "workload":
+        workload = config.workloads[name]
+        new = attrs.evolve(workload, resources=apply_changes(workload, workload.resources, changes))
+        return attrs.evolve(config, workloads={**config.workloads, name: new})
+    group = config.groups[name]
+    values = {key: getattr(group, key) | value if isinstance(value, dict) else value for key, value in changes.items()}
+    return attrs.evolve(config, groups={**config.groups, name: attrs.evolve(group, **values)})
+
+
+def _matches(text: str, path: str, expected: Config) -> bool:
+    try:
+        parsed = parse(text, path)
+    except ConfigError:
+        return False
+    return _without_lines(parsed) == _without_lines(expected)
+
+
+def _without_lines(config: Config) -> Config:
+    """Return the configuration without the line numbers of its rules."""
+
+    def without_lines(section: Any) -> Any:
+        return attrs.evolve(section, policy=tuple(attrs.evolve(rule, line=0) for rule in section.policy))
+
+    return attrs.evolve(
+        config,
+        workloads={name: without_lines(section) for name, section in config.workloads.items()},
+        groups={name: without_lines(section) for name, section in config.groups.items()},
+        host=without_lines(config.host),
+    )
+
+
+def edit(text: str, kind: Kind, name: str, resources: Mapping[str, Any]) -> str | None:
+    """Return the text of the file with these limits, or None if it cannot be edited."""
+    import tomlkit  # imported here, because it is needed rarely and costs memory
+    from tomlkit.exceptions import TOMLKitError
+
+    try:
+        document = tomlkit.parse(text)
+        table: Any = document[kind][name]
+        if kind == "workload":
+            if "resources" not in table:
+                table["resources"] = tomlkit.table()
+            table = table["resources"]
+        for key, value in resources.items():
+            if key == "unified" and key in table:
+                for file, content in value.items():
+                    table[key][file] = content
+            else:
+                table[key] = value
+        return tomlkit.dumps(document)
+    except (TOMLKitError, KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _replace(path: str, text: str) -> None:
+    """Replace the file atomically, with the same owner and mode: a reader sees the old text or the new one."""
+    old = os.stat(path)
+    fd, new = tempfile.mkstemp(dir=os.path.dirname(path), prefix=f".{os.path.basename(path)}.")
+    try:
+        with open(fd, "w", encoding="utf-8", newline="") as file:
+            os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
+            if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
+                os.fchown(file.fileno(), old.st_uid, old.st_gid)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except BaseException:
+        os.unlink(new)
+        raise
+    directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,55 @@
+"""The inputs of a reload plan: each instance as it is now, and whether it still matches how it was started.
+
+The configuration in force answers most of this, with two exceptions: the contents of an environment file when the
+program was started, and the settings of a program that an earlier supervisor started from another file. The checkpoint
+holds a digest of each.
+"""
+
+from collections.abc import Mapping
+
+from nsupervisor.config.load import ConfigError
+from nsupervisor.config.model import Config
+from nsupervisor.core.reload.plan import CurrentInstance, EnvironmentFiles
+from nsupervisor.service.instance.actor import Actor
+from nsupervisor.service.instance.spawn_spec import environment_file_variables
+from nsupervisor.service.state.checkpoint import matches_spawn
+
+Contents = Mapping[str, dict[str, str] | str]
+"""By workload: the variables of its environment files, or why they cannot be read."""
+
+
+def read_contents(config: Config) -> Contents:
+    """Read the environment files of all workloads; call it in a thread, since there may be many on a slow disk."""
+    contents: dict[str, dict[str, str] | str] = {}
+    for name, workload in config.workloads.items():
+        if workload.environment_file:
+            try:
+                contents[name] = environment_file_variables(workload)
+            except (ConfigError, OSError) as error:
+                contents[name] = str(error)
+    return contents
+
+
+def running_instance(actor: Actor, config: Config, contents: Contents) -> CurrentInstance:
+    """Describe an instance for a plan that leads to `config`."""
+    life, wanted = actor.lifecycle, config.workloads.get(actor.workload.name)
+    return CurrentInstance(
+        actor.name,
+        actor.configured,
+        actor.resources,
+        life.state,
+        should_run=actor.removal.was_wanted if actor.removal else life.should_run or actor.pending_start is not None,
+        is_waiting=actor.pending_start is not None and not life.is_alive,
+        was_started=life.generation > 0 or bool(life.reason),
+        is_being_removed=actor.removal is not None,
+        matches_new_file=matches_spawn(actor, wanted) if actor.checkpoint.is_outdated and wanted is not None else None,
+        environment_files=_environment_files(actor, contents.get(actor.workload.name)),
+    )
+
+
+def _environment_files(actor: Actor, contents: dict[str, str] | str | None) -> EnvironmentFiles:
+    if contents is None or not actor.checkpoint.environment_digest:
+        return EnvironmentFiles()
+    if isinstance(contents, str):
+        return EnvironmentFiles(problem=contents)
+    return EnvironmentFiles(have_changed=actor.context.digest.differs(actor.checkpoint.environment_digest, contents))

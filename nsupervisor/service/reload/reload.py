@@ -1,0 +1,510 @@
+"""Reload: change from the configuration in force to another one while everything runs.
+
+A reload has three parts. The first does everything that may fail: it makes new cgroups and changes limits; if the
+kernel refuses one, everything is put back, and nothing has happened. The second part runs without an await: the plan is
+made from the present state, and each instance gets its new settings. From then on the new file is in force, whatever
+happens.
+
+The third part takes time: what needs a new process is restarted, new instances start, removed ones stop. Each waits for
+its dependencies and for nothing else. Meanwhile every start or restart is the `pending_start` of its instance, as for
+starts that operators ask for. So a later command, from an operator or a later reload, cancels it and wins. The client
+that asked for the reload may disconnect: the reload continues.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from nsupervisor.cgroups import CgroupError, Host
+from nsupervisor.config.files import read_text
+from nsupervisor.config.load import parse
+from nsupervisor.config.model import Config, Resources, SupervisorConfig, WorkloadConfig
+from nsupervisor.config.positions import Positions, scan_positions
+from nsupervisor.config.problems import ConfigError, Problem
+from nsupervisor.core import dependencies, events
+from nsupervisor.core.lifecycle import Lifecycle, State
+from nsupervisor.core.reload.plan import InstanceAction, InstancePlan, Plan, make_plan
+from nsupervisor.service.capacity import raise_descriptor_limit
+from nsupervisor.service.context import ServiceContext
+from nsupervisor.service.group.group import Group
+from nsupervisor.service.group.groups import Groups
+from nsupervisor.service.group.placement import Placement, make_instance, supported_workload, update_membership
+from nsupervisor.service.instance.actor import Actor, Removal
+from nsupervisor.service.preflight import unmet_requirements
+from nsupervisor.service.reload.plan_inputs import Contents, read_contents, running_instance
+from nsupervisor.service.sd_notify import notify_service_manager
+from nsupervisor.wire import by_wire_name
+
+if TYPE_CHECKING:
+    from nsupervisor.service.control import Supervisor as Service
+
+DRAIN_TIMEOUT_S = 5.0
+"""Seconds to wait for the last output of a removed instance, if a foreign process holds its pipe open."""
+INITIATOR = "reload"
+_GROUPS_CHANGED = "adds, removes or moves groups, which a reload cannot do; restart the service"
+
+
+@attrs.define(eq=False)
+class Reloader:
+    """Makes reload plans, and carries them out."""
+
+    supervisor: Service
+    host: Host
+    placement: Placement
+    context: ServiceContext
+    being_removed: Mapping[str, Actor]
+    """Instances that an earlier supervisor ran and that the configuration no longer has, while they are stopped."""
+    lock: trio.Lock = attrs.field(init=False, factory=trio.Lock)
+    """Held by one reload at a time, in the order in which the files were submitted."""
+    _active_count: int = 0
+
+    async def plan(self, path: str | None, text: str | None) -> dict[str, Any]:
+        """Return what a reload would do: the object `Plan` of `nsupervisor schema api`.
+
+        Raises ConfigError with every problem.
+        """
+        loaded = await self._read(path, text)
+        return self._plan(loaded).to_json(loaded.config.path)
+
+    async def reload(self, path: str | None, text: str | None, by: str) -> ReloadStream:
+        """Reload a file; return when it is in force.
+
+        `text` is its contents and `path` its name; by default the file in force is read again. Raises ConfigError with
+        every problem, and then nothing has changed.
+
+        A task of the service does the work, so the caller may be cancelled.
+        """
+        request = _ReloadRequest(path, text, by)
+        self.supervisor.nursery.start_soon(self._reload, request)
+        await request.answered.wait()
+        if request.error is not None:
+            raise request.error
+        assert request.stream is not None
+        return request.stream
+
+    async def _reload(self, request: _ReloadRequest) -> None:
+        try:
+            async with self.lock:
+                loaded = await self._read(request.path, request.text)
+                prepared = await self._prepare(loaded.config, self._plan(loaded))
+                # The state may have changed during the awaits, so the plan is made again from the present state. No
+                # await from here.
+                request.stream = self._begin(loaded.config, self._plan(loaded), prepared, request.by)
+        except ConfigError as error:
+            request.error = error
+            for problem in error.problems:
+                self.context.journal.log.error("reload refused", message=str(problem))
+        finally:
+            request.answered.set()
+
+    @property
+    def _groups(self) -> Groups:
+        return self.placement[1]
+
+    # ---- before anything changes
+
+    async def _read(self, path: str | None, text: str | None) -> _LoadedFile:
+        if self.supervisor.is_stopping:
+            raise _refusal(
+                path or self.supervisor.config.path, "the supervisor is stopping; start it with the new file"
+            )
+        return await trio.to_thread.run_sync(_load, path or self.supervisor.config.path, text, self.host)
+
+    def _plan(self, loaded: _LoadedFile) -> Plan:
+        config, positions = loaded.config, loaded.positions
+        current = [running_instance(actor, config, loaded.contents) for actor in self.supervisor.actors.values()]
+        new_plan = make_plan(self.supervisor.config, config, current)
+        old_config = self.supervisor.config
+        group_parents = [{name: group.group for name, group in side.groups.items()} for side in (old_config, config)]
+        if group_parents[0] != group_parents[1]:
+            raise ConfigError([Problem(config.path, positions.line(("group",)), "group", _GROUPS_CHANGED)])
+        if new_plan.refused_changes:
+            raise ConfigError(
+                Problem(
+                    config.path,
+                    positions.line(("supervisor", change.key)),
+                    f"supervisor.{change.key}",
+                    f"cannot change while the service runs ({change.before} → {change.after}); "
+                    "write what it was, or stop the service and start it with this file",
+                )
+                for change in new_plan.refused_changes
+            )
+        return new_plan
+
+    # ---- steps that may fail, and are then put back
+
+    async def _prepare(self, config: Config, plan: Plan) -> _Prepared:
+        """Make new instances with their cgroups and supported rules, and change limits.
+
+        The limits of an instance that will be restarted are applied with its next process. Raises ConfigError with
+        everything that failed, after everything has been put back.
+        """
+        prepared = _Prepared()
+        errors: list[CgroupError] = []
+        before: dict[Actor, Resources] = {}
+
+        async def limit(actor: Actor, resources: Resources) -> None:
+            before_change = actor.resources
+            try:
+                await actor.limit_writer.apply(resources)
+                before[actor] = before_change
+            except CgroupError as error:
+                errors.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for step in plan.steps:
+                if step.workload is None or step.resources is None:
+                    continue
+                try:
+                    if step.name in self.being_removed:
+                        reason = (
+                            "what an earlier supervisor has left of it is still being stopped; reload when it is gone"
+                        )
+                        raise CgroupError(f"workload.{step.workload.name}: {reason}")
+                    if not step.exists:
+                        prepared.new[step.name] = make_instance(
+                            step.name, step.workload, step.number, self.placement, self.context, step.resources
+                        )
+                        continue
+                    actor = self.supervisor.actors[step.name]
+                    prepared.supported[step.name] = self._supported(actor, step.workload)
+                except CgroupError as error:
+                    errors.append(error)
+                    continue
+                if step.resources != actor.limit_writer.applied and not (
+                    step.action is InstanceAction.RESTART and actor.lifecycle.is_alive
+                ):
+                    prepared.limits_changed.add(step.name)
+                    nursery.start_soon(limit, actor, step.resources)
+        groups: list[tuple[Group, Resources]] = []
+        for group, wanted in self._groups.differing(config):
+            try:
+                before_change = group.resources
+                await self._groups.apply_limits(group, wanted)
+                groups.append((group, before_change))
+            except CgroupError as error:
+                errors.append(error)
+        if not errors:
+            return prepared
+        for group, resources in reversed(groups):
+            with self._log_failure(group.name):
+                await group.apply_limits(resources)
+        for actor, resources in before.items():
+            with self._log_failure(actor.name):
+                await actor.limit_writer.apply(resources)
+        for actor in prepared.new.values():
+            self._groups.remove(actor)
+            with self._log_failure(actor.name):
+                actor.cgroup.remove()
+        raise ConfigError(Problem(config.path, 0, "", str(error)) for error in errors)
+
+    def _supported(self, actor: Actor, workload: WorkloadConfig) -> WorkloadConfig:
+        """Return the workload with the rules that this host can evaluate."""
+        if workload.policy == actor.configured.policy:
+            return attrs.evolve(workload, policy=actor.workload.policy)
+        return supported_workload(workload, actor.name, actor.cgroup, self.context)
+
+    # ---- steps without an await
+
+    def _begin(self, config: Config, plan: Plan, prepared: _Prepared, by: str) -> ReloadStream:
+        run = _ReloadRun(self, plan, ReloadStream())
+        old = {
+            actor.workload.name: dependencies.start_dependencies(actor.workload)
+            for actor in self.supervisor.actors.values()
+        }
+        self._apply_to_instances(plan, prepared)
+        self._apply_to_service(config, plan)
+        self.context.journal.log.info("reload", config=config.path, cause={"by": by}, **_counts(plan))
+        run.stream.write({"event": "plan", **plan.to_json(config.path)})
+        run.begin(old)
+        return run.stream
+
+    def _apply_to_instances(self, plan: Plan, prepared: _Prepared) -> None:
+        """Give each instance the settings of the file."""
+        actors = self.supervisor.actors
+        for step in plan.steps:
+            if step.workload is None or step.resources is None:
+                continue
+            if step.name in prepared.new:
+                actors[step.name] = prepared.new[step.name]
+                self.supervisor.nursery.start_soon(actors[step.name].run)
+                continue
+            actor = actors[step.name]
+            actor.removal = None
+            actor.apply_config(step.workload, prepared.supported[step.name])
+            update_membership(actor, step.workload, self.placement)
+            if step.name not in prepared.limits_changed:  # the limits are applied with its next process
+                actor.limit_writer.resources = step.resources
+            if step.changes:
+                actor.save_checkpoint()
+                changes = [by_wire_name(change) for change in step.changes]
+                more = {"action": INITIATOR, "cause": {"by": INITIATOR}, "do": step.action.value, "changes": changes}
+                actor.log.write(actor.lifecycle.generation, "action", **more)
+        ordered = {step.name: actors[step.name] for step in plan.steps}
+        actors.clear()  # keep the same dict, because other objects refer to it
+        actors.update(ordered)
+
+    def _apply_to_service(self, config: Config, plan: Plan) -> None:
+        """Put the file in force, with its groups and the keys of [supervisor] that a running service can change."""
+        for group, wanted in self._groups.differing(config):
+            group.apply_config(wanted)
+        self._groups.config = config
+        raise_descriptor_limit(config, self.host)
+        if plan.group_changes:
+            changes = [by_wire_name(change) for change in plan.group_changes]
+            self.context.journal.log.info("groups reloaded", changes=changes)
+        level = config.supervisor.log_level
+        self.context.journal.set_level(level)
+        for change in plan.supervisor_changes:
+            if not change.is_live:
+                text = f"supervisor.{change.key} counts when the service starts the next time: {change.after}"
+                self.context.journal.log.warning("reload", message=text)
+        in_force: SupervisorConfig = attrs.evolve(self.supervisor.config.supervisor, log_level=level)
+        self.supervisor.config = attrs.evolve(config, supervisor=in_force)
+
+    @contextmanager
+    def _log_failure(self, name: str) -> Iterator[None]:
+        """Log what fails while something is put back or removed, and continue."""
+        try:
+            yield
+        except CgroupError as error:
+            self.context.journal.log.error("warning", workload=name, message=str(error))
+
+    # ---- during each reload
+
+    @contextmanager
+    def reloading(self) -> Iterator[None]:
+        """Notify the service manager of the first reload that begins and the last that ends (sd_notify(3))."""
+        self._active_count += 1
+        if self._active_count == 1:
+            notify_service_manager(self.context.journal, "RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            yield
+        finally:
+            self._active_count -= 1
+            if not self._active_count and not self.supervisor.is_stopping:
+                notify_service_manager(self.context.journal, "READY=1")
+
+    async def remove(self, actor: Actor, removal: Removal) -> bool:
+        """Remove a stopped instance with its cgroup; return False if a later reload or command keeps it."""
+        with trio.move_on_after(DRAIN_TIMEOUT_S):
+            await actor.wait_drained()
+        async with self.lock:  # so that no reload sees a partly removed instance
+            if actor.removal is not removal or actor.lifecycle.state is not State.STOPPED:
+                return False
+            del self.supervisor.actors[actor.name]
+            await actor.retire()
+            self._groups.remove(actor)
+            self.context.state.save(actor.name, None)
+            with self._log_failure(actor.name):
+                actor.cgroup.remove()
+        return True
+
+
+@attrs.define(eq=False)
+class _ReloadRequest:
+    """A request to reload, with its outcome."""
+
+    path: str | None
+    text: str | None
+    by: str
+    answered: trio.Event = attrs.field(factory=trio.Event)
+    stream: ReloadStream | None = None
+    error: ConfigError | None = None
+
+
+@attrs.frozen
+class _LoadedFile:
+    """A file, the positions in it, and the contents of the environment files it names."""
+
+    config: Config
+    positions: Positions
+    contents: Contents
+
+
+@attrs.define
+class _Prepared:
+    """The results of the steps that a reload takes before it begins."""
+
+    new: dict[str, Actor] = attrs.field(factory=dict)
+    supported: dict[str, WorkloadConfig] = attrs.field(factory=dict)
+    """The workload of each instance that stays, without the rules that this host cannot evaluate."""
+    limits_changed: set[str] = attrs.field(factory=set)
+    """The instances whose limits have been changed."""
+
+
+@attrs.define(eq=False)
+class _ReloadRun:
+    """The third part of one reload."""
+
+    reloader: Reloader
+    plan: Plan
+    stream: ReloadStream
+    _stopped: dict[str, trio.Event] = attrs.field(init=False, factory=dict)
+    """By instance: set when it has stopped or need not stop, so that those that it depends on may stop."""
+    _actors: dict[str, Actor] = attrs.field(init=False, factory=dict)
+    _launches: dict[str, trio.CancelScope] = attrs.field(init=False, factory=dict)
+    _stop_before: dict[str, list[str]] = attrs.field(init=False, factory=dict)
+    """By workload: the instances in `_stopped` that must have stopped before it does."""
+    _removed_siblings: dict[str, list[str]] = attrs.field(init=False, factory=dict)
+    """By workload: its instances in `_stopped` that the file lacks; the others start after these have stopped."""
+
+    def begin(self, previous_order: dict[str, tuple[str, ...]]) -> None:
+        """Begin all steps at once. `previous_order` is what each workload depended on until now."""
+        service = self.reloader.supervisor
+        steps = [step for step in self.plan.steps if step.action not in (InstanceAction.NONE, InstanceAction.LIVE)]
+        self._actors = {step.name: service.actors[step.name] for step in steps}
+        self._stopped = {step.name: trio.Event() for step in steps if step.exists}
+        for name in self._stopped:
+            for other in previous_order[self._actors[name].workload.name]:
+                self._stop_before.setdefault(other, []).append(name)
+        starting = {step.workload.name for step in steps if step.workload is not None}
+        for step in steps:
+            actor = self._actors[step.name]
+            if step.action is InstanceAction.STOP:
+                actor.removal = Removal(was_wanted=actor.lifecycle.should_run or actor.pending_start is not None)
+                self._removed_siblings.setdefault(actor.workload.name, []).append(step.name)
+                if actor.pending_start is not None:
+                    actor.pending_start.cancel()
+            else:
+                first = partial(self._stop_before_start, step, actor, starting)
+                self._launches[step.name] = service.enqueue_start(actor, starting, INITIATOR, first)
+        service.nursery.start_soon(self._run, steps)
+
+    async def _run(self, steps: Collection[InstancePlan]) -> None:
+        with self.reloader.reloading():
+            async with trio.open_nursery() as nursery:
+                for step in steps:
+                    nursery.start_soon(
+                        self._stop_and_remove if step.action is InstanceAction.STOP else self._report_outcome, step
+                    )
+        self.stream.write({"event": "end", "ok": self.stream.ok})
+        self.stream.close()
+        self.reloader.context.journal.log.info("reloaded", ok=self.stream.ok)
+
+    async def _stop_before_start(self, step: InstancePlan, actor: Actor, starting: Collection[str]) -> bool:
+        """Before a start: stop the running program after its dependents; then wait for its dependencies.
+
+        Returns whether there is still something to start.
+        """
+        after = [name for name in dependencies.start_dependencies(actor.workload) if name in starting]
+        try:
+            if actor.lifecycle.is_alive:
+                await self._wait_for_dependants(actor)
+                if not after and step.exists:
+                    generation = actor.lifecycle.generation
+                    await actor.ask(events.Restart(INITIATOR))
+                    await actor.wait_until(lambda life: life.generation > generation or not life.is_alive)
+                    return False
+                if not await self.reloader.supervisor.stop_for_restart(actor, INITIATOR):
+                    return False
+        finally:
+            if step.name in self._stopped:
+                self._stopped[step.name].set()
+        for name in self._removed_siblings.get(actor.workload.name, ()):
+            await self._stopped[name].wait()
+        for name, launch in self._launches.items():
+            if self._actors[name].workload.name in after:
+                await self._actors[name].wait_until(partial(_launch_finished, self._actors[name], launch))
+        return True
+
+    async def _wait_for_dependants(self, actor: Actor) -> None:
+        for name in self._stop_before.get(actor.workload.name, ()):
+            await self._stopped[name].wait()
+
+    async def _report_outcome(self, step: InstancePlan) -> None:
+        """Report the outcome of a start."""
+        actor = self._actors[step.name]
+        ok, message = await self.reloader.supervisor.wait_settled(actor)
+        self._report(step, ok, actor.lifecycle.state.value, message)
+
+    async def _stop_and_remove(self, step: InstancePlan) -> None:
+        """Stop an instance that the file no longer has, unless a later file has it again."""
+        actor = self._actors[step.name]
+        removal = actor.removal
+        try:
+            await self._wait_for_dependants(actor)
+            if removal is not None and actor.removal is removal:
+                await self.reloader.supervisor.stop_and_wait(actor, INITIATOR)
+        finally:
+            self._stopped[step.name].set()
+        gone = removal is not None and await self.reloader.remove(actor, removal)
+        self._report(step, True, actor.lifecycle.state.value, "" if gone else "a later command overruled it")
+
+    def _report(self, step: InstancePlan, ok: bool, state: str, message: str) -> None:
+        self.stream.ok = self.stream.ok and ok
+        fields = {"name": step.name, "do": step.action.value, "ok": ok, "state": state, "message": message}
+        self.stream.write({"event": "done", **fields})
+
+
+class ReloadStream:
+    """The reports of a running reload, as an asynchronous iterator of JSON lines; reading them is optional."""
+
+    def __init__(self) -> None:
+        self.ok = True
+        self._lines: list[bytes] = []
+        self._is_closed = False
+        self._changed = trio.lowlevel.ParkingLot()
+
+    def write(self, report: dict[str, Any]) -> None:
+        """Append a report as a line."""
+        self._lines.append(json.dumps(report).encode() + b"\n")
+        self._changed.unpark_all()
+
+    def close(self) -> None:
+        """End the stream after the lines so far."""
+        self._is_closed = True
+        self._changed.unpark_all()
+
+    def __enter__(self) -> ReloadStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __aiter__(self) -> ReloadStream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._lines:
+            if self._is_closed:
+                raise StopAsyncIteration
+            await self._changed.park()
+        lines, self._lines = self._lines, []
+        return b"".join(lines)
+
+
+def _load(path: str, text: str | None, host: Host) -> _LoadedFile:
+    """Load the configuration and check it against this host; call it in a thread, since a large one takes a while."""
+    if text is None:
+        if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
+            raise _refusal(path, "is no file that can be read again; name one: nsupervisor reload FILE")
+        text = read_text(path)
+    config = parse(text, path)
+    positions = scan_positions(text)
+    problems = [problem for problem, warning in unmet_requirements(config, positions, host) if not warning]
+    if problems:
+        raise ConfigError(problems)
+    return _LoadedFile(config, positions, read_contents(config))
+
+
+def _launch_finished(actor: Actor, launch: trio.CancelScope, life: Lifecycle) -> bool:
+    return actor.pending_start is not launch
+
+
+def _refusal(path: str, message: str) -> ConfigError:
+    return ConfigError([Problem(path, 0, "", message)])
+
+
+def _counts(plan: Plan) -> dict[str, int]:
+    return {do.value: sum(step.action is do for step in plan.steps) for do in InstanceAction}

@@ -1,0 +1,1 @@
+"""The state file: everything that the next supervisor has to know."""

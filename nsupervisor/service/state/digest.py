@@ -1,0 +1,60 @@
+"""Keyed digests of values that may hold secrets, such as an environment: they can only be compared.
+
+A plain digest of a short password can be broken by trying candidates. These digests use a key, 32 random bytes in the
+file `key` of the runtime directory (mode 0600) while workloads run. So `state.json` alone, for example in a bug report,
+reveals nothing.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+KEY_FILE = "key"
+_SIZE = 32
+
+
+class KeyedDigest:
+    """Makes and compares keyed digests."""
+
+    def __init__(self, key: bytes) -> None:
+        """Use this key of 32 bytes."""
+        self._key = key
+        self._id = hashlib.blake2b(key, digest_size=4).hexdigest()
+
+    def digest(self, value: Any) -> str:
+        """Return the digest of a JSON value; equal values have equal digests."""
+        data = json.dumps(value, sort_keys=True).encode()
+        return f"{self._id}:{hashlib.blake2b(data, key=self._key, digest_size=16).hexdigest()}"
+
+    def token(self, thing: Any) -> str:
+        """Return 64 bits in hexadecimal that cannot be guessed without the key; equal for equal things."""
+        data = json.dumps(["token", thing]).encode()
+        return hashlib.blake2b(data, key=self._key, digest_size=8).hexdigest()
+
+    def differs(self, digest: str, value: Any) -> bool:
+        """Return whether a digest is that of another value; False if it was made with another key (unknown)."""
+        return digest.startswith(f"{self._id}:") and digest != self.digest(value)
+
+
+def open_keyed_digest(directory: Path) -> KeyedDigest:
+    """Open the key of this runtime directory; make a new one if it is missing or incomplete.
+
+    If the key cannot be written, neither can the state file, which reports it; the next supervisor then has another
+    key.
+    """
+    path = directory / KEY_FILE
+    with contextlib.suppress(OSError):
+        if len(key := path.read_bytes()) == _SIZE:
+            return KeyedDigest(key)
+    key, new = os.urandom(_SIZE), path.with_suffix(".new")
+    with contextlib.suppress(OSError):
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, key)
+        finally:
+            os.close(fd)
+        new.rename(path)
+    return KeyedDigest(key)
