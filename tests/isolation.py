@@ -8,10 +8,13 @@ In the virtual machine of the tests nothing else runs: there the run keeps the c
 hierarchy, and all below it is its own.
 """
 
+import fcntl
 import os
 import secrets
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +24,8 @@ from nsupervisor.linux.syscalls import unshare
 from tests.needs import CONTROLLERS, V1_NAMES, cgroup_directories, in_guest
 from tests.timing import deadline
 
+PREFIX = "nsupervisor-tests-"
+"""How the names of all runs' cgroups begin."""
 RT_SHARE = 16
 """A version 1 cgroup `cpu` gets this part of its parent's real-time bandwidth; new ones have none."""
 CPU_SHARES = "16384"
@@ -55,12 +60,14 @@ def enter() -> Isolation:
     if in_guest():
         return Isolation(tuple(sorted(set(cgroup_directories().values()))), has_own_mounts=True)
     isolation = Isolation(has_own_mounts=_leave_mount_namespace())
-    name = f"nsupervisor-tests-{os.getpid()}-{secrets.token_hex(4)}"
+    name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
     before = cgroup_directories()
     controllers = {V1_NAMES.get(controller, controller) for controller in CONTROLLERS}
     for parent in sorted({directory for key, directory in before.items() if not key or key in controllers}):
-        if _enter_cgroup(parent / name):
-            isolation.cgroups += (parent / name,)
+        with _locked(parent):
+            _remove_stale(parent)
+            if _enter_cgroup(parent / name):
+                isolation.cgroups += (parent / name,)
     if set(before) == {""} and isolation.cgroups:
         _enable_controllers(isolation, before[""])
     isolation.has_own_processes = bool(isolation.cgroups)
@@ -76,6 +83,30 @@ def _leave_mount_namespace() -> bool:
     # If the host's mounts are shared, its later ones would appear here as well.
     mount(None, "/", None, MS_REC | MS_PRIVATE)
     return True
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Exclude other test runs: a run that has made its cgroup and not joined it yet looks like a killed one."""
+    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _remove_stale(parent: Path) -> None:
+    """Remove the cgroups of runs that were killed. A run that goes on is in its cgroup, or in one below it."""
+    for directory in parent.glob(f"{PREFIX}*"):
+        paths = [path for path, _, _ in os.walk(directory, topdown=False)]
+        if any(map(_members, paths)):
+            continue
+        for path in paths:
+            try:
+                os.rmdir(path)
+            except OSError:  # its run is removing it at this moment
+                pass
 
 
 def _enter_cgroup(directory: Path) -> bool:

@@ -174,6 +174,19 @@ def test_another_run_at_the_same_time_is_ignored(run: Run) -> None:
         assert other.end() == []
 
 
+def test_the_cgroups_of_a_killed_run_are_removed_by_the_next(no_leaks: None) -> None:
+    killed = Run()
+    killed.do("(cgroup_directories()[''] / 'left').mkdir()")
+    (stale,) = cgroup_directories()[""].glob("nsupervisor-tests-*")
+    killed.process.kill()
+    killed.process.communicate()
+    assert (stale / "left").exists()
+    following = Run()
+    following.do("")
+    assert not stale.exists()
+    assert following.end() == []
+
+
 def test_the_run_of_this_test_has_cgroups_of_its_own(run_isolation: isolation.Isolation) -> None:
     assert os.getpid() in isolation.processes(run_isolation)
     assert os.getppid() not in isolation.processes(run_isolation)

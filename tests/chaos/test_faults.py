@@ -351,6 +351,7 @@ def test_bombs_beside_good_neighbours():
         run.tell("start", "forks", "swells")
         until("the bomb is full", lambda: (run.one("forks")["pids_current"] or 0) >= 20)
         run.record(event="exited", workload="swells", generation=2, oom_killed=True)
+        run.record(event="started", workload="swells", generation=3)
         for name in good:
             print(f"beside bombs: {shown(round_trips(run, name, 500))}")
         begin = time.perf_counter()
