@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nsupervisor.keeper import protocol
-from nsupervisor.keeper.client import open_keeper
+from nsupervisor.keeper.client import _start_keeper, open_keeper
 from nsupervisor.keeper.messages import KeeperLost, RefusedError
 from nsupervisor.linux.peers import cgroups_of
 from tests.keeper.conftest import Harness, end_all
@@ -54,6 +55,59 @@ except ConnectionResetError: print()
 """
 
 
+def output_of(script: str, *arguments: object) -> str:
+    """Run a script in a process of its own; return what it prints, "" for a connection that was refused."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+CONNECT_AS_NOBODY = """
+import os, socket, sys
+os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); sock.connect(sys.argv[1])
+try: print(sock.recv(7).decode())
+except ConnectionResetError: print()
+"""
+
+
+async def test_the_keeper_answers_its_own_user_alone(harness: Harness, runtime_directory: Path) -> None:
+    """Another user is refused even if the modes of the directory and of the socket let it connect."""
+    path = runtime_directory / protocol.SOCKET_NAME
+    runtime_directory.chmod(0o711)
+    path.chmod(0o666)
+    assert output_of(CONNECT_AS_NOBODY, path) == "", "refused without a message"
+    assert (await harness.run("true")).code == 0, "the present client is served as before"
+
+
+async def test_the_keeper_decides_when_no_descriptor_is_left(harness: Harness, runtime_directory: Path) -> None:
+    """A supervisor that restarts must be able to take over a keeper that has used up all descriptors."""
+    pid = harness.keeper.pid
+    used = {int(fd) for fd in os.listdir(f"/proc/{pid}/fd")}
+    assert used == set(range(len(used))), "no number below the limit is free"
+    limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(used), limit[1]))
+    with closing(Raw(runtime_directory)):
+        await harness.keeper.wait_lost()
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
+
+
+@needs("cgroup")
+async def test_a_keeper_refuses_workloads_before_it_has_a_client(runtime_directory: Path) -> None:
+    """A keeper that is started knows the protected cgroups from its command line."""
+    path = str(runtime_directory / protocol.SOCKET_NAME)
+    cgroup = cgroup_directories()[""] / f"test-protect-first-{os.getpid()}"
+    cgroup.mkdir()
+    shown = next(text for text in cgroups_of("self") if text.startswith(":")).rstrip("/")
+    try:
+        assert _start_keeper(runtime_directory, path, [f"{shown}/{cgroup.name}"]) is not None
+        received = output_of(CONNECT, cgroup, path)
+        async with open_keeper(runtime_directory) as keeper:
+            await end_all(keeper)
+        assert received == "", "no other connection came before it"
+    finally:
+        cgroup.rmdir()
+
+
 @needs("cgroup")
 async def test_protected_cgroups_survive_an_upgrade(runtime_directory: Path) -> None:
     package, path = str(Path(protocol.__file__).parents[2]), str(runtime_directory / protocol.SOCKET_NAME)
@@ -62,8 +116,7 @@ async def test_protected_cgroups_survive_an_upgrade(runtime_directory: Path) -> 
     shown = next(one for one in cgroups_of("self") if one.startswith(":")).rstrip("/")
 
     def connect() -> str:
-        command = [sys.executable, "-c", CONNECT, str(cgroup), path]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        return output_of(CONNECT, cgroup, path)
 
     try:
         async with open_keeper(runtime_directory, [f"{shown}/{cgroup.name}"]) as keeper:
