@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from math import inf
 from typing import Any
 
 import trio
 
-from nsupervisor.api.control import Control, UnknownName
+from nsupervisor.api.control import Control, UnknownName, is_glob
 from nsupervisor.api.http.messages import HTTPError, Request, Response, Stream, json_response
 from nsupervisor.api.http.routing import Endpoint, Handler, Router
 from nsupervisor.api.permissions import Restricted
@@ -33,6 +33,12 @@ NAMES_LIMIT = 10_000
 """The maximum number of names and globs in a command."""
 NAME_LENGTH_LIMIT = 1000
 """The maximum number of characters of a name or glob."""
+GLOBS_LIMIT = 100
+"""The maximum number of globs in a request. A glob is compiled and compared with all names; a name is looked up."""
+GLOBS_LENGTH_LIMIT = 10_000
+"""The maximum number of characters of all globs in a request together: a longer one takes longer to compile."""
+NAMES_AT_ONCE = 500
+"""The number of names that are looked up before other tasks run."""
 DEFAULT_SIGNAL = "SIGTERM"
 JSON_LINES = "application/jsonl"
 _PARAMETERS = {"signal": ("signal",), "set": ("resources", "persist")}
@@ -76,10 +82,14 @@ class _Handlers:
         return json_response(self.control.info())
 
     async def status(self, request: Request) -> Response:
-        return self._select_named(request, self.control.status())
+        names = await self._named_instances(request)
+        return _select_named(self.control.status(), names)
 
     async def groups(self, request: Request) -> Response:
-        names = {name for pattern in request.values("name") for name in self._match_groups(pattern)}
+        names: set[str] = set()
+        for pattern in _check_patterns(request.values("name")):
+            names |= set(self._match_groups(pattern))
+            await trio.lowlevel.checkpoint()
         groups = self.control.group_status()
         return json_response([group for group in groups if not names or group["name"] in names])
 
@@ -90,19 +100,28 @@ class _Handlers:
         return matches
 
     async def stats(self, request: Request) -> Response:
-        return self._select_named(request, self.control.stats())
+        names = await self._named_instances(request)
+        return _select_named(self.control.stats(), names)
 
-    def _select_named(self, request: Request, instances: list[dict[str, Any]]) -> Response:
-        names = self._named_instances(request)
-        return json_response([instance for instance in instances if names is None or instance["name"] in names])
-
-    def _named_instances(self, request: Request) -> set[str] | None:
+    async def _named_instances(self, request: Request) -> set[str] | None:
         """Return the instances that the request names; None, which means all, if it names none."""
         patterns = request.values("name")
-        return set(self.control.resolve(patterns)) if patterns else None
+        return set(await self._resolve(patterns)) if patterns else None
+
+    async def _resolve(self, patterns: Sequence[str]) -> list[str]:
+        """Call `Control.resolve` in parts, so that many patterns do not keep other tasks waiting.
+
+        An instance may have been removed by the time this returns. Raises HTTPError 400 and UnknownName.
+        """
+        names: dict[str, None] = {}
+        for number, part in enumerate(_parts(_check_patterns(patterns))):
+            if number:
+                await trio.lowlevel.checkpoint()
+            names |= dict.fromkeys(self.control.resolve(part))
+        return list(names)
 
     async def history(self, request: Request) -> Response:
-        names = self.control.resolve([request.parameters["name"]])
+        names = await self._resolve([request.parameters["name"]])
         return json_response([self.control.history(name) for name in names])
 
     async def events(self, request: Request) -> Stream:
@@ -110,7 +129,7 @@ class _Handlers:
         if follow not in ("0", "1"):
             raise HTTPError(400, f'follow is "{follow}"; it can be 0 or 1')
         events = request.values("event") or None
-        names = self._named_instances(request)
+        names = await self._named_instances(request)
         if names is not None:  # include the records about a group itself
             patterns = request.values("name")
             names |= {group for pattern in patterns for group in self.control.matching_groups(pattern)}
@@ -122,7 +141,8 @@ class _Handlers:
             raise HTTPError(400, f"interval is {interval}; it can be 0, or {MIN_TRACE_INTERVAL_S} and more")
         seconds = _query_number(request, "seconds", inf, TRACE_SECONDS_LIMIT)
         max_bytes = _query_number(request, "bytes", inf, TRACE_BYTES_LIMIT)
-        recording = self.control.trace(self._named_instances(request), interval or None, seconds, max_bytes)
+        names = await self._named_instances(request)
+        recording = self.control.trace(names, interval or None, seconds, max_bytes)
         if self._traces >= TRACES_LIMIT:
             message = f"{TRACES_LIMIT} traces are being recorded already, which is the limit; end one of them"
             raise HTTPError(503, message)
@@ -163,7 +183,7 @@ class _Handlers:
         patterns, parameters = _parse_command(verb, request)
         # A group has its own limits; all other verbs apply to its members.
         groups = {p: matches for p in patterns if verb == "set" and (matches := self.control.matching_groups(p))}
-        members = self.control.resolve([pattern for pattern in patterns if pattern not in groups])
+        members = await self._resolve([pattern for pattern in patterns if pattern not in groups])
         self.control.check_command(verb, members, parameters)
         results: dict[str, dict[str, Any] | None] = {}
         for name in dict.fromkeys(name for matches in groups.values() for name in matches):
@@ -177,6 +197,34 @@ class _Handlers:
             for name in members:
                 nursery.start_soon(execute, name)
         return json_response(list(results.values()))
+
+
+def _select_named(instances: list[dict[str, Any]], names: Collection[str] | None) -> Response:
+    return json_response([instance for instance in instances if names is None or instance["name"] in names])
+
+
+def _check_patterns(patterns: Sequence[str]) -> Sequence[str]:
+    """Return names and globs within the limits. Raises HTTPError 400."""
+    if len(patterns) > NAMES_LIMIT or any(len(pattern) > NAME_LENGTH_LIMIT for pattern in patterns):
+        message = f"there are more than {NAMES_LIMIT:,} names, or one is longer than {NAME_LENGTH_LIMIT:,} characters"
+        raise HTTPError(400, f'{message}; use a pattern such as "web*"')
+    globs = [pattern for pattern in patterns if is_glob(pattern)]
+    if len(globs) > GLOBS_LIMIT or sum(map(len, globs)) > GLOBS_LENGTH_LIMIT:
+        message = f"there are more than {GLOBS_LIMIT} globs, or they have more than {GLOBS_LENGTH_LIMIT:,} characters"
+        raise HTTPError(400, f"{message} together; use fewer globs, or names, or several requests")
+    return patterns
+
+
+def _parts(patterns: Sequence[str]) -> Iterator[list[str]]:
+    """Split patterns into parts that take about the same time, in their order: one glob, or many names."""
+    part: list[str] = []
+    for pattern in patterns:
+        if part and (is_glob(pattern) or is_glob(part[-1]) or len(part) == NAMES_AT_ONCE):
+            yield part
+            part = []
+        part.append(pattern)
+    if part:
+        yield part
 
 
 def _query_number(request: Request, key: str, default: float, maximum: float) -> float:
@@ -227,9 +275,7 @@ def _parse_command(verb: str, request: Request) -> tuple[list[str], dict[str, An
     allowed = ["names", *_PARAMETERS.get(verb, ())]
     if unknown := [key for key in body if key not in allowed]:
         raise HTTPError(400, f'"{unknown[0]}" means nothing here; there is: {", ".join(allowed)}')
-    if len(names) > NAMES_LIMIT or any(len(name) > NAME_LENGTH_LIMIT for name in names):
-        message = f"there are more than {NAMES_LIMIT:,} names, or one is longer than {NAME_LENGTH_LIMIT:,} characters"
-        raise HTTPError(400, f'{message}; use a pattern such as "web*"')
+    _check_patterns(names)
     if verb == "signal":
         return names, {"signal": _parse_signal(body)}
     if verb == "set":

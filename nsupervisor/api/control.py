@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+_WILDCARDS = frozenset("*?[")
+
 
 class UnknownName(LookupError):  # noqa: N818 - it is what happened, and reads so where it is raised
     """No workload and no instance matches `pattern`. `nearest` is the most similar name; None if none is similar."""
@@ -15,6 +17,11 @@ class UnknownName(LookupError):  # noqa: N818 - it is what happened, and reads s
         self.nearest = nearest
         hint = f'did you mean "{nearest}"?' if nearest else "nsupervisor status shows all names"
         super().__init__(f'no workload matches "{pattern}"; {hint}')
+
+
+def is_glob(pattern: str) -> bool:
+    """Return whether a pattern has a wildcard; otherwise it is a name."""
+    return not _WILDCARDS.isdisjoint(pattern)
 
 
 class Control(Protocol):

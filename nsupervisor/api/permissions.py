@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from nsupervisor.api.control import Control, UnknownName
+from nsupervisor.api.control import Control, UnknownName, is_glob
 from nsupervisor.api.http.messages import HTTPError
 
 READ_ONLY = frozenset({"info", "status", "stats", "history", "events", "groups"})
@@ -31,15 +31,16 @@ def permitted(
     request, whether they are instances or not. `also`: other instances that a command would start or stop, too.
     """
     known = f"workload {workload} may control only {', '.join(sorted(allowed)) or 'nothing'}"
-    instead = "ask from outside of all workloads, or change its `may_control`"
+    outside = "ask from outside of all workloads"
+    instead = f"{outside}, or change its `may_control`"
     if operation not in READ_ONLY and operation != COMMAND:
-        return f"workload {workload} may not use {operation}, which is about all of the service; {instead}"
+        return f"workload {workload} may not use {operation}, which is about all of the service; {outside}"
     if persist:
-        return f"workload {workload} may not change the configuration file; {instead}, or set it without persist"
+        return f"workload {workload} may not change the configuration file; {outside}, or set it without persist"
     if other := sorted(set(names) - set(allowed)):
         return f"{known}, not {', '.join(other[:5])}; {instead}"
-    if other := sorted(set(also) - set(allowed)):
-        return f"{known}, and this would also start or stop {', '.join(other[:5])}; {instead}"
+    if set(also) - set(allowed):  # their names are not for this workload
+        return f"{known}, and this would also start or stop others; {instead}"
     return ""
 
 
@@ -50,6 +51,7 @@ class Restricted(Control):
         self._control = control
         self._workload = workload
         self._allowed = frozenset(control.controllable_by(workload))
+        self._visible_groups: frozenset[str] | None = None
 
     def _check(self, operation: str, **facts: Any) -> None:
         if reason := permitted(self._workload, self._allowed, operation, **facts):
@@ -76,8 +78,10 @@ class Restricted(Control):
         return [group for group in groups if group["members"]]
 
     def matching_groups(self, pattern: str) -> list[str]:
-        visible = {group["name"] for group in self.group_status()}
-        return [name for name in self._control.matching_groups(pattern) if name in visible]
+        matches = self._control.matching_groups(pattern)
+        if matches and self._visible_groups is None:  # the status reads files of every group
+            self._visible_groups = frozenset(group["name"] for group in self.group_status())
+        return [name for name in matches if name in (self._visible_groups or ())]
 
     async def set_group(
         self, name: str, changes: Mapping[str, Any], persist: Mapping[str, Any] | None = None
@@ -96,7 +100,7 @@ class Restricted(Control):
                 names = self._control.resolve([pattern])
             except UnknownName:
                 names = []
-            is_narrowed = bool(set(pattern) & set("*?[")) or "/" in pattern
+            is_narrowed = is_glob(pattern) or "/" in pattern
             allowed = [name for name in names if name in self._allowed]
             if not allowed or (len(allowed) < len(names) and not is_narrowed):
                 self._check(COMMAND, names=[pattern])

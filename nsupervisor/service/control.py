@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from nsupervisor import __version__
-from nsupervisor.api.control import UnknownName
+from nsupervisor.api.control import UnknownName, is_glob
 from nsupervisor.config.model import Config
 from nsupervisor.config.problems import ConfigError
 from nsupervisor.core import dependencies, events
@@ -163,7 +163,7 @@ class Supervisor:
         return list(matched)
 
     def _matching(self, pattern: str) -> Iterable[str]:
-        if not set(pattern) & set("*?["):  # without a scan of all actors, since there may be as many patterns
+        if not is_glob(pattern):  # without a scan of all actors, since there may be as many patterns
             candidates = dict.fromkeys([pattern] if pattern in self.actors else [])
             return candidates | dict.fromkeys(actor.name for actor in self.actors.instances(pattern))
         match = re.compile(fnmatch.translate(pattern)).match
@@ -177,7 +177,9 @@ class Supervisor:
 
     def also_affected(self, verb: str, name: str) -> list[str]:
         """Return the other instances that `verb` would start or stop with this one now."""
-        actor = self.actors[name]
+        actor = self.actors.get(name)
+        if actor is None:  # a reload has removed it since its name was looked up
+            return []
         if verb == "stop":
             chain = [actor]
             for instance in chain:  # grows in the loop
@@ -225,7 +227,9 @@ class Supervisor:
 
     async def command(self, verb: str, name: str, **parameters: Any) -> dict[str, Any]:
         """Run one command on one instance, and wait until it is done."""
-        actor = self.actors[name]
+        actor = self.actors.get(name)
+        if actor is None:
+            return {"name": name, "ok": False, "state": None, "message": "a reload has just removed it"}
         if actor.removal and verb in ("start", "restart"):
             ok, message = False, f"{self.config.path} does not have it any more; it is being removed"
         else:

@@ -7,8 +7,9 @@ from math import inf
 import pytest
 import trio
 
-from nsupervisor.api.application import app
+from nsupervisor.api.application import GLOBS_LIMIT, NAME_LENGTH_LIMIT, NAMES_AT_ONCE, app
 from nsupervisor.api.client import Client, ClientError, WrongRequestError
+from nsupervisor.api.http.messages import Request
 from nsupervisor.api.routes import VERBS
 from nsupervisor.api.server import serve
 from tests.api.standin import Standin
@@ -355,3 +356,55 @@ async def test_a_wrong_source_is_400(client, path, body, error):
     assert status == 400
     assert answer["error"].startswith(error)
     validate(answer, "Problems")
+
+
+# ---- many names
+
+
+GLOBS = [[f"*{number}?" for number in range(GLOBS_LIMIT + 1)], ["x" * (NAME_LENGTH_LIMIT - 1) + "*"] * 11]
+
+
+@pytest.mark.parametrize("globs", GLOBS, ids=["number", "length"])
+async def test_globs_of_one_request_could_stop_the_event_loop(client, standin, globs):
+    """10,000 different globs took 2 s to compile, in which no other task ran."""
+    for ask in (
+        lambda: client.command("signal", globs),
+        lambda: client.status(globs),
+        lambda: client.stats(globs),
+        lambda: client.groups(globs),
+        lambda: list(client.events(globs)),
+        lambda: list(client.trace(globs)),
+    ):
+        with pytest.raises(WrongRequestError, match=r"more than 100 globs, or they have more than 10,000 characters"):
+            await in_thread(ask)
+    assert standin.asked == []
+
+
+async def test_a_name_in_a_query_has_the_limit_of_one_in_a_command(client):
+    for ask in (client.status, client.stats, client.groups):
+        with pytest.raises(WrongRequestError, match="one is longer than 1,000 characters"):
+            await in_thread(ask, ["x" * (NAME_LENGTH_LIMIT + 1)])
+    with pytest.raises(WrongRequestError, match="one is longer than 1,000 characters"):
+        await in_thread(client.history, "x" * (NAME_LENGTH_LIMIT + 1))
+
+
+async def test_other_tasks_run_while_many_names_are_looked_up():
+    ticks_at_lookups = []
+
+    class Ticks(trio.abc.Instrument):
+        count = 0
+
+        def before_io_wait(self, timeout):
+            self.count += 1
+
+    class Counting(Standin):
+        def resolve(self, patterns):
+            ticks_at_lookups.append(ticks.count)
+            return super().resolve(patterns)
+
+    trio.lowlevel.add_instrument(ticks := Ticks())
+    names = ["web*", "d*", *["batch"] * NAMES_AT_ONCE, "web"]
+    request = Request("POST", "/v1/workloads/thaw", body=json.dumps({"names": names}).encode())
+    response = await app(Counting())(request)
+    assert [result["name"] for result in json.loads(response.body)] == ["web@1", "web@2", "db", "batch"]
+    assert ticks_at_lookups == list(range(4))

@@ -25,7 +25,7 @@ in_thread = trio.to_thread.run_sync
         ("history", {"names": ["db"]}, "may control only batch, web@1, web@2, not db"),
         ("command", {"names": ["group/night"]}, "not group/night"),
         ("command", {"names": ["batch"], "also": ["web@1"]}, ""),
-        ("command", {"names": ["batch"], "also": ["db"]}, "would also start or stop db"),
+        ("command", {"names": ["batch"], "also": ["db"]}, "would also start or stop others; ask"),
         ("command", {"names": ["batch"], "persist": True}, "may not change the configuration file"),
     ],
 )
@@ -99,7 +99,7 @@ async def test_commands_reach_the_allowed_instances(client, standin):
 @pytest.mark.parametrize(
     ("ask", "why"),
     [
-        (lambda client: client.command("stop", ["batch"]), "would also start or stop db"),
+        (lambda client: client.command("stop", ["batch"]), "would also start or stop others"),
         (lambda client: client.command("set", ["group/night"], resources={"pids_max": 9}), "not group/night"),
         (lambda client: client.command("set", ["batch"], resources={"pids_max": 9}, persist=True), "without persist"),
         (lambda client: client.plan({}), "may not use plan"),
@@ -113,3 +113,15 @@ async def test_what_concerns_others_is_refused(client, standin, ask, why):
     with pytest.raises(ClientError, match=why):
         await in_thread(ask, client)
     assert standin.asked == []
+
+
+@pytest.mark.parametrize("operation", ["trace", "metrics", "plan", "reload", "upgrade"])
+def test_a_refusal_named_may_control_as_the_remedy_though_no_value_of_it_permits_this(operation):
+    assert "may_control" not in permitted("panel", ALLOWED, operation)
+    assert "may_control" not in permitted("panel", ALLOWED, "command", persist=True)
+
+
+def test_a_refusal_named_instances_that_the_workload_may_not_see():
+    reason = permitted("panel", ALLOWED, "command", names=["batch"], also=["db", "secret"])
+    assert reason
+    assert not {"db", "secret"} & set(reason.replace(",", "").split())
