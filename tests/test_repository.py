@@ -129,6 +129,51 @@ def test_the_map_is_one_page_and_names_every_folder() -> None:
     assert [name for name in named if not ((PACKAGE / name).exists() or (ROOT / name).exists())] == []
 
 
+def defined_names(path: Path) -> set[str]:
+    """Return the names that a module defines: `NAME` at its top, and `Class.member`."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        match node:
+            case ast.ClassDef(name=owner):
+                names.add(owner)
+                for inner in ast.walk(node):
+                    match inner:
+                        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                            names.add(f"{owner}.{name}")
+                        case ast.AnnAssign(target=ast.Name(id=name)):
+                            names.add(f"{owner}.{name}")
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.AnnAssign(target=ast.Name(id=name)):
+                names.add(name)
+            case ast.Assign(targets=targets):
+                names |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    return names
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "docs/decisions.md", "docs/simulate.md", "CONTRIBUTING.md"])
+def test_pages_name_files_and_symbols_that_exist(page: str) -> None:
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    defined = {path: defined_names(path) for path in PACKAGE.rglob("*.py")}
+    everywhere = set().union(*defined.values())
+    missing = [
+        path
+        for path in re.findall(r"`((?:[\w.]+/)+(?:\w+\.py)?)`", text)
+        if not any((folder / path).exists() for folder in (ROOT, PACKAGE, *(PACKAGE / name for name in ARROWS)))
+    ]
+    # `NAME` and `OTHER` of `path.py`; elsewhere, `Class.member`.
+    for names, path in re.findall(r"((?:`[\w.]+`(?: and |, )?)+)\s+of\s+`(?:nsupervisor/)?([\w/]+\.py)`", text):
+        if (PACKAGE / path).exists():
+            named = re.findall(r"`([\w.]+)`", names)
+            missing += [f"{path}: {name}" for name in named if name not in defined[PACKAGE / path]]
+    missing += [name for name in re.findall(r"`([A-Z]\w*\.\w+)`", text) if name not in everywhere]
+    for name in re.findall(r"`nsupervisor\.([\w.]+)`", text):
+        module = PACKAGE.joinpath(*name.split("."))
+        owner = module.parent if module.parent.is_dir() else module.parent.with_suffix(".py")
+        source = owner / "__init__.py" if owner.is_dir() else owner
+        if not (module.is_dir() or module.with_suffix(".py").exists() or module.name in source.read_text()):
+            missing.append(f"nsupervisor.{name}")
+    assert missing == []
+
+
 def test_scripts_can_be_run() -> None:
     for path in tracked("scripts/*"):
         if path.parent.name == "scripts" and not path.name.startswith("_"):

@@ -1,4 +1,4 @@
-"""`nsupervisor run_in_namespaces`: run one program in new namespaces on this terminal, like `unshare --fork
+"""`nsupervisor shell`: run one program in new namespaces on this terminal, like `unshare --fork
 --mount-proc`.
 
 It needs neither keeper nor supervisor: this process makes the child, waits, and passes on its exit status. The child

@@ -107,8 +107,8 @@ def handle(state: WorkloadState, input_: WorkloadInput, instant: Instant, worklo
             return Transition(attrs.evolve(state, engine=engine, pending=(*state.pending, *added)))
         case GroupAction(generation=generation, firing=firing):
             return Transition(attrs.evolve(state, pending=(*state.pending, PendingAction(generation, firing))))
-        case ConfigChanged(workload=adopted):
-            return Transition(attrs.evolve(state, engine=state.engine.with_rules(adopted.policy)))
+        case ConfigChanged(workload=new_workload):
+            return Transition(attrs.evolve(state, engine=state.engine.with_rules(new_workload.policy)))
         case RunPending():
             if not state.pending:
                 return Transition(state)

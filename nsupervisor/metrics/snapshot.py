@@ -55,16 +55,16 @@ class InstanceSnapshot:
     @classmethod
     def from_actor(cls, actor: Actor) -> InstanceSnapshot:
         """Take a snapshot of an instance, including its cgroup's files."""
-        life, counters = actor.lifecycle, actor.counters
+        lifecycle, counters = actor.lifecycle, actor.counters
         labels = {"workload": actor.workload.name}
         if actor.instance is not None:
             labels["workload_instance"] = str(actor.instance)
         return cls(
             labels=labels,
-            state=life.state.value,
-            is_ready=life.is_alive and actor.is_up,
-            generation=life.generation,
-            uptime=trio.current_time() - life.started_at if life.is_alive else None,
+            state=lifecycle.state.value,
+            is_ready=lifecycle.is_alive and actor.is_up,
+            generation=lifecycle.generation,
+            uptime=trio.current_time() - lifecycle.started_at if lifecycle.is_alive else None,
             exits=dict.fromkeys(EXIT_KINDS, 0) | counters.exits,
             restarts=dict.fromkeys(RESTART_CAUSES, 0) | counters.restarts,
             actions={(rule.name, rule.action): 0 for rule in actor.workload.policy} | counters.actions,

@@ -267,9 +267,9 @@ class Supervisor:
     async def wait_settled(self, actor: Actor) -> tuple[bool, str]:
         """Wait until a start has an outcome: up, down, or a state that lasts (back-off, frozen)."""
         await actor.wait_until(
-            lambda life: (
+            lambda lifecycle: (
                 actor.pending_start is None
-                and (actor.is_up or life.state in {*DOWN_STATES, State.BACKOFF, State.FROZEN})
+                and (actor.is_up or lifecycle.state in {*DOWN_STATES, State.BACKOFF, State.FROZEN})
             )
         )
         return actor.is_up, "" if actor.is_up else actor.waits_for or actor.lifecycle.reason
@@ -287,7 +287,7 @@ class Supervisor:
         if actor.pending_start is not None:
             actor.pending_start.cancel()
         await actor.ask(events.Stop(by))
-        await actor.wait_until(lambda life: life.should_run or life.state is State.STOPPED)
+        await actor.wait_until(lambda lifecycle: lifecycle.should_run or lifecycle.state is State.STOPPED)
         if actor.lifecycle.should_run:
             return False, "a later start overruled it"
         return True, ""
@@ -297,7 +297,7 @@ class Supervisor:
         if not actor.lifecycle.is_alive:
             return False, "it does not run"
         await actor.ask(events.Kill())
-        await actor.wait_until(lambda life: not life.is_alive or life.generation > generation)
+        await actor.wait_until(lambda lifecycle: not lifecycle.is_alive or lifecycle.generation > generation)
         return True, ""
 
     async def _signal(self, actor: Actor, signal: int) -> tuple[bool, str]:
@@ -309,7 +309,7 @@ class Supervisor:
             return False, f"only what runs can be frozen; it is {actor.lifecycle.state.value}"
         await actor.ask(events.Freeze())
         await actor.wait_until(
-            lambda life: life.state is not State.STARTING
+            lambda lifecycle: lifecycle.state is not State.STARTING
         )  # it is frozen as soon as the program runs
         if actor.lifecycle.state is not State.FROZEN:
             return False, f"it is {actor.lifecycle.state.value} by now: {actor.lifecycle.reason}"
@@ -413,7 +413,7 @@ class Supervisor:
 
     async def _release_start_slot(self, slot: object, actor: Actor) -> None:
         """Release the start slot once the program has been executed, or will not be."""
-        await actor.wait_until(lambda life: life.state is not State.STARTING)
+        await actor.wait_until(lambda lifecycle: lifecycle.state is not State.STARTING)
         self._start_slots.release_on_behalf_of(slot)
 
     async def _wait_for_others(self, actor: Actor, starting: Collection[str]) -> str:
@@ -433,7 +433,7 @@ class Supervisor:
     async def stop_for_restart(self, actor: Actor, by: str) -> bool:
         """Stop an instance for a start that follows; return False if another command has started it meanwhile."""
         await actor.ask(events.Stop(by))
-        await actor.wait_until(lambda life: life.should_run or life.state is State.STOPPED)
+        await actor.wait_until(lambda lifecycle: lifecycle.should_run or lifecycle.state is State.STOPPED)
         return not actor.lifecycle.should_run
 
     def _dependency_edges(self) -> dict[str, tuple[str, ...]]:
@@ -455,7 +455,7 @@ class Supervisor:
         async def stop_after(actor: Actor) -> None:
             for name in dependants.get(actor.workload.name, ()):
                 for other in self.actors.instances(name):
-                    await other.wait_until(lambda life: life.state is State.STOPPED)
+                    await other.wait_until(lambda lifecycle: lifecycle.state is State.STOPPED)
             await self.stop_and_wait(actor, events.SHUTDOWN)
 
         self.is_stopping = True

@@ -273,7 +273,7 @@ async def _supervise(
     state_file = StateFile(directory, header, partial(_log_state_problem, journal), saved.lines)
     async with trio.open_nursery() as captures:
         logs = Path(config.supervisor.log_directory)
-        world = ServiceContext(
+        context = ServiceContext(
             keeper,
             watcher,
             journal,
@@ -284,16 +284,16 @@ async def _supervise(
             logs,
             offset_files=offset_files_left(directory),
         )
-        world.measures.start(keeper)
+        context.measures.start(keeper)
         captures.start_soon(reap_orphans, lambda: keeper.pid)
-        groups, placed = Groups.make(config, tree, world, saved.groups), tree.list_instances()
+        groups, placed = Groups.make(config, tree, context, saved.groups), tree.list_instances()
 
         def actor(name: str, workload: WorkloadConfig, instance: int | None) -> Actor:
             record = saved.instances.get(name, NO_CHECKPOINT)
             in_force = limits_in_force(workload.resources, record.changed_limits)
             limits_applied = record.limits_digest != "" and record.limits_digest == limits_digest(in_force)
             return make_instance(
-                name, workload, instance, (tree, groups), world, in_force, placed.get(name), limits_applied
+                name, workload, instance, (tree, groups), context, in_force, placed.get(name), limits_applied
             )
 
         actors = Registry(
@@ -308,13 +308,13 @@ async def _supervise(
         try:
             async with trio.open_nursery() as nursery:
                 all_actors = {**actors, **leftovers}
-                alive_count = await take_over(all_actors, saved, children, world, config.supervisor.orphans)
+                alive_count = await take_over(all_actors, saved, children, context, config.supervisor.orphans)
                 errors = ConnectionErrors(partial(_report_connection, journal))
-                exposition = Exposition(journal, world.measures, keeper.pid, errors)
+                exposition = Exposition(journal, context.measures, keeper.pid, errors)
                 supervisor = Supervisor(
-                    config, actors, groups, world, nursery, keeper.pid, host.mode, tree.path, exposition, history
+                    config, actors, groups, context, nursery, keeper.pid, host.mode, tree.path, exposition, history
                 )
-                supervisor.reloader = Reloader(supervisor, host, (tree, groups), world, leftovers)
+                supervisor.reloader = Reloader(supervisor, host, (tree, groups), context, leftovers)
                 nursery.start_soon(reopen_on_signal, actors.values(), journal)
                 async with supervisor.reloader.lock:  # a reload needs running actors
                     unix, tcp = connections_allowed()
@@ -443,7 +443,7 @@ async def _until_signalled(
             notify_service_manager(journal, "STOPPING=1")
             await supervisor.stop_all()
             for actor in list(leftovers.values()):
-                await actor.wait_until(lambda life: life.state in DOWN_STATES)
+                await actor.wait_until(lambda lifecycle: lifecycle.state in DOWN_STATES)
             await supervisor.recorder.close(DRAIN_TIMEOUT_S)
             await supervisor.event_log.close()
             scope.cancel()

@@ -1,4 +1,4 @@
-"""sd_notify(3) to the service manager that runs this service; `nsupervisor.service.group.placement.readiness` receives
+"""sd_notify(3) to the service manager that runs this service; `nsupervisor.service.instance.readiness` receives
 it."""
 
 import os

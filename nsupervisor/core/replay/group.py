@@ -468,8 +468,8 @@ class ReplayedGroup:
         if self.config_changed_at is not None:
             yield f"{self.name}: its configuration was changed during the recording; what came then is no longer exact"
         if self.blind_since is not None:
-            apart = ", ".join(sorted(name for name, member in self.members.items() if member.diverged))
+            diverged = ", ".join(sorted(name for name, member in self.members.items() if member.diverged))
             yield (
                 f"{self.name}: from {self.blind_since - began_at:+.3f} on its rules see nothing: "
-                f"what was read is of the recorded life of {apart}"
+                f"what was read is of the recorded life of {diverged}"
             )

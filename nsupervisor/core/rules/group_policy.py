@@ -1,6 +1,6 @@
 """Decisions of a group about its firing rules, as far as they need no kernel.
 
-The service and the simulation both run this module and `nsupervisor.core.rules.rules.victims`, so they cannot disagree.
+The service and the simulation both run this module and `nsupervisor.core.rules.victims`, so they cannot disagree.
 A recorder receives everything that happens to a group as one of the `GroupEvent` classes.
 """
 

@@ -104,7 +104,7 @@ class Cause:
     victim: str | None = attrs.field(default=None, metadata=wire("victim"))
     """The criterion that chose the workload.
 
-    `nsupervisor.core.rules.rules.victims` defines the order and the values recorded for each candidate.
+    `nsupervisor.core.rules.victims` defines the order and the values recorded for each candidate.
     """
     candidates: tuple[Mapping[str, Any], ...] | None = attrs.field(default=None, metadata=wire("candidates"))
     previous_attempt: str | None = attrs.field(default=None, metadata=wire("escalates"))

@@ -87,7 +87,7 @@ class Child:
         """Create the entry of a running child of a previous keeper, from the request "adopt".
 
         The entry takes over the descriptors: the program's pidfd, the read ends of both pipes, and optionally the
-        notify socket. `start_ticks` in the request is the start time of the first process, in clock ticks since boot:
+        notify socket. `started` in the request is the start time of the first process, in clock ticks since boot:
         it identifies the process, which is not a child of this keeper.
         """
         self = cls.__new__(cls)

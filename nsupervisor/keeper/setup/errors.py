@@ -12,5 +12,5 @@ class StepError(Exception):
 
 
 def step_error(operation: str, error: OSError, hint: str = "") -> StepError:
-    """Build the error of a failed step: `step_error enter /srv/site: No such file or directory`."""
+    """Build the error of a failed step: `cannot enter /srv/site: No such file or directory`."""
     return StepError(f"cannot {operation}: {error.strerror}{f' ({hint})' if hint else ''}", error.errno or 0)

@@ -1,7 +1,7 @@
 """A group of workloads while the service runs: its limits, its readings, and its rules, which act on its members.
 
 The group decides nothing. `nsupervisor.core.rules.rules` decides when a rule fires;
-`nsupervisor.core.rules.rules.victims` decides which member it acts on and whether that helped. The member carries out
+`nsupervisor.core.rules.victims` decides which member it acts on and whether that helped. The member carries out
 the action itself: it receives the firing with its cause and handles it like one of its own rules
 (`nsupervisor.core.decider`).
 

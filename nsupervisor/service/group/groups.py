@@ -43,8 +43,10 @@ class Groups:
         `checkpoints` is what an earlier supervisor saved, by the full names of the groups. Raises CgroupError as
         `Tree.make_group` does.
         """
-        turn = trio.Lock()
-        root = Group(HOST, GroupConfig(name=HOST, policy=config.host.policy), tree.root(), context, action_lock=turn)
+        action_lock = trio.Lock()
+        root = Group(
+            HOST, GroupConfig(name=HOST, policy=config.host.policy), tree.root(), context, action_lock=action_lock
+        )
         groups = cls(config, {}, _require_supported(root))
         groups.host.restore(checkpoints.get(HOST))
         for group in sorted(config.groups.values(), key=lambda group: len(config.enclosing_groups(group))):
@@ -56,7 +58,7 @@ class Groups:
             cgroup = tree.make_group(group.name, in_force, [outer.cgroup for outer in around])
             for problem in cgroup.problems:
                 context.journal.log.warning("limit not enforced", group=f"{PREFIX}{group.name}", message=str(problem))
-            made = Group(f"{PREFIX}{group.name}", group, cgroup, context, around, turn)
+            made = Group(f"{PREFIX}{group.name}", group, cgroup, context, around, action_lock)
             made.resources = in_force
             groups.by_name[group.name] = made = _require_supported(made)
             made.restore(before)

@@ -114,9 +114,9 @@ class Actor:
 
     def __attrs_post_init__(self) -> None:
         self.configured = self.workload
-        mind = WorkloadState(Lifecycle(), Engine.for_rules(self.workload.policy))
-        self.decisions = DecisionLoop(self.name, self.workload, mind, self.context.listeners)
-        hands = PolicyActions(
+        state = WorkloadState(Lifecycle(), Engine.for_rules(self.workload.policy))
+        self.decisions = DecisionLoop(self.name, self.workload, state, self.context.listeners)
+        actions = PolicyActions(
             self.log_event,
             self._carry_out,
             lambda *args: self.limit_writer.set_by_rule(*args),
@@ -124,7 +124,7 @@ class Actor:
         )
         self.log = InstanceLog(self.name, self.instance, self.context.journal)
         self.exit_reports = ExitReports(self.log, self.context.nursery, self.save_checkpoint)
-        self.policy = PolicyRunner(self.cgroup, self.counters, self.context, hands, self.decisions)
+        self.policy = PolicyRunner(self.cgroup, self.counters, self.context, actions, self.decisions)
         nursery, refresh, resources = self.context.nursery, self._limits_changed, self.workload.resources
         self.limit_writer = LimitWriter(self.cgroup, self.workload, nursery, self.log_event, refresh, resources)
         self.output = Output(self.name, self.instance, self.workload.log, self.counters, self.context)
@@ -270,9 +270,9 @@ class Actor:
                     await self._spawn(self.lifecycle.generation)
             case Ended():
                 await self._on_exit(message)
-            case Call(command=wish, handled=heard):
-                await self._on_event(wish)
-                heard.set()
+            case Call(command=command, handled=handled):
+                await self._on_event(command)
+                handled.set()
             case events.Input():
                 await self._on_event(message)
 
@@ -423,9 +423,9 @@ class Actor:
             self.post(events.Exited(generation, exit_, populated=False))
             return True
         self.pid = spawned.pid
-        seal = self.context.digest
-        files = seal.digest(variables) if self.workload.environment_file else ""
-        self.checkpoint.spawned(spawned, seal.digest(spawn_inputs(spec)), files)
+        keyed_digest = self.context.digest
+        files = keyed_digest.digest(variables) if self.workload.environment_file else ""
+        self.checkpoint.spawned(spawned, keyed_digest.digest(spawn_inputs(spec)), files)
         self.output.expect(spawned)
         return True
 

@@ -28,10 +28,10 @@ class DecisionLoop:
         """Apply an input, optionally as of an earlier time `now`; the caller carries out the resulting actions."""
         instant_s = trio.current_time() if now is None else now
         before, instant = self.state, Instant(instant_s, random.random())  # noqa: S311 - jitter, no secret
-        thought = handle(before, workload_input, instant, self.workload)
-        self.state = thought.state
+        transition = handle(before, workload_input, instant, self.workload)
+        self.state = transition.state
         if isinstance(workload_input, ConfigChanged):
             self.workload = workload_input.workload
         for listener in self.listeners:
-            listener(self, before, workload_input, instant, thought)
-        return thought
+            listener(self, before, workload_input, instant, transition)
+        return transition

@@ -61,9 +61,9 @@ class LimitWriter:
 
         The change lasts until the supervisor ends, also in a cgroup that is created again. The instance need not run.
         """
-        turn = self._queue(_LimitChange(changes, {"by": by}, "info"))
-        await turn.finished.wait()
-        return turn.result
+        change = self._queue(_LimitChange(changes, {"by": by}, "info"))
+        await change.finished.wait()
+        return change.result
 
     def set_by_rule(self, settings: LimitValues, cause: Mapping[str, Any]) -> None:
         """Queue a change that a rule asked for; it is recorded after it has been made."""
@@ -77,9 +77,9 @@ class LimitWriter:
 
     async def apply(self, resources: Resources) -> None:
         """Apply the limits of a configuration file. Raises CgroupError, and then nothing has changed."""
-        turn = self._queue(_LimitChange(resources, {}, "info"))
-        await turn.finished.wait()
-        done, reason = turn.result
+        change = self._queue(_LimitChange(resources, {}, "info"))
+        await change.finished.wait()
+        done, reason = change.result
         if not done:
             raise CgroupError(reason)
 
@@ -135,11 +135,11 @@ class LimitWriter:
     async def _run_queue(self) -> None:
         try:
             while self._queued:
-                turn = self._queued.popleft()
+                change = self._queued.popleft()
                 try:
-                    turn.result = await self._run_change(turn)
+                    change.result = await self._run_change(change)
                 finally:
-                    turn.finished.set()
+                    change.finished.set()
         finally:
             self._idle.set()
 

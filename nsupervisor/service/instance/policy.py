@@ -198,10 +198,10 @@ class PolicyRunner:
     async def run_pending(self) -> None:
         """Run the pending actions of fired rules; an action for an earlier generation does nothing."""
         while self.decisions.state.pending:
-            life = self.decisions.state.lifecycle
-            thought = self.decisions.handle(RunPending())
-            if thought.executed is not None:
-                await self._fire(thought.executed, life, thought)
+            lifecycle = self.decisions.state.lifecycle
+            transition = self.decisions.handle(RunPending())
+            if transition.executed is not None:
+                await self._fire(transition.executed, lifecycle, transition)
 
     async def _fire(self, pending: PendingAction, lifecycle: Lifecycle, transition: Transition) -> None:
         rule, action = pending.firing.rule, pending.firing.action

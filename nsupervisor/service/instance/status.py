@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 def status(actor: "Actor") -> dict[str, Any]:
     """Return the object `Status` of `nsupervisor schema api`."""
-    life, now = actor.lifecycle, trio.current_time()
+    lifecycle, now = actor.lifecycle, trio.current_time()
     limits = actor.limits
     return {
         "name": actor.name,
         "instance": actor.instance,
-        "state": life.state.value,
-        "reason": actor.waits_for or life.reason,
-        "pid": actor.pid if life.is_alive else None,
-        "generation": life.generation,
-        "restarts": life.restarts,
-        "uptime_sec": round(now - life.started_at, 3) if life.is_alive else None,
-        "ready": actor.is_up and life.is_alive,
+        "state": lifecycle.state.value,
+        "reason": actor.waits_for or lifecycle.reason,
+        "pid": actor.pid if lifecycle.is_alive else None,
+        "generation": lifecycle.generation,
+        "restarts": lifecycle.restarts,
+        "uptime_sec": round(now - lifecycle.started_at, 3) if lifecycle.is_alive else None,
+        "ready": actor.is_up and lifecycle.is_alive,
         "cgroup": actor.cgroup.path,
         "memory_current": _whole(actor.read("memory.current").get("")),
         "memory_max": _whole(limits.get("memory.max")),

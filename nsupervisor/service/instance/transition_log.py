@@ -46,8 +46,8 @@ def log_transition(actor: "Actor", before: Lifecycle, event: events.Input) -> No
 
 def _start_budget(actor: "Actor", delay: float) -> dict[str, Any]:
     """Describe the start that comes in `delay` seconds: its number within the interval, and the start limit."""
-    interval, life = actor.workload.start_limit_interval_sec, actor.lifecycle
-    starts = len(starts_within(life.recent_starts, trio.current_time() + delay, interval)) + (
-        life.state is State.BACKOFF
+    interval, lifecycle = actor.workload.start_limit_interval_sec, actor.lifecycle
+    starts = len(starts_within(lifecycle.recent_starts, trio.current_time() + delay, interval)) + (
+        lifecycle.state is State.BACKOFF
     )
     return {"start": starts, "start_limit_burst": actor.workload.start_limit_burst, "interval_sec": interval}

@@ -254,15 +254,15 @@ class Recorder:
         self, actors: Mapping[str, "Actor"], groups: "Groups", terms: RecordingTerms, config: str
     ) -> Iterator[Recording]:
         """Record these instances until the block ends."""
-        recording, world = Recording(actors, groups, terms, config), groups.host.context
+        recording, context = Recording(actors, groups, terms, config), groups.host.context
         self._recordings.add(recording)
-        world.listeners.add(recording.record_transition)
-        world.group_listeners.add(recording.record_group_event)
+        context.listeners.add(recording.record_transition)
+        context.group_listeners.add(recording.record_group_event)
         try:
             yield recording
         finally:
-            world.listeners.discard(recording.record_transition)
-            world.group_listeners.discard(recording.record_group_event)
+            context.listeners.discard(recording.record_transition)
+            context.group_listeners.discard(recording.record_group_event)
             self._recordings.discard(recording)
             self._reader_left.unpark_all()
 

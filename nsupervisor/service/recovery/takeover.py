@@ -52,9 +52,9 @@ def restore_actor(actor: Actor, checkpoint: InstanceCheckpoint | None, children:
     Closes the descriptors of the children, or hands them on.
     """
     if checkpoint is not None:
-        mind = actor.decisions.state
-        engine = restore_rules(mind.engine, checkpoint.rules)
-        actor.decisions.state = attrs.evolve(mind, lifecycle=checkpoint.lifecycle, engine=engine)
+        state = actor.decisions.state
+        engine = restore_rules(state.engine, checkpoint.rules)
+        actor.decisions.state = attrs.evolve(state, lifecycle=checkpoint.lifecycle, engine=engine)
         actor.last_exit = checkpoint.last_exit
         actor.checkpoint.oom_kills = checkpoint.oom_kills
         actor.checkpoint.spawn_digest, actor.checkpoint.environment_digest = (
@@ -88,9 +88,10 @@ def _attach_child(actor: Actor, child: Child, checkpoint: InstanceCheckpoint | N
 
     `previous` is the child of the generation before, if the keeper still has it.
     """
-    number, life = generation_of(child.id), actor.lifecycle
-    if number > life.generation:
-        if life.is_alive and life.exit is None and life.generation:  # its exit was received, but not recorded
+    number, lifecycle = generation_of(child.id), actor.lifecycle
+    if number > lifecycle.generation:
+        # The exit was received, but not recorded.
+        if lifecycle.is_alive and lifecycle.exit is None and lifecycle.generation:
             _report_missed_exit(actor, previous)
         _adopt_unrecorded_generation(actor, number, "taken over")
         actor.checkpoint.program_ended()
@@ -120,10 +121,10 @@ def _attach_child(actor: Actor, child: Child, checkpoint: InstanceCheckpoint | N
 
 def _adopt_unrecorded_generation(actor: Actor, generation: int, reason: str) -> None:
     """Create the lifecycle of a generation that was started but not saved; its start must have been requested."""
-    life, now = actor.lifecycle, trio.current_time()
+    lifecycle, now = actor.lifecycle, trio.current_time()
     timeout = actor.workload.timeout_start_sec
-    life = attrs.evolve(
-        life,
+    lifecycle = attrs.evolve(
+        lifecycle,
         state=State.STARTING,
         reason=reason,
         should_run=True,
@@ -135,9 +136,9 @@ def _adopt_unrecorded_generation(actor: Actor, generation: int, reason: str) -> 
         fault_outcome=None,
         freeze_requested_by="",
         started_at=now,
-        recent_starts=(*life.recent_starts, now),
+        recent_starts=(*lifecycle.recent_starts, now),
     )
-    actor.decisions.state = attrs.evolve(actor.decisions.state, lifecycle=life)
+    actor.decisions.state = attrs.evolve(actor.decisions.state, lifecycle=lifecycle)
 
 
 def _report_missed_exit(actor: Actor, child: Child | None) -> None:
@@ -154,35 +155,35 @@ def _report_missed_exit(actor: Actor, child: Child | None) -> None:
 
 async def _recover(actor: Actor, checkpoint: InstanceCheckpoint | None) -> None:
     """Complete what an earlier supervisor decided but may not have carried out, before anything else."""
-    life = actor.lifecycle
-    if actor.pid is not None and life.state is not State.STARTING:
-        actor.policy.started_at = life.started_at
+    lifecycle = actor.lifecycle
+    if actor.pid is not None and lifecycle.state is not State.STARTING:
+        actor.policy.started_at = lifecycle.started_at
     actor.policy.resume_sampling()
     actor.policy.read_counters()  # changes since the latest sample count as changes, not as the base line
     await actor.policy.run_pending()
-    if actor.lifecycle is not life or not life.is_alive:
+    if actor.lifecycle is not lifecycle or not lifecycle.is_alive:
         actor.checkpoint.has_unfinished_actions = False
         actor.save_checkpoint()
         return
     if (
         checkpoint is not None
         and checkpoint.has_unfinished_actions
-        and checkpoint.lifecycle.generation == life.generation
+        and checkpoint.lifecycle.generation == lifecycle.generation
     ):
-        match life.state:
-            case State.STOPPING if life.sigkill_sent:
+        match lifecycle.state:
+            case State.STOPPING if lifecycle.sigkill_sent:
                 await actor.perform(KillAll())
             case State.STOPPING:
-                await actor.perform(Signal(actor.workload.kill_signal, whole_cgroup=life.exit is not None))
+                await actor.perform(Signal(actor.workload.kill_signal, whole_cgroup=lifecycle.exit is not None))
             case State.FROZEN:
                 await actor.perform(FreezeAll())
             case State.RUNNING | State.READY:
                 await actor.perform(ThawAll())
     actor.checkpoint.has_unfinished_actions = False
     actor.save_checkpoint()
-    if life.exit is not None and not actor.is_populated():
-        actor.post(events.Emptied(life.generation))
-    if checkpoint is not None and checkpoint.spawn_digest and life.state is not State.STOPPING:
+    if lifecycle.exit is not None and not actor.is_populated():
+        actor.post(events.Emptied(lifecycle.generation))
+    if checkpoint is not None and checkpoint.spawn_digest and lifecycle.state is not State.STOPPING:
         _warn_if_outdated(actor)
 
 
@@ -225,10 +226,10 @@ async def take_over(
     for name, actor in actors.items():
         record, own = records.get(name), children.get(name, ())
         restore_actor(actor, record, own)
-        life = actor.lifecycle
-        if life.is_alive and life.exit is None and actor.id not in {child.id for child in own}:
+        lifecycle = actor.lifecycle
+        if lifecycle.is_alive and lifecycle.exit is None and actor.id not in {child.id for child in own}:
             await _reattach_without_descriptors(actor, keeper.direct)
-        elif not life.is_alive and actor.cgroup.is_populated():
+        elif not lifecycle.is_alive and actor.cgroup.is_populated():
             await handle_orphans(actor, keeper.direct, orphans)
     if records or children:
         changed, same = {}, {}
@@ -248,18 +249,18 @@ async def take_over(
 
 async def stop_removed(actor: Actor) -> None:
     """Stop an instance that the configuration no longer has, and remove it."""
-    world = actor.context
+    context = actor.context
     if actor.lifecycle.is_alive:
         actor.log.write(
             actor.lifecycle.generation, "warning", "warning", message="no longer in the configuration: stopped"
         )
     await actor.ask(events.Stop("configuration"))
-    await actor.wait_until(lambda life: life.state is State.STOPPED)
+    await actor.wait_until(lambda lifecycle: lifecycle.state is State.STOPPED)
     await actor.wait_drained()
     await actor.retire()
     if not actor.cgroup.is_populated():
         actor.cgroup.remove()
-    world.state.save(actor.name, None)
+    context.state.save(actor.name, None)
 
 
 # ---- without the keeper that started the program
@@ -277,37 +278,37 @@ async def reattach(actor: Actor, keeper: Keeper, without_descriptors: bool) -> N
     `without_descriptors`: this supervisor has none of its descriptors yet. If no process of it is found, its start is
     repeated.
     """
-    trail, id_ = actor.checkpoint, actor.id
-    body = trail.process or find_program(actor.cgroup, trail.pipe_inodes)
-    if body is None:
+    checkpoint, id_ = actor.checkpoint, actor.id
+    process = checkpoint.process or find_program(actor.cgroup, checkpoint.pipe_inodes)
+    if process is None:
         actor.post(RetrySpawn() if actor.lifecycle.state is State.STARTING else Ended(id_, -1))
         return
-    if trail.process is None:
-        trail.process, actor.pid = body, body.first.pid
+    if checkpoint.process is None:
+        checkpoint.process, actor.pid = process, process.first.pid
         if actor.lifecycle.state is State.STARTING:
-            trail.process = None  # until the report that the program runs
-            actor.post(Execed(id_, body.program.pid))
-        trail.pidfd = processes.open_pidfd(body.program.pid, body.program.start_ticks)
-    members = [body.program.pid, *actor.cgroup.pids()]
-    program = os.dup(trail.pidfd) if trail.pidfd >= 0 else -1
-    lives = processes.start_time(body.first.pid) == body.first.start_ticks
-    pipes = [processes.open_pipe(inode, members) if inode else -1 for inode in body.pipes]
+            checkpoint.process = None  # until the report that the program runs
+            actor.post(Execed(id_, process.program.pid))
+        checkpoint.pidfd = processes.open_pidfd(process.program.pid, process.program.start_ticks)
+    members = [process.program.pid, *actor.cgroup.pids()]
+    program = os.dup(checkpoint.pidfd) if checkpoint.pidfd >= 0 else -1
+    is_running = processes.start_time(process.first.pid) == process.first.start_ticks
+    pipes = [processes.open_pipe(inode, members) if inode else -1 for inode in process.pipes]
     fds = [program, *(fd if fd >= 0 else _closed_pipe() for fd in pipes)]
     if without_descriptors:
-        actor.output.expect(Spawned(id_, body.first.pid, *map(os.dup, fds[1:])))
-        if trail.process is not None:
-            actor.output.begin(actor.lifecycle.generation, body.program.pid)
+        actor.output.expect(Spawned(id_, process.first.pid, *map(os.dup, fds[1:])))
+        if checkpoint.process is not None:
+            actor.output.begin(actor.lifecycle.generation, process.program.pid)
     try:
-        if program >= 0 and lives and not processes.has_ended(program):
+        if program >= 0 and is_running and not processes.has_ended(program):
             notify = (
                 actor.open_notify_socket(_notify_owner(actor), again=True)[0]
                 if without_descriptors and actor.workload.uses_notify_socket
                 else actor.notify_fd
             )
-            first = body.first.pid, body.first.start_ticks
-            await keeper.adopt(id_, first, body.program.pid, [*fds, *([notify] if notify >= 0 else ())])
+            first = process.first.pid, process.first.start_ticks
+            await keeper.adopt(id_, first, process.program.pid, [*fds, *([notify] if notify >= 0 else ())])
         else:
-            status = processes.exit_status(program, body.program.pid) if program >= 0 else None
+            status = processes.exit_status(program, process.program.pid) if program >= 0 else None
             actor.post(Ended(id_, -1 if status is None else status))
     finally:
         for fd in fds:
@@ -345,13 +346,13 @@ async def handle_orphans(actor: Actor, keeper: Keeper, policy: str) -> None:
     """Handle processes in the cgroup of a workload that has no known generation, as [supervisor] orphans says."""
     cgroup, say = actor.cgroup, partial(actor.log.write, actor.lifecycle.generation)
     pids = cgroup.pids()
-    body = find_program(cgroup)
+    process = find_program(cgroup)
     problem = f"its cgroup {cgroup.path} has processes of which nothing is known"
-    if policy == "adopt" and body is not None:
+    if policy == "adopt" and process is not None:
         _adopt_unrecorded_generation(
             actor, actor.lifecycle.generation + 1, "taken over from a supervisor and a keeper that died"
         )
-        actor.checkpoint.pipe_inodes = body.pipes
+        actor.checkpoint.pipe_inodes = process.pipes
         if actor.workload.type == "notify":
             actor.post(events.Ready(actor.lifecycle.generation))
         actor.recovery_step = actor.recovery_step or partial(_recover, actor, None)

@@ -4,7 +4,7 @@ Only what survives a kill of both is handed over: the keeper's table, in a memfd
 way to continue, and it is in use all the time.
 
 Before anything is given up, the other version has to show that it can load, read the configuration and read the state
-(`run --run_trial`). Then the keeper goes first: if it does not come up, a keeper of this version takes over, as after
+(`run --trial`). Then the keeper goes first: if it does not come up, a keeper of this version takes over, as after
 any death of a keeper. Then the supervisor follows. A *guard*, a small process of this version, waits for its report
 that it is up. If the report does not come in time, the guard kills the supervisor and runs this version again, which
 logs why.
@@ -164,7 +164,7 @@ def report_outcome(journal: Journal, directory: Path) -> None:
 
 def run_trial(path: str) -> int:
     """Return 0 if this version can read the configuration and the state, without changing anything: `run
-    --run_trial`."""
+    --trial`."""
     from nsupervisor.config.files import read_text
     from nsupervisor.config.load import ConfigError, parse
     from nsupervisor.service.state import file

@@ -32,15 +32,16 @@ def read_contents(config: Config) -> Contents:
 
 def running_instance(actor: Actor, config: Config, contents: Contents) -> CurrentInstance:
     """Describe an instance for a plan that leads to `config`."""
-    life, wanted = actor.lifecycle, config.workloads.get(actor.workload.name)
+    lifecycle, wanted = actor.lifecycle, config.workloads.get(actor.workload.name)
+    should_run = lifecycle.should_run or actor.pending_start is not None
     return CurrentInstance(
         actor.name,
         actor.configured,
         actor.resources,
-        life.state,
-        should_run=actor.removal.was_wanted if actor.removal else life.should_run or actor.pending_start is not None,
-        is_waiting=actor.pending_start is not None and not life.is_alive,
-        was_started=life.generation > 0 or bool(life.reason),
+        lifecycle.state,
+        should_run=actor.removal.was_wanted if actor.removal else should_run,
+        is_waiting=actor.pending_start is not None and not lifecycle.is_alive,
+        was_started=lifecycle.generation > 0 or bool(lifecycle.reason),
         is_being_removed=actor.removal is not None,
         matches_new_file=matches_spawn(actor, wanted) if actor.checkpoint.is_outdated and wanted is not None else None,
         environment_files=_environment_files(actor, contents.get(actor.workload.name)),

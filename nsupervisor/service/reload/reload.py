@@ -404,7 +404,9 @@ class _ReloadRun:
                 if not after and step.exists:
                     generation = actor.lifecycle.generation
                     await actor.ask(events.Restart(INITIATOR))
-                    await actor.wait_until(lambda life: life.generation > generation or not life.is_alive)
+                    await actor.wait_until(
+                        lambda lifecycle: lifecycle.generation > generation or not lifecycle.is_alive
+                    )
                     return False
                 if not await self.reloader.supervisor.stop_for_restart(actor, INITIATOR):
                     return False
@@ -498,7 +500,7 @@ def _load(path: str, text: str | None, host: Host) -> _LoadedFile:
     return _LoadedFile(config, positions, read_contents(config))
 
 
-def _launch_finished(actor: Actor, launch: trio.CancelScope, life: Lifecycle) -> bool:
+def _launch_finished(actor: Actor, launch: trio.CancelScope, lifecycle: Lifecycle) -> bool:
     return actor.pending_start is not launch
 
 

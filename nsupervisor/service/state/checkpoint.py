@@ -65,16 +65,16 @@ class Checkpoint:
         It is a child of the keeper or of its init, so its pid cannot be reused before the keeper has reported its exit.
         """
         try:
-            pin = os.pidfd_open(program)
+            pidfd = os.pidfd_open(program)
         except OSError:  # the program has ended already, or no descriptor is free
             return
         starts = processes.start_time(first), processes.start_time(program)
         if starts[0] is None or starts[1] is None:
-            os.close(pin)
+            os.close(pidfd)
             return
         self.program_ended()
         self.pidfd, self.process = (
-            pin,
+            pidfd,
             ProcessRef(Process(first, starts[0]), Process(program, starts[1]), self.pipe_inodes),
         )
 
@@ -90,16 +90,16 @@ class Checkpoint:
 
         Rules whose actions are pending keep the state from before they fired, so that they fire again if necessary.
         """
-        mind = actor.decisions.state
-        if mind is not self._saved_decider_state and not mind.pending:
-            self._saved_decider_state, self._rules = mind, saved_rules(mind.engine)
+        state = actor.decisions.state
+        if state is not self._saved_decider_state and not state.pending:
+            self._saved_decider_state, self._rules = state, saved_rules(state.engine)
         if self._saved_limits is not actor.limit_writer.applied:
             self._saved_limits, self._limits_digest = (
                 actor.limit_writer.applied,
                 limits_digest(actor.limit_writer.applied),
             )
         return InstanceCheckpoint(
-            mind.lifecycle,
+            state.lifecycle,
             self.process,
             actor.last_exit,
             self.oom_kills,

@@ -91,11 +91,11 @@ class InstanceCheckpoint:
     """Whether the cgroup was killed and must be created again before the next process enters it."""
     rules: tuple[SavedRule, ...] = attrs.field(default=(), metadata=wire("rules"))
     changed_limits: Mapping[str, Any] = attrs.field(factory=dict, metadata=wire("set"))
-    """The limits that `nsupervisor changed_limits` has changed, by the wire names of `Resources`."""
+    """The limits that `nsupervisor set` has changed, by the wire names of `Resources`."""
     pending_start: str = attrs.field(default="", metadata=wire("pending"))
     """The initiator of a start that waits for others, or ""."""
     spawn_digest: str = attrs.field(default="", metadata=wire("print"))
-    """Digest of what it was started with (`nsupervisor.service.state.file.digest`)."""
+    """Digest of what it was started with (`nsupervisor.service.state.digest`)."""
     kill_signal: int = attrs.field(default=15, metadata=wire("kill_signal"))
     timeout_stop_sec: float = attrs.field(default=10.0, metadata=wire("timeout_stop_sec"))
     limits_digest: str = attrs.field(default="", metadata=wire("limits"))
@@ -103,7 +103,7 @@ class InstanceCheckpoint:
     undelivered: tuple[ExitReport, ...] = attrs.field(default=(), metadata=wire("untold"))
     """Exits whose records may not be in the output."""
     environment_digest: str = attrs.field(default="", metadata=wire("files"))
-    """Digest of the contents of its environment files (`nsupervisor.service.state.file.digest`)."""
+    """Digest of the contents of its environment files (`nsupervisor.service.state.digest`)."""
 
 
 @attrs.frozen
