@@ -152,6 +152,31 @@ async def test_a_large_response_that_does_not_fit_is_refused(autojump_clock):
     assert statuses(await Talk(application(large), buffered=buffered)(b"GET / HTTP/1.0\r\n\r\n")) == [503]
 
 
+async def test_pieces_of_streams_did_not_count_as_held(autojump_clock):
+    @contextmanager
+    def source():
+        async def pieces():
+            yield b"begin"
+            yield b"x" * (limits.PIECE_SIZE + 1)
+
+        yield pieces()
+
+    async def stream(request):
+        return Stream(source(), "text/plain")
+
+    buffered = BufferBudget(limit_bytes=limits.PIECE_SIZE)
+    assert buffered.reserve(1)
+    talk = Talk(application(stream), buffered=buffered)
+    answer = await talk(INFO.replace(b"/v1/info", b"/"))
+    assert statuses(answer) == [200]
+    assert answer.endswith(b"5\r\nbegin\r\n")  # cut off, so that the client does not take it for complete
+    assert talk.kinds == {"limit": 1}
+    assert buffered.used_bytes == 1
+    buffered.used_bytes = 0
+    assert (await Talk(application(stream), buffered=buffered)(INFO.replace(b"/v1/info", b"/"))).endswith(b"0\r\n\r\n")
+    assert buffered.used_bytes == 0
+
+
 # ---- times
 
 

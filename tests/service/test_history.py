@@ -8,7 +8,8 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.service.observe.history import DRAIN_TIMEOUT_S, MAX_BYTES_WAITING, History
+from nsupervisor.service.observe import history as history_module
+from nsupervisor.service.observe.history import DRAIN_TIMEOUT_S, MAX_PIECE_BYTES, MAX_RECORDS_WAITING, History
 
 TIME = "2026-01-31T12:00:00.000000Z"
 
@@ -106,12 +107,14 @@ async def test_a_slow_follower_is_told_what_it_lost_and_nobody_else_is(autojump_
     history = History()
     with history.follow() as slow, history.follow() as quick:
         heard = []
-        for number in range(MAX_BYTES_WAITING + 7):
+        for number in range(MAX_RECORDS_WAITING + 7):
             say(history, "web", number)
             heard += numbers(await anext(quick))
-        assert heard == list(range(MAX_BYTES_WAITING + 7))
-        lines = await anext(slow)
-        assert numbers(lines) == [*range(MAX_BYTES_WAITING), "dropped"]
+        assert heard == list(range(MAX_RECORDS_WAITING + 7))
+        lines = b""
+        while b"dropped" not in lines:
+            lines += await anext(slow)
+        assert numbers(lines) == [*range(MAX_RECORDS_WAITING), "dropped"]
         last = json.loads(lines.splitlines()[-1])
         assert (last["event"], last["dropped"], last["reason"]) == ("dropped", 7, "the reader is too slow")
         say(history, "web", 9999)
@@ -163,3 +166,95 @@ async def test_the_listener_of_the_journal_hears_what_the_level_leaves_out(tmp_p
     assert kept(history, "web") == ([1, 2], 0)
     lines = (tmp_path / "log").read_bytes().splitlines(keepends=True)
     assert lines[0] == history.records_of("web")[0][1]
+
+
+# ---- followers that do not read
+
+
+def say_much(history, number, size, workload="web"):
+    history.add(TIME, "info", "status", {"workload": workload, "number": number, "message": "x" * size})
+
+
+async def rest(follower):
+    """All records that a closed follower still yields."""
+    follower.close()
+    return numbers(b"".join([lines async for lines in follower]))
+
+
+async def test_a_follower_joined_all_waiting_lines_into_one_piece():
+    """Followers that stopped reading had a copy of up to 6,000 records each: 500 of them took 1 GB."""
+    history = History()
+    for number in range(100):
+        say_much(history, number, 1000)
+    say_much(history, 100, 3 * MAX_PIECE_BYTES)
+    with history.follow(news=False) as follower:
+        pieces = [piece async for piece in follower]
+    assert numbers(b"".join(pieces)) == list(range(101))
+    assert len(pieces) > 100_000 // MAX_PIECE_BYTES
+    assert all(len(piece) <= MAX_PIECE_BYTES for piece in pieces[:-1])
+    assert numbers(pieces[-1]) == [100]
+
+
+async def test_followers_share_the_lines():
+    history = History()
+    with history.follow() as one, history.follow() as other:
+        say_much(history, 0, 3 * MAX_PIECE_BYTES)
+        assert await anext(one) is not None
+        ((entry,),) = history._entries.values()
+        assert entry.holders == 1
+        (waiting,) = other._new_entries
+        assert waiting.line is entry.line
+
+
+async def test_new_records_wait_for_a_follower_up_to_a_number_of_bytes(monkeypatch):
+    monkeypatch.setattr(history_module, "MAX_BYTES_WAITING", 10_000)
+    history = History()
+    with history.follow() as slow:
+        for number in range(20):
+            say_much(history, number, 1000)
+        waiting = len(slow._new_entries)
+        assert 0 < waiting < 10
+        assert await rest(slow) == [*range(waiting), "dropped"]
+
+
+async def test_the_line_about_a_gap_comes_where_the_gap_is(monkeypatch):
+    monkeypatch.setattr(history_module, "MAX_RECORDS_WAITING", 2)
+    monkeypatch.setattr(history_module, "MAX_PIECE_BYTES", 1)
+    history = History()
+    with history.follow() as slow:
+        for number in range(3):
+            say(history, "web", number)
+        assert numbers(await anext(slow)) == [0]
+        say(history, "web", 3)  # there is room again, but it comes after the gap
+        assert numbers(await anext(slow)) == [1, "dropped"]
+        say(history, "web", 4)
+        assert await rest(slow) == [4]
+
+
+async def test_lines_that_only_followers_hold_are_bounded_in_total(monkeypatch):
+    monkeypatch.setattr(history_module, "MAX_BYTES_OUTLIVED", 50_000)
+    history = History(per_workload=1)
+    with history.follow() as large, history.follow(["db"]) as small, history.follow() as quick:
+        say_much(history, 0, 10, "db")
+        for number in range(1, 100):
+            say_much(history, number, 1000)
+            assert history._outlived.size <= 50_000
+            await anext(quick)
+        lines = [json.loads(line) for line in b"".join([piece async for piece in large]).splitlines()]
+        assert [line["event"] for line in lines] == ["dropped"]
+        assert lines[0]["dropped"] > 40
+        assert "the stream ends here" in lines[0]["reason"]
+        say_much(history, 100, 10, "db")
+        assert await rest(small) == [0, 100]
+        assert await rest(quick) == [100]
+    assert history._outlived.size == 0
+
+
+async def test_lines_are_released_when_a_follower_leaves():
+    history = History(per_workload=1)
+    with history.follow():
+        for number in range(10):
+            say(history, "web", number)
+        assert history._outlived.size > 0
+    assert history._outlived.size == 0
+    assert [entry.holders for entries in history._entries.values() for entry in entries] == [0]

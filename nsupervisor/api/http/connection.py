@@ -399,9 +399,12 @@ class Connection:
             with response.source as pieces, self.listener_state.hangups.watch(self.stream) as scope:
                 await self._send(self._head(200, response.media_type, (), close=False), limits.STREAM_WRITE_TIMEOUT_S)
                 async for piece in pieces:
+                    if len(piece) > limits.PIECE_SIZE:
+                        self._reserve(len(piece))
                     for start in range(0, len(piece), limits.PIECE_SIZE):
                         part = h11.Data(data=piece[start : start + limits.PIECE_SIZE])
                         await self._send(self._http.send(part) or b"", limits.STREAM_WRITE_TIMEOUT_S)
+                    self._release()
         except _ConnectionEnded as ended:
             raise _ConnectionEnded("" if ended.kind == "disconnect" else ended.kind, ended.text) from None
         except Exception as error:

@@ -5,7 +5,9 @@ workloads is not. They are kept as JSON lines, which is what queries and followe
 
 Everything is bounded. The latest records of each workload are kept. When there are too many in total, the workloads
 with the most records lose theirs first, so that a noisy workload does not push out why a quiet one was started. A
-follower that reads too slowly loses records and receives their number; other followers do not notice.
+follower that reads too slowly loses records and receives their number; other followers do not notice. Followers share
+the lines. If the lines that are kept only for followers take too many bytes in total, the followers with the most bytes
+end.
 """
 
 import heapq
@@ -20,19 +22,26 @@ import trio
 
 from nsupervisor.logs.record import JsonFormat, timestamp_now
 
-MAX_BYTES_PER_WORKLOAD = 200
+MAX_RECORDS_PER_WORKLOAD = 200
 """Most records that are kept of one workload."""
-MAX_BYTES_TOTAL = 5000
+MAX_RECORDS_TOTAL = 5000
 """Most records that are kept in total."""
-MAX_BYTES_WAITING = 1000
+MAX_RECORDS_WAITING = 1000
 """Most new records that may wait for one follower."""
+MAX_BYTES_WAITING = 1 << 20
+"""Most bytes of new records that may wait for one follower."""
+MAX_BYTES_OUTLIVED = 32 << 20
+"""Most bytes of lines that are kept only because followers have not read them yet."""
+MAX_PIECE_BYTES = 16 << 10
+"""Most bytes that a follower yields at a time; a longer line comes alone. The connection holds a piece until the client
+has read it, so this is what each client that does not read costs."""
 DRAIN_TIMEOUT_S = 1.0
 """Seconds that followers have at the end to read the rest."""
 
 _FORMAT = JsonFormat()
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class HistoryEntry:
     """One record, with its position among all records.
 
@@ -45,17 +54,45 @@ class HistoryEntry:
     event: str
     line: bytes
     """The record as JSON, with its newline."""
+    holders: int = 0
+    """How many followers have not yielded it yet."""
+    is_kept: bool = True
+    """Whether it is still among the latest records."""
+
+
+class OutlivedLines:
+    """The size in bytes of the lines that are no longer among the latest records, but that followers still hold."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def discard(self, entry: HistoryEntry) -> None:
+        """Note that an entry is no longer among the latest records."""
+        entry.is_kept = False
+        if entry.holders:
+            self.size += len(entry.line)
+
+    def hold(self, entry: HistoryEntry) -> None:
+        """Note that one more follower holds an entry, which is among the latest records."""
+        entry.holders += 1
+
+    def release(self, entry: HistoryEntry) -> None:
+        """Note that one follower less holds an entry."""
+        entry.holders -= 1
+        if not entry.holders and not entry.is_kept:
+            self.size -= len(entry.line)
 
 
 class History:
     """The latest records, and their followers. For the trio thread only; only `close` waits."""
 
-    def __init__(self, per_workload: int = MAX_BYTES_PER_WORKLOAD, total: int = MAX_BYTES_TOTAL) -> None:
+    def __init__(self, per_workload: int = MAX_RECORDS_PER_WORKLOAD, total: int = MAX_RECORDS_TOTAL) -> None:
         self._max_per_workload, self._max_total = per_workload, total
         self._last_number = self._count = 0
         self._entries: dict[str, deque[HistoryEntry]] = {}
         self._total_by_workload: dict[str, int] = {}
         self._followers: set[Follower] = set()
+        self._outlived = OutlivedLines()
         self._follower_left = trio.lowlevel.ParkingLot()
         self._is_closed = False
 
@@ -68,13 +105,21 @@ class History:
         entries.append(entry)
         self._total_by_workload[workload] = self._total_by_workload.get(workload, 0) + 1
         if len(entries) > self._max_per_workload:
-            entries.popleft()
+            self._outlived.discard(entries.popleft())
         else:
             self._count += 1
             if self._count > self._max_total:
                 self._discard_oldest()
         for follower in self._followers:
             follower.offer(entry)
+        if self._outlived.size > MAX_BYTES_OUTLIVED:
+            self._end_largest_followers()
+
+    def _end_largest_followers(self) -> None:
+        for follower in sorted(self._followers, key=attrgetter("held_bytes"), reverse=True):
+            follower.give_up()
+            if self._outlived.size <= MAX_BYTES_OUTLIVED:
+                return
 
     def _discard_oldest(self) -> None:
         """Discard a tenth of all records, the oldest of the workloads with the most: rare, so cheap per record."""
@@ -82,7 +127,7 @@ class History:
         heapq.heapify(sizes)
         for _ in range(self._max_total // 10 + 1):
             size, name = sizes[0]
-            self._entries[name].popleft()
+            self._outlived.discard(self._entries[name].popleft())
             heapq.heapreplace(sizes, (size + 1, name))
             self._count -= 1
 
@@ -109,7 +154,7 @@ class History:
             return (names is None or entry.workload in names) and (events is None or entry.event in events)
 
         selected = (entry for entries in self._entries.values() for entry in entries if wanted(entry))
-        follower = Follower(wanted, [entry.line for entry in sorted(selected, key=attrgetter("number"))])
+        follower = Follower(wanted, sorted(selected, key=attrgetter("number")), self._outlived)
         if news and not self._is_closed:
             self._followers.add(follower)
         else:
@@ -118,6 +163,7 @@ class History:
             yield follower
         finally:
             self._followers.discard(follower)
+            follower.release()
             self._follower_left.unpark_all()
 
     async def close(self) -> None:
@@ -131,22 +177,38 @@ class History:
 
 
 class Follower:
-    """An asynchronous iterator of bytes: whole lines, as many as are available. Made by `History.follow`."""
+    """An asynchronous iterator of bytes: whole lines, up to `MAX_PIECE_BYTES`. Made by `History.follow`."""
 
-    def __init__(self, is_wanted: Callable[[HistoryEntry], bool], lines: list[bytes]) -> None:
+    def __init__(
+        self, is_wanted: Callable[[HistoryEntry], bool], backlog: list[HistoryEntry], outlived: OutlivedLines
+    ) -> None:
         self._is_wanted = is_wanted
-        self._backlog = lines
-        self._new_lines: list[bytes] = []
+        self._backlog = deque(backlog)
+        self._new_entries: deque[HistoryEntry] = deque()
+        self._new_bytes = 0
+        self._outlived = outlived
         self._dropped = 0
+        self._end_reason = ""
         self._is_closed = False
         self._line_added = trio.lowlevel.ParkingLot()
+        for entry in backlog:
+            outlived.hold(entry)
+
+    @property
+    def held_bytes(self) -> int:
+        """The size of all lines that wait for the reader."""
+        return self._new_bytes + sum(len(entry.line) for entry in self._backlog)
 
     def offer(self, entry: HistoryEntry) -> None:
         """Queue a record if it is wanted and there is room, and count it as dropped if there is none."""
-        if not self._is_wanted(entry):
+        if self._end_reason or not self._is_wanted(entry):
             return
-        if len(self._new_lines) < MAX_BYTES_WAITING:
-            self._new_lines.append(entry.line)
+        size = len(entry.line)
+        has_room = len(self._new_entries) < MAX_RECORDS_WAITING and self._new_bytes + size <= MAX_BYTES_WAITING
+        if has_room and not self._dropped:  # after a gap, only after the line about it
+            self._outlived.hold(entry)
+            self._new_entries.append(entry)
+            self._new_bytes += size
         else:
             self._dropped += 1
         self._line_added.unpark_all()
@@ -155,6 +217,21 @@ class Follower:
         """End the stream after the queued records."""
         self._is_closed = True
         self._line_added.unpark_all()
+
+    def give_up(self) -> None:
+        """Drop all queued records, and end the stream with a line that says so."""
+        self._dropped += len(self._backlog) + len(self._new_entries)
+        self._end_reason = "all readers together are too slow, and this one held the most; the stream ends here"
+        self.release()
+        self.close()
+
+    def release(self) -> None:
+        """Drop all queued records."""
+        for entry in (*self._backlog, *self._new_entries):
+            self._outlived.release(entry)
+        self._backlog.clear()
+        self._new_entries.clear()
+        self._new_bytes = 0
 
     def __aiter__(self) -> "Follower":
         return self
@@ -168,9 +245,18 @@ class Follower:
         return lines
 
     def _pop_lines(self) -> bytes:
-        lines = [*self._backlog, *self._new_lines]
-        if self._dropped:  # there has been no room since the last of these lines
-            gap = {"dropped": self._dropped, "reason": "the reader is too slow"}
+        lines, size = [], 0
+        while (queue := self._backlog or self._new_entries) and (
+            not size or size + len(queue[0].line) <= MAX_PIECE_BYTES
+        ):
+            entry = queue.popleft()
+            if queue is self._new_entries:
+                self._new_bytes -= len(entry.line)
+            self._outlived.release(entry)
+            lines.append(entry.line)
+            size += len(entry.line)
+        if self._dropped and not queue:  # there has been no room since the last of these lines
+            gap = {"dropped": self._dropped, "reason": self._end_reason or "the reader is too slow"}
             lines.append(_FORMAT.render_record(timestamp_now(), "warning", "dropped", gap))
-        self._backlog, self._new_lines, self._dropped = [], [], 0
+            self._dropped = 0
         return b"".join(lines)
