@@ -17,12 +17,6 @@ PACKAGE = ROOT / "nsupervisor"
 # Folders and files that are being rewritten; empty otherwise.
 NOT_YET: tuple[str, ...] = ()
 
-# The inits and the native code, which will be replaced as a whole.
-EXCLUDED = (
-    *("keeper/setup/init.py", "keeper/setup/native_init.py", "keeper/setup/init.py", "keeper/setup/native_init.py"),
-    *("keeper/native/assembler.py", "keeper/native/handoff.py", "keeper/native/"),
-)
-
 MIN_WORDS = 4
 
 # What is rejected → what to write instead.
@@ -122,7 +116,7 @@ def find_in_page(path: str, text: str) -> Iterator[Fault]:
 def modules() -> list[Path]:
     """Return the modules whose prose is checked."""
     paths = sorted(PACKAGE.rglob("*.py"))
-    return [path for path in paths if not path.relative_to(PACKAGE).as_posix().startswith((*NOT_YET, *EXCLUDED))]
+    return [path for path in paths if not path.relative_to(PACKAGE).as_posix().startswith(NOT_YET)]
 
 
 def pages() -> list[Path]:

@@ -1,21 +1,22 @@
 """`nsupervisor shell`: run one program in new namespaces on this terminal, like `unshare --fork
 --mount-proc`.
 
-It needs neither keeper nor supervisor: this process makes the child, waits, and passes on its exit status. The child
-stays in the session and process group of this process, so job control works. The set-up steps are the keeper's.
-Standard library only.
+It needs neither keeper nor supervisor: this process makes the child, forwards signals, waits, and passes on the exit
+status. The child stays in the session and process group of this process, so job control works. The set-up steps and
+the init of a PID namespace are the keeper's. Standard library only.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import socket
 import sys
 
+from nsupervisor.keeper import native
 from nsupervisor.keeper.server.children import LATE_NAMESPACES, SpawnError, clone_error, write_identity_maps
-from nsupervisor.keeper.setup import init
 from nsupervisor.keeper.setup import steps as setup
 from nsupervisor.keeper.setup.errors import StepError
 from nsupervisor.keeper.setup.spec import Spec, SpecError
@@ -23,11 +24,14 @@ from nsupervisor.linux import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import FrameType
+    from collections.abc import Iterable
     from typing import Any, NoReturn
 
 FAILED, USAGE, NOT_PERMITTED = 1, 2, 4
 _REPORT_SIZE = 16 * 1024
+_SI_KERNEL = 0x80  # siginfo's si_code, sigaction(2)
+_JOB_CONTROL = {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGCONT}
+_GRACE_MS = 5000  # for processes that the program leaves in its PID namespace, after SIGTERM
 
 
 def run_in_namespaces(
@@ -70,23 +74,26 @@ def run_in_namespaces(
 
 
 def _run(spec: Spec) -> int:
+    try:
+        executable = native.open_init() if spec.has_init else -1
+    except OSError as error:
+        raise SpawnError("init", f"cannot open the init: {error.strerror}", error.errno or 0) from None
     report, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     exits, exits_end = os.pipe()
-    # Block signals until each side has set its own handling.
-    old_mask = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    # Blocked here until the end, to be forwarded; a terminal's request to stop has its usual effect.
+    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _JOB_CONTROL)
+    old_sigchld = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # children of a process that ignores it have no status
     try:
         pid, pidfd = syscalls.clone3(spec.flags & ~LATE_NAMESPACES)
     except OSError as error:
-        signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
         raise clone_error(spec, error) from None
     if pid == 0:
-        _child(spec, child_end.fileno(), exits_end)
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        _child(spec, child_end.fileno(), exits_end, executable, old_mask, old_sigchld is signal.SIG_IGN)
     child_end.close()
     os.close(exits_end)
     with report:
         terminal = _own_terminal()
-        _forward_signals(pidfd)
-        signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
         if "user" in spec.namespaces:
             try:
                 write_identity_maps(spec, pid)
@@ -95,7 +102,8 @@ def _run(spec: Spec) -> int:
                 os.waitpid(pid, 0)
                 raise
             report.send(setup.proceed_message(spec))
-        failure = report.recv(_REPORT_SIZE)  # empty once the program has been executed
+        _forward_signals(pid, pidfd)
+        failure = report.recv(_REPORT_SIZE)  # empty if the program has been executed
     status = _wait_status(pid, exits)
     if terminal is not None:
         _reclaim_terminal(*terminal)
@@ -104,24 +112,30 @@ def _run(spec: Spec) -> int:
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
-def _child(spec: Spec, report: int, exits: int) -> NoReturn:
+def _child(
+    spec: Spec, report: int, exits: int, executable: int, mask: Iterable[int], is_sigchld_ignored: bool
+) -> NoReturn:
     step = "prepare"
     try:
         spec.report = report
         for function in setup.NAMESPACE_STEPS:
             step = setup.STEP_NAMES[function]
             function(spec)
+        order = b""
         if spec.has_init:
-            program = os.fork()
-            if program != 0:
-                os.closerange(0, exits)  # the terminal and all other inherited files belong to the program
-                os.closerange(exits + 1, 0x7FFF_FFFF)
-                init.run(program, exits)
-        # Restore what the interpreter has changed for itself.
+            order_reader, order_writer = os.pipe()
+            if os.fork() != 0:
+                _become_init(executable, exits, order_reader)
+            order = native.order(os.getpid(), "nsupervisor: init shell", signal=signal.SIGTERM, grace_ms=_GRACE_MS)
+        # Restore what the interpreter and this command have changed for themselves.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        if is_sigchld_ignored:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         step = "execute"
-        setup.execute(spec)
+        if order:
+            os.write(order_writer, order)
+        setup.execute(spec, mask)
     except StepError as error:
         setup.send_failure(report, step, str(error), error.number)
     except BaseException as error:
@@ -130,27 +144,39 @@ def _child(spec: Spec, report: int, exits: int) -> NoReturn:
         os._exit(setup.EXIT_SETUP)
 
 
+def _become_init(executable: int, exits: int, order: int) -> NoReturn:
+    """Execute the init; it closes the terminal and all other inherited files, which belong to the program."""
+    free = max(executable, exits, order, native.INIT_ORDER) + 1
+    executable, exits, order = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, free) for fd in (executable, exits, order))
+    os.dup2(exits, native.INIT_STATUS)
+    os.dup2(order, native.INIT_ORDER)
+    os.closerange(native.INIT_STATUS + 1, native.INIT_ORDER)
+    os.execve(executable, [native.TITLE_SPACE], {})  # noqa: S606 - no shell is wanted
+
+
 def _wait_status(pid: int, exits: int) -> int:
     """Return the program's wait status: from the init, if there is one and it lived to report it."""
     with os.fdopen(exits, "rb") as file:
-        message = file.read(init.STATUS.size)
+        message = file.read(native.STATUS.size)
     _, status = os.waitpid(pid, 0)
-    return int(init.STATUS.unpack(message)[0]) if message else status
+    return int(native.STATUS.unpack(message)[0]) if message else status
 
 
-def _forward_signals(pidfd: int) -> None:
-    """Forward signals that are sent to this process; those of the terminal reach the program directly."""
+def _forward_signals(pid: int, pidfd: int) -> None:
+    """Forward signals that are sent to this process, until the child has ended.
 
-    def forward(signum: int, _: FrameType | None) -> None:
+    Those that a terminal sends reach its whole foreground process group, and so the program. The hang-up is sent to the
+    session's leader only, which may be this process.
+    """
+    signals = signal.valid_signals() - _JOB_CONTROL
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        info = signal.sigwaitinfo(signals)
+        if info.si_signo == signal.SIGCHLD or (info.si_code == _SI_KERNEL and info.si_signo != signal.SIGHUP):
+            continue
         try:
-            signal.pidfd_send_signal(pidfd, signum)
+            signal.pidfd_send_signal(pidfd, info.si_signo)
         except ProcessLookupError:
             pass
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGQUIT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, forward)
-    signal.signal(signal.SIGHUP, forward)
 
 
 def _own_terminal() -> tuple[int, int] | None:

@@ -26,12 +26,7 @@ libc.syscall.restype = ctypes.c_long
 
 SYS_CLONE3 = 435
 
-CLONE_VM = 0x0000_0100
 CLONE_PIDFD = 0x0000_1000
-CLONE_VFORK = 0x0000_4000
-CLONE_PARENT = 0x0000_8000
-CLONE_PARENT_SETTID = 0x0010_0000
-CLONE_CHILD_CLEARTID = 0x0020_0000
 CLONE_INTO_CGROUP = 0x2_0000_0000  # Linux 5.7
 
 PR_SET_DUMPABLE = 4
@@ -85,30 +80,6 @@ def clone3(flags: int, cgroup: int = -1) -> tuple[int, int]:
     return pid, pidfd.value
 
 
-_bare_args = (ctypes.c_uint64 * 11)()
-_bare_syscall = ctypes.PyDLL(None, use_errno=True).syscall
-_bare_syscall.restype = ctypes.c_long
-_bare_syscall.argtypes = (ctypes.c_long, ctypes.c_void_p, ctypes.c_long)
-
-
-def bare_clone3(flags: int, cgroup: int = -1, exit_signal: int = 0) -> int:
-    """Fork with almost no writes to memory: return the pid, 0 in the child, or a negated errno.
-
-    For a process that has one thread, and does not need the hooks that modules run after a fork (os.register_at_fork).
-    `exit_signal` must be 0 together with CLONE_PARENT, which uses the caller's own, clone(2).
-    """
-    _bare_args[0] = flags if cgroup < 0 else flags | CLONE_INTO_CGROUP
-    _bare_args[4] = exit_signal
-    _bare_args[10] = max(cgroup, 0)
-    return bare_clone3_with(_bare_args)
-
-
-def bare_clone3_with(args: ctypes.Array[ctypes.c_uint64]) -> int:
-    """Fork like `bare_clone3`, with a struct clone_args of 11 numbers."""
-    pid = int(_bare_syscall(SYS_CLONE3, ctypes.addressof(args), ctypes.sizeof(args)))
-    return pid if pid >= 0 else -ctypes.get_errno()
-
-
 def unshare(flags: int) -> None:
     """Leave shared namespaces for new ones, unshare(2)."""
     if libc.unshare(ctypes.c_int(flags)) != 0:
@@ -153,20 +124,6 @@ def set_dumpable() -> None:
 def set_process_name(name: str) -> None:
     """Set the name that `ps -o comm` shows; 15 bytes at most, PR_SET_NAME(2const)."""
     prctl(PR_SET_NAME, name.encode(), "set the process name")
-
-
-_bare_prctl = ctypes.PyDLL(None, use_errno=True).prctl
-_bare_prctl.argtypes = (ctypes.c_long, ctypes.c_void_p)
-
-
-def make_process_name(name: str) -> ctypes.Array[ctypes.c_char]:
-    """Make the argument for `bare_set_process_name`, before the fork."""
-    return ctypes.create_string_buffer(name.encode())
-
-
-def bare_set_process_name(name: ctypes.Array[ctypes.c_char]) -> None:
-    """Set the process name with almost no writes to memory; cannot fail."""
-    _bare_prctl(PR_SET_NAME, name)
 
 
 def sethostname(name: str) -> None:

@@ -1,5 +1,6 @@
 """How inits tell of ends: all by one channel, which costs the keeper nothing for each program."""
 
+import ctypes
 import os
 import signal
 import socket
@@ -7,11 +8,14 @@ from pathlib import Path
 
 import trio
 
+from nsupervisor.keeper.native import STATUS
 from nsupervisor.keeper.server.exit_channel import ExitChannel
-from nsupervisor.keeper.setup.init import STATUS
+from nsupervisor.keeper.setup.steps import CREDENTIALS
 from tests.keeper.conftest import ISOLATED, Harness
 from tests.needs import needs
 from tests.timing import deadline
+
+PIDFD_GETFD = 438
 
 
 def open_files(pid: int) -> int:
@@ -59,6 +63,34 @@ async def test_an_end_while_the_keeper_stands_still_is_told_exactly(harness: Har
     os.kill(harness.keeper.pid, signal.SIGCONT)
     assert (await harness.finish(other)).code == 9
     assert (await harness.finish(spawned)).code == 7
+
+
+@needs("root")
+async def test_a_report_counts_only_if_the_program_has_ended(harness: Harness) -> None:
+    """Root of the host, in a workload, can trace its init, and could claim that a program has ended that runs on."""
+    spawned, _ = await harness.run_until_ready(
+        "sh", "-c", "trap 'exit 9' TERM; echo; while :; do sleep 0.01; done", namespaces=ISOLATED
+    )
+    other, _ = await harness.run_until_ready(
+        "sh", "-c", "trap 'exit 8' TERM; echo; while :; do sleep 0.01; done", namespaces=ISOLATED
+    )
+    write_as(spawned.pid, STATUS.pack(0))
+    await harness.keeper.signal(other.id, signal.SIGTERM)
+    assert (await harness.finish(other)).code == 8  # the keeper has read the false report by then
+    assert spawned.id not in harness.ends
+    await harness.keeper.signal(spawned.id, signal.SIGTERM)
+    assert (await harness.finish(spawned)).code == 9
+
+
+def write_as(pid: int, message: bytes) -> None:
+    """Take an init's end of the channel and write to it as the init: root may name another sender, unix(7)."""
+    pidfd = os.pidfd_open(pid)
+    fd = ctypes.CDLL(None, use_errno=True).syscall(PIDFD_GETFD, pidfd, 3, 0)
+    os.close(pidfd)
+    assert fd >= 0
+    with socket.socket(fileno=fd) as channel:
+        credentials = CREDENTIALS.pack(pid, os.getuid(), os.getgid())
+        channel.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials)])
 
 
 def test_the_kernel_says_who_has_written_and_nonsense_is_left_out() -> None:

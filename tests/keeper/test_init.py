@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from nsupervisor.keeper import protocol
 from nsupervisor.keeper.messages import SpawnError
 from nsupervisor.linux import processes
-from tests.keeper.conftest import ISOLATED, Harness
+from tests.keeper.conftest import ISOLATED, Harness, gone
+from tests.keeper.test_zygote import children
 from tests.needs import needs
 from tests.timing import deadline
 
@@ -31,21 +31,9 @@ RECORDER = """
 """
 
 
-@pytest.fixture(params=["small", "python"])
-def sort(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sorts of init: the one that has no Python, and the one for where that can't be."""
-    if request.param == "python":
-        none = "from nsupervisor.keeper.native import assembler; assembler.MACHINES.clear(); "
-        text = "from nsupervisor.keeper.server "
-        assert text in protocol.START_CODE
-        monkeypatch.setattr(protocol, "START_CODE", protocol.START_CODE.replace(text, none + text))
-
-
-BOTH_SORTS = pytest.mark.usefixtures("sort")
 USERS = pytest.mark.parametrize("user", [{}, {"uid": 1234, "gid": 1234, "groups": []}], ids=["same-user", "other-user"])
 
 
-@BOTH_SORTS
 @USERS
 async def test_signals_reach_the_program_from_the_keeper_and_from_outside(harness: Harness, user: dict) -> None:
     spawned, _ = await harness.run_until_ready("sh", "-c", RECORDER, namespaces=ISOLATED, **user)
@@ -59,10 +47,9 @@ async def test_signals_reach_the_program_from_the_keeper_and_from_outside(harnes
             seen += os.read(spawned.stdout, 4096)
     assert sorted(seen.split()) == [b"HUP", b"USR1", b"USR2"]
     assert await harness.keeper.signal(spawned.id, signal.SIGTERM)
-    assert (await harness.finish(spawned)).code == 42
+    assert (await harness.ended(spawned)).status == 42 << 8  # a sleep may be left, which has the pipes
 
 
-@BOTH_SORTS
 @USERS
 async def test_stop_and_continue_reach_the_program_and_not_the_init(harness: Harness, user: dict) -> None:
     spawned = await harness.spawn("sleep", "1000", namespaces=ISOLATED, **user)
@@ -80,7 +67,6 @@ async def test_stop_and_continue_reach_the_program_and_not_the_init(harness: Har
     await until_state("S")
 
 
-@BOTH_SORTS
 @pytest.mark.parametrize("namespaces", [[], ISOLATED])
 async def test_a_signal_right_after_spawn_is_not_lost(harness: Harness, namespaces: list[str]) -> None:
     """It must neither hit the set-up half-way nor vanish in it, whatever is under way at that moment."""
@@ -100,7 +86,6 @@ async def test_sigkill_right_after_spawn(harness: Harness, namespaces: list[str]
         assert (await harness.ended(spawned)).status == signal.SIGKILL
 
 
-@BOTH_SORTS
 @USERS
 async def test_killing_the_init_kills_the_program_and_tells_so(harness: Harness, user: dict) -> None:
     spawned = await harness.spawn("sleep", "1000", namespaces=ISOLATED, **user)
@@ -119,7 +104,6 @@ async def test_a_stopped_init_does_not_survive_the_kill(harness: Harness) -> Non
     assert (await harness.ended(spawned)).status == signal.SIGKILL
 
 
-@BOTH_SORTS
 async def test_a_core_dump_is_part_of_the_status(harness: Harness, tmp_path: Path) -> None:
     if Path("/proc/sys/kernel/core_pattern").read_text().startswith("|"):
         pytest.skip("needs a core_pattern that writes a file")
@@ -131,7 +115,6 @@ async def test_a_core_dump_is_part_of_the_status(harness: Harness, tmp_path: Pat
     assert (os.WTERMSIG(end.status), os.WCOREDUMP(end.status)) == (signal.SIGABRT, True)
 
 
-@BOTH_SORTS
 async def test_the_init_reaps_orphans(harness: Harness) -> None:
     script = """
 import os, time
@@ -175,14 +158,37 @@ async def test_the_keeper_reaps_orphans_of_those_without_an_init(harness: Harnes
         directory.rmdir()
 
 
-@BOTH_SORTS
-async def test_the_end_of_the_program_is_the_end_of_all_in_its_namespace(harness: Harness) -> None:
+async def test_what_the_program_leaves_is_not_killed_with_it(harness: Harness) -> None:
+    """The end is reported at once; the supervisor gives the others the stop signal and their time."""
+    script = "(trap 'echo saved; exit' TERM; echo $$; while :; do sleep 0.01; done) & read _ < /dev/null; exit 5"
+    spawned, _ = await harness.run_until_ready("sh", "-c", script, namespaces=ISOLATED)
+    assert (await harness.ended(spawned)).status == 5 << 8
+    with trio.fail_after(deadline(20)):
+        while len(children(spawned.pid)) != 1:  # the standby is reaped
+            await trio.sleep(0.001)
+    os.kill(int(children(spawned.pid)[0]), signal.SIGTERM)
+    assert (await harness.finish(spawned)).stdout == "saved\n"
+
+
+async def test_the_next_generation_ends_what_has_left_the_cgroup(harness: Harness) -> None:
+    spawned = await harness.spawn("sh", "-c", "sleep 1000 & exit 5", namespaces=ISOLATED, name="web")
+    await harness.ended(spawned)
+    assert children(spawned.pid)
+    await harness.run("true", namespaces=ISOLATED, name="other")
+    assert children(spawned.pid)
+    await harness.run("true", namespaces=ISOLATED, name="web")
+    await harness.finish(spawned)  # which waits for the end of the pipes that the sleep holds too
+
+
+async def test_the_keeper_does_not_leave_before_lingering_inits(harness: Harness) -> None:
     spawned = await harness.spawn("sh", "-c", "sleep 1000 & exit 5", namespaces=ISOLATED)
-    result = await harness.finish(spawned)  # which waits for the end of the pipes that the sleep holds too
-    assert result.code == 5
+    await harness.ended(spawned)
+    await harness.keeper.acknowledge(spawned.id)
+    await harness.keeper.shutdown()
+    await gone(harness.keeper.pid)
+    assert not Path(f"/proc/{spawned.pid}").exists()
 
 
-@BOTH_SORTS
 @pytest.mark.parametrize(("script", "code"), [("exit 200", 200), ("kill -KILL $$", 128 + 9)])
 async def test_an_init_ends_as_its_program_has(harness: Harness, script: str, code: int) -> None:
     """For whoever reaps it when there is no keeper any more."""
@@ -202,7 +208,6 @@ async def test_an_init_ends_as_its_program_has(harness: Harness, script: str, co
     assert status == code << 8
 
 
-@BOTH_SORTS
 async def test_a_short_program_is_executed_and_ends_in_that_order(harness: Harness) -> None:
     for init in (True, False):
         for _ in range(10):

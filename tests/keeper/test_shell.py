@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -124,6 +125,59 @@ sys.exit(9)
         process.send_signal(signal.SIGTERM)
         assert process.stdout.read() == "got it\n"
         assert process.wait() == 9
+
+
+@needs("root")
+@pytest.mark.parametrize("namespaces", ["uts", "pid"])
+@pytest.mark.parametrize(
+    "signum", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGINT, signal.SIGQUIT, signal.SIGRTMIN + 1]
+)
+def test_each_signal_from_outside_ends_the_program_and_not_the_command(namespaces: str, signum: int) -> None:
+    """SIGUSR1 ended the command, and the program ran on; SIGINT and SIGQUIT had no effect."""
+    argv = command(namespaces, "sh", "-c", "ulimit -c 0; echo ready; exec sleep 1000")
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signum)
+        assert process.stdout.read() == ""
+        assert process.wait() == 128 + signum
+
+
+@needs("root")
+@pytest.mark.parametrize("namespaces", ["uts", "pid"])
+def test_the_program_has_the_signal_mask_and_the_ignored_signals_of_the_caller(namespaces: str) -> None:
+    def prepare() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGUSR1, signal.SIGTTIN, signal.SIGRTMIN})
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+
+    argv = command(namespaces, "grep", "-E", "Sig(Blk|Ign)", "/proc/self/status")
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, preexec_fn=prepare)
+    assert done.returncode == 0, done.stderr
+    masks = [int(line.split()[1], 16) for line in done.stdout.splitlines()]
+    assert masks[0] == sum(1 << number - 1 for number in (signal.SIGUSR1, signal.SIGTTIN, signal.SIGRTMIN))
+    assert masks[1] & 1 << signal.SIGCHLD - 1
+    assert masks[1] & 1 << signal.SIGTTOU - 1
+
+
+@needs("root")
+def test_the_init_keeps_no_directory_busy_and_the_program_stays_in_it(tmp_path: Path) -> None:
+    argv = command("pid", "sh", "-c", "readlink /proc/1/cwd; pwd; ls /proc/1/fd | wc -l; cat /proc/1/cmdline")
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=tmp_path)
+    cwd, own, count, title = done.stdout.splitlines()
+    assert (cwd, own) == ("/", str(tmp_path))
+    assert int(count) <= 2  # and its order, until it has read it
+    assert title.startswith("nsupervisor: init")
+
+
+@needs("root")
+def test_what_the_program_leaves_gets_sigterm() -> None:
+    script = (
+        "mkfifo $1; (trap 'echo saved; exit' TERM; echo > $1; while :; do sleep 0.01; done) & read line < $1; exit 3"
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        done = run("pid", "sh", "-c", script, "sh", f"{directory}/fifo")
+    assert (done.returncode, done.stdout) == (3, "saved\n")
 
 
 class Terminal:

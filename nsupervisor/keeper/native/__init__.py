@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import struct
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 STARTED, EXITS, ORDER = 4, 7, 9
 """Descriptors of the zygote that `start_init` gives to the init."""
+INIT_STATUS, INIT_ORDER = 3, 5
+"""Descriptors of the init when it is executed otherwise than by `start_init`: for `EXITS`, and for the order."""
 STARTED_MESSAGE = b"i"
 """The init's only message by `STARTED`: it is ready. If there is no init, an errno is sent instead (`ERRNO`)."""
 ERRNO = struct.Struct("i")
@@ -25,6 +28,8 @@ STATUS = struct.Struct("i")
 
 _DIRECTORY = os.path.dirname(__file__)
 _TITLE_SIZE = 128  # bytes with the NUL, TITLE_SIZE in init.c
+TITLE_SPACE = b"nsupervisor: init".ljust(_TITLE_SIZE)
+"""The init's only argument."""
 _ORDER = struct.Struct(f"4i{_TITLE_SIZE - 1}s")
 _BECOME_USER, _BECOME_GROUP = 1, 2
 
@@ -94,12 +99,15 @@ def _open(path: str, flags: int) -> int:
 def _memory_file() -> int:
     """Make a file in memory that may be executed; -1 if the host forbids that (vm.memfd_noexec, a security module)."""
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-    for extra in (_MFD_EXEC, 0):
+    try:
         try:
-            return os.memfd_create("nsupervisor-init", flags | extra)
-        except OSError:  # EINVAL before Linux 6.3, EACCES where it is forbidden
-            pass
-    return -1
+            return os.memfd_create("nsupervisor-init", flags | _MFD_EXEC)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return os.memfd_create("nsupervisor-init", flags)  # before Linux 6.3 each one may be executed
+    except PermissionError:
+        return -1
 
 
 def _chunks(fd: int) -> Iterator[bytes]:
@@ -108,8 +116,6 @@ def _chunks(fd: int) -> Iterator[bytes]:
 
 
 def _add_seals(fd: int) -> None:
-    import fcntl
-
     fcntl.fcntl(fd, _F_ADD_SEALS, _ALL_SEALS)
 
 
@@ -121,14 +127,16 @@ class Clones:
         path = os.path.join(_DIRECTORY, "clone.so")
         os.close(_open(path, os.O_RDONLY))
         # The interpreter's lock is kept: the new processes run Python with it.
-        library = ctypes.PyDLL(path)
+        try:
+            library = ctypes.PyDLL(path)
+        except OSError as error:
+            raise OSError(errno.ENOEXEC, f"cannot load the native part {path}: {error}") from None
         self._start_init = library.start_init
         self._start_init.argtypes = (ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p)
         self._start_init.restype = ctypes.c_long
         self._hand_over = library.hand_over
         self._hand_over.argtypes = (ctypes.c_void_p,)
         self._hand_over.restype = ctypes.c_long
-        self._title = b"nsupervisor: init".ljust(_TITLE_SIZE)
         self._args = (ctypes.c_uint64 * 11)()
 
     def start_init(self, flags: int, executable: int) -> int:
@@ -138,7 +146,7 @@ class Clones:
         one thread, block all signals, and hold the descriptors `STARTED`, `EXITS` and `ORDER`. An init that fails
         later sends an errno by `STARTED`, and ends the standby with it.
         """
-        return int(self._start_init(flags, executable, self._title))
+        return int(self._start_init(flags, executable, TITLE_SPACE))
 
     def hand_over(self, cgroup: int) -> int:
         """Replace this process by one that is born in a cgroup and continues with this memory.

@@ -8,7 +8,7 @@ import signal
 import socket
 
 from nsupervisor.keeper.protocol import received_fds
-from nsupervisor.keeper.server.zygote import Zygote
+from nsupervisor.keeper.server.zygote import Zygote, wait_standby
 from nsupervisor.keeper.setup import steps as setup
 from nsupervisor.keeper.setup.descriptors import Descriptors, credentials_socket
 from nsupervisor.keeper.setup.standby import CGROUP_HINTS
@@ -202,7 +202,7 @@ class Child:
     def _kill_adopted_init(self) -> bool:
         """Kill the init of an adopted program; return False if the init is gone, or no descriptor is free.
 
-        The caller then kills the program instead: an init does not outlive its program.
+        The caller then kills the program instead.
         """
         try:
             pidfd = processes.open_pidfd(self.pid, self.start_ticks)
@@ -258,9 +258,12 @@ class Child:
         for signum in queued:
             self.signal(signum)
 
+    def may_have_ended(self) -> bool:
+        """Return whether the kernel agrees that the program has ended. Before its exec no foreign code runs."""
+        return self.program_pidfd < 0 or processes.has_ended(self.program_pidfd)
+
     def program_status(self, wait_status: int) -> int:
-        """Return the program's wait status if the first process has ended with status `wait_status` and sent no
-        report."""
+        """Return the program's wait status, if the first process has ended with `wait_status` and sent no report."""
         if self.has_init and self.failure is None and os.WIFSIGNALED(wait_status):
             return int(signal.SIGKILL)  # the kernel kills all processes of a namespace that loses its PID 1
         return wait_status
@@ -302,7 +305,7 @@ def spawn(spec: Spec, zygote: Zygote) -> Child:
             os.close(cgroup)
     child = Child(spec, pid, fds)
     if "user" in spec.namespaces:
-        _write_maps_and_proceed(spec, child, fds.started_fd)
+        _write_maps_and_proceed(spec, child, fds)
     fds.close_started()
     return child
 
@@ -322,17 +325,14 @@ def _clone(flags: int, spec: Spec, cgroup: int) -> tuple[int, Descriptors]:
     return pid, fds
 
 
-def _write_maps_and_proceed(spec: Spec, child: Child, started_fd: int) -> None:
+def _write_maps_and_proceed(spec: Spec, child: Child, fds: Descriptors) -> None:
     """Write the identity maps of a child that waits in a user namespace, and let it proceed.
 
     If the maps cannot be written, set `Child.failure` and kill the child.
     """
-    assert child.report is not None
     try:
-        write_identity_maps(spec, child.pid)
-        child.report.send(setup.proceed_message(spec))
-        if spec.has_init:
-            os.write(started_fd, setup.proceed_message(spec))
+        write_identity_maps(spec, wait_standby(fds) if spec.has_init else child.pid)
+        fds.report.send(setup.proceed_message(spec))
     except SpawnError as error:
         child.failure = {"step": error.step, "message": str(error), "errno": error.number}
         os.kill(child.pid, signal.SIGKILL)

@@ -2,7 +2,9 @@
 
 The kernel adds to each message the sender's pid in the keeper's PID namespace (SCM_CREDENTIALS, unix(7)). A sender
 cannot name a process outside its own PID namespace. An init is the keeper's child, so its pid is not reused before the
-keeper has reaped it. Only inits have the other end: a standby closes it, and a program never has it.
+keeper has reaped it. Only inits have the other end: a standby closes it, and a program never has it. If a workload
+obtains it all the same (by ptrace, with the rights of the host's root), its messages come from other pids than an
+init's, and the keeper checks a report of the init itself against the program's pidfd.
 """
 
 from __future__ import annotations
@@ -10,14 +12,17 @@ from __future__ import annotations
 import os
 import socket
 
+from nsupervisor.keeper.native import STATUS
 from nsupervisor.keeper.setup.descriptors import credentials_socket
-from nsupervisor.keeper.setup.init import STATUS
 from nsupervisor.keeper.setup.steps import CREDENTIALS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_MOST_MESSAGES = 1024
+"""More than the socket can hold (some 300), so that one call of `read` returns each report that arrived before it, and
+a flood of messages does not keep it busy."""
 _ANCILLARY = socket.CMSG_SPACE(CREDENTIALS.size)  # no room for descriptors: the kernel closes any that are sent
 
 
@@ -39,7 +44,7 @@ class ExitChannel:
 
     def read(self) -> Iterator[tuple[int, int]]:
         """Yield each report that has arrived: an init's pid and its program's wait status. Never waits."""
-        while True:
+        for _ in range(_MOST_MESSAGES):
             try:
                 data, ancillary, flags, _ = self._keeper_end.recvmsg(STATUS.size, _ANCILLARY)
             except BlockingIOError:

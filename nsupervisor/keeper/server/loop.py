@@ -80,6 +80,7 @@ class Keeper:
         self.client: ClientConnection | None = None
         self.children: dict[str, Child] = {}  # by id, until acknowledged
         self.processes: dict[int, Child] = {}  # by pid, until reaped
+        self.lingering: dict[str, Child] = {}  # by name: an init that has reported its program's end
         self.signals = syscalls.signalfd((signal.SIGCHLD, signal.SIGTERM))
         self.epoll = select.epoll()
         self.handlers: dict[int, Callable[[], None]] = {}
@@ -165,6 +166,8 @@ class Keeper:
                 continue
             self._on_exits()  # read reports while the pid still identifies this child
             child = self.processes.pop(pid)
+            if self.lingering.get(child.name) is child:
+                del self.lingering[child.name]
             if child.status is None:
                 self._on_report(child, ended=True)
                 self._on_ended(child, child.program_status(raw))
@@ -187,14 +190,17 @@ class Keeper:
     def _on_exits(self) -> None:
         """Handle the exit statuses that inits have reported.
 
-        An init then still tears down its namespaces, which takes as long as the rest of a restart. A restart does not
-        wait for that, as the init is not in the workload's cgroup.
+        A report counts only if the program's pidfd confirms it. An init then waits for the processes that the program
+        has left, and tears down its namespaces, which takes as long as the rest of a restart. A restart does not wait
+        for that, as the init is not in the workload's cgroup.
         """
         for pid, status in self.exits.read():
             child = self.processes.get(pid)
             if child is not None and child.has_init and child.status is None:
                 self._on_report(child, ended=True)
-                self._on_ended(child, status)
+                if child.may_have_ended():
+                    self.lingering[child.name] = child
+                    self._on_ended(child, status)
 
     def _unwatch_closed(self, fd: int) -> None:
         """Remove the handler of a closed descriptor. Closing removed it from the epoll, as it has no duplicates."""
@@ -314,6 +320,7 @@ class Keeper:
         spec = Spec(message.get("spec"))
         if spec.id in self.children:
             raise SpecError(f"id: {spec.id} is in use; its end has not been acknowledged")
+        self._end_lingering(spec.name)
         child = spawn(spec, self.zygote)
         self.children[child.id] = child
         self.processes[child.pid] = child
@@ -325,6 +332,14 @@ class Keeper:
             self.pending_refills.add(child.refill_flags)
             child.refill_flags = 0
         return {"pid": child.pid}, (child.stdout, child.stderr)
+
+    def _end_lingering(self, name: str) -> None:
+        """Kill the init of the previous generation, and with it any process that has left the workload's cgroup.
+
+        Otherwise it would live next to the new generation: to the supervisor the previous one is dead.
+        """
+        if name in self.lingering:
+            os.kill(self.lingering[name].pid, signal.SIGKILL)  # a child that is not reaped
 
     def _adopt(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
         """Monitor a program whose own keeper is dead. It is not a child of this keeper."""
@@ -413,6 +428,8 @@ class Keeper:
             child = self.children[entry["id"]] = Child.from_table(entry)
             if child.id in table["processes"]:
                 self.processes[child.pid] = child
+                if child.status is not None:
+                    self.lingering[child.name] = child
             if child.report is not None:
                 self._watch(child.report.fileno(), partial(self._on_report, child))
             if child.status is None and child.id not in table["processes"]:
@@ -431,6 +448,8 @@ class Keeper:
         living = [child.id for child in self.children.values() if child.status is None]
         if living:
             raise RequestError(f"still running: {', '.join(living)}")
+        for name in self.lingering:
+            self._end_lingering(name)
         self.is_leaving = True
         return {}, ()
 

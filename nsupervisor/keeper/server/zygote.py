@@ -1,41 +1,39 @@
-"""The zygote: a copy of the keeper with still memory. It forks the inits, one of each kind in advance.
+"""The zygote: a copy of the keeper with still memory. It makes the inits, one of each kind in advance.
 
-**Processes.** Each start with an init uses a chain of forks:
+**Processes.** Each start with an init uses a chain of clones:
 
-    keeper ── forks once ──► zygote ── clones ──► init ── clones ──► standby ── hands off to ──► program
-                             still memory         new namespaces     ready to run                in its cgroup
-              └────────────── in advance, before a program is requested ─────────────┘
+    keeper ── forks ──► zygote ── clones, executes ──► init ── forks ──► standby ── hands over to ──► program
+                        still memory                   new namespaces    ready to run                 in its cgroup
+              └─────────────── in advance, before a program is requested ────────────┘
 
 **Why a copy.** After fork(2) the kernel copies a page when either side writes to it. The keeper writes to about a
 megabyte of its memory with each spawn, as Python writes to the objects it looks at, so it would soon share little with
 the processes forked from it. The zygote does next to nothing between two forks. It is forked from the keeper when it is
 first needed, and clones with CLONE_PARENT: a new process is the keeper's child, not the zygote's.
 
-**Two kinds of init.** If possible, an init runs without Python (native_init.py) and shares its memory with its standby,
-so that each start copies the zygote's memory once. Otherwise it is a Python process (init.py): on other processors, and
-if the standby must enter a user or time namespace, which a process that shares its memory may not.
+**The init executes a program of its own** (native/init.c), so nothing of the keeper is in its memory. It is made as by
+vfork(2), without a copy of the zygote's memory. Before its exec it forks the standby, the only copy that a start makes.
 
 **Why in advance.** Creating namespaces is the most expensive part of a start for the kernel, and does not depend on the
 program; nor does much of the set-up within them. So after each start the zygote creates another init with the same
 kinds of new namespaces, and a standby that waits for a program (standby.py). The standby already has its ends of the
 log pipes and sockets, and the keeper talks to it directly. Neither is in a workload's cgroup, and the init never joins
-it: limits and kills apply only to the program and the processes it starts.
+it: limits and kills apply only to the program and the processes it starts. No process can be made from the init.
 
 **A waiting init shows old mounts.** A mount namespace shows what was mounted when it was created. So when a file system
 is mounted or unmounted on the host, waiting inits are discarded: at once, since they would keep an unmounted file
 system busy; and again before each start, since the keeper may not have seen the event yet.
 
-All these forks are bare system calls, without the interpreter's own preparations (PyOS_AfterFork_Child): those write to
+These clones are bare system calls, without the interpreter's own preparations (PyOS_AfterFork_Child): those write to
 many pages, and are for processes with threads.
 """
 
 from __future__ import annotations
 
 import array
-import ctypes
 import errno
+import fcntl
 import gc
-import mmap
 import os
 import select
 import signal
@@ -43,8 +41,8 @@ import socket
 import struct
 import time
 
-from nsupervisor.keeper.native import handoff
-from nsupervisor.keeper.setup import init, standby
+from nsupervisor.keeper import native
+from nsupervisor.keeper.setup import standby
 from nsupervisor.keeper.setup import steps as setup
 from nsupervisor.keeper.setup.descriptors import (
     EXITS_FD,
@@ -55,8 +53,6 @@ from nsupervisor.keeper.setup.descriptors import (
     STDOUT_FD,
     Descriptors,
 )
-from nsupervisor.keeper.setup.errors import StepError
-from nsupervisor.keeper.setup.native_init import NAME, STARTED, SmallInit
 from nsupervisor.keeper.setup.spec import Spec
 from nsupervisor.linux import syscalls
 from nsupervisor.linux.namespaces import CLONE_NEWTIME, CLONE_NEWUSER
@@ -65,15 +61,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-_ORDER_MESSAGE = struct.Struct(
-    "Q"
-)  # message to the zygote: the clone flags; sent with the child's ends of its descriptors
+_ORDER_MESSAGE = struct.Struct("Q")
+"""The message to the zygote: the clone flags. It is sent with the child's ends of its descriptors."""
 _CHILD_FDS = (REPORT_FD, STARTED_FD, STDOUT_FD, STDERR_FD)
-_CONNECTION_FD = FIRST_FREE_FD  # in the zygote
-_ERRNO = struct.Struct("i")  # sent on `started_fd` in place of STARTED if there is no init
-_NAME = syscalls.make_process_name(NAME)
-_NEEDS_OWN_MEMORY = CLONE_NEWUSER | CLONE_NEWTIME  # a process that shares its memory may not enter these
-_SIGCHLD = int(signal.SIGCHLD)
+_CONNECTION_FD = FIRST_FREE_FD  # in the zygote; then the pipe to the init, which gets the next free numbers
+_ORDER_WRITER_FD, _EXECUTABLE_FD = native.ORDER + 1, native.ORDER + 2
 _URGENT_INTERVAL_S = 0.02  # a few times as long as it takes to create an init and its standby
 _TIMEOUT_S = 10.0  # an init starts within a millisecond unless the zygote has been stopped
 
@@ -116,8 +108,10 @@ class Zygote:
             try:
                 fds = self._waiting.pop(flags, None) or self._order_init(flags)
                 try:
+                    # Not before the init has executed its program: until then it shares the zygote's memory.
+                    pid = _wait_started(fds)
                     standby.send_program(fds.report, spec, cgroup)
-                    return _wait_started(fds), fds
+                    return pid, fds
                 except BaseException:
                     # A standby that has begun exits when the keeper's end of its report socket is closed.
                     fds.close_keeper_ends()
@@ -172,10 +166,13 @@ class Zygote:
         return fds
 
     def _fork(self) -> None:
+        # Loaded in the keeper, so that an error reaches the client.
+        clones, executable = native.Clones(), native.open_init()
         keeper_end, zygote_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
-            _serve(zygote_end, self._exits)
+            _serve(zygote_end, self._exits, clones, executable)
+        os.close(executable)
         zygote_end.close()
         keeper_end.settimeout(_TIMEOUT_S)
         self._socket, self._pidfd = keeper_end, os.pidfd_open(pid)
@@ -219,18 +216,32 @@ def _wait_started(fds: Descriptors) -> int:
     Raises OSError if it could not be created, EOFError if it was killed.
     """
     init_socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fds.started_fd)
-    init_socket.settimeout(_TIMEOUT_S)
-    try:
-        data, ancillary, _, _ = init_socket.recvmsg(_ERRNO.size, socket.CMSG_SPACE(setup.CREDENTIALS.size))
-    finally:
-        init_socket.setblocking(False)
-        init_socket.detach()
-    if data == STARTED:
-        return int(setup.CREDENTIALS.unpack(ancillary[0][2])[0])
+    data, pid = _receive(init_socket, native.ERRNO.size)
+    init_socket.detach()
+    if data == native.STARTED_MESSAGE:
+        return pid
     if not data:
         raise EOFError
-    number = _ERRNO.unpack(data)[0]
+    number = native.ERRNO.unpack(data)[0]
     raise OSError(number, os.strerror(number), "clone3")
+
+
+def wait_standby(fds: Descriptors) -> int:
+    """Wait for the first message of a standby in a user namespace; return its pid. Raises OSError."""
+    data, pid = _receive(fds.report, len(standby.STANDBY))
+    if data != standby.STANDBY:
+        raise OSError(errno.EAGAIN, "the process that sets up the program has been killed")
+    return pid
+
+
+def _receive(end: socket.socket, size: int) -> tuple[bytes, int]:
+    """Wait for one message; return it with its sender's pid."""
+    end.settimeout(_TIMEOUT_S)
+    try:
+        data, ancillary, _, _ = end.recvmsg(size, socket.CMSG_SPACE(setup.CREDENTIALS.size))
+    finally:
+        end.setblocking(False)
+    return data, setup.CREDENTIALS.unpack(ancillary[0][2])[0] if data else 0
 
 
 _MOUNTINFO = "/proc/self/mountinfo"
@@ -251,28 +262,28 @@ class _MountMonitor:
 # ---- in the zygote
 
 
-def _serve(connection: socket.socket, exits: int) -> NoReturn:
-    """Clone an init for each order, until the keeper has ended."""
+def _serve(connection: socket.socket, exits: int, clones: native.Clones, executable: int) -> NoReturn:
+    """Make an init for each order, until the keeper has ended."""
     try:
         gc.disable()
         syscalls.set_process_name("nsupervisor-zyg")
-        handoff.prepare()
         standby.prepare_sample()
         os.dup2(0, 1)
         os.dup2(0, 2)
         os.dup2(exits, EXITS_FD, inheritable=False)
-        os.dup2(connection.fileno(), _CONNECTION_FD, inheritable=False)
+        executable = fcntl.fcntl(executable, fcntl.F_DUPFD_CLOEXEC, _EXECUTABLE_FD)
+        if connection.fileno() != _CONNECTION_FD:
+            os.dup2(connection.fileno(), _CONNECTION_FD, inheritable=False)
         connection.detach()
+        if executable != _EXECUTABLE_FD:
+            os.dup2(executable, _EXECUTABLE_FD, inheritable=False)
         # Received descriptors get the lowest free numbers, which are exactly the fixed ones: no dup2 is needed.
         os.closerange(REPORT_FD, EXITS_FD)
-        os.closerange(_CONNECTION_FD + 1, 0x7FFF_FFFF)
+        os.closerange(_CONNECTION_FD + 1, _EXECUTABLE_FD)
+        os.closerange(_EXECUTABLE_FD + 1, 0x7FFF_FFFF)
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, _CONNECTION_FD)
         ancillary_size = socket.CMSG_SPACE(4 * len(_CHILD_FDS))
         flags_of, most = _ORDER_MESSAGE.unpack, _ORDER_MESSAGE.size
-        try:
-            small = SmallInit()
-        except OSError:
-            small = None
         while True:
             data, ancillary, _, _ = connection.recvmsg(most, ancillary_size, socket.MSG_CMSG_CLOEXEC)
             if not data or len(ancillary[0][2]) != 4 * len(
@@ -280,51 +291,16 @@ def _serve(connection: socket.socket, exits: int) -> NoReturn:
             ):  # the keeper has ended, or no descriptor is free
                 break
             (flags,) = flags_of(data)
-            if small is None or flags & _NEEDS_OWN_MEMORY:
-                shared = mmap.mmap(-1, ctypes.sizeof(handoff.Told))
-                number = syscalls.bare_clone3(flags & ~CLONE_NEWTIME | syscalls.CLONE_PARENT)
-                if number == 0:
-                    _run_init(flags, handoff.Told.from_buffer(shared))
-                shared.close()
-            else:
-                number = small.clone(flags)
-                if number == 0:
-                    os.close(STARTED_FD)
-                    os.close(EXITS_FD)
-                    os.close(_CONNECTION_FD)
-                    standby.run(flags, small.told)
+            os.pipe()  # native.ORDER, _ORDER_WRITER_FD
+            number = clones.start_init(flags & ~CLONE_NEWTIME, _EXECUTABLE_FD)
+            if number == 0:
+                os.close(STARTED_FD)
+                os.closerange(EXITS_FD, _ORDER_WRITER_FD)
+                os.close(_EXECUTABLE_FD)
+                standby.run(flags, clones, _ORDER_WRITER_FD)
             if number < 0:
-                os.write(STARTED_FD, _ERRNO.pack(-number))
+                os.write(STARTED_FD, native.ERRNO.pack(-number))
             os.closerange(REPORT_FD, EXITS_FD)
+            os.closerange(native.ORDER, _EXECUTABLE_FD)
     finally:
         os._exit(0)
-
-
-# ---- in an init
-
-
-def _run_init(flags: int, handoff_state: ctypes.Array[ctypes.c_uint32]) -> NoReturn:
-    """Report that the init has started, fork the standby, and run both. `handoff_state`: see `standby.run`."""
-    syscalls.bare_set_process_name(_NAME)
-    # The zygote's connection: this process closes its copy by number, without touching the Python object.
-    os.close(_CONNECTION_FD)
-    os.write(STARTED_FD, STARTED)
-    child = syscalls.bare_clone3(0, -1, _SIGCHLD)
-    if child == 0:
-        os.close(STARTED_FD)
-        os.close(EXITS_FD)
-        standby.run(flags, handoff_state)
-    # Close all but the init's own sockets: a log pipe that the init holds would never reach end of file, nor would the
-    # report be complete.
-    os.close(REPORT_FD)
-    os.closerange(STDOUT_FD, EXITS_FD)
-    if child < 0:
-        os._exit(setup.EXIT_SETUP)
-    if flags & CLONE_NEWUSER:
-        try:
-            setup.wait_and_become_root(STARTED_FD)
-        except StepError:  # the standby reports the same error
-            os._exit(setup.EXIT_SETUP)
-    os.close(STARTED_FD)
-    os.setsid()
-    init.run(child, EXITS_FD, handoff_state)

@@ -7,7 +7,8 @@ import socket
 
 REPORT_FD, STARTED_FD, STDOUT_FD, STDERR_FD, EXITS_FD = 3, 4, 5, 6, 7
 """Descriptor numbers in a child: the set-up's socket to the keeper, the init's own socket during its start, the log
-pipes, and the single socket on which all inits report exit statuses. The keeper leaves these numbers free."""
+pipes, and the single socket on which all inits report exit statuses. The keeper leaves these numbers free. `clone.c`
+knows `STARTED_FD` and `EXITS_FD`."""
 
 FIRST_FREE_FD = 8
 

@@ -8,8 +8,9 @@ it needs have been copied from the zygote's memory, and it waits.
 
 It cannot wait in a workload's cgroup, as the workload is not known yet. Moving there later would wait for all
 processors of the host (cgroup_threadgroup_rwsem), which takes milliseconds. So, given its program, the standby hands
-off (native/handoff.py) to a new process that is created in the cgroup and continues in the standby's memory. This
-process becomes the program. The standby exits when the new process has left the memory; only the init sees that exit.
+over (native/clone.c) to a new process that is created in the cgroup and continues in the standby's memory. This
+process becomes the program; as the last step before that it sends the init its pid. The standby exits when the new
+process has left the memory; only the init sees that exit.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import resource
 import socket
 import struct
 
-from nsupervisor.keeper.native import handoff
+from nsupervisor.keeper import native
 from nsupervisor.keeper.setup import cover
 from nsupervisor.keeper.setup import steps as setup
 from nsupervisor.keeper.setup.descriptors import REPORT_FD, STDERR_FD, STDOUT_FD
@@ -32,7 +33,6 @@ from nsupervisor.linux.namespaces import CLONE_NEWTIME, CLONE_NEWUSER, NAMESPACE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import ctypes
     from collections.abc import Callable
     from typing import NoReturn
 
@@ -40,6 +40,10 @@ _HEADER = struct.Struct("??")  # of the message with the program: has it a cgrou
 MAX_BYTES = 64 * 1024  # larger specifications go through a memfd: the socket may lack room for a datagram of that size
 _MAX_FDS = 2
 _RECEIVE_SIZES = (_HEADER.size + MAX_BYTES, socket.CMSG_SPACE(_MAX_FDS * 4))
+
+STANDBY = b"standby"
+"""In a user namespace, the standby's first message to the keeper. The kernel adds its pid, by which the keeper writes
+the identity maps: files of the init, which is not dumpable, belong to root."""
 
 _ADVANCE_STEPS = (setup.separate_mounts, setup.mount_proc, setup.bring_up_loopback)
 
@@ -95,17 +99,17 @@ def prepare_sample() -> None:
 # ---- in the standby
 
 
-def run(flags: int, handoff_state: ctypes.Array[ctypes.c_uint32]) -> NoReturn:
+def run(flags: int, clones: native.Clones, init: int) -> NoReturn:
     """Run the standby until it becomes the program, or exits.
 
-    `flags` are clone(2)'s flags of the namespaces that were created for it. `handoff_state` is shared with the init:
-    the kernel writes the pid of the program's process there.
+    `flags` are clone(2)'s flags of the namespaces that were created for it. `init` is the write end of the pipe from
+    which the init reads its order.
     """
     setup_run = setup.SetupRun()
-    setup_run.run_to_exec(lambda: _run_to_exec(setup_run, flags, handoff_state))
+    setup_run.run_to_exec(lambda: _run_to_exec(setup_run, flags, clones, init))
 
 
-def _run_to_exec(setup_run: setup.SetupRun, flags: int, handoff_state: ctypes.Array[ctypes.c_uint32]) -> None:
+def _run_to_exec(setup_run: setup.SetupRun, flags: int, clones: native.Clones, init: int) -> None:
     keeper = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, REPORT_FD)
     for fd, standard_fd in ((STDOUT_FD, 1), (STDERR_FD, 2)):
         os.dup2(fd, standard_fd)
@@ -116,6 +120,8 @@ def _run_to_exec(setup_run: setup.SetupRun, flags: int, handoff_state: ctypes.Ar
         created = flags & ~CLONE_NEWTIME
         sample.namespaces = frozenset(space.name for space in NAMESPACES.values() if space.flag & created)
         done = _run_in_advance(sample)
+    else:
+        keeper.send(STANDBY)
     try:
         data, ancillary, _, _ = keeper.recvmsg(*_RECEIVE_SIZES, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
     except BlockingIOError:
@@ -127,12 +133,10 @@ def _run_to_exec(setup_run: setup.SetupRun, flags: int, handoff_state: ctypes.Ar
     fds = array.array("i", ancillary[0][2] if ancillary else b"")
     has_cgroup, has_memfd = _HEADER.unpack_from(data)
     spec = _unpack(data[_HEADER.size :], fds[-1] if has_memfd else -1)
-    if not flags & CLONE_NEWUSER:
-        # Before the hand-off: a process that shares its memory may not enter a time namespace.
-        setup_run.run_steps([setup.shift_clocks], spec, done)
-        done += (setup.shift_clocks,)
-    # With a user namespace no step has been done in advance, and entering one may need unshared memory.
-    number = -handoff.succeed(fds[0] if has_cgroup else -1, handoff_state, lend=not flags & CLONE_NEWUSER)
+    # Before the hand-over: a process that shares its memory may not enter a time namespace.
+    setup_run.run_steps([setup.shift_clocks], spec, done)
+    done += (setup.shift_clocks,)
+    number = -clones.hand_over(fds[0] if has_cgroup else -1)
     if number > 0:
         setup_run.step = "clone"
         hint = CGROUP_HINTS.get(number, "")
@@ -143,6 +147,7 @@ def _run_to_exec(setup_run: setup.SetupRun, flags: int, handoff_state: ctypes.Ar
     os.setsid()
     setup_run.run_steps(setup.STEPS, spec, done)
     setup_run.step = "execute"
+    os.write(init, setup.init_order(spec))
     setup.send_ready(keeper)
     setup.execute(spec)
 
@@ -196,6 +201,7 @@ def _warm_up(sample: Spec) -> None:
     syscalls.set_process_name("nsupervisor-for")
     receiver, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with receiver, sender:
+        setup.init_order(sample)
         setup.send_ready(sender)
     try:
         setup.become_program(sample)  # a directory, which cannot be executed

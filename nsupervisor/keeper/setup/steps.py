@@ -27,6 +27,7 @@ import socket
 import stat
 import struct
 
+from nsupervisor.keeper import native
 from nsupervisor.keeper.setup.cover import Cover
 from nsupervisor.keeper.setup.descriptors import REPORT_FD, STDERR_FD, STDOUT_FD
 from nsupervisor.keeper.setup.errors import StepError, step_error
@@ -34,7 +35,7 @@ from nsupervisor.linux import mounts, namespaces, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any, NoReturn
 
     from nsupervisor.keeper.setup.spec import Spec
@@ -76,10 +77,10 @@ def become_namespace_root(spec: Spec) -> None:
     After the v1 cgroups are joined, as this step drops the privileges for that.
     """
     if "user" in spec.namespaces:
-        wait_and_become_root(spec.report)
+        _wait_and_become_root(spec.report)
 
 
-def wait_and_become_root(report: int) -> None:
+def _wait_and_become_root(report: int) -> None:
     """Wait until the keeper has written the identity maps, and become the user and group 0 that they have.
 
     `report` is the socket to the keeper, which sends `PROCEED` or a variant of it.
@@ -356,9 +357,9 @@ STEP_NAMES: dict[Callable[[Spec], None], str] = {
 """The wire name of each step, for the `step` of a failure."""
 
 
-def execute(spec: Spec) -> NoReturn:
-    """Unblock all signals and execute the program. Raises StepError."""
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+def execute(spec: Spec, mask: Iterable[int] = ()) -> NoReturn:
+    """Unblock all signals but those in `mask`, and execute the program. Raises StepError."""
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
     become_program(spec)
 
 
@@ -457,6 +458,17 @@ def run(spec: Spec, enter_child: Callable[[], None]) -> NoReturn:
         execute(spec)
 
     setup_run.run_to_exec(set_up)
+
+
+def init_order(spec: Spec) -> bytes:
+    """Build what the program's process sends to its init: the init looks after this process from then on."""
+    in_user_namespace = "user" in spec.namespaces
+    return native.order(
+        os.getpid(),
+        f"nsupervisor: init {spec.name}",
+        is_user_root=in_user_namespace and is_zero_mapped(spec.uid_mappings),
+        is_group_root=in_user_namespace and is_zero_mapped(spec.gid_mappings),
+    )
 
 
 def send_ready(report: socket.socket) -> None:
