@@ -1,7 +1,7 @@
 """One connection is a fault domain: whatever comes, the task ends without an exception, within the limits."""
 
 import math
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import trio
@@ -153,16 +153,21 @@ async def test_a_large_response_that_does_not_fit_is_refused(autojump_clock):
 
 
 async def test_pieces_of_streams_did_not_count_as_held(autojump_clock):
-    @contextmanager
-    def source():
-        async def pieces():
-            yield b"begin"
-            yield b"x" * (limits.PIECE_SIZE + 1)
+    class Pieces:
+        def __init__(self):
+            self.left = [b"begin", b"x" * (limits.PIECE_SIZE + 1)]
 
-        yield pieces()
+        def __aiter__(self):
+            return self
+
+        async def __anext__(self):
+            await trio.lowlevel.checkpoint()
+            if not self.left:
+                raise StopAsyncIteration
+            return self.left.pop(0)
 
     async def stream(request):
-        return Stream(source(), "text/plain")
+        return Stream(nullcontext(Pieces()), "text/plain")
 
     buffered = BufferBudget(limit_bytes=limits.PIECE_SIZE)
     assert buffered.reserve(1)
