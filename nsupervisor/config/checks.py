@@ -6,6 +6,7 @@ drops the conflicts that involve a value which it has reported.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from os.path import normpath
@@ -29,10 +30,13 @@ from nsupervisor.config.positions import KeyPath
 from nsupervisor.config.quoting import did_you_mean, format_path, quoted
 from nsupervisor.config.units import RelativeChange, format_duration
 from nsupervisor.config.vocabulary import LIMIT_KEYS, NOT_FILES
+from nsupervisor.linux.mounts import value_paths
 
 NOTIFY_PATH = "/notify/0123456789abcdef/socket"
 WORKLOADS_API_PATH = "/notify/control/api/api.sock"
 """Sockets below the runtime directory: paths of their lengths."""
+_PROCESS_ROOT = re.compile(r"^(/+proc/+(self|thread-self|[0-9]+)/+root(?=/|$))+")
+"""Names of the root directory, proc_pid_root(5)."""
 ORDERING_KEYS = ("requires", "wants", "after")
 
 
@@ -243,7 +247,10 @@ def _mapping_conflicts(mappings: tuple[IdMapping, ...], path: KeyPath) -> Iterat
 
 
 def _runtime_directory_conflicts(mount: MountConfig, path: KeyPath, supervisor: SupervisorConfig) -> Iterator[Conflict]:
-    """The sockets of the service are in that directory, so no mount may show it. A link to it is found at the start."""
+    """The sockets of the service are in that directory, so no mount may show it.
+
+    Only names are compared. A link to it, and a directory above it as a layer of an overlay, are found at the start.
+    """
     if not isinstance(supervisor.runtime_directory, str):
         return
     directory = normpath(supervisor.runtime_directory)
@@ -256,6 +263,23 @@ def _runtime_directory_conflicts(mount: MountConfig, path: KeyPath, supervisor: 
             "remove the mount, or use may_control to let the workload use the API",
             involved,
         )
+    for number, option in enumerate(() if is_bind else mount.options or ()):
+        for layer in value_paths(option):
+            if _is_within(layer, directory):
+                yield Conflict(
+                    (*path, "options", number),
+                    f"{quoted(layer)} is the supervisor's runtime directory, or in it, which workloads may not see; "
+                    "remove it from the layers",
+                    involved,
+                )
+    hides_it = mount.type != "tmpfs" or is_bind  # in a tmpfs the sockets of the workload are made
+    if mount.destination is not None and hides_it and normpath(mount.destination) == directory:
+        yield Conflict(
+            (*path, "destination"),
+            f"{quoted(mount.destination)} is the supervisor's runtime directory, where a workload sees its own sockets "
+            "only; write another place",
+            involved,
+        )
     if mount.destination is not None and _is_within(mount.destination, directory, itself=False):
         yield Conflict(
             (*path, "destination"),
@@ -266,7 +290,7 @@ def _runtime_directory_conflicts(mount: MountConfig, path: KeyPath, supervisor: 
 
 
 def _is_within(place: str, directory: str, itself: bool = True) -> bool:
-    place = normpath(place)
+    place = normpath(_PROCESS_ROOT.sub("", place))
     return place.startswith(f"{directory}/") or (itself and place == directory)
 
 

@@ -141,6 +141,14 @@ class Mount:
             if refused:
                 raise ValueError(f"the bind mount on {destination} can't have the option {refused!r}")
 
+    def layer_paths(self) -> list[str]:
+        """Return the paths that a mount of a file system may be built of: its source, and all values of its options.
+
+        For example "/lower" for the option "lowerdir=/lower" of an overlay. Other values, such as a size, are returned
+        as paths too; relative ones are relative to "/".
+        """
+        return [self.source] * self.source.startswith("/") + value_paths(self.options.data)
+
     def make(self) -> None:
         """Make the mount, with its attributes and propagation.
 
@@ -160,6 +168,29 @@ class Mount:
             mount(self.source, self.destination, self.fstype, options.flags, options.data)
         for propagation in options.propagation:
             mount(None, self.destination, None, propagation)
+
+
+def value_paths(data: str) -> list[str]:
+    """Return the parts of all values in `data`, the options of a file system, as absolute paths.
+
+    "lowerdir=/a:b,ro" gives ["/a", "/b"]. A backslash escapes the separators "," and ":", as for an overlay
+    (Documentation/filesystems/overlayfs.rst).
+    """
+    paths = []
+    for option in _split_unescaped(data, ","):
+        _, _, value = option.partition("=")
+        paths += [os.path.join("/", path.replace("\\", "")) for path in _split_unescaped(value, ":") if path]
+    return paths
+
+
+def _split_unescaped(text: str, separator: str) -> list[str]:
+    parts = [""]
+    for part in text.split(separator):
+        if parts[-1].endswith("\\"):
+            parts[-1] += separator + part
+        else:
+            parts.append(part)
+    return parts[1:]
 
 
 def mount(source: str | None, target: str, fstype: str | None, flags: int, data: str = "") -> None:

@@ -147,7 +147,46 @@ async def test_copies_of_the_directory_are_covered(harness: Harness, place: Plac
     assert result.stdout.split() == copies
 
 
-@pytest.mark.parametrize("way", ["link", "copy"])
+@WAYS
+async def test_a_directory_with_a_socket_is_read_only(harness: Harness, place: Place, spec: dict) -> None:
+    """Otherwise a program could put its own socket in the place of the one that it shares with others."""
+    os.chmod(place.directory / "notify", 0o777)
+    attack = "! mv own other 2>/dev/null && ! rm -f own 2>/dev/null && ! touch x 2>/dev/null"
+    script = f'cd "{place.directory}/notify" && {attack} && {SEND} own'
+    result = await harness.run("sh", "-c", script, **spec, **place.cover("notify"))
+    assert (result.failure, result.stderr, result.code) == (None, "", 0)
+    assert place.sock.recv(10) == b"hello", "a socket needs no writable mount"
+    assert sorted(os.listdir(place.directory / "notify")) == ["other", "own"]
+
+
+@pytest.mark.parametrize("layer", ["run", "run/notify", "", "link", "copy/run"])
+@pytest.mark.parametrize("option", ["lowerdir=/usr/games:{}", "lowerdir=/usr,upperdir={}", "workdir={}"])
+async def test_no_overlay_shows_the_directory(
+    harness: Harness, place: Place, tmp_path: Path, layer: str, option: str
+) -> None:
+    """An overlay has its own inodes, so the cover would not find the directory in it."""
+    (place.parent / "link").symlink_to(place.directory)
+    (place.parent / "copy").mkdir()
+    mounts = [
+        {"source": str(place.parent), "destination": str(place.parent / "copy")},
+        {"type": "overlay", "destination": str(tmp_path), "options": [option.format(place.parent / layer)]},
+    ]
+    result = await harness.run("true", namespaces=ISOLATED, mounts=mounts, **place.cover())
+    assert result.failure is not None
+    assert "the supervisor's runtime directory, which programs may not see" in result.failure.message
+
+
+async def test_another_overlay_is_mounted(harness: Harness, place: Place, tmp_path: Path) -> None:
+    for name in ("first", "second", "merged"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "first" / "here").touch()
+    layers = f"lowerdir={tmp_path / 'first'}:{tmp_path / 'second'}"
+    mounts = [{"type": "overlay", "destination": str(tmp_path / "merged"), "options": [layers]}]
+    result = await harness.run("ls", str(tmp_path / "merged"), namespaces=ISOLATED, mounts=mounts, **place.cover())
+    assert (result.failure, result.stdout) == (None, "here\n")
+
+
+@pytest.mark.parametrize("way", ["link", "copy", "/proc/self/root"])
 async def test_a_part_of_the_directory_cannot_be_mounted(
     harness: Harness, place: Place, tmp_path: Path, way: str
 ) -> None:
@@ -156,7 +195,8 @@ async def test_a_part_of_the_directory_cannot_be_mounted(
     (tmp_path / "second").mkdir()
     (tmp_path / "link").symlink_to(place.directory / "notify")
     mounts = [{"source": str(place.parent), "destination": str(tmp_path / "first")}]
-    source = tmp_path / "link" if way == "link" else tmp_path / "first" / "run" / "notify"
+    sources = {"link": tmp_path / "link", "copy": tmp_path / "first" / "run" / "notify"}
+    source = sources.get(way, f"{way}{place.directory}/notify")
     mounts.append({"source": str(source), "destination": str(tmp_path / "second")})
     result = await harness.run("true", namespaces=ISOLATED, mounts=mounts, **place.cover())
     assert result.failure is not None

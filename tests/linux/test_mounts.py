@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nsupervisor.linux import mounts
-from nsupervisor.linux.mounts import Mount, MountOptions
+from nsupervisor.linux.mounts import Mount, MountOptions, value_paths
 from tests.needs import needs
 
 FLAG_WORDS = ["ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "relatime", "strictatime"]
@@ -29,6 +29,20 @@ def test_words(words: list[str], flags: int, set_attributes: int, clear_attribut
     options = MountOptions(words)
     assert (options.flags, options.data) == (flags, data)
     assert (options.set_attributes, options.clear_attributes) == (set_attributes, clear_attributes)
+
+
+@pytest.mark.parametrize(
+    ("data", "paths"),
+    [
+        ("", []),
+        ("ro,index=off", ["/off"]),
+        ("lowerdir=/a:b::/c,upperdir=/u", ["/a", "/b", "/c", "/u"]),
+        ("lowerdir+=/a,datadir+=/d", ["/a", "/d"]),
+        (r"lowerdir=/a\:b:/c\,d,workdir=/w", ["/a:b", "/c,d", "/w"]),
+    ],
+)
+def test_paths_in_the_options_of_a_file_system(data: str, paths: list[str]) -> None:
+    assert value_paths(data) == paths
 
 
 @given(words=st.lists(st.sampled_from(FLAG_WORDS)))

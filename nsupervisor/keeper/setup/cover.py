@@ -2,10 +2,13 @@
 
 In each new mount namespace an empty read-only tmpfs covers the directory, after all other mounts, and also each place
 where a bind mount shows it. Only what is meant for the program is bound into it. These are directories with a socket in
-them: a socket that the service creates again after a crash then appears in the same place.
+them: a socket that the service creates again after a crash then appears in the same place. They are read-only: a
+program that shares such a directory with others must not put a socket of its own there. connect(2) and sendto(2) to a
+socket need no writable mount.
 
-A root program may unmount the cover. Then the check of peers (linux/peers.py) still protects the sockets. The cover is
-for programs that may not unmount it, and hides the names of other programs from them.
+A program with CAP_SYS_ADMIN in its user namespace may unmount the cover, and make a mount writable. Then the check of
+peers (linux/peers.py) still protects the sockets, and the modes of the files. The cover is for programs that may not
+unmount it, and hides the names of other programs from them.
 """
 
 from __future__ import annotations
@@ -64,8 +67,21 @@ class Cover:
             if place == source or place.startswith(f"{source}/"):
                 self._places[f"{destination}{place[len(source) :]}" or "/"] = None
             elif source.startswith(f"{place}/"):
-                reason = f"{mount.source} is in the supervisor's runtime directory, which programs may not see"
-                raise StepError(f"cannot mount {mount.source} on {mount.destination}: {reason}", errno.EACCES)
+                raise _shown(mount, f"{mount.source} is in")
+
+    def check_layers(self, mount: Mount) -> None:
+        """Check a mount of a file system, before it is made: it may be built of other directories, as an overlay is.
+
+        An overlay shows copies of the files in its layers, which no cover can find later. It does not show what is
+        mounted below its layers. Raises StepError for a layer that shows the directory or a part of it.
+        """
+        for path in mount.layer_paths():
+            layer = os.path.realpath(path).rstrip("/")
+            for place in self._places:
+                if layer == place or layer.startswith(f"{place}/"):
+                    raise _shown(mount, f"its layer {path} is in")
+                if place.startswith(f"{layer}/") and _is_same_device(layer or "/", place):
+                    raise _shown(mount, f"its layer {path} contains")
 
     def apply(self, private: set[int], creator_ids: tuple[int, int] | None = None) -> None:
         """Cover each place that shows the directory, and bind what the program may see. Raises StepError.
@@ -91,9 +107,8 @@ class Cover:
         for path, target in self._links.items():
             self._link(path, target)
         if covered:
-            flags = mounts.MS_REMOUNT | mounts.MS_BIND | mounts.MS_RDONLY | _FLAGS
             try:
-                mounts.mount(None, self._directory, None, flags)
+                _make_read_only(self._directory)
             except OSError as error:
                 raise step_error(f"make the cover of {self._directory} read-only", error) from None
 
@@ -115,8 +130,11 @@ class Cover:
                 else:
                     os.makedirs(os.path.dirname(path), exist_ok=True)
                     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+            is_directory = stat.S_ISDIR(os.fstat(tree).st_mode)
             mounts.move_mount(tree, path)
             os.close(tree)
+            if is_directory:
+                _make_read_only(path)
         except OSError as error:
             raise step_error(f"bind {path}", error) from None
 
@@ -143,7 +161,7 @@ def warm_up() -> None:
         _attempt(step)
     _attempt(lambda: mounts.open_tree(""))
     _attempt(lambda: mounts.move_mount(-1, ""))
-    _attempt(lambda: mounts.mount(None, "", None, mounts.MS_REMOUNT | mounts.MS_BIND | mounts.MS_RDONLY | _FLAGS))
+    _attempt(lambda: _make_read_only(""))
     os.close(directory)
 
 
@@ -152,6 +170,22 @@ def _attempt(step: Callable[[], object]) -> None:
         step()
     except (OSError, StepError):
         pass
+
+
+def _make_read_only(path: str) -> None:
+    mounts.mount(None, path, None, mounts.MS_REMOUNT | mounts.MS_BIND | mounts.MS_RDONLY | _FLAGS)
+
+
+def _shown(mount: Mount, what: str) -> StepError:
+    reason = f"{what} the supervisor's runtime directory, which programs may not see"
+    return StepError(f"cannot mount {mount.source} on {mount.destination}: {reason}", errno.EACCES)
+
+
+def _is_same_device(first: str, second: str) -> bool:
+    try:
+        return os.stat(first).st_dev == os.stat(second).st_dev
+    except OSError:  # what this process cannot look at, it cannot mount
+        return False
 
 
 def _file_identity(path: str) -> tuple[int, int] | None:

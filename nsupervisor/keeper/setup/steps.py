@@ -158,6 +158,8 @@ def mount_all(spec: Spec) -> None:
             except OSError as error:
                 raise step_error(f"{operation}: {mount.source}", error) from None
             source = os.path.realpath(mount.source)
+        elif cover is not None:
+            cover.check_layers(mount)
         if not os.path.exists(mount.destination):
             _make_destination(mount.destination, is_file, private, operation)
         try:
