@@ -7,6 +7,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -100,6 +101,13 @@ class Init:
             os.close(pidfd)
         _, status = os.waitpid(self.pid, 0)
         return os.waitstatus_to_exitcode(status)
+
+    def wait_order_read(self) -> None:
+        """Wait until it has nothing open but its status channel, as it looks after the program from then on."""
+        limit = time.monotonic() + deadline(20)
+        while os.listdir(f"/proc/{self.pid}/fd") != ["3"]:
+            assert time.monotonic() < limit
+            time.sleep(0.001)
 
     def read(self, file: str) -> str:
         return Path(f"/proc/{self.pid}/{file}").read_text()
@@ -458,7 +466,7 @@ def test_without_a_signal_the_init_waits_for_what_is_left(start: Callable[..., I
 def test_it_holds_its_status_channel_and_nothing_else(start: Callable[..., Init], lines: Lines) -> None:
     init = start(execute("sh", "-c", f"echo > {lines.path}; sleep 1000"), flags=NEW_MOUNT)
     lines.next()
-    assert os.listdir(f"/proc/{init.pid}/fd") == ["3"]
+    init.wait_order_read()
     assert os.readlink(f"/proc/{init.pid}/cwd") == "/"
     assert init.read("cmdline").rstrip("\0") == "nsupervisor: init web@2"
     assert init.read("comm") == "nsupervisor-ini\n"
@@ -471,6 +479,7 @@ def test_its_private_memory_is_at_most_two_pages(start: Callable[..., Init], lin
     other = start(execute("sh", "-c", f"echo > {lines.path}; sleep 1000"))
     lines.next()
     for one in (init, other):
+        one.wait_order_read()
         rollup = dict(line.split()[:2] for line in one.read("smaps_rollup").splitlines()[1:])
         print({key: rollup[key] for key in ("Rss:", "Pss:", "Private_Clean:", "Private_Dirty:")})
         assert int(rollup["Private_Clean:"]) + int(rollup["Private_Dirty:"]) <= 8 * (os.sysconf("SC_PAGESIZE") // 4096)

@@ -234,13 +234,13 @@ __attribute__((used)) static _Noreturn void run(long *stack)
 	do
 		length = CALL(read, ORDER, &order, offsetof(struct order, end));
 	while (length == -EINTR);
-	CALL(close, ORDER);
 	if (length < (long)offsetof(struct order, title) || order.program <= 1)
 		end_without_program();
 	((char *)&order)[length] = 0;
 	if (order.identity)
 		become_root(order.identity);
 	set_title(area, size, order.title);
+	CALL(close, ORDER);
 	look_after(&order);
 }
 
