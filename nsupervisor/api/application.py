@@ -13,11 +13,12 @@ import trio
 from nsupervisor.api.control import Control, UnknownName, is_glob
 from nsupervisor.api.http.messages import HTTPError, Request, Response, Stream, json_response
 from nsupervisor.api.http.routing import Endpoint, Handler, Router
-from nsupervisor.api.permissions import Restricted
+from nsupervisor.api.permissions import Restricted, refused_operation
 from nsupervisor.api.routes import ROUTES, VERBS
 from nsupervisor.config.changes import parse_changes
 from nsupervisor.config.problems import ConfigError
 from nsupervisor.config.units import parse_signal
+from nsupervisor.linux.peers import Peer
 
 MIN_TRACE_INTERVAL_S = 0.01
 """The minimum of seconds between two samples of a trace."""
@@ -57,11 +58,21 @@ def app(control: Control) -> Router:
 
         return answer
 
-    return _Application(Endpoint(route.method, route.path, handler(route.name), route.body_limit) for route in ROUTES)
+    return _Application(
+        Endpoint(route.method, route.path, handler(route.name), route.body_limit, route.name) for route in ROUTES
+    )
 
 
 class _Application(Router):
     """A router of the API's routes. An unknown name becomes status 404."""
+
+    def body_limit(self, method: str, path: str, peer: Peer | None) -> int:
+        """Return the limit of the route. Raises HTTPError 403 if a workload may not use it, 404 and 405."""
+        limit = super().body_limit(method, path, peer)
+        matched = self._find(method, path)
+        if peer and peer.workload and matched and (reason := refused_operation(peer.workload, matched[0].name)):
+            raise HTTPError(403, reason)
+        return limit
 
     async def __call__(self, request: Request) -> Response | Stream:
         """Answer a request. Raises HTTPError."""

@@ -15,6 +15,14 @@ from nsupervisor.api.http.messages import HTTPError
 READ_ONLY = frozenset({"info", "status", "stats", "history", "events", "groups"})
 """Operations that only read, and that can be restricted to some instances."""
 COMMAND = "command"
+_OUTSIDE = "ask from outside of all workloads"
+
+
+def refused_operation(workload: str, operation: str) -> str:
+    """Return why a process of `workload` may not use an operation, whatever the request is; "" if it may."""
+    if operation in READ_ONLY or operation == COMMAND:
+        return ""
+    return f"workload {workload} may not use {operation}, which is about all of the service; {_OUTSIDE}"
 
 
 def permitted(
@@ -31,12 +39,11 @@ def permitted(
     request, whether they are instances or not. `also`: other instances that a command would start or stop, too.
     """
     known = f"workload {workload} may control only {', '.join(sorted(allowed)) or 'nothing'}"
-    outside = "ask from outside of all workloads"
-    instead = f"{outside}, or change its `may_control`"
-    if operation not in READ_ONLY and operation != COMMAND:
-        return f"workload {workload} may not use {operation}, which is about all of the service; {outside}"
+    instead = f"{_OUTSIDE}, or change its `may_control`"
+    if reason := refused_operation(workload, operation):
+        return reason
     if persist:
-        return f"workload {workload} may not change the configuration file; {outside}, or set it without persist"
+        return f"workload {workload} may not change the configuration file; {_OUTSIDE}, or set it without persist"
     if other := sorted(set(names) - set(allowed)):
         return f"{known}, not {', '.join(other[:5])}; {instead}"
     if set(also) - set(allowed):  # their names are not for this workload

@@ -30,7 +30,7 @@ class Route(NamedTuple):
     """One operation of the API.
 
     name: the name of its handler. answers: the component schema by status code; a 1-tuple is a list of that schema, a
-    media type is text of that type. body_limit: bytes. Every operation may also have the responses in
+    media type is text of that type. body_limit: bytes; GET has no body. Every operation may also have the responses in
     `COMMON_RESPONSES`.
     """
 
@@ -89,7 +89,6 @@ ROUTES = (
             "bytes": "End after about this many bytes. Default: no limit.",
         },
         responses={200: "application/jsonl", 400: "Error", 404: "Error"},
-        body_limit=LARGE_BODY_LIMIT,
     ),
     Route(
         "history",

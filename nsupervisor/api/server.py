@@ -25,6 +25,7 @@ async def serve(
     admit: Admit | None = None,
     errors: ConnectionErrors | None = None,
     connections: int = UNIX_CONNECTIONS,
+    identity_connections: int | None = None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the application on a Unix socket of mode 0600 until cancelled; then remove the socket.
@@ -33,7 +34,7 @@ async def serve(
     replaced. There is no access log, and there are no signal handlers.
 
     admit: identifies the peer of each new connection, or refuses it. errors: counts errors of connections.
-    connections: the maximum number of connections at a time.
+    connections: the maximum number of connections at a time. identity_connections: those of one workload or uid.
 
     Raises:
         OSError: the socket cannot be created, or another supervisor answers on it; the text says which and why.
@@ -45,7 +46,13 @@ async def serve(
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
         task_status.started(path)
         await serve_connections(
-            app, listener, name=UNIX, connections=connections, errors=errors or ConnectionErrors(), admit=admit
+            app,
+            listener,
+            name=UNIX,
+            connections=connections,
+            identity_connections=identity_connections,
+            errors=errors or ConnectionErrors(),
+            admit=admit,
         )
     finally:
         listening.close()

@@ -22,7 +22,10 @@ from nsupervisor.linux.peers import USER, WORKLOAD, Peer, PeerRefused, Policy, r
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.spawn_spec import WORKLOADS_API
 
-WORKLOAD_CONNECTIONS = 64
+WORKLOADS_CONNECTIONS = 64
+"""Connections of all workloads together."""
+WORKLOAD_CONNECTIONS = 8
+"""Connections of one workload instance."""
 
 
 class Admission:
@@ -70,5 +73,8 @@ async def serve_workloads(
     path.parent.parent.mkdir(mode=0o700, exist_ok=True)
     path.parent.mkdir(mode=0o711, exist_ok=True)
     admit = admission.admit_workload
-    await nursery.start(partial(serve, admit=admit, errors=errors, connections=WORKLOAD_CONNECTIONS), application, path)
+    serve_workloads = partial(
+        serve, connections=WORKLOADS_CONNECTIONS, identity_connections=WORKLOAD_CONNECTIONS, admit=admit, errors=errors
+    )
+    await nursery.start(serve_workloads, application, path)
     path.chmod(0o666)

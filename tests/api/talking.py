@@ -15,6 +15,7 @@ from nsupervisor.api.http.hangup import HangupWatcher
 from nsupervisor.api.http.hosts import AllowedHosts
 from nsupervisor.api.http.messages import Application, Request, Response, Stream, json_response
 from nsupervisor.api.http.routing import Endpoint, Router
+from nsupervisor.linux.peers import Peer
 from tests.api.standin import Standin
 
 HOST = b"Host: x\r\n"
@@ -31,15 +32,18 @@ class Talk:
         *,
         hosts: AllowedHosts | None = None,
         buffered: BufferBudget | None = None,
+        peer: Peer | None = None,
+        identity: str = "uid 0",
+        listener: str = "unix",
         streams: tuple[trio.abc.Stream, trio.abc.Stream] | None = None,
     ) -> None:
         self.client, server = streams or trio.testing.memory_stream_pair()
         self.records: Records = []
         self.errors = ConnectionErrors(lambda level, fields: self.records.append((level, fields)))
         site = ListenerState(
-            application or app(Standin()), "unix", self.errors, HangupWatcher(), hosts, buffered or BufferBudget()
+            application or app(Standin()), listener, self.errors, HangupWatcher(), hosts, buffered or BufferBudget()
         )
-        self.connection = Connection(server, site, identity="uid 0")
+        self.connection = Connection(server, site, peer=peer, identity=identity)
 
     async def __call__(self, data: bytes, *, half_close: bool = True) -> bytes:
         """Send bytes, by default shut down the sending side, and return all that comes until the server closes."""

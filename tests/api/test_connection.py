@@ -11,6 +11,7 @@ from nsupervisor.api.http import limits
 from nsupervisor.api.http.connection import BufferBudget
 from nsupervisor.api.http.hosts import AllowedHosts
 from nsupervisor.api.http.messages import HTTPError, Response, Stream
+from nsupervisor.linux.peers import Peer
 from tests.api.talking import HOST, INFO, Talk, application, body_of, echo, post, statuses
 
 # ---- packets that ended the service, or might have
@@ -52,12 +53,16 @@ async def test_a_websocket_upgrade_with_a_frame_behind_the_head_ended_the_servic
         (b"GET /v1/status?" + b"a&" * 2000 + b" HTTP/1.1\r\n" + HOST + b"\r\n", 400, "protocol"),
         (b"GET / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: gzip\r\n\r\n", 501, "protocol"),
         (b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n", 400, "protocol"),
-        (b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "protocol"),
-        (b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n1\r\nxyz", 400, "protocol"),
-        (b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 30 + b"\r\n", 400, "protocol"),
+        (b"POST /v1/plan HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "protocol"),
+        (b"POST /v1/plan HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n1\r\nxyz", 400, "protocol"),
+        (
+            b"POST /v1/plan HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 30 + b"\r\n",
+            400,
+            "protocol",
+        ),
         (b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 1e3\r\n\r\n", 400, "protocol"),
         (b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: -1\r\n\r\n", 400, "protocol"),
-        (b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 99999999999999999999\r\n\r\n", 413, "too_large"),
+        (b"POST /v1/plan HTTP/1.1\r\n" + HOST + b"Content-Length: 99999999999999999999\r\n\r\n", 413, "too_large"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * limits.HEAD_LIMIT + b"\r\n\r\n", 431, "protocol"),
         (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: a\r\n" * 35_000 + b"\r\n", 431, "protocol"),
         (b"GET /" + b"a" * 200_000, 431, "protocol"),
@@ -150,6 +155,52 @@ async def test_a_large_response_that_does_not_fit_is_refused(autojump_clock):
     buffered = BufferBudget(limit_bytes=limits.PIECE_SIZE)
     assert buffered.reserve(1)
     assert statuses(await Talk(application(large), buffered=buffered)(b"GET / HTTP/1.0\r\n\r\n")) == [503]
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status", "message"),
+    [
+        ("POST /v1/plan", 403, "workload panel may not use plan"),
+        ("POST /v1/reload", 403, "workload panel may not use reload"),
+        ("POST /v1/nothing", 404, "there is no POST /v1/nothing"),
+        ("PUT /v1/plan", 405, "there is no PUT /v1/plan"),
+        ("GET /v1/info", 413, "send no body here"),
+        ("HEAD /v1/info", 413, ""),
+        ("GET /v1/trace", 403, "workload panel may not use trace"),
+    ],
+)
+@pytest.mark.parametrize("length", [b"Content-Length: 33554432", b"Transfer-Encoding: chunked"])
+async def test_what_is_refused_whatever_the_body_is_was_refused_only_after_32_mib(
+    request_line, status, message, length, autojump_clock
+):
+    talk = Talk(peer=Peer(1, 0, 0, workload="panel"), identity="panel")
+    head = request_line.encode() + b" HTTP/1.1\r\nHost: x\r\n" + length + b"\r\n\r\n"
+    begin = b"10\r\n" + b"x" * 16 if b"chunked" in length else b""
+    answer = await talk(head + begin, half_close=False)
+    assert statuses(answer) == [status]
+    if message:
+        assert message in body_of(answer)["error"]
+    assert trio.current_time() < limits.BODY_TIMEOUT_S
+    assert talk.kinds == ({"too_large": 1} if status == 413 else {})
+
+
+async def test_a_refused_request_without_a_body_keeps_the_connection():
+    talk = Talk(peer=Peer(1, 0, 0, workload="panel"))
+    trace = b"GET /v1/trace HTTP/1.1\r\nHost: x\r\n\r\n"
+    nothing = b"POST /v1/nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+    assert statuses(await talk(trace + nothing + INFO)) == [403, 404, 200]
+
+
+async def test_one_identity_could_take_the_whole_buffer_of_a_listener(autojump_clock):
+    budget = BufferBudget(limit_bytes=1000)
+    assert budget.reserve(700, "uid 0")
+    body = post("/", b"x" * 100)
+    assert statuses(await Talk(application(echo), buffered=budget)(body)) == [503]
+    assert statuses(await Talk(application(echo), buffered=budget, identity="web")(body)) == [200]
+    assert statuses(await Talk(application(echo), buffered=budget, listener="tcp")(body)) == [200]
+    assert dict(budget.used_by) == {"uid 0": 700}
+    budget.release(700, "uid 0")
+    assert (budget.used_bytes, dict(budget.used_by)) == (0, {})
 
 
 async def test_pieces_of_streams_did_not_count_as_held(autojump_clock):

@@ -177,9 +177,8 @@ async def test_clients_that_do_not_read_lock_out_nobody(tmp_path):
         assert it.kinds == {"evicted": 1}
 
 
-async def test_on_tcp_an_address_has_no_share(monkeypatch):
-    """All local users have the same one, so any of them could lock out Prometheus."""
-    monkeypatch.setattr(limits, "IDENTITY_CONNECTIONS", 1)
+async def test_on_tcp_a_full_share_makes_room_for_a_new_connection():
+    """All local users have the same address, so any of them could lock out Prometheus if it were refused."""
     errors = ConnectionErrors(lambda level, fields: None)
     (listening,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listening, trio.open_nursery() as nursery:
@@ -192,8 +191,64 @@ async def test_on_tcp_an_address_has_no_share(monkeypatch):
             async with await trio.open_tcp_stream(*address) as third:
                 await third.send_all(INFO)
                 assert statuses(await third.receive_some()) == [200]
-        assert errors.counts == {("tcp", "evicted"): 1}
+        assert errors.counts == {("tcp", "evicted"): 2}
         nursery.cancel_scope.cancel()
+
+
+async def test_one_address_closed_the_connections_of_all_others_on_tcp():
+    """About 500 half heads of one address took every connection, and each new one closed one of another address."""
+    errors = ConnectionErrors(lambda level, fields: None)
+    (listening,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listening, trio.open_nursery() as nursery, AsyncExitStack() as stack:
+        host, port = listening.socket.getsockname()
+        serve_tcp = partial(serve_connections, name=TCP, connections=4, errors=errors)
+        nursery.start_soon(serve_tcp, app(Standin()), listening)
+        opened = [await stack.enter_async_context(await trio.open_tcp_stream(host, port, local_address="127.0.0.2"))]
+        for _ in range(20):
+            stream = await stack.enter_async_context(await trio.open_tcp_stream(host, port))
+            await stream.send_all(b"GET /v1/info HT")
+            opened.append(stream)
+        for stream in opened[1:19]:
+            assert await stream.receive_some() == b""
+        await opened[0].send_all(INFO)
+        assert statuses(await opened[0].receive_some()) == [200]
+        assert errors.counts == {("tcp", "evicted"): 18}
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_identity_with_the_most_connections_makes_room(tmp_path):
+    names = iter(["db", "web", "web", "new"])
+
+    def admit(accepted):
+        return Peer(*credentials(accepted), workload=next(names))
+
+    async with served(tmp_path, connections=3, admit=admit) as it, AsyncExitStack() as stack:
+        streams = []
+        for _ in range(3):
+            streams.append(await stack.enter_async_context(await it.open()))
+            await trio.testing.wait_all_tasks_blocked()
+        oldest, first, _ = streams
+        assert statuses(await it.answer()) == [200]
+        assert await first.receive_some() == b""
+        await oldest.send_all(INFO)
+        assert statuses(await oldest.receive_some()) == [200]
+
+
+async def test_one_workload_took_all_connections_of_the_socket_for_workloads(tmp_path):
+    names = iter(["web", "web", "web", "db"])
+
+    def admit(accepted):
+        return Peer(*credentials(accepted), workload=next(names))
+
+    async with served(tmp_path, connections=4, identity_connections=2, admit=admit) as it, AsyncExitStack() as stack:
+        for _ in range(2):
+            stream = await stack.enter_async_context(await it.open())
+            await stream.send_all(b"GET /v1/events?follow=1 HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert statuses(await stream.receive_some()) == [200]
+        answer = await it.answer()
+        assert statuses(answer) == [503]
+        assert b"web has 2 connections here already" in answer
+        assert statuses(await it.answer()) == [200]
 
 
 async def test_a_defect_while_a_connection_begins_ends_only_this_connection(tmp_path, monkeypatch):

@@ -108,6 +108,21 @@ async def test_any_host_was_answered(nursery):
     nursery.cancel_scope.cancel()
 
 
+async def test_scrapes_with_a_body_that_does_not_come_could_shut_out_all_others(nursery):
+    """64 bodies of 1 MiB without their last bytes filled the buffer of the listener for 30 s."""
+    errors = ConnectionErrors(lambda level, fields: None)
+    address = await nursery.start(partial(serve_metrics, errors=errors), Standin(), ("127.0.0.1", 0))
+    for method, status in (("GET", 413), ("HEAD", 413), ("POST", 405)):
+        async with await trio.open_tcp_stream(*address) as stream:
+            head = f"{method} /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1048576\r\n\r\n"
+            await stream.send_all(head.encode())
+            with trio.fail_after(deadline(10)):
+                answer = await stream.receive_some()
+            assert int(answer.split()[1]) == status
+    assert errors.counts == {("tcp", "too_large"): 2}
+    nursery.cancel_scope.cancel()
+
+
 async def test_a_wildcard_address_answers_to_those_of_all_interfaces(nursery):
     address = await nursery.start(serve_metrics, Standin(), ("0.0.0.0", 0))
     with trio.fail_after(deadline(10)):

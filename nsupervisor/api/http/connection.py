@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from http import HTTPStatus
@@ -18,7 +19,7 @@ import h11
 import trio
 
 from nsupervisor.api.http import limits
-from nsupervisor.api.http.errors import ConnectionErrors, describe
+from nsupervisor.api.http.errors import UNIX, ConnectionErrors, describe
 from nsupervisor.api.http.hangup import HangupWatcher
 from nsupervisor.api.http.hosts import AllowedHosts
 from nsupervisor.api.http.messages import (
@@ -57,17 +58,36 @@ class _RequestRefused(_ConnectionEnded):
 
 @attrs.define(eq=False)
 class BufferBudget:
-    """The number of bytes of bodies and responses that all connections of a listener hold."""
+    """The number of bytes of bodies and responses that all connections of a listener hold.
+
+    An identity, which is a workload or a uid, may hold three quarters of it: others always have room for a command.
+    """
 
     used_bytes: int = 0
     limit_bytes: int = limits.BUFFERED_LIMIT
+    used_by: Counter[str] = attrs.field(factory=Counter)
+    """The bytes that each identity holds."""
 
-    def reserve(self, size: int) -> bool:
-        """Reserve `size` bytes; return False if there is no room. The first reservation always succeeds."""
+    def reserve(self, size: int, identity: str = "") -> bool:
+        """Reserve `size` bytes; return False if there is no room.
+
+        The first reservation always succeeds. identity: has a share; "" has none, only the limit of all counts.
+        """
         if self.used_bytes and self.used_bytes + size > self.limit_bytes:
             return False
+        used = self.used_by[identity] if identity else 0
+        if used and used + size > self.limit_bytes * 3 // 4:
+            return False
         self.used_bytes += size
+        self.used_by[identity] += size
         return True
+
+    def release(self, size: int, identity: str = "") -> None:
+        """Release bytes that the identity has reserved."""
+        self.used_bytes -= size
+        self.used_by[identity] -= size
+        if not self.used_by[identity]:
+            del self.used_by[identity]
 
 
 @attrs.frozen
@@ -107,9 +127,13 @@ class Connection:
         self.identity = identity
         self.scope = trio.CancelScope()
         """Cancelled to close the connection at once."""
+        # On TCP all local users have the same address, so a share would let each of them shut out the others.
+        self._buffer_identity = identity if listener_state.listener == UNIX else ""
         self._on_waiting = on_waiting
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.HEAD_LIMIT)
         self._reserved_bytes = 0
+        self._is_head = False
+        """The method of the latest request is HEAD, whose response has no body."""
         self._has_ended = False
         """The client has ended its sending side."""
 
@@ -188,14 +212,14 @@ class Connection:
         self.listener_state.errors.count(self.listener_state.listener, kind, text, peer=self.identity)
 
     def _reserve(self, size: int) -> None:
-        if not self.listener_state.buffer_budget.reserve(size):
+        if not self.listener_state.buffer_budget.reserve(size, self._buffer_identity):
             raise _RequestRefused(
                 "limit", HTTPError(503, "too much is being received or sent at this moment; try again")
             )
         self._reserved_bytes += size
 
     def _release(self) -> None:
-        self.listener_state.buffer_budget.used_bytes -= self._reserved_bytes
+        self.listener_state.buffer_budget.release(self._reserved_bytes, self._buffer_identity)
         self._reserved_bytes = 0
 
     # ---- receiving
@@ -286,9 +310,8 @@ class Connection:
 
     @staticmethod
     def _too_large(limit: int) -> _RequestRefused:
-        return _RequestRefused(
-            "too_large", HTTPError(413, f"the body is larger than {limit >> 20} MiB, which is the limit")
-        )
+        message = f"the body is larger than {limit >> 20} MiB, which is the limit" if limit else "send no body here"
+        return _RequestRefused("too_large", HTTPError(413, message))
 
     async def _read_request(self, head: h11.Request) -> Request:
         headers = _join_headers(head.headers)
@@ -304,8 +327,17 @@ class Connection:
             raise _RequestRefused("protocol", error) from None
         self._check_host(authority if authority is not None else headers.get("host"))
         method = head.method.decode("ascii")
+        self._is_head = method == "HEAD"
         declared = int(headers.get("content-length", "0"))
-        body = await self._read_body(self.listener_state.application.body_limit(method, path), declared)
+        body = b""
+        if declared or "transfer-encoding" in headers:  # otherwise the application itself refuses, and the client stays
+            try:
+                limit = self.listener_state.application.body_limit(method, path, self.peer)
+            except HTTPError as error:
+                raise _RequestRefused("", error) from None
+            body = await self._read_body(limit, declared)
+        else:
+            self._next_event()  # EndOfMessage
         return Request(method, path, query, headers, body, self.peer)
 
     def _check_host(self, host: str | None) -> None:
@@ -379,7 +411,7 @@ class Connection:
         if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
         try:
-            await self._respond(error_response(error), close=True)
+            await self._respond(error_response(error), is_head=self._is_head, close=True)
         except _ConnectionEnded as ended:
             if ended.kind != "disconnect":  # the error itself has been counted
                 self._count(ended.kind, ended.text)

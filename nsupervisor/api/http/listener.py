@@ -26,6 +26,7 @@ async def serve_connections(
     *,
     name: str,
     connections: int,
+    identity_connections: int | None = None,
     errors: ConnectionErrors,
     admit: Admit | None = None,
     hosts: AllowedHosts | None = None,
@@ -33,15 +34,22 @@ async def serve_connections(
     """Serve an application on a listening socket until cancelled, which closes all connections at once.
 
     name: "unix" or "tcp". connections: how many there may be at a time; if there are more, the one that has waited for
-    its client for the longest time is closed, and if none waits, the new one is refused. On a Unix socket each identity
-    has a share; on TCP it has none, because all local users have the same address. No exception of a connection leaves
-    this function.
+    its client for the longest time is closed, and if none waits, the new one is refused. Of the identities whose
+    connections wait, the one with the most connections loses one.
+
+    identity_connections: the share of each identity, which is a workload, a uid or an address. On a Unix socket, more
+    connections of the identity are refused. On TCP one of the identity's own that waits is closed first, because all
+    local users have the same address: otherwise any of them could lock out the others.
+
+    No exception of a connection leaves this function.
     """
     hangups = HangupWatcher()
     site = ListenerState(application, name, errors, hangups, hosts)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hangups.run)
-        acceptor = _Acceptor(site, nursery, connections, admit)
+        if identity_connections is None:
+            identity_connections = limits.IDENTITY_CONNECTIONS if name == UNIX else max(1, connections // 2)
+        acceptor = _Acceptor(site, nursery, connections, identity_connections, admit)
         while True:
             try:
                 stream = await listener.accept()
@@ -60,10 +68,18 @@ async def serve_connections(
 class _Acceptor:
     """Decides for each accepted connection whether to serve it, and counts those that are served."""
 
-    def __init__(self, site: ListenerState, nursery: trio.Nursery, connections: int, admit: Admit | None) -> None:
+    def __init__(
+        self,
+        site: ListenerState,
+        nursery: trio.Nursery,
+        connections: int,
+        identity_connections: int,
+        admit: Admit | None,
+    ) -> None:
         self._listener_state = site
         self._nursery = nursery
         self._max_connections = connections
+        self._max_identity_connections = identity_connections
         self._admit = admit
         self._open_count = 0
         self._refusal_count = 0
@@ -84,9 +100,9 @@ class _Acceptor:
             self._listener_state.errors.count(self._listener_state.listener, "internal", describe(error))
             self._refuse(stream, identity, "", HTTPError(500, "the supervisor failed to identify the peer"))
         else:
-            has_shares = self._listener_state.listener == UNIX
-            if has_shares and self._identities[identity] >= limits.IDENTITY_CONNECTIONS:
-                count = limits.IDENTITY_CONNECTIONS
+            count = self._max_identity_connections
+            has_full_share = self._identities[identity] >= count
+            if has_full_share and (self._listener_state.listener == UNIX or not self.evict(identity)):
                 message = f"{identity} has {count} connections here already, which is the limit; close some of them"
                 self._refuse(stream, identity, "limit", HTTPError(503, message))
             elif self._open_count >= self._max_connections and not self.evict():
@@ -95,11 +111,17 @@ class _Acceptor:
             else:
                 self._serve(stream, peer, identity)
 
-    def evict(self) -> bool:
-        """Close the connection that has waited for its client for the longest time; False if none waits."""
-        if not self._waiting:
+    def evict(self, identity: str | None = None) -> bool:
+        """Close a connection that waits for its client; return False if none waits.
+
+        It is one of the identity with the most connections, or of `identity`: of those the one that has waited for the
+        longest time.
+        """
+        candidates = [c for c in self._waiting if identity is None or c.identity == identity]
+        if not candidates:
             return False
-        connection, _ = self._waiting.popitem(last=False)
+        connection = max(candidates, key=lambda candidate: self._identities[candidate.identity])  # the first of equals
+        del self._waiting[connection]
         self._listener_state.errors.count(
             self._listener_state.listener, "evicted", "too many connections", peer=connection.identity
         )

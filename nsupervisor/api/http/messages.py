@@ -86,8 +86,11 @@ class Stream:
 class Application(Protocol):
     """A callable that answers requests."""
 
-    def body_limit(self, method: str, path: str) -> int:
-        """Return the maximum number of bytes in the body of such a request."""
+    def body_limit(self, method: str, path: str, peer: Peer | None) -> int:
+        """Return the maximum number of bytes in the body of such a request. Called before the body is read.
+
+        Raises HTTPError if the request is refused whatever its body is.
+        """
         ...
 
     def __call__(self, request: Request) -> Awaitable[Response | Stream]:

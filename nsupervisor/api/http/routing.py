@@ -9,6 +9,7 @@ import attrs
 
 from nsupervisor.api.http.limits import BODY_LIMIT
 from nsupervisor.api.http.messages import HTTPError, Request, Response, Stream
+from nsupervisor.linux.peers import Peer
 
 Handler = Callable[[Request], Awaitable[Response | Stream]]
 
@@ -25,6 +26,7 @@ class Endpoint:
     path: str
     handler: Handler
     body_limit: int = BODY_LIMIT
+    name: str = ""
     pattern: re.Pattern[str] = attrs.field(init=False)
 
     @pattern.default
@@ -40,16 +42,18 @@ class Endpoint:
 class Router:
     """An application that passes each request to the handler of its method and path.
 
-    A handler for GET also answers HEAD.
+    A handler for GET also answers HEAD. GET and HEAD have no body, whatever the limit of the endpoint is.
     """
 
     def __init__(self, endpoints: Iterable[Endpoint]) -> None:
         self.endpoints = tuple(endpoints)
 
-    def body_limit(self, method: str, path: str) -> int:
-        """Return the maximum number of bytes in the body of such a request."""
+    def body_limit(self, method: str, path: str, peer: Peer | None) -> int:
+        """Return the maximum number of bytes in the body of such a request. Raises HTTPError 404, 405."""
         matched = self._find(method, path)
-        return BODY_LIMIT if matched is None else matched[0].body_limit
+        if matched is None:
+            raise self._not_found(method, path)
+        return 0 if matched[0].method == "GET" else matched[0].body_limit
 
     async def __call__(self, request: Request) -> Response | Stream:
         """Answer a request. Raises HTTPError: 404, 405, and what the handler raises."""
@@ -57,13 +61,16 @@ class Router:
         if matched is not None:
             endpoint, match = matched
             return await endpoint.handler(attrs.evolve(request, parameters=match.groupdict()))
-        methods = {endpoint.method for endpoint in self.endpoints if endpoint.pattern.fullmatch(request.path)}
+        raise self._not_found(request.method, request.path)
+
+    def _not_found(self, method: str, path: str) -> HTTPError:
+        methods = {endpoint.method for endpoint in self.endpoints if endpoint.pattern.fullmatch(path)}
         if "GET" in methods:
             methods.add("HEAD")
         routes = ", ".join(f"{endpoint.method} {endpoint.path}" for endpoint in self.endpoints)
-        raise HTTPError(
+        return HTTPError(
             405 if methods else 404,
-            f"there is no {request.method} {request.path}; there are: {routes}",
+            f"there is no {method} {path}; there are: {routes}",
             {"allow": ", ".join(sorted(methods))} if methods else None,
         )
 
