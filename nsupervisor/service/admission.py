@@ -46,8 +46,8 @@ class Admission:
             # The cgroup decides, not the user namespace: the configuration says what the workload may do.
             name = instance_of(peer.cgroup, self._tree)
             actor = self._actors.get(name)
+            peer.workload = name
             if actor is not None and actor.configured.may_control:
-                peer.workload = name
                 return peer
         raise refused
 

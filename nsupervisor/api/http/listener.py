@@ -93,7 +93,7 @@ class _Acceptor:
         try:
             peer, identity = self._identify(stream)
         except PeerRefused as refused:
-            self._refuse(stream, f"uid {refused.peer.uid}", "refused", HTTPError(403, str(refused)))
+            self._refuse(stream, _describe_refused(refused.peer), "refused", HTTPError(403, str(refused)))
         except OSError as error:  # it has been reset before it was accepted
             self._refuse(stream, identity, "disconnect", HTTPError(403, f"the peer is unknown: {error.strerror}"))
         except Exception as error:
@@ -198,3 +198,9 @@ class _Acceptor:
             await connection.refuse(kind, error)
         finally:
             self._refusal_count -= 1
+
+
+def _describe_refused(peer: Peer) -> str:
+    """Describe a refused peer for the record: two workloads of one uid must be distinguishable."""
+    workload = f"workload {peer.workload}, " if peer.workload else ""
+    return f"{workload}pid {peer.pid}, uid {peer.uid}"
