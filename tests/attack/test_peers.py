@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from tests.deployment.conftest import cgroups, folder, interpreter_for_all
 from tests.deployment.running import settings, started
@@ -187,6 +188,7 @@ async def test_a_refused_connection_is_in_the_records(place: Path) -> None:
         assert "is part of a workload" in record["message"]
         assert "/evil)" in record["message"]
         assert f"process {await it.pid('evil')} (uid 0)" in record["message"]
+        assert record["peer"] == f"workload evil, pid {await it.pid('evil')}, uid 0"
 
 
 @needs("memory", "pids", "userns", "program:setpriv", "program:unshare")
@@ -432,3 +434,97 @@ async def test_a_root_workload_cannot_act_as_its_init(place: Path) -> None:
     """Root of the host may trace it, and it is in no workload's cgroup. But it can make no socket and no process."""
     async with service(place, workload("evil", place, TRACE)) as it:
         assert set((await reported(it, "evil")).values()) == {-errno.EPERM}
+
+
+UNCOVER = """
+import ctypes
+MNT_DETACH = 2
+ctypes.CDLL(None).umount2(sys.argv[1].encode(), MNT_DETACH)
+try:
+    with open(sys.argv[1] + "/key", "rb") as file:
+        found = "read" if file.read() else "empty"
+except OSError as error:
+    found = error.strerror
+report({"key": found})
+"""
+
+
+@pytest.mark.parametrize("way", ["root", "user namespace"])
+@pytest.mark.xfail(strict=True, reason="root may unmount what its own mount namespace has, and may read all files")
+async def test_a_root_workload_cannot_uncover_the_runtime_directory(place: Path, way: str) -> None:
+    async with service(place, workload("evil", place, UNCOVER, place / "run", keys=WAYS[way])) as it:
+        assert (await reported(it, "evil"))["key"] in USELESS
+
+
+OTHER_SERVICE = """
+report({"api": attempt("api", sys.argv[1] + "/api.sock")})
+"""
+
+
+@pytest.mark.xfail(strict=True, reason="a service knows its own tree of cgroups only")
+async def test_a_workload_of_another_service_is_refused(place: Path) -> None:
+    for name in ("first", "second"):
+        (place / name).mkdir()
+    evil = workload("evil", place, OTHER_SERVICE, place / "first" / "run")
+    async with service(place / "first", ""), service(place / "second", evil) as it:
+        assert (await reported(it, "evil"))["api"] in USELESS
+
+
+FORGE_ENDED = """
+import glob, struct
+print("ready", flush=True)
+with open(sys.argv[1] + "/go") as file:
+    file.read()
+paths, pid = [], 0
+for environment in glob.glob("/proc/[0-9]*/environ"):
+    try:
+        variables = open(environment, "rb").read().split(b"\\0")
+    except OSError:
+        continue
+    for variable in variables:
+        if variable.startswith(b"NOTIFY_SOCKET=") and b"WORKLOAD=victim" in variables:
+            paths.append(variable.partition(b"=")[2].decode())
+            pid = int(environment.split("/")[2])
+credentials = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("iII", pid, 0, 0))]
+for path in set(paths):
+    child = os.fork()
+    if child == 0:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendmsg([b"READY=1"], credentials if sys.argv[2] == "credentials" else [], 0, path)
+        os._exit(0)
+    os.waitpid(child, 0)
+with open(sys.argv[1] + "/sent", "w") as file:
+    file.write("sent" * len(paths))
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("way", ["root", "nobody", "credentials"])
+@pytest.mark.xfail(strict=True, reason="a sender that has ended has no cgroup, and root may name another process")
+async def test_no_helper_of_another_workload_speaks_for_one(place: Path, way: str) -> None:
+    """The service is stopped while the helper sends its message and ends."""
+    same = 'user = "nobody"\n' if way == "nobody" else ""
+    spaces = "namespaces = { mount = false, pid = false, ipc = false, uts = false, cgroup = false }"
+    variables = '\nenvironment = { WORKLOAD = "victim" }'
+    victim = VICTIM.replace('"infinity"', '"infinity"\n' + same + spaces + variables)
+    evil = workload("evil", place, FORGE_ENDED, place, way, keys=same + spaces)
+    for name in ("go", "sent"):
+        os.mkfifo(place / name)
+        (place / name).chmod(0o666)
+    async with service(place, victim + evil) as it:
+        await it.pid("victim")
+        await it.record(event="output", workload="evil", message="ready")
+        go = await trio.to_thread.run_sync(os.open, place / "go", os.O_WRONLY)
+        it.process.send_signal(signal.SIGSTOP)
+        try:
+            os.close(go)
+            assert await trio.Path(place / "sent").read_text() == "sent", "the attack has reached the socket"
+        finally:
+            it.process.send_signal(signal.SIGCONT)
+
+        def verdicts() -> list[str]:
+            of_victim = [record for record in it.records if record.get("workload") == "victim"]
+            return [r["event"] for r in of_victim if r["event"] == "notify refused" or r.get("to") == "ready"]
+
+        assert await it.heard(lambda: bool(verdicts()))
+        assert verdicts() == ["notify refused"]
