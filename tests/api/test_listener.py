@@ -373,7 +373,7 @@ async def test_a_peer_that_is_not_admitted_gets_the_reason(tmp_path):
         ):
             await in_thread(Client(it.path).status)
         assert it.kinds == {"refused": 1}
-        assert it.records[0][1]["peer"] == "uid 1000"
+        assert it.records[0][1]["peer"] == "pid 7, uid 1000"
 
 
 async def test_an_admitted_peer_reaches_the_handler(tmp_path):
