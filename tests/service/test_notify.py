@@ -5,6 +5,7 @@ import socket
 import stat
 import subprocess
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from nsupervisor.service.instance.readiness import (
     socket_path,
     watch_readiness,
 )
+from nsupervisor.service.instance.status_texts import REPORT_INTERVAL_S
 from tests.needs import needs
 from tests.timing import deadline
 
@@ -99,7 +101,9 @@ async def test_refusals_are_said_once_a_minute(path, autojump_clock):
     with notify_socket(path, None) as ours, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs:
         async with trio.open_nursery() as nursery:
             scope = trio.CancelScope()
-            nursery.start_soon(watch_readiness, ours, scope, 0, lambda *what: said.append(what), lambda pid: False)
+            nursery.start_soon(
+                watch_readiness, ours, scope, 0, lambda *what: said.append(what), never, lambda pid: False
+            )
             for _ in range(3):
                 theirs.sendto(b"READY=1", str(path))
             await trio.testing.wait_all_tasks_blocked()
@@ -152,3 +156,64 @@ def test_the_owner_on_the_host_follows_the_mappings():
     assert host_owner(spec(None, None)) is None
     assert host_owner(spec(33, 33)) == (33, 33)
     assert host_owner(spec(33, None, [[0, 100000, 65536]])) == (100033, 100000)
+
+
+# ---- status texts
+
+
+@contextmanager
+def statuses(nursery, path, scope):
+    """A program's socket that is watched, and the reports of its status."""
+    reports = []
+    with notify_socket(path, None) as ours, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs:
+        theirs.connect(str(path))
+        nursery.start_soon(watch_readiness, ours, scope, 0, never, lambda *report: reports.append(report))
+        yield theirs, reports
+
+
+async def test_a_program_wrote_a_record_for_each_of_its_status_texts(path, autojump_clock):
+    """110 MB in 8 s."""
+    async with trio.open_nursery() as nursery:
+        scope = trio.CancelScope()
+        with statuses(nursery, path, scope) as (theirs, reports):
+            for number in range(1000):
+                theirs.send(b"STATUS=%d" % number)
+                if number % 5 == 0:  # net.unix.max_dgram_qlen is 10 by default
+                    await trio.testing.wait_all_tasks_blocked()
+            await trio.testing.wait_all_tasks_blocked()
+            assert reports == [("0", 0)], "the first one at once"
+            await trio.sleep(2 * REPORT_INTERVAL_S)
+            assert reports == [("0", 0), ("999", 998)]
+            await trio.sleep(2 * REPORT_INTERVAL_S)
+            theirs.send(b"STATUS=later")
+            await trio.testing.wait_all_tasks_blocked()
+            assert reports[2:] == [("later", 0)]
+            scope.cancel()
+
+
+async def test_a_status_text_that_has_not_changed_is_not_reported_again(path, autojump_clock):
+    async with trio.open_nursery() as nursery:
+        scope = trio.CancelScope()
+        with statuses(nursery, path, scope) as (theirs, reports):
+            for text in (b"same", b"same", b"other", b"same"):
+                theirs.send(b"STATUS=" + text)
+                await trio.testing.wait_all_tasks_blocked()
+            await trio.sleep(2 * REPORT_INTERVAL_S)
+            assert reports == [("same", 0)]
+            theirs.send(b"STATUS=new")
+            await trio.testing.wait_all_tasks_blocked()
+            assert reports == [("same", 0), ("new", 3)]
+            scope.cancel()
+
+
+async def test_the_last_status_text_of_a_program_that_ends_is_reported(path, autojump_clock):
+    async with trio.open_nursery() as nursery:
+        scope = trio.CancelScope()
+        with statuses(nursery, path, scope) as (theirs, reports):
+            theirs.send(b"STATUS=works")
+            theirs.send(b"STATUS=no space is left")
+            await trio.testing.wait_all_tasks_blocked()
+            assert reports == [("works", 0)]
+            scope.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            assert reports == [("works", 0), ("no space is left", 0)]

@@ -457,9 +457,10 @@ class Actor:
         scope = trio.CancelScope()
         self._notify_resources.callback(scope.cancel)
         on_notification = partial(self._on_notification, self.lifecycle.generation)
+        on_status = partial(self._on_status, self.lifecycle.generation)
         is_own = partial(is_part_of, instance=self.name, tree=self.context.keeper.tree)
         self.context.nursery.start_soon(
-            watch_readiness, ours, scope, self.workload.watchdog_sec, on_notification, is_own
+            watch_readiness, ours, scope, self.workload.watchdog_sec, on_notification, on_status, is_own
         )
         variables = {"NOTIFY_SOCKET": str(ours.path)}
         if self.workload.watchdog_sec:
@@ -470,12 +471,14 @@ class Actor:
     def _on_notification(self, generation: int, kind: str, text: str) -> None:
         if kind == "READY":
             self.post(events.Ready(generation))
-        elif kind == "STATUS":
-            self.log_event("status", message=text)
         elif kind == "REFUSED":
             self.log_event("notify refused", "warning", message=text)
         elif self.lifecycle.state is not State.FROZEN:  # a frozen program cannot report that it is healthy
             self.post(events.Unhealthy(generation, text))
+
+    def _on_status(self, generation: int, text: str, suppressed: int) -> None:
+        fields = {"suppressed": suppressed} if suppressed else {}
+        self.log.write(generation, "status", "info", message=text, **fields)
 
     # ---- helpers
 

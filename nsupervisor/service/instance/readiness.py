@@ -23,6 +23,8 @@ from typing import Any
 import attrs
 import trio
 
+from nsupervisor.service.instance.status_texts import StatusTexts
+
 MAX_DATAGRAM_BYTES = 4096
 """Most bytes of a datagram that are read; systemd's limit is a page, too."""
 BACKLOG_LIMIT = 1000
@@ -135,13 +137,14 @@ async def watch_readiness(
     scope: trio.CancelScope,
     watchdog_sec: float,
     on_notification: Callable[[str, str], None],
+    on_status: Callable[[str, int], None],
     is_own: Sender = lambda pid: True,
 ) -> None:
     """Pass reports of the program to `on_notification` until `scope` is cancelled.
 
-    The reports are ("READY", ""), ("STATUS", text) and ("WATCHDOG", reason). The last one means that the program
-    triggered the watchdog itself, or sent no keep-alive for `watchdog_sec` (0: none required). At most once a minute
-    there is also ("REFUSED", text), for messages of other processes.
+    The reports are ("READY", "") and ("WATCHDOG", reason). The last one means that the program triggered the watchdog
+    itself, or sent no keep-alive for `watchdog_sec` (0: none required). At most once a minute there is also
+    ("REFUSED", text), for messages of other processes. `on_status` receives status texts as `StatusTexts` reports them.
     """
     limit = watchdog_sec or math.inf
     silent_until = -math.inf
@@ -153,21 +156,26 @@ async def watch_readiness(
             on_notification("REFUSED", f"ignored a message of process {pid}, which is not part of this workload")
 
     with scope:
-        while True:
-            # The time limit restarts with each WATCHDOG=1, and only with that.
-            with trio.move_on_after(limit) as watchdog:
+        async with trio.open_nursery() as nursery:
+            statuses = StatusTexts(nursery, on_status)
+            try:
                 while True:
-                    assignments = await receive(ours, is_own, refuse)
-                    if assignments.get("READY") == "1":
-                        on_notification("READY", "")
-                    if "STATUS" in assignments:
-                        on_notification("STATUS", assignments["STATUS"])
-                    if assignments.get("WATCHDOG") == "trigger":
-                        on_notification("WATCHDOG", "said WATCHDOG=trigger")
-                    elif assignments.get("WATCHDOG") == "1":
-                        break
-            if watchdog.cancelled_caught:
-                on_notification("WATCHDOG", f"no WATCHDOG=1 for {limit:g} s")
+                    # The time limit restarts with each WATCHDOG=1, and only with that.
+                    with trio.move_on_after(limit) as watchdog:
+                        while True:
+                            assignments = await receive(ours, is_own, refuse)
+                            if assignments.get("READY") == "1":
+                                on_notification("READY", "")
+                            if "STATUS" in assignments:
+                                statuses.offer(assignments["STATUS"])
+                            if assignments.get("WATCHDOG") == "trigger":
+                                on_notification("WATCHDOG", "said WATCHDOG=trigger")
+                            elif assignments.get("WATCHDOG") == "1":
+                                break
+                    if watchdog.cancelled_caught:
+                        on_notification("WATCHDOG", f"no WATCHDOG=1 for {limit:g} s")
+            finally:
+                statuses.flush()  # a program often says at its end why it ends
 
 
 def host_owner(spec: Mapping[str, Any]) -> tuple[int, int] | None:
