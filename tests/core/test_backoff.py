@@ -10,14 +10,14 @@ CHANCE = st.floats(0.0, 1.0, exclude_max=True)
 
 
 @given(SECONDS, SECONDS, st.integers(0, 10**6), CHANCE)
-def test_a_delay_stays_within_its_bounds(base, maximum, failures, chance):
+def test_a_delay_stays_within_its_bounds(base, maximum, failures, jitter):
     full = min(base * 2.0 ** min(failures, 64), maximum)
-    assert full * (1 - JITTER_FRACTION) <= compute_delay(base, maximum, failures, chance) <= min(full, maximum)
+    assert full * (1 - JITTER_FRACTION) <= compute_delay(base, maximum, failures, jitter) <= min(full, maximum)
 
 
 @given(SECONDS, SECONDS, st.integers(0, 1000), CHANCE)
-def test_a_further_failure_never_shortens_the_delay(base, maximum, failures, chance):
-    assert compute_delay(base, maximum, failures, chance) <= compute_delay(base, maximum, failures + 1, chance)
+def test_a_further_failure_never_shortens_the_delay(base, maximum, failures, jitter):
+    assert compute_delay(base, maximum, failures, jitter) <= compute_delay(base, maximum, failures + 1, jitter)
 
 
 def test_zero_means_at_once():

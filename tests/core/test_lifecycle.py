@@ -27,17 +27,17 @@ class Run:
 
     def __init__(self, **keys):
         self.workload = workload(**keys)
-        self.life = Lifecycle()
+        self.lifecycle = Lifecycle()
         self.now = 1000.0
         self.actions = ()
 
-    def __call__(self, event, *, after=0.0, chance=0.0):
+    def __call__(self, event, *, after=0.0, jitter=0.0):
         self.now += after
-        self.life, self.actions = apply_input(self.life, event, Instant(self.now, chance), self.workload)
+        self.lifecycle, self.actions = apply_input(self.lifecycle, event, Instant(self.now, jitter), self.workload)
         return self
 
     def fact(self, kind, *args, after=0.0, **more):
-        return self(kind(self.life.generation, *args, **more), after=after)
+        return self(kind(self.lifecycle.generation, *args, **more), after=after)
 
     def dies(self, exit_, *, after=0.0, populated=False):
         return self.fact(events.Exited, exit_, populated, after=after)
@@ -48,7 +48,7 @@ class Run:
 
     @property
     def state(self):
-        return self.life.state
+        return self.lifecycle.state
 
 
 def subclasses(kind):
@@ -70,11 +70,11 @@ def test_a_good_life():
     assert run(events.Start("boot")).actions == (actions.Spawn(1),)
     assert run.state is State.STARTING
     assert run.fact(events.Execed).state is State.RUNNING
-    assert run.life.deadline is None
+    assert run.lifecycle.deadline is None
     assert run(events.Stop(), after=5).actions == (actions.Signal(signal.SIGTERM),)
     assert run.state is State.STOPPING
     assert run.dies(Exit(signal=signal.SIGTERM)).state is State.STOPPED
-    assert run.life.reason == "stopped by operator"
+    assert run.lifecycle.reason == "stopped by operator"
 
 
 def test_stop_is_done_only_when_the_cgroup_is_empty():
@@ -104,7 +104,7 @@ def test_an_empty_cgroup_before_the_exit_is_known_waits_for_it():
 def test_stop_insists_with_sigkill_and_says_when_even_that_does_not_help():
     run = Run(timeout_stop_sec=3.0).up()
     run(events.Stop())
-    assert run.life.deadline == run.now + 3
+    assert run.lifecycle.deadline == run.now + 3
     assert run(events.Timeout(), after=2.9).actions == ()  # too early: a stale timer
     assert run(events.Timeout(), after=0.1).actions == (actions.KillAll(),)
     complaint, again = run(events.Timeout(), after=3).actions
@@ -117,7 +117,7 @@ def test_a_restart_during_backoff_starts_at_once_and_forgives():
     run = Run(restart_sec=8.0).up()
     assert run.dies(CRASH).state is State.BACKOFF
     assert run(events.Restart()).actions == (actions.Spawn(2),)
-    assert run.life.consecutive_failures == 0
+    assert run.lifecycle.consecutive_failures == 0
 
 
 def test_a_stop_during_backoff_is_final():
@@ -129,7 +129,7 @@ def test_a_stop_during_backoff_is_final():
 
 
 @pytest.mark.parametrize(
-    ("wishes", "state"),
+    ("commands", "state"),
     [
         ([events.Stop(), events.Start()], State.STARTING),
         ([events.Stop(), events.Restart()], State.STARTING),
@@ -142,10 +142,10 @@ def test_a_stop_during_backoff_is_final():
         ([events.Kill(), events.PolicyRestart("policy[0]")], State.BACKOFF),
     ],
 )
-def test_the_last_wish_wins_and_rules_do_not_overrule_people(wishes, state):
+def test_the_last_command_wins_and_rules_do_not_overrule_people(commands, state):
     run = Run().up()
-    for wish in wishes:
-        run(wish)
+    for command in commands:
+        run(command)
     assert run.dies(KILLED).state is state
 
 
@@ -169,14 +169,14 @@ def test_a_program_killed_while_frozen_thaws_those_it_leaves():
 
 def test_notify_must_become_ready_in_its_time():
     run = Run(type="notify", timeout_start_sec=4.0).up()
-    assert run.life.deadline is not None
+    assert run.lifecycle.deadline is not None
     assert run(events.Timeout(), after=4).state is State.STOPPING
-    assert run.life.reason == "not ready within 4 s"
+    assert run.lifecycle.reason == "not ready within 4 s"
     assert run.dies(Exit(signal=signal.SIGTERM)).state is State.BACKOFF  # a time-out, not SIGTERM's clean end
     run(events.Timeout(), after=1)
     run.fact(events.Execed)
     assert run.fact(events.Ready).state is State.READY
-    assert run.life.deadline is None
+    assert run.lifecycle.deadline is None
 
 
 def test_a_freeze_while_it_starts_is_done_once_it_runs():
@@ -185,9 +185,9 @@ def test_a_freeze_while_it_starts_is_done_once_it_runs():
     run(events.Start())
     assert run(events.Freeze("policy[0]")).actions == ()  # the set-up is the supervisor's own: the keeper waits for it
     assert run.state is State.STARTING
-    assert run.life.deadline is not None
+    assert run.lifecycle.deadline is not None
     assert run.fact(events.Execed).actions == (actions.FreezeAll(),)
-    assert (run.state, run.life.reason, run.life.deadline) == (State.FROZEN, "frozen by policy[0]", None)
+    assert (run.state, run.lifecycle.reason, run.lifecycle.deadline) == (State.FROZEN, "frozen by policy[0]", None)
     assert run(events.Thaw()).state is State.RUNNING
     run(events.Restart())
     run.dies(OK)
@@ -229,7 +229,7 @@ def test_a_hanging_program_is_aborted_and_restarted_on_watchdog():
     run = Run(restart="on-watchdog").up()
     assert run.fact(events.Unhealthy, "no WATCHDOG=1 for 2 s").actions == (actions.Signal(signal.SIGABRT),)
     assert run.dies(Exit(signal=signal.SIGABRT)).state is State.BACKOFF
-    assert run.life.reason == "no WATCHDOG=1 for 2 s"
+    assert run.lifecycle.reason == "no WATCHDOG=1 for 2 s"
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_restart_policies_answer_what_systemd_says_they_answer(policy, restartin
     }
     for name, (exit_, fault) in ends.items():
         run = Run(restart=policy).up()
-        run.life = attrs.evolve(run.life, fault_outcome=fault)
+        run.lifecycle = attrs.evolve(run.lifecycle, fault_outcome=fault)
         run.dies(exit_)
         expected = State.BACKOFF if name in restarting else State.EXITED if name == "ok" else State.FAILED
         assert run.state is expected, name
@@ -266,12 +266,12 @@ def test_backoff_doubles_and_starts_over_after_a_healthy_time():
     waits = []
     for _ in range(5):
         run.dies(CRASH)
-        waits.append(run.life.deadline - run.now)
+        waits.append(run.lifecycle.deadline - run.now)
         run(events.Timeout(), after=waits[-1])
         run.fact(events.Execed)
     assert waits == [1, 2, 4, 5, 5]
     run.dies(CRASH, after=60)
-    assert run.life.deadline - run.now == 1
+    assert run.lifecycle.deadline - run.now == 1
 
 
 def test_the_start_limit_is_a_sliding_window():
@@ -280,7 +280,7 @@ def test_the_start_limit_is_a_sliding_window():
         assert run.dies(CRASH, after=4).state is State.STARTING
     run.dies(CRASH)
     assert run.state is State.FAILED
-    assert run.life.reason == "given up after 3 starts within 10 s; the last: exit code 1"
+    assert run.lifecycle.reason == "given up after 3 starts within 10 s; the last: exit code 1"
     assert run(events.Start()).state is State.STARTING  # an operator starts it, which resets back-off and start limit
     assert run.dies(CRASH).state is State.STARTING
 
@@ -303,8 +303,8 @@ def test_a_rules_restart_works_whatever_the_restart_policy_but_is_bounded():
 
 def test_a_rule_does_not_raise_the_dead():
     for state in (State.STOPPED, State.EXITED, State.FAILED, State.BACKOFF):
-        life = Lifecycle(state=state)
-        assert apply_input(life, events.PolicyRestart("policy[0]"), Instant(0.0), workload()) == (life, ())
+        lifecycle = Lifecycle(state=state)
+        assert apply_input(lifecycle, events.PolicyRestart("policy[0]"), Instant(0.0), workload()) == (lifecycle, ())
 
 
 def test_a_failing_set_up_step_is_the_reason_shown():
@@ -312,17 +312,17 @@ def test_a_failing_set_up_step_is_the_reason_shown():
     run(events.Start())
     run.dies(Exit(setup_failure="cannot enter /srv/site: No such file or directory"))
     assert run.state is State.FAILED
-    assert run.life.reason == "cannot enter /srv/site: No such file or directory"
+    assert run.lifecycle.reason == "cannot enter /srv/site: No such file or directory"
 
 
 def test_late_news_of_an_earlier_generation_changes_nothing():
     """In the field: an exit attributed to the process that replaced the one that exited."""
     run = Run(restart="always", restart_sec=0.0).up().dies(CRASH)
-    assert run.life.generation == 2
-    before = run.life
+    assert run.lifecycle.generation == 2
+    before = run.lifecycle
     for late in (events.Exited(1, CRASH, False), events.Emptied(1), events.Ready(1), events.Execed(1)):
         assert run(late).actions == ()
-        assert run.life == before
+        assert run.lifecycle == before
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -356,15 +356,15 @@ class AnyLife(RuleBasedStateMachine):
         self.stopped_by_operator = False
         self.automatic: list[float] = []  # times of automatic starts since the last requested one
 
-    def feed(self, event, chance=0.0):
+    def feed(self, event, jitter=0.0):
         operator = isinstance(event, events.Start | events.Restart)
         if operator:
             self.stopped_by_operator = False
             self.automatic.clear()
         elif isinstance(event, events.Stop):
             self.stopped_by_operator = True
-        before = self.run.life
-        self.run(event, chance=chance)
+        before = self.run.lifecycle
+        self.run(event, jitter=jitter)
         for action in self.run.actions:
             if isinstance(action, actions.Spawn):
                 assert not self.program, "a second live generation"
@@ -376,33 +376,33 @@ class AnyLife(RuleBasedStateMachine):
             elif isinstance(action, actions.KillAll):
                 self.doomed = True
         if self.run.state is State.BACKOFF and before.state is not State.BACKOFF:
-            wait = self.run.life.deadline - self.run.now
-            full = min(self.run.workload.restart_sec * 2 ** (self.run.life.consecutive_failures - 1), 20.0)
+            wait = self.run.lifecycle.deadline - self.run.now
+            full = min(self.run.workload.restart_sec * 2 ** (self.run.lifecycle.consecutive_failures - 1), 20.0)
             assert full * (1 - backoff.JITTER_FRACTION) - 1e-6 <= wait <= full + 1e-6
 
     @rule(
-        wish=st.sampled_from(
+        command=st.sampled_from(
             [events.Start, events.Stop, events.Restart, events.PolicyRestart, events.Kill, events.Freeze, events.Thaw]
         )
     )
-    def wish(self, wish):
-        self.feed(wish())
+    def command(self, command):
+        self.feed(command())
 
     @rule(seconds=st.sampled_from([0.0, 0.05, 0.5, 3.0, 40.0, 400.0]))
     def time_passes(self, seconds):
         self.run.now += seconds
         self.feed(events.Timeout())
 
-    @precondition(lambda self: self.run.life.deadline is not None)
+    @precondition(lambda self: self.run.lifecycle.deadline is not None)
     @rule(late=st.sampled_from([0.0, 0.3]))
     def deadline(self, late):
-        self.run.now = max(self.run.now, self.run.life.deadline) + late
+        self.run.now = max(self.run.now, self.run.lifecycle.deadline) + late
         self.feed(events.Timeout())
 
     @precondition(lambda self: self.program)
     @rule(fact=st.sampled_from([events.Execed, events.Ready]))
     def progress(self, fact):
-        self.feed(fact(self.run.life.generation))
+        self.feed(fact(self.run.lifecycle.generation))
 
     @precondition(lambda self: self.program)
     @rule()
@@ -412,47 +412,50 @@ class AnyLife(RuleBasedStateMachine):
     @precondition(lambda self: self.program)
     @rule()
     def hangs(self):
-        self.feed(events.Unhealthy(self.run.life.generation, "hangs"))
+        self.feed(events.Unhealthy(self.run.lifecycle.generation, "hangs"))
 
     @precondition(lambda self: self.program)
     @rule(
         exit_=st.sampled_from([OK, CRASH, KILLED, Exit(signal=15), Exit(setup_failure="cannot")]),
-        chance=st.floats(0, 0.999),
+        jitter=st.floats(0, 0.999),
     )
-    def program_ends(self, exit_, chance):
+    def program_ends(self, exit_, jitter):
         self.program = False
-        self.feed(events.Exited(self.run.life.generation, exit_, self.others > 0), chance)
+        self.feed(events.Exited(self.run.lifecycle.generation, exit_, self.others > 0), jitter)
 
     @precondition(lambda self: self.others and not self.program)
-    @rule(chance=st.floats(0, 0.999))
-    def others_end(self, chance):
+    @rule(jitter=st.floats(0, 0.999))
+    def others_end(self, jitter):
         self.others = 0
-        self.feed(events.Emptied(self.run.life.generation), chance)
+        self.feed(events.Emptied(self.run.lifecycle.generation), jitter)
 
     @rule(
         late=st.sampled_from([events.Emptied, events.Ready, events.Execed]),
         generations=st.integers(1, 3),
     )
     def late_news(self, late, generations):
-        before = self.run.life
-        self.feed(late(self.run.life.generation - generations))
-        assert self.run.life == before
+        before = self.run.lifecycle
+        self.feed(late(self.run.lifecycle.generation - generations))
+        assert self.run.lifecycle == before
 
     @invariant()
     def promises(self):
         if not hasattr(self, "run"):
             return
-        life = self.run.life
-        assert life.is_alive == (self.program or self.others > 0)
-        assert life.state is not State.BACKOFF or life.deadline is not None
-        assert life.state not in (State.STOPPED, State.EXITED, State.FAILED, State.READY) or life.deadline is None
+        lifecycle = self.run.lifecycle
+        assert lifecycle.is_alive == (self.program or self.others > 0)
+        assert lifecycle.state is not State.BACKOFF or lifecycle.deadline is not None
+        assert (
+            lifecycle.state not in (State.STOPPED, State.EXITED, State.FAILED, State.READY)
+            or lifecycle.deadline is None
+        )
         limit = self.run.workload
         for start in self.automatic:
             window = [t for t in self.automatic if start - limit.start_limit_interval_sec < t <= start]
             assert len(window) <= limit.start_limit_burst
         if self.stopped_by_operator:
-            assert life.state in (State.STOPPED, State.STOPPING)
-            assert life.after_stop is AfterStop.STAY_DOWN or life.state is State.STOPPED
+            assert lifecycle.state in (State.STOPPED, State.STOPPING)
+            assert lifecycle.after_stop is AfterStop.STAY_DOWN or lifecycle.state is State.STOPPED
 
 
 AnyLife.TestCase.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)

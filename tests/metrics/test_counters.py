@@ -18,24 +18,24 @@ class Lived:
 
     def __init__(self, **keys):
         self.workload = WorkloadConfig("web", ("true",), **{"restart": "always", "restart_sec": 1.0, **keys})
-        self.life, self.counters, self.now = Lifecycle(), Counters(), 1000.0
+        self.lifecycle, self.counters, self.now = Lifecycle(), Counters(), 1000.0
 
     def happen(self, event):
-        old = self.life
-        self.life, _ = apply_input(old, event, Instant(self.now), self.workload)
-        if self.life is old:
+        old = self.lifecycle
+        self.lifecycle, _ = apply_input(old, event, Instant(self.now), self.workload)
+        if self.lifecycle is old:
             return  # as the actor does: nothing has happened
-        self.counters.count_transition(old, event, self.life, self.workload)
+        self.counters.count_transition(old, event, self.lifecycle, self.workload)
 
     def run(self):
         self.happen(events.Start())
-        self.happen(events.Execed(self.life.generation))
+        self.happen(events.Execed(self.lifecycle.generation))
 
     def end(self, exit_, populated=False):
-        self.happen(events.Exited(self.life.generation, exit_, populated))
+        self.happen(events.Exited(self.lifecycle.generation, exit_, populated))
 
     def wait(self):
-        self.now = self.life.deadline
+        self.now = self.lifecycle.deadline
         self.happen(events.Timeout())
 
 
@@ -58,7 +58,7 @@ def test_an_end_and_the_restart_after_it_are_counted_by_kind_and_cause(exit_, ki
     if restart_sec:
         assert it.counters.restarts == {}, "it has not started again yet"
         it.wait()
-    assert it.life.generation == 2
+    assert it.lifecycle.generation == 2
     assert (it.counters.exits, it.counters.restarts) == ({kind: 1}, {cause: 1})
 
 
@@ -95,7 +95,7 @@ def test_an_operators_restart_and_late_news_count_nothing():
     it.happen(events.Restart())
     it.end(Exit(signal=signal.SIGTERM))
     it.happen(events.Exited(1, OOM, populated=False))
-    assert (it.life.generation, it.life.state) == (2, State.STARTING)
+    assert (it.lifecycle.generation, it.lifecycle.state) == (2, State.STARTING)
     assert (it.counters.exits, it.counters.restarts) == ({"signal": 1}, {})
 
 
@@ -104,7 +104,7 @@ def test_the_causes_add_up_to_what_status_says():
     it.run()
     for exit_ in (Exit(code=1), Exit(code=0), OOM, Exit(setup_failure="no"), Exit(signal=11)):
         it.end(exit_)
-    assert sum(it.counters.restarts.values()) == it.life.restarts == 5
+    assert sum(it.counters.restarts.values()) == it.lifecycle.restarts == 5
     assert it.counters.restarts.keys() <= set(RESTART_CAUSES)
     assert it.counters.exits.keys() <= set(EXIT_KINDS)
 

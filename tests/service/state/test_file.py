@@ -59,15 +59,15 @@ def test_the_last_word_counts_and_a_torn_end_takes_only_itself(tmp_path_factory,
     directory = tmp_path_factory.mktemp("state")
     file = StateFile(directory, {"pid": 1})
     file.write_all({})
-    told: list[dict[str, InstanceCheckpoint]] = [{}]
+    saved: list[dict[str, InstanceCheckpoint]] = [{}]
     for name, record in changes:
         file.save(name, record)
-        told.append({key: value for key, value in {**told[-1], name: record}.items() if value is not None})
-    assert read_state(directory).instances == told[-1]
+        saved.append({key: value for key, value in {**saved[-1], name: record}.items() if value is not None})
+    assert read_state(directory).instances == saved[-1]
     data = (directory / state.STATE_FILE).read_bytes()
     (directory / state.STATE_FILE).write_bytes(data[:-cut])
     found = read_state(directory)
-    assert not changes or dict(found.instances) in told
+    assert not changes or dict(found.instances) in saved
     assert found.problem or not data[:-cut] or data[:-cut].endswith(b"\n")
 
 
@@ -203,14 +203,14 @@ def test_what_was_found_stays_until_something_else_is_said_of_it(tmp_path: Path)
 
 
 def test_that_it_cannot_be_written_is_told_once_and_so_is_that_it_can_again(tmp_path: Path) -> None:
-    told: list[str] = []
+    saved: list[str] = []
     place = tmp_path / "gone"
-    file = StateFile(place, {}, told.append)
+    file = StateFile(place, {}, saved.append)
     file.save("web", InstanceCheckpoint())
     file.save("web", InstanceCheckpoint(has_unfinished_actions=True))
-    assert told == [file.problem] == [f"cannot write {place / state.STATE_FILE}: No such file or directory"]
+    assert saved == [file.problem] == [f"cannot write {place / state.STATE_FILE}: No such file or directory"]
     place.mkdir()
     file.save("web", InstanceCheckpoint())
     file.save("web", InstanceCheckpoint(has_unfinished_actions=True))
-    assert (told[1:], file.problem) == ([""], "")
+    assert (saved[1:], file.problem) == ([""], "")
     assert read_state(place).instances == {"web": InstanceCheckpoint(has_unfinished_actions=True)}

@@ -22,7 +22,7 @@ class Run:
     def __init__(self, **keys):
         rule = Rule(when=OOM, name="policy[0]", line=7, **keys)
         self.workload = WorkloadConfig("web", command=("web",), policy=(rule,))
-        self.mind = WorkloadState(Lifecycle(), Engine.for_rules((rule,)))
+        self.state = WorkloadState(Lifecycle(), Engine.for_rules((rule,)))
         self.now = 100.0
         self(Observation({"memory.events": {"oom_kill": 0}}, {}))
         self(events.Start())
@@ -30,9 +30,9 @@ class Run:
 
     def __call__(self, what):
         self.now += 1
-        thought = handle(self.mind, what, Instant(self.now), self.workload)
-        self.mind = thought.state
-        return thought
+        transition = handle(self.state, what, Instant(self.now), self.workload)
+        self.state = transition.state
+        return transition
 
     def oom(self, count):
         return self(Observation({"memory.events": {"oom_kill": count}}, {}))
@@ -41,13 +41,13 @@ class Run:
 def test_a_rule_that_goes_off_waits_for_its_turn():
     run = Run(action="restart")
     seen = run.oom(1)
-    assert (seen.actions, run.mind.lifecycle.state, len(run.mind.pending)) == ((), State.RUNNING, 1)
+    assert (seen.actions, run.state.lifecycle.state, len(run.state.pending)) == ((), State.RUNNING, 1)
     turn = run(RunPending())
     assert turn.actions == (Signal(signal.SIGTERM),)
     assert turn.executed is not None
     assert turn.executed.firing.cause.after == 1
     assert turn.lifecycle_input == events.PolicyRestart("policy[0] (memory.events oom_kill)")
-    assert (run.mind.lifecycle.state, run.mind.pending) == (State.STOPPING, ())
+    assert (run.state.lifecycle.state, run.state.pending) == (State.STOPPING, ())
     assert run(RunPending()).executed is None  # no action is pending any more
 
 
@@ -71,9 +71,9 @@ def test_a_rule_that_freezes_while_the_program_is_being_set_up_is_not_lost():
     run(events.Restart())
     run(events.Exited(1, Exit(code=0), populated=False))
     run.oom(1)
-    assert (run(RunPending()).actions, run.mind.lifecycle.state) == ((), State.STARTING)
+    assert (run(RunPending()).actions, run.state.lifecycle.state) == ((), State.STARTING)
     assert run(events.Execed(2)).actions == (FreezeAll(),)
-    assert run.mind.lifecycle.reason == "frozen by policy[0] (memory.events oom_kill)"
+    assert run.state.lifecycle.reason == "frozen by policy[0] (memory.events oom_kill)"
 
 
 def test_each_action_asks_for_what_it_says():
@@ -93,10 +93,10 @@ def _actions(**keys):
 def test_a_new_generation_has_to_hold_a_level_anew():
     level = Rule(when=parse_condition("pids.current >= 4"), action="log", for_=5.0)
     run = Run(action="log")
-    run.mind = attrs.evolve(run.mind, engine=Engine.for_rules((level,)))
+    run.state = attrs.evolve(run.state, engine=Engine.for_rules((level,)))
     run(Observation({"pids.current": {"": 9}}, {}))
-    assert run.mind.engine.states[0].holding_since is not None
+    assert run.state.engine.states[0].holding_since is not None
     assert run(events.Restart()).actions == (Signal(signal.SIGTERM),)
-    assert run.mind.engine.states[0].holding_since is not None
+    assert run.state.engine.states[0].holding_since is not None
     assert run(events.Exited(1, Exit(signal=15), populated=False)).actions == (Spawn(2),)
-    assert run.mind.engine.states[0].holding_since is None
+    assert run.state.engine.states[0].holding_since is None

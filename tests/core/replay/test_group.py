@@ -43,12 +43,12 @@ def config(*rules, host=(), **workloads):
     return Config("/etc/site.toml", workloads=members, groups=groups, host=HostConfig(policy=host))
 
 
-class Story:
+class Scenario:
     """The history of a service with two workloads in one group; big uses three quarters of the memory."""
 
     def __init__(self, setup):
         self.config, self.writer, self.lines = setup, TraceWriter(), []
-        self.minds = {name: WorkloadState(Lifecycle(), Engine.for_rules(())) for name in NAMES}
+        self.states = {name: WorkloadState(Lifecycle(), Engine.for_rules(())) for name in NAMES}
         self.engines = {
             "group/batch": Engine.for_rules(setup.groups["batch"].policy),
             "host": Engine.for_rules(setup.host.policy),
@@ -57,17 +57,17 @@ class Story:
         groups["host"] = attrs.evolve(groups["host"][0], policy=setup.host.policy), NAMES
         self.lines.append(self.writer.head(setup.workloads, groups, clock={"monotonic": 1000.0}))
         for name in NAMES:
-            self.lines.append(self.writer.workload_start(name, self.minds[name], 1000.0))
+            self.lines.append(self.writer.workload_start(name, self.states[name], 1000.0))
         for name, engine in self.engines.items():
             self.lines.append(self.writer.group_start(name, engine, float("-inf"), 1000.0))
         for name in NAMES:
-            self.tell(name, events.Start("boot"), at=0.0).tell(name, events.Execed(1), at=0.1)
+            self.apply(name, events.Start("boot"), at=0.0).apply(name, events.Execed(1), at=0.1)
 
-    def tell(self, name, what, *, at):
-        before, moment, workload = self.minds[name], Instant(1000.0 + at, 0.0), self.config.workloads[name]
-        thought = handle(before, what, moment, workload)
-        self.minds[name] = thought.state
-        self.lines += self.writer.transition(name, workload, before, what, moment, thought)
+    def apply(self, name, what, *, at):
+        before, instant, workload = self.states[name], Instant(1000.0 + at, 0.0), self.config.workloads[name]
+        transition = handle(before, what, instant, workload)
+        self.states[name] = transition.state
+        self.lines += self.writer.transition(name, workload, before, what, instant, transition)
         return self
 
     def note(self, what, *, at, of="group/batch"):
@@ -97,13 +97,13 @@ class Story:
         candidates = tuple(
             Candidate(name, weights[name], 0.0, workload.priority, at, workload.managed_oom_preference)
             for name, workload in self.config.workloads.items()
-            if self.minds[name].lifecycle.is_alive
+            if self.states[name].lifecycle.is_alive
         )
-        _, name, sentence = choose_victim("group/batch", fired, candidates, dict(tried))
+        _, name, chosen = choose_victim("group/batch", fired, candidates, dict(tried))
         self.note(VictimChosen(fired, candidates, dict(tried), name), at=at)
         if name is not None:
-            self.tell(name, GroupAction(self.minds[name].lifecycle.generation, sentence), at=at)
-            self.tell(name, RunPending(), at=at)
+            self.apply(name, GroupAction(self.states[name].lifecycle.generation, chosen), at=at)
+            self.apply(name, RunPending(), at=at)
         return self
 
     def came(self, name, *, at, why=""):
@@ -112,10 +112,10 @@ class Story:
         return self.note(ActionOutcome(name, not why, why), at=at)
 
     def dies_and_is_back(self, name, *, at):
-        generation = self.minds[name].lifecycle.generation
-        self.tell(name, events.Exited(generation, Exit(signal=9), populated=False), at=at)
-        self.tell(name, events.Timeout(), at=at + 1.0)
-        return self.tell(name, events.Execed(generation + 1), at=at + 1.1)
+        generation = self.states[name].lifecycle.generation
+        self.apply(name, events.Exited(generation, Exit(signal=9), populated=False), at=at)
+        self.apply(name, events.Timeout(), at=at + 1.0)
+        return self.apply(name, events.Execed(generation + 1), at=at + 1.1)
 
     def trace(self):
         return parse_trace(b"".join(map(encode_line, [*self.lines, {"t": 1100.0, "end": "told"}])), "trace")
@@ -126,28 +126,28 @@ class Story:
 
 def acts(result, side="simulated"):
     """Return the time, the victim and the action of each action of a rule."""
-    deeds = [(row, getattr(row, side)) for row in result.rows]
+    records = [(row, getattr(row, side)) for row in result.rows]
     return [
         (
             row.time_s if side == "recorded" or row.simulated_time_s is None else row.simulated_time_s,
             row.workload,
-            deed["action"],
+            record["action"],
         )
-        for row, deed in deeds
-        if deed is not None and "cause" in deed
+        for row, record in records
+        if record is not None and "cause" in record
     ]
 
 
 def a_leak(setup):
     """Memory of both members grows; at 10 s it exceeds the threshold, and big is killed."""
-    story = Story(setup)
+    scenario = Scenario(setup)
     for second in range(1, 10):
-        story.sample(second * 11, at=float(second)).see(second * 11, at=second + 0.5)
-    story.sample(100, at=9.9).see(110, at=10.0)
-    if not story.config.groups["batch"].policy:
-        return story
-    story.came("big", at=10.2).dies_and_is_back("big", at=10.3)
-    return story.sample(30, at=12.0).see(30, at=12.5)
+        scenario.sample(second * 11, at=float(second)).see(second * 11, at=second + 0.5)
+    scenario.sample(100, at=9.9).see(110, at=10.0)
+    if not scenario.config.groups["batch"].policy:
+        return scenario
+    scenario.came("big", at=10.2).dies_and_is_back("big", at=10.3)
+    return scenario.sample(30, at=12.0).see(30, at=12.5)
 
 
 def test_the_same_configuration_hits_the_same_member_at_the_same_time():
@@ -171,14 +171,14 @@ def test_another_threshold_hits_earlier_and_all_that_comes_then_is_a_guess():
 
 
 def test_a_rule_that_was_not_there_is_tried_on_what_was_sampled():
-    story = a_leak(config())
-    assert acts(story.result(config(rule("memory.current > 60M", "stop")))) == [(6.0, "big", "stop")]
-    warnings = story.result(config(rule("memory.current > 60M", "stop"))).warnings
+    scenario = a_leak(config())
+    assert acts(scenario.result(config(rule("memory.current > 60M", "stop")))) == [(6.0, "big", "stop")]
+    warnings = scenario.result(config(rule("memory.current > 60M", "stop"))).warnings
     assert warnings == (
         "group/batch: from +6.500 on its rules see nothing: what was read is of the recorded life of big",
     )
     host = attrs.evolve(rule("host.meminfo MemAvailable < 950M", victim="newest"), name="host.policy[0]")
-    assert acts(story.result(config(host=(host,))))[0] == (
+    assert acts(scenario.result(config(host=(host,))))[0] == (
         5.0,
         "big",
         "kill",
@@ -210,15 +210,15 @@ def test_where_nobody_may_be_hit_nobody_is():
 
 def test_an_act_that_did_not_help_is_followed_by_the_next_ones_here_too():
     setup = config(rule(verify_sec=1.0))
-    story = Story(setup).see(110, at=10.0)
+    scenario = Scenario(setup).see(110, at=10.0)
     fired = Firings.split(
         Engine.for_rules(setup.groups["batch"].policy).observe({"memory.current": {"": 110 * M}}, {}, 1010.0)[1]
     )
-    story.came("big", at=11.0, why="it still has processes").hit(
+    scenario.came("big", at=11.0, why="it still has processes").hit(
         fired.action, 110, at=11.0, tried={"big": "it still has processes"}
     )
-    story.came("small", at=11.1).dies_and_is_back("small", at=11.2)
-    result = story.result(setup)
+    scenario.came("small", at=11.1).dies_and_is_back("small", at=11.2)
+    result = scenario.result(setup)
     assert acts(result) == acts(result, "recorded") == [(10.001, "big", "kill"), (11.0, "small", "kill")]
     assert [row for row in result.rows if not row.is_same] == []
     last = [row.simulated["cause"] for row in result.rows if row.simulated and "cause" in row.simulated][-1]
@@ -227,13 +227,13 @@ def test_an_act_that_did_not_help_is_followed_by_the_next_ones_here_too():
 
 def test_a_dry_run_harms_nobody_and_what_only_tells_is_the_groups_own():
     dry = rule(dry_run=True)
-    tell = attrs.evolve(rule("memory.current > 90M", "log", None), name="group.batch.policy[1]")
-    setup = config(dry, tell)
-    story = Story(setup).see(110, at=10.0)
-    result = story.result(setup)
+    log_rule = attrs.evolve(rule("memory.current > 90M", "log", None), name="group.batch.policy[1]")
+    setup = config(dry, log_rule)
+    scenario = Scenario(setup).see(110, at=10.0)
+    result = scenario.result(setup)
     assert acts(result) == acts(result, "recorded") == [(10.0, "group/batch", "log"), (10.001, "big", "kill")]
     assert all(row.is_same for row in result.rows)
-    real = story.result(config(rule(), tell))
+    real = scenario.result(config(rule(), log_rule))
     assert acts(real)[:2] == [(10.0, "group/batch", "log"), (10.001, "big", "kill")]
     assert dict(real.diverged_at)["big"] == 10.001
     harmless = a_leak(config(rule())).result(config(dry))
@@ -242,37 +242,37 @@ def test_a_dry_run_harms_nobody_and_what_only_tells_is_the_groups_own():
 
 
 def test_a_signal_that_a_group_sends_here_alone_makes_the_rest_a_guess():
-    story = a_leak(config())
-    story.tell("big", events.Exited(1, Exit(code=1), populated=False), at=20.0)
-    result = story.result(config(rule("memory.current > 60M", "signal", signal=1)))
+    scenario = a_leak(config())
+    scenario.apply("big", events.Exited(1, Exit(code=1), populated=False), at=20.0)
+    result = scenario.result(config(rule("memory.current > 60M", "signal", signal=1)))
     assert acts(result) == [(6.0, "big", "signal")]
     assert [row.diverged for row in result.rows if row.workload == "big"] == [False, False, False, True]
-    back = Story(config(rule(action="signal", signal=1))).see(110, at=10.0).came("big", at=10.1)
+    back = Scenario(config(rule(action="signal", signal=1))).see(110, at=10.0).came("big", at=10.1)
     assert dict(back.result(config()).diverged_at) == {"big": 10.001, "group/batch": 10.001}
 
 
 def test_a_rule_whose_turn_came_when_something_had_been_done_does_nothing_here_too():
     setup = config(rule())
-    story = Story(setup).see(110, at=10.0)
-    story.engines["group/batch"] = Engine.for_rules(setup.groups["batch"].policy)
+    scenario = Scenario(setup).see(110, at=10.0)
+    scenario.engines["group/batch"] = Engine.for_rules(setup.groups["batch"].policy)
     files = {"memory.current": {"": 120 * M}}
-    _, fired = story.engines["group/batch"].observe(files, {}, 1010.1)
+    _, fired = scenario.engines["group/batch"].observe(files, {}, 1010.1)
     # Another group's rule fired while that action was in progress.
     host = attrs.evolve(rule("memory.current > 100M", victim="newest"), name="host.policy[0]")
     both = config(rule(), host=(host,))
-    story = Story(both).see(110, at=10.0)
-    story.engines["host"], fired = story.engines["host"].observe(files, {}, 1010.1)
-    story.note(GroupObserved(files, {}, True, fired), at=10.1, of="host")
-    story.came("big", at=10.2).note(Skipped(), at=10.201, of="host").dies_and_is_back("big", at=10.3)
-    result = story.result(both)
+    scenario = Scenario(both).see(110, at=10.0)
+    scenario.engines["host"], fired = scenario.engines["host"].observe(files, {}, 1010.1)
+    scenario.note(GroupObserved(files, {}, True, fired), at=10.1, of="host")
+    scenario.came("big", at=10.2).note(Skipped(), at=10.201, of="host").dies_and_is_back("big", at=10.3)
+    result = scenario.result(both)
     assert acts(result) == acts(result, "recorded") == [(10.001, "big", "kill")]
     assert all(row.is_same for row in result.rows)
 
 
 def test_a_group_that_a_reload_has_changed_and_one_with_other_members_are_told():
     setup = config(rule())
-    story = a_leak(setup).note(GroupConfigChanged(attrs.evolve(setup.groups["batch"], policy=())), at=50.0)
-    assert story.result(setup).warnings == (
+    scenario = a_leak(setup).note(GroupConfigChanged(attrs.evolve(setup.groups["batch"], policy=())), at=50.0)
+    assert scenario.result(setup).warnings == (
         "group/batch: its configuration was changed during the recording; what came then is no longer exact",
     )
     alone = attrs.evolve(
@@ -288,10 +288,10 @@ def test_a_group_that_a_reload_has_changed_and_one_with_other_members_are_told()
 
 
 def test_a_trace_without_groups_is_read_as_before():
-    story = a_leak(config(rule()))
-    head = {key: value for key, value in story.lines[0].items() if key != "groups"}
+    scenario = a_leak(config(rule()))
+    head = {key: value for key, value in scenario.lines[0].items() if key != "groups"}
     of_groups = ("choice", "passed", "outcome", "group")
-    lines = [line for line in story.lines[1:] if not any(key in line for key in of_groups)]
+    lines = [line for line in scenario.lines[1:] if not any(key in line for key in of_groups)]
     lines = [line for line in lines if line.get("of") not in ("group/batch", "host")]
     trace = parse_trace(b"".join(map(encode_line, [{**head, "trace": 1}, *lines, {"t": 1100.0, "end": "told"}])), "x")
     result = simulate(config(rule("memory.current > 50M")), trace)
@@ -311,9 +311,9 @@ def test_a_trace_without_groups_is_read_as_before():
     ],
 )
 def test_a_line_of_a_group_that_cannot_be_replayed_is_refused(line):
-    story = Story(config(rule()))
+    scenario = Scenario(config(rule()))
     with pytest.raises(TraceError, match="cannot be replayed"):
-        parse_trace(b"".join(map(encode_line, [*story.lines, {"t": 1001.0, "of": "group/batch", **line}])), "x")
+        parse_trace(b"".join(map(encode_line, [*scenario.lines, {"t": 1001.0, "of": "group/batch", **line}])), "x")
 
 
 def test_a_workloads_own_rule_that_parts_a_member_makes_the_group_a_guess():

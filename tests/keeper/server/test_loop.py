@@ -19,8 +19,8 @@ from nsupervisor.keeper import protocol
 from nsupervisor.keeper.client import open_keeper
 from nsupervisor.keeper.messages import Ended, Execed, KeeperLost, RefusedError
 from nsupervisor.linux import syscalls
+from tests.cli.test_namespace_shell import others_may_use, python_for_others
 from tests.keeper.conftest import ISOLATED, PATH, Harness, end_all, gone
-from tests.keeper.test_shell import others_may_use, python_for_others
 from tests.needs import NOBODY, needs
 from tests.timing import deadline
 

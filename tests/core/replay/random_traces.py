@@ -2,8 +2,8 @@
 
 A seed determines a configuration and a history that a kernel and operators could produce: programs that run, crash,
 hang or leave processes behind, counters that increase, levels that swing, commands at any time, events that arrive
-late, groups whose rules choose victims (`tests.core.random_groups`). The invariants are checked during the history.
-`python -m tests.core.random_traces 100000` checks that number of histories.
+late, groups whose rules choose victims (`tests.core.replay.random_groups`). The invariants are checked during the
+history. `python -m tests.core.replay.random_traces 100000` checks that number of histories.
 """
 
 import json
@@ -27,7 +27,7 @@ from nsupervisor.core.replay.simulate import SimulationResult, simulate
 from nsupervisor.core.replay.trace import TraceWriter, encode_line, parse_trace
 from nsupervisor.core.rules.limit_steps import cgroup_file
 from nsupervisor.core.rules.rules import Engine
-from tests.core import random_groups
+from tests.core.replay import random_groups
 
 CONDITIONS = (
     "memory.events oom_kill",
@@ -114,14 +114,14 @@ def a_config(rnd: random.Random) -> Config:
 
 
 @attrs.define
-class Teller:
+class WorkloadHistory:
     """Generator of one workload's history; it checks each transition."""
 
     rnd: random.Random
     name: str
     workload: WorkloadConfig
     writer: TraceWriter
-    mind: WorkloadState = attrs.field(init=False)
+    state: WorkloadState = attrs.field(init=False)
     files: dict[str, dict[str, float]] = attrs.field(factory=dict)
     program: bool = False
     """Whether the program of the present generation lives."""
@@ -134,7 +134,7 @@ class Teller:
     spawned_at: list[float] = attrs.field(factory=list)
 
     def __attrs_post_init__(self) -> None:
-        self.mind = WorkloadState(Lifecycle(), Engine.for_rules(self.workload.policy))
+        self.state = WorkloadState(Lifecycle(), Engine.for_rules(self.workload.policy))
         self.files = {
             "memory.events": {"oom_kill": 0, "max": 0},
             "pids.events": {"max": 0},
@@ -144,30 +144,30 @@ class Teller:
             "memory.pressure": {"some avg10": 0.0, "full avg10": 0.0},
         }
 
-    def take(self, what, now):
+    def apply(self, what, now):
         """Apply one input, check the transition, and return its lines."""
-        before, moment = self.mind, Instant(now, self.rnd.random())
-        thought = handle(before, what, moment, self.workload)
-        self.mind = thought.state
+        before, instant = self.state, Instant(now, self.rnd.random())
+        transition = handle(before, what, instant, self.workload)
+        self.state = transition.state
         if isinstance(what, Observation):
-            for due in thought.state.pending[len(before.pending) :]:
-                self.check_rule(due.firing, now)
-        elif thought.executed is not None:
-            assert thought.executed.generation == before.lifecycle.generation, "about a generation that is gone"
+            for pending_action in transition.state.pending[len(before.pending) :]:
+                self.check_rule(pending_action.firing, now)
+        elif transition.executed is not None:
+            assert transition.executed.generation == before.lifecycle.generation, "about a generation that is gone"
             assert before.lifecycle.is_alive, "about a program that does not run"
-            self.limits |= {cgroup_file(key): value for key, value in thought.executed.firing.limits.items()}
+            self.limits |= {cgroup_file(key): value for key, value in transition.executed.firing.limits.items()}
         if isinstance(what, events.Start | events.Restart):
             self.spawned_at = []
-        for action in thought.actions:
+        for action in transition.actions:
             if isinstance(action, Spawn):
                 self.check_spawn(action, now)
                 self.program, self.others, self.began = True, False, now
             elif isinstance(action, KillAll):
                 assert before.lifecycle.is_alive, "there is nothing to kill"
-        life = thought.state.lifecycle
-        if life.state is State.BACKOFF and before.lifecycle.state is not State.BACKOFF:
-            self.check_backoff(before.lifecycle, life, now)
-        return list(self.writer.transition(self.name, self.workload, before, what, moment, thought))
+        lifecycle = transition.state.lifecycle
+        if lifecycle.state is State.BACKOFF and before.lifecycle.state is not State.BACKOFF:
+            self.check_backoff(before.lifecycle, lifecycle, now)
+        return list(self.writer.transition(self.name, self.workload, before, what, instant, transition))
 
     def check_rule(self, fired, now):
         rule = fired.rule
@@ -184,30 +184,32 @@ class Teller:
     def check_spawn(self, action, now):
         assert not self.program, "two generations at once"
         assert not self.others, "the one before has not gone"
-        assert action.generation == self.mind.lifecycle.generation
+        assert action.generation == self.state.lifecycle.generation
         burst, interval = self.workload.start_limit_burst, self.workload.start_limit_interval_sec
         lately = [t for t in self.spawned_at if t > now - interval]
         assert len(lately) < burst, "more starts than the start limit has"
         self.spawned_at.append(now)
 
-    def check_backoff(self, old, life, now):
-        wait = life.deadline - now
+    def check_backoff(self, old, lifecycle, now):
+        wait = lifecycle.deadline - now
         full = self.workload.restart_max_delay_sec
-        assert -1e-9 <= wait <= min(full, self.workload.restart_sec * 2.0 ** (life.consecutive_failures - 1)) + 1e-9
+        assert (
+            -1e-9 <= wait <= min(full, self.workload.restart_sec * 2.0 ** (lifecycle.consecutive_failures - 1)) + 1e-9
+        )
         assert wait >= (1 - backoff.JITTER_FRACTION) * min(full, self.workload.restart_sec) - 1e-9
 
     def see(self, file, now):
         if file == STALL:
             self.stalled += 1e5
-            return self.take(
+            return self.apply(
                 Observation({"memory.pressure": {**self.files["memory.pressure"], STALL: self.stalled}}, self.limits),
                 now,
             )
-        files = [joint_file for joint_file in self.mind.engine.files_read_with(file) if joint_file in self.files]
+        files = [joint_file for joint_file in self.state.engine.files_read_with(file) if joint_file in self.files]
         snapshot = {joint_file: dict(self.files[joint_file]) for joint_file in files}
         if self.rnd.random() < 0.5:
             snapshot["uptime"] = {"": now - self.began} if self.program else {}
-        return self.take(Observation(snapshot, self.limits), now)
+        return self.apply(Observation(snapshot, self.limits), now)
 
     def all_files(self, now):
         return {**self.files, "uptime": {"": now - self.began} if self.program else {}}
@@ -231,33 +233,33 @@ class Teller:
 
     def next(self, now):
         """Advance the history by a random step; return its lines."""
-        rnd, life = self.rnd, self.mind.lifecycle
-        if life.deadline is not None and (life.deadline <= now or rnd.random() < 0.3):
-            return self.take(events.Timeout(), now)
+        rnd, lifecycle = self.rnd, self.state.lifecycle
+        if lifecycle.deadline is not None and (lifecycle.deadline <= now or rnd.random() < 0.3):
+            return self.apply(events.Timeout(), now)
         draw = rnd.random()
-        if self.mind.pending and draw < 0.8:
-            return self.take(RunPending(), now)
-        if self.program and life.state in (State.STARTING, State.STOPPING) and draw < 0.6:
-            return self.fact(now, "execed" if life.state is State.STARTING else "exited")
-        if not life.is_alive and draw < 0.4:
-            return self.take(events.Start(rnd.choice(("operator", "boot"))), now)
+        if self.state.pending and draw < 0.8:
+            return self.apply(RunPending(), now)
+        if self.program and lifecycle.state in (State.STARTING, State.STOPPING) and draw < 0.6:
+            return self.fact(now, "execed" if lifecycle.state is State.STARTING else "exited")
+        if not lifecycle.is_alive and draw < 0.4:
+            return self.apply(events.Start(rnd.choice(("operator", "boot"))), now)
         if draw < 0.85:
             return self.see(self.move(), now)
         if draw < 0.91:
-            wish = rnd.choice((events.Start, events.Stop, events.Restart, events.Kill, events.Freeze, events.Thaw))
-            return self.take(wish(rnd.choice(("operator", "group.batch.policy[0] (…)"))), now)
+            command = rnd.choice((events.Start, events.Stop, events.Restart, events.Kill, events.Freeze, events.Thaw))
+            return self.apply(command(rnd.choice(("operator", "group.batch.policy[0] (…)"))), now)
         return self.fact(now, rnd.choice(("execed", "ready", "exited", "exited", "emptied", "unhealthy")))
 
     def fact(self, now, kind):
-        rnd, life = self.rnd, self.mind.lifecycle
-        generation = life.generation if rnd.random() < 0.9 else max(life.generation - 1, 0)
-        current = generation == life.generation
+        rnd, lifecycle = self.rnd, self.state.lifecycle
+        generation = lifecycle.generation if rnd.random() < 0.9 else max(lifecycle.generation - 1, 0)
+        current = generation == lifecycle.generation
         if kind == "execed":
-            return self.take(events.Execed(generation), now)
+            return self.apply(events.Execed(generation), now)
         if kind == "ready":
-            return self.take(events.Ready(generation), now)
+            return self.apply(events.Ready(generation), now)
         if kind == "unhealthy":
-            return self.take(events.Unhealthy(generation, "no sign of life"), now)
+            return self.apply(events.Unhealthy(generation, "no sign of life"), now)
         if kind == "exited":
             if not current or not self.program:
                 return []
@@ -267,15 +269,15 @@ class Teller:
             self.program, self.others = False, rnd.random() < 0.3
             lines = []
             if facts := how.condition_values():
-                lines += self.take(Observation({"exit": facts}, self.limits), now)
-            while self.mind.pending:  # as the service does: the rules run before the lifecycle handles the exit
-                lines += self.take(RunPending(), now)
-            return lines + self.take(events.Exited(generation, how, self.others), now)
+                lines += self.apply(Observation({"exit": facts}, self.limits), now)
+            while self.state.pending:  # as the service does: the rules run before the lifecycle handles the exit
+                lines += self.apply(RunPending(), now)
+            return lines + self.apply(events.Exited(generation, how, self.others), now)
         if current and (self.program or not self.others):
             return []
         if current:
             self.others = False
-        return self.take(events.Emptied(generation), now)
+        return self.apply(events.Emptied(generation), now)
 
 
 def a_trace(seed: int, steps: int = 40) -> tuple[Config, bytes]:
@@ -284,46 +286,55 @@ def a_trace(seed: int, steps: int = 40) -> tuple[Config, bytes]:
     config, writer, now = a_config(rnd), TraceWriter(), 1000.0 + rnd.random()
     writer.head(config.workloads)
     lines: list[dict] = []
-    tellers = [Teller(rnd, name, workload, writer) for name, workload in config.workloads.items()]
-    crowd = a_crowd(rnd, config, tellers, writer)
+    histories = [WorkloadHistory(rnd, name, workload, writer) for name, workload in config.workloads.items()]
+    group_histories = make_group_histories(rnd, config, histories, writer)
     before = rnd.randrange(steps)  # the recording begins in the middle of the history
     for i in range(steps):
         now += rnd.choice((0.0, 0.001, 0.01, 0.05, 0.25, 1.0, 7.0)) * rnd.random()
         if i == before:
-            for teller in tellers:
-                while teller.mind.pending:
-                    teller.take(RunPending(), now)
-            crowd.drain(now)
-            for teller in tellers:  # the workload that was hit
-                while teller.mind.pending:
-                    teller.take(RunPending(), now)
-            crowd.writer = writer = TraceWriter()
-            groups = {group.name: (group.config, [member.name for member in group.members]) for group in crowd.groups}
+            for history in histories:
+                while history.state.pending:
+                    history.apply(RunPending(), now)
+            group_histories.drain(now)
+            for history in histories:  # the workload that was hit
+                while history.state.pending:
+                    history.apply(RunPending(), now)
+            group_histories.writer = writer = TraceWriter()
+            groups = {
+                group.name: (group.config, [member.name for member in group.members])
+                for group in group_histories.groups
+            }
             lines = [writer.head(config.workloads, groups, clock={"monotonic": now})]
-            lines += [writer.group_start(group.name, group.engine, group.quiet_since, now) for group in crowd.groups]
-            for teller in tellers:
-                teller.writer = writer
-                lines.append(writer.workload_start(teller.name, teller.mind, now))
+            lines += [
+                writer.group_start(group.name, group.engine, group.quiet_since, now) for group in group_histories.groups
+            ]
+            for history in histories:
+                history.writer = writer
+                lines.append(writer.workload_start(history.name, history.state, now))
         if i % 5 == 0:
-            lines.append(writer.sample(now, {teller.name: teller.all_files(now) for teller in tellers}))
-            lines.append(writer.sample(now, crowd.all_files()))
-        if crowd.groups and rnd.random() < 0.4:
-            lines += crowd.next(now)
+            lines.append(writer.sample(now, {history.name: history.all_files(now) for history in histories}))
+            lines.append(writer.sample(now, group_histories.all_files()))
+        if group_histories.groups and rnd.random() < 0.4:
+            lines += group_histories.next(now)
             continue
-        teller = rnd.choice(tellers)
-        lines += teller.next(now)
+        history = rnd.choice(histories)
+        lines += history.next(now)
     lines.append({"t": now, "end": "told"})
     return config, b"".join(map(encode_line, lines))
 
 
-def a_crowd(rnd: random.Random, config: Config, tellers: list[Teller], writer: TraceWriter) -> random_groups.Crowd:
+def make_group_histories(
+    rnd: random.Random, config: Config, histories: list[WorkloadHistory], writer: TraceWriter
+) -> random_groups.GroupHistories:
     """Return the groups, and the host, that have members."""
     if not config.groups:
-        return random_groups.Crowd(rnd, [], writer)
-    batch = [teller for teller in tellers if teller.workload.group == "batch"]
+        return random_groups.GroupHistories(rnd, [], writer)
+    batch = [history for history in histories if history.workload.group == "batch"]
     host = GroupConfig(name="host", policy=config.host.policy)
-    groups = [("group/batch", config.groups["batch"], batch), ("host", host, tellers)]
-    return random_groups.Crowd(rnd, [random_groups.GroupTeller(*entry) for entry in groups if entry[2]], writer)
+    groups = [("group/batch", config.groups["batch"], batch), ("host", host, histories)]
+    return random_groups.GroupHistories(
+        rnd, [random_groups.GroupHistory(*entry) for entry in groups if entry[2]], writer
+    )
 
 
 def as_bytes(result: SimulationResult) -> bytes:
@@ -355,11 +366,11 @@ def check_deeds(config: Config, result: SimulationResult) -> None:
         if workload is None:
             assert action == "log", "an action without a victim"  # actions that affect no member
         elif action == "start":
-            starts = sorted((deed["generation"], at) for at, deed in done)
+            starts = sorted((record["generation"], at) for at, record in done)
             assert len({generation for generation, _ in starts}) == len(starts), "a generation that started twice"
             assert [at for _, at in starts] == sorted(at for _, at in starts), "a generation before the one before it"
         elif action == "wait":
-            assert all(0 <= deed["delay_sec"] <= workload.restart_max_delay_sec + 1e-6 for _, deed in done)
+            assert all(0 <= record["delay_sec"] <= workload.restart_max_delay_sec + 1e-6 for _, record in done)
 
 
 def _some(seeds: range) -> int:

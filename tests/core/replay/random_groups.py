@@ -1,4 +1,4 @@
-"""Random groups for `tests.core.random_traces`: rules that choose among the workloads, actions that help or do not."""
+"""Random groups for `tests.core.replay.random_traces`: rules that choose a workload, actions that help or do not."""
 
 import random
 
@@ -54,7 +54,7 @@ def _a_rule(rnd: random.Random, name: str, number: int) -> GroupRule:
 
 
 @attrs.define(eq=False)
-class GroupTeller:
+class GroupHistory:
     """One group; `Crowd` runs its pending rules."""
 
     name: str
@@ -75,16 +75,16 @@ class GroupTeller:
 
 
 @attrs.define(eq=False)
-class Crowd:
+class GroupHistories:
     """All groups and their pending rules; one action on a member is in progress at a time."""
 
     rnd: random.Random
-    groups: list[GroupTeller]
+    groups: list[GroupHistory]
     writer: TraceWriter
-    waiting: list[tuple[GroupTeller, Firing, float]] = attrs.field(factory=list)
-    under_way: tuple[GroupTeller, Firing, object, dict[str, str]] | None = None
+    waiting: list[tuple[GroupHistory, Firing, float]] = attrs.field(factory=list)
+    under_way: tuple[GroupHistory, Firing, object, dict[str, str]] | None = None
 
-    def note(self, group: GroupTeller, what: object, now: float) -> list[dict]:
+    def note(self, group: GroupHistory, what: object, now: float) -> list[dict]:
         """Return the trace lines of one event of a group."""
         return list(self.writer.group_event(group.name, what, now))
 
@@ -97,7 +97,7 @@ class Crowd:
             return self.turn(now)
         return self.see(self.rnd.choice(self.groups), now) if self.groups else []
 
-    def see(self, group: GroupTeller, now: float) -> list[dict]:
+    def see(self, group: GroupHistory, now: float) -> list[dict]:
         """Let the rules of a group observe its files."""
         rnd = self.rnd
         group.files["memory.current"] = {"": rnd.randint(0, 200) * 2**20}
@@ -129,7 +129,7 @@ class Crowd:
             return self.note(group, Skipped(), now)
         return self.hit(group, fired, {}, now)
 
-    def hit(self, group: GroupTeller, fired: Firing, tried: dict[str, str], now: float) -> list[dict]:
+    def hit(self, group: GroupHistory, fired: Firing, tried: dict[str, str], now: float) -> list[dict]:
         """Choose a victim, and act on it."""
         candidates = tuple(
             Candidate(
@@ -137,19 +137,19 @@ class Crowd:
                 self.rnd.randint(0, 100) * 2.0**20,
                 self.rnd.choice((0.0, -1.5, 3e6)),
                 member.workload.priority,
-                now - member.mind.lifecycle.started_at,
+                now - member.state.lifecycle.started_at,
                 member.workload.managed_oom_preference,
             )
             for member in group.members
-            if member.mind.lifecycle.is_alive
+            if member.state.lifecycle.is_alive
         )
-        _, name, sentence = choose_victim(group.name, fired, candidates, tried)
+        _, name, chosen = choose_victim(group.name, fired, candidates, tried)
         lines = self.note(group, VictimChosen(fired, candidates, dict(tried), name), now)
         if name is None:
             return lines
         assert name not in tried, "a member that was tried before"
         victim = next(member for member in group.members if member.name == name)
-        lines += victim.take(GroupAction(victim.mind.lifecycle.generation, sentence), now)
+        lines += victim.apply(GroupAction(victim.state.lifecycle.generation, chosen), now)
         if not fired.rule.dry_run:
             assert self.under_way is None, "two acts at once"
             self.under_way = group, fired, victim, tried

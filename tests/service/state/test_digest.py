@@ -8,19 +8,19 @@ TOKEN = {"TOKEN": "hush"}
 
 
 def test_equal_things_have_equal_digests_and_others_do_not(tmp_path: Path) -> None:
-    seal = open_keyed_digest(tmp_path)
-    print_ = seal.digest(TOKEN)
-    assert not seal.differs(print_, dict(TOKEN))
-    assert seal.differs(print_, {"TOKEN": "hush!"})
+    keyed_digest = open_keyed_digest(tmp_path)
+    print_ = keyed_digest.digest(TOKEN)
+    assert not keyed_digest.differs(print_, dict(TOKEN))
+    assert keyed_digest.differs(print_, {"TOKEN": "hush!"})
     assert not open_keyed_digest(tmp_path).differs(print_, TOKEN)
     assert open_keyed_digest(tmp_path).differs(print_, {})
 
 
 def test_with_another_key_nobody_knows(tmp_path: Path) -> None:
-    seal = open_keyed_digest(tmp_path)
+    keyed_digest = open_keyed_digest(tmp_path)
     other = KeyedDigest(bytes(32))
-    assert other.digest(TOKEN) != seal.digest(TOKEN)
-    assert not other.differs(seal.digest(TOKEN), {})
+    assert other.digest(TOKEN) != keyed_digest.digest(TOKEN)
+    assert not other.differs(keyed_digest.digest(TOKEN), {})
     assert not other.differs("0123456789abcdef", {})
 
 
@@ -35,5 +35,5 @@ def test_the_key_is_for_nobody_else_and_a_torn_one_is_replaced(tmp_path: Path) -
 
 
 def test_without_a_place_for_it_there_is_one_for_this_supervisor(tmp_path: Path) -> None:
-    seal = open_keyed_digest(tmp_path / "nowhere")
-    assert seal.differs(seal.digest(TOKEN), {})
+    keyed_digest = open_keyed_digest(tmp_path / "nowhere")
+    assert keyed_digest.differs(keyed_digest.digest(TOKEN), {})

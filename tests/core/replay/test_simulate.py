@@ -24,7 +24,7 @@ from nsupervisor.core.replay.trace import (
 )
 from nsupervisor.core.rules.rules import Cause, Engine, Firing
 from nsupervisor.core.rules.victims import Candidate, Ranked
-from tests.core import random_traces
+from tests.core.replay import random_traces
 from tests.needs import ROOT
 
 OOM = parse_condition("memory.events oom_kill")
@@ -44,31 +44,31 @@ def config(watched):
     return Config("/etc/site.toml", workloads={watched.name: watched})
 
 
-class Story:
+class Scenario:
     """The history of a service with one workload, step by step; `result` replays it through another configuration."""
 
     def __init__(self, watched, *, start=1000.0):
         self.workload, self.now, self.writer = watched, start, TraceWriter()
-        self.mind = WorkloadState(Lifecycle(), Engine.for_rules(watched.policy))
+        self.state = WorkloadState(Lifecycle(), Engine.for_rules(watched.policy))
         self.lines = [self.writer.head({"web": watched}, clock={"monotonic": start})]
-        self.lines.append(self.writer.workload_start("web", self.mind, start))
+        self.lines.append(self.writer.workload_start("web", self.state, start))
         self.files = {"memory.events": {"oom_kill": 0}, "memory.current": {"": 1}, "pids.current": {"": 1}}
         if watched.policy:
             self.see("memory.events")
 
     def __call__(self, what, *, at=None):
         self.now = self.now if at is None else 1000.0 + at
-        before, moment = self.mind, Instant(self.now, 0.0)
-        thought = handle(before, what, moment, self.workload)
-        self.mind = thought.state
-        self.lines += self.writer.transition("web", self.workload, before, what, moment, thought)
+        before, instant = self.state, Instant(self.now, 0.0)
+        transition = handle(before, what, instant, self.workload)
+        self.state = transition.state
+        self.lines += self.writer.transition("web", self.workload, before, what, instant, transition)
         return self
 
     def see(self, file, value=None, key="", *, at=None):
         if value is not None:
             self.files[file][key] = value
         self(Observation({file: dict(self.files[file])}, LIMITS), at=at)
-        while self.mind.pending:
+        while self.state.pending:
             self(RunPending())
         return self
 
@@ -79,11 +79,11 @@ class Story:
         return self
 
     def up(self, *, at):
-        self(events.Start("boot") if not self.mind.lifecycle.generation else events.Timeout(), at=at)
-        return self(events.Execed(self.mind.lifecycle.generation), at=at + 0.01)
+        self(events.Start("boot") if not self.state.lifecycle.generation else events.Timeout(), at=at)
+        return self(events.Execed(self.state.lifecycle.generation), at=at + 0.01)
 
     def dies(self, exit_, *, at):
-        return self(events.Exited(self.mind.lifecycle.generation, exit_, populated=False), at=at)
+        return self(events.Exited(self.state.lifecycle.generation, exit_, populated=False), at=at)
 
     def trace(self, *, end=100.0):
         return parse_trace(b"".join(map(encode_line, [*self.lines, {"t": 1000.0 + end, "end": "told"}])), "trace")
@@ -106,14 +106,14 @@ def was(result):
 
 def a_leak(watched):
     """Memory grows until the kernel kills the program at 10 s, and it restarts at 11 s."""
-    story = Story(watched).up(at=0.0)
+    scenario = Scenario(watched).up(at=0.0)
     for second in range(1, 10):
-        story.sample(at=second, memory_current=second * 10)
-    story.see("memory.events", 1, "oom_kill", at=10.0)
-    story.dies(Exit(signal=9, oom_killed=True), at=10.1).up(at=11.2)
+        scenario.sample(at=second, memory_current=second * 10)
+    scenario.see("memory.events", 1, "oom_kill", at=10.0)
+    scenario.dies(Exit(signal=9, oom_killed=True), at=10.1).up(at=11.2)
     for second in range(12, 22):
-        story.sample(at=second, memory_current=(second - 11) * 10)
-    return story
+        scenario.sample(at=second, memory_current=(second - 11) * 10)
+    return scenario
 
 
 def test_the_same_configuration_does_the_same():
@@ -143,23 +143,23 @@ def test_a_rule_that_acts_earlier_is_believed_until_it_acts_and_joins_the_next_r
 
 
 def test_without_the_rule_the_program_would_have_gone_on_and_nothing_more_is_known_of_it():
-    story = Story(workload(rule("memory.current >= 50%"))).up(at=0.0)
-    story.see("memory.current", 60, at=5.0).dies(Exit(signal=15), at=5.1).up(at=6.2)
-    story.see("memory.current", 10, at=7.0).see("memory.current", 60, at=8.0).dies(Exit(code=1), at=9.0)
-    result = story.result(workload())
+    scenario = Scenario(workload(rule("memory.current >= 50%"))).up(at=0.0)
+    scenario.see("memory.current", 60, at=5.0).dies(Exit(signal=15), at=5.1).up(at=6.2)
+    scenario.see("memory.current", 10, at=7.0).see("memory.current", 60, at=8.0).dies(Exit(code=1), at=9.0)
+    result = scenario.result(workload())
     assert would(result) == [(0.0, "start", False)]
     assert dict(result.diverged_at) == {"web": 5.0}
 
 
 def test_another_back_off_is_waited_for_and_then_the_recorded_program_stands_for_this_one():
-    story = Story(workload(restart="always")).up(at=0.0).dies(Exit(code=1), at=5.0).up(at=6.0)
-    story.dies(Exit(code=1), at=30.0)
-    result = story.result(workload(restart="always", restart_sec=3.0))
-    deeds = would(result)
-    assert deeds[:2] == [(0.0, "start", False), (5.0, "wait", False)]
-    assert deeds[2][1:] == ("start", True)
-    assert 5 + 3 * 0.75 <= deeds[2][0] <= 8.0
-    assert deeds[3] == (30.0, "wait", True)
+    scenario = Scenario(workload(restart="always")).up(at=0.0).dies(Exit(code=1), at=5.0).up(at=6.0)
+    scenario.dies(Exit(code=1), at=30.0)
+    result = scenario.result(workload(restart="always", restart_sec=3.0))
+    records = would(result)
+    assert records[:2] == [(0.0, "start", False), (5.0, "wait", False)]
+    assert records[2][1:] == ("start", True)
+    assert 5 + 3 * 0.75 <= records[2][0] <= 8.0
+    assert records[3] == (30.0, "wait", True)
 
 
 def a_choice(watched, generation=1):
@@ -168,9 +168,9 @@ def a_choice(watched, generation=1):
     by = GroupRule(when=when, action="freeze", victim="newest", name="group.batch.policy[0]", line=9)
     place = Ranked(Candidate("web", 5.0, 1.5, 0, 5.0), 1, "started 5.0 s ago").to_record()
     cause = Cause(by.name, 9, when.text, "memory.current", "", 0, 200, 100, 1.0, "group/batch", "newest", (place,))
-    story = Story(watched).up(at=0.0)
-    story(GroupAction(generation, Firing(by, "freeze", cause)), at=5.0)
-    return story(RunPending(), at=5.0)
+    scenario = Scenario(watched).up(at=0.0)
+    scenario(GroupAction(generation, Firing(by, "freeze", cause)), at=5.0)
+    return scenario(RunPending(), at=5.0)
 
 
 def test_what_a_groups_rule_did_comes_from_outside_and_is_done_in_any_life():
@@ -203,10 +203,10 @@ def test_what_a_groups_rule_has_to_say_of_a_generation_that_is_gone_is_nothing()
 
 
 def test_a_start_limit_that_is_lower_gives_up_earlier():
-    story = Story(workload(start_limit_burst=5)).up(at=0.0)
+    scenario = Scenario(workload(start_limit_burst=5)).up(at=0.0)
     for n in range(1, 4):
-        story.dies(Exit(code=1), at=10.0 * n).up(at=10.0 * n + 5)
-    result = story.result(workload(start_limit_burst=2))
+        scenario.dies(Exit(code=1), at=10.0 * n).up(at=10.0 * n + 5)
+    result = scenario.result(workload(start_limit_burst=2))
     assert [(at, what) for at, what, _ in would(result)] == [
         (0.0, "start"),
         (10.0, "wait"),
@@ -216,44 +216,44 @@ def test_a_start_limit_that_is_lower_gives_up_earlier():
 
 
 def test_what_people_wish_is_wished_in_any_life():
-    story = Story(workload(rule("memory.current >= 50%", "stop"))).up(at=0.0)
-    story.see("memory.current", 60, at=5.0).dies(Exit(signal=15), at=5.1)
-    story(events.Start("operator"), at=20.0)(events.Stop("operator"), at=30.0)
-    result = story.result(workload())
+    scenario = Scenario(workload(rule("memory.current >= 50%", "stop"))).up(at=0.0)
+    scenario.see("memory.current", 60, at=5.0).dies(Exit(signal=15), at=5.1)
+    scenario(events.Start("operator"), at=20.0)(events.Stop("operator"), at=30.0)
+    result = scenario.result(workload())
     assert [(at, what) for at, what, _ in would(result)] == [(0.0, "start"), (30.0, "signal")]
 
 
 def test_a_signal_that_only_one_of_them_sends_makes_the_rest_a_guess():
-    story = Story(workload(rule("memory.current >= 50%", "log"))).up(at=0.0)
-    story.see("memory.current", 60, at=5.0).see("memory.current", 10, at=6.0).see("memory.current", 60, at=7.0)
-    result = story.result(workload(rule("memory.current >= 50%", "signal", signal=1)))
+    scenario = Scenario(workload(rule("memory.current >= 50%", "log"))).up(at=0.0)
+    scenario.see("memory.current", 60, at=5.0).see("memory.current", 10, at=6.0).see("memory.current", 60, at=7.0)
+    result = scenario.result(workload(rule("memory.current >= 50%", "signal", signal=1)))
     assert would(result) == [(0.0, "start", False), (5.0, "signal", False), (7.0, "signal", True)]
-    back = Story(workload(rule("memory.current >= 50%", "signal", signal=1))).up(at=0.0)
+    back = Scenario(workload(rule("memory.current >= 50%", "signal", signal=1))).up(at=0.0)
     back.see("memory.current", 60, at=5.0).dies(Exit(code=1), at=6.0)
     assert would(back.result(workload()))[-1] == (6.0, "wait", True)
 
 
 def test_a_rule_whose_file_was_not_recorded_cannot_be_judged():
-    story = Story(workload(rule("memory.current >= 50%"))).up(at=0.0).see("memory.current", 1, at=1.0)
-    result = story.result(workload(rule("memory.current >= 50%"), rule("cpu.stat nr_throttled rate > 5/s")))
+    scenario = Scenario(workload(rule("memory.current >= 50%"))).up(at=0.0).see("memory.current", 1, at=1.0)
+    result = scenario.result(workload(rule("memory.current >= 50%"), rule("cpu.stat nr_throttled rate > 5/s")))
     assert result.warnings == ("web: policy[0] (line 5) cannot be judged: cpu.stat nr_throttled was not recorded",)
 
 
 def test_a_stall_that_was_waited_for_and_did_not_come_has_not_been():
     stall = rule("memory.pressure some stall > 100ms/1s")
-    story = Story(workload(stall)).up(at=0.0)
-    assert story.result(workload(stall)).warnings == ()
-    longer = story.result(workload(rule("memory.pressure some stall > 200ms/1s"))).warnings
+    scenario = Scenario(workload(stall)).up(at=0.0)
+    assert scenario.result(workload(stall)).warnings == ()
+    longer = scenario.result(workload(rule("memory.pressure some stall > 200ms/1s"))).warnings
     assert longer == ("web: policy[0] (line 5) cannot be judged: memory.pressure some 200000 1000000 was not recorded",)
 
 
 def test_other_names_and_other_limits_are_said():
-    story = a_leak(workload(rule("memory.events oom_kill")))
+    scenario = a_leak(workload(rule("memory.events oom_kill")))
     limited = attrs.evolve(workload(rule("memory.events oom_kill")), resources=Resources(memory_max=5))
-    assert story.result(limited).warnings == (
+    assert scenario.result(limited).warnings == (
         "web: its resources differ from the recorded ones; the limits here are those of the trace",
     )
-    stranger = story.result(attrs.evolve(workload(), name="db"))
+    stranger = scenario.result(attrs.evolve(workload(), name="db"))
     assert stranger.warnings == (
         "web is in the trace, but not in the configuration: nothing would have been done",
         "db is not in the trace: nothing is known of it",
@@ -291,8 +291,8 @@ def test_every_event_can_be_told():
     }
     for kind in INPUTS.values():
         event = kind(**{a.name: made[a.name] for a in attrs.fields(kind)})
-        story = Story(workload())(event)
-        trace = parse_trace(b"".join(map(encode_line, story.lines)), "x")
+        scenario = Scenario(workload())(event)
+        trace = parse_trace(b"".join(map(encode_line, scenario.lines)), "x")
         assert parse_input(trace.lines[-1]) == event
 
 
@@ -323,70 +323,70 @@ def test_what_is_no_trace_is_refused_with_its_line(text, words):
 
 
 def test_a_last_line_that_was_cut_off_is_left_out():
-    story = a_leak(workload())
-    data = b"".join(map(encode_line, story.lines))
-    assert len(parse_trace(data[:-5], "x").lines) == len(story.lines) - 2
+    scenario = a_leak(workload())
+    data = b"".join(map(encode_line, scenario.lines))
+    assert len(parse_trace(data[:-5], "x").lines) == len(scenario.lines) - 2
     assert not parse_trace(data, "x").is_complete
 
 
 def test_a_configuration_that_changes_meanwhile_is_told():
     """A reload may give a workload other rules, or replace it: the trace continues with the state after the reload."""
     watched = workload(rule("memory.current >= 50%", "log"))
-    story = Story(watched).up(at=0.0)
-    story.workload = two = workload(rule("memory.current >= 50%", "log"), rule("memory.current >= 70%", "log"))
-    story.mind = WorkloadState(Lifecycle(), Engine.for_rules(two.policy))
-    story.lines += [
-        *story.writer.config_change("web", two, 1005.0),
-        story.writer.workload_start("web", story.mind, 1005.0),
+    scenario = Scenario(watched).up(at=0.0)
+    scenario.workload = two = workload(rule("memory.current >= 50%", "log"), rule("memory.current >= 70%", "log"))
+    scenario.state = WorkloadState(Lifecycle(), Engine.for_rules(two.policy))
+    scenario.lines += [
+        *scenario.writer.config_change("web", two, 1005.0),
+        scenario.writer.workload_start("web", scenario.state, 1005.0),
     ]
-    story.up(at=6.0).see("memory.current", 80, at=7.0)
-    result = story.result(two)
+    scenario.up(at=6.0).see("memory.current", 80, at=7.0)
+    result = scenario.result(two)
     assert would(result) == [(0.0, "start", False), (6.0, "start", False), (7.0, "log", False), (7.0, "log", False)]
     assert result.warnings == (
         "web: its configuration was changed during the recording; what came then is no longer exact",
     )
     lines = [
-        *story.lines[:-4],
-        {**story.writer.workload_start("web", story.mind, 1007.0), "mind": {"life": {}, "memories": []}},
+        *scenario.lines[:-4],
+        {**scenario.writer.workload_start("web", scenario.state, 1007.0), "mind": {"life": {}, "memories": []}},
     ]
     with pytest.raises(TraceError, match="cannot be replayed"):
         parse_trace(b"".join(map(encode_line, lines)), "x")
 
 
 def test_a_trace_is_small_where_nothing_happens():
-    story = Story(workload(rule("memory.current >= 50%"))).up(at=0.0)
-    before = len(story.lines)
+    scenario = Scenario(workload(rule("memory.current >= 50%"))).up(at=0.0)
+    before = len(scenario.lines)
     for second in range(1, 100):
-        story.see("memory.current", 7, at=float(second))
-    assert len(story.lines) == before + 1
-    story.sample(at=100.0)
-    story.sample(at=101.0, pids_current=2)
-    assert json.loads(encode_line(story.lines[-1]))["sample"] == {"web": {"pids.current": {"": 2}}}
+        scenario.see("memory.current", 7, at=float(second))
+    assert len(scenario.lines) == before + 1
+    scenario.sample(at=100.0)
+    scenario.sample(at=101.0, pids_current=2)
+    assert json.loads(encode_line(scenario.lines[-1]))["sample"] == {"web": {"pids.current": {"": 2}}}
 
 
 def test_a_file_with_other_keys_than_before_is_told_whole():
     """A trigger's key is only in the snapshot of its moment: the next observation must not show it again."""
     stall = rule("memory.pressure some stall > 100ms/1s", "log")
     key = stall.when.atoms[0].key
-    story = Story(workload(stall)).up(at=0.0)
-    story(Observation({"memory.pressure": {key: 5.0}}, LIMITS), at=1.0)
+    scenario = Scenario(workload(stall)).up(at=0.0)
+    scenario(Observation({"memory.pressure": {key: 5.0}}, LIMITS), at=1.0)
     for second, values in (
         (2.0, {"some avg10": 1.0, key: 9.0}),
         (3.0, {"some avg10": 1.0}),
         (4.0, {"some avg10": 1.5}),
     ):
-        story(Observation({"memory.pressure": values}, LIMITS), at=second)
-        if story.mind.pending:
-            story(RunPending(), at=second)
-    assert [line.get("whole") for line in story.lines if "seen" in line][-3:] == [["memory.pressure"]] * 2 + [None]
-    result = story.result(story.workload)
+        scenario(Observation({"memory.pressure": values}, LIMITS), at=second)
+        if scenario.state.pending:
+            scenario(RunPending(), at=second)
+    assert [line.get("whole") for line in scenario.lines if "seen" in line][-3:] == [["memory.pressure"]] * 2 + [None]
+    result = scenario.result(scenario.workload)
     assert would(result) == [(0.0, "start", False), (2.0, "log", False)]
     assert all(row.is_same for row in result.rows)
 
 
 def test_a_rule_on_the_exit_is_tried_on_exits_that_no_recorded_rule_asked_about():
-    story = Story(workload(restart="always")).up(at=0.0).dies(Exit(code=3), at=5.0).up(at=6.0)
-    result = story.result(workload(rule("exit code == 3", "stop"), restart="always"))
+    scenario = Scenario(workload(restart="always")).up(at=0.0).dies(Exit(code=3), at=5.0).up(at=6.0)
+    result = scenario.result(workload(rule("exit code == 3", "stop"), restart="always"))
     assert would(result) == [(0.0, "start", False), (5.0, "stop", False), (5.0, "signal", False)]
     assert result.warnings == ()
     assert dict(result.diverged_at) == {"web": 5.0}
@@ -398,6 +398,6 @@ def test_a_rule_on_the_exit_is_tried_on_exits_that_no_recorded_rule_asked_about(
 
 @pytest.mark.parametrize("first", range(0, 1000, 500))
 def test_random_stories_keep_all_promises(first):
-    """Check random histories; `tests.core.random_traces` checks 100,000 of them."""
+    """Check random histories; `tests.core.replay.random_traces` checks 100,000 of them."""
     for seed in range(first, first + 500):
         random_traces.check(seed)

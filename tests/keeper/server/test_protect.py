@@ -16,7 +16,7 @@ from nsupervisor.keeper.client import _start_keeper, open_keeper
 from nsupervisor.keeper.messages import KeeperLost, RefusedError
 from nsupervisor.linux.peers import cgroups_of
 from tests.keeper.conftest import Harness, end_all
-from tests.keeper.test_server import SPEC, Raw
+from tests.keeper.server.test_loop import SPEC, Raw
 from tests.needs import cgroup_directories, needs
 from tests.timing import deadline
 

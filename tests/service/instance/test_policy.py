@@ -1,4 +1,4 @@
-"""What a judge shows to the rules, sample by sample."""
+"""The readings that the rules see, sample by sample."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -17,49 +17,49 @@ from nsupervisor.service.instance.decisions import DecisionLoop
 from nsupervisor.service.instance.policy import PolicyActions, PolicyRunner
 
 
-def judge_of(*rules: Rule) -> PolicyRunner:
+def make_runner(*rules: Rule) -> PolicyRunner:
     """A judge of a workload that runs; no cgroup is read, as samples are given to it."""
     workload = WorkloadConfig("web", command=("web",), policy=rules, restart_sec=0.0)
-    mind = WorkloadState(Lifecycle(state=State.RUNNING, generation=1), Engine.for_rules(rules))
+    state = WorkloadState(Lifecycle(state=State.RUNNING, generation=1), Engine.for_rules(rules))
     cgroup: Any = SimpleNamespace(read_limits=lambda keys: {})
     nothing: Any = None
-    hands = PolicyActions(nothing, nothing, nothing, notify_pending=lambda: None)
-    return PolicyRunner(cgroup, nothing, nothing, hands, DecisionLoop("web", workload, mind, set()))
+    actions = PolicyActions(nothing, nothing, nothing, notify_pending=lambda: None)
+    return PolicyRunner(cgroup, nothing, nothing, actions, DecisionLoop("web", workload, state, set()))
 
 
-def live_again(judge: PolicyRunner) -> None:
+def live_again(runner: PolicyRunner) -> None:
     """The program is killed, and starts anew."""
-    generation = judge.decisions.state.lifecycle.generation
-    judge.decisions.handle(events.Kill("operator"))
-    judge.decisions.handle(events.Exited(generation, Exit(signal=9), populated=False))
-    judge.decisions.handle(events.Timeout())
-    judge.decisions.handle(events.Execed(generation + 1))
-    assert judge.decisions.state.lifecycle.state is State.RUNNING
+    generation = runner.decisions.state.lifecycle.generation
+    runner.decisions.handle(events.Kill("operator"))
+    runner.decisions.handle(events.Exited(generation, Exit(signal=9), populated=False))
+    runner.decisions.handle(events.Timeout())
+    runner.decisions.handle(events.Execed(generation + 1))
+    assert runner.decisions.state.lifecycle.state is State.RUNNING
 
 
 async def test_what_a_program_used_is_not_held_against_the_next_one(autojump_clock: MockClock) -> None:
     """A level that stood still was shown once more, as of then, with the next program's first sample: a rule on it went
     off at once, with a number that nothing has used."""
-    judge = judge_of(Rule(when=parse_condition("pids.current >= 4"), action="restart", name="policy[0]", line=1))
+    runner = make_runner(Rule(when=parse_condition("pids.current >= 4"), action="restart", name="policy[0]", line=1))
     full, empty = {"": 4.0}, {"": 1.0}
-    judge.sample({"pids.current": full})
-    assert len(judge.decisions.state.pending) == 1
+    runner.sample({"pids.current": full})
+    assert len(runner.decisions.state.pending) == 1
     for _ in range(5):  # nothing is new, so the rules are not shown it
         await trio.sleep(1)
-        judge.sample({"pids.current": full})
-    live_again(judge)
+        runner.sample({"pids.current": full})
+    live_again(runner)
     await trio.sleep(1)
-    judge.sample({"pids.current": empty})
-    assert len(judge.decisions.state.pending) == 1
-    judge.sample({"pids.current": {"": 5.0}})
-    assert [due.generation for due in judge.decisions.state.pending] == [1, 2]
+    runner.sample({"pids.current": empty})
+    assert len(runner.decisions.state.pending) == 1
+    runner.sample({"pids.current": {"": 5.0}})
+    assert [pending.generation for pending in runner.decisions.state.pending] == [1, 2]
 
 
 async def test_a_rate_knows_until_when_nothing_happened(autojump_clock: MockClock) -> None:
     rule = Rule(when=parse_condition("cpu.stat nr_throttled rate > 5/s"), action="log", name="policy[0]", line=1)
-    judge, calm = judge_of(rule), {"nr_throttled": 0.0}
+    runner, calm = make_runner(rule), {"nr_throttled": 0.0}
     for _ in range(20):
-        judge.sample({"cpu.stat": calm})
+        runner.sample({"cpu.stat": calm})
         await trio.sleep(1)
-    judge.sample({"cpu.stat": {"nr_throttled": 8.0}})  # within a second, not within twenty
-    assert [due.firing.cause.after for due in judge.decisions.state.pending] == [8.0]
+    runner.sample({"cpu.stat": {"nr_throttled": 8.0}})  # within a second, not within twenty
+    assert [pending.firing.cause.after for pending in runner.decisions.state.pending] == [8.0]

@@ -48,10 +48,10 @@ class Member:
     obeys: bool = True
     groups: tuple[Group, ...] = ()
     lifecycle: Any = attrs.field(factory=lambda: SimpleNamespace(is_alive=True, generation=1, started_at=0.0))
-    told: list[Firing] = attrs.field(factory=list)
+    received: list[Firing] = attrs.field(factory=list)
 
     def impose(self, firing: Firing, generation: int) -> None:
-        self.told.append(firing)
+        self.received.append(firing)
         if self.obeys and not firing.rule.dry_run:
             self.cgroup.kill()
             self.lifecycle.is_alive = False
@@ -71,7 +71,7 @@ class Setting:
                 await trio.sleep(0.01)
 
     def acts(self) -> list[str]:
-        return [name for name, member in self.members.items() if member.told]
+        return [name for name, member in self.members.items() if member.received]
 
 
 @asynccontextmanager
@@ -86,10 +86,10 @@ async def setting(
     journal, members = Journal(), {}
     async with open_watcher() as watcher, trio.open_nursery() as nursery:
         state = SimpleNamespace(save_group=lambda *_: None)
-        world: Any = SimpleNamespace(
-            journal=journal, watcher=watcher, nursery=nursery, told=set(), state=state, group_listeners=set()
+        context: Any = SimpleNamespace(
+            journal=journal, watcher=watcher, nursery=nursery, warnings_logged=set(), state=state, group_listeners=set()
         )
-        group = Group("group/batch", GroupConfig(name="batch", policy=rules), cgroup, world)
+        group = Group("group/batch", GroupConfig(name="batch", policy=rules), cgroup, context)
         for number, name in enumerate(("one", "two", "three")):
             one = tree.make(name, Resources(), [cgroup])
             programs.python(
@@ -126,7 +126,7 @@ async def test_a_member_that_cannot_be_killed_saves_nobody_else(tree: Tree, prog
         assert it.acts() == ["one", "two"]
         (warning,) = [said["message"] for said in it.journal.said if said["event"] == "warning"]
         assert warning.startswith("group.batch.policy[0]: kill of one did not help: it still has processes after 0.")
-        cause = it.members["two"].told[0].cause
+        cause = it.members["two"].received[0].cause
         assert cause.previous_attempt is not None
         assert cause.previous_attempt.startswith("one: it still has processes")
         assert cause.candidates is not None
@@ -160,10 +160,10 @@ async def test_a_dry_run_names_whom_it_would_have_been_once(tree: Tree, programs
 
 
 async def test_an_exec_gets_the_groups_record(tree: Tree, programs: Programs, tmp_path: Any) -> None:  # noqa: F811
-    told = tmp_path / "told"
-    command = ("sh", "-c", f"cat >{told}.new && mv {told}.new {told}")
+    received = tmp_path / "received"
+    command = ("sh", "-c", f"cat >{received}.new && mv {received}.new {received}")
     async with setting(tree, programs, rule(action="exec", victim=None, exec_=command)) as it:
-        await it.until(told.exists)
-        assert '"group":"group/batch"' in told.read_text()
+        await it.until(received.exists)
+        assert '"group":"group/batch"' in received.read_text()
         assert it.acts() == []
         assert it.journal.said[0]["cause"]["after"] == 6

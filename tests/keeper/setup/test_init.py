@@ -13,7 +13,7 @@ import trio
 from nsupervisor.keeper.messages import SpawnError
 from nsupervisor.linux import processes
 from tests.keeper.conftest import ISOLATED, Harness, gone
-from tests.keeper.test_zygote import children
+from tests.keeper.server.test_zygote import children
 from tests.needs import needs
 from tests.timing import deadline
 

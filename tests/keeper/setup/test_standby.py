@@ -18,7 +18,7 @@ import trio.testing
 from nsupervisor.keeper.messages import Spawned
 from nsupervisor.linux.mounts import MNT_DETACH, mount, umount2
 from tests.keeper.conftest import ISOLATED, Harness
-from tests.keeper.test_zygote import children, command, numbers, only_the_next_waits, zygote
+from tests.keeper.server.test_zygote import children, command, numbers, only_the_next_waits, zygote
 from tests.needs import cgroup_directories, needs
 from tests.timing import deadline
 
