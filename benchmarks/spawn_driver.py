@@ -67,7 +67,7 @@ class Driver:
                 "namespaces": NAMESPACES,
                 "init": init,
                 "cgroup": cgroup.path,
-                "cgroup_procs": list(cgroup.procs_files),
+                "cgroup_procs": list(cgroup.join_files if hasattr(cgroup, "join_files") else cgroup.procs_files),
             }
         )
         async for event in self._keeper.events:
