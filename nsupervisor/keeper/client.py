@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -38,6 +39,7 @@ START_TIMEOUT_S = 10.0
 
 _EVENTS = ("hello", "child", "execed", "ended")
 _RETRY_DELAY_S = 0.005
+_CONNECT_TIMEOUT_S = 1  # a cancellation waits for it
 _SPAWNED_FDS = 2  # pipes
 _MAX_SOCKET_PATH = 107  # bytes, unix(7)
 
@@ -393,8 +395,7 @@ async def _connect(directory: Path, path: str, protected: Sequence[str]) -> tupl
             started = _start_keeper(directory, path, protected)
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
-                connection.setblocking(False)
-                connection.connect(path)
+                await _connect_socket(connection, path)
                 return connection, *await _receive_hello(connection)
             except (FileNotFoundError, ConnectionError, BlockingIOError):
                 connection.close()
@@ -406,6 +407,23 @@ async def _connect(directory: Path, path: str, protected: Sequence[str]) -> tupl
             # Another process is starting a keeper, or the one that was connected to was about to leave.
             await trio.sleep(_RETRY_DELAY_S)
     raise KeeperLost(f"no keeper came up in {directory} within {START_TIMEOUT_S:g} s")
+
+
+async def _connect_socket(connection: socket.socket, path: str) -> None:
+    """Connect, and make the socket non-blocking. Raises OSError; BlockingIOError after `_CONNECT_TIMEOUT_S`.
+
+    If the keeper's queue of connections is full, a non-blocking connect fails at once (EAGAIN, connect(2)), and one
+    that is repeated may never find room in a flood of others. A blocking one waits in the kernel until there is room.
+    """
+    connection.setblocking(False)
+    try:
+        connection.connect(path)
+    except BlockingIOError:
+        connection.setblocking(True)
+        timeout = struct.pack("ll", _CONNECT_TIMEOUT_S, 0)  # struct timeval, socket(7)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+        await trio.to_thread.run_sync(connection.connect, path)
+        connection.setblocking(False)
 
 
 async def _receive_hello(connection: socket.socket) -> tuple[int, frozenset[str]]:

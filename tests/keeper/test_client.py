@@ -1,14 +1,18 @@
 """The client's patience, with a keeper that answers when the test says so."""
 
+import fcntl
+import os
 import socket
+from pathlib import Path
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from nsupervisor.keeper import protocol
+from nsupervisor.keeper import client, protocol
 from nsupervisor.keeper.client import REPLY_TIMEOUT_S, Keeper
 from nsupervisor.keeper.messages import Ended, Execed, KeeperLost
+from tests.timing import deadline
 
 
 async def asked(theirs: socket.socket) -> int:
@@ -83,3 +87,36 @@ async def test_a_slow_keeper_is_waited_for_and_one_that_answers_nobody_is_lost(m
             with pytest.raises(trio.EndOfChannel):
                 await keeper.events.receive()
             nursery.cancel_scope.cancel()
+
+
+async def test_a_full_queue_of_connections_is_waited_for_in_the_kernel(
+    runtime_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that only tries again may never find room in a flood of refused connections."""
+    monkeypatch.setattr(client, "_RETRY_DELAY_S", 1000)
+    monkeypatch.setattr(client, "_CONNECT_TIMEOUT_S", 1000)
+    path = str(runtime_directory / protocol.SOCKET_NAME)
+    lock = os.open(runtime_directory / protocol.LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
+    found = []
+
+    async def connect() -> None:
+        connection, pid, _ = await client._connect(runtime_directory, path, ())
+        connection.close()
+        found.append(pid)
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as a keeper holds it
+        listener.settimeout(deadline(20))
+        listener.bind(path)
+        listener.listen(0)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as first:
+            first.connect(path)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(connect)
+                await wait_all_tasks_blocked()
+                listener.accept()[0].close()
+                keeper, _ = await trio.to_thread.run_sync(listener.accept)
+                with keeper:
+                    protocol.send(keeper, protocol.encode({"event": "hello", "pid": 7}))
+    os.close(lock)
+    assert found == [7]
