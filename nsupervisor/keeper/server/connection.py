@@ -38,8 +38,14 @@ class ClientConnection:
                 pass
         if len(self._queue) >= MAX_QUEUE:
             raise OSError(errno.ENOBUFS, "the client does not read")
-        # Duplicates, since the originals may be closed before the message is sent.
-        self._queue.append((body, [os.dup(fd) for fd in fds]))
+        duplicates: list[int] = []  # since the originals may be closed before the message is sent
+        try:
+            for fd in fds:
+                duplicates.append(os.dup(fd))  # noqa: PERF401 - the ones before a failure are closed
+        except OSError:
+            protocol.close_all(duplicates)
+            raise
+        self._queue.append((body, duplicates))
 
     def flush(self) -> None:
         """Send queued messages until the socket is full. Raises OSError if the client has closed."""

@@ -347,6 +347,11 @@ class Keeper:
             raise RequestError(f"{_child_id(message)} is here already")
         if len(fds) not in (_ADOPTED_FDS, _ADOPTED_FDS + 1):
             raise RequestError(f'"adopt" needs {_ADOPTED_FDS} or {_ADOPTED_FDS + 1} descriptors, not {len(fds)}')
+        if not isinstance(message.get("name"), str) or type(message.get("with_init")) is not bool:
+            raise RequestError('"adopt" needs a "name" and "with_init"')
+        for key in ("pid", "started", "program"):
+            if type(message.get(key)) is not int or not 0 <= message[key] < 1 << 63:
+                raise RequestError(f'"adopt" needs a number "{key}"')
         child = Child.from_adoption(message, fds)
         fds.clear()
         self.children[child.id] = child
@@ -362,7 +367,7 @@ class Keeper:
 
     def _signal(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
         signum = message.get("signum")
-        if signum not in signal.valid_signals() | {0}:
+        if type(signum) is not int or signum not in signal.valid_signals() | {0}:
             raise RequestError(f"{signum!r:.80} is not the number of a signal")
         child = self.children.get(_child_id(message))
         return {"sent": child is not None and child.signal(signum)}, ()
@@ -377,7 +382,9 @@ class Keeper:
         return {}, ()
 
     def _list(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
-        ids, bare = message.get("ids"), bool(message.get("bare"))
+        ids, bare = message.get("ids") or [], bool(message.get("bare"))
+        if not isinstance(ids, list) or not all(isinstance(id_, str) for id_ in ids):
+            raise RequestError('"ids" is not a list of texts')
         for child in [self.children[id_] for id_ in ids if id_ in self.children] if ids else self.children.values():
             entry = {
                 "id": child.id,
@@ -396,6 +403,8 @@ class Keeper:
         python, package = message.get("python"), message.get("package")
         if not isinstance(python, str) or not isinstance(package, str):
             raise RequestError('"execute" needs a "python" and a "package"')
+        if not _is_argument(python) or not _is_argument(package):
+            raise RequestError('"python" or "package" is not a path')
         self.zygote.kill()
         self._reap()
         children = [child.to_table() for child in self.children.values()]
@@ -471,6 +480,14 @@ def _child_id(message: dict[str, Any]) -> str:
     if not isinstance(value, str):
         raise RequestError(f"{value!r:.80} is not an id")
     return value
+
+
+def _is_argument(value: str) -> bool:
+    """Return whether execve(2) accepts `value`: it has no NUL, and `os.fsencode` accepts it."""
+    try:
+        return b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
 
 
 def _error_fields(step: str, message: str, number: int = 0) -> dict[str, Any]:

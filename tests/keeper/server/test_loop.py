@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import socket
 import stat
@@ -18,6 +19,7 @@ import trio
 from nsupervisor.keeper import protocol
 from nsupervisor.keeper.client import open_keeper
 from nsupervisor.keeper.messages import Ended, Execed, KeeperLost, RefusedError
+from nsupervisor.keeper.server.connection import ClientConnection
 from nsupervisor.linux import syscalls
 from tests.cli.test_namespace_shell import others_may_use, python_for_others
 from tests.keeper.conftest import ISOLATED, PATH, Harness, end_all, gone
@@ -277,6 +279,13 @@ RUBBISH = [
     b'{"v":1,"request":1,"do":"spawn","spec":{"id":"x"}}',
     b'{"v":1,"request":1,"do":"signal","id":"x","signum":"SIGTERM"}',
     b'{"v":1,"request":1,"do":"signal","id":"x","signum":[]}',
+    b'{"v":1,"request":1,"do":"signal","id":"x","signum":1.0}',
+    b'{"v":1,"request":1,"do":"signal","id":"x","signum":true}',
+    b'{"v":1,"request":1,"do":"list","ids":5}',
+    b'{"v":1,"request":1,"do":"list","ids":[[]]}',
+    b'{"v":1,"request":1,"do":"list","ids":{"x":1}}',
+    b'{"v":1,"request":1,"do":"execute","python":"/x\\u0000","package":"/"}',
+    b'{"v":1,"request":1,"do":"execute","python":"/x","package":"\\ud800"}',
     b'{"v":1,"request":1,"do":"acknowledge","id":null}',
     b'{"v":1,"memfd":true}',
     b"x" * protocol.MAX_DATAGRAM,
@@ -294,8 +303,39 @@ async def test_rubbish_gets_an_error_for_an_answer(raw: Raw) -> None:
     for body in RUBBISH:
         answer = raw.say(body)
         assert answer["error"]["message"], body
+        assert answer["error"]["step"] != "keeper", "a wrong request is not a defect of the keeper"
         assert raw.say(b'{"v":1,"request":5,"do":"list"}') == {"v": 1, "reply": 5}
     raw.say(b'{"v":1,"request":5,"do":"shutdown"}')
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"name": 5}, {"with_init": 1}, {"pid": "7"}, {"started": 1.0}, {"program": True}, {"pid": -1}]
+)
+async def test_an_adoption_with_wrong_fields_is_refused(raw: Raw, wrong: dict) -> None:
+    fields = {"id": "x#1", "name": "x", "pid": 7, "started": 7, "program": 7, "with_init": False}
+    body = protocol.encode({"request": 1, "do": "adopt", **fields, **wrong})
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        answer = raw.say(body, (pidfd, pidfd, pidfd))
+    finally:
+        os.close(pidfd)
+    assert answer["error"]["step"] == "refused"
+    assert raw.say(b'{"v":1,"request":5,"do":"list"}') == {"v": 1, "reply": 5}
+    raw.say(b'{"v":1,"request":5,"do":"shutdown"}')
+
+
+def test_no_duplicate_is_left_if_a_message_cannot_be_queued() -> None:
+    ours, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, other:
+        ours.setblocking(False)
+        connection = ClientConnection(ours)
+        while connection.epoll_events == select.EPOLLIN:
+            connection.send({"fill": "x" * 1000})
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            connection.send({}, (0, 0, -1))
+        assert os.listdir("/proc/self/fd") == before
+        connection.close()
 
 
 async def test_strange_descriptors_are_refused_and_closed(raw: Raw, harness: Harness) -> None:
