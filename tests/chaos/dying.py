@@ -77,7 +77,7 @@ def prepare(path: Path) -> None:
         await receive(self)
 
     Keeper._handle_message, Keeper._receive = taken, receiving  # type: ignore[method-assign]
-    for owner, name in ((StateFile, "_keep"), (StateFile, "write_all"), (Sink, "_write"), (protocol, "send")):
+    for owner, name in ((StateFile, "_save_line"), (StateFile, "write_all"), (Sink, "_write"), (protocol, "send")):
         instants.before(owner, name)
     instants.arm()
 

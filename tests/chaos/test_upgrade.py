@@ -194,7 +194,7 @@ def test_a_version_that_ends_with_any_status_is_rolled_back_by_the_small_parent_
             return found if len(found) == 2 else None
 
         before, info = until("all run", all_run), client.info()
-        broken = version(tmp_path, "        return FAILED\n", "service/run.py", EARLY)
+        broken = version(tmp_path, "        return EXIT_FAILED\n", "service/run.py", EARLY)
         script = [sys.executable, "-P", "-c", ENTRY_POINT, str(broken), "upgrade", "--socket", client.socket_path]
         done = subprocess.run([*script, "--timeout", str(deadline(5))], capture_output=True, text=True, check=False)
         assert f"rolled back to version {info['version']}" in done.stderr
