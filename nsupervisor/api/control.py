@@ -135,8 +135,10 @@ class Control(Protocol):
         """
         ...
 
-    async def command(self, verb: str, name: str, **parameters: Any) -> dict[str, Any]:
+    async def command(self, verb: str, name: str, *, workload: str = "", **parameters: Any) -> dict[str, Any]:
         """Execute a command on one instance and wait until it is done.
+
+        workload: the instance whose process gives the command, which records name; "": an operator gives it.
 
         verb: one of `nsupervisor.api.routes.VERBS`. parameters: for "signal", the number `signal`; for "set", `changes`
         as `nsupervisor.config.changes.parse_changes` returns them, and `persist` in the form of the file.

@@ -15,6 +15,8 @@ from nsupervisor.api.http.messages import HTTPError
 READ_ONLY = frozenset({"info", "status", "stats", "history", "events", "groups"})
 """Operations that only read, and that can be restricted to some instances."""
 COMMAND = "command"
+INFO_KEYS = frozenset({"version", "name", "started_at", "uptime_sec", "mode"})
+"""The facts about the service that a workload may read."""
 _OUTSIDE = "ask from outside of all workloads"
 
 
@@ -68,7 +70,8 @@ class Restricted(Control):
         return self._allowed
 
     def info(self) -> dict[str, Any]:
-        return self._control.info()
+        """Return only what says which service answers, and since when; the rest is null."""
+        return {key: value if key in INFO_KEYS else None for key, value in self._control.info().items()}
 
     def status(self) -> list[dict[str, Any]]:
         return [instance for instance in self._control.status() if instance["name"] in self._allowed]
@@ -148,6 +151,6 @@ class Restricted(Control):
         also = [other for name in names for other in self._control.also_affected(verb, name) if other not in names]
         self._check(COMMAND, names=names, also=also, persist="persist" in parameters)
 
-    async def command(self, verb: str, name: str, **parameters: Any) -> dict[str, Any]:
+    async def command(self, verb: str, name: str, *, workload: str = "", **parameters: Any) -> dict[str, Any]:
         self._check(COMMAND, names=[name], persist="persist" in parameters)
-        return await self._control.command(verb, name, **parameters)
+        return await self._control.command(verb, name, workload=self._workload, **parameters)

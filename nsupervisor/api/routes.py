@@ -172,16 +172,16 @@ def _value_schema(type_: str, description: str, **more: Any) -> dict[str, Any]:
 
 SCHEMAS: dict[str, dict[str, Any]] = {
     "Info": _object_schema(
-        "The supervisor. More keys may come.",
+        "The supervisor. More keys may come. For a workload with may_control, some are null.",
         version=_value_schema("string", "The supervisor's version."),
-        pid=_value_schema("integer", "Its process."),
-        keeper_pid=_value_schema("integer", "The process that is the parent of all workloads."),
+        pid=_value_schema("integer?", "Its process."),
+        keeper_pid=_value_schema("integer?", "The process that is the parent of all workloads."),
         name=_value_schema("string", "supervisor.name of the configuration."),
-        config=_value_schema("string", "Path of the configuration."),
-        runtime_directory=_value_schema("string", "The directory of the sockets."),
+        config=_value_schema("string?", "Path of the configuration."),
+        runtime_directory=_value_schema("string?", "The directory of the sockets."),
         started_at=_value_schema("number", "Seconds since 1970-01-01 UTC."),
         uptime_sec=_value_schema("number", "Seconds since it started.", minimum=0),
-        cgroup=_value_schema("string", "The cgroup (version 2) that holds the workloads'."),
+        cgroup=_value_schema("string?", "The cgroup (version 2) that holds the workloads'."),
         mode=_value_schema("string", "The host's cgroup hierarchies.", enum=["unified", "hybrid"]),
     ),
     "Status": _object_schema(

@@ -12,8 +12,20 @@ import attrs
 from nsupervisor.core.exits import Exit
 from nsupervisor.wire import wire
 
+OPERATOR = "operator"
+"""The value of `requested_by` for a command from outside of all workloads."""
 SHUTDOWN = "shutdown"
 """The value of `requested_by` when the shutdown of the service ends everything."""
+
+
+def by_workload(name: str) -> str:
+    """Return the value of `requested_by` for a command of a process in the workload instance `name`."""
+    return f"workload {name}"
+
+
+def is_recorded_requester(requested_by: str) -> bool:
+    """Return whether a command has a record of its own; that of a rule or of a dependency is recorded elsewhere."""
+    return requested_by in (OPERATOR, "boot", SHUTDOWN, "reload") or requested_by.startswith(by_workload(""))
 
 
 @attrs.frozen
@@ -25,7 +37,7 @@ class Input:
 class Command(Input):
     """A request to change what the workload does."""
 
-    requested_by: str = attrs.field(default="operator", metadata=wire("by"))
+    requested_by: str = attrs.field(default=OPERATOR, metadata=wire("by"))
 
 
 @attrs.frozen

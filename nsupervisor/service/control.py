@@ -225,25 +225,26 @@ class Supervisor:
         except ConfigError:
             pass  # the reload has logged it, and a signal has no answer
 
-    async def command(self, verb: str, name: str, **parameters: Any) -> dict[str, Any]:
-        """Run one command on one instance, and wait until it is done."""
+    async def command(self, verb: str, name: str, *, workload: str = "", **parameters: Any) -> dict[str, Any]:
+        """Run one command on one instance, and wait until it is done. `workload` gives it; "": an operator does."""
+        by = events.by_workload(workload) if workload else events.OPERATOR
         actor = self.actors.get(name)
         if actor is None:
             return {"name": name, "ok": False, "state": None, "message": "a reload has just removed it"}
         if actor.removal and verb in ("start", "restart"):
             ok, message = False, f"{self.config.path} does not have it any more; it is being removed"
         else:
-            ok, message = await _COMMANDS[verb](self, actor, **parameters)
+            ok, message = await _COMMANDS[verb](self, actor, by, **parameters)
         return {"name": name, "ok": ok, "state": actor.lifecycle.state.value, "message": message}
 
-    async def _start(self, actor: Actor) -> tuple[bool, str]:
+    async def _start(self, actor: Actor, by: str) -> tuple[bool, str]:
         if actor.lifecycle.is_alive:
-            await actor.ask(events.Start())
+            await actor.ask(events.Start(by))
         else:
-            self.start(extra=[actor])
+            self.start(extra=[actor], by=by)
         return await self.wait_settled(actor)
 
-    async def _restart(self, actor: Actor) -> tuple[bool, str]:
+    async def _restart(self, actor: Actor, by: str) -> tuple[bool, str]:
         """Restart as systemd does: dependencies that do not run are started too, those that run stay untouched."""
         edges = self._dependency_edges()
         not_running = [
@@ -254,14 +255,14 @@ class Supervisor:
             )
         ]
         if not actor.lifecycle.is_alive:
-            self.start(extra=[actor])
+            self.start(extra=[actor], by=by)
         elif not_running:
-            self.start(not_running)
-            self.enqueue_start(actor, not_running, "operator", partial(self.stop_for_restart, actor, "operator"))
+            self.start(not_running, by=by)
+            self.enqueue_start(actor, not_running, by, partial(self.stop_for_restart, actor, by))
         else:
             if actor.pending_start is not None:
                 actor.pending_start.cancel()
-            await actor.ask(events.Restart())
+            await actor.ask(events.Restart(by))
         return await self.wait_settled(actor)
 
     async def wait_settled(self, actor: Actor) -> tuple[bool, str]:
@@ -274,14 +275,14 @@ class Supervisor:
         )
         return actor.is_up, "" if actor.is_up else actor.waits_for or actor.lifecycle.reason
 
-    async def _stop(self, actor: Actor) -> tuple[bool, str]:
+    async def _stop(self, actor: Actor, by: str) -> tuple[bool, str]:
         requirers = self.actors.requirers(actor.workload.name)
         running = [other for other in requirers if other.lifecycle.state not in DOWN_STATES or other.pending_start]
         if running:
             async with trio.open_nursery() as nursery:
                 for other in running:
-                    nursery.start_soon(self._stop, other)
-        return await self.stop_and_wait(actor, "operator")
+                    nursery.start_soon(self._stop, other, by)
+        return await self.stop_and_wait(actor, by)
 
     async def stop_and_wait(self, actor: Actor, by: str) -> tuple[bool, str]:
         if actor.pending_start is not None:
@@ -292,22 +293,22 @@ class Supervisor:
             return False, "a later start overruled it"
         return True, ""
 
-    async def _kill(self, actor: Actor) -> tuple[bool, str]:
+    async def _kill(self, actor: Actor, by: str) -> tuple[bool, str]:
         generation = actor.lifecycle.generation
         if not actor.lifecycle.is_alive:
             return False, "it does not run"
-        await actor.ask(events.Kill())
+        await actor.ask(events.Kill(by))
         await actor.wait_until(lambda lifecycle: not lifecycle.is_alive or lifecycle.generation > generation)
         return True, ""
 
-    async def _signal(self, actor: Actor, signal: int) -> tuple[bool, str]:
-        ok = await actor.signal(signal)
+    async def _signal(self, actor: Actor, by: str, signal: int) -> tuple[bool, str]:
+        ok = await actor.signal(signal, by)
         return ok, "" if ok else "it does not run"
 
-    async def _freeze(self, actor: Actor) -> tuple[bool, str]:
+    async def _freeze(self, actor: Actor, by: str) -> tuple[bool, str]:
         if actor.lifecycle.state not in (State.STARTING, State.RUNNING, State.READY, State.FROZEN):
             return False, f"only what runs can be frozen; it is {actor.lifecycle.state.value}"
-        await actor.ask(events.Freeze())
+        await actor.ask(events.Freeze(by))
         await actor.wait_until(
             lambda lifecycle: lifecycle.state is not State.STARTING
         )  # it is frozen as soon as the program runs
@@ -318,16 +319,16 @@ class Supervisor:
                 await trio.sleep(0.005)
         return actor.lifecycle.state is State.FROZEN, ""
 
-    async def _thaw(self, actor: Actor) -> tuple[bool, str]:
+    async def _thaw(self, actor: Actor, by: str) -> tuple[bool, str]:
         if actor.lifecycle.state is not State.FROZEN:
             return False, f"it is not frozen; it is {actor.lifecycle.state.value}"
-        await actor.ask(events.Thaw())
+        await actor.ask(events.Thaw(by))
         return True, ""
 
     async def _set(
-        self, actor: Actor, changes: Mapping[str, Any], persist: Mapping[str, Any] | None = None
+        self, actor: Actor, by: str, changes: Mapping[str, Any], persist: Mapping[str, Any] | None = None
     ) -> tuple[bool, str]:
-        done, message = await actor.change_limits(changes)
+        done, message = await actor.change_limits(changes, by)
         if done and persist:
             message = await self._config_editor.persist(self.config.path, "workload", actor.workload.name, persist)
         return done and not message, message

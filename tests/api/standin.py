@@ -92,6 +92,7 @@ class Standin:
         for name, text in (("web@1", "one"), ("db", "two"), ("", "three")):
             workload = {"workload": name} if name else {}
             self.past.add("2026-01-31T12:00:00.000000Z", "warning", "warning", {**workload, "message": text})
+        self.asking_workloads: set[str] = set()
         self.samples = 0
         self.arrived = trio.Event()
         self.held: trio.Event | None = None
@@ -211,8 +212,9 @@ class Standin:
     async def upgrade(self, python: str, package: str, timeout_s: float) -> tuple[bool, str]:
         return False, f"{package} is the version that runs"
 
-    async def command(self, verb: str, name: str, **parameters: Any) -> dict[str, Any]:
+    async def command(self, verb: str, name: str, *, workload: str = "", **parameters: Any) -> dict[str, Any]:
         self.asked.append((verb, name, parameters))
+        self.asking_workloads.add(workload)
         self.arrived.set()
         if self.held is not None:
             await self.held.wait()

@@ -10,6 +10,7 @@ from nsupervisor.api.routes import ROUTES
 from nsupervisor.api.server import serve
 from nsupervisor.linux.peers import Peer
 from tests.api.standin import Standin
+from tests.api.test_routes import validate
 
 ALLOWED = ("web@1", "web@2", "batch")
 in_thread = trio.to_thread.run_sync
@@ -65,7 +66,10 @@ async def test_what_is_shown_is_narrowed(client):
     assert names(await in_thread(client.status, ["web"])) == ["web@1", "web@2"]
     assert names(await in_thread(client.stats)) == ["web@1", "web@2", "batch"]
     assert names(await in_thread(client.history, "b*")) == ["batch"]
-    assert (await in_thread(client.info))["name"] == "standin"
+    info = await in_thread(client.info)
+    validate(info, "Info")
+    known = {key for key, value in info.items() if value is not None}
+    assert known == {"version", "name", "started_at", "uptime_sec", "mode"}, "no pid, no path, no cgroup"
     (group,) = await in_thread(client.groups)
     assert (group["name"], group["members"]) == ("group/night", ["batch"])
 
@@ -94,6 +98,7 @@ async def test_commands_reach_the_allowed_instances(client, standin):
     assert names(await in_thread(client.command, "restart", ["web", "batch"])) == ["web@1", "web@2", "batch"]
     assert names(await in_thread(client.command, "kill", ["*"])) == ["web@1", "web@2", "batch"]
     assert {name for _, name, _ in standin.asked} == {"web@1", "web@2", "batch"}
+    assert standin.asking_workloads == {"panel"}, "the records name it"
 
 
 @pytest.mark.parametrize(

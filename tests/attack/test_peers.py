@@ -336,6 +336,22 @@ async def test_a_workload_controls_exactly_what_it_may(place: Path, way: str) ->
         os.kill(await it.pid("panel"), signal.SIGCONT)
 
 
+async def test_the_commands_of_a_workload_were_recorded_as_those_of_an_operator(place: Path) -> None:
+    report = """
+answers = [ask("POST", f"/v1/workloads/{verb}", {"names": ["mine"], **parameters}) for verb, parameters in VERBS]
+report({"answers": answers})
+"""
+    verbs = [("signal", {"signal": "SIGCONT"}), ("set", {"resources": {"pids_max": 99}}), ("freeze", {}), ("thaw", {})]
+    verbs += [("restart", {}), ("stop", {}), ("start", {}), ("kill", {})]
+    source = f"{PANEL.partition('while True')[0]}\nVERBS = {verbs!r}\n{report}"
+    panel = workload("panel", place, source, keys='may_control = ["mine"]\nafter = ["mine"]')
+    async with service(place, MINE + panel) as it:
+        found = await reported(it, "panel")
+        assert [status for status, _ in found["answers"]] == [200] * len(verbs), found
+        for verb, _ in verbs:
+            await it.record(event="action", workload="mine", action=verb, cause={"by": "workload panel"})
+
+
 CLI = r"""
 import subprocess
 found = {}

@@ -179,11 +179,11 @@ class Actor:
         await self.output.wait_drained()
         await self.exit_reports.wait_delivered()
 
-    async def signal(self, signum: int) -> bool:
-        """Send a signal to the program for an operator; return False if none runs."""
+    async def signal(self, signum: int, by: str = events.OPERATOR) -> bool:
+        """Send a signal to the program for an operator or a workload; return False if none runs."""
         if not self.lifecycle.is_alive:
             return False
-        self.log_event("action", action="signal", cause={"by": "operator"}, signal=signal_name(signum))
+        self.log_event("action", action="signal", cause={"by": by}, signal=signal_name(signum))
         return await self.context.keeper.signal(self.id, signum)
 
     async def change_limits(self, changes: Mapping[str, Any], by: str = "operator") -> tuple[bool, str]:

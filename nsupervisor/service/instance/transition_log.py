@@ -28,7 +28,7 @@ COMMAND_NAMES: Mapping[type[events.Input], str] = {
 def log_transition(actor: "Actor", before: Lifecycle, event: events.Input) -> None:
     """Record a transition from `before` to the current lifecycle: the command, the restart decision, the new state."""
     new, say = actor.lifecycle, actor.log_event
-    if isinstance(event, events.Command) and event.requested_by in ("operator", "boot", events.SHUTDOWN, "reload"):
+    if isinstance(event, events.Command) and events.is_recorded_requester(event.requested_by):
         say("action", action=COMMAND_NAMES[type(event)], cause={"by": event.requested_by})
     if new.restarts > before.restarts or (new.state is State.BACKOFF and before.state is not State.BACKOFF):
         delay = new.deadline - trio.current_time() if new.state is State.BACKOFF and new.deadline else 0.0
