@@ -112,10 +112,15 @@ def test_an_end_is_told_at_whatever_instant_the_supervisor_is_killed(restart: st
 
 
 def _started(life: Life, restart: str) -> int:
-    """The generation that runs, once one does."""
-    if restart == "no" and until("it answers", life.one)["state"] in ("failed", "exited"):
-        life.client.command("start", ["ends"])
-    until("it runs", lambda: life.one().get("state") == "running")
+    """The generation that runs, once one does. Its end may be heard only after the first answer, so look each time."""
+
+    def runs() -> bool:
+        state = life.one().get("state")
+        if restart == "no" and state in ("failed", "exited"):
+            life.client.command("start", ["ends"])
+        return state == "running"
+
+    until("it runs", runs)
     return int(life.one()["generation"])
 
 
