@@ -30,7 +30,7 @@ from nsupervisor.config.positions import KeyPath
 from nsupervisor.config.quoting import did_you_mean, format_path, quoted
 from nsupervisor.config.units import RelativeChange, format_duration
 from nsupervisor.config.vocabulary import LIMIT_KEYS, NOT_FILES
-from nsupervisor.linux.mounts import value_paths
+from nsupervisor.mount_data import value_paths
 
 NOTIFY_PATH = "/notify/0123456789abcdef/socket"
 WORKLOADS_API_PATH = "/notify/control/api/api.sock"

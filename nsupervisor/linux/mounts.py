@@ -6,6 +6,7 @@ import ctypes
 import os
 
 from nsupervisor.linux.syscalls import last_error, libc
+from nsupervisor.mount_data import value_paths
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -168,29 +169,6 @@ class Mount:
             mount(self.source, self.destination, self.fstype, options.flags, options.data)
         for propagation in options.propagation:
             mount(None, self.destination, None, propagation)
-
-
-def value_paths(data: str) -> list[str]:
-    """Return the parts of all values in `data`, the options of a file system, as absolute paths.
-
-    "lowerdir=/a:b,ro" gives ["/a", "/b"]. A backslash escapes the separators "," and ":", as for an overlay
-    (Documentation/filesystems/overlayfs.rst).
-    """
-    paths = []
-    for option in _split_unescaped(data, ","):
-        _, _, value = option.partition("=")
-        paths += [os.path.join("/", path.replace("\\", "")) for path in _split_unescaped(value, ":") if path]
-    return paths
-
-
-def _split_unescaped(text: str, separator: str) -> list[str]:
-    parts = [""]
-    for part in text.split(separator):
-        if parts[-1].endswith("\\"):
-            parts[-1] += separator + part
-        else:
-            parts.append(part)
-    return parts[1:]
 
 
 def mount(source: str | None, target: str, fstype: str | None, flags: int, data: str = "") -> None:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nsupervisor.linux import mounts
-from nsupervisor.linux.mounts import Mount, MountOptions, value_paths
+from nsupervisor.linux.mounts import Mount, MountOptions
+from nsupervisor.mount_data import value_paths
 from tests.needs import needs
 
 FLAG_WORDS = ["ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "relatime", "strictatime"]

@@ -1,0 +1,28 @@
+"""The paths in the options of a file system, for the checks of the configuration and for those at a start. Pure."""
+
+from __future__ import annotations
+
+import os
+
+
+def value_paths(data: str) -> list[str]:
+    """Return the parts of all values in `data`, the options of a file system, as absolute paths.
+
+    "lowerdir=/a:b,ro" gives ["/a", "/b"]. A backslash escapes the separators "," and ":", as for an overlay
+    (Documentation/filesystems/overlayfs.rst).
+    """
+    paths = []
+    for option in _split_unescaped(data, ","):
+        _, _, value = option.partition("=")
+        paths += [os.path.join("/", path.replace("\\", "")) for path in _split_unescaped(value, ":") if path]
+    return paths
+
+
+def _split_unescaped(text: str, separator: str) -> list[str]:
+    parts = [""]
+    for part in text.split(separator):
+        if parts[-1].endswith("\\"):
+            parts[-1] += separator + part
+        else:
+            parts.append(part)
+    return parts[1:]
