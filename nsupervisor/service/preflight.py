@@ -15,10 +15,11 @@ from nsupervisor.cgroups.errors import HostProblem as HostProblem
 from nsupervisor.cgroups.host import AncestorLimits, Host
 from nsupervisor.config.model import Config, Resources, Rule, WorkloadConfig
 from nsupervisor.config.positions import Positions
-from nsupervisor.config.problems import Problem
+from nsupervisor.config.problems import ConfigError, Problem
 from nsupervisor.config.quoting import format_path, quoted
 from nsupervisor.config.vocabulary import NOT_FILES
 from nsupervisor.service.capacity import descriptor_shortage
+from nsupervisor.service.instance.spawn_spec import PATH, environment_file_variables
 from nsupervisor.service.instance.users import IdentityError, resolve_user
 from nsupervisor.service.privileges import explain_permission_error, missing_privileges
 
@@ -138,6 +139,9 @@ def _missing_files(workload: WorkloadConfig) -> Iterator[_Finding]:
     named = [("environment_file", path) for path in workload.environment_file if not path.startswith("-")]
     if not workload.mounts:  # mounts may provide the other files
         named += [("command", workload.command[0]), ("working_directory", workload.working_directory)]
+        if "/" not in workload.command[0] and _is_program_missing(workload):
+            message = f"there is no program {quoted(workload.command[0])} in PATH; install it, or write its path"
+            yield ("command",), message, NOT_YET_PRESENT
     for key, path in named:
         try:
             if path.startswith("/"):
@@ -146,6 +150,21 @@ def _missing_files(workload: WorkloadConfig) -> Iterator[_Finding]:
             yield (key,), f"there is no {quoted(path)} on this host; install it, or write another path", NOT_YET_PRESENT
         except OSError:  # this user may not see the file
             pass
+
+
+def _is_program_missing(workload: WorkloadConfig) -> bool:
+    """Return whether no directory in the program's PATH has it. False if this user may not look into one of them."""
+    try:
+        variables = {"PATH": PATH} | environment_file_variables(workload) | dict(workload.environment)
+        for directory in variables["PATH"].split(":"):
+            try:
+                os.stat(os.path.join(workload.working_directory, directory, workload.command[0]))
+                return False
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+    except (OSError, ConfigError):  # an environment file that cannot be read is reported by itself
+        return False
+    return True
 
 
 def _is_about_this_cgroup(problem: HostProblem, host: Host) -> bool:

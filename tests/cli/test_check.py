@@ -155,6 +155,21 @@ def test_files_that_are_not_here_are_warnings(file):
     assert nsupervisor("check", mounted).stderr.count("there is no") == 1, "of what is read outside"
 
 
+def test_a_program_that_is_not_in_path_is_a_warning(file, tmp_path):
+    """Only names with a "/" were looked for."""
+    (tmp_path / "here").touch()
+    missing = '[workload.web]\ncommand = ["no-such-program"]\n'
+    path = file(missing)
+    done = nsupervisor("check", path)
+    assert (done.returncode, done.stdout) == (0, f"{path}: ok, 1 workload\n")
+    text = 'workload.web.command: there is no program "no-such-program" in PATH; install it, or write its path'
+    assert f"{path}:2: {text}" in done.stderr
+    there = missing.replace("no-such-program", "here") + f'environment = {{ PATH = "/bin:{tmp_path}" }}\n'
+    assert "in PATH" not in nsupervisor("check", file(there)).stderr
+    assert "in PATH" in nsupervisor("check", file(there.replace(str(tmp_path), "/usr/bin"))).stderr
+    assert "in PATH" not in nsupervisor("check", file('[workload.web]\ncommand = ["sh"]\n')).stderr
+
+
 def test_a_file_without_workloads_is_a_warning(file):
     """It was "ok, 0 workloads", and nothing else."""
     path = file("# nothing yet\n")
