@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nsupervisor.config.resources import Resources
+from nsupervisor.config.model import Resources
 from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import State
 from nsupervisor.service.state import checkpoint, file
