@@ -278,8 +278,10 @@ def _parse_command(verb: str, request: Request) -> tuple[list[str], dict[str, An
     """Return the names and the parameters in a request's body. Raises HTTPError 400 if it is wrong."""
     try:
         body = request.json()
-    except ValueError:
-        raise HTTPError(400, 'the body is not JSON; send for example {"names": ["web"]}') from None
+    except ValueError as error:
+        raise HTTPError(
+            400, f'the body cannot be read as JSON: {error}; send for example {{"names": ["web"]}}'
+        ) from None
     names = body.get("names") if isinstance(body, dict) else None
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise HTTPError(400, '"names" is not a list of names; send for example {"names": ["web"]}')
@@ -304,8 +306,8 @@ def _parse_source(request: Request) -> tuple[str | None, str | None]:
     example = 'send for example {"path": "/etc/nsupervisor.toml"}, or {} for the file in force'
     try:
         body = request.json() if request.body else {}
-    except ValueError:
-        raise HTTPError(400, f"the body is not JSON; {example}") from None
+    except ValueError as error:
+        raise HTTPError(400, f"the body cannot be read as JSON: {error}; {example}") from None
     if not isinstance(body, dict) or not all(isinstance(value, str) and value for value in body.values()):
         raise HTTPError(400, f"the body is not an object of texts; {example}")
     if unknown := [key for key in body if key not in ("path", "text")]:

@@ -239,6 +239,12 @@ class Client:
                 f"user {os.geteuid()} may not use {self.socket_path}; "
                 "run as the supervisor's user, for instance with sudo"
             )
+        workload = os.environ.get("NSUPERVISOR_WORKLOAD")
+        if workload and "NSUPERVISOR_SOCKET" not in os.environ and isinstance(error, FileNotFoundError):
+            return NoSupervisorError(
+                f"this is workload {workload}, which may not use the supervisor ({self.socket_path} is not here); "
+                "name what it may control in its `may_control`, and restart it"
+            )
         if isinstance(error, FileNotFoundError | ConnectionRefusedError | NotADirectoryError):
             return NoSupervisorError(
                 f"no supervisor answers on {self.socket_path}; start one with: nsupervisor run CONFIG, "

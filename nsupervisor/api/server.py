@@ -15,7 +15,9 @@ from nsupervisor.api.http.listener import Admit, serve_connections
 from nsupervisor.api.http.messages import Application
 
 MAX_PATH_BYTES = 107  # bytes, unix(7): sun_path without its final NUL
-BACKLOG = 100
+BACKLOG = 4096
+"""Connections that may wait to be accepted; the kernel lowers it to net.core.somaxconn, listen(2). When it is full,
+non-blocking clients fail with EAGAIN: a process that connects in a loop, and is refused, must not fill it."""
 
 
 async def serve(

@@ -13,7 +13,7 @@ from nsupervisor.api.http.errors import TCP, ConnectionErrors
 from nsupervisor.api.http.hosts import AllowedHosts
 from nsupervisor.api.http.limits import TCP_CONNECTIONS
 from nsupervisor.api.http.listener import serve_connections
-from nsupervisor.api.http.messages import HTTPError, Request, Response, Stream
+from nsupervisor.api.http.messages import Request, Response
 from nsupervisor.api.http.routing import Endpoint, Router
 from nsupervisor.config.units import format_address
 
@@ -65,19 +65,11 @@ def listen(address: tuple[str, int]) -> socket.socket:
 
 
 class _MetricsRouter(Router):
-    """Answers GET /metrics. Errors are plain text, for people who use a browser."""
+    """Answers GET /metrics. Errors are JSON, as on the Unix socket."""
 
     def __init__(self, control: Control) -> None:
         super().__init__([Endpoint("GET", "/metrics", self._metrics)])
         self._control = control
-
-    async def __call__(self, request: Request) -> Response | Stream:
-        """Answer a request; an HTTPError becomes a response in plain text."""
-        try:
-            return await super().__call__(request)
-        except HTTPError as error:
-            text = b"there is only GET /metrics here\n"
-            return Response(text, error.status, "text/plain; charset=utf-8", error.headers)
 
     async def _metrics(self, request: Request) -> Response:
         return await metrics_response(self._control, request)

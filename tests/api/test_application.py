@@ -238,8 +238,10 @@ async def test_a_client_that_goes_away_does_not_undo_its_command(client, standin
 @pytest.mark.parametrize(
     ("verb", "body", "message"),
     [
-        ("stop", b"", "not JSON"),
-        ("stop", b"[" * 100_000, "not JSON"),
+        ("stop", b"", "cannot be read as JSON: "),
+        ("stop", b"[" * 100_000, "cannot be read as JSON: "),
+        ("stop", b'{"names": ["\\ud800"]}', "cannot be read as JSON: no low surrogate"),
+        ("stop", b'{"names": [' + b"9" * 400 + b"]}", "cannot be read as JSON: number is infinity"),
         ("stop", b"[]", "not a list of names"),
         ("stop", b'{"names": []}', "not a list of names"),
         ("stop", b'{"names": "web"}', "not a list of names"),
@@ -343,7 +345,7 @@ async def test_a_plan_and_a_reload_are_as_described(client):
 @pytest.mark.parametrize(
     ("body", "error"),
     [
-        (b"{", "the body is not JSON"),
+        (b"{", "the body cannot be read as JSON: "),
         (b"[]", "the body is not an object of texts"),
         (b'{"path": 1}', "the body is not an object of texts"),
         (b'{"paht": "/x"}', '"paht" means nothing here; there is: path, text'),

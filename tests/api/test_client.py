@@ -65,6 +65,16 @@ def test_a_full_queue_is_waited_for(tmp_path, monkeypatch):
             Client(str(tmp_path / "api.sock")).info()
 
 
+def test_a_workload_without_may_control_was_asked_to_start_a_supervisor(tmp_path, monkeypatch):
+    monkeypatch.setenv("NSUPERVISOR_WORKLOAD", "web@2")
+    client = Client(str(tmp_path / "api.sock"))
+    with pytest.raises(NoSupervisorError, match=r"^this is workload web@2, which may not use the supervisor .*may_con"):
+        client.info()
+    monkeypatch.setenv("NSUPERVISOR_SOCKET", client.socket_path)  # it has may_control: the supervisor does not run
+    with pytest.raises(NoSupervisorError, match=r"^no supervisor answers on"):
+        client.info()
+
+
 def test_a_stale_socket(tmp_path):
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / "api.sock"))

@@ -184,6 +184,19 @@ async def test_what_is_refused_whatever_the_body_is_was_refused_only_after_32_mi
     assert talk.kinds == ({"too_large": 1} if status == 413 else {})
 
 
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"GET\x00 / HTTP/1.1\r\nHost: x\r\n\r\n", "illegal request line"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n", "illegal header line"),
+        (b"GET / HTTP/1.1\r\nHost: a\x00\r\n\r\n", "illegal header line"),
+    ],
+)
+async def test_errors_showed_values_of_python(data, reason, autojump_clock):
+    error = body_of(await Talk()(data))["error"]
+    assert error == f"this is not a valid HTTP/1.1 request: {reason}"
+
+
 async def test_a_refused_request_without_a_body_keeps_the_connection():
     talk = Talk(peer=Peer(1, 0, 0, workload="panel"))
     trace = b"GET /v1/trace HTTP/1.1\r\nHost: x\r\n\r\n"

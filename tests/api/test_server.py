@@ -1,5 +1,6 @@
 """The socket: who may use it, what becomes of old ones, and how it ends."""
 
+import contextlib
 import gc
 import os
 import socket
@@ -182,3 +183,13 @@ async def test_requests_need_no_threads(path):
         assert b" 200 " in answer
         assert threading.active_count() == before
         inner.cancel_scope.cancel()
+
+
+def test_100_connections_in_a_loop_filled_the_backlog(tmp_path):
+    """Other clients then got EAGAIN."""
+    somaxconn = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    path = str(tmp_path / "api.sock")
+    with listen(path), contextlib.ExitStack() as stack:
+        for _ in range(min(somaxconn, 300)):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+            client.connect(path)

@@ -36,7 +36,8 @@ async def test_there_is_nothing_but_the_metrics(path, method, status, nursery):
     found = await trio.to_thread.run_sync(get, address)
     assert found == (200, "text/plain; charset=utf-8", b"# EOF\n")
     refused = await trio.to_thread.run_sync(get, address, path, method)
-    assert refused == (status, "text/plain; charset=utf-8", b"there is only GET /metrics here\n")
+    error = f'{{"error":"there is no {method} {path}; there are: GET /metrics"}}'
+    assert refused == (status, "application/json", error.encode())
     nursery.cancel_scope.cancel()
 
 

@@ -7,6 +7,7 @@ h11: https://h11.readthedocs.io/en/latest/api.html.
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -36,6 +37,8 @@ from nsupervisor.linux.peers import Peer
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_PYTHON_VALUE = re.compile(r":? *(?:bytearray\()?\bb['\"]")
+"""The beginning of a value in an error of h11, which shows the bytes as Python does."""
 _CONNECTION_LOST = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
@@ -243,7 +246,8 @@ class Connection:
             if status == 431:
                 message = f"the head is larger than {limits.HEAD_LIMIT >> 10} KiB; send fewer or shorter header fields"
             else:
-                message = f"this is not a valid HTTP/1.1 request: {str(error)[:200]}"
+                reason = _PYTHON_VALUE.split(str(error), maxsplit=1)[0]
+                message = f"this is not a valid HTTP/1.1 request: {reason[:200]}"
             raise _RequestRefused("protocol", HTTPError(status, message)) from None
 
     async def _read_head(self, is_first: bool) -> h11.Request | None:

@@ -284,7 +284,8 @@ def read_state(directory: Path, move_aside: bool = True) -> SavedState:
                 latest[kind, entry[kind]] = entry["is"]
                 written[_line_key(kind, entry[kind])] = line + b"\n"
         if lines[-1]:
-            raise ValueError(f"its last line is torn after {len(lines[-1])} bytes")
+            size = len(lines[-1])
+            raise ValueError(f"its last line ends after {size} bytes: the disk was full, or the writer was killed")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         problem = str(error) or type(error).__name__
     for (kind, name), values in latest.items():
