@@ -375,6 +375,10 @@ async def test_a_failing_step_says_what_and_where(
             {"type": "tmpfs", "destination": "/mnt", "options": ["size=x"]},
             "cannot mount tmpfs on /mnt: Invalid argument",
         ),
+        (
+            {"type": "overlay", "destination": "/mnt", "options": ["lowerdir=/usr:/srv/no-such"]},
+            "cannot mount overlay on /mnt: /srv/no-such: No such file or directory",
+        ),
     ],
 )
 async def test_a_failing_mount_says_what_and_where(harness: Harness, mount: dict, message: str) -> None:

@@ -166,6 +166,9 @@ def mount_all(spec: Spec) -> None:
             mount.make()
         except OSError as error:
             hint = "options on bind mounts need Linux 5.12" if error.errno == errno.ENOSYS else ""
+            if error.errno == errno.ENOENT:  # the destination exists, so it is a layer of an overlay, for instance
+                missing = [path for path in mount.layer_paths() if path.startswith("/") and not os.path.exists(path)]
+                operation += f": {missing[0]}" if missing else ""
             raise step_error(operation, error, hint) from None
         if mount.fstype == "tmpfs":
             private.add(os.stat(mount.destination).st_dev)
