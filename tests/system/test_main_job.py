@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -392,3 +393,22 @@ async def test_a_service_that_yields_to_others_runs_user_namespaces(tmp_path, mo
     toml = '[workload.mapped]\ncommand = ["sh", "-c", "nice; sleep 1000"]\nnamespaces = { user = true }\n'
     async with service(tmp_path, toml) as it:
         assert (await it.record(event="output", workload="mapped"))["message"] == "5"
+
+
+async def test_what_stays_in_the_runtime_directory(tmp_path: Path) -> None:
+    """As docs/recovery.md says: an empty file after an orderly stop, and all of it after a start that failed."""
+    run = tmp_path / "run"
+    sleep = '[workload.web]\ncommand = ["sleep", "1000"]\n'
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        name, metrics = f"test-{os.getpid()}-{tmp_path.name[-24:]}", f"127.0.0.1:{taken.getsockname()[1]}"
+        config = tmp_path / "failed.toml"
+        config.write_text(f'[supervisor]\nname = "{name}"\nruntime_directory = "{run}"\nmetrics = "{metrics}"\n{sleep}')
+        with trio.fail_after(deadline(20)):
+            failed = await trio.run_process([*NSUPERVISOR, "run", str(config)], check=False, capture_stderr=True)
+    assert b"Address already in use" in failed.stderr
+    assert {path.name for path in run.iterdir()} == {"key", "keeper.lock", "lock", "notify", "state.json"}
+    async with service(tmp_path, sleep):
+        pass
+    assert [(path.name, path.stat().st_size) for path in run.iterdir()] == [("keeper.lock", 0)]
