@@ -1,13 +1,16 @@
 """Build the keeper's spawn specification from a workload's configuration. Reads environment files, changes nothing."""
 
 import os
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nsupervisor.cgroups import Cgroup
 from nsupervisor.config.environment import load_environment
 from nsupervisor.config.model import IdMapping, WorkloadConfig
 from nsupervisor.service.instance.users import UserIdentity, resolve_user
+
+if TYPE_CHECKING:  # `check` imports this module, and must be quick
+    from pathlib import Path
+
+    from nsupervisor.cgroups import Cgroup
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """A workload's default PATH; that of systemd, and of Debian for root."""
@@ -25,8 +28,8 @@ def spawn_spec(
     name: str,
     instance: int | None,
     generation: int,
-    cgroup: Cgroup,
-    directory: Path,
+    cgroup: "Cgroup",
+    directory: "Path",
     variables: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the specification for one generation, in the form that `nsupervisor.keeper` takes.
@@ -67,13 +70,13 @@ def spawn_spec(
     }
 
 
-def cover(workload: WorkloadConfig, directory: Path, notify: str | None) -> dict[str, Any]:
+def cover(workload: WorkloadConfig, directory: "Path", notify: str | None) -> dict[str, Any]:
     """Return the key `cover` of a specification, which hides the runtime directory from the program.
 
     Some directories in it stay visible: that of the notify socket, and with `may_control` that of the API's socket for
     workloads.
     """
-    show = {} if notify is None else dict.fromkeys([str(Path(notify).parent.relative_to(directory))])
+    show = {} if notify is None else dict.fromkeys([os.path.relpath(os.path.dirname(notify), directory)])
     found = {name: name for name in show}
     links = {}
     if workload.may_control:
@@ -88,7 +91,7 @@ def environment(
     name: str,
     instance: int | None,
     variables: dict[str, str] | None = None,
-    directory: Path | None = None,
+    directory: "Path | None" = None,
 ) -> dict[str, str]:
     """Return a clean environment: what a login sets, then the files in order, then `environment`; later ones win."""
     values = {"PATH": PATH, "NSUPERVISOR_WORKLOAD": name}
