@@ -4,7 +4,7 @@ import errno
 import json
 import socket
 import threading
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, nullcontext
 from functools import partial
 
 import pytest
@@ -324,6 +324,31 @@ async def test_our_client_was_not_answered_when_many_were_refused_at_once(tmp_pa
         for _ in range(20):
             with pytest.raises(ClientError, match="has 0 connections here already"):
                 await in_thread(Client(it.path).status)
+
+
+async def test_connections_were_accepted_one_in_each_pass_of_the_event_loop(tmp_path):
+    """So a client that connects in a loop, and is refused, filled the queue of the socket while the loop was busy."""
+
+    class Passes(trio.abc.Instrument):
+        count = 0
+
+        def before_io_wait(self, timeout):
+            self.count += 1
+
+    passes_at_accepts = []
+    trio.lowlevel.add_instrument(passes := Passes())
+
+    def admit(accepted):
+        passes_at_accepts.append(passes.count)
+        return Peer(*credentials(accepted))
+
+    async with served(tmp_path, admit=admit) as it:
+        with ExitStack() as stack:
+            for _ in range(2 * limits.ACCEPTED_AT_ONCE):
+                client = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+                client.connect(it.path)  # the event loop does not run meanwhile
+            await until(lambda: len(passes_at_accepts) == 2 * limits.ACCEPTED_AT_ONCE)
+        assert [passes_at_accepts.count(number) for number in sorted(set(passes_at_accepts))] == [16, 16]
 
 
 async def test_accepting_goes_on_after_descriptors_have_run_out(autojump_clock, tmp_path):

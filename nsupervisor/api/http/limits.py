@@ -45,6 +45,9 @@ TCP_CONNECTIONS = 512
 REFUSALS_AT_ONCE = 16
 """Refused connections that are closed only when the peer has read why, or after `LINGER_TIMEOUT_S`; others are closed
 as soon as the response is in the socket's buffer."""
+ACCEPTED_AT_ONCE = 16
+"""Connections that are accepted before other tasks run, so that a client that connects in a loop, and is refused, does
+not fill the queue of the socket."""
 ACCEPT_PAUSE_S = 0.1
 """Pause between two attempts to accept a connection after an error, for instance because no descriptor is free."""
 LOG_INTERVAL_S = 60.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import trio
 
@@ -58,11 +58,28 @@ async def serve_connections(
                 acceptor.evict()
                 await trio.sleep(limits.ACCEPT_PAUSE_S)
             else:
-                try:
-                    acceptor.handle(stream)
-                except Exception as error:
-                    errors.count(name, "internal", describe(error))
-                    stream.socket.close()
+                for accepted in (stream, *_accept_waiting(listener, limits.ACCEPTED_AT_ONCE - 1)):
+                    try:
+                        acceptor.handle(accepted)
+                    except Exception as error:
+                        errors.count(name, "internal", describe(error))
+                        accepted.socket.close()
+
+
+def _accept_waiting(listener: trio.abc.Listener[trio.SocketStream], count: int) -> Iterator[trio.SocketStream]:
+    """Accept up to `count` connections that wait already. An error ends this; the next `accept` will report it."""
+    if not isinstance(listener, trio.SocketListener):
+        return
+    listening = listener.socket
+    plain = socket.socket(listening.family, listening.type, listening.proto, listening.fileno())
+    try:
+        for _ in range(count):
+            connection, _address = plain.accept()  # the descriptor is non-blocking
+            yield trio.SocketStream(trio.socket.from_stdlib_socket(connection))
+    except OSError:
+        pass
+    finally:
+        plain.detach()
 
 
 class _Acceptor:
@@ -169,8 +186,7 @@ class _Acceptor:
         if not is_waiting:
             self._waiting.pop(connection, None)
         elif not connection.scope.cancel_called:
-            self._waiting[connection] = None
-            self._waiting.move_to_end(connection)
+            self._waiting.setdefault(connection)  # one that waits already has waited since then
 
     def _refuse(self, stream: trio.SocketStream, identity: str, kind: str, error: HTTPError) -> None:
         connection = Connection(stream, self._listener_state, identity=identity)
