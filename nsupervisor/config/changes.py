@@ -15,7 +15,7 @@ from nsupervisor.config.load import ConfigError, Problem, key_slots, load_table
 from nsupervisor.config.model import GroupConfig, Resources, WorkloadConfig
 from nsupervisor.config.quoting import did_you_mean, format_path
 from nsupervisor.config.units import Percent, format_cpu_max
-from nsupervisor.wire import by_wire_name
+from nsupervisor.wire_names import by_wire_name
 
 
 def parse_changes(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from itertools import pairwise
 from os.path import normpath
 from typing import NamedTuple
 
+from nsupervisor.config.condition_terms import LIMIT_KEYS, NOT_FILES
 from nsupervisor.config.kinds import MAX_SOCKET_PATH
 from nsupervisor.config.limits import find_resource_conflicts
 from nsupervisor.config.model import (
@@ -29,7 +30,6 @@ from nsupervisor.config.model import (
 from nsupervisor.config.positions import KeyPath
 from nsupervisor.config.quoting import did_you_mean, format_path, quoted
 from nsupervisor.config.units import RelativeChange, format_duration
-from nsupervisor.config.vocabulary import LIMIT_KEYS, NOT_FILES
 from nsupervisor.mount_data import value_paths
 
 NOTIFY_PATH = "/notify/0123456789abcdef/socket"

@@ -1,7 +1,7 @@
 """Conditions of policy rules: "memory.events oom_kill", "pids.current >= 90%", "cpu.stat nr_throttled rate > 50/s".
 
-Pure. A condition consists of atoms, joined by `and`, `or`, `not` and parentheses. `nsupervisor.config.vocabulary` lists
-the files and keys. The message of each ValueError ends the sentence "THE CONDITION …".
+Pure. A condition consists of atoms, joined by `and`, `or`, `not` and parentheses. `nsupervisor.config.condition_terms`
+lists the files and keys. The message of each ValueError ends the sentence "THE CONDITION …".
 
     FILE COUNTER                             the counter increased
     FILE COUNTER increases by N              the counter increased by N
@@ -21,9 +21,7 @@ from typing import Literal, cast
 
 from attrs import frozen
 
-from nsupervisor.config.quoting import did_you_mean, quoted
-from nsupervisor.config.units import parse_duration, parse_signal, parse_size
-from nsupervisor.config.vocabulary import (
+from nsupervisor.config.condition_terms import (
     BYTE_KEYS,
     COUNTERS,
     DURATION_FILES,
@@ -37,6 +35,8 @@ from nsupervisor.config.vocabulary import (
     PRESSURE_FILES,
     SIZE_FILES,
 )
+from nsupervisor.config.quoting import did_you_mean, quoted
+from nsupervisor.config.units import parse_duration, parse_signal, parse_size
 
 Operator = Literal[">", ">=", "<", "<=", "==", "!="]
 

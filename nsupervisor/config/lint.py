@@ -11,13 +11,13 @@ from itertools import product
 from math import inf
 
 from nsupervisor.config.checks import Conflict
+from nsupervisor.config.condition_terms import EXIT, LIMIT_KEYS, PRESSURE_FILES, SIZE_FILES
 from nsupervisor.config.conditions import Atom, Condition
 from nsupervisor.config.model import Config, Resources, Rule
 from nsupervisor.config.positions import KeyPath, Positions
 from nsupervisor.config.problems import Problem
 from nsupervisor.config.quoting import format_path
 from nsupervisor.config.units import RelativeChange, format_duration, format_size
-from nsupervisor.config.vocabulary import EXIT, LIMIT_KEYS, PRESSURE_FILES, SIZE_FILES
 
 COUNTER_LIMITS = {
     ("pids.events", "max"): "pids_max",

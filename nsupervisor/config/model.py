@@ -19,7 +19,7 @@ from nsupervisor.config import limit_kinds as limits
 from nsupervisor.config.conditions import Condition as Condition  # a part of the model like the others
 from nsupervisor.config.kinds import Choice, ListOf, MapOf, PrefixedKeys, TableOf, TablesOf, key
 from nsupervisor.config.units import Percent
-from nsupervisor.wire import wire
+from nsupervisor.wire_names import wire
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 Restart = Literal["no", "always", "on-success", "on-failure", "on-abnormal", "on-watchdog"]

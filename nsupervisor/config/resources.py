@@ -14,7 +14,7 @@ from nsupervisor.config import limit_kinds as limits
 from nsupervisor.config.kinds import Choice, MapOf, PrefixedKeys, TablesOf, key
 from nsupervisor.config.table import Table
 from nsupervisor.config.units import Percent
-from nsupervisor.wire import wire
+from nsupervisor.wire_names import wire
 
 
 @frozen(kw_only=True, repr=False)

@@ -13,7 +13,7 @@ from decimal import Decimal
 
 from attrs import field, frozen
 
-from nsupervisor.wire import wire
+from nsupervisor.wire_names import wire
 
 INFINITY_WORDS = ("infinity", "max")
 MAX_SIZE = 2**63 - 1

@@ -10,7 +10,7 @@ lifecycle drops a late event about an earlier generation before it can do harm.
 import attrs
 
 from nsupervisor.core.exits import Exit
-from nsupervisor.wire import wire
+from nsupervisor.wire_names import wire
 
 OPERATOR = "operator"
 """The value of `requested_by` for a command from outside of all workloads."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from nsupervisor.wire import wire
+from nsupervisor.wire_names import wire
 
 CLEAN_SIGNALS = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE})
 """Signals that end a program without counting as a failure (systemd.service(5), `SuccessExitStatus=`)."""
@@ -92,7 +92,7 @@ class Exit:
         return Outcome.SUCCESS if self.code == 0 or self.code in success_exit_status else Outcome.EXIT_CODE
 
     def condition_values(self) -> dict[str, float]:
-        """Return the values that conditions can test (`nsupervisor.config.vocabulary.EXIT_KEYS`).
+        """Return the values that conditions can test (`nsupervisor.config.condition_terms.EXIT_KEYS`).
 
         Returns an empty dict for a failed start.
         """

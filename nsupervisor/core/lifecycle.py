@@ -60,7 +60,7 @@ from nsupervisor.core.events import (
 from nsupervisor.core.exits import RESTARTED_OUTCOMES, Exit, Outcome
 from nsupervisor.core.states import ALIVE_STATES
 from nsupervisor.core.states import State as State
-from nsupervisor.wire import wire
+from nsupervisor.wire_names import wire
 
 
 class AfterStop(enum.Enum):

@@ -1,6 +1,6 @@
 """Convert frozen classes to JSON values and back, for data that outlives or leaves the process.
 
-An attribute is written under its wire name (`nsupervisor.wire`), never under its name in the code.
+An attribute is written under its wire name (`nsupervisor.wire_names`), never under its name in the code.
 
 Numbers stay exact: a float is written with all its digits, and infinity, which JSON does not have, as "max".
 """
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import attrs
 
-from nsupervisor.wire import wire_names
+from nsupervisor.wire_names import wire_names
 
 T = TypeVar("T")
 _LEAVES = frozenset((type(None), bool, int, str))

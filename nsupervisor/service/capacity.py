@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from nsupervisor.api.http.limits import TCP_CONNECTIONS, UNIX_CONNECTIONS
 from nsupervisor.cgroups.host import Host
+from nsupervisor.config.condition_terms import has_notification
 from nsupervisor.config.model import Config, Rule
-from nsupervisor.config.vocabulary import has_notification
 from nsupervisor.core.instances import expand_instances
 
 SUPERVISOR_BASE_FDS, KEEPER_BASE_FDS = 160, 150

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from nsupervisor.cgroups.errors import CgroupError
 from nsupervisor.cgroups.errors import HostProblem as HostProblem
 from nsupervisor.cgroups.host import AncestorLimits, Host
+from nsupervisor.config.condition_terms import NOT_FILES
 from nsupervisor.config.model import Config, Resources, Rule, WorkloadConfig
 from nsupervisor.config.positions import Positions
 from nsupervisor.config.problems import ConfigError, Problem
 from nsupervisor.config.quoting import format_path, quoted
-from nsupervisor.config.vocabulary import NOT_FILES
 from nsupervisor.service.capacity import descriptor_shortage
 from nsupervisor.service.instance.spawn_spec import PATH, environment_file_variables
 from nsupervisor.service.instance.users import IdentityError, resolve_user

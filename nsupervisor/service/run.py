@@ -68,7 +68,7 @@ from nsupervisor.service.recovery.upgrade import report_outcome
 from nsupervisor.service.registry import Registry
 from nsupervisor.service.reload.reload import Reloader
 from nsupervisor.service.runtime_directory import runtime_directory
-from nsupervisor.service.sd_notify import notify_service_manager
+from nsupervisor.service.service_manager import notify_service_manager
 from nsupervisor.service.state.checkpoint import limits_digest, limits_in_force
 from nsupervisor.service.state.digest import open_keyed_digest
 from nsupervisor.service.state.file import InstanceCheckpoint, SavedState, StateFile, read_state

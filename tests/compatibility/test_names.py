@@ -21,7 +21,7 @@ from nsupervisor.core.rules.victims import Candidate
 from nsupervisor.core.serialize import from_json, to_json, to_json_sparse
 from nsupervisor.service.instance.transition_log import COMMAND_NAMES
 from nsupervisor.service.state.file import GroupCheckpoint, InstanceCheckpoint
-from nsupervisor.wire import by_wire_name, wire, wire_names
+from nsupervisor.wire_names import by_wire_name, wire, wire_names
 from tests.core.replay.random_traces import a_trace
 
 DATA = Path(__file__).parent / "data" / "0.1.0"

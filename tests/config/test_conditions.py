@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nsupervisor.config.condition_terms import COUNTERS, DURATION_FILES, LEVELS, LIMIT_KEYS, PRESSURE_FILES, SIZE_FILES
 from nsupervisor.config.conditions import Atom, Condition, parse_condition
-from nsupervisor.config.vocabulary import COUNTERS, DURATION_FILES, LEVELS, LIMIT_KEYS, PRESSURE_FILES, SIZE_FILES
 
 
 @pytest.mark.parametrize(

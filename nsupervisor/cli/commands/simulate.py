@@ -80,7 +80,7 @@ def simulate(as_json: bool, seed: int, steps: bool, config: str, trace: str) -> 
 
 def result_object(result: SimulationResult) -> dict[str, Any]:
     """Return the object that --json prints."""
-    from nsupervisor.wire import by_wire_name
+    from nsupervisor.wire_names import by_wire_name
 
     return {
         "seconds": result.duration_s,

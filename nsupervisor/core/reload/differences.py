@@ -15,7 +15,7 @@ from nsupervisor.config.model import Config, GroupConfig, HostConfig, Resources,
 from nsupervisor.config.positions import KeyPath
 from nsupervisor.config.quoting import format_path
 from nsupervisor.config.to_toml import to_toml
-from nsupervisor.wire import wire
+from nsupervisor.wire_names import wire
 
 
 @attrs.frozen

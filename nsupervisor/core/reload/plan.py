@@ -27,7 +27,7 @@ from nsupervisor.core.reload.differences import (
     workload_differences,
 )
 from nsupervisor.core.states import ALIVE_STATES, State
-from nsupervisor.wire import by_wire_name
+from nsupervisor.wire_names import by_wire_name
 
 IMMUTABLE_KEYS = ("name", "runtime_directory")
 """Keys of [supervisor] that identify the service; a reload cannot change them."""

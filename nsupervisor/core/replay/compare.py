@@ -6,7 +6,7 @@ from collections.abc import Callable
 import attrs
 
 from nsupervisor.core.replay.trace import ActionRecord
-from nsupervisor.wire import wire
+from nsupervisor.wire_names import wire
 
 MATCH_WINDOW_S = 0.5
 """Seconds that two actions of the same kind may lie apart and still share one row."""

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from nsupervisor.config.condition_terms import EXIT
 from nsupervisor.config.conditions import parse_condition
 from nsupervisor.config.model import Config, Rule, WorkloadConfig
 from nsupervisor.config.model import GroupConfig as GroupConfig
-from nsupervisor.config.vocabulary import EXIT
 from nsupervisor.core.replay.compare import TimedAction
 from nsupervisor.core.replay.trace import (
     Line,

@@ -31,10 +31,10 @@ from typing import Any
 
 import attrs
 
+from nsupervisor.config.condition_terms import UPTIME
 from nsupervisor.config.conditions import parse_condition
 from nsupervisor.config.load import key_slots
 from nsupervisor.config.model import GroupConfig, Rule, WorkloadConfig
-from nsupervisor.config.vocabulary import UPTIME
 from nsupervisor.core import events
 from nsupervisor.core.actions import Action, FreezeAll, KillAll, Signal, Spawn, ThawAll, Warn
 from nsupervisor.core.decider import (
@@ -60,7 +60,7 @@ from nsupervisor.core.rules.group_policy import (
 from nsupervisor.core.rules.rules import Cause, Engine, Firing, Limits, RuleState, Snapshot
 from nsupervisor.core.rules.victims import Candidate
 from nsupervisor.core.serialize import from_json, to_json, to_json_sparse
-from nsupervisor.wire import wire_names
+from nsupervisor.wire_names import wire_names
 
 FORMAT = 2
 READABLE_FORMATS = (1, 2)

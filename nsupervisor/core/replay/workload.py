@@ -30,8 +30,8 @@ from typing import Any
 
 import attrs
 
+from nsupervisor.config.condition_terms import EXIT
 from nsupervisor.config.model import WorkloadConfig
-from nsupervisor.config.vocabulary import EXIT
 from nsupervisor.core import events
 from nsupervisor.core.actions import KillAll, Signal, Spawn
 from nsupervisor.core.decider import (

@@ -11,7 +11,7 @@ import attrs
 from nsupervisor.config.model import GroupConfig, GroupRule
 from nsupervisor.core.rules.rules import Firing, Limits, Snapshot
 from nsupervisor.core.rules.victims import Candidate, Ranked, rank_candidates
-from nsupervisor.wire import wire
+from nsupervisor.wire_names import wire
 
 MEMBERLESS_ACTIONS = ("log", "notify", "webhook", "exec")
 """Actions that affect no member."""

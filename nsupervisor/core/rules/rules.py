@@ -34,13 +34,13 @@ from typing import Any, get_args
 
 import attrs
 
+from nsupervisor.config.condition_terms import EXIT, HOST_MEMORY_TOTALS
 from nsupervisor.config.conditions import Atom
 from nsupervisor.config.load import equal_settings
 from nsupervisor.config.model import ActionName, GroupRule, Rule
-from nsupervisor.config.vocabulary import EXIT, HOST_MEMORY_TOTALS
 from nsupervisor.core import backoff
 from nsupervisor.core.rules.limit_steps import LimitValues, next_limits
-from nsupervisor.wire import by_wire_name, wire
+from nsupervisor.wire_names import by_wire_name, wire
 
 SEVERITY_ORDER: tuple[str, ...] = get_args(ActionName)
 """Actions, the mildest first: of two rules with opposite actions, the later one here prevails."""

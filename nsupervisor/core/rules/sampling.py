@@ -8,8 +8,8 @@ rate of change.
 from collections.abc import Mapping
 from math import inf
 
+from nsupervisor.config.condition_terms import PRESSURE_FILES, UPTIME, needs_sampling
 from nsupervisor.config.conditions import Atom
-from nsupervisor.config.vocabulary import PRESSURE_FILES, UPTIME, needs_sampling
 from nsupervisor.core.rules.rules import RATE_SPAN_S, Engine, Limits, Snapshot, threshold, with_host_totals
 
 FASTEST_S, NEAR_S, SLOWEST_S = 0.05, 0.08, 2.0

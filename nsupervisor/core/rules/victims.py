@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import attrs
 
-from nsupervisor.wire import wire
+from nsupervisor.wire_names import wire
 
 Verdict = Literal["done", "wait", "failed"]
 

@@ -22,10 +22,10 @@ import trio
 
 from nsupervisor.cgroups import Cgroup, CgroupError, Reading
 from nsupervisor.config.changes import apply_changes, changed_limits
+from nsupervisor.config.condition_terms import has_notification
 from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import GroupConfig as GroupConfig
 from nsupervisor.config.model import GroupRule, Resources
-from nsupervisor.config.vocabulary import has_notification
 from nsupervisor.core.rules.group_policy import (
     ActionOutcome,
     Firings,

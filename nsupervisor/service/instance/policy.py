@@ -18,9 +18,9 @@ import attrs
 import trio
 
 from nsupervisor.cgroups import Cgroup, CgroupError, Reading
+from nsupervisor.config.condition_terms import EXIT, NOT_FILES, UPTIME, has_notification, needs_sampling
 from nsupervisor.config.conditions import Atom
 from nsupervisor.config.model import Rule
-from nsupervisor.config.vocabulary import EXIT, NOT_FILES, UPTIME, has_notification, needs_sampling
 from nsupervisor.core.decider import Observation, PendingAction, RunPending, Transition
 from nsupervisor.core.exits import Exit, signal_name
 from nsupervisor.core.lifecycle import Lifecycle

@@ -21,7 +21,7 @@ import trio
 
 from nsupervisor import __version__
 from nsupervisor.cgroups import Cgroup, CgroupError
-from nsupervisor.config.vocabulary import COUNTERS, HOST_MEMORY_TOTALS, LEVELS, NOT_FILES, UPTIME
+from nsupervisor.config.condition_terms import COUNTERS, HOST_MEMORY_TOTALS, LEVELS, NOT_FILES, UPTIME
 from nsupervisor.core.decider import Transition, WorkloadInput, WorkloadState
 from nsupervisor.core.lifecycle import Instant
 from nsupervisor.core.replay.trace import Line, TraceWriter, encode_line

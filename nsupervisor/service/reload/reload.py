@@ -42,8 +42,8 @@ from nsupervisor.service.group.placement import Placement, make_instance, suppor
 from nsupervisor.service.instance.actor import Actor, Removal
 from nsupervisor.service.preflight import unmet_requirements
 from nsupervisor.service.reload.plan_inputs import Contents, read_contents, running_instance
-from nsupervisor.service.sd_notify import notify_service_manager
-from nsupervisor.wire import by_wire_name
+from nsupervisor.service.service_manager import notify_service_manager
+from nsupervisor.wire_names import by_wire_name
 
 if TYPE_CHECKING:
     from nsupervisor.service.control import Supervisor as Service

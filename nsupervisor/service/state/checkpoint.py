@@ -20,7 +20,7 @@ from nsupervisor.linux import processes
 from nsupervisor.service.instance.spawn_spec import spawn_spec
 from nsupervisor.service.instance.users import IdentityError
 from nsupervisor.service.state.file import InstanceCheckpoint, Process, ProcessRef, SavedRule
-from nsupervisor.wire import by_wire_name, wire_names
+from nsupervisor.wire_names import by_wire_name, wire_names
 
 if TYPE_CHECKING:
     from nsupervisor.service.instance.actor import Actor

@@ -23,7 +23,7 @@ from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import Lifecycle
 from nsupervisor.core.rules.rules import RuleState as RuleMemory
 from nsupervisor.core.serialize import from_json, to_json_sparse
-from nsupervisor.wire import wire
+from nsupervisor.wire_names import wire
 
 STATE_FORMAT = 1
 """Format of the file; a newer format is refused.
