@@ -1,4 +1,4 @@
-"""The cgroup of one workload: its limits, its readings, its processes."""
+"""The cgroup of one workload: its directories, its readings, its processes. `limits` sets its limits."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from typing import Any, ClassVar
 
 import attrs
 
-from nsupervisor.cgroups import directories, limits
+from nsupervisor.cgroups import directories
 from nsupervisor.cgroups.errors import CgroupError, CgroupGoneError, HostProblem
-from nsupervisor.cgroups.files import RESOURCE_FILES, V1_EQUIVALENTS
+from nsupervisor.cgroups.files import V1_EQUIVALENTS
 from nsupervisor.cgroups.host import AncestorLimits, Host
 from nsupervisor.cgroups.mounts import Hierarchy
 from nsupervisor.cgroups.parsing import HOST_FILES, parse_file
 from nsupervisor.cgroups.values import configured_values, file_for_key
-from nsupervisor.config.units import Percent
 
 _READ_SIZE = 8192
 _MAX_KILL_ROUNDS = 1000
@@ -90,7 +89,7 @@ class Cgroup:
     raw_originals: dict[str, str] = attrs.field(factory=dict, init=False, repr=False)
     """The texts that raw files (`unified`) had before they were first written."""
     was_killed: bool = attrs.field(default=False, init=False)
-    """Whether `kill` has been used: if so, `recreate` it before the next process is cloned into it."""
+    """Whether `kill` has been used: if so, `limits.recreate_cgroup` must come before the next clone into it."""
     _open_files: ClassVar[int] = 0
     """The number of open files of all cgroups."""
     _readers: dict[str, _CachedReader] = attrs.field(factory=dict, init=False, repr=False)
@@ -213,7 +212,7 @@ class Cgroup:
             if file in HOST_FILES:
                 paths, parser = [HOST_FILES[file]], _v2_parser(file)
             elif directory == self.path:
-                paths, parser = [f"{self.path}/{limits.v2_file_name(self, file)}"], _v2_parser(file)
+                paths, parser = [f"{self.path}/{self.host.v2_file_name(file)}"], _v2_parser(file)
             else:
                 v1 = V1_EQUIVALENTS[file]
                 paths = [f"{self.path}/{file}"] * v1.reads_core_first + [f"{directory}/{name}" for name in v1.files]
@@ -264,63 +263,6 @@ class Cgroup:
                 limits_by_controller[file.partition(".")[0]] += [limit] if limit is not None else []
         return limits_by_controller
 
-    # limits ----------------------------------------------------------------------------------------------------------
-
-    def set_limit(self, key: str, value: object) -> None:
-        """Set one resource by its configuration key ("memory_max") to its configured value; None lifts the limit.
-
-        The file is read back: a value that the kernel did not accept, except for rounding to pages, is an error.
-        CgroupError names the file, the workload, the value and the kernel's reason.
-        """
-        limits.set_limit(self, key, value)
-
-    def apply_limits(self, resources: Any, is_new: bool = False) -> None:
-        """Set all resources. Unless the cgroup is new, resources that are not given return to the kernel's default.
-
-        resources: an object with the fields of RESOURCE_FILES and `required`. If `required` is false, a failure is
-        added to `self.problems` instead of raising CgroupError.
-        """
-        self.problems.clear()
-        values = configured_values(resources)
-        keys = [*values]
-        if not is_new:
-            keys += [key for key, file in RESOURCE_FILES.items() if key not in values and limits.is_set(self, file)]
-        unfit = {problem.key: problem for problem in self.host.check_resources(resources, self.ancestor_limits())}
-        for key, value in limits.plan_steps(self, keys, values):
-            try:
-                if (problem := unfit.get(key)) is not None:
-                    raise self._refusal(problem)
-                self.set_limit(key, value)
-            except CgroupError as error:
-                if resources.required:
-                    raise
-                self.problems.append(HostProblem(key, str(error), "the workload runs without it"))
-
-    def change_limits(self, before: Any, after: Any) -> None:
-        """Change from one set of resources to another while the workload runs: completely or, on a failure, not at all.
-
-        Raises CgroupError with the failure, after the limits that were already set have been restored. A failure to
-        restore is in the message as well.
-        """
-        old, new = configured_values(before), configured_values(after)
-        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-        for problem in self.host.check_resources(after, self.ancestor_limits()):
-            if problem.key in keys or (problem.key == "memory_swap_max" and "memory_max" in keys):
-                raise self._refusal(problem)
-        tried = []
-        try:
-            for key, value in limits.plan_steps(self, keys, new):
-                tried.append(key)
-                self.set_limit(key, value)
-        except CgroupError as error:
-            failures = [str(error)]
-            for key, value in limits.plan_steps(self, list(dict.fromkeys(tried)), old):
-                try:
-                    self.set_limit(key, value)
-                except CgroupError as restore_error:
-                    failures.append(f"and what was before is not back: {restore_error}")
-            raise CgroupError("; ".join(failures)) from error
-
     def detached(self, resources: Any) -> Cgroup:
         """Return a second handle on the same directories, for a thread that sets these limits.
 
@@ -335,19 +277,6 @@ class Cgroup:
         handle._ancestor_limits = self.ancestor_limits()
         handle.raw_originals = self.raw_originals
         return handle
-
-    def reapply_percentages(self, resources: Any) -> None:
-        """Set the percentages again, after the limit of a group around it has changed.
-
-        Raises CgroupError like `set_limit`.
-        """
-        values = configured_values(resources)
-        keys = [key for key, value in values.items() if isinstance(value, Percent)]
-        for key, value in limits.plan_steps(self, keys, values):
-            self.set_limit(key, value)
-
-    def _refusal(self, problem: HostProblem) -> CgroupError:
-        return CgroupError(f"cannot set {file_for_key(problem.key)} of {self.name}: {problem.reason}; {problem.remedy}")
 
     # processes -------------------------------------------------------------------------------------------------------
 
@@ -391,8 +320,8 @@ class Cgroup:
     def kill(self) -> None:
         """Send SIGKILL to every process in the cgroup, also to those that are just being forked.
 
-        Returns before they are gone: wait for `is_populated` 0. The next generation needs `recreate`. Raises
-        CgroupError if the kernel refuses.
+        Returns before they are gone: wait for `is_populated` 0. The next generation needs `limits.recreate_cgroup`.
+        Raises CgroupError if the kernel refuses.
         """
         self.was_killed = True
         try:
@@ -402,15 +331,15 @@ class Cgroup:
         except OSError as error:
             raise CgroupError(f"cannot kill {self.name}: {error.strerror}") from error
 
-    def recreate(self, resources: object) -> None:
-        """Make the v2 directory again, with its limits. Watchers of the cgroup must be added again as well.
+    def recreate_directory(self) -> None:
+        """Make the v2 directory again, without limits: a step of `limits.recreate_cgroup`, which clears `was_killed`.
 
         Since Linux 6.14 (and in stable kernels since), a clone compares how often its cgroup was killed before and
         after it, so that no fork slips through a kill. With CLONE_INTO_CGROUP the count before is that of the parent's
         cgroup: once a cgroup has been killed, every process that is cloned into it dies of SIGKILL at birth
         (cgroup_css_set_fork and cgroup_post_fork in kernel/cgroup/cgroup.c). A new directory counts from 0.
 
-        Raises CgroupError if the cgroup is populated, or a limit cannot be set again.
+        Raises CgroupError if the cgroup is populated, or its directory cannot be made again.
         """
         self.close()
         directories.remove(self.path)
@@ -419,8 +348,6 @@ class Cgroup:
         except OSError as error:
             raise CgroupError(f"cannot make the cgroup {self.path}: {error.strerror}") from error
         self.raw_originals.clear()
-        self.apply_limits(resources, is_new=True)
-        self.was_killed = False
 
     def _kill_by_freezing(self) -> None:
         # Frozen processes do not fork, but freezing takes a moment: repeat until a round finds no new process.

@@ -190,6 +190,14 @@ class Host(NamedTuple):
             f"choose the scheduler BFQ for one (echo bfq > /sys/block/DISK/queue/scheduler){remedy_suffix}",
         )
 
+    def v2_file_name(self, file: str) -> str:
+        """Return the name of the file itself, except for io.weight, for which BFQ has its own file."""
+        if file == "io.weight":
+            location = self.locate(file)
+            weight_file = location if isinstance(location, HostProblem) else self.weight_file(location)
+            return file if isinstance(weight_file, HostProblem) else weight_file
+        return file
+
     def check_resources(
         self, resources: Any, ancestor_limits: AncestorLimits = NO_ANCESTOR_LIMITS
     ) -> list[HostProblem]:

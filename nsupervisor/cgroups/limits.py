@@ -1,4 +1,7 @@
-"""Set one resource of one cgroup: write it, read it back, and describe what the kernel did not accept."""
+"""Set the limits of a cgroup: one resource, or all of a configuration.
+
+Each value is written and read back; an error describes what the kernel did not accept.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,96 @@ import errno
 import os
 from collections.abc import Mapping
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nsupervisor.cgroups import directories, partition
+from nsupervisor.cgroups.cgroup import Cgroup
 from nsupervisor.cgroups.errors import CgroupError, HostProblem, UnsupportedValueError
 from nsupervisor.cgroups.files import KERNEL_DEFAULTS, PAGE_SIZE, RESOURCE_FILES, V1_EQUIVALENTS, V2_WRITERS, Writes
 from nsupervisor.cgroups.parsing import parse_cpu_list, parse_file
-from nsupervisor.cgroups.values import RAW_PREFIX, display_text, encode_value, file_for_key
-
-if TYPE_CHECKING:
-    from nsupervisor.cgroups.cgroup import Cgroup
+from nsupervisor.cgroups.values import RAW_PREFIX, configured_values, display_text, encode_value, file_for_key
+from nsupervisor.config.units import Percent
 
 _V1_EFFECTIVE_FILES = {"cpuset.cpus": "cpuset.effective_cpus", "cpuset.mems": "cpuset.effective_mems"}
 """Files that contain lists of numbers, and the v1 names of the files that show which of them are in force."""
 
 
-def plan_steps(cgroup: Cgroup, keys: list[str], values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def apply_limits(cgroup: Cgroup, resources: Any, is_new: bool = False) -> None:
+    """Set all resources. Unless the cgroup is new, resources that are not given return to the kernel's default.
+
+    resources: an object with the fields of RESOURCE_FILES and `required`. If `required` is false, a failure is added
+    to `cgroup.problems` instead of raising CgroupError.
+    """
+    cgroup.problems.clear()
+    values = configured_values(resources)
+    keys = [*values]
+    if not is_new:
+        keys += [key for key, file in RESOURCE_FILES.items() if key not in values and _is_set(cgroup, file)]
+    unfit = {problem.key: problem for problem in cgroup.host.check_resources(resources, cgroup.ancestor_limits())}
+    for key, value in _plan_steps(cgroup, keys, values):
+        try:
+            if (problem := unfit.get(key)) is not None:
+                raise _refusal(cgroup, problem)
+            set_limit(cgroup, key, value)
+        except CgroupError as error:
+            if resources.required:
+                raise
+            cgroup.problems.append(HostProblem(key, str(error), "the workload runs without it"))
+
+
+def change_limits(cgroup: Cgroup, before: Any, after: Any) -> None:
+    """Change from one set of resources to another while the workload runs: completely or, on a failure, not at all.
+
+    Raises CgroupError with the failure, after the limits that were already set have been restored. A failure to
+    restore is in the message as well.
+    """
+    old, new = configured_values(before), configured_values(after)
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    for problem in cgroup.host.check_resources(after, cgroup.ancestor_limits()):
+        if problem.key in keys or (problem.key == "memory_swap_max" and "memory_max" in keys):
+            raise _refusal(cgroup, problem)
+    tried = []
+    try:
+        for key, value in _plan_steps(cgroup, keys, new):
+            tried.append(key)
+            set_limit(cgroup, key, value)
+    except CgroupError as error:
+        failures = [str(error)]
+        for key, value in _plan_steps(cgroup, list(dict.fromkeys(tried)), old):
+            try:
+                set_limit(cgroup, key, value)
+            except CgroupError as restore_error:
+                failures.append(f"and what was before is not back: {restore_error}")
+        raise CgroupError("; ".join(failures)) from error
+
+
+def reapply_percentages(cgroup: Cgroup, resources: Any) -> None:
+    """Set the percentages again, after the limit of a group around it has changed.
+
+    Raises CgroupError like `set_limit`.
+    """
+    values = configured_values(resources)
+    keys = [key for key, value in values.items() if isinstance(value, Percent)]
+    for key, value in _plan_steps(cgroup, keys, values):
+        set_limit(cgroup, key, value)
+
+
+def recreate_cgroup(cgroup: Cgroup, resources: Any) -> None:
+    """Make the v2 directory of a killed cgroup again, with its limits; see `Cgroup.recreate_directory` for the reason.
+
+    Watchers of the cgroup must be added again as well. Raises CgroupError if the cgroup is populated, or a limit cannot
+    be set again.
+    """
+    cgroup.recreate_directory()
+    apply_limits(cgroup, resources, is_new=True)
+    cgroup.was_killed = False  # only now: after a failure, the next start must not run without limits
+
+
+def _refusal(cgroup: Cgroup, problem: HostProblem) -> CgroupError:
+    return CgroupError(f"cannot set {file_for_key(problem.key)} of {cgroup.name}: {problem.reason}; {problem.remedy}")
+
+
+def _plan_steps(cgroup: Cgroup, keys: list[str], values: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return (key, value) pairs in the order in which to set them; None lifts a limit.
 
     The kernel refuses a quota below the burst, and on v1 a limit of memory above that of memory and swap. If the first
@@ -31,14 +108,25 @@ def plan_steps(cgroup: Cgroup, keys: list[str], values: Mapping[str, Any]) -> li
     pairs = [(key, values.get(key)) for key in ordered]
     for first, second in (("cpu_max", "cpu_max_burst"), ("memory_max", "memory_swap_max")):
         lift_second = second == "cpu_max_burst" or cgroup.is_v1(RESOURCE_FILES[second])
-        if first in keys and lift_second and (values.get(second) is not None or is_set(cgroup, RESOURCE_FILES[second])):
+        if (
+            first in keys
+            and lift_second
+            and (values.get(second) is not None or _is_set(cgroup, RESOURCE_FILES[second]))
+        ):
             pairs = [(second, None), *(step for step in pairs if step[0] != second)]
             pairs.insert([key for key, _ in pairs].index(first) + 1, (second, values.get(second)))
     return pairs
 
 
+# one resource ---------------------------------------------------------------------------------------------------------
+
+
 def set_limit(cgroup: Cgroup, key: str, value: Any) -> None:
-    """Set one resource and read it back; see `Cgroup.set_limit`."""
+    """Set one resource by its configuration key ("memory_max") to its configured value; None lifts the limit.
+
+    The file is read back: a value that the kernel did not accept, except for rounding to pages, is an error.
+    CgroupError names the file, the workload, the value and the kernel's reason.
+    """
     file = file_for_key(key)
     value = cgroup.host.resolve_percentage(key, value, cgroup.ancestor_limits())
     name = cgroup.name
@@ -77,17 +165,8 @@ def _file_writes(cgroup: Cgroup, file: str, text: str, directory: str) -> Writes
         writer = V1_EQUIVALENTS[file].write
         assert writer is not None
         return writer(text, read_present)
-    target = v2_file_name(cgroup, file)
+    target = cgroup.host.v2_file_name(file)
     return V2_WRITERS[target](text, read_present) if target in V2_WRITERS else [(target, text)]
-
-
-def v2_file_name(cgroup: Cgroup, file: str) -> str:
-    """Return the name of the file itself, except for io.weight, for which BFQ has its own file."""
-    if file == "io.weight":
-        location = cgroup.host.locate(file)
-        weight_file = location if isinstance(location, HostProblem) else cgroup.host.weight_file(location)
-        return file if isinstance(weight_file, HostProblem) else weight_file
-    return file
 
 
 def _write_file(directory: str, file: str, text: str, subject: str) -> None:
@@ -131,7 +210,7 @@ def _is_rounded_to_pages(file: str) -> bool:
     return file.startswith("memory.") and file != "memory.oom.group"
 
 
-def is_set(cgroup: Cgroup, file: str) -> bool:
+def _is_set(cgroup: Cgroup, file: str) -> bool:
     """Return whether the file differs from the kernel's default."""
     try:
         directory = cgroup.directory(file)

@@ -27,6 +27,7 @@ from nsupervisor.cgroups.host import (
     respawner_pid,
     write_obstacle,
 )
+from nsupervisor.cgroups.limits import apply_limits
 from nsupervisor.cgroups.mounts import Hierarchy
 from nsupervisor.cgroups.values import configured_values, file_for_key
 
@@ -316,7 +317,7 @@ class Tree:
                 if hierarchy is not None and (controller in needed or os.path.exists(self._v1_path(hierarchy, cgroup))):
                     self._make_v1_directory(hierarchy, cgroup)
             if fresh or not limits_known:
-                cgroup.apply_limits(resources, fresh)
+                apply_limits(cgroup, resources, fresh)
         except BaseException:
             cgroup.close()
             if fresh:

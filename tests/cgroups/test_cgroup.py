@@ -10,6 +10,7 @@ import pytest
 from nsupervisor.cgroups import Cgroup, CgroupError, CgroupGoneError, Host, Tree
 from nsupervisor.cgroups import cgroup as cgroup_module
 from nsupervisor.cgroups.files import PAGE_SIZE
+from nsupervisor.cgroups.limits import set_limit
 from nsupervisor.config.model import Resources
 from tests.cgroups.conftest import Programs, wait_until
 from tests.needs import in_guest, needs
@@ -101,12 +102,12 @@ def test_a_period_out_of_range_says_the_range(tree: Tree) -> None:
 def test_limits_change_while_it_runs(tree: Tree, programs: Programs) -> None:
     web = tree.make("web", Resources(memory_max=64 << 20, cpu_max=(50000, 100000), cpuset_cpus="0"))
     programs.start(web, "sleep", "1000")
-    web.set_limit("memory_max", 128 << 20)
-    web.set_limit("cpu_max", (20000, 50000))
-    web.set_limit("cpu_max", None)
+    set_limit(web, "memory_max", 128 << 20)
+    set_limit(web, "cpu_max", (20000, 50000))
+    set_limit(web, "cpu_max", None)
     assert web.read_limits()["memory.max"] == 128 << 20
     assert web.read_cached("cpu.max")["quota"] == math.inf
-    web.set_limit("cpuset_cpus", None)
+    set_limit(web, "cpuset_cpus", None)
     kill(web)
 
 

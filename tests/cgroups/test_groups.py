@@ -5,6 +5,7 @@ import os
 import pytest
 
 from nsupervisor.cgroups import Cgroup, CgroupError, Host, Tree, directories
+from nsupervisor.cgroups.limits import apply_limits, change_limits, set_limit
 from nsupervisor.config.model import Resources
 from nsupervisor.config.units import Percent
 from tests.cgroups.conftest import Programs, wait_until
@@ -56,8 +57,8 @@ def test_a_percentage_is_of_the_smallest_limit_around(tree: Tree, host: Host) ->
     assert tree.make("in-outer", half, [outer]).read_limits() == {"memory.max": 256 * MIB, "pids.max": 20}
     member = tree.make("in-both", half, [outer, inner])
     assert member.read_limits() == {"memory.max": 256 * MIB, "pids.max": 4}
-    inner.set_limit("pids_max", 6)
-    member.apply_limits(half)
+    set_limit(inner, "pids_max", 6)
+    apply_limits(member, half)
     assert member.read_limits()["pids.max"] == 3
 
 
@@ -76,7 +77,7 @@ def test_a_limit_given_to_a_group_at_run_time_counts_for_members_that_run(tree: 
     member = tree.make("member", Resources(), [outer, inner])
     process = programs.start(member, "sleep", "1000")
     wait_until(lambda: member.pids() == [process.pid])
-    outer.change_limits(Resources(), Resources(cpu_max=(50_000, 100_000)))
+    change_limits(outer, Resources(), Resources(cpu_max=(50_000, 100_000)))
     assert outer.read_cached("cpu.max") == {"quota": 50_000, "period": 100_000}
     late = tree.make("late", Resources(), [outer, inner])
     for hierarchy, directory in outer.v1.items():

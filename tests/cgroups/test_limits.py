@@ -14,6 +14,7 @@ import pytest
 from nsupervisor.cgroups import Cgroup, CgroupError, Host, Tree
 from nsupervisor.cgroups.devices import resolve_disk
 from nsupervisor.cgroups.errors import UnsupportedValueError
+from nsupervisor.cgroups.limits import change_limits, recreate_cgroup, set_limit
 from nsupervisor.config.model import IoLatency, IoMax, RdmaMax, Resources
 from nsupervisor.config.units import Percent
 from tests.cgroups.conftest import Programs, wait_until
@@ -42,9 +43,9 @@ def test_every_limit_of_memory_is_set_changed_and_lifted(tree: Tree) -> None:
     files = ("memory.min", "memory.low", "memory.high", "memory.max", "memory.swap.max", "memory.oom.group")
     assert [web.read_cached(file)[""] for file in files] == [1 * M, 2 * M, 30 * M, 40 * M, 0, 1]
     after = Resources(memory_high=50 * M, memory_max=60 * M, memory_swap_max=5 * M)
-    web.change_limits(before, after)
+    change_limits(web, before, after)
     assert [web.read_cached(file)[""] for file in files] == [0, 0, 50 * M, 60 * M, 5 * M, 0]
-    web.change_limits(after, Resources())
+    change_limits(web, after, Resources())
     assert [web.read_cached(file)[""] for file in files] == [0, 0, inf, inf, inf, 0]
 
 
@@ -83,13 +84,13 @@ def test_swap_on_v1_is_what_is_above_memory_and_follows_it(host: Host, tree: Tre
         Resources(memory_max=4 * M, memory_swap_max=60 * M),
         Resources(memory_max=64 * M, memory_swap_max=1 * M),
     ):
-        web.change_limits(given, after)
+        change_limits(web, given, after)
         assert now()[:2] == (after.memory_max, after.memory_swap_max)
         given = after
-    web.change_limits(given, Resources())
+    change_limits(web, given, Resources())
     assert now()[:2] == (inf, inf)
     with pytest.raises(CgroupError, match=r"memory and swap together; set memory_max as well"):
-        web.change_limits(Resources(), Resources(memory_swap_max=0))
+        change_limits(web, Resources(), Resources(memory_swap_max=0))
     with pytest.raises(CgroupError, match=r"memory and swap together"):
         tree.make("other", Resources(memory_swap_max=0))
 
@@ -128,12 +129,12 @@ def test_idle_is_a_weight_and_can_be_taken_back(tree: Tree) -> None:
     web = tree.make("web", Resources(cpu_weight="idle"))
     idle = Path(f"{web.directory('cpu.weight')}/cpu.idle")
     assert idle.read_text() == "1\n"
-    web.change_limits(Resources(cpu_weight="idle"), Resources(cpu_weight=300))
+    change_limits(web, Resources(cpu_weight="idle"), Resources(cpu_weight=300))
     assert (idle.read_text(), web.read_cached("cpu.weight")) == ("0\n", {"": 300})
-    web.change_limits(Resources(cpu_weight=300), Resources(cpu_weight="idle"))
-    web.change_limits(Resources(cpu_weight="idle"), Resources())
+    change_limits(web, Resources(cpu_weight=300), Resources(cpu_weight="idle"))
+    change_limits(web, Resources(cpu_weight="idle"), Resources())
     assert (idle.read_text(), web.read_cached("cpu.weight")) == ("0\n", {"": 100})
-    web.set_limit("cpu_weight", "idle")
+    set_limit(web, "cpu_weight", "idle")
     web.close()
     assert tree.make("web", Resources()).read_cached("cpu.weight") == {"": 100}  # no longer configured
 
@@ -145,12 +146,12 @@ def test_a_burst_follows_the_quota_up_and_down(tree: Tree) -> None:
     web = tree.make("web", given)
     for quota, burst in ((20000, 10000), (90000, 80000), (80000, 80000), (10000, None), (None, None)):
         after = Resources(cpu_max=(quota, 100000), cpu_max_burst=burst)
-        web.change_limits(given, after)
+        change_limits(web, given, after)
         assert web.read_cached("cpu.max")["quota"] == (quota or inf)
         assert web.read_cached("cpu.max.burst")[""] == (burst or 0)
         given = after
     with pytest.raises(CgroupError, match=r"cpu.max.burst of web to 90000: more than the quota of cpu.max"):
-        web.change_limits(given, Resources(cpu_max=(50000, 100000), cpu_max_burst=90000))
+        change_limits(web, given, Resources(cpu_max=(50000, 100000), cpu_max_burst=90000))
     assert (web.read_cached("cpu.max")["quota"], web.read_cached("cpu.max.burst")[""]) == (inf, 0)
 
 
@@ -159,9 +160,9 @@ def test_memory_nodes_are_set_and_unknown_ones_refused(tree: Tree, programs: Pro
     web = tree.make("web", Resources(cpuset_mems="0"))
     process = programs.start(web, "sleep", "1000")
     wait_until(lambda: "Mems_allowed_list:\t0\n" in Path(f"/proc/{process.pid}/status").read_text())
-    web.change_limits(Resources(cpuset_mems="0"), Resources())
+    change_limits(web, Resources(cpuset_mems="0"), Resources())
     with pytest.raises(CgroupError, match=r"not all of the memory nodes .63. are there for it; write some of 0"):
-        web.change_limits(Resources(), Resources(cpuset_mems="63"))
+        change_limits(web, Resources(), Resources(cpuset_mems="63"))
 
 
 @needs("cgroup_v2", "cpuset", "kernel:6.7")
@@ -180,7 +181,7 @@ def test_a_partition_takes_its_cpus_away_from_the_others(tree: Tree) -> None:
     with pytest.raises(CgroupError, match=r"cannot set cpuset.cpus of second to 1: web has the CPUs 1 for itself"):
         tree.make("second", given)
     assert Path(f"{web.path}/cpuset.cpus.partition").read_text() == "root\n"
-    web.change_limits(given, Resources(cpuset_cpus="1"))
+    change_limits(web, given, Resources(cpuset_cpus="1"))
     assert Path(f"{web.path}/cpuset.cpus.partition").read_text() == "member\n"
     assert others() == Path("/sys/devices/system/cpu/online").read_text().strip()
 
@@ -243,11 +244,11 @@ def test_speeds_of_disks_are_set_changed_and_lifted(tree: Tree, device: str) -> 
         f"{name} wiops": 50,
     }
     after = Resources(io_max=(IoMax(device=device, rbps=2 * M, wbps=3 * M),))
-    web.change_limits(given, after)
+    change_limits(web, given, after)
     assert web.read_cached("io.max") == {
         f"{name} rbps": 2 * M, f"{name} wbps": 3 * M, f"{name} riops": inf, f"{name} wiops": inf
     }  # fmt: skip
-    web.change_limits(after, Resources())
+    change_limits(web, after, Resources())
     assert set(web.read_cached("io.max").values()) <= {inf}
 
 
@@ -260,7 +261,7 @@ def test_a_latency_of_disks_is_set_and_lifted_where_the_kernel_has_it(tree: Tree
         return
     web = tree.make("web", given)
     assert web.read_cached("io.latency") == {f"{resolve_disk(device)} target": 5000}
-    web.change_limits(given, Resources())
+    change_limits(web, given, Resources())
     assert web.read_cached("io.latency") == {}
 
 
@@ -310,10 +311,10 @@ def test_weights_of_disks_go_to_who_weighs(tree: Tree, device: str, scheduler: P
     given = Resources(io_weight={"default": 300, device: 50})
     web = tree.make("web", given)
     assert web.read_cached("io.weight") == {"default": 300, resolve_disk(device): 50}
-    web.change_limits(given, Resources(io_weight={"default": 40}))
+    change_limits(web, given, Resources(io_weight={"default": 40}))
     assert web.read_cached("io.weight") == {"default": 40}
     with pytest.raises(CgroupError, match="takes weights up to 1000; write smaller ones"):
-        web.change_limits(Resources(), Resources(io_weight={"default": 2000}))
+        change_limits(web, Resources(), Resources(io_weight={"default": 2000}))
 
 
 @needs("io")
@@ -334,9 +335,9 @@ def test_huge_pages_are_limited(host: Host, tree: Tree) -> None:
     web = tree.make("web", given)
     assert web.read_cached("hugetlb.2MB.max") == {"": 4 * M}
     after = Resources(hugetlb={"2MB_max": 5 * M})  # rounded down to whole pages
-    web.change_limits(given, after)
+    change_limits(web, given, after)
     assert web.read_cached("hugetlb.2MB.max") == {"": 4 * M}
-    web.change_limits(after, Resources())
+    change_limits(web, after, Resources())
     assert web.read_cached("hugetlb.2MB.max") == {"": inf}
     assert "no huge pages of this size" in keys_refused(host, hugetlb={"32MB_max": 1}).get("hugetlb_32MB_max", "")
 
@@ -362,12 +363,12 @@ def test_raw_files_are_written_as_they_are_and_put_back(tree: Tree) -> None:
     assert (high.read_text(), below.read_text()) == (f"{8 * M}\n", "5\n")
     before = Resources(unified={"memory.swap.high": str(8 * M)})
     with pytest.raises(CgroupError, match=r"memory\.nonsense"):
-        web.change_limits(before, Resources(unified={"memory.swap.high": "4096", "memory.nonsense": "1"}))
+        change_limits(web, before, Resources(unified={"memory.swap.high": "4096", "memory.nonsense": "1"}))
     assert high.read_text() == f"{8 * M}\n"
-    web.set_limit("unified.memory.swap.high", None)
+    set_limit(web, "unified.memory.swap.high", None)
     assert high.read_text() == "max\n"
     with pytest.raises(CgroupError, match=r"cannot set cpu\.weight\.nice of web to 100: "):
-        web.set_limit("unified.cpu.weight.nice", "100")
+        set_limit(web, "unified.cpu.weight.nice", "100")
 
 
 @needs("cpu")
@@ -375,17 +376,28 @@ def test_a_change_is_all_or_nothing(tree: Tree) -> None:
     given = Resources(memory_max=64 * M, pids_max=10)
     web = tree.make("web", given)
     with pytest.raises(CgroupError, match=r"cannot set cpu\.max of web to .*: out of the kernel's range"):
-        web.change_limits(given, Resources(memory_max=32 * M, pids_max=20, cpu_max=(1000, 10)))
+        change_limits(web, given, Resources(memory_max=32 * M, pids_max=20, cpu_max=(1000, 10)))
     assert web.read_limits() == {"memory.max": 64 * M, "pids.max": 10}
-    web.change_limits(given, Resources(pids_max=20))
+    change_limits(web, given, Resources(pids_max=20))
     assert web.read_limits() == {"memory.max": None, "pids.max": 20}
 
 
 def test_a_cgroup_made_anew_has_the_limits_it_is_given(tree: Tree) -> None:
     web = tree.make("web", Resources(pids_max=10))
-    web.change_limits(Resources(pids_max=10), Resources(pids_max=20, memory_max=64 * M))
-    web.recreate(Resources(pids_max=20, memory_max=64 * M))
+    change_limits(web, Resources(pids_max=10), Resources(pids_max=20, memory_max=64 * M))
+    recreate_cgroup(web, Resources(pids_max=20, memory_max=64 * M))
     assert web.read_limits() == {"memory.max": 64 * M, "pids.max": 20}
+
+
+def test_a_killed_cgroup_counts_as_killed_until_it_has_its_limits_again(tree: Tree) -> None:
+    web = tree.make("web", Resources(pids_max=10))
+    web.kill()
+    with pytest.raises(CgroupError, match=r"cannot set cpuset\.cpus of web"):
+        recreate_cgroup(web, Resources(pids_max=10, cpuset_cpus="4000"))  # more CPUs than any host of the tests has
+    assert web.was_killed
+    recreate_cgroup(web, Resources(pids_max=10))
+    assert not web.was_killed
+    assert web.read_limits()["pids.max"] == 10
 
 
 @needs("hybrid")
@@ -396,7 +408,7 @@ def test_memory_in_use_is_not_taken_away_on_v1(tree: Tree, programs: Programs) -
     with pytest.raises(
         CgroupError, match=r"memory\.max of web to 8M: more than that is in use and cannot be reclaimed"
     ):
-        web.change_limits(Resources(), Resources(memory_max=8 * M))
+        change_limits(web, Resources(), Resources(memory_max=8 * M))
     assert web.read_limits()["memory.max"] is None
 
 

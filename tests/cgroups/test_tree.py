@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nsupervisor.cgroups import Cgroup, CgroupError, Host, Tree
+from nsupervisor.cgroups.limits import set_limit
 from nsupervisor.config.model import Resources
 from tests.cgroups.conftest import JOIN, Programs, wait_until
 from tests.needs import NOBODY, ROOT, needs
@@ -86,7 +87,7 @@ def test_a_hierarchy_is_joined_by_what_runs_when_a_limit_first_needs_it(tree: Tr
     process = programs.python(web, "import os, time\nos.fork()\nos.fork()\ntime.sleep(1000)")
     wait_until(lambda: len(web.pids()) == 4)
     before = Path(f"/proc/{process.pid}/cgroup").read_text()
-    web.set_limit("cpu_weight", 50)
+    set_limit(web, "cpu_weight", 50)
     assert web.read_cached("cpu.weight") == {"": 50}
     (directory,) = [web.v1[one] for one in web.v1 if "cpu" in one.controllers]
     assert sorted(map(int, Path(f"{directory}/cgroup.procs").read_text().split())) == sorted(web.pids())

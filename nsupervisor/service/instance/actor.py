@@ -18,6 +18,7 @@ import attrs
 import trio
 
 from nsupervisor.cgroups import Cgroup, CgroupError, CgroupGoneError, Reading
+from nsupervisor.cgroups.limits import recreate_cgroup
 from nsupervisor.cgroups.membership import is_part_of
 from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import Resources, WorkloadConfig
@@ -393,7 +394,7 @@ class Actor:
             elif self.cgroup.was_killed:
                 await self.limit_writer.wait_idle()
                 self.context.watcher.remove(self.cgroup)
-                self.cgroup.recreate(self.resources)
+                recreate_cgroup(self.cgroup, self.resources)
                 self.limit_writer.applied = self.resources
                 self.policy.refresh()
                 self.policy.watch(self._on_reading)

@@ -13,6 +13,7 @@ import attrs
 import trio
 
 from nsupervisor.cgroups import Cgroup, CgroupError
+from nsupervisor.cgroups import limits as cgroup_limits
 from nsupervisor.cgroups.errors import HostProblem
 from nsupervisor.config.changes import apply_changes, changed_limits
 from nsupervisor.config.load import ConfigError
@@ -171,7 +172,7 @@ class LimitWriter:
 async def write_limits(
     cgroup: Cgroup, before: Resources, after: Resources, *, optional: bool = False
 ) -> list[HostProblem]:
-    """Call `Cgroup.change_limits`, in a thread if the kernel may take its time.
+    """Call `change_limits` of `nsupervisor.cgroups.limits`, in a thread if the kernel may take its time.
 
     Raises CgroupError as that does; with `optional`, returns the limits that the kernel refused instead.
     """
@@ -187,18 +188,18 @@ async def write_limits(
 
 def _write_now(cgroup: Cgroup, before: Resources, after: Resources, optional: bool) -> list[HostProblem]:
     if not optional:
-        cgroup.change_limits(before, after)
+        cgroup_limits.change_limits(cgroup, before, after)
         return []
-    cgroup.apply_limits(after)
+    cgroup_limits.apply_limits(cgroup, after)
     return list(cgroup.problems)
 
 
 async def reapply_percentages(cgroup: Cgroup, resources: Resources) -> None:
-    """Call `Cgroup.reapply_percentages` in a thread. Raises CgroupError as that does."""
+    """Call `reapply_percentages` of `nsupervisor.cgroups.limits` in a thread. Raises CgroupError as that does."""
     if not any(isinstance(value, Percent) for value in attrs.asdict(resources, recurse=False).values()):
         return
     other = cgroup.detached(resources)
     try:
-        await trio.to_thread.run_sync(other.reapply_percentages, resources, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(cgroup_limits.reapply_percentages, other, resources, abandon_on_cancel=True)
     finally:
         other.close()
