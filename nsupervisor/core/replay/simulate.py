@@ -29,6 +29,7 @@ class SimulationResult:
 def simulate(config: Config, trace: Trace, seed: int = 0) -> SimulationResult:
     """Replay a trace through a configuration; `seed` determines the jitter."""
     recorded: Mapping[str, Line] = trace.head["workloads"]
+    recorded_groups = frozenset(trace.head.get("groups", {}))
     workloads: dict[str, ReplayedWorkload] = {}
     warnings: list[str] = []
     for name, recorded_config in recorded.items():
@@ -37,7 +38,9 @@ def simulate(config: Config, trace: Trace, seed: int = 0) -> SimulationResult:
             warnings.append(f"{name} is in the trace, but not in the configuration: nothing would have been done")
         else:
             jitter = random.Random(f"{seed}:{name}")  # noqa: S311 - no secret
-            workloads[name] = ReplayedWorkload(name, workload, recorded_config, jitter, lambda: groups)
+            workloads[name] = ReplayedWorkload(
+                name, workload, recorded_config, jitter, recorded_groups, lambda group: groups.is_uncertain(group)
+            )
     recorded_workloads = {name.partition("@")[0] for name in recorded}
     warnings += [
         f"{name} is not in the trace: nothing is known of it"

@@ -18,14 +18,14 @@ the first values of counters as a baseline. Every action after the first diverge
 So is every action after a rule that is not in the trace's configuration has sent a signal or set a limit (or one that
 is there, and no longer here, did): that may have changed the behaviour of the program, too.
 
-Rules of groups and of the host choose their victims among these lifecycles (`nsupervisor.core.replay.workload.group`).
+Rules of groups and of the host choose their victims among these lifecycles (`nsupervisor.core.replay.group`).
 If the trace has no groups, the recorded actions of such rules apply to the simulated lifecycle, too.
 
 Everything is a function of the configuration, the trace, and the seed of the jitter that the trace does not have.
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -46,7 +46,7 @@ from nsupervisor.core.decider import (
 from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import Instant, Lifecycle, State
 from nsupervisor.core.replay.compare import ComparisonRow, TimedAction, align
-from nsupervisor.core.replay.group import ReplayedGroups, missing_inputs, rebased, restore_rule_states
+from nsupervisor.core.replay.rule_states import missing_inputs, rebased, restore_rule_states
 from nsupervisor.core.replay.trace import (
     Line,
     action_records,
@@ -75,7 +75,10 @@ class ReplayedWorkload:
     recorded_config: Line
     """Its configuration as recorded in the trace."""
     rng: random.Random
-    groups: Callable[[], ReplayedGroups]
+    recorded_groups: Collection[str]
+    """The names of the groups that the trace has."""
+    is_group_uncertain: Callable[[str | None], bool]
+    """Check by its name whether a group's rules observe another history, so that their actions are guesses."""
     state: WorkloadState = attrs.field(init=False)
     tried_config: Line = attrs.field(init=False)
     """The tried configuration, in the form of a trace."""
@@ -139,7 +142,7 @@ class ReplayedWorkload:
         If the trace has the group, the simulated group must have chosen this workload, too.
         """
         firing, self.awaited_firing = self.awaited_firing, None
-        if recorded.firing.cause.group not in self.groups().by_name:
+        if recorded.firing.cause.group not in self.recorded_groups:
             firing = recorded.firing
         if firing is not None and not self.diverged:
             self._apply(GroupAction(recorded.generation + self.generation_offset, firing), now)
@@ -280,7 +283,7 @@ class ReplayedWorkload:
         )
         self.state = transition.state
         is_guess = self.diverged_at is not None or (
-            transition.executed is not None and self.groups().is_uncertain(transition.executed.firing.cause.group)
+            transition.executed is not None and self.is_group_uncertain(transition.executed.firing.cause.group)
         )
         self.simulated_actions += [
             TimedAction(now, record, is_guess) for record in action_records(before, transition, now)
