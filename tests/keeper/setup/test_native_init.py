@@ -1,6 +1,7 @@
 """The native init by itself: started without a keeper, with a program of the test's choice."""
 
 import ctypes
+import fcntl
 import os
 import select
 import signal
@@ -541,11 +542,12 @@ def test_in_a_user_namespace_it_is_root_and_may_signal_any_user(start: Callable[
     def program() -> None:
         recorder = RECORDER.replace("os.open(sys.argv[1], os.O_WRONLY)", "int(sys.argv[1])")
         os.setresuid(500, 500, 500)
-        inline(recorder, "77")()
+        inline(recorder, str(writer))()
 
-    os.dup2(lines.fd, 77)
+    # A free number above the ones that `_serve` uses: a fixed one may be in use by the tests before.
+    writer = fcntl.fcntl(lines.fd, fcntl.F_DUPFD, 200)
     init = start(program, flags=NEW_USER | NEW_MOUNT, maps=True, is_user_root=1, is_group_root=1)
-    os.close(77)
+    os.close(writer)
     assert lines.next() == "ready"
     os.kill(init.pid, signal.SIGUSR1)
     assert lines.next().split()[0] == str(int(signal.SIGUSR1))
