@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import struct
@@ -18,10 +19,15 @@ def tee(source: int, target: int, count: int) -> int:
 
     Returns how many; 0 at the end of `source`. Raises BlockingIOError if `source` is empty or `target` is full.
     """
-    teed = libc.tee(source, target, ctypes.c_size_t(count), _SPLICE_F_NONBLOCK)
-    if teed < 0:
-        raise last_error("tee")
-    return int(teed)
+    while True:
+        teed = libc.tee(source, target, ctypes.c_size_t(count), _SPLICE_F_NONBLOCK)
+        if teed >= 0:
+            return int(teed)
+        error = last_error("tee")
+        # A signal may arrive during the call: for an empty pipe, the kernel looks for signals first. Python repeats
+        # its own system calls then (PEP 475); ctypes does not.
+        if error.errno != errno.EINTR:
+            raise error
 
 
 def get_capacity(fd: int) -> int:
