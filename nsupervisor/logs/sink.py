@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import trio
 
+from nsupervisor.condition_variable import ConditionVariable
 from nsupervisor.logs.target import Target
 
 BUFFER_SIZE = 8 * 1024 * 1024
@@ -51,8 +52,7 @@ class Sink:
         self._awaited: list[trio.Event] = []  # events to set after the batch is written
         self._pending_bytes = 0  # bytes in the queue and the batch
         self._wake = trio.Event()
-        self._drained = trio.lowlevel.ParkingLot()
-        self._has_room = trio.lowlevel.ParkingLot()
+        self._written = ConditionVariable()  # notified after bytes were written, and when the output breaks
         self._limiter = trio.CapacityLimiter(1)
         self._next_target: Target | None = None
         self._is_closed = False
@@ -72,7 +72,7 @@ class Sink:
 
     def drop_if_full(self, count: int) -> bool:
         """Return whether records are being dropped, whatever their size; if so, count `count` more."""
-        if self._gap is None or self._pending_bytes <= self._limit // 2:
+        if self._gap is None or self._has_room:
             return False
         self._drop(count)
         return True
@@ -85,8 +85,7 @@ class Sink:
         """
         block = block and not self._is_broken
         if block:
-            while self._pending_bytes > self._limit // 2 and not self._is_broken:
-                await self._has_room.park()
+            await self._written.wait_for(lambda: self._has_room or self._is_broken)
             self._append(records)
         else:
             await self.wait_for_room()
@@ -107,6 +106,11 @@ class Sink:
         self._wake.set()
 
     @property
+    def _has_room(self) -> bool:
+        """Whether half of the buffer is free."""
+        return self._pending_bytes <= self._limit // 2
+
+    @property
     def _is_broken(self) -> bool:
         return self.error == _BROKEN_PIPE
 
@@ -116,7 +120,7 @@ class Sink:
                 item.set()
         for event in self._awaited:
             event.set()
-        self._has_room.unpark_all()
+        self._written.notify()
 
     def _drop(self, count: int) -> None:
         if self._gap is None:
@@ -134,9 +138,9 @@ class Sink:
         costing records. The moment is short, and there is none once records are being dropped: a reader that has
         stopped delays no workload.
         """
-        if self._gap is None and self._pending_bytes > self._limit // 2:
+        if self._gap is None and not self._has_room:
             with trio.move_on_after(_BACKPRESSURE_TIMEOUT_S):
-                await self._has_room.park()
+                await self._written.wait_for(lambda: self._has_room or self._is_broken)
         else:
             await trio.lowlevel.checkpoint()
 
@@ -150,7 +154,7 @@ class Sink:
         while True:
             if not self._next_batch():
                 self._wake = trio.Event()
-                self._drained.unpark_all()
+                self._written.notify()
                 await self._wake.wait()
                 continue
             if self._next_target is not None and self._is_at_record_end:
@@ -172,8 +176,8 @@ class Sink:
                 self._pending_bytes -= written
                 if not self._batch:
                     self._set_written()
-                if self._pending_bytes <= self._limit // 2:
-                    self._has_room.unpark_all()
+                if self._has_room:
+                    self._written.notify()
                 self.error = None
                 delay = _RETRY_MIN_S
                 if self._target.yields_after_write:
@@ -192,8 +196,7 @@ class Sink:
 
     async def flush(self) -> None:
         """Wait until everything put so far has been written."""
-        while self._queue or self._batch:
-            await self._drained.park()
+        await self._written.wait_for(lambda: not self._queue and not self._batch)
 
     async def wait_written(self) -> None:
         """Wait until everything put so far has been written, or can never be."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import trio
 
+from nsupervisor.condition_variable import ConditionVariable
 from nsupervisor.logs import schema
 from tests.timing import deadline
 
@@ -28,7 +29,7 @@ class Service:
         self.process = process
         self.directory = directory
         self.records: list[dict[str, Any]] = []
-        self._news = trio.lowlevel.ParkingLot()
+        self._news = ConditionVariable()
         self._ended = False
 
     async def read(self) -> None:
@@ -39,9 +40,9 @@ class Service:
             buffer += chunk
             *lines, buffer = buffer.split(b"\n")
             self.records += [json.loads(line) for line in lines]
-            self._news.unpark_all()
+            self._news.notify()
         self._ended = True
-        self._news.unpark_all()
+        self._news.notify()
         assert buffer == b"", "the last line has no end"
 
     async def record(self, *, patience: float = PATIENCE, nth: int = 1, **fields: Any) -> dict[str, Any]:
@@ -51,11 +52,8 @@ class Service:
             return [r for r in self.records if all(r.get(key.rstrip("_")) == value for key, value in fields.items())]
 
         with trio.move_on_after(deadline(patience)):
-            while len(found := matching()) < nth:
-                if self._ended:
-                    break
-                await self._news.park()
-            else:
+            await self._news.wait_for(lambda: len(matching()) >= nth or self._ended)
+            if len(found := matching()) >= nth:
                 return found[nth - 1]
         shown = "\n".join(json.dumps(record) for record in self.records[-40:])
         raise AssertionError(f"no record no. {nth} with {fields}; the last ones were:\n{shown}")
@@ -64,8 +62,7 @@ class Service:
         """Wait until ``reached()``, which looks at the records; False when it is not in time. It is asked again
         whenever there are new ones."""
         with trio.move_on_after(deadline(patience)):
-            while not reached() and not self._ended:
-                await self._news.park()
+            await self._news.wait_for(lambda: reached() or self._ended)
         return reached()
 
     async def until(self, reached: Callable[[], bool], patience: float = PATIENCE) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import attrs
 import trio
 
+from nsupervisor.condition_variable import ConditionVariable
 from nsupervisor.logs.record import JsonFormat, timestamp_now
 
 MAX_RECORDS_PER_WORKLOAD = 200
@@ -93,7 +94,7 @@ class History:
         self._total_by_workload: dict[str, int] = {}
         self._followers: set[Follower] = set()
         self._outlived = OutlivedLines()
-        self._follower_left = trio.lowlevel.ParkingLot()
+        self._follower_left = ConditionVariable()
         self._is_closed = False
 
     def add(self, timestamp: str, level: str, event: str, fields: Mapping[str, Any]) -> None:
@@ -164,7 +165,7 @@ class History:
         finally:
             self._followers.discard(follower)
             follower.release()
-            self._follower_left.unpark_all()
+            self._follower_left.notify()
 
     async def close(self) -> None:
         """End each follower after the records that it has; wait a short time for them to be read."""
@@ -172,8 +173,7 @@ class History:
         for follower in self._followers:
             follower.close()
         with trio.move_on_after(DRAIN_TIMEOUT_S):
-            while self._followers:
-                await self._follower_left.park()
+            await self._follower_left.wait_for(lambda: not self._followers)
 
 
 class Follower:
@@ -190,7 +190,7 @@ class Follower:
         self._dropped = 0
         self._end_reason = ""
         self._is_closed = False
-        self._line_added = trio.lowlevel.ParkingLot()
+        self._line_added = ConditionVariable()
         for entry in backlog:
             outlived.hold(entry)
 
@@ -211,12 +211,12 @@ class Follower:
             self._new_bytes += size
         else:
             self._dropped += 1
-        self._line_added.unpark_all()
+        self._line_added.notify()
 
     def close(self) -> None:
         """End the stream after the queued records."""
         self._is_closed = True
-        self._line_added.unpark_all()
+        self._line_added.notify()
 
     def give_up(self) -> None:
         """Drop all queued records, and end the stream with a line that says so."""
@@ -238,10 +238,9 @@ class Follower:
 
     async def __anext__(self) -> bytes:
         # A class and not a generator: a generator that is abandoned in the middle would have to be closed by its user.
-        while not (lines := self._pop_lines()):
-            if self._is_closed:
-                raise StopAsyncIteration
-            await self._line_added.park()
+        await self._line_added.wait_for(lambda: self._backlog or self._new_entries or self._dropped or self._is_closed)
+        if not (lines := self._pop_lines()):
+            raise StopAsyncIteration
         return lines
 
     def _pop_lines(self) -> bytes:

@@ -21,6 +21,7 @@ import trio
 
 from nsupervisor import __version__
 from nsupervisor.cgroups import Cgroup, CgroupError
+from nsupervisor.condition_variable import ConditionVariable
 from nsupervisor.config.condition_terms import COUNTERS, HOST_MEMORY_TOTALS, LEVELS, NOT_FILES, UPTIME
 from nsupervisor.core.decider import Transition, WorkloadInput, WorkloadState
 from nsupervisor.core.lifecycle import Instant
@@ -75,7 +76,7 @@ class Recording:
     """The groups that are recorded."""
     _groups_begun: bool = False
     _is_closed: bool = False
-    _changed: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+    _changed: ConditionVariable = attrs.field(factory=ConditionVariable)
     _next_sample_at: float = attrs.field(factory=trio.current_time)
     """When the next samples are due, on trio's clock."""
     _ends_at: float = attrs.field(init=False)
@@ -132,7 +133,7 @@ class Recording:
         if not self._is_closed:
             self._waiting_lines.append(encode_line({"t": trio.current_time(), "end": reason}))
             self._is_closed = True
-        self._changed.unpark_all()
+        self._changed.notify()
 
     def __aiter__(self) -> "Recording":
         return self
@@ -151,7 +152,7 @@ class Recording:
             with trio.move_on_at(
                 self._ends_at if self.terms.interval is None else min(self._next_sample_at, self._ends_at)
             ):
-                await self._changed.park()
+                await self._changed.wait_for(lambda: self._waiting_lines or self._is_closed)
 
     def _begin_instance(self, decisions: DecisionLoop, now: float) -> None:
         """Begin with an instance when no rule of it has a pending action, and again for one that replaces another."""
@@ -183,7 +184,7 @@ class Recording:
                 self.close("it has the size that it may have")
             elif self._waiting_bytes > MAX_BYTES_WAITING:
                 self.close("the reader is too slow")
-        self._changed.unpark_all()
+        self._changed.notify()
 
     async def _sample(self, interval: float) -> None:
         """Sample the files of all running instances, a few at a time, so that no other task waits for long."""
@@ -247,7 +248,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self._recordings: set[Recording] = set()
-        self._reader_left = trio.lowlevel.ParkingLot()
+        self._reader_left = ConditionVariable()
 
     @contextmanager
     def record(
@@ -264,12 +265,11 @@ class Recorder:
             context.listeners.discard(recording.record_transition)
             context.group_listeners.discard(recording.record_group_event)
             self._recordings.discard(recording)
-            self._reader_left.unpark_all()
+            self._reader_left.notify()
 
     async def close(self, timeout_s: float) -> None:
         """End every recording when the service ends; wait a short time for their readers."""
         for recording in self._recordings:
             recording.close("the service has ended")
         with trio.move_on_after(timeout_s):
-            while self._recordings:
-                await self._reader_left.park()
+            await self._reader_left.wait_for(lambda: not self._recordings)
