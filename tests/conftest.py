@@ -55,6 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "vm_only: runs in the virtual machine only",
         "host_only: runs on the host only",
         "slow: takes more than about five seconds",
+        "fault(*rows): shows that a fault of tests/faults.toml is fixed (scripts/faults)",
     ):
         config.addinivalue_line("markers", line)
     native.build()  # what an editable install had built may be older than its sources

@@ -17,6 +17,7 @@ from tests.api.talking import HOST, INFO, Talk, application, body_of, echo, post
 # ---- packets that ended the service, or might have
 
 
+@pytest.mark.fault("A1")
 async def test_one_h2c_upgrade_to_the_metrics_ended_the_service():
     """The settings were decoded (binascii.Error) in the task of all connections."""
     talk = Talk()
@@ -26,6 +27,7 @@ async def test_one_h2c_upgrade_to_the_metrics_ended_the_service():
     assert talk.kinds == {}
 
 
+@pytest.mark.fault("A1")
 @pytest.mark.parametrize("behind", [b"\x81\x05hello", b"x\r\n", b"\x00" * 100])
 async def test_a_websocket_upgrade_with_a_frame_behind_the_head_ended_the_service(behind):
     talk = Talk()
@@ -34,6 +36,7 @@ async def test_a_websocket_upgrade_with_a_frame_behind_the_head_ended_the_servic
     assert statuses(answer) == [200, 400]
 
 
+@pytest.mark.fault("A1")
 @pytest.mark.parametrize(
     ("data", "status", "kind"),
     [
@@ -77,6 +80,7 @@ async def test_invalid_requests_are_answered_with_an_explanation_and_a_close(dat
     assert talk.kinds == {kind: 1}
 
 
+@pytest.mark.fault("A2")
 @pytest.mark.parametrize(
     "part",
     [
@@ -104,6 +108,7 @@ async def test_a_connection_that_only_opens_and_closes_is_no_error():
 # ---- limits
 
 
+@pytest.mark.fault("A3")
 @pytest.mark.parametrize(("path", "limit"), [("/v1/workloads/stop", "1 MiB"), ("/v1/plan", "32 MiB")])
 async def test_a_body_of_400_mb_was_kept_in_memory(path, limit, autojump_clock):
     """It is refused before it is read: nothing of it has been sent here."""
@@ -115,6 +120,7 @@ async def test_a_body_of_400_mb_was_kept_in_memory(path, limit, autojump_clock):
     assert talk.kinds == {"too_large": 1}
 
 
+@pytest.mark.fault("A3")
 async def test_a_chunked_body_is_cut_at_the_limit(autojump_clock):
     talk = Talk(application(echo, body_limit=100_000))
     head = b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -478,6 +484,7 @@ async def test_a_defect_of_a_stream_does_not_leave_the_connection():
 # ---- names of the host
 
 
+@pytest.mark.fault("A14")
 @pytest.mark.parametrize(
     ("host", "status"),
     [

@@ -10,6 +10,7 @@ from nsupervisor.api.routes import VERBS
 from tests.api.talking import HOST, INFO, Talk, body_of, post, statuses
 
 
+@pytest.mark.fault("A14")
 @pytest.mark.parametrize(
     "body",
     [
@@ -37,6 +38,7 @@ async def test_a_command_that_makes_no_sense_was_500(verb, body):
     assert talk.kinds == {}
 
 
+@pytest.mark.fault("A14")
 @pytest.mark.parametrize("path", ["/v1/plan", "/v1/reload", "/v1/upgrade"])
 @pytest.mark.parametrize(
     "body",
@@ -61,6 +63,7 @@ async def test_a_source_that_makes_no_sense_was_500(path, body):
     assert talk.kinds == {}
 
 
+@pytest.mark.fault("A14")
 @pytest.mark.parametrize("key", ["interval", "seconds", "bytes"])
 @pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e400", "1e300", "-1", "", "%00", "٣x", "1_", "0x1"])
 async def test_a_trace_with_a_number_that_is_none_was_500(key, value):
@@ -95,6 +98,7 @@ FRAGMENTS = [
 ]
 
 
+@pytest.mark.fault("A1")
 @settings(deadline=None)
 @given(st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.binary(max_size=50)), max_size=12), st.booleans())
 def test_no_bytes_raise_out_of_a_connection_and_all_end_it(pieces, half_close):
@@ -108,6 +112,7 @@ def test_no_bytes_raise_out_of_a_connection_and_all_end_it(pieces, half_close):
     assert not {"internal", "handler"} & talk.kinds.keys()
 
 
+@pytest.mark.fault("A1")
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=8), st.integers(0, 200))
 def test_a_client_that_leaves_at_any_byte_raises_nothing(pieces, length):

@@ -84,6 +84,7 @@ async def test_a_handler_that_fails_ends_no_other_connection(tmp_path):
         assert statuses(await other.receive_some()) == [200]
 
 
+@pytest.mark.fault("A2")
 @pytest.mark.parametrize("length", [0, 1, 2, 60, 117, 118])
 async def test_fifty_clients_that_leave_in_the_middle_of_a_request_ended_the_service(tmp_path, length):
     """It took 22 to 60 of them."""

@@ -9,6 +9,7 @@ from tests.attack.packets import ENDLESS, Ending, catalogue, packets
 from tests.needs import needs
 
 
+@pytest.mark.fault("A1")
 @pytest.mark.slow
 @needs("root", "cgroup")
 def test_the_service_survives_packets_and_floods():

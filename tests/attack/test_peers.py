@@ -150,6 +150,7 @@ def opened(directory: Path) -> Iterator[int]:
 # ---- the sockets of the service and of its keeper
 
 
+@pytest.mark.fault("A4")
 @pytest.mark.parametrize("way", WAYS)
 async def test_no_socket_of_the_service_answers_a_workload(place: Path, way: str) -> None:
     run = place / "run"
@@ -191,6 +192,7 @@ async def test_a_refused_connection_is_in_the_records(place: Path) -> None:
         assert record["peer"] == f"workload evil, pid {await it.pid('evil')}, uid 0"
 
 
+@pytest.mark.fault("A4")
 @needs("memory", "pids", "userns", "program:setpriv", "program:unshare")
 async def test_a_workload_of_a_service_without_root_is_refused(enter, cgroups, folder) -> None:
     workloads = "".join(

@@ -86,6 +86,7 @@ def test_an_upgrade_while_nothing_runs(tmp_path):
         over(run)
 
 
+@pytest.mark.fault("D24")
 def test_an_upgrade_without_any_workload(tmp_path):
     """`upgrade` took the keeper and the journal from the first workload, and failed with StopIteration without one."""
     with site("") as where, running(where) as run:

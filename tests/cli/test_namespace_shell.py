@@ -127,6 +127,7 @@ sys.exit(9)
         assert process.wait() == 9
 
 
+@pytest.mark.fault("F8")
 @needs("root")
 @pytest.mark.parametrize("namespaces", ["uts", "pid"])
 @pytest.mark.parametrize(
@@ -143,6 +144,7 @@ def test_each_signal_from_outside_ends_the_program_and_not_the_command(namespace
         assert process.wait() == 128 + signum
 
 
+@pytest.mark.fault("F9")
 @needs("root")
 @pytest.mark.parametrize("namespaces", ["uts", "pid"])
 def test_the_program_has_the_signal_mask_and_the_ignored_signals_of_the_caller(namespaces: str) -> None:
@@ -160,6 +162,7 @@ def test_the_program_has_the_signal_mask_and_the_ignored_signals_of_the_caller(n
     assert masks[1] & 1 << signal.SIGTTOU - 1
 
 
+@pytest.mark.fault("F9")
 @needs("root")
 def test_the_init_keeps_no_directory_busy_and_the_program_stays_in_it(tmp_path: Path) -> None:
     argv = command("pid", "sh", "-c", "readlink /proc/1/cwd; pwd; ls /proc/1/fd | wc -l; cat /proc/1/cmdline")
@@ -218,6 +221,7 @@ class Terminal:
             os.waitpid(self.pid, 0)
 
 
+@pytest.mark.fault("F12")
 @needs("root", "program:bash")
 @pytest.mark.parametrize("namespaces", ["uts", "pid uts"])
 def test_job_control_works(namespaces: str) -> None:

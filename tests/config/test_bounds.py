@@ -20,6 +20,7 @@ def no_parser(monkeypatch):
     monkeypatch.setattr("nsupervisor.config.load.tomllib.loads", never)
 
 
+@pytest.mark.fault("A14")
 @pytest.mark.parametrize(
     "text",
     [

@@ -39,6 +39,7 @@ async def answers() -> bool:
         return (await stream.receive_some(16)).startswith(b"HTTP/1.0 200")
 
 
+@pytest.mark.fault("E2")
 async def test_the_demo(alone, tmp_path, no_leaks):
     (tmp_path / "run").symlink_to(RUNTIME)
     refused = asked = 0

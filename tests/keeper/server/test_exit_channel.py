@@ -6,6 +6,7 @@ import signal
 import socket
 from pathlib import Path
 
+import pytest
 import trio
 
 from nsupervisor.keeper.native import STATUS
@@ -65,6 +66,7 @@ async def test_an_end_while_the_keeper_stands_still_is_told_exactly(harness: Har
     assert (await harness.finish(spawned)).code == 7
 
 
+@pytest.mark.fault("A6")
 @needs("root")
 async def test_a_report_counts_only_if_the_program_has_ended(harness: Harness) -> None:
     """Root of the host, in a workload, can trace its init, and could claim that a program has ended that runs on."""

@@ -91,6 +91,7 @@ async def test_the_keeper_decides_when_no_descriptor_is_left(harness: Harness, r
     resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
 
 
+@pytest.mark.fault("A4")
 @needs("cgroup")
 async def test_a_keeper_refuses_workloads_before_it_has_a_client(runtime_directory: Path) -> None:
     """A keeper that is started knows the protected cgroups from its command line."""

@@ -417,6 +417,7 @@ def leaving(script: str, path: str) -> Callable[[], None]:
     return program
 
 
+@pytest.mark.fault("B2")
 def test_what_the_program_leaves_gets_the_signal_and_its_time(start: Callable[..., Init], lines: Lines) -> None:
     """Process 1 used to exit at once, and the kernel killed a server that saves its data on SIGTERM."""
     script = SAVER.replace("sys.argv[1]", "sys.argv[2]").replace(
@@ -519,6 +520,7 @@ open(sys.argv[1], "w").write(" ".join(results) + "\\n")
 """
 
 
+@pytest.mark.fault("A6")
 @needs("userns")
 def test_the_root_of_its_user_namespace_can_take_nothing_from_it(start: Callable[..., Init], lines: Lines) -> None:
     os.chmod(lines.path, 0o666)
@@ -594,6 +596,7 @@ ptrace(17, None, None)  # DETACH
 """
 
 
+@pytest.mark.fault("A6")
 def test_not_even_a_tracer_makes_a_process_out_of_it(start: Callable[..., Init], lines: Lines) -> None:
     """Root of the host may trace it; but a process made there would be outside of the workload's cgroup."""
     if os.uname().machine != "x86_64":
@@ -603,6 +606,7 @@ def test_not_even_a_tracer_makes_a_process_out_of_it(start: Callable[..., Init],
     assert init.wait() == 0
 
 
+@pytest.mark.fault("A6")
 def test_a_message_is_known_by_its_sender(start: Callable[..., Init], lines: Lines) -> None:
     """A process that got hold of the channel can write to it, but the kernel says that it was not the init."""
 
