@@ -85,6 +85,26 @@ def test_only_the_standard_library_is_imported(path: Path) -> None:
     assert roots - set(sys.stdlib_module_names) - {"nsupervisor", "__future__"} == set()
 
 
+# In the packages of the running service: why a module uses the standard library's `json`, not `nsupervisor.json_codec`.
+STANDARD_JSON = {
+    "api/client.py": "loaded by commands, which must start fast",
+    "api/http/messages.py": "writes lone surrogates as JSON escapes, from which clients get the same names back",
+    "service/recovery/upgrade.py": "messages to processes of other versions",
+    "service/reload/reload.py": "its stream",
+    "service/state/checkpoint.py": "digests of bytes that earlier versions wrote",
+    "service/state/digest.py": "digests of bytes that earlier versions wrote",
+    "service/state/file.py": "the wire format of state files",
+}
+
+
+def test_json_follows_the_written_rule() -> None:
+    users = {path: imports(path) for path in PACKAGE.rglob("*.py")}
+    assert {path.name for path, names in users.items() if "orjson" in names} == {"json_codec.py"}
+    standard = {str(path.relative_to(PACKAGE)) for path, names in users.items() if "json" in names}
+    running = {name for name in standard if name.split("/")[0] in ("api", "logs", "metrics", "service")}
+    assert running == set(STANDARD_JSON), "see docs/decisions.md, Output: JSON has two libraries, and one rule"
+
+
 # Modules that import each other in a loop, until their objects have one owner each.
 KNOWN_CYCLES = [
     [

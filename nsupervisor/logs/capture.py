@@ -6,8 +6,10 @@ its writers, so a thread writes it: one call of `_record_for_a_while` does all t
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -114,6 +116,7 @@ class Capture:
     _coalesce_delay: float = COALESCE_DELAY_S
     _bytes_since_delay: int = 0  # bytes taken by the event loop since the last coalescing delay
     _is_stopping: bool = False
+    _defect: Exception | None = None  # why the latest lines could not be rendered, until it is reported
     _in_use: threading.Lock = attrs.field(init=False, factory=threading.Lock)
 
     def __attrs_post_init__(self) -> None:
@@ -139,8 +142,9 @@ class Capture:
     async def run(self) -> None:
         """Record everything until the end of the pipe; then close it.
 
-        Raises OSError if the pipe cannot be read. On cancellation, the beginning of a line that was read already is
-        recorded as partial: the rest of the line is still in the pipe, for the next reader.
+        On cancellation, the beginning of a line that was read already is recorded as partial: the rest of the line is
+        still in the pipe, for the next reader. An unexpected error is reported and ends only this capture's records:
+        the rest of the output is read and discarded, so the program is not blocked.
         """
         ended = False
         try:
@@ -151,6 +155,9 @@ class Capture:
                     self._bytes_since_delay = 0
                     await self._wait_for_input()
             await self._record_rest()
+        except Exception as error:  # the workload's own fault domain: the tasks of the others go on
+            self._report_defect(error, "the rest of this output is discarded")
+            await self._discard_rest()
         except trio.Cancelled:
             with trio.move_on_after(THREAD_TIMEOUT_S, shield=True):
                 await self._record_rest(partial=not ended)
@@ -160,6 +167,26 @@ class Capture:
                 self.pipe.close()
                 if self.offset_file is not None:
                     self.offset_file.close()
+
+    async def _discard_rest(self) -> None:
+        """Read the pipe to its end, or until it cannot be read, without recording anything."""
+        while True:
+            try:
+                data = os.read(self.pipe.fd, MAX_CHUNK)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self.pipe.fd)
+                continue
+            except OSError:
+                return
+            if not data:
+                return
+            self.dropped += data.count(b"\n")
+            await trio.lowlevel.checkpoint()
+
+    def _report_defect(self, error: Exception, consequence: str) -> None:
+        message = f"cannot record {self.stream}: {type(error).__name__}: {error}; {consequence}"
+        text = "".join(traceback.format_exception(error)).rstrip("\n")
+        self.report("error", "output not recorded", stream=self.stream, message=message, exception=text)
 
     def reroute(self, route: OutputRoute) -> None:
         """Use another route from the next chunk on."""
@@ -221,6 +248,7 @@ class Capture:
             await trio.lowlevel.checkpoint()
             return
         records = self._render(journal.format, chunk)
+        self._report_state()
         delivered = False
         try:
             if chunk.line_count:
@@ -419,7 +447,10 @@ class Capture:
         self.dropped += lines
 
     def _report_state(self) -> None:
-        """Report once that the file cannot be written, and once that it can be again."""
+        """Report lines that could not be rendered; report once that the file cannot be written, and can be again."""
+        if self._defect is not None:
+            error, self._defect = self._defect, None
+            self._report_defect(error, 'its latest lines are missing (see the records of the event "dropped")')
         file = self.route.file
         if file is None or self._is_failure_reported == self._is_failing:
             return
@@ -473,6 +504,16 @@ class Capture:
         return _Chunk(data, newline_count, text, lines, labels, timestamp_now(), seq, count)
 
     def _render(self, formatting: JsonFormat | ConsoleFormat, chunk: _Chunk) -> bytes:
+        """Render a chunk; if that fails, which is a defect, return a record of how many lines are missing."""
+        try:
+            return self._render_lines(formatting, chunk)
+        except Exception as error:
+            self._defect = error
+            self.dropped += chunk.line_count
+            labels = {**self.labels, "stream": self.stream, "dropped": chunk.line_count, "reason": "a defect"}
+            return formatting.render_record(chunk.timestamp, "warning", "dropped", labels)
+
+    def _render_lines(self, formatting: JsonFormat | ConsoleFormat, chunk: _Chunk) -> bytes:
         if chunk.text is not None:
             return formatting.render_text(
                 chunk.timestamp, chunk.labels, self.stream, chunk.text, chunk.seq, chunk.line_count

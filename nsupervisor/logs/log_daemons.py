@@ -15,7 +15,8 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
+from nsupervisor.json_codec import decode, encode
+from nsupervisor.logs.record import timestamp_now
 
 JOURNALD_SOCKET = "/run/systemd/journal/socket"
 PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
@@ -58,11 +59,11 @@ class DaemonSocket:
     def _write_one(self, data: bytes | memoryview) -> int:
         head = bytes(data[:_MAX_MESSAGE])
         end = head.find(b"\n") + 1
-        line = head[:end] if end else bytes(data).partition(b"\n")[0]
+        line = head[: end - 1] if end else bytes(data).partition(b"\n")[0]
         if self._socket is None:
             self._socket = self._connect()
         try:
-            self._send(self._socket, line)
+            self._send(self._socket, self._message(line))
         except BlockingIOError:
             raise
         except OSError:
@@ -88,7 +89,23 @@ class DaemonSocket:
                     raise
         raise OSError(errno.EPROTOTYPE, "is neither a datagram nor a stream socket", self.path)
 
-    def _send(self, connection: socket.socket, line: bytes) -> None:
+    def _message(self, line: bytes) -> bytes:
+        """Convert a line of the stream; one that cannot be converted becomes a message with the line as its text.
+
+        All workloads share this output, so nothing that one of them writes may raise here.
+        """
+        try:
+            return self._convert(decode(line))
+        except Exception:
+            text = line.decode("utf-8", "replace")
+            fields = {"timestamp": timestamp_now(), "level": "error", "event": "record", "message": text}
+            return self._convert(fields)
+
+    def _convert(self, record: Mapping[str, Any]) -> bytes:
+        """Convert a record to the daemon's protocol."""
+        raise NotImplementedError
+
+    def _send(self, connection: socket.socket, message: bytes) -> None:
         raise NotImplementedError
 
 
@@ -102,8 +119,10 @@ class Journald(DaemonSocket):
     def __init__(self, path: str = JOURNALD_SOCKET) -> None:
         super().__init__(path)
 
-    def _send(self, connection: socket.socket, line: bytes) -> None:
-        entry = journal_entry(orjson.loads(line))
+    def _convert(self, record: Mapping[str, Any]) -> bytes:
+        return journal_entry(record)
+
+    def _send(self, connection: socket.socket, entry: bytes) -> None:
         try:
             connection.send(entry)
         except OSError as error:
@@ -130,7 +149,7 @@ def journal_entry(record: Mapping[str, Any]) -> bytes:
         if key in ("message", "level"):
             continue
         name = b"NSUPERVISOR_" + "".join(c if c.isascii() and c.isalnum() else "_" for c in key.upper()).encode()
-        parts.append(_field(name[:64], value.encode() if isinstance(value, str) else orjson.dumps(value)))
+        parts.append(_field(name[:64], value.encode() if isinstance(value, str) else encode(value)))
     return b"".join(parts)
 
 
@@ -143,8 +162,10 @@ def _field(name: bytes, value: bytes) -> bytes:
 class Syslog(DaemonSocket):
     """A syslog daemon, by RFC 5424; on a stream socket with octet counting (RFC 6587)."""
 
-    def _send(self, connection: socket.socket, line: bytes) -> None:
-        message = syslog_message(orjson.loads(line), _HOSTNAME)
+    def _convert(self, record: Mapping[str, Any]) -> bytes:
+        return syslog_message(record, _HOSTNAME)
+
+    def _send(self, connection: socket.socket, message: bytes) -> None:
         if connection.type == socket.SOCK_STREAM:
             message = b"%d %s" % (len(message), message)
             sent = connection.send(message)
@@ -193,8 +214,8 @@ def _escape(text: str) -> str:
 def _message_text(record: Mapping[str, Any]) -> str:
     """Return the text for people; for a record without one, the whole record as JSON."""
     if record["event"] == "output" and "fields" in record:
-        return orjson.dumps(record["fields"]).decode()
+        return encode(record["fields"]).decode()
     if "message" in record:
         return str(record["message"])
     remaining = {key: value for key, value in record.items() if key not in ("timestamp", "level")}
-    return orjson.dumps(remaining).decode()
+    return encode(remaining).decode()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
 
-import orjson
+from nsupervisor.json_codec import decode, decode_object, encode, encode_line, encode_strict
 
 Line = tuple[bytes, bool]
 """A line of a workload without its newline, and whether it was cut here (see `Framing`)."""
@@ -35,10 +34,7 @@ class JsonFormat:
         """
         head = {"timestamp": timestamp, "level": level, "event": event}
         record = {**head, **fields, **head}
-        try:
-            return orjson.dumps(record, default=_to_jsonable, option=orjson.OPT_APPEND_NEWLINE)
-        except TypeError:  # surrogates, integers of more than 64 bits, keys other than strings, …
-            return orjson.dumps(_to_encodable(record), option=orjson.OPT_APPEND_NEWLINE)
+        return encode_line(record)
 
     def render_lines(
         self,
@@ -52,22 +48,21 @@ class JsonFormat:
         """Render the records of lines that a workload wrote, numbered from `seq`. Their common part is encoded once.
 
         With `parse_json`, a line that is a JSON object is kept unchanged under `fields`, and its own text (`message` or
-        `msg`), if it has one, is the record's message.
+        `msg`), if it has one, is the record's message. An object of more levels than `json_codec.MAX_NESTING` is text.
         """
         prefix = self._prefix(timestamp, labels, stream)
-        dumps = orjson.dumps
         records = []
         for line, partial in lines:
             number = b"" if seq is None else b'"seq":%d,' % seq
             seq = None if seq is None else seq + 1
-            fields = _parse_object(line) if parse_json and not partial else None
+            fields = decode_object(line) if parse_json and not partial else None
             if fields is not None:
                 text = next((fields[key] for key in ("message", "msg") if isinstance(fields.get(key), str)), "")
                 end = b',"fields":' + line.strip(_JSON_SPACE) + b"}\n"
             else:
                 text = line.decode("utf-8", "replace")
                 end = b',"partial":true}\n' if partial else b"}\n"
-            records.append(prefix + number + b'"message":' + dumps(text) + end)
+            records.append(prefix + number + b'"message":' + encode_strict(text) + end)
         return records
 
     def render_text(
@@ -86,7 +81,7 @@ class JsonFormat:
         if _STAND_IN in text or _STAND_IN in prefix:
             lines = [(line, False) for line in text.split(b"\n")]
             return b"".join(self.render_lines(timestamp, labels, stream, lines, seq))
-        body = orjson.dumps(text.replace(b"\n", _STAND_IN).decode("utf-8", "replace"))
+        body = encode_strict(text.replace(b"\n", _STAND_IN).decode("utf-8", "replace"))
         # Join while the text is short: the next two steps make it several times as long.
         template = b"".join((prefix, body.replace(b"%", b"%%"), b"}\n"))
         template = template.replace(_STAND_IN, b'"}\n' + prefix + b'"')
@@ -94,7 +89,7 @@ class JsonFormat:
 
     def _prefix(self, timestamp: str, labels: Mapping[str, Any], stream: str) -> bytes:
         head = {"timestamp": timestamp, "level": "info", "event": "output", **labels, "stream": stream}
-        return orjson.dumps(head, default=_to_jsonable)[:-1] + b","
+        return encode(head)[:-1] + b","
 
 
 @functools.cache
@@ -108,47 +103,8 @@ _JSON_SPACE = b" \t\r"
 _STAND_IN = b"\x7f"  # DEL is rare in text, and one of the few control characters that JSON does not escape
 
 
-def _parse_object(line: bytes) -> dict[str, Any] | None:
-    if not line.lstrip(_JSON_SPACE).startswith(b"{"):
-        return None
-    try:
-        value = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _to_jsonable(value: Any) -> Any:
-    """Convert a value that orjson does not support to one that it does."""
-    if isinstance(value, bytes):
-        return decode_line(value)
-    if isinstance(value, (set, frozenset)):
-        return list(value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    try:
-        return str(value)
-    except Exception:
-        return f"<{type(value).__name__}>"
-
-
-def _to_encodable(value: Any) -> Any:
-    """Return a copy of `value` that is certain to encode."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
-    if value is None or isinstance(value, (bool, float)):
-        return value
-    if isinstance(value, int):
-        return int(value) if -(2**63) <= value < 2**64 else str(value)
-    if isinstance(value, Mapping):
-        return {_to_encodable(_to_jsonable(key)): _to_encodable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_to_encodable(item) for item in value]
-    return _to_encodable(_to_jsonable(value))
-
-
 @functools.cache
 def schema() -> dict[str, Any]:
     """Return the JSON Schema (2020-12) that every record satisfies: `record.schema.json` in this directory."""
-    loaded: dict[str, Any] = json.loads(resources.files(__package__).joinpath("record.schema.json").read_bytes())
+    loaded: dict[str, Any] = decode(resources.files(__package__).joinpath("record.schema.json").read_bytes())
     return loaded

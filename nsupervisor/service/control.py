@@ -2,7 +2,6 @@
 
 import difflib
 import fnmatch
-import json
 import os
 import re
 import time
@@ -20,6 +19,7 @@ from nsupervisor.config.model import Config
 from nsupervisor.config.problems import ConfigError
 from nsupervisor.core import dependencies, events
 from nsupervisor.core.lifecycle import Lifecycle, State
+from nsupervisor.json_codec import decode
 from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.group.groups import PREFIX, Groups
@@ -124,7 +124,7 @@ class Supervisor:
             "since": self.started_at,
             "log": {**actor.output.location(), "stream": self._journal_file()},
             "forgotten": forgotten,
-            "records": [json.loads(line) for line in lines],
+            "records": [decode(line) for line in lines],
         }
 
     def _journal_file(self) -> str | None:

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 import attrs
-import orjson
 
+from nsupervisor.json_codec import decode, encode_strict
 from nsupervisor.linux.peers import Peer
 
 JSON_TYPE = "application/json"
@@ -59,7 +59,7 @@ class Request:
 
     def json(self) -> Any:
         """Decode the body as JSON (RFC 8259): no NaN, no lone surrogates, at most 1,024 levels. Raises ValueError."""
-        return orjson.loads(self.body)
+        return decode(self.body)
 
 
 @attrs.frozen
@@ -101,7 +101,7 @@ class Application(Protocol):
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Build a response with a JSON body. Lone surrogates, as in file names that are not UTF-8, become escapes."""
     try:
-        body = orjson.dumps(value)
+        body = encode_strict(value)
     except TypeError:
         body = json.dumps(value, separators=(",", ":")).encode()
     return Response(body, status, headers=headers or {})

@@ -227,10 +227,10 @@ class Source:
             if record["event"] not in ("output", "dropped") or (self.name and record.get("workload") != self.name):
                 return None
             message = record["message"] if record["event"] == "output" else format_record(record)
-        except (ValueError, KeyError, TypeError):
+            fields = record.get("fields")
+            words = message if fields is None else json.dumps(fields, ensure_ascii=False)
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None  # the file of the stream may contain lines of other programs
-        fields = record.get("fields")
-        words = message if fields is None else json.dumps(fields, ensure_ascii=False)
         if self.pattern is not None and not self.pattern.search(words):
             return None
         if self.as_json:

@@ -15,11 +15,11 @@ from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
-import orjson
 import trio
 
 from nsupervisor import __version__
 from nsupervisor.config.model import Rule
+from nsupervisor.json_codec import encode, encode_line
 from nsupervisor.linux.children import expect_child
 
 COMMAND_TIMEOUT_S = 30.0
@@ -51,7 +51,7 @@ async def run_hook(command: Sequence[str], record: Mapping[str, Any]) -> str:
         with trio.fail_after(COMMAND_TIMEOUT_S), expect_child() as child:
             result = await trio.run_process(
                 list(command),
-                stdin=orjson.dumps(record) + b"\n",
+                stdin=encode_line(record),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 check=False,
@@ -82,7 +82,7 @@ async def post_record(url: str, record: Mapping[str, Any]) -> str:
     try:
         with trio.fail_after(WEBHOOK_TIMEOUT_S * 2):  # the limit of http.client is per read and write
             return await trio.to_thread.run_sync(
-                _post, url, orjson.dumps(record), abandon_on_cancel=True, limiter=_request_limiter()
+                _post, url, encode(record), abandon_on_cancel=True, limiter=_request_limiter()
             )
     except trio.TooSlowError:
         return f"{url}: no answer within {WEBHOOK_TIMEOUT_S * 2:g} s"
@@ -116,7 +116,7 @@ def send_record(path: str, record: Mapping[str, Any]) -> str:
 
     Returns what went wrong, or "" if the kernel has taken it. Never waits: a reader that is behind misses the record.
     """
-    line = orjson.dumps(record) + b"\n"
+    line = encode_line(record)
     try:
         for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
             with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as peer:
