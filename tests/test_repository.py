@@ -118,7 +118,6 @@ KNOWN_CYCLES = [
         "service.instance.transition_log",
         "service.state.checkpoint",
     ],
-    ["service.control", "service.reload.reload"],
 ]
 
 

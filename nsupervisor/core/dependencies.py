@@ -1,4 +1,4 @@
-"""Start order of workloads, and its reverse, the stop order. Pure.
+"""Start order of workloads; they stop in the reverse order. Pure.
 
 `requires` and `wants` both imply *after*: users of supervisors complain more about programs that start too early than
 about ones that start one by one. They differ if the other workload cannot start: `requires` then gives up, `wants` goes
@@ -13,15 +13,6 @@ from nsupervisor.config.model import WorkloadConfig
 def start_dependencies(workload: WorkloadConfig) -> tuple[str, ...]:
     """Return the names of the workloads that must be up before `workload` starts, each once, in the given order."""
     return tuple(dict.fromkeys((*workload.requires, *workload.wants, *workload.after)))
-
-
-def stop_dependents(workloads: Mapping[str, WorkloadConfig]) -> dict[str, tuple[str, ...]]:
-    """Map each name to the workloads that must be down before it stops: the reverse of `start_dependencies`."""
-    reverse: dict[str, list[str]] = {name: [] for name in workloads}
-    for name, workload in workloads.items():
-        for other in start_dependencies(workload):
-            reverse[other].append(name)
-    return {name: tuple(names) for name, names in reverse.items()}
 
 
 def transitive_closure(names: Iterable[str], edges: Mapping[str, Iterable[str]]) -> tuple[str, ...]:

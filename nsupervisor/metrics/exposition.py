@@ -43,6 +43,10 @@ class Exposition:
     _lock: trio.Lock = attrs.field(init=False, factory=trio.Lock)
     _waiting: dict[_Scrape, None] = attrs.field(init=False, factory=dict)
 
+    def keeper_replaced(self, pid: int) -> None:
+        """Note the pid of the keeper that has taken over."""
+        self.keeper_pid = pid
+
     async def render(self, actors: Iterable[Actor], groups: Iterable[Group], accept: str) -> tuple[bytes, str]:
         """Render the present metrics; return the text and its content type, which the Accept header chooses.
 

@@ -1,4 +1,4 @@
-"""All workloads together: the order of starts and stops, and the commands of the API."""
+"""The service as the API sees it: queries about everything, and the commands of operators."""
 
 import difflib
 import fnmatch
@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any
 
 import attrs
@@ -17,13 +16,14 @@ from nsupervisor import __version__
 from nsupervisor.api.control import UnknownName, is_glob
 from nsupervisor.config.model import Config
 from nsupervisor.config.problems import ConfigError
-from nsupervisor.core import dependencies, events
-from nsupervisor.core.lifecycle import Lifecycle, State
+from nsupervisor.core import events
+from nsupervisor.core.lifecycle import State
 from nsupervisor.json_codec import decode
 from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.group.groups import PREFIX, Groups
 from nsupervisor.service.instance.actor import Actor
+from nsupervisor.service.jobs import Jobs, Result
 from nsupervisor.service.observe.history import Follower, History
 from nsupervisor.service.observe.recorder import Recorder, Recording, RecordingTerms
 from nsupervisor.service.observe.stats import usage_sample
@@ -34,38 +34,32 @@ from nsupervisor.service.reload.reload import Reloader
 
 FREEZE_TIMEOUT_S = 2.0
 """Seconds that `freeze` waits until the kernel has frozen every process; one in uninterruptible sleep takes longer."""
-MAX_CONCURRENT_STARTS = 16
-"""Most instances between the decision to start and the execution of the program; others wait for a slot. Otherwise the
-last of thousands would reach its start timeout, and an urgent restart would queue behind all of them."""
-DOWN_STATES = frozenset({State.STOPPED, State.EXITED, State.FAILED})
-"""States in which no process lives and none will start by itself."""
 
 
 @attrs.define(eq=False)
 class Supervisor:
-    """The actors by name, and operations that concern more than one of them. Implements the API's `Control`."""
+    """The service as the API sees it: queries, and commands by operators. Implements the API's `Control`."""
 
-    config: Config
+    jobs: Jobs
+    reloader: Reloader
     actors: Registry
     groups: Groups
     context: ServiceContext
     nursery: trio.Nursery
-    keeper_pid: int
     mode: str
     """Mode of the host's cgroup hierarchies: "unified" or "hybrid"."""
     cgroup: str
     exposition: Exposition
     event_log: History = attrs.field(factory=History)
     recorder: Recorder = attrs.field(factory=Recorder)
-    reloader: Reloader = attrs.field(init=False)
-    is_stopping: bool = False
-    """Whether everything is being stopped; nothing new is started then."""
     started_at: float = attrs.field(factory=time.time)
     _started: float = attrs.field(factory=trio.current_time)
     _config_editor: ConfigEditor = attrs.field(factory=ConfigEditor)
-    _start_edges_config: Config | None = None
-    _start_edges: dict[str, tuple[str, ...]] = attrs.field(init=False)
-    _start_slots: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(MAX_CONCURRENT_STARTS))
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force."""
+        return self.reloader.config
 
     # ---- queries
 
@@ -74,7 +68,7 @@ class Supervisor:
         return {
             "version": __version__,
             "pid": os.getpid(),
-            "keeper_pid": self.keeper_pid,
+            "keeper_pid": self.exposition.keeper_pid,
             "name": self.config.supervisor.name,
             "config": self.config.path,
             "runtime_directory": self.config.supervisor.runtime_directory,
@@ -181,25 +175,12 @@ class Supervisor:
         if actor is None:  # a reload has removed it since its name was looked up
             return []
         if verb == "stop":
-            chain = [actor]
-            for instance in chain:  # grows in the loop
-                chain += [
-                    requirer for requirer in self.actors.requirers(instance.workload.name) if requirer not in chain
-                ]
-            affected = [
-                instance
-                for instance in chain[1:]
-                if instance.lifecycle.state not in DOWN_STATES or instance.pending_start
-            ]
-        elif verb in ("start", "restart") and not (verb == "start" and actor.lifecycle.is_alive):
-            edges = self._dependency_edges()
-            closure = dependencies.transitive_closure(edges[actor.workload.name], edges)
-            affected = [
-                instance for needed in closure for instance in self.actors.instances(needed) if not instance.is_up
-            ]
+            affected = self.jobs.affected_by_stop(actor)
+        elif verb == "restart" or (verb == "start" and not actor.lifecycle.is_alive):
+            affected = self.jobs.affected_by_start(actor)
         else:
             affected = []
-        return [instance.name for instance in affected if instance is not actor]
+        return [instance.name for instance in affected]
 
     def check_command(self, verb: str, names: Sequence[str], parameters: Mapping[str, Any]) -> None:
         """Accept every command: the operator may do everything."""
@@ -231,69 +212,22 @@ class Supervisor:
         actor = self.actors.get(name)
         if actor is None:
             return {"name": name, "ok": False, "state": None, "message": "a reload has just removed it"}
-        if actor.removal and verb in ("start", "restart"):
+        if self.jobs.removal_of(actor) and verb in ("start", "restart"):
             ok, message = False, f"{self.config.path} does not have it any more; it is being removed"
         else:
             ok, message = await _COMMANDS[verb](self, actor, by, **parameters)
         return {"name": name, "ok": ok, "state": actor.lifecycle.state.value, "message": message}
 
-    async def _start(self, actor: Actor, by: str) -> tuple[bool, str]:
-        if actor.lifecycle.is_alive:
-            await actor.ask(events.Start(by))
-        else:
-            self.start(extra=[actor], by=by)
-        return await self.wait_settled(actor)
+    async def _start(self, actor: Actor, by: str) -> Result:
+        return await self.jobs.start_and_wait(actor, by)
 
-    async def _restart(self, actor: Actor, by: str) -> tuple[bool, str]:
-        """Restart as systemd does: dependencies that do not run are started too, those that run stay untouched."""
-        edges = self._dependency_edges()
-        not_running = [
-            name
-            for name in dependencies.transitive_closure(edges[actor.workload.name], edges)
-            if not all(
-                other.is_up or other.lifecycle.is_alive or other.pending_start for other in self.actors.instances(name)
-            )
-        ]
-        if not actor.lifecycle.is_alive:
-            self.start(extra=[actor], by=by)
-        elif not_running:
-            self.start(not_running, by=by)
-            self.enqueue_start(actor, not_running, by, partial(self.stop_for_restart, actor, by))
-        else:
-            if actor.pending_start is not None:
-                actor.pending_start.cancel()
-            await actor.ask(events.Restart(by))
-        return await self.wait_settled(actor)
+    async def _restart(self, actor: Actor, by: str) -> Result:
+        return await self.jobs.restart_and_wait(actor, by)
 
-    async def wait_settled(self, actor: Actor) -> tuple[bool, str]:
-        """Wait until a start has an outcome: up, down, or a state that lasts (back-off, frozen)."""
-        await actor.wait_until(
-            lambda lifecycle: (
-                actor.pending_start is None
-                and (actor.is_up or lifecycle.state in {*DOWN_STATES, State.BACKOFF, State.FROZEN})
-            )
-        )
-        return actor.is_up, "" if actor.is_up else actor.waits_for or actor.lifecycle.reason
+    async def _stop(self, actor: Actor, by: str) -> Result:
+        return await self.jobs.stop_with_requirers(actor, by)
 
-    async def _stop(self, actor: Actor, by: str) -> tuple[bool, str]:
-        requirers = self.actors.requirers(actor.workload.name)
-        running = [other for other in requirers if other.lifecycle.state not in DOWN_STATES or other.pending_start]
-        if running:
-            async with trio.open_nursery() as nursery:
-                for other in running:
-                    nursery.start_soon(self._stop, other, by)
-        return await self.stop_and_wait(actor, by)
-
-    async def stop_and_wait(self, actor: Actor, by: str) -> tuple[bool, str]:
-        if actor.pending_start is not None:
-            actor.pending_start.cancel()
-        await actor.ask(events.Stop(by))
-        await actor.wait_until(lambda lifecycle: lifecycle.should_run or lifecycle.state is State.STOPPED)
-        if actor.lifecycle.should_run:
-            return False, "a later start overruled it"
-        return True, ""
-
-    async def _kill(self, actor: Actor, by: str) -> tuple[bool, str]:
+    async def _kill(self, actor: Actor, by: str) -> Result:
         generation = actor.lifecycle.generation
         if not actor.lifecycle.is_alive:
             return False, "it does not run"
@@ -301,11 +235,11 @@ class Supervisor:
         await actor.wait_until(lambda lifecycle: not lifecycle.is_alive or lifecycle.generation > generation)
         return True, ""
 
-    async def _signal(self, actor: Actor, by: str, signal: int) -> tuple[bool, str]:
+    async def _signal(self, actor: Actor, by: str, signal: int) -> Result:
         ok = await actor.signal(signal, by)
         return ok, "" if ok else "it does not run"
 
-    async def _freeze(self, actor: Actor, by: str) -> tuple[bool, str]:
+    async def _freeze(self, actor: Actor, by: str) -> Result:
         if actor.lifecycle.state not in (State.STARTING, State.RUNNING, State.READY, State.FROZEN):
             return False, f"only what runs can be frozen; it is {actor.lifecycle.state.value}"
         await actor.ask(events.Freeze(by))
@@ -319,7 +253,7 @@ class Supervisor:
                 await trio.sleep(0.005)
         return actor.lifecycle.state is State.FROZEN, ""
 
-    async def _thaw(self, actor: Actor, by: str) -> tuple[bool, str]:
+    async def _thaw(self, actor: Actor, by: str) -> Result:
         if actor.lifecycle.state is not State.FROZEN:
             return False, f"it is not frozen; it is {actor.lifecycle.state.value}"
         await actor.ask(events.Thaw(by))
@@ -327,13 +261,13 @@ class Supervisor:
 
     async def _set(
         self, actor: Actor, by: str, changes: Mapping[str, Any], persist: Mapping[str, Any] | None = None
-    ) -> tuple[bool, str]:
+    ) -> Result:
         done, message = await actor.change_limits(changes, by)
         if done and persist:
             message = await self._config_editor.persist(self.config.path, "workload", actor.workload.name, persist)
         return done and not message, message
 
-    async def upgrade(self, python: str, package: str, timeout_s: float) -> tuple[bool, str]:
+    async def upgrade(self, python: str, package: str, timeout_s: float) -> Result:
         """Upgrade to another version in place, shortly after this has returned: see `upgrade.py`."""
         try:
             upgrade = Upgrade(self.config, python, package, timeout_s)
@@ -344,143 +278,8 @@ class Supervisor:
         self.nursery.start_soon(upgrade.execute, self.context)
         return True, version
 
-    # ---- start and stop order
 
-    def start(self, names: Iterable[str] = (), *, extra: Iterable[Actor] = (), by: str = "operator") -> None:
-        """Start workloads with everything that they require or want and that is not up, each after its dependencies.
-
-        Returns at once.
-        """
-        edges = self._dependency_edges()
-        chosen = dict.fromkeys(extra)
-        needed = [n for actor in chosen for n in edges[actor.workload.name]]
-        for name in dependencies.transitive_closure([*names, *needed], edges):
-            chosen |= dict.fromkeys(
-                instance for instance in self.actors.instances(name) if not instance.is_up
-            )  # or a done oneshot
-        starting = {actor.workload.name for actor in chosen}
-        for actor in chosen:
-            if actor.pending_start is None and not actor.lifecycle.is_alive:
-                self.enqueue_start(actor, starting, by)
-
-    def enqueue_start(
-        self,
-        actor: Actor,
-        starting: Collection[str],
-        by: str,
-        before_start: Callable[[], Awaitable[bool]] | None = None,
-    ) -> trio.CancelScope:
-        """Start `actor` once its dependencies are up, or not at all if a requirement cannot be met.
-
-        Returns at once, with what is `Actor.pending_start` until then.
-
-        `starting` are the workloads that are started as well. `before_start` runs first, and returns whether there is
-        still something to start. An earlier start that is still pending is cancelled.
-        """
-        if actor.pending_start is not None:
-            actor.pending_start.cancel()
-        actor.pending_start = scope = trio.CancelScope()
-        actor.checkpoint.pending_start = by
-        actor.save_checkpoint()
-        self.nursery.start_soon(self._run_start, actor, scope, starting, by, before_start)
-        return scope
-
-    async def _run_start(
-        self,
-        actor: Actor,
-        scope: trio.CancelScope,
-        starting: Collection[str],
-        by: str,
-        before_start: Callable[[], Awaitable[bool]] | None,
-    ) -> None:
-        missing = ""
-        with scope:
-            if before_start is None or await before_start():
-                missing = actor.waits_for = await self._wait_for_others(actor, starting)
-                if not missing:
-                    slot = object()
-                    await self._start_slots.acquire_on_behalf_of(slot)
-                    try:
-                        await actor.ask(events.Start(by))
-                    finally:
-                        self.nursery.start_soon(self._release_start_slot, slot, actor)
-        if missing:
-            actor.context.journal.log.error("not started", workload=actor.name, message=missing)
-        if actor.pending_start is scope:
-            actor.pending_start, actor.checkpoint.pending_start = None, ""
-            actor.waits_for = missing
-            actor.save_checkpoint()
-        actor.wake_waiters()
-
-    async def _release_start_slot(self, slot: object, actor: Actor) -> None:
-        """Release the start slot once the program has been executed, or will not be."""
-        await actor.wait_until(lambda lifecycle: lifecycle.state is not State.STARTING)
-        self._start_slots.release_on_behalf_of(slot)
-
-    async def _wait_for_others(self, actor: Actor, starting: Collection[str]) -> str:
-        """Wait until the dependencies are up; return the requirement that cannot be met, in words, or ""."""
-        for name in dependencies.start_dependencies(actor.workload):
-            for other in self.actors.instances(name):
-                if not (name in starting or name in actor.workload.requires or other.lifecycle.is_alive):
-                    continue  # its start was not requested
-                actor.waits_for = f"waits for {other.name}"
-                if not _is_settled(other, other.lifecycle):
-                    actor.context.journal.log.info("waiting", workload=actor.name, message=actor.waits_for)
-                await other.wait_until(partial(_is_settled, other))
-                if not other.is_up and name in actor.workload.requires:
-                    return f"requires {other.name}, which is {other.lifecycle.state.value}: {other.lifecycle.reason}"
-        return ""
-
-    async def stop_for_restart(self, actor: Actor, by: str) -> bool:
-        """Stop an instance for a start that follows; return False if another command has started it meanwhile."""
-        await actor.ask(events.Stop(by))
-        await actor.wait_until(lambda lifecycle: lifecycle.should_run or lifecycle.state is State.STOPPED)
-        return not actor.lifecycle.should_run
-
-    def _dependency_edges(self) -> dict[str, tuple[str, ...]]:
-        """Return the workloads that each workload starts along with itself.
-
-        The result is cached for each configuration, since all workloads may be started one by one.
-        """
-        if self._start_edges_config is not self.config:
-            self._start_edges_config = self.config
-            self._start_edges = {
-                name: (*workload.requires, *workload.wants) for name, workload in self.config.workloads.items()
-            }
-        return self._start_edges
-
-    async def stop_all(self) -> None:
-        """Stop everything, dependents first; return when no process is left."""
-        dependants = dependencies.stop_dependents(self.config.workloads)
-
-        async def stop_after(actor: Actor) -> None:
-            for name in dependants.get(actor.workload.name, ()):
-                for other in self.actors.instances(name):
-                    await other.wait_until(lambda lifecycle: lifecycle.state is State.STOPPED)
-            await self.stop_and_wait(actor, events.SHUTDOWN)
-
-        self.is_stopping = True
-        async with trio.open_nursery() as nursery:
-            for actor in self.actors.values():
-                nursery.start_soon(stop_after, actor)
-
-    def kill_all(self) -> None:
-        """Send SIGKILL to everything that still lives, for a second stop signal."""
-        for actor in self.actors.values():
-            actor.post(events.Kill(events.SHUTDOWN))
-
-    async def wait_drained(self) -> None:
-        """Wait until all output of ended programs is in the journal."""
-        for actor in list(self.actors.values()):
-            await actor.wait_drained()
-
-
-def _is_settled(actor: Actor, lifecycle: Lifecycle) -> bool:
-    """Return whether a dependent need not wait any longer: it is up, or down with no start in progress."""
-    return actor.is_up or (actor.pending_start is None and lifecycle.state in DOWN_STATES)
-
-
-_COMMANDS: Mapping[str, Callable[..., Awaitable[tuple[bool, str]]]] = {
+_COMMANDS: Mapping[str, Callable[..., Awaitable[Result]]] = {
     "start": Supervisor._start,
     "restart": Supervisor._restart,
     "stop": Supervisor._stop,

@@ -1,41 +1,63 @@
 """The actors by name, with indexes for constant-time look-ups by workload."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-if TYPE_CHECKING:
-    from nsupervisor.service.instance.actor import Actor
+from nsupervisor.core.dependencies import start_dependencies
+from nsupervisor.service.instance.actor import Actor
 
 
-class Registry(dict[str, "Actor"]):
-    """A dict of actors in the order of the configuration, with two indexes that are rebuilt after a change.
+class Registry(dict[str, Actor]):
+    """A dict of actors in the order of the configuration, with indexes that are rebuilt after a change.
 
     A reload replaces an actor's workload by another one with the same name, and then inserts all actors again.
     """
 
-    _instances: dict[str, list["Actor"]] | None = None
-    _requirers: dict[str, list["Actor"]]
+    _instances: dict[str, list[Actor]] | None = None
+    _requirers: dict[str, list[Actor]]
+    _dependents: dict[str, list[Actor]]
+    _start_edges: dict[str, tuple[str, ...]]
 
-    def instances(self, workload: str) -> list["Actor"]:
+    def instances(self, workload: str) -> list[Actor]:
         """Return all instances of one workload."""
         self._index()
         assert self._instances is not None
         return self._instances.get(workload, [])
 
-    def requirers(self, workload: str) -> list["Actor"]:
+    def requirers(self, workload: str) -> list[Actor]:
         """Return all instances whose workloads require this one."""
         self._index()
         return self._requirers.get(workload, [])
 
+    def dependents(self, workload: str) -> list[Actor]:
+        """Return all instances that start after this workload, and so stop before it."""
+        self._index()
+        return self._dependents.get(workload, [])
+
+    @property
+    def start_edges(self) -> Mapping[str, tuple[str, ...]]:
+        """The workloads that each workload starts along with itself: those that it requires or wants."""
+        self._index()
+        return self._start_edges
+
     def _index(self) -> None:
         if self._instances is not None:
             return
-        self._instances, self._requirers = {}, {}
+        self._instances, self._requirers, self._dependents = {}, {}, {}
         for actor in self.values():
             self._instances.setdefault(actor.workload.name, []).append(actor)
             for name in dict.fromkeys(actor.workload.requires):
                 self._requirers.setdefault(name, []).append(actor)
+            for name in start_dependencies(actor.workload):
+                self._dependents.setdefault(name, []).append(actor)
+        workloads = [instances[0].workload for instances in self._instances.values()]
+        # An instance that is being removed may require one that has been removed already.
+        self._start_edges = {
+            workload.name: tuple(name for name in (*workload.requires, *workload.wants) if name in self._instances)
+            for workload in workloads
+        }
 
-    def __setitem__(self, name: str, actor: "Actor") -> None:
+    def __setitem__(self, name: str, actor: Actor) -> None:
         self._instances = None
         super().__setitem__(name, actor)
 

@@ -35,7 +35,6 @@ from nsupervisor.config.model import Config, GroupConfig, WorkloadConfig
 from nsupervisor.config.model import SupervisorConfig as Settings
 from nsupervisor.config.positions import scan_positions
 from nsupervisor.config.problems import Problem
-from nsupervisor.core import events
 from nsupervisor.core.instances import expand_instances
 from nsupervisor.core.lifecycle import stopped_by_shutdown
 from nsupervisor.keeper.messages import Child, KeeperLost
@@ -47,11 +46,12 @@ from nsupervisor.service.admission import Admission, serve_workloads
 from nsupervisor.service.capacity import connections_allowed, raise_descriptor_limit
 from nsupervisor.service.clock import MonotonicClock
 from nsupervisor.service.context import ServiceContext
-from nsupervisor.service.control import DOWN_STATES, Supervisor
+from nsupervisor.service.control import Supervisor
 from nsupervisor.service.group.groups import Groups
 from nsupervisor.service.group.placement import make_instance
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.output import offset_files_left
+from nsupervisor.service.jobs import Jobs
 from nsupervisor.service.observe.history import History
 from nsupervisor.service.observe.log_reopen import REOPEN, reopen_on_signal
 from nsupervisor.service.preflight import record_fields, unmet_requirements
@@ -61,7 +61,6 @@ from nsupervisor.service.recovery.takeover import (
     follow_keeper,
     group_by_instance,
     placeholder_workload,
-    stop_removed,
     take_over,
 )
 from nsupervisor.service.recovery.upgrade import report_outcome
@@ -311,12 +310,13 @@ async def _supervise(
                 alive_count = await take_over(all_actors, saved, children, context, config.supervisor.orphans)
                 errors = ConnectionErrors(partial(_report_connection, journal))
                 exposition = Exposition(journal, context.measures, keeper.pid, errors)
+                jobs = Jobs(actors, groups, context, nursery, leftovers)
+                reloader = Reloader(config, jobs, host, (tree, groups), context, nursery)
                 supervisor = Supervisor(
-                    config, actors, groups, context, nursery, keeper.pid, host.mode, tree.path, exposition, history
+                    jobs, reloader, actors, groups, context, nursery, host.mode, tree.path, exposition, history
                 )
-                supervisor.reloader = Reloader(supervisor, host, (tree, groups), context, leftovers)
                 nursery.start_soon(reopen_on_signal, actors.values(), journal)
-                async with supervisor.reloader.lock:  # a reload needs running actors
+                async with jobs.membership_lock:  # a reload needs running actors
                     unix, tcp = connections_allowed()
                     admission = Admission(keeper.protected, actors)
                     serve_api = partial(serve, admit=admission.admit, errors=errors, connections=unix)
@@ -336,15 +336,19 @@ async def _supervise(
                 if alive_count:
                     text = f"{alive_count} workloads of the supervisor before this one run on"
                     journal.log.warning("taken over", message=text, workloads=alive_count)
-                for leftover in leftovers.values():
-                    nursery.start_soon(_remove_leftover, leftover, leftovers)
-                _start_workloads(supervisor, saved)
+                _remove_leftovers(jobs, nursery)
+                _start_workloads(jobs, saved)
                 notify_service_manager(journal, "READY=1")
                 report_outcome(journal, directory)
-                nursery.start_soon(_until_signalled, signals, supervisor, journal, nursery.cancel_scope, leftovers)
+                nursery.start_soon(_until_signalled, signals, supervisor, journal, nursery.cancel_scope)
                 if alive_count:
                     nursery.start_soon(_verify_limits, list(actors.values()))
-                await follow_keeper(keeper, ChainMap(actors, leftovers), supervisor, tree)
+
+                def keeper_replaced(pid: int) -> None:
+                    exposition.keeper_replaced(pid)
+                    tree.move_to_leaf(pid)
+
+                await follow_keeper(keeper, ChainMap(actors, leftovers), journal, keeper_replaced)
         except BaseException:  # programs run on, as after kill -9, and the next supervisor takes them over
             for running_actor in (*actors.values(), *leftovers.values()):
                 running_actor.cgroup.close()
@@ -354,7 +358,7 @@ async def _supervise(
         finally:
             groups.close()
         with trio.move_on_after(DRAIN_TIMEOUT_S):
-            await supervisor.wait_drained()
+            await jobs.wait_drained()
         captures.cancel_scope.cancel()
     state_file.remove()
 
@@ -390,27 +394,32 @@ def _log_state_problem(journal: Journal, problem: str) -> None:
         journal.log.info("state file written", message="it is up to date again")
 
 
-def _start_workloads(supervisor: Supervisor, saved: SavedState) -> None:
+def _start_workloads(jobs: Jobs, saved: SavedState) -> None:
     """Start the workloads that are new and start by themselves, and those whose start was pending.
 
     A supervisor that was killed while it stopped everything had no request about the workloads: they start as after an
     orderly stop.
     """
-    autostarting = [actor for actor in supervisor.actors.values() if actor.workload.autostart]
+    autostarting = [actor for actor in jobs.actors.values() if actor.workload.autostart]
     fresh = [actor for actor in autostarting if actor.name not in saved.instances and not actor.lifecycle.is_alive]
-    supervisor.start(extra=fresh, by="boot")
+    jobs.start(extra=fresh, by="boot")
     stopped = [actor for actor in autostarting if stopped_by_shutdown(actor.lifecycle)]
     names = {actor.workload.name for actor in stopped}
     for actor in stopped:
-        supervisor.enqueue_start(actor, names, "boot")
+        jobs.start_after(actor, names, "boot")
     for name, record in saved.instances.items():
-        if record.pending_start and name in supervisor.actors:
-            supervisor.start(extra=[supervisor.actors[name]], by=record.pending_start)
+        if record.pending_start and name in jobs.actors:
+            jobs.start(extra=[jobs.actors[name]], by=record.pending_start)
 
 
-async def _remove_leftover(actor: Actor, leftovers: dict[str, Actor]) -> None:
-    await stop_removed(actor)
-    del leftovers[actor.name]
+def _remove_leftovers(jobs: Jobs, nursery: trio.Nursery) -> None:
+    """Stop and remove the instances of an earlier supervisor that the configuration no longer has."""
+    leftovers = list(jobs.leftovers.values())
+    transaction = jobs.begin((), leftovers, dict.fromkeys(leftovers, ()), "configuration")
+    for actor in leftovers:
+        if actor.lifecycle.is_alive:
+            actor.log_event("warning", "warning", message="no longer in the configuration: stopped")
+        nursery.start_soon(transaction.remove, actor)
 
 
 async def _kill_remaining(actors: Iterable[Actor]) -> None:
@@ -430,7 +439,6 @@ async def _until_signalled(
     supervisor: Supervisor,
     journal: Journal,
     scope: trio.CancelScope,
-    leftovers: Mapping[str, Actor],
 ) -> None:
     """Handle signals until cancelled.
 
@@ -441,9 +449,7 @@ async def _until_signalled(
 
         async def stop() -> None:
             notify_service_manager(journal, "STOPPING=1")
-            await supervisor.stop_all()
-            for actor in list(leftovers.values()):
-                await actor.wait_until(lambda lifecycle: lifecycle.state in DOWN_STATES)
+            await supervisor.jobs.stop_all()
             await supervisor.recorder.close(DRAIN_TIMEOUT_S)
             await supervisor.event_log.close()
             scope.cancel()
@@ -456,9 +462,8 @@ async def _until_signalled(
                 continue
             journal.log.info("supervisor stopping", signal=signal.Signals(signum).name, hurry=stopping)
             if stopping:
-                supervisor.kill_all()
-                for actor in leftovers.values():
-                    actor.post(events.Kill(events.SHUTDOWN))
+                supervisor.jobs.kill_all()
             else:
                 stopping = True
+                supervisor.jobs.begin_stop()
                 nursery.start_soon(stop)

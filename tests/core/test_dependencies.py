@@ -1,4 +1,4 @@
-"""The start order of workloads and its reverse."""
+"""The start order of workloads."""
 
 from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.core import dependencies
@@ -17,10 +17,6 @@ WORKLOADS = {
 def test_each_of_the_three_edges_means_after():
     assert dependencies.start_dependencies(WORKLOADS["web"]) == ("db", "cache")
     assert dependencies.start_dependencies(WORKLOADS["cron"]) == ()
-
-
-def test_stopping_is_the_reverse():
-    assert dependencies.stop_dependents(WORKLOADS) == {"db": ("cache", "web"), "cache": ("web",), "web": (), "cron": ()}
 
 
 def test_the_closure_has_each_name_once_nearest_first():

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 from nsupervisor.service.registry import Registry
 
 
-def actor(name: str, *requires: str):
-    return SimpleNamespace(name=name, workload=SimpleNamespace(name=name.partition("@")[0], requires=requires))
+def actor(name: str, *requires: str, wants: tuple[str, ...] = (), after: tuple[str, ...] = ()):
+    workload = SimpleNamespace(name=name.partition("@")[0], requires=requires, wants=wants, after=after)
+    return SimpleNamespace(name=name, workload=workload)
 
 
 def test_instances_and_requirers_are_found_and_follow_every_change() -> None:
@@ -23,3 +24,12 @@ def test_instances_and_requirers_are_found_and_follow_every_change() -> None:
     assert registry.instances("web") == []
     registry.update({"web@1": one})
     assert (registry.instances("web"), registry.requirers("db")) == ([one], [one])
+
+
+def test_what_starts_after_a_workload_depends_on_it_and_what_it_starts_is_known() -> None:
+    web, log, cron, db = actor("web", "db", wants=("log",)), actor("log"), actor("cron", after=("db",)), actor("db")
+    registry = Registry((each.name, each) for each in (web, log, cron, db))
+    assert (registry.dependents("db"), registry.dependents("log")) == ([web, cron], [web])
+    assert registry.start_edges == {"web": ("db", "log"), "log": (), "cron": (), "db": ()}
+    del registry["db"]
+    assert registry.start_edges["web"] == ("log",), "an instance that is removed may require one that is gone"

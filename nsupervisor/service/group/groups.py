@@ -128,6 +128,12 @@ class Groups:
         supported = ((group, _supported(wanted_config, group.cgroup)) for group, wanted_config in wanted.items())
         return [(group, wanted_config) for group, wanted_config in supported if group.config != wanted_config]
 
+    def apply_config(self, config: Config) -> None:
+        """Switch all groups, and the host, to another configuration, without their limits (`apply_limits`)."""
+        for group, wanted in self.differing(config):
+            group.apply_config(wanted)
+        self.config = config
+
     async def apply_limits(self, group: Group, config: GroupConfig) -> None:
         """Apply the changed limits of a configuration file to a group, and update the percentages inside it.
 

@@ -40,6 +40,7 @@ from nsupervisor.service.instance.output import Output
 from nsupervisor.service.instance.policy import PolicyActions, PolicyRunner
 from nsupervisor.service.instance.readiness import host_owner, notify_socket, socket_path, watch_readiness
 from nsupervisor.service.instance.spawn_spec import cover, environment_file_variables, spawn_spec
+from nsupervisor.service.instance.start_status import NO_START, StartStatus
 from nsupervisor.service.instance.status import status
 from nsupervisor.service.instance.transition_log import log_transition
 from nsupervisor.service.instance.users import IdentityError
@@ -61,14 +62,6 @@ _ACTION_NAMES: Mapping[type[Action], str] = {
 
 
 @attrs.define(eq=False)
-class Removal:
-    """The removal of an instance by one reload; a later reload may cancel it."""
-
-    was_wanted: bool
-    """Whether the instance was to run when the removal began."""
-
-
-@attrs.define(eq=False)
 class Actor:
     """Runs one workload instance. `name` is "web", or "web@2" if there are several instances."""
 
@@ -77,8 +70,6 @@ class Actor:
     instance: int | None
     cgroup: Cgroup
     context: ServiceContext
-    waits_for: str = ""
-    """The workloads that its start waits for, in words, or ""."""
     pid: int | None = None
     """The program's pid, in the host's PID namespace."""
     last_exit: Exit | None = None
@@ -86,10 +77,6 @@ class Actor:
     """The groups that contain it, the outermost first, and the host; set by `Groups.add`."""
     pending_move: Callable[[Resources], Cgroup] | None = None
     """Makes the cgroup for its next generation, with these limits; None if it keeps the present one."""
-    pending_start: trio.CancelScope | None = None
-    """The start that waits for other workloads, so that a stop can cancel it."""
-    removal: Removal | None = None
-    """Set while a reload removes the instance."""
     configured: WorkloadConfig = attrs.field(init=False)
     """The workload as in the configuration file; `workload` lacks the rules that this host cannot evaluate."""
     counters: Counters = attrs.field(init=False, factory=Counters)
@@ -102,6 +89,8 @@ class Actor:
     mailbox: Mailbox = attrs.field(init=False, factory=Mailbox)
     _changed: trio.lowlevel.ParkingLot = attrs.field(init=False, factory=trio.lowlevel.ParkingLot)
     checkpoint: Checkpoint = attrs.field(init=False, factory=Checkpoint)
+    start_status: StartStatus = attrs.field(init=False, default=NO_START)
+    """Its start that waits, as `nsupervisor.service.jobs` reports it by `set_start_status`."""
     notify_fd: int = attrs.field(init=False, default=-1)
     """The current generation's notify socket, or -1."""
     is_spawning: bool = attrs.field(init=False, default=False)
@@ -150,8 +139,14 @@ class Actor:
         while not condition(self.lifecycle):
             await self._changed.park()
 
+    def set_start_status(self, status: StartStatus) -> None:
+        """Note the start that waits, for the status and the next supervisor; for `nsupervisor.service.jobs` alone."""
+        before, self.start_status = self.start_status, status
+        if status.requested_by != before.requested_by:
+            self.save_checkpoint()
+
     def wake_waiters(self) -> None:
-        """Check the conditions of `wait_until` again, after a change outside the lifecycle (`pending_start`)."""
+        """Check the conditions of `wait_until` again, after a change outside the lifecycle (a start that waited)."""
         self._changed.unpark_all()
 
     async def run(self) -> None:

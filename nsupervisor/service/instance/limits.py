@@ -84,6 +84,10 @@ class LimitWriter:
         if not done:
             raise CgroupError(reason)
 
+    def defer(self, resources: Resources) -> None:
+        """Have these limits from the next process on: `apply_pending` writes them."""
+        self.resources = resources
+
     async def apply_pending(self) -> None:
         """Apply limits that were deferred until the next process. Raises CgroupError."""
         if self.applied != self.resources:

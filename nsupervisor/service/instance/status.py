@@ -18,7 +18,7 @@ def status(actor: "Actor") -> dict[str, Any]:
         "name": actor.name,
         "instance": actor.instance,
         "state": lifecycle.state.value,
-        "reason": actor.waits_for or lifecycle.reason,
+        "reason": actor.start_status.waits_for or lifecycle.reason,
         "pid": actor.pid if lifecycle.is_alive else None,
         "generation": lifecycle.generation,
         "restarts": lifecycle.restarts,

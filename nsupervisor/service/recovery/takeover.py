@@ -11,15 +11,15 @@ import itertools
 import os
 import signal
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import attrs
 import trio
 
-from nsupervisor.cgroups import Cgroup, Tree
+from nsupervisor.cgroups import Cgroup
 from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.core import events
 from nsupervisor.core.actions import FreezeAll, KillAll, Signal, ThawAll
@@ -28,6 +28,7 @@ from nsupervisor.keeper import reconnecting
 from nsupervisor.keeper.client import Keeper
 from nsupervisor.keeper.messages import Child, Ended, Execed, KeeperLost, Spawned
 from nsupervisor.linux import processes
+from nsupervisor.logs import Journal
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.mailbox import RetrySpawn
@@ -35,9 +36,6 @@ from nsupervisor.service.instance.readiness import host_owner
 from nsupervisor.service.instance.spawn_spec import spawn_spec
 from nsupervisor.service.state.checkpoint import matches_spawn, restore_rules
 from nsupervisor.service.state.file import InstanceCheckpoint, Process, ProcessRef, SavedState
-
-if TYPE_CHECKING:
-    from nsupervisor.service.control import Supervisor
 
 _OWN_PROCESS_PREFIX = "nsupervisor-"
 """Prefix of the names of the service's own processes: `linux.syscalls.set_process_name`."""
@@ -247,22 +245,6 @@ async def take_over(
     return sum(actor.lifecycle.is_alive for actor in actors.values())
 
 
-async def stop_removed(actor: Actor) -> None:
-    """Stop an instance that the configuration no longer has, and remove it."""
-    context = actor.context
-    if actor.lifecycle.is_alive:
-        actor.log.write(
-            actor.lifecycle.generation, "warning", "warning", message="no longer in the configuration: stopped"
-        )
-    await actor.ask(events.Stop("configuration"))
-    await actor.wait_until(lambda lifecycle: lifecycle.state is State.STOPPED)
-    await actor.wait_drained()
-    await actor.retire()
-    if not actor.cgroup.is_populated():
-        actor.cgroup.remove()
-    context.state.save(actor.name, None)
-
-
 # ---- without the keeper that started the program
 
 
@@ -420,10 +402,16 @@ async def hand_over_to_keeper(actors: Iterable[Actor], keeper: reconnecting.Reco
 
 
 async def follow_keeper(
-    keeper: reconnecting.ReconnectingKeeper, actors: Mapping[str, Actor], supervisor: "Supervisor", tree: Tree
+    keeper: reconnecting.ReconnectingKeeper,
+    actors: Mapping[str, Actor],
+    journal: Journal,
+    on_replaced: Callable[[int], None],
 ) -> NoReturn:
-    """Pass each report of the keeper to its actor; connect to a new keeper when one is lost."""
-    log = supervisor.exposition.journal.log
+    """Pass each report of the keeper to its actor; connect to a new keeper when one is lost.
+
+    `on_replaced` is called with the pid of each further keeper, when it has all programs.
+    """
+    log = journal.log
     while True:
         async for report in keeper.events():
             actor = actors.get(report.id.rpartition("#")[0])
@@ -440,8 +428,7 @@ async def follow_keeper(
             alive_count = await hand_over_to_keeper(actors.values(), keeper)
         except KeeperLost:
             continue
-        supervisor.keeper_pid = supervisor.exposition.keeper_pid = keeper.pid
-        tree.move_to_leaf(keeper.pid)
+        on_replaced(keeper.pid)
         event = "keeper upgraded" if expected and keeper.pid == lost else "keeper replaced"
         log.warning(event, message=f"{alive_count} programs are in its hands", pid=keeper.pid)
 

@@ -12,6 +12,7 @@ from nsupervisor.config.model import Config
 from nsupervisor.core.reload.plan import CurrentInstance, EnvironmentFiles
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.spawn_spec import environment_file_variables
+from nsupervisor.service.jobs import Jobs
 from nsupervisor.service.state.checkpoint import matches_spawn
 
 Contents = Mapping[str, dict[str, str] | str]
@@ -30,19 +31,20 @@ def read_contents(config: Config) -> Contents:
     return contents
 
 
-def running_instance(actor: Actor, config: Config, contents: Contents) -> CurrentInstance:
+def running_instance(actor: Actor, jobs: Jobs, config: Config, contents: Contents) -> CurrentInstance:
     """Describe an instance for a plan that leads to `config`."""
+    has_pending_start, removal = jobs.has_pending_start(actor), jobs.removal_of(actor)
     lifecycle, wanted = actor.lifecycle, config.workloads.get(actor.workload.name)
-    should_run = lifecycle.should_run or actor.pending_start is not None
+    should_run = lifecycle.should_run or has_pending_start
     return CurrentInstance(
         actor.name,
         actor.configured,
         actor.resources,
         lifecycle.state,
-        should_run=actor.removal.was_wanted if actor.removal else should_run,
-        is_waiting=actor.pending_start is not None and not lifecycle.is_alive,
+        should_run=removal.was_wanted if removal else should_run,
+        is_waiting=has_pending_start and not lifecycle.is_alive,
         was_started=lifecycle.generation > 0 or bool(lifecycle.reason),
-        is_being_removed=actor.removal is not None,
+        is_being_removed=removal is not None,
         matches_new_file=matches_spawn(actor, wanted) if actor.checkpoint.is_outdated and wanted is not None else None,
         environment_files=_environment_files(actor, contents.get(actor.workload.name)),
     )

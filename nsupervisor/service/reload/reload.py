@@ -5,10 +5,10 @@ kernel refuses one, everything is put back, and nothing has happened. The second
 made from the present state, and each instance gets its new settings. From then on the new file is in force, whatever
 happens.
 
-The third part takes time: what needs a new process is restarted, new instances start, removed ones stop. Each waits for
-its dependencies and for nothing else. Meanwhile every start or restart is the `pending_start` of its instance, as for
-starts that operators ask for. So a later command, from an operator or a later reload, cancels it and wins. The client
-that asked for the reload may disconnect: the reload continues.
+The third part takes time: what needs a new process is restarted, new instances start, removed ones stop. It is a
+`Transaction` of `nsupervisor.service.jobs`: each instance waits for its dependencies and for nothing else, and a later
+command, from an operator or a later reload, wins. The client that asked for the reload may disconnect: the reload
+continues.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import stat
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import trio
@@ -31,25 +30,20 @@ from nsupervisor.config.load import parse
 from nsupervisor.config.model import Config, Resources, SupervisorConfig, WorkloadConfig
 from nsupervisor.config.positions import Positions, scan_positions
 from nsupervisor.config.problems import ConfigError, Problem
-from nsupervisor.core import dependencies, events
-from nsupervisor.core.lifecycle import Lifecycle, State
+from nsupervisor.core import dependencies
 from nsupervisor.core.reload.plan import InstanceAction, InstancePlan, Plan, make_plan
 from nsupervisor.service.capacity import raise_descriptor_limit
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.group.group import Group
 from nsupervisor.service.group.groups import Groups
 from nsupervisor.service.group.placement import Placement, make_instance, supported_workload, update_membership
-from nsupervisor.service.instance.actor import Actor, Removal
+from nsupervisor.service.instance.actor import Actor
+from nsupervisor.service.jobs import Jobs, Transaction
 from nsupervisor.service.preflight import unmet_requirements
 from nsupervisor.service.reload.plan_inputs import Contents, read_contents, running_instance
 from nsupervisor.service.service_manager import notify_service_manager
 from nsupervisor.wire_names import by_wire_name
 
-if TYPE_CHECKING:
-    from nsupervisor.service.control import Supervisor as Service
-
-DRAIN_TIMEOUT_S = 5.0
-"""Seconds to wait for the last output of a removed instance, if a foreign process holds its pipe open."""
 INITIATOR = "reload"
 _GROUPS_CHANGED = "adds, removes or moves groups, which a reload cannot do; restart the service"
 
@@ -58,14 +52,13 @@ _GROUPS_CHANGED = "adds, removes or moves groups, which a reload cannot do; rest
 class Reloader:
     """Makes reload plans, and carries them out."""
 
-    supervisor: Service
+    config: Config
+    """The configuration in force."""
+    jobs: Jobs
     host: Host
     placement: Placement
     context: ServiceContext
-    being_removed: Mapping[str, Actor]
-    """Instances that an earlier supervisor ran and that the configuration no longer has, while they are stopped."""
-    lock: trio.Lock = attrs.field(init=False, factory=trio.Lock)
-    """Held by one reload at a time, in the order in which the files were submitted."""
+    nursery: trio.Nursery
     _active_count: int = 0
 
     async def plan(self, path: str | None, text: str | None) -> dict[str, Any]:
@@ -85,7 +78,7 @@ class Reloader:
         A task of the service does the work, so the caller may be cancelled.
         """
         request = _ReloadRequest(path, text, by)
-        self.supervisor.nursery.start_soon(self._reload, request)
+        self.nursery.start_soon(self._reload, request)
         await request.answered.wait()
         if request.error is not None:
             raise request.error
@@ -94,7 +87,7 @@ class Reloader:
 
     async def _reload(self, request: _ReloadRequest) -> None:
         try:
-            async with self.lock:
+            async with self.jobs.membership_lock:  # one reload after the other, in the order of the requests
                 loaded = await self._read(request.path, request.text)
                 prepared = await self._prepare(loaded.config, self._plan(loaded))
                 # The state may have changed during the awaits, so the plan is made again from the present state. No
@@ -114,18 +107,16 @@ class Reloader:
     # ---- before anything changes
 
     async def _read(self, path: str | None, text: str | None) -> _LoadedFile:
-        if self.supervisor.is_stopping:
-            raise _refusal(
-                path or self.supervisor.config.path, "the supervisor is stopping; start it with the new file"
-            )
-        return await trio.to_thread.run_sync(_load, path or self.supervisor.config.path, text, self.host)
+        path = path or self.config.path
+        if self.jobs.is_stopping:
+            raise _refusal(path, "the supervisor is stopping; start it with the new file")
+        return await trio.to_thread.run_sync(_load, path, text, self.host)
 
     def _plan(self, loaded: _LoadedFile) -> Plan:
         config, positions = loaded.config, loaded.positions
-        current = [running_instance(actor, config, loaded.contents) for actor in self.supervisor.actors.values()]
-        new_plan = make_plan(self.supervisor.config, config, current)
-        old_config = self.supervisor.config
-        group_parents = [{name: group.group for name, group in side.groups.items()} for side in (old_config, config)]
+        current = [running_instance(actor, self.jobs, config, loaded.contents) for actor in self.jobs.actors.values()]
+        new_plan = make_plan(self.config, config, current)
+        group_parents = [{name: group.group for name, group in side.groups.items()} for side in (self.config, config)]
         if group_parents[0] != group_parents[1]:
             raise ConfigError([Problem(config.path, positions.line(("group",)), "group", _GROUPS_CHANGED)])
         if new_plan.refused_changes:
@@ -166,7 +157,7 @@ class Reloader:
                 if step.workload is None or step.resources is None:
                     continue
                 try:
-                    if step.name in self.being_removed:
+                    if step.name in self.jobs.leftovers:
                         reason = (
                             "what an earlier supervisor has left of it is still being stopped; reload when it is gone"
                         )
@@ -176,7 +167,7 @@ class Reloader:
                             step.name, step.workload, step.number, self.placement, self.context, step.resources
                         )
                         continue
-                    actor = self.supervisor.actors[step.name]
+                    actor = self.jobs.actors[step.name]
                     prepared.supported[step.name] = self._supported(actor, step.workload)
                 except CgroupError as error:
                     errors.append(error)
@@ -217,34 +208,41 @@ class Reloader:
     # ---- steps without an await
 
     def _begin(self, config: Config, plan: Plan, prepared: _Prepared, by: str) -> ReloadStream:
-        run = _ReloadRun(self, plan, ReloadStream())
-        old = {
-            actor.workload.name: dependencies.start_dependencies(actor.workload)
-            for actor in self.supervisor.actors.values()
+        stream = ReloadStream()
+        previous_dependencies = {
+            name: dependencies.start_dependencies(actor.workload) for name, actor in self.jobs.actors.items()
         }
         self._apply_to_instances(plan, prepared)
         self._apply_to_service(config, plan)
         self.context.journal.log.info("reload", config=config.path, cause={"by": by}, **_counts(plan))
-        run.stream.write({"event": "plan", **plan.to_json(config.path)})
-        run.begin(old)
-        return run.stream
+        stream.write({"event": "plan", **plan.to_json(config.path)})
+        steps = [step for step in plan.steps if step.action not in (InstanceAction.NONE, InstanceAction.LIVE)]
+        moving = {step.name: self.jobs.actors[step.name] for step in steps}
+        transaction = self.jobs.begin(
+            [moving[step.name] for step in steps if step.action is not InstanceAction.STOP],
+            [moving[step.name] for step in steps if step.action is InstanceAction.STOP],
+            {moving[step.name]: previous_dependencies[step.name] for step in steps if step.exists},
+            INITIATOR,
+        )
+        self.nursery.start_soon(self._finish, _ReloadRun(stream, transaction, moving), steps)
+        return stream
 
     def _apply_to_instances(self, plan: Plan, prepared: _Prepared) -> None:
         """Give each instance the settings of the file."""
-        actors = self.supervisor.actors
+        actors = self.jobs.actors
         for step in plan.steps:
             if step.workload is None or step.resources is None:
                 continue
             if step.name in prepared.new:
                 actors[step.name] = prepared.new[step.name]
-                self.supervisor.nursery.start_soon(actors[step.name].run)
+                self.nursery.start_soon(actors[step.name].run)
                 continue
             actor = actors[step.name]
-            actor.removal = None
+            self.jobs.cancel_removal(actor)
             actor.apply_config(step.workload, prepared.supported[step.name])
             update_membership(actor, step.workload, self.placement)
             if step.name not in prepared.limits_changed:  # the limits are applied with its next process
-                actor.limit_writer.resources = step.resources
+                actor.limit_writer.defer(step.resources)
             if step.changes:
                 actor.save_checkpoint()
                 changes = [by_wire_name(change) for change in step.changes]
@@ -256,9 +254,7 @@ class Reloader:
 
     def _apply_to_service(self, config: Config, plan: Plan) -> None:
         """Put the file in force, with its groups and the keys of [supervisor] that a running service can change."""
-        for group, wanted in self._groups.differing(config):
-            group.apply_config(wanted)
-        self._groups.config = config
+        self._groups.apply_config(config)
         raise_descriptor_limit(config, self.host)
         if plan.group_changes:
             changes = [by_wire_name(change) for change in plan.group_changes]
@@ -269,8 +265,8 @@ class Reloader:
             if not change.is_live:
                 text = f"supervisor.{change.key} counts when the service starts the next time: {change.after}"
                 self.context.journal.log.warning("reload", message=text)
-        in_force: SupervisorConfig = attrs.evolve(self.supervisor.config.supervisor, log_level=level)
-        self.supervisor.config = attrs.evolve(config, supervisor=in_force)
+        in_force: SupervisorConfig = attrs.evolve(self.config.supervisor, log_level=level)
+        self.config = attrs.evolve(config, supervisor=in_force)
 
     @contextmanager
     def _log_failure(self, name: str) -> Iterator[None]:
@@ -283,7 +279,7 @@ class Reloader:
     # ---- during each reload
 
     @contextmanager
-    def reloading(self) -> Iterator[None]:
+    def _reloading(self) -> Iterator[None]:
         """Notify the service manager of the first reload that begins and the last that ends (sd_notify(3))."""
         self._active_count += 1
         if self._active_count == 1:
@@ -292,23 +288,18 @@ class Reloader:
             yield
         finally:
             self._active_count -= 1
-            if not self._active_count and not self.supervisor.is_stopping:
+            if not self._active_count and not self.jobs.is_stopping:
                 notify_service_manager(self.context.journal, "READY=1")
 
-    async def remove(self, actor: Actor, removal: Removal) -> bool:
-        """Remove a stopped instance with its cgroup; return False if a later reload or command keeps it."""
-        with trio.move_on_after(DRAIN_TIMEOUT_S):
-            await actor.wait_drained()
-        async with self.lock:  # so that no reload sees a partly removed instance
-            if actor.removal is not removal or actor.lifecycle.state is not State.STOPPED:
-                return False
-            del self.supervisor.actors[actor.name]
-            await actor.retire()
-            self._groups.remove(actor)
-            self.context.state.save(actor.name, None)
-            with self._log_failure(actor.name):
-                actor.cgroup.remove()
-        return True
+    async def _finish(self, run: _ReloadRun, steps: Collection[InstancePlan]) -> None:
+        """Report the outcome of each step, until all are done."""
+        with self._reloading():
+            async with trio.open_nursery() as nursery:
+                for step in steps:
+                    nursery.start_soon(run.remove if step.action is InstanceAction.STOP else run.report_start, step)
+        run.stream.write({"event": "end", "ok": run.stream.ok})
+        run.stream.close()
+        self.context.journal.log.info("reloaded", ok=run.stream.ok)
 
 
 @attrs.define(eq=False)
@@ -345,106 +336,26 @@ class _Prepared:
 
 @attrs.define(eq=False)
 class _ReloadRun:
-    """The third part of one reload."""
+    """The reports of the third part of one reload."""
 
-    reloader: Reloader
-    plan: Plan
     stream: ReloadStream
-    _stopped: dict[str, trio.Event] = attrs.field(init=False, factory=dict)
-    """By instance: set when it has stopped or need not stop, so that those that it depends on may stop."""
-    _actors: dict[str, Actor] = attrs.field(init=False, factory=dict)
-    _launches: dict[str, trio.CancelScope] = attrs.field(init=False, factory=dict)
-    _stop_before: dict[str, list[str]] = attrs.field(init=False, factory=dict)
-    """By workload: the instances in `_stopped` that must have stopped before it does."""
-    _removed_siblings: dict[str, list[str]] = attrs.field(init=False, factory=dict)
-    """By workload: its instances in `_stopped` that the file lacks; the others start after these have stopped."""
+    transaction: Transaction
+    actors: Mapping[str, Actor]
 
-    def begin(self, previous_order: dict[str, tuple[str, ...]]) -> None:
-        """Begin all steps at once. `previous_order` is what each workload depended on until now."""
-        service = self.reloader.supervisor
-        steps = [step for step in self.plan.steps if step.action not in (InstanceAction.NONE, InstanceAction.LIVE)]
-        self._actors = {step.name: service.actors[step.name] for step in steps}
-        self._stopped = {step.name: trio.Event() for step in steps if step.exists}
-        for name in self._stopped:
-            for other in previous_order[self._actors[name].workload.name]:
-                self._stop_before.setdefault(other, []).append(name)
-        starting = {step.workload.name for step in steps if step.workload is not None}
-        for step in steps:
-            actor = self._actors[step.name]
-            if step.action is InstanceAction.STOP:
-                actor.removal = Removal(was_wanted=actor.lifecycle.should_run or actor.pending_start is not None)
-                self._removed_siblings.setdefault(actor.workload.name, []).append(step.name)
-                if actor.pending_start is not None:
-                    actor.pending_start.cancel()
-            else:
-                first = partial(self._stop_before_start, step, actor, starting)
-                self._launches[step.name] = service.enqueue_start(actor, starting, INITIATOR, first)
-        service.nursery.start_soon(self._run, steps)
-
-    async def _run(self, steps: Collection[InstancePlan]) -> None:
-        with self.reloader.reloading():
-            async with trio.open_nursery() as nursery:
-                for step in steps:
-                    nursery.start_soon(
-                        self._stop_and_remove if step.action is InstanceAction.STOP else self._report_outcome, step
-                    )
-        self.stream.write({"event": "end", "ok": self.stream.ok})
-        self.stream.close()
-        self.reloader.context.journal.log.info("reloaded", ok=self.stream.ok)
-
-    async def _stop_before_start(self, step: InstancePlan, actor: Actor, starting: Collection[str]) -> bool:
-        """Before a start: stop the running program after its dependents; then wait for its dependencies.
-
-        Returns whether there is still something to start.
-        """
-        after = [name for name in dependencies.start_dependencies(actor.workload) if name in starting]
-        try:
-            if actor.lifecycle.is_alive:
-                await self._wait_for_dependants(actor)
-                if not after and step.exists:
-                    generation = actor.lifecycle.generation
-                    await actor.ask(events.Restart(INITIATOR))
-                    await actor.wait_until(
-                        lambda lifecycle: lifecycle.generation > generation or not lifecycle.is_alive
-                    )
-                    return False
-                if not await self.reloader.supervisor.stop_for_restart(actor, INITIATOR):
-                    return False
-        finally:
-            if step.name in self._stopped:
-                self._stopped[step.name].set()
-        for name in self._removed_siblings.get(actor.workload.name, ()):
-            await self._stopped[name].wait()
-        for name, launch in self._launches.items():
-            if self._actors[name].workload.name in after:
-                await self._actors[name].wait_until(partial(_launch_finished, self._actors[name], launch))
-        return True
-
-    async def _wait_for_dependants(self, actor: Actor) -> None:
-        for name in self._stop_before.get(actor.workload.name, ()):
-            await self._stopped[name].wait()
-
-    async def _report_outcome(self, step: InstancePlan) -> None:
+    async def report_start(self, step: InstancePlan) -> None:
         """Report the outcome of a start."""
-        actor = self._actors[step.name]
-        ok, message = await self.reloader.supervisor.wait_settled(actor)
-        self._report(step, ok, actor.lifecycle.state.value, message)
+        actor = self.actors[step.name]
+        ok, message = await self.transaction.jobs.wait_settled(actor)
+        self._report(step, ok, message)
 
-    async def _stop_and_remove(self, step: InstancePlan) -> None:
+    async def remove(self, step: InstancePlan) -> None:
         """Stop an instance that the file no longer has, unless a later file has it again."""
-        actor = self._actors[step.name]
-        removal = actor.removal
-        try:
-            await self._wait_for_dependants(actor)
-            if removal is not None and actor.removal is removal:
-                await self.reloader.supervisor.stop_and_wait(actor, INITIATOR)
-        finally:
-            self._stopped[step.name].set()
-        gone = removal is not None and await self.reloader.remove(actor, removal)
-        self._report(step, True, actor.lifecycle.state.value, "" if gone else "a later command overruled it")
+        gone = await self.transaction.remove(self.actors[step.name])
+        self._report(step, True, "" if gone else "a later command overruled it")
 
-    def _report(self, step: InstancePlan, ok: bool, state: str, message: str) -> None:
+    def _report(self, step: InstancePlan, ok: bool, message: str) -> None:
         self.stream.ok = self.stream.ok and ok
+        state = self.actors[step.name].lifecycle.state.value
         fields = {"name": step.name, "do": step.action.value, "ok": ok, "state": state, "message": message}
         self.stream.write({"event": "done", **fields})
 
@@ -498,10 +409,6 @@ def _load(path: str, text: str | None, host: Host) -> _LoadedFile:
     if problems:
         raise ConfigError(problems)
     return _LoadedFile(config, positions, read_contents(config))
-
-
-def _launch_finished(actor: Actor, launch: trio.CancelScope, lifecycle: Lifecycle) -> bool:
-    return actor.pending_start is not launch
 
 
 def _refusal(path: str, message: str) -> ConfigError:

@@ -42,8 +42,6 @@ class Checkpoint:
     """Digest of the contents of its environment files; "" if it had none."""
     is_outdated: bool = False
     """Whether an earlier supervisor started it, with other settings than this supervisor's file had at the takeover."""
-    pending_start: str = ""
-    """The initiator of the start that waits for other workloads, or ""."""
     oom_kills: float = 0.0
     """Value of the cgroup's counter of OOM kills at the latest start or exit."""
     has_unfinished_actions: bool = False
@@ -107,7 +105,7 @@ class Checkpoint:
             actor.cgroup.was_killed,
             self._rules,
             limit_overrides(actor.workload.resources, actor.resources),
-            self.pending_start,
+            actor.start_status.requested_by,
             self.spawn_digest,
             actor.workload.kill_signal,
             actor.workload.timeout_stop_sec,

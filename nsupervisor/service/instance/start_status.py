@@ -1,0 +1,16 @@
+"""The pending start of an instance, as its status and its checkpoint show it."""
+
+import attrs
+
+
+@attrs.frozen
+class StartStatus:
+    """The report of `nsupervisor.service.jobs` to an actor about its start."""
+
+    requested_by: str = ""
+    """The initiator of the start that waits, or "" if none does."""
+    waits_for: str = ""
+    """The workloads that the start waits for, or the requirement that stopped it, in words; or ""."""
+
+
+NO_START = StartStatus()

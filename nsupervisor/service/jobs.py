@@ -1,0 +1,447 @@
+"""Jobs: the order in which workload instances start, stop and are removed.
+
+An instance starts after what it depends on is up, and stops after what depends on it has stopped. Each start that waits
+is a `StartJob` of its instance. A later command about the instance cancels the job and wins.
+
+`Jobs.begin` changes many instances at once, for a reload and for the takeover after a crash: it restarts, starts and
+removes instances in one order.
+
+Once the service stops, nothing starts: `Jobs.begin_stop` cancels all start jobs, and later ones are cancelled at once.
+A start job checks whether it was cancelled (`checkpoint_if_cancelled`) and posts its message to the actor without a
+switch of tasks in between: a stop could be posted first otherwise, and the instance would start after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from functools import partial
+
+import attrs
+import trio
+
+from nsupervisor.cgroups import CgroupError
+from nsupervisor.core import dependencies, events
+from nsupervisor.core.lifecycle import Lifecycle, State
+from nsupervisor.service.context import ServiceContext
+from nsupervisor.service.group.groups import Groups
+from nsupervisor.service.instance.actor import Actor
+from nsupervisor.service.instance.start_status import NO_START, StartStatus
+from nsupervisor.service.registry import Registry
+
+MAX_CONCURRENT_STARTS = 16
+"""Most instances between the decision to start and the execution of the program; others wait for a slot. Otherwise the
+last of thousands would reach its start timeout, and an urgent restart would queue behind all of them."""
+DRAIN_TIMEOUT_S = 5.0
+"""Seconds to wait for the last output of a removed instance, if a foreign process holds its pipe open."""
+DOWN_STATES = frozenset({State.STOPPED, State.EXITED, State.FAILED})
+"""States in which no process lives and none will start by itself."""
+
+Result = tuple[bool, str]
+"""Whether the command succeeded, and why not."""
+
+
+@attrs.define(eq=False)
+class StartJob:
+    """A start that waits for the instance's own stop, for its dependencies, or for a start slot."""
+
+    by: str
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+
+
+@attrs.define(eq=False)
+class Removal:
+    """The removal of an instance that the configuration no longer has; a later reload may cancel it."""
+
+    was_wanted: bool
+    """Whether the instance was to run when the removal began."""
+
+
+@attrs.define(eq=False)
+class Jobs:
+    """The start jobs and removals of all instances, and the operations that concern more than one instance."""
+
+    actors: Registry
+    groups: Groups
+    context: ServiceContext
+    nursery: trio.Nursery
+    leftovers: dict[str, Actor] = attrs.field(factory=dict)
+    """Instances that an earlier supervisor ran and that the configuration no longer has, until they are removed."""
+    membership_lock: trio.Lock = attrs.field(init=False, factory=trio.Lock)
+    """Held while a reload is prepared, and while an instance is removed, so that neither sees half of the other."""
+    is_stopping: bool = attrs.field(init=False, default=False)
+    """Whether the service stops; nothing is started any more."""
+    _start_jobs: dict[Actor, StartJob] = attrs.field(init=False, factory=dict)
+    _removals: dict[Actor, Removal] = attrs.field(init=False, factory=dict)
+    _start_slots: trio.CapacityLimiter = attrs.field(
+        init=False, factory=lambda: trio.CapacityLimiter(MAX_CONCURRENT_STARTS)
+    )
+
+    # ---- queries
+
+    def has_pending_start(self, actor: Actor) -> bool:
+        """Return whether a start of this instance waits."""
+        return actor in self._start_jobs
+
+    def removal_of(self, actor: Actor) -> Removal | None:
+        """Return the removal of this instance, if it is being removed."""
+        return self._removals.get(actor)
+
+    @property
+    def all_actors(self) -> tuple[Actor, ...]:
+        """The actors of all instances, with those that the configuration no longer has."""
+        return (*self.actors.values(), *self.leftovers.values())
+
+    def affected_by_stop(self, actor: Actor) -> list[Actor]:
+        """Return the other instances that `stop` would stop first, because they require this one."""
+        chain = [actor]
+        for instance in chain:  # grows in the loop
+            chain += [requirer for requirer in self.actors.requirers(instance.workload.name) if requirer not in chain]
+        return [instance for instance in chain[1:] if not self._is_down(instance)]
+
+    def affected_by_start(self, actor: Actor) -> list[Actor]:
+        """Return the other instances that a start would start first, because this one depends on them."""
+        names = self._dependencies_of(actor)
+        instances = (instance for name in names for instance in self.actors.instances(name))
+        return [instance for instance in instances if not instance.is_up and instance is not actor]
+
+    def _dependencies_of(self, actor: Actor) -> tuple[str, ...]:
+        """Return the workloads that `actor` requires or wants, directly or not."""
+        edges = self.actors.start_edges
+        return dependencies.transitive_closure(edges[actor.workload.name], edges)
+
+    def _is_down(self, actor: Actor) -> bool:
+        return actor.lifecycle.state in DOWN_STATES and not self.has_pending_start(actor)
+
+    def _is_settled(self, actor: Actor, _: Lifecycle) -> bool:
+        """Return whether a dependent need not wait any longer: it is up, or down with no start in progress."""
+        return actor.is_up or self._is_down(actor)
+
+    # ---- commands about one instance, with those that depend on it or that it depends on
+
+    async def start_and_wait(self, actor: Actor, by: str) -> Result:
+        """Start an instance with its dependencies; return when the start has an outcome."""
+        if actor.lifecycle.is_alive:
+            await actor.ask(events.Start(by))
+        else:
+            self.start(extra=[actor], by=by)
+        return await self.wait_settled(actor)
+
+    async def restart_and_wait(self, actor: Actor, by: str) -> Result:
+        """Restart as systemd does: dependencies that do not run are started too, those that run stay untouched."""
+        not_running = [
+            name
+            for name in self._dependencies_of(actor)
+            if not all(
+                other.is_up or other.lifecycle.is_alive or self.has_pending_start(other)
+                for other in self.actors.instances(name)
+            )
+        ]
+        if not actor.lifecycle.is_alive:
+            self.start(extra=[actor], by=by)
+        elif not_running:
+            self.start(not_running, by=by)
+            self._enqueue_start(actor, not_running, by, partial(self._stop_for_restart, actor, by))
+        else:
+            self._cancel_start(actor)
+            await actor.ask(events.Restart(by))
+        return await self.wait_settled(actor)
+
+    async def stop_with_requirers(self, actor: Actor, by: str) -> Result:
+        """Stop an instance after those that require it."""
+        running = [other for other in self.actors.requirers(actor.workload.name) if not self._is_down(other)]
+        if running:
+            async with trio.open_nursery() as nursery:
+                for other in running:
+                    nursery.start_soon(self.stop_with_requirers, other, by)
+        return await self.stop_and_wait(actor, by)
+
+    async def stop_and_wait(self, actor: Actor, by: str) -> Result:
+        """Stop this instance alone; a start of it that waits is cancelled."""
+        self._cancel_start(actor)
+        await actor.ask(events.Stop(by))
+        await actor.wait_until(_has_stopped)
+        if actor.lifecycle.should_run:
+            return False, "a later start overruled it"
+        return True, ""
+
+    async def wait_settled(self, actor: Actor) -> Result:
+        """Wait until a start has an outcome: up, down, or a state that lasts (back-off, frozen)."""
+        lasting_states = {*DOWN_STATES, State.BACKOFF, State.FROZEN}
+        await actor.wait_until(
+            lambda lifecycle: not self.has_pending_start(actor) and (actor.is_up or lifecycle.state in lasting_states)
+        )
+        return actor.is_up, "" if actor.is_up else actor.start_status.waits_for or actor.lifecycle.reason
+
+    # ---- starts
+
+    def start(self, names: Iterable[str] = (), *, extra: Iterable[Actor] = (), by: str = "operator") -> None:
+        """Start workloads with everything that they require or want and that is not up, each after its dependencies.
+
+        Returns at once.
+        """
+        edges = self.actors.start_edges
+        chosen = dict.fromkeys(extra)
+        needed = [name for actor in chosen for name in edges[actor.workload.name]]
+        for name in dependencies.transitive_closure([*names, *needed], edges):
+            # `is_up` includes a oneshot that is done.
+            chosen |= dict.fromkeys(instance for instance in self.actors.instances(name) if not instance.is_up)
+        starting = {actor.workload.name for actor in chosen}
+        for actor in chosen:
+            if not self.has_pending_start(actor) and not actor.lifecycle.is_alive:
+                self._enqueue_start(actor, starting, by)
+
+    def start_after(self, actor: Actor, starting: Collection[str], by: str) -> None:
+        """Start one instance once its dependencies are up; `starting` are the workloads that are started as well."""
+        self._enqueue_start(actor, starting, by)
+
+    def _enqueue_start(
+        self,
+        actor: Actor,
+        starting: Collection[str],
+        by: str,
+        before_start: Callable[[], Awaitable[bool]] | None = None,
+    ) -> StartJob:
+        """Start `actor` once its dependencies are up, or not at all if a requirement cannot be met.
+
+        Returns the job at once. `before_start` runs first, and returns whether there is still something to start. An
+        earlier job is cancelled.
+        """
+        self._cancel_start(actor)
+        self._start_jobs[actor] = job = StartJob(by)
+        if self.is_stopping:
+            job.scope.cancel()
+        actor.set_start_status(StartStatus(by, actor.start_status.waits_for))
+        self.nursery.start_soon(self._run_start, actor, job, starting, before_start)
+        return job
+
+    def _cancel_start(self, actor: Actor) -> None:
+        if (job := self._start_jobs.get(actor)) is not None:
+            job.scope.cancel()
+
+    async def _run_start(
+        self,
+        actor: Actor,
+        job: StartJob,
+        starting: Collection[str],
+        before_start: Callable[[], Awaitable[bool]] | None,
+    ) -> None:
+        missing = ""
+        with job.scope:
+            if before_start is None or await before_start():
+                missing = await self._wait_for_dependencies(actor, job, starting)
+                if not missing:
+                    slot = object()
+                    await self._start_slots.acquire_on_behalf_of(slot)
+                    try:
+                        await trio.lowlevel.checkpoint_if_cancelled()
+                        await actor.ask(events.Start(job.by))
+                    finally:
+                        self.nursery.start_soon(self._release_start_slot, slot, actor)
+        if missing:
+            self.context.journal.log.error("not started", workload=actor.name, message=missing)
+        if self._start_jobs.get(actor) is job:
+            del self._start_jobs[actor]
+            actor.set_start_status(StartStatus(waits_for=missing) if missing else NO_START)
+        actor.wake_waiters()
+
+    async def _release_start_slot(self, slot: object, actor: Actor) -> None:
+        """Release the start slot once the program has been executed, or will not be."""
+        await actor.wait_until(lambda lifecycle: lifecycle.state is not State.STARTING)
+        self._start_slots.release_on_behalf_of(slot)
+
+    async def _wait_for_dependencies(self, actor: Actor, job: StartJob, starting: Collection[str]) -> str:
+        """Wait until the dependencies are up; return the requirement that cannot be met, in words, or ""."""
+        for name in dependencies.start_dependencies(actor.workload):
+            for other in self.actors.instances(name):
+                if not (name in starting or name in actor.workload.requires or other.lifecycle.is_alive):
+                    continue  # its start was not requested
+                if not self._is_settled(other, other.lifecycle):
+                    text = f"waits for {other.name}"
+                    actor.set_start_status(StartStatus(job.by, text))
+                    self.context.journal.log.info("waiting", workload=actor.name, message=text)
+                await other.wait_until(partial(self._is_settled, other))
+                if not other.is_up and name in actor.workload.requires:
+                    return f"requires {other.name}, which is {other.lifecycle.state.value}: {other.lifecycle.reason}"
+        return ""
+
+    async def _stop_for_restart(self, actor: Actor, by: str) -> bool:
+        """Stop an instance for a start that follows; return False if another command has started it meanwhile."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        await actor.ask(events.Stop(by))
+        await actor.wait_until(_has_stopped)
+        return not actor.lifecycle.should_run
+
+    # ---- many instances at once
+
+    def begin(
+        self,
+        starts: Collection[Actor],
+        removals: Collection[Actor],
+        previous_dependencies: Mapping[Actor, Collection[str]],
+        by: str,
+    ) -> Transaction:
+        """Start, restart and remove instances, each in its order; return at once.
+
+        starts: the instances to start; those that run are stopped first.
+        previous_dependencies: for each of these instances that existed before, the workloads that it depended on until
+        now: they stop after it.
+        """
+        transaction = Transaction(self, by)
+        transaction.begin(starts, removals, previous_dependencies)
+        return transaction
+
+    def cancel_removal(self, actor: Actor) -> None:
+        """Keep an instance that was being removed: the configuration has it again."""
+        self._removals.pop(actor, None)
+
+    def _begin_removal(self, actor: Actor) -> Removal:
+        removal = Removal(actor.lifecycle.should_run or self.has_pending_start(actor))
+        self._removals[actor] = removal
+        self._cancel_start(actor)
+        return removal
+
+    async def _remove(self, actor: Actor, removal: Removal) -> bool:
+        """Remove a stopped instance with its cgroup; return False if a later reload or command keeps it."""
+        with trio.move_on_after(DRAIN_TIMEOUT_S):
+            await actor.wait_drained()
+        async with self.membership_lock:
+            if self._removals.get(actor) is not removal:
+                return False
+            del self._removals[actor]
+            if actor.lifecycle.state is not State.STOPPED:
+                return False
+            owner = self.leftovers if self.leftovers.get(actor.name) is actor else self.actors
+            del owner[actor.name]
+            await actor.retire()
+            self.groups.remove(actor)
+            self.context.state.save(actor.name, None)
+            try:
+                actor.cgroup.remove()
+            except CgroupError as error:
+                self.context.journal.log.error("warning", workload=actor.name, message=str(error))
+        return True
+
+    # ---- the end of the service
+
+    def begin_stop(self) -> None:
+        """Start nothing from now on; `stop_all` follows."""
+        self.is_stopping = True
+        for job in self._start_jobs.values():
+            job.scope.cancel()
+
+    async def stop_all(self) -> None:
+        """Stop everything, dependents first; return when no process is left."""
+
+        async def stop_after_dependents(actor: Actor) -> None:
+            for other in self.actors.dependents(actor.workload.name):
+                await other.wait_until(lambda lifecycle: lifecycle.state is State.STOPPED)
+            await self.stop_and_wait(actor, events.SHUTDOWN)
+
+        self.begin_stop()
+        async with trio.open_nursery() as nursery:
+            for actor in self.all_actors:
+                if actor in self._removals:  # it is being stopped, in the order of the configuration before
+                    nursery.start_soon(actor.wait_until, lambda lifecycle: lifecycle.state in DOWN_STATES)
+                else:
+                    nursery.start_soon(stop_after_dependents, actor)
+
+    def kill_all(self) -> None:
+        """Send SIGKILL to everything that still lives, for a second stop signal."""
+        for actor in self.all_actors:
+            actor.post(events.Kill(events.SHUTDOWN))
+
+    async def wait_drained(self) -> None:
+        """Wait until all output of ended programs is in the journal."""
+        for actor in list(self.actors.values()):
+            await actor.wait_drained()
+
+
+@attrs.define(eq=False)
+class Transaction:
+    """Starts, restarts and removals that were requested together: each waits for its dependencies, and no other."""
+
+    jobs: Jobs
+    by: str
+    _stopped: dict[Actor, trio.Event] = attrs.field(init=False, factory=dict)
+    """By instance that existed before: set when it has stopped or need not stop, so that its dependencies may stop."""
+    _start_jobs: dict[Actor, StartJob] = attrs.field(init=False, factory=dict)
+    _removals: dict[Actor, Removal] = attrs.field(init=False, factory=dict)
+    _stop_first: dict[str, list[Actor]] = attrs.field(init=False, factory=dict)
+    """By workload: the instances that stop before it does."""
+    _removed_siblings: dict[str, list[Actor]] = attrs.field(init=False, factory=dict)
+    """By workload: its instances that are removed; the others start after these have stopped."""
+    _starting: set[str] = attrs.field(init=False, factory=set)
+    """The workloads that are started."""
+
+    def begin(
+        self,
+        starts: Collection[Actor],
+        removals: Collection[Actor],
+        previous_dependencies: Mapping[Actor, Collection[str]],
+    ) -> None:
+        """Begin all jobs at once; see `Jobs.begin`."""
+        for actor, names in previous_dependencies.items():
+            self._stopped[actor] = trio.Event()
+            for name in names:
+                self._stop_first.setdefault(name, []).append(actor)
+        self._starting = {actor.workload.name for actor in starts}
+        for actor in removals:
+            self._removals[actor] = self.jobs._begin_removal(actor)
+            self._removed_siblings.setdefault(actor.workload.name, []).append(actor)
+        for actor in starts:
+            before_start = partial(self._stop_before_start, actor)
+            self._start_jobs[actor] = self.jobs._enqueue_start(actor, self._starting, self.by, before_start)
+
+    async def remove(self, actor: Actor) -> bool:
+        """Stop and remove an instance; return False if a later reload or command keeps it."""
+        removal = self._removals[actor]
+        try:
+            await self._wait_for_dependents(actor)
+            if self.jobs.removal_of(actor) is removal:
+                await self.jobs.stop_and_wait(actor, self.by)
+        finally:
+            self._stopped[actor].set()
+        return await self.jobs._remove(actor, removal)
+
+    async def _stop_before_start(self, actor: Actor) -> bool:
+        """Before a start: stop the running program after its dependents; then wait for its dependencies.
+
+        Returns whether there is still something to start.
+        """
+        after = [name for name in dependencies.start_dependencies(actor.workload) if name in self._starting]
+        try:
+            if actor.lifecycle.is_alive:
+                await self._wait_for_dependents(actor)
+                if not after and actor in self._stopped:
+                    return await self._restart_at_once(actor)
+                if not await self.jobs._stop_for_restart(actor, self.by):
+                    return False
+        finally:
+            if actor in self._stopped:
+                self._stopped[actor].set()
+        for sibling in self._removed_siblings.get(actor.workload.name, ()):
+            await self._stopped[sibling].wait()
+        for other, job in self._start_jobs.items():
+            if other.workload.name in after:
+                await other.wait_until(partial(self._is_finished, other, job))
+        return True
+
+    async def _restart_at_once(self, actor: Actor) -> bool:
+        """Restart an instance that nothing has to be started for; return False, as no start is left to do."""
+        generation = actor.lifecycle.generation
+        await trio.lowlevel.checkpoint_if_cancelled()
+        await actor.ask(events.Restart(self.by))
+        await actor.wait_until(lambda lifecycle: lifecycle.generation > generation or not lifecycle.is_alive)
+        return False
+
+    async def _wait_for_dependents(self, actor: Actor) -> None:
+        for other in self._stop_first.get(actor.workload.name, ()):
+            await self._stopped[other].wait()
+
+    def _is_finished(self, actor: Actor, job: StartJob, _: Lifecycle) -> bool:
+        return self.jobs._start_jobs.get(actor) is not job
+
+
+def _has_stopped(lifecycle: Lifecycle) -> bool:
+    """Return whether a stop has an outcome: it has stopped, or a later start has overruled it."""
+    return lifecycle.should_run or lifecycle.state is State.STOPPED
