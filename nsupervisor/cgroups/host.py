@@ -18,7 +18,7 @@ from nsupervisor.cgroups.files import (
     V1Equivalent,
 )
 from nsupervisor.cgroups.mounts import Hierarchy, find_hierarchies, parse_memberships, parse_mountinfo
-from nsupervisor.cgroups.parsing import parse_cpu_list
+from nsupervisor.cgroups.parsing import HOST_FILES, parse_cpu_list, parse_file
 from nsupervisor.cgroups.values import RAW_PREFIX, configured_values, encode_value, file_for_key
 
 DELEGATE_REMEDY = (
@@ -133,6 +133,28 @@ class Host(NamedTuple):
         if controller.obstacle is not None:
             return HostProblem(file, *controller.obstacle)
         return FileLocation(controller.hierarchy, V1_EQUIVALENTS[file]) if v1 else FileLocation(self.core, None)
+
+    def sample(self, file: str) -> dict[str, float] | None:
+        """Return the values of a file that cgroups of this host have, read from the cgroup of this process.
+
+        None if that cannot say which values a workload's cgroup will have: the kernel has some keys only in cgroups
+        that have the controller, and some files not in the root cgroup.
+        """
+        location = self.locate(file)
+        if isinstance(location, HostProblem):
+            return None
+        if location.v1 is not None:
+            core_paths = [f"{self.base}/{file}"] if location.v1.reads_core_first else []
+            paths = [*core_paths, *(f"{location.hierarchy.directory}/{name}" for name in location.v1.files)]
+        elif file in HOST_FILES or file == "memory.stat":
+            paths = [HOST_FILES.get(file, f"{self.base}/{file}")]
+        else:
+            return None
+        try:
+            texts = [_read(path) for path in paths]
+        except OSError:
+            return None
+        return location.v1.read(texts) if location.v1 is not None else parse_file(file, texts[0])
 
     @property
     def tree_obstacle(self) -> tuple[str, str] | None:
@@ -331,6 +353,11 @@ class Host(NamedTuple):
 
 
 _ONLINE_FILES = {"cpuset_cpus": "/sys/devices/system/cpu/online", "cpuset_mems": "/sys/devices/system/node/online"}
+
+
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read()
 
 
 def _words(path: str) -> list[str]:

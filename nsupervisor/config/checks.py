@@ -206,6 +206,14 @@ def _program_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conf
             ((*path, "restart_max_delay_sec"),),
         )
 
+    if workload.type == "oneshot" and workload.restart in ("always", "on-success"):
+        yield Conflict(
+            (*path, "restart"),
+            f'"{workload.restart}" would run a oneshot again each time that it is done, so it would never be; '
+            'write "on-failure", or type = "simple"',
+            ((*path, "type"),),
+        )
+
 
 def _namespace_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:
     spaces = workload.namespaces
@@ -314,9 +322,10 @@ def _mount_conflicts(mount: MountConfig, path: KeyPath) -> Iterator[Conflict]:
 def _rule_conflicts(rule: Rule, workload_path: KeyPath, number: int) -> Iterator[Conflict]:
     path: KeyPath = (*workload_path, "policy", number)
     actions = (rule.action, *rule.then)
+    webhook = rule.webhook if rule.webhook is not None else rule.webhook_file
     for action, key, is_given, example in (
         ("set", "set", bool(rule.set_), '{ memory_high = "+25%" }'),
-        ("webhook", "webhook", rule.webhook is not None, '"http://127.0.0.1:9000/hook"'),
+        ("webhook", "webhook", webhook is not None, '"http://127.0.0.1:9000/hook"'),
         ("notify", "notify", rule.notify is not None, '"/run/alerts.sock"'),
         ("signal", "signal", rule.signal is not None, '"SIGHUP"'),
         ("exec", "exec", bool(rule.exec_), '["/usr/local/bin/page-oncall"]'),
@@ -327,7 +336,10 @@ def _rule_conflicts(rule: Rule, workload_path: KeyPath, number: int) -> Iterator
                 (*path, "action"), f'"{action}" does not say which; add for example {key} = {example}', involved
             )
         if action not in actions and is_given:
+            key = "webhook_file" if key == "webhook" and rule.webhook is None else key
             yield Conflict((*path, key), f'is for action = "{action}" alone; write that action, or remove it', involved)
+    if rule.webhook is not None and rule.webhook_file is not None:
+        yield Conflict((*path, "webhook_file"), "is there next to webhook; write one of the two", ((*path, "webhook"),))
     escalation_keys = {"at_most": rule.at_most is not None, "within": rule.within > 0, "then": bool(rule.then)}
     until_its_bound = rule.action == "set" and rule.limit and rule.then  # which ends without a count
     if (

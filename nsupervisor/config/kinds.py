@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from nsupervisor.config import units
 from nsupervisor.config.conditions import parse_condition
 from nsupervisor.config.quoting import alternatives, did_you_mean, quoted
+from nsupervisor.config.urls import check_url, public_url
 
 MAX_SOCKET_PATH = 107
 """Largest length of a Unix socket's path in bytes, without the ending NUL (unix(7))."""
@@ -41,6 +42,8 @@ class Scalar(NamedTuple):
     load: Callable[[Any], Any]
     schema: Mapping[str, Any]
     to_text: Callable[[Any], str] | None = None
+    is_secret: bool = False
+    """The value may contain a secret: messages do not quote it, and `to_text` leaves the secret out."""
 
 
 class Choice:
@@ -155,7 +158,7 @@ def is_integer(value: Any) -> bool:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        hint = f"write it in quotes: {quoted(quoted(value))}" if isinstance(value, int | float) else "write a string"
+        hint = "write it in quotes" if isinstance(value, int | float) else "write a string"
         raise ValueError(f"is not a string; {hint}")
     if "\0" in value:
         raise ValueError("has a NUL byte in it, which the kernel takes for its end; leave it out")
@@ -238,10 +241,20 @@ def _namespace(value: Any) -> bool:
     return _boolean(value)
 
 
+_LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+"""One part of a host name: RFC 1123, 2.1."""
+HOSTNAME_PATTERN = rf"{_LABEL}(\.{_LABEL})*"
+MAX_HOSTNAME = 64
+"""Largest length of a host name: HOST_NAME_MAX of Linux, gethostname(2)."""
+
+
 def _hostname(value: Any) -> str:
     text = _text(value)
-    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?", text, re.ASCII):
-        raise ValueError('is not a host name; write at most 64 letters, digits, "-" and "."')
+    if len(text) > MAX_HOSTNAME or not re.fullmatch(HOSTNAME_PATTERN, text, re.ASCII):
+        raise ValueError(
+            f'is not a host name; write at most {MAX_HOSTNAME} letters, digits and "-", in parts separated by ".", '
+            "each with a letter or digit at both ends"
+        )
     return text
 
 
@@ -262,9 +275,10 @@ def _mount_option(value: Any) -> str:
 def _user(value: Any) -> str:
     text = _word(value)
     user, colon, group = text.partition(":")
-    if not user or (colon and not group) or ":" in group or re.search(r"[\s/]", text):
+    parts = [user, group] if colon else [user]
+    if "" in parts or ":" in group or "/" in text or not text.isprintable() or parts != [p.strip() for p in parts]:
         raise ValueError('is no user; write "NAME", "UID", "NAME:GROUP" or "UID:GID"')
-    for part in (user, group):
+    for part in parts:
         if part.isdecimal() and (len(part) > 10 or int(part) > MAX_ID):
             raise ValueError(f"has an id above {MAX_ID}; write a smaller one")
     return text
@@ -386,6 +400,13 @@ def _age(value: Any) -> float:
     return seconds
 
 
+def _timeout(value: Any) -> float:
+    seconds: float = duration(infinite=True).load(value)
+    if seconds == 0:
+        raise ValueError('is no time to wait; write "infinity" to wait without a limit, or a time such as "10s"')
+    return seconds
+
+
 def _condition(value: Any) -> Any:
     if not isinstance(value, str):
         raise ValueError('is not a condition; write for example "memory.events oom_kill" or "pids.current >= 90%"')
@@ -472,7 +493,9 @@ ADDRESS = Scalar(
 )
 BOOLEAN = Scalar(_boolean, {"type": "boolean"})
 NAMESPACE = Scalar(_namespace, {"type": "boolean"})
-HOSTNAME = Scalar(_hostname, {"type": "string", "maxLength": 64})
+HOSTNAME = Scalar(
+    _hostname, {"type": "string", "pattern": whole_text_pattern(HOSTNAME_PATTERN), "maxLength": MAX_HOSTNAME}
+)
 FILESYSTEM = Scalar(_filesystem, _STRING)
 MOUNT_OPTION = Scalar(_mount_option, _STRING)
 USER = Scalar(_user, _STRING)
@@ -490,7 +513,7 @@ LIMIT = size(minimum=1, unlimited=True)
 LINE_SIZE = size(minimum=4, unlimited=False)
 FILE_SIZE = size(minimum=4096, unlimited=False)
 DURATION = duration()
-TIMEOUT = duration(infinite=True)
+TIMEOUT = Scalar(_timeout, {**duration(infinite=True).schema, "not": {"const": 0}}, _duration_text)
 AGE = Scalar(_age, duration().schema)
 OFFSET = duration(signed=True)
 CONDITION = Scalar(_condition, _STRING, attrgetter("text"))
@@ -505,21 +528,7 @@ RLIMITS = {
 
 
 def _url(value: Any) -> str:
-    """Load the URL to POST to, with the same parser as the HTTP client."""
-    from urllib.parse import urlsplit  # imported here because few configurations need it, and it slows down every start
-
-    text = str(WORD.load(value))
-    example = 'write for example "http://127.0.0.1:9000/hook"'
-    try:
-        parts = urlsplit(text)
-        port = parts.port
-    except ValueError:
-        raise ValueError(f"is not a URL; {example}") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise ValueError(f"is not a URL of http or https; {example}")
-    if "@" in parts.netloc or not text.isascii() or not text.isprintable() or " " in text or parts.fragment:
-        raise ValueError(f"has more in it than a host, a port and a path in ASCII; {example}")
-    return text
+    return check_url(str(WORD.load(value)))
 
 
 def _socket(value: Any) -> str:
@@ -545,7 +554,7 @@ def _steps_kind(action: Choice) -> Scalar:
     )
 
 
-URL = Scalar(_url, {"type": "string", "pattern": "^https?://[^@# ]+$"})
+URL = Scalar(_url, {"type": "string", "pattern": "^https?://[^@# ]+$"}, public_url, is_secret=True)
 SOCKET = Scalar(_socket, {"type": "string", "pattern": "^/"})
 ACTION = Choice(
     *("log", "notify", "webhook", "exec", "set", "signal", "thaw", "freeze", "restart", "kill", "stop"),

@@ -6,7 +6,7 @@ workload's own limits, and both outcomes of each counter, stall and exit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from math import inf
 
@@ -16,7 +16,8 @@ from nsupervisor.config.conditions import Atom, Condition
 from nsupervisor.config.model import Config, Resources, Rule
 from nsupervisor.config.positions import KeyPath, Positions
 from nsupervisor.config.problems import Problem
-from nsupervisor.config.quoting import format_path
+from nsupervisor.config.quoting import format_path, quoted
+from nsupervisor.config.shell_syntax import find_shell_syntax
 from nsupervisor.config.units import RelativeChange, format_duration, format_size
 
 COUNTER_LIMITS = {
@@ -47,6 +48,7 @@ def lint(config: Config) -> Iterator[Conflict]:
         suggestion = 'write for example [workload.web], and command = ["sleep", "60"] below it'
         yield Conflict((), f"there is no workload in it, so nothing would be run; {suggestion}")
     for name, workload in config.workloads.items():
+        yield from _lint_command(workload.command, ("workload", name, "command"))
         shared = workload.group is not None  # the limits of the group apply, too
         for number, rule in enumerate(workload.policy):
             yield from lint_rule(rule, workload.resources, ("workload", name, "policy", number), shared)
@@ -56,6 +58,15 @@ def lint(config: Config) -> Iterator[Conflict]:
             yield from _check_never_true(rule, group.resources, rule_path, has_shared_limits=True)
     for number, rule in enumerate(config.host.policy):
         yield from _check_never_true(rule, Resources(), ("host", "policy", number), has_shared_limits=True)
+
+
+def _lint_command(command: Sequence[str], path: KeyPath) -> Iterator[Conflict]:
+    """Warn of each word that only a shell would interpret."""
+    for position, syntax in find_shell_syntax(command):
+        shell = f"[{', '.join(map(quoted, ('sh', '-c', ' '.join(command))))}]"
+        yield Conflict(
+            (*path, position), f"no shell reads this: {syntax} is passed as it is; for a shell, write {shell}"
+        )
 
 
 WARNING_HINT = "it can be run like this"
@@ -76,7 +87,7 @@ def lint_rule(rule: Rule, resources: Resources, path: KeyPath, has_shared_limits
     if rule.at_most is not None and rule.at_most * interval >= rule.within > 0:
         yield Conflict(
             (*path, "within"),
-            f"then is never reached: the rule goes off once in {format_duration(interval)}, so less than "
+            f"then is never reached: the rule fires once in {format_duration(interval)}, so less than "
             f"{rule.at_most + 1} times in {format_duration(rule.within)}; write a longer time, or a shorter "
             f"{'cooldown' if interval == rule.cooldown else 'for'}",
         )
@@ -105,7 +116,10 @@ def _check_never_true(rule: Rule, resources: Resources, path: KeyPath, has_share
 
 
 def _constant_value(condition: Condition, resources: Resources, has_shared_limits: bool) -> bool | None:
-    """Return the only value that the condition can have; None if it can be both."""
+    """Return the only value that the condition can have; None if it can be both.
+
+    What is known of an exit is unknown at all other times, so a condition on exits alone is not always true.
+    """
     variables = [_variable(atom, resources) for atom in condition.atoms]
     values_of: dict[tuple[str, ...], set[Value]] = {}
     for atom, variable in zip(condition.atoms, variables, strict=True):
@@ -122,7 +136,8 @@ def _constant_value(condition: Condition, resources: Resources, has_shared_limit
             _evaluate_atom(atom, case[variable], resources)
             for atom, variable in zip(condition.atoms, variables, strict=True)
         ]
-        outcomes.add(condition.evaluate(truths))
+        between_exits = [None if atom.file == EXIT else t for atom, t in zip(condition.atoms, truths, strict=True)]
+        outcomes |= {condition.evaluate(truths), condition.evaluate(between_exits)}
         if len(outcomes) == 2:
             return None
     return outcomes.pop()
@@ -200,7 +215,7 @@ def _evaluate_atom(atom: Atom, value: Value, resources: Resources) -> bool:
 
 def _explain(condition: Condition, resources: Resources, is_always_true: bool, has_shared_limits: bool) -> str:
     """Explain which atom decides, and what to write instead."""
-    message = f'"{condition.text}" is always true, so this rule goes off at once'
+    message = f'"{condition.text}" is always true, so this rule fires at once'
     if not is_always_true:
         message = f'"{condition.text}" can never be true, so this rule does nothing'
     for atom in condition.atoms:

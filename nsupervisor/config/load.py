@@ -67,6 +67,19 @@ def parse(text: str, path: str, positions: Positions | None = None) -> model.Con
 
     path: the file name for messages and `Config.path`. positions: the key positions of `text`, if known already.
     """
+    config, problems = parse_sound_parts(text, path, positions)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def parse_sound_parts(text: str, path: str, positions: Positions | None = None) -> tuple[model.Config, list[Problem]]:
+    """Parse a configuration; return its sound parts, and every problem.
+
+    The sound parts lack each workload, group and table that has a problem, so that more can be checked of the others.
+    Raises ConfigError if no part is usable: the text is not TOML, or has too many problems. The arguments are those of
+    `parse`.
+    """
     check_bounds(text, path)
     try:
         table = tomllib.loads(text)
@@ -78,10 +91,8 @@ def parse(text: str, path: str, positions: Positions | None = None) -> model.Con
     loader = _Loader(path, scan_positions(text) if positions is None else positions)
     config = loader.load_object(model.Config, table, (), path=path)
     loader.check(config)
-    if loader.problems:
-        raise ConfigError(loader.problems)
     assert isinstance(config, model.Config)
-    return config
+    return (loader.sound_parts(config), loader.problems) if loader.problems else (config, [])
 
 
 def load_table(cls: type, table: dict[str, Any]) -> Any:
@@ -173,6 +184,20 @@ class _Loader:
             if not any(self.involves_failure(path) for path in (conflict.path, *conflict.involved)):
                 self.report(conflict.path, conflict.message)
 
+    def sound_parts(self, config: model.Config) -> model.Config:
+        """Return the configuration without the workloads, groups and tables that have a problem."""
+
+        def is_sound(*path: str) -> bool:
+            return not self.involves_failure(path)
+
+        return model.Config(
+            path=config.path,
+            supervisor=config.supervisor if is_sound("supervisor") else model.SupervisorConfig(),
+            workloads={name: table for name, table in config.workloads.items() if is_sound("workload", name)},
+            groups={name: table for name, table in config.groups.items() if is_sound("group", name)},
+            host=config.host if is_sound("host") else model.HostConfig(),
+        )
+
     def involves_failure(self, path: KeyPath) -> bool:
         """Check whether the value at `path`, one around it, or one in it was reported."""
         return any(path[: len(failed)] == failed or failed[: len(path)] == path for failed in self.failed)
@@ -186,7 +211,7 @@ class _Loader:
             if slot is None:
                 self.report_unknown(cls, name, path)
                 continue
-            result = self.load_value(slot.kind, value, (*path, name))
+            result = self.load_value(slot.kind, value, (*path, name), slot.is_secret)
             if result is _FAILED:
                 continue
             if slot.member is None:
@@ -214,18 +239,19 @@ class _Loader:
             message = f"is not a key of {table}; remove it, or write one of {', '.join(slots)}"
         self.report((*path, name), message)
 
-    def load_value(self, kind: Kind, value: Any, path: KeyPath) -> Any:
-        """Load a value of any kind; return _FAILED if it was reported."""
+    def load_value(self, kind: Kind, value: Any, path: KeyPath, is_secret: bool = False) -> Any:
+        """Load a value of any kind; return _FAILED if it was reported. A secret is not quoted in the report."""
         match kind:
             case Scalar() | Choice():
                 try:
                     return kind.load(value)
                 except ValueError as error:
-                    return self.report(path, f"{quoted(value)} {error}")
+                    is_secret = is_secret or (isinstance(kind, Scalar) and kind.is_secret)
+                    return self.report(path, f"{_shown(value, is_secret)} {error}")
             case ListOf():
                 return self.load_list(kind, value, path)
             case MapOf():
-                return self.load_map(kind, value, path)
+                return self.load_map(kind, value, path, is_secret)
             case TableOf(cls, named):
                 if not isinstance(value, dict):
                     instead = f"[{format_path(path)}{'.NAME' if named else ''}]"
@@ -247,16 +273,16 @@ class _Loader:
         items = [self.load_value(kind.item, item, (*path, number)) for number, item in enumerate(value)]
         return _FAILED if any(item is _FAILED for item in items) else tuple(items)
 
-    def load_map(self, kind: MapOf, value: Any, path: KeyPath) -> Any:
+    def load_map(self, kind: MapOf, value: Any, path: KeyPath, is_secret: bool = False) -> Any:
         if not isinstance(value, dict):
-            return self.report(path, f"{quoted(value)} is not a table; write {{ NAME = VALUE, … }}")
+            return self.report(path, f"{_shown(value, is_secret)} is not a table; write {{ NAME = VALUE, … }}")
         result: dict[str, Any] = {}
         for name, item in value.items():
             if kind.names and name not in kind.names:
                 nearest = did_you_mean(name, kind.names)
                 self.report((*path, name), f"is not a key here{nearest}; write one of {', '.join(kind.names)}")
             elif kind.key is None or self.load_value(kind.key, name, (*path, name)) is not _FAILED:
-                result[name] = self.load_value(kind.kind_of(name), item, (*path, name))
+                result[name] = self.load_value(kind.kind_of(name), item, (*path, name), is_secret)
         return result
 
     def load_tables(self, kind: TablesOf, value: Any, path: KeyPath) -> Any:
@@ -294,6 +320,10 @@ class _Loader:
                 continue
             result[name] = self.load_object(cls, table, table_path, name=name)
         return result
+
+
+def _shown(value: Any, is_secret: bool) -> str:
+    return "the value" if is_secret else quoted(value)
 
 
 def _subtable_with(slots: dict[str, Slot], name: str) -> tuple[str, ...]:

@@ -289,6 +289,9 @@ class Rule(Table):
     webhook: str | None = field(
         default=None, metadata=key(kinds.URL, 'where to POST the record to, for action = "webhook"')
     )
+    webhook_file: str | None = field(
+        default=None, metadata=key(kinds.PATH, "a file with that URL, for one that contains a secret")
+    )
     notify: str | None = field(
         default=None, metadata=key(kinds.SOCKET, 'the Unix socket that gets the record, for action = "notify"')
     )

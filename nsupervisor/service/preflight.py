@@ -8,14 +8,17 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from nsupervisor.cgroups.errors import CgroupError
 from nsupervisor.cgroups.errors import HostProblem as HostProblem
 from nsupervisor.cgroups.host import AncestorLimits, Host
 from nsupervisor.config.condition_terms import NOT_FILES
+from nsupervisor.config.conditions import Atom
+from nsupervisor.config.environment import load_environment
+from nsupervisor.config.load import parse_sound_parts
 from nsupervisor.config.model import Config, Resources, Rule, WorkloadConfig
-from nsupervisor.config.positions import Positions
+from nsupervisor.config.positions import Positions, scan_positions
 from nsupervisor.config.problems import ConfigError, Problem
 from nsupervisor.config.quoting import format_path, quoted
 from nsupervisor.service.capacity import descriptor_shortage
@@ -30,6 +33,37 @@ OPTIONAL_REASON = "required = false"
 OTHER_HIERARCHY = "it depends on who runs it, and where: the service has a cgroup, and rights, of its own"
 
 NOT_YET_PRESENT = "it may be there when it is started"
+
+
+class CheckedText(NamedTuple):
+    """A configuration that was checked together with the host."""
+
+    config: Config
+    """The whole configuration, or without problems in it: its sound parts."""
+    problems: list[Problem]
+    warnings: list[tuple[Problem, str]]
+    """Each with the reason why it is only a warning."""
+
+
+def check_text(text: str, path: str, host: Host | None, *, runs_here: bool = True) -> CheckedText:
+    """Parse a configuration, and check its sound parts against the host, if there is one: everything at once.
+
+    Problems and warnings are in the order of the lines. Raises ConfigError if no part of the text is usable. For
+    `runs_here` see `unmet_requirements`.
+    """
+    positions = scan_positions(text)
+    config, problems = parse_sound_parts(text, path, positions)
+    warnings: list[tuple[Problem, str]] = []
+    for problem, warning in () if host is None else unmet_requirements(config, positions, host, runs_here=runs_here):
+        if warning:
+            warnings.append((problem, warning))
+        else:
+            problems.append(problem)
+    return CheckedText(
+        config,
+        sorted(problems, key=lambda problem: problem.line),
+        sorted(warnings, key=lambda warning: warning[0].line),
+    )
 
 
 def unmet_requirements(
@@ -54,6 +88,7 @@ def unmet_requirements(
             *_rule_findings(workload.policy, host, "" if workload.resources.required else OPTIONAL_REASON, runs_here),
             *_unknown_users(workload, runs_here),
             *([] if runs_here else _missing_files(workload)),
+            *([] if runs_here else _wrong_environment_files(workload)),
         ):
             yield _problem(config, positions, (*path, *keys), message), warning
     for group in config.groups.values():
@@ -80,10 +115,17 @@ def uncounted_reason(rule: Rule, cgroup: Cgroup) -> str:
     try:
         for atom in rule.when.atoms:
             if atom.file not in NOT_FILES and not atom.is_present_in(cgroup.read_cached(atom.file)):
-                return f"this host does not count {atom.key} in {atom.file}; it may need pure cgroup v2"
+                return _uncounted(atom)
     except CgroupError as error:
         return str(error)
     return ""
+
+
+def _uncounted(atom: Atom) -> str:
+    return (
+        f"this host does not count {atom.key} in {atom.file}; write another value, or run it where cgroup v2 has the "
+        "controller"
+    )
 
 
 _Finding = tuple[tuple[str | int, ...], str, str]
@@ -119,11 +161,15 @@ def _rule_findings(rules: Sequence[Rule], host: Host, optional: str, runs_here: 
             if not (elsewhere and host.tree_obstacle):
                 warning = optional or (OTHER_HIERARCHY if elsewhere else "")
                 yield ("policy", i, "when"), f"no {file} here: {location.reason}; {location.remedy}", warning
+        for atom in rule.when.atoms:
+            values = None if atom.file in NOT_FILES else host.sample(atom.file)
+            if values is not None and not atom.is_present_in(values):
+                yield ("policy", i, "when"), _uncounted(atom), optional
 
 
 def _unknown_users(workload: WorkloadConfig, runs_here: bool) -> Iterator[_Finding]:
     for key, message in missing_privileges(workload):
-        yield (key,), message, "" if runs_here else OTHER_HIERARCHY
+        yield tuple(key.split(".")), message, "" if runs_here else OTHER_HIERARCHY
     for key, user, groups in (
         ("user", workload.user, ()),
         ("supplementary_groups", None, workload.supplementary_groups),
@@ -136,9 +182,16 @@ def _unknown_users(workload: WorkloadConfig, runs_here: bool) -> Iterator[_Findi
 
 def _missing_files(workload: WorkloadConfig) -> Iterator[_Finding]:
     """Yield a problem for each file that the workload names and this host does not have."""
-    named = [("environment_file", path) for path in workload.environment_file if not path.startswith("-")]
+    named: list[tuple[tuple[str | int, ...], str]] = [
+        *((("environment_file", i), path) for i, path in enumerate(workload.environment_file) if path[:1] != "-"),
+        *(
+            (("policy", i, "webhook_file"), rule.webhook_file)
+            for i, rule in enumerate(workload.policy)
+            if rule.webhook_file
+        ),
+    ]
     if not workload.mounts:  # mounts may provide the other files
-        named += [("command", workload.command[0]), ("working_directory", workload.working_directory)]
+        named += [(("command",), workload.command[0]), (("working_directory",), workload.working_directory)]
         if "/" not in workload.command[0] and _is_program_missing(workload):
             message = f"there is no program {quoted(workload.command[0])} in PATH; install it, or write its path"
             yield ("command",), message, NOT_YET_PRESENT
@@ -147,9 +200,20 @@ def _missing_files(workload: WorkloadConfig) -> Iterator[_Finding]:
             if path.startswith("/"):
                 os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
-            yield (key,), f"there is no {quoted(path)} on this host; install it, or write another path", NOT_YET_PRESENT
+            yield key, f"there is no {quoted(path)} on this host; install it, or write another path", NOT_YET_PRESENT
         except OSError:  # this user may not see the file
             pass
+
+
+def _wrong_environment_files(workload: WorkloadConfig) -> Iterator[_Finding]:
+    """Yield each mistake in the environment files that this user may read."""
+    for number, path in enumerate(workload.environment_file):
+        try:
+            if os.access(path.removeprefix("-"), os.R_OK):
+                load_environment(path)
+        except ConfigError as error:
+            for problem in error.problems:
+                yield ("environment_file", number), str(problem), ""
 
 
 def _is_program_missing(workload: WorkloadConfig) -> bool:

@@ -1,12 +1,13 @@
 """Privileges that this process lacks, found before anything starts, with what to do instead."""
 
 import os
+import resource
 from collections.abc import Iterator
 from functools import cache
 
 from nsupervisor.config.model import Config, WorkloadConfig
 
-SETGID, SETUID, SYS_ADMIN = 6, 7, 21
+SETGID, SETUID, SYS_ADMIN, SYS_NICE, SYS_RESOURCE = 6, 7, 21, 23, 24
 """Numbers of capabilities: capabilities(7), linux/capability.h."""
 
 _NAMESPACES = ("mount", "pid", "uts", "ipc", "cgroup", "network", "time")
@@ -24,6 +25,7 @@ def missing_privileges(workload: WorkloadConfig) -> Iterator[tuple[str, str]]:
             f"new namespaces ({', '.join(spaces)}) need CAP_SYS_ADMIN, which {user} does not have here; "
             "set namespaces.user = true, or each of these to false, or run as root with that capability",
         )
+    yield from _missing_for_limits(workload, capabilities, user)
     if capabilities >> SETUID & 1 and capabilities >> SETGID & 1:
         return
     requirement = f"CAP_SETUID and CAP_SETGID, which {user} does not have here; leave it out, or run as root with those"
@@ -36,6 +38,33 @@ def missing_privileges(workload: WorkloadConfig) -> Iterator[tuple[str, str]]:
         mappings = getattr(workload.user_namespace, key)
         if mappings and [(mapping.host_id, mapping.size) for mapping in mappings] != [(own, 1)]:
             yield "user_namespace", f"{key} to others than one's own id {own} alone needs {requirement}"
+
+
+def _missing_for_limits(workload: WorkloadConfig, capabilities: int, user: str) -> Iterator[tuple[str, str]]:
+    """Yield the resource limits above the present hard limits, setrlimit(2), and a niceness below the present one.
+
+    Both capabilities count in the first user namespace only, user_namespaces(7).
+    """
+    if workload.namespaces.user:
+        capabilities, user = 0, "a program in a user namespace"
+    for name, (_, wanted) in workload.security.rlimits.items():
+        _, hard = resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}"))
+        is_above = hard != resource.RLIM_INFINITY and (wanted == -1 or wanted > hard)
+        if is_above and not capabilities >> SYS_RESOURCE & 1:
+            yield (
+                f"security.limit_{name}",
+                f"above the hard limit of {hard} needs CAP_SYS_RESOURCE, which {user} does not have here; write at "
+                f"most {hard}, or raise the limit of the service (Limit{name.upper()}= of its systemd unit)",
+            )
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    _, lowest = resource.getrlimit(resource.RLIMIT_NICE)  # 20 - niceness, getrlimit(2)
+    least = min(own, 20 - lowest if lowest != resource.RLIM_INFINITY else -20)
+    if workload.nice is not None and workload.nice < least and not capabilities >> SYS_NICE & 1:
+        yield (
+            "nice",
+            f"below {least} needs CAP_SYS_NICE, which {user} does not have here; write at least {least}, or run as "
+            "root with that capability",
+        )
 
 
 def explain_permission_error(error: PermissionError, config: Config) -> str:

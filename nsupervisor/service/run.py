@@ -30,7 +30,7 @@ from nsupervisor.cgroups.directories import list_processes
 from nsupervisor.cgroups.membership import tree_cgroups
 from nsupervisor.config.files import read_text
 from nsupervisor.config.lint import lint_warnings
-from nsupervisor.config.load import ConfigError, parse
+from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import Config, GroupConfig, WorkloadConfig
 from nsupervisor.config.model import SupervisorConfig as Settings
 from nsupervisor.config.positions import scan_positions
@@ -54,7 +54,7 @@ from nsupervisor.service.instance.output import offset_files_left
 from nsupervisor.service.jobs import Jobs
 from nsupervisor.service.observe.history import History
 from nsupervisor.service.observe.log_reopen import REOPEN, reopen_on_signal
-from nsupervisor.service.preflight import record_fields, unmet_requirements
+from nsupervisor.service.preflight import check_text, record_fields
 from nsupervisor.service.privileges import explain_permission_error
 from nsupervisor.service.reaper import reap_orphans
 from nsupervisor.service.recovery.takeover import (
@@ -92,20 +92,17 @@ DRAIN_TIMEOUT_S = 5.0
 def main(path: str) -> int:
     """Run the service in the foreground until SIGTERM or SIGINT; return the exit status."""
     try:
+        host = Host.discover()
         text = read_text(path)
-        config = parse(text, path, positions := scan_positions(text))
+        config, problems, unmet = check_text(text, path, host)
     except ConfigError as error:
         return _print_errors(EXIT_BAD_CONFIGURATION, *map(str, error.problems))
-    try:
-        host = Host.discover()
     except CgroupError as error:
         return _print_errors(EXIT_FAILED, str(error))
-    problems = list(unmet_requirements(config, positions, host))
-    refused = [str(problem) for problem, warning in problems if not warning]
-    if refused:
-        return _print_errors(EXIT_BAD_CONFIGURATION, *refused)
-    warnings = [("limit not enforced", problem) for problem, _ in problems]
-    warnings += [("doubtful", doubt) for doubt in lint_warnings(config, positions)]
+    if problems:
+        return _print_errors(EXIT_BAD_CONFIGURATION, *map(str, problems))
+    warnings = [("limit not enforced", problem) for problem, _ in unmet]
+    warnings += [("doubtful", doubt) for doubt in lint_warnings(config, scan_positions(text))]
     # From here to the end of the process a signal stays blocked until a receiver is open: its default action would end
     # the service between two steps, and leave behind what the first step has made.
     signal.pthread_sigmask(signal.SIG_BLOCK, (*SERVICE_SIGNALS, REOPEN))

@@ -147,7 +147,7 @@ def test_files_that_are_not_here_are_warnings(file):
     for line, key, name in (
         (2, "command", "/no/such/program"),
         (3, "working_directory", "/no/such/folder"),
-        (4, "environment_file", "/etc/passwd/file"),
+        (4, "environment_file[1]", "/etc/passwd/file"),
     ):
         assert f'{path}:{line}: workload.web.{key}: there is no "{name}" on this host; install it, or ' in done.stderr
     assert "no/such/file" not in done.stderr, "it need not be there"
@@ -255,3 +255,133 @@ def test_run_refuses_what_check_refuses(file):
     done = nsupervisor("run", path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == nsupervisor("check", path).stderr
+
+
+EVERYTHING_WRONG = """\
+[workload.a]
+command = ["true"]
+restart = "sometimes"
+[workload.b]
+command = ["true"]
+user = "nobody-of-that-name"
+[workload.c]
+command = ["true"]
+[workload.d]
+command = ["cat", "*.log"]
+"""
+
+
+@pytest.mark.fault("D20")
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_mistakes_of_the_file_and_of_the_host_came_one_after_the_other(file, command):
+    done = nsupervisor(command, file(EVERYTHING_WRONG))
+    assert done.returncode == 2
+    problems = [line for line in done.stderr.splitlines() if "a warning only" not in line]
+    assert [line.split(": ")[0].rpartition(":")[2] + ": " + line.split(": ")[1] for line in problems] == [
+        "3: workload.a.restart",
+        "6: workload.b.user",
+    ]
+
+
+@pytest.mark.fault("D20", "D21")
+def test_warnings_are_shown_next_to_problems(file):
+    done = nsupervisor("check", file(EVERYTHING_WRONG))
+    assert 'workload.d.command[1]: no shell reads this: the pattern "*.log"' in done.stderr
+
+
+COUNTS_NOT = """\
+[workload.web]
+command = ["true"]
+[[workload.web.policy]]
+when = "memory.stat pgscan"
+action = "log"
+[[workload.web.policy]]
+when = "memory.stat slab > 1M or memory.stat anon > 1M"
+action = "log"
+[group.g]
+[[group.g.policy]]
+when = "memory.events high"
+action = "log"
+[workload.quiet]
+command = ["true"]
+resources = { required = false }
+[[workload.quiet.policy]]
+when = "memory.stat pgscan"
+action = "log"
+"""
+
+
+@pytest.mark.fault("F3")
+@needs("root", "hybrid", "memory")
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_conditions_that_this_host_cannot_evaluate_passed_check(file, tmp_path, command):
+    runtime = tmp_path / "run"
+    done = nsupervisor(command, file(COUNTS_NOT + f'[supervisor]\nruntime_directory = "{runtime}"\n'))
+    assert done.returncode == 2
+    problems = [line.split(": ") for line in done.stderr.splitlines() if "a warning only" not in line]
+    assert [(place.rpartition(":")[2], key, what.partition(";")[0]) for place, key, what in problems] == [
+        ("4", "workload.web.policy[0].when", "this host does not count pgscan in memory.stat"),
+        ("7", "workload.web.policy[1].when", "this host does not count slab in memory.stat"),
+        ("11", "group.g.policy[0].when", "this host does not count high in memory.events"),
+    ]
+    assert not runtime.exists()
+
+
+@pytest.mark.fault("F3")
+@needs("cgroup_v2", "memory")
+def test_conditions_on_cgroup_v2_are_all_evaluated(file):
+    done = nsupervisor("check", file(COUNTS_NOT))
+    assert "does not count" not in done.stderr
+
+
+TOO_MUCH = """\
+[workload.web]
+command = ["true"]
+nice = -5
+[workload.web.security]
+limit_nofile = "65535"
+[workload.mapped]
+command = ["true"]
+[workload.mapped.namespaces]
+user = true
+[workload.mapped.security]
+limit_nofile = 4096
+"""
+
+
+def unprivileged(*command):
+    drop = ("setpriv", "--bounding-set=-sys_resource,-sys_nice", "--inh-caps=-all")
+    return ("prlimit", "--nofile=1024:1024", *drop, *command)
+
+
+@pytest.mark.fault("C9")
+@needs("root", "program:setpriv", "program:prlimit")
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_limits_above_the_hard_limit_failed_at_each_start(file, command):
+    path = file(TOO_MUCH)
+    done = subprocess.run(
+        unprivileged(sys.executable, "-m", "nsupervisor", command, path), capture_output=True, text=True, cwd=ROOT
+    )
+    lines = [line for line in done.stderr.splitlines() if "CAP_SYS_" in line]
+    problems = [line.partition("; ")[0].removeprefix(f"{path}:") for line in lines]
+    resource = "above the hard limit of 1024 needs CAP_SYS_RESOURCE, which"
+    assert problems == [
+        "3: workload.web.nice: below 0 needs CAP_SYS_NICE, which root does not have here",
+        f"5: workload.web.security.limit_nofile: {resource} root does not have here",
+        f"11: workload.mapped.security.limit_nofile: {resource} a program in a user namespace does not have here",
+    ]
+    assert all(("a warning only" in line) == (command == "check") for line in lines)
+    assert done.returncode == (0 if command == "check" else 2)
+
+
+ENVIRONMENT = "A=1\nexport B=SECRET\n"
+
+
+@pytest.mark.fault("G11")
+def test_a_mistake_in_an_environment_file_passed_check(file, tmp_path):
+    (tmp_path / "env").write_text(ENVIRONMENT)
+    path = file(f'[workload.web]\ncommand = ["true"]\nenvironment_file = ["{tmp_path}/env"]\n')
+    done = nsupervisor("check", path)
+    assert done.returncode == 2
+    assert f"{path}:3: workload.web.environment_file[0]: {tmp_path}/env:2: begins with" in done.stderr
+    assert "SECRET" not in done.stderr

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from nsupervisor.cli import namespace_shell as engine
+from tests.cli.command import nsupervisor
 from tests.needs import NOBODY, needs
 from tests.timing import deadline
 
@@ -253,6 +254,14 @@ def wait_for_foreground(terminal: Terminal, name: str) -> None:
             pass
         assert time.monotonic() < limit, f"{name} never came to the foreground; {terminal.seen!r}"
         time.sleep(0.005)
+
+
+@pytest.mark.fault("B10")
+@pytest.mark.parametrize("name", [".foo", "foo.-x", "foo..x", "x" * 65])
+def test_a_name_that_is_none_was_made_the_host_name(name: str) -> None:
+    done = nsupervisor("shell", "--hostname", name, "true")
+    assert done.returncode == 2
+    assert f'Invalid value for --hostname: "{name}" is not a host name; write at most 64' in done.stderr
 
 
 @needs("root")

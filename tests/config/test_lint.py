@@ -42,7 +42,7 @@ def test_the_rate_of_what_no_limit_makes_count_is_nothing() -> None:
         ("pids.current < 1", "pids.current is at least 1; write a larger threshold"),
         ("memory.pressure some avg10 > 100%", "is at most 100%"),
         ("cpu.stat usage_usec rate > 60%", "can never be true"),
-        ("pids.current >= 0", "is always true, so this rule goes off at once: pids.current is at least 1"),
+        ("pids.current >= 0", "is always true, so this rule fires at once: pids.current is at least 1"),
         ("pids.current >= 1", "is always true"),
         ("memory.current > 0", "is always true"),
         ("memory.pressure some avg10 >= 0", "is always true"),
@@ -92,7 +92,7 @@ def test_a_limit_of_the_host_is_not_known_here() -> None:
 def test_an_escalation_that_cannot_be_reached() -> None:
     more = 'action = "log"\nat_most = 3\nwithin = "1min"\nthen = "stop"\ncooldown = '
     (text,) = found("pids.events max", more + '"30s"')
-    assert text.startswith("then is never reached: the rule goes off once in 30s, so less than 4 times in 1min;")
+    assert text.startswith("then is never reached: the rule fires once in 30s, so less than 4 times in 1min;")
     assert found("pids.events max", more + '"10s"') == []
 
 
@@ -114,3 +114,79 @@ ATOMS = ["pids.current > 5", "pids.current < 300", "pids.events max", "exit code
 def test_whatever_is_a_condition_is_looked_at_quickly(when: str) -> None:
     with contextlib.suppress(ConfigError):
         assert len(found(when)) <= 1
+
+
+@pytest.mark.fault("C7")
+@pytest.mark.parametrize(
+    "when",
+    [
+        "exit code == 0 or exit code != 0",
+        "exit code >= 0",
+        "not exit code == 3 or exit code == 3",
+        "exit oom_killed or not exit oom_killed",
+        "exit code >= 0 and pids.current >= 1",
+    ],
+)
+def test_an_exit_of_any_kind_was_called_always_true(when: str) -> None:
+    """It is true at each exit, and at no other time."""
+    assert found(when) == []
+
+
+@pytest.mark.fault("C7")
+def test_what_is_true_without_an_exit_too_is_always_true() -> None:
+    assert "is always true" in found("exit code == 3 or pids.current >= 1")[0]
+
+
+def lint_command(command: str) -> list[str]:
+    conflicts = lint(parse(f"[workload.web]\ncommand = {command}\n", "site.toml"))
+    return [f"{conflict.path[-1]}: {conflict.message}" for conflict in conflicts]
+
+
+@pytest.mark.fault("D21")
+@pytest.mark.parametrize(
+    ("command", "syntax"),
+    [
+        ('["make", "&&", "run"]', '1: no shell reads this: "&&" is passed as it is'),
+        ('["server", ">", "/dev/null"]', '1: no shell reads this: ">" is passed as it is'),
+        ('["server", ">>/var/log/x"]', '1: no shell reads this: ">>/var/log/x" is passed as it is'),
+        ('["server", "2>&1"]', '1: no shell reads this: "2>&1" is passed as it is'),
+        ('["server", "--port=$PORT"]', '1: no shell reads this: "$PORT" is passed as it is'),
+        ('["server", "${HOME}/x"]', '1: no shell reads this: "${HOME}" is passed as it is'),
+        ('["server", "%(here)s/x"]', '1: no shell reads this: "%(here)s" is passed as it is'),
+        ('["~/bin/server"]', '0: no shell reads this: "~" is passed as it is'),
+        ('["cat", "*.log"]', '1: no shell reads this: the pattern "*.log" is passed as it is'),
+        ('["kill", "$(cat x.pid)"]', '1: no shell reads this: "$(cat x.pid)" is passed as it is'),
+        ('["server", "&"]', '1: no shell reads this: "&" is passed as it is'),
+    ],
+)
+def test_check_was_silent_about_what_a_shell_would_read(command: str, syntax: str) -> None:
+    (message,) = lint_command(command)
+    assert message.startswith(syntax)
+    assert '; for a shell, write ["sh", "-c", "' in message
+
+
+@pytest.mark.fault("D21")
+def test_the_advice_is_the_whole_command_for_a_shell() -> None:
+    (message,) = lint_command('["make", "&&", "run"]')
+    assert message.endswith('; for a shell, write ["sh", "-c", "make && run"]')
+
+
+@pytest.mark.fault("D21")
+@pytest.mark.parametrize(
+    "command",
+    [
+        '["sh", "-c", "make && ./run > $LOG *.x"]',
+        '["/bin/bash", "-ec", "echo ~/x | cat"]',
+        '["timeout", "5", "sh", "-c", "a && b"]',
+        '["env", "A=$B", "server"]',
+        '["awk", "{print $1 > 2}"]',
+        '["python3", "-c", "print(1 > 0)"]',
+        '["find", "/srv", "-name", "*.log"]',
+        '["grep", "-E", "a.*b$", "/x"]',
+        '["server", "--match", "a&&b"]',
+        '["server", "user@host", "50%", "a > b", "-", "--", "x?y=1&z=2", "https://h/?a=b*c"]',
+        '["server", "price$"]',
+    ],
+)
+def test_what_a_program_may_well_get_is_no_shell_syntax(command: str) -> None:
+    assert lint_command(command) == []

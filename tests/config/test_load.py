@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from nsupervisor.config.conditions import parse_condition
-from nsupervisor.config.load import load, parse
+from nsupervisor.config.load import load, parse, parse_sound_parts
 from nsupervisor.config.model import Config, IdMapping, MountConfig, WorkloadConfig
 from nsupervisor.config.problems import ConfigError
 
@@ -173,13 +173,13 @@ def test_what_the_file_may_not_have(text: str, message: str) -> None:
     ("text", "message"),
     [
         ('description = "a\\u0000b"', "has a NUL byte in it"),
-        ("description = 5", '5 is not a string; write it in quotes: "5"'),
+        ("description = 5", '5 is not a string; write it in quotes'),
         ('command_line = "x"', 'did you mean "command"?'),
         ('environment = { "A=B" = "1" }', 'is no name for a variable'),
         ('environment = { "" = "1" }', 'is no name for a variable'),
-        ('environment = { A = 1 }', 'workload.web.environment.A: 1 is not a string; write it in quotes: "1"'),
+        ('environment = { A = 1 }', 'workload.web.environment.A: the value is not a string; write it in quotes'),
         ('environment = { A = "\\u0000" }', "has a NUL byte in it"),
-        ('environment = ["A=1"]', "an array is not a table"),
+        ('environment = ["A=1"]', "the value is not a table"),
         ('environment_file = ["etc/env"]', "environment_file[0]: "),
         ('environment_file = "/etc/env"', 'is not a list; write ["/etc/env"]'),
         ('working_directory = "srv"', "is not an absolute path"),
@@ -468,3 +468,72 @@ def test_the_sockets_of_a_workload_need_a_shorter_runtime_directory(key: str, lo
         else:
             with pytest.raises(ConfigError, match=f"at most {longest} bytes"):
                 parse(text, "x.toml")
+
+
+@pytest.mark.fault("B10", "B12", "B13", "D22")
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("[workload.web.namespaces]\nhostname = 'foo.-x'", "is not a host name; write at most 64 letters"),
+        ("[workload.web.namespaces]\nhostname = 'foo..x'", "is not a host name"),
+        ("[workload.web.namespaces]\nhostname = 'foo-.x'", "is not a host name"),
+        ("[workload.web.namespaces]\nhostname = '.foo'", "is not a host name"),
+        (f"[workload.web.namespaces]\nhostname = 'a.{'b' * 63}'", "is not a host name"),
+        (f"[workload.web.namespaces]\nhostname = '{'b' * 64}'", "is not a host name"),
+        ("type = 'oneshot'\nrestart = 'always'", 'restart: "always" would run a oneshot again each time'),
+        ("type = 'oneshot'\nrestart = 'on-success'", 'write "on-failure", or type = "simple"'),
+        ("timeout_stop_sec = 0", '0 is no time to wait; write "infinity" to wait without a limit, or'),
+        ("timeout_stop_sec = '0s'", "is no time to wait"),
+        ("timeout_start_sec = 0.0", "is no time to wait"),
+        ("user = 'x: domain users'", "is no user"),
+        ('user = "x\\ty"', "is no user"),
+    ],
+)
+def test_what_passed_check_and_failed_or_waited_at_the_start(keys: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(f'[workload.web]\ncommand = ["true"]\n{keys}\n', "site.toml")
+    (problem,) = caught.value.problems
+    assert message in str(problem)
+
+
+@pytest.mark.fault("B10", "B13", "D22")
+@pytest.mark.parametrize(
+    ("line", "read", "value"),
+    [
+        ("timeout_stop_sec = 'infinity'", lambda web: web.timeout_stop_sec, float("inf")),
+        ("timeout_stop_sec = '1ms'", lambda web: web.timeout_stop_sec, 0.001),
+        ("namespaces = { hostname = 'a-1.b.C' }", lambda web: web.namespaces.hostname, "a-1.b.C"),
+        (f"namespaces = {{ hostname = '{'b' * 63}' }}", lambda web: web.namespaces.hostname, "b" * 63),
+        ("user = 'x:domain users'", lambda web: web.user, "x:domain users"),
+        ("user = 'EXAMPLE\\\\jane doe'", lambda web: web.user, "EXAMPLE\\\\jane doe"),
+        ("supplementary_groups = ['domain users']", lambda web: web.supplementary_groups, ("domain users",)),
+    ],
+)
+def test_what_was_refused_or_misread_is_taken(line, read, value) -> None:
+    assert read(parse(f'[workload.web]\ncommand = ["true"]\n{line}\n', "site.toml").workloads["web"]) == value
+
+
+@pytest.mark.fault("D20")
+def test_the_sound_parts_of_a_file_are_those_without_a_problem() -> None:
+    text = """
+[workload.a]
+command = ["true"]
+[workload.b]
+command = ["true"]
+restart = "sometimes"
+[workload.c]
+command = ["true"]
+group = "g"
+[group.g]
+memory_max = "1 banana"
+[workload.d]
+command = ["true"]
+requires = ["b"]
+[[host.policy]]
+when = "nonsense"
+action = "log"
+"""
+    config, problems = parse_sound_parts(text, "site.toml")
+    assert [problem.line for problem in problems] == [6, 11, 16]
+    assert list(config.workloads) == ["a", "c", "d"]
+    assert (config.groups, config.host.policy) == ({}, ())

@@ -113,7 +113,7 @@ def test_every_key_has_its_python_value() -> None:
         ("unified = { 'cpu.idle' = '1' }", "has a key of its own; write cpu_weight = … instead"),
         ("unified = { 'hugetlb.2MB.max' = '1' }", "has a key of its own; write hugetlb_2MB_max = … instead"),
         ("unified = { 'memory.swap.high' = '' }", "is not what a cgroup file takes"),
-        ("unified = { 'memory.swap.high' = 5 }", 'is not a string; write it in quotes: "5"'),
+        ("unified = { 'memory.swap.high' = 5 }", '5 is not a string; write it in quotes'),
     ],
 )  # fmt: skip
 def test_what_resources_may_not_be(text: str, message: str) -> None:

@@ -26,7 +26,7 @@ def scalars(cls, owner, path=()):
                     yield from scalars(below, element, (*path, name, number))
             case ListOf(item=item):
                 yield from (((*path, name, number), item, element) for number, element in enumerate(value))
-            case Scalar() as kind if value not in (None, ()) and not isinstance(value, dict):
+            case Scalar(is_secret=False) as kind if value not in (None, ()) and not isinstance(value, dict):
                 yield (*path, name), kind, value
 
 

@@ -49,7 +49,7 @@ NOBODY = (
         ('"127.0.0.256:1"', f'"127.0.0.256:1" {EXAMPLE} "127.0.0.1:1"'),
         ('"127.0.0.1:0"', '"127.0.0.1:0" has a port that cannot be; write one from 1 to 65535'),
         ('"127.0.0.1:65536"', '"127.0.0.1:65536" has a port that cannot be; write one from 1 to 65535'),
-        ("true", 'true is not a string; write it in quotes: "true"'),
+        ("true", "true is not a string; write it in quotes"),
     ],
 )
 def test_all_else_is_refused_with_its_line(value, message):

@@ -11,11 +11,9 @@ from nsupervisor.cli.output import DONE, USAGE, escape_control, format_count, pr
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any
 
     from nsupervisor.config.model import Config
-    from nsupervisor.config.positions import Positions
     from nsupervisor.config.problems import Problem
 
 
@@ -56,41 +54,39 @@ def check_file(path: str, check_host: bool) -> tuple[list[Problem], list[tuple[P
     """Return all problems, all warnings with their reason, and the number of workloads (0 for an unusable file)."""
     from nsupervisor.config.files import read_text
     from nsupervisor.config.lint import WARNING_HINT, lint_warnings
-    from nsupervisor.config.load import ConfigError, parse
     from nsupervisor.config.positions import scan_positions
+    from nsupervisor.config.problems import ConfigError
 
     try:
         text = read_text(path)  # read once: it may be a pipe
-        config = parse(text, path)
+        config, problems, warnings = _check_with_host(text, path) if check_host else _check_alone(text, path)
     except ConfigError as error:
         return error.problems, [], 0
-    problems: list[Problem] = []
-    positions = scan_positions(text)
-    warnings = [(doubt, WARNING_HINT) for doubt in lint_warnings(config, positions)]
-    if check_host:
-        for problem, warning in _host_problems(config, positions):
-            if warning:
-                warnings.append((problem, warning))
-            else:
-                problems.append(problem)
-        problems.sort(key=lambda problem: problem.line)
+    if config.workloads or not problems:
+        warnings += [(doubt, WARNING_HINT) for doubt in lint_warnings(config, scan_positions(text))]
         warnings.sort(key=lambda warning: warning[0].line)
     return problems, warnings, len(config.workloads)
 
 
-def _host_problems(config: Config, positions: Positions) -> Iterator[tuple[Problem, str]]:
-    """Yield what this host cannot do, and why that is only a warning; "" if it is a problem."""
+def _check_alone(text: str, path: str) -> tuple[Config, list[Problem], list[tuple[Problem, str]]]:
+    from nsupervisor.config.load import parse_sound_parts
+
+    config, problems = parse_sound_parts(text, path)
+    return config, problems, []
+
+
+def _check_with_host(text: str, path: str) -> tuple[Config, list[Problem], list[tuple[Problem, str]]]:
     from nsupervisor.cgroups.errors import CgroupError
     from nsupervisor.cgroups.host import Host
     from nsupervisor.config.problems import Problem
-    from nsupervisor.service.preflight import unmet_requirements
+    from nsupervisor.service.preflight import check_text
 
     try:
         host = Host.discover()
     except CgroupError as error:
-        yield Problem(config.path, 0, "", str(error)), ""
-        return
-    yield from unmet_requirements(config, positions, host, runs_here=False)
+        config, problems, warnings = _check_alone(text, path)
+        return config, [Problem(path, 0, "", str(error)), *problems], warnings
+    return check_text(text, path, host, runs_here=False)
 
 
 def _as_object(problem: Problem) -> dict[str, Any]:

@@ -42,6 +42,17 @@ def shell(command: tuple[str, ...], hostname: str | None, **kinds: bool) -> int:
     from nsupervisor.cli.namespace_shell import run_in_namespaces as run
 
     wanted = [name for name, chosen in kinds.items() if chosen]
-    if hostname is not None and "uts" not in wanted:
-        wanted.append("uts")
+    if hostname is not None:
+        _check_hostname(hostname)
+        if "uts" not in wanted:
+            wanted.append("uts")
     return run(wanted, list(command), hostname=hostname)
+
+
+def _check_hostname(hostname: str) -> None:
+    from nsupervisor.config.kinds import HOSTNAME  # imported late, because few calls need it
+
+    try:
+        HOSTNAME.load(hostname)
+    except ValueError as error:
+        raise click.BadParameter(f'"{hostname}" {error}', param_hint="--hostname") from None

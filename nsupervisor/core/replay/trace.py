@@ -35,6 +35,7 @@ from nsupervisor.config.condition_terms import UPTIME
 from nsupervisor.config.conditions import parse_condition
 from nsupervisor.config.load import key_slots
 from nsupervisor.config.model import GroupConfig, Rule, WorkloadConfig
+from nsupervisor.config.urls import public_url
 from nsupervisor.core import events
 from nsupervisor.core.actions import Action, FreezeAll, KillAll, Signal, Spawn, ThawAll, Warn
 from nsupervisor.core.decider import (
@@ -122,7 +123,13 @@ def group_settings(group: GroupConfig) -> Line:
 
 def rule_settings(rule: Rule) -> Line:
     """Return a rule's position and the keys that differ from the defaults."""
-    return {"name": rule.name, "line": rule.line, "when": rule.when.text, **to_json_sparse(rule)}
+    settings = {"name": rule.name, "line": rule.line, "when": rule.when.text, **to_json_sparse(rule)}
+    return _without_secrets(settings)
+
+
+def _without_secrets(rule: Line) -> Line:
+    """Return a rule without the secret part of its URL; traces of version 0.1.0 have all of it."""
+    return {**rule, "webhook": public_url(rule["webhook"])} if "webhook" in rule else rule
 
 
 def rules_without_position(section: Line) -> list[Line]:
@@ -132,7 +139,7 @@ def rules_without_position(section: Line) -> list[Line]:
 
 def without_position(rule: Line) -> Line:
     """Return a rule without its position in the file."""
-    return {key: value for key, value in rule.items() if key not in ("name", "line")}
+    return {key: value for key, value in _without_secrets(rule).items() if key not in ("name", "line")}
 
 
 def action_records(old: Lifecycle, transition: Transition, now: float) -> list[ActionRecord]:

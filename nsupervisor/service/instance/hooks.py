@@ -10,8 +10,8 @@ import os
 import socket
 import ssl
 import subprocess
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +19,7 @@ import trio
 
 from nsupervisor import __version__
 from nsupervisor.config.model import Rule
+from nsupervisor.config.urls import check_url, public_url
 from nsupervisor.json_codec import encode, encode_line
 from nsupervisor.linux.children import expect_child
 
@@ -26,6 +27,8 @@ COMMAND_TIMEOUT_S = 30.0
 """Seconds that a program may run before it is killed."""
 WEBHOOK_TIMEOUT_S = 10.0
 """Seconds that a web server may take per read or write."""
+MAX_URL_LENGTH = 8192
+"""Characters that are read of a file with a URL."""
 MAX_REQUESTS, MAX_REQUESTS_WAITING = 8, 256
 """Concurrent requests, and requests that may wait. A server that does not answer must not cost more."""
 
@@ -36,7 +39,7 @@ async def run_notification(action: str, rule: Rule, record: Mapping[str, Any]) -
         case "exec":
             return await run_hook(rule.exec_, record)
         case "webhook":
-            return await post_record(rule.webhook or "", record)
+            return await post_record(rule.webhook or partial(read_url, rule.webhook_file or ""), record)
         case "notify":
             return send_record(rule.notify or "", record)
     return ""
@@ -71,24 +74,40 @@ def _request_limiter() -> trio.CapacityLimiter:
     return trio.CapacityLimiter(MAX_REQUESTS)  # separate threads: these may all be stuck in slow servers
 
 
-async def post_record(url: str, record: Mapping[str, Any]) -> str:
+def read_url(path: str) -> str:
+    """Return the URL in a file. Raises ValueError, which says what is wrong with the file but not what is in it."""
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return check_url(file.read(MAX_URL_LENGTH).strip())
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"what {path} contains {error}") from None
+
+
+async def post_record(url: str | Callable[[], str], record: Mapping[str, Any]) -> str:
     """POST `record` to `url` as JSON; return what went wrong, or "" if the answer was 2xx.
 
-    This runs in a thread, since name look-ups and certificate checks block. Redirections are not followed: the
-    configuration decides where records go.
+    `url` may be a function that reads it, and raises ValueError. This runs in a thread, since files, name look-ups and
+    certificate checks block. Redirections are not followed: the configuration decides where records go. The result
+    has the host of the URL and not its path, which may be a secret.
     """
     if _request_limiter().statistics().tasks_waiting >= MAX_REQUESTS_WAITING:
-        return f"{url}: not notified, because {MAX_REQUESTS_WAITING} earlier requests still wait for an answer"
+        return f"not notified, because {MAX_REQUESTS_WAITING} earlier requests still wait for an answer"
     try:
         with trio.fail_after(WEBHOOK_TIMEOUT_S * 2):  # the limit of http.client is per read and write
             return await trio.to_thread.run_sync(
                 _post, url, encode(record), abandon_on_cancel=True, limiter=_request_limiter()
             )
     except trio.TooSlowError:
-        return f"{url}: no answer within {WEBHOOK_TIMEOUT_S * 2:g} s"
+        return f"{public_url(url) if isinstance(url, str) else 'webhook'}: no answer within {WEBHOOK_TIMEOUT_S * 2:g} s"
 
 
-def _post(url: str, body: bytes) -> str:
+def _post(source: str | Callable[[], str], body: bytes) -> str:
+    try:
+        url = source if isinstance(source, str) else source()
+    except ValueError as error:
+        return str(error)
     parts = urlsplit(url)
     assert parts.hostname is not None
     connection: http.client.HTTPConnection
@@ -99,14 +118,15 @@ def _post(url: str, body: bytes) -> str:
         connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=WEBHOOK_TIMEOUT_S)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     headers = {"Content-Type": "application/json", "User-Agent": f"nsupervisor/{__version__}"}
+    place = public_url(url)
     try:
         connection.request("POST", target, body, headers)
         response = connection.getresponse()
-        return "" if 200 <= response.status < 300 else f"{url} answered {response.status} {response.reason}"
+        return "" if 200 <= response.status < 300 else f"{place} answered {response.status} {response.reason}"
     except TimeoutError:
-        return f"{url}: no answer within {WEBHOOK_TIMEOUT_S:g} s"
+        return f"{place}: no answer within {WEBHOOK_TIMEOUT_S:g} s"
     except (OSError, http.client.HTTPException) as error:
-        return f"{url}: {getattr(error, 'strerror', None) or error or type(error).__name__}"
+        return f"{place}: {getattr(error, 'strerror', None) or error or type(error).__name__}"
     finally:
         connection.close()
 

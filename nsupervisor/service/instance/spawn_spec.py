@@ -4,6 +4,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from nsupervisor.config.environment import load_environment
+from nsupervisor.config.kinds import MAX_HOSTNAME
 from nsupervisor.config.model import IdMapping, WorkloadConfig
 from nsupervisor.service.instance.users import UserIdentity, resolve_user
 
@@ -48,7 +49,7 @@ def spawn_spec(
         "env": environment(workload, identity, name, instance, variables, directory),
         "cwd": workload.working_directory,
         "namespaces": [space for space in NAMESPACES if getattr(spaces, space)],
-        "hostname": spaces.hostname if spaces.hostname is not None or not spaces.uts else name.replace("@", "-"),
+        "hostname": spaces.hostname if spaces.hostname is not None or not spaces.uts else host_name(name),
         "uid_mappings": _mappings(workload.user_namespace.uid_mappings, os.getuid()) if spaces.user else [],
         "gid_mappings": _mappings(workload.user_namespace.gid_mappings, os.getgid()) if spaces.user else [],
         "time_offsets": dict(spaces.time_offsets),
@@ -68,6 +69,14 @@ def spawn_spec(
         "cgroup_procs": list(cgroup.join_files),
         "stdin": "null",
     }
+
+
+def host_name(name: str) -> str:
+    """Return the default host name of an instance: its name, cut to what the kernel takes; "web@2" → "web-2"."""
+    workload, at, number = name.partition("@")
+    suffix = f"-{number}" if at else ""
+    longest = MAX_HOSTNAME - len(suffix)
+    return (workload if len(workload) <= longest else workload[:longest].rstrip("-_")) + suffix
 
 
 def cover(workload: WorkloadConfig, directory: "Path", notify: str | None) -> dict[str, Any]:

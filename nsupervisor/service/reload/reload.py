@@ -26,7 +26,6 @@ import trio
 
 from nsupervisor.cgroups import CgroupError, Host
 from nsupervisor.config.files import read_text
-from nsupervisor.config.load import parse
 from nsupervisor.config.model import Config, Resources, SupervisorConfig, WorkloadConfig
 from nsupervisor.config.positions import Positions, scan_positions
 from nsupervisor.config.problems import ConfigError, Problem
@@ -39,7 +38,7 @@ from nsupervisor.service.group.groups import Groups
 from nsupervisor.service.group.placement import Placement, make_instance, supported_workload, update_membership
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.jobs import Jobs, Transaction
-from nsupervisor.service.preflight import unmet_requirements
+from nsupervisor.service.preflight import check_text
 from nsupervisor.service.reload.plan_inputs import Contents, read_contents, running_instance
 from nsupervisor.service.service_manager import notify_service_manager
 from nsupervisor.wire_names import by_wire_name
@@ -403,12 +402,10 @@ def _load(path: str, text: str | None, host: Host) -> _LoadedFile:
         if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
             raise _refusal(path, "is no file that can be read again; name one: nsupervisor reload FILE")
         text = read_text(path)
-    config = parse(text, path)
-    positions = scan_positions(text)
-    problems = [problem for problem, warning in unmet_requirements(config, positions, host) if not warning]
+    config, problems, _ = check_text(text, path, host)
     if problems:
         raise ConfigError(problems)
-    return _LoadedFile(config, positions, read_contents(config))
+    return _LoadedFile(config, scan_positions(text), read_contents(config))
 
 
 def _refusal(path: str, message: str) -> ConfigError:

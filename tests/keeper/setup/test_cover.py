@@ -108,6 +108,7 @@ async def test_nothing_is_there_without_a_socket(harness: Harness, place: Place,
     assert not (place.directory / "x").exists()
 
 
+@pytest.mark.fault("B11")
 @WAYS
 async def test_a_tmpfs_above_leaves_the_socket_reachable(harness: Harness, place: Place, spec: dict) -> None:
     """A program with a tmpfs over /run could never say that it was ready."""

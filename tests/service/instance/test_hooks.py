@@ -9,8 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import trio
 
+from nsupervisor.config.conditions import parse_condition
+from nsupervisor.config.model import Rule
 from nsupervisor.service.instance import hooks
-from nsupervisor.service.instance.hooks import post_record, send_record
+from nsupervisor.service.instance.hooks import post_record, run_notification, send_record
 from tests.timing import deadline
 
 RECORD = {"event": "action", "action": "webhook", "workload": "web", "cause": {"rule": "policy[0]", "when": "ü"}}
@@ -35,7 +37,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.seen.append((self.path, dict(self.headers), body))
         if self.path == "/slow":
             self.server.go_on.wait(deadline(10))
-        self.send_response({"/broken": 500, "/moved": 302}.get(self.path, 204))
+        self.send_response({"/broken": 500, "/moved": 302}.get(self.path.partition("?")[0], 204))
         self.send_header("Location", "/elsewhere")
         self.end_headers()
 
@@ -66,7 +68,7 @@ async def test_a_webhook_gets_the_record(server: Server) -> None:
     ("path", "problem"), [("/broken", "answered 500 Internal Server Error"), ("/moved", "answered 302 Found")]
 )
 async def test_an_answer_that_is_no_success_is_told(server: Server, path: str, problem: str) -> None:
-    assert await post_record(server.url(path), RECORD) == f"{server.url(path)} {problem}"
+    assert await post_record(server.url(path), RECORD) == f"{server.url('/…')} {problem}"
     assert len(server.seen) == 1, "redirections are not followed"
 
 
@@ -96,7 +98,31 @@ async def test_a_slow_server_has_its_time_limit_and_holds_up_nobody(
         nursery.start_soon(slow)
         with trio.fail_after(deadline(5)):
             assert await post_record(server.url("/x"), RECORD) == ""
-    assert problems == [f"{server.url('/slow')}: no answer within 0.2 s"]
+    assert problems == [f"{server.url('/…')}: no answer within 0.2 s"]
+
+
+@pytest.mark.fault("A13")
+async def test_a_url_comes_from_a_file_which_is_read_each_time(server: Server, tmp_path) -> None:
+    path = tmp_path / "url"
+    when = parse_condition("pids.events max")
+    rule = Rule(when=when, action="webhook", webhook_file=str(path))
+    assert await run_notification("webhook", rule, RECORD) == f"cannot read {path}: No such file or directory"
+    path.write_text("ftp://SECRET/")
+    problem = await run_notification("webhook", rule, RECORD)
+    assert problem == (
+        f'what {path} contains is not a URL of http or https; write for example "http://127.0.0.1:9000/hook"'
+    )
+    path.write_text(server.url("/hook?token=SECRET") + "\n")
+    assert await run_notification("webhook", rule, RECORD) == ""
+    assert [seen[0] for seen in server.seen] == ["/hook?token=SECRET"]
+
+
+@pytest.mark.fault("A13")
+async def test_a_failure_showed_the_secret_in_the_address(server: Server) -> None:
+    assert (
+        await post_record(server.url("/broken?token=SECRET"), RECORD)
+        == f"{server.url('/…')} answered 500 Internal Server Error"
+    )
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
