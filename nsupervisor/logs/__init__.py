@@ -3,7 +3,7 @@
 from nsupervisor.logs.capture import Capture
 from nsupervisor.logs.framing import Framing
 from nsupervisor.logs.journal import Journal, open_journal
-from nsupervisor.logs.log_file import LogFile, Rotation
+from nsupervisor.logs.log_file import LogFile, LogFiles, Rotation
 from nsupervisor.logs.offsets import OffsetFile, read_next_seq
 from nsupervisor.logs.pipe import Pipe
 from nsupervisor.logs.record import schema
@@ -16,6 +16,7 @@ __all__ = [
     "Journal",
     "LineSequence",
     "LogFile",
+    "LogFiles",
     "OffsetFile",
     "OutputRoute",
     "Pipe",

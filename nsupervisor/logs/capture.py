@@ -104,6 +104,7 @@ class Capture:
     """The number of lines that could not be written to the file, since the start."""
     _framing: Framing = attrs.field(init=False)
     _next_route: OutputRoute | None = None
+    _unwritten_raw: bytes = b""  # the beginning of a line that a raw file lacks, because another route had read it
     _redo_length: int = 0  # bytes at the front of the pipe that a killed supervisor may have recorded already
     _pending: tuple[_Chunk, bytes] | None = None  # a chunk, and those of its records that are not in the file yet
     _gap_lines: int = 0  # lines dropped since the last successful write to the file
@@ -136,8 +137,24 @@ class Capture:
                 self._redo_length = note.pending_length
             else:
                 offset_file.commit()
-        self._framing.partial_line = offset_file.offset.partial_line
+        self._continue_line(
+            offset_file.offset.partial_line, is_in_raw_file=self._has_raw_file and self.route.journal is not None
+        )
         self.sequence.next_seq = max(self.sequence.next_seq, offset_file.offset.seq)
+
+    def _continue_line(self, beginning: bytes, is_in_raw_file: bool) -> None:
+        """Continue a line of which `beginning` has been taken from the pipe, by another route or supervisor.
+
+        `is_in_raw_file`: whether a raw file has the beginning already, except for `_unwritten_raw`.
+        """
+        missing = self._unwritten_raw if is_in_raw_file else beginning
+        self._unwritten_raw = missing if self._has_raw_file else b""
+        if self.route.journal is not None or (self.route.file is not None and not self.route.is_raw):
+            self._framing.partial_line = beginning or missing
+
+    @property
+    def _has_raw_file(self) -> bool:
+        return self.route.is_raw and self.route.file is not None
 
     async def run(self) -> None:
         """Record everything until the end of the pipe; then close it.
@@ -207,9 +224,10 @@ class Capture:
     async def _record_next(self) -> bool:
         """Record the next input; return whether it was the end. Raises BlockingIOError if there is no input."""
         if self._next_route is not None and self._pending is None:
+            was_raw, beginning = self._has_raw_file, self._framing.partial_line
             self.route, self._next_route = self._next_route, None
-            rest, self._framing = self._framing.partial_line, Framing(self.route.max_line)
-            self._framing.partial_line = rest
+            self._framing = Framing(self.route.max_line)
+            self._continue_line(beginning, was_raw)
         route = self.route
         if route.file is not None and route.journal is None:
             return await self._to_file()
@@ -268,6 +286,8 @@ class Capture:
         if file is None:
             self._consume_chunk(chunk)
         elif self.route.is_raw:
+            while self._unwritten_raw:
+                await self._until_written(self._write_line_beginning)
             remaining = chunk.data
             while remaining:
                 remaining = remaining[await self._until_written(self._move_raw, remaining) :]
@@ -329,6 +349,8 @@ class Capture:
         return "more"
 
     def _record_raw_step(self) -> int | None:
+        if self._unwritten_raw and self._write_line_beginning() is None:
+            return None
         if self._gap_lines or self._is_failing or (moved := self._splice_raw()) is None:
             data = self.pipe.peek()
             return self._move_raw(data) if data else 0
@@ -404,6 +426,25 @@ class Capture:
         labels = {**self.labels, "stream": self.stream, "dropped": self._gap_lines, "reason": self._failure_reason}
         self.route.file.append(_JSON.render_record(timestamp_now(), "warning", "dropped", labels))
         self._gap_lines = 0
+
+    def _write_line_beginning(self) -> int | None:
+        """Write what the raw file lacks of the beginning of a line, or drop it; None if it must be tried again."""
+        file = self.route.file
+        assert file is not None
+        try:
+            while self._unwritten_raw and time.monotonic() >= self._retry_at:
+                self._unwritten_raw = self._unwritten_raw[file.append_bytes(self._unwritten_raw) :]
+                self._on_write_success()
+        except OSError as error:
+            self._on_write_error(error)
+        if self._unwritten_raw:
+            if self.route.blocks:
+                return None
+            self._unwritten_raw = b""
+            self._drop(1)
+        if self.offset_file is not None and self.route.journal is None:
+            self.offset_file.reset(self.sequence.next_seq)
+        return 0
 
     def _move_raw(self, data: bytes) -> int | None:
         """Move bytes from the pipe to the file, or drop them; return how many, or None if the write must be retried."""

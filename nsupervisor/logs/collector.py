@@ -20,6 +20,8 @@ RESTART_DELAY_MIN_S, RESTART_DELAY_MAX_S = 0.1, 10.0
 
 It doubles with each restart, until the collector has run for the longest delay.
 """
+STOP_RETRY_DELAY_S = 0.1
+"""The restart delay in seconds while the service stops: what has not been read would be lost soon."""
 DRAIN_TIMEOUT_S = 5.0
 """Seconds that the collector has at the end to process its input."""
 KILL_DELAY_S = 1.0
@@ -48,7 +50,10 @@ class LogCollector:
         self.target = Target(writer, lambda data: os.write(writer, data))
         self.ended = trio.Event()
         """Set when the collector has ended after `drain`."""
-        self._is_finishing = False
+        self.unread = b""
+        """The input that no collector has read, after the last one has ended."""
+        self._stopping = trio.Event()
+        self._is_input_complete = False
 
     async def run(self, report: Callable[[str], None]) -> None:
         """Run the collector, and restart it when it ends.
@@ -57,7 +62,7 @@ class LogCollector:
         """
         delay = RESTART_DELAY_MIN_S
         try:
-            while not self._is_finishing or pipes.available_bytes(self._reader):
+            while not self._is_input_complete or pipes.available_bytes(self._reader):
                 started_at = trio.current_time()
                 try:
                     with expect_child() as task_status:
@@ -73,8 +78,8 @@ class LogCollector:
                     outcome = f"ended with exit status {process.returncode}"
                 except OSError as error:  # for example the limit on processes
                     outcome = f"could not be started: {error.strerror}"
-                if self._is_finishing:
-                    await trio.sleep(RESTART_DELAY_MIN_S)
+                if self._stopping.is_set():
+                    await trio.sleep(STOP_RETRY_DELAY_S)
                     continue
                 if trio.current_time() - started_at >= RESTART_DELAY_MAX_S:
                     delay = RESTART_DELAY_MIN_S
@@ -82,17 +87,28 @@ class LogCollector:
                     f"{self._name} {outcome}; it is started again in {delay:g} s, "
                     "and loses nothing of what it has not read"
                 )
-                await trio.sleep(delay)
+                with trio.move_on_after(delay):
+                    await self._stopping.wait()
                 delay = min(2 * delay, RESTART_DELAY_MAX_S)
         finally:
-            self.ended.set()
+            self.unread = _read_available(self._reader)
             os.close(self._reader)
+            self.ended.set()
+
+    def stop(self) -> None:
+        """End the present restart delay, and from now on start a collector that has ended again at once."""
+        self._stopping.set()
 
     async def drain(self) -> None:
         """After the target has been closed, wait until the collector has read everything and has ended."""
-        self._is_finishing = True
+        self.stop()
+        self._is_input_complete = True
         with trio.move_on_after(DRAIN_TIMEOUT_S):
             await self.ended.wait()
+
+
+def _read_available(fd: int) -> bytes:
+    return os.read(fd, count) if (count := pipes.available_bytes(fd)) else b""
 
 
 async def _terminate(process: trio.Process) -> None:

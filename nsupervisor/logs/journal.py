@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, MutableMapping, Sequence
@@ -170,6 +171,8 @@ async def open_journal(
                 yield journal
             except BaseException as exc:  # raised after the end of the nursery, which would wrap it
                 error = exc
+            if collector is not None:
+                collector.stop()
             with trio.move_on_after(_MAX_FLUSH_S, shield=True):
                 pending = sink.pending_bytes + 1
                 while sink.pending_bytes < pending:  # the reader is slow, but makes progress
@@ -182,6 +185,9 @@ async def open_journal(
             nursery.cancel_scope.cancel()
     finally:
         sink.close()
+    unwritten = sink.pending_records + (0 if collector is None else collector.unread.count(b"\n"))
+    if unwritten:
+        _print_warning(f"{unwritten} records are lost: {sink.error or 'the reader did not take them in time'}")
     if error is not None:
         raise error
 
@@ -193,7 +199,12 @@ def _warn_if_missing(path: str, buffer_size: int) -> None:
     cannot report this.
     """
     if not os.path.exists(path):
-        text = f"there is no {path} yet; records wait for it, up to {buffer_size >> 20} MiB of them"
+        _print_warning(f"there is no {path} yet; records wait for it, up to {buffer_size >> 20} MiB of them")
+
+
+def _print_warning(text: str) -> None:
+    """Print a warning about the stream, which the stream itself cannot carry."""
+    with contextlib.suppress(OSError, ValueError):  # standard error is closed
         print(f"nsupervisor: supervisor.log_output: {text}", file=sys.stderr, flush=True)
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import gzip
 import os
 import shutil
 import stat
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -40,34 +42,84 @@ class Rotation:
     compress: bool = False
 
 
+class LogFiles:
+    """The log files of the service: one `LogFile` for a path, however often a reload changes its settings.
+
+    So all writers of a file share its lock, and one thread at a time rotates or compresses. A file is forgotten when
+    its last user is gone.
+    """
+
+    def __init__(self) -> None:
+        self._files: weakref.WeakValueDictionary[str, LogFile] = weakref.WeakValueDictionary()
+
+    def get(self, path: Path, rotation: Rotation, *, records: bool) -> LogFile:
+        """Return the file with this path, which uses these settings from its next write on. Does no input or output."""
+        key = os.path.normpath(path)
+        file = self._files.get(key)
+        if file is None:
+            file = self._files[key] = LogFile(path, rotation, records=records)
+        else:
+            file.configure(rotation, records=records)
+        return file
+
+
+@attrs.frozen
+class _Settings:
+    rotation: Rotation
+    records: bool
+
+
 class LogFile:
     """One log file, written to by the captures of both streams of a workload, each in its own thread.
 
     It is opened when it is first needed, and again if it has been removed. If the disk accepted only a part of a
-    record, the rest is kept and written first when there is room again, so no record is torn. Each method holds `lock`;
-    a caller with several steps holds it around them.
+    record, the rest is kept and written first when there is room again, so no record is torn. Each method that writes
+    holds `lock`; a caller with several steps holds it around them. While the file is open it is locked (flock(2)), so a
+    second writer is refused, whatever path or link it uses.
     """
 
     def __init__(
-        self, path: Path, rotation: Rotation, *, records: bool = True, clock: Callable[[], float] = time.time
+        self,
+        path: Path,
+        rotation: Rotation,
+        *,
+        records: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         """Set up the file without opening it.
 
         `records`: whole records are written, so an incomplete one at the end of the file was left by a writer that was
-        killed, and is cut off. Otherwise the bytes may be of any kind.
+        killed, and is cut off. Otherwise the bytes may be of any kind. The age of the file counts by `clock`; only the
+        age that it has when it is opened is known by `wall_clock`.
         """
         self.path = path
-        self.rotation = rotation
         self.lock = threading.RLock()
         self.error: str | None = None
         """Why the file cannot be written just now, in the system's words."""
-        self._records = records
+        self._wanted = _Settings(rotation, records)
+        self._settings = self._wanted  # changed by the writers only, with the lock
         self._clock = clock
+        self._wall_clock = wall_clock
         self._fd = -1
         self._size = 0
-        self._started_at = 0.0
+        self._started_at = 0.0  # by `clock`
         self._unwritten = b""
         self._compressing: threading.Thread | None = None
+
+    @property
+    def rotation(self) -> Rotation:
+        """The rotation in use, or that the next write will use."""
+        return self._wanted.rotation
+
+    def configure(self, rotation: Rotation, *, records: bool) -> None:
+        """Use other settings from the next write on. Never waits: the lock may belong to a thread that does."""
+        self._wanted = _Settings(rotation, records)
+
+    def apply_settings(self) -> None:
+        """Apply the settings of the latest `configure` now: remove files over their number. Raises OSError."""
+        with self.lock, self._recording_error():
+            self._open()
 
     def append(self, data: bytes) -> int:
         """Write records; return how many bytes are accounted for, up to the end of a record.
@@ -97,7 +149,7 @@ class LogFile:
         """
         with self.lock, self._recording_error():
             self._open()
-            if self._size + 2 * MAX_SPLICE > self.rotation.max_size or self._is_expired():
+            if self._size + 2 * MAX_SPLICE > self._settings.rotation.max_size or self._is_expired():
                 return None
             moved = pipe.splice_to(self._fd, MAX_SPLICE)
             self._size += moved
@@ -117,6 +169,14 @@ class LogFile:
             self._open()
             if not self._ends_with_line():
                 self._size += os.write(self._fd, b"\n")
+
+    def append_bytes(self, data: bytes) -> int:
+        """Write bytes of any kind; return how many were written. Raises OSError."""
+        with self.lock, self._recording_error():
+            self._open()
+            written = os.write(self._fd, memoryview(data)[: self._writable_length(data)])
+            self._size += written
+            return written
 
     def reopen(self) -> None:
         """Open the file again after an external rotation has renamed it. Raises OSError."""
@@ -140,7 +200,7 @@ class LogFile:
 
         A line longer than a whole file gets its own file; if it has no end, it is cut at twice the size.
         """
-        max_size = self.rotation.max_size
+        max_size = self._settings.rotation.max_size
         if self._size and (self._size >= max_size or self._is_expired()) and self._ends_with_line():
             self._rotate()
         if self._size + len(data) <= max_size:
@@ -162,16 +222,24 @@ class LogFile:
 
         The end of a torn record is known, and is written first.
         """
-        return self._records or not self._size or os.pread(self._fd, 1, self._size - 1) == b"\n"
+        return self._settings.records or not self._size or os.pread(self._fd, 1, self._size - 1) == b"\n"
 
     def _is_expired(self) -> bool:
-        age = self.rotation.max_age
+        age = self._settings.rotation.max_age
         return age is not None and self._clock() - self._started_at >= age
 
     # ---- the files
 
     def _open(self) -> None:
-        """Open the file if it is closed or was removed; notice if it was truncated (logrotate's copytruncate)."""
+        """Apply changed settings, and open the file if it is closed or was removed.
+
+        Notices if the file was truncated (logrotate's copytruncate).
+        """
+        if self._settings is not self._wanted:
+            if self._fd >= 0 and self._wanted.records and not self._ends_with_line():
+                self._size += os.write(self._fd, b"\n")  # it was raw; a record begins with a line
+            self._settings = self._wanted
+            self._tidy()
         if self._fd >= 0:
             status = os.fstat(self._fd)
             if status.st_nlink:
@@ -180,14 +248,15 @@ class LogFile:
                 return
             self._close()
         self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        # No O_APPEND: splice(2) refuses it. No other program has a reason to write to the file.
+        # No O_APPEND: splice(2) refuses it. The lock keeps other writers away.
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o640)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise OSError(errno.EINVAL, "it is not a regular file")
+            _lock(fd)
             size = os.lseek(fd, 0, os.SEEK_END)
             tail = os.pread(fd, _TAIL_SIZE, max(size - _TAIL_SIZE, 0))
-            if self._records and tail and not tail.endswith(b"\n") and not self._unwritten:
+            if self._settings.records and tail and not tail.endswith(b"\n") and not self._unwritten:
                 size -= len(tail) - (tail.rfind(b"\n") + 1)
                 os.ftruncate(fd, size)
                 os.lseek(fd, size, os.SEEK_SET)
@@ -196,9 +265,10 @@ class LogFile:
             raise
         self._fd, self._size = fd, size
         self._started_at = self._clock()
-        if size:
+        if size:  # of an earlier supervisor; it began when the last rotation ended
             with contextlib.suppress(OSError):
-                self._started_at = os.stat(self._rotated_path(1)).st_mtime
+                self._started_at -= max(self._wall_clock() - os.stat(self._rotated_path(1)).st_mtime, 0)
+        self._tidy()
 
     def _close(self) -> None:
         if self._fd >= 0:
@@ -206,7 +276,7 @@ class LogFile:
             os.close(fd)
 
     def _rotate(self) -> None:
-        last = self.rotation.max_files - 1
+        last = self._settings.rotation.max_files - 1
         if last:
             for suffix in ("", ".gz"):
                 _unlink(self._rotated_path(last, suffix))
@@ -218,39 +288,63 @@ class LogFile:
             _unlink(str(self.path))
         self._close()
         self._open()
-        if self.rotation.compress and last and (self._compressing is None or not self._compressing.is_alive()):
-            self._compressing = threading.Thread(target=self._compress, name="compress", daemon=True)
-            self._compressing.start()
 
     def _rotated_path(self, number: int, suffix: str = "") -> str:
         return f"{self.path}.{number}{suffix}"
 
+    def _tidy(self) -> None:
+        """Remove rotated files above the limit, which was larger before, and compress those that are not."""
+        number = self._settings.rotation.max_files
+        # Only successive numbers: a file such as web.log.20260131 is not ours.
+        while [suffix for suffix in ("", ".gz") if _unlink(self._rotated_path(number, suffix))]:
+            number += 1
+        if self._settings.rotation.compress and self._compressing is None and self._oldest_uncompressed() is not None:
+            self._compressing = threading.Thread(target=self._compress, name="compress", daemon=True)
+            self._compressing.start()
+
     def _compress(self) -> None:
-        """Compress rotated files, the oldest first. They may be renamed or removed meanwhile."""
-        part = self.path.with_name(f".{self.path.name}.gz.part")
-        try:
-            for number in range(self.rotation.max_files, 0, -1):
-                with contextlib.suppress(FileNotFoundError), open(self._rotated_path(number), "rb") as plain:
-                    status = os.fstat(plain.fileno())
-                    # With the log's name and time inside: else `gunzip --name` would restore those of the part.
-                    name, modified_at = self.path.name, status.st_mtime
-                    with open(part, "wb") as target, gzip.GzipFile(name, "wb", 6, target, modified_at) as compressed:
-                        shutil.copyfileobj(plain, compressed, 1 << 20)
-                    os.chmod(part, stat.S_IMODE(status.st_mode))
-                    os.utime(part, ns=(status.st_mtime_ns, status.st_mtime_ns))
-                    with self.lock:
-                        for name in self._uncompressed_paths():
-                            if os.path.samestat(os.stat(name), status):
-                                os.rename(part, f"{name}.gz")
-                                os.unlink(name)
-                                break
-        except OSError:
-            pass  # for example a full disk: the file stays uncompressed until the next rotation
-        finally:
-            _unlink(str(part))
+        """Compress rotated files, the oldest first, until none is left, also of those rotated meanwhile."""
+        part = str(self.path.with_name(f".{self.path.name}.gz.part"))
+        while True:
+            with self.lock:
+                path = self._oldest_uncompressed() if self._settings.rotation.compress else None
+                if path is None:
+                    self._compressing = None
+                    return
+            try:
+                self._compress_file(path, part)
+            except FileNotFoundError:
+                continue  # it has been renamed or removed meanwhile
+            except OSError:  # for example a full disk: files stay uncompressed until the next rotation
+                with self.lock:
+                    self._compressing = None
+                return
+            finally:
+                _unlink(part)
+
+    def _compress_file(self, path: str, part: str) -> None:
+        """Compress a rotated file. It may be renamed or removed meanwhile."""
+        with open(path, "rb") as plain:
+            status = os.fstat(plain.fileno())
+            # With the log's name and time inside: else `gunzip --name` would restore those of the part.
+            name, modified_at = self.path.name, status.st_mtime
+            with open(part, "wb") as target, gzip.GzipFile(name, "wb", 6, target, modified_at) as compressed:
+                shutil.copyfileobj(plain, compressed, 1 << 20)
+        os.chmod(part, stat.S_IMODE(status.st_mode))
+        os.utime(part, ns=(status.st_mtime_ns, status.st_mtime_ns))
+        with self.lock:
+            for present_path in self._uncompressed_paths():
+                if os.path.samestat(os.stat(present_path), status):
+                    os.rename(part, f"{present_path}.gz")
+                    os.unlink(present_path)
+                    break
+
+    def _oldest_uncompressed(self) -> str | None:
+        return next(self._uncompressed_paths(), None)
 
     def _uncompressed_paths(self) -> Iterator[str]:
-        for number in range(1, self.rotation.max_files + 1):
+        """Yield the rotated files that are not compressed, the oldest first."""
+        for number in range(self._settings.rotation.max_files - 1, 0, -1):
             if os.path.exists(self._rotated_path(number)):
                 yield self._rotated_path(number)
 
@@ -272,6 +366,20 @@ def _rename(old: str, new: str) -> None:
         os.rename(old, new)
 
 
-def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
+def _unlink(path: str) -> bool:
+    """Remove a file; return whether there was one."""
+    try:
         os.unlink(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _lock(fd: int) -> None:
+    """Lock an open file for this writer (flock(2)). Raises OSError if another one has it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OSError(errno.EBUSY, "another workload, supervisor.log_output or another service writes to it") from None
+    except OSError:
+        pass  # this file system has no locks, or no more of them

@@ -188,6 +188,13 @@ class Sink:
         """The number of bytes that have been put and not yet written."""
         return self._pending_bytes
 
+    @property
+    def pending_records(self) -> int:
+        """The number of records that have been put and not yet written, with those that were dropped among them."""
+        texts = [bytes(self._batch), *(item for item in self._queue if isinstance(item, bytes))]
+        gaps = sum(item.count for item in self._queue if isinstance(item, _Gap))
+        return sum(text.count(b"\n") for text in texts) + gaps
+
     def switch_target(self, target: Target) -> None:
         """Write to another target from the next record on."""
         if self._next_target is not None:

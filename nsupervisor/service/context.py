@@ -11,7 +11,7 @@ import trio
 
 from nsupervisor.cgroups import Watcher
 from nsupervisor.keeper.reconnecting import ReconnectingKeeper
-from nsupervisor.logs import Journal
+from nsupervisor.logs import Journal, LogFiles
 from nsupervisor.metrics.measures import Measures
 from nsupervisor.service.instance.decisions import Listener
 from nsupervisor.service.state.digest import KeyedDigest
@@ -37,6 +37,8 @@ class ServiceContext:
     digest: KeyedDigest
     log_directory: Path = Path("/var/log/nsupervisor")
     """The directory of the workloads' own log files."""
+    log_files: LogFiles = attrs.field(factory=LogFiles)
+    """The log files of all workloads."""
     measures: Measures = attrs.field(factory=Measures)
     listeners: set[Listener] = attrs.field(factory=set)
     """Called for every input of every workload instance."""

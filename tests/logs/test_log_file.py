@@ -2,13 +2,15 @@
 
 import gzip
 import os
+import shutil
 import stat
+import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.logs import LogFile, Pipe, Rotation
+from nsupervisor.logs import LogFile, LogFiles, Pipe, Rotation
 
 
 @pytest.fixture
@@ -39,6 +41,11 @@ def move(file, pipe, data):
             file.append_raw(left, left.peek())
         except BlockingIOError:
             return
+
+
+def join_compression(file):
+    if (thread := file._compressing) is not None:
+        thread.join()
 
 
 @given(st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"\n", b"") + b"\n"), max_size=60), st.integers(8, 100))
@@ -95,7 +102,7 @@ def test_no_more_files_than_allowed_and_one_may_be_all(tmp_path):
 def test_an_old_file_is_put_aside_with_the_next_line(tmp_path):
     now = [1000.0]
     path = tmp_path / "web.log"
-    file = LogFile(path, Rotation(max_age=60), clock=lambda: now[0])
+    file = LogFile(path, Rotation(max_age=60), clock=lambda: now[0], wall_clock=lambda: now[0])
     append(file, b"one\n")
     now[0] += 59
     append(file, b"two\n")
@@ -111,8 +118,7 @@ def test_those_put_aside_are_compressed_while_others_come(tmp_path):
     lines = [b"line %04d\n" % number for number in range(1000)]
     for line in lines:
         append(file, line)
-        if file._compressing is not None:
-            file._compressing.join()
+        join_compression(file)
     assert everything(path) == b"".join(lines)
     packed = list(tmp_path.glob("*.gz"))
     assert len(packed) == 9
@@ -156,3 +162,149 @@ def test_what_is_no_file_is_refused(tmp_path):
     with pytest.raises(OSError, match="not a regular file"):
         file.append(b"one\n")
     assert file.error == "it is not a regular file"
+
+
+@pytest.mark.fault("D4")
+@pytest.mark.parametrize("step", [-365 * 86400, 365 * 86400])
+def test_a_step_of_the_wall_clock_does_not_change_the_age_of_an_open_file(tmp_path, step):
+    monotonic, wall = [50.0], [1e9]
+    path = tmp_path / "web.log"
+    file = LogFile(path, Rotation(max_age=60), clock=lambda: monotonic[0], wall_clock=lambda: wall[0])
+    append(file, b"one\n")
+    wall[0] += step
+    monotonic[0] += 59
+    append(file, b"two\n")
+    monotonic[0] += 1
+    append(file, b"three\n")
+    assert (tmp_path / "web.log.1").read_bytes() == b"one\ntwo\n"
+    assert path.read_bytes() == b"three\n"
+
+
+@pytest.mark.fault("D4")
+@pytest.mark.parametrize(("rotated", "expired"), [(-61, True), (-59, False), (3600, False)])
+def test_a_file_of_an_earlier_supervisor_has_the_age_that_the_wall_clock_shows(tmp_path, rotated, expired):
+    path, wall = tmp_path / "web.log", 1e9
+    path.write_bytes(b"old\n")
+    previous = tmp_path / "web.log.1"
+    previous.write_bytes(b"older\n")
+    os.utime(previous, (wall + rotated, wall + rotated))
+    file = LogFile(path, Rotation(max_age=60), clock=lambda: 50.0, wall_clock=lambda: wall)
+    append(file, b"new\n")
+    assert path.read_bytes() == (b"new\n" if expired else b"old\nnew\n")
+
+
+@pytest.mark.fault("H3")
+def test_a_path_has_one_file_however_it_is_spelled_and_whatever_its_settings(tmp_path):
+    files = LogFiles()
+    first = files.get(tmp_path / "web.log", Rotation(max_files=3), records=True)
+    again = files.get(tmp_path / "x" / ".." / "." / "web.log", Rotation(max_files=4), records=False)
+    assert again is first
+    assert first.rotation.max_files == 4
+    assert files.get(tmp_path / "other.log", Rotation(), records=True) is not first
+
+
+@pytest.mark.fault("D3")
+@pytest.mark.parametrize("compress", [False, True])
+def test_fewer_files_are_kept_as_soon_as_the_setting_changes(tmp_path, compress):
+    path = tmp_path / "web.log"
+    file = LogFile(path, Rotation(max_size=10, max_files=6, compress=compress))
+    for number in range(8):
+        append(file, b"line %02d\n" % number)
+        join_compression(file)
+    (tmp_path / "web.log.20260131").write_bytes(b"of another program\n")
+    file.configure(Rotation(max_size=10, max_files=2, compress=compress), records=True)
+    file.apply_settings()
+    suffix = ".gz" if compress else ""
+    assert {name.name for name in tmp_path.iterdir()} == {"web.log", f"web.log.1{suffix}", "web.log.20260131"}
+
+
+@pytest.mark.fault("D3")
+def test_a_new_supervisor_removes_files_above_the_limit(tmp_path):
+    path = tmp_path / "web.log"
+    for number in range(1, 6):
+        (tmp_path / f"web.log.{number}").write_bytes(b"old\n")
+    append(LogFile(path, Rotation(max_files=3)), b"new\n")
+    assert {name.name for name in tmp_path.iterdir()} == {"web.log", "web.log.1", "web.log.2"}
+
+
+@pytest.mark.fault("F7")
+def test_files_rotated_while_another_is_compressed_are_compressed_too(tmp_path, monkeypatch):
+    started, proceed, copy = threading.Event(), threading.Event(), shutil.copyfileobj
+
+    def copy_later(*arguments):
+        started.set()
+        proceed.wait()
+        copy(*arguments)
+
+    monkeypatch.setattr(shutil, "copyfileobj", copy_later)
+    path = tmp_path / "web.log"
+    file = LogFile(path, Rotation(max_size=10, max_files=50, compress=True))
+    lines = [b"line %02d\n" % number for number in range(10)]
+    append(file, lines[0] + lines[1])
+    started.wait()
+    for line in lines[2:]:
+        append(file, line)
+    proceed.set()
+    join_compression(file)
+    assert len(list(tmp_path.glob("web.log.*.gz"))) == 9
+    assert sorted(name.name for name in tmp_path.glob("*.log.[0-9]")) == []
+    assert everything(path) == b"".join(lines)
+
+
+@pytest.mark.fault("F7")
+def test_files_that_an_earlier_supervisor_left_plain_are_compressed(tmp_path):
+    (tmp_path / "web.log.1").write_bytes(b"one\n")
+    file = LogFile(tmp_path / "web.log", Rotation(compress=True))
+    append(file, b"two\n")
+    join_compression(file)
+    assert {name.name for name in tmp_path.iterdir()} == {"web.log", "web.log.1.gz"}
+
+
+@pytest.mark.fault("D1")
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_two_writers_of_one_file_are_refused_whatever_their_paths(tmp_path, link):
+    file = LogFile(tmp_path / "web.log", Rotation())
+    append(file, b"one\n")
+    link(tmp_path / "web.log", tmp_path / "db.log")
+    other = LogFile(tmp_path / "db.log", Rotation())
+    with pytest.raises(OSError, match="another workload"):
+        other.append(b"two\n")
+    file.close()
+    append(other, b"three\n")
+    assert (tmp_path / "web.log").read_bytes() == b"one\nthree\n"
+
+
+@pytest.mark.fault("H13")
+def test_records_after_raw_output_begin_on_a_new_line(tmp_path, pipe):
+    path = tmp_path / "web.log"
+    file = LogFile(path, Rotation(), records=False)
+    move(file, pipe, b"one\nhalf a li")
+    file.configure(Rotation(), records=True)
+    append(file, b"record\n")
+    assert path.read_bytes() == b"one\nhalf a li\nrecord\n"
+
+
+@pytest.mark.fault("H3")
+def test_a_reload_while_a_file_is_compressed_starts_no_second_compression(tmp_path, monkeypatch):
+    started, proceed, copy = threading.Event(), threading.Event(), shutil.copyfileobj
+    copies = []
+
+    def copy_later(*arguments):
+        copies.append(threading.current_thread())
+        started.set()
+        proceed.wait()
+        copy(*arguments)
+
+    monkeypatch.setattr(shutil, "copyfileobj", copy_later)
+    files, path, kept = LogFiles(), tmp_path / "web.log", []
+    lines = [b"line %02d\n" % number for number in range(8)]
+    for number, line in enumerate(lines):
+        kept.append(files.get(path, Rotation(max_size=10, max_files=50 + number, compress=True), records=True))
+        append(kept[-1], line)
+        if number == 1:
+            started.wait()
+    assert len(copies) == 1
+    proceed.set()
+    for file in kept:
+        join_compression(file)
+    assert everything(path) == b"".join(lines)

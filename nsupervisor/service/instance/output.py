@@ -1,5 +1,6 @@
 """The output of one workload instance: from the pipes of a generation to the destinations of its lines."""
 
+import contextlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,11 @@ class Output:
         """Apply changed log settings, also to captures that are running."""
         old, self.settings = self.file, settings
         self.file = self._file(settings)
-        if old is not None:
-            # In a thread, because closing may wait for another thread that writes to the file, or for a disk.
+        # In threads, because the disk may block, and so may another thread that writes to the file.
+        if old is not None and old is not self.file:
             self.context.nursery.start_soon(run_in_thread, old.path.parent, old.close)
+        elif self.file is not None:
+            self.context.nursery.start_soon(self._apply_file_settings, self.file)
         for capture in self._captures:
             capture.reroute(self._route(capture.stream))
 
@@ -125,7 +128,11 @@ class Output:
             return None
         path = Path(settings.path) if settings.path else self.context.log_directory / f"{self.name}.log"
         rotation = Rotation(settings.max_size, settings.max_files, settings.max_age, settings.compress)
-        return LogFile(path, rotation, records=settings.format == "json")
+        return self.context.log_files.get(path, rotation, records=settings.format == "json")
+
+    async def _apply_file_settings(self, file: LogFile) -> None:
+        with contextlib.suppress(OSError):  # reported when the next line is written
+            await run_in_thread(file.path.parent, file.apply_settings)
 
     def _route(self, stream: str) -> OutputRoute:
         settings = self.settings
