@@ -24,6 +24,11 @@ _SHOWN_FIELDS = ("timestamp", "level", "event", "workload", "group", "instance",
 _SIZE_KEYS = ("memory_max", "memory_high", "memory_low", "memory_min", "memory_swap_max", "memory_zswap_max")
 
 
+def requester_phrase(by: str) -> str:
+    """Return the source of a command for a sentence: "by operator"; "with postgres", which required it."""
+    return by if by.startswith("with ") else f"by {by}"
+
+
 def local_time(record: Mapping[str, Any]) -> datetime:
     """Return the time of a record, in the local zone."""
     return datetime.fromisoformat(record["timestamp"]).astimezone()
@@ -142,7 +147,7 @@ def _format_action(record: Mapping[str, Any]) -> str:
         rule = f"{cause['rule']}, line {cause['line']}: {cause['when']}"
         return f"{format_command(record)}{suffix} by {rule}: {observed}{choice}"
     if "by" in cause:
-        return f"{format_command(record)} by {cause['by']}"
+        return f"{format_command(record)} {requester_phrase(cause['by'])}"
     parts = [
         f"restart in {format_span(record.get('delay_sec', 0))}",
         format_start_limit(record),

@@ -23,9 +23,28 @@ def by_workload(name: str) -> str:
     return f"workload {name}"
 
 
+_TOGETHER = "with "
+
+
+def together_with(name: str) -> str:
+    """Return the value of `requested_by` for a stop because the workload `name`, which is required, stops."""
+    return f"{_TOGETHER}{name}"
+
+
+def is_together(requested_by: str) -> bool:
+    """Return whether the command follows from one about another workload."""
+    return requested_by.startswith(_TOGETHER)
+
+
+def requester_phrase(requested_by: str) -> str:
+    """Return the source of a command for a sentence: "by operator", "with postgres"."""
+    return requested_by if is_together(requested_by) else f"by {requested_by}"
+
+
 def is_recorded_requester(requested_by: str) -> bool:
     """Return whether a command has a record of its own; that of a rule or of a dependency is recorded elsewhere."""
-    return requested_by in (OPERATOR, "boot", SHUTDOWN, "reload") or requested_by.startswith(by_workload(""))
+    is_known = requested_by in (OPERATOR, "boot", SHUTDOWN, "reload")
+    return is_known or requested_by.startswith(by_workload("")) or is_together(requested_by)
 
 
 @attrs.frozen

@@ -56,6 +56,8 @@ from nsupervisor.core.events import (
     Thaw,
     Timeout,
     Unhealthy,
+    is_together,
+    requester_phrase,
 )
 from nsupervisor.core.exits import RESTARTED_OUTCOMES, Exit, Outcome
 from nsupervisor.core.states import ALIVE_STATES
@@ -166,7 +168,7 @@ def cancel(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Work
         should_run=False,
         deadline=None,
         consecutive_failures=0,
-        reason=f"stopped by {input_.requested_by}",
+        reason=f"stopped {requester_phrase(input_.requested_by)}",
     ), ()
 
 
@@ -183,7 +185,7 @@ def stop(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Worklo
         lifecycle, should_run=lifecycle.should_run if should_run is None else should_run, after_stop=after_stop
     )
     return _enter_stopping(
-        lifecycle, instant, workload, f"{verb} by {input_.requested_by}", Signal(workload.kill_signal)
+        lifecycle, instant, workload, f"{verb} {requester_phrase(input_.requested_by)}", Signal(workload.kill_signal)
     )
 
 
@@ -196,17 +198,20 @@ def stop_frozen(lifecycle: Lifecycle, input_: Input, instant: Instant, workload:
 def retarget(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Replace what follows the stop that is under way: the last command wins.
 
-    A rule does not overrule an operator's command.
+    A rule does not overrule an operator's command. A stop that follows from one about another workload does not
+    replace the reason of a stop of this one.
     """
     assert isinstance(input_, Command)
     should_run, after_stop, verb = _STOP_COMMANDS[type(input_)]
     if isinstance(input_, PolicyRestart) and lifecycle.after_stop is not AfterStop.POLICY:
         return lifecycle, ()
+    if is_together(input_.requested_by) and lifecycle.after_stop is after_stop and not lifecycle.should_run:
+        return lifecycle, ()
     return attrs.evolve(
         lifecycle,
         should_run=lifecycle.should_run if should_run is None else should_run,
         after_stop=after_stop,
-        reason=f"{verb} by {input_.requested_by}",
+        reason=f"{verb} {requester_phrase(input_.requested_by)}",
     ), ()
 
 

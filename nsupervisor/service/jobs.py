@@ -147,13 +147,16 @@ class Jobs:
         return await self.wait_settled(actor)
 
     async def stop_with_requirers(self, actor: Actor, by: str) -> Result:
-        """Stop an instance after those that require it."""
+        """Stop an instance after those that require it; the message of a success names these."""
+        stopped_first = [other.name for other in self.affected_by_stop(actor)]
         running = [other for other in self.actors.requirers(actor.workload.name) if not self._is_down(other)]
         if running:
+            together = by if events.is_together(by) else events.together_with(actor.workload.name)
             async with trio.open_nursery() as nursery:
                 for other in running:
-                    nursery.start_soon(self.stop_with_requirers, other, by)
-        return await self.stop_and_wait(actor, by)
+                    nursery.start_soon(self.stop_with_requirers, other, together)
+        ok, message = await self.stop_and_wait(actor, by)
+        return ok, f"after {', '.join(stopped_first)}, which cannot run without it" if ok and stopped_first else message
 
     async def stop_and_wait(self, actor: Actor, by: str) -> Result:
         """Stop this instance alone; a start of it that waits is cancelled."""

@@ -30,7 +30,7 @@ async def test_a_stop_includes_those_that_require_it_and_wait_to_be_restarted(tm
         await it.record(event="state", workload="web", to="backoff")
         await it.cli("stop", "db")
         status = await it.status("web")
-        assert (status["state"], status["reason"]) == ("stopped", "stopped by operator")
+        assert (status["state"], status["reason"]) == ("stopped", "stopped with db")
 
 
 async def test_a_start_of_what_is_frozen_answers(tmp_path):

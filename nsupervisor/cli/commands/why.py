@@ -32,6 +32,7 @@ from nsupervisor.cli.records import (
     format_start_limit,
     format_time,
     local_time,
+    requester_phrase,
 )
 
 MAX_OTHER_CANDIDATES = 5
@@ -177,7 +178,7 @@ class Renderer:
             return f"{format_command(first)}{suffix} by {cause['rule']}, {location}{repetition}"
         match first["event"]:
             case "action" if "by" in first["cause"]:
-                return f"{format_command(first)} by {first['cause']['by']}"
+                return f"{format_command(first)} {requester_phrase(first['cause']['by'])}"
             case "action":
                 return f"restart after {first['cause']['reason']}"
             case "exited":
