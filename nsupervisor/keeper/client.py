@@ -465,11 +465,9 @@ def _start_keeper(directory: Path, path: str, protected: Sequence[str]) -> int |
         except FileNotFoundError:
             pass
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-            umask = os.umask(0o177)  # so that no other user can connect at any moment
-            try:
-                listener.bind(path)
-            finally:
-                os.umask(umask)
+            # bind(2) creates the file with the socket's own mode, so no other user can connect at any moment.
+            os.fchmod(listener.fileno(), 0o600)
+            listener.bind(path)
             listener.listen(16)
             return _execute_keeper(path, lock, listener.fileno(), protected)
     finally:

@@ -20,6 +20,7 @@ MS_REMOUNT = 0x20
 MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_PRIVATE = 0x4_0000
+MS_SLAVE = 0x8_0000
 MNT_DETACH = 2
 
 SYS_OPEN_TREE = 428  # Linux 5.2
@@ -59,8 +60,8 @@ _PROPAGATION_WORDS: dict[str, int] = {
     "runbindable": 0x2_0000 | MS_REC,
     "private": MS_PRIVATE,
     "rprivate": MS_PRIVATE | MS_REC,
-    "slave": 0x8_0000,
-    "rslave": 0x8_0000 | MS_REC,
+    "slave": MS_SLAVE,
+    "rslave": MS_SLAVE | MS_REC,
     "shared": 0x10_0000,
     "rshared": 0x10_0000 | MS_REC,
 }
@@ -155,7 +156,8 @@ class Mount:
 
         A bind mount keeps the attributes of the mount it shows, except for those that the options name: in a user
         namespace the attributes from outside are locked, and removing one is EPERM. With "rbind" the options apply to
-        submounts too.
+        submounts too. It is private if the options name no propagation: what is mounted below its source later would
+        appear in it with other attributes, for instance writable in a read-only mount.
 
         Raises:
             OSError: see mount(2) and mount_setattr(2); ENOSYS for options on a bind mount before Linux 5.12.
@@ -165,6 +167,8 @@ class Mount:
             mount(self.source, self.destination, None, MS_BIND | MS_REC if options.is_recursive else MS_BIND)
             if options.set_attributes or options.clear_attributes:
                 mount_setattr(self.destination, options.set_attributes, options.clear_attributes, options.is_recursive)
+            if not options.propagation:
+                mount(None, self.destination, None, MS_PRIVATE | MS_REC)
         else:
             mount(self.source, self.destination, self.fstype, options.flags, options.data)
         for propagation in options.propagation:
@@ -178,12 +182,13 @@ def mount(source: str | None, target: str, fstype: str | None, flags: int, data:
         raise last_error(f"mount {source or fstype or ''} on {target}")
 
 
-def open_tree(path: str) -> int:
+def open_tree(path: str, recursive: bool = False) -> int:
     """A new mount of what is at `path`, as a bind mount would be, but attached nowhere: a descriptor, close-on-exec.
 
-    open_tree(2) with OPEN_TREE_CLONE.
+    `recursive`: with all mounts below it. open_tree(2) with OPEN_TREE_CLONE.
     """
-    fd: int = libc.syscall(SYS_OPEN_TREE, _AT_FDCWD, _encode(path), _OPEN_TREE_CLONE | os.O_CLOEXEC)
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
+    fd: int = libc.syscall(SYS_OPEN_TREE, _AT_FDCWD, _encode(path), flags)
     if fd < 0:
         raise last_error(f"open the tree {path}")
     return fd

@@ -4,12 +4,14 @@ Each raises OSError with the kernel's errno, its text in `strerror`, and the att
 library is opened as `PyDLL`, so calls keep the interpreter's lock: they are short, their callers have one thread, and
 clone3 must keep it, because the child must start with the lock held that its only thread needs.
 
-System call numbers from 424 on are the same on every architecture, so they are constants here.
+System call numbers from 424 on are the same on every architecture, so they are constants here. An earlier one has a
+number for each.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import signal
@@ -25,6 +27,8 @@ libc = ctypes.PyDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
 
 SYS_CLONE3 = 435
+_SYS_KEYCTL = {"x86_64": 250, "aarch64": 219}.get(os.uname().machine, -1)  # -1: ENOSYS
+_KEYCTL_JOIN_SESSION_KEYRING = 1
 
 CLONE_PIDFD = 0x0000_1000
 CLONE_INTO_CGROUP = 0x2_0000_0000  # Linux 5.7
@@ -114,6 +118,21 @@ def set_file_system_ids(uid: int, gid: int) -> None:
     """Access and make files as these until the next change of ids, setfsuid(2), setfsgid(2). They report no error."""
     libc.setfsgid(gid)
     libc.setfsuid(uid)
+
+
+def join_new_session_keyring() -> None:
+    """Replace this process' session keyring by a new, empty one, keyctl_join_session_keyring(3).
+
+    If there are no keyrings for this process at all (a kernel without them, the filter of a container engine), there is
+    nothing to leave. If the user has no quota for another keyring (/proc/key-users), the process keeps the present one:
+    then the keeper's own, which all programs of this user share.
+
+    Raises OSError.
+    """
+    if libc.syscall(_SYS_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, None) < 0:
+        error = last_error("make a session keyring")
+        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EDQUOT):
+            raise error
 
 
 def set_dumpable() -> None:

@@ -106,6 +106,7 @@ def main(path: str) -> int:
     # From here to the end of the process a signal stays blocked until a receiver is open: its default action would end
     # the service between two steps, and leave behind what the first step has made.
     signal.pthread_sigmask(signal.SIG_BLOCK, (*SERVICE_SIGNALS, REOPEN))
+    os.umask(0o022)  # the modes of files and directories do not depend on how the service was started
     gc.disable()  # until the lasting objects exist: collections before would traverse more and more, and free nothing
     try:
         with runtime_directory(config) as directory:

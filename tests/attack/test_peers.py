@@ -270,6 +270,7 @@ async def test_its_own_helpers_speak_for_a_workload(place: Path) -> None:
             await it.record(event="state", workload="web", to="ready")
 
 
+@pytest.mark.fault("B11")
 async def test_a_tmpfs_over_the_directory_above_leaves_the_notify_socket(place: Path) -> None:
     talk = (
         "import os, socket, time; "

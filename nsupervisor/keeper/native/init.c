@@ -94,6 +94,7 @@ static void allow_only_what_follows(void)
 		ALLOW(read),
 		ALLOW(write),
 		ALLOW(close),
+		ALLOW(setgroups),
 		ALLOW(setresgid),
 		ALLOW(setresuid),
 		ALLOW(prctl),
@@ -199,9 +200,13 @@ static _Noreturn void look_after(const struct order *order)
 	}
 }
 
-/* In a user namespace, as its root: so the init may signal the program, whichever user that becomes. */
+/*
+ * In a user namespace, as its root: so the init may signal the program, whichever user that becomes. It needs none of
+ * the keeper's groups. The kernel refuses to drop them in a user namespace of an unprivileged keeper.
+ */
 static void become_root(int identity)
 {
+	CALL(setgroups, 0, 0);
 	if (identity & 2)
 		CALL(setresgid, 0, 0, 0);
 	if (identity & 1)

@@ -312,6 +312,8 @@ def spawn(spec: Spec, zygote: Zygote) -> Child:
 
 def _clone(flags: int, spec: Spec, cgroup: int) -> tuple[int, Descriptors]:
     fds = Descriptors(False)
+    if owner := spec.host_owner():
+        fds.give_output_to(owner)
     try:
         pid, pidfd = syscalls.clone3(flags & ~LATE_NAMESPACES, cgroup)
         if pid == 0:

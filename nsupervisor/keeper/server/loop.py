@@ -511,6 +511,8 @@ def main(socket_path: str, nofile: str = "", table: str = "", protected: str = "
     for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(signum, signal.SIG_DFL)
     os.chdir("/")
+    os.umask(0o022)  # the modes of what is made for programs do not depend on how the supervisor was started
+    syscalls.join_new_session_keyring()
     syscalls.set_process_name("nsupervisor-kee")
     syscalls.become_subreaper()
     present_limit = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -104,12 +104,15 @@ class Zygote:
         self.discard_outdated()
         if "uts" in spec.namespaces and spec.hostname is None:
             spec.hostname = os.uname().nodename  # the host's present name
+        owner = spec.host_owner()
         for attempt in (1, 2):
             try:
                 fds = self._waiting.pop(flags, None) or self._order_init(flags)
                 try:
                     # Not before the init has executed its program: until then it shares the zygote's memory.
                     pid = _wait_started(fds)
+                    if owner:
+                        fds.give_output_to(owner)
                     standby.send_program(fds.report, spec, cgroup)
                     return pid, fds
                 except BaseException:

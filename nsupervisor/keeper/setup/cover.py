@@ -101,7 +101,6 @@ class Cover:
                 covered = covered or is_written
         if not self._trees:
             return
-        os.umask(0o022)  # the program's own umask is set later
         for path, tree in self._trees.items():
             self._bind(path, tree, covered, private)
         for path, target in self._links.items():

@@ -12,6 +12,10 @@ knows `STARTED_FD` and `EXITS_FD`."""
 
 FIRST_FREE_FD = 8
 
+_LOG_PIPE_MODE = 0o622
+"""Every user may write: a program that starts as root and becomes another user opens /dev/stderr by its name, too.
+The only name of a pipe is /proc/PID/fd/N, which only a process with rights over that process may follow (proc(5))."""
+
 
 class Descriptors:
     """Both ends of a child's pipes and sockets. The keeper's ends do not block; -1 means that there is none.
@@ -38,10 +42,20 @@ class Descriptors:
             raise
         for fd in opened[::2]:
             os.set_blocking(fd, False)
+        for fd in opened[:3:2]:
+            os.fchmod(fd, _LOG_PIPE_MODE)
         self.stdout, self.stderr = opened[0], opened[2]
         self.report = credentials_socket(opened[4])
         self.started_fd = credentials_socket(opened[6]).detach() if with_init else -1
         self.child_fds = dict(zip((STDOUT_FD, STDERR_FD, REPORT_FD, STARTED_FD), opened[1::2], strict=False))
+
+    def give_output_to(self, owner: tuple[int, int]) -> None:
+        """Make (uid, gid) the owner of the log pipes, so that the program may open its /dev/stdout and /dev/stderr."""
+        for fd in (self.stdout, self.stderr):
+            try:
+                os.fchown(fd, *owner)
+            except PermissionError:  # without CAP_CHOWN; the mode is enough to write
+                pass
 
     def enter_child(self) -> None:
         """Move the child's ends to their fixed numbers, and close everything else. Called in the child."""

@@ -15,7 +15,7 @@ from nsupervisor.linux.namespaces import NAMESPACES, clone_flags
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
 CLOCKS = ("monotonic", "boottime")
@@ -119,6 +119,11 @@ class Spec:
             if value and namespace not in self.namespaces:
                 raise SpecError(f"{key} needs a new {namespace} namespace")
 
+    def host_owner(self) -> tuple[int, int] | None:
+        """Return the (uid, gid) on the host that the program starts with; None if they are the keeper's own."""
+        owner = host_id(self.uid, self.uid_mappings), host_id(self.gid, self.gid_mappings)
+        return None if owner == (-1, -1) else owner
+
     def pack(self) -> bytes:
         """Pack the specification for a process with the same code; unpacking is much faster than a second check."""
         values = [getattr(self, name) for name in self.__slots__ if name != "mounts"]
@@ -134,6 +139,17 @@ class Spec:
             if name != "mounts":
                 setattr(self, name, values.pop(0))
         return self
+
+
+def host_id(number: int | None, mappings: Iterable[Sequence[int]]) -> int:
+    """Return the id on the host of an id of a program; -1, "unchanged" to chown(2), if that is the keeper's own.
+
+    `number`: None for the id that the program has without a user of its own, which is 0 in a user namespace.
+    """
+    for inside, outside, size in mappings:
+        if inside <= (number or 0) < inside + size:
+            return outside + (number or 0) - inside
+    return -1 if number is None else number
 
 
 def _nonempty_text(value: Any) -> str:

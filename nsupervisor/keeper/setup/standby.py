@@ -45,7 +45,16 @@ STANDBY = b"standby"
 """In a user namespace, the standby's first message to the keeper. The kernel adds its pid, by which the keeper writes
 the identity maps: files of the init, which is not dumpable, belong to root."""
 
-_ADVANCE_STEPS = (setup.separate_mounts, setup.mount_proc, setup.bring_up_loopback)
+_ADVANCE_STEPS = (
+    setup.new_session_keyring,
+    setup.separate_mounts,
+    setup.mount_proc,
+    setup.mount_ipc,
+    setup.mount_sys,
+    setup.bring_up_loopback,
+)
+_USER_ADVANCE_STEPS = (setup.new_session_keyring,)
+"""In a user namespace, the only step that needs no identity maps."""
 
 
 # ---- in the keeper
@@ -114,14 +123,14 @@ def _run_to_exec(setup_run: setup.SetupRun, flags: int, clones: native.Clones, i
     for fd, standard_fd in ((STDOUT_FD, 1), (STDERR_FD, 2)):
         os.dup2(fd, standard_fd)
         os.close(fd)
-    done: tuple[Callable[[Spec], None], ...] = ()
-    if not flags & CLONE_NEWUSER:  # with it, nothing can be done before the keeper has written the identity maps
-        sample = Spec.unpack(_sample)
-        created = flags & ~CLONE_NEWTIME
-        sample.namespaces = frozenset(space.name for space in NAMESPACES.values() if space.flag & created)
-        done = _run_in_advance(sample)
-    else:
+    sample = Spec.unpack(_sample)
+    created = flags & ~CLONE_NEWTIME
+    sample.namespaces = frozenset(space.name for space in NAMESPACES.values() if space.flag & created)
+    if flags & CLONE_NEWUSER:
         keeper.send(STANDBY)
+        done = _run_in_advance(sample, _USER_ADVANCE_STEPS)
+    else:
+        done = _run_in_advance(sample, _ADVANCE_STEPS)
     try:
         data, ancillary, _, _ = keeper.recvmsg(*_RECEIVE_SIZES, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
     except BlockingIOError:
@@ -170,13 +179,13 @@ def _unpack(packed: bytes, memfd: int) -> Spec:
     return Spec.unpack(packed)
 
 
-def _run_in_advance(sample: Spec) -> tuple[Callable[[Spec], None], ...]:
-    """Do steps in advance, and return those that worked.
+def _run_in_advance(sample: Spec, steps: tuple[Callable[[Spec], None], ...]) -> tuple[Callable[[Spec], None], ...]:
+    """Do `steps` in advance, and return those that worked.
 
     A step that fails here fails again with the real specification, and is reported then.
     """
     done: tuple[Callable[[Spec], None], ...] = ()
-    for step in _ADVANCE_STEPS:
+    for step in steps:
         try:
             step(sample)
         except StepError:

@@ -3,12 +3,13 @@
 clone3 creates the first process of a workload in its v2 cgroup and in all its new namespaces but two. With an init,
 that process is the init, and forks at once (see zygote.py). Its child, in the same namespaces, does the following:
 
-1. `NAMESPACE_STEPS`, with the keeper's privileges: cgroups of v1 hierarchies (the init joins none, so the workload is
+1. `new_session_keyring`, as the keeper's user, to whose quota the keyring counts.
+2. `NAMESPACE_STEPS`, with the keeper's privileges: cgroups of v1 hierarchies (the init joins none, so the workload is
    not charged for it there); the ids in a user namespace; the cgroup namespace (created only now, so that its root is
-   the cgroup just joined); mounts; host name; clocks; loopback.
-2. The rest of `STEPS`, which drop the privileges. The process enters the working directory as the program's user, so a
+   the cgroup just joined); mounts, of which some belong to other new namespaces; host name; clocks; loopback.
+3. The rest of `STEPS`, which drop the privileges. The process enters the working directory as the program's user, so a
    directory that this user may not enter is an error.
-3. `execute`.
+4. `execute`.
 
 Descriptors: 0 is /dev/null, `REPORT_FD` the socket to the keeper, `STDOUT_FD` and `STDERR_FD` the log pipes; all others
 are closed. Signals are blocked until just before exec; none has a handler.
@@ -57,6 +58,14 @@ EXIT_SETUP, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 125, 126, 127
 # ---- the first process
 
 
+def new_session_keyring(spec: Spec) -> None:
+    """Leave the keys of the keeper's session, and those of a program before: session-keyring(7)."""
+    try:
+        syscalls.join_new_session_keyring()
+    except OSError as error:
+        raise step_error("make a session keyring", error) from None
+
+
 def join_cgroups(spec: Spec) -> None:
     """Join the cgroups of v1 hierarchies, which do not support CLONE_INTO_CGROUP.
 
@@ -83,12 +92,15 @@ def become_namespace_root(spec: Spec) -> None:
 def _wait_and_become_root(report: int) -> None:
     """Wait until the keeper has written the identity maps, and become the user and group 0 that they have.
 
+    The keeper's supplementary groups are dropped: they are groups outside, and would still give access to files.
     `report` is the socket to the keeper, which sends `PROCEED` or a variant of it.
     """
     mapped = os.read(report, len(PROCEED))
     if not mapped:
         raise StepError("cannot become root of the user namespace: the parent is gone")
     try:
+        if os.getgroups() and _is_setgroups_allowed():
+            os.setgroups([])
         if b"g" in mapped:
             os.setresgid(0, 0, 0)
         if b"u" in mapped:
@@ -120,12 +132,18 @@ def new_cgroup_namespace(spec: Spec) -> None:
 
 
 def separate_mounts(spec: Spec) -> None:
-    """Make all mounts private: later mounts inside are not visible outside, and the other way round."""
+    """Make all mounts slaves of the host's: its later mounts and unmounts arrive here, mounts made here stay here.
+
+    If they were private, a file system that the host unmounts would stay busy for as long as the program runs.
+    """
     if "mount" in spec.namespaces:
         try:
-            mounts.mount(None, "/", None, mounts.MS_REC | mounts.MS_PRIVATE)
+            mounts.mount(None, "/", None, mounts.MS_REC | mounts.MS_SLAVE)
         except OSError as error:
-            raise step_error("make the mounts private", error) from None
+            raise step_error("separate the mounts from the host's", error) from None
+
+
+_RESTRICTED = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
 
 
 def mount_proc(spec: Spec) -> None:
@@ -135,9 +153,59 @@ def mount_proc(spec: Spec) -> None:
     """
     if "pid" in spec.namespaces and "mount" in spec.namespaces:
         try:
-            mounts.mount("proc", "/proc", "proc", mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC)
+            mounts.mount("proc", "/proc", "proc", _RESTRICTED)
         except OSError as error:
             raise step_error("mount a new /proc", error) from None
+
+
+def mount_ipc(spec: Spec) -> None:
+    """Mount the file systems of a new IPC namespace: shared memory (shm_overview(7)) and queues (mq_overview(7)).
+
+    Shared memory is a tmpfs, so the kernel itself does not separate it. It ends with the last process here, so that
+    nothing of a killed program stays. A directory that the host lacks is not needed here either.
+    """
+    if not {"ipc", "mount"} <= spec.namespaces:
+        return
+    ids = _file_creator_ids(spec)
+    owner = "" if ids is None else f",uid={ids[0]},gid={ids[1]}"
+    for path, fstype, flags, data in (
+        ("/dev/shm", "tmpfs", mounts.MS_NOSUID | mounts.MS_NODEV, f"mode=1777{owner}"),  # noqa: S108
+        ("/dev/mqueue", "mqueue", _RESTRICTED, ""),
+    ):
+        try:
+            mounts.mount(fstype, path, fstype, flags, data)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            if error.errno != errno.ENODEV:  # a kernel without such queues
+                raise step_error(f"mount a new {path}", error) from None
+
+
+def mount_sys(spec: Spec) -> None:
+    """Mount a read-only /sys that shows the devices of the new network namespace over the old one.
+
+    The cgroup file systems stay where they are: runtimes look up their limits there. Other file systems below /sys are
+    not shown.
+    """
+    if not {"network", "mount"} <= spec.namespaces or not os.path.exists("/sys/class/net"):
+        return
+    try:
+        tree = mounts.open_tree(_CGROUPS, recursive=True)
+    except FileNotFoundError:
+        tree = -1
+    except OSError as error:
+        raise step_error(f"hold {_CGROUPS}", error) from None
+    try:
+        mounts.mount("sysfs", "/sys", "sysfs", _RESTRICTED | mounts.MS_RDONLY)
+        if tree >= 0:
+            mounts.move_mount(tree, _CGROUPS)
+            os.close(tree)
+    except OSError as error:
+        hint = "in a user namespace this needs a /sys of which nothing is hidden" if error.errno == errno.EPERM else ""
+        raise step_error("mount a new /sys", error, hint) from None
+
+
+_CGROUPS = "/sys/fs/cgroup"
 
 
 def mount_all(spec: Spec) -> None:
@@ -247,6 +315,8 @@ NAMESPACE_STEPS: tuple[Callable[[Spec], None], ...] = (
     new_cgroup_namespace,
     separate_mounts,
     mount_proc,
+    mount_ipc,
+    mount_sys,
     mount_all,
     set_hostname,
     shift_clocks,
@@ -333,6 +403,7 @@ def give_up_new_privileges(spec: Spec) -> None:
 
 
 STEPS: tuple[Callable[[Spec], None], ...] = (
+    new_session_keyring,
     *NAMESPACE_STEPS,
     set_limits,
     set_nice,
@@ -343,11 +414,14 @@ STEPS: tuple[Callable[[Spec], None], ...] = (
 )
 
 STEP_NAMES: dict[Callable[[Spec], None], str] = {
+    new_session_keyring: "new_session_keyring",
     join_cgroups: "join_cgroups",
     become_namespace_root: "become_namespace_root",
     new_cgroup_namespace: "new_cgroup_namespace",
     separate_mounts: "separate_mounts",
     mount_proc: "mount_proc",
+    mount_ipc: "mount_ipc",
+    mount_sys: "mount_sys",
     mount_all: "mount_all",
     set_hostname: "set_hostname",
     shift_clocks: "shift_clocks",

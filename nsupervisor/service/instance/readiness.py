@@ -23,6 +23,7 @@ from typing import Any
 import attrs
 import trio
 
+from nsupervisor.keeper.setup.spec import host_id
 from nsupervisor.service.instance.status_texts import StatusTexts
 
 MAX_DATAGRAM_BYTES = 4096
@@ -78,12 +79,10 @@ def notify_socket(path: Path, owner: tuple[int, int] | None, fd: int = -1) -> It
         backlog = _waiting(ours) if fd >= 0 else deque()
         ours.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_PASSCRED, 1)
         if fd < 0:
-            # No other process can connect before the mode is set: bind(2) takes the umask into account.
-            umask = os.umask(0o177)
-            try:
-                ours.bind(str(path))
-            finally:
-                os.umask(umask)
+            # bind(2) creates the file with the socket's own mode, so no other process can connect at any moment. The
+            # umask is not changed for that: it would count for the directories that other threads make meanwhile.
+            os.fchmod(ours.fileno(), 0o600)
+            ours.bind(str(path))
         try:
             if owner is not None and fd < 0:
                 os.chown(path, *owner)
@@ -180,12 +179,5 @@ async def watch_readiness(
 
 def host_owner(spec: Mapping[str, Any]) -> tuple[int, int] | None:
     """Return the (uid, gid) on the host that the program will have; None if they are the supervisor's own."""
-
-    def outside(id_: int | None, mappings: list[list[int]]) -> int:
-        for inside, host, size in mappings:
-            if inside <= (id_ or 0) < inside + size:
-                return host + (id_ or 0) - inside
-        return -1 if id_ is None else id_  # -1: unchanged (chown(2))
-
-    owner = outside(spec["uid"], spec["uid_mappings"]), outside(spec["gid"], spec["gid_mappings"])
+    owner = host_id(spec["uid"], spec["uid_mappings"]), host_id(spec["gid"], spec["gid_mappings"])
     return None if owner == (-1, -1) else owner
