@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import resource
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,12 +15,12 @@ import attrs
 from nsupervisor.cgroups import directories
 from nsupervisor.cgroups.errors import CgroupError, CgroupGoneError, HostProblem
 from nsupervisor.cgroups.files import V1_EQUIVALENTS
+from nsupervisor.cgroups.filesystem import CgroupFiles
 from nsupervisor.cgroups.host import AncestorLimits, Host
 from nsupervisor.cgroups.mounts import Hierarchy
 from nsupervisor.cgroups.parsing import HOST_FILES, parse_file
 from nsupervisor.cgroups.values import configured_values, file_for_key
 
-_READ_SIZE = 8192
 _MAX_KILL_ROUNDS = 1000
 _, _HARD_LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)
 MAX_OPEN_FILES = (1 << 20 if _HARD_LIMIT == resource.RLIM_INFINITY else _HARD_LIMIT) // 3
@@ -49,6 +48,7 @@ class _CachedReader:
     Their texts are parsed again only when they differ from the texts before, because most samples find no change.
     """
 
+    files: CgroupFiles
     fds: tuple[int, ...]
     parse: Callable[[Sequence[str]], dict[str, float]]
     texts: list[bytes] = attrs.field(factory=list)
@@ -56,7 +56,7 @@ class _CachedReader:
 
     def read(self) -> dict[str, float]:
         """Return the values, parsed only if a text has changed."""
-        texts = [_pread(self.fds[0])] if len(self.fds) == 1 else [_pread(fd) for fd in self.fds]
+        texts = [self.files.read(fd) for fd in self.fds]
         if texts != self.texts:
             self.values = self.parse([data.decode() for data in texts])
             self.texts = texts
@@ -202,7 +202,7 @@ class Cgroup:
     def _close_file(self, file: str) -> None:
         source = self._readers.pop(file, None)
         for fd in source.fds if source else ():
-            os.close(fd)
+            self.host.files.close(fd)
             Cgroup._open_files -= 1
 
     def _reader(self, file: str) -> _CachedReader:
@@ -217,23 +217,23 @@ class Cgroup:
                 v1 = V1_EQUIVALENTS[file]
                 paths = [f"{self.path}/{file}"] * v1.reads_core_first + [f"{directory}/{name}" for name in v1.files]
                 parser = v1.read
-            source = self._readers[file] = _CachedReader(self._open(file, paths), parser)
+            source = self._readers[file] = _CachedReader(self.host.files, self._open(file, paths), parser)
             Cgroup._open_files += len(source.fds)
         return source
 
     def _open(self, file: str, paths: Sequence[str]) -> tuple[int, ...]:
         fds: list[int] = []
         try:
-            fds.extend(os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths)
+            fds.extend(map(self.host.files.open, paths))
         except OSError as error:
             for fd in fds:
-                os.close(fd)
+                self.host.files.close(fd)
             raise self._read_error(file, error) from error
         return tuple(fds)
 
     def _read_error(self, file: str, error: OSError) -> CgroupError:
         # For a removed cgroup, reading an open file fails with ENODEV, opening a path with ENOENT.
-        if error.errno in (errno.ENODEV, errno.ENOENT) and not os.path.exists(self.path):
+        if error.errno in (errno.ENODEV, errno.ENOENT) and not self.host.files.exists(self.path):
             return CgroupGoneError(f"cannot read {file} of {self.name}: the cgroup has been removed")
         why = "this kernel has no such file" if error.errno == errno.ENOENT else error.strerror
         return CgroupError(f"cannot read {file} of {self.name}: {why}")
@@ -289,7 +289,7 @@ class Cgroup:
 
     def pids(self) -> list[int]:
         """Return the pids in the cgroup, nested cgroups included."""
-        return directories.list_processes(self.path)
+        return directories.list_processes(self.path, self.host.files)
 
     def send_signal(self, signum: int) -> int:
         """Send a signal to every process in the cgroup, nested cgroups included; return how many received it.
@@ -298,24 +298,25 @@ class Cgroup:
         process to another process at any time. So each process is pinned by a pidfd first, and only pids that are still
         in the cgroup after that are signalled.
         """
+        files = self.host.files
         pinned: dict[int, int] = {}
         try:
             for pid in self.pids():
                 try:
-                    pinned.setdefault(pid, os.pidfd_open(pid))
+                    pinned.setdefault(pid, files.open_pidfd(pid))
                 except ProcessLookupError:
                     pass
             sent = 0
-            for pid in set(self.pids()) & pinned.keys():
+            for pid in [pid for pid in dict.fromkeys(self.pids()) if pid in pinned]:
                 try:
-                    signal.pidfd_send_signal(pinned[pid], signum)
+                    files.send_signal(pinned[pid], signum)
                     sent += 1
                 except ProcessLookupError:
                     pass
             return sent
         finally:
             for fd in pinned.values():
-                os.close(fd)
+                files.close(fd)
 
     def kill(self) -> None:
         """Send SIGKILL to every process in the cgroup, also to those that are just being forked.
@@ -325,7 +326,7 @@ class Cgroup:
         """
         self.was_killed = True
         try:
-            directories.write_file(f"{self.path}/cgroup.kill", "1")
+            self.host.files.write(f"{self.path}/cgroup.kill", "1")
         except FileNotFoundError:  # before Linux 5.14
             self._kill_by_freezing()
         except OSError as error:
@@ -342,9 +343,9 @@ class Cgroup:
         Raises CgroupError if the cgroup is populated, or its directory cannot be made again.
         """
         self.close()
-        directories.remove(self.path)
+        directories.remove(self.path, self.host.files)
         try:
-            os.mkdir(self.path)
+            self.host.files.make_directory(self.path)
         except OSError as error:
             raise CgroupError(f"cannot make the cgroup {self.path}: {error.strerror}") from error
         self.raw_originals.clear()
@@ -374,7 +375,7 @@ class Cgroup:
 
     def _write_freeze(self, value: str) -> None:
         try:
-            directories.write_file(f"{self.path}/cgroup.freeze", value)
+            self.host.files.write(f"{self.path}/cgroup.freeze", value)
         except OSError as error:
             raise CgroupError(f"cannot {'freeze' if value == '1' else 'thaw'} {self.name}: {error.strerror}") from error
 
@@ -397,15 +398,8 @@ class Cgroup:
         """
         self.close()
         for directory in (self.path, *self.v1.values()):
-            directories.remove(directory)
+            directories.remove(directory, self.host.files)
 
 
 def _v2_parser(file: str) -> Callable[[Sequence[str]], dict[str, float]]:
     return lambda texts: parse_file(file, texts[0])
-
-
-def _pread(fd: int) -> bytes:
-    data = os.pread(fd, _READ_SIZE, 0)
-    if len(data) == _READ_SIZE:  # longer files are rare, so only they cost a second read
-        data = os.pread(fd, 1 << 20, 0)
-    return data

@@ -4,39 +4,33 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 
 from nsupervisor.cgroups.errors import CgroupError
+from nsupervisor.cgroups.filesystem import KERNEL_FILES, CgroupFiles
 
 _RETRY_DELAYS_MS = (1, 2, 4, 8, 16)
 
 
-def write_file(path: str, text: str) -> None:
+def write_file(path: str, text: str, files: CgroupFiles = KERNEL_FILES) -> None:
     """Write to an interface file in one write(2).
 
     Raises OSError with the kernel's errno; FileNotFoundError if there is no such file.
     """
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, (text + "\n").encode())
-    finally:
-        os.close(fd)
+    files.write(path, text)
 
 
-def list_subtree(directory: str) -> list[str]:
+def list_subtree(directory: str, files: CgroupFiles = KERNEL_FILES) -> list[str]:
     """Return the directory and every cgroup below it, children before their parents. Empty if it does not exist."""
     cgroups = []
     try:
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    cgroups += list_subtree(entry.path)
+        for name in files.list_directories(directory):
+            cgroups += list_subtree(f"{directory}/{name}", files)
     except FileNotFoundError:
         return []  # it never existed, or the workload has removed it meanwhile
     return [*cgroups, directory]
 
 
-def remove(directory: str) -> None:
+def remove(directory: str, files: CgroupFiles = KERNEL_FILES) -> None:
     """Remove the cgroup and all cgroups below it, which workloads with a cgroup namespace make for themselves.
 
     rmdir(2) fails with EBUSY although `populated` is 0 if a nested cgroup was made between listing and removing, and
@@ -45,32 +39,31 @@ def remove(directory: str) -> None:
     """
     for pause in (*_RETRY_DELAYS_MS, None):
         try:
-            for path in list_subtree(directory):
+            for path in list_subtree(directory, files):
                 try:
-                    os.rmdir(path)
+                    files.remove_directory(path)
                 except FileNotFoundError:
                     pass
             return
         except OSError as error:
             if error.errno != errno.EBUSY or pause is None:
                 raise CgroupError(
-                    f"cannot remove the cgroup {directory}: {_describe_cause(error, directory)}"
+                    f"cannot remove the cgroup {directory}: {_describe_cause(error, directory, files)}"
                 ) from error
-        time.sleep(pause / 1000)
+        files.sleep(pause / 1000)
 
 
-def _describe_cause(error: OSError, directory: str) -> str:
-    pids = list_processes(directory) if error.errno == errno.EBUSY else []
+def _describe_cause(error: OSError, directory: str, files: CgroupFiles) -> str:
+    pids = list_processes(directory, files) if error.errno == errno.EBUSY else []
     if pids:
         return f"it still holds the processes {', '.join(map(str, pids[:5]))}; kill them first"
     return os.strerror(error.errno or 0)
 
 
-def list_own_processes(directory: str) -> list[int]:
+def list_own_processes(directory: str, files: CgroupFiles = KERNEL_FILES) -> list[int]:
     """Return the pids in the cgroup itself, without the cgroups below it; 0 for a process of another pid namespace."""
     try:
-        with open(f"{directory}/cgroup.procs") as file:
-            return [int(line) for line in file]
+        return [int(line) for line in files.read_text(f"{directory}/cgroup.procs").splitlines()]
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -80,10 +73,10 @@ def list_own_processes(directory: str) -> list[int]:
         raise
 
 
-def list_processes(directory: str) -> list[int]:
+def list_processes(directory: str, files: CgroupFiles = KERNEL_FILES) -> list[int]:
     """Return the pids in the cgroup and all cgroups below it, in no order.
 
     A process that moves meanwhile may be missed or listed twice. A process of another pid namespace has no number here
     and is left out.
     """
-    return [pid for path in list_subtree(directory) for pid in list_own_processes(path) if pid]
+    return [pid for path in list_subtree(directory, files) for pid in list_own_processes(path, files) if pid]

@@ -17,6 +17,7 @@ from nsupervisor.cgroups.files import (
     V1_REMEDIES,
     V1Equivalent,
 )
+from nsupervisor.cgroups.filesystem import KERNEL_FILES, CgroupFiles
 from nsupervisor.cgroups.mounts import Hierarchy, find_hierarchies, parse_memberships, parse_mountinfo
 from nsupervisor.cgroups.parsing import HOST_FILES, parse_cpu_list, parse_file
 from nsupervisor.cgroups.values import RAW_PREFIX, configured_values, encode_value, file_for_key
@@ -65,7 +66,8 @@ class Host(NamedTuple):
     core: the v2 hierarchy with the own directory in it; None on a "legacy" host, where nothing works. base: the v2
     directory below which the tree is made: the own one, or its parent if the own one is already the supervisor's leaf.
     at_root: the base is the real root of the hierarchy, which the no-internal-processes rule exempts. controllers: by
-    v2's name ("io" also if it is v1's blkio); Tree corrects them when the kernel refuses to enable one.
+    v2's name ("io" also if it is v1's blkio); Tree corrects them when the kernel refuses to enable one. files: access to
+    the cgroup directories.
     """
 
     mode: Literal["unified", "hybrid", "legacy"]
@@ -74,6 +76,7 @@ class Host(NamedTuple):
     at_root: bool
     controllers: dict[str, Controller]
     has_pressure: bool
+    files: CgroupFiles = KERNEL_FILES
 
     @classmethod
     def discover(cls, mountinfo_path: str = "/proc/self/mountinfo", own_cgroup_path: str = "/proc/self/cgroup") -> Host:
@@ -313,7 +316,7 @@ class Host(NamedTuple):
             base = self.base if hierarchy.version == 2 else hierarchy.directory
             limits = chain(
                 ancestor_limits.get(controller_name, ()),
-                totals.ancestor_limits(hierarchy, base, f"{controller_name}.max"),
+                totals.ancestor_limits(hierarchy, base, f"{controller_name}.max", self.files),
             )
         return value.share_of(
             totals.total_memory(limits) if controller_name == "memory" else totals.max_processes(limits)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from math import inf
 from typing import Any
 
-from nsupervisor.cgroups import directories, partition
+from nsupervisor.cgroups import partition
 from nsupervisor.cgroups.cgroup import Cgroup
 from nsupervisor.cgroups.errors import CgroupError, HostProblem, UnsupportedValueError
 from nsupervisor.cgroups.files import KERNEL_DEFAULTS, PAGE_SIZE, RESOURCE_FILES, V1_EQUIVALENTS, V2_WRITERS, Writes
@@ -140,16 +140,21 @@ def set_limit(cgroup: Cgroup, key: str, value: Any) -> None:
     directory = cgroup.ensure_controller(file)
     v1 = directory != cgroup.path
     if file in _V1_EFFECTIVE_FILES and v1 and value is None:
-        text = read_text(f"{os.path.dirname(directory)}/{file}")  # v1 cannot express "like the parent"
+        text = _read_text(cgroup, f"{os.path.dirname(directory)}/{file}")  # v1 cannot express "like the parent"
     subject = f"{file} of {name} to {display_text(file, text)}"
-    if file == "cpuset.cpus" and not v1 and (owner := partition.find_owner(cgroup.path, text)) is not None:
+    if (
+        file == "cpuset.cpus"
+        and not v1
+        and (owner := partition.find_owner(cgroup.path, text, cgroup.host.files)) is not None
+    ):
         raise CgroupError(
             f"cannot set {subject}: {owner[0]} has the CPUs {owner[1]} for itself (cpuset_cpus_partition)"
         )
     if file == "cpuset.cpus.partition":
-        partition.claim_cpus(cgroup.path, read_text(f"{cgroup.path}/cpuset.cpus") if text != "member" else "")
+        cpus = _read_text(cgroup, f"{cgroup.path}/cpuset.cpus") if text != "member" else ""
+        partition.claim_cpus(cgroup.path, cpus, cgroup.host.files)
     for target, line in _file_writes(cgroup, file, text, directory):
-        _write_file(directory, target, line, subject)
+        _write_file(cgroup, directory, target, line, subject)
     if (actual := _find_mismatch(cgroup, file, text, directory)) is not None:
         raise CgroupError(f"cannot set {subject}: {actual}")
 
@@ -157,7 +162,7 @@ def set_limit(cgroup: Cgroup, key: str, value: Any) -> None:
 def _file_writes(cgroup: Cgroup, file: str, text: str, directory: str) -> Writes:
     def read_present(name: str) -> str:
         try:
-            return read_text(f"{directory}/{name}")
+            return _read_text(cgroup, f"{directory}/{name}")
         except FileNotFoundError:
             return ""
 
@@ -169,9 +174,9 @@ def _file_writes(cgroup: Cgroup, file: str, text: str, directory: str) -> Writes
     return V2_WRITERS[target](text, read_present) if target in V2_WRITERS else [(target, text)]
 
 
-def _write_file(directory: str, file: str, text: str, subject: str) -> None:
+def _write_file(cgroup: Cgroup, directory: str, file: str, text: str, subject: str) -> None:
     try:
-        directories.write_file(f"{directory}/{file}", text)
+        cgroup.host.files.write(f"{directory}/{file}", text)
     except FileNotFoundError as error:
         raise CgroupError(f"cannot set {subject}: this kernel has no {file}") from error
     except OSError as error:
@@ -183,14 +188,14 @@ def _find_mismatch(cgroup: Cgroup, file: str, text: str, directory: str) -> str 
     if file in _V1_EFFECTIVE_FILES:
         # v2 accepts CPUs that do not exist, and then silently uses the parent's: only the effective list shows it.
         effective = f"{file}.effective" if directory == cgroup.path else _V1_EFFECTIVE_FILES[file]
-        actual = read_text(f"{directory}/{effective}")
+        actual = _read_text(cgroup, f"{directory}/{effective}")
         wanted = parse_cpu_list(text)
         return None if not wanted or parse_cpu_list(actual) <= wanted else f'the kernel made it "{actual}"'
     if file == "cpuset.cpus.partition":
-        actual = read_text(f"{directory}/{file}")
+        actual = _read_text(cgroup, f"{directory}/{file}")
         return None if actual == text else f'the kernel says "{actual}"'
     if text == "idle":
-        return None if read_text(f"{directory}/cpu.idle") == "1" else "the kernel did not make it idle"
+        return None if _read_text(cgroup, f"{directory}/cpu.idle") == "1" else "the kernel did not make it idle"
     wanted_values, values = parse_file(file, text), cgroup.read_once(file)
     for name in wanted_values | values:
         # A key that is not listed has no limit.
@@ -217,9 +222,9 @@ def _is_set(cgroup: Cgroup, file: str) -> bool:
     except CgroupError:
         return False
     if file in _V1_EFFECTIVE_FILES:
-        return directory != cgroup.path or _text_or_empty(f"{directory}/{file}") != ""
+        return directory != cgroup.path or _text_or_empty(cgroup, f"{directory}/{file}") != ""
     if file == "cpuset.cpus.partition":
-        return _text_or_empty(f"{directory}/{file}") not in ("", "member")
+        return _text_or_empty(cgroup, f"{directory}/{file}") not in ("", "member")
     if not cgroup.supports(file):
         return False
     default = parse_file(file, KERNEL_DEFAULTS[file])
@@ -242,10 +247,10 @@ def _set_raw(cgroup: Cgroup, file: str, value: str | None) -> None:
                 f"cannot lift {subject}: its text from before cannot be written; set a value that is no limit"
             )
     elif file not in cgroup.raw_originals:
-        cgroup.raw_originals[file] = _text_or_empty(path)
+        cgroup.raw_originals[file] = _text_or_empty(cgroup, path)
     for line in value.splitlines():
-        _write_file(directory, file, line, f"{subject} to {display_text(file, value)}")
-    actual = _text_or_empty(path)
+        _write_file(cgroup, directory, file, line, f"{subject} to {display_text(file, value)}")
+    actual = _text_or_empty(cgroup, path)
     # Forms other than one number (devices, several words) may read back differently and mean the same.
     if (
         value.isdecimal()
@@ -255,17 +260,16 @@ def _set_raw(cgroup: Cgroup, file: str, value: str | None) -> None:
         raise CgroupError(f"cannot set {subject} to {display_text(file, value)}: the kernel made it {actual}")
 
 
-def _text_or_empty(path: str) -> str:
+def _text_or_empty(cgroup: Cgroup, path: str) -> str:
     try:
-        return read_text(path)
+        return _read_text(cgroup, path)
     except OSError:  # it does not exist, or is write-only
         return ""
 
 
-def read_text(path: str) -> str:
-    """Return a file's text, without whitespace around it."""
-    with open(path) as file:
-        return file.read().strip()
+def _read_text(cgroup: Cgroup, path: str) -> str:
+    """Return the text of an interface file, without whitespace around it."""
+    return cgroup.host.files.read_text(path).strip()
 
 
 def _error_reason(file: str, error: OSError) -> str:

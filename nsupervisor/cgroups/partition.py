@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 
-from nsupervisor.cgroups import directories
+from nsupervisor.cgroups.filesystem import KERNEL_FILES, CgroupFiles
 from nsupervisor.cgroups.parsing import parse_cpu_list
 
 _EXCLUSIVE_FILE = "cpuset.cpus.exclusive"
 
 
-def claim_cpus(path: str, cpus: str) -> None:
+def claim_cpus(path: str, cpus: str, files: CgroupFiles = KERNEL_FILES) -> None:
     """Set `cpus` ("0-1"; "" for none) aside for the cgroup at `path`, in it and in the cgroups above it.
 
     A refusal by the kernel or by the owner of a cgroup above shows afterwards, in cpuset.cpus.partition and in the
@@ -22,57 +22,54 @@ def claim_cpus(path: str, cpus: str) -> None:
     """
     chain = []
     directory = os.path.dirname(path)
-    while os.path.exists(f"{directory}/{_EXCLUSIVE_FILE}"):
+    while files.exists(f"{directory}/{_EXCLUSIVE_FILE}"):
         chain.append(directory)
         directory = os.path.dirname(directory)
     if not cpus:  # from the bottom up: a cgroup cannot give back what one below it still has
-        _write_claim(path, "")
+        _write_claim(path, "", files)
     for directory in reversed(chain) if cpus else chain:
-        _write_claim(directory, _claims_with(directory, cpus))
+        _write_claim(directory, _claims_with(directory, cpus, files), files)
     if cpus:
-        _write_claim(path, cpus)
+        _write_claim(path, cpus, files)
 
 
-def find_owner(path: str, cpus: str) -> tuple[str, str] | None:
+def find_owner(path: str, cpus: str, files: CgroupFiles = KERNEL_FILES) -> tuple[str, str] | None:
     """Return (name, CPUs) of a sibling of `path` whose partition has some of these CPUs; None if none has.
 
     Giving them to another cgroup, too, would not fail: it would silently make the partition invalid.
     """
     wanted_cpus = parse_cpu_list(cpus)
-    with os.scandir(os.path.dirname(path)) as entries:
-        siblings = [entry for entry in entries if entry.is_dir(follow_symlinks=False) and entry.path != path]
-    for entry in siblings:
+    above, own_name = os.path.split(path)
+    for name in files.list_directories(above):
+        if name == own_name:
+            continue
         try:
-            with open(f"{entry.path}/cpuset.cpus.partition") as file:
-                partition = file.read().split()
+            partition = files.read_text(f"{above}/{name}/cpuset.cpus.partition").split()
         except OSError:
             continue  # no such file, or just removed
-        shared = wanted_cpus & _read_claim(entry.path)
+        shared = wanted_cpus & _read_claim(f"{above}/{name}", files)
         if partition and partition[0] != "member" and shared:
-            return entry.name, ",".join(map(str, sorted(shared)))
+            return name, ",".join(map(str, sorted(shared)))
     return None
 
 
-def _claims_with(directory: str, cpus: str) -> str:
+def _claims_with(directory: str, cpus: str, files: CgroupFiles) -> str:
     """Return the CPUs that the cgroups below `directory` have claimed, together with `cpus`."""
     claimed = set(parse_cpu_list(cpus))
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                claimed |= _read_claim(entry.path)
+    for name in files.list_directories(directory):
+        claimed |= _read_claim(f"{directory}/{name}", files)
     return ",".join(map(str, sorted(claimed)))
 
 
-def _read_claim(path: str) -> frozenset[int]:
+def _read_claim(path: str, files: CgroupFiles) -> frozenset[int]:
     try:
-        with open(f"{path}/{_EXCLUSIVE_FILE}") as file:
-            return parse_cpu_list(file.read())
+        return parse_cpu_list(files.read_text(f"{path}/{_EXCLUSIVE_FILE}"))
     except OSError:
         return frozenset()
 
 
-def _write_claim(path: str, cpus: str) -> None:
+def _write_claim(path: str, cpus: str, files: CgroupFiles) -> None:
     try:
-        directories.write_file(f"{path}/{_EXCLUSIVE_FILE}", cpus)
+        files.write(f"{path}/{_EXCLUSIVE_FILE}", cpus)
     except OSError:
         pass  # cpuset.cpus.partition shows the result

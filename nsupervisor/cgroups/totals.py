@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from math import inf
 
 from nsupervisor.cgroups.files import V1_EQUIVALENTS
+from nsupervisor.cgroups.filesystem import KERNEL_FILES, CgroupFiles
 from nsupervisor.cgroups.mounts import Hierarchy
 from nsupervisor.cgroups.parsing import parse_single
 
@@ -27,19 +28,15 @@ def max_processes(limits: Iterator[float], sysctl: str = "/proc/sys/kernel") -> 
     return int(min((*numbers, *limits)))
 
 
-def ancestor_limits(hierarchy: Hierarchy, base: str, file: str) -> Iterator[float]:
+def ancestor_limits(hierarchy: Hierarchy, base: str, file: str, files: CgroupFiles = KERNEL_FILES) -> Iterator[float]:
     """Yield the v2 file's values in `base` and the cgroups above it, as far as they are visible."""
     directory = base
     while directory.startswith(hierarchy.mount_point):
         try:
             if hierarchy.version == 2:
-                with open(f"{directory}/{file}") as opened:
-                    yield parse_single(opened.read())[""]
+                yield parse_single(files.read_text(f"{directory}/{file}"))[""]
             else:
-                texts = []
-                for name in V1_EQUIVALENTS[file].files:
-                    with open(f"{directory}/{name}") as opened:
-                        texts.append(opened.read())
+                texts = [files.read_text(f"{directory}/{name}") for name in V1_EQUIVALENTS[file].files]
                 yield V1_EQUIVALENTS[file].read(texts)[""]
         except FileNotFoundError:  # the real root has no limits
             yield inf

@@ -84,7 +84,7 @@ class Tree:
         if not adopt:
             tree._remove_stale()
         try:
-            os.makedirs(tree.path, exist_ok=True)
+            host.files.make_directories(tree.path)
         except OSError as error:
             why, instead = write_obstacle(host.core, host.base) or (error.strerror, "see `nsupervisor doctor`")
             raise CgroupError(f"cannot make the cgroup {tree.path}: {why}; {instead}") from error
@@ -95,7 +95,7 @@ class Tree:
             for controller in CONTROLLERS:
                 hierarchy = tree._v1_hierarchy(controller)
                 if hierarchy is not None and (
-                    controller in _ALWAYS_JOINED or os.path.exists(f"{hierarchy.directory}/{name}")
+                    controller in _ALWAYS_JOINED or host.files.exists(f"{hierarchy.directory}/{name}")
                 ):
                     tree._make_v1(hierarchy)
         except BaseException:
@@ -104,18 +104,20 @@ class Tree:
         return tree
 
     def _remove_stale(self) -> None:
-        if os.path.exists(f"{self.path}/cgroup.events"):
-            with open(f"{self.path}/cgroup.events") as file:
-                if "populated 1" in file.read():
-                    raise CgroupError(
-                        f"the cgroup {self.path} is in use by another supervisor (processes "
-                        f"{', '.join(map(str, directories.list_processes(self.path)[:5]))}); stop that one, or give "
-                        "this "
-                        "one another name ([supervisor] name)"
-                    )
-        v1 = {hierarchy for name in CONTROLLERS if (hierarchy := self._v1_hierarchy(name)) is not None}
-        for directory in (self.path, *(f"{hierarchy.directory}/{self.name}" for hierarchy in v1)):
-            directories.remove(directory)
+        files = self.host.files
+        events = f"{self.path}/cgroup.events"
+        if files.exists(events) and "populated 1" in files.read_text(events):
+            pids = ", ".join(map(str, directories.list_processes(self.path, files)[:5]))
+            raise CgroupError(
+                f"the cgroup {self.path} is in use by another supervisor (processes {pids}); stop that one, or give "
+                "this one another name ([supervisor] name)"
+            )
+        hierarchies = [hierarchy for name in CONTROLLERS if (hierarchy := self._v1_hierarchy(name)) is not None]
+        for directory in (
+            self.path,
+            *(f"{hierarchy.directory}/{self.name}" for hierarchy in dict.fromkeys(hierarchies)),
+        ):
+            directories.remove(directory, files)
 
     # v2 --------------------------------------------------------------------------------------------------------------
 
@@ -143,13 +145,13 @@ class Tree:
         if not host.at_root and host.core.directory == host.base and self._leaf is None:
             self._create_leaf()
         for name in wanted:
-            enabled = _words(f"{host.base}/cgroup.subtree_control")
+            enabled = self._words(f"{host.base}/cgroup.subtree_control")
             try:
                 if name not in enabled:
-                    directories.write_file(f"{host.base}/cgroup.subtree_control", f"+{name}")
+                    host.files.write(f"{host.base}/cgroup.subtree_control", f"+{name}")
                     self._enabled_in_base.append(name)
                 for directory in (self.path, *self._group_directories()):
-                    directories.write_file(f"{directory}/cgroup.subtree_control", f"+{name}")
+                    host.files.write(f"{directory}/cgroup.subtree_control", f"+{name}")
                 self._available_controllers.add(name)
             except OSError as error:
                 if error.errno == errno.EBUSY:
@@ -159,11 +161,11 @@ class Tree:
 
     def _create_leaf(self) -> None:
         leaf = f"{self.host.base}/{LEAF_NAME}"
-        self._owns_leaf = not os.path.exists(leaf)
-        os.makedirs(leaf, exist_ok=True)
+        self._owns_leaf = not self.host.files.exists(leaf)
+        self.host.files.make_directories(leaf)
         self._leaf = leaf
         foreign_pids = foreign_processes(self.host.base)
-        for pid in directories.list_own_processes(self.host.base):
+        for pid in directories.list_own_processes(self.host.base, self.host.files):
             if pid not in foreign_pids:
                 self.move_to_leaf(pid)
 
@@ -174,7 +176,7 @@ class Tree:
         """
         self._leaf, self._owns_leaf = leaf, True
         self._enabled_in_base = [
-            name for name in _words(f"{self.host.base}/cgroup.subtree_control") if name in CONTROLLERS
+            name for name in self._words(f"{self.host.base}/cgroup.subtree_control") if name in CONTROLLERS
         ]
 
     @property
@@ -190,7 +192,7 @@ class Tree:
         """
         if self._leaf is not None:
             try:
-                directories.write_file(f"{self._leaf}/cgroup.procs", str(pid))
+                self.host.files.write(f"{self._leaf}/cgroup.procs", str(pid))
             except ProcessLookupError:
                 pass
             except OSError as error:
@@ -206,7 +208,7 @@ class Tree:
         """Make the tree's directory in a v1 hierarchy, unless it exists."""
         if hierarchy not in self._v1:
             directory = f"{hierarchy.directory}/{self.name}"
-            _make_v1_cgroup(directory, hierarchy)
+            self._make_v1_cgroup(directory, hierarchy)
             self._v1[hierarchy] = directory
 
     # workloads -------------------------------------------------------------------------------------------------------
@@ -217,11 +219,11 @@ class Tree:
         try:
             for controller in CONTROLLERS:
                 if controller in self._available_controllers:
-                    directories.write_file(f"{cgroup.path}/cgroup.subtree_control", f"+{controller}")
+                    self.host.files.write(f"{cgroup.path}/cgroup.subtree_control", f"+{controller}")
         except OSError as error:
             why = error.strerror
             if error.errno == errno.EBUSY:
-                pids = ", ".join(map(str, directories.list_own_processes(cgroup.path)[:5]))
+                pids = ", ".join(map(str, directories.list_own_processes(cgroup.path, self.host.files)[:5]))
                 why = f"the processes {pids} are in it, where only cgroups may be"
             raise CgroupError(f"cannot share out the controllers of {cgroup.name} ({cgroup.path}): {why}") from error
         cgroup.limited_controllers |= _controllers(resources)
@@ -261,7 +263,7 @@ class Tree:
                 cgroup.v1 |= {
                     hierarchy: directory
                     for hierarchy in hierarchies
-                    if os.path.exists(directory := self._v1_path(hierarchy, cgroup))
+                    if self.host.files.exists(directory := self._v1_path(hierarchy, cgroup))
                 }
                 self._cgroups[path] = cgroup
             cgroups.append(cgroup)
@@ -272,14 +274,11 @@ class Tree:
 
         def list_below(directory: str, around: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
             names: dict[str, tuple[str, ...]] = {}
-            with os.scandir(directory) as entries:
-                for entry in entries:
-                    if not entry.is_dir(follow_symlinks=False):
-                        continue
-                    if entry.name.startswith(GROUP_PREFIX):
-                        names |= list_below(entry.path, (*around, entry.name.removeprefix(GROUP_PREFIX)))
-                    else:
-                        names[entry.name] = around
+            for name in self.host.files.list_directories(directory):
+                if name.startswith(GROUP_PREFIX):
+                    names |= list_below(f"{directory}/{name}", (*around, name.removeprefix(GROUP_PREFIX)))
+                else:
+                    names[name] = around
             return names
 
         return list_below(self.path, ())
@@ -291,14 +290,16 @@ class Tree:
     def _group_directories(self) -> list[str]:
         """Return the directories of the groups, each after those around it."""
         return sorted(
-            path for path in self._cgroups if os.path.basename(path).startswith(GROUP_PREFIX) and os.path.exists(path)
+            path
+            for path in self._cgroups
+            if os.path.basename(path).startswith(GROUP_PREFIX) and self.host.files.exists(path)
         )
 
     def _make_cgroup(
         self, directory: str, name: str, resources: Any, ancestors: Sequence[Cgroup], limits_known: bool = False
     ) -> Cgroup:
         path = f"{ancestors[-1].path if ancestors else self.path}/{directory}"
-        fresh = not os.path.exists(path)
+        fresh = not self.host.files.exists(path)
         needed = {
             *_ALWAYS_JOINED,
             *_controllers(resources),
@@ -308,13 +309,15 @@ class Tree:
         try:
             try:
                 if fresh:
-                    os.makedirs(path, exist_ok=True)
+                    self.host.files.make_directories(path)
             except OSError as error:
                 raise CgroupError(f"cannot make the cgroup {path}: {error.strerror}") from error
             for controller in CONTROLLERS:
                 hierarchy = self._v1_hierarchy(controller)
                 # An existing directory may have a limit that must be lifted.
-                if hierarchy is not None and (controller in needed or os.path.exists(self._v1_path(hierarchy, cgroup))):
+                if hierarchy is not None and (
+                    controller in needed or self.host.files.exists(self._v1_path(hierarchy, cgroup))
+                ):
                     self._make_v1_directory(hierarchy, cgroup)
             if fresh or not limits_known:
                 apply_limits(cgroup, resources, fresh)
@@ -334,7 +337,7 @@ class Tree:
         self._make_v1(hierarchy)
         for member in (*cgroup.ancestors, cgroup):
             directory = member.v1[hierarchy] = self._v1_path(hierarchy, member)
-            _make_v1_cgroup(directory, hierarchy)
+            self._make_v1_cgroup(directory, hierarchy)
         return directory
 
     def _enable_controller(self, cgroup: Cgroup, controller: str) -> None:
@@ -356,7 +359,7 @@ class Tree:
         elif controller not in cgroup.limited_controllers:
             self._make_v1_directory(hierarchy, cgroup)
             for member in list(self._cgroups.values()):
-                if cgroup in member.ancestors and os.path.exists(member.path):
+                if cgroup in member.ancestors and self.host.files.exists(member.path):
                     self._enable_controller(member, controller)
             cgroup.limited_controllers.add(controller)
 
@@ -367,12 +370,12 @@ class Tree:
         directory.
         """
         for _ in range(_MAX_JOIN_ROUNDS):
-            outside = set(cgroup.pids()) - set(directories.list_processes(directory))
+            outside = set(cgroup.pids()) - set(directories.list_processes(directory, self.host.files))
             if not outside:
                 return
             for pid in outside:
                 try:
-                    directories.write_file(f"{directory}/cgroup.procs", str(pid))
+                    self.host.files.write(f"{directory}/cgroup.procs", str(pid))
                 except ProcessLookupError:
                     pass
                 except OSError as error:
@@ -388,18 +391,18 @@ class Tree:
         """
         errors: list[CgroupError] = []
         for directory in (self.path, *self._v1.values()):
-            for child in (*_in_removal_order(directory), directory):
+            for child in (*self._in_removal_order(directory), directory):
                 try:
-                    directories.remove(child)
+                    directories.remove(child, self.host.files)
                 except CgroupError as error:
                     errors.append(error)
-        self._cgroups = {path: cgroup for path, cgroup in self._cgroups.items() if os.path.exists(path)}
+        self._cgroups = {path: cgroup for path, cgroup in self._cgroups.items() if self.host.files.exists(path)}
         if errors:
             raise errors[0]
         self._v1.clear()
         for name in self._enabled_in_base:
             try:
-                directories.write_file(f"{self.host.base}/cgroup.subtree_control", f"-{name}")
+                self.host.files.write(f"{self.host.base}/cgroup.subtree_control", f"-{name}")
             except OSError as error:
                 if error.errno != errno.EBUSY:  # a cgroup below the base uses it by now
                     raise
@@ -413,55 +416,53 @@ class Tree:
         # Only this process and its small parent move back: a keeper that keeps running needs the leaf.
         try:
             for pid in filter(None, (os.getpid(), respawner_pid())):
-                directories.write_file(f"{self.host.base}/cgroup.procs", str(pid))
+                self.host.files.write(f"{self.host.base}/cgroup.procs", str(pid))
         except OSError as error:
             if error.errno == errno.EBUSY:  # controllers are still enabled for other cgroups
                 return
             raise CgroupError(f"cannot move back to {self.host.base}: {error.strerror}") from error
-        if not directories.list_processes(leaf):
-            directories.remove(leaf)
+        if not directories.list_processes(leaf, self.host.files):
+            directories.remove(leaf, self.host.files)
 
+    def _make_v1_cgroup(self, directory: str, hierarchy: Hierarchy) -> None:
+        """Make a v1 directory that is ready for processes.
 
-def _make_v1_cgroup(directory: str, hierarchy: Hierarchy) -> None:
-    """Make a v1 directory that is ready for processes.
+        A new cpuset has no CPUs and no memory nodes, and accepts no process before it has both (cgroup-v1/cpusets.rst),
+        so it gets its parent's. Before Linux 5.11 a memory cgroup limits the cgroups below it only if
+        memory.use_hierarchy is set while there are none (cgroup-v1/memory.rst, section 6).
+        """
+        files = self.host.files
+        try:
+            if not files.exists(directory):
+                files.make_directories(directory)
+            nested = f"{directory}/memory.use_hierarchy"
+            if "memory" in hierarchy.controllers and files.exists(nested) and self._words(nested) == ["0"]:
+                files.write(nested, "1")
+            if "cpuset" in hierarchy.controllers:
+                for file in ("cpuset.mems", "cpuset.cpus"):
+                    if not self._words(f"{directory}/{file}"):
+                        files.write(
+                            f"{directory}/{file}", files.read_text(f"{os.path.dirname(directory)}/{file}").strip()
+                        )
+        except OSError as error:
+            raise CgroupError(f"cannot make the cgroup {directory}: {error.strerror}") from error
 
-    A new cpuset has no CPUs and no memory nodes, and accepts no process before it has both (cgroup-v1/cpusets.rst), so
-    it gets its parent's. Before Linux 5.11 a memory cgroup limits the cgroups below it only if memory.use_hierarchy is
-    set while there are none (cgroup-v1/memory.rst, section 6).
-    """
-    try:
-        if not os.path.isdir(directory):
-            os.makedirs(directory, exist_ok=True)
-        nested = f"{directory}/memory.use_hierarchy"
-        if "memory" in hierarchy.controllers and os.path.exists(nested) and _words(nested) == ["0"]:
-            directories.write_file(nested, "1")
-        if "cpuset" in hierarchy.controllers:
-            for file in ("cpuset.mems", "cpuset.cpus"):
-                if not _words(f"{directory}/{file}"):
-                    with open(f"{os.path.dirname(directory)}/{file}") as parent:
-                        directories.write_file(f"{directory}/{file}", parent.read().strip())
-    except OSError as error:
-        raise CgroupError(f"cannot make the cgroup {directory}: {error.strerror}") from error
+    def _in_removal_order(self, directory: str) -> list[str]:
+        """Return the directories to remove below the tree: each workload's cgroup, and a group's after those in it."""
+        try:
+            names = self.host.files.list_directories(directory)
+        except FileNotFoundError:
+            return []
+        ordered = []
+        for name in names:
+            path = f"{directory}/{name}"
+            ordered += [*(self._in_removal_order(path) if name.startswith(GROUP_PREFIX) else ()), path]
+        return ordered
 
-
-def _in_removal_order(directory: str) -> list[str]:
-    """Return the directories to remove below the tree: each workload's cgroup, and a group's after those in it."""
-    try:
-        with os.scandir(directory) as entries:
-            below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except FileNotFoundError:
-        return []
-    ordered = []
-    for path in below:
-        ordered += [*(_in_removal_order(path) if os.path.basename(path).startswith(GROUP_PREFIX) else ()), path]
-    return ordered
+    def _words(self, path: str) -> list[str]:
+        return self.host.files.read_text(path).split()
 
 
 def _controllers(resources: Any) -> set[str]:
     """Return the controllers that these limits need."""
     return {file_for_key(key).partition(".")[0] for key in configured_values(resources)}
-
-
-def _words(path: str) -> list[str]:
-    with open(path) as file:
-        return file.read().split()
