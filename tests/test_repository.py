@@ -31,7 +31,7 @@ ARROWS = {
 STANDARD_LIBRARY_ONLY = [
     *sorted(
         set((PACKAGE / "keeper").rglob("*.py"))
-        - {PACKAGE / "keeper" / name for name in ("client.py", "messages.py", "reconnecting.py")}
+        - {PACKAGE / "keeper" / name for name in ("client.py", "connection.py", "messages.py", "reconnecting.py")}
     ),
     *sorted((PACKAGE / "linux").glob("*.py")),
     PACKAGE / "api" / "client.py",

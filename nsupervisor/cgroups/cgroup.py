@@ -287,6 +287,10 @@ class Cgroup:
         except CgroupGoneError:
             return False
 
+    def exists(self) -> bool:
+        """Return whether the cgroup exists: a removed one cannot come back under this object."""
+        return self.host.files.exists(self.path)
+
     def pids(self) -> list[int]:
         """Return the pids in the cgroup, nested cgroups included."""
         return directories.list_processes(self.path, self.host.files)

@@ -66,8 +66,8 @@ class Host(NamedTuple):
     core: the v2 hierarchy with the own directory in it; None on a "legacy" host, where nothing works. base: the v2
     directory below which the tree is made: the own one, or its parent if the own one is already the supervisor's leaf.
     at_root: the base is the real root of the hierarchy, which the no-internal-processes rule exempts. controllers: by
-    v2's name ("io" also if it is v1's blkio); Tree corrects them when the kernel refuses to enable one. files: access to
-    the cgroup directories.
+    v2's name ("io" also if it is v1's blkio); Tree corrects them when the kernel refuses to enable one. files: access
+    to the cgroup directories.
     """
 
     mode: Literal["unified", "hybrid", "legacy"]

@@ -30,10 +30,11 @@ import trio
 from nsupervisor.cgroups import directories
 from nsupervisor.cgroups.cgroup import Cgroup
 from nsupervisor.cgroups.errors import CgroupError, CgroupGoneError, HostProblem
+from nsupervisor.cgroups.notifications import KernelNotifications, Notifications
 from nsupervisor.cgroups.pressure import StallPoller, Trigger
 from nsupervisor.cgroups.readings import Reading
 from nsupervisor.cgroups.sampler import SampleJob, Sampler
-from nsupervisor.linux.inotify import IN_IGNORED, IN_MODIFY, IN_Q_OVERFLOW, Inotify
+from nsupervisor.linux.inotify import IN_IGNORED, IN_MODIFY, IN_Q_OVERFLOW
 
 EVENT_FILES = ("cgroup.events", "memory.events", "pids.events")
 """The event files that `Watcher.add` watches by default."""
@@ -96,7 +97,7 @@ class Watcher:
     tasks: an exception from one ends the watcher and is raised by `open_watcher`.
     """
 
-    def __init__(self, nursery: trio.Nursery, backstop: float) -> None:
+    def __init__(self, nursery: trio.Nursery, backstop: float, inotify: Notifications) -> None:
         self._nursery = nursery
         self._backstop = backstop
         self._watches: dict[str, _Watch] = {}  # by the cgroup's path, which identifies it for inotify, too
@@ -109,7 +110,7 @@ class Watcher:
         self._round_ends_at = 0.0
         self._silent_count = 0  # number of files that are read because they may not notify
         self._level_count = 0  # number of cgroups with levels
-        self._inotify = Inotify()
+        self._inotify = inotify
         self._epoll = select.epoll()
 
     # what to watch ---------------------------------------------------------------------------------------------------
@@ -289,7 +290,7 @@ class Watcher:
 
     async def _run_inotify(self) -> None:
         while True:
-            await trio.lowlevel.wait_readable(self._inotify.fd)
+            await self._inotify.wait()
             changed: dict[tuple[_Watch, str], None] = {}  # several changes of one file need one reading
             for wd, mask in self._inotify.read():
                 if mask & IN_Q_OVERFLOW:
@@ -398,16 +399,19 @@ class Watcher:
 
 
 @asynccontextmanager
-async def open_watcher(backstop: float = _BACKSTOP_INTERVAL_S) -> AsyncIterator[Watcher]:
+async def open_watcher(
+    backstop: float = _BACKSTOP_INTERVAL_S, open_notifications: Callable[[], Notifications] = KernelNotifications
+) -> AsyncIterator[Watcher]:
     """Run a Watcher; at the end of the block it stops, and all its descriptors are closed.
 
-    backstop: seconds between two readings of event files without a notification. Exceptions of the block and of
-    callbacks are raised in an exception group, as by any nursery.
+    backstop: seconds between two readings of event files without a notification. open_notifications: opens the
+    notifications of files. Exceptions of the block and of callbacks are raised in an exception group, as by any
+    nursery.
     """
     watcher: Watcher | None = None
     try:
         async with trio.open_nursery() as nursery:
-            watcher = Watcher(nursery, backstop)
+            watcher = Watcher(nursery, backstop, open_notifications())
             watcher._start()
             yield watcher
             nursery.cancel_scope.cancel()

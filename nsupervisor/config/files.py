@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from nsupervisor.config.problems import ConfigError, Problem
 
@@ -40,6 +41,13 @@ def read_text(path: str | os.PathLike[str]) -> str:
         byte = error.object[error.start]
         message = f"byte 0x{byte:02x} is not UTF-8; save the file in UTF-8"
         raise ConfigError([Problem(name, line, "", message)]) from None
+
+
+def reread_text(path: str) -> str:
+    """Read a configuration file again, as `read_text` does; ConfigError if it is a FIFO, which has no second text."""
+    if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
+        raise _read_error(path, "is no file that can be read again; name one: nsupervisor reload FILE")
+    return read_text(path)
 
 
 def _read_error(name: str, message: str) -> ConfigError:

@@ -180,6 +180,14 @@ class Keeper:
         """Wait until the connection is lost."""
         await self._closed.wait()
 
+    def reap(self) -> bool:
+        """Reap the keeper if it has exited; see `try_reap`."""
+        return try_reap(self.pid)
+
+    def close_descriptors(self, fds: Sequence[int]) -> None:
+        """Close descriptors that came with a reply."""
+        protocol.close_all(fds)
+
     async def _call(
         self,
         message: dict[str, Any],

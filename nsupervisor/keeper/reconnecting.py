@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import attrs
 import trio
 
-from nsupervisor.keeper import protocol
-from nsupervisor.keeper.client import Keeper, open_keeper, try_reap
+from nsupervisor.keeper.client import open_keeper
+from nsupervisor.keeper.connection import KeeperConnection, OpenKeeper
 from nsupervisor.keeper.messages import Child, Ended, Execed, KeeperLost, Spawned
 
 T = TypeVar("T")
@@ -30,7 +30,8 @@ class ReconnectingKeeper:
     _nursery: trio.Nursery
     protected: tuple[str, ...] = ()
     """Cgroups whose processes the keeper does not accept as supervisors: see `Keeper.protect`."""
-    _keeper: Keeper = attrs.field(init=False)
+    _open: OpenKeeper = open_keeper
+    _keeper: KeeperConnection = attrs.field(init=False)
     _connected: trio.Event = attrs.field(init=False, factory=trio.Event)
     _unclaimed: dict[str, Child] = attrs.field(init=False, factory=dict)
     """After a loss: the children that the keeper has listed and no caller has claimed yet."""
@@ -50,7 +51,7 @@ class ReconnectingKeeper:
         return self._keeper.pid
 
     @property
-    def direct(self) -> Keeper:
+    def direct(self) -> KeeperConnection:
         """The client of the present keeper, for the code that restores everything after a loss."""
         return self._keeper
 
@@ -109,7 +110,7 @@ class ReconnectingKeeper:
             if child is None:
                 raise
             if child.notify >= 0:
-                protocol.close_all([child.notify])
+                self._keeper.close_descriptors([child.notify])
             return Spawned(child.id, child.pid, child.stdout, child.stderr)
 
     async def signal(self, id: str, signum: int) -> bool:  # noqa: A002
@@ -143,7 +144,7 @@ class ReconnectingKeeper:
         except KeeperLost:
             pass
 
-    async def _call(self, request: Callable[[Keeper], Any]) -> Any:
+    async def _call(self, request: Callable[[KeeperConnection], Any]) -> Any:
         while True:
             keeper = await self._current()
             try:
@@ -151,12 +152,12 @@ class ReconnectingKeeper:
             except KeeperLost:
                 await self._reconnected_after(keeper)
 
-    async def _current(self) -> Keeper:
+    async def _current(self) -> KeeperConnection:
         if not self._connected.is_set():  # avoid a checkpoint, which would delay each start
             await self._connected.wait()
         return self._keeper
 
-    async def _reconnected_after(self, lost: Keeper) -> None:
+    async def _reconnected_after(self, lost: KeeperConnection) -> None:
         """Wait until `lost` has been replaced."""
         while self._keeper is lost or not self._connected.is_set():
             if self._connected.is_set():  # the loss has not been noticed yet
@@ -165,13 +166,13 @@ class ReconnectingKeeper:
                 await self._connected.wait()
 
     async def _hold_connection(self, task_status: trio.TaskStatus[None]) -> None:
-        async with open_keeper(self.directory, self.protected) as keeper:
+        async with self._open(self.directory, self.protected) as keeper:
             keeper.on_answer = self._answered
             self._keeper = keeper
             task_status.started()
             await keeper.wait_lost()
         for _ in range(_REAP_ATTEMPTS):  # its socket is closed, so if the process is dead, it can be reaped soon
-            if try_reap(keeper.pid):
+            if keeper.reap():
                 break
             await trio.sleep(0.01)
 
@@ -181,26 +182,22 @@ class ReconnectingKeeper:
 
     def _close_unclaimed(self) -> None:
         for child in self._unclaimed.values():
-            close_child_fds(child)
+            fds = (child.stdout, child.stderr, child.notify)
+            self._keeper.close_descriptors([fd for fd in fds if fd >= 0])
         self._unclaimed = {}
-
-
-def close_child_fds(child: Child) -> None:
-    """Close the descriptors of a child that `Keeper.list` returned."""
-    protocol.close_all([fd for fd in (child.stdout, child.stderr, child.notify) if fd >= 0])
 
 
 @asynccontextmanager
 async def open_reconnecting_keeper(
-    directory: Path, protected: tuple[str, ...] = ()
+    directory: Path, protected: tuple[str, ...] = (), open_connection: OpenKeeper = open_keeper
 ) -> AsyncIterator[ReconnectingKeeper]:
     """Open a client for the keeper of this runtime directory, which refuses connections from the cgroups `protected`.
 
-    `release_waiters` has to be called before any request. Raises as `open_keeper` does.
+    `release_waiters` has to be called before any request. Raises as `open_connection` does.
     """
     problem: Exception | None = None
     async with trio.open_nursery() as nursery:
-        kept = ReconnectingKeeper(directory, nursery, protected)
+        kept = ReconnectingKeeper(directory, nursery, protected, open_connection)
         try:
             await kept.connect()
             yield kept

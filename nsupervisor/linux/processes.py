@@ -49,6 +49,21 @@ def parent_pid(pid: int) -> int | None:
     return None if fields is None else int(fields[_PARENT_PID_FIELD - 3])
 
 
+def pin(pid: int) -> int:
+    """Return a pidfd of a process, pidfd_open(2). Raises OSError (ESRCH, EMFILE)."""
+    return os.pidfd_open(pid)
+
+
+def duplicate(fd: int) -> int:
+    """Return a duplicate of a descriptor. Raises OSError (EMFILE)."""
+    return os.dup(fd)
+
+
+def close(fd: int) -> None:
+    """Close a descriptor of this process."""
+    os.close(fd)
+
+
 def open_pidfd(pid: int, start_ticks: int) -> int:
     """Return a pidfd of the process with this pid and start time; -1 if it has ended, even if its pid is reused.
 
@@ -122,6 +137,13 @@ def _descriptors(pid: int) -> list[str]:
         return []
     # Standard output and error first, because the pipe is nearly always one of them.
     return [f"{directory}/{name}" for name in sorted(names, key=lambda name: (name not in ("1", "2"), name))]
+
+
+def open_ended_pipe() -> int:
+    """Return the reading end of a pipe that has no writer, in place of one that a program has closed."""
+    read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    os.close(write)
+    return read
 
 
 def pipe_inode(fd: int) -> int:

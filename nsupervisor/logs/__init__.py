@@ -8,9 +8,10 @@ from nsupervisor.logs.offsets import OffsetFile, read_next_seq
 from nsupervisor.logs.pipe import Pipe
 from nsupervisor.logs.record import schema
 from nsupervisor.logs.route import LineSequence, OutputRoute
-from nsupervisor.logs.threads import run_in_thread
+from nsupervisor.logs.threads import THREAD_RUNNER, call_in_thread, run_in_thread
 
 __all__ = [
+    "THREAD_RUNNER",
     "Capture",
     "Framing",
     "Journal",
@@ -21,6 +22,7 @@ __all__ = [
     "OutputRoute",
     "Pipe",
     "Rotation",
+    "call_in_thread",
     "open_journal",
     "read_next_seq",
     "run_in_thread",

@@ -215,11 +215,11 @@ class Capture:
             self.offset_file.close_fd()
         while self._gap_lines and not self.route.is_raw:
             with trio.move_on_after(self._time_to_retry()):
-                await trio.lowlevel.wait_readable(self.pipe.fd)
+                await self.pipe.wait_readable()
                 return
             await self._in_thread(self._close_gap)  # on failure the pause starts again, and the pipe is checked
             self._report_state()
-        await trio.lowlevel.wait_readable(self.pipe.fd)
+        await self.pipe.wait_readable()
 
     async def _record_next(self) -> bool:
         """Record the next input; return whether it was the end. Raises BlockingIOError if there is no input."""
@@ -254,7 +254,7 @@ class Capture:
             and self.pipe.enlarge()
         ):
             self._bytes_since_delay = 0
-            trio.lowlevel.notify_closing(self.pipe.fd)
+            self.pipe.stop_waiting()
             await trio.sleep(COALESCE_DELAY_S)
 
     # ---- the journal, by the event loop
@@ -313,7 +313,7 @@ class Capture:
             await trio.sleep(HAND_OVER_INTERVAL_S)
             raise BlockingIOError
         # Each write to a pipe that epoll watches costs the workload a notification. This pipe is polled instead.
-        trio.lowlevel.notify_closing(self.pipe.fd)
+        self.pipe.stop_waiting()
         return outcome == "end"
 
     def _record_for_a_while(self) -> str | None:

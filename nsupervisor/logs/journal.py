@@ -19,7 +19,8 @@ from nsupervisor.logs.log_daemons import Journald, Syslog
 from nsupervisor.logs.logger import DropEvent, FilteringBoundLogger, make_logger
 from nsupervisor.logs.record import JsonFormat, Line, timestamp_now
 from nsupervisor.logs.sink import BUFFER_SIZE, Sink
-from nsupervisor.logs.target import open_target
+from nsupervisor.logs.target import Target, open_target
+from nsupervisor.logs.threads import call_in_thread
 
 Level = Literal["debug", "info", "warning", "error", "critical"]
 _MAX_FLUSH_S = 30.0  # seconds at the end for which a steady but slow reader is waited for
@@ -43,7 +44,7 @@ class Journal:
         sink: Sink,
         formatting: JsonFormat | ConsoleFormat,
         level: str,
-        output: str | int | Sequence[str] = "stdout",
+        output: str | int | Sequence[str] | Target = "stdout",
     ) -> None:
         self._sink = sink
         self._output = output
@@ -99,7 +100,7 @@ class Journal:
         """Open the output file again after a log rotation has renamed it. Raises OSError."""
         if isinstance(self._output, str) and self._output.startswith("/"):
             # In a thread: opening reads the end of the file, and its disk may block.
-            self._sink.switch_target(await trio.to_thread.run_sync(open_target, self._output, abandon_on_cancel=True))
+            self._sink.switch_target(await call_in_thread(open_target, self._output, abandon_on_cancel=True))
 
     async def flush(self) -> None:
         """Wait until all records so far have been written."""
@@ -123,7 +124,7 @@ class Journal:
 
 @asynccontextmanager
 async def open_journal(
-    output: str | int | Sequence[str] = "stdout",
+    output: str | int | Sequence[str] | Target = "stdout",
     *,
     level: str = "info",
     format: str = "json",  # noqa: A002
@@ -133,10 +134,10 @@ async def open_journal(
     """Open the stream of records and write to it until the block is left.
 
     `output` is "stdout", a path (opened for appending), a file descriptor (not taken over), "journald",
-    "syslog:SOCKET", or the command of a collector, which gets the records on its standard input. `level` is the lowest
-    level of the service's own records; `format` is "json" or "console"; `buffer_size` is how many bytes of records wait
-    for a slow reader before some are dropped and counted. Leaving the block takes until the rest is written, but no
-    longer than `flush_sec` seconds without progress, and half a minute in all.
+    "syslog:SOCKET", the command of a collector, which gets the records on its standard input, or an opened target.
+    `level` is the lowest level of the service's own records; `format` is "json" or "console"; `buffer_size` is how many
+    bytes of records wait for a slow reader before some are dropped and counted. Leaving the block takes until the rest
+    is written, but no longer than `flush_sec` seconds without progress, and half a minute in all.
 
     Raises OSError if the output cannot be opened, ValueError for an unknown level or format. Exceptions of the block
     pass unchanged, not in a group.
@@ -146,7 +147,9 @@ async def open_journal(
     if level not in _LEVELS:
         raise ValueError(f'unknown log level "{level}"; write "debug", "info", "warning" or "error"')
     collector: LogCollector | None = None
-    if isinstance(output, str | int):
+    if isinstance(output, Target):
+        target = output
+    elif isinstance(output, str | int):
         target = open_target(output)
     else:
         collector = LogCollector(output)

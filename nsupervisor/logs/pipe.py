@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 
+import trio
+
 from nsupervisor.linux import pipes
 
 PEEK_SIZE = 256 * 1024
@@ -65,6 +67,14 @@ class Pipe:
         if self._size < BUSY_PIPE_SIZE:
             self._size = pipes.enlarge(self.fd, BUSY_PIPE_SIZE)
         return self._size >= BUSY_PIPE_SIZE
+
+    async def wait_readable(self) -> None:
+        """Wait until the pipe has input, or has ended."""
+        await trio.lowlevel.wait_readable(self.fd)
+
+    def stop_waiting(self) -> None:
+        """Take the pipe out of epoll: each write to a pipe that epoll watches costs the writer a notification."""
+        trio.lowlevel.notify_closing(self.fd)
 
     def close(self) -> None:
         """Close the pipe's reading end."""

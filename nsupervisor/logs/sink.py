@@ -12,6 +12,7 @@ import trio
 
 from nsupervisor.condition_variable import ConditionVariable
 from nsupervisor.logs.target import Target
+from nsupervisor.logs.threads import call_in_thread
 
 BUFFER_SIZE = 8 * 1024 * 1024
 """The default number of bytes of records held for a slow reader."""
@@ -264,7 +265,7 @@ class Sink:
         if not self._target.is_blocking:
             return self._target.write(self._batch)
         data = self._batch[: self._target.max_write]
-        return await trio.to_thread.run_sync(self._target.write, data, abandon_on_cancel=True, limiter=self._limiter)
+        return await call_in_thread(self._target.write, data, abandon_on_cancel=True, limiter=self._limiter)
 
     async def _wait_writable(self) -> None:
         try:

@@ -14,6 +14,7 @@ from nsupervisor.keeper.reconnecting import ReconnectingKeeper
 from nsupervisor.logs import Journal, LogFiles
 from nsupervisor.metrics.measures import Measures
 from nsupervisor.service.instance.decisions import Listener
+from nsupervisor.service.kernel import LINUX, Kernel
 from nsupervisor.service.state.digest import KeyedDigest
 from nsupervisor.service.state.file import StateFile
 
@@ -35,6 +36,8 @@ class ServiceContext:
     """The runtime directory of the service."""
     state: StateFile
     digest: KeyedDigest
+    kernel: Kernel = LINUX
+    """The seam to the operating system."""
     log_directory: Path = Path("/var/log/nsupervisor")
     """The directory of the workloads' own log files."""
     log_files: LogFiles = attrs.field(factory=LogFiles)

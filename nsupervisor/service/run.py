@@ -5,21 +5,20 @@ then the watcher and the keeper, and last the journal. So the last records of an
 """
 
 import contextlib
-import fcntl
 import gc
 import itertools
 import os
 import resource
 import signal
 import sys
-import time
 import traceback
 from collections import ChainMap
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import attrs
 import trio
 
 from nsupervisor import __version__
@@ -52,6 +51,7 @@ from nsupervisor.service.group.placement import make_instance
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.output import offset_files_left
 from nsupervisor.service.jobs import Jobs
+from nsupervisor.service.kernel import LINUX, Kernel
 from nsupervisor.service.observe.history import History
 from nsupervisor.service.observe.log_reopen import REOPEN, reopen_on_signal
 from nsupervisor.service.preflight import check_text, record_fields
@@ -77,8 +77,6 @@ EXIT_DEFECT = 70
 """Exit status after a defect (EX_SOFTWARE of sysexits.h), after which a respawner starts a supervisor again."""
 SERVICE_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that the service handles: the first two stop it, the last one reads its configuration again."""
-SharedResources = tuple[ReconnectingKeeper, Watcher, Journal, Path, History, SavedState]
-"""Objects that parts in different nurseries share; the path is the runtime directory."""
 NO_CHECKPOINT = InstanceCheckpoint()
 """The checkpoint of an instance that the state file does not have."""
 STARTED_PER_CHECKPOINT = 25
@@ -138,13 +136,13 @@ def _print_errors(status: int, *lines: str) -> int:
 
 
 async def _service(config: Config, host: Host, directory: Path, warnings: list[tuple[str, Problem]]) -> int:
+    """Open the journal, the signals and the keeper of this host, and run the service on them."""
     settings = config.supervisor
     async with open_journal(settings.log_output, level=settings.log_level, format=settings.log_format) as journal:
         history = History()
         journal.listener = history.add
         for event, problem in warnings:
             journal.log.warning(event, message=str(problem), **record_fields(problem))
-        status = EXIT_OK
         with _receive_signals() as signals:
             protected = tree_cgroups(host, settings.name)
             async with open_reconnecting_keeper(directory, protected) as keeper:
@@ -152,32 +150,87 @@ async def _service(config: Config, host: Host, directory: Path, warnings: list[t
                 _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
                 resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
                 raise_descriptor_limit(config, host)
-                saved = read_state(directory)
-                if saved.problem:
-                    journal.log.error("state file set aside", message=saved.problem)
-                children = await keeper.first_children()
-                tree, tree_lock = _make_tree(host, settings, saved, children=bool(children))
-                try:
-                    _refuse_unenforceable(config, host)
-                    tree.move_to_leaf(keeper.pid)
-                    async with open_watcher() as watcher:
-                        shared = keeper, watcher, journal, directory, history, saved
-                        await _supervise(config, host, tree, shared, signals, group_by_instance(children))
-                    await keeper.shutdown()
-                except BaseException:
-                    if _is_populated(tree.path):
-                        remedy = f"start the supervisor again, and it takes them over: nsupervisor run {config.path}"
-                        journal.log.critical("supervisor failed", message=f"the programs run on; {remedy}")
-                    else:
-                        _close(tree, journal)
-                    raise
-                else:
-                    if not _close(tree, journal):
-                        status = EXIT_FAILED
-                finally:
-                    os.close(tree_lock)
+                platform = Platform(host, LINUX, keeper, journal, directory, history, signals, _LinuxEndpoints())
+                status = await run_service(config, platform)
             journal.log.info("supervisor stopped")
     return status
+
+
+class Endpoints(Protocol):
+    """The listeners for clients while the service runs."""
+
+    async def open_api(self, supervisor: Supervisor, keeper: ReconnectingKeeper) -> None:
+        """Accept requests to the API, in tasks of `Supervisor.nursery`."""
+
+    async def open_metrics(self, supervisor: Supervisor) -> None:
+        """Accept requests for metrics over TCP, if the configuration wants them."""
+
+
+@attrs.frozen
+class Platform:
+    """The objects that the service runs on: `main` opens those of this host, and a simulation its own."""
+
+    host: Host
+    kernel: Kernel
+    keeper: ReconnectingKeeper
+    journal: Journal
+    directory: Path
+    """The runtime directory."""
+    history: History
+    """The records of the journal."""
+    signals: AsyncIterator[int]
+    """`SERVICE_SIGNALS` that have been received."""
+    endpoints: Endpoints
+
+
+@attrs.define(eq=False)
+class _LinuxEndpoints:
+    """The Unix sockets and the TCP port of this host, and SIGUSR1, which reopens log files."""
+
+    _errors: ConnectionErrors = attrs.field(init=False)
+    _tcp_connections: int = attrs.field(init=False)
+
+    async def open_api(self, supervisor: Supervisor, keeper: ReconnectingKeeper) -> None:
+        context, nursery = supervisor.context, supervisor.nursery
+        nursery.start_soon(reopen_on_signal, supervisor.actors.values(), context.journal)
+        self._errors = supervisor.exposition.connection_errors
+        unix, self._tcp_connections = connections_allowed()
+        admission, directory = Admission(keeper.protected, supervisor.actors), context.runtime_directory
+        serve_api = partial(serve, admit=admission.admit, errors=self._errors, connections=unix)
+        await nursery.start(serve_api, app(supervisor), directory / "api.sock")
+        await serve_workloads(app(supervisor), directory, admission, self._errors, nursery)
+
+    async def open_metrics(self, supervisor: Supervisor) -> None:
+        if supervisor.config.supervisor.metrics is not None:
+            serve_tcp = partial(serve_metrics, errors=self._errors, connections=self._tcp_connections)
+            await supervisor.nursery.start(serve_tcp, supervisor, supervisor.config.supervisor.metrics)
+
+
+async def run_service(config: Config, platform: Platform) -> int:
+    """Run the service on an opened platform until a signal has stopped it; return the exit status."""
+    settings, host, keeper, journal = config.supervisor, platform.host, platform.keeper, platform.journal
+    saved = read_state(platform.directory, files=platform.kernel.files)
+    if saved.problem:
+        journal.log.error("state file set aside", message=saved.problem)
+    children = await keeper.first_children()
+    tree, tree_lock = _make_tree(host, settings, saved, children=bool(children))
+    try:
+        _refuse_unenforceable(config, host)
+        tree.move_to_leaf(keeper.pid)
+        async with open_watcher(open_notifications=platform.kernel.open_notifications) as watcher:
+            await _supervise(config, platform, tree, watcher, saved, group_by_instance(children))
+        await keeper.shutdown()
+    except BaseException:
+        if _is_populated(host, tree.path):
+            remedy = f"start the supervisor again, and it takes them over: nsupervisor run {config.path}"
+            journal.log.critical("supervisor failed", message=f"the programs run on; {remedy}")
+        else:
+            _close(tree, journal)
+        raise
+    else:
+        return EXIT_OK if _close(tree, journal) else EXIT_FAILED
+    finally:
+        host.files.close(tree_lock)
 
 
 def _close(tree: Tree, journal: Journal) -> bool:
@@ -214,52 +267,50 @@ def _refuse_unenforceable(config: Config, host: Host) -> None:
             raise CgroupError("\n".join(f"{place}.{problem}" for problem in problems))
 
 
-def _lock_tree(path: str) -> int:
+def _lock_tree(host: Host, path: str) -> int:
     """Lock the tree's directory: a supervisor with another runtime directory must not kill its processes as orphans."""
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return host.files.lock(path)
     except BlockingIOError:
-        os.close(directory)
-        pids = ", ".join(map(str, list_processes(path)[:5])) or "none yet"
+        pids = ", ".join(map(str, list_processes(path, host.files)[:5])) or "none yet"
         raise CgroupError(
             f"the cgroup {path} is in use by another supervisor (processes {pids}); stop that one, or give this "
             "one another name ([supervisor] name)"
         ) from None
-    return directory
 
 
 def _make_tree(host: Host, settings: Settings, saved: SavedState, children: bool) -> tuple[Tree, int]:
     """Make the tree, or adopt that of an earlier supervisor; return it and its lock. Raises CgroupError."""
     path = f"{host.base}/{settings.name}"
-    exists = os.path.exists(path)
+    exists = host.files.exists(path)
     old_path = saved.header.get("cgroup", path)
-    if old_path != path and os.path.exists(old_path) and (children or Cgroup(host, "", old_path).is_populated()):
+    if old_path != path and host.files.exists(old_path) and (children or Cgroup(host, "", old_path).is_populated()):
         raise CgroupError(
             f"the last supervisor of {settings.runtime_directory} has left workloads running in {old_path}, and this "
             f"one would have {path}; start it where that one was started, or end them"
         )
     if exists:
-        os.close(_lock_tree(path))
-    adopt = exists and bool(children or saved.instances or _is_populated(path))
+        host.files.close(_lock_tree(host, path))
+    adopt = exists and bool(children or saved.instances or _is_populated(host, path))
     tree = Tree.create(host, settings.name, adopt=adopt, own_leaf=old_path == path and bool(saved.header.get("leaf")))
-    return tree, _lock_tree(path)
+    return tree, _lock_tree(host, path)
 
 
-def _is_populated(path: str) -> bool:
-    return "populated 1" in Path(path, "cgroup.events").read_text()
+def _is_populated(host: Host, path: str) -> bool:
+    return "populated 1" in host.files.read_text(f"{path}/cgroup.events")
 
 
 async def _supervise(
     config: Config,
-    host: Host,
+    platform: Platform,
     tree: Tree,
-    shared: SharedResources,
-    signals: AsyncIterator[int],
+    watcher: Watcher,
+    saved: SavedState,
     children: Mapping[str, list[Child]],
 ) -> None:
     """Run everything until a signal has stopped it."""
-    keeper, watcher, journal, directory, history, saved = shared
+    host, kernel, keeper, journal = platform.host, platform.kernel, platform.keeper, platform.journal
+    directory, endpoints = platform.directory, platform.endpoints
     header = {
         "version": __version__,
         "name": config.supervisor.name,
@@ -267,7 +318,7 @@ async def _supervise(
         "cgroup": tree.path,
         "leaf": tree.owns_leaf,
     }
-    state_file = StateFile(directory, header, partial(_log_state_problem, journal), saved.lines)
+    state_file = StateFile(directory, header, partial(_log_state_problem, journal), saved.lines, kernel.files)
     async with trio.open_nursery() as captures:
         logs = Path(config.supervisor.log_directory)
         context = ServiceContext(
@@ -277,7 +328,8 @@ async def _supervise(
             captures,
             directory,
             state_file,
-            open_keyed_digest(directory),
+            open_keyed_digest(directory, kernel.files),
+            kernel,
             logs,
             offset_files=offset_files_left(directory),
         )
@@ -310,21 +362,13 @@ async def _supervise(
                 exposition = Exposition(journal, context.measures, keeper.pid, errors)
                 jobs = Jobs(actors, groups, context, nursery, leftovers)
                 reloader = Reloader(config, jobs, host, (tree, groups), context, nursery)
-                supervisor = Supervisor(
-                    jobs, reloader, actors, groups, context, nursery, host.mode, tree.path, exposition, history
-                )
-                nursery.start_soon(reopen_on_signal, actors.values(), journal)
+                shown = host.mode, tree.path, exposition, platform.history
+                supervisor = Supervisor(jobs, reloader, actors, groups, context, nursery, *shown)
                 async with jobs.membership_lock:  # a reload needs running actors
-                    unix, tcp = connections_allowed()
-                    admission = Admission(keeper.protected, actors)
-                    serve_api = partial(serve, admit=admission.admit, errors=errors, connections=unix)
-                    await nursery.start(serve_api, app(supervisor), directory / "api.sock")
-                    await serve_workloads(app(supervisor), directory, admission, errors, nursery)
+                    await endpoints.open_api(supervisor, keeper)
                     await _start_actors(all_actors.values(), nursery)
                 groups.watch()
-                if config.supervisor.metrics is not None:
-                    serve_tcp = partial(serve_metrics, errors=errors, connections=tcp)
-                    await nursery.start(serve_tcp, supervisor, config.supervisor.metrics)
+                await endpoints.open_metrics(supervisor)
                 # These objects are permanent and many: a full collection that traverses them would delay every
                 # reaction, by 50 ms at 1,000 workloads.
                 gc.collect()
@@ -338,7 +382,8 @@ async def _supervise(
                 _start_workloads(jobs, saved)
                 notify_service_manager(journal, "READY=1")
                 report_outcome(journal, directory)
-                nursery.start_soon(_until_signalled, signals, supervisor, journal, nursery.cancel_scope)
+                scope = nursery.cancel_scope
+                nursery.start_soon(_until_signalled, platform.signals, supervisor, journal, scope)
                 if alive_count:
                     nursery.start_soon(_verify_limits, list(actors.values()))
 
@@ -373,9 +418,9 @@ async def _start_actors(actors: Iterable[Actor], nursery: trio.Nursery) -> None:
 async def _verify_limits(actors: Iterable[Actor]) -> None:
     """Check slowly, since there may be thousands, whether the limits that were assumed to be applied still are."""
     for actor in actors:
-        began_at = time.perf_counter()
+        began_at = trio.current_time()
         await actor.limit_writer.verify()
-        await trio.sleep(DUTY_FACTOR * (time.perf_counter() - began_at))
+        await trio.sleep(DUTY_FACTOR * (trio.current_time() - began_at))
 
 
 def _report_connection(journal: Journal, level: str, fields: Mapping[str, Any]) -> None:

@@ -85,7 +85,18 @@ def test_asking_a_supervisor_loads_neither_attrs_nor_the_configuration(command, 
     assert loaded & {"attr", "attrs", "dataclasses", "nsupervisor.config", "nsupervisor.cgroups", "email"} == set()
 
 
-OF_THE_HOST = ("devices", "directories", "errors", "files", "host", "mounts", "parsing", "totals", "values")
+OF_THE_HOST = (
+    "devices",
+    "directories",
+    "errors",
+    "files",
+    "filesystem",
+    "host",
+    "mounts",
+    "parsing",
+    "totals",
+    "values",
+)
 CONFIGURATION = ("config", "wire_names")
 OURS = {
     "check": (

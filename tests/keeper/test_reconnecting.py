@@ -13,7 +13,7 @@ import trio.testing
 
 from nsupervisor.keeper.client import try_reap
 from nsupervisor.keeper.messages import Ended, KeeperLost
-from nsupervisor.keeper.reconnecting import ReconnectingKeeper, close_child_fds, open_reconnecting_keeper
+from nsupervisor.keeper.reconnecting import ReconnectingKeeper, open_reconnecting_keeper
 from tests.needs import ROOT
 from tests.timing import deadline
 
@@ -129,7 +129,7 @@ async def test_another_version_of_the_keeper_goes_on_with_all_children(directory
             assert kept.pid == pid
             (child,) = [child for child in await kept.children() if child.id == "x#1"]
             assert (child.pid, child.status) == (spawned.pid, None)
-            close_child_fds(child)
+            kept.direct.close_descriptors([child.stdout, child.stderr])
             assert await kept.signal("x#1", signal.SIGTERM)
             assert await ends.receive() == Ended("x#1", signal.SIGTERM)
             await kept.acknowledge("x#1")

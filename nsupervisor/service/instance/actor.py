@@ -19,7 +19,6 @@ import trio
 
 from nsupervisor.cgroups import Cgroup, CgroupError, CgroupGoneError, Reading
 from nsupervisor.cgroups.limits import recreate_cgroup
-from nsupervisor.cgroups.membership import is_part_of
 from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import Resources, WorkloadConfig
 from nsupervisor.core import events
@@ -38,7 +37,7 @@ from nsupervisor.service.instance.log import InstanceLog
 from nsupervisor.service.instance.mailbox import Call, Mailbox, Message, RetrySpawn, RulesPending, Shutdown
 from nsupervisor.service.instance.output import Output
 from nsupervisor.service.instance.policy import PolicyActions, PolicyRunner
-from nsupervisor.service.instance.readiness import host_owner, notify_socket, socket_path, watch_readiness
+from nsupervisor.service.instance.readiness import host_owner, socket_path, watch_readiness
 from nsupervisor.service.instance.spawn_spec import cover, environment_file_variables, spawn_spec
 from nsupervisor.service.instance.start_status import NO_START, StartStatus
 from nsupervisor.service.instance.status import status
@@ -88,7 +87,7 @@ class Actor:
     exit_reports: ExitReports = attrs.field(init=False)
     mailbox: Mailbox = attrs.field(init=False, factory=Mailbox)
     _changed: trio.lowlevel.ParkingLot = attrs.field(init=False, factory=trio.lowlevel.ParkingLot)
-    checkpoint: Checkpoint = attrs.field(init=False, factory=Checkpoint)
+    checkpoint: Checkpoint = attrs.field(init=False)
     start_status: StartStatus = attrs.field(init=False, default=NO_START)
     """Its start that waits, as `nsupervisor.service.jobs` reports it by `set_start_status`."""
     notify_fd: int = attrs.field(init=False, default=-1)
@@ -105,7 +104,9 @@ class Actor:
     def __attrs_post_init__(self) -> None:
         self.configured = self.workload
         state = WorkloadState(Lifecycle(), Engine.for_rules(self.workload.policy))
-        self.decisions = DecisionLoop(self.name, self.workload, state, self.context.listeners)
+        kernel = self.context.kernel
+        self.checkpoint = Checkpoint(kernel.processes)
+        self.decisions = DecisionLoop(self.name, self.workload, state, self.context.listeners, kernel.random)
         actions = PolicyActions(
             self.log_event,
             self._carry_out,
@@ -449,14 +450,20 @@ class Actor:
         Returns its descriptor, and the environment variables that name it to the program.
         """
         path = socket_path(self.context.runtime_directory, self.id, self.context.digest.token(self.id), again)
-        ours = self._notify_resources.enter_context(notify_socket(path, owner, fd))
+        ours = self._notify_resources.enter_context(self.context.kernel.open_notify_socket(path, owner, fd))
         scope = trio.CancelScope()
         self._notify_resources.callback(scope.cancel)
         on_notification = partial(self._on_notification, self.lifecycle.generation)
         on_status = partial(self._on_status, self.lifecycle.generation)
-        is_own = partial(is_part_of, instance=self.name, tree=self.context.keeper.tree)
+        tree, is_part_of = self.context.keeper.tree, self.context.kernel.is_part_of
         self.context.nursery.start_soon(
-            watch_readiness, ours, scope, self.workload.watchdog_sec, on_notification, on_status, is_own
+            watch_readiness,
+            ours,
+            scope,
+            self.workload.watchdog_sec,
+            on_notification,
+            on_status,
+            lambda pid: is_part_of(pid, self.name, tree),
         )
         variables = {"NOTIFY_SOCKET": str(ours.path)}
         if self.workload.watchdog_sec:

@@ -23,11 +23,13 @@ class DecisionLoop:
     state: WorkloadState
     listeners: set[Listener]
     """The listeners that record transitions; all instances share this set."""
+    random: Callable[[], float] = random.random
+    """Returns a random number from [0, 1), for the jitter of delays."""
 
     def handle(self, workload_input: WorkloadInput, now: float | None = None) -> Transition:
         """Apply an input, optionally as of an earlier time `now`; the caller carries out the resulting actions."""
         instant_s = trio.current_time() if now is None else now
-        before, instant = self.state, Instant(instant_s, random.random())  # noqa: S311 - jitter, no secret
+        before, instant = self.state, Instant(instant_s, self.random())
         transition = handle(before, workload_input, instant, self.workload)
         self.state = transition.state
         if isinstance(workload_input, ConfigChanged):

@@ -22,6 +22,7 @@ from nsupervisor.config.model import Rule
 from nsupervisor.config.urls import check_url, public_url
 from nsupervisor.json_codec import encode, encode_line
 from nsupervisor.linux.children import expect_child
+from nsupervisor.logs import call_in_thread
 
 COMMAND_TIMEOUT_S = 30.0
 """Seconds that a program may run before it is killed."""
@@ -96,9 +97,7 @@ async def post_record(url: str | Callable[[], str], record: Mapping[str, Any]) -
         return f"not notified, because {MAX_REQUESTS_WAITING} earlier requests still wait for an answer"
     try:
         with trio.fail_after(WEBHOOK_TIMEOUT_S * 2):  # the limit of http.client is per read and write
-            return await trio.to_thread.run_sync(
-                _post, url, encode(record), abandon_on_cancel=True, limiter=_request_limiter()
-            )
+            return await call_in_thread(_post, url, encode(record), abandon_on_cancel=True, limiter=_request_limiter())
     except trio.TooSlowError:
         return f"{public_url(url) if isinstance(url, str) else 'webhook'}: no answer within {WEBHOOK_TIMEOUT_S * 2:g} s"
 

@@ -4,7 +4,6 @@ If a memory limit is set below what is in use, the kernel reclaims memory within
 per GB). So memory limits are written in a thread, and only the next change of this workload waits for it.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,6 +19,7 @@ from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import Resources, WorkloadConfig
 from nsupervisor.config.units import DEFAULT_CPU_PERIOD, Percent
 from nsupervisor.core.rules.limit_steps import LimitValues
+from nsupervisor.logs import call_in_thread
 
 Result = tuple[bool, str]
 """Whether the change was made, and why not."""
@@ -105,7 +105,7 @@ class LimitWriter:
         self._verify()
 
     def _verify(self) -> None:
-        if not os.path.exists(self.cgroup.path):  # a reload has removed it meanwhile
+        if not self.cgroup.exists():  # a reload has removed it meanwhile
             return
         try:
             problems = _write_now(self.cgroup, self.applied, self.applied, optional=True)
@@ -185,7 +185,7 @@ async def write_limits(
         return _write_now(cgroup, before, after, optional)
     other = cgroup.detached(after)
     try:
-        return await trio.to_thread.run_sync(_write_now, other, before, after, optional, abandon_on_cancel=True)
+        return await call_in_thread(_write_now, other, before, after, optional, abandon_on_cancel=True)
     finally:
         other.close()
 
@@ -204,6 +204,6 @@ async def reapply_percentages(cgroup: Cgroup, resources: Resources) -> None:
         return
     other = cgroup.detached(resources)
     try:
-        await trio.to_thread.run_sync(cgroup_limits.reapply_percentages, other, resources, abandon_on_cancel=True)
+        await call_in_thread(cgroup_limits.reapply_percentages, other, resources, abandon_on_cancel=True)
     finally:
         other.close()

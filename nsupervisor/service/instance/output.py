@@ -16,7 +16,6 @@ from nsupervisor.logs import (
     LogFile,
     OffsetFile,
     OutputRoute,
-    Pipe,
     Rotation,
     read_next_seq,
     run_in_thread,
@@ -86,7 +85,7 @@ class Output:
             labels["instance"] = self.instance
         for fd, stream in ((stdout, "stdout"), (stderr, "stderr")):
             route = self._route(stream)
-            pipe = Pipe(fd)
+            pipe = self.context.kernel.open_pipe(fd)
             capture = Capture(
                 pipe,
                 route,

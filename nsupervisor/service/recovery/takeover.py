@@ -25,15 +25,15 @@ from nsupervisor.core import events
 from nsupervisor.core.actions import FreezeAll, KillAll, Signal, ThawAll
 from nsupervisor.core.lifecycle import AfterStop, State
 from nsupervisor.keeper import reconnecting
-from nsupervisor.keeper.client import Keeper
+from nsupervisor.keeper.connection import KeeperConnection
 from nsupervisor.keeper.messages import Child, Ended, Execed, KeeperLost, Spawned
-from nsupervisor.linux import processes
 from nsupervisor.logs import Journal
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.mailbox import RetrySpawn
 from nsupervisor.service.instance.readiness import host_owner
 from nsupervisor.service.instance.spawn_spec import spawn_spec
+from nsupervisor.service.kernel import Processes
 from nsupervisor.service.state.checkpoint import matches_spawn, restore_rules
 from nsupervisor.service.state.file import InstanceCheckpoint, Process, ProcessRef, SavedState
 
@@ -64,7 +64,7 @@ def restore_actor(actor: Actor, checkpoint: InstanceCheckpoint | None, children:
         if checkpoint.process is not None and checkpoint.lifecycle.is_alive:
             actor.pid = checkpoint.process.program.pid
             actor.checkpoint.process = checkpoint.process
-            actor.checkpoint.pidfd = processes.open_pidfd(
+            actor.checkpoint.pidfd = actor.context.kernel.processes.open_pidfd(
                 checkpoint.process.program.pid, checkpoint.process.program.start_ticks
             )
             actor.checkpoint.pipe_inodes = checkpoint.process.pipes
@@ -99,14 +99,15 @@ def _attach_child(actor: Actor, child: Child, checkpoint: InstanceCheckpoint | N
     actor.output.expect(Spawned(child.id, child.pid, child.stdout, child.stderr))
     if not current or not actor.lifecycle.is_alive or actor.lifecycle.exit is not None:
         actor.output.begin(number, child.program_pid)
-        _close_fd(child.notify)
+        _close_fd(actor, child.notify)
         return
     actor.pid = child.program_pid or child.pid
-    actor.checkpoint.pipe_inodes = processes.pipe_inode(child.stdout), processes.pipe_inode(child.stderr)
+    pipe_inode = actor.context.kernel.processes.pipe_inode
+    actor.checkpoint.pipe_inodes = pipe_inode(child.stdout), pipe_inode(child.stderr)
     if child.notify >= 0 and child.status is None:
         actor.open_notify_socket(fd=child.notify)
     else:
-        _close_fd(child.notify)
+        _close_fd(actor, child.notify)
     if child.program_pid is None:
         actor.checkpoint.program_ended()
     elif child.status is None and (actor.lifecycle.state is State.STARTING or actor.checkpoint.process is None):
@@ -248,20 +249,20 @@ async def take_over(
 # ---- without the keeper that started the program
 
 
-async def _reattach_without_descriptors(actor: Actor, keeper: Keeper) -> None:
+async def _reattach_without_descriptors(actor: Actor, keeper: KeeperConnection) -> None:
     """Reattach at the start; if the keeper is lost, its replacement is later given all programs."""
     with suppress(KeeperLost):
         await reattach(actor, keeper, without_descriptors=True)
 
 
-async def reattach(actor: Actor, keeper: Keeper, without_descriptors: bool) -> None:
+async def reattach(actor: Actor, keeper: KeeperConnection, without_descriptors: bool) -> None:
     """Give a living generation to the present keeper, which does not know it, or find out how it ended.
 
     `without_descriptors`: this supervisor has none of its descriptors yet. If no process of it is found, its start is
     repeated.
     """
-    checkpoint, id_ = actor.checkpoint, actor.id
-    process = checkpoint.process or find_program(actor.cgroup, checkpoint.pipe_inodes)
+    checkpoint, id_, processes = actor.checkpoint, actor.id, actor.context.kernel.processes
+    process = checkpoint.process or find_program(actor.cgroup, processes, checkpoint.pipe_inodes)
     if process is None:
         actor.post(RetrySpawn() if actor.lifecycle.state is State.STARTING else Ended(id_, -1))
         return
@@ -272,12 +273,12 @@ async def reattach(actor: Actor, keeper: Keeper, without_descriptors: bool) -> N
             actor.post(Execed(id_, process.program.pid))
         checkpoint.pidfd = processes.open_pidfd(process.program.pid, process.program.start_ticks)
     members = [process.program.pid, *actor.cgroup.pids()]
-    program = os.dup(checkpoint.pidfd) if checkpoint.pidfd >= 0 else -1
+    program = processes.duplicate(checkpoint.pidfd) if checkpoint.pidfd >= 0 else -1
     is_running = processes.start_time(process.first.pid) == process.first.start_ticks
     pipes = [processes.open_pipe(inode, members) if inode else -1 for inode in process.pipes]
-    fds = [program, *(fd if fd >= 0 else _closed_pipe() for fd in pipes)]
+    fds = [program, *(fd if fd >= 0 else processes.open_ended_pipe() for fd in pipes)]
     if without_descriptors:
-        actor.output.expect(Spawned(id_, process.first.pid, *map(os.dup, fds[1:])))
+        actor.output.expect(Spawned(id_, process.first.pid, *map(processes.duplicate, fds[1:])))
         if checkpoint.process is not None:
             actor.output.begin(actor.lifecycle.generation, process.program.pid)
     try:
@@ -294,10 +295,10 @@ async def reattach(actor: Actor, keeper: Keeper, without_descriptors: bool) -> N
             actor.post(Ended(id_, -1 if status is None else status))
     finally:
         for fd in fds:
-            _close_fd(fd)
+            _close_fd(actor, fd)
 
 
-def find_program(cgroup: Cgroup, pipes: tuple[int, int] = (0, 0)) -> ProcessRef | None:
+def find_program(cgroup: Cgroup, processes: Processes, pipes: tuple[int, int] = (0, 0)) -> ProcessRef | None:
     """Find the program in a cgroup: the oldest process whose parent is outside.
 
     None if the cgroup is empty, or if the set-up is not complete, so that the process is still one of the service.
@@ -324,11 +325,11 @@ def find_program(cgroup: Cgroup, pipes: tuple[int, int] = (0, 0)) -> ProcessRef 
     return ProcessRef(first, program, pipes)
 
 
-async def handle_orphans(actor: Actor, keeper: Keeper, policy: str) -> None:
+async def handle_orphans(actor: Actor, keeper: KeeperConnection, policy: str) -> None:
     """Handle processes in the cgroup of a workload that has no known generation, as [supervisor] orphans says."""
     cgroup, say = actor.cgroup, partial(actor.log.write, actor.lifecycle.generation)
     pids = cgroup.pids()
-    process = find_program(cgroup)
+    process = find_program(cgroup, actor.context.kernel.processes)
     problem = f"its cgroup {cgroup.path} has processes of which nothing is known"
     if policy == "adopt" and process is not None:
         _adopt_unrecorded_generation(
@@ -364,16 +365,9 @@ def _notify_owner(actor: Actor) -> tuple[int, int] | None:
     )
 
 
-def _closed_pipe() -> int:
-    """Return a pipe without a writer, in place of one that the program has closed."""
-    read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    os.close(write)
-    return read
-
-
-def _close_fd(fd: int) -> None:
+def _close_fd(actor: Actor, fd: int) -> None:
     if fd >= 0:
-        os.close(fd)
+        actor.context.kernel.processes.close(fd)
 
 
 def generation_of(id_: str) -> int:

@@ -20,6 +20,7 @@ from nsupervisor.config.files import read_text
 from nsupervisor.config.load import parse
 from nsupervisor.config.model import Config
 from nsupervisor.config.problems import ConfigError
+from nsupervisor.logs import call_in_thread
 
 Kind = Literal["workload", "group"]
 
@@ -34,7 +35,7 @@ class ConfigEditor:
         """Call `persist` in a thread; return why it failed, or ""."""
         async with self._lock:
             try:
-                await trio.to_thread.run_sync(persist, path, kind, name, resources)
+                await call_in_thread(persist, path, kind, name, resources)
             except (OSError, ConfigError) as error:
                 reason = error.strerror if isinstance(error, OSError) and error.strerror else error
                 return f"it is set, but not written into {path}: {reason}"

@@ -14,23 +14,22 @@ continues.
 from __future__ import annotations
 
 import json
-import os
-import stat
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import attrs
 import trio
 
 from nsupervisor.cgroups import CgroupError, Host
-from nsupervisor.config.files import read_text
 from nsupervisor.config.model import Config, Resources, SupervisorConfig, WorkloadConfig
 from nsupervisor.config.positions import Positions, scan_positions
 from nsupervisor.config.problems import ConfigError, Problem
 from nsupervisor.core import dependencies
 from nsupervisor.core.reload.plan import InstanceAction, InstancePlan, Plan, make_plan
+from nsupervisor.logs import call_in_thread
 from nsupervisor.service.capacity import raise_descriptor_limit
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.group.group import Group
@@ -109,7 +108,8 @@ class Reloader:
         path = path or self.config.path
         if self.jobs.is_stopping:
             raise _refusal(path, "the supervisor is stopping; start it with the new file")
-        return await trio.to_thread.run_sync(_load, path, text, self.host)
+        load = partial(_load, read=self.context.kernel.read_config)
+        return await call_in_thread(load, path, text, self.host)
 
     def _plan(self, loaded: _LoadedFile) -> Plan:
         config, positions = loaded.config, loaded.positions
@@ -396,12 +396,10 @@ class ReloadStream:
         return b"".join(lines)
 
 
-def _load(path: str, text: str | None, host: Host) -> _LoadedFile:
+def _load(path: str, text: str | None, host: Host, read: Callable[[str], str]) -> _LoadedFile:
     """Load the configuration and check it against this host; call it in a thread, since a large one takes a while."""
     if text is None:
-        if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
-            raise _refusal(path, "is no file that can be read again; name one: nsupervisor reload FILE")
-        text = read_text(path)
+        text = read(path)
     config, problems, _ = check_text(text, path, host)
     if problems:
         raise ConfigError(problems)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +15,9 @@ from nsupervisor.core.rules.rules import AtomState, Engine
 from nsupervisor.core.rules.rules import RuleState as RuleMemory
 from nsupervisor.core.serialize import from_json, to_json_sparse
 from nsupervisor.keeper.messages import Spawned
-from nsupervisor.linux import processes
 from nsupervisor.service.instance.spawn_spec import spawn_spec
 from nsupervisor.service.instance.users import IdentityError
+from nsupervisor.service.kernel import Processes
 from nsupervisor.service.state.file import InstanceCheckpoint, Process, ProcessRef, SavedRule
 from nsupervisor.wire_names import by_wire_name, wire_names
 
@@ -33,6 +32,7 @@ class Checkpoint:
     `pidfd` is that of the program, so that its exit is seen even without the keeper.
     """
 
+    processes: Processes
     process: ProcessRef | None = None
     pidfd: int = -1
     pipe_inodes: tuple[int, int] = (0, 0)
@@ -55,7 +55,8 @@ class Checkpoint:
         """Note that a first process exists, with its two pipes."""
         self.program_ended()
         self.spawn_digest, self.environment_digest, self.is_outdated = spawn_digest, environment_digest, False
-        self.pipe_inodes = processes.pipe_inode(spawned.stdout), processes.pipe_inode(spawned.stderr)
+        pipe_inode = self.processes.pipe_inode
+        self.pipe_inodes = pipe_inode(spawned.stdout), pipe_inode(spawned.stderr)
 
     def executed(self, first: int, program: int) -> None:
         """Note that the program has been executed.
@@ -63,12 +64,12 @@ class Checkpoint:
         It is a child of the keeper or of its init, so its pid cannot be reused before the keeper has reported its exit.
         """
         try:
-            pidfd = os.pidfd_open(program)
+            pidfd = self.processes.pin(program)
         except OSError:  # the program has ended already, or no descriptor is free
             return
-        starts = processes.start_time(first), processes.start_time(program)
+        starts = self.processes.start_time(first), self.processes.start_time(program)
         if starts[0] is None or starts[1] is None:
-            os.close(pidfd)
+            self.processes.close(pidfd)
             return
         self.program_ended()
         self.pidfd, self.process = (
@@ -80,7 +81,7 @@ class Checkpoint:
         """Note that the program has ended."""
         self.process = None
         if self.pidfd >= 0:
-            os.close(self.pidfd)
+            self.processes.close(self.pidfd)
             self.pidfd = -1
 
     def to_checkpoint(self, actor: "Actor") -> InstanceCheckpoint:

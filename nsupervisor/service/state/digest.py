@@ -12,6 +12,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from nsupervisor.linux.files import KERNEL_FILES, Files
+
 KEY_FILE = "key"
 _SIZE = 32
 
@@ -39,7 +41,7 @@ class KeyedDigest:
         return digest.startswith(f"{self._id}:") and digest != self.digest(value)
 
 
-def open_keyed_digest(directory: Path) -> KeyedDigest:
+def open_keyed_digest(directory: Path, files: Files = KERNEL_FILES) -> KeyedDigest:
     """Open the key of this runtime directory; make a new one if it is missing or incomplete.
 
     If the key cannot be written, neither can the state file, which reports it; the next supervisor then has another
@@ -47,14 +49,14 @@ def open_keyed_digest(directory: Path) -> KeyedDigest:
     """
     path = directory / KEY_FILE
     with contextlib.suppress(OSError):
-        if len(key := path.read_bytes()) == _SIZE:
+        if len(key := files.read(path)) == _SIZE:
             return KeyedDigest(key)
     key, new = os.urandom(_SIZE), path.with_suffix(".new")
     with contextlib.suppress(OSError):
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = files.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
-            os.write(fd, key)
+            files.write(fd, key)
         finally:
-            os.close(fd)
-        new.rename(path)
+            files.close(fd)
+        files.rename(new, path)
     return KeyedDigest(key)

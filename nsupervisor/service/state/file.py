@@ -10,6 +10,7 @@ processes as well. So the file names its boot, and is void in the next one. All 
 which setting the clock does not change.
 """
 
+import errno
 import json
 import os
 import zlib
@@ -23,6 +24,7 @@ from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import Lifecycle
 from nsupervisor.core.rules.rules import RuleState as RuleMemory
 from nsupervisor.core.serialize import from_json, to_json_sparse
+from nsupervisor.linux.files import KERNEL_FILES, Files
 from nsupervisor.wire_names import wire
 
 STATE_FORMAT = 1
@@ -133,6 +135,7 @@ class StateFile:
         header: Mapping[str, Any],
         on_problem: Callable[[str], None] = _ignore_problem,
         unchanged: Mapping[str, bytes] = NO_LINES,
+        files: Files = KERNEL_FILES,
     ) -> None:
         """Begin a file with the header and the lines that an earlier supervisor has left (`SavedState.lines`).
 
@@ -140,6 +143,7 @@ class StateFile:
         `on_problem` is called with the problem when one begins, and with "" when it is over.
         """
         self.path = directory / STATE_FILE
+        self._files = files
         self.problem = ""
         """Why the file is not up to date, in words; the next change tries again."""
         self._on_problem = on_problem
@@ -179,12 +183,20 @@ class StateFile:
             if self._fd < 0 or (self._size > _MIN_REWRITE_BYTES and self._size > 4 * self._live_bytes):
                 self._rewrite()
             else:
-                os.write(self._fd, line)
-                self._size += len(line)
+                self._append(line)
         except OSError as error:
             self._on_write_error(error)
         else:
             self._on_write_success()
+
+    def _append(self, line: bytes) -> None:
+        """Append a line to the file. Raises OSError, also if the kernel has taken only a part of it.
+
+        It does that while the disk fills up. A line that followed would be lost with the torn one.
+        """
+        if self._files.write(self._fd, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._size += len(line)
 
     def write_all(
         self, checkpoints: Mapping[str, InstanceCheckpoint], unchanged: Mapping[str, bytes] = NO_LINES
@@ -215,28 +227,28 @@ class StateFile:
     def _rewrite(self) -> None:
         self._close()
         new = self.path.with_suffix(".new")
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = self._files.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         try:
             data = b"".join(self._lines.values())
             self._live_bytes = len(data)
             view = memoryview(data)
             while view:
-                view = view[os.write(fd, view) :]
-            os.rename(new, self.path)
+                view = view[self._files.write(fd, view) :]
+            self._files.rename(new, self.path)
         except BaseException:
-            os.close(fd)
+            self._files.close(fd)
             raise
         self._fd, self._size = fd, len(data)
 
     def _close(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
+            self._files.close(self._fd)
             self._fd = -1
 
     def remove(self) -> None:
         """Remove the file after everything has been stopped, so that no program is left to take over."""
         self._close()
-        self.path.unlink(missing_ok=True)
+        self._files.unlink(self.path)
 
 
 @attrs.frozen
@@ -252,7 +264,7 @@ class SavedState:
     """The fault of the file and its new path; the other fields hold the readable part."""
 
 
-def read_state(directory: Path, move_aside: bool = True) -> SavedState:
+def read_state(directory: Path, move_aside: bool = True, files: Files = KERNEL_FILES) -> SavedState:
     """Read the state file of an earlier supervisor; with `move_aside` False, without changing it.
 
     A file that is torn, empty, of another format or not a state file is renamed and kept. One of an earlier boot is
@@ -260,7 +272,7 @@ def read_state(directory: Path, move_aside: bool = True) -> SavedState:
     """
     path = directory / STATE_FILE
     try:
-        data = path.read_bytes()
+        data = files.read(path)
     except FileNotFoundError:
         return SavedState()
     problem, about = "", {}
@@ -299,7 +311,9 @@ def read_state(directory: Path, move_aside: bool = True) -> SavedState:
         except ValueError as error:
             problem = problem or f"what it says of {name} {error}"
     if problem:
-        problem = f"{path}: {problem}; it is kept as {_move_aside(path).name}" if move_aside else f"{path}: {problem}"
+        problem = f"{path}: {problem}"
+        if move_aside:
+            problem = f"{problem}; it is kept as {_move_aside(path, files).name}"
     names = [*records, *(_line_key("group", name) for name in groups)]
     return SavedState(about, records, groups, {name: written[name] for name in names}, problem)
 
@@ -309,12 +323,12 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _move_aside(path: Path) -> Path:
+def _move_aside(path: Path, files: Files) -> Path:
     for number in range(1, 100):
         target = path.with_name(f"{STATE_FILE}.bad-{number}")
-        if not target.exists():
+        if not files.exists(target):
             break
-    path.rename(target)
+    files.rename(path, target)
     return target
 
 

@@ -13,6 +13,7 @@ from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import AfterStop, Lifecycle, State
 from nsupervisor.core.rules.rules import AtomState, RuleState
 from nsupervisor.core.serialize import from_json, to_json_sparse
+from nsupervisor.linux.files import KernelFiles
 from nsupervisor.service.state import file as state
 from nsupervisor.service.state.file import (
     GroupCheckpoint,
@@ -147,6 +148,26 @@ def test_a_full_disk_is_no_reason_to_stop_and_is_made_up_for(tmp_path: Path, mon
         "web": 8,
         "db": 1,
     }
+
+
+def test_a_line_of_which_a_filling_disk_took_a_part_is_written_again(tmp_path: Path) -> None:
+    class FillingDisk(KernelFiles):
+        room = 1 << 20
+
+        def write(self, fd: int, data: bytes | memoryview) -> int:
+            return super().write(fd, data[: self.room])
+
+    files = FillingDisk()
+    file = StateFile(tmp_path, {}, files=files)
+    file.save("web", InstanceCheckpoint(Lifecycle(generation=1)))
+    files.room = 20
+    file.save("web", InstanceCheckpoint(Lifecycle(generation=2)))
+    assert "No space left on device" in file.problem
+    files.room = 1 << 20
+    file.save("db", InstanceCheckpoint(Lifecycle(generation=3)))
+    found = read_state(tmp_path)
+    assert (found.problem, file.problem) == ("", "")
+    assert {name: record.lifecycle.generation for name, record in found.instances.items()} == {"web": 2, "db": 3}
 
 
 def test_what_a_later_version_adds_has_its_default() -> None:

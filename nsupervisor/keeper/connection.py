@@ -1,0 +1,41 @@
+"""The interface of a connection to a keeper. `client.Keeper` implements it, and so does the tests' simulated keeper."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import trio
+
+from nsupervisor.keeper.messages import Child, Ended, Execed, Spawned
+
+
+class KeeperConnection(Protocol):
+    """A connection to a keeper. `nsupervisor.keeper.client.Keeper` documents the methods and their errors."""
+
+    pid: int
+    events: trio.MemoryReceiveChannel[Execed | Ended]
+    on_answer: Callable[[str, float], None] | None
+
+    async def spawn(
+        self, spec: Mapping[str, Any], while_waiting: Callable[[], None] = ..., notify_fd: int = -1
+    ) -> Spawned: ...
+    async def adopt(
+        self,
+        id: str,  # noqa: A002
+        first_process: tuple[int, int],
+        program_pid: int,
+        fds: Sequence[int],
+    ) -> None: ...
+    async def execute(self, python: str, package: str) -> None: ...
+    async def signal(self, id: str, signum: int) -> bool: ...  # noqa: A002
+    async def acknowledge(self, id: str) -> None: ...  # noqa: A002
+    async def list(self, ids: Sequence[str] = (), without_descriptors: bool = False) -> list[Child]: ...
+    async def shutdown(self) -> None: ...
+    async def wait_lost(self) -> None: ...
+    def reap(self) -> bool: ...
+    def close_descriptors(self, fds: Sequence[int]) -> None: ...
+
+
+OpenKeeper = Callable[[Path, Sequence[str]], AbstractAsyncContextManager[KeeperConnection]]
+"""Connects to the keeper of a runtime directory, which refuses connections from some cgroups, as `open_keeper`."""

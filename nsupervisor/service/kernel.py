@@ -1,0 +1,69 @@
+"""The seam between the service and the operating system: what the service uses, and what a test replaces.
+
+`Kernel` has everything except three objects that are opened before it and passed on with it: the keeper
+(`nsupervisor.keeper.connection`), the hierarchies with their files (`Host`, `nsupervisor.cgroups.filesystem`), and the
+journal. Time is trio's clock. `nsupervisor.service.run` opens the real ones and runs the service on them;
+`tests/simulation` runs the same service on others.
+"""
+
+import random
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+import attrs
+
+from nsupervisor.cgroups.membership import is_part_of
+from nsupervisor.cgroups.notifications import KernelNotifications, Notifications
+from nsupervisor.config.files import reread_text
+from nsupervisor.linux import processes
+from nsupervisor.linux.files import KERNEL_FILES, Files
+from nsupervisor.logs import Pipe
+from nsupervisor.service.instance.readiness import NotifySocket, notify_socket
+
+
+class Processes(Protocol):
+    """Facts about processes, and their descriptors: the functions of `nsupervisor.linux.processes`."""
+
+    def start_time(self, pid: int) -> int | None: ...
+    def parent_pid(self, pid: int) -> int | None: ...
+    def command_name(self, pid: int) -> str: ...
+    def pin(self, pid: int) -> int: ...
+    def open_pidfd(self, pid: int, start_ticks: int) -> int: ...
+    def has_ended(self, pidfd: int) -> bool: ...
+    def exit_status(self, pidfd: int, pid: int) -> int | None: ...
+    def open_pipe(self, inode: int, pids: Iterable[int]) -> int: ...
+    def open_ended_pipe(self) -> int: ...
+    def pipe_inode(self, fd: int) -> int: ...
+    def read_write_pipe_inode(self, pid: int, fd: int) -> int: ...
+    def duplicate(self, fd: int) -> int: ...
+    def close(self, fd: int) -> None: ...
+
+
+OpenNotifySocket = Callable[[Path, tuple[int, int] | None, int], AbstractContextManager[NotifySocket]]
+"""Opens a notify socket: its path, its owner, and the descriptor of one that exists or -1. Raises OSError."""
+IsPartOf = Callable[[int, str, str], bool]
+"""Whether a process is part of an instance, as `nsupervisor.cgroups.membership.is_part_of`."""
+
+
+@attrs.frozen
+class Kernel:
+    """The operating system as the service uses it."""
+
+    processes: Processes = processes
+    files: Files = KERNEL_FILES
+    """The files in the runtime directory that the next supervisor reads."""
+    open_notifications: Callable[[], Notifications] = KernelNotifications
+    open_pipe: Callable[[int], Pipe] = Pipe
+    """Takes over the reading end of a program's output, a descriptor."""
+    open_notify_socket: OpenNotifySocket = notify_socket
+    is_part_of: IsPartOf = is_part_of
+    read_config: Callable[[str], str] = reread_text
+    """Reads the configuration file again. Raises ConfigError."""
+    random: Callable[[], float] = random.random
+    """Returns a random number from [0, 1), for the jitter of delays."""
+
+
+LINUX = Kernel()
+"""The operating system of this host."""
