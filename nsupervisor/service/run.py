@@ -13,7 +13,7 @@ import signal
 import sys
 import traceback
 from collections import ChainMap
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -150,7 +150,8 @@ async def _service(config: Config, host: Host, directory: Path, warnings: list[t
                 _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
                 resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
                 raise_descriptor_limit(config, host)
-                platform = Platform(host, LINUX, keeper, journal, directory, history, signals, _LinuxEndpoints())
+                opened = host, LINUX, keeper, journal, directory, history, signals
+                platform = Platform(*opened, _LinuxEndpoints(), _exempt_from_collection)
                 status = await run_service(config, platform)
             journal.log.info("supervisor stopped")
     return status
@@ -181,6 +182,19 @@ class Platform:
     signals: AsyncIterator[int]
     """`SERVICE_SIGNALS` that have been received."""
     endpoints: Endpoints
+    keep_objects: Callable[[], None]
+    """Called when all objects exist that the service keeps until its end."""
+
+
+def _exempt_from_collection() -> None:
+    """Exempt all present objects from garbage collection, and begin to collect others.
+
+    The objects of the service are permanent and many: a full collection that traverses them would delay every reaction,
+    by 50 ms at 1,000 workloads.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @attrs.define(eq=False)
@@ -369,11 +383,7 @@ async def _supervise(
                     await _start_actors(all_actors.values(), nursery)
                 groups.watch()
                 await endpoints.open_metrics(supervisor)
-                # These objects are permanent and many: a full collection that traverses them would delay every
-                # reaction, by 50 ms at 1,000 workloads.
-                gc.collect()
-                gc.freeze()
-                gc.enable()
+                platform.keep_objects()
                 journal.log.info("supervisor started", **supervisor.info())
                 if alive_count:
                     text = f"{alive_count} workloads of the supervisor before this one run on"
