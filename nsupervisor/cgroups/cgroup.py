@@ -336,6 +336,10 @@ class Cgroup:
         except OSError as error:
             raise CgroupError(f"cannot kill {self.name}: {error.strerror}") from error
 
+    def mark_killed(self) -> None:
+        """Note that an earlier supervisor has killed it, so that the next generation needs `limits.recreate_cgroup`."""
+        self.was_killed = True
+
     def recreate_directory(self) -> None:
         """Make the v2 directory again, without limits: a step of `limits.recreate_cgroup`, which clears `was_killed`.
 

@@ -7,6 +7,7 @@ import enum
 import os
 import signal
 from collections.abc import Sequence
+from typing import Any
 
 import attrs
 
@@ -101,6 +102,17 @@ class Exit:
         numbers = {"signal": self.signal, "code": self.code}
         flags = {"oom_killed": float(self.oom_killed), "core_dumped": float(self.core_dumped)}
         return {**flags, **{key: value for key, value in numbers.items() if value is not None}}
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the object that records and `status` show."""
+        return {
+            "code": self.code,
+            "signal": None if self.signal is None else signal_name(self.signal),
+            "core_dumped": self.core_dumped,
+            "oom_killed": self.oom_killed,
+            **({"failure": self.setup_failure} if self.setup_failure else {}),
+            **({"unknown": True} if self.is_unknown else {}),
+        }
 
     def __str__(self) -> str:
         if self.setup_failure is not None:

@@ -380,6 +380,41 @@ _UNKILLABLE = (
 )
 
 
+def adopt_generation(
+    lifecycle: Lifecycle, generation: int, reason: str, instant: Instant, workload: WorkloadConfig
+) -> Lifecycle:
+    """Return the lifecycle with a generation that was started but not saved; its start must have been requested."""
+    return attrs.evolve(
+        lifecycle,
+        state=State.STARTING,
+        reason=reason,
+        should_run=True,
+        generation=generation,
+        deadline=_deadline(instant, workload.timeout_start_sec),
+        after_stop=AfterStop.POLICY,
+        sigkill_sent=False,
+        exit=None,
+        fault_outcome=None,
+        freeze_requested_by="",
+        started_at=instant.now,
+        recent_starts=(*lifecycle.recent_starts, instant.now),
+    )
+
+
+def unfinished_actions(lifecycle: Lifecycle, workload: WorkloadConfig) -> tuple[Action, ...]:
+    """Return the actions that led to this state, for a supervisor that cannot know whether they were carried out."""
+    match lifecycle.state:
+        case State.STOPPING if lifecycle.sigkill_sent:
+            return (KillAll(),)
+        case State.STOPPING:
+            return (Signal(workload.kill_signal, whole_cgroup=lifecycle.exit is not None),)
+        case State.FROZEN:
+            return (FreezeAll(),)
+        case State.RUNNING | State.READY:
+            return (ThawAll(),)
+    return ()
+
+
 def stopped_by_shutdown(lifecycle: Lifecycle) -> bool:
     """Check whether the workload ended, or was about to, only because the service did."""
     return lifecycle.reason in (f"stopped by {SHUTDOWN}", f"killed by {SHUTDOWN}")

@@ -46,8 +46,8 @@ class Peer:
 
     `cgroups` has one text per hierarchy, "CONTROLLERS:PATH" as in /proc/PID/cgroup without the number: ":/a/web" for
     version 2, "memory:/a/web" for version 1. `user_namespace` is (st_dev, st_ino) of its file in /proc, or None if this
-    process may not read it. `workload` is the instance that the process is part of, "" for an outside process; the
-    service sets it.
+    process may not read it. `workload` is the instance that the process is part of, "" for an outside process: see
+    `set_workload`.
     """
 
     __slots__ = ("cgroups", "gid", "pid", "uid", "user_namespace", "workload")
@@ -67,6 +67,10 @@ class Peer:
         self.cgroups = tuple(cgroups)
         self.user_namespace = user_namespace
         self.workload = workload
+
+    def set_workload(self, name: str) -> None:
+        """Note the instance that the process is part of."""
+        self.workload = name
 
     @property
     def cgroup(self) -> str:

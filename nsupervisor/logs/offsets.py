@@ -19,6 +19,8 @@ from pathlib import Path
 
 import attrs
 
+STREAMS_DIRECTORY = "streams"
+"""Directory within the runtime directory for the files of all captures."""
 _HEADER = struct.Struct("<4sQQQIIBIBI")
 _MAGIC = b"nsp1"
 _NO_PIPE = 2**64 - 1  # an inode number that no pipe has

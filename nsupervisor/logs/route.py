@@ -27,3 +27,7 @@ class LineSequence:
     """The number of a stream's next line; it continues across generations."""
 
     next_seq: int = 0
+
+    def continue_from(self, seq: int) -> None:
+        """Continue after lines that an earlier capture has numbered: the next line has at least this number."""
+        self.next_seq = max(self.next_seq, seq)

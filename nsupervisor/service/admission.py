@@ -46,7 +46,7 @@ class Admission:
             # The cgroup decides, not the user namespace: the configuration says what the workload may do.
             name = instance_of(peer.cgroup, self._tree)
             actor = self._actors.get(name)
-            peer.workload = name
+            peer.set_workload(name)
             if actor is not None and actor.configured.may_control:
                 return peer
         raise refused

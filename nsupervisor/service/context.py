@@ -1,31 +1,33 @@
-"""The objects that all actors share."""
-
-from __future__ import annotations
+"""The objects that all workload instances and groups share."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
 from nsupervisor.cgroups import Watcher
+from nsupervisor.config.model import WorkloadConfig
+from nsupervisor.core.decider import Transition, WorkloadInput, WorkloadState
+from nsupervisor.core.lifecycle import Instant
+from nsupervisor.core.rules.group_policy import GroupEvent
 from nsupervisor.keeper.reconnecting import ReconnectingKeeper
 from nsupervisor.logs import Journal, LogFiles
 from nsupervisor.metrics.measures import Measures
-from nsupervisor.service.instance.decisions import Listener
 from nsupervisor.service.kernel import LINUX, Kernel
 from nsupervisor.service.state.digest import KeyedDigest
 from nsupervisor.service.state.file import StateFile
 
-if TYPE_CHECKING:
-    from nsupervisor.core.rules.group_policy import GroupEvent
-    from nsupervisor.service.group.group import Group
+TransitionListener = Callable[[str, WorkloadConfig, WorkloadState, WorkloadInput, Instant, Transition], None]
+"""Called after each transition of an instance: its name, its workload in force afterwards, the state before, the input,
+its instant, and the transition."""
+GroupListener = Callable[[str, GroupEvent, float], None]
+"""Called for each event of a group: its full name, the event, and its time."""
 
 
 @attrs.frozen
 class ServiceContext:
-    """The objects that the service provides to each workload instance."""
+    """The objects that the service provides to each workload instance and group."""
 
     keeper: ReconnectingKeeper
     watcher: Watcher
@@ -43,10 +45,8 @@ class ServiceContext:
     log_files: LogFiles = attrs.field(factory=LogFiles)
     """The log files of all workloads."""
     measures: Measures = attrs.field(factory=Measures)
-    listeners: set[Listener] = attrs.field(factory=set)
-    """Called for every input of every workload instance."""
-    group_listeners: set[Callable[[Group, GroupEvent, float], None]] = attrs.field(factory=set)
-    """Called for every event of every group, with its time."""
+    listeners: set[TransitionListener] = attrs.field(factory=set)
+    group_listeners: set[GroupListener] = attrs.field(factory=set)
     warnings_logged: set[str] = attrs.field(factory=set)
     """Warnings about the host that have been logged; each is logged once, not once per workload."""
     offset_files: dict[str, list[Path]] = attrs.field(factory=dict)

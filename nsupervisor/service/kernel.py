@@ -20,7 +20,7 @@ from nsupervisor.config.files import reread_text
 from nsupervisor.linux import processes
 from nsupervisor.linux.files import KERNEL_FILES, Files
 from nsupervisor.logs import Pipe
-from nsupervisor.service.instance.readiness import NotifySocket, notify_socket
+from nsupervisor.notify_socket import NotifySocket, notify_socket
 
 
 class Processes(Protocol):

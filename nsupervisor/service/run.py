@@ -356,7 +356,16 @@ async def _supervise(
             in_force = limits_in_force(workload.resources, record.changed_limits)
             limits_applied = record.limits_digest != "" and record.limits_digest == limits_digest(in_force)
             return make_instance(
-                name, workload, instance, (tree, groups), context, in_force, placed.get(name), limits_applied
+                name,
+                workload,
+                instance,
+                (tree, groups),
+                context,
+                in_force,
+                placed.get(name),
+                limits_applied,
+                saved.instances.get(name),
+                children.get(name, ()),
             )
 
         actors = Registry(

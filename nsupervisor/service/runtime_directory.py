@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nsupervisor.config.model import Config
-from nsupervisor.service.instance.output import STREAMS_DIRECTORY
+from nsupervisor.logs.offsets import STREAMS_DIRECTORY
 from nsupervisor.service.state.digest import KEY_FILE as KEY
 
 

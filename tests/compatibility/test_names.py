@@ -12,6 +12,7 @@ import pytest
 from nsupervisor.config.model import GroupRule, Resources, Rule
 from nsupervisor.config.schema import schema
 from nsupervisor.core import events
+from nsupervisor.core.records import COMMAND_NAMES
 from nsupervisor.core.reload.differences import Change
 from nsupervisor.core.replay.compare import ComparisonRow
 from nsupervisor.core.replay.trace import INPUTS, parse_input, parse_trace
@@ -19,7 +20,6 @@ from nsupervisor.core.rules.group_policy import ActionOutcome
 from nsupervisor.core.rules.rules import Cause
 from nsupervisor.core.rules.victims import Candidate
 from nsupervisor.core.serialize import from_json, to_json, to_json_sparse
-from nsupervisor.service.instance.transition_log import COMMAND_NAMES
 from nsupervisor.service.state.file import GroupCheckpoint, InstanceCheckpoint
 from nsupervisor.wire_names import by_wire_name, wire, wire_names
 from tests.core.replay.random_traces import a_trace

@@ -153,9 +153,17 @@ class Engine:
             self, states=tuple(attrs.evolve(m, holding_since=None, has_fired=False) for m in self.states)
         )
 
-    def holds(self, rule: Rule) -> bool:
-        """Check whether a rule's condition held when it was last observed."""
-        return self.states[self.rules.index(rule)].holding_since is not None
+    def only(self, rule: Rule) -> "Engine":
+        """Return an engine for one of these rules, in its present state.
+
+        It continues to observe the condition of a rule whose action is in progress, whatever becomes of the others.
+        """
+        return Engine((rule,), (self.states[self.rules.index(rule)],))
+
+    @property
+    def holds(self) -> bool:
+        """Whether the conditions of all its rules held when they were last observed."""
+        return all(state.holding_since is not None for state in self.states)
 
     def with_cooldown(self, now: float) -> "Engine":
         """Start the cooldown of each rule that has a victim, as if it had fired now."""

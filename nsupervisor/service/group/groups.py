@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import trio
 
 from nsupervisor.cgroups import Cgroup, CgroupError, Tree
-from nsupervisor.config.model import Config, GroupRule, Resources, WorkloadConfig
-from nsupervisor.config.model import GroupConfig as GroupConfig
+from nsupervisor.config.model import Config, GroupConfig, Resources, WorkloadConfig
 from nsupervisor.core.reload.differences import merge_limits
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.group.group import HOST, Group
+from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.preflight import uncounted_reason
 from nsupervisor.service.state.checkpoint import limits_in_force
 from nsupervisor.service.state.file import GroupCheckpoint
-
-if TYPE_CHECKING:
-    from nsupervisor.service.instance.actor import Actor
 
 PREFIX = "group/"
 """Prefix of group names on the command line, which distinguishes them from workloads."""
@@ -31,8 +28,10 @@ class Groups:
     """The groups by name ("batch"), each after those that contain it; and the host."""
 
     config: Config
-    by_name: dict[str, Group]
-    host: Group
+    by_name: dict[str, Group] = attrs.field(init=False, factory=dict)
+    host: Group = attrs.field(init=False)
+    _around: dict[str, tuple[Group, ...]] = attrs.field(init=False, factory=dict)
+    """By the name of an instance: the groups that contain it, the outermost first, and the host."""
 
     @classmethod
     def make(
@@ -43,25 +42,29 @@ class Groups:
         `checkpoints` is what an earlier supervisor saved, by the full names of the groups. Raises CgroupError as
         `Tree.make_group` does.
         """
+        groups = cls(config)
         action_lock = trio.Lock()
-        root = Group(
-            HOST, GroupConfig(name=HOST, policy=config.host.policy), tree.root(), context, action_lock=action_lock
-        )
-        groups = cls(config, {}, _require_supported(root))
-        groups.host.restore(checkpoints.get(HOST))
+
+        def make(name: str, group: GroupConfig, cgroup: Cgroup, limits: Resources, around: tuple[Group, ...]) -> Group:
+            supported = _require_supported(name, group, cgroup, context)
+            made = Group(name, supported, cgroup, context, limits, groups.around, action_lock, around)
+            if name in checkpoints:
+                made.restore(checkpoints[name])
+            return made
+
+        host = GroupConfig(name=HOST, policy=config.host.policy)
+        groups.host = make(HOST, host, tree.root(), host.resources, ())
         for group in sorted(config.groups.values(), key=lambda group: len(config.enclosing_groups(group))):
+            name = f"{PREFIX}{group.name}"
             around = tuple(groups.by_name[outer.name] for outer in config.enclosing_groups(group))
-            before = checkpoints.get(f"{PREFIX}{group.name}")
+            before = checkpoints.get(name)
             in_force = (
                 limits_in_force(group.resources, before.changed_limits) if before is not None else group.resources
             )
             cgroup = tree.make_group(group.name, in_force, [outer.cgroup for outer in around])
             for problem in cgroup.problems:
-                context.journal.log.warning("limit not enforced", group=f"{PREFIX}{group.name}", message=str(problem))
-            made = Group(f"{PREFIX}{group.name}", group, cgroup, context, around, action_lock)
-            made.resources = in_force
-            groups.by_name[group.name] = made = _require_supported(made)
-            made.restore(before)
+                context.journal.log.warning("limit not enforced", group=name, message=str(problem))
+            groups.by_name[group.name] = make(name, group, cgroup, in_force, around)
         for name in checkpoints.keys() - {HOST, *(group.name for group in groups.by_name.values())}:
             context.state.save_group(name, None)
         return groups
@@ -74,17 +77,28 @@ class Groups:
         """Create the cgroup of an instance inside those of its groups. Raises CgroupError as `Tree.make` does."""
         return tree.make(name, resources, [group.cgroup for group in self.enclosing(workload)])
 
+    # ---- members
+
+    def around(self, name: str) -> tuple[Group, ...]:
+        """Return the groups that contain an instance, the outermost first, and the host; none if it is no member."""
+        return self._around.get(name, ())
+
     def add(self, actor: Actor) -> None:
-        """Make an instance a member of all groups that contain it."""
-        actor.groups = (*self.enclosing(actor.workload), self.host)
-        for group in actor.groups:
-            group.members.append(actor)
+        """Make an instance a member of all groups that contain it, and of no others."""
+        self.remove(actor)
+        self._around[actor.name] = (*self.enclosing(actor.workload), self.host)
+        for group in self.around(actor.name):
+            group.add_member(actor)
 
     def remove(self, actor: Actor) -> None:
         """Remove an instance from all its groups."""
-        for group in actor.groups:
-            group.members.remove(actor)
-        actor.groups = ()
+        for group in self._around.pop(actor.name, ()):
+            group.remove_member(actor.name)
+
+    def resume_sampling(self, name: str) -> None:
+        """Sample the levels of the groups around an instance soon: its program has been executed."""
+        for group in self.around(name):
+            group.observer.resume_sampling()
 
     @property
     def all_groups(self) -> tuple[Group, ...]:
@@ -108,18 +122,9 @@ class Groups:
         return [group for group in self.by_name.values() if fnmatch.fnmatchcase(group.name, pattern)]
 
     async def change_limits(self, name: str, changes: Mapping[str, Any], by: str = "operator") -> tuple[bool, str]:
-        """Change the limits of a group (by its full name, "group/batch"), as `Group.change_limits` does.
-
-        Limits inside it that are percentages of the changed ones are written again.
-        """
+        """Change the limits of a group (by its full name, "group/batch"), as `Group.change_limits` does."""
         (group,) = self.matching(name)
-        done, message = await group.change_limits(changes, by)
-        if done:
-            inner = [inner_group for inner_group in self.by_name.values() if group in inner_group.enclosing]
-            failures = [await inner_group.reapply_percentages() for inner_group in inner]
-            failures += [await member.reapply_percentages() for member in group.members]
-            message = "; ".join(filter(None, failures))
-        return done, message
+        return await group.change_limits(changes, by)
 
     def differing(self, config: Config) -> list[tuple[Group, GroupConfig]]:
         """Return the groups, and the host, that differ in `config`, each with its new configuration."""
@@ -135,7 +140,7 @@ class Groups:
         self.config = config
 
     async def apply_limits(self, group: Group, config: GroupConfig) -> None:
-        """Apply the changed limits of a configuration file to a group, and update the percentages inside it.
+        """Apply the changed limits of a configuration file to a group.
 
         Raises CgroupError if that is not possible or if a rule reads a file that this host does not have; then nothing
         has changed.
@@ -146,11 +151,6 @@ class Groups:
         after = merge_limits(group.config.resources, config.resources, group.resources)
         if after != group.resources:
             await group.apply_limits(after)
-            inner = [inner_group for inner_group in self.by_name.values() if group in inner_group.enclosing]
-            for inner_group in inner:
-                await inner_group.reapply_percentages()
-            for member in group.members:
-                await member.reapply_percentages()
 
     def status(self) -> list[dict[str, Any]]:
         """Return one status object per group."""
@@ -164,22 +164,14 @@ def _supported(config: GroupConfig, cgroup: Cgroup) -> GroupConfig:
     return attrs.evolve(config, policy=tuple(rule for rule in config.policy if not uncounted_reason(rule, cgroup)))
 
 
-def _require_supported(group: Group) -> Group:
+def _require_supported(name: str, config: GroupConfig, cgroup: Cgroup, context: ServiceContext) -> GroupConfig:
     """Return the group without the rules that this host cannot evaluate; each is logged.
 
     Raises CgroupError if the limits of the group are required.
     """
-    rules: list[GroupRule] = []
-    for rule in group.config.policy:
-        reason = uncounted_reason(rule, group.cgroup)
-        if reason and group.config.required:
-            raise CgroupError(f"{rule.name} (line {rule.line}): {reason}")
-        if reason:
-            group.context.journal.log.warning("rule left out", group=group.name, message=f"{rule.name}: {reason}")
-        else:
-            rules.append(rule)
-    if len(rules) < len(group.config.policy):
-        supported = attrs.evolve(group, config=attrs.evolve(group.config, policy=tuple(rules)))
-        supported.resources = group.resources
-        return supported
-    return group
+    for rule in config.policy:
+        if reason := uncounted_reason(rule, cgroup):
+            if config.required:
+                raise CgroupError(f"{rule.name} (line {rule.line}): {reason}")
+            context.journal.log.warning("rule left out", group=name, message=f"{rule.name}: {reason}")
+    return _supported(config, cgroup)

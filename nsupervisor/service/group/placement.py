@@ -1,16 +1,20 @@
 """Make a workload instance from its configuration: its cgroup, its supported rules, its actor."""
 
 import os
+from collections.abc import Sequence
 from functools import partial
 
 import attrs
 
 from nsupervisor.cgroups import Cgroup, CgroupError, Tree
 from nsupervisor.config.model import Resources, WorkloadConfig
+from nsupervisor.keeper.messages import Child
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.group.groups import Groups
 from nsupervisor.service.instance.actor import Actor
+from nsupervisor.service.instance.restore import restore_actor
 from nsupervisor.service.preflight import uncounted_reason
+from nsupervisor.service.state.file import InstanceCheckpoint
 
 Placement = tuple[Tree, Groups]
 """The tree and the groups in which the cgroups of instances are made."""
@@ -25,11 +29,14 @@ def make_instance(
     limits: Resources,
     group_names_before: tuple[str, ...] | None = None,
     limits_applied: bool = False,
+    saved: InstanceCheckpoint | None = None,
+    children: Sequence[Child] = (),
 ) -> Actor:
     """Make the actor and its cgroup with these limits in force.
 
     `group_names_before`: the groups in which an earlier supervisor left the cgroup, if one did. `limits_applied`: that
-    supervisor has written these limits; `LimitWriter.verify` checks whether they are still there.
+    supervisor has written these limits; `LimitWriter.verify` checks whether they are still there. `saved` and
+    `children`: what that supervisor and the keeper know of the instance.
 
     Raises CgroupError, which names the workload and what was not possible.
     """
@@ -59,10 +66,9 @@ def make_instance(
         for problem in cgroup.problems:
             if problem.key not in reported:
                 context.journal.log.warning("limit not enforced", workload=name, message=str(problem))
-    actor = Actor(name, supported, instance, cgroup, context)
-    actor.configured = workload
-    actor.limit_writer.resources = actor.limit_writer.applied = limits
-    actor.pending_move = create if moves else None
+    on_started = partial(groups.resume_sampling, name)
+    actor = restore_actor(saved, children, name, workload, supported, instance, cgroup, context, on_started, limits)
+    actor.plan_move(create if moves else None)
     groups.add(actor)
     return actor
 
@@ -94,7 +100,6 @@ def update_membership(actor: Actor, workload: WorkloadConfig, placement: Placeme
     around = groups.enclosing(workload)
     there = around[-1].cgroup.path if around else tree.path
     create = partial(groups.make_cgroup, tree, actor.name, workload)
-    actor.pending_move = None if os.path.dirname(actor.cgroup.path) == there else create
-    if actor.groups != (*around, groups.host):
-        groups.remove(actor)
+    actor.plan_move(None if os.path.dirname(actor.cgroup.path) == there else create)
+    if groups.around(actor.name) != (*around, groups.host):
         groups.add(actor)

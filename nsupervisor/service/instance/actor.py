@@ -1,53 +1,53 @@
 """The actor of one workload instance while the service runs: events in, actions out.
 
-The actor decides nothing. It handles the messages in its mailbox one by one (the keeper's reports, the watcher's
-readings, commands of operators), turns each into an input for `nsupervisor.core.decider`, carries out the resulting
-actions and records them in the journal.
+The actor decides nothing. It handles the messages in its mailbox one by one (the keeper's reports, commands of
+operators, pending rules), turns each into an input for `nsupervisor.core.decider`, carries out the resulting actions
+and records them in the journal.
+
+It owns the state of its instance, one object for each part: the decision state (`Decisions`), the present program
+(`Program`), what its rules observe (`RuleObserver`), its limits (`LimitWriter`), its output, its exit reports. Other
+modules call methods; none assigns an attribute.
 
 The order of two things at a program's exit matters. The counters of its cgroup are read *before* the lifecycle handles
 the exit: the kernel counts an OOM kill before it sends the SIGKILL, but the notification of the count may arrive after
 the report of the exit, and a rule on the count must see it while its generation is still current.
 """
 
-import contextlib
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import attrs
 import trio
 
-from nsupervisor.cgroups import Cgroup, CgroupError, CgroupGoneError, Reading
+from nsupervisor.cgroups import Cgroup, CgroupError, CgroupGoneError
 from nsupervisor.cgroups.limits import recreate_cgroup
+from nsupervisor.condition_variable import ConditionVariable
 from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import Resources, WorkloadConfig
 from nsupervisor.core import events
 from nsupervisor.core.actions import Action, FreezeAll, KillAll, Signal, Spawn, ThawAll, Warn
-from nsupervisor.core.decider import ConfigChanged, GroupAction, Transition, WorkloadState
+from nsupervisor.core.decider import ConfigChanged, Transition, WorkloadState
 from nsupervisor.core.exits import Exit, signal_name
-from nsupervisor.core.lifecycle import Lifecycle, State
-from nsupervisor.core.rules.rules import Engine, Firing
+from nsupervisor.core.lifecycle import Lifecycle, State, unfinished_actions
+from nsupervisor.core.records import transition_records
+from nsupervisor.core.rules.rules import Engine, Firing, Limits
 from nsupervisor.keeper.messages import Ended, Execed, KeeperLost, SetupFailure, SpawnError
 from nsupervisor.metrics.counters import Counters
 from nsupervisor.service.context import ServiceContext
-from nsupervisor.service.instance.decisions import DecisionLoop
+from nsupervisor.service.instance.decisions import Decisions
 from nsupervisor.service.instance.exit_reports import ExitReports
 from nsupervisor.service.instance.limits import LimitWriter
 from nsupervisor.service.instance.log import InstanceLog
 from nsupervisor.service.instance.mailbox import Call, Mailbox, Message, RetrySpawn, RulesPending, Shutdown
 from nsupervisor.service.instance.output import Output
-from nsupervisor.service.instance.policy import PolicyActions, PolicyRunner
-from nsupervisor.service.instance.readiness import host_owner, socket_path, watch_readiness
-from nsupervisor.service.instance.spawn_spec import cover, environment_file_variables, spawn_spec
+from nsupervisor.service.instance.program import Program
+from nsupervisor.service.instance.rule_actions import RuleActions
+from nsupervisor.service.instance.rule_observer import RuleObserver
 from nsupervisor.service.instance.start_status import NO_START, StartStatus
-from nsupervisor.service.instance.status import status
-from nsupervisor.service.instance.transition_log import log_transition
+from nsupervisor.service.instance.status import InstanceStatus
 from nsupervisor.service.instance.users import IdentityError
-from nsupervisor.service.state.checkpoint import Checkpoint, spawn_inputs
-from nsupervisor.service.state.file import ExitReport
-
-if TYPE_CHECKING:
-    from nsupervisor.service.group.group import Group
+from nsupervisor.service.state.checkpoint import limit_overrides
+from nsupervisor.service.state.file import ExitReport, InstanceCheckpoint
 
 _ACTION_NAMES: Mapping[type[Action], str] = {
     Spawn: "start",
@@ -59,71 +59,78 @@ _ACTION_NAMES: Mapping[type[Action], str] = {
 }
 """Names of actions in the record of a failure, as in traces."""
 
+MakeCgroup = Callable[[Resources], Cgroup]
+"""Makes the cgroup of an instance, with these limits. Raises CgroupError."""
+
 
 @attrs.define(eq=False)
 class Actor:
     """Runs one workload instance. `name` is "web", or "web@2" if there are several instances."""
 
     name: str
+    configured: WorkloadConfig
+    """The workload as in the configuration file; `workload` lacks the rules that this host cannot evaluate."""
     workload: WorkloadConfig
     instance: int | None
     cgroup: Cgroup
     context: ServiceContext
-    pid: int | None = None
-    """The program's pid, in the host's PID namespace."""
-    last_exit: Exit | None = None
-    groups: tuple["Group", ...] = ()
-    """The groups that contain it, the outermost first, and the host; set by `Groups.add`."""
-    pending_move: Callable[[Resources], Cgroup] | None = None
-    """Makes the cgroup for its next generation, with these limits; None if it keeps the present one."""
-    configured: WorkloadConfig = attrs.field(init=False)
-    """The workload as in the configuration file; `workload` lacks the rules that this host cannot evaluate."""
+    on_started: Callable[[], None]
+    """Called when the program has been executed, so that the groups around it sample their levels."""
+    _limits: Resources
+    """The limits that the cgroup was made with."""
+    _lifecycle: Lifecycle = attrs.field(factory=Lifecycle)
+    """The lifecycle to begin with."""
+    start_status: StartStatus = attrs.field(init=False, default=NO_START)
+    """Its start that waits, as `nsupervisor.service.jobs` reports it by `set_start_status`."""
+    last_exit: Exit | None = attrs.field(init=False, default=None)
     counters: Counters = attrs.field(init=False, factory=Counters)
+    decisions: Decisions = attrs.field(init=False)
+    program: Program = attrs.field(init=False)
+    observer: RuleObserver = attrs.field(init=False)
     limit_writer: LimitWriter = attrs.field(init=False)
-    decisions: DecisionLoop = attrs.field(init=False)
-    policy: PolicyRunner = attrs.field(init=False)
     output: Output = attrs.field(init=False)
     log: InstanceLog = attrs.field(init=False)
     exit_reports: ExitReports = attrs.field(init=False)
     mailbox: Mailbox = attrs.field(init=False, factory=Mailbox)
-    _changed: trio.lowlevel.ParkingLot = attrs.field(init=False, factory=trio.lowlevel.ParkingLot)
-    checkpoint: Checkpoint = attrs.field(init=False)
-    start_status: StartStatus = attrs.field(init=False, default=NO_START)
-    """Its start that waits, as `nsupervisor.service.jobs` reports it by `set_start_status`."""
-    notify_fd: int = attrs.field(init=False, default=-1)
-    """The current generation's notify socket, or -1."""
     is_spawning: bool = attrs.field(init=False, default=False)
     """Whether the keeper is being asked to start a generation."""
-    recovery_step: Callable[[], Awaitable[None]] | None = attrs.field(init=False, default=None)
-    """The first step to take if an earlier supervisor left a lifecycle."""
-    _failed_start_id: str = ""
+    _rule_actions: RuleActions = attrs.field(init=False)
+    _changed: ConditionVariable = attrs.field(init=False, factory=ConditionVariable)
+    _make_next_cgroup: MakeCgroup | None = attrs.field(init=False, default=None)
+    """Makes the cgroup for its next generation; None if it keeps the present one."""
+    _oom_kills: float = attrs.field(init=False, default=0.0)
+    """Value of the cgroup's counter of OOM kills at the latest start or exit."""
+    _has_unfinished_actions: bool = attrs.field(init=False, default=False)
+    """Whether actions of the lifecycle have yet to be carried out."""
+    _failed_start_id: str = attrs.field(init=False, default="")
     """The id of the latest start that failed. If it was killed in its set-up, its later exit report is ignored."""
-    _notify_resources: contextlib.ExitStack = attrs.field(init=False, factory=contextlib.ExitStack)
-    """This generation's notify socket and the task that reads it."""
+    _must_recover: bool = attrs.field(init=False, default=False)
+    """Whether an earlier supervisor has left processes or a checkpoint."""
+    _saved: InstanceCheckpoint | None = attrs.field(init=False, default=None)
+    """The checkpoint that it has left, until `run` has completed what it says."""
 
     def __attrs_post_init__(self) -> None:
-        self.configured = self.workload
-        state = WorkloadState(Lifecycle(), Engine.for_rules(self.workload.policy))
-        kernel = self.context.kernel
-        self.checkpoint = Checkpoint(kernel.processes)
-        self.decisions = DecisionLoop(self.name, self.workload, state, self.context.listeners, kernel.random)
-        actions = PolicyActions(
-            self.log_event,
-            self._carry_out,
-            lambda *args: self.limit_writer.set_by_rule(*args),
-            lambda: self.post(RulesPending()),
+        context, nursery = self.context, self.context.nursery
+        self.log = InstanceLog(self.name, self.instance, context.journal)
+        state = WorkloadState(self._lifecycle, Engine.for_rules(self.workload.policy))
+        self.decisions = Decisions(
+            self.name, self.workload, context.listeners, self._rules_pending, state, context.kernel.random
         )
-        self.log = InstanceLog(self.name, self.instance, self.context.journal)
-        self.exit_reports = ExitReports(self.log, self.context.nursery, self.save_checkpoint)
-        self.policy = PolicyRunner(self.cgroup, self.counters, self.context, actions, self.decisions)
-        nursery, refresh, resources = self.context.nursery, self._limits_changed, self.workload.resources
-        self.limit_writer = LimitWriter(self.cgroup, self.workload, nursery, self.log_event, refresh, resources)
-        self.output = Output(self.name, self.instance, self.workload.log, self.counters, self.context)
+        self.program = Program(self.name, self.instance, context, self._on_notification, self._on_status)
+        self.observer = RuleObserver(
+            self.cgroup, context.watcher, self.decisions, self._on_host_problem, on_emptied=self._on_emptied
+        )
+        self.limit_writer = LimitWriter(
+            self.cgroup, self.workload, self._limits, nursery, self.log_event, self._on_limits_changed
+        )
+        self._rule_actions = RuleActions(self.log_event, self.limit_writer, self.counters, context.measures, nursery)
+        self.output = Output(self.name, self.instance, self.workload.log, self.counters, context)
+        self.exit_reports = ExitReports(self.log, nursery, self.save_checkpoint)
 
     @property
     def lifecycle(self) -> Lifecycle:
         """The current state of the lifecycle."""
-        return self.decisions.state.lifecycle
+        return self.decisions.lifecycle
 
     # ---- operations for other objects
 
@@ -137,8 +144,7 @@ class Actor:
 
     async def wait_until(self, condition: Callable[[Lifecycle], bool]) -> None:
         """Wait until `condition(lifecycle)` is true; it is checked after each change."""
-        while not condition(self.lifecycle):
-            await self._changed.park()
+        await self._changed.wait_for(lambda: condition(self.lifecycle))
 
     def set_start_status(self, status: StartStatus) -> None:
         """Note the start that waits, for the status and the next supervisor; for `nsupervisor.service.jobs` alone."""
@@ -148,18 +154,20 @@ class Actor:
 
     def wake_waiters(self) -> None:
         """Check the conditions of `wait_until` again, after a change outside the lifecycle (a start that waited)."""
-        self._changed.unpark_all()
+        self._changed.notify()
 
     async def run(self) -> None:
         """Handle messages until `retire`."""
-        self.policy.watch(self._on_reading, reset_base_line=self.recovery_step is None)
-        if self.recovery_step is not None:
-            await self.recovery_step()
+        if self._must_recover:
+            await self._recover()
+        else:
+            self.observer.watch()
         while not isinstance(message := await self.mailbox.receive(self.lifecycle.deadline), Shutdown):
             await self._handle(message)
         self.mailbox.close()
-        self.context.watcher.remove(self.cgroup)
-        self._changed.unpark_all()
+        self.observer.unwatch()
+        self.limit_writer.close()
+        self._changed.notify()
 
     async def retire(self) -> None:
         """Stop the task of this actor, after all messages in its mailbox; the program has stopped before."""
@@ -169,7 +177,27 @@ class Actor:
     def save_checkpoint(self) -> None:
         """Save the checkpoint for the next supervisor."""
         if not self.mailbox.closed.is_set():
-            self.context.state.save(self.name, self.checkpoint.to_checkpoint(self))
+            self.context.state.save(self.name, self.to_checkpoint())
+
+    def to_checkpoint(self) -> InstanceCheckpoint:
+        """Return what the next supervisor needs to know of this instance."""
+        return InstanceCheckpoint(
+            lifecycle=self.lifecycle,
+            process=self.program.process,
+            last_exit=self.last_exit,
+            oom_kills=self._oom_kills,
+            has_unfinished_actions=self._has_unfinished_actions,
+            recreate_cgroup=self.cgroup.was_killed,
+            rules=self.decisions.saved_rules(),
+            changed_limits=limit_overrides(self.workload.resources, self.resources),
+            pending_start=self.start_status.requested_by,
+            spawn_digest=self.program.spawn_digest,
+            kill_signal=self.workload.kill_signal,
+            timeout_stop_sec=self.workload.timeout_stop_sec,
+            limits_digest=self.limit_writer.applied_digest,
+            undelivered=self.exit_reports.undelivered,
+            environment_digest=self.program.environment_digest,
+        )
 
     async def wait_drained(self) -> None:
         """Wait until all output of ended generations has been read, and their exits have been recorded."""
@@ -192,18 +220,18 @@ class Actor:
         """The limits in force: the configured ones, with later changes by operators and rules."""
         return self.limit_writer.resources
 
-    def _limits_changed(self) -> None:
-        self.policy.refresh()
-        self.save_checkpoint()
-
-    async def reapply_percentages(self) -> str:
-        """Write percentage limits again after a limit of an enclosing group changed; return the problem, or ""."""
-        return await self.limit_writer.reapply_percentages()
+    @property
+    def limits(self) -> Limits:
+        """The limits in force, as the kernel has them."""
+        return self.observer.limits
 
     def impose(self, firing: Firing, generation: int) -> None:
         """Queue the action of a group's rule that chose this instance; it is dropped if the generation has ended."""
-        self.decisions.handle(GroupAction(generation, firing))
-        self.post(RulesPending())
+        self.decisions.impose(firing, generation)
+
+    def plan_move(self, make_cgroup: MakeCgroup | None) -> None:
+        """Start the next generation in a cgroup that this makes; None keeps the present cgroup."""
+        self._make_next_cgroup = make_cgroup
 
     def apply_config(self, configured: WorkloadConfig, workload: WorkloadConfig) -> None:
         """Switch to another configuration of this workload; what needs a new process applies to the next one.
@@ -211,24 +239,22 @@ class Actor:
         `configured` is the workload as in the file, `workload` the one without the rules that this host cannot
         evaluate. The limits are changed by `LimitWriter`.
         """
-        rules = self.workload.policy != workload.policy
-        if rules:
-            self.policy.read_counters()  # changes so far belong to the old rules
+        has_new_rules = self.workload.policy != workload.policy
+        if has_new_rules:
+            self.observer.read_counters()  # changes so far belong to the old rules
         if workload.log != self.workload.log:
             self.output.apply_config(workload.log)
         if workload != self.workload:
             self.decisions.handle(ConfigChanged(workload))
-        self.configured = configured
-        self.workload = self.limit_writer.workload = workload
-        if rules:
+        self.configured, self.workload = configured, workload
+        self.limit_writer.configure(workload)
+        if has_new_rules:
             try:
-                self.context.watcher.remove(self.cgroup)
-                self.policy.watch(self._on_reading)
-                self.policy.refresh()
+                self.observer.move_to(self.cgroup)
             except (CgroupError, OSError) as error:
                 self.log_event("warning", "error", message=f"its rules get no news: {error}")
             if self.lifecycle.is_alive:
-                self.policy.resume_sampling()
+                self.observer.resume_sampling()
 
     @property
     def is_up(self) -> bool:
@@ -238,31 +264,48 @@ class Actor:
             return self.workload.type == "simple"
         return state is State.READY or (state is State.EXITED and self.workload.type == "oneshot")
 
+    def status(self) -> dict[str, Any]:
+        """Return the object that `status --json` shows for this instance."""
+        status = InstanceStatus(
+            name=self.name,
+            instance=self.instance,
+            lifecycle=self.lifecycle,
+            waits_for=self.start_status.waits_for,
+            is_up=self.is_up,
+            pid=self.program.pid,
+            cgroup=self.cgroup.path,
+            limits=self.limits,
+            last_exit=self.last_exit,
+            last_event=self.log.last_event,
+        )
+        return status.to_json(self.observer.read, trio.current_time())
+
     # ---- messages
+
+    def _rules_pending(self) -> None:
+        self.post(RulesPending())
+
+    def _on_emptied(self) -> None:
+        self.post(events.Emptied(self.lifecycle.generation))
 
     async def _handle(self, message: Message) -> None:
         match message:
-            case Reading(values=values):
-                if not values.get("populated"):
-                    await self._on_event(events.Emptied(self.lifecycle.generation))
             case RulesPending():
-                await self.policy.run_pending()
+                await self._run_pending()
                 self.save_checkpoint()
             case Execed(id=self._failed_start_id):
                 pass
             case Execed(id=id_, pid=pid):
-                if id_ == self.id and self.checkpoint.process is None:
-                    self.checkpoint.executed(self.pid or pid, pid)
-                    self.pid = pid
+                if id_ == self.id and self.program.process is None:
+                    self.program.executed(pid)
                     self.log_event("started", pid=pid)
-                    self.policy.program_started()
-                    for group in self.groups:
-                        group.resume_sampling()
+                    self.observer.program_started()
+                    self.on_started()
                     self.output.begin(self.lifecycle.generation, pid)
-                await self._on_event(events.Execed(_generation(id_)))
+                await self._on_event(events.Execed(generation_of(id_)))
                 self.save_checkpoint()
             case RetrySpawn():
-                if self.lifecycle.state is State.STARTING and self.checkpoint.process is None:
+                if self.lifecycle.state is State.STARTING and self.program.process is None:
                     await self._clear_failed_start()
                     await self._spawn(self.lifecycle.generation)
             case Ended():
@@ -278,65 +321,65 @@ class Actor:
             await self.context.keeper.acknowledge(ended.id)
             return
         self.log.hold()  # start the next generation first, and write the records afterwards
-        self.policy.read_counters()
-        await self.policy.run_pending()
+        self.observer.read_counters()
+        await self._run_pending()
         generation = self.lifecycle.generation
         exit_ = self.report_exit(ended.status, ended.failure)
         if exit_.setup_failure is None:
-            self.policy.program_exited(exit_)
-            await self.policy.run_pending()
-        self.output.begin(generation, self.pid)
-        self.pid = None
-        self.checkpoint.program_ended()
-        self._notify_resources.close()
+            self.observer.program_exited(exit_)
+            await self._run_pending()
+        self.output.begin(generation, self.program.pid)
+        self.program.exited()
         await self._on_event(events.Exited(generation, exit_, self.is_populated()))
         self.exit_reports.release()
         await self.context.keeper.acknowledge(ended.id)
 
     def report_exit(self, status: int, failure: SetupFailure | None) -> Exit:
         """Report how this generation ended, from its wait status and the OOM kills that its cgroup has counted."""
-        oom_kills = self.read("memory.events").get("oom_kill", 0.0)
+        oom_kills = self._read_oom_kills()
         reason = failure.message if failure else None
-        self.last_exit = Exit.from_wait_status(
-            status, oom_killed=oom_kills > self.checkpoint.oom_kills, setup_failure=reason
-        )
-        self.checkpoint.oom_kills = oom_kills
-        self.exit_reports.report(ExitReport(self.lifecycle.generation, self.last_exit, self.pid))
+        self.last_exit = Exit.from_wait_status(status, oom_killed=oom_kills > self._oom_kills, setup_failure=reason)
+        self._oom_kills = oom_kills
+        self.exit_reports.report(ExitReport(self.lifecycle.generation, self.last_exit, self.program.pid))
         return self.last_exit
 
-    def _on_reading(self, reading: Reading) -> None:
-        """Handle a reading of the watcher at once: most samples change nothing, and need not wake the actor."""
-        if reading.file == "cgroup.events":
-            self.post(reading)
-        else:
-            self.policy.observe(reading.file, reading.values, reading.read_at)
-
-    # ---- the lifecycle
+    # ---- transitions
 
     async def _on_event(self, event: events.Input) -> None:
         await self._carry_out(self.lifecycle, self.decisions.handle(event))
 
+    async def _run_pending(self) -> None:
+        """Run the pending actions of fired rules; an action for an earlier generation does nothing."""
+        while (step := self.decisions.run_next_pending()) is not None:
+            before, transition = step
+            if transition.executed is not None:
+                self._rule_actions.begin(transition.executed)
+                await self._carry_out(before, transition)
+
     async def _carry_out(self, before: Lifecycle, transition: Transition) -> None:
         """Record and carry out a transition that an input or a pending action has caused."""
-        if self.lifecycle is before and not transition.actions:
+        after, input_ = transition.state.lifecycle, transition.lifecycle_input
+        if after is before and not transition.actions:
             return
-        if transition.lifecycle_input is not None:
-            self.counters.count_transition(before, transition.lifecycle_input, self.lifecycle, self.workload)
-            log_transition(self, before, transition.lifecycle_input)
+        if input_ is not None:
+            self.counters.count_transition(before, input_, after, self.workload)
+            now = trio.current_time()
+            for record in transition_records(before, input_, after, self.last_exit, self.workload, now):
+                self.log_event(record.event, record.level, **record.fields)
         # Save before acting: the next supervisor completes what this one has decided. A start is the exception: it is
         # saved while the keeper works on it, since the keeper's table, or the cgroup, will show it.
         starts = any(isinstance(action, Spawn) for action in transition.actions)
-        self.checkpoint.has_unfinished_actions = bool(transition.actions) and not starts
+        self._has_unfinished_actions = bool(transition.actions) and not starts
         if not starts:
             self.save_checkpoint()
         for action in transition.actions:
-            await self.perform(action)
-        if self.checkpoint.has_unfinished_actions:
-            self.checkpoint.has_unfinished_actions = False
+            await self._perform(action)
+        if self._has_unfinished_actions:
+            self._has_unfinished_actions = False
             self.save_checkpoint()
-        self._changed.unpark_all()
+        self._changed.notify()
 
-    async def perform(self, action: Action) -> None:
+    async def _perform(self, action: Action) -> None:
         """Carry out one action; a failure is logged."""
         try:
             match action:
@@ -358,6 +401,8 @@ class Actor:
         except (OSError, CgroupError) as error:
             self.log_event("warning", "error", message=f"{_ACTION_NAMES[type(action)]}: {error}")
 
+    # ---- starts
+
     async def _spawn(self, generation: int) -> None:
         self.is_spawning = True
         try:
@@ -372,7 +417,7 @@ class Actor:
         A program whose set-up is not complete ends by itself, since its report has no reader. Any other was in the
         cgroup before the keeper died.
         """
-        self._notify_resources.close()
+        self.program.close_notify_socket()
         if self.is_populated():
             self.cgroup.kill()
             while self.is_populated():  # noqa: ASYNC110 - rare and brief
@@ -381,95 +426,56 @@ class Actor:
     async def _try_spawn(self, generation: int) -> bool:
         """Start a generation; return whether the outcome is known, which is also the case if the start has failed."""
         try:
-            if self.is_populated():
-                pids = ", ".join(map(str, self.cgroup.pids()[:5]))
-                raise CgroupError(f"its cgroup {self.cgroup.path} is still populated (pids {pids}); end them first")
-            if self.pending_move is not None:
-                await self.limit_writer.wait_idle()
-                self._move_to(self.pending_move(self.resources))
-            elif self.cgroup.was_killed:
-                await self.limit_writer.wait_idle()
-                self.context.watcher.remove(self.cgroup)
-                recreate_cgroup(self.cgroup, self.resources)
-                self.limit_writer.applied = self.resources
-                self.policy.refresh()
-                self.policy.watch(self._on_reading)
-            await self.limit_writer.apply_pending()
-            self.checkpoint.oom_kills = self.read("memory.events").get("oom_kill", 0.0)
-            variables = environment_file_variables(self.workload)
-            who, directory, self.notify_fd = (
-                (self.workload, self.name, self.instance),
-                self.context.runtime_directory,
-                -1,
-            )
-            spec = spawn_spec(*who, generation, self.cgroup, directory, variables)
-            own = self.open_notify_socket(host_owner(spec))[1] if self.workload.uses_notify_socket else {}
-            spec["env"] |= own
-            if self.workload.namespaces.mount:
-                spec["cover"] = cover(self.workload, directory, own.get("NOTIFY_SOCKET"))
-            spawned = await self.context.keeper.spawn(spec, self._while_spawning, self.notify_fd)
+            await self._prepare_cgroup()
+            self._oom_kills = self._read_oom_kills()
+            spawned = await self.program.spawn(self.workload, generation, self.cgroup, self._while_spawning)
         except KeeperLost:
             return False
         except (IdentityError, ConfigError, CgroupError, SpawnError, OSError) as error:
             exit_ = Exit(setup_failure=error.message if isinstance(error, SpawnError) else str(error))
             self.last_exit = exit_
             self._failed_start_id = f"{self.name}#{generation}"
-            self._notify_resources.close()
+            self.program.close_notify_socket()
             self.exit_reports.report(ExitReport(generation, exit_))
             self.exit_reports.release()
             self.post(events.Exited(generation, exit_, populated=False))
             return True
-        self.pid = spawned.pid
-        keyed_digest = self.context.digest
-        files = keyed_digest.digest(variables) if self.workload.environment_file else ""
-        self.checkpoint.spawned(spawned, keyed_digest.digest(spawn_inputs(spec)), files)
         self.output.expect(spawned)
         return True
 
-    def _move_to(self, cgroup: Cgroup) -> None:
+    async def _prepare_cgroup(self) -> None:
+        """Prepare the cgroup for the next generation: empty, in its place, and with its limits. Raises CgroupError."""
+        if self.is_populated():
+            pids = ", ".join(map(str, self.cgroup.pids()[:5]))
+            raise CgroupError(f"its cgroup {self.cgroup.path} is still populated (pids {pids}); end them first")
+        if self._make_next_cgroup is not None:
+            await self.limit_writer.run_exclusively(self._move)
+        elif self.cgroup.was_killed:
+            await self.limit_writer.run_exclusively(self._recreate_cgroup)
+        await self.limit_writer.apply_pending()
+
+    def _move(self) -> None:
         """Continue in another cgroup; the old one is empty and is removed."""
-        self.context.watcher.remove(self.cgroup)
+        assert self._make_next_cgroup is not None
+        cgroup = self._make_next_cgroup(self.resources)
+        self.observer.unwatch()
         self.cgroup.remove()
-        self.pending_move = None
-        self.cgroup = self.policy.cgroup = self.limit_writer.cgroup = cgroup
-        self.policy.refresh()
-        self.policy.watch(self._on_reading)
+        self.cgroup, self._make_next_cgroup = cgroup, None
+        self.limit_writer.attach(cgroup)
+        self.observer.move_to(cgroup)
+
+    def _recreate_cgroup(self) -> None:
+        self.observer.unwatch()
+        recreate_cgroup(self.cgroup, self.resources)
+        self.limit_writer.attach(self.cgroup)
+        self.observer.move_to(self.cgroup)
 
     def _while_spawning(self) -> None:
         """Do while a start is in progress what must not delay it: write held records, and save the checkpoint."""
         self.log.release()
         self.save_checkpoint()
 
-    # ---- sd_notify(3)
-
-    def open_notify_socket(
-        self, owner: tuple[int, int] | None = None, fd: int = -1, again: bool = False
-    ) -> tuple[int, dict[str, str]]:
-        """Open this generation's notify socket, or continue with that of an earlier supervisor; `again`: it was lost.
-
-        Returns its descriptor, and the environment variables that name it to the program.
-        """
-        path = socket_path(self.context.runtime_directory, self.id, self.context.digest.token(self.id), again)
-        ours = self._notify_resources.enter_context(self.context.kernel.open_notify_socket(path, owner, fd))
-        scope = trio.CancelScope()
-        self._notify_resources.callback(scope.cancel)
-        on_notification = partial(self._on_notification, self.lifecycle.generation)
-        on_status = partial(self._on_status, self.lifecycle.generation)
-        tree, is_part_of = self.context.keeper.tree, self.context.kernel.is_part_of
-        self.context.nursery.start_soon(
-            watch_readiness,
-            ours,
-            scope,
-            self.workload.watchdog_sec,
-            on_notification,
-            on_status,
-            lambda pid: is_part_of(pid, self.name, tree),
-        )
-        variables = {"NOTIFY_SOCKET": str(ours.path)}
-        if self.workload.watchdog_sec:
-            variables["WATCHDOG_USEC"] = str(round(self.workload.watchdog_sec * 1e6))
-        self.notify_fd = ours.socket.fileno()
-        return self.notify_fd, variables
+    # ---- reports of the parts
 
     def _on_notification(self, generation: int, kind: str, text: str) -> None:
         if kind == "READY":
@@ -483,6 +489,68 @@ class Actor:
         fields = {"suppressed": suppressed} if suppressed else {}
         self.log.write(generation, "status", "info", message=text, **fields)
 
+    def _on_limits_changed(self) -> None:
+        self.observer.refresh_limits()
+        self.save_checkpoint()
+
+    def _on_host_problem(self, problem: str) -> None:
+        if problem not in self.context.warnings_logged:
+            self.context.warnings_logged.add(problem)
+            self.log_event("warning", "warning", message=problem)
+
+    # ---- takeover
+
+    def restore(self, saved: InstanceCheckpoint) -> None:
+        """Restore everything but the lifecycle from a checkpoint; only before `run`, which completes what it says."""
+        lifecycle = saved.lifecycle
+        self.decisions.restore_rules(saved.rules)
+        self.program.restore(saved)
+        if saved.recreate_cgroup:
+            self.cgroup.mark_killed()
+        self.last_exit, self._oom_kills = saved.last_exit, saved.oom_kills
+        self._has_unfinished_actions, self._saved, self._must_recover = saved.has_unfinished_actions, saved, True
+        # Exits of the other generations are reported by the keeper.
+        over = lifecycle.generation + (lifecycle.exit is not None or not lifecycle.is_alive)
+        self.exit_reports.redeliver(tuple(report for report in saved.undelivered if report.generation < over))
+
+    def adopt_generation(self, generation: int, reason: str, assume_ready: bool) -> None:
+        """Adopt a generation that an earlier supervisor started and did not save; only before `run`.
+
+        `assume_ready`: its readiness is unknown, and it will not be reported again.
+        """
+        self.decisions.adopt_generation(generation, reason)
+        self._must_recover = True
+        if self.workload.type == "notify" and assume_ready:
+            self.post(events.Ready(generation))
+
+    async def _recover(self) -> None:
+        """Complete what an earlier supervisor decided but may not have carried out, before anything else."""
+        lifecycle, saved = self.lifecycle, self._saved
+        if self.program.pid is not None and lifecycle.state is not State.STARTING:
+            self.observer.restore(lifecycle.started_at)
+        self.observer.watch()  # changes of counters since the latest sample count as changes, not as the base line
+        self.observer.resume_sampling()
+        await self._run_pending()
+        if self.lifecycle is lifecycle and lifecycle.is_alive:
+            await self._complete(lifecycle, saved)
+        self._has_unfinished_actions, self._saved = False, None
+        self.save_checkpoint()
+
+    async def _complete(self, lifecycle: Lifecycle, saved: InstanceCheckpoint | None) -> None:
+        """Carry out what led to the present state, if that is unknown, and report an outdated program."""
+        if saved is not None and saved.has_unfinished_actions and saved.lifecycle.generation == lifecycle.generation:
+            for action in unfinished_actions(lifecycle, self.workload):
+                await self._perform(action)
+        if lifecycle.exit is not None and not self.is_populated():
+            self.post(events.Emptied(lifecycle.generation))
+        if saved is not None and saved.spawn_digest and lifecycle.state is not State.STOPPING:
+            self._warn_if_outdated()
+
+    def _warn_if_outdated(self) -> None:
+        if self.program.check_outdated(self.workload, self.lifecycle.generation, self.cgroup):
+            text = "its configuration has changed since it was started; restart it to apply the change"
+            self.log_event("warning", "warning", message=text)
+
     # ---- helpers
 
     @property
@@ -490,14 +558,8 @@ class Actor:
         """The current generation's id in the keeper."""
         return f"{self.name}#{self.lifecycle.generation}"
 
-    def read(self, file: str) -> Mapping[str, float]:
-        """Read a file of the cgroup, as `PolicyRunner.read` does."""
-        return self.policy.read(file)
-
-    @property
-    def limits(self) -> Mapping[str, float | None]:
-        """The limits in force, as the kernel has them."""
-        return self.policy.limits
+    def _read_oom_kills(self) -> float:
+        return self.observer.read("memory.events").get("oom_kill", 0.0)
 
     def is_populated(self) -> bool:
         """Return whether the cgroup has processes; if so, the watcher will report when it becomes empty."""
@@ -510,10 +572,7 @@ class Actor:
         """Write a record about the current generation."""
         return self.log.write(self.lifecycle.generation, event, level, **fields)
 
-    def status(self) -> dict[str, Any]:
-        """Return the object that `status --json` shows for this instance."""
-        return status(self)
 
-
-def _generation(id_: str) -> int:
+def generation_of(id_: str) -> int:
+    """Return the generation in an id of the keeper: "web#3" → 3."""
     return int(id_.rpartition("#")[2])

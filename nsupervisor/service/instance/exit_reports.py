@@ -11,8 +11,8 @@ from collections.abc import Callable
 import attrs
 import trio
 
+from nsupervisor.condition_variable import ConditionVariable
 from nsupervisor.service.instance.log import InstanceLog
-from nsupervisor.service.instance.status import exit_record
 from nsupervisor.service.state.file import ExitReport
 
 MAX_UNDELIVERED = 50
@@ -30,7 +30,7 @@ class ExitReports:
     """Checkpoint the instance, with the present `undelivered`."""
     undelivered: tuple[ExitReport, ...] = ()
     """The reports whose records may not be in the output yet, oldest first."""
-    _delivered: trio.lowlevel.ParkingLot = attrs.field(init=False, factory=trio.lowlevel.ParkingLot)
+    _delivered: ConditionVariable = attrs.field(init=False, factory=ConditionVariable)
 
     def report(self, exit_report: ExitReport, duplicate: bool = False) -> None:
         """Record an exit. After the next checkpoint, no death of the supervisor can lose it."""
@@ -40,7 +40,7 @@ class ExitReports:
     def _log(self, exit_report: ExitReport, extra_fields: dict[str, bool]) -> None:
         if exit_report.exit.setup_failure is None:
             self.log.write(
-                exit_report.generation, "exited", pid=exit_report.pid, **exit_record(exit_report.exit), **extra_fields
+                exit_report.generation, "exited", pid=exit_report.pid, **exit_report.exit.to_record(), **extra_fields
             )
         else:
             message = f"workload {self.log.name}: {exit_report.exit.setup_failure}"
@@ -61,9 +61,8 @@ class ExitReports:
         await self.log.journal.wait_written()
         self.undelivered = tuple(end for end in self.undelivered if not any(end is report for report in written))
         self.save()
-        self._delivered.unpark_all()
+        self._delivered.notify()
 
     async def wait_delivered(self) -> None:
         """Wait until all reports are in the output."""
-        while self.undelivered:
-            await self._delivered.park()
+        await self._delivered.wait_for(lambda: not self.undelivered)

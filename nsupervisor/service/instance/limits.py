@@ -1,11 +1,15 @@
-"""Change the limits of one workload instance while the service runs: one change after the other, each all or nothing.
+"""Change the limits of one cgroup while the service runs: one change after the other, each all or nothing.
+
+A workload instance and a group each have one `LimitWriter`, which owns their limits. Each change is a request in its
+queue, so a change never begins from limits that another one is about to replace.
 
 If a memory limit is set below what is in use, the kernel reclaims memory within the write, which takes time (0.25 s
-per GB). So memory limits are written in a thread, and only the next change of this workload waits for it.
+per GB). So memory limits are written in a thread, and only the next change of the same cgroup waits for it.
 """
 
-from collections import deque
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 import attrs
@@ -16,59 +20,84 @@ from nsupervisor.cgroups import limits as cgroup_limits
 from nsupervisor.cgroups.errors import HostProblem
 from nsupervisor.config.changes import apply_changes, changed_limits
 from nsupervisor.config.load import ConfigError
-from nsupervisor.config.model import Resources, WorkloadConfig
+from nsupervisor.config.model import GroupConfig, Resources, WorkloadConfig
 from nsupervisor.config.units import DEFAULT_CPU_PERIOD, Percent
 from nsupervisor.core.rules.limit_steps import LimitValues
 from nsupervisor.logs import call_in_thread
+from nsupervisor.service.state.checkpoint import limits_digest
 
 Result = tuple[bool, str]
-"""Whether the change was made, and why not."""
+"""Whether the change was made, and the problem in words, or ""."""
 
 
 @attrs.define(eq=False)
-class _LimitChange:
-    changes: Mapping[str, Any] | Resources
-    """The keys to change, or the complete limits to have afterwards."""
-    cause: Mapping[str, Any]
-    log_level: str
+class _Request:
+    run: Callable[[], Awaitable[Result]]
     finished: trio.Event = attrs.field(factory=trio.Event)
     result: Result = (False, "the service ends")
+
+    async def complete(self) -> None:
+        try:
+            self.result = await self.run()
+        finally:
+            self.finished.set()
+
+
+_Queue = tuple[trio.MemorySendChannel[_Request], trio.MemoryReceiveChannel[_Request]]
+
+
+async def _nothing_inside() -> list[str]:
+    return []
 
 
 @attrs.define(eq=False)
 class LimitWriter:
-    """Change the limits of one cgroup, in the order of the requests."""
+    """Owns the limits of one cgroup, and changes them in the order of the requests."""
 
     cgroup: Cgroup
-    workload: WorkloadConfig
-    nursery: trio.Nursery
-    log_event: Callable[..., Any]
-    """Write a record: `InstanceLog.write` without its first argument."""
-    on_change: Callable[[], None]
-    """Called after each change of the limits."""
+    owner: WorkloadConfig | GroupConfig
+    """The configuration of the workload or group; changes must not conflict with its rules."""
     resources: Resources
     """The limits to have: those of the configuration, with later changes by operators and rules."""
+    nursery: trio.Nursery
+    log_event: Callable[..., Any]
+    """Write a record about the owner: (event, level, **fields)."""
+    on_change: Callable[[], None]
+    """Called after each change of the limits."""
+    reapply_inside: Callable[[], Awaitable[list[str]]] = _nothing_inside
+    """Called after a change of these limits: writes the limits inside the cgroup that are percentages of them again.
+
+    Returns what failed."""
     applied: Resources = attrs.field(init=False)
     """The limits that the cgroup has; they differ from `resources` only until `apply_pending`."""
-    _queued: deque[_LimitChange] = attrs.field(init=False, factory=deque)
-    _idle: trio.Event = attrs.field(init=False, factory=trio.Event)
+    _queue: _Queue | None = attrs.field(init=False, default=None)
+    """The requests, for a task that is started with the first one."""
+    _unfinished_count: int = attrs.field(init=False, default=0)
+    _digest: tuple[Resources | None, str] = attrs.field(init=False, default=(None, ""))
 
     def __attrs_post_init__(self) -> None:
         self.applied = self.resources
-        self._idle.set()
+
+    @property
+    def applied_digest(self) -> str:
+        """The digest of the limits that the cgroup has, for the checkpoint."""
+        if self._digest[0] is not self.applied:
+            self._digest = self.applied, limits_digest(self.applied)
+        return self._digest[1]
+
+    # ---- requests
 
     async def change_limits(self, changes: Mapping[str, Any], by: str) -> Result:
         """Change limits (as parsed by `parse_changes`): all of them, or none.
 
         The change lasts until the supervisor ends, also in a cgroup that is created again. The instance need not run.
         """
-        change = self._queue(_LimitChange(changes, {"by": by}, "info"))
-        await change.finished.wait()
-        return change.result
+        return await self._submit(partial(self._change, changes, {"by": by}, "info"))
 
     def set_by_rule(self, settings: LimitValues, cause: Mapping[str, Any]) -> None:
         """Queue a change that a rule asked for; it is recorded after it has been made."""
-        self._queue(_LimitChange({key: self._value(key, value) for key, value in settings.items()}, cause, "warning"))
+        changes = {key: self._value(key, value) for key, value in settings.items()}
+        self._post(partial(self._change, changes, cause, "warning"))
 
     def _value(self, key: str, number: float | None) -> Any:
         if key != "cpu_max":
@@ -78,9 +107,7 @@ class LimitWriter:
 
     async def apply(self, resources: Resources) -> None:
         """Apply the limits of a configuration file. Raises CgroupError, and then nothing has changed."""
-        change = self._queue(_LimitChange(resources, {}, "info"))
-        await change.finished.wait()
-        done, reason = change.result
+        done, reason = await self._submit(partial(self._apply, resources))
         if not done:
             raise CgroupError(reason)
 
@@ -91,18 +118,118 @@ class LimitWriter:
     async def apply_pending(self) -> None:
         """Apply limits that were deferred until the next process. Raises CgroupError."""
         if self.applied != self.resources:
-            await self.wait_idle()
             await self.apply(self.resources)
 
-    async def wait_idle(self) -> None:
-        """Wait until no change is in progress."""
-        while not self._idle.is_set():
-            await self._idle.wait()
+    async def reapply_percentages(self) -> str:
+        """Write percentage limits again after a limit of an enclosing group changed; return the problem, or ""."""
+        if not _has_percentages(self.resources):
+            return ""  # a queued change that adds one is written with the present limits of the group
+        _, problem = await self._submit(self._reapply_percentages)
+        return problem
 
     async def verify(self) -> None:
         """Restore limits that another program has changed; log those that the kernel refuses."""
-        await self.wait_idle()
-        self._verify()
+        await self.run_exclusively(self._verify)
+
+    async def run_exclusively(self, operation: Callable[[], None]) -> None:
+        """Call `operation` while no change is in progress. Raises what it raises."""
+        if not self._unfinished_count:
+            operation()
+            return
+        errors: list[Exception] = []
+
+        async def run() -> Result:
+            try:
+                operation()
+            except Exception as error:  # raised below, in the task that asked for it
+                errors.append(error)
+            return True, ""
+
+        await self._submit(run)
+        if errors:
+            raise errors[0]
+
+    def close(self) -> None:
+        """End the task of the queue after the requests in it; no more will come."""
+        if self._queue is not None:
+            self._queue[0].close()
+
+    # ---- the owner's changes
+
+    def configure(self, owner: WorkloadConfig | GroupConfig) -> None:
+        """Switch to another configuration of the owner; its limits are applied, or deferred, separately."""
+        self.owner = owner
+
+    def attach(self, cgroup: Cgroup) -> None:
+        """Continue with a cgroup that was made with the limits `resources`."""
+        self.cgroup, self.applied = cgroup, self.resources
+
+    # ---- the queue
+
+    def _post(self, run: Callable[[], Awaitable[Result]]) -> _Request:
+        if self._queue is None:
+            self._queue = trio.open_memory_channel[_Request](math.inf)
+            self.nursery.start_soon(self._run_requests, self._queue[1])
+        request = _Request(run)
+        self._queue[0].send_nowait(request)
+        self._unfinished_count += 1
+        return request
+
+    async def _submit(self, run: Callable[[], Awaitable[Result]]) -> Result:
+        """Queue a request and wait until it is finished; it is carried out even if the caller is cancelled."""
+        request = self._post(run)
+        await request.finished.wait()
+        return request.result
+
+    async def _run_requests(self, requests: trio.MemoryReceiveChannel[_Request]) -> None:
+        async for request in requests:
+            try:
+                await request.complete()
+            finally:
+                self._unfinished_count -= 1
+
+    # ---- one change
+
+    async def _change(self, changes: Mapping[str, Any], cause: Mapping[str, Any], log_level: str) -> Result:
+        before = self.resources
+        try:
+            after = apply_changes(self.owner, before, changes)
+            await self._write(after, optional=False)
+        except (ConfigError, CgroupError) as error:
+            self.log_event("warning", "warning", message=f"set: {error}")
+            return False, str(error)
+        was, is_ = changed_limits(before, after)
+        self.log_event("action", log_level, action="set", cause=cause, before=was, after=is_)
+        return True, "; ".join(await self.reapply_inside())
+
+    async def _apply(self, resources: Resources) -> Result:
+        try:
+            await self._write(resources, optional=not resources.required)
+        except CgroupError as error:
+            return False, str(error)
+        await self.reapply_inside()
+        return True, ""
+
+    async def _write(self, after: Resources, *, optional: bool) -> None:
+        """Write the limits; with `optional`, a limit that the kernel refuses is logged and is not an error."""
+        if after != self.applied:
+            for problem in await _write_limits(self.cgroup, self.applied, after, optional=optional):
+                self.log_event("limit not enforced", "warning", message=str(problem))
+        self.resources = self.applied = after
+        self.on_change()
+
+    async def _reapply_percentages(self) -> Result:
+        resources = self.resources
+        other = self.cgroup.detached(resources)
+        try:
+            await call_in_thread(cgroup_limits.reapply_percentages, other, resources, abandon_on_cancel=True)
+        except CgroupError as error:
+            self.log_event("warning", "warning", message=f"set: {error}")
+            return False, str(error)
+        finally:
+            other.close()
+        self.on_change()
+        return True, ""
 
     def _verify(self) -> None:
         if not self.cgroup.exists():  # a reload has removed it meanwhile
@@ -119,61 +246,12 @@ class LimitWriter:
             if problem.key not in reported:  # the configuration's own warnings name the others
                 self.log_event("limit not enforced", "warning", message=str(problem))
 
-    def _queue(self, change: _LimitChange) -> _LimitChange:
-        self._queued.append(change)
-        if self._idle.is_set():
-            self._idle = trio.Event()
-            self.nursery.start_soon(self._run_queue)
-        return change
 
-    async def reapply_percentages(self) -> str:
-        """Write percentage limits again after a limit of an enclosing group changed; return the problem, or ""."""
-        await self.wait_idle()
-        try:
-            await reapply_percentages(self.cgroup, self.resources)
-        except CgroupError as error:
-            self.log_event("warning", "warning", message=f"set: {error}")
-            return str(error)
-        self.on_change()
-        return ""
-
-    async def _run_queue(self) -> None:
-        try:
-            while self._queued:
-                change = self._queued.popleft()
-                try:
-                    change.result = await self._run_change(change)
-                finally:
-                    change.finished.set()
-        finally:
-            self._idle.set()
-
-    async def _run_change(self, change: _LimitChange) -> Result:
-        before = self.resources
-        try:
-            if isinstance(change.changes, Resources):
-                await self._write_limits(change.changes, optional=not change.changes.required)
-                return True, ""
-            after = apply_changes(self.workload, before, change.changes)
-            await self._write_limits(after, optional=False)
-        except (ConfigError, CgroupError) as error:
-            if not isinstance(change.changes, Resources):
-                self.log_event("warning", "warning", message=f"set: {error}")
-            return False, str(error)
-        was, is_ = changed_limits(before, after)
-        self.log_event("action", change.log_level, action="set", cause=change.cause, before=was, after=is_)
-        return True, ""
-
-    async def _write_limits(self, after: Resources, *, optional: bool) -> None:
-        """Write the limits; with `optional`, a limit that the kernel refuses is logged and is not an error."""
-        if after != self.applied:
-            for problem in await write_limits(self.cgroup, self.applied, after, optional=optional):
-                self.log_event("limit not enforced", "warning", message=str(problem))
-        self.resources = self.applied = after
-        self.on_change()
+def _has_percentages(resources: Resources) -> bool:
+    return any(isinstance(value, Percent) for value in attrs.asdict(resources, recurse=False).values())
 
 
-async def write_limits(
+async def _write_limits(
     cgroup: Cgroup, before: Resources, after: Resources, *, optional: bool = False
 ) -> list[HostProblem]:
     """Call `change_limits` of `nsupervisor.cgroups.limits`, in a thread if the kernel may take its time.
@@ -196,14 +274,3 @@ def _write_now(cgroup: Cgroup, before: Resources, after: Resources, optional: bo
         return []
     cgroup_limits.apply_limits(cgroup, after)
     return list(cgroup.problems)
-
-
-async def reapply_percentages(cgroup: Cgroup, resources: Resources) -> None:
-    """Call `reapply_percentages` of `nsupervisor.cgroups.limits` in a thread. Raises CgroupError as that does."""
-    if not any(isinstance(value, Percent) for value in attrs.asdict(resources, recurse=False).values()):
-        return
-    other = cgroup.detached(resources)
-    try:
-        await call_in_thread(cgroup_limits.reapply_percentages, other, resources, abandon_on_cancel=True)
-    finally:
-        other.close()

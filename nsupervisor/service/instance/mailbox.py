@@ -6,7 +6,6 @@ import math
 import attrs
 import trio
 
-from nsupervisor.cgroups import Reading
 from nsupervisor.core import events
 from nsupervisor.keeper.messages import Ended, Execed
 
@@ -34,7 +33,7 @@ class Shutdown:
     """Stop the actor: no more messages will come."""
 
 
-Message = events.Input | RulesPending | Call | Shutdown | Reading | Execed | Ended | RetrySpawn
+Message = events.Input | RulesPending | Call | Shutdown | Execed | Ended | RetrySpawn
 
 
 @attrs.define(eq=False)

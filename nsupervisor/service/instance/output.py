@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import trio
 
+from nsupervisor.condition_variable import ConditionVariable
 from nsupervisor.config.model import LogConfig
 from nsupervisor.keeper.messages import Spawned
 from nsupervisor.logs import (
@@ -20,11 +20,9 @@ from nsupervisor.logs import (
     read_next_seq,
     run_in_thread,
 )
+from nsupervisor.logs.offsets import STREAMS_DIRECTORY
 from nsupervisor.metrics.counters import STREAMS, Counters
 from nsupervisor.service.context import ServiceContext
-
-STREAMS_DIRECTORY = "streams"
-"""Directory within the runtime directory for the offsets of all captures (`nsupervisor.logs.offsets`)."""
 
 
 def offset_files_left(directory: Path) -> dict[str, list[Path]]:
@@ -52,7 +50,7 @@ class Output:
     _sequences: dict[str, LineSequence] = attrs.field(init=False)
     _old_offset_files: list[Path] = attrs.field(init=False)
     """Offset files of captures that have ended; the next generation continues the line numbers in them."""
-    _capture_ended: trio.lowlevel.ParkingLot = attrs.field(init=False, factory=trio.lowlevel.ParkingLot)
+    _capture_ended: ConditionVariable = attrs.field(init=False, factory=ConditionVariable)
 
     def __attrs_post_init__(self) -> None:
         self.file = self._file(self.settings)
@@ -119,8 +117,7 @@ class Output:
 
     async def wait_drained(self) -> None:
         """Wait until all output of ended generations has been read."""
-        while self._captures:
-            await self._capture_ended.park()
+        await self._capture_ended.wait_for(lambda: not self._captures)
 
     def _file(self, settings: LogConfig) -> LogFile | None:
         if not {settings.stdout, settings.stderr} & {"file", "both"}:
@@ -156,12 +153,12 @@ class Output:
             for old_path in [old_path for old_path in self._old_offset_files if old_path.suffix == path.suffix]:
                 if old_path == path:
                     continue
-                sequence.next_seq = max(sequence.next_seq, read_next_seq(old_path))
+                sequence.continue_from(read_next_seq(old_path))
                 if int(old_path.stem.rpartition("#")[2]) < generation:
                     old_path.unlink(missing_ok=True)
                     self._old_offset_files.remove(old_path)
             progress = OffsetFile(path, pipe)
-            sequence.next_seq = max(sequence.next_seq, progress.offset.committed().seq)
+            sequence.continue_from(progress.offset.committed().seq)
             progress.advance(sequence.next_seq)
         except OSError as error:  # only the next supervisor needs the file; the capture works without it
             message = f"cannot note how far {stream} has been recorded: {error}; after a crash, lines may come twice"
@@ -176,7 +173,7 @@ class Output:
             self._captures.discard(capture)
             if capture.offset_file is not None and capture.offset_file.path not in self._old_offset_files:
                 self._old_offset_files.append(capture.offset_file.path)
-            self._capture_ended.unpark_all()
+            self._capture_ended.notify()
 
     def _log(self, labels: dict[str, Any], level: str, event: str, **fields: Any) -> None:
         getattr(self.context.journal.log, level)(event, **labels, **fields)

@@ -11,95 +11,23 @@ process by then. If that process is outside, a message of the helper is dropped.
 """
 
 import math
-import os
 import socket as stdlib_socket
 import struct
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import attrs
 import trio
 
 from nsupervisor.keeper.setup.spec import host_id
+from nsupervisor.notify_socket import MAX_DATAGRAM_BYTES, NotifySocket
 from nsupervisor.service.instance.status_texts import StatusTexts
 
-MAX_DATAGRAM_BYTES = 4096
-"""Most bytes of a datagram that are read; systemd's limit is a page, too."""
-BACKLOG_LIMIT = 1000
-"""Messages that are taken from an earlier supervisor's socket without looking at their senders."""
 REFUSALS_INTERVAL_S = 60.0
 """Seconds between two records about messages of others."""
-DIRECTORY = "notify"
-"""In the runtime directory."""
-SOCKET = "socket"
 _UCRED = struct.Struct("iII")  # struct ucred, unix(7): pid, uid, gid
 _ANCILLARY = stdlib_socket.CMSG_SPACE(_UCRED.size)
 Sender = Callable[[int], bool]
 """Whether a process, by its pid, may speak for the program; True if it has ended."""
-
-
-@attrs.define(eq=False)
-class NotifySocket:
-    """An open socket. `backlog`: what arrived while no supervisor ran."""
-
-    path: Path
-    socket: trio.socket.SocketType
-    backlog: deque[bytes] = attrs.field(factory=deque)
-
-
-def socket_path(directory: Path, id_: str, token: str, again: bool = False) -> Path:
-    """The place of a generation's socket in the runtime directory.
-
-    `again`: its program runs already. If version 0.1.0 started it, the socket was `notify/ID`, and the program sends
-    there.
-    """
-    old = directory / DIRECTORY / id_
-    return old if again and os.path.lexists(old) else directory / DIRECTORY / token / SOCKET
-
-
-@contextmanager
-def notify_socket(path: Path, owner: tuple[int, int] | None, fd: int = -1) -> Iterator[NotifySocket]:
-    """A socket at `path`, removed at the end; `owner` is the (uid, gid) on the host that may speak.
-
-    `fd`: the socket itself, if an earlier supervisor has made it; it belongs to this function from now on, and stays
-    where it is. Raises OSError.
-    """
-    if fd >= 0:
-        ours = stdlib_socket.socket(fileno=fd)
-        path = Path(os.fsdecode(ours.getsockname()))
-    else:
-        path.parent.parent.mkdir(mode=0o711, exist_ok=True)
-        path.parent.mkdir(mode=0o711, exist_ok=True)
-        path.unlink(missing_ok=True)
-        ours = stdlib_socket.socket(stdlib_socket.AF_UNIX, stdlib_socket.SOCK_DGRAM | stdlib_socket.SOCK_CLOEXEC)
-    with ours:
-        backlog = _waiting(ours) if fd >= 0 else deque()
-        ours.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_PASSCRED, 1)
-        if fd < 0:
-            # bind(2) creates the file with the socket's own mode, so no other process can connect at any moment. The
-            # umask is not changed for that: it would count for the directories that other threads make meanwhile.
-            os.fchmod(ours.fileno(), 0o600)
-            ours.bind(str(path))
-        try:
-            if owner is not None and fd < 0:
-                os.chown(path, *owner)
-            yield NotifySocket(path, trio.socket.from_stdlib_socket(ours), backlog)
-        finally:
-            path.unlink(missing_ok=True)
-            if path.name == SOCKET:
-                with suppress(OSError):
-                    path.parent.rmdir()
-
-
-def _waiting(sock: stdlib_socket.socket) -> deque[bytes]:
-    found: deque[bytes] = deque()
-    with suppress(BlockingIOError):
-        while len(found) < BACKLOG_LIMIT:
-            found.append(sock.recv(MAX_DATAGRAM_BYTES, stdlib_socket.MSG_DONTWAIT))
-    return found
 
 
 def parse(data: bytes) -> dict[str, str]:

@@ -9,6 +9,7 @@ from nsupervisor.config.model import IdMapping, WorkloadConfig
 from nsupervisor.service.instance.users import UserIdentity, resolve_user
 
 if TYPE_CHECKING:  # `check` imports this module, and must be quick
+    from collections.abc import Mapping
     from pathlib import Path
 
     from nsupervisor.cgroups import Cgroup
@@ -123,6 +124,14 @@ def environment_file_variables(workload: WorkloadConfig) -> dict[str, str]:
     for path in workload.environment_file:
         values |= load_environment(path)
     return {name: value for name, value in values.items() if name not in workload.environment}
+
+
+def spawn_inputs(spec: "Mapping[str, Any]") -> Any:
+    """Return what a generation is started with: if it is equal, a restart would change nothing."""
+    # The cover has nothing of the configuration but may_control, which shows in the environment.
+    inputs = {key: value for key, value in spec.items() if key not in ("id", "env", "cover")}
+    environment = {key: value for key, value in spec["env"].items() if key not in ("NOTIFY_SOCKET", "WATCHDOG_USEC")}
+    return [inputs, environment]
 
 
 def _mappings(mappings: tuple[IdMapping, ...], own: int) -> list[list[int]]:

@@ -1,50 +1,53 @@
 """The status of one instance, as `nsupervisor status` shows it."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import trio
+import attrs
 
-from nsupervisor.core.exits import Exit, signal_name
-
-if TYPE_CHECKING:
-    from nsupervisor.service.instance.actor import Actor
-
-
-def status(actor: "Actor") -> dict[str, Any]:
-    """Return the object `Status` of `nsupervisor schema api`."""
-    lifecycle, now = actor.lifecycle, trio.current_time()
-    limits = actor.limits
-    return {
-        "name": actor.name,
-        "instance": actor.instance,
-        "state": lifecycle.state.value,
-        "reason": actor.start_status.waits_for or lifecycle.reason,
-        "pid": actor.pid if lifecycle.is_alive else None,
-        "generation": lifecycle.generation,
-        "restarts": lifecycle.restarts,
-        "uptime_sec": round(now - lifecycle.started_at, 3) if lifecycle.is_alive else None,
-        "ready": actor.is_up and lifecycle.is_alive,
-        "cgroup": actor.cgroup.path,
-        "memory_current": _whole(actor.read("memory.current").get("")),
-        "memory_max": _whole(limits.get("memory.max")),
-        "pids_current": _whole(actor.read("pids.current").get("")),
-        "pids_max": _whole(limits.get("pids.max")),
-        "cpu_usage_usec": _whole(actor.read("cpu.stat").get("usage_usec")),
-        "last_exit": exit_record(actor.last_exit) if actor.last_exit else None,
-        "last_event": actor.log.last_event,
-    }
+from nsupervisor.core.exits import Exit
+from nsupervisor.core.lifecycle import Lifecycle
+from nsupervisor.core.rules.rules import Limits
 
 
-def exit_record(exit_: Exit) -> dict[str, Any]:
-    """Convert an `Exit` to the object that records and `status` show."""
-    return {
-        "code": exit_.code,
-        "signal": None if exit_.signal is None else signal_name(exit_.signal),
-        "core_dumped": exit_.core_dumped,
-        "oom_killed": exit_.oom_killed,
-        **({"failure": exit_.setup_failure} if exit_.setup_failure else {}),
-        **({"unknown": True} if exit_.is_unknown else {}),
-    }
+@attrs.frozen(kw_only=True)
+class InstanceStatus:
+    """The values from which the status of an instance is made."""
+
+    name: str
+    instance: int | None
+    lifecycle: Lifecycle
+    waits_for: str
+    """The workloads that a pending start waits for, in words, or ""."""
+    is_up: bool
+    pid: int | None
+    cgroup: str
+    limits: Limits
+    last_exit: Exit | None
+    last_event: Mapping[str, Any] | None
+
+    def to_json(self, read: Callable[[str], Mapping[str, float]], now: float) -> dict[str, Any]:
+        """Return the object `Status` of `nsupervisor schema api`; `read` returns the values in a file of the cgroup."""
+        lifecycle = self.lifecycle
+        return {
+            "name": self.name,
+            "instance": self.instance,
+            "state": lifecycle.state.value,
+            "reason": self.waits_for or lifecycle.reason,
+            "pid": self.pid if lifecycle.is_alive else None,
+            "generation": lifecycle.generation,
+            "restarts": lifecycle.restarts,
+            "uptime_sec": round(now - lifecycle.started_at, 3) if lifecycle.is_alive else None,
+            "ready": self.is_up and lifecycle.is_alive,
+            "cgroup": self.cgroup,
+            "memory_current": _whole(read("memory.current").get("")),
+            "memory_max": _whole(self.limits.get("memory.max")),
+            "pids_current": _whole(read("pids.current").get("")),
+            "pids_max": _whole(self.limits.get("pids.max")),
+            "cpu_usage_usec": _whole(read("cpu.stat").get("usage_usec")),
+            "last_exit": self.last_exit.to_record() if self.last_exit else None,
+            "last_event": self.last_event,
+        }
 
 
 def _whole(value: float | None) -> int | None:

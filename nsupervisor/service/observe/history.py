@@ -60,6 +60,18 @@ class HistoryEntry:
     is_kept: bool = True
     """Whether it is still among the latest records."""
 
+    def discard(self) -> None:
+        """Note that it is no longer among the latest records."""
+        self.is_kept = False
+
+    def add_holder(self) -> None:
+        """Note that one more follower holds it."""
+        self.holders += 1
+
+    def remove_holder(self) -> None:
+        """Note that one follower less holds it."""
+        self.holders -= 1
+
 
 class OutlivedLines:
     """The size in bytes of the lines that are no longer among the latest records, but that followers still hold."""
@@ -69,17 +81,17 @@ class OutlivedLines:
 
     def discard(self, entry: HistoryEntry) -> None:
         """Note that an entry is no longer among the latest records."""
-        entry.is_kept = False
+        entry.discard()
         if entry.holders:
             self.size += len(entry.line)
 
     def hold(self, entry: HistoryEntry) -> None:
         """Note that one more follower holds an entry, which is among the latest records."""
-        entry.holders += 1
+        entry.add_holder()
 
     def release(self, entry: HistoryEntry) -> None:
         """Note that one follower less holds an entry."""
-        entry.holders -= 1
+        entry.remove_holder()
         if not entry.holders and not entry.is_kept:
             self.size -= len(entry.line)
 

@@ -23,12 +23,12 @@ from nsupervisor import __version__
 from nsupervisor.cgroups import Cgroup, CgroupError
 from nsupervisor.condition_variable import ConditionVariable
 from nsupervisor.config.condition_terms import COUNTERS, HOST_MEMORY_TOTALS, LEVELS, NOT_FILES, UPTIME
+from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.core.decider import Transition, WorkloadInput, WorkloadState
 from nsupervisor.core.lifecycle import Instant
 from nsupervisor.core.replay.trace import Line, TraceWriter, encode_line
 from nsupervisor.core.rules.group_policy import ActionOutcome, GroupConfigChanged, GroupEvent
 from nsupervisor.core.rules.rules import Snapshot
-from nsupervisor.service.instance.decisions import DecisionLoop
 
 if TYPE_CHECKING:
     from nsupervisor.service.group.group import Group
@@ -71,7 +71,8 @@ class Recording:
     _waiting_lines: list[bytes] = attrs.field(factory=list)
     _waiting_bytes: int = 0
     _total_bytes: int = 0
-    _instances_begun: dict[str, DecisionLoop] = attrs.field(factory=dict)
+    _recorded_states: dict[str, WorkloadState] = attrs.field(factory=dict)
+    """By instance: the state that the next transition begins with, unless another instance has taken its place."""
     _recorded_groups: tuple["Group", ...] = attrs.field(init=False)
     """The groups that are recorded."""
     _groups_begun: bool = False
@@ -97,35 +98,34 @@ class Recording:
         clock = {"monotonic": now, "realtime": datetime.now(UTC).isoformat(timespec="microseconds")}
         self._add([self._writer.head(workloads, groups, clock=clock, **about)])
         for name, actor in self.actors.items():
-            self._add(self._writer.limits(name, actor.policy.limits, now))
-            self._begin_instance(actor.decisions, now)
+            self._add(self._writer.limits(name, actor.limits, now))
+            self._begin_instance(name, actor.workload, actor.decisions.state, now)
         self._begin_groups(now)
 
     def record_transition(
         self,
-        decisions: DecisionLoop,
+        name: str,
+        workload: WorkloadConfig,
         before: WorkloadState,
         workload_input: WorkloadInput,
         instant: Instant,
         transition: Transition,
     ) -> None:
         """Record a transition of an instance."""
-        if self._instances_begun.get(decisions.name) is decisions:
-            self._add(
-                self._writer.transition(decisions.name, decisions.workload, before, workload_input, instant, transition)
-            )
-        elif decisions.name in self.actors:
-            self._begin_instance(decisions, instant.now)
+        if self._recorded_states.get(name) is before:
+            self._recorded_states[name] = transition.state
+            self._add(self._writer.transition(name, workload, before, workload_input, instant, transition))
+        elif name in self.actors:
+            self._begin_instance(name, workload, transition.state, instant.now)
 
-    def record_group_event(self, group: "Group", event: GroupEvent, now: float) -> None:
+    def record_group_event(self, name: str, event: GroupEvent, now: float) -> None:
         """Record an event of a group."""
         if not self._groups_begun:
             return
-        if group in self._recorded_groups:
-            self._add(self._writer.group_event(group.name, event, now))
-        if isinstance(event, GroupConfigChanged) or (
-            group not in self._recorded_groups and isinstance(event, ActionOutcome)
-        ):
+        is_recorded = any(group.name == name for group in self._recorded_groups)
+        if is_recorded:
+            self._add(self._writer.group_event(name, event, now))
+        if isinstance(event, GroupConfigChanged) or (not is_recorded and isinstance(event, ActionOutcome)):
             self._write_rule_states(now)  # a new configuration has other rules; an action has started their cooldowns
 
     def close(self, reason: str) -> None:
@@ -154,12 +154,12 @@ class Recording:
             ):
                 await self._changed.wait_for(lambda: self._waiting_lines or self._is_closed)
 
-    def _begin_instance(self, decisions: DecisionLoop, now: float) -> None:
+    def _begin_instance(self, name: str, workload: WorkloadConfig, state: WorkloadState, now: float) -> None:
         """Begin with an instance when no rule of it has a pending action, and again for one that replaces another."""
-        if not decisions.state.pending:
-            self._instances_begun[decisions.name] = decisions
-            self._add(self._writer.config_change(decisions.name, decisions.workload, now))
-            self._add([self._writer.workload_start(decisions.name, decisions.state, now)])
+        if not state.pending:
+            self._recorded_states[name] = state
+            self._add(self._writer.config_change(name, workload, now))
+            self._add([self._writer.workload_start(name, state, now)])
 
     def _begin_groups(self, now: float) -> None:
         """Begin with the groups when no rule of any of them has an action that is pending or in progress."""
@@ -191,13 +191,13 @@ class Recording:
         alive = [
             (name, actor)
             for name, actor in self.actors.items()
-            if actor.lifecycle.is_alive and name in self._instances_begun
+            if actor.lifecycle.is_alive and name in self._recorded_states
         ]
         spent = 0.0
         for first in range(0, len(alive), SAMPLES_PER_CHECKPOINT):
             began_at, now, batch = perf_counter(), trio.current_time(), alive[first : first + SAMPLES_PER_CHECKPOINT]
             for name, actor in batch:
-                self._add(self._writer.limits(name, actor.policy.limits, now))
+                self._add(self._writer.limits(name, actor.limits, now))
             self._add([self._writer.sample(now, {name: full_snapshot(actor) for name, actor in batch})])
             spent += perf_counter() - began_at
             await trio.lowlevel.checkpoint()
@@ -217,7 +217,7 @@ class Recording:
 
 def full_snapshot(actor: "Actor") -> Snapshot:
     """Return the keys that rules may reference, for every file they may reference."""
-    return {UPTIME: dict(actor.policy.read(UPTIME)), **_read_files(actor.cgroup)}
+    return {UPTIME: dict(actor.observer.read(UPTIME)), **_read_files(actor.cgroup)}
 
 
 def _read_files(cgroup: Cgroup) -> dict[str, dict[str, float]]:

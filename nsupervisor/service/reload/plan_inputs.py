@@ -13,7 +13,6 @@ from nsupervisor.core.reload.plan import CurrentInstance, EnvironmentFiles
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.spawn_spec import environment_file_variables
 from nsupervisor.service.jobs import Jobs
-from nsupervisor.service.state.checkpoint import matches_spawn
 
 Contents = Mapping[str, dict[str, str] | str]
 """By workload: the variables of its environment files, or why they cannot be read."""
@@ -45,14 +44,16 @@ def running_instance(actor: Actor, jobs: Jobs, config: Config, contents: Content
         is_waiting=has_pending_start and not lifecycle.is_alive,
         was_started=lifecycle.generation > 0 or bool(lifecycle.reason),
         is_being_removed=removal is not None,
-        matches_new_file=matches_spawn(actor, wanted) if actor.checkpoint.is_outdated and wanted is not None else None,
+        matches_new_file=actor.program.matches(wanted, lifecycle.generation, actor.cgroup)
+        if actor.program.is_outdated and wanted is not None
+        else None,
         environment_files=_environment_files(actor, contents.get(actor.workload.name)),
     )
 
 
 def _environment_files(actor: Actor, contents: dict[str, str] | str | None) -> EnvironmentFiles:
-    if contents is None or not actor.checkpoint.environment_digest:
+    if contents is None or not actor.program.environment_digest:
         return EnvironmentFiles()
     if isinstance(contents, str):
         return EnvironmentFiles(problem=contents)
-    return EnvironmentFiles(have_changed=actor.context.digest.differs(actor.checkpoint.environment_digest, contents))
+    return EnvironmentFiles(have_changed=actor.context.digest.differs(actor.program.environment_digest, contents))

@@ -46,7 +46,6 @@ class Member:
     cgroup: Cgroup
     workload: WorkloadConfig
     obeys: bool = True
-    groups: tuple[Group, ...] = ()
     lifecycle: Any = attrs.field(factory=lambda: SimpleNamespace(is_alive=True, generation=1, started_at=0.0))
     received: list[Firing] = attrs.field(factory=list)
 
@@ -89,7 +88,8 @@ async def setting(
         context: Any = SimpleNamespace(
             journal=journal, watcher=watcher, nursery=nursery, warnings_logged=set(), state=state, group_listeners=set()
         )
-        group = Group("group/batch", GroupConfig(name="batch", policy=rules), cgroup, context)
+        config, lock = GroupConfig(name="batch", policy=rules), trio.Lock()
+        group = Group("group/batch", config, cgroup, context, Resources(), lambda name: (), lock)
         for number, name in enumerate(("one", "two", "three")):
             one = tree.make(name, Resources(), [cgroup])
             programs.python(
@@ -99,8 +99,9 @@ async def setting(
             workload = WorkloadConfig(
                 name, ("x",), priority=number, managed_oom_preference=preferences.get(name, "none")
             )  # type: ignore[arg-type]
-            members[name] = Member(name, one, workload, name not in stuck, (group,))
-        group.members += members.values()  # type: ignore[arg-type]
+            members[name] = Member(name, one, workload, name not in stuck)
+        for member in members.values():
+            group.add_member(member)  # type: ignore[arg-type]
         group.watch()
         yield Setting(group, journal, members)
         nursery.cancel_scope.cancel()

@@ -12,14 +12,8 @@ import pytest
 import trio
 import trio.testing
 
-from nsupervisor.service.instance.readiness import (
-    host_owner,
-    notify_socket,
-    parse,
-    receive,
-    socket_path,
-    watch_readiness,
-)
+from nsupervisor.notify_socket import notify_socket, socket_path
+from nsupervisor.service.instance.readiness import host_owner, parse, receive, watch_readiness
 from nsupervisor.service.instance.status_texts import REPORT_INTERVAL_S
 from tests.needs import needs
 from tests.timing import deadline

@@ -1,0 +1,70 @@
+"""The records that a transition of the lifecycle writes."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+
+from nsupervisor.config.model import WorkloadConfig
+from nsupervisor.core import events
+from nsupervisor.core.backoff import starts_within
+from nsupervisor.core.exits import Exit
+from nsupervisor.core.lifecycle import Lifecycle, State
+
+COMMAND_NAMES: Mapping[type[events.Input], str] = {
+    events.Start: "start",
+    events.Stop: "stop",
+    events.Restart: "restart",
+    events.PolicyRestart: "recycle",
+    events.Kill: "kill",
+    events.Freeze: "freeze",
+    events.Thaw: "thaw",
+}
+"""The name of each command in records."""
+
+
+@attrs.frozen
+class TransitionRecord:
+    """A record to write: its event, its log level, and its other fields."""
+
+    event: str
+    level: str
+    fields: Mapping[str, Any]
+
+
+def transition_records(
+    before: Lifecycle,
+    input_: events.Input,
+    after: Lifecycle,
+    last_exit: Exit | None,
+    workload: WorkloadConfig,
+    now: float,
+) -> Iterator[TransitionRecord]:
+    """Yield the records of a transition, in order: the command, the decision to restart, the new state."""
+    if isinstance(input_, events.Command) and events.is_recorded_requester(input_.requested_by):
+        fields = {"action": COMMAND_NAMES[type(input_)], "cause": {"by": input_.requested_by}}
+        yield TransitionRecord("action", "info", fields)
+    enters_backoff = after.state is State.BACKOFF and before.state is not State.BACKOFF
+    # A restart is recorded once, when it is decided, not again after the delay.
+    if enters_backoff or (after.restarts > before.restarts and before.state is not State.BACKOFF):
+        delay_s = after.deadline - now if after.state is State.BACKOFF and after.deadline else 0.0
+        cause = {"exit": str(after.exit or last_exit), "restart": workload.restart, "reason": after.reason}
+        budget = _start_budget(after, workload, now + delay_s)
+        yield TransitionRecord(
+            "action", "info", {"action": "restart", "cause": cause, "delay_sec": round(delay_s, 6), **budget}
+        )
+    if after.state is not before.state:
+        level = {State.FAILED: "error", State.BACKOFF: "warning"}.get(after.state, "info")
+        yield TransitionRecord(
+            "state", level, {"from": before.state.value, "to": after.state.value, "reason": after.reason}
+        )
+
+
+def _start_budget(lifecycle: Lifecycle, workload: WorkloadConfig, starts_at: float) -> dict[str, Any]:
+    """Describe a start at `starts_at`: its number within the interval, and the start limit."""
+    recent = starts_within(lifecycle.recent_starts, starts_at, workload.start_limit_interval_sec)
+    return {
+        "start": len(recent) + (lifecycle.state is State.BACKOFF),
+        "start_limit_burst": workload.start_limit_burst,
+        "interval_sec": workload.start_limit_interval_sec,
+    }

@@ -1,0 +1,268 @@
+"""The program of an instance's current generation: its processes, its pipes, and its notify socket."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import attrs
+import trio
+
+from nsupervisor.cgroups import Cgroup
+from nsupervisor.config.load import ConfigError
+from nsupervisor.config.model import WorkloadConfig
+from nsupervisor.keeper.messages import Child, Spawned
+from nsupervisor.notify_socket import socket_path
+from nsupervisor.service.context import ServiceContext
+from nsupervisor.service.instance.readiness import host_owner, watch_readiness
+from nsupervisor.service.instance.spawn_spec import cover, environment_file_variables, spawn_inputs, spawn_spec
+from nsupervisor.service.instance.users import IdentityError
+from nsupervisor.service.state.file import InstanceCheckpoint, Process, ProcessRef
+
+_OWN_PROCESS_PREFIX = "nsupervisor-"
+"""Prefix of the names of the service's own processes: `linux.syscalls.set_process_name`."""
+
+
+@attrs.define(eq=False)
+class Program:
+    """The present program: started by `spawn`, or found by a takeover."""
+
+    name: str
+    instance: int | None
+    context: ServiceContext
+    on_notification: Callable[[int, str, str], None]
+    """Receives the generation and a report of `watch_readiness`."""
+    on_status: Callable[[int, str, int], None]
+    """Receives the generation and a status text, as `StatusTexts` reports it."""
+    pid: int | None = attrs.field(init=False, default=None)
+    """The program's pid, in the host's PID namespace; before it is executed, that of the first process."""
+    process: ProcessRef | None = attrs.field(init=False, default=None)
+    """Its processes; None before the program has been executed, and after its exit."""
+    spawn_digest: str = attrs.field(init=False, default="")
+    """Digest of what it was started with: see `spawn_inputs`."""
+    environment_digest: str = attrs.field(init=False, default="")
+    """Digest of the contents of its environment files; "" if it had none."""
+    is_outdated: bool = attrs.field(init=False, default=False)
+    """Whether an earlier supervisor started it, with other settings than this supervisor's file had at the takeover."""
+    _pidfd: int = attrs.field(init=False, default=-1)
+    """The program's pidfd, so that its exit is seen even without the keeper."""
+    _pipe_inodes: tuple[int, int] = attrs.field(init=False, default=(0, 0))
+    _notify_fd: int = attrs.field(init=False, default=-1)
+    """The notify socket, or -1."""
+    _notify_resources: contextlib.ExitStack = attrs.field(init=False, factory=contextlib.ExitStack)
+    """The notify socket and the task that reads it."""
+
+    # ---- from its start to its exit
+
+    async def spawn(
+        self, workload: WorkloadConfig, generation: int, cgroup: Cgroup, while_spawning: Callable[[], None]
+    ) -> Spawned:
+        """Have the keeper start a generation; `while_spawning` is called while it works.
+
+        Raises KeeperLost if the outcome is unknown; IdentityError, ConfigError, SpawnError or OSError if the start has
+        failed.
+        """
+        self.close_notify_socket()
+        variables = environment_file_variables(workload)
+        directory, digest = self.context.runtime_directory, self.context.digest
+        spec = spawn_spec(workload, self.name, self.instance, generation, cgroup, directory, variables)
+        own = self._open_notify_socket(workload, generation, host_owner(spec)) if workload.uses_notify_socket else {}
+        spec["env"] |= own
+        if workload.namespaces.mount:
+            spec["cover"] = cover(workload, directory, own.get("NOTIFY_SOCKET"))
+        spawned = await self.context.keeper.spawn(spec, while_spawning, self._notify_fd)
+        self._forget_process()
+        self.pid, self.is_outdated = spawned.pid, False
+        self.spawn_digest = digest.digest(spawn_inputs(spec))
+        self.environment_digest = digest.digest(variables) if workload.environment_file else ""
+        self._pipe_inodes = self._inodes(spawned.stdout, spawned.stderr)
+        return spawned
+
+    def executed(self, pid: int) -> None:
+        """Note that the program has been executed.
+
+        It is a child of the keeper or of its init, so its pid cannot be reused before the keeper has reported its exit.
+        """
+        first, self.pid = self.pid or pid, pid
+        try:
+            pidfd = self.context.kernel.processes.pin(pid)
+        except OSError:  # the program has exited already, or no descriptor is free
+            return
+        starts = self.context.kernel.processes.start_time(first), self.context.kernel.processes.start_time(pid)
+        if starts[0] is None or starts[1] is None:
+            self.context.kernel.processes.close(pidfd)
+            return
+        self._forget_process()
+        self._pidfd = pidfd
+        self.process = ProcessRef(Process(first, starts[0]), Process(pid, starts[1]), self._pipe_inodes)
+
+    def exited(self) -> None:
+        """Note that the program has exited."""
+        self.pid = None
+        self._forget_process()
+        self.close_notify_socket()
+
+    def _forget_process(self) -> None:
+        self.process = None
+        self.close(self._pidfd)
+        self._pidfd = -1
+
+    def _inodes(self, stdout: int, stderr: int) -> tuple[int, int]:
+        return self.context.kernel.processes.pipe_inode(stdout), self.context.kernel.processes.pipe_inode(stderr)
+
+    # ---- sd_notify(3)
+
+    def close_notify_socket(self) -> None:
+        """Close the notify socket, if there is one."""
+        self._notify_resources.close()
+        self._notify_fd = -1
+
+    def _open_notify_socket(
+        self,
+        workload: WorkloadConfig,
+        generation: int,
+        owner: tuple[int, int] | None = None,
+        fd: int = -1,
+        again: bool = False,
+    ) -> dict[str, str]:
+        """Open this generation's notify socket, or continue with that of an earlier supervisor; `again`: it was lost.
+
+        Returns the environment variables that name it to the program.
+        """
+        id_, digest = f"{self.name}#{generation}", self.context.digest
+        path = socket_path(self.context.runtime_directory, id_, digest.token(id_), again)
+        ours = self._notify_resources.enter_context(self.context.kernel.open_notify_socket(path, owner, fd))
+        scope = trio.CancelScope()
+        self._notify_resources.callback(scope.cancel)
+        on_notification, on_status = partial(self.on_notification, generation), partial(self.on_status, generation)
+        tree, is_part_of = self.context.keeper.tree, self.context.kernel.is_part_of
+        self.context.nursery.start_soon(
+            watch_readiness,
+            ours,
+            scope,
+            workload.watchdog_sec,
+            on_notification,
+            on_status,
+            lambda pid: is_part_of(pid, self.name, tree),
+        )
+        variables = {"NOTIFY_SOCKET": str(ours.path)}
+        if workload.watchdog_sec:
+            variables["WATCHDOG_USEC"] = str(round(workload.watchdog_sec * 1e6))
+        self._notify_fd = ours.socket.fileno()
+        return variables
+
+    # ---- takeover
+
+    def restore(self, checkpoint: InstanceCheckpoint) -> None:
+        """Restore what an earlier supervisor saved about the program."""
+        self.spawn_digest, self.environment_digest = checkpoint.spawn_digest, checkpoint.environment_digest
+        if checkpoint.process is not None and checkpoint.lifecycle.is_alive:
+            self._attach(checkpoint.process)
+
+    def _attach(self, process: ProcessRef) -> None:
+        self.process, self.pid, self._pipe_inodes = process, process.program.pid, process.pipes
+        self._pidfd = self.context.kernel.processes.open_pidfd(process.program.pid, process.program.start_ticks)
+
+    def attach_child(self, child: Child, workload: WorkloadConfig, generation: int, is_starting: bool) -> bool:
+        """Continue with a child of the keeper, the current generation; return whether its program is known to run.
+
+        Otherwise the report that it was executed is still to come, or to be repeated. `is_starting`: that report has
+        not been handled yet.
+        """
+        self.pid = child.program_pid or child.pid
+        self._pipe_inodes = self._inodes(child.stdout, child.stderr)
+        if child.notify >= 0 and child.status is None:
+            self._open_notify_socket(workload, generation, fd=child.notify)
+        else:
+            self.close(child.notify)
+        if child.program_pid is None:
+            self._forget_process()
+            return False
+        if child.status is None and (is_starting or self.process is None):
+            self.pid = child.pid
+            self._forget_process()
+            return False
+        return True
+
+    def find(self, cgroup: Cgroup) -> ProcessRef | None:
+        """Find the program of a generation that the keeper does not have: the saved one, or that in the cgroup."""
+        return self.process or find_program(cgroup, self.context, self._pipe_inodes)
+
+    def forget(self) -> None:
+        """Forget the saved program: a generation that was not saved has replaced it."""
+        self._forget_process()
+
+    def expect_pipes(self, inodes: tuple[int, int]) -> None:
+        """Look for a program with these pipes in `find`."""
+        self._pipe_inodes = inodes
+
+    def attach_found(self, process: ProcessRef, is_starting: bool) -> None:
+        """Continue with a program that `find` returned. `is_starting`: until it is reported as executed."""
+        if self.process is None:
+            self._attach(process)
+            self.pid = process.first.pid
+            if is_starting:
+                self.process = None
+
+    def open_descriptors(self, process: ProcessRef, cgroup: Cgroup) -> list[int]:
+        """Open a pidfd (-1 if there is none) and the ends to read of its two pipes; the caller closes them."""
+        members, kernel = [process.program.pid, *cgroup.pids()], self.context.kernel.processes
+        pipes = [kernel.open_pipe(inode, members) if inode else -1 for inode in process.pipes]
+        program = kernel.duplicate(self._pidfd) if self._pidfd >= 0 else -1
+        return [program, *(fd if fd >= 0 else kernel.open_ended_pipe() for fd in pipes)]
+
+    def close(self, *fds: int) -> None:
+        """Close descriptors; -1 stands for none."""
+        for fd in fds:
+            if fd >= 0:
+                self.context.kernel.processes.close(fd)
+
+    def notify_fd(self, workload: WorkloadConfig, generation: int, cgroup: Cgroup, is_lost: bool) -> int:
+        """Return the notify socket for the keeper, or -1. `is_lost`: an earlier supervisor and its keeper had it."""
+        if is_lost and workload.uses_notify_socket:
+            spec = self._spec(workload, generation, cgroup)
+            self._open_notify_socket(workload, generation, host_owner(spec), again=True)
+        return self._notify_fd
+
+    def check_outdated(self, workload: WorkloadConfig, generation: int, cgroup: Cgroup) -> bool:
+        """Note, and return, whether it was started with other settings than these."""
+        self.is_outdated = not self.matches(workload, generation, cgroup)
+        return self.is_outdated
+
+    def matches(self, workload: WorkloadConfig, generation: int, cgroup: Cgroup) -> bool:
+        """Return whether it was started as `workload` says, as far as this can be known."""
+        try:
+            spec = self._spec(workload, generation, cgroup)
+        except (IdentityError, ConfigError, OSError):
+            return True
+        return not self.context.digest.differs(self.spawn_digest, spawn_inputs(spec))
+
+    def _spec(self, workload: WorkloadConfig, generation: int, cgroup: Cgroup) -> Mapping[str, Any]:
+        return spawn_spec(workload, self.name, self.instance, generation, cgroup, self.context.runtime_directory)
+
+
+def find_program(cgroup: Cgroup, context: ServiceContext, pipes: tuple[int, int] = (0, 0)) -> ProcessRef | None:
+    """Find the program in a cgroup: the oldest process whose parent is outside.
+
+    None if the cgroup is empty, or if the set-up is not complete, so that the process is still one of the service.
+    """
+    members, processes = cgroup.pids(), context.kernel.processes
+    roots = []
+    for pid in members:
+        started, parent = processes.start_time(pid), processes.parent_pid(pid)
+        if started is not None and parent is not None and parent not in members:
+            roots.append((started, pid, parent))
+    if not roots:
+        return None
+    started, pid, parent = min(roots)
+    if processes.command_name(pid).startswith(_OWN_PROCESS_PREFIX):
+        return None
+    program = first = Process(pid, started)
+    if (
+        processes.command_name(parent).startswith(f"{_OWN_PROCESS_PREFIX}ini")
+        and (begun := processes.start_time(parent)) is not None
+    ):
+        first = Process(parent, begun)
+    if not any(pipes):
+        pipes = processes.read_write_pipe_inode(pid, 1), processes.read_write_pipe_inode(pid, 2)
+    return ProcessRef(first, program, pipes)
