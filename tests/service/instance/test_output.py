@@ -13,6 +13,7 @@ from nsupervisor.config.model import LogConfig
 from nsupervisor.logs import LogFiles, open_journal
 from nsupervisor.metrics.counters import Counters
 from nsupervisor.service.instance.output import Output
+from nsupervisor.service.kernel import LINUX
 from tests.timing import deadline
 
 
@@ -27,6 +28,7 @@ async def captured(tmp_path, settings):
         async with open_journal(str(tmp_path / "journal")) as journal, trio.open_nursery() as nursery:
             context = SimpleNamespace(
                 journal=journal,
+                kernel=LINUX,
                 nursery=nursery,
                 runtime_directory=tmp_path,
                 log_directory=tmp_path,

@@ -23,7 +23,7 @@ def make_observer(*rules: Rule) -> tuple[RuleObserver, Decisions]:
     state = WorkloadState(Lifecycle(state=State.RUNNING, generation=1), Engine.for_rules(rules))
     cgroup: Any = SimpleNamespace(read_limits=lambda keys: {})
     nothing: Any = None
-    decisions = Decisions("web", workload, set(), lambda: None, state)
+    decisions = Decisions("web", workload, set(), lambda: None, state, lambda: 0.5)
     return RuleObserver(cgroup, nothing, decisions, nothing), decisions
 
 
