@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_LAYER_KEYS = ("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir")
+
 
 def value_paths(data: str) -> list[str]:
     """Return the parts of all values in `data`, the options of a file system, as absolute paths.
@@ -16,6 +22,18 @@ def value_paths(data: str) -> list[str]:
         _, _, value = option.partition("=")
         paths += [os.path.join("/", path.replace("\\", "")) for path in _split_unescaped(value, ":") if path]
     return paths
+
+
+def replace_layers(data: str, replace: Callable[[str], str]) -> str:
+    """Return the options of an overlay with each layer's path replaced by what `replace` returns, without escapes."""
+    options = []
+    for option in _split_unescaped(data, ","):
+        key, equals, value = option.partition("=")
+        if key in _LAYER_KEYS:
+            paths = _split_unescaped(value, ":") if key == "lowerdir" else [value]
+            value = ":".join(replace(os.path.join("/", path.replace("\\", ""))) if path else "" for path in paths)
+        options.append(f"{key}{equals}{value}")
+    return ",".join(options)
 
 
 def _split_unescaped(text: str, separator: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 from nsupervisor.linux.syscalls import last_error, libc
@@ -28,7 +29,9 @@ SYS_MOVE_MOUNT = 429  # Linux 5.2
 SYS_MOUNT_SETATTR = 442  # Linux 5.12
 _OPEN_TREE_CLONE = 0x1
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
+_MOVE_MOUNT_T_EMPTY_PATH = 0x40
 _AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
 _ATTR_ATIME_MASK = 0x70
 
@@ -151,8 +154,35 @@ class Mount:
         """
         return [self.source] * self.source.startswith("/") + value_paths(self.options.data)
 
-    def make(self) -> None:
-        """Make the mount, with its attributes and propagation.
+    def mount_file_system(self, destination: int, source: str, data: str) -> None:
+        """Mount a file system on a directory; `destination` is its descriptor.
+
+        `source`, `data`: the source and the options for the file system, with its paths as they were found. The
+        propagation is left to `propagate`, as the new mount has no descriptor.
+
+        Raises:
+            OSError: see mount(2).
+        """
+        os.fchdir(destination)
+        try:
+            mount(source, ".", self.fstype, self.options.flags, data)
+        finally:
+            os.chdir("/")
+
+    def propagate(self, root: int) -> None:
+        """Set the propagation of a mounted file system; `root` is a descriptor of its root. Raises OSError."""
+        os.fchdir(root)
+        try:
+            for propagation in self.options.propagation:
+                mount(None, ".", None, propagation)
+        finally:
+            os.chdir("/")
+
+    def bind(self, destination: int, source: int) -> None:
+        """Make the bind mount, with its attributes and propagation.
+
+        `destination`, `source`: descriptors of what to mount on, and of what to show there. No path is looked up, so it
+        does not matter whether others have replaced a part of one since.
 
         A bind mount keeps the attributes of the mount it shows, except for those that the options name: in a user
         namespace the attributes from outside are locked, and removing one is EPERM. With "rbind" the options apply to
@@ -160,19 +190,27 @@ class Mount:
         appear in it with other attributes, for instance writable in a read-only mount.
 
         Raises:
-            OSError: see mount(2) and mount_setattr(2); ENOSYS for options on a bind mount before Linux 5.12.
+            OSError: see mount(2), open_tree(2) and mount_setattr(2); ENOSYS for options on a bind mount before Linux
+                5.12.
         """
         options = self.options
-        if self.fstype == "bind":
-            mount(self.source, self.destination, None, MS_BIND | MS_REC if options.is_recursive else MS_BIND)
+        tree = open_tree("", options.is_recursive, source)
+        try:
             if options.set_attributes or options.clear_attributes:
-                mount_setattr(self.destination, options.set_attributes, options.clear_attributes, options.is_recursive)
-            if not options.propagation:
-                mount(None, self.destination, None, MS_PRIVATE | MS_REC)
-        else:
-            mount(self.source, self.destination, self.fstype, options.flags, options.data)
-        for propagation in options.propagation:
-            mount(None, self.destination, None, propagation)
+                set_tree_attributes(tree, options.set_attributes, options.clear_attributes, options.is_recursive)
+            later = []
+            for propagation in options.propagation or (MS_PRIVATE | MS_REC,):
+                try:
+                    set_tree_propagation(tree, propagation)
+                except OSError as error:
+                    if error.errno != errno.ENOSYS:
+                        raise
+                    later.append(propagation)
+            move_mount(tree, "", destination)
+            for propagation in later:
+                mount(None, f"/proc/self/fd/{tree}", None, propagation)
+        finally:
+            os.close(tree)
 
 
 def mount(source: str | None, target: str, fstype: str | None, flags: int, data: str = "") -> None:
@@ -182,21 +220,23 @@ def mount(source: str | None, target: str, fstype: str | None, flags: int, data:
         raise last_error(f"mount {source or fstype or ''} on {target}")
 
 
-def open_tree(path: str, recursive: bool = False) -> int:
+def open_tree(path: str, recursive: bool = False, directory: int = _AT_FDCWD) -> int:
     """A new mount of what is at `path`, as a bind mount would be, but attached nowhere: a descriptor, close-on-exec.
 
-    `recursive`: with all mounts below it. open_tree(2) with OPEN_TREE_CLONE.
+    `recursive`: with all mounts below it. `directory`: what `path` is relative to; "" is that itself. open_tree(2) with
+    OPEN_TREE_CLONE.
     """
-    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
-    fd: int = libc.syscall(SYS_OPEN_TREE, _AT_FDCWD, _encode(path), flags)
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0) | (0 if path else _AT_EMPTY_PATH)
+    fd: int = libc.syscall(SYS_OPEN_TREE, directory, _encode(path), flags)
     if fd < 0:
         raise last_error(f"open the tree {path}")
     return fd
 
 
-def move_mount(tree: int, target: str) -> None:
-    """Attach what `open_tree` gave, move_mount(2)."""
-    if libc.syscall(SYS_MOVE_MOUNT, tree, b"", _AT_FDCWD, _encode(target), _MOVE_MOUNT_F_EMPTY_PATH) != 0:
+def move_mount(tree: int, target: str, directory: int = _AT_FDCWD) -> None:
+    """Attach what `open_tree` gave to `target`, relative to `directory`; "" is that itself. move_mount(2)."""
+    flags = _MOVE_MOUNT_F_EMPTY_PATH | (0 if target else _MOVE_MOUNT_T_EMPTY_PATH)
+    if libc.syscall(SYS_MOVE_MOUNT, tree, b"", directory, _encode(target), flags) != 0:
         raise last_error(f"attach a mount on {target}")
 
 
@@ -206,14 +246,23 @@ def umount2(target: str, flags: int = 0) -> None:
         raise last_error(f"unmount {target}")
 
 
-def mount_setattr(target: str, set_attributes: int, clear_attributes: int, recursive: bool) -> None:
+def set_tree_attributes(tree: int, set_attributes: int, clear_attributes: int, recursive: bool) -> None:
     """Change some attributes of a mount, or of it and all below it; keep the others, mount_setattr(2)."""
+    _set_attributes(tree, set_attributes, clear_attributes, 0, recursive)
+
+
+def set_tree_propagation(tree: int, propagation: int) -> None:
+    """Set the propagation of a mount: a flag of mount(2), with MS_REC also of all below it. mount_setattr(2)."""
+    _set_attributes(tree, 0, 0, propagation & ~MS_REC, bool(propagation & MS_REC))
+
+
+def _set_attributes(tree: int, set_: int, clear: int, propagation: int, recursive: bool) -> None:
     # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
-    attributes = (ctypes.c_uint64 * 4)(set_attributes, clear_attributes)
-    flags = _AT_RECURSIVE if recursive else 0
+    attributes = (ctypes.c_uint64 * 4)(set_, clear, propagation)
+    flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
     size = ctypes.c_size_t(ctypes.sizeof(attributes))
-    if libc.syscall(SYS_MOUNT_SETATTR, _AT_FDCWD, _encode(target), flags, attributes, size) != 0:
-        raise last_error(f"set the attributes of the mount on {target}")
+    if libc.syscall(SYS_MOUNT_SETATTR, tree, b"", flags, attributes, size) != 0:
+        raise last_error("set the attributes of a mount")
 
 
 def _encode(text: str) -> bytes:

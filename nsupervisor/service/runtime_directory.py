@@ -4,35 +4,28 @@ import contextlib
 import fcntl
 import os
 import shutil
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from nsupervisor.config.model import Config
+from nsupervisor.linux.trusted_paths import UntrustedPathError, open_trusted_directory
 from nsupervisor.logs.offsets import STREAMS_DIRECTORY
 from nsupervisor.service.state.digest import KEY_FILE as KEY
 
 
 def _make_ours(directory: Path) -> None:
-    """Make the runtime directory, and refuse one that others can write to.
+    """Make the runtime directory, and refuse one of whose path another user controls a part.
 
-    They could put sockets and state of their own into it, and a supervisor that runs as root would trust them.
+    That user could put sockets and state into it, or another directory in its place, and a supervisor that runs as root
+    would trust them.
     """
     instead = "set supervisor.runtime_directory to another place"
     try:
-        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    except PermissionError:
+        os.close(open_trusted_directory(str(directory), instead, mode=0o755))
+    except (UntrustedPathError, PermissionError):
         raise
     except OSError as error:
-        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-        raise OSError(f"cannot make the directory {directory}: {reason}; {instead}") from error
-    status = directory.stat()
-    if status.st_uid not in (0, os.geteuid()):
-        raise OSError(
-            f"{directory} belongs to user {status.st_uid}, who could put files into it; chown it, or {instead}"
-        )
-    if status.st_mode & stat.S_IWOTH:
-        raise OSError(f"{directory} is writable by every user, who could put files into it; chmod it, or {instead}")
+        raise OSError(f"cannot make the directory {directory}: {error.strerror}; {instead}") from error
 
 
 @contextlib.contextmanager

@@ -85,8 +85,25 @@ async def test_a_runtime_directory_that_is_a_file_is_said_so_in_words(tmp_path):
     status, (line,) = await refused(tmp_path, ONE)
     assert (status, line) == (
         1,
-        "cannot make the directory run: it is a file; set supervisor.runtime_directory to another place",
+        "run is not a directory; set supervisor.runtime_directory to another place",
     )
+
+
+@pytest.mark.fault("A12")
+async def test_a_runtime_directory_below_one_of_another_user_is_refused(tmp_path):
+    """That user could put another directory in its place while the service runs."""
+    home = tmp_path / "home"
+    home.mkdir()
+    toml = ONE.replace("RUN", str(home / "run"))
+    (tmp_path / "run").symlink_to(home)
+    status, lines = await refused(tmp_path, ONE)
+    instead = "set supervisor.runtime_directory to another place"
+    assert (status, lines) == (1, [f"run is a symbolic link; write home if that is the place, or {instead}"])
+    os.chown(home, 65534, -1)
+    status, lines = await refused(tmp_path, toml)
+    reason = "home belongs to user 65534, who could put files into it; chown it"
+    assert (status, lines) == (1, [f"{reason}, or {instead}"])
+    assert list(home.iterdir()) == []
 
 
 @needs("hybrid")

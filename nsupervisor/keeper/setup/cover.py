@@ -19,6 +19,7 @@ import stat
 
 from nsupervisor.keeper.setup.errors import StepError, step_error
 from nsupervisor.linux import mounts, syscalls
+from nsupervisor.linux.trusted_paths import locate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,27 +57,28 @@ class Cover:
             except OSError as error:
                 raise step_error(f"hold {path}", error) from None
 
-    def record_mount(self, mount: Mount, source: str) -> None:
+    def record_mount(self, mount: Mount, source: str, destination: str) -> None:
         """Record each place at which a new bind mount shows the directory.
 
-        `source`: the source of the mount, without symbolic links. Raises StepError for a source within the directory.
+        `source`, `destination`: of the mount, without symbolic links. Raises StepError for a source within the
+        directory.
         """
-        source = source.rstrip("/")
-        destination = os.path.realpath(mount.destination).rstrip("/")
+        source, destination = source.rstrip("/"), destination.rstrip("/")
         for place in list(self._places):
             if place == source or place.startswith(f"{source}/"):
                 self._places[f"{destination}{place[len(source) :]}" or "/"] = None
             elif source.startswith(f"{place}/"):
                 raise _shown(mount, f"{mount.source} is in")
 
-    def check_layers(self, mount: Mount) -> None:
+    def check_layers(self, mount: Mount, layers: dict[str, str]) -> None:
         """Check a mount of a file system, before it is made: it may be built of other directories, as an overlay is.
 
         An overlay shows copies of the files in its layers, which no cover can find later. It does not show what is
-        mounted below its layers. Raises StepError for a layer that shows the directory or a part of it.
+        mounted below its layers. `layers`: the paths of layers without symbolic links, if they are known. Raises
+        StepError for a layer that shows the directory or a part of it.
         """
         for path in mount.layer_paths():
-            layer = os.path.realpath(path).rstrip("/")
+            layer = (layers.get(path) or os.path.realpath(path)).rstrip("/")
             for place in self._places:
                 if layer == place or layer.startswith(f"{place}/"):
                     raise _shown(mount, f"its layer {path} is in")
@@ -94,11 +96,8 @@ class Cover:
             syscalls.set_file_system_ids(*creator_ids)
         covered = False
         for place in self._places:
-            # A place that this process cannot reach, or that a later mount hides, is not visible to the program either.
-            if self._identity is not None and _file_identity(place) == self._identity:
-                is_written = place == self._directory and bool(self._trees)
-                self._cover(place, is_written)
-                covered = covered or is_written
+            is_written = place == self._directory and bool(self._trees)
+            covered = (self._cover(place, is_written) and is_written) or covered
         if not self._trees:
             return
         for path, tree in self._trees.items():
@@ -111,12 +110,27 @@ class Cover:
             except OSError as error:
                 raise step_error(f"make the cover of {self._directory} read-only", error) from None
 
-    def _cover(self, place: str, is_written: bool) -> None:
-        flags = _FLAGS if is_written else _FLAGS | mounts.MS_RDONLY
+    def _cover(self, place: str, is_written: bool) -> bool:
+        """Cover the directory at `place`; return False if something else is there.
+
+        A place that this process cannot reach, or that a later mount hides, is not visible to the program either.
+        """
         try:
-            mounts.mount("tmpfs", place, "tmpfs", flags, _OPTIONS)
+            fd, _ = locate(place, users=())
+        except OSError:
+            return False
+        try:
+            status = os.fstat(fd)
+            if (status.st_dev, status.st_ino) != self._identity:
+                return False
+            os.fchdir(fd)  # by the descriptor: a copy may be in a directory that another user can rename
+            mounts.mount("tmpfs", ".", "tmpfs", _FLAGS if is_written else _FLAGS | mounts.MS_RDONLY, _OPTIONS)
+            os.chdir("/")
         except OSError as error:
             raise step_error(f"cover the runtime directory {place}", error) from None
+        finally:
+            os.close(fd)
+        return True
 
     def _bind(self, path: str, tree: int, covered: bool, private: set[int]) -> None:
         try:
@@ -152,14 +166,15 @@ def warm_up() -> None:
     cover = Cover(nowhere, {}, {"link": "target"})
     directory = os.open("/", os.O_PATH | os.O_CLOEXEC)
     for step in (
-        lambda: cover._cover("", True),
+        lambda: cover._cover("/", True),
+        lambda: mounts.mount("tmpfs", "", "tmpfs", _FLAGS, _OPTIONS),
         lambda: cover._bind(nowhere, directory, True, set()),
         lambda: cover._bind(nowhere, 0, True, set()),
         lambda: cover._link(nowhere, nowhere),
     ):
         _attempt(step)
-    _attempt(lambda: mounts.open_tree(""))
-    _attempt(lambda: mounts.move_mount(-1, ""))
+    _attempt(lambda: mounts.open_tree(nowhere))
+    _attempt(lambda: mounts.move_mount(-1, nowhere))
     _attempt(lambda: _make_read_only(""))
     os.close(directory)
 

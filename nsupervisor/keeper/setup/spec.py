@@ -141,6 +141,11 @@ class Spec:
         return self
 
 
+def is_zero_mapped(mappings: Sequence[Sequence[int]]) -> bool:
+    """Return whether a user namespace has a user or group 0. Without mappings it has: the keeper's own outside."""
+    return not mappings or any(inside == 0 for inside, _, _ in mappings)
+
+
 def host_id(number: int | None, mappings: Iterable[Sequence[int]]) -> int:
     """Return the id on the host of an id of a program; -1, "unchanged" to chown(2), if that is the keeper's own.
 

@@ -23,7 +23,7 @@ import socket
 import struct
 
 from nsupervisor.keeper import native
-from nsupervisor.keeper.setup import cover
+from nsupervisor.keeper.setup import cover, mount_steps
 from nsupervisor.keeper.setup import steps as setup
 from nsupervisor.keeper.setup.descriptors import REPORT_FD, STDERR_FD, STDOUT_FD
 from nsupervisor.keeper.setup.errors import StepError
@@ -47,10 +47,10 @@ the identity maps: files of the init, which is not dumpable, belong to root."""
 
 _ADVANCE_STEPS = (
     setup.new_session_keyring,
-    setup.separate_mounts,
-    setup.mount_proc,
-    setup.mount_ipc,
-    setup.mount_sys,
+    mount_steps.separate_mounts,
+    mount_steps.mount_proc,
+    mount_steps.mount_ipc,
+    mount_steps.mount_sys,
     setup.bring_up_loopback,
 )
 _USER_ADVANCE_STEPS = (setup.new_session_keyring,)

@@ -25,14 +25,14 @@ import json
 import os
 import resource
 import socket
-import stat
 import struct
 
 from nsupervisor.keeper import native
-from nsupervisor.keeper.setup.cover import Cover
 from nsupervisor.keeper.setup.descriptors import REPORT_FD, STDERR_FD, STDOUT_FD
 from nsupervisor.keeper.setup.errors import StepError, step_error
-from nsupervisor.linux import mounts, namespaces, syscalls
+from nsupervisor.keeper.setup.mount_steps import mount_all, mount_ipc, mount_proc, mount_sys, separate_mounts
+from nsupervisor.keeper.setup.spec import is_zero_mapped
+from nsupervisor.linux import namespaces, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -118,10 +118,6 @@ def proceed_message(spec: Spec) -> bytes:
     )
 
 
-def is_zero_mapped(mappings: list[tuple[int, int, int]]) -> bool:
-    return not mappings or any(inside == 0 for inside, _, _ in mappings)
-
-
 def new_cgroup_namespace(spec: Spec) -> None:
     """Create a cgroup namespace. Its root is the present cgroup of this process, cgroup_namespaces(7)."""
     if "cgroup" in spec.namespaces:
@@ -129,146 +125,6 @@ def new_cgroup_namespace(spec: Spec) -> None:
             syscalls.unshare(namespaces.CLONE_NEWCGROUP)
         except OSError as error:
             raise step_error("make a cgroup namespace", error) from None
-
-
-def separate_mounts(spec: Spec) -> None:
-    """Make all mounts slaves of the host's: its later mounts and unmounts arrive here, mounts made here stay here.
-
-    If they were private, a file system that the host unmounts would stay busy for as long as the program runs.
-    """
-    if "mount" in spec.namespaces:
-        try:
-            mounts.mount(None, "/", None, mounts.MS_REC | mounts.MS_SLAVE)
-        except OSError as error:
-            raise step_error("separate the mounts from the host's", error) from None
-
-
-_RESTRICTED = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
-
-
-def mount_proc(spec: Spec) -> None:
-    """Mount a /proc that shows the new PID namespace over the old one.
-
-    Only in a new mount namespace, as the host's /proc would change otherwise.
-    """
-    if "pid" in spec.namespaces and "mount" in spec.namespaces:
-        try:
-            mounts.mount("proc", "/proc", "proc", _RESTRICTED)
-        except OSError as error:
-            raise step_error("mount a new /proc", error) from None
-
-
-def mount_ipc(spec: Spec) -> None:
-    """Mount the file systems of a new IPC namespace: shared memory (shm_overview(7)) and queues (mq_overview(7)).
-
-    Shared memory is a tmpfs, so the kernel itself does not separate it. It ends with the last process here, so that
-    nothing of a killed program stays. A directory that the host lacks is not needed here either.
-    """
-    if not {"ipc", "mount"} <= spec.namespaces:
-        return
-    ids = _file_creator_ids(spec)
-    owner = "" if ids is None else f",uid={ids[0]},gid={ids[1]}"
-    for path, fstype, flags, data in (
-        ("/dev/shm", "tmpfs", mounts.MS_NOSUID | mounts.MS_NODEV, f"mode=1777{owner}"),  # noqa: S108
-        ("/dev/mqueue", "mqueue", _RESTRICTED, ""),
-    ):
-        try:
-            mounts.mount(fstype, path, fstype, flags, data)
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-        except OSError as error:
-            if error.errno != errno.ENODEV:  # a kernel without such queues
-                raise step_error(f"mount a new {path}", error) from None
-
-
-def mount_sys(spec: Spec) -> None:
-    """Mount a read-only /sys that shows the devices of the new network namespace over the old one.
-
-    The cgroup file systems stay where they are: runtimes look up their limits there. Other file systems below /sys are
-    not shown.
-    """
-    if not {"network", "mount"} <= spec.namespaces or not os.path.exists("/sys/class/net"):
-        return
-    try:
-        tree = mounts.open_tree(_CGROUPS, recursive=True)
-    except FileNotFoundError:
-        tree = -1
-    except OSError as error:
-        raise step_error(f"hold {_CGROUPS}", error) from None
-    try:
-        mounts.mount("sysfs", "/sys", "sysfs", _RESTRICTED | mounts.MS_RDONLY)
-        if tree >= 0:
-            mounts.move_mount(tree, _CGROUPS)
-            os.close(tree)
-    except OSError as error:
-        hint = "in a user namespace this needs a /sys of which nothing is hidden" if error.errno == errno.EPERM else ""
-        raise step_error("mount a new /sys", error, hint) from None
-
-
-_CGROUPS = "/sys/fs/cgroup"
-
-
-def mount_all(spec: Spec) -> None:
-    """Mount everything in the given order. A missing destination is created only in a tmpfs mounted before.
-
-    Creating it there leaves no trace on the host. The cover of the runtime directory comes last, so that no other mount
-    shows the directory again.
-    """
-    private: set[int] = set()  # st_dev of each such tmpfs
-    cover = Cover(*spec.cover) if spec.cover else None
-    for mount in spec.mounts:
-        operation = f"mount {mount.source} on {mount.destination}"
-        is_file = False
-        source = ""
-        if mount.fstype == "bind":
-            try:
-                is_file = not stat.S_ISDIR(os.stat(mount.source).st_mode)
-            except OSError as error:
-                raise step_error(f"{operation}: {mount.source}", error) from None
-            source = os.path.realpath(mount.source)
-        elif cover is not None:
-            cover.check_layers(mount)
-        if not os.path.exists(mount.destination):
-            _make_destination(mount.destination, is_file, private, operation)
-        try:
-            mount.make()
-        except OSError as error:
-            hint = "options on bind mounts need Linux 5.12" if error.errno == errno.ENOSYS else ""
-            if error.errno == errno.ENOENT:  # the destination exists, so it is a layer of an overlay, for instance
-                missing = [path for path in mount.layer_paths() if path.startswith("/") and not os.path.exists(path)]
-                operation += f": {missing[0]}" if missing else ""
-            raise step_error(operation, error, hint) from None
-        if mount.fstype == "tmpfs":
-            private.add(os.stat(mount.destination).st_dev)
-        if cover is not None and source:
-            cover.record_mount(mount, source)
-    if cover is not None:
-        cover.apply(private, _file_creator_ids(spec))
-
-
-def _file_creator_ids(spec: Spec) -> tuple[int, int] | None:
-    """Return the ids that create files in a user namespace without a user 0 or group 0: the first mapped ones."""
-    uids, gids = spec.uid_mappings, spec.gid_mappings
-    if is_zero_mapped(uids) and is_zero_mapped(gids):
-        return None
-    return uids[0][0] if uids else 0, gids[0][0] if gids else 0
-
-
-def _make_destination(path: str, is_file: bool, private: set[int], operation: str) -> None:
-    parent = os.path.dirname(path.rstrip("/"))
-    while not os.path.exists(parent):
-        parent = os.path.dirname(parent)
-    if os.stat(parent).st_dev not in private:
-        hint = "make it, or mount a tmpfs over a directory above it"
-        raise StepError(f"cannot {operation}: {path}: {os.strerror(errno.ENOENT)} ({hint})", errno.ENOENT)
-    try:
-        if is_file:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
-        else:
-            os.makedirs(path)
-    except OSError as error:
-        raise step_error(f"{operation}: cannot make {path}", error) from None
 
 
 def set_hostname(spec: Spec) -> None:

@@ -1,0 +1,261 @@
+"""The set-up steps that mount: the mounts of new namespaces, and those of the specification.
+
+A directory of the host on the way to a source or a destination may belong to another user, who may replace it by a link
+at any moment. So each is looked up once, without links of other users (linux/trusted_paths.py), and mounted by its
+descriptor.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from nsupervisor.keeper.setup.cover import Cover
+from nsupervisor.keeper.setup.errors import StepError, step_error
+from nsupervisor.keeper.setup.spec import is_zero_mapped
+from nsupervisor.linux import mounts
+from nsupervisor.linux.trusted_paths import UntrustedPathError, locate, make_below
+from nsupervisor.mount_data import replace_layers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nsupervisor.keeper.setup.spec import Spec
+    from nsupervisor.linux.mounts import Mount
+
+
+def separate_mounts(spec: Spec) -> None:
+    """Make all mounts slaves of the host's: its later mounts and unmounts arrive here, mounts made here stay here.
+
+    If they were private, a file system that the host unmounts would stay busy for as long as the program runs.
+    """
+    if "mount" in spec.namespaces:
+        try:
+            mounts.mount(None, "/", None, mounts.MS_REC | mounts.MS_SLAVE)
+        except OSError as error:
+            raise step_error("separate the mounts from the host's", error) from None
+
+
+_RESTRICTED = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
+
+
+def mount_proc(spec: Spec) -> None:
+    """Mount a /proc that shows the new PID namespace over the old one.
+
+    Only in a new mount namespace, as the host's /proc would change otherwise.
+    """
+    if "pid" in spec.namespaces and "mount" in spec.namespaces:
+        try:
+            mounts.mount("proc", "/proc", "proc", _RESTRICTED)
+        except OSError as error:
+            raise step_error("mount a new /proc", error) from None
+
+
+def mount_ipc(spec: Spec) -> None:
+    """Mount the file systems of a new IPC namespace: shared memory (shm_overview(7)) and queues (mq_overview(7)).
+
+    Shared memory is a tmpfs, so the kernel itself does not separate it. It ends with the last process here, so that
+    nothing of a killed program stays. A directory that the host lacks is not needed here either.
+    """
+    if not {"ipc", "mount"} <= spec.namespaces:
+        return
+    ids = _file_creator_ids(spec)
+    owner = "" if ids is None else f",uid={ids[0]},gid={ids[1]}"
+    for path, fstype, flags, data in (
+        ("/dev/shm", "tmpfs", mounts.MS_NOSUID | mounts.MS_NODEV, f"mode=1777{owner}"),  # noqa: S108
+        ("/dev/mqueue", "mqueue", _RESTRICTED, ""),
+    ):
+        try:
+            mounts.mount(fstype, path, fstype, flags, data)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            if error.errno != errno.ENODEV:  # a kernel without such queues
+                raise step_error(f"mount a new {path}", error) from None
+
+
+def mount_sys(spec: Spec) -> None:
+    """Mount a read-only /sys that shows the devices of the new network namespace over the old one.
+
+    The cgroup file systems stay where they are: runtimes look up their limits there. Other file systems below /sys are
+    not shown.
+    """
+    if not {"network", "mount"} <= spec.namespaces or not os.path.exists("/sys/class/net"):
+        return
+    try:
+        tree = mounts.open_tree(_CGROUPS, recursive=True)
+    except FileNotFoundError:
+        tree = -1
+    except OSError as error:
+        raise step_error(f"hold {_CGROUPS}", error) from None
+    try:
+        mounts.mount("sysfs", "/sys", "sysfs", _RESTRICTED | mounts.MS_RDONLY)
+        if tree >= 0:
+            mounts.move_mount(tree, _CGROUPS)
+            os.close(tree)
+    except OSError as error:
+        hint = "in a user namespace this needs a /sys of which nothing is hidden" if error.errno == errno.EPERM else ""
+        raise step_error("mount a new /sys", error, hint) from None
+
+
+_CGROUPS = "/sys/fs/cgroup"
+
+
+def mount_all(spec: Spec) -> None:
+    """Mount everything in the given order. A missing destination is created only in a tmpfs mounted before.
+
+    Creating it there leaves no trace on the host. The cover of the runtime directory comes last, so that no other mount
+    shows the directory again.
+    """
+    cover = Cover(*spec.cover) if spec.cover else None
+    if spec.mounts:
+        mounter = _Mounter(cover, "user" in spec.namespaces)
+        for mount in spec.mounts:
+            mounter.mount(mount)
+        private = mounter.private
+    else:
+        private = set()
+    if cover is not None:
+        cover.apply(private, _file_creator_ids(spec))
+
+
+class _Mounter:
+    """Makes the mounts of a specification. `private`: st_dev of each tmpfs that it has mounted."""
+
+    __slots__ = ("_cover", "_fds", "_in_user_namespace", "_users", "private")
+
+    def __init__(self, cover: Cover | None, in_user_namespace: bool) -> None:
+        self.private: set[int] = set()
+        self._cover = cover
+        self._in_user_namespace = in_user_namespace
+        # In a user namespace these are the numbers inside. If host's root has none, its links are not followed either.
+        self._users = frozenset({0, os.geteuid()})
+        self._fds: list[int] = []
+
+    def mount(self, mount: Mount) -> None:
+        """Make one mount. Raises StepError."""
+        try:
+            if mount.fstype == "bind":
+                self._bind(mount, _operation(mount))
+            else:
+                self._mount_file_system(mount, _operation(mount))
+        finally:
+            while self._fds:
+                os.close(self._fds.pop())
+
+    def _bind(self, mount: Mount, operation: str) -> None:
+        try:
+            source, source_path = self._locate(mount.source)
+        except OSError as error:
+            raise step_error(f"{operation}: {mount.source}", error) from None
+        is_file = not stat.S_ISDIR(os.fstat(source).st_mode)
+        destination, destination_path = self._find_destination(mount.destination, is_file, operation)
+        try:
+            mount.bind(destination, source)
+        except OSError as error:
+            raise step_error(operation, error, self._bind_hint(mount, error)) from None
+        if self._cover is not None:
+            self._cover.record_mount(mount, source_path, destination_path)
+
+    def _bind_hint(self, mount: Mount, error: OSError) -> str:
+        if error.errno == errno.ENOSYS:
+            return "options on bind mounts need Linux 5.12"
+        if error.errno == errno.EINVAL and self._in_user_namespace and not mount.options.is_recursive:
+            return (
+                f'a user namespace may not uncover what is below the mounts in {mount.source}: add the option "rbind"'
+            )
+        return ""
+
+    def _mount_file_system(self, mount: Mount, operation: str) -> None:
+        layers: dict[str, str] = {}
+        try:
+            source = self._locate_device(mount.source)
+            data = replace_layers(mount.options.data, lambda path: self._locate_layer(path, layers))
+        except OSError as error:
+            raise step_error(f"{operation}: {error.filename or mount.source}", error) from None
+        if self._cover is not None:
+            self._cover.check_layers(mount, layers)
+        destination, path = self._find_destination(mount.destination, False, operation)
+        try:
+            mount.mount_file_system(destination, source, data)
+            if mount.fstype == "tmpfs" or mount.options.propagation:
+                root = self._open_root(path, destination)
+                mount.propagate(root)
+                if mount.fstype == "tmpfs":
+                    self.private.add(os.fstat(root).st_dev)
+        except OSError as error:
+            raise step_error(operation, error) from None
+
+    def _locate(self, path: str) -> tuple[int, str]:
+        fd, real = locate(path, self._users)
+        self._fds.append(fd)
+        return fd, real
+
+    def _locate_device(self, source: str) -> str:
+        """Return the path of a source without links; a source may also be a name with a meaning of its own."""
+        if not source.startswith("/"):
+            return source
+        try:
+            return self._locate(source)[1]
+        except FileNotFoundError:
+            return source
+
+    def _locate_layer(self, path: str, layers: dict[str, str]) -> str:
+        """Return the name of a descriptor of a layer of an overlay, and add its path without links to `layers`."""
+        try:
+            fd, layers[path] = self._locate(path)
+        except UntrustedPathError:
+            raise
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from None
+        return f"/proc/self/fd/{fd}"
+
+    def _find_destination(self, path: str, is_file: bool, operation: str) -> tuple[int, str]:
+        try:
+            try:
+                return self._locate(path)
+            except FileNotFoundError:
+                return self._make_destination(path, is_file, operation)
+        except OSError as error:
+            raise step_error(f"{operation}: {path}", error) from None
+
+    def _make_destination(self, path: str, is_file: bool, operation: str) -> tuple[int, str]:
+        missing: list[str] = []
+        parent = path.rstrip("/")
+        while True:
+            parent, _, name = parent.rpartition("/")
+            missing.insert(0, name)
+            try:
+                directory, directory_path = self._locate(parent or "/")
+                break
+            except FileNotFoundError:
+                if not parent:
+                    raise
+        if os.fstat(directory).st_dev not in self.private:
+            hint = "make it, or mount a tmpfs over a directory above it"
+            raise StepError(f"cannot {operation}: {path}: {os.strerror(errno.ENOENT)} ({hint})", errno.ENOENT)
+        try:
+            self._fds.append(make_below(directory, missing, is_file))
+        except OSError as error:
+            raise step_error(f"{operation}: cannot make {path}", error) from None
+        return self._fds[-1], "/".join([directory_path.rstrip("/"), *missing])
+
+    def _open_root(self, path: str, covered: int) -> int:
+        """Open the root of the file system that has just been mounted at `path`, over the directory `covered`."""
+        root, _ = locate(path, users=())
+        self._fds.append(root)
+        if os.fstat(root).st_dev == os.fstat(covered).st_dev:
+            raise UntrustedPathError(f"{path} was replaced while it was mounted; mount on a directory of root")
+        return root
+
+
+def _operation(mount: Mount) -> str:
+    return f"mount {mount.source} on {mount.destination}"
+
+
+def _file_creator_ids(spec: Spec) -> tuple[int, int] | None:
+    """Return the ids that create files in a user namespace without a user 0 or group 0: the first mapped ones."""
+    uids, gids = spec.uid_mappings, spec.gid_mappings
+    if is_zero_mapped(uids) and is_zero_mapped(gids):
+        return None
+    return uids[0][0] if uids else 0, gids[0][0] if gids else 0

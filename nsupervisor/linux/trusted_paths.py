@@ -1,0 +1,255 @@
+"""Open, create, rename and remove what is below directories that other users may write to.
+
+A user that may write to a directory can put a symbolic link, a hard link or another directory in the place of any name
+in it, at any moment. So a process with more rights follows no name there: it opens a path part by part, each in the
+directory that it has open, checks who controls that directory, and then uses the descriptor instead of the path.
+
+- `open_trusted_directory`: a directory of which no other user can change any part of the path. What is in it may be
+  used by its name. For the service's own directories, and those of log files.
+- `locate`: what is at a path of which others may control a part, without following their links. For mounts, which may
+  show directories of other users.
+
+These are the only functions by which the service and the keeper use paths outside of the runtime directory and of the
+kernel's file systems; a test over the sources holds them to it. Standard library only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+
+from nsupervisor.linux.syscalls import last_error, libc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Container, Sequence
+
+SYS_OPENAT2 = 437  # Linux 5.6
+_AT_FDCWD = -100
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_NO_SYMLINKS = 0x04
+_ANY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY = _ANY | os.O_DIRECTORY
+_MAX_LINKS = 40  # the kernel's own limit, path_resolution(7)
+
+
+class UntrustedPathError(OSError):
+    """Another user controls a part of a path. The text says which part, who, and what to do instead."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(errno.EACCES, message)
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+def trusted_users() -> frozenset[int]:
+    """Return the users that may control a path: root, the user of this process, and the owner of `/`.
+
+    The last one differs from root in a user namespace that does not map root, where all other users of the host have
+    the same number.
+    """
+    return frozenset({0, os.geteuid(), os.stat("/").st_uid})
+
+
+# ---- directories that no other user controls
+
+
+def open_trusted_directory(path: str, instead: str, mode: int | None = None) -> int:
+    """Open a directory; return its descriptor (O_PATH, close-on-exec).
+
+    Each directory of the path must belong to a trusted user, must not be writable by others (unless it is sticky, and
+    not the last one), and must not be a symbolic link. `path` is absolute. `instead`: what to do otherwise. `mode`: of
+    the directory if it has to be made; directories above it get 0755. None: it must exist.
+
+    Raises:
+        UntrustedPathError: another user controls a part of the path.
+        OSError: see open(2) and mkdir(2); `filename` is the part of the path.
+    """
+    users = trusted_users()
+    names = [name for name in path.split("/") if name not in ("", ".")]
+    fd, place = os.open("/", _DIRECTORY), ""
+    try:
+        _check_directory(os.fstat(fd), "/", users, not names, instead)
+        for position, name in enumerate(names, 1):
+            place, is_last = f"{place}/{name}", position == len(names)
+            try:
+                child = _open_or_make(name, fd, mode if is_last or mode is None else 0o755)
+            except NotADirectoryError:
+                raise _not_a_directory(name, fd, place, path, instead) from None
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, place) from None
+            os.close(fd)
+            fd = child
+            _check_directory(os.fstat(fd), place, users, is_last, instead)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _open_or_make(name: str, directory: int, mode: int | None) -> int:
+    try:
+        return os.open(name, _DIRECTORY, dir_fd=directory)
+    except FileNotFoundError:
+        if mode is None:
+            raise
+    try:
+        os.mkdir(name, mode, dir_fd=directory)
+    except FileExistsError:  # another process has made it since, or a link: the next open tells
+        pass
+    return os.open(name, _DIRECTORY, dir_fd=directory)
+
+
+def _not_a_directory(name: str, directory: int, place: str, path: str, instead: str) -> OSError:
+    if stat.S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+        real = os.path.realpath(path)
+        return UntrustedPathError(f"{place} is a symbolic link; write {real} if that is the place, or {instead}")
+    return UntrustedPathError(f"{place} is not a directory; {instead}")
+
+
+def _check_directory(status: os.stat_result, place: str, users: Container[int], is_last: bool, instead: str) -> None:
+    if status.st_uid not in users:
+        reason, remedy = f"belongs to user {status.st_uid}", "chown"
+    elif writers := _other_writers(status, is_last):
+        reason, remedy = f"is writable by {writers}", "chmod"
+    else:
+        return
+    raise UntrustedPathError(f"{place} {reason}, who could put files into it; {remedy} it, or {instead}")
+
+
+def _other_writers(status: os.stat_result, is_last: bool = False) -> str:
+    """Return who else may put files into a directory, in the place of existing ones; "" if no other user may.
+
+    In a sticky directory each user has files of their own, which no other user may rename or remove; so for the last
+    directory of a path that does not count. A group of the same number as the user is that user's own.
+    """
+    if status.st_mode & stat.S_ISVTX and not is_last:
+        return ""
+    if status.st_mode & stat.S_IWOTH:
+        return "every user"
+    is_private_group = status.st_gid == 0 or status.st_gid == os.getegid() == os.geteuid()
+    return "" if is_private_group or not status.st_mode & stat.S_IWGRP else f"group {status.st_gid}"
+
+
+# ---- paths of which others may control a part
+
+
+def locate(path: str, users: Container[int]) -> tuple[int, str]:
+    """Find what is at an absolute path; return a descriptor of it (O_PATH, close-on-exec), and its path without links.
+
+    A symbolic link is followed only if one of `users` has made it, in a directory of which no other user controls a
+    part of the path; with no `users`, none is followed. The last part of the path may be a link, too.
+
+    Raises:
+        UntrustedPathError: another user controls a link.
+        OSError: see open(2).
+    """
+    try:
+        return _open_without_links(path), os.path.normpath(path)
+    except OSError as error:
+        # ELOOP: a link. EAGAIN: something was renamed meanwhile. ENOSYS, EPERM: an old kernel, or the filter of a
+        # container engine.
+        if error.errno not in (errno.ELOOP, errno.EAGAIN, errno.ENOSYS, errno.EPERM):
+            raise
+    walk = _Walk(path, users)
+    try:
+        return walk.run()
+    finally:
+        walk.close()
+
+
+def _open_without_links(path: str) -> int:
+    """Open what is at a path (O_PATH, close-on-exec) if no part of it is a symbolic link. Raises OSError: ELOOP."""
+    # struct open_how: flags, mode, resolve
+    how = (ctypes.c_uint64 * 3)(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS)
+    size = ctypes.c_size_t(ctypes.sizeof(how))
+    fd: int = libc.syscall(SYS_OPENAT2, _AT_FDCWD, os.fsencode(path), how, size)
+    if fd < 0:
+        raise last_error(f"open {path}")
+    return fd
+
+
+def make_below(directory: int, names: Sequence[str], is_file: bool) -> int:
+    """Make directories, each in the one before, and as the last one a file if `is_file`; return its descriptor.
+
+    None of them may exist. Raises OSError.
+    """
+    fd = os.dup(directory)
+    try:
+        for position, name in enumerate(names, 1):
+            if is_file and position == len(names):
+                os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=fd))
+            else:
+                os.mkdir(name, dir_fd=fd)
+            child = os.open(name, _ANY, dir_fd=fd)
+            os.close(fd)
+            fd = child
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+class _Walk:
+    """Goes along a path part by part, through the links of trusted users."""
+
+    __slots__ = ("_links", "_names", "_path", "_stack", "_users")
+
+    def __init__(self, path: str, users: Container[int]) -> None:
+        self._path = path
+        self._users = users
+        self._names = path.split("/")[::-1]
+        self._links = 0
+        # Each directory from "/" on: its name, its descriptor, and whether no other user controls it or one above it.
+        root = os.open("/", _ANY)
+        self._stack = [("", root, self._is_trusted(os.fstat(root)))]
+
+    def run(self) -> tuple[int, str]:
+        while self._names:
+            name = self._names.pop()
+            if name == "..":
+                if len(self._stack) > 1:
+                    os.close(self._stack.pop()[1])
+            elif name not in ("", "."):
+                self._enter(name)
+        path = "/".join(name for name, _, _ in self._stack) or "/"
+        return self._stack.pop()[1], path
+
+    def _enter(self, name: str) -> None:
+        _, directory, trusted = self._stack[-1]
+        fd = os.open(name, _ANY, dir_fd=directory)
+        status = os.fstat(fd)
+        if not stat.S_ISLNK(status.st_mode):
+            self._stack.append((name, fd, trusted and self._is_trusted(status)))
+            return
+        try:
+            self._follow(name, fd, status, trusted)
+        finally:
+            os.close(fd)
+
+    def _follow(self, name: str, link: int, status: os.stat_result, trusted: bool) -> None:
+        if not trusted or status.st_uid not in self._users:
+            place = "/".join([*(name for name, _, _ in self._stack), name])
+            target = os.readlink("", dir_fd=link)
+            raise UntrustedPathError(
+                f"{place} is a symbolic link to {target}, which is not followed, as other users may control it; "
+                "write the path without it"
+            )
+        self._links += 1
+        if self._links > _MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), self._path)
+        target = os.readlink("", dir_fd=link)
+        self._names += target.split("/")[::-1]
+        if target.startswith("/"):
+            while len(self._stack) > 1:
+                os.close(self._stack.pop()[1])
+
+    def _is_trusted(self, status: os.stat_result) -> bool:
+        return status.st_uid in self._users and not _other_writers(status)
+
+    def close(self) -> None:
+        while self._stack:
+            os.close(self._stack.pop()[1])

@@ -1,0 +1,223 @@
+"""Directories that other users control are refused, and their links are not followed."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nsupervisor.linux.mounts import MNT_DETACH, Mount, umount2
+from nsupervisor.linux.trusted_paths import UntrustedPathError, locate, make_below, open_trusted_directory
+from tests.needs import needs
+
+pytestmark = needs("root")
+
+NOBODY = 65534
+ROOT = frozenset({0})
+INSTEAD = "write another path"
+
+
+def own(path: Path, user: int = NOBODY, group: int = -1) -> Path:
+    os.chown(path, user, group, follow_symlinks=False)
+    return path
+
+
+def opened(path: Path, mode: int | None = None) -> str:
+    """Open a directory, and return its path as the kernel knows it."""
+    fd = open_trusted_directory(str(path), INSTEAD, mode)
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+
+
+def located(path: Path | str) -> str:
+    """Return the path that `locate` returns, which is that of the descriptor."""
+    fd, real = locate(str(path), ROOT)
+    try:
+        assert os.readlink(f"/proc/self/fd/{fd}") == real
+        return real
+    finally:
+        os.close(fd)
+
+
+@pytest.fixture
+def parent(tmp_path: Path) -> Path:
+    """A directory of root in /tmp, which is sticky."""
+    (tmp_path / "parent" / "last").mkdir(parents=True)
+    return tmp_path / "parent"
+
+
+# ---- directories that no other user controls
+
+
+@pytest.mark.fault("A12")
+def test_a_directory_of_root_is_opened(parent: Path) -> None:
+    assert opened(parent / "last") == str(parent / "last")
+    assert opened(Path(f"{parent}/./last/../last/")) == str(parent / "last")
+    assert opened(Path("/")) == "/"
+
+
+@pytest.mark.fault("A12")
+@pytest.mark.parametrize("place", ["parent", "parent/last"])
+def test_a_directory_of_another_user_is_refused(parent: Path, place: str) -> None:
+    directory = own(parent.parent / place)
+    message = f"{directory} belongs to user 65534, who could put files into it; chown it, or write another path"
+    with pytest.raises(UntrustedPathError, match=f"^{message}$"):
+        opened(parent / "last")
+
+
+@pytest.mark.fault("A12")
+@pytest.mark.parametrize(
+    ("mode", "group", "place", "writers"),
+    [
+        (0o777, 0, "parent", "every user"),
+        (0o777, 0, "parent/last", "every user"),
+        (0o1777, 0, "parent", ""),
+        (0o1777, 0, "parent/last", "every user"),
+        (0o775, 50, "parent", "group 50"),
+        (0o1775, 50, "parent", ""),
+        (0o775, 50, "parent/last", "group 50"),
+        (0o775, 0, "parent/last", ""),
+        (0o755, 50, "parent/last", ""),
+    ],
+)
+def test_a_directory_that_others_may_write_to_is_refused_unless_it_is_sticky(
+    parent: Path, mode: int, group: int, place: str, writers: str
+) -> None:
+    directory = own(parent.parent / place, 0, group)
+    directory.chmod(mode)
+    if not writers:
+        assert opened(parent / "last") == str(parent / "last")
+        return
+    with pytest.raises(UntrustedPathError, match=f"^{directory} is writable by {writers}, who could put files into it"):
+        opened(parent / "last")
+
+
+@pytest.mark.fault("A12")
+def test_no_link_is_followed_not_even_one_of_root(parent: Path) -> None:
+    link = parent.parent / "link"
+    link.symlink_to(parent)
+    message = f"^{link} is a symbolic link; write {parent}/last if that is the place, or write another path$"
+    with pytest.raises(UntrustedPathError, match=message):
+        opened(link / "last")
+    with pytest.raises(UntrustedPathError, match="is a symbolic link"):
+        opened(link / "new", mode=0o755)
+    assert not (parent / "new").exists()
+
+
+@pytest.mark.fault("A12")
+def test_missing_directories_are_made_only_on_request(parent: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        opened(parent / "a" / "b")
+    assert caught.value.filename == str(parent / "a")
+    assert opened(parent / "a" / "b", mode=0o700) == str(parent / "a" / "b")
+    assert [oct(path.stat().st_mode & 0o777) for path in (parent / "a", parent / "a" / "b")] == ["0o755", "0o700"]
+    (parent / "file").touch()
+    with pytest.raises(UntrustedPathError, match=f"^{parent}/file is not a directory; write another path$"):
+        opened(parent / "file" / "x", mode=0o700)
+
+
+@pytest.mark.fault("A12")
+def test_nothing_is_made_in_a_directory_of_another_user(parent: Path) -> None:
+    own(parent)
+    with pytest.raises(UntrustedPathError, match="belongs to user 65534"):
+        opened(parent / "new", mode=0o755)
+    assert not (parent / "new").exists()
+
+
+# ---- paths of which others may control a part
+
+
+@pytest.mark.fault("A11")
+def test_links_of_root_in_directories_of_root_are_followed(parent: Path) -> None:
+    (parent / "absolute").symlink_to(parent / "last")
+    (parent / "relative").symlink_to("../parent/./last")
+    (parent / "chain").symlink_to("absolute")
+    (parent / "last" / "file").touch()
+    for name in ("last", "absolute", "relative", "chain", "last/../chain"):
+        assert located(parent / name) == str(parent / "last")
+        assert located(f"{parent}/{name}//./file") == str(parent / "last" / "file")
+    (parent / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        located(parent / "loop")
+    (parent / "dangling").symlink_to("missing")
+    with pytest.raises(FileNotFoundError):
+        located(parent / "dangling")
+    assert located("/") == "/"
+
+
+@pytest.mark.fault("A11")
+def test_directories_of_other_users_are_entered(parent: Path) -> None:
+    own(parent)
+    own(parent / "last")
+    assert located(parent / "last") == str(parent / "last")
+
+
+@pytest.mark.fault("A11")
+@pytest.mark.parametrize(
+    ("link_owner", "directory_owner", "mode"),
+    [
+        pytest.param(NOBODY, 0, 0o1777, id="of another user in a sticky directory"),
+        pytest.param(0, NOBODY, 0o755, id="of root in a directory of another user"),
+        pytest.param(0, 0, 0o777, id="of root in a directory that every user may write to"),
+        pytest.param(NOBODY, NOBODY, 0o755, id="of another user in a directory of that user"),
+    ],
+)
+@pytest.mark.parametrize("below", ["", "/passwd"])
+def test_links_that_others_may_control_are_not_followed(
+    parent: Path, link_owner: int, directory_owner: int, mode: int, below: str
+) -> None:
+    directory = own(parent / "last", directory_owner)
+    directory.chmod(mode)
+    (directory / "link").symlink_to("/etc")
+    own(directory / "link", link_owner)
+    message = f"^{directory}/link is a symbolic link to /etc, which is not followed, as other users may control it"
+    with pytest.raises(UntrustedPathError, match=message):
+        located(f"{directory}/link{below}")
+
+
+@pytest.mark.fault("A11")
+def test_a_link_of_root_deep_in_a_directory_of_another_user_is_not_followed(parent: Path) -> None:
+    """That user can move the directory of root to another name."""
+    (parent / "last" / "etc").symlink_to("/etc")
+    own(parent)
+    with pytest.raises(UntrustedPathError, match="is a symbolic link to /etc"):
+        located(parent / "last" / "etc")
+
+
+@pytest.mark.fault("A11")
+def test_a_directory_that_is_replaced_after_it_was_found_is_not_mounted(parent: Path) -> None:
+    """The mount is made between the descriptors, whatever is at their paths by then."""
+    source, target, other = parent / "source", parent / "last", parent / "other"
+    source.mkdir()
+    other.mkdir()
+    (source / "of-source").touch()
+    (other / "of-other").touch()
+    source_fd, _ = locate(str(source), ROOT)
+    target_fd, _ = locate(str(target), ROOT)
+    source.rename(parent / "moved-source")
+    target.rename(parent / "moved-target")
+    source.symlink_to(other)
+    target.symlink_to(other)
+    Mount("bind", str(source), str(target), ["ro"]).bind(target_fd, source_fd)
+    try:
+        assert os.listdir(parent / "moved-target") == ["of-source"]
+        assert os.listdir(other) == ["of-other"]
+    finally:
+        umount2(str(parent / "moved-target"), MNT_DETACH)
+        os.close(source_fd)
+        os.close(target_fd)
+
+
+def test_directories_and_files_are_made_one_in_the_other(parent: Path) -> None:
+    directory = os.open(parent, os.O_PATH)
+    try:
+        for names, is_file in ((["a", "b"], False), (["c", "d"], True)):
+            fd = make_below(directory, names, is_file)
+            assert os.readlink(f"/proc/self/fd/{fd}") == str(parent.joinpath(*names))
+            assert parent.joinpath(*names).is_file() == is_file
+            os.close(fd)
+        with pytest.raises(FileExistsError):
+            make_below(directory, ["a", "e"], False)
+    finally:
+        os.close(directory)
