@@ -38,6 +38,8 @@ DOWN_STATES = frozenset({State.STOPPED, State.EXITED, State.FAILED})
 
 Result = tuple[bool, str]
 """Whether the command succeeded, and why not."""
+REFUSED: Result = (False, "the service is stopping, so nothing starts any more; start the service again")
+"""The answer to a start or restart while the service stops."""
 
 
 @attrs.define(eq=False)
@@ -120,6 +122,8 @@ class Jobs:
 
     async def start_and_wait(self, actor: Actor, by: str) -> Result:
         """Start an instance with its dependencies; return when the start has an outcome."""
+        if self.is_stopping:
+            return REFUSED
         if actor.lifecycle.is_alive:
             await actor.ask(events.Start(by))
         else:
@@ -128,6 +132,8 @@ class Jobs:
 
     async def restart_and_wait(self, actor: Actor, by: str) -> Result:
         """Restart as systemd does: dependencies that do not run are started too, those that run stay untouched."""
+        if self.is_stopping:
+            return REFUSED
         not_running = [
             name
             for name in self._dependencies_of(actor)
@@ -161,6 +167,8 @@ class Jobs:
     async def stop_and_wait(self, actor: Actor, by: str) -> Result:
         """Stop this instance alone; a start of it that waits is cancelled."""
         self._cancel_start(actor)
+        if by != events.SHUTDOWN:  # the next supervisor carries on with what only the end of the service cancelled
+            actor.set_start_status(NO_START)
         await actor.ask(events.Stop(by))
         await actor.wait_until(_has_stopped)
         if actor.lifecycle.should_run:
@@ -193,10 +201,6 @@ class Jobs:
             if not self.has_pending_start(actor) and not actor.lifecycle.is_alive:
                 self._enqueue_start(actor, starting, by)
 
-    def start_after(self, actor: Actor, starting: Collection[str], by: str) -> None:
-        """Start one instance once its dependencies are up; `starting` are the workloads that are started as well."""
-        self._enqueue_start(actor, starting, by)
-
     def _enqueue_start(
         self,
         actor: Actor,
@@ -213,7 +217,7 @@ class Jobs:
         self._start_jobs[actor] = job = StartJob(by)
         if self.is_stopping:
             job.scope.cancel()
-        actor.set_start_status(StartStatus(by, actor.start_status.waits_for))
+        actor.set_start_status(StartStatus(by, actor.start_status.waits_for, actor.lifecycle.generation))
         self.nursery.start_soon(self._run_start, actor, job, starting, before_start)
         return job
 
@@ -244,7 +248,8 @@ class Jobs:
             self.context.journal.log.error("not started", workload=actor.name, message=missing)
         if self._start_jobs.get(actor) is job:
             del self._start_jobs[actor]
-            actor.set_start_status(StartStatus(waits_for=missing) if missing else NO_START)
+            if not self.is_stopping and actor not in self._removals:
+                actor.set_start_status(StartStatus(waits_for=missing) if missing else NO_START)
         actor.wake_waiters()
 
     async def _release_start_slot(self, slot: object, actor: Actor) -> None:
@@ -260,7 +265,7 @@ class Jobs:
                     continue  # its start was not requested
                 if not self._is_settled(other, other.lifecycle):
                     text = f"waits for {other.name}"
-                    actor.set_start_status(StartStatus(job.by, text))
+                    actor.set_start_status(attrs.evolve(actor.start_status, waits_for=text))
                     self.context.journal.log.info("waiting", workload=actor.name, message=text)
                 await other.wait_until(partial(self._is_settled, other))
                 if not other.is_up and name in actor.workload.requires:
@@ -278,30 +283,38 @@ class Jobs:
 
     def begin(
         self,
-        starts: Collection[Actor],
-        removals: Collection[Actor],
+        starts: Mapping[Actor, str],
+        removals: Mapping[Actor, str],
         previous_dependencies: Mapping[Actor, Collection[str]],
-        by: str,
     ) -> Transaction:
         """Start, restart and remove instances, each in its order; return at once.
 
-        starts: the instances to start; those that run are stopped first.
+        starts, removals: the instances, each with its initiator. An instance that runs is stopped before its start.
         previous_dependencies: for each of these instances that existed before, the workloads that it depended on until
         now: they stop after it.
         """
-        transaction = Transaction(self, by)
-        transaction.begin(starts, removals, previous_dependencies)
+        transaction = Transaction(self, starts, removals, previous_dependencies)
+        transaction.begin()
         return transaction
 
     def cancel_removal(self, actor: Actor) -> None:
         """Keep an instance that was being removed: the configuration has it again."""
-        self._removals.pop(actor, None)
+        if self._removals.pop(actor, None) is not None:
+            actor.set_start_status(NO_START)
 
-    def _begin_removal(self, actor: Actor) -> Removal:
+    def _begin_removal(self, actor: Actor, by: str) -> Removal:
         removal = Removal(actor.lifecycle.should_run or self.has_pending_start(actor))
         self._removals[actor] = removal
         self._cancel_start(actor)
+        # For a supervisor that is started after a kill, with a file that has the instance again.
+        status = StartStatus(by, replaces=actor.lifecycle.generation) if removal.was_wanted else NO_START
+        actor.set_start_status(status)
         return removal
+
+    async def _stop_for_removal(self, actor: Actor, by: str) -> None:
+        self._cancel_start(actor)
+        await actor.ask(events.Stop(by))
+        await actor.wait_until(_has_stopped)
 
     async def _remove(self, actor: Actor, removal: Removal) -> bool:
         """Remove a stopped instance with its cgroup; return False if a later reload or command keeps it."""
@@ -361,47 +374,46 @@ class Jobs:
 
 @attrs.define(eq=False)
 class Transaction:
-    """Starts, restarts and removals that were requested together: each waits for its dependencies, and no other."""
+    """Starts, restarts and removals that were requested together: each waits for its dependencies, and no other.
+
+    See `Jobs.begin` for the first attributes.
+    """
 
     jobs: Jobs
-    by: str
+    starts: Mapping[Actor, str]
+    removals: Mapping[Actor, str]
+    previous_dependencies: Mapping[Actor, Collection[str]]
     _stopped: dict[Actor, trio.Event] = attrs.field(init=False, factory=dict)
     """By instance that existed before: set when it has stopped or need not stop, so that its dependencies may stop."""
-    _start_jobs: dict[Actor, StartJob] = attrs.field(init=False, factory=dict)
-    _removals: dict[Actor, Removal] = attrs.field(init=False, factory=dict)
     _stop_first: dict[str, list[Actor]] = attrs.field(init=False, factory=dict)
     """By workload: the instances that stop before it does."""
-    _removed_siblings: dict[str, list[Actor]] = attrs.field(init=False, factory=dict)
+    _start_jobs: dict[str, list[tuple[Actor, StartJob]]] = attrs.field(init=False, factory=dict)
+    """By workload: the start jobs of its instances."""
+    _removed: dict[str, list[Actor]] = attrs.field(init=False, factory=dict)
     """By workload: its instances that are removed; the others start after these have stopped."""
-    _starting: set[str] = attrs.field(init=False, factory=set)
-    """The workloads that are started."""
+    _removal_of: dict[Actor, Removal] = attrs.field(init=False, factory=dict)
 
-    def begin(
-        self,
-        starts: Collection[Actor],
-        removals: Collection[Actor],
-        previous_dependencies: Mapping[Actor, Collection[str]],
-    ) -> None:
-        """Begin all jobs at once; see `Jobs.begin`."""
-        for actor, names in previous_dependencies.items():
+    def begin(self) -> None:
+        """Begin all start jobs and removals at once; a task of the caller then completes each removal (`remove`)."""
+        for actor, names in self.previous_dependencies.items():
             self._stopped[actor] = trio.Event()
             for name in names:
                 self._stop_first.setdefault(name, []).append(actor)
-        self._starting = {actor.workload.name for actor in starts}
-        for actor in removals:
-            self._removals[actor] = self.jobs._begin_removal(actor)
-            self._removed_siblings.setdefault(actor.workload.name, []).append(actor)
-        for actor in starts:
-            before_start = partial(self._stop_before_start, actor)
-            self._start_jobs[actor] = self.jobs._enqueue_start(actor, self._starting, self.by, before_start)
+        for actor, by in self.removals.items():
+            self._removal_of[actor] = self.jobs._begin_removal(actor, by)
+            self._removed.setdefault(actor.workload.name, []).append(actor)
+        starting = {actor.workload.name for actor in self.starts}
+        for actor, by in self.starts.items():
+            job = self.jobs._enqueue_start(actor, starting, by, partial(self._stop_before_start, actor))
+            self._start_jobs.setdefault(actor.workload.name, []).append((actor, job))
 
     async def remove(self, actor: Actor) -> bool:
         """Stop and remove an instance; return False if a later reload or command keeps it."""
-        removal = self._removals[actor]
+        removal = self._removal_of[actor]
         try:
             await self._wait_for_dependents(actor)
             if self.jobs.removal_of(actor) is removal:
-                await self.jobs.stop_and_wait(actor, self.by)
+                await self.jobs._stop_for_removal(actor, self.removals[actor])
         finally:
             self._stopped[actor].set()
         return await self.jobs._remove(actor, removal)
@@ -411,21 +423,21 @@ class Transaction:
 
         Returns whether there is still something to start.
         """
-        after = [name for name in dependencies.start_dependencies(actor.workload) if name in self._starting]
+        after = [name for name in dependencies.start_dependencies(actor.workload) if name in self._start_jobs]
         try:
             if actor.lifecycle.is_alive:
                 await self._wait_for_dependents(actor)
                 if not after and actor in self._stopped:
                     return await self._restart_at_once(actor)
-                if not await self.jobs._stop_for_restart(actor, self.by):
+                if not await self.jobs._stop_for_restart(actor, self.starts[actor]):
                     return False
         finally:
             if actor in self._stopped:
                 self._stopped[actor].set()
-        for sibling in self._removed_siblings.get(actor.workload.name, ()):
-            await self._stopped[sibling].wait()
-        for other, job in self._start_jobs.items():
-            if other.workload.name in after:
+        for removed in self._removed.get(actor.workload.name, ()):
+            await self._stopped[removed].wait()
+        for name in after:
+            for other, job in self._start_jobs[name]:
                 await other.wait_until(partial(self._is_finished, other, job))
         return True
 
@@ -433,7 +445,7 @@ class Transaction:
         """Restart an instance that nothing has to be started for; return False, as no start is left to do."""
         generation = actor.lifecycle.generation
         await trio.lowlevel.checkpoint_if_cancelled()
-        await actor.ask(events.Restart(self.by))
+        await actor.ask(events.Restart(self.starts[actor]))
         await actor.wait_until(lambda lifecycle: lifecycle.generation > generation or not lifecycle.is_alive)
         return False
 

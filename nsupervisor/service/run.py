@@ -35,7 +35,6 @@ from nsupervisor.config.model import SupervisorConfig as Settings
 from nsupervisor.config.positions import scan_positions
 from nsupervisor.config.problems import Problem
 from nsupervisor.core.instances import expand_instances
-from nsupervisor.core.lifecycle import stopped_by_shutdown
 from nsupervisor.keeper.messages import Child, KeeperLost
 from nsupervisor.keeper.reconnecting import ReconnectingKeeper, open_reconnecting_keeper
 from nsupervisor.logs import Journal, open_journal
@@ -57,6 +56,7 @@ from nsupervisor.service.observe.log_reopen import REOPEN, reopen_on_signal
 from nsupervisor.service.preflight import check_text, record_fields
 from nsupervisor.service.privileges import explain_permission_error
 from nsupervisor.service.reaper import reap_orphans
+from nsupervisor.service.recovery.resume import begin_first_jobs
 from nsupervisor.service.recovery.takeover import (
     follow_keeper,
     group_by_instance,
@@ -397,8 +397,7 @@ async def _supervise(
                 if alive_count:
                     text = f"{alive_count} workloads of the supervisor before this one run on"
                     journal.log.warning("taken over", message=text, workloads=alive_count)
-                _remove_leftovers(jobs, nursery)
-                _start_workloads(jobs, saved)
+                begin_first_jobs(jobs, saved, nursery)
                 notify_service_manager(journal, "READY=1")
                 report_outcome(journal, directory)
                 scope = nursery.cancel_scope
@@ -454,34 +453,6 @@ def _log_state_problem(journal: Journal, problem: str) -> None:
         journal.log.error("state file not written", message=text)
     else:
         journal.log.info("state file written", message="it is up to date again")
-
-
-def _start_workloads(jobs: Jobs, saved: SavedState) -> None:
-    """Start the workloads that are new and start by themselves, and those whose start was pending.
-
-    A supervisor that was killed while it stopped everything had no request about the workloads: they start as after an
-    orderly stop.
-    """
-    autostarting = [actor for actor in jobs.actors.values() if actor.workload.autostart]
-    fresh = [actor for actor in autostarting if actor.name not in saved.instances and not actor.lifecycle.is_alive]
-    jobs.start(extra=fresh, by="boot")
-    stopped = [actor for actor in autostarting if stopped_by_shutdown(actor.lifecycle)]
-    names = {actor.workload.name for actor in stopped}
-    for actor in stopped:
-        jobs.start_after(actor, names, "boot")
-    for name, record in saved.instances.items():
-        if record.pending_start and name in jobs.actors:
-            jobs.start(extra=[jobs.actors[name]], by=record.pending_start)
-
-
-def _remove_leftovers(jobs: Jobs, nursery: trio.Nursery) -> None:
-    """Stop and remove the instances of an earlier supervisor that the configuration no longer has."""
-    leftovers = list(jobs.leftovers.values())
-    transaction = jobs.begin((), leftovers, dict.fromkeys(leftovers, ()), "configuration")
-    for actor in leftovers:
-        if actor.lifecycle.is_alive:
-            actor.log_event("warning", "warning", message="no longer in the configuration: stopped")
-        nursery.start_soon(transaction.remove, actor)
 
 
 async def _kill_remaining(actors: Iterable[Actor]) -> None:

@@ -27,6 +27,7 @@ from nsupervisor.config.model import Resources, WorkloadConfig
 from nsupervisor.core import events
 from nsupervisor.core.actions import Action, FreezeAll, KillAll, Signal, Spawn, ThawAll, Warn
 from nsupervisor.core.decider import ConfigChanged, Transition, WorkloadState
+from nsupervisor.core.dependencies import start_dependencies
 from nsupervisor.core.exits import Exit, signal_name
 from nsupervisor.core.lifecycle import Lifecycle, State, unfinished_actions
 from nsupervisor.core.records import transition_records
@@ -197,6 +198,8 @@ class Actor:
             limits_digest=self.limit_writer.applied_digest,
             undelivered=self.exit_reports.undelivered,
             environment_digest=self.program.environment_digest,
+            replaced_generation=self.start_status.replaces,
+            dependencies=start_dependencies(self.workload),
         )
 
     async def wait_drained(self) -> None:
@@ -508,6 +511,7 @@ class Actor:
         if saved.recreate_cgroup:
             self.cgroup.mark_killed()
         self.last_exit, self._oom_kills = saved.last_exit, saved.oom_kills
+        self.start_status = StartStatus(saved.pending_start, replaces=saved.replaced_generation)
         self._has_unfinished_actions, self._saved, self._must_recover = saved.has_unfinished_actions, saved, True
         # Exits of the other generations are reported by the keeper.
         over = lifecycle.generation + (lifecycle.exit is not None or not lifecycle.is_alive)

@@ -11,6 +11,8 @@ class StartStatus:
     """The initiator of the start that waits, or "" if none does."""
     waits_for: str = ""
     """The workloads that the start waits for, or the requirement that stopped it, in words; or ""."""
+    replaces: int | None = None
+    """The generation that was the latest when the start was requested: the start follows its end."""
 
 
 NO_START = StartStatus()

@@ -49,6 +49,7 @@ def placeholder_workload(name: str, checkpoint: InstanceCheckpoint | None) -> Wo
         name=name.partition("@")[0],
         command=("true",),
         restart="no",
+        after=checkpoint.dependencies,
         kill_signal=checkpoint.kill_signal,
         timeout_stop_sec=checkpoint.timeout_stop_sec,
     )

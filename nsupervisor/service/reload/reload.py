@@ -43,6 +43,7 @@ from nsupervisor.service.service_manager import notify_service_manager
 from nsupervisor.wire_names import by_wire_name
 
 INITIATOR = "reload"
+_STOPPING = "the supervisor is stopping; start it with the new file"
 _GROUPS_CHANGED = "adds, removes or moves groups, which a reload cannot do; restart the service"
 
 
@@ -88,8 +89,11 @@ class Reloader:
             async with self.jobs.membership_lock:  # one reload after the other, in the order of the requests
                 loaded = await self._read(request.path, request.text)
                 prepared = await self._prepare(loaded.config, self._plan(loaded))
+                if self.jobs.is_stopping:
+                    await self._put_back(prepared)
+                    raise _refusal(loaded.config.path, _STOPPING)
                 # The state may have changed during the awaits, so the plan is made again from the present state. No
-                # await from here.
+                # await from here, nor since the check for a stop: nothing starts once the service stops.
                 request.stream = self._begin(loaded.config, self._plan(loaded), prepared, request.by)
         except ConfigError as error:
             request.error = error
@@ -107,7 +111,7 @@ class Reloader:
     async def _read(self, path: str | None, text: str | None) -> _LoadedFile:
         path = path or self.config.path
         if self.jobs.is_stopping:
-            raise _refusal(path, "the supervisor is stopping; start it with the new file")
+            raise _refusal(path, _STOPPING)
         load = partial(_load, read=self.context.kernel.read_config)
         return await call_in_thread(load, path, text, self.host)
 
@@ -141,13 +145,12 @@ class Reloader:
         """
         prepared = _Prepared()
         errors: list[CgroupError] = []
-        before: dict[Actor, Resources] = {}
 
         async def limit(actor: Actor, resources: Resources) -> None:
             before_change = actor.resources
             try:
                 await actor.limit_writer.apply(resources)
-                before[actor] = before_change
+                prepared.limits_before[actor] = before_change
             except CgroupError as error:
                 errors.append(error)
 
@@ -176,27 +179,30 @@ class Reloader:
                 ):
                     prepared.limits_changed.add(step.name)
                     nursery.start_soon(limit, actor, step.resources)
-        groups: list[tuple[Group, Resources]] = []
         for group, wanted in self._groups.differing(config):
             try:
                 before_change = group.resources
                 await self._groups.apply_limits(group, wanted)
-                groups.append((group, before_change))
+                prepared.group_limits_before.append((group, before_change))
             except CgroupError as error:
                 errors.append(error)
-        if not errors:
-            return prepared
-        for group, resources in reversed(groups):
+        if errors:
+            await self._put_back(prepared)
+            raise ConfigError(Problem(config.path, 0, "", str(error)) for error in errors)
+        return prepared
+
+    async def _put_back(self, prepared: _Prepared) -> None:
+        """Undo what `_prepare` has done; what cannot be undone is logged."""
+        for group, resources in reversed(prepared.group_limits_before):
             with self._log_failure(group.name):
                 await group.apply_limits(resources)
-        for actor, resources in before.items():
+        for actor, resources in prepared.limits_before.items():
             with self._log_failure(actor.name):
                 await actor.limit_writer.apply(resources)
         for actor in prepared.new.values():
             self._groups.remove(actor)
             with self._log_failure(actor.name):
                 actor.cgroup.remove()
-        raise ConfigError(Problem(config.path, 0, "", str(error)) for error in errors)
 
     def _supported(self, actor: Actor, workload: WorkloadConfig) -> WorkloadConfig:
         """Return the workload with the rules that this host can evaluate."""
@@ -218,10 +224,9 @@ class Reloader:
         steps = [step for step in plan.steps if step.action not in (InstanceAction.NONE, InstanceAction.LIVE)]
         moving = {step.name: self.jobs.actors[step.name] for step in steps}
         transaction = self.jobs.begin(
-            [moving[step.name] for step in steps if step.action is not InstanceAction.STOP],
-            [moving[step.name] for step in steps if step.action is InstanceAction.STOP],
+            {moving[step.name]: INITIATOR for step in steps if step.action is not InstanceAction.STOP},
+            {moving[step.name]: INITIATOR for step in steps if step.action is InstanceAction.STOP},
             {moving[step.name]: previous_dependencies[step.name] for step in steps if step.exists},
-            INITIATOR,
         )
         self.nursery.start_soon(self._finish, _ReloadRun(stream, transaction, moving), steps)
         return stream
@@ -331,6 +336,9 @@ class _Prepared:
     """The workload of each instance that stays, without the rules that this host cannot evaluate."""
     limits_changed: set[str] = attrs.field(factory=set)
     """The instances whose limits have been changed."""
+    limits_before: dict[Actor, Resources] = attrs.field(factory=dict)
+    group_limits_before: list[tuple[Group, Resources]] = attrs.field(factory=list)
+    """The groups whose limits have been changed, in this order, each with its limits before."""
 
 
 @attrs.define(eq=False)

@@ -106,6 +106,20 @@ class InstanceCheckpoint:
     """Exits whose records may not be in the output."""
     environment_digest: str = attrs.field(default="", metadata=wire("files"))
     """Digest of the contents of its environment files (`nsupervisor.service.state.digest`)."""
+    replaced_generation: int | None = attrs.field(default=None, metadata=wire("replaces"))
+    """With `pending_start`: the latest generation when the start was requested; the start follows its end."""
+    dependencies: tuple[str, ...] = attrs.field(default=(), metadata=wire("after"))
+    """The workloads that it starts after and stops before; needed if the next configuration lacks it."""
+
+    @property
+    def start_is_due(self) -> bool:
+        """Whether the start that waits has not happened yet.
+
+        The supervisor may have been killed between a start and the note that nothing waits any more.
+        """
+        if self.replaced_generation is None:  # written by a version that does not save it
+            return bool(self.pending_start) and not self.lifecycle.is_alive
+        return bool(self.pending_start) and self.lifecycle.generation == self.replaced_generation
 
 
 @attrs.frozen
