@@ -35,6 +35,7 @@ STANDARD_LIBRARY_ONLY = [
     ),
     *sorted((PACKAGE / "linux").glob("*.py")),
     PACKAGE / "api" / "client.py",
+    PACKAGE / "service" / "recovery" / "upgrade_guard.py",
 ]
 
 
@@ -90,7 +91,7 @@ STANDARD_JSON = {
     "api/client.py": "loaded by commands, which must start fast",
     "api/http/messages.py": "writes lone surrogates as JSON escapes, from which clients get the same names back",
     "service/recovery/upgrade.py": "messages to processes of other versions",
-    "service/reload/reload.py": "its stream",
+    "service/recovery/upgrade_guard.py": "uses the standard library only",
     "service/state/checkpoint.py": "digests of bytes that earlier versions wrote",
     "service/state/digest.py": "digests of bytes that earlier versions wrote",
     "service/state/file.py": "the wire format of state files",

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from operator import attrgetter
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from nsupervisor.config import units
 from nsupervisor.config.conditions import parse_condition
@@ -52,6 +52,11 @@ class Choice:
     def __init__(self, *words: str, planned: tuple[str, ...] = ()) -> None:
         self.words = words
         self.planned = planned
+
+    @classmethod
+    def of(cls, literal: Any) -> Choice:
+        """Return the choice between the words of a `Literal` type, so that type and values are declared once."""
+        return cls(*get_args(literal))
 
     def load(self, value: Any) -> str:
         """Return the word, if it is one of the choices; raise ValueError otherwise."""
@@ -556,9 +561,9 @@ def _steps_kind(action: Choice) -> Scalar:
 
 URL = Scalar(_url, {"type": "string", "pattern": "^https?://[^@# ]+$"}, public_url, is_secret=True)
 SOCKET = Scalar(_socket, {"type": "string", "pattern": "^/"})
-ACTION = Choice(
-    *("log", "notify", "webhook", "exec", "set", "signal", "thaw", "freeze", "restart", "kill", "stop"),
-)
+ActionName = Literal["log", "notify", "webhook", "exec", "set", "signal", "thaw", "freeze", "restart", "kill", "stop"]
+"""Actions of rules, the mildest first: of two rules with opposite actions, the later one here prevails."""
+ACTION = Choice.of(ActionName)
 STEPS = _steps_kind(ACTION)
 GROUP_ACTION = Choice(*(word for word in ACTION.words if word not in ("set", "thaw")))
 GROUP_STEPS = _steps_kind(GROUP_ACTION)

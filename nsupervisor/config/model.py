@@ -23,8 +23,16 @@ from nsupervisor.wire_names import wire
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 Restart = Literal["no", "always", "on-success", "on-failure", "on-abnormal", "on-watchdog"]
-ActionName = Literal["log", "notify", "webhook", "exec", "set", "signal", "thaw", "freeze", "restart", "kill", "stop"]
-"""Actions of rules, the mildest first: of two rules with opposite actions, the later one here prevails."""
+ActionName = kinds.ActionName
+LogFormat = Literal["json", "console"]
+OrphanPolicy = Literal["adopt", "kill", "leave"]
+CpusetPartition = Literal["member", "root", "isolated"]
+Victim = Literal["largest-memory", "fastest-growing", "lowest-priority", "newest"]
+LogDestination = Literal["journal", "file", "both", "none"]
+LogFileFormat = Literal["json", "raw"]
+FullPolicy = Literal["block", "drop"]
+WorkloadType = Literal["simple", "notify", "oneshot"]
+OomPreference = Literal["none", "avoid", "omit"]
 
 
 class Table:
@@ -57,20 +65,20 @@ class SupervisorConfig(Table):
     )
     log_level: LogLevel = field(
         default="info",
-        metadata=key(Choice("debug", "info", "warning", "error"), "the least important record to write", live=True),
+        metadata=key(Choice.of(LogLevel), "the least important record to write", live=True),
     )
-    log_format: Literal["json", "console"] = field(
+    log_format: LogFormat = field(
         default="json",
-        metadata=key(Choice("json", "console"), "one JSON object a line, or text for a person's eyes"),
+        metadata=key(Choice.of(LogFormat), "one JSON object a line, or text for a person's eyes"),
     )
     log_output: str | tuple[str, ...] = field(
         default="stdout",
         metadata=key(kinds.LOG_OUTPUT, '"stdout", a file\'s path, "journald", "syslog:SOCKET", or { command = [...] }'),
     )
-    orphans: Literal["adopt", "kill", "leave"] = field(
+    orphans: OrphanPolicy = field(
         default="adopt",
         metadata=key(
-            Choice("adopt", "kill", "leave"),
+            Choice.of(OrphanPolicy),
             "what to do, when the service starts, with unknown processes in a workload's cgroup",
         ),
     )
@@ -224,9 +232,9 @@ class Resources(Table):
     )
     cpuset_cpus: str | None = field(default=None, metadata=key(limits.CPU_LIST, 'the CPUs it may run on: "0-1,4"'))
     cpuset_mems: str | None = field(default=None, metadata=key(limits.NODE_LIST, 'its memory nodes: "0"'))
-    cpuset_cpus_partition: Literal["member", "root", "isolated"] | None = field(
+    cpuset_cpus_partition: CpusetPartition | None = field(
         default=None,
-        metadata=key(Choice("member", "root", "isolated"), "whether its CPUs are taken away from all others"),
+        metadata=key(Choice.of(CpusetPartition), "whether its CPUs are taken away from all others"),
     )
     io_max: tuple[IoMax, ...] = field(default=(), metadata=key(TablesOf(IoMax), "how fast disks may be used"))
     io_weight: dict[str, int] | None = field(
@@ -300,9 +308,6 @@ class Rule(Table):
     line: int = field(default=0, metadata=wire(None))
 
 
-Victim = Literal["largest-memory", "fastest-growing", "lowest-priority", "newest"]
-
-
 @frozen(kw_only=True, repr=False)
 class GroupRule(Rule):
     """[[group.NAME.policy]] and [[host.policy]]: a condition, and the action to take on one of the members."""
@@ -315,7 +320,7 @@ class GroupRule(Rule):
     victim: Victim | None = field(
         default=None,
         metadata=key(
-            Choice("largest-memory", "fastest-growing", "lowest-priority", "newest"),
+            Choice.of(Victim),
             "which member to act on; actions that only report need none",
         ),
     )
@@ -354,23 +359,21 @@ class HostConfig(Table):
     )
 
 
-_LOG_TARGETS = Choice("journal", "file", "both", "none")
-
-
 @frozen(repr=False)
 class LogConfig(Table):
     """[workload.NAME.log]: the destinations of the workload's output."""
 
-    stdout: Literal["journal", "file", "both", "none"] = field(
+    stdout: LogDestination = field(
         default="journal",
-        metadata=key(_LOG_TARGETS, "the supervisor's log, a file of its own, both, or nowhere"),
+        metadata=key(Choice.of(LogDestination), "the supervisor's log, a file of its own, both, or nowhere"),
     )
-    stderr: Literal["journal", "file", "both", "none"] = field(
+    stderr: LogDestination = field(
         default="journal",
-        metadata=key(_LOG_TARGETS, "the supervisor's log, a file of its own, both, or nowhere"),
+        metadata=key(Choice.of(LogDestination), "the supervisor's log, a file of its own, both, or nowhere"),
     )
-    format: Literal["json", "raw"] = field(
-        default="json", metadata=key(Choice("json", "raw"), "format of the file: one record a line, or the raw bytes")
+    format: LogFileFormat = field(
+        default="json",
+        metadata=key(Choice.of(LogFileFormat), "format of the file: one record a line, or the raw bytes"),
     )
     path: str | None = field(
         default=None, metadata=key(kinds.PATH, "path of the file; default: NAME.log in supervisor.log_directory")
@@ -385,9 +388,9 @@ class LogConfig(Table):
     parse_json: bool = field(
         default=False, metadata=key(kinds.BOOLEAN, "lines that are JSON objects keep their fields, under fields")
     )
-    on_full: Literal["block", "drop"] = field(
+    on_full: FullPolicy = field(
         default="block",
-        metadata=key(Choice("block", "drop"), "where it cannot be written: the workload waits, or lines are dropped"),
+        metadata=key(Choice.of(FullPolicy), "where it cannot be written: the workload waits, or lines are dropped"),
     )
 
 
@@ -419,9 +422,9 @@ class WorkloadConfig(Table):
         default=1, metadata=key(kinds.INSTANCES, "how many to run; above 1: NAME@1, NAME@2, …", live=True)
     )
     autostart: bool = field(default=True, metadata=key(kinds.BOOLEAN, "start with the supervisor", live=True))
-    type: Literal["simple", "notify", "oneshot"] = field(
+    type: WorkloadType = field(
         default="simple",
-        metadata=key(Choice("simple", "notify", "oneshot"), "runs; runs and sends READY=1; or is done when it exits"),
+        metadata=key(Choice.of(WorkloadType), "runs; runs and sends READY=1; or is done when it exits"),
     )
     watchdog_sec: float = field(
         default=0.0, metadata=key(kinds.DURATION, "it must send WATCHDOG=1 at least this often; 0: not required")
@@ -438,7 +441,7 @@ class WorkloadConfig(Table):
     restart: Restart = field(
         default="on-failure",
         metadata=key(
-            Choice("no", "always", "on-success", "on-failure", "on-abnormal", "on-watchdog"),
+            Choice.of(Restart),
             "after which exits",
             live=True,
         ),
@@ -470,9 +473,9 @@ class WorkloadConfig(Table):
         default=0,
         metadata=key(kinds.PRIORITY, "how much it matters compared with others: victim = lowest-priority", live=True),
     )
-    managed_oom_preference: Literal["none", "avoid", "omit"] = field(
+    managed_oom_preference: OomPreference = field(
         default="none",
-        metadata=key(Choice("none", "avoid", "omit"), "whether it can be a victim: yes, last of all, never", live=True),
+        metadata=key(Choice.of(OomPreference), "whether it can be a victim: yes, last of all, never", live=True),
     )
     namespaces: NamespacesConfig = field(
         factory=NamespacesConfig, metadata=key(TableOf(NamespacesConfig), "true: a new one; false: the supervisor's")

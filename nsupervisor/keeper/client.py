@@ -29,6 +29,7 @@ from nsupervisor.keeper.messages import (
     Spawned,
     SpawnError,
 )
+from nsupervisor.nurseries import open_background_nursery
 
 REPLY_TIMEOUT_S = 30.0
 """Seconds without a message after which a keeper with pending requests counts as lost. A keeper answers within
@@ -370,21 +371,14 @@ async def open_keeper(runtime_directory: str | Path, protected: Sequence[str] = 
     connection, pid, features = await _connect(directory, path, protected)
     sender, events = trio.open_memory_channel[Execed | Ended](float("inf"))
     keeper = Keeper(pid, events, connection, sender, features=features)
-    problem: Exception | None = None
     try:
-        async with trio.open_nursery() as nursery:
+        async with open_background_nursery() as nursery:
             nursery.start_soon(keeper._receive)
-            try:
-                if protected:
-                    await keeper.protect(protected)
-                yield keeper
-            except Exception as error:  # raised below as it is, not in the nursery's exception group
-                problem = error
-            nursery.cancel_scope.cancel()
+            if protected:
+                await keeper.protect(protected)
+            yield keeper
     finally:
         keeper._close()  # but not `events`: a task may be about to take the last ones
-    if problem is not None:
-        raise problem
 
 
 def _paths(runtime_directory: str | Path) -> tuple[Path, str]:

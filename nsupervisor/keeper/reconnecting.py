@@ -15,6 +15,7 @@ import trio
 from nsupervisor.keeper.client import open_keeper
 from nsupervisor.keeper.connection import KeeperConnection, OpenKeeper
 from nsupervisor.keeper.messages import Child, Ended, Execed, KeeperLost, Spawned
+from nsupervisor.nurseries import open_background_nursery
 
 T = TypeVar("T")
 RECONNECT_DELAYS_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
@@ -195,16 +196,10 @@ async def open_reconnecting_keeper(
 
     `release_waiters` has to be called before any request. Raises as `open_connection` does.
     """
-    problem: Exception | None = None
-    async with trio.open_nursery() as nursery:
+    async with open_background_nursery() as nursery:
         kept = ReconnectingKeeper(directory, nursery, protected, open_connection)
         try:
             await kept.connect()
             yield kept
-        except Exception as error:  # passed on below as it is, not in the nursery's group
-            problem = error
         finally:
             kept._close_unclaimed()
-            nursery.cancel_scope.cancel()
-    if problem is not None:
-        raise problem

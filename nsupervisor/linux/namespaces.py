@@ -1,6 +1,7 @@
 """The kernel's namespaces under the names of the OCI runtime specification: the only table of them.
 
-The order is the one in which they are listed for people. Sources: namespaces(7), linux/sched.h.
+The order is that of the names in specifications of processes, and so in the stored digests of what programs were
+started with: it never changes. Sources: namespaces(7), linux/sched.h.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ class Namespace:
 NAMESPACES: dict[str, Namespace] = {
     namespace.name: namespace
     for namespace in (
-        Namespace("user", 0x1000_0000, "user"),
         Namespace("mount", 0x0002_0000, "mnt"),
         Namespace("pid", 0x2000_0000, "pid"),
         Namespace("uts", 0x0400_0000, "uts"),
         Namespace("ipc", 0x0800_0000, "ipc"),
         Namespace("cgroup", 0x0200_0000, "cgroup"),
         Namespace("network", 0x4000_0000, "net"),
+        Namespace("user", 0x1000_0000, "user"),
         Namespace("time", 0x0000_0080, "time"),
     )
 }

@@ -21,6 +21,7 @@ from nsupervisor.logs.record import JsonFormat, Line, timestamp_now
 from nsupervisor.logs.sink import BUFFER_SIZE, Sink
 from nsupervisor.logs.target import Target, open_target
 from nsupervisor.logs.threads import call_in_thread
+from nsupervisor.nurseries import open_background_nursery
 
 Level = Literal["debug", "info", "warning", "error", "critical"]
 _MAX_FLUSH_S = 30.0  # seconds at the end for which a steady but slow reader is waited for
@@ -163,36 +164,36 @@ async def open_journal(
         return formatting.render_record(timestamp_now(), "warning", "dropped", {"dropped": count, "reason": reason})
 
     sink = Sink(target, gap_record, buffer_size)
-    error: BaseException | None = None
     try:
-        async with trio.open_nursery() as nursery:
+        async with open_background_nursery() as nursery:
             nursery.start_soon(sink.run)
-            try:
-                journal = Journal(sink, formatting, level, output)
-                if collector is not None:
-                    nursery.start_soon(collector.run, partial(_log_collector, journal))
-                yield journal
-            except BaseException as exc:  # raised after the end of the nursery, which would wrap it
-                error = exc
+            journal = Journal(sink, formatting, level, output)
             if collector is not None:
-                collector.stop()
-            with trio.move_on_after(_MAX_FLUSH_S, shield=True):
-                pending = sink.pending_bytes + 1
-                while sink.pending_bytes < pending:  # the reader is slow, but makes progress
-                    pending = sink.pending_bytes
-                    with trio.move_on_after(flush_sec):
-                        await sink.flush()
-                if collector is not None:
-                    sink.close()
-                    await collector.drain()
-            nursery.cancel_scope.cancel()
+                nursery.start_soon(collector.run, partial(_log_collector, journal))
+            try:
+                yield journal
+            finally:
+                await _write_rest(sink, collector, flush_sec)
     finally:
         sink.close()
     unwritten = sink.pending_records + (0 if collector is None else collector.unread.count(b"\n"))
     if unwritten:
         _print_warning(f"{unwritten} records are lost: {sink.error or 'the reader did not take them in time'}")
-    if error is not None:
-        raise error
+
+
+async def _write_rest(sink: Sink, collector: LogCollector | None, flush_sec: float) -> None:
+    """Write the records that wait, as long as there is progress, and let the collector read them; then close both."""
+    if collector is not None:
+        collector.stop()
+    with trio.move_on_after(_MAX_FLUSH_S, shield=True):
+        pending = sink.pending_bytes + 1
+        while sink.pending_bytes < pending:  # the reader is slow, but makes progress
+            pending = sink.pending_bytes
+            with trio.move_on_after(flush_sec):
+                await sink.flush()
+        if collector is not None:
+            sink.close()
+            await collector.drain()
 
 
 def _warn_if_missing(path: str, buffer_size: int) -> None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from nsupervisor.cgroups.errors import CgroupError
 from nsupervisor.cgroups.errors import HostProblem as HostProblem
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 OPTIONAL_REASON = "required = false"
 OTHER_HIERARCHY = "it depends on who runs it, and where: the service has a cgroup, and rights, of its own"
+
+_RuleT = TypeVar("_RuleT", bound=Rule)
 
 NOT_YET_PRESENT = "it may be there when it is started"
 
@@ -108,6 +110,25 @@ def record_fields(problem: Problem) -> dict[str, str]:
     if not kind:  # about the file
         return {}
     return {"workload": name} if kind == "workload" else {"group": f"group/{name}" if kind == "group" else kind}
+
+
+def supported_rules(
+    rules: Iterable[_RuleT], cgroup: Cgroup, *, owner: str, is_required: bool, report: Callable[[str], None]
+) -> tuple[_RuleT, ...]:
+    """Return the rules that this host can evaluate in this cgroup; call `report` with a message about each other one.
+
+    Raises CgroupError about the first of the others if `is_required`. `owner` is put before the name of the rule there.
+    """
+    supported = []
+    for rule in rules:
+        reason = uncounted_reason(rule, cgroup)
+        if not reason:
+            supported.append(rule)
+        elif is_required:
+            raise CgroupError(f"{owner}{rule.name} (line {rule.line}): {reason}")
+        else:
+            report(f"{rule.name}: {reason}")
+    return tuple(supported)
 
 
 def uncounted_reason(rule: Rule, cgroup: Cgroup) -> str:

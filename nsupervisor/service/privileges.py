@@ -6,18 +6,17 @@ from collections.abc import Iterator
 from functools import cache
 
 from nsupervisor.config.model import Config, WorkloadConfig
+from nsupervisor.linux.namespaces import NAMESPACES
 
 SETGID, SETUID, SYS_ADMIN, SYS_NICE, SYS_RESOURCE = 6, 7, 21, 23, 24
 """Numbers of capabilities: capabilities(7), linux/capability.h."""
-
-_NAMESPACES = ("mount", "pid", "uts", "ipc", "cgroup", "network", "time")
 
 
 def missing_privileges(workload: WorkloadConfig) -> Iterator[tuple[str, str]]:
     """Yield each key of the workload that needs a missing privilege, with the problem and what to do instead."""
     capabilities = _capabilities()
     user = f"user {os.geteuid()}" if os.geteuid() else "root"
-    spaces = [space for space in _NAMESPACES if getattr(workload.namespaces, space)]
+    spaces = [name for name in NAMESPACES if name != "user" and getattr(workload.namespaces, name)]
     # A user namespace gives the privilege for all others (user_namespaces(7)).
     if spaces and not workload.namespaces.user and not capabilities >> SYS_ADMIN & 1:
         yield (

@@ -20,9 +20,10 @@ from nsupervisor.api.control import UnknownName
 from nsupervisor.api.server import serve
 from nsupervisor.config.load import parse
 from nsupervisor.core.reload.plan import make_plan
+from nsupervisor.json_codec import encode_line
 from nsupervisor.metrics.formats import choose_format
+from nsupervisor.service.line_stream import LineStream
 from nsupervisor.service.observe.history import History
-from nsupervisor.service.reload.reload import ReloadStream
 
 
 def instance(name: str, state: str = "running", **more: Any) -> dict[str, Any]:
@@ -193,20 +194,20 @@ class Standin:
             path or "/etc/nsupervisor.toml"
         )
 
-    async def reload(self, path: str | None, text: str | None) -> ReloadStream:
-        progress = ReloadStream()
+    async def reload(self, path: str | None, text: str | None) -> LineStream[None]:
+        progress: LineStream[None] = LineStream()
+        all_ok = True
         found = await self.plan(path, text)
-        progress.write({"event": "plan", **found})
+        progress.add(encode_line({"event": "plan", **found}))
         for step in found["steps"]:
             ok = "bad" not in step["name"]
             state, message = ("running", "") if ok else ("failed", "exit code 3")
             did = {"name": step["name"], "do": step["do"], "ok": ok, "state": state, "message": message}
-            progress.write({"event": "done", **did})
-            progress.ok = progress.ok and ok
+            progress.add(encode_line({"event": "done", **did}))
+            all_ok = all_ok and ok
         if self.held is not None:
             await self.held.wait()
-        progress.write({"event": "end", "ok": progress.ok})
-        progress.close()
+        progress.end(encode_line({"event": "end", "ok": all_ok}))
         return progress
 
     async def upgrade(self, python: str, package: str, timeout_s: float) -> tuple[bool, str]:

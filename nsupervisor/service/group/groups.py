@@ -9,13 +9,13 @@ from typing import Any
 import attrs
 import trio
 
-from nsupervisor.cgroups import Cgroup, CgroupError, Tree
+from nsupervisor.cgroups import Cgroup, Tree
 from nsupervisor.config.model import Config, GroupConfig, Resources, WorkloadConfig
 from nsupervisor.core.reload.differences import merge_limits
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.group.group import HOST, Group
 from nsupervisor.service.instance.actor import Actor
-from nsupervisor.service.preflight import uncounted_reason
+from nsupervisor.service.preflight import supported_rules
 from nsupervisor.service.state.checkpoint import limits_in_force
 from nsupervisor.service.state.file import GroupCheckpoint
 
@@ -145,9 +145,7 @@ class Groups:
         Raises CgroupError if that is not possible or if a rule reads a file that this host does not have; then nothing
         has changed.
         """
-        for rule in config.policy:
-            if reason := uncounted_reason(rule, group.cgroup):
-                raise CgroupError(f"{group.name}: {rule.name} (line {rule.line}): {reason}")
+        supported_rules(config.policy, group.cgroup, owner=f"{group.name}: ", is_required=True, report=lambda _: None)
         after = merge_limits(group.config.resources, config.resources, group.resources)
         if after != group.resources:
             await group.apply_limits(after)
@@ -161,7 +159,8 @@ def _supported(config: GroupConfig, cgroup: Cgroup) -> GroupConfig:
     """Drop the rules that this host cannot evaluate, unless the limits of the group are required."""
     if config.required:
         return config
-    return attrs.evolve(config, policy=tuple(rule for rule in config.policy if not uncounted_reason(rule, cgroup)))
+    rules = supported_rules(config.policy, cgroup, owner="", is_required=False, report=lambda _message: None)
+    return attrs.evolve(config, policy=rules)
 
 
 def _require_supported(name: str, config: GroupConfig, cgroup: Cgroup, context: ServiceContext) -> GroupConfig:
@@ -169,9 +168,9 @@ def _require_supported(name: str, config: GroupConfig, cgroup: Cgroup, context: 
 
     Raises CgroupError if the limits of the group are required.
     """
-    for rule in config.policy:
-        if reason := uncounted_reason(rule, cgroup):
-            if config.required:
-                raise CgroupError(f"{rule.name} (line {rule.line}): {reason}")
-            context.journal.log.warning("rule left out", group=name, message=f"{rule.name}: {reason}")
-    return _supported(config, cgroup)
+
+    def report(message: str) -> None:
+        context.journal.log.warning("rule left out", group=name, message=message)
+
+    rules = supported_rules(config.policy, cgroup, owner="", is_required=config.required, report=report)
+    return attrs.evolve(config, policy=rules)

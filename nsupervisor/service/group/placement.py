@@ -13,7 +13,7 @@ from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.group.groups import Groups
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.restore import restore_actor
-from nsupervisor.service.preflight import uncounted_reason
+from nsupervisor.service.preflight import supported_rules
 from nsupervisor.service.state.file import InstanceCheckpoint
 
 Placement = tuple[Tree, Groups]
@@ -79,16 +79,13 @@ def supported_workload(workload: WorkloadConfig, name: str, cgroup: Cgroup, cont
     A rule that reads what this host does not count raises CgroupError, or is left out with a warning if the resources
     say `required = false`.
     """
-    rules = []
-    for rule in workload.policy:
-        reason = uncounted_reason(rule, cgroup)
-        if reason and workload.resources.required:
-            raise CgroupError(f"workload.{workload.name}.{rule.name} (line {rule.line}): {reason}")
-        if reason:
-            context.journal.log.warning("rule left out", workload=name, message=f"{rule.name}: {reason}")
-        else:
-            rules.append(rule)
-    return attrs.evolve(workload, policy=tuple(rules))
+
+    def report(message: str) -> None:
+        context.journal.log.warning("rule left out", workload=name, message=message)
+
+    owner, is_required = f"workload.{workload.name}.", workload.resources.required
+    rules = supported_rules(workload.policy, cgroup, owner=owner, is_required=is_required, report=report)
+    return attrs.evolve(workload, policy=rules)
 
 
 def update_membership(actor: Actor, workload: WorkloadConfig, placement: Placement) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from nsupervisor.config.environment import load_environment
 from nsupervisor.config.kinds import MAX_HOSTNAME
 from nsupervisor.config.model import IdMapping, WorkloadConfig
+from nsupervisor.linux.namespaces import NAMESPACES
 from nsupervisor.service.instance.users import UserIdentity, resolve_user
 
 if TYPE_CHECKING:  # `check` imports this module, and must be quick
@@ -21,8 +22,6 @@ WORKLOADS_API = "notify/control/api"
 """The directory, in the runtime directory, of the API's socket for workloads with `may_control`. The one above it is
 closed to other users, so that the socket itself need not be: its peers are identified by their cgroups. It is below
 `notify` because each version removes that at its end, also one that an upgrade has been taken back to."""
-
-NAMESPACES = ("mount", "pid", "uts", "ipc", "cgroup", "network", "user", "time")
 
 
 def spawn_spec(
@@ -49,7 +48,7 @@ def spawn_spec(
         "argv": list(workload.command),
         "env": environment(workload, identity, name, instance, variables, directory),
         "cwd": workload.working_directory,
-        "namespaces": [space for space in NAMESPACES if getattr(spaces, space)],
+        "namespaces": [name for name in NAMESPACES if getattr(spaces, name)],
         "hostname": spaces.hostname if spaces.hostname is not None or not spaces.uts else host_name(name),
         "uid_mappings": _mappings(workload.user_namespace.uid_mappings, os.getuid()) if spaces.user else [],
         "gid_mappings": _mappings(workload.user_namespace.gid_mappings, os.getgid()) if spaces.user else [],

@@ -21,7 +21,8 @@ import attrs
 import trio
 
 from nsupervisor.condition_variable import ConditionVariable
-from nsupervisor.logs.record import JsonFormat, timestamp_now
+from nsupervisor.logs.record import JsonFormat
+from nsupervisor.service.line_stream import LineStream
 
 MAX_RECORDS_PER_WORKLOAD = 200
 """Most records that are kept of one workload."""
@@ -73,6 +74,10 @@ class HistoryEntry:
         self.holders -= 1
 
 
+Follower = LineStream[HistoryEntry]
+"""The lines for one follower, as `LineStream` says; a slow one loses records and receives their number."""
+
+
 class OutlivedLines:
     """The size in bytes of the lines that are no longer among the latest records, but that followers still hold."""
 
@@ -104,7 +109,7 @@ class History:
         self._last_number = self._count = 0
         self._entries: dict[str, deque[HistoryEntry]] = {}
         self._total_by_workload: dict[str, int] = {}
-        self._followers: set[Follower] = set()
+        self._followers: dict[Follower, Callable[[HistoryEntry], bool]] = {}
         self._outlived = OutlivedLines()
         self._follower_left = ConditionVariable()
         self._is_closed = False
@@ -123,14 +128,15 @@ class History:
             self._count += 1
             if self._count > self._max_total:
                 self._discard_oldest()
-        for follower in self._followers:
-            follower.offer(entry)
+        for follower, is_wanted in self._followers.items():
+            if is_wanted(entry) and follower.add(entry.line, entry):
+                self._outlived.hold(entry)
         if self._outlived.size > MAX_BYTES_OUTLIVED:
             self._end_largest_followers()
 
     def _end_largest_followers(self) -> None:
         for follower in sorted(self._followers, key=attrgetter("held_bytes"), reverse=True):
-            follower.give_up()
+            follower.abort("all readers together are too slow, and this one held the most; the stream ends here")
             if self._outlived.size <= MAX_BYTES_OUTLIVED:
                 return
 
@@ -157,8 +163,8 @@ class History:
     @contextmanager
     def follow(
         self, names: Collection[str] | None = None, events: Collection[str] | None = None, *, news: bool = True
-    ) -> Iterator["Follower"]:
-        """Yield a follower of the kept records and then, with `news`, of new ones, without a gap or a duplicate.
+    ) -> Iterator[Follower]:
+        """Yield a stream of the kept records and then, with `news`, of new ones, without a gap or a duplicate.
 
         `names` are workload instances and groups, `events` the values of `event` in records; None means all.
         """
@@ -167,16 +173,25 @@ class History:
             return (names is None or entry.workload in names) and (events is None or entry.event in events)
 
         selected = (entry for entries in self._entries.values() for entry in entries if wanted(entry))
-        follower = Follower(wanted, sorted(selected, key=attrgetter("number")), self._outlived)
+        backlog = sorted(selected, key=attrgetter("number"))
+        for entry in backlog:
+            self._outlived.hold(entry)
+        follower: Follower = LineStream(
+            max_bytes=MAX_BYTES_WAITING,
+            max_lines=MAX_RECORDS_WAITING,
+            max_piece_bytes=MAX_PIECE_BYTES,
+            backlog=((entry.line, entry) for entry in backlog),
+            on_leave=self._outlived.release,
+        )
         if news and not self._is_closed:
-            self._followers.add(follower)
+            self._followers[follower] = wanted
         else:
             follower.close()
         try:
-            yield follower
+            with follower:
+                yield follower
         finally:
-            self._followers.discard(follower)
-            follower.release()
+            self._followers.pop(follower, None)
             self._follower_left.notify()
 
     async def close(self) -> None:
@@ -186,88 +201,3 @@ class History:
             follower.close()
         with trio.move_on_after(DRAIN_TIMEOUT_S):
             await self._follower_left.wait_for(lambda: not self._followers)
-
-
-class Follower:
-    """An asynchronous iterator of bytes: whole lines, up to `MAX_PIECE_BYTES`. Made by `History.follow`."""
-
-    def __init__(
-        self, is_wanted: Callable[[HistoryEntry], bool], backlog: list[HistoryEntry], outlived: OutlivedLines
-    ) -> None:
-        self._is_wanted = is_wanted
-        self._backlog = deque(backlog)
-        self._new_entries: deque[HistoryEntry] = deque()
-        self._new_bytes = 0
-        self._outlived = outlived
-        self._dropped = 0
-        self._end_reason = ""
-        self._is_closed = False
-        self._line_added = ConditionVariable()
-        for entry in backlog:
-            outlived.hold(entry)
-
-    @property
-    def held_bytes(self) -> int:
-        """The size of all lines that wait for the reader."""
-        return self._new_bytes + sum(len(entry.line) for entry in self._backlog)
-
-    def offer(self, entry: HistoryEntry) -> None:
-        """Queue a record if it is wanted and there is room, and count it as dropped if there is none."""
-        if self._end_reason or not self._is_wanted(entry):
-            return
-        size = len(entry.line)
-        has_room = len(self._new_entries) < MAX_RECORDS_WAITING and self._new_bytes + size <= MAX_BYTES_WAITING
-        if has_room and not self._dropped:  # after a gap, only after the line about it
-            self._outlived.hold(entry)
-            self._new_entries.append(entry)
-            self._new_bytes += size
-        else:
-            self._dropped += 1
-        self._line_added.notify()
-
-    def close(self) -> None:
-        """End the stream after the queued records."""
-        self._is_closed = True
-        self._line_added.notify()
-
-    def give_up(self) -> None:
-        """Drop all queued records, and end the stream with a line that says so."""
-        self._dropped += len(self._backlog) + len(self._new_entries)
-        self._end_reason = "all readers together are too slow, and this one held the most; the stream ends here"
-        self.release()
-        self.close()
-
-    def release(self) -> None:
-        """Drop all queued records."""
-        for entry in (*self._backlog, *self._new_entries):
-            self._outlived.release(entry)
-        self._backlog.clear()
-        self._new_entries.clear()
-        self._new_bytes = 0
-
-    def __aiter__(self) -> "Follower":
-        return self
-
-    async def __anext__(self) -> bytes:
-        # A class and not a generator: a generator that is abandoned in the middle would have to be closed by its user.
-        await self._line_added.wait_for(lambda: self._backlog or self._new_entries or self._dropped or self._is_closed)
-        if not (lines := self._pop_lines()):
-            raise StopAsyncIteration
-        return lines
-
-    def _pop_lines(self) -> bytes:
-        lines, size = [], 0
-        while (queue := self._backlog or self._new_entries) and (
-            not size or size + len(queue[0].line) <= MAX_PIECE_BYTES
-        ):
-            entry = queue.popleft()
-            if queue is self._new_entries:
-                self._new_bytes -= len(entry.line)
-            self._outlived.release(entry)
-            lines.append(entry.line)
-            size += len(entry.line)
-        if self._dropped and not queue:  # there has been no room since the last of these lines
-            gap = {"dropped": self._dropped, "reason": self._end_reason or "the reader is too slow"}
-            lines.append(_FORMAT.render_record(timestamp_now(), "warning", "dropped", gap))
-            self._dropped = 0
-        return b"".join(lines)

@@ -29,14 +29,13 @@ from nsupervisor.core.lifecycle import Instant
 from nsupervisor.core.replay.trace import Line, TraceWriter, encode_line
 from nsupervisor.core.rules.group_policy import ActionOutcome, GroupConfigChanged, GroupEvent
 from nsupervisor.core.rules.rules import Snapshot
+from nsupervisor.service.line_stream import LineStream
 
 if TYPE_CHECKING:
     from nsupervisor.service.group.group import Group
     from nsupervisor.service.group.groups import Groups
     from nsupervisor.service.instance.actor import Actor
 
-MAX_BYTES_WAITING = 8 << 20
-"""Most bytes that may wait for the reader."""
 SAMPLES_PER_CHECKPOINT = 20
 """Workloads whose files are read without a checkpoint; other tasks run before the next ones."""
 MAX_CPU_SHARE = 10
@@ -68,16 +67,13 @@ class Recording:
     config: str
     """Path of the configuration, for the header line."""
     _writer: TraceWriter = attrs.field(factory=TraceWriter)
-    _waiting_lines: list[bytes] = attrs.field(factory=list)
-    _waiting_bytes: int = 0
+    _stream: LineStream[None] = attrs.field(factory=LineStream)
     _total_bytes: int = 0
     _recorded_states: dict[str, WorkloadState] = attrs.field(factory=dict)
     """By instance: the state that the next transition begins with, unless another instance has taken its place."""
     _recorded_groups: tuple["Group", ...] = attrs.field(init=False)
     """The groups that are recorded."""
     _groups_begun: bool = False
-    _is_closed: bool = False
-    _changed: ConditionVariable = attrs.field(factory=ConditionVariable)
     _next_sample_at: float = attrs.field(factory=trio.current_time)
     """When the next samples are due, on trio's clock."""
     _ends_at: float = attrs.field(init=False)
@@ -130,29 +126,29 @@ class Recording:
 
     def close(self, reason: str) -> None:
         """Write the last line of the recording."""
-        if not self._is_closed:
-            self._waiting_lines.append(encode_line({"t": trio.current_time(), "end": reason}))
-            self._is_closed = True
-        self._changed.notify()
+        self._stream.end(encode_line({"t": trio.current_time(), "end": reason}))
 
     def __aiter__(self) -> "Recording":
         return self
 
     async def __anext__(self) -> bytes:
         while True:
-            if not self._is_closed and trio.current_time() >= self._ends_at:
+            if trio.current_time() >= self._ends_at:
                 self.close("the time is over")
-            if not self._is_closed and self.terms.interval is not None and trio.current_time() >= self._next_sample_at:
+            if (
+                not self._stream.is_complete
+                and self.terms.interval is not None
+                and trio.current_time() >= self._next_sample_at
+            ):
                 await self._sample(self.terms.interval)
-            if self._waiting_lines:
-                lines, self._waiting_lines, self._waiting_bytes = b"".join(self._waiting_lines), [], 0
+            if lines := self._stream.take():
                 return lines
-            if self._is_closed:
+            if self._stream.is_complete:
                 raise StopAsyncIteration
             with trio.move_on_at(
                 self._ends_at if self.terms.interval is None else min(self._next_sample_at, self._ends_at)
             ):
-                await self._changed.wait_for(lambda: self._waiting_lines or self._is_closed)
+                await self._stream.wait()
 
     def _begin_instance(self, name: str, workload: WorkloadConfig, state: WorkloadState, now: float) -> None:
         """Begin with an instance when no rule of it has a pending action, and again for one that replaces another."""
@@ -174,17 +170,16 @@ class Recording:
 
     def _add(self, lines: Iterable[Line]) -> None:
         for line in lines:
-            if self._is_closed:
+            if self._stream.is_complete:
                 return
             text = encode_line(line)
-            self._waiting_lines.append(text)
-            self._waiting_bytes += len(text)
+            if not self._stream.has_room(len(text)):
+                self.close("the reader is too slow")
+                return
+            self._stream.add(text)
             self._total_bytes += len(text)
             if self._total_bytes >= self.terms.max_bytes:
                 self.close("it has the size that it may have")
-            elif self._waiting_bytes > MAX_BYTES_WAITING:
-                self.close("the reader is too slow")
-        self._changed.notify()
 
     async def _sample(self, interval: float) -> None:
         """Sample the files of all running instances, a few at a time, so that no other task waits for long."""

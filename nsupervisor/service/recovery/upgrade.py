@@ -29,6 +29,8 @@ from nsupervisor.keeper.messages import RefusedError
 from nsupervisor.linux.children import expect_child
 from nsupervisor.logs import Journal
 from nsupervisor.service.context import ServiceContext
+from nsupervisor.service.recovery import upgrade_guard
+from nsupervisor.service.recovery.upgrade_guard import GuardOrder
 
 ENTRY_POINT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from nsupervisor.cli.main import main; main()"
 PACKAGE_DIRECTORY = str(Path(__file__).parents[2])
@@ -40,22 +42,6 @@ _UPGRADE_SIGNAL = signal.SIGURG
 (`cli.supervise_self`)."""
 _ANSWER_DELAY_S = 0.2
 """Seconds to deliver the answer to the client before everything changes."""
-
-_GUARD = """
-import json, os, select, signal, sys
-pipe, process, timeout, path, argv = json.loads(sys.argv[1])
-poll = select.poll(); poll.register(pipe, select.POLLIN)
-said = os.read(pipe, 100) if poll.poll(timeout * 1000) else None
-if said: sys.exit()
-why = "it ended before it was up" if said == b"" else "it was not up within %g s" % timeout
-with open(path, "w") as file: file.write(json.dumps({"why": why}))
-try:
-    pidfd = os.pidfd_open(process); signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    poll = select.poll(); poll.register(pidfd, select.POLLIN); poll.poll(10000)
-except ProcessLookupError: pass
-signal.pthread_sigmask(signal.SIG_SETMASK, ())
-if argv: os.execv(argv[0], argv)
-"""
 
 
 class UpgradeError(Exception):
@@ -120,11 +106,13 @@ class Upgrade:
         if parent := respawner_pid():
             os.kill(parent, _UPGRADE_SIGNAL)
         rollback_command = [] if parent else arguments(sys.executable, PACKAGE_DIRECTORY, "run", "--", self.config.path)
-        guard_arguments = json.dumps(
-            [read, os.getpid(), self.timeout, str(context.runtime_directory / _ROLLBACK), rollback_command]
+        order = GuardOrder(
+            read, os.getpid(), self.timeout, str(context.runtime_directory / _ROLLBACK), rollback_command
         )
         guard = subprocess.Popen(  # noqa: ASYNC220 - it takes a millisecond, and this process is about to end
-            [sys.executable, "-I", "-S", "-c", _GUARD, guard_arguments], pass_fds=(read,), stdin=subprocess.DEVNULL
+            [sys.executable, "-I", "-S", upgrade_guard.__file__, order.encode()],
+            pass_fds=(read,),
+            stdin=subprocess.DEVNULL,
         )
         os.close(read)
         os.set_inheritable(write, True)

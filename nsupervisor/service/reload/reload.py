@@ -13,7 +13,6 @@ continues.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from nsupervisor.config.positions import Positions, scan_positions
 from nsupervisor.config.problems import ConfigError, Problem
 from nsupervisor.core import dependencies
 from nsupervisor.core.reload.plan import InstanceAction, InstancePlan, Plan, make_plan
+from nsupervisor.json_codec import encode_line
 from nsupervisor.logs import call_in_thread
 from nsupervisor.service.capacity import raise_descriptor_limit
 from nsupervisor.service.context import ServiceContext
@@ -37,6 +37,7 @@ from nsupervisor.service.group.groups import Groups
 from nsupervisor.service.group.placement import Placement, make_instance, supported_workload, update_membership
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.jobs import Jobs, Transaction
+from nsupervisor.service.line_stream import LineStream
 from nsupervisor.service.preflight import check_text
 from nsupervisor.service.reload.plan_inputs import Contents, read_contents, running_instance
 from nsupervisor.service.service_manager import notify_service_manager
@@ -68,7 +69,7 @@ class Reloader:
         loaded = await self._read(path, text)
         return self._plan(loaded).to_json(loaded.config.path)
 
-    async def reload(self, path: str | None, text: str | None, by: str) -> ReloadStream:
+    async def reload(self, path: str | None, text: str | None, by: str) -> LineStream[None]:
         """Reload a file; return when it is in force.
 
         `text` is its contents and `path` its name; by default the file in force is read again. Raises ConfigError with
@@ -212,15 +213,15 @@ class Reloader:
 
     # ---- steps without an await
 
-    def _begin(self, config: Config, plan: Plan, prepared: _Prepared, by: str) -> ReloadStream:
-        stream = ReloadStream()
+    def _begin(self, config: Config, plan: Plan, prepared: _Prepared, by: str) -> LineStream[None]:
+        stream: LineStream[None] = LineStream()
         previous_dependencies = {
             name: dependencies.start_dependencies(actor.workload) for name, actor in self.jobs.actors.items()
         }
         self._apply_to_instances(plan, prepared)
         self._apply_to_service(config, plan)
         self.context.journal.log.info("reload", config=config.path, cause={"by": by}, **_counts(plan))
-        stream.write({"event": "plan", **plan.to_json(config.path)})
+        stream.add(encode_line({"event": "plan", **plan.to_json(config.path)}))
         steps = [step for step in plan.steps if step.action not in (InstanceAction.NONE, InstanceAction.LIVE)]
         moving = {step.name: self.jobs.actors[step.name] for step in steps}
         transaction = self.jobs.begin(
@@ -301,9 +302,8 @@ class Reloader:
             async with trio.open_nursery() as nursery:
                 for step in steps:
                     nursery.start_soon(run.remove if step.action is InstanceAction.STOP else run.report_start, step)
-        run.stream.write({"event": "end", "ok": run.stream.ok})
-        run.stream.close()
-        self.context.journal.log.info("reloaded", ok=run.stream.ok)
+        run.stream.end(encode_line({"event": "end", "ok": run.ok}))
+        self.context.journal.log.info("reloaded", ok=run.ok)
 
 
 @attrs.define(eq=False)
@@ -314,7 +314,7 @@ class _ReloadRequest:
     text: str | None
     by: str
     answered: trio.Event = attrs.field(factory=trio.Event)
-    stream: ReloadStream | None = None
+    stream: LineStream[None] | None = None
     error: ConfigError | None = None
 
 
@@ -345,9 +345,11 @@ class _Prepared:
 class _ReloadRun:
     """The reports of the third part of one reload."""
 
-    stream: ReloadStream
+    stream: LineStream[None]
     transaction: Transaction
     actors: Mapping[str, Actor]
+    ok: bool = True
+    """Whether all steps so far have succeeded."""
 
     async def report_start(self, step: InstancePlan) -> None:
         """Report the outcome of a start."""
@@ -361,47 +363,10 @@ class _ReloadRun:
         self._report(step, True, "" if gone else "a later command overruled it")
 
     def _report(self, step: InstancePlan, ok: bool, message: str) -> None:
-        self.stream.ok = self.stream.ok and ok
+        self.ok = self.ok and ok
         state = self.actors[step.name].lifecycle.state.value
         fields = {"name": step.name, "do": step.action.value, "ok": ok, "state": state, "message": message}
-        self.stream.write({"event": "done", **fields})
-
-
-class ReloadStream:
-    """The reports of a running reload, as an asynchronous iterator of JSON lines; reading them is optional."""
-
-    def __init__(self) -> None:
-        self.ok = True
-        self._lines: list[bytes] = []
-        self._is_closed = False
-        self._changed = trio.lowlevel.ParkingLot()
-
-    def write(self, report: dict[str, Any]) -> None:
-        """Append a report as a line."""
-        self._lines.append(json.dumps(report).encode() + b"\n")
-        self._changed.unpark_all()
-
-    def close(self) -> None:
-        """End the stream after the lines so far."""
-        self._is_closed = True
-        self._changed.unpark_all()
-
-    def __enter__(self) -> ReloadStream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def __aiter__(self) -> ReloadStream:
-        return self
-
-    async def __anext__(self) -> bytes:
-        while not self._lines:
-            if self._is_closed:
-                raise StopAsyncIteration
-            await self._changed.park()
-        lines, self._lines = self._lines, []
-        return b"".join(lines)
+        self.stream.add(encode_line({"event": "done", **fields}))
 
 
 def _load(path: str, text: str | None, host: Host, read: Callable[[str], str]) -> _LoadedFile:
