@@ -18,7 +18,7 @@ import sys
 from nsupervisor.keeper import native
 from nsupervisor.keeper.server.children import LATE_NAMESPACES, SpawnError, clone_error, write_identity_maps
 from nsupervisor.keeper.setup import steps as setup
-from nsupervisor.keeper.setup.errors import StepError
+from nsupervisor.keeper.setup.errors import StepError, decode_failure
 from nsupervisor.keeper.setup.spec import Spec, SpecError
 from nsupervisor.linux import syscalls
 
@@ -108,7 +108,7 @@ def _run(spec: Spec) -> int:
     if terminal is not None:
         _reclaim_terminal(*terminal)
     if failure:
-        return _print_failure(setup.decode_failure(failure))
+        return _print_failure(decode_failure(failure))
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 

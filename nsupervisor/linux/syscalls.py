@@ -28,7 +28,7 @@ libc.syscall.restype = ctypes.c_long
 
 SYS_CLONE3 = 435
 _SYS_KEYCTL = {"x86_64": 250, "aarch64": 219}.get(os.uname().machine, -1)  # -1: ENOSYS
-_KEYCTL_JOIN_SESSION_KEYRING = 1
+KEYCTL_JOIN_SESSION_KEYRING = 1
 
 CLONE_PIDFD = 0x0000_1000
 CLONE_INTO_CGROUP = 0x2_0000_0000  # Linux 5.7
@@ -120,6 +120,10 @@ def set_file_system_ids(uid: int, gid: int) -> None:
     libc.setfsuid(uid)
 
 
+KEYRING_ERRORS = errno.ENOSYS, errno.EPERM, errno.EDQUOT
+"""Errors with which a process keeps its session keyring; `join_new_session_keyring` says why."""
+
+
 def join_new_session_keyring() -> None:
     """Replace this process' session keyring by a new, empty one, keyctl_join_session_keyring(3).
 
@@ -129,9 +133,9 @@ def join_new_session_keyring() -> None:
 
     Raises OSError.
     """
-    if libc.syscall(_SYS_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, None) < 0:
+    if libc.syscall(_SYS_KEYCTL, KEYCTL_JOIN_SESSION_KEYRING, None) < 0:
         error = last_error("make a session keyring")
-        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EDQUOT):
+        if error.errno not in KEYRING_ERRORS:
             raise error
 
 

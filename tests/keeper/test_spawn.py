@@ -19,11 +19,14 @@ from tests.timing import deadline
 
 pytestmark = needs("root")
 
+MOUNTS = [{"type": "tmpfs", "destination": "/mnt"}]
+"""With mounts the set-up runs in Python, without them as a plan."""
 KINDS = pytest.mark.parametrize(
     "spec",
     [
         pytest.param({}, id="plain"),
         pytest.param({"namespaces": ISOLATED}, id="init"),
+        pytest.param({"namespaces": ISOLATED, "mounts": MOUNTS}, id="init-mounts"),
         pytest.param({"namespaces": ISOLATED, "init": False}, id="pid1"),
         pytest.param({"namespaces": ISOLATED, "uid": 1234, "gid": 1234, "groups": []}, id="init-user"),
     ],

@@ -1,7 +1,7 @@
-"""The native parts of the keeper, called from Python: the init's program, and the clones of a start.
+"""The native parts of the keeper, called from Python: the programs of init and standby, and the clones of a start.
 
-`init.c` is PID 1 of a workload's PID namespace; `clone.c` makes it, and the program's process. `build.py` compiles them
-when the package is installed.
+`init.c` is PID 1 of a workload's PID namespace; `setup.c` performs the set-up of the program (`setup/plan.py`);
+`clone.c` makes the processes of both. `build.py` compiles them when the package is installed.
 """
 
 from __future__ import annotations
@@ -61,17 +61,27 @@ def order(
 
 
 def open_init() -> int:
-    """Open the init's program to be executed through the descriptor.
+    """Open the init's program (`init.c`), as `_open_executable` does."""
+    return _open_executable("init")
+
+
+def open_setup() -> int:
+    """Open the standby's program (`setup.c`), as `_open_executable` does."""
+    return _open_executable("setup")
+
+
+def _open_executable(name: str) -> int:
+    """Open a native program to be executed through the descriptor.
 
     Where the kernel allows it, this is a sealed copy in memory: a workload with the rights of root could overwrite the
     program of its init through /proc/1/exe. The copy is readable with privileges only. So the memory of an init that
     is in a user namespace when it executes the copy belongs to the user namespace outside (would_dump() in the kernel),
     and the root of its own cannot trace it. Raises OSError.
     """
-    path = os.path.join(_DIRECTORY, "init")
+    path = os.path.join(_DIRECTORY, name)
     source = _open(path, os.O_RDONLY)
     try:
-        copy = _memory_file()
+        copy = _memory_file(f"nsupervisor-{name}")
         if copy < 0:
             return os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
@@ -96,16 +106,16 @@ def _open(path: str, flags: int) -> int:
         raise FileNotFoundError(errno.ENOENT, f"the native part {path} {hint}") from None
 
 
-def _memory_file() -> int:
+def _memory_file(name: str) -> int:
     """Make a file in memory that may be executed; -1 if the host forbids that (vm.memfd_noexec, a security module)."""
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
         try:
-            return os.memfd_create("nsupervisor-init", flags | _MFD_EXEC)
+            return os.memfd_create(name, flags | _MFD_EXEC)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            return os.memfd_create("nsupervisor-init", flags)  # before Linux 6.3 each one may be executed
+            return os.memfd_create(name, flags)  # before Linux 6.3 each one may be executed
     except PermissionError:
         return -1
 
@@ -132,21 +142,22 @@ class Clones:
         except OSError as error:
             raise OSError(errno.ENOEXEC, f"cannot load the native part {path}: {error}") from None
         self._start_init = library.start_init
-        self._start_init.argtypes = (ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p)
+        self._start_init.argtypes = (ctypes.c_uint64, ctypes.c_int, ctypes.c_int, ctypes.c_char_p)
         self._start_init.restype = ctypes.c_long
         self._hand_over = library.hand_over
         self._hand_over.argtypes = (ctypes.c_void_p,)
         self._hand_over.restype = ctypes.c_long
         self._args = (ctypes.c_uint64 * 11)()
 
-    def start_init(self, flags: int, executable: int) -> int:
+    def start_init(self, flags: int, executable: int, setup: int = -1) -> int:
         """Make an init in new namespaces, and a standby as its child.
 
-        Returns the init's pid, 0 in the standby, or a negated errno if there is neither. The calling process must have
+        `setup`: a descriptor of the standby's program; with -1 the standby is a fork of this process. Returns the
+        init's pid, 0 in a forked standby, or a negated errno if there is neither. The calling process must have
         one thread, block all signals, and hold the descriptors `STARTED`, `EXITS` and `ORDER`. An init that fails
         later sends an errno by `STARTED`, and ends the standby with it.
         """
-        return int(self._start_init(flags, executable, TITLE_SPACE))
+        return int(self._start_init(flags, executable, setup, TITLE_SPACE))
 
     def hand_over(self, cgroup: int) -> int:
         """Replace this process by one that is born in a cgroup and continues with this memory.

@@ -1,4 +1,4 @@
-"""Compile the native parts: the init (`init`), and the clones that Python cannot make itself (`clone.so`).
+"""Compile the native parts: the programs of init and standby, and the clones that Python cannot make (`clone.so`).
 
 Run as a program, it brings both up to date in its own directory. setup.py uses it for wheels and editable installs.
 Standard library only, and nothing of nsupervisor, because it runs before anything is installed.
@@ -19,12 +19,18 @@ MACHINES = ("x86_64", "aarch64")
 
 _COMMON = (
     *("-std=c11", "-Os", "-Wall", "-Wextra", "-Werror"),
+    "-Wno-unused-command-line-argument",  # clang warns of -no-pie next to -static
     *("-ffreestanding", "-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-nostdlib"),
     *("-Wl,-z,noexecstack", "-Wl,--build-id=none", "-s"),
 )
 _TARGETS = {
     # One page of text, and no segment for data: the private memory of an init is its stack.
     "init": ("init.c", ("-static", "-no-pie", "-Wl,-z,noseparate-code", "-Wl,-z,norelro")),
+    # Parent and child use the same stack, as in clone.so.
+    "setup": (
+        "setup.c",
+        ("-static", "-no-pie", "-Wl,-z,noseparate-code", "-Wl,-z,norelro", "-fno-optimize-sibling-calls"),
+    ),
     # Parent and child use the same stack: so the child's calls must not reuse a frame of the parent.
     "clone.so": (
         "clone.c",
@@ -32,7 +38,7 @@ _TARGETS = {
     ),
 }
 _MACHINE_FLAGS = {"x86_64": ("-fcf-protection=none", "-mno-red-zone")}
-_HEADERS = ("system.h",)
+_HEADERS = ("hand_over.h", "system.h")
 
 
 class BuildError(Exception):

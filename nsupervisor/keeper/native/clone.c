@@ -10,9 +10,10 @@
 #include <linux/prctl.h>
 #include <linux/sched.h>
 
+#include "hand_over.h"
 #include "system.h"
 
-enum { STARTED = 4, EXITS = 7, ORDER = 9 };        /* for the caller */
+enum { REPORT = 3, STARTED = 4, STDOUT = 5, STDERR = 6, EXITS = 7, ORDER = 9, ORDER_WRITER = 10 }; /* the caller's */
 enum { INIT_STATUS = 3, INIT_ORDER = 5 };          /* for the init, which has STARTED in its place */
 
 #define F_SETFD 2
@@ -47,15 +48,33 @@ static void keep_capabilities(void)
 		CALL(prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, kept[i], 0, 0);
 }
 
-/* In PID 1 of the new namespaces, in memory lent by the zygote. Comes back in the standby only. */
-static __attribute__((noinline)) long become_init(uint64_t flags, int binary, char *title)
+/* In the standby, in memory lent by the zygote. It keeps what setup.c expects; all else is closed by the exec. */
+static __attribute__((noinline)) _Noreturn void become_setup(int binary)
 {
-	struct clone_args args = { .exit_signal = SIGCHLD };
+	const int kept[] = { REPORT, STDOUT, STDERR, ORDER_WRITER };
+	char *argv[] = { "nsupervisor: standby", 0 }, *environment[] = { 0 };
+	unsigned i;
+
+	for (i = 0; i < sizeof(kept) / sizeof(kept[0]); i++)
+		CALL(fcntl, kept[i], F_SETFD, 0);
+	fail(CALL(execveat, binary, "", argv, environment, AT_EMPTY_PATH));
+}
+
+/*
+ * In PID 1 of the new namespaces, in memory lent by the zygote. Comes back in a standby without a program of its own
+ * only: that one is forked, while one that executes `setup` needs no copy of the memory.
+ */
+static __attribute__((noinline)) long become_init(uint64_t flags, int binary, int setup, char *title)
+{
+	struct clone_args args = { .flags = setup < 0 ? 0 : CLONE_VM | CLONE_VFORK, .exit_signal = SIGCHLD };
 	char *argv[] = { title, 0 }, *environment[] = { 0 };
 	long standby = CALL(clone3, &args, sizeof(args));
 
-	if (standby == 0)
-		return 0;
+	if (standby == 0) {
+		if (setup < 0)
+			return 0;
+		become_setup(setup);
+	}
 	if (standby < 0)
 		fail(standby);
 	CALL(setsid);
@@ -69,63 +88,24 @@ static __attribute__((noinline)) long become_init(uint64_t flags, int binary, ch
 
 /*
  * Make an init in new namespaces, and a standby as its child. `flags` are clone3's; `binary` is a descriptor of the
- * init's program, and `title` its argv[0]. Returns the init's pid in the zygote, as a sibling of which it is born, 0 in
+ * init's program, `setup` one of the standby's or -1, and `title` the init's argv[0]. Returns the init's pid in the zygote, as a sibling of which it is born, 0 in
  * the standby, and a negated errno if there is no init. What happens after the birth of the init, the init reports by
  * STARTED.
  *
  * As with vfork(2), the zygote waits until the init has executed its program, so the init never has a copy of the
- * zygote's memory. The standby does: it is forked. The init writes to the stack below this function's frame only, and
+ * zygote's memory. A standby without a program does: it is forked. The init writes to the stack below this function's frame only, and
  * does not return from here.
  */
-EXPORT long start_init(uint64_t flags, int binary, char *title)
+EXPORT long start_init(uint64_t flags, int binary, int setup, char *title)
 {
 	struct clone_args args = { .flags = flags | CLONE_PARENT | CLONE_VM | CLONE_VFORK };
 	long pid = CALL(clone3, &args, sizeof(args));
 
-	return pid ? pid : become_init(flags, binary, title);
+	return pid ? pid : become_init(flags, binary, setup, title);
 }
 
-/*
- * Make a process that continues in this memory, and end this one as soon as it has left: a process with the caller's
- * memory, descriptors and namespaces, but born by clone3, for instance into another cgroup. Returns 0 there, or a
- * negated errno, and then the caller is as before. `args` must have CLONE_VM and CLONE_VFORK.
- *
- * When the parent continues, the child has spoiled the stack that they share. So from the system call on, the parent
- * uses registers only.
- */
+/* hand_over_to() of hand_over.h, for the standby that is forked. */
 EXPORT long hand_over(const struct clone_args *args)
 {
-	long result;
-
-#if defined(__x86_64__)
-	__asm__ volatile("	syscall\n"
-			 "	test %%rax, %%rax\n"
-			 "	jle 1f\n"
-			 "	xor %%edi, %%edi\n"
-			 "	mov %[exit_group], %%eax\n"
-			 "	syscall\n"
-			 "	hlt\n"
-			 "1:\n"
-			 : "=a"(result)
-			 : "0"((long)__NR_clone3), "D"(args), "S"(sizeof(*args)), [exit_group] "i"(__NR_exit_group)
-			 : "rcx", "r11", "memory");
-#else
-	register const struct clone_args *x0 __asm__("x0") = args;
-	register long x1 __asm__("x1") = sizeof(*args);
-	register long x8 __asm__("x8") = __NR_clone3;
-
-	__asm__ volatile("	svc #0\n"
-			 "	cmp x0, #0\n"
-			 "	b.le 1f\n"
-			 "	mov x0, #0\n"
-			 "	mov x8, %[exit_group]\n"
-			 "	svc #0\n"
-			 "	brk #0\n"
-			 "1:\n"
-			 : "+r"(x0), "+r"(x8)
-			 : "r"(x1), [exit_group] "i"(__NR_exit_group)
-			 : "memory", "cc");
-	result = (long)x0;
-#endif
-	return result;
+	return hand_over_to(args);
 }

@@ -8,10 +8,10 @@ import signal
 import socket
 
 from nsupervisor.keeper.protocol import received_fds
-from nsupervisor.keeper.server.zygote import Zygote, wait_standby
+from nsupervisor.keeper.server.zygote import Kind, Zygote, wait_standby
 from nsupervisor.keeper.setup import steps as setup
 from nsupervisor.keeper.setup.descriptors import Descriptors, credentials_socket
-from nsupervisor.keeper.setup.standby import CGROUP_HINTS
+from nsupervisor.keeper.setup.errors import CGROUP_HINTS, decode_failure
 from nsupervisor.linux import processes, syscalls
 from nsupervisor.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWTIME
 
@@ -54,7 +54,7 @@ class Child:
         "program_pid",
         "program_pidfd",
         "queued_signals",
-        "refill_flags",
+        "refill_kind",
         "report",
         "start_ticks",
         "status",
@@ -66,8 +66,8 @@ class Child:
         self.id = spec.id
         self.name = spec.name
         self.has_init = spec.has_init
-        # The namespace flags of the waiting init that this child consumed; the zygote creates another one.
-        self.refill_flags = spec.flags & ~CLONE_NEWCGROUP if spec.has_init else 0
+        # Of the waiting init that this child consumed; the zygote creates another one.
+        self.refill_kind = Kind.of(spec) if spec.has_init else None
         self.pid = pid
         self.start_ticks = 0
         self.stdout = fds.stdout
@@ -95,7 +95,7 @@ class Child:
         self.pid, self.start_ticks, self.program_pid = request["pid"], request["started"], request["program"]
         self.program_pidfd, self.stdout, self.stderr = fds[:3]
         self.notify = fds[3] if len(fds) > 3 else -1
-        self.report, self.refill_flags = None, 0
+        self.report, self.refill_kind = None, None
         self.is_ready = self.has_execed = True
         self.failure, self.status, self.queued_signals = None, None, []
         return self
@@ -119,7 +119,7 @@ class Child:
             "status": self.status,
             "stderr": self.stderr,
             "stdout": self.stdout,
-            "wanted": self.refill_flags,
+            "wanted": 0 if self.refill_kind is None else self.refill_kind.flags,
             "with_init": self.has_init,
         }
 
@@ -153,7 +153,8 @@ class Child:
         self.status = entry["status"]
         self.stderr = entry["stderr"]
         self.stdout = entry["stdout"]
-        self.refill_flags = entry["wanted"]
+        # With Python's standby, which fits each program. Version 0.1.0 knows no other, and needs the key.
+        self.refill_kind = Kind(entry["wanted"]) if entry["wanted"] else None
         self.has_init = entry["with_init"]
         self.inherit(False)
         return self
@@ -233,7 +234,7 @@ class Child:
             if data == setup.READY:
                 self._on_ready(ancillary)
             elif data:
-                self.failure = setup.decode_failure(data)
+                self.failure = decode_failure(data)
             else:
                 self.report.close()
                 self.report = None
@@ -295,9 +296,10 @@ def spawn(spec: Spec, zygote: Zygote) -> Child:
             message = f"cannot open the cgroup {spec.cgroup}: {error.strerror}"
             raise SpawnError("open_cgroup", message, error.errno or 0) from None
     try:
-        flags = spec.flags & ~CLONE_NEWCGROUP
-        start = zygote.start if spec.has_init else _clone
-        pid, fds = start(flags, spec, cgroup)
+        if spec.has_init:
+            pid, fds = zygote.start(Kind.of(spec), spec, cgroup)
+        else:
+            pid, fds = _clone(spec.flags & ~CLONE_NEWCGROUP, spec, cgroup)
     except OSError as error:
         raise clone_error(spec, error) from None
     finally:

@@ -33,7 +33,7 @@ from nsupervisor.keeper.server.children import Child, SpawnError, spawn
 from nsupervisor.keeper.server.connection import ClientConnection
 from nsupervisor.keeper.server.exit_channel import ExitChannel
 from nsupervisor.keeper.server.records import RefusalLog, log_defect
-from nsupervisor.keeper.server.zygote import Zygote
+from nsupervisor.keeper.server.zygote import Kind, Zygote
 from nsupervisor.keeper.setup import steps as setup
 from nsupervisor.keeper.setup.descriptors import FIRST_FREE_FD, ReserveFds
 from nsupervisor.keeper.setup.spec import Spec, SpecError
@@ -86,7 +86,7 @@ class Keeper:
         self.handlers: dict[int, Callable[[], None]] = {}
         self.exits = ExitChannel(None if table is None else table["exits"])
         self.zygote = Zygote(self.exits.init_end)
-        self.pending_refills: set[int] = set()  # clone flags for which the zygote is to create another init in advance
+        self.pending_refills: set[Kind] = set()  # of which the zygote is to create another init in advance
         self.reserve_fds = ReserveFds()
         self.policy = Policy(protected, only_own_uid=True)
         self.refusal_log = RefusalLog()
@@ -177,11 +177,11 @@ class Keeper:
             return
         fd = child.report.fileno()
         done = child.read_report(ended)
-        if child.refill_flags and (
+        if child.refill_kind is not None and (
             child.is_ready or done
         ):  # not earlier, so as not to compete with the set-up for processors
-            self.pending_refills.add(child.refill_flags)
-            child.refill_flags = 0
+            self.pending_refills.add(child.refill_kind)
+            child.refill_kind = None
         if done:
             self._unwatch_closed(fd)
             if child.has_execed:
@@ -328,9 +328,9 @@ class Keeper:
         self._watch(child.report.fileno(), lambda: self._on_report(child))
         if fds:
             child.notify = fds.pop()
-        if child.refill_flags and self.zygote.is_urgent:
-            self.pending_refills.add(child.refill_flags)
-            child.refill_flags = 0
+        if child.refill_kind is not None and self.zygote.is_urgent:
+            self.pending_refills.add(child.refill_kind)
+            child.refill_kind = None
         return {"pid": child.pid}, (child.stdout, child.stderr)
 
     def _end_lingering(self, name: str) -> None:

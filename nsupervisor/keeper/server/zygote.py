@@ -2,7 +2,7 @@
 
 **Processes.** Each start with an init uses a chain of clones:
 
-    keeper ── forks ──► zygote ── clones, executes ──► init ── forks ──► standby ── hands over to ──► program
+    keeper ── forks ──► zygote ── clones, executes ──► init ── clones ─► standby ── hands over to ──► program
                         still memory                   new namespaces    ready to run                 in its cgroup
               └─────────────── in advance, before a program is requested ────────────┘
 
@@ -12,7 +12,11 @@ the processes forked from it. The zygote does next to nothing between two forks.
 first needed, and clones with CLONE_PARENT: a new process is the keeper's child, not the zygote's.
 
 **The init executes a program of its own** (native/init.c), so nothing of the keeper is in its memory. It is made as by
-vfork(2), without a copy of the zygote's memory. Before its exec it forks the standby, the only copy that a start makes.
+vfork(2), without a copy of the zygote's memory. Before its exec it makes the standby.
+
+**There are two kinds of standbys.** Almost all execute a program, too (native/setup.c), and perform the plan that the
+keeper makes of a specification (setup/plan.py). If a plan is not possible, the standby is a fork of the zygote, and
+runs the steps in Python (setup/standby.py).
 
 **Why in advance.** Creating namespaces is the most expensive part of a start for the kernel, and does not depend on the
 program; nor does much of the set-up within them. So after each start the zygote creates another init with the same
@@ -42,7 +46,7 @@ import struct
 import time
 
 from nsupervisor.keeper import native
-from nsupervisor.keeper.setup import standby
+from nsupervisor.keeper.setup import plan, standby
 from nsupervisor.keeper.setup import steps as setup
 from nsupervisor.keeper.setup.descriptors import (
     EXITS_FD,
@@ -55,21 +59,48 @@ from nsupervisor.keeper.setup.descriptors import (
 )
 from nsupervisor.keeper.setup.spec import Spec
 from nsupervisor.linux import syscalls
-from nsupervisor.linux.namespaces import CLONE_NEWTIME, CLONE_NEWUSER
+from nsupervisor.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWTIME, CLONE_NEWUSER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-_ORDER_MESSAGE = struct.Struct("Q")
-"""The message to the zygote: the clone flags. It is sent with the child's ends of its descriptors."""
+_ORDER_MESSAGE = struct.Struct("Q?")
+"""The message to the zygote: the clone flags, and whether the standby performs plans. It is sent with the child's ends
+of its descriptors."""
+MAX_WAITING = 8
+"""Inits that wait. Each kind has one; if there are more kinds in use, the one that has waited longest is discarded."""
 _CHILD_FDS = (REPORT_FD, STARTED_FD, STDOUT_FD, STDERR_FD)
 _CONNECTION_FD = FIRST_FREE_FD  # in the zygote; then the pipe to the init, which gets the next free numbers
-_ORDER_WRITER_FD, _EXECUTABLE_FD = native.ORDER + 1, native.ORDER + 2
+_ORDER_WRITER_FD, _EXECUTABLE_FD, _SETUP_FD = native.ORDER + 1, native.ORDER + 2, native.ORDER + 3
 _URGENT_INTERVAL_S = 0.02  # a few times as long as it takes to create an init and its standby
 _TIMEOUT_S = 10.0  # an init starts within a millisecond unless the zygote has been stopped
 
 _CONNECTION_LOST = (BrokenPipeError, ConnectionError, EOFError, TimeoutError)
+
+
+class Kind:
+    """The kind of an init that waits. `flags` are clone3's; `plan_in_advance` is b"" if the standby runs Python."""
+
+    __slots__ = ("flags", "plan_in_advance")
+
+    def __init__(self, flags: int, plan_in_advance: bytes = b"") -> None:
+        self.flags = flags
+        self.plan_in_advance = plan_in_advance
+
+    @classmethod
+    def of(cls, spec: Spec) -> Kind:
+        """Return the kind of init that a program needs."""
+        flags = spec.flags & ~CLONE_NEWCGROUP
+        if not plan.is_possible(spec):
+            return cls(flags)
+        return cls(flags, plan.pack_advance(flags, plan.covered_in_advance(spec)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Kind) and (self.flags, self.plan_in_advance) == (other.flags, other.plan_in_advance)
+
+    def __hash__(self) -> int:
+        return hash((self.flags, self.plan_in_advance))
 
 
 class Zygote:
@@ -83,7 +114,7 @@ class Zygote:
         self._exits = exits
         self._socket: socket.socket | None = None
         self._pidfd = -1
-        self._waiting: dict[int, Descriptors] = {}  # by clone flags: an init, started or not, with its standby
+        self._waiting: dict[Kind, Descriptors] = {}  # an init, started or not, with its standby; oldest first
         self._last_start = 0.0
         self.is_urgent = False
         """The last start followed the previous one so soon that the next may come before another init is ready."""
@@ -91,7 +122,7 @@ class Zygote:
         self.mounts_fd = os.open(_MOUNTINFO, os.O_RDONLY | os.O_CLOEXEC)
         """For the keeper's epoll: on EPOLLPRI it must call `discard_outdated`."""
 
-    def start(self, flags: int, spec: Spec, cgroup: int) -> tuple[int, Descriptors]:
+    def start(self, kind: Kind, spec: Spec, cgroup: int) -> tuple[int, Descriptors]:
         """Start a program in the standby of an init; return the pid of the init, which is a child of the keeper.
 
         `cgroup` is a directory's descriptor, or -1. Raises OSError with clone3's errno, or EMFILE. If the zygote or the
@@ -107,13 +138,16 @@ class Zygote:
         owner = spec.host_owner()
         for attempt in (1, 2):
             try:
-                fds = self._waiting.pop(flags, None) or self._order_init(flags)
+                fds = self._waiting.pop(kind, None) or self._order_init(kind)
                 try:
                     # Not before the init has executed its program: until then it shares the zygote's memory.
                     pid = _wait_started(fds)
                     if owner:
                         fds.give_output_to(owner)
-                    standby.send_program(fds.report, spec, cgroup)
+                    if kind.plan_in_advance:
+                        plan.send(fds.report, spec, cgroup)
+                    else:
+                        standby.send_program(fds.report, spec, cgroup)
                     return pid, fds
                 except BaseException:
                     # A standby that has begun exits when the keeper's end of its report socket is closed.
@@ -125,15 +159,18 @@ class Zygote:
                     raise OSError(errno.EAGAIN, "the process that makes inits has been killed twice") from None
         raise AssertionError
 
-    def refill(self, flags: int) -> None:
+    def refill(self, kind: Kind) -> None:
         """Order an init for the next program with these namespaces, without waiting for it.
 
         A user namespace has its own identity maps, so no init with one can be created in advance.
         """
-        if flags & CLONE_NEWUSER or flags in self._waiting or self._socket is None:
+        if kind.flags & CLONE_NEWUSER or kind in self._waiting or self._socket is None:
             return
+        if len(self._waiting) >= MAX_WAITING:
+            oldest = next(iter(self._waiting))
+            self._waiting.pop(oldest).close_keeper_ends()
         try:
-            self._waiting[flags] = self._order_init(flags)
+            self._waiting[kind] = self._order_init(kind)
         except OSError:  # then the next start creates its own init
             pass
 
@@ -153,14 +190,17 @@ class Zygote:
         for fds in waiting:
             fds.close_keeper_ends()
 
-    def _order_init(self, flags: int) -> Descriptors:
+    def _order_init(self, kind: Kind) -> Descriptors:
         if self._socket is None:
             self._fork()
         assert self._socket is not None
         fds = Descriptors(True)
         child_fds = array.array("i", (fds.child_fds[number] for number in _CHILD_FDS))
         try:
-            self._socket.sendmsg([_ORDER_MESSAGE.pack(flags)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, child_fds)])
+            order = _ORDER_MESSAGE.pack(kind.flags, bool(kind.plan_in_advance))
+            self._socket.sendmsg([order], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, child_fds)])
+            if kind.plan_in_advance:
+                fds.report.send(kind.plan_in_advance)  # the standby finds it when it has started
         except OSError:
             fds.close_keeper_ends()
             raise
@@ -170,12 +210,18 @@ class Zygote:
 
     def _fork(self) -> None:
         # Loaded in the keeper, so that an error reaches the client.
-        clones, executable = native.Clones(), native.open_init()
+        clones, executables = native.Clones(), [native.open_init()]
+        try:
+            executables.append(native.open_setup())
+        except OSError:
+            os.close(executables[0])
+            raise
         keeper_end, zygote_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
-            _serve(zygote_end, self._exits, clones, executable)
-        os.close(executable)
+            _serve(zygote_end, self._exits, clones, executables)
+        for executable in executables:
+            os.close(executable)
         zygote_end.close()
         keeper_end.settimeout(_TIMEOUT_S)
         self._socket, self._pidfd = keeper_end, os.pidfd_open(pid)
@@ -265,7 +311,7 @@ class _MountMonitor:
 # ---- in the zygote
 
 
-def _serve(connection: socket.socket, exits: int, clones: native.Clones, executable: int) -> NoReturn:
+def _serve(connection: socket.socket, exits: int, clones: native.Clones, executables: list[int]) -> NoReturn:
     """Make an init for each order, until the keeper has ended."""
     try:
         gc.disable()
@@ -274,32 +320,32 @@ def _serve(connection: socket.socket, exits: int, clones: native.Clones, executa
         os.dup2(0, 1)
         os.dup2(0, 2)
         os.dup2(exits, EXITS_FD, inheritable=False)
-        executable = fcntl.fcntl(executable, fcntl.F_DUPFD_CLOEXEC, _EXECUTABLE_FD)
+        executables = [fcntl.fcntl(executable, fcntl.F_DUPFD_CLOEXEC, _SETUP_FD + 1) for executable in executables]
         if connection.fileno() != _CONNECTION_FD:
             os.dup2(connection.fileno(), _CONNECTION_FD, inheritable=False)
         connection.detach()
-        if executable != _EXECUTABLE_FD:
-            os.dup2(executable, _EXECUTABLE_FD, inheritable=False)
+        for executable, number in zip(executables, (_EXECUTABLE_FD, _SETUP_FD), strict=True):
+            os.dup2(executable, number, inheritable=False)
         # Received descriptors get the lowest free numbers, which are exactly the fixed ones: no dup2 is needed.
         os.closerange(REPORT_FD, EXITS_FD)
         os.closerange(_CONNECTION_FD + 1, _EXECUTABLE_FD)
-        os.closerange(_EXECUTABLE_FD + 1, 0x7FFF_FFFF)
+        os.closerange(_SETUP_FD + 1, 0x7FFF_FFFF)
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, _CONNECTION_FD)
         ancillary_size = socket.CMSG_SPACE(4 * len(_CHILD_FDS))
-        flags_of, most = _ORDER_MESSAGE.unpack, _ORDER_MESSAGE.size
+        unpack, most = _ORDER_MESSAGE.unpack, _ORDER_MESSAGE.size
         while True:
             data, ancillary, _, _ = connection.recvmsg(most, ancillary_size, socket.MSG_CMSG_CLOEXEC)
             if not data or len(ancillary[0][2]) != 4 * len(
                 _CHILD_FDS
             ):  # the keeper has ended, or no descriptor is free
                 break
-            (flags,) = flags_of(data)
+            flags, performs_plans = unpack(data)
             os.pipe()  # native.ORDER, _ORDER_WRITER_FD
-            number = clones.start_init(flags & ~CLONE_NEWTIME, _EXECUTABLE_FD)
+            number = clones.start_init(flags & ~CLONE_NEWTIME, _EXECUTABLE_FD, _SETUP_FD if performs_plans else -1)
             if number == 0:
                 os.close(STARTED_FD)
                 os.closerange(EXITS_FD, _ORDER_WRITER_FD)
-                os.close(_EXECUTABLE_FD)
+                os.closerange(_EXECUTABLE_FD, _SETUP_FD + 1)
                 standby.run(flags, clones, _ORDER_WRITER_FD)
             if number < 0:
                 os.write(STARTED_FD, native.ERRNO.pack(-number))

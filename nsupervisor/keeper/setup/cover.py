@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from nsupervisor.linux.mounts import Mount
 
-_FLAGS = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
-_OPTIONS = "mode=755,size=4k,nr_inodes=16"
+FLAGS = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
+OPTIONS = "mode=755,size=4k,nr_inodes=16"
 
 
 class Cover:
@@ -124,7 +124,7 @@ class Cover:
             if (status.st_dev, status.st_ino) != self._identity:
                 return False
             os.fchdir(fd)  # by the descriptor: a copy may be in a directory that another user can rename
-            mounts.mount("tmpfs", ".", "tmpfs", _FLAGS if is_written else _FLAGS | mounts.MS_RDONLY, _OPTIONS)
+            mounts.mount("tmpfs", ".", "tmpfs", FLAGS if is_written else FLAGS | mounts.MS_RDONLY, OPTIONS)
             os.chdir("/")
         except OSError as error:
             raise step_error(f"cover the runtime directory {place}", error) from None
@@ -167,7 +167,7 @@ def warm_up() -> None:
     directory = os.open("/", os.O_PATH | os.O_CLOEXEC)
     for step in (
         lambda: cover._cover("/", True),
-        lambda: mounts.mount("tmpfs", "", "tmpfs", _FLAGS, _OPTIONS),
+        lambda: mounts.mount("tmpfs", "", "tmpfs", FLAGS, OPTIONS),
         lambda: cover._bind(nowhere, directory, True, set()),
         lambda: cover._bind(nowhere, 0, True, set()),
         lambda: cover._link(nowhere, nowhere),
@@ -187,7 +187,7 @@ def _attempt(step: Callable[[], object]) -> None:
 
 
 def _make_read_only(path: str) -> None:
-    mounts.mount(None, path, None, mounts.MS_REMOUNT | mounts.MS_BIND | mounts.MS_RDONLY | _FLAGS)
+    mounts.mount(None, path, None, mounts.MS_REMOUNT | mounts.MS_BIND | mounts.MS_RDONLY | FLAGS)
 
 
 def _shown(mount: Mount, what: str) -> StepError:

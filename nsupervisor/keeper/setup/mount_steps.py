@@ -36,7 +36,7 @@ def separate_mounts(spec: Spec) -> None:
             raise step_error("separate the mounts from the host's", error) from None
 
 
-_RESTRICTED = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
+RESTRICTED = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
 
 
 def mount_proc(spec: Spec) -> None:
@@ -46,7 +46,7 @@ def mount_proc(spec: Spec) -> None:
     """
     if "pid" in spec.namespaces and "mount" in spec.namespaces:
         try:
-            mounts.mount("proc", "/proc", "proc", _RESTRICTED)
+            mounts.mount("proc", "/proc", "proc", RESTRICTED)
         except OSError as error:
             raise step_error("mount a new /proc", error) from None
 
@@ -59,12 +59,7 @@ def mount_ipc(spec: Spec) -> None:
     """
     if not {"ipc", "mount"} <= spec.namespaces:
         return
-    ids = _file_creator_ids(spec)
-    owner = "" if ids is None else f",uid={ids[0]},gid={ids[1]}"
-    for path, fstype, flags, data in (
-        ("/dev/shm", "tmpfs", mounts.MS_NOSUID | mounts.MS_NODEV, f"mode=1777{owner}"),  # noqa: S108
-        ("/dev/mqueue", "mqueue", _RESTRICTED, ""),
-    ):
+    for path, fstype, flags, data in ipc_mounts(_file_creator_ids(spec)):
         try:
             mounts.mount(fstype, path, fstype, flags, data)
         except (FileNotFoundError, NotADirectoryError):
@@ -72,6 +67,15 @@ def mount_ipc(spec: Spec) -> None:
         except OSError as error:
             if error.errno != errno.ENODEV:  # a kernel without such queues
                 raise step_error(f"mount a new {path}", error) from None
+
+
+def ipc_mounts(ids: tuple[int, int] | None = None) -> tuple[tuple[str, str, int, str], ...]:
+    """Return path, type, flags and data of each file system of an IPC namespace; (uid, gid) `ids` own the first."""
+    owner = "" if ids is None else f",uid={ids[0]},gid={ids[1]}"
+    return (
+        ("/dev/shm", "tmpfs", mounts.MS_NOSUID | mounts.MS_NODEV, f"mode=1777{owner}"),  # noqa: S108
+        ("/dev/mqueue", "mqueue", RESTRICTED, ""),
+    )
 
 
 def mount_sys(spec: Spec) -> None:
@@ -83,22 +87,22 @@ def mount_sys(spec: Spec) -> None:
     if not {"network", "mount"} <= spec.namespaces or not os.path.exists("/sys/class/net"):
         return
     try:
-        tree = mounts.open_tree(_CGROUPS, recursive=True)
+        tree = mounts.open_tree(CGROUPS, recursive=True)
     except FileNotFoundError:
         tree = -1
     except OSError as error:
-        raise step_error(f"hold {_CGROUPS}", error) from None
+        raise step_error(f"hold {CGROUPS}", error) from None
     try:
-        mounts.mount("sysfs", "/sys", "sysfs", _RESTRICTED | mounts.MS_RDONLY)
+        mounts.mount("sysfs", "/sys", "sysfs", RESTRICTED | mounts.MS_RDONLY)
         if tree >= 0:
-            mounts.move_mount(tree, _CGROUPS)
+            mounts.move_mount(tree, CGROUPS)
             os.close(tree)
     except OSError as error:
         hint = "in a user namespace this needs a /sys of which nothing is hidden" if error.errno == errno.EPERM else ""
         raise step_error("mount a new /sys", error, hint) from None
 
 
-_CGROUPS = "/sys/fs/cgroup"
+CGROUPS = "/sys/fs/cgroup"
 
 
 def mount_all(spec: Spec) -> None:

@@ -16,7 +16,6 @@ process has left the memory; only the init sees that exit.
 from __future__ import annotations
 
 import array
-import errno
 import os
 import resource
 import socket
@@ -26,7 +25,7 @@ from nsupervisor.keeper import native
 from nsupervisor.keeper.setup import cover, mount_steps
 from nsupervisor.keeper.setup import steps as setup
 from nsupervisor.keeper.setup.descriptors import REPORT_FD, STDERR_FD, STDOUT_FD
-from nsupervisor.keeper.setup.errors import StepError
+from nsupervisor.keeper.setup.errors import CGROUP_HINTS, StepError
 from nsupervisor.keeper.setup.spec import Spec
 from nsupervisor.linux import syscalls
 from nsupervisor.linux.namespaces import CLONE_NEWTIME, CLONE_NEWUSER, NAMESPACES
@@ -159,16 +158,6 @@ def _run_to_exec(setup_run: setup.SetupRun, flags: int, clones: native.Clones, i
     os.write(init, setup.init_order(spec))
     setup.send_ready(keeper)
     setup.execute(spec)
-
-
-CGROUP_HINTS = {
-    errno.EAGAIN: "a limit on processes is reached, such as pids_max",
-    errno.ENODEV: "the cgroup has been removed",
-    errno.EBUSY: "the cgroup has controllers enabled for its children, so it can't hold processes itself",
-    errno.EOPNOTSUPP: "the cgroup is in an invalid state, see its cgroup.type",
-    errno.EACCES: "the cgroup is not delegated to this user",
-    errno.EBADF: "what was given as the cgroup is not a cgroup of version 2",
-}
 
 
 def _unpack(packed: bytes, memfd: int) -> Spec:

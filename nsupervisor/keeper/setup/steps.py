@@ -21,7 +21,6 @@ import _signal  # type: ignore[import-not-found]  # the wrapper `signal` would c
 import array
 import errno
 import gc
-import json
 import os
 import resource
 import socket
@@ -29,7 +28,7 @@ import struct
 
 from nsupervisor.keeper import native
 from nsupervisor.keeper.setup.descriptors import REPORT_FD, STDERR_FD, STDOUT_FD
-from nsupervisor.keeper.setup.errors import StepError, step_error
+from nsupervisor.keeper.setup.errors import StepError, encode_failure, step_error
 from nsupervisor.keeper.setup.mount_steps import mount_all, mount_ipc, mount_proc, mount_sys, separate_mounts
 from nsupervisor.keeper.setup.spec import is_zero_mapped
 from nsupervisor.linux import namespaces, syscalls
@@ -37,7 +36,7 @@ from nsupervisor.linux import namespaces, syscalls
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from typing import Any, NoReturn
+    from typing import NoReturn
 
     from nsupervisor.keeper.setup.spec import Spec
 
@@ -99,7 +98,7 @@ def _wait_and_become_root(report: int) -> None:
     if not mapped:
         raise StepError("cannot become root of the user namespace: the parent is gone")
     try:
-        if os.getgroups() and _is_setgroups_allowed():
+        if os.getgroups() and is_setgroups_allowed():
             os.setgroups([])
         if b"g" in mapped:
             os.setresgid(0, 0, 0)
@@ -216,7 +215,7 @@ def become_user(spec: Spec) -> None:
     If the user changes and the specification names no groups, the keeper's groups are dropped.
     """
     groups = spec.groups
-    if groups is None and not (spec.uid is None and spec.gid is None) and os.getgroups() and _is_setgroups_allowed():
+    if groups is None and not (spec.uid is None and spec.gid is None) and os.getgroups() and is_setgroups_allowed():
         groups = []
     if groups is not None:
         try:
@@ -235,7 +234,7 @@ def become_user(spec: Spec) -> None:
             raise step_error(f"become uid {spec.uid}", error) from None
 
 
-def _is_setgroups_allowed() -> bool:
+def is_setgroups_allowed() -> bool:
     """Return whether setgroups(2) is allowed; not in an unprivileged user's user namespace, user_namespaces(7)."""
     with open("/proc/self/setgroups") as file:
         return file.read().strip() == "allow"
@@ -314,7 +313,7 @@ def become_program(spec: Spec) -> NoReturn:
         except PermissionError as error:
             refused = refused or error  # like execvp(3): a later directory may have one that works
         except OSError as error:
-            raise step_error(f"execute {shown}", error, _EXECUTE_HINTS.get(error.errno or 0, "")) from None
+            raise step_error(f"execute {shown}", error, EXECUTE_HINTS.get(error.errno or 0, "")) from None
     if refused is not None:
         raise step_error(f"execute {shown}", refused) from None
     hint = ""
@@ -325,7 +324,7 @@ def become_program(spec: Spec) -> NoReturn:
     raise StepError(f"cannot execute {shown}: {os.strerror(errno.ENOENT)}{f' ({hint})' if hint else ''}", errno.ENOENT)
 
 
-_EXECUTE_HINTS = {
+EXECUTE_HINTS = {
     errno.ENOEXEC: "a script needs a first line like #!/bin/sh",
     errno.EAGAIN: "a limit on processes is reached, such as limit_nproc",
     errno.E2BIG: "the arguments and the environment are too long",
@@ -417,15 +416,9 @@ def send_ready(report: socket.socket) -> None:
     os.close(pidfd)
 
 
-def decode_failure(data: bytes) -> dict[str, Any]:
-    """Decode, in the keeper, the message of `send_failure`."""
-    failure: dict[str, Any] = json.loads(data)
-    return failure
-
-
 def send_failure(report: int, step: str, message: str, number: int) -> None:
     """Report a failed step to the keeper. If the keeper is gone, nothing is reported."""
     try:
-        os.write(report, json.dumps({"step": step, "message": message[:4096], "errno": number}).encode())
+        os.write(report, encode_failure(step, message, number))
     except OSError:
         pass

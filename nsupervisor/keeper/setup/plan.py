@@ -1,0 +1,436 @@
+"""Plans: the set-up of a program as a list of system calls, which the standby's program performs (native/setup.c).
+
+A fork of a Python process, its page faults and its end cost more than the namespaces of a program. So the keeper
+decides what to do, by the specification, and a small C program does it. A plan has the same steps as steps.py, in the
+same order. `is_possible` says for which specifications.
+
+An operation is a system call with its arguments. It has a text for its failure, the beginning of a JSON object that the
+standby completes with the errno and `errors.decode_failure` turns into a sentence.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import functools
+import os
+import resource
+import socket
+import stat
+import struct
+
+from nsupervisor.keeper import native
+from nsupervisor.keeper.setup import cover, mount_steps, steps
+from nsupervisor.keeper.setup.errors import CGROUP_HINTS, begin_failure
+from nsupervisor.linux import mounts, syscalls
+from nsupervisor.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWTIME, CLONE_NEWUSER, NAMESPACES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from nsupervisor.keeper.setup.spec import Spec
+
+CALLS = (
+    *("hand_over", "send_order", "send_ready", "openat", "write", "close", "socket", "ioctl", "mount", "open_tree"),
+    *("move_mount", "mkdirat", "symlinkat", "unshare", "setns", "sethostname", "setsid", "prlimit64", "setpriority"),
+    *("umask", "setgroups", "setresgid", "setresuid", "chdir", "prctl", "rt_sigprocmask", "keyctl", "execve"),
+)
+"""The operations, in the order of `calls` in setup.c."""
+_CODES = {name: code for code, name in enumerate(CALLS)}
+
+_HEADER = struct.Struct("4I")  # flags, size, number of operations, of relocations
+_OPERATION = struct.Struct("HBBBBH5q2QQ")
+_POINTER = struct.Struct("q")
+_HAS_CGROUP, _IS_ADVANCE, _IN_FILE = 1, 2, 4
+_MAX_SHOWN = 8
+"""Directories that a cover may show: the standby has room for 15 results."""
+MAX_BYTES = 64 * 1024
+"""Larger plans go through a memfd; `MAX_DATAGRAM` in setup.c."""
+
+_AT_FDCWD = -100
+_SIOCSIFFLAGS, _IFF_UP_RUNNING = 0x8914, 0x1 | 0x40
+_PR_SET_NO_NEW_PRIVS = 38
+_SIG_SETMASK, _SIGSET_SIZE = 2, 8
+
+
+class Pointer:
+    """An argument of an operation: the offset in the plan's data of what it points to."""
+
+    __slots__ = ("offset",)
+
+    def __init__(self, offset: int) -> None:
+        self.offset = offset
+
+
+class Plan:
+    """A list of operations that grows; `pack` returns its bytes."""
+
+    __slots__ = ("_advance", "_data", "_failure", "_operations", "_relocations", "_size", "_strings")
+
+    def __init__(self) -> None:
+        self._operations: list[bytes] = []
+        self._data: list[bytes] = []
+        self._size = 0
+        self._strings: dict[bytes, int] = {}
+        self._relocations: list[int] = []
+        self._failure = 0
+        self._advance = 0
+
+    def begin_step(self, failure: bytes, advance: int = 0) -> None:
+        """Begin a step, whose operations follow. `failure` is of `errors.begin_failure`.
+
+        `advance`: the number of the step among those in advance, or 0.
+        """
+        self._failure = self._string(failure)
+        self._advance = advance
+
+    def call(
+        self, name: str, *arguments: int | bytes | Pointer, use: int = 0, save: int = 0, accepted: Sequence[int] = ()
+    ) -> None:
+        """Add an operation of `CALLS`. Bytes are passed as a string that ends with a NUL.
+
+        `use`: the first argument is the result of the operation that had this number as `save`. `accepted`: each
+        errno below 128 that is not a failure.
+        """
+        values, pointers = [0, 0, 0, 0, 0], 0
+        for index, argument in enumerate(arguments):
+            if isinstance(argument, int):
+                values[index] = argument
+            else:
+                values[index] = argument.offset if isinstance(argument, Pointer) else self._string(argument)
+                pointers |= 1 << index
+        self._operations.append(
+            _OPERATION.pack(
+                *(_CODES[name], use, save, pointers, self._advance, 0), *values, *_error_mask(accepted), self._failure
+            )
+        )
+
+    def place(self, content: bytes) -> Pointer:
+        """Add data at an address that is a multiple of 8."""
+        offset = self._size
+        padding = -len(content) % 8
+        self._data.append(content)
+        if padding:
+            self._data.append(bytes(padding))
+        self._size += len(content) + padding
+        return Pointer(offset)
+
+    def place_strings(self, strings: Sequence[bytes]) -> Pointer:
+        """Add an array of pointers to strings, with a null pointer at its end."""
+        places = [self._string(text) for text in strings]
+        array = self.place(struct.pack(f"{len(places) + 1}q", *places, 0))
+        self._relocations += range(array.offset, array.offset + 8 * len(places), 8)
+        return array
+
+    def _string(self, text: bytes) -> int:
+        offset = self._strings.get(text)
+        if offset is None:
+            offset = self._strings[text] = self.place(text + b"\0").offset
+        return offset
+
+    def pack(self, flags: int = 0) -> bytes:
+        """Return the plan in the form of setup.c."""
+        count, relocations = len(self._operations), len(self._relocations)
+        size = _HEADER.size + count * _OPERATION.size + relocations * 8 + self._size
+        header = _HEADER.pack(flags, size, count, relocations)
+        return b"".join([header, *self._operations, struct.pack(f"{relocations}Q", *self._relocations), *self._data])
+
+
+def _error_mask(numbers: Sequence[int]) -> tuple[int, int]:
+    mask = 0
+    for number in numbers:
+        mask |= 1 << number
+    return mask & (1 << 64) - 1, mask >> 64
+
+
+# ---- the steps
+
+
+def is_possible(spec: Spec) -> bool:
+    """Return whether a plan can do the set-up of a program with an init.
+
+    Mounts depend on what is there when they are made. The standby of a user namespace cannot execute a program before
+    its maps are written, as it would lose its capabilities (capabilities(7)).
+    """
+    shown = spec.cover[1] if spec.cover else ()
+    return not spec.mounts and not spec.flags & CLONE_NEWUSER and len(shown) <= _MAX_SHOWN
+
+
+@functools.lru_cache(16)
+def pack_advance(flags: int, covered: str) -> bytes:
+    """Return the plan of what all programs with these namespaces need.
+
+    `flags` are clone(2)'s; `covered` is the directory to hide from them, or "".
+    """
+    plan = Plan()
+    for number, step in enumerate(_ADVANCE_STEPS, 1):
+        step(plan, flags, covered, number)
+    return plan.pack(_IS_ADVANCE)
+
+
+def covered_in_advance(spec: Spec) -> str:
+    """Return the directory whose cover is the same for all programs with these namespaces, or ""."""
+    return spec.cover[0] if spec.cover and not spec.cover[1] else ""
+
+
+def pack_plan(spec: Spec, has_cgroup: bool) -> bytes:
+    """Return the plan that makes a standby the program of a specification for which `is_possible` is true."""
+    plan = Plan()
+    _shift_clocks(plan, spec)
+    plan.begin_step(begin_failure("clone", "start the program's process", _CGROUP_HINTS))
+    plan.call("hand_over")
+    plan.call("setsid")
+    _join_cgroups(plan, spec)
+    if spec.flags & CLONE_NEWCGROUP:
+        plan.begin_step(begin_failure("new_cgroup_namespace", "make a cgroup namespace"))
+        plan.call("unshare", CLONE_NEWCGROUP)
+    covered = covered_in_advance(spec)
+    for number, step in enumerate(_ADVANCE_STEPS, 1):
+        step(plan, spec.flags, covered, number)
+    if spec.cover and not covered:
+        _cover(plan, spec, *spec.cover)
+    if spec.hostname is not None:
+        name = spec.hostname.encode()
+        plan.begin_step(begin_failure("set_hostname", f"set the host name {spec.hostname}"))
+        plan.call("sethostname", name, len(name))
+    _set_limits(plan, spec)
+    if spec.nice is not None:
+        plan.begin_step(begin_failure("set_nice", f"set nice to {spec.nice}"))
+        plan.call("setpriority", os.PRIO_PROCESS, 0, spec.nice)
+    plan.call("umask", spec.umask)
+    _become_user(plan, spec)
+    plan.begin_step(begin_failure("enter_directory", f"enter {spec.cwd}"))
+    plan.call("chdir", os.fsencode(spec.cwd))
+    if spec.no_new_privileges:
+        plan.begin_step(begin_failure("give_up_new_privileges", "set no_new_privs"))
+        plan.call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    _execute(plan, spec)
+    return plan.pack(_HAS_CGROUP if has_cgroup else 0)
+
+
+def send(report: socket.socket, spec: Spec, cgroup: int) -> None:
+    """Send a standby the plan of its program. `cgroup` is a directory's descriptor, or -1.
+
+    Raises OSError, for instance BrokenPipeError if the standby has been killed.
+    """
+    packed, memfd = pack_plan(spec, cgroup >= 0), -1
+    fds = [cgroup] if cgroup >= 0 else []
+    try:
+        if len(packed) > MAX_BYTES:
+            memfd = os.memfd_create("plan", os.MFD_CLOEXEC)
+            fds.append(memfd)
+            with open(memfd, "wb", closefd=False) as file:
+                file.write(packed)
+            flags, *rest = _HEADER.unpack_from(packed)
+            packed = _HEADER.pack(flags | _IN_FILE, *rest)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        report.sendmsg([packed], rights)
+    finally:
+        if memfd >= 0:
+            os.close(memfd)
+
+
+_CGROUP_HINTS = tuple(CGROUP_HINTS.items())
+
+
+def _shift_clocks(plan: Plan, spec: Spec) -> None:
+    if not spec.flags & CLONE_NEWTIME:
+        return
+    plan.begin_step(begin_failure("shift_clocks", "make a time namespace"))
+    plan.call("unshare", CLONE_NEWTIME)
+    if spec.time_offsets:
+        _write(plan, "/proc/self/timens_offsets", spec.time_offsets)
+    plan.call("openat", _AT_FDCWD, b"/proc/self/ns/time_for_children", os.O_RDONLY | os.O_CLOEXEC, save=1)
+    plan.call("setns", 0, CLONE_NEWTIME, use=1)
+    plan.call("close", 0, use=1)
+
+
+def _write(plan: Plan, path: str, content: bytes) -> None:
+    plan.call("openat", _AT_FDCWD, os.fsencode(path), os.O_WRONLY | os.O_CLOEXEC, save=1)
+    plan.call("write", 0, content, len(content), use=1)
+    plan.call("close", 0, use=1)
+
+
+def _join_cgroups(plan: Plan, spec: Spec) -> None:
+    for path in spec.cgroup_procs:
+        plan.begin_step(begin_failure("join_cgroups", f"join the cgroup {os.path.dirname(path)}"))
+        _write(plan, path, b"0")
+
+
+def _new_session_keyring(plan: Plan, flags: int, covered: str, number: int) -> None:
+    plan.begin_step(begin_failure("new_session_keyring", "make a session keyring"), number)
+    plan.call("keyctl", syscalls.KEYCTL_JOIN_SESSION_KEYRING, 0, accepted=syscalls.KEYRING_ERRORS)
+
+
+def _separate_mounts(plan: Plan, flags: int, covered: str, number: int) -> None:
+    if flags & NAMESPACES["mount"].flag:
+        plan.begin_step(begin_failure("separate_mounts", "separate the mounts from the host's"), number)
+        plan.call("mount", 0, b"/", 0, mounts.MS_REC | mounts.MS_SLAVE, 0)
+
+
+def _mount_proc(plan: Plan, flags: int, covered: str, number: int) -> None:
+    if flags & NAMESPACES["mount"].flag and flags & NAMESPACES["pid"].flag:
+        plan.begin_step(begin_failure("mount_proc", "mount a new /proc"), number)
+        plan.call("mount", b"proc", b"/proc", b"proc", mount_steps.RESTRICTED, 0)
+
+
+def _mount_ipc(plan: Plan, flags: int, covered: str, number: int) -> None:
+    if flags & NAMESPACES["mount"].flag and flags & NAMESPACES["ipc"].flag:
+        for path, fstype, options, data in mount_steps.ipc_mounts():
+            plan.begin_step(begin_failure("mount_ipc", f"mount a new {path}"), number)
+            accepted = errno.ENOENT, errno.ENOTDIR, errno.ENODEV
+            kind = fstype.encode()
+            plan.call("mount", kind, path.encode(), kind, options, data.encode(), accepted=accepted)
+
+
+def _mount_sys(plan: Plan, flags: int, covered: str, number: int) -> None:
+    has_namespaces = flags & NAMESPACES["mount"].flag and flags & NAMESPACES["network"].flag
+    if not has_namespaces or not os.path.exists("/sys/class/net"):
+        return
+    cgroups = mount_steps.CGROUPS.encode() if os.path.exists(mount_steps.CGROUPS) else b""
+    if cgroups:
+        plan.begin_step(begin_failure("mount_sys", f"hold {mount_steps.CGROUPS}"), number)
+        options = mounts.OPEN_TREE_CLONE | os.O_CLOEXEC | mounts.AT_RECURSIVE
+        plan.call("open_tree", _AT_FDCWD, cgroups, options, save=1)
+    plan.begin_step(begin_failure("mount_sys", "mount a new /sys"), number)
+    plan.call("mount", b"sysfs", b"/sys", b"sysfs", mount_steps.RESTRICTED | mounts.MS_RDONLY, 0)
+    if cgroups:
+        plan.call("move_mount", 0, b"", _AT_FDCWD, cgroups, mounts.MOVE_MOUNT_F_EMPTY_PATH, use=1)
+        plan.call("close", 0, use=1)
+
+
+def _cover_in_advance(plan: Plan, flags: int, covered: str, number: int) -> None:
+    if covered:
+        plan.begin_step(begin_failure("mount_all", f"cover the runtime directory {covered}"), number)
+        _mount_cover(plan, covered, mounts.MS_RDONLY)
+
+
+def _bring_up_loopback(plan: Plan, flags: int, covered: str, number: int) -> None:
+    if flags & NAMESPACES["network"].flag:
+        plan.begin_step(begin_failure("bring_up_loopback", "bring up the loopback interface"), number)
+        request = plan.place(struct.pack("16sh22x", b"lo", _IFF_UP_RUNNING))
+        plan.call("socket", socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 0, save=1)
+        plan.call("ioctl", 0, _SIOCSIFFLAGS, request, use=1)
+        plan.call("close", 0, use=1)
+
+
+_ADVANCE_STEPS: tuple[Callable[[Plan, int, str, int], None], ...] = (
+    _new_session_keyring,
+    _separate_mounts,
+    _mount_proc,
+    _mount_ipc,
+    _mount_sys,
+    _cover_in_advance,
+    _bring_up_loopback,
+)
+
+
+def _mount_cover(plan: Plan, directory: str, flags: int) -> None:
+    # A directory that this process cannot reach is not visible to the program either.
+    plan.call(
+        *("mount", b"tmpfs", os.fsencode(directory), b"tmpfs", cover.FLAGS | flags),
+        cover.OPTIONS.encode(),
+        accepted=(errno.ENOENT,),
+    )
+
+
+def _cover(plan: Plan, spec: Spec, directory: str, show: dict[str, str], links: dict[str, str]) -> None:
+    """Do what `cover.Cover` does without other mounts."""
+    for number, name in enumerate(show, 1):
+        path = f"{directory}/{name}"
+        plan.begin_step(begin_failure("mount_all", f"hold {path}"))
+        flags = mounts.OPEN_TREE_CLONE | os.O_CLOEXEC
+        plan.call("open_tree", _AT_FDCWD, os.fsencode(path), flags, save=number)
+    plan.begin_step(begin_failure("mount_all", f"cover the runtime directory {directory}"))
+    _mount_cover(plan, directory, 0)
+    for number, (name, shown) in enumerate(show.items(), 1):
+        plan.begin_step(begin_failure("mount_all", f"bind {directory}/{shown}"))
+        _bind(plan, f"{directory}/{name}", directory, shown, number)
+    for name, target in links.items():
+        path = f"{directory}/{name}"
+        plan.begin_step(begin_failure("mount_all", f"make the link {path}"))
+        plan.call("symlinkat", os.fsencode(target), _AT_FDCWD, os.fsencode(path), accepted=(errno.EEXIST,))
+    plan.begin_step(begin_failure("mount_all", f"make the cover of {directory} read-only"))
+    _make_read_only(plan, directory)
+
+
+def _bind(plan: Plan, source: str, directory: str, shown: str, number: int) -> None:
+    """Bind what `open_tree` has saved as `number` to a path in the cover."""
+    *parents, last = [part for part in shown.split("/") if part not in ("", ".")]
+    path = directory
+    for part in parents:
+        path = f"{path}/{part}"
+        plan.call("mkdirat", _AT_FDCWD, os.fsencode(path), 0o777, accepted=(errno.EEXIST,))
+    path = f"{path}/{last}"
+    try:
+        is_directory = stat.S_ISDIR(os.stat(source).st_mode)
+    except OSError:  # `open_tree` fails, and reports it
+        is_directory = True
+    if is_directory:
+        plan.call("mkdirat", _AT_FDCWD, os.fsencode(path), 0o777, accepted=(errno.EEXIST,))
+    else:
+        flags = os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC
+        plan.call("openat", _AT_FDCWD, os.fsencode(path), flags, 0o644, save=_MAX_SHOWN + 1)
+        plan.call("close", 0, use=_MAX_SHOWN + 1)
+    plan.call("move_mount", 0, b"", _AT_FDCWD, os.fsencode(path), mounts.MOVE_MOUNT_F_EMPTY_PATH, use=number)
+    plan.call("close", 0, use=number)
+    if is_directory:
+        _make_read_only(plan, path)
+
+
+def _make_read_only(plan: Plan, path: str) -> None:
+    flags = mounts.MS_REMOUNT | mounts.MS_BIND | mounts.MS_RDONLY | cover.FLAGS
+    plan.call("mount", 0, os.fsencode(path), 0, flags, 0)
+
+
+_LIMIT_REASONS = (
+    (errno.EPERM, "raising it needs CAP_SYS_RESOURCE"),
+    (errno.EINVAL, "the soft limit is above the hard one"),
+)
+
+
+def _set_limits(plan: Plan, spec: Spec) -> None:
+    limits = list(spec.rlimits)
+    if steps.initial_nofile is not None:
+        limits.insert(0, ("nofile", resource.RLIMIT_NOFILE, steps.initial_nofile))
+    for name, number, pair in limits:
+        shown = ":".join("infinity" if value < 0 else str(value) for value in pair)
+        plan.begin_step(begin_failure("set_limits", f"set limit_{name} to {shown}", _LIMIT_REASONS))
+        plan.call("prlimit64", 0, number, plan.place(struct.pack("2q", *pair)), 0)  # -1 is RLIM64_INFINITY
+
+
+def _become_user(plan: Plan, spec: Spec) -> None:
+    groups = spec.groups
+    if groups is None and not (spec.uid is None and spec.gid is None) and os.getgroups():
+        groups = [] if steps.is_setgroups_allowed() else None
+    if groups is not None:
+        plan.begin_step(begin_failure("become_user", f"set the groups {groups}"))
+        plan.call("setgroups", len(groups), plan.place(struct.pack(f"{len(groups)}I", *groups)))
+    if spec.gid is not None:
+        plan.begin_step(begin_failure("become_user", f"become gid {spec.gid}"))
+        plan.call("setresgid", spec.gid, spec.gid, spec.gid)
+    if spec.uid is not None:
+        plan.begin_step(begin_failure("become_user", f"become uid {spec.uid}"))
+        plan.call("setresuid", spec.uid, spec.uid, spec.uid)
+
+
+def _execute(plan: Plan, spec: Spec) -> None:
+    name = spec.argv[0]
+    has_path = b"/" in name
+    reasons = steps.EXECUTE_HINTS if has_path else {**steps.EXECUTE_HINTS, errno.ENOENT: f"searched PATH={spec.path}"}
+    shown = name.decode("utf-8", "backslashreplace")
+    path = os.path.join(spec.cwd, os.fsdecode(name)) if has_path else ""
+    plan.begin_step(begin_failure("execute", f"execute {shown}", tuple(reasons.items()), path))
+    order = native.order(0, f"nsupervisor: init {spec.name}")
+    plan.call("send_order", plan.place(order), len(order))
+    plan.call("send_ready", steps.READY, len(steps.READY))
+    plan.call("rt_sigprocmask", _SIG_SETMASK, plan.place(bytes(_SIGSET_SIZE)), 0, _SIGSET_SIZE)
+    argv, environment = (
+        plan.place_strings(spec.argv),
+        plan.place_strings([b"=".join(pair) for pair in spec.env.items()]),
+    )
+    directories = [None] if has_path else spec.path.split(":")
+    for directory in directories:
+        candidate = name if directory is None else os.fsencode(directory or ".") + b"/" + name
+        plan.call("execve", candidate, argv, environment)
