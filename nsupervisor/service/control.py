@@ -29,7 +29,6 @@ from nsupervisor.service.observe.recorder import Recorder, Recording, RecordingT
 from nsupervisor.service.observe.stats import usage_sample
 from nsupervisor.service.recovery.upgrade import Upgrade, UpgradeError
 from nsupervisor.service.registry import Registry
-from nsupervisor.service.reload.persist import ConfigEditor
 from nsupervisor.service.reload.reload import Reloader
 
 FREEZE_TIMEOUT_S = 2.0
@@ -54,7 +53,6 @@ class Supervisor:
     recorder: Recorder = attrs.field(factory=Recorder)
     started_at: float = attrs.field(factory=time.time)
     _started: float = attrs.field(factory=trio.current_time)
-    _config_editor: ConfigEditor = attrs.field(factory=ConfigEditor)
 
     @property
     def config(self) -> Config:
@@ -94,9 +92,10 @@ class Supervisor:
         self, name: str, changes: Mapping[str, Any], persist: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         """Change a group's own limits; return the outcome."""
-        ok, message = await self.groups.change_limits(name, changes)
+        (group,) = self.groups.matching(name)
+        ok, message = await group.change_limits(changes)
         if ok and persist:
-            problem = await self._config_editor.persist(self.config.path, "group", name.removeprefix(PREFIX), persist)
+            problem = await self.reloader.persist_group_limits(group, changes, persist)
             ok, message = not problem, problem or message
         return {"name": name, "ok": ok, "state": None, "message": message}
 
@@ -264,7 +263,7 @@ class Supervisor:
     ) -> Result:
         done, message = await actor.change_limits(changes, by)
         if done and persist:
-            message = await self._config_editor.persist(self.config.path, "workload", actor.workload.name, persist)
+            message = await self.reloader.persist_limits(actor, changes, persist)
         return done and not message, message
 
     async def upgrade(self, python: str, package: str, timeout_s: float) -> Result:

@@ -159,6 +159,20 @@ async def test_what_the_kernel_refuses_takes_everything_back(tmp_path):
         assert [one["name"] for one in json.loads(await it.cli("status", "--json"))] == ["web", "db"]
 
 
+@pytest.mark.fault("H10")
+@needs("memory", "cpuset")
+async def test_a_refused_reload_gives_a_member_its_share_of_the_groups_old_limit_again(tmp_path):
+    toml = WEB + 'group = "wide"\n[workload.web.resources]\nmemory_max = "50%"\n[group.wide]\nmemory_max = "100M"\n'
+    toml += DB + 'group = "narrow"\n[group.narrow]\ncpuset_cpus = "0"\n'
+    async with service(tmp_path, toml) as it:
+        await it.pid("web")
+        assert (await it.status("web"))["memory_max"] == 50 * M
+        write(it, toml.replace("100M", "200M") + '[workload.db.resources]\ncpuset_cpus = "1"\n')
+        result = await it.cli_result("reload")
+        assert (result.returncode, b"cannot set cpuset.cpus of db" in result.stderr) == (2, True), result
+        assert (await it.status("web"))["memory_max"] == 50 * M
+
+
 async def test_sighup_reads_the_file_again_and_instances_come_and_go(tmp_path):
     async with service(tmp_path, WEB + "instances = 2\n") as it:
         first = await it.pid("web@1")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 
 import pytest
 
@@ -68,6 +69,27 @@ async def test_what_is_persisted_is_in_the_file_and_in_the_next_service(tmp_path
         await it.pid("web")
         found = await it.status("web")
         assert (found["memory_max"], found["pids_max"]) == (32 * M, 8)
+
+
+@pytest.mark.fault("H10")
+@pytest.mark.host_only
+async def test_what_was_persisted_is_the_files_after_a_kill(tmp_path):
+    toml = WEB.replace("kill_signal", 'group = "all"\nkill_signal') + "[group.all]\npids_max = 100\n"
+    async with service(tmp_path, toml, status=-signal.SIGKILL) as first:
+        await first.pid("web")
+        await first.cli("set", "--persist", "web", "pids_max=8")
+        await first.cli("set", "--persist", "group/all", "pids_max=80")
+        file = first.directory / "nsupervisor.toml"
+        assert "pids_max = 8\n" in file.read_text()
+        assert "pids_max = 80\n" in file.read_text()
+        plan = json.loads(await first.cli("plan", "--json", str(file)))
+        assert (plan["groups"], [step["do"] for step in plan["steps"]]) == ([], ["none"])
+        first.process.kill()
+        await first.process.wait()
+    async with service(tmp_path, toml.replace("pids_max = 20", "pids_max = 9").replace("= 100", "= 90")) as second:
+        assert (await second.status("web"))["pids_max"] == 9
+        (group,) = json.loads(await second.cli("status", "--groups", "--json"))
+        assert group["pids_max"] == 90
 
 
 @pytest.mark.host_only

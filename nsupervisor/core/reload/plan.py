@@ -167,7 +167,7 @@ def _plan_existing(current: CurrentInstance, workload: WorkloadConfig) -> Instan
         and not any(change.key == _ENVIRONMENT_FILE_KEY for change in changes)
     ):
         changes = (*changes, Change(_ENVIRONMENT_FILE_KEY, "contents", None, None, is_live=False))
-    resources, limits_note = _target_limits(current, workload)
+    resources, limits_note = target_limits(current.workload, workload, current.resources)
     action, reason = _choose_action(current, workload, changes)
     return InstancePlan(
         current.name, action, "; ".join(part for part in (reason, limits_note) if part), changes, resources=resources
@@ -228,13 +228,13 @@ def _has_started(current: CurrentInstance) -> bool:
     return current.should_run and not current.is_waiting and current.state not in (State.EXITED, State.STOPPED)
 
 
-def _target_limits(current: CurrentInstance, workload: WorkloadConfig) -> tuple[Resources, str]:
-    """Return the limits to apply, and a note about limits that were set at run time."""
-    resources = merge_limits(current.workload.resources, workload.resources, current.resources)
-    if resources == workload.resources:
+def target_limits(old: WorkloadConfig, new: WorkloadConfig, in_force: Resources) -> tuple[Resources, str]:
+    """Return the limits to have after a reload, and a note about limits that were set at run time."""
+    resources = merge_limits(old.resources, new.resources, in_force)
+    if resources == new.resources:
         return resources, ""
-    if any(find_limit_conflicts(attrs.evolve(workload, resources=resources), ())):
-        return workload.resources, "limits set at run time do not fit any more, and are given up for the file's"
+    if any(find_limit_conflicts(attrs.evolve(new, resources=resources), ())):
+        return new.resources, "limits set at run time do not fit any more, and are given up for the file's"
     return resources, "limits set at run time stay, as the file has not changed them"
 
 

@@ -39,7 +39,7 @@ from nsupervisor.logs.record import timestamp_now as timestamp
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.hooks import run_notification
-from nsupervisor.service.instance.limits import LimitWriter, Result
+from nsupervisor.service.instance.limits import LimitWriter, Result, Target
 from nsupervisor.service.instance.rule_observer import RuleObserver
 from nsupervisor.service.state.checkpoint import limit_overrides, restore_rules, saved_rules
 from nsupervisor.service.state.file import GroupCheckpoint
@@ -340,12 +340,12 @@ class Group:
         """The limits in force: those of the configuration, with later changes by operators."""
         return self.limit_writer.resources
 
-    async def apply_limits(self, resources: Resources) -> None:
+    async def apply_limits(self, target: Target) -> None:
         """Apply the limits of a configuration file, and write the percentages inside the group again.
 
         Raises CgroupError, and then nothing has changed.
         """
-        await self.limit_writer.apply(resources)
+        await self.limit_writer.apply(target)
 
     async def change_limits(self, changes: Mapping[str, Any], by: str = "operator") -> Result:
         """Change the group's limits (as parsed by `parse_changes`): all of them, or none.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import attrs
@@ -121,11 +122,6 @@ class Groups:
             return []
         return [group for group in self.by_name.values() if fnmatch.fnmatchcase(group.name, pattern)]
 
-    async def change_limits(self, name: str, changes: Mapping[str, Any], by: str = "operator") -> tuple[bool, str]:
-        """Change the limits of a group (by its full name, "group/batch"), as `Group.change_limits` does."""
-        (group,) = self.matching(name)
-        return await group.change_limits(changes, by)
-
     def differing(self, config: Config) -> list[tuple[Group, GroupConfig]]:
         """Return the groups, and the host, that differ in `config`, each with its new configuration."""
         wanted = {group: config.groups[name] for name, group in self.by_name.items()}
@@ -146,9 +142,8 @@ class Groups:
         has changed.
         """
         supported_rules(config.policy, group.cgroup, owner=f"{group.name}: ", is_required=True, report=lambda _: None)
-        after = merge_limits(group.config.resources, config.resources, group.resources)
-        if after != group.resources:
-            await group.apply_limits(after)
+        if config.resources != group.config.resources:
+            await group.apply_limits(partial(merge_limits, group.config.resources, config.resources))
 
     def status(self) -> list[dict[str, Any]]:
         """Return one status object per group."""

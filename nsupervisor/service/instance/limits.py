@@ -26,6 +26,8 @@ from nsupervisor.core.rules.limit_steps import LimitValues
 from nsupervisor.logs import call_in_thread
 from nsupervisor.service.state.checkpoint import limits_digest
 
+Target = Callable[[Resources], Resources]
+"""Returns the limits to have, from those in force; called when its turn comes, so that no earlier change is lost."""
 Result = tuple[bool, str]
 """Whether the change was made, and the problem in words, or ""."""
 
@@ -73,6 +75,8 @@ class LimitWriter:
     _queue: _Queue | None = attrs.field(init=False, default=None)
     """The requests, for a task that is started with the first one."""
     _unfinished_count: int = attrs.field(init=False, default=0)
+    _deferred: list[Target] = attrs.field(init=False, factory=list)
+    """The targets deferred since the present change began, which the limits that it writes lack."""
     _digest: tuple[Resources | None, str] = attrs.field(init=False, default=(None, ""))
 
     def __attrs_post_init__(self) -> None:
@@ -105,20 +109,22 @@ class LimitWriter:
         _, period = self.resources.cpu_max or (None, DEFAULT_CPU_PERIOD)
         return (None if number is None else max(1000, round(number * period)), period)
 
-    async def apply(self, resources: Resources) -> None:
+    async def apply(self, target: Target) -> None:
         """Apply the limits of a configuration file. Raises CgroupError, and then nothing has changed."""
-        done, reason = await self._submit(partial(self._apply, resources))
+        done, reason = await self._submit(partial(self._apply, target))
         if not done:
             raise CgroupError(reason)
 
-    def defer(self, resources: Resources) -> None:
-        """Have these limits from the next process on: `apply_pending` writes them."""
-        self.resources = resources
+    def defer(self, target: Target) -> None:
+        """Have other limits from the next process on: `apply_pending` writes them."""
+        self.resources = target(self.resources)
+        if self._unfinished_count:
+            self._deferred.append(target)
 
     async def apply_pending(self) -> None:
         """Apply limits that were deferred until the next process. Raises CgroupError."""
         if self.applied != self.resources:
-            await self.apply(self.resources)
+            await self.apply(lambda resources: resources)
 
     async def reapply_percentages(self) -> str:
         """Write percentage limits again after a limit of an enclosing group changed; return the problem, or ""."""
@@ -191,7 +197,7 @@ class LimitWriter:
     # ---- one change
 
     async def _change(self, changes: Mapping[str, Any], cause: Mapping[str, Any], log_level: str) -> Result:
-        before = self.resources
+        before = self._begin_change()
         try:
             after = apply_changes(self.owner, before, changes)
             await self._write(after, optional=False)
@@ -202,13 +208,19 @@ class LimitWriter:
         self.log_event("action", log_level, action="set", cause=cause, before=was, after=is_)
         return True, "; ".join(await self.reapply_inside())
 
-    async def _apply(self, resources: Resources) -> Result:
+    async def _apply(self, target: Target) -> Result:
+        after = target(self._begin_change())
         try:
-            await self._write(resources, optional=not resources.required)
+            await self._write(after, optional=not after.required)
         except CgroupError as error:
             return False, str(error)
         await self.reapply_inside()
         return True, ""
+
+    def _begin_change(self) -> Resources:
+        """Return the limits to begin with."""
+        self._deferred.clear()
+        return self.resources
 
     async def _write(self, after: Resources, *, optional: bool) -> None:
         """Write the limits; with `optional`, a limit that the kernel refuses is logged and is not an error."""
@@ -216,6 +228,8 @@ class LimitWriter:
             for problem in await _write_limits(self.cgroup, self.applied, after, optional=optional):
                 self.log_event("limit not enforced", "warning", message=str(problem))
         self.resources = self.applied = after
+        for target in self._deferred:
+            self.resources = target(self.resources)
         self.on_change()
 
     async def _reapply_percentages(self) -> Result:

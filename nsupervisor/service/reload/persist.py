@@ -1,11 +1,13 @@
 """Write changed limits into the configuration file, so that they outlive the service: for `set --persist`.
 
-The file belongs to a person, so everything else in it stays as it is: comments, order, spelling. The new text is parsed
-before it is written, and must mean the same as before except for these limits; otherwise the file is left unchanged.
+The file belongs to a person, so everything else in it stays as it is: comments, order, spelling, line ends. The new
+text is parsed before it is written, and must mean the same as before except for these limits; otherwise the file is
+left unchanged.
 """
 
 from __future__ import annotations
 
+import codecs
 import os
 import stat
 import tempfile
@@ -13,33 +15,14 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import attrs
-import trio
 
 from nsupervisor.config.changes import apply_changes, parse_changes
 from nsupervisor.config.files import read_text
 from nsupervisor.config.load import parse
 from nsupervisor.config.model import Config
 from nsupervisor.config.problems import ConfigError
-from nsupervisor.logs import call_in_thread
 
 Kind = Literal["workload", "group"]
-
-
-@attrs.define(eq=False)
-class ConfigEditor:
-    """Writes one change after the other into the file, in a thread, so that the service does not wait."""
-
-    _lock: trio.Lock = attrs.field(init=False, factory=trio.Lock)
-
-    async def persist(self, path: str, kind: Kind, name: str, resources: Mapping[str, Any]) -> str:
-        """Call `persist` in a thread; return why it failed, or ""."""
-        async with self._lock:
-            try:
-                await call_in_thread(persist, path, kind, name, resources)
-            except (OSError, ConfigError) as error:
-                reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-                return f"it is set, but not written into {path}: {reason}"
-        return ""
 
 
 def persist(path: str, kind: Kind, name: str, resources: Mapping[str, Any]) -> None:
@@ -54,16 +37,22 @@ def persist(path: str, kind: Kind, name: str, resources: Mapping[str, Any]) -> N
     before = parse(text, path)
     if name not in (before.workloads if kind == "workload" else before.groups):
         raise OSError(f"{path} has no {kind} {name} any more")
-    wanted = _expected(before, kind, name, parse_changes(resources))
+    wanted = with_limits(before, kind, name, parse_changes(resources))
     if wanted == before:
         return
-    after = edit(text, kind, name, resources)
+    has_crlf = text.count("\r\n") == text.count("\n") > 0
+    after = edit(text.replace("\r\n", "\n") if has_crlf else text, kind, name, resources)
     if after is None or not _matches(after, path, wanted):
         raise OSError(f"{path} is written in a way that cannot be changed here; change [{kind}.{name}] by hand")
-    _replace(real, after)
+    if has_crlf:
+        after = after.replace("\n", "\r\n")
+    with open(real, "rb") as file:
+        mark = file.read(len(codecs.BOM_UTF8))
+    _replace(real, after.encode("utf-8-sig" if mark == codecs.BOM_UTF8 else "utf-8"))
 
 
-def _expected(config: Config, kind: Kind, name: str, changes: Mapping[str, Any]) -> Config:
+def with_limits(config: Config, kind: Kind, name: str, changes: Mapping[str, Any]) -> Config:
+    """Return the configuration with other limits of one workload or group. Raises ConfigError if they conflict."""
     if kind == "workload":
         workload = config.workloads[name]
         new = attrs.evolve(workload, resources=apply_changes(workload, workload.resources, changes))
@@ -118,12 +107,12 @@ def edit(text: str, kind: Kind, name: str, resources: Mapping[str, Any]) -> str 
         return None
 
 
-def _replace(path: str, text: str) -> None:
+def _replace(path: str, text: bytes) -> None:
     """Replace the file atomically, with the same owner and mode: a reader sees the old text or the new one."""
     old = os.stat(path)
     fd, new = tempfile.mkstemp(dir=os.path.dirname(path), prefix=f".{os.path.basename(path)}.")
     try:
-        with open(fd, "w", encoding="utf-8", newline="") as file:
+        with open(fd, "wb") as file:
             os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
             if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
                 os.fchown(file.fileno(), old.st_uid, old.st_gid)

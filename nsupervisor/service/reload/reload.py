@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -23,11 +23,13 @@ import attrs
 import trio
 
 from nsupervisor.cgroups import CgroupError, Host
-from nsupervisor.config.model import Config, Resources, SupervisorConfig, WorkloadConfig
+from nsupervisor.config.changes import apply_changes
+from nsupervisor.config.model import Config, SupervisorConfig, WorkloadConfig
 from nsupervisor.config.positions import Positions, scan_positions
 from nsupervisor.config.problems import ConfigError, Problem
 from nsupervisor.core import dependencies
-from nsupervisor.core.reload.plan import InstanceAction, InstancePlan, Plan, make_plan
+from nsupervisor.core.reload.differences import merge_limits
+from nsupervisor.core.reload.plan import InstanceAction, InstancePlan, Plan, make_plan, target_limits
 from nsupervisor.json_codec import encode_line
 from nsupervisor.logs import call_in_thread
 from nsupervisor.service.capacity import raise_descriptor_limit
@@ -36,9 +38,11 @@ from nsupervisor.service.group.group import Group
 from nsupervisor.service.group.groups import Groups
 from nsupervisor.service.group.placement import Placement, make_instance, supported_workload, update_membership
 from nsupervisor.service.instance.actor import Actor
+from nsupervisor.service.instance.limits import Target
 from nsupervisor.service.jobs import Jobs, Transaction
 from nsupervisor.service.line_stream import LineStream
 from nsupervisor.service.preflight import check_text
+from nsupervisor.service.reload.persist import Kind, persist, with_limits
 from nsupervisor.service.reload.plan_inputs import Contents, read_contents, running_instance
 from nsupervisor.service.service_manager import notify_service_manager
 from nsupervisor.wire_names import by_wire_name
@@ -84,6 +88,43 @@ class Reloader:
             raise request.error
         assert request.stream is not None
         return request.stream
+
+    async def persist_limits(self, actor: Actor, changes: Mapping[str, Any], written: Mapping[str, Any]) -> str:
+        """Write limits of an instance, which are in force, into the file; return why that failed, or "".
+
+        `written` are `changes` in the form of the file. From then on the limits are those of the configuration: the
+        next supervisor takes them from the file. Nothing else of a file that was edited is put in force.
+        """
+        if problem := await self._persist("workload", actor.workload.name, written):
+            return problem
+        with suppress(ConfigError):  # they fit the file that was edited, and not the one in force
+            resources = apply_changes(actor.configured, actor.configured.resources, changes)
+            configured, workload = (
+                attrs.evolve(config, resources=resources) for config in (actor.configured, actor.workload)
+            )
+            actor.apply_config(configured, workload)
+            actor.save_checkpoint()
+        return ""
+
+    async def persist_group_limits(self, group: Group, changes: Mapping[str, Any], written: Mapping[str, Any]) -> str:
+        """Write limits of a group into the file, as `persist_limits` does for an instance."""
+        name = group.config.name
+        if problem := await self._persist("group", name, written):
+            return problem
+        with suppress(ConfigError):
+            self.config = with_limits(self.config, "group", name, changes)
+            self._groups.apply_config(self.config)
+            group.save_checkpoint()
+        return ""
+
+    async def _persist(self, kind: Kind, name: str, written: Mapping[str, Any]) -> str:
+        async with self.jobs.membership_lock:  # a reload reads the file either before or after
+            try:
+                await call_in_thread(persist, self.config.path, kind, name, written)
+            except (OSError, ConfigError) as error:
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+                return f"it is set, but not written into {self.config.path}: {reason}"
+        return ""
 
     async def _reload(self, request: _ReloadRequest) -> None:
         try:
@@ -147,11 +188,11 @@ class Reloader:
         prepared = _Prepared()
         errors: list[CgroupError] = []
 
-        async def limit(actor: Actor, resources: Resources) -> None:
-            before_change = actor.resources
+        async def limit(actor: Actor, workload: WorkloadConfig) -> None:
+            before = actor.resources
             try:
-                await actor.limit_writer.apply(resources)
-                prepared.limits_before[actor] = before_change
+                await actor.limit_writer.apply(_limits_target(actor, workload))
+                prepared.undo_limits[actor] = partial(merge_limits, actor.resources, before)
             except CgroupError as error:
                 errors.append(error)
 
@@ -179,12 +220,12 @@ class Reloader:
                     step.action is InstanceAction.RESTART and actor.lifecycle.is_alive
                 ):
                     prepared.limits_changed.add(step.name)
-                    nursery.start_soon(limit, actor, step.resources)
+                    nursery.start_soon(limit, actor, step.workload)
         for group, wanted in self._groups.differing(config):
             try:
-                before_change = group.resources
+                before = group.resources
                 await self._groups.apply_limits(group, wanted)
-                prepared.group_limits_before.append((group, before_change))
+                prepared.undo_group_limits.append((group, partial(merge_limits, group.resources, before)))
             except CgroupError as error:
                 errors.append(error)
         if errors:
@@ -194,12 +235,12 @@ class Reloader:
 
     async def _put_back(self, prepared: _Prepared) -> None:
         """Undo what `_prepare` has done; what cannot be undone is logged."""
-        for group, resources in reversed(prepared.group_limits_before):
+        for group, before in reversed(prepared.undo_group_limits):
             with self._log_failure(group.name):
-                await group.apply_limits(resources)
-        for actor, resources in prepared.limits_before.items():
+                await group.apply_limits(before)
+        for actor, before in prepared.undo_limits.items():
             with self._log_failure(actor.name):
-                await actor.limit_writer.apply(resources)
+                await actor.limit_writer.apply(before)
         for actor in prepared.new.values():
             self._groups.remove(actor)
             with self._log_failure(actor.name):
@@ -244,10 +285,11 @@ class Reloader:
                 continue
             actor = actors[step.name]
             self.jobs.cancel_removal(actor)
+            limits = _limits_target(actor, step.workload)
             actor.apply_config(step.workload, prepared.supported[step.name])
             update_membership(actor, step.workload, self.placement)
             if step.name not in prepared.limits_changed:  # the limits are applied with its next process
-                actor.limit_writer.defer(step.resources)
+                actor.limit_writer.defer(limits)
             if step.changes:
                 actor.save_checkpoint()
                 changes = [by_wire_name(change) for change in step.changes]
@@ -336,9 +378,10 @@ class _Prepared:
     """The workload of each instance that stays, without the rules that this host cannot evaluate."""
     limits_changed: set[str] = attrs.field(factory=set)
     """The instances whose limits have been changed."""
-    limits_before: dict[Actor, Resources] = attrs.field(factory=dict)
-    group_limits_before: list[tuple[Group, Resources]] = attrs.field(factory=list)
-    """The groups whose limits have been changed, in this order, each with its limits before."""
+    undo_limits: dict[Actor, Target] = attrs.field(factory=dict)
+    """The inverse of each change of limits: other changes that were made since stay."""
+    undo_group_limits: list[tuple[Group, Target]] = attrs.field(factory=list)
+    """The same for groups, in the order of the changes."""
 
 
 @attrs.define(eq=False)
@@ -377,6 +420,12 @@ def _load(path: str, text: str | None, host: Host, read: Callable[[str], str]) -
     if problems:
         raise ConfigError(problems)
     return _LoadedFile(config, scan_positions(text), read_contents(config))
+
+
+def _limits_target(actor: Actor, workload: WorkloadConfig) -> Target:
+    """Return what a reload makes of the limits of an instance; `workload` is its new configuration."""
+    old = actor.configured
+    return lambda in_force: target_limits(old, workload, in_force)[0]
 
 
 def _refusal(path: str, message: str) -> ConfigError:

@@ -109,3 +109,18 @@ def test_what_is_no_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="is no file that can be written"):
         persist(str(tmp_path / "pipe"), "workload", "web", {"pids_max": 12})
+
+
+@pytest.mark.fault("H13")
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["no mark", "byte order mark"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["lf", "crlf"])
+def test_line_ends_and_the_byte_order_mark_stay(site, mark, end):
+    changes = [("web", {"pids_max": 12}), ("db", {"cpu_weight": 50})]
+    for name, values in changes:
+        persist(str(site), "workload", name, values)
+    plain = site.read_text()
+    assert ("pids_max = 12" in plain, "cpu_weight = 50" in plain) == (True, True)
+    site.write_bytes(mark + SITE.replace("\n", end).encode())
+    for name, values in changes:
+        persist(str(site), "workload", name, values)
+    assert site.read_bytes() == mark + plain.replace("\n", end).encode()
