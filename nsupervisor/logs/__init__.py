@@ -4,15 +4,17 @@ from nsupervisor.logs.capture import Capture
 from nsupervisor.logs.framing import Framing
 from nsupervisor.logs.journal import Journal, open_journal
 from nsupervisor.logs.log_file import LogFile, LogFiles, Rotation
+from nsupervisor.logs.logger import FilteringBoundLogger
 from nsupervisor.logs.offsets import OffsetFile, read_next_seq
 from nsupervisor.logs.pipe import Pipe
-from nsupervisor.logs.record import schema
+from nsupervisor.logs.record import schema, timestamp_now
 from nsupervisor.logs.route import LineSequence, OutputRoute
 from nsupervisor.logs.threads import THREAD_RUNNER, call_in_thread, run_in_thread
 
 __all__ = [
     "THREAD_RUNNER",
     "Capture",
+    "FilteringBoundLogger",
     "Framing",
     "Journal",
     "LineSequence",
@@ -27,4 +29,5 @@ __all__ = [
     "read_next_seq",
     "run_in_thread",
     "schema",
+    "timestamp_now",
 ]

@@ -25,6 +25,9 @@ _COLOURS = {
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 
+_HEAD = ("timestamp", "level", "event")
+
+
 @attrs.frozen
 class ConsoleFormat:
     """Makes lines such as `12:00:00.123 info     web           started pid=12`, times in the local zone."""
@@ -42,9 +45,10 @@ class ConsoleFormat:
     def render_record(self, timestamp: str, level: str, event: str, fields: Mapping[str, Any]) -> bytes:
         """Render one record of the service; a traceback follows on separate lines.
 
-        Fields that are None are left out (an exit code if a signal has ended the program).
+        Fields that are None are left out (an exit code if a signal has ended the program), and those with the names of
+        the first three parameters.
         """
-        remaining = {key: value for key, value in fields.items() if value is not None}
+        remaining = {key: value for key, value in fields.items() if value is not None and key not in _HEAD}
         exception = remaining.pop("exception", None)
         line = self._render_head(
             timestamp, level, remaining.pop("workload", None) or remaining.pop("group", "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from nsupervisor.logs.collector import LogCollector
 from nsupervisor.logs.console import ConsoleFormat
 from nsupervisor.logs.fairness import LoopTick
 from nsupervisor.logs.log_daemons import Journald, Syslog
-from nsupervisor.logs.logger import DropEvent, FilteringBoundLogger, make_logger
+from nsupervisor.logs.logger import DropEvent, EventDict, FilteringBoundLogger, make_logger
 from nsupervisor.logs.record import JsonFormat, Line, timestamp_now
 from nsupervisor.logs.sink import BUFFER_SIZE, Sink
 from nsupervisor.logs.target import Target, open_target
@@ -25,7 +25,7 @@ from nsupervisor.nurseries import open_background_nursery
 
 Level = Literal["debug", "info", "warning", "error", "critical"]
 _MAX_FLUSH_S = 30.0  # seconds at the end for which a steady but slow reader is waited for
-_LEVELS = ("debug", "info", "warning", "error", "critical")
+_LEVELS = {level: rank for rank, level in enumerate(("debug", "info", "warning", "error", "critical"))}
 
 
 class Journal:
@@ -35,7 +35,10 @@ class Journal:
     """
 
     log: FilteringBoundLogger
-    """The logger for the service's own records: `journal.log.info("started", workload="web", pid=12)`."""
+    """The logger for the service's own records: `journal.log.info("started", workload="web", pid=12)`.
+
+    It is structlog's: `journal.log.bind(workload="web")` returns a logger whose records all have that field.
+    """
 
     listener: Callable[[str, str, str, Mapping[str, Any]], None] | None = None
     """Called with the timestamp, level, event and fields of each record of the service, whatever the level."""
@@ -50,23 +53,37 @@ class Journal:
         self._sink = sink
         self._output = output
         self._format = formatting
-        self._min_level = _LEVELS.index(level)
+        self._min_level = _LEVELS[level]
         self.tick = LoopTick()
         """Tracks the current tick of the event loop, for tasks that make records of much output."""
-        self.log = make_logger(sink.put, self._render)
+        processors = (self._add_timestamp, self._pass_to_listener, self._drop_below_level, self._render)
+        self.log = make_logger(sink.put, processors)
 
-    def _render(self, _logger: Any, method: str, fields: MutableMapping[str, Any]) -> bytes:
-        event = str(fields.pop("event", ""))
-        timestamp = timestamp_now()
+    # ---- structlog's processors of a record, in this order
+
+    def _add_timestamp(self, _logger: Any, _level: str, record: EventDict) -> EventDict:
+        if "timestamp" not in record:
+            record["timestamp"] = timestamp_now()
+        return record
+
+    def _pass_to_listener(self, _logger: Any, level: str, record: EventDict) -> EventDict:
         if self.listener is not None:
-            self.listener(timestamp, method, event, fields)
-        if _LEVELS.index(method) < self._min_level:
+            self.listener(record["timestamp"], level, str(record.get("event", "")), record)
+        return record
+
+    def _drop_below_level(self, _logger: Any, level: str, record: EventDict) -> EventDict:
+        if _LEVELS[level] < self._min_level:
             raise DropEvent
-        return self._format.render_record(timestamp, method, event, fields)
+        return record
+
+    def _render(self, _logger: Any, level: str, record: EventDict) -> bytes:
+        return self._format.render_record(record["timestamp"], level, str(record.get("event", "")), record)
+
+    # ----
 
     def set_level(self, level: Level) -> None:
         """From now on write records of at least this level."""
-        self._min_level = _LEVELS.index(level)
+        self._min_level = _LEVELS[level]
 
     @property
     def format(self) -> JsonFormat | ConsoleFormat:

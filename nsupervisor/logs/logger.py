@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 
 @contextmanager
@@ -26,28 +25,29 @@ def _import_blocked(name: str) -> Iterator[None]:
 with _import_blocked("rich"):
     import structlog
     from structlog import DropEvent
-    from structlog.typing import FilteringBoundLogger
+    from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
-__all__ = ["DropEvent", "FilteringBoundLogger", "make_logger"]
+__all__ = ["DropEvent", "EventDict", "FilteringBoundLogger", "make_logger"]
 
 
-class _WrappedLogger:
-    """The object that structlog calls a logger: it receives the finished record."""
+class _PutLogger:
+    """The logger that structlog wraps: each of its methods receives the record that the last processor has rendered."""
 
     def __init__(self, put: Callable[[bytes], None]) -> None:
         self.debug = self.info = self.warning = self.error = self.critical = put
 
 
-def make_logger(
-    put: Callable[[bytes], None], render: Callable[[Any, str, MutableMapping[str, Any]], bytes]
-) -> FilteringBoundLogger:
-    """Make a bound logger for one journal; structlog's global configuration is neither read nor changed."""
-    bound_logger: FilteringBoundLogger = structlog.wrap_logger(
-        _WrappedLogger(put),
-        processors=[structlog.processors.format_exc_info, render],
-        # No level is filtered here: the listener receives every record, and `Journal` filters the stream.
+def make_logger(put: Callable[[bytes], None], processors: Sequence[Processor]) -> FilteringBoundLogger:
+    """Make a bound logger for one journal; structlog's global configuration is neither read nor changed.
+
+    Each record passes through the processors. The last one returns the bytes for `put`. No level is filtered here: a
+    processor does that, after the listener has received the record.
+    """
+    logger: FilteringBoundLogger = structlog.wrap_logger(
+        _PutLogger(put),
+        processors=[structlog.processors.format_exc_info, *processors],
         wrapper_class=structlog.make_filtering_bound_logger("debug"),
         context_class=dict,
         cache_logger_on_first_use=True,
     ).bind()
-    return bound_logger
+    return logger

@@ -1,11 +1,10 @@
 """Journal records about one workload instance, held back while something more urgent is in progress."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 import attrs
 
-from nsupervisor.logs import Journal
+from nsupervisor.logs import FilteringBoundLogger, Journal, timestamp_now
 
 
 @attrs.define(eq=False)
@@ -17,20 +16,35 @@ class InstanceLog:
     journal: Journal
     last_event: dict[str, Any] | None = None
     """The latest record, as `status` shows it."""
+    _labels: dict[str, Any] = attrs.field(init=False)
+    """The fields that all records of the instance have."""
+    _log: FilteringBoundLogger = attrs.field(init=False)
+    """The journal's logger with these fields."""
     _held_records: list[tuple[str, str, dict[str, Any]]] | None = None
     """Records that wait for something more urgent, in order; None while records are written at once."""
 
-    def write(self, generation: int, event: str, level: str = "info", /, **fields: Any) -> dict[str, Any]:
-        """Write a record, or keep it until `release`; return it with its timestamp."""
-        self.last_event = {"timestamp": datetime.now(UTC).isoformat(timespec="microseconds"), "event": event, **fields}
-        record: dict[str, Any] = {"workload": self.name, "generation": generation, **fields}
+    def __attrs_post_init__(self) -> None:
+        self._labels = {"workload": self.name}
         if self.instance is not None:
-            record["instance"] = self.instance
-        if self._held_records is not None:
-            self._held_records.append((level, event, record))
+            self._labels["instance"] = self.instance
+        self._log = self.journal.log.bind(**self._labels)
+
+    def write(self, generation: int, event: str, level: str = "info", /, **fields: Any) -> dict[str, Any]:
+        """Write a record, or keep it until `release`; return it as it is written."""
+        timestamp = timestamp_now()
+        self.last_event = {"timestamp": timestamp, "event": event, **fields}
+        if self._held_records is not None:  # without the timestamp: those in the stream are in order
+            self._held_records.append((level, event, {"generation": generation, **fields}))
         else:
-            getattr(self.journal.log, level)(event, **record)
-        return {**self.last_event, **record}
+            getattr(self._log, level)(event, timestamp=timestamp, generation=generation, **fields)
+        return {
+            "timestamp": timestamp,
+            "level": level,
+            "event": event,
+            **self._labels,
+            "generation": generation,
+            **fields,
+        }
 
     def hold(self) -> None:
         """Hold back all records from now on."""
@@ -40,4 +54,4 @@ class InstanceLog:
         """Write the records that were held back."""
         held, self._held_records = self._held_records or (), None
         for level, event, record in held:
-            getattr(self.journal.log, level)(event, **record)
+            getattr(self._log, level)(event, **record)
