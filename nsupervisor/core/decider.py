@@ -12,6 +12,7 @@ import signal
 
 import attrs
 
+from nsupervisor.config.condition_terms import EXIT
 from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.core import events
 from nsupervisor.core.actions import Action, Signal, Spawn
@@ -100,6 +101,10 @@ def handle(state: WorkloadState, input_: WorkloadInput, instant: Instant, worklo
     """Compute the state after an input, and the actions to execute."""
     match input_:
         case Observation(snapshot=snapshot, limits=limits):
+            if EXIT in snapshot and state.lifecycle.is_ending_program:
+                # The rules judge what a program does, not an exit that the supervisor caused: a person who restarts a
+                # program must not get the answer of a rule to the exit status that this leads to.
+                snapshot = {file: values for file, values in snapshot.items() if file != EXIT}
             engine, firings = state.engine.observe(snapshot, limits, instant.now)
             if engine is state.engine:
                 return Transition(state)  # most samples change nothing, and there are many of them

@@ -118,11 +118,21 @@ class Lifecycle:
     """Consecutive ends that led to a back-off; the exponent of the next delay."""
     restarts: int = attrs.field(default=0, metadata=wire("restarts"))
     """Starts that the supervisor decided on since it began."""
+    started_type: str = attrs.field(default="", metadata=wire("type"))
+    """The workload's `type` when this generation was started; "" if it is not known: then it is the present one.
+
+    The type says how the program reports that it is ready, so a program keeps the one that it was started with.
+    """
 
     @property
     def is_alive(self) -> bool:
         """Whether processes of the current generation may live."""
         return self.state in ALIVE_STATES
+
+    @property
+    def is_ending_program(self) -> bool:
+        """Whether the supervisor has sent a signal to end the program, and the program has not exited yet."""
+        return self.state is State.STOPPING and self.exit is None
 
 
 LifecycleResult = tuple[Lifecycle, tuple[Action, ...]]
@@ -246,7 +256,7 @@ def cancel_freeze(lifecycle: Lifecycle, input_: Input, instant: Instant, workloa
 def thaw(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Return to the state before the freeze; a program that is not ready yet gets its full time again."""
     assert isinstance(input_, Command)
-    waits = lifecycle.state_before_freeze is State.RUNNING and reports_readiness(workload)
+    waits = lifecycle.state_before_freeze is State.RUNNING and reports_readiness(lifecycle, workload)
     deadline = _deadline(instant, workload.timeout_start_sec) if waits else None
     return attrs.evolve(
         lifecycle, state=lifecycle.state_before_freeze, deadline=deadline, reason=f"thawed by {input_.requested_by}"
@@ -255,7 +265,7 @@ def thaw(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Worklo
 
 def mark_running(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Record that the program runs; if it has to become ready, its start deadline stays."""
-    deadline = lifecycle.deadline if reports_readiness(workload) else None
+    deadline = lifecycle.deadline if reports_readiness(lifecycle, workload) else None
     lifecycle = attrs.evolve(lifecycle, state=State.RUNNING, deadline=deadline)
     return _enter_frozen(lifecycle, lifecycle.freeze_requested_by) if lifecycle.freeze_requested_by else (lifecycle, ())
 
@@ -281,7 +291,8 @@ def abort(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Workl
 def start_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Stop a program that did not start in time."""
     lifecycle = attrs.evolve(lifecycle, after_stop=AfterStop.POLICY, fault_outcome=Outcome.TIMEOUT)
-    reason = f"not {'ready' if reports_readiness(workload) else 'started'} within {workload.timeout_start_sec:g} s"
+    what = "ready" if reports_readiness(lifecycle, workload) else "started"
+    reason = f"not {what} within {workload.timeout_start_sec:g} s"
     return _enter_stopping(lifecycle, instant, workload, reason, Signal(workload.kill_signal))
 
 
@@ -397,6 +408,7 @@ def adopt_generation(
         fault_outcome=None,
         freeze_requested_by="",
         started_at=instant.now,
+        started_type="",
         recent_starts=(*lifecycle.recent_starts, instant.now),
     )
 
@@ -420,9 +432,16 @@ def stopped_by_shutdown(lifecycle: Lifecycle) -> bool:
     return lifecycle.reason in (f"stopped by {SHUTDOWN}", f"killed by {SHUTDOWN}")
 
 
-def reports_readiness(workload: WorkloadConfig) -> bool:
+def reports_readiness(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
     """Check whether the program itself reports when it is ready; until then its start is not complete."""
-    return workload.type == "notify"
+    return (lifecycle.started_type or workload.type) == "notify"
+
+
+def is_up(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
+    """Check whether dependents may start: the workload is up, or has done its single job."""
+    if lifecycle.state is State.RUNNING:
+        return (lifecycle.started_type or workload.type) == "simple"
+    return lifecycle.state is State.READY or (lifecycle.state is State.EXITED and workload.type == "oneshot")
 
 
 def _deadline(instant: Instant, seconds: float) -> float | None:
@@ -444,6 +463,7 @@ def _spawn(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, rea
         fault_outcome=None,
         freeze_requested_by="",
         started_at=instant.now,
+        started_type=workload.type,
         recent_starts=(*recent, instant.now),
     )
     return lifecycle, (Spawn(lifecycle.generation),)

@@ -327,9 +327,10 @@ class Jobs:
             if actor.lifecycle.state is not State.STOPPED:
                 return False
             owner = self.leftovers if self.leftovers.get(actor.name) is actor else self.actors
+            # All in one step: a command on a group must not find a member that no longer exists.
             del owner[actor.name]
-            await actor.retire()
             self.groups.remove(actor)
+            await actor.retire()
             self.context.state.save(actor.name, None)
             try:
                 actor.cgroup.remove()

@@ -12,6 +12,7 @@ import pytest
 from nsupervisor.config.model import GroupRule, Resources, Rule
 from nsupervisor.config.schema import schema
 from nsupervisor.core import events
+from nsupervisor.core.lifecycle import Lifecycle
 from nsupervisor.core.records import COMMAND_NAMES
 from nsupervisor.core.reload.differences import Change
 from nsupervisor.core.replay.compare import ComparisonRow
@@ -22,6 +23,7 @@ from nsupervisor.core.rules.victims import Candidate
 from nsupervisor.core.serialize import from_json, to_json, to_json_sparse
 from nsupervisor.service.state.file import GroupCheckpoint, InstanceCheckpoint
 from nsupervisor.wire_names import by_wire_name, wire, wire_names
+from tests.core.replay import random_groups
 from tests.core.replay.random_traces import a_trace
 
 DATA = Path(__file__).parent / "data" / "0.1.0"
@@ -120,7 +122,11 @@ def test_what_has_no_wire_name_is_not_written():
         from_json(Stored, {})
 
 
-def test_traces_are_written_byte_for_byte_as_0_1_0_wrote_them():
+def test_traces_are_written_byte_for_byte_as_0_1_0_wrote_them(monkeypatch):
+    # Two decisions have changed since, and are undone here: rules judged an exit that the supervisor had caused, and
+    # a group's rule froze a frozen member again. The traces with them are others, in the same form.
+    monkeypatch.setattr(Lifecycle, "is_ending_program", False)
+    monkeypatch.setattr(random_groups, "Candidate", lambda *values: Candidate(*values[:6]))
     for path in sorted((DATA / "traces").glob("seed-*.jsonl")):
         written = a_trace(int(path.stem.partition("-")[2]))[1]
         assert written.decode().splitlines() == path.read_text().splitlines()

@@ -3,6 +3,7 @@
 import signal
 
 import attrs
+import pytest
 
 from nsupervisor.config.conditions import parse_condition
 from nsupervisor.config.model import Rule, WorkloadConfig
@@ -100,3 +101,37 @@ def test_a_new_generation_has_to_hold_a_level_anew():
     assert run.state.engine.states[0].holding_since is not None
     assert run(events.Exited(1, Exit(signal=15), populated=False)).actions == (Spawn(2),)
     assert run.state.engine.states[0].holding_since is None
+
+
+@pytest.mark.fault("H8")
+@pytest.mark.parametrize(
+    ("command", "after"),
+    [(events.Restart(), State.STARTING), (events.Stop(), State.STOPPED), (events.Kill(), State.BACKOFF)],
+)
+def test_rules_do_not_judge_an_exit_that_the_supervisor_caused(command, after):
+    """`trap 'exit 3' TERM`: the rule below turned a person's restart into a stop."""
+    rule = Rule(when=parse_condition("exit code != 0"), action="stop", name="policy[0]", line=7)
+    run = Run(action="log")
+    run.workload = WorkloadConfig("web", command=("web",), policy=(rule,), restart="always")
+    run.state = attrs.evolve(run.state, engine=Engine.for_rules((rule,)))
+    run(command)
+    exit_ = Exit(code=3)
+    run(Observation({"exit": exit_.condition_values()}, {}))
+    assert run.state.pending == ()
+    run(events.Exited(1, exit_, populated=False))
+    assert run.state.lifecycle.state is after
+
+
+def test_rules_judge_an_exit_that_happens_by_itself():
+    rule = Rule(when=parse_condition("exit code != 0"), action="stop", name="policy[0]", line=7)
+    run = Run(action="log")
+    run.state = attrs.evolve(run.state, engine=Engine.for_rules((rule,)))
+    run(Observation({"exit": Exit(code=3).condition_values()}, {}))
+    assert len(run.state.pending) == 1
+
+
+def test_other_files_of_such_an_observation_count():
+    run = Run(action="log")
+    run(events.Stop())
+    run(Observation({"exit": Exit(code=3).condition_values(), "memory.events": {"oom_kill": 1}}, {}))
+    assert [pending.firing.cause.file for pending in run.state.pending] == ["memory.events"]

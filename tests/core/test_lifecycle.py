@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.core import actions, backoff, events
 from nsupervisor.core.exits import Exit, Outcome
-from nsupervisor.core.lifecycle import TABLE, AfterStop, Instant, Lifecycle, State, apply_input
+from nsupervisor.core.lifecycle import TABLE, AfterStop, Instant, Lifecycle, State, apply_input, is_up
 
 OK = Exit(code=0)
 CRASH = Exit(code=1)
@@ -460,3 +460,35 @@ class AnyLife(RuleBasedStateMachine):
 
 AnyLife.TestCase.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
 test_any_life = AnyLife.TestCase
+
+
+@pytest.mark.fault("H6")
+def test_a_program_keeps_the_type_that_it_was_started_with():
+    """After a takeover with type = "notify" in the file, a program that was started as "simple" never became ready."""
+    run = Run().up()
+    run.workload = workload(type="notify", timeout_start_sec=5.0)
+    assert is_up(run.lifecycle, run.workload)
+    run(events.Freeze())(events.Thaw())
+    assert run.lifecycle.deadline is None  # otherwise it would be stopped, as it never reports
+    run(events.Restart()).dies(OK)
+    run.fact(events.Execed)
+    assert (run.lifecycle.deadline is not None, is_up(run.lifecycle, run.workload)) == (True, False)
+
+
+@pytest.mark.fault("H6")
+def test_a_program_that_is_starting_keeps_its_type_and_its_deadline():
+    run = Run(type="notify", timeout_start_sec=5.0)(events.Start())
+    run.workload = workload(type="simple")
+    run.fact(events.Execed)
+    assert run.lifecycle.deadline is not None
+    assert not is_up(run.lifecycle, run.workload)
+    run.fact(events.Ready)
+    assert is_up(run.lifecycle, run.workload)
+
+
+def test_a_generation_of_unknown_type_has_the_present_one():
+    """Version 0.1.0 does not save the type."""
+    run = Run().up()
+    run.lifecycle = attrs.evolve(run.lifecycle, started_type="")
+    assert is_up(run.lifecycle, workload())
+    assert not is_up(run.lifecycle, workload(type="notify"))

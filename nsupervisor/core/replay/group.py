@@ -22,6 +22,7 @@ from typing import Any
 import attrs
 
 from nsupervisor.config.model import Config, GroupConfig, WorkloadConfig
+from nsupervisor.core.lifecycle import State
 from nsupervisor.core.replay.compare import TimedAction
 from nsupervisor.core.replay.rule_states import missing_inputs, rebased, restore_rule_states
 from nsupervisor.core.replay.trace import (
@@ -393,7 +394,10 @@ class ReplayedGroup:
                 if recorded_candidate is not None and member.diverged_at is None
                 else now - lifecycle.started_at
             )
-            candidates.append(Candidate(name, memory, growth, workload.priority, age, workload.managed_oom_preference))
+            is_frozen = lifecycle.state is State.FROZEN
+            candidates.append(
+                Candidate(name, memory, growth, workload.priority, age, workload.managed_oom_preference, is_frozen)
+            )
         return candidates
 
     # ---- results

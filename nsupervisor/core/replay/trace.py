@@ -224,10 +224,13 @@ class TraceWriter:
 
     def workload_start(self, name: str, state: WorkloadState, now: float) -> Line:
         """Return the line with a workload's initial state; none of its rules is pending."""
+        lifecycle = state.lifecycle
+        if lifecycle.started_type == self._workloads[name].type:  # the head has it; version 0.1.0 does not read the key
+            lifecycle = attrs.evolve(lifecycle, started_type="")
         return {
             "t": now,
             "of": name,
-            "mind": {"life": to_json_sparse(state.lifecycle), "memories": to_json_sparse(state.engine.states)},
+            "mind": {"life": to_json_sparse(lifecycle), "memories": to_json_sparse(state.engine.states)},
         }
 
     def group_start(self, name: str, engine: Engine, quiet_since: float, now: float) -> Line:
@@ -319,7 +322,7 @@ class TraceWriter:
                 choice = {"action": fired.action, "rule": rule_settings(fired.rule), "victim": event.victim}
                 yield {
                     **prefix,
-                    "choice": {**choice, "candidates": to_json(event.candidates), "tried": dict(event.tried)},
+                    "choice": {**choice, "candidates": _candidates_json(event.candidates), "tried": dict(event.tried)},
                 }
             case Skipped():
                 yield {**prefix, "passed": True}
@@ -353,6 +356,12 @@ class TraceWriter:
             changes[file] = {key: to_json(value) for key, value in values.items() if known.get(key) != value}
             known_files[file] = dict(values)
         return changes, whole
+
+
+def _candidates_json(candidates: Sequence[Candidate]) -> list[Line]:
+    """Convert candidates; only those that are frozen have the key `frozen`, which version 0.1.0 does not read."""
+    lines: list[Line] = to_json(candidates)
+    return [{key: value for key, value in line.items() if key != "frozen" or value} for line in lines]
 
 
 def parse_group_action(data: Line) -> GroupAction:

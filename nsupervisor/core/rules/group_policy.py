@@ -101,7 +101,7 @@ def choose_victim(
     """
     rule = firing.rule
     assert isinstance(rule, GroupRule)
-    ranked = rank_candidates(rule.victim or "", candidates, tried)
+    ranked = rank_candidates(rule.victim or "", candidates, tried, firing.action)
     first = next((entry.candidate.name for entry in ranked if entry.rank == 1), None)
     after = [f"{name}: {why}" for name, why in tried.items()]
     cause = attrs.evolve(

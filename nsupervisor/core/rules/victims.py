@@ -34,6 +34,7 @@ class Candidate:
     age_s: float = attrs.field(metadata=wire("age"))
     """Seconds since its start."""
     preference: Literal["none", "avoid", "omit"] = attrs.field(default="none", metadata=wire("preference"))
+    is_frozen: bool = attrs.field(default=False, metadata=wire("frozen"))
 
 
 @attrs.frozen
@@ -59,16 +60,20 @@ class Ranked:
         }
 
 
-def rank_candidates(criterion: str, candidates: Iterable[Candidate], tried: Collection[str] = ()) -> tuple[Ranked, ...]:
-    """Rank all candidates, the first victim first; excluded ones come last, by name.
+def rank_candidates(
+    criterion: str, candidates: Iterable[Candidate], tried: Collection[str] = (), action: str = ""
+) -> tuple[Ranked, ...]:
+    """Rank all candidates for an action, the first victim first; excluded ones come last, by name.
 
-    victim: one of `config.model.Victim`. Candidates that are equal by this criterion are ordered by memory, the
-    largest first, then by name.
+    criterion: one of `config.model.Victim`. Candidates that are equal by it are ordered by memory, the largest first,
+    then by name.
     """
 
     def reason_excluded(candidate: Candidate) -> str:
         if candidate.preference == "omit":
             return "managed_oom_preference = omit"
+        if candidate.is_frozen and action == "freeze":
+            return "is frozen already"
         return "was tried, and it did not help" if candidate.name in tried else ""
 
     by_name = sorted(candidates, key=lambda candidate: candidate.name)

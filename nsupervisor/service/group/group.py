@@ -22,6 +22,7 @@ import trio
 
 from nsupervisor.cgroups import Cgroup, CgroupError
 from nsupervisor.config.model import GroupConfig, GroupRule, Resources
+from nsupervisor.core.lifecycle import State
 from nsupervisor.core.rules.group_policy import (
     ActionOutcome,
     Firings,
@@ -246,6 +247,7 @@ class Group:
                     workload.priority,
                     now - actor.lifecycle.started_at,
                     workload.managed_oom_preference,
+                    actor.lifecycle.state is State.FROZEN,
                 )
 
     async def _impose(self, actor: Actor, firing: Firing, condition: _Condition) -> tuple[bool, str]:

@@ -29,7 +29,7 @@ from nsupervisor.core.actions import Action, FreezeAll, KillAll, Signal, Spawn, 
 from nsupervisor.core.decider import ConfigChanged, Transition, WorkloadState
 from nsupervisor.core.dependencies import start_dependencies
 from nsupervisor.core.exits import Exit, signal_name
-from nsupervisor.core.lifecycle import Lifecycle, State, unfinished_actions
+from nsupervisor.core.lifecycle import Lifecycle, State, is_up, unfinished_actions
 from nsupervisor.core.records import transition_records
 from nsupervisor.core.rules.rules import Engine, Firing, Limits
 from nsupervisor.keeper.messages import Ended, Execed, KeeperLost, SetupFailure, SpawnError
@@ -200,6 +200,7 @@ class Actor:
             environment_digest=self.program.environment_digest,
             replaced_generation=self.start_status.replaces,
             dependencies=start_dependencies(self.workload),
+            watchdog_sec=self.program.watchdog_sec,
         )
 
     async def wait_drained(self) -> None:
@@ -262,10 +263,7 @@ class Actor:
     @property
     def is_up(self) -> bool:
         """Whether dependents may start: the workload is up, or has done its single job."""
-        state = self.lifecycle.state
-        if state is State.RUNNING:
-            return self.workload.type == "simple"
-        return state is State.READY or (state is State.EXITED and self.workload.type == "oneshot")
+        return is_up(self.lifecycle, self.workload)
 
     def status(self) -> dict[str, Any]:
         """Return the object that `status --json` shows for this instance."""
@@ -341,7 +339,9 @@ class Actor:
         """Report how this generation ended, from its wait status and the OOM kills that its cgroup has counted."""
         oom_kills = self._read_oom_kills()
         reason = failure.message if failure else None
-        self.last_exit = Exit.from_wait_status(status, oom_killed=oom_kills > self._oom_kills, setup_failure=reason)
+        # Once the supervisor has sent SIGKILL, the count says nothing about the program: a child may have been chosen.
+        oom_killed = oom_kills > self._oom_kills and not self.lifecycle.sigkill_sent
+        self.last_exit = Exit.from_wait_status(status, oom_killed=oom_killed, setup_failure=reason)
         self._oom_kills = oom_kills
         self.exit_reports.report(ExitReport(self.lifecycle.generation, self.last_exit, self.program.pid))
         return self.last_exit
@@ -551,7 +551,7 @@ class Actor:
             self._warn_if_outdated()
 
     def _warn_if_outdated(self) -> None:
-        if self.program.check_outdated(self.workload, self.lifecycle.generation, self.cgroup):
+        if self.program.check_outdated(self.workload, self.lifecycle, self.cgroup):
             text = "its configuration has changed since it was started; restart it to apply the change"
             self.log_event("warning", "warning", message=text)
 

@@ -75,6 +75,7 @@ class LimitWriter:
     _queue: _Queue | None = attrs.field(init=False, default=None)
     """The requests, for a task that is started with the first one."""
     _unfinished_count: int = attrs.field(init=False, default=0)
+    _is_closed: bool = attrs.field(init=False, default=False)
     _deferred: list[Target] = attrs.field(init=False, factory=list)
     """The targets deferred since the present change began, which the limits that it writes lack."""
     _digest: tuple[Resources | None, str] = attrs.field(init=False, default=(None, ""))
@@ -156,7 +157,8 @@ class LimitWriter:
             raise errors[0]
 
     def close(self) -> None:
-        """End the task of the queue after the requests in it; no more will come."""
+        """End the task of the queue after the requests in it; later ones are refused."""
+        self._is_closed = True
         if self._queue is not None:
             self._queue[0].close()
 
@@ -173,6 +175,10 @@ class LimitWriter:
     # ---- the queue
 
     def _post(self, run: Callable[[], Awaitable[Result]]) -> _Request:
+        if self._is_closed:
+            request = _Request(run, result=(False, "it has just been removed"))
+            request.finished.set()
+            return request
         if self._queue is None:
             self._queue = trio.open_memory_channel[_Request](math.inf)
             self.nursery.start_soon(self._run_requests, self._queue[1])

@@ -11,6 +11,7 @@ import trio
 from nsupervisor.cgroups import Cgroup
 from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import WorkloadConfig
+from nsupervisor.core.lifecycle import Lifecycle, reports_readiness
 from nsupervisor.keeper.messages import Child, Spawned
 from nsupervisor.notify_socket import socket_path
 from nsupervisor.service.context import ServiceContext
@@ -42,6 +43,8 @@ class Program:
     """Digest of what it was started with: see `spawn_inputs`."""
     environment_digest: str = attrs.field(init=False, default="")
     """Digest of the contents of its environment files; "" if it had none."""
+    watchdog_sec: float | None = attrs.field(init=False, default=None)
+    """The `watchdog_sec` that it was started with; None if that is not known."""
     is_outdated: bool = attrs.field(init=False, default=False)
     """Whether an earlier supervisor started it, with other settings than this supervisor's file had at the takeover."""
     _pidfd: int = attrs.field(init=False, default=-1)
@@ -66,13 +69,15 @@ class Program:
         variables = environment_file_variables(workload)
         directory, digest = self.context.runtime_directory, self.context.digest
         spec = spawn_spec(workload, self.name, self.instance, generation, cgroup, directory, variables)
-        own = self._open_notify_socket(workload, generation, host_owner(spec)) if workload.uses_notify_socket else {}
+        watchdog_sec, own = workload.watchdog_sec, {}
+        if workload.uses_notify_socket:
+            own = self._open_notify_socket(generation, watchdog_sec, host_owner(spec))
         spec["env"] |= own
         if workload.namespaces.mount:
             spec["cover"] = cover(workload, directory, own.get("NOTIFY_SOCKET"))
         spawned = await self.context.keeper.spawn(spec, while_spawning, self._notify_fd)
         self._forget_process()
-        self.pid, self.is_outdated = spawned.pid, False
+        self.pid, self.watchdog_sec, self.is_outdated = spawned.pid, watchdog_sec, False
         self.spawn_digest = digest.digest(spawn_inputs(spec))
         self.environment_digest = digest.digest(variables) if workload.environment_file else ""
         self._pipe_inodes = self._inodes(spawned.stdout, spawned.stderr)
@@ -119,8 +124,8 @@ class Program:
 
     def _open_notify_socket(
         self,
-        workload: WorkloadConfig,
         generation: int,
+        watchdog_sec: float,
         owner: tuple[int, int] | None = None,
         fd: int = -1,
         again: bool = False,
@@ -140,14 +145,14 @@ class Program:
             watch_readiness,
             ours,
             scope,
-            workload.watchdog_sec,
+            watchdog_sec,
             on_notification,
             on_status,
             lambda pid: is_part_of(pid, self.name, tree),
         )
         variables = {"NOTIFY_SOCKET": str(ours.path)}
-        if workload.watchdog_sec:
-            variables["WATCHDOG_USEC"] = str(round(workload.watchdog_sec * 1e6))
+        if watchdog_sec:
+            variables["WATCHDOG_USEC"] = str(round(watchdog_sec * 1e6))
         self._notify_fd = ours.socket.fileno()
         return variables
 
@@ -156,6 +161,7 @@ class Program:
     def restore(self, checkpoint: InstanceCheckpoint) -> None:
         """Restore what an earlier supervisor saved about the program."""
         self.spawn_digest, self.environment_digest = checkpoint.spawn_digest, checkpoint.environment_digest
+        self.watchdog_sec = checkpoint.watchdog_sec
         if checkpoint.process is not None and checkpoint.lifecycle.is_alive:
             self._attach(checkpoint.process)
 
@@ -172,7 +178,7 @@ class Program:
         self.pid = child.program_pid or child.pid
         self._pipe_inodes = self._inodes(child.stdout, child.stderr)
         if child.notify >= 0 and child.status is None:
-            self._open_notify_socket(workload, generation, fd=child.notify)
+            self._open_notify_socket(generation, self._watchdog_in_force(workload), fd=child.notify)
         else:
             self.close(child.notify)
         if child.program_pid is None:
@@ -217,22 +223,29 @@ class Program:
             if fd >= 0:
                 self.context.kernel.processes.close(fd)
 
-    def notify_fd(self, workload: WorkloadConfig, generation: int, cgroup: Cgroup, is_lost: bool) -> int:
+    def notify_fd(self, workload: WorkloadConfig, lifecycle: Lifecycle, cgroup: Cgroup, is_lost: bool) -> int:
         """Return the notify socket for the keeper, or -1. `is_lost`: an earlier supervisor and its keeper had it."""
-        if is_lost and workload.uses_notify_socket:
-            spec = self._spec(workload, generation, cgroup)
-            self._open_notify_socket(workload, generation, host_owner(spec), again=True)
+        watchdog_sec, generation = self._watchdog_in_force(workload), lifecycle.generation
+        if is_lost and (watchdog_sec or reports_readiness(lifecycle, workload)):
+            owner = host_owner(self._spec(workload, generation, cgroup))
+            self._open_notify_socket(generation, watchdog_sec, owner, again=True)
         return self._notify_fd
 
-    def check_outdated(self, workload: WorkloadConfig, generation: int, cgroup: Cgroup) -> bool:
+    def _watchdog_in_force(self, workload: WorkloadConfig) -> float:
+        return workload.watchdog_sec if self.watchdog_sec is None else self.watchdog_sec
+
+    def check_outdated(self, workload: WorkloadConfig, lifecycle: Lifecycle, cgroup: Cgroup) -> bool:
         """Note, and return, whether it was started with other settings than these."""
-        self.is_outdated = not self.matches(workload, generation, cgroup)
+        self.is_outdated = not self.matches(workload, lifecycle, cgroup)
         return self.is_outdated
 
-    def matches(self, workload: WorkloadConfig, generation: int, cgroup: Cgroup) -> bool:
+    def matches(self, workload: WorkloadConfig, lifecycle: Lifecycle, cgroup: Cgroup) -> bool:
         """Return whether it was started as `workload` says, as far as this can be known."""
+        type_ = lifecycle.started_type or workload.type
+        if (type_, self._watchdog_in_force(workload)) != (workload.type, workload.watchdog_sec):
+            return False
         try:
-            spec = self._spec(workload, generation, cgroup)
+            spec = self._spec(workload, lifecycle.generation, cgroup)
         except (IdentityError, ConfigError, OSError):
             return True
         return not self.context.digest.differs(self.spawn_digest, spawn_inputs(spec))

@@ -112,7 +112,7 @@ async def reattach(actor: Actor, keeper: KeeperConnection, without_descriptors: 
         pidfd = fds[0]
         is_running = processes.start_time(process.first.pid) == process.first.start_ticks
         if pidfd >= 0 and is_running and not processes.has_ended(pidfd):
-            notify = program.notify_fd(actor.workload, generation, actor.cgroup, without_descriptors)
+            notify = program.notify_fd(actor.workload, actor.lifecycle, actor.cgroup, without_descriptors)
             first = process.first.pid, process.first.start_ticks
             await keeper.adopt(id_, first, process.program.pid, [*fds, *([notify] if notify >= 0 else ())])
         else:

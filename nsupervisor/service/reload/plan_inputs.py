@@ -44,7 +44,7 @@ def running_instance(actor: Actor, jobs: Jobs, config: Config, contents: Content
         is_waiting=has_pending_start and not lifecycle.is_alive,
         was_started=lifecycle.generation > 0 or bool(lifecycle.reason),
         is_being_removed=removal is not None,
-        matches_new_file=actor.program.matches(wanted, lifecycle.generation, actor.cgroup)
+        matches_new_file=actor.program.matches(wanted, lifecycle, actor.cgroup)
         if actor.program.is_outdated and wanted is not None
         else None,
         environment_files=_environment_files(actor, contents.get(actor.workload.name)),

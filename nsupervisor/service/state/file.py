@@ -110,6 +110,8 @@ class InstanceCheckpoint:
     """With `pending_start`: the latest generation when the start was requested; the start follows its end."""
     dependencies: tuple[str, ...] = attrs.field(default=(), metadata=wire("after"))
     """The workloads that it starts after and stops before; needed if the next configuration lacks it."""
+    watchdog_sec: float | None = attrs.field(default=None, metadata=wire("watchdog_sec"))
+    """The `watchdog_sec` that its program was started with; None if it is not known (version 0.1.0)."""
 
     @property
     def start_is_due(self) -> bool:

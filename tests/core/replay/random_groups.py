@@ -7,6 +7,7 @@ import attrs
 from nsupervisor.config.conditions import parse_condition
 from nsupervisor.config.model import GroupConfig, GroupRule, WorkloadConfig
 from nsupervisor.core.decider import GroupAction
+from nsupervisor.core.lifecycle import State
 from nsupervisor.core.replay.trace import TraceWriter
 from nsupervisor.core.rules.group_policy import (
     ActionOutcome,
@@ -139,6 +140,7 @@ class GroupHistories:
                 member.workload.priority,
                 now - member.state.lifecycle.started_at,
                 member.workload.managed_oom_preference,
+                member.state.lifecycle.state is State.FROZEN,
             )
             for member in group.members
             if member.state.lifecycle.is_alive

@@ -401,3 +401,11 @@ def test_random_stories_keep_all_promises(first):
     """Check random histories; `tests.core.replay.random_traces` checks 100,000 of them."""
     for seed in range(first, first + 500):
         random_traces.check(seed)
+
+
+@pytest.mark.fault("H8")
+def test_a_rule_that_is_tried_does_not_judge_an_exit_that_an_operator_caused():
+    scenario = Scenario(workload()).up(at=0.0)
+    scenario(events.Restart(), at=5.0).dies(Exit(code=3), at=5.5)
+    result = scenario.result(workload(rule("exit code != 0", "stop")))
+    assert would(result) == [(0.0, "start", False), (5.0, "signal", False), (5.5, "start", False)]

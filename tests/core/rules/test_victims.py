@@ -1,5 +1,6 @@
 """Choice of victims: the ranking, the values of a member, and the verdict on an action."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -114,3 +115,15 @@ def test_other_acts_are_verified_as_far_as_they_can_be() -> None:
         ]
         == "done"
     )
+
+
+@pytest.mark.fault("H11")
+def test_a_frozen_member_is_not_frozen_again_but_may_be_killed() -> None:
+    """It was chosen again each second, and found to stand still; the others ran on."""
+    frozen = Candidate("young", 20 * MIB, 0, 0, age_s=1, is_frozen=True)
+    other = Candidate("old", 20 * MIB, 0, 0, age_s=9)
+    places = rank_candidates("newest", (frozen, other), action="freeze")
+    assert [(place.candidate.name, place.rank) for place in places] == [("old", 1), ("young", None)]
+    assert places[1].reason == "is frozen already"
+    places = rank_candidates("newest", (frozen, other), action="kill")
+    assert [place.candidate.name for place in places if place.rank] == ["young", "old"]

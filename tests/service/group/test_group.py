@@ -16,6 +16,7 @@ from nsupervisor.cgroups import Cgroup, Tree, open_watcher
 from nsupervisor.config.conditions import parse_condition
 from nsupervisor.config.model import GroupConfig as GroupConfig
 from nsupervisor.config.model import GroupRule, Resources, WorkloadConfig
+from nsupervisor.core.lifecycle import State
 from nsupervisor.core.rules.rules import Firing
 from nsupervisor.service.group.group import Group
 from tests.cgroups.conftest import Programs, host, programs, tree, wait_until  # noqa: F401 - fixtures
@@ -46,7 +47,9 @@ class Member:
     cgroup: Cgroup
     workload: WorkloadConfig
     obeys: bool = True
-    lifecycle: Any = attrs.field(factory=lambda: SimpleNamespace(is_alive=True, generation=1, started_at=0.0))
+    lifecycle: Any = attrs.field(
+        factory=lambda: SimpleNamespace(is_alive=True, state=State.RUNNING, generation=1, started_at=0.0)
+    )
     received: list[Firing] = attrs.field(factory=list)
 
     def impose(self, firing: Firing, generation: int) -> None:
