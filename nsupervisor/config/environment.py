@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 
 from nsupervisor.config.files import read_text
 from nsupervisor.config.problems import ConfigError, Problem
@@ -25,14 +26,14 @@ _DOUBLE_ESCAPE = re.compile(r'\\([\\"`$\n])')
 _BARE_ESCAPE = re.compile(r"\\([\s\S])")
 
 
-def load_environment(path: str) -> dict[str, str]:
+def load_environment(path: str, opener: Callable[[str, int], int] | None = None) -> dict[str, str]:
     """Load the variables of a file; ConfigError lists each bad line.
 
-    With a leading "-", a missing file has no variables.
+    With a leading "-", a missing file has no variables. `opener`: as for `open`.
     """
     name = path.removeprefix("-")
     try:
-        text = read_text(name)
+        text = read_text(name, opener)
     except ConfigError:
         if path.startswith("-") and not os.path.lexists(name):
             return {}

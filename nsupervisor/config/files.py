@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 
 from nsupervisor.config.problems import ConfigError, Problem
 
@@ -11,14 +12,15 @@ MAX_FILE_SIZE = 16 * 2**20
 """Largest file in bytes. A larger one is probably a device, a log or a disk image."""
 
 
-def read_text(path: str | os.PathLike[str]) -> str:
+def read_text(path: str | os.PathLike[str], opener: Callable[[str, int], int] | None = None) -> str:
     """Read a file's text; ConfigError if it cannot be read, is too large, or is not UTF-8.
 
-    FIFOs are accepted ("/dev/stdin", a shell's "<(…)"). A byte order mark at the beginning is dropped.
+    FIFOs are accepted ("/dev/stdin", a shell's "<(…)"). A byte order mark at the beginning is dropped. `opener`: as for
+    `open`.
     """
     name = os.fspath(path)
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=opener) as file:
             data = file.read(MAX_FILE_SIZE + 1)
     except FileNotFoundError:
         raise _read_error(name, "there is no such file; check the path") from None

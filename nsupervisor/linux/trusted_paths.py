@@ -4,8 +4,8 @@ A user that may write to a directory can put a symbolic link, a hard link or ano
 in it, at any moment. So a process with more rights follows no name there: it opens a path part by part, each in the
 directory that it has open, checks who controls that directory, and then uses the descriptor instead of the path.
 
-- `open_trusted_directory`: a directory of which no other user can change any part of the path. What is in it may be
-  used by its name. For the service's own directories, and those of log files.
+- `TrustedDirectory`: a directory of which no other user can change any part of the path, and the files in it. For log
+  files. `open_trusted_directory` is for the service's own directories, which are then used by their names.
 - `locate`: what is at a path of which others may control a part, without following their links. For mounts, which may
   show directories of other users.
 
@@ -15,12 +15,9 @@ kernel's file systems; a test over the sources holds them to it. Standard librar
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
-
-from nsupervisor.linux.syscalls import last_error, libc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,12 +54,15 @@ def trusted_users() -> frozenset[int]:
 # ---- directories that no other user controls
 
 
-def open_trusted_directory(path: str, instead: str, mode: int | None = None) -> int:
+def open_trusted_directory(path: str, instead: str, mode: int | None = None, by_name: bool = True) -> int:
     """Open a directory; return its descriptor (O_PATH, close-on-exec).
 
     Each directory of the path must belong to a trusted user, must not be writable by others (unless it is sticky, and
     not the last one), and must not be a symbolic link. `path` is absolute. `instead`: what to do otherwise. `mode`: of
     the directory if it has to be made; directories above it get 0755. None: it must exist.
+
+    `by_name`: it is used by its name later. If not, a group may write to the directories above it, as to /var/log on
+    some distributions: a member can at most put another directory of a trusted user in the place of one.
 
     Raises:
         UntrustedPathError: another user controls a part of the path.
@@ -72,7 +72,7 @@ def open_trusted_directory(path: str, instead: str, mode: int | None = None) -> 
     names = [name for name in path.split("/") if name not in ("", ".")]
     fd, place = os.open("/", _DIRECTORY), ""
     try:
-        _check_directory(os.fstat(fd), "/", users, not names, instead)
+        _check_directory(os.fstat(fd), "/", users, not names, by_name, instead)
         for position, name in enumerate(names, 1):
             place, is_last = f"{place}/{name}", position == len(names)
             try:
@@ -83,7 +83,7 @@ def open_trusted_directory(path: str, instead: str, mode: int | None = None) -> 
                 raise OSError(error.errno, error.strerror, place) from None
             os.close(fd)
             fd = child
-            _check_directory(os.fstat(fd), place, users, is_last, instead)
+            _check_directory(os.fstat(fd), place, users, is_last, by_name, instead)
     except BaseException:
         os.close(fd)
         raise
@@ -110,14 +110,19 @@ def _not_a_directory(name: str, directory: int, place: str, path: str, instead: 
     return UntrustedPathError(f"{place} is not a directory; {instead}")
 
 
-def _check_directory(status: os.stat_result, place: str, users: Container[int], is_last: bool, instead: str) -> None:
+def _check_directory(
+    status: os.stat_result, place: str, users: Container[int], is_last: bool, by_name: bool, instead: str
+) -> None:
     if status.st_uid not in users:
         reason, remedy = f"belongs to user {status.st_uid}", "chown"
-    elif writers := _other_writers(status, is_last):
+    elif (writers := _other_writers(status, is_last)) and (is_last or by_name or writers == _EVERY_USER):
         reason, remedy = f"is writable by {writers}", "chmod"
     else:
         return
     raise UntrustedPathError(f"{place} {reason}, who could put files into it; {remedy} it, or {instead}")
+
+
+_EVERY_USER = "every user"
 
 
 def _other_writers(status: os.stat_result, is_last: bool = False) -> str:
@@ -129,9 +134,98 @@ def _other_writers(status: os.stat_result, is_last: bool = False) -> str:
     if status.st_mode & stat.S_ISVTX and not is_last:
         return ""
     if status.st_mode & stat.S_IWOTH:
-        return "every user"
+        return _EVERY_USER
     is_private_group = status.st_gid == 0 or status.st_gid == os.getegid() == os.geteuid()
     return "" if is_private_group or not status.st_mode & stat.S_IWGRP else f"group {status.st_gid}"
+
+
+def untrusted_part(path: str, instead: str) -> str:
+    """Return why a directory cannot be used for files, as far as it exists; "" if it can.
+
+    `instead`: what to do then.
+    """
+    try:
+        os.close(open_trusted_directory(path, instead, by_name=False))
+    except UntrustedPathError as error:
+        return str(error)
+    except OSError:  # it is made when it is needed
+        pass
+    return ""
+
+
+class TrustedDirectory:
+    """A directory of which no other user can change any part of the path, and its files. A context manager."""
+
+    __slots__ = ("_fd", "_instead", "_path")
+
+    def __init__(self, path: str, instead: str, mode: int | None = None) -> None:
+        """Open the directory. The arguments and errors are those of `open_trusted_directory`."""
+        self._path, self._instead = path, instead
+        self._fd = open_trusted_directory(path, instead, mode, by_name=False)
+
+    def __enter__(self) -> TrustedDirectory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def open(self, name: str, flags: int, mode: int | None = None) -> int:
+        """Open a file; return its descriptor, close-on-exec. `mode`: of the file if it is made. None: it must exist.
+
+        It does not wait for the other side of a FIFO. A regular file must belong to a trusted user and must have this
+        one name.
+
+        Raises:
+            UntrustedPathError: it is a symbolic link, belongs to another user, or has other names.
+            OSError: see open(2).
+        """
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        try:
+            fd = os.open(name, flags, dir_fd=self._fd)
+        except FileNotFoundError:
+            if mode is None:
+                raise
+            fd = self.create(name, flags, mode)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise self._refuse(name, "is a symbolic link", "remove it") from None
+        try:
+            self._check_file(name, os.fstat(fd))
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def create(self, name: str, flags: int, mode: int) -> int:
+        """Create a file that must not exist, not even as a link; return its descriptor (close-on-exec).
+
+        Raises OSError.
+        """
+        return os.open(name, flags | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=self._fd)
+
+    def _check_file(self, name: str, status: os.stat_result) -> None:
+        if not stat.S_ISREG(status.st_mode):
+            return
+        if status.st_nlink > 1:
+            raise self._refuse(name, "is a file with other names (hard links)", "remove it")
+        if status.st_uid not in trusted_users():
+            raise self._refuse(name, f"belongs to user {status.st_uid}", "chown it")
+
+    def _refuse(self, name: str, reason: str, remedy: str) -> UntrustedPathError:
+        return UntrustedPathError(f"{self._path}/{name} {reason}; {remedy}, or {self._instead}")
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename a file, in place of any other. Raises OSError."""
+        os.rename(old, new, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    def unlink(self, name: str) -> None:
+        """Remove a file. Raises OSError."""
+        os.unlink(name, dir_fd=self._fd)
+
+    def status(self, name: str) -> os.stat_result:
+        """Return the status of a file, not of what a link leads to. Raises OSError."""
+        return os.stat(name, dir_fd=self._fd, follow_symlinks=False)
 
 
 # ---- paths of which others may control a part
@@ -162,6 +256,10 @@ def locate(path: str, users: Container[int]) -> tuple[int, str]:
 
 
 def _open_without_links(path: str) -> int:
+    import ctypes  # imported here: `check` uses this module, and the import is slow
+
+    from nsupervisor.linux.syscalls import last_error, libc
+
     """Open what is at a path (O_PATH, close-on-exec) if no part of it is a symbolic link. Raises OSError: ELOOP."""
     # struct open_how: flags, mode, resolve
     how = (ctypes.c_uint64 * 3)(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS)
@@ -170,6 +268,32 @@ def _open_without_links(path: str) -> int:
     if fd < 0:
         raise last_error(f"open {path}")
     return fd
+
+
+def open_for_reading(path: str, flags: int = os.O_RDONLY) -> int:
+    """Open a file at an absolute path for reading; return its descriptor, close-on-exec. An `opener` for `open`.
+
+    A user that controls a part of the path cannot make it lead to a file of another one: a link of that user must lead
+    to a file of the same user, and what is in a directory of that user must have no other name.
+
+    Raises:
+        UntrustedPathError: another user may have put the name of a foreign file there.
+        OSError: see open(2); `filename` is `path`.
+    """
+    walk = _Walk(path, trusted_users(), follows_all=True)
+    try:
+        fd, real = walk.run()
+        try:
+            walk.check_file(os.fstat(fd), real)
+            return os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC)
+        finally:
+            os.close(fd)
+    except UntrustedPathError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+    finally:
+        walk.close()
 
 
 def make_below(directory: int, names: Sequence[str], is_file: bool) -> int:
@@ -194,13 +318,15 @@ def make_below(directory: int, names: Sequence[str], is_file: bool) -> int:
 
 
 class _Walk:
-    """Goes along a path part by part, through the links of trusted users."""
+    """Goes along a path part by part, through the links of trusted users; with `follows_all`, through all links."""
 
-    __slots__ = ("_links", "_names", "_path", "_stack", "_users")
+    __slots__ = ("_follows_all", "_foreign_links", "_links", "_names", "_path", "_stack", "_users")
 
-    def __init__(self, path: str, users: Container[int]) -> None:
+    def __init__(self, path: str, users: Container[int], follows_all: bool = False) -> None:
         self._path = path
         self._users = users
+        self._follows_all = follows_all
+        self._foreign_links: list[int] = []  # the owners of the links that other users may control
         self._names = path.split("/")[::-1]
         self._links = 0
         # Each directory from "/" on: its name, its descriptor, and whether no other user controls it or one above it.
@@ -218,6 +344,20 @@ class _Walk:
         path = "/".join(name for name, _, _ in self._stack) or "/"
         return self._stack.pop()[1], path
 
+    def check_file(self, status: os.stat_result, path: str) -> None:
+        """Check the file that `run` has found at `path`, see `open_for_reading`. Raises UntrustedPathError."""
+        is_trusted = self._stack[-1][2] if self._stack else True
+        if self._foreign_links:
+            if {*self._foreign_links} != {status.st_uid}:
+                raise UntrustedPathError(
+                    f"{self._path} leads to {path} of user {status.st_uid}, by a link that another user may control; "
+                    f"write {path} if that is the file"
+                )
+        elif not is_trusted and stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+            raise UntrustedPathError(
+                f"{path} is a file with other names (hard links), in a directory that other users control; copy it"
+            )
+
     def _enter(self, name: str) -> None:
         _, directory, trusted = self._stack[-1]
         fd = os.open(name, _ANY, dir_fd=directory)
@@ -231,7 +371,11 @@ class _Walk:
             os.close(fd)
 
     def _follow(self, name: str, link: int, status: os.stat_result, trusted: bool) -> None:
-        if not trusted or status.st_uid not in self._users:
+        if trusted and status.st_uid in self._users:
+            pass
+        elif self._follows_all:
+            self._foreign_links.append(status.st_uid)
+        else:
             place = "/".join([*(name for name, _, _ in self._stack), name])
             target = os.readlink("", dir_fd=link)
             raise UntrustedPathError(

@@ -21,10 +21,12 @@ from pathlib import Path
 
 import attrs
 
+from nsupervisor.linux.trusted_paths import TrustedDirectory
 from nsupervisor.logs.pipe import Pipe
 
 MAX_SPLICE = 256 * 1024
 """The largest number of bytes moved at once: a quarter of a busy pipe, so that its writer need not wait meanwhile."""
+_INSTEAD = "set log.path, or supervisor.log_directory, to another place"
 _TAIL_SIZE = 1 << 20
 """The number of bytes at the end of a file that are searched for its last complete record."""
 
@@ -239,7 +241,9 @@ class LogFile:
             if self._fd >= 0 and self._wanted.records and not self._ends_with_line():
                 self._size += os.write(self._fd, b"\n")  # it was raw; a record begins with a line
             self._settings = self._wanted
-            self._tidy()
+            if self._fd >= 0:  # otherwise the files are tidied when it is open
+                with self._directory() as directory:
+                    self._tidy(directory)
         if self._fd >= 0:
             status = os.fstat(self._fd)
             if status.st_nlink:
@@ -247,9 +251,17 @@ class LogFile:
                     self._size = os.lseek(self._fd, 0, os.SEEK_END)
                 return
             self._close()
-        self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        with self._directory() as directory:
+            self._open_in(directory)
+            self._tidy(directory)
+
+    def _directory(self) -> TrustedDirectory:
+        """Open the directory for one use: an operator may remove it, or change its mode, between two uses."""
+        return TrustedDirectory(str(self.path.parent), _INSTEAD, mode=0o750)
+
+    def _open_in(self, directory: TrustedDirectory) -> None:
         # No O_APPEND: splice(2) refuses it. The lock keeps other writers away.
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o640)
+        fd = directory.open(self.path.name, os.O_RDWR, mode=0o640)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise OSError(errno.EINVAL, "it is not a regular file")
@@ -267,8 +279,8 @@ class LogFile:
         self._started_at = self._clock()
         if size:  # of an earlier supervisor; it began when the last rotation ended
             with contextlib.suppress(OSError):
-                self._started_at -= max(self._wall_clock() - os.stat(self._rotated_path(1)).st_mtime, 0)
-        self._tidy()
+                rotated_at = directory.status(self._rotated_name(1)).st_mtime
+                self._started_at -= max(self._wall_clock() - rotated_at, 0)
 
     def _close(self) -> None:
         if self._fd >= 0:
@@ -277,76 +289,88 @@ class LogFile:
 
     def _rotate(self) -> None:
         last = self._settings.rotation.max_files - 1
-        if last:
-            for suffix in ("", ".gz"):
-                _unlink(self._rotated_path(last, suffix))
-            for number in range(last - 1, 0, -1):
+        with self._directory() as directory:
+            if last:
                 for suffix in ("", ".gz"):
-                    _rename(self._rotated_path(number, suffix), self._rotated_path(number + 1, suffix))
-            _rename(str(self.path), self._rotated_path(1))
-        else:
-            _unlink(str(self.path))
+                    _unlink(directory, self._rotated_name(last, suffix))
+                for number in range(last - 1, 0, -1):
+                    for suffix in ("", ".gz"):
+                        _rename(directory, self._rotated_name(number, suffix), self._rotated_name(number + 1, suffix))
+                _rename(directory, self.path.name, self._rotated_name(1))
+            else:
+                _unlink(directory, self.path.name)
         self._close()
         self._open()
 
-    def _rotated_path(self, number: int, suffix: str = "") -> str:
-        return f"{self.path}.{number}{suffix}"
+    def _rotated_name(self, number: int, suffix: str = "") -> str:
+        return f"{self.path.name}.{number}{suffix}"
 
-    def _tidy(self) -> None:
+    def _tidy(self, directory: TrustedDirectory) -> None:
         """Remove rotated files above the limit, which was larger before, and compress those that are not."""
         number = self._settings.rotation.max_files
         # Only successive numbers: a file such as web.log.20260131 is not ours.
-        while [suffix for suffix in ("", ".gz") if _unlink(self._rotated_path(number, suffix))]:
+        while [suffix for suffix in ("", ".gz") if _unlink(directory, self._rotated_name(number, suffix))]:
             number += 1
-        if self._settings.rotation.compress and self._compressing is None and self._oldest_uncompressed() is not None:
+        has_uncompressed = self._oldest_uncompressed(directory) is not None
+        if self._settings.rotation.compress and self._compressing is None and has_uncompressed:
             self._compressing = threading.Thread(target=self._compress, name="compress", daemon=True)
             self._compressing.start()
 
     def _compress(self) -> None:
         """Compress rotated files, the oldest first, until none is left, also of those rotated meanwhile."""
-        part = str(self.path.with_name(f".{self.path.name}.gz.part"))
-        while True:
+        try:
+            with self._directory() as directory:
+                while self._compress_next(directory):
+                    pass
+        except OSError:  # for example a full disk: files stay uncompressed until the next rotation
             with self.lock:
-                path = self._oldest_uncompressed() if self._settings.rotation.compress else None
-                if path is None:
-                    self._compressing = None
-                    return
-            try:
-                self._compress_file(path, part)
-            except FileNotFoundError:
-                continue  # it has been renamed or removed meanwhile
-            except OSError:  # for example a full disk: files stay uncompressed until the next rotation
-                with self.lock:
-                    self._compressing = None
-                return
-            finally:
-                _unlink(part)
+                self._compressing = None
 
-    def _compress_file(self, path: str, part: str) -> None:
-        """Compress a rotated file. It may be renamed or removed meanwhile."""
-        with open(path, "rb") as plain:
-            status = os.fstat(plain.fileno())
-            # With the log's name and time inside: else `gunzip --name` would restore those of the part.
-            name, modified_at = self.path.name, status.st_mtime
-            with open(part, "wb") as target, gzip.GzipFile(name, "wb", 6, target, modified_at) as compressed:
-                shutil.copyfileobj(plain, compressed, 1 << 20)
-        os.chmod(part, stat.S_IMODE(status.st_mode))
-        os.utime(part, ns=(status.st_mtime_ns, status.st_mtime_ns))
+    def _compress_next(self, directory: TrustedDirectory) -> bool:
+        """Compress the oldest rotated file; return False if there is none to compress. Raises OSError."""
         with self.lock:
-            for present_path in self._uncompressed_paths():
-                if os.path.samestat(os.stat(present_path), status):
-                    os.rename(part, f"{present_path}.gz")
-                    os.unlink(present_path)
+            name = self._oldest_uncompressed(directory) if self._settings.rotation.compress else None
+            if name is None:
+                self._compressing = None
+                return False
+        part = f".{self.path.name}.gz.part"
+        _unlink(directory, part)
+        try:
+            self._compress_file(directory, name, part)
+        except FileNotFoundError:
+            pass  # it has been renamed or removed meanwhile
+        finally:
+            _unlink(directory, part)
+        return True
+
+    def _compress_file(self, directory: TrustedDirectory, name: str, part: str) -> None:
+        """Compress a rotated file. It may be renamed or removed meanwhile."""
+        with os.fdopen(directory.open(name, os.O_RDONLY), "rb") as plain:
+            status = os.fstat(plain.fileno())
+            target_fd = directory.create(part, os.O_WRONLY, stat.S_IMODE(status.st_mode))
+            # With the log's name and time inside: else `gunzip --name` would restore those of the part.
+            with os.fdopen(target_fd, "wb") as target:
+                with gzip.GzipFile(self.path.name, "wb", 6, target, status.st_mtime) as compressed:
+                    shutil.copyfileobj(plain, compressed, 1 << 20)
+                target.flush()
+                os.fchmod(target_fd, stat.S_IMODE(status.st_mode))  # whatever the umask
+                os.utime(target_fd, ns=(status.st_mtime_ns, status.st_mtime_ns))
+        with self.lock:
+            for present_name in self._uncompressed_names(directory):
+                if os.path.samestat(directory.status(present_name), status):
+                    directory.rename(part, f"{present_name}.gz")
+                    directory.unlink(present_name)
                     break
 
-    def _oldest_uncompressed(self) -> str | None:
-        return next(self._uncompressed_paths(), None)
+    def _oldest_uncompressed(self, directory: TrustedDirectory) -> str | None:
+        return next(self._uncompressed_names(directory), None)
 
-    def _uncompressed_paths(self) -> Iterator[str]:
+    def _uncompressed_names(self, directory: TrustedDirectory) -> Iterator[str]:
         """Yield the rotated files that are not compressed, the oldest first."""
         for number in range(self._settings.rotation.max_files - 1, 0, -1):
-            if os.path.exists(self._rotated_path(number)):
-                yield self._rotated_path(number)
+            with contextlib.suppress(FileNotFoundError):
+                directory.status(name := self._rotated_name(number))
+                yield name
 
     @contextlib.contextmanager
     def _recording_error(self) -> Iterator[None]:
@@ -361,15 +385,15 @@ class LogFile:
             self.error = None
 
 
-def _rename(old: str, new: str) -> None:
+def _rename(directory: TrustedDirectory, old: str, new: str) -> None:
     with contextlib.suppress(FileNotFoundError):
-        os.rename(old, new)
+        directory.rename(old, new)
 
 
-def _unlink(path: str) -> bool:
+def _unlink(directory: TrustedDirectory, name: str) -> bool:
     """Remove a file; return whether there was one."""
     try:
-        os.unlink(path)
+        directory.unlink(name)
     except FileNotFoundError:
         return False
     return True

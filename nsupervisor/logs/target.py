@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import socket
 import stat
 from collections.abc import Callable
 
 import attrs
 
+from nsupervisor.linux.trusted_paths import TrustedDirectory, UntrustedPathError
 from nsupervisor.logs.log_daemons import Journald, Syslog
 
 PIPE_SIZE = 1024 * 1024  # bytes; the default of /proc/sys/fs/pipe-max-size
 MAX_FILE_WRITE = 1024 * 1024  # bytes that a thread writes to a file at once; a batch is hardly ever longer
 _TAIL_SIZE = 1024 * 1024  # bytes at the end of a file that are searched for the beginning of its last record
 _RECORD_START = b'{"timestamp":'
+_OWN_FD = re.compile(r"(?:/dev/fd/|/proc/self/fd/)(\d+)|/dev/(stdout|stderr)")
+_STANDARD_FDS = {"stdout": 1, "stderr": 2}
 _Write = Callable[["bytes | memoryview"], int]
 
 
@@ -66,28 +70,40 @@ def open_target(output: str | int) -> Target:
 
 
 def _open_path(path: str) -> Target:
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     try:
-        if stat.S_ISFIFO(os.stat(path).st_mode):
-            # Read and write, so that the pipe and what is in it outlive the collector at its other end: without a
-            # reader open(2) would fail (ENXIO), and write(2) too (EPIPE). See fifo(7).
-            flags = os.O_RDWR
-    except FileNotFoundError:
-        pass
-    fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o640)
-    _cut_torn_record(path, fd)
+        return _open_named(path)
+    except UntrustedPathError:
+        raise
+    except OSError as error:  # its own path is of a part
+        raise OSError(error.errno, error.strerror, path) from None
+
+
+def _open_named(path: str) -> Target:
+    if own := _OWN_FD.fullmatch(path):
+        return _open_fd(int(own[1] or _STANDARD_FDS[own[2]]))
+    folder, name = os.path.split(path)
+    with TrustedDirectory(folder, "set supervisor.log_output to another place") as directory:
+        flags = os.O_WRONLY | os.O_APPEND
+        try:
+            if stat.S_ISFIFO(directory.status(name).st_mode):
+                # Read and write, so that the pipe and what is in it outlive the collector at its other end: without a
+                # reader open(2) would fail (ENXIO), and write(2) too (EPIPE). See fifo(7).
+                flags = os.O_RDWR
+        except FileNotFoundError:
+            pass
+        fd = directory.open(name, flags, mode=0o640)
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            _cut_torn_record(fd, directory.open(name, os.O_RDONLY))
     return _make_target(fd)
 
 
-def _cut_torn_record(path: str, fd: int) -> None:
-    """Cut off an incomplete record at the end of the file.
+def _cut_torn_record(fd: int, readable: int) -> None:
+    """Cut off an incomplete record at the end of the file `fd`; `readable` is a descriptor of it that is closed.
 
     A supervisor that was killed may have left the first half of a record, which is written again. Only the beginning of
     such a record is removed, nothing that another program wrote.
     """
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        return
-    with open(path, "rb") as file:
+    with os.fdopen(readable, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         start = file.seek(max(size - _TAIL_SIZE, 0))
         tail = file.read()

@@ -21,6 +21,7 @@ from nsupervisor.config.model import Config, Resources, Rule, WorkloadConfig
 from nsupervisor.config.positions import Positions, scan_positions
 from nsupervisor.config.problems import ConfigError, Problem
 from nsupervisor.config.quoting import format_path, quoted
+from nsupervisor.linux.trusted_paths import open_for_reading, untrusted_part
 from nsupervisor.service.capacity import descriptor_shortage
 from nsupervisor.service.instance.spawn_spec import PATH, environment_file_variables
 from nsupervisor.service.instance.users import IdentityError, resolve_user
@@ -82,6 +83,8 @@ def unmet_requirements(
             yield Problem(config.path, 0, "", f"could not be run from here: {obstacle}"), OTHER_HIERARCHY
     if too_many := descriptor_shortage(config, host):
         yield _problem(config, positions, ("workload",), too_many), "" if runs_here else OTHER_HIERARCHY
+    for keys, message in _untrusted_log_places(config):
+        yield _problem(config, positions, keys, message), "" if runs_here else OTHER_HIERARCHY
     for workload in config.workloads.values():
         around = host.group_limits(group.resources for group in config.enclosing_groups(workload))
         path = ("workload", workload.name)
@@ -201,6 +204,24 @@ def _unknown_users(workload: WorkloadConfig, runs_here: bool) -> Iterator[_Findi
             yield (key,), str(error), ""
 
 
+def _untrusted_log_places(config: Config) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Yield each key that names a place for logs of which another user than the service's controls a part."""
+    settings = config.supervisor
+    places: dict[tuple[str | int, ...], str] = {}
+    if isinstance(settings.log_output, str) and settings.log_output.startswith("/"):
+        places["supervisor", "log_output"] = os.path.dirname(settings.log_output)
+    for workload in config.workloads.values():
+        if {workload.log.stdout, workload.log.stderr} & {"file", "both"}:
+            if workload.log.path is None:
+                places["supervisor", "log_directory"] = settings.log_directory
+            else:
+                places["workload", workload.name, "log", "path"] = os.path.dirname(workload.log.path)
+    reasons = {directory: untrusted_part(directory, "write another path") for directory in set(places.values())}
+    for keys, directory in places.items():
+        if reasons[directory]:
+            yield keys, f"no log can be written there: {reasons[directory]}"
+
+
 def _missing_files(workload: WorkloadConfig) -> Iterator[_Finding]:
     """Yield a problem for each file that the workload names and this host does not have."""
     named: list[tuple[tuple[str | int, ...], str]] = [
@@ -231,7 +252,7 @@ def _wrong_environment_files(workload: WorkloadConfig) -> Iterator[_Finding]:
     for number, path in enumerate(workload.environment_file):
         try:
             if os.access(path.removeprefix("-"), os.R_OK):
-                load_environment(path)
+                load_environment(path, open_for_reading)
         except ConfigError as error:
             for problem in error.problems:
                 yield ("environment_file", number), str(problem), ""

@@ -324,7 +324,7 @@ class Site:
         """What to put before the command."""
         if self.output != "disk":
             return []
-        script = f'mount -t tmpfs -o size={DISK_SIZE} chaos {self.disk} && exec "$@"'
+        script = f'mount -t tmpfs -o size={DISK_SIZE},mode=755 chaos {self.disk} && exec "$@"'
         return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
 
     def open_fifo(self) -> int:

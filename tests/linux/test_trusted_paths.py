@@ -1,12 +1,19 @@
 """Directories that other users control are refused, and their links are not followed."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from nsupervisor.linux.mounts import MNT_DETACH, Mount, umount2
-from nsupervisor.linux.trusted_paths import UntrustedPathError, locate, make_below, open_trusted_directory
+from nsupervisor.linux.trusted_paths import (
+    UntrustedPathError,
+    locate,
+    make_below,
+    open_for_reading,
+    open_trusted_directory,
+)
 from tests.needs import needs
 
 pytestmark = needs("root")
@@ -207,6 +214,50 @@ def test_a_directory_that_is_replaced_after_it_was_found_is_not_mounted(parent: 
         umount2(str(parent / "moved-target"), MNT_DETACH)
         os.close(source_fd)
         os.close(target_fd)
+
+
+# ---- files that are read
+
+
+def read(path: Path) -> str:
+    with open(path, opener=open_for_reading) as file:
+        return file.read()
+
+
+@pytest.mark.fault("A10")
+def test_a_file_of_another_user_is_read_through_that_users_own_links(parent: Path) -> None:
+    """As `current/.env`, where `current` is a link to the latest release."""
+    own(parent)
+    release = own(parent / "last")
+    (release / "env").write_text("A=1")
+    own(release / "env")
+    (parent / "current").symlink_to("last")
+    own(parent / "current")
+    assert read(parent / "current" / "env") == read(release / "env") == "A=1"
+    own(release / "env", 0)
+    assert read(release / "env") == "A=1", "a file that root has put there"
+    with pytest.raises(FileNotFoundError) as caught:
+        read(parent / "current" / "missing")
+    assert caught.value.filename == f"{parent}/current/missing"
+
+
+@pytest.mark.fault("A10")
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_another_user_made_root_read_a_file_of_root(parent: Path, link: Callable[[Path, Path], None]) -> None:
+    (parent.parent / "secret").write_text("SECRET=1")
+    own(parent)
+    link(parent.parent / "secret", parent / "env")
+    if link is os.symlink:
+        own(parent / "env")
+    with pytest.raises(UntrustedPathError, match=r"by a link that another user may control|with other names"):
+        read(parent / "env")
+
+
+@pytest.mark.fault("A10")
+def test_links_of_root_lead_anywhere(parent: Path) -> None:
+    (parent / "last" / "env").write_text("A=1")
+    (parent / "env").symlink_to("last/env")
+    assert read(parent / "env") == "A=1"
 
 
 def test_directories_and_files_are_made_one_in_the_other(parent: Path) -> None:

@@ -144,7 +144,7 @@ async def test_lines_that_are_json_objects_keep_their_fields(tmp_path):
 async def test_a_full_disk_is_survived_and_what_is_lost_is_counted_exactly(tmp_path, mode, form, disk):
     """A minute of it: NSUPERVISOR_TEST_FULL_DISK=60."""
     seconds = os.environ.get("NSUPERVISOR_TEST_FULL_DISK", "0.3")
-    script = 'mount -t tmpfs -o size=64m none "$1" && exec "$0" -m tests.logs.full_disk "$@"'
+    script = 'mount -t tmpfs -o size=64m,mode=755 none "$1" && exec "$0" -m tests.logs.full_disk "$@"'
     command = ["unshare", "--mount", "sh", "-c", script, sys.executable, str(tmp_path), mode, form, seconds, disk]
     with trio.fail_after(deadline(40) + 2 * float(seconds)):
         done = await trio.run_process(command, capture_stdout=True, cwd=ROOT)

@@ -417,7 +417,7 @@ async def test_a_full_disk_that_empties(tmp_path):
 
         trio.run(main, sys.argv[1])
     """)
-    mount = 'mount -t tmpfs -o size=1m none "$1" && exec "$0" -c "$2" "$1"'
+    mount = 'mount -t tmpfs -o size=1m,mode=755 none "$1" && exec "$0" -c "$2" "$1"'
     command = ["unshare", "--mount", "sh", "-c", mount, sys.executable, str(tmp_path), program]
     with trio.fail_after(deadline(40)):
         done = await trio.run_process(command, capture_stdout=True)

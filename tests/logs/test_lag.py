@@ -46,6 +46,7 @@ def a_pipe():
 async def test_no_file_of_a_workload_is_touched_by_the_event_loop(tmp_path, monkeypatch, form):
     watched = Watched(os)
     monkeypatch.setattr("nsupervisor.logs.log_file.os", watched)
+    monkeypatch.setattr("nsupervisor.linux.trusted_paths.os", watched)
     log = LogFile(tmp_path / "web.log", Rotation(max_size=10_000, max_files=2), records=form == "json")
     pipe, writer = a_pipe()
     os.write(writer, b"some line\n" * 3000 + b"the last one")

@@ -261,12 +261,23 @@ def test_files_that_an_earlier_supervisor_left_plain_are_compressed(tmp_path):
 
 
 @pytest.mark.fault("D1")
-@pytest.mark.parametrize("link", [os.link, os.symlink])
-def test_two_writers_of_one_file_are_refused_whatever_their_paths(tmp_path, link):
+@pytest.mark.parametrize(
+    ("link", "reason"), [(os.link, r"is a file with other names \(hard links\)"), (os.symlink, "is a symbolic link")]
+)
+def test_no_writer_uses_a_link_to_the_file_of_another_one(tmp_path, link, reason):
+    append(LogFile(tmp_path / "web.log", Rotation()), b"one\n")
+    link(tmp_path / "web.log", tmp_path / "db.log")
+    with pytest.raises(OSError, match=reason):
+        LogFile(tmp_path / "db.log", Rotation()).append(b"two\n")
+    assert (tmp_path / "web.log").read_bytes() == b"one\n"
+
+
+@pytest.mark.fault("D1")
+def test_two_writers_of_one_file_are_refused_whatever_their_paths(tmp_path):
     file = LogFile(tmp_path / "web.log", Rotation())
     append(file, b"one\n")
-    link(tmp_path / "web.log", tmp_path / "db.log")
-    other = LogFile(tmp_path / "db.log", Rotation())
+    (tmp_path / "folder").mkdir()
+    other = LogFile(tmp_path / "folder" / ".." / "web.log", Rotation())
     with pytest.raises(OSError, match="another workload"):
         other.append(b"two\n")
     file.close()

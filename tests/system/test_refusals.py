@@ -164,3 +164,19 @@ async def test_no_room_in_the_runtime_directory_is_said_with_the_place(tmp_path)
         "cannot write run/lock: No space left on device; "
         "make room there, or set supervisor.runtime_directory to another place"
     ]
+
+
+@pytest.mark.fault("A10")
+async def test_logs_where_another_user_may_write_are_refused_before_anything_starts(tmp_path):
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    os.chown(logs, 65534, -1)
+    toml = f'{ONE}log = {{ stdout = "file", path = "{logs}/a.log" }}\n'
+    status, (line,) = await refused(tmp_path, toml)
+    reason = "logs belongs to user 65534, who could put files into it; chown it, or write another path"
+    assert (status, line) == (2, f"site.toml:6: workload.a.log.path: no log can be written there: {reason}")
+    own = toml.replace("RUN", f'RUN"\nlog_output = "{logs}/records')
+    status, lines = await refused(tmp_path, own)
+    assert (status, [line.split(": ")[1] for line in lines]) == (2, ["supervisor.log_output", "workload.a.log.path"])
+    assert not (tmp_path / "run").exists()
+    assert list(logs.iterdir()) == []

@@ -22,6 +22,7 @@ from nsupervisor.config.model import Rule
 from nsupervisor.config.urls import check_url, public_url
 from nsupervisor.json_codec import encode, encode_line
 from nsupervisor.linux.children import expect_child
+from nsupervisor.linux.trusted_paths import open_for_reading
 from nsupervisor.logs import call_in_thread
 
 COMMAND_TIMEOUT_S = 30.0
@@ -78,7 +79,7 @@ def _request_limiter() -> trio.CapacityLimiter:
 def read_url(path: str) -> str:
     """Return the URL in a file. Raises ValueError, which says what is wrong with the file but not what is in it."""
     try:
-        with open(path, encoding="ascii", errors="replace") as file:
+        with open(path, encoding="ascii", errors="replace", opener=open_for_reading) as file:
             return check_url(file.read(MAX_URL_LENGTH).strip())
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None

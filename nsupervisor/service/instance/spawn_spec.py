@@ -7,6 +7,7 @@ from nsupervisor.config.environment import load_environment
 from nsupervisor.config.kinds import MAX_HOSTNAME
 from nsupervisor.config.model import IdMapping, WorkloadConfig
 from nsupervisor.linux.namespaces import NAMESPACES
+from nsupervisor.linux.trusted_paths import open_for_reading
 from nsupervisor.service.instance.users import UserIdentity, resolve_user
 
 if TYPE_CHECKING:  # `check` imports this module, and must be quick
@@ -121,7 +122,7 @@ def environment_file_variables(workload: WorkloadConfig) -> dict[str, str]:
     """Return the variables that the program gets from its environment files. Raises ConfigError and OSError."""
     values: dict[str, str] = {}
     for path in workload.environment_file:
-        values |= load_environment(path)
+        values |= load_environment(path, open_for_reading)
     return {name: value for name, value in values.items() if name not in workload.environment}
 
 
