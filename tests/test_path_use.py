@@ -47,6 +47,7 @@ EXEMPT = {
     "service/observe/stats.py": KERNEL,
     "service/privileges.py": KERNEL,
     "service/recovery/upgrade.py": RUNTIME,
+    "service/recovery/upgrade_guard.py": RUNTIME,
     "service/reload/persist.py": "the configuration, whose author commands the service",
     "service/run.py": KERNEL,
     "service/runtime_directory.py": RUNTIME,

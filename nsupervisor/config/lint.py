@@ -1,4 +1,4 @@
-"""Find rules that are valid and probably not intended: they can never fire, or always do. Pure.
+"""Find what is valid and probably not intended, for example rules that can never fire, or always do. Pure.
 
 A condition is evaluated with every value that could make a difference: both sides of each threshold, within the
 workload's own limits, and both outcomes of each counter, stall and exit.
@@ -13,7 +13,8 @@ from math import inf
 from nsupervisor.config.checks import Conflict
 from nsupervisor.config.condition_terms import EXIT, LIMIT_KEYS, PRESSURE_FILES, SIZE_FILES
 from nsupervisor.config.conditions import Atom, Condition
-from nsupervisor.config.model import Config, Resources, Rule
+from nsupervisor.config.known_programs import find_lock
+from nsupervisor.config.model import Config, Resources, Rule, WorkloadConfig
 from nsupervisor.config.positions import KeyPath, Positions
 from nsupervisor.config.problems import Problem
 from nsupervisor.config.quoting import format_path, quoted
@@ -49,6 +50,7 @@ def lint(config: Config) -> Iterator[Conflict]:
         yield Conflict((), f"there is no workload in it, so nothing would be run; {suggestion}")
     for name, workload in config.workloads.items():
         yield from _lint_command(workload.command, ("workload", name, "command"))
+        yield from _lint_isolation(workload)
         shared = workload.group is not None  # the limits of the group apply, too
         for number, rule in enumerate(workload.policy):
             yield from lint_rule(rule, workload.resources, ("workload", name, "policy", number), shared)
@@ -67,6 +69,23 @@ def _lint_command(command: Sequence[str], path: KeyPath) -> Iterator[Conflict]:
         yield Conflict(
             (*path, position), f"no shell reads this: {syntax} is passed as it is; for a shell, write {shell}"
         )
+
+
+def _lint_isolation(workload: WorkloadConfig) -> Iterator[Conflict]:
+    """Warn of a known program whose lock is not valid outside of the namespaces that it would have."""
+    known = find_lock(workload.command[0])
+    if known is None:
+        return
+    program, lock = known
+    own = [name for name in lock.namespaces if getattr(workload.namespaces, name)]
+    if not own:
+        return
+    remedy = ", ".join(f"{name} = false" for name in own)
+    yield Conflict(
+        ("workload", workload.name, "namespaces"),
+        f"{program} is known by {lock.means}, which mean nothing outside of its own namespaces ({', '.join(own)}): "
+        f"{lock.harm}; write namespaces = {{ {remedy} }}, or run its tools only inside",
+    )
 
 
 WARNING_HINT = "it can be run like this"

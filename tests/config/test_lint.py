@@ -190,3 +190,42 @@ def test_the_advice_is_the_whole_command_for_a_shell() -> None:
 )
 def test_what_a_program_may_well_get_is_no_shell_syntax(command: str) -> None:
     assert lint_command(command) == []
+
+
+def lint_isolation(program: str, keys: str = "") -> list[str]:
+    toml = f'[workload.web]\ncommand = ["{program}", "-D", "/srv/data"]\n{keys}'
+    return [f"{'.'.join(map(str, conflict.path))}: {conflict.message}" for conflict in lint(parse(toml, "site.toml"))]
+
+
+@pytest.mark.fault("C10")
+def test_check_was_silent_about_a_database_whose_lock_is_not_valid_outside_of_its_namespaces() -> None:
+    expected = (
+        "workload.web.namespaces: postgres is known by a process id and shared memory, which mean nothing outside of "
+        "its own namespaces ({}): a second server on the same directory would start outside; write "
+        "namespaces = {{ {} }}, or run its tools only inside"
+    )
+    for program in ("postgres", "/usr/lib/postgresql/15/bin/postgres"):
+        assert lint_isolation(program) == [expected.format("pid, ipc", "pid = false, ipc = false")]
+    assert lint_isolation("postgres", "namespaces = { pid = false }") == [expected.format("ipc", "ipc = false")]
+
+
+@pytest.mark.fault("C10")
+@pytest.mark.parametrize("program", ["nginx", "/usr/sbin/nginx", "apache2", "httpd", "squid", "pgbouncer", "uwsgi"])
+def test_check_was_silent_about_a_server_that_its_own_tools_signal_by_a_number(program: str) -> None:
+    (message,) = lint_isolation(program)
+    assert "would signal a stranger outside; write namespaces = { pid = false }, or run its tools" in message
+
+
+@pytest.mark.fault("C10")
+@pytest.mark.parametrize(
+    ("program", "keys"),
+    [
+        ("postgres", "namespaces = { pid = false, ipc = false }"),
+        ("nginx", "namespaces = { pid = false }"),
+        ("redis-server", ""),
+        ("nginx-exporter", ""),
+        ("/srv/nginx/bin/server", ""),
+    ],
+)
+def test_no_warning_where_the_lock_is_valid_or_the_program_has_none(program: str, keys: str) -> None:
+    assert lint_isolation(program, keys) == []
