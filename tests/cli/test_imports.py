@@ -108,6 +108,7 @@ OURS = {
         ),
         "core.instances",
         "api.http",  # the limits, of which the capacity takes account
+        "linux.namespaces",
         "linux.trusted_paths",
     ),
     "doctor": (*(f"cgroups.{name}" for name in OF_THE_HOST), "linux"),

@@ -118,6 +118,7 @@ def test_whenever_it_is_killed_every_line_is_there_and_second_ones_are_marked(tm
         try:
             capture._record_for_a_while()
         except KilledError:
+            capture.route.file.close()  # the kernel closes the files of a killed process, and so unlocks them
             return start(False)
         return capture
 
