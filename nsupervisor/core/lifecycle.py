@@ -419,7 +419,8 @@ def unfinished_actions(lifecycle: Lifecycle, workload: WorkloadConfig) -> tuple[
         case State.STOPPING if lifecycle.sigkill_sent:
             return (KillAll(),)
         case State.STOPPING:
-            return (Signal(workload.kill_signal, whole_cgroup=lifecycle.exit is not None),)
+            # It may have been frozen; then it gets the signal only when it is thawed.
+            return Signal(workload.kill_signal, whole_cgroup=lifecycle.exit is not None), ThawAll()
         case State.FROZEN:
             return (FreezeAll(),)
         case State.RUNNING | State.READY:

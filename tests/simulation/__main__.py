@@ -1,0 +1,101 @@
+"""scripts/chaos --simulate: histories on the simulated machine, seed by seed. See docs/chaos.md."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import subprocess
+import sys
+import time
+import warnings
+
+from tests.simulation import history
+
+SEEDS_PER_COLLECTION = 20
+
+
+def run_seeds(first: int, count: int) -> int:
+    """Run the histories of some seeds; return 1 if something was wrong, after a report of each."""
+    prepare()
+    status = lives = 0
+    for seed in range(first, first + count):
+        outcome = history.run(seed)
+        lives += outcome.lives
+        if outcome.problems:
+            print(history.report(seed, outcome), flush=True)
+            status = 1
+        if seed % SEEDS_PER_COLLECTION == 0:
+            gc.collect()
+    print(f"simulation: {count} histories from seed {first}, {lives} supervisors", flush=True)
+    return status
+
+
+def prepare() -> None:
+    """Prepare this process for many histories.
+
+    The runs of dead supervisors are collected now and then, and not while another one runs: their clean-up code would
+    run in the middle of it. It has no effect, but it complains.
+    """
+    warnings.simplefilter("ignore", RuntimeWarning)
+    sys.unraisablehook = lambda _problem: None
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+
+
+def show(seed: int) -> int:
+    """Run one history, and print everything that happened."""
+    prepare()
+    outcome = history.run(seed)
+    kind, steps = history.generate(seed)
+    print(f"seed {seed}: {kind.name}", *steps, "", *outcome.events, "", f"digest {outcome.digest}", sep="\n")
+    if outcome.problems:
+        print(history.report(seed, outcome))
+    return int(bool(outcome.problems))
+
+
+def run_in_processes(first: int, count: int, processes: int) -> int:
+    """Divide seeds among processes, whose strings have fixed hashes, so that a seed means the same in each."""
+    share = -(-count // processes)
+    running = []
+    for begin in range(first, first + count, share):
+        command = [
+            sys.executable,
+            "-m",
+            "tests.simulation",
+            "--worker",
+            str(begin),
+            str(min(share, first + count - begin)),
+        ]
+        running.append(subprocess.Popen(command, env={**os.environ, "PYTHONHASHSEED": "0"}))
+    return max(process.wait() for process in running)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/chaos --simulate", description="Histories on a simulated machine.")
+    parser.add_argument("count", type=int, nargs="?", default=1000, help="how many histories (default: 1000)")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="the first seed (default: 0)")
+    parser.add_argument("--seed", type=int, metavar="N", help="this one: print everything that happens in it")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, metavar="N")
+    parser.add_argument("--worker", type=int, nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        return run_seeds(*arguments.worker)
+    if arguments.seed is not None:
+        if os.environ.get("PYTHONHASHSEED") != "0":
+            os.execve(
+                sys.executable,
+                [sys.executable, "-m", "tests.simulation", *sys.argv[1:]],
+                {**os.environ, "PYTHONHASHSEED": "0"},
+            )
+        return show(arguments.seed)
+    began = time.monotonic()
+    status = run_in_processes(arguments.first, arguments.count, arguments.processes)
+    outcome = "something was wrong" if status else "all held"
+    print(f"simulation: {arguments.count} histories, {time.monotonic() - began:.0f} s: {outcome}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

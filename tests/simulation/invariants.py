@@ -1,0 +1,287 @@
+"""What must hold in each history: watched all the time, when all is quiet, and after the end."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from nsupervisor.config.changes import parse_changes
+from tests.chaos.invariants import AT_REST, STATES
+from tests.simulation.configs import Kind
+from tests.simulation.machine import ROOT, Cgroup, Machine, Process
+
+if TYPE_CHECKING:
+    from tests.simulation.history import Command, History
+
+UP = frozenset({"running", "ready", "frozen"})
+REACTION_S = 3.0
+"""Seconds that a rule has to react to a counter, with the next supervisor included."""
+
+
+PENDING = {
+    "H6": re.compile(r"readiness: says|watchdog: says"),
+    "H8": re.compile(r"wanted: trap is stopped"),
+}
+"""The rows of FAULTS whose faults are known and not fixed yet, and what they look like."""
+
+
+def is_pending(problem: str) -> bool:
+    """Return whether a problem is a known fault that is not fixed yet."""
+    return any(pattern.match(problem) for pattern in PENDING.values())
+
+
+def parse_limit(key: str, value: str) -> Mapping[str, Any]:
+    """Return the changes of `nsupervisor set KEY=VALUE`."""
+    return parse_changes({key: int(value) if value.isdecimal() else value})
+
+
+class Watch:
+    """Looks at each record and each process of a history, as they come."""
+
+    def __init__(self, machine: Machine, kind: Kind) -> None:
+        self.machine, self.kind = machine, kind
+        self.problems: list[str] = []
+        self.shown: list[tuple[Any, ...]] = []
+        """All records, without what differs from run to run."""
+        self.records: list[tuple[float, str, dict[str, Any]]] = []
+        self.starts: list[tuple[float, str]] = []
+        """When each program was executed."""
+        self.lives: list[float] = []
+        """When each supervisor started."""
+        self.reloads: list[float] = []
+        self.hits: set[int] = set()
+        """The pids of programs that something outside has ended."""
+        self.executed: dict[tuple[int, str], Process] = {}
+        """By run of the service and id: each program that was executed."""
+        self.removed: list[tuple[str, Process]] = []
+        """The programs of instances that have been removed since."""
+        self.epoch = 0
+        """How often the service has ended in order: then the generations begin anew."""
+        self.epoch_begins = [0]
+        """The length of the stream of records at the begin of each epoch."""
+        self.is_stopping = False
+        self.states: dict[str, str] = {}
+        self.limit_hits: list[float] = []
+        """When a process was refused in the group, for the rule about that counter."""
+        machine.started_listeners.append(self._on_process)
+        machine.limit_listeners.append(self._on_limit)
+        machine.signal_listeners.append(self._on_signal)
+
+    def problem(self, text: str) -> None:
+        """Note that something is wrong."""
+        if text not in self.problems:
+            self.machine.log("WRONG", text)
+            self.problems.append(text)
+
+    def on_start(self) -> None:
+        """A supervisor starts."""
+        self.lives.append(self.machine.now)
+        self.is_stopping = False
+        self.states.clear()
+
+    def on_end(self, stream_length: int) -> None:
+        """The service has ended in order."""
+        self.epoch += 1
+        self.epoch_begins.append(stream_length)
+
+    def on_removed(self, name: str) -> None:
+        """An instance has been removed; one of the same name begins with its first generation."""
+        for key in [key for key in self.executed if key[1].rpartition("#")[0] == name]:
+            self.removed.append((key[1], self.executed.pop(key)))
+
+    def on_reload(self) -> None:
+        """A reload has come into force."""
+        self.reloads.append(self.machine.now)
+
+    def hit(self, process: Process) -> None:
+        """Something outside ends a program."""
+        self.hits.add(process.pid)
+
+    def on_record(self, event: str, fields: Mapping[str, Any]) -> None:
+        """A record has been made."""
+        fields = dict(fields)
+        self.records.append((self.machine.now, event, fields))
+        self.shown.append(
+            (round(self.machine.now, 6), event, fields.get("workload"), fields.get("to"), fields.get("code"))
+        )
+        if event == "supervisor stopping":
+            self.is_stopping = True
+        if event == "state":
+            name, state = fields["workload"], fields["to"]
+            if self.is_stopping and (fields["from"], state) == ("stopped", "starting"):
+                self.problem(f"nothing starts: {name} starts after the service began to stop")
+            if self.states.get(name, fields["from"]) != fields["from"]:
+                self.problem(f"states chain: {name} goes from {fields['from']}, but was {self.states[name]}")
+            self.states[name] = state
+        if (
+            event == "action"
+            and fields["action"] == "freeze"
+            and "rule" in fields["cause"]
+            and "group" in fields["cause"]
+        ) and self.states.get(fields["workload"]) == "frozen":
+            self.problem(f"victims: {fields['workload']} is frozen already and chosen again")
+
+    def _on_limit(self, cgroup: Cgroup, file: str) -> None:
+        if cgroup.path.endswith("/group.batch") and file == "pids.events":
+            self.limit_hits.append(self.machine.now)
+
+    def _on_signal(self, process: Process, signum: int) -> None:
+        if signum == signal.SIGABRT and process.pid not in self.hits:
+            self.problem(f"watchdog: {process.id} gets SIGABRT, and has done all that was asked of it")
+
+    def _on_process(self, process: Process) -> None:
+        name, _, number = process.id.rpartition("#")
+        for other in self.machine.living():
+            other_name, _, other_number = other.id.rpartition("#")
+            if other_name == name and other_number != number:
+                self.problem(f"one generation: {process.id} starts while {other.id} lives")
+        if process.is_leader:
+            if (self.epoch, process.id) in self.executed:
+                self.problem(f"nothing twice: {process.id} is executed twice")
+            self.executed[self.epoch, process.id] = process
+            self.starts.append((self.machine.now, process.id))
+
+
+def when_quiet(history: History, status: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Everything has settled: who runs, and with which limits."""
+    wrong: list[str] = []
+    machine = history.machine
+    living: dict[str, list[Process]] = defaultdict(list)
+    for process in machine.living():
+        living[process.id.rpartition("#")[0]].append(process)
+    states = {one["name"]: one["state"] for one in status}
+    known = {one["name"] for one in status}
+    wrong += [f"none lost: {name} lives, and the service does not know it" for name in living if name not in known]
+    for one in status:
+        name, state = one["name"], one["state"]
+        leader = next((process for process in living[name] if process.is_leader), None)
+        if state not in STATES:
+            wrong.append(f"{name} is in a state {state!r}")
+        elif state in AT_REST and living[name]:
+            wrong.append(f"none lost: {name} is {state}, but {living[name][0].id} lives")
+        elif state in UP and leader is None:
+            wrong.append(f"none lost: {name} is {state}, but does not live")
+        elif state in ("starting", "stopping"):
+            wrong.append(f"settled: {name} is still {state}")
+        elif leader is not None and leader.id != f"{name}#{one['generation']}":
+            wrong.append(f"none lost: {name} is #{one['generation']}, but {leader.id} lives")
+        waits = history.kind.requires.get(name)
+        if waits is None or states.get(waits) in ("running", "ready"):
+            wrong += _wanted(history, name, state)
+        if name == "says" and state in ("starting", "running"):
+            wrong.append(f"readiness: {name} has been ready for long, and is {state}")
+    wrong += _limits(history)
+    wrong += _counters(history)
+    return wrong
+
+
+def _counters(history: History) -> list[str]:
+    """A counter that rises lets its rule act, whatever is reloaded and whoever dies meanwhile."""
+    edited = {step.target for step in history.steps if step.do in ("edit", "reload", "SIGHUP")}
+    if "counter" in edited or history.disk_was_full:
+        return []
+    acted = [
+        at
+        for at, event, fields in history.watch.records
+        if (event == "action" and "rule" in fields.get("cause", {}) and fields.get("workload") in ("first", "second"))
+        or (event == "warning" and "group" in fields)
+    ]
+    return [
+        f"counters: the group's limit was hit at {hit - history.started_at:.3f}, and no rule acted"
+        for hit in history.watch.limit_hits
+        if history.machine.now - hit > REACTION_S and not any(hit - 3.0 < at < hit + REACTION_S for at in acted)
+    ]
+
+
+def _last_command(history: History, name: str) -> Command | None:
+    commands = [
+        command for command in history.commands if command.name == name and command.verb in ("start", "stop", "restart")
+    ]
+    return commands[-1] if commands else None
+
+
+def _wanted(history: History, name: str, state: str) -> list[str]:
+    """The last word of an operator counts."""
+    command = _last_command(history, name)
+    if command is not None and command.verb == "stop" and command.ok and state not in ("stopped",):
+        later = any(other.at >= command.at and other.verb in ("start", "restart") for other in history.commands)
+        if not later:
+            return [f"stops kept: {name} was stopped by an operator, and is {state}"]
+    if name not in history.kind.lasting:
+        return []
+    stops = [other for other in history.commands if other.verb == "stop"]
+    if not stops and state not in UP:
+        return [f"wanted: {name} is {state}, and nobody stopped it"]
+    has_started = command is not None and command.verb in ("start", "restart") and command.ok
+    if command is not None and has_started and state not in UP and all(other.at < command.at for other in stops):
+        return [f"wanted: {name} is {state} after an operator's {command.verb}"]
+    return []
+
+
+def _limits(history: History) -> list[str]:
+    """Limits that were set are in force."""
+    wrong = []
+    if history.kind.name != "group" or history.disk_was_full:
+        return wrong
+    cgroup = history.machine.cgroups.get(f"{ROOT}/sim/group.batch")
+    if cgroup is None:
+        return ["limits: the group has no cgroup"]
+    latest: dict[str, Command] = {}
+    for command in history.commands:
+        if command.verb == "set group":
+            latest[command.value.partition("=")[0]] = command
+    for key, command in latest.items():
+        same = [other for other in history.commands if other.value.startswith(f"{key}=")]
+        if not command.ok or len(same) > 1 or any(at >= command.at for at in history.watch.reloads):
+            continue
+        file, value = key.replace("_", ".", 1), command.value.partition("=")[2]
+        number = int(value[:-1]) << 20 if value.endswith("M") else int(value)
+        if cgroup.limits.get(file) != str(number):
+            wrong.append(f"limits: {key} of the group was set to {value}, and is {cgroup.limits.get(file)}")
+    return wrong
+
+
+def after_the_end(history: History) -> list[str]:
+    """The service has ended in order: nothing is left, and each end is in the records."""
+    machine, wrong = history.machine, []
+    wrong += [f"nothing left: {process.id} lives" for process in machine.living()]
+    wrong += [f"nothing left: the cgroup {path}" for path in machine.cgroups if path != ROOT]
+    wrong += [f"nothing left: the socket {path}" for path in machine.sockets if history.site.lives == 1]
+    wrong += [f"nothing left: the file {path.name}" for path in machine.files if path.name == "state.json"]
+    keeper = history.site.keepers.current
+    if keeper is not None and not keeper.is_dead:
+        wrong.append("nothing left: the keeper")
+    if not history.disk_was_full:
+        wrong += _ends(history)
+    return wrong
+
+
+def _ends(history: History) -> list[str]:
+    """Each program's end is recorded once, as it was; again only marked as a duplicate."""
+    wrong = []
+    found: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
+    begins = [*history.watch.epoch_begins, len(history.site.stream)]
+    for epoch, (begin, end) in enumerate(pairwise(begins)):
+        for line in history.site.stream[begin:end].splitlines():
+            record = json.loads(line)
+            if record["event"] in ("exited", "not started"):
+                found[epoch, f"{record['workload']}#{record['generation']}"].append(record)
+    for (epoch, id_), process in history.watch.executed.items():
+        records = found[epoch, id_]
+        if not records:
+            wrong.append(f"no exit lost: the end of {id_} is not recorded")
+        again = sum(other == id_ for other, _ in history.watch.removed)
+        if sum(not record.get("duplicate") for record in records) > 1 + again:
+            wrong.append(f"nothing twice: the end of {id_} is recorded twice")
+        for record in records if not again else ():
+            if record["event"] == "exited" and not record.get("unknown"):
+                status = process.status or 0
+                code = status >> 8 if not status & 127 else None
+                if record["code"] != code:
+                    wrong.append(f"exits: {id_} ended with {status}, recorded as {record['code']}, {record['signal']}")
+    return wrong

@@ -1,0 +1,560 @@
+"""A simulated machine: processes, cgroups, pipes, sockets, files, and the keeper. It outlives simulated supervisors.
+
+Everything is deterministic: there are no threads, no real files and no real processes, and each random choice comes
+from the seed. What happens later is in one queue, by time. A supervisor uses the machine through the objects of
+`tests.simulation.seam`; while none runs, `advance` lets the programs go on.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import os
+import random
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from nsupervisor.linux.inotify import IN_IGNORED, IN_MODIFY, IN_Q_OVERFLOW, InotifyEvent
+
+ROOT = "/sim"
+"""The root of the cgroup hierarchy."""
+NOTIFY_INTERVAL_S = 0.01
+"""CGROUP_FILE_NOTIFY_MIN_INTV of kernel/cgroup/cgroup.c: the kernel notifies of one file at most this often."""
+CONTROLLERS = ("memory", "pids", "cpu")
+FIRST_FD = 1 << 20
+"""The first simulated descriptor: no real one has such a number, so mixing the two up fails."""
+LIMIT_FILES: Mapping[str, str] = {
+    "memory.min": "0",
+    "memory.low": "0",
+    "memory.high": "max",
+    "memory.max": "max",
+    "memory.swap.max": "max",
+    "memory.oom.group": "0",
+    "pids.max": "max",
+    "cpu.max": "max 100000",
+    "cpu.max.burst": "0",
+    "cpu.weight": "100",
+}
+
+
+def failure(number: int, path: str = "") -> OSError:
+    """Return the exception for an errno."""
+    return OSError(number, os.strerror(number), path) if path else OSError(number, os.strerror(number))
+
+
+@attrs.define(eq=False)
+class Process:
+    """A process. `leader`: the program that the keeper has started, in whose generation this one is."""
+
+    machine: Machine
+    pid: int
+    start_ticks: int
+    parent: int
+    cgroup: Cgroup
+    id: str
+    """The generation that it belongs to: "web#3"."""
+    behaviour: Behaviour
+    command: str = "nsupervisor-new"
+    status: int | None = None
+    """The wait status; None while it lives."""
+    anon: int = 1 << 20
+    """Bytes of memory."""
+    pending_signals: list[int] = attrs.field(factory=list)
+    """Signals that wait until it is thawed."""
+    pending_work: list[Callable[[], None]] = attrs.field(factory=list)
+    """Its timers that have run out while it was frozen."""
+    is_leader: bool = False
+
+    def after(self, seconds: float, work: Callable[[], None]) -> None:
+        """Let the process do something later, unless it has ended by then."""
+
+        def run() -> None:
+            if self.status is None:
+                if self.cgroup.is_frozen:
+                    self.pending_work.append(run)
+                else:
+                    work()
+
+        self.machine.after(seconds, run)
+
+    def receive(self, signum: int) -> None:
+        """Receive a signal."""
+        if self.status is not None:
+            return
+        for listener in self.machine.signal_listeners:
+            listener(self, signum)
+        if signum == signal.SIGKILL:
+            self.end(signal.SIGKILL)
+        elif self.cgroup.is_frozen:
+            self.pending_signals.append(signum)
+        else:
+            self.behaviour.on_signal(self, signum)
+
+    def thawed(self) -> None:
+        """Handle what has waited while the process was frozen."""
+        signals, self.pending_signals = self.pending_signals, []
+        for signum in signals:
+            self.receive(signum)
+        work, self.pending_work = self.pending_work, []
+        for item in work:
+            item()
+
+    def end(self, status: int) -> None:
+        """End with a wait status."""
+        if self.status is not None:
+            return
+        self.status = status
+        self.machine.log("ends", self.id, pid=self.pid, status=status)
+        cgroup = self.cgroup
+        del cgroup.processes[self.pid]
+        cgroup.update_populated()
+        self.machine.process_ended(self)
+
+
+class Behaviour:
+    """How a program behaves. The default one sleeps for ever, and ends on SIGTERM."""
+
+    def on_start(self, process: Process) -> None:
+        """Begin: the program has been executed."""
+
+    def on_signal(self, process: Process, signum: int) -> None:
+        """Handle a signal that is not SIGKILL."""
+        if signum not in (signal.SIGCONT, signal.SIGCHLD, signal.SIGURG):
+            process.end(signum)
+
+
+@attrs.define(eq=False)
+class Cgroup:
+    """A cgroup of version 2."""
+
+    machine: Machine
+    path: str
+    parent: Cgroup | None
+    children: dict[str, Cgroup] = attrs.field(factory=dict)
+    processes: dict[int, Process] = attrs.field(factory=dict)
+    limits: dict[str, str] = attrs.field(factory=dict)
+    subtree_control: list[str] = attrs.field(factory=list)
+    memory_events: dict[str, int] = attrs.field(
+        factory=lambda: dict.fromkeys(("low", "high", "max", "oom", "oom_kill", "oom_group_kill"), 0)
+    )
+    pids_max_hits: int = 0
+    freeze_requested: bool = False
+    was_killed: bool = False
+    is_removed: bool = False
+    was_populated: bool = False
+    was_frozen: bool = False
+    notified_at: dict[str, float] = attrs.field(factory=dict)
+    pending_notifications: set[str] = attrs.field(factory=set)
+
+    def subtree(self) -> Iterator[Cgroup]:
+        """Yield this cgroup and those below it."""
+        yield self
+        for child in self.children.values():
+            yield from child.subtree()
+
+    def ancestors(self) -> Iterator[Cgroup]:
+        """Yield this cgroup and those above it."""
+        cgroup: Cgroup | None = self
+        while cgroup is not None:
+            yield cgroup
+            cgroup = cgroup.parent
+
+    @property
+    def is_populated(self) -> bool:
+        return bool(self.processes) or any(child.is_populated for child in self.children.values())
+
+    @property
+    def is_frozen(self) -> bool:
+        return any(cgroup.freeze_requested for cgroup in self.ancestors())
+
+    def update_populated(self) -> None:
+        """Notify of changes of `populated` and `frozen`, here and above."""
+        for cgroup in self.ancestors():
+            now = cgroup.is_populated, cgroup.is_frozen
+            if now != (cgroup.was_populated, cgroup.was_frozen):
+                cgroup.was_populated, cgroup.was_frozen = now
+                cgroup.notify("cgroup.events")
+
+    def notify(self, file: str) -> None:
+        """Notify the watchers of a file, as seldom as the kernel does."""
+        now = self.machine.now
+        last = self.notified_at.get(file)
+        if file in self.pending_notifications:
+            return
+        if last is not None and now < last + NOTIFY_INTERVAL_S:
+            self.pending_notifications.add(file)
+            self.machine.after(last + NOTIFY_INTERVAL_S - now, lambda: self._notify_now(file))
+        else:
+            self._notify_now(file)
+
+    def _notify_now(self, file: str) -> None:
+        self.pending_notifications.discard(file)
+        self.notified_at[file] = self.machine.now
+        if not self.is_removed:
+            self.machine.file_changed(f"{self.path}/{file}")
+
+    # ---- the interface files
+
+    def read(self, file: str) -> str:
+        """Return the text of an interface file. Raises OSError."""
+        if self.is_removed:
+            raise failure(errno.ENODEV)
+        match file:
+            case "cgroup.events":
+                return f"populated {self.is_populated:d}\nfrozen {self.is_frozen and self.is_populated:d}\n"
+            case "cgroup.procs":
+                return "".join(f"{pid}\n" for pid in self.processes)
+            case "cgroup.controllers":
+                parent = self.parent
+                return " ".join(CONTROLLERS if parent is None else parent.subtree_control) + "\n"
+            case "cgroup.subtree_control":
+                return " ".join(self.subtree_control) + "\n"
+            case "cgroup.freeze":
+                return f"{self.freeze_requested:d}\n"
+            case "cgroup.type":
+                return "domain\n"
+            case "cpu.stat":
+                return "usage_usec 0\nuser_usec 0\nsystem_usec 0\nnr_periods 0\nnr_throttled 0\nthrottled_usec 0\n"
+        if file.partition(".")[0] not in (() if self.parent is None else self.parent.subtree_control):
+            raise failure(errno.ENOENT)
+        match file:
+            case "memory.current":
+                return f"{self.memory}\n"
+            case "memory.stat":
+                return f"anon {self.memory}\nfile 0\n"
+            case "memory.events":
+                return "".join(f"{key} {value}\n" for key, value in self.memory_events.items())
+            case "pids.current":
+                return f"{self.process_count}\n"
+            case "pids.events":
+                return f"max {self.pids_max_hits}\n"
+        if file not in LIMIT_FILES:
+            raise failure(errno.ENOENT)
+        return f"{self.limits.get(file, LIMIT_FILES[file])}\n"
+
+    def write(self, file: str, text: str) -> None:
+        """Write to an interface file. Raises OSError."""
+        if self.is_removed:
+            raise failure(errno.ENODEV)
+        match file:
+            case "cgroup.kill":
+                for cgroup in list(self.subtree()):
+                    cgroup.was_killed = True
+                    for process in list(cgroup.processes.values()):
+                        self.machine.after(self.machine.delay(), lambda process=process: process.receive(9))
+                return
+            case "cgroup.freeze":
+                self.machine.after(self.machine.delay(), lambda: self._set_frozen(text == "1"))
+                return
+            case "cgroup.subtree_control":
+                for word in text.split():
+                    if word[0] == "+" and word[1:] not in self.subtree_control:
+                        self.subtree_control.append(word[1:])
+                    elif word[0] == "-" and word[1:] in self.subtree_control:
+                        self.subtree_control.remove(word[1:])
+                return
+        self.read(file)  # raises if there is no such file
+        if file not in LIMIT_FILES:
+            raise failure(errno.EACCES)
+        if file == "cpu.max" and len(text.split()) == 1:
+            text = f"{text} {self.limits.get(file, 'max 100000').split()[1]}"
+        if file.startswith("memory.") and text.isdecimal():
+            text = str(int(text) // 4096 * 4096)
+        self.limits[file] = text
+
+    def _set_frozen(self, freeze: bool) -> None:
+        if self.freeze_requested == freeze or self.is_removed:
+            return
+        self.freeze_requested = freeze
+        for cgroup in self.subtree():
+            cgroup.update_populated()
+            if not cgroup.is_frozen:
+                for process in list(cgroup.processes.values()):
+                    process.thawed()
+
+    # ---- resources
+
+    @property
+    def memory(self) -> int:
+        return sum(process.anon for cgroup in self.subtree() for process in cgroup.processes.values())
+
+    @property
+    def process_count(self) -> int:
+        return sum(len(cgroup.processes) for cgroup in self.subtree())
+
+    def limit(self, file: str) -> float:
+        """Return the number in a limit file."""
+        text = self.limits.get(file, "max")
+        return float("inf") if text == "max" else float(text)
+
+    def may_fork(self) -> bool:
+        """Return whether one more process fits; if not, count it."""
+        full = next((one for one in self.ancestors() if one.process_count + 1 > one.limit("pids.max")), None)
+        if full is None:
+            return True
+        for listener in self.machine.limit_listeners:
+            listener(full, "pids.events")
+        for cgroup in full.ancestors():
+            cgroup.pids_max_hits += 1
+            cgroup.notify("pids.events")
+        return False
+
+    def allocate(self, process: Process, size: int) -> None:
+        """Let a process have more memory; the kernel kills one if a limit does not allow it."""
+        process.anon += size
+        full = next((one for one in self.ancestors() if one.memory > one.limit("memory.max")), None)
+        if full is None:
+            return
+        victims = [member for cgroup in full.subtree() for member in cgroup.processes.values()]
+        victim = max(victims, key=lambda member: (member.anon, -member.pid))
+        for cgroup in full.ancestors():
+            cgroup.memory_events["max"] += 1
+            cgroup.memory_events["oom"] += 1
+            cgroup.notify("memory.events")
+        for cgroup in victim.cgroup.ancestors():
+            cgroup.memory_events["oom_kill"] += 1
+            cgroup.notify("memory.events")
+        victim.receive(signal.SIGKILL)
+
+
+@attrs.define(eq=False)
+class Pipe:
+    """A pipe with the output of a generation."""
+
+    inode: int
+    data: bytearray = attrs.field(factory=bytearray)
+    writers: set[int] = attrs.field(factory=set)
+    """The pids that have it open for writing."""
+    changed: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+
+
+@attrs.define(eq=False)
+class DatagramSocket:
+    """A bound datagram socket: each datagram with the pid of its sender."""
+
+    path: str
+    queue: deque[tuple[bytes, int]] = attrs.field(factory=deque)
+    changed: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+
+
+class Inotify:
+    """An inotify instance of a supervisor."""
+
+    def __init__(self) -> None:
+        self.paths: dict[int, str] = {}
+        self.queue: list[InotifyEvent] = []
+        self.changed = trio.lowlevel.ParkingLot()
+        self.last_wd = 0
+
+
+class Machine:
+    """The machine. `seed` determines everything that it decides by itself."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(f"machine {seed}")
+        self.clock: trio.abc.Clock | None = None
+        """The clock of the supervisor that runs now."""
+        self._now = 1000.0
+        self.queue: list[tuple[float, int, Callable[[], None]]] = []
+        self.sequence = 0
+        self.wake: trio.Event | None = None
+        """Set when the queue has something new, if a supervisor runs."""
+        self.processes: dict[int, Process] = {}
+        self.last_pid = 1000
+        self.cgroups: dict[str, Cgroup] = {}
+        self.make_cgroup(ROOT)
+        self.files: dict[Path, bytearray] = {}
+        self.sockets: dict[str, DatagramSocket] = {}
+        self.locks: set[str] = set()
+        self.inotify: list[Inotify] = []
+        self.pipes: dict[int, Pipe] = {}
+        self.last_inode = 1
+        self.limit_listeners: list[Callable[[Cgroup, str], None]] = []
+        self.signal_listeners: list[Callable[[Process, int], None]] = []
+        self.write_listeners: list[Callable[[bytes], None]] = []
+        self.unlink_listeners: list[Callable[[str], None]] = []
+        self.started_listeners: list[Callable[[Process], None]] = []
+        self.ended_listeners: list[Callable[[Process], None]] = []
+        self.events: list[str] = []
+        """What happened, one line each: the same for the same seed."""
+        self.speed = 1.0
+        """0: the kernel and the keeper do everything at once."""
+        self.disk_is_full = False
+        self.lose_notifications = False
+        """Whether the inotify queue overflows."""
+        self.statuses_of_others = self.random.random() < 0.5
+        """Whether the kernel tells the exit status of processes that are not one's children (Linux 6.15)."""
+
+    # ---- time
+
+    @property
+    def now(self) -> float:
+        return self._now if self.clock is None else self.clock.current_time()
+
+    def after(self, seconds: float, work: Callable[[], None]) -> None:
+        """Do something later."""
+        self.sequence += 1
+        heapq.heappush(self.queue, (self.now + seconds, self.sequence, work))
+        if self.wake is not None:
+            self.wake.set()
+
+    def delay(self) -> float:
+        """Return how long the kernel or the keeper takes for something: mostly short, seldom long."""
+        if not self.speed:
+            return 0.0
+        chance = self.random.random()
+        return self.speed * (0.0 if chance < 0.3 else chance * 0.004 if chance < 0.95 else chance * 0.2)
+
+    def run_due(self) -> None:
+        """Do what is due by now."""
+        while self.queue and self.queue[0][0] <= self.now:
+            heapq.heappop(self.queue)[2]()
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass while no supervisor runs."""
+        end = self._now + seconds
+        while self.queue and self.queue[0][0] <= end:
+            self._now = max(self._now, self.queue[0][0])
+            heapq.heappop(self.queue)[2]()
+        self._now = end
+
+    async def run(self) -> None:
+        """Do everything in its time while a supervisor runs."""
+        while True:
+            self.run_due()
+            self.wake = trio.Event()
+            with trio.move_on_at(self.queue[0][0] if self.queue else float("inf")):
+                await self.wake.wait()
+
+    def attach(self, clock: trio.abc.Clock) -> None:
+        """Use the clock of a supervisor that starts."""
+        self.clock = clock
+
+    def detach(self) -> None:
+        """Go on without a supervisor: it is dead. The kernel has closed what it had open."""
+        self._now = self.now
+        self.clock = self.wake = None
+        self.locks.clear()
+        self.inotify.clear()
+        for waited_for in (*self.pipes.values(), *self.sockets.values()):
+            waited_for.changed = trio.lowlevel.ParkingLot()  # the tasks that wait belong to the dead supervisor
+
+    def log(self, event: str, subject: str = "", **fields: Any) -> None:
+        """Note what happened."""
+        words = " ".join(f"{key}={value}" for key, value in fields.items())
+        self.events.append(f"{self.now:10.4f} {event} {subject} {words}".rstrip())
+
+    # ---- cgroups
+
+    def make_cgroup(self, path: str) -> Cgroup:
+        """Make one cgroup. Raises OSError."""
+        if path in self.cgroups:
+            raise failure(errno.EEXIST, path)
+        parent = self.cgroups.get(os.path.dirname(path))
+        if parent is None and path != ROOT:
+            raise failure(errno.ENOENT, path)
+        cgroup = self.cgroups[path] = Cgroup(self, path, parent)
+        if parent is not None:
+            parent.children[path] = cgroup
+        return cgroup
+
+    def remove_cgroup(self, path: str) -> None:
+        """Remove one cgroup. Raises OSError."""
+        cgroup = self.find_cgroup(path)
+        if cgroup.is_populated or cgroup.children:
+            raise failure(errno.EBUSY, path)
+        cgroup.is_removed = True
+        del self.cgroups[path]
+        assert cgroup.parent is not None
+        del cgroup.parent.children[path]
+        for inotify in self.inotify:
+            for wd in [wd for wd, file in inotify.paths.items() if os.path.dirname(file) == path]:
+                del inotify.paths[wd]
+                inotify.queue.append(InotifyEvent(wd, IN_IGNORED))
+                inotify.changed.unpark_all()
+
+    def find_cgroup(self, path: str) -> Cgroup:
+        """Return a cgroup. Raises FileNotFoundError."""
+        cgroup = self.cgroups.get(path)
+        if cgroup is None:
+            raise failure(errno.ENOENT, path)
+        return cgroup
+
+    def find_file(self, path: str) -> tuple[Cgroup, str]:
+        """Return the cgroup and the name of an interface file. Raises FileNotFoundError."""
+        directory, name = os.path.split(path)
+        return self.find_cgroup(directory), name
+
+    def file_changed(self, path: str) -> None:
+        """Queue a notification for each inotify instance that watches the file."""
+        for inotify in self.inotify:
+            for wd, watched in inotify.paths.items():
+                if watched == path:
+                    event = InotifyEvent(-1, IN_Q_OVERFLOW) if self.lose_notifications else InotifyEvent(wd, IN_MODIFY)
+                    if not inotify.queue or inotify.queue[-1] != event:
+                        inotify.queue.append(event)
+                    inotify.changed.unpark_all()
+
+    # ---- processes
+
+    def start_process(self, cgroup: Cgroup, id_: str, behaviour: Behaviour, parent: int) -> Process:
+        """Make a process in a cgroup."""
+        self.last_pid += 1
+        process = Process(self, self.last_pid, round(self.now * 100), parent, cgroup, id_, behaviour)
+        self.processes[process.pid] = process
+        cgroup.processes[process.pid] = process
+        cgroup.update_populated()
+        return process
+
+    def fork(self, process: Process) -> Process | None:
+        """Fork a process, if its cgroups allow one more."""
+        if not process.cgroup.may_fork():
+            return None
+        child = self.start_process(process.cgroup, process.id, process.behaviour, process.pid)
+        child.command = process.command
+        for pipe in self.pipes.values():
+            if process.pid in pipe.writers:
+                pipe.writers.add(child.pid)
+        return child
+
+    def process_ended(self, process: Process) -> None:
+        """Close what an ended process had open, and tell its parent."""
+        for pipe in self.pipes.values():
+            if process.pid in pipe.writers:
+                pipe.writers.discard(process.pid)
+                pipe.changed.unpark_all()
+        for listener in self.ended_listeners:
+            listener(process)
+        if not process.is_leader:
+            del self.processes[process.pid]
+
+    def living(self) -> list[Process]:
+        """Return all living processes."""
+        return [process for process in self.processes.values() if process.status is None]
+
+    def write_output(self, process: Process, data: bytes) -> None:
+        """Write to standard output."""
+        for pipe in self.pipes.values():
+            if process.pid in pipe.writers:
+                pipe.data += data
+                pipe.changed.unpark_all()
+                return
+
+    def send_datagram(self, path: str, data: bytes, pid: int) -> None:
+        """Send a datagram to the socket at a path, if there is one."""
+        socket = self.sockets.get(path)
+        if socket is not None:
+            socket.queue.append((data, pid))
+            socket.changed.unpark_all()
+
+    def new_pipe(self) -> Pipe:
+        """Make a pipe."""
+        self.last_inode += 1
+        pipe = self.pipes[self.last_inode] = Pipe(self.last_inode)
+        return pipe

@@ -1,0 +1,84 @@
+"""Simulated programs. Their behaviour is in their command: `["program", "ready=0.1", "term=3@0.5"]`.
+
+exit=CODE@SECONDS       ends by itself after this time
+term=CODE@SECONDS       ends with this code, so long after SIGTERM
+deaf                    ignores all signals that can be ignored
+ready=SECONDS           sends READY=1 after this time
+watchdog=SECONDS        sends WATCHDOG=1 at this interval, from the start
+forks=NUMBER@SECONDS    forks so many processes, which outlive it
+lines=NUMBER            writes "count 1", "count 2", …
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+from tests.simulation.machine import Behaviour, Process
+
+IGNORED_BY_DEFAULT = (signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH)
+
+
+class Program(Behaviour):
+    """A program that behaves as its command says."""
+
+    def __init__(self, argv: list[str], environment: Mapping[str, str]) -> None:
+        words = [word.partition("=") for word in argv[1:]]
+        self._options = {name: value for name, _, value in words}
+        self._environment = environment
+
+    def _pair(self, name: str) -> tuple[int, float] | None:
+        if name not in self._options:
+            return None
+        number, _, seconds = self._options[name].partition("@")
+        return int(number), float(seconds or 0)
+
+    def on_start(self, process: Process) -> None:
+        """Begin: the program has been executed."""
+        if (exit_ := self._pair("exit")) is not None:
+            process.after(exit_[1], lambda: process.end(exit_[0] << 8))
+        if (forks := self._pair("forks")) is not None:
+            process.after(forks[1], lambda: self._fork(process, forks[0]))
+        if "ready" in self._options:
+            process.after(float(self._options["ready"]), lambda: self.notify(process, "READY=1"))
+        if "watchdog" in self._options:
+            self._keep_alive(process, float(self._options["watchdog"]))
+        for number in range(int(self._options.get("lines", 0))):
+            process.machine.write_output(process, b"count %d\n" % (number + 1))
+
+    def on_signal(self, process: Process, signum: int) -> None:
+        """Handle a signal that is not SIGKILL."""
+        if signum in IGNORED_BY_DEFAULT or "deaf" in self._options:
+            return
+        term = self._pair("term")
+        if signum == signal.SIGTERM and term is not None:
+            if term[1]:
+                process.after(term[1], lambda: process.end(term[0] << 8))
+            else:
+                process.end(term[0] << 8)
+        else:
+            process.end(signum)
+
+    def notify(self, process: Process, text: str) -> None:
+        """Send a message to the supervisor, sd_notify(3)."""
+        path = self._environment.get("NOTIFY_SOCKET")
+        if path is not None:
+            process.machine.send_datagram(path, text.encode(), process.pid)
+
+    def _keep_alive(self, process: Process, interval: float) -> None:
+        def send() -> None:
+            self.notify(process, "WATCHDOG=1")
+            process.after(interval, send)
+
+        process.after(0.0, send)
+
+    @staticmethod
+    def _fork(process: Process, count: int) -> None:
+        for _ in range(count):
+            process.machine.fork(process)
+
+
+def make_program(spec: Mapping[str, Any]) -> Program:
+    """Return how the program of a specification behaves."""
+    return Program(spec["argv"], spec["env"])

@@ -1,0 +1,477 @@
+"""The seam of one simulated supervisor: what it sees of the machine, until it dies.
+
+Each call of the seam is counted. At the number that the seed has chosen the supervisor dies: that call, and each later
+one, raises `SupervisorDiedError` and has no effect. So clean-up code that Python still runs changes nothing, as after
+SIGKILL.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket as stdlib_socket
+import struct
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from nsupervisor.cgroups import Host
+from nsupervisor.cgroups.host import Controller
+from nsupervisor.cgroups.mounts import Hierarchy
+from nsupervisor.linux.inotify import InotifyEvent
+from nsupervisor.logs import Pipe as PipeEnd
+from nsupervisor.logs.target import Target
+from nsupervisor.service.instance.readiness import NotifySocket
+from nsupervisor.service.kernel import Kernel
+from tests.simulation import machine as machines
+from tests.simulation.machine import FIRST_FD, ROOT, Machine, Process, failure
+
+_UCRED = struct.Struct("iII")
+
+
+class SupervisorDiedError(BaseException):
+    """The supervisor has been killed; not an Exception, so that no code of it handles this."""
+
+
+class Life:
+    """One supervisor, from its start to its death."""
+
+    def __init__(self, machine: Machine, dies_at_call: int | None = None) -> None:
+        self.machine = machine
+        self.dies_at_call = dies_at_call
+        self.calls = 0
+        self.is_dead = False
+        self.fds: dict[int, Any] = {}
+        self._last_fd = FIRST_FD
+
+    def call(self, name: str) -> None:
+        """Count a call of the seam; die if it is the one."""
+        if self.is_dead:
+            raise SupervisorDiedError
+        self.calls += 1
+        if self.calls == self.dies_at_call:
+            self.machine.log("supervisor dies", f"at {name}")
+            self.is_dead = True
+            raise SupervisorDiedError
+
+    def die(self) -> None:
+        """Die now."""
+        if not self.is_dead:
+            self.machine.log("supervisor dies")
+            self.is_dead = True
+
+    def add_fd(self, file: Any) -> int:
+        """Return a new descriptor of an open file."""
+        self._last_fd += 1
+        self.fds[self._last_fd] = file
+        return self._last_fd
+
+    def close(self, fd: int) -> None:
+        """Close a descriptor."""
+        if self.is_dead:
+            return
+        if fd not in self.fds:
+            raise failure(errno.EBADF)
+        del self.fds[fd]
+
+
+class CgroupFiles:
+    """`nsupervisor.cgroups.filesystem.CgroupFiles` of the simulated machine."""
+
+    def __init__(self, life: Life) -> None:
+        self._life, self._machine = life, life.machine
+
+    def open(self, path: str) -> int:
+        self._life.call("open")
+        file = self._machine.find_file(path)
+        file[0].read(file[1])
+        return self._life.add_fd(file)
+
+    def read(self, fd: int) -> bytes:
+        if self._life.is_dead:
+            raise SupervisorDiedError
+        cgroup, name = self._life.fds[fd]
+        return cgroup.read(name).encode()
+
+    def close(self, fd: int) -> None:
+        file = self._life.fds.get(fd)
+        self._life.close(fd)
+        if isinstance(file, str):
+            self._machine.locks.discard(file)
+
+    def read_text(self, path: str) -> str:
+        self._life.call("read")
+        cgroup, name = self._machine.find_file(path)
+        return cgroup.read(name)
+
+    def write(self, path: str, text: str) -> None:
+        self._life.call(f"write {path}")
+        cgroup, name = self._machine.find_file(path)
+        self._machine.log("writes", path, text=text)
+        cgroup.write(name, text)
+
+    def exists(self, path: str) -> bool:
+        self._life.call("exists")
+        if path in self._machine.cgroups:
+            return True
+        try:
+            cgroup, name = self._machine.find_file(path)
+            cgroup.read(name)
+        except OSError:
+            return False
+        return True
+
+    def make_directory(self, path: str) -> None:
+        self._life.call(f"mkdir {path}")
+        self._machine.make_cgroup(path)
+
+    def make_directories(self, path: str) -> None:
+        self._life.call(f"mkdir {path}")
+        missing = []
+        while path not in self._machine.cgroups:
+            missing.append(path)
+            path = os.path.dirname(path)
+        for directory in reversed(missing):
+            self._machine.make_cgroup(directory)
+
+    def remove_directory(self, path: str) -> None:
+        self._life.call(f"rmdir {path}")
+        self._machine.remove_cgroup(path)
+
+    def list_directories(self, path: str) -> list[str]:
+        self._life.call("scandir")
+        return [os.path.basename(child) for child in self._machine.find_cgroup(path).children]
+
+    def lock(self, path: str) -> int:
+        self._life.call(f"lock {path}")
+        if path in self._machine.locks:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        self._machine.locks.add(path)
+        return self._life.add_fd(path)
+
+    def open_pidfd(self, pid: int) -> int:
+        self._life.call("pidfd_open")
+        process = self._machine.processes.get(pid)
+        if process is None:
+            raise failure(errno.ESRCH)
+        return self._life.add_fd(process)
+
+    def send_signal(self, pidfd: int, signum: int) -> None:
+        self._life.call(f"signal {signum}")
+        process: Process = self._life.fds[pidfd]
+        if process.status is not None:
+            raise failure(errno.ESRCH)
+        self._machine.log("signal", process.id, pid=process.pid, signum=signum)
+        process.receive(signum)
+
+    def sleep(self, seconds: float) -> None:
+        """Do nothing: a simulated cgroup is released at once."""
+
+
+class Processes:
+    """`nsupervisor.service.kernel.Processes` of the simulated machine."""
+
+    def __init__(self, life: Life) -> None:
+        self._life, self._machine = life, life.machine
+
+    def _find(self, pid: int) -> Process | None:
+        self._life.call("stat")
+        return self._machine.processes.get(pid)
+
+    def start_time(self, pid: int) -> int | None:
+        process = self._find(pid)
+        return None if process is None else process.start_ticks
+
+    def parent_pid(self, pid: int) -> int | None:
+        process = self._find(pid)
+        return None if process is None else process.parent
+
+    def command_name(self, pid: int) -> str:
+        process = self._find(pid)
+        return "" if process is None else process.command
+
+    def pin(self, pid: int) -> int:
+        process = self._find(pid)
+        if process is None:
+            raise failure(errno.ESRCH)
+        return self._life.add_fd(process)
+
+    def open_pidfd(self, pid: int, start_ticks: int) -> int:
+        process = self._find(pid)
+        return -1 if process is None or process.start_ticks != start_ticks else self._life.add_fd(process)
+
+    def has_ended(self, pidfd: int) -> bool:
+        self._life.call("poll")
+        process: Process = self._life.fds[pidfd]
+        return process.status is not None
+
+    def exit_status(self, pidfd: int, pid: int) -> int | None:
+        self._life.call("exit status")
+        process: Process = self._life.fds[pidfd]
+        return process.status if self._machine.statuses_of_others else None
+
+    def open_pipe(self, inode: int, pids: Iterable[int]) -> int:
+        self._life.call("open pipe")
+        pipe = self._machine.pipes.get(inode)
+        return -1 if pipe is None or not pipe.writers & set(pids) else self._life.add_fd(pipe)
+
+    def open_ended_pipe(self) -> int:
+        self._life.call("pipe")
+        return self._life.add_fd(machines.Pipe(0))
+
+    def pipe_inode(self, fd: int) -> int:
+        self._life.call("fstat")
+        pipe: machines.Pipe = self._life.fds[fd]
+        return pipe.inode
+
+    def read_write_pipe_inode(self, pid: int, fd: int) -> int:
+        self._life.call("fdinfo")
+        inodes = [pipe.inode for pipe in self._machine.pipes.values() if pid in pipe.writers]
+        return inodes[fd - 1] if len(inodes) >= fd else 0
+
+    def duplicate(self, fd: int) -> int:
+        self._life.call("dup")
+        return self._life.add_fd(self._life.fds[fd])
+
+    def close(self, fd: int) -> None:
+        self._life.close(fd)
+
+
+class Files:
+    """`nsupervisor.linux.files.Files` of the simulated machine: what write(2) has taken survives a death."""
+
+    def __init__(self, life: Life) -> None:
+        self._life, self._files = life, life.machine.files
+
+    def open(self, path: Path, flags: int, mode: int = 0o600) -> int:
+        self._life.call(f"open {path.name}")
+        if path not in self._files and not flags & os.O_CREAT:
+            raise failure(errno.ENOENT, str(path))
+        if path not in self._files or flags & os.O_TRUNC:
+            self._files[path] = bytearray()
+        return self._life.add_fd(self._files[path])
+
+    def write(self, fd: int, data: bytes | memoryview) -> int:
+        machine = self._life.machine
+        try:
+            self._life.call("write")
+        except SupervisorDiedError:
+            if fd in self._life.fds and len(data) > os.sysconf("SC_PAGESIZE") and self._life.calls:
+                # SIGKILL may interrupt a long write(2) between two pages.
+                self._life.fds[fd].extend(data[: os.sysconf("SC_PAGESIZE")])
+            raise
+        if machine.disk_is_full:
+            room = machine.random.choice((0, 0, len(data) // 2))
+            if not room:
+                raise failure(errno.ENOSPC)
+            data = data[:room]
+        self._life.fds[fd].extend(data)
+        for listener in machine.write_listeners:
+            listener(bytes(data))
+        return len(data)
+
+    def close(self, fd: int) -> None:
+        self._life.close(fd)
+
+    def read(self, path: Path) -> bytes:
+        self._life.call(f"read {path.name}")
+        if path not in self._files:
+            raise failure(errno.ENOENT, str(path))
+        return bytes(self._files[path])
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._life.call(f"rename {source.name}")
+        self._files[target] = self._files.pop(source)
+
+    def unlink(self, path: Path) -> None:
+        self._life.call(f"unlink {path.name}")
+        self._files.pop(path, None)
+        for listener in self._life.machine.unlink_listeners:
+            listener(path.name)
+
+    def exists(self, path: Path) -> bool:
+        self._life.call(f"exists {path.name}")
+        return path in self._files
+
+
+class Notifications:
+    """`nsupervisor.cgroups.notifications.Notifications` of the simulated machine."""
+
+    def __init__(self, life: Life) -> None:
+        life.call("inotify_init")
+        self._life, self._inotify = life, machines.Inotify()
+        life.machine.inotify.append(self._inotify)
+
+    def add(self, path: str, mask: int) -> int:
+        self._life.call("inotify_add_watch")
+        cgroup, name = self._life.machine.find_file(path)
+        cgroup.read(name)
+        inotify = self._inotify
+        for wd, watched in inotify.paths.items():
+            if watched == path:
+                return wd
+        inotify.last_wd += 1
+        inotify.paths[inotify.last_wd] = path
+        return inotify.last_wd
+
+    def remove(self, wd: int) -> None:
+        self._inotify.paths.pop(wd, None)
+
+    def read(self) -> list[InotifyEvent]:
+        self._life.call("read inotify")
+        events, self._inotify.queue = self._inotify.queue, []
+        return events
+
+    def close(self) -> None:
+        if not self._life.is_dead:
+            self._life.machine.inotify.remove(self._inotify)
+
+    async def wait(self) -> None:
+        if self._inotify.queue:
+            await trio.lowlevel.checkpoint()
+        while not self._inotify.queue:
+            await self._inotify.changed.park()
+
+
+class OutputPipe(PipeEnd):
+    """The reading end of a simulated pipe."""
+
+    def __init__(self, life: Life, fd: int) -> None:
+        self.fd = fd
+        self._life = life
+        self._pipe: machines.Pipe = life.fds[fd]
+        self.inode = self._pipe.inode
+
+    def peek(self, max_bytes: int = 65536) -> bytes:
+        self._life.call("tee")
+        if not self._pipe.data and self._pipe.writers:
+            raise BlockingIOError
+        return bytes(self._pipe.data[:max_bytes])
+
+    def discard(self, count: int) -> None:
+        self._life.call("splice")
+        del self._pipe.data[:count]
+
+    def available_bytes(self) -> int:
+        return len(self._pipe.data)
+
+    def enlarge(self) -> bool:
+        return False
+
+    async def wait_readable(self) -> None:
+        if self._pipe.data or not self._pipe.writers:
+            await trio.lowlevel.checkpoint()
+        while not self._pipe.data and self._pipe.writers:
+            await self._pipe.changed.park()
+
+    def stop_waiting(self) -> None:
+        """Do nothing: waiting costs a simulated program nothing."""
+
+    def close(self) -> None:
+        self._life.close(self.fd)
+
+
+class _Socket:
+    """A datagram socket, as far as `nsupervisor.service.instance.readiness` uses it."""
+
+    def __init__(self, life: Life, fd: int) -> None:
+        self._life, self._fd = life, fd
+        self._socket: machines.DatagramSocket = life.fds[fd]
+
+    def fileno(self) -> int:
+        return self._fd
+
+    async def recvmsg(self, size: int, ancillary_size: int) -> tuple[bytes, list[tuple[int, int, bytes]], int, None]:
+        await trio.lowlevel.checkpoint()
+        while not self._socket.queue:
+            await self._socket.changed.park()
+        self._life.call("recvmsg")
+        data, pid = self._socket.queue.popleft()
+        credentials = stdlib_socket.SOL_SOCKET, stdlib_socket.SCM_CREDENTIALS, _UCRED.pack(pid, 0, 0)
+        return data[:size], [credentials], 0, None
+
+
+class RecordTarget(Target):
+    """The output of the journal. A supervisor that dies loses what it has not written."""
+
+    def __init__(self, life: Life, stream: bytearray) -> None:
+        def write(data: bytes | memoryview) -> int:
+            life.call("write records")
+            if life.machine.disk_is_full:
+                raise failure(errno.ENOSPC)
+            stream.extend(data)
+            return len(data)
+
+        super().__init__(-1, write)
+
+    @property
+    def is_terminal(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        """Do nothing: there is no descriptor."""
+
+
+def host(life: Life) -> Host:
+    """Return the cgroup hierarchies of the simulated machine: pure version 2."""
+    core = Hierarchy(2, frozenset(), ROOT, ROOT, False)
+    controllers = {name: Controller(name, core) for name in machines.CONTROLLERS}
+    return Host("unified", core, ROOT, True, controllers, False, CgroupFiles(life))
+
+
+def kernel(life: Life, read_config: Any) -> Kernel:
+    """Return `nsupervisor.service.kernel.Kernel` of the simulated machine."""
+    machine = life.machine
+
+    @contextmanager
+    def open_notify_socket(path: Path, owner: tuple[int, int] | None, fd: int = -1) -> Iterator[NotifySocket]:
+        life.call("open notify socket")
+        backlog: deque[bytes] = deque()
+        if fd >= 0:
+            ours: machines.DatagramSocket = life.fds[fd]
+            backlog.extend(data for data, _ in ours.queue)
+            ours.queue.clear()
+        else:
+            ours = machine.sockets[str(path)] = machines.DatagramSocket(str(path))
+            fd = life.add_fd(ours)
+        try:
+            yield NotifySocket(Path(ours.path), _Socket(life, fd), backlog)  # type: ignore[arg-type]
+        finally:
+            if not life.is_dead:
+                if machine.sockets.get(ours.path) is ours:
+                    del machine.sockets[ours.path]
+                life.close(fd)
+
+    def is_part_of(pid: int, instance: str, _tree: str) -> bool:
+        process = machine.processes.get(pid)
+        return process is None or process.id.rpartition("#")[0] == instance
+
+    return Kernel(
+        processes=Processes(life),
+        files=Files(life),
+        open_notifications=lambda: Notifications(life),
+        open_pipe=lambda fd: OutputPipe(life, fd),
+        open_notify_socket=open_notify_socket,
+        is_part_of=is_part_of,
+        read_config=read_config,
+        random=machine.random.random,
+    )
+
+
+class Signals:
+    """The signals that a simulated supervisor receives, as an asynchronous iterator."""
+
+    def __init__(self) -> None:
+        self._sender, self._receiver = trio.open_memory_channel[int](float("inf"))
+
+    def send(self, signum: int) -> None:
+        """Send a signal to the supervisor."""
+        self._sender.send_nowait(signal.Signals(signum))
+
+    def __aiter__(self) -> AsyncIterator[int]:
+        return self._receiver

@@ -1,0 +1,27 @@
+"""Faults that histories have found, each as the shrunk history, with the crash at every place."""
+
+import signal
+
+import pytest
+
+from tests.simulation.configs import KINDS
+from tests.simulation.history import History, Step
+from tests.simulation.machine import Process
+
+ORDER = next(kind for kind in KINDS if kind.name == "order")
+
+
+@pytest.mark.parametrize("call", range(1, 25))
+def test_a_frozen_program_whose_stop_a_crash_interrupts_is_thawed_to_obey_it(call: int) -> None:
+    steps = (
+        Step(1.0, "command", "pool@1", "freeze"),
+        Step(1.5, "crash by call", value=str(call)),
+        Step(1.5, "command", "pool@1", "stop"),
+    )
+    history = History(1, ORDER, steps)
+    ended: list[Process] = []
+    history.machine.ended_listeners.append(ended.append)
+    history.run()
+    assert history.watch.problems == []
+    (first,) = [process for process in ended if process.id == "pool@1#1"]
+    assert first.status == signal.SIGTERM
