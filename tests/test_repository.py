@@ -21,10 +21,11 @@ ARROWS = {
     "linux": set(),
     "cgroups": {"config", "linux"},
     "keeper": {"linux"},
-    "logs": {"linux"},
+    "logs": {"linux", "terminal"},
+    "terminal": set(),
     "api": {"config", "linux"},
     "metrics": {"core", "config", "cgroups", "api"},
-    "service": {"core", "config", "linux", "cgroups", "keeper", "logs", "api", "metrics"},
+    "service": {"core", "config", "linux", "cgroups", "keeper", "logs", "api", "metrics", "terminal"},
 }
 
 # These start fast, or run between fork and exec: nothing but the standard library.
@@ -34,6 +35,7 @@ STANDARD_LIBRARY_ONLY = [
         - {PACKAGE / "keeper" / name for name in ("client.py", "connection.py", "messages.py", "reconnecting.py")}
     ),
     *sorted((PACKAGE / "linux").glob("*.py")),
+    *sorted((PACKAGE / "terminal").glob("*.py")),
     PACKAGE / "api" / "client.py",
     PACKAGE / "service" / "recovery" / "upgrade_guard.py",
 ]

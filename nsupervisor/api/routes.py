@@ -194,7 +194,13 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         generation=_value_schema("integer", "How many times it has been started.", minimum=0),
         restarts=_value_schema("integer", "How many of these starts the restart policy or a rule made.", minimum=0),
         uptime_sec=_value_schema("number?", "Seconds since this generation started.", minimum=0),
-        ready=_value_schema("boolean", "Whether it runs and, if it reports readiness, is ready."),
+        next_start_sec=_value_schema(
+            "number?", "Seconds until the next start; null: it is not in back-off.", minimum=0
+        ),
+        ready=_value_schema(
+            "boolean", "Whether those that require it may start: it runs, is ready, or is a oneshot that succeeded."
+        ),
+        status_text=_value_schema("string", "What the program has last reported with STATUS=, sd_notify(3); or empty."),
         cgroup=_value_schema("string", "Its cgroup (version 2)."),
         memory_current=_value_schema("integer?", "Bytes."),
         memory_max=_value_schema("integer?", "Bytes; null: no limit."),

@@ -22,11 +22,20 @@ from nsupervisor.cgroups.mounts import Hierarchy, find_hierarchies, parse_member
 from nsupervisor.cgroups.parsing import HOST_FILES, parse_cpu_list, parse_file
 from nsupervisor.cgroups.values import RAW_PREFIX, configured_values, encode_value, file_for_key
 
-DELEGATE_REMEDY = (
-    "run it in a cgroup of its own that is delegated to it: a systemd service with Delegate=yes, or "
-    "`systemd-run --scope -p Delegate=yes nsupervisor run …` (with --user when not root); "
-    "or be the first process of a container"
-)
+
+def delegate_remedy(has_systemd: bool) -> str:
+    """Return how to get a cgroup of one's own, on a host with systemd or without it."""
+    if has_systemd:
+        how = (
+            "a systemd service with Delegate=yes, or `systemd-run --scope -p Delegate=yes nsupervisor run …` "
+            "(with --user when not root)"
+        )
+    else:
+        how = "as root, make one in each hierarchy, give it to this user (chown -R), and start the service in it"
+    return f"run it in a cgroup of its own that is delegated to it: {how}; or be the first process of a container"
+
+
+DELEGATE_REMEDY = delegate_remedy(os.path.isdir("/run/systemd/system"))  # sd_booted(3)
 
 LEAF_NAME = "supervisor"
 """The name of the leaf cgroup for the supervisor's own processes; also to be given to systemd as DelegateSubgroup=."""

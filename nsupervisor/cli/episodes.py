@@ -58,6 +58,8 @@ def is_standalone(record: Record) -> bool:
 
 def _begins_episode(record: Record, current: Episode) -> bool:
     """Return whether the record is a new cause although the current episode has not ended."""
+    if record["event"] in _END_EVENTS and not any(_leads_to_end(earlier) for earlier in current):
+        return True
     if record["event"] == "action":
         if "rule" in record["cause"]:
             return True
@@ -65,6 +67,16 @@ def _begins_episode(record: Record, current: Episode) -> bool:
         return "by" in record["cause"] and not only_waited
     # An exit after the decision to restart belongs to the next episode.
     return record["event"] in _END_EVENTS and any(_is_restart_decision(earlier) for earlier in current)
+
+
+def _leads_to_end(record: Record) -> bool:
+    """Return whether a program that ends after this record may have ended because of it.
+
+    A start of a workload that runs leads to nothing, so an exit after it has a cause of its own.
+    """
+    if record["event"] == "action":
+        return record["action"] not in ("start", "thaw", "reload")
+    return record["event"] != "state" or record["to"] in ("starting", "stopping")
 
 
 def _is_restart_decision(record: Record) -> bool:

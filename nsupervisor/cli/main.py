@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import gc
 import importlib
+import io
 import os
 import sys
 
@@ -142,15 +143,20 @@ def _run(arguments: list[str]) -> int | None:
 
 
 def _open_standard_streams() -> None:
-    """Open the null device for each standard stream that was closed at the start (`>&-`).
+    """Prepare the standard streams for any output.
 
-    Otherwise the next file that is opened, such as a lock, would get number 1, and output would be written to it.
+    The null device is opened for each stream that was closed at the start (`>&-`). Otherwise the next file that is
+    opened, such as a lock, would get number 1, and output would be written to it. A character that the encoding of a
+    stream lacks is escaped.
     """
     while (lowest := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(lowest, True)
     os.close(lowest)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an encoding may lack our own characters, and those of programs
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _abandon_output() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nsupervisor.cli.output import format_size
+from nsupervisor.terminal.numbers import format_size
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
@@ -81,16 +81,17 @@ def table_cells(instance: dict[str, Any]) -> Sequence[str]:
     """Return one line of the table."""
     bytes_per_second = (instance[column] for column in (*SORT_COLUMNS["io"], *SORT_COLUMNS["network"]))
     cpu_max = instance["cpu_max_percent"]
+    runs = instance["state"] not in ("stopped", "exited", "failed", "backoff")  # else its cgroup holds only caches
     return (
         instance["name"],
         instance["state"],
         format_with_limit(format_percent(instance["cpu_percent"]), None if cpu_max is None else f"{cpu_max:g}"),
         format_with_limit(
-            format_size(instance["memory_current"]),
+            format_size(instance["memory_current"] if runs else None),
             None if instance["memory_max"] is None else format_size(instance["memory_max"]),
         ),
         format_with_limit(
-            "-" if instance["pids_current"] is None else str(instance["pids_current"]), instance["pids_max"]
+            "-" if instance["pids_current"] is None or not runs else str(instance["pids_current"]), instance["pids_max"]
         ),
         format_percent(instance["throttled_percent"]),
         *(format_size(None if bytes_ is None else round(bytes_)) for bytes_ in bytes_per_second),

@@ -19,14 +19,17 @@ from rich.table import Table
 from rich.text import Text
 
 from nsupervisor.cli.commands.status import COLOURS
-from nsupervisor.cli.output import BLUE, FAINT, GREEN, RED, YELLOW, escape_control
 from nsupervisor.cli.rates import HEADS, sort_instances, table_cells
+from nsupervisor.terminal.numbers import format_count
+from nsupervisor.terminal.style import BLUE, FAINT, GREEN, RED, YELLOW, escape_control
 
 SPARKLINE_SAMPLES = 16
 """The number of samples that a sparkline shows."""
 BARS = "▁▂▃▄▅▆▇█"
 SORT_KEYS = {"c": "cpu", "m": "memory", "p": "processes", "i": "io", "t": "network", "w": "pressure", "n": "name"}
 """The sort order for each key."""
+RUNNING_STATES = ("starting", "running", "ready", "stopping", "frozen")
+"""States in which an instance may have processes."""
 _ORDER_NAMES = {"cpu": "CPU", "io": "I/O"}
 _STYLES = {GREEN: "green", RED: "red", YELLOW: "yellow", BLUE: "blue", FAINT: "dim", "": ""}
 _SPARKLINE_COLUMNS = {"CPU%": "cpu_percent", "MEMORY": "memory_current"}
@@ -113,15 +116,23 @@ class Screen:
         self._live.update(Group(self._header(), self._table()), refresh=True)
 
     def _header(self) -> Text:
-        by = _ORDER_NAMES.get(self._sort_order, self._sort_order) + (", reversed" if self._is_reversed else "")
-        text = f"{time.strftime('%H:%M:%S')}  {len(self._measured)} instances, by {by}   keys: "
-        keys = ", ".join(
-            f"{key} {_ORDER_NAMES.get(name, name)}" for key, name in {**SORT_KEYS, "r": "reverse", "q": "quit"}.items()
+        shown = min(len(self._measured), self._room)
+        text = format_header(
+            time.strftime("%H:%M:%S"),
+            len(self._measured),
+            shown,
+            self._sort_order,
+            self._is_reversed,
+            self.console.width,
         )
-        return Text(text + keys, style="dim", no_wrap=True)
+        return Text(text, style="dim", no_wrap=True)
+
+    @property
+    def _room(self) -> int:
+        """The number of rows below the header and the heads."""
+        return max(self.console.height - 3, 1)
 
     def _table(self) -> Table:
-        room = max(self.console.height - 3, 1)
         ordered = sort_instances(self._measured, self._sort_order, self._is_reversed)
         # Columns by their heads: those of `stats`, some followed by a sparkline.
         columns: dict[str, list[str]] = {}
@@ -136,14 +147,36 @@ class Screen:
         for head in columns:
             is_left = head in ("NAME", "STATE") or head.endswith(" ")
             table.add_column("" if head.endswith(" ") else head, justify="left" if is_left else "right", no_wrap=True)
-        for row, instance in list(zip(zip(*columns.values(), strict=True), ordered, strict=True))[:room]:
+        for row, instance in list(zip(zip(*columns.values(), strict=True), ordered, strict=True))[: self._room]:
             style = _STYLES[COLOURS.get(instance["state"], "")]
             table.add_row(*(Text(cell, style=style if i == 1 else "") for i, cell in enumerate(row)))
         return table
 
     def _spark(self, instance: dict[str, Any], column: str) -> str:
-        limit = instance["memory_max"] if column == "memory_current" else instance["cpu_max_percent"] or 100.0
+        """Draw the latest samples of an instance that runs.
+
+        They are scaled to its limit; without one to a processor, or to the largest memory of any instance.
+        """
+        if instance["state"] not in RUNNING_STATES:
+            return ""
+        if column == "memory_current":
+            limit = instance["memory_max"] or max(other[column] or 0 for other in self._measured)
+        else:
+            limit = instance["cpu_max_percent"] or 100.0
         return sparkline(self._history[instance["name"], column], limit).rjust(SPARKLINE_SAMPLES)
+
+
+def format_header(time_: str, count: int, shown: int, order: str, is_reversed: bool, width: int) -> str:
+    """Return the line above the table: what it shows, and as many keys as fit, the most important first."""
+    instances = format_count(count, "instance") if shown == count else f"{shown} of {format_count(count, 'instance')}"
+    by = _ORDER_NAMES.get(order, order) + (", reversed" if is_reversed else "")
+    text = f"{time_}  {instances}, by {by}   q quit"
+    for key, name in {**SORT_KEYS, "r": "reverse"}.items():
+        longer = f"{text}, {key} {_ORDER_NAMES.get(name, name)}"
+        if len(longer) > width - 3:
+            return f"{text}, …"[:width]
+        text = longer
+    return text
 
 
 def sparkline(samples: deque[float] | list[float], limit: float | None) -> str:

@@ -24,7 +24,7 @@ from nsupervisor.wire_names import wire
 LogLevel = Literal["debug", "info", "warning", "error"]
 Restart = Literal["no", "always", "on-success", "on-failure", "on-abnormal", "on-watchdog"]
 ActionName = kinds.ActionName
-LogFormat = Literal["json", "console"]
+LogFormat = Literal["auto", "json", "console"]
 OrphanPolicy = Literal["adopt", "kill", "leave"]
 CpusetPartition = Literal["member", "root", "isolated"]
 Victim = Literal["largest-memory", "fastest-growing", "lowest-priority", "newest"]
@@ -68,8 +68,11 @@ class SupervisorConfig(Table):
         metadata=key(Choice.of(LogLevel), "the least important record to write", live=True),
     )
     log_format: LogFormat = field(
-        default="json",
-        metadata=key(Choice.of(LogFormat), "one JSON object a line, or text for a person's eyes"),
+        default="auto",
+        metadata=key(
+            Choice.of(LogFormat),
+            "one JSON object a line, or text for people; auto: text if the output is a terminal, else JSON",
+        ),
     )
     log_output: str | tuple[str, ...] = field(
         default="stdout",

@@ -10,13 +10,14 @@ MAX_LENGTH = 60
 _BARE = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
 
-def quoted(value: Any) -> str:
+def quoted(value: Any, is_cut: bool = True) -> str:
     """Quote a TOML value for a message: "64 bananas" in quotes, true, 12.
 
-    Long values are cut; tables and arrays are only named.
+    Long values are cut if `is_cut`; tables and arrays are only named.
     """
     if isinstance(value, str):
-        return '"' + "".join(map(_escape, value[:MAX_LENGTH])) + ("…" if len(value) > MAX_LENGTH else "") + '"'
+        is_long = is_cut and len(value) > MAX_LENGTH
+        return '"' + "".join(map(_escape, value[:MAX_LENGTH] if is_long else value)) + ("…" if is_long else "") + '"'
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):

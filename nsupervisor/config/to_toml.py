@@ -13,14 +13,11 @@ NOT_SET = "not set"
 
 
 def to_toml(kind: Kind, value: Any) -> str:
-    """Format a value as TOML on one line: "64M" in quotes, ["a", "b"]; None becomes "not set".
-
-    Long texts are cut.
-    """
+    """Format a value as TOML on one line: "64M" in quotes, ["a", "b"]; None becomes "not set"."""
     if value is None:
         return NOT_SET
     if isinstance(value, Percent):
-        return quoted(str(value))
+        return _quoted(str(value))
     match kind:
         case ListOf(item=item):
             return f"[{', '.join(to_toml(item, element) for element in value)}]"
@@ -34,12 +31,16 @@ def to_toml(kind: Kind, value: Any) -> str:
             }
             return _inline_table({name: to_toml(slot.kind, slot.value_in(value)) for name, slot in given.items()})
         case Scalar(to_text=text) if text is not None:
-            return quoted(text(value))
+            return _quoted(text(value))
     if isinstance(value, dict):
-        return _inline_table({name: quoted(element) for name, element in value.items()})
+        return _inline_table({name: _quoted(element) for name, element in value.items()})
     if isinstance(value, tuple):
-        return f"[{', '.join(map(quoted, value))}]" if value else NOT_SET
-    return quoted(value)
+        return f"[{', '.join(map(_quoted, value))}]" if value else NOT_SET
+    return _quoted(value)
+
+
+def _quoted(value: Any) -> str:
+    return quoted(value, is_cut=False)
 
 
 def _inline_table(pairs: dict[str, str]) -> str:

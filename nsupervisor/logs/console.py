@@ -1,4 +1,4 @@
-"""Records for people: aligned, and coloured on a terminal."""
+"""Records for people: aligned, in the words of `nsupervisor events`, and coloured on a terminal."""
 
 from __future__ import annotations
 
@@ -11,28 +11,21 @@ from typing import Any
 import attrs
 
 from nsupervisor.logs.record import Line, decode_line
+from nsupervisor.terminal.lines import RecordLines
+from nsupervisor.terminal.style import RED
 
-_COLOURS = {
-    "debug": "2",
-    "info": "32",
-    "warning": "33",
-    "error": "31",
-    "critical": "1;31",
-    "stdout": "36",
-    "stderr": "35",
-}
 # Characters that move the cursor, change the colours or ring the bell of the reader's terminal; tabs are kept.
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 
-_HEAD = ("timestamp", "level", "event")
-
-
 @attrs.frozen
 class ConsoleFormat:
-    """Makes lines such as `12:00:00.123 info     web           started pid=12`, times in the local zone."""
+    """Makes lines such as `12:00:00.123  web         started      pid 12`, times in the local zone."""
 
     colour: bool = False
+    _lines: RecordLines = attrs.field(
+        init=False, default=attrs.Factory(lambda self: RecordLines(self.colour), takes_self=True)
+    )
 
     @classmethod
     def for_terminal(cls, is_terminal: bool) -> ConsoleFormat:
@@ -45,18 +38,9 @@ class ConsoleFormat:
     def render_record(self, timestamp: str, level: str, event: str, fields: Mapping[str, Any]) -> bytes:
         """Render one record of the service; a traceback follows on separate lines.
 
-        Fields that are None are left out (an exit code if a signal has ended the program), and those with the names of
-        the first three parameters.
+        Fields with the names of the first three parameters are left out.
         """
-        remaining = {key: value for key, value in fields.items() if value is not None and key not in _HEAD}
-        exception = remaining.pop("exception", None)
-        line = self._render_head(
-            timestamp, level, remaining.pop("workload", None) or remaining.pop("group", "")
-        ) + _escape_control(event)
-        line += "".join(f" {_escape_control(str(key))}={_format_value(value)}" for key, value in remaining.items())
-        if exception is not None:
-            line += "".join(f"\n    {_escape_control(part)}" for part in str(exception).split("\n"))
-        return _encode(line + "\n")
+        return _encode(self._lines.format({**fields, "timestamp": timestamp, "level": level, "event": event}) + "\n")
 
     def render_lines(
         self,
@@ -67,10 +51,17 @@ class ConsoleFormat:
         seq: int | None = None,
         parse_json: bool = False,
     ) -> list[bytes]:
-        """Render lines of a workload, after its name; `…` marks where a line was cut."""
-        head = self._render_head(timestamp, stream, labels.get("workload", "")) + "| "
+        """Render lines of a workload; `…` marks where a line was cut."""
+        time = datetime.fromisoformat(timestamp).astimezone().strftime("%H:%M:%S.%f")[:-3]
+        name, colour = labels.get("workload", "-"), RED if stream == "stderr" else ""
         return [
-            _encode(f"{head}{_escape_control(decode_line(line))}{'…' if partial else ''}\n") for line, partial in lines
+            _encode(
+                self._lines.format_columns(
+                    time, name, stream, _escape_control(decode_line(line)) + ("…" if partial else ""), colour
+                )
+                + "\n"
+            )
+            for line, partial in lines
         ]
 
     def render_text(
@@ -86,24 +77,6 @@ class ConsoleFormat:
         return b"".join(
             self.render_lines(timestamp, labels, stream, [(line, False) for line in text.split(b"\n")], seq)
         )
-
-    def _render_head(self, timestamp: str, kind: str, workload: Any) -> str:
-        time = datetime.fromisoformat(timestamp).astimezone().strftime("%H:%M:%S.%f")[:-3]
-        word = f"{kind:<8}"
-        if self.colour:
-            time, word = f"\x1b[2m{time}\x1b[0m", f"\x1b[{_COLOURS.get(kind, '0')}m{word}\x1b[0m"
-        return f"{time} {word} {_escape_control(str(workload)):<15} "
-
-
-def _format_value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return (
-            "{" + ", ".join(f"{_escape_control(str(key))}={_format_value(item)}" for key, item in value.items()) + "}"
-        )
-    text = value if isinstance(value, str) else str(value)
-    return (
-        repr(text) if isinstance(value, str) and (not text or re.search(r"[\s\"'=]", text)) else _escape_control(text)
-    )
 
 
 def _escape_control(text: str) -> str:

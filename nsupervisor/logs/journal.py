@@ -153,15 +153,16 @@ async def open_journal(
 
     `output` is "stdout", a path (opened for appending), a file descriptor (not taken over), "journald",
     "syslog:SOCKET", the command of a collector, which gets the records on its standard input, or an opened target.
-    `level` is the lowest level of the service's own records; `format` is "json" or "console"; `buffer_size` is how many
-    bytes of records wait for a slow reader before some are dropped and counted. Leaving the block takes until the rest
-    is written, but no longer than `flush_sec` seconds without progress, and half a minute in all.
+    `level` is the lowest level of the service's own records; `format` is "json", "console", or "auto": console on a
+    terminal, else JSON. `buffer_size` is how many bytes of records wait for a slow reader before some are dropped and
+    counted. Leaving the block takes until the rest is written, but no longer than `flush_sec` seconds without progress,
+    and half a minute in all.
 
     Raises OSError if the output cannot be opened, ValueError for an unknown level or format. Exceptions of the block
     pass unchanged, not in a group.
     """
-    if format not in ("json", "console"):
-        raise ValueError(f'unknown log format "{format}"; write "json" or "console"')
+    if format not in ("auto", "json", "console"):
+        raise ValueError(f'unknown log format "{format}"; write "auto", "json" or "console"')
     if level not in _LEVELS:
         raise ValueError(f'unknown log level "{level}"; write "debug", "info", "warning" or "error"')
     collector: LogCollector | None = None
@@ -175,7 +176,8 @@ async def open_journal(
     by_record = output == "journald" or (isinstance(output, str) and output.startswith("syslog:"))
     if isinstance(target, Journald | Syslog):
         _warn_if_missing(target.path, buffer_size)
-    formatting = JsonFormat() if format == "json" or by_record else ConsoleFormat.for_terminal(target.is_terminal)
+    is_json = by_record or format == "json" or (format == "auto" and not target.is_terminal)
+    formatting = JsonFormat() if is_json else ConsoleFormat.for_terminal(target.is_terminal)
 
     def gap_record(count: int, reason: str) -> bytes:
         return formatting.render_record(timestamp_now(), "warning", "dropped", {"dropped": count, "reason": reason})

@@ -123,7 +123,7 @@ class Supervisor:
     def _journal_file(self) -> str | None:
         """Return the path of the journal's file, or None if it is not a file of JSON records."""
         output = self.config.supervisor.log_output
-        is_file = isinstance(output, str) and output.startswith("/") and self.config.supervisor.log_format == "json"
+        is_file = isinstance(output, str) and output.startswith("/") and self.config.supervisor.log_format != "console"
         return output if isinstance(output, str) and is_file else None
 
     def events(

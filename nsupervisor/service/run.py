@@ -71,6 +71,7 @@ from nsupervisor.service.service_manager import notify_service_manager
 from nsupervisor.service.state.checkpoint import limits_digest, limits_in_force
 from nsupervisor.service.state.digest import open_keyed_digest
 from nsupervisor.service.state.file import InstanceCheckpoint, SavedState, StateFile, read_state
+from nsupervisor.terminal.numbers import format_count
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_CONFIGURATION, EXIT_NOT_PERMITTED = 0, 1, 2, 4
 EXIT_DEFECT = 70
@@ -395,7 +396,7 @@ async def _supervise(
                 platform.keep_objects()
                 journal.log.info("supervisor started", **supervisor.info())
                 if alive_count:
-                    text = f"{alive_count} workloads of the supervisor before this one run on"
+                    text = f"{format_count(alive_count, 'workload')} of the supervisor before this one"
                     journal.log.warning("taken over", message=text, workloads=alive_count)
                 begin_first_jobs(jobs, saved, nursery)
                 notify_service_manager(journal, "READY=1")

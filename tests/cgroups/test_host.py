@@ -7,6 +7,7 @@ import attrs
 import pytest
 
 from nsupervisor.cgroups import CgroupError, Host, Tree
+from nsupervisor.cgroups.host import DELEGATE_REMEDY, delegate_remedy
 from nsupervisor.config.model import Resources
 from tests.needs import needs
 
@@ -81,8 +82,7 @@ def test_a_controller_that_is_not_delegated_says_how_to_get_it(pretend: Pretend)
     assert problem.key == "cpu_weight"
     assert "cpu is not delegated" in problem.reason
     assert "memory, pids" in problem.reason
-    assert "Delegate=yes" in problem.remedy
-    assert "systemd-run" in problem.remedy
+    assert problem.remedy == DELEGATE_REMEDY
 
 
 def test_other_processes_in_the_own_cgroup_are_named(pretend: Pretend) -> None:
@@ -90,7 +90,7 @@ def test_other_processes_in_the_own_cgroup_are_named(pretend: Pretend) -> None:
     (own / "cgroup.procs").write_text(f"1\n{os.getpid()}\n")
     problem = pretend.discover().check_resources(Resources(memory_max=1 << 30))[0]
     assert f"the cgroup {own} also holds other processes (1 (" in problem.reason
-    assert "Delegate=yes" in problem.remedy
+    assert problem.remedy == DELEGATE_REMEDY
 
 
 @pytest.mark.parametrize("mode", ["ro,nosuid", "rw"])
@@ -191,3 +191,12 @@ def test_a_controller_that_the_kernel_lacks_is_not_to_be_mounted():
     host = Host.discover()._replace(controllers={})
     for name in ("misc", "rdma", "pids"):
         assert ("mount it" in str(host.check_key(f"{name}_max"))) == (name in built_in)
+
+
+@pytest.mark.fault("D23")
+def test_a_host_without_systemd_was_advised_to_use_it() -> None:
+    assert "systemd-run --scope -p Delegate=yes" in delegate_remedy(has_systemd=True)
+    assert delegate_remedy(has_systemd=False) == (
+        "run it in a cgroup of its own that is delegated to it: as root, make one in each hierarchy, give it to this "
+        "user (chown -R), and start the service in it; or be the first process of a container"
+    )

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nsupervisor.cli.commands.logs import LogLocation, Selection, Source
 from nsupervisor.cli.log_reader import LogReader
 from nsupervisor.logs import LogFile, Pipe, Rotation
 from tests.cli.command import nsupervisor
@@ -170,3 +171,101 @@ def test_the_last_lines_are_found_whatever_their_length(tmp_path):
     reader = LogReader(str(tmp_path / "log"))
     assert list(reader.read_backwards()) == lines[::-1]
     reader.close()
+
+
+@pytest.mark.fault("D8", "F6")
+@pytest.mark.parametrize("environment", [{"LC_ALL": "C", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "ascii"}])
+def test_output_that_the_encoding_lacks_was_a_traceback(tmp_path, environment):
+    (tmp_path / "web.log").write_text(record(1, "grün → 漢") + record(2, "plain"))
+    done = nsupervisor("logs", f"{tmp_path}/web.log", PYTHONCOERCECLOCALE="0", **environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split("  ", 1)[1] for line in done.stdout.splitlines()] == ["gr\\xfcn \\u2192 \\u6f22", "plain"]
+
+
+@pytest.mark.fault("F6")
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_our_own_characters_that_the_encoding_lacks_were_a_traceback(tmp_path, encoding):
+    (tmp_path / "site.toml").write_text('[workload.web]\ncommand = ["grün", "→"]\nrestart = "→"\n')
+    done = nsupervisor("check", f"{tmp_path}/site.toml", PYTHONIOENCODING=encoding)
+    assert done.returncode == 2
+    assert '"\\u2192" is not one of the choices' in done.stderr
+
+
+@pytest.mark.fault("D8")
+def test_following_a_file_before_its_first_line_exists(tmp_path):
+    (tmp_path / "web.log").write_text(record(0))
+    command = [sys.executable, "-m", "nsupervisor", "logs", "-f", f"{tmp_path}/web.log", f"{tmp_path}/late.log"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None
+        try:
+            assert follower.stdout.readline().endswith("line 0\n")  # so it has looked for the other one
+            (tmp_path / "new").write_text(record(1, "late"))
+            (tmp_path / "new").rename(tmp_path / "late.log")
+            assert follower.stdout.readline().endswith("late\n")
+        finally:
+            follower.terminate()
+
+
+@pytest.fixture
+def three(tmp_path):
+    """The files of three workloads, whose lines alternate, and that of a silent one."""
+    for place, name in enumerate(("web", "db", "cache")):
+        text = "".join(
+            record(number, f"{name} {number}", age=60 - 3 * number - place, workload=name) for number in range(3)
+        )
+        (tmp_path / f"{name}.log").write_text(text)
+    return [str(tmp_path / f"{name}.log") for name in ("cache", "db", "web", "silent")]
+
+
+@pytest.mark.fault("D9")
+def test_lines_of_several_files_were_not_merged_by_time(three):
+    done = nsupervisor("logs", *three)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line.split("  ") for line in done.stdout.splitlines()]
+    assert [line[-1] for line in lines] == [
+        f"{name} {number}" for number in range(3) for name in ("web", "db", "cache")
+    ]
+    assert [line[0].strip() for line in lines[:3]] == ["web", "db", "cache"]
+    assert [line.split("  ")[-1] for line in nsupervisor("logs", "-n", "2", *three).stdout.splitlines()] == [
+        "db 2",
+        "cache 2",
+    ]
+    as_json = nsupervisor("logs", "--json", *three).stdout
+    assert [json.loads(line)["message"] for line in as_json.splitlines()] == [line[-1] for line in lines]
+
+
+@pytest.mark.fault("D9")
+def test_the_file_of_the_stream_is_read_once_for_all_workloads(tmp_path):
+    location = LogLocation(str(tmp_path / "all.log"), ("web", "db"), False)
+    (tmp_path / "all.log").write_text(
+        record(1, "a", workload="web") + record(2, "b", workload="other") + record(3, "c", workload="db")
+    )
+    source = Source(location, Selection(None, None, False))
+    assert [(line.name, line.text) for line in source.last_lines(None, follow=False)] == [("web", "a"), ("db", "c")]
+    source.close()
+
+
+@pytest.mark.fault("D10")
+@pytest.mark.parametrize("option", [["--since", "5min"], ["--json"]])
+def test_one_raw_file_among_the_names_hid_all_others(three, tmp_path, option):
+    (tmp_path / "raw.log").write_text("no time\n")
+    done = nsupervisor("logs", *option, *three[:3], f"{tmp_path}/raw.log")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 9
+    assert done.stderr == (
+        f"{tmp_path}/raw.log is raw: its lines have neither times nor fields, so {option[0]} leaves it out\n"
+    )
+
+
+def test_a_raw_file_among_others_comes_first(three, tmp_path):
+    (tmp_path / "raw.log").write_text("no time\n")
+    done = nsupervisor("logs", *three[:3], f"{tmp_path}/raw.log")
+    assert done.stdout.splitlines()[0] == "raw.log     no time"
+
+
+def test_without_names_all_workloads_are_meant(supervisor):
+    done = nsupervisor("logs", socket=supervisor)
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "web@1, web@2, db, batch have no log file: what is written goes to the supervisor's own"
+    )

@@ -81,7 +81,7 @@ def test_use_is_a_table(supervisor, command):
     assert left == (
         "NAME   STATE      CPU%     MEMORY  PIDS  THROTTLED%  ",
         "web@1  ready   25.0/50  12.3M/64M     3        20.0  ",
-        "batch  failed  25.0/50      0/64M     0        20.0  ",
+        "batch  failed  25.0/50          -     -        20.0  ",
     )
     assert right == (
         "READ/S  WRITE/S  RECEIVE/S  SEND/S  CPU-WAIT%  MEM-WAIT%  IO-WAIT%",

@@ -6,15 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.cli.output import (
-    colorize,
-    escape_control,
-    format_count,
-    format_duration,
-    format_size,
-    format_table,
-    has_colour,
-)
+from nsupervisor.terminal.numbers import format_count, format_duration, format_size
+from nsupervisor.terminal.style import colorize, escape_control, has_colour
+from nsupervisor.terminal.table import format_table
 
 
 @pytest.mark.parametrize(

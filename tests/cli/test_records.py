@@ -6,16 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.cli.commands.events import RecordLines
-from nsupervisor.cli.records import (
-    format_command,
-    format_exit,
-    format_reading,
-    format_record,
-    format_span,
-    format_start_limit,
-    format_time,
-)
+from nsupervisor.terminal.lines import RecordLines
+from nsupervisor.terminal.numbers import format_span
+from nsupervisor.terminal.records import format_command, format_exit, format_reading, format_record, format_start_limit
+from nsupervisor.terminal.times import format_time
 
 OOM = {"rule": "policy[0]", "line": 14, "when": "memory.events oom_kill", "file": "memory.events", "key": "oom_kill"}
 OOM |= {"before": 0, "after": 1}
@@ -140,18 +134,17 @@ def test_what_was_set():
         ),
         ({"event": "state", "from": "running", "to": "failed", "reason": "why"}, "running → failed: why"),
         ({"event": "dropped", "dropped": 7, "reason": "slow"}, "7 records are missing here: slow"),
-        ({"event": "warning", "level": "warning", "message": "look", "pid": 3}, "look pid=3"),
-        ({"event": "started", "workload": "web", "generation": 1, "pid": 4711}, "pid=4711"),
+        ({"event": "warning", "level": "warning", "message": "look", "pid": 3}, "look (pid 3)"),
+        ({"event": "started", "workload": "web", "generation": 1, "pid": 4711}, "pid 4711"),
     ],
 )
 def test_records_as_one_line(record, words):
     assert format_record(record) == words
 
 
-def test_lines_are_aligned_and_cannot_drive_the_terminal(monkeypatch):
-    monkeypatch.setattr("nsupervisor.cli.commands.events.local_time", lambda _: datetime(2026, 1, 31, 12, tzinfo=UTC))
+def test_lines_are_aligned_and_cannot_drive_the_terminal():
     lines = RecordLines(colour=False)
-    head = {"timestamp": "", "level": "info", "event": "warning"}
+    head = {"timestamp": "2026-01-31T12:00:00.104729Z", "level": "info", "event": "warning"}
     assert lines.format({**head, "message": "a\x1b[2J\nb"}).endswith("  -           warning      a\\x1b[2J b")
     assert lines.format({**head, "workload": "long-name@12", "message": "x"}).endswith("  long-name@12  warning      x")
     assert lines.format({**head, "workload": "web", "message": "x"}).endswith("  web           warning      x")
@@ -160,4 +153,4 @@ def test_lines_are_aligned_and_cannot_drive_the_terminal(monkeypatch):
 
 def test_a_reload_says_what_it_changed():
     record = {"action": "reload", "do": "live", "changes": [{"key": "policy[0]"}, {"key": "resources.pids_max"}]}
-    assert format_command(record) == "reload (live: policy[0], resources.pids_max)"
+    assert format_command(record) == "reload (changed in place: policy[0], resources.pids_max)"

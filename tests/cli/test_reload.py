@@ -28,7 +28,7 @@ def test_a_plan_for_people(supervisor, site):
     assert done.stdout.splitlines() == [
         "web    start    new",
         "later  none     new, and not started: autostart = false",
-        "1 none, 1 start",
+        "1 to start, 1 unchanged",
     ]
 
 
@@ -41,7 +41,7 @@ def test_a_plan_for_programs(supervisor, site):
 def test_without_a_service_it_is_compared_with_nothing_and_that_is_said(tmp_path, site):
     done = nsupervisor("plan", str(site), socket=tmp_path / "nobody")
     assert done.returncode == 0
-    assert done.stdout.splitlines()[-1] == "1 none, 1 start"
+    assert done.stdout.splitlines()[-1] == "1 to start, 1 unchanged"
     assert "no supervisor answers" in done.stderr
     assert "what its start would do" in done.stderr
 
@@ -70,7 +70,7 @@ def test_a_file_that_is_not_there_is_2(supervisor):
 def test_a_reload_tells_what_is_done_as_it_is_done(supervisor, site):
     done = nsupervisor("reload", str(site), socket=supervisor)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[2:] == ["1 none, 1 start", "web: start: running", "later: none: running"]
+    assert done.stdout.splitlines()[2:] == ["1 to start, 1 unchanged", "web: start: running", "later: none: running"]
     lines = nsupervisor("reload", "--json", str(site), socket=supervisor).stdout.splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["plan", "done", "done", "end"]
 

@@ -314,3 +314,49 @@ def test_any_sequence_can_be_told_and_no_record_is_lost(steps, number):
     assert sorted(map(id, records.found)) == sorted(id(record) for episode in found for record in episode)
     assert all(found)
     assert tell(records, "running", number)
+
+
+@pytest.mark.fault("D12")
+def test_an_exit_after_a_start_of_what_runs_was_filed_under_the_start():
+    records = Records()
+    records.wish(1, "start", "boot")
+    records.run(1)
+    records.wish(10, "start")
+    records.exit(20, code=None, signal="SIGKILL")
+    records.again(20, "killed by SIGKILL")
+    assert begins(records) == ["start", "start", "exited"]
+    assert tell(records, "backoff").split("\n\n")[2:] == [
+        "12:00:10.000 (50s ago)  start by operator",
+        "12:00:20.000 (40s ago)  killed by SIGKILL\n"
+        "  program   generation 1, pid 4711, ran for 19 s\n"
+        '  restart   in 0.1 s, start 2 of 5 within 60 s (restart = "on-failure")',
+    ]
+
+
+@pytest.mark.fault("D12")
+@pytest.mark.parametrize("command", ["stop", "restart", "kill"])
+def test_an_exit_after_a_command_that_ends_it_belongs_to_the_command(command):
+    records = Records()
+    records.run(1)
+    records.wish(10, command)
+    records.exit(11, code=None, signal="SIGTERM")
+    assert begins(records) == ["state", command]
+
+
+@pytest.mark.fault("D12")
+def test_after_a_takeover_it_was_not_known_how_long_a_program_had_run():
+    records = Records()
+    records.generation = 3
+    records.say(
+        20, "exited", "info", pid=7, code=3, signal=None, core_dumped=False, oom_killed=False, uptime_sec=3723.5
+    )
+    assert "  program   generation 3, pid 7, ran for 1h 2min" in tell(records, "failed")
+
+
+@pytest.mark.fault("D15")
+def test_the_status_text_of_the_program_was_not_shown():
+    records = Records()
+    records.run(1)
+    assert tell(records, "ready", status_text="3 requests a second").splitlines()[1] == (
+        'the program reports "3 requests a second"'
+    )

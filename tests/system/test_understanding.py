@@ -153,7 +153,7 @@ async def test_records_below_the_level_of_the_log_are_kept_too(tmp_path):
                 pass
             while not (told := await it.cli("events", "--event", "started", "web")):
                 pass
-        assert re.fullmatch(r"[0-9:.]+  web         started      pid=\d+\n", told)
+        assert re.fullmatch(r"[0-9:.]+  web         started      pid \d+\n", told)
         assert it.records == []
         await it.cli("signal", "-s", "KILL", "web")
         await it.record(event="state", workload="web", to="backoff")

@@ -7,7 +7,9 @@ import sys
 import click
 
 from nsupervisor.cli.options import json_option
-from nsupervisor.cli.output import DONE, USAGE, escape_control, format_count, print_json, print_message
+from nsupervisor.cli.output import DONE, USAGE, print_json, print_message
+from nsupervisor.terminal.numbers import format_count
+from nsupervisor.terminal.style import escape_control
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:

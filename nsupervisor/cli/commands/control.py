@@ -8,7 +8,8 @@ import click
 
 from nsupervisor.api.client import Client
 from nsupervisor.cli.options import json_option, names_argument, socket_option
-from nsupervisor.cli.output import DONE, FAILED, GREEN, colorize, escape_control, has_colour, print_json, print_message
+from nsupervisor.cli.output import DONE, FAILED, print_json, print_message
+from nsupervisor.terminal.style import GREEN, colorize, escape_control, has_colour
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import textwrap
+from collections import Counter
 
 import click
 
 from nsupervisor.cli.options import json_option
-from nsupervisor.cli.output import (
-    DONE,
-    FAILED,
-    FAINT,
-    GREEN,
-    RED,
-    YELLOW,
-    colorize,
-    escape_control,
-    has_colour,
-    print_json,
-)
+from nsupervisor.cli.output import DONE, FAILED, print_json
+from nsupervisor.terminal.lines import wrap
+from nsupervisor.terminal.style import FAINT, GREEN, RED, YELLOW, colorize, escape_control, has_colour, terminal_width
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from nsupervisor.cli.probes import Finding
 
 COLOURS = {"ok": GREEN, "limited": YELLOW, "missing": RED}
-TEXT_INDENT = 30
+NAME_WIDTH, STATE_WIDTH = 18, 8
+TEXT_INDENT = NAME_WIDTH + STATE_WIDTH + 4
+MIN_WIDTH = TEXT_INDENT + 30
+LONG_LINE = 120
+"""Length from which names continue on the next line, if the width of the terminal is unknown."""
 
 
 @click.command(short_help="Report what this host offers, and what that means.")
@@ -43,17 +39,12 @@ def doctor(as_json: bool) -> int:
     fatal: list[Finding] = []
     report: dict[str, list[dict[str, object]]] = {}
     colour = has_colour(sys.stdout)
-    width = max(shutil.get_terminal_size().columns, 60) if sys.stdout.isatty() else 0
     for title, findings in sections():
+        section = list(findings)
+        report[title] = [_as_object(finding) for finding in section]
+        fatal += [finding for finding in section if finding.essential and finding.state == MISSING]
         if not as_json:
-            print(colorize(title, FAINT, colour))
-        report[title] = []
-        for finding in findings:
-            report[title].append(_as_object(finding))
-            if finding.essential and finding.state == MISSING:
-                fatal.append(finding)
-            if not as_json:
-                print(_format_finding(finding, width, colour))
+            print("\n".join([colorize(title, FAINT, colour), *section_lines(section, terminal_width(), colour)]))
     if as_json:
         print_json({"ok": not fatal, "sections": report})
     elif fatal:
@@ -61,6 +52,27 @@ def doctor(as_json: bool) -> int:
     else:
         print("\nWorkloads can be run here. What is limited or missing matters only to configurations that ask for it.")
     return FAILED if fatal else DONE
+
+
+def section_lines(findings: Sequence[Finding], width: int, colour: bool) -> Iterator[str]:
+    """Yield the lines of a section. What has the same state and text is one line, and each remedy is shown once.
+
+    A remedy of several findings follows at the end, with its number.
+    """
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for finding in findings:
+        groups.setdefault((finding.state, finding.text, finding.remedy), []).append(finding.name)
+    counts = Counter(remedy for _, _, remedy in groups if remedy)
+    shared = [remedy for remedy, count in counts.items() if count > 1]
+    for (state, text, remedy), names in groups.items():
+        advice = ""
+        if remedy in shared:
+            advice = f" [{shared.index(remedy) + 1}]"
+        elif remedy:
+            advice = f". To do: {remedy}"
+        yield from _columns(", ".join(names), state, text + advice, width, colour)
+    for number, remedy in enumerate(shared, 1):
+        yield from _columns(f"[{number}] to do", "", remedy, width, colour)
 
 
 def _as_object(finding: Finding) -> dict[str, object]:
@@ -73,10 +85,12 @@ def _as_object(finding: Finding) -> dict[str, object]:
     }
 
 
-def _format_finding(finding: Finding, width: int, colour: bool) -> str:
-    text = escape_control(finding.text + (f". To do: {finding.remedy}" if finding.remedy else ""))
-    if width:
-        text = textwrap.fill(text, max(width - TEXT_INDENT, 30), break_on_hyphens=False).replace(
-            "\n", "\n" + " " * TEXT_INDENT
-        )
-    return f"  {finding.name:<18} {colorize(f'{finding.state:<8}', COLOURS[finding.state], colour)} {text}"
+def _columns(names: str, state: str, text: str, width: int, colour: bool) -> Iterator[str]:
+    """Yield a line of name, state and text, continued below if it is longer than the terminal is wide."""
+    head = f"  {names:<{NAME_WIDTH}} {colorize(f'{state:<{STATE_WIDTH}}', COLOURS.get(state, ''), colour)} "
+    if len(names) > NAME_WIDTH:
+        for line in wrap(names, max(width or LONG_LINE, MIN_WIDTH) - 2):
+            yield f"  {line}"
+        head = f"  {'':<{NAME_WIDTH}} {colorize(f'{state:<{STATE_WIDTH}}', COLOURS.get(state, ''), colour)} "
+    lines = wrap(escape_control(text), max(width, MIN_WIDTH) - TEXT_INDENT) if width else [escape_control(text)]
+    yield head + f"\n{' ' * TEXT_INDENT}".join(lines)

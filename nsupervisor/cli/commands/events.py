@@ -10,17 +10,10 @@ import click
 
 from nsupervisor.api.client import Client
 from nsupervisor.cli.options import json_option, socket_option
-from nsupervisor.cli.output import BOLD, FAINT, RED, YELLOW, colorize, escape_control, has_colour
-from nsupervisor.cli.records import format_record, format_time, local_time
+from nsupervisor.terminal.lines import RecordLines
+from nsupervisor.terminal.style import has_colour, terminal_width
 
-TYPE_CHECKING = False  # importing typing takes time
-if TYPE_CHECKING:
-    from typing import Any
-
-_COLOURS = {"warning": YELLOW, "error": RED, "critical": RED}
 LEVELS = ("debug", "info", "warning", "error", "critical")
-_FIRST_WIDTH = 10
-_EVENT_WIDTH = len("not started")
 
 
 @click.command(short_help="Show what the service has done.")
@@ -50,27 +43,11 @@ def events(
 
     Examples: nsupervisor events -f; nsupervisor events --event action --event exited web
     """
-    line = json.dumps if as_json else RecordLines(has_colour(sys.stdout)).format
+    lines = RecordLines(has_colour(sys.stdout), terminal_width())
     kinds = kinds or (("action",) if actions else ())
     levels = LEVELS[LEVELS.index(level) :] if level else LEVELS
     for record in Client(socket_path).events(names, kinds, follow):
         is_selected = record["level"] in levels and (not actions or record.get("action") in actions)
         if is_selected or record["event"] == "dropped":
-            print(line(record), flush=follow)
-
-
-class RecordLines:
-    """Formats records as aligned lines. The column of names grows with the longest one so far."""
-
-    def __init__(self, colour: bool) -> None:
-        self.colour = colour
-        self.width = _FIRST_WIDTH
-
-    def format(self, record: dict[str, Any]) -> str:
-        """Format a record for people."""
-        name = record.get("workload") or record.get("group", "-")
-        self.width = max(self.width, len(name))
-        time = colorize(format_time(local_time(record), datetime.now().astimezone()), FAINT, self.colour)
-        event = colorize(f"{record['event']:<{_EVENT_WIDTH}}", _COLOURS.get(record["level"], ""), self.colour)
-        details = escape_control(format_record(record)).replace("\n", " ")
-        return f"{time}  {colorize(f'{name:<{self.width}}', BOLD, self.colour)}  {event}  {details}".rstrip()
+            text = json.dumps(record) if as_json else lines.format(record, datetime.now().astimezone())
+            print(text, flush=follow)

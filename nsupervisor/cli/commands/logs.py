@@ -8,18 +8,21 @@ import re
 import sys
 import zlib
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 import click
 
 from nsupervisor.api.client import Client
 from nsupervisor.cli.log_reader import LogReader, open_log, sleep_until_poll
 from nsupervisor.cli.options import json_option, socket_option
-from nsupervisor.cli.output import BOLD, FAINT, RED, colorize, escape_control, has_colour, print_message
-from nsupervisor.cli.records import format_record, format_time, local_time
+from nsupervisor.cli.output import print_message
+from nsupervisor.terminal.records import format_record
+from nsupervisor.terminal.style import BOLD, FAINT, RED, colorize, escape_control, has_colour
+from nsupervisor.terminal.times import format_time, local_time
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
 _TIMESTAMP_START = b'{"timestamp":"'
@@ -35,7 +38,7 @@ _TIMESTAMP_LENGTH = len("2026-01-31T12:00:00.000000Z")
 @click.option("--since", metavar="TIME", help='What was written since: "5min", or "2026-01-31 12:00".')
 @click.option("--grep", metavar="RE", help="Lines in which the regular expression is found.")
 @json_option
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="[NAME]...", nargs=-1)
 def logs(
     socket_path: str,
     follow: bool,
@@ -45,7 +48,9 @@ def logs(
     as_json: bool,
     names: tuple[str, ...],
 ) -> int | None:
-    """Show what NAME has written to its log file, including rotated and compressed files.
+    """Show what NAME has written to its log file, including rotated and compressed files; without NAME, all workloads.
+
+    The lines of several are merged by time. Times are local.
 
     NAME is a workload ("web": all its instances), an instance ("web@2") or a glob in quotes ("web*"). A NAME with a
     slash in it is the path of a log file; then no supervisor is needed. If a workload has no file of its own, the file
@@ -53,75 +58,109 @@ def logs(
 
     Examples: nsupervisor logs -f web; nsupervisor logs --since 5min --grep 'error|warning' web db
     """
-    start = _parse_time(since) if since else None
-    pattern = _parse_pattern(grep) if grep else None
+    wanted = Selection(
+        since=_parse_time(since) if since else None, pattern=_parse_pattern(grep) if grep else None, as_json=as_json
+    )
     count = number if number is not None else None if since else 100
-    sources = []
-    for name in names:
-        locations = (
-            [_locate_file(name)]
-            if "/" in name
-            else [_locate_instance(instance) for instance in Client(socket_path).history(name)]
-        )
-        for location in locations:
-            if isinstance(location, str):
-                print_message(location)
-            else:
-                sources.append(location)
-    several = len(sources) > 1
-    problem = len(sources) == 0
-    all_sources = [Source(*location, several, start, pattern, as_json) for location in sources]
-    open_sources = []
-    for source in all_sources:
+    locations, without_file = _locate(socket_path, names)
+    if without_file:
+        print_message(_no_file_message(without_file, len(locations)))
+    option = "--json" if as_json else "--since" if since else ""
+    if option:
+        locations = _without_raw(locations, option)
+    has_others = len({name for location in locations for name in location.names}) > 1 or len(locations) > 1
+    printer = Printer(wanted, has_others)
+    sources = [Source(location, wanted) for location in locations]
+    problem = not sources
+    lines: list[LogLine] = []
+    for source in sources:
         try:
-            source.open()
-            lines = source.last_lines(count, follow)
+            lines += source.last_lines(count, follow)
         except (OSError, EOFError, zlib.error) as error:  # gzip raises the last two, and OSError without an errno
+            if isinstance(error, FileNotFoundError) and (follow or has_others):
+                continue  # it has written nothing yet
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             print_message(f"cannot read {source.path}: {reason}; {_hint(error)}")
-            problem = True
-            continue
-        open_sources.append(source)
-        for line in lines:
-            print(line)
-    while follow and open_sources:
+            source.is_broken = problem = True
+            source.close()
+    for line in _merge(lines, count):
+        print(printer.format(line))
+    sources = [source for source in sources if not source.is_broken]
+    while follow and sources:
         sys.stdout.flush()
         sleep_until_poll()
-        for source in open_sources:
-            for line in source.new_lines():
-                print(line)
-    for source in open_sources:
+        for line in sorted((line for source in sources for line in source.new_lines()), key=LogLine.sort_key):
+            print(printer.format(line))
+    for source in sources:
         source.close()
     return 1 if problem else None
 
 
-LogLocation = tuple[str, str, bool]
-"""A file, the instance whose output is wanted ("": everything in the file), and whether it is raw."""
+class LogLocation(NamedTuple):
+    """A log file, and which of its lines are wanted."""
+
+    path: str
+    names: tuple[str, ...]
+    """The instances whose output is wanted; none: everything in the file."""
+    is_raw: bool | None
+    """Whether its lines are no records; None: not known, because it does not exist yet."""
 
 
-def _locate_file(path: str) -> LogLocation:
-    raw = True
+def _merge(lines: Sequence[LogLine], count: int | None) -> list[LogLine]:
+    """Merge the lines of all files by time, and return the last `count`; None: all. Lines without a time come first."""
+    timed = sorted((line for line in lines if line.timestamp), key=LogLine.sort_key)
+    return [line for line in lines if not line.timestamp] + timed[0 if count is None else max(len(timed) - count, 0) :]
+
+
+def _locate(socket_path: str, names: Sequence[str]) -> tuple[list[LogLocation], list[str]]:
+    """Return the files to read, each once, and the instances without one."""
+    wanted: dict[tuple[str, bool | None], dict[str, None]] = {}
+    without_file: dict[str, None] = {}
+    for name in names or ["*"]:
+        if "/" in name:
+            wanted.setdefault((name, _is_raw_file(name)), {})
+            continue
+        for instance in Client(socket_path).history(name):
+            log = instance["log"]
+            path = log["file"] if log["file"] is not None else log["stream"]
+            if path is None:
+                without_file[instance["name"]] = None
+            else:
+                is_raw = log["file"] is not None and log["format"] == "raw"
+                wanted.setdefault((path, is_raw), {})[instance["name"]] = None
+    return [LogLocation(path, tuple(found), is_raw) for (path, is_raw), found in wanted.items()], [*without_file]
+
+
+def _is_raw_file(path: str) -> bool | None:
     try:
         with open_log(path) as file:
-            raw = file.read(len(_TIMESTAMP_START)) != _TIMESTAMP_START
-    except OSError:
-        pass  # opening it again reports the error
-    return path, "", raw
+            return file.read(len(_TIMESTAMP_START)) != _TIMESTAMP_START
+    except OSError:  # opening it again reports the error
+        return None
 
 
-def _locate_instance(instance: dict[str, Any]) -> LogLocation | str:
-    """Return where an instance's output is; or, if it cannot be read, what to do."""
-    name, log = instance["name"], instance["log"]
-    if log["file"] is not None:
-        return log["file"], name, log["format"] == "raw"
-    if log["stream"] is not None:
-        return log["stream"], name, False
-    workload = name.partition("@")[0]
+def _no_file_message(names: Sequence[str], others: int) -> str:
+    """Explain where the output of instances without a file is."""
+    workload = names[0].partition("@")[0]
+    subject = f"{names[0]} has" if len(names) == 1 else f"{', '.join(names)} have"
     return (
-        f"{name} has no log file: what it writes goes to the supervisor's own output (log_output), where there is no "
-        f'file to read. Look there, for instance with journalctl -u nsupervisor; or write log = {{ stdout = "both", '
+        f"{subject} no log file: what is written goes to the supervisor's own output (log_output), where there is no "
+        'file to read. Look there, for instance with journalctl -u nsupervisor; or write log = { stdout = "both", '
         f'stderr = "both" }} under [workload.{workload}]'
     )
+
+
+def _without_raw(locations: Sequence[LogLocation], option: str) -> list[LogLocation]:
+    """Leave out raw files, which an option needs more of; say so, or refuse the option if there are no others."""
+    raw = [location.path for location in locations if location.is_raw]
+    if not raw:
+        return list(locations)
+    kind = "is raw: its lines have" if len(raw) == 1 else "are raw: their lines have"
+    text = f"{', '.join(raw)} {kind} neither times nor fields, so {option}"
+    if len(raw) == len(locations):
+        raise click.UsageError(f"{text} is not available")
+    print_message(f"{text} leaves {'it' if len(raw) == 1 else 'them'} out")
+    return [location for location in locations if not location.is_raw]
 
 
 def _hint(error: Exception) -> str:
@@ -154,98 +193,127 @@ def _parse_pattern(grep: str) -> re.Pattern[str]:
         raise click.BadParameter(f"{grep!r}: {error}", param_hint="--grep") from None
 
 
+class Selection(NamedTuple):
+    """The lines to show: those written since a time and matching a pattern; and whether as JSON."""
+
+    since: str | None
+    pattern: re.Pattern[str] | None
+    as_json: bool
+
+
+class LogLine(NamedTuple):
+    """One line of output."""
+
+    timestamp: str
+    """In the format of records; "" in a raw file, which has none."""
+    name: str
+    text: str
+    record: dict[str, Any]
+    """The whole record; empty for a raw file."""
+    json: str
+    """The record as it is in the file."""
+
+    def sort_key(self) -> str:
+        """Return the position among the lines of all files; those without a time come first."""
+        return self.timestamp
+
+
 class Source:
-    """The lines of one instance, or of one file, formatted for output."""
+    """Reads one log file and its rotated files; opened when it exists."""
 
-    def __init__(
-        self,
-        path: str,
-        name: str,
-        raw: bool,
-        several: bool,
-        since: str | None,
-        pattern: re.Pattern[str] | None,
-        as_json: bool,
-    ) -> None:
-        """Raise UsageError for an option that a raw file does not support.
-
-        `has_others`: other sources are shown, too, so each line gets a name. `since`: omit records from before.
-        """
-        if raw and (since or as_json):
-            option = "--json" if as_json else "--since"
-            raise click.UsageError(
-                f"{path} is raw: its lines have neither times nor fields, so {option} is not available"
-            )
-        self.path, self.name, self.raw, self.has_others = path, name, raw, several
-        self.since, self.pattern, self.as_json = since, pattern, as_json
+    def __init__(self, location: LogLocation, wanted: Selection) -> None:
+        self.path, self.names, self.is_raw = location
+        self.wanted = wanted
         self.reader: LogReader | None = None
-        self._colour = has_colour(sys.stdout)
-        self._now = datetime.now().astimezone()
-
-    def open(self) -> None:
-        """Open the file. Raises OSError."""
-        self.reader = LogReader(self.path)
+        self.is_broken = False
 
     def close(self) -> None:
         """Close the file of this source."""
-        assert self.reader is not None
-        self.reader.close()
+        if self.reader is not None:
+            self.reader.close()
 
-    def last_lines(self, count: int | None, follow: bool) -> list[str]:
-        """Return the last lines, oldest first; None: all. If nothing follows, an incomplete line counts as a line."""
-        assert self.reader is not None
-        lines: list[str] = []
+    def last_lines(self, count: int | None, follow: bool) -> list[LogLine]:
+        """Return the last lines, oldest first; None: all. If nothing follows, an incomplete line counts as a line.
+
+        Raises OSError, EOFError or zlib.error if the file cannot be read.
+        """
+        self.reader = LogReader(self.path)
+        lines: list[LogLine] = []
         for line in self.reader.read_backwards(is_complete=not follow):
             if count == 0:
                 break
-            if self.since and line.startswith(_TIMESTAMP_START) and self._timestamp(line) < self.since:
+            if self.wanted.since and line.startswith(_TIMESTAMP_START) and self._timestamp(line) < self.wanted.since:
                 break
-            if (shown := self._format(line)) is not None:
-                lines.append(shown)
+            if (selected := self._select(line)) is not None:
+                lines.append(selected)
                 if len(lines) == count:
                     break
         return lines[::-1]
 
-    def new_lines(self) -> Iterator[str]:
-        """Yield the lines that have been added since the last call."""
-        assert self.reader is not None
+    def new_lines(self) -> Iterator[LogLine]:
+        """Yield the lines that have been added since the last call. A file that does not exist yet has none."""
+        if self.reader is None:
+            try:
+                self.reader = LogReader(self.path)
+            except OSError:
+                return
         for line in self.reader.read_new_lines():
-            if (shown := self._format(line)) is not None:
-                yield shown
+            if (selected := self._select(line)) is not None:
+                yield selected
 
     def _timestamp(self, line: bytes) -> str:
         return line[len(_TIMESTAMP_START) : len(_TIMESTAMP_START) + _TIMESTAMP_LENGTH].decode("latin-1")
 
-    def _format(self, line: bytes) -> str | None:
-        if self.raw:
-            words = line.decode("utf-8", "replace")
-            if self.pattern is not None and not self.pattern.search(words):
-                return None
-            return self._with_name(escape_control(words) if sys.stdout.isatty() else words)
+    def _select(self, line: bytes) -> LogLine | None:
+        """Parse a line; None if it is not wanted, or of another program in the file of the supervisor's stream."""
+        if self.is_raw is None:
+            self.is_raw = not line.startswith(_TIMESTAMP_START)
+        if self.is_raw:
+            name = self.names[0] if self.names else os.path.basename(self.path)
+            return self._matching(LogLine("", name, line.decode("utf-8", "replace"), {}, ""))
         try:
             record = json.loads(line)
-            if record["event"] not in ("output", "dropped") or (self.name and record.get("workload") != self.name):
+            name = record.get("workload") or os.path.basename(self.path)
+            if record["event"] not in ("output", "dropped") or (self.names and name not in self.names):
                 return None
             message = record["message"] if record["event"] == "output" else format_record(record)
             fields = record.get("fields")
-            words = message if fields is None else json.dumps(fields, ensure_ascii=False)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return None  # the file of the stream may contain lines of other programs
-        if self.pattern is not None and not self.pattern.search(words):
+            text = message if fields is None else json.dumps(fields, ensure_ascii=False)
+            json_text = line.decode("utf-8", "replace")
+            return self._matching(LogLine(str(record["timestamp"]), str(name), str(text), record, json_text))
+        except (ValueError, KeyError, TypeError, AttributeError):
             return None
-        if self.as_json:
-            return line.decode("utf-8", "replace")
-        time = colorize(format_time(local_time(record), self._now), FAINT, self._colour)
-        end = "…" if record.get("partial") else ""
-        duplicate_mark = "(again) " if record.get("duplicate") else ""
-        shown = colorize(
-            f"{duplicate_mark}{escape_control(words)}{end}",
-            RED if record.get("stream") == "stderr" else "",
-            self._colour,
-        )
-        return self._with_name(f"{time}  {shown}")
 
-    def _with_name(self, line: str) -> str:
+    def _matching(self, line: LogLine) -> LogLine | None:
+        return line if self.wanted.pattern is None or self.wanted.pattern.search(line.text) else None
+
+
+class Printer:
+    """Formats lines. With several sources each line has a name, in a column as wide as the longest so far."""
+
+    def __init__(self, wanted: Selection, has_others: bool) -> None:
+        self.as_json, self.has_others = wanted.as_json, has_others
+        self._colour = has_colour(sys.stdout)
+        self._is_terminal = sys.stdout.isatty()
+        self._now = datetime.now().astimezone()
+        self._name_width = 10
+
+    def format(self, line: LogLine) -> str:
+        """Format a line for people, or as JSON."""
+        if self.as_json:
+            return line.json
+        if not line.record:
+            return self._with_name(line.name, escape_control(line.text) if self._is_terminal else line.text)
+        time = colorize(format_time(local_time(line.record), self._now), FAINT, self._colour)
+        end = "…" if line.record.get("partial") else ""
+        mark = "(again) " if line.record.get("duplicate") else ""
+        colour = RED if line.record.get("stream") == "stderr" else ""
+        return self._with_name(
+            line.name, f"{time}  {colorize(f'{mark}{escape_control(line.text)}{end}', colour, self._colour)}"
+        )
+
+    def _with_name(self, name: str, text: str) -> str:
         if not self.has_others:
-            return line
-        return f"{colorize(f'{self.name or os.path.basename(self.path):<10}', BOLD, self._colour)}  {line}"
+            return text
+        self._name_width = max(self._name_width, len(name))
+        return f"{colorize(f'{escape_control(name):<{self._name_width}}', BOLD, self._colour)}  {text}"

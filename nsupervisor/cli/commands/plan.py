@@ -9,20 +9,19 @@ import click
 
 from nsupervisor.api.client import Client, NoSupervisorError, WrongFileError
 from nsupervisor.cli.options import json_option, socket_option
-from nsupervisor.cli.output import (
+from nsupervisor.cli.output import DONE, USAGE, print_json, print_message
+from nsupervisor.terminal.records import format_change, format_steps
+from nsupervisor.terminal.style import (
     BLUE,
     BOLD,
-    DONE,
     FAINT,
     GREEN,
     RED,
-    USAGE,
     YELLOW,
     colorize,
     escape_control,
     has_colour,
-    print_json,
-    print_message,
+    terminal_width,
 )
 
 TYPE_CHECKING = False  # importing typing takes time
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
 
     from nsupervisor.config.problems import ConfigError
 
+LONG_LINE = 100
+"""Length from which a change takes several lines, if the width of the terminal is unknown."""
 COLOURS = {"none": FAINT, "live": BLUE, "restart": YELLOW, "start": GREEN, "stop": RED}
 
 
@@ -53,7 +54,7 @@ def plan(socket_path: str, as_json: bool, config: str) -> int:
     if as_json:
         print_json(result)
     else:
-        print("\n".join(plan_lines(result, has_colour(sys.stdout))))
+        print("\n".join(plan_lines(result, has_colour(sys.stdout), terminal_width())))
     return DONE
 
 
@@ -108,29 +109,52 @@ def _to_wrong_file(error: ConfigError) -> WrongFileError:
     return WrongFileError({"error": str(error), "problems": problems})
 
 
-def plan_lines(result: dict[str, Any], colour: bool) -> Iterator[str]:
-    """Format a plan for people."""
-    steps = result["steps"]
-    width = max((len(step["name"]) for step in steps), default=0)
-    for step in steps:
+def plan_lines(result: dict[str, Any], colour: bool, width: int = 0) -> Iterator[str]:
+    """Format a plan for people: each workload that it concerns, and how many it leaves unchanged.
+
+    width: of the terminal; 0: unknown, so nothing is cut.
+    """
+    shown = [step for step in result["steps"] if step["do"] != "none" or step["why"] or step["changes"]]
+    name_width = max((len(step["name"]) for step in shown), default=0)
+    for step in shown:
         do = colorize(f"{step['do']:<7}", COLOURS[step["do"]], colour)
-        name = colorize(f"{step['name']:<{width}}", BOLD, colour)
+        name = colorize(f"{step['name']:<{name_width}}", BOLD, colour)
         yield f"{name}  {do}  {escape_control(step['why'])}".rstrip()
         for change in step["changes"]:
-            yield f"{'':<{width}}    {escape_control(format_change(change))}"
+            yield from change_lines(change, "    ", width)
     for change in result["groups"]:
-        yield escape_control(format_change(change))
+        yield from change_lines(change, "", width)
     for change in result["service"]:
         when = "" if change["live"] else "; counts when the service starts the next time"
-        yield escape_control(f"supervisor.{format_change(change)}{when}")
-    counts = {do: sum(step["do"] == do for step in steps) for do in COLOURS}
-    yield ", ".join(f"{count} {do}" for do, count in counts.items() if count) or "no workloads"
+        yield from change_lines({**change, "key": f"supervisor.{change['key']}"}, "", width, when)
+    yield format_steps({do: sum(step["do"] == do for step in result["steps"]) for do in COLOURS})
 
 
-def format_change(change: dict[str, Any]) -> str:
-    """Format one changed key: `resources.memory_max: "64M" → "128M"`, `environment.TOKEN: changed`."""
-    if change["how"] == "contents":
-        return f"{change['key']}: the contents differ"
-    if change["before"] is None or change["how"] == "reordered":
-        return f"{change['key']}: {change['how']}"
-    return f"{change['key']}: {change['before']} → {change['after']}"
+def change_lines(change: dict[str, Any], indent: str, width: int, suffix: str = "") -> Iterator[str]:
+    """Yield one line for a changed key, or if that is too long for the terminal, the old and the new value below it.
+
+    What is cut is what both values have in common, so the difference is always visible.
+    """
+    line = f"{indent}{escape_control(format_change(change))}"
+    before, after = change["before"], change["after"]
+    if before is None or change["how"] != "changed" or len(line) <= (width or LONG_LINE):
+        yield f"{line}{suffix}"
+        return
+    yield f"{indent}{change['key']}:{suffix}"
+    room = (width or LONG_LINE) - len(indent) - 4
+    for mark, value in zip("-+", excerpts(escape_control(before), escape_control(after), room), strict=True):
+        yield f"{indent}  {mark} {value}"
+
+
+def excerpts(before: str, after: str, room: int) -> tuple[str, str]:
+    """Return both texts, cut to `room` characters around their first difference; `…` marks what is left out."""
+    pairs = enumerate(zip(before, after, strict=False))
+    common = next((position for position, (old, new) in pairs if old != new), min(len(before), len(after)))
+    start = 0 if common <= room // 2 else common - room // 3
+    return _cut(before, start, room), _cut(after, start, room)
+
+
+def _cut(text: str, start: int, room: int) -> str:
+    begin = "…" if start else ""
+    rest = text[start:] if len(text) - start <= room - len(begin) else text[start : start + room - len(begin) - 1] + "…"
+    return begin + rest

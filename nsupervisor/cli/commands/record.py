@@ -13,7 +13,8 @@ import click
 from nsupervisor.api.client import Client
 from nsupervisor.cli.commands.stats import parse_interval
 from nsupervisor.cli.options import socket_option
-from nsupervisor.cli.output import DONE, FAILED, format_count, format_duration, format_size, print_message
+from nsupervisor.cli.output import DONE, FAILED, print_message
+from nsupervisor.terminal.numbers import format_count, format_duration, format_size
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import click
 from nsupervisor.api.client import Client, WrongFileError
 from nsupervisor.cli.commands.plan import plan_lines, print_problems, read_source
 from nsupervisor.cli.options import json_option, socket_option
-from nsupervisor.cli.output import DONE, FAILED, GREEN, colorize, escape_control, has_colour, print_json, print_message
+from nsupervisor.cli.output import DONE, FAILED, print_json, print_message
+from nsupervisor.terminal.style import GREEN, colorize, escape_control, has_colour, terminal_width
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
@@ -36,7 +37,10 @@ def reload(socket_path: str, dry_run: bool, as_json: bool, config: str | None) -
         source = read_source(config) if config is not None else {}
         if dry_run:
             result = client.plan(source)
-            print_json(result) if as_json else print("\n".join(plan_lines(result, has_colour(sys.stdout))))
+            if as_json:
+                print_json(result)
+            else:
+                print("\n".join(plan_lines(result, has_colour(sys.stdout), terminal_width())))
             return DONE
         return _follow_reload(client, source, as_json)
     except WrongFileError as error:
@@ -62,7 +66,7 @@ def _follow_reload(client: Client, source: dict[str, str], as_json: bool) -> int
 def _print_message(message: dict[str, Any]) -> None:
     colour = has_colour(sys.stdout)
     if message["event"] == "plan":
-        print("\n".join(plan_lines(message, colour)), flush=True)
+        print("\n".join(plan_lines(message, colour, terminal_width())), flush=True)
     elif message["event"] == "done":
         text = f"{message['name']}: {message['do']}: {message['state']}" + (
             f", {message['message']}" if message["message"] else ""

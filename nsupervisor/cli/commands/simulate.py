@@ -10,19 +10,11 @@ from itertools import zip_longest
 import click
 
 from nsupervisor.cli.options import json_option
-from nsupervisor.cli.output import (
-    DONE,
-    FAINT,
-    USAGE,
-    YELLOW,
-    colorize,
-    format_count,
-    format_table,
-    has_colour,
-    print_json,
-    print_message,
-)
-from nsupervisor.cli.records import format_record, format_span
+from nsupervisor.cli.output import DONE, USAGE, print_json, print_message
+from nsupervisor.terminal.numbers import format_count, format_span
+from nsupervisor.terminal.records import format_record
+from nsupervisor.terminal.style import FAINT, YELLOW, colorize, has_colour
+from nsupervisor.terminal.table import format_table
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:

@@ -13,8 +13,10 @@ import click
 from nsupervisor.api.client import Client
 from nsupervisor.cli.commands.status import COLOURS
 from nsupervisor.cli.options import json_option, socket_option
-from nsupervisor.cli.output import FAINT, colorize, format_table, has_colour, print_json
+from nsupervisor.cli.output import print_json
 from nsupervisor.cli.rates import HEADS, SORT_COLUMNS, compute_rates, sort_instances, table_cells
+from nsupervisor.terminal.style import FAINT, colorize, has_colour
+from nsupervisor.terminal.table import format_table
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:

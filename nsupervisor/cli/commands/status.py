@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
+from collections import Counter
+from datetime import datetime, timedelta
 
 import click
 
 from nsupervisor.api.client import Client
 from nsupervisor.cli.options import json_option, socket_option
-from nsupervisor.cli.output import (
+from nsupervisor.cli.output import print_json
+from nsupervisor.terminal.lines import RecordLines
+from nsupervisor.terminal.numbers import format_count, format_duration, format_size, format_span
+from nsupervisor.terminal.records import format_exit
+from nsupervisor.terminal.style import (
     BLUE,
     BOLD,
     FAINT,
@@ -18,16 +23,15 @@ from nsupervisor.cli.output import (
     YELLOW,
     colorize,
     escape_control,
-    format_duration,
-    format_size,
-    format_table,
     has_colour,
-    print_json,
+    terminal_width,
 )
+from nsupervisor.terminal.table import format_table
+from nsupervisor.terminal.times import format_time, local_time
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
 COLOURS = {
@@ -41,44 +45,61 @@ COLOURS = {
     "stopped": FAINT,
     "exited": FAINT,
 }
-HEADS = ("NAME", "STATE", "PID", "UPTIME", "RESTARTS", "MEMORY", "PIDS", "REASON")
-
+HEADS = ("NAME", "STATE", "PID", "UPTIME", "RESTARTS", "MEMORY", "PIDS", "DETAIL")
 GROUP_HEADS = ("GROUP", "MEMBERS", "MEMORY", "PIDS", "STALLED", "WHO")
+SUMMARY_FROM = 10
+"""The number of instances from which the table is followed by the number in each state."""
+SHOWN_RECORDS = 5
+"""The number of latest records that the details of an instance end with."""
 
 
 @click.command(short_help="Show the workloads.")
 @socket_option
 @json_option
 @click.option("--groups", "only_groups", is_flag=True, help="Show the groups alone, and what they use together.")
+@click.option(
+    "--state",
+    "states",
+    type=click.Choice(list(COLOURS)),
+    multiple=True,
+    help="Only workloads in this state; may be repeated.",
+)
 @click.argument("names", metavar="[NAME]...", nargs=-1)
-def status(socket_path: str, as_json: bool, only_groups: bool, names: tuple[str, ...]) -> None:
+def status(socket_path: str, as_json: bool, only_groups: bool, states: tuple[str, ...], names: tuple[str, ...]) -> None:
     """Show all workloads and groups in tables, or everything that is known about some.
 
     NAME is a workload ("web": all its instances), an instance ("web@2"), a group ("group/batch": all in it) or a glob
-    in quotes ("web*").
+    in quotes ("web*"). Times are local.
+
+    Examples: nsupervisor status web; nsupervisor status --state failed --state backoff
     """
     client, colour = Client(socket_path), has_colour(sys.stdout)
     instances = [] if only_groups else client.status(names)
+    if states:
+        instances = [instance for instance in instances if instance["state"] in states]
     group_names = names if only_groups else [name for name in names if name.startswith("group/")]
-    needs_groups = only_groups or (not as_json and (group_names or not names))
+    needs_groups = only_groups or (not as_json and not states and (group_names or not names))
     groups = client.groups(group_names) if needs_groups else []
     if as_json:
         print_json(groups if only_groups else instances)
-    elif names:
-        sections = [format_group_details(item, colour) for item in groups] + [
-            format_details(item, colour) for item in instances
-        ]
+        return
+    width = terminal_width()
+    if names:
+        now = datetime.now().astimezone()
+        # By the full name: each is the history of one instance.
+        histories = [history for instance in instances for history in client.history(instance["name"])]
+        sections = [format_group_details(group, colour) for group in groups]
+        sections += [format_details(history, colour, now, width) for history in histories]
         print("\n\n".join(sections))
-    else:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-        lines = [] if only_groups else overview_lines(instances, width, colour)
-        if groups:
-            lines += ["" for _ in lines[:1]] + group_overview_lines(groups, width, colour)
-        print("\n".join(lines))
+        return
+    lines = [] if only_groups else overview_lines(instances, width, colour)
+    if groups:
+        lines += ["" for _ in lines[:1]] + group_overview_lines(groups, width, colour)
+    print("\n".join(lines))
 
 
-def overview_lines(instances: Iterable[dict[str, Any]], width: int, colour: bool) -> list[str]:
-    """Return the lines of the workloads' table."""
+def overview_lines(instances: Sequence[dict[str, Any]], width: int, colour: bool) -> list[str]:
+    """Return the lines of the workloads' table; for many workloads, also how many are in each state."""
 
     def paint(column: int, value: str, padded: str) -> str:
         if column == -1:
@@ -89,18 +110,41 @@ def overview_lines(instances: Iterable[dict[str, Any]], width: int, colour: bool
         (
             instance["name"],
             instance["state"],
-            "-" if instance["pid"] is None else str(instance["pid"]),
+            _number(instance["pid"]),
             format_duration(instance["uptime_sec"]),
             str(instance["restarts"]),
-            _with_limit(
-                format_size(instance["memory_current"]), instance["memory_max"] and format_size(instance["memory_max"])
-            ),
-            _with_limit(_number(instance["pids_current"]), instance["pids_max"]),
-            instance["reason"],
+            *usage_cells(instance),
+            format_detail(instance),
         )
         for instance in instances
     ]
-    return format_table(HEADS, rows, right=range(2, 7), width=width, paint=paint)
+    lines = format_table(HEADS, rows, right=range(2, 7), width=width, paint=paint)
+    if len(instances) >= SUMMARY_FROM:
+        counts = Counter(instance["state"] for instance in instances)
+        parts = (colorize(f"{counts[state]} {state}", COLOURS[state], colour) for state in COLOURS if counts[state])
+        lines += ["", f"{format_count(len(instances), 'instance')}: {', '.join(parts)}"]
+    return lines
+
+
+def usage_cells(instance: dict[str, Any]) -> tuple[str, str]:
+    """Return memory and processes with their limits. What a cgroup without a program still holds is not shown."""
+    if instance["pid"] is None:
+        return "-", "-"
+    memory_max = instance["memory_max"] and format_size(instance["memory_max"])
+    return (
+        _with_limit(format_size(instance["memory_current"]), memory_max),
+        _with_limit(_number(instance["pids_current"]), instance["pids_max"]),
+    )
+
+
+def format_detail(instance: dict[str, Any]) -> str:
+    """Return what the program says of itself, or the reason for the state, and when it will be started again."""
+    if instance["state"] in ("running", "ready") and (text := instance.get("status_text")):
+        return str(text)
+    detail = str(instance["reason"])
+    if (seconds := instance.get("next_start_sec")) is not None:
+        detail += f"; next start in {format_span(seconds)}"
+    return detail
 
 
 def group_overview_lines(groups: Iterable[dict[str, Any]], width: int, colour: bool) -> list[str]:
@@ -125,7 +169,6 @@ def group_overview_lines(groups: Iterable[dict[str, Any]], width: int, colour: b
 
 def format_group_details(group: dict[str, Any], colour: bool) -> str:
     """Format everything about one group."""
-    cpu = "-" if group["cpu_usage_usec"] is None else f"{group['cpu_usage_usec'] / 1e6:.3f} s"
     pressure = group["memory_pressure_avg10"]
     lines = [
         ("what", group["text"]),
@@ -133,51 +176,52 @@ def format_group_details(group: dict[str, Any], colour: bool) -> str:
         ("members", ", ".join(group["members"]) or "none"),
         (
             "memory",
-            _with_limit(
-                format_size(group["memory_current"]),
-                format_size(group["memory_max"]) if group["memory_max"] else "no limit",
-                " of ",
-            ),
+            _limited(format_size(group["memory_current"]), group["memory_max"] and format_size(group["memory_max"])),
         ),
         ("pressure", "" if pressure is None else f"{pressure:.1f}% of the last 10 s all waited for memory"),
-        ("processes", _with_limit(_number(group["pids_current"]), group["pids_max"] or "no limit", " of ")),
-        ("cpu time", cpu),
+        ("processes", _limited(_number(group["pids_current"]), group["pids_max"])),
+        ("cpu time", _cpu_time(group["cpu_usage_usec"])),
         ("cgroup", group["cgroup"]),
     ]
-    shown = (f"  {name:<11} {escape_control(text)}" for name, text in lines if text)
-    return "\n".join([colorize(escape_control(group["name"]), BOLD, colour), *shown])
+    return "\n".join([colorize(escape_control(group["name"]), BOLD, colour), *_labelled(lines, colour)])
 
 
-def format_details(instance: dict[str, Any], colour: bool) -> str:
-    """Format everything about one instance."""
-    uptime = ""
-    if instance["uptime_sec"] is not None:  # the uptime of the program, even if the state has changed since
-        since = format_duration(instance["uptime_sec"])
-        uptime = f", for {since}" if instance["state"] in ("running", "ready") else f"; started {since} ago"
-    ready = ", ready" if instance["ready"] and instance["state"] not in ("ready", "running") else ""
-    cpu = "-" if instance["cpu_usage_usec"] is None else f"{instance['cpu_usage_usec'] / 1e6:.3f} s"
+def format_details(instance: dict[str, Any], colour: bool, now: datetime, width: int = 0) -> str:
+    """Format everything about one instance: an object `History` of the API, with its latest records.
+
+    now: with the time zone of the output. width: of the terminal, 0 if there is none.
+    """
+    is_alive = instance["pid"] is not None
+    records = instance["records"]
+    text = instance.get("status_text") or latest_status_text(instance)
+    memory_max = instance["memory_max"] and format_size(instance["memory_max"])
+    restarts = f", {instance['restarts']} of them restarts" if instance["restarts"] else ""
     lines = [
-        ("state", colorize(instance["state"], COLOURS.get(instance["state"], ""), colour) + uptime + ready),
+        ("state", colorize(instance["state"], COLOURS.get(instance["state"], ""), colour) + _since(instance, now)),
         ("reason", instance["reason"]),
-        ("pid", _number(instance["pid"])),
-        ("starts", f"{instance['generation']}, {instance['restarts']} of them restarts"),
-        (
-            "memory",
-            _with_limit(
-                format_size(instance["memory_current"]),
-                format_size(instance["memory_max"]) if instance["memory_max"] else "no limit",
-                " of ",
-            ),
-        ),
-        ("processes", _with_limit(_number(instance["pids_current"]), instance["pids_max"] or "no limit", " of ")),
-        ("cpu time", cpu),
+        ("status", f'"{text}"' if text and is_alive else ""),
+        ("next start", _next_start(instance, now)),
+        ("pid", str(instance["pid"]) if is_alive else ""),
+        ("starts", f"{instance['generation']}{restarts}"),
+        ("memory", _limited(format_size(instance["memory_current"]), memory_max) if is_alive else ""),
+        ("processes", _limited(_number(instance["pids_current"]), instance["pids_max"]) if is_alive else ""),
+        ("cpu time", _cpu_time(instance["cpu_usage_usec"])),
         ("last exit", format_last_exit(instance["last_exit"])),
-        ("last event", format_event(instance["last_event"])),
         ("cgroup", instance["cgroup"]),
     ]
-    head = colorize(escape_control(instance["name"]), BOLD, colour)
-    shown = (f"  {name:<11} {text if name == 'state' else escape_control(text)}" for name, text in lines if text)
-    return "\n".join([head, *shown])
+    shown = [colorize(escape_control(instance["name"]), BOLD, colour), *_labelled(lines, colour)]
+    if records:
+        record_lines = RecordLines(colour, width)
+        shown += ["", *(record_lines.format(record, now) for record in records[-SHOWN_RECORDS:])]
+    return "\n".join(shown)
+
+
+def latest_status_text(instance: dict[str, Any]) -> str:
+    """Return the last text that the present program has reported with STATUS=, sd_notify(3); or ""."""
+    for record in reversed(instance["records"]):
+        if record["event"] == "status" and record["generation"] == instance["generation"]:
+            return str(record["message"])
+    return ""
 
 
 def format_last_exit(last: dict[str, Any] | None) -> str:
@@ -186,26 +230,57 @@ def format_last_exit(last: dict[str, Any] | None) -> str:
         return ""
     if last.get("failure"):
         return f"could not be started: {last['failure']}"
-    text = f"killed by {last['signal']}" if last["signal"] else f"status {last['code']}"
-    if last.get("oom_killed"):
-        text += ", by the kernel's OOM killer"
-    return text + (", core dumped" if last.get("core_dumped") else "")
+    if last.get("unknown"):
+        return "unknown: it was not supervised when it ended"
+    return format_exit({"oom_killed": False, "core_dumped": False, **last})
 
 
-def format_event(event: dict[str, Any] | str | None) -> str:
-    """Format an event as one line: time, event, and its other fields."""
-    if not isinstance(event, dict):
-        return event or ""
-    fields = {key: value for key, value in event.items() if key not in ("timestamp", "event") and value is not None}
-    field_text = " ".join(
-        f'{key}="{value}"' if " " in str(value) else f"{key}={value}" for key, value in fields.items()
-    )
-    return " ".join(part for part in (event.get("timestamp", ""), event.get("event", ""), field_text) if part)
+def _since(instance: dict[str, Any], now: datetime) -> str:
+    """Return since when the program runs; the state may have changed since."""
+    if instance["uptime_sec"] is None:
+        return ""
+    started = now - timedelta(seconds=instance["uptime_sec"])
+    length = format_duration(instance["uptime_sec"])
+    since = format_time(started, now)
+    if instance["state"] in ("running", "ready"):
+        return f" for {length}, since {since}"
+    ready = ", ready" if instance["ready"] else ""
+    return f"{ready}; started {length} ago, at {since}"
+
+
+def _next_start(instance: dict[str, Any], now: datetime) -> str:
+    if instance["state"] != "backoff":
+        return ""
+    if (seconds := instance.get("next_start_sec")) is None:  # a supervisor of version 0.1.0
+        decided = next((record for record in reversed(instance["records"]) if "delay_sec" in record), None)
+        if decided is None:
+            return ""
+        seconds = (local_time(decided) + timedelta(seconds=decided["delay_sec"]) - now).total_seconds()
+    return f"in {format_span(max(seconds, 0))}"
+
+
+def _labelled(lines: Iterable[tuple[str, str]], colour: bool) -> list[str]:
+    return [
+        f"  {colorize(f'{label:<11}', FAINT, colour)} {text if label == 'state' else escape_control(text)}"
+        for label, text in lines
+        if text
+    ]
+
+
+def _cpu_time(microseconds: int | None) -> str:
+    return "" if microseconds is None else format_span(microseconds / 1e6)
 
 
 def _number(value: int | None) -> str:
     return "-" if value is None else str(value)
 
 
-def _with_limit(current: str, limit: object, between: str = "/") -> str:
-    return f"{current}{between}{limit}" if limit and current != "-" else current
+def _with_limit(current: str, limit: object) -> str:
+    return f"{current}/{limit}" if limit and current != "-" else current
+
+
+def _limited(current: str, limit: object) -> str:
+    """Format a value with its limit in words: "9.8M of 128M", "9.8M, no limit"; "" for an unknown value."""
+    if current == "-":
+        return ""
+    return f"{current} of {limit}" if limit else f"{current}, no limit"

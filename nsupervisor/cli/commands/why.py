@@ -12,28 +12,19 @@ from nsupervisor.api.client import Client
 from nsupervisor.cli.commands.status import COLOURS
 from nsupervisor.cli.episodes import group_episodes, is_standalone
 from nsupervisor.cli.options import json_option, socket_option
-from nsupervisor.cli.output import (
-    BOLD,
-    FAINT,
-    colorize,
-    escape_control,
-    format_count,
-    format_duration,
-    has_colour,
-    print_json,
-)
-from nsupervisor.cli.records import (
+from nsupervisor.cli.output import print_json
+from nsupervisor.terminal.numbers import format_count, format_duration, format_span
+from nsupervisor.terminal.records import (
     format_choice,
     format_command,
     format_exit,
     format_reading,
     format_record,
-    format_span,
     format_start_limit,
-    format_time,
-    local_time,
     requester_phrase,
 )
+from nsupervisor.terminal.style import BOLD, FAINT, colorize, escape_control, has_colour
+from nsupervisor.terminal.times import format_time, local_time
 
 MAX_OTHER_CANDIDATES = 5
 """The largest number of candidates that are shown in addition to a group's victim."""
@@ -113,11 +104,13 @@ class Renderer:
             began_at = f"{format_time(started, self.now)} ({self.ago(started)})"
             yield f"{head}: {state}{reason or f'; not started since the supervisor began, {began_at}'}"
             return
-        since = ""
+        since, status_text = "", instance.get("status_text")
         if changes:
             changed_at = local_time(changes[-1])
             since = f" since {format_time(changed_at, self.now)} ({self.ago(changed_at)})"
         yield f"{head}: {state}{since}{reason}"
+        if status_text:
+            yield f'the program reports "{escape_control(status_text)}"'
         if instance["state"] == "backoff" and (decided := [r for r in instance["records"] if "delay_sec" in r]):
             start = local_time(decided[-1]) + timedelta(seconds=decided[-1]["delay_sec"])
             remaining = max((start - self.now).total_seconds(), 0)
@@ -252,16 +245,22 @@ class Renderer:
 
     def program_text(self, record: Record, with_exit: bool) -> str:
         """Describe which program ended, after how long, and, with `with_exit`, how."""
-        started = self.started.get(record["generation"])
-        ran = format_span((local_time(record) - started).total_seconds()) if started else "an unknown time"
+        ran = self.format_uptime(record)
         which = f"generation {record['generation']}, pid {record['pid']}"
         return f"{format_exit(record)}, after {ran} ({which})" if with_exit else f"{which}, ran for {ran}"
+
+    def format_uptime(self, record: Record) -> str:
+        """Format how long the program of an `exited` record ran. The record itself has it since version 0.2.0."""
+        if "uptime_sec" in record:
+            return format_span(record["uptime_sec"])
+        started = self.started.get(record["generation"])
+        return format_span((local_time(record) - started).total_seconds()) if started else "an unknown time"
 
     # ---- words
 
     def message_text(self, record: Record) -> str:
-        """Return a record's message without the workload's name, which is in the first line."""
-        return format_record(record).removeprefix(f"workload {self.instance['name']}: ")
+        """Return a record's message; the workload's name is in the first line."""
+        return format_record(record)
 
     def ago(self, time: datetime) -> str:
         """Format the time that has passed since `time`."""

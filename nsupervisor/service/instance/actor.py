@@ -278,6 +278,7 @@ class Actor:
             limits=self.limits,
             last_exit=self.last_exit,
             last_event=self.log.last_event,
+            status_text=self.log.status_text(self.lifecycle.generation),
         )
         return status.to_json(self.observer.read, trio.current_time())
 
@@ -343,7 +344,10 @@ class Actor:
         oom_killed = oom_kills > self._oom_kills and not self.lifecycle.sigkill_sent
         self.last_exit = Exit.from_wait_status(status, oom_killed=oom_killed, setup_failure=reason)
         self._oom_kills = oom_kills
-        self.exit_reports.report(ExitReport(self.lifecycle.generation, self.last_exit, self.program.pid))
+        self.exit_reports.report(
+            ExitReport(self.lifecycle.generation, self.last_exit, self.program.pid),
+            uptime_sec=round(trio.current_time() - self.lifecycle.started_at, 3),
+        )
         return self.last_exit
 
     # ---- transitions

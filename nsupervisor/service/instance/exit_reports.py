@@ -32,12 +32,16 @@ class ExitReports:
     """The reports whose records may not be in the output yet, oldest first."""
     _delivered: ConditionVariable = attrs.field(init=False, factory=ConditionVariable)
 
-    def report(self, exit_report: ExitReport, duplicate: bool = False) -> None:
-        """Record an exit. After the next checkpoint, no death of the supervisor can lose it."""
-        self._log(exit_report, {"duplicate": True} if duplicate else {})
+    def report(self, exit_report: ExitReport, duplicate: bool = False, uptime_sec: float | None = None) -> None:
+        """Record an exit. After the next checkpoint, no death of the supervisor can lose it.
+
+        uptime_sec: how long the program has run, if known.
+        """
+        known = {} if uptime_sec is None else {"uptime_sec": uptime_sec}
+        self._log(exit_report, {**known, "duplicate": True} if duplicate else known)
         self.undelivered = (*self.undelivered, exit_report)[-MAX_UNDELIVERED:]
 
-    def _log(self, exit_report: ExitReport, extra_fields: dict[str, bool]) -> None:
+    def _log(self, exit_report: ExitReport, extra_fields: dict[str, float]) -> None:
         if exit_report.exit.setup_failure is None:
             self.log.write(
                 exit_report.generation, "exited", pid=exit_report.pid, **exit_report.exit.to_record(), **extra_fields

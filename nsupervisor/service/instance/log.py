@@ -20,6 +20,8 @@ class InstanceLog:
     """The fields that all records of the instance have."""
     _log: FilteringBoundLogger = attrs.field(init=False)
     """The journal's logger with these fields."""
+    _status_text: tuple[int, str] = (0, "")
+    """The generation that has last reported a status text, and the text."""
     _held_records: list[tuple[str, str, dict[str, Any]]] | None = None
     """Records that wait for something more urgent, in order; None while records are written at once."""
 
@@ -31,6 +33,8 @@ class InstanceLog:
 
     def write(self, generation: int, event: str, level: str = "info", /, **fields: Any) -> dict[str, Any]:
         """Write a record, or keep it until `release`; return it as it is written."""
+        if event == "status":
+            self._status_text = generation, fields["message"]
         timestamp = timestamp_now()
         self.last_event = {"timestamp": timestamp, "event": event, **fields}
         if self._held_records is not None:  # without the timestamp: those in the stream are in order
@@ -45,6 +49,10 @@ class InstanceLog:
             "generation": generation,
             **fields,
         }
+
+    def status_text(self, generation: int) -> str:
+        """Return the last status text that this generation has reported, or ""."""
+        return self._status_text[1] if self._status_text[0] == generation else ""
 
     def hold(self) -> None:
         """Hold back all records from now on."""

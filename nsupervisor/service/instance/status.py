@@ -8,6 +8,7 @@ import attrs
 from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import Lifecycle
 from nsupervisor.core.rules.rules import Limits
+from nsupervisor.core.states import State
 
 
 @attrs.frozen(kw_only=True)
@@ -25,6 +26,8 @@ class InstanceStatus:
     limits: Limits
     last_exit: Exit | None
     last_event: Mapping[str, Any] | None
+    status_text: str
+    """The text that the present program has last reported with STATUS=, sd_notify(3); or ""."""
 
     def to_json(self, read: Callable[[str], Mapping[str, float]], now: float) -> dict[str, Any]:
         """Return the object `Status` of `nsupervisor schema api`; `read` returns the values in a file of the cgroup."""
@@ -38,7 +41,9 @@ class InstanceStatus:
             "generation": lifecycle.generation,
             "restarts": lifecycle.restarts,
             "uptime_sec": round(now - lifecycle.started_at, 3) if lifecycle.is_alive else None,
-            "ready": self.is_up and lifecycle.is_alive,
+            "next_start_sec": self._next_start(now),
+            "ready": self.is_up,
+            "status_text": self.status_text if lifecycle.is_alive else "",
             "cgroup": self.cgroup,
             "memory_current": _whole(read("memory.current").get("")),
             "memory_max": _whole(self.limits.get("memory.max")),
@@ -48,6 +53,12 @@ class InstanceStatus:
             "last_exit": self.last_exit.to_record() if self.last_exit else None,
             "last_event": self.last_event,
         }
+
+    def _next_start(self, now: float) -> float | None:
+        """Return the seconds until the next start, or None if it is not in back-off."""
+        if self.lifecycle.state is not State.BACKOFF or self.lifecycle.deadline is None:
+            return None
+        return round(max(self.lifecycle.deadline - now, 0.0), 3)
 
 
 def _whole(value: float | None) -> int | None:

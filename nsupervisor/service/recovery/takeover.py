@@ -30,6 +30,7 @@ from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.program import find_program
 from nsupervisor.service.instance.restore import adopt_found, reattach
 from nsupervisor.service.state.file import InstanceCheckpoint, SavedState
+from nsupervisor.terminal.numbers import format_count
 
 # ---- at the start of the supervisor
 
@@ -165,7 +166,7 @@ async def follow_keeper(
             continue
         on_replaced(keeper.pid)
         event = "keeper upgraded" if expected and keeper.pid == lost else "keeper replaced"
-        log.warning(event, message=f"{alive_count} programs are in its hands", pid=keeper.pid)
+        log.warning(event, message=f"it is the parent of {format_count(alive_count, 'program')}", pid=keeper.pid)
 
 
 async def _replace(keeper: reconnecting.ReconnectingKeeper, log: Any, expected: bool) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
-from nsupervisor.cli.output import format_duration, format_size
+from nsupervisor.terminal.numbers import format_size, format_span
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
@@ -29,28 +27,10 @@ def requester_phrase(by: str) -> str:
     return by if by.startswith("with ") else f"by {by}"
 
 
-def local_time(record: Mapping[str, Any]) -> datetime:
-    """Return the time of a record, in the local zone."""
-    return datetime.fromisoformat(record["timestamp"]).astimezone()
-
-
-def format_time(time: datetime, today: datetime) -> str:
-    """Format the time of day with milliseconds, after the date if that is not today."""
-    text = time.strftime("%H:%M:%S.") + f"{time.microsecond // 1000:03}"
-    return text if time.date() == today.date() else f"{time.date()} {text}"
-
-
-def format_span(seconds: float) -> str:
-    """Format a length of time, with milliseconds if it is short: "0.093 s", "2.5 s", "3min 20s"."""
-    if seconds >= 100:
-        return format_duration(seconds)
-    return (
-        f"{seconds:.3f}".rstrip("0").rstrip(".") + " s" if seconds < 1 else f"{seconds:.1f}".removesuffix(".0") + " s"
-    )
-
-
 def format_exit(record: Mapping[str, Any]) -> str:
     """Describe how a program ended, in the same words as the reasons of states."""
+    if record.get("unknown"):
+        return "exit status unknown, because it was not supervised when it ended"
     if record["signal"] is None:
         return f"exit code {record['code']}"
     text = f"killed by {record['signal']}"
@@ -100,7 +80,7 @@ def format_command(record: Mapping[str, Any]) -> str:
             )
         )
     if record["action"] == "reload":
-        words.append(f"({record['do']}: {', '.join(change['key'] for change in record['changes'])})")
+        words.append(f"({STEP_WORDS[record['do']]}: {', '.join(change['key'] for change in record['changes'])})")
     return " ".join(word for word in words if word)
 
 
@@ -123,16 +103,72 @@ def format_choice(cause: Mapping[str, Any]) -> str:
 def format_record(record: Mapping[str, Any]) -> str:
     """Format everything in a record except time, name and event, as part of a line."""
     match record["event"]:
-        case "action":
+        case "action" if "cause" in record:
             return _format_action(record)
-        case "state":
+        case "state" if "to" in record:
             return f"{record['from']} → {record['to']}: {record['reason']}"
-        case "exited":
-            return f"{format_exit(record)}, pid {record['pid']}"
-        case "dropped":
+        case "exited" if "pid" in record:
+            after = f" after {format_span(record['uptime_sec'])}" if "uptime_sec" in record else ""
+            repetition = ", may have been recorded before" if record.get("duplicate") else ""
+            return f"{format_exit(record)}{after}, pid {record['pid']}{repetition}"
+        case "dropped" if "dropped" in record:
             return f"{record['dropped']} records are missing here: {record['reason']}"
-    fields = [f"{key}={value}" for key, value in record.items() if key not in _SHOWN_FIELDS]
-    return " ".join([str(record[key]) for key in ("message", "exception") if key in record] + fields)
+        case "supervisor started" if "config" in record:
+            pids = f"pid {record['pid']}, keeper {record['keeper_pid']}"
+            return f"version {record['version']} runs {record['config']}, {pids}"
+        case "supervisor stopping" if "signal" in record:
+            return f"after {record['signal']}{', killing what is left' if record.get('hurry') else ''}"
+        case "reload" if "cause" in record:
+            return f"{format_steps(record)}; requested by {record['cause']['by']}"
+        case "reloaded" if "ok" in record:
+            return "done" if record["ok"] else "not all of it is up"
+        case "groups reloaded" if "changes" in record:
+            return "; ".join(format_change(change) for change in record["changes"])
+    fields = ", ".join(f"{key} {_format_field(value)}" for key, value in record.items() if key not in _SHOWN_FIELDS)
+    if "message" not in record:
+        return fields
+    message = str(record["message"]).removeprefix(f"workload {record.get('workload')}: ")  # the line has the name
+    return f"{message} ({fields})" if fields else message
+
+
+def _format_field(value: Any) -> str:
+    """Format the value of an unknown field in words."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(_format_field, value)) or "none"
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{key} {_format_field(item)}" for key, item in value.items()) + ")"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+STEP_WORDS = {
+    "restart": "to restart",
+    "start": "to start",
+    "stop": "to stop",
+    "live": "changed in place",
+    "none": "unchanged",
+}
+"""The words for the steps of a plan, in the order of a summary."""
+
+
+def format_steps(counts: Mapping[str, Any]) -> str:
+    """Format how many workloads a plan restarts, starts, stops, changes in place and leaves unchanged."""
+    parts = [f"{counts[step]} {words}" for step, words in STEP_WORDS.items() if counts.get(step)]
+    return ", ".join(parts) or "no workloads"
+
+
+def format_change(change: Mapping[str, Any]) -> str:
+    """Format one changed key: `resources.memory_max: "64M" → "128M"`, `environment.TOKEN: changed`."""
+    if change["how"] == "contents":
+        return f"{change['key']}: the contents differ"
+    if change["before"] is None or change["how"] == "reordered":
+        return f"{change['key']}: {change['how']}"
+    if change["before"] == change["after"]:
+        return f"{change['key']}: changed, in the part that is not shown"
+    return f"{change['key']}: {change['before']} → {change['after']}"
 
 
 def _format_action(record: Mapping[str, Any]) -> str:

@@ -1,0 +1,1 @@
+"""Text for people: numbers, times, records in words, tables and colours. The standard library alone."""

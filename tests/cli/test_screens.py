@@ -1,0 +1,206 @@
+"""Whole screens: three and three hundred workloads, healthy and failing, at 80 to 200 columns."""
+
+from datetime import datetime, timedelta
+
+import pytest
+
+from nsupervisor.cli.commands.doctor import section_lines
+from nsupervisor.cli.commands.plan import plan_lines
+from nsupervisor.cli.commands.status import format_details, overview_lines
+from nsupervisor.cli.probes import LIMITED, MISSING, OK, Finding
+from nsupervisor.cli.screen import format_header
+from nsupervisor.terminal.lines import RecordLines, wrap
+from tests.api.standin import instance
+
+NOW = datetime(2026, 1, 31, 12, 0, 0).astimezone()
+
+
+def record(seconds_ago, event, level="info", **fields):
+    time = (NOW - timedelta(seconds=seconds_ago)).isoformat(timespec="milliseconds")
+    return {"timestamp": time, "level": level, "event": event, "workload": "web", "generation": 1, **fields}
+
+
+CRASHED = {"code": 3, "signal": None, "core_dumped": False, "oom_killed": False}
+THREE = [
+    instance("web", "ready", reason="started by boot", status_text="serving 3 requests a second"),
+    instance("db", reason="started by boot", memory_max=None),
+    instance("job", "backoff", reason="exit code 3", next_start_sec=4.2, restarts=2, memory_current=4096),
+]
+
+
+def lines_of(text):
+    return text.strip("\n").split("\n")
+
+
+@pytest.mark.fault("D15")
+def test_status_of_three_workloads():
+    assert overview_lines(THREE, 100, colour=False) == lines_of("""
+NAME  STATE     PID  UPTIME  RESTARTS     MEMORY  PIDS  DETAIL
+web   ready    4242   1d 2h         0  12.3M/64M     3  serving 3 requests a second
+db    running  4242   1d 2h         0      12.3M     3  started by boot
+job   backoff     -       -         2          -     -  exit code 3; next start in 4.2 s
+""")
+
+
+def test_what_does_not_fit_is_cut_visibly():
+    assert overview_lines(THREE, 80, colour=False) == lines_of("""
+NAME  STATE     PID  UPTIME  RESTARTS     MEMORY  PIDS  DETAIL
+web   ready    4242   1d 2h         0  12.3M/64M     3  serving 3 requests a se…
+db    running  4242   1d 2h         0      12.3M     3  started by boot
+job   backoff     -       -         2          -     -  exit code 3; next start…
+""")
+
+
+def test_status_of_three_hundred_workloads_ends_with_a_summary():
+    states = ["running"] * 290 + ["failed"] * 7 + ["backoff", "backoff", "exited"]
+    many = [instance(f"w{number:03}", state) for number, state in enumerate(states)]
+    lines = overview_lines(many, 120, colour=False)
+    assert len(lines) == 303
+    assert lines[-2:] == ["", "300 instances: 290 running, 7 failed, 2 backoff, 1 exited"]
+
+
+def test_states_have_colours_that_are_readable_on_dark_and_light():
+    lines = overview_lines(THREE, 100, colour=True)
+    assert "\x1b[32mready  \x1b[0m" in lines[1]
+    assert "\x1b[33mbackoff\x1b[0m" in lines[3]
+    basic = {"31", "32", "33", "34", "2", "1", "0"}  # colours of the terminal's own theme, and no background
+    assert {part.partition("m")[0] for line in lines for part in line.split("\x1b[")[1:]} <= basic
+
+
+@pytest.mark.fault("D14", "D15")
+def test_details_of_a_workload_that_runs():
+    records = [
+        record(60, "action", action="start", cause={"by": "boot"}),
+        record(59.9, "state", **{"from": "starting", "to": "running", "reason": "started by boot"}),
+        record(59.5, "status", message="serving 3 requests a second"),
+    ]
+    shown = {**THREE[0], "uptime_sec": 60.0, "records": records}
+    assert format_details(shown, False, NOW, 80) == "\n".join(
+        lines_of("""
+web
+  state       ready for 1min, since 11:59:00.000
+  reason      started by boot
+  status      "serving 3 requests a second"
+  pid         4242
+  starts      1
+  memory      12.3M of 64M
+  processes   3, no limit
+  cpu time    1.2 s
+  cgroup      /sys/fs/cgroup/nsupervisor/web
+
+11:59:00.000  web         action       start by boot
+11:59:00.100  web         state        starting → running: started by boot
+11:59:00.500  web         status       serving 3 requests a second
+""")
+    )
+
+
+@pytest.mark.fault("D15")
+def test_details_of_a_workload_in_back_off():
+    shown = {**THREE[2], "generation": 3, "last_exit": CRASHED, "cpu_usage_usec": None, "records": []}
+    assert format_details(shown, False, NOW) == "\n".join(
+        lines_of("""
+job
+  state       backoff
+  reason      exit code 3
+  next start  in 4.2 s
+  starts      3, 2 of them restarts
+  last exit   exit code 3
+  cgroup      /sys/fs/cgroup/nsupervisor/job
+""")
+    )
+
+
+def test_the_next_start_is_known_of_a_supervisor_of_version_0_1_0():
+    decided = record(2, "action", action="restart", cause={"exit": "exit code 3"}, delay_sec=5.0)
+    old = {key: value for key, value in THREE[2].items() if key not in ("next_start_sec", "status_text")}
+    assert "  next start  in 3 s\n" in format_details({**old, "records": [decided]}, False, NOW)
+
+
+@pytest.mark.fault("D14")
+def test_events_continue_below_each_other():
+    reason = "given up after 2 starts within 60 s; the last: cannot execute /no/such/program: No such file or directory"
+    state = record(0, "state", "error", **{"from": "starting", "to": "failed", "reason": reason})
+    shown = [RecordLines(False, width).format(state, NOW).split("\n") for width in (80, 120, 200, 0)]
+    assert shown[0] == lines_of("""
+12:00:00.000  web         state        starting → failed: given up after 2
+                                       starts within 60 s; the last: cannot
+                                       execute /no/such/program: No such file or
+                                       directory
+""")
+    assert shown[1] == lines_of("""
+12:00:00.000  web         state        starting → failed: given up after 2 starts within 60 s; the last: cannot execute
+                                       /no/such/program: No such file or directory
+""")
+    assert len(shown[2]) == len(shown[3]) == 1
+
+
+def test_long_words_are_broken_and_a_narrow_terminal_gets_details_below_the_time():
+    assert wrap("a bcdefgh ij", 4) == ["a", "bcde", "fgh", "ij"]
+    assert wrap("", 4) == [""]
+    lines = RecordLines(False, 50).format(record(0, "started", pid=7, note="x" * 60), NOW).split("\n")
+    assert lines == [
+        "12:00:00.000  web         started",
+        "    pid 7, note",
+        f"    {'x' * 46}",
+        f"    {'x' * 14}",
+    ]
+
+
+def change(key, before, after):
+    return {"key": key, "how": "changed", "before": before, "after": after, "live": False}
+
+
+PREFIX = '["python3", "-m", "http.server", "--directory", "/srv/site/public", "--bind", "127.0.0.1", '
+
+
+@pytest.mark.fault("D11")
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_long_value_that_differs_at_its_end_was_cut_before_the_difference(width):
+    changes = [change("command", f'{PREFIX}"8000"]', f'{PREFIX}"8001"]'), change("nice", "5", "10")]
+    step = {"name": "web", "do": "restart", "why": "command needs a new process", "changes": changes}
+    quiet = {"name": "db", "do": "none", "why": "", "changes": []}
+    result = {"steps": [step, quiet, quiet], "groups": [], "service": [change("log_level", '"info"', '"debug"')]}
+    lines = list(plan_lines(result, False, width))
+    assert [lines[0], *lines[4:]] == lines_of("""
+web  restart  command needs a new process
+    nice: 5 → 10
+supervisor.log_level: "info" → "debug"; counts when the service starts the next time
+1 to restart, 2 unchanged
+""")
+    assert lines[1] == "    command:"
+    assert lines[2].endswith('"127.0.0.1", "8000"]')
+    assert lines[3].endswith('"127.0.0.1", "8001"]')
+    assert all(len(line) <= width for line in lines[1:4])
+
+
+@pytest.mark.fault("D23")
+def test_doctor_repeated_the_same_advice():
+    root = "run as root"
+    findings = [
+        Finding("pid", LIMITED, "only in a user namespace", root),
+        Finding("uts", LIMITED, "only in a user namespace", root),
+        Finding("time", LIMITED, "not at all", root),
+        Finding("user", OK, "can be made"),
+        Finding("a_long_name_of_a_probe", MISSING, "not here", "install it"),
+    ]
+    assert list(section_lines(findings, 0, False)) == lines_of("""
+  pid, uts           limited  only in a user namespace [1]
+  time               limited  not at all [1]
+  user               ok       can be made
+  a_long_name_of_a_probe
+                     missing  not here. To do: install it
+  [1] to do                   run as root
+""")
+
+
+@pytest.mark.fault("D15")
+def test_the_keys_of_top_lost_quit_on_120_columns():
+    assert format_header("12:00:00", 300, 20, "cpu", False, 120) == (
+        "12:00:00  20 of 300 instances, by CPU   q quit, c CPU, m memory, p processes, i I/O, t network, w pressure, "
+        "n name, …"
+    )
+    assert (
+        format_header("12:00:00", 3, 3, "memory", True, 60) == "12:00:00  3 instances, by memory, reversed   q quit, …"
+    )
+    assert format_header("12:00:00", 3, 3, "cpu", False, 200).endswith(", n name, r reverse")
