@@ -122,6 +122,14 @@ def test_links_between_pages_lead_somewhere() -> None:
     assert broken == set()
 
 
+def test_no_file_has_marks_of_a_conflict() -> None:
+    marks = re.compile(r"^(<{7} |>{7} )", re.MULTILINE)
+    texts = {
+        path: path.read_text(errors="replace") for path in tracked("*.md", "*.py", "*.toml", "*.json", "scripts/*")
+    }
+    assert [str(path.relative_to(ROOT)) for path, text in texts.items() if marks.search(text)] == []
+
+
 def test_the_map_is_one_page_and_names_every_folder() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     assert len(text.splitlines()) <= 120, "the map with its glossary; reasons go to docs/decisions.md"
