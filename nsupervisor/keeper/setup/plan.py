@@ -64,15 +64,19 @@ class Pointer:
 
 
 class Plan:
-    """A list of operations that grows; `pack` returns its bytes."""
+    """A list of operations that grows; `pack` returns its bytes.
 
-    __slots__ = ("_advance", "_data", "_failure", "_operations", "_relocations", "_size", "_strings")
+    `common`: a plan whose operations can be added with `call_common`; its data is part of this plan from the start.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_advance", "_common", "_data", "_failure", "_operations", "_relocations", "_size", "_strings")
+
+    def __init__(self, common: Plan | None = None) -> None:
+        self._common = common
         self._operations: list[bytes] = []
-        self._data: list[bytes] = []
-        self._size = 0
-        self._strings: dict[bytes, int] = {}
+        self._data: list[bytes] = [] if common is None else [b"".join(common._data)]
+        self._size: int = 0 if common is None else common._size
+        self._strings: dict[bytes, int] = {} if common is None else common._strings.copy()
         self._relocations: list[int] = []
         self._failure = 0
         self._advance = 0
@@ -93,7 +97,7 @@ class Plan:
         `use`: the first argument is the result of the operation that had this number as `save`. `accepted`: each
         errno below 128 that is not a failure.
         """
-        values, pointers = [0, 0, 0, 0, 0], 0
+        values, pointers, masks = [0, 0, 0, 0, 0], 0, _error_masks(accepted) if accepted else (0, 0)
         for index, argument in enumerate(arguments):
             if isinstance(argument, int):
                 values[index] = argument
@@ -101,20 +105,25 @@ class Plan:
                 values[index] = argument.offset if isinstance(argument, Pointer) else self._string(argument)
                 pointers |= 1 << index
         self._operations.append(
-            _OPERATION.pack(
-                *(_CODES[name], use, save, pointers, self._advance, 0), *values, *_error_mask(accepted), self._failure
-            )
+            _OPERATION.pack(*(_CODES[name], use, save, pointers, self._advance, 0), *values, *masks, self._failure)
         )
+
+    def call_common(self) -> None:
+        """Add the operations of the common plan."""
+        assert self._common is not None
+        self._operations += self._common._operations
+        self._advance = 0
 
     def place(self, content: bytes) -> Pointer:
         """Add data at an address that is a multiple of 8."""
+        return Pointer(self._place(content))
+
+    def _place(self, content: bytes) -> int:
         offset = self._size
-        padding = -len(content) % 8
-        self._data.append(content)
-        if padding:
-            self._data.append(bytes(padding))
-        self._size += len(content) + padding
-        return Pointer(offset)
+        padded = content + _PADDING[len(content) % 8]
+        self._data.append(padded)
+        self._size = offset + len(padded)
+        return offset
 
     def place_strings(self, strings: Sequence[bytes]) -> Pointer:
         """Add an array of pointers to strings, with a null pointer at its end."""
@@ -126,7 +135,7 @@ class Plan:
     def _string(self, text: bytes) -> int:
         offset = self._strings.get(text)
         if offset is None:
-            offset = self._strings[text] = self.place(text + b"\0").offset
+            offset = self._strings[text] = self._place(text + b"\0")
         return offset
 
     def pack(self, flags: int = 0) -> bytes:
@@ -137,7 +146,10 @@ class Plan:
         return b"".join([header, *self._operations, struct.pack(f"{relocations}Q", *self._relocations), *self._data])
 
 
-def _error_mask(numbers: Sequence[int]) -> tuple[int, int]:
+_PADDING = tuple(bytes(-size % 8) for size in range(8))
+
+
+def _error_masks(numbers: Sequence[int]) -> tuple[int, int]:
     mask = 0
     for number in numbers:
         mask |= 1 << number
@@ -163,10 +175,15 @@ def pack_advance(flags: int, covered: str) -> bytes:
 
     `flags` are clone(2)'s; `covered` is the directory to hide from them, or "".
     """
+    return _common_plan(flags, covered).pack(_IS_ADVANCE)
+
+
+@functools.lru_cache(16)
+def _common_plan(flags: int, covered: str) -> Plan:
     plan = Plan()
     for number, step in enumerate(_ADVANCE_STEPS, 1):
         step(plan, flags, covered, number)
-    return plan.pack(_IS_ADVANCE)
+    return plan
 
 
 def covered_in_advance(spec: Spec) -> str:
@@ -176,7 +193,8 @@ def covered_in_advance(spec: Spec) -> str:
 
 def pack_plan(spec: Spec, has_cgroup: bool) -> bytes:
     """Return the plan that makes a standby the program of a specification for which `is_possible` is true."""
-    plan = Plan()
+    covered = covered_in_advance(spec)
+    plan = Plan(_common_plan(spec.flags & ~CLONE_NEWCGROUP, covered))
     _shift_clocks(plan, spec)
     plan.begin_step(begin_failure("clone", "start the program's process", _CGROUP_HINTS))
     plan.call("hand_over")
@@ -185,9 +203,7 @@ def pack_plan(spec: Spec, has_cgroup: bool) -> bytes:
     if spec.flags & CLONE_NEWCGROUP:
         plan.begin_step(begin_failure("new_cgroup_namespace", "make a cgroup namespace"))
         plan.call("unshare", CLONE_NEWCGROUP)
-    covered = covered_in_advance(spec)
-    for number, step in enumerate(_ADVANCE_STEPS, 1):
-        step(plan, spec.flags, covered, number)
+    plan.call_common()
     if spec.cover and not covered:
         _cover(plan, spec, *spec.cover)
     if spec.hostname is not None:
