@@ -67,17 +67,23 @@ class OffsetFile:
     """
 
     def __init__(self, path: Path, pipe_inode: int = 0) -> None:
-        """Open or make `path`, for the pipe with this inode number. Raises OSError.
+        """Read `path`, if it exists, for the pipe with this inode number. Raises OSError.
 
-        From an offset of another pipe, only the number of the next line is used.
+        From an offset of another pipe, only the number of the next line is used. The file is made when there is
+        something to note: most programs write nothing while thousands start.
         """
         self.path = path
         self._pipe_inode = pipe_inode
         self._slot = 0
         self._slots = [b"", b""]
-        self._fd = self._open()
-        self.offset = self._read()
-        self.close_fd()
+        self._fd = -1
+        try:
+            self._fd = self._open(0)
+        except FileNotFoundError:
+            self.offset = Offset()
+        else:
+            self.offset = self._read()
+            self.close_fd()
 
     def begin(self, data: bytes, next_seq: int, next_partial_line: bytes) -> None:
         """Note that the records of `data`, which is at the front of the pipe, are about to be written."""
@@ -102,6 +108,8 @@ class OffsetFile:
 
     def reset(self, seq: int) -> None:
         """Note that no incomplete line is left, and that the next line has this number."""
+        if self.offset == Offset(seq):  # noted already, or there has been nothing to note
+            return
         self._slots = [b"", b""]
         self.offset = Offset(seq)
         self._write()
@@ -116,8 +124,8 @@ class OffsetFile:
         """Close the file. It stays on disk, because the next generation continues the numbers."""
         self.close_fd()
 
-    def _open(self) -> int:
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def _open(self, flags: int) -> int:
+        fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
         self._is_near_fd_limit = fd > _NEAR_FD_LIMIT * resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return fd
 
@@ -137,7 +145,7 @@ class OffsetFile:
         )
         try:
             if self._fd < 0:
-                self._fd = self._open()
+                self._fd = self._open(os.O_CREAT)
             if note.pending_length and self._slots[1 - slot]:
                 os.pwrite(self._fd, self._slots[1 - slot], _SLOT_OFFSETS[1 - slot])
             os.pwrite(self._fd, header + _CHECKSUM.pack(zlib.crc32(header)), 0)

@@ -63,12 +63,24 @@ def test_of_notes_about_another_pipe_only_the_number_counts(tmp_path):
 def test_a_directory_that_cannot_be_written_any_more_stops_nothing(tmp_path):
     (tmp_path / "streams").mkdir()
     progress = OffsetFile(tmp_path / "streams" / "web#1.stdout")
-    (tmp_path / "streams" / "web#1.stdout").unlink()
     (tmp_path / "streams").rmdir()
     progress.begin(b"one\n", 1, b"")
     progress.commit()
     assert progress.offset == Offset(1)
     progress.close()
+
+
+def test_a_stream_without_output_makes_no_file(tmp_path):
+    """Two new files for each program took a tenth of the supervisor's time while a thousand started."""
+    path = tmp_path / "web#1.stdout"
+    progress = OffsetFile(path)
+    progress.advance(0)
+    progress.reset(0)
+    progress.close()
+    assert not path.exists()
+    progress.advance(3)
+    progress.close()
+    assert OffsetFile(path).offset == Offset(3)
 
 
 @pytest.mark.parametrize("content", [b"", b"torn", b"x" * 100])
