@@ -167,6 +167,7 @@ class StateFile:
             "": _encode_line({"format": STATE_FORMAT, "boot": boot_id(), **header}),
             **unchanged,
         }
+        self._saved: dict[str, InstanceCheckpoint | None] = {}  # what `_lines` has been made of
         self._live_bytes = sum(map(len, self._lines.values()))
         """Bytes of the current lines; the rest of `_size` are older lines of the same instances."""
         self._size = 0
@@ -174,6 +175,9 @@ class StateFile:
 
     def save(self, name: str, checkpoint: InstanceCheckpoint | None) -> None:
         """Save the checkpoint of an instance; None removes it."""
+        if checkpoint is not None and not self.problem and self._saved.get(name) == checkpoint:
+            return  # several causes in a row save the same; to compare costs a tenth of encoding it
+        self._saved[name] = checkpoint
         self._save_line(
             name,
             _encode_line({"name": name, "is": None if checkpoint is None else to_json_sparse(checkpoint)}),
@@ -218,6 +222,7 @@ class StateFile:
         self, checkpoints: Mapping[str, InstanceCheckpoint], unchanged: Mapping[str, bytes] = NO_LINES
     ) -> None:
         """Save all of these at once. `unchanged`: lines of `SavedState.lines` that are still true."""
+        self._saved |= checkpoints
         self._lines |= unchanged
         self._lines |= {
             name: _encode_line({"name": name, "is": to_json_sparse(record)}) for name, record in checkpoints.items()
