@@ -94,7 +94,10 @@ class KernelCgroupFiles:
         os.mkdir(path)
 
     def make_directories(self, path: str) -> None:
-        os.makedirs(path, exist_ok=True)
+        try:
+            os.mkdir(path)  # almost always there is what it goes into, so that no directory above needs to be looked at
+        except (FileExistsError, FileNotFoundError):
+            os.makedirs(path, exist_ok=True)
 
     def remove_directory(self, path: str) -> None:
         os.rmdir(path)
