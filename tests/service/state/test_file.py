@@ -235,3 +235,15 @@ def test_that_it_cannot_be_written_is_told_once_and_so_is_that_it_can_again(tmp_
     file.save("web", InstanceCheckpoint(has_unfinished_actions=True))
     assert (saved[1:], file.problem) == ([""], "")
     assert read_state(place).instances == {"web": InstanceCheckpoint(has_unfinished_actions=True)}
+
+
+def test_a_checkpoint_from_before_all_were_written_is_not_taken_for_saved(tmp_path: Path) -> None:
+    first, second = InstanceCheckpoint(oom_kills=1.0), InstanceCheckpoint(oom_kills=2.0)
+    file = StateFile(tmp_path, {})
+    for checkpoint in (first, second, first, None, first):
+        if checkpoint is second:
+            file.write_all({"web": second})
+        else:
+            file.save("web", checkpoint)
+        saved = read_state(tmp_path).instances
+        assert saved.get("web") == checkpoint
