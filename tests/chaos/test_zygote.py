@@ -11,7 +11,7 @@ WITHOUT_DESCRIPTORS = """
 import os, resource, signal
 from nsupervisor.keeper.setup.descriptors import FIRST_FREE_FD
 from nsupervisor.keeper.setup.spec import Spec
-from nsupervisor.keeper.server.zygote import Zygote
+from nsupervisor.keeper.server.zygote import Kind, Zygote
 from nsupervisor.linux.namespaces import NAMESPACES
 signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())  # as the keeper does
 for place in range(3, FIRST_FREE_FD):  # as the keeper does
@@ -19,13 +19,13 @@ for place in range(3, FIRST_FREE_FD):  # as the keeper does
 zygote = Zygote(os.open(os.devnull, os.O_RDWR))
 zygote._fork()
 zygote._mounts.has_changed = lambda: False  # whatever others do on this host just now
-zygote.refill(NAMESPACES["pid"].flag)  # ordered; that it is there is heard at the next start
+zygote.refill(Kind(NAMESPACES["pid"].flag))  # ordered; that it is there is heard at the next start
 most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (os.dup(0), hard))
 spec = Spec({'id': 'x', 'argv': ['true'], 'env': {}, 'cwd': '/'})
-first, fds = zygote.start(NAMESPACES["pid"].flag, spec, -1)  # needs no other descriptor, as its init waits
+first, fds = zygote.start(Kind(NAMESPACES["pid"].flag), spec, -1)  # needs no other descriptor, as its init waits
 try:
-    zygote.start(NAMESPACES["pid"].flag, spec, -1)
+    zygote.start(Kind(NAMESPACES["pid"].flag), spec, -1)
 except OSError as error:
     print(error.errno)
 resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
