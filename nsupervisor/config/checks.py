@@ -173,26 +173,68 @@ def _cycles(config: Config) -> Iterator[Conflict]:
                 remaining.pop()
 
 
+_SPECIAL_DIRECTORIES = ("/dev/", "/proc/", "/sys/")
+_ROTATED = re.compile(r"(?P<base>.+)\.[0-9]+(\.gz)?")
+"""The name of a rotated file (`nsupervisor.logs.log_file`)."""
+
+
 def _shared_log_files(config: Config) -> Iterator[Conflict]:
-    """Check that each instance has a log file of its own: two instances that rotate one file would lose lines."""
-    users: dict[str, str] = {}
+    """Check that each instance has a log file of its own: two instances that rotate one file would lose lines.
+
+    Paths are compared as the kernel would read them without links; a link to another's file is refused when it is
+    opened.
+    """
+    users = _default_log_files(config)
     for name, workload in config.workloads.items():
         if workload.log.path is None:
             continue
         path: KeyPath = ("workload", name, "log", "path")
-        if workload.instances > 1:
+        file = _absolute(workload.log.path)
+        rotated = _ROTATED.fullmatch(file)
+        if file.startswith(_SPECIAL_DIRECTORIES):
+            message = f'{quoted(file)} is no place for a log file; write stdout = "journal" for the stream of records'
+            yield Conflict(path, message, ())
+        elif workload.instances > 1:
             yield Conflict(
                 path,
                 "would be the file of several instances; remove it: they have NAME@1.log, NAME@2.log, … in "
                 "supervisor.log_directory",
                 (("workload", name, "instances"),),
             )
-        elif other_user := users.get(workload.log.path):
-            message = (
-                f"{quoted(workload.log.path)} is the file of workload {quoted(other_user)}, too; write another one"
-            )
-            yield Conflict(path, message, (("workload", other_user, "log", "path"),))
-        users.setdefault(workload.log.path, name)
+        elif user := users.get(file):
+            message = f"{quoted(workload.log.path)} is the file of {user.description}, too; write another one"
+            yield Conflict(path, message, (user.key,))
+        elif rotated and (user := users.get(rotated["base"])):
+            rotation = f"when the file of {user.description} is rotated"
+            message = f"{quoted(workload.log.path)} would be overwritten {rotation}; write another one"
+            yield Conflict(path, message, (user.key,))
+        users.setdefault(file, _FileUser(f"workload {quoted(name)}", path))
+
+
+def _absolute(path: str) -> str:
+    """Return an absolute path in its shortest spelling; `normpath` keeps two slashes at the front, as POSIX allows."""
+    return "/" + normpath(path).lstrip("/")
+
+
+class _FileUser(NamedTuple):
+    description: str
+    key: KeyPath
+
+
+def _default_log_files(config: Config) -> dict[str, _FileUser]:
+    """Return the log files whose paths are not given by `log.path`, and the file of the stream of records."""
+    users = {}
+    output, directory = config.supervisor.log_output, config.supervisor.log_directory
+    if isinstance(output, str) and output.startswith("/"):
+        users[_absolute(output)] = _FileUser("supervisor.log_output", ("supervisor", "log_output"))
+    for name, workload in config.workloads.items():
+        if workload.log.path is None and {workload.log.stdout, workload.log.stderr} & {"file", "both"}:
+            numbers = range(1, workload.instances + 1) if workload.instances > 1 else ()
+            user = _FileUser(f"workload {quoted(name)}", ("workload", name, "log"))
+            for instance in [f"{name}@{number}" for number in numbers] or [name]:
+                file = _absolute(f"{directory}/{instance}.log")
+                users.setdefault(file, user)
+    return users
 
 
 def _program_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:

@@ -56,7 +56,7 @@ class LogFiles:
 
     def get(self, path: Path, rotation: Rotation, *, records: bool) -> LogFile:
         """Return the file with this path, which uses these settings from its next write on. Does no input or output."""
-        key = os.path.normpath(path)
+        key = os.path.abspath(str(path)).lstrip("/")
         file = self._files.get(key)
         if file is None:
             file = self._files[key] = LogFile(path, rotation, records=records)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -92,9 +93,44 @@ def _open_named(path: str) -> Target:
         except FileNotFoundError:
             pass
         fd = directory.open(name, flags, mode=0o640)
-        if stat.S_ISREG(os.fstat(fd).st_mode):
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return _make_target(fd)
+        try:
+            _lock_shared(fd)
             _cut_torn_record(fd, directory.open(name, os.O_RDONLY))
-    return _make_target(fd)
+        except OSError:
+            os.close(fd)
+            raise
+    return Target(fd, _RegularFile(path, fd).write, is_blocking=True, max_write=MAX_FILE_WRITE)
+
+
+class _RegularFile:
+    """A file that is created again if another program has removed it. `write` is called in one thread at a time."""
+
+    def __init__(self, path: str, fd: int) -> None:
+        self._path = path
+        self._fd = fd
+        self._is_at_line_end = True
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Append data. Raises OSError."""
+        if self._is_at_line_end and not os.fstat(self._fd).st_nlink:
+            target = _open_path(self._path)
+            os.dup2(target.fd, self._fd, inheritable=False)  # the sink has this descriptor's number
+            target.close()
+        written = os.write(self._fd, data)
+        self._is_at_line_end = data[written - 1] == ord("\n")
+        return written
+
+
+def _lock_shared(fd: int) -> None:
+    """Lock the file against `LogFile`, which would rotate it. Raises OSError if a `LogFile` has it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OSError(errno.EBUSY, "is the log file of a workload; write another path") from None
+    except OSError:
+        pass  # this file system has no locks
 
 
 def _cut_torn_record(fd: int, readable: int) -> None:

@@ -13,7 +13,7 @@ import attrs
 import pytest
 import trio
 
-from nsupervisor.logs import open_journal
+from nsupervisor.logs import LogFile, Rotation, open_journal
 from tests.logs.records import LABELS, check_numbers, read_all, read_some, records
 from tests.needs import needs
 from tests.timing import deadline
@@ -490,3 +490,51 @@ async def test_an_output_that_cannot_be_opened_again_is_written_by_a_thread(tmp_
         number(journal, 0, 3000)  # more than the pipe takes: the thread waits, the service does not
     os.close(reader)  # frees the thread
     os.close(writer)
+
+
+@pytest.mark.fault("D5")
+async def test_a_removed_output_file_is_created_again_with_the_next_record(tmp_path):
+    path = tmp_path / "log"
+    async with open_journal(str(path)) as journal:
+        journal.log.info("one")
+        await journal.flush()
+        path.unlink()
+        journal.log.info("two")
+        await journal.flush()
+        path.unlink()
+        journal.log.info("three")
+    assert [record["event"] for record in records(path.read_bytes())] == ["three"]
+
+
+@pytest.mark.fault("D5")
+async def test_an_output_file_whose_directory_is_gone_is_written_when_it_is_back(tmp_path):
+    path = tmp_path / "directory" / "log"
+    path.parent.mkdir()
+    async with open_journal(str(path)) as journal:
+        journal.log.info("one")
+        await journal.flush()
+        path.unlink()
+        path.parent.rmdir()
+        journal.log.info("two")
+        with trio.fail_after(deadline(10)):
+            while journal.error is None:  # noqa: ASYNC110
+                await trio.sleep(0.001)
+        assert journal.error == "No such file or directory"
+        path.parent.mkdir()
+    assert [record["event"] for record in records(path.read_bytes())] == ["two"]
+
+
+@pytest.mark.fault("D1")
+async def test_the_log_file_of_a_workload_and_the_stream_cannot_be_one_file(tmp_path):
+    async with open_journal(str(tmp_path / "log")) as journal:
+        file = LogFile(tmp_path / "log", Rotation())
+        with pytest.raises(OSError, match="another workload"):
+            file.append(b"line\n")
+        journal.log.info("one")
+        await journal.reopen()
+        journal.log.info("two")
+    assert [record["event"] for record in records((tmp_path / "log").read_bytes())] == ["one", "two"]
+    file.append(b"line\n")
+    with pytest.raises(OSError, match="is the log file of a workload"):
+        async with open_journal(str(tmp_path / "log")):
+            pass

@@ -34,4 +34,4 @@ async def test_the_console_shows_the_head_of_a_record_once(tmp_path):
     async with open_journal(str(tmp_path / "log"), format="console") as journal:
         journal.log.info("started", workload="web", pid=7)
     line = (tmp_path / "log").read_text()
-    assert line.split()[1:] == ["info", "web", "started", "pid=7"]
+    assert line.split()[1:] == ["web", "started", "pid", "7"]
