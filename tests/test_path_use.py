@@ -52,6 +52,7 @@ EXEMPT = {
     "service/run.py": KERNEL,
     "service/runtime_directory.py": RUNTIME,
     "service/state/digest.py": RUNTIME,
+    "service/uid_ranges.py": "/etc/subuid, /etc/subgid",
     "service/state/file.py": RUNTIME,
 }
 """Module or package → whose paths it uses by their names."""

@@ -63,6 +63,10 @@ class SupervisorConfig(Table):
         default="/run/nsupervisor",
         metadata=key(kinds.PATH, "where the control socket, the keeper's socket and the state are"),
     )
+    state_directory: str | None = field(
+        default=None,
+        metadata=key(kinds.PATH, "what outlives a stop; default: /var/lib/nsupervisor, without root XDG_STATE_HOME"),
+    )
     log_level: LogLevel = field(
         default="info",
         metadata=key(Choice.of(LogLevel), "the least important record to write", live=True),
@@ -128,7 +132,7 @@ class IdMapping(Table):
 
 @frozen(repr=False)
 class UserNamespaceConfig(Table):
-    """[workload.NAME.user_namespace]; without mappings, root inside is the supervisor's own user."""
+    """[workload.NAME.user_namespace]; without mappings, a range of ids of its own; without root, the own user alone."""
 
     uid_mappings: tuple[IdMapping, ...] = field(default=(), metadata=key(TablesOf(IdMapping), "user ids"))
     gid_mappings: tuple[IdMapping, ...] = field(default=(), metadata=key(TablesOf(IdMapping), "group ids"))

@@ -17,6 +17,7 @@ from nsupervisor.metrics.measures import Measures
 from nsupervisor.service.kernel import LINUX, Kernel
 from nsupervisor.service.state.digest import KeyedDigest
 from nsupervisor.service.state.file import StateFile
+from nsupervisor.service.uid_ranges import UidRanges
 
 TransitionListener = Callable[[str, WorkloadConfig, WorkloadState, WorkloadInput, Instant, Transition], None]
 """Called after each transition of an instance: its name, its workload in force afterwards, the state before, the input,
@@ -42,6 +43,8 @@ class ServiceContext:
     """The seam to the operating system."""
     log_directory: Path = Path("/var/log/nsupervisor")
     """The directory of the workloads' own log files."""
+    uid_ranges: UidRanges | None = None
+    """The ranges of ids for user namespaces without mappings; None without the privilege to use them."""
     log_files: LogFiles = attrs.field(factory=LogFiles)
     """The log files of all workloads."""
     measures: Measures = attrs.field(factory=Measures)

@@ -12,6 +12,26 @@ SETGID, SETUID, SYS_ADMIN, SYS_NICE, SYS_RESOURCE = 6, 7, 21, 23, 24
 """Numbers of capabilities: capabilities(7), linux/capability.h."""
 
 
+UID_RANGES = range(524_288, 1_879_048_192)
+"""The ids for user namespaces without mappings: those of systemd-nspawn --private-users=pick (its doc/UIDS-GIDS.md)."""
+
+
+def has_uid_ranges() -> bool:
+    """Return whether this process is root of a user namespace with all of `UID_RANGES`, as of the first one."""
+    return os.geteuid() == 0 and all(
+        any(first <= UID_RANGES[0] and UID_RANGES[-1] < first + count for first, count in _read_id_map(file))
+        for file in ("uid_map", "gid_map")
+    )
+
+
+def _read_id_map(file: str) -> Iterator[tuple[int, int]]:
+    """Yield the first id inside and the number of ids of each line, user_namespaces(7)."""
+    with open(f"/proc/self/{file}") as lines:
+        for line in lines:
+            inside, _, count = line.split()
+            yield int(inside), int(count)
+
+
 def missing_privileges(workload: WorkloadConfig) -> Iterator[tuple[str, str]]:
     """Yield each key of the workload that needs a missing privilege, with the problem and what to do instead."""
     capabilities = _capabilities()
@@ -33,6 +53,12 @@ def missing_privileges(workload: WorkloadConfig) -> Iterator[tuple[str, str]]:
             yield key, f"to become another user or group needs {requirement}"
     if not workload.namespaces.user:
         return
+    given = workload.user_namespace.uid_mappings, workload.user_namespace.gid_mappings
+    if not all(given) and has_uid_ranges():
+        yield (
+            "namespaces.user",
+            f"a range of ids of its own needs {requirement}; or write mappings of the one id 0, which is root outside",
+        )
     for key, own in (("uid_mappings", os.geteuid()), ("gid_mappings", os.getegid())):
         mappings = getattr(workload.user_namespace, key)
         if mappings and [(mapping.host_id, mapping.size) for mapping in mappings] != [(own, 1)]:

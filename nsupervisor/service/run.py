@@ -54,7 +54,7 @@ from nsupervisor.service.kernel import LINUX, Kernel
 from nsupervisor.service.observe.history import History
 from nsupervisor.service.observe.log_reopen import REOPEN, reopen_on_signal
 from nsupervisor.service.preflight import check_text, record_fields
-from nsupervisor.service.privileges import explain_permission_error
+from nsupervisor.service.privileges import explain_permission_error, has_uid_ranges
 from nsupervisor.service.reaper import reap_orphans
 from nsupervisor.service.recovery.resume import begin_first_jobs
 from nsupervisor.service.recovery.takeover import (
@@ -71,6 +71,7 @@ from nsupervisor.service.service_manager import notify_service_manager
 from nsupervisor.service.state.checkpoint import limits_digest, limits_in_force
 from nsupervisor.service.state.digest import open_keyed_digest
 from nsupervisor.service.state.file import InstanceCheckpoint, SavedState, StateFile, read_state
+from nsupervisor.service.uid_ranges import UidRanges, default_state_directory
 from nsupervisor.terminal.numbers import format_count
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_CONFIGURATION, EXIT_NOT_PERMITTED = 0, 1, 2, 4
@@ -346,6 +347,7 @@ async def _supervise(
             open_keyed_digest(directory, kernel.files),
             kernel,
             logs,
+            uid_ranges=_uid_ranges(config.supervisor),
             offset_files=offset_files_left(directory),
         )
         context.measures.start(keeper)
@@ -423,6 +425,13 @@ async def _supervise(
             await jobs.wait_drained()
         captures.cancel_scope.cancel()
     state_file.remove()
+
+
+def _uid_ranges(settings: Settings) -> UidRanges | None:
+    """Return the ranges of ids for user namespaces; None if this process may not use them."""
+    if not has_uid_ranges():
+        return None
+    return UidRanges(settings.state_directory or default_state_directory(), settings.name)
 
 
 async def _start_actors(actors: Iterable[Actor], nursery: trio.Nursery) -> None:

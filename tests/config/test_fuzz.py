@@ -35,4 +35,4 @@ def test_broken_files_end_in_messages_and_never_in_a_traceback(tmp_path: Path) -
             assert len(str(problem)) < 3000, (seed, problem)
             beyond_syntax += bool(problem.key)
     # The mutations are effective: they make files of all three kinds.
-    assert min(accepted, refused, beyond_syntax) > FILES / 50
+    assert min(accepted, refused, beyond_syntax) > FILES / 100

@@ -10,7 +10,7 @@ from nsupervisor.logs import LogFile, Rotation
 from nsupervisor.logs.target import open_target
 from tests.needs import needs
 
-pytestmark = [needs("root"), pytest.mark.fault("A10")]
+pytestmark = needs("root")
 
 NOBODY = 65534
 SECRET = "important\nlast line without an end"
@@ -43,6 +43,7 @@ def refusal(path: Path) -> str:
     return str(caught.value)
 
 
+@pytest.mark.fault("A10")
 @pytest.mark.parametrize("kind", ["link", "dangling", "hard link", "file"])
 def test_root_wrote_to_a_name_in_a_directory_of_the_workloads_user(secret: Path, logs: Path, kind: str) -> None:
     """Whatever is there: the user can replace it at any moment."""
@@ -57,6 +58,7 @@ def test_root_wrote_to_a_name_in_a_directory_of_the_workloads_user(secret: Path,
     assert sorted(logs.parent.rglob("*")) == before
 
 
+@pytest.mark.fault("A10")
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
@@ -88,6 +90,7 @@ def make(kind: str, path: Path, secret: Path) -> None:
             os.chown(path, NOBODY, NOBODY)
 
 
+@pytest.mark.fault("A10")
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o775])
 def test_a_directory_that_others_may_write_to_is_refused(logs: Path, mode: int) -> None:
     os.chown(logs, 0, NOBODY)
@@ -98,6 +101,7 @@ def test_a_directory_that_others_may_write_to_is_refused(logs: Path, mode: int) 
     )
 
 
+@pytest.mark.fault("A10")
 def test_a_group_may_write_to_a_directory_above(logs: Path) -> None:
     """As to /var/log on some distributions: the directory of the log must still be of root, and no link."""
     (logs / "own").mkdir()
@@ -110,6 +114,7 @@ def test_a_group_may_write_to_a_directory_above(logs: Path) -> None:
     assert refusal(logs / "own" / "web.log").startswith(f"{logs}/own is a symbolic link; write {logs}/other")
 
 
+@pytest.mark.fault("A10")
 def test_a_file_is_not_rotated_once_others_may_write_to_its_directory(logs: Path) -> None:
     """The directory is checked for each use."""
     file = log_file(logs / "web.log", max_size=8)
@@ -120,6 +125,7 @@ def test_a_file_is_not_rotated_once_others_may_write_to_its_directory(logs: Path
     assert sorted(os.listdir(logs)) == ["web.log"]
 
 
+@pytest.mark.fault("A10")
 def test_a_compressed_file_replaced_what_a_link_led_to(secret: Path, logs: Path) -> None:
     (logs / ".web.log.gz.part").symlink_to(secret)
     file = log_file(logs / "web.log", max_size=8, compress=True)
@@ -135,6 +141,7 @@ def test_a_compressed_file_replaced_what_a_link_led_to(secret: Path, logs: Path)
 # ---- the stream of records
 
 
+@pytest.mark.fault("A10")
 @pytest.mark.parametrize("kind", ["link", "hard link", "file"])
 def test_the_stream_of_records_is_not_written_to_a_name_of_another_user(secret: Path, logs: Path, kind: str) -> None:
     make(kind, logs / "records", secret)
@@ -146,6 +153,7 @@ def test_the_stream_of_records_is_not_written_to_a_name_of_another_user(secret: 
     assert secret.read_text() == SECRET
 
 
+@pytest.mark.fault("A10")
 @pytest.mark.parametrize("path", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
 def test_the_own_standard_output_is_a_target_under_each_of_its_names(path: str) -> None:
     target = open_target(path)

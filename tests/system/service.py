@@ -125,7 +125,8 @@ async def service(
     """
     (directory / "run").mkdir(exist_ok=True)  # one that was killed may have left it to the next
     name = f"test-{os.getpid()}-{directory.name[-24:]}"
-    lines = {"name": name, "runtime_directory": str(directory / "run"), **keys}
+    places = {"runtime_directory": str(directory / "run"), "state_directory": str(directory / "state")}
+    lines = {"name": name, **places, **keys}
     head = "".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items())
     config = directory / "nsupervisor.toml"
     config.write_text(f"[supervisor]\n{head}\n{toml}")

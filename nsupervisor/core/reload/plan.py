@@ -29,8 +29,8 @@ from nsupervisor.core.reload.differences import (
 from nsupervisor.core.states import ALIVE_STATES, State
 from nsupervisor.wire_names import by_wire_name
 
-IMMUTABLE_KEYS = ("name", "runtime_directory")
-"""Keys of [supervisor] that identify the service; a reload cannot change them."""
+IMMUTABLE_KEYS = ("name", "runtime_directory", "state_directory")
+"""Keys of [supervisor] that identify the service and its state; a reload cannot change them."""
 _ENVIRONMENT_FILE_KEY = "environment_file"
 
 

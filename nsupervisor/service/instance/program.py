@@ -68,7 +68,8 @@ class Program:
         self.close_notify_socket()
         variables = environment_file_variables(workload)
         directory, digest = self.context.runtime_directory, self.context.digest
-        spec = spawn_spec(workload, self.name, self.instance, generation, cgroup, directory, variables)
+        ranges = self.context.uid_ranges
+        spec = spawn_spec(workload, self.name, self.instance, generation, cgroup, directory, variables, ranges)
         watchdog_sec, own = workload.watchdog_sec, {}
         if workload.uses_notify_socket:
             own = self._open_notify_socket(generation, watchdog_sec, host_owner(spec))
@@ -251,7 +252,8 @@ class Program:
         return not self.context.digest.differs(self.spawn_digest, spawn_inputs(spec))
 
     def _spec(self, workload: WorkloadConfig, generation: int, cgroup: Cgroup) -> Mapping[str, Any]:
-        return spawn_spec(workload, self.name, self.instance, generation, cgroup, self.context.runtime_directory)
+        directory, ranges = self.context.runtime_directory, self.context.uid_ranges
+        return spawn_spec(workload, self.name, self.instance, generation, cgroup, directory, uid_ranges=ranges)
 
 
 def find_program(cgroup: Cgroup, context: ServiceContext, pipes: tuple[int, int] = (0, 0)) -> ProcessRef | None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from nsupervisor.config.environment import load_environment
 from nsupervisor.config.kinds import MAX_HOSTNAME
-from nsupervisor.config.model import IdMapping, WorkloadConfig
+from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.linux.namespaces import NAMESPACES
 from nsupervisor.linux.trusted_paths import open_for_reading
 from nsupervisor.service.instance.users import UserIdentity, resolve_user
@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # `check` imports this module, and must be quick
     from pathlib import Path
 
     from nsupervisor.cgroups import Cgroup
+    from nsupervisor.service.uid_ranges import UidRanges
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """A workload's default PATH; that of systemd, and of Debian for root."""
@@ -33,16 +34,20 @@ def spawn_spec(
     cgroup: "Cgroup",
     directory: "Path",
     variables: dict[str, str] | None = None,
+    uid_ranges: "UidRanges | None" = None,
 ) -> dict[str, Any]:
     """Return the specification for one generation, in the form that `nsupervisor.keeper` takes.
 
-    `directory` is the runtime directory, `variables` what `environment_file_variables` returned just now. Users and
+    `directory` is the runtime directory, `variables` what `environment_file_variables` returned just now, `uid_ranges`
+    where a user namespace without mappings has its ids from; None: it has the supervisor's own alone. Users and
     environment files are read again for each generation, so that a restart sees changes.
 
     Raises IdentityError for an unknown user, ConfigError for a bad environment file, OSError for an unreadable one.
     """
-    identity = resolve_user(workload.user, workload.supplementary_groups)
     spaces = workload.namespaces
+    # In a user namespace the numbers of the supervisor's groups are those of other groups.
+    identity = resolve_user(workload.user, workload.supplementary_groups, keeps_own_groups=not spaces.user)
+    uid_mappings, gid_mappings = _mappings(workload, name, uid_ranges) if spaces.user else ([], [])
     return {
         "id": f"{name}#{generation}",
         "name": name,
@@ -51,8 +56,8 @@ def spawn_spec(
         "cwd": workload.working_directory,
         "namespaces": [name for name in NAMESPACES if getattr(spaces, name)],
         "hostname": spaces.hostname if spaces.hostname is not None or not spaces.uts else host_name(name),
-        "uid_mappings": _mappings(workload.user_namespace.uid_mappings, os.getuid()) if spaces.user else [],
-        "gid_mappings": _mappings(workload.user_namespace.gid_mappings, os.getgid()) if spaces.user else [],
+        "uid_mappings": uid_mappings,
+        "gid_mappings": gid_mappings,
         "time_offsets": dict(spaces.time_offsets),
         "mounts": [
             {"type": m.type, "source": m.source, "destination": m.destination, "options": list(m.options)}
@@ -134,6 +139,16 @@ def spawn_inputs(spec: "Mapping[str, Any]") -> Any:
     return [inputs, environment]
 
 
-def _mappings(mappings: tuple[IdMapping, ...], own: int) -> list[list[int]]:
-    """Return the mappings; by default, root inside is the supervisor's own id, as with `unshare --map-root-user`."""
-    return [[m.container_id, m.host_id, m.size] for m in mappings] or [[0, own, 1]]
+def _mappings(
+    workload: WorkloadConfig, name: str, uid_ranges: "UidRanges | None"
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the mappings of users and of groups; by default a range of the instance's own.
+
+    Without ranges, root inside is the supervisor's own id, as with `unshare --map-root-user`.
+    """
+    given = workload.user_namespace.uid_mappings, workload.user_namespace.gid_mappings
+    defaults = [[0, os.getuid(), 1]], [[0, os.getgid(), 1]]
+    if uid_ranges is not None and not all(given):
+        defaults = uid_ranges.mapping(name), uid_ranges.mapping(name)
+    uids, gids = ([[m.container_id, m.host_id, m.size] for m in mappings] for mappings in given)
+    return uids or defaults[0], gids or defaults[1]

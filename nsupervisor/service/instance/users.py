@@ -22,18 +22,22 @@ class UserIdentity(NamedTuple):
     shell: str
 
 
-def resolve_user(user: str | None, supplementary_groups: Sequence[str] = ()) -> UserIdentity:
+def resolve_user(
+    user: str | None, supplementary_groups: Sequence[str] = (), keeps_own_groups: bool = True
+) -> UserIdentity:
     """Look up `user` ("www-data", "33", "www-data:adm", "1000:1000") and further groups in the host's databases.
 
     A number need not be in the database: it then has no name, "/" as its home and no groups of its own. As with login,
-    a user without an explicit group gets their primary group and those that list them in group(5).
+    a user without an explicit group gets their primary group and those that list them in group(5). Without `user` the
+    supervisor's own groups stay if there are further groups and `keeps_own_groups` is set.
 
     Raises IdentityError.
     """
     extra = tuple(_gid(group) for group in supplementary_groups)
     if user is None:
         own_entry = _entry(str(os.getuid()))
-        groups = (*os.getgroups(), *extra) if extra else None
+        own_groups = os.getgroups() if keeps_own_groups else []
+        groups = (*own_groups, *extra) if extra else None
         return UserIdentity(None, None, groups, own_entry.pw_name, own_entry.pw_dir, own_entry.pw_shell)
     name, _, group = user.partition(":")
     entry = _entry(name)
