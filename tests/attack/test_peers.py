@@ -468,10 +468,27 @@ report({"key": found})
 """
 
 
-@pytest.mark.parametrize("way", ["root", "user namespace"])
+MAPPED_TO_ROOT = (
+    WAYS["user namespace"]
+    + """
+[workload.evil.user_namespace]
+uid_mappings = [{ container_id = 0, host_id = 0, size = 1 }]
+gid_mappings = [{ container_id = 0, host_id = 0, size = 1 }]
+"""
+)
+
+
+@pytest.mark.parametrize("keys", ["", MAPPED_TO_ROOT], ids=["root", "mapped to root"])
 @pytest.mark.xfail(strict=True, reason="root may unmount what its own mount namespace has, and may read all files")
-async def test_a_root_workload_cannot_uncover_the_runtime_directory(place: Path, way: str) -> None:
-    async with service(place, workload("evil", place, UNCOVER, place / "run", keys=WAYS[way])) as it:
+async def test_a_root_workload_cannot_uncover_the_runtime_directory(place: Path, keys: str) -> None:
+    async with service(place, workload("evil", place, UNCOVER, place / "run", keys=keys)) as it:
+        assert (await reported(it, "evil"))["key"] in USELESS
+
+
+@pytest.mark.fault("A5")
+async def test_the_root_of_a_user_namespace_reads_nothing_in_the_runtime_directory(place: Path) -> None:
+    """It may unmount the cover, but it is no user that owns anything below."""
+    async with service(place, workload("evil", place, UNCOVER, place / "run", keys=WAYS["user namespace"])) as it:
         assert (await reported(it, "evil"))["key"] in USELESS
 
 

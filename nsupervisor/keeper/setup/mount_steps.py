@@ -105,13 +105,22 @@ def mount_sys(spec: Spec) -> None:
 CGROUPS = "/sys/fs/cgroup"
 
 
+def hold_shown_directories(spec: Spec) -> None:
+    """Hold what the cover of the runtime directory shows, as the keeper's user.
+
+    Before the process becomes root of a user namespace: a directory on the way may be closed to that user.
+    """
+    if spec.cover and "user" in spec.namespaces:
+        spec.held_cover = Cover(*spec.cover)
+
+
 def mount_all(spec: Spec) -> None:
     """Mount everything in the given order. A missing destination is created only in a tmpfs mounted before.
 
     Creating it there leaves no trace on the host. The cover of the runtime directory comes last, so that no other mount
     shows the directory again.
     """
-    cover = Cover(*spec.cover) if spec.cover else None
+    cover = spec.held_cover or (Cover(*spec.cover) if spec.cover else None)
     if spec.mounts:
         mounter = _Mounter(cover, "user" in spec.namespaces)
         for mount in spec.mounts:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
+    from nsupervisor.keeper.setup.cover import Cover
+
 CLOCKS = ("monotonic", "boottime")
 RLIMITS: dict[str, int] = {
     name.removeprefix("RLIMIT_").lower(): getattr(resource, name)
@@ -45,6 +47,7 @@ class Spec:
         "gid_mappings",
         "groups",
         "has_init",
+        "held_cover",
         "hostname",
         "id",
         "mounts",
@@ -93,6 +96,7 @@ class Spec:
         self.time_offsets: bytes = pop("time_offsets", _time_offsets, b"")
         self.mounts: list[Mount] = pop("mounts", _mounts, [])
         self.cover: tuple[str, dict[str, str], dict[str, str]] | None = pop("cover", _cover, None)
+        self.held_cover: Cover | None = None  # set in the child
         self.uid: int | None = pop("uid", _id_number, None)
         self.gid: int | None = pop("gid", _id_number, None)
         self.groups: list[int] | None = pop("groups", _id_numbers, None)

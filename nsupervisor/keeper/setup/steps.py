@@ -29,7 +29,14 @@ import struct
 from nsupervisor.keeper import native
 from nsupervisor.keeper.setup.descriptors import REPORT_FD, STDERR_FD, STDOUT_FD
 from nsupervisor.keeper.setup.errors import StepError, encode_failure, step_error
-from nsupervisor.keeper.setup.mount_steps import mount_all, mount_ipc, mount_proc, mount_sys, separate_mounts
+from nsupervisor.keeper.setup.mount_steps import (
+    hold_shown_directories,
+    mount_all,
+    mount_ipc,
+    mount_proc,
+    mount_sys,
+    separate_mounts,
+)
 from nsupervisor.keeper.setup.spec import is_zero_mapped
 from nsupervisor.linux import namespaces, syscalls
 
@@ -166,6 +173,7 @@ def bring_up_loopback(spec: Spec) -> None:
 
 NAMESPACE_STEPS: tuple[Callable[[Spec], None], ...] = (
     join_cgroups,
+    hold_shown_directories,
     become_namespace_root,
     new_cgroup_namespace,
     separate_mounts,
@@ -271,6 +279,7 @@ STEPS: tuple[Callable[[Spec], None], ...] = (
 STEP_NAMES: dict[Callable[[Spec], None], str] = {
     new_session_keyring: "new_session_keyring",
     join_cgroups: "join_cgroups",
+    hold_shown_directories: "hold_shown_directories",
     become_namespace_root: "become_namespace_root",
     new_cgroup_namespace: "new_cgroup_namespace",
     separate_mounts: "separate_mounts",

@@ -242,3 +242,13 @@ async def test_a_wrong_cover_is_refused(harness: Harness, cover: dict) -> None:
 async def test_a_cover_needs_a_mount_namespace(harness: Harness, place: Place) -> None:
     with pytest.raises(SpawnError, match="cover needs a new mount namespace"):
         await harness.spawn("true", **place.cover())
+
+
+@needs("userns")
+async def test_a_directory_below_a_closed_one_was_not_shown_in_a_user_namespace(harness: Harness, place: Place) -> None:
+    (place.directory / "notify").chmod(0o700)
+    script = f'cd "{place.directory}/notify" && {SEND} own'
+    given = {"namespaces": [*ISOLATED, "user"], **{key: SHIFTED[key] for key in ("uid_mappings", "gid_mappings")}}
+    result = await harness.run("sh", "-c", script, **given, **place.cover("notify/own"))
+    assert (result.failure, result.stderr, result.code) == (None, "", 0)
+    assert place.sock.recv(10) == b"hello"
