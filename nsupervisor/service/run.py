@@ -469,11 +469,13 @@ async def _kill_remaining(actors: Iterable[Actor]) -> None:
     """After an orderly stop, kill processes that other programs have put into the cgroups."""
     with trio.move_on_after(DRAIN_TIMEOUT_S, shield=True):
         for actor in actors:
-            if actor.cgroup.is_populated():
-                actor.cgroup.kill()
+            with actor.contain_errors("cannot kill what is left"):
+                if actor.cgroup.is_populated():
+                    actor.cgroup.kill()
         for actor in actors:
-            while actor.cgroup.is_populated():  # noqa: ASYNC110 - the watcher may have failed
-                await trio.sleep(0.01)
+            with actor.contain_errors("cannot wait for what is left"):
+                while actor.cgroup.is_populated():  # noqa: ASYNC110 - the watcher may have failed
+                    await trio.sleep(0.01)
             actor.cgroup.close()
 
 

@@ -205,3 +205,38 @@ async def test_a_removed_workload_whose_cgroup_cannot_be_removed_is_said_and_the
     finally:
         process.kill()
         await process.wait()
+
+
+@pytest.mark.fault("H4")
+@pytest.mark.skipif("memory" not in cgroup_directories(), reason="needs a cgroup v1 memory controller")
+@needs("memory")
+async def test_a_workload_whose_old_cgroup_cannot_be_removed_when_it_moves_is_said_and_the_others_start(
+    tmp_path: Path,
+) -> None:
+    other = '[workload.other]\ncommand = ["sleep", "1000"]\n[group.all]\n'
+    web = (
+        '[workload.web]\ncommand = ["sleep", "1000"]\nrestart = "no"\n{}[workload.web.resources]\nmemory_max = "64M"\n'
+    )
+    async with service(tmp_path, web.format("") + other, status=-signal.SIGKILL) as first:
+        pid = await first.pid("web")
+        own = cgroup_directories()
+        inside = Path((await first.status("web"))["cgroup"]).relative_to(own[""])
+        await kill(first)
+    process = await trio.lowlevel.open_process(["sleep", "1000"])
+    (own["memory"] / inside / "cgroup.procs").write_text(str(process.pid))
+    try:
+        os.kill(pid, signal.SIGKILL)
+        with trio.fail_after(deadline(10)):
+            while "populated 1" in (own[""] / inside / "cgroup.events").read_text():  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        async with service(tmp_path, web.format('group = "all"\n') + other) as second:
+            said = await second.record(event="warning", workload="web", level="error")
+            assert "cannot remove the cgroup" in said["message"]
+            assert (await second.status("other"))["state"] == "running"
+            process.kill()
+            await process.wait()
+            await second.cli("start", "web")
+            assert Path((await second.status("web"))["cgroup"]).parent.name == "group.all"
+    finally:
+        process.kill()
+        await process.wait()

@@ -197,6 +197,8 @@ class Group:
                         await self._act_on_victim(firings.action, engine)
                     else:
                         self._record(Skipped())
+        except (OSError, CgroupError) as error:  # of one member; the service and the other rules continue
+            self._warn(f"cannot act on a member: {error}")
         finally:
             self.pending_moments -= 1
         self.save_checkpoint()

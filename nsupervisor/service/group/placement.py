@@ -51,8 +51,12 @@ def make_instance(
         group.config.name for group in groups.enclosing(workload)
     )
     if moves and not cgroup.is_populated():
-        cgroup.remove()
-        cgroup, moves = create(limits), False
+        try:
+            cgroup.remove()
+        except CgroupError as error:  # a process of another program is in it; the next start tries again
+            context.journal.log.error("warning", workload=name, message=str(error))
+        else:
+            cgroup, moves = create(limits), False
     try:
         supported = supported_workload(workload, name, cgroup, context)
     except CgroupError:

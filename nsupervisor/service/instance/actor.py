@@ -14,6 +14,7 @@ the report of the exit, and a rule on the count must see it while its generation
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import attrs
@@ -159,16 +160,22 @@ class Actor:
 
     async def run(self) -> None:
         """Handle messages until `retire`."""
-        if self._must_recover:
-            await self._recover()
-        else:
-            self.observer.watch()
+        with self.contain_errors("cannot begin to watch it"):
+            if self._must_recover:
+                await self._recover()
+            else:
+                self.observer.watch()
         while not isinstance(message := await self.mailbox.receive(self.lifecycle.deadline), Shutdown):
-            await self._handle(message)
+            with self.contain_errors(f"cannot handle {type(message).__name__}"):
+                await self._handle(message)
         self.mailbox.close()
         self.observer.unwatch()
         self.limit_writer.close()
         self._changed.notify()
+
+    def contain_errors(self, doing: str) -> AbstractContextManager[None]:
+        """Log an error about this instance, and continue: see `InstanceLog.contain_errors`."""
+        return self.log.contain_errors(self.lifecycle.generation, doing)
 
     async def retire(self) -> None:
         """Stop the task of this actor, after all messages in its mailbox; the program has stopped before."""
@@ -313,8 +320,10 @@ class Actor:
             case Ended():
                 await self._on_exit(message)
             case Call(command=command, handled=handled):
-                await self._on_event(command)
-                handled.set()
+                try:
+                    await self._on_event(command)
+                finally:
+                    handled.set()
             case events.Input():
                 await self._on_event(message)
 

@@ -39,10 +39,7 @@ class _Request:
     result: Result = (False, "the service ends")
 
     async def complete(self) -> None:
-        try:
-            self.result = await self.run()
-        finally:
-            self.finished.set()
+        self.result = await self.run()
 
 
 _Queue = tuple[trio.MemorySendChannel[_Request], trio.MemoryReceiveChannel[_Request]]
@@ -197,8 +194,12 @@ class LimitWriter:
         async for request in requests:
             try:
                 await request.complete()
+            except (OSError, ValueError) as error:  # only this change has failed, and the next one is made
+                request.result = False, str(error)
+                self.log_event("warning", "error", message=f"limits: {error}")
             finally:
                 self._unfinished_count -= 1
+                request.finished.set()
 
     # ---- one change
 

@@ -1,10 +1,17 @@
 """Journal records about one workload instance, held back while something more urgent is in progress."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
 
+from nsupervisor.cgroups import CgroupError
+from nsupervisor.config.problems import ConfigError
 from nsupervisor.logs import FilteringBoundLogger, Journal, timestamp_now
+
+WORKLOAD_ERRORS = (OSError, CgroupError, ConfigError, ValueError)
+"""Errors that the kernel, or the data of a workload, may cause at any step about that workload."""
 
 
 @attrs.define(eq=False)
@@ -63,3 +70,12 @@ class InstanceLog:
         held, self._held_records = self._held_records or (), None
         for level, event, record in held:
             getattr(self._log, level)(event, **record)
+
+    @contextmanager
+    def contain_errors(self, generation: int, doing: str) -> Iterator[None]:
+        """Log an error about this instance, and continue: it must not end a task that serves others too."""
+        try:
+            yield
+        except WORKLOAD_ERRORS as error:
+            self.release()
+            self.write(generation, "warning", "error", message=f"{doing}: {error}")

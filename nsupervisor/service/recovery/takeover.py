@@ -67,10 +67,11 @@ async def take_over(
     records, keeper = saved.instances, context.keeper
     for name, actor in actors.items():
         own, lifecycle = {child.id for child in children.get(name, ())}, actor.lifecycle
-        if lifecycle.is_alive and lifecycle.exit is None and actor.id not in own:
-            await _reattach_without_descriptors(actor, keeper.direct)
-        elif not lifecycle.is_alive and actor.cgroup.is_populated():
-            await handle_orphans(actor, keeper.direct, orphans)
+        with actor.contain_errors("cannot take over what runs"):
+            if lifecycle.is_alive and lifecycle.exit is None and actor.id not in own:
+                await _reattach_without_descriptors(actor, keeper.direct)
+            elif not lifecycle.is_alive and actor.cgroup.is_populated():
+                await handle_orphans(actor, keeper.direct, orphans)
     if records or children:
         changed, same = {}, {}
         for name, actor in actors.items():
@@ -129,7 +130,8 @@ async def hand_over_to_keeper(actors: Iterable[Actor], keeper: reconnecting.Reco
         alive_count += 1
         child = children.pop(actor.id, None)
         if child is None:
-            await reattach(actor, keeper.direct, without_descriptors=False)
+            with actor.contain_errors("cannot give it to the new keeper"):
+                await reattach(actor, keeper.direct, without_descriptors=False)
             continue
         if child.program_pid is not None and actor.program.process is None:
             actor.post(Execed(child.id, child.program_pid))

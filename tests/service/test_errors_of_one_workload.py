@@ -1,0 +1,149 @@
+"""An error about one workload is logged, and ends no task that serves the others."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+
+from nsupervisor.cgroups import CgroupError
+from nsupervisor.config.model import Resources, WorkloadConfig
+from nsupervisor.core import events
+from nsupervisor.core.lifecycle import Lifecycle, State
+from nsupervisor.service import run
+from nsupervisor.service.instance import limits
+from nsupervisor.service.instance.actor import Actor
+from nsupervisor.service.instance.limits import LimitWriter
+from nsupervisor.service.instance.log import InstanceLog
+from nsupervisor.service.instance.mailbox import Mailbox
+from nsupervisor.service.recovery import takeover
+
+ERRORS = [CgroupError("cannot kill web: busy"), OSError(24, "Too many open files"), ValueError("not a number")]
+each_error = pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+
+
+class Journal:
+    """Keeps the messages of all records."""
+
+    def __init__(self) -> None:
+        self.log = self
+        self.messages: list[str] = []
+
+    def bind(self, workload: str) -> Any:
+        return SimpleNamespace(error=lambda _, **fields: self.messages.append(f"{workload}: {fields['message']}"))
+
+
+def raiser(error: Exception) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
+
+
+def make_actor(journal: Journal, name: str, **fields: Any) -> Any:
+    """Make an object with the log of an instance, and what else the caller needs of an actor."""
+    log = InstanceLog(name, None, journal)
+    lifecycle = fields.pop("lifecycle", Lifecycle())
+    contain_errors = lambda doing: log.contain_errors(1, doing)  # noqa: E731
+    return SimpleNamespace(
+        name=name, log=log, lifecycle=lifecycle, id=f"{name}#1", contain_errors=contain_errors, **fields
+    )
+
+
+@each_error
+async def test_an_actor_goes_on_after_a_message_that_it_could_not_handle(error, nursery):
+    journal, handled = Journal(), []
+
+    async def handle(message: Any) -> None:
+        if not handled:
+            handled.append(message)
+            raise error
+        handled.append(message)
+
+    actor = make_actor(
+        journal,
+        "web",
+        mailbox=Mailbox(),
+        _must_recover=False,
+        _handle=handle,
+        observer=SimpleNamespace(watch=raiser(error), unwatch=lambda: None),
+        limit_writer=SimpleNamespace(close=lambda: None),
+        _changed=SimpleNamespace(notify=lambda: None),
+    )
+    nursery.start_soon(Actor.run, actor)
+    actor.mailbox.post(events.Emptied(1))
+    actor.mailbox.post(events.Emptied(2))
+    await trio.testing.wait_all_tasks_blocked()
+    assert handled == [events.Emptied(1), events.Emptied(2)]
+    assert journal.messages == [f"web: cannot begin to watch it: {error}", f"web: cannot handle Emptied: {error}"]
+    assert not actor.mailbox.closed.is_set()
+
+
+@each_error
+async def test_a_takeover_goes_on_after_a_workload_that_it_could_not_take_over(error):
+    journal = Journal()
+    broken = SimpleNamespace(is_populated=raiser(error))
+    sound = SimpleNamespace(is_populated=lambda: False)
+    reports = SimpleNamespace(release=lambda: None)
+    actors = {
+        name: make_actor(journal, name, cgroup=cgroup, exit_reports=reports)
+        for name, cgroup in (("web", broken), ("db", sound))
+    }
+    released = []
+    keeper = SimpleNamespace(direct=None, release_waiters=lambda: released.append(True))
+    saved = SimpleNamespace(instances={}, lines={})
+    assert await takeover.take_over(actors, saved, {}, SimpleNamespace(keeper=keeper), "kill") == 0
+    assert (journal.messages, released) == ([f"web: cannot take over what runs: {error}"], [True])
+
+
+@each_error
+async def test_a_new_keeper_gets_the_programs_after_one_that_it_could_not_get(error, monkeypatch):
+    journal, given = Journal(), []
+
+    async def reattach(actor: Any, *_: Any, **__: Any) -> None:
+        if actor.name == "web":
+            raise error
+        given.append(actor.name)
+
+    async def children(*_: Any, **__: Any) -> list[Any]:
+        return []
+
+    monkeypatch.setattr(takeover, "reattach", reattach)
+    alive = Lifecycle(state=State.RUNNING, generation=1)
+    actors = [make_actor(journal, name, lifecycle=alive, is_spawning=False) for name in ("web", "db")]
+    keeper = SimpleNamespace(direct=None, children=children, release_waiters=lambda _: None)
+    assert await takeover.hand_over_to_keeper(actors, keeper) == 2
+    assert (given, journal.messages) == (["db"], [f"web: cannot give it to the new keeper: {error}"])
+
+
+@each_error
+async def test_the_end_kills_what_is_left_of_the_others(error):
+    journal, killed, populated = Journal(), [], [True]
+
+    def kill() -> None:
+        killed.append("db")
+        populated.clear()
+
+    broken = SimpleNamespace(is_populated=raiser(error), close=lambda: None)
+    sound = SimpleNamespace(is_populated=lambda: bool(populated), kill=kill, close=lambda: None)
+    await run._kill_remaining([make_actor(journal, "web", cgroup=broken), make_actor(journal, "db", cgroup=sound)])
+    assert killed == ["db"]
+    assert journal.messages == [f"web: cannot {what} what is left: {error}" for what in ("kill", "wait for")]
+
+
+@pytest.mark.parametrize("error", ERRORS[1:], ids=lambda error: type(error).__name__)
+async def test_limits_are_changed_after_a_change_that_failed_unexpectedly(error, nursery, monkeypatch):
+    outcomes: list[Exception | None] = [error, None]
+
+    async def write(*_: Any, **__: Any) -> list[Any]:
+        if (outcome := outcomes.pop(0)) is not None:
+            raise outcome
+        return []
+
+    monkeypatch.setattr(limits, "_write_limits", write)
+    workload = WorkloadConfig("web", command=("x",))
+    writer = LimitWriter(object(), workload, Resources(), nursery, lambda *_, **__: None, lambda: None)
+    assert await writer.change_limits({"pids_max": 5}, "operator") == (False, str(error))
+    assert await writer.change_limits({"pids_max": 6}, "operator") == (True, "")
+    assert writer.applied == Resources(pids_max=6)
