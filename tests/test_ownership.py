@@ -11,7 +11,6 @@ from tests.ownership import foreign_assignments, read_foreign_assignments
 SERVICE = ROOT / "nsupervisor" / "service"
 
 KNOWN_ASSIGNMENTS = {
-    "reload/reload.py": {"request.error", "request.stream"},
     "run.py": {"journal.listener"},
 }
 """Assignments to attributes of other objects that are left."""

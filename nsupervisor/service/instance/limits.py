@@ -38,8 +38,16 @@ class _Request:
     finished: trio.Event = attrs.field(factory=trio.Event)
     result: Result = (False, "the service ends")
 
-    async def complete(self) -> None:
-        self.result = await self.run()
+    async def complete(self) -> str:
+        """Make the change; return an unexpected problem, or "". The changes after it are made in any case."""
+        try:
+            self.result = await self.run()
+        except (OSError, ValueError) as error:
+            self.result = False, str(error)
+            return str(error)
+        finally:
+            self.finished.set()
+        return ""
 
 
 _Queue = tuple[trio.MemorySendChannel[_Request], trio.MemoryReceiveChannel[_Request]]
@@ -193,13 +201,10 @@ class LimitWriter:
     async def _run_requests(self, requests: trio.MemoryReceiveChannel[_Request]) -> None:
         async for request in requests:
             try:
-                await request.complete()
-            except (OSError, ValueError) as error:  # only this change has failed, and the next one is made
-                request.result = False, str(error)
-                self.log_event("warning", "error", message=f"limits: {error}")
+                if problem := await request.complete():
+                    self.log_event("warning", "error", message=f"limits: {problem}")
             finally:
                 self._unfinished_count -= 1
-                request.finished.set()
 
     # ---- one change
 

@@ -83,11 +83,7 @@ class Reloader:
         """
         request = _ReloadRequest(path, text, by)
         self.nursery.start_soon(self._reload, request)
-        await request.answered.wait()
-        if request.error is not None:
-            raise request.error
-        assert request.stream is not None
-        return request.stream
+        return await request.wait()
 
     async def persist_limits(self, actor: Actor, changes: Mapping[str, Any], written: Mapping[str, Any]) -> str:
         """Write limits of an instance, which are in force, into the file; return why that failed, or "".
@@ -136,13 +132,11 @@ class Reloader:
                     raise _refusal(loaded.config.path, _STOPPING)
                 # The state may have changed during the awaits, so the plan is made again from the present state. No
                 # await from here, nor since the check for a stop: nothing starts once the service stops.
-                request.stream = self._begin(loaded.config, self._plan(loaded), prepared, request.by)
+                request.accept(self._begin(loaded.config, self._plan(loaded), prepared, request.by))
         except ConfigError as error:
-            request.error = error
             for problem in error.problems:
                 self.context.journal.log.error("reload refused", message=str(problem))
-        finally:
-            request.answered.set()
+            request.refuse(error)
 
     @property
     def _groups(self) -> Groups:
@@ -355,9 +349,27 @@ class _ReloadRequest:
     path: str | None
     text: str | None
     by: str
-    answered: trio.Event = attrs.field(factory=trio.Event)
-    stream: LineStream[None] | None = None
-    error: ConfigError | None = None
+    _answered: trio.Event = attrs.field(init=False, factory=trio.Event)
+    _stream: LineStream[None] | None = attrs.field(init=False, default=None)
+    _error: ConfigError | None = attrs.field(init=False, default=None)
+
+    def accept(self, stream: LineStream[None]) -> None:
+        """Answer the request: the file is in force."""
+        self._stream = stream
+        self._answered.set()
+
+    def refuse(self, error: ConfigError) -> None:
+        """Answer the request: nothing has changed."""
+        self._error = error
+        self._answered.set()
+
+    async def wait(self) -> LineStream[None]:
+        """Wait for the answer. Raises ConfigError."""
+        await self._answered.wait()
+        if self._error is not None:
+            raise self._error
+        assert self._stream is not None
+        return self._stream
 
 
 @attrs.frozen
