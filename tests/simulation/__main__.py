@@ -11,6 +11,7 @@ import time
 import warnings
 
 from tests.simulation import history
+from tests.simulation.service import DEAD_RUNS
 
 SEEDS_PER_COLLECTION = 20
 
@@ -26,6 +27,7 @@ def run_seeds(first: int, count: int) -> int:
             print(history.report(seed, outcome), flush=True)
             status = 1
         if seed % SEEDS_PER_COLLECTION == 0:
+            DEAD_RUNS.clear()
             gc.collect()
     print(f"simulation: {count} histories from seed {first}, {lives} supervisors", flush=True)
     return status

@@ -44,6 +44,8 @@ name = "sim"
 
 NEVER_S = 24 * 60 * 60
 """The longest that trio sleeps: no task has a deadline."""
+DEAD_RUNS: list[Any] = []
+"""The runs of dead supervisors, kept until nothing runs: their clean-up code runs when they are collected."""
 cached_parse = functools.cache(parse)
 """Histories share few configurations, and parsing is what takes longest."""
 
@@ -121,8 +123,6 @@ class Site:
         self.on_record: Callable[[str, Mapping[str, Any]], None] = lambda _event, _fields: None
         """Called with each record, also with one that a death loses."""
         self._on_start: Callable[[Service], None] = lambda _service: None
-        self._dead: list[Any] = []
-        """The runs of dead supervisors, kept until the end: their clean-up code runs when they are collected."""
 
     @property
     def config(self) -> Config:
@@ -169,7 +169,7 @@ class Site:
             except StopIteration:
                 break
             if life.is_dead:
-                self._dead.append((runner, list(runner.tasks)))
+                DEAD_RUNS.append((runner, list(runner.tasks)))
                 with warnings.catch_warnings(), contextlib.suppress(trio.TrioInternalError):
                     warnings.simplefilter("ignore", RuntimeWarning)
                     run.close()
