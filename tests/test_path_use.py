@@ -45,14 +45,14 @@ EXEMPT = {
     "service/admission.py": RUNTIME,
     "service/instance/output.py": RUNTIME,
     "service/observe/stats.py": KERNEL,
-    "service/privileges.py": KERNEL,
+    "service/preflight/privileges.py": KERNEL,
     "service/recovery/upgrade.py": RUNTIME,
     "service/recovery/upgrade_guard.py": RUNTIME,
     "service/reload/persist.py": "the configuration, whose author commands the service",
     "service/run.py": KERNEL,
     "service/runtime_directory.py": RUNTIME,
     "service/state/digest.py": RUNTIME,
-    "service/uid_ranges.py": "/etc/subuid, /etc/subgid",
+    "service/state/uid_ranges.py": "/etc/subuid, /etc/subgid",
     "service/state/file.py": RUNTIME,
 }
 """Module or package → whose paths it uses by their names."""

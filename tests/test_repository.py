@@ -97,7 +97,7 @@ STANDARD_JSON = {
     "service/state/checkpoint.py": "digests of bytes that earlier versions wrote",
     "service/state/digest.py": "digests of bytes that earlier versions wrote",
     "service/state/file.py": "the wire format of state files",
-    "service/uid_ranges.py": "a state file, indented for people",
+    "service/state/uid_ranges.py": "a state file, indented for people",
 }
 
 

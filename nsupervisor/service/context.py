@@ -17,7 +17,7 @@ from nsupervisor.metrics.measures import Measures
 from nsupervisor.service.kernel import LINUX, Kernel
 from nsupervisor.service.state.digest import KeyedDigest
 from nsupervisor.service.state.file import StateFile
-from nsupervisor.service.uid_ranges import UidRanges
+from nsupervisor.service.state.uid_ranges import UidRanges
 
 TransitionListener = Callable[[str, WorkloadConfig, WorkloadState, WorkloadInput, Instant, Transition], None]
 """Called after each transition of an instance: its name, its workload in force afterwards, the state before, the input,

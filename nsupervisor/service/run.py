@@ -41,7 +41,6 @@ from nsupervisor.logs import Journal, open_journal
 from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.metrics.server import serve_metrics
 from nsupervisor.service.admission import Admission, serve_workloads
-from nsupervisor.service.capacity import connections_allowed, raise_descriptor_limit
 from nsupervisor.service.clock import MonotonicClock
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.control import Supervisor
@@ -53,8 +52,9 @@ from nsupervisor.service.jobs import Jobs
 from nsupervisor.service.kernel import LINUX, Kernel
 from nsupervisor.service.observe.history import History
 from nsupervisor.service.observe.log_reopen import REOPEN, reopen_on_signal
-from nsupervisor.service.preflight import check_text, record_fields
-from nsupervisor.service.privileges import explain_permission_error, has_uid_ranges
+from nsupervisor.service.preflight.capacity import connections_allowed, raise_descriptor_limit
+from nsupervisor.service.preflight.privileges import explain_permission_error, has_uid_ranges
+from nsupervisor.service.preflight.requirements import check_text, record_fields
 from nsupervisor.service.reaper import reap_orphans
 from nsupervisor.service.recovery.resume import begin_first_jobs
 from nsupervisor.service.recovery.takeover import (
@@ -71,7 +71,7 @@ from nsupervisor.service.service_manager import notify_service_manager
 from nsupervisor.service.state.checkpoint import limits_digest, limits_in_force
 from nsupervisor.service.state.digest import open_keyed_digest
 from nsupervisor.service.state.file import InstanceCheckpoint, SavedState, StateFile, read_state
-from nsupervisor.service.uid_ranges import UidRanges, default_state_directory
+from nsupervisor.service.state.uid_ranges import UidRanges, default_state_directory
 from nsupervisor.terminal.numbers import format_count
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_CONFIGURATION, EXIT_NOT_PERMITTED = 0, 1, 2, 4

@@ -21,8 +21,8 @@ from nsupervisor.api.server import serve
 from nsupervisor.config.load import parse
 from nsupervisor.core.reload.plan import make_plan
 from nsupervisor.json_codec import encode_line
+from nsupervisor.line_stream import LineStream
 from nsupervisor.metrics.formats import choose_format
-from nsupervisor.service.line_stream import LineStream
 from nsupervisor.service.observe.history import History
 
 

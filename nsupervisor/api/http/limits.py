@@ -39,7 +39,7 @@ LINGER_LIMIT = 1 << 20
 IDENTITY_CONNECTIONS = 512
 """Connections of one identity on a Unix socket: a workload or a uid."""
 UNIX_CONNECTIONS = 1024
-"""Connections on the Unix socket, if the service may open enough files; see `nsupervisor.service.capacity`."""
+"""Connections on the Unix socket, if the service may open enough files (`nsupervisor.service.preflight.capacity`)."""
 TCP_CONNECTIONS = 512
 """Connections on a TCP listener, if the service may open enough files."""
 REFUSALS_AT_ONCE = 16

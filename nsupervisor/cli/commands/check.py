@@ -81,7 +81,7 @@ def _check_with_host(text: str, path: str) -> tuple[Config, list[Problem], list[
     from nsupervisor.cgroups.errors import CgroupError
     from nsupervisor.cgroups.host import Host
     from nsupervisor.config.problems import Problem
-    from nsupervisor.service.preflight import check_text
+    from nsupervisor.service.preflight.requirements import check_text
 
     try:
         host = Host.discover()

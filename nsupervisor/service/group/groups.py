@@ -16,7 +16,7 @@ from nsupervisor.core.reload.differences import merge_limits
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.group.group import HOST, Group
 from nsupervisor.service.instance.actor import Actor
-from nsupervisor.service.preflight import supported_rules
+from nsupervisor.service.preflight.requirements import supported_rules
 from nsupervisor.service.state.checkpoint import limits_in_force
 from nsupervisor.service.state.file import GroupCheckpoint
 

@@ -13,7 +13,7 @@ from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.group.groups import Groups
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.restore import restore_actor
-from nsupervisor.service.preflight import supported_rules
+from nsupervisor.service.preflight.requirements import supported_rules
 from nsupervisor.service.state.file import InstanceCheckpoint
 
 Placement = tuple[Tree, Groups]

@@ -8,14 +8,14 @@ from nsupervisor.config.kinds import MAX_HOSTNAME
 from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.linux.namespaces import NAMESPACES
 from nsupervisor.linux.trusted_paths import open_for_reading
-from nsupervisor.service.instance.users import UserIdentity, resolve_user
+from nsupervisor.service.instance.users import IdentityError, UserIdentity, resolve_user
+from nsupervisor.service.state.uid_ranges import UidRangeError, UidRanges
 
 if TYPE_CHECKING:  # `check` imports this module, and must be quick
     from collections.abc import Mapping
     from pathlib import Path
 
     from nsupervisor.cgroups import Cgroup
-    from nsupervisor.service.uid_ranges import UidRanges
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """A workload's default PATH; that of systemd, and of Debian for root."""
@@ -34,7 +34,7 @@ def spawn_spec(
     cgroup: "Cgroup",
     directory: "Path",
     variables: dict[str, str] | None = None,
-    uid_ranges: "UidRanges | None" = None,
+    uid_ranges: UidRanges | None = None,
 ) -> dict[str, Any]:
     """Return the specification for one generation, in the form that `nsupervisor.keeper` takes.
 
@@ -140,7 +140,7 @@ def spawn_inputs(spec: "Mapping[str, Any]") -> Any:
 
 
 def _mappings(
-    workload: WorkloadConfig, name: str, uid_ranges: "UidRanges | None"
+    workload: WorkloadConfig, name: str, uid_ranges: UidRanges | None
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Return the mappings of users and of groups; by default a range of the instance's own.
 
@@ -149,6 +149,9 @@ def _mappings(
     given = workload.user_namespace.uid_mappings, workload.user_namespace.gid_mappings
     defaults = [[0, os.getuid(), 1]], [[0, os.getgid(), 1]]
     if uid_ranges is not None and not all(given):
-        defaults = uid_ranges.mapping(name), uid_ranges.mapping(name)
+        try:
+            defaults = uid_ranges.mapping(name), uid_ranges.mapping(name)
+        except UidRangeError as error:
+            raise IdentityError(str(error)) from error
     uids, gids = ([[m.container_id, m.host_id, m.size] for m in mappings] for mappings in given)
     return uids or defaults[0], gids or defaults[1]

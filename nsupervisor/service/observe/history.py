@@ -21,8 +21,8 @@ import attrs
 import trio
 
 from nsupervisor.condition_variable import ConditionVariable
+from nsupervisor.line_stream import LineStream
 from nsupervisor.logs.record import JsonFormat
-from nsupervisor.service.line_stream import LineStream
 
 MAX_RECORDS_PER_WORKLOAD = 200
 """Most records that are kept of one workload."""

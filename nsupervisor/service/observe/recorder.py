@@ -29,7 +29,7 @@ from nsupervisor.core.lifecycle import Instant
 from nsupervisor.core.replay.trace import Line, TraceWriter, encode_line
 from nsupervisor.core.rules.group_policy import ActionOutcome, GroupConfigChanged, GroupEvent
 from nsupervisor.core.rules.rules import Snapshot
-from nsupervisor.service.line_stream import LineStream
+from nsupervisor.line_stream import LineStream
 
 if TYPE_CHECKING:
     from nsupervisor.service.group.group import Group

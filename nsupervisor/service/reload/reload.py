@@ -31,8 +31,8 @@ from nsupervisor.core import dependencies
 from nsupervisor.core.reload.differences import merge_limits
 from nsupervisor.core.reload.plan import InstanceAction, InstancePlan, Plan, make_plan, target_limits
 from nsupervisor.json_codec import encode_line
+from nsupervisor.line_stream import LineStream
 from nsupervisor.logs import call_in_thread
-from nsupervisor.service.capacity import raise_descriptor_limit
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.group.group import Group
 from nsupervisor.service.group.groups import Groups
@@ -40,8 +40,8 @@ from nsupervisor.service.group.placement import Placement, make_instance, suppor
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.limits import Target
 from nsupervisor.service.jobs import Jobs, Transaction
-from nsupervisor.service.line_stream import LineStream
-from nsupervisor.service.preflight import check_text
+from nsupervisor.service.preflight.capacity import raise_descriptor_limit
+from nsupervisor.service.preflight.requirements import check_text
 from nsupervisor.service.reload.persist import Kind, persist, with_limits
 from nsupervisor.service.reload.plan_inputs import Contents, read_contents, running_instance
 from nsupervisor.service.service_manager import notify_service_manager

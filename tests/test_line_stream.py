@@ -7,7 +7,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from nsupervisor.service.line_stream import LineStream
+from nsupervisor.line_stream import LineStream
 
 
 def texts(piece):

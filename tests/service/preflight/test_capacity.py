@@ -7,7 +7,7 @@ import pytest
 
 from nsupervisor.cgroups import cgroup
 from nsupervisor.config.load import parse
-from nsupervisor.service import capacity
+from nsupervisor.service.preflight import capacity
 
 V2 = SimpleNamespace(locate=lambda file: SimpleNamespace(v1=None))
 HYBRID = SimpleNamespace(locate=lambda file: SimpleNamespace(v1=object()))

@@ -7,13 +7,10 @@ from functools import cache
 
 from nsupervisor.config.model import Config, WorkloadConfig
 from nsupervisor.linux.namespaces import NAMESPACES
+from nsupervisor.service.state.uid_ranges import UID_RANGES
 
 SETGID, SETUID, SYS_ADMIN, SYS_NICE, SYS_RESOURCE = 6, 7, 21, 23, 24
 """Numbers of capabilities: capabilities(7), linux/capability.h."""
-
-
-UID_RANGES = range(524_288, 1_879_048_192)
-"""The ids for user namespaces without mappings: those of systemd-nspawn --private-users=pick (its doc/UIDS-GIDS.md)."""
 
 
 def has_uid_ranges() -> bool:

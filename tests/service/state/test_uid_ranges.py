@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from nsupervisor.service import privileges, uid_ranges
-from nsupervisor.service.instance.users import IdentityError
-from nsupervisor.service.uid_ranges import FIRST, LAST, SIZE, UidRanges, pick_range
+from nsupervisor.service.preflight import privileges
+from nsupervisor.service.state import uid_ranges
+from nsupervisor.service.state.uid_ranges import FIRST, LAST, SIZE, UidRangeError, UidRanges, pick_range
 from tests.needs import needs
 
 
@@ -39,7 +39,7 @@ def test_a_range_that_is_taken_is_passed_over() -> None:
     first = pick_range("web", lambda candidate: asked.append(candidate) or len(asked) == 3)
     assert first == asked[2]
     assert len(set(asked)) == 3
-    with pytest.raises(IdentityError, match="there is no free range of user ids"):
+    with pytest.raises(UidRangeError, match="there is no free range of user ids"):
         pick_range("web", lambda _: False)
 
 
@@ -101,7 +101,7 @@ def test_a_damaged_list_is_not_replaced(tmp_path: Path, text: str) -> None:
     """Another range would make files of the program belong to others; 0 would be root."""
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "uid-ranges.json").write_text(text)
-    with pytest.raises(IdentityError, match="is damaged; restore it, or remove it"):
+    with pytest.raises(UidRangeError, match="is damaged; restore it, or remove it"):
         ranges(tmp_path).mapping("web")
     assert (tmp_path / "state" / "uid-ranges.json").read_text() == text
 
@@ -109,7 +109,7 @@ def test_a_damaged_list_is_not_replaced(tmp_path: Path, text: str) -> None:
 @pytest.mark.fault("A5")
 def test_a_list_that_cannot_be_written_is_no_reason_to_use_another_range(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file")
-    with pytest.raises(IdentityError, match=r"cannot remember the range .* or write user_namespace.uid_mappings"):
+    with pytest.raises(UidRangeError, match=r"cannot remember the range .* or write user_namespace.uid_mappings"):
         ranges(tmp_path).mapping("web")
 
 

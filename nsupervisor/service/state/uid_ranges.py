@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable, Iterator
 import attrs
 
 from nsupervisor.linux.trusted_paths import TrustedDirectory
-from nsupervisor.service.instance.users import IdentityError
-from nsupervisor.service.privileges import UID_RANGES
 
+UID_RANGES = range(524_288, 1_879_048_192)
+"""The ids for user namespaces without mappings: those of systemd-nspawn --private-users=pick (its doc/UIDS-GIDS.md)."""
 SIZE = 65_536
 """Ids of a range. Each range begins at a multiple of it."""
 FIRST, LAST = UID_RANGES[0], UID_RANGES[-1]
@@ -30,6 +30,10 @@ STATE_DIRECTORY = "/var/lib/nsupervisor"
 _FILE, _LOCK = "uid-ranges.json", "uid-ranges.lock"
 _ATTEMPTS = 10_000
 _INSTEAD = "set supervisor.state_directory to another place, or write user_namespace.uid_mappings and gid_mappings"
+
+
+class UidRangeError(Exception):
+    """No range can be assigned or remembered; the message says why, and what to do."""
 
 
 def default_state_directory() -> str:
@@ -43,7 +47,7 @@ def default_state_directory() -> str:
 def pick_range(name: str, is_free: Callable[[int], bool]) -> int:
     """Return the first id of a range for `name`: the first free one of a sequence that depends on the name alone.
 
-    Raises IdentityError if no range is free.
+    Raises UidRangeError if no range is free.
     """
     count = (LAST + 1 - FIRST) // SIZE
     for attempt in range(_ATTEMPTS):
@@ -51,7 +55,7 @@ def pick_range(name: str, is_free: Callable[[int], bool]) -> int:
         first = FIRST + int.from_bytes(digest, "big") % count * SIZE
         if is_free(first):
             return first
-    raise IdentityError("there is no free range of user ids on this host; write user_namespace.uid_mappings")
+    raise UidRangeError("there is no free range of user ids on this host; write user_namespace.uid_mappings")
 
 
 @attrs.define(eq=False)
@@ -65,13 +69,13 @@ class UidRanges:
     _ranges: dict[str, int] = attrs.field(init=False, factory=dict)
 
     def mapping(self, instance: str) -> list[list[int]]:
-        """Return the mapping of an instance, the same for users and groups, and remember it. Raises IdentityError."""
+        """Return the mapping of an instance, the same for users and groups, and remember it. Raises UidRangeError."""
         name = f"{self.service}/{instance}"
         if name not in self._ranges:
             try:
                 self._ranges[name] = self._look_up(name)
             except OSError as error:
-                raise IdentityError(
+                raise UidRangeError(
                     f"cannot remember the range of user ids in {self.directory}: {error.strerror}; {_INSTEAD}"
                 ) from None
         return [[0, self._ranges[name], SIZE]]
@@ -100,7 +104,7 @@ def _read_ranges(directory: TrustedDirectory) -> dict[str, int]:
         ranges = None
     if not isinstance(ranges, dict) or not all(map(_is_first_id, ranges.values())):
         # Other ranges would be taken in its place, and files of programs would belong to others.
-        raise IdentityError(f"{_FILE} in the state directory is damaged; restore it, or remove it to assign new ranges")
+        raise UidRangeError(f"{_FILE} in the state directory is damaged; restore it, or remove it to assign new ranges")
     return ranges
 
 

@@ -22,10 +22,10 @@ from nsupervisor.config.positions import Positions, scan_positions
 from nsupervisor.config.problems import ConfigError, Problem
 from nsupervisor.config.quoting import format_path, quoted
 from nsupervisor.linux.trusted_paths import open_for_reading, untrusted_part
-from nsupervisor.service.capacity import descriptor_shortage
 from nsupervisor.service.instance.spawn_spec import PATH, environment_file_variables
 from nsupervisor.service.instance.users import IdentityError, resolve_user
-from nsupervisor.service.privileges import explain_permission_error, missing_privileges
+from nsupervisor.service.preflight.capacity import descriptor_shortage
+from nsupervisor.service.preflight.privileges import explain_permission_error, missing_privileges
 
 if TYPE_CHECKING:
     from nsupervisor.cgroups.cgroup import Cgroup

@@ -1,0 +1,1 @@
+"""Check, before a start, that the host offers enough: limits, privileges, open files, and rules that work."""
