@@ -161,7 +161,8 @@ class LogFile:
         """Move bytes of any kind from a pipe, at whose front `data` is; return how many, possibly fewer."""
         with self.lock, self._recording_error():
             self._open()
-            moved = pipe.splice_to(self._fd, self._writable_length(data))
+            count = self._writable_length(data)  # may rotate: the descriptor is another one afterwards
+            moved = pipe.splice_to(self._fd, count)
             self._size += moved
             return moved
 
@@ -176,7 +177,8 @@ class LogFile:
         """Write bytes of any kind; return how many were written. Raises OSError."""
         with self.lock, self._recording_error():
             self._open()
-            written = os.write(self._fd, memoryview(data)[: self._writable_length(data)])
+            count = self._writable_length(data)  # may rotate: the descriptor is another one afterwards
+            written = os.write(self._fd, memoryview(data)[:count])
             self._size += written
             return written
 

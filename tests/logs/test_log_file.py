@@ -319,3 +319,29 @@ def test_a_reload_while_a_file_is_compressed_starts_no_second_compression(tmp_pa
     for file in kept:
         join_compression(file)
     assert everything(path) == b"".join(lines)
+
+
+@pytest.mark.parametrize("way", ["append_raw", "append_bytes"])
+def test_bytes_after_a_rotation_go_to_the_new_file_whatever_its_descriptor(tmp_path, pipe, monkeypatch, way):
+    """The rotation closes a descriptor, and another file of the process may get its number at once."""
+    file = LogFile(tmp_path / "web.log", Rotation(max_size=4, max_files=9), records=False)
+    file.append_bytes(b"one\n")
+    others, open_again = [], file._open
+
+    def open_after_another() -> None:
+        if file._fd < 0:
+            others.append(os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT))
+        open_again()
+
+    monkeypatch.setattr(file, "_open", open_after_another)
+    reader, writer = pipe
+    os.write(writer, b"two\n")
+    if way == "append_raw":
+        file.append_raw(reader, b"two\n")
+    else:
+        file.append_bytes(b"two\n")
+    file.close()
+    for fd in others:
+        os.close(fd)
+    assert len(others) == 1
+    assert [(tmp_path / name).read_bytes() for name in ("web.log.1", "web.log", "other")] == [b"one\n", b"two\n", b""]
