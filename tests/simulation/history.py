@@ -299,6 +299,7 @@ class History:
             case "eats" if leader is not None:
                 leader.cgroup.allocate(leader, int(step.value) << 20)
             case "keeper dies":
+                self.watch.may_repeat = True
                 keeper = self.site.keepers.current
                 if keeper is not None and step.value == "in spawn":
                     keeper.die_in_spawn = True
@@ -310,6 +311,7 @@ class History:
                 self.site.keepers.current.fail_setups += 1
             case "disk full":
                 self.disk_was_full = machine.disk_is_full = True
+                self.watch.may_repeat = True
                 machine.after(float(step.value), self._disk_has_room)
             case "overflow":
                 machine.lose_notifications = True

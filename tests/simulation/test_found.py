@@ -9,6 +9,7 @@ from tests.simulation.history import History, Step
 from tests.simulation.machine import Process
 
 ORDER = next(kind for kind in KINDS if kind.name == "order")
+RULES = next(kind for kind in KINDS if kind.name == "rules")
 
 
 @pytest.mark.parametrize("call", range(1, 25))
@@ -25,3 +26,10 @@ def test_a_frozen_program_whose_stop_a_crash_interrupts_is_thawed_to_obey_it(cal
     assert history.watch.problems == []
     (first,) = [process for process in ended if process.id == "pool@1#1"]
     assert first.status == signal.SIGTERM
+
+
+def test_no_descriptor_is_left_when_the_keeper_dies_before_a_program_is_executed() -> None:
+    history = History(1341, RULES, (Step(0.395, "keeper dies", value="now"),))
+    history.run()
+    assert history.watch.problems == []
+    assert "keeper dies" in "".join(history.machine.events)

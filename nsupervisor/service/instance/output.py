@@ -59,7 +59,13 @@ class Output:
         self._old_offset_files = self.context.offset_files.pop(self.name, [])
 
     def expect(self, spawned: Spawned) -> None:
-        """Keep the pipes of a new generation until `begin`."""
+        """Keep the pipes of a new generation until `begin`.
+
+        Earlier ones are closed: the keeper was lost before their program was executed, and the start is repeated.
+        """
+        if self._spawned is not None:
+            for fd in (self._spawned.stdout, self._spawned.stderr):
+                self.context.kernel.processes.close(fd)
         self._spawned = spawned
 
     def begin(self, generation: int, pid: int | None) -> None:
