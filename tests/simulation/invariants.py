@@ -208,6 +208,8 @@ def _last_command(history: History, name: str) -> Command | None:
 def _wanted(history: History, name: str, state: str) -> list[str]:
     """The last word of an operator counts."""
     command = _last_command(history, name)
+    if history.disk_was_full:
+        return []  # the next supervisor may know neither of a stop nor that the cgroup has to be made again
     if name.startswith("pool@") and any(step.target == "instances" for step in history.steps):
         return []  # an instance that was removed in between is a new one
     if command is not None and command.verb == "stop" and command.ok and state not in ("stopped",):
@@ -219,8 +221,6 @@ def _wanted(history: History, name: str, state: str) -> list[str]:
     if name == "trap" and any(step.target == "trap" and step.value == "SIGTERM" for step in history.steps):
         return []  # its rule judges this end, which nobody in the service has caused
     stops = [other for other in history.commands if other.verb == "stop"]
-    if history.disk_was_full:
-        return []  # the next supervisor may not know that the cgroup was killed, and has to be made again
     if not stops and state not in UP:
         return [f"wanted: {name} is {state}, and nobody stopped it"]
     has_started = command is not None and command.verb in ("start", "restart") and command.ok
