@@ -110,6 +110,7 @@ OURS = {
         "api.http",  # the limits, of which the capacity takes account
         "linux.namespaces",
         "linux.trusted_paths",
+        "service.state.uid_ranges",
     ),
     "doctor": (*(f"cgroups.{name}" for name in OF_THE_HOST), "linux"),
     "plan": (

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from nsupervisor.cgroups.host import DELEGATE_REMEDY
 from tests.deployment.running import documented, refusal, settings, started
 from tests.needs import needs
 
@@ -154,7 +155,7 @@ async def test_without_a_cgroup_the_message_says_how_to_get_one(enter, cgroups, 
     status, said = await refusal(not_entered, folder)
     assert status == 1
     assert f"is not writable for user {USER}" in said
-    assert "Delegate=yes" in said
+    assert DELEGATE_REMEDY in said
 
 
 @pytest.mark.host_only  # the same everywhere
