@@ -181,21 +181,28 @@ class TrustedDirectory:
         """
         flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
-            fd = os.open(name, flags, dir_fd=self._fd)
+            fd = self._open_existing(name, flags)
         except FileNotFoundError:
             if mode is None:
                 raise
-            fd = self.create(name, flags, mode)
-        except OSError as error:
-            if error.errno != errno.ELOOP:
-                raise
-            raise self._refuse(name, "is a symbolic link", "remove it") from None
+            try:
+                fd = self.create(name, flags, mode)
+            except FileExistsError:  # another process has made it since
+                fd = self._open_existing(name, flags)
         try:
             self._check_file(name, os.fstat(fd))
         except BaseException:
             os.close(fd)
             raise
         return fd
+
+    def _open_existing(self, name: str, flags: int) -> int:
+        try:
+            return os.open(name, flags, dir_fd=self._fd)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise self._refuse(name, "is a symbolic link", "remove it") from None
 
     def create(self, name: str, flags: int, mode: int) -> int:
         """Create a file that must not exist, not even as a link; return its descriptor (close-on-exec).

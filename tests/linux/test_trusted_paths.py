@@ -8,6 +8,7 @@ import pytest
 
 from nsupervisor.linux.mounts import MNT_DETACH, Mount, umount2
 from nsupervisor.linux.trusted_paths import (
+    TrustedDirectory,
     UntrustedPathError,
     locate,
     make_below,
@@ -272,3 +273,26 @@ def test_directories_and_files_are_made_one_in_the_other(parent: Path) -> None:
             make_below(directory, ["a", "e"], False)
     finally:
         os.close(directory)
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_file_that_another_process_makes_at_the_same_moment_is_opened_and_checked(tmp_path, monkeypatch, kind):
+    """Two services that start together open the same lock file: one creates it between the two steps of the other."""
+    create = TrustedDirectory.create
+
+    def create_after_another(directory: TrustedDirectory, name: str, flags: int, mode: int) -> int:
+        if kind == "file":
+            (tmp_path / name).write_text("theirs")
+        else:
+            (tmp_path / name).symlink_to("elsewhere")
+        return create(directory, name, flags, mode)
+
+    monkeypatch.setattr(TrustedDirectory, "create", create_after_another)
+    with TrustedDirectory(str(tmp_path), "choose another place") as directory:
+        if kind == "file":
+            fd = directory.open("lock", os.O_RDWR, mode=0o600)
+            assert os.read(fd, 10) == b"theirs"
+            os.close(fd)
+        else:
+            with pytest.raises(UntrustedPathError, match="is a symbolic link"):
+                directory.open("lock", os.O_RDWR, mode=0o600)
