@@ -11,6 +11,9 @@ import attrs
 
 COMMON = 'timeout_stop_sec = 3\nlog = { stdout = "none", stderr = "none" }\nnamespaces = { pid = false }\n'
 
+BRIEF_S = 1.0
+"""How long a level must hold for the rule of a program that ends earlier."""
+
 
 def _workload(name: str, command: str, *lines: str) -> str:
     common = COMMON if not any("timeout_stop_sec" in line for line in lines) else COMMON.partition("\n")[2]
@@ -83,6 +86,14 @@ def _rules(choices: Mapping[str, str]) -> str:
             _rule("workload.eats", "memory.events oom_kill", choices["oom"], cooldown),
             _workload("forks", '"program"', 'restart = "always"', f"resources = {{ pids_max = {choices['pids']} }}"),
             _rule("workload.forks", "pids.events max", choices["full"], cooldown),
+            _workload(
+                "brief",
+                '"program", "forks=2@0.05", "exit=1@0.6"',
+                'restart = "always"',
+                'restart_sec = "20ms"',
+                "start_limit_burst = 1000",
+            ),
+            _rule("workload.brief", "pids.current >= 2", "kill", f'for = "{BRIEF_S:g}s"'),
         )
     )
 

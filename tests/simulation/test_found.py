@@ -33,3 +33,10 @@ def test_no_descriptor_is_left_when_the_keeper_dies_before_a_program_is_executed
     history.run()
     assert history.watch.problems == []
     assert "keeper dies" in "".join(history.machine.events)
+
+
+@pytest.mark.parametrize("call", range(1, 40))
+def test_levels_of_a_generation_do_not_count_in_the_next_that_a_crash_kept_out_of_the_checkpoint(call: int) -> None:
+    history = History(118, RULES, (Step(0.6, "crash by call", value=str(call)),))
+    history.run()
+    assert history.watch.problems == []

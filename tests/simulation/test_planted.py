@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from nsupervisor.core.rules.rules import Engine
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.exit_reports import ExitReports
 from tests.simulation import history
@@ -22,11 +23,17 @@ def start_a_second_generation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Actor, "is_populated", lambda _self: False)
 
 
+def let_a_rule_fire_for_the_next_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let levels that held in one generation count in the next."""
+    monkeypatch.setattr(Engine, "for_new_generation", lambda self: self)
+
+
 @pytest.mark.parametrize(
     ("plant", "seed", "problem", "length"),
     [
         (lose_an_exit, 103, "no exit lost", 2),
         (start_a_second_generation, 34, "one generation", 1),
+        (let_a_rule_fire_for_the_next_generation, 7, "own generation", 1),
     ],
 )
 def test_a_planted_defect_is_found(

@@ -95,9 +95,13 @@ class Decisions:
         self.state = attrs.evolve(self.state, engine=restore_rules(self.state.engine, saved))
 
     def adopt_generation(self, generation: int, reason: str) -> None:
-        """Adopt a generation that an earlier supervisor started and did not save; only before the actor runs."""
+        """Adopt a generation that an earlier supervisor started and did not save; only before the actor runs.
+
+        The levels that the rules saw belong to the generation before.
+        """
         lifecycle = adopt_generation(self.lifecycle, generation, reason, Instant(trio.current_time()), self.workload)
-        self.state = attrs.evolve(self.state, lifecycle=lifecycle)
+        engine = self.state.engine.for_new_generation()
+        self.state = attrs.evolve(self.state, lifecycle=lifecycle, engine=engine)
 
     def saved_rules(self) -> tuple[SavedRule, ...]:
         """Return the state of the rules for the checkpoint.
