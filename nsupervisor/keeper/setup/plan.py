@@ -10,7 +10,6 @@ standby completes with the errno and `errors.decode_failure` turns into a senten
 
 from __future__ import annotations
 
-import array
 import errno
 import functools
 import os
@@ -20,7 +19,7 @@ import stat
 import struct
 
 from nsupervisor.keeper import native
-from nsupervisor.keeper.setup import cover, mount_steps, steps
+from nsupervisor.keeper.setup import cover, handover, mount_steps, steps
 from nsupervisor.keeper.setup.errors import CGROUP_HINTS, begin_failure
 from nsupervisor.linux import mounts, syscalls
 from nsupervisor.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWTIME, CLONE_NEWUSER, NAMESPACES
@@ -45,8 +44,6 @@ _POINTER = struct.Struct("q")
 _HAS_CGROUP, _IS_ADVANCE, _IN_FILE = 1, 2, 4
 _MAX_SHOWN = 8
 """Directories that a cover may show: the standby has room for 15 results."""
-MAX_BYTES = 64 * 1024
-"""Larger plans go through a memfd; `MAX_DATAGRAM` in setup.c."""
 
 _AT_FDCWD = -100
 _SIOCSIFFLAGS, _IFF_UP_RUNNING = 0x8914, 0x1 | 0x40
@@ -230,21 +227,12 @@ def send(report: socket.socket, spec: Spec, cgroup: int) -> None:
 
     Raises OSError, for instance BrokenPipeError if the standby has been killed.
     """
-    packed, memfd = pack_plan(spec, cgroup >= 0), -1
-    fds = [cgroup] if cgroup >= 0 else []
-    try:
-        if len(packed) > MAX_BYTES:
-            memfd = os.memfd_create("plan", os.MFD_CLOEXEC)
-            fds.append(memfd)
-            with open(memfd, "wb", closefd=False) as file:
-                file.write(packed)
-            flags, *rest = _HEADER.unpack_from(packed)
-            packed = _HEADER.pack(flags | _IN_FILE, *rest)
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        report.sendmsg([packed], rights)
-    finally:
-        if memfd >= 0:
-            os.close(memfd)
+    packed = pack_plan(spec, cgroup >= 0)
+    if len(packed) <= handover.MAX_BYTES:
+        handover.send(report, packed, cgroup)
+    else:
+        flags, *rest = _HEADER.unpack_from(packed)
+        handover.send(report, _HEADER.pack(flags | _IN_FILE, *rest), cgroup, packed)
 
 
 _CGROUP_HINTS = tuple(CGROUP_HINTS.items())

@@ -22,7 +22,7 @@ import socket
 import struct
 
 from nsupervisor.keeper import native
-from nsupervisor.keeper.setup import cover, mount_steps
+from nsupervisor.keeper.setup import cover, handover, mount_steps
 from nsupervisor.keeper.setup import steps as setup
 from nsupervisor.keeper.setup.descriptors import REPORT_FD, STDERR_FD, STDOUT_FD
 from nsupervisor.keeper.setup.errors import CGROUP_HINTS, StepError
@@ -36,9 +36,8 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 _HEADER = struct.Struct("??")  # of the message with the program: has it a cgroup; has it a memfd in place of the rest
-MAX_BYTES = 64 * 1024  # larger specifications go through a memfd: the socket may lack room for a datagram of that size
 _MAX_FDS = 2
-_RECEIVE_SIZES = (_HEADER.size + MAX_BYTES, socket.CMSG_SPACE(_MAX_FDS * 4))
+_RECEIVE_SIZES = (_HEADER.size + handover.MAX_BYTES, socket.CMSG_SPACE(_MAX_FDS * 4))
 
 STANDBY = b"standby"
 """In a user namespace, the standby's first message to the keeper. The kernel adds its pid, by which the keeper writes
@@ -64,20 +63,13 @@ def send_program(report: socket.socket, spec: Spec, cgroup: int) -> None:
 
     Raises OSError, for instance BrokenPipeError if the standby has been killed.
     """
-    packed, memfd = spec.pack(), -1
-    fds = [cgroup] if cgroup >= 0 else []
-    try:
-        if len(packed) > MAX_BYTES:
-            memfd = os.memfd_create("spec", os.MFD_CLOEXEC)
-            fds.append(memfd)
-            with open(memfd, "wb", closefd=False) as file:
-                file.write(packed)
-            packed = b""
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        report.sendmsg([_HEADER.pack(cgroup >= 0, memfd >= 0) + packed], rights)
-    finally:
-        if memfd >= 0:
-            os.close(memfd)
+    packed = spec.pack()
+    is_in_file = len(packed) > handover.MAX_BYTES
+    header = _HEADER.pack(cgroup >= 0, is_in_file)
+    if is_in_file:
+        handover.send(report, header, cgroup, packed)
+    else:
+        handover.send(report, header + packed, cgroup)
 
 
 # ---- in the zygote
