@@ -395,22 +395,8 @@ def adopt_generation(
     lifecycle: Lifecycle, generation: int, reason: str, instant: Instant, workload: WorkloadConfig
 ) -> Lifecycle:
     """Return the lifecycle with a generation that was started but not saved; its start must have been requested."""
-    return attrs.evolve(
-        lifecycle,
-        state=State.STARTING,
-        reason=reason,
-        should_run=True,
-        generation=generation,
-        deadline=_deadline(instant, workload.timeout_start_sec),
-        after_stop=AfterStop.POLICY,
-        sigkill_sent=False,
-        exit=None,
-        fault_outcome=None,
-        freeze_requested_by="",
-        started_at=instant.now,
-        started_type="",
-        recent_starts=(*lifecycle.recent_starts, instant.now),
-    )
+    lifecycle = _begin_generation(lifecycle, generation, lifecycle.recent_starts, reason, instant, workload)
+    return attrs.evolve(lifecycle, should_run=True, started_type="")
 
 
 def unfinished_actions(lifecycle: Lifecycle, workload: WorkloadConfig) -> tuple[Action, ...]:
@@ -452,11 +438,23 @@ def _deadline(instant: Instant, seconds: float) -> float | None:
 
 def _spawn(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, reason: str) -> LifecycleResult:
     recent = backoff.starts_within(lifecycle.recent_starts, instant.now, workload.start_limit_interval_sec)
-    lifecycle = attrs.evolve(
+    lifecycle = _begin_generation(lifecycle, lifecycle.generation + 1, recent, reason, instant, workload)
+    return lifecycle, (Spawn(lifecycle.generation),)
+
+
+def _begin_generation(
+    lifecycle: Lifecycle,
+    generation: int,
+    recent_starts: tuple[float, ...],
+    reason: str,
+    instant: Instant,
+    workload: WorkloadConfig,
+) -> Lifecycle:
+    return attrs.evolve(
         lifecycle,
         state=State.STARTING,
         reason=reason,
-        generation=lifecycle.generation + 1,
+        generation=generation,
         deadline=_deadline(instant, workload.timeout_start_sec),
         after_stop=AfterStop.POLICY,
         sigkill_sent=False,
@@ -465,9 +463,8 @@ def _spawn(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, rea
         freeze_requested_by="",
         started_at=instant.now,
         started_type=workload.type,
-        recent_starts=(*recent, instant.now),
+        recent_starts=(*recent_starts, instant.now),
     )
-    return lifecycle, (Spawn(lifecycle.generation),)
 
 
 def _respawn(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, reason: str) -> LifecycleResult:

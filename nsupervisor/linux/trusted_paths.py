@@ -263,11 +263,11 @@ def locate(path: str, users: Container[int]) -> tuple[int, str]:
 
 
 def _open_without_links(path: str) -> int:
+    """Open what is at a path (O_PATH, close-on-exec) if no part of it is a symbolic link. Raises OSError: ELOOP."""
     import ctypes  # imported here: `check` uses this module, and the import is slow
 
     from nsupervisor.linux.syscalls import last_error, libc
 
-    """Open what is at a path (O_PATH, close-on-exec) if no part of it is a symbolic link. Raises OSError: ELOOP."""
     # struct open_how: flags, mode, resolve
     how = (ctypes.c_uint64 * 3)(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS)
     size = ctypes.c_size_t(ctypes.sizeof(how))

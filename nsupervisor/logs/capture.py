@@ -191,7 +191,7 @@ class Capture:
             try:
                 data = os.read(self.pipe.fd, MAX_CHUNK)
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self.pipe.fd)
+                await self.pipe.wait_readable()
                 continue
             except OSError:
                 return

@@ -1,7 +1,7 @@
 """The program of an instance's current generation: its processes, its pipes, and its notify socket."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -67,17 +67,15 @@ class Program:
         """
         self.close_notify_socket()
         variables = environment_file_variables(workload)
-        directory, digest = self.context.runtime_directory, self.context.digest
-        ranges = self.context.uid_ranges
-        spec = spawn_spec(workload, self.name, self.instance, generation, cgroup, directory, variables, ranges)
+        spec, digest = self._spec(workload, generation, cgroup, variables), self.context.digest
         watchdog_sec, own = workload.watchdog_sec, {}
         if workload.uses_notify_socket:
             own = self._open_notify_socket(generation, watchdog_sec, host_owner(spec))
         spec["env"] |= own
         if workload.namespaces.mount:
-            spec["cover"] = cover(workload, directory, own.get("NOTIFY_SOCKET"))
+            spec["cover"] = cover(workload, self.context.runtime_directory, own.get("NOTIFY_SOCKET"))
         spawned = await self.context.keeper.spawn(spec, while_spawning, self._notify_fd)
-        self._forget_process()
+        self.forget_process()
         self.pid, self.watchdog_sec, self.is_outdated = spawned.pid, watchdog_sec, False
         self.spawn_digest = digest.digest(spawn_inputs(spec))
         self.environment_digest = digest.digest(variables) if workload.environment_file else ""
@@ -98,17 +96,18 @@ class Program:
         if starts[0] is None or starts[1] is None:
             self.context.kernel.processes.close(pidfd)
             return
-        self._forget_process()
+        self.forget_process()
         self._pidfd = pidfd
         self.process = ProcessRef(Process(first, starts[0]), Process(pid, starts[1]), self._pipe_inodes)
 
     def exited(self) -> None:
         """Note that the program has exited."""
         self.pid = None
-        self._forget_process()
+        self.forget_process()
         self.close_notify_socket()
 
-    def _forget_process(self) -> None:
+    def forget_process(self) -> None:
+        """Forget the processes of a program that has exited, or that another generation has replaced."""
         self.process = None
         self.close(self._pidfd)
         self._pidfd = -1
@@ -183,21 +182,17 @@ class Program:
         else:
             self.close(child.notify)
         if child.program_pid is None:
-            self._forget_process()
+            self.forget_process()
             return False
         if child.status is None and (is_starting or self.process is None):
             self.pid = child.pid
-            self._forget_process()
+            self.forget_process()
             return False
         return True
 
     def find(self, cgroup: Cgroup) -> ProcessRef | None:
         """Find the program of a generation that the keeper does not have: the saved one, or that in the cgroup."""
         return self.process or find_program(cgroup, self.context, self._pipe_inodes)
-
-    def forget(self) -> None:
-        """Forget the saved program: a generation that was not saved has replaced it."""
-        self._forget_process()
 
     def expect_pipes(self, inodes: tuple[int, int]) -> None:
         """Look for a program with these pipes in `find`."""
@@ -251,9 +246,11 @@ class Program:
             return True
         return not self.context.digest.differs(self.spawn_digest, spawn_inputs(spec))
 
-    def _spec(self, workload: WorkloadConfig, generation: int, cgroup: Cgroup) -> Mapping[str, Any]:
+    def _spec(
+        self, workload: WorkloadConfig, generation: int, cgroup: Cgroup, variables: dict[str, str] | None = None
+    ) -> dict[str, Any]:
         directory, ranges = self.context.runtime_directory, self.context.uid_ranges
-        return spawn_spec(workload, self.name, self.instance, generation, cgroup, directory, uid_ranges=ranges)
+        return spawn_spec(workload, self.name, self.instance, generation, cgroup, directory, variables, ranges)
 
 
 def find_program(cgroup: Cgroup, context: ServiceContext, pipes: tuple[int, int] = (0, 0)) -> ProcessRef | None:

@@ -56,7 +56,7 @@ def _attach_child(actor: Actor, saved: InstanceCheckpoint | None, child: Child, 
         if before.is_alive and before.exit is None and before.generation:
             _report_missed_exit(actor, previous)
         actor.adopt_generation(number, "taken over", assume_ready=saved is None and child.status is None)
-        actor.program.forget()
+        actor.program.forget_process()
     lifecycle = actor.lifecycle
     actor.output.expect(Spawned(child.id, child.pid, child.stdout, child.stderr))
     if child.id != actor.id or not lifecycle.is_alive or lifecycle.exit is not None:
