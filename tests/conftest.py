@@ -174,6 +174,16 @@ def run_isolation(request: pytest.FixtureRequest) -> Isolation:
 
 
 @pytest.fixture
+def strict_umask() -> Iterator[None]:
+    """Start the processes of this test with a umask that gives other users no access."""
+    umask = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(umask)
+
+
+@pytest.fixture
 def no_leaks(run_isolation: Isolation) -> Iterator[None]:
     """Fail this test when it leaves a process, a cgroup or a mount behind."""
     before = leaks.snapshot(run_isolation)

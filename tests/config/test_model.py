@@ -1,4 +1,4 @@
-"""What the classes of the model promise about themselves."""
+"""The descriptions that the classes of the model give of themselves."""
 
 import inspect
 from typing import Literal, get_args, get_origin, get_type_hints

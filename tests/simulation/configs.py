@@ -124,9 +124,9 @@ class Kind:
     workloads: tuple[str, ...]
     """The instances that the first values make."""
     lasting: tuple[str, ...]
-    """Those that are up in the end, unless somebody stopped them."""
+    """The instances that are up in the end, unless a command stopped them."""
     requires: Mapping[str, str] = attrs.field(factory=dict)
-    """Those that wait until another one is up."""
+    """By instance: the one that must be up before it starts."""
 
 
 KINDS = (

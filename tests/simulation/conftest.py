@@ -1,4 +1,4 @@
-"""The runs of dead supervisors are kept for ever: their clean-up code would run in the middle of a later test."""
+"""Keep the runs of dead supervisors: when they are freed, their clean-up code runs in the middle of a later test."""
 
 import ctypes
 

@@ -49,10 +49,8 @@ class Outcome:
     """The result of one history."""
 
     problems: tuple[str, ...]
-    pending: tuple[str, ...]
-    """Problems that are known faults."""
     digest: str
-    """Of everything that happened."""
+    """A digest of all events and records."""
     events: tuple[str, ...]
     lives: int
 
@@ -161,7 +159,6 @@ class History:
         """The status at the end, when all was quiet."""
         self.started_at = self.machine.now
         self.disk_was_full = False
-        self.pending_steps = len(steps)
         self.is_ending = False
         self.sigterm_at: float | None = None
         self.watch = invariants.Watch(self.machine, kind)
@@ -174,13 +171,13 @@ class History:
         self.watch.problem(text)
 
     def _on_unlink(self, name: str) -> None:
-        if name == "state.json":  # everything has been stopped; the next supervisor begins anew
+        if name == "state.json":  # everything has been stopped; the next supervisor begins without a state
             self.watch.on_end(len(self.site.stream))
             self.commands.clear()
 
     def _on_write(self, data: bytes) -> None:
         for line in data.splitlines():
-            if line.endswith(b'"is":null}}'):  # an instance has been removed; one of its name begins anew
+            if line.endswith(b'"is":null}}'):  # an instance has been removed; the next one begins with #1
                 self.watch.on_removed(json.loads(line)["of"].get("name", ""))
 
     # ---- the course
@@ -380,16 +377,14 @@ def run(seed: int, kind: Kind | None = None, steps: Sequence[Step] | None = None
     history.run()
     digest = hashlib.sha256("\n".join(history.machine.events).encode())
     digest.update(repr(history.watch.shown).encode())
-    found = history.watch.problems
-    problems = tuple(text for text in found if not invariants.is_pending(text))
-    pending = tuple(text for text in found if invariants.is_pending(text))
-    return Outcome(problems, pending, digest.hexdigest()[:16], tuple(history.machine.events), history.site.lives)
+    problems, events = tuple(history.watch.problems), tuple(history.machine.events)
+    return Outcome(problems, digest.hexdigest()[:16], events, history.site.lives)
 
 
 def shrink(
     seed: int, fails: Callable[[Outcome], bool] = lambda outcome: bool(outcome.problems)
 ) -> tuple[Kind, tuple[Step, ...]]:
-    """Return the fewest steps that still fail in the same way: remove one after the other, and try earlier crashes."""
+    """Return the fewest steps that still fail in the same way: remove one after the other."""
     kind, steps = generate(seed)
     progress = True
     while progress:

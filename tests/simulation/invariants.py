@@ -1,9 +1,8 @@
-"""What must hold in each history: watched all the time, when all is quiet, and after the end."""
+"""The invariants of each history: checked at each record and process, when all is quiet, and after the end."""
 
 from __future__ import annotations
 
 import json
-import re
 import signal
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -21,15 +20,6 @@ if TYPE_CHECKING:
 UP = frozenset({"running", "ready", "frozen"})
 REACTION_S = 3.0
 """Seconds that a rule has to react to a counter, with the next supervisor included."""
-
-
-PENDING: Mapping[str, re.Pattern[str]] = {}
-"""The rows of FAULTS whose faults are known and not fixed yet, and what they look like."""
-
-
-def is_pending(problem: str) -> bool:
-    """Return whether a problem is a known fault that is not fixed yet."""
-    return any(pattern.match(problem) for pattern in PENDING.values())
 
 
 def parse_limit(key: str, value: str) -> Mapping[str, Any]:
@@ -61,7 +51,7 @@ class Watch:
         """Whether a supervisor may not know of a program that has ended: its checkpoint was not written, or the keeper
         died at about the same time as the supervisor."""
         self.epoch = 0
-        """How often the service has ended in order: then the generations begin anew."""
+        """How often the service has stopped in order; generations are numbered from 1 after each time."""
         self.epoch_begins = [0]
         """The length of the stream of records at the begin of each epoch."""
         self.is_stopping = False
@@ -190,7 +180,7 @@ def when_quiet(history: History, status: Sequence[Mapping[str, Any]]) -> list[st
 
 
 def _counters(history: History) -> list[str]:
-    """A counter that rises lets its rule act, whatever is reloaded and whoever dies meanwhile."""
+    """A counter that rises lets its rule act, whatever is reloaded and whichever process dies meanwhile."""
     edited = {step.target for step in history.steps if step.do in ("edit", "reload", "SIGHUP")}
     if "counter" in edited or history.disk_was_full:
         return []
@@ -228,10 +218,10 @@ def _wanted(history: History, name: str, state: str) -> list[str]:
     if name not in history.kind.lasting:
         return []
     if name == "trap" and any(step.target == "trap" and step.value == "SIGTERM" for step in history.steps):
-        return []  # its rule judges this end, which nobody in the service has caused
+        return []  # its rule judges this exit, which the service has not caused
     stops = [other for other in history.commands if other.verb == "stop"]
     if not stops and state not in UP:
-        return [f"wanted: {name} is {state}, and nobody stopped it"]
+        return [f"wanted: {name} is {state}, without a stop by an operator"]
     has_started = command is not None and command.verb in ("start", "restart") and command.ok
     if command is not None and has_started and state not in UP and all(other.at < command.at for other in stops):
         return [f"wanted: {name} is {state} after an operator's {command.verb}"]

@@ -118,7 +118,7 @@ class Process:
 
 
 class Behaviour:
-    """How a program behaves. The default one sleeps for ever, and ends on SIGTERM."""
+    """How a program behaves. The default one sleeps until SIGTERM ends it."""
 
     def on_start(self, process: Process) -> None:
         """Begin: the program has been executed."""
@@ -382,7 +382,7 @@ class Machine:
         self.started_listeners: list[Callable[[Process], None]] = []
         self.ended_listeners: list[Callable[[Process], None]] = []
         self.events: list[str] = []
-        """What happened, one line each: the same for the same seed."""
+        """All events, one line each: the same for the same seed."""
         self.speed = 1.0
         """0: the kernel and the keeper do everything at once."""
         self.disk_is_full = False

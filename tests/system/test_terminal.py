@@ -1,4 +1,4 @@
-"""What a person sees of the running service: its output on a terminal, and what `status` knows."""
+"""The running service as a person sees it: its output on a terminal, and the answer of `status`."""
 
 import json
 import os

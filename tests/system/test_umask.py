@@ -1,8 +1,6 @@
 """The umask of the process that starts the service has no effect on what the service makes for its programs."""
 
-import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,15 +20,6 @@ user = "65534"
 namespaces = {{ mount = false, pid = false }}
 log = {{ stdout = "file" }}
 """
-
-
-@pytest.fixture
-def strict_umask() -> Iterator[None]:
-    umask = os.umask(0o077)
-    try:
-        yield
-    finally:
-        os.umask(umask)
 
 
 def mode(path: Path) -> str:

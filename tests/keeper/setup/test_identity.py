@@ -1,4 +1,4 @@
-"""What a program does not inherit: the groups and keys of the process that started the service."""
+"""A program does not inherit the groups and keys of the process that started the service."""
 
 import ctypes
 import os

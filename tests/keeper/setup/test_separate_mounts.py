@@ -1,4 +1,4 @@
-"""What of the host's mounts, shared memory and devices a program sees, and what of its own mounts the host sees."""
+"""A program sees some of the host's mounts, shared memory and devices; the host sees none of its mounts."""
 
 import os
 import subprocess
@@ -199,16 +199,6 @@ async def test_without_a_network_namespace_the_devices_are_the_hosts(harness: Ha
 
 
 # ---- modes
-
-
-@pytest.fixture
-def strict_umask() -> Iterator[None]:
-    """Start the keeper with a umask that lets nobody else in."""
-    umask = os.umask(0o077)
-    try:
-        yield
-    finally:
-        os.umask(umask)
 
 
 @pytest.mark.fault("C12")
