@@ -47,7 +47,7 @@ def _filesystem(path: str) -> str:
             mount_id = next((line.split()[1] for line in file if line.startswith("mnt_id:")), "")
     finally:
         os.close(fd)
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         for line in file:
             if line.split(" ", 1)[0] == mount_id:
                 return f"the file system {line.partition(' - ')[2].split(' ')[0]}"

@@ -93,9 +93,9 @@ class Host(NamedTuple):
 
         Raises CgroupError if the own cgroup has been removed.
         """
-        with open(mountinfo_path, encoding="utf-8", errors="surrogateescape") as file:
+        with open(mountinfo_path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             mounts = parse_mountinfo(file.read())
-        with open(own_cgroup_path, encoding="utf-8", errors="surrogateescape") as file:
+        with open(own_cgroup_path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             memberships = parse_memberships(file.read())
         for member in memberships:
             if member.path.endswith(" (deleted)"):

@@ -54,9 +54,12 @@ def _unescape(word: str) -> str:
 
 
 def parse_mountinfo(text: str) -> list[CgroupMount]:
-    """Return the cgroup mounts in /proc/self/mountinfo, in order. Other file systems are left out."""
+    """Return the cgroup mounts in /proc/self/mountinfo, in order. Other file systems are left out.
+
+    Only a newline ends a line: a mount point may contain any other separator, which the kernel does not escape.
+    """
     mounts = []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         before, separator, after = line.partition(" - ")
         fields, tail = before.split(" "), after.split(" ")
         if not separator or len(fields) < 6 or len(tail) < 3 or tail[0] not in ("cgroup", "cgroup2"):
@@ -84,10 +87,11 @@ _NOT_CONTROLLERS = frozenset(
 def parse_memberships(text: str) -> list[Membership]:
     """Parse the lines `id:controllers:path` of /proc/self/cgroup.
 
-    Named hierarchies have no controllers of their own. Raises ValueError for a line of another form.
+    Only a newline ends a line: the name of a cgroup may contain any other separator. Named hierarchies have no
+    controllers of their own. Raises ValueError for a line of another form.
     """
     memberships = []
-    for line in text.splitlines():
+    for line in text.removesuffix("\n").split("\n"):
         number, _, rest = line.partition(":")
         names, colon, path = rest.partition(":")
         if not colon or not path.startswith("/"):

@@ -1,9 +1,12 @@
 """Where the own cgroup is, from the texts that different kinds of host have in /proc."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nsupervisor.cgroups import Host
 from nsupervisor.cgroups.mounts import (
     CgroupMount,
     Hierarchy,
@@ -176,6 +179,19 @@ def test_spaces_in_mount_points_are_unescaped() -> None:
 def test_other_lines_than_the_kernels_are_refused() -> None:
     with pytest.raises(ValueError, match="not a line of"):
         parse_memberships("nonsense\n")
+
+
+@pytest.mark.fault("B9", "F4")
+@pytest.mark.parametrize("separator", ["\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028"])
+def test_only_a_newline_ends_a_line_of_mounts_and_cgroups(separator: str, tmp_path: Path) -> None:
+    """The kernel escapes a newline in a mount point, and refuses it in the name of a cgroup; not so the others."""
+    mountinfo, own = tmp_path / "mountinfo", tmp_path / "cgroup"
+    point, path = f"{tmp_path}/a{separator}b", f"/a{separator}0::/b"
+    mountinfo.write_text(f"31 24 0:27 / {point} rw - cgroup2 cgroup2 rw\n", newline="\n")
+    own.write_text(f"0::{path}\n", newline="\n")
+    host = Host.discover(str(mountinfo), str(own))
+    assert host.core is not None
+    assert host.core.directory == f"{point}{path}"
 
 
 names = st.text("abc.-", min_size=1, max_size=5).filter(lambda name: name.strip("."))

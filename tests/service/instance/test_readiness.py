@@ -40,6 +40,7 @@ def never(pid):
     raise AssertionError(f"refused process {pid}")
 
 
+@pytest.mark.fault("B9", "F4")
 def test_only_a_newline_separates_assignments():
     """READY=1 in a text with another separator, which a program passed on, counted as its own."""
     for separator in "\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029":
