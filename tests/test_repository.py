@@ -1,6 +1,8 @@
 """What holds for the repository as a whole: sizes, directions of imports, links, and that what tests need is known."""
 
 import ast
+import importlib
+import json
 import re
 import subprocess
 import sys
@@ -222,3 +224,32 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
 def test_changelog_has_an_unreleased_part_on_top() -> None:
     headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert headings[0] == "Unreleased"
+
+
+@pytest.mark.fault("E3")
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_tier_runs_once_and_its_failures_count(status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    runner_module = importlib.import_module("_test")
+    runs = tmp_path / "runs"
+
+    class Runner(runner_module.Runner):
+        def pytest(self, tier: str, *more: str) -> list[str]:
+            counts = json.dumps({"passed": 3, "failed": status, "failures": ["tests/test_some.py::test_one"] * status})
+            script = 'echo run >>"$1"; printf %s "$2" >"$3"; exit "$4"'
+            return ["sh", "-c", script, "sh", str(runs), counts, str(self.counts), str(status)]
+
+    with open(tmp_path / "output", "w") as output:
+        result = Runner([], False, tmp_path / "host", output).host()
+    assert runs.read_text() == "run\n"
+    assert (result.passed, result.failed, result.status) == (3, status, status)
+
+
+@pytest.mark.fault("E3")
+def test_no_plugin_or_option_runs_failed_tests_again() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    settings = project["project"]["optional-dependencies"]["dev"] + project["tool"]["pytest"]["ini_options"]["addopts"]
+    texts = [path.read_text() for path in tracked("scripts/test", "scripts/_test.py", "scripts/setup", ".ci/*")]
+    texts += [path.read_text() for path in tracked("tests/conftest.py", "tests/isolation.py")]
+    forbidden = re.compile(r"rerun|flaky|pytest-retry|--lf\b|--last-failed|--ff\b|--failed-first|runtestprotocol")
+    assert [found[0] for text in [*settings, *texts] if (found := forbidden.search(text))] == []

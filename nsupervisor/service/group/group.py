@@ -207,11 +207,11 @@ class Group:
         """Record a firing and run its notification, which concerns no member."""
         cause = attrs.evolve(firing.cause, group=self.name)
         more = {"dry_run": True} if firing.rule.dry_run else {}
-        record = {"action": firing.action, "cause": cause.to_record(), **more}
-        self._log("action", "warning", **record)
+        fields = {"timestamp": timestamp(), "action": firing.action, "cause": cause.to_record(), **more}
+        self._log("action", "warning", **fields)
         if not firing.rule.dry_run:
-            about = {"timestamp": timestamp(), "event": "action", "group": self.name}
-            problem = await run_notification(firing.action, firing.rule, {**about, **record})
+            head = {"timestamp": fields["timestamp"], "level": "warning", "event": "action", "group": self.name}
+            problem = await run_notification(firing.action, firing.rule, head | fields)
             if problem:
                 self._warn(f"{firing.rule.name}: {problem}")
 

@@ -3,12 +3,14 @@
 The members here do not have the service's lifecycle around them; so one of them can be made not to die.
 """
 
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import attrs
+import jsonschema
 import pytest
 import trio
 
@@ -18,6 +20,7 @@ from nsupervisor.config.model import GroupConfig as GroupConfig
 from nsupervisor.config.model import GroupRule, Resources, WorkloadConfig
 from nsupervisor.core.lifecycle import State
 from nsupervisor.core.rules.rules import Firing
+from nsupervisor.logs import schema
 from nsupervisor.service.group.group import Group
 from tests.cgroups.conftest import Programs, host, programs, tree, wait_until  # noqa: F401 - fixtures
 from tests.needs import needs
@@ -163,11 +166,15 @@ async def test_a_dry_run_names_whom_it_would_have_been_once(tree: Tree, programs
         assert it.journal.said == []
 
 
-async def test_an_exec_gets_the_groups_record(tree: Tree, programs: Programs, tmp_path: Any) -> None:  # noqa: F811
+@pytest.mark.fault("G10")
+async def test_an_exec_gets_the_groups_record_as_it_is_logged(tree: Tree, programs: Programs, tmp_path: Any) -> None:  # noqa: F811
     received = tmp_path / "received"
     command = ("sh", "-c", f"cat >{received}.new && mv {received}.new {received}")
     async with setting(tree, programs, rule(action="exec", victim=None, exec_=command)) as it:
         await it.until(received.exists)
-        assert '"group":"group/batch"' in received.read_text()
+        record = json.loads(received.read_text())
         assert it.acts() == []
-        assert it.journal.said[0]["cause"]["after"] == 6
+        (logged,) = [said for said in it.journal.said if said["event"] == "action"]
+        assert record == {**logged, "level": "warning"}
+        assert (record["group"], record["cause"]["after"]) == ("group/batch", 6)
+        jsonschema.validate(record, schema())

@@ -9,6 +9,7 @@ from nsupervisor.service.instance.log import InstanceLog
 from tests.logs.records import records
 
 
+@pytest.mark.fault("G10")
 @pytest.mark.parametrize(("name", "instance"), [("web", None), ("web@2", 2)])
 async def test_a_record_names_its_instance_and_is_returned_as_it_is_written(tmp_path, name, instance):
     """Programs and web servers that a rule notifies had other times than the log, and no level."""
