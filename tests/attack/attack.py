@@ -85,6 +85,7 @@ class Attack:
         self._recent: list[str] = []
         self._wrong: list[str] = []
         self._unix_is_full = threading.Event()
+        self._idle_sockets = 0
         self._over = threading.Event()
 
     def run(self) -> str:
@@ -98,9 +99,9 @@ class Attack:
                 poller.start()
             try:
                 until("the client with one connection is served", lambda: self.polls["one connection"], 60)
-                idle = self._descriptors("socket")
+                self._idle_sockets = self._descriptors("socket")
                 self._warm_up()
-                self._wait_for_rest("socket", idle)
+                self._wait_for_rest("socket", self._idle_sockets)
                 memory, descriptors = resident(self.process_pid), min(self._descriptors() for _ in range(20))
                 self._attack()
                 descriptors_after = self._wait_for_rest("", descriptors)
@@ -257,14 +258,10 @@ class Attack:
         self.floods += outcome
         demand(["the supervisor ended"] if self._dead() else self._wrong)
         if listener is self.unix:
-            until("new connections are served again", self._is_served)
+            # All of them, not only one: the next client would find this user's connections at their limit again.
+            self._wait_for_rest("socket", self._idle_sockets)
+            demand([] if self._client.status() else ["no status"])
             self._unix_is_full.clear()
-
-    def _is_served(self) -> bool:
-        try:
-            return bool(self._client.status())
-        except ClientError:
-            return False
 
     def _descriptors(self, kind: str = "") -> int:
         """Open files of the supervisor of one kind, or all of them but those of cgroups and pipes: the pool of pipes
