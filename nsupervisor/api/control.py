@@ -97,7 +97,7 @@ class Control(Protocol):
     def trace(
         self, names: Collection[str] | None, interval: float | None, seconds: float, max_bytes: float
     ) -> AbstractContextManager[AsyncIterator[bytes]]:
-        """Yield the lines of a trace of instances as they come; `docs/simulate.md` describes them.
+        """Yield the lines of a trace of instances as they come; `docs/internals.md` describes them.
 
         names: the instances; None: all. interval: seconds between two samples of all files that rules can refer to;
         None: no samples. The trace ends after `seconds`, or after about `max_bytes`.

@@ -79,7 +79,7 @@ ROUTES = (
         "trace",
         "GET",
         "/v1/trace",
-        "A trace of instances from now on, as it comes: one object per line (docs/simulate.md), for "
+        "A trace of instances from now on, as it comes: one object per line (docs/internals.md), for "
         "`nsupervisor simulate`.",
         query={
             "name": "A name or glob: only these. May be given several times.",

@@ -1,4 +1,4 @@
-"""Real collectors read the stream, configured as docs/collectors.md says; private paths, nothing of the system's."""
+"""Real collectors read the stream, configured as docs/logs.md says; private paths, nothing of the system's."""
 
 import json
 import os
@@ -21,8 +21,8 @@ LINES = [b"hello", 'quotes " and \\ and ä€🙂'.encode(), b"\xff\tcontrol \x1
 
 
 def configuration(language: str, **paths: Path) -> str:
-    """The configuration in docs/collectors.md, with each of its paths replaced."""
-    (text,) = re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "docs" / "collectors.md").read_text(), re.M | re.S)
+    """The configuration in docs/logs.md, with each of its paths replaced."""
+    (text,) = re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "docs" / "logs.md").read_text(), re.M | re.S)
     places = {
         "directory": "/var/log/nsupervisor/",
         "pipe": "/run/nsupervisor.stream",

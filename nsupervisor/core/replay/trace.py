@@ -21,7 +21,7 @@ Groups, and the host, have `limits`, `sample`, `seen` and `changed` lines, too, 
     {"t", "of", "outcome"}                      whether an action on a member has helped
 
 The `turn` and `event` lines contain their effects: `did`, a list of action records, and `life`, the state, generation
-and deadline. Only changed values are written, unless a file has other keys than before (`whole`). `docs/simulate.md`
+and deadline. Only changed values are written, unless a file has other keys than before (`whole`). `docs/internals.md`
 describes all of it.
 """
 
