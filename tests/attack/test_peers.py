@@ -236,6 +236,7 @@ report(sent)
 """
 
 
+@pytest.mark.fault("A7")
 @pytest.mark.parametrize("user", ["root", "nobody"])
 async def test_no_workload_speaks_for_another_one_of_its_user(place: Path, user: str) -> None:
     """They have the same user, and the attacker sees the other's environment."""
@@ -256,6 +257,7 @@ async def test_no_workload_speaks_for_another_one_of_its_user(place: Path, user:
         assert not [r for r in it.records if r["event"] == "status"]
 
 
+@pytest.mark.fault("A7")
 async def test_its_own_helpers_speak_for_a_workload(place: Path) -> None:
     """Also one that has ended before its message is read."""
     script = "sleep 1000 & python3 -c '$0' & exec sleep 1000"

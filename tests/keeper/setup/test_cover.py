@@ -67,6 +67,7 @@ _SEND = 'import socket, sys; socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).se
 SEND = f"python3 -c '{_SEND}'"
 
 
+@pytest.mark.fault("A7")
 @pytest.mark.fault("A4")
 @WAYS
 async def test_only_the_own_socket_is_there(harness: Harness, place: Place, spec: dict) -> None:

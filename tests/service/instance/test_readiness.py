@@ -65,6 +65,7 @@ async def test_a_message_comes_with_its_sender(directory, path):
     assert os.listdir(directory) == []
 
 
+@pytest.mark.fault("A7")
 async def test_a_message_of_another_workload_is_dropped(path):
     refused = []
     with notify_socket(path, None) as ours, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs:
@@ -75,6 +76,7 @@ async def test_a_message_of_another_workload_is_dropped(path):
     assert refused == [os.getpid()]
 
 
+@pytest.mark.fault("A7")
 async def test_what_waited_while_no_service_ran_counts_by_its_socket(path):
     """Its sender may be gone, and its pid may be another process."""
     with notify_socket(path, None) as first, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs:
