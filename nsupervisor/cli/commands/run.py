@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 
@@ -15,6 +17,7 @@ def run(supervise_self: bool, trial: bool, config: str) -> int:
     The first signal stops them in order, a second one kills the rest. Works as the first process of a container.
     Workloads that a supervisor has left running when it died are taken over.
     """
+    config = _absolute(config)
     if supervise_self:
         from nsupervisor.cli.supervise_self import respawn
 
@@ -26,3 +29,14 @@ def run(supervise_self: bool, trial: bool, config: str) -> int:
 
         return show(config)
     return main(config)
+
+
+def _absolute(path: str) -> str:
+    """Return the path from the root, so that it names the same place after the working directory has been replaced.
+
+    `..` stays as it is: after a link it is not the directory before.
+    """
+    try:
+        return os.path.join(os.getcwd(), path)
+    except FileNotFoundError:  # the working directory has been removed: then a relative path names nothing
+        return path
