@@ -3,9 +3,10 @@
 import os
 import socket as stdlib_socket
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import attrs
 import trio
@@ -25,6 +26,8 @@ class NotifySocket:
 
     path: Path
     socket: trio.socket.SocketType
+    receive_now: Callable[[int, int], tuple[bytes, list[tuple[int, int, bytes]], int, Any]]
+    """`recvmsg` of the same socket without waiting. Raises BlockingIOError if no message waits."""
     backlog: deque[bytes] = attrs.field(factory=deque)
 
 
@@ -64,7 +67,7 @@ def notify_socket(path: Path, owner: tuple[int, int] | None, fd: int = -1) -> It
         try:
             if owner is not None and fd < 0:
                 os.chown(path, *owner)
-            yield NotifySocket(path, trio.socket.from_stdlib_socket(ours), backlog)
+            yield NotifySocket(path, trio.socket.from_stdlib_socket(ours), ours.recvmsg, backlog)
         finally:
             path.unlink(missing_ok=True)
             if path.name == SOCKET:

@@ -30,14 +30,16 @@ class Outcome(enum.Enum):
     """The workload did not start or stop within its time limit."""
     WATCHDOG = "watchdog"
     """The program stopped sending watchdog notifications."""
+    PROTOCOL = "protocol"
+    """The program exited cleanly without the report that completes its start (systemd.exec(5), "$SERVICE_RESULT")."""
 
 
 RESTARTED_OUTCOMES: dict[str, frozenset[Outcome]] = {
     "no": frozenset(),
     "always": frozenset(Outcome),
     "on-success": frozenset({Outcome.SUCCESS}),
-    "on-failure": frozenset({Outcome.EXIT_CODE, Outcome.SIGNAL, Outcome.TIMEOUT, Outcome.WATCHDOG}),
-    "on-abnormal": frozenset({Outcome.SIGNAL, Outcome.TIMEOUT, Outcome.WATCHDOG}),
+    "on-failure": frozenset(Outcome) - {Outcome.SUCCESS},
+    "on-abnormal": frozenset({Outcome.SIGNAL, Outcome.TIMEOUT, Outcome.WATCHDOG, Outcome.PROTOCOL}),
     "on-watchdog": frozenset({Outcome.WATCHDOG}),
 }
 

@@ -309,6 +309,8 @@ def exited(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Work
     """Record the exit; ask the processes that the program left to stop too, else this generation is dead."""
     assert isinstance(input_, Exited)
     was_frozen, was_stopping = lifecycle.state is State.FROZEN, lifecycle.state is State.STOPPING
+    if exit_outcome(lifecycle, input_.exit, workload) is Outcome.PROTOCOL:
+        lifecycle = attrs.evolve(lifecycle, fault_outcome=Outcome.PROTOCOL)
     lifecycle = attrs.evolve(lifecycle, exit=input_.exit)
     if not input_.populated:
         lifecycle, actions = _choose_next(lifecycle, instant, workload)
@@ -390,6 +392,8 @@ _UNKILLABLE = (
     "often for a disk or a network file system; nothing new starts until it is gone"
 )
 
+_EXITED_BEFORE_READY = '{} before it was ready: with type = "notify" its start is complete when it sends READY=1'
+
 
 def adopt_generation(
     lifecycle: Lifecycle, generation: int, reason: str, instant: Instant, workload: WorkloadConfig
@@ -422,6 +426,19 @@ def stopped_by_shutdown(lifecycle: Lifecycle) -> bool:
 def reports_readiness(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
     """Check whether the program itself reports when it is ready; until then its start is not complete."""
     return (lifecycle.started_type or workload.type) == "notify"
+
+
+def exit_outcome(lifecycle: Lifecycle, exit_: Exit, workload: WorkloadConfig) -> Outcome:
+    """Classify an exit for the restart policy. `lifecycle` is the one before the exit, or later in this generation.
+
+    A program that ends by itself, cleanly, before it has reported that it is ready has failed, as in systemd.
+    """
+    if lifecycle.fault_outcome is not None:
+        return lifecycle.fault_outcome
+    outcome = exit_.outcome(workload.success_exit_status)
+    state = lifecycle.state_before_freeze if lifecycle.state is State.FROZEN else lifecycle.state
+    is_incomplete = state in (State.STARTING, State.RUNNING) and reports_readiness(lifecycle, workload)
+    return Outcome.PROTOCOL if outcome is Outcome.SUCCESS and is_incomplete else outcome
 
 
 def is_up(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
@@ -505,13 +522,14 @@ def _choose_next(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfi
         return _spawn(
             attrs.evolve(lifecycle, recent_starts=(), consecutive_failures=0), instant, workload, lifecycle.reason
         )
-    outcome = lifecycle.fault_outcome or exit_.outcome(workload.success_exit_status)
-    # The supervisor's own reason says more than the exit: "not ready within 30 s", not "killed by SIGTERM".
-    reason = (
-        lifecycle.reason
-        if lifecycle.fault_outcome or lifecycle.sigkill_sent or lifecycle.after_stop is AfterStop.BACKOFF
-        else str(exit_)
-    )
+    outcome = exit_outcome(lifecycle, exit_, workload)
+    if lifecycle.fault_outcome is Outcome.PROTOCOL:
+        reason = _EXITED_BEFORE_READY.format(exit_)
+    elif lifecycle.fault_outcome or lifecycle.sigkill_sent or lifecycle.after_stop is AfterStop.BACKOFF:
+        # The supervisor's own reason says more than the exit: "not ready within 30 s", not "killed by SIGTERM".
+        reason = lifecycle.reason
+    else:
+        reason = str(exit_)
     if lifecycle.after_stop is AfterStop.BACKOFF or outcome in RESTARTED_OUTCOMES[workload.restart]:
         return _back_off(lifecycle, instant, workload, reason)
     return attrs.evolve(

@@ -8,12 +8,12 @@ from __future__ import annotations
 from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.core.events import Exited, Input
 from nsupervisor.core.exits import Exit
-from nsupervisor.core.lifecycle import AfterStop, Lifecycle
+from nsupervisor.core.lifecycle import AfterStop, Lifecycle, exit_outcome
 
 EXIT_KINDS = ("code", "signal", "oom", "failure")
 """How a generation ends: with an exit code, by a signal, by the OOM killer, or without being executed ("failure")."""
 
-RESTART_CAUSES = ("exit-code", "signal", "oom", "failure", "timeout", "watchdog", "success", "rule")
+RESTART_CAUSES = ("exit-code", "signal", "oom", "failure", "timeout", "watchdog", "protocol", "success", "rule")
 """Why the supervisor restarts an instance: the values of `nsupervisor.core.exits.Outcome`, with "oom" and "failure"
 separate from other signals and exit codes. "rule" is a restart by a policy rule, however the program then ended."""
 
@@ -78,8 +78,6 @@ def restart_cause(before: Lifecycle, exit_: Exit | None, workload: WorkloadConfi
     on it."""
     if before.after_stop is AfterStop.BACKOFF:
         return "rule"
-    if before.fault_outcome is not None:
-        return before.fault_outcome.value
     assert exit_ is not None, "a program that has not ended is not restarted"
-    kind = exit_kind(exit_)
-    return kind if kind in ("oom", "failure") else exit_.outcome(workload.success_exit_status).value
+    outcome, kind = exit_outcome(before, exit_, workload), exit_kind(exit_)
+    return kind if before.fault_outcome is None and kind in ("oom", "failure") else outcome.value

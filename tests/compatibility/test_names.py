@@ -11,7 +11,7 @@ import pytest
 
 from nsupervisor.config.model import GroupRule, Resources, Rule
 from nsupervisor.config.schema import schema
-from nsupervisor.core import events
+from nsupervisor.core import events, lifecycle
 from nsupervisor.core.lifecycle import Lifecycle
 from nsupervisor.core.records import COMMAND_NAMES
 from nsupervisor.core.reload.differences import Change
@@ -123,9 +123,15 @@ def test_what_has_no_wire_name_is_not_written():
 
 
 def test_traces_are_written_byte_for_byte_as_0_1_0_wrote_them(monkeypatch):
-    # Two decisions have changed since, and are undone here: rules judged an exit that the supervisor had caused, and
-    # a group's rule froze a frozen member again. The traces with them are others, in the same form.
+    # Three decisions have changed since, and are undone here: rules judged an exit that the supervisor had caused, a
+    # group's rule froze a frozen member again, and a clean exit before READY=1 was a success. The traces with them are
+    # others, in the same form.
     monkeypatch.setattr(Lifecycle, "is_ending_program", False)
+    monkeypatch.setattr(
+        lifecycle,
+        "exit_outcome",
+        lambda before, exit_, workload: before.fault_outcome or exit_.outcome(workload.success_exit_status),
+    )
     monkeypatch.setattr(random_groups, "Candidate", lambda *values: Candidate(*values[:6]))
     for path in sorted((DATA / "traces").glob("seed-*.jsonl")):
         written = a_trace(int(path.stem.partition("-")[2]))[1]

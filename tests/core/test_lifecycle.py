@@ -179,6 +179,43 @@ def test_notify_must_become_ready_in_its_time():
     assert run.lifecycle.deadline is None
 
 
+@pytest.mark.fault("B6")
+@pytest.mark.parametrize("exit_", [OK, Exit(signal=signal.SIGTERM)])
+def test_a_program_that_ends_before_it_is_ready_has_failed(exit_):
+    """Exit code 0 before READY=1 was a success, and what required it was refused with "exit code 0"."""
+    run = Run(type="notify", restart="no").up()
+    assert run.dies(exit_).state is State.FAILED
+    assert run.lifecycle.reason.startswith(f"{exit_} before it was ready")
+    assert run.lifecycle.fault_outcome is Outcome.PROTOCOL
+    run = Run(type="notify", restart="on-failure").up()
+    assert run.dies(exit_, populated=True).state is State.STOPPING
+    assert run.fact(events.Emptied).state is State.BACKOFF
+    assert "before it was ready" in run.lifecycle.reason
+
+
+@pytest.mark.fault("B6")
+def test_other_ends_of_a_notify_program_are_what_they_were():
+    for restart, state in (("no", State.EXITED), ("always", State.BACKOFF)):
+        run = Run(type="notify", restart=restart).up()
+        run.fact(events.Ready)
+        assert run.dies(OK).state is state, "it has been ready"
+        assert run.lifecycle.fault_outcome is None
+    run = Run(type="notify").up()
+    run.fact(events.Ready)
+    run(events.Freeze())
+    assert run.dies(OK).state is State.EXITED, "it has been ready before it was frozen"
+    run = Run(type="notify").up()
+    run(events.Stop())
+    assert run.dies(OK).state is State.STOPPED, "its stop was requested"
+    run = Run(type="notify", restart="on-watchdog").up()
+    run.dies(CRASH)
+    assert run.lifecycle.reason == "exit code 1"
+    run = Run(type="notify", timeout_start_sec=4.0, restart="on-watchdog").up()
+    run(events.Timeout(), after=4)
+    run.dies(OK)
+    assert run.lifecycle.reason == "not ready within 4 s"
+
+
 def test_a_freeze_while_it_starts_is_done_once_it_runs():
     """A rule on a counter may fire while the program is being set up; that freeze was lost."""
     run = Run()
@@ -236,10 +273,10 @@ def test_a_hanging_program_is_aborted_and_restarted_on_watchdog():
     ("policy", "restarting"),
     [
         ("no", set()),
-        ("always", {"ok", "crash", "kill", "timeout", "watchdog"}),
+        ("always", {"ok", "crash", "kill", "timeout", "watchdog", "protocol"}),
         ("on-success", {"ok"}),
-        ("on-failure", {"crash", "kill", "timeout", "watchdog"}),
-        ("on-abnormal", {"kill", "timeout", "watchdog"}),
+        ("on-failure", {"crash", "kill", "timeout", "watchdog", "protocol"}),
+        ("on-abnormal", {"kill", "timeout", "watchdog", "protocol"}),
         ("on-watchdog", {"watchdog"}),
     ],
 )
@@ -250,6 +287,7 @@ def test_restart_policies_answer_what_systemd_says_they_answer(policy, restartin
         "kill": (KILLED, None),
         "timeout": (OK, Outcome.TIMEOUT),
         "watchdog": (OK, Outcome.WATCHDOG),
+        "protocol": (OK, Outcome.PROTOCOL),
     }
     for name, (exit_, fault) in ends.items():
         run = Run(restart=policy).up()

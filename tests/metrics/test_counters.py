@@ -89,6 +89,16 @@ def test_what_we_ended_ourselves_is_counted_for_what_it_did_wrong():
     assert it.counters.restarts == {"watchdog": 1}
 
 
+@pytest.mark.fault("B6")
+@pytest.mark.parametrize("restart_sec", [0.0, 1.0])
+def test_an_exit_before_the_program_is_ready_is_a_protocol_failure(restart_sec):
+    it = Lived(type="notify", restart_sec=restart_sec)
+    it.run()
+    it.end(Exit(code=0))
+    it.wait()
+    assert it.counters.restarts == {"protocol": 1}
+
+
 def test_an_operators_restart_and_late_news_count_nothing():
     it = Lived()
     it.run()

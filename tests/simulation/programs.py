@@ -3,6 +3,7 @@
 exit=CODE@SECONDS       ends by itself after this time
 term=CODE@SECONDS       ends with this code, so long after SIGTERM
 deaf                    ignores all signals that can be ignored
+status=NUMBER           sends so many STATUS= messages at its start
 ready=SECONDS           sends READY=1 after this time
 watchdog=SECONDS        sends WATCHDOG=1 at this interval, from the start
 forks=NUMBER@SECONDS    forks so many processes, which outlive it
@@ -36,14 +37,16 @@ class Program(Behaviour):
 
     def on_start(self, process: Process) -> None:
         """Begin: the program has been executed."""
-        if (exit_ := self._pair("exit")) is not None:
-            process.after(exit_[1], lambda: process.end(exit_[0] << 8))
+        for number in range(int(self._options.get("status", 0))):
+            self.notify(process, f"STATUS={number}")
         if (forks := self._pair("forks")) is not None:
             process.after(forks[1], lambda: self._fork(process, forks[0]))
         if "ready" in self._options:
             process.after(float(self._options["ready"]), lambda: self.notify(process, "READY=1"))
         if "watchdog" in self._options:
             self._keep_alive(process, float(self._options["watchdog"]))
+        if (exit_ := self._pair("exit")) is not None:
+            process.after(exit_[1], lambda: process.end(exit_[0] << 8))
         for number in range(int(self._options.get("lines", 0))):
             process.machine.write_output(process, b"count %d\n" % (number + 1))
 

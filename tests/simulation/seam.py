@@ -390,6 +390,11 @@ class _Socket:
         await trio.lowlevel.checkpoint()
         while not self._socket.queue:
             await self._socket.changed.park()
+        return self.receive_now(size, ancillary_size)
+
+    def receive_now(self, size: int, _ancillary_size: int) -> tuple[bytes, list[tuple[int, int, bytes]], int, None]:
+        if not self._socket.queue:
+            raise BlockingIOError
         self._life.call("recvmsg")
         data, pid = self._socket.queue.popleft()
         credentials = stdlib_socket.SOL_SOCKET, stdlib_socket.SCM_CREDENTIALS, _UCRED.pack(pid, 0, 0)
@@ -440,7 +445,8 @@ def kernel(life: Life, read_config: Any) -> Kernel:
             ours = machine.sockets[str(path)] = machines.DatagramSocket(str(path))
             fd = life.add_fd(ours)
         try:
-            yield NotifySocket(Path(ours.path), _Socket(life, fd), backlog)  # type: ignore[arg-type]
+            socket = _Socket(life, fd)
+            yield NotifySocket(Path(ours.path), socket, socket.receive_now, backlog)  # type: ignore[arg-type]
         finally:
             if not life.is_dead:
                 if machine.sockets.get(ours.path) is ours:

@@ -332,9 +332,11 @@ class Actor:
             await self.context.keeper.acknowledge(ended.id)
             return
         self.log.hold()  # start the next generation first, and write the records afterwards
+        generation = self.lifecycle.generation
+        if self.program.read_notifications():  # its message may be unread, or behind this one in the mailbox
+            await self._on_event(events.Ready(generation))
         self.observer.read_counters()
         await self._run_pending()
-        generation = self.lifecycle.generation
         exit_ = self.report_exit(ended.status, ended.failure)
         if exit_.setup_failure is None:
             self.observer.program_exited(exit_)

@@ -15,7 +15,7 @@ from nsupervisor.core.lifecycle import Lifecycle, reports_readiness
 from nsupervisor.keeper.messages import Child, Spawned
 from nsupervisor.notify_socket import socket_path
 from nsupervisor.service.context import ServiceContext
-from nsupervisor.service.instance.readiness import host_owner, watch_readiness
+from nsupervisor.service.instance.readiness import NotificationReader, host_owner
 from nsupervisor.service.instance.spawn_spec import cover, environment_file_variables, spawn_inputs, spawn_spec
 from nsupervisor.service.instance.users import IdentityError
 from nsupervisor.service.state.file import InstanceCheckpoint, Process, ProcessRef
@@ -32,7 +32,7 @@ class Program:
     instance: int | None
     context: ServiceContext
     on_notification: Callable[[int, str, str], None]
-    """Receives the generation and a report of `watch_readiness`."""
+    """Receives the generation and a report of `NotificationReader`."""
     on_status: Callable[[int, str, int], None]
     """Receives the generation and a status text, as `StatusTexts` reports it."""
     pid: int | None = attrs.field(init=False, default=None)
@@ -52,6 +52,8 @@ class Program:
     _pipe_inodes: tuple[int, int] = attrs.field(init=False, default=(0, 0))
     _notify_fd: int = attrs.field(init=False, default=-1)
     """The notify socket, or -1."""
+    _notifications: NotificationReader | None = attrs.field(init=False, default=None)
+    """Reads the notify socket; None if there is none."""
     _notify_resources: contextlib.ExitStack = attrs.field(init=False, factory=contextlib.ExitStack)
     """The notify socket and the task that reads it."""
 
@@ -120,7 +122,17 @@ class Program:
     def close_notify_socket(self) -> None:
         """Close the notify socket, if there is one."""
         self._notify_resources.close()
-        self._notify_fd = -1
+        self._notify_fd, self._notifications = -1, None
+
+    def read_notifications(self) -> bool:
+        """Handle the notify messages that have arrived; return whether the program has ever reported that it is ready.
+
+        For the time of its exit, which may be reported before the task that reads the socket has run.
+        """
+        if self._notifications is None:
+            return False
+        self._notifications.read_waiting()
+        return self._notifications.is_ready
 
     def _open_notify_socket(
         self,
@@ -141,15 +153,10 @@ class Program:
         self._notify_resources.callback(scope.cancel)
         on_notification, on_status = partial(self.on_notification, generation), partial(self.on_status, generation)
         tree, is_part_of = self.context.keeper.tree, self.context.kernel.is_part_of
-        self.context.nursery.start_soon(
-            watch_readiness,
-            ours,
-            scope,
-            watchdog_sec,
-            on_notification,
-            on_status,
-            lambda pid: is_part_of(pid, self.name, tree),
+        self._notifications = NotificationReader(
+            ours, watchdog_sec, on_notification, on_status, lambda pid: is_part_of(pid, self.name, tree)
         )
+        self.context.nursery.start_soon(self._notifications.run, scope)
         variables = {"NOTIFY_SOCKET": str(ours.path)}
         if watchdog_sec:
             variables["WATCHDOG_USEC"] = str(round(watchdog_sec * 1e6))
@@ -177,10 +184,8 @@ class Program:
         """
         self.pid = child.program_pid or child.pid
         self._pipe_inodes = self._inodes(child.stdout, child.stderr)
-        if child.notify >= 0 and child.status is None:
+        if child.notify >= 0:  # also of a program that has ended: it may have reported before that it was ready
             self._open_notify_socket(generation, self._watchdog_in_force(workload), fd=child.notify)
-        else:
-            self.close(child.notify)
         if child.program_pid is None:
             self.forget_process()
             return False

@@ -14,8 +14,10 @@ import math
 import socket as stdlib_socket
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
+import attrs
 import trio
 
 from nsupervisor.keeper.setup.spec import host_id
@@ -46,10 +48,16 @@ async def receive(ours: NotifySocket, is_own: Sender, refuse: Callable[[int], No
         if ours.backlog:
             return parse(ours.backlog.popleft())
         data, ancillary, _, _ = await ours.socket.recvmsg(MAX_DATAGRAM_BYTES, _ANCILLARY)
-        pid = _sender(ancillary)
-        if pid <= 0 or is_own(pid):  # 0: sent before SO_PASSCRED was set, or from a PID namespace that is not visible
+        if _counts(ancillary, is_own, refuse):
             return parse(data)
-        refuse(pid)
+
+
+def _counts(ancillary: list[tuple[int, int, bytes]], is_own: Sender, refuse: Callable[[int], None]) -> bool:
+    pid = _sender(ancillary)
+    if pid <= 0 or is_own(pid):  # 0: sent before SO_PASSCRED was set, or from a PID namespace that is not visible
+        return True
+    refuse(pid)
+    return False
 
 
 def _sender(ancillary: list[tuple[int, int, bytes]]) -> int:
@@ -59,50 +67,71 @@ def _sender(ancillary: list[tuple[int, int, bytes]]) -> int:
     return 0
 
 
-async def watch_readiness(
-    ours: NotifySocket,
-    scope: trio.CancelScope,
-    watchdog_sec: float,
-    on_notification: Callable[[str, str], None],
-    on_status: Callable[[str, int], None],
-    is_own: Sender = lambda pid: True,
-) -> None:
-    """Pass reports of the program to `on_notification` until `scope` is cancelled.
+@attrs.define(eq=False)
+class NotificationReader:
+    """Reads the messages of one generation.
 
-    The reports are ("READY", "") and ("WATCHDOG", reason). The last one means that the program triggered the watchdog
-    itself, or sent no keep-alive for `watchdog_sec` (0: none required). At most once a minute there is also
+    `on_notification` receives ("READY", "") and ("WATCHDOG", reason). The last one means that the program triggered the
+    watchdog itself, or sent no keep-alive for `watchdog_sec` (0: none required). At most once a minute it also receives
     ("REFUSED", text), for messages of other processes. `on_status` receives status texts as `StatusTexts` reports them.
     """
-    limit = watchdog_sec or math.inf
-    silent_until = -math.inf
 
-    def refuse(pid: int) -> None:
-        nonlocal silent_until
-        if trio.current_time() >= silent_until:
-            silent_until = trio.current_time() + REFUSALS_INTERVAL_S
-            on_notification("REFUSED", f"ignored a message of process {pid}, which is not part of this workload")
+    socket: NotifySocket
+    watchdog_sec: float
+    on_notification: Callable[[str, str], None]
+    on_status: Callable[[str, int], None]
+    is_own: Sender = lambda pid: True
+    is_ready: bool = attrs.field(init=False, default=False)
+    """Whether the program has sent READY=1."""
+    _statuses: StatusTexts | None = attrs.field(init=False, default=None)
+    _watchdog: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
+    _silent_until: float = attrs.field(init=False, default=-math.inf)
 
-    with scope:
-        async with trio.open_nursery() as nursery:
-            statuses = StatusTexts(nursery, on_status)
-            try:
-                while True:
-                    # The time limit restarts with each WATCHDOG=1, and only with that.
-                    with trio.move_on_after(limit) as watchdog:
-                        while True:
-                            assignments = await receive(ours, is_own, refuse)
-                            if assignments.get("READY") == "1":
-                                on_notification("READY", "")
-                            if "STATUS" in assignments:
-                                statuses.offer(assignments["STATUS"])
-                            if assignments.get("WATCHDOG") == "trigger":
-                                on_notification("WATCHDOG", "said WATCHDOG=trigger")
-                            elif assignments.get("WATCHDOG") == "1":
-                                break
-                    if watchdog.cancelled_caught:
-                        on_notification("WATCHDOG", f"no WATCHDOG=1 for {limit:g} s")
-            finally:
-                statuses.flush()  # a program often says at its end why it ends
+    async def run(self, scope: trio.CancelScope) -> None:
+        """Read until `scope` is cancelled."""
+        limit = self.watchdog_sec or math.inf
+        with scope:
+            async with trio.open_nursery() as nursery:
+                self._statuses = StatusTexts(nursery, self.on_status)
+                try:
+                    while True:
+                        # The time limit restarts with each WATCHDOG=1, and only with that.
+                        with trio.move_on_after(limit) as self._watchdog:
+                            while True:
+                                self._handle(await receive(self.socket, self.is_own, self._refuse))
+                        if self._watchdog.cancelled_caught:
+                            self.on_notification("WATCHDOG", f"no WATCHDOG=1 for {limit:g} s")
+                finally:
+                    self._statuses.flush()  # a program often says at its end why it ends
+
+    def read_waiting(self) -> None:
+        """Handle the messages that have arrived, without waiting for more.
+
+        Race: a program that sends READY=1 and exits may be reported as exited before the reading task runs.
+        """
+        while self.socket.backlog:
+            self._handle(parse(self.socket.backlog.popleft()))
+        with suppress(OSError):  # BlockingIOError: no message waits
+            while True:
+                data, ancillary, _, _ = self.socket.receive_now(MAX_DATAGRAM_BYTES, _ANCILLARY)
+                if _counts(ancillary, self.is_own, self._refuse):
+                    self._handle(parse(data))
+
+    def _handle(self, assignments: Mapping[str, str]) -> None:
+        if assignments.get("READY") == "1":
+            self.is_ready = True
+            self.on_notification("READY", "")
+        if "STATUS" in assignments and self._statuses is not None:
+            self._statuses.offer(assignments["STATUS"])
+        if assignments.get("WATCHDOG") == "trigger":
+            self.on_notification("WATCHDOG", "said WATCHDOG=trigger")
+        elif assignments.get("WATCHDOG") == "1" and self.watchdog_sec:
+            self._watchdog.deadline = trio.current_time() + self.watchdog_sec
+
+    def _refuse(self, pid: int) -> None:
+        if trio.current_time() >= self._silent_until:
+            self._silent_until = trio.current_time() + REFUSALS_INTERVAL_S
+            self.on_notification("REFUSED", f"ignored a message of process {pid}, which is not part of this workload")
 
 
 def host_owner(spec: Mapping[str, Any]) -> tuple[int, int] | None:

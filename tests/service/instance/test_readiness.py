@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from nsupervisor.notify_socket import notify_socket, socket_path
-from nsupervisor.service.instance.readiness import host_owner, parse, receive, watch_readiness
+from nsupervisor.service.instance.readiness import NotificationReader, host_owner, parse, receive
 from nsupervisor.service.instance.status_texts import REPORT_INTERVAL_S
 from tests.needs import needs
 from tests.timing import deadline
@@ -98,9 +98,8 @@ async def test_refusals_are_said_once_a_minute(path, autojump_clock):
     with notify_socket(path, None) as ours, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs:
         async with trio.open_nursery() as nursery:
             scope = trio.CancelScope()
-            nursery.start_soon(
-                watch_readiness, ours, scope, 0, lambda *what: said.append(what), never, lambda pid: False
-            )
+            reader = NotificationReader(ours, 0, lambda *what: said.append(what), never, lambda pid: False)
+            nursery.start_soon(reader.run, scope)
             for _ in range(3):
                 theirs.sendto(b"READY=1", str(path))
             await trio.testing.wait_all_tasks_blocked()
@@ -155,6 +154,24 @@ def test_the_owner_on_the_host_follows_the_mappings():
     assert host_owner(spec(33, None, [[0, 100000, 65536]])) == (100033, 100000)
 
 
+@pytest.mark.fault("B6")
+async def test_messages_that_no_task_has_read_are_read_at_the_exit(path):
+    """The exit of a program that sends READY=1 and exits may be reported before the task has run."""
+    said, statuses, answers = [], [], iter((True, False))
+    with notify_socket(path, None) as ours, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs:
+        ours.backlog.append(b"STATUS=lost with the task")
+        reader = NotificationReader(
+            ours, 0, lambda *what: said.append(what), lambda *status: statuses.append(status), lambda _: next(answers)
+        )
+        reader.read_waiting()
+        assert not reader.is_ready
+        theirs.sendto(b"READY=1", str(path))
+        theirs.sendto(b"WATCHDOG=trigger", str(path))
+        reader.read_waiting()
+        assert reader.is_ready
+    assert [kind for kind, _ in said] == ["READY", "REFUSED"]
+
+
 # ---- status texts
 
 
@@ -164,7 +181,8 @@ def statuses(nursery, path, scope):
     reports = []
     with notify_socket(path, None) as ours, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs:
         theirs.connect(str(path))
-        nursery.start_soon(watch_readiness, ours, scope, 0, never, lambda *report: reports.append(report))
+        reader = NotificationReader(ours, 0, never, lambda *report: reports.append(report))
+        nursery.start_soon(reader.run, scope)
         yield theirs, reports
 
 
