@@ -434,7 +434,8 @@ class WorkloadConfig(Table):
         metadata=key(Choice.of(WorkloadType), "runs; runs and sends READY=1; or is done when it exits"),
     )
     watchdog_sec: float = field(
-        default=0.0, metadata=key(kinds.DURATION, "it must send WATCHDOG=1 at least this often; 0: not required")
+        default=0.0,
+        metadata=key(kinds.DURATION, "once started, it must send WATCHDOG=1 at least this often; 0: not required"),
     )
     requires: tuple[str, ...] = field(
         default=(), metadata=key(ListOf(kinds.NAME), "starts after these are ready, and stops before them", live=True)

@@ -428,6 +428,15 @@ def reports_readiness(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
     return (lifecycle.started_type or workload.type) == "notify"
 
 
+def is_watchdog_active(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
+    """Check whether the program must send keep-alives: its start is complete, and it is not frozen or stopping.
+
+    Until then `timeout_start_sec` limits it. The first period begins when this becomes true, as in systemd.
+    """
+    runs = lifecycle.state is State.RUNNING and not reports_readiness(lifecycle, workload)
+    return runs or lifecycle.state is State.READY
+
+
 def exit_outcome(lifecycle: Lifecycle, exit_: Exit, workload: WorkloadConfig) -> Outcome:
     """Classify an exit for the restart policy. `lifecycle` is the one before the exit, or later in this generation.
 

@@ -1,7 +1,7 @@
 """Programs that report their readiness with sd_notify(3), in many orders of the tasks of the service."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -57,3 +57,68 @@ def test_a_program_that_ends_before_it_is_ready_is_failed() -> None:
     text = f'[workload.mute]\ncommand = ["program", "exit=0@0"]\ntype = "notify"\nrestart = "no"\n{COMMON}'
     state, reason = list(states(serve(0, text, 3.0)))[-1]
     assert (state, reason.partition(":")[0]) == ("failed", "exit code 0 before it was ready")
+
+
+HUNG = """
+[workload.hung]
+command = ["program", "ready={ready}"]
+type = "{type}"
+watchdog_sec = "2s"
+timeout_start_sec = "30s"
+restart = "no"
+"""
+NO_KEEP_ALIVE = "no WATCHDOG=1 for 2 s"
+
+
+@pytest.mark.fault("B8", "F1")
+def test_the_watchdog_begins_when_the_program_is_ready() -> None:
+    """A program that needed longer than `watchdog_sec` to become ready got SIGABRT."""
+    text = HUNG.format(ready=5, type="notify") + COMMON
+    expected = ["starting", "running", "ready", "stopping", "failed"]
+    assert [state for state, _ in states(serve(0, text, 20.0))] == expected
+
+
+@pytest.mark.fault("B8", "F1")
+def test_the_watchdog_of_a_program_that_reports_nothing_begins_when_it_runs() -> None:
+    text = HUNG.format(ready=50, type="simple") + COMMON
+    assert [state for state, _ in states(serve(0, text, 20.0))] == ["starting", "running", "stopping", "failed"]
+
+
+@pytest.mark.fault("F1")
+def test_the_start_time_limit_ends_a_program_that_never_is_ready() -> None:
+    text = HUNG.format(ready=50, type="notify").replace("30s", "7s") + COMMON
+    assert ("stopping", "not ready within 7 s") in states(serve(0, text, 20.0))
+
+
+@pytest.mark.fault("F2")
+@pytest.mark.parametrize("crash_at", [0.0, 3.0])
+def test_a_thawed_program_has_a_full_watchdog_period(crash_at: float) -> None:
+    """The period went on while the program was frozen."""
+    times: dict[str, float] = {}
+    site = Site(0, HUNG.format(ready=0, type="notify") + COMMON)
+    site.machine.speed = 0.0
+
+    def on_record(event: str, fields: Mapping[str, Any]) -> None:
+        if event == "state":
+            times[f"{fields['from']}-{fields['to']}"] = site.machine.now
+
+    def run(commands: list[tuple[float, str]], then: Callable[[Service], None], seconds: float = 10.0) -> None:
+        def on_start(service: Service) -> None:
+            async def command() -> None:
+                for pause, verb in commands:
+                    await trio.sleep(pause)
+                    await service.supervisor.command(verb, "hung")
+                await trio.sleep(seconds)
+                then(service)
+
+            service.start_soon(command)
+
+        site.run(on_start=on_start)
+
+    site.on_record = on_record
+    if crash_at:  # the freeze lasts longer than the supervisor that began it
+        run([(1.5, "freeze")], lambda service: service.life.die(), crash_at)
+        run([(3.5, "thaw")], lambda service: service.signals.send(signal.SIGTERM))
+    else:
+        run([(1.5, "freeze"), (3.5, "thaw")], lambda service: service.signals.send(signal.SIGTERM))
+    assert times["ready-stopping"] - times["frozen-ready"] == pytest.approx(2.0)

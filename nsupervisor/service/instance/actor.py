@@ -30,7 +30,7 @@ from nsupervisor.core.actions import Action, FreezeAll, KillAll, Signal, Spawn, 
 from nsupervisor.core.decider import ConfigChanged, Transition, WorkloadState
 from nsupervisor.core.dependencies import start_dependencies
 from nsupervisor.core.exits import Exit, signal_name
-from nsupervisor.core.lifecycle import Lifecycle, State, is_up, unfinished_actions
+from nsupervisor.core.lifecycle import Lifecycle, State, is_up, is_watchdog_active, unfinished_actions
 from nsupervisor.core.records import transition_records
 from nsupervisor.core.rules.rules import Engine, Firing, Limits
 from nsupervisor.keeper.messages import Ended, Execed, KeeperLost, SetupFailure, SpawnError
@@ -165,6 +165,7 @@ class Actor:
                 await self._recover()
             else:
                 self.observer.watch()
+        self.program.set_watchdog(is_watchdog_active(self.lifecycle, self.workload))
         while not isinstance(message := await self.mailbox.receive(self.lifecycle.deadline), Shutdown):
             with self.contain_errors(f"cannot handle {type(message).__name__}"):
                 await self._handle(message)
@@ -390,8 +391,12 @@ class Actor:
         self._has_unfinished_actions = bool(transition.actions) and not starts
         if not starts:
             self.save_checkpoint()
+        has_watchdog = is_watchdog_active(after, self.workload)
+        if not has_watchdog:
+            self.program.set_watchdog(False)
         for action in transition.actions:
             await self._perform(action)
+        self.program.set_watchdog(has_watchdog)  # after a thaw: a program that cannot run cannot send anything
         if self._has_unfinished_actions:
             self._has_unfinished_actions = False
             self.save_checkpoint()

@@ -54,6 +54,7 @@ class Program:
     """The notify socket, or -1."""
     _notifications: NotificationReader | None = attrs.field(init=False, default=None)
     """Reads the notify socket; None if there is none."""
+    _is_watchdog_active: bool = attrs.field(init=False, default=False)
     _notify_resources: contextlib.ExitStack = attrs.field(init=False, factory=contextlib.ExitStack)
     """The notify socket and the task that reads it."""
 
@@ -134,6 +135,12 @@ class Program:
         self._notifications.read_waiting()
         return self._notifications.is_ready
 
+    def set_watchdog(self, is_active: bool) -> None:
+        """Begin to require keep-alives, the first one within a full period, or stop requiring them."""
+        self._is_watchdog_active = is_active
+        if self._notifications is not None:
+            self._notifications.set_watchdog(is_active)
+
     def _open_notify_socket(
         self,
         generation: int,
@@ -156,6 +163,7 @@ class Program:
         self._notifications = NotificationReader(
             ours, watchdog_sec, on_notification, on_status, lambda pid: is_part_of(pid, self.name, tree)
         )
+        self._notifications.set_watchdog(self._is_watchdog_active)
         self.context.nursery.start_soon(self._notifications.run, scope)
         variables = {"NOTIFY_SOCKET": str(ours.path)}
         if watchdog_sec:

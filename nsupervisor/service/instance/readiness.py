@@ -72,8 +72,9 @@ class NotificationReader:
     """Reads the messages of one generation.
 
     `on_notification` receives ("READY", "") and ("WATCHDOG", reason). The last one means that the program triggered the
-    watchdog itself, or sent no keep-alive for `watchdog_sec` (0: none required). At most once a minute it also receives
-    ("REFUSED", text), for messages of other processes. `on_status` receives status texts as `StatusTexts` reports them.
+    watchdog itself, or sent no keep-alive for `watchdog_sec` (0: none required) while `set_watchdog` requires them. At
+    most once a minute it also receives ("REFUSED", text), for messages of other processes. `on_status` receives status
+    texts as `StatusTexts` reports them.
     """
 
     socket: NotifySocket
@@ -84,25 +85,38 @@ class NotificationReader:
     is_ready: bool = attrs.field(init=False, default=False)
     """Whether the program has sent READY=1."""
     _statuses: StatusTexts | None = attrs.field(init=False, default=None)
-    _watchdog: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
+    _watchdog_expires_at: float = attrs.field(init=False, default=math.inf)
+    _waiting: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
+    """The scope of the task while it waits for the next message."""
     _silent_until: float = attrs.field(init=False, default=-math.inf)
 
     async def run(self, scope: trio.CancelScope) -> None:
         """Read until `scope` is cancelled."""
-        limit = self.watchdog_sec or math.inf
         with scope:
             async with trio.open_nursery() as nursery:
                 self._statuses = StatusTexts(nursery, self.on_status)
                 try:
                     while True:
-                        # The time limit restarts with each WATCHDOG=1, and only with that.
-                        with trio.move_on_after(limit) as self._watchdog:
-                            while True:
-                                self._handle(await receive(self.socket, self.is_own, self._refuse))
-                        if self._watchdog.cancelled_caught:
-                            self.on_notification("WATCHDOG", f"no WATCHDOG=1 for {limit:g} s")
+                        with trio.move_on_at(self._watchdog_expires_at) as self._waiting:
+                            self._handle(await receive(self.socket, self.is_own, self._refuse))
+                        if trio.current_time() >= self._watchdog_expires_at:
+                            self._restart_watchdog()
+                            self.on_notification("WATCHDOG", f"no WATCHDOG=1 for {self.watchdog_sec:g} s")
                 finally:
                     self._statuses.flush()  # a program often says at its end why it ends
+
+    def set_watchdog(self, is_active: bool) -> None:
+        """Begin to require keep-alives, the first one within a full period, or stop requiring them."""
+        if is_active == (self._watchdog_expires_at < math.inf):
+            return
+        if is_active:
+            self._restart_watchdog()
+        else:
+            self._watchdog_expires_at = math.inf
+        self._waiting.cancel()  # it waits until another time
+
+    def _restart_watchdog(self) -> None:
+        self._watchdog_expires_at = trio.current_time() + (self.watchdog_sec or math.inf)
 
     def read_waiting(self) -> None:
         """Handle the messages that have arrived, without waiting for more.
@@ -125,8 +139,8 @@ class NotificationReader:
             self._statuses.offer(assignments["STATUS"])
         if assignments.get("WATCHDOG") == "trigger":
             self.on_notification("WATCHDOG", "said WATCHDOG=trigger")
-        elif assignments.get("WATCHDOG") == "1" and self.watchdog_sec:
-            self._watchdog.deadline = trio.current_time() + self.watchdog_sec
+        elif assignments.get("WATCHDOG") == "1" and self._watchdog_expires_at < math.inf:
+            self._restart_watchdog()
 
     def _refuse(self, pid: int) -> None:
         if trio.current_time() >= self._silent_until:
