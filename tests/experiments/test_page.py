@@ -1,19 +1,14 @@
 """docs/understand.md does what it says: each section is typed into a shell, and must show what the page shows.
 
-In a ``console`` block a line that begins with ``$ `` is typed; what follows is all of its output, standard error too.
-``…`` is anything in a line, and alone on a line any number of lines; the amount of white space does not count. A
-``toml`` block is saved under the name in its first line. A section (``##``) is one shell, in an empty directory.
-``<!-- needs: NAMES -->`` in a section names what tests/needs.py knows; those with cgroups run in the virtual machine
-too.
+`tests/pages.py` says how blocks are typed and compared. A ``toml`` block is saved under the name in its first line. A
+section (``##``) is one shell, in an empty directory. ``<!-- needs: NAMES -->`` in a section names what tests/needs.py
+knows; those with cgroups run in the virtual machine too.
 """
 
 import os
 import re
-import shlex
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -24,11 +19,9 @@ import pytest
 from nsupervisor.config.load import load
 from tests.experiments.laboratory import until
 from tests.needs import ROOT, needs
-from tests.timing import deadline
+from tests.pages import Typed, outputs_of, pattern, script_of, shown, type_in, typed_in
 
 PAGE = (ROOT / "docs" / "understand.md").read_text()
-ANY = "…"
-MARK = "### typed"
 
 
 @attrs.frozen
@@ -41,16 +34,9 @@ class Section:
     """(language, text) of each fenced block."""
 
     @property
-    def typed(self) -> list[tuple[str, list[str]]]:
+    def typed(self) -> list[Typed]:
         """Each command with the lines that the page shows below it."""
-        found: list[tuple[str, list[str]]] = []
-        for language, text in self.blocks:
-            for line in text.splitlines() if language == "console" else ():
-                if line.startswith("$ "):
-                    found.append((line[2:], []))
-                else:
-                    found[-1][1].append(line)
-        return found
+        return [typed for language, text in self.blocks if language == "console" for typed in typed_in(text)]
 
     @property
     def files(self) -> dict[str, str]:
@@ -81,41 +67,6 @@ def cases() -> list[object]:
     return found
 
 
-def shown(lines: list[str]) -> str:
-    """With the white space that does not count taken out."""
-    return "\n".join(" ".join(line.split()) for line in lines).strip("\n")
-
-
-def pattern(lines: list[str]) -> str:
-    """A regular expression for what the page shows."""
-    text = re.escape(shown(lines)).replace(re.escape("\n"), "\n")
-    text = re.sub(rf"(^|\n){ANY}(?=\n|$)", r"(?:\1[^\n]*)*", text)
-    return text.replace(ANY, "[^\n]*")
-
-
-def type_in(script: str, directory: Path) -> str:
-    """Run the script; all of its output. Whatever goes wrong, nothing that it has started runs on."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
-    process = subprocess.Popen(
-        ["bash", "-c", f"trap 'jobs -p | xargs -r kill; wait' EXIT\n{script}"],
-        cwd=directory,
-        env={**os.environ, "PATH": path, "LC_ALL": "C.UTF-8"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        return process.communicate(timeout=deadline(40))[0]
-    except subprocess.TimeoutExpired:
-        process.terminate()  # runs the trap, so a supervisor ends in order
-        process.wait(deadline(20))
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        return process.communicate()[0] + "\n(it took too long)"
-
-
 @pytest.fixture
 def name() -> Iterator[str]:
     """Instead of the page's one name, which must not meet that of another run, or of a reader on this host."""
@@ -137,9 +88,9 @@ def name() -> Iterator[str]:
 def test_each_command_shows_what_the_page_says(section, name, tmp_path):
     for file, text in section.files.items():
         (tmp_path / file).write_text(text.replace("understand", name))
-    script = "".join(f"echo '{MARK}'; eval {shlex.quote(command)} </dev/null\n" for command, _ in section.typed)
+    script = script_of([command for command, _ in section.typed])
     output = type_in(script.replace("understand", name), tmp_path)
-    outputs = output.replace(name, "understand").split(f"{MARK}\n")[1:]
+    outputs = outputs_of(output.replace(name, "understand"))
     for (command, expected), actual in zip(section.typed, outputs, strict=False):
         seen = shown(actual.splitlines())
         assert re.fullmatch(pattern(expected), seen), f"$ {command}\n{seen}\n\nbut the page says:\n{shown(expected)}"
