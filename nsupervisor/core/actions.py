@@ -20,10 +20,15 @@ class Spawn(Action):
 
 @attrs.frozen
 class Signal(Action):
-    """Send a signal to the program, or with `whole_cgroup` to each process in its cgroup."""
+    """Send a signal to the program, or with `whole_cgroup` to each process in its cgroup.
+
+    `resumes`: SIGCONT follows, as in systemd.kill(5): a stopped process (state T in ps) would not handle a signal that
+    should end it. The signal of a rule is sent as it is.
+    """
 
     signal: int
     whole_cgroup: bool = False
+    resumes: bool = True
 
 
 @attrs.frozen

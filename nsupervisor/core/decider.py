@@ -131,7 +131,7 @@ def _run_action(state: WorkloadState, firing: Firing, instant: Instant, workload
     if rule.dry_run:
         return Transition(state)
     if firing.action == "signal":
-        return Transition(state, (Signal(rule.signal or signal.SIGTERM),))
+        return Transition(state, (Signal(rule.signal or signal.SIGTERM, resumes=False),))
     if firing.action in ACTION_COMMANDS:
         return _apply_input(state, ACTION_COMMANDS[firing.action](f"{rule.name} ({rule.when.text})"), instant, workload)
     return Transition(state)

@@ -79,7 +79,7 @@ def test_a_rule_that_freezes_while_the_program_is_being_set_up_is_not_lost():
 
 def test_each_action_asks_for_what_it_says():
     assert _actions(action="kill") == (KillAll(),)
-    assert _actions(action="signal", signal=signal.SIGHUP) == (Signal(signal.SIGHUP),)
+    assert _actions(action="signal", signal=signal.SIGHUP) == (Signal(signal.SIGHUP, resumes=False),)
     assert _actions(action="log") == ()
     assert _actions(action="exec", exec_=("true",)) == ()
     assert _actions(action="kill", dry_run=True) == ()

@@ -66,17 +66,19 @@ class Process:
     anon: int = 1 << 20
     """Bytes of memory."""
     pending_signals: list[int] = attrs.field(factory=list)
-    """Signals that wait until it is thawed."""
+    """Signals that wait until it is thawed or continued."""
     pending_work: list[Callable[[], None]] = attrs.field(factory=list)
-    """Its timers that have run out while it was frozen."""
+    """Its timers that have run out while it was frozen or stopped."""
     is_leader: bool = False
+    is_stopped: bool = False
+    """Whether it has received SIGSTOP, and no SIGCONT since."""
 
     def after(self, seconds: float, work: Callable[[], None]) -> None:
         """Let the process do something later, unless it has ended by then."""
 
         def run() -> None:
             if self.status is None:
-                if self.cgroup.is_frozen:
+                if self.cgroup.is_frozen or self.is_stopped:
                     self.pending_work.append(run)
                 else:
                     work()
@@ -91,13 +93,18 @@ class Process:
             listener(self, signum)
         if signum == signal.SIGKILL:
             self.end(signal.SIGKILL)
-        elif self.cgroup.is_frozen:
+        elif signum in (signal.SIGSTOP, signal.SIGCONT):
+            self.is_stopped = signum == signal.SIGSTOP
+            self.resumed()
+        elif self.cgroup.is_frozen or self.is_stopped:
             self.pending_signals.append(signum)
         else:
             self.behaviour.on_signal(self, signum)
 
-    def thawed(self) -> None:
-        """Handle what has waited while the process was frozen."""
+    def resumed(self) -> None:
+        """Handle what has waited while the process was frozen or stopped, unless it still is."""
+        if self.cgroup.is_frozen or self.is_stopped:
+            return
         signals, self.pending_signals = self.pending_signals, []
         for signum in signals:
             self.receive(signum)
@@ -276,7 +283,7 @@ class Cgroup:
             cgroup.update_populated()
             if not cgroup.is_frozen:
                 for process in list(cgroup.processes.values()):
-                    process.thawed()
+                    process.resumed()
 
     # ---- resources
 

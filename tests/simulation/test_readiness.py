@@ -59,6 +59,25 @@ def test_a_program_that_ends_before_it_is_ready_is_failed() -> None:
     assert (state, reason.partition(":")[0]) == ("failed", "exit code 0 before it was ready")
 
 
+@pytest.mark.fault("B7")
+def test_a_stopped_program_handles_the_signal_of_the_watchdog() -> None:
+    """It was killed only after `timeout_stop_sec`."""
+    site = Site(0, HUNG.format(ready=0, type="notify") + COMMON)
+
+    def on_start(service: Service) -> None:
+        async def command() -> None:
+            await trio.sleep(1.0)
+            await service.supervisor.command("signal", "hung", signal=signal.SIGSTOP)
+            await trio.sleep(9.0)
+            service.signals.send(signal.SIGTERM)
+
+        service.start_soon(command)
+
+    site.run(on_start=on_start)
+    (exited,) = [record for record in site.records() if record["event"] == "exited"]
+    assert exited["signal"] == "SIGABRT"
+
+
 HUNG = """
 [workload.hung]
 command = ["program", "ready={ready}"]

@@ -48,3 +48,22 @@ async def test_a_workload_that_is_named_is_stopped_by_the_operator(tmp_path):
         await it.cli("stop", "postgres", "app@1")
         reasons = [(await it.status(name))["reason"] for name in ("postgres", "app@1", "app@2")]
         assert reasons == ["stopped by operator", "stopped by operator", "stopped with postgres"]
+
+
+STOPPED = """
+[workload.worker]
+command = ["sh", "-c", "sleep 1000 & sleep 1001 & kill -STOP $!; exec sleep 1002"]
+timeout_stop_sec = "infinity"
+namespaces = { pid = %s }
+"""
+
+
+@pytest.mark.fault("B7")
+@pytest.mark.parametrize("pid", ["true", "false"])
+async def test_a_stopped_program_ended_only_by_sigkill(tmp_path, pid):
+    """It handled SIGTERM only after `timeout_stop_sec`; likewise a stopped process that it left."""
+    async with service(tmp_path, STOPPED % pid) as it:
+        await it.cli("signal", "-s", "STOP", "worker")
+        await it.cli("stop", "worker")
+        assert (await it.record(event="exited", workload="worker"))["signal"] == "SIGTERM"
+        assert (await it.status("worker"))["state"] == "stopped"

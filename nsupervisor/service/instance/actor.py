@@ -13,6 +13,7 @@ the exit: the kernel counts an OOM kill before it sends the SIGKILL, but the not
 the report of the exit, and a rule on the count must see it while its generation is still current.
 """
 
+import signal
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -408,11 +409,12 @@ class Actor:
             match action:
                 case Spawn(generation=generation):
                     await self._spawn(generation)
-                case Signal(signal=signum, whole_cgroup=everyone):
-                    if everyone:
-                        self.cgroup.send_signal(signum)
-                    else:
-                        await self.context.keeper.signal(self.id, signum)
+                case Signal(signal=signum, whole_cgroup=everyone, resumes=resumes):
+                    for number in (signum, signal.SIGCONT) if resumes else (signum,):
+                        if everyone:
+                            self.cgroup.send_signal(number)
+                        else:
+                            await self.context.keeper.signal(self.id, number)
                 case KillAll():
                     self.cgroup.kill()
                 case FreezeAll():
