@@ -12,6 +12,8 @@ import signal
 import sys
 import time
 
+from nsupervisor.linux.controlling_terminal import ControllingTerminal
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,13 +42,13 @@ def respawn(arguments: Sequence[str]) -> int:
     meanwhile the file may have got a mistake, or the disk may be full.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {*FORWARDED_SIGNALS, UPGRADE_SIGNAL, signal.SIGCHLD})
-    failures, killed = 0, False
+    failures, killed, terminal = 0, False, ControllingTerminal()
     while True:
         started_at = time.monotonic()
         argv = [sys.executable, "-P", "-m", "nsupervisor", *arguments]
         environment = {**os.environ, "NSUPERVISOR_PARENT": str(os.getpid())}  # the child moves this process, too
         child = os.posix_spawn(sys.executable, argv, environment, setsigmask=())
-        status, stopping, upgrading = _wait(child)
+        status, stopping, upgrading = _wait(child, terminal)
         code = os.waitstatus_to_exitcode(status)
         killed = killed or code < 0 or code == EXIT_DEFECT or upgrading
         if code >= 0 and (stopping or code == 0 or not killed):
@@ -56,11 +58,11 @@ def respawn(arguments: Sequence[str]) -> int:
         failures = 0 if time.monotonic() - started_at >= HEALTHY_AFTER_S else failures + 1
         delay = RESTART_DELAYS_S[min(failures, len(RESTART_DELAYS_S)) - 1] if failures else 0.0
         _write_record(child, code, delay)
-        if _wait_for_stop_signal(delay):
+        if _wait_for_stop_signal(delay, terminal):
             return 128 - code if code < 0 else code
 
 
-def _wait(child: int) -> tuple[int, bool, bool]:
+def _wait(child: int, terminal: ControllingTerminal) -> tuple[int, bool, bool]:
     """Wait until the child has ended; return (wait status, whether it was asked to stop, whether it was upgrading).
 
     As process 1 of a container, this process also reaps orphans here.
@@ -80,18 +82,28 @@ def _wait(child: int) -> tuple[int, bool, bool]:
         if info.si_signo == UPGRADE_SIGNAL:
             upgrading = True
         elif info.si_signo != signal.SIGCHLD:
-            stopping |= info.si_signo in (signal.SIGTERM, signal.SIGINT)
-            # A signal from a terminal has reached the child as well: it is in the same process group.
-            if info.si_code != 0x80:
+            stopping |= _is_stop_signal(info.si_signo, terminal)
+            if info.si_signo == signal.SIGHUP and terminal.is_outlived and terminal.is_gone():
+                terminal.forget()  # the child must not take it for a request to reload
+            # A signal from a terminal has reached the child as well, as it is in the same process group. SIGHUP may not
+            # have: the kernel sends it to the leader of the session, which this process may be.
+            elif info.si_code != 0x80 or info.si_signo == signal.SIGHUP:
                 os.kill(child, info.si_signo)
 
 
-def _wait_for_stop_signal(delay: float) -> bool:
+def _is_stop_signal(signum: int, terminal: ControllingTerminal) -> bool:
+    """Return whether the supervisor stops after this signal: see `core.service_signals`."""
+    if signum == signal.SIGHUP:
+        return terminal.is_gone() and not terminal.is_outlived
+    return signum in (signal.SIGTERM, signal.SIGINT)
+
+
+def _wait_for_stop_signal(delay: float, terminal: ControllingTerminal) -> bool:
     """Wait for `delay` seconds; return whether a signal to stop has arrived instead."""
     deadline = time.monotonic() + delay
     while (remaining := deadline - time.monotonic()) > 0:
         info = signal.sigtimedwait(FORWARDED_SIGNALS, remaining)
-        if info is not None and info.si_signo in (signal.SIGTERM, signal.SIGINT):
+        if info is not None and _is_stop_signal(info.si_signo, terminal):
             return True
     return False
 

@@ -35,8 +35,10 @@ from nsupervisor.config.model import SupervisorConfig as Settings
 from nsupervisor.config.positions import scan_positions
 from nsupervisor.config.problems import Problem
 from nsupervisor.core.instances import expand_instances
+from nsupervisor.core.service_signals import SignalResponse, respond_to_signal
 from nsupervisor.keeper.messages import Child, KeeperLost
 from nsupervisor.keeper.reconnecting import ReconnectingKeeper, open_reconnecting_keeper
+from nsupervisor.linux.controlling_terminal import ControllingTerminal
 from nsupervisor.logs import Journal, open_journal
 from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.metrics.server import serve_metrics
@@ -78,7 +80,8 @@ EXIT_OK, EXIT_FAILED, EXIT_BAD_CONFIGURATION, EXIT_NOT_PERMITTED = 0, 1, 2, 4
 EXIT_DEFECT = 70
 """Exit status after a defect (EX_SOFTWARE of sysexits.h), after which a respawner starts a supervisor again."""
 SERVICE_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals that the service handles: the first two stop it, the last one reads its configuration again."""
+"""Signals that the service handles: the first two stop it, the last one reads its configuration again, or stops it if
+the terminal was closed."""
 NO_CHECKPOINT = InstanceCheckpoint()
 """The checkpoint of an instance that the state file does not have."""
 STARTED_PER_CHECKPOINT = 25
@@ -106,11 +109,12 @@ def main(path: str) -> int:
     # From here to the end of the process a signal stays blocked until a receiver is open: its default action would end
     # the service between two steps, and leave behind what the first step has made.
     signal.pthread_sigmask(signal.SIG_BLOCK, (*SERVICE_SIGNALS, REOPEN))
+    terminal = ControllingTerminal()
     os.umask(0o022)  # the modes of files and directories do not depend on how the service was started
     gc.disable()  # until the lasting objects exist: collections before would traverse more and more, and free nothing
     try:
         with runtime_directory(config) as directory:
-            return trio.run(_service, config, host, directory, warnings, clock=MonotonicClock())
+            return trio.run(_service, config, host, directory, warnings, terminal, clock=MonotonicClock())
     except Exception as error:
         return _report_failure(error, config)
 
@@ -137,7 +141,9 @@ def _print_errors(status: int, *lines: str) -> int:
     return status
 
 
-async def _service(config: Config, host: Host, directory: Path, warnings: list[tuple[str, Problem]]) -> int:
+async def _service(
+    config: Config, host: Host, directory: Path, warnings: list[tuple[str, Problem]], terminal: ControllingTerminal
+) -> int:
     """Open the journal, the signals and the keeper of this host, and run the service on them."""
     settings = config.supervisor
     async with open_journal(settings.log_output, level=settings.log_level, format=settings.log_format) as journal:
@@ -153,10 +159,19 @@ async def _service(config: Config, host: Host, directory: Path, warnings: list[t
                 resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
                 raise_descriptor_limit(config, host)
                 opened = host, LINUX, keeper, journal, directory, history, signals
-                platform = Platform(*opened, _LinuxEndpoints(), _exempt_from_collection)
+                platform = Platform(*opened, _LinuxEndpoints(), _exempt_from_collection, terminal)
                 status = await run_service(config, platform)
             journal.log.info("supervisor stopped")
     return status
+
+
+class Terminal(Protocol):
+    """The controlling terminal of the service, as `ControllingTerminal`."""
+
+    is_outlived: bool
+
+    def is_gone(self) -> bool: ...
+    def forget(self) -> None: ...
 
 
 class Endpoints(Protocol):
@@ -186,6 +201,7 @@ class Platform:
     endpoints: Endpoints
     keep_objects: Callable[[], None]
     """Called when all objects exist that the service keeps until its end."""
+    terminal: Terminal | None = None
 
 
 def _exempt_from_collection() -> None:
@@ -404,7 +420,7 @@ async def _supervise(
                 notify_service_manager(journal, "READY=1")
                 report_outcome(journal, directory)
                 scope = nursery.cancel_scope
-                nursery.start_soon(_until_signalled, platform.signals, supervisor, journal, scope)
+                nursery.start_soon(_until_signalled, platform, supervisor, scope)
                 if alive_count:
                     nursery.start_soon(_verify_limits, list(actors.values()))
 
@@ -479,17 +495,9 @@ async def _kill_remaining(actors: Iterable[Actor]) -> None:
             actor.cgroup.close()
 
 
-async def _until_signalled(
-    signals: AsyncIterator[int],
-    supervisor: Supervisor,
-    journal: Journal,
-    scope: trio.CancelScope,
-) -> None:
-    """Handle signals until cancelled.
-
-    SIGHUP reads the configuration again. The first other signal stops everything in order; a second one kills what is
-    left.
-    """
+async def _until_signalled(platform: Platform, supervisor: Supervisor, scope: trio.CancelScope) -> None:
+    """Handle signals until cancelled, as `respond_to_signal` decides."""
+    journal, terminal = platform.journal, platform.terminal
     async with trio.open_nursery() as nursery:
 
         async def stop() -> None:
@@ -500,15 +508,26 @@ async def _until_signalled(
             scope.cancel()
 
         stopping = False
-        async for signum in signals:
-            if signum == signal.SIGHUP:
-                if not stopping:
+        async for signum in platform.signals:
+            gone, outlives = (terminal.is_gone(), terminal.is_outlived) if terminal is not None else (False, False)
+            response = respond_to_signal(
+                signum, is_stopping=stopping, is_terminal_gone=gone, outlives_terminal=outlives
+            )
+            match response:
+                case SignalResponse.RELOAD:
                     nursery.start_soon(supervisor.reload_on_signal)
-                continue
-            journal.log.info("supervisor stopping", signal=signal.Signals(signum).name, hurry=stopping)
-            if stopping:
-                supervisor.jobs.kill_all()
-            else:
-                stopping = True
-                supervisor.jobs.begin_stop()
-                nursery.start_soon(stop)
+                case SignalResponse.OUTLIVE:
+                    assert terminal is not None
+                    terminal.forget()
+                    text = "the service runs on, as SIGHUP was ignored when it was started; the next SIGHUP reloads"
+                    journal.log.info("terminal closed", message=text)
+                case SignalResponse.STOP | SignalResponse.KILL:
+                    why = {"message": "its terminal was closed"} if signum == signal.SIGHUP else {}
+                    name = signal.Signals(signum).name
+                    journal.log.info("supervisor stopping", signal=name, hurry=stopping, **why)
+                    if response is SignalResponse.KILL:
+                        supervisor.jobs.kill_all()
+                    else:
+                        stopping = True
+                        supervisor.jobs.begin_stop()
+                        nursery.start_soon(stop)

@@ -117,7 +117,8 @@ def format_record(record: Mapping[str, Any]) -> str:
             pids = f"pid {record['pid']}, keeper {record['keeper_pid']}"
             return f"version {record['version']} runs {record['config']}, {pids}"
         case "supervisor stopping" if "signal" in record:
-            return f"after {record['signal']}{', killing what is left' if record.get('hurry') else ''}"
+            why = f": {record['message']}" if "message" in record else ""
+            return f"after {record['signal']}{why}{', killing what is left' if record.get('hurry') else ''}"
         case "reload" if "cause" in record:
             return f"{format_steps(record)}; requested by {record['cause']['by']}"
         case "reloaded" if "ok" in record:

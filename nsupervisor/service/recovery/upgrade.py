@@ -27,6 +27,7 @@ from nsupervisor.config.model import Config
 from nsupervisor.keeper.client import INITIAL_NOFILE
 from nsupervisor.keeper.messages import RefusedError
 from nsupervisor.linux.children import expect_child
+from nsupervisor.linux.controlling_terminal import IGNORES_HANGUP
 from nsupervisor.logs import Journal
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.recovery import upgrade_guard
@@ -117,6 +118,9 @@ class Upgrade:
         os.close(read)
         os.set_inheritable(write, True)
         handover = json.dumps({"pipe": write, "guard": guard.pid, "from": __version__})
+        handler = signal.getsignal(signal.SIGHUP)
+        if IGNORES_HANGUP:  # the other version must know that, too
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         soft, hard = INITIAL_NOFILE
         limits_before = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, max(hard, soft)))
@@ -125,6 +129,7 @@ class Upgrade:
             os.execve(self.python, command, {**os.environ, _VARIABLE: handover})  # noqa: S606
         except OSError as error:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits_before)
+            signal.signal(signal.SIGHUP, handler)
             os.write(write, b"up")
             os.close(write)
             context.journal.log.error("not upgraded", message=f"cannot execute {self.python}: {error.strerror}")
