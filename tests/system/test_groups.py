@@ -82,7 +82,7 @@ async def test_bloat_dies_and_chill_lives_and_the_one_to_be_omitted_too(tmp_path
         assert states == {"chill": "running", "never": "running", "bloat": "failed", "outside": "running"}
         told = await it.cli("why", "bloat")
         assert "kill by group.batch.policy[0], nsupervisor.toml line" in told
-        assert "  chosen    first of 3 by largest-memory (memory " in told
+        assert "  chosen    first of 3 by largest-memory (a kill frees " in told
         assert "  beside    never: no turn, managed_oom_preference = omit" in told
 
 
@@ -229,3 +229,32 @@ async def test_a_workload_that_has_changed_groups_meanwhile_runs_on_and_moves_wh
         assert status["cgroup"].rpartition("/group.")[2] == "new/web"
         assert status["memory_max"] is None
         assert not os.path.exists(status["cgroup"].replace("group.new", "group.old"))
+
+
+@pytest.mark.system
+@pytest.mark.fault("C2")
+async def test_the_reader_of_a_large_file_was_killed_for_its_page_cache(tmp_path):
+    path = written(tmp_path / "file", 150)
+    toml = f"""
+    [[group.batch.policy]]
+    when = "memory.current > 170M"
+    action = "kill"
+    victim = "largest-memory"
+    [group.batch]
+    memory_max = "400M"
+    [workload.reader]
+    command = ["sh", "-c", "cat {path} > /dev/null; echo up; exec sleep 1000"]
+    group = "batch"
+    [workload.leak]
+    {bloat(50)}
+    autostart = false
+    group = "batch"
+    """
+    async with service(tmp_path, toml) as it:
+        await it.record(event="output", message="up", workload="reader", patience=20)
+        await it.cli("start", "leak")
+        action = await it.record(event="action", action="kill", patience=20)
+        assert action["workload"] == "leak"
+        memory = {one["name"]: one["memory_current"] for one in action["cause"]["candidates"]}
+        assert memory["reader"] > memory["leak"]
+        assert await it.record(event="verified", workload="leak", patience=20)

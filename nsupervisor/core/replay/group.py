@@ -237,9 +237,7 @@ class ReplayedGroup:
         apply_changes(self.sampled_files, snapshot, tuple(whole))
         if self.growth.is_due(now):
             alive = {
-                name: member.memory_current()
-                for name, member in self.members.items()
-                if member.state.lifecycle.is_alive
+                name: member.own_memory() for name, member in self.members.items() if member.state.lifecycle.is_alive
             }
             self.growth = self.growth.with_readings(now, alive)
         if not self.is_exact:
@@ -385,10 +383,15 @@ class ReplayedGroup:
             )
             if not lifecycle.is_alive:
                 continue
-            memory = recorded_candidate.memory if recorded_candidate is not None else member.memory_current()
-            growth = (
-                recorded_candidate.growth if recorded_candidate is not None else self.growth.rate(name, now, memory)
-            )
+            if recorded_candidate is not None:
+                memory, growth, freed = (
+                    recorded_candidate.memory,
+                    recorded_candidate.growth,
+                    recorded_candidate.freed_by_kill,
+                )
+            else:
+                memory, freed = member.memory_current(), member.freed_by_kill()
+                growth = self.growth.rate(name, now, member.own_memory())
             age = (
                 recorded_candidate.age_s
                 if recorded_candidate is not None and member.diverged_at is None
@@ -396,7 +399,9 @@ class ReplayedGroup:
             )
             is_frozen = lifecycle.state is State.FROZEN
             candidates.append(
-                Candidate(name, memory, growth, workload.priority, age, workload.managed_oom_preference, is_frozen)
+                Candidate(
+                    name, memory, growth, workload.priority, age, workload.managed_oom_preference, is_frozen, freed
+                )
             )
         return candidates
 

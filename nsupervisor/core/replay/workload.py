@@ -59,6 +59,7 @@ from nsupervisor.core.replay.trace import (
     workload_settings,
 )
 from nsupervisor.core.rules.rules import Engine, Firing
+from nsupervisor.core.rules.victims import freed_by_kill
 from nsupervisor.core.serialize import from_json
 
 _UP_STATES = frozenset({State.STARTING, State.RUNNING, State.READY})
@@ -158,6 +159,15 @@ class ReplayedWorkload:
     def memory_current(self) -> float:
         """Return the latest known memory usage in bytes."""
         return (self._latest_values("memory.current") or {}).get("", 0.0)
+
+    def freed_by_kill(self) -> float | None:
+        """Return the bytes that a kill frees by the latest known values; None if they are not known."""
+        return freed_by_kill(self._latest_values("memory.stat") or {})
+
+    def own_memory(self) -> float:
+        """Return what `Candidate.own_memory` is now."""
+        freed = self.freed_by_kill()
+        return self.memory_current() if freed is None else freed
 
     def handle_sample(self, now: float, snapshot: Mapping[str, Any], whole: Sequence[str]) -> None:
         """Handle values that only the recorder read; rules that the recorded service did not have observe them."""

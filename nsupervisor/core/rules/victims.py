@@ -8,7 +8,7 @@ can verify the choice.
 which an action has failed is excluded too: one that cannot be killed must not protect the others.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 import attrs
@@ -21,6 +21,20 @@ RECLAIM_FRACTION = 0.5
 """The fraction of a victim's own memory (memory.stat anon) that must be freed; other members take some meanwhile."""
 
 
+def freed_by_kill(memory_stat: Mapping[str, float]) -> float | None:
+    """Return the bytes that a kill frees, from the values of memory.stat; None if these say nothing about it.
+
+    They are the anonymous, shared and locked pages: `anon + shmem + unevictable`, each page once. A locked anonymous
+    page is in two of these three, so the sum is made of the lists that each page is in exactly one of (cgroup v2,
+    memory.stat): those of anonymous and shared pages, and that of pages that cannot be evicted. The page cache does
+    not count: the kernel drops it by itself when there is a shortage.
+    """
+    lists = [memory_stat[name] for name in ("inactive_anon", "active_anon", "unevictable") if name in memory_stat]
+    if not lists:
+        lists = [memory_stat[name] for name in ("anon", "shmem") if name in memory_stat]
+    return sum(lists) if lists else None
+
+
 @attrs.frozen
 class Candidate:
     """One member and its values at the moment of the decision."""
@@ -29,12 +43,19 @@ class Candidate:
     memory: float = attrs.field(metadata=wire("memory"))
     """The value of memory.current, in bytes."""
     growth: float = attrs.field(metadata=wire("growth"))
-    """Growth over the last seconds, in bytes per second."""
+    """Growth of `own_memory` over the last seconds, in bytes per second."""
     priority: int = attrs.field(metadata=wire("priority"))
     age_s: float = attrs.field(metadata=wire("age"))
     """Seconds since its start."""
     preference: Literal["none", "avoid", "omit"] = attrs.field(default="none", metadata=wire("preference"))
     is_frozen: bool = attrs.field(default=False, metadata=wire("frozen"))
+    freed_by_kill: float | None = attrs.field(default=None, metadata=wire("freed_by_kill"))
+    """Bytes that a kill frees, see `freed_by_kill`; None if unknown, as in traces of version 0.1.0."""
+
+    @property
+    def own_memory(self) -> float:
+        """The bytes by which it is compared with others: what a kill frees, or all that it uses if that is unknown."""
+        return self.memory if self.freed_by_kill is None else self.freed_by_kill
 
 
 @attrs.frozen
@@ -53,6 +74,7 @@ class Ranked:
             "turn": self.rank,
             "why": self.reason,
             "memory_current": int(candidate.memory),
+            **({} if candidate.freed_by_kill is None else {"freed_by_kill_bytes": int(candidate.freed_by_kill)}),
             "growth_bytes_per_sec": round(candidate.growth),
             "priority": candidate.priority,
             "age_sec": round(candidate.age_s, 3),
@@ -65,8 +87,8 @@ def rank_candidates(
 ) -> tuple[Ranked, ...]:
     """Rank all candidates for an action, the first victim first; excluded ones come last, by name.
 
-    criterion: one of `config.model.Victim`. Candidates that are equal by it are ordered by memory, the largest first,
-    then by name.
+    criterion: one of `config.model.Victim`. Candidates that are equal by it are ordered by what a kill frees, the most
+    first, then by name.
     """
 
     def reason_excluded(candidate: Candidate) -> str:
@@ -80,7 +102,7 @@ def rank_candidates(
     measure = _SORT_KEYS[criterion]
     eligible = sorted(
         (candidate for candidate in by_name if not reason_excluded(candidate)),
-        key=lambda candidate: (candidate.preference == "avoid", measure(candidate), -candidate.memory),
+        key=lambda candidate: (candidate.preference == "avoid", measure(candidate), -candidate.own_memory),
     )
     ranked = [Ranked(candidate, rank, _reason(criterion, candidate)) for rank, candidate in enumerate(eligible, 1)]
     return (
@@ -90,7 +112,7 @@ def rank_candidates(
 
 
 _SORT_KEYS: dict[str, Any] = {
-    "largest-memory": lambda candidate: -candidate.memory,
+    "largest-memory": lambda candidate: -candidate.own_memory,
     "fastest-growing": lambda candidate: -candidate.growth,
     "lowest-priority": lambda candidate: candidate.priority,
     "newest": lambda candidate: candidate.age_s,
@@ -99,7 +121,11 @@ _SORT_KEYS: dict[str, Any] = {
 
 def _reason(criterion: str, candidate: Candidate) -> str:
     text = {
-        "largest-memory": f"memory {_bytes(candidate.memory)}",
+        "largest-memory": (
+            f"memory {_bytes(candidate.memory)}"
+            if candidate.freed_by_kill is None
+            else f"a kill frees {_bytes(candidate.freed_by_kill)}"
+        ),
         "fastest-growing": f"grows by {'-' if candidate.growth < 0 else ''}{_bytes(abs(candidate.growth))} a second",
         "lowest-priority": f"priority {candidate.priority}",
         "newest": f"started {candidate.age_s:.1f} s ago",
@@ -113,7 +139,7 @@ def _bytes(number: float) -> str:
 
 @attrs.frozen
 class MemoryGrowth:
-    """Memory growth of each member: readings about a second apart, over a time window."""
+    """Growth of `Candidate.own_memory` of each member: readings about a second apart, over a time window."""
 
     window_s: float = 10.0
     spacing_s: float = 0.9

@@ -35,7 +35,7 @@ from nsupervisor.core.rules.group_policy import (
 )
 from nsupervisor.core.rules.rules import Engine, Firing, Limits, Snapshot
 from nsupervisor.core.rules.sampling import STILL_COUNTER_S
-from nsupervisor.core.rules.victims import Candidate, ExpectedEffect, MemoryGrowth, Ranked
+from nsupervisor.core.rules.victims import Candidate, ExpectedEffect, MemoryGrowth, Ranked, freed_by_kill
 from nsupervisor.logs.record import timestamp_now as timestamp
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.instance.actor import Actor
@@ -168,7 +168,7 @@ class Group:
             return math.inf
         if self._growth.is_due(now):
             alive = (actor for actor in self._members.values() if actor.lifecycle.is_alive)
-            self._growth = self._growth.with_readings(now, {actor.name: _memory_of(actor) for actor in alive})
+            self._growth = self._growth.with_readings(now, {actor.name: _own_memory(actor) for actor in alive})
         return STILL_COUNTER_S
 
     def _record(self, event: GroupEvent, now: float | None = None) -> None:
@@ -242,14 +242,16 @@ class Group:
         for actor in self._members.values():
             if actor.lifecycle.is_alive:
                 memory, workload = _memory_of(actor), actor.workload
+                freed = freed_by_kill(_read_file(actor.cgroup, "memory.stat"))
                 yield Candidate(
                     actor.name,
                     memory,
-                    self._growth.rate(actor.name, now, memory),
+                    self._growth.rate(actor.name, now, memory if freed is None else freed),
                     workload.priority,
                     now - actor.lifecycle.started_at,
                     workload.managed_oom_preference,
                     actor.lifecycle.state is State.FROZEN,
+                    freed,
                 )
 
     async def _impose(self, actor: Actor, firing: Firing, condition: _Condition) -> tuple[bool, str]:
@@ -417,6 +419,11 @@ class _Condition:
 
 def _memory_of(actor: Actor) -> float:
     return _read_file(actor.cgroup, "memory.current").get("", 0.0)
+
+
+def _own_memory(actor: Actor) -> float:
+    freed = freed_by_kill(_read_file(actor.cgroup, "memory.stat"))
+    return _memory_of(actor) if freed is None else freed
 
 
 def _read_file(cgroup: Cgroup, file: str) -> Mapping[str, float]:

@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.core.rules.victims import Candidate, ExpectedEffect, MemoryGrowth, rank_candidates
+from nsupervisor.core.rules.victims import (
+    Candidate,
+    ExpectedEffect,
+    MemoryGrowth,
+    freed_by_kill,
+    rank_candidates,
+)
 
 MIB = 1 << 20
 
@@ -38,6 +44,35 @@ def test_avoid_comes_after_all_others_and_omit_never() -> None:
         "memory 200.0M, avoided",
         "managed_oom_preference = omit",
     ]
+
+
+@pytest.mark.fault("C2")
+def test_the_reader_of_a_large_file_was_the_largest() -> None:
+    """Its page cache is dropped without a kill, and a kill freed nothing."""
+    reader = Candidate("reader", 300 * MIB, 0, 0, 1, freed_by_kill=MIB / 10)
+    leak = Candidate("leak", 120 * MIB, 0, 0, 1, freed_by_kill=119 * MIB)
+    places = rank_candidates("largest-memory", [reader, leak])
+    assert [(place.candidate.name, place.reason) for place in places] == [
+        ("leak", "a kill frees 119.0M"),
+        ("reader", "a kill frees 0.1M"),
+    ]
+    assert places[0].to_record()["freed_by_kill_bytes"] == 119 * MIB
+    assert order("lowest-priority", reader, leak) == ["leak", "reader"], "equal ones as well"
+
+
+@pytest.mark.fault("C2")
+def test_each_page_that_a_kill_frees_counts_once() -> None:
+    stat = {"anon": 100.0, "shmem": 50.0, "file": 400.0, "inactive_file": 350.0, "active_file": 0.0}
+    assert freed_by_kill({**stat, "inactive_anon": 140.0, "active_anon": 10.0, "unevictable": 0.0}) == 150
+    locked = {
+        **stat,
+        "inactive_anon": 50.0,
+        "active_anon": 0.0,
+        "unevictable": 107.0,
+    }  # all anonymous pages, 7 of files
+    assert freed_by_kill(locked) == 157
+    assert freed_by_kill(stat) == 150
+    assert freed_by_kill({}) is None
 
 
 def test_what_did_not_help_has_no_second_turn() -> None:
