@@ -18,7 +18,7 @@ from nsupervisor.core.reload.differences import Change
 from nsupervisor.core.replay.compare import ComparisonRow
 from nsupervisor.core.replay.trace import INPUTS, parse_input, parse_trace
 from nsupervisor.core.rules.group_policy import ActionOutcome
-from nsupervisor.core.rules.rules import Cause
+from nsupervisor.core.rules.rules import Cause, Engine
 from nsupervisor.core.rules.victims import Candidate
 from nsupervisor.core.serialize import from_json, to_json, to_json_sparse
 from nsupervisor.service.state.file import GroupCheckpoint, InstanceCheckpoint
@@ -123,15 +123,16 @@ def test_what_has_no_wire_name_is_not_written():
 
 
 def test_traces_are_written_byte_for_byte_as_0_1_0_wrote_them(monkeypatch):
-    # Three decisions have changed since, and are undone here: rules judged an exit that the supervisor had caused, a
-    # group's rule froze a frozen member again, and a clean exit before READY=1 was a success. The traces with them are
-    # others, in the same form.
+    # Four decisions have changed since, and are undone here: rules judged an exit that the supervisor had caused, a
+    # group's rule froze a frozen member again and did not look again when a member started, and a clean exit before
+    # READY=1 was a success. The traces with them are others, in the same form.
     monkeypatch.setattr(Lifecycle, "is_ending_program", False)
     monkeypatch.setattr(
         lifecycle,
         "exit_outcome",
         lambda before, exit_, workload: before.fault_outcome or exit_.outcome(workload.success_exit_status),
     )
+    monkeypatch.setattr(Engine, "without_member", lambda engine, rule: engine)
     monkeypatch.setattr(random_groups, "Candidate", lambda *values: Candidate(*values[:6]))
     for path in sorted((DATA / "traces").glob("seed-*.jsonl")):
         written = a_trace(int(path.stem.partition("-")[2]))[1]

@@ -258,3 +258,26 @@ async def test_the_reader_of_a_large_file_was_killed_for_its_page_cache(tmp_path
         memory = {one["name"]: one["memory_current"] for one in action["cause"]["candidates"]}
         assert memory["reader"] > memory["leak"]
         assert await it.record(event="verified", workload="leak", patience=20)
+
+
+@pytest.mark.fault("F10")
+async def test_a_host_rule_that_found_no_member_was_quiet_for_its_cooldown(tmp_path):
+    toml = f"""
+    [[host.policy]]
+    when = "host.meminfo MemAvailable > 1M"
+    action = "kill"
+    victim = "newest"
+    cooldown = "1h"
+    [workload.web]
+    {CHILL}
+    autostart = false
+    """
+    async with service(tmp_path, toml) as it:
+        warning = await it.record(event="warning", group="host")
+        assert "no member is left to kill (none runs)" in warning["message"]
+        await it.cli("start", "web")
+        assert (await it.record(event="action", action="kill"))["workload"] == "web"
+        await it.record(event="verified", workload="web")
+        await it.cli("start", "web")
+        await it.pid("web", generation=2)
+        assert (await it.status("web"))["state"] == "running", "now the cooldown counts"

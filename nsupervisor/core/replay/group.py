@@ -96,6 +96,12 @@ class ReplayedGroups:
             if name in self.by_name:
                 self.by_name[name].handle_sample(line["t"], snapshot, line.get("whole", {}).get(name, ()))
 
+    def member_started(self, name: str) -> None:
+        """Handle that the program of a member has been executed."""
+        for group in self.by_name.values():
+            if name in group.members:
+                group.engine = group.engine.with_started_member()
+
     def run_pending(self, now: float) -> None:
         """Run the pending rules that may run."""
         for group in self.by_name.values():
@@ -336,6 +342,8 @@ class ReplayedGroup:
             return
         _, name, chosen_firing = choose_victim(self.name, firing, candidates, tried)
         if name is None:
+            if not tried:
+                self.engine = self.engine.without_member(firing.rule)
             return
         victim = self.members[name]
         if (

@@ -58,6 +58,8 @@ def simulate(config: Config, trace: Trace, seed: int = 0) -> SimulationResult:
                     workloads[name].handle_sample(line["t"], snapshot, line.get("whole", {}).get(name, ()))
             groups.handle_sample(line)
         elif (addressed := workloads.get(line.get("of", ""))) is not None:
+            if line.get("event") == "Execed" and line["generation"] == addressed.state.lifecycle.generation:
+                groups.member_started(addressed.name)
             addressed.handle_line(line)
         elif (group := groups.by_name.get(line.get("of", ""))) is not None:
             group.handle_line(line)

@@ -358,10 +358,14 @@ class TraceWriter:
         return changes, whole
 
 
+_LATER_DEFAULTS = (("frozen", False), ("freed_by_kill", None))
+"""Keys of candidates that version 0.1.0 does not know, each with its default."""
+
+
 def _candidates_json(candidates: Sequence[Candidate]) -> list[Line]:
-    """Convert candidates; only those that are frozen have the key `frozen`, which version 0.1.0 does not read."""
+    """Convert candidates, without the keys that version 0.1.0 does not read if they say nothing."""
     lines: list[Line] = to_json(candidates)
-    return [{key: value for key, value in line.items() if key != "frozen" or value} for line in lines]
+    return [{key: value for key, value in line.items() if (key, value) not in _LATER_DEFAULTS} for line in lines]
 
 
 def parse_group_action(data: Line) -> GroupAction:

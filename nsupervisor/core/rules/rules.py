@@ -78,6 +78,8 @@ class RuleState:
     """The escalation step of the last firing: 0 is `action`, 1 the first of `then`."""
     step_firings: tuple[float, ...] = attrs.field(default=(), metadata=wire("fired"))
     """The times of the recent firings of that step, as far as `within` reaches; empty without `at_most`."""
+    lacks_member: bool = attrs.field(default=False, metadata=wire("lacks_member"))
+    """A rule of a group has fired when there was no member to act on."""
 
 
 @attrs.frozen
@@ -168,8 +170,28 @@ class Engine:
     def with_cooldown(self, now: float) -> "Engine":
         """Start the cooldown of each rule that has a victim, as if it had fired now."""
         states = tuple(
-            attrs.evolve(memory, fired_at=now) if isinstance(rule, GroupRule) and rule.victim is not None else memory
+            attrs.evolve(memory, fired_at=now, lacks_member=False)
+            if isinstance(rule, GroupRule) and rule.victim is not None
+            else memory
             for rule, memory in zip(self.rules, self.states, strict=True)
+        )
+        return attrs.evolve(self, states=states)
+
+    def without_member(self, rule: Rule) -> "Engine":
+        """Note that a rule that has fired found no member to act on. It may have been replaced meanwhile."""
+        states = tuple(
+            attrs.evolve(state, lacks_member=True) if own is rule else state
+            for own, state in zip(self.rules, self.states, strict=True)
+        )
+        return attrs.evolve(self, states=states)
+
+    def with_started_member(self) -> "Engine":
+        """Let the rules that found no member to act on fire again: their cooldown is over, as one has started."""
+        if not any(state.lacks_member for state in self.states):
+            return self
+        states = tuple(
+            attrs.evolve(state, has_fired=False, fired_at=None, lacks_member=False) if state.lacks_member else state
+            for state in self.states
         )
         return attrs.evolve(self, states=states)
 
@@ -276,7 +298,7 @@ def _observe(
     settings = next_limits(rule, limits)
     step, step_firings = _choose_step(rule, state, bool(settings), now)
     action = (rule.action, *rule.then)[step]
-    state = attrs.evolve(state, has_fired=True, fired_at=now, step=step, step_firings=step_firings)
+    state = attrs.evolve(state, has_fired=True, fired_at=now, step=step, step_firings=step_firings, lacks_member=False)
     settings = settings if action == "set" else {}
     return state, Firing(rule, action, _build_cause(rule, old_atoms, atoms, limits, held), settings)
 

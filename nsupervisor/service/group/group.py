@@ -121,6 +121,13 @@ class Group:
         """Remove an instance; an action on it that is in progress ends."""
         self._members.pop(name, None)
 
+    def member_started(self) -> None:
+        """Sample the levels soon, also for rules that fired while there was no member to act on."""
+        before, self.engine = self.engine, self.engine.with_started_member()
+        if self.engine is not before:
+            self.save_checkpoint()
+        self.observer.resume_sampling()
+
     # ---- readings
 
     @property
@@ -227,6 +234,8 @@ class Group:
             self._record(VictimChosen(firing, candidates, dict(tried), name))
             if name is None:
                 self._warn_no_victim(rule, places)
+                if not tried:
+                    self.engine = self.engine.without_member(rule)
                 break
             helped, reason = await self._impose(self._members[name], act, condition)
             if rule.dry_run:

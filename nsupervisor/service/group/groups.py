@@ -96,10 +96,10 @@ class Groups:
         for group in self._around.pop(actor.name, ()):
             group.remove_member(actor.name)
 
-    def resume_sampling(self, name: str) -> None:
-        """Sample the levels of the groups around an instance soon: its program has been executed."""
+    def member_started(self, name: str) -> None:
+        """Have the groups around an instance look at it soon: its program has been executed."""
         for group in self.around(name):
-            group.observer.resume_sampling()
+            group.member_started()
 
     @property
     def all_groups(self) -> tuple[Group, ...]:

@@ -70,7 +70,7 @@ def make_instance(
         for problem in cgroup.problems:
             if problem.key not in reported:
                 context.journal.log.warning("limit not enforced", workload=name, message=str(problem))
-    on_started = partial(groups.resume_sampling, name)
+    on_started = partial(groups.member_started, name)
     actor = restore_actor(saved, children, name, workload, supported, instance, cgroup, context, on_started, limits)
     actor.plan_move(create if moves else None)
     groups.add(actor)

@@ -311,8 +311,9 @@ class Actor:
                     self.program.executed(pid)
                     self.log_event("started", pid=pid)
                     self.observer.program_started()
-                    self.on_started()
                     self.output.begin(self.lifecycle.generation, pid)
+                if id_ == self.id:
+                    self.on_started()
                 await self._on_event(events.Execed(generation_of(id_)))
                 self.save_checkpoint()
             case RetrySpawn():

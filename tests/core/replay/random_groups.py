@@ -148,6 +148,8 @@ class GroupHistories:
         _, name, chosen = choose_victim(group.name, fired, candidates, tried)
         lines = self.note(group, VictimChosen(fired, candidates, dict(tried), name), now)
         if name is None:
+            if not tried:
+                group.engine = group.engine.without_member(fired.rule)
             return lines
         assert name not in tried, "a member that was tried before"
         victim = next(member for member in group.members if member.name == name)
@@ -168,6 +170,15 @@ class GroupHistories:
         why = "" if helped else "it still has processes"
         lines = self.note(group, ActionOutcome(victim.name, helped, why), now)
         return lines if helped else lines + self.hit(group, fired, {**tried, victim.name: why}, now)
+
+    def member_started(self, member: object) -> None:
+        """Let the groups around a member know that its program has been executed."""
+        for group in self.groups:
+            if member in group.members:
+                for rule, state in zip(group.engine.rules, group.engine.states, strict=True):
+                    if state.lacks_member:
+                        group.fired_at.pop(rule.name, None)
+                group.engine = group.engine.with_started_member()
 
     def drain(self, now: float) -> None:
         """Run all pending rules; every action helps."""

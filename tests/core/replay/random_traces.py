@@ -11,6 +11,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
 import attrs
@@ -132,6 +133,8 @@ class WorkloadHistory:
     stalled: float = 0.0
     fired_at: dict[str, list[tuple[float, int]]] = attrs.field(factory=dict)
     spawned_at: list[float] = attrs.field(factory=list)
+    on_started: Callable[[object], None] = lambda history: None
+    """Called with itself when the program has been executed."""
 
     def __attrs_post_init__(self) -> None:
         self.state = WorkloadState(Lifecycle(), Engine.for_rules(self.workload.policy))
@@ -255,6 +258,8 @@ class WorkloadHistory:
         generation = lifecycle.generation if rnd.random() < 0.9 else max(lifecycle.generation - 1, 0)
         current = generation == lifecycle.generation
         if kind == "execed":
+            if current:
+                self.on_started(self)
             return self.apply(events.Execed(generation), now)
         if kind == "ready":
             return self.apply(events.Ready(generation), now)
@@ -288,6 +293,8 @@ def a_trace(seed: int, steps: int = 40) -> tuple[Config, bytes]:
     lines: list[dict] = []
     histories = [WorkloadHistory(rnd, name, workload, writer) for name, workload in config.workloads.items()]
     group_histories = make_group_histories(rnd, config, histories, writer)
+    for history in histories:
+        history.on_started = group_histories.member_started
     before = rnd.randrange(steps)  # the recording begins in the middle of the history
     for i in range(steps):
         now += rnd.choice((0.0, 0.001, 0.01, 0.05, 0.25, 1.0, 7.0)) * rnd.random()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nsupervisor.config.conditions import parse_condition
-from nsupervisor.config.model import Rule
+from nsupervisor.config.model import GroupRule, Rule
 from nsupervisor.config.units import RelativeChange
 from nsupervisor.core.rules.rules import SEVERITY_ORDER, Engine, threshold
 
@@ -422,3 +422,19 @@ def test_the_same_rule_twice_has_two_memories():
     both = rule_engine.with_rules([rule, rule])
     assert both.states[0] == rule_engine.states[0]
     assert both.states[1] == Engine.for_rules([rule]).states[0]
+
+
+@pytest.mark.fault("F10")
+def test_a_rule_that_found_no_member_fires_again_when_one_starts():
+    rule = GroupRule(when=BYTES, action="kill", victim="newest", cooldown=3600.0)
+    high = {"memory.current": {"": 200 << 20}}
+    group, fired = Engine.for_rules([rule]).observe(high, LIMITS, 0.0)
+    assert len(fired) == 1
+    assert group.with_started_member() is group, "it has acted on a member"
+    group = group.without_member(rule)
+    assert group.observe(high, LIMITS, 1.0)[1] == (), "once is enough while there is none"
+    group, fired = group.with_started_member().observe(high, LIMITS, 2.0)
+    assert len(fired) == 1
+    assert group.with_started_member().observe(high, LIMITS, 3.0)[1] == (), "the cooldown of an action"
+    acted = group.without_member(rule).with_cooldown(4.0)  # by another rule, on a member that has started since
+    assert acted.with_started_member() is acted
