@@ -48,6 +48,13 @@ class StartJob:
 
     by: str
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    ends_generation: bool = attrs.field(init=False, default=False)
+    """Whether the command that has cancelled it ends the present generation."""
+
+    def cancel(self, *, ends_generation: bool) -> None:
+        """Cancel this start; `ends_generation`: the caller posts a stop or a restart next."""
+        self.ends_generation = self.ends_generation or ends_generation
+        self.scope.cancel()
 
 
 @attrs.define(eq=False)
@@ -148,7 +155,7 @@ class Jobs:
             self.start(not_running, by=by)
             self._enqueue_start(actor, not_running, by, partial(self._stop_for_restart, actor, by))
         else:
-            self._cancel_start(actor)
+            self._cancel_start(actor, ends_generation=True)
             await actor.ask(events.Restart(by))
         return await self.wait_settled(actor)
 
@@ -166,7 +173,7 @@ class Jobs:
 
     async def stop_and_wait(self, actor: Actor, by: str) -> Result:
         """Stop this instance alone; a start of it that waits is cancelled."""
-        self._cancel_start(actor)
+        self._cancel_start(actor, ends_generation=True)
         if by != events.SHUTDOWN:  # the next supervisor carries on with what only the end of the service cancelled
             actor.set_start_status(NO_START)
         await actor.ask(events.Stop(by))
@@ -216,14 +223,14 @@ class Jobs:
         self._cancel_start(actor)
         self._start_jobs[actor] = job = StartJob(by)
         if self.is_stopping:
-            job.scope.cancel()
+            job.cancel(ends_generation=True)
         actor.set_start_status(StartStatus(by, actor.start_status.waits_for, actor.lifecycle.generation))
         self.nursery.start_soon(self._run_start, actor, job, starting, before_start)
         return job
 
-    def _cancel_start(self, actor: Actor) -> None:
+    def _cancel_start(self, actor: Actor, *, ends_generation: bool = False) -> None:
         if (job := self._start_jobs.get(actor)) is not None:
-            job.scope.cancel()
+            job.cancel(ends_generation=ends_generation)
 
     async def _run_start(
         self,
@@ -312,7 +319,7 @@ class Jobs:
         return removal
 
     async def _stop_for_removal(self, actor: Actor, by: str) -> None:
-        self._cancel_start(actor)
+        self._cancel_start(actor, ends_generation=True)
         await actor.ask(events.Stop(by))
         await actor.wait_until(_has_stopped)
 
@@ -330,7 +337,11 @@ class Jobs:
             # All in one step: a command on a group must not find a member that no longer exists.
             del owner[actor.name]
             self.groups.remove(actor)
-            await actor.retire()
+            try:
+                await actor.retire()
+            except trio.Cancelled:  # the end of the service closes the cgroups of `actors` and `leftovers` only
+                actor.cgroup.close()
+                raise
             self.context.state.save(actor.name, None)
             try:
                 actor.cgroup.remove()
@@ -344,7 +355,7 @@ class Jobs:
         """Start nothing from now on; `stop_all` follows."""
         self.is_stopping = True
         for job in self._start_jobs.values():
-            job.scope.cancel()
+            job.cancel(ends_generation=True)
 
     async def stop_all(self) -> None:
         """Stop everything, dependents first; return when no process is left."""
@@ -425,6 +436,7 @@ class Transaction:
         Returns whether there is still something to start.
         """
         after = [name for name in dependencies.start_dependencies(actor.workload) if name in self._start_jobs]
+        generation = actor.lifecycle.generation
         try:
             if actor.lifecycle.is_alive:
                 await self._wait_for_dependents(actor)
@@ -434,13 +446,28 @@ class Transaction:
                     return False
         finally:
             if actor in self._stopped:
-                self._stopped[actor].set()
+                self._release_dependencies(actor, generation)
         for removed in self._removed.get(actor.workload.name, ()):
             await self._stopped[removed].wait()
         for name in after:
             for other, job in self._start_jobs[name]:
                 await other.wait_until(partial(self._is_finished, other, job))
         return True
+
+    def _release_dependencies(self, actor: Actor, generation: int) -> None:
+        """Let the dependencies of `actor` stop; if a later command ends this generation instead of the job, after it.
+
+        A stop cancels the job while the program is still stopping, or runs.
+        """
+        (job,) = (job for other, job in self._start_jobs[actor.workload.name] if other is actor)
+        if job.ends_generation and actor.lifecycle.is_alive:
+            self.jobs.nursery.start_soon(self._release_after_end, actor, generation)
+        else:
+            self._stopped[actor].set()
+
+    async def _release_after_end(self, actor: Actor, generation: int) -> None:
+        await actor.wait_until(lambda lifecycle: lifecycle.generation > generation or not lifecycle.is_alive)
+        self._stopped[actor].set()
 
     async def _restart_at_once(self, actor: Actor) -> bool:
         """Restart an instance that nothing has to be started for; return False, as no start is left to do."""

@@ -8,6 +8,7 @@ an order of tasks that the seed determines.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import gc
 import json
@@ -45,7 +46,11 @@ name = "sim"
 NEVER_S = 24 * 60 * 60
 """The longest that trio sleeps: no task has a deadline."""
 DEAD_RUNS: list[Any] = []
-"""The runs of dead supervisors, kept until nothing runs: their clean-up code runs when they are collected."""
+"""The runs of dead supervisors, kept until nothing runs: their clean-up code runs when they are collected.
+
+Not even the end of the process frees them: the clean-up code would run in the middle of a later test.
+"""
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(DEAD_RUNS))
 cached_parse = functools.cache(parse)
 """Histories share few configurations, and parsing is what takes longest."""
 

@@ -1,0 +1,302 @@
+"""The order of starts, stops and removals, and what wins when several commands concern the same instance."""
+
+import signal
+
+import trio
+
+from nsupervisor.core.lifecycle import State
+from nsupervisor.service.jobs import MAX_CONCURRENT_STARTS
+from tests.service.simulated import Client, course, make_site, serve, simulated, workload
+
+WEB_REQUIRES_DB = workload("db", program="term=0@1") + workload("web", 'requires = ["db"]', program="term=0@1")
+NOT_AT_BOOT = "autostart = false"
+
+
+def chain(*keys: str, program: str = "") -> str:
+    """Return the text of three workloads, each of which requires the one before it."""
+    return (
+        workload("db", *keys, program=program)
+        + workload("web", 'requires = ["db"]', *keys, program=program)
+        + workload("proxy", 'requires = ["web"]', *keys, program=program)
+    )
+
+
+# ---- starts
+
+
+@simulated(chain(NOT_AT_BOOT))
+async def test_a_start_starts_what_it_requires_first(service: Client) -> None:
+    assert service.supervisor.also_affected("start", "proxy") == ["web", "db"]
+    answer = await service.command("start", "proxy")
+    assert (answer["ok"], answer["state"], answer["message"]) == (True, "running", "")
+    assert service.course() == ["execed db#1", "execed web#1", "execed proxy#1"]
+
+
+@simulated(
+    workload("db", NOT_AT_BOOT, 'type = "notify"', program="ready=2")
+    + workload("web", NOT_AT_BOOT, 'requires = ["db"]')
+)
+async def test_a_start_waits_until_what_it_requires_is_ready(service: Client) -> None:
+    started = await service.begin(service.command, "start", "web")
+    await service.until("db", "running")
+    assert (service.state("web"), service.status("web")["reason"]) == ("stopped", "waits for db")
+    await service.until("db", "ready")
+    await service.until("web", "running")
+    await service.until_true(lambda: bool(started))
+    assert started[0]["ok"]
+    assert service.status("web")["reason"] == "started by operator"
+
+
+@simulated(
+    workload("db", NOT_AT_BOOT, 'restart = "no"', 'type = "notify"', program="exit=3@0.1")
+    + workload("web", NOT_AT_BOOT, 'requires = ["db"]')
+    + workload("proxy", NOT_AT_BOOT, 'requires = ["web"]')
+    + workload("other", NOT_AT_BOOT, 'wants = ["db"]')
+)
+async def test_a_failing_start_in_the_middle_keeps_back_what_requires_it_only(service: Client) -> None:
+    proxy = await service.begin(service.command, "start", "proxy")
+    other = await service.begin(service.command, "start", "other")
+    await service.until_true(lambda: bool(proxy and other))
+    assert not proxy[0]["ok"]
+    assert proxy[0]["message"].startswith("requires web, which is stopped")
+    assert other[0]["ok"]
+    assert [(record["workload"], record["message"].partition(":")[0]) for record in service.records("not started")] == [
+        ("web", "requires db, which is failed"),
+        ("proxy", "requires web, which is stopped"),
+    ]
+    assert service.status("web")["reason"].startswith("requires db, which is failed")
+
+
+@simulated(workload("db", NOT_AT_BOOT, 'type = "notify"', program="ready=5") + workload("web", 'requires = ["db"]'))
+async def test_a_stop_cancels_a_start_that_waits(service: Client) -> None:
+    await service.until("db", "running")
+    started = await service.begin(service.command, "start", "web")
+    assert (await service.command("stop", "web"))["ok"]
+    await service.until("db", "ready")
+    await service.until_true(lambda: bool(started))
+    assert not started[0]["ok"]
+    assert service.state("web") == "stopped"
+    assert service.course() == ["execed db#1"]
+
+
+@simulated(workload("db", NOT_AT_BOOT, 'type = "notify"', program="ready=5") + workload("web", 'requires = ["db"]'))
+async def test_a_second_start_waits_with_the_first(service: Client) -> None:
+    await service.until("db", "running")
+    first = await service.begin(service.command, "start", "web")
+    second = await service.begin(service.command, "start", "web")
+    await service.until_true(lambda: bool(first and second))
+    assert (first[0]["ok"], second[0]["ok"]) == (True, True)
+    assert service.course() == ["execed db#1", "execed web#1"]
+
+
+@simulated(workload("web", f"instances = {3 * MAX_CONCURRENT_STARTS}"))
+async def test_no_more_than_a_number_of_instances_start_at_the_same_time(service: Client) -> None:
+    most = 0
+    actors = service.supervisor.actors.values()
+    while State.STOPPED in (states := [actor.lifecycle.state for actor in actors]):
+        most = max(most, states.count(State.STARTING))
+        await trio.sleep(0.0001)
+    assert 0 < most <= MAX_CONCURRENT_STARTS
+
+
+# ---- stops
+
+
+@simulated(chain(program="term=0@1"))
+async def test_a_stop_stops_what_requires_it_first_and_names_it(service: Client) -> None:
+    await service.until("proxy", "running")
+    assert service.supervisor.also_affected("stop", "db") == ["web", "proxy"]
+    answer = await service.command("stop", "db")
+    assert (answer["ok"], answer["message"]) == (True, "after web, proxy, which cannot run without it")
+    assert service.course()[3:] == ["ends proxy#1", "ends web#1", "ends db#1"]
+    assert {service.status(name)["reason"] for name in ("web", "proxy")} == {"stopped with db"}
+
+
+@simulated(workload("web", program="term=0@2"))
+async def test_a_later_start_overrules_a_stop(service: Client) -> None:
+    await service.until("web", "running")
+    stopped = await service.begin(service.command, "stop", "web")
+    await service.until("web", "stopping")
+    assert (await service.command("start", "web"))["ok"]
+    await service.until_true(lambda: bool(stopped))
+    assert (stopped[0]["ok"], stopped[0]["message"]) == (False, "a later start overruled it")
+    assert service.course() == ["execed web#1", "ends web#1", "execed web#2"]
+
+
+# ---- restarts
+
+
+@simulated(WEB_REQUIRES_DB)
+async def test_a_restart_leaves_alone_what_it_requires(service: Client) -> None:
+    await service.until("web", "running")
+    assert (await service.command("restart", "web"))["ok"]
+    assert service.course() == ["execed db#1", "execed web#1", "ends web#1", "execed web#2"]
+
+
+@simulated(workload("db", 'restart = "no"') + workload("web", 'requires = ["db"]', program="term=0@1"))
+async def test_a_restart_starts_what_it_requires_and_does_not_run(service: Client) -> None:
+    await service.until("web", "running")
+    service.program("db").receive(signal.SIGKILL)
+    await service.until("db", "failed")
+    assert service.supervisor.also_affected("restart", "web") == ["db"]
+    assert (await service.command("restart", "web"))["ok"]
+    await service.until_true(lambda: service.state("web") == service.state("db") == "running")
+    assert set(service.course()[3:]) == {"execed db#2", "ends web#1", "execed web#2"}
+
+
+@simulated(chain(NOT_AT_BOOT))
+async def test_a_restart_of_what_does_not_run_starts_it(service: Client) -> None:
+    assert (await service.command("restart", "web"))["ok"]
+    assert service.course() == ["execed db#1", "execed web#1"]
+
+
+@simulated(workload("db", 'restart = "no"') + workload("web", 'requires = ["db"]', program="term=0@2"))
+async def test_a_stop_overrules_a_restart_that_stops(service: Client) -> None:
+    await service.until("web", "running")
+    service.program("db").receive(signal.SIGKILL)
+    await service.until("db", "failed")
+    restarted = await service.begin(service.command, "restart", "web")
+    await service.until("web", "stopping")
+    assert (await service.command("stop", "web"))["ok"]
+    await service.until_true(lambda: bool(restarted))
+    assert service.state("web") == "stopped"
+    assert "execed web#2" not in service.course()
+
+
+# ---- many at once: a reload
+
+
+@simulated(WEB_REQUIRES_DB)
+async def test_a_transaction_stops_dependents_first_and_starts_them_last(service: Client) -> None:
+    await service.until("web", "running")
+    reports = await service.reload(
+        workload("db", program="term=0@1 v=2") + workload("web", 'requires = ["db"]', program="term=0@1 v=2")
+    )
+    assert reports[-1] == {"event": "end", "ok": True}
+    assert service.course()[2:] == ["ends web#1", "ends db#1", "execed db#2", "execed web#2"]
+
+
+@simulated(WEB_REQUIRES_DB)
+async def test_what_required_a_removed_instance_stops_before_it(service: Client) -> None:
+    await service.until("web", "running")
+    reports = await service.reload(workload("web", program="term=0@1 v=2"))
+    assert {report["name"]: (report["do"], report["ok"]) for report in reports if report["event"] == "done"} == {
+        "db": ("stop", True),
+        "web": ("restart", True),
+    }
+    assert service.names() == ["web"]
+    course = service.course()
+    assert course.index("ends web#1") < course.index("ends db#1")
+
+
+@simulated(workload("db") + workload("web", 'requires = ["db"]', program="term=0@1"))
+async def test_what_is_removed_stops_after_a_dependent_whose_restart_a_stop_overrules(service: Client) -> None:
+    """The stop cancelled the restart, and the removed instance no longer waited for the end of its dependent."""
+    await service.until("web", "running")
+    stream = await service.begin_reload(workload("web", program="term=0@1 v=2"))
+    stopped = await service.begin(service.command, "stop", "web")
+    await service.read_reports(stream)
+    await service.until_true(lambda: bool(stopped))
+    assert service.course()[2:] == ["ends web#1", "ends db#1"]
+    assert (service.names(), service.state("web")) == (["web"], "stopped")
+
+
+@simulated(workload("web", program="term=0@2"))
+async def test_a_later_reload_keeps_an_instance_that_is_being_removed(service: Client) -> None:
+    await service.until("web", "running")
+    removed = await service.begin_reload(workload("other"))
+    await service.until("web", "stopping")
+    answer = await service.command("start", "web")
+    assert (answer["ok"], answer["message"]) == (False, "/sim/site.toml does not have it any more; it is being removed")
+    await service.reload(workload("web", program="term=0@2"))
+    reports = await service.read_reports(removed)
+    assert [report["message"] for report in reports if report.get("name") == "web"] == ["a later command overruled it"]
+    await service.until("web", "running")
+    assert [line for line in service.course() if "web" in line] == ["execed web#1", "ends web#1", "execed web#2"]
+    await service.until_true(lambda: service.names() == ["web"])
+
+
+@simulated(workload("web", "instances = 2", program="term=0@2"))
+async def test_an_instance_is_removed_when_there_are_to_be_fewer(service: Client) -> None:
+    await service.until("web@2", "running")
+    await service.reload(workload("web", program="term=0@2"))
+    assert service.names() == ["web"]
+    assert not [path for path in service.machine.cgroups if "@" in path]
+
+
+@simulated(workload("web"))
+async def test_a_reload_that_overtakes_another_wins(service: Client) -> None:
+    await service.until("web", "running")
+    first = await service.begin_reload(
+        workload("db", 'type = "notify"', program="ready=9") + workload("web", 'requires = ["db"]', program="v=2")
+    )
+    await service.until_true(lambda: service.status("web")["reason"] == "waits for db")
+    await service.reload(workload("db", 'type = "notify"', program="ready=9") + workload("web", program="v=3"))
+    await service.read_reports(first)
+    assert [line for line in service.course() if "execed" in line][:2] == ["execed web#1", "execed db#1"]
+    assert service.state("web") == "running"
+
+
+# ---- the end of the service
+
+
+def test_the_service_stops_dependents_first_and_starts_nothing_more() -> None:
+    text = chain(program="term=0@1") + workload("late", NOT_AT_BOOT)
+    site = make_site(text)
+    answers = []
+
+    async def client(service: Client) -> None:
+        await service.until("proxy", "running")
+        service.signal(signal.SIGTERM)
+        await service.until("proxy", "stopping")
+        answers.append(await service.command("start", "late"))
+        answers.append(await service.command("restart", "db"))
+        answers.append(await service.refused_reload(text))
+
+    assert serve(site, client) == 0
+    assert course(site)[3:] == ["ends proxy#1", "ends web#1", "ends db#1"]
+    refused = "the service is stopping, so nothing starts any more; start the service again"
+    assert [answer["message"] for answer in answers[:2]] == [refused, refused]
+    assert "the supervisor is stopping; start it with the new file" in answers[2]
+    assert list(site.machine.cgroups) == ["/sim"]
+
+
+def test_the_end_of_the_service_cancels_a_start_that_waits() -> None:
+    site = make_site(
+        workload("db", 'type = "notify"', program="ready=5 term=0@9") + workload("web", 'requires = ["db"]')
+    )
+
+    async def client(service: Client) -> None:
+        await service.until("db", "running")
+        service.signal(signal.SIGTERM)
+        await service.until("db", "stopping")
+
+    assert serve(site, client) == 0
+    assert course(site) == ["execed db#1", "ends db#1"]
+
+
+def test_a_second_signal_kills_what_is_left() -> None:
+    site = make_site(workload("web", "timeout_stop_sec = 100", program="deaf"))
+
+    async def client(service: Client) -> None:
+        await service.until("web", "running")
+        service.signal(signal.SIGTERM)
+        await service.until("web", "stopping")
+        service.signal(signal.SIGTERM)
+
+    assert serve(site, client) == 0
+    assert [record["hurry"] for record in site.records() if record["event"] == "supervisor stopping"] == [False, True]
+    assert site.machine.now < 1010
+
+
+def test_an_instance_that_is_being_removed_is_stopped_when_the_service_ends() -> None:
+    site = make_site(WEB_REQUIRES_DB)
+
+    async def client(service: Client) -> None:
+        await service.until("web", "running")
+        await service.begin_reload(workload("web", program="term=0@1 v=2"))
+        service.signal(signal.SIGTERM)
+        await service.until("web", "stopping")
+
+    assert serve(site, client) == 0
+    assert course(site)[2:] == ["ends web#1", "ends db#1"]
