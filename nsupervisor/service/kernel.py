@@ -19,6 +19,7 @@ from nsupervisor.cgroups.notifications import KernelNotifications, Notifications
 from nsupervisor.config.files import reread_text
 from nsupervisor.linux import processes
 from nsupervisor.linux.files import KERNEL_FILES, Files
+from nsupervisor.linux.privileges import Privileges, own_privileges
 from nsupervisor.logs import Pipe
 from nsupervisor.notify_socket import NotifySocket, notify_socket
 
@@ -61,6 +62,7 @@ class Kernel:
     is_part_of: IsPartOf = is_part_of
     read_config: Callable[[str], str] = reread_text
     """Reads the configuration file again. Raises ConfigError."""
+    privileges: Callable[[], Privileges] = own_privileges
     random: Callable[[], float] = random.random
     """Returns a random number from [0, 1), for the jitter of delays."""
 

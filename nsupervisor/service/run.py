@@ -363,7 +363,7 @@ async def _supervise(
             open_keyed_digest(directory, kernel.files),
             kernel,
             logs,
-            uid_ranges=_uid_ranges(config.supervisor),
+            uid_ranges=_uid_ranges(config.supervisor, kernel),
             offset_files=offset_files_left(directory),
         )
         context.measures.start(keeper)
@@ -443,9 +443,9 @@ async def _supervise(
     state_file.remove()
 
 
-def _uid_ranges(settings: Settings) -> UidRanges | None:
+def _uid_ranges(settings: Settings, kernel: Kernel) -> UidRanges | None:
     """Return the ranges of ids for user namespaces; None if this process may not use them."""
-    if not has_uid_ranges():
+    if not has_uid_ranges(kernel.privileges()):
         return None
     return UidRanges(settings.state_directory or default_state_directory(), settings.name)
 

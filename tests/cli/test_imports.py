@@ -109,6 +109,7 @@ OURS = {
         "core.instances",
         "api.http",  # the limits, of which the capacity takes account
         "linux.namespaces",
+        "linux.privileges",
         "linux.trusted_paths",
         "service.state.uid_ranges",
     ),

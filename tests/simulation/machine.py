@@ -15,18 +15,24 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import attrs
 import trio
 
 from nsupervisor.linux.inotify import IN_IGNORED, IN_MODIFY, IN_Q_OVERFLOW, InotifyEvent
+from nsupervisor.linux.privileges import Privileges
 
 ROOT = "/sim"
 """The root of the cgroup hierarchy."""
 NOTIFY_INTERVAL_S = 0.01
 """CGROUP_FILE_NOTIFY_MIN_INTV of kernel/cgroup/cgroup.c: the kernel notifies of one file at most this often."""
 CONTROLLERS = ("memory", "pids", "cpu")
+ROOT_PRIVILEGES = Privileges(
+    uid=0, gid=0, capabilities=-1, uid_map=(), gid_map=(), hard_limits=MappingProxyType({"nice": 0}), niceness=0
+)
+"""The privileges of a simulated supervisor, whoever runs the simulation."""
 FIRST_FD = 1 << 20
 """The first simulated descriptor: no real one has such a number, so mixing the two up fails."""
 LIMIT_FILES: Mapping[str, str] = {
@@ -392,6 +398,7 @@ class Machine:
         """All events, one line each: the same for the same seed."""
         self.speed = 1.0
         """0: the kernel and the keeper do everything at once."""
+        self.privileges = ROOT_PRIVILEGES
         self.disk_is_full = False
         self.lose_notifications = False
         """Whether the inotify queue overflows."""

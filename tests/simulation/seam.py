@@ -465,6 +465,7 @@ def kernel(life: Life, read_config: Any) -> Kernel:
         open_notify_socket=open_notify_socket,
         is_part_of=is_part_of,
         read_config=read_config,
+        privileges=lambda: machine.privileges,
         random=machine.random.random,
     )
 

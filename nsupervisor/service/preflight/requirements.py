@@ -21,6 +21,7 @@ from nsupervisor.config.model import Config, Resources, Rule, WorkloadConfig
 from nsupervisor.config.positions import Positions, scan_positions
 from nsupervisor.config.problems import ConfigError, Problem
 from nsupervisor.config.quoting import format_path, quoted
+from nsupervisor.linux.privileges import Privileges, own_privileges
 from nsupervisor.linux.trusted_paths import open_for_reading, untrusted_part
 from nsupervisor.service.instance.spawn_spec import PATH, environment_file_variables
 from nsupervisor.service.instance.users import IdentityError, resolve_user
@@ -48,20 +49,28 @@ class CheckedText(NamedTuple):
     """Each with the reason why it is only a warning."""
 
 
-def check_text(text: str, path: str, host: Host | None, *, runs_here: bool = True) -> CheckedText:
+def check_text(
+    text: str,
+    path: str,
+    host: Host | None,
+    *,
+    runs_here: bool = True,
+    privileges: Callable[[], Privileges] = own_privileges,
+) -> CheckedText:
     """Parse a configuration, and check its sound parts against the host, if there is one: everything at once.
 
     Problems and warnings are in the order of the lines. Raises ConfigError if no part of the text is usable. For
-    `runs_here` see `unmet_requirements`.
+    `runs_here` see `unmet_requirements`; `privileges` returns those of the service.
     """
     positions = scan_positions(text)
     config, problems = parse_sound_parts(text, path, positions)
     warnings: list[tuple[Problem, str]] = []
-    for problem, warning in () if host is None else unmet_requirements(config, positions, host, runs_here=runs_here):
-        if warning:
-            warnings.append((problem, warning))
-        else:
-            problems.append(problem)
+    if host is not None:
+        for problem, warning in unmet_requirements(config, positions, host, privileges(), runs_here=runs_here):
+            if warning:
+                warnings.append((problem, warning))
+            else:
+                problems.append(problem)
     return CheckedText(
         config,
         sorted(problems, key=lambda problem: problem.line),
@@ -70,7 +79,7 @@ def check_text(text: str, path: str, host: Host | None, *, runs_here: bool = Tru
 
 
 def unmet_requirements(
-    config: Config, positions: Positions, host: Host, *, runs_here: bool = True
+    config: Config, positions: Positions, host: Host, privileges: Privileges, *, runs_here: bool = True
 ) -> Iterator[tuple[Problem, str]]:
     """Yield every problem with its line, and why it is only a warning; "" if it is an error.
 
@@ -91,7 +100,8 @@ def unmet_requirements(
         for keys, message, warning in (
             *_limit_findings(workload.resources, ("resources",), around, host, runs_here),
             *_rule_findings(workload.policy, host, "" if workload.resources.required else OPTIONAL_REASON, runs_here),
-            *_unknown_users(workload, runs_here),
+            *_missing_privileges(workload, privileges, runs_here),
+            *_unknown_users(workload),
             *([] if runs_here else _missing_files(workload)),
             *([] if runs_here else _wrong_environment_files(workload)),
         ):
@@ -191,9 +201,12 @@ def _rule_findings(rules: Sequence[Rule], host: Host, optional: str, runs_here: 
                 yield ("policy", i, "when"), _uncounted(atom), optional
 
 
-def _unknown_users(workload: WorkloadConfig, runs_here: bool) -> Iterator[_Finding]:
-    for key, message in missing_privileges(workload):
+def _missing_privileges(workload: WorkloadConfig, privileges: Privileges, runs_here: bool) -> Iterator[_Finding]:
+    for key, message in missing_privileges(workload, privileges):
         yield tuple(key.split(".")), message, "" if runs_here else OTHER_HIERARCHY
+
+
+def _unknown_users(workload: WorkloadConfig) -> Iterator[_Finding]:
     for key, user, groups in (
         ("user", workload.user, ()),
         ("supplementary_groups", None, workload.supplementary_groups),

@@ -14,7 +14,7 @@ continues.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -40,6 +40,7 @@ from nsupervisor.service.group.placement import Placement, make_instance, suppor
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.limits import Target
 from nsupervisor.service.jobs import Jobs, Transaction
+from nsupervisor.service.kernel import Kernel
 from nsupervisor.service.preflight.capacity import raise_descriptor_limit
 from nsupervisor.service.preflight.requirements import check_text
 from nsupervisor.service.reload.persist import Kind, persist, with_limits
@@ -148,7 +149,7 @@ class Reloader:
         path = path or self.config.path
         if self.jobs.is_stopping:
             raise _refusal(path, _STOPPING)
-        load = partial(_load, read=self.context.kernel.read_config)
+        load = partial(_load, kernel=self.context.kernel)
         return await call_in_thread(load, path, text, self.host)
 
     def _plan(self, loaded: _LoadedFile) -> Plan:
@@ -424,11 +425,11 @@ class _ReloadRun:
         self.stream.add(encode_line({"event": "done", **fields}))
 
 
-def _load(path: str, text: str | None, host: Host, read: Callable[[str], str]) -> _LoadedFile:
+def _load(path: str, text: str | None, host: Host, kernel: Kernel) -> _LoadedFile:
     """Load the configuration and check it against this host; call it in a thread, since a large one takes a while."""
     if text is None:
-        text = read(path)
-    config, problems, _ = check_text(text, path, host)
+        text = kernel.read_config(path)
+    config, problems, _ = check_text(text, path, host, privileges=kernel.privileges)
     if problems:
         raise ConfigError(problems)
     return _LoadedFile(config, scan_positions(text), read_contents(config))

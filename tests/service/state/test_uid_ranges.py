@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nsupervisor.service.preflight import privileges
 from nsupervisor.service.state import uid_ranges
 from nsupervisor.service.state.uid_ranges import FIRST, LAST, SIZE, UidRangeError, UidRanges, pick_range
-from tests.needs import needs
 
 
 def ranges(directory: Path, service: str = "nsupervisor") -> UidRanges:
@@ -125,14 +123,3 @@ def test_the_entries_of_subuid_are_read(tmp_path: Path) -> None:
     path.write_text("alice:100000:65536\n# comment\nbob:x:1\n:5:\n1000:165536:65536\n")
     assert list(uid_ranges._read_subordinate_ids(str(path))) == [(100_000, 65_536), (165_536, 65_536)]
     assert list(uid_ranges._read_subordinate_ids(str(tmp_path / "missing"))) == []
-
-
-@pytest.mark.fault("A5")
-@needs("root")
-def test_ranges_need_ids_that_this_process_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    maps = {"first namespace": (0, 4294967295), "podman without root": (0, 65_536), "a part": (0, 600_000)}
-    answers = {}
-    for name, line in maps.items():
-        monkeypatch.setattr(privileges, "_read_id_map", lambda file, line=line: [line])
-        answers[name] = privileges.has_uid_ranges()
-    assert answers == {"first namespace": True, "podman without root": False, "a part": False}
