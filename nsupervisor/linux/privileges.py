@@ -13,7 +13,7 @@ IdMap = tuple[tuple[int, int], ...]
 
 
 class Privileges(NamedTuple):
-    """What a process may do."""
+    """The facts about a process that decide what it may do."""
 
     uid: int
     gid: int

@@ -69,6 +69,8 @@ async def test_an_actor_goes_on_after_a_message_that_it_could_not_handle(error, 
         _handle=handle,
         observer=SimpleNamespace(watch=raiser(error), unwatch=lambda: None),
         limit_writer=SimpleNamespace(close=lambda: None),
+        workload=WorkloadConfig("web", command=("x",)),
+        program=SimpleNamespace(set_watchdog=lambda is_active: None),
         _changed=SimpleNamespace(notify=lambda: None),
     )
     nursery.start_soon(Actor.run, actor)
