@@ -57,7 +57,7 @@ def blocks(page: str) -> list[Block]:
     """Return the fenced blocks of a page in their order."""
     found = []
     text = (ROOT / page).read_text()
-    for match in re.finditer(r"^(?:<!-- (.*) -->\n)?```(\S*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+    for match in re.finditer(r"^(?:<!-- ([^\n]*) -->\n)?```(\S*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         above = text[: match.start(3)]
         # Comments of shells look like headings.
         headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", above, flags=re.M | re.S), re.MULTILINE)
@@ -82,11 +82,20 @@ def shown(lines: list[str]) -> str:
     return "\n".join(" ".join(line.split()) for line in lines).strip("\n")
 
 
-def pattern(lines: list[str]) -> str:
-    """Return a regular expression for what a page shows."""
-    text = re.escape(shown(lines)).replace(re.escape("\n"), "\n")
-    text = re.sub(rf"(^|\n){ANY}(?=\n|$)", r"(?:\1[^\n]*)*", text)
-    return text.replace(ANY, "[^\n]*")
+def without_numbers(text: str) -> str:
+    """Replace each number, with its unit and what may be in a time or a size, by 0."""
+    return re.sub(r"\d[\d:.]*(?:ms|[KMGsh%])?", "0", text)
+
+
+def is_shown(expected: list[str], output: str) -> bool:
+    """Return whether the output is what the page shows."""
+    lines = [line for line in shown(expected).split("\n") if line]
+    parts = [
+        r"(?:[^\n]*\n)*" if line == ANY else re.escape(line).replace(ANY, r"[^\n]*") + r"\n"
+        for line in (shown(expected).split("\n") if lines else [])
+    ]
+    seen = shown(output.splitlines())
+    return re.fullmatch("".join(parts), f"{seen}\n" if seen else "") is not None
 
 
 def script_of(commands: list[str]) -> str:

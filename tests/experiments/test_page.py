@@ -19,7 +19,7 @@ import pytest
 from nsupervisor.config.load import load
 from tests.experiments.laboratory import until
 from tests.needs import ROOT, needs
-from tests.pages import Typed, outputs_of, pattern, script_of, shown, type_in, typed_in
+from tests.pages import Typed, is_shown, outputs_of, script_of, shown, type_in, typed_in
 
 PAGE = (ROOT / "docs" / "understand.md").read_text()
 
@@ -92,8 +92,7 @@ def test_each_command_shows_what_the_page_says(section, name, tmp_path):
     output = type_in(script.replace("understand", name), tmp_path)
     outputs = outputs_of(output.replace(name, "understand"))
     for (command, expected), actual in zip(section.typed, outputs, strict=False):
-        seen = shown(actual.splitlines())
-        assert re.fullmatch(pattern(expected), seen), f"$ {command}\n{seen}\n\nbut the page says:\n{shown(expected)}"
+        assert is_shown(expected, actual), f"$ {command}\n{actual}\nbut the page says:\n{shown(expected)}"
     assert len(outputs) == len(section.typed), output
 
 
