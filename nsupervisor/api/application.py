@@ -28,6 +28,8 @@ TRACE_SECONDS_LIMIT = 366 * 86400.0
 """The maximum duration of a trace in seconds."""
 TRACE_BYTES_LIMIT = float(1 << 50)
 """The maximum size of a trace in bytes."""
+LINES_LIMIT = 1e9
+"""The maximum number of lines in a request for the latest output; the size of what is kept is limited, too."""
 TRACES_LIMIT = 8
 """The maximum number of traces at a time: each takes a share of the event loop, and each sample of it delays others."""
 NAMES_LIMIT = 10_000
@@ -145,6 +147,14 @@ class _Handlers:
             patterns = request.values("name")
             names |= {group for pattern in patterns for group in self.control.matching_groups(pattern)}
         return Stream(self.control.events(names, events, follow == "1"), JSON_LINES)
+
+    async def logs(self, request: Request) -> Stream:
+        follow = request.value("follow", "0")
+        if follow not in ("0", "1"):
+            raise HTTPError(400, f'follow is "{follow}"; it can be 0 or 1')
+        lines = _query_number(request, "lines", inf, LINES_LIMIT)
+        names = await self._named_instances(request)
+        return Stream(self.control.logs(names, None if lines == inf else int(lines), follow == "1"), JSON_LINES)
 
     async def trace(self, request: Request) -> Stream:
         interval = _query_number(request, "interval", 0.25, MAX_DURATION_S)

@@ -89,6 +89,16 @@ class Client:
         target = _target("/v1/events", name=names, event=events, follow="1" if follow else ())
         return self._objects(_request("GET", target), None if follow else TIMEOUT_S)
 
+    def logs(self, names: Iterable[str] = (), lines: int | None = None, follow: bool = False) -> Iterator[bytes]:
+        """Yield the latest output of instances without a log file: records as JSON lines, without their newlines.
+
+        lines: at most this number of each instance; None: all that are kept. With `follow` comes then the line
+        {"event":"new"}, and new output as it is written, until the service ends.
+        """
+        shown = () if lines is None else (str(lines),)
+        target = _target("/v1/logs", name=names, lines=shown, follow="1" if follow else ())
+        return self._lines(_request("GET", target), None if follow else TIMEOUT_S)
+
     def trace(
         self,
         names: Iterable[str] = (),

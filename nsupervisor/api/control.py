@@ -84,6 +84,16 @@ class Control(Protocol):
         """Return the object `History` of `nsupervisor schema api` of one instance."""
         ...
 
+    def logs(
+        self, names: Collection[str] | None, last: int | None, follow: bool
+    ) -> AbstractContextManager[AsyncIterator[bytes]]:
+        """Yield the latest output of instances without a log file, as JSON lines, and with `follow` also new output.
+
+        names: the instances; None: all. last: at most this number of lines of each up to now; None: all.
+        With `follow` the line {"event":"new"} separates those up to now from new ones.
+        """
+        ...
+
     def events(
         self, names: Collection[str] | None, events: Collection[str] | None, follow: bool
     ) -> AbstractContextManager[AsyncIterator[bytes]]:

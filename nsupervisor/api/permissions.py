@@ -12,7 +12,7 @@ from typing import Any
 from nsupervisor.api.control import Control, UnknownName, is_glob
 from nsupervisor.api.http.messages import HTTPError
 
-READ_ONLY = frozenset({"info", "status", "stats", "history", "events", "groups"})
+READ_ONLY = frozenset({"info", "status", "stats", "history", "events", "groups", "logs"})
 """Operations that only read, and that can be restricted to some instances."""
 COMMAND = "command"
 INFO_KEYS = frozenset({"version", "name", "started_at", "uptime_sec", "mode"})
@@ -129,6 +129,11 @@ class Restricted(Control):
     ) -> AbstractContextManager[AsyncIterator[bytes]]:
         visible = self._allowed if names is None else self._allowed & set(names)
         return self._control.events(visible, events, follow)
+
+    def logs(
+        self, names: Collection[str] | None, last: int | None, follow: bool
+    ) -> AbstractContextManager[AsyncIterator[bytes]]:
+        return self._control.logs(self._allowed if names is None else self._allowed & set(names), last, follow)
 
     def trace(
         self, names: Collection[str] | None, interval: float | None, seconds: float, max_bytes: float

@@ -76,6 +76,20 @@ ROUTES = (
         responses={200: "application/jsonl", 400: "Error", 404: "Error"},
     ),
     Route(
+        "logs",
+        "GET",
+        "/v1/logs",
+        "The latest output of instances without a log file, one instance after the other, oldest first: one object per "
+        "line, as in `nsupervisor schema log`.",
+        query={
+            "name": "A name or glob: only these. May be given several times.",
+            "lines": "At most this number of lines of each instance up to now. Default: all that are kept (log.tail).",
+            "follow": '1: then the line {"event":"new"}, and new output as it comes, until the service ends. A reader '
+            'that is too slow gets a record "dropped" in place of the lines that it missed.',
+        },
+        responses={200: "application/jsonl", 400: "Error", 404: "Error"},
+    ),
+    Route(
         "trace",
         "GET",
         "/v1/trace",
@@ -392,6 +406,9 @@ def _history_schema() -> dict[str, Any]:
             file=_value_schema("string?", "Its own log file; null: it has none."),
             format=_value_schema("string", "The format of that file: json (records), or raw."),
             streams=_value_schema("array", "The streams in it: stdout, stderr.", items={"type": "string"}),
+            tail=_value_schema(
+                "boolean", "Whether the service keeps the latest output that is in neither file, for /v1/logs."
+            ),
             stream=_value_schema(
                 "string?", "The file of the supervisor's own stream; null: it is not a file of records."
             ),

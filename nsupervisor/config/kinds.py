@@ -516,6 +516,7 @@ EXIT_STATUS = Scalar(_exit_status, {"type": ["integer", "string"], "minimum": 0,
 SIGNAL = Scalar(_signal, {"type": ["integer", "string"], "minimum": 1, "maximum": 64}, units.format_signal)
 LIMIT = size(minimum=1, unlimited=True)
 LINE_SIZE = size(minimum=4, unlimited=False)
+TAIL_SIZE = size(minimum=0, unlimited=False)
 FILE_SIZE = size(minimum=4096, unlimited=False)
 DURATION = duration()
 TIMEOUT = Scalar(_timeout, {**duration(infinite=True).schema, "not": {"const": 0}}, _duration_text)

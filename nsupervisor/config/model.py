@@ -391,6 +391,10 @@ class LogConfig(Table):
     )
     max_age: float | None = field(default=None, metadata=key(kinds.AGE, "an older file is rotated"))
     compress: bool = field(default=False, metadata=key(kinds.BOOLEAN, "compress rotated files with gzip"))
+    tail: int = field(
+        default=64 << 10,
+        metadata=key(kinds.TAIL_SIZE, "without a file: how much of the latest output `logs` can show; 0: nothing"),
+    )
     max_line: int = field(default=16384, metadata=key(kinds.LINE_SIZE, "longer lines are cut into partial records"))
     parse_json: bool = field(
         default=False, metadata=key(kinds.BOOLEAN, "lines that are JSON objects keep their fields, under fields")

@@ -9,6 +9,7 @@ from nsupervisor.logs.offsets import OffsetFile, read_next_seq
 from nsupervisor.logs.pipe import Pipe
 from nsupervisor.logs.record import schema, timestamp_now
 from nsupervisor.logs.route import LineSequence, OutputRoute
+from nsupervisor.logs.tails import Tail, Tails
 from nsupervisor.logs.threads import THREAD_RUNNER, call_in_thread, run_in_thread
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "OutputRoute",
     "Pipe",
     "Rotation",
+    "Tail",
+    "Tails",
     "call_in_thread",
     "open_journal",
     "read_next_seq",

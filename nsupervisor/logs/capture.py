@@ -48,6 +48,8 @@ MAX_LINES, MAX_PARSED_LINES = 4096, 512
 
 Records of short lines are many times as long as the lines, and the event loop waits.
 """
+MAX_KEPT_BYTES, MAX_KEPT_LINES = 4096, 32
+"""About how much of a chunk that is dropped is kept among the latest lines."""
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 2.0
 """The first and the longest delay in seconds between attempts at a file that cannot be written."""
 THREAD_TIMEOUT_S = 2.0
@@ -262,6 +264,7 @@ class Capture:
     async def _to_journal(self, journal: Journal, data: bytes) -> None:
         chunk = self._frame(data)
         if not self.route.blocks and journal.drop_if_full(chunk.line_count):
+            self._keep_latest(chunk)
             await self._also_to_file(chunk)
             await trio.lowlevel.checkpoint()
             return
@@ -274,12 +277,36 @@ class Capture:
             else:
                 await trio.lowlevel.checkpoint()
             delivered = True
+            if self.route.tail is not None:
+                is_json = isinstance(journal.format, JsonFormat)
+                self.route.tail.append(records if is_json else self._render(_JSON, chunk))
         finally:
             if delivered or self.route.file is None:
                 # Also after a cancellation: the journal has the records, and writes them before it ends.
                 await self._also_to_file(chunk)
             else:
                 self._pending = chunk, b""
+
+    def _keep_latest(self, chunk: _Chunk) -> None:
+        """Keep the latest lines of a chunk that is dropped. All of them would cost as much as recording them."""
+        if self.route.tail is None or not chunk.line_count:
+            return
+        if chunk.text is None:
+            kept = attrs.evolve(chunk, lines=chunk.lines[-MAX_KEPT_LINES:])
+            count = len(kept.lines)
+        else:
+            lines = chunk.text[-MAX_KEPT_BYTES:].split(b"\n")
+            if len(chunk.text) > MAX_KEPT_BYTES:  # the first may be the end of a longer line
+                lines = lines[1:] or chunk.text.rsplit(b"\n", 1)[-1:]
+            lines = lines[-MAX_KEPT_LINES:]
+            kept = attrs.evolve(chunk, text=b"\n".join(lines))
+            count = len(lines)
+        skipped = chunk.line_count - count
+        records = self._render(_JSON, attrs.evolve(kept, seq=chunk.seq + skipped, line_count=count))
+        if skipped:
+            labels = {**self.labels, "stream": self.stream, "dropped": skipped, "reason": "the stream is full"}
+            records = _JSON.render_record(chunk.timestamp, "warning", "dropped", labels) + records
+        self.route.tail.append(records)
 
     async def _also_to_file(self, chunk: _Chunk) -> None:
         file = self.route.file
@@ -590,6 +617,8 @@ class Capture:
         chunk = _Chunk(b"", 0, None, lines, self.labels, timestamp_now(), seq, len(lines))
         if lines and route.journal is not None:
             await route.journal.deliver(self._render(route.journal.format, chunk), len(lines), block=route.blocks)
+            if route.tail is not None:
+                route.tail.append(self._render(_JSON, chunk))
         if lines and route.file is not None and not route.is_raw:
             self._pending = chunk, self._render(_JSON, chunk)
             while self._pending is not None:

@@ -6,6 +6,7 @@ import attrs
 
 from nsupervisor.logs.journal import Journal
 from nsupervisor.logs.log_file import LogFile
+from nsupervisor.logs.tails import Tail
 
 
 @attrs.frozen
@@ -20,6 +21,8 @@ class OutputRoute:
     parse_json: bool = False
     blocks: bool = True
     """If an output cannot be written: whether the workload waits. Otherwise its lines are dropped and counted."""
+    tail: Tail | None = None
+    """The place of the latest lines, if no file has them."""
 
 
 @attrs.define

@@ -12,7 +12,7 @@ from nsupervisor.core.decider import Transition, WorkloadInput, WorkloadState
 from nsupervisor.core.lifecycle import Instant
 from nsupervisor.core.rules.group_policy import GroupEvent
 from nsupervisor.keeper.reconnecting import ReconnectingKeeper
-from nsupervisor.logs import Journal, LogFiles
+from nsupervisor.logs import Journal, LogFiles, Tails
 from nsupervisor.metrics.measures import Measures
 from nsupervisor.service.kernel import LINUX, Kernel
 from nsupervisor.service.state.digest import KeyedDigest
@@ -47,6 +47,8 @@ class ServiceContext:
     """The ranges of ids for user namespaces without mappings; None without the privilege to use them."""
     log_files: LogFiles = attrs.field(factory=LogFiles)
     """The log files of all workloads."""
+    tails: Tails | None = None
+    """The latest output of workloads without a log file; None: the file of the journal has it."""
     measures: Measures = attrs.field(factory=Measures)
     listeners: set[TransitionListener] = attrs.field(factory=set)
     group_listeners: set[GroupListener] = attrs.field(factory=set)

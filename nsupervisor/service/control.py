@@ -25,6 +25,7 @@ from nsupervisor.service.group.groups import PREFIX, Groups
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.jobs import Jobs, Result
 from nsupervisor.service.observe.history import Follower, History
+from nsupervisor.service.observe.output_follower import OutputFollower, OutputFollowers
 from nsupervisor.service.observe.recorder import Recorder, Recording, RecordingTerms
 from nsupervisor.service.observe.stats import usage_sample
 from nsupervisor.service.recovery.upgrade import Upgrade, UpgradeError
@@ -49,6 +50,9 @@ class Supervisor:
     """Mode of the host's cgroup hierarchies: "unified" or "hybrid"."""
     cgroup: str
     exposition: Exposition
+    output_followers: OutputFollowers
+    records_file: str | None
+    """The path of the file that has the stream's records as JSON lines; None: the stream goes elsewhere."""
     event_log: History = attrs.field(factory=History)
     recorder: Recorder = attrs.field(factory=Recorder)
     started_at: float = attrs.field(factory=time.time)
@@ -115,22 +119,23 @@ class Supervisor:
             "config": self.config.path,
             "restart": actor.workload.restart,
             "since": self.started_at,
-            "log": {**actor.output.location(), "stream": self._journal_file()},
+            "log": {**actor.output.location(), "stream": self.records_file},
             "forgotten": forgotten,
             "records": [decode(line) for line in lines],
         }
-
-    def _journal_file(self) -> str | None:
-        """Return the path of the journal's file, or None if it is not a file of JSON records."""
-        output = self.config.supervisor.log_output
-        is_file = isinstance(output, str) and output.startswith("/") and self.config.supervisor.log_format != "console"
-        return output if isinstance(output, str) and is_file else None
 
     def events(
         self, names: Collection[str] | None, events: Collection[str] | None, follow: bool
     ) -> AbstractContextManager[Follower]:
         """Follow the records about instances: past ones and, with `follow`, new ones."""
         return self.event_log.follow(names, events, news=follow)
+
+    def logs(
+        self, names: Collection[str] | None, last: int | None, follow: bool
+    ) -> AbstractContextManager[OutputFollower]:
+        """Follow the latest output of instances without a log file: past lines and, with `follow`, new ones."""
+        ordered = [name for name in self.actors if names is None or name in names]
+        return self.output_followers.follow(ordered, last, news=follow)
 
     def trace(
         self, names: Collection[str] | None, interval: float | None, seconds: float, max_bytes: float

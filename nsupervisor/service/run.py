@@ -10,6 +10,7 @@ import itertools
 import os
 import resource
 import signal
+import stat
 import sys
 import traceback
 from collections import ChainMap
@@ -39,7 +40,8 @@ from nsupervisor.core.service_signals import SignalResponse, respond_to_signal
 from nsupervisor.keeper.messages import Child, KeeperLost
 from nsupervisor.keeper.reconnecting import ReconnectingKeeper, open_reconnecting_keeper
 from nsupervisor.linux.controlling_terminal import ControllingTerminal
-from nsupervisor.logs import Journal, open_journal
+from nsupervisor.logs import Journal, Tails, open_journal
+from nsupervisor.logs.tails import TAILS_DIRECTORY
 from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.metrics.server import serve_metrics
 from nsupervisor.service.admission import Admission, serve_workloads
@@ -54,6 +56,7 @@ from nsupervisor.service.jobs import Jobs
 from nsupervisor.service.kernel import LINUX, Kernel
 from nsupervisor.service.observe.history import History
 from nsupervisor.service.observe.log_reopen import REOPEN, reopen_on_signal
+from nsupervisor.service.observe.output_follower import OutputFollowers
 from nsupervisor.service.preflight.capacity import connections_allowed, raise_descriptor_limit
 from nsupervisor.service.preflight.privileges import explain_permission_error, has_uid_ranges
 from nsupervisor.service.preflight.requirements import check_text, record_fields
@@ -159,7 +162,9 @@ async def _service(
                 resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
                 raise_descriptor_limit(config, host)
                 opened = host, LINUX, keeper, journal, directory, history, signals
-                platform = Platform(*opened, _LinuxEndpoints(), _exempt_from_collection, terminal)
+                file = _records_file(settings)
+                tails = None if file else Tails(directory / TAILS_DIRECTORY, partial(_warn, journal))
+                platform = Platform(*opened, _LinuxEndpoints(), _exempt_from_collection, terminal, file, tails)
                 status = await run_service(config, platform)
             journal.log.info("supervisor stopped")
     return status
@@ -172,6 +177,19 @@ class Terminal(Protocol):
 
     def is_gone(self) -> bool: ...
     def forget(self) -> None: ...
+
+
+def _records_file(settings: Settings) -> str | None:
+    """Return the path of the file that has the stream's records as JSON lines; None: the stream goes elsewhere."""
+    output = settings.log_output
+    if not isinstance(output, str) or not output.startswith("/") or settings.log_format == "console":
+        return None
+    # It is open; a named pipe or a device is nothing to read from.
+    return output if stat.S_ISREG(os.stat(output).st_mode) else None
+
+
+def _warn(journal: Journal, message: str) -> None:
+    journal.log.warning("warning", message=message)
 
 
 class Endpoints(Protocol):
@@ -202,6 +220,10 @@ class Platform:
     keep_objects: Callable[[], None]
     """Called when all objects exist that the service keeps until its end."""
     terminal: Terminal | None = None
+    records_file: str | None = None
+    """The path of the file that has the journal's records as JSON lines; None: the journal is elsewhere."""
+    tails: Tails | None = None
+    """The latest output of workloads without a log file; None: the journal's file has it."""
 
 
 def _exempt_from_collection() -> None:
@@ -365,6 +387,7 @@ async def _supervise(
             logs,
             uid_ranges=_uid_ranges(config.supervisor, kernel),
             offset_files=offset_files_left(directory),
+            tails=platform.tails,
         )
         context.measures.start(keeper)
         captures.start_soon(reap_orphans, lambda: keeper.pid)
@@ -399,12 +422,15 @@ async def _supervise(
         try:
             async with trio.open_nursery() as nursery:
                 all_actors = {**actors, **leftovers}
+                if context.tails is not None:
+                    context.tails.remove_others()
                 alive_count = await take_over(all_actors, saved, children, context, config.supervisor.orphans)
                 errors = ConnectionErrors(partial(_report_connection, journal))
                 exposition = Exposition(journal, context.measures, keeper.pid, errors)
                 jobs = Jobs(actors, groups, context, nursery, leftovers)
                 reloader = Reloader(config, jobs, host, (tree, groups), context, nursery)
-                shown = host.mode, tree.path, exposition, platform.history
+                followers = OutputFollowers(context.tails or Tails(directory / TAILS_DIRECTORY))
+                shown = host.mode, tree.path, exposition, followers, platform.records_file, platform.history
                 supervisor = Supervisor(jobs, reloader, actors, groups, context, nursery, *shown)
                 async with jobs.membership_lock:  # a reload needs running actors
                     await endpoints.open_api(supervisor, keeper)
@@ -505,6 +531,7 @@ async def _until_signalled(platform: Platform, supervisor: Supervisor, scope: tr
             await supervisor.jobs.stop_all()
             await supervisor.recorder.close(DRAIN_TIMEOUT_S)
             await supervisor.event_log.close()
+            await supervisor.output_followers.close()
             scope.cancel()
 
         stopping = False

@@ -10,6 +10,7 @@ from pathlib import Path
 from nsupervisor.config.model import Config
 from nsupervisor.linux.trusted_paths import UntrustedPathError, open_trusted_directory
 from nsupervisor.logs.offsets import STREAMS_DIRECTORY
+from nsupervisor.logs.tails import TAILS_DIRECTORY
 from nsupervisor.service.state.digest import KEY_FILE as KEY
 
 
@@ -52,6 +53,7 @@ def runtime_directory(config: Config) -> Iterator[Path]:
         yield directory
         shutil.rmtree(directory / "notify", ignore_errors=True)  # sockets of generations whose exit was not seen
         shutil.rmtree(directory / STREAMS_DIRECTORY, ignore_errors=True)  # all output has been recorded
+        shutil.rmtree(directory / TAILS_DIRECTORY, ignore_errors=True)
         for name in (KEY, "lock"):
             (directory / name).unlink(missing_ok=True)
     finally:

@@ -19,7 +19,7 @@ in_thread = trio.to_thread.run_sync
 @pytest.mark.parametrize(
     ("operation", "facts", "why"),
     [
-        *((one, {}, "") for one in ("info", "status", "stats", "history", "events", "groups", "command")),
+        *((one, {}, "") for one in ("info", "status", "stats", "history", "events", "groups", "logs", "command")),
         *((one, {}, "about all of the service") for one in ("trace", "metrics", "plan", "reload", "upgrade")),
         ("command", {"names": ["web@1", "batch"]}, ""),
         ("command", {"names": ["web@1", "db"]}, "not db"),

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nsupervisor.cli.commands.logs import LogLocation, Selection, Source
 from nsupervisor.cli.log_reader import LogReader
+from nsupervisor.cli.workload_output import FileSource, LogLocation, Selection
 from nsupervisor.logs import LogFile, Pipe, Rotation
 from tests.cli.command import nsupervisor
 
@@ -240,7 +240,7 @@ def test_the_file_of_the_stream_is_read_once_for_all_workloads(tmp_path):
     (tmp_path / "all.log").write_text(
         record(1, "a", workload="web") + record(2, "b", workload="other") + record(3, "c", workload="db")
     )
-    source = Source(location, Selection(None, None, False))
+    source = FileSource(location, Selection(None, None, False))
     assert [(line.name, line.text) for line in source.last_lines(None, follow=False)] == [("web", "a"), ("db", "c")]
     source.close()
 
@@ -266,6 +266,7 @@ def test_a_raw_file_among_others_comes_first(three, tmp_path):
 def test_without_names_all_workloads_are_meant(supervisor):
     done = nsupervisor("logs", socket=supervisor)
     assert done.returncode == 1
-    assert done.stderr.startswith(
-        "web@1, web@2, db, batch have no log file: what is written goes to the supervisor's own"
+    assert done.stderr == (
+        "nothing is kept of what web@1, web@2, db, batch write; to change that, write "
+        'log = { stdout = "file", stderr = "file" } under [workload.web]\n'
     )

@@ -51,12 +51,12 @@ class Records:
         self.state(at, "running", "backoff", reason)
 
 
-def tell(records, state, number=5, now=60.0, **more):
+def tell(records, state, number=5, now=60.0, output=(), **more):
     one = {"name": "web", "state": state, "reason": "", "generation": records.generation, "restarts": 0}
     states = [record for record in records.found if record["event"] == "state"]
     one |= {"reason": states[-1]["reason"] if states else "", "config": "/etc/site.toml", "restart": "on-failure"}
     one |= {"since": ZERO.timestamp(), "forgotten": 0, "records": records.found, **more}
-    return "\n".join(Renderer(one, ZERO + timedelta(seconds=now), colour=False).render(number))
+    return "\n".join(Renderer(one, ZERO + timedelta(seconds=now), colour=False, output=output).render(number))
 
 
 def begins(records):
@@ -156,6 +156,23 @@ def test_a_crash_loop_is_one_episode_each_and_the_present_says_what_comes_next()
         "  program   generation 2, pid 4711, ran for 9.9 s\n"
         '  restart   in 0.1 s, start 3 of 5 within 60 s (restart = "on-failure")'
     )
+
+
+def test_what_a_failed_program_wrote_last_is_told():
+    records = Records()
+    records.wish(0, "start", "boot")
+    records.run(0)
+    records.exit(10)
+    records.again(10, start=2)
+    records.run(10.1, "backoff", "restarted: exit code 3")
+    output = [
+        {"event": "output", "generation": generation, "message": f"{generation}: line {number}"}
+        for generation in (1, 2)
+        for number in range(5)
+    ]
+    told = tell(records, "running", number=1, output=output)
+    assert "  wrote     1: line 2\n            1: line 3\n            1: line 4\n  restart" in told
+    assert "2: line" not in told
 
 
 def test_a_program_that_cannot_be_started_is_told_without_its_name_again():

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import trio
 
-from nsupervisor.logs import open_journal
+from nsupervisor.logs import Capture, OutputRoute, Pipe, Tails, open_journal
 from nsupervisor.logs.capture import MAX_LINES
 from tests.logs.records import LABELS, capture, check_numbers, read_all, records
 from tests.timing import deadline
@@ -140,6 +140,36 @@ async def test_a_reader_that_has_stopped_does_not_hold_up_a_workload_that_says_d
     assert journal.dropped > 900_000
     # It waited at most once for each chunk that fits into half of the buffer.
     assert trio.current_time() - start < deadline(10)
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.parametrize("parse_json", [False, True])
+async def test_of_lines_that_are_dropped_the_latest_are_kept(pipe, tmp_path, parse_json):
+    out, into = pipe
+    reader, writer = os.pipe()
+    tails = Tails(tmp_path / "tails")
+    async with open_journal(writer, buffer_size=1 << 16, flush_sec=0) as journal, trio.open_nursery() as nursery:
+        route = OutputRoute(journal, blocks=False, parse_json=parse_json, tail=tails.get("web", 1 << 16))
+        nursery.start_soon(Capture(Pipe(out), route, LABELS, "stdout").run)
+        for first in range(0, 50_000, 1000):
+            text = b"".join(b"%d\n" % number for number in range(first, first + 1000))
+            await trio.to_thread.run_sync(os.write, into, text)
+        os.close(into)
+    assert journal.dropped > 10_000
+    found = records(b"".join(tails.read("web")))
+    lines = [int(record["message"]) for record in found if record["event"] == "output"]
+    assert lines[-1] == 49_999
+    assert lines == [record["seq"] for record in found if record["event"] == "output"]
+    # Between the records, a gap is told.
+    first = next(number for number, record in enumerate(found) if record["event"] == "output")
+    expected = lines[0]
+    for record in found[first:]:
+        if record["event"] == "dropped":
+            expected += record["dropped"]
+        else:
+            assert int(record["message"]) == expected
+            expected += 1
     os.close(reader)
     os.close(writer)
 

@@ -1,8 +1,11 @@
 """Workloads' own log files, with the real service."""
 
 import errno
+import json
 import os
 import signal
+import subprocess
+from functools import partial
 
 import pytest
 import trio
@@ -82,11 +85,62 @@ async def test_files_rotate_and_a_signal_makes_them_anew(tmp_path, fifo):
     assert not (tmp_path / "run" / "streams").exists()
 
 
-async def test_where_there_is_no_file_to_read_the_command_says_what_to_do(tmp_path, fifo):
-    async with service(tmp_path, PRINTER.format(fifo=fifo)) as it:
+async def test_where_nothing_is_kept_the_command_says_what_to_do(tmp_path, fifo):
+    toml = PRINTER.format(fifo=fifo) + 'stdout = "none"\nstderr = "none"\n'
+    async with service(tmp_path, toml) as it:
         refused = await it.cli_result("logs", "web")
-        assert (refused.returncode, b"web has no log file" in refused.stderr) == (1, True)
-        assert b'log = { stdout = "both", stderr = "both" } under [workload.web]' in refused.stderr
+        assert (refused.returncode, b"nothing is kept of what web writes" in refused.stderr) == (1, True)
+        assert b'log = { stdout = "file", stderr = "file" } under [workload.web]' in refused.stderr
+
+
+@pytest.mark.fault("D6")
+async def test_the_latest_output_is_shown_without_any_file_and_survives_the_service(tmp_path, fifo):
+    toml = PRINTER.format(fifo=fifo)
+    async with service(tmp_path, toml, status=-signal.SIGKILL) as it:
+        await push(fifo)
+        await it.record(event="output", message="oops")
+        await it.record(event="output", stream="stdout", seq=499)
+        shown = (await it.cli("logs", "-n", "1000", "web")).splitlines()
+        lines = [line.split("  ", 1)[1] for line in shown if not line.endswith("oops")]
+        assert 100 < len(lines) <= 500
+        assert lines == [f"line {number} of a line that is a little longer" for number in range(500 - len(lines), 500)]
+        assert (await it.cli("status", "web")).splitlines()[-1] == shown[-1]
+        it.process.kill()
+    async with service(tmp_path, toml) as it:
+        assert (await it.cli("logs", "-n", "1000", "web")).splitlines() == shown
+        await push(fifo)
+        await it.record(event="exited", workload="web")
+    assert not (tmp_path / "run" / "tails").exists()
+
+
+async def test_new_output_without_a_file_is_followed_until_the_service_ends(tmp_path, fifo):
+    async with service(tmp_path, PRINTER.format(fifo=fifo) + 'tail = "1M"\n') as it:
+        async with trio.open_nursery() as nursery:
+            command = [*it.client(), "logs", "-f", "-n", "1000", "--json"]
+            command += ["--socket", str(tmp_path / "run" / "api.sock"), "web"]
+            process = await nursery.start(partial(trio.run_process, command, stdout=subprocess.PIPE, check=False))
+            await push(fifo)
+            found = b""
+            while b"oops" not in found or b"line 499 " not in found:
+                found += await process.stdout.receive_some()
+            await push(fifo)
+            await it.record(event="exited", workload="web")
+            assert await it.stop() == 0
+            with trio.fail_after(deadline(PATIENCE)):
+                assert await process.wait() == 0
+        assert sorted(json.loads(line)["seq"] for line in found.splitlines() if b"oops" not in line) == [*range(500)]
+
+
+async def test_output_in_a_file_is_not_kept_twice(tmp_path, fifo):
+    toml = PRINTER.format(fifo=fifo) + 'stdout = "file"\n'
+    async with service(tmp_path, toml, log_directory=str(tmp_path / "logs")) as it:
+        await push(fifo)
+        await it.record(event="output", message="oops")
+        await it.until(lambda: sum(path.read_bytes().count(b"\n") for path in (tmp_path / "logs").glob("*")) == 500)
+        assert len((await it.cli("logs", "-n", "1000", "web")).splitlines()) == 501
+        assert (tmp_path / "run" / "tails" / "web").read_bytes().count(b"\n") == 1
+        await push(fifo)
+        await it.record(event="exited", workload="web")
 
 
 async def test_a_raw_file_has_what_the_program_wrote(tmp_path, fifo):

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any
 
+    from nsupervisor.cli.workload_output import LogLine
+
 COLOURS = {
     "ready": GREEN,
     "running": GREEN,
@@ -50,7 +52,9 @@ GROUP_HEADS = ("GROUP", "MEMBERS", "MEMORY", "PIDS", "STALLED", "WHO")
 SUMMARY_FROM = 10
 """The number of instances from which the table is followed by the number in each state."""
 SHOWN_RECORDS = 5
-"""The number of latest records that the details of an instance end with."""
+"""The number of latest records in the details of an instance."""
+SHOWN_OUTPUT = 10
+"""The number of latest lines of output that the details of an instance end with."""
 
 
 @click.command(short_help="Show the workloads.")
@@ -89,7 +93,11 @@ def status(socket_path: str, as_json: bool, only_groups: bool, states: tuple[str
         # By the full name: each is the history of one instance.
         histories = [history for instance in instances for history in client.history(instance["name"])]
         sections = [format_group_details(group, colour) for group in groups]
-        sections += [format_details(history, colour, now, width) for history in histories]
+        from nsupervisor.cli.workload_output import last_output  # only here, since importing it takes time
+
+        for history in histories:
+            rows = output_rows(last_output(client, history, SHOWN_OUTPUT), now, colour, width)
+            sections.append("\n".join([format_details(history, colour, now, width), *rows]))
         print("\n\n".join(sections))
         return
     lines = [] if only_groups else overview_lines(instances, width, colour)
@@ -214,6 +222,18 @@ def format_details(instance: dict[str, Any], colour: bool, now: datetime, width:
         record_lines = RecordLines(colour, width)
         shown += ["", *(record_lines.format(record, now) for record in records[-SHOWN_RECORDS:])]
     return "\n".join(shown)
+
+
+def output_rows(lines: Sequence[LogLine], now: datetime, colour: bool, width: int) -> list[str]:
+    """Return an empty line and the lines of output, cut off at `width` (0: not); nothing if there are none."""
+    rows = [""] if lines else []
+    for line in lines:
+        time = format_time(local_time(line.record), now) + "  " if line.timestamp else ""
+        text = escape_control(line.text)
+        if width and len(time) + len(text) > width:
+            text = text[: max(width - len(time) - 1, 0)] + "…"
+        rows.append(f"{colorize(time, FAINT, colour)}{colorize(text, line.colour, colour)}")
+    return rows
 
 
 def latest_status_text(instance: dict[str, Any]) -> str:

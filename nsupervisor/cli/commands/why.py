@@ -13,6 +13,7 @@ from nsupervisor.cli.commands.status import COLOURS
 from nsupervisor.cli.episodes import group_episodes, is_standalone
 from nsupervisor.cli.options import json_option, socket_option
 from nsupervisor.cli.output import print_json
+from nsupervisor.cli.workload_output import last_output
 from nsupervisor.terminal.numbers import format_count, format_duration, format_span
 from nsupervisor.terminal.records import (
     format_choice,
@@ -26,6 +27,10 @@ from nsupervisor.terminal.records import (
 from nsupervisor.terminal.style import BOLD, FAINT, colorize, escape_control, has_colour
 from nsupervisor.terminal.times import format_time, local_time
 
+SHOWN_OUTPUT = 3
+"""The largest number of lines that are shown of what a failed program has written last."""
+SEARCHED_OUTPUT = 500
+"""The number of latest lines of an instance that are searched for them."""
 MAX_OTHER_CANDIDATES = 5
 """The largest number of candidates that are shown in addition to a group's victim."""
 
@@ -53,30 +58,35 @@ def why(socket_path: str, as_json: bool, number: int, name: str) -> None:
     A restart also shows its position in the start limit. NAME is a workload ("web": all its instances), an instance
     ("web@2"), a group ("group/batch": all in it) or a glob in quotes ("web*").
     """
-    instances = Client(socket_path).history(name)
+    client = Client(socket_path)
+    instances = client.history(name)
     if as_json:
         for instance in instances:
             instance["episodes"] = group_episodes(instance.pop("records"))[-number:]
         print_json(instances)
     else:
-        now = datetime.now().astimezone()
-        print(
-            "\n\n".join(
-                "\n".join(Renderer(instance, now, has_colour(sys.stdout)).render(number)) for instance in instances
-            )
-        )
+        now, colour = datetime.now().astimezone(), has_colour(sys.stdout)
+        sections = []
+        for instance in instances:
+            output = [line.record for line in last_output(client, instance, SEARCHED_OUTPUT)]
+            sections.append("\n".join(Renderer(instance, now, colour, output).render(number)))
+        print("\n\n".join(sections))
 
 
 class Renderer:
     """Renders the history of one instance.
 
-    instance: an object `History` of the API. now: with the time zone of the output.
+    instance: an object `History` of the API. now: with the time zone of the output. output: records of the latest
+    output, oldest first.
     """
 
-    def __init__(self, instance: dict[str, Any], now: datetime, colour: bool) -> None:
+    def __init__(
+        self, instance: dict[str, Any], now: datetime, colour: bool, output: Sequence[dict[str, Any]] = ()
+    ) -> None:
         self.instance = instance
         self.now = now
         self.colour = colour
+        self.output = output
         self.started = {r["generation"]: local_time(r) for r in instance["records"] if r["event"] == "started"}
 
     def render(self, number: int) -> Iterator[str]:
@@ -215,6 +225,8 @@ class Renderer:
                     yield "waited", record["message"].removeprefix("waits ") + until
                 case "exited":
                     yield ("program" if record is first else "exit"), self.program_text(record, record is not first)
+                    if not self.ended_well(record):
+                        yield from self.last_words(record["generation"])
                 case "not started" if record is not first:
                     yield "failed", self.message_text(record)
                 case "action" if "exit" in record["cause"]:
@@ -230,6 +242,12 @@ class Renderer:
                     )
                 case "state":
                     yield from self.outcome(record, first)
+
+    def last_words(self, generation: int) -> Iterator[Row]:
+        """Yield the last lines that the program of a generation has written, if they are known."""
+        written = [r["message"] for r in self.output if r.get("generation") == generation and r["event"] == "output"]
+        for number, message in enumerate(written[-SHOWN_OUTPUT:]):
+            yield ("" if number else "wrote"), message
 
     def outcome(self, record: Record, first: Record) -> Iterator[Row]:
         """Yield the resulting state, if no other row shows it."""

@@ -183,6 +183,7 @@ class Actor:
         """Stop the task of this actor, after all messages in its mailbox; the program has stopped before."""
         self.post(Shutdown())
         await self.mailbox.closed.wait()
+        self.output.retire()
 
     def save_checkpoint(self) -> None:
         """Save the checkpoint for the next supervisor."""

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from nsupervisor.condition_variable import ConditionVariable
-from nsupervisor.config.model import LogConfig
+from nsupervisor.config.model import LogConfig, LogDestination
 from nsupervisor.keeper.messages import Spawned
 from nsupervisor.logs import (
     Capture,
@@ -17,6 +17,7 @@ from nsupervisor.logs import (
     OffsetFile,
     OutputRoute,
     Rotation,
+    Tail,
     read_next_seq,
     run_in_thread,
 )
@@ -119,7 +120,13 @@ class Output:
         """Return the path (None without an own log file), format and streams of the instance's log file."""
         streams = [stream for stream in STREAMS if getattr(self.settings, stream) in ("file", "both")]
         path = str(self.file.path) if self.file is not None else None
-        return {"file": path, "format": self.settings.format, "streams": streams}
+        has_tail = any(self._tail(getattr(self.settings, stream)) is not None for stream in STREAMS)
+        return {"file": path, "format": self.settings.format, "streams": streams, "tail": has_tail}
+
+    def retire(self) -> None:
+        """Forget the latest output."""
+        if self.context.tails is not None:
+            self.context.tails.remove(self.name)
 
     async def wait_drained(self) -> None:
         """Wait until all output of ended generations has been read."""
@@ -146,7 +153,13 @@ class Output:
             settings.max_line,
             settings.parse_json,
             settings.on_full == "block",
+            self._tail(where),
         )
+
+    def _tail(self, where: LogDestination) -> Tail | None:
+        if where != "journal" or self.context.tails is None or not self.settings.tail:
+            return None
+        return self.context.tails.get(self.name, self.settings.tail)
 
     def _offset_file(self, generation: int, stream: str, pipe: int) -> OffsetFile | None:
         """Open the offset file of a capture, and continue the line numbers of the previous generation."""

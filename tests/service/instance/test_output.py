@@ -34,6 +34,7 @@ async def captured(tmp_path, settings):
                 log_directory=tmp_path,
                 log_files=LogFiles(),
                 offset_files={},
+                tails=None,
             )
             output = Output("web", None, settings, Counters(), context)
             output.capture(1, 4711, reader, err_reader)

@@ -59,6 +59,7 @@ async def test_a_watchdog_of_the_file_counts_from_the_next_start(
         program.restore(InstanceCheckpoint(lifecycle=lifecycle, watchdog_sec=started_with))
         child = make_child(tmp_path)
         program.attach_child(child, workload, 1, is_starting=False)
+        program.set_watchdog(True)
         await trio.sleep(1.5)
         assert reports == (expected if started_with is None else [])  # version 0.1.0 does not save it
         await trio.sleep(HOUR_S)
