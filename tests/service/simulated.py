@@ -24,7 +24,7 @@ import trio
 from nsupervisor.config.problems import ConfigError
 from nsupervisor.service.control import Supervisor
 from tests.simulation.machine import Process
-from tests.simulation.service import HEADER, Service, Site
+from tests.simulation.service import CONFIG_PATH, HEADER, Service, Site
 
 TIMEOUT_S = 300.0
 """Simulated seconds that a client may take."""
@@ -144,9 +144,9 @@ def course(site: Site) -> list[str]:
     return [f"{event} {id_}" for _, event, id_, *_ in (w for w in words if len(w) > 2) if event in ("execed", "ends")]
 
 
-def make_site(text: str, seed: int = 1) -> Site:
-    """Make a simulated machine with a configuration."""
-    return Site(seed, text)
+def make_site(text: str, seed: int = 1, path: str = CONFIG_PATH) -> Site:
+    """Make a simulated machine with a configuration; `path` is its name in messages."""
+    return Site(seed, text, path)
 
 
 def serve(

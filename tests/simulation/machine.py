@@ -275,6 +275,8 @@ class Cgroup:
         self.read(file)  # raises if there is no such file
         if file not in LIMIT_FILES:
             raise failure(errno.EACCES)
+        if text != self.machine.refused.get((self, file), text):
+            raise failure(errno.EINVAL)
         if file == "cpu.max" and len(text.split()) == 1:
             text = f"{text} {self.limits.get(file, 'max 100000').split()[1]}"
         if file.startswith("memory.") and text.isdecimal():
@@ -400,6 +402,8 @@ class Machine:
         """0: the kernel and the keeper do everything at once."""
         self.privileges = ROOT_PRIVILEGES
         self.disk_is_full = False
+        self.refused: dict[tuple[Cgroup, str], str] = {}
+        """By limit file: the only value that the kernel takes."""
         self.lose_notifications = False
         """Whether the inotify queue overflows."""
         self.statuses_of_others = self.random.random() < 0.5

@@ -116,7 +116,8 @@ class Service:
 class Site:
     """A machine with a configuration, on which supervisors run one after the other."""
 
-    def __init__(self, seed: int, text: str) -> None:
+    def __init__(self, seed: int, text: str, path: str = CONFIG_PATH) -> None:
+        self.path, self.header = path, HEADER
         self.machine = Machine(seed)
         self.keepers = Keepers(self.machine, make_program)
         self.seed = seed
@@ -131,11 +132,11 @@ class Site:
 
     @property
     def config(self) -> Config:
-        return cached_parse(HEADER + self.text, CONFIG_PATH)
+        return cached_parse(self.header + self.text, self.path)
 
     def read_config(self, path: str) -> str:
         """Return the text of the configuration file."""
-        return HEADER + self.text
+        return self.header + self.text
 
     def run(
         self, dies_at_call: int | None = None, on_start: Callable[[Service], None] = lambda _service: None

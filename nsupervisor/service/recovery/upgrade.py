@@ -101,21 +101,19 @@ class Upgrade:
         context.journal.log.warning("supervisor upgrading", message=f"from version {__version__}", pid=os.getpid())
         with trio.move_on_after(1):
             await context.journal.flush()
-        read, write = os.pipe()
         from nsupervisor.cgroups.host import respawner_pid
 
-        if parent := respawner_pid():
-            os.kill(parent, _UPGRADE_SIGNAL)
+        parent = respawner_pid()
         rollback_command = [] if parent else arguments(sys.executable, PACKAGE_DIRECTORY, "run", "--", self.config.path)
-        order = GuardOrder(
-            read, os.getpid(), self.timeout, str(context.runtime_directory / _ROLLBACK), rollback_command
-        )
-        guard = subprocess.Popen(  # noqa: ASYNC220 - it takes a millisecond, and this process is about to end
-            [sys.executable, "-I", "-S", upgrade_guard.__file__, order.encode()],
-            pass_fds=(read,),
-            stdin=subprocess.DEVNULL,
-        )
-        os.close(read)
+        try:
+            write, guard = self._start_guard(context.runtime_directory, rollback_command)
+        except OSError as error:  # for example without a free descriptor; the service must not end with it
+            text = f"cannot start the guard of the upgrade: {error}; the keeper is of the other version already"
+            context.journal.log.error("not upgraded", message=text)
+            return
+        if parent:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(parent, _UPGRADE_SIGNAL)
         os.set_inheritable(write, True)
         handover = json.dumps({"pipe": write, "guard": guard.pid, "from": __version__})
         handler = signal.getsignal(signal.SIGHUP)
@@ -133,6 +131,24 @@ class Upgrade:
             os.write(write, b"up")
             os.close(write)
             context.journal.log.error("not upgraded", message=f"cannot execute {self.python}: {error.strerror}")
+            await trio.to_thread.run_sync(guard.wait)
+
+    def _start_guard(self, directory: Path, rollback_command: list[str]) -> tuple[int, subprocess.Popen[bytes]]:
+        """Start the guard; return the end to write of the pipe for the report, and its process. Raises OSError."""
+        read, write = os.pipe()
+        order = GuardOrder(read, os.getpid(), self.timeout, str(directory / _ROLLBACK), rollback_command)
+        try:
+            guard = subprocess.Popen(
+                [sys.executable, "-I", "-S", upgrade_guard.__file__, order.encode()],
+                pass_fds=(read,),
+                stdin=subprocess.DEVNULL,
+            )
+        except BaseException:
+            os.close(write)
+            raise
+        finally:
+            os.close(read)
+        return write, guard
 
 
 def report_outcome(journal: Journal, directory: Path) -> None:
@@ -147,11 +163,15 @@ def report_outcome(journal: Journal, directory: Path) -> None:
             os.waitpid(details["guard"], 0)  # the guard ends after the report
         journal.log.warning("supervisor upgraded", message=f"from version {details['from']} to {__version__}")
     try:
-        reason = json.loads((directory / _ROLLBACK).read_text())["why"]
+        text = (directory / _ROLLBACK).read_text()
         (directory / _ROLLBACK).unlink()
     except FileNotFoundError:
         return
-    text = f"the other version was given up, as {reason}; this is version {__version__} again"
+    try:
+        reason = json.loads(text)["why"]
+    except (ValueError, KeyError, TypeError):  # the guard was killed, or the disk was full, while it wrote
+        reason = "its reason could not be written"
+    text = f"the other version was given up: {reason}; this is version {__version__} again"
     journal.log.error("upgrade rolled back", message=text)
 
 

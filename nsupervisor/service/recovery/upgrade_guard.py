@@ -47,8 +47,11 @@ def guard(order: GuardOrder) -> None:
     reason = _failure(order.pipe, order.timeout_s)
     if not reason:
         return
-    with open(order.reason_path, "w") as file:
-        file.write(json.dumps({"why": reason}))
+    try:
+        with open(order.reason_path, "w") as file:
+            file.write(json.dumps({"why": reason}))
+    except OSError as error:  # a full disk is no reason to leave the service without a supervisor
+        print(f"{order.reason_path}: {error.strerror}; the reason is: {reason}", file=sys.stderr)
     _kill(order.supervisor)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if order.rollback_command:
