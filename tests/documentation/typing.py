@@ -100,12 +100,13 @@ def own_places(directory: Path) -> dict[str, str]:
 
 def configuration(session: Session, directory: Path) -> str:
     """Return the configuration with a `[supervisor]` table of its own at the end: lines keep their numbers."""
-    toml = session.toml
+    toml, has_log = session.toml, False
     if toml is None:
         ((path, _),) = session.parts
         parts = [block.text for block in blocks(path) if block.language == "toml" and not block.comment]
+        has_log = any("log_output" in part for part in parts)
         toml = "\n".join(re.sub(r"^\[supervisor\]\n(?:[^\[\n].*\n)*", "", part, flags=re.MULTILINE) for part in parts)
-    log = "" if session.starts_itself else f'log_output = "{directory}/log.json"\n'
+    log = f'log_output = "{directory}/log.json"\n' if has_log else ""
     return f"""{toml}
 [supervisor]
 name = "documentation-{os.getpid()}"
