@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -23,11 +24,13 @@ from nsupervisor.keeper.messages import (
     Spawned,
     SpawnError,
 )
-from tests.simulation.machine import Behaviour, DatagramSocket, Machine, Pipe, Process
+from tests.simulation.machine import INIT_PID, Behaviour, DatagramSocket, Machine, Pipe, Process
 
 if TYPE_CHECKING:
     from tests.simulation.seam import Life
 
+PROGRAM = "program"
+"""The only program that exists."""
 MakeBehaviour = Callable[[Mapping[str, Any]], Behaviour]
 """Returns how the program of a specification behaves."""
 
@@ -91,9 +94,15 @@ class Keeper:
         machine.log("spawned", child.id, pid=process.pid)
         if cgroup.was_killed:
             process.end(signal.SIGKILL)  # see `Cgroup.recreate_directory`
+        elif spec["argv"][0] != PROGRAM:
+            text = (
+                f"cannot execute {spec['argv'][0]}: {os.strerror(errno.ENOENT)} (searched PATH={spec['env']['PATH']})"
+            )
+            machine.after(machine.delay(), lambda: self._fail(child, SetupFailure("execve", text, errno.ENOENT)))
         elif self.fail_setups:
             self.fail_setups -= 1
-            machine.after(machine.delay(), lambda: self._fail(child))
+            text = "cannot execute the program: Input/output error"
+            machine.after(machine.delay(), lambda: self._fail(child, SetupFailure("execve", text, errno.EIO)))
         else:
             machine.after(machine.delay(), lambda: self._execute(child))
         if self.die_in_spawn:
@@ -112,9 +121,9 @@ class Keeper:
         self._send(Execed(child.id, process.pid))
         process.behaviour.on_start(process)
 
-    def _fail(self, child: KeptChild) -> None:
+    def _fail(self, child: KeptChild, failure: SetupFailure) -> None:
         if child.process.status is None and not self.is_dead:
-            child.failure = SetupFailure("execve", "cannot execute the program: Input/output error", errno.EIO)
+            child.failure = failure
             child.process.end(127 << 8)
 
     def on_ended(self, process: Process) -> None:
@@ -128,7 +137,7 @@ class Keeper:
             return
         known = not child.is_adopted or self.machine.statuses_of_others
         child.status = child.process.status if known else -1
-        if known or not child.is_adopted:
+        if not child.is_adopted:
             self.machine.processes.pop(child.process.pid, None)
         self._send_ended(child)
 
@@ -219,6 +228,7 @@ class Keeper:
             connection, self.connection = self.connection, None
             connection.deliver(lambda: connection.lose("the keeper has ended"))
         for child in list(self.children.values()):
+            child.process.parent = INIT_PID
             if not child.has_execed:  # its report has no reader
                 child.process.end(signal.SIGPIPE)
             if child.process.status is not None:

@@ -13,7 +13,7 @@ import os
 import random
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,32 +21,56 @@ from typing import Any
 import attrs
 import trio
 
-from nsupervisor.linux.inotify import IN_IGNORED, IN_MODIFY, IN_Q_OVERFLOW, InotifyEvent
+from nsupervisor.linux.inotify import IN_MODIFY, IN_Q_OVERFLOW, InotifyEvent
 from nsupervisor.linux.privileges import Privileges
+from tests.simulation import limits
+from tests.simulation.limits import LIMIT_FILES
 
 ROOT = "/sim"
 """The root of the cgroup hierarchy."""
 NOTIFY_INTERVAL_S = 0.01
 """CGROUP_FILE_NOTIFY_MIN_INTV of kernel/cgroup/cgroup.c: the kernel notifies of one file at most this often."""
 CONTROLLERS = ("memory", "pids", "cpu")
+KNOWN_CONTROLLERS = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma", "misc", "perf_event")
+"""The controllers of Linux; one that the machine does not have cannot be enabled."""
 ROOT_PRIVILEGES = Privileges(
     uid=0, gid=0, capabilities=-1, uid_map=(), gid_map=(), hard_limits=MappingProxyType({"nice": 0}), niceness=0
 )
 """The privileges of a simulated supervisor, whoever runs the simulation."""
 FIRST_FD = 1 << 20
 """The first simulated descriptor: no real one has such a number, so mixing the two up fails."""
-LIMIT_FILES: Mapping[str, str] = {
-    "memory.min": "0",
-    "memory.low": "0",
-    "memory.high": "max",
-    "memory.max": "max",
-    "memory.swap.max": "max",
-    "memory.oom.group": "0",
-    "pids.max": "max",
-    "cpu.max": "max 100000",
-    "cpu.max.burst": "0",
-    "cpu.weight": "100",
-}
+CORE_FILES = (
+    "cgroup.controllers",
+    "cgroup.events",
+    "cgroup.freeze",
+    "cgroup.kill",
+    "cgroup.procs",
+    "cgroup.subtree_control",
+    "cgroup.type",
+    "cpu.stat",
+)
+"""The interface files that every cgroup has."""
+CONTROLLER_FILES = ("memory.current", "memory.events", "memory.stat", "pids.current", "pids.events")
+"""The read-only interface files that a cgroup with their controller has."""
+INIT_PID = 1
+"""The parent of the programs of a dead keeper: it reaps them at once."""
+NOT_FATAL = frozenset({signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH})
+"""Signals that a process ignores by default, signal(7)."""
+DUMPS_CORE = frozenset(
+    {
+        signal.SIGQUIT,
+        signal.SIGILL,
+        signal.SIGTRAP,
+        signal.SIGABRT,
+        signal.SIGBUS,
+        signal.SIGFPE,
+        signal.SIGSEGV,
+        signal.SIGXCPU,
+        signal.SIGXFSZ,
+        signal.SIGSYS,
+    }
+)
+"""Signals that end a process with a core dump by default, signal(7)."""
 
 
 def failure(number: int, path: str = "") -> OSError:
@@ -102,10 +126,21 @@ class Process:
         elif signum in (signal.SIGSTOP, signal.SIGCONT):
             self.is_stopped = signum == signal.SIGSTOP
             self.resumed()
-        elif self.cgroup.is_frozen or self.is_stopped:
-            self.pending_signals.append(signum)
+        elif self.is_stopped:
+            self._queue_signal(signum)
+        elif self.cgroup.is_frozen:
+            # complete_signal of kernel/signal.c sends SIGKILL instead of a signal that terminates the process, unless
+            # the process catches it, or it dumps core, or is stopped. So it ends a frozen process as well.
+            if self.behaviour.handles(signum) or signum in NOT_FATAL | DUMPS_CORE:
+                self._queue_signal(signum)
+            else:
+                self.end(signum)
         else:
             self.behaviour.on_signal(self, signum)
+
+    def _queue_signal(self, signum: int) -> None:
+        if signum not in self.pending_signals:
+            self.pending_signals.append(signum)
 
     def resumed(self) -> None:
         """Handle what has waited while the process was frozen or stopped, unless it still is."""
@@ -136,9 +171,13 @@ class Behaviour:
     def on_start(self, process: Process) -> None:
         """Begin: the program has been executed."""
 
+    def handles(self, signum: int) -> bool:
+        """Return whether the program catches or ignores a signal."""
+        return False
+
     def on_signal(self, process: Process, signum: int) -> None:
         """Handle a signal that is not SIGKILL."""
-        if signum not in (signal.SIGCONT, signal.SIGCHLD, signal.SIGURG):
+        if signum not in NOT_FATAL:
             process.end(signum)
 
 
@@ -210,7 +249,7 @@ class Cgroup:
         self.pending_notifications.discard(file)
         self.notified_at[file] = self.machine.now
         if not self.is_removed:
-            self.machine.file_changed(f"{self.path}/{file}")
+            self.machine.file_changed(self, file)
 
     # ---- the interface files
 
@@ -220,7 +259,7 @@ class Cgroup:
             raise failure(errno.ENODEV)
         match file:
             case "cgroup.events":
-                return f"populated {self.is_populated:d}\nfrozen {self.is_frozen and self.is_populated:d}\n"
+                return f"populated {self.is_populated:d}\nfrozen {self.is_frozen:d}\n"
             case "cgroup.procs":
                 return "".join(f"{pid}\n" for pid in self.processes)
             case "cgroup.controllers":
@@ -234,8 +273,6 @@ class Cgroup:
                 return "domain\n"
             case "cpu.stat":
                 return "usage_usec 0\nuser_usec 0\nsystem_usec 0\nnr_periods 0\nnr_throttled 0\nthrottled_usec 0\n"
-        if file.partition(".")[0] not in (() if self.parent is None else self.parent.subtree_control):
-            raise failure(errno.ENOENT)
         match file:
             case "memory.current":
                 return f"{self.memory}\n"
@@ -248,40 +285,63 @@ class Cgroup:
             case "pids.events":
                 return f"max {self.pids_max_hits}\n"
         if file not in LIMIT_FILES:
-            raise failure(errno.ENOENT)
+            raise failure(errno.EINVAL)  # cgroup.kill can only be written
         return f"{self.limits.get(file, LIMIT_FILES[file])}\n"
+
+    def check_file(self, file: str) -> None:
+        """Raise OSError if the cgroup does not have an interface file."""
+        if self.is_removed:
+            raise failure(errno.ENODEV)
+        if file in CORE_FILES:
+            return
+        enabled = () if self.parent is None else self.parent.subtree_control
+        if file.partition(".")[0] not in enabled or (file not in CONTROLLER_FILES and file not in LIMIT_FILES):
+            raise failure(errno.ENOENT)
 
     def write(self, file: str, text: str) -> None:
         """Write to an interface file. Raises OSError."""
-        if self.is_removed:
-            raise failure(errno.ENODEV)
+        self.check_file(file)
         match file:
             case "cgroup.kill":
+                limits.parse_switch(text, only=1)
                 for cgroup in list(self.subtree()):
                     cgroup.was_killed = True
                     for process in list(cgroup.processes.values()):
                         self.machine.after(self.machine.delay(), lambda process=process: process.receive(9))
                 return
             case "cgroup.freeze":
-                self.machine.after(self.machine.delay(), lambda: self._set_frozen(text == "1"))
+                freeze = bool(limits.parse_switch(text))
+                self.machine.after(self.machine.delay(), lambda: self._set_frozen(freeze))
                 return
             case "cgroup.subtree_control":
+                self._check_subtree_control(text.split())
                 for word in text.split():
                     if word[0] == "+" and word[1:] not in self.subtree_control:
                         self.subtree_control.append(word[1:])
                     elif word[0] == "-" and word[1:] in self.subtree_control:
                         self.subtree_control.remove(word[1:])
                 return
-        self.read(file)  # raises if there is no such file
         if file not in LIMIT_FILES:
-            raise failure(errno.EACCES)
+            raise failure(errno.EINVAL)
         if text != self.machine.refused.get((self, file), text):
             raise failure(errno.EINVAL)
-        if file == "cpu.max" and len(text.split()) == 1:
-            text = f"{text} {self.limits.get(file, 'max 100000').split()[1]}"
-        if file.startswith("memory.") and text.isdecimal():
-            text = str(int(text) // 4096 * 4096)
-        self.limits[file] = text
+        self.limits[file] = limits.parse(file, text, {**LIMIT_FILES, **self.limits})
+        if file == "memory.max":
+            self.enforce_memory_limit()
+
+    def _check_subtree_control(self, words: list[str]) -> None:
+        """Raise OSError for a controller that does not exist, that is not offered, or that a cgroup below uses."""
+        offered = CONTROLLERS if self.parent is None else self.parent.subtree_control
+        for word in words:
+            if word[0] not in "+-" or word[1:] not in KNOWN_CONTROLLERS:
+                raise failure(errno.EINVAL)
+        for word in words:
+            if word[0] == "+" and word[1:] not in offered:
+                raise failure(errno.ENOENT)
+            if word[0] == "-" and any(word[1:] in child.subtree_control for child in self.children.values()):
+                raise failure(errno.EBUSY)
+        if self.parent is not None and self.processes and any(word[0] == "+" for word in words):
+            raise failure(errno.EBUSY)  # "No Internal Process Constraint" of cgroup-v2.rst
 
     def _set_frozen(self, freeze: bool) -> None:
         if self.freeze_requested == freeze or self.is_removed:
@@ -323,6 +383,10 @@ class Cgroup:
     def allocate(self, process: Process, size: int) -> None:
         """Let a process have more memory; the kernel kills one if a limit does not allow it."""
         process.anon += size
+        self.enforce_memory_limit()
+
+    def enforce_memory_limit(self) -> None:
+        """Kill a process if a limit does not allow what the cgroup uses."""
         full = next((one for one in self.ancestors() if one.memory > one.limit("memory.max")), None)
         if full is None:
             return
@@ -362,7 +426,8 @@ class Inotify:
     """An inotify instance of a supervisor."""
 
     def __init__(self) -> None:
-        self.paths: dict[int, str] = {}
+        self.watches: dict[int, tuple[Cgroup, str]] = {}
+        """The cgroup and the file of each watch. A watch of a removed cgroup stays, without events."""
         self.queue: list[InotifyEvent] = []
         self.changed = trio.lowlevel.ParkingLot()
         self.last_wd = 0
@@ -386,7 +451,7 @@ class Machine:
         self.make_cgroup(ROOT)
         self.files: dict[Path, bytearray] = {}
         self.sockets: dict[str, DatagramSocket] = {}
-        self.locks: set[str] = set()
+        self.locks: set[Cgroup] = set()
         self.inotify: list[Inotify] = []
         self.pipes: dict[int, Pipe] = {}
         self.last_inode = 1
@@ -480,6 +545,7 @@ class Machine:
         cgroup = self.cgroups[path] = Cgroup(self, path, parent)
         if parent is not None:
             parent.children[path] = cgroup
+        cgroup.was_frozen = cgroup.is_frozen
         return cgroup
 
     def remove_cgroup(self, path: str) -> None:
@@ -491,11 +557,6 @@ class Machine:
         del self.cgroups[path]
         assert cgroup.parent is not None
         del cgroup.parent.children[path]
-        for inotify in self.inotify:
-            for wd in [wd for wd, file in inotify.paths.items() if os.path.dirname(file) == path]:
-                del inotify.paths[wd]
-                inotify.queue.append(InotifyEvent(wd, IN_IGNORED))
-                inotify.changed.unpark_all()
 
     def find_cgroup(self, path: str) -> Cgroup:
         """Return a cgroup. Raises FileNotFoundError."""
@@ -507,13 +568,15 @@ class Machine:
     def find_file(self, path: str) -> tuple[Cgroup, str]:
         """Return the cgroup and the name of an interface file. Raises FileNotFoundError."""
         directory, name = os.path.split(path)
-        return self.find_cgroup(directory), name
+        cgroup = self.find_cgroup(directory)
+        cgroup.check_file(name)
+        return cgroup, name
 
-    def file_changed(self, path: str) -> None:
+    def file_changed(self, cgroup: Cgroup, file: str) -> None:
         """Queue a notification for each inotify instance that watches the file."""
         for inotify in self.inotify:
-            for wd, watched in inotify.paths.items():
-                if watched == path:
+            for wd, watched in inotify.watches.items():
+                if watched == (cgroup, file):
                     event = InotifyEvent(-1, IN_Q_OVERFLOW) if self.lose_notifications else InotifyEvent(wd, IN_MODIFY)
                     if not inotify.queue or inotify.queue[-1] != event:
                         inotify.queue.append(event)
@@ -549,8 +612,8 @@ class Machine:
                 pipe.changed.unpark_all()
         for listener in self.ended_listeners:
             listener(process)
-        if not process.is_leader:
-            del self.processes[process.pid]
+        if not process.is_leader or process.parent == INIT_PID:
+            self.processes.pop(process.pid, None)
 
     def living(self) -> list[Process]:
         """Return all living processes."""

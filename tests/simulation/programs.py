@@ -16,9 +16,7 @@ import signal
 from collections.abc import Mapping
 from typing import Any
 
-from tests.simulation.machine import Behaviour, Process
-
-IGNORED_BY_DEFAULT = (signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH)
+from tests.simulation.machine import NOT_FATAL, Behaviour, Process
 
 
 class Program(Behaviour):
@@ -50,9 +48,13 @@ class Program(Behaviour):
         for number in range(int(self._options.get("lines", 0))):
             process.machine.write_output(process, b"count %d\n" % (number + 1))
 
+    def handles(self, signum: int) -> bool:
+        """Return whether the program catches or ignores a signal."""
+        return "deaf" in self._options or (signum == signal.SIGTERM and "term" in self._options)
+
     def on_signal(self, process: Process, signum: int) -> None:
         """Handle a signal that is not SIGKILL."""
-        if signum in IGNORED_BY_DEFAULT or "deaf" in self._options:
+        if signum in NOT_FATAL or "deaf" in self._options:
             return
         term = self._pair("term")
         if signum == signal.SIGTERM and term is not None:

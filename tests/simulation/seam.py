@@ -23,7 +23,7 @@ import trio
 from nsupervisor.cgroups import Host
 from nsupervisor.cgroups.host import Controller
 from nsupervisor.cgroups.mounts import Hierarchy
-from nsupervisor.linux.inotify import InotifyEvent
+from nsupervisor.linux.inotify import IN_IGNORED, InotifyEvent
 from nsupervisor.logs import Pipe as PipeEnd
 from nsupervisor.logs.target import Target
 from nsupervisor.service.instance.readiness import NotifySocket
@@ -79,6 +79,21 @@ class Life:
             raise failure(errno.EBADF)
         del self.fds[fd]
 
+    def file(self, fd: int) -> Any:
+        """Return the open file of a descriptor. Raises OSError (EBADF)."""
+        if fd not in self.fds:
+            raise failure(errno.EBADF)
+        return self.fds[fd]
+
+    def pin(self, pid: int) -> int:
+        """Return a pidfd, pidfd_open(2). Raises OSError (ESRCH, EINVAL)."""
+        if pid <= 0:
+            raise failure(errno.EINVAL)
+        process = self.machine.processes.get(pid)
+        if process is None:
+            raise failure(errno.ESRCH)
+        return self.add_fd(process)
+
 
 class CgroupFiles:
     """`nsupervisor.cgroups.filesystem.CgroupFiles` of the simulated machine."""
@@ -88,20 +103,18 @@ class CgroupFiles:
 
     def open(self, path: str) -> int:
         self._life.call("open")
-        file = self._machine.find_file(path)
-        file[0].read(file[1])
-        return self._life.add_fd(file)
+        return self._life.add_fd(self._machine.find_file(path))
 
     def read(self, fd: int) -> bytes:
         if self._life.is_dead:
             raise SupervisorDiedError
-        cgroup, name = self._life.fds[fd]
+        cgroup, name = self._life.file(fd)
         return cgroup.read(name).encode()
 
     def close(self, fd: int) -> None:
         file = self._life.fds.get(fd)
         self._life.close(fd)
-        if isinstance(file, str):
+        if isinstance(file, machines.Cgroup):
             self._machine.locks.discard(file)
 
     def read_text(self, path: str) -> str:
@@ -120,8 +133,7 @@ class CgroupFiles:
         if path in self._machine.cgroups:
             return True
         try:
-            cgroup, name = self._machine.find_file(path)
-            cgroup.read(name)
+            self._machine.find_file(path)
         except OSError:
             return False
         return True
@@ -149,25 +161,26 @@ class CgroupFiles:
 
     def lock(self, path: str) -> int:
         self._life.call(f"lock {path}")
-        if path in self._machine.locks:
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        self._machine.locks.add(path)
-        return self._life.add_fd(path)
+        cgroup = self._machine.find_cgroup(path)
+        if cgroup in self._machine.locks:
+            raise failure(errno.EAGAIN)
+        self._machine.locks.add(cgroup)
+        return self._life.add_fd(cgroup)
 
     def open_pidfd(self, pid: int) -> int:
         self._life.call("pidfd_open")
-        process = self._machine.processes.get(pid)
-        if process is None:
-            raise failure(errno.ESRCH)
-        return self._life.add_fd(process)
+        return self._life.pin(pid)
 
     def send_signal(self, pidfd: int, signum: int) -> None:
         self._life.call(f"signal {signum}")
-        process: Process = self._life.fds[pidfd]
-        if process.status is not None:
+        process: Process = self._life.file(pidfd)
+        if not 0 <= signum < signal.NSIG:
+            raise failure(errno.EINVAL)
+        if self._machine.processes.get(process.pid) is not process:  # a zombie receives signals without effect
             raise failure(errno.ESRCH)
         self._machine.log("signal", process.id, pid=process.pid, signum=signum)
-        process.receive(signum)
+        if signum:
+            process.receive(signum)
 
     def sleep(self, seconds: float) -> None:
         """Do nothing: a simulated cgroup is released at once."""
@@ -196,10 +209,8 @@ class Processes:
         return "" if process is None else process.command
 
     def pin(self, pid: int) -> int:
-        process = self._find(pid)
-        if process is None:
-            raise failure(errno.ESRCH)
-        return self._life.add_fd(process)
+        self._life.call("stat")
+        return self._life.pin(pid)
 
     def open_pidfd(self, pid: int, start_ticks: int) -> int:
         process = self._find(pid)
@@ -207,13 +218,14 @@ class Processes:
 
     def has_ended(self, pidfd: int) -> bool:
         self._life.call("poll")
-        process: Process = self._life.fds[pidfd]
+        process: Process = self._life.file(pidfd)
         return process.status is not None
 
     def exit_status(self, pidfd: int, pid: int) -> int | None:
         self._life.call("exit status")
-        process: Process = self._life.fds[pidfd]
-        return process.status if self._machine.statuses_of_others else None
+        process: Process = self._life.file(pidfd)
+        is_zombie = self._machine.processes.get(pid) is process  # /proc has its status
+        return process.status if is_zombie or self._machine.statuses_of_others else None
 
     def open_pipe(self, inode: int, pids: Iterable[int]) -> int:
         self._life.call("open pipe")
@@ -226,7 +238,7 @@ class Processes:
 
     def pipe_inode(self, fd: int) -> int:
         self._life.call("fstat")
-        pipe: machines.Pipe = self._life.fds[fd]
+        pipe: machines.Pipe = self._life.file(fd)
         return pipe.inode
 
     def read_write_pipe_inode(self, pid: int, fd: int) -> int:
@@ -236,7 +248,7 @@ class Processes:
 
     def duplicate(self, fd: int) -> int:
         self._life.call("dup")
-        return self._life.add_fd(self._life.fds[fd])
+        return self._life.add_fd(self._life.file(fd))
 
     def close(self, fd: int) -> None:
         self._life.close(fd)
@@ -252,8 +264,12 @@ class Files:
         self._life.call(f"open {path.name}")
         if path not in self._files and not flags & os.O_CREAT:
             raise failure(errno.ENOENT, str(path))
-        if path not in self._files or flags & os.O_TRUNC:
+        if path in self._files and flags & os.O_EXCL:
+            raise failure(errno.EEXIST, str(path))
+        if path not in self._files:
             self._files[path] = bytearray()
+        elif flags & os.O_TRUNC:
+            self._files[path].clear()
         return self._life.add_fd(self._files[path])
 
     def write(self, fd: int, data: bytes | memoryview) -> int:
@@ -263,14 +279,15 @@ class Files:
         except SupervisorDiedError:
             if fd in self._life.fds and len(data) > os.sysconf("SC_PAGESIZE") and self._life.calls:
                 # SIGKILL may interrupt a long write(2) between two pages.
-                self._life.fds[fd].extend(data[: os.sysconf("SC_PAGESIZE")])
+                self._life.file(fd).extend(data[: os.sysconf("SC_PAGESIZE")])
             raise
+        file: bytearray = self._life.file(fd)
         if machine.disk_is_full:
             room = machine.random.choice((0, 0, len(data) // 2))
             if not room:
                 raise failure(errno.ENOSPC)
             data = data[:room]
-        self._life.fds[fd].extend(data)
+        file.extend(data)
         for listener in machine.write_listeners:
             listener(bytes(data))
         return len(data)
@@ -286,6 +303,8 @@ class Files:
 
     def rename(self, source: Path, target: Path) -> None:
         self._life.call(f"rename {source.name}")
+        if source not in self._files:
+            raise failure(errno.ENOENT, str(source))
         self._files[target] = self._files.pop(source)
 
     def unlink(self, path: Path) -> None:
@@ -309,18 +328,19 @@ class Notifications:
 
     def add(self, path: str, mask: int) -> int:
         self._life.call("inotify_add_watch")
-        cgroup, name = self._life.machine.find_file(path)
-        cgroup.read(name)
+        file = self._life.machine.find_file(path)
         inotify = self._inotify
-        for wd, watched in inotify.paths.items():
-            if watched == path:
+        for wd, watched in inotify.watches.items():
+            if watched == file:
                 return wd
         inotify.last_wd += 1
-        inotify.paths[inotify.last_wd] = path
+        inotify.watches[inotify.last_wd] = file
         return inotify.last_wd
 
     def remove(self, wd: int) -> None:
-        self._inotify.paths.pop(wd, None)
+        if self._inotify.watches.pop(wd, None) is not None:
+            self._inotify.queue.append(InotifyEvent(wd, IN_IGNORED))
+            self._inotify.changed.unpark_all()
 
     def read(self) -> list[InotifyEvent]:
         self._life.call("read inotify")
@@ -350,7 +370,7 @@ class OutputPipe(PipeEnd):
     def peek(self, max_bytes: int = 65536) -> bytes:
         self._life.call("tee")
         if not self._pipe.data and self._pipe.writers:
-            raise BlockingIOError
+            raise failure(errno.EAGAIN)
         return bytes(self._pipe.data[:max_bytes])
 
     def discard(self, count: int) -> None:
@@ -398,7 +418,8 @@ class _Socket:
         self._life.call("recvmsg")
         data, pid = self._socket.queue.popleft()
         credentials = stdlib_socket.SOL_SOCKET, stdlib_socket.SCM_CREDENTIALS, _UCRED.pack(pid, 0, 0)
-        return data[:size], [credentials], 0, None
+        flags = stdlib_socket.MSG_TRUNC if len(data) > size else 0
+        return data[:size], [credentials], flags, None
 
 
 class RecordTarget(Target):
