@@ -33,7 +33,6 @@ from nsupervisor.config.lint import lint_warnings
 from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import Config, GroupConfig, WorkloadConfig
 from nsupervisor.config.model import SupervisorConfig as Settings
-from nsupervisor.config.positions import scan_positions
 from nsupervisor.config.problems import Problem
 from nsupervisor.core.instances import expand_instances
 from nsupervisor.core.service_signals import SignalResponse, respond_to_signal
@@ -100,7 +99,7 @@ def main(path: str) -> int:
     try:
         host = Host.discover()
         text = read_text(path)
-        config, problems, unmet = check_text(text, path, host)
+        config, problems, unmet, positions = check_text(text, path, host)
     except ConfigError as error:
         return _print_errors(EXIT_BAD_CONFIGURATION, *map(str, error.problems))
     except CgroupError as error:
@@ -108,7 +107,7 @@ def main(path: str) -> int:
     if problems:
         return _print_errors(EXIT_BAD_CONFIGURATION, *map(str, problems))
     warnings = [("limit not enforced", problem) for problem, _ in unmet]
-    warnings += [("doubtful", doubt) for doubt in lint_warnings(config, scan_positions(text))]
+    warnings += [("doubtful", doubt) for doubt in lint_warnings(config, positions)]
     # From here to the end of the process a signal stays blocked until a receiver is open: its default action would end
     # the service between two steps, and leave behind what the first step has made.
     signal.pthread_sigmask(signal.SIG_BLOCK, (*SERVICE_SIGNALS, REOPEN))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nsupervisor.config.model import Config
+    from nsupervisor.config.positions import Positions
     from nsupervisor.config.problems import Problem
 
 
@@ -56,28 +57,30 @@ def check_file(path: str, check_host: bool) -> tuple[list[Problem], list[tuple[P
     """Return all problems, all warnings with their reason, and the number of workloads (0 for an unusable file)."""
     from nsupervisor.config.files import read_text
     from nsupervisor.config.lint import WARNING_HINT, lint_warnings
-    from nsupervisor.config.positions import scan_positions
     from nsupervisor.config.problems import ConfigError
 
     try:
         text = read_text(path)  # read once: it may be a pipe
-        config, problems, warnings = _check_with_host(text, path) if check_host else _check_alone(text, path)
+        checked = _check_with_host(text, path) if check_host else _check_alone(text, path)
     except ConfigError as error:
         return error.problems, [], 0
+    config, problems, warnings, positions = checked
     if config.workloads or not problems:
-        warnings += [(doubt, WARNING_HINT) for doubt in lint_warnings(config, scan_positions(text))]
+        warnings += [(doubt, WARNING_HINT) for doubt in lint_warnings(config, positions)]
         warnings.sort(key=lambda warning: warning[0].line)
     return problems, warnings, len(config.workloads)
 
 
-def _check_alone(text: str, path: str) -> tuple[Config, list[Problem], list[tuple[Problem, str]]]:
+def _check_alone(text: str, path: str) -> tuple[Config, list[Problem], list[tuple[Problem, str]], Positions]:
     from nsupervisor.config.load import parse_sound_parts
+    from nsupervisor.config.positions import scan_positions
 
-    config, problems = parse_sound_parts(text, path)
-    return config, problems, []
+    positions = scan_positions(text)
+    config, problems = parse_sound_parts(text, path, positions)
+    return config, problems, [], positions
 
 
-def _check_with_host(text: str, path: str) -> tuple[Config, list[Problem], list[tuple[Problem, str]]]:
+def _check_with_host(text: str, path: str) -> tuple[Config, list[Problem], list[tuple[Problem, str]], Positions]:
     from nsupervisor.cgroups.errors import CgroupError
     from nsupervisor.cgroups.host import Host
     from nsupervisor.config.problems import Problem
@@ -86,8 +89,8 @@ def _check_with_host(text: str, path: str) -> tuple[Config, list[Problem], list[
     try:
         host = Host.discover()
     except CgroupError as error:
-        config, problems, warnings = _check_alone(text, path)
-        return config, [Problem(path, 0, "", str(error)), *problems], warnings
+        config, problems, warnings, positions = _check_alone(text, path)
+        return config, [Problem(path, 0, "", str(error)), *problems], warnings, positions
     return check_text(text, path, host, runs_here=False)
 
 

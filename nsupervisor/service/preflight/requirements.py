@@ -47,6 +47,8 @@ class CheckedText(NamedTuple):
     problems: list[Problem]
     warnings: list[tuple[Problem, str]]
     """Each with the reason why it is only a warning."""
+    positions: Positions
+    """The positions of the keys in the text."""
 
 
 def check_text(
@@ -75,6 +77,7 @@ def check_text(
         config,
         sorted(problems, key=lambda problem: problem.line),
         sorted(warnings, key=lambda warning: warning[0].line),
+        positions,
     )
 
 

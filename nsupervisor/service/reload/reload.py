@@ -25,7 +25,7 @@ import trio
 from nsupervisor.cgroups import CgroupError, Host
 from nsupervisor.config.changes import apply_changes
 from nsupervisor.config.model import Config, SupervisorConfig, WorkloadConfig
-from nsupervisor.config.positions import Positions, scan_positions
+from nsupervisor.config.positions import Positions
 from nsupervisor.config.problems import ConfigError, Problem
 from nsupervisor.core import dependencies
 from nsupervisor.core.reload.differences import merge_limits
@@ -429,10 +429,10 @@ def _load(path: str, text: str | None, host: Host, kernel: Kernel) -> _LoadedFil
     """Load the configuration and check it against this host; call it in a thread, since a large one takes a while."""
     if text is None:
         text = kernel.read_config(path)
-    config, problems, _ = check_text(text, path, host, privileges=kernel.privileges)
+    config, problems, _, positions = check_text(text, path, host, privileges=kernel.privileges)
     if problems:
         raise ConfigError(problems)
-    return _LoadedFile(config, scan_positions(text), read_contents(config))
+    return _LoadedFile(config, positions, read_contents(config))
 
 
 def _limits_target(actor: Actor, workload: WorkloadConfig) -> Target:
