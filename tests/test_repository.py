@@ -98,7 +98,7 @@ STANDARD_JSON = {
     "service/recovery/upgrade_guard.py": "uses the standard library only",
     "service/state/checkpoint.py": "digests of bytes that earlier versions wrote",
     "service/state/digest.py": "digests of bytes that earlier versions wrote",
-    "service/state/file.py": "the wire format of state files",
+    "service/state/file.py": "reads state files, and writes the lines that orjson refuses",
     "service/state/uid_ranges.py": "a state file, indented for people",
 }
 

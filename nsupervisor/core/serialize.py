@@ -50,25 +50,40 @@ def to_json(value: Any, *, omit: object = attrs.NOTHING) -> Any:
 def to_json_sparse(value: Any) -> Any:
     """Convert as `to_json`, without attributes that have their default.
 
-    The result is short, and the conversion five times as fast, for data that is written often.
+    The result is short, and the conversion many times as fast, for data that is written often.
     """
-    kind = type(value)
-    if kind in _LEAVES:
-        return value
+    kind: Any = type(value)
+    return value if kind in _LEAVES else _sparse_writer(kind)(value)
+
+
+@cache
+def _sparse_writer(kind: type) -> Callable[[Any], Any]:
+    """Return what converts values of a type, chosen once per type: a state file has some 20 values in each line."""
     if kind is tuple or kind is list:
-        return [to_json_sparse(item) for item in value]
-    if kind is not float and attrs.has(kind):
-        names, defaults, values = _field_layout(kind)
-        return {
-            name: item if type(item) in _LEAVES else to_json_sparse(item)
-            for name, default, item in zip(names, defaults, values(value), strict=True)
-            if item is not default and item != default
-        }
-    if isinstance(value, Mapping):
-        return {key: to_json_sparse(item) for key, item in value.items()}
-    if isinstance(value, Decimal):
-        return str(value)
-    return to_json(value)
+        return _write_items
+    if attrs.has(kind):
+        return partial(_write_object, *_field_layout(kind))
+    if issubclass(kind, Mapping):
+        return _write_mapping
+    if issubclass(kind, enum.Enum):
+        return operator.attrgetter("value")
+    return str if issubclass(kind, Decimal) else to_json
+
+
+def _write_items(values: Sequence[Any]) -> list[Any]:
+    return [item if type(item) in _LEAVES else to_json_sparse(item) for item in values]
+
+
+def _write_mapping(values: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {key: to_json_sparse(item) for key, item in values.items()}
+
+
+def _write_object(names: Sequence[str], defaults: Sequence[Any], values_of: Callable[[Any], Any], value: Any) -> Any:
+    return {
+        name: item if type(item) in _LEAVES else to_json_sparse(item)
+        for name, default, item in zip(names, defaults, values_of(value), strict=True)
+        if item is not default and item != default
+    }
 
 
 def from_json(cls: type[T], data: Any, *, ignore_unknown: bool = False) -> T:

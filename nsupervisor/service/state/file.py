@@ -24,6 +24,7 @@ from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import Lifecycle
 from nsupervisor.core.rules.rules import RuleState as RuleMemory
 from nsupervisor.core.serialize import from_json, to_json_sparse
+from nsupervisor.json_codec import encode_strict
 from nsupervisor.linux.files import KERNEL_FILES, Files
 from nsupervisor.wire_names import wire
 
@@ -353,12 +354,15 @@ def _move_aside(path: Path, files: Files) -> Path:
     return target
 
 
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+_encode_text = json.JSONEncoder(separators=(",", ":")).encode
 _HEADER_LENGTH = len(b'{"sum":"00000000","of":')
 
 
 def _encode_line(value: Any) -> bytes:
-    body = _encode(value).encode()
+    try:
+        body = encode_strict(value)
+    except TypeError:  # a lone surrogate, or an integer of more than 64 bits
+        body = _encode_text(value).encode()
     return b'{"sum":"%08x","of":%s}\n' % (zlib.crc32(body), body)
 
 

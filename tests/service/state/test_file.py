@@ -247,3 +247,10 @@ def test_a_checkpoint_from_before_all_were_written_is_not_taken_for_saved(tmp_pa
             file.save("web", checkpoint)
         saved = read_state(tmp_path).instances
         assert saved.get("web") == checkpoint
+
+
+def test_a_text_that_is_not_unicode_is_saved(tmp_path: Path) -> None:
+    """A file name with other bytes is part of a reason, as Python has it: with lone surrogates."""
+    checkpoint = InstanceCheckpoint(Lifecycle(generation=1, reason="cannot execute /tmp/\udcff, or \u00e4"))
+    kept(tmp_path).save("web", checkpoint)
+    assert read_state(tmp_path).instances == {"web": checkpoint}
