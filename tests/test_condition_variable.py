@@ -41,3 +41,34 @@ async def test_a_predicate_that_is_false_again_before_the_task_runs_keeps_it_wai
             changed.notify()
             values[0] = False
     assert scope.cancelled_caught
+
+
+async def test_a_change_wakes_only_the_tasks_whose_predicate_is_true(autojump_clock: trio.testing.MockClock) -> None:
+    changed, added, checked = ConditionVariable(), [], []
+
+    async def wait(count: int) -> None:
+        def is_met() -> bool:
+            checked.append(trio.lowlevel.current_task().name)
+            return len(added) >= count
+
+        await changed.wait_for(is_met)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait, 2, name="waiting")
+        for value in "ab":
+            await wait_all_tasks_blocked()
+            checked.clear()
+            added.append(value)
+            changed.notify()
+            await wait_all_tasks_blocked()
+            assert ("waiting" in checked) == (len(added) == 2)
+
+
+async def test_a_task_that_is_cancelled_does_not_wait_any_more(autojump_clock: trio.testing.MockClock) -> None:
+    changed = ConditionVariable()
+    with trio.move_on_after(1):
+        await changed.wait_for(lambda: False)
+    checked = []
+    changed._waiting.update(dict.fromkeys(changed._waiting, lambda: checked.append(True)))
+    changed.notify()
+    assert not checked

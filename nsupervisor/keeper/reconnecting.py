@@ -5,7 +5,7 @@ whether it was done. `spawn` then raises KeeperLost once there is a keeper again
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,8 +58,13 @@ class ReconnectingKeeper:
 
     async def events(self) -> AsyncIterator[Execed | Ended]:
         """Yield the reports of the present keeper; end when it is lost. Requests wait from then on."""
-        async for report in self._keeper.events:
+        events = self._keeper.events
+        async for report in events:
             yield report
+            # All that have arrived, without a checkpoint for each: the last of thousands of exits would come late.
+            with suppress(trio.WouldBlock, trio.EndOfChannel):
+                while True:
+                    yield events.receive_nowait()
         self._disconnected()
 
     def _disconnected(self) -> None:
