@@ -90,6 +90,8 @@ class Cgroup:
     """The texts that raw files (`unified`) had before they were first written."""
     was_killed: bool = attrs.field(default=False, init=False)
     """Whether `kill` has been used: if so, `limits.recreate_cgroup` must come before the next clone into it."""
+    is_unused: bool = attrs.field(default=False, init=False)
+    """Whether its directories were made here and no process has been in them, so that nothing has been counted."""
     _open_files: ClassVar[int] = 0
     """The number of open files of all cgroups."""
     _readers: dict[str, _CachedReader] = attrs.field(factory=dict, init=False, repr=False)
@@ -277,6 +279,14 @@ class Cgroup:
         handle._ancestor_limits = self.ancestor_limits()
         handle.raw_originals = self.raw_originals
         return handle
+
+    def begin_use(self) -> bool:
+        """Note that a process is about to enter it; return whether none has before, so that nothing has been counted.
+
+        False if the directories were not made here.
+        """
+        was_unused, self.is_unused = self.is_unused, False
+        return was_unused
 
     # processes -------------------------------------------------------------------------------------------------------
 

@@ -37,6 +37,14 @@ def remove(directory: str, files: CgroupFiles = KERNEL_FILES) -> None:
     while the kernel still releases an exited process. So the whole round is repeated after 1, 2, 4, 8 and 16 ms; then
     CgroupError is raised.
     """
+    try:
+        files.remove_directory(directory)  # almost always there are none below it
+    except FileNotFoundError:
+        return
+    except OSError:  # the round below finds the cause
+        pass
+    else:
+        return
     for pause in (*_RETRY_DELAYS_MS, None):
         try:
             for path in list_subtree(directory, files):

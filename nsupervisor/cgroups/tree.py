@@ -306,6 +306,7 @@ class Tree:
             *(controller for group in ancestors for controller in group.limited_controllers),
         }
         cgroup = Cgroup(self.host, name, path, enable_controller=self._enable_controller, ancestors=tuple(ancestors))
+        cgroup.is_unused = fresh
         try:
             try:
                 if fresh:
@@ -314,6 +315,8 @@ class Tree:
                 raise CgroupError(f"cannot make the cgroup {path}: {error.strerror}") from error
             for controller in CONTROLLERS:
                 hierarchy = self._v1_hierarchy(controller)
+                if hierarchy in cgroup.v1:  # it has several controllers
+                    continue
                 # An existing directory may have a limit that must be lifted.
                 if hierarchy is not None and (
                     controller in needed or self.host.files.exists(self._v1_path(hierarchy, cgroup))
@@ -335,9 +338,11 @@ class Tree:
 
     def _make_v1_directory(self, hierarchy: Hierarchy, cgroup: Cgroup) -> str:
         self._make_v1(hierarchy)
+        is_new = False
         for member in (*cgroup.ancestors, cgroup):
             directory = member.v1[hierarchy] = self._v1_path(hierarchy, member)
-            self._make_v1_cgroup(directory, hierarchy)
+            is_new = self._make_v1_cgroup(directory, hierarchy)
+        cgroup.is_unused &= is_new
         return directory
 
     def _enable_controller(self, cgroup: Cgroup, controller: str) -> None:
@@ -424,16 +429,21 @@ class Tree:
         if not directories.list_processes(leaf, self.host.files):
             directories.remove(leaf, self.host.files)
 
-    def _make_v1_cgroup(self, directory: str, hierarchy: Hierarchy) -> None:
-        """Make a v1 directory that is ready for processes.
+    def _make_v1_cgroup(self, directory: str, hierarchy: Hierarchy) -> bool:
+        """Make a v1 directory that is ready for processes; return whether there was none.
 
         A new cpuset has no CPUs and no memory nodes, and accepts no process before it has both (cgroup-v1/cpusets.rst),
         so it gets its parent's. Before Linux 5.11 a memory cgroup limits the cgroups below it only if
         memory.use_hierarchy is set while there are none (cgroup-v1/memory.rst, section 6).
         """
         files = self.host.files
+        is_new = True
         try:
-            if not files.exists(directory):
+            try:
+                files.make_directory(directory)
+            except FileExistsError:
+                is_new = False
+            except FileNotFoundError:
                 files.make_directories(directory)
             nested = f"{directory}/memory.use_hierarchy"
             if "memory" in hierarchy.controllers and files.exists(nested) and self._words(nested) == ["0"]:
@@ -446,6 +456,7 @@ class Tree:
                         )
         except OSError as error:
             raise CgroupError(f"cannot make the cgroup {directory}: {error.strerror}") from error
+        return is_new
 
     def _in_removal_order(self, directory: str) -> list[str]:
         """Return the directories to remove below the tree: each workload's cgroup, and a group's after those in it."""

@@ -63,6 +63,16 @@ def test_close_says_what_still_runs_and_can_be_called_again(host: Host, programs
     assert not os.path.exists(tree.path)
 
 
+def test_only_a_new_cgroup_is_known_to_have_counted_nothing(host: Host, tree: Tree) -> None:
+    web = tree.make("web", Resources(memory_max=64 << 20, cpu_weight=10))
+    assert [web.begin_use(), web.begin_use()] == [True, False]
+    assert not tree.make("web", Resources(memory_max=64 << 20, cpu_weight=10)).is_unused
+    db = tree.make("db", Resources())
+    os.rmdir(db.path)
+    # A directory of another hierarchy may be left, and have counted something.
+    assert tree.make("db", Resources()).is_unused == (not db.v1)
+
+
 def test_a_failed_make_leaves_nothing(tree: Tree) -> None:
     with pytest.raises(CgroupError, match="cannot set"):
         tree.make("web", Resources(pids_max=-5))

@@ -152,7 +152,9 @@ class Actor:
     def set_start_status(self, status: StartStatus) -> None:
         """Note the start that waits, for the status and the next supervisor; for `nsupervisor.service.jobs` alone."""
         before, self.start_status = self.start_status, status
-        if status.requested_by != before.requested_by:
+        # After a start, the saved generation shows that it does not wait any more, and the next checkpoint is near.
+        has_started = not status.requested_by and before.replaces not in (None, self.lifecycle.generation)
+        if status.requested_by != before.requested_by and not has_started:
             self.save_checkpoint()
 
     def wake_waiters(self) -> None:
@@ -454,7 +456,7 @@ class Actor:
         """Start a generation; return whether the outcome is known, which is also the case if the start has failed."""
         try:
             await self._prepare_cgroup()
-            self._oom_kills = self._read_oom_kills()
+            self._oom_kills = 0.0 if self.cgroup.begin_use() else self._read_oom_kills()
             spawned = await self.program.spawn(self.workload, generation, self.cgroup, self._while_spawning)
         except KeeperLost:
             return False

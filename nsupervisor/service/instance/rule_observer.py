@@ -63,10 +63,10 @@ class RuleObserver:
     has_limits: bool = True
     longest_interval: Callable[[float], float] = _no_limit
     """Called before each sample, with its time; returns the most seconds until the next one."""
-    limits: Limits = attrs.field(init=False, factory=dict)
-    """The limits in force, as the kernel has them."""
     started_at: float | None = attrs.field(init=False, default=None)
     """When the program was executed, on trio's clock; None while no program runs."""
+    _limits: Limits | None = attrs.field(init=False, default=None)
+    """The value of `limits` after it has been read."""
     _latest: Snapshot = attrs.field(init=False, factory=dict)
     """The latest sample of the level files that the rules have seen."""
     _shown_at: float = attrs.field(init=False, default=0.0)
@@ -84,8 +84,13 @@ class RuleObserver:
     """Event files that rules on level files read as well."""
     _samples_event_files: bool = attrs.field(init=False, default=False)
 
-    def __attrs_post_init__(self) -> None:
-        self.refresh_limits()
+    @property
+    def limits(self) -> Limits:
+        """The limits in force, as the kernel has them; read when they are first needed, as most are not."""
+        if self._limits is None:
+            keys = (cgroup_file(key) for rule in self.rules.engine.rules for key in rule.set_)
+            self._limits = self.cgroup.read_limits(keys) if self.has_limits else {}
+        return self._limits
 
     # ---- what is watched
 
@@ -124,10 +129,8 @@ class RuleObserver:
         self.watch()
 
     def refresh_limits(self) -> None:
-        """Read the limits again after they have been changed."""
-        keys = (cgroup_file(key) for rule in self.rules.engine.rules for key in rule.set_)
-        self.limits = self.cgroup.read_limits(keys) if self.has_limits else {}
-        self._quiescent_until = 0.0
+        """Read the limits again when they are next needed, after they have been changed."""
+        self._limits, self._quiescent_until = None, 0.0
 
     def _is_notified(self, file: str) -> bool:
         return has_notification(file) and not (self.contains_cgroups and self.cgroup.is_v1(file))
@@ -188,7 +191,9 @@ class RuleObserver:
     # ---- samples
 
     def resume_sampling(self) -> None:
-        """Sample the levels soon: the cgroup has processes again."""
+        """Sample the levels soon: the cgroup has processes again. Without rules there is nothing to sample."""
+        if not self.rules.engine.rules:
+            return
         self._quiescent_until, self._delay = 0.0, FASTEST_S / 2
         self.watcher.sample_now(self.cgroup)
 

@@ -65,3 +65,17 @@ async def test_a_rate_knows_until_when_nothing_happened(autojump_clock: MockCloc
         await trio.sleep(1)
     observer.sample({"cpu.stat": {"nr_throttled": 8.0}})  # within a second, not within twenty
     assert [pending.firing.cause.after for pending in decisions.state.pending] == [8.0]
+
+
+async def test_without_rules_nothing_is_sampled_and_no_limit_is_read(autojump_clock: MockClock) -> None:
+    """Each program without rules had ten samples after its start, and two files were read for its limits."""
+    observer, _ = make_observer()
+    observer.watcher = None  # type: ignore[assignment]  # a sample would need it
+    observer.cgroup.read_limits = lambda keys: {"memory.max": 1.0}  # type: ignore[method-assign]
+    observer.program_started()
+    assert observer._limits is None
+    assert observer.limits == {"memory.max": 1.0}
+    observer.cgroup.read_limits = lambda keys: {"memory.max": 2.0}  # type: ignore[method-assign]
+    assert observer.limits == {"memory.max": 1.0}
+    observer.refresh_limits()
+    assert observer.limits == {"memory.max": 2.0}
