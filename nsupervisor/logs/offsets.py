@@ -15,6 +15,7 @@ import os
 import resource
 import struct
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
@@ -66,9 +67,10 @@ class OffsetFile:
     Offsets survive the death of the supervisor, but not a crash of the host, which the pipe does not survive either.
     """
 
-    def __init__(self, path: Path, pipe_inode: int = 0) -> None:
+    def __init__(self, path: Path, pipe_inode: int = 0, is_new: bool = False) -> None:
         """Read `path`, if it exists, for the pipe with this inode number. Raises OSError.
 
+        `is_new`: it is known not to exist.
         From an offset of another pipe, only the number of the next line is used. The file is made when there is
         something to note: most programs write nothing while thousands start.
         """
@@ -77,13 +79,12 @@ class OffsetFile:
         self._slot = 0
         self._slots = [b"", b""]
         self._fd = -1
-        try:
-            self._fd = self._open(0)
-        except FileNotFoundError:
-            self.offset = Offset()
-        else:
-            self.offset = self._read()
-            self.close_fd()
+        self.offset = Offset()
+        if not is_new:
+            with suppress(FileNotFoundError):
+                self._fd = self._open(0)
+                self.offset = self._read()
+                self.close_fd()
 
     def begin(self, data: bytes, next_seq: int, next_partial_line: bytes) -> None:
         """Note that the records of `data`, which is at the front of the pipe, are about to be written."""

@@ -54,5 +54,7 @@ class ServiceContext:
     group_listeners: set[GroupListener] = attrs.field(factory=set)
     warnings_logged: set[str] = attrs.field(factory=set)
     """Warnings about the host that have been logged; each is logged once, not once per workload."""
+    made_directories: set[Path] = attrs.field(factory=set)
+    """Directories below the runtime directory that exist, so that no instance has to look."""
     offset_files: dict[str, list[Path]] = attrs.field(factory=dict)
     """By instance, the offset files of an earlier supervisor's captures, until a capture takes them over."""

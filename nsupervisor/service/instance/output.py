@@ -167,8 +167,9 @@ class Output:
         sequence = self._sequences[stream]
         path = directory / f"{self.name}#{generation}.{stream}"
         try:
-            if not self._old_offset_files:  # otherwise the directory exists
+            if directory not in self.context.made_directories:
                 directory.mkdir(mode=0o700, exist_ok=True)
+                self.context.made_directories.add(directory)
             for old_path in [old_path for old_path in self._old_offset_files if old_path.suffix == path.suffix]:
                 if old_path == path:
                     continue
@@ -176,7 +177,10 @@ class Output:
                 if int(old_path.stem.rpartition("#")[2]) < generation:
                     old_path.unlink(missing_ok=True)
                     self._old_offset_files.remove(old_path)
-            progress = OffsetFile(path, pipe)
+            # What is there was listed when this supervisor began, or belongs to a capture that it has made.
+            earlier = (capture.offset_file for capture in self._captures)
+            may_exist = path in self._old_offset_files or any(file and file.path == path for file in earlier)
+            progress = OffsetFile(path, pipe, is_new=not may_exist)
             sequence.continue_from(progress.offset.committed().seq)
             progress.advance(sequence.next_seq)
         except OSError as error:  # only the next supervisor needs the file; the capture works without it

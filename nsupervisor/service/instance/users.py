@@ -35,7 +35,7 @@ def resolve_user(
     """
     extra = tuple(_gid(group) for group in supplementary_groups)
     if user is None:
-        own_entry = _entry(str(os.getuid()))
+        own_entry = _entry_of_uid(os.getuid())
         own_groups = os.getgroups() if keeps_own_groups else []
         groups = (*own_groups, *extra) if extra else None
         return UserIdentity(None, None, groups, own_entry.pw_name, own_entry.pw_dir, own_entry.pw_shell)
@@ -55,10 +55,14 @@ def _entry(user: str) -> pwd.struct_passwd:
         pass
     if not user.isdecimal():
         raise IdentityError(f'no user "{user}" on this host; add one with useradd, or give a number')
+    return _entry_of_uid(int(user))
+
+
+def _entry_of_uid(uid: int) -> pwd.struct_passwd:
     try:
-        return pwd.getpwuid(int(user))
+        return pwd.getpwuid(uid)
     except KeyError:
-        return pwd.struct_passwd(("", "", int(user), int(user), "", "/", "/bin/sh"))
+        return pwd.struct_passwd(("", "", uid, uid, "", "/", "/bin/sh"))
 
 
 def _gid(group: str) -> int:

@@ -35,6 +35,7 @@ async def captured(tmp_path, settings):
                 log_files=LogFiles(),
                 offset_files={},
                 tails=None,
+                made_directories=set(),
             )
             output = Output("web", None, settings, Counters(), context)
             output.capture(1, 4711, reader, err_reader)
