@@ -207,7 +207,7 @@ FAMILY = f"""
 [workload.spare]
 {SLEEPS}autostart = false
 [workload.many]
-{SLEEPS}instances = 20
+{SLEEPS}instances = 14
 """
 
 
@@ -245,18 +245,18 @@ async def test_what_the_pages_say_about_a_running_service_is_true(tmp_path: Path
         started = await it.record(event="supervisor started")
         before = open_files(started["pid"]), open_files(started["keeper_pid"])
         config = tmp_path / "nsupervisor.toml"
-        config.write_text(config.read_text().replace("instances = 20", "instances = 2"))
+        config.write_text(config.read_text().replace("instances = 14", "instances = 2"))
         await it.cli("reload")
 
         def per_program() -> tuple[int, int]:
             """Round: a standby or a connection has some, too."""
             after = open_files(started["pid"]), open_files(started["keeper_pid"])
-            return round((before[0] - after[0]) / 18), round((before[1] - after[1]) / 18)
+            return round((before[0] - after[0]) / 12), round((before[1] - after[1]) / 12)
 
         await it.until(lambda: per_program() == (4, 3))
         assert (await it.status("spare"))["state"] == "stopped"
         await it.cli("stop", "web")
-    async with service(tmp_path, toml) as it:
+    async with service(tmp_path, FAMILY.replace("instances = 14", "instances = 1")) as it:
         await it.record(event="started", workload="web")
         assert (await it.status("spare"))["state"] == "stopped"
         assert (await it.status("web"))["state"] == "running"

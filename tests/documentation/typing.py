@@ -26,7 +26,7 @@ class Session:
     parts: tuple[tuple[str, str], ...]
     """(page, heading of the section); an empty heading for the whole page."""
     toml: str | None = None
-    """The configuration of the service; None: the blocks of the page without a comment."""
+    """The configuration of the service; None: the blocks of the first page without a comment."""
     starts_itself: bool = False
     """Whether the commands start the service themselves."""
     until: str = ""
@@ -45,18 +45,18 @@ class Session:
 
 
 SESSIONS = {
-    "README": Session((("README.md", ""),), until="nsupervisor status report | grep -q 'state *exited'"),
-    "howto": Session((("docs/howto.md", ""),), until="nsupervisor status sum | grep -q 'state *exited'"),
-    "cli": Session((("docs/cli.md", ""),), until="nsupervisor status import | grep -q 'state *failed'"),
-    "others": Session(
+    "README": Session(
         (
+            ("README.md", ""),
             ("docs/operating.md", "At 3 am"),
             ("docs/metrics.md", ""),
             ("docs/resources.md", ""),
             ("docs/simulate.md", ""),
         ),
-        toml=WEB,
+        until="nsupervisor status report | grep -q 'state *exited'",
     ),
+    "howto": Session((("docs/howto.md", ""),), until="nsupervisor status sum | grep -q 'state *exited'"),
+    "cli": Session((("docs/cli.md", ""),), until="nsupervisor status import | grep -q 'state *failed'"),
     "background": Session((("docs/operating.md", "Start it without systemd"),), toml=WEB, starts_itself=True),
 }
 TYPED = {(block.page, block.line) for session in SESSIONS.values() for block in session.typed}
@@ -102,7 +102,7 @@ def configuration(session: Session, directory: Path) -> str:
     """Return the configuration with a `[supervisor]` table of its own at the end: lines keep their numbers."""
     toml, has_log = session.toml, False
     if toml is None:
-        ((path, _),) = session.parts
+        path, _ = session.parts[0]
         parts = [block.text for block in blocks(path) if block.language == "toml" and not block.comment]
         has_log = any("log_output" in part for part in parts)
         toml = "\n".join(re.sub(r"^\[supervisor\]\n(?:[^\[\n].*\n)*", "", part, flags=re.MULTILINE) for part in parts)
@@ -160,9 +160,9 @@ def type_session(session: Session, directory: Path) -> None:
     if session.starts_itself:
         output = type_in(script, directory, environment, timeout=60)
     else:
-        up = " && ".join(["nsupervisor status >/dev/null 2>&1", *filter(None, [session.until])])
+        up = " && ".join([f"[ -S {directory}/run/api.sock ]", *filter(None, [session.until])])
         with service(directory, {**os.environ, **environment}):
-            output = type_in(f"until {up}; do sleep 0.1; done\n{script}", directory, environment, timeout=90)
+            output = type_in(f"until {up}; do sleep 0.3; done\n{script}", directory, environment, timeout=90)
     outputs = outputs_of(output)
     problems = []
     for (block, command, expected), actual in zip(typed, outputs, strict=False):
