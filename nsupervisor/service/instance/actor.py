@@ -107,6 +107,8 @@ class Actor:
     """Whether actions of the lifecycle have yet to be carried out."""
     _failed_start_id: str = attrs.field(init=False, default="")
     """The id of the latest start that failed. If it was killed in its set-up, its later exit report is ignored."""
+    _sigkilled_id: str = attrs.field(init=False, default="")
+    """The id of the latest start whose program alone got SIGKILL, from an operator or a rule."""
     _must_recover: bool = attrs.field(init=False, default=False)
     """Whether an earlier supervisor has left processes or a checkpoint."""
     _saved: InstanceCheckpoint | None = attrs.field(init=False, default=None)
@@ -225,7 +227,7 @@ class Actor:
         if not self.lifecycle.is_alive:
             return False
         self.log_event("action", action="signal", cause={"by": by}, signal=signal_name(signum))
-        return await self.context.keeper.signal(self.id, signum)
+        return await self._send_signal(signum)
 
     async def change_limits(self, changes: Mapping[str, Any], by: str = "operator") -> tuple[bool, str]:
         """Call `LimitWriter.change_limits`; this needs no message, since no pending decision depends on limits."""
@@ -358,7 +360,8 @@ class Actor:
         oom_kills = self._read_oom_kills()
         reason = failure.message if failure else None
         # Once the supervisor has sent SIGKILL, the count says nothing about the program: a child may have been chosen.
-        oom_killed = oom_kills > self._oom_kills and not self.lifecycle.sigkill_sent
+        was_killed = self.lifecycle.sigkill_sent or self._sigkilled_id == self.id
+        oom_killed = oom_kills > self._oom_kills and not was_killed
         self.last_exit = Exit.from_wait_status(status, oom_killed=oom_killed, setup_failure=reason)
         self._oom_kills = oom_kills
         self.exit_reports.report(
@@ -418,7 +421,7 @@ class Actor:
                         if everyone:
                             self.cgroup.send_signal(number)
                         else:
-                            await self.context.keeper.signal(self.id, number)
+                            await self._send_signal(number)
                 case KillAll():
                     self.cgroup.kill()
                 case FreezeAll():
@@ -429,6 +432,12 @@ class Actor:
                     self.log_event("warning", "warning", message=text)
         except (OSError, CgroupError) as error:
             self.log_event("warning", "error", message=f"{_ACTION_NAMES[type(action)]}: {error}")
+
+    async def _send_signal(self, signum: int) -> bool:
+        """Send a signal to the program; return False if it has ended."""
+        if signum == signal.SIGKILL:
+            self._sigkilled_id = self.id
+        return await self.context.keeper.signal(self.id, signum)
 
     # ---- starts
 
