@@ -22,6 +22,8 @@ from nsupervisor.config.units import Percent
 from nsupervisor.wire_names import wire
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+DEFAULT_START_LIMIT = 5
+"""`start_limit_burst` of a workload that is not always restarted."""
 Restart = Literal["no", "always", "on-success", "on-failure", "on-abnormal", "on-watchdog"]
 ActionName = kinds.ActionName
 LogFormat = Literal["auto", "json", "console"]
@@ -465,7 +467,10 @@ class WorkloadConfig(Table):
     restart_reset_sec: float = field(
         default=60.0, metadata=key(kinds.DURATION, "healthy for this long: the delay starts over", live=True)
     )
-    start_limit_burst: int = field(default=5, metadata=key(kinds.POSITIVE, "more starts than this …", live=True))
+    start_limit_burst: int | None = field(
+        default=None,
+        metadata=key(kinds.POSITIVE, 'more starts than this …; 5, but none with restart = "always"', live=True),
+    )
     start_limit_interval_sec: float = field(
         default=60.0, metadata=key(kinds.DURATION, "… within this time: failed, and left so", live=True)
     )
@@ -516,6 +521,13 @@ class WorkloadConfig(Table):
     def uses_notify_socket(self) -> bool:
         """Whether the program has to send notifications, sd_notify(3)."""
         return self.type == "notify" or bool(self.watchdog_sec)
+
+    @property
+    def start_limit(self) -> int:
+        """The start limit in force; 0 for none. A workload that is always restarted is given up only if asked for."""
+        if self.start_limit_burst is not None:
+            return self.start_limit_burst
+        return 0 if self.restart == "always" else DEFAULT_START_LIMIT
 
 
 @frozen(repr=False)

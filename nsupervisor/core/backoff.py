@@ -5,6 +5,9 @@ from collections.abc import Sequence
 JITTER_FRACTION = 0.25
 """Largest fraction of a delay that jitter removes, so that workloads that failed together do not restart together."""
 
+UNLIMITED_BASE_S = 0.1
+"""Shortest base, in seconds, of the delays after the first one of a workload without a start limit."""
+
 
 def compute_delay(base: float, maximum: float, consecutive_failures: int, jitter: float) -> float:
     """Compute the delay, in seconds, before the start that follows `consecutive_failures` consecutive failures.

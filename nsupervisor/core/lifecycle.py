@@ -35,7 +35,7 @@ from collections.abc import Callable
 
 import attrs
 
-from nsupervisor.config.model import WorkloadConfig
+from nsupervisor.config.model import DEFAULT_START_LIMIT, WorkloadConfig
 from nsupervisor.core import backoff
 from nsupervisor.core.actions import Action, FreezeAll, KillAll, Signal, Spawn, ThawAll, Warn
 from nsupervisor.core.events import (
@@ -464,6 +464,8 @@ def _deadline(instant: Instant, seconds: float) -> float | None:
 
 def _spawn(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, reason: str) -> LifecycleResult:
     recent = backoff.starts_within(lifecycle.recent_starts, instant.now, workload.start_limit_interval_sec)
+    if not workload.start_limit:
+        recent = recent[-DEFAULT_START_LIMIT:]  # for a reload that sets the limit; otherwise they would be without end
     lifecycle = _begin_generation(lifecycle, lifecycle.generation + 1, recent, reason, instant, workload)
     return lifecycle, (Spawn(lifecycle.generation),)
 
@@ -550,9 +552,12 @@ def _back_off(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, 
     """Start again after the back-off, unless the start limit is reached."""
     lived_well = instant.now - lifecycle.started_at >= workload.restart_reset_sec
     failures = 0 if lived_well else lifecycle.consecutive_failures
-    delay_s = backoff.compute_delay(workload.restart_sec, workload.restart_max_delay_sec, failures, instant.jitter)
+    base_s = workload.restart_sec
+    if failures and not workload.start_limit:  # nothing else would slow down a program that ends at once
+        base_s = max(base_s, backoff.UNLIMITED_BASE_S)
+    delay_s = backoff.compute_delay(base_s, workload.restart_max_delay_sec, failures, instant.jitter)
     recent = backoff.starts_within(lifecycle.recent_starts, instant.now + delay_s, workload.start_limit_interval_sec)
-    if workload.start_limit_burst and len(recent) >= workload.start_limit_burst:
+    if workload.start_limit and len(recent) >= workload.start_limit:
         limit = f"{len(recent)} starts within {workload.start_limit_interval_sec:g} s"
         return attrs.evolve(lifecycle, state=State.FAILED, reason=f"given up after {limit}; the last: {reason}"), ()
     lifecycle = attrs.evolve(lifecycle, consecutive_failures=failures + 1)

@@ -65,6 +65,6 @@ def _start_budget(lifecycle: Lifecycle, workload: WorkloadConfig, starts_at: flo
     recent = starts_within(lifecycle.recent_starts, starts_at, workload.start_limit_interval_sec)
     return {
         "start": len(recent) + (lifecycle.state is State.BACKOFF),
-        "start_limit_burst": workload.start_limit_burst,
+        "start_limit_burst": workload.start_limit,
         "interval_sec": workload.start_limit_interval_sec,
     }

@@ -323,6 +323,34 @@ def test_the_start_limit_is_a_sliding_window():
     assert run.dies(CRASH).state is State.STARTING
 
 
+@pytest.mark.fault("B14")
+def test_a_workload_that_is_always_restarted_is_never_given_up():
+    """It was failed after 5 starts within a minute; supervisord, Docker and Kubernetes go on with a capped delay."""
+    run = Run(restart="always", restart_sec=1.0, restart_max_delay_sec=5.0).up()
+    delays = []
+    for _ in range(50):
+        assert run.dies(CRASH).state is State.BACKOFF
+        delays.append(run.lifecycle.deadline - run.now)
+        run(events.Timeout(), after=delays[-1])
+        run.fact(events.Execed)
+    assert delays == [1, 2, 4, *[5] * 47]
+    assert len(run.lifecycle.recent_starts) <= 6
+    run.workload = workload(restart="always", start_limit_burst=3)
+    assert run.dies(CRASH).state is State.FAILED, "a limit that is set counts"
+
+
+@pytest.mark.fault("B14")
+def test_a_program_without_a_start_limit_is_not_restarted_in_a_busy_loop():
+    run = Run(restart="always", restart_sec=0.0).up()
+    assert run.dies(CRASH).state is State.STARTING, "the first restart comes at once"
+    run.fact(events.Execed)
+    assert run.dies(CRASH).lifecycle.deadline == run.now + 2 * backoff.UNLIMITED_BASE_S
+    run = Run(restart="always", restart_sec=0.0, start_limit_burst=50).up()
+    for _ in range(49):
+        assert run.dies(CRASH).state is State.STARTING, "the limit ends the loop"
+        run.fact(events.Execed)
+
+
 def test_an_operators_restarts_never_meet_the_start_limit():
     run = Run(start_limit_burst=2).up()
     for _ in range(10):

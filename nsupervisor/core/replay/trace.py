@@ -110,7 +110,8 @@ def workload_settings(workload: WorkloadConfig) -> Line:
     """
     keys = key_slots(WorkloadConfig)
     return {
-        "life": {key: to_json(keys[key].value_in(workload)) for key in LIFECYCLE_KEYS},
+        "life": {key: to_json(keys[key].value_in(workload)) for key in LIFECYCLE_KEYS}
+        | {"start_limit_burst": workload.start_limit},  # the one in force, as in earlier traces
         "rules": [rule_settings(rule) for rule in workload.policy],
         "resources": to_json_sparse(workload.resources),
     }
