@@ -1,5 +1,6 @@
 """The state file: what goes in comes out, and what is no such file is kept aside."""
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -135,13 +136,22 @@ def test_it_stays_short_and_the_same_is_not_written_twice(tmp_path: Path) -> Non
     assert read_state(tmp_path).instances["web"].lifecycle.generation == 9999
 
 
-def test_a_full_disk_is_no_reason_to_stop_and_is_made_up_for(tmp_path: Path, monkeypatch) -> None:
-    file = kept(tmp_path)
-    write = os.write
-    monkeypatch.setattr(os, "write", lambda fd, data: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+def test_a_full_disk_is_no_reason_to_stop_and_is_made_up_for(tmp_path: Path) -> None:
+    class FullDisk(KernelFiles):
+        is_full = False
+
+        def write(self, fd: int, data: bytes | memoryview) -> int:
+            if self.is_full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(fd, data)
+
+    files = FullDisk()
+    file = StateFile(tmp_path, {"pid": 1}, files=files)
+    file.save("web", InstanceCheckpoint(Lifecycle(generation=7)))
+    files.is_full = True
     file.save("web", InstanceCheckpoint(Lifecycle(generation=8)))
     assert "No space left on device" in file.problem
-    monkeypatch.setattr(os, "write", write)
+    files.is_full = False
     file.save("db", InstanceCheckpoint(Lifecycle(generation=1)))
     assert file.problem == ""
     assert {name: record.lifecycle.generation for name, record in read_state(tmp_path).instances.items()} == {
