@@ -1,6 +1,7 @@
 """Each block of the pages is checked: TOML by `nsupervisor check`, commands by being typed, or they say why not."""
 
 import re
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -48,3 +49,21 @@ def test_there_are_blocks() -> None:
     assert len(of("toml")) > 25
     assert len(of("console")) > 60
     assert len(TYPED) > 30
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that the headings of a page have on GitHub."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_to_sections_lead_somewhere() -> None:
+    broken = []
+    for page in pages():
+        text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+        for target, anchor in re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", text):
+            path = (ROOT / page).parent / target if target else ROOT / page
+            if path.suffix == ".md" and anchor not in anchors(path):
+                broken.append(f"{page}: {target}#{anchor}")
+    assert broken == []
