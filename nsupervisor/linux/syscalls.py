@@ -149,6 +149,33 @@ def set_process_name(name: str) -> None:
     prctl(PR_SET_NAME, name.encode(), "set the process name")
 
 
+def set_process_title(title: str) -> None:
+    """Set what `ps` shows as the command line of this process; nothing if it cannot be set.
+
+    The kernel reads the command line from where the arguments were at execve(2). If their last byte is not 0, it takes
+    the first string there for a title (`get_mm_cmdline` in fs/proc/base.c). The title is cut to their length.
+    """
+    if not _argument_area:
+        try:
+            with open("/proc/self/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:
+            return
+        start, end = (int(fields[number - _FIRST_FIELD]) for number in _ARGUMENT_FIELDS)
+        _argument_area.extend((start, end - start))
+    start, size = _argument_area
+    if start and size > 1:
+        ctypes.memmove(start, title.encode()[: size - 2].ljust(size - 1, b"\0") + b".", size)
+
+
+_FIRST_FIELD = 3
+"""The number, in proc_pid_stat(5), of the first field after the name in parentheses."""
+_ARGUMENT_FIELDS = (48, 49)
+"""The numbers of `arg_start` and `arg_end`."""
+_argument_area: list[int] = []
+"""The address and the size of the arguments of this process; those of a fork are the same."""
+
+
 def sethostname(name: str) -> None:
     """Set the host name of this UTS namespace, sethostname(2)."""
     encoded = name.encode()

@@ -514,6 +514,7 @@ def main(socket_path: str, nofile: str = "", table: str = "", protected: str = "
     os.umask(0o022)  # the modes of what is made for programs do not depend on how the supervisor was started
     syscalls.join_new_session_keyring()
     syscalls.set_process_name("nsupervisor-kee")
+    syscalls.set_process_title("nsupervisor: keeper")
     syscalls.become_subreaper()
     present_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (present_limit[1], present_limit[1]))

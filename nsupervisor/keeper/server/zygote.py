@@ -316,6 +316,7 @@ def _serve(connection: socket.socket, exits: int, clones: native.Clones, executa
     try:
         gc.disable()
         syscalls.set_process_name("nsupervisor-zyg")
+        syscalls.set_process_title("nsupervisor: zygote")
         standby.prepare_sample()
         os.dup2(0, 1)
         os.dup2(0, 2)

@@ -105,6 +105,7 @@ def run(flags: int, clones: native.Clones, init: int) -> NoReturn:
     `flags` are clone(2)'s flags of the namespaces that were created for it. `init` is the write end of the pipe from
     which the init reads its order.
     """
+    syscalls.set_process_title("nsupervisor: standby")
     setup_run = setup.SetupRun()
     setup_run.run_to_exec(lambda: _run_to_exec(setup_run, flags, clones, init))
 
