@@ -37,6 +37,16 @@ class KillAll(Action):
 
 
 @attrs.frozen
+class ReleaseSurvivors(Action):
+    """Release processes that others have frozen, so that the SIGKILL before takes effect; report why they live on."""
+
+    seconds: float
+    """How long ago they were sent SIGKILL, or since the last attempt if that is reported."""
+    is_reported: bool
+    """Whether this generation's survivors have been reported already."""
+
+
+@attrs.frozen
 class FreezeAll(Action):
     """Write 1 to `cgroup.freeze`, which stops every process in the cgroup."""
 
@@ -44,10 +54,3 @@ class FreezeAll(Action):
 @attrs.frozen
 class ThawAll(Action):
     """Write 0 to `cgroup.freeze`, which lets every process in the cgroup continue."""
-
-
-@attrs.frozen
-class Warn(Action):
-    """Write a warning to the log about a condition that may need an operator."""
-
-    text: str

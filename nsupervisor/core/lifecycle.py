@@ -37,7 +37,7 @@ import attrs
 
 from nsupervisor.config.model import DEFAULT_START_LIMIT, WorkloadConfig
 from nsupervisor.core import backoff
-from nsupervisor.core.actions import Action, FreezeAll, KillAll, Signal, Spawn, ThawAll, Warn
+from nsupervisor.core.actions import Action, FreezeAll, KillAll, ReleaseSurvivors, Signal, Spawn, ThawAll
 from nsupervisor.core.events import (
     SHUTDOWN,
     Command,
@@ -100,6 +100,8 @@ class Lifecycle:
     after_stop: AfterStop = attrs.field(default=AfterStop.POLICY, metadata=wire("then"))
     sigkill_sent: bool = attrs.field(default=False, metadata=wire("killed"))
     """SIGKILL was sent to every process of this generation."""
+    killed_at: float | None = attrs.field(default=None, metadata=wire("killed_at"))
+    """When SIGKILL was first sent to them; None once it has been reported that they live on."""
     exit: Exit | None = attrs.field(default=None, metadata=wire("exit"))
     """The exit of this generation's program; once it is dead, of the last one."""
     fault_outcome: Outcome | None = attrs.field(default=None, metadata=wire("fault"))
@@ -229,7 +231,7 @@ def kill(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Worklo
     """Send SIGKILL to all processes; the restart policy decides what follows, unless an earlier command has."""
     assert isinstance(input_, Command)
     after_stop = lifecycle.after_stop if lifecycle.state is State.STOPPING else AfterStop.POLICY
-    lifecycle = attrs.evolve(lifecycle, after_stop=after_stop, sigkill_sent=True)
+    lifecycle = attrs.evolve(_mark_killed(lifecycle, instant), after_stop=after_stop)
     return _enter_stopping(lifecycle, instant, workload, f"killed by {input_.requested_by}", KillAll())
 
 
@@ -297,12 +299,23 @@ def start_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workloa
 
 
 def stop_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
-    """Send SIGKILL after a stop that took too long; if SIGKILL did not help, warn and keep trying."""
-    warnings = (Warn(_UNKILLABLE.format(workload.timeout_stop_sec)),) if lifecycle.sigkill_sent else ()
+    """Send SIGKILL after a stop that took too long; if SIGKILL did not help, report that once and keep trying."""
+    before: tuple[Action, ...] = ()
+    if lifecycle.sigkill_sent:
+        is_reported = lifecycle.killed_at is None
+        seconds = workload.timeout_stop_sec if lifecycle.killed_at is None else instant.now - lifecycle.killed_at
+        before, lifecycle = (ReleaseSurvivors(seconds, is_reported),), attrs.evolve(lifecycle, killed_at=None)
     # A stop that took SIGKILL is a time-out to the policy (systemd's "timeout"), even after another fault.
     fault = lifecycle.fault_outcome or (Outcome.TIMEOUT if lifecycle.exit is None else None)
     deadline = _deadline(instant, workload.timeout_stop_sec)
-    return attrs.evolve(lifecycle, sigkill_sent=True, fault_outcome=fault, deadline=deadline), (*warnings, KillAll())
+    lifecycle = attrs.evolve(_mark_killed(lifecycle, instant), fault_outcome=fault, deadline=deadline)
+    return lifecycle, (*before, KillAll())
+
+
+def _mark_killed(lifecycle: Lifecycle, instant: Instant) -> Lifecycle:
+    if lifecycle.sigkill_sent:
+        return lifecycle
+    return attrs.evolve(lifecycle, sigkill_sent=True, killed_at=instant.now)
 
 
 def exited(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
@@ -386,11 +399,6 @@ _STOP_COMMANDS: dict[type[Input], tuple[bool | None, AfterStop, str]] = {
     Restart: (True, AfterStop.START, "restarted"),
     PolicyRestart: (None, AfterStop.BACKOFF, "restarted"),
 }
-
-_UNKILLABLE = (
-    "still populated {:g} s after SIGKILL: a process waits in the kernel (state D in ps), "
-    "often for a disk or a network file system; nothing new starts until it is gone"
-)
 
 _EXITED_BEFORE_READY = '{} before it was ready: with type = "notify" its start is complete when it sends READY=1'
 
@@ -486,6 +494,7 @@ def _begin_generation(
         deadline=_deadline(instant, workload.timeout_start_sec),
         after_stop=AfterStop.POLICY,
         sigkill_sent=False,
+        killed_at=None,
         exit=None,
         fault_outcome=None,
         freeze_requested_by="",

@@ -1,6 +1,6 @@
 """The records that a transition of the lifecycle writes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -10,6 +10,30 @@ from nsupervisor.core import events
 from nsupervisor.core.backoff import starts_within
 from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import Lifecycle, State
+
+_SURVIVORS = (
+    "still populated {:g} s after SIGKILL: a process waits in the kernel (state D in ps), "
+    "often for a disk or a network file system; nothing new starts until it is gone"
+)
+_FROZEN = "still populated {:g} s after SIGKILL: another program has frozen {} in {}; {}"
+
+
+def describe_survivors(
+    seconds: float, frozen_pids: Sequence[int] = (), freezers: Sequence[str] = (), problem: str = ""
+) -> str:
+    """Describe why processes live on, this number of seconds after SIGKILL.
+
+    frozen_pids, freezers: those that another program has frozen, and the cgroups of version 1 that hold them. problem:
+    why they could not be moved out of these; "" if they were.
+    """
+    if not frozen_pids:
+        return _SURVIVORS.format(round(seconds, 1))
+    pids = ", ".join(map(str, frozen_pids[:5])) + (", …" if len(frozen_pids) > 5 else "")
+    outcome = "they have been moved out, so that they end"
+    if problem:
+        outcome = f"{problem}; write THAWED to freezer.state there"
+    return _FROZEN.format(round(seconds, 1), f"process {pids}", ", ".join(freezers), outcome)
+
 
 COMMAND_NAMES: Mapping[type[events.Input], str] = {
     events.Start: "start",

@@ -7,13 +7,14 @@ journal. Time is trio's clock. `nsupervisor.service.run` opens the real ones and
 """
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
 import attrs
 
+from nsupervisor.cgroups.freezer import FrozenProcesses, release_frozen
 from nsupervisor.cgroups.membership import is_part_of
 from nsupervisor.cgroups.notifications import KernelNotifications, Notifications
 from nsupervisor.config.files import reread_text
@@ -60,6 +61,8 @@ class Kernel:
     """Takes over the reading end of a program's output, a descriptor."""
     open_notify_socket: OpenNotifySocket = notify_socket
     is_part_of: IsPartOf = is_part_of
+    release_frozen: Callable[[Collection[int]], FrozenProcesses | None] = release_frozen
+    """Moves those of these processes that other programs have frozen to where they run, see `cgroups.freezer`."""
     read_config: Callable[[str], str] = reread_text
     """Reads the configuration file again. Raises ConfigError."""
     privileges: Callable[[], Privileges] = own_privileges

@@ -123,15 +123,17 @@ def test_what_has_no_wire_name_is_not_written():
 
 
 def test_traces_are_written_byte_for_byte_as_0_1_0_wrote_them(monkeypatch):
-    # Four decisions have changed since, and are undone here: rules judged an exit that the supervisor had caused, a
-    # group's rule froze a frozen member again and did not look again when a member started, and a clean exit before
-    # READY=1 was a success. The traces with them are others, in the same form.
+    # Five decisions have changed since, and are undone here: rules judged an exit that the supervisor had caused, a
+    # group's rule froze a frozen member again and did not look again when a member started, a clean exit before
+    # READY=1 was a success, and a stop that SIGKILL did not end was reported with its time-out, not with the seconds
+    # since then. The traces with them are others, in the same form.
     monkeypatch.setattr(Lifecycle, "is_ending_program", False)
     monkeypatch.setattr(
         lifecycle,
         "exit_outcome",
         lambda before, exit_, workload: before.fault_outcome or exit_.outcome(workload.success_exit_status),
     )
+    monkeypatch.setattr(lifecycle, "_mark_killed", lambda before, instant: attrs.evolve(before, sigkill_sent=True))
     monkeypatch.setattr(Engine, "without_member", lambda engine, rule: engine)
     monkeypatch.setattr(random_groups, "Candidate", lambda *values: Candidate(*values[:6]))
     for path in sorted((DATA / "traces").glob("seed-*.jsonl")):

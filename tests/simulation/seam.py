@@ -485,6 +485,7 @@ def kernel(life: Life, read_config: Any) -> Kernel:
         open_pipe=lambda fd: OutputPipe(life, fd),
         open_notify_socket=open_notify_socket,
         is_part_of=is_part_of,
+        release_frozen=lambda pids: None,
         read_config=read_config,
         privileges=lambda: machine.privileges,
         random=machine.random.random,

@@ -37,7 +37,7 @@ from nsupervisor.config.load import key_slots
 from nsupervisor.config.model import GroupConfig, Rule, WorkloadConfig
 from nsupervisor.config.urls import public_url
 from nsupervisor.core import events
-from nsupervisor.core.actions import Action, FreezeAll, KillAll, Signal, Spawn, ThawAll, Warn
+from nsupervisor.core.actions import Action, FreezeAll, KillAll, ReleaseSurvivors, Signal, Spawn, ThawAll
 from nsupervisor.core.decider import (
     ConfigChanged,
     GroupAction,
@@ -49,6 +49,7 @@ from nsupervisor.core.decider import (
 )
 from nsupervisor.core.exits import signal_name
 from nsupervisor.core.lifecycle import Instant, Lifecycle, State
+from nsupervisor.core.records import describe_survivors
 from nsupervisor.core.rules.group_policy import (
     ActionOutcome,
     Firings,
@@ -185,8 +186,8 @@ def _lifecycle_record(action: Action, lifecycle: Lifecycle) -> ActionRecord:
             name = "start"
         case Signal(signal=signum, whole_cgroup=everyone):
             name, fields = "signal", {"signal": signal_name(signum), **({"everyone": True} if everyone else {})}
-        case Warn(text=text):
-            return {"action": "complain", "generation": lifecycle.generation, "why": text}
+        case ReleaseSurvivors(seconds=seconds):
+            return {"action": "complain", "generation": lifecycle.generation, "why": describe_survivors(seconds)}
         case _:
             name = {KillAll: "kill", FreezeAll: "freeze", ThawAll: "thaw"}[type(action)]
     return {"action": name, "generation": lifecycle.generation, **fields, "why": lifecycle.reason}

@@ -27,12 +27,12 @@ from nsupervisor.condition_variable import ConditionVariable
 from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import Resources, WorkloadConfig
 from nsupervisor.core import events
-from nsupervisor.core.actions import Action, FreezeAll, KillAll, Signal, Spawn, ThawAll, Warn
+from nsupervisor.core.actions import Action, FreezeAll, KillAll, ReleaseSurvivors, Signal, Spawn, ThawAll
 from nsupervisor.core.decider import ConfigChanged, Transition, WorkloadState
 from nsupervisor.core.dependencies import start_dependencies
 from nsupervisor.core.exits import Exit, signal_name
 from nsupervisor.core.lifecycle import Lifecycle, State, is_up, is_watchdog_active, unfinished_actions
-from nsupervisor.core.records import transition_records
+from nsupervisor.core.records import describe_survivors, transition_records
 from nsupervisor.core.rules.rules import Engine, Firing, Limits
 from nsupervisor.keeper.messages import Ended, Execed, KeeperLost, SetupFailure, SpawnError
 from nsupervisor.metrics.counters import Counters
@@ -58,7 +58,7 @@ _ACTION_NAMES: Mapping[type[Action], str] = {
     KillAll: "kill",
     FreezeAll: "freeze",
     ThawAll: "thaw",
-    Warn: "complain",
+    ReleaseSurvivors: "release",
 }
 """Names of actions in the record of a failure, as in traces."""
 
@@ -428,8 +428,8 @@ class Actor:
                     self.cgroup.freeze()
                 case ThawAll():
                     self.cgroup.thaw()
-                case Warn(text=text):
-                    self.log_event("warning", "warning", message=text)
+                case ReleaseSurvivors(seconds=seconds, is_reported=is_reported):
+                    self._release_survivors(seconds, is_reported)
         except (OSError, CgroupError) as error:
             self.log_event("warning", "error", message=f"{_ACTION_NAMES[type(action)]}: {error}")
 
@@ -438,6 +438,14 @@ class Actor:
         if signum == signal.SIGKILL:
             self._sigkilled_id = self.id
         return await self.context.keeper.signal(self.id, signum)
+
+    def _release_survivors(self, seconds: float, is_reported: bool) -> None:
+        """Release processes that others have frozen, and log once why they have survived SIGKILL."""
+        frozen = self.context.kernel.release_frozen(self.cgroup.pids())
+        if is_reported:
+            return
+        details = (frozen.pids, frozen.directories, frozen.problem) if frozen is not None else ()
+        self.log_event("warning", "warning", message=describe_survivors(seconds, *details))
 
     # ---- starts
 
