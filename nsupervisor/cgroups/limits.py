@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import inf
 from typing import Any
 
@@ -70,6 +70,43 @@ def change_limits(cgroup: Cgroup, before: Any, after: Any) -> None:
             except CgroupError as restore_error:
                 failures.append(f"and what was before is not back: {restore_error}")
         raise CgroupError("; ".join(failures)) from error
+
+
+def find_foreign_changes(cgroup: Cgroup, resources: Any, is_thorough: bool = True) -> dict[str, str]:
+    """Return the limits that are not what was written, by key, each with a description of what the kernel has.
+
+    resources: the limits that the cgroup was given. Those that could not be set (`cgroup.problems`) do not count. Raw
+    files, and partitions, which the kernel may change itself, are not compared.
+
+    is_thorough: also return limits that were not given, but are set. That reads a file for each key.
+    """
+    values = configured_values(resources)
+    compared = {key: value for key, value in values.items() if not key.startswith(RAW_PREFIX)}
+    if is_thorough:
+        compared |= {key: None for key in RESOURCE_FILES if key not in values}
+    for key in ("cpuset_cpus_partition", *(problem.key for problem in cgroup.problems)):
+        compared.pop(key, None)
+    changes = {}
+    for key, value in compared.items():
+        file = file_for_key(key)
+        try:
+            if value is None:
+                mismatch = "it is set" if file not in _V1_EFFECTIVE_FILES and _is_set(cgroup, file) else None
+            else:
+                text = encode_value(key, cgroup.host.resolve_percentage(key, value, cgroup.ancestor_limits()))
+                mismatch = _find_mismatch(cgroup, file, text, cgroup.directory(file))
+        except (CgroupError, OSError, UnsupportedValueError):
+            continue  # the cgroup has just been removed, or a disk; the next write reports it
+        if mismatch is not None:
+            changes[key] = mismatch
+    return changes
+
+
+def restore_limits(cgroup: Cgroup, resources: Any, keys: Collection[str]) -> None:
+    """Set these limits again, which others have changed. Raises CgroupError."""
+    values = configured_values(resources)
+    for key, value in _plan_steps(cgroup, list(keys), values):
+        set_limit(cgroup, key, value)
 
 
 def reapply_percentages(cgroup: Cgroup, resources: Any) -> None:

@@ -3,10 +3,11 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
-from tests.needs import needs
+from tests.needs import cgroup_directories, needs
 from tests.system.service import service
 
 pytestmark = [pytest.mark.system, needs("root", "cgroup", "memory", "pids")]
@@ -129,3 +130,64 @@ async def test_wrong_values_are_2_and_what_cannot_be_is_1_and_nothing_is_half_do
         found = await it.status("web")
         assert (found["memory_max"], found["pids_max"]) == (64 * M, 20)
         assert [r for r in it.records if r.get("action") == "set"] == []
+
+
+def limit_file(pid: int, cgroup: str, file: str) -> Path:
+    """Return a limit file of a process's cgroup, in whichever hierarchy has its controller."""
+    controller = file.partition(".")[0]
+    directories = cgroup_directories()
+    if controller not in directories:
+        return Path(cgroup) / file
+
+    def path(process: object) -> str:
+        lines = Path(f"/proc/{process}/cgroup").read_text().splitlines()
+        return next(line.split(":", 2)[2] for line in lines if controller in line.split(":", 2)[1].split(","))
+
+    root = str(directories[controller]).removesuffix(path("self"))
+    return Path(root + path(pid)) / file
+
+
+@pytest.mark.fault("C1")
+async def test_a_limit_that_others_had_changed_was_shown_as_it_had_been_set(tmp_path):
+    async with service(tmp_path, WEB) as it:
+        pid = await it.pid("web")
+        file = limit_file(pid, (await it.status("web"))["cgroup"], "pids.max")
+
+        async def restored_by(*command: str, value: str, nth: int) -> None:
+            file.write_text("max")
+            assert (await it.status("web"))["pids_max"] is None, "it shows what the kernel has"
+            await it.cli(*command)
+            record = await it.record(event="limit changed", workload="web", nth=nth)
+            assert record["message"] == (
+                "another program has changed it; restored: pids_max: the kernel made it no limit"
+            )
+            assert file.read_text() == value
+            assert (await it.status("web"))["pids_max"] == int(value)
+
+        await restored_by("set", "web", "pids_max=20", value="20\n", nth=1)  # it answered "done", and wrote nothing
+        await restored_by("set", "web", "memory_max=32M", value="20\n", nth=2)
+        await restored_by("reload", value="20\n", nth=3)
+        file.write_text("max")
+        await it.cli("restart", "web")
+        await it.record(event="limit changed", workload="web", nth=4)
+        pid = await it.pid("web", 2)
+        assert limit_file(pid, (await it.status("web"))["cgroup"], "pids.max").read_text() == "20\n"
+        assert len([record for record in it.records if record["event"] == "limit changed"]) == 4
+
+
+@pytest.mark.fault("C1")
+async def test_limits_that_nothing_has_changed_are_not_reported(tmp_path):
+    more = """pids_max = 20
+    cpu_weight = 50
+    cpu_max = "50%"
+    memory_high = "48M"
+    memory_swap_max = "8M"
+    required = false
+    """
+    async with service(tmp_path, WEB.replace("pids_max = 20\n", more)) as it:
+        await it.pid("web")
+        await it.cli("reload")
+        await it.cli("set", "web", "pids_max=30")
+        await it.cli("restart", "web")
+        await it.pid("web", generation=2)
+        assert not [record for record in it.records if record["event"] == "limit changed"]

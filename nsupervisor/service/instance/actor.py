@@ -289,7 +289,7 @@ class Actor:
             is_up=self.is_up,
             pid=self.program.pid,
             cgroup=self.cgroup.path,
-            limits=self.limits,
+            limits={**self.limits, **self.cgroup.read_limits()},
             last_exit=self.last_exit,
             last_event=self.log.last_event,
             status_text=self.log.status_text(self.lifecycle.generation),
@@ -496,8 +496,10 @@ class Actor:
             raise CgroupError(f"its cgroup {self.cgroup.path} is still populated (pids {pids}); end them first")
         if self._make_next_cgroup is not None:
             await self.limit_writer.run_exclusively(self._move)
-        elif self.cgroup.was_killed:
-            await self.limit_writer.run_exclusively(self._recreate_cgroup)
+        else:
+            await self.limit_writer.restore(is_thorough=False)
+            if self.cgroup.was_killed:
+                await self.limit_writer.run_exclusively(self._recreate_cgroup)
         await self.limit_writer.apply_pending()
 
     def _move(self) -> None:

@@ -8,7 +8,7 @@ per GB). So memory limits are written in a thread, and only the next change of t
 """
 
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -143,6 +143,14 @@ class LimitWriter:
         """Restore limits that another program has changed; log those that the kernel refuses."""
         await self.run_exclusively(self._verify)
 
+    async def restore(self, *, is_thorough: bool) -> None:
+        """Restore limits that another program has changed since they were written, and log that.
+
+        is_thorough: also limits that the configuration does not set, see `find_foreign_changes`.
+        """
+        if self._unfinished_count or self._find_foreign_changes(is_thorough):
+            await self._submit(partial(self._restore, is_thorough))
+
     async def run_exclusively(self, operation: Callable[[], None]) -> None:
         """Call `operation` while no change is in progress. Raises what it raises."""
         if not self._unfinished_count:
@@ -208,7 +216,25 @@ class LimitWriter:
 
     # ---- one change
 
+    def _find_foreign_changes(self, is_thorough: bool) -> dict[str, str]:
+        return cgroup_limits.find_foreign_changes(self.cgroup, self.applied, is_thorough)
+
+    async def _restore(self, is_thorough: bool = True) -> Result:
+        changes = self._find_foreign_changes(is_thorough)
+        if not changes:
+            return True, ""
+        described = "; ".join(f"{key}: {change}" for key, change in changes.items())
+        self.log_event("limit changed", "warning", message=f"another program has changed it; restored: {described}")
+        try:
+            await _restore_limits(self.cgroup, self.applied, changes)
+        except CgroupError as error:
+            self.log_event("limit not enforced", "warning", message=str(error))
+            return False, str(error)
+        self.on_change()
+        return True, ""
+
     async def _change(self, changes: Mapping[str, Any], cause: Mapping[str, Any], log_level: str) -> Result:
+        await self._restore()
         before = self._begin_change()
         try:
             after = apply_changes(self.owner, before, changes)
@@ -221,6 +247,7 @@ class LimitWriter:
         return True, "; ".join(await self.reapply_inside())
 
     async def _apply(self, target: Target) -> Result:
+        await self._restore()
         after = target(self._begin_change())
         try:
             await self._write(after, optional=not after.required)
@@ -290,6 +317,18 @@ async def _write_limits(
     other = cgroup.detached(after)
     try:
         return await call_in_thread(_write_now, other, before, after, optional, abandon_on_cancel=True)
+    finally:
+        other.close()
+
+
+async def _restore_limits(cgroup: Cgroup, resources: Resources, keys: Collection[str]) -> None:
+    """Call `restore_limits` of `nsupervisor.cgroups.limits`, in a thread if the kernel may take its time."""
+    if not any(key.startswith("memory_") for key in keys):
+        cgroup_limits.restore_limits(cgroup, resources, keys)
+        return
+    other = cgroup.detached(resources)
+    try:
+        await call_in_thread(cgroup_limits.restore_limits, other, resources, keys, abandon_on_cancel=True)
     finally:
         other.close()
 

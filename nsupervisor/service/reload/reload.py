@@ -333,10 +333,18 @@ class Reloader:
             if not self._active_count and not self.jobs.is_stopping:
                 notify_service_manager(self.context.journal, "READY=1")
 
+    async def _restore_limits(self) -> None:
+        """Restore limits that other programs have changed, those of groups first: percentages refer to them."""
+        writers = [group.limit_writer for group in self._groups.by_name.values()]
+        for writer in (*writers, *(actor.limit_writer for actor in self.jobs.actors.values())):
+            await trio.lowlevel.checkpoint()
+            await writer.restore(is_thorough=True)
+
     async def _finish(self, run: _ReloadRun, steps: Collection[InstancePlan]) -> None:
         """Report the outcome of each step, until all are done."""
         with self._reloading():
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._restore_limits)
                 for step in steps:
                     nursery.start_soon(run.remove if step.action is InstanceAction.STOP else run.report_start, step)
         run.stream.end(encode_line({"event": "end", "ok": run.ok}))

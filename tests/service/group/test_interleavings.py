@@ -199,6 +199,7 @@ def slow_writes(monkeypatch: pytest.MonkeyPatch) -> list[Resources]:
         return []
 
     monkeypatch.setattr(limits, "_write_limits", write)
+    monkeypatch.setattr(limits.cgroup_limits, "find_foreign_changes", lambda *_: {})
     return written
 
 
