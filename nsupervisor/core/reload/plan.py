@@ -10,7 +10,7 @@ Four rules hold:
 """
 
 import enum
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -149,7 +149,7 @@ def make_plan(old: Config | None, new: Config, running: Sequence[CurrentInstance
             steps[name] = InstancePlan(name, action, reason, (), workload, number, workload.resources, exists=False)
     idle = {instance.name for instance in running if not (instance.should_run or instance.was_started)}
     idle |= {name for name, (workload, _) in expand_instances(new).items() if workload not in instances_of}
-    _start_requirements(steps, new, idle)
+    _start_requirements(steps, new, current_by_name, idle)
     for name, current in current_by_name.items():
         if name not in steps:
             steps[name] = InstancePlan(name, InstanceAction.STOP, _removal_reason(current, new))
@@ -266,14 +266,32 @@ def _removal_reason(current: CurrentInstance, new: Config) -> str:
     return reason
 
 
-def _start_requirements(steps: dict[str, InstancePlan], new: Config, idle: Collection[str]) -> None:
-    """Also start idle instances that the starting ones require or want; no command has started or stopped them yet."""
+def _start_requirements(
+    steps: dict[str, InstancePlan], new: Config, current_by_name: Mapping[str, CurrentInstance], idle: Collection[str]
+) -> None:
+    """Also start idle instances that the starting ones require or want; no command has started or stopped them yet.
+
+    The same holds for what a running instance requires or wants only in the new file. If such a requirement is not up
+    and cannot be started here, its step says so.
+    """
     edges = {name: (*workload.requires, *workload.wants) for name, workload in new.workloads.items()}
     needed_by: dict[str, str] = {}
+    newly_required_by: dict[str, str] = {}
     for step in steps.values():
-        if step.action in (InstanceAction.START, InstanceAction.RESTART) and step.workload is not None:
-            for name in dependencies.transitive_closure(edges[step.workload.name], edges):
-                needed_by.setdefault(name, step.name)
+        if step.workload is None:
+            continue
+        needed = edges[step.workload.name]
+        if step.action not in (InstanceAction.START, InstanceAction.RESTART):
+            current = current_by_name.get(step.name)
+            if current is None or not current.should_run:
+                continue
+            before = (*current.workload.requires, *current.workload.wants)
+            needed = tuple(name for name in needed if name not in before)
+            for name in needed:
+                if name in step.workload.requires:
+                    newly_required_by.setdefault(name, step.name)
+        for name in dependencies.transitive_closure(needed, edges):
+            needed_by.setdefault(name, step.name)
     for name, step in steps.items():
         if (
             name in idle
@@ -284,3 +302,13 @@ def _start_requirements(steps: dict[str, InstancePlan], new: Config, idle: Colle
             steps[name] = attrs.evolve(
                 step, action=InstanceAction.START, reason=f"{needed_by[step.workload.name]} needs it"
             )
+        elif (
+            step.action in (InstanceAction.NONE, InstanceAction.LIVE)
+            and step.workload
+            and step.workload.name in newly_required_by
+            and (current := current_by_name.get(name)) is not None
+            and (not current.should_run or current.state is State.FAILED)
+        ):
+            note = f"{newly_required_by[step.workload.name]} requires it now, and runs on without it"
+            state = step.reason or f"is {current.state.value}"
+            steps[name] = attrs.evolve(step, reason=f"{state}; {note}: nsupervisor start {name}")

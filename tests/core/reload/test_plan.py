@@ -371,3 +371,28 @@ def test_from_nothing_is_what_the_service_starts_with(new: Config) -> None:
     for name in wanted:
         wanted += [*new.workloads[name].requires, *new.workloads[name].wants]
     assert started == {name for name, (workload, _) in expand_instances(new).items() if workload in wanted}
+
+
+DB = '[workload.db]\ncommand = ["db"]\nautostart = false\n'
+
+
+@pytest.mark.fault("F11")
+@pytest.mark.parametrize("key", ["requires", "wants"])
+def test_a_new_requirement_of_a_running_workload_was_neither_started_nor_refused(key: str) -> None:
+    result = between(WEB + DB, f'{WEB}{key} = ["db"]\n{DB}', db=NEVER_STARTED)
+    assert actions(result) == {"web": "live", "db": "start"}
+    assert result.steps[1].reason == "web needs it"
+    same = f'{WEB}{key} = ["db"]\n{DB}'
+    assert actions(between(same, same, db=NEVER_STARTED)) == {"web": "none", "db": "none"}, "only a new one"
+    assert actions(between(WEB + DB, same, web=STOPPED, db=NEVER_STARTED)) == {"web": "live", "db": "none"}
+
+
+@pytest.mark.fault("F11")
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [(STOPPED, "is stopped, and stays so"), ({"state": State.FAILED}, "is failed")],
+)
+def test_the_plan_says_why_a_new_requirement_is_not_started(state: dict[str, Any], reason: str) -> None:
+    result = between(WEB + DB, f'{WEB}requires = ["db"]\n{DB}', db=state)
+    assert actions(result) == {"web": "live", "db": "none"}
+    assert result.steps[1].reason == f"{reason}; web requires it now, and runs on without it: nsupervisor start db"
