@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -85,9 +86,12 @@ class Groups:
         return self._around.get(name, ())
 
     def add(self, actor: Actor) -> None:
-        """Make an instance a member of all groups that contain it, and of no others."""
+        """Make an instance a member of all groups whose cgroups contain it, and of no others.
+
+        Until its next start, a program may be elsewhere than its configuration says.
+        """
         self.remove(actor)
-        self._around[actor.name] = (*self.enclosing(actor.workload), self.host)
+        self._around[actor.name] = self._groups_in_force(actor)
         for group in self.around(actor.name):
             group.add_member(actor)
 
@@ -96,9 +100,20 @@ class Groups:
         for group in self._around.pop(actor.name, ()):
             group.remove_member(actor.name)
 
-    def member_started(self, name: str) -> None:
+    def _groups_in_force(self, actor: Actor) -> tuple[Group, ...]:
+        inside = (group for group in self.enclosing(actor.workload) if _contains(group.cgroup, actor.cgroup))
+        return (*inside, self.host)
+
+    def is_in_place(self, actor: Actor, workload: WorkloadConfig) -> bool:
+        """Return whether the cgroup of an instance is where `workload` says."""
+        around = self.enclosing(workload)
+        return os.path.dirname(actor.cgroup.path) == (around[-1] if around else self.host).cgroup.path
+
+    def member_started(self, actor: Actor) -> None:
         """Have the groups around an instance look at it soon: its program has been executed."""
-        for group in self.around(name):
+        if self.around(actor.name) != self._groups_in_force(actor):  # it has been started in another cgroup
+            self.add(actor)
+        for group in self.around(actor.name):
             group.member_started()
 
     @property
@@ -148,6 +163,10 @@ class Groups:
     def status(self) -> list[dict[str, Any]]:
         """Return one status object per group."""
         return [group.status() for group in self.by_name.values()]
+
+
+def _contains(outer: Cgroup, inner: Cgroup) -> bool:
+    return inner.path.startswith(f"{outer.path}/")
 
 
 def _supported(config: GroupConfig, cgroup: Cgroup) -> GroupConfig:

@@ -1,6 +1,5 @@
 """Make a workload instance from its configuration: its cgroup, its supported rules, its actor."""
 
-import os
 from collections.abc import Sequence
 from functools import partial
 
@@ -70,7 +69,10 @@ def make_instance(
         for problem in cgroup.problems:
             if problem.key not in reported:
                 context.journal.log.warning("limit not enforced", workload=name, message=str(problem))
-    on_started = partial(groups.member_started, name)
+
+    def on_started() -> None:
+        groups.member_started(actor)
+
     actor = restore_actor(saved, children, name, workload, supported, instance, cgroup, context, on_started, limits)
     actor.plan_move(create if moves else None)
     groups.add(actor)
@@ -93,14 +95,11 @@ def supported_workload(workload: WorkloadConfig, name: str, cgroup: Cgroup, cont
 
 
 def update_membership(actor: Actor, workload: WorkloadConfig, placement: Placement) -> None:
-    """Make the instance a member of the groups of `workload`.
+    """Make the instance a member of the groups of `workload` that it is in.
 
     If they differ from its present groups, its next generation starts in a new cgroup inside them.
     """
     tree, groups = placement
-    around = groups.enclosing(workload)
-    there = around[-1].cgroup.path if around else tree.path
     create = partial(groups.make_cgroup, tree, actor.name, workload)
-    actor.plan_move(None if os.path.dirname(actor.cgroup.path) == there else create)
-    if groups.around(actor.name) != (*around, groups.host):
-        groups.add(actor)
+    actor.plan_move(None if groups.is_in_place(actor, workload) else create)
+    groups.add(actor)

@@ -596,7 +596,8 @@ class Actor:
             self._warn_if_outdated()
 
     def _warn_if_outdated(self) -> None:
-        if self.program.check_outdated(self.workload, self.lifecycle, self.cgroup):
+        is_outdated = self.program.check_outdated(self.workload, self.lifecycle, self.cgroup)
+        if is_outdated or self._make_next_cgroup is not None:
             text = "its configuration has changed since it was started; restart it to apply the change"
             self.log_event("warning", "warning", message=text)
 

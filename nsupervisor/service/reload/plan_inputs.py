@@ -8,7 +8,7 @@ holds a digest of each.
 from collections.abc import Mapping
 
 from nsupervisor.config.load import ConfigError
-from nsupervisor.config.model import Config
+from nsupervisor.config.model import Config, WorkloadConfig
 from nsupervisor.core.reload.plan import CurrentInstance, EnvironmentFiles
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.spawn_spec import environment_file_variables
@@ -44,11 +44,16 @@ def running_instance(actor: Actor, jobs: Jobs, config: Config, contents: Content
         is_waiting=has_pending_start and not lifecycle.is_alive,
         was_started=lifecycle.generation > 0 or bool(lifecycle.reason),
         is_being_removed=removal is not None,
-        matches_new_file=actor.program.matches(wanted, lifecycle, actor.cgroup)
-        if actor.program.is_outdated and wanted is not None
-        else None,
+        matches_new_file=_matches(actor, jobs, wanted) if wanted is not None else None,
         environment_files=_environment_files(actor, contents.get(actor.workload.name)),
     )
+
+
+def _matches(actor: Actor, jobs: Jobs, wanted: WorkloadConfig) -> bool | None:
+    """Return `CurrentInstance.matches_new_file`: None if the program was started as the file in force says."""
+    if not actor.program.is_outdated and jobs.groups.is_in_place(actor, actor.configured):
+        return None
+    return actor.program.matches(wanted, actor.lifecycle, actor.cgroup) and jobs.groups.is_in_place(actor, wanted)
 
 
 def _environment_files(actor: Actor, contents: dict[str, str] | str | None) -> EnvironmentFiles:
