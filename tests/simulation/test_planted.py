@@ -31,7 +31,7 @@ def let_a_rule_fire_for_the_next_generation(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("plant", "seed", "problem", "length"),
     [
-        (lose_an_exit, 103, "no exit lost", 2),
+        (lose_an_exit, 10, "no exit lost", 2),
         (start_a_second_generation, 1, "one generation", 0),
         (let_a_rule_fire_for_the_next_generation, 7, "own generation", 1),
     ],
