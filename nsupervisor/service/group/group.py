@@ -345,8 +345,10 @@ class Group:
             self.engine = self.engine.with_rules(config.policy)
             self.observer.move_to(self.cgroup)
             self.observer.resume_sampling()
-            self.save_checkpoint()
             self._record(GroupConfigChanged(config))
+        # Limits that a reload has applied were saved as differences from the configuration before. The next supervisor
+        # would prefer them to those of its file, as if an operator had set them.
+        self.save_checkpoint()
 
     # ---- limits
 
