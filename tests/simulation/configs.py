@@ -114,6 +114,107 @@ def _restarts(choices: Mapping[str, str]) -> str:
     )
 
 
+def _chain(choices: Mapping[str, str]) -> str:
+    """A program and one that requires it, both changed by one edit; instances that take their time to stop."""
+    both = choices["both"]
+    return "\n".join(
+        (
+            _workload("db", f'"program", "v={both}"', 'restart = "always"', "restart_sec = 0"),
+            _workload("web", f'"program", "v={both}", "term=0@2"', 'requires = ["db"]', 'restart = "always"'),
+            _workload("pool", '"program", "term=0@1"', f"instances = {choices['instances']}"),
+            _workload("extra", '"program"') if choices["extra"] == "1" else "",
+        )
+    )
+
+
+def _freezes(choices: Mapping[str, str]) -> str:
+    """A group whose rule freezes a member, which does not lower the level."""
+    victim = ('victim = "newest"', f'cooldown = "{choices["cooldown"]}"', 'verify_sec = "1s"')
+    return "\n".join(
+        (
+            "[group.batch]",
+            "pids_max = 20",
+            _rule("group.batch", "pids.current >= 3", "freeze", *victim),
+            _workload("early", '"program", "forks=2@0.1"', 'group = "batch"', 'restart = "always"'),
+            _workload("late", '"program"', 'group = "batch"', 'restart = "always"', 'restart_sec = "100ms"'),
+        )
+    )
+
+
+def _bursts(choices: Mapping[str, str]) -> str:
+    """A group with a rule about a counter, next to a rule that reloads change."""
+    victim = ('victim = "newest"', 'cooldown = "1s"', 'verify_sec = "1s"')
+    return "\n".join(
+        (
+            "[group.batch]",
+            "pids_max = 4",
+            _rule("group.batch", "pids.events max", "kill", *victim),
+            _rule("group.batch", f"pids.current >= {choices['level']}", "log"),
+            _workload("first", '"program"', 'group = "batch"', 'restart = "always"', 'restart_sec = "50ms"'),
+            _workload("second", '"program"', 'group = "batch"', 'restart = "always"', 'restart_sec = "50ms"'),
+        )
+    )
+
+
+def _limits(choices: Mapping[str, str]) -> str:
+    """A group with limits, of which a member has a share."""
+    share = f'resources = {{ memory_max = "{choices["share"]}%", pids_max = {choices["part pids"]} }}'
+    return "\n".join(
+        (
+            "[group.batch]",
+            f'memory_max = "{choices["memory"]}"',
+            f"pids_max = {choices['pids']}",
+            _workload(
+                "part",
+                f'"program", "v={choices["part"]}", "term=0@0.3"',
+                share,
+                'group = "batch"',
+                'restart = "always"',
+            ),
+            _workload("whole", '"program"', 'group = "batch"', 'restart = "always"'),
+        )
+    )
+
+
+def _timeouts(choices: Mapping[str, str]) -> str:
+    """Programs that start and stop shortly before their timeouts, and one that does not stop."""
+    stop = "timeout_stop_sec = 1"
+    return "\n".join(
+        (
+            _workload(
+                "says",
+                f'"program", "ready=0.5", "term=0@0.6", "v={choices["says"]}"',
+                'type = "notify"',
+                'restart = "always"',
+                "restart_sec = 0",
+                "timeout_start_sec = 1",
+                stop,
+            ),
+            _workload("slow", '"program", "term=0@0.8"', 'restart = "always"', "timeout_start_sec = 1", stop),
+            _workload("deaf", '"program", "deaf"', 'restart = "always"', "restart_sec = 0", stop),
+        )
+    )
+
+
+@attrs.frozen
+class Part:
+    """A step of several that overlap, at most `delay_s` after the one before.
+
+    It has one of the targets, the same as the other parts with these targets, and one of the values, for a reload one
+    of those of the choice.
+    """
+
+    delay_s: float
+    do: str
+    targets: tuple[str, ...] = ("",)
+    values: tuple[str, ...] = ("",)
+
+
+SETS = ("pids_max=15", "pids_max=17", "memory_max=40M", "memory_max=80M", "cpu_weight=50")
+OWN_SETS = ("pids_max=6", "pids_max=7", "memory_max=12M", "cpu_weight=60")
+STOPPED = ("says", "slow", "deaf")
+
+
 @attrs.frozen
 class Kind:
     """A kind of site: its text, its choices with their values, and the workloads that must run in the end."""
@@ -127,6 +228,8 @@ class Kind:
     """The instances that are up in the end, unless a command stopped them."""
     requires: Mapping[str, str] = attrs.field(factory=dict)
     """By instance: the one that must be up before it starts."""
+    overlaps: tuple[tuple[Part, ...], ...] = ()
+    """Steps that are worth trying at about the same time."""
 
 
 KINDS = (
@@ -174,3 +277,85 @@ KINDS = (
         ("deaf", "family"),
     ),
 )
+
+
+OVERLAPPING_KINDS = (
+    Kind(
+        "chain",
+        _chain,
+        {"both": ("1", "2"), "instances": ("2", "1", "3"), "extra": ("0", "1")},
+        ("db", "web", "pool@1", "pool@2"),
+        ("db", "web"),
+        {"web": "db"},
+        (
+            (Part(0.1, "reload", ("both",)), Part(2.5, "crash by time", values=("0.001",))),
+            (Part(0.1, "reload", ("instances",)), Part(1.2, "crash by time", values=("0.001",))),
+            (Part(0.1, "reload", ("extra",)), Part(0.01, "SIGTERM")),
+        ),
+    ),
+    Kind(
+        "freezes",
+        _freezes,
+        {"cooldown": ("500ms", "1s")},
+        ("early", "late"),
+        (),
+        overlaps=((Part(0.2, "command", ("early", "late"), ("thaw", "restart")),),),
+    ),
+    Kind(
+        "bursts",
+        _bursts,
+        {"level": ("50", "60")},
+        ("first", "second"),
+        (),
+        overlaps=(
+            (
+                Part(0.0, "busy", values=("0.1",)),
+                Part(0.01, "forks", ("first", "second"), ("8",)),
+                Part(0.02, "reload", ("level",)),
+            ),
+        ),
+    ),
+    Kind(
+        "limits",
+        _limits,
+        {
+            "memory": ("64M", "48M"),
+            "pids": ("20", "30"),
+            "share": ("50", "25"),
+            "part pids": ("5", "8"),
+            "part": ("1", "2"),
+        },
+        ("part", "whole"),
+        ("part", "whole"),
+        overlaps=(
+            (
+                Part(0.1, "set group", ("group/batch",), SETS),
+                Part(0.005, "set group", ("group/batch",), SETS),
+                Part(0.005, "reload", ("memory", "pids")),
+            ),
+            (
+                Part(0.1, "edit", ("part pids",)),
+                Part(0.005, "set", ("part",), ("memory_max=12M", "memory_max=14M")),
+                Part(0.003, "reload", ("part",)),
+            ),
+            (Part(0.1, "reload", ("part", "part pids")), Part(0.3, "set", ("part",), OWN_SETS)),
+            (Part(0.1, "set", ("part",), OWN_SETS), Part(0.005, "set", ("part", "whole"), OWN_SETS)),
+        ),
+    ),
+    Kind(
+        "timeouts",
+        _timeouts,
+        {"says": ("1", "2")},
+        STOPPED,
+        STOPPED,
+        overlaps=(
+            (
+                Part(0.1, "command", STOPPED, ("stop", "restart")),
+                Part(1.0, "command", STOPPED, ("start",)),
+                Part(1.0, "command", STOPPED, ("stop", "restart")),
+                Part(1.5, "command", STOPPED, ("start",)),
+            ),
+        ),
+    ),
+)
+"""Kinds of sites for steps that overlap: each is made for defects that need two things at about the same time."""

@@ -20,7 +20,7 @@ import trio
 
 from nsupervisor.config.problems import ConfigError
 from tests.simulation import invariants
-from tests.simulation.configs import KINDS, Kind
+from tests.simulation.configs import KINDS, OVERLAPPING_KINDS, Kind, Part
 from tests.simulation.service import HEADER, Service, Site
 
 QUIET_S = 6.0
@@ -28,6 +28,8 @@ QUIET_S = 6.0
 SHUTDOWN_S = 30.0
 """Seconds until a supervisor has stopped everything."""
 MAX_LIVES = 12
+OVERLAPPING_SHARE = 0.3
+"""The share of the histories with a kind of site of `OVERLAPPING_KINDS`."""
 VERBS = ("start", "stop", "restart", "restart", "kill", "freeze", "thaw")
 
 
@@ -59,6 +61,8 @@ def generate(seed: int) -> tuple[Kind, tuple[Step, ...]]:
     """Return the kind of site and the steps of a seed."""
     chance = random.Random(f"history {seed}")
     kind = chance.choice(KINDS)
+    if random.Random(f"overlaps {seed}").random() < OVERLAPPING_SHARE:
+        kind = chance.choice(OVERLAPPING_KINDS)
     steps: list[Step] = []
     at = 0.0
     crashes = chance.choice((1, 1, 1, 2))
@@ -66,9 +70,13 @@ def generate(seed: int) -> tuple[Kind, tuple[Step, ...]]:
     crash_after = sorted(chance.sample(range(count), min(crashes, count)))
     for number in range(count):
         at += chance.choice((0.0, 0.001, 0.01, 0.02, 0.05, 0.2, 0.5, 1.5)) * (0.5 + chance.random())
-        steps.append(_step(chance, kind, at))
-        if steps[-1].do in ("set group", "reload") and chance.random() < 0.5:
-            steps.append(_step(chance, kind, at, steps[-1].do))
+        if kind.overlaps and chance.random() < 0.5:
+            steps += _overlap(chance, kind, at, chance.choice(kind.overlaps))
+            at = steps[-1].at
+        else:
+            steps.append(_step(chance, kind, at))
+            if steps[-1].do in ("set group", "reload") and chance.random() < 0.5:
+                steps.append(_step(chance, kind, at, steps[-1].do))
         if number in crash_after:
             at += chance.choice((0.0, 0.0, 0.005, 0.1))
             how = chance.choice(("call", "call", "call", "time"))
@@ -127,6 +135,18 @@ def _step(chance: random.Random, kind: Kind, at: float, do: str = "") -> Step:
     return Step(at, do)
 
 
+def _overlap(chance: random.Random, kind: Kind, at: float, parts: Sequence[Part]) -> list[Step]:
+    """Make steps that happen at about the same time."""
+    steps: list[Step] = []
+    targets: dict[tuple[str, ...], str] = {}
+    for part in parts:
+        at += part.delay_s * chance.random()
+        target = targets.setdefault(part.targets, chance.choice(part.targets))
+        values = kind.choices[target] if part.do in ("edit", "reload") else part.values
+        steps.append(Step(at, part.do, target, chance.choice(values)))
+    return steps
+
+
 def _edit(chance: random.Random, kind: Kind) -> tuple[str, str]:
     choice = chance.choice(list(kind.choices))
     return choice, chance.choice(kind.choices[choice])
@@ -161,7 +181,8 @@ class History:
         self.disk_was_full = False
         self.is_ending = False
         self.sigterm_at: float | None = None
-        self.watch = invariants.Watch(self.machine, kind)
+        edited = {step.target for step in steps if step.do in ("edit", "reload", "SIGHUP")}
+        self.watch = invariants.Watch(self.machine, kind, self.site.config.workloads, edited)
         self.site.on_record = self.watch.on_record
         self.machine.unlink_listeners.append(self._on_unlink)
         self.machine.write_listeners.append(self._on_write)
@@ -222,6 +243,8 @@ class History:
         service = self.site.service
         if service is None or service.supervisor is None or service.life.is_dead:
             return None
+        if service.supervisor.nursery.cancel_scope.cancel_called:
+            return None  # it has closed its API, and ends
         return service
 
     def _finish(self) -> None:
@@ -313,6 +336,9 @@ class History:
             case "overflow":
                 machine.lose_notifications = True
                 machine.after(0.2, self._notifications_are_back)
+            case "busy":
+                machine.wake_delay_s = float(step.value)
+                machine.after(0.3, self._is_no_longer_busy)
             case "crash by call" if service is not None:
                 service.life.dies_at_call = service.life.calls + int(step.value)
             case "crash by time" if service is not None:
@@ -323,6 +349,9 @@ class History:
 
     def _notifications_are_back(self) -> None:
         self.machine.lose_notifications = False
+
+    def _is_no_longer_busy(self) -> None:
+        self.machine.wake_delay_s = 0.0
 
     def _edit(self, step: Step) -> None:
         self.choices[step.target] = step.value

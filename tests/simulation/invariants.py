@@ -5,21 +5,35 @@ from __future__ import annotations
 import json
 import signal
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from nsupervisor.config.changes import parse_changes
+from nsupervisor.config.model import Resources, WorkloadConfig
+from nsupervisor.config.units import Percent
 from tests.chaos.invariants import AT_REST, STATES
 from tests.simulation.configs import BRIEF_S, Kind
-from tests.simulation.machine import ROOT, Cgroup, Machine, Process
+from tests.simulation.machine import LIMIT_FILES, ROOT, Cgroup, Machine, Process
 
 if TYPE_CHECKING:
     from tests.simulation.history import Command, History
 
 UP = frozenset({"running", "ready", "frozen"})
+EPSILON_S = 0.001
+"""Seconds by which the times of a decision and of its effect may differ."""
 REACTION_S = 3.0
 """Seconds that a rule has to react to a counter, with the next supervisor included."""
+
+
+PAGE_SIZE = 4096
+FILE_LIMITS = {
+    ("group/batch", "memory_max"): "memory",
+    ("group/batch", "pids_max"): "pids",
+    ("part", "memory_max"): "share",
+    ("part", "pids_max"): "part pids",
+}
+"""The choices of the kind "limits" by the limits that they change."""
 
 
 def parse_limit(key: str, value: str) -> Mapping[str, Any]:
@@ -30,8 +44,12 @@ def parse_limit(key: str, value: str) -> Mapping[str, Any]:
 class Watch:
     """Looks at each record and each process of a history, as they come."""
 
-    def __init__(self, machine: Machine, kind: Kind) -> None:
-        self.machine, self.kind = machine, kind
+    def __init__(
+        self, machine: Machine, kind: Kind, workloads: Mapping[str, WorkloadConfig], edited: Collection[str]
+    ) -> None:
+        self.machine, self.kind, self.workloads = machine, kind, workloads
+        self.edited = edited
+        """The choices that the history's steps edit; `workloads` are those before."""
         self.problems: list[str] = []
         self.shown: list[tuple[Any, ...]] = []
         """All records, without what differs from run to run."""
@@ -58,9 +76,14 @@ class Watch:
         self.states: dict[str, str] = {}
         self.limit_hits: list[float] = []
         """When a process was refused in the group, for the rule about that counter."""
+        self.stops: dict[str, float] = {}
+        """By instance that stops: when its stop began; without those that were killed by a command or a rule."""
+        self.begun: dict[str, float] = {}
+        """By instance: when its latest start was decided."""
         machine.started_listeners.append(self._on_process)
         machine.limit_listeners.append(self._on_limit)
         machine.signal_listeners.append(self._on_signal)
+        machine.kill_listeners.append(self._on_kill)
 
     def problem(self, text: str) -> None:
         """Note that something is wrong."""
@@ -110,6 +133,9 @@ class Watch:
             if self.states.get(name, fields["from"]) != fields["from"]:
                 self.problem(f"states chain: {name} goes from {fields['from']}, but was {self.states[name]}")
             self.states[name] = state
+            self._on_state(name, fields["from"], state, fields["reason"])
+        if event == "action" and fields["action"] == "kill":
+            self.stops.pop(fields.get("workload", ""), None)
         if (
             event == "action"
             and fields["action"] == "freeze"
@@ -122,6 +148,32 @@ class Watch:
         began = max((at for at, other in self.starts if other == id_), default=self.machine.now)
         if self.machine.now - began < BRIEF_S:
             self.problem(f"own generation: a rule acts on {id_}, whose level has not held for {BRIEF_S:g} s")
+
+    def _on_state(self, name: str, before: str, state: str, reason: str) -> None:
+        """Check the timeout that a change of state comes from."""
+        now, workload = self.machine.now, self.workloads.get(name.partition("@")[0])
+        self.stops.pop(name, None)
+        if state == "stopping" and "killed by" not in reason:
+            self.stops[name] = now
+        if state == "starting":
+            self.begun[name] = now
+        if not reason.startswith(("not started within", "not ready within")) or state != "stopping" or not workload:
+            return
+        is_complete = before == "ready" or (before == "running" and workload.type != "notify")
+        if is_complete and "type" not in self.edited:
+            self.problem(f"timeouts: {name} is stopped as {reason}, and its start was complete")
+        elif now - self.begun.get(name, now - 1000) < workload.timeout_start_sec - EPSILON_S:
+            self.problem(f"timeouts: {name} is stopped as {reason}, too early")
+
+    def _on_kill(self, cgroup: Cgroup) -> None:
+        """Check that a stop has its whole time until SIGKILL."""
+        name = cgroup.path.rpartition("/")[2]
+        began, workload = self.stops.get(name), self.workloads.get(name.partition("@")[0])
+        if began is None or workload is None or self.may_repeat:
+            return
+        took = self.machine.now - began
+        if took < workload.timeout_stop_sec - EPSILON_S:
+            self.problem(f"timeouts: {name} is killed after {took:.3f} s, and has {workload.timeout_stop_sec:g} s")
 
     def _on_limit(self, cgroup: Cgroup, file: str) -> None:
         if cgroup.path.endswith("/group.batch") and file == "pids.events":
@@ -137,6 +189,8 @@ class Watch:
             other_name, _, other_number = other.id.rpartition("#")
             if other_name == name and other_number != number:
                 self.problem(f"one generation: {process.id} starts while {other.id} lives")
+            if name != other_name and {name, other_name.partition("@")[0]} == {"pool"} and self.kind.name == "chain":
+                self.problem(f"order: {process.id} starts while {other.id} lives, which it replaces")
         if process.is_leader:
             if (self.epoch, process.id) in self.executed and not self.may_repeat:
                 self.problem(f"nothing twice: {process.id} is executed twice")
@@ -175,6 +229,8 @@ def when_quiet(history: History, status: Sequence[Mapping[str, Any]]) -> list[st
         if name == "says" and state in ("starting", "running") and not one["ready"]:
             wrong.append(f"readiness: {name} has been ready for long, and is {state}")
     wrong += _limits(history)
+    wrong += _limits_in_force(history)
+    wrong += _limits_set(history)
     wrong += _counters(history)
     return wrong
 
@@ -248,6 +304,80 @@ def _limits(history: History) -> list[str]:
         number = int(value[:-1]) << 20 if value.endswith("M") else int(value)
         if cgroup.limits.get(file) != str(number):
             wrong.append(f"limits: {key} of the group was set to {value}, and is {cgroup.limits.get(file)}")
+    return wrong
+
+
+LIMIT_KEYS = ("memory_max", "pids_max", "cpu_weight")
+
+
+def _kernel_limit(cgroup: Cgroup, key: str) -> str:
+    file = key.replace("_", ".", 1)
+    return cgroup.limits.get(file, LIMIT_FILES[file])
+
+
+def _limit_owners(history: History) -> Iterator[tuple[str, Cgroup, Resources, Resources]]:
+    """Yield the groups and the instances that run.
+
+    Each has its cgroup, the limits that the service has for it, and those of the file in force.
+    """
+    service = history.site.service
+    assert service is not None
+    assert service.supervisor is not None
+    groups, actors = service.supervisor.groups.by_name.values(), service.supervisor.actors.values()
+    owners = [(group.name, group.cgroup.path, group.resources, group.config.resources) for group in groups]
+    owners += [
+        (actor.name, actor.cgroup.path, actor.resources, actor.configured.resources)
+        for actor in actors
+        if actor.lifecycle.state.value in UP
+    ]
+    for name, path, in_force, configured in owners:
+        if (cgroup := history.machine.cgroups.get(path)) is not None:
+            yield name, cgroup, in_force, configured
+
+
+def _limits_in_force(history: History) -> list[str]:
+    """The kernel has the limits that the service reports, and these are the file's, unless a command has set them."""
+    wrong = []
+    were_set = {(command.name, command.value.partition("=")[0]) for command in history.commands}
+    for name, cgroup, resources, configured in _limit_owners(history) if not history.disk_was_full else ():
+        for key in LIMIT_KEYS:
+            wanted, in_file = getattr(resources, key), getattr(configured, key)
+            if wanted != in_file and (name, key) not in were_set:
+                wrong.append(f"limits: {key} of {name} is {wanted}, and {in_file} in the file")
+            if wanted is None:
+                continue
+            if isinstance(wanted, Percent):
+                assert cgroup.parent is not None
+                around = _kernel_limit(cgroup.parent, key)
+                wanted = wanted.share_of(int(around)) // PAGE_SIZE * PAGE_SIZE
+            if _kernel_limit(cgroup, key) != str(wanted):
+                wrong.append(f"limits: {key} of {name} is {_kernel_limit(cgroup, key)}, and the service has {wanted}")
+    return wrong
+
+
+def _limits_set(history: History) -> list[str]:
+    """A limit is that of the latest change: a command's, or that of a file that has changed it."""
+    wrong = []
+    if history.kind.name != "limits" or history.disk_was_full:
+        return wrong
+    cgroups = {name: cgroup for name, cgroup, *_ in _limit_owners(history)}
+    commands = [command for command in history.commands if command.verb in ("set", "set group")]
+    for name, key in {(command.name, command.value.partition("=")[0]): None for command in commands}:
+        if name not in cgroups or FILE_LIMITS.get((name, key)) in history.watch.edited:
+            continue
+        same = [command for command in commands if command.name == name and command.value.startswith(f"{key}=")]
+        sure = max((command.at for command in same if command.ok), default=None)
+        if sure is None:
+            continue  # none was answered: it is not known whether it counts
+        # Of commands at about the same time any may be the last; one without an answer may count.
+        values = {
+            parse_limit(*other.value.split("="))[key]
+            for other in same
+            if other.at >= sure or (other.answered_at or sure) >= sure
+        }
+        if _kernel_limit(cgroups[name], key) not in map(str, values):
+            text = " or ".join(map(str, sorted(values)))
+            wrong.append(f"limits: {key} of {name} was set to {text}, and is {_kernel_limit(cgroups[name], key)}")
     return wrong
 
 

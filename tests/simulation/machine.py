@@ -304,6 +304,8 @@ class Cgroup:
         match file:
             case "cgroup.kill":
                 limits.parse_switch(text, only=1)
+                for listener in self.machine.kill_listeners:
+                    listener(self)
                 for cgroup in list(self.subtree()):
                     cgroup.was_killed = True
                     for process in list(cgroup.processes.values()):
@@ -457,6 +459,8 @@ class Machine:
         self.last_inode = 1
         self.limit_listeners: list[Callable[[Cgroup, str], None]] = []
         self.signal_listeners: list[Callable[[Process, int], None]] = []
+        self.kill_listeners: list[Callable[[Cgroup], None]] = []
+        """Called before a cgroup is killed by its file."""
         self.write_listeners: list[Callable[[bytes], None]] = []
         self.unlink_listeners: list[Callable[[str], None]] = []
         self.started_listeners: list[Callable[[Process], None]] = []
@@ -471,6 +475,8 @@ class Machine:
         """By limit file: the only value that the kernel takes."""
         self.lose_notifications = False
         """Whether the inotify queue overflows."""
+        self.wake_delay_s = 0.0
+        """Seconds until a supervisor that is busy reads its inotify queue."""
         self.statuses_of_others = self.random.random() < 0.5
         """Whether the kernel tells the exit status of processes that are not one's children (Linux 6.15)."""
 
@@ -580,7 +586,14 @@ class Machine:
                     event = InotifyEvent(-1, IN_Q_OVERFLOW) if self.lose_notifications else InotifyEvent(wd, IN_MODIFY)
                     if not inotify.queue or inotify.queue[-1] != event:
                         inotify.queue.append(event)
-                    inotify.changed.unpark_all()
+                    if self.wake_delay_s:
+                        self.after(self.wake_delay_s, lambda inotify=inotify: self._wake_reader(inotify))
+                    else:
+                        inotify.changed.unpark_all()
+
+    def _wake_reader(self, inotify: Inotify) -> None:
+        if inotify in self.inotify:  # else its supervisor has died meanwhile
+            inotify.changed.unpark_all()
 
     # ---- processes
 

@@ -2,11 +2,12 @@
 
 import pytest
 
-from tests.simulation.configs import COMMON, KINDS, Kind
+from tests.simulation.configs import COMMON, KINDS, OVERLAPPING_KINDS, Kind
 from tests.simulation.history import History, Step
 from tests.simulation.machine import Process
 
 RULES = next(kind for kind in KINDS if kind.name == "rules")
+LIMITS = next(kind for kind in OVERLAPPING_KINDS if kind.name == "limits")
 CATCHING = Kind(
     "catching",
     lambda _choices: f'[workload.web]\ncommand = ["program", "term=0"]\n{COMMON}',
@@ -43,5 +44,16 @@ def test_no_descriptor_is_left_when_the_keeper_dies_before_a_program_is_executed
 @pytest.mark.parametrize("call", range(1, 40))
 def test_levels_of_a_generation_do_not_count_in_the_next_that_a_crash_kept_out_of_the_checkpoint(call: int) -> None:
     history = History(118, RULES, (Step(0.6, "crash by call", value=str(call)),))
+    history.run()
+    assert history.watch.problems == []
+
+
+def test_a_limit_of_a_group_that_a_reload_has_changed_is_not_taken_for_an_operators_after_a_crash() -> None:
+    steps = (
+        Step(1.0, "reload", "memory", "48M"),
+        Step(2.0, "edit", "memory", "64M"),
+        Step(2.0, "crash by time", value="0.01"),
+    )
+    history = History(513, LIMITS, steps)
     history.run()
     assert history.watch.problems == []
