@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import resource
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from math import inf
 from typing import Any, ClassVar
 
@@ -135,12 +134,13 @@ class Cgroup:
 
     def supports(self, file: str) -> bool:
         """Return whether `read_cached(file)` can succeed. Opens no file that stays open."""
-        with self._closing_after(file):
-            try:
-                self._reader(file)
-            except CgroupError:
-                return False
+        if file in self._readers:
             return True
+        try:
+            self._close_reader(self._open_reader(file))
+        except CgroupError:
+            return False
+        return True
 
     def read_cached(self, file: str) -> dict[str, float]:
         """Return the present values of the v2 file, by v2's keys.
@@ -189,39 +189,41 @@ class Cgroup:
 
     def read_once(self, file: str) -> dict[str, float]:
         """Read like `read_cached`, but for occasional readings: opens no file that stays open."""
-        with self._closing_after(file):
-            return self._read_from(file, self._reader(file))
-
-    @contextmanager
-    def _closing_after(self, file: str) -> Iterator[None]:
-        was_open = file in self._readers
+        if (kept := self._readers.get(file)) is not None:
+            return self._read_from(file, kept)
+        reader = self._open_reader(file)
         try:
-            yield
+            return self._read_from(file, reader)
         finally:
-            if not was_open:
-                self._close_file(file)
+            self._close_reader(reader)
 
     def _close_file(self, file: str) -> None:
-        source = self._readers.pop(file, None)
-        for fd in source.fds if source else ():
+        if (source := self._readers.pop(file, None)) is not None:
+            self._close_reader(source)
+            Cgroup._open_files -= len(source.fds)
+
+    def _close_reader(self, reader: _CachedReader) -> None:
+        for fd in reader.fds:
             self.host.files.close(fd)
-            Cgroup._open_files -= 1
 
     def _reader(self, file: str) -> _CachedReader:
         source = self._readers.get(file)
         if source is None:
-            directory = self.directory(file)
-            if file in HOST_FILES:
-                paths, parser = [HOST_FILES[file]], _v2_parser(file)
-            elif directory == self.path:
-                paths, parser = [f"{self.path}/{self.host.v2_file_name(file)}"], _v2_parser(file)
-            else:
-                v1 = V1_EQUIVALENTS[file]
-                paths = [f"{self.path}/{file}"] * v1.reads_core_first + [f"{directory}/{name}" for name in v1.files]
-                parser = v1.read
-            source = self._readers[file] = _CachedReader(self.host.files, self._open(file, paths), parser)
+            source = self._readers[file] = self._open_reader(file)
             Cgroup._open_files += len(source.fds)
         return source
+
+    def _open_reader(self, file: str) -> _CachedReader:
+        directory = self.directory(file)
+        if file in HOST_FILES:
+            paths, parser = [HOST_FILES[file]], _v2_parser(file)
+        elif directory == self.path:
+            paths, parser = [f"{self.path}/{self.host.v2_file_name(file)}"], _v2_parser(file)
+        else:
+            v1 = V1_EQUIVALENTS[file]
+            paths = [f"{self.path}/{file}"] * v1.reads_core_first + [f"{directory}/{name}" for name in v1.files]
+            parser = v1.read
+        return _CachedReader(self.host.files, self._open(file, paths), parser)
 
     def _open(self, file: str, paths: Sequence[str]) -> tuple[int, ...]:
         fds: list[int] = []

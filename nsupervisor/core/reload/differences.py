@@ -121,6 +121,8 @@ def merge_limits(old: Resources, new: Resources, in_force: Resources) -> Resourc
 
     The value in force may have been set at run time.
     """
+    if old == new:
+        return in_force
     values: dict[str, Any] = {}
     for attribute in attrs.fields(Resources):
         before, after, present = (getattr(resources, attribute.name) for resources in (old, new, in_force))
