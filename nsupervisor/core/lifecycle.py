@@ -210,14 +210,15 @@ def stop_frozen(lifecycle: Lifecycle, input_: Input, instant: Instant, workload:
 def retarget(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Replace what follows the stop that is under way: the last command wins.
 
-    A rule does not overrule an operator's command. A stop that follows from one about another workload does not
-    replace the reason of a stop of this one.
+    A rule does not overrule an operator's command. A stop that follows from one about another workload, or from the end
+    of the service, does not replace the reason of a stop of this one: the next supervisor must not start it.
     """
     assert isinstance(input_, Command)
     should_run, after_stop, verb = _STOP_COMMANDS[type(input_)]
     if isinstance(input_, PolicyRestart) and lifecycle.after_stop is not AfterStop.POLICY:
         return lifecycle, ()
-    if is_together(input_.requested_by) and lifecycle.after_stop is after_stop and not lifecycle.should_run:
+    is_consequence = is_together(input_.requested_by) or input_.requested_by == SHUTDOWN
+    if is_consequence and lifecycle.after_stop is after_stop and not lifecycle.should_run:
         return lifecycle, ()
     return attrs.evolve(
         lifecycle,

@@ -36,6 +36,9 @@ DRAIN_TIMEOUT_S = 5.0
 DOWN_STATES = frozenset({State.STOPPED, State.EXITED, State.FAILED})
 """States in which no process lives and none will start by itself."""
 
+BETWEEN_GENERATIONS = frozenset({State.STOPPING, State.BACKOFF, *DOWN_STATES})
+"""States in which no program of this generation is wanted any more."""
+
 Result = tuple[bool, str]
 """Whether the command succeeded, and why not."""
 REFUSED: Result = (False, "the service is stopping, so nothing starts any more; start the service again")
@@ -356,14 +359,25 @@ class Jobs:
         self.is_stopping = True
         for job in self._start_jobs.values():
             job.cancel(ends_generation=True)
+        for actor in self.all_actors:  # not only after its dependents: its next generation would start meanwhile
+            if actor.lifecycle.state in (State.STOPPING, State.BACKOFF) and actor not in self._removals:
+                actor.post(events.Stop(events.SHUTDOWN))
 
     async def stop_all(self) -> None:
         """Stop everything, dependents first; return when no process is left."""
 
         async def stop_after_dependents(actor: Actor) -> None:
+            # A restart must not start another generation while dependents stop.
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait_for_dependents, actor, nursery.cancel_scope)
+                await actor.wait_until(lambda lifecycle: lifecycle.state in BETWEEN_GENERATIONS)
+                nursery.cancel_scope.cancel()
+            await self.stop_and_wait(actor, events.SHUTDOWN)
+
+        async def wait_for_dependents(actor: Actor, scope: trio.CancelScope) -> None:
             for other in self.actors.dependents(actor.workload.name):
                 await other.wait_until(lambda lifecycle: lifecycle.state is State.STOPPED)
-            await self.stop_and_wait(actor, events.SHUTDOWN)
+            scope.cancel()
 
         self.begin_stop()
         async with trio.open_nursery() as nursery:

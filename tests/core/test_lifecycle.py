@@ -150,6 +150,14 @@ def test_the_last_command_wins_and_rules_do_not_overrule_people(commands, state)
     assert run.dies(KILLED).state is state
 
 
+def test_the_end_of_the_service_does_not_replace_the_reason_of_a_stop():
+    """The next supervisor starts what only the end of the service stopped."""
+    run = Run().up()
+    run(events.Stop())
+    run(events.Stop(events.SHUTDOWN))
+    assert run.lifecycle.reason == "stopped by operator"
+
+
 def test_frozen_keeps_its_place_and_can_still_be_stopped():
     run = Run().up()
     assert run(events.Freeze()).actions == (actions.FreezeAll(),)

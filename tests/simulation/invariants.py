@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 UP = frozenset({"running", "ready", "frozen"})
 EPSILON_S = 0.001
 """Seconds by which the times of a decision and of its effect may differ."""
+BETWEEN_GENERATIONS = frozenset({"stopped", "stopping", "backoff", "exited", "failed"})
 REACTION_S = 3.0
 """Seconds that a rule has to react to a counter, with the next supervisor included."""
 
@@ -72,7 +73,7 @@ class Watch:
         """How often the service has stopped in order; generations are numbered from 1 after each time."""
         self.epoch_begins = [0]
         """The length of the stream of records at the begin of each epoch."""
-        self.is_stopping = False
+        self.stopping_since: float | None = None
         self.states: dict[str, str] = {}
         self.limit_hits: list[float] = []
         """When a process was refused in the group, for the rule about that counter."""
@@ -94,7 +95,7 @@ class Watch:
     def on_start(self) -> None:
         """A supervisor starts."""
         self.lives.append(self.machine.now)
-        self.is_stopping = False
+        self.stopping_since = None
         self.states.clear()
 
     def on_end(self, stream_length: int) -> None:
@@ -123,12 +124,12 @@ class Watch:
             (round(self.machine.now, 6), event, fields.get("workload"), fields.get("to"), fields.get("code"))
         )
         if event == "supervisor stopping":
-            self.is_stopping = True
+            self.stopping_since = self.machine.now
         if event == "action" and fields.get("workload") == "brief" and "rule" in fields["cause"]:
             self._on_brief(f"brief#{fields['generation']}")
         if event == "state":
             name, state = fields["workload"], fields["to"]
-            if self.is_stopping and (fields["from"], state) == ("stopped", "starting"):
+            if state == "starting" and self._may_not_start(fields["from"]):
                 self.problem(f"nothing starts: {name} starts after the service began to stop")
             if self.states.get(name, fields["from"]) != fields["from"]:
                 self.problem(f"states chain: {name} goes from {fields['from']}, but was {self.states[name]}")
@@ -143,6 +144,13 @@ class Watch:
             and "group" in fields["cause"]
         ) and self.states.get(fields["workload"]) == "frozen":
             self.problem(f"victims: {fields['workload']} is frozen already and chosen again")
+
+    def _may_not_start(self, state: str) -> bool:
+        """Return whether the service stops, so that no generation begins from a state."""
+        if self.stopping_since is None or state not in BETWEEN_GENERATIONS:
+            return False
+        # A restart whose exit was reported before the signal may be handled just after it.
+        return state == "stopped" or self.machine.now > self.stopping_since
 
     def _on_brief(self, id_: str) -> None:
         began = max((at for at, other in self.starts if other == id_), default=self.machine.now)
@@ -263,13 +271,12 @@ def _last_command(history: History, name: str) -> Command | None:
 def _wanted(history: History, name: str, state: str) -> list[str]:
     """The last word of an operator counts."""
     command = _last_command(history, name)
-    if history.disk_was_full:
-        return []  # the next supervisor may know neither of a stop nor that the cgroup has to be made again
     if name.startswith("pool@") and any(step.target == "instances" for step in history.steps):
         return []  # an instance that was removed in between is a new one
-    if command is not None and command.verb == "stop" and command.ok and state not in ("stopped",):
+    # The next supervisor does not know of a stop that a full disk kept out of the checkpoint.
+    if not history.disk_was_full and command is not None and command.verb == "stop" and command.ok:
         later = any(other.at >= command.at and other.verb in ("start", "restart") for other in history.commands)
-        if not later:
+        if state != "stopped" and not later:
             return [f"stops kept: {name} was stopped by an operator, and is {state}"]
     if name not in history.kind.lasting:
         return []
@@ -411,9 +418,8 @@ def _ends(history: History) -> list[str]:
         if not records:
             wrong.append(f"no exit lost: the end of {id_} is not recorded")
         again = sum(other == id_ for other, _ in history.watch.removed)
-        # A start that failed may not be in the checkpoint; then the next supervisor uses its number again.
-        exits = [record for record in records if record["event"] == "exited" and not record.get("duplicate")]
-        if len(exits) > 1 + again:
+        ends = [record for record in records if not record.get("duplicate")]
+        if len(ends) > 1 + again:
             wrong.append(f"nothing twice: the end of {id_} is recorded twice")
         for record in records if not again else ():
             if record["event"] == "exited" and not record.get("unknown"):

@@ -6,6 +6,9 @@ from tests.simulation.configs import COMMON, KINDS, OVERLAPPING_KINDS, Kind
 from tests.simulation.history import History, Step
 from tests.simulation.machine import Process
 
+NOTIFY = next(kind for kind in KINDS if kind.name == "notify")
+ORDER = next(kind for kind in KINDS if kind.name == "order")
+RESTARTS = next(kind for kind in KINDS if kind.name == "restarts")
 RULES = next(kind for kind in KINDS if kind.name == "rules")
 LIMITS = next(kind for kind in OVERLAPPING_KINDS if kind.name == "limits")
 CATCHING = Kind(
@@ -55,5 +58,37 @@ def test_a_limit_of_a_group_that_a_reload_has_changed_is_not_taken_for_an_operat
         Step(2.0, "crash by time", value="0.01"),
     )
     history = History(513, LIMITS, steps)
+    history.run()
+    assert history.watch.problems == []
+
+
+@pytest.mark.parametrize("call", range(1, 40))
+def test_a_cgroup_that_was_killed_while_the_disk_was_full_starts_programs_after_a_crash(call: int) -> None:
+    steps = (
+        Step(1.1, "disk full", value="0.5"),
+        Step(1.1, "command", "deaf", "kill"),
+        Step(1.1, "crash by call", value=str(call)),
+    )
+    history = History(1714, RESTARTS, steps)
+    history.run()
+    assert history.watch.problems == []
+
+
+@pytest.mark.parametrize("call", range(1, 60))
+def test_a_start_that_failed_before_a_crash_is_not_repeated_with_its_number(call: int) -> None:
+    steps = (
+        Step(0.6, "spawn fails"),
+        Step(0.7, "command", "leans", "restart"),
+        Step(0.7, "crash by call", value=str(call)),
+    )
+    history = History(120, NOTIFY, steps)
+    history.run()
+    assert history.watch.problems == []
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_restart_that_is_under_way_when_the_service_stops_starts_nothing(seed: int) -> None:
+    steps = Step(1.0, "command", "db", "restart"), Step(1.002, "SIGTERM")
+    history = History(seed, ORDER, steps)
     history.run()
     assert history.watch.problems == []

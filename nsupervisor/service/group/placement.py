@@ -74,6 +74,8 @@ def make_instance(
         groups.member_started(actor)
 
     actor = restore_actor(saved, children, name, workload, supported, instance, cgroup, context, on_started, limits)
+    if group_names_before is not None:
+        actor.inherit_cgroup()
     actor.plan_move(create if moves else None)
     groups.add(actor)
     return actor

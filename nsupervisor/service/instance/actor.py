@@ -103,6 +103,8 @@ class Actor:
     """Makes the cgroup for its next generation; None if it keeps the present one."""
     _oom_kills: float = attrs.field(init=False, default=0.0)
     """Value of the cgroup's counter of OOM kills at the latest start or exit."""
+    _is_cgroup_inherited: bool = attrs.field(init=False, default=False)
+    """Whether the cgroup is that of an earlier supervisor, which may have killed it without a note of that."""
     _has_unfinished_actions: bool = attrs.field(init=False, default=False)
     """Whether actions of the lifecycle have yet to be carried out."""
     _failed_start_id: str = attrs.field(init=False, default="")
@@ -215,6 +217,7 @@ class Actor:
             replaced_generation=self.start_status.replaces,
             dependencies=start_dependencies(self.workload),
             watchdog_sec=self.program.watchdog_sec,
+            start_has_failed=self.start_has_failed,
         )
 
     async def wait_drained(self) -> None:
@@ -273,6 +276,12 @@ class Actor:
                 self.log_event("warning", "error", message=f"its rules get no news: {error}")
             if self.lifecycle.is_alive:
                 self.observer.resume_sampling()
+
+    @property
+    def start_has_failed(self) -> bool:
+        """Whether the start of the present generation has failed, and the message about that is in the mailbox."""
+        lifecycle = self.lifecycle
+        return self._failed_start_id == self.id and lifecycle.is_alive and lifecycle.exit is None
 
     @property
     def is_up(self) -> bool:
@@ -483,6 +492,7 @@ class Actor:
             self._failed_start_id = f"{self.name}#{generation}"
             self.program.close_notify_socket()
             self.exit_reports.report(ExitReport(generation, exit_))
+            self.save_checkpoint()  # before the record is written: its number must not be used for another start
             self.exit_reports.release()
             self.post(events.Exited(generation, exit_, populated=False))
             return True
@@ -498,8 +508,9 @@ class Actor:
             await self.limit_writer.run_exclusively(self._move)
         else:
             await self.limit_writer.restore(is_thorough=False)
-            if self.cgroup.was_killed:
+            if self.cgroup.was_killed or self._is_cgroup_inherited:
                 await self.limit_writer.run_exclusively(self._recreate_cgroup)
+        self._is_cgroup_inherited = False
         await self.limit_writer.apply_pending()
 
     def _move(self) -> None:
@@ -559,8 +570,20 @@ class Actor:
         self.start_status = StartStatus(saved.pending_start, replaces=saved.replaced_generation)
         self._has_unfinished_actions, self._saved, self._must_recover = saved.has_unfinished_actions, saved, True
         # Exits of the other generations are reported by the keeper.
-        over = lifecycle.generation + (lifecycle.exit is not None or not lifecycle.is_alive)
+        is_over = lifecycle.exit is not None or not lifecycle.is_alive or saved.start_has_failed
+        over = lifecycle.generation + is_over
         self.exit_reports.redeliver(tuple(report for report in saved.undelivered if report.generation < over))
+        if saved.start_has_failed and saved.last_exit is not None:
+            self._failed_start_id = self.id
+            self.post(events.Exited(lifecycle.generation, saved.last_exit, populated=False))
+
+    def inherit_cgroup(self) -> None:
+        """Note that the cgroup was made by an earlier supervisor; it is made again before the next start.
+
+        That supervisor may have killed it, and the note of that may be lost: with a full disk, or with the whole state
+        file. Every process that is cloned into a killed cgroup dies at birth (`Cgroup.recreate_directory`).
+        """
+        self._is_cgroup_inherited = True
 
     def adopt_generation(self, generation: int, reason: str, assume_ready: bool) -> None:
         """Adopt a generation that an earlier supervisor started and did not save; only before `run`.

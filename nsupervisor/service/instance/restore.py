@@ -91,8 +91,10 @@ async def reattach(actor: Actor, keeper: KeeperConnection, without_descriptors: 
     """Give a living generation to the present keeper, which does not know it, or find out how it ended.
 
     `without_descriptors`: this supervisor has none of its descriptors yet. If no process of it is found, its start is
-    repeated. Raises KeeperLost; the next keeper is then given all programs.
+    repeated; if its start has failed, there is none. Raises KeeperLost; the next keeper is then given all programs.
     """
+    if actor.start_has_failed:
+        return
     id_, generation, program = actor.id, actor.lifecycle.generation, actor.program
     is_starting, processes = actor.lifecycle.state is State.STARTING, actor.context.kernel.processes
     process = program.find(actor.cgroup)

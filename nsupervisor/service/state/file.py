@@ -114,6 +114,10 @@ class InstanceCheckpoint:
     watchdog_sec: float | None = attrs.field(default=None, metadata=wire("watchdog_sec"))
     """The `watchdog_sec` that its program was started with; None if it is not known (version 0.1.0)."""
 
+    start_has_failed: bool = attrs.field(default=False, metadata=wire("start_failed"))
+    """Whether the start of the present generation has failed, as `last_exit` says, and the lifecycle has yet to handle
+    that."""
+
     @property
     def start_is_due(self) -> bool:
         """Whether the start that waits has not happened yet.
