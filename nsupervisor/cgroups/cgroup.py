@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import resource
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
 from typing import Any, ClassVar
 
@@ -28,6 +28,12 @@ MAX_OPEN_FILES = (1 << 20 if _HARD_LIMIT == resource.RLIM_INFINITY else _HARD_LI
 The service raises its own limit to the hard one. The rest is for the programs' pipes and for kernel notifications.
 `set_max_open_files` changes the number.
 """
+_NEW: Mapping[str, tuple[str, ...]] = {
+    "cgroup.subtree_control": ("",),
+    "cgroup.freeze": ("0",),
+    "cgroup.type": ("domain", "domain invalid"),
+}
+"""Contents of the interface files of a new v2 cgroup. "domain invalid": that of the cgroups around it."""
 _HIERARCHICAL_EVENTS = ("memory.events", "pids.events")
 
 
@@ -352,6 +358,23 @@ class Cgroup:
         """Note that an earlier supervisor has killed it, so that the next generation needs `limits.recreate_cgroup`."""
         self.was_killed = True
 
+    def has_leftovers(self) -> bool:
+        """Return whether a program has left something that would refuse or affect the next start.
+
+        That is a cgroup below, or a v2 interface file that is not as in a new cgroup: a process cannot be started in a
+        cgroup that gives controllers to others (EBUSY: "no internal processes", cgroup-v2.rst), and would be frozen
+        from its first instruction in a frozen one. `limits.recreate_cgroup` removes all of it.
+        """
+        if self.is_unused:
+            return False
+        files = self.host.files
+        try:
+            if any(files.list_directories(directory) for directory in (self.path, *self.v1.values())):
+                return True
+            return any(files.read_text(f"{self.path}/{file}").strip() not in values for file, values in _NEW.items())
+        except OSError:
+            return True  # its directory or a file has gone, or cannot be read: a new one is needed in any case
+
     def recreate_directory(self) -> None:
         """Make the v2 directory again, without limits: a step of `limits.recreate_cgroup`, which clears `was_killed`.
 
@@ -363,6 +386,9 @@ class Cgroup:
         Raises CgroupError if the cgroup is populated, or its directory cannot be made again.
         """
         self.close()
+        for directory in self.v1.values():  # those of v1 stay, without what a program has made below them
+            for name in self.host.files.list_directories(directory):
+                directories.remove(f"{directory}/{name}", self.host.files)
         directories.remove(self.path, self.host.files)
         try:
             self.host.files.make_directory(self.path)

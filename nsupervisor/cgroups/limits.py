@@ -121,7 +121,9 @@ def reapply_percentages(cgroup: Cgroup, resources: Any) -> None:
 
 
 def recreate_cgroup(cgroup: Cgroup, resources: Any) -> None:
-    """Make the v2 directory of a killed cgroup again, with its limits; see `Cgroup.recreate_directory` for the reason.
+    """Make the v2 directory of a cgroup again, with its limits, after a kill or if a program has left something in it.
+
+    `Cgroup.recreate_directory` and `Cgroup.has_leftovers` give the reasons.
 
     Watchers of the cgroup must be added again as well. Raises CgroupError if the cgroup is populated, or a limit cannot
     be set again.

@@ -400,6 +400,48 @@ def test_a_killed_cgroup_counts_as_killed_until_it_has_its_limits_again(tree: Tr
     assert web.read_limits()["pids.max"] == 10
 
 
+@pytest.mark.fault("B4")
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("below/", ""),
+        ("below/further/", ""),
+        ("v1/below/", ""),
+        ("cgroup.freeze", "1"),
+        ("cgroup.type", "threaded"),
+        pytest.param("cgroup.subtree_control", "+pids", marks=needs("cgroup_v2")),
+    ],
+)
+def test_a_cgroup_that_a_program_has_changed_is_made_anew(tree: Tree, programs: Programs, file: str, text: str) -> None:
+    """Each later start was refused (EBUSY), or the program was frozen."""
+    web = tree.make("web", Resources(pids_max=10))
+    web.begin_use()
+    assert not web.has_leftovers()
+    directories = web.v1.values() if file.startswith("v1/") else [web.path]
+    if not directories:
+        pytest.skip("this host has no version 1")
+    for directory in directories:
+        if text:
+            Path(directory, file).write_text(text)
+        else:
+            Path(directory, file.removeprefix("v1/")).mkdir(parents=True)
+    assert web.has_leftovers()
+    recreate_cgroup(web, Resources(pids_max=10))
+    assert not web.has_leftovers()
+    assert web.read_limits()["pids.max"] == 10
+    programs.start(web, "true").wait()
+
+
+@pytest.mark.fault("B4")
+def test_a_cgroup_that_has_been_removed_is_made_anew(tree: Tree) -> None:
+    web = tree.make("web", Resources())
+    web.begin_use()
+    os.rmdir(web.path)
+    assert web.has_leftovers()
+    recreate_cgroup(web, Resources())
+    assert not web.has_leftovers()
+
+
 @needs("hybrid")
 def test_memory_in_use_is_not_taken_away_on_v1(tree: Tree, programs: Programs) -> None:
     web = tree.make("web", Resources())

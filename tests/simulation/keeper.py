@@ -83,6 +83,8 @@ class Keeper:
             cgroup = machine.find_cgroup(spec["cgroup"])
         except OSError as error:
             raise SpawnError("open_cgroup", f"cannot open the cgroup: {error.strerror}", error.errno or 0) from None
+        if cgroup.subtree_control:
+            raise SpawnError("clone", "cannot start a process: Device or resource busy", errno.EBUSY)
         if not cgroup.may_fork():
             raise SpawnError("clone", "cannot start a process: Resource temporarily unavailable", errno.EAGAIN)
         process = machine.start_process(cgroup, spec["id"], self.make_behaviour(spec), self.pid)

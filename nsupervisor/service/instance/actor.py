@@ -508,7 +508,7 @@ class Actor:
             await self.limit_writer.run_exclusively(self._move)
         else:
             await self.limit_writer.restore(is_thorough=False)
-            if self.cgroup.was_killed or self._is_cgroup_inherited:
+            if self.cgroup.was_killed or self._is_cgroup_inherited or self.cgroup.has_leftovers():
                 await self.limit_writer.run_exclusively(self._recreate_cgroup)
         self._is_cgroup_inherited = False
         await self.limit_writer.apply_pending()
