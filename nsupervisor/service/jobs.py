@@ -360,8 +360,8 @@ class Jobs:
         for job in self._start_jobs.values():
             job.cancel(ends_generation=True)
         for actor in self.all_actors:  # not only after its dependents: its next generation would start meanwhile
-            if actor.lifecycle.state in (State.STOPPING, State.BACKOFF) and actor not in self._removals:
-                actor.post(events.Stop(events.SHUTDOWN))
+            if actor not in self._removals:
+                actor.begin_service_stop()
 
     async def stop_all(self) -> None:
         """Stop everything, dependents first; return when no process is left."""

@@ -113,6 +113,8 @@ class Actor:
     """The id of the latest start whose program alone got SIGKILL, from an operator or a rule."""
     _must_recover: bool = attrs.field(init=False, default=False)
     """Whether an earlier supervisor has left processes or a checkpoint."""
+    _service_stops: bool = attrs.field(init=False, default=False)
+    """Whether the service stops, so that no other generation may start."""
     _saved: InstanceCheckpoint | None = attrs.field(init=False, default=None)
     """The checkpoint that it has left, until `run` has completed what it says."""
 
@@ -176,6 +178,7 @@ class Actor:
         while not isinstance(message := await self.mailbox.receive(self.lifecycle.deadline), Shutdown):
             with self.contain_errors(f"cannot handle {type(message).__name__}"):
                 await self._handle(message)
+            self._stop_between_generations()
         self.mailbox.close()
         self.observer.unwatch()
         self.limit_writer.close()
@@ -184,6 +187,17 @@ class Actor:
     def contain_errors(self, doing: str) -> AbstractContextManager[None]:
         """Log an error about this instance, and continue: see `InstanceLog.contain_errors`."""
         return self.log.contain_errors(self.lifecycle.generation, doing)
+
+    def begin_service_stop(self) -> None:
+        """Start no other generation from now on; the stop of one that runs comes later, after its dependents."""
+        self._service_stops = True
+        self._stop_between_generations()
+
+    def _stop_between_generations(self) -> None:
+        # First: what is queued may be the exit after which the next generation would start.
+        is_between = self.lifecycle.state in (State.STOPPING, State.BACKOFF)
+        if self._service_stops and is_between and self.lifecycle.should_run:
+            self.mailbox.post_first(events.Stop(events.SHUTDOWN))
 
     async def retire(self) -> None:
         """Stop the task of this actor, after all messages in its mailbox; the program has stopped before."""
@@ -338,7 +352,8 @@ class Actor:
                 await self._on_exit(message)
             case Call(command=command, handled=handled):
                 try:
-                    await self._on_event(command)
+                    if not (self._service_stops and isinstance(command, events.Start | events.Restart)):
+                        await self._on_event(command)
                 finally:
                     handled.set()
             case events.Input():

@@ -50,6 +50,11 @@ class Mailbox:
         self._messages.append(message)
         self._reader.unpark()
 
+    def post_first(self, message: Message) -> None:
+        """Queue a message before all others."""
+        self._messages.appendleft(message)
+        self._reader.unpark()
+
     async def ask(self, command: events.Command) -> None:
         """Post a command and wait until it has been handled; return at once if the mailbox is closed."""
         if not self.closed.is_set():
