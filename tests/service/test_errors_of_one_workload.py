@@ -144,6 +144,7 @@ async def test_limits_are_changed_after_a_change_that_failed_unexpectedly(error,
         return []
 
     monkeypatch.setattr(limits, "_write_limits", write)
+    monkeypatch.setattr(limits.LimitWriter, "_find_foreign_changes", lambda *_: {})
     workload = WorkloadConfig("web", command=("x",))
     writer = LimitWriter(object(), workload, Resources(), nursery, lambda *_, **__: None, lambda: None)
     assert await writer.change_limits({"pids_max": 5}, "operator") == (False, str(error))

@@ -258,8 +258,8 @@ def test_a_supervisor_in_another_place_does_not_begin_while_workloads_run() -> N
 
 def test_a_tree_of_another_supervisor_is_not_touched() -> None:
     site = make_site(WEB)
-    site.machine.make_cgroup("/sim/sim")
+    tree = site.machine.make_cgroup("/sim/sim")
     site.machine.start_process(site.machine.make_cgroup("/sim/sim/web"), "x#1", Behaviour(), 1)
-    site.machine.locks.add("/sim/sim")
+    site.machine.locks.add(tree)
     assert "the cgroup /sim/sim is in use by another supervisor (processes 1001); stop that one" in refusal(site)
     assert len(site.machine.living()) == 1
