@@ -62,10 +62,12 @@ class Result:
 class Runner:
     """Runs pytest for a tier, on the host or in the virtual machine."""
 
-    def __init__(self, arguments: list[str], strict: bool, directory: Path, output: IO[str] | None = None) -> None:
+    def __init__(
+        self, arguments: list[str], strict: bool, directory: Path, output: IO[str] | None = None, niceness: int = 0
+    ) -> None:
         """Create `directory`, which the virtual machine may write to; `arguments` go to pytest, output to `output`."""
         self.arguments, self.strict, self.counts = arguments, strict, directory / "counts.json"
-        self.output = output
+        self.output, self.niceness = output, niceness
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = False
         directory.mkdir()
@@ -144,7 +146,9 @@ class Runner:
 
         def begin() -> None:
             tied()
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs start with it ignored
+            for signum in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):  # a shell's background jobs, and nohup
+                signal.signal(signum, signal.SIG_DFL)
+            os.nice(self.niceness)
 
         process = subprocess.Popen(command, cwd=ROOT, stdout=self.output, stderr=self.output, preexec_fn=begin)
         self._process = process
@@ -168,7 +172,8 @@ def both(arguments: list[str], strict: bool, directory: Path) -> list[Result]:
     host = Runner(arguments, strict, directory / "host")
     os.environ.setdefault("NSUPERVISOR_TEST_SLOWDOWN", "3")  # for the host's time limits; the guest has its own factor
     with open(directory / "guest.log", "w+") as said:
-        guest = Runner(arguments, strict, directory / "guest", said)
+        # The host's tests take longer and mostly wait, so the machine gets the processors while they do.
+        guest = Runner(arguments, strict, directory / "guest", said, niceness=5)
         found: list[Result] = []
         other = threading.Thread(target=lambda: found.append(guest.guest()), name="guest")
         other.start()
