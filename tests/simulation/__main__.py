@@ -9,8 +9,11 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 
-from tests.simulation import history
+import pytest
+
+from tests.simulation import defects, history
 from tests.simulation.service import DEAD_RUNS
 
 SEEDS_PER_COLLECTION = 20
@@ -46,6 +49,36 @@ def prepare() -> None:
     gc.disable()
 
 
+def find_defects(names: Sequence[str], limit: int) -> int:
+    """Print a row of docs/chaos.md for the first seed that finds each defect; return 1 if one is not found."""
+    prepare()
+    status = 0
+    held: dict[int, bool] = {}
+    for defect in (*defects.PLANTED, *defects.REVERTED):
+        name = defect.plant.__name__
+        if names and name not in names:
+            continue
+        for seed in range(limit):
+            if seed % SEEDS_PER_COLLECTION == 0:
+                DEAD_RUNS.clear()
+                gc.collect()
+            with pytest.MonkeyPatch.context() as patch:
+                defect.plant(patch)
+                problems = history.run(seed).problems
+                if not problems or not problems[0].startswith(defect.problem):
+                    continue
+                _, steps = history.shrink(seed, lambda shorter: bool(shorter.problems))
+            if seed not in held:
+                held[seed] = not history.run(seed).problems
+            if held[seed]:
+                print(f"| `{name}` | {seed} | {defect.problem} | {len(steps)} |", flush=True)
+                break
+        else:
+            print(f"{name}: not found in {limit} histories", flush=True)
+            status = 1
+    return status
+
+
 def show(seed: int) -> int:
     """Run one history, and print everything that happened."""
     prepare()
@@ -79,19 +112,22 @@ def main() -> int:
     parser.add_argument("count", type=int, nargs="?", default=1000, help="how many histories (default: 1000)")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="the first seed (default: 0)")
     parser.add_argument("--seed", type=int, metavar="N", help="this one: print everything that happens in it")
+    parser.add_argument(
+        "--defects", nargs="*", metavar="NAME", help="find the defects of tests/simulation/defects.py, or some, again"
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, metavar="N")
     parser.add_argument("--worker", type=int, nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         return run_seeds(*arguments.worker)
-    if arguments.seed is not None:
+    if arguments.seed is not None or arguments.defects is not None:
         if os.environ.get("PYTHONHASHSEED") != "0":
             os.execve(
                 sys.executable,
                 [sys.executable, "-m", "tests.simulation", *sys.argv[1:]],
                 {**os.environ, "PYTHONHASHSEED": "0"},
             )
-        return show(arguments.seed)
+        return find_defects(arguments.defects, arguments.count) if arguments.seed is None else show(arguments.seed)
     began = time.monotonic()
     status = run_in_processes(arguments.first, arguments.count, arguments.processes)
     outcome = "something was wrong" if status else "all held"

@@ -19,17 +19,22 @@ import attrs
 import trio
 
 from nsupervisor.config.problems import ConfigError
+from nsupervisor.core.lifecycle import State
 from tests.simulation import invariants
 from tests.simulation.configs import KINDS, OVERLAPPING_KINDS, Kind, Part
 from tests.simulation.service import HEADER, Service, Site
 
 QUIET_S = 6.0
 """Seconds after the last step until everything must have settled: longer than all stops and back-offs together."""
+SETTLED_S = 2.0
+"""Seconds after the last step until what has settled is looked at: longer than every level, watchdog and cooldown.
+Instances that start, stop or wait are given until `QUIET_S`."""
 SHUTDOWN_S = 30.0
 """Seconds until a supervisor has stopped everything."""
 MAX_LIVES = 12
 OVERLAPPING_SHARE = 0.3
 """The share of the histories with a kind of site of `OVERLAPPING_KINDS`."""
+UNDER_WAY = frozenset({State.STARTING, State.STOPPING, State.BACKOFF})
 VERBS = ("start", "stop", "restart", "restart", "kill", "freeze", "thaw")
 
 
@@ -178,6 +183,7 @@ class History:
         self.status: list[dict[str, Any]] | None = None
         """The status at the end, when all was quiet."""
         self.started_at = self.machine.now
+        self.quiet_at = self.machine.now + (self.steps[-1].at if self.steps else 0.0) + QUIET_S
         self.disk_was_full = False
         self.is_ending = False
         self.sigterm_at: float | None = None
@@ -207,8 +213,8 @@ class History:
         """Run supervisors until one has ended in order."""
         for step in self.steps:
             self.machine.after(step.at, lambda step=step: self._do(step))
-        last = self.steps[-1].at if self.steps else 0.0
-        self.machine.after(last + QUIET_S, self._finish)
+        settled_s = SETTLED_S if self.kind.name != "group" else invariants.REACTION_S + 0.5
+        self.machine.after(self.quiet_at - QUIET_S + settled_s - self.machine.now, self._finish)
         while True:
             if self.site.lives >= MAX_LIVES:
                 self.problem("it does not come to an end")
@@ -253,13 +259,31 @@ class History:
         if service is None or not service.is_started:
             self.machine.after(1.0, self._finish)
             return
-        if service.life.dies_at_call is not None and not self.is_ending:
-            service.life.dies_at_call = None  # the step came too late to matter
         assert service.supervisor is not None
+        is_late = self.machine.now >= self.quiet_at
+        if not is_late and not self._is_settled(service):
+            self.machine.after(0.5, self._finish)
+            return
+        service.life.dies_at_call = None  # the step came too late to matter
         self.status = service.supervisor.status()
-        for text in invariants.when_quiet(self, self.status):
+        wrong = invariants.when_quiet(self, self.status)
+        if wrong and not is_late:
+            self.machine.after(0.5, self._finish)
+            return
+        for text in wrong:
             self.problem(text)
         self._stop()
+
+    def _is_settled(self, service: Service) -> bool:
+        """Return whether nothing is under way, and no crash is still to come: then waiting shows nothing more."""
+        if service.life.dies_at_call is not None or service.supervisor is None:
+            return False
+        jobs = service.supervisor.jobs
+        return not any(
+            actor.lifecycle.state in UNDER_WAY or jobs.has_pending_start(actor)
+            for actor in jobs.all_actors
+            if actor.name != "brief"  # it is never quiet
+        )
 
     def _stop(self) -> None:
         self.is_ending = True
@@ -380,7 +404,7 @@ class History:
         elif command.verb == "set":
             answer = await supervisor.command("set", command.name, changes=invariants.parse_limit(key, value))
         else:
-            if command.name not in {one["name"] for one in supervisor.status()}:
+            if command.name not in supervisor.actors:
                 return
             answer = await supervisor.command(command.verb, command.name)
         if service.life.is_dead:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -77,8 +77,12 @@ class Watch:
         self.states: dict[str, str] = {}
         self.limit_hits: list[float] = []
         """When a process was refused in the group, for the rule about that counter."""
+        self.removals: Counter[str] = Counter()
+        """How often an instance of each name has been removed."""
         self.stops: dict[str, float] = {}
         """By instance that stops: when its stop began; without those that were killed by a command or a rule."""
+        self.early_kills: dict[str, tuple[float, str]] = {}
+        """By instance: when it was killed too early, and the problem, unless the record of a rule's kill follows."""
         self.begun: dict[str, float] = {}
         """By instance: when its latest start was decided."""
         machine.started_listeners.append(self._on_process)
@@ -105,6 +109,7 @@ class Watch:
 
     def on_removed(self, name: str) -> None:
         """An instance has been removed; one of the same name begins with its first generation."""
+        self.removals[name] += 1
         for key in [key for key in self.executed if key[1].rpartition("#")[0] == name]:
             self.removed.append((key[1], self.executed.pop(key)))
 
@@ -137,6 +142,11 @@ class Watch:
             self._on_state(name, fields["from"], state, fields["reason"])
         if event == "action" and fields["action"] == "kill":
             self.stops.pop(fields.get("workload", ""), None)
+            self.early_kills.pop(fields.get("workload", ""), None)  # a rule kills whatever the stop that is in progress
+        for name, (at, text) in list(self.early_kills.items()):
+            if at < self.machine.now:
+                self.problem(text)
+                del self.early_kills[name]
         if (
             event == "action"
             and fields["action"] == "freeze"
@@ -181,7 +191,8 @@ class Watch:
             return
         took = self.machine.now - began
         if took < workload.timeout_stop_sec - EPSILON_S:
-            self.problem(f"timeouts: {name} is killed after {took:.3f} s, and has {workload.timeout_stop_sec:g} s")
+            text = f"timeouts: {name} is killed after {took:.3f} s, and has {workload.timeout_stop_sec:g} s"
+            self.early_kills[name] = (self.machine.now, text)
 
     def _on_limit(self, cgroup: Cgroup, file: str) -> None:
         if cgroup.path.endswith("/group.batch") and file == "pids.events":
@@ -227,6 +238,8 @@ def when_quiet(history: History, status: Sequence[Mapping[str, Any]]) -> list[st
             wrong.append(f"none lost: {name} is {state}, but {living[name][0].id} lives")
         elif state in UP and leader is None:
             wrong.append(f"none lost: {name} is {state}, but does not live")
+        elif state == "starting" and history.kind.name == "bursts":
+            pass  # its group has no room for another process, and it tries again and again
         elif state in ("starting", "stopping"):
             wrong.append(f"settled: {name} is still {state}")
         elif leader is not None and leader.id != f"{name}#{one['generation']}":
@@ -282,6 +295,8 @@ def _wanted(history: History, name: str, state: str) -> list[str]:
         return []
     if name == "trap" and any(step.target == "trap" and step.value == "SIGTERM" for step in history.steps):
         return []  # its rule judges this exit, which the service has not caused
+    if name == "trap" and history.disk_was_full:
+        return []  # its rule judges the exit of a restart that a full disk kept out of the checkpoint
     stops = [other for other in history.commands if other.verb == "stop"]
     if not stops and state not in UP:
         return [f"wanted: {name} is {state}, without a stop by an operator"]
@@ -411,13 +426,13 @@ def _ends(history: History) -> list[str]:
     for epoch, (begin, end) in enumerate(pairwise(begins)):
         for line in history.site.stream[begin:end].splitlines():
             record = json.loads(line)
-            if record["event"] in ("exited", "not started"):
+            if record["event"] in ("exited", "not started") and "generation" in record:
                 found[epoch, f"{record['workload']}#{record['generation']}"].append(record)
     for (epoch, id_), process in history.watch.executed.items():
         records = found[epoch, id_]
         if not records:
             wrong.append(f"no exit lost: the end of {id_} is not recorded")
-        again = sum(other == id_ for other, _ in history.watch.removed)
+        again = history.watch.removals[id_.rpartition("#")[0]]
         ends = [record for record in records if not record.get("duplicate")]
         if len(ends) > 1 + again:
             wrong.append(f"nothing twice: the end of {id_} is recorded twice")

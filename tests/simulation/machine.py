@@ -223,7 +223,12 @@ class Cgroup:
 
     @property
     def is_frozen(self) -> bool:
-        return any(cgroup.freeze_requested for cgroup in self.ancestors())
+        cgroup: Cgroup | None = self
+        while cgroup is not None:
+            if cgroup.freeze_requested:
+                return True
+            cgroup = cgroup.parent
+        return False
 
     def update_populated(self) -> None:
         """Notify of changes of `populated` and `frozen`, here and above."""
@@ -445,8 +450,6 @@ class Machine:
         self._now = 1000.0
         self.queue: list[tuple[float, int, Callable[[], None]]] = []
         self.sequence = 0
-        self.wake: trio.Event | None = None
-        """Set when the queue has something new, if a supervisor runs."""
         self.processes: dict[int, Process] = {}
         self.last_pid = 1000
         self.cgroups: dict[str, Cgroup] = {}
@@ -490,8 +493,6 @@ class Machine:
         """Do something later."""
         self.sequence += 1
         heapq.heappush(self.queue, (self.now + seconds, self.sequence, work))
-        if self.wake is not None:
-            self.wake.set()
 
     def delay(self) -> float:
         """Return how long the kernel or the keeper takes for something: mostly short, seldom long."""
@@ -499,6 +500,10 @@ class Machine:
             return 0.0
         chance = self.random.random()
         return self.speed * (0.0 if chance < 0.3 else chance * 0.004 if chance < 0.95 else chance * 0.2)
+
+    def next_at(self) -> float:
+        """Return when the machine does something next; infinity if never."""
+        return self.queue[0][0] if self.queue else float("inf")
 
     def run_due(self) -> None:
         """Do what is due by now."""
@@ -513,14 +518,6 @@ class Machine:
             heapq.heappop(self.queue)[2]()
         self._now = end
 
-    async def run(self) -> None:
-        """Do everything in its time while a supervisor runs."""
-        while True:
-            self.run_due()
-            self.wake = trio.Event()
-            with trio.move_on_at(self.queue[0][0] if self.queue else float("inf")):
-                await self.wake.wait()
-
     def attach(self, clock: trio.abc.Clock) -> None:
         """Use the clock of a supervisor that starts."""
         self.clock = clock
@@ -528,7 +525,7 @@ class Machine:
     def detach(self) -> None:
         """Go on without a supervisor: it is dead. The kernel has closed what it had open."""
         self._now = self.now
-        self.clock = self.wake = None
+        self.clock = None
         self.locks.clear()
         self.inotify.clear()
         for waited_for in (*self.pipes.values(), *self.sockets.values()):

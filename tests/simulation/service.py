@@ -8,6 +8,7 @@ an order of tasks that the seed determines.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import ctypes
 import functools
 import gc
@@ -22,12 +23,15 @@ import trio
 import trio._core._run as trio_run
 
 from nsupervisor.cgroups import Cgroup
-from nsupervisor.config.load import parse
+from nsupervisor.config.load import parse, parse_sound_parts
 from nsupervisor.config.model import Config
+from nsupervisor.config.positions import Positions, scan_positions
+from nsupervisor.config.problems import Problem
 from nsupervisor.keeper.reconnecting import ReconnectingKeeper, open_reconnecting_keeper
 from nsupervisor.logs import THREAD_RUNNER, open_journal
 from nsupervisor.service.control import Supervisor
 from nsupervisor.service.observe.history import History
+from nsupervisor.service.preflight import requirements
 from nsupervisor.service.run import Platform, run_service
 from tests.simulation import seam
 from tests.simulation.keeper import Keepers
@@ -45,6 +49,8 @@ name = "sim"
 
 NEVER_S = 24 * 60 * 60
 """The longest that trio sleeps: no task has a deadline."""
+MACHINE_FIRST = 0.5
+"""How likely the machine does what is due before the tasks that can run now, and not after them."""
 DEAD_RUNS: list[Any] = []
 """The runs of dead supervisors, kept until nothing runs: their clean-up code runs when they are collected.
 
@@ -53,6 +59,17 @@ Not even the end of the process frees them: the clean-up code would run in the m
 ctypes.pythonapi.Py_IncRef(ctypes.py_object(DEAD_RUNS))
 cached_parse = functools.cache(parse)
 """Histories share few configurations, and parsing is what takes longest."""
+_cached_positions = functools.cache(scan_positions)
+
+
+@functools.cache
+def _cached_parts(text: str, path: str) -> tuple[Config, list[Problem]]:
+    return parse_sound_parts(text, path, _cached_positions(text))
+
+
+def _parts(text: str, path: str, _positions: Positions) -> tuple[Config, list[Problem]]:
+    config, problems = _cached_parts(text, path)
+    return config, problems.copy()  # the caller adds others
 
 
 class JumpingClock(trio.abc.Clock):
@@ -74,6 +91,13 @@ class JumpingClock(trio.abc.Clock):
     def deadline_to_sleep_time(self, deadline: float) -> float:
         """Return how far to jump."""
         return deadline - self.now
+
+
+class _NoInstruments(trio_run.Instruments):  # type: ignore[name-defined, misc]
+    """No instruments: the lag of the event loop of this machine means nothing."""
+
+    def add_instrument(self, instrument: trio.abc.Instrument) -> None:
+        """Do nothing."""
 
 
 class _NeverLong:
@@ -129,6 +153,8 @@ class Site:
         self.on_record: Callable[[str, Mapping[str, Any]], None] = lambda _event, _fields: None
         """Called with each record, also with one that a death loses."""
         self._on_start: Callable[[Service], None] = lambda _service: None
+        self._context = contextvars.copy_context()
+        """The context of the present supervisor's main task, for tasks that the machine starts."""
 
     @property
     def config(self) -> Config:
@@ -152,7 +178,7 @@ class Site:
         collects = gc.isenabled()
         gc.disable()  # the tasks of dead supervisors would end in the middle of this one's
         try:
-            with seeded_scheduler(f"{self.seed} {self.lives}"):
+            with seeded_scheduler(f"{self.seed} {self.lives}"), cached_parsers():
                 status = self._run_until_death(life, clock)
         finally:
             if collects:
@@ -166,7 +192,9 @@ class Site:
         return status
 
     def _run_until_death(self, life: Life, clock: JumpingClock) -> int | None:
+        machine = self.machine
         runner = trio_run.setup_runner(clock, [], False, True)
+        runner.instruments = _NoInstruments([])
         run = trio_run.unrolled_run(runner, self._main, (life,))
         events: Any = None
         while True:
@@ -174,29 +202,44 @@ class Site:
                 timeout = run.send(events)
             except StopIteration:
                 break
+            events = []
+            if not life.is_dead:
+                if timeout <= 0:  # tasks can run; what the machine does is one of them, in any order
+                    if machine.next_at() <= clock.now and trio_run._r.random() < MACHINE_FIRST:
+                        self._context.run(machine.run_due)
+                else:
+                    events = runner.io_manager.get_events(0)  # only trio's own, when it wakes itself
+                    if not events:
+                        self._jump(clock, timeout)
             if life.is_dead:
                 DEAD_RUNS.append((runner, list(runner.tasks)))
                 with warnings.catch_warnings(), contextlib.suppress(trio.TrioInternalError):
                     warnings.simplefilter("ignore", RuntimeWarning)
                     run.close()
                 return None
-            events = runner.io_manager.get_events(0)  # only trio's own, when it wakes itself
-            if not events:
-                if timeout >= NEVER_S:
-                    raise AssertionError("every task waits, and nothing will happen")
-                clock.now += timeout
         if life.is_dead:
             return None
         assert runner.main_task_outcome is not None
         status: int = runner.main_task_outcome.unwrap()
         return status
 
+    def _jump(self, clock: JumpingClock, timeout: float) -> None:
+        """Let time pass until a task has a deadline, in `timeout` seconds, or until the machine does something."""
+        machine_at = self.machine.next_at()
+        if timeout >= NEVER_S and machine_at == float("inf"):
+            raise AssertionError("every task waits, and nothing will happen")
+        if machine_at <= clock.now + timeout:
+            clock.now = max(clock.now, machine_at)
+            self._context.run(self.machine.run_due)
+        else:
+            clock.now += timeout
+
     async def _main(self, life: Life) -> int:
         THREAD_RUNNER.set(self._run_inline)
+        self._context = contextvars.copy_context()
         async with trio.open_nursery() as nursery:
             service = self.service = Service(self, life, nursery)
             self._on_start(service)
-            nursery.start_soon(self.machine.run)
             status = await self._serve(service)
             nursery.cancel_scope.cancel()
         return status
@@ -245,3 +288,14 @@ def seeded_scheduler(seed: str) -> Any:
         yield
     finally:
         trio_run._ALLOW_DETERMINISTIC_SCHEDULING, trio_run._r = before  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def cached_parsers() -> Any:
+    """Let reloads parse each text once."""
+    before = requirements.scan_positions, requirements.parse_sound_parts
+    requirements.scan_positions, requirements.parse_sound_parts = _cached_positions, _parts
+    try:
+        yield
+    finally:
+        requirements.scan_positions, requirements.parse_sound_parts = before

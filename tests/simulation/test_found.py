@@ -92,3 +92,15 @@ def test_a_restart_that_is_under_way_when_the_service_stops_starts_nothing(seed:
     history = History(seed, ORDER, steps)
     history.run()
     assert history.watch.problems == []
+
+
+@pytest.mark.parametrize("after_ms", range(0, 20, 2))
+def test_a_restart_of_which_the_exit_is_still_to_come_starts_nothing_once_the_service_stops(after_ms: int) -> None:
+    steps = (
+        Step(3.121, "hit", "deaf", "SIGKILL"),
+        Step(3.122, "command", "deaf", "restart"),
+        Step(3.122 + after_ms / 1000, "SIGTERM"),
+    )
+    history = History(1437, RESTARTS, steps)
+    history.run()
+    assert history.watch.problems == []
