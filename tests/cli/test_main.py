@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 import types
@@ -57,7 +58,7 @@ def test_run_ends_with_the_service_s_status(monkeypatch, status):
     monkeypatch.setitem(sys.modules, "nsupervisor.service.run", service)
     with pytest.raises(SystemExit) as caught:
         main(["run", "site.toml"])
-    assert (caught.value.code, asked) == (status, ["site.toml"])
+    assert (caught.value.code, asked) == (status, [os.path.abspath("site.toml")])
 
 
 def test_a_bug_is_not_hidden_behind_a_message(monkeypatch):

@@ -107,7 +107,8 @@ async def test_without_a_user_namespace_the_message_says_to_ask_for_one(enter, f
     settings(folder, PLAIN)
     assert await refusal(enter, folder) == (
         2,
-        "site.toml:4: workload.web.namespaces: new namespaces (mount, pid, uts, ipc, cgroup) need CAP_SYS_ADMIN, which "
+        f"{folder}/site.toml:4: workload.web.namespaces: new namespaces (mount, pid, uts, ipc, cgroup) need "
+        "CAP_SYS_ADMIN, which "
         f"user {USER} does not have here; set namespaces.user = true, or each of these to false, or run as root with "
         "that capability\n",
     )
@@ -166,7 +167,9 @@ async def test_root_without_the_right_to_make_namespaces(cgroups, folder):
     settings(folder, PLAIN)
     status, said = await refusal(weak, folder)
     assert status == 2
-    assert said.startswith("site.toml:4: workload.web.namespaces: new namespaces (mount, pid, uts, ipc, cgroup) need ")
+    assert said.startswith(
+        f"{folder}/site.toml:4: workload.web.namespaces: new namespaces (mount, pid, uts, ipc, cgroup) need "
+    )
     assert "CAP_SYS_ADMIN, which root does not have here; set namespaces.user = true" in said
     settings(folder, INSIDE)
     async with started(weak, folder) as it:
