@@ -103,8 +103,9 @@ class Actor:
     """Makes the cgroup for its next generation; None if it keeps the present one."""
     _oom_kills: float = attrs.field(init=False, default=0.0)
     """Value of the cgroup's counter of OOM kills at the latest start or exit."""
-    _is_cgroup_inherited: bool = attrs.field(init=False, default=False)
-    """Whether the cgroup is that of an earlier supervisor, which may have killed it without a note of that."""
+    _must_recreate_cgroup: bool = attrs.field(init=False, default=False)
+    """Whether the next start makes the cgroup again: that of an earlier supervisor, which may have killed it without a
+    note of that, or one of which a part failed."""
     _has_unfinished_actions: bool = attrs.field(init=False, default=False)
     """Whether actions of the lifecycle have yet to be carried out."""
     _failed_start_id: str = attrs.field(init=False, default="")
@@ -523,9 +524,9 @@ class Actor:
             await self.limit_writer.run_exclusively(self._move)
         else:
             await self.limit_writer.restore(is_thorough=False)
-            if self.cgroup.was_killed or self._is_cgroup_inherited or self.cgroup.has_leftovers():
+            if self.cgroup.was_killed or self._must_recreate_cgroup or self.cgroup.has_leftovers():
                 await self.limit_writer.run_exclusively(self._recreate_cgroup)
-        self._is_cgroup_inherited = False
+        self._must_recreate_cgroup = False
         await self.limit_writer.apply_pending()
 
     def _move(self) -> None:
@@ -539,6 +540,9 @@ class Actor:
         self.observer.move_to(cgroup)
 
     def _recreate_cgroup(self) -> None:
+        self._must_recreate_cgroup = (
+            True  # also at the next start, if this fails in the middle: nothing is watched then
+        )
         self.observer.unwatch()
         recreate_cgroup(self.cgroup, self.resources)
         self.limit_writer.attach(self.cgroup)
@@ -598,7 +602,7 @@ class Actor:
         That supervisor may have killed it, and the note of that may be lost: with a full disk, or with the whole state
         file. Every process that is cloned into a killed cgroup dies at birth (`Cgroup.recreate_directory`).
         """
-        self._is_cgroup_inherited = True
+        self._must_recreate_cgroup = True
 
     def adopt_generation(self, generation: int, reason: str, assume_ready: bool) -> None:
         """Adopt a generation that an earlier supervisor started and did not save; only before `run`.
