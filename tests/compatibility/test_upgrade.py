@@ -116,6 +116,8 @@ def set_up(run):
 def runs_from(pid, command):
     """Whether a process executes the version that a command belongs to."""
     line = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    if line[0] == b"nsupervisor: keeper":
+        return command != EARLIER  # which gives its keeper no title
     home = Path(command[0]).parent.parent if command == EARLIER else ROOT
     here = [os.fsdecode(word) for word in line if word.startswith(b"/")]
     return any(word.startswith(f"{home}/lib") if command == EARLIER else word == str(home) for word in here)
