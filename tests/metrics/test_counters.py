@@ -110,7 +110,7 @@ def test_an_operators_restart_and_late_news_count_nothing():
 
 
 def test_the_causes_add_up_to_what_status_says():
-    it = Lived(restart_sec=0.0, start_limit_burst=0)
+    it = Lived(restart_sec=0.0, start_limit_burst=100)
     it.run()
     for exit_ in (Exit(code=1), Exit(code=0), OOM, Exit(setup_failure="no"), Exit(signal=11)):
         it.end(exit_)
