@@ -1,8 +1,8 @@
 """Run the tiers of tests and print the total; `scripts/test` calls this inside the venv.
 
 Both tiers run at the same time: the virtual machine emulates its processors in one thread, and the host's tests mostly
-wait, or use one thread as well if they boot machines of their own. The output of the machine's tier is shown after the
-host's tier.
+wait. Those that boot machines of their own run after the machine's tier, so that the two sequences take about the same
+time. The output of the second one is shown after the first.
 
 With `--strict`, or CI=true in the environment, a test fails if it is skipped although this machine can have what it
 needs; `TIERS` lists that per tier.
@@ -40,7 +40,7 @@ TIERS = {
     "guest": f"{EVERYWHERE},memory,pids,cpu,cpuset,io,hugetlb,cgroup_v2,unprivileged_userns,psi*,sys_resource,"
     "scratch_disk,core_files",
 }
-TITLES = {"host": "host", "guest": "virtual machine"}
+TITLES = {"host": "host", "guest": "virtual machine", "boots": "host, with virtual machines"}
 
 
 @dataclass
@@ -79,6 +79,11 @@ class Runner:
     def host(self) -> Result:
         """Run the tier of this host."""
         return self._run("host", self.pytest("host", *self._strict("host")))
+
+    def boots(self) -> Result:
+        """Run the tests of this host that boot virtual machines."""
+        command = self.pytest("host", "--boots=only", "-p", "no:cacheprovider", *self._strict("host"))
+        return self._run("boots", command)
 
     def guest(self) -> Result:
         """Run the tier of the virtual machine in one boot; boot nothing if no test is selected for it."""
@@ -169,22 +174,29 @@ class Runner:
 
 def both(arguments: list[str], strict: bool, directory: Path) -> list[Result]:
     """Run both tiers at the same time."""
-    host = Runner(arguments, strict, directory / "host")
+    host = Runner([*arguments, "--boots=none"], strict, directory / "host")
     os.environ.setdefault("NSUPERVISOR_TEST_SLOWDOWN", "3")  # for the host's time limits; the guest has its own factor
     with open(directory / "guest.log", "w+") as said:
         # The host's tests take longer and mostly wait, so the machine gets the processors while they do.
         guest = Runner(arguments, strict, directory / "guest", said, niceness=5)
+        boots = Runner(arguments, strict, directory / "boots", said, niceness=5)
         found: list[Result] = []
-        other = threading.Thread(target=lambda: found.append(guest.guest()), name="guest")
+
+        def run_others() -> None:
+            found.append(guest.guest())
+            found.append(boots.boots())
+
+        other = threading.Thread(target=run_others, name="guest")
         other.start()
         try:
             here = host.host()
         except BaseException:
             guest.end()
+            boots.end()
             raise
         finally:
             follow(Path(said.name), other)
-    return [here, *(found or [Result(TITLES["guest"], failed=1, status=1)])]
+    return [here, *found, *(Result(TITLES[tier], failed=1, status=1) for tier in ("guest", "boots")[len(found) :])]
 
 
 def follow(path: Path, thread: threading.Thread) -> None:

@@ -45,6 +45,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--leaks-each-test", action="store_true", help="look for left-overs after each test, not only at the end"
     )
     group.addoption("--tier", choices=("host", "guest"), help="only the tests for the host, or for the virtual machine")
+    group.addoption(
+        "--boots", choices=("none", "only"), help="leave out the tests that boot virtual machines, or all others"
+    )
     group.addoption("--counts", metavar="FILE", help="write the numbers of this run to FILE as JSON")
 
 
@@ -104,6 +107,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what is for the other tier; unlike a skip it is not counted, because it runs there."""
     tier = config.getoption("tier")
     out = {item for item in items if tier and not _is_for(item, tier)}
+    if boots := config.getoption("boots"):
+        out |= {item for item in items if ("vm" in _needed(item)) != (boots == "only")}
     config.hook.pytest_deselected(items=[item for item in items if item in out])
     items[:] = [item for item in items if item not in out]
 
