@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 
 import attrs
 
-from nsupervisor.cgroups.mounts import CgroupMount, own_directory, parse_memberships, parse_mountinfo
+from nsupervisor.cgroups.mounts import CgroupMount, own_directory, parse_memberships, parse_mountinfo, read_proc_file
 
 _FROZEN_STATES = ("FROZEN", "FREEZING")
 
@@ -57,8 +57,7 @@ def _move(pids: Iterable[int], directory: str) -> str:
 
 def _freezer_mount() -> CgroupMount | None:
     try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-            mounts = parse_mountinfo(file.read())
+        mounts = parse_mountinfo(read_proc_file("/proc/self/mountinfo"))
     except OSError:
         return None
     return next((mount for mount in mounts if mount.version == 1 and "freezer" in mount.controllers), None)
@@ -67,8 +66,7 @@ def _freezer_mount() -> CgroupMount | None:
 def _freezer_directory(pid: int | str, mount: CgroupMount) -> str | None:
     """Return the directory of a process's cgroup in the freezer hierarchy; None if it has ended or is not shown."""
     try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
-            memberships = parse_memberships(file.read())
+        memberships = parse_memberships(read_proc_file(f"/proc/{pid}/cgroup"))
     except (OSError, ValueError):
         return None
     paths = (own_directory(mount, member.path) for member in memberships if "freezer" in member.controllers)

@@ -18,7 +18,7 @@ from nsupervisor.cgroups.files import (
     V1Equivalent,
 )
 from nsupervisor.cgroups.filesystem import KERNEL_FILES, CgroupFiles
-from nsupervisor.cgroups.mounts import Hierarchy, find_hierarchies, parse_memberships, parse_mountinfo
+from nsupervisor.cgroups.mounts import Hierarchy, find_hierarchies, parse_memberships, parse_mountinfo, read_proc_file
 from nsupervisor.cgroups.parsing import HOST_FILES, parse_cpu_list, parse_file
 from nsupervisor.cgroups.values import RAW_PREFIX, configured_values, encode_value, file_for_key
 
@@ -93,10 +93,8 @@ class Host(NamedTuple):
 
         Raises CgroupError if the own cgroup has been removed.
         """
-        with open(mountinfo_path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            mounts = parse_mountinfo(file.read())
-        with open(own_cgroup_path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            memberships = parse_memberships(file.read())
+        mounts = parse_mountinfo(read_proc_file(mountinfo_path))
+        memberships = parse_memberships(read_proc_file(own_cgroup_path))
         for member in memberships:
             if member.path.endswith(" (deleted)"):
                 raise CgroupError(f"the own cgroup {member.path} has been removed; restart the supervisor")

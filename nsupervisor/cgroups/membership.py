@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nsupervisor.cgroups.host import Host
-from nsupervisor.cgroups.mounts import CgroupMount, parse_memberships, parse_mountinfo
+from nsupervisor.cgroups.mounts import CgroupMount, parse_memberships, parse_mountinfo, read_proc_file
 from nsupervisor.cgroups.tree import GROUP_PREFIX
 from nsupervisor.linux.peers import Peer, cgroups_of
 
@@ -38,10 +38,8 @@ def tree_cgroups(
     host: Host, name: str, mountinfo_path: str = "/proc/self/mountinfo", own_cgroup_path: str = "/proc/self/cgroup"
 ) -> tuple[str, ...]:
     """The cgroups of the tree `name`, one for each hierarchy that it may be in; version 2's first."""
-    with open(mountinfo_path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        mounts = parse_mountinfo(file.read())
-    with open(own_cgroup_path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        lines = file.read().removesuffix("\n").split("\n")
+    mounts = parse_mountinfo(read_proc_file(mountinfo_path))
+    lines = read_proc_file(own_cgroup_path).removesuffix("\n").split("\n")
     # As the kernel writes them: "cpu,cpuacct".
     written = {parse_memberships(line)[0][:2]: line.split(":")[1] for line in lines}
     places = [(2, frozenset[str](), f"{host.base}/{name}")] if host.core is not None else []

@@ -53,6 +53,12 @@ def _unescape(word: str) -> str:
     return _OCTAL.sub(lambda match: chr(int(match[1], 8)), word)
 
 
+def read_proc_file(path: str) -> str:
+    """Return the text of a file of /proc with paths in it, whatever characters these contain. Raises OSError."""
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        return file.read()
+
+
 def parse_mountinfo(text: str) -> list[CgroupMount]:
     """Return the cgroup mounts in /proc/self/mountinfo, in order. Other file systems are left out.
 
