@@ -17,13 +17,17 @@ from tests.simulation import defects, history
 from tests.simulation.service import DEAD_RUNS
 
 SEEDS_PER_COLLECTION = 20
+SEEDS_PER_LINE = 5_000
 
 
 def run_seeds(first: int, count: int) -> int:
-    """Run the histories of some seeds; return 1 if something was wrong, after a report of each."""
+    """Run the histories of some seeds; return 1 if something was wrong, after a report of each. A long run says how far
+    it has come, so one that is ended early shows what held."""
     prepare()
     status = lives = 0
     for seed in range(first, first + count):
+        if seed > first and (seed - first) % SEEDS_PER_LINE == 0:
+            print(f"simulation: seeds {first} to {seed - 1} ran, {lives} supervisors", flush=True)
         outcome = history.run(seed)
         lives += outcome.lives
         if outcome.problems:
