@@ -215,6 +215,10 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "boolean", "Whether those that require it may start: it runs, is ready, or is a oneshot that succeeded."
         ),
         status_text=_value_schema("string", "What the program has last reported with STATUS=, sd_notify(3); or empty."),
+        output_blocked_sec=_value_schema(
+            "number?", "Seconds for which its output cannot be written already; null: it can.", minimum=0
+        ),
+        output_blocked_by=_value_schema("string", "Why, in words; or empty."),
         cgroup=_value_schema("string", "Its cgroup (version 2)."),
         memory_current=_value_schema("integer?", "Bytes."),
         memory_max=_value_schema("integer?", "Bytes; null: no limit."),

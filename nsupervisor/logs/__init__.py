@@ -1,5 +1,6 @@
 """Output of workloads and the service: as JSON records on one stream, and in log files of the workloads."""
 
+from nsupervisor.logs.blockage import Blockage
 from nsupervisor.logs.capture import Capture
 from nsupervisor.logs.framing import Framing
 from nsupervisor.logs.journal import Journal, open_journal
@@ -14,6 +15,7 @@ from nsupervisor.logs.threads import THREAD_RUNNER, call_in_thread, run_in_threa
 
 __all__ = [
     "THREAD_RUNNER",
+    "Blockage",
     "Capture",
     "FilteringBoundLogger",
     "Framing",

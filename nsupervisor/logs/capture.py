@@ -6,6 +6,7 @@ its writers, so a thread writes it: one call of `_record_for_a_while` does all t
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 import attrs
 import trio
 
+from nsupervisor.logs.blockage import STALLED_AFTER_S, Blockage, describe_blockage
 from nsupervisor.logs.console import ConsoleFormat
 from nsupervisor.logs.framing import Framing, count_newlines
 from nsupervisor.logs.journal import Journal
@@ -54,6 +56,8 @@ RETRY_MIN_S, RETRY_MAX_S = 0.05, 2.0
 """The first and the longest delay in seconds between attempts at a file that cannot be written."""
 THREAD_TIMEOUT_S = 2.0
 """Seconds that the end of a capture waits for a thread, which may hang on a disk that does not answer."""
+RELEASED_PATIENCE_S = STALLED_AFTER_S
+"""Seconds that the output of a workload that stops waits for a reader of the stream that takes nothing."""
 
 _JSON = JsonFormat()
 _render_lock = threading.Lock()
@@ -84,6 +88,10 @@ def _ignore_count(_size: int, _lines: int) -> None:
     pass
 
 
+def _ignore_dropped(_lines: int) -> None:
+    pass
+
+
 def _ignore_report(_level: str, _event: str, **_fields: Any) -> None:
     pass
 
@@ -102,6 +110,8 @@ class Capture:
     sequence: LineSequence = attrs.field(factory=LineSequence)
     report: Callable[..., None] = _ignore_report
     """Called with messages for people: `report("error", "log file", message=…)`."""
+    on_dropped: Callable[[int], None] = _ignore_dropped
+    """Called with the number of lines that a destination lacks, by any thread; with two destinations, for each."""
     dropped: int = 0
     """The number of lines that could not be written to the file, since the start."""
     _framing: Framing = attrs.field(init=False)
@@ -121,6 +131,11 @@ class Capture:
     _is_stopping: bool = False
     _defect: Exception | None = None  # why the latest lines could not be rendered, until it is reported
     _in_use: threading.Lock = attrs.field(init=False, factory=threading.Lock)
+    _waiting_since: float | None = None  # the time of the loop since when the same output waits to be written
+    _is_released: bool = False  # whether the workload must not be blocked any more, whatever the route says
+    _has_given_up: bool = False  # whether a release has found that nothing reads the stream
+    _patience: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
+    """The wait for a destination, which a release ends."""
 
     def __attrs_post_init__(self) -> None:
         self._framing = Framing(self.route.max_line)
@@ -174,7 +189,9 @@ class Capture:
                     self._bytes_since_delay = 0
                     await self._wait_for_input()
             await self._record_rest()
+            self._report_final_loss()
         except Exception as error:  # the workload's own fault domain: the tasks of the others go on
+            self._waiting_since = None
             self._report_defect(error, "the rest of this output is discarded")
             await self._discard_rest()
         except trio.Cancelled:
@@ -199,7 +216,7 @@ class Capture:
                 return
             if not data:
                 return
-            self.dropped += data.count(b"\n")
+            self._count_dropped(data.count(b"\n"))
             await trio.lowlevel.checkpoint()
 
     def _report_defect(self, error: Exception, consequence: str) -> None:
@@ -210,6 +227,43 @@ class Capture:
     def reroute(self, route: OutputRoute) -> None:
         """Use another route from the next chunk on."""
         self._next_route = route
+
+    def release(self) -> None:
+        """From now on drop, and count, what cannot be written, as with a route that does not block.
+
+        A workload that waits for its output would not obey a request to stop. A stream without an error gets a moment,
+        since a reader that is only slow is no reason to lose lines.
+        """
+        if not self._is_released:
+            self._is_released = True
+            self._patience.deadline = min(self._patience.deadline, trio.current_time() + self._remaining_patience)
+
+    @property
+    def blockage(self) -> Blockage | None:
+        """Since when its output cannot be written, and why; None while it can be, or if lines are dropped instead."""
+        if self._waiting_since is None or not self._blocks:
+            return None
+        seconds, route = trio.current_time() - self._waiting_since, self.route
+        if route.file is not None and (self._is_failing or self._in_use.locked() or route.journal is None):
+            error = self._failure_reason if self._is_failing else None
+            reason = describe_blockage(error, str(route.file.path), is_file=True)
+        else:
+            assert route.journal is not None
+            error, reason = route.journal.error, route.journal.describe_blockage()
+        return Blockage(seconds, reason) if error is not None or seconds >= STALLED_AFTER_S else None
+
+    @property
+    def _blocks(self) -> bool:
+        """Whether the workload waits for a file that cannot be written."""
+        return self.route.blocks and not self._is_released
+
+    @property
+    def _remaining_patience(self) -> float:
+        """Seconds that a chunk may wait for the stream."""
+        if not self._is_released:
+            return math.inf
+        is_failing = self.route.journal is not None and self.route.journal.error is not None
+        return 0 if is_failing or self.route.journal is None else RELEASED_PATIENCE_S
 
     async def _wait_for_input(self) -> None:
         """Wait until the pipe has input, and meanwhile record in the file how many lines are missing there."""
@@ -263,7 +317,8 @@ class Capture:
 
     async def _to_journal(self, journal: Journal, data: bytes) -> None:
         chunk = self._frame(data)
-        if not self.route.blocks and journal.drop_if_full(chunk.line_count):
+        if not self._waits_for_stream and journal.drop_if_full(chunk.line_count):
+            self.on_dropped(chunk.line_count)
             self._keep_latest(chunk)
             await self._also_to_file(chunk)
             await trio.lowlevel.checkpoint()
@@ -273,7 +328,7 @@ class Capture:
         delivered = False
         try:
             if chunk.line_count:
-                await journal.deliver(records, chunk.line_count, block=self.route.blocks)
+                await self._deliver(journal, records, chunk.line_count)
             else:
                 await trio.lowlevel.checkpoint()
             delivered = True
@@ -286,6 +341,21 @@ class Capture:
                 await self._also_to_file(chunk)
             else:
                 self._pending = chunk, b""
+
+    @property
+    def _waits_for_stream(self) -> bool:
+        return self.route.blocks and not self._has_given_up
+
+    async def _deliver(self, journal: Journal, records: bytes, count: int) -> None:
+        """Deliver records to the stream, and wait for it as long as the route, or a release, says."""
+        self._waiting_since = trio.current_time()
+        self._patience = trio.CancelScope(deadline=self._waiting_since + self._remaining_patience)
+        block = self._waits_for_stream
+        if not await journal.deliver(records, count, block=block, patience=self._patience):
+            self.on_dropped(count)
+        if self._patience.cancelled_caught:
+            self._has_given_up = True
+        self._waiting_since = None
 
     def _keep_latest(self, chunk: _Chunk) -> None:
         """Keep the latest lines of a chunk that is dropped. All of them would cost as much as recording them."""
@@ -326,10 +396,15 @@ class Capture:
 
     async def _until_written(self, work: Callable[..., _T | None], *arguments: Any) -> _T | None:
         """Call `work` once in a thread, and wait for the next retry if the file could not be written (None)."""
+        if self._waiting_since is None:
+            self._waiting_since = trio.current_time()
         result = await self._in_thread(work, *arguments)
         self._report_state()
-        if result is None:
-            await trio.sleep(self._time_to_retry())
+        if result is not None:
+            self._waiting_since = None
+        elif self._blocks:  # otherwise it was released meanwhile, and drops at the next attempt
+            with trio.move_on_after(self._time_to_retry()) as self._patience:
+                await trio.sleep_forever()
         return result
 
     # ---- the file, by a thread
@@ -407,7 +482,7 @@ class Capture:
                     return 0
                 with _render_lock:
                     chunk = self._frame(data)
-                    if not self.route.blocks and time.monotonic() < self._retry_at:  # the next retry is not due
+                    if not self._blocks and time.monotonic() < self._retry_at:  # the next retry is not due
                         self._drop(chunk.line_count)
                         self._consume_chunk(chunk)
                         return len(data)
@@ -428,7 +503,7 @@ class Capture:
         except OSError as error:
             self._on_write_error(error)
         if records:
-            if self.route.blocks:
+            if self._blocks:
                 self._pending = chunk, records
                 return None
             self._drop(records.count(b"\n"))
@@ -465,7 +540,7 @@ class Capture:
         except OSError as error:
             self._on_write_error(error)
         if self._unwritten_raw:
-            if self.route.blocks:
+            if self._blocks:
                 return None
             self._unwritten_raw = b""
             self._drop(1)
@@ -490,7 +565,7 @@ class Capture:
             raise
         except OSError as error:
             self._on_write_error(error)
-        if self.route.blocks:
+        if self._blocks:
             return None
         lines = count_newlines(data)
         self._drop(lines)
@@ -512,7 +587,11 @@ class Capture:
 
     def _drop(self, lines: int) -> None:
         self._gap_lines += lines
+        self._count_dropped(lines)
+
+    def _count_dropped(self, lines: int) -> None:
         self.dropped += lines
+        self.on_dropped(lines)
 
     def _report_state(self) -> None:
         """Report lines that could not be rendered; report once that the file cannot be written, and can be again."""
@@ -524,12 +603,19 @@ class Capture:
             return
         self._is_failure_reported = self._is_failing
         if self._is_failing:
-            consequence = "the workload waits once its pipe is full" if self.route.blocks else "its lines are dropped"
+            consequence = "the workload waits once its pipe is full" if self._blocks else "its lines are dropped"
             message = f"cannot write {file.path}: {self._failure_reason}; {consequence}"
             self.report("error", "log file", stream=self.stream, message=message)
         else:
             lost_lines = self.dropped - self._dropped_before
             message = f"{file.path} can be written again; {lost_lines} lines were dropped"
+            self.report("warning", "log file", stream=self.stream, message=message, lines=lost_lines)
+
+    def _report_final_loss(self) -> None:
+        """Report lines that a file lacks if the output has ended before the file could be written again."""
+        lost_lines = self.dropped - self._dropped_before
+        if self._is_failing and lost_lines and self.route.file is not None:
+            message = f"{lost_lines} lines were dropped: cannot write {self.route.file.path}: {self._failure_reason}"
             self.report("warning", "log file", stream=self.stream, message=message, lines=lost_lines)
 
     async def _in_thread(self, work: Callable[..., _T], *arguments: Any) -> _T:
@@ -577,7 +663,7 @@ class Capture:
             return self._render_lines(formatting, chunk)
         except Exception as error:
             self._defect = error
-            self.dropped += chunk.line_count
+            self._count_dropped(chunk.line_count)
             labels = {**self.labels, "stream": self.stream, "dropped": chunk.line_count, "reason": "a defect"}
             return formatting.render_record(chunk.timestamp, "warning", "dropped", labels)
 
@@ -616,7 +702,7 @@ class Capture:
         self.sequence.next_seq += len(lines)
         chunk = _Chunk(b"", 0, None, lines, self.labels, timestamp_now(), seq, len(lines))
         if lines and route.journal is not None:
-            await route.journal.deliver(self._render(route.journal.format, chunk), len(lines), block=route.blocks)
+            await self._deliver(route.journal, self._render(route.journal.format, chunk), len(lines))
             if route.tail is not None:
                 route.tail.append(self._render(_JSON, chunk))
         if lines and route.file is not None and not route.is_raw:

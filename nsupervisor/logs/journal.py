@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import trio
 
+from nsupervisor.logs.blockage import describe_blockage
 from nsupervisor.logs.collector import LogCollector
 from nsupervisor.logs.console import ConsoleFormat
 from nsupervisor.logs.fairness import LoopTick
@@ -135,9 +136,32 @@ class Journal:
         """
         return self._sink.drop_if_full(count)
 
-    async def deliver(self, records: bytes, count: int, *, block: bool) -> None:
-        """Queue finished records of a workload; return when they need not be waited for any longer (see `Sink`)."""
-        await self._sink.deliver(records, count, block=block)
+    async def deliver(
+        self, records: bytes, count: int, *, block: bool, patience: trio.CancelScope | None = None
+    ) -> bool:
+        """Queue finished records of a workload; return when they need not be waited for any longer (see `Sink`).
+
+        Returns whether they were not dropped.
+        """
+        return await self._sink.deliver(records, count, block=block, patience=patience)
+
+    def describe_blockage(self) -> str:
+        """Describe why records wait."""
+        is_file = isinstance(self._output, str) and self._output.startswith("/")
+        return describe_blockage(self._sink.error, self._output_name, is_file=is_file)
+
+    @property
+    def _output_name(self) -> str:
+        """The name of the output, for people."""
+        match self._output:
+            case "stdout":
+                return "the standard output of the service"
+            case str():
+                return self._output.removeprefix("syslog:")
+            case [command, *_]:
+                return str(command)
+            case _:
+                return "supervisor.log_output"
 
 
 @asynccontextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
 from collections import deque
 from collections.abc import Callable
@@ -78,27 +77,41 @@ class Sink:
         self._drop(count)
         return True
 
-    async def deliver(self, records: bytes, count: int, *, block: bool) -> None:
+    async def deliver(
+        self, records: bytes, count: int, *, block: bool, patience: trio.CancelScope | None = None
+    ) -> bool:
         """Append records of a workload, and return when they have been written, so that it is safe to forget them.
 
-        `block`: wait as long as that takes. Otherwise they may be dropped, or stay in the buffer if the reader is slow.
-        If the output can never be read again (a broken pipe), there is no waiting.
+        `block`: wait as long as that takes, but within `patience`, a scope that was not entered before. Otherwise, and
+        if that scope is cancelled, they may be dropped, or stay in the buffer if the reader is slow. If the output can
+        never be read again (a broken pipe), there is no waiting. Returns whether the records were not dropped.
         """
-        block = block and not self._is_broken
-        if block:
-            await self._written.wait_for(lambda: self._has_room or self._is_broken)
-            self._append(records)
-        else:
-            await self.wait_for_room()
-            self.put(records, count)
-            if self._gap is not None:
-                return
+        if block and not self._is_broken:
+            is_queued = False
+            with patience or trio.CancelScope():
+                await self._written.wait_for(lambda: self._has_room or self._is_broken)
+                self._append(records)
+                is_queued = True
+                await self._wait_event()
+            if not is_queued:
+                self.put(records, count)
+                return self._gap is None
+            return True
+        await self.wait_for_room()
+        self.put(records, count)
+        if self._gap is not None:
+            return False
+        with trio.move_on_after(_BACKPRESSURE_TIMEOUT_S):
+            await self._wait_event()
+        return True
+
+    async def _wait_event(self) -> None:
+        """Wait until everything put so far has been written, or can never be."""
         written = trio.Event()
         self._queue.append(written)
         if self._is_broken:
             written.set()
-        with trio.move_on_after(math.inf if block else _BACKPRESSURE_TIMEOUT_S):
-            await written.wait()
+        await written.wait()
 
     def _append(self, record: bytes) -> None:
         self._gap = None

@@ -21,19 +21,25 @@ STREAMS = ("stdout", "stderr")
 
 
 class OutputVolume:
-    """The amount of output read from one stream of a program."""
+    """The amount of output read from one stream of a program, and how much of it was dropped."""
 
-    __slots__ = ("bytes", "lines")
+    __slots__ = ("bytes", "dropped_lines", "lines")
 
     def __init__(self) -> None:
         self.bytes = 0
         self.lines = 0
         """The number of line ends."""
+        self.dropped_lines = 0
+        """The number of lines that a destination lacks."""
 
     def add(self, size: int, lines: int) -> None:
         """Add what was read."""
         self.bytes += size
         self.lines += lines
+
+    def drop(self, lines: int) -> None:
+        """Count lines that a destination lacks; called by the thread that would have written them."""
+        self.dropped_lines += lines
 
 
 class Counters:

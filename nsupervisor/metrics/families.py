@@ -254,4 +254,16 @@ FAMILIES = (
         "Lines that it wrote to its standard output and error.",
         _labelled("stream", lambda i: {stream: volume[1] for stream, volume in i.output.items()}),
     ),
+    Family(
+        "output_dropped_lines",
+        "counter",
+        "Lines that were dropped instead of written.",
+        _labelled("stream", lambda i: i.dropped_lines),
+    ),
+    Family(
+        "output_blocked_seconds",
+        "gauge",
+        "For how long its output cannot be written already; 0 if it can.",
+        _labelled("stream", lambda i: i.blocked_sec),
+    ),
 )

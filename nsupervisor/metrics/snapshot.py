@@ -9,7 +9,7 @@ import trio
 
 from nsupervisor.api.http.errors import ConnectionErrors
 from nsupervisor.cgroups import Cgroup, CgroupError
-from nsupervisor.metrics.counters import EXIT_KINDS, RESTART_CAUSES
+from nsupervisor.metrics.counters import EXIT_KINDS, RESTART_CAUSES, STREAMS
 from nsupervisor.metrics.measures import Histogram, Measures
 
 TYPE_CHECKING = False
@@ -49,6 +49,10 @@ class InstanceSnapshot:
     """By (rule, action), for all rules of its policy; 0 for a rule that has not fired yet."""
     output: Mapping[str, tuple[int, int]]
     """By stream: (bytes, lines)."""
+    dropped_lines: Mapping[str, int]
+    """By stream: lines that a destination lacks."""
+    blocked_sec: Mapping[str, float]
+    """By stream: for how long its output cannot be written already; 0 if it can."""
     files: Mapping[str, Mapping[str, float]]
     """By v2 name, as from `Cgroup.read_once`; without the files that this host does not have."""
 
@@ -69,6 +73,9 @@ class InstanceSnapshot:
             restarts=dict.fromkeys(RESTART_CAUSES, 0) | counters.restarts,
             actions={(rule.name, rule.action): 0 for rule in actor.workload.policy} | counters.actions,
             output={stream: (volume.bytes, volume.lines) for stream, volume in counters.output.items()},
+            dropped_lines={stream: volume.dropped_lines for stream, volume in counters.output.items()},
+            blocked_sec=dict.fromkeys(STREAMS, 0.0)
+            | {stream: blockage.seconds for stream, blockage in actor.output.blockages().items()},
             files=_read_files(actor.cgroup),
         )
 

@@ -41,6 +41,8 @@ def instance(name: str, state: str = "running", **more: Any) -> dict[str, Any]:
         "next_start_sec": None,
         "ready": alive,
         "status_text": "",
+        "output_blocked_sec": None,
+        "output_blocked_by": "",
         "cgroup": f"/sys/fs/cgroup/nsupervisor/{name}",
         "memory_current": 12_939_428 if alive else 0,
         "memory_max": 64 << 20,

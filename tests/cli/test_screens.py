@@ -51,6 +51,14 @@ job   backoff     -       -         2          -     -  exit code 3; next startâ
 """)
 
 
+@pytest.mark.fault("D7")
+def test_blocked_output_is_shown_instead_of_what_the_program_says_of_itself():
+    blocked = {**THREE[0], "output_blocked_sec": 12.7, "output_blocked_by": "no space on /logs/web.log", "records": []}
+    text = "blocked for 12 s: no space on /logs/web.log"
+    assert overview_lines([blocked], 120, colour=False)[1].endswith(f"  output {text}")
+    assert f"  output      {text}" in format_details(blocked, False, NOW).splitlines()
+
+
 def test_status_of_three_hundred_workloads_ends_with_a_summary():
     states = ["running"] * 290 + ["failed"] * 7 + ["backoff", "backoff", "exited"]
     many = [instance(f"w{number:03}", state) for number, state in enumerate(states)]

@@ -1,7 +1,8 @@
 """A disk that cannot be written to for a while, under load:
-`python -m tests.logs.full_disk DIRECTORY block|drop json|raw SECONDS full|read-only`.
+`python -m tests.logs.full_disk DIRECTORY block|drop|stop json|raw SECONDS full|read-only`.
 
 DIRECTORY is a file system of 64 MB; `test_files.py` mounts one that only this process sees. Prints what came of it.
+`stop`: as `block`, but the capture is released, as for a program that is stopped, instead of the disk being mended.
 """
 
 import json
@@ -39,11 +40,12 @@ async def main(directory: Path, mode: str, form: str, seconds: float, how: str) 
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     said: list[tuple[str, dict]] = []
-    route = OutputRoute(file=log, is_raw=form == "raw", blocks=mode == "block")
+    route = OutputRoute(file=log, is_raw=form == "raw", blocks=mode != "drop")
     capture = Capture(
         Pipe(reader), route, LABELS, "stdout", report=lambda level, event, **more: said.append((level, more))
     )
     lag, number = Lag(), 0
+    blockage = None
 
     async def write(count: int) -> None:
         nonlocal number
@@ -67,6 +69,10 @@ async def main(directory: Path, mode: str, form: str, seconds: float, how: str) 
                 if mode == "block":
                     await trio.sleep_until(end)
                     await trio.to_thread.run_sync(mend_disk, directory, how)
+                if mode == "stop":
+                    while (blockage := capture.blockage) is None or not said:  # noqa: ASYNC110
+                        await trio.sleep(0.01)
+                    capture.release()
             end = trio.current_time() + seconds  # the load may have taken longer than that
             while mode == "drop" and trio.current_time() < end:
                 await write(1000)
@@ -76,10 +82,14 @@ async def main(directory: Path, mode: str, form: str, seconds: float, how: str) 
             if mode == "drop" and form == "json":
                 while capture._gap_lines:  # noqa: ASYNC110 - it finds out by itself
                     await trio.sleep(0.01)
-            await trio.sleep(2.5)  # the longest pause between two attempts
-            await write(100)
+            if mode != "stop":
+                await trio.sleep(2.5)  # the longest pause between two attempts
+                await write(100)
             os.close(writer)
         nursery.cancel_scope.cancel()
+    if mode == "stop" and form == "json":  # the end of a record of which the disk took a part
+        mend_disk(directory, how)
+        log.append(b"")
     kept, dropped = [], 0
     for line in (directory / "web.log").read_bytes().splitlines():
         if form == "json":
@@ -90,13 +100,15 @@ async def main(directory: Path, mode: str, form: str, seconds: float, how: str) 
                 kept.append(record["seq"])
         elif len(line) == 611:
             kept.append(int(line[:10]))
-    if form == "raw":
+    if form == "raw" or mode == "stop":  # then no record of the gap is in the file: nothing can be written
+        assert mode != "stop" or not dropped
         dropped = capture.dropped
         assert kept == sorted(set(kept))
-    assert kept[-100:] == list(range(number - 100, number)), "it has not recovered"
+    assert mode == "stop" or kept[-100:] == list(range(number - 100, number)), "it has not recovered"
     most, _high, own, _worked = lag.row()
     counts = {"written": number, "kept": len(kept), "dropped": dropped}
-    print(json.dumps({**counts, "lag_ms": most, "own_lag_ms": own, "said": said}))
+    reason = None if blockage is None else blockage.reason
+    print(json.dumps({**counts, "lag_ms": most, "own_lag_ms": own, "said": said, "reason": reason}))
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import sys
 from functools import partial
@@ -98,6 +99,81 @@ async def test_a_workload_that_writes_without_a_pause_does_not_starve_the_others
     found = records(log.read_bytes())
     (place,) = [place for place, record in enumerate(found) if record["workload"] == "quiet"]
     assert 0 < place < len(found) - 10_000
+
+
+@pytest.mark.fault("D7")
+async def test_a_stream_that_nothing_reads_blocks_a_workload_until_it_is_stopped(pipe, autojump_clock):
+    reader, writer = pipe
+    os.set_blocking(writer, False)
+    unread, stream = os.pipe()
+    dropped = []
+    async with open_journal(stream, buffer_size=65536, flush_sec=0.1) as journal, trio.open_nursery() as nursery:
+        one = Capture(Pipe(reader), OutputRoute(journal), LABELS, "stdout", on_dropped=dropped.append)
+        nursery.start_soon(one.run)
+
+        async def write_until_blocked() -> None:
+            while True:
+                await trio.testing.wait_all_tasks_blocked()
+                try:
+                    os.write(writer, b"a line\n" * 500)
+                except BlockingIOError:
+                    return
+
+        await write_until_blocked()
+        assert one.blockage is None  # not yet
+        await trio.sleep(12)
+        assert (one.blockage.seconds, one.blockage.reason) == (12, "nothing reads supervisor.log_output")
+        released_at = trio.current_time()
+        one.release()
+        assert one.blockage is None
+        while not dropped:  # noqa: ASYNC110 - a callback of another object
+            await trio.sleep(0.1)
+        assert trio.current_time() - released_at < 2
+        before = trio.current_time()
+        for _ in range(100):  # it is never blocked again
+            os.write(writer, b"a line\n" * 500)
+            await trio.testing.wait_all_tasks_blocked()
+        assert trio.current_time() == before
+        assert sum(dropped) > 49_000
+        os.close(writer)
+    os.close(unread)
+    os.close(stream)
+
+
+@pytest.mark.fault("D7")
+async def test_a_workload_that_is_stopped_loses_nothing_to_a_slow_reader(pipe, autojump_clock):
+    reader, writer = pipe
+    os.set_blocking(writer, False)
+    slow, stream = os.pipe()
+    os.set_blocking(slow, False)
+    found = bytearray()
+    async with open_journal(stream, buffer_size=65536, flush_sec=5) as journal, trio.open_nursery() as nursery:
+        one = Capture(Pipe(reader), OutputRoute(journal), LABELS, "stdout")
+        one.release()
+
+        async def read_slowly() -> None:
+            while True:
+                await trio.sleep(0.3)
+                with contextlib.suppress(BlockingIOError):
+                    found.extend(os.read(slow, 1 << 20))
+
+        nursery.start_soon(one.run)
+        nursery.start_soon(read_slowly)
+        for number in range(0, 20_000, 1000):
+            await trio.lowlevel.wait_writable(writer)
+            view = memoryview(b"".join(b"%d\n" % line for line in range(number, number + 1000)))
+            while view:
+                try:
+                    view = view[os.write(writer, view) :]
+                except BlockingIOError:
+                    await trio.lowlevel.wait_writable(writer)
+        os.close(writer)
+        while found.count(b"\n") < 20_000:  # noqa: ASYNC110 - simulated time
+            await trio.sleep(0.1)
+        nursery.cancel_scope.cancel()
+    assert check_numbers(records(bytes(found)), 20_000) == 0
+    os.close(slow)
+    os.close(stream)
 
 
 async def test_a_reader_that_keeps_reading_misses_nothing_of_several_busy_workloads():

@@ -160,6 +160,30 @@ async def test_a_full_disk_is_survived_and_what_is_lost_is_counted_exactly(tmp_p
         assert found["written"] >= 100_100 + 1000 * float(seconds)
 
 
+@pytest.mark.fault("D7")
+@needs("root", "program:unshare")
+@pytest.mark.parametrize("form", ["json", "raw"])
+async def test_a_workload_that_is_stopped_does_not_wait_for_a_full_disk(tmp_path, form):
+    script = 'mount -t tmpfs -o size=64m,mode=755 none "$1" && exec "$0" -m tests.logs.full_disk "$@"'
+    command = ["unshare", "--mount", "sh", "-c", script, sys.executable, str(tmp_path), "stop", form, "0", "full"]
+    with trio.fail_after(deadline(40)):
+        done = await trio.run_process(command, capture_stdout=True, cwd=ROOT)
+    found = json.loads(done.stdout)
+    assert found["kept"] + found["dropped"] == found["written"]
+    assert found["dropped"] > 0
+    assert found["reason"] == f"no space on {tmp_path}/web.log"
+    (failed, first), (ended, last) = found["said"]
+    assert (failed, first["message"]) == (
+        "error",
+        f"cannot write {tmp_path}/web.log: No space left on device; the workload waits once its pipe is full",
+    )
+    assert (ended, last["lines"]) == ("warning", found["dropped"])
+    assert (
+        last["message"]
+        == f"{last['lines']} lines were dropped: cannot write {tmp_path}/web.log: No space left on device"
+    )
+
+
 def test_output_is_let_gather_but_not_until_a_fast_writer_waits(tmp_path, pipe, monkeypatch):
     reader, writer = pipe
     os.set_blocking(writer, False)

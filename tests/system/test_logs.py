@@ -1,6 +1,7 @@
 """Workloads' own log files, with the real service."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import pytest
 import trio
 
 from tests.logs.records import records
+from tests.metrics.scraping import scrape
 from tests.needs import needs
 from tests.system.service import PATIENCE, service
 from tests.timing import deadline
@@ -83,6 +85,39 @@ async def test_files_rotate_and_a_signal_makes_them_anew(tmp_path, fifo):
         await push(fifo)
         await it.record(event="exited", workload="web")
     assert not (tmp_path / "run" / "streams").exists()
+
+
+@pytest.mark.fault("D7")
+async def test_blocked_output_is_shown_and_does_not_delay_a_stop(tmp_path):
+    """Another program has locked the log file; `tests/logs/test_files.py` does the same to a capture by a full disk."""
+    log = tmp_path / "logs" / "web.log"
+    log.parent.mkdir(mode=0o755)
+    toml = f"""
+[workload.web]
+command = ["sh", "-c", "trap 'echo stopping; exit 7' TERM; while :; do echo a line; done"]
+timeout_stop_sec = "1h"
+log = {{ stdout = "file", stderr = "file", path = "{log}" }}
+namespaces = {{ pid = false }}
+"""
+    with log.open("wb") as locked:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        async with service(tmp_path, toml) as it:
+            failed = await it.record(event="log file", workload="web")
+            reason = f"cannot write {log}: another workload, supervisor.log_output or another service writes to it"
+            assert failed["message"] == f"{reason}; the workload waits once its pipe is full"
+            shown = await it.status("web")
+            assert (shown["output_blocked_by"], shown["output_blocked_sec"] >= 0) == (reason, True)
+            assert "output blocked for " in await it.cli("status")
+            assert f"s: {reason}" in await it.cli("status", "web")
+            socket = tmp_path / "run" / "api.sock"
+            assert (await scrape(socket)).value("workload_output_blocked_seconds", stream="stdout") > 0
+            await it.cli("stop", "web")
+            exited = await it.record(event="exited", workload="web")
+            assert (exited["code"], exited["signal"]) == (7, None)
+            lost = await it.record(event="log file", workload="web", level="warning", stream="stdout")
+            assert lost["lines"] > 0
+            dropped = (await scrape(socket)).value("workload_output_dropped_lines_total", stream="stdout")
+            assert dropped == lost["lines"]
 
 
 async def test_where_nothing_is_kept_the_command_says_what_to_do(tmp_path, fifo):

@@ -146,13 +146,22 @@ def usage_cells(instance: dict[str, Any]) -> tuple[str, str]:
 
 
 def format_detail(instance: dict[str, Any]) -> str:
-    """Return what the program says of itself, or the reason for the state, and when it will be started again."""
+    """Return what blocks its output, what it says of itself, or the reason for the state and the next start."""
+    if blocked := format_blockage(instance):
+        return f"output {blocked}"
     if instance["state"] in ("running", "ready") and (text := instance.get("status_text")):
         return str(text)
     detail = str(instance["reason"])
     if (seconds := instance.get("next_start_sec")) is not None:
         detail += f"; next start in {format_span(seconds)}"
     return detail
+
+
+def format_blockage(instance: dict[str, Any]) -> str:
+    """Return for how long the output cannot be written, and why; "" if it can."""
+    if (seconds := instance.get("output_blocked_sec")) is None:  # or a supervisor of version 0.1.0
+        return ""
+    return f"blocked for {format_span(int(seconds))}: {instance['output_blocked_by']}"
 
 
 def group_overview_lines(groups: Iterable[dict[str, Any]], width: int, colour: bool) -> list[str]:
@@ -208,6 +217,7 @@ def format_details(instance: dict[str, Any], colour: bool, now: datetime, width:
         ("state", colorize(instance["state"], COLOURS.get(instance["state"], ""), colour) + _since(instance, now)),
         ("reason", instance["reason"]),
         ("status", f'"{text}"' if text and is_alive else ""),
+        ("output", format_blockage(instance)),
         ("next start", _next_start(instance, now)),
         ("pid", str(instance["pid"]) if is_alive else ""),
         ("starts", f"{instance['generation']}{restarts}"),

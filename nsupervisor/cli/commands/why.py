@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 import click
 
 from nsupervisor.api.client import Client
-from nsupervisor.cli.commands.status import COLOURS
+from nsupervisor.cli.commands.status import COLOURS, format_blockage
 from nsupervisor.cli.episodes import group_episodes, is_standalone
 from nsupervisor.cli.options import json_option, socket_option
 from nsupervisor.cli.output import print_json
@@ -119,6 +119,8 @@ class Renderer:
             changed_at = local_time(changes[-1])
             since = f" since {format_time(changed_at, self.now)} ({self.ago(changed_at)})"
         yield f"{head}: {state}{since}{reason}"
+        if blocked := format_blockage(instance):
+            yield f"its output is {escape_control(blocked)}"
         if status_text:
             yield f'the program reports "{escape_control(status_text)}"'
         if instance["state"] == "backoff" and (decided := [r for r in instance["records"] if "delay_sec" in r]):

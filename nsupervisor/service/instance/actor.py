@@ -192,6 +192,8 @@ class Actor:
     def begin_service_stop(self) -> None:
         """Start no other generation from now on; the stop of one that runs comes later, after its dependents."""
         self._service_stops = True
+        if not self.lifecycle.is_alive:  # what is left of earlier programs must not delay the end of the service
+            self.output.release()
         self._stop_between_generations()
 
     def _stop_between_generations(self) -> None:
@@ -317,6 +319,7 @@ class Actor:
             last_exit=self.last_exit,
             last_event=self.log.last_event,
             status_text=self.log.status_text(self.lifecycle.generation),
+            blockage=max(self.output.blockages().values(), key=lambda blockage: blockage.seconds, default=None),
         )
         return status.to_json(self.observer.read, trio.current_time())
 
@@ -424,6 +427,7 @@ class Actor:
         self._has_unfinished_actions = bool(transition.actions) and not starts
         if not starts:
             self.save_checkpoint()
+        self.output.set_stopping(after.state is State.STOPPING)
         has_watchdog = is_watchdog_active(after, self.workload)
         if not has_watchdog:
             self.program.set_watchdog(False)
@@ -617,6 +621,7 @@ class Actor:
     async def _recover(self) -> None:
         """Complete what an earlier supervisor decided but may not have carried out, before anything else."""
         lifecycle, saved = self.lifecycle, self._saved
+        self.output.set_stopping(lifecycle.state is State.STOPPING)
         if self.program.pid is not None and lifecycle.state is not State.STARTING:
             self.observer.restore(lifecycle.started_at)
         self.observer.watch()  # changes of counters since the latest sample count as changes, not as the base line

@@ -11,6 +11,7 @@ from nsupervisor.condition_variable import ConditionVariable
 from nsupervisor.config.model import LogConfig, LogDestination
 from nsupervisor.keeper.messages import Spawned
 from nsupervisor.logs import (
+    Blockage,
     Capture,
     LineSequence,
     LogFile,
@@ -51,6 +52,8 @@ class Output:
     _sequences: dict[str, LineSequence] = attrs.field(init=False)
     _old_offset_files: list[Path] = attrs.field(init=False)
     """Offset files of captures that have ended; the next generation continues the line numbers in them."""
+    _is_stopping: bool = False
+    """Whether the program is being stopped, so that its output must not block it."""
     _capture_ended: ConditionVariable = attrs.field(init=False, factory=ConditionVariable)
 
     def __attrs_post_init__(self) -> None:
@@ -100,8 +103,11 @@ class Output:
                 self._offset_file(generation, stream, pipe.inode) if route.journal or route.file else None,
                 self._sequences[stream],
                 partial(self._log, labels),
+                self.counters.output[stream].drop,
             )
             self._captures.add(capture)
+            if self._is_stopping:
+                capture.release()
             self.context.nursery.start_soon(self._run, capture)
 
     def apply_config(self, settings: LogConfig) -> None:
@@ -115,6 +121,27 @@ class Output:
             self.context.nursery.start_soon(self._apply_file_settings, self.file)
         for capture in self._captures:
             capture.reroute(self._route(capture.stream))
+
+    def set_stopping(self, is_stopping: bool) -> None:
+        """Note whether the program is being stopped.
+
+        If so, output that cannot be written is dropped and counted from now on: a program that waits for it could not
+        obey. This remains so for the generation's output, also after the program's end.
+        """
+        if is_stopping and not self._is_stopping:
+            self.release()
+        self._is_stopping = is_stopping
+
+    def release(self) -> None:
+        """Drop and count the output so far, and of the programs so far, that cannot be written."""
+        for capture in self._captures:
+            capture.release()
+
+    def blockages(self) -> dict[str, Blockage]:
+        """Return the blocked output by stream; of several generations, the one that has waited longest."""
+        blocked = ((capture.stream, capture.blockage) for capture in self._captures)
+        found = [(stream, blockage) for stream, blockage in blocked if blockage is not None]
+        return dict(sorted(found, key=lambda item: item[1].seconds))
 
     def location(self) -> dict[str, Any]:
         """Return the path (None without an own log file), format and streams of the instance's log file."""

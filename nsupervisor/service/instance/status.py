@@ -9,6 +9,7 @@ from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import Lifecycle
 from nsupervisor.core.rules.rules import Limits
 from nsupervisor.core.states import State
+from nsupervisor.logs import Blockage
 
 
 @attrs.frozen(kw_only=True)
@@ -28,6 +29,8 @@ class InstanceStatus:
     last_event: Mapping[str, Any] | None
     status_text: str
     """The text that the present program has last reported with STATUS=, sd_notify(3); or ""."""
+    blockage: Blockage | None
+    """The output that has waited longest to be written; None if none is blocked."""
 
     def to_json(self, read: Callable[[str], Mapping[str, float]], now: float) -> dict[str, Any]:
         """Return the object `Status` of `nsupervisor schema api`; `read` returns the values in a file of the cgroup."""
@@ -44,6 +47,8 @@ class InstanceStatus:
             "next_start_sec": self._next_start(now),
             "ready": self.is_up,
             "status_text": self.status_text if lifecycle.is_alive else "",
+            "output_blocked_sec": round(self.blockage.seconds, 3) if self.blockage is not None else None,
+            "output_blocked_by": self.blockage.reason if self.blockage is not None else "",
             "cgroup": self.cgroup,
             "memory_current": _whole(read("memory.current").get("")),
             "memory_max": _whole(self.limits.get("memory.max")),
