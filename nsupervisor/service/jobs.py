@@ -39,6 +39,9 @@ DOWN_STATES = frozenset({State.STOPPED, State.EXITED, State.FAILED})
 BETWEEN_GENERATIONS = frozenset({State.STOPPING, State.BACKOFF, *DOWN_STATES})
 """States in which no program of this generation is wanted any more."""
 
+RUNNING_STATES = frozenset({State.RUNNING, State.READY, State.FROZEN})
+"""States in which the program has been executed and is not being stopped."""
+
 Result = tuple[bool, str]
 """Whether the command succeeded, and why not."""
 REFUSED: Result = (False, "the service is stopping, so nothing starts any more; start the service again")
@@ -141,7 +144,13 @@ class Jobs:
         return await self.wait_settled(actor)
 
     async def restart_and_wait(self, actor: Actor, by: str) -> Result:
-        """Restart as systemd does: dependencies that do not run are started too, those that run stay untouched."""
+        """Restart as systemd does: dependencies that do not run are started too, those that run stay untouched.
+
+        Refused without an effect if the next start must fail.
+        """
+        if not self.is_stopping and (problem := await self._restart_problem(actor)):
+            actor.log_event("warning", "warning", message=problem)
+            return False, problem
         if self.is_stopping:
             return REFUSED
         not_running = [
@@ -161,6 +170,19 @@ class Jobs:
             self._cancel_start(actor, ends_generation=True)
             await actor.ask(events.Restart(by))
         return await self.wait_settled(actor)
+
+    async def _restart_problem(self, actor: Actor) -> str:
+        """Return why a restart would only end the program that runs; "" if it would not, or none runs.
+
+        If a dependency is started first, it may make what is missing (a migration, for example).
+        """
+        if actor.lifecycle.state not in RUNNING_STATES or self.affected_by_start(actor):
+            return ""
+        generation = actor.lifecycle.generation
+        obstacle = await actor.find_start_obstacle()
+        if obstacle is None or actor.lifecycle.state not in RUNNING_STATES or actor.lifecycle.generation != generation:
+            return ""  # the program may have ended meanwhile
+        return f"not restarted, as the next start would fail: {obstacle.message}; the program that runs has been kept"
 
     async def stop_with_requirers(self, actor: Actor, by: str) -> Result:
         """Stop an instance after those that require it; the message of a success names these."""

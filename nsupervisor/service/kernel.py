@@ -7,10 +7,10 @@ journal. Time is trio's clock. `nsupervisor.service.run` opens the real ones and
 """
 
 import random
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import attrs
 
@@ -23,6 +23,7 @@ from nsupervisor.linux.files import KERNEL_FILES, Files
 from nsupervisor.linux.privileges import Privileges, own_privileges
 from nsupervisor.logs import Pipe
 from nsupervisor.notify_socket import NotifySocket, notify_socket
+from nsupervisor.service.start_obstacle import StartObstacle, find_start_obstacle
 
 
 class Processes(Protocol):
@@ -66,6 +67,8 @@ class Kernel:
     read_config: Callable[[str], str] = reread_text
     """Reads the configuration file again. Raises ConfigError."""
     privileges: Callable[[], Privileges] = own_privileges
+    find_start_obstacle: Callable[[Mapping[str, Any]], StartObstacle | None] = find_start_obstacle
+    """Finds what would make a start with this specification fail; called in a thread."""
     random: Callable[[], float] = random.random
     """Returns a random number from [0, 1), for the jitter of delays."""
 

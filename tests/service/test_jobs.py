@@ -1,11 +1,15 @@
 """The order of starts, stops and removals, and what wins when several commands concern the same instance."""
 
 import signal
+from pathlib import Path
 
+import pytest
 import trio
 
+from nsupervisor.core import events
 from nsupervisor.core.lifecycle import State
 from nsupervisor.service.jobs import MAX_CONCURRENT_STARTS
+from nsupervisor.service.start_obstacle import StartObstacle
 from tests.service.simulated import Client, course, make_site, serve, simulated, workload
 
 WEB_REQUIRES_DB = workload("db", program="term=0@1") + workload("web", 'requires = ["db"]', program="term=0@1")
@@ -300,3 +304,75 @@ def test_an_instance_that_is_being_removed_is_stopped_when_the_service_ends() ->
 
     assert serve(site, client) == 0
     assert course(site)[2:] == ["ends web#1", "ends db#1"]
+
+
+# ---- a restart whose start must fail
+
+
+OBSTACLE = StartObstacle(("command",), "cannot execute program: it is gone")
+
+
+@pytest.mark.fault("B15")
+@simulated(WEB_REQUIRES_DB)
+async def test_a_restart_that_must_fail_keeps_the_program_that_runs(service: Client) -> None:
+    """The working program was stopped, and the next start failed for a file that had been missing before."""
+    await service.until("web", "running")
+    service.machine.start_obstacle = OBSTACLE
+    answer = await service.command("restart", "web")
+    message = f"not restarted, as the next start would fail: {OBSTACLE.message}; the program that runs has been kept"
+    assert (answer["ok"], answer["state"], answer["message"]) == (False, "running", message)
+    await service.until_true(lambda: [record["message"] for record in service.records("warning", "web")] == [message])
+    assert service.status("web")["generation"] == 1
+    service.machine.start_obstacle = None
+    assert (await service.command("restart", "web"))["ok"]
+    assert service.course() == ["execed db#1", "execed web#1", "ends web#1", "execed web#2"]
+
+
+@pytest.mark.fault("B15")
+@simulated(WEB_REQUIRES_DB)
+async def test_a_restart_is_tried_if_a_dependency_that_starts_first_may_make_what_is_missing(service: Client) -> None:
+    await service.until("web", "running")
+    await service.command("stop", "web")
+    service.machine.start_obstacle = OBSTACLE
+    assert (await service.command("restart", "web"))["ok"]  # nothing runs, so nothing is lost
+    service.supervisor.actors["db"].post(events.Stop())
+    await service.until("db", "stopped")
+    assert (await service.command("restart", "web"))["ok"]
+    assert service.status("web")["generation"] == 3
+
+
+@pytest.mark.fault("B15")
+def test_an_environment_file_that_is_gone_is_found_before_the_program_is_stopped(tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("A=1\n")
+    site = make_site(workload("web", f'environment_file = ["{file}"]'))
+
+    async def client(service: Client) -> None:
+        await service.until("web", "running")
+        file.unlink()
+        answer = await service.command("restart", "web")
+        assert not answer["ok"]
+        assert f"{file}: there is no such file; check the path" in answer["message"]
+        assert service.state("web") == "running"
+
+    assert serve(site, client) == 0
+    assert course(site) == ["execed web#1", "ends web#1"]
+
+
+@pytest.mark.fault("B15")
+def test_a_restart_by_a_rule_stops_the_program_and_goes_on_when_it_can_start(tmp_path: Path) -> None:
+    """A rule acts at once, also for the others on the host; its restart has a back-off, an operator's has none."""
+    file = tmp_path / "env"
+    file.write_text("A=1\n")
+    rule = '[[workload.web.policy]]\nwhen = "uptime > 5s"\naction = "restart"\n'
+    site = make_site(workload("web", f'environment_file = ["{file}"]', 'restart_sec = "1s"') + rule)
+
+    async def client(service: Client) -> None:
+        await service.until("web", "running")
+        file.unlink()
+        await service.until("web", "backoff")
+        file.write_text("A=1\n")
+        await service.until("web", "running")
+
+    assert serve(site, client) == 0
+    assert "execed web#1" in course(site)

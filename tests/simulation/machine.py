@@ -23,6 +23,7 @@ import trio
 
 from nsupervisor.linux.inotify import IN_MODIFY, IN_Q_OVERFLOW, InotifyEvent
 from nsupervisor.linux.privileges import Privileges
+from nsupervisor.service.start_obstacle import StartObstacle
 from tests.simulation import limits
 from tests.simulation.limits import LIMIT_FILES
 
@@ -473,6 +474,8 @@ class Machine:
         self.speed = 1.0
         """0: the kernel and the keeper do everything at once."""
         self.privileges = ROOT_PRIVILEGES
+        self.start_obstacle: StartObstacle | None = None
+        """What would make each start fail, as the service finds it before a restart."""
         self.disk_is_full = False
         self.refused: dict[tuple[Cgroup, str], str] = {}
         """By limit file: the only value that the kernel takes."""

@@ -488,6 +488,7 @@ def kernel(life: Life, read_config: Any) -> Kernel:
         release_frozen=lambda pids: None,
         read_config=read_config,
         privileges=lambda: machine.privileges,
+        find_start_obstacle=lambda spec: machine.start_obstacle,
         random=machine.random.random,
     )
 

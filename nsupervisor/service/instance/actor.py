@@ -49,6 +49,7 @@ from nsupervisor.service.instance.rule_observer import RuleObserver
 from nsupervisor.service.instance.start_status import NO_START, StartStatus
 from nsupervisor.service.instance.status import InstanceStatus
 from nsupervisor.service.instance.users import IdentityError
+from nsupervisor.service.start_obstacle import StartObstacle
 from nsupervisor.service.state.checkpoint import limit_overrides
 from nsupervisor.service.state.file import ExitReport, InstanceCheckpoint
 
@@ -304,6 +305,11 @@ class Actor:
     def is_up(self) -> bool:
         """Whether dependents may start: the workload is up, or has done its single job."""
         return is_up(self.lifecycle, self.workload)
+
+    async def find_start_obstacle(self, workload: WorkloadConfig | None = None) -> StartObstacle | None:
+        """Return what would make the next start fail, with `workload` or with the present configuration."""
+        wanted = workload or self.workload
+        return await self.program.find_start_obstacle(wanted, self.lifecycle.generation + 1, self.cgroup)
 
     def status(self) -> dict[str, Any]:
         """Return the object that `status --json` shows for this instance."""

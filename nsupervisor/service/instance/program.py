@@ -13,13 +13,17 @@ from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.core.lifecycle import Lifecycle, reports_readiness
 from nsupervisor.keeper.messages import Child, Spawned
+from nsupervisor.logs import call_in_thread
 from nsupervisor.notify_socket import socket_path
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.instance.readiness import NotificationReader, host_owner
 from nsupervisor.service.instance.spawn_spec import cover, environment_file_variables, spawn_inputs, spawn_spec
 from nsupervisor.service.instance.users import IdentityError
+from nsupervisor.service.start_obstacle import StartObstacle
 from nsupervisor.service.state.file import InstanceCheckpoint, Process, ProcessRef
 
+OBSTACLE_TIMEOUT_S = 2.0
+"""Seconds that a restart waits for the file systems that its program is on."""
 _OWN_PROCESS_PREFIX = "nsupervisor-"
 """Prefix of the names of the service's own processes: `linux.syscalls.set_process_name`."""
 
@@ -258,6 +262,24 @@ class Program:
         except (IdentityError, ConfigError, OSError):
             return True
         return not self.context.digest.differs(self.spawn_digest, spawn_inputs(spec))
+
+    async def find_start_obstacle(
+        self, workload: WorkloadConfig, generation: int, cgroup: Cgroup
+    ) -> StartObstacle | None:
+        """Return what would make the start of a generation fail, as far as it can be known before; None: nothing.
+
+        Users and environment files are read as for a start; of files, only their presence and permissions. If a file
+        system does not answer, that is left to the start.
+        """
+        try:
+            spec = self._spec(workload, generation, cgroup)
+        except IdentityError as error:
+            return StartObstacle(("user",), str(error))
+        except (ConfigError, OSError) as error:
+            return StartObstacle(("environment_file",), str(error))
+        with trio.move_on_after(OBSTACLE_TIMEOUT_S):
+            return await call_in_thread(self.context.kernel.find_start_obstacle, spec, abandon_on_cancel=True)
+        return None
 
     def _spec(
         self, workload: WorkloadConfig, generation: int, cgroup: Cgroup, variables: dict[str, str] | None = None

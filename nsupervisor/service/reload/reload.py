@@ -27,6 +27,7 @@ from nsupervisor.config.changes import apply_changes
 from nsupervisor.config.model import Config, SupervisorConfig, WorkloadConfig
 from nsupervisor.config.positions import Positions
 from nsupervisor.config.problems import ConfigError, Problem
+from nsupervisor.config.quoting import format_path
 from nsupervisor.core import dependencies
 from nsupervisor.core.reload.differences import merge_limits
 from nsupervisor.core.reload.plan import InstanceAction, InstancePlan, Plan, make_plan, target_limits
@@ -39,7 +40,7 @@ from nsupervisor.service.group.groups import Groups
 from nsupervisor.service.group.placement import Placement, make_instance, supported_workload, update_membership
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.limits import Target
-from nsupervisor.service.jobs import Jobs, Transaction
+from nsupervisor.service.jobs import RUNNING_STATES, Jobs, Transaction
 from nsupervisor.service.kernel import Kernel
 from nsupervisor.service.preflight.capacity import raise_descriptor_limit
 from nsupervisor.service.preflight.requirements import check_text
@@ -72,7 +73,9 @@ class Reloader:
         Raises ConfigError with every problem.
         """
         loaded = await self._read(path, text)
-        return self._plan(loaded).to_json(loaded.config.path)
+        plan = self._plan(loaded)
+        await self._check_restarts(loaded, plan)
+        return plan.to_json(loaded.config.path)
 
     async def reload(self, path: str | None, text: str | None, by: str) -> LineStream[None]:
         """Reload a file; return when it is in force.
@@ -127,7 +130,9 @@ class Reloader:
         try:
             async with self.jobs.membership_lock:  # one reload after the other, in the order of the requests
                 loaded = await self._read(request.path, request.text)
-                prepared = await self._prepare(loaded.config, self._plan(loaded))
+                plan = self._plan(loaded)
+                await self._check_restarts(loaded, plan)
+                prepared = await self._prepare(loaded.config, plan)
                 if self.jobs.is_stopping:
                     await self._put_back(prepared)
                     raise _refusal(loaded.config.path, _STOPPING)
@@ -171,6 +176,32 @@ class Reloader:
                 for change in new_plan.refused_changes
             )
         return new_plan
+
+    async def _check_restarts(self, loaded: _LoadedFile, plan: Plan) -> None:
+        """Refuse a plan that would stop a program whose next start must fail. Raises ConfigError with each of these.
+
+        If a dependency starts or restarts first, it may make what is missing.
+        """
+        begins = {
+            step.workload.name
+            for step in plan.steps
+            if step.workload is not None and step.action in (InstanceAction.START, InstanceAction.RESTART)
+        }
+        problems = []
+        for step in plan.steps:
+            if step.workload is None or step.action is not InstanceAction.RESTART:
+                continue
+            actor = self.jobs.actors[step.name]
+            if actor.lifecycle.state not in RUNNING_STATES:
+                continue
+            if begins.intersection(dependencies.start_dependencies(step.workload)):
+                continue
+            if (obstacle := await actor.find_start_obstacle(step.workload)) is not None:
+                path = ("workload", step.workload.name, *obstacle.key)
+                message = f"{obstacle.message}; {step.name} runs, and would be stopped for a start that must fail"
+                problems.append(Problem(loaded.config.path, loaded.positions.line(path), format_path(path), message))
+        if problems:
+            raise ConfigError(dict.fromkeys(problems))
 
     # ---- steps that may fail, and are then put back
 

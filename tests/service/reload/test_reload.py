@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from nsupervisor.config.changes import parse_changes
+from nsupervisor.config.problems import ConfigError
+from nsupervisor.service.start_obstacle import StartObstacle
 from tests.service.simulated import HEADER, Client, make_site, serve, simulated, workload
 
 WEB = workload("web")
@@ -166,6 +168,25 @@ async def test_a_key_of_the_supervisor_that_counts_later_is_logged(service: Clie
             pass
     (record,) = [record for record in service.records("reload") if record["level"] == "warning"]
     assert record["message"] == 'supervisor.orphans counts when the service starts the next time: "leave"'
+
+
+@pytest.mark.fault("B15")
+@simulated(WEB + workload("other"))
+async def test_a_reload_that_must_fail_to_restart_a_program_is_refused(service: Client) -> None:
+    await service.until("web", "running")
+    service.machine.start_obstacle = StartObstacle(("command",), "cannot execute program: it is gone")
+    new = workload("web", program="v=2") + workload("other", "pids = 1") + workload("late")
+    new = new.replace("pids = 1", "resources = { pids_max = 9 }")
+    refused = await service.refused_reload(new)
+    assert refused == (
+        f"{service.site.path}:{len(HEADER.splitlines()) + 2}: workload.web.command: cannot execute program: "
+        "it is gone; web runs, and would be stopped for a start that must fail"
+    )
+    with pytest.raises(ConfigError, match="web runs, and would be stopped"):
+        await service.supervisor.plan(None, None)
+    assert (service.names(), service.status("web")["generation"]) == (["web", "other"], 1)
+    await service.command("stop", "web")  # nothing is lost
+    assert steps(await service.reload(new)) == {"late": "start"}
 
 
 # ---- environment files
