@@ -362,6 +362,11 @@ SCHEMAS: dict[str, dict[str, Any]] = {
                 do=_value_schema("string", "What is done to it.", enum=["none", "live", "restart", "start", "stop"]),
                 why=_value_schema("string", "The reason; may be empty."),
                 changes=_value_schema("array", "What differs.", items={"$ref": "#/components/schemas/Change"}),
+                next_start=_value_schema(
+                    "array",
+                    "What its next start does differently, as an earlier version started what runs.",
+                    items={"type": "string"},
+                ),
             ),
         ),
     ),

@@ -35,7 +35,7 @@ def test_a_plan_for_people(supervisor, site):
 def test_a_plan_for_programs(supervisor, site):
     found = json.loads(nsupervisor("plan", "--json", str(site), socket=supervisor).stdout)
     assert found["config"] == str(site)
-    assert found["steps"][0] == {"name": "web", "do": "start", "why": "new", "changes": []}
+    assert found["steps"][0] == {"name": "web", "do": "start", "why": "new", "changes": [], "next_start": []}
 
 
 def test_without_a_service_it_is_compared_with_nothing_and_that_is_said(tmp_path, site):

@@ -182,6 +182,22 @@ supervisor.log_level: "info" → "debug"; counts when the service starts the nex
     assert all(len(line) <= width for line in lines[1:4])
 
 
+def test_a_plan_shows_each_difference_of_the_next_start_once():
+    steps = [
+        {"name": name, "do": "none", "why": "", "changes": [], "next_start": ["it has a session keyring of its own"]}
+        for name in ("web@1", "web@2", "web@3", "web@4", "web@5", "web@6", "db")
+    ]
+    steps[-1]["next_start"].append("it has failed if it ends before it has sent READY=1, whatever its exit status")
+    assert list(plan_lines({"steps": steps, "groups": [], "service": []}, False, 60)) == lines_of("""
+An earlier version started what runs. The next start differs:
+  web@1, web@2, web@3, web@4, web@5 and 2 more: it has a
+    session keyring of its own
+  db: it has failed if it ends before it has sent READY=1,
+    whatever its exit status
+7 unchanged
+""")
+
+
 @pytest.mark.fault("D23")
 def test_doctor_repeated_the_same_advice():
     root = "run as root"

@@ -151,6 +151,13 @@ def still_obeys(run):
         until("it runs", lambda name=name: run.one(name)["state"] == "running")
 
 
+def next_starts(run):
+    """What the plan says of the next start of each running program, by name."""
+    text = run.site.config.read_text()
+    plan = run.client.plan({"path": str(run.site.config), "text": text})
+    return {step["name"]: step["next_start"] for step in plan["steps"] if step["next_start"]}
+
+
 @pytest.mark.parametrize("last", ["this version", "0.1.0"])
 def test_a_service_of_0_1_0_becomes_this_version_and_back(last):
     with site(TOML) as where, running(where, command=EARLIER) as run:
@@ -158,11 +165,15 @@ def test_a_service_of_0_1_0_becomes_this_version_and_back(last):
         upgrade(run, COMMAND)
         has_come_up(run)
         assert everything(run) == before
+        assert next_starts(run).keys() == {"plain", "inside", "member", "says"}
+        assert any("READY=1" in change for change in next_starts(run)["says"])
         if last == "0.1.0":
             upgrade(run, EARLIER)
             has_come_up(run)
             assert everything(run) == before
         still_obeys(run)
+        if last != "0.1.0":
+            assert next_starts(run).keys() == {"member", "says"}, "still_obeys has started the others again"
         run.stop()
         over(run)
 

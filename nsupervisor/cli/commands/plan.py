@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 
 import click
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 LONG_LINE = 100
 """Length from which a change takes several lines, if the width of the terminal is unknown."""
+MAX_NAMES = 5
+"""How many workloads a difference of their next start lists by name."""
 COLOURS = {"none": FAINT, "live": BLUE, "restart": YELLOW, "start": GREEN, "stop": RED}
 
 
@@ -127,7 +130,29 @@ def plan_lines(result: dict[str, Any], colour: bool, width: int = 0) -> Iterator
     for change in result["service"]:
         when = "" if change["live"] else "; counts when the service starts the next time"
         yield from change_lines({**change, "key": f"supervisor.{change['key']}"}, "", width, when)
+    yield from _next_start_lines(result["steps"], width)
     yield format_steps({do: sum(step["do"] == do for step in result["steps"]) for do in COLOURS})
+
+
+def _next_start_lines(steps: list[dict[str, Any]], width: int) -> Iterator[str]:
+    """Yield what an upgrade changes for running programs: each difference once, with the names that it concerns."""
+    concerned: dict[str, list[str]] = {}
+    for step in steps:
+        for text in step.get("next_start", ()):  # an earlier service has none
+            concerned.setdefault(text, []).append(step["name"])
+    if not concerned:
+        return
+    yield "An earlier version started what runs. The next start differs:"
+    for text, names in concerned.items():
+        rest = len(names) - MAX_NAMES
+        shown = ", ".join(names[:MAX_NAMES] if rest > 1 else names) + (f" and {rest} more" if rest > 1 else "")
+        yield from textwrap.wrap(
+            f"{shown}: {text}",
+            width or LONG_LINE,
+            initial_indent="  ",
+            subsequent_indent="    ",
+            break_on_hyphens=False,
+        )
 
 
 def change_lines(change: dict[str, Any], indent: str, width: int, suffix: str = "") -> Iterator[str]:

@@ -26,6 +26,7 @@ from nsupervisor.core.reload.differences import (
     supervisor_differences,
     workload_differences,
 )
+from nsupervisor.core.reload.start_changes import START_REVISION, find_start_changes
 from nsupervisor.core.states import ALIVE_STATES, State
 from nsupervisor.wire_names import by_wire_name
 
@@ -77,6 +78,8 @@ class CurrentInstance:
 
     None if the process was started from `workload`.
     """
+    start_revision: int = START_REVISION
+    """The revision of the version that started its process (`nsupervisor.core.reload.start_changes`)."""
     environment_files: EnvironmentFiles = EnvironmentFiles()
 
 
@@ -95,6 +98,8 @@ class InstancePlan:
     """The limits to apply to the instance."""
     exists: bool = True
     """The service has the instance already."""
+    start_changes: tuple[str, ...] = ()
+    """Differences of its next start, if an earlier version started what runs."""
 
 
 @attrs.frozen
@@ -119,6 +124,7 @@ class Plan:
                     "do": step.action.value,
                     "why": step.reason,
                     "changes": [by_wire_name(change) for change in step.changes],
+                    "next_start": list(step.start_changes),
                 }
                 for step in self.steps
             ],
@@ -169,9 +175,10 @@ def _plan_existing(current: CurrentInstance, workload: WorkloadConfig) -> Instan
         changes = (*changes, Change(_ENVIRONMENT_FILE_KEY, "contents", None, None, is_live=False))
     resources, limits_note = target_limits(current.workload, workload, current.resources)
     action, reason = _choose_action(current, workload, changes)
-    return InstancePlan(
-        current.name, action, "; ".join(part for part in (reason, limits_note) if part), changes, resources=resources
-    )
+    reasons = "; ".join(part for part in (reason, limits_note) if part)
+    is_alive = current.state in ALIVE_STATES
+    start_changes = find_start_changes(workload, current.start_revision) if is_alive else ()
+    return InstancePlan(current.name, action, reasons, changes, resources=resources, start_changes=start_changes)
 
 
 def _choose_action(

@@ -235,6 +235,7 @@ class Actor:
             replaced_generation=self.start_status.replaces,
             dependencies=start_dependencies(self.workload),
             watchdog_sec=self.program.watchdog_sec,
+            start_revision=self.program.start_revision,
             start_has_failed=self.start_has_failed,
         )
 

@@ -12,6 +12,7 @@ from nsupervisor.cgroups import Cgroup
 from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.core.lifecycle import Lifecycle, reports_readiness
+from nsupervisor.core.reload.start_changes import START_REVISION
 from nsupervisor.keeper.messages import Child, Spawned
 from nsupervisor.logs import call_in_thread
 from nsupervisor.notify_socket import socket_path
@@ -49,6 +50,8 @@ class Program:
     """Digest of the contents of its environment files; "" if it had none."""
     watchdog_sec: float | None = attrs.field(init=False, default=None)
     """The `watchdog_sec` that it was started with; None if that is not known."""
+    start_revision: int = attrs.field(init=False, default=START_REVISION)
+    """The `START_REVISION` of the version that started it; this version's if that is not known."""
     is_outdated: bool = attrs.field(init=False, default=False)
     """Whether an earlier supervisor started it, with other settings than this supervisor's file had at the takeover."""
     _pidfd: int = attrs.field(init=False, default=-1)
@@ -84,6 +87,7 @@ class Program:
         spawned = await self.context.keeper.spawn(spec, while_spawning, self._notify_fd)
         self.forget_process()
         self.pid, self.watchdog_sec, self.is_outdated = spawned.pid, watchdog_sec, False
+        self.start_revision = START_REVISION
         self.spawn_digest = digest.digest(spawn_inputs(spec))
         self.environment_digest = digest.digest(variables) if workload.environment_file else ""
         self._pipe_inodes = self._inodes(spawned.stdout, spawned.stderr)
@@ -180,7 +184,7 @@ class Program:
     def restore(self, checkpoint: InstanceCheckpoint) -> None:
         """Restore what an earlier supervisor saved about the program."""
         self.spawn_digest, self.environment_digest = checkpoint.spawn_digest, checkpoint.environment_digest
-        self.watchdog_sec = checkpoint.watchdog_sec
+        self.watchdog_sec, self.start_revision = checkpoint.watchdog_sec, checkpoint.start_revision
         if checkpoint.process is not None and checkpoint.lifecycle.is_alive:
             self._attach(checkpoint.process)
 

@@ -45,6 +45,7 @@ def running_instance(actor: Actor, jobs: Jobs, config: Config, contents: Content
         was_started=lifecycle.generation > 0 or bool(lifecycle.reason),
         is_being_removed=removal is not None,
         matches_new_file=_matches(actor, jobs, wanted) if wanted is not None else None,
+        start_revision=actor.program.start_revision,
         environment_files=_environment_files(actor, contents.get(actor.workload.name)),
     )
 

@@ -114,6 +114,8 @@ class InstanceCheckpoint:
     watchdog_sec: float | None = attrs.field(default=None, metadata=wire("watchdog_sec"))
     """The `watchdog_sec` that its program was started with; None if it is not known (version 0.1.0)."""
 
+    start_revision: int = attrs.field(default=0, metadata=wire("start_revision"))
+    """The revision of the version that started its program (`nsupervisor.core.reload.start_changes`)."""
     start_has_failed: bool = attrs.field(default=False, metadata=wire("start_failed"))
     """Whether the start of the present generation has failed, as `last_exit` says, and the lifecycle has yet to handle
     that."""

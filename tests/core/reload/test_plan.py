@@ -14,6 +14,7 @@ from nsupervisor.core.instances import expand_instances
 from nsupervisor.core.lifecycle import State
 from nsupervisor.core.reload.differences import merge_limits, workload_differences
 from nsupervisor.core.reload.plan import CurrentInstance, EnvironmentFiles, InstanceAction, Plan, make_plan
+from nsupervisor.core.reload.start_changes import START_CHANGES, START_REVISION
 
 M = 1 << 20
 
@@ -55,6 +56,37 @@ def between(old: str, new: str, **states: dict[str, Any]) -> Plan:
 
 
 WEB = '[workload.web]\ncommand = ["a"]\n'
+
+
+def next_start(toml: str, **state: Any) -> tuple[str, ...]:
+    """Return what a plan says of the next start of the workload web, of which the file has not changed."""
+    (step,) = between(toml, toml, web=state).steps
+    assert step.action is InstanceAction.NONE
+    return step.start_changes
+
+
+def test_a_plan_has_what_the_next_start_does_differently_than_an_earlier_versions() -> None:
+    toml = WEB + 'type = "notify"\nnamespaces = { user = true, ipc = false }\n'
+    changes = next_start(toml, start_revision=0)
+    assert [sum(word in change for change in changes) for word in ("ids of its own", "READY=1", "keyring")] == [1, 1, 1]
+    assert not any(word in change for change in changes for word in ("/dev/shm", "/sys", "symbolic links"))
+
+
+def test_what_this_version_started_or_does_not_run_has_no_other_next_start() -> None:
+    assert next_start(WEB) == ()
+    assert next_start(WEB, start_revision=START_REVISION) == ()
+    assert next_start(WEB, **STOPPED, start_revision=0) == ()
+
+
+def test_given_mappings_stay_as_they_are() -> None:
+    mapping = "[{ container_id = 0, host_id = 0, size = 1 }]"
+    toml = f"{WEB}namespaces = {{ user = true }}\n[workload.web.user_namespace]\n"
+    toml += f"uid_mappings = {mapping}\ngid_mappings = {mapping}\n"
+    assert not any("ids of its own" in change for change in next_start(toml, start_revision=0))
+
+
+def test_the_latest_change_of_starts_has_the_revision_of_this_version() -> None:
+    assert max(change.revision for change in START_CHANGES) == START_REVISION
 
 
 def test_each_key_is_live_or_known_to_need_a_process() -> None:

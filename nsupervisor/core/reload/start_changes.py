@@ -1,0 +1,72 @@
+"""The differences between a start of this version and that of an earlier one. Pure.
+
+A program keeps what it was started with, also when another version takes it over. The revision is saved with each
+start, so a plan can list what the next start changes although the file is the same. A change of the meaning of an
+existing configuration raises `START_REVISION`, adds an entry here, and is described under "Migration" in CHANGELOG.md.
+"""
+
+from collections.abc import Callable
+
+import attrs
+
+from nsupervisor.config.model import WorkloadConfig
+
+START_REVISION = 1
+"""The revision of this version's starts. Version 0.1.0 saved none, which reads as 0."""
+
+
+@attrs.frozen
+class StartChange:
+    """One difference to the starts of earlier revisions."""
+
+    revision: int
+    """The first revision that does it."""
+    text: str
+    """The difference, as `nsupervisor plan` shows it."""
+    concerns: Callable[[WorkloadConfig], bool]
+
+
+def _has_default_mappings(workload: WorkloadConfig) -> bool:
+    given = workload.user_namespace.uid_mappings, workload.user_namespace.gid_mappings
+    return workload.namespaces.user and not all(given)
+
+
+START_CHANGES = (
+    StartChange(
+        1,
+        "if the service runs as root, it gets a range of ids of its own in place of root's: see that its files belong to "
+        "it (uid-ranges.json), or write user_namespace mappings",
+        _has_default_mappings,
+    ),
+    StartChange(
+        1,
+        "it has no supplementary groups but those of supplementary_groups",
+        lambda workload: workload.namespaces.user,
+    ),
+    StartChange(
+        1,
+        "it has failed if it ends before it has sent READY=1, whatever its exit status",
+        lambda workload: workload.type == "notify",
+    ),
+    StartChange(
+        1,
+        "/dev/shm and /dev/mqueue are its own; programs that share memory need namespaces = { ipc = false }",  # noqa: S108
+        lambda workload: workload.namespaces.ipc and workload.namespaces.mount,
+    ),
+    StartChange(
+        1,
+        "/sys is a read-only view of its own network namespace",
+        lambda workload: workload.namespaces.network and workload.namespaces.mount,
+    ),
+    StartChange(
+        1,
+        "its mounts do not follow symbolic links that another user may control",
+        lambda workload: bool(workload.mounts),
+    ),
+    StartChange(1, "it has a session keyring of its own", lambda _: True),
+)
+
+
+def find_start_changes(workload: WorkloadConfig, revision: int) -> tuple[str, ...]:
+    """Return what the next start of a workload does differently than a start of that revision."""
+    return tuple(change.text for change in START_CHANGES if change.revision > revision and change.concerns(workload))
