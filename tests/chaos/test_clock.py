@@ -12,8 +12,8 @@ from tests.needs import needs
 TOML = """
 [workload.crash]
 command = ["false"]
-restart_sec = "50ms"
-restart_max_delay_sec = "50ms"
+restart_sec = "500ms"
+restart_max_delay_sec = "500ms"
 start_limit_burst = 1000000
 [workload.chill]
 command = ["sleep", "100000"]
