@@ -84,6 +84,23 @@ class SupervisorConfig(Table):
         default="stdout",
         metadata=key(kinds.LOG_OUTPUT, '"stdout", a file\'s path, "journald", "syslog:SOCKET", or { command = [...] }'),
     )
+    log_max_size: int = field(
+        default=64 << 20, metadata=key(kinds.FILE_SIZE, "log_output: a larger file is rotated", live=True)
+    )
+    log_max_files: int = field(
+        default=5,
+        metadata=key(
+            kinds.POSITIVE,
+            "log_output: how many files to keep, the one in use included; a rotation deletes the oldest",
+            live=True,
+        ),
+    )
+    log_max_age: float | None = field(
+        default=None, metadata=key(kinds.AGE, "log_output: an older file is rotated", live=True)
+    )
+    log_compress: bool = field(
+        default=False, metadata=key(kinds.BOOLEAN, "log_output: compress rotated files with gzip", live=True)
+    )
     orphans: OrphanPolicy = field(
         default="adopt",
         metadata=key(

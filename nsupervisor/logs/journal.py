@@ -17,6 +17,7 @@ from nsupervisor.logs.collector import LogCollector
 from nsupervisor.logs.console import ConsoleFormat
 from nsupervisor.logs.fairness import LoopTick
 from nsupervisor.logs.log_daemons import Journald, Syslog
+from nsupervisor.logs.log_file import NO_ROTATION, Rotation
 from nsupervisor.logs.logger import DropEvent, EventDict, FilteringBoundLogger, make_logger
 from nsupervisor.logs.record import JsonFormat, Line, timestamp_now
 from nsupervisor.logs.sink import BUFFER_SIZE, Sink
@@ -117,9 +118,16 @@ class Journal:
 
     async def reopen(self) -> None:
         """Open the output file again after a log rotation has renamed it. Raises OSError."""
-        if isinstance(self._output, str) and self._output.startswith("/"):
-            # In a thread: opening reads the end of the file, and its disk may block.
+        # In a thread: opening reads the end of the file, and its disk may block.
+        if (file := self._sink.log_file) is not None:
+            await call_in_thread(file.reopen, abandon_on_cancel=True)
+        elif isinstance(self._output, str) and self._output.startswith("/"):
             self._sink.switch_target(await call_in_thread(open_target, self._output, abandon_on_cancel=True))
+
+    def set_rotation(self, rotation: Rotation) -> None:
+        """Rotate the output file, if it is one, by other settings from its next record on."""
+        if (file := self._sink.log_file) is not None:
+            file.configure(rotation, records=True)
 
     async def flush(self) -> None:
         """Wait until all records so far have been written."""
@@ -172,6 +180,7 @@ async def open_journal(
     format: str = "json",  # noqa: A002
     buffer_size: int = BUFFER_SIZE,
     flush_sec: float = 2.0,
+    rotation: Rotation = NO_ROTATION,
 ) -> AsyncIterator[Journal]:
     """Open the stream of records and write to it until the block is left.
 
@@ -180,7 +189,7 @@ async def open_journal(
     `level` is the lowest level of the service's own records; `format` is "json", "console", or "auto": console on a
     terminal, else JSON. `buffer_size` is how many bytes of records wait for a slow reader before some are dropped and
     counted. Leaving the block takes until the rest is written, but no longer than `flush_sec` seconds without progress,
-    and half a minute in all.
+    and half a minute in all. `rotation`: of an output file that is opened by its path.
 
     Raises OSError if the output cannot be opened, ValueError for an unknown level or format. Exceptions of the block
     pass unchanged, not in a group.
@@ -193,7 +202,7 @@ async def open_journal(
     if isinstance(output, Target):
         target = output
     elif isinstance(output, str | int):
-        target = open_target(output)
+        target = open_target(output, rotation)
     else:
         collector = LogCollector(output)
         target = collector.target

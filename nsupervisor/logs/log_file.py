@@ -1,4 +1,4 @@
-"""A workload's log file: appended to, rotated when it is full or old, with a limited number of files.
+"""A log file, of a workload or of the stream: rotated when it is full or old, with a limited number of files.
 
 Names: `web.log` is written to; `web.log.1` was rotated last, `web.log.2` before it, …; with the suffix `.gz` if they
 are compressed.
@@ -26,7 +26,6 @@ from nsupervisor.logs.pipe import Pipe
 
 MAX_SPLICE = 256 * 1024
 """The largest number of bytes moved at once: a quarter of a busy pipe, so that its writer need not wait meanwhile."""
-_INSTEAD = "set log.path, or supervisor.log_directory, to another place"
 _TAIL_SIZE = 1 << 20
 """The number of bytes at the end of a file that are searched for its last complete record."""
 
@@ -44,8 +43,39 @@ class Rotation:
     compress: bool = False
 
 
+NO_ROTATION = Rotation(max_size=1 << 62)
+
+
+@attrs.frozen
+class FileUse:
+    """How a log file is used, by the workloads or by the stream of records."""
+
+    instead: str
+    """The advice if the directory may be changed by others."""
+    in_use: str
+    """The error if another writer has locked the file."""
+    makes_directory: bool = True
+    """Whether the directory is made if it does not exist."""
+    has_other_writers: bool = False
+    """Whether other programs may append to the file, for example the service's standard error: then nothing of theirs
+    is overwritten or cut off, and rotated files are removed only by a rotation: logrotate may have made them."""
+
+
+WORKLOAD_FILE = FileUse(
+    "set log.path, or supervisor.log_directory, to another place",
+    "another workload, supervisor.log_output or another service writes to it",
+)
+STREAM_FILE = FileUse(
+    "set supervisor.log_output to another place",
+    "is the log file of a workload or of another service; write another path",
+    makes_directory=False,
+    has_other_writers=True,
+)
+_RECORD_START = b'{"timestamp":'
+
+
 class LogFiles:
-    """The log files of the service: one `LogFile` for a path, however often a reload changes its settings.
+    """The log files of the workloads: one `LogFile` for a path, however often a reload changes its settings.
 
     So all writers of a file share its lock, and one thread at a time rotates or compresses. A file is forgotten when
     its last user is gone.
@@ -72,7 +102,7 @@ class _Settings:
 
 
 class LogFile:
-    """One log file, written to by the captures of both streams of a workload, each in its own thread.
+    """One log file, written to by the captures of both streams of a workload, each in its own thread, or by the sink.
 
     It is opened when it is first needed, and again if it has been removed. If the disk accepted only a part of a
     record, the rest is kept and written first when there is room again, so no record is torn. Each method that writes
@@ -86,6 +116,7 @@ class LogFile:
         rotation: Rotation,
         *,
         records: bool = True,
+        use: FileUse = WORKLOAD_FILE,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -99,6 +130,9 @@ class LogFile:
         self.lock = threading.RLock()
         self.error: str | None = None
         """Why the file cannot be written just now, in the system's words."""
+        self._use = use
+        self._is_at_record_end = True  # whether what `append_part` has written ends with a whole record
+        self._must_reopen = False
         self._wanted = _Settings(rotation, records)
         self._settings = self._wanted  # changed by the writers only, with the lock
         self._clock = clock
@@ -143,6 +177,19 @@ class LogFile:
             self._unwritten = data[written:end]
             return end
 
+    def append_part(self, data: bytes) -> int:
+        """Write records, of which the first may be the rest of one; return how many bytes were written.
+
+        The rest of a record goes to the file that has its beginning, whatever becomes of that. Raises OSError.
+        """
+        with self.lock, self._recording_error():
+            self._open()
+            count = self._writable_length(data) if self._is_at_record_end else data.find(b"\n") + 1 or len(data)
+            written = os.write(self._fd, memoryview(data)[:count])
+            self._size += written
+            self._is_at_record_end = data[written - 1 : written] == b"\n"
+            return written
+
     def splice(self, pipe: Pipe) -> int | None:
         """Splice the content of a pipe unread; return how many bytes, 0 at the pipe's end.
 
@@ -185,7 +232,7 @@ class LogFile:
     def reopen(self) -> None:
         """Open the file again after an external rotation has renamed it. Raises OSError."""
         with self.lock, self._recording_error():
-            self._close()
+            self._must_reopen = True
             self._open()
 
     def close(self) -> None:
@@ -248,30 +295,39 @@ class LogFile:
                     self._tidy(directory)
         if self._fd >= 0:
             status = os.fstat(self._fd)
-            if status.st_nlink:
+            if not self._is_at_record_end or (status.st_nlink and not self._must_reopen):
                 if status.st_size < self._size:
                     self._size = os.lseek(self._fd, 0, os.SEEK_END)
+                elif self._use.has_other_writers:
+                    self._size = status.st_size
                 return
             self._close()
+        self._must_reopen = False
         with self._directory() as directory:
             self._open_in(directory)
-            self._tidy(directory)
+            if not self._use.has_other_writers:
+                self._tidy(directory)
 
     def _directory(self) -> TrustedDirectory:
         """Open the directory for one use: an operator may remove it, or change its mode, between two uses."""
-        return TrustedDirectory(str(self.path.parent), _INSTEAD, mode=0o750)
+        mode = 0o750 if self._use.makes_directory else None
+        return TrustedDirectory(str(self.path.parent), self._use.instead, mode=mode)
 
     def _open_in(self, directory: TrustedDirectory) -> None:
-        # No O_APPEND: splice(2) refuses it. The lock keeps other writers away.
-        fd = directory.open(self.path.name, os.O_RDWR, mode=0o640)
+        # O_APPEND only if it is needed: splice(2) refuses it.
+        flags = os.O_RDWR | os.O_APPEND if self._use.has_other_writers else os.O_RDWR
+        fd = directory.open(self.path.name, flags, mode=0o640)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise OSError(errno.EINVAL, "it is not a regular file")
-            _lock(fd)
+            _lock(fd, self._use.in_use)
             size = os.lseek(fd, 0, os.SEEK_END)
             tail = os.pread(fd, _TAIL_SIZE, max(size - _TAIL_SIZE, 0))
-            if self._settings.records and tail and not tail.endswith(b"\n") and not self._unwritten:
-                size -= len(tail) - (tail.rfind(b"\n") + 1)
+            torn = tail[tail.rfind(b"\n") + 1 :] if self._settings.records and not self._unwritten else b""
+            if self._use.has_other_writers and not (torn.startswith(_RECORD_START) or _RECORD_START.startswith(torn)):
+                torn = b""  # another program wrote it
+            if torn:
+                size -= len(torn)
                 os.ftruncate(fd, size)
                 os.lseek(fd, size, os.SEEK_SET)
         except BaseException:
@@ -303,6 +359,9 @@ class LogFile:
                 _unlink(directory, self.path.name)
         self._close()
         self._open()
+        if self._use.has_other_writers:
+            with self._directory() as directory:
+                self._tidy(directory)
 
     def _rotated_name(self, number: int, suffix: str = "") -> str:
         return f"{self.path.name}.{number}{suffix}"
@@ -401,11 +460,11 @@ def _unlink(directory: TrustedDirectory, name: str) -> bool:
     return True
 
 
-def _lock(fd: int) -> None:
+def _lock(fd: int, in_use: str) -> None:
     """Lock an open file for this writer (flock(2)). Raises OSError if another one has it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise OSError(errno.EBUSY, "another workload, supervisor.log_output or another service writes to it") from None
+        raise OSError(errno.EBUSY, in_use) from None
     except OSError:
         pass  # this file system has no locks, or no more of them

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import trio
 
 from nsupervisor.condition_variable import ConditionVariable
+from nsupervisor.logs.log_file import LogFile
 from nsupervisor.logs.target import Target
 from nsupervisor.logs.threads import call_in_thread
 
@@ -208,6 +209,11 @@ class Sink:
         texts = [bytes(self._batch), *(item for item in self._queue if isinstance(item, bytes))]
         gaps = sum(item.count for item in self._queue if isinstance(item, _Gap))
         return sum(text.count(b"\n") for text in texts) + gaps
+
+    @property
+    def log_file(self) -> LogFile | None:
+        """The regular file that is written to, if it was opened by its path."""
+        return self._target.log_file
 
     def switch_target(self, target: Target) -> None:
         """Write to another target from the next record on."""

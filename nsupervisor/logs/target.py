@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import re
 import socket
 import stat
 from collections.abc import Callable
+from pathlib import Path
 
 import attrs
 
 from nsupervisor.linux.trusted_paths import TrustedDirectory, UntrustedPathError
 from nsupervisor.logs.log_daemons import Journald, Syslog
+from nsupervisor.logs.log_file import NO_ROTATION, STREAM_FILE, LogFile, Rotation
 
 PIPE_SIZE = 1024 * 1024  # bytes; the default of /proc/sys/fs/pipe-max-size
 MAX_FILE_WRITE = 1024 * 1024  # bytes that a thread writes to a file at once; a batch is hardly ever longer
-_TAIL_SIZE = 1024 * 1024  # bytes at the end of a file that are searched for the beginning of its last record
-_RECORD_START = b'{"timestamp":'
 _OWN_FD = re.compile(r"(?:/dev/fd/|/proc/self/fd/)(\d+)|/dev/(stdout|stderr)")
 _STANDARD_FDS = {"stdout": 1, "stderr": 2}
 _Write = Callable[["bytes | memoryview"], int]
@@ -39,6 +38,8 @@ class Target:
     """The largest number of bytes in a write that may block: a slow reader's speed shows only at the end of a write."""
     yields_after_write: bool = False
     """Whether each write takes so long that other tasks must run between two writes."""
+    log_file: LogFile | None = None
+    """The regular file that it writes to, if it was opened by its path: `fd` is -1 then."""
     _socket: socket.socket | None = None
 
     @property
@@ -50,14 +51,21 @@ class Target:
         """Close the descriptor of the output."""
         if self._socket is not None:
             self._socket.close()
+        elif self.log_file is not None:
+            if self.log_file.lock.acquire(blocking=False):  # else a thread uses it, and may wait for its disk
+                try:
+                    self.log_file.close()
+                finally:
+                    self.log_file.lock.release()
         else:
             os.close(self.fd)
 
 
-def open_target(output: str | int) -> Target:
+def open_target(output: str | int, rotation: Rotation = NO_ROTATION) -> Target:
     """Open `output`: "stdout", a path, "journald", "syslog:SOCKET", or a descriptor.
 
-    A path is created with mode 0640, and appended to. A descriptor stays the caller's. Raises OSError with the path.
+    A path is created with mode 0640, appended to, and rotated. A descriptor stays the caller's. Raises OSError with the
+    path.
     """
     if output == "stdout":
         return _open_fd(1)
@@ -67,23 +75,23 @@ def open_target(output: str | int) -> Target:
         return Journald()  # type: ignore[return-value]
     if output.startswith("syslog:"):
         return Syslog(output.removeprefix("syslog:"))  # type: ignore[return-value]
-    return _open_path(output)
+    return _open_path(output, rotation)
 
 
-def _open_path(path: str) -> Target:
+def _open_path(path: str, rotation: Rotation) -> Target:
     try:
-        return _open_named(path)
+        return _open_named(path, rotation)
     except UntrustedPathError:
         raise
     except OSError as error:  # its own path is of a part
         raise OSError(error.errno, error.strerror, path) from None
 
 
-def _open_named(path: str) -> Target:
+def _open_named(path: str, rotation: Rotation) -> Target:
     if own := _OWN_FD.fullmatch(path):
         return _open_fd(int(own[1] or _STANDARD_FDS[own[2]]))
     folder, name = os.path.split(path)
-    with TrustedDirectory(folder, "set supervisor.log_output to another place") as directory:
+    with TrustedDirectory(folder, STREAM_FILE.instead) as directory:
         flags = os.O_WRONLY | os.O_APPEND
         try:
             if stat.S_ISFIFO(directory.status(name).st_mode):
@@ -95,57 +103,16 @@ def _open_named(path: str) -> Target:
         fd = directory.open(name, flags, mode=0o640)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return _make_target(fd)
-        try:
-            _lock_shared(fd)
-            _cut_torn_record(fd, directory.open(name, os.O_RDONLY))
-        except OSError:
-            os.close(fd)
-            raise
-    return Target(fd, _RegularFile(path, fd).write, is_blocking=True, max_write=MAX_FILE_WRITE)
+        os.close(fd)
+    file = LogFile(Path(path), rotation, use=STREAM_FILE)
+    file.apply_settings()  # opens it
 
+    def write(data: bytes | memoryview) -> int:
+        source = data.obj if isinstance(data, memoryview) else data
+        # Without a copy, unless it is a part of a batch.
+        return file.append_part(source if isinstance(source, bytes) and len(source) == len(data) else bytes(data))
 
-class _RegularFile:
-    """A file that is created again if another program has removed it. `write` is called in one thread at a time."""
-
-    def __init__(self, path: str, fd: int) -> None:
-        self._path = path
-        self._fd = fd
-        self._is_at_line_end = True
-
-    def write(self, data: bytes | memoryview) -> int:
-        """Append data. Raises OSError."""
-        if self._is_at_line_end and not os.fstat(self._fd).st_nlink:
-            target = _open_path(self._path)
-            os.dup2(target.fd, self._fd, inheritable=False)  # the sink has this descriptor's number
-            target.close()
-        written = os.write(self._fd, data)
-        self._is_at_line_end = data[written - 1] == ord("\n")
-        return written
-
-
-def _lock_shared(fd: int) -> None:
-    """Lock the file against `LogFile`, which would rotate it. Raises OSError if a `LogFile` has it."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise OSError(errno.EBUSY, "is the log file of a workload; write another path") from None
-    except OSError:
-        pass  # this file system has no locks
-
-
-def _cut_torn_record(fd: int, readable: int) -> None:
-    """Cut off an incomplete record at the end of the file `fd`; `readable` is a descriptor of it that is closed.
-
-    A supervisor that was killed may have left the first half of a record, which is written again. Only the beginning of
-    such a record is removed, nothing that another program wrote.
-    """
-    with os.fdopen(readable, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        start = file.seek(max(size - _TAIL_SIZE, 0))
-        tail = file.read()
-    begin = tail.rfind(b"\n") + 1
-    if tail[begin:].startswith(_RECORD_START) or (tail[begin:] and _RECORD_START.startswith(tail[begin:])):
-        os.ftruncate(fd, start + begin)
+    return Target(-1, write, is_blocking=True, max_write=MAX_FILE_WRITE, log_file=file)
 
 
 def _open_fd(fd: int) -> Target:

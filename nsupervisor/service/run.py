@@ -55,6 +55,7 @@ from nsupervisor.service.jobs import Jobs
 from nsupervisor.service.kernel import LINUX, Kernel
 from nsupervisor.service.observe.history import History
 from nsupervisor.service.observe.log_reopen import REOPEN, reopen_on_signal
+from nsupervisor.service.observe.log_rotation import log_rotation
 from nsupervisor.service.observe.output_follower import OutputFollowers
 from nsupervisor.service.preflight.capacity import connections_allowed, raise_descriptor_limit
 from nsupervisor.service.preflight.privileges import explain_permission_error, has_uid_ranges
@@ -148,7 +149,12 @@ async def _service(
 ) -> int:
     """Open the journal, the signals and the keeper of this host, and run the service on them."""
     settings = config.supervisor
-    async with open_journal(settings.log_output, level=settings.log_level, format=settings.log_format) as journal:
+    async with open_journal(
+        settings.log_output,
+        level=settings.log_level,
+        format=settings.log_format,
+        rotation=log_rotation(settings),
+    ) as journal:
         history = History()
         journal.listener = history.add
         for event, problem in warnings:

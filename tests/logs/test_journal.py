@@ -538,3 +538,74 @@ async def test_the_log_file_of_a_workload_and_the_stream_cannot_be_one_file(tmp_
     with pytest.raises(OSError, match="is the log file of a workload"):
         async with open_journal(str(tmp_path / "log")):
             pass
+
+
+# ---- rotation
+
+
+def stream_files(path):
+    """The file and the rotated ones, oldest first."""
+    return [*sorted(path.parent.glob("log.[0-9]*"), key=lambda file: -int(file.suffixes[-1][1:])), path]
+
+
+@pytest.mark.fault("A15")
+async def test_a_file_is_rotated_between_two_records(tmp_path):
+    path = tmp_path / "log"
+    async with open_journal(str(path), rotation=Rotation(max_size=10_000, max_files=1000)) as journal:
+        number(journal, 0, 2000)
+        await journal.flush()
+        journal.set_rotation(Rotation(max_size=20_000, max_files=1000))
+        number(journal, 2000, 4000)
+    files = stream_files(path)
+    sizes = [file.stat().st_size for file in files]
+    assert len(files) > 20
+    assert max(sizes) <= 20_000
+    assert max(sizes) > 10_000
+    assert check_numbers([record for file in files for record in records(file.read_bytes())], 4000) == 0
+    assert {stat.S_IMODE(file.stat().st_mode) & 0o027 for file in files} == {0}
+
+
+@pytest.mark.fault("A15")
+async def test_no_more_files_than_allowed_are_kept_of_the_stream(tmp_path):
+    path = tmp_path / "log"
+    async with open_journal(str(path), rotation=Rotation(max_size=10_000, max_files=3)) as journal:
+        number(journal, 0, 2000)
+    files = stream_files(path)
+    kept = [record for file in files for record in records(file.read_bytes())]
+    assert [file.name for file in files] == ["log.2", "log.1", "log"]
+    assert [int(record["message"]) for record in kept] == list(range(2000 - len(kept), 2000))
+
+
+@pytest.mark.fault("A15")
+async def test_a_record_of_which_the_disk_takes_a_part_is_completed_in_the_same_file(tmp_path, monkeypatch):
+    path = tmp_path / "log"
+    write, writes = os.write, []
+
+    def write_a_part(fd, data):
+        writes.append(len(data))
+        return write(fd, memoryview(data)[: 70 if len(writes) < 300 else None])
+
+    async with open_journal(str(path), rotation=Rotation(max_size=4096, max_files=1000)) as journal:
+        monkeypatch.setattr("nsupervisor.logs.log_file.os.write", write_a_part)
+        number(journal, 0, 1000)
+        await journal.reopen()
+    monkeypatch.undo()
+    found = [record for file in stream_files(path) for record in records(file.read_bytes())]
+    assert check_numbers(found, 1000) == 0
+
+
+@pytest.mark.fault("A15")
+async def test_files_of_logrotate_and_lines_of_other_programs_stay(tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(b"words without an end")
+    for old in range(1, 15):
+        (tmp_path / f"log.{old}").write_bytes(b"old\n")
+    async with open_journal(str(path), rotation=Rotation(max_files=5)) as journal:
+        journal.log.info("one")
+        await journal.flush()
+        with path.open("ab") as other:
+            other.write(b"words\n")
+        journal.log.info("two")
+    assert len(list(tmp_path.iterdir())) == 15
+    first, words, two = path.read_bytes().splitlines()
+    assert (first.startswith(b"words without an end{"), words, b'"two"' in two) == (True, b"words", True)

@@ -67,7 +67,7 @@ async def test_the_loop_goes_on_while_a_disk_holds_up_a_write(tmp_path, monkeypa
             held.set()
             assert go.wait(deadline(10)), "the event loop was held up"
 
-    monkeypatch.setattr(f"nsupervisor.logs.{'log_file' if which == 'workload' else 'target'}.os", Watched(os, hold))
+    monkeypatch.setattr("nsupervisor.logs.log_file.os", Watched(os, hold))
     pipe, writer = a_pipe()
     os.write(writer, b"a line\n")
     async with open_journal(str(tmp_path / "stream")) as journal:
@@ -89,7 +89,7 @@ async def test_the_loop_goes_on_while_a_disk_holds_up_a_write(tmp_path, monkeypa
 async def test_a_stream_is_made_anew_by_a_thread(tmp_path, monkeypatch):
     async with open_journal(str(tmp_path / "stream")) as journal:
         watched = Watched(os)
-        monkeypatch.setattr("nsupervisor.logs.target.os", watched)
+        monkeypatch.setattr("nsupervisor.logs.log_file.os", watched)
         (tmp_path / "stream").rename(tmp_path / "old")
         await journal.reopen()
         journal.log.info("new")

@@ -14,7 +14,7 @@ import trio
 from tests.logs.records import records
 from tests.metrics.scraping import scrape
 from tests.needs import needs
-from tests.system.service import PATIENCE, service
+from tests.system.service import NSUPERVISOR, PATIENCE, Service, service
 from tests.timing import deadline
 
 pytestmark = [needs("root", "cgroup")]
@@ -85,6 +85,34 @@ async def test_files_rotate_and_a_signal_makes_them_anew(tmp_path, fifo):
         await push(fifo)
         await it.record(event="exited", workload="web")
     assert not (tmp_path / "run" / "streams").exists()
+
+
+@pytest.mark.fault("A15")
+async def test_the_stream_as_a_file_rotates_like_the_files_of_workloads(tmp_path, fifo):
+    stream, config = tmp_path / "stream", tmp_path / "nsupervisor.toml"
+    name = f"test-{os.getpid()}-{tmp_path.name[-24:]}"
+    rotation = 'log_max_size = "8K"\nlog_max_files = 100\n'
+    head = f'[supervisor]\nname = "{name}"\nruntime_directory = "{tmp_path}/run"\nlog_output = "{stream}"\n'
+    config.write_text(f'{head}state_directory = "{tmp_path}/state"\n{rotation}{PRINTER.format(fifo=fifo)}')
+    it = Service(
+        await trio.lowlevel.open_process([*NSUPERVISOR, "run", str(config)], stdin=subprocess.DEVNULL), tmp_path
+    )
+    try:
+        await push(fifo)
+        with trio.fail_after(deadline(30)):
+            while len((await it.cli("logs", "-n", "1000", "web")).splitlines()) < 501:  # noqa: ASYNC110
+                await trio.sleep(0.05)
+        files = list(tmp_path.glob("stream*"))
+        assert len(files) > 5
+        assert max(file.stat().st_size for file in files) <= 8192
+        lines = [record for file in files for record in records(file.read_bytes()) if record["event"] == "output"]
+        assert sorted(line["seq"] for line in lines if line["stream"] == "stdout") == list(range(500))
+        config.write_text(config.read_text().replace('"8K"', '"64K"'))
+        assert "supervisor.log_max_size" in await it.cli("plan", str(config))
+        await it.cli("reload")
+        assert not [line for line in (await it.cli("events")).splitlines() if "next time" in line]
+    finally:
+        assert await it.stop() == 0
 
 
 @pytest.mark.fault("D7")

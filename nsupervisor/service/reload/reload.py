@@ -42,6 +42,7 @@ from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.limits import Target
 from nsupervisor.service.jobs import RUNNING_STATES, Jobs, Transaction
 from nsupervisor.service.kernel import Kernel
+from nsupervisor.service.observe.log_rotation import log_rotation
 from nsupervisor.service.preflight.capacity import raise_descriptor_limit
 from nsupervisor.service.preflight.requirements import check_text
 from nsupervisor.service.reload.persist import Kind, persist, with_limits
@@ -332,13 +333,21 @@ class Reloader:
         if plan.group_changes:
             changes = [by_wire_name(change) for change in plan.group_changes]
             self.context.journal.log.info("groups reloaded", changes=changes)
-        level = config.supervisor.log_level
-        self.context.journal.set_level(level)
+        settings = config.supervisor
+        self.context.journal.set_level(settings.log_level)
+        self.context.journal.set_rotation(log_rotation(settings))
         for change in plan.supervisor_changes:
             if not change.is_live:
                 text = f"supervisor.{change.key} counts when the service starts the next time: {change.after}"
                 self.context.journal.log.warning("reload", message=text)
-        in_force: SupervisorConfig = attrs.evolve(self.config.supervisor, log_level=level)
+        in_force: SupervisorConfig = attrs.evolve(
+            self.config.supervisor,
+            log_level=settings.log_level,
+            log_max_size=settings.log_max_size,
+            log_max_files=settings.log_max_files,
+            log_max_age=settings.log_max_age,
+            log_compress=settings.log_compress,
+        )
         self.config = attrs.evolve(config, supervisor=in_force)
 
     @contextmanager
