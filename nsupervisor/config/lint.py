@@ -13,7 +13,7 @@ from math import inf
 from nsupervisor.config.checks import Conflict
 from nsupervisor.config.condition_terms import EXIT, LIMIT_KEYS, PRESSURE_FILES, SIZE_FILES
 from nsupervisor.config.conditions import Atom, Condition
-from nsupervisor.config.known_programs import find_lock
+from nsupervisor.config.known_programs import find_daemon, find_lock
 from nsupervisor.config.model import Config, Resources, Rule, WorkloadConfig
 from nsupervisor.config.positions import KeyPath, Positions
 from nsupervisor.config.problems import Problem
@@ -51,6 +51,7 @@ def lint(config: Config) -> Iterator[Conflict]:
     for name, workload in config.workloads.items():
         yield from _lint_command(workload.command, ("workload", name, "command"))
         yield from _lint_isolation(workload)
+        yield from _lint_daemon(workload)
         shared = workload.group is not None  # the limits of the group apply, too
         for number, rule in enumerate(workload.policy):
             yield from lint_rule(rule, workload.resources, ("workload", name, "policy", number), shared)
@@ -86,6 +87,17 @@ def _lint_isolation(workload: WorkloadConfig) -> Iterator[Conflict]:
         f"{program} is known by {lock.means}, which mean nothing outside of its own namespaces ({', '.join(own)}): "
         f"{lock.harm}; write namespaces = {{ {remedy} }}, or run its tools only inside",
     )
+
+
+def _lint_daemon(workload: WorkloadConfig) -> Iterator[Conflict]:
+    """Warn of a known program that goes to the background, where nothing supervises it."""
+    known = find_daemon(workload.command)
+    if known is not None:
+        program, daemon = known
+        yield Conflict(
+            ("workload", workload.name, "command"),
+            f"{program} goes to the background, and would be taken for a program that has ended; {daemon.remedy}",
+        )
 
 
 WARNING_HINT = "it can be run like this"

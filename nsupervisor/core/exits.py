@@ -63,6 +63,8 @@ class Exit:
     """
     setup_failure: str | None = attrs.field(default=None, metadata=wire("failure"))
     """The set-up step that failed, in words; the program never ran."""
+    background_remedy: str = attrs.field(default="", metadata=wire("background"))
+    """If the program has become a daemon: what keeps it in the foreground, in words; otherwise ""."""
 
     @classmethod
     def from_wait_status(cls, status: int, *, oom_killed: bool = False, setup_failure: str | None = None) -> "Exit":
@@ -122,7 +124,8 @@ class Exit:
         if self.is_unknown:
             return "exit status unknown (not supervised when it exited)"
         if self.signal is None:
-            return f"exit code {self.code}"
+            background = f": it went to the background, where it cannot be supervised; {self.background_remedy}"
+            return f"exit code {self.code}{background if self.background_remedy else ''}"
         return (
             f"killed by {signal_name(self.signal)}"
             + (", out of memory" if self.oom_killed else "")

@@ -79,6 +79,8 @@ def transition_records(
         )
     if after.state is not before.state:
         level = {State.FAILED: "error", State.BACKOFF: "warning"}.get(after.state, "info")
+        if after.state is State.EXITED and after.exit is not None and after.exit.background_remedy:
+            level = "warning"
         yield TransitionRecord(
             "state", level, {"from": before.state.value, "to": after.state.value, "reason": after.reason}
         )

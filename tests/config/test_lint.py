@@ -194,7 +194,8 @@ def test_what_a_program_may_well_get_is_no_shell_syntax(command: str) -> None:
 
 def lint_isolation(program: str, keys: str = "") -> list[str]:
     toml = f'[workload.web]\ncommand = ["{program}", "-D", "/srv/data"]\n{keys}'
-    return [f"{'.'.join(map(str, conflict.path))}: {conflict.message}" for conflict in lint(parse(toml, "site.toml"))]
+    conflicts = [conflict for conflict in lint(parse(toml, "site.toml")) if conflict.path[-1] == "namespaces"]
+    return [f"{'.'.join(map(str, conflict.path))}: {conflict.message}" for conflict in conflicts]
 
 
 @pytest.mark.fault("C10")
@@ -229,3 +230,54 @@ def test_check_was_silent_about_a_server_that_its_own_tools_signal_by_a_number(p
 )
 def test_no_warning_where_the_lock_is_valid_or_the_program_has_none(program: str, keys: str) -> None:
     assert lint_isolation(program, keys) == []
+
+
+def lint_daemon(*command: str) -> list[str]:
+    words = ", ".join(f"'{word}'" for word in command)
+    toml = f"[workload.web]\ncommand = [{words}]\nnamespaces = {{ pid = false }}"
+    return [f"{'.'.join(map(str, conflict.path))}: {conflict.message}" for conflict in lint(parse(toml, "site.toml"))]
+
+
+@pytest.mark.fault("B16")
+@pytest.mark.parametrize(
+    ("command", "remedy"),
+    [
+        ("nginx", 'run it with -g "daemon off;"'),
+        ("/usr/sbin/apache2", "run it with -D FOREGROUND"),
+        ("memcached -m 64 -d", "run it without -d or --daemon"),
+        ("redis-server /etc/redis.conf --daemonize yes", "run it without --daemonize yes"),
+        ("gunicorn --daemon app:app", "run it without -D or --daemon"),
+        ("celery -A app worker --detach", "run it as celery worker, without --detach"),
+        ("celery multi start w1", "run it as celery worker, without --detach"),
+        ("pg_ctl -D /srv/data start", "run postgres -D DIRECTORY instead"),
+        ("php-fpm8.2", "run it with --nodaemonize"),
+        ("uwsgi --daemonize=/var/log/uwsgi.log", "run it without -d or --daemonize or --daemonize2"),
+    ],
+)
+def test_check_was_silent_about_a_program_that_goes_to_the_background(command: str, remedy: str) -> None:
+    name = command.split()[0].rpartition("/")[2]
+    name = "php-fpm" if name == "php-fpm8.2" else name
+    assert lint_daemon(*command.split()) == [
+        f"workload.web.command: {name} goes to the background, and would be taken for a program that has ended; "
+        f"{remedy}"
+    ]
+
+
+@pytest.mark.fault("B16")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("nginx", "-g", "daemon off;"),
+        ("nginx", "-c", "/srv/nginx.conf"),  # which may say "daemon off"
+        ("nginx", "-t"),
+        ("apache2", "-DFOREGROUND"),
+        ("memcached", "-u", "d", "--daemons", "x-d"),
+        ("redis-server", "--daemonize", "no"),
+        ("gunicorn", "app:app"),
+        ("celery", "-A", "app", "worker"),
+        ("sshd", "-D", "-e"),
+        ("nginx-exporter",),
+    ],
+)
+def test_no_warning_of_a_program_that_stays_in_the_foreground(command: tuple[str, ...]) -> None:
+    assert lint_daemon(*command) == []

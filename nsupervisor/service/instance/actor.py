@@ -24,6 +24,7 @@ import trio
 from nsupervisor.cgroups import Cgroup, CgroupError, CgroupGoneError
 from nsupervisor.cgroups.limits import recreate_cgroup
 from nsupervisor.condition_variable import ConditionVariable
+from nsupervisor.config.known_programs import background_remedy
 from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import Resources, WorkloadConfig
 from nsupervisor.core import events
@@ -53,6 +54,8 @@ from nsupervisor.service.start_obstacle import StartObstacle
 from nsupervisor.service.state.checkpoint import limit_overrides
 from nsupervisor.service.state.file import ExitReport, InstanceCheckpoint
 
+BACKGROUND_S = 10.0
+"""Seconds after its start within which a program that exits with success and leaves processes has become a daemon."""
 _ACTION_NAMES: Mapping[type[Action], str] = {
     Spawn: "start",
     Signal: "signal",
@@ -397,13 +400,22 @@ class Actor:
         # Once the supervisor has sent SIGKILL, the count says nothing about the program: a child may have been chosen.
         was_killed = self.lifecycle.sigkill_sent or self._sigkilled_id == self.id
         oom_killed = oom_kills > self._oom_kills and not was_killed
-        self.last_exit = Exit.from_wait_status(status, oom_killed=oom_killed, setup_failure=reason)
+        exit_ = Exit.from_wait_status(status, oom_killed=oom_killed, setup_failure=reason)
+        self.last_exit = attrs.evolve(exit_, background_remedy=self._background_remedy(exit_))
         self._oom_kills = oom_kills
         self.exit_reports.report(
             ExitReport(self.lifecycle.generation, self.last_exit, self.program.pid),
             uptime_sec=round(trio.current_time() - self.lifecycle.started_at, 3),
         )
         return self.last_exit
+
+    def _background_remedy(self, exit_: Exit) -> str:
+        """Return what keeps a program in the foreground that has become a daemon by this exit; "" if it has not."""
+        lifecycle, workload = self.lifecycle, self.workload
+        is_brief = trio.current_time() - lifecycle.started_at <= BACKGROUND_S
+        if exit_.code != 0 or not is_brief or lifecycle.state is State.STOPPING or workload.type == "oneshot":
+            return ""
+        return background_remedy(workload.command, self.is_populated())
 
     # ---- transitions
 

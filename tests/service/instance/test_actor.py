@@ -2,9 +2,11 @@
 
 import signal
 
+import pytest
 import trio
 
 from nsupervisor.config.changes import parse_changes
+from nsupervisor.config.known_programs import DAEMONS
 from tests.service.simulated import Client, make_site, serve, simulated, workload
 from tests.simulation.machine import Behaviour
 
@@ -197,3 +199,56 @@ async def test_a_status_text_is_shown(service: Client) -> None:
     (path,) = service.machine.sockets
     service.machine.send_datagram(path, b"STATUS=half done", process.pid)
     await service.until_true(lambda: service.status("web")["status_text"] == "half done")
+
+
+# ---- programs that go to the background
+
+
+BACKGROUND = "exit code 0: it went to the background, where it cannot be supervised; "
+
+
+@pytest.mark.fault("B16")
+@pytest.mark.parametrize(
+    ("like", "program", "remedy"),
+    [
+        ("memcached", "-d forks=1@0.1 exit=0@1", "run it without -d or --daemon"),
+        ("memcached", "-d exit=0@1", "run it without -d or --daemon"),  # the kernel has ended what it had left
+        ("no-known-program", "forks=1@0.1 exit=0@1", "run it in the foreground; its manual has the option"),
+    ],
+)
+def test_a_program_that_becomes_a_daemon_is_not_one_that_is_done(
+    monkeypatch: pytest.MonkeyPatch, like: str, program: str, remedy: str
+) -> None:
+    """It was a success, "exit code 0", with nothing left."""
+    if like in DAEMONS:
+        monkeypatch.setitem(DAEMONS, "program", DAEMONS[like])
+    site = make_site(workload("web", 'restart = "no"', program=program))
+
+    async def client(service: Client) -> None:
+        await service.until("web", "exited")
+        assert service.status("web")["reason"] == BACKGROUND + remedy
+        await service.until_true(lambda: service.records("state")[-1]["to"] == "exited")
+        record = service.records("state")[-1]
+        assert (record["level"], record["reason"]) == ("warning", BACKGROUND + remedy)
+
+    assert serve(site, client) == 0
+
+
+@pytest.mark.fault("B16")
+@pytest.mark.parametrize(
+    ("keys", "program"),
+    [
+        ("", "exit=0@1"),
+        ("", "forks=1@0.1 exit=0@60"),
+        ("", "forks=1@0.1 exit=3@1"),
+        ('type = "oneshot"', "forks=1@0.1 exit=0@1"),
+    ],
+)
+def test_other_exits_are_no_daemons(keys: str, program: str) -> None:
+    site = make_site(workload("web", 'restart = "no"', keys, program=program))
+
+    async def client(service: Client) -> None:
+        await service.until("web", "exited", "failed")
+        assert service.status("web")["reason"] in ("exit code 0", "exit code 3")
+
+    assert serve(site, client) == 0
