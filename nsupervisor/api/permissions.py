@@ -15,7 +15,7 @@ from nsupervisor.api.http.messages import HTTPError
 READ_ONLY = frozenset({"info", "status", "stats", "history", "events", "groups", "logs"})
 """Operations that only read, and that can be restricted to some instances."""
 COMMAND = "command"
-INFO_KEYS = frozenset({"version", "name", "started_at", "uptime_sec", "mode"})
+INFO_KEYS = frozenset({"version", "name", "started_at", "uptime_sec", "mode", "missing"})
 """The facts about the service that a workload may read."""
 _OUTSIDE = "ask from outside of all workloads"
 

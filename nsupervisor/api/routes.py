@@ -196,7 +196,12 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         started_at=_value_schema("number", "Seconds since 1970-01-01 UTC."),
         uptime_sec=_value_schema("number", "Seconds since it started.", minimum=0),
         cgroup=_value_schema("string?", "The cgroup (version 2) that holds the workloads'."),
-        mode=_value_schema("string", "The host's cgroup hierarchies.", enum=["unified", "hybrid"]),
+        mode=_value_schema(
+            "string",
+            "The host's cgroup hierarchies; none: workloads are process trees.",
+            enum=["unified", "hybrid", "none"],
+        ),
+        missing=_value_schema("object", "The features of isolation that are not used, by name: why, in words."),
     ),
     "Status": _object_schema(
         "One instance of a workload. What is not known, or does not apply, is null. More keys may come.",
@@ -219,7 +224,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "number?", "Seconds for which its output cannot be written already; null: it can.", minimum=0
         ),
         output_blocked_by=_value_schema("string", "Why, in words; or empty."),
-        cgroup=_value_schema("string", "Its cgroup (version 2)."),
+        cgroup=_value_schema("string?", "Its cgroup (version 2); null without cgroups."),
         memory_current=_value_schema("integer?", "Bytes."),
         memory_max=_value_schema("integer?", "Bytes; null: no limit."),
         pids_current=_value_schema("integer?", "Processes and threads."),
@@ -302,7 +307,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         members=_value_schema(
             "array", "The instances in it, and in the groups that it contains.", items={"type": "string"}
         ),
-        cgroup=_value_schema("string", "Its cgroup (version 2)."),
+        cgroup=_value_schema("string?", "Its cgroup (version 2); null without cgroups."),
         memory_current=_value_schema("integer?", "Bytes, of all members."),
         memory_max=_value_schema("integer?", "Bytes; null: no limit."),
         pids_current=_value_schema("integer?", "Processes and threads."),

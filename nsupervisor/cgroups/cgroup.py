@@ -110,6 +110,26 @@ class Cgroup:
         """
         return [f"{directory}/tasks" for directory in self.v1.values()]
 
+    @property
+    def place(self) -> dict[str, Any]:
+        """The keys of a spawn specification that put a process into the cgroup, or below the init of a process tree."""
+        if self.host.absence is not None:
+            return {"process_tree": self.path}
+        return {"cgroup": self.path, "cgroup_procs": self.join_files}
+
+    @property
+    def shown_path(self) -> str | None:
+        """The path for people and for clients; None if this is a process tree, which is nowhere in the file system."""
+        return self.path if self.host.absence is None else None
+
+    def track(self, pid: int) -> None:
+        """Note the first process of the program that the keeper has started in it."""
+        self.host.files.track(self.path, pid)
+
+    def search(self) -> None:
+        """Find a first process that has not been reported: the keeper was lost when it was to start one."""
+        self.host.files.search()
+
     def directory(self, file: str) -> str:
         """Return the directory that has the v2 file, or the v1 files in its place.
 
@@ -411,6 +431,12 @@ class Cgroup:
         finally:
             self.thaw()
 
+    @property
+    def freeze_obstacle(self) -> str:
+        """Why its processes cannot be frozen, and what to do to be able to; "" if they can."""
+        location = self.host.locate("cgroup.freeze")
+        return f"{location.reason}; {location.remedy}" if isinstance(location, HostProblem) else ""
+
     def freeze(self) -> None:
         """Stop every process in the cgroup. Takes effect a moment later, visible in `is_frozen` and cgroup.events."""
         self._write_freeze("1")
@@ -420,6 +446,8 @@ class Cgroup:
         self._write_freeze("0")
 
     def _write_freeze(self, value: str) -> None:
+        if obstacle := self.freeze_obstacle:
+            raise CgroupError(f"cannot {'freeze' if value == '1' else 'thaw'} {self.name}: {obstacle}")
         try:
             self.host.files.write(f"{self.path}/cgroup.freeze", value)
         except OSError as error:

@@ -60,6 +60,12 @@ class CgroupFiles(Protocol):
     def sleep(self, seconds: float) -> None:
         """Wait for the kernel, which is about to release a cgroup."""
 
+    def track(self, path: str, pid: int) -> None:
+        """Note the first process of a program that the keeper starts in a cgroup. The kernel's cgroups need no note."""
+
+    def search(self) -> None:
+        """Find first processes that nothing has reported. The kernel's cgroups have them in any case."""
+
 
 class KernelCgroupFiles:
     """The cgroup filesystem of this host."""
@@ -123,6 +129,12 @@ class KernelCgroupFiles:
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
+
+    def track(self, path: str, pid: int) -> None:
+        pass
+
+    def search(self) -> None:
+        pass
 
 
 KERNEL_FILES: CgroupFiles = KernelCgroupFiles()

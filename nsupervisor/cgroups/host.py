@@ -37,6 +37,9 @@ def delegate_remedy(has_systemd: bool) -> str:
 
 DELEGATE_REMEDY = delegate_remedy(os.path.isdir("/run/systemd/system"))  # sd_booted(3)
 
+_TREE_FILES = ("cgroup.events", "cgroup.kill", "cgroup.procs")
+"""The files that a process tree has as well."""
+
 LEAF_NAME = "supervisor"
 """The name of the leaf cgroup for the supervisor's own processes; also to be given to systemd as DelegateSubgroup=."""
 
@@ -70,22 +73,32 @@ class FileLocation(NamedTuple):
 
 
 class Host(NamedTuple):
-    """The cgroup hierarchies as this process sees them.
+    """The cgroup hierarchies as this process sees them; or none, see `without_cgroups`.
 
     core: the v2 hierarchy with the own directory in it; None on a "legacy" host, where nothing works. base: the v2
     directory below which the tree is made: the own one, or its parent if the own one is already the supervisor's leaf.
     at_root: the base is the real root of the hierarchy, which the no-internal-processes rule exempts. controllers: by
     v2's name ("io" also if it is v1's blkio); Tree corrects them when the kernel refuses to enable one. files: access
-    to the cgroup directories.
+    to the cgroup directories. absence: None, or why workloads are process trees here, and what to do to have cgroups.
     """
 
-    mode: Literal["unified", "hybrid", "legacy"]
+    mode: Literal["unified", "hybrid", "legacy", "none"]
     core: Hierarchy | None
     base: str
     at_root: bool
     controllers: dict[str, Controller]
     has_pressure: bool
     files: CgroupFiles = KERNEL_FILES
+    absence: tuple[str, str] | None = None
+
+    @classmethod
+    def without_cgroups(cls, root: str, absence: tuple[str, str], files: CgroupFiles = KERNEL_FILES) -> Host:
+        """Return a host on which workloads are process trees (`nsupervisor.cgroups.process_tree`).
+
+        root: the path around all trees. files: without those of the process trees, nothing can be started or read.
+        """
+        core = Hierarchy(2, frozenset(), root, root, False)
+        return cls("none", core, root, True, {}, os.path.exists("/proc/pressure"), files, absence)
 
     @classmethod
     def discover(cls, mountinfo_path: str = "/proc/self/mountinfo", own_cgroup_path: str = "/proc/self/cgroup") -> Host:
@@ -125,6 +138,8 @@ class Host(NamedTuple):
         """Return where the v2 file is on this host, or why it is not there."""
         if self.core is None:
             return self.no_core_problem(file)
+        if self.absence is not None and file not in _TREE_FILES and file not in HOST_FILES:
+            return HostProblem(file, *self.absence)
         if file.endswith(".pressure") and not self.has_pressure:
             return HostProblem(file, "this kernel does not measure pressure", "boot with psi=1")
         controller_name = file.partition(".")[0]
@@ -169,7 +184,16 @@ class Host(NamedTuple):
     @property
     def tree_obstacle(self) -> tuple[str, str] | None:
         """Why this process cannot make cgroups at all, and what to do instead; None if it can."""
-        return None if self.core is None else write_obstacle(self.core, self.base)
+        if self.core is None or self.absence is not None:
+            return None
+        return write_obstacle(self.core, self.base)
+
+    @property
+    def cgroup_obstacle(self) -> tuple[str, str] | None:
+        """Why this process cannot have a cgroup for each workload, and what to do instead; None if it can."""
+        if self.absence is not None:
+            return self.absence
+        return self.no_core_problem("")[1:] if self.core is None else self.tree_obstacle
 
     def check_key(self, key: str) -> HostProblem | None:
         """Return why this key ("memory_high", "unified.memory.swap.high") has no effect here, or None if it has one."""

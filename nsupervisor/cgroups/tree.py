@@ -283,6 +283,11 @@ class Tree:
 
         return list_below(self.path, ())
 
+    @property
+    def shown_path(self) -> str | None:
+        """The path for people and for clients; None without cgroups."""
+        return self.path if self.host.absence is None else None
+
     def root(self) -> Cgroup:
         """Return the tree's own cgroup, around all workloads: for reading and watching, not for limits."""
         return Cgroup(self.host, "host", self.path, dict(self._v1), children=self._top_level)

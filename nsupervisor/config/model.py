@@ -27,6 +27,7 @@ DEFAULT_START_LIMIT = 5
 Restart = Literal["no", "always", "on-success", "on-failure", "on-abnormal", "on-watchdog"]
 ActionName = kinds.ActionName
 LogFormat = Literal["auto", "json", "console"]
+IsolationMode = Literal["full", "auto", "none"]
 OrphanPolicy = Literal["adopt", "kill", "leave"]
 CpusetPartition = Literal["member", "root", "isolated"]
 Victim = Literal["largest-memory", "fastest-growing", "lowest-priority", "newest"]
@@ -68,6 +69,13 @@ class SupervisorConfig(Table):
     state_directory: str | None = field(
         default=None,
         metadata=key(kinds.PATH, "what outlives a stop; default: /var/lib/nsupervisor, without root XDG_STATE_HOME"),
+    )
+    isolation: IsolationMode = field(
+        default="full",
+        metadata=key(
+            Choice.of(IsolationMode),
+            "cgroups and namespaces: required; used as far as they are available; not used, as in plain containers",
+        ),
     )
     log_level: LogLevel = field(
         default="info",

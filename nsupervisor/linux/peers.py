@@ -118,13 +118,7 @@ def refusal(
     `own_uid`: the service's effective uid. `only_own_uid`: refuse other uids, root's too.
     """
     if cgroup := below(peer.cgroups, prefixes):
-        path = cgroup.partition(":")[2]
-        return PeerRefused(
-            WORKLOAD,
-            peer,
-            f"is part of a workload (cgroup {path}), and a workload may not control its supervisor",
-            "connect from outside, or name in its `may_control` what it may control",
-        )
+        return workload_refusal(peer, f"cgroup {cgroup.partition(':')[2]}")
     if peer.user_namespace is None:
         # Root may read and change every process of an unprivileged service, but not the other way round.
         if peer.uid != 0 or own_uid == 0:
@@ -144,6 +138,16 @@ def refusal(
     if only_own_uid and peer.uid != own_uid:
         return PeerRefused(USER, peer, f"is not of the service's user {own_uid}", "connect as that user")
     return None
+
+
+def workload_refusal(peer: Peer, place: str) -> PeerRefused:
+    """Refuse a process of a workload. `place`: what it is part of."""
+    return PeerRefused(
+        WORKLOAD,
+        peer,
+        f"is part of a workload ({place}), and a workload may not control its supervisor",
+        "connect from outside, or name in its `may_control` what it may control",
+    )
 
 
 # ---- facts

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+import signal
 import struct
 
 TYPE_CHECKING = False
@@ -47,6 +48,66 @@ def parent_pid(pid: int) -> int | None:
     """Return the pid of a process' parent; None if there is no such process."""
     fields = read_stat(pid)
     return None if fields is None else int(fields[_PARENT_PID_FIELD - 3])
+
+
+class ProcessEntry:
+    """A process in `process_table`: its parent's pid, and whether it has ended and is not reaped."""
+
+    __slots__ = ("is_zombie", "parent")
+
+    def __init__(self, parent: int, is_zombie: bool = False) -> None:
+        self.parent = parent
+        self.is_zombie = is_zombie
+
+
+def process_table() -> dict[int, ProcessEntry]:
+    """Return the processes that /proc shows. Those that start or end meanwhile may be missing."""
+    table = {}
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and (fields := read_stat(int(name))) is not None:
+            is_zombie = fields[_STATE_FIELD - 3] in "ZX"
+            table[int(name)] = ProcessEntry(int(fields[_PARENT_PID_FIELD - 3]), is_zombie)
+    return table
+
+
+def title(pid: int) -> str:
+    """Return the first argument of a process, which is its title if it has set one; "" if there is no such process."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return os.fsdecode(file.read().split(b"\0")[0])
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def real_uid(pid: int) -> int | None:
+    """Return the real user id of a process; None if there is no such process.
+
+    The owner of /proc/PID is root for a process that is not dumpable, proc(5).
+    """
+    numbers = _status_numbers(pid, b"Uid:")
+    return int(numbers[0]) if numbers else None
+
+
+def is_namespace_init(pid: int) -> bool:
+    """Return whether a process is the first one of a PID namespace below this one; False if there is no such process.
+
+    Its status shows its pid in each PID namespace that it is in, from that of /proc to its own: proc_pid_status(5).
+    """
+    numbers = _status_numbers(pid, b"NSpid:")
+    return len(numbers) > 1 and numbers[-1] == b"1"
+
+
+def _status_numbers(pid: int, key: bytes) -> list[bytes]:
+    try:
+        with open(f"/proc/{pid}/status", "rb") as lines:
+            return next((line.split()[1:] for line in lines if line.startswith(key)), [])
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def send_signal(pidfd: int, signum: int) -> None:
+    """Send a signal to a process, pidfd_send_signal(2). Raises OSError."""
+    signal.pidfd_send_signal(pidfd, signum)
 
 
 def pin(pid: int) -> int:

@@ -8,7 +8,7 @@ the next supervisor.
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from nsupervisor.api.http.errors import ConnectionErrors
 from nsupervisor.api.http.messages import Application
 from nsupervisor.api.server import MAX_PATH_BYTES, serve
 from nsupervisor.cgroups.membership import instance_of
-from nsupervisor.linux.peers import USER, WORKLOAD, Peer, PeerRefused, Policy, read_peer
+from nsupervisor.linux.peers import USER, WORKLOAD, Peer, PeerRefused, Policy, read_peer, workload_refusal
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.spawn_spec import WORKLOADS_API
 
@@ -29,22 +29,31 @@ WORKLOAD_CONNECTIONS = 8
 
 
 class Admission:
-    """Identifies the peer of each new connection. `cgroups` are the tree's, see `nsupervisor.cgroups.membership`."""
+    """Identifies the peer of each new connection. `cgroups` are the tree's, see `nsupervisor.cgroups.membership`.
 
-    def __init__(self, cgroups: tuple[str, ...], actors: Mapping[str, Actor]) -> None:
+    `identify` returns the instance that a process is part of, if that is not in the cgroups.
+    """
+
+    def __init__(
+        self, cgroups: tuple[str, ...], actors: Mapping[str, Actor], identify: Callable[[int], str] | None = None
+    ) -> None:
         self._policy = Policy(cgroups)
         self._tree = next((text[1:] for text in cgroups if text.startswith(":")), "")
         self._actors = actors
+        self._identify = identify
 
     def admit(self, sock: socket.socket) -> Peer:
         """Return the peer; its `workload` is set if it belongs to one. Raises PeerRefused."""
         peer = read_peer(sock)
         refused = self._policy.refusal(peer)
+        name = ""
+        if self._identify is not None and (name := self._identify(peer.pid)):
+            refused = workload_refusal(peer, name)
         if refused is None:
             return peer
-        if refused.kind == WORKLOAD and self._tree:
+        if refused.kind == WORKLOAD and (self._tree or name):
             # The cgroup decides, not the user namespace: the configuration says what the workload may do.
-            name = instance_of(peer.cgroup, self._tree)
+            name = name or instance_of(peer.cgroup, self._tree)
             actor = self._actors.get(name)
             peer.set_workload(name)
             if actor is not None and actor.configured.may_control:

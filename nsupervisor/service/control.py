@@ -47,8 +47,10 @@ class Supervisor:
     context: ServiceContext
     nursery: trio.Nursery
     mode: str
-    """Mode of the host's cgroup hierarchies: "unified" or "hybrid"."""
-    cgroup: str
+    """Mode of the host's cgroup hierarchies: "unified", "hybrid", or "none"."""
+    cgroup: str | None
+    missing: Mapping[str, str]
+    """The features of isolation that are not used, by name, with the reason."""
     exposition: Exposition
     output_followers: OutputFollowers
     records_file: str | None
@@ -78,6 +80,7 @@ class Supervisor:
             "uptime_sec": round(trio.current_time() - self._started, 3),
             "cgroup": self.cgroup,
             "mode": self.mode,
+            "missing": dict(self.missing),
         }
 
     def status(self) -> list[dict[str, Any]]:
@@ -244,6 +247,8 @@ class Supervisor:
         return ok, "" if ok else "it does not run"
 
     async def _freeze(self, actor: Actor, by: str) -> Result:
+        if obstacle := actor.cgroup.freeze_obstacle:
+            return False, obstacle
         if actor.lifecycle.state not in (State.STARTING, State.RUNNING, State.READY, State.FROZEN):
             return False, f"only what runs can be frozen; it is {actor.lifecycle.state.value}"
         await actor.ask(events.Freeze(by))

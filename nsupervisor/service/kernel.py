@@ -23,6 +23,7 @@ from nsupervisor.linux.files import KERNEL_FILES, Files
 from nsupervisor.linux.privileges import Privileges, own_privileges
 from nsupervisor.logs import Pipe
 from nsupervisor.notify_socket import NotifySocket, notify_socket
+from nsupervisor.service.isolation import Isolate, isolate
 from nsupervisor.service.start_obstacle import StartObstacle, find_start_obstacle
 
 
@@ -69,6 +70,10 @@ class Kernel:
     privileges: Callable[[], Privileges] = own_privileges
     find_start_obstacle: Callable[[Mapping[str, Any]], StartObstacle | None] = find_start_obstacle
     """Finds what would make a start with this specification fail; called in a thread."""
+    isolate: Isolate = isolate
+    """Returns the isolation in force, also for a configuration that is loaded while the service runs."""
+    instance_of: Callable[[int], str] | None = None
+    """Returns the instance that a process is part of, or ""; None: the cgroup of the process says so."""
     random: Callable[[], float] = random.random
     """Returns a random number from [0, 1), for the jitter of delays."""
 

@@ -28,6 +28,7 @@ from nsupervisor.api.http.errors import ConnectionErrors
 from nsupervisor.cgroups import Cgroup, CgroupError, Host, Tree, Watcher, open_watcher
 from nsupervisor.cgroups.directories import list_processes
 from nsupervisor.cgroups.membership import tree_cgroups
+from nsupervisor.cgroups.process_tree import ProcessTreeFiles, ProcessTreeNotifications
 from nsupervisor.config.files import read_text
 from nsupervisor.config.lint import lint_warnings
 from nsupervisor.config.load import ConfigError
@@ -35,6 +36,7 @@ from nsupervisor.config.model import Config, GroupConfig, WorkloadConfig
 from nsupervisor.config.model import SupervisorConfig as Settings
 from nsupervisor.config.problems import Problem
 from nsupervisor.core.instances import expand_instances
+from nsupervisor.core.isolation import AUTO_REASON
 from nsupervisor.core.service_signals import SignalResponse, respond_to_signal
 from nsupervisor.keeper.messages import Child, KeeperLost
 from nsupervisor.keeper.reconnecting import ReconnectingKeeper, open_reconnecting_keeper
@@ -51,6 +53,7 @@ from nsupervisor.service.group.groups import Groups
 from nsupervisor.service.group.placement import make_instance
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.output import offset_files_left
+from nsupervisor.service.isolation import Isolation
 from nsupervisor.service.jobs import Jobs
 from nsupervisor.service.kernel import LINUX, Kernel
 from nsupervisor.service.observe.history import History
@@ -100,14 +103,17 @@ def main(path: str) -> int:
     try:
         host = Host.discover()
         text = read_text(path)
-        config, problems, unmet, positions = check_text(text, path, host)
+        config, problems, unmet, positions, isolation = check_text(text, path, host)
     except ConfigError as error:
         return _print_errors(EXIT_BAD_CONFIGURATION, *map(str, error.problems))
     except CgroupError as error:
         return _print_errors(EXIT_FAILED, str(error))
     if problems:
         return _print_errors(EXIT_BAD_CONFIGURATION, *map(str, problems))
-    warnings = [("limit not enforced", problem) for problem, _ in unmet]
+    assert isolation is not None
+    warnings = [
+        ("feature unavailable" if reason == AUTO_REASON else "limit not enforced", problem) for problem, reason in unmet
+    ]
     warnings += [("doubtful", doubt) for doubt in lint_warnings(config, positions)]
     # From here to the end of the process a signal stays blocked until a receiver is open: its default action would end
     # the service between two steps, and leave behind what the first step has made.
@@ -117,7 +123,7 @@ def main(path: str) -> int:
     gc.disable()  # until the lasting objects exist: collections before would traverse more and more, and free nothing
     try:
         with runtime_directory(config) as directory:
-            return trio.run(_service, config, host, directory, warnings, terminal, clock=MonotonicClock())
+            return trio.run(_service, config, isolation, directory, warnings, terminal, clock=MonotonicClock())
     except Exception as error:
         return _report_failure(error, config)
 
@@ -145,10 +151,15 @@ def _print_errors(status: int, *lines: str) -> int:
 
 
 async def _service(
-    config: Config, host: Host, directory: Path, warnings: list[tuple[str, Problem]], terminal: ControllingTerminal
+    config: Config,
+    isolation: Isolation,
+    directory: Path,
+    warnings: list[tuple[str, Problem]],
+    terminal: ControllingTerminal,
 ) -> int:
     """Open the journal, the signals and the keeper of this host, and run the service on them."""
     settings = config.supervisor
+    host, kernel = open_isolation(isolation)
     async with open_journal(
         settings.log_output,
         level=settings.log_level,
@@ -157,22 +168,40 @@ async def _service(
     ) as journal:
         history = History()
         journal.listener = history.add
+        if isolation.mode == "auto":
+            for feature, absence in isolation.missing.items():
+                journal.log.warning("feature unavailable", feature=feature, message=str(absence))
         for event, problem in warnings:
             journal.log.warning(event, message=str(problem), **record_fields(problem))
         with _receive_signals() as signals:
-            protected = tree_cgroups(host, settings.name)
+            protected = () if host.absence is not None else tree_cgroups(host, settings.name)
             async with open_reconnecting_keeper(directory, protected) as keeper:
                 # After the start of the keeper, which passes the limit that it inherited on to the workloads.
                 _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
                 resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
                 raise_descriptor_limit(config, host)
-                opened = host, LINUX, keeper, journal, directory, history, signals
+                opened = host, kernel, keeper, journal, directory, history, signals
                 file = _records_file(settings)
                 tails = None if file else Tails(directory / TAILS_DIRECTORY, partial(_warn, journal))
-                platform = Platform(*opened, _LinuxEndpoints(), _exempt_from_collection, terminal, file, tails)
+                missing = {feature: str(absence) for feature, absence in isolation.missing.items()}
+                platform = Platform(*opened, _LinuxEndpoints(), _exempt_from_collection, terminal, file, missing, tails)
                 status = await run_service(config, platform)
             journal.log.info("supervisor stopped")
     return status
+
+
+def open_isolation(isolation: Isolation) -> tuple[Host, Kernel]:
+    """Return the cgroups, or the process trees in their place, and the operating system with this isolation."""
+    host, kernel = isolation.host, attrs.evolve(LINUX, isolate=lambda _settings, _host: isolation)
+    if host.absence is None:
+        return host, kernel
+    trees = ProcessTreeFiles(host.base)
+    return host._replace(files=trees), attrs.evolve(
+        kernel,
+        open_notifications=partial(ProcessTreeNotifications, trees),
+        is_part_of=trees.is_part_of,
+        instance_of=trees.instance_of,
+    )
 
 
 class Terminal(Protocol):
@@ -227,6 +256,8 @@ class Platform:
     terminal: Terminal | None = None
     records_file: str | None = None
     """The path of the file that has the journal's records as JSON lines; None: the journal is elsewhere."""
+    missing: Mapping[str, str] = attrs.field(factory=dict)
+    """The features of isolation that are not used, by name, with the reason."""
     tails: Tails | None = None
     """The latest output of workloads without a log file; None: the journal's file has it."""
 
@@ -254,7 +285,8 @@ class _LinuxEndpoints:
         nursery.start_soon(reopen_on_signal, supervisor.actors.values(), context.journal)
         self._errors = supervisor.exposition.connection_errors
         unix, self._tcp_connections = connections_allowed()
-        admission, directory = Admission(keeper.protected, supervisor.actors), context.runtime_directory
+        identify, directory = context.kernel.instance_of, context.runtime_directory
+        admission = Admission(keeper.protected, supervisor.actors, identify)
         serve_api = partial(serve, admit=admission.admit, errors=self._errors, connections=unix)
         await nursery.start(serve_api, app(supervisor), directory / "api.sock")
         await serve_workloads(app(supervisor), directory, admission, self._errors, nursery)
@@ -435,15 +467,19 @@ async def _supervise(
                 jobs = Jobs(actors, groups, context, nursery, leftovers)
                 reloader = Reloader(config, jobs, host, (tree, groups), context, nursery)
                 followers = OutputFollowers(context.tails or Tails(directory / TAILS_DIRECTORY))
-                shown = host.mode, tree.path, exposition, followers, platform.records_file, platform.history
-                supervisor = Supervisor(jobs, reloader, actors, groups, context, nursery, *shown)
+                shown = host.mode, tree.shown_path, platform.missing, exposition, followers, platform.records_file
+                supervisor = Supervisor(
+                    jobs, reloader, actors, groups, context, nursery, *shown, event_log=platform.history
+                )
                 async with jobs.membership_lock:  # a reload needs running actors
                     await endpoints.open_api(supervisor, keeper)
                     await _start_actors(all_actors.values(), nursery)
                 groups.watch()
                 await endpoints.open_metrics(supervisor)
                 platform.keep_objects()
-                journal.log.info("supervisor started", **supervisor.info())
+                info = supervisor.info()
+                facts = {key: value for key, value in info.items() if key != "missing" and value is not None}
+                journal.log.info("supervisor started", **facts)
                 if alive_count:
                     text = f"{format_count(alive_count, 'workload')} of the supervisor before this one"
                     journal.log.warning("taken over", message=text, workloads=alive_count)

@@ -114,6 +114,7 @@ class Standin:
             "uptime_sec": 12.5,
             "cgroup": "/sys/fs/cgroup/nsupervisor",
             "mode": "unified",
+            "missing": {},
         }
 
     def status(self) -> list[dict[str, Any]]:

@@ -104,9 +104,17 @@ OURS = {
         *(f"cgroups.{name}" for name in OF_THE_HOST),
         *(
             f"service.{name}"
-            for name in ("preflight", "capacity", "instance.spawn_spec", "instance.users", "privileges")
+            for name in (
+                "preflight",
+                "capacity",
+                "isolation",
+                "instance.spawn_spec",
+                "instance.users",
+                "privileges",
+            )
         ),
         "core.instances",
+        "core.isolation",
         "api.http",  # the limits, of which the capacity takes account
         "linux.namespaces",
         "linux.privileges",

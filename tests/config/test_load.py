@@ -122,7 +122,7 @@ command = []
     assert problems(text) == [
         '2: supervisor.log_level: "loud" is not one of the choices; write "debug", "info", "warning" or "error"',
         "3: supervisor.colour: is not a key of [supervisor]; remove it, or write one of name, runtime_directory, "
-        "state_directory, log_level, log_format, log_output, log_max_size, log_max_files, log_max_age, "
+        "state_directory, isolation, log_level, log_format, log_output, log_max_size, log_max_files, log_max_age, "
         "log_compress, orphans, log_directory, metrics",
         '5: workload.web.command: "sleep 10" is not a list; write ["sleep", "10"]',
         '6: workload.web.requires[1]: there is no workload "dbb"; did you mean "db"?',

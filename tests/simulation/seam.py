@@ -185,6 +185,12 @@ class CgroupFiles:
     def sleep(self, seconds: float) -> None:
         """Do nothing: a simulated cgroup is released at once."""
 
+    def track(self, path: str, pid: int) -> None:
+        """Do nothing: a simulated cgroup knows its processes."""
+
+    def search(self) -> None:
+        """Do nothing, likewise."""
+
 
 class Processes:
     """`nsupervisor.service.kernel.Processes` of the simulated machine."""

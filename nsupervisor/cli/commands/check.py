@@ -91,7 +91,7 @@ def _check_with_host(text: str, path: str) -> tuple[Config, list[Problem], list[
     except CgroupError as error:
         config, problems, warnings, positions = _check_alone(text, path)
         return config, [Problem(path, 0, "", str(error)), *problems], warnings, positions
-    return check_text(text, path, host, runs_here=False)
+    return check_text(text, path, host, runs_here=False)[:4]
 
 
 def _as_object(problem: Problem) -> dict[str, Any]:

@@ -51,6 +51,7 @@ HEADS = ("NAME", "STATE", "PID", "UPTIME", "RESTARTS", "MEMORY", "PIDS", "DETAIL
 GROUP_HEADS = ("GROUP", "MEMBERS", "MEMORY", "PIDS", "STALLED", "WHO")
 SUMMARY_FROM = 10
 """The number of instances from which the table is followed by the number in each state."""
+_NO_CGROUP = "none: it is only a process tree, without limits"
 SHOWN_RECORDS = 5
 """The number of latest records in the details of an instance."""
 SHOWN_OUTPUT = 10
@@ -198,7 +199,7 @@ def format_group_details(group: dict[str, Any], colour: bool) -> str:
         ("pressure", "" if pressure is None else f"{pressure:.1f}% of the last 10 s all waited for memory"),
         ("processes", _limited(_number(group["pids_current"]), group["pids_max"])),
         ("cpu time", _cpu_time(group["cpu_usage_usec"])),
-        ("cgroup", group["cgroup"]),
+        ("cgroup", group["cgroup"] or _NO_CGROUP),
     ]
     return "\n".join([colorize(escape_control(group["name"]), BOLD, colour), *_labelled(lines, colour)])
 
@@ -225,7 +226,7 @@ def format_details(instance: dict[str, Any], colour: bool, now: datetime, width:
         ("processes", _limited(_number(instance["pids_current"]), instance["pids_max"]) if is_alive else ""),
         ("cpu time", _cpu_time(instance["cpu_usage_usec"])),
         ("last exit", format_last_exit(instance["last_exit"])),
-        ("cgroup", instance["cgroup"]),
+        ("cgroup", instance["cgroup"] or _NO_CGROUP),
     ]
     shown = [colorize(escape_control(instance["name"]), BOLD, colour), *_labelled(lines, colour)]
     if records:

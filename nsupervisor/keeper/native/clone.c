@@ -61,14 +61,14 @@ static __attribute__((noinline)) _Noreturn void become_setup(int binary)
 }
 
 /*
- * In PID 1 of the new namespaces, in memory lent by the zygote. Comes back in a standby without a program of its own
+ * In the first process of the new namespaces, in memory lent by the zygote. Comes back in a standby without a program of its own
  * only: that one is forked, while one that executes `setup` needs no copy of the memory.
  */
 static __attribute__((noinline)) long become_init(uint64_t flags, int binary, int setup, char *title)
 {
 	struct clone_args args = { .flags = setup < 0 ? 0 : CLONE_VM | CLONE_VFORK, .exit_signal = SIGCHLD };
 	char *argv[] = { title, 0 }, *environment[] = { 0 };
-	long standby = CALL(clone3, &args, sizeof(args));
+	long standby = clone_process(&args);
 
 	if (standby == 0) {
 		if (setup < 0)
@@ -99,7 +99,7 @@ static __attribute__((noinline)) long become_init(uint64_t flags, int binary, in
 EXPORT long start_init(uint64_t flags, int binary, int setup, char *title)
 {
 	struct clone_args args = { .flags = flags | CLONE_PARENT | CLONE_VM | CLONE_VFORK };
-	long pid = CALL(clone3, &args, sizeof(args));
+	long pid = clone_process(&args);
 
 	return pid ? pid : become_init(flags, binary, setup, title);
 }

@@ -1,5 +1,7 @@
 /*
- * PID 1 of a workload's PID namespace: reap, forward signals, report how the program ended.
+ * The first process of a workload: reap, forward signals, report how the program ended. It is PID 1 of the workload's
+ * PID namespace. Without one it is a subreaper, so that each process that the program leaves becomes its child, and ends
+ * with the last of them: a workload without a cgroup is the tree below it.
  *
  * Started by exec, so its memory holds nothing of the keeper. It has one child at first, the standby, which makes the
  * program's process; both run the setup, and the program's process sends an order as the last step before its exec.
@@ -167,7 +169,11 @@ static void forward(int program, const struct siginfo *info)
 		CALL(kill, program, info->number);
 }
 
-static _Noreturn void look_after(const struct order *order)
+/*
+ * `is_first`: this is PID 1 of a namespace. If not, kill(-1) would reach all processes of the user, and an end here would
+ * end no other.
+ */
+static _Noreturn void look_after(const struct order *order, int is_first)
 {
 	int32_t status = 0;
 	int program = order->program, code = 0;
@@ -183,7 +189,7 @@ static _Noreturn void look_after(const struct order *order)
 			program = 0;
 			/* What is left to do may wait for those that react to the report. */
 			CALL(setpriority, 0, 0, 19);
-			if (order->signal) {
+			if (order->signal && is_first) {
 				CALL(kill, -1, order->signal);
 				CALL(kill, -1, SIGCONT); /* a stopped process does not handle the signal */
 				deadline = milliseconds() + order->grace_ms;
@@ -218,11 +224,10 @@ __attribute__((used)) static _Noreturn void run(long *stack)
 {
 	char *area = (char *)stack[1];
 	size_t size = 0;
+	int is_first = CALL(getpid) == 1;
 	struct order order;
 	long length;
 
-	if (CALL(getpid) != 1) /* kill(-1) would reach all processes of the user */
-		leave(EXIT_SETUP);
 	while (area[size++])
 		;
 	set_title(area, size, "nsupervisor: init");
@@ -230,6 +235,8 @@ __attribute__((used)) static _Noreturn void run(long *stack)
 	CALL(madvise, (long)stack & -4096, ((long)area & -4096) - ((long)stack & -4096), MADV_DONTNEED);
 	CALL(prctl, PR_SET_NAME, "nsupervisor-ini");
 	CALL(prctl, PR_SET_DUMPABLE, 0);
+	if (!is_first && CALL(prctl, PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) < 0)
+		leave(EXIT_SETUP);
 	CALL(chdir, "/");
 	CALL(close_range, 0, STATUS - 1, 0);
 	CALL(close_range, ORDER + 1, ~0u, 0);
@@ -246,7 +253,7 @@ __attribute__((used)) static _Noreturn void run(long *stack)
 		become_root(order.identity);
 	set_title(area, size, order.title);
 	CALL(close, ORDER);
-	look_after(&order);
+	look_after(&order, is_first);
 }
 
 /* The stack begins with a page of its own, so that run() can return those above to the kernel. */

@@ -56,6 +56,7 @@ static inline long system_call(long number, long a, long b, long c, long d, long
 #define SIGCHLD 17
 #define EINTR 4
 #define EPERM 1
+#define ENOSYS 38
 
 /* The exit code of a process whose setup failed, as shells and container engines use it. */
 #define EXIT_SETUP 125

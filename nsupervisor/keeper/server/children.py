@@ -48,6 +48,7 @@ class Child:
         "has_init",
         "id",
         "is_ready",
+        "is_tree",
         "name",
         "notify",
         "pid",
@@ -66,6 +67,7 @@ class Child:
         self.id = spec.id
         self.name = spec.name
         self.has_init = spec.has_init
+        self.is_tree = is_tree(spec)
         # Of the waiting init that this child consumed; the zygote creates another one.
         self.refill_kind = Kind.of(spec) if spec.has_init else None
         self.pid = pid
@@ -92,6 +94,7 @@ class Child:
         """
         self = cls.__new__(cls)
         self.id, self.name, self.has_init = request["id"], request["name"], request["with_init"]
+        self.is_tree = self.has_init and not processes.is_namespace_init(request["pid"])
         self.pid, self.start_ticks, self.program_pid = request["pid"], request["started"], request["program"]
         self.program_pidfd, self.stdout, self.stderr = fds[:3]
         self.notify = fds[3] if len(fds) > 3 else -1
@@ -121,6 +124,7 @@ class Child:
             "stdout": self.stdout,
             "wanted": 0 if self.refill_kind is None else self.refill_kind.flags,
             "with_init": self.has_init,
+            **({"tree": True} if self.is_tree else {}),
         }
 
     def inherit(self, inheritable: bool) -> None:
@@ -156,6 +160,7 @@ class Child:
         # With Python's standby, which fits each program. Version 0.1.0 knows no other, and needs the key.
         self.refill_kind = Kind(entry["wanted"]) if entry["wanted"] else None
         self.has_init = entry["with_init"]
+        self.is_tree = entry.get("tree", False)  # version 0.1.0 does not write this key
         self.inherit(False)
         return self
 
@@ -181,13 +186,17 @@ class Child:
         """Send a signal to the program; return False if it has ended.
 
         SIGKILL goes to the init: even a frozen or stopped init ends, and the kernel kills all other processes of its
-        namespace. All other signals go directly to the program: a SIGSTOP to the init would stop the init and not the
-        program. They are queued until the program is executed, so that they do not interrupt its set-up.
+        namespace. Without a PID namespace an end of the init ends nothing else, so SIGKILL goes to the program as well;
+        before there is one, the keeper kills what the init leaves (`Keeper._kill_strays`). All other signals go
+        directly to the program: a SIGSTOP to the init would stop the init and not the program. They are queued until
+        the program is executed, so that they do not interrupt its set-up.
         """
         if self.status is not None:
             return False
         try:
-            if self.has_init and signum != signal.SIGKILL:
+            if self.is_tree and self.program_pidfd >= 0:
+                signal.pidfd_send_signal(self.program_pidfd, signum)
+            elif self.has_init and signum != signal.SIGKILL:
                 if self.program_pidfd < 0:
                     self.queued_signals.append(signum)
                 else:
@@ -278,6 +287,11 @@ class Child:
             if fd >= 0:
                 os.close(fd)
         self.program_pidfd = self.stdout = self.stderr = self.notify = -1
+
+
+def is_tree(spec: Spec) -> bool:
+    """Return whether an init without a PID namespace has the program and all that it leaves as its descendants."""
+    return spec.has_init and "pid" not in spec.namespaces
 
 
 def spawn(spec: Spec, zygote: Zygote) -> Child:

@@ -37,8 +37,9 @@ from nsupervisor.keeper.server.zygote import Kind, Zygote
 from nsupervisor.keeper.setup import steps as setup
 from nsupervisor.keeper.setup.descriptors import FIRST_FREE_FD, ReserveFds
 from nsupervisor.keeper.setup.spec import Spec, SpecError
-from nsupervisor.linux import syscalls
+from nsupervisor.linux import processes, syscalls
 from nsupervisor.linux.peers import PeerRefused, Policy
+from nsupervisor.linux.process_titles import INIT_COMMAND
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,9 +51,11 @@ LOCK_FD, LISTENER_FD = 3, 4
 
 FIRST_CLIENT_TIMEOUT_S = 10.0  # the client that starts a keeper connects before the keeper runs
 MESSAGES_PER_WAKEUP = 32
-FEATURES = ("cover", "protect")
-"""Features that version 0.1.0 lacks: the key "cover" of a specification, and the request "protect"."""
+FEATURES = ("cover", "protect", "process-tree")
+"""Features that version 0.1.0 lacks: "cover" and "process_tree" in a specification, and the request "protect"."""
 _ADOPTED_FDS = 3
+_OWN_COMMANDS = ("nsupervisor-zyg", INIT_COMMAND)
+"""Names of children of the keeper that are not in its table: the zygote, and inits that wait for a program."""
 
 
 class RequestError(Exception):
@@ -92,6 +95,7 @@ class Keeper:
         self.refusal_log = RefusalLog()
         self.had_client = False
         self.is_leaving = False
+        self.has_strays = False
         self._watch(self.signals, self._on_signals)
         self._watch(listener.fileno(), self._on_connection)
         self._watch(self.exits.fileno(), self._on_exits)
@@ -159,18 +163,38 @@ class Keeper:
             try:
                 pid, raw = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                pid, raw = 0, 0
             if pid == 0:
-                return
+                break
             if pid not in self.processes:  # an orphan of a workload
                 continue
             self._on_exits()  # read reports while the pid still identifies this child
             child = self.processes.pop(pid)
             if self.lingering.get(child.name) is child:
                 del self.lingering[child.name]
+            if child.is_tree and os.WIFSIGNALED(raw):
+                self.has_strays = True
+                self._kill_strays()
             if child.status is None:
                 self._on_report(child, ended=True)
                 self._on_ended(child, child.program_status(raw))
+        if self.has_strays:
+            self._kill_strays()
+
+    def _kill_strays(self) -> None:
+        """Kill what an init without a PID namespace has left because it was killed itself.
+
+        Its children, the program among them, have become those of the keeper. Theirs follow when they have ended, which
+        SIGCHLD reports. Where each workload has such an init, no other process becomes a child of the keeper; a waiting
+        init, and the zygote, are known by their names.
+        """
+        own, known = os.getpid(), self.processes
+        table = processes.process_table()
+        strays = [pid for pid, entry in table.items() if entry.parent == own and pid not in known]
+        strays = [pid for pid in strays if processes.command_name(pid) not in _OWN_COMMANDS]
+        for pid in strays:
+            os.kill(pid, signal.SIGKILL)  # a child that is not reaped
+        self.has_strays = bool(strays)
 
     def _on_report(self, child: Child, ended: bool = False) -> None:
         if child.report is None:

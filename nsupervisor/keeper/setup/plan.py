@@ -23,6 +23,7 @@ from nsupervisor.keeper.setup import cover, handover, mount_steps, steps
 from nsupervisor.keeper.setup.errors import CGROUP_HINTS, begin_failure
 from nsupervisor.linux import mounts, syscalls
 from nsupervisor.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWTIME, CLONE_NEWUSER, NAMESPACES
+from nsupervisor.linux.process_titles import INIT_TITLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -426,7 +427,7 @@ def _execute(plan: Plan, spec: Spec) -> None:
     shown = name.decode("utf-8", "backslashreplace")
     path = os.path.join(spec.cwd, os.fsdecode(name)) if has_path else ""
     plan.begin_step(begin_failure("execute", f"execute {shown}", tuple(reasons.items()), path))
-    order = native.order(0, f"nsupervisor: init {spec.name}")
+    order = native.order(0, f"{INIT_TITLE}{spec.title}")
     plan.call("send_order", plan.place(order), len(order))
     plan.call("send_ready", steps.READY, len(steps.READY))
     plan.call("rt_sigprocmask", _SIG_SETMASK, plan.place(bytes(_SIGSET_SIZE)), 0, _SIGSET_SIZE)

@@ -12,6 +12,7 @@ import resource
 from nsupervisor.keeper.setup.descriptors import REPORT_FD
 from nsupervisor.linux.mounts import Mount
 from nsupervisor.linux.namespaces import NAMESPACES, clone_flags
+from nsupervisor.linux.process_titles import tree_title
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Spec:
         "nice",
         "no_new_privileges",
         "path",
+        "process_tree",
         "report",
         "rlimits",
         "time_offsets",
@@ -104,7 +106,10 @@ class Spec:
         self.nice: int | None = pop("nice", _integer, None)
         self.rlimits: list[tuple[str, int, tuple[int, int]]] = pop("rlimits", _rlimits, [])
         self.no_new_privileges: bool = pop("no_new_privileges", _boolean, False)
-        self.has_init: bool = pop("init", _boolean, True) and "pid" in self.namespaces
+        # Without a cgroup a workload is the tree below its init, whose title has this path.
+        self.process_tree: str | None = pop("process_tree", _absolute_path, None)
+        wants_init = pop("init", _boolean, True)
+        self.has_init: bool = self.process_tree is not None or (wants_init and "pid" in self.namespaces)
         self.cgroup: str | None = pop("cgroup", _absolute_path, None)
         self.cgroup_procs: list[str] = pop("cgroup_procs", _paths, [])
         if pop("stdin", _nonempty_text, "null") != "null":
@@ -122,6 +127,11 @@ class Spec:
         ):
             if value and namespace not in self.namespaces:
                 raise SpecError(f"{key} needs a new {namespace} namespace")
+
+    @property
+    def title(self) -> str:
+        """The title of the init in ps, after "nsupervisor: init "."""
+        return self.name if self.process_tree is None else tree_title(self.process_tree)
 
     def host_owner(self) -> tuple[int, int] | None:
         """Return the (uid, gid) on the host that the program starts with; None if they are the keeper's own."""

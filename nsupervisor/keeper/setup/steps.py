@@ -39,6 +39,7 @@ from nsupervisor.keeper.setup.mount_steps import (
 )
 from nsupervisor.keeper.setup.spec import is_zero_mapped
 from nsupervisor.linux import namespaces, syscalls
+from nsupervisor.linux.process_titles import INIT_TITLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -408,7 +409,7 @@ def init_order(spec: Spec) -> bytes:
     in_user_namespace = "user" in spec.namespaces
     return native.order(
         os.getpid(),
-        f"nsupervisor: init {spec.name}",
+        f"{INIT_TITLE}{spec.title}",
         is_user_root=in_user_namespace and is_zero_mapped(spec.uid_mappings),
         is_group_root=in_user_namespace and is_zero_mapped(spec.gid_mappings),
     )

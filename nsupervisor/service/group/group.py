@@ -399,7 +399,7 @@ class Group:
             "text": self.config.description,
             "group": self.config.group and f"group/{self.config.group}",
             "members": list(self._members),
-            "cgroup": self.cgroup.path,
+            "cgroup": self.cgroup.shown_path,
             "memory_current": number("memory.current"),
             "memory_max": limit("memory.max"),
             "pids_current": number("pids.current"),

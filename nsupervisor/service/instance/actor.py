@@ -324,7 +324,7 @@ class Actor:
             waits_for=self.start_status.waits_for,
             is_up=self.is_up,
             pid=self.program.pid,
-            cgroup=self.cgroup.path,
+            cgroup=self.cgroup.shown_path,
             limits={**self.limits, **self.cgroup.read_limits()},
             last_exit=self.last_exit,
             last_event=self.log.last_event,

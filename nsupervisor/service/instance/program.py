@@ -13,7 +13,7 @@ from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.core.lifecycle import Lifecycle, reports_readiness
 from nsupervisor.core.reload.start_changes import START_REVISION
-from nsupervisor.keeper.messages import Child, Spawned
+from nsupervisor.keeper.messages import Child, KeeperLost, Spawned
 from nsupervisor.logs import call_in_thread
 from nsupervisor.notify_socket import socket_path
 from nsupervisor.service.context import ServiceContext
@@ -84,7 +84,12 @@ class Program:
         spec["env"] |= own
         if workload.namespaces.mount:
             spec["cover"] = cover(workload, self.context.runtime_directory, own.get("NOTIFY_SOCKET"))
-        spawned = await self.context.keeper.spawn(spec, while_spawning, self._notify_fd)
+        try:
+            spawned = await self.context.keeper.spawn(spec, while_spawning, self._notify_fd)
+        except KeeperLost:
+            cgroup.search()
+            raise
+        cgroup.track(spawned.pid)
         self.forget_process()
         self.pid, self.watchdog_sec, self.is_outdated = spawned.pid, watchdog_sec, False
         self.start_revision = START_REVISION

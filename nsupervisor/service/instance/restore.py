@@ -62,7 +62,9 @@ def _attach_child(actor: Actor, saved: InstanceCheckpoint | None, child: Child, 
     if child.id != actor.id or not lifecycle.is_alive or lifecycle.exit is not None:
         actor.output.begin(number, child.program_pid)
         actor.program.close(child.notify)
-    elif actor.program.attach_child(child, actor.workload, number, lifecycle.state is State.STARTING):
+        return
+    actor.cgroup.track(child.pid)
+    if actor.program.attach_child(child, actor.workload, number, lifecycle.state is State.STARTING):
         actor.output.begin(number, child.program_pid)
     elif child.program_pid is not None:
         actor.post(Execed(child.id, child.program_pid))

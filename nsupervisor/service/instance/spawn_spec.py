@@ -71,8 +71,7 @@ def spawn_spec(
         "rlimits": {key: list(pair) for key, pair in workload.security.rlimits.items()},
         "no_new_privileges": workload.security.no_new_privileges,
         "init": workload.init and spaces.pid,
-        "cgroup": cgroup.path,
-        "cgroup_procs": list(cgroup.join_files),
+        **cgroup.place,
         "stdin": "null",
     }
 

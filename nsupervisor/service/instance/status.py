@@ -23,7 +23,7 @@ class InstanceStatus:
     """The workloads that a pending start waits for, in words, or ""."""
     is_up: bool
     pid: int | None
-    cgroup: str
+    cgroup: str | None
     limits: Limits
     last_exit: Exit | None
     last_event: Mapping[str, Any] | None

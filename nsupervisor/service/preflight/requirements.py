@@ -21,10 +21,18 @@ from nsupervisor.config.model import Config, Resources, Rule, WorkloadConfig
 from nsupervisor.config.positions import Positions, scan_positions
 from nsupervisor.config.problems import ConfigError, Problem
 from nsupervisor.config.quoting import format_path, quoted
+from nsupervisor.core.isolation import (
+    AUTO_REASON,
+    CGROUPS,
+    cgroup_findings,
+    without_namespaces,
+    without_requirements,
+)
 from nsupervisor.linux.privileges import Privileges, own_privileges
 from nsupervisor.linux.trusted_paths import open_for_reading, untrusted_part
 from nsupervisor.service.instance.spawn_spec import PATH, environment_file_variables
 from nsupervisor.service.instance.users import IdentityError, resolve_user
+from nsupervisor.service.isolation import Isolate, Isolation, isolate
 from nsupervisor.service.preflight.capacity import descriptor_shortage
 from nsupervisor.service.preflight.privileges import explain_permission_error, missing_privileges
 
@@ -49,6 +57,8 @@ class CheckedText(NamedTuple):
     """Each with the reason why it is only a warning."""
     positions: Positions
     """The positions of the keys in the text."""
+    isolation: Isolation | None
+    """The isolation of which the configuration is what can be run; None without a host."""
 
 
 def check_text(
@@ -58,37 +68,62 @@ def check_text(
     *,
     runs_here: bool = True,
     privileges: Callable[[], Privileges] = own_privileges,
+    isolate: Isolate = isolate,
 ) -> CheckedText:
     """Parse a configuration, and check its sound parts against the host, if there is one: everything at once.
 
     Problems and warnings are in the order of the lines. Raises ConfigError if no part of the text is usable. For
-    `runs_here` see `unmet_requirements`; `privileges` returns those of the service.
+    `runs_here` see `unmet_requirements`; `privileges` returns those of the service, `isolate` the isolation in force.
     """
     positions = scan_positions(text)
     config, problems = parse_sound_parts(text, path, positions)
     warnings: list[tuple[Problem, str]] = []
+    isolation = None
     if host is not None:
-        for problem, warning in unmet_requirements(config, positions, host, privileges(), runs_here=runs_here):
+        isolation = isolate(config.supervisor, host)
+        tolerated = AUTO_REASON if isolation.mode == "auto" else ""
+        config, requests = without_namespaces(config, positions, isolation.missing)
+        if CGROUPS in isolation.missing:
+            requests += cgroup_findings(config, isolation.missing[CGROUPS])
+        unmet = unmet_requirements(
+            config, positions, isolation.host, privileges(), runs_here=runs_here, tolerated=tolerated
+        )
+        for problem, warning in (
+            *(
+                (_problem(config, positions, finding.path, finding.message), "" if finding.is_refused else tolerated)
+                for finding in requests
+            ),
+            *unmet,
+        ):
             if warning:
                 warnings.append((problem, warning))
             else:
                 problems.append(problem)
+        if tolerated:
+            config = without_requirements(config, has_cgroups=CGROUPS not in isolation.missing)
     return CheckedText(
         config,
         sorted(problems, key=lambda problem: problem.line),
         sorted(warnings, key=lambda warning: warning[0].line),
         positions,
+        isolation,
     )
 
 
 def unmet_requirements(
-    config: Config, positions: Positions, host: Host, privileges: Privileges, *, runs_here: bool = True
+    config: Config,
+    positions: Positions,
+    host: Host,
+    privileges: Privileges,
+    *,
+    runs_here: bool = True,
+    tolerated: str = "",
 ) -> Iterator[tuple[Problem, str]]:
     """Yield every problem with its line, and why it is only a warning; "" if it is an error.
 
     `runs_here`: the service will run in the cgroup of this process. Otherwise a problem of this cgroup (of a login
     session, for example) or of this user is a warning; if no cgroup can be made at all, there is one warning for the
-    whole file.
+    whole file. `tolerated`: why a missing limit, or file of a rule, is a warning; "" if it is an error.
     """
     if not runs_here:
         for obstacle in _obstacles(config, host):
@@ -101,8 +136,8 @@ def unmet_requirements(
         around = host.group_limits(group.resources for group in config.enclosing_groups(workload))
         path = ("workload", workload.name)
         for keys, message, warning in (
-            *_limit_findings(workload.resources, ("resources",), around, host, runs_here),
-            *_rule_findings(workload.policy, host, "" if workload.resources.required else OPTIONAL_REASON, runs_here),
+            *_limit_findings(workload.resources, ("resources",), around, host, runs_here, tolerated),
+            *_rule_findings(workload.policy, host, _optional(workload.resources, tolerated), runs_here),
             *_missing_privileges(workload, privileges, runs_here),
             *_unknown_users(workload),
             *([] if runs_here else _missing_files(workload)),
@@ -112,11 +147,11 @@ def unmet_requirements(
     for group in config.groups.values():
         around = host.group_limits(outer.resources for outer in config.enclosing_groups(group))
         for keys, message, warning in (
-            *_limit_findings(group.resources, (), around, host, runs_here),
-            *_rule_findings(group.policy, host, "" if group.required else OPTIONAL_REASON, runs_here),
+            *_limit_findings(group.resources, (), around, host, runs_here, tolerated),
+            *_rule_findings(group.policy, host, _optional(group, tolerated), runs_here),
         ):
             yield _problem(config, positions, ("group", group.name, *keys), message), warning
-    for keys, message, warning in _rule_findings(config.host.policy, host, "", runs_here):
+    for keys, message, warning in _rule_findings(config.host.policy, host, tolerated, runs_here):
         yield _problem(config, positions, ("host", *keys), message), warning
 
 
@@ -173,9 +208,14 @@ def _problem(config: Config, positions: Positions, path: tuple[str | int, ...], 
 
 
 def _limit_findings(
-    resources: Resources, path: tuple[str, ...], ancestor_limits: AncestorLimits, host: Host, runs_here: bool
+    resources: Resources,
+    path: tuple[str, ...],
+    ancestor_limits: AncestorLimits,
+    host: Host,
+    runs_here: bool,
+    tolerated: str,
 ) -> Iterator[_Finding]:
-    optional = "" if resources.required else OPTIONAL_REASON
+    optional = _optional(resources, tolerated)
     for problem in host.check_resources(resources, ancestor_limits):
         elsewhere = not runs_here and _is_about_this_cgroup(problem, host)
         if not (elsewhere and host.tree_obstacle):  # which is reported once for the whole file
@@ -184,6 +224,11 @@ def _limit_findings(
                 f"{problem.reason}; {problem.remedy}",
                 optional or (OTHER_HIERARCHY if elsewhere else ""),
             )
+
+
+def _optional(resources: Resources, tolerated: str) -> str:
+    """Return why what is missing is only a warning; "" if it is an error."""
+    return tolerated if resources.required else OPTIONAL_REASON
 
 
 def _rule_findings(rules: Sequence[Rule], host: Host, optional: str, runs_here: bool) -> Iterator[_Finding]:

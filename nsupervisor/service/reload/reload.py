@@ -477,7 +477,9 @@ def _load(path: str, text: str | None, host: Host, kernel: Kernel) -> _LoadedFil
     """Load the configuration and check it against this host; call it in a thread, since a large one takes a while."""
     if text is None:
         text = kernel.read_config(path)
-    config, problems, _, positions = check_text(text, path, host, privileges=kernel.privileges)
+    config, problems, _, positions, _ = check_text(
+        text, path, host, privileges=kernel.privileges, isolate=kernel.isolate
+    )
     if problems:
         raise ConfigError(problems)
     return _LoadedFile(config, positions, read_contents(config))

@@ -625,14 +625,6 @@ def test_a_message_is_known_by_its_sender(start: Callable[..., Init], lines: Lin
     assert CREDENTIALS.unpack(ancillary[0][2])[0] != init.pid
 
 
-def test_it_refuses_to_run_elsewhere_than_as_process_1() -> None:
-    """It signals all processes with kill(-1)."""
-    pid = os.fork()
-    if pid == 0:
-        os.execv(Path(native.__file__).parent / "init", [" " * 127])
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 125
-
-
 def test_the_program_of_the_init_cannot_be_overwritten() -> None:
     """Through /proc/1/exe, root in a workload could replace what every later init executes."""
     fd = native.open_init()

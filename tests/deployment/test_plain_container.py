@@ -1,0 +1,134 @@
+"""In a plain container: PID 1, no capabilities, a filter of system calls, no cgroups, one writable directory."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.deployment.running import Contained, children, documented, refusal, settings, started
+from tests.needs import ROOT, needs
+
+pytestmark = [pytest.mark.system, needs("root", "program:unshare", "program:nsenter")]
+
+USER = 64322
+"""A uid without an entry in passwd."""
+RESTRICTED = ROOT / "tests" / "deployment" / "restricted.py"
+
+FIVE = """
+[workload.web]
+command = ["sh", "-c", "(setsid sleep 1000 &) ; echo web $(id -u) $HOME; exec sleep 1000"]
+[workload.ready]
+command = ["sh", "-c", "echo ready; exec sleep 1000"]
+requires = ["web"]
+[workload.crash]
+command = ["sh", "-c", "echo crash >&2; exit 3"]
+restart_sec = 0
+start_limit_burst = 2
+[workload.once]
+command = ["true"]
+type = "oneshot"
+restart = "no"
+[workload.rule]
+command = ["sh", "-c", "exit 4"]
+restart = "no"
+restart_sec = 0
+[[workload.rule.policy]]
+when = "exit code == 4"
+action = "restart"
+at_most = 1
+within = "1h"
+then = ["stop"]
+"""
+LIMITED = """
+[workload.limited]
+command = ["sleep", "1000"]
+resources = { memory_max = "64M" }
+"""
+
+
+@pytest.fixture
+def box(folder, interpreter_for_all) -> str:
+    """The page's commands: only /tmp is writable, and the service is restricted as an engine restricts it."""
+    os.chown(folder, USER, USER)
+    script = documented("mount --make-rprivate /")
+    script = script.replace("exec nsupervisor", f"exec {folder}/bin/python {RESTRICTED} {USER} nsupervisor")
+    (folder / "bin").mkdir()
+    python = folder / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {ROOT}/.venv/bin/python "$@"\n')
+    python.chmod(0o755)
+    quoted = f"{interpreter_for_all}\n{script}".replace("'", "'\\''")
+    return f"exec unshare --mount --pid --fork --kill-child --mount-proc sh -euc '{quoted}'"
+
+
+def write(folder: Path, isolation: str, workloads: str) -> None:
+    file = settings(folder, workloads)
+    text = file.read_text().replace("[supervisor]\n", f'[supervisor]\nisolation = "{isolation}"\n', 1)
+    file.write_text(text.replace(f"{folder}/run", f"{folder}/state/run"))
+    (folder / "state").mkdir(exist_ok=True)
+    os.chown(folder / "state", USER, USER)
+    (folder / "run").unlink(missing_ok=True)
+    (folder / "run").symlink_to("state/run")  # where the tests' client looks
+
+
+@pytest.mark.parametrize("isolation", ["auto", "none"])
+async def test_five_programs_run_and_stop_and_all_is_logged(box: str, folder: Path, no_leaks, isolation: str) -> None:
+    write(folder, isolation, FIVE)
+    async with started(box, folder, Contained) as it:
+        info = await it.record(event="supervisor started")
+        assert (info["pid"], info["mode"]) == (1, "none")
+        assert os.stat(f"/proc/{it.leader()}").st_uid == USER
+        features = [record["feature"] for record in it.records if record["event"] == "feature unavailable"]
+        assert features == (["cgroups", "namespaces", "user namespaces"] if isolation == "auto" else [])
+        await it.record(event="output", workload="web", message=f"web {USER} /")
+        await it.record(event="output", workload="ready", message="ready")
+        await it.record(event="output", workload="crash", stream="stderr", message="crash")
+        await it.record(event="state", workload="crash", to="failed")
+        await it.record(event="state", workload="once", to="exited")
+        assert await it.pid("rule", generation=2)
+        await it.record(event="state", workload="rule", to="stopped")
+        keeper = children(it.leader())[0]
+        (tree,) = [pid for pid in children(keeper) if b"init" in title(pid) and title(pid).endswith(b"/web")]
+        assert len(children(tree)) == 2  # the program, and what it has left
+        await it.cli("stop", "web")
+        assert [pid for pid in children(keeper) if title(pid).endswith(b"/web")] == []
+        await it.cli("start", "web")
+
+
+def title(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+async def test_a_killed_keeper_is_replaced_and_loses_nothing(box: str, folder: Path, no_leaks) -> None:
+    write(folder, "auto", FIVE)
+    async with started(box, folder, Contained) as it:
+        await it.record(event="output", workload="web", message=f"web {USER} /")
+        before = await it.status("web")
+        os.kill(children(it.leader())[0], signal.SIGKILL)
+        await it.record(event="keeper replaced")
+        after = await it.status("web")
+        assert (after["pid"], after["generation"]) == (before["pid"], 1)
+        await it.cli("restart", "web")
+        assert await it.pid("web", generation=2)
+
+
+async def test_full_refuses_to_start_and_says_why(box: str, folder: Path) -> None:
+    write(folder, "full", '[workload.web]\ncommand = ["sleep", "1000"]\n')
+    status, said = await refusal(box, folder)
+    assert status == 2
+    assert "workload.web.namespaces: new namespaces (mount, pid, uts, ipc, cgroup) need CAP_SYS_ADMIN" in said
+
+
+async def test_auto_reports_a_limit_once_and_none_refuses_it(box: str, folder: Path, no_leaks) -> None:
+    write(folder, "none", LIMITED)
+    status, said = await refusal(box, folder)
+    assert status == 2
+    assert 'workload.limited.resources.memory_max: [supervisor] isolation = "none" asks for none' in said
+    write(folder, "auto", LIMITED)
+    async with started(box, folder, Contained) as it:
+        assert await it.pid("limited")
+        about = [record for record in it.records if record.get("workload") == "limited" and "memory_max" in str(record)]
+        assert [record["event"] for record in about] == ["feature unavailable"]
