@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 
 from nsupervisor.terminal.records import format_record
@@ -20,6 +21,8 @@ _EVENT_WIDTH = len("not started")
 _MIN_DETAILS_WIDTH = 30
 """The narrowest column of details; on a narrower terminal they continue below the time."""
 _NARROW_INDENT = 4
+_WORD_BEGIN = re.compile(r"(?<=\s)(?=\S)")
+_COLOUR_CODE = re.compile("\x1b\\[[0-9;]*m")
 
 
 class RecordLines:
@@ -69,6 +72,25 @@ class RecordLines:
             return f"\n{' ' * indent}".join(wrap(details, self.width - indent))
         further = f"\n{' ' * _NARROW_INDENT}"
         return further + further.join(wrap(details, max(self.width - _NARROW_INDENT, _MIN_DETAILS_WIDTH)))
+
+
+def fold(text: str, width: int, indent: int) -> str:
+    """Break a text, which may have colours, between words; lines after the first begin with `indent` spaces.
+
+    width: of the terminal; 0: unknown, so the text stays as it is. A word that is longer stays whole.
+    """
+    if not width or _visible_length(text) <= width:
+        return text
+    lines = [""]
+    for word in _WORD_BEGIN.split(text):
+        if _visible_length(lines[-1] + word.rstrip()) > width and lines[-1].strip():
+            lines.append(" " * indent)
+        lines[-1] += word
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _visible_length(text: str) -> int:
+    return len(_COLOUR_CODE.sub("", text))
 
 
 def wrap(text: str, width: int) -> list[str]:

@@ -18,7 +18,9 @@ _BYTE_FILES = (
     "host.meminfo",
 )
 _EVENTS_IN_MEMORY_STAT = ("pg", "workingset_", "thp_", "numa_", "zsw")
-_SHOWN_FIELDS = ("timestamp", "level", "event", "workload", "group", "instance", "generation", "message", "exception")
+_SHOWN_FIELDS = frozenset(
+    ("timestamp", "level", "event", "workload", "group", "instance", "generation", "message", "exception", "uptime_sec")
+)
 _SIZE_KEYS = ("memory_max", "memory_high", "memory_low", "memory_min", "memory_swap_max", "memory_zswap_max")
 
 

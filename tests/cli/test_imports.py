@@ -126,6 +126,7 @@ OURS = {
         *CONFIGURATION,
         "core.reload.plan",
         "core.reload.differences",
+        "core.reload.start_changes",
         "core.instances",
         "core.dependencies",
         "core.states",

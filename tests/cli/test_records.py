@@ -154,3 +154,8 @@ def test_lines_are_aligned_and_cannot_drive_the_terminal():
 def test_a_reload_says_what_it_changed():
     record = {"action": "reload", "do": "live", "changes": [{"key": "policy[0]"}, {"key": "resources.pids_max"}]}
     assert format_command(record) == "reload (changed in place: policy[0], resources.pids_max)"
+
+
+def test_a_failed_start_is_told_in_words_alone():
+    shown = format_record({"event": "not started", "level": "error", "message": "cannot execute /x", "uptime_sec": 0.3})
+    assert shown == "cannot execute /x"

@@ -9,7 +9,7 @@ from nsupervisor.cli.commands.plan import plan_lines
 from nsupervisor.cli.commands.status import format_details, overview_lines
 from nsupervisor.cli.probes import LIMITED, MISSING, OK, Finding
 from nsupervisor.cli.screen import format_header
-from nsupervisor.terminal.lines import RecordLines, wrap
+from nsupervisor.terminal.lines import RecordLines, fold, wrap
 from tests.api.standin import instance
 
 NOW = datetime(2026, 1, 31, 12, 0, 0).astimezone()
@@ -153,6 +153,18 @@ def test_long_words_are_broken_and_a_narrow_terminal_gets_details_below_the_time
         f"    {'x' * 46}",
         f"    {'x' * 14}",
     ]
+
+
+def test_a_folded_line_keeps_its_columns_and_its_colours():
+    head = f"\033[1mbroken\033[0m: failed since 21:07:39.717 (1min 27s ago): given up after {2} starts within 60 s"
+    assert fold(head, 60, 2).split("\n") == [
+        "\033[1mbroken\033[0m: failed since 21:07:39.717 (1min 27s ago): given up",
+        "  after 2 starts within 60 s",
+    ]
+    row = "  wrote     connection refused: no route to host"
+    assert fold(row, 40, 12).split("\n") == ["  wrote     connection refused: no route", "            to host"]
+    assert fold(row, 0, 12) == row
+    assert fold("/a/path/without/a/space", 10, 2) == "/a/path/without/a/space"
 
 
 def change(key, before, after):

@@ -9,7 +9,7 @@ import click
 
 from nsupervisor.cli.options import json_option
 from nsupervisor.cli.output import DONE, FAILED, print_json
-from nsupervisor.terminal.lines import wrap
+from nsupervisor.terminal.lines import fold, wrap
 from nsupervisor.terminal.style import FAINT, GREEN, RED, YELLOW, colorize, escape_control, has_colour, terminal_width
 
 TYPE_CHECKING = False  # importing typing takes time
@@ -48,9 +48,13 @@ def doctor(as_json: bool) -> int:
     if as_json:
         print_json({"ok": not fatal, "sections": report})
     elif fatal:
-        print(f"\nWorkloads cannot be run here: see {', '.join(finding.name for finding in fatal)} above.")
+        names = ", ".join(finding.name for finding in fatal)
+        print(f"\n{fold(f'Workloads cannot be run here: see {names} above.', terminal_width(), 0)}")
     else:
-        print("\nWorkloads can be run here. What is limited or missing matters only to configurations that ask for it.")
+        summary = (
+            "Workloads can be run here. What is limited or missing matters only to configurations that ask for it."
+        )
+        print(f"\n{fold(summary, terminal_width(), 0)}")
     return FAILED if fatal else DONE
 
 

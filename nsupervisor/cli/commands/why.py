@@ -14,6 +14,7 @@ from nsupervisor.cli.episodes import group_episodes, is_standalone
 from nsupervisor.cli.options import json_option, socket_option
 from nsupervisor.cli.output import print_json
 from nsupervisor.cli.workload_output import last_output
+from nsupervisor.terminal.lines import fold
 from nsupervisor.terminal.numbers import format_count, format_duration, format_span
 from nsupervisor.terminal.records import (
     format_choice,
@@ -24,13 +25,15 @@ from nsupervisor.terminal.records import (
     format_start_limit,
     requester_phrase,
 )
-from nsupervisor.terminal.style import BOLD, FAINT, colorize, escape_control, has_colour
+from nsupervisor.terminal.style import BOLD, FAINT, colorize, escape_control, has_colour, terminal_width
 from nsupervisor.terminal.times import format_time, local_time
 
 SHOWN_OUTPUT = 3
 """The largest number of lines that are shown of what a failed program has written last."""
 SEARCHED_OUTPUT = 500
 """The number of latest lines of an instance that are searched for them."""
+_LABEL_WIDTH = 9
+_DETAIL_INDENT = _LABEL_WIDTH + 3
 MAX_OTHER_CANDIDATES = 5
 """The largest number of candidates that are shown in addition to a group's victim."""
 
@@ -65,11 +68,12 @@ def why(socket_path: str, as_json: bool, number: int, name: str) -> None:
             instance["episodes"] = group_episodes(instance.pop("records"))[-number:]
         print_json(instances)
     else:
-        now, colour = datetime.now().astimezone(), has_colour(sys.stdout)
+        now, colour, width = datetime.now().astimezone(), has_colour(sys.stdout), terminal_width()
         sections = []
         for instance in instances:
             output = [line.record for line in last_output(client, instance, SEARCHED_OUTPUT)]
-            sections.append("\n".join(Renderer(instance, now, colour, output).render(number)))
+            lines = Renderer(instance, now, colour, output).render(number)
+            sections.append("\n".join(fold(line, width, _DETAIL_INDENT if line[:1] == " " else 2) for line in lines))
         print("\n\n".join(sections))
 
 
@@ -169,7 +173,7 @@ class Renderer:
         head = colorize(escape_control(self.title(first, episode)), BOLD, self.colour)
         yield f"{format_time(time, self.now)} {self.faint(f'({self.ago(time)})')}  {head}"
         for label, detail in [*self.causes(last), *self.consequences(first, episode)]:
-            yield f"  {self.faint(f'{label:<9}')} {escape_control(detail)}"
+            yield f"  {self.faint(f'{label:<{_LABEL_WIDTH}}')} {escape_control(detail)}"
 
     def title(self, first: Record, episode: Sequence[Record]) -> str:
         """Return what was done, and by which rule or caller; or what happened."""

@@ -34,8 +34,8 @@ def _has_default_mappings(workload: WorkloadConfig) -> bool:
 START_CHANGES = (
     StartChange(
         1,
-        "if the service runs as root, it gets a range of ids of its own in place of root's: see that its files belong to "
-        "it (uid-ranges.json), or write user_namespace mappings",
+        "if the service runs as root, it gets a range of ids of its own in place of root's: see that its files belong "
+        "to it (uid-ranges.json), or write user_namespace mappings",
         _has_default_mappings,
     ),
     StartChange(
