@@ -89,3 +89,23 @@ def test_a_file_has_no_colour():
 
 def test_plural():
     assert [format_count(n, "workload") for n in (0, 1, 2)] == ["0 workloads", "1 workload", "2 workloads"]
+
+
+def test_a_narrow_table_gives_up_empty_columns_and_then_those_at_its_right():
+    heads = ("NAME", "EMPTY", "CPU%", "READ/S", "WRITE/S")
+    rows = [("web", "-", "1.0", "2", "3"), ("db", "-", "0.0", "4", "5")]
+
+    def shown(width):
+        return format_table(heads, rows, right=range(1, 5), width=width)
+
+    assert shown(34) == shown(0)
+    assert shown(33) == ["NAME  CPU%  READ/S  WRITE/S", "web    1.0       2        3", "db     0.0       4        5"]
+    assert shown(21) == ["NAME  CPU%  READ/S  …", "web    1.0       2", "db     0.0       4"]
+    assert shown(13) == ["NAME  CPU%  …", "web    1.0", "db     0.0"]
+    assert shown(5) == ["NAME  …", "web", "db"]
+
+
+def test_a_last_column_of_text_is_cut_before_other_columns_are_given_up():
+    heads, rows = ("NAME", "PIDS", "DETAIL"), [("web", "12", "started by boot and well")]
+    assert format_table(heads, rows, right=[1], width=22) == ["NAME  PIDS  DETAIL", "web     12  started b…"]
+    assert format_table(heads, rows, right=[1], width=18) == ["NAME  DETAIL", "web   started by …"]
