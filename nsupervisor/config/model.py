@@ -394,6 +394,18 @@ class HostConfig(Table):
 
 
 @frozen(repr=False)
+class RateLimitConfig(Table):
+    """[workload.NAME.log.rate_limit]: how much output a second is recorded; what is above it is dropped and counted."""
+
+    bytes: int | None = field(
+        default=None, metadata=key(kinds.BYTE_RATE, "the most bytes a second, of both streams together; default: any")
+    )
+    lines: int | None = field(
+        default=None, metadata=key(kinds.POSITIVE, "the most lines a second, of both streams together; default: any")
+    )
+
+
+@frozen(repr=False)
 class LogConfig(Table):
     """[workload.NAME.log]: the destinations of the workload's output."""
 
@@ -429,6 +441,10 @@ class LogConfig(Table):
     on_full: FullPolicy = field(
         default="block",
         metadata=key(Choice.of(FullPolicy), "where it cannot be written: the workload waits, or lines are dropped"),
+    )
+    rate_limit: RateLimitConfig = field(
+        factory=RateLimitConfig,
+        metadata=key(TableOf(RateLimitConfig), "output above this is dropped and counted; default: no limit"),
     )
 
 

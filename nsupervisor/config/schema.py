@@ -45,6 +45,7 @@ _NAMES: Mapping[type, str] = {
     model.Rule: "Rule",
     model.GroupRule: "GroupRule",
     model.LogConfig: "Log",
+    model.RateLimitConfig: "RateLimit",
 }
 """The names of the tables in the schema, which do not follow those of the classes."""
 

@@ -8,6 +8,7 @@ from nsupervisor.logs.log_file import LogFile, LogFiles, Rotation
 from nsupervisor.logs.logger import FilteringBoundLogger
 from nsupervisor.logs.offsets import OffsetFile, read_next_seq
 from nsupervisor.logs.pipe import Pipe
+from nsupervisor.logs.rate_limit import RateLimiter
 from nsupervisor.logs.record import schema, timestamp_now
 from nsupervisor.logs.route import LineSequence, OutputRoute
 from nsupervisor.logs.tails import Tail, Tails
@@ -26,6 +27,7 @@ __all__ = [
     "OffsetFile",
     "OutputRoute",
     "Pipe",
+    "RateLimiter",
     "Rotation",
     "Tail",
     "Tails",

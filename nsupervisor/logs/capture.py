@@ -23,6 +23,7 @@ from nsupervisor.logs.framing import Framing, count_newlines
 from nsupervisor.logs.journal import Journal
 from nsupervisor.logs.offsets import OffsetFile, chunk_checksum
 from nsupervisor.logs.pipe import BUSY_PIPE_SIZE, Pipe
+from nsupervisor.logs.rate_limit import RateLimiter
 from nsupervisor.logs.record import JsonFormat, Line, timestamp_now
 from nsupervisor.logs.route import LineSequence, OutputRoute
 from nsupervisor.logs.threads import run_in_thread
@@ -56,6 +57,8 @@ RETRY_MIN_S, RETRY_MAX_S = 0.05, 2.0
 """The first and the longest delay in seconds between attempts at a file that cannot be written."""
 THREAD_TIMEOUT_S = 2.0
 """Seconds that the end of a capture waits for a thread, which may hang on a disk that does not answer."""
+LIMIT_REPORT_INTERVAL_S = 60.0
+"""Minimum seconds between two reports to people that the rate limit drops output of a stream."""
 RELEASED_PATIENCE_S = STALLED_AFTER_S
 """Seconds that the output of a workload that stops waits for a reader of the stream that takes nothing."""
 
@@ -112,6 +115,8 @@ class Capture:
     """Called with messages for people: `report("error", "log file", message=…)`."""
     on_dropped: Callable[[int], None] = _ignore_dropped
     """Called with the number of lines that a destination lacks, by any thread; with two destinations, for each."""
+    on_limited: Callable[[int], None] = _ignore_dropped
+    """Called with the number of bytes that the rate limit drops, by any thread; their lines go to `on_dropped`."""
     dropped: int = 0
     """The number of lines that could not be written to the file, since the start."""
     _framing: Framing = attrs.field(init=False)
@@ -136,6 +141,11 @@ class Capture:
     _has_given_up: bool = False  # whether a release has found that nothing reads the stream
     _patience: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
     """The wait for a destination, which a release ends."""
+    _limited_lines: int = 0  # lines that the rate limit has dropped since the last record of that
+    _limited_bytes: int = 0  # the bytes that it has dropped, since the last report
+    _limited_lines_unreported: int = 0
+    _limit_report_at: float = -math.inf  # the time of the loop from which the next report may come
+    _has_raw_gap: bool = False  # whether a raw file lacks something at its end
 
     def __attrs_post_init__(self) -> None:
         self._framing = Framing(self.route.max_line)
@@ -188,6 +198,7 @@ class Capture:
                 except BlockingIOError:
                     self._bytes_since_delay = 0
                     await self._wait_for_input()
+            await self._record_limited()
             await self._record_rest()
             self._report_final_loss()
         except Exception as error:  # the workload's own fault domain: the tasks of the others go on
@@ -196,6 +207,7 @@ class Capture:
             await self._discard_rest()
         except trio.Cancelled:
             with trio.move_on_after(THREAD_TIMEOUT_S, shield=True):
+                await self._record_limited()
                 await self._record_rest(partial=not ended)
             raise
         finally:
@@ -269,6 +281,11 @@ class Capture:
         """Wait until the pipe has input, and meanwhile record in the file how many lines are missing there."""
         if self.offset_file is not None:
             self.offset_file.close_fd()
+        if self._limited_lines and self.route.limiter is not None:
+            with trio.move_on_after(self.route.limiter.remaining_sec):
+                await self.pipe.wait_readable()
+                return
+            await self._record_limited()
         while self._gap_lines and not self.route.is_raw:
             with trio.move_on_after(self._time_to_retry()):
                 await self.pipe.wait_readable()
@@ -295,8 +312,17 @@ class Capture:
         if route.journal is None:
             self._consume(data, count_newlines(data))
             await trio.lowlevel.checkpoint()
+        elif route.limiter is None or self._redo_length:
+            await self._to_journal(route.journal, self._frame(data))
+        elif allowed := route.limiter.allowed_length(data):
+            chunk = self._frame(data[:allowed])
+            route.limiter.charge(len(chunk.data), max(chunk.newlines, chunk.line_count))
+            await self._record_limited()
+            await self._to_journal(route.journal, chunk)
         else:
-            await self._to_journal(route.journal, data)
+            self._drop_limited(self._frame(data))
+            self._report_state()
+            await trio.lowlevel.checkpoint()
         await self._coalesce(len(data))
         return False
 
@@ -315,8 +341,7 @@ class Capture:
 
     # ---- the journal, by the event loop
 
-    async def _to_journal(self, journal: Journal, data: bytes) -> None:
-        chunk = self._frame(data)
+    async def _to_journal(self, journal: Journal, chunk: _Chunk) -> None:
         if not self._waits_for_stream and journal.drop_if_full(chunk.line_count):
             self.on_dropped(chunk.line_count)
             self._keep_latest(chunk)
@@ -377,6 +402,42 @@ class Capture:
             labels = {**self.labels, "stream": self.stream, "dropped": skipped, "reason": "the stream is full"}
             records = _JSON.render_record(chunk.timestamp, "warning", "dropped", labels) + records
         self.route.tail.append(records)
+
+    def _drop_limited(self, chunk: _Chunk) -> None:
+        """Drop a chunk that is above the rate limit."""
+        self._limited_lines += chunk.line_count
+        self._count_limited(len(chunk.data), chunk.line_count)
+        self._consume_chunk(chunk)
+
+    def _count_limited(self, size: int, lines: int) -> None:
+        self._limited_bytes += size
+        self._limited_lines_unreported += lines
+        self._has_raw_gap = True
+        self._count_dropped(lines)
+        self.on_limited(size)
+
+    def _take_limited_record(self, formatting: JsonFormat | ConsoleFormat) -> bytes:
+        """Return the record of the lines that the rate limit has dropped, or b""."""
+        if not self._limited_lines:
+            return b""
+        labels = {**self.labels, "stream": self.stream, "dropped": self._limited_lines, "reason": "the rate limit"}
+        return formatting.render_record(timestamp_now(), "warning", "dropped", labels)
+
+    async def _record_limited(self) -> None:
+        """Record at this place, in the journal and in a file of records, how many lines the rate limit has dropped."""
+        if not self._limited_lines:
+            return
+        route = self.route
+        if route.journal is not None:
+            await self._deliver(route.journal, self._take_limited_record(route.journal.format), 1)
+            if route.tail is not None:
+                route.tail.append(self._take_limited_record(_JSON))
+        if route.file is not None and not route.is_raw and self._pending is None:
+            empty = _Chunk(b"", 0, None, [], self.labels, timestamp_now(), self.sequence.next_seq, 0)
+            self._pending = empty, self._take_limited_record(_JSON)
+            while self._pending is not None:
+                await self._until_written(self._write_pending)
+        self._limited_lines = 0
 
     async def _also_to_file(self, chunk: _Chunk) -> None:
         file = self.route.file
@@ -453,10 +514,25 @@ class Capture:
     def _record_raw_step(self) -> int | None:
         if self._unwritten_raw and self._write_line_beginning() is None:
             return None
-        if self._gap_lines or self._is_failing or (moved := self._splice_raw()) is None:
+        if self.route.limiter is not None:
+            return self._limited_raw_step(self.route.limiter)
+        if self._gap_lines or self._has_raw_gap or self._is_failing or (moved := self._splice_raw()) is None:
             data = self.pipe.peek()
             return self._move_raw(data) if data else 0
         return moved
+
+    def _limited_raw_step(self, limiter: RateLimiter) -> int | None:
+        data = self.pipe.peek()
+        if not data:
+            return 0
+        if allowed := limiter.allowed_length(data):
+            moved = self._move_raw(data[:allowed])
+            if moved is not None:
+                limiter.charge(moved, count_newlines(data[:moved]))
+            return moved
+        self._count_limited(len(data), count_newlines(data))
+        self._consume(data, 0)
+        return len(data)
 
     def _splice_raw(self) -> int | None:
         """Splice input to the file without reading it or counting lines; None if that is not possible now."""
@@ -480,13 +556,21 @@ class Capture:
                 data = self.pipe.peek(self._redo_length or MAX_CHUNK)
                 if not data:
                     return 0
+                limiter = self.route.limiter if not self._redo_length else None
+                allowed = limiter.allowed_length(data) if limiter is not None else len(data)
                 with _render_lock:
-                    chunk = self._frame(data)
+                    chunk = self._frame(data[:allowed] if allowed else data)
+                    if not allowed:
+                        self._drop_limited(chunk)
+                        return len(chunk.data)
+                    if limiter is not None:
+                        limiter.charge(len(chunk.data), max(chunk.newlines, chunk.line_count))
                     if not self._blocks and time.monotonic() < self._retry_at:  # the next retry is not due
                         self._drop(chunk.line_count)
                         self._consume_chunk(chunk)
                         return len(data)
-                    self._pending = chunk, self._render(_JSON, chunk)
+                    self._pending = chunk, self._take_limited_record(_JSON) + self._render(_JSON, chunk)
+                    self._limited_lines = 0
             return self._write_pending()
 
     def _write_pending(self) -> int | None:
@@ -554,8 +638,9 @@ class Capture:
         assert file is not None
         try:
             if time.monotonic() >= self._retry_at:
-                if self._gap_lines:
+                if self._gap_lines or self._has_raw_gap:
                     file.end_line()
+                    self._has_raw_gap = False
                 moved = file.append_raw(self.pipe, data)
                 self._gap_lines = 0
                 self._on_write_success()
@@ -598,6 +683,8 @@ class Capture:
         if self._defect is not None:
             error, self._defect = self._defect, None
             self._report_defect(error, 'its latest lines are missing (see the records of the event "dropped")')
+        if self._limited_bytes and trio.current_time() >= self._limit_report_at:
+            self._report_limited()
         file = self.route.file
         if file is None or self._is_failure_reported == self._is_failing:
             return
@@ -611,8 +698,18 @@ class Capture:
             message = f"{file.path} can be written again; {lost_lines} lines were dropped"
             self.report("warning", "log file", stream=self.stream, message=message, lines=lost_lines)
 
+    def _report_limited(self) -> None:
+        """Report how much the rate limit has dropped since the previous report."""
+        lines, size = self._limited_lines_unreported, self._limited_bytes
+        self._limited_lines_unreported = self._limited_bytes = 0
+        self._limit_report_at = trio.current_time() + LIMIT_REPORT_INTERVAL_S
+        message = f"its output is above log.rate_limit: {lines} lines ({size} bytes) were dropped"
+        self.report("warning", "rate limit", stream=self.stream, message=message, lines=lines, bytes=size)
+
     def _report_final_loss(self) -> None:
         """Report lines that a file lacks if the output has ended before the file could be written again."""
+        if self._limited_bytes:
+            self._report_limited()
         lost_lines = self.dropped - self._dropped_before
         if self._is_failing and lost_lines and self.route.file is not None:
             message = f"{lost_lines} lines were dropped: cannot write {self.route.file.path}: {self._failure_reason}"

@@ -6,6 +6,7 @@ import attrs
 
 from nsupervisor.logs.journal import Journal
 from nsupervisor.logs.log_file import LogFile
+from nsupervisor.logs.rate_limit import RateLimiter
 from nsupervisor.logs.tails import Tail
 
 
@@ -23,6 +24,8 @@ class OutputRoute:
     """If an output cannot be written: whether the workload waits. Otherwise its lines are dropped and counted."""
     tail: Tail | None = None
     """The place of the latest lines, if no file has them."""
+    limiter: RateLimiter | None = None
+    """Limits how much is recorded in a second; None: all."""
 
 
 @attrs.define

@@ -23,7 +23,7 @@ STREAMS = ("stdout", "stderr")
 class OutputVolume:
     """The amount of output read from one stream of a program, and how much of it was dropped."""
 
-    __slots__ = ("bytes", "dropped_lines", "lines")
+    __slots__ = ("bytes", "dropped_lines", "limited_bytes", "lines")
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -31,6 +31,8 @@ class OutputVolume:
         """The number of line ends."""
         self.dropped_lines = 0
         """The number of lines that a destination lacks."""
+        self.limited_bytes = 0
+        """The number of bytes that the rate limit has dropped."""
 
     def add(self, size: int, lines: int) -> None:
         """Add what was read."""
@@ -40,6 +42,10 @@ class OutputVolume:
     def drop(self, lines: int) -> None:
         """Count lines that a destination lacks; called by the thread that would have written them."""
         self.dropped_lines += lines
+
+    def limit(self, size: int) -> None:
+        """Count bytes that the rate limit drops, called as `drop`."""
+        self.limited_bytes += size
 
 
 class Counters:

@@ -261,6 +261,12 @@ FAMILIES = (
         _labelled("stream", lambda i: i.dropped_lines),
     ),
     Family(
+        "output_rate_limited_bytes",
+        "counter",
+        "Bytes that log.rate_limit dropped.",
+        _labelled("stream", lambda i: i.limited_bytes),
+    ),
+    Family(
         "output_blocked_seconds",
         "gauge",
         "For how long its output cannot be written already; 0 if it can.",

@@ -51,6 +51,8 @@ class InstanceSnapshot:
     """By stream: (bytes, lines)."""
     dropped_lines: Mapping[str, int]
     """By stream: lines that a destination lacks."""
+    limited_bytes: Mapping[str, int]
+    """By stream: bytes that the rate limit has dropped."""
     blocked_sec: Mapping[str, float]
     """By stream: for how long its output cannot be written already; 0 if it can."""
     files: Mapping[str, Mapping[str, float]]
@@ -74,6 +76,7 @@ class InstanceSnapshot:
             actions={(rule.name, rule.action): 0 for rule in actor.workload.policy} | counters.actions,
             output={stream: (volume.bytes, volume.lines) for stream, volume in counters.output.items()},
             dropped_lines={stream: volume.dropped_lines for stream, volume in counters.output.items()},
+            limited_bytes={stream: volume.limited_bytes for stream, volume in counters.output.items()},
             blocked_sec=dict.fromkeys(STREAMS, 0.0)
             | {stream: blockage.seconds for stream, blockage in actor.output.blockages().items()},
             files=_read_files(actor.cgroup),

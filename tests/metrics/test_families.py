@@ -27,6 +27,7 @@ WEB = InstanceSnapshot(
     actions={("policy[0]", "restart"): 2},
     output={"stdout": (100, 7), "stderr": (0, 0)},
     dropped_lines={"stdout": 0, "stderr": 5},
+    limited_bytes={"stdout": 77, "stderr": 0},
     blocked_sec={"stdout": 0.0, "stderr": 12.5},
     files={
         "memory.current": {"": 4096},
@@ -94,6 +95,7 @@ def test_numbers_are_in_seconds_and_bytes(accept):
         (100, "output_bytes_total", {"stream": "stdout"}),
         (7, "output_lines_total", {"stream": "stdout"}),
         (5, "output_dropped_lines_total", {"stream": "stderr"}),
+        (77, "output_rate_limited_bytes_total", {"stream": "stdout"}),
         (12.5, "output_blocked_seconds", {"stream": "stderr"}),
         (2, "restarts_total", {"cause": "oom"}),
         (0, "restarts_total", {"cause": "rule"}),
@@ -113,9 +115,10 @@ def test_what_has_no_limit_and_what_the_host_does_not_have_gives_no_sample():
     assert bare == {
         f"nsupervisor_workload_{name}"
         for name in ("state", "ready", "generation", "restarts_total", "exits_total", "rule_actions_total")
-    } | {f"nsupervisor_workload_output_{name}" for name in ("bytes_total", "lines_total", "dropped_lines_total")} | {
-        "nsupervisor_workload_output_blocked_seconds"
-    }
+    } | {
+        f"nsupervisor_workload_output_{name}"
+        for name in ("bytes_total", "lines_total", "dropped_lines_total", "rate_limited_bytes_total")
+    } | {"nsupervisor_workload_output_blocked_seconds"}
 
 
 @pytest.mark.parametrize("state", STATES)

@@ -17,6 +17,7 @@ from nsupervisor.logs import (
     LogFile,
     OffsetFile,
     OutputRoute,
+    RateLimiter,
     Rotation,
     Tail,
     read_next_seq,
@@ -56,7 +57,11 @@ class Output:
     """Whether the program is being stopped, so that its output must not block it."""
     _capture_ended: ConditionVariable = attrs.field(init=False, factory=ConditionVariable)
 
+    _limiter: RateLimiter | None = attrs.field(init=False, default=None)
+    """Limits how much of both streams is recorded in a second; None: all."""
+
     def __attrs_post_init__(self) -> None:
+        self._apply_rate_limit(self.settings)
         self.file = self._file(self.settings)
         self._sequences = {stream: LineSequence() for stream in STREAMS}
         # Left by a supervisor that was killed. Which captures continue is known only when their pipes are handed over.
@@ -104,6 +109,7 @@ class Output:
                 self._sequences[stream],
                 partial(self._log, labels),
                 self.counters.output[stream].drop,
+                self.counters.output[stream].limit,
             )
             self._captures.add(capture)
             if self._is_stopping:
@@ -113,6 +119,7 @@ class Output:
     def apply_config(self, settings: LogConfig) -> None:
         """Apply changed log settings, also to captures that are running."""
         old, self.settings = self.file, settings
+        self._apply_rate_limit(settings)
         self.file = self._file(settings)
         # In threads, because the disk may block, and so may another thread that writes to the file.
         if old is not None and old is not self.file:
@@ -170,6 +177,15 @@ class Output:
         with contextlib.suppress(OSError):  # reported when the next line is written
             await run_in_thread(file.path.parent, file.apply_settings)
 
+    def _apply_rate_limit(self, settings: LogConfig) -> None:
+        limit = settings.rate_limit
+        if limit.bytes is None and limit.lines is None:
+            self._limiter = None
+        elif self._limiter is None:
+            self._limiter = RateLimiter(limit.bytes, limit.lines)
+        else:
+            self._limiter.configure(limit.bytes, limit.lines)
+
     def _route(self, stream: str) -> OutputRoute:
         settings = self.settings
         where = getattr(settings, stream)
@@ -181,6 +197,7 @@ class Output:
             settings.parse_json,
             settings.on_full == "block",
             self._tail(where),
+            self._limiter,
         )
 
     def _tail(self, where: LogDestination) -> Tail | None:

@@ -9,7 +9,7 @@ import attrs
 import pytest
 import trio
 
-from nsupervisor.config.model import LogConfig
+from nsupervisor.config.model import LogConfig, RateLimitConfig
 from nsupervisor.logs import LogFiles, open_journal
 from nsupervisor.metrics.counters import Counters
 from nsupervisor.service.instance.output import Output
@@ -90,3 +90,22 @@ async def test_a_reload_removes_the_files_above_the_new_limit(tmp_path):
         output.apply_config(attrs.evolve(settings, max_files=2))
         os.close(writer)
     assert sorted(path.name for path in tmp_path.glob("web.log.*")) == ["web.log.1"]
+
+
+@pytest.mark.fault("A15")
+async def test_a_reload_sets_changes_and_removes_the_rate_limit(tmp_path):
+    settings = LogConfig()
+    async with captured(tmp_path, settings) as (output, writer):
+        assert output._route("stdout").limiter is None
+        output.apply_config(attrs.evolve(settings, rate_limit=RateLimitConfig(lines=1)))
+        limiter = output._route("stdout").limiter
+        assert output._route("stderr").limiter is limiter
+        os.write(writer, b"one\ntwo\nthree\n")
+        while output.counters.output["stdout"].dropped_lines < 2:  # noqa: ASYNC110 - a plain number
+            await trio.sleep(0.001)
+        assert output.counters.output["stdout"].limited_bytes == len("two\nthree\n")
+        output.apply_config(attrs.evolve(settings, rate_limit=RateLimitConfig(lines=5)))
+        assert output._route("stdout").limiter is limiter
+        output.apply_config(settings)
+        assert output._route("stdout").limiter is None
+        os.close(writer)
