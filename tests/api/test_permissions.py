@@ -1,5 +1,7 @@
 """What a workload with `may_control` may ask of the API, and what it may not."""
 
+import json
+
 import pytest
 import trio
 
@@ -79,6 +81,15 @@ async def test_events_are_those_of_the_allowed_instances(client):
     assert [line["message"] for line in lines] == ["one"]
 
 
+async def test_output_is_that_of_the_allowed_instances(client):
+    def shown(*names):
+        return [json.loads(line)["workload"] for line in client.logs(names)]
+
+    assert await in_thread(shown) == ["web@1", "web@2", "batch"]
+    assert await in_thread(shown, "*") == ["web@1", "web@2", "batch"]
+    assert await in_thread(shown, "batch") == ["batch"]
+
+
 @pytest.mark.parametrize("name", ["db", "no-such"])
 async def test_other_names_are_refused_whether_they_exist_or_not(client, standin, name):
     for ask in (
@@ -86,6 +97,7 @@ async def test_other_names_are_refused_whether_they_exist_or_not(client, standin
         lambda: client.stats([name]),
         lambda: client.history(name),
         lambda: list(client.events([name])),
+        lambda: list(client.logs([name])),
         lambda: client.command("stop", [name]),
         lambda: client.command("kill", ["batch", name]),
     ):

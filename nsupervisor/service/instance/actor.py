@@ -179,7 +179,8 @@ class Actor:
                 await self._recover()
             else:
                 self.observer.watch()
-        self.program.set_watchdog(is_watchdog_active(self.lifecycle, self.workload))
+        with self.contain_errors("cannot watch its watchdog"):
+            self.program.set_watchdog(is_watchdog_active(self.lifecycle, self.workload))
         while not isinstance(message := await self.mailbox.receive(self.lifecycle.deadline), Shutdown):
             with self.contain_errors(f"cannot handle {type(message).__name__}"):
                 await self._handle(message)
