@@ -43,6 +43,8 @@ _RETRY_DELAY_S = 0.005
 _CONNECT_TIMEOUT_S = 1  # a cancellation waits for it
 _SPAWNED_FDS = 2  # pipes
 _MAX_SOCKET_PATH = 107  # bytes, unix(7)
+_MAX_BATCH = 32
+"""Requests in one message: while thousands stop, the keeper begins with the first ones before the last are made."""
 
 INITIAL_NOFILE = resource.getrlimit(resource.RLIMIT_NOFILE)
 """The limit on open files before the supervisor raised it; programs get it."""
@@ -75,6 +77,8 @@ class Keeper:
     _socket: socket.socket
     _sender: trio.MemorySendChannel[Execed | Ended]
     _last_request: int = 0
+    _batch: list[dict[str, Any]] = attrs.field(factory=list)
+    """Requests that are about to be sent together."""
     _pending: dict[int, _PendingCall] = attrs.field(factory=dict)
     _send_lock: trio.Lock = attrs.field(factory=trio.Lock)
     _last_heard: float = 0.0
@@ -146,12 +150,17 @@ class Keeper:
         """
         await self._call({"do": "execute", "python": python, "package": package})
 
-    async def signal(self, id: str, signum: int) -> bool:  # noqa: A002
-        """Send a signal to the program; return False if it has ended. During the set-up the signal is queued.
+    async def signal(self, id: str, *signums: int) -> bool:  # noqa: A002
+        """Send signals to the program, in this order; return False if it has ended. During the set-up they are queued.
 
         If the program has its own PID namespace with an init, SIGKILL ends all processes in the namespace.
         """
-        call = await self._call({"do": "signal", "id": id, "signum": int(signum)})
+        if "batch" in self.features:
+            return await self._signal({"signums": [*map(int, signums)]}, id)
+        return all([await self._signal({"signum": int(signum)}, id) for signum in signums])
+
+    async def _signal(self, fields: dict[str, Any], id_: str) -> bool:
+        call = await self._call({"do": "signal", "id": id_, **fields}, may_gather=True)
         assert call.reply is not None
         return bool(call.reply["sent"])
 
@@ -160,7 +169,7 @@ class Keeper:
 
         Raises RefusedError while the program runs.
         """
-        await self._call({"do": "acknowledge", "id": id})
+        await self._call({"do": "acknowledge", "id": id}, may_gather=True)
 
     async def list(self, ids: Sequence[str] = (), without_descriptors: bool = False) -> list[Child]:
         """Return all unacknowledged children, oldest first, or only those with these `ids`.
@@ -195,7 +204,9 @@ class Keeper:
         error_type: type[SpawnError] | None = None,
         while_waiting: Callable[[], None] = _no_op,
         fds: Sequence[int] = (),
+        may_gather: bool = False,
     ) -> _PendingCall:
+        """Send a request and wait for its reply. `may_gather`: it may be sent together with those of other tasks."""
         call = _PendingCall(without_descriptors=bool(message.get("bare")))
         began = time.perf_counter()
         self._last_request += 1
@@ -209,7 +220,11 @@ class Keeper:
                 # A cancellation here does not undo what the keeper has begun, so its reply must be received.
                 with trio.CancelScope(deadline=self._last_heard + REPLY_TIMEOUT_S, shield=True):
                     if not sent:
-                        await self._send(protocol.encode({"request": number, **message}), fds)
+                        request = {"request": number, **message}
+                        if may_gather and "batch" in self.features:
+                            await self._send_gathered(request)
+                        else:
+                            await self._send(protocol.encode(request), fds)
                         sent = True
                         while_waiting()
                     await call.answered.wait()
@@ -234,7 +249,23 @@ class Keeper:
             raise error_type(problem["step"], problem["message"], problem["errno"])
         raise RefusedError(problem["message"])
 
-    async def _send(self, body: bytes, fds: Sequence[int]) -> None:
+    async def _send_gathered(self, request: dict[str, Any]) -> None:
+        """Send a request together with those that other tasks make now: a message of many costs little more than one.
+
+        The first task lets the others run once. Nothing waits for that if the batch is full before.
+        """
+        self._batch.append(request)
+        if len(self._batch) == 1:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        elif len(self._batch) < _MAX_BATCH:
+            return
+        batch, self._batch = self._batch, []
+        if len(batch) == 1:
+            await self._send(protocol.encode(batch[0]))
+        elif batch:  # otherwise it was full, and another task has sent it
+            await self._send(protocol.encode({"do": "batch", "requests": batch}))
+
+    async def _send(self, body: bytes, fds: Sequence[int] = ()) -> None:
         if not self._send_lock.locked():  # almost always; without a checkpoint, as it delays a start
             try:
                 protocol.send(self._socket, body, fds)
@@ -289,6 +320,9 @@ class Keeper:
                     protocol.close_all(fds)
                 else:
                     call.children.append(_decode_child(message, fds))
+            case {"replies": [*replies]}:
+                for reply in replies:
+                    self._handle_message(reply, ())
             case {"reply": None}:  # to an unreadable request: the oldest pending one, as replies come in order
                 for call in self._pending.values():
                     if call.reply is None:

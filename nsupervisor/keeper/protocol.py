@@ -4,6 +4,7 @@ Every message has "v": 1. A body of more than 64 KiB is sent in a memfd, and the
 
     client → keeper   {"request": N, "do": "spawn" | "adopt" | "signal" | "acknowledge" | "list" | "execute" |
                       "protect" | "shutdown", …}
+                      {"do": "batch", "requests": [{"request": N, …}, …]} several requests "signal" and "acknowledge"
     keeper → client   {"event": "hello", "pid", "features": […]}          first, on every connection
                       {"event": "execed", "id", "pid"}
                       {"event": "ended", "id", "status", "failure"}       on each connection until acknowledged
@@ -11,6 +12,7 @@ Every message has "v": 1. A body of more than 64 KiB is sent in a memfd, and the
                                                                           "ids": only these, "bare": no descriptors
                       {"reply": N, …}                                     to "spawn" with descriptors
                       {"reply": N, "error": {"step", "message", "errno"}}
+                      {"replies": [{"reply": N, …}, …]}                   to "batch"
                       {"reply": null, "error": …}                         to an unreadable message
 
 The descriptors of a child are the read ends of stdout and stderr, and its notify socket if it has one. The notify
@@ -21,7 +23,9 @@ see linux/peers.py) whose processes may not connect. Both sides use this module;
 The two sides may have different versions, as each is upgraded separately. All keys and values are wire names, which
 never change. Both sides ignore unknown keys, and the client ignores unknown events. A "spec" is the exception: the
 keeper refuses an unknown key, as a program must not start with less isolation than requested. So "features" lists what
-version 0.1.0, which sends no such list, does not have: the request "protect", and the key "cover" of a "spec".
+version 0.1.0, which sends no such list, does not have: the request "protect"; the keys "cover" and "process_tree" (the
+feature "process-tree") of a "spec"; and, with the feature "batch", that request, and the key "signums" of "signal", a
+list in place of "signum".
 """
 
 from __future__ import annotations

@@ -119,9 +119,9 @@ class ReconnectingKeeper:
                 self._keeper.close_descriptors([child.notify])
             return Spawned(child.id, child.pid, child.stdout, child.stderr)
 
-    async def signal(self, id: str, signum: int) -> bool:  # noqa: A002
+    async def signal(self, id: str, *signums: int) -> bool:  # noqa: A002
         """Call `Keeper.signal`, again after a loss."""
-        return bool(await self._call(lambda keeper: keeper.signal(id, signum)))
+        return bool(await self._call(lambda keeper: keeper.signal(id, *signums)))
 
     async def acknowledge(self, id: str) -> None:  # noqa: A002
         """Call `Keeper.acknowledge`, again after a loss."""

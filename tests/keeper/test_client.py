@@ -89,6 +89,80 @@ async def test_a_slow_keeper_is_waited_for_and_one_that_answers_nobody_is_lost(m
             nursery.cancel_scope.cancel()
 
 
+async def next_request(theirs: socket.socket) -> dict:
+    await trio.lowlevel.wait_readable(theirs)
+    received = protocol.receive(theirs)
+    assert received is not None
+    return received[0]
+
+
+async def test_requests_that_are_made_together_are_sent_together() -> None:
+    """A message for each of thousands of stops wakes the keeper, and then the supervisor, as many times."""
+    keeper, theirs = pair()
+    keeper.features = frozenset({"batch"})
+    sent: dict[int, bool] = {}
+
+    async def signal(number: int) -> None:
+        sent[number] = await keeper.signal(f"x{number}#1", 15, 18)
+
+    with keeper._socket, theirs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keeper._receive)
+            for number in range(client._MAX_BATCH + 2):
+                nursery.start_soon(signal, number)
+            messages = [await next_request(theirs), await next_request(theirs)]
+            assert [len(message["requests"]) for message in messages] == [client._MAX_BATCH, 2]
+            for message in messages:
+                replies = []
+                for request in message["requests"]:
+                    assert (request["do"], request["signums"]) == ("signal", [15, 18])
+                    replies.append({"reply": request["request"], "sent": request["id"] != "x3#1"})
+                protocol.send(theirs, protocol.encode({"replies": replies}))
+            await wait_all_tasks_blocked()
+            assert sent == {number: number != 3 for number in range(client._MAX_BATCH + 2)}
+            nursery.start_soon(keeper.acknowledge, "x1#1")
+            alone = await next_request(theirs)
+            assert (alone["do"], alone["id"]) == ("acknowledge", "x1#1")
+            protocol.send(theirs, protocol.encode({"reply": alone["request"]}))
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_keeper_of_version_0_1_0_gets_one_signal_a_message() -> None:
+    keeper, theirs = pair()
+    with keeper._socket, theirs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keeper._receive)
+            nursery.start_soon(keeper.signal, "x#1", 15, 18)
+            for signum in (15, 18):
+                request = await next_request(theirs)
+                assert (request["do"], request["signum"]) == ("signal", signum)
+                protocol.send(theirs, protocol.encode({"reply": request["request"], "sent": True}))
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_batch_is_lost_with_its_keeper() -> None:
+    """Only one of the tasks sends it; the others must not wait for a reply that cannot come."""
+    keeper, theirs = pair()
+    keeper.features = frozenset({"batch"})
+    lost = []
+
+    async def acknowledge(number: int) -> None:
+        try:
+            await keeper.acknowledge(f"x{number}#1")
+        except KeeperLost:
+            lost.append(number)
+
+    with keeper._socket:
+        theirs.close()
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(acknowledge, number)
+    assert sorted(lost) == [0, 1, 2]
+    assert keeper._pending == {}
+
+
 async def test_a_full_queue_of_connections_is_waited_for_in_the_kernel(
     runtime_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,13 +163,14 @@ class Keeper:
             self.on_ended(process)
         return lambda _life: None
 
-    def signal(self, id_: str, signum: int) -> Callable[[Life], bool]:
-        """Send a signal to a program."""
+    def signal(self, id_: str, signums: Sequence[int]) -> Callable[[Life], bool]:
+        """Send signals to a program."""
         child = self.children.get(id_)
         if child is None:
             return lambda _life: False
-        is_alive = child.status is None and child.process.status is None
-        if is_alive:
+        for signum in signums:
+            if child.status is not None or child.process.status is not None:
+                break
             if child.has_execed or signum == signal.SIGKILL:
                 child.process.receive(signum)
             else:
@@ -346,8 +347,8 @@ class Connection:
     async def execute(self, python: str, package: str) -> None:
         raise RefusedError("not simulated")
 
-    async def signal(self, id: str, signum: int) -> bool:  # noqa: A002
-        return bool(await self._call("signal", lambda: self._keeper.signal(id, signum)))
+    async def signal(self, id: str, *signums: int) -> bool:  # noqa: A002
+        return bool(await self._call("signal", lambda: self._keeper.signal(id, signums)))
 
     async def acknowledge(self, id: str) -> None:  # noqa: A002
         await self._call("acknowledge", lambda: self._keeper.acknowledge(id))

@@ -51,8 +51,8 @@ LOCK_FD, LISTENER_FD = 3, 4
 
 FIRST_CLIENT_TIMEOUT_S = 10.0  # the client that starts a keeper connects before the keeper runs
 MESSAGES_PER_WAKEUP = 32
-FEATURES = ("cover", "protect", "process-tree")
-"""Features that version 0.1.0 lacks: "cover" and "process_tree" in a specification, and the request "protect"."""
+FEATURES = ("batch", "cover", "process-tree", "protect")
+"""Features that version 0.1.0 lacks, as `nsupervisor.keeper.protocol` describes them."""
 _ADOPTED_FDS = 3
 _OWN_COMMANDS = ("nsupervisor-zyg", INIT_COMMAND)
 """Names of children of the keeper that are not in its table: the zygote, and inits that wait for a program."""
@@ -319,6 +319,10 @@ class Keeper:
             self._drop_client()
 
     def _handle_request(self, message: dict[str, Any], fds: list[int]) -> None:
+        self._send(*self._answer(message, fds))
+
+    def _answer(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """Do what a request asks for; return the reply and its descriptors."""
         number = message.get("request")
         do = message.get("do")
         try:
@@ -327,16 +331,15 @@ class Keeper:
                 raise RequestError(f"there is no request {do!r:.80}; there are {', '.join(_REQUESTS)}")
             reply, reply_fds = request(self, message, fds)
         except SpawnError as error:
-            self._send({"reply": number, "error": _error_fields(error.step, str(error), error.number)})
+            return {"reply": number, "error": _error_fields(error.step, str(error), error.number)}, ()
         except SpecError as error:
-            self._send({"reply": number, "error": _error_fields("spec", str(error), errno.EINVAL)})
+            return {"reply": number, "error": _error_fields("spec", str(error), errno.EINVAL)}, ()
         except RequestError as error:
-            self._send({"reply": number, "error": _error_fields("refused", str(error))})
+            return {"reply": number, "error": _error_fields("refused", str(error))}, ()
         except Exception as error:
             log_defect(error)
-            self._send({"reply": number, "error": _error_fields("keeper", f"{type(error).__name__}: {error}")})
-        else:
-            self._send({"reply": number, **reply}, reply_fds)
+            return {"reply": number, "error": _error_fields("keeper", f"{type(error).__name__}: {error}")}, ()
+        return {"reply": number, **reply}, reply_fds
 
     # ---- what a client may ask for
 
@@ -390,11 +393,23 @@ class Keeper:
         self._on_ended(child, status)
 
     def _signal(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
-        signum = message.get("signum")
-        if type(signum) is not int or signum not in signal.valid_signals() | {0}:
-            raise RequestError(f"{signum!r:.80} is not the number of a signal")
+        signums = message["signums"] if "signums" in message else [message.get("signum")]
+        if not isinstance(signums, list):
+            raise RequestError(f"{signums!r:.80} is not a list of signals")
+        for signum in signums:
+            if type(signum) is not int or signum not in _SIGNUMS:
+                raise RequestError(f"{signum!r:.80} is not the number of a signal")
         child = self.children.get(_child_id(message))
-        return {"sent": child is not None and child.signal(signum)}, ()
+        return {"sent": child is not None and all(map(child.signal, signums))}, ()
+
+    def _batch(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """Handle several requests in their order, and send their replies together."""
+        requests = message.get("requests")
+        if not isinstance(requests, list) or not all(isinstance(request, dict) for request in requests):
+            raise RequestError('"requests" is not a list of requests')
+        if other := [request.get("do") for request in requests if request.get("do") not in _BATCHED]:
+            raise RequestError(f"{other[0]!r:.80} is not possible in a batch; {' and '.join(_BATCHED)} are")
+        return {"replies": [self._answer(request, [])[0] for request in requests]}, ()
 
     def _acknowledge(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
         child = self.children.get(_child_id(message))
@@ -488,6 +503,7 @@ class Keeper:
 
 
 _REQUESTS: dict[str, Callable[[Keeper, dict[str, Any], list[int]], tuple[dict[str, Any], tuple[int, ...]]]] = {
+    "batch": Keeper._batch,
     "spawn": Keeper._spawn,
     "adopt": Keeper._adopt,
     "signal": Keeper._signal,
@@ -497,6 +513,8 @@ _REQUESTS: dict[str, Callable[[Keeper, dict[str, Any], list[int]], tuple[dict[st
     "protect": Keeper._protect,
     "shutdown": Keeper._shutdown,
 }
+_BATCHED = ("signal", "acknowledge")
+_SIGNUMS = frozenset((0, *signal.valid_signals()))
 
 
 def _child_id(message: dict[str, Any]) -> str:

@@ -253,7 +253,7 @@ class Actor:
         if not self.lifecycle.is_alive:
             return False
         self.log_event("action", action="signal", cause={"by": by}, signal=signal_name(signum))
-        return await self._send_signal(signum)
+        return await self._send_signals(signum)
 
     async def change_limits(self, changes: Mapping[str, Any], by: str = "operator") -> tuple[bool, str]:
         """Call `LimitWriter.change_limits`; this needs no message, since no pending decision depends on limits."""
@@ -466,11 +466,12 @@ class Actor:
                 case Spawn(generation=generation):
                     await self._spawn(generation)
                 case Signal(signal=signum, whole_cgroup=everyone, resumes=resumes):
-                    for number in (signum, signal.SIGCONT) if resumes else (signum,):
-                        if everyone:
-                            self.cgroup.send_signal(number)
-                        else:
-                            await self._send_signal(number)
+                    signums = (signum, signal.SIGCONT) if resumes else (signum,)
+                    if not everyone:
+                        await self._send_signals(*signums)
+                        return
+                    for number in signums:
+                        self.cgroup.send_signal(number)
                 case KillAll():
                     self.cgroup.kill()
                 case FreezeAll():
@@ -482,11 +483,11 @@ class Actor:
         except (OSError, CgroupError) as error:
             self.log_event("warning", "error", message=f"{_ACTION_NAMES[type(action)]}: {error}")
 
-    async def _send_signal(self, signum: int) -> bool:
-        """Send a signal to the program; return False if it has ended."""
-        if signum == signal.SIGKILL:
+    async def _send_signals(self, *signums: int) -> bool:
+        """Send signals to the program, in this order; return False if it has ended."""
+        if signal.SIGKILL in signums:
             self._sigkilled_id = self.id
-        return await self.context.keeper.signal(self.id, signum)
+        return await self.context.keeper.signal(self.id, *signums)
 
     def _release_survivors(self, seconds: float, is_reported: bool) -> None:
         """Release processes that others have frozen, and log once why they have survived SIGKILL."""

@@ -281,6 +281,13 @@ RUBBISH = [
     b'{"v":1,"request":1,"do":"signal","id":"x","signum":[]}',
     b'{"v":1,"request":1,"do":"signal","id":"x","signum":1.0}',
     b'{"v":1,"request":1,"do":"signal","id":"x","signum":true}',
+    b'{"v":1,"request":1,"do":"signal","id":"x","signums":15}',
+    b'{"v":1,"request":1,"do":"signal","id":"x","signums":[15,"SIGCONT"]}',
+    b'{"v":1,"request":1,"do":"batch"}',
+    b'{"v":1,"request":1,"do":"batch","requests":[5]}',
+    b'{"v":1,"request":1,"do":"batch","requests":[{"do":[]}]}',
+    b'{"v":1,"request":1,"do":"batch","requests":[{"do":"acknowledge","id":"x"},{"do":"list"}]}',
+    b'{"v":1,"request":1,"do":"batch","requests":[{"do":"batch","requests":[]}]}',
     b'{"v":1,"request":1,"do":"list","ids":5}',
     b'{"v":1,"request":1,"do":"list","ids":[[]]}',
     b'{"v":1,"request":1,"do":"list","ids":{"x":1}}',
@@ -305,6 +312,19 @@ async def test_rubbish_gets_an_error_for_an_answer(raw: Raw) -> None:
         assert answer["error"]["message"], body
         assert answer["error"]["step"] != "keeper", "a wrong request is not a defect of the keeper"
         assert raw.say(b'{"v":1,"request":5,"do":"list"}') == {"v": 1, "reply": 5}
+    raw.say(b'{"v":1,"request":5,"do":"shutdown"}')
+
+
+async def test_each_request_of_a_batch_is_answered_for_itself(raw: Raw) -> None:
+    requests = [
+        {"request": 1, "do": "signal", "id": "x#1", "signums": [15, 18]},
+        {"request": 2, "do": "signal", "id": "x#1", "signums": [-1]},
+        {"request": 3, "do": "acknowledge", "id": "x#1"},
+    ]
+    sent, refused, acknowledged = raw.say(protocol.encode({"do": "batch", "requests": requests}))["replies"]
+    assert sent == {"reply": 1, "sent": False}
+    assert (refused["reply"], refused["error"]["step"]) == (2, "refused")
+    assert acknowledged == {"reply": 3}
     raw.say(b'{"v":1,"request":5,"do":"shutdown"}')
 
 
