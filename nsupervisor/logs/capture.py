@@ -304,7 +304,8 @@ class Capture:
         route = self.route
         if route.file is not None and route.journal is None:
             return await self._to_file()
-        if route.journal is not None:
+        # Not if the pipe is empty or has ended: in the ticks in which thousands start or end, all of them would yield.
+        if route.journal is not None and self.pipe.available_bytes():
             await route.journal.tick.yield_if_long()
         data = self.pipe.peek(self._redo_length or MAX_CHUNK)
         if not data:

@@ -30,7 +30,7 @@ class Pipe:
         self.fd = fd
         self.inode = os.fstat(fd).st_ino
         """The pipe's inode number: no other pipe has it until the host reboots."""
-        self._size = pipes.get_capacity(fd)
+        self._size = 0  # bytes; read when it first matters, as most programs write little
 
     def peek(self, max_bytes: int = PEEK_SIZE) -> bytes:
         """Return at most `max_bytes` bytes at the front of the pipe, without taking them; b"" at the end.

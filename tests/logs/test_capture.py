@@ -69,6 +69,27 @@ async def test_a_capture_cancelled_between_the_lines_of_one_chunk_loses_none(pip
     assert check_numbers(records(log.read_bytes()), 3001) == 0
 
 
+async def test_only_output_waits_for_a_tick_that_is_not_long(pipe, log, monkeypatch):
+    """Where thousands start or end at once each tick is long, and a capture that finds nothing adds nothing to it."""
+    reader, writer = pipe
+    waits = []
+
+    async def wait() -> None:
+        waits.append(1)
+
+    async with open_journal(str(log)) as journal, trio.open_nursery() as nursery:
+        monkeypatch.setattr(journal.tick, "yield_if_long", wait)
+        nursery.start_soon(capture, reader, journal, LABELS, "stdout")
+        await trio.testing.wait_all_tasks_blocked()
+        assert waits == []
+        os.write(writer, b"one\n")
+        await trio.testing.wait_all_tasks_blocked()
+        assert waits == [1]
+        os.close(writer)
+    assert waits == [1]
+    assert [record["message"] for record in records(log.read_bytes())] == ["one"]
+
+
 async def test_without_a_journal_the_output_is_thrown_away_but_read(pipe):
     reader, writer = pipe
     async with trio.open_nursery() as nursery:
