@@ -264,18 +264,15 @@ class Jobs:
         starting: Collection[str],
         before_start: Callable[[], Awaitable[bool]] | None,
     ) -> None:
-        missing = ""
+        missing, has_slot = "", False
         with job.scope:
             if before_start is None or await before_start():
                 missing = await self._wait_for_dependencies(actor, job, starting)
                 if not missing:
-                    slot = object()
-                    await self._start_slots.acquire_on_behalf_of(slot)
-                    try:
-                        await trio.lowlevel.checkpoint_if_cancelled()
-                        await actor.ask(events.Start(job.by))
-                    finally:
-                        self.nursery.start_soon(self._release_start_slot, slot, actor)
+                    await self._start_slots.acquire_on_behalf_of(job)
+                    has_slot = True
+                    await trio.lowlevel.checkpoint_if_cancelled()
+                    await actor.ask(events.Start(job.by))
         if missing:
             self.context.journal.log.error("not started", workload=actor.name, message=missing)
         if self._start_jobs.get(actor) is job:
@@ -283,11 +280,9 @@ class Jobs:
             if not self.is_stopping and actor not in self._removals:
                 actor.set_start_status(StartStatus(waits_for=missing) if missing else NO_START)
         actor.wake_waiters()
-
-    async def _release_start_slot(self, slot: object, actor: Actor) -> None:
-        """Release the start slot once the program has been executed, or will not be."""
-        await actor.wait_until(lambda lifecycle: lifecycle.state is not State.STARTING)
-        self._start_slots.release_on_behalf_of(slot)
+        if has_slot:  # until the program has been executed, or will not be
+            await actor.wait_until(lambda lifecycle: lifecycle.state is not State.STARTING)
+            self._start_slots.release_on_behalf_of(job)
 
     async def _wait_for_dependencies(self, actor: Actor, job: StartJob, starting: Collection[str]) -> str:
         """Wait until the dependencies are up; return the requirement that cannot be met, in words, or ""."""
@@ -389,15 +384,16 @@ class Jobs:
         """Stop everything, dependents first; return when no process is left."""
 
         async def stop_after_dependents(actor: Actor) -> None:
-            # A restart must not start another generation while dependents stop.
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(wait_for_dependents, actor, nursery.cancel_scope)
-                await actor.wait_until(lambda lifecycle: lifecycle.state in BETWEEN_GENERATIONS)
-                nursery.cancel_scope.cancel()
+            if dependents := self.actors.dependents(actor.workload.name):
+                # A restart must not start another generation while dependents stop.
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(wait_for_dependents, dependents, nursery.cancel_scope)
+                    await actor.wait_until(lambda lifecycle: lifecycle.state in BETWEEN_GENERATIONS)
+                    nursery.cancel_scope.cancel()
             await self.stop_and_wait(actor, events.SHUTDOWN)
 
-        async def wait_for_dependents(actor: Actor, scope: trio.CancelScope) -> None:
-            for other in self.actors.dependents(actor.workload.name):
+        async def wait_for_dependents(dependents: Iterable[Actor], scope: trio.CancelScope) -> None:
+            for other in dependents:
                 await other.wait_until(lambda lifecycle: lifecycle.state is State.STOPPED)
             scope.cancel()
 
