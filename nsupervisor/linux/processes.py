@@ -20,6 +20,7 @@ _EXIT_CODE_FIELD = 52  # proc_pid_stat(5), fields from 1 on
 _START_TIME_FIELD = 22
 _PARENT_PID_FIELD = 4
 _STATE_FIELD = 3
+_MAX_STAT = 4096  # bytes: more than 52 numbers of 64 bits and a name
 
 _PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, struct pidfd_info), whose first version has 64 bytes
 _PIDFD_INFO_EXIT = 1 << 3  # Linux 6.15
@@ -32,10 +33,14 @@ def read_stat(pid: int) -> list[str] | None:
     The first one is field 3. None if there is no such process.
     """
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].decode().split()
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)  # half the cost of open(); a start reads two
+        try:
+            text = os.read(fd, _MAX_STAT)
+        finally:
+            os.close(fd)
     except (FileNotFoundError, ProcessLookupError):
         return None
+    return text.rpartition(b")")[2].decode().split()
 
 
 def start_time(pid: int) -> int | None:

@@ -357,8 +357,8 @@ class Actor:
                     self.output.begin(self.lifecycle.generation, pid)
                 if id_ == self.id:
                     self.on_started()
-                await self._on_event(events.Execed(generation_of(id_)))
-                self.save_checkpoint()
+                if not await self._on_event(events.Execed(generation_of(id_))):
+                    self.save_checkpoint()
             case RetrySpawn():
                 if self.lifecycle.state is State.STARTING and self.program.process is None:
                     await self._clear_failed_start()
@@ -420,8 +420,9 @@ class Actor:
 
     # ---- transitions
 
-    async def _on_event(self, event: events.Input) -> None:
-        await self._carry_out(self.lifecycle, self.decisions.handle(event))
+    async def _on_event(self, event: events.Input) -> bool:
+        """Handle an event; return as `_carry_out`."""
+        return await self._carry_out(self.lifecycle, self.decisions.handle(event))
 
     async def _run_pending(self) -> None:
         """Run the pending actions of fired rules; an action for an earlier generation does nothing."""
@@ -431,11 +432,14 @@ class Actor:
                 self._rule_actions.begin(transition.executed)
                 await self._carry_out(before, transition)
 
-    async def _carry_out(self, before: Lifecycle, transition: Transition) -> None:
-        """Record and carry out a transition that an input or a pending action has caused."""
+    async def _carry_out(self, before: Lifecycle, transition: Transition) -> bool:
+        """Record and carry out a transition that an input or a pending action has caused.
+
+        Returns whether it has changed anything; the checkpoint has then been saved.
+        """
         after, input_ = transition.state.lifecycle, transition.lifecycle_input
         if after is before and not transition.actions:
-            return
+            return False
         if input_ is not None:
             self.counters.count_transition(before, input_, after, self.workload)
             now = trio.current_time()
@@ -458,6 +462,7 @@ class Actor:
             self._has_unfinished_actions = False
             self.save_checkpoint()
         self._changed.notify()
+        return True
 
     async def _perform(self, action: Action) -> None:
         """Carry out one action; a failure is logged."""

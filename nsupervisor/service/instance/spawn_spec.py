@@ -1,5 +1,6 @@
 """Build the keeper's spawn specification from a workload's configuration. Reads environment files, changes nothing."""
 
+import functools
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +97,13 @@ def cover(workload: WorkloadConfig, directory: "Path", notify: str | None) -> di
     if workload.may_control:
         found[WORKLOADS_API] = "api"
         links["api.sock"] = "api/api.sock"
-    return {"directory": os.path.realpath(directory), "show": found, "links": links}
+    return {"directory": _real_path(directory), "show": found, "links": links}
+
+
+@functools.cache
+def _real_path(directory: "Path") -> str:
+    """Return the path of the runtime directory without symbolic links, looked up once: the service never changes it."""
+    return os.path.realpath(directory)
 
 
 def environment(
