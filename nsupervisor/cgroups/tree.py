@@ -209,6 +209,7 @@ class Tree:
         if hierarchy not in self._v1:
             directory = f"{hierarchy.directory}/{self.name}"
             self._make_v1_cgroup(directory, hierarchy)
+            self._enable_nested_limits(directory, hierarchy)
             self._v1[hierarchy] = directory
 
     # workloads -------------------------------------------------------------------------------------------------------
@@ -438,8 +439,7 @@ class Tree:
         """Make a v1 directory that is ready for processes; return whether there was none.
 
         A new cpuset has no CPUs and no memory nodes, and accepts no process before it has both (cgroup-v1/cpusets.rst),
-        so it gets its parent's. Before Linux 5.11 a memory cgroup limits the cgroups below it only if
-        memory.use_hierarchy is set while there are none (cgroup-v1/memory.rst, section 6).
+        so it gets its parent's.
         """
         files = self.host.files
         is_new = True
@@ -450,9 +450,6 @@ class Tree:
                 is_new = False
             except FileNotFoundError:
                 files.make_directories(directory)
-            nested = f"{directory}/memory.use_hierarchy"
-            if "memory" in hierarchy.controllers and files.exists(nested) and self._words(nested) == ["0"]:
-                files.write(nested, "1")
             if "cpuset" in hierarchy.controllers:
                 for file in ("cpuset.mems", "cpuset.cpus"):
                     if not self._words(f"{directory}/{file}"):
@@ -462,6 +459,19 @@ class Tree:
         except OSError as error:
             raise CgroupError(f"cannot make the cgroup {directory}: {error.strerror}") from error
         return is_new
+
+    def _enable_nested_limits(self, directory: str, hierarchy: Hierarchy) -> None:
+        """Have the memory cgroup of the tree limit those below it, and they in turn those below them.
+
+        Before Linux 5.11 it does so only if memory.use_hierarchy is set while there are none; each cgroup that is made
+        below inherits that (cgroup-v1/memory.rst, section 6).
+        """
+        nested = f"{directory}/memory.use_hierarchy"
+        try:
+            if "memory" in hierarchy.controllers and self.host.files.exists(nested) and self._words(nested) == ["0"]:
+                self.host.files.write(nested, "1")
+        except OSError as error:
+            raise CgroupError(f"cannot make the cgroup {directory}: {error.strerror}") from error
 
     def _in_removal_order(self, directory: str) -> list[str]:
         """Return the directories to remove below the tree: each workload's cgroup, and a group's after those in it."""
