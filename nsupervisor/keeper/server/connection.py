@@ -21,10 +21,12 @@ MAX_QUEUE = 10_000
 class ClientConnection:
     """The connection to a supervisor. Sends without waiting, and queues what the socket cannot take yet."""
 
-    __slots__ = ("_queue", "sock")
+    __slots__ = ("_queue", "polled_events", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self.polled_events: int = select.EPOLLIN
+        """The epoll events that the keeper waits for at present."""
         self._queue: collections.deque[tuple[bytes, list[int]]] = collections.deque()
 
     def send(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:

@@ -122,13 +122,16 @@ class Keeper:
                     log_defect(error)
                     if fd in self.handlers and fd not in self.permanent_fds:
                         self._unwatch(fd)
-            while self.pending_refills:
-                self.zygote.refill(self.pending_refills.pop())
+            self._refill()
         self.zygote.shut_down()
         try:
             os.unlink(self.socket_path)
         except FileNotFoundError:  # the whole runtime directory has been removed
             pass
+
+    def _refill(self) -> None:
+        while self.pending_refills:
+            self.zygote.refill(self.pending_refills.pop())
 
     def _may_exit(self) -> bool:
         is_needed = self.processes or any(child.status is None for child in self.children.values())
@@ -298,6 +301,9 @@ class Keeper:
                     self._handle_request(message, fds)
                 finally:
                     protocol.close_all(fds)  # the descriptors that the request did not take
+                # Before the next request of this round: while many start, that needs the next init, which the zygote
+                # makes while this process reads the request.
+                self._refill()
                 if self.client is not client:
                     return
         except BlockingIOError:
@@ -305,7 +311,14 @@ class Keeper:
         except OSError:
             self._drop_client()
             return
-        self.epoll.modify(client.sock.fileno(), client.epoll_events)
+        self._poll_client(client)
+
+    def _poll_client(self, client: ClientConnection) -> None:
+        """Wait for what the client's connection waits for, if that has changed."""
+        events = client.epoll_events
+        if events != client.polled_events:
+            client.polled_events = events
+            self.epoll.modify(client.sock.fileno(), events)
 
     def _send(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
         """Send a message to the client, if there is one."""
@@ -314,7 +327,7 @@ class Keeper:
             return
         try:
             client.send(message, fds)
-            self.epoll.modify(client.sock.fileno(), client.epoll_events)
+            self._poll_client(client)
         except OSError:
             self._drop_client()
 

@@ -164,6 +164,7 @@ class Zygote:
 
         A user namespace has its own identity maps, so no init with one can be created in advance.
         """
+        self.discard_outdated()  # now: otherwise the next start would discard this init for a mount that was before it
         if kind.flags & CLONE_NEWUSER or kind in self._waiting or self._socket is None:
             return
         if len(self._waiting) >= MAX_WAITING:

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import traceback
+import types
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
@@ -19,7 +20,10 @@ import trio
 from nsupervisor.keeper import protocol
 from nsupervisor.keeper.client import open_keeper
 from nsupervisor.keeper.messages import Ended, Execed, KeeperLost, RefusedError
+from nsupervisor.keeper.server import loop
 from nsupervisor.keeper.server.connection import ClientConnection
+from nsupervisor.keeper.server.zygote import Kind
+from nsupervisor.keeper.setup.spec import Spec
 from nsupervisor.linux import syscalls
 from tests.cli.test_namespace_shell import others_may_use, python_for_others
 from tests.keeper.conftest import ISOLATED, PATH, Harness, end_all, gone
@@ -377,6 +381,50 @@ async def test_strange_descriptors_are_refused_and_closed(raw: Raw, harness: Har
         while len(os.listdir(fds)) != before:  # noqa: ASYNC110 - it answers first, and closes then
             await trio.sleep(0.001)
     raw.say(b'{"v":1,"request":5,"do":"shutdown"}')
+
+
+class RecordedZygote:
+    """A zygote that makes nothing, and the order of what is asked of it."""
+
+    is_urgent = True
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.reports: list[socket.socket] = []
+
+    def refill(self, kind: Kind) -> None:
+        self.steps.append("refill")
+
+    def spawn(self, spec: Spec, zygote: object) -> types.SimpleNamespace:
+        self.steps.append(spec.id)
+        self.reports += socket.socketpair()
+        fields = {"pid": len(self.steps), "stdout": 0, "stderr": 0, "refill_kind": Kind(0), "report": self.reports[-1]}
+        return types.SimpleNamespace(id=spec.id, **fields)
+
+
+def test_the_next_init_is_ordered_between_two_starts_of_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 32 starts in one round of the loop, 31 waited until their init had been ordered and made."""
+    zygote = RecordedZygote()
+    monkeypatch.setattr(loop, "spawn", zygote.spawn)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.setblocking(False)
+    keeper = loop.Keeper.__new__(loop.Keeper)
+    keeper.zygote, keeper.client = zygote, ClientConnection(theirs)
+    keeper.children, keeper.processes, keeper.lingering, keeper.handlers = {}, {}, {}, {}
+    keeper.pending_refills, keeper.epoll = set(), select.epoll()
+    with ours, theirs, closing(keeper.epoll):
+        keeper._watch(theirs.fileno(), lambda: None)
+        for number in (1, 2):
+            spec = {**SPEC, "id": f"x#{number}"}
+            protocol.send(ours, protocol.encode({"request": number, "do": "spawn", "spec": spec}))
+        keeper._on_client(keeper.client)
+        for report in zygote.reports:
+            report.close()
+        for _ in range(2):
+            received = protocol.receive(ours)
+            assert received is not None
+            protocol.close_all(received[1])
+    assert zygote.steps == ["x#1", "refill", "x#2", "refill"]
 
 
 async def test_a_client_that_never_reads_does_not_stop_the_keeper(raw: Raw, runtime_directory: Path) -> None:
