@@ -18,7 +18,7 @@ from benchmarks.peer import known
 from benchmarks.session import Options, RunError
 from benchmarks.spawners import SPAWNERS
 
-NAMES = ("spawn", "restart", "react", "footprint", "logs", "scale", "budget", "takeover", "commands", "api")
+NAMES = ("spawn", "restart", "react", "footprint", "logs", "scale", "budget", "bulk", "takeover", "commands", "api")
 PAGE = products.ROOT / "docs" / "performance.md"
 
 
