@@ -18,6 +18,7 @@ RESTRICTED = ROOT / "tests" / "deployment" / "restricted.py"
 FIVE = """
 [workload.web]
 command = ["sh", "-c", "(setsid sleep 1000 &) ; echo web $(id -u) $HOME; exec sleep 1000"]
+user = "64322:64322"
 [workload.ready]
 command = ["sh", "-c", "echo ready; exec sleep 1000"]
 requires = ["web"]

@@ -22,6 +22,7 @@ COLOURS = {"ok": GREEN, "limited": YELLOW, "missing": RED}
 NAME_WIDTH, STATE_WIDTH = 18, 8
 TEXT_INDENT = NAME_WIDTH + STATE_WIDTH + 4
 MIN_WIDTH = TEXT_INDENT + 30
+_INSTEAD = 'With isolation = "auto" in [supervisor] they run without what is missing.'
 LONG_LINE = 120
 """Length from which names continue on the next line, if the width of the terminal is unknown."""
 
@@ -49,7 +50,7 @@ def doctor(as_json: bool) -> int:
         print_json({"ok": not fatal, "sections": report})
     elif fatal:
         names = ", ".join(finding.name for finding in fatal)
-        print(f"\n{fold(f'Workloads cannot be run here: see {names} above.', terminal_width(), 0)}")
+        print(f"\n{fold(f'Workloads cannot be run here: see {names} above. {_INSTEAD}', terminal_width(), 0)}")
     else:
         summary = (
             "Workloads can be run here. What is limited or missing matters only to configurations that ask for it."

@@ -9,7 +9,7 @@ from nsupervisor.config.kinds import MAX_HOSTNAME
 from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.linux.namespaces import NAMESPACES
 from nsupervisor.linux.trusted_paths import open_for_reading
-from nsupervisor.service.instance.users import IdentityError, UserIdentity, resolve_user
+from nsupervisor.service.instance.users import IdentityError, UserIdentity, resolve_user, without_own
 from nsupervisor.service.state.uid_ranges import UidRangeError, UidRanges
 
 if TYPE_CHECKING:  # `check` imports this module, and must be quick
@@ -48,6 +48,8 @@ def spawn_spec(
     spaces = workload.namespaces
     # In a user namespace the numbers of the supervisor's groups are those of other groups.
     identity = resolve_user(workload.user, workload.supplementary_groups, keeps_own_groups=not spaces.user)
+    if not spaces.user:
+        identity = without_own(identity)
     uid_mappings, gid_mappings = _mappings(workload, name, uid_ranges) if spaces.user else ([], [])
     return {
         "id": f"{name}#{generation}",

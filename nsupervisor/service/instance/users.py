@@ -3,8 +3,10 @@
 import grp
 import os
 import pwd
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+from nsupervisor.linux.privileges import SETGID, SETUID, Privileges, own_privileges
 
 
 class IdentityError(Exception):
@@ -46,6 +48,19 @@ def resolve_user(
     return UserIdentity(
         entry.pw_uid, gid, tuple(dict.fromkeys((*listed, *extra))), entry.pw_name, entry.pw_dir, entry.pw_shell
     )
+
+
+def without_own(identity: UserIdentity, privileges: Callable[[], Privileges] = own_privileges) -> UserIdentity:
+    """Return the identity without ids to change to, if they are this process's and it may not change ids.
+
+    Such a program keeps the groups of this process: without privileges none can be given up either.
+    """
+    if (identity.uid, identity.gid) != (os.geteuid(), os.getegid()):
+        return identity
+    own = privileges()
+    if own.has(SETUID) and own.has(SETGID):
+        return identity
+    return identity._replace(uid=None, gid=None, groups=None)
 
 
 def _entry(user: str) -> pwd.struct_passwd:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from nsupervisor.config.model import Config, WorkloadConfig
 from nsupervisor.linux.namespaces import NAMESPACES
 from nsupervisor.linux.privileges import SETGID, SETUID, SYS_ADMIN, SYS_NICE, SYS_RESOURCE, Privileges
+from nsupervisor.service.instance.users import IdentityError, resolve_user
 from nsupervisor.service.state.uid_ranges import UID_RANGES
 
 
@@ -34,7 +35,7 @@ def missing_privileges(workload: WorkloadConfig, own: Privileges) -> Iterator[tu
         return
     requirement = f"CAP_SETUID and CAP_SETGID, which {user} does not have here; leave it out, or run as root with those"
     for key in ("user", "supplementary_groups"):
-        if getattr(workload, key):
+        if getattr(workload, key) and not (key == "user" and _is_own(workload, own)):
             yield key, f"to become another user or group needs {requirement}"
     if not workload.namespaces.user:
         return
@@ -48,6 +49,15 @@ def missing_privileges(workload: WorkloadConfig, own: Privileges) -> Iterator[tu
         mappings = getattr(workload.user_namespace, key)
         if mappings and [(mapping.host_id, mapping.size) for mapping in mappings] != [(own_id, 1)]:
             yield "user_namespace", f"{key} to others than one's own id {own_id} alone needs {requirement}"
+
+
+def _is_own(workload: WorkloadConfig, own: Privileges) -> bool:
+    """Return whether the workload's user and group are those that this process has already."""
+    try:
+        identity = resolve_user(workload.user)
+    except IdentityError:  # reported for itself
+        return False
+    return not workload.supplementary_groups and (identity.uid, identity.gid) == (own.uid, own.gid)
 
 
 def _user(own: Privileges) -> str:

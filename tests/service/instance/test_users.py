@@ -6,7 +6,8 @@ import pwd
 
 import pytest
 
-from nsupervisor.service.instance.users import IdentityError, resolve_user
+from nsupervisor.linux.privileges import own_privileges
+from nsupervisor.service.instance.users import IdentityError, UserIdentity, resolve_user, without_own
 
 
 def test_without_a_user_it_stays_what_the_supervisor_is():
@@ -45,3 +46,12 @@ def test_numbers_need_not_be_known():
 def test_unknown_ones_are_told(user, groups, text):
     with pytest.raises(IdentityError, match=text):
         resolve_user(user, groups)
+
+
+def test_ids_of_its_own_are_not_set_without_the_privilege_to_set_groups() -> None:
+    identity = UserIdentity(os.geteuid(), os.getegid(), (os.getegid(),), "", "/", "/bin/sh")
+    weak = own_privileges()._replace(capabilities=0)
+    assert without_own(identity, lambda: weak)[:3] == (None, None, None)
+    assert without_own(identity, lambda: weak._replace(capabilities=-1)) == identity
+    other = identity._replace(uid=os.geteuid() + 1)
+    assert without_own(other, lambda: weak) == other

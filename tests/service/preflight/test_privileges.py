@@ -130,3 +130,12 @@ def test_a_start_that_is_not_permitted_is_explained(path: str | None, instead: s
     error = PermissionError(13, "Permission denied", path)
     where = "" if path is None else f"{path}: "
     assert explain_permission_error(error, site).startswith(f"{where}Permission denied; {instead}")
+
+
+def test_the_own_user_needs_no_privilege() -> None:
+    """In a container all programs often have the user of the service, and a file may say so."""
+    assert missing(USER, 'user = "1000:100"', NO_NAMESPACES) == {}
+    assert list(missing(USER, 'user = "1001:100"', NO_NAMESPACES)) == ["user"]
+    assert list(missing(USER, 'user = "1000:101"', NO_NAMESPACES)) == ["user"]
+    both = missing(USER, 'user = "1000:100"', 'supplementary_groups = ["5"]', NO_NAMESPACES)
+    assert list(both) == ["user", "supplementary_groups"]
