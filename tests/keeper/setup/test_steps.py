@@ -20,7 +20,9 @@ def test_a_program_whose_descriptor_cannot_be_taken_is_a_start_that_failed():
     process = subprocess.Popen(["sleep", "1000"], start_new_session=True)
     fds = Descriptors(True)
     try:
-        spec = SimpleNamespace(id="web#1", name="web", has_init=True, namespaces={"pid"}, flags=0, mounts=[], cover=None)
+        spec = SimpleNamespace(
+            id="web#1", name="web", has_init=True, namespaces={"pid"}, flags=0, mounts=[], cover=None
+        )
         with fds.report, closing(Child(spec, process.pid, fds)) as child:
             with socket.socket(fileno=fds.child_fds.pop(REPORT_FD)) as theirs:
                 pidfd = os.pidfd_open(process.pid)
