@@ -11,7 +11,7 @@ import struct
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,30 @@ class Keeper:
         """
         if "protect" in self.features:
             await self._call({"do": "protect", "cgroups": list(cgroups)})
+
+    async def listen_again(self, runtime_directory: str | Path) -> bool:
+        """Make the keeper's socket, and its lock, again if they are missing; return whether one was made.
+
+        A keeper of an older version does not have this request: nothing is made then, and a supervisor that starts
+        later cannot find it. Raises OSError, also if another process has made them meanwhile.
+        """
+        directory, path = _paths(runtime_directory)
+        if "listen" not in self.features or _has_files(directory):
+            return False
+        fds: list[int] = []
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+                with suppress(FileExistsError):  # the keeper still holds it
+                    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                    fds.append(os.open(directory / protocol.LOCK_NAME, flags, 0o600))
+                    fcntl.flock(fds[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with suppress(FileNotFoundError):  # only the lock was removed
+                    os.unlink(path)
+                _bind(listener, path)
+                await self._call({"do": "listen"}, fds=(listener.fileno(), *fds))
+        finally:
+            protocol.close_all(fds)
+        return True
 
     async def execute(self, python: str, package: str) -> None:
         """Make the keeper execute another version of itself, in the same process.
@@ -501,13 +525,22 @@ def _start_keeper(directory: Path, path: str, protected: Sequence[str]) -> int |
         except FileNotFoundError:
             pass
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-            # bind(2) creates the file with the socket's own mode, so no other user can connect at any moment.
-            os.fchmod(listener.fileno(), 0o600)
-            listener.bind(path)
-            listener.listen(16)
+            _bind(listener, path)
             return _execute_keeper(path, lock, listener.fileno(), protected)
     finally:
         os.close(lock)
+
+
+def _has_files(directory: Path) -> bool:
+    """Return whether the keeper's socket and lock exist."""
+    return all(os.path.lexists(directory / name) for name in (protocol.SOCKET_NAME, protocol.LOCK_NAME))
+
+
+def _bind(listener: socket.socket, path: str) -> None:
+    # bind(2) creates the file with the socket's own mode, so no other user can connect at any moment.
+    os.fchmod(listener.fileno(), 0o600)
+    listener.bind(path)
+    listener.listen(16)
 
 
 def _execute_keeper(path: str, lock: int, listener: int, protected: Sequence[str]) -> int:

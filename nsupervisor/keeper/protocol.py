@@ -3,7 +3,7 @@
 Every message has "v": 1. A body of more than 64 KiB is sent in a memfd, and the datagram is {"v": 1, "memfd": true}.
 
     client → keeper   {"request": N, "do": "spawn" | "adopt" | "signal" | "acknowledge" | "list" | "execute" |
-                      "protect" | "shutdown", …}
+                      "protect" | "listen" | "shutdown", …}
                       {"do": "batch", "requests": [{"request": N, …}, …]} several requests "signal" and "acknowledge"
     keeper → client   {"event": "hello", "pid", "features": […]}          first, on every connection
                       {"event": "execed", "id", "pid"}
@@ -18,14 +18,15 @@ Every message has "v": 1. A body of more than 64 KiB is sent in a memfd, and the
 The descriptors of a child are the read ends of stdout and stderr, and its notify socket if it has one. The notify
 socket is sent with "spawn", so that notifications sent while no supervisor runs wait for the next one. "adopt" is sent
 with the program's pidfd, followed by the same descriptors. "protect" names the "cgroups" (strings "CONTROLLERS:PATH",
-see linux/peers.py) whose processes may not connect. Both sides use this module; standard library only.
+see linux/peers.py) whose processes may not connect. "listen" is sent with a listening socket and, if it was removed as
+well, a locked lock file: the keeper uses them in place of its own. Both sides use this module; standard library only.
 
 The two sides may have different versions, as each is upgraded separately. All keys and values are wire names, which
 never change. Both sides ignore unknown keys, and the client ignores unknown events. A "spec" is the exception: the
 keeper refuses an unknown key, as a program must not start with less isolation than requested. So "features" lists what
-version 0.1.0, which sends no such list, does not have: the request "protect"; the keys "cover" and "process_tree" (the
-feature "process-tree") of a "spec"; and, with the feature "batch", that request, and the key "signums" of "signal", a
-list in place of "signum".
+version 0.1.0, which sends no such list, does not have: the requests "protect" and "listen"; the keys
+"cover" and "process_tree" (the feature "process-tree") of a "spec"; and, with the feature "batch", that request, and
+the key "signums" of "signal", a list in place of "signum".
 """
 
 from __future__ import annotations

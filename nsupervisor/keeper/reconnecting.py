@@ -143,6 +143,13 @@ class ReconnectingKeeper:
             self.expected = False
         return False
 
+    async def listen_again(self) -> bool:
+        """Call `Keeper.listen_again`; a keeper that is lost meanwhile is replaced by one that listens."""
+        try:
+            return await (await self._current()).listen_again(self.directory)
+        except KeeperLost:
+            return False
+
     async def shutdown(self) -> None:
         """Call `Keeper.shutdown`; a loss of the keeper counts as its shutdown."""
         try:

@@ -8,7 +8,10 @@ import struct
 from typing import NamedTuple
 
 IN_MODIFY = 0x2
+IN_MOVED_FROM = 0x40
+IN_DELETE = 0x200
 IN_DELETE_SELF = 0x400
+IN_MOVE_SELF = 0x800
 IN_Q_OVERFLOW = 0x4000
 IN_IGNORED = 0x8000
 

@@ -79,6 +79,7 @@ class OffsetFile:
         self._slot = 0
         self._slots = [b"", b""]
         self._fd = -1
+        self._must_reopen = False
         self.offset = Offset()
         if not is_new:
             with suppress(FileNotFoundError):
@@ -115,6 +116,10 @@ class OffsetFile:
         self.offset = Offset(seq)
         self._write()
 
+    def reopen_at_next_note(self) -> None:
+        """Open the file again for the next note, since it was removed. For any thread."""
+        self._must_reopen = True
+
     def close_fd(self) -> None:
         """Close the descriptor while there is nothing to note: there may be many offset files."""
         if self._fd >= 0:
@@ -144,6 +149,9 @@ class OffsetFile:
             1 - slot,
             len(self._slots[1 - slot]),
         )
+        if self._must_reopen:
+            self._must_reopen = False
+            self.close_fd()
         try:
             if self._fd < 0:
                 self._fd = self._open(os.O_CREAT)

@@ -53,6 +53,7 @@ from nsupervisor.service.group.groups import Groups
 from nsupervisor.service.group.placement import make_instance
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.output import offset_files_left
+from nsupervisor.service.instance.spawn_spec import WORKLOADS_API
 from nsupervisor.service.isolation import Isolation
 from nsupervisor.service.jobs import Jobs
 from nsupervisor.service.kernel import LINUX, Kernel
@@ -74,10 +75,10 @@ from nsupervisor.service.recovery.takeover import (
 from nsupervisor.service.recovery.upgrade import report_outcome
 from nsupervisor.service.registry import Registry
 from nsupervisor.service.reload.reload import Reloader
-from nsupervisor.service.runtime_directory import runtime_directory
+from nsupervisor.service.runtime_directory import KeptDirectory, runtime_directory
 from nsupervisor.service.service_manager import notify_service_manager
 from nsupervisor.service.state.checkpoint import limits_digest, limits_in_force
-from nsupervisor.service.state.digest import open_keyed_digest
+from nsupervisor.service.state.digest import KEY_FILE, open_keyed_digest
 from nsupervisor.service.state.file import InstanceCheckpoint, SavedState, StateFile, read_state
 from nsupervisor.service.state.uid_ranges import UidRanges, default_state_directory
 from nsupervisor.terminal.numbers import format_count
@@ -288,8 +289,30 @@ class _LinuxEndpoints:
         identify, directory = context.kernel.instance_of, context.runtime_directory
         admission = Admission(keeper.protected, supervisor.actors, identify)
         serve_api = partial(serve, admit=admission.admit, errors=self._errors, connections=unix)
-        await nursery.start(serve_api, app(supervisor), directory / "api.sock")
+        api, workloads_api = directory / "api.sock", directory / WORKLOADS_API / "api.sock"
+
+        async def open_sockets() -> bool:
+            """Listen on those sockets that do not exist. Connections of one that was removed remain."""
+            made = not api.exists()
+            if made:
+                await nursery.start(serve_api, app(supervisor), api)
+            if not workloads_api.exists():
+                await serve_workloads(app(supervisor), directory, admission, self._errors, nursery)
+            return made
+
+        async def write_files() -> bool:
+            made = not (directory / KEY_FILE).exists()
+            if made:
+                context.digest.write_key(directory)
+            for actor in supervisor.actors.values():
+                actor.output.make_offset_files_again()
+            return context.state.write_again() or made
+
+        await nursery.start(serve_api, app(supervisor), api)
         await serve_workloads(app(supervisor), directory, admission, self._errors, nursery)
+        parts = {"state": write_files, "the keeper's socket": keeper.listen_again, "api.sock": open_sockets}
+        kept = KeptDirectory(directory, parts, partial(_report_directory, context.journal))
+        nursery.start_soon(kept.run)
 
     async def open_metrics(self, supervisor: Supervisor) -> None:
         if supervisor.config.supervisor.metrics is not None:
@@ -532,6 +555,10 @@ async def _verify_limits(actors: Iterable[Actor]) -> None:
         began_at = trio.current_time()
         await actor.limit_writer.verify()
         await trio.sleep(DUTY_FACTOR * (trio.current_time() - began_at))
+
+
+def _report_directory(journal: Journal, level: str, text: str) -> None:
+    getattr(journal.log, level)("runtime directory", message=text)
 
 
 def _report_connection(journal: Journal, level: str, fields: Mapping[str, Any]) -> None:

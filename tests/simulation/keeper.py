@@ -357,6 +357,10 @@ class Connection:
         children: list[Child] = await self._call("list", lambda: self._keeper.list(ids, without_descriptors))
         return children
 
+    async def listen_again(self, runtime_directory: str | Path) -> bool:
+        """Its socket is never removed."""
+        return False
+
     async def shutdown(self) -> None:
         await self._call("shutdown", self._keeper.shutdown)
         await self._closed.wait()

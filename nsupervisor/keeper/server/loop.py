@@ -51,7 +51,7 @@ LOCK_FD, LISTENER_FD = 3, 4
 
 FIRST_CLIENT_TIMEOUT_S = 10.0  # the client that starts a keeper connects before the keeper runs
 MESSAGES_PER_WAKEUP = 32
-FEATURES = ("batch", "cover", "process-tree", "protect")
+FEATURES = ("batch", "cover", "listen", "process-tree", "protect")
 """Features that version 0.1.0 lacks, as `nsupervisor.keeper.protocol` describes them."""
 _ADOPTED_FDS = 3
 _OWN_COMMANDS = ("nsupervisor-zyg", INIT_COMMAND)
@@ -505,6 +505,23 @@ class Keeper:
         self.policy.prefixes = tuple(cgroups)
         return {}, ()
 
+    def _listen(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """Listen on another socket, and hold another lock if one comes with it: the earlier files were removed."""
+        if len(fds) not in (1, 2):
+            raise RequestError(f'"listen" needs one or two descriptors, not {len(fds)}')
+        listener = socket.socket(fileno=fds.pop(0))
+        listener.setblocking(False)
+        self._unwatch(self.listener.fileno())
+        self.permanent_fds.discard(self.listener.fileno())
+        self.listener.close()
+        self.listener = listener
+        self._watch(listener.fileno(), self._on_connection)
+        self.permanent_fds.add(listener.fileno())
+        if fds:
+            os.close(self.lock)
+            self.lock = fds.pop(0)
+        return {}, ()
+
     def _shutdown(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
         living = [child.id for child in self.children.values() if child.status is None]
         if living:
@@ -524,6 +541,7 @@ _REQUESTS: dict[str, Callable[[Keeper, dict[str, Any], list[int]], tuple[dict[st
     "list": Keeper._list,
     "execute": Keeper._execute,
     "protect": Keeper._protect,
+    "listen": Keeper._listen,
     "shutdown": Keeper._shutdown,
 }
 _BATCHED = ("signal", "acknowledge")

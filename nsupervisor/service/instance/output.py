@@ -150,6 +150,15 @@ class Output:
         found = [(stream, blockage) for stream, blockage in blocked if blockage is not None]
         return dict(sorted(found, key=lambda item: item[1].seconds))
 
+    def make_offset_files_again(self) -> None:
+        """Make the directory of the offset files again if it was removed; each file follows with its next note."""
+        directory = self.context.runtime_directory / STREAMS_DIRECTORY
+        if directory in self.context.made_directories and not directory.exists():
+            directory.mkdir(mode=0o700)
+        for capture in self._captures:
+            if capture.offset_file is not None:
+                capture.offset_file.reopen_at_next_note()
+
     def location(self) -> dict[str, Any]:
         """Return the path (None without an own log file), format and streams of the instance's log file."""
         streams = [stream for stream in STREAMS if getattr(self.settings, stream) in ("file", "both")]

@@ -26,6 +26,17 @@ class KeyedDigest:
         self._key = key
         self._id = hashlib.blake2b(key, digest_size=4).hexdigest()
 
+    def write_key(self, directory: Path, files: Files = KERNEL_FILES) -> None:
+        """Write the key to the runtime directory. Raises OSError."""
+        path = directory / KEY_FILE
+        new = path.with_suffix(".new")
+        fd = files.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            files.write(fd, self._key)
+        finally:
+            files.close(fd)
+        files.rename(new, path)
+
     def digest(self, value: Any) -> str:
         """Return the digest of a JSON value; equal values have equal digests."""
         data = json.dumps(value, sort_keys=True).encode()
@@ -51,12 +62,7 @@ def open_keyed_digest(directory: Path, files: Files = KERNEL_FILES) -> KeyedDige
     with contextlib.suppress(OSError):
         if len(key := files.read(path)) == _SIZE:
             return KeyedDigest(key)
-    key, new = os.urandom(_SIZE), path.with_suffix(".new")
+    digest = KeyedDigest(os.urandom(_SIZE))
     with contextlib.suppress(OSError):
-        fd = files.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        try:
-            files.write(fd, key)
-        finally:
-            files.close(fd)
-        files.rename(new, path)
-    return KeyedDigest(key)
+        digest.write_key(directory, files)
+    return digest

@@ -273,6 +273,13 @@ class StateFile:
             self._files.close(self._fd)
             self._fd = -1
 
+    def write_again(self) -> bool:
+        """Write the whole file again if it was removed while it was in use; return whether it was."""
+        if self._fd < 0 or self._files.exists(self.path):
+            return False
+        self.write_all({})
+        return True
+
     def remove(self) -> None:
         """Remove the file after everything has been stopped, so that no program is left to take over."""
         self._close()

@@ -1,0 +1,70 @@
+"""The runtime directory, or a file in it, is removed while the service runs."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.needs import needs
+from tests.system.service import NSUPERVISOR, service
+
+pytestmark = [needs("root", "cgroup"), pytest.mark.fault("D19")]
+
+WEB = """
+[workload.web]
+command = ["sh", "-c", "while :; do sleep 1; done"]
+"""
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; what nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def test_a_removed_directory_is_made_again_with_the_same_keeper_and_program(tmp_path):
+    run = tmp_path / "run"
+    async with service(tmp_path, WEB, status=-signal.SIGKILL) as it:
+        keeper = (await it.record(event="supervisor started"))["keeper_pid"]
+        pid = await it.pid("web")
+        before = {path.name for path in run.iterdir()}
+        shutil.rmtree(run)
+        made = await it.record(event="runtime directory")
+        assert made["level"] == "warning"
+        assert made["message"].startswith(f"made again what was removed from {run}: ")
+        assert made["message"].endswith("the keeper's socket, api.sock")
+        assert {path.name for path in run.iterdir()} >= before - {"tails"}
+        assert (await it.status("web"))["pid"] == pid
+        second = await trio.run_process(
+            [*NSUPERVISOR, "run", str(tmp_path / "nsupervisor.toml")], capture_stderr=True, check=False
+        )
+        assert second.returncode == 1
+        assert f"is in use by another supervisor (pid {it.process.pid})" in second.stderr.decode()
+        it.process.kill()
+    async with service(tmp_path, WEB) as it:
+        assert (await it.record(event="supervisor started"))["keeper_pid"] == keeper
+        assert await it.record(event="taken over", workloads=1)
+        web = await it.status("web")
+        assert (web["pid"], web["generation"], web["state"]) == (pid, 1, "running")
+    assert not is_alive(pid)
+    assert not is_alive(keeper)
+
+
+@pytest.mark.parametrize("name", ["api.sock", "keeper.sock", "keeper.lock", "lock", "key", "state.json"])
+async def test_a_removed_file_is_made_again(tmp_path, name):
+    run = tmp_path / "run"
+    async with service(tmp_path, WEB) as it:
+        await it.pid("web")
+        inode = (run / name).stat().st_ino
+        content = (run / name).read_bytes() if name == "key" else None
+        os.link(run / name, tmp_path / "removed")  # so that its inode number is not used again
+        (run / name).unlink()
+        await it.record(event="runtime directory")
+        assert (run / name).stat().st_ino != inode
+        assert content is None or (run / name).read_bytes() == content
+        assert (await it.status("web"))["state"] == "running"
