@@ -229,11 +229,17 @@ def retarget(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Wo
 
 
 def kill(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
-    """Send SIGKILL to all processes; the restart policy decides what follows, unless an earlier command has."""
+    """Send SIGKILL to all processes; the restart policy decides what follows, unless an earlier command has.
+
+    The reason of that command stays: the next supervisor starts what only the end of the service has stopped, and
+    nothing that an operator has stopped.
+    """
     assert isinstance(input_, Command)
-    after_stop = lifecycle.after_stop if lifecycle.state is State.STOPPING else AfterStop.POLICY
+    is_decided = lifecycle.state is State.STOPPING and lifecycle.after_stop is not AfterStop.POLICY
+    after_stop = lifecycle.after_stop if is_decided else AfterStop.POLICY
     lifecycle = attrs.evolve(_mark_killed(lifecycle, instant), after_stop=after_stop)
-    return _enter_stopping(lifecycle, instant, workload, f"killed by {input_.requested_by}", KillAll())
+    reason = lifecycle.reason if is_decided else f"killed by {input_.requested_by}"
+    return _enter_stopping(lifecycle, instant, workload, reason, KillAll())
 
 
 def freeze(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:

@@ -13,6 +13,7 @@ switch of tasks in between: a stop could be posted first otherwise, and the inst
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from functools import partial
 
@@ -46,6 +47,8 @@ Result = tuple[bool, str]
 """Whether the command succeeded, and why not."""
 REFUSED: Result = (False, "the service is stopping, so nothing starts any more; start the service again")
 """The answer to a start or restart while the service stops."""
+OVERRULED: Result = (False, "a later start overruled it")
+"""The answer to a stop."""
 
 
 @attrs.define(eq=False)
@@ -86,6 +89,8 @@ class Jobs:
     is_stopping: bool = attrs.field(init=False, default=False)
     """Whether the service stops; nothing is started any more."""
     _start_jobs: dict[Actor, StartJob] = attrs.field(init=False, factory=dict)
+    _start_requests: Counter[Actor] = attrs.field(init=False, factory=Counter)
+    """How often an operator has started or restarted each instance, or one that depends on it."""
     _removals: dict[Actor, Removal] = attrs.field(init=False, factory=dict)
     _start_slots: trio.CapacityLimiter = attrs.field(
         init=False, factory=lambda: trio.CapacityLimiter(MAX_CONCURRENT_STARTS)
@@ -137,6 +142,7 @@ class Jobs:
         """Start an instance with its dependencies; return when the start has an outcome."""
         if self.is_stopping:
             return REFUSED
+        self._overrule_stops(actor)
         if actor.lifecycle.is_alive:
             await actor.ask(events.Start(by))
         else:
@@ -153,6 +159,7 @@ class Jobs:
             return False, problem
         if self.is_stopping:
             return REFUSED
+        self._overrule_stops(actor)
         not_running = [
             name
             for name in self._dependencies_of(actor)
@@ -171,6 +178,11 @@ class Jobs:
             await actor.ask(events.Restart(by))
         return await self.wait_settled(actor)
 
+    def _overrule_stops(self, actor: Actor) -> None:
+        """Overrule the stops of an instance, and of those that it depends on, that still wait for others to stop."""
+        names = self._dependencies_of(actor)
+        self._start_requests.update([actor, *(other for name in names for other in self.actors.instances(name))])
+
     async def _restart_problem(self, actor: Actor) -> str:
         """Return why a restart would only end the program that runs; "" if it would not, or none runs.
 
@@ -185,7 +197,11 @@ class Jobs:
         return f"not restarted, as the next start would fail: {obstacle.message}; the program that runs has been kept"
 
     async def stop_with_requirers(self, actor: Actor, by: str) -> Result:
-        """Stop an instance after those that require it; the message of a success names these."""
+        """Stop an instance after those that require it; the message of a success names these.
+
+        While those stop, an operator may start the instance, or one that depends on it: the last command counts.
+        """
+        start_requests = self._start_requests[actor]
         stopped_first = [other.name for other in self.affected_by_stop(actor)]
         running = [other for other in self.actors.requirers(actor.workload.name) if not self._is_down(other)]
         if running:
@@ -193,6 +209,8 @@ class Jobs:
             async with trio.open_nursery() as nursery:
                 for other in running:
                     nursery.start_soon(self.stop_with_requirers, other, together)
+            if self._start_requests[actor] != start_requests:
+                return OVERRULED
         ok, message = await self.stop_and_wait(actor, by)
         return ok, f"after {', '.join(stopped_first)}, which cannot run without it" if ok and stopped_first else message
 
@@ -203,9 +221,7 @@ class Jobs:
             actor.set_start_status(NO_START)
         await actor.ask(events.Stop(by))
         await actor.wait_until(_has_stopped)
-        if actor.lifecycle.should_run:
-            return False, "a later start overruled it"
-        return True, ""
+        return OVERRULED if actor.lifecycle.should_run else (True, "")
 
     async def wait_settled(self, actor: Actor) -> Result:
         """Wait until a start has an outcome: up, down, or a state that lasts (back-off, frozen)."""
@@ -351,6 +367,7 @@ class Jobs:
             if self._removals.get(actor) is not removal:
                 return False
             del self._removals[actor]
+            self._start_requests.pop(actor, None)
             if actor.lifecycle.state is not State.STOPPED:
                 return False
             owner = self.leftovers if self.leftovers.get(actor.name) is actor else self.actors
@@ -360,7 +377,7 @@ class Jobs:
             try:
                 await actor.retire()
             except trio.Cancelled:  # the end of the service closes the cgroups of `actors` and `leftovers` only
-                actor.cgroup.close()
+                actor.close_cgroup()
                 raise
             self.context.state.save(actor.name, None)
             try:

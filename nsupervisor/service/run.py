@@ -521,7 +521,7 @@ async def _supervise(
                 await follow_keeper(keeper, ChainMap(actors, leftovers), journal, keeper_replaced)
         except BaseException:  # programs run on, as after kill -9, and the next supervisor takes them over
             for running_actor in (*actors.values(), *leftovers.values()):
-                running_actor.cgroup.close()
+                running_actor.close_cgroup()
             raise
         else:
             await _kill_remaining([*actors.values(), *leftovers.values()])
@@ -586,7 +586,7 @@ async def _kill_remaining(actors: Iterable[Actor]) -> None:
             with actor.contain_errors("cannot wait for what is left"):
                 while actor.cgroup.is_populated():  # noqa: ASYNC110 - the watcher may have failed
                     await trio.sleep(0.01)
-            actor.cgroup.close()
+            actor.close_cgroup()
 
 
 async def _until_signalled(platform: Platform, supervisor: Supervisor, scope: trio.CancelScope) -> None:

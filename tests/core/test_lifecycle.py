@@ -158,6 +158,16 @@ def test_the_end_of_the_service_does_not_replace_the_reason_of_a_stop():
     assert run.lifecycle.reason == "stopped by operator"
 
 
+@pytest.mark.parametrize("requested_by", [events.SHUTDOWN, events.OPERATOR])
+def test_a_kill_does_not_replace_the_reason_of_the_stop_that_it_hurries(requested_by):
+    """An operator's kill during the end of the service was taken for a stop, and the end's kill for no stop."""
+    run = Run().up()
+    run(events.Stop(requested_by))
+    run(events.Kill({events.SHUTDOWN: events.OPERATOR, events.OPERATOR: events.SHUTDOWN}[requested_by]))
+    assert run.dies(KILLED).state is State.STOPPED
+    assert run.lifecycle.reason == f"stopped by {requested_by}"
+
+
 def test_frozen_keeps_its_place_and_can_still_be_stopped():
     run = Run().up()
     assert run(events.Freeze()).actions == (actions.FreezeAll(),)

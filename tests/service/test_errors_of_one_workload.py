@@ -1,6 +1,7 @@
 """An error about one workload is logged, and ends no task that serves the others."""
 
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -128,9 +129,15 @@ async def test_the_end_kills_what_is_left_of_the_others(error):
         killed.append("db")
         populated.clear()
 
-    broken = SimpleNamespace(is_populated=raiser(error), close=lambda: None)
-    sound = SimpleNamespace(is_populated=lambda: bool(populated), kill=kill, close=lambda: None)
-    await run._kill_remaining([make_actor(journal, "web", cgroup=broken), make_actor(journal, "db", cgroup=sound)])
+    broken = SimpleNamespace(is_populated=raiser(error))
+    sound = SimpleNamespace(is_populated=lambda: bool(populated), kill=kill)
+    closed: list[str] = []
+    actors = [
+        make_actor(journal, name, cgroup=cgroup, close_cgroup=partial(closed.append, name))
+        for name, cgroup in (("web", broken), ("db", sound))
+    ]
+    await run._kill_remaining(actors)
+    assert closed == ["web", "db"]
     assert killed == ["db"]
     assert journal.messages == [f"web: cannot {what} what is left: {error}" for what in ("kill", "wait for")]
 

@@ -127,6 +127,30 @@ async def test_a_later_start_overrules_a_stop(service: Client) -> None:
     assert service.course() == ["execed web#1", "ends web#1", "execed web#2"]
 
 
+@simulated(WEB_REQUIRES_DB)
+@pytest.mark.parametrize("command", ["restart", "start"])
+async def test_a_later_command_overrules_a_stop_that_waits_for_others_to_stop(service: Client, command: str) -> None:
+    """The stop of db came after its restart, which had been asked for later."""
+    await service.until("web", "running")
+    stopped = await service.begin(service.command, "stop", "db")
+    await service.until("web", "stopping")
+    assert (await service.command(command, "db"))["ok"]
+    await service.until_true(lambda: bool(stopped))
+    assert (stopped[0]["ok"], stopped[0]["message"]) == (False, "a later start overruled it")
+    assert (service.state("db"), service.state("web")) == ("running", "stopped")
+
+
+@simulated(WEB_REQUIRES_DB)
+async def test_a_start_of_what_requires_it_overrules_a_stop_that_waits(service: Client) -> None:
+    await service.until("web", "running")
+    stopped = await service.begin(service.command, "stop", "db")
+    await service.until("web", "stopping")
+    assert (await service.command("start", "web"))["ok"]
+    await service.until_true(lambda: bool(stopped))
+    assert not stopped[0]["ok"]
+    assert (service.state("db"), service.state("web")) == ("running", "running")
+
+
 # ---- restarts
 
 

@@ -388,7 +388,6 @@ class History:
         except ConfigError:
             return
         self.in_force = choices
-        self.watch.on_reload()
         with stream as reports:
             async for _ in reports:
                 pass

@@ -60,6 +60,9 @@ class Watch:
         self.lives: list[float] = []
         """When each supervisor started."""
         self.reloads: list[float] = []
+        self.adopted: set[str] = set()
+        """Instances whose processes a supervisor found without a note of them: it took the oldest for the program, and
+        counted anew."""
         self.hits: set[int] = set()
         """The pids of programs that something outside has ended."""
         self.executed: dict[tuple[int, str], Process] = {}
@@ -113,10 +116,6 @@ class Watch:
         for key in [key for key in self.executed if key[1].rpartition("#")[0] == name]:
             self.removed.append((key[1], self.executed.pop(key)))
 
-    def on_reload(self) -> None:
-        """A reload has come into force."""
-        self.reloads.append(self.machine.now)
-
     def hit(self, process: Process) -> None:
         """Something outside ends a program."""
         self.hits.add(process.pid)
@@ -130,6 +129,10 @@ class Watch:
         )
         if event == "supervisor stopping":
             self.stopping_since = self.machine.now
+        if event == "reload":
+            self.reloads.append(self.machine.now)
+        if event == "orphans":
+            self.adopted.add(fields["workload"])
         if event == "action" and fields.get("workload") == "brief" and "rule" in fields["cause"]:
             self._on_brief(f"brief#{fields['generation']}")
         if event == "state":
@@ -231,18 +234,21 @@ def when_quiet(history: History, status: Sequence[Mapping[str, Any]]) -> list[st
         name, state = one["name"], one["state"]
         if name == "brief":
             continue  # it is never quiet
+        # Of a start that nobody has noted, with a keeper that died, what the program leaves is taken for it.
+        is_adopted = name in history.watch.adopted
+        has_remains = living[name] and (is_adopted or history.watch.may_repeat)
         leader = next((process for process in living[name] if process.is_leader), None)
         if state not in STATES:
             wrong.append(f"{name} is in a state {state!r}")
         elif state in AT_REST and living[name]:
             wrong.append(f"none lost: {name} is {state}, but {living[name][0].id} lives")
-        elif state in UP and leader is None:
+        elif state in UP and leader is None and not has_remains:
             wrong.append(f"none lost: {name} is {state}, but does not live")
         elif state == "starting" and history.kind.name == "bursts":
             pass  # its group has no room for another process, and it tries again and again
         elif state in ("starting", "stopping"):
             wrong.append(f"settled: {name} is still {state}")
-        elif leader is not None and leader.id != f"{name}#{one['generation']}":
+        elif leader is not None and leader.id != f"{name}#{one['generation']}" and not is_adopted:
             wrong.append(f"none lost: {name} is #{one['generation']}, but {leader.id} lives")
         waits = history.kind.requires.get(name)
         if waits is None or states.get(waits) in ("running", "ready"):

@@ -130,8 +130,9 @@ class Keeper:
 
     def on_ended(self, process: Process) -> None:
         """Reap a child."""
-        child = self.children.get(process.id)
-        if child is not None and child.process is process:
+        # An adopted program may have another number than it was started with.
+        child = next((child for child in self.children.values() if child.process is process), None)
+        if child is not None:
             self.machine.after(self.machine.delay(), lambda: self._reap(child))
 
     def _reap(self, child: KeptChild) -> None:

@@ -10,6 +10,8 @@ NOTIFY = next(kind for kind in KINDS if kind.name == "notify")
 ORDER = next(kind for kind in KINDS if kind.name == "order")
 RESTARTS = next(kind for kind in KINDS if kind.name == "restarts")
 RULES = next(kind for kind in KINDS if kind.name == "rules")
+CHAIN = next(kind for kind in (*KINDS, *OVERLAPPING_KINDS) if kind.name == "chain")
+BURSTS = next(kind for kind in OVERLAPPING_KINDS if kind.name == "bursts")
 LIMITS = next(kind for kind in OVERLAPPING_KINDS if kind.name == "limits")
 CATCHING = Kind(
     "catching",
@@ -102,5 +104,30 @@ def test_a_restart_of_which_the_exit_is_still_to_come_starts_nothing_once_the_se
         Step(3.122 + after_ms / 1000, "SIGTERM"),
     )
     history = History(1437, RESTARTS, steps)
+    history.run()
+    assert history.watch.problems == []
+
+
+def test_what_an_operator_kills_while_the_service_stops_is_started_by_the_next_one() -> None:
+    steps = (
+        Step(4.622, "SIGTERM"),
+        Step(4.682, "command", "web", "kill"),
+        Step(5.626, "crash by time", value="0.001"),
+    )
+    history = History(103222, CHAIN, steps)
+    history.run()
+    assert history.watch.problems == []
+
+
+@pytest.mark.parametrize("call", range(1, 30))
+def test_an_action_of_a_group_outlives_a_crash_after_a_reload(call: int) -> None:
+    steps = (
+        Step(0.711, "busy", value="0.1"),
+        Step(0.721, "forks", "first", "8"),
+        Step(0.733, "reload", "level", "60"),
+        Step(0.733, "crash by call", value=str(call)),
+        Step(4.516, "busy", value="0.1"),
+    )
+    history = History(100993, BURSTS, steps)
     history.run()
     assert history.watch.problems == []

@@ -42,8 +42,8 @@ from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.hooks import run_notification
 from nsupervisor.service.instance.limits import LimitWriter, Result, Target
 from nsupervisor.service.instance.rule_observer import RuleObserver
-from nsupervisor.service.state.checkpoint import limit_overrides, restore_rules, saved_rules
-from nsupervisor.service.state.file import GroupCheckpoint
+from nsupervisor.service.state.checkpoint import restore_rules, saved_rules
+from nsupervisor.service.state.file import GroupCheckpoint, SavedRule
 
 HOST = "host"
 """The name of the group that contains all workloads."""
@@ -75,8 +75,8 @@ class Group:
     limit_writer: LimitWriter = attrs.field(init=False)
     last_action_at: float = attrs.field(init=False, default=float("-inf"))
     """When any group last acted on a member of this one."""
-    pending_moments: int = attrs.field(init=False, default=0)
-    """Number of moments whose rules have fired and whose actions are still pending."""
+    _pending_moments: list[tuple[SavedRule, ...]] = attrs.field(init=False, factory=list)
+    """By moment whose actions are still pending, the oldest first: the rules that fired, as they were before."""
     _members: dict[str, Actor] = attrs.field(init=False, factory=dict)
     """By name, all workload instances in it, including those in groups inside it."""
     _inside: list[Group] = attrs.field(init=False, factory=list)
@@ -128,6 +128,11 @@ class Group:
             self.save_checkpoint()
         self.observer.resume_sampling()
 
+    @property
+    def is_acting(self) -> bool:
+        """Whether actions of rules that have fired are still pending."""
+        return bool(self._pending_moments)
+
     # ---- readings
 
     @property
@@ -148,11 +153,12 @@ class Group:
     def save_checkpoint(self) -> None:
         """Save the limits and the state of the rules for the next supervisor.
 
-        A rule that has fired is saved after its action has been carried out, so that it fires again if that did not
-        happen.
+        A rule that has fired is saved as it was before, until its action has been carried out, so that it fires again
+        if that did not happen. Other changes, such as a reload, may be saved in the meantime.
         """
-        changed = limit_overrides(self.config.resources, self.resources)
-        self.context.state.save_group(self.name, GroupCheckpoint(saved_rules(self.engine), changed))
+        before = {(rule.name, rule.when): rule for moment in reversed(self._pending_moments) for rule in moment}
+        rules = tuple(before.get((rule.name, rule.when), rule) for rule in saved_rules(self.engine))
+        self.context.state.save_group(self.name, GroupCheckpoint(rules, self.limit_writer.overrides))
 
     def watch(self) -> None:
         """Start to watch the files of the rules."""
@@ -166,8 +172,10 @@ class Group:
         self.engine, fired = before.observe(snapshot, limits, now)
         self._record(GroupObserved(snapshot, limits, self.engine is not before, fired), now)
         if fired:
-            self.pending_moments += 1
-            self.context.nursery.start_soon(self._act_on, Firings.split(fired), self.engine, now)
+            has_fired = {firing.rule.name for firing in fired}
+            moment = tuple(rule for rule in saved_rules(before) if rule.name in has_fired)
+            self._pending_moments.append(moment)
+            self.context.nursery.start_soon(self._act_on, Firings.split(fired), self.engine, now, moment)
 
     def _measure_growth(self, now: float) -> float:
         """Take the members' memory readings for the next choice; return when the next ones are due, in seconds."""
@@ -190,7 +198,7 @@ class Group:
 
     # ---- actions
 
-    async def _act_on(self, firings: Firings, engine: Engine, decided_at: float) -> None:
+    async def _act_on(self, firings: Firings, engine: Engine, decided_at: float, moment: tuple[SavedRule, ...]) -> None:
         """Carry out the firings of one moment. `engine` is the state of the rules at that moment."""
         try:
             for firing in firings.notifications:
@@ -207,7 +215,7 @@ class Group:
         except (OSError, CgroupError) as error:  # of one member; the service and the other rules continue
             self._warn(f"cannot act on a member: {error}")
         finally:
-            self.pending_moments -= 1
+            self._pending_moments = [other for other in self._pending_moments if other is not moment]
         self.save_checkpoint()
 
     async def _notify(self, firing: Firing) -> None:
@@ -357,12 +365,16 @@ class Group:
         """The limits in force: those of the configuration, with later changes by operators."""
         return self.limit_writer.resources
 
-    async def apply_limits(self, target: Target) -> None:
+    async def apply_limits(self, target: Target, wanted: Resources) -> None:
         """Apply the limits of a configuration file, and write the percentages inside the group again.
 
-        Raises CgroupError, and then nothing has changed.
+        `apply_config` or `undo_limits` must follow. Raises CgroupError, and then nothing has changed.
         """
-        await self.limit_writer.apply(target)
+        await self.limit_writer.apply_prepared(target, wanted)
+
+    async def undo_limits(self, target: Target) -> None:
+        """Apply the limits from before a reload that is refused. Raises CgroupError."""
+        await self.limit_writer.undo_prepared(target)
 
     async def change_limits(self, changes: Mapping[str, Any], by: str = "operator") -> Result:
         """Change the group's limits (as parsed by `parse_changes`): all of them, or none.

@@ -129,6 +129,7 @@ class Groups:
     def close(self) -> None:
         """Close the cgroup files that are kept open."""
         for group in self.all_groups:
+            group.observer.unwatch()
             group.cgroup.close()
 
     def matching(self, pattern: str) -> list[Group]:
@@ -158,7 +159,8 @@ class Groups:
         """
         supported_rules(config.policy, group.cgroup, owner=f"{group.name}: ", is_required=True, report=lambda _: None)
         if config.resources != group.config.resources:
-            await group.apply_limits(partial(merge_limits, group.config.resources, config.resources))
+            target = partial(merge_limits, group.config.resources, config.resources)
+            await group.apply_limits(target, config.resources)
 
     def status(self) -> list[dict[str, Any]]:
         """Return one status object per group."""

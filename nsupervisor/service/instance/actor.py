@@ -51,7 +51,6 @@ from nsupervisor.service.instance.start_status import NO_START, StartStatus
 from nsupervisor.service.instance.status import InstanceStatus
 from nsupervisor.service.instance.users import IdentityError
 from nsupervisor.service.start_obstacle import StartObstacle
-from nsupervisor.service.state.checkpoint import limit_overrides
 from nsupervisor.service.state.file import ExitReport, InstanceCheckpoint
 
 BACKGROUND_S = 10.0
@@ -213,6 +212,11 @@ class Actor:
         await self.mailbox.closed.wait()
         self.output.retire()
 
+    def close_cgroup(self) -> None:
+        """Close the cgroup, which continues without this service; a later sample would open its files again."""
+        self.observer.unwatch()
+        self.cgroup.close()
+
     def save_checkpoint(self) -> None:
         """Save the checkpoint for the next supervisor."""
         if not self.mailbox.closed.is_set():
@@ -228,7 +232,7 @@ class Actor:
             has_unfinished_actions=self._has_unfinished_actions,
             recreate_cgroup=self.cgroup.was_killed,
             rules=self.decisions.saved_rules(),
-            changed_limits=limit_overrides(self.workload.resources, self.resources),
+            changed_limits=self.limit_writer.overrides,
             pending_start=self.start_status.requested_by,
             spawn_digest=self.program.spawn_digest,
             kill_signal=self.workload.kill_signal,

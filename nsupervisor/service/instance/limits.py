@@ -24,7 +24,7 @@ from nsupervisor.config.model import GroupConfig, Resources, WorkloadConfig
 from nsupervisor.config.units import DEFAULT_CPU_PERIOD, Percent
 from nsupervisor.core.rules.limit_steps import LimitValues
 from nsupervisor.logs import call_in_thread
-from nsupervisor.service.state.checkpoint import limits_digest
+from nsupervisor.service.state.checkpoint import limit_overrides, limits_digest
 
 Target = Callable[[Resources], Resources]
 """Returns the limits to have, from those in force; called when its turn comes, so that no earlier change is lost."""
@@ -83,6 +83,8 @@ class LimitWriter:
     _is_closed: bool = attrs.field(init=False, default=False)
     _deferred: list[Target] = attrs.field(init=False, factory=list)
     """The targets deferred since the present change began, which the limits that it writes lack."""
+    _prepared: Resources | None = attrs.field(init=False, default=None)
+    """The limits in the file of a reload that is being prepared."""
     _digest: tuple[Resources | None, str] = attrs.field(init=False, default=(None, ""))
 
     def __attrs_post_init__(self) -> None:
@@ -94,6 +96,19 @@ class LimitWriter:
         if self._digest[0] is not self.applied:
             self._digest = self.applied, limits_digest(self.applied)
         return self._digest[1]
+
+    @property
+    def overrides(self) -> Mapping[str, Any]:
+        """The limits that operators and rules have changed, for the checkpoint.
+
+        While a reload is prepared, limits of its file are already in force. They are no such changes: the supervisor
+        may die before the file is in force, and the next one may find the earlier file again.
+        """
+        changed = limit_overrides(self.owner.resources, self.resources)
+        if not changed or self._prepared is None:
+            return changed
+        also = limit_overrides(self._prepared, self.resources)
+        return {name: value for name, value in changed.items() if name in also}
 
     # ---- requests
 
@@ -120,6 +135,25 @@ class LimitWriter:
         done, reason = await self._submit(partial(self._apply, target))
         if not done:
             raise CgroupError(reason)
+
+    async def apply_prepared(self, target: Target, wanted: Resources) -> None:
+        """Apply limits as `apply` for a reload that is being prepared; `wanted` are those of its file.
+
+        `configure` or `undo_prepared` must follow.
+        """
+        self._prepared = wanted
+        try:
+            await self.apply(target)
+        except CgroupError:
+            self._prepared = None
+            raise
+
+    async def undo_prepared(self, target: Target) -> None:
+        """Apply the limits from before a reload that is refused. Raises CgroupError."""
+        try:
+            await self.apply(target)
+        finally:
+            self._prepared = None
 
     def defer(self, target: Target) -> None:
         """Have other limits from the next process on: `apply_pending` writes them."""
@@ -179,7 +213,7 @@ class LimitWriter:
 
     def configure(self, owner: WorkloadConfig | GroupConfig) -> None:
         """Switch to another configuration of the owner; its limits are applied, or deferred, separately."""
-        self.owner = owner
+        self.owner, self._prepared = owner, None
 
     def attach(self, cgroup: Cgroup) -> None:
         """Continue with a cgroup that was made with the limits `resources`."""

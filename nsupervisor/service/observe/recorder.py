@@ -159,7 +159,7 @@ class Recording:
 
     def _begin_groups(self, now: float) -> None:
         """Begin with the groups when no rule of any of them has an action that is pending or in progress."""
-        if not self._groups_begun and not any(group.pending_moments for group in self.groups.all_groups):
+        if not self._groups_begun and not any(group.is_acting for group in self.groups.all_groups):
             self._groups_begun = True
             self._write_rule_states(now)
 

@@ -218,7 +218,7 @@ class Reloader:
         async def limit(actor: Actor, workload: WorkloadConfig) -> None:
             before = actor.resources
             try:
-                await actor.limit_writer.apply(_limits_target(actor, workload))
+                await actor.limit_writer.apply_prepared(_limits_target(actor, workload), workload.resources)
                 prepared.undo_limits[actor] = partial(merge_limits, actor.resources, before)
             except CgroupError as error:
                 errors.append(error)
@@ -264,10 +264,10 @@ class Reloader:
         """Undo what `_prepare` has done; what cannot be undone is logged."""
         for group, before in reversed(prepared.undo_group_limits):
             with self._log_failure(group.name):
-                await group.apply_limits(before)
+                await group.undo_limits(before)
         for actor, before in prepared.undo_limits.items():
             with self._log_failure(actor.name):
-                await actor.limit_writer.apply(before)
+                await actor.limit_writer.undo_prepared(before)
         for actor in prepared.new.values():
             self._groups.remove(actor)
             with self._log_failure(actor.name):

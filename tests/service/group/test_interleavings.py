@@ -17,6 +17,7 @@ from nsupervisor.core.rules.rules import Firing
 from nsupervisor.service.group.group import Group
 from nsupervisor.service.instance import limits
 from nsupervisor.service.jobs import Jobs
+from nsupervisor.service.state.file import GroupCheckpoint
 
 
 class FakeCgroup:
@@ -77,6 +78,7 @@ class Setting:
     cgroup: FakeCgroup
     members: dict[str, Member]
     records: list[dict[str, Any]] = attrs.field(factory=list)
+    saved: list[GroupCheckpoint] = attrs.field(factory=list)
 
     def of(self, event: str) -> list[dict[str, Any]]:
         return [record for record in self.records if record["event"] == event]
@@ -90,6 +92,7 @@ class Setting:
 @asynccontextmanager
 async def setting(*rules: GroupRule, **members: State) -> AsyncIterator[Setting]:
     records: list[dict[str, Any]] = []
+    saved: list[GroupCheckpoint] = []
 
     def write(event: str, **fields: Any) -> None:
         records.append({"event": event, **fields})
@@ -101,7 +104,7 @@ async def setting(*rules: GroupRule, **members: State) -> AsyncIterator[Setting]
             journal=SimpleNamespace(log=SimpleNamespace(info=write, warning=write)),
             watcher=watcher,
             nursery=nursery,
-            state=SimpleNamespace(save_group=nothing),
+            state=SimpleNamespace(save_group=lambda _name, checkpoint: saved.append(checkpoint)),
             group_listeners=(),
             warnings_logged=set(),
         )
@@ -115,7 +118,7 @@ async def setting(*rules: GroupRule, **members: State) -> AsyncIterator[Setting]
         for member in found.values():
             group.add_member(member)  # type: ignore[arg-type]
         group.watch()
-        yield Setting(group, cgroup, found, records)
+        yield Setting(group, cgroup, found, records, saved)
         nursery.cancel_scope.cancel()
 
 
@@ -173,6 +176,21 @@ async def test_a_counter_that_rises_just_before_a_reload_counts(autojump_clock: 
             assert [record["cause"]["after"] for record in it.of("action")] == [1.0, 2.0]
 
 
+async def test_a_rule_is_saved_as_it_was_before_it_fired_until_its_action_is_done(autojump_clock: MockClock) -> None:
+    """A reload saved that the rule had fired. After a crash at that moment no supervisor carried out its action."""
+    hit = rule("pids.events max", "kill")
+    async with setting(hit, one=State.RUNNING) as it:
+        it.see("pids.events", 0, "max")
+        it.see("pids.events", 1, "max")
+        other = rule("pids.current >= 100", "log", name="group.batch.policy[1]", line=9)
+        it.group.apply_config(attrs.evolve(it.group.config, policy=(hit, other)))
+        assert [atom.value for atom in it.saved[-1].rules[0].state.atoms] == [0.0]
+        it.members["one"].cgroup.populated = False
+        await trio.sleep(3)
+        assert [record["workload"] for record in it.of("verified")] == ["one"]
+        assert [atom.value for atom in it.saved[-1].rules[0].state.atoms] == [1.0]
+
+
 @pytest.mark.fault("H11")
 async def test_a_frozen_member_is_left_out_when_a_rule_freezes(autojump_clock: MockClock) -> None:
     async with setting(rule("pids.current >= 3", "freeze"), frozen=State.FROZEN, runs=State.RUNNING) as it:
@@ -224,9 +242,25 @@ async def test_limits_that_are_put_back_reach_the_percentages_inside(
     """A refused reload put back the group's limit, and left its members' percentages as those of the refused one."""
     async with setting(one=State.RUNNING) as it:
         before = it.group.resources
-        await it.group.apply_limits(lambda limits: attrs.evolve(limits, memory_max=1 << 20))
-        await it.group.apply_limits(lambda limits: before)
+        wanted = Resources(memory_max=1 << 20)
+        await it.group.apply_limits(lambda limits: attrs.evolve(limits, memory_max=1 << 20), wanted)
+        await it.group.undo_limits(lambda limits: before)
         assert [resources.memory_max for resources in it.members["one"].reapplied] == [1 << 20, None]
+
+
+async def test_limits_of_a_reload_that_is_not_in_force_yet_were_saved_as_an_operators(
+    autojump_clock: MockClock, slow_writes: list[Resources]
+) -> None:
+    """After a crash the next supervisor preferred them to those of its file, if that was the earlier one again."""
+    async with setting(one=State.RUNNING) as it:
+        await it.group.change_limits({"pids_max": 10})
+        wanted = Resources(memory_max=1 << 20)
+        await it.group.apply_limits(lambda limits: attrs.evolve(limits, memory_max=1 << 20), wanted)
+        assert dict(it.saved[-1].changed_limits) == {"pids_max": 10}
+        await it.group.change_limits({"pids_max": 11})
+        assert dict(it.saved[-1].changed_limits) == {"pids_max": 11}
+        it.group.apply_config(attrs.evolve(it.group.config, memory_max=1 << 20))
+        assert dict(it.saved[-1].changed_limits) == {"pids_max": 11}
 
 
 @pytest.mark.fault("H10")
