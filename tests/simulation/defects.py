@@ -237,17 +237,17 @@ PLANTED = (
     Defect(lose_an_exit, 0, "no exit lost", 4),
     Defect(start_a_second_generation, 1, "one generation", 0),
     Defect(let_a_rule_fire_for_the_next_generation, 27, "own generation", 2),
-    Defect(keep_the_deadline_of_the_start, 127, "timeouts", 5),
+    Defect(keep_the_deadline_of_the_start, 39, "timeouts", 5),
     Defect(leave_timers_running, 3, "timeouts", 2),
 )
 REVERTED = (
-    Defect(look_up_the_rule_of_an_action, 344, "the service ends", 2),
-    Defect(resume_without_the_order_of_a_reload, 19, "wanted", 4),
-    Defect(judge_a_program_by_the_new_file, 359, "readiness", 4),
+    Defect(look_up_the_rule_of_an_action, 311, "the service ends", 3),
+    Defect(resume_without_the_order_of_a_reload, 13, "wanted", 2),
+    Defect(judge_a_program_by_the_new_file, 539, "readiness", 3),
     Defect(begin_counters_with_a_reload, 12, "counters", 4),
     Defect(judge_exits_that_the_service_causes, 59, "wanted", 1),
     Defect(change_limits_at_once, 520, "limits", 4),
-    Defect(forget_limits_deferred_during_a_change, 625, "limits", 4),
+    Defect(forget_limits_deferred_during_a_change, 625, "limits", 5),
     Defect(freeze_again, 64, "victims", 0),
-    Defect(start_while_the_service_stops, 919, "nothing starts", 2),
+    Defect(start_while_the_service_stops, 404, "nothing starts", 2),
 )
