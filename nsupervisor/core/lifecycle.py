@@ -229,17 +229,20 @@ def retarget(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Wo
 
 
 def kill(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
-    """Send SIGKILL to all processes; the restart policy decides what follows, unless an earlier command has.
-
-    The reason of that command stays: the next supervisor starts what only the end of the service has stopped, and
-    nothing that an operator has stopped.
-    """
+    """Send SIGKILL to all processes; the restart policy decides what follows, unless an earlier command has."""
     assert isinstance(input_, Command)
-    is_decided = lifecycle.state is State.STOPPING and lifecycle.after_stop is not AfterStop.POLICY
-    after_stop = lifecycle.after_stop if is_decided else AfterStop.POLICY
+    after_stop = lifecycle.after_stop if lifecycle.state is State.STOPPING else AfterStop.POLICY
     lifecycle = attrs.evolve(_mark_killed(lifecycle, instant), after_stop=after_stop)
-    reason = lifecycle.reason if is_decided else f"killed by {input_.requested_by}"
-    return _enter_stopping(lifecycle, instant, workload, reason, KillAll())
+    return _enter_stopping(lifecycle, instant, workload, _kill_reason(lifecycle, input_.requested_by), KillAll())
+
+
+def _kill_reason(lifecycle: Lifecycle, requested_by: str) -> str:
+    """Return the reason after a kill. That of a stop stays.
+
+    The next supervisor starts what only the end of the service has stopped, and nothing that an operator has stopped.
+    """
+    stays_down = lifecycle.state is State.STOPPING and lifecycle.after_stop is AfterStop.STAY_DOWN
+    return lifecycle.reason if stays_down else f"killed by {requested_by}"
 
 
 def freeze(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:

@@ -9,7 +9,8 @@ import pytest
 from tests.deployment.running import Contained, children, documented, refusal, settings, started
 from tests.needs import ROOT, needs
 
-pytestmark = [pytest.mark.system, needs("root", "program:unshare", "program:nsenter")]
+# Without cgroups, no hierarchy decides anything.
+pytestmark = [pytest.mark.host_only, needs("root", "program:unshare", "program:nsenter")]
 
 USER = 64322
 """A uid without an entry in passwd."""

@@ -16,6 +16,7 @@ import socket
 import struct
 import subprocess
 import termios
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -158,7 +159,7 @@ class KernelSide(_Calls):
         try:
             notifications.add(path, IN_MODIFY)
             while self.cgroups.read_text(path) != text:
-                assert select.select([notifications.fd], [], [], deadline(10))[0], f"{path} does not become {text!r}"
+                assert _is_readable(notifications.fd, deadline(10)), f"{path} does not become {text!r}"
                 notifications.read()
         finally:
             notifications.close()
@@ -171,7 +172,7 @@ class KernelSide(_Calls):
         """
         for value in ("1", "0"):
             self.cgroups.write(f"{self._sentinel}/cgroup.freeze", value)
-            assert select.select([self._barrier.fd], [], [], deadline(10))[0], "no notification"
+            assert _is_readable(self._barrier.fd, deadline(10)), "no notification"
             self._barrier.read()
 
     def queued(self, notifications: Notifications, count: int) -> int:
@@ -179,7 +180,7 @@ class KernelSide(_Calls):
         assert isinstance(notifications, KernelNotifications)
         while (number := _queued_bytes(notifications.fd) // _EVENT_BYTES) < count:
             # The descriptor is readable as soon as one event is queued; the kernel notifies another waiter of each.
-            select.select([], [], [], 0.001)
+            time.sleep(0.001)
         return number
 
     def make_pipe(self) -> tuple[Any, Callable[[bytes], None], Callable[[], None]]:
@@ -208,6 +209,13 @@ class KernelSide(_Calls):
         for root in (self.root, self._sentinel):
             for path, _, _ in os.walk(root, topdown=False):
                 os.rmdir(path)
+
+
+def _is_readable(fd: int, seconds: float) -> bool:
+    """Wait until a descriptor is readable; select(2) cannot wait for one above 1023."""
+    waiter = select.poll()
+    waiter.register(fd, select.POLLIN)
+    return bool(waiter.poll(seconds * 1000))
 
 
 def _queued_bytes(fd: int) -> int:
