@@ -35,7 +35,7 @@ REPLY_TIMEOUT_S = 30.0
 """Seconds without a message after which a keeper with pending requests counts as lost. A keeper answers within
 milliseconds unless it is stopped."""
 
-START_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 30.0
 """Seconds for a keeper to start, or for one that is leaving to exit."""
 
 _EVENTS = ("hello", "child", "execed", "ended")

@@ -136,6 +136,14 @@ def service(directory: Path, environment: dict[str, str]) -> Iterator[None]:
             process.wait()
 
 
+def pause_after(command: str) -> str:
+    """Return a command that waits until what was killed is up again; a reader takes longer to type the next one."""
+    if not (kill := re.search(r"nsupervisor kill (\w+)", command)):
+        return ""
+    is_up = f"nsupervisor status {kill[1]} | grep -qE 'state +(running|ready)'"
+    return f"for _ in $(seq 20); do {is_up} && break; sleep 0.1; done"
+
+
 def type_session(session: Session, directory: Path) -> None:
     """Type the commands of a session; each must show what its page shows."""
     places = own_places(directory)
@@ -156,7 +164,10 @@ def type_session(session: Session, directory: Path) -> None:
         if session.starts_itself or not re.search(r"nsupervisor run ", command)
     ]
     # `$?` of a command is that of the one before it.
-    script = script_of([f"(exit ${{last:-0}})\n{command}\nlast=$?; echo status $last" for _, command, _ in typed])
+    steps = [
+        f"(exit ${{last:-0}})\n{command}\nlast=$?; echo status $last\n{pause_after(command)}" for _, command, _ in typed
+    ]
+    script = script_of(steps)
     if session.starts_itself:
         output = type_in(script, directory, environment, timeout=60)
     else:

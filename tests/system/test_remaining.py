@@ -32,7 +32,7 @@ def toml(directory: Path, script: str, *, has_pid_namespace: bool) -> str:
     """
 
 
-@pytest.mark.system
+@pytest.mark.host_only  # the hierarchy decides nothing here
 @pytest.mark.parametrize("has_pid_namespace", [True, False])
 async def test_a_server_below_a_shell_saves_when_it_is_stopped(tmp_path: Path, has_pid_namespace: bool) -> None:
     """The shell ends by the signal, and the kernel killed the server with the PID namespace."""
@@ -43,7 +43,7 @@ async def test_a_server_below_a_shell_saves_when_it_is_stopped(tmp_path: Path, h
         assert (tmp_path / "saved").read_text() == "saved\n"
 
 
-@pytest.mark.system
+@pytest.mark.host_only
 @pytest.mark.parametrize("has_pid_namespace", [True, False])
 async def test_a_server_is_stopped_when_its_shell_exits(tmp_path: Path, has_pid_namespace: bool) -> None:
     script = f'mkfifo {tmp_path}/ready; $0 -c "$1" $2 > {tmp_path}/ready & read line < {tmp_path}/ready; exit 0'

@@ -176,6 +176,7 @@ async def test_a_limit_that_others_had_changed_was_shown_as_it_had_been_set(tmp_
 
 
 @pytest.mark.fault("C1")
+@pytest.mark.host_only
 async def test_limits_that_nothing_has_changed_are_not_reported(tmp_path):
     more = """pids_max = 20
     cpu_weight = 50

@@ -8,7 +8,7 @@ import pytest
 from tests.needs import needs
 from tests.system.service import service
 
-pytestmark = [pytest.mark.system, needs("root", "cgroup")]
+pytestmark = needs("root", "cgroup")
 
 SEND = 'socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])'
 READY = f"import os, socket; {SEND}"
