@@ -104,7 +104,7 @@ def test_a_service_of_systemd(tmp_path, no_leaks):
         *(f'{read.strip()} | grep -o -m1 \'"action":"restart"\'\n', f"{status.strip()} | cut -d' ' -f1\n"),
         *(stop, STOPPED, ROOTLESS),
     ]
-    done = vm("--systemd", "--", "sh", "-c", "".join(script))
+    done = vm("--time-limit=800", "--systemd", "--", "sh", "-c", "".join(script))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "/etc/nsupervisor.toml: ok, 2 workloads",
