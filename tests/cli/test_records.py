@@ -156,6 +156,6 @@ def test_a_reload_says_what_it_changed():
     assert format_command(record) == "reload (changed in place: policy[0], resources.pids_max)"
 
 
-def test_a_failed_start_is_told_in_words_alone():
+def test_a_failed_start_is_shown_as_its_message():
     shown = format_record({"event": "not started", "level": "error", "message": "cannot execute /x", "uptime_sec": 0.3})
     assert shown == "cannot execute /x"

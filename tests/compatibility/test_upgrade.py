@@ -152,7 +152,7 @@ def still_obeys(run):
 
 
 def next_starts(run):
-    """What the plan says of the next start of each running program, by name."""
+    """Return the differences of the next start that the plan lists for each running program, by name."""
     text = run.site.config.read_text()
     plan = run.client.plan({"path": str(run.site.config), "text": text})
     return {step["name"]: step["next_start"] for step in plan["steps"] if step["next_start"]}

@@ -1,4 +1,4 @@
-"""What a configuration becomes where cgroups or namespaces are missing."""
+"""Configurations on hosts without cgroups or namespaces: the requests that are refused, reported or left out."""
 
 from nsupervisor.config.load import parse
 from nsupervisor.config.model import Config

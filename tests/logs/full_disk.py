@@ -2,7 +2,7 @@
 `python -m tests.logs.full_disk DIRECTORY block|drop|stop json|raw SECONDS full|read-only`.
 
 DIRECTORY is a file system of 64 MB; `test_files.py` mounts one that only this process sees. Prints what came of it.
-`stop`: as `block`, but the capture is released, as for a program that is stopped, instead of the disk being mended.
+`stop`: as `block`, but the capture is released, as for a program that is stopped, and the disk stays as it is.
 """
 
 import json

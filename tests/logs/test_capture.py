@@ -70,7 +70,7 @@ async def test_a_capture_cancelled_between_the_lines_of_one_chunk_loses_none(pip
 
 
 async def test_only_output_waits_for_a_tick_that_is_not_long(pipe, log, monkeypatch):
-    """Where thousands start or end at once each tick is long, and a capture that finds nothing adds nothing to it."""
+    """If thousands start or end at once, each tick is long, and a capture that finds nothing adds nothing to it."""
     reader, writer = pipe
     waits = []
 

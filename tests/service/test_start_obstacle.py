@@ -117,7 +117,7 @@ def test_what_is_unknown_from_outside_is_none(tmp_path: Path) -> None:
     assert obstacle(argv=[str(link)], mounts=mounts) is None
 
 
-def test_the_user_inside_of_a_user_namespace_is_not_judged(tmp_path: Path) -> None:
+def test_the_user_in_a_user_namespace_is_not_checked(tmp_path: Path) -> None:
     program = script(tmp_path / "program", mode=0o100)
     assert obstacle(argv=[program], uid=1000, gid=1000, namespaces=["user"]) is None
 

@@ -62,7 +62,7 @@ class Watch:
         self.reloads: list[float] = []
         self.adopted: set[str] = set()
         """Instances whose processes a supervisor found without a note of them: it took the oldest for the program, and
-        counted anew."""
+        began again with generation 1."""
         self.hits: set[int] = set()
         """The pids of programs that something outside has ended."""
         self.executed: dict[tuple[int, str], Process] = {}
@@ -234,7 +234,7 @@ def when_quiet(history: History, status: Sequence[Mapping[str, Any]]) -> list[st
         name, state = one["name"], one["state"]
         if name == "brief":
             continue  # it is never quiet
-        # Of a start that nobody has noted, with a keeper that died, what the program leaves is taken for it.
+        # If a start was not noted and the keeper died, the processes that the program leaves are taken for it.
         is_adopted = name in history.watch.adopted
         has_remains = living[name] and (is_adopted or history.watch.may_repeat)
         leader = next((process for process in living[name] if process.is_leader), None)

@@ -475,7 +475,7 @@ class Machine:
         """0: the kernel and the keeper do everything at once."""
         self.privileges = ROOT_PRIVILEGES
         self.start_obstacle: StartObstacle | None = None
-        """What would make each start fail, as the service finds it before a restart."""
+        """The cause that would make each start fail, as the service finds it before a restart."""
         self.disk_is_full = False
         self.refused: dict[tuple[Cgroup, str], str] = {}
         """By limit file: the only value that the kernel takes."""

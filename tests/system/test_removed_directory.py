@@ -20,7 +20,7 @@ command = ["sh", "-c", "while :; do sleep 1; done"]
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; what nobody has waited for yet does not."""
+    """Whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import textwrap
 
 import click
 
 from nsupervisor.api.client import Client, NoSupervisorError, WrongFileError
 from nsupervisor.cli.options import json_option, socket_option
 from nsupervisor.cli.output import DONE, USAGE, print_json, print_message
+from nsupervisor.terminal.lines import fold
 from nsupervisor.terminal.records import format_change, format_steps
 from nsupervisor.terminal.style import (
     BLUE,
@@ -146,13 +146,7 @@ def _next_start_lines(steps: list[dict[str, Any]], width: int) -> Iterator[str]:
     for text, names in concerned.items():
         rest = len(names) - MAX_NAMES
         shown = ", ".join(names[:MAX_NAMES] if rest > 1 else names) + (f" and {rest} more" if rest > 1 else "")
-        yield from textwrap.wrap(
-            f"{shown}: {text}",
-            width or LONG_LINE,
-            initial_indent="  ",
-            subsequent_indent="    ",
-            break_on_hyphens=False,
-        )
+        yield from fold(f"  {shown}: {text}", width or LONG_LINE, 4).split("\n")
 
 
 def change_lines(change: dict[str, Any], indent: str, width: int, suffix: str = "") -> Iterator[str]:

@@ -403,7 +403,7 @@ class RecordedZygote:
 
 
 def test_the_next_init_is_ordered_between_two_starts_of_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 32 starts in one round of the loop, 31 waited until their init had been ordered and made."""
+    """31 of 32 starts in one round of the loop waited until their init had been ordered and made."""
     zygote = RecordedZygote()
     monkeypatch.setattr(loop, "spawn", zygote.spawn)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
