@@ -18,6 +18,8 @@ from nsupervisor.config import kinds
 from nsupervisor.config import limit_kinds as limits
 from nsupervisor.config.conditions import Condition as Condition  # a part of the model like the others
 from nsupervisor.config.kinds import Choice, ListOf, MapOf, PrefixedKeys, TableOf, TablesOf, key
+from nsupervisor.config.security import SecurityConfig as SecurityConfig
+from nsupervisor.config.table import Table as Table
 from nsupervisor.config.units import Percent
 from nsupervisor.wire_names import wire
 
@@ -36,22 +38,6 @@ LogFileFormat = Literal["json", "raw"]
 FullPolicy = Literal["block", "drop"]
 WorkloadType = Literal["simple", "notify", "oneshot"]
 OomPreference = Literal["none", "avoid", "omit"]
-
-
-class Table:
-    """Base class with one `repr` for all model classes.
-
-    An attrs-generated `repr` takes a fifth of the time to create a class, and each command that reads a file
-    creates them all.
-    """
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        """Format the object as attrs does: `Mount(target='/tmp', …)`."""
-        cls: Any = type(self)
-        values = ", ".join(f"{attribute.name}={getattr(self, attribute.name)!r}" for attribute in fields(cls))
-        return f"{cls.__qualname__}({values})"
 
 
 @frozen(repr=False)
@@ -173,21 +159,6 @@ class MountConfig(Table):
     source: str | None = field(default=None, metadata=key(kinds.TEXT, "what to mount; for a bind, an absolute path"))
     destination: str = field(metadata=key(kinds.PATH, "where, inside of the workload"))
     options: tuple[str, ...] = field(default=(), metadata=key(ListOf(kinds.MOUNT_OPTION), "as mount(8) takes them"))
-
-
-@frozen(repr=False)
-class SecurityConfig(Table):
-    """[workload.NAME.security]: what the program is allowed to do."""
-
-    no_new_privileges: bool = field(
-        default=True,
-        metadata=key(kinds.BOOLEAN, "set-user-id programs and file capabilities give nothing"),
-    )
-    rlimits: dict[str, tuple[int, int]] = field(
-        factory=dict,
-        metadata=key(PrefixedKeys("limit_", kinds.RLIMITS), 'resource limits: a number, "SOFT:HARD" or "infinity"'),
-    )
-    """Limits by setrlimit(2)'s names in lower case, without "limit_": {"nofile": (soft, hard)}; -1 is infinity."""
 
 
 @frozen(kw_only=True, repr=False)

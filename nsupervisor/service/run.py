@@ -64,6 +64,7 @@ from nsupervisor.service.observe.output_follower import OutputFollowers
 from nsupervisor.service.preflight.capacity import connections_allowed, raise_descriptor_limit
 from nsupervisor.service.preflight.privileges import explain_permission_error, has_uid_ranges
 from nsupervisor.service.preflight.requirements import check_text, record_fields
+from nsupervisor.service.preflight.security import PROFILE_REASON
 from nsupervisor.service.reaper import reap_orphans
 from nsupervisor.service.recovery.resume import begin_first_jobs
 from nsupervisor.service.recovery.takeover import (
@@ -113,7 +114,8 @@ def main(path: str) -> int:
         return _print_errors(EXIT_BAD_CONFIGURATION, *map(str, problems))
     assert isolation is not None
     warnings = [
-        ("feature unavailable" if reason == AUTO_REASON else "limit not enforced", problem) for problem, reason in unmet
+        ("feature unavailable" if reason in (AUTO_REASON, PROFILE_REASON) else "limit not enforced", problem)
+        for problem, reason in unmet
     ]
     warnings += [("doubtful", doubt) for doubt in lint_warnings(config, positions)]
     # From here to the end of the process a signal stays blocked until a receiver is open: its default action would end

@@ -65,7 +65,9 @@ def reference_lines() -> list[Line]:
 
 
 def slots_of(cls: type) -> dict[str, Slot]:
-    return key_slots(cls) if cls.__module__ == model.__name__ and hasattr(cls, "__attrs_attrs__") else {}
+    return (
+        key_slots(cls) if cls.__module__.startswith("nsupervisor.config.") and hasattr(cls, "__attrs_attrs__") else {}
+    )
 
 
 def split_comment(text: str) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from nsupervisor.config.environment import load_environment
 from nsupervisor.config.kinds import MAX_HOSTNAME
 from nsupervisor.config.model import WorkloadConfig
+from nsupervisor.core.security import values
 from nsupervisor.linux.namespaces import NAMESPACES
 from nsupervisor.linux.trusted_paths import open_for_reading
 from nsupervisor.service.instance.users import IdentityError, UserIdentity, resolve_user, without_own
@@ -51,6 +52,7 @@ def spawn_spec(
     if not spaces.user:
         identity = without_own(identity)
     uid_mappings, gid_mappings = _mappings(workload, name, uid_ranges) if spaces.user else ([], [])
+    security = values(workload.security)
     return {
         "id": f"{name}#{generation}",
         "name": name,
@@ -72,7 +74,7 @@ def spawn_spec(
         "umask": workload.umask,
         "nice": workload.nice,
         "rlimits": {key: list(pair) for key, pair in workload.security.rlimits.items()},
-        "no_new_privileges": workload.security.no_new_privileges,
+        "no_new_privileges": security["no_new_privileges"],
         "init": workload.init and spaces.pid,
         **cgroup.place,
         "stdin": "null",

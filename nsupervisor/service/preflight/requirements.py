@@ -28,6 +28,7 @@ from nsupervisor.core.isolation import (
     without_namespaces,
     without_requirements,
 )
+from nsupervisor.core.security import Unsupported, degraded, without_unsupported
 from nsupervisor.linux.privileges import Privileges, own_privileges
 from nsupervisor.linux.trusted_paths import open_for_reading, untrusted_part
 from nsupervisor.service.instance.spawn_spec import PATH, environment_file_variables
@@ -35,6 +36,7 @@ from nsupervisor.service.instance.users import IdentityError, resolve_user
 from nsupervisor.service.isolation import Isolate, Isolation, isolate
 from nsupervisor.service.preflight.capacity import descriptor_shortage
 from nsupervisor.service.preflight.privileges import explain_permission_error, missing_privileges
+from nsupervisor.service.preflight.security import PROFILE_REASON, security_support
 
 if TYPE_CHECKING:
     from nsupervisor.cgroups.cgroup import Cgroup
@@ -85,10 +87,11 @@ def check_text(
         config, requests = without_namespaces(config, positions, isolation.missing)
         if CGROUPS in isolation.missing:
             requests += cgroup_findings(config, isolation.missing[CGROUPS])
-        unmet = unmet_requirements(
-            config, positions, isolation.host, privileges(), runs_here=runs_here, tolerated=tolerated
-        )
+        own = privileges()
+        config, unsupported = without_unsupported(config, security_support(own))
+        unmet = unmet_requirements(config, positions, isolation.host, own, runs_here=runs_here, tolerated=tolerated)
         for problem, warning in (
+            *_unsupported_security(config, positions, unsupported, runs_here),
             *(
                 (_problem(config, positions, finding.path, finding.message), "" if finding.is_refused else tolerated)
                 for finding in requests
@@ -108,6 +111,17 @@ def check_text(
         positions,
         isolation,
     )
+
+
+def _unsupported_security(
+    config: Config, positions: Positions, items: list[Unsupported], runs_here: bool
+) -> Iterator[tuple[Problem, str]]:
+    """Yield the items of `security` that cannot be provided: each that a key asks for, and one for all workloads."""
+    for item in items:
+        if item.is_refused:
+            yield _problem(config, positions, item.path, item.message), "" if runs_here else OTHER_HIERARCHY
+    for key, message in degraded(items).items():
+        yield Problem(config.path, 0, "", f"security.{key} has no effect: {message}"), PROFILE_REASON
 
 
 def unmet_requirements(

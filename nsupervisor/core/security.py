@@ -1,0 +1,96 @@
+"""Resolve the security of a workload: the values of its profile, and of the keys that override it. Pure.
+
+Each item of a profile is a key of `SecurityConfig`. A key that is left out has the value of the profile, and one that
+no profile sets has its neutral value, which changes nothing for the program.
+
+What the host cannot provide is treated by its origin. If a key asks for it, the start is refused. If it is only an item
+of the profile, it is left out and reported once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import attrs
+
+from nsupervisor.config.model import Config, SecurityConfig, WorkloadConfig
+from nsupervisor.config.positions import KeyPath
+from nsupervisor.core.isolation import Absence
+
+NEUTRAL: dict[str, Any] = {
+    "no_new_privileges": False,
+}
+"""By key, the value with which the item does nothing."""
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "none": {"no_new_privileges": True},  # the behaviour of version 0.1.0
+    "default": {"no_new_privileges": True},
+    "strict": {"no_new_privileges": True},
+}
+"""By profile, the values of its items by key."""
+
+
+class Setting(NamedTuple):
+    """The value of an item in force. `is_explicit`: a key asks for it; otherwise it is of the profile."""
+
+    value: Any
+    is_explicit: bool
+
+
+class Unsupported(NamedTuple):
+    """An item that this host cannot provide. `is_refused`: a key asks for it."""
+
+    path: KeyPath
+    message: str
+    is_refused: bool
+
+
+Support = Callable[[WorkloadConfig, str, Any], "Absence | None"]
+"""Returns why this host cannot provide a workload with a value of a key; None if it can."""
+
+
+def settings(security: SecurityConfig) -> dict[str, Setting]:
+    """Return the items in force by key, with their origin."""
+    profile = PROFILES[security.profile]
+    found = {}
+    for key, neutral in NEUTRAL.items():
+        value = getattr(security, key)
+        found[key] = Setting(profile.get(key, neutral), False) if value is None else Setting(value, True)
+    return found
+
+
+def values(security: SecurityConfig) -> dict[str, Any]:
+    """Return the values in force by key."""
+    return {key: setting.value for key, setting in settings(security).items()}
+
+
+def without_unsupported(config: Config, support: Support) -> tuple[Config, list[Unsupported]]:
+    """Return the configuration without the items that the host cannot provide, and these.
+
+    An item that is left out has its neutral value as a key of its own in the result.
+    """
+    workloads: dict[str, WorkloadConfig] = {}
+    found: list[Unsupported] = []
+    for name, workload in config.workloads.items():
+        missing = list(_unsupported(workload, support))
+        found += missing
+        if missing:
+            neutral = {str(item.path[-1]): NEUTRAL[str(item.path[-1])] for item in missing}
+            workload = attrs.evolve(workload, security=attrs.evolve(workload.security, **neutral))
+        workloads[name] = workload
+    return attrs.evolve(config, workloads=workloads), found
+
+
+def _unsupported(workload: WorkloadConfig, support: Support) -> Iterator[Unsupported]:
+    for key, setting in settings(workload.security).items():
+        if setting.value == NEUTRAL[key]:
+            continue
+        absence = support(workload, key, setting.value)
+        if absence is not None:
+            yield Unsupported(("workload", workload.name, "security", key), str(absence), setting.is_explicit)
+
+
+def degraded(items: list[Unsupported]) -> Mapping[str, str]:
+    """Return the items of profiles that the host cannot provide, by key, with the reason: one for all workloads."""
+    return {str(item.path[-1]): item.message for item in items if not item.is_refused}

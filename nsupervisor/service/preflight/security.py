@@ -1,0 +1,31 @@
+"""Items of security profiles that this host, or this process, cannot provide, with the reason.
+
+Each item has its own function in `CHECKS`. An item without one can be provided everywhere.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nsupervisor.config.model import WorkloadConfig
+from nsupervisor.core.isolation import Absence
+from nsupervisor.core.security import Support
+from nsupervisor.linux.privileges import Privileges
+
+PROFILE_REASON = "only the security profile asks for it"
+"""Why an item that cannot be provided is only a warning."""
+
+Check = Callable[[WorkloadConfig, Any, Privileges], "Absence | None"]
+"""Returns why this process cannot provide a workload with this value of an item; None if it can."""
+
+CHECKS: Mapping[str, Check] = {}
+"""By key of the table `security`."""
+
+
+def security_support(privileges: Privileges) -> Support:
+    """Return a function that says why a process with these privileges cannot provide an item."""
+
+    def support(workload: WorkloadConfig, key: str, value: Any) -> Absence | None:
+        check = CHECKS.get(key)
+        return None if check is None else check(workload, value, privileges)
+
+    return support

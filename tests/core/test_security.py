@@ -1,0 +1,63 @@
+"""`nsupervisor.core.security`: the values of a profile, the keys that override it, and what a host cannot provide."""
+
+import attrs
+import pytest
+
+from nsupervisor.config.load import parse
+from nsupervisor.config.model import Config, SecurityConfig, WorkloadConfig
+from nsupervisor.core.isolation import Absence
+from nsupervisor.core.security import (
+    NEUTRAL,
+    PROFILES,
+    Setting,
+    Unsupported,
+    degraded,
+    settings,
+    values,
+    without_unsupported,
+)
+
+ABSENCE = Absence("this kernel has none", "use another one")
+
+
+def file(security: str) -> Config:
+    return parse(f'[workload.web]\ncommand = ["web"]\nsecurity = {{ {security} }}\n', "site.toml")
+
+
+def absent(workload: WorkloadConfig, key: str, value: object) -> Absence | None:
+    return ABSENCE
+
+
+def test_each_key_has_a_neutral_value_and_may_be_left_out() -> None:
+    keys = {field.name for field in attrs.fields(SecurityConfig)} - {"profile", "rlimits"}
+    assert keys == NEUTRAL.keys()
+    assert all(getattr(SecurityConfig(), key) is None for key in keys)
+
+
+def test_profiles_set_known_keys_only() -> None:
+    assert all(items.keys() <= NEUTRAL.keys() for items in PROFILES.values())
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_key_overrides_the_profile(profile: str) -> None:
+    assert settings(file(f'profile = "{profile}"').workloads["web"].security)["no_new_privileges"] == (True, False)
+    overridden = file(f'profile = "{profile}", no_new_privileges = false').workloads["web"].security
+    assert settings(overridden)["no_new_privileges"] == Setting(False, True)
+
+
+def test_what_a_key_asks_for_is_refused_if_the_host_has_it_not() -> None:
+    _, found = without_unsupported(file("no_new_privileges = true"), absent)
+    path = ("workload", "web", "security", "no_new_privileges")
+    assert found == [Unsupported(path, "this kernel has none; use another one", True)]
+    assert degraded(found) == {}
+
+
+def test_an_item_of_the_profile_is_left_out_and_reported_if_the_host_has_it_not() -> None:
+    config, found = without_unsupported(file('profile = "default"'), absent)
+    assert values(config.workloads["web"].security)["no_new_privileges"] is False
+    assert degraded(found)["no_new_privileges"] == "this kernel has none; use another one"
+
+
+def test_a_neutral_value_needs_nothing_of_the_host() -> None:
+    config = file("no_new_privileges = false")
+    assert without_unsupported(config, absent) == (config, [])
