@@ -148,6 +148,7 @@ def limit_file(pid: int, cgroup: str, file: str) -> Path:
 
 
 @pytest.mark.fault("C1")
+@pytest.mark.host_only
 async def test_a_limit_that_others_had_changed_was_shown_as_it_had_been_set(tmp_path):
     async with service(tmp_path, WEB) as it:
         pid = await it.pid("web")

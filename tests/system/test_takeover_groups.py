@@ -9,7 +9,7 @@ import pytest
 from tests.needs import needs
 from tests.system.service import Service, service
 
-pytestmark = needs("root", "cgroup", "pids")
+pytestmark = [pytest.mark.host_only, needs("root", "cgroup", "pids")]  # the same everywhere
 
 WEB = """
 [workload.web]

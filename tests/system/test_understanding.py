@@ -191,6 +191,7 @@ async def test_a_stopped_follower_does_not_hold_up_the_service(tmp_path):
 
 
 @needs("pids", "cpu")
+@pytest.mark.host_only  # tests/cgroups has the part of the hierarchy
 async def test_use_and_throttling_are_measured(tmp_path):
     toml = """
     [workload.busy]

@@ -7,7 +7,7 @@ import pytest
 from tests.needs import needs
 from tests.system.service import service
 
-pytestmark = [pytest.mark.system, needs("root", "cgroup", "userns")]
+pytestmark = [pytest.mark.host_only, needs("root", "cgroup", "userns")]
 
 TWO = """
 [workload.web]
@@ -50,7 +50,6 @@ async def test_root_inside_was_root_outside(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("A5")
-@pytest.mark.host_only
 async def test_given_mappings_count(tmp_path: Path) -> None:
     mappings = "uid_mappings = [{ container_id = 0, host_id = 100000, size = 10 }]"
     keys = f"namespaces = {{ user = true }}\nuser_namespace = {{ {mappings} }}\n"
