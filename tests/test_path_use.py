@@ -53,7 +53,7 @@ EXEMPT = {
     "service/recovery/upgrade_guard.py": RUNTIME,
     "service/reload/persist.py": "the configuration, whose author commands the service",
     "service/run.py": KERNEL,
-    "service/runtime_directory.py": RUNTIME,
+    "service/platform/runtime_directory.py": RUNTIME,
     "service/state/digest.py": RUNTIME,
     "service/state/uid_ranges.py": "/etc/subuid, /etc/subgid",
     "service/state/file.py": RUNTIME,

@@ -112,7 +112,10 @@ def test_json_follows_the_written_rule() -> None:
 
 
 def test_no_import_cycles() -> None:
-    assert import_graph.cycles(import_graph.read(ROOT, "nsupervisor")) == []
+    graph = import_graph.read(ROOT, "nsupervisor")
+    assert import_graph.cycles(graph) == []
+    for folder in ("nsupervisor", "nsupervisor.service"):
+        assert import_graph.cycles(import_graph.between_units(graph, folder)) == [], f"between the folders of {folder}"
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import attrs
@@ -14,10 +14,12 @@ from nsupervisor.metrics.measures import Measures
 from nsupervisor.metrics.snapshot import GroupSnapshot, InstanceSnapshot, ServiceSnapshot
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # the service imports us
+if TYPE_CHECKING:
     from nsupervisor.logs import Journal
-    from nsupervisor.service.group.group import Group
-    from nsupervisor.service.instance.actor import Actor
+
+
+Read = Callable[[], Awaitable[tuple[Sequence[InstanceSnapshot], Sequence[GroupSnapshot]]]]
+"""Reads the present values of all instances and groups."""
 
 
 @attrs.define(eq=False)
@@ -47,11 +49,11 @@ class Exposition:
         """Note the pid of the keeper that has taken over."""
         self.keeper_pid = pid
 
-    async def render(self, actors: Iterable[Actor], groups: Iterable[Group], accept: str) -> tuple[bytes, str]:
+    async def render(self, read: Read, accept: str) -> tuple[bytes, str]:
         """Render the present metrics; return the text and its content type, which the Accept header chooses.
 
-        All values are read after the call. Other tasks run after each workload, and a thread renders the text: with a
-        thousand workloads it has megabytes, and a rule must not wait for it.
+        All values are read after the call. A thread renders the text: with a thousand workloads it has megabytes, and a
+        rule must not wait for it.
         """
         scrape = _Scrape(choose_format(accept))
         self._waiting[scrape] = None
@@ -59,24 +61,18 @@ class Exposition:
             async with self._lock:
                 # Another task may have answered it. If that task was cancelled, this one reads for all that still wait.
                 if scrape.result is None:
-                    await self._render_for(list(self._waiting), actors, groups)
+                    await self._render_for(list(self._waiting), read)
         finally:
             del self._waiting[scrape]
         assert scrape.result is not None
         return scrape.result
 
-    async def _render_for(self, scrapes: Sequence[_Scrape], actors: Iterable[Actor], groups: Iterable[Group]) -> None:
+    async def _render_for(self, scrapes: Sequence[_Scrape], read: Read) -> None:
         """Read all values once, and set the answer of each of the scrapes."""
-        instances = []
-        for actor in list(actors):
-            instances.append(InstanceSnapshot.from_actor(actor))
-            await trio.lowlevel.checkpoint()
-        snapshots = [GroupSnapshot.from_group(group) for group in list(groups)]
+        instances, groups = await read()
         service = ServiceSnapshot.from_measures(self.measures, self.journal, self.keeper_pid, self.connection_errors)
         formats = {scrape.format for scrape in scrapes}
-        texts = await trio.to_thread.run_sync(
-            _render_all, instances, service, formats, snapshots, abandon_on_cancel=True
-        )
+        texts = await trio.to_thread.run_sync(_render_all, instances, service, formats, groups, abandon_on_cancel=True)
         for scrape in scrapes:
             scrape.result = texts[scrape.format]
 

@@ -5,32 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import attrs
-import trio
 
 from nsupervisor.api.http.errors import ConnectionErrors
-from nsupervisor.cgroups import Cgroup, CgroupError
-from nsupervisor.metrics.counters import EXIT_KINDS, RESTART_CAUSES, STREAMS
 from nsupervisor.metrics.measures import Histogram, Measures
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # the service imports us
+if TYPE_CHECKING:
     from nsupervisor.logs import Journal
-    from nsupervisor.service.group.group import Group
-    from nsupervisor.service.instance.actor import Actor
-
-FILES = (
-    "memory.current",
-    "memory.max",
-    "memory.events",
-    "memory.pressure",
-    "cpu.stat",
-    "cpu.pressure",
-    "pids.current",
-    "pids.max",
-    "io.stat",
-    "io.pressure",
-)
-"""The cgroup files that a scrape reads."""
 
 
 @attrs.frozen
@@ -58,30 +39,6 @@ class InstanceSnapshot:
     files: Mapping[str, Mapping[str, float]]
     """By v2 name, as from `Cgroup.read_once`; without the files that this host does not have."""
 
-    @classmethod
-    def from_actor(cls, actor: Actor) -> InstanceSnapshot:
-        """Take a snapshot of an instance, including its cgroup's files."""
-        lifecycle, counters = actor.lifecycle, actor.counters
-        labels = {"workload": actor.workload.name}
-        if actor.instance is not None:
-            labels["workload_instance"] = str(actor.instance)
-        return cls(
-            labels=labels,
-            state=lifecycle.state.value,
-            is_ready=lifecycle.is_alive and actor.is_up,
-            generation=lifecycle.generation,
-            uptime=trio.current_time() - lifecycle.started_at if lifecycle.is_alive else None,
-            exits=dict.fromkeys(EXIT_KINDS, 0) | counters.exits,
-            restarts=dict.fromkeys(RESTART_CAUSES, 0) | counters.restarts,
-            actions={(rule.name, rule.action): 0 for rule in actor.workload.policy} | counters.actions,
-            output={stream: (volume.bytes, volume.lines) for stream, volume in counters.output.items()},
-            dropped_lines={stream: volume.dropped_lines for stream, volume in counters.output.items()},
-            limited_bytes={stream: volume.limited_bytes for stream, volume in counters.output.items()},
-            blocked_sec=dict.fromkeys(STREAMS, 0.0)
-            | {stream: blockage.seconds for stream, blockage in actor.output.blockages().items()},
-            files=_read_files(actor.cgroup),
-        )
-
 
 @attrs.frozen
 class GroupSnapshot:
@@ -91,11 +48,6 @@ class GroupSnapshot:
     members: int
     files: Mapping[str, Mapping[str, float]]
     """By v2 name, as `InstanceSnapshot.files`."""
-
-    @classmethod
-    def from_group(cls, group: Group) -> GroupSnapshot:
-        """Take a snapshot of a group, including its cgroup's files."""
-        return cls({"group": group.config.name}, len(group.members), _read_files(group.cgroup))
 
 
 @attrs.frozen
@@ -125,14 +77,3 @@ class ServiceSnapshot:
             keeper_pid=keeper_pid,
             connection_errors=errors.counts.copy(),
         )
-
-
-def _read_files(cgroup: Cgroup) -> dict[str, Mapping[str, float]]:
-    # Not kept open: a thousand workloads have ten thousand files, which may be the service's limit.
-    values: dict[str, Mapping[str, float]] = {}
-    for file in FILES:
-        try:
-            values[file] = cgroup.read_once(file)
-        except CgroupError:  # the controller is not enabled, or this kernel does not have the file
-            pass
-    return values

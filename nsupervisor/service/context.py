@@ -14,7 +14,7 @@ from nsupervisor.core.rules.group_policy import GroupEvent
 from nsupervisor.keeper.reconnecting import ReconnectingKeeper
 from nsupervisor.logs import Journal, LogFiles, Tails
 from nsupervisor.metrics.measures import Measures
-from nsupervisor.service.kernel import LINUX, Kernel
+from nsupervisor.service.platform.kernel import LINUX, Kernel
 from nsupervisor.service.state.digest import KeyedDigest
 from nsupervisor.service.state.file import StateFile
 from nsupervisor.service.state.uid_ranges import UidRanges

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import attrs
@@ -27,6 +28,7 @@ from nsupervisor.service.jobs import Jobs, Result
 from nsupervisor.service.observe.history import Follower, History
 from nsupervisor.service.observe.output_follower import OutputFollower, OutputFollowers
 from nsupervisor.service.observe.recorder import Recorder, Recording, RecordingTerms
+from nsupervisor.service.observe.snapshots import read_snapshots
 from nsupervisor.service.observe.stats import usage_sample
 from nsupervisor.service.recovery.upgrade import Upgrade, UpgradeError
 from nsupervisor.service.registry import Registry
@@ -194,7 +196,7 @@ class Supervisor:
 
     async def metrics(self, accept: str) -> tuple[bytes, str]:
         """Return the metrics as text, and their content type."""
-        return await self.exposition.render(self.actors.values(), self.groups.by_name.values(), accept)
+        return await self.exposition.render(partial(read_snapshots, self.actors, self.groups.by_name), accept)
 
     # ---- commands
 

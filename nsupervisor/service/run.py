@@ -46,7 +46,6 @@ from nsupervisor.logs.tails import TAILS_DIRECTORY
 from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.metrics.server import serve_metrics
 from nsupervisor.service.admission import Admission, serve_workloads
-from nsupervisor.service.clock import MonotonicClock
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.control import Supervisor
 from nsupervisor.service.group.groups import Groups
@@ -54,18 +53,21 @@ from nsupervisor.service.group.placement import make_instance
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.output import offset_files_left
 from nsupervisor.service.instance.spawn_spec import WORKLOADS_API
-from nsupervisor.service.isolation import Isolation
 from nsupervisor.service.jobs import Jobs
-from nsupervisor.service.kernel import LINUX, Kernel
 from nsupervisor.service.observe.history import History
 from nsupervisor.service.observe.log_reopen import REOPEN, reopen_on_signal
 from nsupervisor.service.observe.log_rotation import log_rotation
 from nsupervisor.service.observe.output_follower import OutputFollowers
+from nsupervisor.service.platform.clock import MonotonicClock
+from nsupervisor.service.platform.isolation import Isolation
+from nsupervisor.service.platform.kernel import LINUX, Kernel
+from nsupervisor.service.platform.reaper import reap_orphans
+from nsupervisor.service.platform.runtime_directory import KeptDirectory, runtime_directory
+from nsupervisor.service.platform.service_manager import notify_service_manager
 from nsupervisor.service.preflight.capacity import connections_allowed, raise_descriptor_limit
 from nsupervisor.service.preflight.privileges import explain_permission_error, has_uid_ranges
 from nsupervisor.service.preflight.requirements import check_text, record_fields
 from nsupervisor.service.preflight.security import PROFILE_REASON
-from nsupervisor.service.reaper import reap_orphans
 from nsupervisor.service.recovery.resume import begin_first_jobs
 from nsupervisor.service.recovery.takeover import (
     follow_keeper,
@@ -76,8 +78,6 @@ from nsupervisor.service.recovery.takeover import (
 from nsupervisor.service.recovery.upgrade import report_outcome
 from nsupervisor.service.registry import Registry
 from nsupervisor.service.reload.reload import Reloader
-from nsupervisor.service.runtime_directory import KeptDirectory, runtime_directory
-from nsupervisor.service.service_manager import notify_service_manager
 from nsupervisor.service.state.checkpoint import limits_digest, limits_in_force
 from nsupervisor.service.state.digest import KEY_FILE, open_keyed_digest
 from nsupervisor.service.state.file import InstanceCheckpoint, SavedState, StateFile, read_state

@@ -29,13 +29,18 @@ def exposition(monkeypatch):
     return it, made, ready
 
 
+async def nothing():
+    """Read the values of a service without instances."""
+    return [], []
+
+
 async def test_hundreds_of_scrapes_at_once_share_a_text_of_each_format(exposition):
     """512 clients at the metrics' address kept the service busy for 40 seconds, and a scrape waited for all of them."""
     it, made, ready = exposition
     answers = []
 
     async def scrape(accept):
-        answers.append((accept, await it.render([], [], accept)))
+        answers.append((accept, await it.render(nothing, accept)))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(scrape, OPENMETRICS)
@@ -56,7 +61,7 @@ async def test_a_scrape_whose_client_has_gone_leaves_no_other_without_its_text(e
     answers = []
 
     async def scrape():
-        answers.append(await it.render([], [], ""))
+        answers.append(await it.render(nothing, ""))
 
     async with trio.open_nursery() as nursery:
         async with trio.open_nursery() as first:

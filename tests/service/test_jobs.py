@@ -9,7 +9,7 @@ import trio
 from nsupervisor.core import events
 from nsupervisor.core.lifecycle import State
 from nsupervisor.service.jobs import MAX_CONCURRENT_STARTS
-from nsupervisor.service.start_obstacle import StartObstacle
+from nsupervisor.service.platform.start_obstacle import StartObstacle
 from tests.service.simulated import Client, course, make_site, serve, simulated, workload
 
 WEB_REQUIRES_DB = workload("db", program="term=0@1") + workload("web", 'requires = ["db"]', program="term=0@1")

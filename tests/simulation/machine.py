@@ -23,7 +23,7 @@ import trio
 
 from nsupervisor.linux.inotify import IN_MODIFY, IN_Q_OVERFLOW, InotifyEvent
 from nsupervisor.linux.privileges import Privileges
-from nsupervisor.service.start_obstacle import StartObstacle
+from nsupervisor.service.platform.start_obstacle import StartObstacle
 from tests.simulation import limits
 from tests.simulation.limits import LIMIT_FILES
 

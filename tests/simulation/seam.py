@@ -27,7 +27,7 @@ from nsupervisor.linux.inotify import IN_IGNORED, InotifyEvent
 from nsupervisor.logs import Pipe as PipeEnd
 from nsupervisor.logs.target import Target
 from nsupervisor.service.instance.readiness import NotifySocket
-from nsupervisor.service.kernel import Kernel
+from nsupervisor.service.platform.kernel import Kernel
 from tests.simulation import machine as machines
 from tests.simulation.machine import FIRST_FD, ROOT, Machine, Process, failure
 
@@ -193,7 +193,7 @@ class CgroupFiles:
 
 
 class Processes:
-    """`nsupervisor.service.kernel.Processes` of the simulated machine."""
+    """`nsupervisor.service.platform.kernel.Processes` of the simulated machine."""
 
     def __init__(self, life: Life) -> None:
         self._life, self._machine = life, life.machine
@@ -457,7 +457,7 @@ def host(life: Life) -> Host:
 
 
 def kernel(life: Life, read_config: Any) -> Kernel:
-    """Return `nsupervisor.service.kernel.Kernel` of the simulated machine."""
+    """Return `nsupervisor.service.platform.kernel.Kernel` of the simulated machine."""
     machine = life.machine
 
     @contextmanager

@@ -30,7 +30,7 @@ from nsupervisor.linux.files import Files
 from nsupervisor.linux.inotify import IN_MODIFY
 from nsupervisor.logs import Pipe
 from nsupervisor.notify_socket import NotifySocket, notify_socket
-from nsupervisor.service.kernel import Processes
+from nsupervisor.service.platform.kernel import Processes
 from tests.needs import cgroup_directories, missing
 from tests.simulation import seam
 from tests.simulation.machine import ROOT, Machine

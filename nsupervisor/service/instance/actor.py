@@ -50,7 +50,7 @@ from nsupervisor.service.instance.rule_observer import RuleObserver
 from nsupervisor.service.instance.start_status import NO_START, StartStatus
 from nsupervisor.service.instance.status import InstanceStatus
 from nsupervisor.service.instance.users import IdentityError
-from nsupervisor.service.start_obstacle import StartObstacle
+from nsupervisor.service.platform.start_obstacle import StartObstacle
 from nsupervisor.service.state.file import ExitReport, InstanceCheckpoint
 
 BACKGROUND_S = 10.0

@@ -20,7 +20,7 @@ from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.instance.readiness import NotificationReader, host_owner
 from nsupervisor.service.instance.spawn_spec import cover, environment_file_variables, spawn_inputs, spawn_spec
 from nsupervisor.service.instance.users import IdentityError
-from nsupervisor.service.start_obstacle import StartObstacle
+from nsupervisor.service.platform.start_obstacle import StartObstacle
 from nsupervisor.service.state.file import InstanceCheckpoint, Process, ProcessRef
 
 OBSTACLE_TIMEOUT_S = 2.0

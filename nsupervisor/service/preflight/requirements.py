@@ -33,7 +33,7 @@ from nsupervisor.linux.privileges import Privileges, own_privileges
 from nsupervisor.linux.trusted_paths import open_for_reading, untrusted_part
 from nsupervisor.service.instance.spawn_spec import PATH, environment_file_variables
 from nsupervisor.service.instance.users import IdentityError, resolve_user
-from nsupervisor.service.isolation import Isolate, Isolation, isolate
+from nsupervisor.service.platform.isolation import Isolate, Isolation, isolate
 from nsupervisor.service.preflight.capacity import descriptor_shortage
 from nsupervisor.service.preflight.privileges import explain_permission_error, missing_privileges
 from nsupervisor.service.preflight.security import PROFILE_REASON, security_support

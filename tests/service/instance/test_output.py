@@ -13,7 +13,7 @@ from nsupervisor.config.model import LogConfig, RateLimitConfig
 from nsupervisor.logs import LogFiles, open_journal
 from nsupervisor.metrics.counters import Counters
 from nsupervisor.service.instance.output import Output
-from nsupervisor.service.kernel import LINUX
+from nsupervisor.service.platform.kernel import LINUX
 from tests.timing import deadline
 
 

@@ -14,7 +14,7 @@ from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.core.lifecycle import Lifecycle, State
 from nsupervisor.keeper.messages import Child
 from nsupervisor.service.instance.program import Program
-from nsupervisor.service.kernel import LINUX
+from nsupervisor.service.platform.kernel import LINUX
 from nsupervisor.service.state.digest import KeyedDigest
 from nsupervisor.service.state.file import InstanceCheckpoint
 

@@ -6,7 +6,7 @@ import pytest
 
 from nsupervisor.config.changes import parse_changes
 from nsupervisor.config.problems import ConfigError
-from nsupervisor.service.start_obstacle import StartObstacle
+from nsupervisor.service.platform.start_obstacle import StartObstacle
 from tests.service.simulated import HEADER, Client, make_site, serve, simulated, workload
 
 WEB = workload("web")

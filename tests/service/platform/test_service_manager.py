@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from nsupervisor.logs import open_journal
-from nsupervisor.service.service_manager import notify_service_manager
+from nsupervisor.service.platform.service_manager import notify_service_manager
 
 
 @pytest.mark.parametrize("abstract", [False, True])

@@ -8,7 +8,7 @@ import pytest
 from nsupervisor.config.load import parse
 from nsupervisor.config.model import Config
 from nsupervisor.linux.trusted_paths import UntrustedPathError
-from nsupervisor.service.runtime_directory import runtime_directory
+from nsupervisor.service.platform.runtime_directory import runtime_directory
 
 
 def config(directory: Path) -> Config:

@@ -8,7 +8,7 @@ import pytest
 
 from nsupervisor.cgroups import Host
 from nsupervisor.core.isolation import AUTO_REASON
-from nsupervisor.service.isolation import Isolation, isolate
+from nsupervisor.service.platform.isolation import Isolation, isolate
 from nsupervisor.service.preflight.requirements import CheckedText, check_text
 from tests.simulation import seam
 from tests.simulation.machine import ROOT_PRIVILEGES, Machine

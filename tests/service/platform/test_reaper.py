@@ -9,7 +9,7 @@ import trio
 
 from nsupervisor.linux.children import expect_child
 from nsupervisor.service.instance.hooks import run_hook
-from nsupervisor.service.reaper import reap, reap_all, reap_orphans
+from nsupervisor.service.platform.reaper import reap, reap_all, reap_orphans
 from tests.timing import deadline
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nsupervisor.service.start_obstacle import StartObstacle, find_start_obstacle
+from nsupervisor.service.platform.start_obstacle import StartObstacle, find_start_obstacle
 from tests.needs import needs
 
 pytestmark = pytest.mark.fault("B15")

@@ -23,8 +23,8 @@ from nsupervisor.linux.files import KERNEL_FILES, Files
 from nsupervisor.linux.privileges import Privileges, own_privileges
 from nsupervisor.logs import Pipe
 from nsupervisor.notify_socket import NotifySocket, notify_socket
-from nsupervisor.service.isolation import Isolate, isolate
-from nsupervisor.service.start_obstacle import StartObstacle, find_start_obstacle
+from nsupervisor.service.platform.isolation import Isolate, isolate
+from nsupervisor.service.platform.start_obstacle import StartObstacle, find_start_obstacle
 
 
 class Processes(Protocol):
