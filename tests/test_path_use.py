@@ -34,6 +34,7 @@ EXEMPT = {
     "keeper/server/zygote.py": KERNEL,
     "keeper/setup/cover.py": "in a tmpfs that only the new program sees",
     "keeper/setup/descriptors.py": KERNEL + "; /dev/null",
+    "keeper/setup/privileges.py": KERNEL,
     "keeper/setup/steps.py": KERNEL,
     "linux/controlling_terminal.py": "/dev/tty",
     "linux/files.py": RUNTIME,

@@ -1,5 +1,6 @@
 """The supervisor's client of the keeper: connect to or start it, spawn programs, send signals, receive exits."""
 
+import base64
 import errno
 import fcntl
 import json
@@ -67,6 +68,21 @@ def _no_op() -> None:
     pass
 
 
+def _no_filter(name: str) -> bytes:
+    raise KeyError(name)
+
+
+_SECURITY_KEYS = (
+    *("filters", "capability_bounding_set", "ambient_capabilities", "secure_bits", "oom_score_adjust", "io_priority"),
+    *("cpu_scheduling", "timer_slack"),
+)
+"""Keys of a specification that need the feature "security"."""
+
+
+def _without_security(spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in spec.items() if key not in _SECURITY_KEYS}
+
+
 @attrs.define(eq=False)
 class Keeper:
     """A connection to the keeper, made by `open_keeper`."""
@@ -89,6 +105,10 @@ class Keeper:
     """Called for each reply with the request's wire name ("spawn") and the seconds it took."""
     features: frozenset[str] = frozenset()
     """The keeper's capabilities that version 0.1.0 lacks."""
+    filter_program: Callable[[str], bytes] = _no_filter
+    """Returns the seccomp filter that a specification refers to by this name, or raises KeyError."""
+    _filters: set[str] = attrs.field(factory=set)
+    """The names of the filters that the keeper has."""
 
     async def spawn(
         self, spec: Mapping[str, Any], while_waiting: Callable[[], None] = _no_op, notify_fd: int = -1
@@ -106,6 +126,10 @@ class Keeper:
         """
         fds = () if notify_fd < 0 else (notify_fd,)
         known = {key: value for key, value in spec.items() if key != "cover" or key in self.features}
+        if "security" in self.features:
+            await self._send_filters(known.get("filters", ()))
+        else:
+            known = _without_security(known)
         call = await self._call({"do": "spawn", "spec": known}, SpawnError, while_waiting, fds)
         assert call.reply is not None
         if len(call.fds) != _SPAWNED_FDS:  # the program runs, but its output could not be read
@@ -114,6 +138,14 @@ class Keeper:
             text = f"cannot take the program's descriptors: {os.strerror(errno.EMFILE)}"
             raise SpawnError("descriptors", text, errno.EMFILE)
         return Spawned(spec["id"], call.reply["pid"], *call.fds)
+
+    async def _send_filters(self, names: Sequence[str]) -> None:
+        """Send the seccomp filters that this keeper does not have yet."""
+        for name in names:
+            if name not in self._filters:
+                program = base64.b64encode(self.filter_program(name)).decode()
+                await self._call({"do": "filter", "name": name, "program": program}, SpawnError)
+                self._filters.add(name)
 
     async def adopt(
         self,

@@ -3,7 +3,7 @@
 Every message has "v": 1. A body of more than 64 KiB is sent in a memfd, and the datagram is {"v": 1, "memfd": true}.
 
     client → keeper   {"request": N, "do": "spawn" | "adopt" | "signal" | "acknowledge" | "list" | "execute" |
-                      "protect" | "listen" | "shutdown", …}
+                      "protect" | "listen" | "filter" | "shutdown", …}
                       {"do": "batch", "requests": [{"request": N, …}, …]} several requests "signal" and "acknowledge"
     keeper → client   {"event": "hello", "pid", "features": […]}          first, on every connection
                       {"event": "execed", "id", "pid"}
@@ -26,7 +26,10 @@ never change. Both sides ignore unknown keys, and the client ignores unknown eve
 keeper refuses an unknown key, as a program must not start with less isolation than requested. So "features" lists what
 version 0.1.0, which sends no such list, does not have: the requests "protect" and "listen"; the keys
 "cover" and "process_tree" (the feature "process-tree") of a "spec"; and, with the feature "batch", that request, and
-the key "signums" of "signal", a list in place of "signum".
+the key "signums" of "signal", a list in place of "signum". With the feature "security": the request "filter", which
+sends a seccomp filter (the key "program", base64) under a "name" for later specifications of the same connection; and
+in a "spec" the keys "filters" (names), "capability_bounding_set", "ambient_capabilities", "secure_bits" (bit masks),
+"oom_score_adjust", "io_priority" (as ioprio_set(2) takes it), "cpu_scheduling" (policy, priority) and "timer_slack".
 """
 
 from __future__ import annotations

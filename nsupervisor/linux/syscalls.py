@@ -33,10 +33,22 @@ KEYCTL_JOIN_SESSION_KEYRING = 1
 CLONE_PIDFD = 0x0000_1000
 CLONE_INTO_CGROUP = 0x2_0000_0000  # Linux 5.7
 
+_SYS_IOPRIO_SET = {"x86_64": 251, "aarch64": 30}.get(os.uname().machine, -1)
+_SYS_SECCOMP = {"x86_64": 317, "aarch64": 277}.get(os.uname().machine, -1)
+SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4  # without the mitigations of speculation that older kernels add
+
 PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
 PR_SET_NAME = 15
+PR_CAPBSET_DROP = 24
+PR_SET_SECUREBITS = 28
+PR_SET_TIMERSLACK = 29
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 47, 2
+
+IOPRIO_WHO_PROCESS = 1
 
 SIGNALFD_SIGINFO_SIZE = 128  # bytes of one record, signalfd(2)
 _SFD_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
@@ -102,6 +114,60 @@ def prctl(option: int, value: int | bytes, operation: str) -> None:
     zero = ctypes.c_ulong(0)
     if libc.prctl(option, argument, zero, zero, zero) != 0:
         raise last_error(operation)
+
+
+def call_prctl(*arguments: int) -> None:
+    """Call prctl(2) with five numbers. Raises OSError."""
+    if libc.prctl(ctypes.c_int(arguments[0]), *map(ctypes.c_ulong, arguments[1:])) != 0:
+        raise last_error("prctl")
+
+
+_CAPABILITY_VERSION_3 = 0x2008_0522
+CAPABILITY_HEADER = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+"""`cap_user_header_t` for the calling process, capset(2)."""
+_CAPABILITY_DATA = struct.Struct("6I")
+
+
+def permitted_capabilities() -> int:
+    """Return the permitted capabilities of this process as a bit mask, capget(2). Raises OSError."""
+    data = ctypes.create_string_buffer(_CAPABILITY_DATA.size)
+    if libc.capget(CAPABILITY_HEADER, data) != 0:
+        raise last_error("capget")
+    numbers = _CAPABILITY_DATA.unpack(data.raw)
+    return int(numbers[1] | numbers[4] << 32)
+
+
+def pack_capabilities(effective: int, permitted: int, inheritable: int) -> bytes:
+    """Pack the sets for `capset`, `cap_user_data_t` twice: the low and the high 32 bits."""
+    sets = (effective, permitted, inheritable)
+    return _CAPABILITY_DATA.pack(*(mask >> shift & 0xFFFF_FFFF for shift in (0, 32) for mask in sets))
+
+
+def capset(header: bytes, data: bytes) -> None:
+    """Set the capabilities of this process, capset(2). Raises OSError."""
+    if libc.capset(header, data) != 0:
+        raise last_error("capset")
+
+
+def set_seccomp_filter(program: bytes) -> None:
+    """Install a seccomp filter, `struct sock_filter` after another, seccomp(2). Raises OSError."""
+    buffer = ctypes.create_string_buffer(program, len(program))
+    # struct sock_fprog: the number of instructions, and the address of the first
+    fields = struct.pack("@HP", len(program) // SECCOMP_INSTRUCTION_SIZE, ctypes.addressof(buffer))
+    number, flags = ctypes.c_long(SECCOMP_SET_MODE_FILTER), ctypes.c_long(SECCOMP_FILTER_FLAG_SPEC_ALLOW)
+    if libc.syscall(ctypes.c_long(_SYS_SECCOMP), number, flags, fields) != 0:
+        raise last_error("seccomp")
+
+
+SECCOMP_INSTRUCTION_SIZE = 8
+"""Bytes of a `struct sock_filter`, linux/filter.h."""
+
+
+def set_io_priority(priority: int) -> None:
+    """Set class and level of this process, ioprio_set(2). Raises OSError."""
+    arguments = map(ctypes.c_long, (_SYS_IOPRIO_SET, IOPRIO_WHO_PROCESS, 0, priority))
+    if libc.syscall(*arguments) != 0:
+        raise last_error("ioprio_set")
 
 
 def become_subreaper() -> None:

@@ -41,7 +41,8 @@ static const uint16_t calls[] = {
 	__NR_openat, __NR_write, __NR_close, __NR_socket, __NR_ioctl, __NR_mount, __NR_open_tree, __NR_move_mount,
 	__NR_mkdirat, __NR_symlinkat, __NR_unshare, __NR_setns, __NR_sethostname, __NR_setsid, __NR_prlimit64,
 	__NR_setpriority, __NR_umask, __NR_setgroups, __NR_setresgid, __NR_setresuid, __NR_chdir, __NR_prctl,
-	__NR_rt_sigprocmask, __NR_keyctl, __NR_execve,
+	__NR_rt_sigprocmask, __NR_keyctl, __NR_capset, __NR_seccomp, __NR_ioprio_set, __NR_sched_setscheduler,
+	__NR_execve,
 };
 #define EXECVE (FIRST_CALL + sizeof(calls) / sizeof(calls[0]) - 1)
 

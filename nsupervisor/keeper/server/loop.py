@@ -16,6 +16,7 @@ The keeper exits on the request "shutdown" when no program runs, or by itself wh
 
 from __future__ import annotations
 
+import base64
 import errno
 import fcntl
 import gc
@@ -40,6 +41,7 @@ from nsupervisor.keeper.setup.spec import Spec, SpecError
 from nsupervisor.linux import processes, syscalls
 from nsupervisor.linux.peers import PeerRefused, Policy
 from nsupervisor.linux.process_titles import INIT_COMMAND
+from nsupervisor.linux.syscalls import SECCOMP_INSTRUCTION_SIZE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,9 +53,11 @@ LOCK_FD, LISTENER_FD = 3, 4
 
 FIRST_CLIENT_TIMEOUT_S = 10.0  # the client that starts a keeper connects before the keeper runs
 MESSAGES_PER_WAKEUP = 32
-FEATURES = ("batch", "cover", "listen", "process-tree", "protect")
+FEATURES = ("batch", "cover", "listen", "process-tree", "protect", "security")
 """Features that version 0.1.0 lacks, as `nsupervisor.keeper.protocol` describes them."""
 _ADOPTED_FDS = 3
+_MAX_FILTER_BYTES = 4096 * SECCOMP_INSTRUCTION_SIZE
+"""BPF_MAXINSNS instructions, linux/bpf_common.h."""
 _OWN_COMMANDS = ("nsupervisor-zyg", INIT_COMMAND)
 """Names of children of the keeper that are not in its table: the zygote, and inits that wait for a program."""
 
@@ -83,6 +87,8 @@ class Keeper:
         self.client: ClientConnection | None = None
         self.children: dict[str, Child] = {}  # by id, until acknowledged
         self.processes: dict[int, Child] = {}  # by pid, until reaped
+        self.filters: dict[str, bytes] = {}
+        """The seccomp filters of this client's specifications, by name."""
         self.lingering: dict[str, Child] = {}  # by name: an init that has reported its program's end
         self.signals = syscalls.signalfd((signal.SIGCHLD, signal.SIGTERM))
         self.epoll = select.epoll()
@@ -254,6 +260,7 @@ class Keeper:
             self.reserve_fds = ReserveFds()
         client = self.client = ClientConnection(sock)
         self.had_client = True
+        self.filters.clear()  # a client sends those that it needs
         self._watch(sock.fileno(), lambda: self._on_client(client))
         self._send({"event": "hello", "pid": os.getpid(), "features": FEATURES})
         for child in self.children.values():
@@ -357,7 +364,7 @@ class Keeper:
     # ---- what a client may ask for
 
     def _spawn(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
-        spec = Spec(message.get("spec"))
+        spec = Spec(message.get("spec"), self.filters)
         if spec.id in self.children:
             raise SpecError(f"id: {spec.id} is in use; its end has not been acknowledged")
         self._end_lingering(spec.name)
@@ -372,6 +379,20 @@ class Keeper:
             self.pending_refills.add(child.refill_kind)
             child.refill_kind = None
         return {"pid": child.pid}, (child.stdout, child.stderr)
+
+    def _filter(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """Keep a seccomp filter, which specifications then refer to by its name."""
+        name, text = message.get("name"), message.get("program")
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise RequestError('"filter" needs a "name" and a "program"')
+        try:
+            program = base64.b64decode(text, validate=True)
+        except ValueError:
+            raise RequestError('"program" is not base64') from None
+        if not program or len(program) % SECCOMP_INSTRUCTION_SIZE or len(program) > _MAX_FILTER_BYTES:
+            raise RequestError('"program" is not a filter')
+        self.filters[name] = program
+        return {}, ()
 
     def _end_lingering(self, name: str) -> None:
         """Kill the init of the previous generation, and with it any process that has left the workload's cgroup.
@@ -534,6 +555,7 @@ class Keeper:
 
 _REQUESTS: dict[str, Callable[[Keeper, dict[str, Any], list[int]], tuple[dict[str, Any], tuple[int, ...]]]] = {
     "batch": Keeper._batch,
+    "filter": Keeper._filter,
     "spawn": Keeper._spawn,
     "adopt": Keeper._adopt,
     "signal": Keeper._signal,

@@ -19,7 +19,7 @@ import stat
 import struct
 
 from nsupervisor.keeper import native
-from nsupervisor.keeper.setup import cover, handover, mount_steps, steps
+from nsupervisor.keeper.setup import cover, handover, mount_steps, privileges, scheduling, steps
 from nsupervisor.keeper.setup.errors import CGROUP_HINTS, begin_failure
 from nsupervisor.linux import mounts, syscalls
 from nsupervisor.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWTIME, CLONE_NEWUSER, NAMESPACES
@@ -27,14 +27,15 @@ from nsupervisor.linux.process_titles import INIT_TITLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from nsupervisor.keeper.setup.spec import Spec
 
 CALLS = (
     *("hand_over", "send_order", "send_ready", "openat", "write", "close", "socket", "ioctl", "mount", "open_tree"),
     *("move_mount", "mkdirat", "symlinkat", "unshare", "setns", "sethostname", "setsid", "prlimit64", "setpriority"),
-    *("umask", "setgroups", "setresgid", "setresuid", "chdir", "prctl", "rt_sigprocmask", "keyctl", "execve"),
+    *("umask", "setgroups", "setresgid", "setresuid", "chdir", "prctl", "rt_sigprocmask", "keyctl", "capset"),
+    *("seccomp", "ioprio_set", "sched_setscheduler", "execve"),
 )
 """The operations, in the order of `calls` in setup.c."""
 _CODES = {name: code for code, name in enumerate(CALLS)}
@@ -130,6 +131,13 @@ class Plan:
         self._relocations += range(array.offset, array.offset + 8 * len(places), 8)
         return array
 
+    def place_filter(self, program: bytes) -> Pointer:
+        """Add a seccomp filter as `struct sock_fprog`: the number of instructions, and a pointer to them."""
+        instructions = self._place(program)
+        header = self.place(struct.pack("H6xq", len(program) // syscalls.SECCOMP_INSTRUCTION_SIZE, instructions))
+        self._relocations.append(header.offset + 8)
+        return header
+
     def _string(self, text: bytes) -> int:
         offset = self._strings.get(text)
         if offset is None:
@@ -212,8 +220,13 @@ def pack_plan(spec: Spec, has_cgroup: bool) -> bytes:
     if spec.nice is not None:
         plan.begin_step(begin_failure("set_nice", f"set nice to {spec.nice}"))
         plan.call("setpriority", os.PRIO_PROCESS, 0, spec.nice)
+    _set_scheduling(plan, spec)
     plan.call("umask", spec.umask)
+    _add_calls(plan, "limit_capabilities", privileges.before_user(spec, _highest_capability()))
     _become_user(plan, spec)
+    if privileges.is_changed(spec):
+        permitted = privileges.permitted_after(spec, syscalls.permitted_capabilities())
+        _add_calls(plan, "set_capabilities", privileges.after_user(spec, permitted))
     plan.begin_step(begin_failure("enter_directory", f"enter {spec.cwd}"))
     plan.call("chdir", os.fsencode(spec.cwd))
     if spec.no_new_privileges:
@@ -237,6 +250,7 @@ def send(report: socket.socket, spec: Spec, cgroup: int) -> None:
 
 
 _CGROUP_HINTS = tuple(CGROUP_HINTS.items())
+_FILTER_REASONS = tuple(steps.INSTALL_FILTER_HINTS.items())
 
 
 def _shift_clocks(plan: Plan, spec: Spec) -> None:
@@ -405,6 +419,31 @@ def _set_limits(plan: Plan, spec: Spec) -> None:
         plan.call("prlimit64", 0, number, plan.place(struct.pack("2q", *pair)), 0)  # -1 is RLIM64_INFINITY
 
 
+_SCHEDULING_REASONS = tuple(scheduling.HINTS.items())
+_highest_capability = functools.cache(privileges.highest_capability)
+
+
+def _set_scheduling(plan: Plan, spec: Spec) -> None:
+    for text, call, arguments in scheduling.calls(spec):
+        plan.begin_step(begin_failure("set_scheduling", text, _SCHEDULING_REASONS))
+        match call:
+            case "oom_score_adj":
+                _write(plan, scheduling.OOM_SCORE_ADJUST, str(arguments[0]).encode())
+            case "ioprio_set":
+                plan.call("ioprio_set", syscalls.IOPRIO_WHO_PROCESS, 0, *arguments)
+            case "sched_setscheduler":
+                policy, priority = arguments
+                plan.call("sched_setscheduler", 0, policy, plan.place(struct.pack("i", priority)))
+            case "timer_slack":
+                plan.call("prctl", syscalls.PR_SET_TIMERSLACK, *arguments, 0, 0, 0)
+
+
+def _add_calls(plan: Plan, step: str, calls: Iterable[privileges.Call]) -> None:
+    for text, call, arguments in calls:
+        plan.begin_step(begin_failure(step, text))
+        plan.call(call, *(plan.place(data) if isinstance(data, bytes) else data for data in arguments))
+
+
 def _become_user(plan: Plan, spec: Spec) -> None:
     groups = spec.groups
     if groups is None and not (spec.uid is None and spec.gid is None) and os.getgroups():
@@ -426,7 +465,8 @@ def _execute(plan: Plan, spec: Spec) -> None:
     reasons = steps.EXECUTE_HINTS if has_path else {**steps.EXECUTE_HINTS, errno.ENOENT: f"searched PATH={spec.path}"}
     shown = name.decode("utf-8", "backslashreplace")
     path = os.path.join(spec.cwd, os.fsdecode(name)) if has_path else ""
-    plan.begin_step(begin_failure("execute", f"execute {shown}", tuple(reasons.items()), path))
+    failure = begin_failure("execute", f"execute {shown}", tuple(reasons.items()), path)
+    plan.begin_step(failure)
     order = native.order(0, f"{INIT_TITLE}{spec.title}")
     plan.call("send_order", plan.place(order), len(order))
     plan.call("send_ready", steps.READY, len(steps.READY))
@@ -435,6 +475,11 @@ def _execute(plan: Plan, spec: Spec) -> None:
         plan.place_strings(spec.argv),
         plan.place_strings([b"=".join(pair) for pair in spec.env.items()]),
     )
+    for program in spec.filters:
+        plan.begin_step(begin_failure("execute", steps.INSTALL_FILTER, _FILTER_REASONS))
+        flags = syscalls.SECCOMP_FILTER_FLAG_SPEC_ALLOW
+        plan.call("seccomp", syscalls.SECCOMP_SET_MODE_FILTER, flags, plan.place_filter(program))
+    plan.begin_step(failure)
     directories = [None] if has_path else spec.path.split(":")
     for directory in directories:
         candidate = name if directory is None else os.fsencode(directory or ".") + b"/" + name

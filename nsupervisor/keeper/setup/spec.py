@@ -8,6 +8,7 @@ from __future__ import annotations
 import marshal
 import os
 import resource
+from types import MappingProxyType
 
 from nsupervisor.keeper.setup.descriptors import REPORT_FD
 from nsupervisor.linux.mounts import Mount
@@ -16,7 +17,7 @@ from nsupervisor.linux.process_titles import tree_title
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 
     from nsupervisor.keeper.setup.cover import Cover
@@ -37,12 +38,16 @@ class Spec:
     """A program to start. Paths and texts are bytes if system calls need bytes."""
 
     __slots__ = (
+        "ambient_capabilities",
         "argv",
+        "capability_bounding_set",
         "cgroup",
         "cgroup_procs",
         "cover",
+        "cpu_scheduling",
         "cwd",
         "env",
+        "filters",
         "flags",
         "gid",
         "gid_mappings",
@@ -51,23 +56,27 @@ class Spec:
         "held_cover",
         "hostname",
         "id",
+        "io_priority",
         "mounts",
         "name",
         "namespaces",
         "nice",
         "no_new_privileges",
+        "oom_score_adjust",
         "path",
         "process_tree",
         "report",
         "rlimits",
+        "secure_bits",
         "time_offsets",
+        "timer_slack",
         "uid",
         "uid_mappings",
         "umask",
     )
 
-    def __init__(self, document: object) -> None:
-        """Check `document`, the decoded JSON; raises SpecError."""
+    def __init__(self, document: object, filters: Mapping[str, bytes] = MappingProxyType({})) -> None:
+        """Check `document`, the decoded JSON; raises SpecError. `filters`: the seccomp filters by name."""
         if not isinstance(document, dict):
             raise SpecError(f"a specification is an object, not {document!r:.80}")
         values = dict(document)
@@ -106,6 +115,14 @@ class Spec:
         self.nice: int | None = pop("nice", _integer, None)
         self.rlimits: list[tuple[str, int, tuple[int, int]]] = pop("rlimits", _rlimits, [])
         self.no_new_privileges: bool = pop("no_new_privileges", _boolean, False)
+        self.capability_bounding_set: int | None = pop("capability_bounding_set", _mask, None)
+        self.ambient_capabilities: int = pop("ambient_capabilities", _mask, 0)
+        self.secure_bits: int = pop("secure_bits", _mask, 0)
+        self.filters: list[bytes] = pop("filters", lambda names: [filters[name] for name in _list(names)], [])
+        self.oom_score_adjust: int | None = pop("oom_score_adjust", _integer, None)
+        self.io_priority: int | None = pop("io_priority", _integer, None)
+        self.cpu_scheduling: tuple[int, int] | None = pop("cpu_scheduling", _pair, None)
+        self.timer_slack: int | None = pop("timer_slack", _integer, None)
         # Without a cgroup a workload is the tree below its init, whose title has this path.
         self.process_tree: str | None = pop("process_tree", _absolute_path, None)
         wants_init = pop("init", _boolean, True)
@@ -230,6 +247,17 @@ def _integer(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 1 << 63:
         raise TypeError(f"a whole number is wanted, not {value!r:.80}")
     return value
+
+
+def _mask(value: Any) -> int:
+    if _integer(value) < 0:
+        raise ValueError(f"a bit mask is wanted, not {value}")
+    return int(value)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    first, second = (_integer(number) for number in _list(value))
+    return first, second
 
 
 def _id_number(value: Any) -> int:

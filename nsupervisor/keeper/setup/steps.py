@@ -27,6 +27,7 @@ import socket
 import struct
 
 from nsupervisor.keeper import native
+from nsupervisor.keeper.setup import privileges, scheduling
 from nsupervisor.keeper.setup.descriptors import REPORT_FD, STDERR_FD, STDOUT_FD
 from nsupervisor.keeper.setup.errors import StepError, encode_failure, step_error
 from nsupervisor.keeper.setup.mount_steps import (
@@ -213,9 +214,57 @@ def set_nice(spec: Spec) -> None:
             raise step_error(f"set nice to {spec.nice}", error) from None
 
 
+def set_scheduling(spec: Spec) -> None:
+    """Set how the kernel treats the process: the OOM killer, the schedulers of CPU and disks, and timers."""
+    for text, call, arguments in scheduling.calls(spec):
+        try:
+            _SCHEDULING_CALLS[call](*arguments)
+        except OSError as error:
+            raise step_error(text, error, scheduling.HINTS.get(error.errno or 0, "")) from None
+
+
+def _write_oom_score_adjust(value: int) -> None:
+    fd = os.open(scheduling.OOM_SCORE_ADJUST, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, str(value).encode())
+    finally:
+        os.close(fd)
+
+
+def _set_scheduler(policy: int, priority: int) -> None:
+    os.sched_setscheduler(0, policy, os.sched_param(priority))
+
+
+_SCHEDULING_CALLS: dict[str, Callable[..., None]] = {
+    "oom_score_adj": _write_oom_score_adjust,
+    "ioprio_set": syscalls.set_io_priority,
+    "sched_setscheduler": _set_scheduler,
+    "timer_slack": lambda value: syscalls.call_prctl(syscalls.PR_SET_TIMERSLACK, value, 0, 0, 0),
+}
+
+
 def set_umask(spec: Spec) -> None:
     """Set the umask of the program. umask(2) cannot fail."""
     os.umask(spec.umask)
+
+
+def limit_capabilities(spec: Spec) -> None:
+    """Drop capabilities from the bounding set, while the process may."""
+    _call_all(privileges.before_user(spec, privileges.highest_capability()))
+
+
+def set_capabilities(spec: Spec) -> None:
+    """Set the capabilities of the process; those of the program follow from them at its exec."""
+    if privileges.is_changed(spec):
+        _call_all(privileges.after_user(spec, syscalls.permitted_capabilities()))
+
+
+def _call_all(calls: Iterable[privileges.Call]) -> None:
+    for text, call, arguments in calls:
+        try:
+            (syscalls.capset if call == "capset" else syscalls.call_prctl)(*arguments)  # type: ignore[arg-type]
+        except OSError as error:
+            raise step_error(text, error) from None
 
 
 def become_user(spec: Spec) -> None:
@@ -271,8 +320,11 @@ STEPS: tuple[Callable[[Spec], None], ...] = (
     *NAMESPACE_STEPS,
     set_limits,
     set_nice,
+    set_scheduling,
     set_umask,
+    limit_capabilities,
     become_user,
+    set_capabilities,
     enter_directory,
     give_up_new_privileges,
 )
@@ -293,8 +345,11 @@ STEP_NAMES: dict[Callable[[Spec], None], str] = {
     bring_up_loopback: "bring_up_loopback",
     set_limits: "set_limits",
     set_nice: "set_nice",
+    set_scheduling: "set_scheduling",
     set_umask: "set_umask",
+    limit_capabilities: "limit_capabilities",
     become_user: "become_user",
+    set_capabilities: "set_capabilities",
     enter_directory: "enter_directory",
     give_up_new_privileges: "give_up_new_privileges",
 }
@@ -302,20 +357,39 @@ STEP_NAMES: dict[Callable[[Spec], None], str] = {
 
 
 def execute(spec: Spec, mask: Iterable[int] = ()) -> NoReturn:
-    """Unblock all signals but those in `mask`, and execute the program. Raises StepError."""
+    """Unblock all signals but those in `mask`, install the filters, and execute the program. Raises StepError."""
     _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
-    become_program(spec)
+    candidates = _candidates(spec)  # before the filters, which may refuse to look for files
+    install_filters(spec)
+    become_program(spec, candidates)
 
 
-def become_program(spec: Spec) -> NoReturn:
-    """Execute the program. Raises StepError.
+def install_filters(spec: Spec) -> None:
+    """Install the seccomp filters, as the last step: they need not allow what the others do. Raises StepError."""
+    for program in spec.filters:
+        try:
+            syscalls.set_seccomp_filter(program)
+        except OSError as error:
+            raise step_error(INSTALL_FILTER, error, INSTALL_FILTER_HINTS.get(error.errno or 0, "")) from None
+
+
+INSTALL_FILTER = "install the seccomp filter"
+INSTALL_FILTER_HINTS = {
+    errno.EPERM: "a filter before it refuses further ones",
+    errno.EINVAL: "the kernel does not accept the filter",
+    errno.ENOSYS: "this kernel has no seccomp",
+}
+
+
+def become_program(spec: Spec, candidates: Sequence[bytes] | None = None) -> NoReturn:
+    """Execute the program, the first of `candidates` that can be. Raises StepError.
 
     It is searched as by execvp(3), except that no shell runs a script without a #! line.
     """
     name = spec.argv[0]
     shown = name.decode("utf-8", "backslashreplace")
     refused: OSError | None = None
-    for candidate in _candidates(spec):
+    for candidate in _candidates(spec) if candidates is None else candidates:
         try:
             os.execve(candidate, spec.argv, spec.env)  # noqa: S606
         except (FileNotFoundError, NotADirectoryError):

@@ -411,7 +411,7 @@ def test_the_next_init_is_ordered_between_two_starts_of_one_round(monkeypatch: p
     keeper = loop.Keeper.__new__(loop.Keeper)
     keeper.zygote, keeper.client = zygote, ClientConnection(theirs)
     keeper.children, keeper.processes, keeper.lingering, keeper.handlers = {}, {}, {}, {}
-    keeper.pending_refills, keeper.epoll = set(), select.epoll()
+    keeper.pending_refills, keeper.epoll, keeper.filters = set(), select.epoll(), {}
     with ours, theirs, closing(keeper.epoll):
         keeper._watch(theirs.fileno(), lambda: None)
         for number in (1, 2):

@@ -144,6 +144,8 @@ def test_each_step_is_in_a_plan() -> None:
             nice=1,
             uid=1,
             no_new_privileges=True,
+            capability_bounding_set=0,
+            timer_slack=1,
         ),
         has_cgroup=True,
     )
