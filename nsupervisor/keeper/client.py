@@ -74,7 +74,7 @@ def _no_filter(name: str) -> bytes:
 
 _SECURITY_KEYS = (
     *("filters", "capability_bounding_set", "ambient_capabilities", "secure_bits", "oom_score_adjust", "io_priority"),
-    *("cpu_scheduling", "timer_slack"),
+    *("cpu_scheduling", "sandbox", "timer_slack"),
 )
 """Keys of a specification that need the feature "security"."""
 

@@ -29,7 +29,8 @@ version 0.1.0, which sends no such list, does not have: the requests "protect" a
 the key "signums" of "signal", a list in place of "signum". With the feature "security": the request "filter", which
 sends a seccomp filter (the key "program", base64) under a "name" for later specifications of the same connection; and
 in a "spec" the keys "filters" (names), "capability_bounding_set", "ambient_capabilities", "secure_bits" (bit masks),
-"oom_score_adjust", "io_priority" (as ioprio_set(2) takes it), "cpu_scheduling" (policy, priority) and "timer_slack".
+"oom_score_adjust", "io_priority" (as ioprio_set(2) takes it), "cpu_scheduling" (policy, priority), "timer_slack", and
+"sandbox" (setup/sandbox.py).
 """
 
 from __future__ import annotations

@@ -29,9 +29,9 @@ SYS_MOVE_MOUNT = 429  # Linux 5.2
 SYS_MOUNT_SETATTR = 442  # Linux 5.12
 OPEN_TREE_CLONE = 0x1
 MOVE_MOUNT_F_EMPTY_PATH = 0x4
-_MOVE_MOUNT_T_EMPTY_PATH = 0x40
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
 _AT_FDCWD = -100
-_AT_EMPTY_PATH = 0x1000
+AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 _ATTR_ATIME_MASK = 0x70
 
@@ -226,7 +226,7 @@ def open_tree(path: str, recursive: bool = False, directory: int = _AT_FDCWD) ->
     `recursive`: with all mounts below it. `directory`: what `path` is relative to; "" is that itself. open_tree(2) with
     OPEN_TREE_CLONE.
     """
-    flags = OPEN_TREE_CLONE | os.O_CLOEXEC | (AT_RECURSIVE if recursive else 0) | (0 if path else _AT_EMPTY_PATH)
+    flags = OPEN_TREE_CLONE | os.O_CLOEXEC | (AT_RECURSIVE if recursive else 0) | (0 if path else AT_EMPTY_PATH)
     fd: int = libc.syscall(SYS_OPEN_TREE, directory, _encode(path), flags)
     if fd < 0:
         raise last_error(f"open the tree {path}")
@@ -235,7 +235,7 @@ def open_tree(path: str, recursive: bool = False, directory: int = _AT_FDCWD) ->
 
 def move_mount(tree: int, target: str, directory: int = _AT_FDCWD) -> None:
     """Attach what `open_tree` gave to `target`, relative to `directory`; "" is that itself. move_mount(2)."""
-    flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if target else _MOVE_MOUNT_T_EMPTY_PATH)
+    flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if target else MOVE_MOUNT_T_EMPTY_PATH)
     if libc.syscall(SYS_MOVE_MOUNT, tree, b"", directory, _encode(target), flags) != 0:
         raise last_error(f"attach a mount on {target}")
 
@@ -259,7 +259,7 @@ def set_tree_propagation(tree: int, propagation: int) -> None:
 def _set_attributes(tree: int, set_: int, clear: int, propagation: int, recursive: bool) -> None:
     # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
     attributes = (ctypes.c_uint64 * 4)(set_, clear, propagation)
-    flags = _AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     size = ctypes.c_size_t(ctypes.sizeof(attributes))
     if libc.syscall(SYS_MOUNT_SETATTR, tree, b"", flags, attributes, size) != 0:
         raise last_error("set the attributes of a mount")

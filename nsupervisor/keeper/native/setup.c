@@ -42,12 +42,12 @@ static const uint16_t calls[] = {
 	__NR_mkdirat, __NR_symlinkat, __NR_unshare, __NR_setns, __NR_sethostname, __NR_setsid, __NR_prlimit64,
 	__NR_setpriority, __NR_umask, __NR_setgroups, __NR_setresgid, __NR_setresuid, __NR_chdir, __NR_prctl,
 	__NR_rt_sigprocmask, __NR_keyctl, __NR_capset, __NR_seccomp, __NR_ioprio_set, __NR_sched_setscheduler,
-	__NR_execve,
+	__NR_openat2, __NR_mount_setattr, __NR_mknodat, __NR_fsopen, __NR_fsconfig, __NR_fsmount, __NR_execve,
 };
 #define EXECVE (FIRST_CALL + sizeof(calls) / sizeof(calls[0]) - 1)
 
 enum { HAS_CGROUP = 1, IS_ADVANCE = 2, IN_FILE = 4 };
-enum { RESULTS = 16, MAX_DATAGRAM = 65536 };
+enum { RESULTS = 256, MAX_DATAGRAM = 65536 };
 
 struct plan {
 	uint32_t flags;
@@ -62,7 +62,8 @@ struct operation {
 	uint8_t save;      /* the number under which to keep the result; 0: none */
 	uint8_t pointers;  /* bit n: argument n is an offset in the data */
 	uint8_t advance;   /* the number of the step in advance to which it belongs; 0: none */
-	uint16_t reserved;
+	uint8_t target;    /* the same for the third argument */
+	uint8_t reserved;
 	uint64_t arguments[5];
 	uint64_t accepted[2]; /* bit n: the errno n is not a failure */
 	uint64_t failure;     /* the offset of a text, to be followed by the errno and a brace */
@@ -206,6 +207,8 @@ static void run_plan(struct state *state)
 				operation->arguments[k] += (uint64_t)data;
 		if (operation->use)
 			operation->arguments[0] = state->results[operation->use];
+		if (operation->target)
+			operation->arguments[2] = state->results[operation->target];
 		result = perform(state, operation);
 		if (result >= 0 || is_accepted(operation, -result)) {
 			state->results[operation->save] = result;

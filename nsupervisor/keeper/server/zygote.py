@@ -46,7 +46,7 @@ import struct
 import time
 
 from nsupervisor.keeper import native
-from nsupervisor.keeper.setup import plan, standby
+from nsupervisor.keeper.setup import plan, sandbox, standby
 from nsupervisor.keeper.setup import steps as setup
 from nsupervisor.keeper.setup.descriptors import (
     EXITS_FD,
@@ -57,6 +57,7 @@ from nsupervisor.keeper.setup.descriptors import (
     STDOUT_FD,
     Descriptors,
 )
+from nsupervisor.keeper.setup.errors import StepError
 from nsupervisor.keeper.setup.spec import Spec
 from nsupervisor.linux import syscalls
 from nsupervisor.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWTIME, CLONE_NEWUSER
@@ -80,13 +81,17 @@ _CONNECTION_LOST = (BrokenPipeError, ConnectionError, EOFError, TimeoutError)
 
 
 class Kind:
-    """The kind of an init that waits. `flags` are clone3's; `plan_in_advance` is b"" if the standby runs Python."""
+    """The kind of an init that waits.
 
-    __slots__ = ("flags", "plan_in_advance")
+    `flags` are clone3's; `plan_in_advance` is b"" if the standby runs Python. `common`: what the plan is made of.
+    """
 
-    def __init__(self, flags: int, plan_in_advance: bytes = b"") -> None:
+    __slots__ = ("common", "flags", "plan_in_advance")
+
+    def __init__(self, flags: int, common: plan.Common | None = None) -> None:
         self.flags = flags
-        self.plan_in_advance = plan_in_advance
+        self.common = common
+        self.plan_in_advance = b"" if common is None else plan.pack_advance(common)
 
     @classmethod
     def of(cls, spec: Spec) -> Kind:
@@ -94,7 +99,10 @@ class Kind:
         flags = spec.flags & ~CLONE_NEWCGROUP
         if not plan.is_possible(spec):
             return cls(flags)
-        return cls(flags, plan.pack_advance(flags, plan.covered_in_advance(spec)))
+        try:
+            return cls(flags, plan.Common(spec))
+        except StepError:  # the steps in Python report it
+            return cls(flags)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Kind) and (self.flags, self.plan_in_advance) == (other.flags, other.plan_in_advance)
@@ -144,8 +152,8 @@ class Zygote:
                     pid = _wait_started(fds)
                     if owner:
                         fds.give_output_to(owner)
-                    if kind.plan_in_advance:
-                        plan.send(fds.report, spec, cgroup)
+                    if kind.common is not None:
+                        plan.send(fds.report, spec, kind.common, cgroup)
                     else:
                         standby.send_program(fds.report, spec, cgroup)
                     return pid, fds
@@ -182,6 +190,7 @@ class Zygote:
         inits are already new; `_MountMonitor` reports each change once.
         """
         if self._mounts.has_changed():
+            sandbox.forget()
             self._discard()
 
     def _discard(self) -> None:

@@ -11,15 +11,19 @@ import errno
 import os
 import stat
 
+from nsupervisor.keeper.setup import sandbox
 from nsupervisor.keeper.setup.cover import Cover
 from nsupervisor.keeper.setup.errors import StepError, step_error
 from nsupervisor.keeper.setup.spec import is_zero_mapped
-from nsupervisor.linux import mounts
+from nsupervisor.linux import mounts, syscalls
 from nsupervisor.linux.trusted_paths import UntrustedPathError, locate, make_below
 from nsupervisor.mount_data import replace_layers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
+    from nsupervisor.keeper.setup.sandbox import Operation
     from nsupervisor.keeper.setup.spec import Spec
     from nsupervisor.linux.mounts import Mount
 
@@ -57,7 +61,7 @@ def mount_ipc(spec: Spec) -> None:
     Shared memory is a tmpfs, so the kernel itself does not separate it. It ends with the last process here, so that
     nothing of a killed program stays. A directory that the host lacks is not needed here either.
     """
-    if not {"ipc", "mount"} <= spec.namespaces:
+    if not {"ipc", "mount"} <= spec.namespaces or (spec.sandbox is not None and spec.sandbox[0] is not None):
         return
     for path, fstype, flags, data in ipc_mounts(_file_creator_ids(spec)):
         try:
@@ -108,10 +112,46 @@ CGROUPS = "/sys/fs/cgroup"
 def hold_shown_directories(spec: Spec) -> None:
     """Hold what the cover of the runtime directory shows, as the keeper's user.
 
-    Before the process becomes root of a user namespace: a directory on the way may be closed to that user.
+    Before the process becomes root of a user namespace: a directory on the way may be closed to that user. And before
+    the directory is hidden by the sandbox.
     """
-    if spec.cover and "user" in spec.namespaces:
+    if spec.cover and ("user" in spec.namespaces or spec.sandbox is not None):
         spec.held_cover = Cover(*spec.cover)
+
+
+def protect_paths(spec: Spec) -> None:
+    """Give the program the devices of its sandbox, and hide or protect paths."""
+    if spec.sandbox is None:
+        return
+    owner = _file_creator_ids(spec)
+    if owner is not None:
+        syscalls.set_file_system_ids(*owner)
+    try:
+        sandbox.perform(sandbox_operations(spec, resolve_sandbox(spec)))
+    except OSError as error:
+        raise step_error(error.filename or "protect paths", error) from None
+
+
+def resolve_sandbox(spec: Spec) -> tuple[Any, ...]:
+    """Look at the paths of a sandbox; return what `sandbox_operations` needs. Raises StepError."""
+    try:
+        return sandbox.resolve(spec.sandbox or (None, "", ()), frozenset({0, os.geteuid()}))
+    except sandbox.MissingPathError as error:
+        hint = 'write "-" before a path that may be missing' if error.errno == errno.ENOENT else ""
+        raise step_error(f"find {error.filename}", error, hint) from None
+
+
+def sandbox_operations(spec: Spec, resolved: tuple[Any, ...]) -> tuple[Operation, ...]:
+    """Return the system calls of a sandbox."""
+    has_user = "user" in spec.namespaces
+    return sandbox.operations(
+        resolved,
+        "ipc" in spec.namespaces,
+        "pid" in spec.namespaces,
+        not has_user and sandbox.can_make_nodes(),
+        _file_creator_ids(spec) if has_user else None,
+        not has_user or any(first <= sandbox.TTY_GROUP < first + size for first, _, size in spec.gid_mappings),
+    )
 
 
 def mount_all(spec: Spec) -> None:
@@ -121,13 +161,14 @@ def mount_all(spec: Spec) -> None:
     shows the directory again.
     """
     cover = spec.held_cover or (Cover(*spec.cover) if spec.cover else None)
+    private: set[int] = set()
+    for path in sandbox.temporary_paths(spec.sandbox) if spec.sandbox is not None else ():
+        if os.path.exists(path):
+            private.add(os.stat(path).st_dev)
     if spec.mounts:
-        mounter = _Mounter(cover, "user" in spec.namespaces)
+        mounter = _Mounter(cover, "user" in spec.namespaces, private)
         for mount in spec.mounts:
             mounter.mount(mount)
-        private = mounter.private
-    else:
-        private = set()
     if cover is not None:
         cover.apply(private, _file_creator_ids(spec))
 
@@ -137,8 +178,8 @@ class _Mounter:
 
     __slots__ = ("_cover", "_fds", "_in_user_namespace", "_users", "private")
 
-    def __init__(self, cover: Cover | None, in_user_namespace: bool) -> None:
-        self.private: set[int] = set()
+    def __init__(self, cover: Cover | None, in_user_namespace: bool, private: set[int]) -> None:
+        self.private = private
         self._cover = cover
         self._in_user_namespace = in_user_namespace
         # In a user namespace these are the numbers inside. If host's root has none, its links are not followed either.

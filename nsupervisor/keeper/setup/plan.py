@@ -19,7 +19,7 @@ import stat
 import struct
 
 from nsupervisor.keeper import native
-from nsupervisor.keeper.setup import cover, handover, mount_steps, privileges, scheduling, steps
+from nsupervisor.keeper.setup import cover, handover, mount_steps, privileges, sandbox, scheduling, steps
 from nsupervisor.keeper.setup.errors import CGROUP_HINTS, begin_failure
 from nsupervisor.linux import mounts, syscalls
 from nsupervisor.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWTIME, CLONE_NEWUSER, NAMESPACES
@@ -29,19 +29,21 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from nsupervisor.keeper.setup.sandbox import Operation
     from nsupervisor.keeper.setup.spec import Spec
 
 CALLS = (
     *("hand_over", "send_order", "send_ready", "openat", "write", "close", "socket", "ioctl", "mount", "open_tree"),
     *("move_mount", "mkdirat", "symlinkat", "unshare", "setns", "sethostname", "setsid", "prlimit64", "setpriority"),
     *("umask", "setgroups", "setresgid", "setresuid", "chdir", "prctl", "rt_sigprocmask", "keyctl", "capset"),
-    *("seccomp", "ioprio_set", "sched_setscheduler", "execve"),
+    *("seccomp", "ioprio_set", "sched_setscheduler", "openat2", "mount_setattr", "mknodat", "fsopen", "fsconfig"),
+    *("fsmount", "execve"),
 )
 """The operations, in the order of `calls` in setup.c."""
 _CODES = {name: code for code, name in enumerate(CALLS)}
 
 _HEADER = struct.Struct("4I")  # flags, size, number of operations, of relocations
-_OPERATION = struct.Struct("HBBBBH5q2QQ")
+_OPERATION = struct.Struct("HBBBBBx5q2QQ")
 _POINTER = struct.Struct("q")
 _HAS_CGROUP, _IS_ADVANCE, _IN_FILE = 1, 2, 4
 _MAX_SHOWN = 8
@@ -89,12 +91,18 @@ class Plan:
         self._advance = advance
 
     def call(
-        self, name: str, *arguments: int | bytes | Pointer, use: int = 0, save: int = 0, accepted: Sequence[int] = ()
+        self,
+        name: str,
+        *arguments: int | bytes | Pointer,
+        use: int = 0,
+        target: int = 0,
+        save: int = 0,
+        accepted: Sequence[int] = (),
     ) -> None:
         """Add an operation of `CALLS`. Bytes are passed as a string that ends with a NUL.
 
-        `use`: the first argument is the result of the operation that had this number as `save`. `accepted`: each
-        errno below 128 that is not a failure.
+        `use`: the first argument is the result of the operation that had this number as `save`; `target`: so is the
+        third. `accepted`: each errno below 128 that is not a failure.
         """
         values, pointers, masks = [0, 0, 0, 0, 0], 0, _error_masks(accepted) if accepted else (0, 0)
         for index, argument in enumerate(arguments):
@@ -104,7 +112,7 @@ class Plan:
                 values[index] = argument.offset if isinstance(argument, Pointer) else self._string(argument)
                 pointers |= 1 << index
         self._operations.append(
-            _OPERATION.pack(*(_CODES[name], use, save, pointers, self._advance, 0), *values, *masks, self._failure)
+            _OPERATION.pack(*(_CODES[name], use, save, pointers, self._advance, target), *values, *masks, self._failure)
         )
 
     def call_common(self) -> None:
@@ -172,23 +180,53 @@ def is_possible(spec: Spec) -> bool:
     its maps are written, as it would lose its capabilities (capabilities(7)).
     """
     shown = spec.cover[1] if spec.cover else ()
-    return not spec.mounts and not spec.flags & CLONE_NEWUSER and len(shown) <= _MAX_SHOWN
+    if spec.mounts or spec.flags & CLONE_NEWUSER or len(shown) > _MAX_SHOWN:
+        return False
+    # The directories to show have to be held before the runtime directory is hidden.
+    return spec.sandbox is None or not (spec.cover and shown and sandbox.hides(spec.sandbox, spec.cover[0]))
 
 
-@functools.lru_cache(16)
-def pack_advance(flags: int, covered: str) -> bytes:
-    """Return the plan of what all programs with these namespaces need.
+class Common:
+    """The part of a specification that many programs have in common, in a form that can be a key.
 
-    `flags` are clone(2)'s; `covered` is the directory to hide from them, or "".
+    `flags`: those of clone(2). `covered`: the directory that is hidden from them, or "". `protection`: the operations
+    of the sandbox in advance; `late`: those after the process has joined its cgroups, as a v1 cgroup is joined by a
+    file below /sys/fs/cgroup, which must be writable until then.
     """
-    return _common_plan(flags, covered).pack(_IS_ADVANCE)
+
+    __slots__ = ("_key", "covered", "flags", "has_devices", "late", "protection")
+
+    def __init__(self, spec: Spec) -> None:
+        """Raises StepError for a path of the sandbox that is missing."""
+        self.flags = spec.flags & ~CLONE_NEWCGROUP
+        self.covered = covered_in_advance(spec)
+        self.has_devices = spec.sandbox is not None and spec.sandbox[0] is not None
+        self.protection: tuple[Operation, ...] = ()
+        self.late: tuple[Operation, ...] = ()
+        if spec.sandbox is not None:
+            first, last = sandbox.split(mount_steps.resolve_sandbox(spec), bool(spec.cgroup_procs))
+            self.protection = mount_steps.sandbox_operations(spec, first)
+            self.late = mount_steps.sandbox_operations(spec, last)
+        self._key = self.flags, self.covered, self.has_devices, id(self.protection)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Common) and self._key == other._key and self.protection is other.protection
+
+    def __hash__(self) -> int:
+        return hash(self._key)
 
 
 @functools.lru_cache(16)
-def _common_plan(flags: int, covered: str) -> Plan:
+def pack_advance(common: Common) -> bytes:
+    """Return the plan of what all programs with this in common need."""
+    return _common_plan(common).pack(_IS_ADVANCE)
+
+
+@functools.lru_cache(16)
+def _common_plan(common: Common) -> Plan:
     plan = Plan()
     for number, step in enumerate(_ADVANCE_STEPS, 1):
-        step(plan, flags, covered, number)
+        step(plan, common, number)
     return plan
 
 
@@ -197,10 +235,9 @@ def covered_in_advance(spec: Spec) -> str:
     return spec.cover[0] if spec.cover and not spec.cover[1] else ""
 
 
-def pack_plan(spec: Spec, has_cgroup: bool) -> bytes:
+def pack_plan(spec: Spec, common: Common, has_cgroup: bool) -> bytes:
     """Return the plan that makes a standby the program of a specification for which `is_possible` is true."""
-    covered = covered_in_advance(spec)
-    plan = Plan(_common_plan(spec.flags & ~CLONE_NEWCGROUP, covered))
+    plan = Plan(_common_plan(common))
     _shift_clocks(plan, spec)
     plan.begin_step(begin_failure("clone", "start the program's process", _CGROUP_HINTS))
     plan.call("hand_over")
@@ -210,7 +247,8 @@ def pack_plan(spec: Spec, has_cgroup: bool) -> bytes:
         plan.begin_step(begin_failure("new_cgroup_namespace", "make a cgroup namespace"))
         plan.call("unshare", CLONE_NEWCGROUP)
     plan.call_common()
-    if spec.cover and not covered:
+    _add_protection(plan, common.late)
+    if spec.cover and not common.covered:
         _cover(plan, spec, *spec.cover)
     if spec.hostname is not None:
         name = spec.hostname.encode()
@@ -236,12 +274,12 @@ def pack_plan(spec: Spec, has_cgroup: bool) -> bytes:
     return plan.pack(_HAS_CGROUP if has_cgroup else 0)
 
 
-def send(report: socket.socket, spec: Spec, cgroup: int) -> None:
+def send(report: socket.socket, spec: Spec, common: Common, cgroup: int) -> None:
     """Send a standby the plan of its program. `cgroup` is a directory's descriptor, or -1.
 
     Raises OSError, for instance BrokenPipeError if the standby has been killed.
     """
-    packed = pack_plan(spec, cgroup >= 0)
+    packed = pack_plan(spec, common, cgroup >= 0)
     if len(packed) <= handover.MAX_BYTES:
         handover.send(report, packed, cgroup)
     else:
@@ -277,25 +315,26 @@ def _join_cgroups(plan: Plan, spec: Spec) -> None:
         _write(plan, path, b"0")
 
 
-def _new_session_keyring(plan: Plan, flags: int, covered: str, number: int) -> None:
+def _new_session_keyring(plan: Plan, common: Common, number: int) -> None:
     plan.begin_step(begin_failure("new_session_keyring", "make a session keyring"), number)
     plan.call("keyctl", syscalls.KEYCTL_JOIN_SESSION_KEYRING, 0, accepted=syscalls.KEYRING_ERRORS)
 
 
-def _separate_mounts(plan: Plan, flags: int, covered: str, number: int) -> None:
-    if flags & NAMESPACES["mount"].flag:
+def _separate_mounts(plan: Plan, common: Common, number: int) -> None:
+    if common.flags & NAMESPACES["mount"].flag:
         plan.begin_step(begin_failure("separate_mounts", "separate the mounts from the host's"), number)
         plan.call("mount", 0, b"/", 0, mounts.MS_REC | mounts.MS_SLAVE, 0)
 
 
-def _mount_proc(plan: Plan, flags: int, covered: str, number: int) -> None:
-    if flags & NAMESPACES["mount"].flag and flags & NAMESPACES["pid"].flag:
+def _mount_proc(plan: Plan, common: Common, number: int) -> None:
+    if common.flags & NAMESPACES["mount"].flag and common.flags & NAMESPACES["pid"].flag:
         plan.begin_step(begin_failure("mount_proc", "mount a new /proc"), number)
         plan.call("mount", b"proc", b"/proc", b"proc", mount_steps.RESTRICTED, 0)
 
 
-def _mount_ipc(plan: Plan, flags: int, covered: str, number: int) -> None:
-    if flags & NAMESPACES["mount"].flag and flags & NAMESPACES["ipc"].flag:
+def _mount_ipc(plan: Plan, common: Common, number: int) -> None:
+    has_namespaces = common.flags & NAMESPACES["mount"].flag and common.flags & NAMESPACES["ipc"].flag
+    if has_namespaces and not common.has_devices:
         for path, fstype, options, data in mount_steps.ipc_mounts():
             plan.begin_step(begin_failure("mount_ipc", f"mount a new {path}"), number)
             accepted = errno.ENOENT, errno.ENOTDIR, errno.ENODEV
@@ -303,8 +342,8 @@ def _mount_ipc(plan: Plan, flags: int, covered: str, number: int) -> None:
             plan.call("mount", kind, path.encode(), kind, options, data.encode(), accepted=accepted)
 
 
-def _mount_sys(plan: Plan, flags: int, covered: str, number: int) -> None:
-    has_namespaces = flags & NAMESPACES["mount"].flag and flags & NAMESPACES["network"].flag
+def _mount_sys(plan: Plan, common: Common, number: int) -> None:
+    has_namespaces = common.flags & NAMESPACES["mount"].flag and common.flags & NAMESPACES["network"].flag
     if not has_namespaces or not os.path.exists("/sys/class/net"):
         return
     cgroups = mount_steps.CGROUPS.encode() if os.path.exists(mount_steps.CGROUPS) else b""
@@ -319,14 +358,35 @@ def _mount_sys(plan: Plan, flags: int, covered: str, number: int) -> None:
         plan.call("close", 0, use=1)
 
 
-def _cover_in_advance(plan: Plan, flags: int, covered: str, number: int) -> None:
-    if covered:
-        plan.begin_step(begin_failure("mount_all", f"cover the runtime directory {covered}"), number)
-        _mount_cover(plan, covered, mounts.MS_RDONLY)
+def _protect_paths(plan: Plan, common: Common, number: int) -> None:
+    _add_protection(plan, common.protection, number)
 
 
-def _bring_up_loopback(plan: Plan, flags: int, covered: str, number: int) -> None:
-    if flags & NAMESPACES["network"].flag:
+def _add_protection(plan: Plan, operations: Sequence[Operation], number: int = 0) -> None:
+    for operation in operations:
+        plan.begin_step(begin_failure("protect_paths", operation.text), number)
+        arguments = [
+            plan.place(argument) if isinstance(argument, sandbox.Structure) else argument
+            for argument in operation.arguments
+        ]
+        plan.call(
+            operation.name,
+            *arguments,
+            use=operation.use,
+            target=operation.target,
+            save=operation.save,
+            accepted=operation.accepted,
+        )
+
+
+def _cover_in_advance(plan: Plan, common: Common, number: int) -> None:
+    if common.covered:
+        plan.begin_step(begin_failure("mount_all", f"cover the runtime directory {common.covered}"), number)
+        _mount_cover(plan, common.covered, mounts.MS_RDONLY)
+
+
+def _bring_up_loopback(plan: Plan, common: Common, number: int) -> None:
+    if common.flags & NAMESPACES["network"].flag:
         plan.begin_step(begin_failure("bring_up_loopback", "bring up the loopback interface"), number)
         request = plan.place(struct.pack("16sh22x", b"lo", _IFF_UP_RUNNING))
         plan.call("socket", socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 0, save=1)
@@ -334,12 +394,13 @@ def _bring_up_loopback(plan: Plan, flags: int, covered: str, number: int) -> Non
         plan.call("close", 0, use=1)
 
 
-_ADVANCE_STEPS: tuple[Callable[[Plan, int, str, int], None], ...] = (
+_ADVANCE_STEPS: tuple[Callable[[Plan, Common, int], None], ...] = (
     _new_session_keyring,
     _separate_mounts,
     _mount_proc,
     _mount_ipc,
     _mount_sys,
+    _protect_paths,
     _cover_in_advance,
     _bring_up_loopback,
 )

@@ -10,6 +10,7 @@ import os
 import resource
 from types import MappingProxyType
 
+from nsupervisor.keeper.setup import sandbox
 from nsupervisor.keeper.setup.descriptors import REPORT_FD
 from nsupervisor.linux.mounts import Mount
 from nsupervisor.linux.namespaces import NAMESPACES, clone_flags
@@ -67,6 +68,7 @@ class Spec:
         "process_tree",
         "report",
         "rlimits",
+        "sandbox",
         "secure_bits",
         "time_offsets",
         "timer_slack",
@@ -107,6 +109,8 @@ class Spec:
         self.time_offsets: bytes = pop("time_offsets", _time_offsets, b"")
         self.mounts: list[Mount] = pop("mounts", _mounts, [])
         self.cover: tuple[str, dict[str, str], dict[str, str]] | None = pop("cover", _cover, None)
+        # (devices, options of /proc, paths), see sandbox.py
+        self.sandbox: tuple[Any, ...] | None = pop("sandbox", sandbox.parse, None)
         self.held_cover: Cover | None = None  # set in the child
         self.uid: int | None = pop("uid", _id_number, None)
         self.gid: int | None = pop("gid", _id_number, None)
@@ -138,6 +142,7 @@ class Spec:
             ("hostname", self.hostname, "uts"),
             ("mounts", self.mounts, "mount"),
             ("cover", self.cover, "mount"),
+            ("sandbox", self.sandbox, "mount"),
             ("time_offsets", self.time_offsets, "time"),
             ("uid_mappings", self.uid_mappings, "user"),
             ("gid_mappings", self.gid_mappings, "user"),

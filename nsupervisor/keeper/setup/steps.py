@@ -36,6 +36,7 @@ from nsupervisor.keeper.setup.mount_steps import (
     mount_ipc,
     mount_proc,
     mount_sys,
+    protect_paths,
     separate_mounts,
 )
 from nsupervisor.keeper.setup.spec import is_zero_mapped
@@ -182,6 +183,7 @@ NAMESPACE_STEPS: tuple[Callable[[Spec], None], ...] = (
     mount_proc,
     mount_ipc,
     mount_sys,
+    protect_paths,
     mount_all,
     set_hostname,
     shift_clocks,
@@ -339,6 +341,7 @@ STEP_NAMES: dict[Callable[[Spec], None], str] = {
     mount_proc: "mount_proc",
     mount_ipc: "mount_ipc",
     mount_sys: "mount_sys",
+    protect_paths: "protect_paths",
     mount_all: "mount_all",
     set_hostname: "set_hostname",
     shift_clocks: "shift_clocks",

@@ -32,6 +32,8 @@ def inits_of(keeper: int) -> list[str]:
         ({}, True),
         ({"namespaces": [*ISOLATED, "network", "time"]}, True),
         ({"cover": {"directory": "/run/x", "show": {"notify": "notify"}}}, True),
+        ({"sandbox": {"devices": {}, "paths": [["/tmp", "temporary"]]}}, True),
+        ({"sandbox": {"paths": [["/run", "masked"]]}, "cover": {"directory": "/run/x", "show": {"a": "a"}}}, False),
         ({"mounts": [{"type": "tmpfs", "destination": "/mnt"}]}, False),
         ({"namespaces": [*ISOLATED, "user"]}, False),
     ],
@@ -44,8 +46,9 @@ def test_programs_with_the_same_namespaces_share_what_is_done_in_advance() -> No
     cover = {"directory": "/run/x", "show": {}, "links": {}}
     first, second = spec(cover=cover), spec(id="b", argv=["other"], cover=cover, uid=5)
     assert plan.covered_in_advance(first) == "/run/x"
-    assert plan.pack_advance(first.flags, "/run/x") == plan.pack_advance(second.flags, "/run/x")
-    assert plan.pack_advance(first.flags, "/run/x") != plan.pack_advance(first.flags, "")
+    first_common, second_common, uncovered = map(plan.Common, (first, second, spec()))
+    assert plan.pack_advance(first_common) == plan.pack_advance(second_common)
+    assert plan.pack_advance(first_common) != plan.pack_advance(uncovered)
     own = spec(cover={**cover, "show": {"notify/a": "notify/a"}})
     assert plan.covered_in_advance(own) == ""
 
@@ -133,22 +136,21 @@ async def test_inits_that_wait_are_bounded(harness: Harness) -> None:
 
 def test_each_step_is_in_a_plan() -> None:
     """A step that is only in steps.py would leave almost all programs without it."""
-    packed = plan.pack_plan(
-        spec(
-            namespaces=[*ISOLATED, "network", "time"],
-            cover={"directory": "/run/x", "show": {}, "links": {}},
-            hostname="a",
-            time_offsets={"boottime": 1},
-            cgroup_procs=["/sys/fs/cgroup/a/cgroup.procs"],
-            rlimits={"core": [0, 0]},
-            nice=1,
-            uid=1,
-            no_new_privileges=True,
-            capability_bounding_set=0,
-            timer_slack=1,
-        ),
-        has_cgroup=True,
+    given = spec(
+        namespaces=[*ISOLATED, "network", "time"],
+        cover={"directory": "/run/x", "show": {}, "links": {}},
+        sandbox={"paths": [["/proc/sys", "read-only"]]},
+        hostname="a",
+        time_offsets={"boottime": 1},
+        cgroup_procs=["/sys/fs/cgroup/a/cgroup.procs"],
+        rlimits={"core": [0, 0]},
+        nice=1,
+        uid=1,
+        no_new_privileges=True,
+        capability_bounding_set=0,
+        timer_slack=1,
     )
+    packed = plan.pack_plan(given, plan.Common(given), has_cgroup=True)
     of_user_namespaces = {"become_namespace_root", "hold_shown_directories"}
     not_in_plans = {*of_user_namespaces, "set_umask"}  # the last cannot fail, so its name is not sent
     for step in set(steps.STEP_NAMES.values()) - not_in_plans:

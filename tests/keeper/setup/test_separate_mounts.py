@@ -141,7 +141,7 @@ from nsupervisor.linux.mounts import MS_PRIVATE, MS_REC, mount
 from nsupervisor.linux.namespaces import clone_flags
 from nsupervisor.linux.syscalls import unshare
 
-spec = SimpleNamespace(namespaces=frozenset({"ipc", "mount"}), uid_mappings=[], gid_mappings=[])
+spec = SimpleNamespace(namespaces=frozenset({"ipc", "mount"}), uid_mappings=[], gid_mappings=[], sandbox=None)
 unshare(clone_flags(spec.namespaces))
 mount(None, "/", None, MS_REC | MS_PRIVATE)
 mount("tmpfs", "/dev", "tmpfs", 0)

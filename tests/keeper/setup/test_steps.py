@@ -21,7 +21,7 @@ def test_a_program_whose_descriptor_cannot_be_taken_is_a_start_that_failed():
     fds = Descriptors(True)
     try:
         spec = SimpleNamespace(
-            id="web#1", name="web", has_init=True, namespaces={"pid"}, flags=0, mounts=[], cover=None
+            id="web#1", name="web", has_init=True, namespaces={"pid"}, flags=0, mounts=[], cover=None, sandbox=None
         )
         with fds.report, closing(Child(spec, process.pid, fds)) as child:
             with socket.socket(fileno=fds.child_fds.pop(REPORT_FD)) as theirs:
