@@ -417,9 +417,12 @@ def _history_schema() -> dict[str, Any]:
         since=_value_schema("number", "When the supervisor started: seconds since 1970-01-01 UTC."),
         log=_object_schema(
             "The files on the supervisor's host that contain its output.",
-            file=_value_schema("string?", "Its own log file; null: it has none."),
-            format=_value_schema("string", "The format of that file: json (records), or raw."),
-            streams=_value_schema("array", "The streams in it: stdout, stderr.", items={"type": "string"}),
+            file=_value_schema("string?", "Its own log file, that of stdout if it has two; null: it has none."),
+            files=_value_schema(
+                "object", "Its own log files by stream: stdout, stderr.", additionalProperties={"type": "string"}
+            ),
+            format=_value_schema("string", "The format of these files: json (records), or raw."),
+            streams=_value_schema("array", "The streams in them: stdout, stderr.", items={"type": "string"}),
             tail=_value_schema(
                 "boolean", "Whether the service keeps the latest output that is in neither file, for /v1/logs."
             ),

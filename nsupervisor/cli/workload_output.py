@@ -217,9 +217,8 @@ def locate(instance: dict[str, Any]) -> tuple[list[LogLocation], bool]:
     instance: an object `History` of the API.
     """
     log, names = instance["log"], (instance["name"],)
-    files = []
-    if log["file"] is not None:
-        files.append(LogLocation(log["file"], names, log["format"] == "raw"))
+    paths = {"": log["file"]} if log.get("files") is None else log["files"]  # version 0.1.0 has one file
+    files = [LogLocation(path, names, log["format"] == "raw") for path in dict.fromkeys(paths.values()) if path]
     is_all_in_file = set(log["streams"]) == {"stdout", "stderr"}
     if log["stream"] is not None and not is_all_in_file:
         files.append(LogLocation(log["stream"], names, False))

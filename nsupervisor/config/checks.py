@@ -176,6 +176,8 @@ def _cycles(config: Config) -> Iterator[Conflict]:
 _SPECIAL_DIRECTORIES = ("/dev/", "/proc/", "/sys/")
 _ROTATED = re.compile(r"(?P<base>.+)\.[0-9]+(\.gz)?")
 """The name of a rotated file (`nsupervisor.logs.log_file`)."""
+_OWN_STREAM = re.compile(r"/dev/(?P<name>stdout|stderr)|(?:/dev|/proc/self)/fd/(?P<fd>[0-9]+)")
+_FILE = ("file", "both")
 
 
 def _shared_log_files(config: Config) -> Iterator[Conflict]:
@@ -186,29 +188,50 @@ def _shared_log_files(config: Config) -> Iterator[Conflict]:
     """
     users = _default_log_files(config)
     for name, workload in config.workloads.items():
-        if workload.log.path is None:
-            continue
-        path: KeyPath = ("workload", name, "log", "path")
-        file = _absolute(workload.log.path)
-        rotated = _ROTATED.fullmatch(file)
-        if file.startswith(_SPECIAL_DIRECTORIES):
-            message = f'{quoted(file)} is no place for a log file; write stdout = "journal" for the stream of records'
-            yield Conflict(path, message, ())
-        elif workload.instances > 1:
-            yield Conflict(
-                path,
-                "would be the file of several instances; remove it: they have NAME@1.log, NAME@2.log, … in "
-                "supervisor.log_directory",
-                (("workload", name, "instances"),),
-            )
-        elif user := users.get(file):
-            message = f"{quoted(workload.log.path)} is the file of {user.description}, too; write another one"
-            yield Conflict(path, message, (user.key,))
-        elif rotated and (user := users.get(rotated["base"])):
-            rotation = f"when the file of {user.description} is rotated"
-            message = f"{quoted(workload.log.path)} would be overwritten {rotation}; write another one"
-            yield Conflict(path, message, (user.key,))
-        users.setdefault(file, _FileUser(f"workload {quoted(name)}", path))
+        keys = [key for key in ("path", "stdout_path", "stderr_path") if getattr(workload.log, key) is not None]
+        own = {
+            _absolute(getattr(workload.log, key)): _FileUser(f"log.{key}", ("workload", name, "log", key))
+            for key in reversed(keys)
+        }
+        for key in keys:
+            value = getattr(workload.log, key)
+            path: KeyPath = ("workload", name, "log", key)
+            file = _absolute(value)
+            rotated = _ROTATED.fullmatch(file)
+            if file.startswith(_SPECIAL_DIRECTORIES):
+                yield Conflict(path, _no_place(file, key), ())
+            elif workload.instances > 1:
+                yield Conflict(
+                    path,
+                    "would be the file of several instances; remove it: they have NAME@1.log, NAME@2.log, … in "
+                    "supervisor.log_directory",
+                    (("workload", name, "instances"),),
+                )
+            elif user := users.get(file):
+                message = f"{quoted(value)} is the file of {user.description}, too; write another one"
+                yield Conflict(path, message, (user.key,))
+            elif rotated and (user := users.get(rotated["base"]) or own.get(rotated["base"])):
+                rotation = f"when the file of {user.description} is rotated"
+                message = f"{quoted(value)} would be overwritten {rotation}; write another one"
+                yield Conflict(path, message, (user.key,))
+            elif (stream := key.removesuffix("_path")) != "path" and getattr(workload.log, stream) not in _FILE:
+                yield Conflict(
+                    path,
+                    f'has no effect without {stream} = "file"; add that, or remove this',
+                    (("workload", name, "log", stream),),
+                )
+        for file, user in own.items():
+            users.setdefault(file, _FileUser(f"workload {quoted(name)}", user.key))
+
+
+def _no_place(file: str, key: str) -> str:
+    """Explain that a device is no log file. Standard output and standard error can be had otherwise."""
+    if own := _OWN_STREAM.fullmatch(file):
+        stream = own["name"] or {"1": "stdout", "2": "stderr"}.get(own["fd"], "")
+        if stream:
+            source = key.removesuffix("_path") if key != "path" else stream
+            return f'{quoted(file)} is no place for a log file; write {source} = "inherit" for the bytes as they are'
+    return f'{quoted(file)} is no place for a log file; write stdout = "journal" for the stream of records'
 
 
 def _absolute(path: str) -> str:
@@ -228,7 +251,7 @@ def _default_log_files(config: Config) -> dict[str, _FileUser]:
     if isinstance(output, str) and output.startswith("/"):
         users[_absolute(output)] = _FileUser("supervisor.log_output", ("supervisor", "log_output"))
     for name, workload in config.workloads.items():
-        if workload.log.path is None and {workload.log.stdout, workload.log.stderr} & {"file", "both"}:
+        if None in workload.log.file_keys().values():
             numbers = range(1, workload.instances + 1) if workload.instances > 1 else ()
             user = _FileUser(f"workload {quoted(name)}", ("workload", name, "log"))
             for instance in [f"{name}@{number}" for number in numbers] or [name]:

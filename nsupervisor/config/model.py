@@ -33,7 +33,7 @@ IsolationMode = Literal["full", "auto", "none"]
 OrphanPolicy = Literal["adopt", "kill", "leave"]
 CpusetPartition = Literal["member", "root", "isolated"]
 Victim = Literal["largest-memory", "fastest-growing", "lowest-priority", "newest"]
-LogDestination = Literal["journal", "file", "both", "none"]
+LogDestination = Literal["journal", "file", "both", "inherit", "none"]
 LogFileFormat = Literal["json", "raw"]
 FullPolicy = Literal["block", "drop"]
 WorkloadType = Literal["simple", "notify", "oneshot"]
@@ -382,11 +382,17 @@ class LogConfig(Table):
 
     stdout: LogDestination = field(
         default="journal",
-        metadata=key(Choice.of(LogDestination), "the supervisor's log, a file of its own, both, or nowhere"),
+        metadata=key(
+            Choice.of(LogDestination),
+            "the supervisor's log, a file of its own, both, the supervisor's own standard output as it is, or nowhere",
+        ),
     )
     stderr: LogDestination = field(
         default="journal",
-        metadata=key(Choice.of(LogDestination), "the supervisor's log, a file of its own, both, or nowhere"),
+        metadata=key(
+            Choice.of(LogDestination),
+            "the supervisor's log, a file of its own, both, the supervisor's own standard error as it is, or nowhere",
+        ),
     )
     format: LogFileFormat = field(
         default="json",
@@ -394,6 +400,12 @@ class LogConfig(Table):
     )
     path: str | None = field(
         default=None, metadata=key(kinds.PATH, "path of the file; default: NAME.log in supervisor.log_directory")
+    )
+    stdout_path: str | None = field(
+        default=None, metadata=key(kinds.PATH, "path of a file for standard output alone; default: path")
+    )
+    stderr_path: str | None = field(
+        default=None, metadata=key(kinds.PATH, "path of a file for standard error alone; default: path")
     )
     max_size: int = field(default=64 << 20, metadata=key(kinds.FILE_SIZE, "a larger file is rotated"))
     max_files: int = field(
@@ -417,6 +429,20 @@ class LogConfig(Table):
         factory=RateLimitConfig,
         metadata=key(TableOf(RateLimitConfig), "output above this is dropped and counted; default: no limit"),
     )
+
+    def file_keys(self) -> dict[str, str | None]:
+        """Return, by stream, the key whose value is the path of its log file; None: that is the default path.
+
+        Streams without a log file are left out.
+        """
+        keys: dict[str, str | None] = {}
+        for stream, where, own in (
+            ("stdout", self.stdout, self.stdout_path),
+            ("stderr", self.stderr, self.stderr_path),
+        ):
+            if where in ("file", "both"):
+                keys[stream] = f"{stream}_path" if own is not None else "path" if self.path is not None else None
+        return keys
 
 
 @frozen(repr=False)

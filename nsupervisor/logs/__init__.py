@@ -7,10 +7,12 @@ from nsupervisor.logs.journal import Journal, open_journal
 from nsupervisor.logs.log_file import LogFile, LogFiles, Rotation
 from nsupervisor.logs.logger import FilteringBoundLogger
 from nsupervisor.logs.offsets import OffsetFile, read_next_seq
+from nsupervisor.logs.own_streams import OwnStreams, open_own_streams
 from nsupervisor.logs.pipe import Pipe
 from nsupervisor.logs.rate_limit import RateLimiter
 from nsupervisor.logs.record import schema, timestamp_now
 from nsupervisor.logs.route import LineSequence, OutputRoute
+from nsupervisor.logs.shared_stream import SharedStream
 from nsupervisor.logs.tails import Tail, Tails
 from nsupervisor.logs.threads import THREAD_RUNNER, call_in_thread, run_in_thread
 
@@ -26,13 +28,16 @@ __all__ = [
     "LogFiles",
     "OffsetFile",
     "OutputRoute",
+    "OwnStreams",
     "Pipe",
     "RateLimiter",
     "Rotation",
+    "SharedStream",
     "Tail",
     "Tails",
     "call_in_thread",
     "open_journal",
+    "open_own_streams",
     "read_next_seq",
     "run_in_thread",
     "schema",

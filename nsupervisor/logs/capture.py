@@ -1,7 +1,7 @@
-"""Copy a workload's pipe to its log file, the journal, or both; bytes leave the pipe only after they are written.
+"""Copy a workload's pipe to its log file, a shared stream, or both; bytes leave the pipe only after they are written.
 
-A task of the event loop writes the journal, so the records for it are made there. A file may be on a disk that blocks
-its writers, so a thread writes it: one call of `_record_for_a_while` does all the work that there is for a while.
+A task of the event loop writes a shared stream, so the records for it are made there. A file may be on a disk that
+blocks its writers, so a thread writes it: one call of `_record_for_a_while` does all the work there is for a while.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ import attrs
 import trio
 
 from nsupervisor.logs.blockage import STALLED_AFTER_S, Blockage, describe_blockage
-from nsupervisor.logs.console import ConsoleFormat
 from nsupervisor.logs.framing import Framing, count_newlines
-from nsupervisor.logs.journal import Journal
 from nsupervisor.logs.offsets import OffsetFile, chunk_checksum
 from nsupervisor.logs.pipe import BUSY_PIPE_SIZE, Pipe
 from nsupervisor.logs.rate_limit import RateLimiter
 from nsupervisor.logs.record import JsonFormat, Line, timestamp_now
 from nsupervisor.logs.route import LineSequence, OutputRoute
+from nsupervisor.logs.shared_stream import Format, SharedStream
 from nsupervisor.logs.threads import run_in_thread
 
 MAX_THREAD_TIME_S = 0.1
@@ -148,7 +147,7 @@ class Capture:
     _has_raw_gap: bool = False  # whether a raw file lacks something at its end
 
     def __attrs_post_init__(self) -> None:
-        self._framing = Framing(self.route.max_line)
+        self._framing = self.route.make_framing()
         if self.offset_file is not None:
             self._restore_offset(self.offset_file)
 
@@ -165,7 +164,7 @@ class Capture:
             else:
                 offset_file.commit()
         self._continue_line(
-            offset_file.offset.partial_line, is_in_raw_file=self._has_raw_file and self.route.journal is not None
+            offset_file.offset.partial_line, is_in_raw_file=self._has_raw_file and self.route.shared is not None
         )
         self.sequence.next_seq = max(self.sequence.next_seq, offset_file.offset.seq)
 
@@ -176,7 +175,7 @@ class Capture:
         """
         missing = self._unwritten_raw if is_in_raw_file else beginning
         self._unwritten_raw = missing if self._has_raw_file else b""
-        if self.route.journal is not None or (self.route.file is not None and not self.route.is_raw):
+        if self.route.shared is not None or (self.route.file is not None and not self.route.is_raw):
             self._framing.partial_line = beginning or missing
 
     @property
@@ -256,12 +255,12 @@ class Capture:
         if self._waiting_since is None or not self._blocks:
             return None
         seconds, route = trio.current_time() - self._waiting_since, self.route
-        if route.file is not None and (self._is_failing or self._in_use.locked() or route.journal is None):
+        if route.file is not None and (self._is_failing or self._in_use.locked() or route.shared is None):
             error = self._failure_reason if self._is_failing else None
             reason = describe_blockage(error, str(route.file.path), is_file=True)
         else:
-            assert route.journal is not None
-            error, reason = route.journal.error, route.journal.describe_blockage()
+            assert route.shared is not None
+            error, reason = route.shared.error, route.shared.describe_blockage()
         return Blockage(seconds, reason) if error is not None or seconds >= STALLED_AFTER_S else None
 
     @property
@@ -274,8 +273,8 @@ class Capture:
         """Seconds that a chunk may wait for the stream."""
         if not self._is_released:
             return math.inf
-        is_failing = self.route.journal is not None and self.route.journal.error is not None
-        return 0 if is_failing or self.route.journal is None else RELEASED_PATIENCE_S
+        is_failing = self.route.shared is not None and self.route.shared.error is not None
+        return 0 if is_failing or self.route.shared is None else RELEASED_PATIENCE_S
 
     async def _wait_for_input(self) -> None:
         """Wait until the pipe has input, and meanwhile record in the file how many lines are missing there."""
@@ -299,27 +298,27 @@ class Capture:
         if self._next_route is not None and self._pending is None:
             was_raw, beginning = self._has_raw_file, self._framing.partial_line
             self.route, self._next_route = self._next_route, None
-            self._framing = Framing(self.route.max_line)
+            self._framing = self.route.make_framing()
             self._continue_line(beginning, was_raw)
         route = self.route
-        if route.file is not None and route.journal is None:
+        if route.file is not None and route.shared is None:
             return await self._to_file()
         # Not if the pipe is empty or has ended: in the ticks in which thousands start or end, all of them would yield.
-        if route.journal is not None and self.pipe.available_bytes():
-            await route.journal.tick.yield_if_long()
+        if route.shared is not None and self.pipe.available_bytes():
+            await route.shared.tick.yield_if_long()
         data = self.pipe.peek(self._redo_length or MAX_CHUNK)
         if not data:
             return True
-        if route.journal is None:
+        if route.shared is None:
             self._consume(data, count_newlines(data))
             await trio.lowlevel.checkpoint()
         elif route.limiter is None or self._redo_length:
-            await self._to_journal(route.journal, self._frame(data))
+            await self._to_shared(route.shared, self._frame(data))
         elif allowed := route.limiter.allowed_length(data):
             chunk = self._frame(data[:allowed])
             route.limiter.charge(len(chunk.data), max(chunk.newlines, chunk.line_count))
             await self._record_limited()
-            await self._to_journal(route.journal, chunk)
+            await self._to_shared(route.shared, chunk)
         else:
             self._drop_limited(self._frame(data))
             self._report_state()
@@ -340,30 +339,30 @@ class Capture:
             self.pipe.stop_waiting()
             await trio.sleep(COALESCE_DELAY_S)
 
-    # ---- the journal, by the event loop
+    # ---- the shared stream, by the event loop
 
-    async def _to_journal(self, journal: Journal, chunk: _Chunk) -> None:
-        if not self._waits_for_stream and journal.drop_if_full(chunk.line_count):
+    async def _to_shared(self, shared: SharedStream, chunk: _Chunk) -> None:
+        if not self._waits_for_stream and shared.drop_if_full(chunk.line_count):
             self.on_dropped(chunk.line_count)
             self._keep_latest(chunk)
             await self._also_to_file(chunk)
             await trio.lowlevel.checkpoint()
             return
-        records = self._render(journal.format, chunk)
+        records = self._render(shared.format, chunk)
         self._report_state()
         delivered = False
         try:
             if chunk.line_count:
-                await self._deliver(journal, records, chunk.line_count)
+                await self._deliver(shared, records, chunk.line_count)
             else:
                 await trio.lowlevel.checkpoint()
             delivered = True
             if self.route.tail is not None:
-                is_json = isinstance(journal.format, JsonFormat)
+                is_json = isinstance(shared.format, JsonFormat)
                 self.route.tail.append(records if is_json else self._render(_JSON, chunk))
         finally:
             if delivered or self.route.file is None:
-                # Also after a cancellation: the journal has the records, and writes them before it ends.
+                # Also after a cancellation: the stream has the records, and writes them before it ends.
                 await self._also_to_file(chunk)
             else:
                 self._pending = chunk, b""
@@ -372,12 +371,12 @@ class Capture:
     def _waits_for_stream(self) -> bool:
         return self.route.blocks and not self._has_given_up
 
-    async def _deliver(self, journal: Journal, records: bytes, count: int) -> None:
+    async def _deliver(self, shared: SharedStream, records: bytes, count: int) -> None:
         """Deliver records to the stream, and wait for it as long as the route, or a release, says."""
         self._waiting_since = trio.current_time()
         self._patience = trio.CancelScope(deadline=self._waiting_since + self._remaining_patience)
         block = self._waits_for_stream
-        if not await journal.deliver(records, count, block=block, patience=self._patience):
+        if not await shared.deliver(records, count, block=block, patience=self._patience):
             self.on_dropped(count)
         if self._patience.cancelled_caught:
             self._has_given_up = True
@@ -417,7 +416,7 @@ class Capture:
         self._count_dropped(lines)
         self.on_limited(size)
 
-    def _take_limited_record(self, formatting: JsonFormat | ConsoleFormat) -> bytes:
+    def _take_limited_record(self, formatting: Format) -> bytes:
         """Return the record of the lines that the rate limit has dropped, or b""."""
         if not self._limited_lines:
             return b""
@@ -425,12 +424,12 @@ class Capture:
         return formatting.render_record(timestamp_now(), "warning", "dropped", labels)
 
     async def _record_limited(self) -> None:
-        """Record at this place, in the journal and in a file of records, how many lines the rate limit has dropped."""
+        """Record at this place, in the stream and in a file of records, how many lines the rate limit has dropped."""
         if not self._limited_lines:
             return
         route = self.route
-        if route.journal is not None:
-            await self._deliver(route.journal, self._take_limited_record(route.journal.format), 1)
+        if route.shared is not None:
+            await self._deliver(route.shared, self._take_limited_record(route.shared.format), 1)
             if route.tail is not None:
                 route.tail.append(self._take_limited_record(_JSON))
         if route.file is not None and not route.is_raw and self._pending is None:
@@ -629,7 +628,7 @@ class Capture:
                 return None
             self._unwritten_raw = b""
             self._drop(1)
-        if self.offset_file is not None and self.route.journal is None:
+        if self.offset_file is not None and self.route.shared is None:
             self.offset_file.reset(self.sequence.next_seq)
         return 0
 
@@ -645,7 +644,7 @@ class Capture:
                 moved = file.append_raw(self.pipe, data)
                 self._gap_lines = 0
                 self._on_write_success()
-                self.on_consumed(moved, 0 if self.route.journal is None else count_newlines(data[:moved]))
+                self.on_consumed(moved, 0 if self.route.shared is None else count_newlines(data[:moved]))
                 return moved
         except BlockingIOError:
             raise
@@ -755,7 +754,7 @@ class Capture:
         labels = {**self.labels, "duplicate": True} if self._redo_length else self.labels
         return _Chunk(data, newline_count, text, lines, labels, timestamp_now(), seq, count)
 
-    def _render(self, formatting: JsonFormat | ConsoleFormat, chunk: _Chunk) -> bytes:
+    def _render(self, formatting: Format, chunk: _Chunk) -> bytes:
         """Render a chunk; if that fails, which is a defect, return a record of how many lines are missing."""
         try:
             return self._render_lines(formatting, chunk)
@@ -765,7 +764,7 @@ class Capture:
             labels = {**self.labels, "stream": self.stream, "dropped": chunk.line_count, "reason": "a defect"}
             return formatting.render_record(chunk.timestamp, "warning", "dropped", labels)
 
-    def _render_lines(self, formatting: JsonFormat | ConsoleFormat, chunk: _Chunk) -> bytes:
+    def _render_lines(self, formatting: Format, chunk: _Chunk) -> bytes:
         if chunk.text is not None:
             return formatting.render_text(
                 chunk.timestamp, chunk.labels, self.stream, chunk.text, chunk.seq, chunk.line_count
@@ -793,14 +792,14 @@ class Capture:
     async def _record_rest(self, partial: bool = False) -> None:
         """Record the rest of the last line. `partial`: the pipe has not ended."""
         route = self.route
-        if self._pending is not None or (route.is_raw and route.journal is None):
+        if self._pending is not None or (route.is_raw and route.shared is None):
             return
         lines = [(line, cut or partial) for line, cut in self._framing.flush()]
         seq = self.sequence.next_seq
         self.sequence.next_seq += len(lines)
         chunk = _Chunk(b"", 0, None, lines, self.labels, timestamp_now(), seq, len(lines))
-        if lines and route.journal is not None:
-            await self._deliver(route.journal, self._render(route.journal.format, chunk), len(lines))
+        if lines and route.shared is not None:
+            await self._deliver(route.shared, self._render(route.shared.format, chunk), len(lines))
             if route.tail is not None:
                 route.tail.append(self._render(_JSON, chunk))
         if lines and route.file is not None and not route.is_raw:

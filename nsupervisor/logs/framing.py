@@ -28,11 +28,15 @@ class Framing:
     Memory: at most `max_line` + 1 bytes are held between calls.
     """
 
-    def __init__(self, max_line: int) -> None:
-        """Raise ValueError for a `max_line` (bytes) below 4, the longest UTF-8 character."""
+    def __init__(self, max_line: int, *, keeps_carriage_returns: bool = False) -> None:
+        """Raise ValueError for a `max_line` (bytes) below 4, the longest UTF-8 character.
+
+        `keeps_carriage_returns`: one before a newline belongs to the line, too, for a copy of the bytes.
+        """
         if max_line < 4:
             raise ValueError(f"max_line must be at least 4 bytes, not {max_line}")
         self._max_line = max_line
+        self._keeps_carriage_returns = keeps_carriage_returns
         self._partial_line = bytearray()
 
     def feed(self, data: bytes) -> list[tuple[bytes, bool]]:
@@ -60,10 +64,10 @@ class Framing:
         with a carriage return.
         """
         end = data.rfind(b"\n")
-        if end < 0 or b"\r" in data:
+        if end < 0 or (b"\r" in data and not self._keeps_carriage_returns):
             return None
         text = b"".join((self._partial_line, memoryview(data)[:end]))
-        if b"\r" in self._partial_line or len(data) - end - 1 > self._max_line:
+        if (b"\r" in self._partial_line and not self._keeps_carriage_returns) or len(data) - end - 1 > self._max_line:
             return None
         # No line is too long if each stretch of `max_line` + 1 bytes contains a newline.
         start, stretch = 0, self._max_line + 1
@@ -99,7 +103,8 @@ class Framing:
             cut = self._cut_position(line)
             pieces.append((line[:cut], True))
             line = line[cut:]
-        pieces.append((line[:-1] if line.endswith(b"\r") else line, False))
+        is_stripped = line.endswith(b"\r") and not self._keeps_carriage_returns
+        pieces.append((line[:-1] if is_stripped else line, False))
         return pieces
 
     def _cut_partial_line(self) -> list[tuple[bytes, bool]]:
@@ -117,7 +122,7 @@ class Framing:
         The carriage return of a possible CR LF does not count, so no empty last piece arises.
         """
         excess = len(line) - self._max_line
-        return excess > 1 or (excess == 1 and not line.endswith(b"\r"))
+        return excess > 1 or (excess == 1 and (self._keeps_carriage_returns or not line.endswith(b"\r")))
 
     def _cut_position(self, line: bytes | bytearray) -> int:
         """Return where to cut: at `max_line`, or up to three bytes before it if that would cut a UTF-8 character.

@@ -12,25 +12,23 @@ from typing import Any, Literal
 
 import trio
 
-from nsupervisor.logs.blockage import describe_blockage
 from nsupervisor.logs.collector import LogCollector
 from nsupervisor.logs.console import ConsoleFormat
-from nsupervisor.logs.fairness import LoopTick
 from nsupervisor.logs.log_daemons import Journald, Syslog
 from nsupervisor.logs.log_file import NO_ROTATION, Rotation
 from nsupervisor.logs.logger import DropEvent, EventDict, FilteringBoundLogger, make_logger
 from nsupervisor.logs.record import JsonFormat, Line, timestamp_now
-from nsupervisor.logs.sink import BUFFER_SIZE, Sink
+from nsupervisor.logs.shared_stream import Format, SharedStream
+from nsupervisor.logs.sink import BUFFER_SIZE, MAX_FLUSH_S, Sink
 from nsupervisor.logs.target import Target, open_target
 from nsupervisor.logs.threads import call_in_thread
 from nsupervisor.nurseries import open_background_nursery
 
 Level = Literal["debug", "info", "warning", "error", "critical"]
-_MAX_FLUSH_S = 30.0  # seconds at the end for which a steady but slow reader is waited for
 _LEVELS = {level: rank for rank, level in enumerate(("debug", "info", "warning", "error", "critical"))}
 
 
-class Journal:
+class Journal(SharedStream):
     """The stream of records. Made by `open_journal`.
 
     Writing a record neither blocks nor raises, whatever the output does.
@@ -48,16 +46,14 @@ class Journal:
     def __init__(
         self,
         sink: Sink,
-        formatting: JsonFormat | ConsoleFormat,
+        formatting: Format,
         level: str,
         output: str | int | Sequence[str] | Target = "stdout",
     ) -> None:
-        self._sink = sink
+        is_file = isinstance(output, str) and output.startswith("/")
+        super().__init__(sink, formatting, _output_name(output), is_file=is_file)
         self._output = output
-        self._format = formatting
         self._min_level = _LEVELS[level]
-        self.tick = LoopTick()
-        """Tracks the current tick of the event loop, for tasks that make records of much output."""
         processors = (self._add_timestamp, self._pass_to_listener, self._drop_below_level, self._render)
         self.log = make_logger(sink.put, processors)
 
@@ -86,21 +82,6 @@ class Journal:
     def set_level(self, level: Level) -> None:
         """From now on write records of at least this level."""
         self._min_level = _LEVELS[level]
-
-    @property
-    def format(self) -> JsonFormat | ConsoleFormat:
-        """The format in which records are written."""
-        return self._format
-
-    @property
-    def dropped(self) -> int:
-        """The number of records dropped for lack of room, since the start."""
-        return self._sink.dropped
-
-    @property
-    def error(self) -> str | None:
-        """Why the output cannot be written just now ("No space left on device"), or None."""
-        return self._sink.error
 
     def record_line(self, labels: Mapping[str, Any], stream: str, line: bytes, partial: bool = False) -> None:
         """Record one line that a workload wrote to `stream` ("stdout", "stderr").
@@ -137,39 +118,18 @@ class Journal:
         """Wait until all records so far have been written, or are lost; later records are not waited for."""
         await self._sink.wait_written()
 
-    def drop_if_full(self, count: int) -> bool:
-        """Return whether `count` records of a non-blocking workload need not be made.
 
-        If so, they are counted as dropped.
-        """
-        return self._sink.drop_if_full(count)
-
-    async def deliver(
-        self, records: bytes, count: int, *, block: bool, patience: trio.CancelScope | None = None
-    ) -> bool:
-        """Queue finished records of a workload; return when they need not be waited for any longer (see `Sink`).
-
-        Returns whether they were not dropped.
-        """
-        return await self._sink.deliver(records, count, block=block, patience=patience)
-
-    def describe_blockage(self) -> str:
-        """Describe why records wait."""
-        is_file = isinstance(self._output, str) and self._output.startswith("/")
-        return describe_blockage(self._sink.error, self._output_name, is_file=is_file)
-
-    @property
-    def _output_name(self) -> str:
-        """The name of the output, for people."""
-        match self._output:
-            case "stdout":
-                return "the standard output of the service"
-            case str():
-                return self._output.removeprefix("syslog:")
-            case [command, *_]:
-                return str(command)
-            case _:
-                return "supervisor.log_output"
+def _output_name(output: str | int | Sequence[str] | Target) -> str:
+    """Return the name of the output, for people."""
+    match output:
+        case "stdout":
+            return "the standard output of the service"
+        case str():
+            return output.removeprefix("syslog:")
+        case [command, *_]:
+            return str(command)
+        case _:
+            return "supervisor.log_output"
 
 
 @asynccontextmanager
@@ -237,12 +197,8 @@ async def _write_rest(sink: Sink, collector: LogCollector | None, flush_sec: flo
     """Write the records that wait, as long as there is progress, and let the collector read them; then close both."""
     if collector is not None:
         collector.stop()
-    with trio.move_on_after(_MAX_FLUSH_S, shield=True):
-        pending = sink.pending_bytes + 1
-        while sink.pending_bytes < pending:  # the reader is slow, but makes progress
-            pending = sink.pending_bytes
-            with trio.move_on_after(flush_sec):
-                await sink.flush()
+    with trio.move_on_after(MAX_FLUSH_S, shield=True):
+        await sink.write_rest(flush_sec)
         if collector is not None:
             sink.close()
             await collector.drain()

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import attrs
 
-from nsupervisor.logs.journal import Journal
+from nsupervisor.logs.framing import Framing
 from nsupervisor.logs.log_file import LogFile
 from nsupervisor.logs.rate_limit import RateLimiter
+from nsupervisor.logs.shared_stream import SharedStream
 from nsupervisor.logs.tails import Tail
 
 
 @attrs.frozen
 class OutputRoute:
-    """The destination of a stream's lines: the journal, the file, both or neither."""
+    """The destination of a stream's lines: a shared stream, a file, both or neither."""
 
-    journal: Journal | None = None
+    shared: SharedStream | None = None
+    """The journal, or a standard stream of the service itself."""
     file: LogFile | None = None
     is_raw: bool = False
     """Whether the file gets the bytes unchanged, instead of records."""
@@ -26,6 +28,12 @@ class OutputRoute:
     """The place of the latest lines, if no file has them."""
     limiter: RateLimiter | None = None
     """Limits how much is recorded in a second; None: all."""
+
+    def make_framing(self) -> Framing:
+        """Return a new framing for this destination."""
+        return Framing(
+            self.max_line, keeps_carriage_returns=self.file is None and self.shared is not None and self.shared.is_raw
+        )
 
 
 @attrs.define

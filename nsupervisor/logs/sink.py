@@ -17,6 +17,9 @@ from nsupervisor.logs.threads import call_in_thread
 BUFFER_SIZE = 8 * 1024 * 1024
 """The default number of bytes of records held for a slow reader."""
 
+MAX_FLUSH_S = 30.0
+"""Seconds at the end for which a steady but slow reader is waited for."""
+
 _BATCH_SIZE = 256 * 1024  # bytes handed to one write(2): several times what a pipe takes
 _RETRY_MIN_S, _RETRY_MAX_S = 0.05, 5.0  # seconds between attempts while the output is broken
 _BACKPRESSURE_TIMEOUT_S = 0.1  # seconds that a chunk of output waits for a reader that has fallen behind
@@ -34,6 +37,10 @@ class _Gap:
         self.reason = _SLOW_READER
 
 
+def _ignore_error(_error: str | None) -> None:
+    pass
+
+
 class Sink:
     """Accepts whole records without waiting, and writes them in order in its own task.
 
@@ -43,8 +50,16 @@ class Sink:
     reader, full disk, I/O error) is tried again with growing delays; meanwhile records wait as for a slow reader.
     """
 
-    def __init__(self, target: Target, gap_record: Callable[[int, str], bytes], buffer_size: int = BUFFER_SIZE) -> None:
+    def __init__(
+        self,
+        target: Target,
+        gap_record: Callable[[int, str], bytes],
+        buffer_size: int = BUFFER_SIZE,
+        on_error: Callable[[str | None], None] = _ignore_error,
+    ) -> None:
+        """`on_error` is called when `error` changes from or to None."""
         self._target = target
+        self._on_error = on_error
         self._gap_record = gap_record
         self._limit = buffer_size
         self._queue: deque[bytes | _Gap | trio.Event] = deque()
@@ -180,7 +195,7 @@ class Sink:
             except BlockingIOError:
                 await self._wait_writable()
             except OSError as error:
-                self.error = os.strerror(error.errno) if error.errno else str(error)
+                self._set_error(os.strerror(error.errno) if error.errno else str(error))
                 if self._is_broken:
                     self._release_waiters()
                 await trio.sleep(delay)
@@ -193,10 +208,22 @@ class Sink:
                     self._set_written()
                 if self._has_room:
                     self._written.notify()
-                self.error = None
+                if self.error is not None:
+                    self._set_error(None)
                 delay = _RETRY_MIN_S
                 if self._target.yields_after_write:
                     await trio.lowlevel.checkpoint()
+
+    def _set_error(self, error: str | None) -> None:
+        is_change = (error is None) != (self.error is None)
+        self.error = error
+        if is_change:
+            self._on_error(error)
+
+    @property
+    def target_fd(self) -> int:
+        """The descriptor of the output; -1 for a file that was opened by its path."""
+        return self._target.fd
 
     @property
     def pending_bytes(self) -> int:
@@ -224,6 +251,18 @@ class Sink:
     async def flush(self) -> None:
         """Wait until everything put so far has been written."""
         await self._written.wait_for(lambda: not self._queue and not self._batch)
+
+    async def write_rest(self, flush_sec: float) -> None:
+        """Wait, also if cancelled, until everything put so far has been written, but only as long as there is progress.
+
+        That is, no longer than `flush_sec` seconds without progress, and `MAX_FLUSH_S` in all.
+        """
+        with trio.move_on_after(MAX_FLUSH_S, shield=True):
+            pending = self.pending_bytes + 1
+            while self.pending_bytes < pending:  # the reader is slow, but makes progress
+                pending = self.pending_bytes
+                with trio.move_on_after(flush_sec):
+                    await self.flush()
 
     async def wait_written(self) -> None:
         """Wait until everything put so far has been written, or can never be."""

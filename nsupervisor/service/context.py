@@ -12,7 +12,7 @@ from nsupervisor.core.decider import Transition, WorkloadInput, WorkloadState
 from nsupervisor.core.lifecycle import Instant
 from nsupervisor.core.rules.group_policy import GroupEvent
 from nsupervisor.keeper.reconnecting import ReconnectingKeeper
-from nsupervisor.logs import Journal, LogFiles, Tails
+from nsupervisor.logs import Journal, LogFiles, OwnStreams, Tails
 from nsupervisor.metrics.measures import Measures
 from nsupervisor.service.platform.kernel import LINUX, Kernel
 from nsupervisor.service.state.digest import KeyedDigest
@@ -48,7 +48,11 @@ class ServiceContext:
     log_files: LogFiles = attrs.field(factory=LogFiles)
     """The log files of all workloads."""
     tails: Tails | None = None
-    """The latest output of workloads without a log file; None: the file of the journal has it."""
+    """The latest output that no file has; None: it is not kept."""
+    has_records_file: bool = False
+    """Whether a file has the records of the journal, so that the output in them need not be kept elsewhere."""
+    own_streams: OwnStreams | None = None
+    """The standard output and standard error of the service itself; None: what goes there is discarded."""
     measures: Measures = attrs.field(factory=Measures)
     listeners: set[TransitionListener] = attrs.field(factory=set)
     group_listeners: set[GroupListener] = attrs.field(factory=set)

@@ -14,7 +14,7 @@ import stat
 import sys
 import traceback
 from collections import ChainMap
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,7 +41,7 @@ from nsupervisor.core.service_signals import SignalResponse, respond_to_signal
 from nsupervisor.keeper.messages import Child, KeeperLost
 from nsupervisor.keeper.reconnecting import ReconnectingKeeper, open_reconnecting_keeper
 from nsupervisor.linux.controlling_terminal import ControllingTerminal
-from nsupervisor.logs import Journal, Tails, open_journal
+from nsupervisor.logs import Journal, OwnStreams, Tails, open_journal, open_own_streams
 from nsupervisor.logs.tails import TAILS_DIRECTORY
 from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.metrics.server import serve_metrics
@@ -100,8 +100,11 @@ DRAIN_TIMEOUT_S = 5.0
 """Seconds to wait at the end for output in the pipes, if a foreign process holds a pipe open."""
 
 
-def main(path: str) -> int:
-    """Run the service in the foreground until SIGTERM or SIGINT; return the exit status."""
+def main(path: str, closed: Collection[int] = ()) -> int:
+    """Run the service in the foreground until SIGTERM or SIGINT; return the exit status.
+
+    `closed`: the standard descriptors that were closed when the process began.
+    """
     try:
         host = Host.discover()
         text = read_text(path)
@@ -126,7 +129,7 @@ def main(path: str) -> int:
     gc.disable()  # until the lasting objects exist: collections before would traverse more and more, and free nothing
     try:
         with runtime_directory(config) as directory:
-            return trio.run(_service, config, isolation, directory, warnings, terminal, clock=MonotonicClock())
+            return trio.run(_service, config, isolation, directory, warnings, terminal, closed, clock=MonotonicClock())
     except Exception as error:
         return _report_failure(error, config)
 
@@ -159,16 +162,20 @@ async def _service(
     directory: Path,
     warnings: list[tuple[str, Problem]],
     terminal: ControllingTerminal,
+    closed: Collection[int],
 ) -> int:
     """Open the journal, the signals and the keeper of this host, and run the service on them."""
     settings = config.supervisor
     host, kernel = open_isolation(isolation)
-    async with open_journal(
-        settings.log_output,
-        level=settings.log_level,
-        format=settings.log_format,
-        rotation=log_rotation(settings),
-    ) as journal:
+    async with (
+        open_journal(
+            settings.log_output,
+            level=settings.log_level,
+            format=settings.log_format,
+            rotation=log_rotation(settings),
+        ) as journal,
+        open_own_streams(journal, closed) as own_streams,
+    ):
         history = History()
         journal.listener = history.add
         if isolation.mode == "auto":
@@ -185,9 +192,16 @@ async def _service(
                 raise_descriptor_limit(config, host)
                 opened = host, kernel, keeper, journal, directory, history, signals
                 file = _records_file(settings)
-                tails = None if file else Tails(directory / TAILS_DIRECTORY, partial(_warn, journal))
-                missing = {feature: str(absence) for feature, absence in isolation.missing.items()}
-                platform = Platform(*opened, _LinuxEndpoints(), _exempt_from_collection, terminal, file, missing, tails)
+                platform = Platform(
+                    *opened,
+                    _LinuxEndpoints(),
+                    _exempt_from_collection,
+                    terminal,
+                    file,
+                    missing={feature: str(absence) for feature, absence in isolation.missing.items()},
+                    tails=Tails(directory / TAILS_DIRECTORY, partial(_warn, journal)),
+                    own_streams=own_streams,
+                )
                 status = await run_service(config, platform)
             journal.log.info("supervisor stopped")
     return status
@@ -262,7 +276,9 @@ class Platform:
     missing: Mapping[str, str] = attrs.field(factory=dict)
     """The features of isolation that are not used, by name, with the reason."""
     tails: Tails | None = None
-    """The latest output of workloads without a log file; None: the journal's file has it."""
+    """The latest output that no file has; None: it is not kept."""
+    own_streams: OwnStreams | None = None
+    """The standard output and standard error of the service; None: they are discarded."""
 
 
 def _exempt_from_collection() -> None:
@@ -450,6 +466,8 @@ async def _supervise(
             uid_ranges=_uid_ranges(config.supervisor, kernel),
             offset_files=offset_files_left(directory),
             tails=platform.tails,
+            has_records_file=platform.records_file is not None,
+            own_streams=platform.own_streams,
         )
         context.measures.start(keeper)
         captures.start_soon(reap_orphans, lambda: keeper.pid)

@@ -172,7 +172,7 @@ class Standin:
         lines, forgotten = self.past.records_of(name)
         more = {"config": "/etc/nsupervisor.toml", "restart": "on-failure", "since": 1770000000.5}
         records = [json.loads(line) for line in lines]
-        log = {"file": None, "format": "json", "streams": [], "stream": None, "tail": False}
+        log = {"file": None, "files": {}, "format": "json", "streams": [], "stream": None, "tail": False}
         return {**self.instances[name], **more, "log": log, "forgotten": forgotten, "records": records}
 
     def events(self, names: Any, events: Any, follow: bool) -> Any:

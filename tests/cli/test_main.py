@@ -54,7 +54,7 @@ def test_the_api_s_description():
 def test_run_ends_with_the_service_s_status(monkeypatch, status):
     service = types.ModuleType("nsupervisor.service.run")
     asked = []
-    service.main = lambda path: asked.append(path) or status
+    service.main = lambda path, _closed: asked.append(path) or status
     monkeypatch.setitem(sys.modules, "nsupervisor.service.run", service)
     with pytest.raises(SystemExit) as caught:
         main(["run", "site.toml"])
@@ -64,7 +64,7 @@ def test_run_ends_with_the_service_s_status(monkeypatch, status):
 def test_a_bug_is_not_hidden_behind_a_message(monkeypatch):
     service = types.ModuleType("nsupervisor.service.run")
 
-    def fail(path):
+    def fail(path, closed):
         raise FileNotFoundError(2, "No such file or directory", "/x")
 
     service.main = fail

@@ -1,5 +1,6 @@
 """In a plain container: PID 1, no capabilities, a filter of system calls, no cgroups, one writable directory."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -134,3 +135,58 @@ async def test_auto_reports_a_limit_once_and_none_refuses_it(box: str, folder: P
         assert await it.pid("limited")
         about = [record for record in it.records if record.get("workload") == "limited" and "memory_max" in str(record)]
         assert [record["event"] for record in about] == ["feature unavailable"]
+
+
+RAW = """
+[workload.raw]
+command = ["sh", "-c", "printf '{\\"a\\":1}\\n'; printf 'plain\\n' >&2; sleep 1000"]
+log = { stdout = "inherit", stderr = "inherit" }
+[workload.two-files]
+command = ["sh", "-c", "echo out; echo err >&2; sleep 1000"]
+[workload.two-files.log]
+stdout = "file"
+stderr = "file"
+stdout_path = "STATE/two.out"
+stderr_path = "STATE/two.err"
+format = "raw"
+"""
+
+
+class RawOutput(Contained):
+    """A service on whose standard output there are also lines of programs."""
+
+    lines: list[bytes]
+
+    async def read(self) -> None:
+        assert self.process.stdout is not None
+        self.lines, buffer = [], b""
+        async for chunk in self.process.stdout:
+            *lines, buffer = (buffer + chunk).split(b"\n")
+            for line in lines:
+                if line.startswith(b'{"timestamp":'):
+                    self.records.append(json.loads(line))
+                else:
+                    self.lines.append(line)
+            self._news.notify()
+        self._ended = True
+        self._news.notify()
+
+
+@pytest.mark.fault("D2")
+@pytest.mark.parametrize("isolation", ["auto", "none"])
+async def test_bytes_go_to_the_containers_own_streams_and_to_two_files(
+    box: str, folder: Path, no_leaks, isolation: str
+) -> None:
+    write(folder, isolation, RAW.replace("STATE", f"{folder}/state"))
+    errors, state = folder / "errors", folder / "state"
+    async with started(f"{box} 2>{errors}", folder, RawOutput) as it:
+        assert isinstance(it, RawOutput)
+        assert await it.pid("raw")
+        assert await it.heard(lambda: it.lines == [b'{"a":1}'])
+        await it.until(lambda: errors.read_bytes() == b"plain\n")
+        for name, text in (("two.out", b"out\n"), ("two.err", b"err\n")):
+            await it.until(lambda name=name, text=text: (state / name).read_bytes() == text)
+        shown = await it.cli("logs", "raw")
+        assert sorted(line.split("  ")[-1] for line in shown.splitlines()) == ["plain", '{"a":1}']
+        assert sorted((await it.cli("logs", "two-files")).splitlines()) == ["err", "out"]
+    assert [record for record in it.records if record["event"] == "output"] == []

@@ -156,7 +156,7 @@ async def collector(directory: Path, how: str, block: bool, count: int, seconds:
 
     async with open_journal(command, flush_sec=0.1) as journal:
         try:
-            return await measure(count, seconds, [OutputRoute(journal=journal, blocks=block)] * count, harm)
+            return await measure(count, seconds, [OutputRoute(journal, blocks=block)] * count, harm)
         finally:
             for child in Path("/proc/thread-self/children").read_text().split():
                 os.kill(int(child), signal.SIGKILL)

@@ -6,6 +6,8 @@ import os
 
 import click
 
+from nsupervisor.linux.standard_descriptors import fill_standard_descriptors
+
 
 @click.command(short_help="Run a configuration's workloads.")
 @click.option("--supervise-self", is_flag=True, help="Let a small parent restart the supervisor when it is killed.")
@@ -17,6 +19,7 @@ def run(supervise_self: bool, trial: bool, config: str) -> int:
     The first signal stops them in order, a second one kills the rest. Works as the first process of a container.
     Workloads that a supervisor has left running when it died are taken over.
     """
+    closed = fill_standard_descriptors()
     config = _absolute(config)
     if supervise_self:
         from nsupervisor.cli.supervise_self import respawn
@@ -28,7 +31,7 @@ def run(supervise_self: bool, trial: bool, config: str) -> int:
         from nsupervisor.service.recovery.upgrade import run_trial as show
 
         return show(config)
-    return main(config)
+    return main(config, closed)
 
 
 def _absolute(path: str) -> str:

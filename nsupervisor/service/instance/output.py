@@ -19,6 +19,7 @@ from nsupervisor.logs import (
     OutputRoute,
     RateLimiter,
     Rotation,
+    SharedStream,
     Tail,
     read_next_seq,
     run_in_thread,
@@ -45,8 +46,8 @@ class Output:
     settings: LogConfig
     counters: Counters
     context: ServiceContext
-    file: LogFile | None = attrs.field(init=False)
-    """The instance's own log file, or None."""
+    files: dict[str, LogFile] = attrs.field(init=False)
+    """The instance's log files by stream; both streams may have the same one."""
     _spawned: Spawned | None = None
     """The descriptors of a generation whose capture has not started."""
     _captures: set[Capture] = attrs.field(init=False, factory=set)
@@ -62,7 +63,7 @@ class Output:
 
     def __attrs_post_init__(self) -> None:
         self._apply_rate_limit(self.settings)
-        self.file = self._file(self.settings)
+        self.files = self._open_files(self.settings)
         self._sequences = {stream: LineSequence() for stream in STREAMS}
         # Left by a supervisor that was killed. Which captures continue is known only when their pipes are handed over.
         self._old_offset_files = self.context.offset_files.pop(self.name, [])
@@ -105,7 +106,7 @@ class Output:
                 labels,
                 stream,
                 self.counters.output[stream].add,
-                self._offset_file(generation, stream, pipe.inode) if route.journal or route.file else None,
+                self._offset_file(generation, stream, pipe.inode) if route.shared or route.file else None,
                 self._sequences[stream],
                 partial(self._log, labels),
                 self.counters.output[stream].drop,
@@ -118,14 +119,15 @@ class Output:
 
     def apply_config(self, settings: LogConfig) -> None:
         """Apply changed log settings, also to captures that are running."""
-        old, self.settings = self.file, settings
+        old, self.settings = self.files, settings
         self._apply_rate_limit(settings)
-        self.file = self._file(settings)
+        self.files = self._open_files(settings)
         # In threads, because the disk may block, and so may another thread that writes to the file.
-        if old is not None and old is not self.file:
-            self.context.nursery.start_soon(run_in_thread, old.path.parent, old.close)
-        elif self.file is not None:
-            self.context.nursery.start_soon(self._apply_file_settings, self.file)
+        in_use = set(self.files.values())
+        for file in set(old.values()) - in_use:
+            self.context.nursery.start_soon(run_in_thread, file.path.parent, file.close)
+        for file in in_use & set(old.values()):
+            self.context.nursery.start_soon(self._apply_file_settings, file)
         for capture in self._captures:
             capture.reroute(self._route(capture.stream))
 
@@ -160,11 +162,19 @@ class Output:
                 capture.offset_file.reopen_at_next_note()
 
     def location(self) -> dict[str, Any]:
-        """Return the path (None without an own log file), format and streams of the instance's log file."""
-        streams = [stream for stream in STREAMS if getattr(self.settings, stream) in ("file", "both")]
-        path = str(self.file.path) if self.file is not None else None
+        """Return the paths, format and streams of the instance's log files.
+
+        `file` is the path of the first (None without own log files), as for version 0.1.0.
+        """
+        paths = {stream: str(file.path) for stream, file in self.files.items()}
         has_tail = any(self._tail(getattr(self.settings, stream)) is not None for stream in STREAMS)
-        return {"file": path, "format": self.settings.format, "streams": streams, "tail": has_tail}
+        return {
+            "file": next(iter(paths.values()), None),
+            "files": paths,
+            "format": self.settings.format,
+            "streams": [*paths],
+            "tail": has_tail,
+        }
 
     def retire(self) -> None:
         """Forget the latest output."""
@@ -175,12 +185,13 @@ class Output:
         """Wait until all output of ended generations has been read."""
         await self._capture_ended.wait_for(lambda: not self._captures)
 
-    def _file(self, settings: LogConfig) -> LogFile | None:
-        if not {settings.stdout, settings.stderr} & {"file", "both"}:
-            return None
-        path = Path(settings.path) if settings.path else self.context.log_directory / f"{self.name}.log"
+    def _open_files(self, settings: LogConfig) -> dict[str, LogFile]:
         rotation = Rotation(settings.max_size, settings.max_files, settings.max_age, settings.compress)
-        return self.context.log_files.get(path, rotation, records=settings.format == "json")
+        files = {}
+        for stream, key in settings.file_keys().items():
+            path = Path(getattr(settings, key)) if key else self.context.log_directory / f"{self.name}.log"
+            files[stream] = self.context.log_files.get(path, rotation, records=settings.format == "json")
+        return files
 
     async def _apply_file_settings(self, file: LogFile) -> None:
         with contextlib.suppress(OSError):  # reported when the next line is written
@@ -199,8 +210,8 @@ class Output:
         settings = self.settings
         where = getattr(settings, stream)
         return OutputRoute(
-            self.context.journal if where in ("journal", "both") else None,
-            self.file if where in ("file", "both") else None,
+            self._shared_stream(where, stream),
+            self.files.get(stream),
             settings.format == "raw",
             settings.max_line,
             settings.parse_json,
@@ -209,8 +220,15 @@ class Output:
             self._limiter,
         )
 
+    def _shared_stream(self, where: LogDestination, stream: str) -> SharedStream | None:
+        if where == "inherit":
+            return self.context.own_streams.get(stream) if self.context.own_streams is not None else None
+        return self.context.journal if where in ("journal", "both") else None
+
     def _tail(self, where: LogDestination) -> Tail | None:
-        if where != "journal" or self.context.tails is None or not self.settings.tail:
+        """Return the place of the latest lines of a stream that goes there; None: they are in a file, or not kept."""
+        is_kept = where == "inherit" or (where == "journal" and not self.context.has_records_file)
+        if not is_kept or self.context.tails is None or not self.settings.tail:
             return None
         return self.context.tails.get(self.name, self.settings.tail)
 

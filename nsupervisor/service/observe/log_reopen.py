@@ -28,8 +28,8 @@ async def _reopen(actors: Iterable[Actor], journal: Journal) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_reopen_stream, journal)
         for actor in actors:
-            if actor.output.file is not None:
-                nursery.start_soon(_reopen_file, actor.name, actor.output.file, journal)
+            for file in set(actor.output.files.values()):
+                nursery.start_soon(_reopen_file, actor.name, file, journal)
     journal.log.info("logs reopened")
 
 

@@ -286,11 +286,11 @@ def _untrusted_log_places(config: Config) -> Iterator[tuple[tuple[str | int, ...
     if isinstance(settings.log_output, str) and settings.log_output.startswith("/"):
         places["supervisor", "log_output"] = os.path.dirname(settings.log_output)
     for workload in config.workloads.values():
-        if {workload.log.stdout, workload.log.stderr} & {"file", "both"}:
-            if workload.log.path is None:
+        for key in set(workload.log.file_keys().values()):
+            if key is None:
                 places["supervisor", "log_directory"] = settings.log_directory
             else:
-                places["workload", workload.name, "log", "path"] = os.path.dirname(workload.log.path)
+                places["workload", workload.name, "log", key] = os.path.dirname(getattr(workload.log, key))
     reasons = {directory: untrusted_part(directory, "write another path") for directory in set(places.values())}
     for keys, directory in places.items():
         if reasons[directory]:

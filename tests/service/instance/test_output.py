@@ -35,6 +35,8 @@ async def captured(tmp_path, settings):
                 log_files=LogFiles(),
                 offset_files={},
                 tails=None,
+                has_records_file=False,
+                own_streams=None,
                 made_directories=set(),
             )
             output = Output("web", None, settings, Counters(), context)
@@ -55,11 +57,11 @@ async def test_reloads_that_change_the_rotation_lose_and_double_no_line(tmp_path
     settings = LogConfig(stdout="file", format="raw", max_size=100_000, max_files=1000, compress=True)
     text = b"".join(b"line %07d\n" % number for number in range(100_000))
     async with captured(tmp_path, settings) as (output, writer):
-        file = output.file
+        file = output.files["stdout"]
         view = memoryview(text)
         for number in range(20):
             output.apply_config(attrs.evolve(settings, max_files=1000 + number % 2))
-            assert output.file is file
+            assert output.files["stdout"] is file
             piece = view[number * len(text) // 20 : (number + 1) * len(text) // 20]
             while piece:
                 piece = piece[await trio.to_thread.run_sync(os.write, writer, piece) :]
@@ -73,11 +75,11 @@ async def test_reloads_that_change_the_rotation_lose_and_double_no_line(tmp_path
 async def test_a_file_to_which_a_reload_returns_is_the_same(tmp_path):
     settings = LogConfig(stdout="file")
     async with captured(tmp_path, settings) as (output, writer):
-        file = output.file
+        file = output.files["stdout"]
         output.apply_config(attrs.evolve(settings, path=str(tmp_path / "other.log")))
-        assert output.file is not file
+        assert output.files["stdout"] is not file
         output.apply_config(settings)
-        assert output.file is file
+        assert output.files["stdout"] is file
         os.close(writer)
 
 
