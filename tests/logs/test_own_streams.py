@@ -12,7 +12,7 @@ from nsupervisor.config.model import LogConfig
 from nsupervisor.logs import LogFiles, OwnStreams, Tails, open_journal, open_own_streams
 from nsupervisor.metrics.counters import Counters
 from nsupervisor.service.instance.output import Output
-from nsupervisor.service.kernel import LINUX
+from nsupervisor.service.platform.kernel import LINUX
 from tests.logs.records import read_some
 from tests.timing import deadline
 
