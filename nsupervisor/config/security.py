@@ -11,13 +11,13 @@ from attrs import field, frozen
 
 from nsupervisor.config import kinds
 from nsupervisor.config.kinds import Choice, PrefixedKeys, key
-from nsupervisor.config.table import Table
+from nsupervisor.config.sandbox import SandboxConfig
 
 Profile = Literal["default", "strict", "none"]
 
 
 @frozen(repr=False)
-class SecurityConfig(Table):
+class SecurityConfig(SandboxConfig):
     """[workload.NAME.security]: what the program is allowed to do."""
 
     profile: Profile = field(

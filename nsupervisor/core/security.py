@@ -20,6 +20,14 @@ from nsupervisor.core.isolation import Absence
 
 NEUTRAL: dict[str, Any] = {
     "no_new_privileges": False,
+    **dict.fromkeys(("protect_system", "protect_home", "private_tmp", "private_devices"), False),
+    **dict.fromkeys(("device_allow", "read_write_paths", "read_only_paths", "inaccessible_paths"), ()),
+    **dict.fromkeys(("protect_kernel_tunables", "protect_kernel_modules", "protect_kernel_logs"), False),
+    **dict.fromkeys(("protect_control_groups", "protect_clock"), False),
+    "device_policy": "auto",
+    "shm_size": None,
+    "protect_proc": "default",
+    "proc_subset": "all",
 }
 """By key, the value with which the item does nothing."""
 

@@ -115,6 +115,7 @@ OURS = {
         ),
         "core.instances",
         "core.isolation",
+        "core.sandbox",
         "core.security",
         "api.http",  # the limits, of which the capacity takes account
         "linux.namespaces",

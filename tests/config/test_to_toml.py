@@ -24,7 +24,7 @@ def scalars(cls, owner, path=()):
                 for number, element in enumerate(value):
                     yield from scalars(below, element, (*path, name, number))
             case ListOf(item=item):
-                yield from (((*path, name, number), item, element) for number, element in enumerate(value))
+                yield from (((*path, name, number), item, element) for number, element in enumerate(value or ()))
             case Scalar(is_secret=False) as kind if value not in (None, ()) and not isinstance(value, dict):
                 yield (*path, name), kind, value
 

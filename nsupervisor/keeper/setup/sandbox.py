@@ -209,8 +209,8 @@ def _resolve_devices(devices: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
     bound = []
     for given in nodes:
         try:
-            os.stat(given.removeprefix("-"))
-            bound.append(given.removeprefix("-"))
+            status = os.stat(given.removeprefix("-"))
+            bound.append((given.removeprefix("-"), stat.S_ISDIR(status.st_mode)))
         except OSError as error:
             if not given.startswith("-"):
                 raise MissingPathError(error.errno, str(error.strerror), given) from None
@@ -367,13 +367,15 @@ class _Builder:
         nodes, shm_size, syslog, syslog_target = devices
         text = "make a /dev"
         by_owner = "" if owner is None else f",uid={owner[0]},gid={owner[1]}"
-        bound = {path: self._number() for path in nodes}
+        bound = {path: self._number() for path, _ in nodes}
+        directories = {path for path, is_directory in nodes if is_directory}
         if not makes_nodes:
             bound |= {f"/dev/{name}": self._number() for name, _, _ in NODES}
         if syslog == "bind":
             bound[SYSLOG] = self._number()
         shared = [] if has_ipc else ["/dev/shm", "/dev/mqueue"]  # noqa: S108
         bound |= {path: self._number() for path in shared if _look_at(path)}
+        directories.update(shared)
         for path, number in bound.items():
             self._add(f"hold {path}", "open_tree", _AT_FDCWD, os.fsencode(path), _OPEN_FLAGS, save=number)
         self._add(text, "umask", 0)
@@ -398,7 +400,7 @@ class _Builder:
             self._add("mount a new /dev/mqueue", *queue, accepted=(errno.ENODEV,))
         made: set[str] = {"/dev"}
         for path, number in bound.items():
-            self._show(path, number, made, path in shared)
+            self._show(path, number, made, path in directories)
         if syslog == "link":
             self._add(text, "symlinkat", os.fsencode(syslog_target), _AT_FDCWD, SYSLOG.encode())
         self._add(text, "umask", _UMASK)
@@ -413,7 +415,9 @@ class _Builder:
             parent = os.path.dirname(parent)
         for directory in missing:
             self._add(text, "mkdirat", _AT_FDCWD, os.fsencode(directory), 0o755, accepted=(errno.EEXIST,))
-        if not is_directory:
+        if is_directory:
+            self._add(text, "mkdirat", _AT_FDCWD, os.fsencode(path), 0o755, accepted=(errno.EEXIST,))
+        else:
             flags, number = os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, self._number()
             self._add(text, "openat", _AT_FDCWD, os.fsencode(path), flags, 0o644, save=number)
             self._add(text, "close", 0, use=number)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from nsupervisor.config.environment import load_environment
 from nsupervisor.config.kinds import MAX_HOSTNAME
 from nsupervisor.config.model import WorkloadConfig
+from nsupervisor.core.sandbox import sandbox
 from nsupervisor.core.security import values
 from nsupervisor.linux.namespaces import NAMESPACES
 from nsupervisor.linux.trusted_paths import open_for_reading
@@ -53,6 +54,7 @@ def spawn_spec(
         identity = without_own(identity)
     uid_mappings, gid_mappings = _mappings(workload, name, uid_ranges) if spaces.user else ([], [])
     security = values(workload.security)
+    view = sandbox(security) if spaces.mount else None
     return {
         "id": f"{name}#{generation}",
         "name": name,
@@ -78,6 +80,7 @@ def spawn_spec(
         "init": workload.init and spaces.pid,
         **cgroup.place,
         "stdin": "null",
+        **({} if view is None else {"sandbox": view}),
     }
 
 

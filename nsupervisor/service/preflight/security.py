@@ -6,7 +6,10 @@ Each item has its own function in `CHECKS`. An item without one can be provided 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import attrs
+
 from nsupervisor.config.model import WorkloadConfig
+from nsupervisor.config.sandbox import SandboxConfig
 from nsupervisor.core.isolation import Absence
 from nsupervisor.core.security import Support
 from nsupervisor.linux.privileges import Privileges
@@ -17,7 +20,20 @@ PROFILE_REASON = "only the security profile asks for it"
 Check = Callable[[WorkloadConfig, Any, Privileges], "Absence | None"]
 """Returns why this process cannot provide a workload with this value of an item; None if it can."""
 
-CHECKS: Mapping[str, Check] = {}
+
+def _needs_mounts(workload: WorkloadConfig, value: Any, privileges: Privileges) -> Absence | None:
+    if workload.namespaces.mount:
+        return None
+    return Absence(
+        "what a program sees can be changed in a mount namespace only", "write namespaces = { mount = true }"
+    )
+
+
+CHECKS: Mapping[str, Check] = {
+    attribute.name: _needs_mounts
+    for attribute in attrs.fields(SandboxConfig)
+    if attribute.name not in ("device_policy", "device_allow")
+}
 """By key of the table `security`."""
 
 
