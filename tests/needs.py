@@ -8,8 +8,9 @@ the own one); ``cgroup`` (any cgroup); ``cgroup_v2`` (pure unified hierarchy); `
 version 2 core); ``userns`` (this user can make user namespaces); ``unprivileged_userns`` (uid 65534 can); ``netns``;
 ``time_namespace``; ``psi``; ``psi_short_windows`` (triggers below 2 s); ``sys_resource`` (CAP_SYS_RESOURCE); ``vm``
 (scripts/vm works here); ``scratch_disk`` (an empty block device, see `scratch_disk`); ``program:NAME``;
-``module:NAME``; ``kernel:6.15`` (at least); ``history:0.1.0`` (the commit of an earlier version is in this clone), and
-``version:0.1.0`` (`scripts/setup` has made it, see `earlier_version`).
+``seccomp`` (libseccomp and the kernel's filters); ``module:NAME``; ``kernel:6.15`` (at least); ``history:0.1.0`` (the
+commit of an earlier version is in this clone), and ``version:0.1.0`` (`scripts/setup` has made it, see
+`earlier_version`).
 """
 
 import importlib.util
@@ -204,6 +205,13 @@ def _sys_resource() -> str:
     return "" if int(line.split()[1], 16) >> 24 & 1 else "CAP_SYS_RESOURCE is not among this process's capabilities"
 
 
+def _seccomp() -> str:
+    from nsupervisor.linux import libseccomp
+
+    has_kernel = Path("/proc/sys/kernel/seccomp/actions_avail").exists()
+    return libseccomp.missing_reason() or ("" if has_kernel else "the kernel has no seccomp filters")
+
+
 def _core_files() -> str:
     pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
     return (
@@ -250,6 +258,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "psi_short_windows": _psi_short_windows,
     "sys_resource": _sys_resource,
     "core_files": _core_files,
+    "seccomp": _seccomp,
     "vm": _vm,
     "scratch_disk": _scratch_disk,
 }

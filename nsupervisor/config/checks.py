@@ -59,6 +59,7 @@ def find_conflicts(config: Config) -> Iterator[Conflict]:
         path: KeyPath = ("workload", name)
         yield from _program_conflicts(workload, path)
         yield from _namespace_conflicts(workload, path)
+        yield from _security_conflicts(workload, path)
         yield from find_limit_conflicts(workload, path)
         yield from _socket_length_conflicts(workload, path, config.supervisor)
         for number, mount in enumerate(workload.mounts):
@@ -301,6 +302,30 @@ def _namespace_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Co
         ("gid_mappings", workload.user_namespace.gid_mappings),
     ):
         yield from _mapping_conflicts(mappings, (*path, "user_namespace", kind))
+
+
+def _security_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:
+    security, table = workload.security, (*path, "security")
+    bounding, ambient = security.capability_bounding_set, security.ambient_capabilities
+    if bounding and len({word[0] in "+-" for word in bounding}) > 1:
+        yield Conflict(
+            (*table, "capability_bounding_set"),
+            'has names with and without "+" or "-"; write either all capabilities, or changes of those of the profile',
+        )
+    elif bounding is not None and "ALL" not in bounding and not any(word[0] in "+-" for word in bounding):
+        for number, name in enumerate(ambient or ()):
+            if name not in bounding:
+                yield Conflict(
+                    (*table, "ambient_capabilities", number),
+                    f"{quoted(name)} is not in capability_bounding_set; add it there, or remove it",
+                    ((*table, "capability_bounding_set"),),
+                )
+    families = security.restrict_address_families or ()
+    if len({word.startswith("~") for word in families}) > 1 or ("none" in families and len(families) > 1):
+        yield Conflict(
+            (*table, "restrict_address_families"),
+            'mixes families that are allowed with others; write names only, names with "~" only, or ["none"]',
+        )
 
 
 def _mapping_conflicts(mappings: tuple[IdMapping, ...], path: KeyPath) -> Iterator[Conflict]:

@@ -599,7 +599,7 @@ class Config(Table):
 PLANNED_KEYS: dict[type, tuple[str, ...]] = {
     SupervisorConfig: ("dashboard", "api"),
     WorkloadConfig: ("on_failure", "readiness", "liveness", "network", "root", "timer", "sockets"),
-    SecurityConfig: ("capability_bounding_set", "seccomp", "landlock"),
+    SecurityConfig: ("landlock",),
     Resources: ("network_max",),
 }
 """Keys of later versions, by class: rejected like any unknown key, with a message that they are planned."""

@@ -14,12 +14,24 @@ from typing import Any, NamedTuple
 
 import attrs
 
+from nsupervisor.capability_names import NAMES
 from nsupervisor.config.model import Config, SecurityConfig, WorkloadConfig
 from nsupervisor.config.positions import KeyPath
 from nsupervisor.core.isolation import Absence
 
 NEUTRAL: dict[str, Any] = {
     "no_new_privileges": False,
+    "capability_bounding_set": NAMES,
+    "ambient_capabilities": (),
+    "secure_bits": (),
+    "seccomp": "off",
+    "system_call_filter": (),
+    "restrict_address_families": (),
+    "restrict_namespaces": (),
+    "lock_personality": False,
+    "memory_deny_write_execute": False,
+    "restrict_realtime": False,
+    "restrict_suid_sgid": False,
     **dict.fromkeys(("protect_system", "protect_home", "private_tmp", "private_devices"), False),
     **dict.fromkeys(("device_allow", "read_write_paths", "read_only_paths", "inaccessible_paths"), ()),
     **dict.fromkeys(("protect_kernel_tunables", "protect_kernel_modules", "protect_kernel_logs"), False),
@@ -31,10 +43,26 @@ NEUTRAL: dict[str, Any] = {
 }
 """By key, the value with which the item does nothing."""
 
+DEFAULT_CAPABILITIES = (
+    *("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "NET_BIND_SERVICE", "SETFCAP", "SETGID", "SETPCAP"),
+    *("SETUID", "SYS_CHROOT"),
+)
+DEFAULT_PIDS_MAX = 2048
+"""The limit on processes of the profiles, if none is set."""
+
 PROFILES: dict[str, dict[str, Any]] = {
     "none": {"no_new_privileges": True},  # the behaviour of version 0.1.0
-    "default": {"no_new_privileges": True},
-    "strict": {"no_new_privileges": True},
+    "default": {
+        "no_new_privileges": True,
+        "capability_bounding_set": DEFAULT_CAPABILITIES,
+        "seccomp": "default",
+    },
+    "strict": {
+        "no_new_privileges": True,
+        "capability_bounding_set": (),
+        "seccomp": "default",
+        "system_call_filter": ("@system-service",),
+    },
 }
 """By profile, the values of its items by key."""
 
@@ -63,8 +91,35 @@ def settings(security: SecurityConfig) -> dict[str, Setting]:
     profile = PROFILES[security.profile]
     found = {}
     for key, neutral in NEUTRAL.items():
-        value = getattr(security, key)
-        found[key] = Setting(profile.get(key, neutral), False) if value is None else Setting(value, True)
+        value, of_profile = getattr(security, key), profile.get(key, neutral)
+        if key == "capability_bounding_set" and value is not None:
+            value = _capabilities(value, of_profile)
+        if value is not None:
+            found[key] = Setting(value, True)
+        else:
+            found[key] = Setting(neutral if key in security.unavailable else of_profile, False)
+    ambient = found["ambient_capabilities"].value
+    bounding = found["capability_bounding_set"]
+    if not bounding.is_explicit:  # what is asked for as ambient is not taken away by the profile
+        wanted = {*bounding.value, *ambient}
+        found["capability_bounding_set"] = Setting(tuple(name for name in NAMES if name in wanted), False)
+    return found
+
+
+def _capabilities(words: tuple[str, ...], of_profile: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the capabilities of a bounding set; words with a mark are about the set of the profile."""
+    found = set(of_profile) if words and all(word[0] in "+-" for word in words) else set()
+    for word in words:
+        named = NAMES if word.lstrip("+-") == "ALL" else (word.lstrip("+-"),)
+        found = found - set(named) if word.startswith("-") else found | set(named)
+    return tuple(name for name in NAMES if name in found)
+
+
+def written_keys(security: SecurityConfig) -> dict[str, Any]:
+    """Return the keys that the file has, and the profile if it is not the one without that key."""
+    found = {key: getattr(security, key) for key in NEUTRAL if getattr(security, key) is not None}
+    if security.profile != SecurityConfig().profile:
+        found["profile"] = security.profile
     return found
 
 
@@ -76,7 +131,7 @@ def values(security: SecurityConfig) -> dict[str, Any]:
 def without_unsupported(config: Config, support: Support) -> tuple[Config, list[Unsupported]]:
     """Return the configuration without the items that the host cannot provide, and these.
 
-    An item that is left out has its neutral value as a key of its own in the result.
+    In the result an item that is left out has its neutral value (`SecurityConfig.unavailable`).
     """
     workloads: dict[str, WorkloadConfig] = {}
     found: list[Unsupported] = []
@@ -84,8 +139,8 @@ def without_unsupported(config: Config, support: Support) -> tuple[Config, list[
         missing = list(_unsupported(workload, support))
         found += missing
         if missing:
-            neutral = {str(item.path[-1]): NEUTRAL[str(item.path[-1])] for item in missing}
-            workload = attrs.evolve(workload, security=attrs.evolve(workload.security, **neutral))
+            unavailable = frozenset(str(item.path[-1]) for item in missing if not item.is_refused)
+            workload = attrs.evolve(workload, security=attrs.evolve(workload.security, unavailable=unavailable))
         workloads[name] = workload
     return attrs.evolve(config, workloads=workloads), found
 

@@ -16,6 +16,7 @@ class KeeperConnection(Protocol):
     pid: int
     events: trio.MemoryReceiveChannel[Execed | Ended]
     on_answer: Callable[[str, float], None] | None
+    filter_program: Callable[[str], bytes]
 
     async def spawn(
         self, spec: Mapping[str, Any], while_waiting: Callable[[], None] = ..., notify_fd: int = -1

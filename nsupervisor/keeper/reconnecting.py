@@ -40,6 +40,8 @@ class ReconnectingKeeper:
     """Whether the next loss is intended, because the keeper becomes another version."""
     on_answer: Callable[[str, float], None] | None = None
     """Called with each answered request, as `Keeper.on_answer`."""
+    filter_program: Callable[[str], bytes] | None = None
+    """Returns the program of a seccomp filter, as `Keeper.filter_program`."""
 
     @property
     def tree(self) -> str:
@@ -181,6 +183,7 @@ class ReconnectingKeeper:
     async def _hold_connection(self, task_status: trio.TaskStatus[None]) -> None:
         async with self._open(self.directory, self.protected) as keeper:
             keeper.on_answer = self._answered
+            keeper.filter_program = self._filter_program
             self._keeper = keeper
             task_status.started()
             await keeper.wait_lost()
@@ -193,6 +196,11 @@ class ReconnectingKeeper:
         if self.on_answer is not None:
             self.on_answer(request, seconds)
 
+    def _filter_program(self, name: str) -> bytes:
+        if self.filter_program is None:
+            raise KeyError(name)
+        return self.filter_program(name)
+
     def _close_unclaimed(self) -> None:
         for child in self._unclaimed.values():
             fds = (child.stdout, child.stderr, child.notify)
@@ -202,14 +210,19 @@ class ReconnectingKeeper:
 
 @asynccontextmanager
 async def open_reconnecting_keeper(
-    directory: Path, protected: tuple[str, ...] = (), open_connection: OpenKeeper = open_keeper
+    directory: Path,
+    protected: tuple[str, ...] = (),
+    open_connection: OpenKeeper = open_keeper,
+    filter_program: Callable[[str], bytes] | None = None,
 ) -> AsyncIterator[ReconnectingKeeper]:
     """Open a client for the keeper of this runtime directory, which refuses connections from the cgroups `protected`.
+
+    `filter_program` returns the program of a seccomp filter, as `Keeper.filter_program`.
 
     `release_waiters` has to be called before any request. Raises as `open_connection` does.
     """
     async with open_background_nursery() as nursery:
-        kept = ReconnectingKeeper(directory, nursery, protected, open_connection)
+        kept = ReconnectingKeeper(directory, nursery, protected, open_connection, filter_program=filter_program)
         try:
             await kept.connect()
             yield kept

@@ -5,7 +5,7 @@ import resource
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-SETGID, SETUID, SYS_ADMIN, SYS_NICE, SYS_RESOURCE = 6, 7, 21, 23, 24
+SETGID, SETUID, SETPCAP, SYS_ADMIN, SYS_NICE, SYS_RESOURCE = 6, 7, 8, 21, 23, 24
 """Numbers of capabilities: capabilities(7), linux/capability.h."""
 
 IdMap = tuple[tuple[int, int], ...]

@@ -20,8 +20,6 @@ _EXIT_CODE_FIELD = 52  # proc_pid_stat(5), fields from 1 on
 _START_TIME_FIELD = 22
 _PARENT_PID_FIELD = 4
 _STATE_FIELD = 3
-_FLAGS_FIELD, _PENDING_SIGNALS_FIELD = 9, 31
-_PF_EXITING = 0x4  # include/linux/sched.h
 _MAX_STAT = 4096  # bytes: more than 52 numbers of 64 bits and a name
 
 _PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, struct pidfd_info), whose first version has 64 bytes
@@ -49,15 +47,6 @@ def start_time(pid: int) -> int | None:
     """Return when a process started, in clock ticks since boot; None if there is no such process."""
     fields = read_stat(pid)
     return None if fields is None else int(fields[_START_TIME_FIELD - 3])
-
-
-def is_dying(pid: int, start_ticks: int) -> bool:
-    """Return whether the process has ended, exits, or has a SIGKILL pending that it cannot but obey."""
-    fields = read_stat(pid)
-    if fields is None or int(fields[_START_TIME_FIELD - 3]) != start_ticks or fields[_STATE_FIELD - 3] in "ZX":
-        return True
-    is_exiting = int(fields[_FLAGS_FIELD - 3]) & _PF_EXITING
-    return bool(is_exiting or int(fields[_PENDING_SIGNALS_FIELD - 3]) >> (signal.SIGKILL - 1) & 1)
 
 
 def parent_pid(pid: int) -> int | None:

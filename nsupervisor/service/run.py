@@ -50,6 +50,7 @@ from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.control import Supervisor
 from nsupervisor.service.group.groups import Groups
 from nsupervisor.service.group.placement import make_instance
+from nsupervisor.service.instance import seccomp_filters
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.output import offset_files_left
 from nsupervisor.service.instance.spawn_spec import WORKLOADS_API
@@ -185,7 +186,7 @@ async def _service(
             journal.log.warning(event, message=str(problem), **record_fields(problem))
         with _receive_signals() as signals:
             protected = () if host.absence is not None else tree_cgroups(host, settings.name)
-            async with open_reconnecting_keeper(directory, protected) as keeper:
+            async with open_reconnecting_keeper(directory, protected, filter_program=seccomp_filters.program) as keeper:
                 # After the start of the keeper, which passes the limit that it inherited on to the workloads.
                 _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
                 resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))

@@ -229,7 +229,7 @@ def test_what_the_file_may_not_have(text: str, message: str) -> None:
         ("security = { limit_nofile = '2:1' }", "has a soft limit above the hard one"),
         ("security = { limit_nofile = -1 }", "is not a resource limit"),
         ("security = { limit_nofile = '1K' }", "is not a resource limit"),
-        ("security = { seccomp = 'default' }", "is not available yet in this version"),
+        ("security = { landlock = 'default' }", "is not available yet in this version"),
         ("resources = { memory_max = 0 }", 'is too small; write a size, or "max" for no limit'),
         ("resources = { memory_max = -5 }", "is too small"),
         ("resources = { memory_max = 1e9 }", "is not a size"),

@@ -29,7 +29,7 @@ def absent(workload: WorkloadConfig, key: str, value: object) -> Absence | None:
 
 
 def test_each_key_has_a_neutral_value_and_may_be_left_out() -> None:
-    keys = {field.name for field in attrs.fields(SecurityConfig)} - {"profile", "rlimits"}
+    keys = {field.name for field in attrs.fields(SecurityConfig)} - {"profile", "rlimits", "unavailable"}
     assert keys == NEUTRAL.keys()
     assert all(getattr(SecurityConfig(), key) is None for key in keys)
 

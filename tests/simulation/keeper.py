@@ -253,6 +253,7 @@ class Connection:
         self.pid = keeper.pid
         self.sender, self.events = trio.open_memory_channel[Execed | Ended](float("inf"))
         self.on_answer: Callable[[str, float], None] | None = None
+        self.filter_program: Callable[[str], bytes] | None = None
         self._life, self._keeper, self._machine = life, keeper, keeper.machine
         self._lost = ""
         self.is_replaced = False

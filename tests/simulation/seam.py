@@ -227,10 +227,6 @@ class Processes:
         process: Process = self._life.file(pidfd)
         return process.status is not None
 
-    def is_dying(self, pid: int, start_ticks: int) -> bool:
-        process = self._find(pid)
-        return process is None or process.start_ticks != start_ticks or process.status is not None
-
     def exit_status(self, pidfd: int, pid: int) -> int | None:
         self._life.call("exit status")
         process: Process = self._life.file(pidfd)

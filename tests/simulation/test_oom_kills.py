@@ -26,8 +26,8 @@ action = "stop"
 
 
 @pytest.mark.fault("B5")
-@pytest.mark.parametrize("by", ["stop", "kill", "signal", "rule", "kernel", "another process"])
-def test_a_kill_after_an_oom_kill_of_a_child_is_none_of_the_kernel(by: str) -> None:
+@pytest.mark.parametrize("by", ["stop", "kill", "signal", "rule", "kernel"])
+def test_a_kill_by_the_supervisor_after_an_oom_kill_of_a_child_is_none_of_the_kernel(by: str) -> None:
     site = Site(0, TEXT)
 
     def on_start(service: Service) -> None:
@@ -37,9 +37,7 @@ def test_a_kill_after_an_oom_kill_of_a_child_is_none_of_the_kernel(by: str) -> N
             leader, child = sorted(cgroup.processes.values(), key=lambda process: not process.is_leader)
             cgroup.allocate(leader if by == "kernel" else child, 100 << 20)
             await trio.sleep(0.5)
-            if by == "another process":
-                leader.receive(signal.SIGKILL)
-            elif by == "signal":
+            if by == "signal":
                 await service.supervisor.command("signal", "shop", signal=signal.SIGKILL)
             elif by in ("stop", "kill"):
                 await service.supervisor.command(by, "shop")

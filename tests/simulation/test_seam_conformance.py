@@ -343,7 +343,6 @@ def test_a_process_and_its_pidfd(side: Side) -> None:
     pidfd, same, signals = facts.pin(pid), facts.open_pidfd(pid, start), side.cgroups.open_pidfd(pid)
     assert facts.open_pidfd(pid, start - 1) == -1
     assert [facts.has_ended(fd) for fd in (pidfd, same)] == [False, False]
-    assert [facts.is_dying(pid, ticks) for ticks in (start, start - 1)] == [False, True]
     assert facts.exit_status(pidfd, pid) is None
     assert side.call("send_signal", signals, 0) is None
     assert side.call("send_signal", signals, 99) == "EINVAL"
@@ -353,7 +352,6 @@ def test_a_process_and_its_pidfd(side: Side) -> None:
     assert side.call("send_signal", signals, 0) is None
     assert side.call("send_signal", signals, signal.SIGTERM) is None
     assert facts.has_ended(pidfd)
-    assert facts.is_dying(pid, start)
     assert facts.exit_status(pidfd, pid) == signal.SIGTERM
     assert (facts.start_time(pid), facts.parent_pid(pid), facts.command_name(pid)) == (start, os.getpid(), "sh")
     late = facts.open_pidfd(pid, start)

@@ -1,6 +1,5 @@
 """The main job, end to end, with the real kernel: what a cgroup's files say leads to the right act."""
 
-import json
 import os
 import signal
 import socket
@@ -77,32 +76,6 @@ async def test_an_ordinary_sigkill_is_not_taken_for_an_oom_kill(tmp_path):
         ended = await it.record(event="exited", workload="chill")
         assert (ended["signal"], ended["oom_killed"]) == ("SIGKILL", False)
         assert await it.pid("chill", generation=2)
-
-
-@pytest.mark.system
-@pytest.mark.fault("B5")
-@needs("memory")
-@pytest.mark.parametrize("limited", ["the program", "its group"])
-async def test_a_kill_after_an_oom_kill_of_a_child_is_not_taken_for_an_oom_kill(tmp_path, limited):
-    leak = "b = []\nwhile True: b.append(bytearray(1 << 20))"
-    own, group = ("24M", "max") if limited == "the program" else ("max", "24M")
-    toml = f"""
-    [group.g]
-    memory_max = "{group}"
-    [workload.shop]
-    command = ["sh", "-c", 'python3 -c "$1"; echo survived; read never <"$2"', "sh", {json.dumps(leak)}, "FIFO"]
-    group = "g"
-    restart = "no"
-    resources = {{ memory_max = "{own}" }}
-    """
-    os.mkfifo(tmp_path / "fifo")
-    async with service(tmp_path, toml.replace("FIFO", str(tmp_path / "fifo"))) as it:
-        pid = await it.pid("shop")
-        await it.record(event="output", workload="shop", message="survived", patience=20)
-        await it.until(lambda: '"oom_kills":1' in (tmp_path / "run" / "state.json").read_text().replace(".0", ""))
-        os.kill(pid, signal.SIGKILL)
-        ended = await it.record(event="exited", workload="shop")
-        assert (ended["signal"], ended["oom_killed"]) == ("SIGKILL", False)
 
 
 @pytest.mark.system

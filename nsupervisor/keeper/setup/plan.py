@@ -260,10 +260,12 @@ def pack_plan(spec: Spec, common: Common, has_cgroup: bool) -> bytes:
         plan.call("setpriority", os.PRIO_PROCESS, 0, spec.nice)
     _set_scheduling(plan, spec)
     plan.call("umask", spec.umask)
-    _add_calls(plan, "limit_capabilities", privileges.before_user(spec, _highest_capability()))
+    is_changed = privileges.is_changed(spec)
+    permitted = syscalls.permitted_capabilities() if is_changed else 0
+    _add_calls(plan, "limit_capabilities", privileges.before_user(spec, _highest_capability(), permitted))
     _become_user(plan, spec)
-    if privileges.is_changed(spec):
-        permitted = privileges.permitted_after(spec, syscalls.permitted_capabilities())
+    if is_changed:
+        permitted = privileges.permitted_after(spec, permitted)
         _add_calls(plan, "set_capabilities", privileges.after_user(spec, permitted))
     plan.begin_step(begin_failure("enter_directory", f"enter {spec.cwd}"))
     plan.call("chdir", os.fsencode(spec.cwd))

@@ -59,9 +59,13 @@ def is_changed(spec: Spec) -> bool:
     return spec.capability_bounding_set is not None or bool(spec.ambient_capabilities) or bool(_needed(spec))
 
 
-def before_user(spec: Spec, highest: int) -> Iterator[Call]:
-    """Yield the calls before the change of the user. `highest`: of `highest_capability`."""
-    if spec.capability_bounding_set is not None:
+def before_user(spec: Spec, highest: int, permitted: int) -> Iterator[Call]:
+    """Yield the calls before the change of the user. `highest`: of `highest_capability`.
+
+    `permitted`: the permitted capabilities of the process. Without any, it cannot drop one from the bounding set, and
+    with no_new_privs its programs never have one.
+    """
+    if spec.capability_bounding_set is not None and (permitted or not spec.no_new_privileges):
         for number in range(highest + 1):
             if not spec.capability_bounding_set >> number & 1:
                 name = NAMES[number] if number < len(NAMES) else str(number)

@@ -252,7 +252,9 @@ def set_umask(spec: Spec) -> None:
 
 def limit_capabilities(spec: Spec) -> None:
     """Drop capabilities from the bounding set, while the process may."""
-    _call_all(privileges.before_user(spec, privileges.highest_capability()))
+    if privileges.is_changed(spec):
+        permitted = syscalls.permitted_capabilities()
+        _call_all(privileges.before_user(spec, privileges.highest_capability(), permitted))
 
 
 def set_capabilities(spec: Spec) -> None:

@@ -65,9 +65,6 @@ _ACTION_NAMES: Mapping[type[Action], str] = {
 }
 """Names of actions in the record of a failure, as in traces."""
 
-OOM_KILL_DELAY_S = 0.01
-"""Seconds after which the process that the kernel has counted as killed has its SIGKILL."""
-
 MakeCgroup = Callable[[Resources], Cgroup]
 """Makes the cgroup of an instance, with these limits. Raises CgroupError."""
 
@@ -108,9 +105,7 @@ class Actor:
     _make_next_cgroup: MakeCgroup | None = attrs.field(init=False, default=None)
     """Makes the cgroup for its next generation; None if it keeps the present one."""
     _oom_kills: float = attrs.field(init=False, default=0.0)
-    """Value of the cgroup's counter of OOM kills at the latest start or exit, or when the program was known not to have
-    been chosen."""
-    _is_checking_oom_kill: bool = attrs.field(init=False, default=False)
+    """Value of the cgroup's counter of OOM kills at the latest start or exit."""
     _must_recreate_cgroup: bool = attrs.field(init=False, default=False)
     """Whether the next start makes the cgroup again: that of an earlier supervisor, which may have killed it without a
     note of that, or one of which a part failed."""
@@ -136,13 +131,7 @@ class Actor:
         )
         self.program = Program(self.name, self.instance, context, self._on_notification, self._on_status)
         self.observer = RuleObserver(
-            self.cgroup,
-            context.watcher,
-            self.decisions,
-            self._on_host_problem,
-            on_emptied=self._on_emptied,
-            on_oom_kill=self._on_oom_kill,
-            watches_oom_kills=self._has_memory_limit(self._limits),
+            self.cgroup, context.watcher, self.decisions, self._on_host_problem, on_emptied=self._on_emptied
         )
         self.limit_writer = LimitWriter(
             self.cgroup, self.workload, self._limits, nursery, self.log_event, self._on_limits_changed
@@ -425,31 +414,6 @@ class Actor:
         )
         return self.last_exit
 
-    def _has_memory_limit(self, limits: Resources) -> bool:
-        """Return whether a limit of its own or of a group may make the kernel kill one of its processes."""
-        return limits.memory_max is not None or bool(self.cgroup.ancestors and self.cgroup.ancestor_limits()["memory"])
-
-    def _on_oom_kill(self) -> None:
-        if not self._is_checking_oom_kill and self._read_oom_kills() > self._oom_kills:
-            self._is_checking_oom_kill = True
-            self.context.nursery.start_soon(self._check_oom_kill)
-
-    async def _check_oom_kill(self) -> None:
-        """Find out whether the kernel has chosen another process than the program: its later exit is no OOM kill then.
-
-        The kernel counts first and kills next (oom_kill.c), and a v1 hierarchy notifies even before.
-        """
-        count = 0.0
-        while count < (count := self._read_oom_kills()):  # noqa: ASYNC110 - no event follows the kill of a child
-            await trio.sleep(OOM_KILL_DELAY_S)
-        self._is_checking_oom_kill = False
-        process = self.program.process
-        if count > self._oom_kills and process is not None:
-            program = process.program
-            if not self.context.kernel.processes.is_dying(program.pid, program.start_ticks):
-                self._oom_kills = count
-                self.save_checkpoint()
-
     def _background_remedy(self, exit_: Exit) -> str:
         """Return what keeps a program in the foreground that has become a daemon by this exit; "" if it has not."""
         lifecycle, workload = self.lifecycle, self.workload
@@ -608,7 +572,6 @@ class Actor:
         self.cgroup, self._make_next_cgroup = cgroup, None
         self.limit_writer.attach(cgroup)
         self.observer.move_to(cgroup)
-        self.observer.watch_oom_kills(self._has_memory_limit(self.resources))
 
     def _recreate_cgroup(self) -> None:
         self._must_recreate_cgroup = (
@@ -640,7 +603,6 @@ class Actor:
 
     def _on_limits_changed(self) -> None:
         self.observer.refresh_limits()
-        self.observer.watch_oom_kills(self._has_memory_limit(self.resources))
         self.save_checkpoint()
 
     def _on_host_problem(self, problem: str) -> None:
@@ -693,7 +655,6 @@ class Actor:
         if self.program.pid is not None and lifecycle.state is not State.STARTING:
             self.observer.restore(lifecycle.started_at)
         self.observer.watch()  # changes of counters since the latest sample count as changes, not as the base line
-        self._on_oom_kill()
         self.observer.resume_sampling()
         await self._run_pending()
         if self.lifecycle is lifecycle and lifecycle.is_alive:

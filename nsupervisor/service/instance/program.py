@@ -93,7 +93,7 @@ class Program:
         self.forget_process()
         self.pid, self.watchdog_sec, self.is_outdated = spawned.pid, watchdog_sec, False
         self.start_revision = START_REVISION
-        self.spawn_digest = digest.digest(spawn_inputs(spec))
+        self.spawn_digest = digest.digest(spawn_inputs(spec, workload.security))
         self.environment_digest = digest.digest(variables) if workload.environment_file else ""
         self._pipe_inodes = self._inodes(spawned.stdout, spawned.stderr)
         return spawned
@@ -270,7 +270,7 @@ class Program:
             spec = self._spec(workload, lifecycle.generation, cgroup)
         except (IdentityError, ConfigError, OSError):
             return True
-        return not self.context.digest.differs(self.spawn_digest, spawn_inputs(spec))
+        return not self.context.digest.differs(self.spawn_digest, spawn_inputs(spec, workload.security))
 
     async def find_start_obstacle(
         self, workload: WorkloadConfig, generation: int, cgroup: Cgroup

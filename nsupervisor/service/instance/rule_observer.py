@@ -58,10 +58,6 @@ class RuleObserver:
     """Called with a deviation of the host from what a rule asks for, in words."""
     on_emptied: Callable[[], None] | None = None
     """Called when the last process of the cgroup has ended; None if that is not watched."""
-    on_oom_kill: Callable[[], None] | None = None
-    """Called when the counters of memory.events have changed, if `watches_oom_kills`."""
-    watches_oom_kills: bool = False
-    """Whether to watch memory.events also if no rule reads it."""
     contains_cgroups: bool = False
     """Whether the processes are in cgroups inside this one. On v1, its event files do not notify of those."""
     has_limits: bool = True
@@ -86,8 +82,6 @@ class RuleObserver:
     """Whether any rule reads the uptime."""
     _files_read_along: list[str] = attrs.field(init=False, factory=list)
     """Event files that rules on level files read as well."""
-    _has_memory_rules: bool = attrs.field(init=False, default=False)
-    """Whether rules read memory.events and its notifications are for them, too."""
     _samples_event_files: bool = attrs.field(init=False, default=False)
 
     @property
@@ -117,12 +111,7 @@ class RuleObserver:
         ]
         self._uses_uptime = any(atom.file == UPTIME for atom in atoms)
         self._samples_event_files = any(map(has_notification, levels))
-        self._has_memory_rules = "memory.events" in notified
-        events = list(notified)
-        if self.watches_oom_kills and not self._has_memory_rules and self.cgroup.supports("memory.events"):
-            events.append("memory.events")
-        if self.on_emptied is not None:
-            events = [*dict.fromkeys(("cgroup.events", *events))]
+        events = notified if self.on_emptied is None else dict.fromkeys(("cgroup.events", *notified))
         self.watcher.add(self.cgroup, self._on_reading, events=events, levels=levels, on_sample=self.sample)
         self.read_counters()
         for stall in dict.fromkeys((atom.file, atom.key or "") for atom in atoms if atom.kind == "stall"):
@@ -131,13 +120,6 @@ class RuleObserver:
     def unwatch(self) -> None:
         """Stop watching; no callback comes after this."""
         self.watcher.remove(self.cgroup)
-
-    def watch_oom_kills(self, is_needed: bool) -> None:
-        """Set whether OOM kills are reported also if no rule reads memory.events."""
-        if is_needed != self.watches_oom_kills:
-            self.watches_oom_kills = is_needed
-            self.unwatch()
-            self.watch()
 
     def move_to(self, cgroup: Cgroup) -> None:
         """Watch another cgroup from now on, or the same one after it was created again."""
@@ -173,10 +155,6 @@ class RuleObserver:
 
     def _on_reading(self, reading: Reading) -> None:
         """Handle a change of an event file."""
-        if reading.file == "memory.events" and self.on_oom_kill is not None:
-            self.on_oom_kill()
-        if reading.file == "memory.events" and not self._has_memory_rules:
-            return
         if reading.file != "cgroup.events":
             self.observe(reading.file, reading.values, reading.read_at)
         elif self.on_emptied is not None and not reading.values.get("populated"):

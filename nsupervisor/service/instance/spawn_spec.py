@@ -4,13 +4,19 @@ import functools
 import os
 from typing import TYPE_CHECKING, Any
 
+from nsupervisor import capability_names
 from nsupervisor.config.environment import load_environment
 from nsupervisor.config.kinds import MAX_HOSTNAME
-from nsupervisor.config.model import WorkloadConfig
+from nsupervisor.config.model import SecurityConfig, WorkloadConfig
+from nsupervisor.config.problems import ConfigError, Problem
+from nsupervisor.config.security_kinds import SECURE_BITS
 from nsupervisor.core.sandbox import sandbox
-from nsupervisor.core.security import values
+from nsupervisor.core.seccomp import Filter, OciError, parse_oci
+from nsupervisor.core.seccomp import filters as find_filters
+from nsupervisor.core.security import values, written_keys
 from nsupervisor.linux.namespaces import NAMESPACES
 from nsupervisor.linux.trusted_paths import open_for_reading
+from nsupervisor.service.instance.seccomp_filters import filter_name
 from nsupervisor.service.instance.users import IdentityError, UserIdentity, resolve_user, without_own
 from nsupervisor.service.state.uid_ranges import UidRangeError, UidRanges
 
@@ -55,6 +61,7 @@ def spawn_spec(
     uid_mappings, gid_mappings = _mappings(workload, name, uid_ranges) if spaces.user else ([], [])
     security = values(workload.security)
     view = sandbox(security) if spaces.mount else None
+    privileges = _privileges(security)
     return {
         "id": f"{name}#{generation}",
         "name": name,
@@ -77,11 +84,53 @@ def spawn_spec(
         "nice": workload.nice,
         "rlimits": {key: list(pair) for key, pair in workload.security.rlimits.items()},
         "no_new_privileges": security["no_new_privileges"],
+        **privileges,
         "init": workload.init and spaces.pid,
         **cgroup.place,
         "stdin": "null",
         **({} if view is None else {"sandbox": view}),
     }
+
+
+_PRIVILEGE_KEYS = ("capability_bounding_set", "ambient_capabilities", "secure_bits", "filters")
+
+
+def _privileges(security: "Mapping[str, Any]") -> dict[str, Any]:
+    """Return the capabilities and filters, as far as they are not those that a program has anyway.
+
+    Raises ConfigError and OSError for the file of a filter.
+    """
+    bounding, ambient = security["capability_bounding_set"], security["ambient_capabilities"]
+    filters = find_filters(security, None if security["seccomp"][:1] != "/" else _oci_filter(security))
+    found = {
+        "capability_bounding_set": None if bounding == capability_names.NAMES else capability_names.mask(bounding),
+        "ambient_capabilities": capability_names.mask(ambient),
+        "secure_bits": sum(SECURE_BITS[word] for word in dict.fromkeys(security["secure_bits"])),
+        "filters": [filter_name(one) for one in filters],
+    }
+    neutral: dict[str, Any] = {
+        "capability_bounding_set": None,
+        "ambient_capabilities": 0,
+        "secure_bits": 0,
+        "filters": [],
+    }
+    return {key: value for key, value in found.items() if value != neutral[key]}
+
+
+def _oci_filter(security: "Mapping[str, Any]") -> Filter:
+    path = security["seccomp"]
+    with os.fdopen(open_for_reading(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        text = file.read(MAX_OCI_BYTES + 1)
+    if len(text) > MAX_OCI_BYTES:
+        raise ConfigError([Problem(path, 0, "", f"is larger than {MAX_OCI_BYTES} bytes; write a smaller filter")])
+    try:
+        return parse_oci(text.decode(errors="replace"), security["capability_bounding_set"], os.uname().machine)
+    except OciError as error:
+        raise ConfigError([Problem(path, 0, "", str(error))]) from None
+
+
+MAX_OCI_BYTES = 1 << 20
+"""The most bytes of a filter's file."""
 
 
 def host_name(name: str) -> str:
@@ -144,10 +193,17 @@ def environment_file_variables(workload: WorkloadConfig) -> dict[str, str]:
     return {name: value for name, value in values.items() if name not in workload.environment}
 
 
-def spawn_inputs(spec: "Mapping[str, Any]") -> Any:
-    """Return what a generation is started with: if it is equal, a restart would change nothing."""
+def spawn_inputs(spec: "Mapping[str, Any]", security: SecurityConfig) -> Any:
+    """Return what a generation is started with: if it is equal, a restart would change nothing.
+
+    Of `security` only the keys that are written: a profile has other items in another version, which `START_CHANGES` of
+    `nsupervisor.core.reload.start_changes` lists, and which are no reason for a restart.
+    """
     # The cover has nothing of the configuration but may_control, which shows in the environment.
-    inputs = {key: value for key, value in spec.items() if key not in ("id", "env", "cover")}
+    derived = ("id", "env", "cover", "sandbox", *_PRIVILEGE_KEYS)
+    inputs = {key: value for key, value in spec.items() if key not in derived}
+    if written := written_keys(security):
+        inputs["security"] = written
     environment = {key: value for key, value in spec["env"].items() if key not in ("NOTIFY_SOCKET", "WATCHDOG_USEC")}
     return [inputs, environment]
 

@@ -3,16 +3,18 @@
 Each item has its own function in `CHECKS`. An item without one can be provided everywhere.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
 
+from nsupervisor.capability_names import NAMES
 from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.config.sandbox import SandboxConfig
 from nsupervisor.core.isolation import Absence
-from nsupervisor.core.security import Support
-from nsupervisor.linux.privileges import Privileges
+from nsupervisor.core.security import Support, values
+from nsupervisor.linux.privileges import SETPCAP, SYS_ADMIN, Privileges
 
 PROFILE_REASON = "only the security profile asks for it"
 """Why an item that cannot be provided is only a warning."""
@@ -29,10 +31,73 @@ def _needs_mounts(workload: WorkloadConfig, value: Any, privileges: Privileges) 
     )
 
 
+_SECCOMP_ACTIONS = "/proc/sys/kernel/seccomp/actions_avail"
+_INSTALL = "install libseccomp2 (Debian: apt install libseccomp2)"
+
+
+def _bounding_set(workload: WorkloadConfig, value: Any, own: Privileges) -> Absence | None:
+    # With no_new_privs, a process without capabilities never has one: there is nothing to drop.
+    if workload.namespaces.user or own.has(SETPCAP):
+        return None
+    if not own.capabilities and values(workload.security)["no_new_privileges"]:
+        return None
+    return Absence("to drop capabilities needs CAP_SETPCAP, which the service does not have here", "run it as root")
+
+
+def _ambient(workload: WorkloadConfig, value: Any, own: Privileges) -> Absence | None:
+    missing = [] if workload.namespaces.user else [name for name in value if not own.has(NAMES.index(name))]
+    if not missing:
+        return None
+    return Absence(f"the service does not have {', '.join(missing)} itself", "run it as root with these capabilities")
+
+
+def _secure_bits(workload: WorkloadConfig, value: Any, own: Privileges) -> Absence | None:
+    if workload.namespaces.user or own.has(SETPCAP):
+        return None
+    return Absence("secure bits need CAP_SETPCAP, which the service does not have here", "run it as root")
+
+
+def _filter(workload: WorkloadConfig, value: Any, own: Privileges) -> Absence | None:
+    return missing_seccomp() or _filter_privilege(workload, own)
+
+
+def missing_seccomp() -> Absence | None:
+    """Return why no filter of system calls can be made here; None if it can."""
+    from nsupervisor.linux import libseccomp  # imported late: many configurations need no filter
+
+    if reason := libseccomp.missing_reason():
+        return Absence(reason, _INSTALL)
+    if not os.path.exists(_SECCOMP_ACTIONS):
+        return Absence("this kernel has no filters of system calls", "use one with CONFIG_SECCOMP_FILTER")
+    return None
+
+
+def _filter_privilege(workload: WorkloadConfig, own: Privileges) -> Absence | None:
+    if workload.namespaces.user or own.has(SYS_ADMIN) or values(workload.security)["no_new_privileges"]:
+        return None
+    return Absence(
+        "without no_new_privileges a filter needs CAP_SYS_ADMIN, which the service does not have here",
+        "set no_new_privileges = true",
+    )
+
+
 CHECKS: Mapping[str, Check] = {
-    attribute.name: _needs_mounts
-    for attribute in attrs.fields(SandboxConfig)
-    if attribute.name not in ("device_policy", "device_allow")
+    **{
+        attribute.name: _needs_mounts
+        for attribute in attrs.fields(SandboxConfig)
+        if attribute.name not in ("device_policy", "device_allow")
+    },
+    "capability_bounding_set": _bounding_set,
+    "ambient_capabilities": _ambient,
+    "secure_bits": _secure_bits,
+    "seccomp": _filter,
+    "system_call_filter": _filter,
+    "restrict_address_families": _filter,
+    "restrict_namespaces": _filter,
+    "lock_personality": _filter,
+    "memory_deny_write_execute": _filter,
+    "restrict_realtime": _filter,
+    "restrict_suid_sgid": _filter,
 }
 """By key of the table `security`."""
 
