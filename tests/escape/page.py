@@ -1,0 +1,121 @@
+"""The comparison in docs/security.md, drawn from the data; see scripts/escape."""
+
+import argparse
+import json
+import os
+import re
+import sys
+
+from tests import isolation
+from tests.escape import expected, parties
+from tests.needs import ROOT
+
+PAGE = ROOT / "docs" / "security.md"
+OURS = {
+    "default": "nsupervisor",
+    "nobody": '`user = "nobody"`',
+    "user namespace": "user namespace",
+    "strict": '`profile = "strict"`',
+    "rootless": "rootless",
+}
+"""Party → the head of its column."""
+THEIRS = ("podman", "runc", "crun", "bubblewrap")
+SHARED = ("podman, host's", "bubblewrap, host's")
+
+
+def measure() -> None:
+    """Run the attempts in the other programs, in cgroups and mounts of this run, and write what they allow."""
+    from tests.escape import peers
+
+    entered = isolation.enter()
+    try:
+        with parties.new_targets() as targets:
+            root = peers.root_file_system(targets.directory)
+            results = {name: party(targets, root) for name, party in peers.PEERS.items()}
+            results |= parties.workload_results(targets, parties.BASELINES, outside=True)
+    finally:
+        for problem in isolation.leave(entered):
+            print(problem)
+    for name, rows in results.items():
+        for row in rows.values():
+            assert "defect" not in str(row["detail"]), (name, row)
+    data = {
+        "kernel": os.uname().release.partition("-")[0],
+        "versions": {name: peers.version(name) for name in THEIRS},
+        "allowed": {name: sorted(row for row in rows if rows[row]["allowed"]) for name, rows in results.items()},
+    }
+    expected.MEASURED.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows))
+
+
+def comparison() -> str:
+    """Return the tables: totals, rows of the sandbox itself, rows that follow from a shared root and network."""
+    listed = parties.listed()
+    measured = expected.measured()
+    ours = {name: rows.allowed | rows.gaps for name, rows in expected.expected().items()}
+    gaps = {name: rows.gaps for name, rows in expected.expected().items()}
+    versions = json.loads(expected.MEASURED.read_text())["versions"]
+    heads = [OURS[name] for name in ours]
+
+    def cell(party: str, name: str) -> str:
+        allowed = name in ours[party] if party in ours else name in measured[party]
+        return "gap" if name in gaps.get(party, ()) else "allowed" if allowed else "·"
+
+    def totals(title: str, shares: bool, peers: tuple[str, ...]) -> str:
+        names = {row["name"] for row in listed if bool(row["shares"]) == shares}
+        counted = [ours[party] & names for party in ours] + [measured[party] & names for party in peers]
+        none = measured["none"] & names
+        peer_heads = [f"{name.split(',')[0]} {versions[name.split(',')[0]]}" for name in peers]
+        head = ["", *heads, *peer_heads, '`profile = "none"`']
+        return table(head, [[f"{title}: {len(names)}", *(str(len(rows)) for rows in counted), str(len(none))]])
+
+    def detail(shares: bool, peers: tuple[str, ...]) -> str:
+        shown = [row for row in listed if bool(row["shares"]) == shares]
+        columns = [*ours, *peers]
+        lines = [[row["description"], *(cell(party, row["name"]) for party in columns)] for row in shown]
+        lines = [line for line in lines if set(line[1:]) != {"·"}]
+        return table(["attempt", *heads, *(name.split(",")[0] for name in peers)], lines)
+
+    return "\n\n".join(
+        (
+            f"{len(listed)} attempts. The numbers are those that succeed.",
+            totals("attempts on the sandbox itself", False, THEIRS),
+            totals("attempts on what is shared on purpose: the host's root and network", True, SHARED),
+            "Attempts on the sandbox that succeed in at least one of them:",
+            detail(False, THEIRS),
+            "Attempts that follow from sharing the host's root and network, here with the same for the others:",
+            detail(True, SHARED),
+        )
+    )
+
+
+def drawn() -> str:
+    """Return the page with its comparison replaced."""
+    pattern = r"(<!-- escape: scripts/escape -->\n).*?(<!-- end -->)"
+    text, found = re.subn(pattern, lambda m: f"{m[1]}{comparison()}\n{m[2]}", PAGE.read_text(), flags=re.DOTALL)
+    assert found == 1, f"{PAGE} needs the markers once"
+    return text
+
+
+def main() -> None:
+    """Run scripts/escape."""
+    parser = argparse.ArgumentParser(prog="scripts/escape", description=__doc__)
+    parser.add_argument("--measure", action="store_true", help="run the attempts in the other programs first")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the page is outdated")
+    options = parser.parse_args()
+    if options.measure:
+        if os.geteuid():
+            sys.exit("scripts/escape --measure: run it as root")
+        measure()
+    if not options.check:
+        PAGE.write_text(drawn())
+    elif drawn() != PAGE.read_text():
+        sys.exit(f"the comparison in {PAGE} is outdated; run scripts/escape")
+
+
+if __name__ == "__main__":
+    main()

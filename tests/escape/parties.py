@@ -1,0 +1,171 @@
+"""The sandboxes that the attempts run in: workloads of nsupervisor, and the defaults of other programs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.escape.targets import ATTEMPTS, Targets, prepared
+from tests.timing import deadline
+
+PYTHON = "/usr/bin/python3"
+NSUPERVISOR = [sys.executable, "-m", "nsupervisor"]
+TIMEOUT_S = 90.0
+
+Results = dict[str, dict[str, object]]
+"""Name of an attempt → its line of output, {"name", "allowed", "detail"}."""
+
+DEFAULT = 'security = { profile = "default" }'
+WORKLOADS = {
+    "default": DEFAULT,
+    "nobody": f'user = "nobody"\n{DEFAULT}',
+    "user namespace": f"namespaces = {{ user = true }}\n{DEFAULT}",
+    "strict": 'security = { profile = "strict" }',
+}
+"""Party → the keys of its workload, of a service that runs as root."""
+BASELINES = {"none": 'security = { profile = "none" }'}
+"""The same without a security profile: it shows which attempts can succeed at all."""
+
+
+def command(targets: Targets, **values: object) -> list[str]:
+    """Return the command that makes all attempts."""
+    return [PYTHON, "-I", "-B", str(targets.program), json.dumps({**targets.values, **values})]
+
+
+def listed() -> list[dict[str, str]]:
+    """Return the name, group, description and shares of each attempt."""
+    shown = subprocess.run([sys.executable, "-I", "-B", ATTEMPTS, "--list"], capture_output=True, check=True)
+    return [json.loads(line) for line in shown.stdout.splitlines()]
+
+
+def parsed(lines: Iterator[str] | list[str]) -> Results:
+    """Return the results in the lines of one program; ValueError if it has not come to its end."""
+    results: Results = {}
+    for line in lines:
+        if not line.startswith("{"):
+            continue
+        found = json.loads(line)
+        if "end" in found:
+            return results
+        results[found["name"]] = found
+    raise ValueError(f"the program has ended early, after {list(results)[-1:]}")
+
+
+def run(arguments: list[str], targets: Targets, **options: object) -> Results:
+    """Run a sandbox's command with the attempts' program in it."""
+    done = subprocess.run(
+        arguments,
+        env=targets.environment,
+        pass_fds=(targets.leaked,),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=deadline(TIMEOUT_S),
+        **options,  # type: ignore[call-overload]
+    )
+    try:
+        return parsed(done.stdout.splitlines())
+    except ValueError as error:
+        raise ValueError(f"{arguments[0]}: {error}; {done.stderr[-2000:]}") from None
+
+
+def configuration(targets: Targets, workloads: dict[str, str]) -> str:
+    """Return the text of a configuration with one workload per party."""
+    directory = targets.directory
+    lines = [
+        "[supervisor]",
+        f'name = "escape-{os.getpid()}"',
+        f'runtime_directory = "{directory}/run"',
+        f'state_directory = "{directory}/state"',
+    ]
+    for name, keys in workloads.items():
+        lines += [
+            f'[workload."{identifier(name)}"]',
+            f"command = {json.dumps(command(targets))}",
+            'restart = "no"',
+            keys,
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def identifier(party: str) -> str:
+    """Return the name of a party's workload."""
+    return party.replace(" ", "-").replace(",", "")
+
+
+@contextmanager
+def serving(start: list[str], targets: Targets) -> Iterator[Iterator[dict[str, object]]]:
+    """Run a service; yield its records as they come. Raises ValueError if it does not end well."""
+    errors = targets.directory / "service.stderr"
+    with errors.open("w") as stderr:
+        process = subprocess.Popen(
+            start,
+            env=targets.environment,
+            pass_fds=(targets.leaked,),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+    assert process.stdout
+    alarm = signal.signal(signal.SIGALRM, _late)
+    signal.alarm(int(deadline(TIMEOUT_S)))
+    try:
+        yield (json.loads(line) for line in process.stdout)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, alarm)
+        process.terminate()
+        process.communicate()
+        if process.returncode:
+            raise ValueError(f"the service has ended with {process.returncode}: {errors.read_text()}")
+
+
+def _late(*_: object) -> None:
+    raise TimeoutError("the attempts take too long")
+
+
+def workload_results(
+    targets: Targets, workloads: dict[str, str], start: list[str] | None = None, outside: bool = False
+) -> dict[str, Results]:
+    """Run the attempts in workloads of one service, at the same time; return the results by party.
+
+    start: the command of the service without its file, if it is not to run as the present user. outside: make them also
+    without a sandbox, afterwards, as the party "unconfined".
+    """
+    file = targets.directory / "nsupervisor.toml"
+    (targets.directory / "run").mkdir(exist_ok=True)
+    file.write_text(configuration(targets, workloads))
+    lines: dict[str, list[str]] = {identifier(name): [] for name in workloads}
+    waiting = set(lines)
+    said: list[str] = []
+    with serving([*(start or [*NSUPERVISOR, "run"]), str(file)], targets) as records:
+        for record in records:
+            name = str(record.get("workload"))
+            if record.get("event") == "output":
+                lines[name].append(str(record["message"]))
+                if '"end"' in str(record["message"]):
+                    waiting.discard(name)
+            elif record.get("event") == "state" and record.get("to") in ("failed", "exited") and name in waiting:
+                raise ValueError(f"{name} has ended early: {said[-5:]} {lines[name][-5:]}")
+            said.append(str(record))
+            if not waiting:
+                break
+        else:
+            raise ValueError(f"the service has ended early: {said[-5:]}")
+        unconfined = {"unconfined": run(command(targets), targets)} if outside else {}
+    return {name: parsed(lines[identifier(name)]) for name in workloads} | unconfined
+
+
+@contextmanager
+def new_targets() -> Iterator[Targets]:
+    """Make targets in a new directory that every user may enter."""
+    with tempfile.TemporaryDirectory(prefix="escape-") as path:
+        Path(path).chmod(0o755)
+        with prepared(Path(path)) as targets:
+            yield targets
