@@ -174,7 +174,10 @@ for _name, _function, _title in (
 def ptrace_child() -> str:
     """Trace an own child process."""
     if not (pid := os.fork()):
-        call("ptrace", PTRACE_TRACEME, 0, 0, 0)
+        try:
+            call("ptrace", PTRACE_TRACEME, 0, 0, 0)
+        except OSError:
+            os._exit(1)
         os._exit(0)
     _, status = os.waitpid(pid, 0)
     if status:
