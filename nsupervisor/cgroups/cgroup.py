@@ -7,7 +7,7 @@ import resource
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
@@ -19,6 +19,9 @@ from nsupervisor.cgroups.host import AncestorLimits, Host
 from nsupervisor.cgroups.mounts import Hierarchy
 from nsupervisor.cgroups.parsing import HOST_FILES, parse_file
 from nsupervisor.cgroups.values import configured_values, file_for_key
+
+if TYPE_CHECKING:
+    from nsupervisor.cgroups.device_filter import DeviceRule
 
 _MAX_KILL_ROUNDS = 1000
 _, _HARD_LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -97,6 +100,8 @@ class Cgroup:
     """Whether `kill` has been used: if so, `limits.recreate_cgroup` must come before the next clone into it."""
     is_unused: bool = attrs.field(default=False, init=False)
     """Whether its directories were made here and no process has been in them, so that nothing has been counted."""
+    _device_rules: Any = attrs.field(default=..., init=False, repr=False)
+    """The rules of `restrict_devices` in force; ... if they are not known."""
     _open_files: ClassVar[int] = 0
     """The number of open files of all cgroups."""
     _readers: dict[str, _CachedReader] = attrs.field(factory=dict, init=False, repr=False)
@@ -415,6 +420,25 @@ class Cgroup:
         except OSError as error:
             raise CgroupError(f"cannot make the cgroup {self.path}: {error.strerror}") from error
         self.raw_originals.clear()
+        self._device_rules = None
+
+    def note_fresh(self) -> None:
+        """Note that its directory has just been made, so that it has no rules for devices."""
+        self._device_rules = None
+
+    def restrict_devices(self, rules: tuple[DeviceRule, ...] | None) -> None:
+        """Allow its processes these devices only; None: all. It must be empty.
+
+        Raises CgroupError if the kernel refuses. Without rules it does nothing where the kernel has no such programs.
+        """
+        if rules == self._device_rules:
+            return
+        try:
+            self.host.files.restrict_devices(self.path, rules)
+        except OSError as error:
+            if rules is not None:
+                raise CgroupError(f"cannot restrict the devices of {self.path}: {error.strerror}") from error
+        self._device_rules = rules
 
     def _kill_by_freezing(self) -> None:
         # Frozen processes do not fork, but freezing takes a moment: repeat until a round finds no new process.

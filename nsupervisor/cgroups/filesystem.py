@@ -10,7 +10,12 @@ import fcntl
 import os
 import signal
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from nsupervisor.cgroups.device_filter import DeviceRule
+
+    DeviceRules = tuple[DeviceRule, ...]
 
 _READ_SIZE = 8192
 
@@ -59,6 +64,9 @@ class CgroupFiles(Protocol):
 
     def sleep(self, seconds: float) -> None:
         """Wait for the kernel, which is about to release a cgroup."""
+
+    def restrict_devices(self, path: str, rules: DeviceRules | None) -> None:
+        """Allow the processes of a cgroup these devices only; None: all. The cgroup has no processes."""
 
     def track(self, path: str, pid: int) -> None:
         """Note the first process of a program that the keeper starts in a cgroup. The kernel's cgroups need no note."""
@@ -129,6 +137,11 @@ class KernelCgroupFiles:
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
+
+    def restrict_devices(self, path: str, rules: DeviceRules | None) -> None:
+        from nsupervisor.cgroups.device_filter import restrict  # imported late: it needs ctypes, `check` does not
+
+        restrict(path, rules)
 
     def track(self, path: str, pid: int) -> None:
         pass

@@ -405,6 +405,9 @@ class ProcessTreeFiles:
         if path != self._root:
             del self._directories[os.path.dirname(path)].children[os.path.basename(path)]
 
+    def restrict_devices(self, path: str, rules: object) -> None:
+        pass
+
     def list_directories(self, path: str) -> list[str]:
         directory = self._directories.get(path)
         if directory is None:

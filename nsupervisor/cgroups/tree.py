@@ -313,6 +313,8 @@ class Tree:
         }
         cgroup = Cgroup(self.host, name, path, enable_controller=self._enable_controller, ancestors=tuple(ancestors))
         cgroup.is_unused = fresh
+        if fresh:
+            cgroup.note_fresh()
         try:
             try:
                 if fresh:

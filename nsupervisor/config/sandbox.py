@@ -52,11 +52,9 @@ def _device(value: Any) -> str:
 
 _PATHS = ListOf(
     Scalar(_protected_path, {"type": "string", "pattern": "^-?/"}),
-    string_hint=lambda text: f'write a list: ["{text}"]',
 )
 _DEVICES = ListOf(
     Scalar(_device, {"type": "string", "pattern": "^-?/dev/\\S+(\\s+[rwm]{1,3})?$"}),
-    string_hint=lambda text: f'write a list: ["{text}"]',
 )
 
 

@@ -37,7 +37,7 @@ SYSTEM_PATHS = (
 )
 HOME_PATHS = ("/home", "/root", "/run/user")
 TEMPORARY_PATHS = ("/tmp", "/var/tmp")  # noqa: S108
-MODULE_PATHS = ("/usr/lib/modules", "/lib/modules")
+MODULE_PATHS = ("/usr/lib/modules", "-/lib/modules")
 LOG_DEVICES, CLOCK_DEVICES = ("/dev/kmsg",), ("/dev/rtc0", "/dev/rtc1")
 SHM_SIZE = 64 << 20
 """Bytes of /dev/shm, as in a container of Docker or podman."""

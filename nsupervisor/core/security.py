@@ -50,18 +50,38 @@ DEFAULT_CAPABILITIES = (
 DEFAULT_PIDS_MAX = 2048
 """The limit on processes of the profiles, if none is set."""
 
+_DEFAULT_VIEW = {
+    "protect_system": True,
+    "private_devices": True,
+    "device_policy": "closed",
+    "protect_kernel_tunables": True,
+    "protect_control_groups": True,
+}
+_STRICT_VIEW = {
+    **_DEFAULT_VIEW,
+    "protect_system": "strict",
+    "protect_home": True,
+    "private_tmp": True,
+    "protect_proc": "invisible",
+    "protect_kernel_modules": True,
+    "protect_kernel_logs": True,
+    "protect_clock": True,
+}
+
 PROFILES: dict[str, dict[str, Any]] = {
     "none": {"no_new_privileges": True},  # the behaviour of version 0.1.0
     "default": {
         "no_new_privileges": True,
         "capability_bounding_set": DEFAULT_CAPABILITIES,
         "seccomp": "default",
+        **_DEFAULT_VIEW,
     },
     "strict": {
         "no_new_privileges": True,
         "capability_bounding_set": (),
         "seccomp": "default",
         "system_call_filter": ("@system-service",),
+        **_STRICT_VIEW,
     },
 }
 """By profile, the values of its items by key."""

@@ -123,6 +123,7 @@ OURS = {
         "linux.namespaces",
         "linux.privileges",
         "linux.trusted_paths",
+        "service.platform.isolation",
         "service.state.uid_ranges",
     ),
     "doctor": (*(f"cgroups.{name}" for name in OF_THE_HOST), "linux"),
@@ -137,7 +138,7 @@ OURS = {
     ),
     "schema": CONFIGURATION,
     "simulate": (*CONFIGURATION, "core"),
-    "shell": ("keeper", "linux"),
+    "shell": ("capability_names", "keeper", "linux"),
 }
 """What a command may have of ours, besides the command line's own and the client; all that is in a folder."""
 SLOW = {"pathlib", "urllib", "ipaddress", "dataclasses", "email", "tempfile", "subprocess"}

@@ -155,6 +155,9 @@ class CgroupFiles:
         self._life.call(f"rmdir {path}")
         self._machine.remove_cgroup(path)
 
+    def restrict_devices(self, path: str, rules: object) -> None:
+        pass
+
     def list_directories(self, path: str) -> list[str]:
         self._life.call("scandir")
         return [os.path.basename(child) for child in self._machine.find_cgroup(path).children]

@@ -35,10 +35,12 @@ from nsupervisor.core.exits import Exit, signal_name
 from nsupervisor.core.lifecycle import Lifecycle, State, is_up, is_watchdog_active, unfinished_actions
 from nsupervisor.core.records import describe_survivors, transition_records
 from nsupervisor.core.rules.rules import Engine, Firing, Limits
+from nsupervisor.core.security import settings
 from nsupervisor.keeper.messages import Ended, Execed, KeeperLost, SetupFailure, SpawnError
 from nsupervisor.metrics.counters import Counters
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.instance.decisions import Decisions
+from nsupervisor.service.instance.devices import device_rules
 from nsupervisor.service.instance.exit_reports import ExitReports
 from nsupervisor.service.instance.limits import LimitWriter
 from nsupervisor.service.instance.log import InstanceLog
@@ -562,6 +564,17 @@ class Actor:
                 await self.limit_writer.run_exclusively(self._recreate_cgroup)
         self._must_recreate_cgroup = False
         await self.limit_writer.apply_pending()
+        self._restrict_devices()
+
+    def _restrict_devices(self) -> None:
+        """Allow the program the devices that its security allows. Raises CgroupError if a key asks for that."""
+        security = settings(self.workload.security)
+        try:
+            self.cgroup.restrict_devices(device_rules({key: setting.value for key, setting in security.items()}))
+        except CgroupError as error:
+            if security["device_policy"].is_explicit:
+                raise
+            self.log_event("feature unavailable", "warning", message=f"security.device_policy has no effect: {error}")
 
     def _move(self) -> None:
         """Continue in another cgroup; the old one is empty and is removed."""

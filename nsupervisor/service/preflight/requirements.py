@@ -88,7 +88,7 @@ def check_text(
         if CGROUPS in isolation.missing:
             requests += cgroup_findings(config, isolation.missing[CGROUPS])
         own = privileges()
-        config, unsupported = without_unsupported(config, security_support(own))
+        config, unsupported = without_unsupported(config, security_support(own, isolation.missing.get(CGROUPS)))
         unmet = unmet_requirements(config, positions, isolation.host, own, runs_here=runs_here, tolerated=tolerated)
         for problem, warning in (
             *_unsupported_security(config, positions, unsupported, runs_here),

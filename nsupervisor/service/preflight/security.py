@@ -81,6 +81,17 @@ def _filter_privilege(workload: WorkloadConfig, own: Privileges) -> Absence | No
     )
 
 
+def _needs_bpf(workload: WorkloadConfig, value: Any, privileges: Privileges) -> Absence | None:
+    if privileges.has(SYS_ADMIN) and privileges.uid_map == _INITIAL_USER_NAMESPACE:
+        return None
+    return Absence(
+        "only root with CAP_SYS_ADMIN in the host's user namespace may restrict devices by BPF programs",
+        "run the service as root of the host",
+    )
+
+
+_INITIAL_USER_NAMESPACE = ((0, 2**32 - 1),)
+
 CHECKS: Mapping[str, Check] = {
     **{
         attribute.name: _needs_mounts
@@ -98,14 +109,22 @@ CHECKS: Mapping[str, Check] = {
     "memory_deny_write_execute": _filter,
     "restrict_realtime": _filter,
     "restrict_suid_sgid": _filter,
+    "device_policy": _needs_bpf,
 }
 """By key of the table `security`."""
+NEED_CGROUPS = frozenset({"device_policy"})
+"""Keys whose items are properties of a cgroup."""
 
 
-def security_support(privileges: Privileges) -> Support:
-    """Return a function that says why a process with these privileges cannot provide an item."""
+def security_support(privileges: Privileges, no_cgroups: Absence | None = None) -> Support:
+    """Return a function that says why a process with these privileges cannot provide an item.
+
+    `no_cgroups`: why workloads have no cgroups, if they have none.
+    """
 
     def support(workload: WorkloadConfig, key: str, value: Any) -> Absence | None:
+        if key in NEED_CGROUPS and no_cgroups is not None:
+            return no_cgroups
         check = CHECKS.get(key)
         return None if check is None else check(workload, value, privileges)
 
