@@ -1,7 +1,8 @@
 """Jobs: the order in which workload instances start, stop and are removed.
 
 An instance starts after what it depends on is up, and stops after what depends on it has stopped. Each start that waits
-is a `StartJob` of its instance. A later command about the instance cancels the job and wins.
+is a `StartJob` of its instance. A later command about the instance cancels the job and wins. A start whose requirement
+is down is *blocked*: it stays, and goes on as soon as the requirement is up, whatever has made that start.
 
 `Jobs.begin` changes many instances at once, for a reload and for the takeover after a crash: it restarts, starts and
 removes instances in one order.
@@ -59,6 +60,10 @@ class StartJob:
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     ends_generation: bool = attrs.field(init=False, default=False)
     """Whether the command that has cancelled it ends the present generation."""
+    blocked_by: Actor | None = attrs.field(init=False, default=None)
+    """An instance that it requires and that is down with no start in progress; None if it waits for nothing like it."""
+    reported: str = attrs.field(init=False, default="")
+    """The latest text about what it waits for."""
 
     def cancel(self, *, ends_generation: bool) -> None:
         """Cancel this start; `ends_generation`: the caller posts a stop or a restart next."""
@@ -102,6 +107,11 @@ class Jobs:
         """Return whether a start of this instance waits."""
         return actor in self._start_jobs
 
+    def is_blocked(self, actor: Actor) -> bool:
+        """Return whether a start of this instance waits for a requirement that is down and does not start by itself."""
+        job = self._start_jobs.get(actor)
+        return job is not None and job.blocked_by is not None
+
     def removal_of(self, actor: Actor) -> Removal | None:
         """Return the removal of this instance, if it is being removed."""
         return self._removals.get(actor)
@@ -132,9 +142,9 @@ class Jobs:
     def _is_down(self, actor: Actor) -> bool:
         return actor.lifecycle.state in DOWN_STATES and not self.has_pending_start(actor)
 
-    def _is_settled(self, actor: Actor, _: Lifecycle) -> bool:
-        """Return whether a dependent need not wait any longer: it is up, or down with no start in progress."""
-        return actor.is_up or self._is_down(actor)
+    def _is_settled(self, actor: Actor) -> bool:
+        """Return whether it is up, or down with no start in progress: something else has to happen first."""
+        return actor.is_up or self._is_down(actor) or (actor.lifecycle.state in DOWN_STATES and self.is_blocked(actor))
 
     # ---- commands about one instance, with those that depend on it or that it depends on
 
@@ -164,7 +174,9 @@ class Jobs:
             name
             for name in self._dependencies_of(actor)
             if not all(
-                other.is_up or other.lifecycle.is_alive or self.has_pending_start(other)
+                other.is_up
+                or other.lifecycle.is_alive
+                or (self.has_pending_start(other) and not self.is_blocked(other))
                 for other in self.actors.instances(name)
             )
         ]
@@ -224,10 +236,13 @@ class Jobs:
         return OVERRULED if actor.lifecycle.should_run else (True, "")
 
     async def wait_settled(self, actor: Actor) -> Result:
-        """Wait until a start has an outcome: up, down, or a state that lasts (back-off, frozen)."""
+        """Wait until a start has an outcome: up, down, blocked, or a state that lasts (back-off, frozen)."""
         lasting_states = {*DOWN_STATES, State.BACKOFF, State.FROZEN}
         await actor.wait_until(
-            lambda lifecycle: not self.has_pending_start(actor) and (actor.is_up or lifecycle.state in lasting_states)
+            lambda lifecycle: (
+                self.is_blocked(actor)
+                or (not self.has_pending_start(actor) and (actor.is_up or lifecycle.state in lasting_states))
+            )
         )
         return actor.is_up, "" if actor.is_up else actor.start_status.waits_for or actor.lifecycle.reason
 
@@ -256,13 +271,14 @@ class Jobs:
         by: str,
         before_start: Callable[[], Awaitable[bool]] | None = None,
     ) -> StartJob:
-        """Start `actor` once its dependencies are up, or not at all if a requirement cannot be met.
+        """Start `actor` once its dependencies are up.
 
         Returns the job at once. `before_start` runs first, and returns whether there is still something to start. An
         earlier job is cancelled.
         """
         self._cancel_start(actor)
         self._start_jobs[actor] = job = StartJob(by)
+        self._recheck_blocked()
         if self.is_stopping:
             job.cancel(ends_generation=True)
         actor.set_start_status(StartStatus(by, actor.start_status.waits_for, actor.lifecycle.generation))
@@ -280,40 +296,96 @@ class Jobs:
         starting: Collection[str],
         before_start: Callable[[], Awaitable[bool]] | None,
     ) -> None:
-        missing, has_slot = "", False
+        has_slot = False
         with job.scope:
             if before_start is None or await before_start():
-                missing = await self._wait_for_dependencies(actor, job, starting)
-                if not missing:
+                passed: set[Actor] = set()
+                while not has_slot:
+                    await self._wait_for_dependencies(actor, job, starting, passed)
                     await self._start_slots.acquire_on_behalf_of(job)
                     has_slot = True
-                    await trio.lowlevel.checkpoint_if_cancelled()
-                    await actor.ask(events.Start(job.by))
-        if missing:
-            self.context.journal.log.error("not started", workload=actor.name, message=missing)
+                    if self._missing_dependency(actor, starting, passed) is not None:  # one has ended meanwhile
+                        self._start_slots.release_on_behalf_of(job)
+                        has_slot = False
+                await trio.lowlevel.checkpoint_if_cancelled()
+                await actor.ask(events.Start(job.by))
+        job.blocked_by = None
         if self._start_jobs.get(actor) is job:
             del self._start_jobs[actor]
             if not self.is_stopping and actor not in self._removals:
-                actor.set_start_status(StartStatus(waits_for=missing) if missing else NO_START)
+                actor.set_start_status(NO_START)
         actor.wake_waiters()
         if has_slot:  # until the program has been executed, or will not be
             await actor.wait_until(lambda lifecycle: lifecycle.state is not State.STARTING)
             self._start_slots.release_on_behalf_of(job)
 
-    async def _wait_for_dependencies(self, actor: Actor, job: StartJob, starting: Collection[str]) -> str:
-        """Wait until the dependencies are up; return the requirement that cannot be met, in words, or ""."""
+    async def _wait_for_dependencies(
+        self, actor: Actor, job: StartJob, starting: Collection[str], passed: set[Actor]
+    ) -> None:
+        """Wait until all requirements are up, and each other dependency has been up, or down with no start in progress.
+
+        What it waits for is in its status and in the records; a start that becomes blocked wakes what waits for it.
+        """
+        while (other := self._missing_dependency(actor, starting, passed)) is not None:
+            job.blocked_by = other if self._is_settled(other) else None
+            self._report_wait(actor, job, other)
+            before = self._progress(other, job)
+
+            def has_changed(_: Lifecycle, other: Actor = other, before: tuple[object, ...] = before) -> bool:
+                return self._progress(other, job) != before
+
+            await other.wait_until(has_changed)
+
+    def _report_wait(self, actor: Actor, job: StartJob, other: Actor) -> None:
+        """Show in the status and in the records for what the start of `actor` waits."""
+        if job.blocked_by is None:
+            text = f"waits for {other.name}"
+        elif self.is_blocked(other):
+            text = f"requires {other.name}, which {other.start_status.waits_for}"
+        else:
+            text = f"requires {other.name}, which is {other.lifecycle.state.value}: {other.lifecycle.reason}"
+        if text != job.reported:
+            job.reported = text
+            actor.set_start_status(attrs.evolve(actor.start_status, waits_for=text))
+            if job.blocked_by is None:
+                self.context.journal.log.info("waiting", workload=actor.name, message=text)
+            else:
+                text = f"{text}; {actor.name} starts as soon as {other.name} is up"
+                self.context.journal.log.warning("waiting", workload=actor.name, message=text)
+        if job.blocked_by is not None:
+            actor.wake_waiters()
+
+    def _missing_dependency(self, actor: Actor, starting: Collection[str], passed: set[Actor]) -> Actor | None:
+        """Return the first instance that the start of `actor` has to wait for; None if it may start.
+
+        starting: the workloads whose start was requested with it. passed: the instances that it only wants, or starts
+        after, and has waited for already; the function adds to it.
+        """
         for name in dependencies.start_dependencies(actor.workload):
+            is_required = name in actor.workload.requires
             for other in self.actors.instances(name):
-                if not (name in starting or name in actor.workload.requires or other.lifecycle.is_alive):
-                    continue  # its start was not requested
-                if not self._is_settled(other, other.lifecycle):
-                    text = f"waits for {other.name}"
-                    actor.set_start_status(attrs.evolve(actor.start_status, waits_for=text))
-                    self.context.journal.log.info("waiting", workload=actor.name, message=text)
-                await other.wait_until(partial(self._is_settled, other))
-                if not other.is_up and name in actor.workload.requires:
-                    return f"requires {other.name}, which is {other.lifecycle.state.value}: {other.lifecycle.reason}"
-        return ""
+                if other.is_up or other in passed:
+                    continue
+                if not is_required:
+                    is_requested = name in starting or other.lifecycle.is_alive
+                    if not is_requested or self._is_settled(other):
+                        passed.add(other)
+                        continue
+                return other
+        return None
+
+    def _progress(self, actor: Actor, job: StartJob) -> tuple[object, ...]:
+        """Return what has to change before a start that waits for `actor` looks again."""
+        lifecycle = actor.lifecycle
+        reasons = lifecycle.reason, actor.start_status.waits_for
+        return actor.is_up, self._is_settled(actor), lifecycle.state, reasons, job.blocked_by
+
+    def _recheck_blocked(self) -> None:
+        """Have all blocked starts look again: what they require was started, or their configuration has changed."""
+        for job in self._start_jobs.values():
+            if (other := job.blocked_by) is not None:
+                job.blocked_by = None
+                other.wake_waiters()
 
     async def _stop_for_restart(self, actor: Actor, by: str) -> bool:
         """Stop an instance for a start that follows; return False if another command has started it meanwhile."""
@@ -338,6 +410,7 @@ class Jobs:
         """
         transaction = Transaction(self, starts, removals, previous_dependencies)
         transaction.begin()
+        self._recheck_blocked()
         return transaction
 
     def cancel_removal(self, actor: Actor) -> None:
@@ -380,6 +453,7 @@ class Jobs:
                 actor.close_cgroup()
                 raise
             self.context.state.save(actor.name, None)
+            actor.wake_waiters()
             try:
                 actor.cgroup.remove()
             except CgroupError as error:
@@ -531,7 +605,8 @@ class Transaction:
             await self._stopped[other].wait()
 
     def _is_finished(self, actor: Actor, job: StartJob, _: Lifecycle) -> bool:
-        return self.jobs._start_jobs.get(actor) is not job
+        """Return whether a start is over, or blocked: then it may last until an operator does something."""
+        return self.jobs._start_jobs.get(actor) is not job or job.blocked_by is not None
 
 
 def _has_stopped(lifecycle: Lifecycle) -> bool:

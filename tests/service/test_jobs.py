@@ -62,13 +62,80 @@ async def test_a_failing_start_in_the_middle_keeps_back_what_requires_it_only(se
     other = await service.begin(service.command, "start", "other")
     await service.until_true(lambda: bool(proxy and other))
     assert not proxy[0]["ok"]
-    assert proxy[0]["message"].startswith("requires web, which is stopped")
+    assert proxy[0]["message"] == "requires web, which requires db, which is failed: exit code 3"
     assert other[0]["ok"]
-    assert [(record["workload"], record["message"].partition(":")[0]) for record in service.records("not started")] == [
-        ("web", "requires db, which is failed"),
-        ("proxy", "requires web, which is stopped"),
+    blocked = [record for record in service.records("waiting") if record["level"] == "warning"]
+    assert [(record["workload"], record["message"]) for record in blocked] == [
+        ("web", "requires db, which is failed: exit code 3; web starts as soon as db is up"),
+        ("proxy", "requires web, which requires db, which is failed: exit code 3; proxy starts as soon as web is up"),
     ]
-    assert service.status("web")["reason"].startswith("requires db, which is failed")
+    assert service.status("web")["reason"] == "requires db, which is failed: exit code 3"
+
+
+# ---- starts that a requirement blocks
+
+MIGRATED_WEB = (
+    workload("web", NOT_AT_BOOT, 'requires = ["once"]', "start_limit_burst = 1")
+    + workload("proxy", NOT_AT_BOOT, 'requires = ["web"]')
+)  # fmt: skip
+
+
+def migration(program: str) -> str:
+    return workload("once", NOT_AT_BOOT, 'type = "oneshot"', 'restart = "no"', program=program)
+
+
+FAILING, WORKING = migration("exit=1@1"), migration("exit=0@1")
+
+
+@simulated(FAILING + MIGRATED_WEB)
+async def test_a_workload_whose_requirement_failed_at_first_never_started(service: Client) -> None:
+    assert not (await service.command("start", "proxy"))["ok"]
+    assert service.course() == ["execed once#1", "ends once#1"]
+    await service.reload(WORKING + MIGRATED_WEB)
+    await service.until("proxy", "running")
+    assert service.course()[2:] == ["execed once#2", "ends once#2", "execed web#1", "execed proxy#1"]
+    assert service.status("web")["reason"] == "started by operator"
+
+
+@simulated(FAILING + MIGRATED_WEB)
+async def test_a_stop_ends_a_start_that_is_blocked(service: Client) -> None:
+    assert not (await service.command("start", "proxy"))["ok"]
+    assert (await service.command("stop", "web"))["message"] == "after proxy, which cannot run without it"
+    await service.reload(WORKING + MIGRATED_WEB)
+    await service.until("once", "exited")
+    assert service.course() == ["execed once#1", "ends once#1", "execed once#2", "ends once#2"]
+    assert [service.status(name)["reason"] for name in ("web", "proxy")] == ["", ""]
+
+
+@simulated(FAILING + MIGRATED_WEB)
+async def test_a_second_start_tries_what_blocked_the_first_again(service: Client) -> None:
+    assert not (await service.command("start", "web"))["ok"]
+    assert not (await service.command("start", "web"))["ok"]
+    await service.reload(WORKING + MIGRATED_WEB)
+    assert (await service.command("start", "web"))["ok"]
+    assert [name for name in service.course() if name.startswith("execed")] == [
+        *("execed once#1", "execed once#2", "execed once#3"),
+        "execed web#1",
+    ]
+
+
+@simulated(FAILING + MIGRATED_WEB)
+async def test_a_blocked_start_goes_on_when_the_configuration_no_longer_has_the_requirement(service: Client) -> None:
+    assert not (await service.command("start", "web"))["ok"]
+    await service.reload(workload("web", NOT_AT_BOOT) + workload("proxy", NOT_AT_BOOT, 'requires = ["web"]'))
+    await service.until("web", "running")
+    assert service.state("proxy") == "stopped"
+
+
+@simulated(
+    workload("db", NOT_AT_BOOT, 'restart = "no"', 'type = "notify"', program="exit=3@0.1")
+    + workload("web", NOT_AT_BOOT, 'requires = ["db"]')
+    + workload("proxy", NOT_AT_BOOT, 'wants = ["web"]')
+)
+async def test_a_start_does_not_wait_for_a_blocked_one_that_it_only_wants(service: Client) -> None:
+    assert (await service.command("start", "proxy"))["ok"]
+    assert service.state("proxy") == "running"
+    assert service.state("web") == "stopped"
 
 
 @simulated(workload("db", NOT_AT_BOOT, 'type = "notify"', program="ready=5") + workload("web", 'requires = ["db"]'))

@@ -299,6 +299,9 @@ async def test_a_member_that_is_being_removed_is_in_no_group() -> None:
         async def retire(self) -> None:
             steps.append("retire")
 
+        def wake_waiters(self) -> None:
+            steps.append("wake")
+
     actor: Any = Stopped()
     groups: Any = SimpleNamespace(remove=lambda actor: steps.append("groups"))
     actors: Any = {"web": actor}
@@ -308,4 +311,4 @@ async def test_a_member_that_is_being_removed_is_in_no_group() -> None:
         removal: Any = object()
         jobs._removals[actor] = removal
         assert await jobs._remove(actor, removal)
-    assert (steps, actors) == (["drain", "groups", "retire", "cgroup"], {})
+    assert (steps, actors) == (["drain", "groups", "retire", "wake", "cgroup"], {})
