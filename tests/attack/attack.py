@@ -208,7 +208,7 @@ class Attack:
     # ---- the attack
 
     def _warm_up(self) -> None:
-        """What is loaded or allocated once, for good: a smaller attack of each kind, so that only a leak grows later."""
+        """Load and allocate what stays for good, by a smaller attack of each kind: only a leak grows later."""
         self._attack_with(self.seed - 1, min(self.packets, 500), min(self.connections, 1000))
         self.statuses.clear()
         self.floods.clear()
