@@ -1,8 +1,8 @@
 """Start order of workloads; they stop in the reverse order. Pure.
 
 `requires` and `wants` both imply *after*: users of supervisors complain more about programs that start too early than
-about ones that start one by one. They differ if the other workload cannot start: `requires` waits until it can, `wants` goes
-on without it, and `after` alone never starts it in the first place.
+about ones that start one by one. They differ if the other workload cannot start: `requires` waits until it can, `wants`
+goes on without it, and `after` alone never starts it in the first place.
 """
 
 from collections.abc import Iterable, Mapping
