@@ -23,8 +23,11 @@ from nsupervisor.linux.trusted_paths import locate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import Any
+
+    _Entry = tuple[str, str, bool, bool, bool]
+    """Path, action, whether it is a directory, whether it is a mount point, whether it is used by its name."""
 
 READ_ONLY, READ_WRITE, MASKED, INACCESSIBLE, TEMPORARY = (
     "read-only",
@@ -63,7 +66,7 @@ _MOVE_FLAGS = mounts.MOVE_MOUNT_F_EMPTY_PATH | mounts.MOVE_MOUNT_T_EMPTY_PATH
 _ATTR_RDONLY = 0x1
 _ABSENT = errno.ENOENT, errno.ENOTDIR
 _SYSTEM = (
-    *("/proc", "/sys", "/dev", "/usr", "/boot", "/efi", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"),
+    *("/", "/proc", "/sys", "/dev", "/usr", "/boot", "/efi", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"),
     *("/etc", "/home", "/root", "/run/user", "/tmp", "/var/tmp"),  # noqa: S108
 )
 """Directories of root, which are found by their names."""
@@ -123,20 +126,26 @@ def parse(value: Any) -> tuple[Any, ...]:
     """
     if not isinstance(value, dict) or value.keys() - {"devices", "proc", "paths"}:
         raise ValueError(f"an object with devices, proc and paths is wanted, not {value!r:.80}")
-    devices, proc = value.get("devices"), value.get("proc", "")
+    devices = value.get("devices")
     if devices is not None:
-        nodes = tuple(_path(path) for path in devices.get("nodes", ()))
-        if any(not path.removeprefix("-").startswith("/dev/") for path in nodes):
+        devices = tuple(devices.get("nodes", ())), int(devices.get("shm_size", 0))
+    sandbox = devices, value.get("proc", ""), tuple(map(tuple, value.get("paths", ())))
+    _check(sandbox)
+    return sandbox
+
+
+@functools.lru_cache(64)
+def _check(sandbox: tuple[Any, ...]) -> None:
+    devices, proc, paths = sandbox
+    for path in devices[0] if devices is not None else ():
+        if not _path(path).removeprefix("-").startswith("/dev/"):
             raise ValueError("a device is in /dev")
-        devices = nodes, int(devices.get("shm_size", 0))
     if not isinstance(proc, str):
         raise TypeError(f"options of /proc are a text, not {proc!r:.80}")
-    paths = []
-    for path, action in value.get("paths", ()):
+    for path, action in paths:
+        _path(path)
         if action not in ACTIONS:
             raise ValueError(f"no action is called {action!r:.80}")
-        paths.append((_path(path), action))
-    return devices, proc, tuple(paths)
 
 
 def _path(value: Any) -> str:
@@ -169,10 +178,11 @@ def _look_at(path: str) -> tuple[bool, bool] | None:
 def forget() -> None:
     """Look at all paths again, after a mount on the host."""
     _look_at.cache_clear()
+    _resolve_system.cache_clear()
 
 
 def _is_system(path: str) -> bool:
-    return path in _SYSTEM or path.startswith(_KERNEL)
+    return path in _SYSTEM or (path.startswith(_KERNEL) and path == os.path.normpath(path))
 
 
 def resolve(sandbox: tuple[Any, ...], users: frozenset[int]) -> tuple[Any, ...]:
@@ -181,25 +191,48 @@ def resolve(sandbox: tuple[Any, ...], users: frozenset[int]) -> tuple[Any, ...]:
     `users`: those whose links are followed, as for `locate`.
     """
     devices, proc, paths = sandbox
-    found: dict[str, tuple[str, str, bool, bool, bool]] = {}
-    for given, action in paths:
-        path = os.path.normpath(given.removeprefix("-"))
-        if _is_system(path) or path == "/":
-            seen = _look_at(path)
-            if seen is not None:
-                found[path] = (path, action, *seen, True)
-            continue
-        try:
-            fd, path = locate(path, users)
-        except OSError as error:
-            if given.startswith("-") and error.errno in _ABSENT:
-                continue
-            raise MissingPathError(error.errno, str(error.strerror), path) from None
-        is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
-        os.close(fd)
-        found[path] = (path, action, is_directory, False, _is_system(path))
-    ordered = tuple(sorted(found.values(), key=lambda entry: entry[0].split("/") if entry[0] != "/" else []))
+    if _are_system(paths):
+        ordered = _resolve_system(paths)
+    else:
+        ordered = _order(_resolve_path(given, action, users) for given, action in paths)
     return _resolve_devices(devices), proc, ordered
+
+
+@functools.lru_cache(64)
+def _are_system(paths: tuple[tuple[str, str], ...]) -> bool:
+    return all(_is_system(path) for path, _ in paths)
+
+
+@functools.lru_cache(64)
+def _resolve_system(paths: tuple[tuple[str, str], ...]) -> tuple[_Entry, ...]:
+    return _order(_look_up(path, action) for path, action in paths)
+
+
+def _order(entries: Iterable[_Entry | None]) -> tuple[_Entry, ...]:
+    found = {entry[0]: entry for entry in entries if entry is not None}
+    return tuple(sorted(found.values(), key=lambda entry: entry[0].split("/") if entry[0] != "/" else []))
+
+
+def _resolve_path(given: str, action: str, users: frozenset[int]) -> _Entry | None:
+    if _is_system(given):
+        return _look_up(given, action)
+    path = os.path.normpath(given.removeprefix("-"))
+    if _is_system(path):
+        return _look_up(path, action)
+    try:
+        fd, path = locate(path, users)
+    except OSError as error:
+        if given.startswith("-") and error.errno in _ABSENT:
+            return None
+        raise MissingPathError(error.errno, str(error.strerror), path) from None
+    is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
+    os.close(fd)
+    return path, action, is_directory, False, _is_system(path)
+
+
+def _look_up(path: str, action: str) -> _Entry | None:
+    seen = _look_at(path)
+    return None if seen is None else (path, action, *seen, True)
 
 
 def _resolve_devices(devices: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
@@ -315,7 +348,7 @@ class _Builder:
         self._next += 1
         return self._next - 1
 
-    def hold(self, paths: Sequence[tuple[str, str, bool, bool, bool]]) -> None:
+    def hold(self, paths: Sequence[_Entry]) -> None:
         """Hold what is to stay writable, before anything above it is changed."""
         for path, action, _, _, is_by_name in paths:
             if action == READ_WRITE:
@@ -428,7 +461,7 @@ class _Builder:
         self._add(text, "move_mount", 0, b"", _AT_FDCWD, os.fsencode(path), flags, use=tree)
         self._add(text, "close", 0, use=tree)
 
-    def protect(self, entry: tuple[str, str, bool, bool, bool]) -> None:
+    def protect(self, entry: _Entry) -> None:
         """Do what the entry says with its path."""
         path, action, is_directory, is_mount_point, is_by_name = entry
         if not is_by_name:
