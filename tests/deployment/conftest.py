@@ -41,6 +41,11 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def interpreter_for_all() -> str:
     """Shell commands after which other users can execute this Python, even one that is installed in root's home."""
+    return show_interpreter()
+
+
+def show_interpreter() -> str:
+    """Return these commands. They mount, so the shell needs a mount namespace of its own."""
     prefix = Path(sys.base_prefix)
     closed = [directory for directory in reversed(prefix.parents) if not directory.stat().st_mode & 0o001]
     if not closed:

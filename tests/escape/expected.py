@@ -5,6 +5,8 @@ should not be (`gaps`). All other rows are refused. `measured.json` is written b
 """
 
 import json
+import re
+import textwrap
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -19,6 +21,31 @@ class Expected(NamedTuple):
 
     allowed: frozenset[str]
     gaps: frozenset[str]
+
+
+def remove_gaps(closed: dict[str, frozenset[str]]) -> None:
+    """Remove rows from the gaps in the file, by party. Its lines otherwise stay as they are."""
+    parts = re.split(r"(?m)^(?=\[)", EXPECTED.read_text())
+    for index, part in enumerate(parts):
+        if not (head := re.match(r'\[party\."(.+)"\]\n', part)):
+            continue
+        before, _, gaps = part.partition("gaps = ")
+        kept = [name for name in re.findall(r'"([\w-]+)"', gaps) if name not in closed.get(head[1], ())]
+        parts[index] = f"{before}gaps = {_listed(kept)}\n\n"
+    EXPECTED.write_text("".join(parts))
+    expected.cache_clear()
+
+
+def _listed(names: list[str]) -> str:
+    """Return an array of TOML in lines of at most 118 characters."""
+    if not names:
+        return "[]"
+    text = ", ".join(f'"{name}"' for name in names) + ","
+    return (
+        "[\n"
+        + textwrap.fill(text, 118, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
+        + "\n]"
+    )
 
 
 @cache

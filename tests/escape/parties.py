@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from nsupervisor.cgroups import directories
+from tests.deployment.conftest import show_interpreter
 from tests.escape.targets import ATTEMPTS, Targets, prepared
+from tests.needs import ROOT, cgroup_directories
 from tests.timing import deadline
 
 PYTHON = "/usr/bin/python3"
@@ -30,6 +33,12 @@ WORKLOADS = {
 """Party → the keys of its workload, of a service that runs as root."""
 BASELINES = {"none": 'security = { profile = "none" }'}
 """The same without a security profile: it shows which attempts can succeed at all."""
+
+
+ROOTLESS_USER = 64321
+"""Without a name and a home."""
+ROOTLESS = {"rootless": f"namespaces = {{ user = true }}\n{DEFAULT}"}
+"""The same for a service without root, which has a delegated cgroup."""
 
 
 def command(targets: Targets, **values: object) -> list[str]:
@@ -74,9 +83,8 @@ def run(arguments: list[str], targets: Targets, **options: object) -> Results:
         raise ValueError(f"{arguments[0]}: {error}; {done.stderr[-2000:]}") from None
 
 
-def configuration(targets: Targets, workloads: dict[str, str]) -> str:
-    """Return the text of a configuration with one workload per party."""
-    directory = targets.directory
+def configuration(targets: Targets, workloads: dict[str, str], directory: Path) -> str:
+    """Return the text of a configuration with one workload per party; the service's files are in `directory`."""
     lines = [
         "[supervisor]",
         f'name = "escape-{os.getpid()}"',
@@ -86,7 +94,7 @@ def configuration(targets: Targets, workloads: dict[str, str]) -> str:
     for name, keys in workloads.items():
         lines += [
             f'[workload."{identifier(name)}"]',
-            f"command = {json.dumps(command(targets))}",
+            f"command = {json.dumps(command(targets, runtime=f'{directory}/run'))}",
             'restart = "no"',
             keys,
         ]
@@ -131,16 +139,21 @@ def _late(*_: object) -> None:
 
 
 def workload_results(
-    targets: Targets, workloads: dict[str, str], start: list[str] | None = None, outside: bool = False
+    targets: Targets,
+    workloads: dict[str, str],
+    start: list[str] | None = None,
+    directory: Path | None = None,
+    outside: bool = False,
 ) -> dict[str, Results]:
     """Run the attempts in workloads of one service, at the same time; return the results by party.
 
-    start: the command of the service without its file, if it is not to run as the present user. outside: make them also
-    without a sandbox, afterwards, as the party "unconfined".
+    start, directory: the command of the service without its file, and the place of its files, if it is not to run as
+    the present user. outside: make them also without a sandbox, afterwards, as the party "unconfined".
     """
-    file = targets.directory / "nsupervisor.toml"
-    (targets.directory / "run").mkdir(exist_ok=True)
-    file.write_text(configuration(targets, workloads))
+    directory = directory or targets.directory
+    file = directory / "nsupervisor.toml"
+    (directory / "run").mkdir(exist_ok=True)
+    file.write_text(configuration(targets, workloads, directory))
     lines: dict[str, list[str]] = {identifier(name): [] for name in workloads}
     waiting = set(lines)
     said: list[str] = []
@@ -162,10 +175,35 @@ def workload_results(
     return {name: parsed(lines[identifier(name)]) for name in workloads} | unconfined
 
 
+def rootless_results(targets: Targets) -> dict[str, Results]:
+    """Run the attempts in a workload of a service without root, which has cgroups of its own."""
+    directory = targets.directory / "rootless"
+    (directory / "run").mkdir(parents=True)
+    for path in (directory, directory / "run"):
+        os.chown(path, ROOTLESS_USER, ROOTLESS_USER)
+    mounted = cgroup_directories()
+    delegated = [mounted[name] / targets.directory.name for name in ("", "memory", "pids") if name in mounted]
+    script = show_interpreter()
+    try:
+        for cgroup in delegated:
+            cgroup.mkdir()
+            for name in ("", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control", "tasks"):
+                if (cgroup / name).exists():
+                    os.chown(cgroup / name, ROOTLESS_USER, ROOTLESS_USER)
+            script += f"echo $$ >{cgroup}/cgroup.procs\n"
+        user = f"--reuid {ROOTLESS_USER} --regid {ROOTLESS_USER} --clear-groups"
+        script += f'cd {directory}\nexec setpriv {user} env PYTHONPATH={ROOT} "$@"'
+        start = ["unshare", "--mount", "sh", "-euc", script, "sh", *NSUPERVISOR, "run"]
+        return workload_results(targets, ROOTLESS, start, directory)
+    finally:
+        for cgroup in delegated:
+            directories.remove(str(cgroup))
+
+
 @contextmanager
 def new_targets() -> Iterator[Targets]:
-    """Make targets in a new directory that every user may enter."""
-    with tempfile.TemporaryDirectory(prefix="escape-") as path:
+    """Make targets in a new directory that every user may enter, and that no profile hides."""
+    with tempfile.TemporaryDirectory(prefix="escape-", dir="/var/lib") as path:
         Path(path).chmod(0o755)
         with prepared(Path(path)) as targets:
             yield targets

@@ -7,6 +7,7 @@ import secrets
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -162,7 +163,8 @@ def prepared(directory: Path) -> Iterator[Targets]:
 
         files = {name: Path(place) for name, place in HOST_FILES.items()}
         files["usr"] = next(Path(name) for name in USR_FILE if Path(name).exists())
-        files["tmp file"] = directory
+        files["tmp file"] = Path(stack.enter_context(tempfile.NamedTemporaryFile(prefix="escape-")).name)
+        files["tmp file"].chmod(0o644)
         kinds = ("pid", "mnt", "ipc", "uts", "cgroup", "user", "net")
         values: dict[str, object] = {
             "here": str(directory),

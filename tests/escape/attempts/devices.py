@@ -32,7 +32,7 @@ def make_and_open(kind: int, device: int, flags: int | None) -> str:
 def device(path: str, kind: int, number: int, flags: int = os.O_RDONLY) -> str:
     """Open a device by its node, or else by a node of the own making."""
     tries = [lambda: make_and_open(kind, number, flags)]
-    if os.path.exists(path):
+    if os.path.exists(path) and stat.S_IFMT(os.stat(path).st_mode) == kind:
         tries.insert(0, lambda: opens(path, flags))
     return first(tries)
 

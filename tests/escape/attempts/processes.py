@@ -81,7 +81,9 @@ def see_environment(pid: int) -> str:
 
 
 def see_descriptors(pid: int) -> str:
-    return f"{len(os.listdir(f'/proc/{pid}/fd'))} descriptors"
+    """Read the links; their names are no secret."""
+    names = os.listdir(f"/proc/{pid}/fd")
+    return f"the first is {os.readlink(f'/proc/{pid}/fd/{names[0]}')}"
 
 
 def take_descriptor(pid: int) -> str:
@@ -144,7 +146,7 @@ for _name, _function, _title in (
     ("mem", open_mem, "open the memory (/proc/PID/mem) of"),
     ("root", see_root, "see the files (/proc/PID/root) of"),
     ("environ", see_environment, "read the environment of"),
-    ("fd", see_descriptors, "list the descriptors of"),
+    ("fd", see_descriptors, "see the descriptors of"),
     ("getfd", take_descriptor, "take a descriptor (pidfd_getfd) of"),
     ("kcmp", compare, "compare itself (kcmp) with"),
     ("move-pages", query_pages, "move the pages of"),
@@ -162,9 +164,8 @@ for _name, _function, _title in (
     ("mem", open_mem, "open the memory (/proc/1/mem) of"),
     ("root", see_root, "see the files (/proc/1/root) of"),
     ("environ", see_environment, "read the environment of"),
-    ("fd", see_descriptors, "list the descriptors of"),
+    ("fd", see_descriptors, "see the descriptors of"),
     ("getfd", take_descriptor, "take a descriptor (pidfd_getfd) of"),
-    ("prlimit", same_limit, "set a limit of"),
     ("setns", enter_namespaces, "enter the mount namespace of"),
 ):
     variant(init, f"init-{_name}", f"{_title[0].upper()}{_title[1:]} process 1, if that is another program", _function)

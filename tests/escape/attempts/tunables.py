@@ -79,7 +79,6 @@ def read(path: str, marks: bool = False) -> str:
 
 for _name, _path, _title in (
     ("proc-kcore", "/proc/kcore", "read the memory of the kernel (/proc/kcore)"),
-    ("proc-kmsg", "/proc/kmsg", "open the messages of the kernel (/proc/kmsg)"),
     ("proc-keys", "/proc/keys", "read the list of keys (/proc/keys)"),
     ("proc-timer-list", "/proc/timer_list", "read the timers of all processes (/proc/timer_list)"),
     ("proc-interrupts", "/proc/interrupts", "read /proc/interrupts, which reveals key strokes"),
@@ -89,12 +88,20 @@ for _name, _path, _title in (
     ("proc-pagetypeinfo", "/proc/pagetypeinfo", "read /proc/pagetypeinfo"),
     ("proc-acpi", "/proc/acpi/wakeup", "read /proc/acpi"),
 ):
-    if _name == "proc-kmsg":
-        variant(opens, _name, _title, _path, os.O_RDONLY, module=__name__)
-    else:
-        variant(read, _name, _title, _path)
+    variant(read, _name, _title, _path)
 variant(read, "proc-kallsyms", "Read addresses of the kernel (/proc/kallsyms)", "/proc/kallsyms", True)
 variant(read, "proc-iomem", "Read addresses of devices (/proc/iomem)", "/proc/iomem", True)
+
+
+@attempt()
+def proc_kmsg() -> str:
+    """Open the messages of the kernel (/proc/kmsg)."""
+    fd = os.open("/proc/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    covered = os.fstat(fd).st_dev != os.stat("/proc/version").st_dev
+    os.close(fd)
+    if covered:
+        raise RefusedError("another file is in its place")
+    return "opened"
 
 
 @attempt()
