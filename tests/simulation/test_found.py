@@ -131,3 +131,18 @@ def test_an_action_of_a_group_outlives_a_crash_after_a_reload(call: int) -> None
     history = History(100993, BURSTS, steps)
     history.run()
     assert history.watch.problems == []
+
+
+@pytest.mark.parametrize("command", ["stop", "restart", "kill"])
+@pytest.mark.parametrize("after_us", range(5000, 14000, 500))
+def test_a_command_about_a_start_that_the_keeper_did_not_survive_has_an_end(command: str, after_us: int) -> None:
+    """The start had to be repeated, but the command came first: the instance was stopping for ever."""
+    lost = 1 + after_us / 1e6
+    steps = (
+        Step(1.0, "command", "db", "kill"),
+        Step(lost, "keeper dies", value="now"),
+        Step(lost + 0.0005, "command", "db", command),
+    )
+    history = History(1, ORDER, steps)
+    history.run()
+    assert history.watch.problems == []

@@ -365,10 +365,13 @@ class Actor:
                     self.on_started()
                 if not await self._on_event(events.Execed(generation_of(id_))):
                     self.save_checkpoint()
-            case RetrySpawn():
-                if self.lifecycle.state is State.STARTING and self.program.process is None:
-                    await self._clear_failed_start()
-                    await self._spawn(self.lifecycle.generation)
+            case RetrySpawn(id=id_):
+                if id_ == self.id and self.program.process is None:
+                    if self.lifecycle.state is State.STARTING:
+                        await self._clear_failed_start()
+                        await self._spawn(self.lifecycle.generation)
+                    elif self.lifecycle.is_alive:  # a command that came first is stopping what has not started
+                        await self._on_exit(Ended(id_, -1))
             case Ended():
                 await self._on_exit(message)
             case Call(command=command, handled=handled):

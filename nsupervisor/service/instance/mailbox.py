@@ -24,7 +24,9 @@ class RulesPending:
 
 @attrs.frozen
 class RetrySpawn:
-    """Start the current generation again: the keeper was lost before it reported the outcome of that start."""
+    """Start a generation again: the keeper was lost before it reported the outcome of that start."""
+
+    id: str
 
 
 @attrs.frozen

@@ -101,7 +101,7 @@ async def reattach(actor: Actor, keeper: KeeperConnection, without_descriptors: 
     is_starting, processes = actor.lifecycle.state is State.STARTING, actor.context.kernel.processes
     process = program.find(actor.cgroup)
     if process is None:
-        actor.post(RetrySpawn() if is_starting else Ended(id_, -1))
+        actor.post(RetrySpawn(id_) if is_starting else Ended(id_, -1))
         return
     if program.process is None:
         program.attach_found(process, is_starting)
