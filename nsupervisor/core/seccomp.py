@@ -36,6 +36,8 @@ _PERSONALITIES = (0x0, 0x8, 0x2_0000, 0x2_0008, 0xFFFF_FFFF)
 _QUERY_PERSONALITY = 0xFFFF_FFFF
 _INT = 0xFFFF_FFFF
 _SCHED_RESET_ON_FORK = 0x4000_0000
+_NETLINK_AUDIT = 9
+_NETLINK_PROTOCOLS = 32  # MAX_LINKS of linux/netlink.h
 _REALTIME_POLICIES = (1, 2, 6)  # SCHED_FIFO, SCHED_RR, SCHED_DEADLINE: sched(7)
 _PROT_WRITE, _PROT_EXEC, _SHM_EXEC = 2, 4, 0o100000
 _MODE_ARGUMENTS = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2, "mkdir": 1, "mkdirat": 2, "mknod": 1,
@@ -111,9 +113,20 @@ def default_filter(capabilities: Iterable[str], is_log: bool = False) -> Filter:
         )  # its flags are in memory; libraries use clone then
     families = sorted(set(range(LAST_FAMILY + 1)) - REFUSED_FAMILIES)
     # A comparison of all 64 bits: an argument with other upper bits is no family.
+    if not capabilities & {"AUDIT_CONTROL", "AUDIT_READ", "AUDIT_WRITE"}:
+        families.remove(ADDRESS_FAMILIES["AF_NETLINK"])
+        rules += _netlink_without_audit(is_log)
     rules += [Rule(ALLOW, "socket", (Condition(0, "==", family),)) for family in families]
     rules += [Rule(ALLOW, "personality", (Condition(0, "==", value),)) for value in _PERSONALITIES]
     return Filter(LOG if is_log else errno.EPERM, tuple(rules), None if is_log else errno.ENOSYS)
+
+
+def _netlink_without_audit(is_log: bool) -> Iterable[Rule]:
+    """EINVAL is the answer of a kernel without audit system, which libraries such as that of PAM expect."""
+    family = Condition(0, "==", ADDRESS_FAMILIES["AF_NETLINK"])
+    for protocol in range(_NETLINK_PROTOCOLS):
+        action = ALLOW if protocol != _NETLINK_AUDIT else LOG if is_log else errno.EINVAL
+        yield Rule(action, "socket", (family, Condition(2, "==", protocol)))
 
 
 def _system_call_filter(words: Iterable[str], needs_seccomp: bool) -> Filter:

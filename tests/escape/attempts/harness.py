@@ -109,7 +109,6 @@ SYSCALLS = {
     "quotactl_fd": (443, 443),
     "memfd_secret": (447, 447),
     "set_mempolicy_home_node": (450, 450),
-    "listmount": (458, 458),
     "lsm_list_modules": (461, 461),
 }
 IS_X86 = platform.machine() == "x86_64"

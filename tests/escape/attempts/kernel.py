@@ -230,10 +230,10 @@ def obsolete_ustat() -> str:
 
 
 @attempt()
-def unknown_call() -> str:
-    """Reach a system call that filters do not know (listmount of the root)."""
-    mount = call("listmount", struct.pack("IIQQ", 24, 0, 0xFFFFFFFFFFFFFFFF, 0), ctypes.create_string_buffer(64), 8, 0)
-    return f"{mount} mounts"
+def newer_call() -> str:
+    """Reach a system call that is newer than most filters (lsm_list_modules)."""
+    size = ctypes.create_string_buffer(struct.pack("I", 64), 4)
+    return f"{call('lsm_list_modules', ctypes.create_string_buffer(64), size, 0)} modules"
 
 
 @attempt()

@@ -39,7 +39,7 @@ for number, *arguments in calls:
     results.append(ctypes.get_errno() if result < 0 else 0)
 print(json.dumps(results), flush=True)
 """
-ALG, VSOCK, INET, UNIX, PACKET = 38, 40, 2, 1, 17
+ALG, VSOCK, INET, UNIX, PACKET, NETLINK = 38, 40, 2, 1, 17, 16
 STREAM, DATAGRAM = 1, 2
 NEWUSER, NEWNS = 0x1000_0000, 0x2_0000
 NO_CALL = {"seccomp": "off"}
@@ -87,6 +87,10 @@ DEFAULT_FILTER = (default_filter(DEFAULT_CAPABILITIES),)
         (("socket", (1 << 32) | ALG, 5, 0), errno.EPERM),
         (("socket", (1 << 32) | VSOCK, STREAM, 0), errno.EPERM),
         (("socket", UNIX, STREAM, 0), 0),
+        (("socket", NETLINK, 3, 0), 0),
+        (("socket", NETLINK, 3, 15), 0),
+        (("socket", NETLINK, 3, 9), errno.EINVAL),  # the audit system
+        (("socket", NETLINK, 3, (1 << 32) | 9), errno.EPERM),
         (("personality", 0xFFFF_FFFF), 0),
         (("personality", 0x0040_0000), errno.EPERM),  # READ_IMPLIES_EXEC
         ((4000,), errno.ENOSYS),
