@@ -1,5 +1,6 @@
 """The Unix datagram socket over which the program of one generation reports, sd_notify(3)."""
 
+import fcntl
 import os
 import socket as stdlib_socket
 from collections import deque
@@ -18,6 +19,8 @@ BACKLOG_LIMIT = 1000
 DIRECTORY = "notify"
 """In the runtime directory."""
 SOCKET = "socket"
+SIOCUNIXFILE = 0x89E0
+"""Opens the file of a bound socket, with O_PATH: include/uapi/linux/un.h."""
 
 
 @attrs.define(eq=False)
@@ -46,18 +49,23 @@ def notify_socket(path: Path, owner: tuple[int, int] | None, fd: int = -1) -> It
     """A socket at `path`, removed at the end; `owner` is the (uid, gid) on the host that may speak.
 
     `fd`: the socket itself, if an earlier supervisor has made it; it belongs to this function from now on, and stays
-    where it is. Raises OSError.
+    where it is, unless it was removed from there: then there is a new one. Raises OSError.
     """
+    backlog: deque[bytes] = deque()
     if fd >= 0:
         ours = stdlib_socket.socket(fileno=fd)
         path = Path(os.fsdecode(ours.getsockname()))
-    else:
+        backlog = _waiting(ours)
+        removed, owner = _removed_from(ours, path)
+        if removed:
+            ours.close()
+            fd = -1
+    if fd < 0:
         path.parent.parent.mkdir(mode=0o711, exist_ok=True)
         path.parent.mkdir(mode=0o711, exist_ok=True)
         path.unlink(missing_ok=True)
         ours = stdlib_socket.socket(stdlib_socket.AF_UNIX, stdlib_socket.SOCK_DGRAM | stdlib_socket.SOCK_CLOEXEC)
     with ours:
-        backlog = _waiting(ours) if fd >= 0 else deque()
         ours.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_PASSCRED, 1)
         if fd < 0:
             # bind(2) creates the file with the socket's own mode, so no other process can connect at any moment. The
@@ -73,6 +81,19 @@ def notify_socket(path: Path, owner: tuple[int, int] | None, fd: int = -1) -> It
             if path.name == SOCKET:
                 with suppress(OSError):
                     path.parent.rmdir()
+
+
+def _removed_from(sock: stdlib_socket.socket, path: Path) -> tuple[bool, tuple[int, int] | None]:
+    """Return whether the file of a bound socket was removed, and its (uid, gid) if known."""
+    try:
+        file = fcntl.ioctl(sock, SIOCUNIXFILE)
+    except OSError:  # without CAP_NET_ADMIN, where all programs have the own user
+        return not path.exists(), None
+    try:
+        status = os.fstat(file)
+    finally:
+        os.close(file)
+    return not status.st_nlink, (status.st_uid, status.st_gid)
 
 
 def _waiting(sock: stdlib_socket.socket) -> deque[bytes]:

@@ -46,13 +46,21 @@ def find_marks(root: Path = TESTS) -> dict[str, list[MarkedTest]]:
 
 
 def _marks_in(module: ast.Module) -> Iterator[tuple[str, str]]:
-    """Yield (row, name of the test) for each marker, also of a class and of single parameters."""
+    """Yield (row, name of the test) for each marker, also of the module, of a class and of single parameters."""
+    of_module = {
+        row: None
+        for node in module.body
+        if isinstance(node, ast.Assign) and any(ast.unparse(target) == "pytestmark" for target in node.targets)
+        for row in _rows_named(node.value)
+    }
     for node in module.body:
         for function in _functions(node):
             owners = [node, function] if function is not node else [node]
             decorators = [decorator for owner in owners for decorator in getattr(owner, "decorator_list", ())]
             name = "::".join(getattr(owner, "name", "") for owner in owners)
             rows = {row: None for decorator in decorators for row in _rows_named(decorator)}
+            if function.name.startswith("test_"):
+                rows = of_module | rows
             yield from ((row, name) for row in rows)
 
 

@@ -315,8 +315,6 @@ class _LinuxEndpoints:
             made = not api.exists()
             if made:
                 await nursery.start(serve_api, app(supervisor), api)
-            if not workloads_api.exists():
-                await serve_workloads(app(supervisor), directory, admission, self._errors, nursery)
             return made
 
         async def write_files() -> bool:
@@ -327,9 +325,22 @@ class _LinuxEndpoints:
                 actor.output.make_offset_files_again()
             return context.state.write_again() or made
 
+        async def open_workloads_sockets() -> bool:
+            """Open the sockets for programs that run; each also needs its directory in its own mount namespace."""
+            made_api = not workloads_api.exists()
+            if made_api:
+                await serve_workloads(app(supervisor), directory, admission, self._errors, nursery)
+            made = [actor for actor in supervisor.actors.values() if actor.restore_sockets(made_api)]
+            return bool(made)
+
         await nursery.start(serve_api, app(supervisor), api)
         await serve_workloads(app(supervisor), directory, admission, self._errors, nursery)
-        parts = {"state": write_files, "the keeper's socket": keeper.listen_again, "api.sock": open_sockets}
+        parts = {
+            "state": write_files,
+            "the keeper's socket": keeper.listen_again,
+            "sockets of programs": open_workloads_sockets,
+            "api.sock": open_sockets,
+        }
         kept = KeptDirectory(directory, parts, partial(_report_directory, context.journal))
         nursery.start_soon(kept.run)
 

@@ -3,13 +3,16 @@
 import os
 import shutil
 import signal
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
 
 from tests.needs import needs
-from tests.system.service import NSUPERVISOR, service
+from tests.system.service import NSUPERVISOR, Service, service
+from tests.timing import deadline
 
 pytestmark = [needs("root", "cgroup"), pytest.mark.fault("D19")]
 
@@ -68,3 +71,61 @@ async def test_a_removed_file_is_made_again(tmp_path, name):
         assert (run / name).stat().st_ino != inode
         assert content is None or (run / name).read_bytes() == content
         assert (await it.status("web"))["state"] == "running"
+
+
+REPORTS = """
+[workload.web]
+command = ["sh", "-c", '''
+notify() { python3 -c 'import os, socket, sys
+socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(sys.argv[1].encode(), os.environ["NOTIFY_SOCKET"])' "$1"; }
+notify READY=1
+while read line; do notify "STATUS=$line"; done <FIFO
+''', "sh"]
+type = "notify"
+user = "USER"
+may_control = ["web"]
+namespaces = { mount = MOUNT }
+"""
+
+
+async def reported(it: Service, text: str) -> None:
+    """Wait until the service has this text of STATUS=, which no record shows."""
+    with trio.fail_after(deadline(20)):
+        while (await it.status("web"))["status_text"] != text:  # noqa: ASYNC110
+            await trio.sleep(0.05)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that all users can enter, unlike pytest's own."""
+    with tempfile.TemporaryDirectory(prefix="removed-") as path:
+        Path(path).chmod(0o755)
+        yield Path(path)
+
+
+@pytest.mark.parametrize("removed", ["the directory", "all in it", "the notify sockets"])
+@pytest.mark.parametrize("mount", [True, False])
+@pytest.mark.parametrize("user", ["nobody", "root"])
+async def test_a_running_program_can_report_again(folder, mount, user, removed):
+    """It has a new socket. One with a mount namespace of its own still sees only what is meant for it."""
+    run, fifo = folder / "run", folder / "fifo"
+    os.mkfifo(fifo)
+    os.chown(fifo, 65534, 65534)
+    toml = REPORTS.replace("USER", user).replace("MOUNT", str(mount).lower()).replace("FIFO", str(fifo))
+    async with service(folder, toml, status=-signal.SIGKILL) as it:
+        lines = os.open(fifo, os.O_RDWR)
+        await it.record(event="state", workload="web", to="ready")
+        inside = Path(f"/proc/{await it.pid('web')}/root{run}")
+        seen = {path.name for path in inside.iterdir()}
+        for path in {"the directory": [run], "all in it": [*run.iterdir()]}.get(removed, [run / "notify"]):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        await it.record(event="runtime directory")
+        assert not mount or {path.name for path in inside.iterdir()} == seen == {"notify", "api", "api.sock"}
+        assert not mount or [path.name for path in (inside / "api").iterdir()] == ["api.sock"]
+        os.write(lines, b"again\n")
+        await reported(it, "again")
+        it.process.kill()
+    async with service(folder, toml) as it:
+        os.write(lines, b"and again\n")
+        await reported(it, "and again")
+        os.close(lines)

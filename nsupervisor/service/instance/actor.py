@@ -49,9 +49,11 @@ from nsupervisor.service.instance.output import Output
 from nsupervisor.service.instance.program import Program
 from nsupervisor.service.instance.rule_actions import RuleActions
 from nsupervisor.service.instance.rule_observer import RuleObserver
+from nsupervisor.service.instance.spawn_spec import cover
 from nsupervisor.service.instance.start_status import NO_START, StartStatus
 from nsupervisor.service.instance.status import InstanceStatus
 from nsupervisor.service.instance.users import IdentityError
+from nsupervisor.service.platform.renewed_cover import is_uncovered, renew_cover
 from nsupervisor.service.platform.start_obstacle import StartObstacle
 from nsupervisor.service.state.file import ExitReport, InstanceCheckpoint
 
@@ -625,6 +627,24 @@ class Actor:
         if problem not in self.context.warnings_logged:
             self.context.warnings_logged.add(problem)
             self.log_event("warning", "warning", message=problem)
+
+    def restore_sockets(self, is_api_new: bool) -> bool:
+        """Make the notify socket of a running program again if it was removed, and show the program what is new.
+
+        `is_api_new`: the socket for workloads with `may_control` has been made again. Returns whether the notify socket
+        was.
+        """
+        directory, pid, made = self.context.runtime_directory, self.program.pid, False
+        with self.contain_errors("cannot make its notify socket again"):
+            made = self.program.make_notify_socket_again(self.workload, self.lifecycle.generation)
+        if pid is None or not self.workload.namespaces.mount:
+            return made
+        if made or (is_api_new and self.workload.may_control) or is_uncovered(pid, str(directory)):
+            problem = renew_cover(pid, cover(self.workload, directory, self.program.notify_path))
+            if problem is not None:
+                text = f"cannot cover {directory} again in its mount namespace: {problem}; restart it"
+                self.log_event("warning", "warning", message=text)
+        return made
 
     # ---- takeover
 

@@ -1,8 +1,10 @@
 """The program of an instance's current generation: its processes, its pipes, and its notify socket."""
 
 import contextlib
+import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -59,6 +61,7 @@ class Program:
     _pipe_inodes: tuple[int, int] = attrs.field(init=False, default=(0, 0))
     _notify_fd: int = attrs.field(init=False, default=-1)
     """The notify socket, or -1."""
+    _notify_path: Path | None = attrs.field(init=False, default=None)
     _notifications: NotificationReader | None = attrs.field(init=False, default=None)
     """Reads the notify socket; None if there is none."""
     _is_watchdog_active: bool = attrs.field(init=False, default=False)
@@ -161,8 +164,11 @@ class Program:
         owner: tuple[int, int] | None = None,
         fd: int = -1,
         again: bool = False,
+        is_ready: bool = False,
     ) -> dict[str, str]:
         """Open this generation's notify socket, or continue with that of an earlier supervisor; `again`: it was lost.
+
+        `is_ready`: the program has reported over an earlier socket that it is ready.
 
         Returns the environment variables that name it to the program.
         """
@@ -174,15 +180,30 @@ class Program:
         on_notification, on_status = partial(self.on_notification, generation), partial(self.on_status, generation)
         tree, is_part_of = self.context.keeper.tree, self.context.kernel.is_part_of
         self._notifications = NotificationReader(
-            ours, watchdog_sec, on_notification, on_status, lambda pid: is_part_of(pid, self.name, tree)
+            ours, watchdog_sec, on_notification, on_status, lambda pid: is_part_of(pid, self.name, tree), is_ready
         )
         self._notifications.set_watchdog(self._is_watchdog_active)
         self.context.nursery.start_soon(self._notifications.run, scope)
         variables = {"NOTIFY_SOCKET": str(ours.path)}
         if watchdog_sec:
             variables["WATCHDOG_USEC"] = str(round(watchdog_sec * 1e6))
-        self._notify_fd = ours.socket.fileno()
+        self._notify_fd, self._notify_path = ours.socket.fileno(), ours.path
         return variables
+
+    @property
+    def notify_path(self) -> str | None:
+        """The path of the notify socket; None if there is none."""
+        return None if self._notifications is None else str(self._notify_path)
+
+    def make_notify_socket_again(self, workload: WorkloadConfig, generation: int) -> bool:
+        """Make the notify socket again if it was removed; return whether it was. Raises OSError."""
+        if self._notifications is None or self._notify_path is None or self._notify_path.exists():
+            return False
+        self._notifications.read_waiting()
+        is_ready, removed = self._notifications.is_ready, os.dup(self._notify_fd)
+        self.close_notify_socket()
+        self._open_notify_socket(generation, self._watchdog_in_force(workload), fd=removed, is_ready=is_ready)
+        return True
 
     # ---- takeover
 

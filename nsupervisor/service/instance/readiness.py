@@ -82,7 +82,7 @@ class NotificationReader:
     on_notification: Callable[[str, str], None]
     on_status: Callable[[str, int], None]
     is_own: Sender = lambda pid: True
-    is_ready: bool = attrs.field(init=False, default=False)
+    is_ready: bool = False
     """Whether the program has sent READY=1."""
     _statuses: StatusTexts | None = attrs.field(init=False, default=None)
     _watchdog_expires_at: float = attrs.field(init=False, default=math.inf)
