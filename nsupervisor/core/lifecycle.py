@@ -577,7 +577,7 @@ def _back_off(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, 
     delay_s = backoff.compute_delay(base_s, workload.restart_max_delay_sec, failures, instant.jitter)
     recent = backoff.starts_within(lifecycle.recent_starts, instant.now + delay_s, workload.start_limit_interval_sec)
     if workload.start_limit and len(recent) >= workload.start_limit:
-        limit = f"{len(recent)} starts within {workload.start_limit_interval_sec:g} s"
+        limit = f"{len(recent)} start{'s' * (len(recent) != 1)} within {workload.start_limit_interval_sec:g} s"
         return attrs.evolve(lifecycle, state=State.FAILED, reason=f"given up after {limit}; the last: {reason}"), ()
     lifecycle = attrs.evolve(lifecycle, consecutive_failures=failures + 1)
     if delay_s <= 0:

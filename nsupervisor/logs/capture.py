@@ -26,6 +26,7 @@ from nsupervisor.logs.record import JsonFormat, Line, timestamp_now
 from nsupervisor.logs.route import LineSequence, OutputRoute
 from nsupervisor.logs.shared_stream import Format, SharedStream
 from nsupervisor.logs.threads import run_in_thread
+from nsupervisor.terminal.numbers import format_count, format_past
 
 MAX_THREAD_TIME_S = 0.1
 """Seconds after which a thread returns, so that a capture can be ended."""
@@ -695,7 +696,7 @@ class Capture:
             self.report("error", "log file", stream=self.stream, message=message)
         else:
             lost_lines = self.dropped - self._dropped_before
-            message = f"{file.path} can be written again; {lost_lines} lines were dropped"
+            message = f"{file.path} can be written again; {format_past(lost_lines, 'line', 'dropped')}"
             self.report("warning", "log file", stream=self.stream, message=message, lines=lost_lines)
 
     def _report_limited(self) -> None:
@@ -703,7 +704,8 @@ class Capture:
         lines, size = self._limited_lines_unreported, self._limited_bytes
         self._limited_lines_unreported = self._limited_bytes = 0
         self._limit_report_at = trio.current_time() + LIMIT_REPORT_INTERVAL_S
-        message = f"its output is above log.rate_limit: {lines} lines ({size} bytes) were dropped"
+        dropped = f"{format_past(lines, 'line', 'dropped')} ({format_count(size, 'byte')})"
+        message = f"its output is above log.rate_limit: {dropped}"
         self.report("warning", "rate limit", stream=self.stream, message=message, lines=lines, bytes=size)
 
     def _report_final_loss(self) -> None:
@@ -712,7 +714,8 @@ class Capture:
             self._report_limited()
         lost_lines = self.dropped - self._dropped_before
         if self._is_failing and lost_lines and self.route.file is not None:
-            message = f"{lost_lines} lines were dropped: cannot write {self.route.file.path}: {self._failure_reason}"
+            reason = f"cannot write {self.route.file.path}: {self._failure_reason}"
+            message = f"{format_past(lost_lines, 'line', 'dropped')}: {reason}"
             self.report("warning", "log file", stream=self.stream, message=message, lines=lost_lines)
 
     async def _in_thread(self, work: Callable[..., _T], *arguments: Any) -> _T:

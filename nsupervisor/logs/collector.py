@@ -28,7 +28,13 @@ KILL_DELAY_S = 1.0
 """Seconds between SIGTERM and SIGKILL after that."""
 
 # The collector gets an empty signal mask, like a shell's children: the service blocks signals as it starts and ends.
-_EXEC = "import os, signal, sys; signal.pthread_sigmask(signal.SIG_SETMASK, []); os.execvp(sys.argv[1], sys.argv[1:])"
+# And it ignores no signal: Python ignores SIGPIPE and SIGXFSZ, and execve(2) would keep that.
+_EXEC = """import os, signal, sys
+signal.pthread_sigmask(signal.SIG_SETMASK, [])
+for signum in (signal.SIGPIPE, signal.SIGXFSZ):
+    signal.signal(signum, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 
 
 class LogCollector:

@@ -23,6 +23,7 @@ from nsupervisor.logs.sink import BUFFER_SIZE, MAX_FLUSH_S, Sink
 from nsupervisor.logs.target import Target, open_target
 from nsupervisor.logs.threads import call_in_thread
 from nsupervisor.nurseries import open_background_nursery
+from nsupervisor.terminal.numbers import format_past
 
 Level = Literal["debug", "info", "warning", "error", "critical"]
 _LEVELS = {level: rank for rank, level in enumerate(("debug", "info", "warning", "error", "critical"))}
@@ -190,7 +191,8 @@ async def open_journal(
         sink.close()
     unwritten = sink.pending_records + (0 if collector is None else collector.unread.count(b"\n"))
     if unwritten:
-        _print_warning(f"{unwritten} records are lost: {sink.error or 'the reader did not take them in time'}")
+        reason = sink.error or "the reader did not take them in time"
+        _print_warning(f"{format_past(unwritten, 'record', 'lost')}: {reason}")
 
 
 async def _write_rest(sink: Sink, collector: LogCollector | None, flush_sec: float) -> None:

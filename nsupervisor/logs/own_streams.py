@@ -20,6 +20,7 @@ from nsupervisor.logs.shared_stream import RawFormat, SharedStream
 from nsupervisor.logs.sink import BUFFER_SIZE, Sink
 from nsupervisor.logs.target import open_target
 from nsupervisor.nurseries import open_background_nursery
+from nsupervisor.terminal.numbers import format_past
 
 _FDS = {"stdout": 1, "stderr": 2}
 _NAMES = {"stdout": "the standard output of the service", "stderr": "the standard error of the service"}
@@ -100,4 +101,6 @@ async def open_own_streams(
                 sink.close()
             if lost := sink.pending_records:
                 reason = sink.error or "its reader did not take them in time"
-                journal.log.error("log file", message=f"{lost} lines for {_NAMES[name]} are lost: {reason}")
+                journal.log.error(
+                    "log file", message=f"{format_past(lost, 'line', 'lost')} on {_NAMES[name]}: {reason}"
+                )

@@ -41,6 +41,7 @@ from nsupervisor.core.service_signals import SignalResponse, respond_to_signal
 from nsupervisor.keeper.messages import Child, KeeperLost
 from nsupervisor.keeper.reconnecting import ReconnectingKeeper, open_reconnecting_keeper
 from nsupervisor.linux.controlling_terminal import ControllingTerminal
+from nsupervisor.linux.ignored_signals import ignore_for_this_process_alone
 from nsupervisor.logs import Journal, OwnStreams, Tails, open_journal, open_own_streams
 from nsupervisor.logs.tails import TAILS_DIRECTORY
 from nsupervisor.metrics.exposition import Exposition
@@ -125,6 +126,7 @@ def main(path: str, closed: Collection[int] = ()) -> int:
     # From here to the end of the process a signal stays blocked until a receiver is open: its default action would end
     # the service between two steps, and leave behind what the first step has made.
     signal.pthread_sigmask(signal.SIG_BLOCK, (*SERVICE_SIGNALS, REOPEN))
+    ignore_for_this_process_alone()
     terminal = ControllingTerminal()
     os.umask(0o022)  # the modes of files and directories do not depend on how the service was started
     gc.disable()  # until the lasting objects exist: collections before would traverse more and more, and free nothing

@@ -35,6 +35,11 @@ def format_count(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def format_past(count: int, noun: str, participle: str) -> str:
+    """Format what has happened to some things: "1 line was dropped", "2 lines were dropped"."""
+    return f"{format_count(count, noun)} {'was' if count == 1 else 'were'} {participle}"
+
+
 def format_span(seconds: float) -> str:
     """Format a length of time, with milliseconds if it is short: "0.093 s", "2.5 s", "3min 20s"."""
     if seconds >= 100:

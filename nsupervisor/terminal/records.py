@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nsupervisor.terminal.numbers import format_size, format_span
+from nsupervisor.terminal.numbers import format_count, format_size, format_span
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
@@ -114,7 +114,8 @@ def format_record(record: Mapping[str, Any]) -> str:
             repetition = ", may have been recorded before" if record.get("duplicate") else ""
             return f"{format_exit(record)}{after}, pid {record['pid']}{repetition}"
         case "dropped" if "dropped" in record:
-            return f"{record['dropped']} records are missing here: {record['reason']}"
+            count = format_count(record["dropped"], "record")
+            return f"{count} {'is' if record['dropped'] == 1 else 'are'} missing here: {record['reason']}"
         case "supervisor started" if "config" in record:
             pids = f"pid {record['pid']}, keeper {record['keeper_pid']}"
             return f"version {record['version']} runs {record['config']}, {pids}"

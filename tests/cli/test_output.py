@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsupervisor.terminal.numbers import format_count, format_duration, format_size
+from nsupervisor.terminal.numbers import format_count, format_duration, format_past, format_size
 from nsupervisor.terminal.style import colorize, escape_control, has_colour
 from nsupervisor.terminal.table import format_table
 
@@ -87,8 +87,10 @@ def test_a_file_has_no_colour():
     assert not has_colour(io.StringIO())
 
 
+@pytest.mark.fault("D23")
 def test_plural():
     assert [format_count(n, "workload") for n in (0, 1, 2)] == ["0 workloads", "1 workload", "2 workloads"]
+    assert [format_past(n, "line", "dropped") for n in (1, 2)] == ["1 line was dropped", "2 lines were dropped"]
 
 
 def test_a_narrow_table_gives_up_empty_columns_and_then_those_at_its_right():

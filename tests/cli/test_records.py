@@ -134,6 +134,11 @@ def test_what_was_set():
         ),
         ({"event": "state", "from": "running", "to": "failed", "reason": "why"}, "running → failed: why"),
         ({"event": "dropped", "dropped": 7, "reason": "slow"}, "7 records are missing here: slow"),
+        pytest.param(
+            {"event": "dropped", "dropped": 1, "reason": "slow"},
+            "1 record is missing here: slow",
+            marks=pytest.mark.fault("D23"),
+        ),
         ({"event": "warning", "level": "warning", "message": "look", "pid": 3}, "look (pid 3)"),
         ({"event": "started", "workload": "web", "generation": 1, "pid": 4711}, "pid 4711"),
     ],

@@ -127,6 +127,7 @@ def test_no_mark_is_wrong() -> None:
     assert [line for line in reference_lines() if line.mark is not None and line.mark != expected_mark(line)] == []
 
 
+@pytest.mark.fault("D23")
 @pytest.mark.fault("G1")
 def test_the_variables_of_a_program_are_listed() -> None:
     text = REFERENCE.read_text()

@@ -54,4 +54,4 @@ async def test_what_no_collector_has_read_at_the_end_is_reported_as_lost(tmp_pat
         async with write_while_the_collector_fails([sys.executable, "-c", COLLECTOR, str(tmp_path / "no"), ""], 100):
             pass
     # With the record that the collector has ended.
-    assert "supervisor.log_output: 101 records are lost" in capsys.readouterr().err
+    assert "supervisor.log_output: 101 records were lost" in capsys.readouterr().err

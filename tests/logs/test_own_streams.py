@@ -170,7 +170,7 @@ async def test_a_standard_output_without_a_reader_is_reported_and_stops_no_progr
     journal = [json.loads(line) for line in (tmp_path / "journal").read_bytes().splitlines()]
     messages = [record["message"] for record in journal if record["event"] == "log file"]
     assert messages[0] == "cannot write the standard output of the service: Broken pipe"
-    assert messages[-1].endswith("lines for the standard output of the service are lost: Broken pipe")
+    assert messages[-1].endswith("lines were lost on the standard output of the service: Broken pipe")
 
 
 async def test_a_standard_output_that_was_closed_is_reported(own, tmp_path):

@@ -395,6 +395,7 @@ async def test_a_service_that_yields_to_others_runs_user_namespaces(tmp_path, mo
         assert (await it.record(event="output", workload="mapped"))["message"] == "5"
 
 
+@pytest.mark.fault("D23")
 async def test_what_stays_in_the_runtime_directory(tmp_path: Path) -> None:
     """As docs/recovery.md says: an empty file after an orderly stop, and all of it after a start that failed."""
     run = tmp_path / "run"

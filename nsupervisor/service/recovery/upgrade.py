@@ -28,6 +28,7 @@ from nsupervisor.keeper.client import INITIAL_NOFILE
 from nsupervisor.keeper.messages import RefusedError
 from nsupervisor.linux.children import expect_child
 from nsupervisor.linux.controlling_terminal import IGNORES_HANGUP
+from nsupervisor.linux.ignored_signals import ignore_again, ignore_for_this_process_alone
 from nsupervisor.logs import Journal
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.recovery import upgrade_guard
@@ -117,6 +118,7 @@ class Upgrade:
         os.set_inheritable(write, True)
         handover = json.dumps({"pipe": write, "guard": guard.pid, "from": __version__})
         handler = signal.getsignal(signal.SIGHUP)
+        ignore_again()
         if IGNORES_HANGUP:  # the other version must know that, too
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
         soft, hard = INITIAL_NOFILE
@@ -128,6 +130,7 @@ class Upgrade:
         except OSError as error:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits_before)
             signal.signal(signal.SIGHUP, handler)
+            ignore_for_this_process_alone()
             os.write(write, b"up")
             os.close(write)
             context.journal.log.error("not upgraded", message=f"cannot execute {self.python}: {error.strerror}")

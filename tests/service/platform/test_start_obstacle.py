@@ -129,6 +129,7 @@ def test_a_missing_source_or_destination_of_a_mount_is_one(tmp_path: Path) -> No
     assert obstacle(mounts=[bind(here, here), bind(f"{here}/made-inside", f"{here}/also")]) is None
 
 
+@pytest.mark.fault("D23")
 def test_arguments_that_the_kernel_refuses_are_one() -> None:
     assert obstacle(argv=["sh", "x" * 131_071]) is None
     assert found(argv=["sh", "x" * 131_072]).startswith("command: argument 1 has 131,073 bytes, and the kernel takes")
