@@ -46,8 +46,8 @@ static const uint16_t calls[] = {
 };
 #define EXECVE (FIRST_CALL + sizeof(calls) / sizeof(calls[0]) - 1)
 
-enum { HAS_CGROUP = 1, IS_ADVANCE = 2, IN_FILE = 4 };
-enum { RESULTS = 256, MAX_DATAGRAM = 65536 };
+enum { HAS_CGROUP = 1, IS_ADVANCE = 2, IN_FILE = 4, HAS_TREE = 8 };
+enum { TREE = 255, RESULTS, MAX_DATAGRAM = 65536 };
 
 struct plan {
 	uint32_t flags;
@@ -247,6 +247,8 @@ static void receive_plan(struct state *state)
 	if (count < (long)sizeof(*plan)) /* the keeper does not need this standby any more, or has ended */
 		leave(0);
 	state->cgroup = plan->flags & HAS_CGROUP ? *fds++ : -1;
+	if (plan->flags & HAS_TREE)
+		state->results[TREE] = *fds++;
 	if (plan->flags & IN_FILE) {
 		uint32_t size = plan->size, place = 0;
 

@@ -209,8 +209,10 @@ class Zygote:
         try:
             order = _ORDER_MESSAGE.pack(kind.flags, bool(kind.plan_in_advance))
             self._socket.sendmsg([order], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, child_fds)])
-            if kind.plan_in_advance:
-                fds.report.send(kind.plan_in_advance)  # the standby finds it when it has started
+            if kind.common is not None:
+                plan.send_advance(
+                    fds.report, kind.plan_in_advance, kind.common
+                )  # the standby finds it when it has started
         except OSError:
             fds.close_keeper_ends()
             raise

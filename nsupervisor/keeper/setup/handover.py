@@ -11,7 +11,7 @@ MAX_BYTES = 64 * 1024
 
 
 def send(report: socket.socket, message: bytes, cgroup: int, content: bytes = b"") -> None:
-    """Send `message`, with `cgroup` (a directory's descriptor, or -1) and, if there is `content`, a memfd with it.
+    """Send `message`, with `cgroup` (a descriptor, or -1) and, if there is `content`, a memfd with it.
 
     Raises OSError, for instance BrokenPipeError if the standby has been killed.
     """

@@ -141,8 +141,8 @@ def resolve_sandbox(spec: Spec) -> tuple[Any, ...]:
         raise step_error(f"find {error.filename}", error, hint) from None
 
 
-def sandbox_operations(spec: Spec, resolved: tuple[Any, ...]) -> tuple[Operation, ...]:
-    """Return the system calls of a sandbox."""
+def sandbox_operations(spec: Spec, resolved: tuple[Any, ...], has_tree: bool = False) -> tuple[Operation, ...]:
+    """Return the system calls of a sandbox. `has_tree`: the process has a tree of `sandbox.clone_tree`."""
     has_user = "user" in spec.namespaces
     return sandbox.operations(
         resolved,
@@ -151,6 +151,8 @@ def sandbox_operations(spec: Spec, resolved: tuple[Any, ...]) -> tuple[Operation
         not has_user and sandbox.can_make_nodes(),
         _file_creator_ids(spec) if has_user else None,
         not has_user or any(first <= sandbox.TTY_GROUP < first + size for first, _, size in spec.gid_mappings),
+        has_tree,
+        any(mount.destination.startswith("/dev/") for mount in spec.mounts),
     )
 
 

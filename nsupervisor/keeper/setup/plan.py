@@ -20,7 +20,7 @@ import struct
 
 from nsupervisor.keeper import native
 from nsupervisor.keeper.setup import cover, handover, mount_steps, privileges, sandbox, scheduling, steps
-from nsupervisor.keeper.setup.errors import CGROUP_HINTS, begin_failure
+from nsupervisor.keeper.setup.errors import CGROUP_HINTS, StepError, begin_failure
 from nsupervisor.linux import mounts, syscalls
 from nsupervisor.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWTIME, CLONE_NEWUSER, NAMESPACES
 from nsupervisor.linux.process_titles import INIT_TITLE
@@ -45,7 +45,7 @@ _CODES = {name: code for code, name in enumerate(CALLS)}
 _HEADER = struct.Struct("4I")  # flags, size, number of operations, of relocations
 _OPERATION = struct.Struct("HBBBBBx5q2QQ")
 _POINTER = struct.Struct("q")
-_HAS_CGROUP, _IS_ADVANCE, _IN_FILE = 1, 2, 4
+_HAS_CGROUP, _IS_ADVANCE, _IN_FILE, _HAS_TREE = 1, 2, 4, 8
 _MAX_SHOWN = 8
 """Directories that a cover may show: the standby has room for 15 results."""
 
@@ -191,22 +191,28 @@ class Common:
 
     `flags`: those of clone(2). `covered`: the directory that is hidden from them, or "". `protection`: the operations
     of the sandbox in advance; `late`: those after the process has joined its cgroups, as a v1 cgroup is joined by a
-    file below /sys/fs/cgroup, which must be writable until then.
+    file below /sys/fs/cgroup, which must be writable until then. `shared`: what `sandbox.clone_tree` takes, if the plan
+    needs its tree.
     """
 
-    __slots__ = ("_key", "covered", "flags", "has_devices", "late", "protection")
+    __slots__ = ("_key", "covered", "flags", "has_devices", "late", "protection", "shared")
 
     def __init__(self, spec: Spec) -> None:
-        """Raises StepError for a path of the sandbox that is missing."""
+        """Raises StepError for a path of the sandbox that is missing, or too many."""
         self.flags = spec.flags & ~CLONE_NEWCGROUP
         self.covered = covered_in_advance(spec)
         self.has_devices = spec.sandbox is not None and spec.sandbox[0] is not None
         self.protection: tuple[Operation, ...] = ()
         self.late: tuple[Operation, ...] = ()
+        self.shared: tuple[object, ...] | None = None
         if spec.sandbox is not None:
             first, last = sandbox.split(mount_steps.resolve_sandbox(spec), bool(spec.cgroup_procs))
-            self.protection = mount_steps.sandbox_operations(spec, first)
+            if sandbox.can_share(first):
+                self.shared = first
+            self.protection = mount_steps.sandbox_operations(spec, first, self.shared is not None)
             self.late = mount_steps.sandbox_operations(spec, last)
+            if any(operation.save >= sandbox.TREE for operation in (*self.protection, *self.late)):
+                raise StepError("cannot protect that many paths by a plan", errno.E2BIG)
         self._key = self.flags, self.covered, self.has_devices, id(self.protection)
 
     def __eq__(self, other: object) -> bool:
@@ -219,7 +225,7 @@ class Common:
 @functools.lru_cache(16)
 def pack_advance(common: Common) -> bytes:
     """Return the plan of what all programs with this in common need."""
-    return _common_plan(common).pack(_IS_ADVANCE)
+    return _common_plan(common).pack(_IS_ADVANCE | (_HAS_TREE if common.shared is not None else 0))
 
 
 @functools.lru_cache(16)
@@ -274,6 +280,16 @@ def pack_plan(spec: Spec, common: Common, has_cgroup: bool) -> bytes:
         plan.call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _execute(plan, spec)
     return plan.pack(_HAS_CGROUP if has_cgroup else 0)
+
+
+def send_advance(report: socket.socket, packed: bytes, common: Common) -> None:
+    """Send a standby its plan in advance, of `pack_advance`. Raises OSError."""
+    tree = -1 if common.shared is None else sandbox.clone_tree(common.shared)
+    try:
+        handover.send(report, packed, tree)
+    finally:
+        if tree >= 0:
+            os.close(tree)
 
 
 def send(report: socket.socket, spec: Spec, common: Common, cgroup: int) -> None:

@@ -49,6 +49,7 @@ LINKS = (
     *(("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1")),
     *(("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx")),
 )
+_DIRECTORIES = ("pts", "shm", "mqueue")
 SYSLOG = "/dev/log"
 TTY_GROUP = 5  # of all distributions with systemd, and of the OCI's runtimes
 _DEV_FLAGS = mounts.MS_NOSUID | mounts.MS_NOEXEC
@@ -73,8 +74,8 @@ _SYSTEM = (
 _KERNEL = ("/proc/", "/sys/", "/usr/lib/")
 """All that is below these belongs to root."""
 
-MAX_HELD = 40
-"""Paths that can be held or opened at once; results of a plan (setup.c) are more."""
+TREE = 255
+"""The number of the result that is a tree of `clone_tree`; `TREE` in setup.c."""
 
 
 class Operation:
@@ -308,12 +309,15 @@ def operations(
     makes_nodes: bool,
     owner: tuple[int, int] | None = None,
     has_tty_group: bool = True,
+    has_tree: bool = False,
+    is_writable: bool = False,
 ) -> tuple[Operation, ...]:
     """Return the system calls that give a program in a new mount namespace this view.
 
     `has_ipc`, `has_pid`: of which further new namespaces there are. `makes_nodes`: device nodes are made; otherwise
     those of the host are bound. `owner`: (uid, gid) of new files in a user namespace without root. `has_tty_group`:
-    the group of terminals is in the user namespace.
+    the group of terminals is in the user namespace. `has_tree`: result `TREE` is a tree of `clone_tree`. `is_writable`:
+    mounts of the program have destinations in /dev that are to be made.
     """
     devices, proc, paths = resolved
     if "subset=pid" in proc:  # it shows nothing else
@@ -326,7 +330,9 @@ def operations(
         builder.make_root_read_only(devices is not None)
         paths = paths[1:]
     if devices is not None:
-        builder.make_devices(devices, has_ipc, makes_nodes, owner, has_tty_group)
+        builder.make_devices(devices, has_ipc, makes_nodes, owner, has_tty_group, has_tree)
+        if not has_tree and not is_writable:
+            builder.make_dev_read_only()
     for entry in paths:
         builder.protect(entry)
     return tuple(builder.operations)
@@ -395,6 +401,7 @@ class _Builder:
         makes_nodes: bool,
         owner: tuple[int, int] | None,
         has_tty_group: bool,
+        has_tree: bool,
     ) -> None:
         """Mount a /dev of the program's own."""
         nodes, shm_size, syslog, syslog_target = devices
@@ -411,17 +418,13 @@ class _Builder:
         directories.update(shared)
         for path, number in bound.items():
             self._add(f"hold {path}", "open_tree", _AT_FDCWD, os.fsencode(path), _OPEN_FLAGS, save=number)
-        self._add(text, "umask", 0)
-        options = f"{_DEV_OPTIONS}{by_owner}".encode()
-        self._add(text, "mount", b"tmpfs", b"/dev", b"tmpfs", _DEV_FLAGS, options)
-        if makes_nodes:
-            for name, major, minor in NODES:
-                mode, device = stat.S_IFCHR | 0o666, os.makedev(major, minor)
-                self._add(f"make /dev/{name}", "mknodat", _AT_FDCWD, f"/dev/{name}".encode(), mode, device)
-        for name, target in LINKS:
-            self._add(text, "symlinkat", target.encode(), _AT_FDCWD, f"/dev/{name}".encode())
-        for name in ("pts", "shm", "mqueue"):
-            self._add(text, "mkdirat", _AT_FDCWD, f"/dev/{name}".encode(), 0o755)
+        if has_tree:
+            self._move(text, TREE, "/dev")
+        else:
+            self._add(text, "umask", 0)
+            options = f"{_DEV_OPTIONS}{by_owner}".encode()
+            self._add(text, "mount", b"tmpfs", b"/dev", b"tmpfs", _DEV_FLAGS, options)
+            self._fill_dev(text, makes_nodes)
         group = f",gid={TTY_GROUP}" if has_tty_group else ""
         options = f"newinstance,ptmxmode=0666,mode=620{group}".encode()
         self._add("mount a new /dev/pts", "mount", b"devpts", b"/dev/pts", b"devpts", _DEV_FLAGS, options)
@@ -434,9 +437,24 @@ class _Builder:
         made: set[str] = {"/dev"}
         for path, number in bound.items():
             self._show(path, number, made, path in directories)
-        if syslog == "link":
-            self._add(text, "symlinkat", os.fsencode(syslog_target), _AT_FDCWD, SYSLOG.encode())
-        self._add(text, "umask", _UMASK)
+        if not has_tree:
+            if syslog == "link":
+                self._add(text, "symlinkat", os.fsencode(syslog_target), _AT_FDCWD, SYSLOG.encode())
+            self._add(text, "umask", _UMASK)
+
+    def _fill_dev(self, text: str, makes_nodes: bool) -> None:
+        if makes_nodes:
+            for name, major, minor in NODES:
+                mode, device = stat.S_IFCHR | 0o666, os.makedev(major, minor)
+                self._add(f"make /dev/{name}", "mknodat", _AT_FDCWD, f"/dev/{name}".encode(), mode, device)
+        for name, target in LINKS:
+            self._add(text, "symlinkat", target.encode(), _AT_FDCWD, f"/dev/{name}".encode())
+        for name in _DIRECTORIES:
+            self._add(text, "mkdirat", _AT_FDCWD, f"/dev/{name}".encode(), 0o755)
+
+    def make_dev_read_only(self) -> None:
+        """Make /dev itself read-only, not what is mounted in it."""
+        self._set_attributes("make /dev read-only", b"/dev", _READ_ONLY_ATTRIBUTES, 0)
 
     def _show(self, path: str, tree: int, made: set[str], is_directory: bool) -> None:
         text = f"bind {path}"
@@ -532,6 +550,55 @@ class _Builder:
 
 
 _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 1, 6
+
+
+# ---- a tree for all programs
+
+_trees: dict[tuple[str, str], int] = {}
+"""By what `_syslog` returns, a detached and read-only tree; -1 if it cannot be made or copied."""
+
+
+def can_share(resolved: tuple[Any, ...]) -> bool:
+    """Return whether all programs can have copies of one tree in place of a /dev that is filled for each.
+
+    The tree is made by the first call. To copy a detached tree needs Linux 6.15.
+    """
+    devices = resolved[0]
+    if devices is None or devices[0] or devices[2] == "bind":
+        return False
+    syslog = devices[2:]
+    if syslog not in _trees:
+        _trees[syslog] = _make_tree(syslog) if can_make_nodes() else -1
+    return _trees[syslog] >= 0
+
+
+def clone_tree(resolved: tuple[Any, ...]) -> int:
+    """Return a descriptor of a detached copy of the tree, for one program. Raises OSError."""
+    return mounts.open_tree("", directory=_trees[resolved[0][2:]])
+
+
+def _make_tree(syslog: tuple[str, str]) -> int:
+    tree = -1
+    try:
+        tree = mounts.new_file_system("tmpfs", _DEV_OPTIONS)
+        umask = os.umask(0)
+        try:
+            for name, major, minor in NODES:
+                os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(major, minor), dir_fd=tree)
+            for name in _DIRECTORIES:
+                os.mkdir(name, 0o755, dir_fd=tree)
+            links = (*LINKS, ("log", syslog[1])) if syslog[0] == "link" else LINKS
+            for name, target in links:
+                os.symlink(target, name, dir_fd=tree)
+        finally:
+            os.umask(umask)
+        mounts.set_tree_attributes(tree, _ATTR_RDONLY | 0x2 | 0x8, 0, recursive=False)  # ro, nosuid, noexec
+        os.close(mounts.open_tree("", directory=tree))
+    except OSError:
+        if tree >= 0:
+            os.close(tree)
+        return -1
+    return tree
 
 
 # ---- in Python

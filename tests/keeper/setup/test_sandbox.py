@@ -129,11 +129,28 @@ async def test_without_the_key_the_devices_are_those_of_the_host(harness: Harnes
 
 
 @needs("root")
-async def test_files_in_dev_are_seen_by_no_other_program(harness: Harness) -> None:
+@WAYS
+async def test_no_program_changes_its_dev(harness: Harness, spec: dict) -> None:
+    """The tree may be shared with other programs."""
     for _ in TWICE:
-        result = await harness.run("sh", "-c", "ls /dev/x; touch /dev/x", namespaces=ISOLATED, sandbox=DEVICES)
-        assert "No such file" in result.stderr
-    assert not Path("/dev/x").exists()
+        result = await harness.run("sh", "-c", "touch /dev/x; rm /dev/null; test -c /dev/null", sandbox=DEVICES, **spec)
+        assert (result.failure, result.code) == (None, 0)
+        assert result.stderr.count("Read-only file system") == 2, result.stderr
+
+
+@needs("root")
+async def test_without_a_shared_tree_each_program_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Linux 6.15 a detached tree cannot be copied."""
+    monkeypatch.setattr(sandbox.mounts, "open_tree", lambda *_, **__: (_ for _ in ()).throw(OSError(22, "no")))
+    assert sandbox._make_tree(("", "")) == -1
+
+
+@needs("root")
+async def test_a_mount_of_the_program_may_be_in_dev(harness: Harness, shared: Path) -> None:
+    (shared / "data").touch()
+    bind = {"source": str(shared / "data"), "destination": "/dev/new/data"}
+    result = await harness.run("ls", "/dev/new", namespaces=ISOLATED, sandbox=DEVICES, mounts=[bind])
+    assert (result.failure, result.stderr, result.stdout) == (None, "", "data\n")
 
 
 @needs("root")
@@ -316,3 +333,13 @@ async def test_a_shown_directory_is_there_although_its_place_is_hidden(harness: 
         (directory / "notify").rmdir()
         directory.rmdir()
     assert (result.failure, result.stderr, result.stdout) == (None, "", "notify\n")
+
+
+@needs("root")
+async def test_more_paths_than_a_plan_has_results(harness: Harness, shared: Path) -> None:
+    for number in range(130):
+        (shared / str(number)).mkdir()
+    given = entries("read-only", *(shared / str(number) for number in range(130)))
+    script = f"cd {shared}; for number in 0 64 129; do touch $number/x; done"
+    result = await harness.run("sh", "-c", script, namespaces=ISOLATED, sandbox=given)
+    assert (result.failure, result.stderr.count("Read-only file system")) == (None, 3)
