@@ -64,6 +64,8 @@ def test_a_path_of_the_user_overrides_the_profile() -> None:
     assert found["-/usr"] == "read-write"
     assert "/usr" not in found
     assert found["/a"] == "inaccessible"
+    found = paths('protect_kernel_tunables = true, read_only_paths = ["/proc/interrupts"]')
+    assert found["/proc/interrupts"] == "read-only", "so it is not masked"
 
 
 def test_the_devices_of_a_program() -> None:
