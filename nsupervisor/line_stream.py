@@ -14,6 +14,9 @@ MAX_LINES_WAITING = 1 << 20
 MAX_PIECE_BYTES = 64 << 10
 """The default for the number of bytes that are handed out at a time. A longer line comes alone."""
 
+NEW_LINE = b'{"event":"new"}\n'
+"""The line between the lines up to now and new ones, for readers that ask for it."""
+
 _FORMAT = JsonFormat()
 _SLOW_READER = "the reader is too slow"
 _Entry = TypeVar("_Entry")
@@ -42,7 +45,7 @@ class LineStream(Generic[_Entry]):
         max_bytes: int = MAX_BYTES_WAITING,
         max_lines: int = MAX_LINES_WAITING,
         max_piece_bytes: int = MAX_PIECE_BYTES,
-        backlog: Iterable[tuple[bytes, _Entry]] = (),
+        backlog: Iterable[tuple[bytes, _Entry | None]] = (),
         on_leave: Callable[[_Entry], None] = _ignore,
     ) -> None:
         self._max_bytes, self._max_lines, self._max_piece_bytes = max_bytes, max_lines, max_piece_bytes

@@ -138,16 +138,16 @@ class _Handlers:
         return json_response([self.control.history(name) for name in names])
 
     async def events(self, request: Request) -> Stream:
-        follow = _query_follow(request)
+        follow = _query_flag(request, "follow")
         events = request.values("event") or None
         names = await self._named_instances(request)
         if names is not None:  # include the records about a group itself
             patterns = request.values("name")
             names |= {group for pattern in patterns for group in self.control.matching_groups(pattern)}
-        return Stream(self.control.events(names, events, follow), JSON_LINES)
+        return Stream(self.control.events(names, events, follow, _query_flag(request, "mark")), JSON_LINES)
 
     async def logs(self, request: Request) -> Stream:
-        follow = _query_follow(request)
+        follow = _query_flag(request, "follow")
         lines = _query_number(request, "lines", inf, LINES_LIMIT)
         names = await self._named_instances(request)
         return Stream(self.control.logs(names, None if lines == inf else int(lines), follow), JSON_LINES)
@@ -244,12 +244,12 @@ def _parts(patterns: Sequence[str]) -> Iterator[list[str]]:
         yield part
 
 
-def _query_follow(request: Request) -> bool:
-    """Return whether the query asks for what comes, too. Raises HTTPError 400 if it is neither 0 nor 1."""
-    follow = request.value("follow", "0")
-    if follow not in ("0", "1"):
-        raise HTTPError(400, f'follow is "{follow}"; it can be 0 or 1')
-    return follow == "1"
+def _query_flag(request: Request, key: str) -> bool:
+    """Return a flag of the query, by default False. Raises HTTPError 400 if it is neither 0 nor 1."""
+    flag = request.value(key, "0")
+    if flag not in ("0", "1"):
+        raise HTTPError(400, f'{key} is "{flag}"; it can be 0 or 1')
+    return flag == "1"
 
 
 def _query_number(request: Request, key: str, default: float, maximum: float) -> float:

@@ -83,10 +83,14 @@ class Client:
         return histories
 
     def events(
-        self, names: Iterable[str] = (), events: Iterable[str] = (), follow: bool = False
+        self, names: Iterable[str] = (), events: Iterable[str] = (), follow: bool = False, mark: bool = False
     ) -> Iterator[dict[str, Any]]:
-        """Yield the stored records about instances; with `follow` also each new record, until the service ends."""
-        target = _target("/v1/events", name=names, event=events, follow="1" if follow else ())
+        """Yield the stored records about instances; with `follow` also each new record, until the service ends.
+
+        mark: the object {"event": "new"} comes after the stored records.
+        """
+        flags = {key: "1" for key, is_set in (("follow", follow), ("mark", mark)) if is_set}
+        target = _target("/v1/events", name=names, event=events, **flags)
         return self._objects(_request("GET", target), None if follow else TIMEOUT_S)
 
     def logs(self, names: Iterable[str] = (), lines: int | None = None, follow: bool = False) -> Iterator[bytes]:

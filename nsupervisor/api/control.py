@@ -95,9 +95,11 @@ class Control(Protocol):
         ...
 
     def events(
-        self, names: Collection[str] | None, events: Collection[str] | None, follow: bool
+        self, names: Collection[str] | None, events: Collection[str] | None, follow: bool, mark: bool = False
     ) -> AbstractContextManager[AsyncIterator[bytes]]:
         """Yield the stored records about instances as JSON lines, and with `follow` also new records.
+
+        mark: with the line {"event":"new"} between them.
 
         names: the instances; None: all records. events: only records with one of these values of "event"; None: all.
         The iterator ends when no more records can come.

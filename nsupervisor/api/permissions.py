@@ -125,10 +125,10 @@ class Restricted(Control):
         return self._control.history(name)
 
     def events(
-        self, names: Collection[str] | None, events: Collection[str] | None, follow: bool
+        self, names: Collection[str] | None, events: Collection[str] | None, follow: bool, mark: bool = False
     ) -> AbstractContextManager[AsyncIterator[bytes]]:
         visible = self._allowed if names is None else self._allowed & set(names)
-        return self._control.events(visible, events, follow)
+        return self._control.events(visible, events, follow, mark)
 
     def logs(
         self, names: Collection[str] | None, last: int | None, follow: bool

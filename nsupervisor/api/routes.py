@@ -72,6 +72,7 @@ ROUTES = (
             "event": 'Only records with this "event". May be given several times.',
             "follow": "1: continue with new records as they come, until the service ends. A reader that is too slow "
             'gets a record "dropped" in place of the records that it missed.',
+            "mark": '1: with the line {"event":"new"} after the stored records, before new ones.',
         },
         responses={200: "application/jsonl", 400: "Error", 404: "Error"},
     ),

@@ -130,10 +130,10 @@ class Supervisor:
         }
 
     def events(
-        self, names: Collection[str] | None, events: Collection[str] | None, follow: bool
+        self, names: Collection[str] | None, events: Collection[str] | None, follow: bool, mark: bool = False
     ) -> AbstractContextManager[Follower]:
-        """Follow the records about instances: past ones and, with `follow`, new ones."""
-        return self.event_log.follow(names, events, news=follow)
+        """Follow the records about instances: past ones and, with `follow`, new ones; see `History.follow`."""
+        return self.event_log.follow(names, events, news=follow, mark=mark)
 
     def logs(
         self, names: Collection[str] | None, last: int | None, follow: bool

@@ -175,8 +175,8 @@ class Standin:
         log = {"file": None, "files": {}, "format": "json", "streams": [], "stream": None, "tail": False}
         return {**self.instances[name], **more, "log": log, "forgotten": forgotten, "records": records}
 
-    def events(self, names: Any, events: Any, follow: bool) -> Any:
-        return self.past.follow(names, events, news=follow)
+    def events(self, names: Any, events: Any, follow: bool, mark: bool = False) -> Any:
+        return self.past.follow(names, events, news=follow, mark=mark)
 
     @contextmanager
     def logs(self, names: Any, last: Any, follow: bool) -> Any:

@@ -148,6 +148,19 @@ async def test_new_records_come_at_once_and_the_stream_ends_with_the_history(cli
         assert [record["message"] for record in late] == ["two", "new"]
 
 
+async def test_a_mark_separates_what_was_kept_from_what_is_new(client, standin):
+    records = client.events(["db"], follow=True, mark=True)
+    with trio.fail_after(deadline(20)):
+        assert (await in_thread(next, records))["message"] == "two"
+        assert await in_thread(next, records) == {"event": "new"}
+        standin.past.add("2026-01-31T12:00:00.000000Z", "info", "warning", {"workload": "db", "message": "four"})
+        assert (await in_thread(next, records))["message"] == "four"
+        await standin.past.close()
+        assert await in_thread(list, records) == []
+        kept = await in_thread(lambda: list(client.events(["db"], mark=True)))
+        assert [record["event"] for record in kept] == ["warning", "warning", "new"]
+
+
 async def test_other_clients_see_a_chunked_stream_with_an_end(client, standin):
     stream = await trio.open_unix_socket(client.socket_path)
     with trio.fail_after(deadline(20)):

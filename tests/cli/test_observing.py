@@ -56,6 +56,29 @@ def test_following_shows_each_record_at_once_until_ctrl_c(supervisor):
     assert process.returncode == 130
 
 
+def test_the_last_events_are_those_that_are_selected(supervisor):
+    def shown(*arguments):
+        lines = nsupervisor("events", "--json", *arguments, socket=supervisor).stdout.splitlines()
+        return [json.loads(line)["message"] for line in lines]
+
+    assert [shown("-n", str(number)) for number in (0, 1, 2, 9)] == [
+        [],
+        ["three"],
+        ["two", "three"],
+        ["one", "two", "three"],
+    ]
+    assert shown("-n", "1", "--level", "info", "web", "db") == ["two"]
+
+
+def test_following_the_last_events_has_neither_a_gap_nor_a_duplicate(supervisor):
+    environment = {**os.environ, "NSUPERVISOR_SOCKET": str(supervisor)}
+    command = [sys.executable, "-m", "nsupervisor", "events", "-f", "-n", "2", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, env=environment) as process:
+        assert [json.loads(process.stdout.readline())["message"] for _ in range(2)] == ["two", "three"]
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=deadline(30))[0] == b""
+
+
 def test_why_tells_of_each_instance(supervisor):
     done = nsupervisor("why", "web", socket=supervisor)
     assert (done.returncode, done.stderr) == (0, "")

@@ -21,7 +21,7 @@ import attrs
 import trio
 
 from nsupervisor.condition_variable import ConditionVariable
-from nsupervisor.line_stream import LineStream
+from nsupervisor.line_stream import NEW_LINE, LineStream
 from nsupervisor.logs.record import JsonFormat
 
 MAX_RECORDS_PER_WORKLOAD = 200
@@ -162,11 +162,17 @@ class History:
 
     @contextmanager
     def follow(
-        self, names: Collection[str] | None = None, events: Collection[str] | None = None, *, news: bool = True
+        self,
+        names: Collection[str] | None = None,
+        events: Collection[str] | None = None,
+        *,
+        news: bool = True,
+        mark: bool = False,
     ) -> Iterator[Follower]:
         """Yield a stream of the kept records and then, with `news`, of new ones, without a gap or a duplicate.
 
-        `names` are workload instances and groups, `events` the values of `event` in records; None means all.
+        `names` are workload instances and groups, `events` the values of `event` in records; None means all. `mark`:
+        `NEW_LINE` comes between the two.
         """
 
         def wanted(entry: HistoryEntry) -> bool:
@@ -180,7 +186,7 @@ class History:
             max_bytes=MAX_BYTES_WAITING,
             max_lines=MAX_RECORDS_WAITING,
             max_piece_bytes=MAX_PIECE_BYTES,
-            backlog=((entry.line, entry) for entry in backlog),
+            backlog=(*((entry.line, entry) for entry in backlog), *([(NEW_LINE, None)] if mark else [])),
             on_leave=self._outlived.release,
         )
         if news and not self._is_closed:

@@ -9,7 +9,7 @@ import attrs
 import trio
 
 from nsupervisor.condition_variable import ConditionVariable
-from nsupervisor.line_stream import LineStream
+from nsupervisor.line_stream import NEW_LINE, LineStream
 from nsupervisor.logs.tails import Tails
 
 MAX_BYTES_WAITING = 1 << 20
@@ -18,7 +18,7 @@ MAX_PIECE_BYTES = 16 << 10
 """Most bytes that a follower receives at a time."""
 DRAIN_TIMEOUT_S = 1.0
 """Seconds that followers have at the end to read the rest."""
-NEW = b'{"event":"new"}\n'
+NEW = NEW_LINE
 """The line between the records up to now and those that come."""
 
 
