@@ -52,6 +52,7 @@ def lint(config: Config) -> Iterator[Conflict]:
         yield from _lint_command(workload.command, ("workload", name, "command"))
         yield from _lint_isolation(workload)
         yield from _lint_daemon(workload)
+        yield from _lint_restarts(workload, ("workload", name))
         shared = workload.group is not None  # the limits of the group apply, too
         for number, rule in enumerate(workload.policy):
             yield from lint_rule(rule, workload.resources, ("workload", name, "policy", number), shared)
@@ -101,6 +102,17 @@ def _lint_daemon(workload: WorkloadConfig) -> Iterator[Conflict]:
 
 
 WARNING_HINT = "it can be run like this"
+
+
+def _lint_restarts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:
+    """Warn of keys about restarts that another key makes void."""
+    for number, status in enumerate(workload.restart_force_exit_status):
+        if status in workload.restart_prevent_exit_status:
+            text = f"{quoted(status)} is in restart_prevent_exit_status too, which wins; remove it from one of them"
+            yield Conflict((*path, "restart_force_exit_status", number), text)
+    if workload.runtime_randomized_extra_sec and workload.runtime_max_sec == inf:
+        text = "has no effect without runtime_max_sec, to which it adds; set that, or remove this"
+        yield Conflict((*path, "runtime_randomized_extra_sec"), text)
 
 
 def lint_warnings(config: Config, positions: Positions) -> list[Problem]:

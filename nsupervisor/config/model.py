@@ -515,6 +515,13 @@ class WorkloadConfig(Table):
     success_exit_status: tuple[int | str, ...] = field(
         default=(0,), metadata=key(ListOf(kinds.EXIT_STATUS), "exit codes and signals that are no failure", live=True)
     )
+    restart_prevent_exit_status: tuple[int | str, ...] = field(
+        default=(),
+        metadata=key(ListOf(kinds.EXIT_STATUS), "after these no restart, whatever `restart` says", live=True),
+    )
+    restart_force_exit_status: tuple[int | str, ...] = field(
+        default=(), metadata=key(ListOf(kinds.EXIT_STATUS), "after these a restart, whatever `restart` says", live=True)
+    )
     kill_signal: int = field(default=15, metadata=key(kinds.SIGNAL, "what stop sends first", live=True))
     timeout_start_sec: float = field(
         default=30.0, metadata=key(kinds.TIMEOUT, 'how long a start may take; "infinity" for no limit', live=True)
@@ -522,6 +529,13 @@ class WorkloadConfig(Table):
     timeout_stop_sec: float = field(
         default=10.0,
         metadata=key(kinds.TIMEOUT, 'then everything left is killed; "infinity" to wait without a limit', live=True),
+    )
+    runtime_max_sec: float = field(
+        default=float("inf"),
+        metadata=key(kinds.TIMEOUT, "how long it may run once its start is complete; then it has failed", live=True),
+    )
+    runtime_randomized_extra_sec: float = field(
+        default=0.0, metadata=key(kinds.DURATION, "a random part of this is added to runtime_max_sec", live=True)
     )
     group: str | None = field(default=None, metadata=key(kinds.NAME, "the group whose limits it shares"))
     priority: int = field(

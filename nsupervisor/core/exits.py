@@ -85,6 +85,12 @@ class Exit:
             )
         return cls(code=os.WEXITSTATUS(status))
 
+    def is_one_of(self, statuses: Sequence[int | str]) -> bool:
+        """Return whether it is one of these exit codes and signals ("SIGUSR1")."""
+        return bool(statuses) and (
+            self.code in statuses if self.signal is None else signal_name(self.signal) in statuses
+        )
+
     def outcome(self, success_exit_status: Sequence[int | str] = (0,)) -> Outcome:
         """Classify the exit; `success_exit_status` names further clean exit codes and signals ("SIGUSR1")."""
         if self.setup_failure is not None:

@@ -120,6 +120,8 @@ class Lifecycle:
     """Consecutive ends that led to a back-off; the exponent of the next delay."""
     restarts: int = attrs.field(default=0, metadata=wire("restarts"))
     """Starts that the supervisor decided on since it began."""
+    runs_until: float | None = attrs.field(default=None, metadata=wire("runs_until"))
+    """When `runtime_max_sec` ends this generation; None if it has no such end, or its start is not complete."""
     started_type: str = attrs.field(default="", metadata=wire("type"))
     """The workload's `type` when this generation was started; "" if it is not known: then it is the present one.
 
@@ -266,10 +268,15 @@ def cancel_freeze(lifecycle: Lifecycle, input_: Input, instant: Instant, workloa
 
 
 def thaw(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
-    """Return to the state before the freeze; a program that is not ready yet gets its full time again."""
+    """Return to the state before the freeze; a program that is not ready yet gets its full time again.
+
+    `runtime_max_sec` goes on while it is frozen, as in systemd.
+    """
     assert isinstance(input_, Command)
     waits = lifecycle.state_before_freeze is State.RUNNING and reports_readiness(lifecycle, workload)
-    deadline = _deadline(instant, workload.timeout_start_sec) if waits else None
+    if lifecycle.state_before_freeze is State.READY and lifecycle.runs_until is None:  # it became ready while frozen
+        lifecycle = _limit_runtime(lifecycle, instant, workload)
+    deadline = _deadline(instant, workload.timeout_start_sec) if waits else lifecycle.runs_until
     return attrs.evolve(
         lifecycle, state=lifecycle.state_before_freeze, deadline=deadline, reason=f"thawed by {input_.requested_by}"
     ), (ThawAll(),)
@@ -277,14 +284,15 @@ def thaw(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Worklo
 
 def mark_running(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Record that the program runs; if it has to become ready, its start deadline stays."""
-    deadline = lifecycle.deadline if reports_readiness(lifecycle, workload) else None
-    lifecycle = attrs.evolve(lifecycle, state=State.RUNNING, deadline=deadline)
+    if not reports_readiness(lifecycle, workload):
+        lifecycle = _limit_runtime(lifecycle, instant, workload)
+    lifecycle = attrs.evolve(lifecycle, state=State.RUNNING)
     return _enter_frozen(lifecycle, lifecycle.freeze_requested_by) if lifecycle.freeze_requested_by else (lifecycle, ())
 
 
 def mark_ready(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Record that the program is ready."""
-    lifecycle = attrs.evolve(lifecycle, state=State.READY, deadline=None)
+    lifecycle = attrs.evolve(_limit_runtime(lifecycle, instant, workload), state=State.READY)
     return _enter_frozen(lifecycle, lifecycle.freeze_requested_by) if lifecycle.freeze_requested_by else (lifecycle, ())
 
 
@@ -305,6 +313,15 @@ def start_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workloa
     lifecycle = attrs.evolve(lifecycle, after_stop=AfterStop.POLICY, fault_outcome=Outcome.TIMEOUT)
     what = "ready" if reports_readiness(lifecycle, workload) else "started"
     reason = f"not {what} within {workload.timeout_start_sec:g} s"
+    return _enter_stopping(lifecycle, instant, workload, reason, Signal(workload.kill_signal))
+
+
+def run_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
+    """Stop a program that did not start in time, or that has run for as long as it may."""
+    if lifecycle.runs_until is None:
+        return start_timeout(lifecycle, input_, instant, workload)
+    lifecycle = attrs.evolve(lifecycle, after_stop=AfterStop.POLICY, fault_outcome=Outcome.TIMEOUT)
+    reason = f"ran for longer than {workload.runtime_max_sec:g} s (runtime_max_sec)"
     return _enter_stopping(lifecycle, instant, workload, reason, Signal(workload.kill_signal))
 
 
@@ -391,7 +408,7 @@ _ROWS: dict[type[Input], tuple[Handler, ...]] = {
     Unhealthy:     (ignore,  abort,         abort,         abort,  ignore,       ignore,  ignore, ignore, ignore),
     Exited:        (ignore,  exited,        exited,        exited, exited,       ignore,  ignore, ignore, exited),
     Emptied:       (ignore,  ignore,        ignore,        ignore, emptied,      ignore,  ignore, ignore, ignore),
-    Timeout:       (ignore,  start_timeout, start_timeout, ignore, stop_timeout, retry,   ignore, ignore, ignore),
+    Timeout:       (ignore,  start_timeout, run_timeout, run_timeout, stop_timeout, retry, ignore, ignore, ignore),
 }
 # fmt: on
 
@@ -480,6 +497,13 @@ def _deadline(instant: Instant, seconds: float) -> float | None:
     return instant.now + seconds if 0 < seconds < float("inf") else None
 
 
+def _limit_runtime(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig) -> Lifecycle:
+    """Set the deadline of a program whose start is complete."""
+    extra_s = workload.runtime_randomized_extra_sec * instant.jitter
+    runs_until = _deadline(instant, workload.runtime_max_sec + extra_s)
+    return attrs.evolve(lifecycle, runs_until=runs_until, deadline=runs_until)
+
+
 def _spawn(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, reason: str) -> LifecycleResult:
     recent = backoff.starts_within(lifecycle.recent_starts, instant.now, workload.start_limit_interval_sec)
     if not workload.start_limit:
@@ -507,6 +531,7 @@ def _begin_generation(
         killed_at=None,
         exit=None,
         fault_outcome=None,
+        runs_until=None,
         freeze_requested_by="",
         started_at=instant.now,
         started_type=workload.type,
@@ -560,11 +585,18 @@ def _choose_next(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfi
         reason = lifecycle.reason
     else:
         reason = str(exit_)
-    if lifecycle.after_stop is AfterStop.BACKOFF or outcome in RESTARTED_OUTCOMES[workload.restart]:
+    if lifecycle.after_stop is AfterStop.BACKOFF or _is_restarted(exit_, outcome, workload):
         return _back_off(lifecycle, instant, workload, reason)
     return attrs.evolve(
         lifecycle, state=State.EXITED if outcome is Outcome.SUCCESS else State.FAILED, reason=reason
     ), ()
+
+
+def _is_restarted(exit_: Exit, outcome: Outcome, workload: WorkloadConfig) -> bool:
+    """Decide by the keys about restarts; `restart_prevent_exit_status` wins, as in systemd.service(5)."""
+    if exit_.is_one_of(workload.restart_prevent_exit_status):
+        return False
+    return exit_.is_one_of(workload.restart_force_exit_status) or outcome in RESTARTED_OUTCOMES[workload.restart]
 
 
 def _back_off(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, reason: str) -> LifecycleResult:

@@ -137,6 +137,26 @@ def test_what_is_true_without_an_exit_too_is_always_true() -> None:
     assert "is always true" in found("exit code == 3 or pids.current >= 1")[0]
 
 
+def test_keys_about_restarts_that_another_key_makes_void():
+    text = """
+    [workload.web]
+    command = ["sleep", "60"]
+    restart_prevent_exit_status = [2, "SIGTERM"]
+    restart_force_exit_status = [75, "TERM"]
+    runtime_randomized_extra_sec = "10s"
+    """
+    assert [(conflict.path[2:], conflict.message) for conflict in lint(parse(text, "site.toml"))] == [
+        (
+            ("restart_force_exit_status", 1),
+            '"SIGTERM" is in restart_prevent_exit_status too, which wins; remove it from one of them',
+        ),
+        (
+            ("runtime_randomized_extra_sec",),
+            "has no effect without runtime_max_sec, to which it adds; set that, or remove this",
+        ),
+    ]
+
+
 def lint_command(command: str) -> list[str]:
     conflicts = lint(parse(f"[workload.web]\ncommand = {command}\n", "site.toml"))
     return [f"{conflict.path[-1]}: {conflict.message}" for conflict in conflicts]

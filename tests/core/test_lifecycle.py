@@ -577,3 +577,69 @@ def test_a_generation_of_unknown_type_has_the_present_one():
     run.lifecycle = attrs.evolve(run.lifecycle, started_type="")
     assert is_up(run.lifecycle, workload())
     assert not is_up(run.lifecycle, workload(type="notify"))
+
+
+# ---- exit statuses that decide, and the longest run
+
+
+@pytest.mark.parametrize(
+    ("exit_", "policy", "state"),
+    [
+        (Exit(code=2), "always", State.FAILED),  # systemd.service(5), RestartPreventExitStatus=
+        (Exit(signal=signal.SIGUSR1), "on-failure", State.FAILED),
+        (Exit(code=75), "no", State.BACKOFF),  # RestartForceExitStatus=
+        (Exit(code=0), "on-failure", State.BACKOFF),
+        (Exit(code=9), "always", State.FAILED),  # in both: prevented
+        (Exit(code=3), "on-failure", State.BACKOFF),
+        (Exit(code=3), "no", State.FAILED),
+        (Exit(setup_failure="cannot execute web"), "no", State.FAILED),
+    ],
+)
+def test_exit_statuses_that_prevent_or_force_a_restart(exit_, policy, state):
+    run = Run(restart=policy, restart_prevent_exit_status=(2, 9, "SIGUSR1"), restart_force_exit_status=(0, 9, 75)).up()
+    assert run.dies(exit_).state is state
+
+
+def test_a_restart_of_a_rule_is_not_prevented_by_the_exit_status():
+    run = Run(restart_prevent_exit_status=(0,)).up()
+    run(events.PolicyRestart("rule"))
+    assert run.dies(OK).state is State.BACKOFF
+
+
+def test_a_program_that_has_run_for_its_longest_time_is_stopped_and_has_failed():
+    run = Run(runtime_max_sec=60.0, restart="on-failure").up()
+    assert run.lifecycle.deadline == run.now + 60
+    assert run(events.Timeout(), after=59.9).state is State.RUNNING
+    assert run(events.Timeout(), after=0.1).actions == (actions.Signal(signal.SIGTERM),)
+    assert run.lifecycle.reason == "ran for longer than 60 s (runtime_max_sec)"
+    assert run.dies(OK).state is State.BACKOFF, "a timeout is a failure, whatever the exit status"
+    run(events.Timeout(), after=1)
+    assert (run.state, run.lifecycle.runs_until) == (State.STARTING, None)
+    assert run.lifecycle.deadline == run.now + 30, "its start has the time of a start"
+
+
+def test_the_longest_run_counts_from_readiness_and_has_a_random_part():
+    run = Run(type="notify", runtime_max_sec=60.0, runtime_randomized_extra_sec=10.0).up()
+    assert run.lifecycle.deadline == run.now + 30
+    run(events.Ready(1), after=20, jitter=0.5)
+    assert (run.state, run.lifecycle.deadline) == (State.READY, run.now + 65)
+    assert run(events.Timeout(), after=65).state is State.STOPPING
+
+
+def test_the_longest_run_goes_on_while_frozen_and_ends_it_after_the_thaw():
+    run = Run(runtime_max_sec=60.0).up()
+    until = run.lifecycle.deadline
+    run(events.Freeze(), after=10)
+    assert run.lifecycle.deadline is None
+    assert run(events.Timeout(), after=60).state is State.FROZEN
+    run(events.Thaw())
+    assert run.lifecycle.deadline == until
+    assert run(events.Timeout()).state is State.STOPPING
+
+
+def test_one_that_became_ready_while_frozen_has_its_longest_run_from_the_thaw():
+    run = Run(type="notify", runtime_max_sec=60.0).up()
+    run(events.Freeze())
+    run.fact(events.Ready, after=5)
+    run(events.Thaw(), after=5)
+    assert (run.state, run.lifecycle.deadline) == (State.READY, run.now + 60)

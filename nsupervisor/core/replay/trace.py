@@ -75,7 +75,11 @@ LIFECYCLE_KEYS = (
     *("type", "restart", "restart_sec", "restart_max_delay_sec", "restart_reset_sec", "start_limit_burst"),
     *("start_limit_interval_sec", "success_exit_status", "kill_signal", "timeout_start_sec", "timeout_stop_sec"),
 )
-"""Keys of a workload that the lifecycle reads."""
+LATER_LIFECYCLE_KEYS = (
+    *("restart_prevent_exit_status", "restart_force_exit_status", "runtime_max_sec", "runtime_randomized_extra_sec"),
+)
+"""Keys of a workload that the lifecycle reads; the later ones are in a trace only if they have other values than the
+default, so that a trace without them is that of an earlier version."""
 
 INPUTS: Mapping[str, type[events.Input]] = {
     "Start": events.Start,
@@ -112,7 +116,12 @@ def workload_settings(workload: WorkloadConfig) -> Line:
     keys = key_slots(WorkloadConfig)
     return {
         "life": {key: to_json(keys[key].value_in(workload)) for key in LIFECYCLE_KEYS}
-        | {"start_limit_burst": workload.start_limit},  # the one in force, as in earlier traces
+        | {"start_limit_burst": workload.start_limit}  # the one in force, as in earlier traces
+        | {
+            key: to_json(value)
+            for key in LATER_LIFECYCLE_KEYS
+            if (value := keys[key].value_in(workload)) != keys[key].default
+        },
         "rules": [rule_settings(rule) for rule in workload.policy],
         "resources": to_json_sparse(workload.resources),
     }

@@ -99,6 +99,17 @@ def a_workload(rnd: random.Random, name: str) -> WorkloadConfig:
     )
 
 
+def with_later_keys(rnd: random.Random, workload: WorkloadConfig) -> WorkloadConfig:
+    """Draw the keys that version 0.1.0 did not have."""
+    return attrs.evolve(
+        workload,
+        runtime_max_sec=rnd.choice((0.7, 20.0, float("inf"), float("inf"))),
+        runtime_randomized_extra_sec=rnd.choice((0.0, 0.0, 3.0)),
+        restart_prevent_exit_status=rnd.choice(((), (), (1, "SIGKILL"))),
+        restart_force_exit_status=rnd.choice(((), (), (0, "SIGSEGV"))),
+    )
+
+
 def a_config(rnd: random.Random) -> Config:
     """Draw a configuration of one or two workloads; half of them have a group around them, and a policy of the host."""
     names = ("web", "db")[: rnd.randint(1, 2)]
@@ -285,10 +296,13 @@ class WorkloadHistory:
         return self.apply(events.Emptied(generation), now)
 
 
-def a_trace(seed: int, steps: int = 40) -> tuple[Config, bytes]:
-    """Generate a history of a service; return its trace."""
+def a_trace(seed: int, steps: int = 40, *, has_later_keys: bool = True) -> tuple[Config, bytes]:
+    """Generate a history of a service; return its trace. `has_later_keys`: keys that version 0.1.0 did not have."""
     rnd = random.Random(seed)
     config, writer, now = a_config(rnd), TraceWriter(), 1000.0 + rnd.random()
+    if has_later_keys:
+        drawn = {name: with_later_keys(rnd, workload) for name, workload in config.workloads.items()}
+        config = attrs.evolve(config, workloads=drawn)
     writer.head(config.workloads)
     lines: list[dict] = []
     histories = [WorkloadHistory(rnd, name, workload, writer) for name, workload in config.workloads.items()]

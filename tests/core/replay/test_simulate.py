@@ -15,6 +15,7 @@ from nsupervisor.core.lifecycle import Instant, Lifecycle
 from nsupervisor.core.replay.simulate import simulate
 from nsupervisor.core.replay.trace import (
     INPUTS,
+    LATER_LIFECYCLE_KEYS,
     LIFECYCLE_KEYS,
     TraceError,
     TraceWriter,
@@ -279,7 +280,10 @@ def test_instances_share_their_workloads_configuration():
 def test_what_the_lifecycle_reads_of_a_workload_is_in_the_trace():
     text = (ROOT / "nsupervisor" / "core" / "lifecycle.py").read_text()
     names = re.findall(r"workload\.([a-z_]+)", text)
-    assert {"start_limit_burst" if name == "start_limit" else name for name in names} == set(LIFECYCLE_KEYS)
+    assert {"start_limit_burst" if name == "start_limit" else name for name in names} == {
+        *LIFECYCLE_KEYS,
+        *LATER_LIFECYCLE_KEYS,
+    }
 
 
 def test_every_event_can_be_told():
