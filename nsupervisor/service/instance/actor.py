@@ -572,10 +572,11 @@ class Actor:
         self._restrict_devices()
 
     def _restrict_devices(self) -> None:
-        """Allow the program the devices that its security allows. Raises CgroupError if a key asks for that."""
+        """Allow the program the devices that its security allows. Raises CgroupError, also for a missing device."""
         security = settings(self.workload.security)
+        rules = device_rules({key: setting.value for key, setting in security.items()})
         try:
-            self.cgroup.restrict_devices(device_rules({key: setting.value for key, setting in security.items()}))
+            self.cgroup.restrict_devices(rules)
         except CgroupError as error:
             if security["device_policy"].is_explicit:
                 raise
