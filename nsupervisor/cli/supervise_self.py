@@ -74,8 +74,9 @@ def _wait(child: int, terminal: ControllingTerminal) -> tuple[int, bool, bool]:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return 0, stopping, upgrading
-            if pid == child:
-                return status, stopping, upgrading
+            if pid == child:  # a signal that came before its end may wait still
+                waiting = signal.sigpending()
+                return status, stopping or not waiting.isdisjoint((signal.SIGTERM, signal.SIGINT)), upgrading
             if pid == 0:
                 break
         info = signal.sigwaitinfo({*FORWARDED_SIGNALS, UPGRADE_SIGNAL, signal.SIGCHLD})

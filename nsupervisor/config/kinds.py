@@ -313,6 +313,15 @@ def _exit_status(value: Any) -> int | str:
     raise ValueError('is neither an exit code nor a signal; write a number from 0 to 255, or for example "SIGTERM"')
 
 
+EXIT_ON_PATTERN = rf"{NAME_PATTERN} (exited|failed)"
+
+
+def _exit_on(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(EXIT_ON_PATTERN, value) and value != "all failed":
+        return value
+    raise ValueError('is not an end of workloads; write "NAME failed", "NAME exited" or "all exited"')
+
+
 def _signal(value: Any) -> int:
     if not (isinstance(value, str) or is_integer(value)):
         raise ValueError('is not a signal; write for example "SIGTERM"')
@@ -513,6 +522,7 @@ POSITIVE = integer(1, 2**31 - 1, 5)
 ID = integer(0, MAX_ID, 100_000)
 ID_COUNT = integer(1, MAX_ID + 1, 65_536)
 EXIT_STATUS = Scalar(_exit_status, {"type": ["integer", "string"], "minimum": 0, "maximum": 255})
+EXIT_ON = Scalar(_exit_on, {"type": "string", "pattern": whole_text_pattern(EXIT_ON_PATTERN)})
 SIGNAL = Scalar(_signal, {"type": ["integer", "string"], "minimum": 1, "maximum": 64}, units.format_signal)
 LIMIT = size(minimum=1, unlimited=True)
 LINE_SIZE = size(minimum=4, unlimited=False)

@@ -63,6 +63,10 @@ class SupervisorConfig(Table):
             "cgroups and namespaces: required; used as far as they are available; not used, as in plain containers",
         ),
     )
+    exit_on: tuple[str, ...] = field(
+        default=(),
+        metadata=key(ListOf(kinds.EXIT_ON), "stop the service when a workload has ended, with its exit status"),
+    )
     log_level: LogLevel = field(
         default="info",
         metadata=key(Choice.of(LogLevel), "the least important record to write", live=True),

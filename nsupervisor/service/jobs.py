@@ -22,6 +22,7 @@ import attrs
 import trio
 
 from nsupervisor.cgroups import CgroupError
+from nsupervisor.condition_variable import ConditionVariable
 from nsupervisor.core import dependencies, events
 from nsupervisor.core.lifecycle import Lifecycle, State
 from nsupervisor.service.context import ServiceContext
@@ -65,6 +66,15 @@ class StartJob:
     reported: str = attrs.field(init=False, default="")
     """The latest text about what it waits for."""
 
+    def wait_for(self, requirement: Actor | None) -> None:
+        """Note that a requirement blocks it, or that none does."""
+        self.blocked_by = requirement
+
+    def report(self, text: str) -> bool:
+        """Note the text about what it waits for; return whether it is another than before."""
+        is_new, self.reported = text != self.reported, text
+        return is_new
+
     def cancel(self, *, ends_generation: bool) -> None:
         """Cancel this start; `ends_generation`: the caller posts a stop or a restart next."""
         self.ends_generation = self.ends_generation or ends_generation
@@ -89,6 +99,8 @@ class Jobs:
     nursery: trio.Nursery
     leftovers: dict[str, Actor] = attrs.field(factory=dict)
     """Instances that an earlier supervisor ran and that the configuration no longer has, until they are removed."""
+    changed: ConditionVariable = attrs.field(init=False, factory=ConditionVariable)
+    """Notified when a start has ended or is blocked. Who waits for transitions, too, notifies it of them."""
     membership_lock: trio.Lock = attrs.field(init=False, factory=trio.Lock)
     """Held while a reload is prepared, and while an instance is removed, so that neither sees half of the other."""
     is_stopping: bool = attrs.field(init=False, default=False)
@@ -309,12 +321,13 @@ class Jobs:
                         has_slot = False
                 await trio.lowlevel.checkpoint_if_cancelled()
                 await actor.ask(events.Start(job.by))
-        job.blocked_by = None
+        job.wait_for(None)
         if self._start_jobs.get(actor) is job:
             del self._start_jobs[actor]
             if not self.is_stopping and actor not in self._removals:
                 actor.set_start_status(NO_START)
         actor.wake_waiters()
+        self.changed.notify()
         if has_slot:  # until the program has been executed, or will not be
             await actor.wait_until(lambda lifecycle: lifecycle.state is not State.STARTING)
             self._start_slots.release_on_behalf_of(job)
@@ -327,7 +340,7 @@ class Jobs:
         What it waits for is in its status and in the records; a start that becomes blocked wakes what waits for it.
         """
         while (other := self._missing_dependency(actor, starting, passed)) is not None:
-            job.blocked_by = other if self._is_settled(other) else None
+            job.wait_for(other if self._is_settled(other) else None)
             self._report_wait(actor, job, other)
             before = self._progress(other, job)
 
@@ -344,8 +357,7 @@ class Jobs:
             text = f"requires {other.name}, which {other.start_status.waits_for}"
         else:
             text = f"requires {other.name}, which is {other.lifecycle.state.value}: {other.lifecycle.reason}"
-        if text != job.reported:
-            job.reported = text
+        if job.report(text):
             actor.set_start_status(attrs.evolve(actor.start_status, waits_for=text))
             if job.blocked_by is None:
                 self.context.journal.log.info("waiting", workload=actor.name, message=text)
@@ -354,6 +366,7 @@ class Jobs:
                 self.context.journal.log.warning("waiting", workload=actor.name, message=text)
         if job.blocked_by is not None:
             actor.wake_waiters()
+            self.changed.notify()
 
     def _missing_dependency(self, actor: Actor, starting: Collection[str], passed: set[Actor]) -> Actor | None:
         """Return the first instance that the start of `actor` has to wait for; None if it may start.
@@ -384,7 +397,7 @@ class Jobs:
         """Have all blocked starts look again: what they require was started, or their configuration has changed."""
         for job in self._start_jobs.values():
             if (other := job.blocked_by) is not None:
-                job.blocked_by = None
+                job.wait_for(None)
                 other.wake_waiters()
 
     async def _stop_for_restart(self, actor: Actor, by: str) -> bool:

@@ -27,6 +27,7 @@ from nsupervisor.api import app, serve
 from nsupervisor.api.http.errors import ConnectionErrors
 from nsupervisor.cgroups import Cgroup, CgroupError, Host, Tree, Watcher, open_watcher
 from nsupervisor.cgroups.directories import list_processes
+from nsupervisor.cgroups.host import respawner_pid
 from nsupervisor.cgroups.membership import tree_cgroups
 from nsupervisor.cgroups.process_tree import ProcessTreeFiles, ProcessTreeNotifications
 from nsupervisor.config.files import read_text
@@ -37,6 +38,7 @@ from nsupervisor.config.model import SupervisorConfig as Settings
 from nsupervisor.config.problems import Problem
 from nsupervisor.core.instances import expand_instances
 from nsupervisor.core.isolation import AUTO_REASON
+from nsupervisor.core.service_end import InstanceView, ServiceEnd, find_end
 from nsupervisor.core.service_signals import SignalResponse, respond_to_signal
 from nsupervisor.keeper.messages import Child, KeeperLost
 from nsupervisor.keeper.reconnecting import ReconnectingKeeper, open_reconnecting_keeper
@@ -204,6 +206,7 @@ async def _service(
                     missing={feature: str(absence) for feature, absence in isolation.missing.items()},
                     tails=Tails(directory / TAILS_DIRECTORY, partial(_warn, journal)),
                     own_streams=own_streams,
+                    announce_end=_announce_end,
                 )
                 status = await run_service(config, platform)
             journal.log.info("supervisor stopped")
@@ -282,6 +285,18 @@ class Platform:
     """The latest output that no file has; None: it is not kept."""
     own_streams: OwnStreams | None = None
     """The standard output and standard error of the service; None: they are discarded."""
+    announce_end: Callable[[], None] = lambda: None
+    """Called when the service ends because its workloads have, so that nothing starts it again."""
+
+
+def _announce_end() -> None:
+    """Tell the parent of `run --supervise-self` that this exit is final, whatever its status: ask it to stop.
+
+    It passes the signal on, which changes nothing any more.
+    """
+    if parent := respawner_pid():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(parent, signal.SIGTERM)
 
 
 def _exempt_from_collection() -> None:
@@ -364,7 +379,7 @@ async def run_service(config: Config, platform: Platform) -> int:
         _refuse_unenforceable(config, host)
         tree.move_to_leaf(keeper.pid)
         async with open_watcher(open_notifications=platform.kernel.open_notifications) as watcher:
-            await _supervise(config, platform, tree, watcher, saved, group_by_instance(children))
+            end = await _supervise(config, platform, tree, watcher, saved, group_by_instance(children))
         await keeper.shutdown()
     except BaseException:
         if _is_populated(host, tree.path):
@@ -374,7 +389,11 @@ async def run_service(config: Config, platform: Platform) -> int:
             _close(tree, journal)
         raise
     else:
-        return EXIT_OK if _close(tree, journal) else EXIT_FAILED
+        is_closed = _close(tree, journal)
+        if end is not None:
+            platform.announce_end()
+            return end.status
+        return EXIT_OK if is_closed else EXIT_FAILED
     finally:
         host.files.close(tree_lock)
 
@@ -453,8 +472,9 @@ async def _supervise(
     watcher: Watcher,
     saved: SavedState,
     children: Mapping[str, list[Child]],
-) -> None:
-    """Run everything until a signal has stopped it."""
+) -> ServiceEnd | None:
+    """Run everything until a signal, or the end of a workload, has stopped it; return that end."""
+    ending = Ending()
     host, kernel, keeper, journal = platform.host, platform.kernel, platform.keeper, platform.journal
     directory, endpoints = platform.directory, platform.endpoints
     header = {
@@ -544,7 +564,7 @@ async def _supervise(
                 notify_service_manager(journal, "READY=1")
                 report_outcome(journal, directory)
                 scope = nursery.cancel_scope
-                nursery.start_soon(_until_signalled, platform, supervisor, scope)
+                nursery.start_soon(_until_signalled, platform, supervisor, scope, ending)
                 if alive_count:
                     nursery.start_soon(_verify_limits, list(actors.values()))
 
@@ -565,6 +585,7 @@ async def _supervise(
             await jobs.wait_drained()
         captures.cancel_scope.cancel()
     state_file.remove()
+    return ending.end
 
 
 def _uid_ranges(settings: Settings, kernel: Kernel) -> UidRanges | None:
@@ -623,8 +644,46 @@ async def _kill_remaining(actors: Iterable[Actor]) -> None:
             actor.close_cgroup()
 
 
-async def _until_signalled(platform: Platform, supervisor: Supervisor, scope: trio.CancelScope) -> None:
-    """Handle signals until cancelled, as `respond_to_signal` decides."""
+@attrs.define(eq=False)
+class Ending:
+    """Why the service ends, if its workloads decide it (`supervisor.exit_on`)."""
+
+    end: ServiceEnd | None = None
+
+    def decide(self, end: ServiceEnd) -> None:
+        """Note the end that the workloads have decided."""
+        self.end = end
+
+
+async def _wait_for_own_end(supervisor: Supervisor) -> ServiceEnd:
+    """Wait until an element of `supervisor.exit_on` is met."""
+    jobs = supervisor.jobs
+
+    def find() -> ServiceEnd | None:
+        views = (
+            InstanceView(
+                actor.workload.name, actor.lifecycle, jobs.has_pending_start(actor) and not jobs.is_blocked(actor)
+            )
+            for actor in jobs.actors.values()
+        )
+        return find_end(exit_on, views)
+
+    def notify(*_: object) -> None:
+        jobs.changed.notify()
+
+    exit_on = supervisor.config.supervisor.exit_on
+    supervisor.context.listeners.add(notify)
+    try:
+        await jobs.changed.wait_for(find)
+    finally:
+        supervisor.context.listeners.discard(notify)
+    end = find()
+    assert end is not None
+    return end
+
+
+async def _until_signalled(platform: Platform, supervisor: Supervisor, scope: trio.CancelScope, ending: Ending) -> None:
+    """Handle signals until cancelled, as `respond_to_signal` decides; stop when the workloads decide it."""
     journal, terminal = platform.journal, platform.terminal
     async with trio.open_nursery() as nursery:
 
@@ -637,6 +696,20 @@ async def _until_signalled(platform: Platform, supervisor: Supervisor, scope: tr
             scope.cancel()
 
         stopping = False
+
+        async def stop_at_own_end() -> None:
+            nonlocal stopping
+            end = await _wait_for_own_end(supervisor)
+            if not stopping:
+                stopping = True
+                ending.decide(end)
+                text = f"{end.condition} (supervisor.exit_on); exit status {end.status}"
+                journal.log.info("supervisor stopping", message=text)
+                supervisor.jobs.begin_stop()
+                await stop()
+
+        if supervisor.config.supervisor.exit_on:
+            nursery.start_soon(stop_at_own_end)
         async for signum in platform.signals:
             gone, outlives = (terminal.is_gone(), terminal.is_outlived) if terminal is not None else (False, False)
             response = respond_to_signal(

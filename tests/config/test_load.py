@@ -122,8 +122,8 @@ command = []
     assert problems(text) == [
         '2: supervisor.log_level: "loud" is not one of the choices; write "debug", "info", "warning" or "error"',
         "3: supervisor.colour: is not a key of [supervisor]; remove it, or write one of name, runtime_directory, "
-        "state_directory, isolation, log_level, log_format, log_output, log_max_size, log_max_files, log_max_age, "
-        "log_compress, orphans, log_directory, metrics",
+        "state_directory, isolation, exit_on, log_level, log_format, log_output, log_max_size, log_max_files, "
+        "log_max_age, log_compress, orphans, log_directory, metrics",
         '5: workload.web.command: "sleep 10" is not a list; write ["sleep", "10"]',
         '6: workload.web.requires[1]: there is no workload "dbb"; did you mean "db"?',
         '8: workload.web.resources.memory_max: true is not a size; write for example "64M"',
@@ -449,6 +449,22 @@ def test_no_mount_shows_the_runtime_directory(mount: str, key: str | None) -> No
     (problem,) = caught.value.problems
     assert problem.key == f"workload.web.mounts[0].{key}"
     assert "runtime directory" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ("webb failed", 'there is no workload "webb"; did you mean "web" before "failed"'),
+        ("web ended", 'is not an end of workloads; write "NAME failed", "NAME exited" or "all exited"'),
+        ("all failed", 'is not an end of workloads; write "NAME failed", "NAME exited" or "all exited"'),
+    ],
+)
+def test_exit_on_names_ends_of_workloads_that_are_there(condition: str, message: str) -> None:
+    text = f'[supervisor]\nexit_on = ["all exited", "{condition}"]\n[workload.web]\ncommand = ["web"]\n'
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "x.toml")
+    (problem,) = caught.value.problems
+    assert (problem.key, message in problem.message) == ("supervisor.exit_on[1]", True)
 
 
 def test_may_control_names_workloads_that_are_there() -> None:
