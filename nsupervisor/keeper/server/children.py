@@ -9,9 +9,11 @@ import socket
 
 from nsupervisor.keeper.protocol import received_fds
 from nsupervisor.keeper.server.zygote import Kind, Zygote, wait_standby
+from nsupervisor.keeper.setup import sandbox
 from nsupervisor.keeper.setup import steps as setup
 from nsupervisor.keeper.setup.descriptors import Descriptors, credentials_socket
 from nsupervisor.keeper.setup.errors import CGROUP_HINTS, decode_failure
+from nsupervisor.keeper.setup.mount_steps import protect_paths
 from nsupervisor.linux import processes, syscalls
 from nsupervisor.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWTIME
 
@@ -244,6 +246,8 @@ class Child:
                 self._on_ready(ancillary)
             elif data:
                 self.failure = decode_failure(data)
+                if self.failure["step"] == setup.STEP_NAMES[protect_paths]:
+                    sandbox.forget()  # a path of the kernel may have gone with a module
             else:
                 self.report.close()
                 self.report = None

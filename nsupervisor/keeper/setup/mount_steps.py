@@ -126,10 +126,23 @@ def protect_paths(spec: Spec) -> None:
     owner = _file_creator_ids(spec)
     if owner is not None:
         syscalls.set_file_system_ids(*owner)
+    hold_hidden_sources(spec)
     try:
         sandbox.perform(sandbox_operations(spec, resolve_sandbox(spec)))
     except OSError as error:
         raise step_error(error.filename or "protect paths", error) from None
+
+
+def hold_hidden_sources(spec: Spec) -> None:
+    """Find the sources of bind mounts that the sandbox is about to hide, such as a directory in an empty /home."""
+    assert spec.sandbox is not None
+    users = frozenset({0, os.geteuid()})
+    for mount in spec.mounts:
+        if mount.fstype == "bind" and sandbox.hides(spec.sandbox, mount.source):
+            try:
+                spec.held_sources[mount.source] = locate(mount.source, users)
+            except OSError:  # it is looked up again, and reported then
+                pass
 
 
 def resolve_sandbox(spec: Spec) -> tuple[Any, ...]:
@@ -168,7 +181,7 @@ def mount_all(spec: Spec) -> None:
         if os.path.exists(path):
             private.add(os.stat(path).st_dev)
     if spec.mounts:
-        mounter = _Mounter(cover, "user" in spec.namespaces, private)
+        mounter = _Mounter(cover, "user" in spec.namespaces, private, spec.held_sources)
         for mount in spec.mounts:
             mounter.mount(mount)
     if cover is not None:
@@ -178,9 +191,16 @@ def mount_all(spec: Spec) -> None:
 class _Mounter:
     """Makes the mounts of a specification. `private`: st_dev of each tmpfs that it has mounted."""
 
-    __slots__ = ("_cover", "_fds", "_in_user_namespace", "_users", "private")
+    __slots__ = ("_cover", "_fds", "_held_sources", "_in_user_namespace", "_users", "private")
 
-    def __init__(self, cover: Cover | None, in_user_namespace: bool, private: set[int]) -> None:
+    def __init__(
+        self,
+        cover: Cover | None,
+        in_user_namespace: bool,
+        private: set[int],
+        held_sources: dict[str, tuple[int, str]],
+    ) -> None:
+        self._held_sources = held_sources
         self.private = private
         self._cover = cover
         self._in_user_namespace = in_user_namespace
@@ -201,7 +221,7 @@ class _Mounter:
 
     def _bind(self, mount: Mount, operation: str) -> None:
         try:
-            source, source_path = self._locate(mount.source)
+            source, source_path = self._held_sources.get(mount.source) or self._locate(mount.source)
         except OSError as error:
             raise step_error(f"{operation}: {mount.source}", error) from None
         is_file = not stat.S_ISDIR(os.fstat(source).st_mode)

@@ -55,6 +55,7 @@ class Spec:
         "groups",
         "has_init",
         "held_cover",
+        "held_sources",
         "hostname",
         "id",
         "io_priority",
@@ -112,6 +113,8 @@ class Spec:
         # (devices, options of /proc, paths), see sandbox.py
         self.sandbox: tuple[Any, ...] | None = pop("sandbox", sandbox.parse, None)
         self.held_cover: Cover | None = None  # set in the child
+        # Descriptors and real paths of sources of mounts that the sandbox hides, by path; set in the child.
+        self.held_sources: dict[str, tuple[int, str]] = {}
         self.uid: int | None = pop("uid", _id_number, None)
         self.gid: int | None = pop("gid", _id_number, None)
         self.groups: list[int] | None = pop("groups", _id_numbers, None)

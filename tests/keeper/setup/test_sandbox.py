@@ -282,6 +282,21 @@ async def test_a_mount_of_the_program_covers_what_is_protected(harness: Harness,
 
 
 @needs("root")
+@pytest.mark.parametrize("spaces", [ISOLATED, pytest.param([*ISOLATED, "user"], marks=needs("userns"))])
+async def test_a_mount_shows_what_is_hidden(harness: Harness, shared: Path, spaces: list[str]) -> None:
+    """A program has one directory of /home, and sees no other."""
+    for name in ("hidden", "shown"):
+        (shared / name).mkdir()
+        (shared / name / name).touch()
+    bind = {"source": f"{shared}/shown", "destination": f"{shared}/shown", "options": ["rbind"]}
+    given = entries("temporary", shared)
+    script = f"ls {shared} {shared}/shown"
+    result = await harness.run("sh", "-c", script, namespaces=spaces, sandbox=given, mounts=[bind])
+    assert (result.failure, result.stderr) == (None, "")
+    assert result.stdout == f"{shared}:\nshown\n\n{shared}/shown:\nshown\n"
+
+
+@needs("root")
 async def test_a_path_that_is_missing_is_an_error_unless_it_may_be(harness: Harness, tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     result = await harness.run("true", namespaces=ISOLATED, sandbox=entries("read-only", missing))
