@@ -125,12 +125,10 @@ def _socket_length_conflicts(
 
 def _missing_references(config: Config) -> Iterator[Conflict]:
     for number, condition in enumerate(config.supervisor.exit_on):
-        named, _, what = condition.rpartition(" ")
+        named, _, _ = condition.rpartition(" ")
         if named not in config.workloads and named != "all":
             instead = did_you_mean(named, config.workloads).removeprefix(", ") or "write the name of one"
-            yield Conflict(
-                ("supervisor", "exit_on", number), f'there is no workload {quoted(named)}; {instead} before "{what}"'
-            )
+            yield Conflict(("supervisor", "exit_on", number), f"there is no workload {quoted(named)}; {instead}")
     for name, workload in config.workloads.items():
         for key in (*ORDERING_KEYS, "may_control"):
             for number, dependency in enumerate(getattr(workload, key)):

@@ -408,9 +408,19 @@ def _close(tree: Tree, journal: Journal) -> bool:
     return True
 
 
+def _ignore_signal(_signum: int, _frame: object) -> None:
+    """Do nothing."""
+
+
 @contextlib.contextmanager
 def _receive_signals() -> Iterator[AsyncIterator[int]]:
-    """Receive `SERVICE_SIGNALS`, including earlier ones; later ones stay blocked until the process ends."""
+    """Receive `SERVICE_SIGNALS`, including earlier ones; later ones have no effect until the process ends.
+
+    They are blocked then, but not in the threads that were started before: a signal would end the process in one of
+    them, and replace its exit status.
+    """
+    for signum in SERVICE_SIGNALS:
+        signal.signal(signum, _ignore_signal)  # restored by the receiver; a handler, so that it does not outlive exec
     with trio.open_signal_receiver(*SERVICE_SIGNALS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SERVICE_SIGNALS)
         try:

@@ -454,13 +454,13 @@ def test_no_mount_shows_the_runtime_directory(mount: str, key: str | None) -> No
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        ("webb failed", 'there is no workload "webb"; did you mean "web" before "failed"'),
+        ("websit failed", 'there is no workload "websit"; did you mean "website"?'),
         ("web ended", 'is not an end of workloads; write "NAME failed", "NAME exited" or "all exited"'),
         ("all failed", 'is not an end of workloads; write "NAME failed", "NAME exited" or "all exited"'),
     ],
 )
 def test_exit_on_names_ends_of_workloads_that_are_there(condition: str, message: str) -> None:
-    text = f'[supervisor]\nexit_on = ["all exited", "{condition}"]\n[workload.web]\ncommand = ["web"]\n'
+    text = f'[supervisor]\nexit_on = ["all exited", "{condition}"]\n[workload.website]\ncommand = ["web"]\n'
     with pytest.raises(ConfigError) as caught:
         parse(text, "x.toml")
     (problem,) = caught.value.problems

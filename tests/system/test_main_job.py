@@ -230,7 +230,7 @@ async def test_what_cannot_be_had_is_refused_and_those_that_require_it_wait(tmp_
     """
     async with service(tmp_path, toml) as it:
         await it.record(event="state", workload="db", to="failed")
-        refused = await it.record(event="not started", workload="web")
+        refused = await it.record(event="waiting", level="warning", workload="web")
         assert refused["message"].startswith("requires db, which is failed: cannot execute no-such-program")
         assert await it.pid("cron")
         assert "requires db" in (await it.status("web"))["reason"]
