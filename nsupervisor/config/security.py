@@ -22,7 +22,7 @@ class SecurityConfig(SandboxConfig):
     """[workload.NAME.security]: what the program is allowed to do."""
 
     profile: Profile = field(
-        default="none",
+        default="default",
         metadata=key(Choice.of(Profile), "the values of all keys that are left out"),
     )
     no_new_privileges: bool | None = field(

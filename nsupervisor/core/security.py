@@ -143,6 +143,13 @@ def written_keys(security: SecurityConfig) -> dict[str, Any]:
     return found
 
 
+def is_required(security: SecurityConfig) -> bool:
+    """Return whether a key or a profile that is written asks for an item; otherwise all are of the default profile."""
+    found = settings(security)
+    is_asked_for = any(found[key].is_explicit and found[key].value != neutral for key, neutral in NEUTRAL.items())
+    return is_asked_for or security.profile == "strict"
+
+
 def values(security: SecurityConfig) -> dict[str, Any]:
     """Return the values in force by key."""
     return {key: setting.value for key, setting in settings(security).items()}

@@ -79,6 +79,11 @@ _SECURITY_KEYS = (
 """Keys of a specification that need the feature "security"."""
 
 
+_NO_SECURITY = (
+    "the keeper is of an earlier version, which does not know the keys of the table security; run: nsupervisor upgrade"
+)
+
+
 def _without_security(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in spec.items() if key not in _SECURITY_KEYS}
 
@@ -126,8 +131,11 @@ class Keeper:
         """
         fds = () if notify_fd < 0 else (notify_fd,)
         known = {key: value for key, value in spec.items() if key != "cover" or key in self.features}
+        is_required = known.pop("requires_security", False)
         if "security" in self.features:
             await self._send_filters(known.get("filters", ()))
+        elif is_required:
+            raise SpawnError("security", _NO_SECURITY, errno.EOPNOTSUPP)
         else:
             known = _without_security(known)
         call = await self._call({"do": "spawn", "spec": known}, SpawnError, while_waiting, fds)

@@ -187,7 +187,8 @@ async def _service(
             for feature, absence in isolation.missing.items():
                 journal.log.warning("feature unavailable", feature=feature, message=str(absence))
         for event, problem in warnings:
-            journal.log.warning(event, message=str(problem), **record_fields(problem))
+            fields = record_fields(problem) or ({"feature": "security"} if event == "feature unavailable" else {})
+            journal.log.warning(event, message=str(problem), **fields)
         with _receive_signals() as signals:
             protected = () if host.absence is not None else tree_cgroups(host, settings.name)
             async with open_reconnecting_keeper(directory, protected, filter_program=seccomp_filters.program) as keeper:

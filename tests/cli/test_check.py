@@ -181,7 +181,7 @@ def test_a_file_without_workloads_is_a_warning(file):
 AS_NOBODY = """
 import encodings.utf_8_sig, os, pathlib, sys  # what is loaded late, from where only root may read
 import nsupervisor.cli.main, nsupervisor.cli.commands.check, nsupervisor.config.lint, nsupervisor.config.files
-import nsupervisor.service.preflight.requirements
+import nsupervisor.linux.libseccomp, nsupervisor.service.preflight.requirements
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 nsupervisor.cli.main.main(["check", *sys.argv[1:]])
 """

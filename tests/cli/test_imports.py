@@ -120,6 +120,7 @@ OURS = {
         "core.seccomp",
         "core.security",
         "api.http",  # the limits, of which the capacity takes account
+        "linux.libseccomp",
         "linux.namespaces",
         "linux.privileges",
         "linux.trusted_paths",

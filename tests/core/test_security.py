@@ -46,7 +46,7 @@ def test_a_key_overrides_the_profile(profile: str) -> None:
 
 
 def test_what_a_key_asks_for_is_refused_if_the_host_has_it_not() -> None:
-    _, found = without_unsupported(file("no_new_privileges = true"), absent)
+    _, found = without_unsupported(file('profile = "none", no_new_privileges = true'), absent)
     path = ("workload", "web", "security", "no_new_privileges")
     assert found == [Unsupported(path, "this kernel has none; use another one", True)]
     assert degraded(found) == {}
@@ -59,5 +59,5 @@ def test_an_item_of_the_profile_is_left_out_and_reported_if_the_host_has_it_not(
 
 
 def test_a_neutral_value_needs_nothing_of_the_host() -> None:
-    config = file("no_new_privileges = false")
+    config = file('profile = "none", no_new_privileges = false')
     assert without_unsupported(config, absent) == (config, [])

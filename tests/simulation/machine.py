@@ -35,7 +35,13 @@ CONTROLLERS = ("memory", "pids", "cpu")
 KNOWN_CONTROLLERS = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma", "misc", "perf_event")
 """The controllers of Linux; one that the machine does not have cannot be enabled."""
 ROOT_PRIVILEGES = Privileges(
-    uid=0, gid=0, capabilities=-1, uid_map=(), gid_map=(), hard_limits=MappingProxyType({"nice": 0}), niceness=0
+    uid=0,
+    gid=0,
+    capabilities=-1,
+    uid_map=((0, 2**32 - 1),),
+    gid_map=(),
+    hard_limits=MappingProxyType({"nice": 0}),
+    niceness=0,
 )
 """The privileges of a simulated supervisor, whoever runs the simulation."""
 FIRST_FD = 1 << 20

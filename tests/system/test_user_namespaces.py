@@ -14,6 +14,7 @@ TWO = """
 command = ["sh", "-c", '''cat SECRET; head -c 1 /dev/kmsg; echo 1 >/proc/sys/kernel/panic; id -u; exec sleep 1000''']
 instances = 2
 namespaces = { user = true }
+security = { profile = "none" }
 """
 
 

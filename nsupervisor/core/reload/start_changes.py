@@ -11,7 +11,7 @@ import attrs
 
 from nsupervisor.config.model import WorkloadConfig
 
-START_REVISION = 1
+START_REVISION = 2
 """The revision of this version's starts. Version 0.1.0 saved none, which reads as 0."""
 
 
@@ -64,6 +64,12 @@ START_CHANGES = (
         lambda workload: bool(workload.mounts),
     ),
     StartChange(1, "it has a session keyring of its own", lambda _: True),
+    StartChange(
+        2,
+        "it has eleven capabilities and a filter of system calls (docs/security.md says what stops working); as before "
+        'with security = { profile = "none" }',
+        lambda workload: workload.security.profile == "default",
+    ),
 )
 
 

@@ -13,7 +13,7 @@ from nsupervisor.config.security_kinds import SECURE_BITS
 from nsupervisor.core.sandbox import sandbox
 from nsupervisor.core.seccomp import Filter, OciError, parse_oci
 from nsupervisor.core.seccomp import filters as find_filters
-from nsupervisor.core.security import values, written_keys
+from nsupervisor.core.security import is_required, values, written_keys
 from nsupervisor.linux.namespaces import NAMESPACES
 from nsupervisor.linux.trusted_paths import open_for_reading
 from nsupervisor.service.instance.seccomp_filters import filter_name
@@ -85,6 +85,7 @@ def spawn_spec(
         "rlimits": {key: list(pair) for key, pair in workload.security.rlimits.items()},
         "no_new_privileges": security["no_new_privileges"],
         **privileges,
+        "requires_security": is_required(workload.security),
         "init": workload.init and spaces.pid,
         **cgroup.place,
         "stdin": "null",
@@ -200,7 +201,7 @@ def spawn_inputs(spec: "Mapping[str, Any]", security: SecurityConfig) -> Any:
     `nsupervisor.core.reload.start_changes` lists, and which are no reason for a restart.
     """
     # The cover has nothing of the configuration but may_control, which shows in the environment.
-    derived = ("id", "env", "cover", "sandbox", *_PRIVILEGE_KEYS)
+    derived = ("id", "env", "cover", "sandbox", "requires_security", *_PRIVILEGE_KEYS)
     inputs = {key: value for key, value in spec.items() if key not in derived}
     if written := written_keys(security):
         inputs["security"] = written

@@ -24,6 +24,7 @@ from nsupervisor.config.quoting import format_path, quoted
 from nsupervisor.core.isolation import (
     AUTO_REASON,
     CGROUPS,
+    NAMESPACES,
     cgroup_findings,
     without_namespaces,
     without_requirements,
@@ -36,7 +37,13 @@ from nsupervisor.service.instance.users import IdentityError, resolve_user
 from nsupervisor.service.platform.isolation import Isolate, Isolation, isolate
 from nsupervisor.service.preflight.capacity import descriptor_shortage
 from nsupervisor.service.preflight.privileges import explain_permission_error, missing_privileges
-from nsupervisor.service.preflight.security import PROFILE_REASON, security_support
+from nsupervisor.service.preflight.security import (
+    CHECKS,
+    FOR_PRIVILEGED,
+    PROFILE_REASON,
+    needs_mounts,
+    security_support,
+)
 
 if TYPE_CHECKING:
     from nsupervisor.cgroups.cgroup import Cgroup
@@ -91,7 +98,14 @@ def check_text(
         config, unsupported = without_unsupported(config, security_support(own, isolation.missing.get(CGROUPS)))
         unmet = unmet_requirements(config, positions, isolation.host, own, runs_here=runs_here, tolerated=tolerated)
         for problem, warning in (
-            *_unsupported_security(config, positions, unsupported, runs_here),
+            *_unsupported_security(
+                config,
+                positions,
+                unsupported,
+                own,
+                runs_here=runs_here,
+                has_namespaces=NAMESPACES not in isolation.missing,
+            ),
             *(
                 (_problem(config, positions, finding.path, finding.message), "" if finding.is_refused else tolerated)
                 for finding in requests
@@ -114,14 +128,29 @@ def check_text(
 
 
 def _unsupported_security(
-    config: Config, positions: Positions, items: list[Unsupported], runs_here: bool
+    config: Config,
+    positions: Positions,
+    items: list[Unsupported],
+    own: Privileges,
+    *,
+    runs_here: bool,
+    has_namespaces: bool,
 ) -> Iterator[tuple[Problem, str]]:
-    """Yield the items of `security` that cannot be provided: each that a key asks for, and one for all workloads."""
+    """Yield the items of `security` that cannot be provided: each that a key asks for, and the others by reason.
+
+    Not reported are items of a profile that need a mount namespace if the isolation has none, which is reported itself,
+    and those that would refuse nothing to a service without capabilities.
+    """
     for item in items:
         if item.is_refused:
             yield _problem(config, positions, item.path, item.message), "" if runs_here else OTHER_HIERARCHY
+    keys: dict[str, list[str]] = {}
     for key, message in degraded(items).items():
-        yield Problem(config.path, 0, "", f"security.{key} has no effect: {message}"), PROFILE_REASON
+        if (has_namespaces or CHECKS.get(key) is not needs_mounts) and (own.capabilities or key not in FOR_PRIVILEGED):
+            keys.setdefault(message, []).append(key)
+    for message, same in keys.items():
+        verb = "has" if len(same) == 1 else "have"
+        yield Problem(config.path, 0, "", f"security: {', '.join(same)} {verb} no effect: {message}"), PROFILE_REASON
 
 
 def unmet_requirements(

@@ -23,7 +23,8 @@ Check = Callable[[WorkloadConfig, Any, Privileges], "Absence | None"]
 """Returns why this process cannot provide a workload with this value of an item; None if it can."""
 
 
-def _needs_mounts(workload: WorkloadConfig, value: Any, privileges: Privileges) -> Absence | None:
+def needs_mounts(workload: WorkloadConfig, value: Any, privileges: Privileges) -> Absence | None:
+    """Return why a program cannot have its own view of the files; None if it can."""
     if workload.namespaces.mount:
         return None
     return Absence(
@@ -31,6 +32,8 @@ def _needs_mounts(workload: WorkloadConfig, value: Any, privileges: Privileges) 
     )
 
 
+FOR_PRIVILEGED = ("device_policy",)
+"""Items without an effect on a service that has no capabilities: its programs make no device nodes, mknod(2)."""
 _SECCOMP_ACTIONS = "/proc/sys/kernel/seccomp/actions_avail"
 _INSTALL = "install libseccomp2 (Debian: apt install libseccomp2)"
 
@@ -94,7 +97,7 @@ _INITIAL_USER_NAMESPACE = ((0, 2**32 - 1),)
 
 CHECKS: Mapping[str, Check] = {
     **{
-        attribute.name: _needs_mounts
+        attribute.name: needs_mounts
         for attribute in attrs.fields(SandboxConfig)
         if attribute.name not in ("device_policy", "device_allow")
     },
