@@ -256,7 +256,11 @@ class Jobs:
                 or (not self.has_pending_start(actor) and (actor.is_up or lifecycle.state in lasting_states))
             )
         )
-        return actor.is_up, "" if actor.is_up else actor.start_status.waits_for or actor.lifecycle.reason
+        if actor.is_up:
+            return True, ""
+        job = self._start_jobs.get(actor)
+        then = f"; it starts as soon as {job.blocked_by.name} is up" if job is not None and job.blocked_by else ""
+        return False, f"{actor.start_status.waits_for or actor.lifecycle.reason}{then}"
 
     # ---- starts
 

@@ -101,6 +101,20 @@ def test_what_it_requires_could_not_be_had():
     )
 
 
+def test_a_start_that_was_blocked():
+    records = Records()
+    records.say(1, "waiting", message="waits for db")
+    text = "requires db, which is failed: exit code 3; web starts as soon as db is up"
+    records.say(2, "waiting", "warning", message=text)
+    records.wish(5, "start")
+    records.run(5)
+    assert tell(records, "running").splitlines()[3:6] == [
+        "12:00:05.000 (55s ago)  start by operator",
+        "  waited    for db (1 s)",
+        f"  blocked   {text} (3 s)",
+    ]
+
+
 def test_never_started():
     assert tell(Records(), "stopped", now=90) == (
         "web: stopped; not started since the supervisor began, 12:00:00.000 (1min 30s ago)"

@@ -228,7 +228,8 @@ class Renderer:
                         if following
                         else ""
                     )
-                    yield "waited", record["message"].removeprefix("waits ") + until
+                    is_blocked = record["level"] == "warning"
+                    yield "blocked" if is_blocked else "waited", record["message"].removeprefix("waits ") + until
                 case "exited":
                     yield ("program" if record is first else "exit"), self.program_text(record, record is not first)
                     if not self.ended_well(record):
