@@ -51,6 +51,7 @@ LINKS = (
 )
 _DIRECTORIES = ("pts", "shm", "mqueue")
 SYSLOG = "/dev/log"
+_OWN_DEVICES = {SYSLOG, *(f"/dev/{name}" for name in (*(node[0] for node in NODES), *dict(LINKS), *_DIRECTORIES))}
 TTY_GROUP = 5  # of all distributions with systemd, and of the OCI's runtimes
 _DEV_FLAGS = mounts.MS_NOSUID | mounts.MS_NOEXEC
 _DEV_OPTIONS = "mode=755,size=4m,nr_inodes=4k"
@@ -242,6 +243,8 @@ def _resolve_devices(devices: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
     nodes, shm_size = devices
     bound = []
     for given in nodes:
+        if given.removeprefix("-") in _OWN_DEVICES:
+            continue  # the program has one of its own; that of the host must not cover it
         try:
             status = os.stat(given.removeprefix("-"))
             bound.append((given.removeprefix("-"), stat.S_ISDIR(status.st_mode)))
