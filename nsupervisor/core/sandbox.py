@@ -26,6 +26,7 @@ MASKED_PATHS = (
         )
     ),
     *("/sys/firmware", "/sys/devices/virtual/powercap"),
+    *("/sys/kernel/debug", "/sys/kernel/security", "/sys/kernel/tracing"),  # the host mounts file systems here
 )
 """Files and directories of the kernel that no program needs, and that tell about the host or its users."""
 READ_ONLY_PATHS = (*(f"/proc/{name}" for name in ("bus", "fs", "irq", "sys", "sysrq-trigger")), "/sys")
