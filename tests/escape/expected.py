@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 EXPECTED = Path(__file__).with_name("expected.toml")
+CHECKLIST = Path(__file__).with_name("checklist.toml")
 MEASURED = Path(__file__).with_name("measured.json")
 
 
@@ -65,3 +66,10 @@ def nothing_to_refuse() -> dict[str, str]:
 def measured() -> dict[str, frozenset[str]]:
     """Return the attempts that other programs allow, by party."""
     return {name: frozenset(rows) for name, rows in json.loads(MEASURED.read_text())["allowed"].items()}
+
+
+@cache
+def checklist() -> list[dict[str, str]]:
+    """Return the cases of other projects' tests, each with `project`, `file`, `case`, and its test or a reason."""
+    cases: list[dict[str, str]] = tomllib.loads(CHECKLIST.read_text())["case"]
+    return cases

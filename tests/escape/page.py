@@ -111,11 +111,26 @@ def comparison() -> str:
     )
 
 
+def checklist() -> str:
+    """Return the table of the cases of other projects' tests."""
+    rows = []
+    for case in expected.checklist():
+        name = case.get("test", "").rpartition("::")[2].replace("test_the_case_holds[", "").rstrip("]")
+        result = (
+            f"passes (`{name}`)" if name else f"passes (attempt `{case['row']}`)" if "row" in case
+            else f"does not apply: {case['not_applicable']}" if "not_applicable" in case else f"open: {case['open']}"
+        )  # fmt: skip
+        rows.append([f"{case['project']} {case['file']}", case["case"], result])
+    return table(["tests", "case", "here"], rows)
+
+
 def drawn() -> str:
-    """Return the page with its comparison replaced."""
-    pattern = r"(<!-- escape: scripts/escape -->\n).*?(<!-- end -->)"
-    text, found = re.subn(pattern, lambda m: f"{m[1]}{comparison()}\n{m[2]}", PAGE.read_text(), flags=re.DOTALL)
-    assert found == 1, f"{PAGE} needs the markers once"
+    """Return the page with its generated parts replaced."""
+    text = PAGE.read_text()
+    for marker, part in (("escape", comparison()), ("checklist", checklist())):
+        pattern = rf"(<!-- {marker}: scripts/escape -->\n).*?(<!-- end -->)"
+        text, found = re.subn(pattern, lambda m, part=part: f"{m[1]}{part}\n{m[2]}", text, flags=re.DOTALL)
+        assert found == 1, f"{PAGE} needs the markers of {marker} once"
     return text
 
 

@@ -42,7 +42,7 @@ ROOTLESS = {"rootless": f"namespaces = {{ user = true }}\n{DEFAULT}"}
 
 
 def command(targets: Targets, **values: object) -> list[str]:
-    """Return the command that makes all attempts."""
+    """Return the command that makes the attempts: all, or those that the targets name."""
     return [PYTHON, "-I", "-B", str(targets.program), json.dumps({**targets.values, **values})]
 
 

@@ -1,4 +1,4 @@
-"""Attempts to escape from a sandbox or to abuse privileges: `python3 attempts TARGETS [NAME ...]`, or `--list`.
+"""Attempts to escape from a sandbox or to abuse privileges: `python3 attempts TARGETS`, or `--list`.
 
 Each is harmless if it succeeds, and leaves the host as it was. `harness.py` states the form of the output.
 """

@@ -395,15 +395,14 @@ def run(attempts: list[Attempt]) -> Iterator[dict[str, object]]:
 
 
 def main() -> None:
-    """Print one JSON line per attempt: all, or those named after the targets. `--list`: describe them instead."""
-    arguments = sys.argv[1:]
-    if arguments[:1] == ["--list"]:
+    """Print one JSON line per attempt, of those that the targets name or of all. `--list`: describe them instead."""
+    if sys.argv[1:] == ["--list"]:
         for one in ATTEMPTS.values():
             line = {"name": one.name, "group": one.group, "shares": one.shares, "description": one.description}
             print(json.dumps(line))
         return
-    targets.update(json.loads(arguments[0]) if arguments else {})
-    chosen = arguments[1:] or list(ATTEMPTS)
-    for result in run([ATTEMPTS[name] for name in chosen]):
+    targets.update(json.loads(sys.argv[1]))
+    chosen = [ATTEMPTS[name] for name in targets.get("attempts", ATTEMPTS)]  # type: ignore[attr-defined]
+    for result in run(chosen):
         print(json.dumps(result), flush=True)
     print(json.dumps({"end": len(chosen)}), flush=True)
