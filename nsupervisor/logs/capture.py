@@ -25,6 +25,7 @@ from nsupervisor.logs.rate_limit import RateLimiter
 from nsupervisor.logs.record import JsonFormat, Line, timestamp_now
 from nsupervisor.logs.route import LineSequence, OutputRoute
 from nsupervisor.logs.shared_stream import Format, SharedStream
+from nsupervisor.logs.sink import Delivery
 from nsupervisor.logs.threads import run_in_thread
 from nsupervisor.terminal.numbers import format_count, format_past
 
@@ -139,8 +140,8 @@ class Capture:
     _waiting_since: float | None = None  # the time of the loop since when the same output waits to be written
     _is_released: bool = False  # whether the workload must not be blocked any more, whatever the route says
     _has_given_up: bool = False  # whether a release has found that nothing reads the stream
-    _patience: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
-    """The wait for a destination, which a release ends."""
+    _delivery: Delivery | None = None  # what waits for the stream
+    _retry: trio.CancelScope | None = None  # the wait for the next attempt at the file, which a release ends
     _limited_lines: int = 0  # lines that the rate limit has dropped since the last record of that
     _limited_bytes: int = 0  # the bytes that it has dropped, since the last report
     _limited_lines_unreported: int = 0
@@ -248,7 +249,27 @@ class Capture:
         """
         if not self._is_released:
             self._is_released = True
-            self._patience.deadline = min(self._patience.deadline, trio.current_time() + self._remaining_patience)
+            if self._retry is not None:
+                self._retry.deadline = min(self._retry.deadline, trio.current_time() + self._remaining_patience)
+            if self._delivery is not None:
+                self._limit_wait(self._delivery)
+
+    def _limit_wait(self, delivery: Delivery) -> None:
+        """Let a delivery wait no longer than `_remaining_patience`."""
+        if (seconds := self._remaining_patience) > 0:
+            trio.lowlevel.spawn_system_task(self._abandon_later, delivery, seconds)
+        else:
+            self._abandon(delivery)
+
+    async def _abandon_later(self, delivery: Delivery, seconds: float) -> None:
+        with trio.move_on_after(seconds):
+            await delivery.written.wait()
+        if not delivery.written.is_set():
+            self._abandon(delivery)
+
+    def _abandon(self, delivery: Delivery) -> None:
+        if self.route.shared is not None:
+            self.route.shared.abandon(delivery)
 
     @property
     def blockage(self) -> Blockage | None:
@@ -375,13 +396,15 @@ class Capture:
     async def _deliver(self, shared: SharedStream, records: bytes, count: int) -> None:
         """Deliver records to the stream, and wait for it as long as the route, or a release, says."""
         self._waiting_since = trio.current_time()
-        self._patience = trio.CancelScope(deadline=self._waiting_since + self._remaining_patience)
-        block = self._waits_for_stream
-        if not await shared.deliver(records, count, block=block, patience=self._patience):
+        delivery = self._delivery = Delivery()
+        if self._is_released:
+            self._limit_wait(delivery)
+        block = self.route.blocks and not self._has_given_up
+        if not await shared.deliver(records, count, block=block, delivery=delivery):
             self.on_dropped(count)
-        if self._patience.cancelled_caught:
+        if block and delivery.is_abandoned:
             self._has_given_up = True
-        self._waiting_since = None
+        self._waiting_since = self._delivery = None
 
     def _keep_latest(self, chunk: _Chunk) -> None:
         """Keep the latest lines of a chunk that is dropped. All of them would cost as much as recording them."""
@@ -465,8 +488,9 @@ class Capture:
         if result is not None:
             self._waiting_since = None
         elif self._blocks:  # otherwise it was released meanwhile, and drops at the next attempt
-            with trio.move_on_after(self._time_to_retry()) as self._patience:
+            with trio.move_on_after(self._time_to_retry()) as self._retry:
                 await trio.sleep_forever()
+            self._retry = None
         return result
 
     # ---- the file, by a thread

@@ -6,12 +6,10 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-import trio
-
 from nsupervisor.logs.blockage import describe_blockage
 from nsupervisor.logs.fairness import LoopTick
 from nsupervisor.logs.record import Line
-from nsupervisor.logs.sink import Sink
+from nsupervisor.logs.sink import Delivery, Sink
 
 
 class Format(Protocol):
@@ -81,14 +79,16 @@ class SharedStream:
         """
         return self._sink.drop_if_full(count)
 
-    async def deliver(
-        self, records: bytes, count: int, *, block: bool, patience: trio.CancelScope | None = None
-    ) -> bool:
+    async def deliver(self, records: bytes, count: int, *, block: bool, delivery: Delivery | None = None) -> bool:
         """Queue finished records of a workload; return when they need not be waited for any longer (see `Sink`).
 
         Returns whether they were not dropped.
         """
-        return await self._sink.deliver(records, count, block=block, patience=patience)
+        return await self._sink.deliver(records, count, block=block, delivery=delivery)
+
+    def abandon(self, delivery: Delivery) -> None:
+        """Let `deliver` return, if it waits, and not wait from now on."""
+        self._sink.abandon(delivery)
 
     def describe_blockage(self) -> str:
         """Describe why records wait."""

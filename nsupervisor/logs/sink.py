@@ -27,6 +27,17 @@ _BROKEN_PIPE = os.strerror(errno.EPIPE)
 _SLOW_READER = "the reader is too slow"
 
 
+class Delivery:
+    """Records of a workload that wait to be written. Made for each of them, so it costs little."""
+
+    __slots__ = ("is_abandoned", "written")
+
+    def __init__(self) -> None:
+        self.written = trio.Event()
+        """Set when they have been written, can never be, or need not be waited for any longer."""
+        self.is_abandoned = False
+
+
 class _Gap:
     """The records missing at this position of the stream."""
 
@@ -93,37 +104,40 @@ class Sink:
         self._drop(count)
         return True
 
-    async def deliver(
-        self, records: bytes, count: int, *, block: bool, patience: trio.CancelScope | None = None
-    ) -> bool:
+    async def deliver(self, records: bytes, count: int, *, block: bool, delivery: Delivery | None = None) -> bool:
         """Append records of a workload, and return when they have been written, so that it is safe to forget them.
 
-        `block`: wait as long as that takes, but within `patience`, a scope that was not entered before. Otherwise, and
-        if that scope is cancelled, they may be dropped, or stay in the buffer if the reader is slow. If the output can
-        never be read again (a broken pipe), there is no waiting. Returns whether the records were not dropped.
+        `block`: wait as long as that takes, or until `abandon` is called with `delivery`. Otherwise, and from then on,
+        they may be dropped, or stay in the buffer if the reader is slow. If the output can never be read again (a
+        broken pipe), there is no waiting. Returns whether the records were not dropped.
         """
         if block and not self._is_broken:
-            is_queued = False
-            with patience or trio.CancelScope():
-                await self._written.wait_for(lambda: self._has_room or self._is_broken)
-                self._append(records)
-                is_queued = True
-                await self._wait_event()
-            if not is_queued:
+            if delivery is None:
+                delivery = Delivery()
+            await self._written.wait_for(lambda: self._has_room or self._is_broken or delivery.is_abandoned)
+            if delivery.is_abandoned:
+                await trio.lowlevel.checkpoint()
                 self.put(records, count)
                 return self._gap is None
+            self._append(records)
+            await self._wait_for(delivery.written)
             return True
         await self.wait_for_room()
         self.put(records, count)
         if self._gap is not None:
             return False
         with trio.move_on_after(_BACKPRESSURE_TIMEOUT_S):
-            await self._wait_event()
+            await self._wait_for(trio.Event())
         return True
 
-    async def _wait_event(self) -> None:
-        """Wait until everything put so far has been written, or can never be."""
-        written = trio.Event()
+    def abandon(self, delivery: Delivery) -> None:
+        """Let `deliver` return, if it waits, and not wait from now on."""
+        delivery.is_abandoned = True
+        delivery.written.set()
+        self._written.notify()
+
+    async def _wait_for(self, written: trio.Event) -> None:
+        """Wait until `written` is set: everything put so far has been written, or can never be."""
         self._queue.append(written)
         if self._is_broken:
             written.set()
