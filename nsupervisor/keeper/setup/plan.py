@@ -192,10 +192,10 @@ class Common:
     `flags`: those of clone(2). `covered`: the directory that is hidden from them, or "". `protection`: the operations
     of the sandbox in advance; `late`: those after the process has joined its cgroups, as a v1 cgroup is joined by a
     file below /sys/fs/cgroup, which must be writable until then. `shared`: what `sandbox.clone_tree` takes, if the plan
-    needs its tree.
+    needs its tree. `drops`: the calls that limit the bounding set.
     """
 
-    __slots__ = ("_key", "covered", "flags", "has_devices", "late", "protection", "shared")
+    __slots__ = ("_key", "covered", "drops", "flags", "has_devices", "late", "protection", "shared")
 
     def __init__(self, spec: Spec) -> None:
         """Raises StepError for a path of the sandbox that is missing, or too many."""
@@ -213,13 +213,21 @@ class Common:
             self.late = mount_steps.sandbox_operations(spec, last)
             if any(operation.save >= sandbox.TREE for operation in (*self.protection, *self.late)):
                 raise StepError("cannot protect that many paths by a plan", errno.E2BIG)
-        self._key = self.flags, self.covered, self.has_devices, id(self.protection)
+        bounding = spec.capability_bounding_set, spec.no_new_privileges
+        self.drops = _bounding_drops(*bounding)
+        self._key = self.flags, self.covered, self.has_devices, id(self.protection), bounding
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Common) and self._key == other._key and self.protection is other.protection
 
     def __hash__(self) -> int:
         return hash(self._key)
+
+
+@functools.lru_cache(64)
+def _bounding_drops(bounding: int | None, no_new_privileges: bool) -> tuple[privileges.Call, ...]:
+    permitted = 0 if bounding is None else syscalls.permitted_capabilities()
+    return tuple(privileges.bounding_drops(bounding, no_new_privileges, _highest_capability(), permitted))
 
 
 @functools.lru_cache(16)
@@ -268,7 +276,7 @@ def pack_plan(spec: Spec, common: Common, has_cgroup: bool) -> bytes:
     plan.call("umask", spec.umask)
     is_changed = privileges.is_changed(spec)
     permitted = syscalls.permitted_capabilities() if is_changed else 0
-    _add_calls(plan, "limit_capabilities", privileges.before_user(spec, _highest_capability(), permitted))
+    _add_calls(plan, "limit_capabilities", privileges.before_user(spec))
     _become_user(plan, spec)
     if is_changed:
         permitted = privileges.permitted_after(spec, permitted)
@@ -412,6 +420,12 @@ def _bring_up_loopback(plan: Plan, common: Common, number: int) -> None:
         plan.call("close", 0, use=1)
 
 
+def _limit_capabilities(plan: Plan, common: Common, number: int) -> None:
+    for text, call, arguments in common.drops:
+        plan.begin_step(begin_failure("limit_capabilities", text), number)
+        plan.call(call, *(argument for argument in arguments if isinstance(argument, int)))
+
+
 _ADVANCE_STEPS: tuple[Callable[[Plan, Common, int], None], ...] = (
     _new_session_keyring,
     _separate_mounts,
@@ -421,6 +435,7 @@ _ADVANCE_STEPS: tuple[Callable[[Plan, Common, int], None], ...] = (
     _protect_paths,
     _cover_in_advance,
     _bring_up_loopback,
+    _limit_capabilities,
 )
 
 

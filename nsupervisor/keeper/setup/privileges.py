@@ -4,7 +4,7 @@ The program gets its capabilities from execve(2), which computes them (capabilit
 set, another user the ambient ones. So the set-up drops the others from the bounding set while it has CAP_SETPCAP, and
 prepares the sets of the process before the exec:
 
-1. `before_user`: the bounding set, and PR_SET_KEEPCAPS if a later step needs a capability.
+1. `bounding_drops`: the bounding set. `before_user`: PR_SET_KEEPCAPS if a later step needs a capability.
 2. setgroups, setresgid, setresuid.
 3. `after_user`: the effective, permitted and inheritable set, the ambient set, and the secure bits.
 
@@ -59,17 +59,20 @@ def is_changed(spec: Spec) -> bool:
     return spec.capability_bounding_set is not None or bool(spec.ambient_capabilities) or bool(_needed(spec))
 
 
-def before_user(spec: Spec, highest: int, permitted: int) -> Iterator[Call]:
-    """Yield the calls before the change of the user. `highest`: of `highest_capability`.
+def bounding_drops(bounding: int | None, no_new_privileges: bool, highest: int, permitted: int) -> Iterator[Call]:
+    """Yield the calls that limit the bounding set; at any time before the change of the user.
 
-    `permitted`: the permitted capabilities of the process. Without any, it cannot drop one from the bounding set, and
-    with no_new_privs its programs never have one.
+    `highest`: of `highest_capability`. `permitted`: the permitted capabilities of the process. Without any, it cannot
+    drop one from the bounding set, and with no_new_privs its programs never have one.
     """
-    if spec.capability_bounding_set is not None and (permitted or not spec.no_new_privileges):
+    if bounding is not None and (permitted or not no_new_privileges):
         for number in range(highest + 1):
-            if not spec.capability_bounding_set >> number & 1:
-                name = NAMES[number] if number < len(NAMES) else str(number)
-                yield f"drop CAP_{name} from the bounding set", "prctl", (PR_CAPBSET_DROP, number, 0, 0, 0)
+            if not bounding >> number & 1:
+                yield "drop capabilities from the bounding set", "prctl", (PR_CAPBSET_DROP, number, 0, 0, 0)
+
+
+def before_user(spec: Spec) -> Iterator[Call]:
+    """Yield the other calls before the change of the user."""
     if _keeps_capabilities(spec):
         yield "keep capabilities", "prctl", (PR_SET_KEEPCAPS, 1, 0, 0, 0)
 

@@ -254,7 +254,12 @@ def limit_capabilities(spec: Spec) -> None:
     """Drop capabilities from the bounding set, while the process may."""
     if privileges.is_changed(spec):
         permitted = syscalls.permitted_capabilities()
-        _call_all(privileges.before_user(spec, privileges.highest_capability(), permitted))
+        _call_all(
+            privileges.bounding_drops(
+                spec.capability_bounding_set, spec.no_new_privileges, privileges.highest_capability(), permitted
+            )
+        )
+        _call_all(privileges.before_user(spec))
 
 
 def set_capabilities(spec: Spec) -> None:

@@ -6,11 +6,10 @@ import signal
 import socket
 import subprocess
 from contextlib import closing
-from types import SimpleNamespace
 
 from nsupervisor.keeper.server.children import Child, Descriptors
 from nsupervisor.keeper.setup import steps as setup
-from nsupervisor.keeper.setup.spec import REPORT_FD
+from nsupervisor.keeper.setup.spec import REPORT_FD, Spec
 from tests.chaos.service import few_descriptors
 from tests.timing import deadline
 
@@ -20,9 +19,7 @@ def test_a_program_whose_descriptor_cannot_be_taken_is_a_start_that_failed():
     process = subprocess.Popen(["sleep", "1000"], start_new_session=True)
     fds = Descriptors(True)
     try:
-        spec = SimpleNamespace(
-            id="web#1", name="web", has_init=True, namespaces={"pid"}, flags=0, mounts=[], cover=None, sandbox=None
-        )
+        spec = Spec({"id": "web#1", "name": "web", "argv": ["x"], "env": {}, "cwd": "/", "namespaces": ["pid"]})
         with fds.report, closing(Child(spec, process.pid, fds)) as child:
             with socket.socket(fileno=fds.child_fds.pop(REPORT_FD)) as theirs:
                 pidfd = os.pidfd_open(process.pid)
