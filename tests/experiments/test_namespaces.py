@@ -22,6 +22,7 @@ TOML = """
 namespaces = { mount = false, pid = false, uts = false, ipc = false, cgroup = false }
 [workload.island]
 namespaces = { network = true, time = true, hostname = "island", time_offsets = { boottime = 86400, monotonic = 7200 } }
+security = { profile = "none" } # it mounts, and sets its host name
 [[workload.island.mounts]]
 type = "tmpfs"
 destination = "/mnt"

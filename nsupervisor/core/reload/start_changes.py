@@ -70,6 +70,11 @@ START_CHANGES = (
         'with security = { profile = "none" }',
         lambda workload: workload.security.profile == "default",
     ),
+    StartChange(
+        2,
+        "it has a /dev of its own without disks and the like; /dev, /usr, /boot and the kernel's settings are read-only",
+        lambda workload: workload.security.profile == "default" and workload.namespaces.mount,
+    ),
 )
 
 
