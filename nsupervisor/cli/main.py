@@ -38,6 +38,7 @@ COMMANDS = {
     "run": "run",
     "check": "check",
     "doctor": "doctor",
+    "security": "security",
     "status": "status",
     "why": "why",
     "events": "events",

@@ -58,6 +58,7 @@ def arguments(tmp_path):
     files = {"plan": [str(config)], "reload": [str(config)]}
     trace = ROOT / "configs" / "traces" / "fork-bomb"
     files |= {"record": ["-"], "simulate": [f"{trace}.toml", f"{trace}.jsonl"]}
+    files["security"] = ["--config", str(config)]
     return {"check": [str(config)], **files, "shell": ["true"], **nothing, **names}
 
 
@@ -138,6 +139,7 @@ OURS = {
         "core.states",
     ),
     "schema": CONFIGURATION,
+    "security": (*CONFIGURATION, "core.exposure", "core.isolation", "core.security"),
     "simulate": (*CONFIGURATION, "core"),
     "shell": ("capability_names", "keeper", "linux"),
 }
