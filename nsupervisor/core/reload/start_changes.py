@@ -72,7 +72,7 @@ START_CHANGES = (
     ),
     StartChange(
         2,
-        "it has a /dev of its own without disks and the like; /dev, /usr, /boot and the kernel's settings are read-only",
+        "it has a /dev of its own without disks; /dev, /usr, /boot and the kernel's settings are read-only",
         lambda workload: workload.security.profile == "default" and workload.namespaces.mount,
     ),
 )

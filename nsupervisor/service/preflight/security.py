@@ -4,6 +4,7 @@ Each item has its own function in `CHECKS`. An item without one can be provided 
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,11 +26,22 @@ Check = Callable[[WorkloadConfig, Any, Privileges], "Absence | None"]
 
 def needs_mounts(workload: WorkloadConfig, value: Any, privileges: Privileges) -> Absence | None:
     """Return why a program cannot have its own view of the files; None if it can."""
-    if workload.namespaces.mount:
-        return None
-    return Absence(
-        "what a program sees can be changed in a mount namespace only", "write namespaces = { mount = true }"
-    )
+    if not workload.namespaces.mount:
+        return Absence(
+            "what a program sees can be changed in a mount namespace only", "write namespaces = { mount = true }"
+        )
+    if kernel_version() < _MOUNT_SETATTR:
+        return Absence("this kernel cannot make a tree of mounts read-only", "use Linux 5.12 or later")
+    return None
+
+
+_MOUNT_SETATTR = (5, 12)
+
+
+def kernel_version() -> tuple[int, int]:
+    """Return the major and minor version of the kernel, uname(2)."""
+    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 FOR_PRIVILEGED = ("device_policy",)
