@@ -60,6 +60,7 @@ def find_conflicts(config: Config) -> Iterator[Conflict]:
         yield from _program_conflicts(workload, path)
         yield from _namespace_conflicts(workload, path)
         yield from _security_conflicts(workload, path)
+        yield from _scheduling_conflicts(workload, path)
         yield from find_limit_conflicts(workload, path)
         yield from _socket_length_conflicts(workload, path, config.supervisor)
         for number, mount in enumerate(workload.mounts):
@@ -307,6 +308,21 @@ def _namespace_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Co
         ("gid_mappings", workload.user_namespace.gid_mappings),
     ):
         yield from _mapping_conflicts(mappings, (*path, "user_namespace", kind))
+
+
+def _scheduling_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:
+    if workload.cpu_scheduling_priority is not None and workload.cpu_scheduling_policy not in ("fifo", "rr"):
+        yield Conflict(
+            (*path, "cpu_scheduling_priority"),
+            'is for real-time policies; write cpu_scheduling_policy = "fifo" or "rr", or remove it',
+            ((*path, "cpu_scheduling_policy"),),
+        )
+    if workload.io_scheduling_priority is not None and workload.io_scheduling_class in (None, "idle"):
+        yield Conflict(
+            (*path, "io_scheduling_priority"),
+            'is for classes with priorities; write io_scheduling_class = "best-effort" or "realtime", or remove it',
+            ((*path, "io_scheduling_class"),),
+        )
 
 
 def _security_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:

@@ -12,7 +12,7 @@ import tomllib
 from functools import cache
 from typing import Any, NamedTuple
 
-from attrs import NOTHING, Attribute, fields
+from attrs import NOTHING, Attribute, evolve, fields
 
 from nsupervisor.config import model
 from nsupervisor.config.bounds import TOO_DEEP, check_bounds
@@ -318,8 +318,18 @@ class _Loader:
                     f"{quoted(table)} is not a table; write [{format_path(table_path)}] and its keys below it",
                 )
                 continue
-            result[name] = self.load_object(cls, table, table_path, name=name)
+            loaded = self.load_object(cls, table, table_path, name=name)
+            result[name] = _with_strict_namespaces(loaded, table) if cls is model.WorkloadConfig else loaded
         return result
+
+
+def _with_strict_namespaces(workload: model.WorkloadConfig, table: dict[str, Any]) -> model.WorkloadConfig:
+    """Return a workload with the namespaces that the profile "strict" makes unless the file has their keys."""
+    written = table.get("namespaces", {})
+    if workload.security.profile != "strict" or not isinstance(written, dict):
+        return workload
+    wanted: dict[str, Any] = {kind: True for kind in ("user", "network") if kind not in written}
+    return evolve(workload, namespaces=evolve(workload.namespaces, **wanted))
 
 
 def _shown(value: Any, is_secret: bool) -> str:

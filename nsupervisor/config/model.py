@@ -38,6 +38,9 @@ LogFileFormat = Literal["json", "raw"]
 FullPolicy = Literal["block", "drop"]
 WorkloadType = Literal["simple", "notify", "oneshot"]
 OomPreference = Literal["none", "avoid", "omit"]
+IoClass = Literal["realtime", "best-effort", "idle"]
+"""In the order of their numbers in ioprio_set(2), from 1."""
+CpuPolicy = Literal["other", "batch", "idle", "fifo", "rr"]
 
 
 @frozen(repr=False)
@@ -469,6 +472,27 @@ class WorkloadConfig(Table):
     )
     umask: int = field(default=0o022, metadata=key(kinds.OCTAL, "permission bits that new files do not get"))
     nice: int | None = field(default=None, metadata=key(kinds.NICE, "-20 (first) to 19 (last); else our own"))
+    oom_score_adjust: int | None = field(
+        default=None,
+        metadata=key(
+            kinds.integer(-1000, 1000, 500), "the OOM killer of the host chooses it first (1000) or never (-1000)"
+        ),
+    )
+    io_scheduling_class: IoClass | None = field(
+        default=None, metadata=key(Choice.of(IoClass), "how the scheduler of disks treats it, ioprio_set(2)")
+    )
+    io_scheduling_priority: int | None = field(
+        default=None, metadata=key(kinds.integer(0, 7, 4), "in its class: 0 (first) to 7 (last)")
+    )
+    cpu_scheduling_policy: CpuPolicy | None = field(
+        default=None, metadata=key(Choice.of(CpuPolicy), "how the scheduler of CPUs treats it, sched(7)")
+    )
+    cpu_scheduling_priority: int | None = field(
+        default=None, metadata=key(kinds.integer(1, 99, 10), "for fifo and rr: 1 (last) to 99 (first)")
+    )
+    timer_slack: float | None = field(
+        default=None, metadata=key(kinds.DURATION, "how much later its timers may expire, to save wake-ups")
+    )
     init: bool = field(
         default=True,
         metadata=key(kinds.BOOLEAN, "in a new pid namespace, run below an init that reaps and forwards signals"),

@@ -1,9 +1,11 @@
 """`nsupervisor.core.security`: the values of a profile, the keys that override it, and what a host cannot provide."""
 
+import re
+
 import attrs
 import pytest
 
-from nsupervisor.config.load import parse
+from nsupervisor.config.load import ConfigError, parse
 from nsupervisor.config.model import Config, SecurityConfig, WorkloadConfig
 from nsupervisor.core.isolation import Absence
 from nsupervisor.core.security import (
@@ -61,3 +63,47 @@ def test_an_item_of_the_profile_is_left_out_and_reported_if_the_host_has_it_not(
 def test_a_neutral_value_needs_nothing_of_the_host() -> None:
     config = file('profile = "none", no_new_privileges = false')
     assert without_unsupported(config, absent) == (config, [])
+
+
+def test_strict_has_a_user_and_a_network_namespace_unless_the_file_says_otherwise() -> None:
+    spaces = file('profile = "strict"').workloads["web"].namespaces
+    assert (spaces.user, spaces.network) == (True, True)
+    text = '[workload.web]\ncommand = ["web"]\nsecurity.profile = "strict"\nnamespaces = { user = false }\n'
+    spaces = parse(text, "site.toml").workloads["web"].namespaces
+    assert (spaces.user, spaces.network) == (False, True)
+    assert not file('profile = "default"').workloads["web"].namespaces.user
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", ("CHOWN", "KILL")),
+        ('capability_bounding_set = ["+NET_RAW"]', ("CHOWN", "KILL", "NET_RAW")),
+        ('capability_bounding_set = ["-KILL"]', ("CHOWN",)),
+        ('capability_bounding_set = ["cap_net_raw"]', ("NET_RAW",)),
+        ("capability_bounding_set = []", ()),
+        ('ambient_capabilities = ["SYS_TIME"]', ("CHOWN", "KILL", "SYS_TIME")),
+    ],
+)
+def test_capabilities(monkeypatch: pytest.MonkeyPatch, given: str, expected: tuple[str, ...]) -> None:
+    monkeypatch.setitem(PROFILES["default"], "capability_bounding_set", ("CHOWN", "KILL"))
+    assert values(file(given).workloads["web"].security)["capability_bounding_set"] == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ('capability_bounding_set = ["+KILL", "CHOWN"]', 'has names with and without "+" or "-"'),
+        (
+            'capability_bounding_set = ["CHOWN"], ambient_capabilities = ["KILL"]',
+            '"KILL" is not in capability_bounding_set',
+        ),
+        ('restrict_address_families = ["AF_UNIX", "~AF_INET"]', "mixes families"),
+        ('system_call_filter = ["@system-servic"]', 'did you mean "@system-service"'),
+        ('seccomp = "on"', 'write "default", "off", "log", or the absolute path'),
+        ('restrict_namespaces = ["users"]', "is not a choice of namespaces"),
+    ],
+)
+def test_conflicts(given: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        file(given)

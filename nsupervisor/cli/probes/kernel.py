@@ -9,7 +9,7 @@ import struct
 from functools import partial
 
 from nsupervisor.cli.probes import LIMITED, MISSING, OK, Finding, ForkedCall, in_child, read_file
-from nsupervisor.linux import syscalls
+from nsupervisor.linux import libseccomp, syscalls
 from nsupervisor.linux.inotify import IN_MODIFY, Inotify
 
 TYPE_CHECKING = False
@@ -161,8 +161,8 @@ def _seccomp() -> Finding:
         return Finding(
             "seccomp",
             MISSING,
-            "system calls cannot be filtered; this version does not do so",
-            f"{UPGRADE_REMEDY}, if wanted",
+            "system calls cannot be filtered: workloads run without a filter, and a key that asks for one is refused",
+            UPGRADE_REMEDY,
         )
     if "\nSeccomp:\t2" in read_file("/proc/self/status"):
         return Finding(
@@ -171,7 +171,10 @@ def _seccomp() -> Finding:
             "this process is itself under a filter, most likely its container's, which workloads inherit",
             "where something below is refused, loosen it (docker or podman: --security-opt seccomp=unconfined)",
         )
-    return Finding("seccomp", OK, "system calls can be filtered; this version does not do so yet")
+    if reason := libseccomp.missing_reason():
+        text = f"{reason}: workloads run without a filter of system calls, and a key that asks for one is refused"
+        return Finding("seccomp", LIMITED, text, "install libseccomp2 (Debian: apt install libseccomp2)")
+    return Finding("seccomp", OK, "system calls can be filtered, as the default profile does")
 
 
 def _landlock() -> Finding:

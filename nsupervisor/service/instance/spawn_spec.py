@@ -2,12 +2,12 @@
 
 import functools
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from nsupervisor import capability_names
 from nsupervisor.config.environment import load_environment
 from nsupervisor.config.kinds import MAX_HOSTNAME
-from nsupervisor.config.model import SecurityConfig, WorkloadConfig
+from nsupervisor.config.model import IoClass, SecurityConfig, WorkloadConfig
 from nsupervisor.config.problems import ConfigError, Problem
 from nsupervisor.config.security_kinds import SECURE_BITS
 from nsupervisor.core.sandbox import sandbox
@@ -85,12 +85,39 @@ def spawn_spec(
         "rlimits": {key: list(pair) for key, pair in workload.security.rlimits.items()},
         "no_new_privileges": security["no_new_privileges"],
         **privileges,
-        "requires_security": is_required(workload.security),
+        **(scheduling := _scheduling(workload)),
+        "requires_security": is_required(workload.security) or bool(scheduling),
         "init": workload.init and spaces.pid,
         **cgroup.place,
         "stdin": "null",
         **({} if view is None else {"sandbox": view}),
     }
+
+
+_CPU_POLICIES = {"other": 0, "fifo": 1, "rr": 2, "batch": 3, "idle": 5}
+"""Numbers of the policies, sched(7)."""
+_IO_CLASSES = ("", *get_args(IoClass))
+_IO_CLASS_SHIFT, _IO_DEFAULT_PRIORITY = 13, 4
+
+
+def _scheduling(workload: WorkloadConfig) -> dict[str, Any]:
+    """Return the keys about the schedulers that are set, as system calls take them."""
+    found: dict[str, Any] = {}
+    if workload.oom_score_adjust is not None:
+        found["oom_score_adjust"] = workload.oom_score_adjust
+    if workload.io_scheduling_class is not None:
+        number = _IO_CLASSES.index(workload.io_scheduling_class)
+        priority = workload.io_scheduling_priority
+        if priority is None:
+            priority = 0 if workload.io_scheduling_class == "idle" else _IO_DEFAULT_PRIORITY
+        found["io_priority"] = number << _IO_CLASS_SHIFT | priority
+    if workload.cpu_scheduling_policy is not None:
+        is_realtime = workload.cpu_scheduling_policy in ("fifo", "rr")
+        priority = (workload.cpu_scheduling_priority or 1) if is_realtime else 0
+        found["cpu_scheduling"] = [_CPU_POLICIES[workload.cpu_scheduling_policy], priority]
+    if workload.timer_slack is not None:
+        found["timer_slack"] = max(round(workload.timer_slack * 1e9), 1)  # 0 would mean the default, PR_SET_TIMERSLACK
+    return found
 
 
 _PRIVILEGE_KEYS = ("capability_bounding_set", "ambient_capabilities", "secure_bits", "filters")
