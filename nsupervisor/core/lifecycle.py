@@ -609,9 +609,13 @@ def _back_off(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, 
     delay_s = backoff.compute_delay(base_s, workload.restart_max_delay_sec, failures, instant.jitter)
     recent = backoff.starts_within(lifecycle.recent_starts, instant.now + delay_s, workload.start_limit_interval_sec)
     if workload.start_limit and len(recent) >= workload.start_limit:
-        limit = f"{len(recent)} start{'s' * (len(recent) != 1)} within {workload.start_limit_interval_sec:g} s"
+        limit = f"{_count_starts(len(recent))} within {workload.start_limit_interval_sec:g} s"
         return attrs.evolve(lifecycle, state=State.FAILED, reason=f"given up after {limit}; the last: {reason}"), ()
     lifecycle = attrs.evolve(lifecycle, consecutive_failures=failures + 1)
     if delay_s <= 0:
         return _respawn(lifecycle, instant, workload, reason)
     return attrs.evolve(lifecycle, state=State.BACKOFF, deadline=instant.now + delay_s, reason=reason), ()
+
+
+def _count_starts(count: int) -> str:
+    return f"{count} start" if count == 1 else f"{count} starts"
