@@ -391,3 +391,14 @@ def test_the_status_text_of_the_program_was_not_shown():
     assert tell(records, "ready", status_text="3 requests a second").splitlines()[1] == (
         'the program reports "3 requests a second"'
     )
+
+
+def test_a_refused_system_call_that_ended_the_program_is_explained():
+    records = Records()
+    records.wish(1, "start", "boot")
+    records.run(1)
+    records.exit(20, code=None, signal="SIGSYS")
+    records.again(20, "killed by SIGSYS")
+    text = tell(records, "backoff")
+    assert "  hint      SIGSYS: a filter of system calls ended it, by default only for a call of another" in text
+    assert 'seccomp = "log" reports calls and refuses none' in text

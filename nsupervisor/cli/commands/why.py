@@ -77,6 +77,14 @@ def why(socket_path: str, as_json: bool, number: int, name: str) -> None:
         print("\n\n".join(sections))
 
 
+REFUSED_CALL = (
+    "SIGSYS: a filter of system calls ended it, by default only for a call of another architecture (a 32-bit program); "
+    "the kernel log has the number (journalctl -k -g type=1326). In the table security, "
+    'seccomp = "log" reports calls and refuses none, "off" allows all'
+)
+"""The reason of a SIGSYS, as far as it is known, and the keys about it."""
+
+
 class Renderer:
     """Renders the history of one instance.
 
@@ -232,6 +240,8 @@ class Renderer:
                     yield "blocked" if is_blocked else "waited", record["message"].removeprefix("waits ") + until
                 case "exited":
                     yield ("program" if record is first else "exit"), self.program_text(record, record is not first)
+                    if record["signal"] == "SIGSYS":
+                        yield "hint", REFUSED_CALL
                     if not self.ended_well(record):
                         yield from self.last_words(record["generation"])
                 case "not started" if record is not first:

@@ -218,7 +218,7 @@ def _order(entries: Iterable[_Entry | None]) -> tuple[_Entry, ...]:
 def _resolve_path(given: str, action: str, users: frozenset[int]) -> _Entry | None:
     if _is_system(given):
         return _look_up(given, action)
-    path = os.path.normpath(given.removeprefix("-"))
+    path = _without_merged_link(os.path.normpath(given.removeprefix("-")))
     if _is_system(path):
         return _look_up(path, action)
     try:
@@ -230,6 +230,21 @@ def _resolve_path(given: str, action: str, users: frozenset[int]) -> _Entry | No
     is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
     os.close(fd)
     return path, action, is_directory, False, _is_system(path)
+
+
+def _without_merged_link(path: str) -> str:
+    """Return a path below /lib as one below /usr/lib if /lib is the host's link to it, and so for /bin and others.
+
+    In a user namespace all links of root look like those of another user. This one is of the owner of the root.
+    """
+    top = "/" + path[1:].partition("/")[0]
+    try:
+        is_own = stat.S_ISLNK((status := os.lstat(top)).st_mode) and status.st_uid == os.lstat("/").st_uid
+        if is_own and os.readlink(top).removeprefix("/") == f"usr{top}":
+            return f"/usr{path}"
+    except OSError:
+        pass
+    return path
 
 
 def _look_up(path: str, action: str) -> _Entry | None:
