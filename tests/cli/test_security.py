@@ -36,13 +36,13 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
 def test_the_most_exposed_workload_comes_first(capsys, file):
     status, out, _ = run(capsys, "--config", file)
     assert status == 0
-    assert [line.split()[0] for line in out.splitlines()] == ["workload", "web", "db"]
+    assert [line.split()[0] for line in out.splitlines()] == ["NAME", "web", "db"]
 
 
 def test_a_name_gets_the_lines_to_add(capsys, file):
     _, out, _ = run(capsys, "--config", file, "web")
     assert out.startswith("web: ")
-    assert "security.protect_home = true" in out
+    assert "home directories are visible\n      security.protect_home = true\n" in out
     assert 'user = "NAME"' in out
 
 

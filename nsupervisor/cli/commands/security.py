@@ -9,6 +9,7 @@ import click
 from nsupervisor.api.client import Client
 from nsupervisor.cli.options import json_option, socket_option
 from nsupervisor.cli.output import DONE, USAGE, print_json, print_message
+from nsupervisor.terminal.lines import fold
 from nsupervisor.terminal.style import escape_control, terminal_width
 from nsupervisor.terminal.table import format_table
 
@@ -59,17 +60,19 @@ def _overview(found: dict[str, Exposure]) -> list[str]:
         (name, f"{result.score:.1f}", result.level, result.findings[0].reason if result.findings else "")
         for name, result in worst
     ]
-    return format_table(("workload", "score", "level", "first reason"), rows, right=(1,), width=_width())
+    return format_table(("NAME", "SCORE", "LEVEL", "FIRST REASON"), rows, right=(1,), width=_width())
 
 
 def _details(name: str, result: Exposure) -> list[str]:
     from nsupervisor.core.exposure import share
 
-    rows = [(f"{share(check):.2f}", check.reason, check.line) for check in result.findings]
-    heading = escape_control(f"{name}: {result.score:.1f} of 10.0 ({result.level})")
-    if not rows:
-        return [heading]
-    return [heading, *format_table(("part", "reason", f"line in [workload.{name}]"), rows, right=(0,))]
+    lines = [escape_control(f"{name}: {result.score:.1f} of 10.0 ({result.level})")]
+    if result.findings:
+        lines += ["", f"PART  REASON, and what removes it in [workload.{escape_control(name)}]"]
+    for check in result.findings:
+        lines.append(fold(f"{share(check):.2f}  {check.reason}", _width(), 6))
+        lines.append(f"      {check.line}")
+    return lines
 
 
 def _width() -> int:
