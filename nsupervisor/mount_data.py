@@ -20,7 +20,7 @@ def value_paths(data: str) -> list[str]:
     paths = []
     for option in _split_unescaped(data, ","):
         _, _, value = option.partition("=")
-        paths += [os.path.join("/", path.replace("\\", "")) for path in _split_unescaped(value, ":") if path]
+        paths += [os.path.join("/", _unescape(path)) for path in _split_unescaped(value, ":") if path]
     return paths
 
 
@@ -31,16 +31,23 @@ def replace_layers(data: str, replace: Callable[[str], str]) -> str:
         key, equals, value = option.partition("=")
         if key in _LAYER_KEYS:
             paths = _split_unescaped(value, ":") if key == "lowerdir" else [value]
-            value = ":".join(replace(os.path.join("/", path.replace("\\", ""))) if path else "" for path in paths)
+            value = ":".join(replace(os.path.join("/", _unescape(path))) if path else "" for path in paths)
         options.append(f"{key}{equals}{value}")
     return ",".join(options)
 
 
 def _split_unescaped(text: str, separator: str) -> list[str]:
-    parts = [""]
-    for part in text.split(separator):
-        if parts[-1].endswith("\\"):
-            parts[-1] += separator + part
+    """Split at each separator that no backslash escapes; a backslash may itself be escaped. The parts keep theirs."""
+    parts, is_escaped = [""], False
+    for character in text:
+        if character == separator and not is_escaped:
+            parts.append("")
         else:
-            parts.append(part)
-    return parts[1:]
+            parts[-1] += character
+        is_escaped = character == "\\" and not is_escaped
+    return parts
+
+
+def _unescape(path: str) -> str:
+    """Replace each backslash and the character behind it by that character."""
+    return "\\".join(part.replace("\\", "") for part in path.split("\\\\"))

@@ -40,6 +40,7 @@ def test_words(words: list[str], flags: int, set_attributes: int, clear_attribut
         ("lowerdir=/a:b::/c,upperdir=/u", ["/a", "/b", "/c", "/u"]),
         ("lowerdir+=/a,datadir+=/d", ["/a", "/d"]),
         (r"lowerdir=/a\:b:/c\,d,workdir=/w", ["/a:b", "/c,d", "/w"]),
+        (r"lowerdir=/a\\:/b\\,upperdir=/u\\\:,workdir=/w", ["/a\\", "/b\\", "/u\\:", "/w"]),
     ],
 )
 def test_paths_in_the_options_of_a_file_system(data: str, paths: list[str]) -> None:
