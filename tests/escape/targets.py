@@ -31,7 +31,7 @@ HOST_FILES = {
 }
 USR_FILE = ("/usr/lib/os-release", "/usr/bin/env", "/usr/bin/python3")
 CAP_NET_BIND_SERVICE, CAP_SYS_TIME = 10, 25
-KEYCTL_REVOKE, USER_KEYRING, SESSION_KEYRING = 3, -4, -3
+KEYCTL_UNLINK, USER_KEYRING, SESSION_KEYRING = 9, -4, -3
 LISTEN_BACKLOG = 64
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -66,8 +66,10 @@ def _add_key(name: str, keyring: int) -> int:
     return _keyring(number, b"user", name.encode(), b"x", ctypes.c_size_t(1), ctypes.c_int(keyring))
 
 
-def _revoke(key: int) -> None:
-    _keyring(250 if os.uname().machine == "x86_64" else 219, ctypes.c_int(KEYCTL_REVOKE), ctypes.c_int(key))
+def _unlink(key: int, keyring: int) -> None:
+    """Remove a key. Revoking would need its possession, which the user keyring alone does not give."""
+    number = 250 if os.uname().machine == "x86_64" else 219
+    assert _keyring(number, ctypes.c_int(KEYCTL_UNLINK), ctypes.c_int(key), ctypes.c_int(keyring)) == 0
 
 
 def _capability(number: int) -> bytes:
@@ -151,7 +153,7 @@ def prepared(directory: Path) -> Iterator[Targets]:
         stack.callback(rt.mq_unlink, f"/{token}".encode())
         stack.callback(os.close, queue)
         for name, keyring in ((f"{token}-user", USER_KEYRING), (f"{token}-session", SESSION_KEYRING)):
-            stack.callback(_revoke, _add_key(name, keyring))
+            stack.callback(_unlink, _add_key(name, keyring), keyring)
 
         master, slave = os.openpty()
         stack.callback(os.close, master)
