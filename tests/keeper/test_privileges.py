@@ -140,6 +140,7 @@ async def test_a_filter_that_the_kernel_does_not_accept_is_named(harness: Harnes
     )
 
 
+@pytest.mark.fault("D23")
 @KINDS
 async def test_scheduling(harness: Harness, spec: dict) -> None:
     """The class of SCHED_BATCH is 3, that of the idle class of disks 3 << 13."""
