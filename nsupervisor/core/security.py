@@ -47,8 +47,6 @@ DEFAULT_CAPABILITIES = (
     *("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "NET_BIND_SERVICE", "SETFCAP", "SETGID", "SETPCAP"),
     *("SETUID", "SYS_CHROOT"),
 )
-DEFAULT_PIDS_MAX = 2048
-"""The limit on processes of the profiles, if none is set."""
 
 _DEFAULT_VIEW = {
     "protect_system": True,
