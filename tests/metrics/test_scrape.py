@@ -345,6 +345,7 @@ async def test_bytes_read_from_a_disk_are_counted_by_device(tmp_path):
     [workload.reader]
     command = ["dd", "if={disk}", "of=/dev/null", "bs=1M", "count=4", "iflag=direct"]
     type = "oneshot"
+    security.device_allow = ["{disk} r"]
     [workload.reader.resources]
     io_max = [{{ device = "{disk}", wbps = "1G" }}]
     """

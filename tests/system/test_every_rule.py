@@ -75,8 +75,8 @@ def rule(when: str, action: str = "log", more: str = "") -> str:
     return f'[[policy]]\nwhen = "{when}"\naction = "{action}"\ncooldown = "1h"\n{more}\n'
 
 
-def workload(name: str, command: list[str], resources: str, rules: str, cores: str = "") -> str:
-    """``cores``: the folder that its core dump may go to."""
+def workload(name: str, command: list[str], resources: str, rules: str, cores: str = "", disk: str = "") -> str:
+    """``cores``: the folder that its core dump may go to; ``disk``: the device that it reads."""
     return f"""
 [workload.{name}]
 command = {json.dumps(command)}
@@ -85,6 +85,7 @@ restart = "no"
 kill_signal = "SIGKILL"
 [workload.{name}.security]
 limit_core = {'"infinity"' if cores else 0}
+{f'device_allow = ["{disk} r"]' if disk else ""}
 [workload.{name}.resources]
 {resources}
 {rules.replace("[[policy]]", f"[[workload.{name}.policy]]")}
@@ -304,8 +305,9 @@ async def test_each_kind_and_each_action_once_and_neither_on_the_neighbours(tmp_
     all_rules = ""
     for name, (command, limits, rows) in V2_KINDS.items():
         texts = [rule(when, *(part.format(directory=tmp_path) for part in more)) for when, *more in rows]
-        command = command or ["sh", "-c", READS.format(disk=scratch_disk())]
-        toml += workload(name, command, "\n".join(limits), "".join(texts))
+        disk = "" if command else scratch_disk()
+        command = command or ["sh", "-c", READS.format(disk=disk)]
+        toml += workload(name, command, "\n".join(limits), "".join(texts), disk=disk)
         expected += [(name, when, more[0] if more else "log") for when, *more in rows]
         all_limits |= dict.fromkeys(limits)
         all_rules += "".join(texts)
