@@ -16,9 +16,13 @@ pytestmark = [pytest.mark.system, pytest.mark.host_only, needs("root", "cgroup")
 
 
 def slow_to_stop(directory: Path, name: str, extra: str = "", word: str = "up") -> str:
-    """Return a workload that ends, after SIGTERM, when the test writes a line into its FIFO (`release`)."""
+    """Return a workload that ends, after SIGTERM, when the test writes a line into its FIFO (`release`).
+
+    It ignores a second SIGTERM, of the next supervisor: the shell would run the trap again, within itself, and read a
+    second line.
+    """
     fifo = f"{directory}/{name}$NSUPERVISOR_INSTANCE.fifo"
-    script = f'trap "read line < {fifo}; exit 0" TERM; echo {word}; while :; do sleep 0.05; done'
+    script = f'trap "trap \\"\\" TERM; read line < {fifo}; exit 0" TERM; echo {word}; while :; do sleep 0.05; done'
     return f'\n[workload.{name}]\ncommand = ["sh", "-c", \'{script}\']\ntimeout_stop_sec = "infinity"\n{extra}\n'
 
 

@@ -36,6 +36,7 @@ def configuration(directory: Path, stop: Path) -> str:
     lines = [
         f'[supervisor]\nname = "test-{os.getpid()}-killed"\nruntime_directory = "{directory}/run"',
         f'log_directory = "{directory}/logs"\nlog_output = "{directory}/stream"\n',
+        'log_max_size = "1T"\n',  # by default 64 MiB: a quick host writes more
     ]
     for name, settings in (
         ("raw", 'stdout = "file", format = "raw"'),
