@@ -13,6 +13,7 @@ from nsupervisor.cgroups.files import PAGE_SIZE
 from nsupervisor.cgroups.limits import set_limit
 from nsupervisor.config.model import Resources
 from tests.cgroups.conftest import Programs, wait_until
+from tests.descriptors import open_descriptors
 from tests.needs import in_guest, needs
 
 pytestmark = needs("root", "cgroup", "memory", "pids")
@@ -171,9 +172,9 @@ def test_levels_follow_what_runs(tree: Tree, programs: Programs) -> None:
 def test_a_second_reading_opens_nothing(tree: Tree) -> None:
     web = tree.make("web", Resources())
     web.read_cached("memory.events")
-    before = os.listdir("/proc/self/fd")
+    before = open_descriptors()
     web.read_cached("memory.events")
-    assert os.listdir("/proc/self/fd") == before
+    assert open_descriptors() == before
 
 
 def test_an_unknown_file_is_an_error_in_words(tree: Tree) -> None:
@@ -274,13 +275,13 @@ def test_remove_is_possible_as_soon_as_populated_is_0(tree: Tree, programs: Prog
 
 
 def test_files_stay_open_only_until_remove(host: Host, tree: Tree) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(open_descriptors())
     for _ in range(20):
         web = tree.make("web", Resources(pids_max=5))
         for file in FILES:
             web.read_cached(file)
         web.remove()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(open_descriptors()) == before
 
 
 def _open_files() -> list[str]:

@@ -1,6 +1,5 @@
 """The watcher on the real kernel: what happens in a cgroup becomes a reading, and nothing else costs anything."""
 
-import os
 from collections.abc import Mapping
 from itertools import pairwise
 
@@ -12,6 +11,7 @@ from nsupervisor.cgroups import Cgroup, CgroupError, Reading, Tree, Watcher, ope
 from nsupervisor.config.model import Resources
 from nsupervisor.linux.inotify import IN_Q_OVERFLOW, InotifyEvent
 from tests.cgroups.conftest import Programs, Readings, wait_until
+from tests.descriptors import open_descriptors
 from tests.needs import missing, needs
 from tests.timing import deadline
 
@@ -249,10 +249,10 @@ async def test_an_impossible_trigger_is_an_error_in_words(tree: Tree) -> None:
     web = tree.make("web", Resources())
     async with open_watcher() as watcher:
         watcher.add(web, Readings())
-        before = len(os.listdir("/proc/self/fd"))
+        before = len(open_descriptors())
         with pytest.raises(CgroupError, match=r"cannot watch memory\.pressure of web for some"):
             watcher.add_pressure(web, "memory.pressure", "some", 100_000, 60_000_000, Readings())
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(open_descriptors()) == before
 
 
 # what may go wrong -------------------------------------------------------------------------------------------------

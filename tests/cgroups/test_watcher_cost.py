@@ -14,6 +14,7 @@ from nsupervisor.cgroups import Cgroup, Tree, Watcher, open_watcher
 from nsupervisor.cgroups import watcher as watcher_module
 from nsupervisor.config.model import Resources
 from tests.cgroups.conftest import Readings
+from tests.descriptors import open_descriptors
 from tests.needs import in_guest, missing, needs
 
 pytestmark = needs("root", "cgroup", "memory", "pids")
@@ -37,7 +38,7 @@ async def test_a_thousand_adds_and_removes_leak_no_descriptor_and_no_watch(tree:
         watcher.add(web, readings, levels=["pids.current"])
         watcher.remove(web)
         await wait_all_tasks_blocked()
-        descriptors, before = len(os.listdir("/proc/self/fd")), watches()
+        descriptors, before = len(open_descriptors()), watches()
         for number in range(50 if in_guest() else 1000):
             watcher.add(web, readings, levels=["pids.current"])
             if number % 20 == 0 and not missing("psi"):
@@ -46,7 +47,7 @@ async def test_a_thousand_adds_and_removes_leak_no_descriptor_and_no_watch(tree:
                 await wait_all_tasks_blocked()
             watcher.remove(web)
         await wait_all_tasks_blocked()
-        assert len(os.listdir("/proc/self/fd")) == descriptors
+        assert len(open_descriptors()) == descriptors
         assert watches() == before == 0
 
 
@@ -55,7 +56,7 @@ async def test_closing_the_watcher_closes_everything(tree: Tree) -> None:
     web.read_cached("cgroup.events")
     async with open_watcher() as watcher:
         watcher.add(web, Readings())
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(open_descriptors())
     for _ in range(5):
         async with open_watcher() as watcher:
             watcher.add(web, Readings(), levels=["pids.current"])
@@ -63,7 +64,7 @@ async def test_closing_the_watcher_closes_everything(tree: Tree) -> None:
                 watcher.add_pressure(web, "memory.pressure", "some", 100_000, 2_000_000, Readings())
     web.close()
     web.read_cached("cgroup.events")
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert len(open_descriptors()) <= before
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import pytest
 from nsupervisor.cli import probes
 from nsupervisor.cli.probes import LIMITED, MISSING, OK, in_child, namespaces, network, privileges
 from tests.cli.command import nsupervisor
+from tests.descriptors import open_descriptors
 from tests.needs import ROOT, missing, needs
 from tests.timing import deadline
 
@@ -127,11 +128,11 @@ def children() -> str:
 
 
 def test_nothing_is_left_behind(report):
-    before = set(os.listdir("/proc/self/fd")), children()
+    before = set(open_descriptors()), children()
     for _, findings in probes.sections():
         for one in findings:
             assert one.name
-    assert (set(os.listdir("/proc/self/fd")), children()) == before
+    assert (set(open_descriptors()), children()) == before
 
 
 class TestInChild:

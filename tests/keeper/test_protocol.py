@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from nsupervisor.keeper import protocol
 from nsupervisor.keeper.setup.spec import Spec, SpecError
+from tests.descriptors import open_descriptors
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=20)
 JSON = st.recursive(
@@ -43,7 +44,7 @@ def test_decode_takes_or_refuses_any_bytes(body: bytes) -> None:
 @pytest.mark.parametrize("size", [0, 10, protocol.MAX_DATAGRAM - 100, protocol.MAX_DATAGRAM, 3_000_000])
 def test_any_size_travels_with_descriptors(pair: tuple[socket.socket, socket.socket], size: int) -> None:
     left, right = pair
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(open_descriptors())
     protocol.send(left, protocol.encode({"text": "x" * size}), [0, 1])
     received = protocol.receive(right)
     assert received is not None
@@ -52,7 +53,7 @@ def test_any_size_travels_with_descriptors(pair: tuple[socket.socket, socket.soc
     assert [os.fstat(fd).st_ino for fd in fds] == [os.fstat(fd).st_ino for fd in (0, 1)]
     assert not any(os.get_inheritable(fd) for fd in fds)
     protocol.close_all(fds)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(open_descriptors()) == before
 
 
 @given(body=st.binary(min_size=1, max_size=300), count=st.integers(0, 3))
@@ -60,13 +61,13 @@ def test_receive_closes_what_came_with_rubbish(
     pair: tuple[socket.socket, socket.socket], body: bytes, count: int
 ) -> None:
     left, right = pair
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(open_descriptors())
     socket.send_fds(left, [body], [0] * count)
     with contextlib.suppress(protocol.ProtocolError):
         received = protocol.receive(right)
         assert received is not None
         protocol.close_all(received[1])
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(open_descriptors()) == before
 
 
 @given(value=JSON)

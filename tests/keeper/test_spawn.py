@@ -13,6 +13,7 @@ import trio
 
 from nsupervisor.keeper.messages import SpawnError
 from nsupervisor.linux.namespaces import NAMESPACES
+from tests.descriptors import open_descriptors
 from tests.keeper.conftest import ISOLATED, PATH, Harness
 from tests.needs import cgroup_directories, needs
 from tests.timing import deadline
@@ -477,7 +478,7 @@ async def test_two_hundred_spawns_leave_nothing(harness: Harness) -> None:
     for _ in range(2):  # with the first init comes the zygote, and after each one the next, which waits
         await harness.run("true", namespaces=ISOLATED)
         await harness.run("true")
-    own = len(os.listdir("/proc/self/fd"))
+    own = len(open_descriptors())
     before = await count()
     for _ in range(20):
         async with trio.open_nursery() as nursery:
@@ -488,4 +489,4 @@ async def test_two_hundred_spawns_leave_nothing(harness: Harness) -> None:
             await trio.sleep(0.005)
             # Whoever mounts something on this host meanwhile has the init thrown away that waits for the next start.
             await harness.run("true", namespaces=ISOLATED)
-    assert len(os.listdir("/proc/self/fd")) == own
+    assert len(open_descriptors()) == own

@@ -26,6 +26,7 @@ from nsupervisor.keeper.server.zygote import Kind
 from nsupervisor.keeper.setup.spec import Spec
 from nsupervisor.linux import syscalls
 from tests.cli.test_namespace_shell import others_may_use, python_for_others
+from tests.descriptors import open_descriptors
 from tests.keeper.conftest import ISOLATED, PATH, Harness, end_all, gone
 from tests.needs import NOBODY, needs
 from tests.timing import deadline
@@ -355,10 +356,10 @@ def test_no_duplicate_is_left_if_a_message_cannot_be_queued() -> None:
         connection = ClientConnection(ours)
         while connection.epoll_events == select.EPOLLIN:
             connection.send({"fill": "x" * 1000})
-        before = os.listdir("/proc/self/fd")
+        before = open_descriptors()
         with pytest.raises(OSError, match="Bad file descriptor"):
             connection.send({}, (0, 0, -1))
-        assert os.listdir("/proc/self/fd") == before
+        assert open_descriptors() == before
         connection.close()
 
 

@@ -17,6 +17,7 @@ from nsupervisor.keeper.messages import RefusedError
 from nsupervisor.service.recovery import upgrade_guard
 from nsupervisor.service.recovery.upgrade import Upgrade, UpgradeError, report_outcome, run_trial
 from nsupervisor.service.recovery.upgrade_guard import GuardOrder, guard
+from tests.descriptors import open_descriptors
 
 CONFIG = parse('[workload.web]\ncommand = ["true"]', "/site.toml")
 
@@ -113,10 +114,10 @@ async def test_without_a_new_keeper_the_supervisor_stays(tmp_path: Path, outcome
 
 async def test_a_version_that_cannot_be_executed_leaves_this_one_as_it_was(tmp_path: Path) -> None:
     used = context(directory=tmp_path)
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     await Upgrade(CONFIG, "/no/such/python", "/", 30.0).execute(used)
     assert used.journal.records[-1] == ("not upgraded", "cannot execute /no/such/python: No such file or directory")
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
     assert not (tmp_path / "rollback.json").exists()
 
 
@@ -124,11 +125,11 @@ async def test_a_guard_that_cannot_be_started_ends_no_service(tmp_path: Path, mo
     """The error ended the whole service."""
     used = context(directory=tmp_path)
     monkeypatch.setattr(sys, "executable", "/no/such/python")
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     await Upgrade(CONFIG, "/no/such/python", "/", 30.0).execute(used)
     assert used.journal.records[-1][0] == "not upgraded"
     assert "cannot start the guard of the upgrade: " in used.journal.records[-1][1]
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 # ---- the report
