@@ -185,7 +185,8 @@ async def test_bytes_go_to_the_containers_own_streams_and_to_two_files(
         assert await it.heard(lambda: it.lines == [b'{"a":1}'])
         await it.until(lambda: errors.read_bytes() == b"plain\n")
         for name, text in (("two.out", b"out\n"), ("two.err", b"err\n")):
-            await it.until(lambda name=name, text=text: (state / name).read_bytes() == text)
+            file = state / name  # it exists from the first line on
+            await it.until(lambda file=file, text=text: file.exists() and file.read_bytes() == text)
         shown = await it.cli("logs", "raw")
         assert sorted(line.split("  ")[-1] for line in shown.splitlines()) == ["plain", '{"a":1}']
         assert sorted((await it.cli("logs", "two-files")).splitlines()) == ["err", "out"]
