@@ -310,18 +310,21 @@ def abort(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Workl
 
 def start_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Stop a program that did not start in time."""
-    lifecycle = attrs.evolve(lifecycle, after_stop=AfterStop.POLICY, fault_outcome=Outcome.TIMEOUT)
     what = "ready" if reports_readiness(lifecycle, workload) else "started"
-    reason = f"not {what} within {workload.timeout_start_sec:g} s"
-    return _enter_stopping(lifecycle, instant, workload, reason, Signal(workload.kill_signal))
+    return _end_in_time(lifecycle, instant, workload, f"not {what} within {workload.timeout_start_sec:g} s")
 
 
 def run_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Stop a program that did not start in time, or that has run for as long as it may."""
     if lifecycle.runs_until is None:
         return start_timeout(lifecycle, input_, instant, workload)
-    lifecycle = attrs.evolve(lifecycle, after_stop=AfterStop.POLICY, fault_outcome=Outcome.TIMEOUT)
     reason = f"ran for longer than {workload.runtime_max_sec:g} s (runtime_max_sec)"
+    return _end_in_time(lifecycle, instant, workload, reason)
+
+
+def _end_in_time(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, reason: str) -> LifecycleResult:
+    """Stop a program that has passed a limit; the restart policy takes that for a time-out."""
+    lifecycle = attrs.evolve(lifecycle, after_stop=AfterStop.POLICY, fault_outcome=Outcome.TIMEOUT)
     return _enter_stopping(lifecycle, instant, workload, reason, Signal(workload.kill_signal))
 
 

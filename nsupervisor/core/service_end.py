@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from nsupervisor.core.exits import Exit
-from nsupervisor.core.lifecycle import Lifecycle, State
+from nsupervisor.core.lifecycle import Lifecycle
+from nsupervisor.core.states import DOWN_STATES, State
 
 ALL_EXITED = "all exited"
 EXIT_FAILED = 1
 """Exit status for a failure without one of its own, for example after a time limit."""
-_DOWN_STATES = (State.STOPPED, State.EXITED, State.FAILED)
 
 
 class InstanceView(NamedTuple):
@@ -66,7 +66,7 @@ def _have_all_succeeded(views: Sequence[InstanceView]) -> bool:
 
 def _have_all_ended(views: Sequence[InstanceView]) -> bool:
     has_run = any(view.lifecycle.state in (State.EXITED, State.FAILED) for view in views)
-    return has_run and all(view.lifecycle.state in _DOWN_STATES and not view.is_starting for view in views)
+    return has_run and all(view.lifecycle.state in DOWN_STATES and not view.is_starting for view in views)
 
 
 def _status(views: Iterable[InstanceView]) -> int:

@@ -19,3 +19,5 @@ class State(enum.Enum):
 
 ALIVE_STATES = frozenset({State.STARTING, State.RUNNING, State.READY, State.STOPPING, State.FROZEN})
 """The states in which processes of the current generation may live."""
+DOWN_STATES = frozenset({State.STOPPED, State.EXITED, State.FAILED})
+"""States in which no process lives and none will start by itself."""

@@ -25,6 +25,7 @@ from nsupervisor.cgroups import CgroupError
 from nsupervisor.condition_variable import ConditionVariable
 from nsupervisor.core import dependencies, events
 from nsupervisor.core.lifecycle import Lifecycle, State
+from nsupervisor.core.states import DOWN_STATES
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.group.groups import Groups
 from nsupervisor.service.instance.actor import Actor
@@ -36,8 +37,6 @@ MAX_CONCURRENT_STARTS = 16
 last of thousands would reach its start timeout, and an urgent restart would queue behind all of them."""
 DRAIN_TIMEOUT_S = 5.0
 """Seconds to wait for the last output of a removed instance, if a foreign process holds its pipe open."""
-DOWN_STATES = frozenset({State.STOPPED, State.EXITED, State.FAILED})
-"""States in which no process lives and none will start by itself."""
 
 BETWEEN_GENERATIONS = frozenset({State.STOPPING, State.BACKOFF, *DOWN_STATES})
 """States in which no program of this generation is wanted any more."""
@@ -124,6 +123,10 @@ class Jobs:
         job = self._start_jobs.get(actor)
         return job is not None and job.blocked_by is not None
 
+    def is_starting(self, actor: Actor) -> bool:
+        """Return whether a start of this instance waits for something that happens by itself."""
+        return self.has_pending_start(actor) and not self.is_blocked(actor)
+
     def removal_of(self, actor: Actor) -> Removal | None:
         """Return the removal of this instance, if it is being removed."""
         return self._removals.get(actor)
@@ -156,7 +159,7 @@ class Jobs:
 
     def _is_settled(self, actor: Actor) -> bool:
         """Return whether it is up, or down with no start in progress: something else has to happen first."""
-        return actor.is_up or self._is_down(actor) or (actor.lifecycle.state in DOWN_STATES and self.is_blocked(actor))
+        return actor.is_up or (actor.lifecycle.state in DOWN_STATES and not self.is_starting(actor))
 
     # ---- commands about one instance, with those that depend on it or that it depends on
 
@@ -186,9 +189,7 @@ class Jobs:
             name
             for name in self._dependencies_of(actor)
             if not all(
-                other.is_up
-                or other.lifecycle.is_alive
-                or (self.has_pending_start(other) and not self.is_blocked(other))
+                other.is_up or other.lifecycle.is_alive or self.is_starting(other)
                 for other in self.actors.instances(name)
             )
         ]

@@ -672,9 +672,7 @@ async def _wait_for_own_end(supervisor: Supervisor) -> ServiceEnd:
 
     def find() -> ServiceEnd | None:
         views = (
-            InstanceView(
-                actor.workload.name, actor.lifecycle, jobs.has_pending_start(actor) and not jobs.is_blocked(actor)
-            )
+            InstanceView(actor.workload.name, actor.lifecycle, jobs.is_starting(actor))
             for actor in jobs.actors.values()
         )
         return find_end(exit_on, views)

@@ -280,7 +280,7 @@ class History:
             return False
         jobs = service.supervisor.jobs
         return not any(
-            actor.lifecycle.state in UNDER_WAY or (jobs.has_pending_start(actor) and not jobs.is_blocked(actor))
+            actor.lifecycle.state in UNDER_WAY or jobs.is_starting(actor)
             for actor in jobs.all_actors
             if actor.name != "brief"  # it is never quiet
         )

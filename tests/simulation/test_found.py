@@ -136,7 +136,7 @@ def test_an_action_of_a_group_outlives_a_crash_after_a_reload(call: int) -> None
 @pytest.mark.parametrize("command", ["stop", "restart", "kill"])
 @pytest.mark.parametrize("after_us", range(5000, 14000, 500))
 def test_a_command_about_a_start_that_the_keeper_did_not_survive_has_an_end(command: str, after_us: int) -> None:
-    """The start had to be repeated, but the command came first: the instance was stopping for ever."""
+    """The start had to be repeated, but the command came first: the stop of the instance never ended."""
     lost = 1 + after_us / 1e6
     steps = (
         Step(1.0, "command", "db", "kill"),
