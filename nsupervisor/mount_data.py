@@ -1,4 +1,5 @@
-"""The paths in the options of a file system, for the checks of the configuration and for those at a start. Pure."""
+"""Data about mounts that the service and the keeper share: the paths in the options of a file system, which are checked
+with the configuration and at a start, and the words for a path of a sandbox. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +8,17 @@ import os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+READ_ONLY, READ_WRITE, MASKED, INACCESSIBLE, TEMPORARY = (
+    "read-only",
+    "read-write",
+    "masked",
+    "inaccessible",
+    "temporary",
+)
+ACTIONS = frozenset({READ_ONLY, READ_WRITE, MASKED, INACCESSIBLE, TEMPORARY})
+"""The actions for a path of a sandbox. "masked" shows an empty file or directory; "inaccessible" one that only root may
+open; "temporary" an empty directory in memory."""
 
 _LAYER_KEYS = ("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir")
 

@@ -9,13 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-READ_ONLY, READ_WRITE, MASKED, INACCESSIBLE, TEMPORARY = (
-    "read-only",
-    "read-write",
-    "masked",
-    "inaccessible",
-    "temporary",
-)
+from nsupervisor.mount_data import INACCESSIBLE, MASKED, READ_ONLY, READ_WRITE, TEMPORARY
 
 MASKED_PATHS = (
     *(

@@ -23,7 +23,7 @@ CASES = [(party, name) for party in PARTIES for name in ROWS]
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, Results]:
-    """What each party, and root outside of all sandboxes, was allowed."""
+    """Return the attempts that were allowed to each party, and to root outside of all sandboxes."""
     with parties.new_targets() as targets:
         root = parties.workload_results(targets, parties.WORKLOADS | parties.BASELINES, outside=True)
         return root | parties.rootless_results(targets)

@@ -17,7 +17,7 @@ ROWS = [*ONLY_HERE, *CGROUPS, *SHOWN_ON_THE_HOST]
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, Results]:
-    """What each party, and root outside of all sandboxes, was allowed."""
+    """Return the attempts that were allowed to each party, and to root outside of all sandboxes."""
     with parties.new_targets() as targets:
         targets.values["attempts"] = ROWS
         return parties.workload_results(targets, parties.WORKLOADS | parties.BASELINES, outside=True)

@@ -1,4 +1,4 @@
-"""What a root workload sees and may use: restricted by the default profile, and not if the key says so."""
+"""A root workload sees and may use less with the default profile, and not if the key says so."""
 
 import json
 from pathlib import Path

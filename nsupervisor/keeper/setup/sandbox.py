@@ -20,6 +20,7 @@ import struct
 
 from nsupervisor.linux import mounts
 from nsupervisor.linux.trusted_paths import locate
+from nsupervisor.mount_data import ACTIONS, INACCESSIBLE, MASKED, READ_ONLY, READ_WRITE, TEMPORARY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,17 +29,6 @@ if TYPE_CHECKING:
 
     _Entry = tuple[str, str, bool, bool, bool]
     """Path, action, whether it is a directory, whether it is a mount point, whether it is used by its name."""
-
-READ_ONLY, READ_WRITE, MASKED, INACCESSIBLE, TEMPORARY = (
-    "read-only",
-    "read-write",
-    "masked",
-    "inaccessible",
-    "temporary",
-)
-ACTIONS = frozenset({READ_ONLY, READ_WRITE, MASKED, INACCESSIBLE, TEMPORARY})
-"""The actions for a path. "masked" shows an empty file or directory; "inaccessible" one that only root may open;
-"temporary" an empty directory in memory."""
 
 NODES = (
     *(("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9)),

@@ -1,4 +1,4 @@
-"""What a process or a kernel cannot provide of the security of a workload."""
+"""The items of the security of a workload that a process or a kernel cannot provide."""
 
 import os
 from types import SimpleNamespace
