@@ -79,6 +79,7 @@ class SecurityConfig(SandboxConfig):
     )
     rlimits: dict[str, tuple[int, int]] = field(
         factory=dict,
+        hash=False,
         metadata=key(PrefixedKeys("limit_", kinds.RLIMITS), 'resource limits: a number, "SOFT:HARD" or "infinity"'),
     )
     """Limits by setrlimit(2)'s names in lower case, without "limit_": {"nofile": (soft, hard)}; -1 is infinity."""

@@ -9,7 +9,9 @@ of the profile, it is left out and reported once.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import attrs
@@ -104,8 +106,9 @@ Support = Callable[[WorkloadConfig, str, Any], "Absence | None"]
 """Returns why this host cannot provide a workload with a value of a key; None if it can."""
 
 
-def settings(security: SecurityConfig) -> dict[str, Setting]:
-    """Return the items in force by key, with their origin."""
+@functools.lru_cache(256)
+def settings(security: SecurityConfig) -> Mapping[str, Setting]:
+    """Return the items in force by key, with their origin. Every start asks, so the answers are kept."""
     profile = PROFILES[security.profile]
     found = {}
     for key, neutral in NEUTRAL.items():
@@ -121,7 +124,7 @@ def settings(security: SecurityConfig) -> dict[str, Setting]:
     if not bounding.is_explicit:  # what is asked for as ambient is not taken away by the profile
         wanted = {*bounding.value, *ambient}
         found["capability_bounding_set"] = Setting(tuple(name for name in NAMES if name in wanted), False)
-    return found
+    return MappingProxyType(found)
 
 
 def _capabilities(words: tuple[str, ...], of_profile: tuple[str, ...]) -> tuple[str, ...]:
@@ -141,6 +144,7 @@ def written_keys(security: SecurityConfig) -> dict[str, Any]:
     return found
 
 
+@functools.lru_cache(256)
 def is_required(security: SecurityConfig) -> bool:
     """Return whether a key or a profile that is written asks for an item; otherwise all are of the default profile."""
     found = settings(security)
@@ -148,9 +152,10 @@ def is_required(security: SecurityConfig) -> bool:
     return is_asked_for or security.profile == "strict"
 
 
-def values(security: SecurityConfig) -> dict[str, Any]:
+@functools.lru_cache(256)
+def values(security: SecurityConfig) -> Mapping[str, Any]:
     """Return the values in force by key."""
-    return {key: setting.value for key, setting in settings(security).items()}
+    return MappingProxyType({key: setting.value for key, setting in settings(security).items()})
 
 
 def without_unsupported(config: Config, support: Support) -> tuple[Config, list[Unsupported]]:

@@ -35,7 +35,7 @@ from nsupervisor.core.exits import Exit, signal_name
 from nsupervisor.core.lifecycle import Lifecycle, State, is_up, is_watchdog_active, unfinished_actions
 from nsupervisor.core.records import describe_survivors, transition_records
 from nsupervisor.core.rules.rules import Engine, Firing, Limits
-from nsupervisor.core.security import settings
+from nsupervisor.core.security import settings, values
 from nsupervisor.keeper.messages import Ended, Execed, KeeperLost, SetupFailure, SpawnError
 from nsupervisor.metrics.counters import Counters
 from nsupervisor.service.context import ServiceContext
@@ -573,12 +573,11 @@ class Actor:
 
     def _restrict_devices(self) -> None:
         """Allow the program the devices that its security allows. Raises CgroupError, also for a missing device."""
-        security = settings(self.workload.security)
-        rules = device_rules({key: setting.value for key, setting in security.items()})
+        rules = device_rules(values(self.workload.security))
         try:
             self.cgroup.restrict_devices(rules)
         except CgroupError as error:
-            if security["device_policy"].is_explicit:
+            if settings(self.workload.security)["device_policy"].is_explicit:
                 raise
             self.log_event("feature unavailable", "warning", message=f"security.device_policy has no effect: {error}")
 

@@ -60,8 +60,8 @@ def spawn_spec(
         identity = without_own(identity)
     uid_mappings, gid_mappings = _mappings(workload, name, uid_ranges) if spaces.user else ([], [])
     security = values(workload.security)
-    view = sandbox(security) if spaces.mount else None
-    privileges = _privileges(security)
+    view = _view(workload.security) if spaces.mount else None
+    privileges = _privileges(workload.security, _oci_filter(security))
     return {
         "id": f"{name}#{generation}",
         "name": name,
@@ -123,18 +123,28 @@ def _scheduling(workload: WorkloadConfig) -> dict[str, Any]:
 _PRIVILEGE_KEYS = ("capability_bounding_set", "ambient_capabilities", "secure_bits", "filters")
 
 
-def _privileges(security: "Mapping[str, Any]") -> dict[str, Any]:
+# What follows from the keys of `security` alone is found once for each value of them: it would be a third of what a
+# start costs the service. A specification is never changed.
+
+
+@functools.lru_cache(256)
+def _view(security: SecurityConfig) -> dict[str, Any] | None:
+    return sandbox(values(security))
+
+
+@functools.lru_cache(256)
+def _privileges(security: SecurityConfig, oci: Filter | None) -> dict[str, Any]:
     """Return the capabilities and filters, as far as they are not those that a program has anyway.
 
-    Raises ConfigError and OSError for the file of a filter.
+    `oci`: the filter of the file that `seccomp` names.
     """
-    bounding, ambient = security["capability_bounding_set"], security["ambient_capabilities"]
-    filters = find_filters(security, None if security["seccomp"][:1] != "/" else _oci_filter(security))
-    found = {
+    found = values(security)
+    bounding, ambient = found["capability_bounding_set"], found["ambient_capabilities"]
+    privileges = {
         "capability_bounding_set": None if bounding == capability_names.NAMES else capability_names.mask(bounding),
         "ambient_capabilities": capability_names.mask(ambient),
-        "secure_bits": sum(SECURE_BITS[word] for word in dict.fromkeys(security["secure_bits"])),
-        "filters": [filter_name(one) for one in filters],
+        "secure_bits": sum(SECURE_BITS[word] for word in dict.fromkeys(found["secure_bits"])),
+        "filters": [filter_name(one) for one in find_filters(found, oci)],
     }
     neutral: dict[str, Any] = {
         "capability_bounding_set": None,
@@ -142,11 +152,14 @@ def _privileges(security: "Mapping[str, Any]") -> dict[str, Any]:
         "secure_bits": 0,
         "filters": [],
     }
-    return {key: value for key, value in found.items() if value != neutral[key]}
+    return {key: value for key, value in privileges.items() if value != neutral[key]}
 
 
-def _oci_filter(security: "Mapping[str, Any]") -> Filter:
+def _oci_filter(security: "Mapping[str, Any]") -> Filter | None:
+    """Return the filter of the file that `seccomp` names; None if it names none. Raises ConfigError and OSError."""
     path = security["seccomp"]
+    if path[:1] != "/":
+        return None
     with os.fdopen(open_for_reading(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         text = file.read(MAX_OCI_BYTES + 1)
     if len(text) > MAX_OCI_BYTES:
