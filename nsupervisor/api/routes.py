@@ -169,7 +169,7 @@ ROUTES = (
 
 
 def _object_schema(
-    description: str, optional: tuple[str, ...] = (), closed: bool = False, **properties: Any
+    description: str, /, optional: tuple[str, ...] = (), closed: bool = False, **properties: Any
 ) -> dict[str, Any]:
     return {
         "description": description,
@@ -208,6 +208,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "One instance of a workload. What is not known, or does not apply, is null. More keys may come.",
         name=_value_schema("string", '"web", or "web@2" if a workload has several instances.'),
         instance=_value_schema("integer?", "2 for web@2.", minimum=1),
+        description=_value_schema("string", "Its description, for people; or empty."),
+        command=_value_schema("array", "The program and its arguments, as in the configuration in force.", items={"type": "string"}),
         state=_value_schema("string", "The state of its lifecycle.", enum=list(STATES)),
         reason=_value_schema("string", "Why it is in this state, in words."),
         pid=_value_schema("integer?", "The program's process, as the host numbers it."),

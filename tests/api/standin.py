@@ -32,6 +32,8 @@ def instance(name: str, state: str = "running", **more: Any) -> dict[str, Any]:
     return {
         "name": name,
         "instance": number,
+        "description": "",
+        "command": ["sleep", "infinity"],
         "state": state,
         "reason": "",
         "pid": 4242 if alive else None,

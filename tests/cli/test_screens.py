@@ -89,6 +89,7 @@ web
   state       ready for 1min, since 11:59:00.000
   reason      started by boot
   status      "serving 3 requests a second"
+  command     sleep infinity
   pid         4242
   starts      1
   memory      12.3M of 64M
@@ -112,11 +113,42 @@ job
   state       backoff
   reason      exit code 3
   next start  in 4.2 s
+  command     sleep infinity
   starts      3, 2 of them restarts
   last exit   exit code 3
   cgroup      /sys/fs/cgroup/nsupervisor/job
 """)
     )
+
+
+def test_details_show_the_description_and_the_command():
+    command = ["python3", "-m", "http.server", "--directory", "/srv/my site", "--bind", "127.0.0.1", "8000"]
+    shown = {**THREE[1], "description": "the public site", "command": command, "records": []}
+    assert format_details(shown, False, NOW, 64).splitlines()[:7] == lines_of("""
+db
+  description the public site
+  state       running for 1d 2h, since 2026-01-30 09:56:55.750
+  reason      started by boot
+  command     python3 -m http.server --directory '/srv/my site'
+              --bind 127.0.0.1 8000
+  pid         4242
+""")
+
+
+def test_a_command_of_several_lines_stays_below_its_label():
+    shown = {**THREE[1], "command": ["sh", "-c", "cd /srv\nexec \x1b[2Jserver"], "records": []}
+    assert "\n  command     sh -c 'cd /srv\n              exec \\x1b[2Jserver'\n" in format_details(shown, False, NOW, 80)
+
+
+def test_a_very_long_command_is_cut_visibly():
+    shown = {**THREE[1], "command": ["echo", "x" * 5000], "records": []}
+    (row,) = [line for line in format_details(shown, False, NOW).splitlines() if line.startswith("  command")]
+    assert row == f"  command     echo {'x' * 995}…"
+
+
+def test_the_command_of_a_supervisor_of_version_0_1_0_is_not_known():
+    shown = {key: value for key, value in THREE[1].items() if key not in ("description", "command")}
+    assert "command" not in format_details({**shown, "records": []}, False, NOW)
 
 
 def test_the_next_start_is_known_of_a_supervisor_of_version_0_1_0():

@@ -30,6 +30,7 @@ async def test_status_did_not_know_what_the_service_knows(tmp_path):
     (tmp_path / "notify.py").write_text(NOTIFY)
     toml = f"""
     [workload.web]
+    description = "the public site"
     command = ["python3", "{tmp_path}/notify.py"]
     type = "notify"
     environment = {{ GO_ON = "{tmp_path}/go" }}
@@ -45,7 +46,10 @@ async def test_status_did_not_know_what_the_service_knows(tmp_path):
         web, job = await it.status("web"), await it.status("job")
         assert (web["ready"], web["status_text"], web["next_start_sec"]) == (True, "3 requests a second", None)
         assert (job["ready"], job["state"], job["pid"]) == (True, "exited", None)
-        assert '  status      "3 requests a second"\n' in await it.cli("status", "web")
+        details = await it.cli("status", "web")
+        assert '  status      "3 requests a second"\n' in details
+        assert "  description the public site\n" in details
+        assert f"  command     python3 {tmp_path}/notify.py\n" in details
         os.kill(web["pid"], signal.SIGKILL)
         ended = await it.record(event="exited", workload="web")
         assert ended["uptime_sec"] > 0

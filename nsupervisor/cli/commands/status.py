@@ -11,7 +11,7 @@ import click
 from nsupervisor.api.client import Client
 from nsupervisor.cli.options import json_option, socket_option
 from nsupervisor.cli.output import print_json
-from nsupervisor.terminal.lines import RecordLines
+from nsupervisor.terminal.lines import RecordLines, fold
 from nsupervisor.terminal.numbers import format_count, format_duration, format_size, format_span
 from nsupervisor.terminal.records import format_exit
 from nsupervisor.terminal.style import (
@@ -52,6 +52,9 @@ GROUP_HEADS = ("GROUP", "MEMBERS", "MEMORY", "PIDS", "STALLED", "WHO")
 SUMMARY_FROM = 10
 """The number of instances from which the table is followed by the number in each state."""
 _NO_CGROUP = "none: it is only a process tree, without limits"
+MAX_COMMAND_LENGTH = 1000
+_LABEL_INDENT = 14
+"""The column in which the values of details begin."""
 SHOWN_RECORDS = 5
 """The number of latest records in the details of an instance."""
 SHOWN_OUTPUT = 10
@@ -93,7 +96,7 @@ def status(socket_path: str, as_json: bool, only_groups: bool, states: tuple[str
         now = datetime.now().astimezone()
         # By the full name: each is the history of one instance.
         histories = [history for instance in instances for history in client.history(instance["name"])]
-        sections = [format_group_details(group, colour) for group in groups]
+        sections = [format_group_details(group, colour, width) for group in groups]
         from nsupervisor.cli.workload_output import last_output  # only here, since importing it takes time
 
         for history in histories:
@@ -185,11 +188,11 @@ def group_overview_lines(groups: Iterable[dict[str, Any]], width: int, colour: b
     return format_table(GROUP_HEADS, rows, right=range(1, 5), width=width, paint=paint)
 
 
-def format_group_details(group: dict[str, Any], colour: bool) -> str:
-    """Format everything about one group."""
+def format_group_details(group: dict[str, Any], colour: bool, width: int = 0) -> str:
+    """Format everything about one group. width: of the terminal, 0 if there is none."""
     pressure = group["memory_pressure_avg10"]
     lines = [
-        ("what", group["text"]),
+        ("description", group["text"]),
         ("in", group["group"] or ""),
         ("members", ", ".join(group["members"]) or "none"),
         (
@@ -201,7 +204,7 @@ def format_group_details(group: dict[str, Any], colour: bool) -> str:
         ("cpu time", _cpu_time(group["cpu_usage_usec"])),
         ("cgroup", group["cgroup"] or _NO_CGROUP),
     ]
-    return "\n".join([colorize(escape_control(group["name"]), BOLD, colour), *_labelled(lines, colour)])
+    return "\n".join([colorize(escape_control(group["name"]), BOLD, colour), *_labelled(lines, colour, width)])
 
 
 def format_details(instance: dict[str, Any], colour: bool, now: datetime, width: int = 0) -> str:
@@ -215,11 +218,13 @@ def format_details(instance: dict[str, Any], colour: bool, now: datetime, width:
     memory_max = instance["memory_max"] and format_size(instance["memory_max"])
     restarts = f", {instance['restarts']} of them restarts" if instance["restarts"] else ""
     lines = [
+        ("description", instance.get("description", "")),  # "": or a supervisor of version 0.1.0
         ("state", colorize(instance["state"], COLOURS.get(instance["state"], ""), colour) + _since(instance, now)),
         ("reason", instance["reason"]),
         ("status", f'"{text}"' if text and is_alive else ""),
         ("output", format_blockage(instance)),
         ("next start", _next_start(instance, now)),
+        ("command", format_command_line(instance.get("command", ()))),
         ("pid", str(instance["pid"]) if is_alive else ""),
         ("starts", f"{instance['generation']}{restarts}"),
         ("memory", _limited(format_size(instance["memory_current"]), memory_max) if is_alive else ""),
@@ -228,7 +233,7 @@ def format_details(instance: dict[str, Any], colour: bool, now: datetime, width:
         ("last exit", format_last_exit(instance["last_exit"])),
         ("cgroup", instance["cgroup"] or _NO_CGROUP),
     ]
-    shown = [colorize(escape_control(instance["name"]), BOLD, colour), *_labelled(lines, colour)]
+    shown = [colorize(escape_control(instance["name"]), BOLD, colour), *_labelled(lines, colour, width)]
     if records:
         record_lines = RecordLines(colour, width)
         shown += ["", *(record_lines.format(record, now) for record in records[-SHOWN_RECORDS:])]
@@ -266,6 +271,14 @@ def format_last_exit(last: dict[str, Any] | None) -> str:
     return format_exit({"oom_killed": False, "core_dumped": False, **last})
 
 
+def format_command_line(command: Sequence[str]) -> str:
+    """Return a command as a line of a shell; it is cut after `MAX_COMMAND_LENGTH` characters."""
+    from shlex import join  # only here, since importing it takes time
+
+    text = join(command)
+    return text if len(text) <= MAX_COMMAND_LENGTH else f"{text[:MAX_COMMAND_LENGTH]}…"
+
+
 def _since(instance: dict[str, Any], now: datetime) -> str:
     """Return since when the program runs; the state may have changed since."""
     if instance["uptime_sec"] is None:
@@ -290,12 +303,15 @@ def _next_start(instance: dict[str, Any], now: datetime) -> str:
     return f"in {format_span(max(seconds, 0))}"
 
 
-def _labelled(lines: Iterable[tuple[str, str]], colour: bool) -> list[str]:
-    return [
-        f"  {colorize(f'{label:<11}', FAINT, colour)} {text if label == 'state' else escape_control(text)}"
-        for label, text in lines
-        if text
-    ]
+def _labelled(lines: Iterable[tuple[str, str]], colour: bool, width: int) -> list[str]:
+    """Return the rows that have a text. What is longer than the terminal continues below itself."""
+    rows = []
+    for label, text in lines:
+        if text:
+            safe = text if label == "state" else escape_control(text).replace("\n", f"\n{' ' * _LABEL_INDENT}")
+            row = f"  {colorize(f'{label:<11}', FAINT, colour)} {safe}"
+            rows.append("\n".join(fold(line, width, _LABEL_INDENT) for line in row.split("\n")))
+    return rows
 
 
 def _cpu_time(microseconds: int | None) -> str:

@@ -329,6 +329,8 @@ class Actor:
         status = InstanceStatus(
             name=self.name,
             instance=self.instance,
+            description=self.workload.description,
+            command=self.workload.command,
             lifecycle=self.lifecycle,
             waits_for=self.start_status.waits_for,
             is_up=self.is_up,

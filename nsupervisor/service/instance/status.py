@@ -1,6 +1,6 @@
 """The status of one instance, as `nsupervisor status` shows it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -18,6 +18,9 @@ class InstanceStatus:
 
     name: str
     instance: int | None
+    description: str
+    command: Sequence[str]
+    """The program and its arguments, as in the configuration in force."""
     lifecycle: Lifecycle
     waits_for: str
     """The workloads that a pending start waits for, in words, or ""."""
@@ -38,6 +41,8 @@ class InstanceStatus:
         return {
             "name": self.name,
             "instance": self.instance,
+            "description": self.description,
+            "command": list(self.command),
             "state": lifecycle.state.value,
             "reason": self.waits_for or lifecycle.reason,
             "pid": self.pid if lifecycle.is_alive else None,
