@@ -185,7 +185,7 @@ class _Handlers:
 
     async def reload(self, request: Request) -> Response | Stream:
         try:
-            return Stream(await self.control.reload(*_parse_source(request)), JSON_LINES)
+            return Stream(await self.control.reload(*_parse_source(request), peer=request.peer), JSON_LINES)
         except ConfigError as error:
             return _problems_response(error)
 
@@ -204,11 +204,11 @@ class _Handlers:
         self.control.check_command(verb, members, parameters)
         results: dict[str, dict[str, Any] | None] = {}
         for name in dict.fromkeys(name for matches in groups.values() for name in matches):
-            results[name] = await self.control.set_group(name, **parameters)
+            results[name] = await self.control.set_group(name, peer=request.peer, **parameters)
         results |= dict.fromkeys(members)
 
         async def execute(name: str) -> None:
-            results[name] = await self.control.command(verb, name, **parameters)
+            results[name] = await self.control.command(verb, name, peer=request.peer, **parameters)
 
         async with trio.open_nursery() as nursery:  # a command that takes long must not delay the others
             for name in members:

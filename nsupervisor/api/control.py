@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+from nsupervisor.linux.peers import Peer
+
 _WILDCARDS = frozenset("*?[")
 
 
@@ -47,7 +49,12 @@ class Control(Protocol):
         ...
 
     async def set_group(
-        self, name: str, changes: Mapping[str, Any], persist: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        changes: Mapping[str, Any],
+        persist: Mapping[str, Any] | None = None,
+        *,
+        peer: Peer | None = None,
     ) -> dict[str, Any]:
         """Change a group's own limits; return the object `Result` of `nsupervisor schema api`.
 
@@ -130,10 +137,12 @@ class Control(Protocol):
         """
         ...
 
-    async def reload(self, path: str | None, text: str | None) -> AbstractContextManager[AsyncIterator[bytes]]:
+    async def reload(
+        self, path: str | None, text: str | None, *, peer: Peer | None = None
+    ) -> AbstractContextManager[AsyncIterator[bytes]]:
         """Reload the configuration from a file, and yield each step as a JSON line.
 
-        The reload completes even if the lines are not read. path, text: as for `plan`.
+        The reload completes even if the lines are not read. path, text: as for `plan`. peer: as for `command`.
 
         Raises:
             ConfigError: with every problem of the file; nothing has changed.
@@ -147,10 +156,13 @@ class Control(Protocol):
         """
         ...
 
-    async def command(self, verb: str, name: str, *, workload: str = "", **parameters: Any) -> dict[str, Any]:
+    async def command(
+        self, verb: str, name: str, *, workload: str = "", peer: Peer | None = None, **parameters: Any
+    ) -> dict[str, Any]:
         """Execute a command on one instance and wait until it is done.
 
         workload: the instance whose process gives the command, which records name; "": an operator gives it.
+        peer: the process that gives it, whose uid and pid the records name if it is an operator's; None: unknown.
 
         verb: one of `nsupervisor.api.routes.VERBS`. parameters: for "signal", the number `signal`; for "set", `changes`
         as `nsupervisor.config.changes.parse_changes` returns them, and `persist` in the form of the file.

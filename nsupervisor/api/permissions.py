@@ -11,6 +11,7 @@ from typing import Any
 
 from nsupervisor.api.control import Control, UnknownName, is_glob
 from nsupervisor.api.http.messages import HTTPError
+from nsupervisor.linux.peers import Peer
 
 READ_ONLY = frozenset({"info", "status", "stats", "history", "events", "groups", "logs"})
 """Operations that only read, and that can be restricted to some instances."""
@@ -94,7 +95,12 @@ class Restricted(Control):
         return [name for name in matches if name in (self._visible_groups or ())]
 
     async def set_group(
-        self, name: str, changes: Mapping[str, Any], persist: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        changes: Mapping[str, Any],
+        persist: Mapping[str, Any] | None = None,
+        *,
+        peer: Peer | None = None,
     ) -> dict[str, Any]:
         raise HTTPError(403, permitted(self._workload, self._allowed, COMMAND, names=[name]))
 
@@ -146,7 +152,9 @@ class Restricted(Control):
     async def plan(self, path: str | None, text: str | None) -> dict[str, Any]:
         raise HTTPError(403, permitted(self._workload, self._allowed, "plan"))
 
-    async def reload(self, path: str | None, text: str | None) -> AbstractContextManager[AsyncIterator[bytes]]:
+    async def reload(
+        self, path: str | None, text: str | None, *, peer: Peer | None = None
+    ) -> AbstractContextManager[AsyncIterator[bytes]]:
         raise HTTPError(403, permitted(self._workload, self._allowed, "reload"))
 
     async def upgrade(self, python: str, package: str, timeout_s: float) -> tuple[bool, str]:
@@ -156,6 +164,8 @@ class Restricted(Control):
         also = [other for name in names for other in self._control.also_affected(verb, name) if other not in names]
         self._check(COMMAND, names=names, also=also, persist="persist" in parameters)
 
-    async def command(self, verb: str, name: str, *, workload: str = "", **parameters: Any) -> dict[str, Any]:
+    async def command(
+        self, verb: str, name: str, *, workload: str = "", peer: Peer | None = None, **parameters: Any
+    ) -> dict[str, Any]:
         self._check(COMMAND, names=[name], persist="persist" in parameters)
-        return await self._control.command(verb, name, workload=self._workload, **parameters)
+        return await self._control.command(verb, name, workload=self._workload, peer=peer, **parameters)

@@ -16,6 +16,7 @@ from nsupervisor.config.condition_terms import EXIT
 from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.core import events
 from nsupervisor.core.actions import Action, Signal, Spawn
+from nsupervisor.core.initiators import Initiator
 from nsupervisor.core.lifecycle import Instant, Lifecycle, apply_input
 from nsupervisor.core.rules.rules import Engine, Firing, Limits, Snapshot
 
@@ -133,7 +134,8 @@ def _run_action(state: WorkloadState, firing: Firing, instant: Instant, workload
     if firing.action == "signal":
         return Transition(state, (Signal(rule.signal or signal.SIGTERM, resumes=False),))
     if firing.action in ACTION_COMMANDS:
-        return _apply_input(state, ACTION_COMMANDS[firing.action](f"{rule.name} ({rule.when.text})"), instant, workload)
+        by = Initiator("rule", rule.name, rule.when.text)
+        return _apply_input(state, ACTION_COMMANDS[firing.action](by), instant, workload)
     return Transition(state)
 
 

@@ -2,7 +2,7 @@
 
 These classes are data only; `nsupervisor.core.lifecycle` defines what follows from them.
 
-A *command* comes from an operator, from the boot, from a dependency or from a rule, and names its source in
+A *command* comes from an operator, from the boot, from a dependency or from a rule, and names its initiator in
 `requested_by`. An *event* comes from the kernel or from the program itself, and belongs to one generation: the
 lifecycle drops a late event about an earlier generation before it can do harm.
 """
@@ -10,41 +10,8 @@ lifecycle drops a late event about an earlier generation before it can do harm.
 import attrs
 
 from nsupervisor.core.exits import Exit
+from nsupervisor.core.initiators import OPERATOR, Initiator, to_initiator
 from nsupervisor.wire_names import wire
-
-OPERATOR = "operator"
-"""The value of `requested_by` for a command from outside of all workloads."""
-SHUTDOWN = "shutdown"
-"""The value of `requested_by` when the shutdown of the service ends everything."""
-
-
-def by_workload(name: str) -> str:
-    """Return the value of `requested_by` for a command of a process in the workload instance `name`."""
-    return f"workload {name}"
-
-
-_TOGETHER = "with "
-
-
-def together_with(name: str) -> str:
-    """Return the value of `requested_by` for a stop because the workload `name`, which is required, stops."""
-    return f"{_TOGETHER}{name}"
-
-
-def is_together(requested_by: str) -> bool:
-    """Return whether the command follows from one about another workload."""
-    return requested_by.startswith(_TOGETHER)
-
-
-def requester_phrase(requested_by: str) -> str:
-    """Return the source of a command for a sentence: "by operator", "with postgres"."""
-    return requested_by if is_together(requested_by) else f"by {requested_by}"
-
-
-def is_recorded_requester(requested_by: str) -> bool:
-    """Return whether a command has a record of its own; that of a rule or of a dependency is recorded elsewhere."""
-    is_known = requested_by in (OPERATOR, "boot", SHUTDOWN, "reload")
-    return is_known or requested_by.startswith(by_workload("")) or is_together(requested_by)
 
 
 @attrs.frozen
@@ -56,7 +23,7 @@ class Input:
 class Command(Input):
     """A request to change what the workload does."""
 
-    requested_by: str = attrs.field(default=OPERATOR, metadata=wire("by"))
+    requested_by: Initiator = attrs.field(default=OPERATOR, converter=to_initiator, metadata=wire("by"))
 
 
 @attrs.frozen

@@ -39,7 +39,6 @@ from nsupervisor.config.model import DEFAULT_START_LIMIT, WorkloadConfig
 from nsupervisor.core import backoff
 from nsupervisor.core.actions import Action, FreezeAll, KillAll, ReleaseSurvivors, Signal, Spawn, ThawAll
 from nsupervisor.core.events import (
-    SHUTDOWN,
     Command,
     Emptied,
     Event,
@@ -56,10 +55,9 @@ from nsupervisor.core.events import (
     Thaw,
     Timeout,
     Unhealthy,
-    is_together,
-    requester_phrase,
 )
 from nsupervisor.core.exits import RESTARTED_OUTCOMES, Exit, Outcome
+from nsupervisor.core.initiators import SHUTDOWN
 from nsupervisor.core.states import ALIVE_STATES
 from nsupervisor.core.states import State as State
 from nsupervisor.wire_names import wire
@@ -182,7 +180,7 @@ def cancel(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Work
         should_run=False,
         deadline=None,
         consecutive_failures=0,
-        reason=f"stopped {requester_phrase(input_.requested_by)}",
+        reason=f"stopped {input_.requested_by.phrase}",
     ), ()
 
 
@@ -199,7 +197,7 @@ def stop(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Worklo
         lifecycle, should_run=lifecycle.should_run if should_run is None else should_run, after_stop=after_stop
     )
     return _enter_stopping(
-        lifecycle, instant, workload, f"{verb} {requester_phrase(input_.requested_by)}", Signal(workload.kill_signal)
+        lifecycle, instant, workload, f"{verb} {input_.requested_by.phrase}", Signal(workload.kill_signal)
     )
 
 
@@ -219,14 +217,14 @@ def retarget(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Wo
     should_run, after_stop, verb = _STOP_COMMANDS[type(input_)]
     if isinstance(input_, PolicyRestart) and lifecycle.after_stop is not AfterStop.POLICY:
         return lifecycle, ()
-    is_consequence = is_together(input_.requested_by) or input_.requested_by == SHUTDOWN
+    is_consequence = input_.requested_by.kind in ("dependency", "shutdown")
     if is_consequence and lifecycle.after_stop is after_stop and not lifecycle.should_run:
         return lifecycle, ()
     return attrs.evolve(
         lifecycle,
         should_run=lifecycle.should_run if should_run is None else should_run,
         after_stop=after_stop,
-        reason=f"{verb} {requester_phrase(input_.requested_by)}",
+        reason=f"{verb} {input_.requested_by.phrase}",
     ), ()
 
 

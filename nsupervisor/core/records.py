@@ -9,6 +9,7 @@ from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.core import events
 from nsupervisor.core.backoff import starts_within
 from nsupervisor.core.exits import Exit
+from nsupervisor.core.initiators import CONFIGURATION, Initiator
 from nsupervisor.core.lifecycle import Lifecycle, State
 
 _SURVIVORS = (
@@ -65,8 +66,8 @@ def transition_records(
     now: float,
 ) -> Iterator[TransitionRecord]:
     """Yield the records of a transition, in order: the command, the decision to restart, the new state."""
-    if isinstance(input_, events.Command) and events.is_recorded_requester(input_.requested_by):
-        fields = {"action": COMMAND_NAMES[type(input_)], "cause": {"by": input_.requested_by}}
+    if isinstance(input_, events.Command) and _is_recorded(input_.requested_by):
+        fields = {"action": COMMAND_NAMES[type(input_)], "cause": input_.requested_by.cause()}
         yield TransitionRecord("action", "info", fields)
     enters_backoff = after.state is State.BACKOFF and before.state is not State.BACKOFF
     # A restart is recorded once, when it is decided, not again after the delay.
@@ -84,6 +85,11 @@ def transition_records(
         yield TransitionRecord(
             "state", level, {"from": before.state.value, "to": after.state.value, "reason": after.reason}
         )
+
+
+def _is_recorded(initiator: Initiator) -> bool:
+    """Return whether a command has a record of its own; that of a rule or of a removal is recorded elsewhere."""
+    return initiator.kind != "rule" and initiator != CONFIGURATION
 
 
 def _start_budget(lifecycle: Lifecycle, workload: WorkloadConfig, starts_at: float) -> dict[str, Any]:

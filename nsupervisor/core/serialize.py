@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import attrs
 
+from nsupervisor.core.initiators import Initiator
 from nsupervisor.wire_names import wire_names
 
 T = TypeVar("T")
@@ -128,6 +129,8 @@ def _reader(cls: Any, ignore_unknown: bool) -> Callable[[Any], Any]:
         return lambda data: Decimal(data) if isinstance(data, str) else _check_type(Decimal, data)
     if cls is Any:
         return lambda data: data
+    if cls is Initiator:
+        return lambda data: Initiator.from_text(_check_type(str, data))
     if cls is float:
         return _read_number
     return partial(_check_type, cls)

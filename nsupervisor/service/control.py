@@ -18,8 +18,10 @@ from nsupervisor.api.control import UnknownName, is_glob
 from nsupervisor.config.model import Config
 from nsupervisor.config.problems import ConfigError
 from nsupervisor.core import events
+from nsupervisor.core.initiators import OPERATOR, Initiator, by_workload, person
 from nsupervisor.core.lifecycle import State
 from nsupervisor.json_codec import decode
+from nsupervisor.linux.peers import Peer
 from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.group.groups import PREFIX, Groups
@@ -98,11 +100,16 @@ class Supervisor:
         return [group.name for group in self.groups.matching(pattern)]
 
     async def set_group(
-        self, name: str, changes: Mapping[str, Any], persist: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        changes: Mapping[str, Any],
+        persist: Mapping[str, Any] | None = None,
+        *,
+        peer: Peer | None = None,
     ) -> dict[str, Any]:
         """Change a group's own limits; return the outcome."""
         (group,) = self.groups.matching(name)
-        ok, message = await group.change_limits(changes)
+        ok, message = await group.change_limits(changes, _person(peer))
         if ok and persist:
             problem = await self.reloader.persist_group_limits(group, changes, persist)
             ok, message = not problem, problem or message
@@ -204,20 +211,27 @@ class Supervisor:
         """Return what a reload would do."""
         return await self.reloader.plan(path, text)
 
-    async def reload(self, path: str | None, text: str | None) -> AbstractContextManager[AsyncIterator[bytes]]:
+    async def reload(
+        self, path: str | None, text: str | None, *, peer: Peer | None = None
+    ) -> AbstractContextManager[AsyncIterator[bytes]]:
         """Reload a file; return a stream of its reports."""
-        return await self.reloader.reload(path, text, "operator")
+        return await self.reloader.reload(path, text, _person(peer))
 
     async def reload_on_signal(self) -> None:
         """Read the file in force again, for SIGHUP."""
         try:
-            await self.reloader.reload(None, None, "SIGHUP")
+            await self.reloader.reload(None, None, Initiator("person", "SIGHUP"))
         except ConfigError:
             pass  # the reload has logged it, and a signal has no answer
 
-    async def command(self, verb: str, name: str, *, workload: str = "", **parameters: Any) -> dict[str, Any]:
-        """Run one command on one instance, and wait until it is done. `workload` gives it; "": an operator does."""
-        by = events.by_workload(workload) if workload else events.OPERATOR
+    async def command(
+        self, verb: str, name: str, *, workload: str = "", peer: Peer | None = None, **parameters: Any
+    ) -> dict[str, Any]:
+        """Run one command on one instance, and wait until it is done.
+
+        `workload` gives it; "": an operator does, by the process `peer`.
+        """
+        by = by_workload(workload) if workload else _person(peer)
         actor = self.actors.get(name)
         if actor is None:
             return {"name": name, "ok": False, "state": None, "message": "a reload has just removed it"}
@@ -227,16 +241,16 @@ class Supervisor:
             ok, message = await _COMMANDS[verb](self, actor, by, **parameters)
         return {"name": name, "ok": ok, "state": actor.lifecycle.state.value, "message": message}
 
-    async def _start(self, actor: Actor, by: str) -> Result:
+    async def _start(self, actor: Actor, by: Initiator) -> Result:
         return await self.jobs.start_and_wait(actor, by)
 
-    async def _restart(self, actor: Actor, by: str) -> Result:
+    async def _restart(self, actor: Actor, by: Initiator) -> Result:
         return await self.jobs.restart_and_wait(actor, by)
 
-    async def _stop(self, actor: Actor, by: str) -> Result:
+    async def _stop(self, actor: Actor, by: Initiator) -> Result:
         return await self.jobs.stop_with_requirers(actor, by)
 
-    async def _kill(self, actor: Actor, by: str) -> Result:
+    async def _kill(self, actor: Actor, by: Initiator) -> Result:
         generation = actor.lifecycle.generation
         if not actor.lifecycle.is_alive:
             return False, "it does not run"
@@ -244,11 +258,11 @@ class Supervisor:
         await actor.wait_until(lambda lifecycle: not lifecycle.is_alive or lifecycle.generation > generation)
         return True, ""
 
-    async def _signal(self, actor: Actor, by: str, signal: int) -> Result:
+    async def _signal(self, actor: Actor, by: Initiator, signal: int) -> Result:
         ok = await actor.signal(signal, by)
         return ok, "" if ok else "it does not run"
 
-    async def _freeze(self, actor: Actor, by: str) -> Result:
+    async def _freeze(self, actor: Actor, by: Initiator) -> Result:
         if obstacle := actor.cgroup.freeze_obstacle:
             return False, obstacle
         if actor.lifecycle.state not in (State.STARTING, State.RUNNING, State.READY, State.FROZEN):
@@ -264,14 +278,14 @@ class Supervisor:
                 await trio.sleep(0.005)
         return actor.lifecycle.state is State.FROZEN, ""
 
-    async def _thaw(self, actor: Actor, by: str) -> Result:
+    async def _thaw(self, actor: Actor, by: Initiator) -> Result:
         if actor.lifecycle.state is not State.FROZEN:
             return False, f"it is not frozen; it is {actor.lifecycle.state.value}"
         await actor.ask(events.Thaw(by))
         return True, ""
 
     async def _set(
-        self, actor: Actor, by: str, changes: Mapping[str, Any], persist: Mapping[str, Any] | None = None
+        self, actor: Actor, by: Initiator, changes: Mapping[str, Any], persist: Mapping[str, Any] | None = None
     ) -> Result:
         done, message = await actor.change_limits(changes, by)
         if done and persist:
@@ -288,6 +302,11 @@ class Supervisor:
             return False, str(error)
         self.nursery.start_soon(upgrade.execute, self.context)
         return True, version
+
+
+def _person(peer: Peer | None) -> Initiator:
+    """Return the operator whose process has connected; None: it is not known."""
+    return OPERATOR if peer is None else person(peer.uid, peer.pid)
 
 
 _COMMANDS: Mapping[str, Callable[..., Awaitable[Result]]] = {

@@ -24,6 +24,7 @@ import trio
 from nsupervisor.cgroups import CgroupError
 from nsupervisor.condition_variable import ConditionVariable
 from nsupervisor.core import dependencies, events
+from nsupervisor.core.initiators import OPERATOR, SHUTDOWN, Initiator, by_relation
 from nsupervisor.core.lifecycle import Lifecycle, State
 from nsupervisor.core.states import DOWN_STATES
 from nsupervisor.service.context import ServiceContext
@@ -56,7 +57,7 @@ OVERRULED: Result = (False, "a later start overruled it")
 class StartJob:
     """A start that waits for the instance's own stop, for its dependencies, or for a start slot."""
 
-    by: str
+    by: Initiator
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     ends_generation: bool = attrs.field(init=False, default=False)
     """Whether the command that has cancelled it ends the present generation."""
@@ -163,7 +164,7 @@ class Jobs:
 
     # ---- commands about one instance, with those that depend on it or that it depends on
 
-    async def start_and_wait(self, actor: Actor, by: str) -> Result:
+    async def start_and_wait(self, actor: Actor, by: Initiator) -> Result:
         """Start an instance with its dependencies; return when the start has an outcome."""
         if self.is_stopping:
             return REFUSED
@@ -174,7 +175,7 @@ class Jobs:
             self.start(extra=[actor], by=by)
         return await self.wait_settled(actor)
 
-    async def restart_and_wait(self, actor: Actor, by: str) -> Result:
+    async def restart_and_wait(self, actor: Actor, by: Initiator) -> Result:
         """Restart as systemd does: dependencies that do not run are started too, those that run stay untouched.
 
         Refused without an effect if the next start must fail.
@@ -221,7 +222,7 @@ class Jobs:
             return ""  # the program may have ended meanwhile
         return f"not restarted, as the next start would fail: {obstacle.message}; the program that runs has been kept"
 
-    async def stop_with_requirers(self, actor: Actor, by: str) -> Result:
+    async def stop_with_requirers(self, actor: Actor, by: Initiator) -> Result:
         """Stop an instance after those that require it; the message of a success names these.
 
         While those stop, an operator may start the instance, or one that depends on it: the last command counts.
@@ -230,7 +231,7 @@ class Jobs:
         stopped_first = [other.name for other in self.affected_by_stop(actor)]
         running = [other for other in self.actors.requirers(actor.workload.name) if not self._is_down(other)]
         if running:
-            together = by if events.is_together(by) else events.together_with(actor.workload.name)
+            together = by if by.kind == "dependency" else by_relation(actor.workload.name)
             async with trio.open_nursery() as nursery:
                 for other in running:
                     nursery.start_soon(self.stop_with_requirers, other, together)
@@ -239,10 +240,10 @@ class Jobs:
         ok, message = await self.stop_and_wait(actor, by)
         return ok, f"after {', '.join(stopped_first)}, which cannot run without it" if ok and stopped_first else message
 
-    async def stop_and_wait(self, actor: Actor, by: str) -> Result:
+    async def stop_and_wait(self, actor: Actor, by: Initiator) -> Result:
         """Stop this instance alone; a start of it that waits is cancelled."""
         self._cancel_start(actor, ends_generation=True)
-        if by != events.SHUTDOWN:  # the next supervisor carries on with what only the end of the service cancelled
+        if by != SHUTDOWN:  # the next supervisor carries on with what only the end of the service cancelled
             actor.set_start_status(NO_START)
         await actor.ask(events.Stop(by))
         await actor.wait_until(_has_stopped)
@@ -265,7 +266,7 @@ class Jobs:
 
     # ---- starts
 
-    def start(self, names: Iterable[str] = (), *, extra: Iterable[Actor] = (), by: str = "operator") -> None:
+    def start(self, names: Iterable[str] = (), *, extra: Iterable[Actor] = (), by: Initiator = OPERATOR) -> None:
         """Start workloads with everything that they require or want and that is not up, each after its dependencies.
 
         Returns at once.
@@ -285,7 +286,7 @@ class Jobs:
         self,
         actor: Actor,
         starting: Collection[str],
-        by: str,
+        by: Initiator,
         before_start: Callable[[], Awaitable[bool]] | None = None,
     ) -> StartJob:
         """Start `actor` once its dependencies are up.
@@ -405,7 +406,7 @@ class Jobs:
                 job.wait_for(None)
                 other.wake_waiters()
 
-    async def _stop_for_restart(self, actor: Actor, by: str) -> bool:
+    async def _stop_for_restart(self, actor: Actor, by: Initiator) -> bool:
         """Stop an instance for a start that follows; return False if another command has started it meanwhile."""
         await trio.lowlevel.checkpoint_if_cancelled()
         await actor.ask(events.Stop(by))
@@ -416,8 +417,8 @@ class Jobs:
 
     def begin(
         self,
-        starts: Mapping[Actor, str],
-        removals: Mapping[Actor, str],
+        starts: Mapping[Actor, Initiator],
+        removals: Mapping[Actor, Initiator],
         previous_dependencies: Mapping[Actor, Collection[str]],
     ) -> Transaction:
         """Start, restart and remove instances, each in its order; return at once.
@@ -436,7 +437,7 @@ class Jobs:
         if self._removals.pop(actor, None) is not None:
             actor.set_start_status(NO_START)
 
-    def _begin_removal(self, actor: Actor, by: str) -> Removal:
+    def _begin_removal(self, actor: Actor, by: Initiator) -> Removal:
         removal = Removal(actor.lifecycle.should_run or self.has_pending_start(actor))
         self._removals[actor] = removal
         self._cancel_start(actor)
@@ -445,7 +446,7 @@ class Jobs:
         actor.set_start_status(status)
         return removal
 
-    async def _stop_for_removal(self, actor: Actor, by: str) -> None:
+    async def _stop_for_removal(self, actor: Actor, by: Initiator) -> None:
         self._cancel_start(actor, ends_generation=True)
         await actor.ask(events.Stop(by))
         await actor.wait_until(_has_stopped)
@@ -499,7 +500,7 @@ class Jobs:
                     nursery.start_soon(wait_for_dependents, dependents, nursery.cancel_scope)
                     await actor.wait_until(lambda lifecycle: lifecycle.state in BETWEEN_GENERATIONS)
                     nursery.cancel_scope.cancel()
-            await self.stop_and_wait(actor, events.SHUTDOWN)
+            await self.stop_and_wait(actor, SHUTDOWN)
 
         async def wait_for_dependents(dependents: Iterable[Actor], scope: trio.CancelScope) -> None:
             for other in dependents:
@@ -517,7 +518,7 @@ class Jobs:
     def kill_all(self) -> None:
         """Send SIGKILL to everything that still lives, for a second stop signal."""
         for actor in self.all_actors:
-            actor.post(events.Kill(events.SHUTDOWN))
+            actor.post(events.Kill(SHUTDOWN))
 
     async def wait_drained(self) -> None:
         """Wait until all output of ended programs is in the journal."""
@@ -533,8 +534,8 @@ class Transaction:
     """
 
     jobs: Jobs
-    starts: Mapping[Actor, str]
-    removals: Mapping[Actor, str]
+    starts: Mapping[Actor, Initiator]
+    removals: Mapping[Actor, Initiator]
     previous_dependencies: Mapping[Actor, Collection[str]]
     _stopped: dict[Actor, trio.Event] = attrs.field(init=False, factory=dict)
     """By instance that existed before: set when it has stopped or need not stop, so that its dependencies may stop."""

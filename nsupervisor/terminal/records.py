@@ -24,9 +24,16 @@ _SHOWN_FIELDS = frozenset(
 _SIZE_KEYS = ("memory_max", "memory_high", "memory_low", "memory_min", "memory_swap_max", "memory_zswap_max")
 
 
-def requester_phrase(by: str) -> str:
-    """Return the source of a command for a sentence: "by operator"; "with postgres", which required it."""
-    return by if by.startswith("with ") else f"by {by}"
+def initiator_text(cause: Mapping[str, Any]) -> str:
+    """Return the initiator of a command, as its record has it: "operator (uid 0, pid 4711)", "with postgres"."""
+    return f"{cause['by']} ({cause['detail']})" if "detail" in cause else str(cause["by"])
+
+
+def initiator_phrase(cause: Mapping[str, Any]) -> str:
+    """Return the initiator for a sentence: "by operator (uid 0, pid 4711)"; "with postgres", which it requires."""
+    text = initiator_text(cause)
+    is_relation = cause.get("kind") == "dependency" or text.startswith("with ")  # version 0.1.0 has no kind
+    return text if is_relation else f"by {text}"
 
 
 def format_exit(record: Mapping[str, Any]) -> str:
@@ -123,7 +130,7 @@ def format_record(record: Mapping[str, Any]) -> str:
             why = f": {record['message']}" if "message" in record else ""
             return f"after {record['signal']}{why}{', killing what is left' if record.get('hurry') else ''}"
         case "reload" if "cause" in record:
-            return f"{format_steps(record)}; requested by {record['cause']['by']}"
+            return f"{format_steps(record)}; requested by {initiator_text(record['cause'])}"
         case "reloaded" if "ok" in record:
             return "done" if record["ok"] else "not all of it is up"
         case "groups reloaded" if "changes" in record:
@@ -187,7 +194,7 @@ def _format_action(record: Mapping[str, Any]) -> str:
         rule = f"{cause['rule']}, line {cause['line']}: {cause['when']}"
         return f"{format_command(record)}{suffix} by {rule}: {observed}{choice}"
     if "by" in cause:
-        return f"{format_command(record)} {requester_phrase(cause['by'])}"
+        return f"{format_command(record)} {initiator_phrase(cause)}"
     parts = [
         f"restart in {format_span(record.get('delay_sec', 0))}",
         format_start_limit(record),

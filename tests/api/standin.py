@@ -22,6 +22,7 @@ from nsupervisor.config.load import parse
 from nsupervisor.core.reload.plan import make_plan
 from nsupervisor.json_codec import encode_line
 from nsupervisor.line_stream import LineStream
+from nsupervisor.linux.peers import Peer
 from nsupervisor.metrics.formats import choose_format
 from nsupervisor.service.observe.history import History
 
@@ -153,7 +154,7 @@ class Standin:
     def matching_groups(self, pattern: str) -> list[str]:
         return ["group/night"] if fnmatch.fnmatchcase("group/night", pattern) else []
 
-    async def set_group(self, name: str, changes: Any) -> dict[str, Any]:
+    async def set_group(self, name: str, changes: Any, *, peer: Peer | None = None) -> dict[str, Any]:
         self.asked.append(("set", name, {"changes": changes}))
         return {"name": name, "ok": True, "state": None, "message": ""}
 
@@ -210,7 +211,7 @@ class Standin:
             path or "/etc/nsupervisor.toml"
         )
 
-    async def reload(self, path: str | None, text: str | None) -> LineStream[None]:
+    async def reload(self, path: str | None, text: str | None, *, peer: Peer | None = None) -> LineStream[None]:
         progress: LineStream[None] = LineStream()
         all_ok = True
         found = await self.plan(path, text)
@@ -229,7 +230,9 @@ class Standin:
     async def upgrade(self, python: str, package: str, timeout_s: float) -> tuple[bool, str]:
         return False, f"{package} is the version that runs"
 
-    async def command(self, verb: str, name: str, *, workload: str = "", **parameters: Any) -> dict[str, Any]:
+    async def command(
+        self, verb: str, name: str, *, workload: str = "", peer: Peer | None = None, **parameters: Any
+    ) -> dict[str, Any]:
         self.asked.append((verb, name, parameters))
         self.asking_workloads.add(workload)
         self.arrived.set()

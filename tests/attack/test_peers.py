@@ -354,7 +354,9 @@ report({"answers": answers})
         found = await reported(it, "panel")
         assert [status for status, _ in found["answers"]] == [200] * len(verbs), found
         for verb, _ in verbs:
-            await it.record(event="action", workload="mine", action=verb, cause={"by": "workload panel"})
+            await it.record(
+                event="action", workload="mine", action=verb, cause={"by": "workload panel", "kind": "workload"}
+            )
 
 
 CLI = r"""

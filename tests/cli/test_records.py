@@ -122,6 +122,11 @@ def test_what_was_set():
         ),
         (action("start", {"by": "boot"}), "start by boot"),
         (
+            action("stop", {"by": "operator", "kind": "person", "detail": "uid 0, pid 7"}),
+            "stop by operator (uid 0, pid 7)",
+        ),
+        (action("start", {"by": "for web (upholds)", "kind": "dependency"}), "start for web (upholds)"),
+        (
             action(
                 "restart",
                 {"exit": "exit code 3", "restart": "always", "reason": "exit code 3"},

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.core import actions, backoff, events
 from nsupervisor.core.exits import Exit, Outcome
+from nsupervisor.core.initiators import OPERATOR, SHUTDOWN
 from nsupervisor.core.lifecycle import TABLE, AfterStop, Instant, Lifecycle, State, apply_input, is_up
 
 OK = Exit(code=0)
@@ -154,16 +155,16 @@ def test_the_end_of_the_service_does_not_replace_the_reason_of_a_stop():
     """The next supervisor starts what only the end of the service stopped."""
     run = Run().up()
     run(events.Stop())
-    run(events.Stop(events.SHUTDOWN))
+    run(events.Stop(SHUTDOWN))
     assert run.lifecycle.reason == "stopped by operator"
 
 
-@pytest.mark.parametrize("requested_by", [events.SHUTDOWN, events.OPERATOR])
+@pytest.mark.parametrize("requested_by", [SHUTDOWN, OPERATOR])
 def test_a_kill_does_not_replace_the_reason_of_the_stop_that_it_hurries(requested_by):
     """An operator's kill during the end of the service was taken for a stop, and the end's kill for no stop."""
     run = Run().up()
     run(events.Stop(requested_by))
-    run(events.Kill({events.SHUTDOWN: events.OPERATOR, events.OPERATOR: events.SHUTDOWN}[requested_by]))
+    run(events.Kill({SHUTDOWN: OPERATOR, OPERATOR: SHUTDOWN}[requested_by]))
     assert run.dies(KILLED).state is State.STOPPED
     assert run.lifecycle.reason == f"stopped by {requested_by}"
 

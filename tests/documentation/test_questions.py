@@ -172,7 +172,7 @@ async def test_the_probe_of_the_page_restarts_a_program_that_does_not_answer(tmp
             await it.cli("signal", "-s", "STOP", "api")
             await probe_once()
             action = await it.record(event="action", action="restart", workload="api")
-            assert action["cause"] == {"by": "workload probe"}
+            assert action["cause"] == {"by": "workload probe", "kind": "workload"}
             await it.record(event="started", workload="api", generation=2)
             await it.cli("stop", "api")
         assert (await it.status("probe"))["state"] == "stopped", "it must not start again what a person has stopped"

@@ -203,7 +203,7 @@ async def test_the_limit_of_a_group_is_set_in_the_kernel(service: Client) -> Non
 async def test_a_command_of_a_workload_names_it_in_the_record(service: Client) -> None:
     await service.until("web", "running")
     await service.command("restart", "web", workload="pool@1")
-    assert service.records("action", "web")[-1]["cause"] == {"by": "workload pool@1"}
+    assert service.records("action", "web")[-1]["cause"] == {"by": "workload pool@1", "kind": "workload"}
 
 
 # ---- SIGHUP
@@ -215,7 +215,7 @@ async def test_sighup_reads_the_file_again(service: Client) -> None:
     service.site.text = WEB + workload("other")
     service.signal(signal.SIGHUP)
     await service.until_true(lambda: "other" in service.names())
-    assert [record["cause"] for record in service.records("reload")] == [{"by": "SIGHUP"}]
+    assert [record["cause"] for record in service.records("reload")] == [{"by": "SIGHUP", "kind": "person"}]
 
 
 @simulated(WEB)

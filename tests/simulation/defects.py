@@ -19,6 +19,7 @@ from nsupervisor.config.problems import ConfigError
 from nsupervisor.core import decider
 from nsupervisor.core import lifecycle as lifecycles
 from nsupervisor.core.events import Input, Timeout
+from nsupervisor.core.initiators import BOOT, CONFIGURATION
 from nsupervisor.core.lifecycle import Instant, Lifecycle, LifecycleResult, State, stopped_by_shutdown
 from nsupervisor.core.rules import group_policy
 from nsupervisor.core.rules.rules import Engine, Firing
@@ -121,18 +122,18 @@ def resume_without_the_order_of_a_reload(patch: Patch) -> None:
     """Start what was pending, unless it runs, and stop what was removed in no order."""
 
     def begin_first_jobs(jobs: Jobs, saved: SavedState, nursery: trio.Nursery) -> None:
-        leftovers = dict.fromkeys(jobs.leftovers.values(), resume.CONFIGURATION)
+        leftovers = dict.fromkeys(jobs.leftovers.values(), CONFIGURATION)
         transaction = jobs.begin({}, leftovers, dict.fromkeys(leftovers, ()))
         for actor in leftovers:
             nursery.start_soon(resume._remove, transaction, actor)
         fresh = [actor for name, actor in jobs.actors.items() if name not in saved.instances]
-        jobs.start(extra=[actor for actor in fresh if not actor.lifecycle.is_alive], by=resume.BOOT)
+        jobs.start(extra=[actor for actor in fresh if not actor.lifecycle.is_alive], by=BOOT)
         for actor in jobs.actors.values():
             if stopped_by_shutdown(actor.lifecycle):
-                jobs.start(extra=[actor], by=resume.BOOT)
+                jobs.start(extra=[actor], by=BOOT)
         for name, record in saved.instances.items():
             if record.pending_start and name in jobs.actors:
-                jobs.start(extra=[jobs.actors[name]], by=record.pending_start)
+                jobs.start(extra=[jobs.actors[name]], by=record.start_initiator)
 
     patch.setattr(service_run, "begin_first_jobs", begin_first_jobs)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -34,7 +35,8 @@ async def test_limits_change_and_are_in_status_in_the_log_and_in_the_next_cgroup
         found = await it.status("web")
         assert (found["memory_max"], found["pids_max"], found["pid"]) == (32 * M, 8, pid)
         record = await it.record(event="action", workload="web", action="set")
-        assert record["cause"] == {"by": "operator"}
+        assert (record["cause"]["by"], record["cause"]["kind"]) == ("operator", "person")
+        assert re.fullmatch(f"uid {os.getuid()}, pid [0-9]+", record["cause"]["detail"])
         assert record["before"] == {"memory_max": 64 * M, "pids_max": 20, "cpu_weight": None}
         assert record["after"] == {"memory_max": 32 * M, "pids_max": 8, "cpu_weight": 50}
         inode = os.stat(found["cgroup"]).st_ino

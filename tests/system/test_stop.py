@@ -36,7 +36,7 @@ async def test_a_stop_did_not_show_what_else_it_stopped(tmp_path):
             "other": "started by boot",
         }
         record = await it.record(event="action", workload="proxy", action="stop")
-        assert record["cause"] == {"by": "with postgres"}
+        assert record["cause"] == {"by": "with postgres", "kind": "dependency"}
         events = await it.cli("events", "--event", "action", "proxy")
         assert events.splitlines()[-1].endswith("  action       stop with postgres")
         assert "stop with postgres\n" in await it.cli("why", "proxy")

@@ -23,7 +23,7 @@ from nsupervisor.terminal.records import (
     format_reading,
     format_record,
     format_start_limit,
-    requester_phrase,
+    initiator_phrase,
 )
 from nsupervisor.terminal.style import BOLD, FAINT, colorize, escape_control, has_colour, terminal_width
 from nsupervisor.terminal.times import format_time, local_time
@@ -195,7 +195,7 @@ class Renderer:
             return f"{format_command(first)}{suffix} by {cause['rule']}, {location}{repetition}"
         match first["event"]:
             case "action" if "by" in first["cause"]:
-                return f"{format_command(first)} {requester_phrase(first['cause']['by'])}"
+                return f"{format_command(first)} {initiator_phrase(first['cause'])}"
             case "action":
                 return f"restart after {first['cause']['reason']}"
             case "exited":

@@ -48,6 +48,7 @@ from nsupervisor.core.decider import (
     WorkloadState,
 )
 from nsupervisor.core.exits import signal_name
+from nsupervisor.core.initiators import Initiator
 from nsupervisor.core.lifecycle import Instant, Lifecycle, State
 from nsupervisor.core.records import describe_survivors
 from nsupervisor.core.rules.group_policy import (
@@ -308,6 +309,8 @@ class TraceWriter:
             if isinstance(input_, RunPending)
             else {"event": _INPUT_NAMES[type(input_)], **to_json_sparse(input_)}
         )
+        if isinstance(input_, events.Command) and not input_.requested_by.is_in_text:
+            content["initiator"] = input_.requested_by.parts()
         yield {
             **prefix,
             **content,
@@ -532,6 +535,8 @@ def parse_input(line: Line) -> WorkloadInput:
         return RunPending()
     kind: Any = INPUTS[line["event"]]
     input_: events.Input = from_json(kind, {name: line[name] for name in wire_names(kind) if name in line})
+    if "initiator" in line and isinstance(input_, events.Command):
+        return attrs.evolve(input_, requested_by=Initiator.from_parts(line["initiator"]))
     return input_
 
 

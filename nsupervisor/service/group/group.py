@@ -22,6 +22,7 @@ import trio
 
 from nsupervisor.cgroups import Cgroup, CgroupError
 from nsupervisor.config.model import GroupConfig, GroupRule, Resources
+from nsupervisor.core.initiators import OPERATOR, Initiator
 from nsupervisor.core.lifecycle import State
 from nsupervisor.core.rules.group_policy import (
     ActionOutcome,
@@ -376,7 +377,7 @@ class Group:
         """Apply the limits from before a reload that is refused. Raises CgroupError."""
         await self.limit_writer.undo_prepared(target)
 
-    async def change_limits(self, changes: Mapping[str, Any], by: str = "operator") -> Result:
+    async def change_limits(self, changes: Mapping[str, Any], by: Initiator = OPERATOR) -> Result:
         """Change the group's limits (as parsed by `parse_changes`): all of them, or none.
 
         The change lasts until the supervisor ends. Limits inside the group that are percentages of them are written

@@ -32,6 +32,7 @@ from nsupervisor.core.actions import Action, FreezeAll, KillAll, ReleaseSurvivor
 from nsupervisor.core.decider import ConfigChanged, Transition, WorkloadState
 from nsupervisor.core.dependencies import start_dependencies
 from nsupervisor.core.exits import Exit, signal_name
+from nsupervisor.core.initiators import OPERATOR, SHUTDOWN, Initiator
 from nsupervisor.core.lifecycle import Lifecycle, State, is_up, is_watchdog_active, unfinished_actions
 from nsupervisor.core.records import describe_survivors, transition_records
 from nsupervisor.core.rules.rules import Engine, Firing, Limits
@@ -208,7 +209,7 @@ class Actor:
         # First: what is queued may be the exit after which the next generation would start.
         is_between = self.lifecycle.state in (State.STOPPING, State.BACKOFF)
         if self._service_stops and is_between and self.lifecycle.should_run:
-            self.mailbox.post_first(events.Stop(events.SHUTDOWN))
+            self.mailbox.post_first(events.Stop(SHUTDOWN))
 
     async def retire(self) -> None:
         """Stop the task of this actor, after all messages in its mailbox; the program has stopped before."""
@@ -228,6 +229,7 @@ class Actor:
 
     def to_checkpoint(self) -> InstanceCheckpoint:
         """Return what the next supervisor needs to know of this instance."""
+        start_initiator = self.start_status.requested_by
         return InstanceCheckpoint(
             lifecycle=self.lifecycle,
             process=self.program.process,
@@ -237,7 +239,8 @@ class Actor:
             recreate_cgroup=self.cgroup.was_killed,
             rules=self.decisions.saved_rules(),
             changed_limits=self.limit_writer.overrides,
-            pending_start=self.start_status.requested_by,
+            pending_start=str(start_initiator or ""),
+            pending_detail=start_initiator.detail if start_initiator and start_initiator.kind == "person" else "",
             spawn_digest=self.program.spawn_digest,
             kill_signal=self.workload.kill_signal,
             timeout_stop_sec=self.workload.timeout_stop_sec,
@@ -256,14 +259,14 @@ class Actor:
         await self.output.wait_drained()
         await self.exit_reports.wait_delivered()
 
-    async def signal(self, signum: int, by: str = events.OPERATOR) -> bool:
+    async def signal(self, signum: int, by: Initiator = OPERATOR) -> bool:
         """Send a signal to the program for an operator or a workload; return False if none runs."""
         if not self.lifecycle.is_alive:
             return False
-        self.log_event("action", action="signal", cause={"by": by}, signal=signal_name(signum))
+        self.log_event("action", action="signal", cause=by.cause(), signal=signal_name(signum))
         return await self._send_signals(signum)
 
-    async def change_limits(self, changes: Mapping[str, Any], by: str = "operator") -> tuple[bool, str]:
+    async def change_limits(self, changes: Mapping[str, Any], by: Initiator = OPERATOR) -> tuple[bool, str]:
         """Call `LimitWriter.change_limits`; this needs no message, since no pending decision depends on limits."""
         return await self.limit_writer.change_limits(changes, by)
 
@@ -658,7 +661,7 @@ class Actor:
         if saved.recreate_cgroup:
             self.cgroup.mark_killed()
         self.last_exit, self._oom_kills = saved.last_exit, saved.oom_kills
-        self.start_status = StartStatus(saved.pending_start, replaces=saved.replaced_generation)
+        self.start_status = StartStatus(saved.start_initiator, replaces=saved.replaced_generation)
         self._has_unfinished_actions, self._saved, self._must_recover = saved.has_unfinished_actions, saved, True
         # Exits of the other generations are reported by the keeper.
         is_over = lifecycle.exit is not None or not lifecycle.is_alive or saved.start_has_failed

@@ -22,6 +22,7 @@ from nsupervisor.config.changes import apply_changes, changed_limits
 from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import GroupConfig, Resources, WorkloadConfig
 from nsupervisor.config.units import DEFAULT_CPU_PERIOD, Percent
+from nsupervisor.core.initiators import Initiator
 from nsupervisor.core.rules.limit_steps import LimitValues
 from nsupervisor.logs import call_in_thread
 from nsupervisor.service.state.checkpoint import limit_overrides, limits_digest
@@ -112,12 +113,12 @@ class LimitWriter:
 
     # ---- requests
 
-    async def change_limits(self, changes: Mapping[str, Any], by: str) -> Result:
+    async def change_limits(self, changes: Mapping[str, Any], by: Initiator) -> Result:
         """Change limits (as parsed by `parse_changes`): all of them, or none.
 
         The change lasts until the supervisor ends, also in a cgroup that is created again. The instance need not run.
         """
-        return await self._submit(partial(self._change, changes, {"by": by}, "info"))
+        return await self._submit(partial(self._change, changes, by.cause(), "info"))
 
     def set_by_rule(self, settings: LimitValues, cause: Mapping[str, Any]) -> None:
         """Queue a change that a rule asked for; it is recorded after it has been made."""

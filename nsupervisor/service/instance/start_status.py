@@ -2,13 +2,15 @@
 
 import attrs
 
+from nsupervisor.core.initiators import Initiator
+
 
 @attrs.frozen
 class StartStatus:
     """The report of `nsupervisor.service.jobs` to an actor about its start."""
 
-    requested_by: str = ""
-    """The initiator of the start that waits, or "" if none does."""
+    requested_by: Initiator | None = None
+    """The initiator of the start that waits; None if none does."""
     waits_for: str = ""
     """The workloads that the start waits for, or the requirement that stopped it, in words; or ""."""
     replaces: int | None = None

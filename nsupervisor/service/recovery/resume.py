@@ -8,16 +8,12 @@ instances that the configuration no longer has end before others of the same wor
 import trio
 
 from nsupervisor.core import dependencies
+from nsupervisor.core.initiators import BOOT, CONFIGURATION, Initiator
 from nsupervisor.core.lifecycle import stopped_by_shutdown
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.start_status import NO_START
 from nsupervisor.service.jobs import Jobs, Transaction
 from nsupervisor.service.state.file import SavedState
-
-BOOT = "boot"
-"""The initiator of a start that is due because the service starts."""
-CONFIGURATION = "configuration"
-"""The initiator of a removal that is due because the configuration lacks the instance."""
 
 
 def begin_first_jobs(jobs: Jobs, saved: SavedState, nursery: trio.Nursery) -> None:
@@ -33,19 +29,19 @@ def begin_first_jobs(jobs: Jobs, saved: SavedState, nursery: trio.Nursery) -> No
         nursery.start_soon(_remove, transaction, actor)
 
 
-def _starts(jobs: Jobs, saved: SavedState) -> dict[Actor, str]:
+def _starts(jobs: Jobs, saved: SavedState) -> dict[Actor, Initiator]:
     """Return the instances to start, each with its initiator.
 
     They are those whose start was pending, those that are new and start by themselves, and those that they depend on. A
     supervisor that was killed while it stopped everything had no request about the workloads: they start as after an
     orderly stop.
     """
-    starts: dict[Actor, str] = {}
+    starts: dict[Actor, Initiator] = {}
     for name, actor in jobs.actors.items():
         record = saved.instances.get(name)
-        if record is not None and record.pending_start:
+        if record is not None and (initiator := record.start_initiator):
             if record.start_is_due:
-                starts[actor] = record.pending_start
+                starts[actor] = initiator
             else:
                 actor.set_start_status(NO_START)
         is_new = record is None and not actor.lifecycle.is_alive

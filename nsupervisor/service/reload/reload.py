@@ -29,6 +29,7 @@ from nsupervisor.config.positions import Positions
 from nsupervisor.config.problems import ConfigError, Problem
 from nsupervisor.config.quoting import format_path
 from nsupervisor.core import dependencies
+from nsupervisor.core.initiators import RELOAD, Initiator
 from nsupervisor.core.reload.differences import merge_limits
 from nsupervisor.core.reload.plan import InstanceAction, InstancePlan, Plan, make_plan, target_limits
 from nsupervisor.json_codec import encode_line
@@ -50,7 +51,6 @@ from nsupervisor.service.reload.persist import Kind, persist, with_limits
 from nsupervisor.service.reload.plan_inputs import Contents, read_contents, running_instance
 from nsupervisor.wire_names import by_wire_name
 
-INITIATOR = "reload"
 _STOPPING = "the supervisor is stopping; start it with the new file"
 _GROUPS_CHANGED = "adds, removes or moves groups, which a reload cannot do; restart the service"
 
@@ -78,7 +78,7 @@ class Reloader:
         await self._check_restarts(loaded, plan)
         return plan.to_json(loaded.config.path)
 
-    async def reload(self, path: str | None, text: str | None, by: str) -> LineStream[None]:
+    async def reload(self, path: str | None, text: str | None, by: Initiator) -> LineStream[None]:
         """Reload a file; return when it is in force.
 
         `text` is its contents and `path` its name; by default the file in force is read again. Raises ConfigError with
@@ -281,20 +281,20 @@ class Reloader:
 
     # ---- steps without an await
 
-    def _begin(self, config: Config, plan: Plan, prepared: _Prepared, by: str) -> LineStream[None]:
+    def _begin(self, config: Config, plan: Plan, prepared: _Prepared, by: Initiator) -> LineStream[None]:
         stream: LineStream[None] = LineStream()
         previous_dependencies = {
             name: dependencies.start_dependencies(actor.workload) for name, actor in self.jobs.actors.items()
         }
         self._apply_to_instances(plan, prepared)
         self._apply_to_service(config, plan)
-        self.context.journal.log.info("reload", config=config.path, cause={"by": by}, **_counts(plan))
+        self.context.journal.log.info("reload", config=config.path, cause=by.cause(), **_counts(plan))
         stream.add(encode_line({"event": "plan", **plan.to_json(config.path)}))
         steps = [step for step in plan.steps if step.action not in (InstanceAction.NONE, InstanceAction.LIVE)]
         moving = {step.name: self.jobs.actors[step.name] for step in steps}
         transaction = self.jobs.begin(
-            {moving[step.name]: INITIATOR for step in steps if step.action is not InstanceAction.STOP},
-            {moving[step.name]: INITIATOR for step in steps if step.action is InstanceAction.STOP},
+            {moving[step.name]: RELOAD for step in steps if step.action is not InstanceAction.STOP},
+            {moving[step.name]: RELOAD for step in steps if step.action is InstanceAction.STOP},
             {moving[step.name]: previous_dependencies[step.name] for step in steps if step.exists},
         )
         self.nursery.start_soon(self._finish, _ReloadRun(stream, transaction, moving), steps)
@@ -320,7 +320,7 @@ class Reloader:
             if step.changes:
                 actor.save_checkpoint()
                 changes = [by_wire_name(change) for change in step.changes]
-                more = {"action": INITIATOR, "cause": {"by": INITIATOR}, "do": step.action.value, "changes": changes}
+                more = {"action": "reload", "cause": RELOAD.cause(), "do": step.action.value, "changes": changes}
                 actor.log.write(actor.lifecycle.generation, "action", **more)
         ordered = {step.name: actors[step.name] for step in plan.steps}
         actors.clear()  # keep the same dict, because other objects refer to it
@@ -397,7 +397,7 @@ class _ReloadRequest:
 
     path: str | None
     text: str | None
-    by: str
+    by: Initiator
     _answered: trio.Event = attrs.field(init=False, factory=trio.Event)
     _stream: LineStream[None] | None = attrs.field(init=False, default=None)
     _error: ConfigError | None = attrs.field(init=False, default=None)

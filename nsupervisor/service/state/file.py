@@ -21,6 +21,7 @@ from typing import Any
 import attrs
 
 from nsupervisor.core.exits import Exit
+from nsupervisor.core.initiators import Initiator
 from nsupervisor.core.lifecycle import Lifecycle
 from nsupervisor.core.rules.rules import RuleState as RuleMemory
 from nsupervisor.core.serialize import from_json, to_json_sparse
@@ -96,7 +97,9 @@ class InstanceCheckpoint:
     changed_limits: Mapping[str, Any] = attrs.field(factory=dict, metadata=wire("set"))
     """The limits that `nsupervisor set` has changed, by the wire names of `Resources`."""
     pending_start: str = attrs.field(default="", metadata=wire("pending"))
-    """The initiator of a start that waits for others, or ""."""
+    """The text of the initiator of a start that waits for others, or ""."""
+    pending_detail: str = attrs.field(default="", metadata=wire("pending_detail"))
+    """The uid and pid of a person, which the text lacks (`Initiator.detail`)."""
     spawn_digest: str = attrs.field(default="", metadata=wire("print"))
     """Digest of what it was started with (`nsupervisor.service.state.digest`)."""
     kill_signal: int = attrs.field(default=15, metadata=wire("kill_signal"))
@@ -119,6 +122,14 @@ class InstanceCheckpoint:
     start_has_failed: bool = attrs.field(default=False, metadata=wire("start_failed"))
     """Whether the start of the present generation has failed, as `last_exit` says, and the lifecycle has yet to handle
     that."""
+
+    @property
+    def start_initiator(self) -> Initiator | None:
+        """The initiator of the start that waits; None if none does."""
+        if not self.pending_start:
+            return None
+        initiator = Initiator.from_text(self.pending_start)
+        return Initiator(initiator.kind, initiator.name, self.pending_detail or initiator.detail)
 
     @property
     def start_is_due(self) -> bool:
