@@ -26,8 +26,8 @@ _V1_EFFECTIVE_FILES = {"cpuset.cpus": "cpuset.effective_cpus", "cpuset.mems": "c
 def apply_limits(cgroup: Cgroup, resources: Any, is_new: bool = False) -> None:
     """Set all resources. Unless the cgroup is new, resources that are not given return to the kernel's default.
 
-    resources: an object with the fields of RESOURCE_FILES and `required`. If `required` is false, a failure is added
-    to `cgroup.problems` instead of raising CgroupError.
+    resources: an object with the fields of RESOURCE_FILES, `required` and `of_profile`. If `required` is false, and for
+    keys of `of_profile`, a failure is added to `cgroup.problems` instead of raising CgroupError.
     """
     cgroup.problems.clear()
     values = configured_values(resources)
@@ -41,7 +41,7 @@ def apply_limits(cgroup: Cgroup, resources: Any, is_new: bool = False) -> None:
                 raise _refusal(cgroup, problem)
             set_limit(cgroup, key, value)
         except CgroupError as error:
-            if resources.required:
+            if resources.required and key not in resources.of_profile:
                 raise
             cgroup.problems.append(HostProblem(key, str(error), "the workload runs without it"))
 

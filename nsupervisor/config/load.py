@@ -33,6 +33,7 @@ from nsupervisor.config.kinds import (
 from nsupervisor.config.positions import KeyPath, Positions, scan_positions
 from nsupervisor.config.problems import ConfigError, Problem
 from nsupervisor.config.quoting import did_you_mean, format_path, quoted
+from nsupervisor.config.security import PROFILE_LIMITS
 
 __all__ = ["ConfigError", "Problem", "Slot", "key_slots", "load", "parse"]
 
@@ -319,8 +320,17 @@ class _Loader:
                 )
                 continue
             loaded = self.load_object(cls, table, table_path, name=name)
-            result[name] = _with_strict_namespaces(loaded, table) if cls is model.WorkloadConfig else loaded
+            result[name] = _with_profile(loaded, table) if cls is model.WorkloadConfig else loaded
         return result
+
+
+def _with_profile(workload: model.WorkloadConfig, table: dict[str, Any]) -> model.WorkloadConfig:
+    """Return a workload with what its profile sets in other tables than `security`, unless the file has these keys."""
+    workload, written = _with_strict_namespaces(workload, table), table.get("resources", {})
+    if workload.security.profile == "none" or not isinstance(written, dict):
+        return workload
+    limits: dict[str, Any] = {key: value for key, value in PROFILE_LIMITS.items() if key not in written}
+    return evolve(workload, resources=evolve(workload.resources, **limits, of_profile=frozenset(limits)))
 
 
 def _with_strict_namespaces(workload: model.WorkloadConfig, table: dict[str, Any]) -> model.WorkloadConfig:

@@ -272,6 +272,8 @@ class Resources(Table):
         factory=dict,
         metadata=key(MapOf(limits.RAW_VALUE, key=limits.RAW_FILE), "other cgroup v2 files, as they are"),
     )
+    of_profile: frozenset[str] = field(default=frozenset(), eq=False, metadata=wire(None))
+    """Keys whose values are those of the security profile: what cannot be enforced prevents no start."""
 
 
 @frozen(kw_only=True, repr=False)

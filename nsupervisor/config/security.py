@@ -16,6 +16,9 @@ from nsupervisor.config.sandbox import SandboxConfig
 
 Profile = Literal["default", "strict", "none"]
 
+PROFILE_LIMITS = {"pids_max": 2048}
+"""Keys of the table `resources` that each profile but "none" sets, unless the file has them. As in podman."""
+
 
 @frozen(repr=False)
 class SecurityConfig(SandboxConfig):

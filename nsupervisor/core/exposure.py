@@ -98,6 +98,13 @@ CHECKS = (
         lambda _, found: bool(found["capability_bounding_set"]),
     ),
     _security("seccomp", 10, "every system call is allowed", '"default"', lambda found: found in ("off", "log")),
+    Check(
+        "resources.pids_max",
+        2,
+        "the program can use up the process numbers of the host",
+        "resources.pids_max = 2048",
+        lambda workload, _: workload.resources.pids_max is None,
+    ),
     _security("system_call_filter", 3, "calls that few programs need are allowed", '["@system-service"]'),
     _view("protect_system", 6, "/usr and /boot are writable for root"),
     Check(

@@ -38,6 +38,8 @@ from nsupervisor.config.model import SupervisorConfig as Settings
 from nsupervisor.config.problems import Problem
 from nsupervisor.core.instances import expand_instances
 from nsupervisor.core.isolation import AUTO_REASON
+from nsupervisor.core.reload.differences import merge_limits
+from nsupervisor.core.reload.start_changes import limits_at_start
 from nsupervisor.core.service_end import InstanceView, ServiceEnd, find_end
 from nsupervisor.core.service_signals import SignalResponse, respond_to_signal
 from nsupervisor.keeper.messages import Child, KeeperLost
@@ -520,9 +522,12 @@ async def _supervise(
 
         def actor(name: str, workload: WorkloadConfig, instance: int | None) -> Actor:
             record = saved.instances.get(name, NO_CHECKPOINT)
-            in_force = limits_in_force(workload.resources, record.changed_limits)
+            at_start = workload.resources
+            if name in saved.instances:  # until its next start it keeps the limits that it has
+                at_start = limits_at_start(at_start, record.start_revision)
+            in_force = limits_in_force(at_start, record.changed_limits)
             limits_applied = record.limits_digest != "" and record.limits_digest == limits_digest(in_force)
-            return make_instance(
+            made = make_instance(
                 name,
                 workload,
                 instance,
@@ -534,6 +539,9 @@ async def _supervise(
                 saved.instances.get(name),
                 children.get(name, ()),
             )
+            if at_start is not workload.resources:
+                made.limit_writer.defer(partial(merge_limits, at_start, workload.resources))
+            return made
 
         actors = Registry(
             (name, actor(name, config.workloads[workload], instance))

@@ -230,6 +230,8 @@ def test_a_path_without_a_disk_is_a_problem_of_its_key(host: Host, tree: Tree) -
         tree.make("web", given)
     lenient = attrs.evolve(given, required=False)
     assert [one.key for one in tree.make("web", lenient).problems] == ["io_max"]
+    of_profile = attrs.evolve(given, of_profile=frozenset({"io_max"}))
+    assert [one.key for one in tree.make("web", of_profile).problems] == ["io_max"]
 
 
 @needs("io")

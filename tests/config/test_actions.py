@@ -53,7 +53,7 @@ def test_a_set_with_a_bound_may_go_on_without_a_count():
     [
         ('"set"', '"set" does not say which; add for example set = { memory_high = "+25%" }'),
         ('"log"\nset = { pids_max = 5 }', 'is for action = "set" alone'),
-        ('"set"\nset = { pids_max = "+5%" }', "+5% of what? pids_max is not set"),
+        ('"set"\nset = { memory_max = "+5%" }', "+5% of what? memory_max is not set"),
         ('"set"\nset = { nice = 5 }', "is not a key here"),
         ('"set"\nset = { pids_max = "+x" }', 'is not a change; write for example "+25%"'),
         ('"set"\nset = { pids_max = "25%" }', "is a share of the host, which a rule cannot set"),

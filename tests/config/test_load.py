@@ -9,7 +9,7 @@ import pytest
 
 from nsupervisor.config.conditions import parse_condition
 from nsupervisor.config.load import load, parse, parse_sound_parts
-from nsupervisor.config.model import Config, IdMapping, MountConfig, WorkloadConfig
+from nsupervisor.config.model import Config, IdMapping, MountConfig, Resources, WorkloadConfig
 from nsupervisor.config.problems import ConfigError
 
 
@@ -36,7 +36,9 @@ def test_an_empty_file_is_a_supervisor_without_workloads() -> None:
 
 
 def test_defaults() -> None:
-    assert workload("") == WorkloadConfig("web", ("a",))
+    limits = Resources(pids_max=2048)  # of the security profile
+    assert workload("") == WorkloadConfig("web", ("a",), resources=limits)
+    assert workload("").resources.of_profile == {"pids_max"}
 
 
 def test_values_become_what_the_program_computes_with() -> None:
@@ -105,8 +107,8 @@ colour = "blue"
 [workload.web]
 command = "sleep 10"
 requires = ["db", "dbb"]
-[workload.web.resources]
-memory_max = true
+
+resources = { memory_max = true, pids_max = "max" }
 [[workload.web.policy]]
 when = "memory.events oom_kil"
 action = "restart"

@@ -77,6 +77,24 @@ def test_strict_has_a_user_and_a_network_namespace_unless_the_file_says_otherwis
 
 
 @pytest.mark.parametrize(
+    ("keys", "limit", "is_of_profile"),
+    [
+        ("", 2048, True),
+        ('security = { profile = "strict" }', 2048, True),
+        ('security = { profile = "none" }', None, False),
+        ("resources = { pids_max = 9 }", 9, False),
+        ('resources = { pids_max = "max" }', None, False),
+        ("resources = { memory_max = 4096 }", 2048, True),
+    ],
+)
+def test_a_profile_limits_processes_unless_the_file_says_otherwise(
+    keys: str, limit: int | None, is_of_profile: bool
+) -> None:
+    resources = parse(f'[workload.web]\ncommand = ["web"]\n{keys}\n', "site.toml").workloads["web"].resources
+    assert (resources.pids_max, "pids_max" in resources.of_profile) == (limit, is_of_profile)
+
+
+@pytest.mark.parametrize(
     ("given", "expected"),
     [
         ("", set(DEFAULT_CAPABILITIES)),

@@ -6,13 +6,16 @@ existing configuration raises `START_REVISION`, adds an entry here, and is descr
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import attrs
 
-from nsupervisor.config.model import WorkloadConfig
+from nsupervisor.config.model import Resources, WorkloadConfig
 
-START_REVISION = 2
+START_REVISION = 3
 """The revision of this version's starts. Version 0.1.0 saved none, which reads as 0."""
+_PROFILE_LIMITS = 3
+"""The first revision that sets the limits of security profiles."""
 
 
 @attrs.frozen
@@ -75,7 +78,20 @@ START_CHANGES = (
         "it has a /dev of its own without disks; /dev, /usr, /boot and the kernel's settings are read-only",
         lambda workload: workload.security.profile == "default" and workload.namespaces.mount,
     ),
+    StartChange(
+        _PROFILE_LIMITS,
+        'it has at most 2,048 processes and threads; as before with resources = { pids_max = "max" }',
+        lambda workload: "pids_max" in workload.resources.of_profile,
+    ),
 )
+
+
+def limits_at_start(resources: Resources, revision: int) -> Resources:
+    """Return the limits, of those that the file and its profile now mean, that a start of that revision has set."""
+    if revision >= _PROFILE_LIMITS or not resources.of_profile:
+        return resources
+    lifted: dict[str, Any] = dict.fromkeys(resources.of_profile)
+    return attrs.evolve(resources, **lifted)
 
 
 def find_start_changes(workload: WorkloadConfig, revision: int) -> tuple[str, ...]:

@@ -112,7 +112,8 @@ class TraceError(ValueError):
 def workload_settings(workload: WorkloadConfig) -> Line:
     """Return the settings that decide about a workload.
 
-    Leaves out the defaults of rules and resources, so a key that is newer than a trace makes no difference.
+    Leaves out the defaults of rules and resources, also those of the security profile, so a key that is newer than a
+    trace makes no difference.
     """
     keys = key_slots(WorkloadConfig)
     return {
@@ -124,7 +125,11 @@ def workload_settings(workload: WorkloadConfig) -> Line:
             if (value := keys[key].value_in(workload)) != keys[key].default
         },
         "rules": [rule_settings(rule) for rule in workload.policy],
-        "resources": to_json_sparse(workload.resources),
+        "resources": {
+            name: value
+            for name, value in to_json_sparse(workload.resources).items()
+            if name not in workload.resources.of_profile
+        },
     }
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import attrs
 
 from nsupervisor.cgroups.errors import CgroupError
 from nsupervisor.cgroups.errors import HostProblem as HostProblem
@@ -21,6 +23,7 @@ from nsupervisor.config.model import Config, Resources, Rule, WorkloadConfig
 from nsupervisor.config.positions import Positions, scan_positions
 from nsupervisor.config.problems import ConfigError, Problem
 from nsupervisor.config.quoting import format_path, quoted
+from nsupervisor.config.security import PROFILE_LIMITS
 from nsupervisor.core.isolation import (
     AUTO_REASON,
     CGROUPS,
@@ -96,6 +99,8 @@ def check_text(
             requests += cgroup_findings(config, isolation.missing[CGROUPS])
         own = privileges()
         config, unsupported = without_unsupported(config, security_support(own, isolation.missing.get(CGROUPS)))
+        config, unlimited = _without_profile_limits(config, isolation, runs_here)
+        unsupported += unlimited
         unmet = unmet_requirements(config, positions, isolation.host, own, runs_here=runs_here, tolerated=tolerated)
         for problem, warning in (
             *_unsupported_security(
@@ -125,6 +130,31 @@ def check_text(
         positions,
         isolation,
     )
+
+
+def _without_profile_limits(config: Config, isolation: Isolation, runs_here: bool) -> tuple[Config, list[Unsupported]]:
+    """Return the configuration without the limits of profiles that the host cannot enforce, and these.
+
+    If there are no cgroups at all, or only the present cgroup is the reason, that is reported by itself.
+    """
+    reasons: dict[str, str] = {}
+    host = isolation.host
+    for key in PROFILE_LIMITS:
+        problem = host.check_key(key)
+        if problem is not None:
+            elsewhere = not runs_here and host.tree_obstacle and _is_about_this_cgroup(problem, host)
+            is_known = elsewhere or CGROUPS in isolation.missing
+            reasons[key] = "" if is_known else f"{problem.reason}; {problem.remedy}"
+    if not reasons:
+        return config, []
+    workloads, unsupported = {}, []
+    for name, workload in config.workloads.items():
+        missing = workload.resources.of_profile & reasons.keys()
+        unsupported += [Unsupported(("workload", name, "resources", key), reasons[key], False) for key in missing]
+        lifted: dict[str, Any] = dict.fromkeys(missing)
+        resources = attrs.evolve(workload.resources, **lifted, of_profile=workload.resources.of_profile - missing)
+        workloads[name] = attrs.evolve(workload, resources=resources)
+    return attrs.evolve(config, workloads=workloads), [item for item in unsupported if item.message]
 
 
 def _unsupported_security(

@@ -14,7 +14,7 @@ from nsupervisor.core.instances import expand_instances
 from nsupervisor.core.lifecycle import State
 from nsupervisor.core.reload.differences import merge_limits, workload_differences
 from nsupervisor.core.reload.plan import CurrentInstance, EnvironmentFiles, InstanceAction, Plan, make_plan
-from nsupervisor.core.reload.start_changes import START_CHANGES, START_REVISION
+from nsupervisor.core.reload.start_changes import START_CHANGES, START_REVISION, limits_at_start
 
 M = 1 << 20
 
@@ -78,6 +78,15 @@ def test_what_this_version_started_or_does_not_run_has_no_other_next_start() -> 
     assert next_start(WEB) == ()
     assert next_start(WEB, start_revision=START_REVISION) == ()
     assert next_start(WEB, **STOPPED, start_revision=0) == ()
+
+
+def test_a_program_of_an_earlier_version_has_the_limits_of_its_profile_from_its_next_start_on() -> None:
+    (resources,) = (workload.resources for workload in config(WEB).workloads.values())
+    assert [limits_at_start(resources, revision).pids_max for revision in (0, 2, 3)] == [None, None, 2048]
+    explicit = attrs.evolve(resources, of_profile=frozenset())
+    assert limits_at_start(explicit, 0).pids_max == 2048
+    assert any("2,048" in change for change in next_start(WEB, start_revision=2))
+    assert not any("2,048" in change for change in next_start(f"{WEB}resources.pids_max = 2048\n", start_revision=2))
 
 
 def test_given_mappings_stay_as_they_are() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from nsupervisor.cgroups import Host
 from nsupervisor.service.preflight.requirements import CheckedText, check_text, record_fields
+from nsupervisor.service.preflight.security import PROFILE_REASON
 from tests.simulation import seam
 from tests.simulation.machine import ROOT_PRIVILEGES, Machine
 
@@ -43,6 +44,20 @@ def test_a_limit_that_is_not_required_is_a_warning() -> None:
     checked = check(WEB, "resources = { io_weight = 5, required = false }")
     assert checked.problems == []
     assert [reason for _, reason in checked.warnings] == ["required = false"]
+
+
+def test_a_limit_of_the_profile_is_left_out_and_reported_if_the_host_has_it_not() -> None:
+    without = host()
+    del without.controllers["pids"]
+    text = f'{WEB}[workload.strict]\nsecurity = {{ profile = "strict" }}\ncommand = ["/bin/sh"]\n'
+    checked = check_text(text, "site.toml", without, privileges=lambda: ROOT_PRIVILEGES)
+    assert checked.problems == []
+    (warning,) = [(str(problem), why) for problem, why in checked.warnings if "pids_max" in str(problem)]
+    assert warning[0].startswith("site.toml: security: pids_max has no effect: ")
+    assert warning[1] == PROFILE_REASON
+    assert [workload.resources.pids_max for workload in checked.config.workloads.values()] == [None, None]
+    asked = check_text(f"{WEB}resources.pids_max = 9", "site.toml", without, privileges=lambda: ROOT_PRIVILEGES)
+    assert [problem.line for problem in asked.problems] == [3]
 
 
 def test_a_rule_that_this_host_cannot_evaluate_is_a_problem() -> None:
