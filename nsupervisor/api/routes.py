@@ -209,7 +209,9 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         name=_value_schema("string", '"web", or "web@2" if a workload has several instances.'),
         instance=_value_schema("integer?", "2 for web@2.", minimum=1),
         description=_value_schema("string", "Its description, for people; or empty."),
-        command=_value_schema("array", "The program and its arguments, as in the configuration in force.", items={"type": "string"}),
+        command=_value_schema(
+            "array", "The program and its arguments, as in the configuration in force.", items={"type": "string"}
+        ),
         state=_value_schema("string", "The state of its lifecycle.", enum=list(STATES)),
         reason=_value_schema("string", "Why it is in this state, in words."),
         pid=_value_schema("integer?", "The program's process, as the host numbers it."),

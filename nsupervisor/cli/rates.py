@@ -20,9 +20,12 @@ SORT_COLUMNS = {
     "io": ("io_read_bytes_per_sec", "io_write_bytes_per_sec"),
     "network": ("network_receive_bytes_per_sec", "network_transmit_bytes_per_sec"),
     "pressure": ("cpu_wait_percent", "memory_wait_percent", "io_wait_percent"),
+    "state": (),
     "name": (),
 }
 """The orders of a table, and the columns of each; several columns are added up."""
+STATE_ORDER = ("failed", "backoff", "stopping", "starting", "frozen", "running", "ready", "exited", "stopped")
+"""The order by state: problems first."""
 _COPIED_KEYS = ("name", "state", "memory_current", "memory_max", "pids_current", "pids_max", "cpu_max_percent")
 
 
@@ -64,12 +67,18 @@ def _rate(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 
 def sort_instances(measured: Iterable[dict[str, Any]], by: str, reverse: bool = False) -> list[dict[str, Any]]:
-    """Sort by one of `SORT_COLUMNS`, the largest first; by name in alphabetical order. Equal rows keep their order."""
+    """Sort by one of `SORT_COLUMNS`, the largest first; by name in alphabetical order, by state problems first.
 
-    def amount(instance: dict[str, Any]) -> float:
+    Equal rows keep their order.
+    """
+
+    def key(instance: dict[str, Any]) -> Any:
+        if by == "name":
+            return instance["name"]
+        if by == "state":
+            return STATE_ORDER.index(instance["state"])
         return sum(instance[column] or 0 for column in SORT_COLUMNS[by])
 
-    key = amount if SORT_COLUMNS[by] else lambda instance: instance["name"]
     return sorted(measured, key=key, reverse=reverse != bool(SORT_COLUMNS[by]))
 
 

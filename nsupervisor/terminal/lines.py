@@ -6,7 +6,7 @@ import re
 from datetime import datetime
 
 from nsupervisor.terminal.records import format_record
-from nsupervisor.terminal.style import BOLD, FAINT, RED, YELLOW, colorize, escape_control
+from nsupervisor.terminal.style import BOLD, FAINT, MAGENTA, RED, colorize, escape_control
 from nsupervisor.terminal.times import format_time, local_time
 
 TYPE_CHECKING = False  # importing typing takes time
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-_COLOURS = {"warning": YELLOW, "error": RED, "critical": RED}
+_COLOURS = {"warning": MAGENTA, "error": RED, "critical": RED}
 _MIN_NAME_WIDTH = 10
 _MAX_NAME_WIDTH = 40
 _EVENT_WIDTH = len("not started")

@@ -10,8 +10,11 @@ TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from typing import TextIO
 
-RED, GREEN, YELLOW, BLUE, FAINT, BOLD = "31", "32", "33", "34", "2", "1"
-"""Parameters of SGR, ECMA-48 8.3.117."""
+RED, GREEN, MAGENTA, FAINT, BOLD = "31", "32", "35", "2", "1"
+"""Parameters of SGR, ECMA-48 8.3.117.
+
+These colours are readable on dark and on light backgrounds. Yellow and cyan are not on white, nor is blue on black.
+"""
 
 
 def has_colour(stream: TextIO) -> bool:

@@ -70,8 +70,9 @@ def test_the_time_is_the_program_s_not_the_state_s(supervisor):
     """A program that had just been frozen was "frozen, for" as long as it had run."""
     (one, _) = json.loads(nsupervisor("status", "--json", "web", socket=supervisor).stdout)
     now = datetime(2026, 1, 31, 12, 0, 0).astimezone()
+    history = {"records": [], "log": {"file": None, "files": {}}}
     running, frozen = (
-        format_details({**one, "state": state, "uptime_sec": 4.0, "records": [], "ready": False}, False, now)
+        format_details({**one, "state": state, "uptime_sec": 4.0, "ready": False, **history}, False, now)
         for state in ("running", "frozen")
     )
     assert "state       running for 4s, since 11:59:56.000\n" in running

@@ -79,13 +79,14 @@ def test_limits_are_shown():
     ("by", "order"),
     [
         *(("cpu", "bac"), ("memory", "cab"), ("processes", "abc"), ("name", "abc")),
-        *(("io", "bca"), ("network", "acb"), ("pressure", "cba")),
+        *(("io", "bca"), ("network", "acb"), ("pressure", "cba"), ("state", "bca")),
     ],
 )
 def test_sorting(by, order):
     def one(name, cpu, memory, io, network, wait):
         return {
             "name": name,
+            "state": {"a": "ready", "b": "failed", "c": "running"}[name],
             "cpu_percent": cpu,
             "memory_current": memory,
             "pids_current": 1,
@@ -125,6 +126,8 @@ def test_columns_go_where_there_is_no_room():
     assert list(fitted(columns(), 200)) == list(HEADS)
     assert "IO-WAIT%" not in fitted(columns(), 100)
     assert list(fitted(columns(), 1)) == ["NAME", "CPU%", "MEMORY"]
+    without_values = columns() | {"THROTTLED%": ["-"], "STATE": [""]}
+    assert [head for head in HEADS if head not in fitted(without_values, 115)] == ["STATE", "THROTTLED%"]
 
 
 def fitted(columns, width):

@@ -158,7 +158,7 @@ def test_lines_are_aligned_and_cannot_drive_the_terminal():
     assert lines.format({**head, "message": "a\x1b[2J\nb"}).endswith("  -           warning      a\\x1b[2J b")
     assert lines.format({**head, "workload": "long-name@12", "message": "x"}).endswith("  long-name@12  warning      x")
     assert lines.format({**head, "workload": "web", "message": "x"}).endswith("  web           warning      x")
-    assert "\033[33mwarning    \033[0m" in RecordLines(colour=True).format({**head, "level": "warning", "message": "x"})
+    assert "\033[35mwarning    \033[0m" in RecordLines(colour=True).format({**head, "level": "warning", "message": "x"})
 
 
 def test_a_reload_says_what_it_changed():

@@ -10,7 +10,7 @@ import click
 from nsupervisor.cli.options import json_option
 from nsupervisor.cli.output import DONE, FAILED, print_json
 from nsupervisor.terminal.lines import fold, wrap
-from nsupervisor.terminal.style import FAINT, GREEN, RED, YELLOW, colorize, escape_control, has_colour, terminal_width
+from nsupervisor.terminal.style import FAINT, GREEN, MAGENTA, RED, colorize, escape_control, has_colour, terminal_width
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from nsupervisor.cli.probes import Finding
 
-COLOURS = {"ok": GREEN, "limited": YELLOW, "missing": RED}
+COLOURS = {"ok": GREEN, "limited": MAGENTA, "missing": RED}
 NAME_WIDTH, STATE_WIDTH = 18, 8
 TEXT_INDENT = NAME_WIDTH + STATE_WIDTH + 4
 MIN_WIDTH = TEXT_INDENT + 30

@@ -13,12 +13,11 @@ from nsupervisor.cli.output import DONE, USAGE, print_json, print_message
 from nsupervisor.terminal.lines import fold
 from nsupervisor.terminal.records import format_change, format_steps
 from nsupervisor.terminal.style import (
-    BLUE,
     BOLD,
     FAINT,
     GREEN,
+    MAGENTA,
     RED,
-    YELLOW,
     colorize,
     escape_control,
     has_colour,
@@ -36,7 +35,7 @@ LONG_LINE = 100
 """Length from which a change takes several lines, if the width of the terminal is unknown."""
 MAX_NAMES = 5
 """How many workloads a difference of their next start lists by name."""
-COLOURS = {"none": FAINT, "live": BLUE, "restart": YELLOW, "start": GREEN, "stop": RED}
+COLOURS = {"none": FAINT, "live": "", "restart": MAGENTA, "start": GREEN, "stop": RED}
 
 
 @click.command(short_help="Show what a reload would do.")
@@ -117,11 +116,13 @@ def plan_lines(result: dict[str, Any], colour: bool, width: int = 0) -> Iterator
 
     width: of the terminal; 0: unknown, so nothing is cut.
     """
-    shown = [step for step in result["steps"] if step["do"] != "none" or step["why"] or step["changes"]]
-    name_width = max((len(step["name"]) for step in shown), default=0)
-    for step in shown:
+    shown = merge_instances(
+        [step for step in result["steps"] if step["do"] != "none" or step["why"] or step["changes"]]
+    )
+    name_width = max((len(name) for name, _ in shown), default=0)
+    for names, step in shown:
         do = colorize(f"{step['do']:<7}", COLOURS[step["do"]], colour)
-        name = colorize(f"{step['name']:<{name_width}}", BOLD, colour)
+        name = colorize(f"{names:<{name_width}}", BOLD, colour)
         yield f"{name}  {do}  {escape_control(step['why'])}".rstrip()
         for change in step["changes"]:
             yield from change_lines(change, "    ", width)
@@ -132,6 +133,21 @@ def plan_lines(result: dict[str, Any], colour: bool, width: int = 0) -> Iterator
         yield from change_lines({**change, "key": f"supervisor.{change['key']}"}, "", width, when)
     yield from _next_start_lines(result["steps"], width)
     yield format_steps({do: sum(step["do"] == do for step in result["steps"]) for do in COLOURS})
+
+
+def merge_instances(steps: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the names and the step of each row: successive instances of one workload with equal steps are one row."""
+    rows: list[tuple[str, str, dict[str, Any]]] = []
+    for step in steps:
+        workload, _, number = step["name"].partition("@")
+        if rows and number:
+            first, last, previous = rows[-1]
+            is_next = last == f"{workload}@{int(number) - 1}"
+            if is_next and all(step[key] == previous[key] for key in ("do", "why", "changes")):
+                rows[-1] = first, step["name"], previous
+                continue
+        rows.append((step["name"], step["name"], step))
+    return [(first if first == last else f"{first} to @{last.partition('@')[2]}", step) for first, last, step in rows]
 
 
 def _next_start_lines(steps: list[dict[str, Any]], width: int) -> Iterator[str]:

@@ -13,7 +13,7 @@ from nsupervisor.cli.options import json_option
 from nsupervisor.cli.output import DONE, USAGE, print_json, print_message
 from nsupervisor.terminal.numbers import format_count, format_span
 from nsupervisor.terminal.records import format_record
-from nsupervisor.terminal.style import FAINT, YELLOW, colorize, has_colour
+from nsupervisor.terminal.style import FAINT, MAGENTA, colorize, has_colour
 from nsupervisor.terminal.table import format_table
 
 TYPE_CHECKING = False  # importing typing takes time
@@ -94,7 +94,7 @@ def comparison_lines(result: SimulationResult, steps: bool, width: int, colour: 
 
     def paint(column: int, value: str, padded: str) -> str:
         faint = column in (-1, 0) or value == AS_RECORDED
-        return colorize(padded, FAINT if faint else YELLOW if value.startswith("~") else "", colour)
+        return colorize(padded, FAINT if faint else MAGENTA if value.startswith("~") else "", colour)
 
     cells = [(f"{row.time_s:+.3f}", row.workload, action_text(row.recorded), simulated_text(row)) for row in shown]
     if cells:

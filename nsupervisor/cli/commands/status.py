@@ -15,12 +15,11 @@ from nsupervisor.terminal.lines import RecordLines, fold
 from nsupervisor.terminal.numbers import format_count, format_duration, format_size, format_span
 from nsupervisor.terminal.records import format_exit
 from nsupervisor.terminal.style import (
-    BLUE,
     BOLD,
     FAINT,
     GREEN,
+    MAGENTA,
     RED,
-    YELLOW,
     colorize,
     escape_control,
     has_colour,
@@ -40,14 +39,17 @@ COLOURS = {
     "ready": GREEN,
     "running": GREEN,
     "failed": RED,
-    "starting": YELLOW,
-    "stopping": YELLOW,
-    "backoff": YELLOW,
-    "frozen": BLUE,
+    "starting": MAGENTA,
+    "stopping": MAGENTA,
+    "backoff": MAGENTA,
+    "frozen": MAGENTA,
     "stopped": FAINT,
     "exited": FAINT,
 }
 HEADS = ("NAME", "STATE", "PID", "UPTIME", "RESTARTS", "MEMORY", "PIDS", "DETAIL")
+MIN_COMMAND_WIDTH = 24
+"""The room from which a wide terminal also shows the commands."""
+PROBLEM_STATES = ("failed", "backoff")
 GROUP_HEADS = ("GROUP", "MEMBERS", "MEMORY", "PIDS", "STALLED", "WHO")
 SUMMARY_FROM = 10
 """The number of instances from which the table is followed by the number in each state."""
@@ -104,14 +106,17 @@ def status(socket_path: str, as_json: bool, only_groups: bool, states: tuple[str
             sections.append("\n".join([format_details(history, colour, now, width), *rows]))
         print("\n\n".join(sections))
         return
-    lines = [] if only_groups else overview_lines(instances, width, colour)
+    lines = [] if only_groups else overview_lines(instances, width, colour, datetime.now().astimezone())
     if groups:
         lines += ["" for _ in lines[:1]] + group_overview_lines(groups, width, colour)
     print("\n".join(lines))
 
 
-def overview_lines(instances: Sequence[dict[str, Any]], width: int, colour: bool) -> list[str]:
-    """Return the lines of the workloads' table; for many workloads, also how many are in each state."""
+def overview_lines(instances: Sequence[dict[str, Any]], width: int, colour: bool, now: datetime) -> list[str]:
+    """Return the lines of the workloads' table; for many workloads, also how many are in each state.
+
+    width: of the terminal, 0 if there is none. A terminal with room for them also shows the commands.
+    """
 
     def paint(column: int, value: str, padded: str) -> str:
         if column == -1:
@@ -119,22 +124,30 @@ def overview_lines(instances: Sequence[dict[str, Any]], width: int, colour: bool
         return colorize(padded, COLOURS.get(value, "") if column == 1 else "", colour)
 
     rows = [
-        (
+        [
             instance["name"],
             instance["state"],
             _number(instance["pid"]),
             format_duration(instance["uptime_sec"]),
             str(instance["restarts"]),
             *usage_cells(instance),
-            format_detail(instance),
-        )
+            format_detail(instance, now),
+        ]
         for instance in instances
     ]
-    lines = format_table(HEADS, rows, right=range(2, 7), width=width, paint=paint)
+    heads = [*HEADS]
+    if width - sum(max(map(len, column)) + 2 for column in zip(heads, *rows, strict=True)) >= MIN_COMMAND_WIDTH:
+        heads.append("COMMAND")
+        for row, instance in zip(rows, instances, strict=True):
+            row.append(format_command_line(instance.get("command", ())))
+    lines = format_table(heads, rows, right=range(2, 7), width=width, paint=paint)
     if len(instances) >= SUMMARY_FROM:
         counts = Counter(instance["state"] for instance in instances)
         parts = (colorize(f"{counts[state]} {state}", COLOURS[state], colour) for state in COLOURS if counts[state])
         lines += ["", f"{format_count(len(instances), 'instance')}: {', '.join(parts)}"]
+        problems = [state for state in PROBLEM_STATES if counts[state]]
+        if problems and len(problems) < len(counts):
+            lines += [f"Only these: nsupervisor status {' '.join(f'--state {state}' for state in problems)}"]
     return lines
 
 
@@ -149,8 +162,8 @@ def usage_cells(instance: dict[str, Any]) -> tuple[str, str]:
     )
 
 
-def format_detail(instance: dict[str, Any]) -> str:
-    """Return what blocks its output, what it says of itself, or the reason for the state and the next start."""
+def format_detail(instance: dict[str, Any], now: datetime) -> str:
+    """Return what blocks its output, what it says of itself, or why and since when it is in its state."""
     if blocked := format_blockage(instance):
         return f"output {blocked}"
     if instance["state"] in ("running", "ready") and (text := instance.get("status_text")):
@@ -158,7 +171,14 @@ def format_detail(instance: dict[str, Any]) -> str:
     detail = str(instance["reason"])
     if (seconds := instance.get("next_start_sec")) is not None:
         detail += f"; next start in {format_span(seconds)}"
+    last = instance["last_event"]
+    if instance["state"] in ("failed", "exited", "stopped") and last is not None and last["event"] == "state":
+        detail += f" ({_ago(last, now)})"
     return detail
+
+
+def _ago(record: dict[str, Any], now: datetime) -> str:
+    return f"{format_duration(max((now - local_time(record)).total_seconds(), 0))} ago"
 
 
 def format_blockage(instance: dict[str, Any]) -> str:
@@ -231,6 +251,7 @@ def format_details(instance: dict[str, Any], colour: bool, now: datetime, width:
         ("processes", _limited(_number(instance["pids_current"]), instance["pids_max"]) if is_alive else ""),
         ("cpu time", _cpu_time(instance["cpu_usage_usec"])),
         ("last exit", format_last_exit(instance["last_exit"])),
+        ("log", _log_files(instance["log"])),
         ("cgroup", instance["cgroup"] or _NO_CGROUP),
     ]
     shown = [colorize(escape_control(instance["name"]), BOLD, colour), *_labelled(lines, colour, width)]
@@ -280,9 +301,11 @@ def format_command_line(command: Sequence[str]) -> str:
 
 
 def _since(instance: dict[str, Any], now: datetime) -> str:
-    """Return since when the program runs; the state may have changed since."""
+    """Return since when the program runs, after which the state may have changed; or since when it does not."""
     if instance["uptime_sec"] is None:
-        return ""
+        if (last := next((r for r in reversed(instance["records"]) if r["event"] == "state"), None)) is None:
+            return ""
+        return f" since {format_time(local_time(last), now)}, {_ago(last, now)}"
     started = now - timedelta(seconds=instance["uptime_sec"])
     length = format_duration(instance["uptime_sec"])
     since = format_time(started, now)
@@ -290,6 +313,12 @@ def _since(instance: dict[str, Any], now: datetime) -> str:
         return f" for {length}, since {since}"
     ready = ", ready" if instance["ready"] else ""
     return f"{ready}; started {length} ago, at {since}"
+
+
+def _log_files(log: dict[str, Any]) -> str:
+    """Return the paths of the instance's own log files; "" if it has none."""
+    paths = [log["file"]] if log.get("files") is None else log["files"].values()  # version 0.1.0 has one file
+    return ", ".join(dict.fromkeys(path for path in paths if path))
 
 
 def _next_start(instance: dict[str, Any], now: datetime) -> str:

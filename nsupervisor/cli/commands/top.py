@@ -28,8 +28,9 @@ def top(socket_path: str, interval: float, by: str, names: tuple[str, ...]) -> N
     Keys:  c  sort by processor time     m  by memory
            p  by processes               i  by bytes from and to disks
            t  by network traffic         w  by waiting (pressure)
-           n  by name                    r  the other way round
-           q  quit
+           s  by state, problems first   n  by name
+           r  the other way round        q  quit
+           arrows, page up, page down, home, end  scroll
 
     If standard output is not a terminal, the table is printed once.
     """
