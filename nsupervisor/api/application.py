@@ -16,6 +16,7 @@ from nsupervisor.api.http.routing import Endpoint, Handler, Router
 from nsupervisor.api.permissions import Restricted, refused_operation
 from nsupervisor.api.routes import ROUTES, VERBS
 from nsupervisor.config.changes import parse_changes
+from nsupervisor.config.files import IncludedFile
 from nsupervisor.config.problems import ConfigError
 from nsupervisor.config.units import parse_signal
 from nsupervisor.linux.peers import Peer
@@ -315,20 +316,36 @@ def _parse_command(verb: str, request: Request) -> tuple[list[str], dict[str, An
     return names, {}
 
 
-def _parse_source(request: Request) -> tuple[str | None, str | None]:
-    """Return the path and the text of a file in a request's body. Raises HTTPError 400 if it is wrong."""
+def _parse_source(request: Request) -> tuple[str | None, str | None, list[IncludedFile] | None]:
+    """Return the path and the text of a file in a request's body, and of those that it includes.
+
+    Raises HTTPError 400 if the body is wrong.
+    """
     example = 'send for example {"path": "/etc/nsupervisor.toml"}, or {} for the file in force'
     try:
         body = request.json() if request.body else {}
     except ValueError as error:
         raise HTTPError(400, f"the body cannot be read as JSON: {error}; {example}") from None
+    files = body.pop("files", None) if isinstance(body, dict) else None
     if not isinstance(body, dict) or not all(isinstance(value, str) and value for value in body.values()):
         raise HTTPError(400, f"the body is not an object of texts; {example}")
     if unknown := [key for key in body if key not in ("path", "text")]:
-        raise HTTPError(400, f'"{unknown[0]}" means nothing here; there is: path, text')
+        raise HTTPError(400, f'"{unknown[0]}" means nothing here; there is: path, text, files')
+    if files is not None and "text" not in body:
+        raise HTTPError(400, f"files are those that a text includes, which is missing; {example}")
     if "text" in body and "path" not in body:
         raise HTTPError(400, f"a text needs a path, which messages about it name; {example}")
-    return body.get("path"), body.get("text")
+    return body.get("path"), body.get("text"), None if files is None else _parse_files(files)
+
+
+def _parse_files(files: Any) -> list[IncludedFile]:
+    keys = ("include", "path", "text")
+    if not isinstance(files, list) or not all(
+        isinstance(file, dict) and file.keys() == set(keys) and all(isinstance(file[key], str) for key in keys)
+        for file in files
+    ):
+        raise HTTPError(400, f'"files" is not a list of objects with the texts {", ".join(keys)}')
+    return [IncludedFile(*(file[key] for key in keys)) for file in files]
 
 
 def _problems_response(error: ConfigError) -> Response:

@@ -118,12 +118,12 @@ class Client:
         target = _target("/v1/trace", name=names, interval=(str(interval),), **bounds)
         return self._lines(_request("GET", target), None)
 
-    def plan(self, source: dict[str, str]) -> dict[str, Any]:
+    def plan(self, source: dict[str, Any]) -> dict[str, Any]:
         """Return what a reload of a file would do: the object `Plan`. `source`: an object `Source` of the schema."""
         plan: dict[str, Any] = self._call("POST", "/v1/plan", source)
         return plan
 
-    def reload(self, source: dict[str, str]) -> Iterator[dict[str, Any]]:
+    def reload(self, source: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Reload the configuration from a file, and yield each step as it is done.
 
         The reload continues if the iterator is not read to its end.

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+from nsupervisor.config.files import IncludedFile
 from nsupervisor.linux.peers import Peer
 
 _WILDCARDS = frozenset("*?[")
@@ -127,10 +128,13 @@ class Control(Protocol):
         """Return the metrics as text, and its content type, which the request's Accept header chooses."""
         ...
 
-    async def plan(self, path: str | None, text: str | None) -> dict[str, Any]:
+    async def plan(
+        self, path: str | None, text: str | None, files: Sequence[IncludedFile] | None = None
+    ) -> dict[str, Any]:
         """Return what a reload of a file would do: the object `Plan` of `nsupervisor schema api`.
 
         path: the file's name; None: the file in force. text: its contents; None: the service reads the file.
+        files: those that the text includes; None: the service reads them.
 
         Raises:
             ConfigError: with every problem of the file.
@@ -138,11 +142,16 @@ class Control(Protocol):
         ...
 
     async def reload(
-        self, path: str | None, text: str | None, *, peer: Peer | None = None
+        self,
+        path: str | None,
+        text: str | None,
+        files: Sequence[IncludedFile] | None = None,
+        *,
+        peer: Peer | None = None,
     ) -> AbstractContextManager[AsyncIterator[bytes]]:
         """Reload the configuration from a file, and yield each step as a JSON line.
 
-        The reload completes even if the lines are not read. path, text: as for `plan`. peer: as for `command`.
+        The reload completes even if the lines are not read. path, text, files: as for `plan`. peer: as for `command`.
 
         Raises:
             ConfigError: with every problem of the file; nothing has changed.

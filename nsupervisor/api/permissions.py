@@ -11,6 +11,7 @@ from typing import Any
 
 from nsupervisor.api.control import Control, UnknownName, is_glob
 from nsupervisor.api.http.messages import HTTPError
+from nsupervisor.config.files import IncludedFile
 from nsupervisor.linux.peers import Peer
 
 READ_ONLY = frozenset({"info", "status", "stats", "history", "events", "groups", "logs"})
@@ -149,11 +150,18 @@ class Restricted(Control):
     async def metrics(self, accept: str) -> tuple[bytes, str]:
         raise HTTPError(403, permitted(self._workload, self._allowed, "metrics"))
 
-    async def plan(self, path: str | None, text: str | None) -> dict[str, Any]:
+    async def plan(
+        self, path: str | None, text: str | None, files: Sequence[IncludedFile] | None = None
+    ) -> dict[str, Any]:
         raise HTTPError(403, permitted(self._workload, self._allowed, "plan"))
 
     async def reload(
-        self, path: str | None, text: str | None, *, peer: Peer | None = None
+        self,
+        path: str | None,
+        text: str | None,
+        files: Sequence[IncludedFile] | None = None,
+        *,
+        peer: Peer | None = None,
     ) -> AbstractContextManager[AsyncIterator[bytes]]:
         raise HTTPError(403, permitted(self._workload, self._allowed, "reload"))
 

@@ -343,12 +343,25 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     ),
     "Source": _object_schema(
         "A configuration file.",
-        optional=("path", "text"),
+        optional=("path", "text", "files"),
         closed=True,
         path=_value_schema(
             "string", "Its absolute path; the service reads it if there is no text. Default: that in force."
         ),
         text=_value_schema("string", "Its contents."),
+        files=_value_schema(
+            "array",
+            "The files that the text includes, in the order of their includes. Default: the service reads them.",
+            items=_object_schema(
+                "An included file.",
+                closed=True,
+                include=_value_schema(
+                    "string", "The element of `include` that names it, behind the directory of the file that has it."
+                ),
+                path=_value_schema("string", "Its absolute path."),
+                text=_value_schema("string", "Its contents."),
+            ),
+        ),
     ),
     "Plan": _object_schema(
         "What a reload does.",

@@ -17,7 +17,7 @@ from nsupervisor.config.known_programs import find_daemon, find_lock
 from nsupervisor.config.model import Config, Resources, Rule, WorkloadConfig
 from nsupervisor.config.positions import KeyPath, Positions
 from nsupervisor.config.problems import Problem
-from nsupervisor.config.quoting import format_path, quoted
+from nsupervisor.config.quoting import quoted
 from nsupervisor.config.shell_syntax import find_shell_syntax
 from nsupervisor.config.units import RelativeChange, format_duration, format_size
 
@@ -117,8 +117,8 @@ def _lint_restarts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict
 
 def lint_warnings(config: Config, positions: Positions) -> list[Problem]:
     """Return the warnings of `lint` with their lines in the file."""
-    located = [(conflict, positions.line(conflict.path)) for conflict in lint(config)]
-    return [Problem(config.path, line, format_path(conflict.path), conflict.message) for conflict, line in located]
+    found = (positions.problem(conflict.path, conflict.message) for conflict in lint(config))
+    return list(dict.fromkeys(found))  # several workloads may inherit one value
 
 
 def lint_rule(rule: Rule, resources: Resources, path: KeyPath, has_shared_limits: bool = False) -> Iterator[Conflict]:

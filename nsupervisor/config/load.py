@@ -7,17 +7,17 @@ goes on with its default; if anything was reported, it returns no Config.
 from __future__ import annotations
 
 import os
-import re
-import tomllib
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
 from attrs import NOTHING, Attribute, evolve, fields
 
 from nsupervisor.config import model
-from nsupervisor.config.bounds import TOO_DEEP, check_bounds
 from nsupervisor.config.checks import find_conflicts
-from nsupervisor.config.files import read_text
+from nsupervisor.config.compose import CompositionProblem, Find, compose, read_documents
+from nsupervisor.config.documents import parse_document
+from nsupervisor.config.files import find_included, read_text
 from nsupervisor.config.kinds import (
     WORKLOAD_NAME,
     Choice,
@@ -41,21 +41,14 @@ _FAILED = object()
 PROBLEMS_LIMIT = 1000
 """Problems that are reported of one file; finding a similar key for each takes time."""
 
-_SYNTAX_HINTS = {
-    "Invalid value": 'put text in "quotes", and write true, false and numbers without',
-    "Cannot overwrite a value": "the same key is there twice; keep one of the two",
-    "Cannot declare": "put its keys together",
-    "Cannot mutate immutable namespace": "write the keys of one table in one place",
-    "Unclosed array": 'close it with "]"',
-    "Unclosed inline table": 'close it with "}" on the same line',
-    "Expected ']": "write a table as [NAME], on a line of its own",
-    "Expected newline": "put text in quotes, and each KEY = VALUE on a line of its own",
-    "Found invalid character": "leave control characters out",
-    "Illegal character": "end the text with a quote on the same line, or use three quotes for several lines",
-    "Unescaped": "write two backslashes for one, or put the text in 'single quotes'",
-    "Expected '='": "write KEY = VALUE, or [TABLE] on a line of its own",
-    "Invalid statement": "write KEY = VALUE, or [TABLE] on a line of its own",
-}
+
+class Parsed(NamedTuple):
+    """The result of parsing a configuration with problems."""
+
+    config: model.Config
+    """The whole configuration, or its sound parts: those without a problem."""
+    problems: list[Problem]
+    positions: Positions
 
 
 def load(path: str | os.PathLike[str]) -> model.Config:
@@ -63,37 +56,31 @@ def load(path: str | os.PathLike[str]) -> model.Config:
     return parse(read_text(path), os.fspath(path))
 
 
-def parse(text: str, path: str, positions: Positions | None = None) -> model.Config:
+def parse(text: str, path: str, find: Find = find_included) -> model.Config:
     """Parse a configuration; ConfigError lists every problem.
 
-    path: the file name for messages and `Config.path`. positions: the key positions of `text`, if known already.
+    path: the file name for messages and `Config.path`. find: returns the files that it includes.
     """
-    config, problems = parse_sound_parts(text, path, positions)
+    config, problems, _ = parse_sound_parts(text, path, find)
     if problems:
         raise ConfigError(problems)
     return config
 
 
-def parse_sound_parts(text: str, path: str, positions: Positions | None = None) -> tuple[model.Config, list[Problem]]:
+def parse_sound_parts(text: str, path: str, find: Find = find_included, positions: Positions | None = None) -> Parsed:
     """Parse a configuration; return its sound parts, and every problem.
 
     The sound parts lack each workload, group and table that has a problem, so that more can be checked of the others.
-    Raises ConfigError if no part is usable: the text is not TOML, or has too many problems. The arguments are those of
-    `parse`.
+    Raises ConfigError if no part is usable: a text is not TOML, or has too many problems. positions: those of `text`,
+    if known already; for the other arguments see `parse`.
     """
-    check_bounds(text, path)
-    try:
-        table = tomllib.loads(text)
-    except RecursionError:
-        raise ConfigError([Problem(path, 1, "", TOO_DEEP)]) from None
-    except ValueError as error:
-        # Mostly TOMLDecodeError; an integer of thousands of digits raises a plain ValueError.
-        raise ConfigError([_syntax_problem(text, path, str(error))]) from None
-    loader = _Loader(path, scan_positions(text) if positions is None else positions)
-    config = loader.load_object(model.Config, table, (), path=path)
+    composed = compose(read_documents(parse_document(text, path, positions), find))
+    loader = _Loader(path, composed.positions, composed.problems)
+    config = loader.load_object(model.Config, composed.table, (), path=path)
+    loader.check_templates(composed.unused_templates)
     loader.check(config)
     assert isinstance(config, model.Config)
-    return (loader.sound_parts(config), loader.problems) if loader.problems else (config, [])
+    return Parsed(loader.sound_parts(config) if loader.problems else config, loader.problems, composed.positions)
 
 
 def load_table(cls: type, table: dict[str, Any]) -> Any:
@@ -103,20 +90,6 @@ def load_table(cls: type, table: dict[str, Any]) -> Any:
     if loader.problems:
         raise ConfigError(problem._replace(line=0) for problem in loader.problems)
     return result
-
-
-def _syntax_problem(text: str, path: str, error: str) -> Problem:
-    """Convert tomllib's message, which ends with "(at line 3, column 5)" or "(at end of document)"."""
-    message, _, location = error.partition(" (at ")
-    match = re.match(r"line (\d+), column (\d+)", location)
-    line = int(match[1]) if match else max(text.rstrip("\n").count("\n"), 0) + 1 if location else 1
-    column = f" at column {match[2]}" if match else " at the end of the file" if location else ""
-    hint = next((hint for start, hint in _SYNTAX_HINTS.items() if message.startswith(start)), "correct it")
-    if redeclared := re.fullmatch(r"Cannot declare \((.*)\) twice", message):
-        names = re.findall("'([^']*)'", redeclared[1])
-        message = f"the table [{format_path(names)}] is declared twice"
-    reason = f"{message[:1].lower()}{message[1:]}"
-    return Problem(path, line, "", f"this is not TOML{column}: {reason}; {hint}")
 
 
 class Slot(NamedTuple):
@@ -163,21 +136,37 @@ def key_slots(cls: type) -> dict[str, Slot]:
 
 
 class _Loader:
-    def __init__(self, path: str, positions: Positions) -> None:
+    def __init__(self, path: str, positions: Positions, found: Iterable[CompositionProblem] = ()) -> None:
         self.path = path
         self.positions = positions
         self.problems: list[Problem] = []
         self.failed: set[KeyPath] = set()
+        self._reported: set[Problem] = set()
+        for problem, concerned in found:
+            self.add(problem, concerned)
 
     def report(self, path: KeyPath, message: str) -> Any:
         """Report a problem; returns the marker of a missing value."""
+        return self.add(self.positions.problem(path, message), path)
+
+    def add(self, problem: Problem, path: KeyPath) -> Any:
+        """Add a problem that concerns `path`, unless it is known: several workloads may inherit one value."""
         self.failed.add(path)
-        self.problems.append(Problem(self.path, self.positions.line(path), format_path(path), message))
+        if problem in self._reported:
+            return _FAILED
+        self._reported.add(problem)
+        self.problems.append(problem)
         if len(self.problems) >= PROBLEMS_LIMIT:
-            last = max(problem.line for problem in self.problems)
-            self.problems.append(Problem(self.path, last, "", "there may be more problems; correct these first"))
+            file = self.problems[-1].path
+            last = max(problem.line for problem in self.problems if problem.path == file)
+            self.problems.append(Problem(file, last, "", "there may be more problems; correct these first"))
             raise ConfigError(self.problems)
         return _FAILED
+
+    def check_templates(self, templates: Mapping[str, dict[str, Any]]) -> None:
+        """Report the problems of templates that no workload uses."""
+        for name, table in templates.items():
+            self.load_object(model.WorkloadConfig, {"command": ["true"], **table}, ("template", name), name=name)
 
     def check(self, config: Any) -> None:
         """Report all conflicts, except those that involve a value already reported."""
@@ -302,10 +291,15 @@ class _Loader:
                 is_workload_rule = kind.cls is model.Rule
                 filled = {
                     "name": format_path(item_path[-2:] if is_workload_rule else item_path),
-                    "line": self.positions.line(item_path),
+                    "line": self.line_of_rule(item_path),
                 }
             items.append(self.load_object(kind.cls, item, item_path, **filled))
         return tuple(items)
+
+    def line_of_rule(self, path: KeyPath) -> int:
+        """Return the line of a rule in the main file; 0 if another file has it, as records name only the main one."""
+        location = self.positions.locate(path)
+        return location.line if location.path == self.positions.path else 0
 
     def load_named(self, cls: type, value: dict[str, Any], path: KeyPath) -> dict[str, Any]:
         result: dict[str, Any] = {}

@@ -352,6 +352,7 @@ class GroupConfig(Resources):
     """[group.NAME]: a cgroup around those of its members, with limits for all of them together."""
 
     description: str = field(default="", metadata=key(kinds.TEXT, "for people"))
+    override: bool = field(default=False, metadata=key(kinds.BOOLEAN, "change a group of an earlier file, key by key"))
     group: str | None = field(default=None, metadata=key(kinds.NAME, "the group that it is in itself"))
     policy: tuple[GroupRule, ...] = field(
         default=(), metadata=key(TablesOf(GroupRule), "what the group's readings lead to")
@@ -456,10 +457,19 @@ class LogConfig(Table):
 
 @frozen(repr=False)
 class WorkloadConfig(Table):
-    """[workload.NAME]: one program and how to run it."""
+    """[workload.NAME]: one program and how to run it.
+
+    `nsupervisor.config.compose` consumes the keys `extends` and `override`: an object has the defaults of them.
+    """
 
     name: str
     command: tuple[str, ...] = field(metadata=key(kinds.COMMAND, "the program and its arguments; no shell"))
+    extends: str | None = field(
+        default=None, metadata=key(kinds.NAME, "the template whose keys it has, as far as its own do not say else")
+    )
+    override: bool = field(
+        default=False, metadata=key(kinds.BOOLEAN, "change a workload of an earlier file, key by key")
+    )
     description: str = field(default="", metadata=key(kinds.TEXT, "for people", live=True))
     working_directory: str = field(default="/", metadata=key(kinds.PATH, "where it starts"))
     user: str | None = field(default=None, metadata=key(kinds.USER, '"NAME", "UID", "NAME:GROUP"; else our own'))
@@ -612,11 +622,34 @@ class WorkloadConfig(Table):
         return 0 if self.restart == "always" else DEFAULT_START_LIMIT
 
 
+class TemplateConfig(WorkloadConfig):
+    """[template.NAME] and [defaults.workload]: keys of workloads that several have. Never an object: see `compose`."""
+
+    __slots__ = ()
+
+
+@frozen(repr=False)
+class DefaultsConfig(Table):
+    """[defaults]: values that all have, as far as they have none of their own."""
+
+    workload: TemplateConfig | None = field(
+        default=None, metadata=key(TableOf(TemplateConfig), "the keys that all workloads have")
+    )
+
+
 @frozen(repr=False)
 class Config(Table):
-    """One file: the supervisor and its workloads by name, in the file's order (instances are not expanded)."""
+    """The supervisor and its workloads by name, in the order of the files (instances are not expanded).
+
+    `nsupervisor.config.compose` consumes the keys `include`, `defaults` and `template`: an object has the defaults of
+    them.
+    """
 
     path: str
+    include: tuple[str, ...] = field(
+        default=(),
+        metadata=key(ListOf(kinds.TEXT), "more files, relative to this one; the last part may have wildcards"),
+    )
     supervisor: SupervisorConfig = field(
         factory=SupervisorConfig, metadata=key(TableOf(SupervisorConfig), "the service itself")
     )
@@ -628,6 +661,13 @@ class Config(Table):
         metadata=key(TableOf(GroupConfig, is_named=True), "limits that several share, by name", toml="group"),
     )
     host: HostConfig = field(factory=HostConfig, metadata=key(TableOf(HostConfig), "what the host's readings lead to"))
+    defaults: DefaultsConfig = field(
+        factory=DefaultsConfig, metadata=key(TableOf(DefaultsConfig), "what all workloads have")
+    )
+    templates: dict[str, TemplateConfig] = field(
+        factory=dict,
+        metadata=key(TableOf(TemplateConfig, is_named=True), "what several workloads have, by name", toml="template"),
+    )
 
     def enclosing_groups(self, member: WorkloadConfig | GroupConfig) -> tuple[GroupConfig, ...]:
         """Return the groups that enclose a workload or a group, the outermost first."""

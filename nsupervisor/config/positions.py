@@ -10,6 +10,10 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator
+from typing import NamedTuple
+
+from nsupervisor.config.problems import Problem
+from nsupervisor.config.quoting import format_path
 
 KeyPath = tuple[str | int, ...]
 
@@ -35,11 +39,30 @@ _TOKEN = re.compile(
 )
 
 
+class Location(NamedTuple):
+    """The place where a key is written. `key` differs from the requested path if the value was inherited."""
+
+    path: str
+    line: int
+    key: KeyPath
+
+
 class Positions:
     """Lines, from 1, by key path: ("workload", "web", "policy", 0, "when"). Array elements have their own paths."""
 
-    def __init__(self, lines: dict[KeyPath, int]) -> None:
+    def __init__(self, lines: dict[KeyPath, int], path: str = "") -> None:
         self._lines = lines
+        self.path = path
+        """The file, for locations and problems."""
+
+    def locate(self, path: KeyPath) -> Location:
+        """Return where the key, or the nearest table around it, is written."""
+        return Location(self.path, self.line(path), path)
+
+    def problem(self, path: KeyPath, message: str) -> Problem:
+        """Return a problem at a key."""
+        location = self.locate(path)
+        return Problem(location.path, location.line, format_path(location.key), message)
 
     def line(self, path: KeyPath) -> int:
         """Return the line of the key, or of the nearest table around it; 1 if nothing is known."""
@@ -55,12 +78,55 @@ class Positions:
         return iter(self._lines)
 
 
-def scan_positions(text: str) -> Positions:
-    """Scan the positions of the keys of `text`, which must be valid TOML.
+class Origin(NamedTuple):
+    """The source of a table or value: a file's positions, and its key path in that file."""
+
+    positions: Positions
+    key: KeyPath
+
+
+Origins = dict[KeyPath, Origin]
+"""The origin of each key path that has another one than the table around it; () is that of the whole."""
+
+
+def find_origin(origins: Origins, path: KeyPath) -> Origin:
+    """Return the origin of a key path, by the nearest table around it that has one."""
+    for length in range(len(path), -1, -1):
+        if (origin := origins.get(path[:length])) is not None:
+            return Origin(origin.positions, (*origin.key, *path[length:]))
+    raise KeyError(path)
+
+
+class ComposedPositions(Positions):
+    """Positions of a configuration that is composed of several files or tables."""
+
+    def __init__(self, origins: Origins) -> None:
+        super().__init__({}, origins[()].positions.path)
+        self._origins = origins
+
+    def line(self, path: KeyPath) -> int:
+        """Return the line of the key in its own file."""
+        return self.locate(path).line
+
+    def locate(self, path: KeyPath) -> Location:
+        """Return where the key, or the nearest table around it, is written."""
+        positions, key = find_origin(self._origins, path)
+        return positions.locate(key)
+
+    def __contains__(self, path: KeyPath) -> bool:
+        positions, key = find_origin(self._origins, path)
+        return key in positions
+
+    def __iter__(self) -> Iterator[KeyPath]:
+        return iter(self._origins)
+
+
+def scan_positions(text: str, path: str = "") -> Positions:
+    """Scan the positions of the keys of `text`, which must be valid TOML. `path` is that of its file.
 
     For invalid text it returns some positions, and raises no exception.
     """
-    return Positions(_Scanner().scan(text))
+    return Positions(_Scanner().scan(text), path)
 
 
 class _Scanner:

@@ -23,9 +23,23 @@ class Problem(NamedTuple):
         return ": ".join(part for part in (location, self.key, self.message) if part)
 
 
+def sort_problems(problems: Iterable[Problem]) -> list[Problem]:
+    """Sort problems by file, in the order in which files first have one, and by line."""
+    listed = list(problems)
+    order = {path: number for number, path in enumerate(dict.fromkeys(problem.path for problem in listed))}
+    return sorted(listed, key=lambda problem: (order[problem.path], problem.line))
+
+
+def sort_warnings(warnings: Iterable[tuple[Problem, str]]) -> list[tuple[Problem, str]]:
+    """Sort warnings, each with its reason, as `sort_problems` does."""
+    listed = list(warnings)
+    order = {problem: number for number, problem in enumerate(sort_problems(problem for problem, _ in listed))}
+    return sorted(listed, key=lambda warning: order[warning[0]])
+
+
 class ConfigError(Exception):
-    """A file that cannot be used, with every problem found, in the order of the lines."""
+    """A file that cannot be used, with every problem found, in the order of the files and lines."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = sorted(problems, key=lambda problem: problem.line)
+        self.problems = sort_problems(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))

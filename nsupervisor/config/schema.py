@@ -31,6 +31,8 @@ _NAMES: Mapping[type, str] = {
     model.Config: "Config",
     model.SupervisorConfig: "Supervisor",
     model.WorkloadConfig: "Workload",
+    model.TemplateConfig: "Template",
+    model.DefaultsConfig: "Defaults",
     model.GroupConfig: "Group",
     model.HostConfig: "Host",
     model.NamespacesConfig: "Namespaces",
@@ -61,7 +63,8 @@ def _definition(cls: type, definitions: dict[str, Any]) -> dict[str, str]:
             "properties": {key: _property_schema(slot, definitions) for key, slot in slots.items()},
             "additionalProperties": False,
         }
-        if required := [key for key, slot in slots.items() if slot.is_required]:
+        required = [key for key, slot in slots.items() if slot.is_required]
+        if required and cls is not model.TemplateConfig:
             described["required"] = required
         definitions[name] = described
     return {"$ref": f"#/$defs/{name}"}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from nsupervisor.config.kinds import Kind, ListOf, MapOf, Scalar, TableOf, TablesOf
 from nsupervisor.config.load import key_slots
-from nsupervisor.config.quoting import quoted
+from nsupervisor.config.quoting import format_path, quoted
 from nsupervisor.config.units import Percent
 
 NOT_SET = "not set"
@@ -45,3 +46,29 @@ def _quoted(value: Any) -> str:
 
 def _inline_table(pairs: dict[str, str]) -> str:
     return "{ " + ", ".join(f"{name} = {text}" for name, text in pairs.items()) + " }" if pairs else "{}"
+
+
+def format_file(table: dict[str, Any]) -> str:
+    """Format the top-level table of a configuration as a file."""
+    return "\n".join(_table_lines(table, ())).lstrip("\n") + "\n"
+
+
+def _table_lines(table: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    """Yield the lines of a table: first its values, then the tables in it, each with a header."""
+    tables = {key: value for key, value in table.items() if isinstance(value, dict)}
+    values = {key: value for key, value in table.items() if key not in tables}
+    if path and (values or not tables):
+        yield ""
+        yield f"[{format_path(path)}]"
+    for key, value in values.items():
+        yield f"{format_path([key])} = {_value_text(value)}"
+    for key, value in tables.items():
+        yield from _table_lines(value, (*path, key))
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, dict):
+        return _inline_table({format_path([key]): _value_text(element) for key, element in value.items()})
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value_text, value))}]"
+    return _quoted(value) if isinstance(value, str | bool) else str(value)

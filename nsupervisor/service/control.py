@@ -15,6 +15,7 @@ import trio
 
 from nsupervisor import __version__
 from nsupervisor.api.control import UnknownName, is_glob
+from nsupervisor.config.files import IncludedFile
 from nsupervisor.config.model import Config
 from nsupervisor.config.problems import ConfigError
 from nsupervisor.core import events
@@ -207,15 +208,22 @@ class Supervisor:
 
     # ---- commands
 
-    async def plan(self, path: str | None, text: str | None) -> dict[str, Any]:
+    async def plan(
+        self, path: str | None, text: str | None, files: Sequence[IncludedFile] | None = None
+    ) -> dict[str, Any]:
         """Return what a reload would do."""
-        return await self.reloader.plan(path, text)
+        return await self.reloader.plan(path, text, files)
 
     async def reload(
-        self, path: str | None, text: str | None, *, peer: Peer | None = None
+        self,
+        path: str | None,
+        text: str | None,
+        files: Sequence[IncludedFile] | None = None,
+        *,
+        peer: Peer | None = None,
     ) -> AbstractContextManager[AsyncIterator[bytes]]:
         """Reload a file; return a stream of its reports."""
-        return await self.reloader.reload(path, text, _person(peer))
+        return await self.reloader.reload(path, text, _person(peer), files)
 
     async def reload_on_signal(self) -> None:
         """Read the file in force again, for SIGHUP."""

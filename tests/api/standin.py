@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +19,7 @@ import trio
 from nsupervisor.api.application import app
 from nsupervisor.api.control import UnknownName
 from nsupervisor.api.server import serve
+from nsupervisor.config.files import IncludedFile
 from nsupervisor.config.load import parse
 from nsupervisor.core.reload.plan import make_plan
 from nsupervisor.json_codec import encode_line
@@ -205,13 +207,22 @@ class Standin:
     async def metrics(self, accept: str) -> tuple[bytes, str]:
         return b"# EOF\n", choose_format(accept) or "text/plain; charset=utf-8"
 
-    async def plan(self, path: str | None, text: str | None) -> dict[str, Any]:
+    async def plan(
+        self, path: str | None, text: str | None, files: Sequence[IncludedFile] | None = None
+    ) -> dict[str, Any]:
         toml = text or '[workload.db]\ncommand = ["db"]\n'
         return make_plan(None, parse(toml, path or "/etc/nsupervisor.toml"), ()).to_json(
             path or "/etc/nsupervisor.toml"
         )
 
-    async def reload(self, path: str | None, text: str | None, *, peer: Peer | None = None) -> LineStream[None]:
+    async def reload(
+        self,
+        path: str | None,
+        text: str | None,
+        files: Sequence[IncludedFile] | None = None,
+        *,
+        peer: Peer | None = None,
+    ) -> LineStream[None]:
         progress: LineStream[None] = LineStream()
         all_ok = True
         found = await self.plan(path, text)

@@ -17,7 +17,7 @@ def no_parser(monkeypatch):
     def never(_):
         pytest.fail("the text has reached the parser")
 
-    monkeypatch.setattr("nsupervisor.config.load.tomllib.loads", never)
+    monkeypatch.setattr("nsupervisor.config.documents.tomllib.loads", never)
 
 
 @pytest.mark.fault("A14")

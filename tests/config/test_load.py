@@ -552,7 +552,7 @@ requires = ["b"]
 when = "nonsense"
 action = "log"
 """
-    config, problems = parse_sound_parts(text, "site.toml")
+    config, problems, _ = parse_sound_parts(text, "site.toml")
     assert [problem.line for problem in problems] == [6, 11, 16]
     assert list(config.workloads) == ["a", "c", "d"]
     assert (config.groups, config.host.policy) == ({}, ())

@@ -203,7 +203,7 @@ def start_while_the_service_stops(patch: Patch) -> None:
     async def reload(self: Reloader, request: Any) -> None:
         try:
             async with self.jobs.membership_lock:
-                loaded = await self._read(request.path, request.text)
+                loaded = await self._read(request.path, request.text, request.files)
                 prepared = await self._prepare(loaded.config, self._plan(loaded))
                 request.accept(self._begin(loaded.config, self._plan(loaded), prepared, request.by))
         except ConfigError as error:

@@ -23,10 +23,9 @@ import trio
 import trio._core._run as trio_run
 
 from nsupervisor.cgroups import Cgroup
-from nsupervisor.config.load import parse, parse_sound_parts
+from nsupervisor.config.compose import Find
+from nsupervisor.config.load import Parsed, parse, parse_sound_parts
 from nsupervisor.config.model import Config
-from nsupervisor.config.positions import Positions, scan_positions
-from nsupervisor.config.problems import Problem
 from nsupervisor.keeper.reconnecting import ReconnectingKeeper, open_reconnecting_keeper
 from nsupervisor.logs import THREAD_RUNNER, open_journal
 from nsupervisor.service.control import Supervisor
@@ -59,17 +58,16 @@ Not even the end of the process frees them: the clean-up code would run in the m
 ctypes.pythonapi.Py_IncRef(ctypes.py_object(DEAD_RUNS))
 cached_parse = functools.cache(parse)
 """Histories share few configurations, and parsing is what takes longest."""
-_cached_positions = functools.cache(scan_positions)
 
 
 @functools.cache
-def _cached_parts(text: str, path: str) -> tuple[Config, list[Problem]]:
-    return parse_sound_parts(text, path, _cached_positions(text))
+def _cached_parts(text: str, path: str) -> Parsed:
+    return parse_sound_parts(text, path)
 
 
-def _parts(text: str, path: str, _positions: Positions) -> tuple[Config, list[Problem]]:
-    config, problems = _cached_parts(text, path)
-    return config, problems.copy()  # the caller adds others
+def _parts(text: str, path: str, _find: Find) -> Parsed:
+    parsed = _cached_parts(text, path)
+    return parsed._replace(problems=parsed.problems.copy())  # the caller adds others
 
 
 class JumpingClock(trio.abc.Clock):
@@ -293,9 +291,9 @@ def seeded_scheduler(seed: str) -> Any:
 @contextlib.contextmanager
 def cached_parsers() -> Any:
     """Let reloads parse each text once."""
-    before = requirements.scan_positions, requirements.parse_sound_parts
-    requirements.scan_positions, requirements.parse_sound_parts = _cached_positions, _parts
+    before = requirements.parse_sound_parts
+    requirements.parse_sound_parts = _parts
     try:
         yield
     finally:
-        requirements.scan_positions, requirements.parse_sound_parts = before
+        requirements.parse_sound_parts = before

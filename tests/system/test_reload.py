@@ -366,3 +366,30 @@ async def test_limits_of_a_group_change_live_and_another_group_is_another_cgroup
         refused = await it.cli_result("reload")
         assert refused.returncode == 2
         assert b"adds, removes or moves groups" in refused.stderr
+
+
+async def test_included_files_are_read_by_run_plan_reload_and_sighup(tmp_path):
+    parts = tmp_path / "conf.d"
+    parts.mkdir()
+    (parts / "db.toml").write_text(DB)
+    async with service(tmp_path, '[defaults.workload]\nrestart = "no"\n' + WEB) as it:
+        config = it.directory / "nsupervisor.toml"
+        config.write_text(f'include = ["{parts}/*.toml"]\n' + config.read_text())
+        before = await it.pid("web")
+        assert done([json.loads(line) for line in (await it.cli("reload", "--json")).splitlines()]) == {
+            "db": ("start", "running")
+        }
+        (parts / "db.toml").write_text(DB + "nice = 99\n")
+        refused = await it.cli_result("reload", str(config))
+        assert refused.returncode == 2
+        assert f"{parts}/db.toml:4: workload.db.nice: 99 is out of range" in refused.stderr.decode()
+        (parts / "db.toml").write_text(DB + "nice = 1\n")
+        plan = json.loads(await it.cli("plan", "--json", str(config)))
+        assert {step["name"]: step["do"] for step in plan["steps"]} == {"web": "none", "db": "restart"}
+        it.process.send_signal(signal.SIGHUP)
+        await it.record(event="reloaded", nth=2)
+        assert (await it.status("web"))["pid"] == before
+        # The next service reads the included files at its start.
+        (parts / "db.toml").write_text(DB + "nice = 2\n")
+        refused_change = json.loads(await it.cli("plan", "--json", str(config)))
+        assert refused_change["steps"][1]["why"] == "nice needs a new process"

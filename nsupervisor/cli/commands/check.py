@@ -22,16 +22,21 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Check a configuration.")
 @click.option("--no-host", is_flag=True, help="Check only the file, not whether this host can run it.")
+@click.option("--expanded", is_flag=True, help="Print the configuration after includes, defaults and templates.")
 @json_option
 @click.argument("config", metavar="CONFIG")
-def check(config: str, no_host: bool, as_json: bool) -> int:
+def check(config: str, no_host: bool, expanded: bool, as_json: bool) -> int:
     """Check whether CONFIG is right, and whether this host can run it; print every problem with its line.
 
     A request that the host cannot fulfil is a problem (exit status 2), except for resources with required = false,
     where it is a warning. A rule that can never fire, or always does, is a warning, too. Nothing is changed or started.
     CONFIG may be /dev/stdin.
+
+    With --expanded, a right CONFIG is printed as one file that says the same: with the files that it includes, and the
+    defaults and templates in each workload. Its values are shown, also those of environment variables.
     """
     problems, warnings, count = check_file(config, not no_host)
+    table = _expand(config) if expanded and not problems else None
     if as_json:
         print_json(
             {
@@ -40,6 +45,7 @@ def check(config: str, no_host: bool, as_json: bool) -> int:
                 "workloads": count,
                 "problems": [_as_object(problem) for problem in problems],
                 "warnings": [_as_object(warning) for warning, _ in warnings],
+                **({} if table is None else {"expanded": table}),
             }
         )
         return USAGE if problems else DONE
@@ -49,15 +55,29 @@ def check(config: str, no_host: bool, as_json: bool) -> int:
         print_message(str(problem))
     if problems:
         return USAGE
+    if table is not None:
+        from nsupervisor.config.to_toml import format_file
+
+        print(format_file(table), end="")
+        return DONE
     print(escape_control(f"{config}: ok, {format_count(count, 'workload')}"), file=sys.stdout)
     return DONE
+
+
+def _expand(path: str) -> dict[str, Any]:
+    """Return the table of a configuration without problems after its composition."""
+    from nsupervisor.config.compose import compose, read_documents
+    from nsupervisor.config.documents import parse_document
+    from nsupervisor.config.files import find_included, read_text
+
+    return compose(read_documents(parse_document(read_text(path), path), find_included)).table
 
 
 def check_file(path: str, check_host: bool) -> tuple[list[Problem], list[tuple[Problem, str]], int]:
     """Return all problems, all warnings with their reason, and the number of workloads (0 for an unusable file)."""
     from nsupervisor.config.files import read_text
     from nsupervisor.config.lint import WARNING_HINT, lint_warnings
-    from nsupervisor.config.problems import ConfigError
+    from nsupervisor.config.problems import ConfigError, sort_warnings
 
     try:
         text = read_text(path)  # read once: it may be a pipe
@@ -67,16 +87,14 @@ def check_file(path: str, check_host: bool) -> tuple[list[Problem], list[tuple[P
     config, problems, warnings, positions = checked
     if config.workloads or not problems:
         warnings += [(doubt, WARNING_HINT) for doubt in lint_warnings(config, positions)]
-        warnings.sort(key=lambda warning: warning[0].line)
+        warnings = sort_warnings(warnings)
     return problems, warnings, len(config.workloads)
 
 
 def _check_alone(text: str, path: str) -> tuple[Config, list[Problem], list[tuple[Problem, str]], Positions]:
     from nsupervisor.config.load import parse_sound_parts
-    from nsupervisor.config.positions import scan_positions
 
-    positions = scan_positions(text)
-    config, problems = parse_sound_parts(text, path, positions)
+    config, problems, positions = parse_sound_parts(text, path)
     return config, problems, [], positions
 
 

@@ -60,7 +60,7 @@ def plan(socket_path: str, as_json: bool, config: str) -> int:
     return DONE
 
 
-def _request_plan(socket_path: str, source: dict[str, str]) -> dict[str, Any]:
+def _request_plan(socket_path: str, source: dict[str, Any]) -> dict[str, Any]:
     try:
         return Client(socket_path).plan(source)
     except NoSupervisorError as error:
@@ -69,16 +69,19 @@ def _request_plan(socket_path: str, source: dict[str, str]) -> dict[str, Any]:
         return result
 
 
-def read_source(config: str) -> dict[str, str]:
-    """Return the source to send for a file.
+def read_source(config: str) -> dict[str, Any]:
+    """Return the source to send for a file, with the files that it includes.
 
-    The file is read here, with the caller's permissions; it may be a pipe. Raises WrongFileError.
+    They are read here, with the caller's permissions; the first may be a pipe. Raises WrongFileError.
     """
+    from nsupervisor.config.compose import read_included
     from nsupervisor.config.files import read_text
     from nsupervisor.config.problems import ConfigError
 
     try:
-        return {"path": os.path.abspath(config), "text": read_text(config)}
+        path, text = os.path.abspath(config), read_text(config)
+        files = [{"include": file.pattern, "path": file.path, "text": file.text} for file in read_included(text, path)]
+        return {"path": path, "text": text, **({"files": files} if files else {})}
     except ConfigError as error:
         raise _to_wrong_file(error) from None
 
@@ -92,7 +95,7 @@ def print_problems(error: WrongFileError, as_json: bool) -> int:
     return USAGE
 
 
-def _plan_alone(source: dict[str, str]) -> dict[str, Any]:
+def _plan_alone(source: dict[str, Any]) -> dict[str, Any]:
     from nsupervisor.config.load import ConfigError, parse
     from nsupervisor.core.reload.plan import make_plan as make_plan
 

@@ -47,7 +47,7 @@ def reload(socket_path: str, dry_run: bool, as_json: bool, config: str | None) -
         return print_problems(error, as_json)
 
 
-def _follow_reload(client: Client, source: dict[str, str], as_json: bool) -> int:
+def _follow_reload(client: Client, source: dict[str, Any], as_json: bool) -> int:
     try:
         for message in client.reload(source):
             if as_json:

@@ -187,12 +187,13 @@ class Renderer:
         """Return what was done, and by which rule or caller; or what happened."""
         if first["event"] == "action" and "rule" in first["cause"]:
             cause = first["cause"]
-            location = f"{os.path.basename(self.instance['config'])} line {cause['line']}"
+            # A rule of an included file has the line 0.
+            location = f", {os.path.basename(self.instance['config'])} line {cause['line']}" if cause["line"] else ""
             suffix = " (dry run: not done)" if first.get("dry_run") else ""
             repetition = ""
             if len(episode) > 1 and is_standalone(first):
                 repetition = f", {len(episode)} times since {format_time(local_time(first), self.now)}"
-            return f"{format_command(first)}{suffix} by {cause['rule']}, {location}{repetition}"
+            return f"{format_command(first)}{suffix} by {cause['rule']}{location}{repetition}"
         match first["event"]:
             case "action" if "by" in first["cause"]:
                 return f"{format_command(first)} {initiator_phrase(first['cause'])}"

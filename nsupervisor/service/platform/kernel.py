@@ -17,7 +17,8 @@ import attrs
 from nsupervisor.cgroups.freezer import FrozenProcesses, release_frozen
 from nsupervisor.cgroups.membership import is_part_of
 from nsupervisor.cgroups.notifications import KernelNotifications, Notifications
-from nsupervisor.config.files import reread_text
+from nsupervisor.config.compose import Find
+from nsupervisor.config.files import find_included, reread_text
 from nsupervisor.linux import processes
 from nsupervisor.linux.files import KERNEL_FILES, Files
 from nsupervisor.linux.privileges import Privileges, own_privileges
@@ -67,6 +68,8 @@ class Kernel:
     """Moves those of these processes that other programs have frozen to where they run, see `cgroups.freezer`."""
     read_config: Callable[[str], str] = reread_text
     """Reads the configuration file again. Raises ConfigError."""
+    find_included: Find = find_included
+    """Reads the files that the configuration includes. Raises ConfigError."""
     privileges: Callable[[], Privileges] = own_privileges
     find_start_obstacle: Callable[[Mapping[str, Any]], StartObstacle | None] = find_start_obstacle
     """Finds what would make a start with this specification fail; called in a thread."""

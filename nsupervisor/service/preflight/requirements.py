@@ -15,14 +15,16 @@ import attrs
 from nsupervisor.cgroups.errors import CgroupError
 from nsupervisor.cgroups.errors import HostProblem as HostProblem
 from nsupervisor.cgroups.host import AncestorLimits, Host
+from nsupervisor.config.compose import Find
 from nsupervisor.config.condition_terms import NOT_FILES
 from nsupervisor.config.conditions import Atom
 from nsupervisor.config.environment import load_environment
+from nsupervisor.config.files import find_included
 from nsupervisor.config.load import parse_sound_parts
 from nsupervisor.config.model import Config, Resources, Rule, WorkloadConfig
-from nsupervisor.config.positions import Positions, scan_positions
-from nsupervisor.config.problems import ConfigError, Problem
-from nsupervisor.config.quoting import format_path, quoted
+from nsupervisor.config.positions import Positions
+from nsupervisor.config.problems import ConfigError, Problem, sort_problems, sort_warnings
+from nsupervisor.config.quoting import quoted
 from nsupervisor.config.security import PROFILE_LIMITS
 from nsupervisor.core.isolation import (
     AUTO_REASON,
@@ -81,14 +83,15 @@ def check_text(
     runs_here: bool = True,
     privileges: Callable[[], Privileges] = own_privileges,
     isolate: Isolate = isolate,
+    find: Find = find_included,
 ) -> CheckedText:
     """Parse a configuration, and check its sound parts against the host, if there is one: everything at once.
 
     Problems and warnings are in the order of the lines. Raises ConfigError if no part of the text is usable. For
-    `runs_here` see `unmet_requirements`; `privileges` returns those of the service, `isolate` the isolation in force.
+    `runs_here` see `unmet_requirements`; `privileges` returns those of the service, `isolate` the isolation in force,
+    `find` the files that the text includes.
     """
-    positions = scan_positions(text)
-    config, problems = parse_sound_parts(text, path, positions)
+    config, problems, positions = parse_sound_parts(text, path, find)
     warnings: list[tuple[Problem, str]] = []
     isolation = None
     if host is not None:
@@ -112,7 +115,7 @@ def check_text(
                 has_namespaces=NAMESPACES not in isolation.missing,
             ),
             *(
-                (_problem(config, positions, finding.path, finding.message), "" if finding.is_refused else tolerated)
+                (positions.problem(finding.path, finding.message), "" if finding.is_refused else tolerated)
                 for finding in requests
             ),
             *unmet,
@@ -125,8 +128,8 @@ def check_text(
             config = without_requirements(config, has_cgroups=CGROUPS not in isolation.missing)
     return CheckedText(
         config,
-        sorted(problems, key=lambda problem: problem.line),
-        sorted(warnings, key=lambda warning: warning[0].line),
+        sort_problems(problems),
+        sort_warnings(warnings),
         positions,
         isolation,
     )
@@ -173,7 +176,7 @@ def _unsupported_security(
     """
     for item in items:
         if item.is_refused:
-            yield _problem(config, positions, item.path, item.message), "" if runs_here else OTHER_HIERARCHY
+            yield positions.problem(item.path, item.message), "" if runs_here else OTHER_HIERARCHY
     keys: dict[str, list[str]] = {}
     for key, message in degraded(items).items():
         if (has_namespaces or CHECKS.get(key) is not needs_mounts) and (own.capabilities or key not in FOR_PRIVILEGED):
@@ -202,9 +205,9 @@ def unmet_requirements(
         for obstacle in _obstacles(config, host):
             yield Problem(config.path, 0, "", f"could not be run from here: {obstacle}"), OTHER_HIERARCHY
     if too_many := descriptor_shortage(config, host):
-        yield _problem(config, positions, ("workload",), too_many), "" if runs_here else OTHER_HIERARCHY
+        yield positions.problem(("workload",), too_many), "" if runs_here else OTHER_HIERARCHY
     for keys, message in _untrusted_log_places(config):
-        yield _problem(config, positions, keys, message), "" if runs_here else OTHER_HIERARCHY
+        yield positions.problem(keys, message), "" if runs_here else OTHER_HIERARCHY
     for workload in config.workloads.values():
         around = host.group_limits(group.resources for group in config.enclosing_groups(workload))
         path = ("workload", workload.name)
@@ -216,22 +219,22 @@ def unmet_requirements(
             *([] if runs_here else _missing_files(workload)),
             *([] if runs_here else _wrong_environment_files(workload)),
         ):
-            yield _problem(config, positions, (*path, *keys), message), warning
+            yield positions.problem((*path, *keys), message), warning
     for group in config.groups.values():
         around = host.group_limits(outer.resources for outer in config.enclosing_groups(group))
         for keys, message, warning in (
             *_limit_findings(group.resources, (), around, host, runs_here, tolerated),
             *_rule_findings(group.policy, host, _optional(group, tolerated), runs_here),
         ):
-            yield _problem(config, positions, ("group", group.name, *keys), message), warning
+            yield positions.problem(("group", group.name, *keys), message), warning
     for keys, message, warning in _rule_findings(config.host.policy, host, tolerated, runs_here):
-        yield _problem(config, positions, ("host", *keys), message), warning
+        yield positions.problem(("host", *keys), message), warning
 
 
 def record_fields(problem: Problem) -> dict[str, str]:
     """Return the record fields that name the workload or group of a problem."""
     kind, name, *_ = [*problem.key.split("."), ""]
-    if not kind:  # about the file
+    if kind in ("", "template", "defaults"):  # about the file, or several workloads
         return {}
     return {"workload": name} if kind == "workload" else {"group": f"group/{name}" if kind == "group" else kind}
 
@@ -274,10 +277,6 @@ def _uncounted(atom: Atom) -> str:
 
 
 _Finding = tuple[tuple[str | int, ...], str, str]
-
-
-def _problem(config: Config, positions: Positions, path: tuple[str | int, ...], message: str) -> Problem:
-    return Problem(config.path, positions.line(path), format_path(path), message)
 
 
 def _limit_findings(

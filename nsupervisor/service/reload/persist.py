@@ -17,8 +17,8 @@ from typing import Any, Literal
 import attrs
 
 from nsupervisor.config.changes import apply_changes, parse_changes
-from nsupervisor.config.files import read_text
-from nsupervisor.config.load import parse
+from nsupervisor.config.files import SourceFile, find_included, read_text
+from nsupervisor.config.load import parse, parse_sound_parts
 from nsupervisor.config.model import Config
 from nsupervisor.config.problems import ConfigError
 
@@ -30,20 +30,25 @@ def persist(path: str, kind: Kind, name: str, resources: Mapping[str, Any]) -> N
 
     Raises ConfigError or OSError if that is not possible; then the file is unchanged.
     """
-    real = os.path.realpath(path)
-    if not stat.S_ISREG(os.stat(real).st_mode):
+    main = os.path.realpath(path)
+    if not stat.S_ISREG(os.stat(main).st_mode):
         raise OSError(f"{path} is no file that can be written")
-    text = read_text(real)
-    before = parse(text, path)
+    main_text = read_text(main)
+    before, problems, positions = parse_sound_parts(main_text, path)
+    if problems:
+        raise ConfigError(problems)
     if name not in (before.workloads if kind == "workload" else before.groups):
         raise OSError(f"{path} has no {kind} {name} any more")
     wanted = with_limits(before, kind, name, parse_changes(resources))
     if wanted == before:
         return
+    owner = positions.locate((kind, name)).path  # of several files the last one, whose keys count
+    real = main if owner == path else os.path.realpath(owner)
+    text = main_text if owner == path else read_text(real)
     has_crlf = text.count("\r\n") == text.count("\n") > 0
     after = edit(text.replace("\r\n", "\n") if has_crlf else text, kind, name, resources)
-    if after is None or not _matches(after, path, wanted):
-        raise OSError(f"{path} is written in a way that cannot be changed here; change [{kind}.{name}] by hand")
+    if after is None or not _matches(main_text, path, {owner: after}, wanted):
+        raise OSError(f"{owner} is written in a way that cannot be changed here; change [{kind}.{name}] by hand")
     if has_crlf:
         after = after.replace("\n", "\r\n")
     with open(real, "rb") as file:
@@ -62,9 +67,14 @@ def with_limits(config: Config, kind: Kind, name: str, changes: Mapping[str, Any
     return attrs.evolve(config, groups={**config.groups, name: attrs.evolve(group, **values)})
 
 
-def _matches(text: str, path: str, expected: Config) -> bool:
+def _matches(text: str, path: str, changed: Mapping[str, str], expected: Config) -> bool:
+    """Check what the configuration would be with these texts of files, by their paths."""
+
+    def find(pattern: str) -> list[SourceFile]:
+        return [SourceFile(file.path, changed.get(file.path, file.text)) for file in find_included(pattern)]
+
     try:
-        parsed = parse(text, path)
+        parsed = parse(changed.get(path, text), path, find)
     except ConfigError:
         return False
     return _without_lines(parsed) == _without_lines(expected)

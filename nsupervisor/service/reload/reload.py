@@ -14,7 +14,7 @@ continues.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -24,10 +24,10 @@ import trio
 
 from nsupervisor.cgroups import CgroupError, Host
 from nsupervisor.config.changes import apply_changes
+from nsupervisor.config.files import IncludedFile, find_among
 from nsupervisor.config.model import Config, SupervisorConfig, WorkloadConfig
 from nsupervisor.config.positions import Positions
 from nsupervisor.config.problems import ConfigError, Problem
-from nsupervisor.config.quoting import format_path
 from nsupervisor.core import dependencies
 from nsupervisor.core.initiators import RELOAD, Initiator
 from nsupervisor.core.reload.differences import merge_limits
@@ -68,25 +68,29 @@ class Reloader:
     nursery: trio.Nursery
     _active_count: int = 0
 
-    async def plan(self, path: str | None, text: str | None) -> dict[str, Any]:
+    async def plan(
+        self, path: str | None, text: str | None, files: Sequence[IncludedFile] | None = None
+    ) -> dict[str, Any]:
         """Return what a reload would do: the object `Plan` of `nsupervisor schema api`.
 
         Raises ConfigError with every problem.
         """
-        loaded = await self._read(path, text)
+        loaded = await self._read(path, text, files)
         plan = self._plan(loaded)
         await self._check_restarts(loaded, plan)
         return plan.to_json(loaded.config.path)
 
-    async def reload(self, path: str | None, text: str | None, by: Initiator) -> LineStream[None]:
+    async def reload(
+        self, path: str | None, text: str | None, by: Initiator, files: Sequence[IncludedFile] | None = None
+    ) -> LineStream[None]:
         """Reload a file; return when it is in force.
 
-        `text` is its contents and `path` its name; by default the file in force is read again. Raises ConfigError with
-        every problem, and then nothing has changed.
+        `text` is its contents and `path` its name; by default the file in force is read again. `files`: those that it
+        includes; by default they are read. Raises ConfigError with every problem, and then nothing has changed.
 
         A task of the service does the work, so the caller may be cancelled.
         """
-        request = _ReloadRequest(path, text, by)
+        request = _ReloadRequest(path, text, by, files)
         self.nursery.start_soon(self._reload, request)
         return await request.wait()
 
@@ -130,7 +134,7 @@ class Reloader:
     async def _reload(self, request: _ReloadRequest) -> None:
         try:
             async with self.jobs.membership_lock:  # one reload after the other, in the order of the requests
-                loaded = await self._read(request.path, request.text)
+                loaded = await self._read(request.path, request.text, request.files)
                 plan = self._plan(loaded)
                 await self._check_restarts(loaded, plan)
                 prepared = await self._prepare(loaded.config, plan)
@@ -151,12 +155,12 @@ class Reloader:
 
     # ---- before anything changes
 
-    async def _read(self, path: str | None, text: str | None) -> _LoadedFile:
+    async def _read(self, path: str | None, text: str | None, files: Sequence[IncludedFile] | None) -> _LoadedFile:
         path = path or self.config.path
         if self.jobs.is_stopping:
             raise _refusal(path, _STOPPING)
         load = partial(_load, kernel=self.context.kernel)
-        return await call_in_thread(load, path, text, self.host)
+        return await call_in_thread(load, path, text, files, self.host)
 
     def _plan(self, loaded: _LoadedFile) -> Plan:
         config, positions = loaded.config, loaded.positions
@@ -164,13 +168,11 @@ class Reloader:
         new_plan = make_plan(self.config, config, current)
         group_parents = [{name: group.group for name, group in side.groups.items()} for side in (self.config, config)]
         if group_parents[0] != group_parents[1]:
-            raise ConfigError([Problem(config.path, positions.line(("group",)), "group", _GROUPS_CHANGED)])
+            raise ConfigError([positions.problem(("group",), _GROUPS_CHANGED)])
         if new_plan.refused_changes:
             raise ConfigError(
-                Problem(
-                    config.path,
-                    positions.line(("supervisor", change.key)),
-                    f"supervisor.{change.key}",
+                positions.problem(
+                    ("supervisor", change.key),
                     f"cannot change while the service runs ({change.before} → {change.after}); "
                     "write what it was, or stop the service and start it with this file",
                 )
@@ -200,7 +202,7 @@ class Reloader:
             if (obstacle := await actor.find_start_obstacle(step.workload)) is not None:
                 path = ("workload", step.workload.name, *obstacle.key)
                 message = f"{obstacle.message}; {step.name} runs, and would be stopped for a start that must fail"
-                problems.append(Problem(loaded.config.path, loaded.positions.line(path), format_path(path), message))
+                problems.append(loaded.positions.problem(path, message))
         if problems:
             raise ConfigError(dict.fromkeys(problems))
 
@@ -398,6 +400,8 @@ class _ReloadRequest:
     path: str | None
     text: str | None
     by: Initiator
+    files: Sequence[IncludedFile] | None
+    """The files that the text includes; None: they are read."""
     _answered: trio.Event = attrs.field(init=False, factory=trio.Event)
     _stream: LineStream[None] | None = attrs.field(init=False, default=None)
     _error: ConfigError | None = attrs.field(init=False, default=None)
@@ -473,12 +477,13 @@ class _ReloadRun:
         self.stream.add(encode_line({"event": "done", **fields}))
 
 
-def _load(path: str, text: str | None, host: Host, kernel: Kernel) -> _LoadedFile:
+def _load(path: str, text: str | None, files: Sequence[IncludedFile] | None, host: Host, kernel: Kernel) -> _LoadedFile:
     """Load the configuration and check it against this host; call it in a thread, since a large one takes a while."""
     if text is None:
         text = kernel.read_config(path)
+    find = kernel.find_included if files is None else find_among(files)
     config, problems, _, positions, _ = check_text(
-        text, path, host, privileges=kernel.privileges, isolate=kernel.isolate
+        text, path, host, privileges=kernel.privileges, isolate=kernel.isolate, find=find
     )
     if problems:
         raise ConfigError(problems)

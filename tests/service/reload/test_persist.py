@@ -124,3 +124,17 @@ def test_line_ends_and_the_byte_order_mark_stay(site, mark, end):
     for name, values in changes:
         persist(str(site), "workload", name, values)
     assert site.read_bytes() == mark + plain.replace("\n", end).encode()
+
+
+def test_the_file_is_changed_whose_table_counts(tmp_path):
+    main, first, second = tmp_path / "main.toml", tmp_path / "first.toml", tmp_path / "second.toml"
+    main.write_text('include = ["first.toml", "second.toml"]\n[group.batch]\npids_max = 5\n')
+    first.write_text('[workload.web]\ncommand = ["true"]\nresources.pids_max = 1\n')
+    second.write_text("[workload.web]\noverride = true\nnice = 1\n")
+    before = first.read_text()
+    persist(str(main), "workload", "web", {"pids_max": 9})
+    assert second.read_text() == "[workload.web]\noverride = true\nnice = 1\n\n[workload.web.resources]\npids_max = 9\n"
+    persist(str(main), "group", "batch", {"pids_max": 6})
+    assert load(main).groups["batch"].pids_max == 6
+    assert load(main).workloads["web"].resources.pids_max == 9
+    assert first.read_text() == before
