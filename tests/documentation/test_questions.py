@@ -48,7 +48,7 @@ def is_typed(page: str, heading: str) -> bool:
 
 ANSWERS = [
     ("G1", "docs/howto.md", "Run two copies on two ports", "NSUPERVISOR_INSTANCE"),
-    ("G2", "docs/howto.md", "Use a port below 1024 without root", "--ambient-caps"),
+    ("G2", "docs/howto.md", "Use a port below 1024 without root", "ambient_capabilities"),
     ("G4", "docs/howto.md", "Run something at intervals", "There are no timers"),
     ("G4", "docs/howto.md", "Split the configuration into files", "no `include`"),
     ("G5", "docs/howto.md", "Keep a program stopped", "it starts again"),
