@@ -29,6 +29,7 @@ from nsupervisor.config.model import (
 )
 from nsupervisor.config.positions import KeyPath
 from nsupervisor.config.quoting import did_you_mean, format_path, quoted
+from nsupervisor.config.relations import COMPLETION_CONDITIONS, ORDERING_KEYS
 from nsupervisor.config.units import RelativeChange, format_duration
 from nsupervisor.mount_data import value_paths
 
@@ -37,7 +38,6 @@ WORKLOADS_API_PATH = "/notify/control/api/api.sock"
 """Sockets below the runtime directory: paths of their lengths."""
 _PROCESS_ROOT = re.compile(r"^(/+proc/+(self|thread-self|[0-9]+)/+root(?=/|$))+")
 """Names of the root directory, proc_pid_root(5)."""
-ORDERING_KEYS = ("requires", "wants", "after")
 
 
 class Conflict(NamedTuple):
@@ -52,6 +52,7 @@ def find_conflicts(config: Config) -> Iterator[Conflict]:
     """Find everything in a configuration that does not fit together."""
     yield from _supervisor_conflicts(config.supervisor)
     yield from _missing_references(config)
+    yield from _condition_conflicts(config)
     yield from _cycles(config)
     yield from _shared_log_files(config)
     yield from _membership_conflicts(config)
@@ -131,8 +132,9 @@ def _missing_references(config: Config) -> Iterator[Conflict]:
             instead = did_you_mean(named, config.workloads).removeprefix(", ") or "write the name of one"
             yield Conflict(("supervisor", "exit_on", number), f"there is no workload {quoted(named)}; {instead}")
     for name, workload in config.workloads.items():
-        for key in (*ORDERING_KEYS, "may_control"):
-            for number, dependency in enumerate(getattr(workload, key)):
+        references = {key: [edge.name for edge in getattr(workload, key)] for key in ORDERING_KEYS}
+        for key, names in {**references, "may_control": workload.may_control}.items():
+            for number, dependency in enumerate(names):
                 if dependency in config.workloads:
                     continue
                 instead = did_you_mean(dependency, config.workloads).removeprefix(", ") or "write the name of one"
@@ -143,14 +145,39 @@ def _missing_references(config: Config) -> Iterator[Conflict]:
                 )
 
 
+def _condition_conflicts(config: Config) -> Iterator[Conflict]:
+    """Check that each condition can become true, and that a workload waits for another one in one way only."""
+    for name, workload in config.workloads.items():
+        first: dict[str, tuple[KeyPath, str]] = {}
+        for key in ORDERING_KEYS:
+            for number, edge in enumerate(getattr(workload, key)):
+                path: KeyPath = ("workload", name, key, number)
+                other = config.workloads.get(edge.name)
+                if edge.condition in COMPLETION_CONDITIONS and other is not None and other.type != "oneshot":
+                    yield Conflict(
+                        path,
+                        f'waits until {edge.name} is complete, which only a program with type = "oneshot" is; write '
+                        f'condition = "ready" or "started", or the type of {edge.name}',
+                        (("workload", edge.name, "type"),),
+                    )
+                earlier_path, condition = first.setdefault(edge.name, (path, edge.condition))
+                if condition != edge.condition:
+                    yield Conflict(
+                        path,
+                        f"waits for {edge.name} with the condition {quoted(edge.condition)}, and "
+                        f"{format_path(earlier_path[2:])} with {quoted(condition)}; keep one of the two",
+                        (earlier_path,),
+                    )
+
+
 def _cycles(config: Config) -> Iterator[Conflict]:
     """Find each cycle of requires, wants and after; report it at the key that closes it."""
     edges = {
         name: [
-            (key, number, dependency)
+            (key, number, edge.name)
             for key in ORDERING_KEYS
-            for number, dependency in enumerate(getattr(workload, key))
-            if dependency in config.workloads
+            for number, edge in enumerate(getattr(workload, key))
+            if edge.name in config.workloads
         ]
         for name, workload in config.workloads.items()
     }

@@ -35,13 +35,13 @@ VARIABLE_PATTERN = r"[^=\n\u0000]+"
 class Scalar(NamedTuple):
     """The kind of a single value.
 
-    `load` receives the value from tomllib. `to_text` returns it as a file would write it, if that is not the plain
-    form (`nsupervisor.config.to_toml`).
+    `load` receives the value from tomllib. `to_text` returns it as a file would write it, a text or a table of texts,
+    if that is not the plain form (`nsupervisor.config.to_toml`).
     """
 
     load: Callable[[Any], Any]
     schema: Mapping[str, Any]
-    to_text: Callable[[Any], str] | None = None
+    to_text: Callable[[Any], str | dict[str, str]] | None = None
     is_secret: bool = False
     """The value may contain a secret: messages do not quote it, and `to_text` leaves the secret out."""
 

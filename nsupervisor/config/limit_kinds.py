@@ -149,7 +149,9 @@ def adjustment(kind: Scalar, *, amount: Scalar | None = None, bound: bool = Fals
         return loaded
 
     def text(value: Any) -> str:
-        return str(value) if kind.to_text is None or isinstance(value, units.RelativeChange) else kind.to_text(value)
+        return (
+            str(value) if kind.to_text is None or isinstance(value, units.RelativeChange) else str(kind.to_text(value))
+        )
 
     if bound:
         return Scalar(load, kind.schema, text)

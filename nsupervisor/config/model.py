@@ -18,6 +18,7 @@ from nsupervisor.config import kinds
 from nsupervisor.config import limit_kinds as limits
 from nsupervisor.config.conditions import Condition as Condition  # a part of the model like the others
 from nsupervisor.config.kinds import Choice, ListOf, MapOf, PrefixedKeys, TableOf, TablesOf, key
+from nsupervisor.config.relations import DEPENDENCY, DependencyConfig, to_dependencies
 from nsupervisor.config.security import SecurityConfig as SecurityConfig
 from nsupervisor.config.table import Table as Table
 from nsupervisor.config.units import Percent
@@ -521,14 +522,20 @@ class WorkloadConfig(Table):
         default=0.0,
         metadata=key(kinds.DURATION, "once started, it must send WATCHDOG=1 at least this often; 0: not required"),
     )
-    requires: tuple[str, ...] = field(
-        default=(), metadata=key(ListOf(kinds.NAME), "starts after these are ready, and stops before them", live=True)
+    requires: tuple[DependencyConfig, ...] = field(
+        default=(),
+        converter=to_dependencies,
+        metadata=key(ListOf(DEPENDENCY), "starts after these are ready, and stops before them", live=True),
     )
-    wants: tuple[str, ...] = field(
-        default=(), metadata=key(ListOf(kinds.NAME), "starts these first, but goes on when they fail", live=True)
+    wants: tuple[DependencyConfig, ...] = field(
+        default=(),
+        converter=to_dependencies,
+        metadata=key(ListOf(DEPENDENCY), "starts these first, but goes on when they fail", live=True),
     )
-    after: tuple[str, ...] = field(
-        default=(), metadata=key(ListOf(kinds.NAME), "order only: starts after these where both start", live=True)
+    after: tuple[DependencyConfig, ...] = field(
+        default=(),
+        converter=to_dependencies,
+        metadata=key(ListOf(DEPENDENCY), "order only: starts after these where both start", live=True),
     )
     restart: Restart = field(
         default="on-failure",

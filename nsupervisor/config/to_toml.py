@@ -32,7 +32,10 @@ def to_toml(kind: Kind, value: Any) -> str:
             }
             return _inline_table({name: to_toml(slot.kind, slot.value_in(value)) for name, slot in given.items()})
         case Scalar(to_text=text) if text is not None:
-            return _quoted(text(value))
+            written = text(value)
+            if isinstance(written, dict):
+                return _inline_table({name: _quoted(element) for name, element in written.items()})
+            return _quoted(written)
     if isinstance(value, dict):
         return _inline_table({name: _quoted(element) for name, element in value.items()})
     if isinstance(value, tuple):

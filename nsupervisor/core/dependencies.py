@@ -1,4 +1,4 @@
-"""Start order of workloads; they stop in the reverse order. Pure.
+"""Start order of workloads, and what a start waits for; they stop in the reverse order. Pure.
 
 `requires` and `wants` both imply *after*: users of supervisors complain more about programs that start too early than
 about ones that start one by one. They differ if the other workload cannot start: `requires` waits until it can, `wants`
@@ -6,13 +6,43 @@ goes on without it, and `after` alone never starts it in the first place.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from nsupervisor.config.model import WorkloadConfig
+from nsupervisor.config.relations import DependencyCondition, DependencyConfig
+
+
+class Wait(NamedTuple):
+    """An edge as a start sees it."""
+
+    name: str
+    condition: DependencyCondition
+    is_required: bool
+    """Whether the start waits until the condition holds; otherwise only while the other workload starts."""
+
+
+def names(edges: Iterable[DependencyConfig]) -> tuple[str, ...]:
+    """Return the names of the workloads that edges lead to."""
+    return tuple(edge.name for edge in edges)
+
+
+def waits(workload: WorkloadConfig) -> tuple[Wait, ...]:
+    """Return what a start of `workload` waits for: each other workload once, what it requires first."""
+    found: dict[str, Wait] = {}
+    for is_required, edges in ((True, workload.requires), (False, (*workload.wants, *workload.after))):
+        for edge in edges:
+            found.setdefault(edge.name, Wait(edge.name, edge.condition, is_required))
+    return tuple(found.values())
 
 
 def start_dependencies(workload: WorkloadConfig) -> tuple[str, ...]:
-    """Return the names of the workloads that must be up before `workload` starts, each once, in the given order."""
-    return tuple(dict.fromkeys((*workload.requires, *workload.wants, *workload.after)))
+    """Return the names of the workloads that `workload` starts after, each once, in the given order."""
+    return tuple(wait.name for wait in waits(workload))
+
+
+def started_along(workload: WorkloadConfig) -> tuple[str, ...]:
+    """Return the names of the workloads that a start of `workload` starts, too."""
+    return names((*workload.requires, *workload.wants))
 
 
 def transitive_closure(names: Iterable[str], edges: Mapping[str, Iterable[str]]) -> tuple[str, ...]:

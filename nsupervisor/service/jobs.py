@@ -15,7 +15,7 @@ switch of tasks in between: a stop could be posted first otherwise, and the inst
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 
 import attrs
@@ -23,7 +23,9 @@ import trio
 
 from nsupervisor.cgroups import CgroupError
 from nsupervisor.condition_variable import ConditionVariable
-from nsupervisor.core import dependencies, events
+from nsupervisor.config.relations import DependencyCondition
+from nsupervisor.core import dependencies, edges, events
+from nsupervisor.core.dependencies import Wait
 from nsupervisor.core.initiators import OPERATOR, SHUTDOWN, Initiator, by_relation
 from nsupervisor.core.lifecycle import Lifecycle, State
 from nsupervisor.core.states import DOWN_STATES
@@ -63,12 +65,39 @@ class StartJob:
     """Whether the command that has cancelled it ends the present generation."""
     blocked_by: Actor | None = attrs.field(init=False, default=None)
     """An instance that it requires and that is down with no start in progress; None if it waits for nothing like it."""
+    unblocked_when: str = attrs.field(init=False, default="")
+    """The event for which a blocked start waits, in words: "db is up"."""
     reported: str = attrs.field(init=False, default="")
     """The latest text about what it waits for."""
+    passed: set[Actor] = attrs.field(init=False, factory=set)
+    """The instances that it only wants, or starts after, and has waited for already."""
+    _waits: list[tuple[Actor, Wait]] = attrs.field(init=False, factory=list)
+    _next: int = attrs.field(init=False, default=0)
+    """The conditions before this one held when they were checked."""
+    _revision: int = attrs.field(init=False, default=-1)
 
-    def wait_for(self, requirement: Actor | None) -> None:
-        """Note that a requirement blocks it, or that none does."""
+    def remaining_waits(self, actor: Actor, actors: Registry) -> Iterator[tuple[Actor, Wait]]:
+        """Yield the instances whose conditions this start has yet to see, in order; the next call continues there.
+
+        A start that waits for a thousand others, one after the other, must not check the first ones a thousand times.
+        """
+        if self._revision != actors.revision:
+            self._revision, self._next = actors.revision, 0
+            waits = dependencies.waits(actor.workload)
+            self._waits = [(other, wait) for wait in waits for other in actors.instances(wait.name)]
+        while self._next < len(self._waits):
+            yield self._waits[self._next]
+            self._next += 1
+
+    def check_again(self) -> None:
+        """Check all conditions again: one may have ceased to hold meanwhile."""
+        self._next = 0
+
+    def wait_for(self, requirement: Actor | None, condition: DependencyCondition = "ready") -> None:
+        """Note that a requirement blocks it until the condition holds, or that none does."""
         self.blocked_by = requirement
+        word = "up" if condition == "ready" else condition
+        self.unblocked_when = f"{requirement.name} is {word}" if requirement is not None else ""
 
     def report(self, text: str) -> bool:
         """Note the text about what it waits for; return whether it is another than before."""
@@ -106,6 +135,8 @@ class Jobs:
     is_stopping: bool = attrs.field(init=False, default=False)
     """Whether the service stops; nothing is started any more."""
     _start_jobs: dict[Actor, StartJob] = attrs.field(init=False, factory=dict)
+    _blocked: dict[StartJob, None] = attrs.field(init=False, factory=dict)
+    """The start jobs that are blocked."""
     _start_requests: Counter[Actor] = attrs.field(init=False, factory=Counter)
     """How often an operator has started or restarted each instance, or one that depends on it."""
     _removals: dict[Actor, Removal] = attrs.field(init=False, factory=dict)
@@ -139,9 +170,12 @@ class Jobs:
 
     def affected_by_stop(self, actor: Actor) -> list[Actor]:
         """Return the other instances that `stop` would stop first, because they require this one."""
+        reached = {actor: None}
         chain = [actor]
         for instance in chain:  # grows in the loop
-            chain += [requirer for requirer in self.actors.requirers(instance.workload.name) if requirer not in chain]
+            new = [other for other in self.actors.requirers(instance.workload.name) if other not in reached]
+            reached |= dict.fromkeys(new)
+            chain += new
         return [instance for instance in chain[1:] if not self._is_down(instance)]
 
     def affected_by_start(self, actor: Actor) -> list[Actor]:
@@ -152,8 +186,8 @@ class Jobs:
 
     def _dependencies_of(self, actor: Actor) -> tuple[str, ...]:
         """Return the workloads that `actor` requires or wants, directly or not."""
-        edges = self.actors.start_edges
-        return dependencies.transitive_closure(edges[actor.workload.name], edges)
+        start_edges = self.actors.start_edges
+        return dependencies.transitive_closure(start_edges[actor.workload.name], start_edges)
 
     def _is_down(self, actor: Actor) -> bool:
         return actor.lifecycle.state in DOWN_STATES and not self.has_pending_start(actor)
@@ -199,6 +233,7 @@ class Jobs:
         elif not_running:
             self.start(not_running, by=by)
             self._enqueue_start(actor, not_running, by, partial(self._stop_for_restart, actor, by))
+            self._recheck_blocked()
         else:
             self._cancel_start(actor, ends_generation=True)
             await actor.ask(events.Restart(by))
@@ -261,7 +296,7 @@ class Jobs:
         if actor.is_up:
             return True, ""
         job = self._start_jobs.get(actor)
-        then = f"; it starts as soon as {job.blocked_by.name} is up" if job is not None and job.blocked_by else ""
+        then = f"; it starts as soon as {job.unblocked_when}" if job is not None and job.blocked_by else ""
         return False, f"{actor.start_status.waits_for or actor.lifecycle.reason}{then}"
 
     # ---- starts
@@ -271,16 +306,17 @@ class Jobs:
 
         Returns at once.
         """
-        edges = self.actors.start_edges
+        start_edges = self.actors.start_edges
         chosen = dict.fromkeys(extra)
-        needed = [name for actor in chosen for name in edges[actor.workload.name]]
-        for name in dependencies.transitive_closure([*names, *needed], edges):
+        needed = [name for actor in chosen for name in start_edges[actor.workload.name]]
+        for name in dependencies.transitive_closure([*names, *needed], start_edges):
             # `is_up` includes a oneshot that is done.
             chosen |= dict.fromkeys(instance for instance in self.actors.instances(name) if not instance.is_up)
         starting = {actor.workload.name for actor in chosen}
         for actor in chosen:
             if not self.has_pending_start(actor) and not actor.lifecycle.is_alive:
                 self._enqueue_start(actor, starting, by)
+        self._recheck_blocked()
 
     def _enqueue_start(
         self,
@@ -292,11 +328,10 @@ class Jobs:
         """Start `actor` once its dependencies are up.
 
         Returns the job at once. `before_start` runs first, and returns whether there is still something to start. An
-        earlier job is cancelled.
+        earlier job is cancelled. The caller calls `_recheck_blocked` when it has enqueued all.
         """
         self._cancel_start(actor)
         self._start_jobs[actor] = job = StartJob(by)
-        self._recheck_blocked()
         if self.is_stopping:
             job.cancel(ends_generation=True)
         actor.set_start_status(StartStatus(by, actor.start_status.waits_for, actor.lifecycle.generation))
@@ -317,17 +352,17 @@ class Jobs:
         has_slot = False
         with job.scope:
             if before_start is None or await before_start():
-                passed: set[Actor] = set()
                 while not has_slot:
-                    await self._wait_for_dependencies(actor, job, starting, passed)
+                    await self._wait_for_dependencies(actor, job, starting)
                     await self._start_slots.acquire_on_behalf_of(job)
                     has_slot = True
-                    if self._missing_dependency(actor, starting, passed) is not None:  # one has ended meanwhile
+                    job.check_again()
+                    if self._missing_dependency(actor, job, starting) is not None:  # one has ended meanwhile
                         self._start_slots.release_on_behalf_of(job)
                         has_slot = False
                 await trio.lowlevel.checkpoint_if_cancelled()
                 await actor.ask(events.Start(job.by))
-        job.wait_for(None)
+        self._set_blocked(job, None)
         if self._start_jobs.get(actor) is job:
             del self._start_jobs[actor]
             if not self.is_stopping and actor not in self._removals:
@@ -338,16 +373,15 @@ class Jobs:
             await actor.wait_until(lambda lifecycle: lifecycle.state is not State.STARTING)
             self._start_slots.release_on_behalf_of(job)
 
-    async def _wait_for_dependencies(
-        self, actor: Actor, job: StartJob, starting: Collection[str], passed: set[Actor]
-    ) -> None:
-        """Wait until all requirements are up, and each other dependency has been up, or down with no start in progress.
+    async def _wait_for_dependencies(self, actor: Actor, job: StartJob, starting: Collection[str]) -> None:
+        """Wait until the condition of each requirement holds, and no other dependency is still starting.
 
         What it waits for is in its status and in the records; a start that becomes blocked wakes what waits for it.
         """
-        while (other := self._missing_dependency(actor, starting, passed)) is not None:
-            job.wait_for(other if self._is_settled(other) else None)
-            self._report_wait(actor, job, other)
+        while (missing := self._missing_dependency(actor, job, starting)) is not None:
+            other, wait = missing
+            self._set_blocked(job, other if self._is_settled(other) else None, wait.condition)
+            self._report_wait(actor, job, other, wait)
             before = self._progress(other, job)
 
             def has_changed(_: Lifecycle, other: Actor = other, before: tuple[object, ...] = before) -> bool:
@@ -355,56 +389,67 @@ class Jobs:
 
             await other.wait_until(has_changed)
 
-    def _report_wait(self, actor: Actor, job: StartJob, other: Actor) -> None:
+    def _report_wait(self, actor: Actor, job: StartJob, other: Actor, wait: Wait) -> None:
         """Show in the status and in the records for what the start of `actor` waits."""
+        condition = "" if wait.condition == "ready" else f" ({wait.condition})"
         if job.blocked_by is None:
-            text = f"waits for {other.name}"
+            text = f"waits for {other.name}{condition}"
         elif self.is_blocked(other):
-            text = f"requires {other.name}, which {other.start_status.waits_for}"
+            text = f"requires {other.name}{condition}, which {other.start_status.waits_for}"
         else:
-            text = f"requires {other.name}, which is {other.lifecycle.state.value}: {other.lifecycle.reason}"
+            state = other.lifecycle.state.value
+            text = f"requires {other.name}{condition}, which is {state}: {other.lifecycle.reason}"
         if job.report(text):
             actor.set_start_status(attrs.evolve(actor.start_status, waits_for=text))
             if job.blocked_by is None:
                 self.context.journal.log.info("waiting", workload=actor.name, message=text)
             else:
-                text = f"{text}; {actor.name} starts as soon as {other.name} is up"
+                text = f"{text}; {actor.name} starts as soon as {job.unblocked_when}"
                 self.context.journal.log.warning("waiting", workload=actor.name, message=text)
         if job.blocked_by is not None:
             actor.wake_waiters()
             self.changed.notify()
 
-    def _missing_dependency(self, actor: Actor, starting: Collection[str], passed: set[Actor]) -> Actor | None:
-        """Return the first instance that the start of `actor` has to wait for; None if it may start.
+    def _missing_dependency(self, actor: Actor, job: StartJob, starting: Collection[str]) -> tuple[Actor, Wait] | None:
+        """Return the first instance that the start of `actor` has to wait for, and how; None if it may start.
 
-        starting: the workloads whose start was requested with it. passed: the instances that it only wants, or starts
-        after, and has waited for already; the function adds to it.
+        starting: the workloads whose start was requested with it.
         """
-        for name in dependencies.start_dependencies(actor.workload):
-            is_required = name in actor.workload.requires
-            for other in self.actors.instances(name):
-                if other.is_up or other in passed:
+        for other, wait in job.remaining_waits(actor, self.actors):
+            if other in job.passed or edges.is_met(wait.condition, other.lifecycle, other.workload):
+                continue
+            if not wait.is_required:
+                is_requested = wait.name in starting or other.lifecycle.is_alive
+                if not is_requested or self._is_settled(other):
+                    job.passed.add(other)
                     continue
-                if not is_required:
-                    is_requested = name in starting or other.lifecycle.is_alive
-                    if not is_requested or self._is_settled(other):
-                        passed.add(other)
-                        continue
-                return other
+            return other, wait
         return None
 
     def _progress(self, actor: Actor, job: StartJob) -> tuple[object, ...]:
         """Return what has to change before a start that waits for `actor` looks again."""
         lifecycle = actor.lifecycle
         reasons = lifecycle.reason, actor.start_status.waits_for
-        return actor.is_up, self._is_settled(actor), lifecycle.state, reasons, job.blocked_by
+        return actor.is_up, self._is_settled(actor), lifecycle.state, reasons, job.blocked_by, self.actors.revision
+
+    def _set_blocked(self, job: StartJob, requirement: Actor | None, condition: DependencyCondition = "ready") -> None:
+        """Note that a requirement blocks a start, or that none does: see `StartJob.wait_for`."""
+        job.wait_for(requirement, condition)
+        if requirement is None:
+            self._blocked.pop(job, None)
+        else:
+            self._blocked[job] = None
 
     def _recheck_blocked(self) -> None:
         """Have all blocked starts look again: what they require was started, or their configuration has changed."""
-        for job in self._start_jobs.values():
+        requirements: dict[Actor, None] = {}
+        for job in self._blocked:
             if (other := job.blocked_by) is not None:
+                requirements[other] = None
                 job.wait_for(None)
-                other.wake_waiters()
+        self._blocked.clear()
+        for other in requirements:
+            other.wake_waiters()
 
     async def _stop_for_restart(self, actor: Actor, by: Initiator) -> bool:
         """Stop an instance for a start that follows; return False if another command has started it meanwhile."""
@@ -541,7 +586,7 @@ class Transaction:
     """By instance that existed before: set when it has stopped or need not stop, so that its dependencies may stop."""
     _stop_first: dict[str, list[Actor]] = attrs.field(init=False, factory=dict)
     """By workload: the instances that stop before it does."""
-    _start_jobs: dict[str, list[tuple[Actor, StartJob]]] = attrs.field(init=False, factory=dict)
+    _start_jobs: dict[str, dict[Actor, StartJob]] = attrs.field(init=False, factory=dict)
     """By workload: the start jobs of its instances."""
     _removed: dict[str, list[Actor]] = attrs.field(init=False, factory=dict)
     """By workload: its instances that are removed; the others start after these have stopped."""
@@ -559,7 +604,7 @@ class Transaction:
         starting = {actor.workload.name for actor in self.starts}
         for actor, by in self.starts.items():
             job = self.jobs._enqueue_start(actor, starting, by, partial(self._stop_before_start, actor))
-            self._start_jobs.setdefault(actor.workload.name, []).append((actor, job))
+            self._start_jobs.setdefault(actor.workload.name, {})[actor] = job
 
     async def remove(self, actor: Actor) -> bool:
         """Stop and remove an instance; return False if a later reload or command keeps it."""
@@ -592,7 +637,7 @@ class Transaction:
         for removed in self._removed.get(actor.workload.name, ()):
             await self._stopped[removed].wait()
         for name in after:
-            for other, job in self._start_jobs[name]:
+            for other, job in self._start_jobs[name].items():
                 await other.wait_until(partial(self._is_finished, other, job))
         return True
 
@@ -601,7 +646,7 @@ class Transaction:
 
         A stop cancels the job while the program is still stopping, or runs.
         """
-        (job,) = (job for other, job in self._start_jobs[actor.workload.name] if other is actor)
+        job = self._start_jobs[actor.workload.name][actor]
         if job.ends_generation and actor.lifecycle.is_alive:
             self.jobs.nursery.start_soon(self._release_after_end, actor, generation)
         else:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nsupervisor.core.dependencies import start_dependencies
+from nsupervisor.core.dependencies import names, start_dependencies, started_along
 from nsupervisor.service.instance.actor import Actor
 
 
@@ -13,10 +13,17 @@ class Registry(dict[str, Actor]):
     A reload replaces an actor's workload by another one with the same name, and then inserts all actors again.
     """
 
+    _revision: int = 0
     _instances: dict[str, list[Actor]] | None = None
     _requirers: dict[str, list[Actor]]
     _dependents: dict[str, list[Actor]]
     _start_edges: dict[str, tuple[str, ...]]
+
+    @property
+    def revision(self) -> int:
+        """A number that changes with the actors, and with what they depend on."""
+        self._index()
+        return self._revision
 
     def instances(self, workload: str) -> list[Actor]:
         """Return all instances of one workload."""
@@ -43,17 +50,18 @@ class Registry(dict[str, Actor]):
     def _index(self) -> None:
         if self._instances is not None:
             return
+        self._revision += 1
         self._instances, self._requirers, self._dependents = {}, {}, {}
         for actor in self.values():
             self._instances.setdefault(actor.workload.name, []).append(actor)
-            for name in dict.fromkeys(actor.workload.requires):
+            for name in dict.fromkeys(names(actor.workload.requires)):
                 self._requirers.setdefault(name, []).append(actor)
             for name in start_dependencies(actor.workload):
                 self._dependents.setdefault(name, []).append(actor)
         workloads = [instances[0].workload for instances in self._instances.values()]
         # An instance that is being removed may require one that has been removed already.
         self._start_edges = {
-            workload.name: tuple(name for name in (*workload.requires, *workload.wants) if name in self._instances)
+            workload.name: tuple(name for name in started_along(workload) if name in self._instances)
             for workload in workloads
         }
 

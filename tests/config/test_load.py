@@ -8,9 +8,11 @@ import sys
 import pytest
 
 from nsupervisor.config.conditions import parse_condition
-from nsupervisor.config.load import load, parse, parse_sound_parts
+from nsupervisor.config.load import key_slots, load, parse, parse_sound_parts
 from nsupervisor.config.model import Config, IdMapping, MountConfig, Resources, WorkloadConfig
 from nsupervisor.config.problems import ConfigError
+from nsupervisor.config.relations import DependencyConfig
+from nsupervisor.config.to_toml import to_toml
 
 
 def problems(text: str) -> list[str]:
@@ -556,3 +558,41 @@ action = "log"
     assert [problem.line for problem in problems] == [6, 11, 16]
     assert list(config.workloads) == ["a", "c", "d"]
     assert (config.groups, config.host.policy) == ({}, ())
+
+
+EDGES = (
+    '[workload.job]\ncommand = ["a"]\ntype = "oneshot"\n[workload.db]\ncommand = ["a"]\n'
+    '[workload.web]\ncommand = ["a"]\n'
+)
+
+
+def test_an_edge_is_a_name_or_a_table() -> None:
+    job = '{ name = "job", condition = "completed" }'
+    keys = f'requires = ["db", {job}]\nwants = [{job}]\n'
+    edges = parse(EDGES + keys, "f.toml").workloads["web"]
+    assert edges.requires == (DependencyConfig("db", "ready"), DependencyConfig("job", "completed"))
+    assert to_toml(key_slots(WorkloadConfig)["requires"].kind, edges.requires) == (
+        '["db", { name = "job", condition = "completed" }]'
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "problem"),
+    [
+        ("requires = [{ condition = 'ready' }]", "has no name; write for example"),
+        ("requires = [{ name = 'db', when = 'ready' }]", 'has the key "when", which an edge does not have'),
+        ("requires = [{ name = 'db', condition = 'starts' }]", 'has the condition "starts", did you mean "started"'),
+        ("requires = [{ name = 'db', condition = 7 }]", "has the condition 7; write"),
+        ("requires = [{ name = '/', condition = 'ready' }]", "has a name that is not a name"),
+        ("requires = [7]", "is not a string"),
+        ("requires = [{ name = 'd', condition = 'started' }]", 'there is no workload "d"'),
+        ("wants = [{ name = 'db', condition = 'completed' }]", 'which only a program with type = "oneshot" is'),
+        (
+            "requires = ['job']\nafter = [{ name = 'job', condition = 'started' }]",
+            'with the condition "started", and requires[0] with "ready"; keep one of the two',
+        ),
+    ],
+)
+def test_a_wrong_edge(key: str, problem: str) -> None:
+    (found,) = problems(f"{EDGES}{key}\n")
+    assert problem in found

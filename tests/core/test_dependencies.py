@@ -20,7 +20,7 @@ def test_each_of_the_three_edges_means_after():
 
 
 def test_the_closure_has_each_name_once_nearest_first():
-    edges = {name: (*w.requires, *w.wants) for name, w in WORKLOADS.items()}
+    edges = {name: dependencies.started_along(w) for name, w in WORKLOADS.items()}
     assert dependencies.transitive_closure(["web"], edges) == ("web", "db", "cache")
     assert dependencies.transitive_closure(["cron", "cron"], edges) == ("cron",)
     assert dependencies.transitive_closure([], edges) == ()

@@ -15,8 +15,9 @@ from typing import Any
 
 import attrs
 
-from nsupervisor.config.checks import ORDERING_KEYS, find_limit_conflicts
+from nsupervisor.config.checks import find_limit_conflicts
 from nsupervisor.config.model import Config, Resources, WorkloadConfig
+from nsupervisor.config.relations import ORDERING_KEYS
 from nsupervisor.core import dependencies
 from nsupervisor.core.instances import expand_instances
 from nsupervisor.core.reload.differences import (
@@ -281,7 +282,7 @@ def _start_requirements(
     The same holds for what a running instance requires or wants only in the new file. If such a requirement is not up
     and cannot be started here, its step says so.
     """
-    edges = {name: (*workload.requires, *workload.wants) for name, workload in new.workloads.items()}
+    edges = {name: dependencies.started_along(workload) for name, workload in new.workloads.items()}
     needed_by: dict[str, str] = {}
     newly_required_by: dict[str, str] = {}
     for step in steps.values():
@@ -292,10 +293,10 @@ def _start_requirements(
             current = current_by_name.get(step.name)
             if current is None or not current.should_run:
                 continue
-            before = (*current.workload.requires, *current.workload.wants)
+            before = dependencies.started_along(current.workload)
             needed = tuple(name for name in needed if name not in before)
             for name in needed:
-                if name in step.workload.requires:
+                if name in dependencies.names(step.workload.requires):
                     newly_required_by.setdefault(name, step.name)
         for name in dependencies.transitive_closure(needed, edges):
             needed_by.setdefault(name, step.name)

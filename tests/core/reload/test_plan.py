@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from nsupervisor.config.kinds import TableOf
 from nsupervisor.config.load import key_slots, parse
 from nsupervisor.config.model import Config, Resources, WorkloadConfig
+from nsupervisor.core.dependencies import started_along
 from nsupervisor.core.instances import expand_instances
 from nsupervisor.core.lifecycle import State
 from nsupervisor.core.reload.differences import merge_limits, workload_differences
@@ -412,7 +413,7 @@ def test_from_nothing_is_what_the_service_starts_with(new: Config) -> None:
     started = {step.name for step in make_plan(None, new, []).steps if step.action is InstanceAction.START}
     wanted = [name for name, workload in new.workloads.items() if workload.autostart]
     for name in wanted:
-        wanted += [*new.workloads[name].requires, *new.workloads[name].wants]
+        wanted += started_along(new.workloads[name])
     assert started == {name for name, (workload, _) in expand_instances(new).items() if workload in wanted}
 
 
