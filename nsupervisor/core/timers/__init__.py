@@ -1,0 +1,1 @@
+"""Timers: when a workload is due, and what to do then. Pure."""
