@@ -3,6 +3,7 @@
 import os
 import pty
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -241,6 +242,67 @@ def test_job_control_works(namespaces: str) -> None:
         terminal.type("echo status-$?; exit 6\n")
         terminal.expect("status-130")
         assert terminal.status() == 6
+
+
+@pytest.mark.fault("F12")
+@needs("root", "program:bash")
+@pytest.mark.parametrize("namespaces", ["uts", "pid uts"])
+def test_it_is_a_job_that_can_be_suspended_and_resumed(namespaces: str, tmp_path: Path) -> None:
+    """Ctrl-Z in the shell that started it stops the command and the program; fg lets both go on."""
+    program = tmp_path / "program"
+    program.write_text('echo "waiting as $PPID"; read line; echo "read $line"; exit 7\n')
+    with Terminal(["/bin/bash", "--norc", "--noprofile", "-i"]) as terminal:
+        terminal.expect("$ ")
+        terminal.type(f"{shlex.join(command(namespaces, 'sh', str(program)))}\n")
+        terminal.expect("waiting as ")
+        group = os.tcgetpgrp(terminal.fd)
+        # The command and the program. An init only waits for the program, and cannot be stopped: it is a process 1.
+        members = [pid for pid in process_group(group) if not is_init(pid)]
+        assert len(members) == 2
+        assert group != terminal.pid
+        terminal.type("\x1a")
+        terminal.expect("Stopped")
+        terminal.expect("$ ")
+        assert {pid: process_state(pid) for pid in members} == dict.fromkeys(members, "T")
+        assert os.tcgetpgrp(terminal.fd) == terminal.pid
+        terminal.type("fg\n")
+        terminal.expect("fg")
+        wait_for_foreground_group(terminal, group)
+        terminal.type("hello\n")
+        terminal.expect("read hello")
+        terminal.expect("$ ")
+        terminal.type("exit $?\n")
+        assert terminal.status() == 7
+
+
+def process_group(group: int) -> list[int]:
+    """Return the processes in a process group."""
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [pid for pid in pids if process_field(pid, 2) == str(group)]
+
+
+def is_init(pid: int) -> bool:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"nsupervisor: init")
+
+
+def process_state(pid: int) -> str:
+    """Return the state of a process: "T" if it is stopped by a signal; "" if it has ended."""
+    return process_field(pid, 0)
+
+
+def process_field(pid: int, number: int) -> str:
+    """Return a field of /proc/PID/stat after the name: 0 is the state, 2 the process group; proc(5)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[number]
+    except OSError:
+        return ""
+
+
+def wait_for_foreground_group(terminal: Terminal, group: int) -> None:
+    limit = time.monotonic() + deadline(20)
+    while os.tcgetpgrp(terminal.fd) != group:
+        assert time.monotonic() < limit, f"it never came to the foreground; {terminal.seen!r}"
+        time.sleep(0.005)
 
 
 def wait_for_foreground(terminal: Terminal, name: str) -> None:
