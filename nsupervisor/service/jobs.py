@@ -53,6 +53,8 @@ REFUSED: Result = (False, "the service is stopping, so nothing starts any more; 
 """The answer to a start or restart while the service stops."""
 OVERRULED: Result = (False, "a later start overruled it")
 """The answer to a stop."""
+OVERRULED_BY_STOP: Result = (False, "a later stop overruled it")
+"""The answer to a restart."""
 
 
 @attrs.define(eq=False)
@@ -139,6 +141,8 @@ class Jobs:
     """The start jobs that are blocked."""
     _start_requests: Counter[Actor] = attrs.field(init=False, factory=Counter)
     """How often an operator has started or restarted each instance, or one that depends on it."""
+    _stop_requests: Counter[Actor] = attrs.field(init=False, factory=Counter)
+    """How often an operator has stopped each instance, or one that it requires."""
     _removals: dict[Actor, Removal] = attrs.field(init=False, factory=dict)
     _start_slots: trio.CapacityLimiter = attrs.field(
         init=False, factory=lambda: trio.CapacityLimiter(MAX_CONCURRENT_STARTS)
@@ -212,13 +216,17 @@ class Jobs:
     async def restart_and_wait(self, actor: Actor, by: Initiator) -> Result:
         """Restart as systemd does: dependencies that do not run are started too, those that run stay untouched.
 
-        Refused without an effect if the next start must fail.
+        Refused without an effect if the next start must fail. Race: that takes a moment to find out, and an operator
+        may stop the instance meanwhile: the last command counts.
         """
+        stop_requests = self._stop_requests[actor]
         if not self.is_stopping and (problem := await self._restart_problem(actor)):
             actor.log_event("warning", "warning", message=problem)
             return False, problem
         if self.is_stopping:
             return REFUSED
+        if self._stop_requests[actor] != stop_requests:
+            return OVERRULED_BY_STOP
         self._overrule_stops(actor)
         not_running = [
             name
@@ -262,6 +270,7 @@ class Jobs:
 
         While those stop, an operator may start the instance, or one that depends on it: the last command counts.
         """
+        self._stop_requests[actor] += 1
         start_requests = self._start_requests[actor]
         stopped_first = [other.name for other in self.affected_by_stop(actor)]
         running = [other for other in self.actors.requirers(actor.workload.name) if not self._is_down(other)]
@@ -505,6 +514,7 @@ class Jobs:
                 return False
             del self._removals[actor]
             self._start_requests.pop(actor, None)
+            self._stop_requests.pop(actor, None)
             if actor.lifecycle.state is not State.STOPPED:
                 return False
             owner = self.leftovers if self.leftovers.get(actor.name) is actor else self.actors

@@ -4,8 +4,9 @@ import pytest
 
 from tests.simulation.configs import COMMON, KINDS, OVERLAPPING_KINDS, Kind
 from tests.simulation.history import History, Step
-from tests.simulation.machine import Process
+from tests.simulation.machine import Machine, Process
 
+GROUP = next(kind for kind in KINDS if kind.name == "group")
 NOTIFY = next(kind for kind in KINDS if kind.name == "notify")
 ORDER = next(kind for kind in KINDS if kind.name == "order")
 RESTARTS = next(kind for kind in KINDS if kind.name == "restarts")
@@ -146,3 +147,17 @@ def test_a_command_about_a_start_that_the_keeper_did_not_survive_has_an_end(comm
     history = History(1, ORDER, steps)
     history.run()
     assert history.watch.problems == []
+
+
+@pytest.mark.parametrize(("kind", "name"), [(GROUP, "second"), (ORDER, "db")], ids=["alone", "after web"])
+@pytest.mark.parametrize("after_ms", [0, 1, 60])
+def test_a_stop_counts_although_a_restart_before_it_is_still_looking_for_obstacles(
+    monkeypatch: pytest.MonkeyPatch, kind: Kind, name: str, after_ms: int
+) -> None:
+    """The restart found none, and started the instance again, also after the stop had ended."""
+    monkeypatch.setattr(Machine, "delay", lambda _machine: 0.1)  # of each call in a thread, among others
+    steps = (Step(1.5, "command", name, "restart"), Step(1.5 + after_ms / 1000, "command", name, "stop"))
+    history = History(1, kind, steps)
+    history.run()
+    assert history.watch.problems == []
+    assert f"spawned {name}#2" not in "".join(history.machine.events)
