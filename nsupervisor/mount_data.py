@@ -9,16 +9,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-READ_ONLY, READ_WRITE, MASKED, INACCESSIBLE, TEMPORARY = (
+READ_ONLY, READ_WRITE, MASKED, INACCESSIBLE, TEMPORARY, OWN_CGROUP = (
     "read-only",
     "read-write",
     "masked",
     "inaccessible",
     "temporary",
+    "own cgroup",
 )
-ACTIONS = frozenset({READ_ONLY, READ_WRITE, MASKED, INACCESSIBLE, TEMPORARY})
+ACTIONS = frozenset({READ_ONLY, READ_WRITE, MASKED, INACCESSIBLE, TEMPORARY, OWN_CGROUP})
 """The actions for a path of a sandbox. "masked" shows an empty file or directory; "inaccessible" one that only root may
-open; "temporary" an empty directory in memory."""
+open; "temporary" an empty directory in memory; "own cgroup" is for /sys/fs/cgroup, and shows only that of the program,
+read-only."""
 
 _LAYER_KEYS = ("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir")
 

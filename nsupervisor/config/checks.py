@@ -368,6 +368,12 @@ def _security_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Con
                     f"{quoted(name)} is not in capability_bounding_set; add it there, or remove it",
                     ((*table, "capability_bounding_set"),),
                 )
+    if security.protect_control_groups == "strict" and not workload.namespaces.cgroup:
+        yield Conflict(
+            (*table, "protect_control_groups"),
+            '"strict" shows the cgroup namespace of the program, which it does not have; write true',
+            ((*path, "namespaces", "cgroup"),),
+        )
     families = security.restrict_address_families or ()
     if len({word.startswith("~") for word in families}) > 1 or ("none" in families and len(families) > 1):
         yield Conflict(

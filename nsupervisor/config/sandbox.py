@@ -104,8 +104,9 @@ class SandboxConfig(Table):
     protect_kernel_logs: bool | None = field(
         default=None, metadata=key(kinds.BOOLEAN, "/dev/kmsg and /proc/kmsg are empty")
     )
-    protect_control_groups: bool | None = field(
-        default=None, metadata=key(kinds.BOOLEAN, "/sys/fs/cgroup is read-only")
+    protect_control_groups: bool | Literal["strict"] | None = field(
+        default=None,
+        metadata=key(_boolean_or("strict"), '/sys/fs/cgroup is read-only; "strict": and shows its own cgroup alone'),
     )
     protect_clock: bool | None = field(
         default=None, metadata=key(kinds.BOOLEAN, "the clock devices /dev/rtc* are empty")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nsupervisor.mount_data import INACCESSIBLE, MASKED, READ_ONLY, READ_WRITE, TEMPORARY
+from nsupervisor.mount_data import INACCESSIBLE, MASKED, OWN_CGROUP, READ_ONLY, READ_WRITE, TEMPORARY
 
 MASKED_PATHS = (
     *(
@@ -77,7 +77,7 @@ def _paths(values: Mapping[str, Any]) -> dict[str, str]:
     elif is_strict:
         paths["/sys"] = READ_WRITE
     if values["protect_control_groups"]:
-        paths[CONTROL_GROUPS] = READ_ONLY
+        paths[CONTROL_GROUPS] = OWN_CGROUP if values["protect_control_groups"] == "strict" else READ_ONLY
     elif is_strict or values["protect_kernel_tunables"]:
         paths[CONTROL_GROUPS] = READ_WRITE
     if values["protect_kernel_modules"]:

@@ -55,7 +55,7 @@ _DEFAULT_VIEW = {
     "private_devices": True,
     "device_policy": "closed",
     "protect_kernel_tunables": True,
-    "protect_control_groups": True,
+    "protect_control_groups": "strict",
 }
 _STRICT_VIEW = {
     **_DEFAULT_VIEW,

@@ -48,6 +48,7 @@ def test_without_keys_a_program_sees_what_the_host_has() -> None:
             },
         ),
         ("protect_control_groups = true", {CONTROL_GROUPS: "read-only"}),
+        ('protect_control_groups = "strict"', {CONTROL_GROUPS: "own cgroup"}),
         ("protect_kernel_modules = true", {"/usr/lib/modules": "inaccessible", "-/lib/modules": "inaccessible"}),
         ("protect_kernel_logs = true", {"/proc/kmsg": "masked", "-/dev/kmsg": "masked"}),
         ("protect_kernel_logs = true, private_devices = true", {"/proc/kmsg": "masked"}),

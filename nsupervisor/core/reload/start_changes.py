@@ -79,6 +79,16 @@ START_CHANGES = (
         lambda workload: workload.security.profile == "default" and workload.namespaces.mount,
     ),
     StartChange(
+        3,
+        "it sees no cgroup but its own; as before with security = { protect_control_groups = true }",
+        lambda workload: (
+            workload.security.profile != "none"
+            and workload.security.protect_control_groups is None
+            and workload.namespaces.mount
+            and workload.namespaces.cgroup
+        ),
+    ),
+    StartChange(
         _PROFILE_LIMITS,
         'it has at most 2,048 processes and threads; as before with resources = { pids_max = "max" }',
         lambda workload: "pids_max" in workload.resources.of_profile,

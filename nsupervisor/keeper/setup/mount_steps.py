@@ -147,8 +147,9 @@ def hold_hidden_sources(spec: Spec) -> None:
 
 def resolve_sandbox(spec: Spec) -> tuple[Any, ...]:
     """Look at the paths of a sandbox; return what `sandbox_operations` needs. Raises StepError."""
+    cgroups = tuple(spec.cgroup_procs) if spec.cgroup is not None and "cgroup" in spec.namespaces else None
     try:
-        return sandbox.resolve(spec.sandbox or (None, "", ()), frozenset({0, os.geteuid()}))
+        return sandbox.resolve(spec.sandbox or (None, "", ()), frozenset({0, os.geteuid()}), cgroups)
     except sandbox.MissingPathError as error:
         hint = 'write "-" before a path that may be missing' if error.errno == errno.ENOENT else ""
         raise step_error(f"find {error.filename}", error, hint) from None

@@ -20,7 +20,7 @@ import struct
 
 from nsupervisor.linux import mounts
 from nsupervisor.linux.trusted_paths import locate
-from nsupervisor.mount_data import ACTIONS, INACCESSIBLE, MASKED, READ_ONLY, READ_WRITE, TEMPORARY
+from nsupervisor.mount_data import ACTIONS, INACCESSIBLE, MASKED, OWN_CGROUP, READ_ONLY, READ_WRITE, TEMPORARY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     _Entry = tuple[str, str, bool, bool, bool]
-    """Path, action, whether it is a directory, whether it is a mount point, whether it is used by its name."""
+    """Path, action, whether it is a directory, whether it is a mount point, whether it is used by its name.
+
+    After `resolve`, the action may also be `_MOUNT_CGROUP` and the options of a v1 hierarchy; "" for version 2."""
 
 NODES = (
     *(("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9)),
@@ -171,23 +173,71 @@ def forget() -> None:
     """Look at all paths again, after a mount on the host."""
     _look_at.cache_clear()
     _resolve_system.cache_clear()
+    _hierarchies.cache_clear()
+    _show_own_cgroup.cache_clear()
 
 
 def _is_system(path: str) -> bool:
     return path in _SYSTEM or (path.startswith(_KERNEL) and path == os.path.normpath(path))
 
 
-def resolve(sandbox: tuple[Any, ...], users: frozenset[int]) -> tuple[Any, ...]:
+def resolve(sandbox: tuple[Any, ...], users: frozenset[int], cgroups: tuple[str, ...] | None = None) -> tuple[Any, ...]:
     """Look at the host: return what `operations` needs, in which no path has a symbolic link. Raises MissingPathError.
 
-    `users`: those whose links are followed, as for `locate`.
+    `users`: those whose links are followed, as for `locate`. `cgroups`: the files by which the process joins its v1
+    cgroups; None if it has no cgroup, or no cgroup namespace: "own cgroup" then means "read-only".
     """
     devices, proc, paths = sandbox
     if _are_system(paths):
         ordered = _resolve_system(paths)
     else:
         ordered = _order(_resolve_path(given, action, users) for given, action in paths)
-    return _resolve_devices(devices), proc, ordered
+    return _resolve_devices(devices), proc, _show_own_cgroup(ordered, cgroups)
+
+
+CGROUPS = "/sys/fs/cgroup"
+_MOUNT_CGROUP = "mount "
+_HIERARCHY_FLAGS = frozenset(("rw", "ro", "seclabel", "clone_children"))
+
+
+@functools.lru_cache(64)
+def _show_own_cgroup(paths: tuple[_Entry, ...], cgroups: tuple[str, ...] | None) -> tuple[_Entry, ...]:
+    """Return the entries with those of each hierarchy in place of "own cgroup".
+
+    In a cgroup namespace, a new mount of a hierarchy has the present cgroup as its root, cgroup_namespaces(7). The
+    kernel refuses to mount a file system over itself, so an empty directory comes between. A v1 hierarchy in which the
+    process has no cgroup of its own stays empty. Version 2 comes last: until then its empty directory serves for all.
+    """
+    index = next((number for number, entry in enumerate(paths) if entry[1] == OWN_CGROUP), -1)
+    if index < 0:
+        return paths
+    shown: list[_Entry] = []
+    if ("/sys", READ_ONLY) not in ((path, action) for path, action, *_ in paths):  # it includes what is mounted there
+        shown.append((CGROUPS, READ_ONLY, *paths[index][2:]))
+    hierarchies = _hierarchies() if cgroups is not None else {}
+    for point, options in hierarchies.items():
+        is_joined = any(file.startswith(f"{point}/") for file in cgroups or ())
+        shown.append((point, f"{_MOUNT_CGROUP}{options}" if is_joined else MASKED, True, True, True))
+    shown += [(point, _MOUNT_CGROUP, True, True, True) for point, options in hierarchies.items() if not options]
+    return (*paths[:index], *shown, *paths[index + 1 :])
+
+
+@functools.lru_cache(1)
+def _hierarchies() -> dict[str, str]:
+    """Return the options of each file system of cgroups in the usual place, by mount point; "" for version 2.
+
+    proc_pid_mountinfo(5). Empty if version 2 is not there.
+    """
+    found: dict[str, str] = {}
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        for line in file:
+            before, _, after = line.rstrip("\n").partition(" - ")
+            point, (kind, _, options) = before.split(" ")[4], after.split(" ", 2)
+            if kind in ("cgroup", "cgroup2") and f"{point}/".startswith(f"{CGROUPS}/") and "\\" not in point:
+                wanted = [] if kind == "cgroup2" else options.split(",")
+                names = [one for one in wanted if one not in _HIERARCHY_FLAGS and not one.startswith("release_agent=")]
+                found[point] = ",".join(names)
+    return dict(sorted(found.items(), key=lambda item: item[1])) if "" in found.values() else {}
 
 
 @functools.lru_cache(64)
@@ -279,17 +329,16 @@ def _syslog() -> tuple[str, str]:
 
 
 def split(resolved: tuple[Any, ...], joins_later: bool) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Divide what is resolved into what is done at once and what is done after the process has joined its cgroups.
+    """Divide what is resolved into what is done in advance and what is done in the cgroups and the cgroup namespace.
 
     `joins_later`: it has yet to write to a file below /sys.
     """
     devices, proc, paths = resolved
-    nothing: tuple[Any, ...] = (None, "", ())
-    if not joins_later:
-        return resolved, nothing
-    if paths and paths[0][0] == "/" and paths[0][1] == READ_ONLY:
-        return nothing, resolved
-    late = tuple(entry for entry in paths if _closes_cgroups(entry))
+    if joins_later and paths and paths[0][0] == "/" and paths[0][1] == READ_ONLY:
+        return (None, "", ()), resolved
+    late = tuple(
+        entry for entry in paths if entry[1].startswith(_MOUNT_CGROUP) or (joins_later and _closes_cgroups(entry))
+    )
     return (devices, proc, tuple(entry for entry in paths if entry not in late)), (None, "", late)
 
 
@@ -501,12 +550,22 @@ class _Builder:
             self._set_attributes(text, name, _READ_ONLY_ATTRIBUTES, mounts.AT_RECURSIVE)
         elif action == READ_WRITE:
             self._move(f"keep {path} writable", self._held[path], path)
+        elif action.startswith(_MOUNT_CGROUP):
+            self._mount_own_cgroup(name, os.fsencode(action.removeprefix(_MOUNT_CGROUP)))
         elif action == TEMPORARY:
             self._mount_temporary(f"mount an empty {path}", name)
         elif is_directory:
             self._mount_empty(f"hide {path}", action, name)
         else:
             self._add(f"hide {path}", "mount", b"/dev/null", name, 0, mounts.MS_BIND, 0)
+
+    def _mount_own_cgroup(self, name: bytes, options: bytes) -> None:
+        text = f"mount the own cgroup on {os.fsdecode(name)}"
+        kind = b"cgroup" if options else b"cgroup2"
+        if options:
+            empty = next(os.fsencode(point) for point, options in _hierarchies().items() if not options)
+            self._add(text, "mount", empty, name, 0, mounts.MS_BIND, 0)
+        self._add(text, "mount", kind, name, kind, _MASK_FLAGS, options or 0)
 
     def _mount_empty(self, text: str, action: str, name: bytes) -> None:
         """Mount an empty directory: the first one is a file system of its own, the others are copies of that mount."""

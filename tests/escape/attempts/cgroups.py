@@ -168,6 +168,8 @@ def cgroup_others_seen() -> str:
     """See the cgroups of others: more than the own one below a mount of a hierarchy."""
 
     def one(point: str, own: str) -> str:
+        if not os.path.exists(f"{point}/cgroup.procs") and not children(point):
+            raise RefusedError(f"{point} is empty: something else covers it")
         if not (own != point or children(point)):
             raise RefusedError("the own cgroup is all that is visible")
         return f"{point} shows more than {own}"

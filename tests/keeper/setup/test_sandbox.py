@@ -5,11 +5,12 @@ import stat
 from pathlib import Path
 
 import pytest
+import trio
 
 from nsupervisor.keeper.setup import sandbox
 from nsupervisor.keeper.setup.spec import Spec, SpecError
 from tests.keeper.conftest import ISOLATED, Harness
-from tests.needs import needs
+from tests.needs import cgroup_directories, needs
 
 SHIFTED = {"uid_mappings": [[0, 100_000, 1000]], "gid_mappings": [[0, 100_000, 1000]]}
 WITHOUT_ROOT = {"uid_mappings": [[33, 100_033, 1]], "gid_mappings": [[33, 100_033, 1]], "uid": 33, "gid": 33}
@@ -84,6 +85,80 @@ def test_the_cgroups_are_made_read_only_after_those_of_version_1_are_joined() ->
     assert [entry[0] for entry in first[2]] == ["/proc/sys"]
     assert [entry[0] for entry in last[2]] == ["/sys", "/sys/fs/cgroup"]
     assert sandbox.split(resolved, joins_later=False) == (resolved, (None, "", ()))
+
+
+def test_what_shows_the_own_cgroup_is_mounted_in_the_cgroup_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolved = None, "", (("/sys", "read-only", True, True, True), ("/sys/fs/cgroup", "own cgroup", True, True, True))
+    hybrid = {"/sys/fs/cgroup/unified": "", "/sys/fs/cgroup/cpu": "cpu", "/sys/fs/cgroup/pids": "pids,xattr"}
+
+    def shown(hierarchies: dict[str, str], cgroups: tuple[str, ...] | None) -> list[list[tuple[str, str]]]:
+        monkeypatch.setattr(sandbox, "_hierarchies", lambda: hierarchies)
+        sandbox._show_own_cgroup.cache_clear()
+        found = None, "", sandbox._show_own_cgroup(resolved[2], cgroups)
+        return [[entry[:2] for entry in part[2]] for part in sandbox.split(found, bool(cgroups))]
+
+    sys = ("/sys", "read-only")
+    assert shown({"/sys/fs/cgroup": ""}, ()) == [
+        [sys, ("/sys/fs/cgroup", "masked")],
+        [("/sys/fs/cgroup", "mount ")],
+    ]
+    assert shown(hybrid, ("/sys/fs/cgroup/pids/a/tasks",)) == [
+        [("/sys/fs/cgroup/unified", "masked"), ("/sys/fs/cgroup/cpu", "masked")],
+        [sys, ("/sys/fs/cgroup/pids", "mount pids,xattr"), ("/sys/fs/cgroup/unified", "mount ")],
+    ]
+    assert shown(hybrid, None) == [[sys], []], "without a cgroup, or a cgroup namespace"
+    assert shown({}, ()) == [[sys], []]
+    monkeypatch.undo()
+    sandbox._show_own_cgroup.cache_clear()
+
+
+@needs("root", "cgroup")
+@pytest.mark.parametrize(
+    "spec",
+    [
+        PLAN,
+        pytest.param({"namespaces": ISOLATED, "init": False}, id="pid1"),
+        pytest.param({"namespaces": [*ISOLATED, "user"], **SHIFTED}, id="shifted", marks=needs("userns")),
+    ],
+)
+async def test_a_program_sees_its_own_cgroup_alone_where_runtimes_look_for_limits(harness: Harness, spec: dict) -> None:
+    directories = cgroup_directories()
+    joined = [path / f"own-{os.getpid()}" for name, path in directories.items() if name in ("memory", "pids")]
+    core = directories[""] / f"own-{os.getpid()}"
+    point = next(above for above in core.parents if not (above.parent / "cgroup.procs").exists())
+    files = [
+        point / "cgroup.max.descendants",
+        *(Path(f"/sys/fs/cgroup/pids/{name}") for name in ("pids.max",) if joined),
+    ]
+    script = """
+    cut -d: -f3 /proc/self/cgroup | sort -u
+    find /sys/fs/cgroup -mindepth 2 -type d | grep -v /sys/fs/cgroup/unified
+    cat "$@"
+    mkdir $0/x 2>/dev/null || echo 5 2>/dev/null >"$1" || echo read-only
+    """
+    for directory in (core, *joined):
+        directory.mkdir()
+    try:
+        (core / "cgroup.max.descendants").write_text("77")
+        for directory in joined:
+            if (directory / "pids.max").exists():
+                (directory / "pids.max").write_text("77")
+        for _ in TWICE:
+            result = await harness.run(
+                *("sh", "-c", script, str(point), *map(str, files)),
+                cgroup=str(core),
+                cgroup_procs=[f"{directory}/tasks" for directory in joined],
+                sandbox=entries("own cgroup", "/sys/fs/cgroup"),
+                **spec,
+            )
+            expected = ["/", *["77"] * len(files), "read-only"]
+            assert (result.failure, result.stdout.split()) == (None, expected)
+    finally:
+        with trio.fail_after(20):
+            for directory in (core, *joined):
+                while (directory / "cgroup.procs").read_text():  # noqa: ASYNC110 - files of v1 notify nobody
+                    await trio.sleep(0.005)
+                directory.rmdir()
 
 
 # ---- devices
