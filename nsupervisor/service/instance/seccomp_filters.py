@@ -42,14 +42,33 @@ def filter_name(filter: Filter) -> str:  # noqa: A002
 def program(name: str) -> bytes:
     """Return the BPF program of the filter with this name. Raises KeyError, and LibseccompError."""
     from nsupervisor.linux import libseccomp  # imported late: many configurations need no library
+    from nsupervisor.service.instance.filter_program import NotExpressibleError
 
     found = _filters[name]
     rules = tuple(_library_rule(rule) for rule in found.rules)
-    compiled = libseccomp.compile_filter(_library_action(found.default), rules)
     architecture = _ARCHITECTURES.get(os.uname().machine)
     if found.unknown is None or architecture is None:
-        return compiled
-    return _refusal_of_unknown_calls(architecture, _library_action(found.unknown)) + compiled
+        return libseccomp.compile_filter(_library_action(found.default), rules)
+    try:
+        return _compile_short(architecture, found, rules)
+    except NotExpressibleError:
+        compiled = libseccomp.compile_filter(_library_action(found.default), rules)
+        return _refusal_of_unknown_calls(architecture, _library_action(found.unknown)) + compiled
+
+
+def _compile_short(architecture: int, source: Filter, rules: tuple[Rule, ...]) -> bytes:
+    """Compile a filter that has an action for unknown calls. Raises NotExpressibleError."""
+    from nsupervisor.linux import libseccomp
+    from nsupervisor.service.instance.filter_program import compile_program
+
+    if reason := libseccomp.missing_reason():
+        raise libseccomp.LibseccompError(reason)
+    assert source.unknown is not None
+    numbers = [libseccomp.call_number(rule.call) if isinstance(rule.call, str) else rule.call for rule in rules]
+    known = [rule._replace(call=number) for rule, number in zip(rules, numbers, strict=True) if number >= 0]
+    default, unknown = _library_action(source.default), _library_action(source.unknown)
+    bad_architecture = libseccomp.LOG if default == libseccomp.LOG else libseccomp.KILL_PROCESS
+    return compile_program(architecture, bad_architecture, default, unknown, HIGHEST_NUMBER, known)
 
 
 def _library_action(action: Action) -> int:
