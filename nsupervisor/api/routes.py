@@ -207,7 +207,10 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "Status": _object_schema(
         "One instance of a workload. What is not known, or does not apply, is null. More keys may come.",
         name=_value_schema("string", '"web", or "web@2" if a workload has several instances.'),
-        instance=_value_schema("integer?", "2 for web@2.", minimum=1),
+        instance={
+            "description": '2 for web@2, "eu" for web@eu; null for a single instance without a number.',
+            "type": ["integer", "string", "null"],
+        },
         description=_value_schema("string", "Its description, for people; or empty."),
         command=_value_schema(
             "array", "The program and its arguments, as in the configuration in force.", items={"type": "string"}

@@ -56,8 +56,8 @@ def find_conflicts(config: Config) -> Iterator[Conflict]:
     yield from _cycles(config)
     yield from _shared_log_files(config)
     yield from _membership_conflicts(config)
-    for name, workload in config.workloads.items():
-        path: KeyPath = ("workload", name)
+    for _, workload in config.each_variant():
+        path: KeyPath = ("workload", workload.name)
         yield from _program_conflicts(workload, path)
         yield from _namespace_conflicts(workload, path)
         yield from _security_conflicts(workload, path)
@@ -221,7 +221,8 @@ def _shared_log_files(config: Config) -> Iterator[Conflict]:
     opened.
     """
     users = _default_log_files(config)
-    for name, workload in config.workloads.items():
+    for instance, workload in config.each_variant():
+        name = workload.name
         keys = [key for key in ("path", "stdout_path", "stderr_path") if getattr(workload.log, key) is not None]
         own = {
             _absolute(getattr(workload.log, key)): _FileUser(f"log.{key}", ("workload", name, "log", key))
@@ -234,11 +235,11 @@ def _shared_log_files(config: Config) -> Iterator[Conflict]:
             rotated = _ROTATED.fullmatch(file)
             if file.startswith(_SPECIAL_DIRECTORIES):
                 yield Conflict(path, _no_place(file, key), ())
-            elif workload.instances > 1:
+            elif instance is None and len(workload.instance_ids) > 1:
                 yield Conflict(
                     path,
                     "would be the file of several instances; remove it: they have NAME@1.log, NAME@2.log, … in "
-                    "supervisor.log_directory",
+                    'supervisor.log_directory; or write "{instance}" in it, with expand = true',
                     (("workload", name, "instances"),),
                 )
             elif user := users.get(file):
@@ -255,7 +256,7 @@ def _shared_log_files(config: Config) -> Iterator[Conflict]:
                     (("workload", name, "log", stream),),
                 )
         for file, user in own.items():
-            users.setdefault(file, _FileUser(f"workload {quoted(name)}", user.key))
+            users.setdefault(file, _FileUser(f"workload {quoted(workload.instance_name(instance))}", user.key))
 
 
 def _no_place(file: str, key: str) -> str:
@@ -286,10 +287,9 @@ def _default_log_files(config: Config) -> dict[str, _FileUser]:
         users[_absolute(output)] = _FileUser("supervisor.log_output", ("supervisor", "log_output"))
     for name, workload in config.workloads.items():
         if None in workload.log.file_keys().values():
-            numbers = range(1, workload.instances + 1) if workload.instances > 1 else ()
             user = _FileUser(f"workload {quoted(name)}", ("workload", name, "log"))
-            for instance in [f"{name}@{number}" for number in numbers] or [name]:
-                file = _absolute(f"{directory}/{instance}.log")
+            for instance in workload.instance_ids:
+                file = _absolute(f"{directory}/{workload.instance_name(instance)}.log")
                 users.setdefault(file, user)
     return users
 

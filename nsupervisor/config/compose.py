@@ -11,12 +11,13 @@ line where the value is written. Pure, apart from the function that finds includ
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from nsupervisor.config.documents import Document, parse_document
+from nsupervisor.config.expansion import Expanded, Expander, Instance, Scope
 from nsupervisor.config.files import MAX_FILE_SIZE, MAX_INCLUDED_FILES, IncludedFile, SourceFile, find_included
-from nsupervisor.config.kinds import WORKLOAD_NAME
+from nsupervisor.config.kinds import INSTANCES, VARIABLE_NAME, VARIABLE_VALUE, WORKLOAD_NAME
 from nsupervisor.config.positions import ComposedPositions, KeyPath, Origin, Origins, Positions, find_origin
 from nsupervisor.config.problems import ConfigError, Problem
 from nsupervisor.config.quoting import did_you_mean, format_path, quoted
@@ -28,9 +29,11 @@ MAX_INCLUDE_DEPTH = 8
 """Most files between the main file and one that is included, itself counted."""
 MAX_EXTENDS_DEPTH = 16
 """Most templates that a workload may inherit from, one through the other."""
+MAX_DIFFERING_INSTANCES = 20_000
+"""Most instances, of all workloads together, that have tables of their own."""
 
-_FILE_KEYS = ("include", "defaults", "template")
-_TABLE_KEYS = ("extends", "override")
+_FILE_KEYS = ("include", "defaults", "template", "var")
+_TABLE_KEYS = ("extends", "override", "expand")
 _NAMED = ("workload", "group", "template")
 """Top-level tables of tables that have names."""
 
@@ -50,6 +53,8 @@ class Composed(NamedTuple):
     problems: list[CompositionProblem]
     unused_templates: dict[str, dict[str, Any]]
     """By name: what the templates say that no workload extends."""
+    variants: dict[str, dict[Instance, dict[str, Any]]]
+    """By workload whose instances differ: the table of each instance."""
 
 
 class Section(NamedTuple):
@@ -164,12 +169,15 @@ def read_included(text: str, path: str) -> list[IncludedFile]:
 # ---- composition
 
 
-def compose(documents: Sequence[Document]) -> Composed:
-    """Compose the configuration of these files, of which the first is the main one."""
+def compose(documents: Sequence[Document], environment: Mapping[str, str] = os.environ) -> Composed:
+    """Compose the configuration of these files, of which the first is the main one.
+
+    `environment`: the values of `{env.NAME}`.
+    """
     main = documents[0]
     if len(documents) == 1 and not _needs_composition(main.table):
-        return Composed(main.table, main.positions, [], {})
-    composer = _Composer(main)
+        return Composed(main.table, main.positions, [], {}, {})
+    composer = _Composer(main, environment)
     for document in documents:
         composer.add(document)
     return composer.compose()
@@ -211,7 +219,11 @@ def _merge_tables(
 
 
 class _Composer:
-    def __init__(self, main: Document) -> None:
+    def __init__(self, main: Document, environment: Mapping[str, str]) -> None:
+        self.environment = environment
+        self.variables: dict[str, str] = {}
+        self.variants: dict[str, dict[Instance, dict[str, Any]]] = {}
+        self.differing_instances = 0
         self.origins: Origins = {(): Origin(main.positions, ())}
         self.table: dict[str, Any] = {}
         self.named: dict[str, dict[str, Section]] = {}
@@ -294,11 +306,14 @@ class _Composer:
     def compose(self) -> Composed:
         """Compose the sections that were added."""
         templates = self.named.pop("template", {})
+        self.take_variables()
         used: set[str] = set()
         for kind, sections in self.named.items():
             self.table[kind] = {}
             for name, section in sections.items():
-                final = self.inherit(section, templates, used, (kind, name)) if kind == "workload" else section
+                final: Section | None = section
+                if kind == "workload" and (final := self.inherit(section, templates, used, (kind, name))) is not None:
+                    final = self.expand(final, name)
                 if final is not None:
                     self.put(final, (kind, name))
                     self.table[kind][name] = final.table
@@ -306,7 +321,51 @@ class _Composer:
             self.put(section, (key,))
             self.table[key] = section.table
         unused = dict(self.unused(templates, used))
-        return Composed(self.table, ComposedPositions(self.origins), self.problems, unused)
+        return Composed(self.table, ComposedPositions(self.origins), self.problems, unused, self.variants)
+
+    def take_variables(self) -> None:
+        """Take the variables out of the top-level keys."""
+        section = self.single.pop("var", None)
+        if section is None:
+            return
+        if not isinstance(section.table, dict):
+            self.report(section.origins[()], f"{quoted(section.table)} is not a table; write [var]", ("var",))
+            return
+        for name, value in section.table.items():
+            try:
+                self.variables[VARIABLE_NAME.load(name)] = VARIABLE_VALUE.load(value)
+            except ValueError as error:
+                self.report(find_origin(section.origins, (name,)), f"{quoted(value)} {error}", ("var", name))
+
+    def expand(self, section: Section, name: str) -> Section:
+        """Return a workload without placeholders; if its instances differ, that of the first one."""
+        if not isinstance(section.table, dict):
+            return section
+        table = {key: value for key, value in section.table.items() if key != "expand"}
+        expand = section.table.get("expand", False)
+        if not isinstance(expand, bool):
+            message = f"{quoted(expand)} is neither true nor false; write one of them, without quotes"
+            self.report(find_origin(section.origins, ("expand",)), message, ("workload", name))
+        if expand is not True:
+            return Section(table, section.origins)
+        reported: set[tuple[KeyPath, str]] = set()
+
+        def report(path: KeyPath, message: str) -> None:
+            if (path, message) not in reported:
+                reported.add((path, message))
+                self.report(find_origin(section.origins, path), message, ("workload", name, *path))
+
+        expander = Expander(Scope(name, self.variables, self.environment), report)
+        instances = _instance_ids(expander.expand_shared("instances", table.get("instances", 1)))
+        first = expander.expand(table, instances[0])
+        if expander.has_instance and len(instances) > 1:
+            self.differing_instances += len(instances)
+            if self.differing_instances > MAX_DIFFERING_INSTANCES:
+                message = f"more than {MAX_DIFFERING_INSTANCES:,} instances differ; leave {{instance}} out of some"
+                self.report(section.origins[()], message, ("workload", name))
+            else:
+                self.variants[name] = {instance: expander.expand(table, instance) for instance in instances}
+        return Section(first, section.origins)
 
     def put(self, section: Section, path: KeyPath) -> None:
         self.origins.update(((*path, *inner), origin) for inner, origin in section.origins.items())
@@ -361,13 +420,27 @@ class _Composer:
                 self.report(section.origins[()], message, path)
             elif name not in used and (whole := self.inherit(section, templates, set(), path)) is not None:
                 self.put(whole, path)
-                yield name, whole.table
+                if whole.table.pop("expand", False) is not True:  # else its values depend on the workload
+                    yield name, whole.table
         if self.defaults is not None and not self.named.get("workload") and not templates:
             path = ("defaults", "workload")
             whole = self.inherit(Section({}, self.defaults.origins), templates, set(), path)
             if whole is not None:
                 self.put(whole, ("template", "defaults"))
-                yield "defaults", whole.table
+                if whole.table.pop("expand", False) is not True:
+                    yield "defaults", whole.table
+
+
+def _instance_ids(value: Any) -> Sequence[Instance]:
+    """Return the instances that the value of `instances` says; if it is wrong, which the loader reports, a single one.
+
+    The first one of several that have numbers is 1, and so is one without a number in its name.
+    """
+    try:
+        count = INSTANCES.load(value.literal if isinstance(value, Expanded) else value)
+    except ValueError:
+        return (1,)
+    return count if isinstance(count, tuple) else range(1, count + 1)
 
 
 def _shown(origin: Origin) -> str:

@@ -302,6 +302,41 @@ def _octal(value: Any) -> int:
     raise ValueError('is not an octal number up to 0777 in quotes; write for example "0022"')
 
 
+MAX_INSTANCE_NAME = 32
+"""Longest text that names an instance: it is a part of the names of a cgroup and a host."""
+
+
+def _instances(value: Any) -> int | tuple[str, ...]:
+    if is_integer(value):
+        return int(_INSTANCE_COUNT.load(value))
+    if not isinstance(value, list) or not value:
+        raise ValueError('is neither a number nor a list of names; write for example 4, or ["eu", "us"]')
+    for name in value:
+        if not isinstance(name, str) or not re.fullmatch(NAME_PATTERN, name, re.ASCII):
+            raise ValueError(f'has {quoted(name)}, which is no name; write letters, digits, "_" and "-"')
+        if len(name) > MAX_INSTANCE_NAME:
+            raise ValueError(f"has {quoted(name)}; write names of at most {MAX_INSTANCE_NAME} characters")
+    if len(set(value)) < len(value):
+        raise ValueError("has a name twice; write each once")
+    return tuple(value)
+
+
+VARIABLE_NAME_PATTERN = "[A-Za-z0-9_]+"
+
+
+def _variable_name(value: Any) -> str:
+    text = _text(value)
+    if not re.fullmatch(VARIABLE_NAME_PATTERN, text, re.ASCII) or len(text) > 128:
+        raise ValueError('is not a name; write at most 128 letters, digits and "_"')
+    return text
+
+
+def _variable_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if is_integer(value) or isinstance(value, float) else _text(value)
+
+
 def _exit_status(value: Any) -> int | str:
     if is_integer(value) and 0 <= value <= 255:
         return int(value)
@@ -517,7 +552,29 @@ VARIABLE = Scalar(_variable, {"type": "string", "pattern": whole_text_pattern(VA
 OCTAL = Scalar(_octal, {"type": "string", "pattern": whole_text_pattern("(0o)?[0-7]{1,5}")}, "{:04o}".format)
 NICE = integer(-20, 19, 10)
 PRIORITY = integer(-(10**9), 10**9, 10)
-INSTANCES = integer(1, 10_000, 4)
+_INSTANCE_COUNT = integer(1, 10_000, 4)
+INSTANCES = Scalar(
+    _instances,
+    {
+        "anyOf": [
+            dict(_INSTANCE_COUNT.schema),
+            {
+                "type": "array",
+                "items": {
+                    "type": "string",
+                    "pattern": whole_text_pattern(NAME_PATTERN),
+                    "maxLength": MAX_INSTANCE_NAME,
+                },
+                "minItems": 1,
+                "uniqueItems": True,
+            },
+        ]
+    },
+)
+VARIABLE_NAME = Scalar(
+    _variable_name, {"type": "string", "pattern": whole_text_pattern(VARIABLE_NAME_PATTERN), "maxLength": 128}
+)
+VARIABLE_VALUE = Scalar(_variable_value, {"type": ["string", "number", "boolean"]})
 POSITIVE = integer(1, 2**31 - 1, 5)
 ID = integer(0, MAX_ID, 100_000)
 ID_COUNT = integer(1, MAX_ID + 1, 65_536)

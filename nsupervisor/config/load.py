@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from attrs import NOTHING, Attribute, evolve, fields
@@ -17,6 +18,7 @@ from nsupervisor.config import model
 from nsupervisor.config.checks import find_conflicts
 from nsupervisor.config.compose import CompositionProblem, Find, compose, read_documents
 from nsupervisor.config.documents import parse_document
+from nsupervisor.config.expansion import Expanded, Instance
 from nsupervisor.config.files import find_included, read_text
 from nsupervisor.config.kinds import (
     WORKLOAD_NAME,
@@ -34,6 +36,7 @@ from nsupervisor.config.positions import KeyPath, Positions, scan_positions
 from nsupervisor.config.problems import ConfigError, Problem
 from nsupervisor.config.quoting import did_you_mean, format_path, quoted
 from nsupervisor.config.security import PROFILE_LIMITS
+from nsupervisor.config.variants import find_differences
 
 __all__ = ["ConfigError", "Problem", "Slot", "key_slots", "load", "parse"]
 
@@ -67,15 +70,21 @@ def parse(text: str, path: str, find: Find = find_included) -> model.Config:
     return config
 
 
-def parse_sound_parts(text: str, path: str, find: Find = find_included, positions: Positions | None = None) -> Parsed:
+def parse_sound_parts(
+    text: str,
+    path: str,
+    find: Find = find_included,
+    positions: Positions | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> Parsed:
     """Parse a configuration; return its sound parts, and every problem.
 
     The sound parts lack each workload, group and table that has a problem, so that more can be checked of the others.
     Raises ConfigError if no part is usable: a text is not TOML, or has too many problems. positions: those of `text`,
-    if known already; for the other arguments see `parse`.
+    if known already; environment: the values of `{env.NAME}`; for the other arguments see `parse`.
     """
-    composed = compose(read_documents(parse_document(text, path, positions), find))
-    loader = _Loader(path, composed.positions, composed.problems)
+    composed = compose(read_documents(parse_document(text, path, positions), find), environment)
+    loader = _Loader(path, composed.positions, composed.problems, composed.variants)
     config = loader.load_object(model.Config, composed.table, (), path=path)
     loader.check_templates(composed.unused_templates)
     loader.check(config)
@@ -90,6 +99,16 @@ def load_table(cls: type, table: dict[str, Any]) -> Any:
     if loader.problems:
         raise ConfigError(problem._replace(line=0) for problem in loader.problems)
     return result
+
+
+def load_scalar(kind: Scalar | Choice, value: Any) -> Any:
+    """Load a single value. A text that had a placeholder may stand for a number, true or false. Raises ValueError."""
+    try:
+        return kind.load(value)
+    except ValueError:
+        if isinstance(value, Expanded) and (literal := value.literal) is not None:
+            return kind.load(literal)
+        raise
 
 
 class Slot(NamedTuple):
@@ -136,8 +155,15 @@ def key_slots(cls: type) -> dict[str, Slot]:
 
 
 class _Loader:
-    def __init__(self, path: str, positions: Positions, found: Iterable[CompositionProblem] = ()) -> None:
+    def __init__(
+        self,
+        path: str,
+        positions: Positions,
+        found: Iterable[CompositionProblem] = (),
+        variants: Mapping[str, Mapping[Instance, dict[str, Any]]] = MappingProxyType({}),
+    ) -> None:
         self.path = path
+        self.variants = variants
         self.positions = positions
         self.problems: list[Problem] = []
         self.failed: set[KeyPath] = set()
@@ -146,7 +172,9 @@ class _Loader:
             self.add(problem, concerned)
 
     def report(self, path: KeyPath, message: str) -> Any:
-        """Report a problem; returns the marker of a missing value."""
+        """Report a problem, unless one of the value is known; returns the marker of a missing value."""
+        if path in self.failed:
+            return _FAILED
         return self.add(self.positions.problem(path, message), path)
 
     def add(self, problem: Problem, path: KeyPath) -> Any:
@@ -234,7 +262,7 @@ class _Loader:
         match kind:
             case Scalar() | Choice():
                 try:
-                    return kind.load(value)
+                    return load_scalar(kind, value)
                 except ValueError as error:
                     is_secret = is_secret or (isinstance(kind, Scalar) and kind.is_secret)
                     return self.report(path, f"{_shown(value, is_secret)} {error}")
@@ -313,9 +341,21 @@ class _Loader:
                     f"{quoted(table)} is not a table; write [{format_path(table_path)}] and its keys below it",
                 )
                 continue
-            loaded = self.load_object(cls, table, table_path, name=name)
-            result[name] = _with_profile(loaded, table) if cls is model.WorkloadConfig else loaded
+            result[name] = self.load_object(cls, table, table_path, name=name)
+            if cls is model.WorkloadConfig:
+                result[name] = self.with_variants(_with_profile(result[name], table), table_path)
         return result
+
+    def with_variants(self, workload: model.WorkloadConfig, path: KeyPath) -> model.WorkloadConfig:
+        """Return the workload with what distinguishes its instances."""
+        if (tables := self.variants.get(workload.name)) is None:
+            return workload
+        variants = {}
+        for instance, table in tables.items():
+            loaded = self.load_object(model.WorkloadConfig, table, path, name=workload.name)
+            if differences := find_differences(workload, _with_profile(loaded, table)):
+                variants[instance] = differences
+        return evolve(workload, variants=variants)
 
 
 def _with_profile(workload: model.WorkloadConfig, table: dict[str, Any]) -> model.WorkloadConfig:
@@ -346,6 +386,29 @@ def _subtable_with(slots: dict[str, Slot], name: str) -> tuple[str, ...]:
         if isinstance(slot.kind, TableOf) and name in key_slots(slot.kind.cls):
             return (key, "NAME") if slot.kind.is_named else (key,)
     return ()
+
+
+def with_literals(kind: Kind, value: Any) -> Any:
+    """Return a value with numbers, true and false in place of the texts that had placeholders and stand for them."""
+    match kind, value:
+        case TableOf(cls, is_named), dict():
+            if is_named:
+                return {name: with_literals(TableOf(cls), table) for name, table in value.items()}
+            slots = key_slots(cls)
+            return {key: with_literals(slots[key].kind, item) if key in slots else item for key, item in value.items()}
+        case TablesOf(cls), list():
+            return [with_literals(TableOf(cls), item) for item in value]
+        case ListOf(item=item), list():
+            return [with_literals(item, element) for element in value]
+        case MapOf(), dict():
+            return {name: with_literals(kind.kind_of(name), item) for name, item in value.items()}
+        case ((Scalar() | Choice()), Expanded()):
+            try:
+                kind.load(value)
+            except ValueError:
+                return value.literal
+            return str(value)
+    return value
 
 
 def equal_settings(cls: type, table: Any, other_table: Any) -> bool:

@@ -10,18 +10,21 @@ process. In a table that is live, every key is.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
-from attrs import field, fields, frozen
+from attrs import evolve, field, fields, frozen
 
 from nsupervisor.config import kinds
 from nsupervisor.config import limit_kinds as limits
 from nsupervisor.config.conditions import Condition as Condition  # a part of the model like the others
+from nsupervisor.config.expansion import Instance
 from nsupervisor.config.kinds import Choice, ListOf, MapOf, PrefixedKeys, TableOf, TablesOf, key
 from nsupervisor.config.relations import DEPENDENCY, DependencyConfig, to_dependencies
 from nsupervisor.config.security import SecurityConfig as SecurityConfig
 from nsupervisor.config.table import Table as Table
 from nsupervisor.config.units import Percent
+from nsupervisor.config.variants import Differences, apply_differences
 from nsupervisor.wire_names import wire
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -460,16 +463,17 @@ class LogConfig(Table):
 class WorkloadConfig(Table):
     """[workload.NAME]: one program and how to run it.
 
-    `nsupervisor.config.compose` consumes the keys `extends` and `override`: an object has the defaults of them.
+    `nsupervisor.config.compose` consumes the keys `extends`, `override` and `expand`: an object has their defaults.
     """
 
     name: str
     command: tuple[str, ...] = field(metadata=key(kinds.COMMAND, "the program and its arguments; no shell"))
     extends: str | None = field(
-        default=None, metadata=key(kinds.NAME, "the template whose keys it has, as far as its own do not say else")
+        default=None,
+        metadata=key(kinds.NAME, "the template whose keys it has, as far as its own do not say else", live=True),
     )
     override: bool = field(
-        default=False, metadata=key(kinds.BOOLEAN, "change a workload of an earlier file, key by key")
+        default=False, metadata=key(kinds.BOOLEAN, "change a workload of an earlier file, key by key", live=True)
     )
     description: str = field(default="", metadata=key(kinds.TEXT, "for people", live=True))
     working_directory: str = field(default="/", metadata=key(kinds.PATH, "where it starts"))
@@ -510,8 +514,15 @@ class WorkloadConfig(Table):
         default=True,
         metadata=key(kinds.BOOLEAN, "in a new pid namespace, run below an init that reaps and forwards signals"),
     )
-    instances: int = field(
-        default=1, metadata=key(kinds.INSTANCES, "how many to run; above 1: NAME@1, NAME@2, …", live=True)
+    instances: int | tuple[str, ...] = field(
+        default=1,
+        metadata=key(
+            kinds.INSTANCES, 'how many to run; above 1: NAME@1, NAME@2, …; or ["eu", "us"]: NAME@eu, NAME@us', live=True
+        ),
+    )
+    expand: bool = field(
+        default=False,
+        metadata=key(kinds.BOOLEAN, "replace {instance}, {name}, {var.NAME} and {env.NAME} in its values", live=True),
     )
     autostart: bool = field(default=True, metadata=key(kinds.BOOLEAN, "start with the supervisor", live=True))
     type: WorkloadType = field(
@@ -615,6 +626,33 @@ class WorkloadConfig(Table):
         default=(), metadata=key(TablesOf(Rule), "what the cgroup's events lead to", live=True)
     )
     log: LogConfig = field(factory=LogConfig, metadata=key(TableOf(LogConfig), "what becomes of its output", live=True))
+    variants: dict[Instance, Differences] = field(factory=dict)
+    """For each instance that differs, how; the attributes above are those of the first instance."""
+
+    @property
+    def instance_ids(self) -> tuple[Instance | None, ...]:
+        """The parts of the instances' names behind the "@"; (None,) for a single instance without it."""
+        if isinstance(self.instances, tuple):
+            return self.instances
+        return (None,) if self.instances == 1 else tuple(range(1, self.instances + 1))
+
+    def instance_name(self, instance: Instance | None) -> str:
+        """Return the name of one instance: "web@2", or "web" for None."""
+        return self.name if instance is None else f"{self.name}@{instance}"
+
+    def for_instance(self, instance: Instance | None) -> WorkloadConfig:
+        """Return the configuration of one instance."""
+        if not self.variants:
+            return self
+        differences = self.variants.get(1 if instance is None else instance, Differences())
+        result: WorkloadConfig = apply_differences(evolve(self, variants={}), differences)
+        return result
+
+    def each_variant(self) -> list[tuple[Instance | None, WorkloadConfig]]:
+        """Return the configurations of all instances if they differ, and else one for all, with None."""
+        if not self.variants:
+            return [(None, self)]
+        return [(instance, self.for_instance(instance)) for instance in self.instance_ids]
 
     @property
     def uses_notify_socket(self) -> bool:
@@ -648,8 +686,8 @@ class DefaultsConfig(Table):
 class Config(Table):
     """The supervisor and its workloads by name, in the order of the files (instances are not expanded).
 
-    `nsupervisor.config.compose` consumes the keys `include`, `defaults` and `template`: an object has the defaults of
-    them.
+    `nsupervisor.config.compose` consumes the keys `include`, `defaults`, `template` and `var`: an object has their
+    defaults.
     """
 
     path: str
@@ -675,6 +713,17 @@ class Config(Table):
         factory=dict,
         metadata=key(TableOf(TemplateConfig, is_named=True), "what several workloads have, by name", toml="template"),
     )
+    variables: dict[str, str] = field(
+        factory=dict,
+        metadata=key(
+            MapOf(kinds.VARIABLE_VALUE, key=kinds.VARIABLE_NAME), "values for {var.NAME}, see expand", toml="var"
+        ),
+    )
+
+    def each_variant(self) -> Iterator[tuple[Instance | None, WorkloadConfig]]:
+        """Yield each workload, and of those whose instances differ each instance (`WorkloadConfig.each_variant`)."""
+        for workload in self.workloads.values():
+            yield from workload.each_variant()
 
     def enclosing_groups(self, member: WorkloadConfig | GroupConfig) -> tuple[GroupConfig, ...]:
         """Return the groups that enclose a workload or a group, the outermost first."""

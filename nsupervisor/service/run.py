@@ -30,6 +30,7 @@ from nsupervisor.cgroups.directories import list_processes
 from nsupervisor.cgroups.host import respawner_pid
 from nsupervisor.cgroups.membership import tree_cgroups
 from nsupervisor.cgroups.process_tree import ProcessTreeFiles, ProcessTreeNotifications
+from nsupervisor.config.expansion import Instance
 from nsupervisor.config.files import read_text
 from nsupervisor.config.lint import lint_warnings
 from nsupervisor.config.load import ConfigError
@@ -520,7 +521,7 @@ async def _supervise(
         captures.start_soon(reap_orphans, lambda: keeper.pid)
         groups, placed = Groups.make(config, tree, context, saved.groups), tree.list_instances()
 
-        def actor(name: str, workload: WorkloadConfig, instance: int | None) -> Actor:
+        def actor(name: str, workload: WorkloadConfig, instance: Instance | None) -> Actor:
             record = saved.instances.get(name, NO_CHECKPOINT)
             at_start = workload.resources
             if name in saved.instances:  # until its next start it keeps the limits that it has
@@ -544,7 +545,7 @@ async def _supervise(
             return made
 
         actors = Registry(
-            (name, actor(name, config.workloads[workload], instance))
+            (name, actor(name, config.workloads[workload].for_instance(instance), instance))
             for name, (workload, instance) in expand_instances(config).items()
         )
         leftovers = {

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from nsupervisor.config.compose import MAX_EXTENDS_DEPTH, MAX_INCLUDE_DEPTH, compose, read_documents, read_included
 from nsupervisor.config.documents import parse_document
+from nsupervisor.config.expansion import Expander, Scope
 from nsupervisor.config.files import IncludedFile, SourceFile, find_among, find_included
 from nsupervisor.config.load import load, parse, parse_sound_parts
 from nsupervisor.config.model import Config
 from nsupervisor.config.problems import ConfigError
 from nsupervisor.config.to_toml import format_file
+from nsupervisor.core.instances import expand_instances
 
 WEB = '[workload.web]\ncommand = ["web"]\n'
 
@@ -264,6 +266,189 @@ def test_a_found_file_has_the_path_that_the_include_says(tmp_path: Path) -> None
     (tmp_path / "a.toml").write_text("x = 1\n")
     assert find_included(f"{tmp_path}/*.toml") == [SourceFile(f"{tmp_path}/a.toml", "x = 1\n")]
     assert find_among([IncludedFile("p", "a", "t")])("q") == []
+
+
+# ---- placeholders
+
+
+def expansion(text: str, **environment: str) -> Config:
+    config, found, _ = parse_sound_parts(text, "main.toml", among({}), environment=environment)
+    assert found == []
+    return config
+
+
+def expansion_problems(text: str, **environment: str) -> list[str]:
+    return [
+        str(problem) for problem in parse_sound_parts(text, "main.toml", among({}), environment=environment).problems
+    ]
+
+
+def test_placeholders_have_their_values_in_every_kind_of_key() -> None:
+    config = expansion(
+        """
+        var = { port = 8000, region = "eu" }
+        [workload.web]
+        expand = true
+        command = ["web", "--name={name}", "--{var.region}", "{8000+instance}", "{var.port-1:06}", "{{}}"]
+        instances = "{env.COUNT}"
+        autostart = "{env.START}"
+        nice = "{env.NICE}"
+        timeout_stop_sec = "{env.SECONDS}"
+        environment = { NUMBER = "{instance-1:02}", COUNT = "{env.COUNT}" }
+        resources.memory_max = "{env.COUNT}M"
+        log = { stdout = "file", path = "/var/log/web-{instance}.log" }
+        """,
+        COUNT="2",
+        START="false",
+        NICE="-3",
+        SECONDS="1.5",
+    )
+    web = config.workloads["web"]
+    assert (web.instances, web.autostart, web.nice, web.timeout_stop_sec) == (2, False, -3, 1.5)
+    assert web.resources.memory_max == 2 << 20
+    first, second = (web.for_instance(number) for number in web.instance_ids)
+    assert first.command == ("web", "--name=web", "--eu", "8001", "007999", "{}")
+    assert second.command == ("web", "--name=web", "--eu", "8002", "007999", "{}")
+    assert (first.environment, second.environment) == (
+        {"NUMBER": "00", "COUNT": "2"},
+        {"NUMBER": "01", "COUNT": "2"},
+    )
+    assert second.log.path == "/var/log/web-2.log"
+    assert (second.variants, second.nice, second.log.stdout) == ({}, -3, "file")
+
+
+def test_instances_can_have_names() -> None:
+    web = expansion('workload.web = { command = ["{instance}"], expand = true, instances = ["eu", "us"] }').workloads[
+        "web"
+    ]
+    assert [web.instance_name(instance) for instance in web.instance_ids] == ["web@eu", "web@us"]
+    assert [web.for_instance(instance).command for instance in web.instance_ids] == [("eu",), ("us",)]
+    assert list(expand_instances(expansion('workload.web = { command = ["x"], instances = ["eu"] }'))) == ["web@eu"]
+
+
+def test_a_single_instance_is_number_one() -> None:
+    web = expansion('workload.web = { command = ["{instance}"], expand = true }').workloads["web"]
+    assert web.for_instance(None).command == ("1",)
+
+
+def test_without_expand_everything_is_literal() -> None:
+    assert expansion('workload.web = { command = ["{instance}", "{{", "{"] }').workloads["web"].command == (
+        "{instance}",
+        "{{",
+        "{",
+    )
+
+
+def test_what_a_placeholder_stands_for_is_not_expanded() -> None:
+    text = 'var.x = "{env.A}{{"\nworkload.web = { command = ["{var.x}{env.A}"], expand = true }'
+    assert expansion(text, A="{name}").workloads["web"].command == ("{env.A}{{{name}",)
+
+
+def test_an_empty_variable_is_no_number_and_a_list_of_instances_is_no_text() -> None:
+    found = expansion_problems('workload.web = { command = ["x"], expand = true, nice = "{env.A}" }', A="")
+    assert found == ['main.toml:1: workload.web.nice: "" is not a whole number; write for example 10']
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("{", 'main.toml:3: workload.web.description: "{" has a lone "{"; write "{{" for a brace'),
+        ("}", 'has a lone "}"; write "}}" for a brace'),
+        ("{}", 'has "{}", which is no placeholder; write'),
+        ("{ name }", 'has "{ name }", which is no placeholder'),
+        ("{var.x.y}", "which is no placeholder"),
+        ("{instance:5}", "which is no placeholder"),
+        ("{var.regoin}", 'has no value for {var.regoin}; did you mean "region"?'),
+        ("{var.b}", "has no value for {var.b}; add it to [var]: b = …"),
+        ("{env.NONE}", "has no value for {env.NONE}: the variable is not set; start nsupervisor with NONE=…"),
+        ("{env.LATIN}", "has no value for {env.LATIN}: the variable is not UTF-8"),
+        ("{var.region+1}", 'calculates with "{var.region+1}", whose value is no number'),
+        ("{var.region:02}", "calculates with"),
+        ("{env.LONG}", "is longer than 131072 characters"),
+    ],
+)
+def test_each_wrong_placeholder_is_a_problem_with_its_line(value: str, message: str) -> None:
+    text = f'var.region = "eu"\n[workload.web]\ndescription = "{value}"\ncommand = ["x"]\nexpand = true\ninstances = 3'
+    (found,) = expansion_problems(text, LATIN="\udce4", LONG="x" * 200_000)
+    assert message in found
+
+
+def test_what_instances_share_cannot_depend_on_them() -> None:
+    text = '[workload.web]\ncommand = ["x"]\nexpand = true\ninstances = 2\nrequires = ["db-{instance}"]\n'
+    (found,) = expansion_problems(text)
+    assert "main.toml:5: workload.web.requires[0]" in found
+    assert "is the same for all instances; leave {instance} out" in found
+
+
+def test_the_problems_of_one_instance_are_found() -> None:
+    text = '[workload.web]\ncommand = ["x"]\nexpand = true\ninstances = 3\nnice = "{instance+17}"\n'
+    assert expansion_problems(text) == [
+        'main.toml:5: workload.web.nice: "20" is out of range; write a number from -20 to 19'
+    ]
+    log = 'log = { stdout = "file", path = "/x/{instance-1}/{env.A}" }\n'
+    assert expansion_problems(text.replace("nice", "#") + log, A="a") == []
+    path = 'log = { stdout = "file", path = "/x/{env.A}" }\n'
+    (found,) = expansion_problems(text.replace("nice", "#") + path, A="a")
+    assert "would be the file of several instances" in found
+
+
+def test_instances_that_write_the_same_file_are_found() -> None:
+    text = (
+        '[workload.web]\ncommand = ["{instance}"]\nexpand = true\ninstances = ["a", "b"]\n'
+        'log = { stdout = "file", path = "/x" }\n'
+    )
+    (found,) = expansion_problems(text)
+    assert 'is the file of workload "web@a", too' in found
+
+
+def test_a_change_of_the_whole_configuration_reaches_every_instance() -> None:
+    text = """
+    [workload.web]
+    command = ["x"]
+    expand = true
+    instances = 2
+    namespaces.hostname = "h{instance}"
+    """
+    web = expansion(text).workloads["web"]
+    changed = attrs.evolve(web, namespaces=attrs.evolve(web.namespaces, pid=False))
+    assert changed.for_instance(2).namespaces == attrs.evolve(web.namespaces, pid=False, hostname="h2")
+
+
+TEXT = st.text(
+    st.sampled_from(list("ab{}.:+-01 ")) | st.characters(codec="utf-8", exclude_characters="\0"), max_size=12
+)
+PIECE = st.sampled_from(["{name}", "{instance}", "{instance-1:02}", "{var.x}", "{env.A}", "{{", "}}", "{7+instance}"])
+
+
+@given(st.lists(TEXT | PIECE, max_size=4), st.integers(1, 4), TEXT, TEXT)
+def test_an_expanded_text_is_that_which_is_written_by_hand(
+    pieces: list[str], instance: int, variable: str, value: str
+) -> None:
+    values = {
+        "{name}": "web",
+        "{instance}": str(instance),
+        "{instance-1:02}": f"{instance - 1:02}",
+        "{var.x}": variable,
+        "{env.A}": value,
+        "{{": "{",
+        "}}": "}",
+        "{7+instance}": str(7 + instance),
+    }
+    pieces = [piece if piece in values else piece.replace("{", "").replace("}", "") for piece in pieces]
+    found: list[str] = []
+    expander = Expander(Scope("web", {"x": variable}, {"A": value}), lambda _path, message: found.append(message))
+    result = expander.expand({"command": ["".join(pieces)]}, instance)
+    assert found == []
+    assert result == {"command": ["".join(values.get(piece, piece) for piece in pieces)]}
+    assert expander.has_instance == any("instance" in piece for piece in pieces if piece in values)
+
+
+@given(TEXT, st.dictionaries(st.sampled_from(["A", "B"]), TEXT))
+def test_no_placeholder_raises_anything_else(text: str, environment: dict[str, str]) -> None:
+    found: list[str] = []
+    expander = Expander(Scope("web", environment, environment), lambda _path, message: found.append(message))
+    result = expander.expand({"command": [text], "instances": text}, 1)
+    assert found or isinstance(result["command"][0], str)
 
 
 # ---- every text

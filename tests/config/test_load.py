@@ -194,7 +194,7 @@ def test_what_the_file_may_not_have(text: str, message: str) -> None:
         ("nice = 1.5", "is not a whole number"),
         ("init = 1", "is not a truth value; write true or false, without quotes"),
         ("instances = 0", "is out of range; write a number from 1 to"),
-        ("instances = true", "is not a whole number"),
+        ("instances = true", "is neither a number nor a list of names"),
         ('user = "a:b:c"', "is no user"),
         ('user = "99999999999"', "has an id above"),
         ("restart = true", 'write "no", "always",'),

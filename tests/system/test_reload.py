@@ -393,3 +393,21 @@ async def test_included_files_are_read_by_run_plan_reload_and_sighup(tmp_path):
         (parts / "db.toml").write_text(DB + "nice = 2\n")
         refused_change = json.loads(await it.cli("plan", "--json", str(config)))
         assert refused_change["steps"][1]["why"] == "nice needs a new process"
+
+
+async def test_instances_have_names_and_values_of_the_environment(tmp_path):
+    text = """
+[workload.web]
+expand = true
+command = ["sh", "-c", "echo i={instance} n=$NSUPERVISOR_INSTANCE v={env.HOME}; exec sleep 1000"]
+instances = ["eu", "us"]
+"""
+    async with service(tmp_path, text) as it:
+        home = os.environ["HOME"]
+        for name in ("eu", "us"):
+            await it.record(
+                event="output", workload=f"web@{name}", instance=name, message=f"i={name} n={name} v={home}"
+            )
+        reported = done(await reload(it, text.replace('"us"]', '"asia"]')))
+        assert reported == {"web@us": ("stop", "stopped"), "web@asia": ("start", "running")}
+        assert (await it.status("web@asia"))["instance"] == "asia"

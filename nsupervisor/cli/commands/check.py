@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Check a configuration.")
 @click.option("--no-host", is_flag=True, help="Check only the file, not whether this host can run it.")
-@click.option("--expanded", is_flag=True, help="Print the configuration after includes, defaults and templates.")
+@click.option("--expanded", is_flag=True, help="Print the configuration after includes, templates and placeholders.")
 @json_option
 @click.argument("config", metavar="CONFIG")
 def check(config: str, no_host: bool, expanded: bool, as_json: bool) -> int:
@@ -33,7 +33,8 @@ def check(config: str, no_host: bool, expanded: bool, as_json: bool) -> int:
     CONFIG may be /dev/stdin.
 
     With --expanded, a right CONFIG is printed as one file that says the same: with the files that it includes, and the
-    defaults and templates in each workload. Its values are shown, also those of environment variables.
+    defaults and templates in each workload, without placeholders. Instances that differ have a table each. All values
+    are shown, also those of environment variables.
     """
     problems, warnings, count = check_file(config, not no_host)
     table = _expand(config) if expanded and not problems else None
@@ -65,12 +66,30 @@ def check(config: str, no_host: bool, expanded: bool, as_json: bool) -> int:
 
 
 def _expand(path: str) -> dict[str, Any]:
-    """Return the table of a configuration without problems after its composition."""
+    """Return the table of a configuration without problems after its composition.
+
+    Workloads whose instances differ have a table for each instance.
+    """
     from nsupervisor.config.compose import compose, read_documents
     from nsupervisor.config.documents import parse_document
     from nsupervisor.config.files import find_included, read_text
+    from nsupervisor.config.kinds import TableOf
+    from nsupervisor.config.load import with_literals
+    from nsupervisor.config.model import Config, WorkloadConfig
 
-    return compose(read_documents(parse_document(read_text(path), path), find_included)).table
+    composed = compose(read_documents(parse_document(read_text(path), path), find_included))
+    table: dict[str, Any] = with_literals(TableOf(Config), composed.table)
+    if composed.variants:
+        workloads: dict[str, Any] = {}
+        for name, workload in table["workload"].items():
+            variants = composed.variants.get(name, {})
+            kind = TableOf(WorkloadConfig)
+            each = {f"{name}@{instance}": with_literals(kind, variant) for instance, variant in variants.items()}
+            for variant in each.values():
+                del variant["instances"]
+            workloads |= each or {name: workload}
+        table["workload"] = workloads
+    return table
 
 
 def check_file(path: str, check_host: bool) -> tuple[list[Problem], list[tuple[Problem, str]], int]:

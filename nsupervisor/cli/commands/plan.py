@@ -143,7 +143,7 @@ def merge_instances(steps: list[dict[str, Any]]) -> list[tuple[str, dict[str, An
     rows: list[tuple[str, str, dict[str, Any]]] = []
     for step in steps:
         workload, _, number = step["name"].partition("@")
-        if rows and number:
+        if rows and number.isdecimal():
             first, last, previous = rows[-1]
             is_next = last == f"{workload}@{int(number) - 1}"
             if is_next and all(step[key] == previous[key] for key in ("do", "why", "changes")):

@@ -15,9 +15,12 @@ from typing import Any
 
 import attrs
 
+from nsupervisor.config import kinds
 from nsupervisor.config.checks import find_limit_conflicts
+from nsupervisor.config.expansion import Instance
 from nsupervisor.config.model import Config, Resources, WorkloadConfig
 from nsupervisor.config.relations import ORDERING_KEYS
+from nsupervisor.config.to_toml import to_toml
 from nsupervisor.core import dependencies
 from nsupervisor.core.instances import expand_instances
 from nsupervisor.core.reload.differences import (
@@ -94,7 +97,7 @@ class InstancePlan:
     changes: tuple[Change, ...] = ()
     workload: WorkloadConfig | None = None
     """The configuration to apply; None if the instance is removed."""
-    number: int | None = None
+    number: Instance | None = None
     resources: Resources | None = None
     """The limits to apply to the instance."""
     exists: bool = True
@@ -148,7 +151,7 @@ def make_plan(old: Config | None, new: Config, running: Sequence[CurrentInstance
         instances_of.setdefault(current.workload.name, []).append(current)
     steps: dict[str, InstancePlan] = {}
     for name, (workload_name, number) in expand_instances(new).items():
-        workload = new.workloads[workload_name]
+        workload = new.workloads[workload_name].for_instance(number)
         if (existing := current_by_name.get(name)) is not None:
             steps[name] = attrs.evolve(_plan_existing(existing, workload), workload=workload, number=number)
         else:
@@ -255,8 +258,8 @@ def _decide_new(workload: WorkloadConfig, siblings_seen: Iterable[CurrentInstanc
             if workload.autostart
             else (InstanceAction.NONE, "new, and not started: autostart = false")
         )
-    old_count = siblings[0].workload.instances
-    reason = f"instances {old_count} → {workload.instances}" if old_count != workload.instances else "new"
+    old = siblings[0].workload
+    reason = "new" if old.instances == workload.instances else _instances_change(old, workload)
     if any(sibling.should_run for sibling in siblings):
         return InstanceAction.START, reason
     return InstanceAction.NONE, f"{reason}; not started, as {workload.name} is stopped"
@@ -266,12 +269,17 @@ def _removal_reason(current: CurrentInstance, new: Config) -> str:
     workload = new.workloads.get(current.workload.name)
     if workload is None:
         return "is not in the file any more"
-    reason = f"instances {current.workload.instances} → {workload.instances}"
+    reason = _instances_change(current.workload, workload)
     if workload.instances == 1:
         return f"{reason}: a single instance is called {workload.name}"
     if current.name == workload.name:
-        return f"{reason}: they are called {current.name}@1 to {current.name}@{workload.instances}"
+        names = [workload.instance_name(instance) for instance in workload.instance_ids]
+        return f"{reason}: they are called {names[0]} to {names[-1]}"
     return reason
+
+
+def _instances_change(old: WorkloadConfig, new: WorkloadConfig) -> str:
+    return f"instances {to_toml(kinds.INSTANCES, old.instances)} → {to_toml(kinds.INSTANCES, new.instances)}"
 
 
 def _start_requirements(

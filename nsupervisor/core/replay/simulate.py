@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import attrs
 
 from nsupervisor.config.model import Config
+from nsupervisor.core.instances import expand_instances
 from nsupervisor.core.replay.compare import ComparisonRow, TimedAction, align
 from nsupervisor.core.replay.group import ReplayedGroups
 from nsupervisor.core.replay.trace import Line, Trace
@@ -31,9 +32,12 @@ def simulate(config: Config, trace: Trace, seed: int = 0) -> SimulationResult:
     recorded: Mapping[str, Line] = trace.head["workloads"]
     recorded_groups = frozenset(trace.head.get("groups", {}))
     workloads: dict[str, ReplayedWorkload] = {}
+    instances = expand_instances(config)
     warnings: list[str] = []
     for name, recorded_config in recorded.items():
         workload = config.workloads.get(name.partition("@")[0])
+        if workload is not None and name in instances:
+            workload = workload.for_instance(instances[name][1])
         if workload is None:
             warnings.append(f"{name} is in the trace, but not in the configuration: nothing would have been done")
         else:

@@ -6,6 +6,7 @@ from functools import partial
 import attrs
 
 from nsupervisor.cgroups import Cgroup, CgroupError, Tree
+from nsupervisor.config.expansion import Instance
 from nsupervisor.config.model import Resources, WorkloadConfig
 from nsupervisor.keeper.messages import Child
 from nsupervisor.service.context import ServiceContext
@@ -22,7 +23,7 @@ Placement = tuple[Tree, Groups]
 def make_instance(
     name: str,
     workload: WorkloadConfig,
-    instance: int | None,
+    instance: Instance | None,
     placement: Placement,
     context: ServiceContext,
     limits: Resources,

@@ -24,6 +24,7 @@ import trio
 from nsupervisor.cgroups import Cgroup, CgroupError, CgroupGoneError
 from nsupervisor.cgroups.limits import recreate_cgroup
 from nsupervisor.condition_variable import ConditionVariable
+from nsupervisor.config.expansion import Instance
 from nsupervisor.config.known_programs import background_remedy
 from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import Resources, WorkloadConfig
@@ -82,7 +83,7 @@ class Actor:
     configured: WorkloadConfig
     """The workload as in the configuration file; `workload` lacks the rules that this host cannot evaluate."""
     workload: WorkloadConfig
-    instance: int | None
+    instance: Instance | None
     cgroup: Cgroup
     context: ServiceContext
     on_started: Callable[[], None]

@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 
 from nsupervisor.cgroups import CgroupError
+from nsupervisor.config.expansion import Instance
 from nsupervisor.config.problems import ConfigError
 from nsupervisor.logs import FilteringBoundLogger, Journal, timestamp_now
 
@@ -19,7 +20,7 @@ class InstanceLog:
     """Writes records in the name of one instance. `name` is "web", or "web@2" if there are several instances."""
 
     name: str
-    instance: int | None
+    instance: Instance | None
     journal: Journal
     last_event: dict[str, Any] | None = None
     """The latest record, as `status` shows it."""

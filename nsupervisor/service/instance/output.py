@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 
 from nsupervisor.condition_variable import ConditionVariable
+from nsupervisor.config.expansion import Instance
 from nsupervisor.config.model import LogConfig, LogDestination
 from nsupervisor.keeper.messages import Spawned
 from nsupervisor.logs import (
@@ -42,7 +43,7 @@ class Output:
     """The captures of one instance. Those of a generation may run on after its end, next to those of the next one."""
 
     name: str
-    instance: int | None
+    instance: Instance | None
     settings: LogConfig
     counters: Counters
     context: ServiceContext

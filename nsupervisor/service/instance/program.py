@@ -11,6 +11,7 @@ import attrs
 import trio
 
 from nsupervisor.cgroups import Cgroup
+from nsupervisor.config.expansion import Instance
 from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.core.lifecycle import Lifecycle, reports_readiness
@@ -36,7 +37,7 @@ class Program:
     """The present program: started by `spawn`, or found by a takeover."""
 
     name: str
-    instance: int | None
+    instance: Instance | None
     context: ServiceContext
     on_notification: Callable[[int, str, str], None]
     """Receives the generation and a report of `NotificationReader`."""

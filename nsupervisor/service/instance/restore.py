@@ -7,6 +7,7 @@ differ, the keeper is right about processes, because it is their parent; without
 from collections.abc import Callable, Sequence
 
 from nsupervisor.cgroups import Cgroup
+from nsupervisor.config.expansion import Instance
 from nsupervisor.config.model import Resources, WorkloadConfig
 from nsupervisor.core.lifecycle import Lifecycle, State
 from nsupervisor.keeper.connection import KeeperConnection
@@ -23,7 +24,7 @@ def restore_actor(
     name: str,
     configured: WorkloadConfig,
     workload: WorkloadConfig,
-    instance: int | None,
+    instance: Instance | None,
     cgroup: Cgroup,
     context: ServiceContext,
     on_started: Callable[[], None],

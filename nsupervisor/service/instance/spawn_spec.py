@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from nsupervisor import capability_names
 from nsupervisor.config.environment import load_environment
+from nsupervisor.config.expansion import Instance
 from nsupervisor.config.kinds import MAX_HOSTNAME
 from nsupervisor.config.model import IoClass, SecurityConfig, WorkloadConfig
 from nsupervisor.config.problems import ConfigError, Problem
@@ -38,7 +39,7 @@ closed to other users, so that the socket itself need not be: its peers are iden
 def spawn_spec(
     workload: WorkloadConfig,
     name: str,
-    instance: int | None,
+    instance: Instance | None,
     generation: int,
     cgroup: "Cgroup",
     directory: "Path",
@@ -207,7 +208,7 @@ def environment(
     workload: WorkloadConfig,
     identity: UserIdentity,
     name: str,
-    instance: int | None,
+    instance: Instance | None,
     variables: dict[str, str] | None = None,
     directory: "Path | None" = None,
 ) -> dict[str, str]:

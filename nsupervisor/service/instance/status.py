@@ -5,6 +5,7 @@ from typing import Any
 
 import attrs
 
+from nsupervisor.config.expansion import Instance
 from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import Lifecycle
 from nsupervisor.core.rules.rules import Limits
@@ -17,7 +18,7 @@ class InstanceStatus:
     """The values from which the status of an instance is made."""
 
     name: str
-    instance: int | None
+    instance: Instance | None
     description: str
     command: Sequence[str]
     """The program and its arguments, as in the configuration in force."""

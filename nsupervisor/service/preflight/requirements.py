@@ -211,14 +211,19 @@ def unmet_requirements(
     for workload in config.workloads.values():
         around = host.group_limits(group.resources for group in config.enclosing_groups(workload))
         path = ("workload", workload.name)
-        for keys, message, warning in (
-            *_limit_findings(workload.resources, ("resources",), around, host, runs_here, tolerated),
-            *_rule_findings(workload.policy, host, _optional(workload.resources, tolerated), runs_here),
-            *_missing_privileges(workload, privileges, runs_here),
-            *_unknown_users(workload),
-            *([] if runs_here else _missing_files(workload)),
-            *([] if runs_here else _wrong_environment_files(workload)),
-        ):
+        found: dict[_Finding, None] = {}  # instances that differ may have the same problem
+        for _, variant in workload.each_variant():
+            found |= dict.fromkeys(
+                (
+                    *_limit_findings(variant.resources, ("resources",), around, host, runs_here, tolerated),
+                    *_rule_findings(variant.policy, host, _optional(variant.resources, tolerated), runs_here),
+                    *_missing_privileges(variant, privileges, runs_here),
+                    *_unknown_users(variant),
+                    *([] if runs_here else _missing_files(variant)),
+                    *([] if runs_here else _wrong_environment_files(variant)),
+                )
+            )
+        for keys, message, warning in found:
             yield positions.problem((*path, *keys), message), warning
     for group in config.groups.values():
         around = host.group_limits(outer.resources for outer in config.enclosing_groups(group))
@@ -340,17 +345,18 @@ def _unknown_users(workload: WorkloadConfig) -> Iterator[_Finding]:
 def _untrusted_log_places(config: Config) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Yield each key that names a place for logs of which another user than the service's controls a part."""
     settings = config.supervisor
-    places: dict[tuple[str | int, ...], str] = {}
+    places: dict[tuple[tuple[str | int, ...], str], None] = {}
     if isinstance(settings.log_output, str) and settings.log_output.startswith("/"):
-        places["supervisor", "log_output"] = os.path.dirname(settings.log_output)
-    for workload in config.workloads.values():
+        places[("supervisor", "log_output"), os.path.dirname(settings.log_output)] = None
+    for _, workload in config.each_variant():
         for key in set(workload.log.file_keys().values()):
             if key is None:
-                places["supervisor", "log_directory"] = settings.log_directory
+                places[("supervisor", "log_directory"), settings.log_directory] = None
             else:
-                places["workload", workload.name, "log", key] = os.path.dirname(getattr(workload.log, key))
-    reasons = {directory: untrusted_part(directory, "write another path") for directory in set(places.values())}
-    for keys, directory in places.items():
+                path = ("workload", workload.name, "log", key)
+                places[path, os.path.dirname(getattr(workload.log, key))] = None
+    reasons = {directory: untrusted_part(directory, "write another path") for _, directory in places}
+    for keys, directory in places:
         if reasons[directory]:
             yield keys, f"no log can be written there: {reasons[directory]}"
 

@@ -15,25 +15,34 @@ from nsupervisor.service.instance.spawn_spec import environment_file_variables
 from nsupervisor.service.jobs import Jobs
 
 Contents = Mapping[str, dict[str, str] | str]
-"""By workload: the variables of its environment files, or why they cannot be read."""
+"""By instance: the variables of its environment files, or why they cannot be read."""
 
 
 def read_contents(config: Config) -> Contents:
     """Read the environment files of all workloads; call it in a thread, since there may be many on a slow disk."""
     contents: dict[str, dict[str, str] | str] = {}
-    for name, workload in config.workloads.items():
-        if workload.environment_file:
-            try:
-                contents[name] = environment_file_variables(workload)
-            except (ConfigError, OSError) as error:
-                contents[name] = str(error)
+    for workload in config.workloads.values():
+        for instance, variant in workload.each_variant():
+            if not variant.environment_file:
+                continue
+            names = [instance] if workload.variants else workload.instance_ids
+            contents |= dict.fromkeys(map(workload.instance_name, names), _read(variant))
     return contents
+
+
+def _read(workload: WorkloadConfig) -> dict[str, str] | str:
+    try:
+        return environment_file_variables(workload)
+    except (ConfigError, OSError) as error:
+        return str(error)
 
 
 def running_instance(actor: Actor, jobs: Jobs, config: Config, contents: Contents) -> CurrentInstance:
     """Describe an instance for a plan that leads to `config`."""
     has_pending_start, removal = jobs.has_pending_start(actor), jobs.removal_of(actor)
     lifecycle, wanted = actor.lifecycle, config.workloads.get(actor.workload.name)
+    if wanted is not None:
+        wanted = wanted.for_instance(actor.instance)
     should_run = lifecycle.should_run or has_pending_start
     return CurrentInstance(
         actor.name,
@@ -46,7 +55,7 @@ def running_instance(actor: Actor, jobs: Jobs, config: Config, contents: Content
         is_being_removed=removal is not None,
         matches_new_file=_matches(actor, jobs, wanted) if wanted is not None else None,
         start_revision=actor.program.start_revision,
-        environment_files=_environment_files(actor, contents.get(actor.workload.name)),
+        environment_files=_environment_files(actor, contents.get(actor.name)),
     )
 
 
