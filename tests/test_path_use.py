@@ -35,6 +35,8 @@ EXEMPT = {
     "keeper/setup/cover.py": "in a tmpfs that only the new program sees",
     "keeper/setup/descriptors.py": KERNEL + "; /dev/null",
     "keeper/setup/privileges.py": KERNEL,
+    "keeper/setup/root.py": KERNEL
+    + "; directories in a tmpfs, or in the service's own state directory, by descriptors",
     "keeper/setup/sandbox.py": KERNEL + "; in a /dev that only the new program sees",
     "keeper/setup/steps.py": KERNEL,
     "linux/controlling_terminal.py": "/dev/tty",

@@ -215,6 +215,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         command=_value_schema(
             "array", "The program and its arguments, as in the configuration in force.", items={"type": "string"}
         ),
+        root=_value_schema("string", "The path of its root file system; empty: it has that of the host."),
         state=_value_schema("string", "The state of its lifecycle.", enum=list(STATES)),
         reason=_value_schema("string", "Why it is in this state, in words."),
         pid=_value_schema("integer?", "The program's process, as the host numbers it."),

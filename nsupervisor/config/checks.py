@@ -60,6 +60,7 @@ def find_conflicts(config: Config) -> Iterator[Conflict]:
         path: KeyPath = ("workload", workload.name)
         yield from _program_conflicts(workload, path)
         yield from _namespace_conflicts(workload, path)
+        yield from _root_conflicts(workload, path)
         yield from _security_conflicts(workload, path)
         yield from _scheduling_conflicts(workload, path)
         yield from find_limit_conflicts(workload, path)
@@ -320,6 +321,7 @@ def _namespace_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Co
         (spaces.hostname is not None, ("namespaces", "hostname"), "uts", spaces.uts),
         (bool(spaces.time_offsets), ("namespaces", "time_offsets"), "time", spaces.time),
         (bool(workload.mounts), ("mounts",), "mount", spaces.mount),
+        (workload.root.path is not None, ("root",), "mount", spaces.mount),
         (bool(workload.user_namespace.uid_mappings), ("user_namespace", "uid_mappings"), "user", spaces.user),
         (bool(workload.user_namespace.gid_mappings), ("user_namespace", "gid_mappings"), "user", spaces.user),
     )
@@ -335,6 +337,20 @@ def _namespace_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Co
         ("gid_mappings", workload.user_namespace.gid_mappings),
     ):
         yield from _mapping_conflicts(mappings, (*path, "user_namespace", kind))
+
+
+def _root_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:
+    root = workload.root
+    if root.path is None:
+        for name, is_given in (("readonly", root.readonly), ("overlay", root.overlay)):
+            if is_given:
+                yield Conflict(
+                    (*path, "root", name),
+                    "is about a root of its own; write root.path, or leave it out",
+                    ((*path, "root", "path"),),
+                )
+    elif normpath(_PROCESS_ROOT.sub("", root.path) or "/") in ("/", "//"):
+        yield Conflict((*path, "root", "path"), "is the root of the host; leave root out, or write another directory")
 
 
 def _scheduling_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:

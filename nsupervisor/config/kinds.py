@@ -199,6 +199,14 @@ def _workload_name(value: Any) -> str:
     return name
 
 
+def _overlay(value: Any) -> bool | str:
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("is not true or false; write true for a layer in memory, or the name of one that is kept")
+    return _name(value)
+
+
 def _path(value: Any) -> str:
     text = _text(value)
     if not text.startswith("/"):
@@ -539,6 +547,9 @@ LOG_OUTPUT = Scalar(
 )
 ADDRESS = Scalar(
     _address, {"type": "string", "pattern": whole_text_pattern(units.ADDRESS_PATTERN)}, units.format_address
+)
+OVERLAY = Scalar(
+    _overlay, {"anyOf": [{"type": "boolean"}, {"type": "string", "pattern": whole_text_pattern(NAME_PATTERN)}]}
 )
 BOOLEAN = Scalar(_boolean, {"type": "boolean"})
 NAMESPACE = Scalar(_namespace, {"type": "boolean"})

@@ -162,6 +162,22 @@ class UserNamespaceConfig(Table):
     gid_mappings: tuple[IdMapping, ...] = field(default=(), metadata=key(TablesOf(IdMapping), "group ids"))
 
 
+@frozen(repr=False)
+class RootConfig(Table):
+    """[workload.NAME.root]: a root file system of its own, in place of the host's."""
+
+    path: str | None = field(
+        default=None, metadata=key(kinds.PATH, "a directory with the root file system; default: the host's root")
+    )
+    readonly: bool = field(default=False, metadata=key(kinds.BOOLEAN, "it is read-only, with all that is in it"))
+    overlay: bool | str = field(
+        default=False,
+        metadata=key(
+            kinds.OVERLAY, 'changes go to a layer above it: true, in memory; "NAME", kept below the state directory'
+        ),
+    )
+
+
 @frozen(kw_only=True, repr=False)
 class MountConfig(Table):
     """[[workload.NAME.mounts]]: a mount in the workload's mount namespace, in OCI runtime terms."""
@@ -613,6 +629,9 @@ class WorkloadConfig(Table):
     may_control: tuple[str, ...] = field(
         default=(), metadata=key(ListOf(kinds.NAME), "its processes may use the API, for these workloads alone")
     )
+    root: RootConfig = field(
+        factory=RootConfig, metadata=key(TableOf(RootConfig), "a root file system of its own; else the host's")
+    )
     mounts: tuple[MountConfig, ...] = field(
         default=(), metadata=key(TablesOf(MountConfig), "mounts in a new mount namespace")
     )
@@ -738,7 +757,7 @@ class Config(Table):
 
 PLANNED_KEYS: dict[type, tuple[str, ...]] = {
     SupervisorConfig: ("dashboard", "api"),
-    WorkloadConfig: ("on_failure", "readiness", "liveness", "network", "root", "timer", "sockets"),
+    WorkloadConfig: ("on_failure", "readiness", "liveness", "network", "timer", "sockets"),
     SecurityConfig: ("landlock",),
     Resources: ("network_max",),
 }

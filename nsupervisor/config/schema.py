@@ -38,6 +38,7 @@ _NAMES: Mapping[type, str] = {
     model.NamespacesConfig: "Namespaces",
     model.UserNamespaceConfig: "UserNamespace",
     model.IdMapping: "IdMapping",
+    model.RootConfig: "Root",
     model.MountConfig: "Mount",
     model.SecurityConfig: "Security",
     model.Resources: "Resources",

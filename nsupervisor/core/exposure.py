@@ -59,14 +59,20 @@ def _security(
     return Check(f"security.{key}", weight, reason, f"security.{key} = {value}", lambda _, v: is_exposed(v[key]))
 
 
-def _view(key: str, weight: float, reason: str, value: str = "true") -> Check:
-    """Return a check of a key that has no effect without a mount namespace."""
+def _view(key: str, weight: float, reason: str, value: str = "true", of_host: bool = False) -> Check:
+    """Return a check of a key that has no effect without a mount namespace.
+
+    `of_host`: it is about files of the host, which a program with a root of its own does not see.
+    """
     return Check(
         f"security.{key}",
         weight,
         reason,
         f"security.{key} = {value}",
-        lambda workload, found: not workload.namespaces.mount or found[key] in (False, "default", "auto"),
+        lambda workload, found: (
+            not workload.namespaces.mount
+            or (found[key] in (False, "default", "auto") and not (of_host and workload.root.path is not None))
+        ),
     )
 
 
@@ -106,21 +112,23 @@ CHECKS = (
         lambda workload, _: workload.resources.pids_max is None,
     ),
     _security("system_call_filter", 3, "calls that few programs need are allowed", '["@system-service"]'),
-    _view("protect_system", 6, "/usr and /boot are writable for root"),
+    _view("protect_system", 6, "/usr and /boot are writable for root", of_host=True),
     Check(
         "security.protect_system (strict)",
         3,
         "files outside of /usr and /boot are writable for root",
         'security.protect_system = "strict"',
-        lambda workload, found: not workload.namespaces.mount or found["protect_system"] != "strict",
+        lambda workload, found: (
+            not workload.namespaces.mount or (found["protect_system"] != "strict" and workload.root.path is None)
+        ),
     ),
-    _view("protect_home", 3, "home directories are visible"),
-    _view("private_tmp", 2, "the program shares /tmp and /var/tmp with the host"),
+    _view("protect_home", 3, "home directories are visible", of_host=True),
+    _view("private_tmp", 2, "the program shares /tmp and /var/tmp with the host", of_host=True),
     _view("private_devices", 6, "devices of the host are visible"),
     _view("device_policy", 4, "each device may be opened", '"closed"'),
     _view("protect_kernel_tunables", 6, "settings of the kernel in /proc and /sys are writable for root"),
     _view("protect_control_groups", 5, "cgroups are writable for root"),
-    _view("protect_kernel_modules", 0.5, "the kernel's modules can be read"),
+    _view("protect_kernel_modules", 0.5, "the kernel's modules can be read", of_host=True),
     _view("protect_kernel_logs", 0.5, "the kernel's messages can be read with privileges"),
     _view("protect_clock", 0.5, "the clock's device is visible"),
     _view("protect_proc", 1, "/proc shows the processes of other users", '"invisible"'),

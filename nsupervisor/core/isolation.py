@@ -87,6 +87,7 @@ def _namespace_findings(
         ((*path, "namespaces", "hostname"), "uts", workload.namespaces.hostname is not None, False),
         ((*path, "namespaces", "time_offsets"), "time", bool(workload.namespaces.time_offsets), False),
         ((*path, "mounts"), "mount", bool(workload.mounts), True),
+        ((*path, "root"), "mount", workload.root.path is not None, True),
         ((*path, "user_namespace", "uid_mappings"), "user", bool(workload.user_namespace.uid_mappings), True),
         ((*path, "user_namespace", "gid_mappings"), "user", bool(workload.user_namespace.gid_mappings), True),
     ):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nsupervisor.core.security import Setting
 from nsupervisor.mount_data import INACCESSIBLE, MASKED, OWN_CGROUP, READ_ONLY, READ_WRITE, TEMPORARY
 
 MASKED_PATHS = (
@@ -38,6 +39,17 @@ SHM_SIZE = 64 << 20
 """Bytes of /dev/shm, as in a container of Docker or podman."""
 
 _HOME_ACTIONS = {True: INACCESSIBLE, "read-only": READ_ONLY, "tmpfs": TEMPORARY}
+
+
+def for_own_root(found: Mapping[str, Setting]) -> dict[str, Any]:
+    """Return the values in force for a program with a root of its own, by key.
+
+    `protect_system` of the default profile protects the host's programs, which that one does not see.
+    """
+    values = {key: setting.value for key, setting in found.items()}
+    if not found["protect_system"].is_explicit and values["protect_system"] is True:
+        values["protect_system"] = False
+    return values
 
 
 def sandbox(values: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -30,7 +30,8 @@ SYS_FSOPEN = 430  # Linux 5.2
 SYS_FSCONFIG = 431  # Linux 5.2
 SYS_FSMOUNT = 432  # Linux 5.2
 SYS_MOUNT_SETATTR = 442  # Linux 5.12
-_FSOPEN_CLOEXEC, _FSMOUNT_CLOEXEC, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 1, 1, 1, 6
+_FSOPEN_CLOEXEC, _FSMOUNT_CLOEXEC = 1, 1
+_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
 OPEN_TREE_CLONE = 0x1
 MOVE_MOUNT_F_EMPTY_PATH = 0x4
 MOVE_MOUNT_T_EMPTY_PATH = 0x40
@@ -197,6 +198,24 @@ class Mount:
             OSError: see mount(2), open_tree(2) and mount_setattr(2); ENOSYS for options on a bind mount before Linux
                 5.12.
         """
+        tree, later = self._copy(source)
+        try:
+            move_mount(tree, "", destination)
+            for propagation in later:
+                mount(None, f"/proc/self/fd/{tree}", None, propagation)
+        finally:
+            os.close(tree)
+
+    def copy(self, source: int) -> int:
+        """Return a descriptor of what `bind` mounts, not yet mounted anywhere. Raises OSError, as `bind` does."""
+        tree, later = self._copy(source)
+        if later:
+            os.close(tree)
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        return tree
+
+    def _copy(self, source: int) -> tuple[int, list[int]]:
+        """Return a detached copy, and each propagation that can be set only when it is mounted, before Linux 5.12."""
         options = self.options
         tree = open_tree("", options.is_recursive, source)
         try:
@@ -210,11 +229,26 @@ class Mount:
                     if error.errno != errno.ENOSYS:
                         raise
                     later.append(propagation)
-            move_mount(tree, "", destination)
-            for propagation in later:
-                mount(None, f"/proc/self/fd/{tree}", None, propagation)
-        finally:
+        except BaseException:
             os.close(tree)
+            raise
+        return tree, later
+
+    def make(self, source: str, data: str) -> int:
+        """Make the file system; return a descriptor of its root, not yet mounted anywhere: fsopen(2), Linux 5.2.
+
+        `source`, `data`: as for `mount_file_system`. Raises OSError.
+        """
+        options = self.options
+        words = [word for word, flag in (("ro", MS_RDONLY), ("sync", 0x10), ("dirsync", 0x80)) if options.flags & flag]
+        tree = new_file_system(self.fstype, ",".join([*words, *[data] * bool(data)]), source, options.set_attributes)
+        try:
+            for propagation in options.propagation:
+                set_tree_propagation(tree, propagation)
+        except BaseException:
+            os.close(tree)
+            raise
+        return tree
 
 
 def mount(source: str | None, target: str, fstype: str | None, flags: int, data: str = "") -> None:
@@ -237,22 +271,26 @@ def open_tree(path: str, recursive: bool = False, directory: int = _AT_FDCWD) ->
     return fd
 
 
-def new_file_system(fstype: str, data: str) -> int:
+def new_file_system(fstype: str, data: str = "", source: str = "", attributes: int = 0) -> int:
     """Make a file system that is mounted nowhere; return a descriptor of its root. fsopen(2), fsmount(2), Linux 5.2.
 
-    `data`: its options, "KEY=VALUE" with commas between them. Raises OSError.
+    `data`: its options, "KEY=VALUE" or "KEY" with commas between them. `source`: "" if it has none. `attributes`: of
+    the mount, for mount_setattr(2). Raises OSError.
     """
     context = libc.syscall(SYS_FSOPEN, _encode(fstype), _FSOPEN_CLOEXEC)
     if context < 0:
         raise last_error(f"make a {fstype}")
     try:
-        for option in data.split(","):
-            key, _, value = option.partition("=")
-            if libc.syscall(SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, _encode(key), _encode(value), 0) != 0:
-                raise last_error(f"set the option {option} of a {fstype}")
+        options = [("source", "=", source)] * bool(source)
+        options += [option.partition("=") for option in data.split(",") if option]
+        for key, equals, value in options:
+            command = _FSCONFIG_SET_STRING if equals else _FSCONFIG_SET_FLAG
+            text = _encode(value) if equals else None
+            if libc.syscall(SYS_FSCONFIG, context, command, _encode(key), text, 0) != 0:
+                raise last_error(f"set the option {key}{equals}{value} of a {fstype}")
         if libc.syscall(SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0) != 0:
             raise last_error(f"make a {fstype}")
-        tree: int = libc.syscall(SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0)
+        tree: int = libc.syscall(SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes)
         if tree < 0:
             raise last_error(f"mount a {fstype}")
         return tree
@@ -271,6 +309,20 @@ def umount2(target: str, flags: int = 0) -> None:
     """Call umount2(2); `flags` may be MNT_DETACH. Raises OSError."""
     if libc.umount2(_encode(target), flags) != 0:
         raise last_error(f"unmount {target}")
+
+
+def pivot_root(new_root: int) -> None:
+    """Make a mount the root of this mount namespace, and detach all others, pivot_root(2). Ends in the new root.
+
+    `new_root`: a descriptor of its root directory. All processes of the namespace that had the old root get the new
+    one. Raises OSError.
+    """
+    os.fchdir(new_root)
+    # The old root is mounted over the new one, so that no directory is needed for it (pivot_root(2), NOTES).
+    if libc.pivot_root(b".", b".") != 0:
+        raise last_error("change the root mount")
+    umount2(".", MNT_DETACH)
+    os.chdir("/")
 
 
 def set_tree_attributes(tree: int, set_attributes: int, clear_attributes: int, recursive: bool) -> None:

@@ -8,6 +8,7 @@ directory that it has open, checks who controls that directory, and then uses th
   files. `open_trusted_directory` is for the service's own directories, which are then used by their names.
 - `locate`: what is at a path of which others may control a part, without following their links. For mounts, which may
   show directories of other users.
+- `open_in_root` and `make_in_root`: what is at a path inside of a root file system that others may control.
 
 These are the only functions by which the service and the keeper use paths outside of the runtime directory and of the
 kernel's file systems; a test over the sources holds them to it. Standard library only.
@@ -27,6 +28,7 @@ SYS_OPENAT2 = 437  # Linux 5.6
 _AT_FDCWD = -100
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_NO_SYMLINKS = 0x04
+_RESOLVE_IN_ROOT = 0x10
 _ANY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = _ANY | os.O_DIRECTORY
 _MAX_LINKS = 40  # the kernel's own limit, path_resolution(7)
@@ -222,6 +224,23 @@ class TrustedDirectory:
     def _refuse(self, name: str, reason: str, remedy: str) -> UntrustedPathError:
         return UntrustedPathError(f"{self._path}/{name} {reason}; {remedy}, or {self._instead}")
 
+    def make_directory(self, name: str, mode: int) -> bool:
+        """Make a directory; return False if something is there. Raises OSError."""
+        try:
+            os.mkdir(name, mode, dir_fd=self._fd)
+        except FileExistsError:
+            return False
+        fd = os.open(name, _DIRECTORY, dir_fd=self._fd)
+        try:
+            os.chmod(f"/proc/self/fd/{fd}", mode)  # whatever the umask
+        finally:
+            os.close(fd)
+        return True
+
+    def give(self, name: str, uid: int, gid: int) -> None:
+        """Change the owner of a file or directory; -1: unchanged. Raises OSError."""
+        os.chown(name, uid, gid, dir_fd=self._fd, follow_symlinks=False)
+
     def rename(self, old: str, new: str) -> None:
         """Rename a file, in place of any other. Raises OSError."""
         os.rename(old, new, src_dir_fd=self._fd, dst_dir_fd=self._fd)
@@ -264,14 +283,17 @@ def locate(path: str, users: Container[int]) -> tuple[int, str]:
 
 def _open_without_links(path: str) -> int:
     """Open what is at a path (O_PATH, close-on-exec) if no part of it is a symbolic link. Raises OSError: ELOOP."""
+    return _openat2(_AT_FDCWD, path, os.O_PATH, _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS)
+
+
+def _openat2(directory: int, path: str, flags: int, resolve: int) -> int:
     import ctypes  # imported here: `check` uses this module, and the import is slow
 
     from nsupervisor.linux.syscalls import last_error, libc
 
-    # struct open_how: flags, mode, resolve
-    how = (ctypes.c_uint64 * 3)(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS)
+    how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, 0, resolve)  # struct open_how: flags, mode, resolve
     size = ctypes.c_size_t(ctypes.sizeof(how))
-    fd: int = libc.syscall(SYS_OPENAT2, _AT_FDCWD, os.fsencode(path), how, size)
+    fd: int = libc.syscall(SYS_OPENAT2, directory, os.fsencode(path), how, size)
     if fd < 0:
         raise last_error(f"open {path}")
     return fd
@@ -314,7 +336,7 @@ def make_below(directory: int, names: Sequence[str], is_file: bool) -> int:
             if is_file and position == len(names):
                 os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=fd))
             else:
-                os.mkdir(name, dir_fd=fd)
+                os.mkdir(name, 0o755, dir_fd=fd)
             child = os.open(name, _ANY, dir_fd=fd)
             os.close(fd)
             fd = child
@@ -322,6 +344,70 @@ def make_below(directory: int, names: Sequence[str], is_file: bool) -> int:
         os.close(fd)
         raise
     return fd
+
+
+# ---- paths inside of a root file system
+
+
+def open_in_root(root: int, path: str, flags: int = os.O_PATH, follows: bool = True) -> int:
+    """Open what a process whose root directory is `root` would find at `path`; return a descriptor, close-on-exec.
+
+    No symbolic link and no ".." leads out of `root`, and none of the kind of /proc/self/root is followed, openat2(2).
+    `follows`: symbolic links inside are followed. If not, one is ELOOP.
+
+    Raises OSError: see openat2(2); ENOSYS before Linux 5.6.
+    """
+    resolve = _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS | (0 if follows else _RESOLVE_NO_SYMLINKS)
+    attempt = 0
+    while True:
+        try:
+            return _openat2(root, path, flags, resolve)
+        except OSError as error:
+            attempt += 1
+            if error.errno != errno.EAGAIN or attempt == _MAX_ATTEMPTS:  # EAGAIN: something was renamed meanwhile
+                raise
+
+
+_MAX_ATTEMPTS = 100
+
+
+def read_in_root(root: int, path: str, max_bytes: int) -> bytes:
+    """Read a regular file inside of `root`; what else is there is not opened. Raises OSError; EFBIG if it is larger."""
+    fd = open_in_root(root, path)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", path)
+        with open(f"/proc/self/fd/{fd}", "rb") as file:
+            content = file.read(max_bytes + 1)
+    finally:
+        os.close(fd)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+    return content
+
+
+def make_in_root(root: int, path: str, is_file: bool) -> int:
+    """Open what is at `path` inside of `root`, and make it if it is missing; return a descriptor (O_PATH).
+
+    What is made is an empty file or directories of mode 0755, less the umask. Raises OSError.
+    """
+    missing: list[str] = []
+    parent = os.path.normpath(path)
+    while True:
+        try:
+            fd = open_in_root(root, parent or "/")
+            break
+        except FileNotFoundError:
+            if not parent.rstrip("/"):
+                raise
+        parent, _, name = parent.rpartition("/")
+        missing.insert(0, name)
+    if not missing:
+        return fd
+    try:
+        return make_below(fd, missing, is_file)
+    finally:
+        os.close(fd)
 
 
 class _Walk:

@@ -17,7 +17,7 @@ from nsupervisor.metrics.measures import Measures
 from nsupervisor.service.platform.kernel import LINUX, Kernel
 from nsupervisor.service.state.digest import KeyedDigest
 from nsupervisor.service.state.file import StateFile
-from nsupervisor.service.state.uid_ranges import UidRanges
+from nsupervisor.service.state.uid_ranges import STATE_DIRECTORY, UidRanges
 
 TransitionListener = Callable[[str, WorkloadConfig, WorkloadState, WorkloadInput, Instant, Transition], None]
 """Called after each transition of an instance: its name, its workload in force afterwards, the state before, the input,
@@ -45,6 +45,8 @@ class ServiceContext:
     """The directory of the workloads' own log files."""
     uid_ranges: UidRanges | None = None
     """The ranges of ids for user namespaces without mappings; None without the privilege to use them."""
+    state_directory: str = STATE_DIRECTORY
+    """The directory of what outlives a stop of the service."""
     log_files: LogFiles = attrs.field(factory=LogFiles)
     """The log files of all workloads."""
     tails: Tails | None = None

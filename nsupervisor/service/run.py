@@ -512,6 +512,7 @@ async def _supervise(
             kernel,
             logs,
             uid_ranges=_uid_ranges(config.supervisor, kernel),
+            state_directory=config.supervisor.state_directory or default_state_directory(),
             offset_files=offset_files_left(directory),
             tails=platform.tails,
             has_records_file=platform.records_file is not None,

@@ -37,6 +37,7 @@ def instance(name: str, state: str = "running", **more: Any) -> dict[str, Any]:
         "instance": number,
         "description": "",
         "command": ["sleep", "infinity"],
+        "root": "",
         "state": state,
         "reason": "",
         "pid": 4242 if alive else None,

@@ -245,6 +245,7 @@ def format_details(instance: dict[str, Any], colour: bool, now: datetime, width:
         ("output", format_blockage(instance)),
         ("next start", _next_start(instance, now)),
         ("command", format_command_line(instance.get("command", ()))),
+        ("root", instance.get("root", "")),
         ("pid", str(instance["pid"]) if is_alive else ""),
         ("starts", f"{instance['generation']}{restarts}"),
         ("memory", _limited(format_size(instance["memory_current"]), memory_max) if is_alive else ""),

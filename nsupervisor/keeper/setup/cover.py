@@ -37,16 +37,19 @@ class Cover:
     It holds what the program may see as detached mounts (open_tree(2)), which need neither their path nor /proc later.
     """
 
-    __slots__ = ("_directory", "_identity", "_links", "_places", "_trees")
+    __slots__ = ("_directory", "_has_own_root", "_identity", "_links", "_places", "_sources", "_trees")
 
-    def __init__(self, directory: str, show: dict[str, str], links: dict[str, str]) -> None:
+    def __init__(self, directory: str, show: dict[str, str], links: dict[str, str], has_own_root: bool = False) -> None:
         """Open what the program may see. Raises StepError.
 
         `directory`: an absolute path without symbolic links. `show`: what is in the directory, and where in it to bind
-        that. `links`: symbolic links in the directory, and their targets. Both contain relative paths.
+        that. `links`: symbolic links in the directory, and their targets. Both contain relative paths. `has_own_root`:
+        the program has another root, in which only mounts can show the directory; sources are paths outside of it.
         """
         self._directory = directory
-        self._places = {directory: None}
+        self._has_own_root = has_own_root
+        self._places: dict[str, None] = {} if has_own_root else {directory: None}
+        self._sources = {directory: None} if has_own_root else self._places
         self._identity = _file_identity(directory)
         self._trees: dict[str, int] = {}
         self._links = {f"{directory}/{name}": target for name, target in links.items()}
@@ -64,7 +67,7 @@ class Cover:
         directory.
         """
         source, destination = source.rstrip("/"), destination.rstrip("/")
-        for place in list(self._places):
+        for place in list(self._sources):
             if place == source or place.startswith(f"{source}/"):
                 self._places[f"{destination}{place[len(source) :]}" or "/"] = None
             elif source.startswith(f"{place}/"):
@@ -79,7 +82,7 @@ class Cover:
         """
         for path in mount.layer_paths():
             layer = (layers.get(path) or os.path.realpath(path)).rstrip("/")
-            for place in self._places:
+            for place in self._sources:
                 if layer == place or layer.startswith(f"{place}/"):
                     raise _shown(mount, f"its layer {path} is in")
                 if place.startswith(f"{layer}/") and _is_same_device(layer or "/", place):
@@ -98,6 +101,9 @@ class Cover:
         for place in self._places:
             is_written = place == self._directory and bool(self._trees)
             covered = (self._cover(place, is_written) and is_written) or covered
+        if self._has_own_root and not covered and (self._trees or self._is_shown()):
+            self._make()
+            covered = True
         if not self._trees:
             return
         for path, tree in self._trees.items():
@@ -131,6 +137,28 @@ class Cover:
         finally:
             os.close(fd)
         return True
+
+    @property
+    def mount_point(self) -> str:
+        """The directory that a root of the program's own needs for what the program may see; "" for none."""
+        return self._directory if self._has_own_root and self._trees else ""
+
+    def _is_shown(self) -> bool:
+        return self._identity is not None and _file_identity(self._directory) == self._identity
+
+    def _make(self) -> None:
+        """Mount an empty directory in the program's own root."""
+        try:
+            fd, _ = locate(self._directory, users=())
+            try:
+                os.fchdir(fd)
+                mounts.mount("tmpfs", ".", "tmpfs", FLAGS, OPTIONS)
+            finally:
+                os.close(fd)
+                os.chdir("/")
+        except OSError as error:
+            hint = "make it in the root" if error.errno == errno.ENOENT else ""
+            raise step_error(f"show the notify socket in {self._directory}", error, hint) from None
 
     def _bind(self, path: str, tree: int, covered: bool, private: set[int]) -> None:
         try:

@@ -63,7 +63,7 @@ def mount_ipc(spec: Spec) -> None:
     """
     if not {"ipc", "mount"} <= spec.namespaces or (spec.sandbox is not None and spec.sandbox[0] is not None):
         return
-    for path, fstype, flags, data in ipc_mounts(_file_creator_ids(spec)):
+    for path, fstype, flags, data in ipc_mounts(file_creator_ids(spec)):
         try:
             mounts.mount(fstype, path, fstype, flags, data)
         except (FileNotFoundError, NotADirectoryError):
@@ -115,18 +115,23 @@ def hold_shown_directories(spec: Spec) -> None:
     Before the process becomes root of a user namespace: a directory on the way may be closed to that user. And before
     the directory is hidden by the sandbox.
     """
-    if spec.cover and ("user" in spec.namespaces or spec.sandbox is not None):
-        spec.held_cover = Cover(*spec.cover)
+    if spec.cover and ("user" in spec.namespaces or spec.sandbox is not None or spec.root is not None):
+        spec.held_cover = Cover(*spec.cover, has_own_root=spec.root is not None)
 
 
 def protect_paths(spec: Spec) -> None:
-    """Give the program the devices of its sandbox, and hide or protect paths."""
+    """Give the program the devices of its sandbox, and hide or protect paths.
+
+    With a root of its own only the kernel's file systems are protected, which that root shows; `enter_root` does the
+    others.
+    """
     if spec.sandbox is None:
         return
-    owner = _file_creator_ids(spec)
+    owner = file_creator_ids(spec)
     if owner is not None:
         syscalls.set_file_system_ids(*owner)
-    hold_hidden_sources(spec)
+    if spec.root is None:
+        hold_hidden_sources(spec)
     try:
         sandbox.perform(sandbox_operations(spec, resolve_sandbox(spec)))
     except OSError as error:
@@ -149,7 +154,10 @@ def resolve_sandbox(spec: Spec) -> tuple[Any, ...]:
     """Look at the paths of a sandbox; return what `sandbox_operations` needs. Raises StepError."""
     cgroups = tuple(spec.cgroup_procs) if spec.cgroup is not None and "cgroup" in spec.namespaces else None
     try:
-        return sandbox.resolve(spec.sandbox or (None, "", ()), frozenset({0, os.geteuid()}), cgroups)
+        wanted = spec.sandbox or (None, "", ())
+        if spec.root is not None:
+            wanted = sandbox.kernel_part(wanted)
+        return sandbox.resolve(wanted, frozenset({0, os.geteuid()}), cgroups)
     except sandbox.MissingPathError as error:
         hint = 'write "-" before a path that may be missing' if error.errno == errno.ENOENT else ""
         raise step_error(f"find {error.filename}", error, hint) from None
@@ -163,7 +171,7 @@ def sandbox_operations(spec: Spec, resolved: tuple[Any, ...], has_tree: bool = F
         "ipc" in spec.namespaces,
         "pid" in spec.namespaces,
         not has_user and sandbox.can_make_nodes(),
-        _file_creator_ids(spec) if has_user else None,
+        file_creator_ids(spec) if has_user else None,
         not has_user or any(first <= sandbox.TTY_GROUP < first + size for first, _, size in spec.gid_mappings),
         has_tree,
         any(mount.destination.startswith("/dev/") for mount in spec.mounts),
@@ -173,23 +181,27 @@ def sandbox_operations(spec: Spec, resolved: tuple[Any, ...], has_tree: bool = F
 def mount_all(spec: Spec) -> None:
     """Mount everything in the given order. A missing destination is created only in a tmpfs mounted before.
 
+    With a root of its own, `enter_root` has done that.
+
     Creating it there leaves no trace on the host. The cover of the runtime directory comes last, so that no other mount
     shows the directory again.
     """
+    if spec.root is not None:
+        return
     cover = spec.held_cover or (Cover(*spec.cover) if spec.cover else None)
     private: set[int] = set()
     for path in sandbox.temporary_paths(spec.sandbox) if spec.sandbox is not None else ():
         if os.path.exists(path):
             private.add(os.stat(path).st_dev)
     if spec.mounts:
-        mounter = _Mounter(cover, "user" in spec.namespaces, private, spec.held_sources)
+        mounter = Mounter(cover, "user" in spec.namespaces, private, spec.held_sources)
         for mount in spec.mounts:
             mounter.mount(mount)
     if cover is not None:
-        cover.apply(private, _file_creator_ids(spec))
+        cover.apply(private, file_creator_ids(spec))
 
 
-class _Mounter:
+class Mounter:
     """Makes the mounts of a specification. `private`: st_dev of each tmpfs that it has mounted."""
 
     __slots__ = ("_cover", "_fds", "_held_sources", "_in_user_namespace", "_users", "private")
@@ -213,18 +225,43 @@ class _Mounter:
         """Make one mount. Raises StepError."""
         try:
             if mount.fstype == "bind":
-                self._bind(mount, _operation(mount))
+                self._bind(mount, describe(mount))
             else:
-                self._mount_file_system(mount, _operation(mount))
+                self._mount_file_system(mount, describe(mount))
         finally:
             while self._fds:
                 os.close(self._fds.pop())
 
-    def _bind(self, mount: Mount, operation: str) -> None:
+    def hold(self, mount: Mount) -> tuple[int, str]:
+        """Make one mount that is attached nowhere; return its descriptor, and the path of what a bind mount shows.
+
+        For a program with a root of its own, which does not see the sources. Raises StepError.
+        """
+        operation = describe(mount)
         try:
-            source, source_path = self._held_sources.get(mount.source) or self._locate(mount.source)
+            if mount.fstype == "bind":
+                source, source_path = self._find_source(mount, operation)
+                try:
+                    return mount.copy(source), source_path
+                except OSError as error:
+                    raise step_error(operation, error, self._bind_hint(mount, error)) from None
+            source_path, data = self._find_layers(mount, operation)
+            try:
+                return mount.make(source_path, data), ""
+            except OSError as error:
+                raise step_error(operation, error) from None
+        finally:
+            while self._fds:
+                os.close(self._fds.pop())
+
+    def _find_source(self, mount: Mount, operation: str) -> tuple[int, str]:
+        try:
+            return self._held_sources.get(mount.source) or self._locate(mount.source)
         except OSError as error:
             raise step_error(f"{operation}: {mount.source}", error) from None
+
+    def _bind(self, mount: Mount, operation: str) -> None:
+        source, source_path = self._find_source(mount, operation)
         is_file = not stat.S_ISDIR(os.fstat(source).st_mode)
         destination, destination_path = self._find_destination(mount.destination, is_file, operation)
         try:
@@ -244,14 +281,7 @@ class _Mounter:
         return ""
 
     def _mount_file_system(self, mount: Mount, operation: str) -> None:
-        layers: dict[str, str] = {}
-        try:
-            source = self._locate_device(mount.source)
-            data = replace_layers(mount.options.data, lambda path: self._locate_layer(path, layers))
-        except OSError as error:
-            raise step_error(f"{operation}: {error.filename or mount.source}", error) from None
-        if self._cover is not None:
-            self._cover.check_layers(mount, layers)
+        source, data = self._find_layers(mount, operation)
         destination, path = self._find_destination(mount.destination, False, operation)
         try:
             mount.mount_file_system(destination, source, data)
@@ -262,6 +292,18 @@ class _Mounter:
                     self.private.add(os.fstat(root).st_dev)
         except OSError as error:
             raise step_error(operation, error) from None
+
+    def _find_layers(self, mount: Mount, operation: str) -> tuple[str, str]:
+        """Return the source of a file system and its options, in which layers are descriptors."""
+        layers: dict[str, str] = {}
+        try:
+            source = self._locate_device(mount.source)
+            data = replace_layers(mount.options.data, lambda path: self._locate_layer(path, layers))
+        except OSError as error:
+            raise step_error(f"{operation}: {error.filename or mount.source}", error) from None
+        if self._cover is not None:
+            self._cover.check_layers(mount, layers)
+        return source, data
 
     def _locate(self, path: str) -> tuple[int, str]:
         fd, real = locate(path, self._users)
@@ -326,11 +368,11 @@ class _Mounter:
         return root
 
 
-def _operation(mount: Mount) -> str:
+def describe(mount: Mount) -> str:
     return f"mount {mount.source} on {mount.destination}"
 
 
-def _file_creator_ids(spec: Spec) -> tuple[int, int] | None:
+def file_creator_ids(spec: Spec) -> tuple[int, int] | None:
     """Return the ids that create files in a user namespace without a user 0 or group 0: the first mapped ones."""
     uids, gids = spec.uid_mappings, spec.gid_mappings
     if is_zero_mapped(uids) and is_zero_mapped(gids):

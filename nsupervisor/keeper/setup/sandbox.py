@@ -347,6 +347,27 @@ def _closes_cgroups(entry: tuple[Any, ...]) -> bool:
     return (path == "/sys" or path.startswith("/sys/fs")) and entry[1] in (READ_ONLY, READ_WRITE)
 
 
+def kernel_part(sandbox: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the part of a sandbox that is about /dev, /proc and /sys."""
+    devices, proc, paths = sandbox
+    return devices, proc, tuple(entry for entry in paths if is_of_kernel(entry[0]))
+
+
+def is_of_kernel(path: str) -> bool:
+    """Return whether a path of a sandbox is in one of the kernel's file systems."""
+    return path.removeprefix("-").split("/")[1] in ("dev", "proc", "sys")
+
+
+def is_system(path: str) -> bool:
+    """Return whether a path of a sandbox is left out if it is missing or a symbolic link."""
+    return _is_system(path)
+
+
+def is_sticky(path: str) -> bool:
+    """Return whether a directory is for the files of all users."""
+    return path in _STICKY
+
+
 def hides(sandbox: tuple[Any, ...], directory: str) -> bool:
     """Return whether another directory is shown in place of this one, or of one above it."""
     return any(

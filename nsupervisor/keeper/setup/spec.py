@@ -69,6 +69,7 @@ class Spec:
         "process_tree",
         "report",
         "rlimits",
+        "root",
         "sandbox",
         "secure_bits",
         "time_offsets",
@@ -112,6 +113,8 @@ class Spec:
         self.cover: tuple[str, dict[str, str], dict[str, str]] | None = pop("cover", _cover, None)
         # (devices, options of /proc, paths), see sandbox.py
         self.sandbox: tuple[Any, ...] | None = pop("sandbox", sandbox.parse, None)
+        # (path, whether it is read-only, its upper layer), see `_root`
+        self.root: tuple[str, bool, str | None] | None = pop("root", _root, None)
         self.held_cover: Cover | None = None  # set in the child
         # Descriptors and real paths of sources of mounts that the sandbox hides, by path; set in the child.
         self.held_sources: dict[str, tuple[int, str]] = {}
@@ -146,6 +149,7 @@ class Spec:
             ("mounts", self.mounts, "mount"),
             ("cover", self.cover, "mount"),
             ("sandbox", self.sandbox, "mount"),
+            ("root", self.root, "mount"),
             ("time_offsets", self.time_offsets, "time"),
             ("uid_mappings", self.uid_mappings, "user"),
             ("gid_mappings", self.gid_mappings, "user"),
@@ -323,6 +327,23 @@ def _mounts(value: Any) -> list[Mount]:
             )
         )
     return mounts
+
+
+def _root(value: Any) -> tuple[str, bool, str | None]:
+    """Return the path of the root file system, whether it is read-only, and where its upper layer is.
+
+    `{"path": PATH, "readonly": BOOLEAN, "overlay": null, "" or PATH}`: no upper layer, one in memory, or `upper` and
+    `work` in a directory.
+    """
+    unknown = _dict(value).keys() - {"path", "readonly", "overlay"}
+    if unknown:
+        raise ValueError(f"unknown keys: {', '.join(sorted(unknown))}")
+    overlay = value.get("overlay")
+    if overlay:
+        _absolute_path(overlay)
+    elif overlay is not None and overlay != "":
+        raise TypeError(f"an overlay is null, an empty text or a path, not {overlay!r:.80}")
+    return _absolute_path(value.get("path")), _boolean(value.get("readonly", False)), overlay
 
 
 def _cover(value: Any) -> tuple[str, dict[str, str], dict[str, str]]:

@@ -39,6 +39,7 @@ from nsupervisor.keeper.setup.mount_steps import (
     protect_paths,
     separate_mounts,
 )
+from nsupervisor.keeper.setup.root import enter_root
 from nsupervisor.keeper.setup.spec import is_zero_mapped
 from nsupervisor.linux import namespaces, syscalls
 from nsupervisor.linux.process_titles import INIT_TITLE
@@ -184,6 +185,7 @@ NAMESPACE_STEPS: tuple[Callable[[Spec], None], ...] = (
     mount_ipc,
     mount_sys,
     protect_paths,
+    enter_root,
     mount_all,
     set_hostname,
     shift_clocks,
@@ -349,6 +351,7 @@ STEP_NAMES: dict[Callable[[Spec], None], str] = {
     mount_ipc: "mount_ipc",
     mount_sys: "mount_sys",
     protect_paths: "protect_paths",
+    enter_root: "enter_root",
     mount_all: "mount_all",
     set_hostname: "set_hostname",
     shift_clocks: "shift_clocks",
@@ -410,11 +413,13 @@ def become_program(spec: Spec, candidates: Sequence[bytes] | None = None) -> NoR
             raise step_error(f"execute {shown}", error, EXECUTE_HINTS.get(error.errno or 0, "")) from None
     if refused is not None:
         raise step_error(f"execute {shown}", refused) from None
-    hint = ""
+    hint, inside = "", "" if spec.root is None else f" in the root {spec.root[0]}"
     if b"/" not in name:
-        hint = f"searched PATH={spec.path}"
+        hint = f"searched PATH={spec.path}{inside}"
     elif os.path.exists(name):
-        hint = "the file is there, so the interpreter that it names is not"
+        hint = f"the file is there, so the interpreter that it names is not{inside}"
+    elif inside:
+        hint = f"searched{inside}"
     raise StepError(f"cannot execute {shown}: {os.strerror(errno.ENOENT)}{f' ({hint})' if hint else ''}", errno.ENOENT)
 
 

@@ -335,6 +335,7 @@ class Actor:
             instance=self.instance,
             description=self.workload.description,
             command=self.workload.command,
+            root=self.workload.root.path or "",
             lifecycle=self.lifecycle,
             waits_for=self.start_status.waits_for,
             is_up=self.is_up,
@@ -646,7 +647,8 @@ class Actor:
         if pid is None or not self.workload.namespaces.mount:
             return made
         if made or (is_api_new and self.workload.may_control) or is_uncovered(pid, str(directory)):
-            problem = renew_cover(pid, cover(self.workload, directory, self.program.notify_path))
+            wanted = cover(self.workload, directory, self.program.notify_path)
+            problem = renew_cover(pid, wanted, self.workload.root.path is not None)
             if problem is not None:
                 text = f"cannot cover {directory} again in its mount namespace: {problem}; restart it"
                 self.log_event("warning", "warning", message=text)

@@ -88,6 +88,8 @@ class Program:
         spec["env"] |= own
         if workload.namespaces.mount:
             spec["cover"] = cover(workload, self.context.runtime_directory, own.get("NOTIFY_SOCKET"))
+        if workload.root.path is not None and spec["root"]["overlay"]:
+            self.context.kernel.make_overlay_directory(spec)
         try:
             spawned = await self.context.keeper.spawn(spec, while_spawning, self._notify_fd)
         except KeeperLost:
@@ -315,8 +317,18 @@ class Program:
     def _spec(
         self, workload: WorkloadConfig, generation: int, cgroup: Cgroup, variables: dict[str, str] | None = None
     ) -> dict[str, Any]:
-        directory, ranges = self.context.runtime_directory, self.context.uid_ranges
-        return spawn_spec(workload, self.name, self.instance, generation, cgroup, directory, variables, ranges)
+        context = self.context
+        return spawn_spec(
+            workload,
+            self.name,
+            self.instance,
+            generation,
+            cgroup,
+            context.runtime_directory,
+            variables,
+            context.uid_ranges,
+            context.state_directory,
+        )
 
 
 def find_program(cgroup: Cgroup, context: ServiceContext, pipes: tuple[int, int] = (0, 0)) -> ProcessRef | None:

@@ -11,15 +11,16 @@ from nsupervisor.config.kinds import MAX_HOSTNAME
 from nsupervisor.config.model import IoClass, SecurityConfig, WorkloadConfig
 from nsupervisor.config.problems import ConfigError, Problem
 from nsupervisor.config.security_kinds import SECURE_BITS
-from nsupervisor.core.sandbox import sandbox
+from nsupervisor.core.sandbox import for_own_root, sandbox
 from nsupervisor.core.seccomp import Filter, OciError, parse_oci
 from nsupervisor.core.seccomp import filters as find_filters
-from nsupervisor.core.security import is_required, values, written_keys
+from nsupervisor.core.security import is_required, settings, values, written_keys
 from nsupervisor.linux.namespaces import NAMESPACES
 from nsupervisor.linux.trusted_paths import open_for_reading
+from nsupervisor.service.instance.root import resolve_in_root, root_key
 from nsupervisor.service.instance.seccomp_filters import filter_name
 from nsupervisor.service.instance.users import IdentityError, UserIdentity, resolve_user, without_own
-from nsupervisor.service.state.uid_ranges import UidRangeError, UidRanges
+from nsupervisor.service.state.uid_ranges import STATE_DIRECTORY, UidRangeError, UidRanges
 
 if TYPE_CHECKING:  # `check` imports this module, and must be quick
     from collections.abc import Mapping
@@ -45,23 +46,29 @@ def spawn_spec(
     directory: "Path",
     variables: dict[str, str] | None = None,
     uid_ranges: UidRanges | None = None,
+    state_directory: str = STATE_DIRECTORY,
 ) -> dict[str, Any]:
     """Return the specification for one generation, in the form that `nsupervisor.keeper` takes.
 
     `directory` is the runtime directory, `variables` what `environment_file_variables` returned just now, `uid_ranges`
     where a user namespace without mappings has its ids from; None: it has the supervisor's own alone. Users and
-    environment files are read again for each generation, so that a restart sees changes.
+    environment files are read again for each generation, so that a restart sees changes. What is kept of the program
+    is below `state_directory`.
 
     Raises IdentityError for an unknown user, ConfigError for a bad environment file, OSError for an unreadable one.
     """
     spaces = workload.namespaces
-    # In a user namespace the numbers of the supervisor's groups are those of other groups.
-    identity = resolve_user(workload.user, workload.supplementary_groups, keeps_own_groups=not spaces.user)
+    root = None if workload.root.path is None else root_key(workload.root, instance, state_directory)
+    if root is not None:
+        identity = resolve_in_root(root, workload.user, workload.supplementary_groups)
+    else:
+        # In a user namespace the numbers of the supervisor's groups are those of other groups.
+        identity = resolve_user(workload.user, workload.supplementary_groups, keeps_own_groups=not spaces.user)
     if not spaces.user:
         identity = without_own(identity)
     uid_mappings, gid_mappings = _mappings(workload, name, uid_ranges) if spaces.user else ([], [])
     security = values(workload.security)
-    view = _view(workload.security) if spaces.mount else None
+    view = _view(workload.security, root is not None) if spaces.mount else None
     privileges = _privileges(workload.security, _oci_filter(security))
     return {
         "id": f"{name}#{generation}",
@@ -92,6 +99,7 @@ def spawn_spec(
         **cgroup.place,
         "stdin": "null",
         **({} if view is None else {"sandbox": view}),
+        **({} if root is None else {"root": root}),
     }
 
 
@@ -129,8 +137,8 @@ _PRIVILEGE_KEYS = ("capability_bounding_set", "ambient_capabilities", "secure_bi
 
 
 @functools.lru_cache(256)
-def _view(security: SecurityConfig) -> dict[str, Any] | None:
-    return sandbox(values(security))
+def _view(security: SecurityConfig, has_own_root: bool) -> dict[str, Any] | None:
+    return sandbox(for_own_root(settings(security)) if has_own_root else values(security))
 
 
 @functools.lru_cache(256)

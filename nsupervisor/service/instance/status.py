@@ -21,6 +21,8 @@ class InstanceStatus:
     instance: Instance | None
     description: str
     command: Sequence[str]
+    root: str
+    """The path of its root file system; "": it has that of the host."""
     """The program and its arguments, as in the configuration in force."""
     lifecycle: Lifecycle
     waits_for: str
@@ -44,6 +46,7 @@ class InstanceStatus:
             "instance": self.instance,
             "description": self.description,
             "command": list(self.command),
+            "root": self.root,
             "state": lifecycle.state.value,
             "reason": self.waits_for or lifecycle.reason,
             "pid": self.pid if lifecycle.is_alive else None,

@@ -25,6 +25,7 @@ from nsupervisor.linux.privileges import Privileges, own_privileges
 from nsupervisor.logs import Pipe
 from nsupervisor.notify_socket import NotifySocket, notify_socket
 from nsupervisor.service.platform.isolation import Isolate, isolate
+from nsupervisor.service.platform.roots import make_overlay_directory
 from nsupervisor.service.platform.start_obstacle import StartObstacle, find_start_obstacle
 
 
@@ -73,6 +74,8 @@ class Kernel:
     privileges: Callable[[], Privileges] = own_privileges
     find_start_obstacle: Callable[[Mapping[str, Any]], StartObstacle | None] = find_start_obstacle
     """Finds what would make a start with this specification fail; called in a thread."""
+    make_overlay_directory: Callable[[Mapping[str, Any]], None] = make_overlay_directory
+    """Makes the directory of the upper layer of a specification's root. Raises OSError."""
     isolate: Isolate = isolate
     """Returns the isolation in force, also for a configuration that is loaded while the service runs."""
     instance_of: Callable[[int], str] | None = None

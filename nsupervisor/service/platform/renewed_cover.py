@@ -28,10 +28,11 @@ def is_uncovered(pid: int, directory: str) -> bool:
         return False
 
 
-def renew_cover(pid: int, cover: Mapping[str, Any]) -> Exception | None:
+def renew_cover(pid: int, cover: Mapping[str, Any], has_own_root: bool = False) -> Exception | None:
     """Put a new cover in the place of the old one in the namespace of a process; return why that failed.
 
-    `cover` is that of a specification (`spawn_spec.cover`). Whatever the process has done in its namespace, only that
+    `cover` is that of a specification (`spawn_spec.cover`), `has_own_root` whether that has a root.
+    Whatever the process has done in its namespace, only that
     namespace changes. Nothing changes for a process with the mounts of this one.
     """
     problem: list[Exception] = []
@@ -50,7 +51,7 @@ def renew_cover(pid: int, cover: Mapping[str, Any]) -> Exception | None:
     try:
         if os.path.samestat(os.fstat(namespace), os.stat("/proc/thread-self/ns/mnt")):
             return None
-        new = Cover(directory, cover["show"], cover["links"])
+        new = Cover(directory, cover["show"], cover["links"], has_own_root)
         # A thread of its own, as it never comes back from there: setns(2) needs a task with its own root directory.
         thread = threading.Thread(target=work, name="renew cover")
         thread.start()

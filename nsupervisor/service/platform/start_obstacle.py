@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from nsupervisor.config.quoting import quoted
 from nsupervisor.linux.trusted_paths import open_for_reading
+from nsupervisor.service.platform.roots import find_in_root
 
 MAX_STRING_BYTES = 32 * 4096
 """Longest argument or variable with its NUL, execve(2): MAX_ARG_STRLEN."""
@@ -59,6 +60,9 @@ def _obstacles(spec: Mapping[str, Any]) -> Iterator[StartObstacle]:
     hidden = [path for name in spec["namespaces"] for path in _OWN_FILE_SYSTEMS.get(name, ())]
     if "mount" not in spec["namespaces"]:
         hidden = []
+    if (root := spec.get("root")) is not None:
+        yield from _root_obstacles(spec, root)
+        return
     for number, mount in enumerate(spec["mounts"]):
         yield from _mount_obstacles(mount, ("mounts", number), hidden)
         hidden.append(mount["destination"])
@@ -67,6 +71,38 @@ def _obstacles(spec: Mapping[str, Any]) -> Iterator[StartObstacle]:
         yield StartObstacle(("working_directory",), f"cannot enter {directory}: {problem}")
     if problem := _program_problem(spec, identity, hidden):
         yield StartObstacle(("command",), f"cannot execute {spec['argv'][0]}: {problem}")
+
+
+def _root_obstacles(spec: Mapping[str, Any], root: Mapping[str, Any]) -> Iterator[StartObstacle]:
+    """Yield what would make a start with a root of its own fail; paths inside are looked up in it."""
+    if not os.path.isdir(root["path"]):
+        yield StartObstacle(("root", "path"), f"there is no directory {root['path']} to be the root; make it")
+        return
+    for number, mount in enumerate(spec["mounts"]):
+        source = mount["source"]
+        if mount["type"] == "bind" and source is not None and _is_missing(source):
+            key = ("mounts", number, "source")
+            text = f"there is no {quoted(source)} to mount on {mount['destination']}; make it, or write another path"
+            yield StartObstacle(key, text)
+    if spec["mounts"] or root["overlay"]:  # which may provide the other files
+        return
+    if _is_missing_in_root(root["path"], spec["cwd"]):
+        text = f"cannot enter {spec['cwd']}: it is not in the root {root['path']}; make it, or write another path"
+        yield StartObstacle(("working_directory",), text)
+    name = spec["argv"][0]
+    directories = [""] if "/" in name else spec["env"].get("PATH", os.defpath).split(":")
+    candidates = [os.path.join(spec["cwd"], directory, name) for directory in directories]
+    if all(_is_missing_in_root(root["path"], candidate) for candidate in candidates):
+        text = f"cannot execute {name}: it is not in the root {root['path']}; install it there, or write another path"
+        yield StartObstacle(("command",), text)
+
+
+def _is_missing_in_root(root: str, path: str) -> bool:
+    try:
+        find_in_root(root, path)
+    except OSError as error:
+        return error.errno in _MISSING
+    return False
 
 
 def _too_long(spec: Mapping[str, Any]) -> Iterator[StartObstacle]:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from nsupervisor.config.model import Config, WorkloadConfig
 from nsupervisor.linux.namespaces import NAMESPACES
 from nsupervisor.linux.privileges import SETGID, SETUID, SYS_ADMIN, SYS_NICE, SYS_RESOURCE, Privileges
-from nsupervisor.service.instance.users import IdentityError, resolve_user
+from nsupervisor.service.instance.root import resolve_identity
+from nsupervisor.service.instance.users import IdentityError
 from nsupervisor.service.state.uid_ranges import UID_RANGES
 
 
@@ -54,7 +55,7 @@ def missing_privileges(workload: WorkloadConfig, own: Privileges) -> Iterator[tu
 def _is_own(workload: WorkloadConfig, own: Privileges) -> bool:
     """Return whether the workload's user and group are those that this process has already."""
     try:
-        identity = resolve_user(workload.user)
+        identity = resolve_identity(workload)
     except IdentityError:  # reported for itself
         return False
     return not workload.supplementary_groups and (identity.uid, identity.gid) == (own.uid, own.gid)

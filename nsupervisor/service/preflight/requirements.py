@@ -37,15 +37,19 @@ from nsupervisor.core.isolation import (
 from nsupervisor.core.security import Unsupported, degraded, without_unsupported
 from nsupervisor.linux.privileges import Privileges, own_privileges
 from nsupervisor.linux.trusted_paths import open_for_reading, untrusted_part
+from nsupervisor.service.instance.root import resolve_in_root
 from nsupervisor.service.instance.spawn_spec import PATH, environment_file_variables
 from nsupervisor.service.instance.users import IdentityError, resolve_user
 from nsupervisor.service.platform.isolation import Isolate, Isolation, isolate
+from nsupervisor.service.platform.roots import find_in_root
 from nsupervisor.service.preflight.capacity import descriptor_shortage
 from nsupervisor.service.preflight.privileges import explain_permission_error, missing_privileges
 from nsupervisor.service.preflight.security import (
     CHECKS,
     FOR_PRIVILEGED,
+    MOUNT_SETATTR,
     PROFILE_REASON,
+    kernel_version,
     needs_mounts,
     security_support,
 )
@@ -332,12 +336,19 @@ def _missing_privileges(workload: WorkloadConfig, privileges: Privileges, runs_h
 
 
 def _unknown_users(workload: WorkloadConfig) -> Iterator[_Finding]:
+    place = workload.root.path
+    if place is not None and (isinstance(workload.root.overlay, str) or not os.path.isdir(place)):
+        return  # the upper layer may have them, or the root is missing, which is reported for itself
+    root = None if place is None else {"path": place, "overlay": None}
     for key, user, groups in (
         ("user", workload.user, ()),
         ("supplementary_groups", None, workload.supplementary_groups),
     ):
         try:
-            resolve_user(user, groups)
+            if root is None:
+                resolve_user(user, groups)
+            else:
+                resolve_in_root(root, user, groups)
         except IdentityError as error:
             yield (key,), str(error), ""
 
@@ -371,7 +382,9 @@ def _missing_files(workload: WorkloadConfig) -> Iterator[_Finding]:
             if rule.webhook_file
         ),
     ]
-    if not workload.mounts:  # mounts may provide the other files
+    if workload.root.path is not None:
+        yield from _missing_in_root(workload, workload.root.path)
+    elif not workload.mounts:  # mounts may provide the other files
         named += [(("command",), workload.command[0]), (("working_directory",), workload.working_directory)]
         if "/" not in workload.command[0] and _is_program_missing(workload):
             message = f"there is no program {quoted(workload.command[0])} in PATH; install it, or write its path"
@@ -384,6 +397,29 @@ def _missing_files(workload: WorkloadConfig) -> Iterator[_Finding]:
             yield key, f"there is no {quoted(path)} on this host; install it, or write another path", NOT_YET_PRESENT
         except OSError:  # this user may not see the file
             pass
+
+
+def _missing_in_root(workload: WorkloadConfig, root: str) -> Iterator[_Finding]:
+    """Yield a problem for a root that is missing, or else for what is missing in it."""
+    if kernel_version() < MOUNT_SETATTR:
+        yield ("root",), "a root file system of its own needs Linux 5.12; leave it out, or use a newer kernel", ""
+    elif not os.path.lexists(root):
+        message = f"there is no {quoted(root)} on this host; make it, or write another path"
+        yield ("root", "path"), message, NOT_YET_PRESENT
+    elif not os.path.isdir(root):
+        yield ("root", "path"), f"{quoted(root)} is not a directory; write one with a root file system", ""
+    elif not workload.mounts and not isinstance(workload.root.overlay, str):  # which may provide the files
+        named = [("working_directory", workload.working_directory)]
+        if "/" in workload.command[0]:
+            named.insert(0, ("command", os.path.join(workload.working_directory, workload.command[0])))
+        for key, path in named:
+            try:
+                find_in_root(root, path)
+            except (FileNotFoundError, NotADirectoryError):
+                message = f"there is no {quoted(path)} in the root {root}; install it there, or write another path"
+                yield (key,), message, NOT_YET_PRESENT
+            except OSError:  # this user may not see the file
+                pass
 
 
 def _wrong_environment_files(workload: WorkloadConfig) -> Iterator[_Finding]:

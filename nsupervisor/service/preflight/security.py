@@ -30,12 +30,13 @@ def needs_mounts(workload: WorkloadConfig, value: Any, privileges: Privileges) -
         return Absence(
             "what a program sees can be changed in a mount namespace only", "write namespaces = { mount = true }"
         )
-    if kernel_version() < _MOUNT_SETATTR:
+    if kernel_version() < MOUNT_SETATTR:
         return Absence("this kernel cannot make a tree of mounts read-only", "use Linux 5.12 or later")
     return None
 
 
-_MOUNT_SETATTR = (5, 12)
+MOUNT_SETATTR = (5, 12)
+"""The first kernel with mount_setattr(2), which a view of the files needs, and a root of its own."""
 
 
 def kernel_version() -> tuple[int, int]:
