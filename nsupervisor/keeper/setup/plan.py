@@ -75,7 +75,7 @@ class Plan:
     def __init__(self, common: Plan | None = None) -> None:
         self._common = common
         self._operations: list[bytes] = []
-        self._data: list[bytes] = [] if common is None else [b"".join(common._data)]
+        self._data: list[bytes] = [] if common is None else common._data.copy()
         self._size: int = 0 if common is None else common._size
         self._strings: dict[bytes, int] = {} if common is None else common._strings.copy()
         self._relocations: list[int] = []
@@ -120,6 +120,10 @@ class Plan:
         assert self._common is not None
         self._operations += self._common._operations
         self._advance = 0
+
+    def join_data(self) -> None:
+        """Join the data, if other plans are to begin with it."""
+        self._data = [b"".join(self._data)]
 
     def place(self, content: bytes) -> Pointer:
         """Add data at an address that is a multiple of 8."""
@@ -244,6 +248,16 @@ def _common_plan(common: Common) -> Plan:
     return plan
 
 
+@functools.lru_cache(16)
+def _program_base(common: Common, late: tuple[Operation, ...]) -> Plan:
+    """Return the operations of the common plan and those of `late`, which are the same for many programs, too."""
+    plan = Plan(_common_plan(common))
+    plan.call_common()
+    _add_protection(plan, late)
+    plan.join_data()
+    return plan
+
+
 def covered_in_advance(spec: Spec) -> str:
     """Return the directory whose cover is the same for all programs with these namespaces, or ""."""
     return spec.cover[0] if spec.cover and not spec.cover[1] else ""
@@ -251,7 +265,7 @@ def covered_in_advance(spec: Spec) -> str:
 
 def pack_plan(spec: Spec, common: Common, has_cgroup: bool) -> bytes:
     """Return the plan that makes a standby the program of a specification for which `is_possible` is true."""
-    plan = Plan(_common_plan(common))
+    plan = Plan(_program_base(common, common.late))
     _shift_clocks(plan, spec)
     plan.begin_step(begin_failure("clone", "start the program's process", _CGROUP_HINTS))
     plan.call("hand_over")
@@ -261,7 +275,6 @@ def pack_plan(spec: Spec, common: Common, has_cgroup: bool) -> bytes:
         plan.begin_step(begin_failure("new_cgroup_namespace", "make a cgroup namespace"))
         plan.call("unshare", CLONE_NEWCGROUP)
     plan.call_common()
-    _add_protection(plan, common.late)
     if spec.cover and not common.covered:
         _cover(plan, spec, *spec.cover)
     if spec.hostname is not None:

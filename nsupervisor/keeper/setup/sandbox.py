@@ -336,10 +336,12 @@ def split(resolved: tuple[Any, ...], joins_later: bool) -> tuple[tuple[Any, ...]
     devices, proc, paths = resolved
     if joins_later and paths and paths[0][0] == "/" and paths[0][1] == READ_ONLY:
         return (None, "", ()), resolved
-    late = tuple(
-        entry for entry in paths if entry[1].startswith(_MOUNT_CGROUP) or (joins_later and _closes_cgroups(entry))
-    )
-    return (devices, proc, tuple(entry for entry in paths if entry not in late)), (None, "", late)
+    first: list[_Entry] = []
+    late: list[_Entry] = []
+    for entry in paths:
+        is_late = entry[1].startswith(_MOUNT_CGROUP) or (joins_later and _closes_cgroups(entry))
+        (late if is_late else first).append(entry)
+    return (devices, proc, tuple(first)), (None, "", tuple(late))
 
 
 def _closes_cgroups(entry: tuple[Any, ...]) -> bool:
