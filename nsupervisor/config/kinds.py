@@ -304,6 +304,16 @@ def _variable(value: Any) -> str:
     return text
 
 
+PASSED_VARIABLE_PATTERN = r"[A-Za-z_*][A-Za-z0-9_*]*"
+
+
+def _passed_variable(value: Any) -> str:
+    text = _text(value)
+    if not re.fullmatch(PASSED_VARIABLE_PATTERN, text, re.ASCII):
+        raise ValueError('is no name of a variable; write for example "LANG", or "APP_*" for all that begin so')
+    return text
+
+
 def _octal(value: Any) -> int:
     if isinstance(value, str) and re.fullmatch(r"(0o)?[0-7]{1,5}", value) and int(value, 8) <= 0o777:
         return int(value, 8)
@@ -560,6 +570,7 @@ FILESYSTEM = Scalar(_filesystem, _STRING)
 MOUNT_OPTION = Scalar(_mount_option, _STRING)
 USER = Scalar(_user, _STRING)
 VARIABLE = Scalar(_variable, {"type": "string", "pattern": whole_text_pattern(VARIABLE_PATTERN)})
+PASSED_VARIABLE = Scalar(_passed_variable, {"type": "string", "pattern": whole_text_pattern(PASSED_VARIABLE_PATTERN)})
 OCTAL = Scalar(_octal, {"type": "string", "pattern": whole_text_pattern("(0o)?[0-7]{1,5}")}, "{:04o}".format)
 NICE = integer(-20, 19, 10)
 PRIORITY = integer(-(10**9), 10**9, 10)

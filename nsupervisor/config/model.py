@@ -500,6 +500,13 @@ class WorkloadConfig(Table):
     environment: dict[str, str] = field(
         factory=dict, metadata=key(MapOf(kinds.TEXT, key=kinds.VARIABLE), "variables; values are literal", secret=True)
     )
+    pass_environment: tuple[str, ...] = field(
+        default=(),
+        metadata=key(
+            ListOf(kinds.PASSED_VARIABLE),
+            'variables of the environment in which the service was started: "LANG", "APP_*"',
+        ),
+    )
     environment_file: tuple[str, ...] = field(
         default=(), metadata=key(ListOf(kinds.OPTIONAL_PATH), 'files of NAME=VALUE lines; "-/path" may be missing')
     )

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from nsupervisor.config.expansion import Instance
 from nsupervisor.config.model import RootConfig, WorkloadConfig
 from nsupervisor.linux.trusted_paths import locate, read_in_root, trusted_users
 from nsupervisor.service.instance.users import IdentityError, UserIdentity, resolve_user
@@ -17,7 +18,7 @@ MAX_DATABASE_BYTES = 4 << 20
 """The most bytes of /etc/passwd and /etc/group in a root."""
 
 
-def root_key(root: RootConfig, instance: int | None, state_directory: str) -> dict[str, Any]:
+def root_key(root: RootConfig, instance: Instance | None, state_directory: str) -> dict[str, Any]:
     """Return the key `root` of a specification. Each instance has an upper layer of its own."""
     overlay = None
     if root.overlay is True:

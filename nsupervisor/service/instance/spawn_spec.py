@@ -1,5 +1,6 @@
 """Build the keeper's spawn specification from a workload's configuration. Reads environment files, changes nothing."""
 
+import fnmatch
 import functools
 import os
 from typing import TYPE_CHECKING, Any, get_args
@@ -23,7 +24,7 @@ from nsupervisor.service.instance.users import IdentityError, UserIdentity, reso
 from nsupervisor.service.state.uid_ranges import STATE_DIRECTORY, UidRangeError, UidRanges
 
 if TYPE_CHECKING:  # `check` imports this module, and must be quick
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from nsupervisor.cgroups import Cgroup
@@ -220,7 +221,11 @@ def environment(
     variables: dict[str, str] | None = None,
     directory: "Path | None" = None,
 ) -> dict[str, str]:
-    """Return a clean environment: what a login sets, then the files in order, then `environment`; later ones win."""
+    """Return a clean environment; later values win.
+
+    The variables that a login sets come first, then those that are passed, those of the files in order, and those of
+    `environment`.
+    """
     values = {"PATH": PATH, "NSUPERVISOR_WORKLOAD": name}
     if identity.home:
         values["HOME"] = identity.home
@@ -230,9 +235,36 @@ def environment(
         values["NSUPERVISOR_SOCKET"] = f"{directory}/api.sock"
     if instance is not None:
         values["NSUPERVISOR_INSTANCE"] = str(instance)
+    values |= passed_variables(workload, os.environ, values)
     return (
         values | (environment_file_variables(workload) if variables is None else variables) | dict(workload.environment)
     )
+
+
+_OWN_PREFIXES = ("NSUPERVISOR_", "LISTEN_", "NOTIFY_", "WATCHDOG_", "FDSTORE")
+"""Beginnings of the names of variables that are about the service itself, and wrong in a program; sd_notify(3)."""
+
+
+def passed_variables(
+    workload: WorkloadConfig, outer: "Mapping[str, str]", given: "Collection[str]" = ()
+) -> dict[str, str]:
+    """Return the variables of the environment `outer` that a workload gets by `pass_environment`.
+
+    A wildcard matches none of the variables that it has been `given` already. Variables about the service itself, and
+    values that are not UTF-8, are left out.
+    """
+    names = [name for name in workload.pass_environment if "*" not in name]
+    patterns = [name for name in workload.pass_environment if "*" in name]
+    passed = {
+        name: value
+        for name, value in outer.items()
+        if name in names or (name not in given and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+    }
+    return {name: value for name, value in passed.items() if not name.startswith(_OWN_PREFIXES) and _is_utf8(value)}
+
+
+def _is_utf8(text: str) -> bool:
+    return text.isascii() or not any("\udc80" <= character <= "\udcff" for character in text)  # surrogateescape
 
 
 def environment_file_variables(workload: WorkloadConfig) -> dict[str, str]:

@@ -38,7 +38,7 @@ from nsupervisor.core.security import Unsupported, degraded, without_unsupported
 from nsupervisor.linux.privileges import Privileges, own_privileges
 from nsupervisor.linux.trusted_paths import open_for_reading, untrusted_part
 from nsupervisor.service.instance.root import resolve_in_root
-from nsupervisor.service.instance.spawn_spec import PATH, environment_file_variables
+from nsupervisor.service.instance.spawn_spec import PATH, environment_file_variables, passed_variables
 from nsupervisor.service.instance.users import IdentityError, resolve_user
 from nsupervisor.service.platform.isolation import Isolate, Isolation, isolate
 from nsupervisor.service.platform.roots import find_in_root
@@ -436,7 +436,8 @@ def _wrong_environment_files(workload: WorkloadConfig) -> Iterator[_Finding]:
 def _is_program_missing(workload: WorkloadConfig) -> bool:
     """Return whether no directory in the program's PATH has it. False if this user may not look into one of them."""
     try:
-        variables = {"PATH": PATH} | environment_file_variables(workload) | dict(workload.environment)
+        passed = passed_variables(workload, os.environ, ("PATH",))
+        variables = {"PATH": PATH} | passed | environment_file_variables(workload) | dict(workload.environment)
         for directory in variables["PATH"].split(":"):
             try:
                 os.stat(os.path.join(workload.working_directory, directory, workload.command[0]))
