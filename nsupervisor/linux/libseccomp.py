@@ -67,6 +67,9 @@ def _load() -> ctypes.CDLL:
         *(ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint),
         ctypes.POINTER(_Comparison),
     )
+    library.seccomp_syscall_resolve_num_arch.argtypes = (ctypes.c_uint32, ctypes.c_int)
+    library.seccomp_syscall_resolve_num_arch.restype = ctypes.c_char_p
+    library.seccomp_arch_native.restype = ctypes.c_uint32
     library.seccomp_export_bpf.argtypes = (ctypes.c_void_p, ctypes.c_int)
     return library
 
@@ -83,6 +86,20 @@ def missing_reason() -> str:
 def call_number(name: str) -> int:
     """Return the number of a system call on this architecture; below 0 if it has none, or the library no name."""
     return int(_load().seccomp_syscall_resolve_name(name.encode()))
+
+
+def call_name(architecture: int, number: int) -> str:
+    """Return the name of a system call of an architecture (AUDIT_ARCH_*); "" if the library does not know it.
+
+    The library leaves the name to the caller to free, which this does not do: for few calls.
+    """
+    name = _load().seccomp_syscall_resolve_num_arch(architecture, number)
+    return name.decode() if name else ""
+
+
+def native_architecture() -> int:
+    """Return AUDIT_ARCH_* of this process."""
+    return int(_load().seccomp_arch_native())
 
 
 def compile_filter(default: int, rules: tuple[Rule, ...]) -> bytes:

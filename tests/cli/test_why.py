@@ -51,12 +51,13 @@ class Records:
         self.state(at, "running", "backoff", reason)
 
 
-def tell(records, state, number=5, now=60.0, output=(), **more):
+def tell(records, state, number=5, now=60.0, output=(), find_call=lambda *_: "", **more):
     one = {"name": "web", "state": state, "reason": "", "generation": records.generation, "restarts": 0}
     states = [record for record in records.found if record["event"] == "state"]
     one |= {"reason": states[-1]["reason"] if states else "", "config": "/etc/site.toml", "restart": "on-failure"}
     one |= {"since": ZERO.timestamp(), "forgotten": 0, "records": records.found, **more}
-    return "\n".join(Renderer(one, ZERO + timedelta(seconds=now), colour=False, output=output).render(number))
+    renderer = Renderer(one, ZERO + timedelta(seconds=now), colour=False, output=output, find_call=find_call)
+    return "\n".join(renderer.render(number))
 
 
 def begins(records):
@@ -402,3 +403,30 @@ def test_a_refused_system_call_that_ended_the_program_is_explained():
     text = tell(records, "backoff")
     assert "  hint      SIGSYS: a filter of system calls ended it, by default only for a call of another" in text
     assert 'seccomp = "log" reports calls and refuses none' in text
+
+
+def test_the_refused_call_is_named_if_the_kernel_has_it():
+    records = Records()
+    records.run(1)
+    records.exit(20, code=None, signal="SIGSYS")
+    records.again(20, "killed by SIGSYS")
+    asked = []
+
+    def find_call(pid, since, until):
+        asked.append((pid, (since - ZERO).total_seconds(), (until - ZERO).total_seconds()))
+        return "acct"
+
+    text = tell(records, "backoff", find_call=find_call)
+    assert "hint      SIGSYS: its filter of system calls refused acct. In the table security" in text
+    assert asked == [(4711, 1.01, 20.0)]
+
+
+def test_a_program_that_was_not_permitted_something_gets_a_hint_about_its_profile():
+    records = Records()
+    records.run(1)
+    records.exit(20)
+    records.again(20)
+    lines = [{"event": "output", "generation": 1, "message": "unshare: unshare failed: Operation not permitted"}]
+    assert "hint      it may lack a capability, or a filter" in tell(records, "backoff", output=lines)
+    lines[0]["message"] = "no such file"
+    assert "hint" not in tell(records, "backoff", output=lines)

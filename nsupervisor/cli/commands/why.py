@@ -39,7 +39,7 @@ MAX_OTHER_CANDIDATES = 5
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
     from nsupervisor.cli.episodes import Episode, Record
@@ -72,7 +72,7 @@ def why(socket_path: str, as_json: bool, number: int, name: str) -> None:
         sections = []
         for instance in instances:
             output = [line.record for line in last_output(client, instance, SEARCHED_OUTPUT)]
-            lines = Renderer(instance, now, colour, output).render(number)
+            lines = Renderer(instance, now, colour, output, refused_call).render(number)
             sections.append("\n".join(fold(line, width, _DETAIL_INDENT if line[:1] == " " else 2) for line in lines))
         print("\n\n".join(sections))
 
@@ -83,22 +83,46 @@ REFUSED_CALL = (
     'seccomp = "log" reports calls and refuses none, "off" allows all'
 )
 """The reason of a SIGSYS, as far as it is known, and the keys about it."""
+NAMED_CALL = (
+    "SIGSYS: its filter of system calls refused {}. In the table security, "
+    'seccomp = "log" reports calls and refuses none, "off" allows all'
+)
+"""The same, if the kernel's log has the call."""
+NOT_PERMITTED = (
+    "it may lack a capability, or a filter of system calls refused one (docs/security.md has the keys). In the table "
+    'security, seccomp = "log" allows calls that would be refused, and reports them (journalctl -k -g type=1326)'
+)
+_NOT_PERMITTED_WORDS = ("operation not permitted", "eperm")
+
+
+def refused_call(pid: int, since: datetime, until: datetime) -> str:
+    """Describe the system call for which a process was ended at that time; "" if the kernel's log does not have it."""
+    from nsupervisor.cli import kernel_log
+
+    found = kernel_log.find_refused_call(kernel_log.read_kernel_log(), pid, since.timestamp(), until.timestamp())
+    return "" if found is None else kernel_log.describe_call(*found)
 
 
 class Renderer:
     """Renders the history of one instance.
 
     instance: an object `History` of the API. now: with the time zone of the output. output: records of the latest
-    output, oldest first.
+    output, oldest first. find_call: `refused_call`.
     """
 
     def __init__(
-        self, instance: dict[str, Any], now: datetime, colour: bool, output: Sequence[dict[str, Any]] = ()
+        self,
+        instance: dict[str, Any],
+        now: datetime,
+        colour: bool,
+        output: Sequence[dict[str, Any]] = (),
+        find_call: Callable[[int, datetime, datetime], str] = lambda _pid, _since, _until: "",
     ) -> None:
         self.instance = instance
         self.now = now
         self.colour = colour
         self.output = output
+        self.find_call = find_call
         self.started = {r["generation"]: local_time(r) for r in instance["records"] if r["event"] == "started"}
 
     def render(self, number: int) -> Iterator[str]:
@@ -242,9 +266,12 @@ class Renderer:
                 case "exited":
                     yield ("program" if record is first else "exit"), self.program_text(record, record is not first)
                     if record["signal"] == "SIGSYS":
-                        yield "hint", REFUSED_CALL
+                        yield "hint", self.refusal(record)
                     if not self.ended_well(record):
-                        yield from self.last_words(record["generation"])
+                        written = list(self.last_words(record["generation"]))
+                        yield from written
+                        if any(text in message.lower() for _, message in written for text in _NOT_PERMITTED_WORDS):
+                            yield "hint", NOT_PERMITTED
                 case "not started" if record is not first:
                     yield "failed", self.message_text(record)
                 case "action" if "exit" in record["cause"]:
@@ -260,6 +287,13 @@ class Renderer:
                     )
                 case "state":
                     yield from self.outcome(record, first)
+
+    def refusal(self, record: Record) -> str:
+        """Explain the end of a program by SIGSYS."""
+        until = local_time(record)
+        since = self.started.get(record["generation"], until)
+        call = self.find_call(record["pid"], since, until) if record.get("pid") else ""
+        return NAMED_CALL.format(call) if call else REFUSED_CALL
 
     def last_words(self, generation: int) -> Iterator[Row]:
         """Yield the last lines that the program of a generation has written, if they are known."""
