@@ -1,10 +1,13 @@
-"""What a test run must not leave behind: processes, cgroups, mounts. `snapshot` before, `left_over` after.
+"""What a test run must not leave behind: processes, cgroups, mounts, changed attributes of its own process.
+
+`snapshot` before, `left_over` after.
 
 Only what descends from the run counts: processes in the run's cgroups, its children, and processes with its mark in
 their environment; cgroups below its own; mounts in its mount namespace. See isolation.py.
 """
 
 import os
+import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +28,8 @@ class Snapshot:
     cgroups: dict[str, str]
     mounts: dict[str, str]
     parents: dict[str, str]
+    attributes: dict[str, str]
+    """Attributes of this process, which each test and each process that it starts inherits. The key has the value."""
 
 
 def _processes(run: Isolation) -> tuple[dict[str, str], dict[str, str]]:
@@ -66,10 +71,21 @@ def _mounts(run: Isolation) -> dict[str, str]:
     return {line.split()[0]: f"mount {line.split()[4]} ({line.partition(' - ')[2]})" for line in lines}
 
 
+def _attributes() -> dict[str, str]:
+    names = {name for name in dir(resource) if name.startswith("RLIMIT_")} - {"RLIMIT_OFILE"}  # is RLIMIT_NOFILE
+    values: dict[str, object] = {name: resource.getrlimit(getattr(resource, name)) for name in names}
+    status = Path("/proc/self/status").read_text().splitlines()
+    values |= {
+        line.split(":")[0]: line.split()[1] for line in status if line.startswith(("Umask:", "SigBlk:", "SigIgn:"))
+    }
+    values |= {"niceness": os.getpriority(os.PRIO_PROCESS, 0), "directory": os.getcwd()}
+    return {f"{name}={value}": f"this process has {name} {value} now" for name, value in values.items()}
+
+
 def snapshot(run: Isolation) -> Snapshot:
     """See what is there now."""
     found, parents = _processes(run)
-    return Snapshot(found, _cgroups(run), _mounts(run), parents)
+    return Snapshot(found, _cgroups(run), _mounts(run), parents, _attributes())
 
 
 def _is_below(key: str, before: Snapshot, now: Snapshot) -> bool:
@@ -82,7 +98,10 @@ def _is_below(key: str, before: Snapshot, now: Snapshot) -> bool:
 
 def _compare(before: Snapshot, now: Snapshot) -> list[str]:
     processes = {key: words for key, words in now.processes.items() if not _is_below(key, before, now)}
-    pairs = ((before.processes, processes), (before.cgroups, now.cgroups), (before.mounts, now.mounts))
+    pairs = (
+        *((before.processes, processes), (before.cgroups, now.cgroups), (before.mounts, now.mounts)),
+        (before.attributes, now.attributes),
+    )
     new = [(key, words) for then, today in pairs for key, words in sorted(today.items()) if key not in then]
     keys = {key for key, _ in new}
     # Of a tree of cgroups, the top is enough.

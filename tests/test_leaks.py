@@ -101,6 +101,22 @@ def test_a_process_of_the_run_is_reported_without_mark_parent_and_session(run: R
     assert run.end() == []  # it is killed: `no_leaks` of this test finds nothing
 
 
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ("import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))", "RLIMIT_NOFILE (64, 64)"),
+        ("os.nice(1)", f"niceness {os.getpriority(os.PRIO_PROCESS, 0) + 1}"),
+        ("os.chdir('/usr')", "directory /usr"),
+        ("os.umask(0o077)", "Umask 0077"),
+        ("import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)", "SigIgn 000000000"),
+    ],
+)
+def test_a_changed_attribute_of_the_process_is_reported(run: Run, change: str, name: str) -> None:
+    run.do(change)
+    (found,) = run.left_over()
+    assert found.startswith(f"this process has {name}")
+
+
 def test_a_process_that_is_not_of_the_run_is_ignored(run: Run) -> None:
     with subprocess.Popen(["sleep", "1000"]) as other:
         try:
