@@ -29,7 +29,7 @@ from nsupervisor.config.model import (
 )
 from nsupervisor.config.positions import KeyPath
 from nsupervisor.config.quoting import did_you_mean, format_path, quoted
-from nsupervisor.config.relations import COMPLETION_CONDITIONS, ORDERING_KEYS
+from nsupervisor.config.relations import COMPLETION_CONDITIONS, EDGE_KEYS, ORDERING_KEYS, RELATION_KEYS, related_names
 from nsupervisor.config.units import RelativeChange, format_duration
 from nsupervisor.mount_data import value_paths
 
@@ -54,6 +54,7 @@ def find_conflicts(config: Config) -> Iterator[Conflict]:
     yield from _missing_references(config)
     yield from _condition_conflicts(config)
     yield from _cycles(config)
+    yield from _relation_conflicts(config)
     yield from _shared_log_files(config)
     yield from _membership_conflicts(config)
     for _, workload in config.each_variant():
@@ -133,7 +134,7 @@ def _missing_references(config: Config) -> Iterator[Conflict]:
             instead = did_you_mean(named, config.workloads).removeprefix(", ") or "write the name of one"
             yield Conflict(("supervisor", "exit_on", number), f"there is no workload {quoted(named)}; {instead}")
     for name, workload in config.workloads.items():
-        references = {key: [edge.name for edge in getattr(workload, key)] for key in ORDERING_KEYS}
+        references = {key: related_names(workload, key) for key in RELATION_KEYS}
         for key, names in {**references, "may_control": workload.may_control}.items():
             for number, dependency in enumerate(names):
                 if dependency in config.workloads:
@@ -150,7 +151,7 @@ def _condition_conflicts(config: Config) -> Iterator[Conflict]:
     """Check that each condition can become true, and that a workload waits for another one in one way only."""
     for name, workload in config.workloads.items():
         first: dict[str, tuple[KeyPath, str]] = {}
-        for key in ORDERING_KEYS:
+        for key in EDGE_KEYS:
             for number, edge in enumerate(getattr(workload, key)):
                 path: KeyPath = ("workload", name, key, number)
                 other = config.workloads.get(edge.name)
@@ -172,13 +173,13 @@ def _condition_conflicts(config: Config) -> Iterator[Conflict]:
 
 
 def _cycles(config: Config) -> Iterator[Conflict]:
-    """Find each cycle of requires, wants and after; report it at the key that closes it."""
+    """Find each cycle of the ordering keys; report it at the key that closes it."""
     edges = {
         name: [
-            (key, number, edge.name)
+            (key, number, other)
             for key in ORDERING_KEYS
-            for number, edge in enumerate(getattr(workload, key))
-            if edge.name in config.workloads
+            for number, other in enumerate(related_names(workload, key))
+            if other in config.workloads
         ]
         for name, workload in config.workloads.items()
     }
@@ -206,6 +207,54 @@ def _cycles(config: Config) -> Iterator[Conflict]:
                 on_chain.remove(chain[-1])
                 visited.add(chain.pop())
                 remaining.pop()
+
+
+def _relation_conflicts(config: Config) -> Iterator[Conflict]:
+    """Check `conflicts`, and that no workload names itself in a key that is not one of the order."""
+    needs = {
+        name: [other for key in ("requires", "binds_to", "wants", "upholds") for other in related_names(workload, key)]
+        for name, workload in config.workloads.items()
+    }
+    at_boot = _reachable([name for name, workload in config.workloads.items() if workload.autostart], needs)
+    for name, workload in config.workloads.items():
+        for key in ("conflicts", "upholds", "on_failure", "on_success"):
+            for number, other in enumerate(related_names(workload, key)):
+                path: KeyPath = ("workload", name, key, number)
+                if other == name:
+                    yield Conflict(path, "is the workload itself; write the name of another one")
+                elif key == "conflicts" and (needed_by := _needing(name, other, needs)):
+                    yield Conflict(
+                        path,
+                        f"{needed_by[0]} needs {needed_by[1]}, so the two must be able to run together; remove one of "
+                        "these",
+                    )
+                elif key == "conflicts" and name in at_boot and other in at_boot:
+                    yield Conflict(
+                        path,
+                        f"{name} and {other} would both start with the supervisor; write autostart = false for one of "
+                        "them, and for all that need it",
+                        (("workload", name, "autostart"), ("workload", other, "autostart")),
+                    )
+
+
+def _needing(name: str, other: str, needs: dict[str, list[str]]) -> tuple[str, str] | None:
+    """Return which of two workloads needs the other one, directly or not, first; None if neither does."""
+    for needing, needed in ((name, other), (other, name)):
+        if needed in _reachable([needing], needs):
+            return needing, needed
+    return None
+
+
+def _reachable(names: list[str], edges: dict[str, list[str]]) -> set[str]:
+    """Return the names, and all that the edges lead to; names without edges of their own are left out."""
+    reached: set[str] = set()
+    queue = [name for name in names if name in edges]
+    while queue:
+        name = queue.pop()
+        if name not in reached:
+            reached.add(name)
+            queue += [other for other in edges[name] if other in edges]
+    return reached
 
 
 _SPECIAL_DIRECTORIES = ("/dev/", "/proc/", "/sys/")

@@ -571,6 +571,32 @@ class WorkloadConfig(Table):
         converter=to_dependencies,
         metadata=key(ListOf(DEPENDENCY), "order only: starts after these where both start", live=True),
     )
+    binds_to: tuple[str, ...] = field(
+        default=(),
+        metadata=key(
+            ListOf(kinds.NAME), "as requires; and stopped when these end, started again when they are up", live=True
+        ),
+    )
+    part_of: tuple[str, ...] = field(
+        default=(),
+        metadata=key(
+            ListOf(kinds.NAME), "stopped and restarted with these; starts after them where both start", live=True
+        ),
+    )
+    conflicts: tuple[str, ...] = field(
+        default=(),
+        metadata=key(ListOf(kinds.NAME), "never runs with these: the start of one stops the other", live=True),
+    )
+    upholds: tuple[str, ...] = field(
+        default=(), metadata=key(ListOf(kinds.NAME), "starts these whenever they are down while it is up", live=True)
+    )
+    on_failure: tuple[str, ...] = field(
+        default=(), metadata=key(ListOf(kinds.NAME), "starts these when it has failed and is not restarted", live=True)
+    )
+    on_success: tuple[str, ...] = field(
+        default=(),
+        metadata=key(ListOf(kinds.NAME), "starts these when it has ended successfully and is not restarted", live=True),
+    )
     restart: Restart = field(
         default="on-failure",
         metadata=key(
@@ -764,7 +790,7 @@ class Config(Table):
 
 PLANNED_KEYS: dict[type, tuple[str, ...]] = {
     SupervisorConfig: ("dashboard", "api"),
-    WorkloadConfig: ("on_failure", "readiness", "liveness", "network", "timer", "sockets"),
+    WorkloadConfig: ("readiness", "liveness", "network", "timer", "sockets"),
     SecurityConfig: ("landlock",),
     Resources: ("network_max",),
 }

@@ -13,8 +13,12 @@ DependencyCondition = Literal["ready", "started", "completed", "completed_succes
 CONDITIONS = get_args(DependencyCondition)
 COMPLETION_CONDITIONS = ("completed", "completed_successfully")
 """Conditions that only a program which ends by itself can fulfil."""
-ORDERING_KEYS = ("requires", "wants", "after")
+EDGE_KEYS = ("requires", "wants", "after")
 """The keys whose values are edges with conditions."""
+ORDERING_KEYS = ("requires", "binds_to", "wants", "part_of", "after")
+"""The keys by which a workload starts after others, and stops before them."""
+RELATION_KEYS = (*ORDERING_KEYS, "conflicts", "upholds", "on_failure", "on_success")
+"""All keys that name other workloads for their starts and stops."""
 
 
 class DependencyConfig(NamedTuple):
@@ -27,6 +31,11 @@ class DependencyConfig(NamedTuple):
 def to_dependencies(values: Iterable[str | DependencyConfig]) -> tuple[DependencyConfig, ...]:
     """Return edges; a plain name is one with the condition "ready"."""
     return tuple(DependencyConfig(value) if isinstance(value, str) else value for value in values)
+
+
+def related_names(workload: Any, key: str) -> tuple[str, ...]:
+    """Return the names that the value of one of `RELATION_KEYS` has, in order."""
+    return tuple(item if isinstance(item, str) else item.name for item in getattr(workload, key))
 
 
 def _load(value: Any) -> DependencyConfig:

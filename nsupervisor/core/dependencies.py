@@ -1,15 +1,15 @@
 """Start order of workloads, and what a start waits for; they stop in the reverse order. Pure.
 
-`requires` and `wants` both imply *after*: users of supervisors complain more about programs that start too early than
-about ones that start one by one. They differ if the other workload cannot start: `requires` waits until it can, `wants`
-goes on without it, and `after` alone never starts it in the first place.
+`requires`, `binds_to`, `wants` and `part_of` imply *after*: users of supervisors complain more about programs that
+start too early than about ones that start one by one. They differ if the other workload cannot start: `requires` and
+`binds_to` wait until it can, `wants` goes on without it, and `part_of` and `after` never start it in the first place.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from nsupervisor.config.model import WorkloadConfig
-from nsupervisor.config.relations import DependencyCondition, DependencyConfig
+from nsupervisor.config.relations import DependencyCondition, DependencyConfig, to_dependencies
 
 
 class Wait(NamedTuple):
@@ -29,7 +29,9 @@ def names(edges: Iterable[DependencyConfig]) -> tuple[str, ...]:
 def waits(workload: WorkloadConfig) -> tuple[Wait, ...]:
     """Return what a start of `workload` waits for: each other workload once, what it requires first."""
     found: dict[str, Wait] = {}
-    for is_required, edges in ((True, workload.requires), (False, (*workload.wants, *workload.after))):
+    required = (*workload.requires, *to_dependencies(workload.binds_to))
+    others = (*workload.wants, *to_dependencies(workload.part_of), *workload.after)
+    for is_required, edges in ((True, required), (False, others)):
         for edge in edges:
             found.setdefault(edge.name, Wait(edge.name, edge.condition, is_required))
     return tuple(found.values())
@@ -42,7 +44,18 @@ def start_dependencies(workload: WorkloadConfig) -> tuple[str, ...]:
 
 def started_along(workload: WorkloadConfig) -> tuple[str, ...]:
     """Return the names of the workloads that a start of `workload` starts, too."""
-    return names((*workload.requires, *workload.wants))
+    return (*names(workload.requires), *workload.binds_to, *names(workload.wants))
+
+
+def stopped_with(workload: WorkloadConfig) -> Mapping[str, str]:
+    """Map each workload with which `workload` is stopped to the key that says so; "" for `requires`."""
+    keys = dict.fromkeys(workload.part_of, "part_of") | dict.fromkeys(workload.binds_to, "binds_to")
+    return keys | dict.fromkeys(names(workload.requires), "")
+
+
+def restarted_with(workload: WorkloadConfig) -> Mapping[str, str]:
+    """Map each workload with which `workload` is restarted, if it runs, to the key that says so."""
+    return dict.fromkeys(workload.part_of, "part_of") | dict.fromkeys(workload.binds_to, "binds_to")
 
 
 def transitive_closure(names: Iterable[str], edges: Mapping[str, Iterable[str]]) -> tuple[str, ...]:

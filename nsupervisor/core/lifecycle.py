@@ -57,7 +57,7 @@ from nsupervisor.core.events import (
     Unhealthy,
 )
 from nsupervisor.core.exits import RESTARTED_OUTCOMES, Exit, Outcome
-from nsupervisor.core.initiators import SHUTDOWN
+from nsupervisor.core.initiators import SHUTDOWN, Initiator
 from nsupervisor.core.states import ALIVE_STATES
 from nsupervisor.core.states import State as State
 from nsupervisor.wire_names import wire
@@ -163,7 +163,7 @@ def start(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Workl
     """Start at once; an operator's command resets the back-off and the start limit."""
     assert isinstance(input_, Command)
     lifecycle = attrs.evolve(lifecycle, should_run=True, recent_starts=(), consecutive_failures=0)
-    return _spawn(lifecycle, instant, workload, f"started by {input_.requested_by}")
+    return _spawn(lifecycle, instant, workload, f"started {input_.requested_by.phrase}")
 
 
 def retry(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
@@ -182,6 +182,21 @@ def cancel(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Work
         consecutive_failures=0,
         reason=f"stopped {input_.requested_by.phrase}",
     ), ()
+
+
+def confirm(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
+    """Note that an operator or a rule wants a stopped workload to stay down, so that no other one starts it.
+
+    A start that waits for others, and is given up for one that conflicts with it, is noted, too.
+    """
+    assert isinstance(input_, Command)
+    reason = f"stopped {input_.requested_by.phrase}"
+    is_noted = _is_noted(input_.requested_by) and reason != lifecycle.reason
+    return (attrs.evolve(lifecycle, reason=reason), ()) if is_noted else (lifecycle, ())
+
+
+def _is_noted(initiator: Initiator) -> bool:
+    return initiator.is_request or initiator.detail == "conflicts"
 
 
 def keep(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
@@ -398,7 +413,7 @@ _STATES = (
 _ROWS: dict[type[Input], tuple[Handler, ...]] = {
     #               stopped  starting       running        ready   stopping      backoff  exited  failed  frozen
     Start:         (start,   keep,          keep,          keep,   retarget,     start,   start,  start,  keep),
-    Stop:          (ignore,  stop,          stop,          stop,   retarget,     cancel,  cancel, cancel, stop_frozen),
+    Stop:          (confirm, stop,          stop,          stop,   retarget,     cancel,  cancel, cancel, stop_frozen),
     Restart:       (start,   stop,          stop,          stop,   retarget,     start,   start,  start,  stop_frozen),
     PolicyRestart: (ignore,  stop,          stop,          stop,   retarget,     ignore,  ignore, ignore, stop_frozen),
     Kill:          (ignore,  kill,          kill,          kill,   kill,         ignore,  ignore, ignore, kill),

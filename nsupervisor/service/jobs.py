@@ -71,6 +71,8 @@ class StartJob:
     """The event for which a blocked start waits, in words: "db is up"."""
     reported: str = attrs.field(init=False, default="")
     """The latest text about what it waits for."""
+    overruled: list[Actor] = attrs.field(init=False, factory=list)
+    """The instances whose starts it has cancelled because they conflict with it."""
     passed: set[Actor] = attrs.field(init=False, factory=set)
     """The instances that it only wants, or starts after, and has waited for already."""
     _waits: list[tuple[Actor, Wait]] = attrs.field(init=False, factory=list)
@@ -207,7 +209,9 @@ class Jobs:
         if self.is_stopping:
             return REFUSED
         self._overrule_stops(actor)
-        if actor.lifecycle.is_alive:
+        if self._is_stopped_for_another(actor):
+            self.restart_later(actor, by)
+        elif actor.lifecycle.is_alive:
             await actor.ask(events.Start(by))
         else:
             self.start(extra=[actor], by=by)
@@ -228,6 +232,9 @@ class Jobs:
         if self._stop_requests[actor] != stop_requests:
             return OVERRULED_BY_STOP
         self._overrule_stops(actor)
+        if self._is_stopped_for_another(actor):
+            self.restart_later(actor, by)
+            return await self.wait_settled(actor)
         not_running = [
             name
             for name in self._dependencies_of(actor)
@@ -236,8 +243,11 @@ class Jobs:
                 for other in self.actors.instances(name)
             )
         ]
+        together = self._restarted_together(actor)
         if not actor.lifecycle.is_alive:
             self.start(extra=[actor], by=by)
+        elif together:
+            self._restart_together(actor, together, not_running, by)
         elif not_running:
             self.start(not_running, by=by)
             self._enqueue_start(actor, not_running, by, partial(self._stop_for_restart, actor, by))
@@ -247,8 +257,63 @@ class Jobs:
             await actor.ask(events.Restart(by))
         return await self.wait_settled(actor)
 
+    def _is_stopped_for_another(self, actor: Actor) -> bool:
+        """Return whether it stops while a workload that conflicts with it runs or is to start.
+
+        A start that was noted at once would run both.
+        """
+        others = self.actors.conflicting(actor.workload.name)
+        return actor.lifecycle.state is State.STOPPING and not all(self._is_down(other) for other in others)
+
+    def _restarted_together(self, actor: Actor) -> dict[Actor, str]:
+        """Return the other instances that restart with this one, each with the key that says so.
+
+        Those that an operator has stopped, or that are down for another reason, stay so.
+        """
+        found: dict[Actor, str] = {}
+        chain = [actor]
+        for instance in chain:  # grows in the loop
+            name = instance.workload.name
+            for other in self.actors.restarted_with(name):
+                if other is not actor and other not in found and not self._is_down(other):
+                    found[other] = dependencies.restarted_with(other.workload)[name]
+                    chain.append(other)
+        return found
+
+    def _restart_together(
+        self, actor: Actor, others: Mapping[Actor, str], not_running: Iterable[str], by: Initiator
+    ) -> None:
+        """Restart an instance and those that restart with it, each in the order of its dependencies."""
+        name = actor.workload.name
+        missing = [other for needed in not_running for other in self.actors.instances(needed) if not other.is_up]
+        starts = {actor: by, **{other: by_relation(name, key) for other, key in others.items()}}
+        starts |= {other: by for other in missing if other not in starts}
+        ordered = {other: dependencies.start_dependencies(other.workload) for other in starts}
+        self.begin(starts, {}, ordered)
+
+    def restart_later(self, actor: Actor, by: Initiator) -> None:
+        """Stop an instance, and start it as soon as all that it requires is up; return at once."""
+        self._enqueue_start(actor, (), by, partial(self._stop_for_restart, actor, by))
+        self._recheck_blocked()
+
+    def start_later(self, actor: Actor, by: Initiator, delay_s: float, is_needed: Callable[[], bool]) -> None:
+        """Start an instance after a delay, with what it needs, if it is needed then; return at once."""
+        self._enqueue_start(actor, (), by, partial(self._wait_for_delay, actor, by, delay_s, is_needed))
+        self._recheck_blocked()
+
+    async def _wait_for_delay(self, actor: Actor, by: Initiator, delay_s: float, is_needed: Callable[[], bool]) -> bool:
+        if delay_s:
+            text = f"waits {delay_s:g} s, then starts {by.phrase}"
+            actor.set_start_status(attrs.evolve(actor.start_status, waits_for=text))
+            await trio.sleep(delay_s)
+        if not is_needed():
+            return False
+        self.start(self.actors.start_edges[actor.workload.name], by=by)
+        return True
+
     def _overrule_stops(self, actor: Actor) -> None:
         """Overrule the stops of an instance, and of those that it depends on, that still wait for others to stop."""
+        self._cancel_conflicting_starts(actor)
         names = self._dependencies_of(actor)
         self._start_requests.update([actor, *(other for name in names for other in self.actors.instances(name))])
 
@@ -270,19 +335,44 @@ class Jobs:
 
         While those stop, an operator may start the instance, or one that depends on it: the last command counts.
         """
-        self._stop_requests[actor] += 1
-        start_requests = self._start_requests[actor]
         stopped_first = [other.name for other in self.affected_by_stop(actor)]
-        running = [other for other in self.actors.requirers(actor.workload.name) if not self._is_down(other)]
-        if running:
-            together = by if by.kind == "dependency" else by_relation(actor.workload.name)
-            async with trio.open_nursery() as nursery:
-                for other in running:
-                    nursery.start_soon(self.stop_with_requirers, other, together)
-            if self._start_requests[actor] != start_requests:
-                return OVERRULED
-        ok, message = await self.stop_and_wait(actor, by)
+        order = self._stop_order(actor)
+        self._stop_requests.update(order.keys())
+        start_requests = {one: self._start_requests[one] for one in order}
+        stopped = {one: trio.Event() for one in order}
+        results: dict[Actor, Result] = {}
+
+        async def stop(one: Actor, initiator: Initiator, before: Iterable[Actor]) -> None:
+            for other in before:
+                await stopped[other].wait()
+            if before and self._start_requests[one] != start_requests[one]:
+                results[one] = OVERRULED
+            else:
+                results[one] = await self.stop_and_wait(one, initiator)
+            stopped[one].set()
+
+        async with trio.open_nursery() as nursery:
+            for one, (key, before) in order.items():
+                is_consequence = one is not actor and by.kind != "dependency"
+                initiator = by_relation(actor.workload.name, key) if is_consequence else by
+                nursery.start_soon(stop, one, initiator, before)
+        ok, message = results[actor]
         return ok, f"after {', '.join(stopped_first)}, which cannot run without it" if ok and stopped_first else message
+
+    def _stop_order(self, actor: Actor) -> dict[Actor, tuple[str, list[Actor]]]:
+        """Return the instances that stop with this one, itself first, each with the key and those that stop before."""
+        order: dict[Actor, tuple[str, list[Actor]]] = {}
+        keys = {actor: ""}
+        queue = [actor]
+        for one in queue:  # grows in the loop
+            name = one.workload.name
+            before = [other for other in self.actors.requirers(name) if not self._is_down(other) and other is not actor]
+            order[one] = keys[one], before
+            for other in before:
+                if other not in keys:
+                    keys[other] = dependencies.stopped_with(other.workload)[name]
+                    queue.append(other)
+        return order
 
     async def stop_and_wait(self, actor: Actor, by: Initiator) -> Result:
         """Stop this instance alone; a start of it that waits is cancelled."""
@@ -341,11 +431,41 @@ class Jobs:
         """
         self._cancel_start(actor)
         self._start_jobs[actor] = job = StartJob(by)
+        job.overruled.extend(self._cancel_conflicting_starts(actor))
         if self.is_stopping:
             job.cancel(ends_generation=True)
         actor.set_start_status(StartStatus(by, actor.start_status.waits_for, actor.lifecycle.generation))
         self.nursery.start_soon(self._run_start, actor, job, starting, before_start)
         return job
+
+    def _cancel_conflicting_starts(self, actor: Actor) -> list[Actor]:
+        """Cancel the starts that wait of workloads that conflict with this one: the last command wins."""
+        cancelled = []
+        for other in self.actors.conflicting(actor.workload.name):
+            if self.has_pending_start(other):
+                cancelled.append(other)
+                self._cancel_start(other)
+                other.set_start_status(NO_START)
+                if not other.lifecycle.is_alive:  # what runs is stopped when this one can start
+                    other.post(events.Stop(by_relation(actor.workload.name, "conflicts")))
+        return cancelled
+
+    async def _stop_conflicting(self, actor: Actor, job: StartJob) -> None:
+        """Stop what must not run together with this instance, which can start otherwise.
+
+        Also those whose start it has cancelled: the message that starts them may be in their mailbox.
+        """
+        by = by_relation(actor.workload.name, "conflicts")
+        conflicting = self.actors.conflicting(actor.workload.name)
+        others = [other for other in conflicting if other in job.overruled or not self._is_down(other)]
+        async with trio.open_nursery() as nursery:
+            for other in others:
+                nursery.start_soon(self.stop_with_requirers, other, by)
+        job.overruled.clear()
+
+    def _has_conflict(self, actor: Actor) -> bool:
+        """Return whether a workload that conflicts with this one still runs."""
+        return any(not self._is_down(other) for other in self.actors.conflicting(actor.workload.name))
 
     def _cancel_start(self, actor: Actor, *, ends_generation: bool = False) -> None:
         if (job := self._start_jobs.get(actor)) is not None:
@@ -363,10 +483,15 @@ class Jobs:
             if before_start is None or await before_start():
                 while not has_slot:
                     await self._wait_for_dependencies(actor, job, starting)
+                    if job.overruled or self._has_conflict(actor):
+                        await self._stop_conflicting(actor, job)
+                        job.check_again()
+                        continue
                     await self._start_slots.acquire_on_behalf_of(job)
                     has_slot = True
                     job.check_again()
-                    if self._missing_dependency(actor, job, starting) is not None:  # one has ended meanwhile
+                    # One may have ended meanwhile, or a workload that conflicts with it may have started.
+                    if self._missing_dependency(actor, job, starting) is not None or self._has_conflict(actor):
                         self._start_slots.release_on_behalf_of(job)
                         has_slot = False
                 await trio.lowlevel.checkpoint_if_cancelled()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nsupervisor.core.dependencies import names, start_dependencies, started_along
+from nsupervisor.core.dependencies import restarted_with, start_dependencies, started_along, stopped_with
 from nsupervisor.service.instance.actor import Actor
 
 
@@ -17,6 +17,10 @@ class Registry(dict[str, Actor]):
     _instances: dict[str, list[Actor]] | None = None
     _requirers: dict[str, list[Actor]]
     _dependents: dict[str, list[Actor]]
+    _restarted_with: dict[str, list[Actor]]
+    _bound_to: dict[str, list[Actor]]
+    _upholders: dict[str, list[Actor]]
+    _conflicting: dict[str, dict[str, None]]
     _start_edges: dict[str, tuple[str, ...]]
 
     @property
@@ -32,9 +36,29 @@ class Registry(dict[str, Actor]):
         return self._instances.get(workload, [])
 
     def requirers(self, workload: str) -> list[Actor]:
-        """Return all instances whose workloads require this one."""
+        """Return all instances that stop with this workload: they require it, are bound to it, or are part of it."""
         self._index()
         return self._requirers.get(workload, [])
+
+    def restarted_with(self, workload: str) -> list[Actor]:
+        """Return all instances that restart with this workload: they are bound to it, or are part of it."""
+        self._index()
+        return self._restarted_with.get(workload, [])
+
+    def bound_to(self, workload: str) -> list[Actor]:
+        """Return all instances that run only while this workload is up."""
+        self._index()
+        return self._bound_to.get(workload, [])
+
+    def upholders(self, workload: str) -> list[Actor]:
+        """Return all instances that start this workload whenever it is down."""
+        self._index()
+        return self._upholders.get(workload, [])
+
+    def conflicting(self, workload: str) -> list[Actor]:
+        """Return all instances that never run together with this workload."""
+        self._index()
+        return [actor for name in self._conflicting.get(workload, ()) for actor in self.instances(name)]
 
     def dependents(self, workload: str) -> list[Actor]:
         """Return all instances that start after this workload, and so stop before it."""
@@ -52,10 +76,20 @@ class Registry(dict[str, Actor]):
             return
         self._revision += 1
         self._instances, self._requirers, self._dependents = {}, {}, {}
+        self._restarted_with, self._bound_to, self._upholders, self._conflicting = {}, {}, {}, {}
         for actor in self.values():
             self._instances.setdefault(actor.workload.name, []).append(actor)
-            for name in dict.fromkeys(names(actor.workload.requires)):
-                self._requirers.setdefault(name, []).append(actor)
+            for index, related in (
+                (self._requirers, stopped_with(actor.workload)),
+                (self._restarted_with, restarted_with(actor.workload)),
+                (self._bound_to, dict.fromkeys(actor.workload.binds_to)),
+                (self._upholders, dict.fromkeys(actor.workload.upholds)),
+            ):
+                for name in related:
+                    index.setdefault(name, []).append(actor)
+            for name in actor.workload.conflicts:
+                self._conflicting.setdefault(name, {})[actor.workload.name] = None
+                self._conflicting.setdefault(actor.workload.name, {})[name] = None
             for name in start_dependencies(actor.workload):
                 self._dependents.setdefault(name, []).append(actor)
         workloads = [instances[0].workload for instances in self._instances.values()]

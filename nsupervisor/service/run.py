@@ -84,6 +84,7 @@ from nsupervisor.service.recovery.takeover import (
 )
 from nsupervisor.service.recovery.upgrade import report_outcome
 from nsupervisor.service.registry import Registry
+from nsupervisor.service.relations import Relations
 from nsupervisor.service.reload.reload import Reloader
 from nsupervisor.service.state.checkpoint import limits_digest, limits_in_force
 from nsupervisor.service.state.digest import KEY_FILE, open_keyed_digest
@@ -563,7 +564,9 @@ async def _supervise(
                 errors = ConnectionErrors(partial(_report_connection, journal))
                 exposition = Exposition(journal, context.measures, keeper.pid, errors)
                 jobs = Jobs(actors, groups, context, nursery, leftovers)
-                reloader = Reloader(config, jobs, host, (tree, groups), context, nursery)
+                relations = Relations(jobs)
+                context.listeners.add(relations)
+                reloader = Reloader(config, jobs, host, (tree, groups), context, nursery, relations)
                 followers = OutputFollowers(context.tails or Tails(directory / TAILS_DIRECTORY))
                 shown = host.mode, tree.shown_path, platform.missing, exposition, followers, platform.records_file
                 supervisor = Supervisor(
@@ -582,6 +585,7 @@ async def _supervise(
                     text = f"{format_count(alive_count, 'workload')} of the supervisor before this one"
                     journal.log.warning("taken over", message=text, workloads=alive_count)
                 begin_first_jobs(jobs, saved, nursery)
+                relations.resume()
                 notify_service_manager(journal, "READY=1")
                 report_outcome(journal, directory)
                 scope = nursery.cancel_scope

@@ -123,10 +123,11 @@ def test_what_has_no_wire_name_is_not_written():
 
 
 def test_traces_are_written_byte_for_byte_as_0_1_0_wrote_them(monkeypatch):
-    # Six decisions and a plural have changed since, and are undone here: rules judged an exit that the supervisor had
-    # caused, a group's rule froze a frozen member again and did not look again when a member started, a clean exit
-    # before READY=1 was a success, a stop that SIGKILL did not end was reported with its time-out, not with the
-    # seconds since then, and a kill replaced the reason of a stop. The traces with them are others, in the same form.
+    # Seven decisions and a plural have changed since, and are undone here: a stop of what is stopped was not noted,
+    # rules judged an exit that the supervisor had caused, a group's rule froze a frozen member again and did not look
+    # again when a member started, a clean exit before READY=1 was a success, a stop that SIGKILL did not end was
+    # reported with its time-out, not with the seconds since then, and a kill replaced the reason of a stop. The traces
+    # with them are others, in the same form.
     monkeypatch.setattr(Lifecycle, "is_ending_program", False)
     monkeypatch.setattr(
         lifecycle,
@@ -136,6 +137,7 @@ def test_traces_are_written_byte_for_byte_as_0_1_0_wrote_them(monkeypatch):
     monkeypatch.setattr(lifecycle, "_mark_killed", lambda before, instant: attrs.evolve(before, sigkill_sent=True))
     monkeypatch.setattr(lifecycle, "_count_starts", lambda count: f"{count} starts")
     monkeypatch.setattr(lifecycle, "_kill_reason", lambda before, requested_by: f"killed by {requested_by}")
+    monkeypatch.setattr(lifecycle, "_is_noted", lambda initiator: False)
     monkeypatch.setattr(Engine, "without_member", lambda engine, rule: engine)
     monkeypatch.setattr(random_groups, "Candidate", lambda *values: Candidate(*values[:6]))
     for path in sorted((DATA / "traces").glob("seed-*.jsonl")):

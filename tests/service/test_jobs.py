@@ -105,7 +105,7 @@ async def test_a_stop_ends_a_start_that_is_blocked(service: Client) -> None:
     await service.reload(WORKING + MIGRATED_WEB)
     await service.until("once", "exited")
     assert service.course() == ["execed once#1", "ends once#1", "execed once#2", "ends once#2"]
-    assert [service.status(name)["reason"] for name in ("web", "proxy")] == ["", ""]
+    assert [service.status(name)["reason"] for name in ("web", "proxy")] == ["stopped by operator", ""]
 
 
 @simulated(FAILING + MIGRATED_WEB)

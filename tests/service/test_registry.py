@@ -2,11 +2,12 @@
 
 from types import SimpleNamespace
 
+from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.service.registry import Registry
 
 
 def actor(name: str, *requires: str, wants: tuple[str, ...] = (), after: tuple[str, ...] = ()):
-    workload = SimpleNamespace(name=name.partition("@")[0], requires=requires, wants=wants, after=after)
+    workload = WorkloadConfig(name.partition("@")[0], ("a",), requires=requires, wants=wants, after=after)
     return SimpleNamespace(name=name, workload=workload)
 
 

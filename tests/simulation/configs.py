@@ -196,6 +196,34 @@ def _timeouts(choices: Mapping[str, str]) -> str:
     )
 
 
+def _related(choices: Mapping[str, str]) -> str:
+    """Programs that start, stop and restart one another."""
+    off, once = "autostart = false", 'type = "oneshot"'
+    job = f'{{ name = "job", condition = "{choices["condition"]}" }}'
+    return "\n".join(
+        (
+            _workload("db", f'"program", "v={choices["db"]}", "term=0@0.2"', 'restart = "always"', "restart_sec = 0"),
+            _workload(
+                "web",
+                '"program", "term=0@0.1"',
+                f'{choices["key"]} = ["db"]',
+                'upholds = ["helper"]',
+                'restart = "always"',
+            ),
+            _workload("part", '"program"', 'part_of = ["db"]', 'restart = "always"'),
+            _workload("helper", '"program"', off, 'restart = "no"', "restart_max_delay_sec = 0.5"),
+            _workload("blue", '"program", "term=0@0.3"', 'restart = "always"'),
+            _workload("green", '"program", "term=0@0.3"', off, 'conflicts = ["blue"]', 'restart = "always"'),
+            _workload(
+                "job", f'"program", "exit={choices["code"]}@0.2"', once, 'restart = "no"', 'on_success = ["note"]'
+            )
+            + 'on_failure = ["note"]\n',
+            _workload("note", '"program", "exit=0@0.1"', once, off),
+            _workload("late", '"program"', f"requires = [{job}]", 'restart = "always"'),
+        )
+    )
+
+
 @attrs.frozen
 class Part:
     """A step of several that overlap, at most `delay_s` after the one before.
@@ -359,3 +387,29 @@ OVERLAPPING_KINDS = (
     ),
 )
 """Kinds of sites for steps that overlap: each is made for defects that need two things at about the same time."""
+
+RELATED_KINDS = (
+    Kind(
+        "related",
+        _related,
+        {
+            "db": ("1", "2"),
+            "key": ("binds_to", "requires"),
+            "condition": ("completed", "completed_successfully"),
+            "code": ("0", "1"),
+        },
+        ("db", "web", "part", "helper", "blue", "green", "job", "note", "late"),
+        ("db", "web", "part"),
+        {"web": "db"},
+        (
+            (Part(0.1, "command", ("green",), ("start",)), Part(0.1, "command", ("blue",), ("start", "restart"))),
+            (Part(0.1, "hit", ("db",), ("SIGKILL",)), Part(0.01, "crash by time", values=("0.001",))),
+            (
+                Part(0.1, "command", ("db",), ("restart", "stop")),
+                Part(0.1, "command", ("web", "db"), ("start", "stop")),
+            ),
+        ),
+    ),
+)
+"""Kinds of sites whose workloads start and stop one another; they have the seeds from `FIRST_RELATED_SEED`."""
+FIRST_RELATED_SEED = 1_000_000

@@ -21,7 +21,7 @@ import trio
 from nsupervisor.config.problems import ConfigError
 from nsupervisor.core.lifecycle import State
 from tests.simulation import invariants
-from tests.simulation.configs import KINDS, OVERLAPPING_KINDS, Kind, Part
+from tests.simulation.configs import FIRST_RELATED_SEED, KINDS, OVERLAPPING_KINDS, RELATED_KINDS, Kind, Part
 from tests.simulation.service import HEADER, Service, Site
 
 QUIET_S = 6.0
@@ -68,6 +68,8 @@ def generate(seed: int) -> tuple[Kind, tuple[Step, ...]]:
     kind = chance.choice(KINDS)
     if random.Random(f"overlaps {seed}").random() < OVERLAPPING_SHARE:
         kind = chance.choice(OVERLAPPING_KINDS)
+    if seed >= FIRST_RELATED_SEED:
+        kind = chance.choice(RELATED_KINDS)
     steps: list[Step] = []
     at = 0.0
     crashes = chance.choice((1, 1, 1, 2))

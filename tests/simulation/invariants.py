@@ -213,11 +213,42 @@ class Watch:
                 self.problem(f"one generation: {process.id} starts while {other.id} lives")
             if name != other_name and {name, other_name.partition("@")[0]} == {"pool"} and self.kind.name == "chain":
                 self.problem(f"order: {process.id} starts while {other.id} lives, which it replaces")
+        if self.kind.name == "related":
+            self._on_related(process, name)
         if process.is_leader:
             if (self.epoch, process.id) in self.executed and not self.may_repeat:
                 self.problem(f"nothing twice: {process.id} is executed twice")
             self.executed[self.epoch, process.id] = process
             self.starts.append((self.machine.now, process.id))
+
+    def _on_related(self, process: Process, name: str) -> None:
+        """Check that what conflicts does not run together, and that nothing runs without what it is bound to."""
+        living = {other.id.rpartition("#")[0] for other in self.machine.living()}
+        if {"blue", "green"} <= living | {name} and name in ("blue", "green"):
+            self.problem(f"conflicts: {process.id} starts while both would run")
+        if name == "web" and "db" not in living and "key" not in self.edited:
+            last = max((at for at, id_ in self.starts if id_.startswith("db#")), default=None)
+            if last is None:
+                self.problem(f"order: {process.id} starts, and db never did")
+
+
+def _related(history: History, states: Mapping[str, str]) -> list[str]:
+    """What belongs together runs together, and what an end starts has been started."""
+    if history.kind.name != "related" or history.disk_was_full:
+        return []
+    wrong = []
+    is_edited = any(step.target == "key" for step in history.steps)
+    if not is_edited and states.get("web") in UP and states.get("db") not in UP:
+        wrong.append(f"bound: web is {states.get('web')}, and db is {states.get('db')}")
+    if states.get("blue") in UP and states.get("green") in UP:
+        wrong.append("conflicts: blue and green both run")
+    stopped = {command.name for command in history.commands if command.verb == "stop"}
+    if states.get("web") in ("running", "ready") and states.get("helper") not in UP and "helper" not in stopped:
+        wrong.append(f"upheld: helper is {states.get('helper')}, and web runs")
+    has_noted = any(id_.startswith("note#") for _, id_ in history.watch.executed)
+    if states.get("job") in ("exited", "failed") and not has_noted and "note" not in stopped:
+        wrong.append("on_success: job has ended, and note never ran")
+    return wrong
 
 
 def when_quiet(history: History, status: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -255,6 +286,7 @@ def when_quiet(history: History, status: Sequence[Mapping[str, Any]]) -> list[st
             wrong += _wanted(history, name, state)
         if name == "says" and state in ("starting", "running") and not one["ready"]:
             wrong.append(f"readiness: {name} has been ready for long, and is {state}")
+    wrong += _related(history, states)
     wrong += _limits(history)
     wrong += _limits_in_force(history)
     wrong += _limits_set(history)

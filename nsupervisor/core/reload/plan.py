@@ -157,6 +157,7 @@ def make_plan(old: Config | None, new: Config, running: Sequence[CurrentInstance
         else:
             action, reason = _decide_new(workload, instances_of.get(workload_name, ()))
             steps[name] = InstancePlan(name, action, reason, (), workload, number, workload.resources, exists=False)
+    _restart_together(steps, current_by_name)
     idle = {instance.name for instance in running if not (instance.should_run or instance.was_started)}
     idle |= {name for name, (workload, _) in expand_instances(new).items() if workload not in instances_of}
     _start_requirements(steps, new, current_by_name, idle)
@@ -280,6 +281,32 @@ def _removal_reason(current: CurrentInstance, new: Config) -> str:
 
 def _instances_change(old: WorkloadConfig, new: WorkloadConfig) -> str:
     return f"instances {to_toml(kinds.INSTANCES, old.instances)} → {to_toml(kinds.INSTANCES, new.instances)}"
+
+
+def _restart_together(steps: dict[str, InstancePlan], current_by_name: Mapping[str, CurrentInstance]) -> None:
+    """Also restart what is bound to, or part of, a workload of which an instance restarts, if it runs."""
+    restarting = [
+        step.workload.name
+        for step in steps.values()
+        if step.workload is not None
+        and step.action is InstanceAction.RESTART
+        and current_by_name[step.name].state in ALIVE_STATES
+    ]
+    parts: dict[str, list[tuple[str, str]]] = {}
+    for name, step in steps.items():
+        if step.workload is not None:
+            for other, key in dependencies.restarted_with(step.workload).items():
+                parts.setdefault(other, []).append((name, key))
+    for workload_name in restarting:  # grows in the loop
+        for name, key in parts.get(workload_name, ()):
+            step, current = steps[name], current_by_name.get(name)
+            is_idle = step.action in (InstanceAction.NONE, InstanceAction.LIVE)
+            if current is None or step.workload is None or not is_idle:
+                continue
+            if current.should_run and current.state in ALIVE_STATES:
+                reason = f"restarts with {workload_name} ({key})"
+                steps[name] = attrs.evolve(step, action=InstanceAction.RESTART, reason=reason)
+                restarting.append(step.workload.name)
 
 
 def _start_requirements(

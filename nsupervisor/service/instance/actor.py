@@ -38,6 +38,7 @@ from nsupervisor.core.lifecycle import Lifecycle, State, is_up, is_watchdog_acti
 from nsupervisor.core.records import describe_survivors, transition_records
 from nsupervisor.core.rules.rules import Engine, Firing, Limits
 from nsupervisor.core.security import settings, values
+from nsupervisor.core.states import DOWN_STATES
 from nsupervisor.keeper.messages import Ended, Execed, KeeperLost, SetupFailure, SpawnError
 from nsupervisor.metrics.counters import Counters
 from nsupervisor.service.context import ServiceContext
@@ -322,6 +323,11 @@ class Actor:
     def is_up(self) -> bool:
         """Whether dependents may start: the workload is up, or has done its single job."""
         return is_up(self.lifecycle, self.workload)
+
+    @property
+    def is_down(self) -> bool:
+        """Whether no process lives, and none will start by itself."""
+        return self.lifecycle.state in DOWN_STATES
 
     async def find_start_obstacle(self, workload: WorkloadConfig | None = None) -> StartObstacle | None:
         """Return what would make the next start fail, with `workload` or with the present configuration."""

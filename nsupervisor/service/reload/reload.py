@@ -47,6 +47,7 @@ from nsupervisor.service.platform.kernel import Kernel
 from nsupervisor.service.platform.service_manager import notify_service_manager
 from nsupervisor.service.preflight.capacity import raise_descriptor_limit
 from nsupervisor.service.preflight.requirements import check_text
+from nsupervisor.service.relations import Relations
 from nsupervisor.service.reload.persist import Kind, persist, with_limits
 from nsupervisor.service.reload.plan_inputs import Contents, read_contents, running_instance
 from nsupervisor.wire_names import by_wire_name
@@ -66,6 +67,7 @@ class Reloader:
     placement: Placement
     context: ServiceContext
     nursery: trio.Nursery
+    relations: Relations
     _active_count: int = 0
 
     async def plan(
@@ -299,6 +301,7 @@ class Reloader:
             {moving[step.name]: RELOAD for step in steps if step.action is InstanceAction.STOP},
             {moving[step.name]: previous_dependencies[step.name] for step in steps if step.exists},
         )
+        self.relations.resume()
         self.nursery.start_soon(self._finish, _ReloadRun(stream, transaction, moving), steps)
         return stream
 
