@@ -9,11 +9,11 @@ import pytest
 import trio
 
 from nsupervisor.config.model import LogConfig
-from nsupervisor.logs import LogFiles, OwnStreams, Tails, open_journal, open_own_streams
+from nsupervisor.logs import OwnStreams, Tails, open_journal, open_own_streams
 from nsupervisor.metrics.counters import Counters
 from nsupervisor.service.instance.output import Output
-from nsupervisor.service.platform.kernel import LINUX
 from tests.logs.records import read_some
+from tests.service.instance.output_context import output_context
 from tests.timing import deadline
 
 pytestmark = pytest.mark.fault("D2")
@@ -48,18 +48,9 @@ async def service(tmp_path, settings=INHERIT, log_output=None, closed=(), name="
             open_own_streams(journal, closed, buffer_size=1 << 17) as streams,
             trio.open_nursery() as nursery,
         ):
-            context = SimpleNamespace(
-                journal=journal,
-                kernel=LINUX,
-                nursery=nursery,
-                runtime_directory=tmp_path,
-                log_directory=tmp_path,
-                log_files=LogFiles(),
-                offset_files={},
-                tails=Tails(tmp_path / "tails"),
-                has_records_file=True,
-                own_streams=streams,
-                made_directories=set(),
+            tails = Tails(tmp_path / "tails")
+            context = output_context(
+                tmp_path, journal, nursery, tails=tails, has_records_file=True, own_streams=streams
             )
             output = Output(name, None, settings, Counters(), context)
             readers, writers = pipes()

@@ -3,17 +3,16 @@
 import gzip
 import os
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
 
 import attrs
 import pytest
 import trio
 
 from nsupervisor.config.model import LogConfig, RateLimitConfig
-from nsupervisor.logs import LogFiles, open_journal
+from nsupervisor.logs import open_journal
 from nsupervisor.metrics.counters import Counters
 from nsupervisor.service.instance.output import Output
-from nsupervisor.service.platform.kernel import LINUX
+from tests.service.instance.output_context import output_context
 from tests.timing import deadline
 
 
@@ -26,20 +25,7 @@ async def captured(tmp_path, settings):
     os.close(err_writer)
     with trio.fail_after(deadline(30)):
         async with open_journal(str(tmp_path / "journal")) as journal, trio.open_nursery() as nursery:
-            context = SimpleNamespace(
-                journal=journal,
-                kernel=LINUX,
-                nursery=nursery,
-                runtime_directory=tmp_path,
-                log_directory=tmp_path,
-                log_files=LogFiles(),
-                offset_files={},
-                tails=None,
-                has_records_file=False,
-                own_streams=None,
-                made_directories=set(),
-            )
-            output = Output("web", None, settings, Counters(), context)
+            output = Output("web", None, settings, Counters(), output_context(tmp_path, journal, nursery))
             output.capture(1, 4711, reader, err_reader)
             yield output, writer
 
