@@ -18,7 +18,20 @@ from benchmarks.peer import known
 from benchmarks.session import Options, RunError
 from benchmarks.spawners import SPAWNERS
 
-NAMES = ("spawn", "restart", "react", "footprint", "logs", "scale", "budget", "bulk", "takeover", "commands", "api")
+NAMES = (
+    "spawn",
+    "restart",
+    "react",
+    "footprint",
+    "logs",
+    "scale",
+    "budget",
+    "bulk",
+    "takeover",
+    "commands",
+    "api",
+    "security",
+)
 PAGE = products.ROOT / "docs" / "performance.md"
 
 
