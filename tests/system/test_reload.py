@@ -362,10 +362,10 @@ async def test_limits_of_a_group_change_live_and_another_group_is_another_cgroup
         moved = Path((await it.status("web"))["cgroup"])
         assert moved.parent != group
         assert moved.exists()
-        write(it, toml + "[group.third]\n")
-        refused = await it.cli_result("reload")
-        assert refused.returncode == 2
-        assert b"adds, removes or moves groups" in refused.stderr
+        told = await reload(it, WEB.strip() + '\ngroup = "third"\n[group.third]\npids_max = 50\n' + DB)
+        assert done(told) == {"web": ("restart", "running")}, (told, it.records[-6:])
+        assert Path((await it.status("web"))["cgroup"]).parent.name == "group.third"
+        await it.until(lambda: not group.exists() and not moved.parent.exists())
 
 
 async def test_included_files_are_read_by_run_plan_reload_and_sighup(tmp_path):

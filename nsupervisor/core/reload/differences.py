@@ -45,13 +45,14 @@ def supervisor_differences(old: SupervisorConfig, new: SupervisorConfig) -> tupl
 
 
 def group_differences(old: Config, new: Config) -> tuple[Change, ...]:
-    """Return the keys of [host], and of groups that both files have, that differ; all are live."""
-    changes = [
-        change
-        for name, group in new.groups.items()
-        if name in old.groups
-        for change in _table_changes(GroupConfig, old.groups[name], group, ("group", name), live=True)
-    ]
+    """Return the groups that only one file has, and the keys of others and of [host] that differ; all are live."""
+    changes: list[Change] = []
+    for name in dict.fromkeys((*new.groups, *old.groups)):
+        before, after = old.groups.get(name), new.groups.get(name)
+        if before is None or after is None:
+            changes.append(_new_change(TableOf(GroupConfig), before, after, ("group", name), True, False))
+        else:
+            changes += _table_changes(GroupConfig, before, after, ("group", name), live=True)
     return (*changes, *_table_changes(HostConfig, old.host, new.host, ("host",), live=True))
 
 

@@ -74,6 +74,10 @@ class Group:
     """The rules, with the state of each rule."""
     observer: RuleObserver = attrs.field(init=False)
     limit_writer: LimitWriter = attrs.field(init=False)
+    is_watched: bool = attrs.field(init=False, default=False)
+    """Whether its files are watched; not before it is in force."""
+    is_retired: bool = attrs.field(init=False, default=False)
+    """Whether a reload has removed it."""
     last_action_at: float = attrs.field(init=False, default=float("-inf"))
     """When any group last acted on a member of this one."""
     _pending_moments: list[tuple[SavedRule, ...]] = attrs.field(init=False, factory=list)
@@ -157,12 +161,22 @@ class Group:
         A rule that has fired is saved as it was before, until its action has been carried out, so that it fires again
         if that did not happen. Other changes, such as a reload, may be saved in the meantime.
         """
+        if self.is_retired:
+            return
         before = {(rule.name, rule.when): rule for moment in reversed(self._pending_moments) for rule in moment}
         rules = tuple(before.get((rule.name, rule.when), rule) for rule in saved_rules(self.engine))
         self.context.state.save_group(self.name, GroupCheckpoint(rules, self.limit_writer.overrides))
 
+    def retire(self) -> None:
+        """End its rules: a reload has removed it. An action that is in progress ends by itself, and is not saved."""
+        self.is_retired = True
+        self.observer.unwatch()
+        for group in self.enclosing:
+            group._inside.remove(self)
+
     def watch(self) -> None:
         """Start to watch the files of the rules."""
+        self.is_watched = True
         self.observer.watch()
         self.observer.resume_sampling()
         self.save_checkpoint()

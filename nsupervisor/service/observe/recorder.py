@@ -165,6 +165,8 @@ class Recording:
 
     def _write_rule_states(self, now: float) -> None:
         for group in self._recorded_groups:
+            if group.is_retired:
+                continue
             self._add(self._writer.limits(group.name, group.limits, now))
             self._add([self._writer.group_start(group.name, group.engine, group.last_action_at, now)])
 

@@ -53,7 +53,7 @@ from nsupervisor.service.reload.plan_inputs import Contents, read_contents, runn
 from nsupervisor.wire_names import by_wire_name
 
 _STOPPING = "the supervisor is stopping; start it with the new file"
-_GROUPS_CHANGED = "adds, removes or moves groups, which a reload cannot do; restart the service"
+_GROUP_MOVED = "moves a group, which a reload cannot do; write what it was, or restart the service, or rename the group"
 
 
 @attrs.define(eq=False)
@@ -168,9 +168,13 @@ class Reloader:
         config, positions = loaded.config, loaded.positions
         current = [running_instance(actor, self.jobs, config, loaded.contents) for actor in self.jobs.actors.values()]
         new_plan = make_plan(self.config, config, current)
-        group_parents = [{name: group.group for name, group in side.groups.items()} for side in (self.config, config)]
-        if group_parents[0] != group_parents[1]:
-            raise ConfigError([positions.problem(("group",), _GROUPS_CHANGED)])
+        moved = [
+            name
+            for name, group in config.groups.items()
+            if name in self.config.groups and self.config.groups[name].group != group.group
+        ]
+        if moved:
+            raise ConfigError(positions.problem(("group", name, "group"), _GROUP_MOVED) for name in moved)
         if new_plan.refused_changes:
             raise ConfigError(
                 positions.problem(
@@ -217,6 +221,10 @@ class Reloader:
         everything that failed, after everything has been put back.
         """
         prepared = _Prepared()
+        try:
+            prepared.new_groups = self._groups.add_new(config)
+        except CgroupError as error:
+            raise ConfigError([Problem(config.path, 0, "", str(error))]) from error
         errors: list[CgroupError] = []
 
         async def limit(actor: Actor, workload: WorkloadConfig) -> None:
@@ -276,6 +284,7 @@ class Reloader:
             self._groups.remove(actor)
             with self._log_failure(actor.name):
                 actor.cgroup.remove()
+        self._groups.discard(prepared.new_groups)
 
     def _supported(self, actor: Actor, workload: WorkloadConfig) -> WorkloadConfig:
         """Return the workload with the rules that this host can evaluate."""
@@ -392,6 +401,7 @@ class Reloader:
                 nursery.start_soon(self._restore_limits)
                 for step in steps:
                     nursery.start_soon(run.remove if step.action is InstanceAction.STOP else run.report_start, step)
+        self._groups.remove_retired([*self.jobs.actors.values(), *self.jobs.leftovers.values()])
         run.stream.end(encode_line({"event": "end", "ok": run.ok}))
         self.context.journal.log.info("reloaded", ok=run.ok)
 
@@ -442,6 +452,7 @@ class _Prepared:
     """The results of the steps that a reload takes before it begins."""
 
     new: dict[str, Actor] = attrs.field(factory=dict)
+    new_groups: list[Group] = attrs.field(factory=list)
     supported: dict[str, WorkloadConfig] = attrs.field(factory=dict)
     """The workload of each instance that stays, without the rules that this host cannot evaluate."""
     limits_changed: set[str] = attrs.field(factory=set)

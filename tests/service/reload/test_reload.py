@@ -49,7 +49,10 @@ async def test_a_plan_of_another_text_has_its_path(service: Client) -> None:
     ("text", "problem"),
     [
         ("[workload.web]\ncommand = 3\n", "workload.web.command"),
-        (WEB, "adds, removes or moves groups, which a reload cannot do; restart the service"),
+        (
+            WEB + '[group.batch]\ngroup = "all"\n[group.all]\n',
+            "group.batch.group: moves a group, which a reload cannot do",
+        ),
         (WEB + BATCH + "[workload.x]\n", "workload.x.command: is missing"),
         (WEB + BATCH + workload("x", 'user = "no-such-user"'), "no-such-user"),
         (WEB + BATCH + workload("x", "resources = { io_weight = 5 }"), "io_weight"),
@@ -158,6 +161,64 @@ async def test_an_instance_moves_to_another_group_with_its_next_process(service:
     assert "/sim/sim/group.batch/web" not in service.machine.cgroups
     members = {group["name"]: group["members"] for group in service.supervisor.group_status()}
     assert members == {"group/batch": [], "group/other": ["web"]}
+
+
+def groups(service: Client) -> dict[str, list[str]]:
+    return {group["name"]: group["members"] for group in service.supervisor.group_status()}
+
+
+@simulated(WEB)
+async def test_a_group_is_added_and_removed(service: Client) -> None:
+    await service.until("web", "running")
+    inner = '[group.inner]\ngroup = "outer"\npids_max = 9\n[group.outer]\npids_max = 20\n'
+    rule = '[[group.inner.policy]]\nwhen = "pids.current >= 1"\naction = "log"\n'
+    await service.reload(workload("web", 'group = "inner"') + workload("db", 'group = "inner"') + inner + rule)
+    assert groups(service) == {"group/outer": ["db", "web"], "group/inner": ["db", "web"]}
+    assert limit(service, "group.outer/group.inner", "pids.max") == "9"
+    await service.until("db", "running")
+    assert service.status("web")["cgroup"] == "/sim/sim/group.outer/group.inner/web"
+    await service.until_true(lambda: bool(service.records("action")))
+    await service.reload(WEB)
+    assert groups(service) == {}
+    assert service.status("web")["cgroup"] == "/sim/sim/web"
+    await service.until_true(lambda: "/sim/sim/group.outer" not in service.machine.cgroups)
+
+
+@simulated(workload("web", 'group = "batch"') + BATCH)
+async def test_a_stopped_member_keeps_the_cgroup_of_a_removed_group_until_it_starts(service: Client) -> None:
+    await service.until("web", "running")
+    await service.command("stop", "web")
+    await service.reload(WEB)
+    assert groups(service) == {}
+    await service.until_true(lambda: bool(service.records("reloaded")))
+    assert "/sim/sim/group.batch" in service.machine.cgroups
+    await service.command("start", "web")
+    assert service.status("web")["cgroup"] == "/sim/sim/web"
+    await service.reload(WEB)
+    await service.until_true(lambda: "/sim/sim/group.batch" not in service.machine.cgroups)
+
+
+@simulated(workload("web", 'group = "batch"') + BATCH)
+async def test_a_group_that_was_removed_can_come_again(service: Client) -> None:
+    await service.until("web", "running")
+    await service.command("stop", "web")
+    await service.reload(WEB)
+    await service.reload(workload("web", 'group = "batch"') + "[group.batch]\npids_max = 30\n")
+    assert groups(service) == {"group/batch": ["web"]}
+    assert limit(service, "group.batch", "pids.max") == "30"
+    await service.command("start", "web")
+    assert service.status("web")["cgroup"] == "/sim/sim/group.batch/web"
+
+
+@simulated(WEB)
+async def test_a_refused_reload_leaves_no_new_group(service: Client) -> None:
+    await service.until("web", "running")
+    service.machine.make_cgroup("/sim/sim/new").limits["pids.max"] = "1"
+    refuse_writes(service, "/sim/sim/new", "pids.max")
+    text = WEB + workload("new", "resources = { pids_max = 7 }") + BATCH
+    assert "pids" in await service.refused_reload(text)
+    assert groups(service) == {}
+    assert "/sim/sim/group.batch" not in service.machine.cgroups
 
 
 @simulated(WEB)
