@@ -16,6 +16,7 @@ OURS = {
     "nobody": '`user = "nobody"`',
     "user namespace": "user namespace",
     "strict": '`profile = "strict"`',
+    "own root": "`root.path`, own network",
     "rootless": "rootless",
 }
 """Party → the head of its column."""
@@ -52,7 +53,8 @@ def close_gaps() -> None:
     entered = isolation.enter()
     try:
         with parties.new_targets() as targets:
-            results = parties.workload_results(targets, parties.WORKLOADS) | parties.rootless_results(targets)
+            results = parties.workload_results(targets, parties.WORKLOADS)
+            results |= parties.rooted_results(targets) | parties.rootless_results(targets)
     finally:
         for problem in isolation.leave(entered):
             print(problem)

@@ -35,6 +35,9 @@ BASELINES = {"none": 'security = { profile = "none" }'}
 """The same without a security profile: it shows which attempts can succeed at all."""
 
 
+ROOTED = {"own root": f"namespaces = {{ network = true }}\n{DEFAULT}"}
+"""The same with a root file system of its own, see `rooted_results`."""
+
 ROOTLESS_USER = 64321
 """Without a name and a home."""
 ROOTLESS = {"rootless": f"namespaces = {{ user = true }}\n{DEFAULT}"}
@@ -83,8 +86,9 @@ def run(arguments: list[str], targets: Targets, **options: object) -> Results:
         raise ValueError(f"{arguments[0]}: {error}; {done.stderr[-2000:]}") from None
 
 
-def configuration(targets: Targets, workloads: dict[str, str], directory: Path) -> str:
+def configuration(targets: Targets, workloads: dict[str, str], directory: Path, argv: list[str] | None = None) -> str:
     """Return the text of a configuration with one workload per party; the service's files are in `directory`."""
+    argv = argv or command(targets, runtime=f"{directory}/run")
     lines = [
         "[supervisor]",
         f'name = "escape-{os.getpid()}"',
@@ -94,7 +98,7 @@ def configuration(targets: Targets, workloads: dict[str, str], directory: Path) 
     for name, keys in workloads.items():
         lines += [
             f'[workload."{identifier(name)}"]',
-            f"command = {json.dumps(command(targets, runtime=f'{directory}/run'))}",
+            f"command = {json.dumps(argv)}",
             'restart = "no"',
             keys,
         ]
@@ -144,16 +148,18 @@ def workload_results(
     start: list[str] | None = None,
     directory: Path | None = None,
     outside: bool = False,
+    argv: list[str] | None = None,
 ) -> dict[str, Results]:
     """Run the attempts in workloads of one service, at the same time; return the results by party.
 
     start, directory: the command of the service without its file, and the place of its files, if it is not to run as
-    the present user. outside: make them also without a sandbox, afterwards, as the party "unconfined".
+    the present user. outside: make them also without a sandbox, afterwards, as the party "unconfined". argv: another
+    command of the attempts.
     """
     directory = directory or targets.directory
     file = directory / "nsupervisor.toml"
     (directory / "run").mkdir(exist_ok=True)
-    file.write_text(configuration(targets, workloads, directory))
+    file.write_text(configuration(targets, workloads, directory, argv))
     lines: dict[str, list[str]] = {identifier(name): [] for name in workloads}
     waiting = set(lines)
     said: list[str] = []
@@ -173,6 +179,18 @@ def workload_results(
             raise ValueError(f"the service has ended early: {said[-5:]}")
         unconfined = {"unconfined": run(command(targets), targets)} if outside else {}
     return {name: parsed(lines[identifier(name)]) for name in workloads} | unconfined
+
+
+def rooted_results(targets: Targets) -> dict[str, Results]:
+    """Run the attempts in a workload with a root file system and a network of its own, as in the other programs."""
+    from tests.escape import peers  # which imports this module
+
+    directory = targets.directory / "rooted"
+    directory.mkdir()
+    root = peers.root_file_system(directory)
+    keys = "".join(f'{keys}\nroot = {{ path = "{root}" }}' for keys in ROOTED.values())
+    argv = peers.own(targets, runtime=f"{directory}/run")
+    return workload_results(targets, dict.fromkeys(ROOTED, keys), directory=directory, argv=argv)
 
 
 def rootless_results(targets: Targets) -> dict[str, Results]:

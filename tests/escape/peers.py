@@ -92,9 +92,9 @@ def root_file_system(directory: Path) -> Path:
     return root
 
 
-def own(targets: Targets) -> list[str]:
+def own(targets: Targets, **further: object) -> list[str]:
     """Return the command of the attempts in a root of its own."""
-    values = {**targets.values, "here": "/escape"}
+    values = {**targets.values, "here": "/escape", **further}
     return [PYTHON, "-I", "-B", "/escape/attempts", json.dumps(values)]
 
 

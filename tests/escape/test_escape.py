@@ -17,7 +17,7 @@ from tests.needs import needs
 pytestmark = [needs("root", "cgroup", "userns", "program:setpriv", "program:unshare"), pytest.mark.slow]
 
 ROWS = {row["name"]: row for row in parties.listed()}
-PARTIES = [*parties.WORKLOADS, *parties.ROOTLESS]
+PARTIES = [*parties.WORKLOADS, *parties.ROOTED, *parties.ROOTLESS]
 CASES = [(party, name) for party in PARTIES for name in ROWS]
 
 
@@ -26,7 +26,7 @@ def results() -> dict[str, Results]:
     """Return the attempts that were allowed to each party, and to root outside of all sandboxes."""
     with parties.new_targets() as targets:
         root = parties.workload_results(targets, parties.WORKLOADS | parties.BASELINES, outside=True)
-        return root | parties.rootless_results(targets)
+        return root | parties.rooted_results(targets) | parties.rootless_results(targets)
 
 
 @pytest.fixture(scope="module")
