@@ -22,6 +22,9 @@ ACTIONS = frozenset({READ_ONLY, READ_WRITE, MASKED, INACCESSIBLE, TEMPORARY, OWN
 open; "temporary" an empty directory in memory; "own cgroup" is for /sys/fs/cgroup, and shows only that of the program,
 read-only."""
 
+VOLUME = "volume"
+"""The type of a mount of a named volume."""
+
 _LAYER_KEYS = ("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir")
 
 

@@ -12,6 +12,7 @@ from itertools import pairwise
 from os.path import normpath
 from typing import NamedTuple
 
+from nsupervisor.config import kinds
 from nsupervisor.config.condition_terms import LIMIT_KEYS, NOT_FILES
 from nsupervisor.config.kinds import MAX_SOCKET_PATH
 from nsupervisor.config.limits import find_resource_conflicts
@@ -31,7 +32,7 @@ from nsupervisor.config.positions import KeyPath
 from nsupervisor.config.quoting import did_you_mean, format_path, quoted
 from nsupervisor.config.relations import COMPLETION_CONDITIONS, EDGE_KEYS, ORDERING_KEYS, RELATION_KEYS, related_names
 from nsupervisor.config.units import RelativeChange, format_duration
-from nsupervisor.mount_data import value_paths
+from nsupervisor.mount_data import VOLUME, value_paths
 
 NOTIFY_PATH = "/notify/0123456789abcdef/socket"
 WORKLOADS_API_PATH = "/notify/control/api/api.sock"
@@ -371,6 +372,7 @@ def _namespace_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Co
         (bool(spaces.time_offsets), ("namespaces", "time_offsets"), "time", spaces.time),
         (bool(workload.mounts), ("mounts",), "mount", spaces.mount),
         (workload.root.path is not None, ("root",), "mount", spaces.mount),
+        (bool(workload.volumes), ("volumes",), "mount", spaces.mount),
         (bool(workload.user_namespace.uid_mappings), ("user_namespace", "uid_mappings"), "user", spaces.user),
         (bool(workload.user_namespace.gid_mappings), ("user_namespace", "gid_mappings"), "user", spaces.user),
     )
@@ -512,6 +514,15 @@ def _is_within(place: str, directory: str, itself: bool = True) -> bool:
 
 
 def _mount_conflicts(mount: MountConfig, path: KeyPath) -> Iterator[Conflict]:
+    if mount.type == VOLUME:
+        try:
+            kinds.NAME.load(mount.source)
+        except ValueError:
+            yield Conflict(
+                (*path, "source"),
+                'is not the name of a volume; write letters, digits, "-" and "_", for example "data"',
+                ((*path, "type"),),
+            )
     if mount.type != "bind":
         return
     if mount.source is None:

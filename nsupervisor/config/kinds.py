@@ -207,6 +207,15 @@ def _overlay(value: Any) -> bool | str:
     return _name(value)
 
 
+def _relative_path(value: Any) -> str:
+    text = _text(value)
+    if not text or set(text.split("/")) & {"", ".", ".."} or ":" in text or "\n" in text:
+        raise ValueError('is not a relative path; write one without "..", ":" and line ends, for example "site/data"')
+    if len(text.encode()) > 1024:
+        raise ValueError("is longer than 1024 bytes; write a shorter one")
+    return text
+
+
 def _path(value: Any) -> str:
     text = _text(value)
     if not text.startswith("/"):
@@ -540,6 +549,7 @@ WORKLOAD_NAME = Scalar(
     {"type": "string", "pattern": whole_text_pattern(NAME_PATTERN), "maxLength": 128, "not": {"enum": list(_V1_FILES)}},
 )
 PATH = Scalar(_path, {"type": "string", "pattern": "^/"})
+RELATIVE_PATH = Scalar(_relative_path, {"type": "string", "pattern": "^[^/:]"})
 OPTIONAL_PATH = Scalar(_optional_path, {"type": "string", "pattern": "^-?/"})
 LOG_OUTPUT = Scalar(
     _log_output,

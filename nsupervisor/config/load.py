@@ -44,6 +44,9 @@ _FAILED = object()
 PROBLEMS_LIMIT = 1000
 """Problems that are reported of one file; finding a similar key for each takes time."""
 
+MAX_NAMES = 50
+"""Keys of a table that a message lists."""
+
 
 class Parsed(NamedTuple):
     """The result of parsing a configuration with problems."""
@@ -254,7 +257,10 @@ class _Loader:
         elif owner := _subtable_with(slots, name):
             message = f"is not a key of {table}; move it into [{format_path((*path, *owner))}]"
         else:
-            message = f"is not a key of {table}; remove it, or write one of {', '.join(slots)}"
+            known = (
+                [*slots] if len(slots) <= MAX_NAMES else [*list(slots)[:MAX_NAMES], "… (nsupervisor schema lists all)"]
+            )
+            message = f"is not a key of {table}; remove it, or write one of {', '.join(known)}"
         self.report((*path, name), message)
 
     def load_value(self, kind: Kind, value: Any, path: KeyPath, is_secret: bool = False) -> Any:

@@ -182,8 +182,12 @@ class RootConfig(Table):
 class MountConfig(Table):
     """[[workload.NAME.mounts]]: a mount in the workload's mount namespace, in OCI runtime terms."""
 
-    type: str = field(default="bind", metadata=key(kinds.FILESYSTEM, '"bind", or a file system such as "tmpfs"'))
-    source: str | None = field(default=None, metadata=key(kinds.TEXT, "what to mount; for a bind, an absolute path"))
+    type: str = field(
+        default="bind", metadata=key(kinds.FILESYSTEM, '"bind", "volume", or a file system such as "tmpfs"')
+    )
+    source: str | None = field(
+        default=None, metadata=key(kinds.TEXT, "what to mount; for a bind, an absolute path; for a volume, its name")
+    )
     destination: str = field(metadata=key(kinds.PATH, "where, inside of the workload"))
     options: tuple[str, ...] = field(default=(), metadata=key(ListOf(kinds.MOUNT_OPTION), "as mount(8) takes them"))
 
@@ -664,6 +668,41 @@ class WorkloadConfig(Table):
     )
     root: RootConfig = field(
         factory=RootConfig, metadata=key(TableOf(RootConfig), "a root file system of its own; else the host's")
+    )
+    volumes: dict[str, str] = field(
+        factory=dict,
+        metadata=key(
+            MapOf(kinds.PATH, key=kinds.NAME), "directories kept below the state directory: where it sees each"
+        ),
+    )
+    runtime_directory: tuple[str, ...] = field(
+        default=(),
+        metadata=key(ListOf(kinds.RELATIVE_PATH), "directories in /run that are made for it, which end with it"),
+    )
+    runtime_directory_mode: int = field(default=0o755, metadata=key(kinds.OCTAL, "the mode of runtime_directory"))
+    state_directory: tuple[str, ...] = field(
+        default=(),
+        metadata=key(ListOf(kinds.RELATIVE_PATH), "directories in /var/lib that are made for it, which stay"),
+    )
+    state_directory_mode: int = field(default=0o755, metadata=key(kinds.OCTAL, "the mode of state_directory"))
+    cache_directory: tuple[str, ...] = field(
+        default=(),
+        metadata=key(
+            ListOf(kinds.RELATIVE_PATH), "directories in /var/cache that are made for it, for what can be made again"
+        ),
+    )
+    cache_directory_mode: int = field(default=0o755, metadata=key(kinds.OCTAL, "the mode of cache_directory"))
+    logs_directory: tuple[str, ...] = field(
+        default=(),
+        metadata=key(ListOf(kinds.RELATIVE_PATH), "directories in /var/log that are made for it, for its logs"),
+    )
+    logs_directory_mode: int = field(default=0o755, metadata=key(kinds.OCTAL, "the mode of logs_directory"))
+    configuration_directory: tuple[str, ...] = field(
+        default=(),
+        metadata=key(ListOf(kinds.RELATIVE_PATH), "directories in /etc that are made for it, which stay root's"),
+    )
+    configuration_directory_mode: int = field(
+        default=0o755, metadata=key(kinds.OCTAL, "the mode of configuration_directory")
     )
     mounts: tuple[MountConfig, ...] = field(
         default=(), metadata=key(TablesOf(MountConfig), "mounts in a new mount namespace")

@@ -88,6 +88,7 @@ def _namespace_findings(
         ((*path, "namespaces", "time_offsets"), "time", bool(workload.namespaces.time_offsets), False),
         ((*path, "mounts"), "mount", bool(workload.mounts), True),
         ((*path, "root"), "mount", workload.root.path is not None, True),
+        ((*path, "volumes"), "mount", bool(workload.volumes), True),
         ((*path, "user_namespace", "uid_mappings"), "user", bool(workload.user_namespace.uid_mappings), True),
         ((*path, "user_namespace", "gid_mappings"), "user", bool(workload.user_namespace.gid_mappings), True),
     ):

@@ -237,6 +237,27 @@ class TrustedDirectory:
             os.close(fd)
         return True
 
+    def set_directory(self, name: str, mode: int, uid: int, gid: int) -> None:
+        """Set the mode and the owner of a directory; -1: unchanged. What is in it stays as it is.
+
+        Raises OSError: NotADirectoryError for a symbolic link, or what else is no directory.
+        """
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
+        try:
+            status = os.fstat(fd)
+            if any(wanted not in (-1, present) for wanted, present in ((uid, status.st_uid), (gid, status.st_gid))):
+                os.fchown(fd, uid, gid)
+            if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
+                os.fchmod(fd, mode)
+        finally:
+            os.close(fd)
+
+    def remove_directory(self, name: str) -> None:
+        """Remove a directory with all that is in it; no link is followed. Raises OSError."""
+        import shutil  # imported here: few programs have such a directory
+
+        shutil.rmtree(name, dir_fd=self._fd)
+
     def give(self, name: str, uid: int, gid: int) -> None:
         """Change the owner of a file or directory; -1: unchanged. Raises OSError."""
         os.chown(name, uid, gid, dir_fd=self._fd, follow_symlinks=False)

@@ -109,6 +109,7 @@ OURS = {
                 "preflight",
                 "capacity",
                 "platform.isolation",
+                "instance.directories",
                 "instance.root",
                 "instance.seccomp_filters",
                 "instance.spawn_spec",

@@ -38,7 +38,7 @@ from nsupervisor.core.lifecycle import Lifecycle, State, is_up, is_watchdog_acti
 from nsupervisor.core.records import describe_survivors, transition_records
 from nsupervisor.core.rules.rules import Engine, Firing, Limits
 from nsupervisor.core.security import settings, values
-from nsupervisor.core.states import DOWN_STATES
+from nsupervisor.core.states import ALIVE_STATES, DOWN_STATES
 from nsupervisor.keeper.messages import Ended, Execed, KeeperLost, SetupFailure, SpawnError
 from nsupervisor.metrics.counters import Counters
 from nsupervisor.service.context import ServiceContext
@@ -481,6 +481,9 @@ class Actor:
             self.program.set_watchdog(False)
         for action in transition.actions:
             await self._perform(action)
+        if before.state in ALIVE_STATES and after.state not in ALIVE_STATES:
+            with self.contain_errors("cannot remove its runtime directory"):
+                self.program.remove_directories()
         self.program.set_watchdog(has_watchdog)  # after a thaw: a program that cannot run cannot send anything
         if self._has_unfinished_actions:
             self._has_unfinished_actions = False

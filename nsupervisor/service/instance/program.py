@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,8 @@ class Program:
     _notify_fd: int = attrs.field(init=False, default=-1)
     """The notify socket, or -1."""
     _notify_path: Path | None = attrs.field(init=False, default=None)
+    _directories: Sequence[Mapping[str, Any]] = attrs.field(init=False, default=())
+    """The directories that were made for it."""
     _notifications: NotificationReader | None = attrs.field(init=False, default=None)
     """Reads the notify socket; None if there is none."""
     _is_watchdog_active: bool = attrs.field(init=False, default=False)
@@ -88,6 +90,9 @@ class Program:
         spec["env"] |= own
         if workload.namespaces.mount:
             spec["cover"] = cover(workload, self.context.runtime_directory, own.get("NOTIFY_SOCKET"))
+        self._directories = spec.pop("directories", ())
+        if self._directories:
+            self.context.kernel.make_directories(self._directories, host_owner(spec))
         if workload.root.path is not None and spec["root"]["overlay"]:
             self.context.kernel.make_overlay_directory(spec)
         try:
@@ -127,6 +132,12 @@ class Program:
         self.pid = None
         self.forget_process()
         self.close_notify_socket()
+
+    def remove_directories(self) -> None:
+        """Remove its runtime directories, when none of its processes is left. Raises OSError."""
+        directories, self._directories = self._directories, ()
+        if directories:
+            self.context.kernel.remove_directories(directories)
 
     def forget_process(self) -> None:
         """Forget the processes of a program that has exited, or that another generation has replaced."""

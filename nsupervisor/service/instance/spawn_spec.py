@@ -18,6 +18,14 @@ from nsupervisor.core.seccomp import filters as find_filters
 from nsupervisor.core.security import is_required, settings, values, written_keys
 from nsupervisor.linux.namespaces import NAMESPACES
 from nsupervisor.linux.trusted_paths import open_for_reading
+from nsupervisor.mount_data import READ_ONLY, READ_WRITE, VOLUME
+from nsupervisor.service.instance.directories import (
+    bases,
+    directory_mounts,
+    directory_variables,
+    path_of,
+    program_directories,
+)
 from nsupervisor.service.instance.root import resolve_in_root, root_key
 from nsupervisor.service.instance.seccomp_filters import filter_name
 from nsupervisor.service.instance.users import IdentityError, UserIdentity, resolve_user, without_own
@@ -54,7 +62,7 @@ def spawn_spec(
     `directory` is the runtime directory, `variables` what `environment_file_variables` returned just now, `uid_ranges`
     where a user namespace without mappings has its ids from; None: it has the supervisor's own alone. Users and
     environment files are read again for each generation, so that a restart sees changes. What is kept of the program
-    is below `state_directory`.
+    is below `state_directory`. The key `directories` is what has to be made before, and not for the keeper.
 
     Raises IdentityError for an unknown user, ConfigError for a bad environment file, OSError for an unreadable one.
     """
@@ -68,24 +76,24 @@ def spawn_spec(
     if not spaces.user:
         identity = without_own(identity)
     uid_mappings, gid_mappings = _mappings(workload, name, uid_ranges) if spaces.user else ([], [])
+    directories = program_directories(workload, instance, state_directory, _bases())
     security = values(workload.security)
     view = _view(workload.security, root is not None) if spaces.mount else None
+    if view is not None and root is None and directories:
+        view = _with_writable(view, directories)
     privileges = _privileges(workload.security, _oci_filter(security))
     return {
         "id": f"{name}#{generation}",
         "name": name,
         "argv": list(workload.command),
-        "env": environment(workload, identity, name, instance, variables, directory),
+        "env": environment(workload, identity, name, instance, variables, directory, directory_variables(directories)),
         "cwd": workload.working_directory,
         "namespaces": [name for name in NAMESPACES if getattr(spaces, name)],
         "hostname": spaces.hostname if spaces.hostname is not None or not spaces.uts else host_name(name),
         "uid_mappings": uid_mappings,
         "gid_mappings": gid_mappings,
         "time_offsets": dict(spaces.time_offsets),
-        "mounts": [
-            {"type": m.type, "source": m.source, "destination": m.destination, "options": list(m.options)}
-            for m in workload.mounts
-        ],
+        "mounts": directory_mounts(workload, directories, state_directory),
         "uid": identity.uid,
         "gid": identity.gid,
         "groups": None if identity.groups is None else list(identity.groups),
@@ -101,6 +109,7 @@ def spawn_spec(
         "stdin": "null",
         **({} if view is None else {"sandbox": view}),
         **({} if root is None else {"root": root}),
+        **({"directories": directories} if directories else {}),
     }
 
 
@@ -135,6 +144,20 @@ _PRIVILEGE_KEYS = ("capability_bounding_set", "ambient_capabilities", "secure_bi
 
 # What follows from the keys of `security` alone is found once for each value of them: it would be a third of what a
 # start costs the service. A specification is never changed.
+
+
+@functools.cache
+def _bases() -> dict[str, str]:
+    return bases(os.geteuid(), os.environ)
+
+
+def _with_writable(view: dict[str, Any], directories: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a view in which a program may write to its own directories, also if the rest is read-only."""
+    paths = view.get("paths", [])
+    if not any(path == "/" and action == READ_ONLY for path, action in paths):
+        return view
+    own = [path_of(one) for one in directories if one["kind"] not in ("configuration", VOLUME)]
+    return {**view, "paths": [*paths, *([path, READ_WRITE] for path in own)]}
 
 
 @functools.lru_cache(256)
@@ -220,11 +243,12 @@ def environment(
     instance: Instance | None,
     variables: dict[str, str] | None = None,
     directory: "Path | None" = None,
+    further: dict[str, str] | None = None,
 ) -> dict[str, str]:
     """Return a clean environment; later values win.
 
-    The variables that a login sets come first, then those that are passed, those of the files in order, and those of
-    `environment`.
+    The variables that a login sets come first, with `further` ones, then those that are passed, those of the files in
+    order, and those of `environment`.
     """
     values = {"PATH": PATH, "NSUPERVISOR_WORKLOAD": name}
     if identity.home:
@@ -235,6 +259,7 @@ def environment(
         values["NSUPERVISOR_SOCKET"] = f"{directory}/api.sock"
     if instance is not None:
         values["NSUPERVISOR_INSTANCE"] = str(instance)
+    values |= further or {}
     values |= passed_variables(workload, os.environ, values)
     return (
         values | (environment_file_variables(workload) if variables is None else variables) | dict(workload.environment)
@@ -282,7 +307,7 @@ def spawn_inputs(spec: "Mapping[str, Any]", security: SecurityConfig) -> Any:
     `nsupervisor.core.reload.start_changes` lists, and which are no reason for a restart.
     """
     # The cover has nothing of the configuration but may_control, which shows in the environment.
-    derived = ("id", "env", "cover", "sandbox", "requires_security", *_PRIVILEGE_KEYS)
+    derived = ("id", "env", "cover", "sandbox", "directories", "requires_security", *_PRIVILEGE_KEYS)
     inputs = {key: value for key, value in spec.items() if key not in derived}
     if written := written_keys(security):
         inputs["security"] = written

@@ -7,7 +7,7 @@ journal. Time is trio's clock. `nsupervisor.service.run` opens the real ones and
 """
 
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from nsupervisor.linux.privileges import Privileges, own_privileges
 from nsupervisor.logs import Pipe
 from nsupervisor.notify_socket import NotifySocket, notify_socket
 from nsupervisor.service.platform.isolation import Isolate, isolate
+from nsupervisor.service.platform.program_directories import make_directories, remove_directories
 from nsupervisor.service.platform.roots import make_overlay_directory
 from nsupervisor.service.platform.start_obstacle import StartObstacle, find_start_obstacle
 
@@ -74,6 +75,10 @@ class Kernel:
     privileges: Callable[[], Privileges] = own_privileges
     find_start_obstacle: Callable[[Mapping[str, Any]], StartObstacle | None] = find_start_obstacle
     """Finds what would make a start with this specification fail; called in a thread."""
+    make_directories: Callable[[Sequence[Mapping[str, Any]], tuple[int, int] | None], None] = make_directories
+    """Makes the directories of a program, see `platform.program_directories`. Raises OSError."""
+    remove_directories: Callable[[Sequence[Mapping[str, Any]]], None] = remove_directories
+    """Removes the runtime directories among those of a program. Raises OSError."""
     make_overlay_directory: Callable[[Mapping[str, Any]], None] = make_overlay_directory
     """Makes the directory of the upper layer of a specification's root. Raises OSError."""
     isolate: Isolate = isolate

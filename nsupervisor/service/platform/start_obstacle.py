@@ -63,6 +63,7 @@ def _obstacles(spec: Mapping[str, Any]) -> Iterator[StartObstacle]:
     if (root := spec.get("root")) is not None:
         yield from _root_obstacles(spec, root)
         return
+    hidden += _made(spec)
     for number, mount in enumerate(spec["mounts"]):
         yield from _mount_obstacles(mount, ("mounts", number), hidden)
         hidden.append(mount["destination"])
@@ -73,14 +74,20 @@ def _obstacles(spec: Mapping[str, Any]) -> Iterator[StartObstacle]:
         yield StartObstacle(("command",), f"cannot execute {spec['argv'][0]}: {problem}")
 
 
+def _made(spec: Mapping[str, Any]) -> list[str]:
+    """Return the directories that the service makes before the start."""
+    return [f"{one['base']}/{one['name']}" for one in spec.get("directories", ())]
+
+
 def _root_obstacles(spec: Mapping[str, Any], root: Mapping[str, Any]) -> Iterator[StartObstacle]:
     """Yield what would make a start with a root of its own fail; paths inside are looked up in it."""
     if not os.path.isdir(root["path"]):
         yield StartObstacle(("root", "path"), f"there is no directory {root['path']} to be the root; make it")
         return
+    made = _made(spec)
     for number, mount in enumerate(spec["mounts"]):
         source = mount["source"]
-        if mount["type"] == "bind" and source is not None and _is_missing(source):
+        if source not in made and mount["type"] == "bind" and source is not None and _is_missing(source):
             key = ("mounts", number, "source")
             text = f"there is no {quoted(source)} to mount on {mount['destination']}; make it, or write another path"
             yield StartObstacle(key, text)
