@@ -228,6 +228,14 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         ready=_value_schema(
             "boolean", "Whether those that require it may start: it runs, is ready, or is a oneshot that succeeded."
         ),
+        edges=_value_schema(
+            "array",
+            "Its relations to other workloads: the key, the name, and the condition of a start.",
+            items={
+                "type": "object",
+                "properties": {"key": {"type": "string"}, "name": {"type": "string"}, "condition": {"type": "string"}},
+            },
+        ),
         status_text=_value_schema("string", "What the program has last reported with STATUS=, sd_notify(3); or empty."),
         output_blocked_sec=_value_schema(
             "number?", "Seconds for which its output cannot be written already; null: it can.", minimum=0

@@ -40,6 +40,7 @@ COMMANDS = {
     "doctor": "doctor",
     "security": "security",
     "status": "status",
+    "graph": "graph",
     "why": "why",
     "events": "events",
     "logs": "logs",

@@ -9,7 +9,14 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from nsupervisor.config.model import WorkloadConfig
-from nsupervisor.config.relations import DependencyCondition, DependencyConfig, to_dependencies
+from nsupervisor.config.relations import (
+    EDGE_KEYS,
+    RELATION_KEYS,
+    DependencyCondition,
+    DependencyConfig,
+    related_names,
+    to_dependencies,
+)
 
 
 class Wait(NamedTuple):
@@ -45,6 +52,16 @@ def start_dependencies(workload: WorkloadConfig) -> tuple[str, ...]:
 def started_along(workload: WorkloadConfig) -> tuple[str, ...]:
     """Return the names of the workloads that a start of `workload` starts, too."""
     return (*names(workload.requires), *workload.binds_to, *names(workload.wants))
+
+
+def related(workload: WorkloadConfig) -> list[dict[str, str]]:
+    """Return all relations of `workload` as objects of the API: the key, the other workload, and the condition."""
+    conditions = {key: {edge.name: edge.condition for edge in getattr(workload, key)} for key in EDGE_KEYS}
+    return [
+        {"key": key, "name": name, "condition": conditions.get(key, {}).get(name, "ready")}
+        for key in RELATION_KEYS
+        for name in related_names(workload, key)
+    ]
 
 
 def stopped_with(workload: WorkloadConfig) -> Mapping[str, str]:

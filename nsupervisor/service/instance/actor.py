@@ -31,7 +31,7 @@ from nsupervisor.config.model import Resources, WorkloadConfig
 from nsupervisor.core import events
 from nsupervisor.core.actions import Action, FreezeAll, KillAll, ReleaseSurvivors, Signal, Spawn, ThawAll
 from nsupervisor.core.decider import ConfigChanged, Transition, WorkloadState
-from nsupervisor.core.dependencies import start_dependencies
+from nsupervisor.core.dependencies import related, start_dependencies
 from nsupervisor.core.exits import Exit, signal_name
 from nsupervisor.core.initiators import OPERATOR, SHUTDOWN, Initiator
 from nsupervisor.core.lifecycle import Lifecycle, State, is_up, is_watchdog_active, unfinished_actions
@@ -345,6 +345,7 @@ class Actor:
             lifecycle=self.lifecycle,
             waits_for=self.start_status.waits_for,
             is_up=self.is_up,
+            edges=related(self.workload),
             pid=self.program.pid,
             cgroup=self.cgroup.shown_path,
             limits={**self.limits, **self.cgroup.read_limits()},

@@ -28,6 +28,8 @@ class InstanceStatus:
     waits_for: str
     """The workloads that a pending start waits for, in words, or ""."""
     is_up: bool
+    edges: list[dict[str, str]]
+    """Its relations to other workloads (`dependencies.related`)."""
     pid: int | None
     cgroup: str | None
     limits: Limits
@@ -55,6 +57,7 @@ class InstanceStatus:
             "uptime_sec": round(now - lifecycle.started_at, 3) if lifecycle.is_alive else None,
             "next_start_sec": self._next_start(now),
             "ready": self.is_up,
+            "edges": self.edges,
             "status_text": self.status_text if lifecycle.is_alive else "",
             "output_blocked_sec": round(self.blockage.seconds, 3) if self.blockage is not None else None,
             "output_blocked_by": self.blockage.reason if self.blockage is not None else "",

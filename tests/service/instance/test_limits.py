@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from nsupervisor.config.model import Resources, WorkloadConfig
+from nsupervisor.core.initiators import OPERATOR
 from nsupervisor.core.reload.differences import merge_limits
 from nsupervisor.service.instance import limits
 from nsupervisor.service.instance.limits import LimitWriter
@@ -44,7 +45,7 @@ async def test_a_reload_that_defers_limits_while_one_is_set_keeps_both(writer, n
     """The change began with the limits of the old file, and put them in force again when it ended."""
     limit_writer, begun, may_write, written = writer
     old = limit_writer.resources
-    nursery.start_soon(limit_writer.change_limits, {"memory_max": 32 * M}, "operator")
+    nursery.start_soon(limit_writer.change_limits, {"memory_max": 32 * M}, OPERATOR)
     await begun.wait()
     limit_writer.defer(from_file(old, pids_max=30))
     may_write.set()
@@ -59,7 +60,7 @@ async def test_a_reload_that_defers_limits_while_one_is_set_keeps_both(writer, n
 async def test_a_reload_that_changes_limits_while_one_is_set_keeps_both(writer, nursery):
     limit_writer, begun, may_write, written = writer
     old = limit_writer.resources
-    nursery.start_soon(limit_writer.change_limits, {"memory_max": 32 * M}, "operator")
+    nursery.start_soon(limit_writer.change_limits, {"memory_max": 32 * M}, OPERATOR)
     await begun.wait()
     nursery.start_soon(limit_writer.apply, from_file(old, pids_max=30))
     may_write.set()
@@ -74,6 +75,6 @@ async def test_what_a_refused_reload_puts_back_leaves_what_was_set_meanwhile(wri
     before = limit_writer.resources
     await limit_writer.apply(from_file(before, pids_max=30))
     undo = partial(merge_limits, limit_writer.resources, before)
-    await limit_writer.change_limits({"memory_max": 32 * M}, "operator")
+    await limit_writer.change_limits({"memory_max": 32 * M}, OPERATOR)
     await limit_writer.apply(undo)
     assert limit_writer.applied == Resources(memory_max=32 * M, pids_max=20)
