@@ -47,6 +47,8 @@ class Conflict(NamedTuple):
     path: KeyPath
     message: str
     involved: tuple[KeyPath, ...] = ()
+    shown: tuple[KeyPath, ...] = ()
+    """Values whose lines end the message."""
 
 
 def find_conflicts(config: Config) -> Iterator[Conflict]:
@@ -186,6 +188,7 @@ def _cycles(config: Config) -> Iterator[Conflict]:
     }
     visited: set[str] = set()
     on_chain: set[str] = set()  # the members of the current chain
+    taken: list[KeyPath] = []  # the edges between them
     for root in edges:
         # Depth first with an explicit stack: a chain may be longer than Python's recursion limit.
         chain = [root] if root not in visited else []
@@ -194,12 +197,16 @@ def _cycles(config: Config) -> Iterator[Conflict]:
         while chain:
             for key, number, dependency in remaining[-1]:
                 if dependency in on_chain:
-                    cycle = " → ".join([*chain[chain.index(dependency) :], dependency])
+                    begin = chain.index(dependency)
+                    cycle = " → ".join([*chain[begin:], dependency])
+                    path: KeyPath = ("workload", chain[-1], key, number)
                     yield Conflict(
-                        ("workload", chain[-1], key, number),
-                        f"closes a cycle, so that none of them could start: {cycle}; remove one of these",
+                        path,
+                        f"closes a cycle, so that none of them could start: {cycle}; remove one of these edges: ",
+                        shown=(*taken[begin:], path),
                     )
                 elif dependency not in visited:
+                    taken.append(("workload", chain[-1], key, number))
                     chain.append(dependency)
                     on_chain.add(dependency)
                     remaining.append(iter(edges[dependency]))
@@ -207,6 +214,8 @@ def _cycles(config: Config) -> Iterator[Conflict]:
             else:
                 on_chain.remove(chain[-1])
                 visited.add(chain.pop())
+                if taken:
+                    taken.pop()
                 remaining.pop()
 
 

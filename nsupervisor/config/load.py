@@ -7,7 +7,7 @@ goes on with its default; if anything was reported, it returns no Config.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -203,7 +203,14 @@ class _Loader:
         """Report all conflicts, except those that involve a value already reported."""
         for conflict in find_conflicts(config):
             if not any(self.involves_failure(path) for path in (conflict.path, *conflict.involved)):
-                self.report(conflict.path, conflict.message)
+                self.report(conflict.path, conflict.message + self._lines(conflict.shown))
+
+    def _lines(self, paths: Sequence[KeyPath]) -> str:
+        """Return the lines of keys, "lines 3, 9", with the names of files that are not that of the last key."""
+        if not paths:
+            return ""
+        *_, (own, _, _) = places = [self.positions.locate(path) for path in paths]
+        return "lines " + ", ".join(f"{line}" if file == own else f"{file}:{line}" for file, line, _ in places)
 
     def sound_parts(self, config: model.Config) -> model.Config:
         """Return the configuration without the workloads, groups and tables that have a problem."""

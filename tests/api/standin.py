@@ -46,6 +46,7 @@ def instance(name: str, state: str = "running", **more: Any) -> dict[str, Any]:
         "uptime_sec": 93784.25 if alive else None,
         "next_start_sec": None,
         "ready": alive,
+        "edges": [],
         "status_text": "",
         "output_blocked_sec": None,
         "output_blocked_by": "",

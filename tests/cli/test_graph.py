@@ -1,11 +1,8 @@
 """`nsupervisor graph`: the tree, DOT, and what is met."""
 
-import subprocess
-
 import pytest
 
 from nsupervisor.cli.graph import dot_lines, make_graph, selected, tree_lines
-from tests.needs import needs
 
 
 def instance(name, state="running", *edges, ready=None, reason=""):
@@ -104,9 +101,3 @@ def test_dot():
     assert '"db" [label="db\\nstarting"];' in text
     assert '"db" -> "log" [label="after"];' in text
     assert '"db" -> "page" [label="on_failure"];' in text
-
-
-@needs("program:dot")
-def test_graphviz_reads_it():
-    text = "\n".join(dot_lines(make_graph(SITE)))
-    subprocess.run(["dot", "-Tsvg"], input=text.encode(), check=True, capture_output=True, timeout=20)

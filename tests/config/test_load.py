@@ -305,7 +305,8 @@ def test_a_circle_is_told_once_with_all_its_members() -> None:
         for name, key, other in (("a", "requires", "b"), ("b", "wants", "c"), ("c", "after", "b"))
     )
     assert problems(text) == [
-        "9: workload.c.after[0]: closes a cycle, so that none of them could start: b → c → b; remove one of these"
+        "9: workload.c.after[0]: closes a cycle, so that none of them could start: b → c → b; remove one of these "
+        "edges: lines 6, 9"
     ]
 
 
