@@ -11,15 +11,14 @@ from typing import Any, NamedTuple
 
 from nsupervisor.config.positions import KeyPath
 from nsupervisor.config.quoting import did_you_mean, quoted
+from nsupervisor.config.relations import RELATION_KEYS
 
 Instance = int | str
 """The part of an instance's name behind the "@"."""
 
 MAX_TEXT = 128 * 1024
 """Longest text after expansion, in characters; the kernel takes no longer argument, MAX_ARG_STRLEN in execve(2)."""
-SHARED_KEYS = frozenset(
-    ("instances", "group", "may_control", "requires", "wants", "after", "binds_to", "part_of", "conflicts", "upholds")
-)
+SHARED_KEYS = frozenset(("instances", "group", "may_control", *RELATION_KEYS))
 """Keys of a workload that are the same for all its instances."""
 EXAMPLES = '"{instance}", "{instance-1:02}", "{name}", "{var.NAME}" or "{env.NAME}"'
 

@@ -61,7 +61,10 @@ def _definition(cls: type, definitions: dict[str, Any]) -> dict[str, str]:
         slots = key_slots(cls)
         described: dict[str, Any] = {
             "type": "object",
-            "properties": {key: _property_schema(slot, definitions) for key, slot in slots.items()},
+            "properties": {
+                key: _property_schema(slot, definitions, cls not in _LITERAL and key not in _LITERAL_KEYS)
+                for key, slot in slots.items()
+            },
             "additionalProperties": False,
         }
         required = [key for key, slot in slots.items() if slot.is_required]
@@ -71,8 +74,28 @@ def _definition(cls: type, definitions: dict[str, Any]) -> dict[str, str]:
     return {"$ref": f"#/$defs/{name}"}
 
 
-def _property_schema(slot: Slot, definitions: dict[str, Any]) -> dict[str, Any]:
-    described = {"description": slot.doc, **_kind_schema(slot.kind, definitions)}
+_LITERAL = (
+    model.Config,
+    model.SupervisorConfig,
+    model.DefaultsConfig,
+    model.GroupConfig,
+    model.GroupRule,
+    model.HostConfig,
+)
+"""Tables whose values have no placeholders."""
+_LITERAL_KEYS = ("extends", "override", "expand")
+_PLACEHOLDER = {"type": "string", "pattern": r"\{"}
+"""The schema of a text that has a placeholder, and becomes another value with `expand = true`."""
+
+
+def _with_placeholder(described: Mapping[str, Any], is_expandable: bool) -> dict[str, Any]:
+    if not is_expandable or described == {"type": "string"}:
+        return dict(described)
+    return {"anyOf": [dict(described), dict(_PLACEHOLDER)]}
+
+
+def _property_schema(slot: Slot, definitions: dict[str, Any], is_expandable: bool) -> dict[str, Any]:
+    described = {"description": slot.doc, **_kind_schema(slot.kind, definitions, is_expandable)}
     if isinstance(slot.kind, Scalar | Choice) and slot.default is not NOTHING and slot.default is not None:
         try:
             if slot.kind.load(slot.default) == slot.default:
@@ -82,17 +105,17 @@ def _property_schema(slot: Slot, definitions: dict[str, Any]) -> dict[str, Any]:
     return described
 
 
-def _kind_schema(kind: Kind, definitions: dict[str, Any]) -> dict[str, Any]:
+def _kind_schema(kind: Kind, definitions: dict[str, Any], is_expandable: bool) -> dict[str, Any]:
     match kind:
         case Scalar() | Choice():
-            return dict(kind.schema)
+            return _with_placeholder(kind.schema, is_expandable)
         case ListOf():
             minimum = {"minItems": kind.minimum} if kind.minimum else {}
-            return {"type": "array", "items": dict(kind.item.schema), **minimum}
+            return {"type": "array", "items": _with_placeholder(kind.item.schema, is_expandable), **minimum}
         case MapOf():
-            item = dict(kind.item.schema)
+            item = _with_placeholder(kind.item.schema, is_expandable)
             if kind.names:
-                properties = {name: dict(kind.kind_of(name).schema) for name in kind.names}
+                properties = {name: _with_placeholder(kind.kind_of(name).schema, is_expandable) for name in kind.names}
                 return {"type": "object", "properties": properties, "additionalProperties": False}
             names = {"propertyNames": dict(kind.key.schema)} if kind.key else {}
             return {"type": "object", **names, "additionalProperties": item}

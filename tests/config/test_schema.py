@@ -137,3 +137,14 @@ def test_every_array_has_items() -> None:
     for definition in SCHEMA["$defs"].values():
         for described in definition["properties"].values():
             assert ("items" in described) == (described.get("type") == "array")
+
+
+def test_the_schema_takes_placeholders_where_the_loader_does() -> None:
+    def table(**keys: Any) -> dict[str, Any]:
+        return {"workload": {"a": {"command": ["a"], "expand": True, **keys}}}
+
+    assert accepted(table(instances="{env.COUNT}", autostart="{env.START}", working_directory="{var.x}/y"))
+    assert accepted(table(resources={"memory_max": "{var.x}M"}, success_exit_status=["{var.x}"]))
+    assert not accepted(table(nice="1"))
+    assert not accepted(table(extends="{var.x}"))
+    assert not accepted({"supervisor": {"log_max_files": "{var.x}"}})
