@@ -221,6 +221,34 @@ async def test_a_refused_reload_leaves_no_new_group(service: Client) -> None:
     assert "/sim/sim/group.batch" not in service.machine.cgroups
 
 
+def test_a_reload_of_groups_that_a_kill_ends_is_continued_or_not_begun() -> None:
+    """At each call of the service in turn: the next one has the groups of the file, and leaves nothing at its end."""
+    calls, deaths = 0, 0
+    while True:
+        site = make_site(workload("web", 'group = "batch"') + BATCH)
+
+        async def change(service: Client, calls: int = calls) -> None:
+            await service.until("web", "running")
+            service.service.life.dies_at_call = service.service.life.calls + calls + 1
+            await service.reload(workload("web", 'group = "other"') + "[group.other]\npids_max = 20\n")
+            service.service.life.dies_at_call = None
+            await service.until("web", "running")
+
+        async def check(service: Client) -> None:
+            await service.until("web", "running")
+            await service.command("restart", "web")
+            assert groups(service) == {"group/other": ["web"]}
+            assert service.status("web")["cgroup"] == "/sim/sim/group.other/web"
+            assert limit(service, "group.other", "pids.max") == "20"
+
+        if serve(site, change) == 0:
+            break
+        deaths, calls = deaths + 1, calls + 1
+        assert serve(site, check) == 0
+        assert "/sim/sim" not in site.machine.cgroups
+    assert deaths > 20
+
+
 @simulated(WEB)
 async def test_a_key_of_the_supervisor_that_counts_later_is_logged(service: Client) -> None:
     before = "[supervisor]\nruntime_directory = '/sim/run'\nname = 'sim'\n"
