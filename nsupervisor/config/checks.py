@@ -382,6 +382,7 @@ def _namespace_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Co
         (bool(workload.mounts), ("mounts",), "mount", spaces.mount),
         (workload.root.path is not None, ("root",), "mount", spaces.mount),
         (bool(workload.volumes), ("volumes",), "mount", spaces.mount),
+        (bool(workload.credentials), ("credentials",), "mount", spaces.mount),
         (bool(workload.user_namespace.uid_mappings), ("user_namespace", "uid_mappings"), "user", spaces.user),
         (bool(workload.user_namespace.gid_mappings), ("user_namespace", "gid_mappings"), "user", spaces.user),
     )

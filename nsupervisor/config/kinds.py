@@ -207,6 +207,16 @@ def _overlay(value: Any) -> bool | str:
     return _name(value)
 
 
+CREDENTIAL_PATTERN = "[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
+
+
+def _credential(value: Any) -> str:
+    text = _text(value)
+    if not re.fullmatch(CREDENTIAL_PATTERN, text):
+        raise ValueError('cannot be the name of a credential; write letters, digits, ".", "-" and "_"')
+    return text
+
+
 def _relative_path(value: Any) -> str:
     text = _text(value)
     if not text or set(text.split("/")) & {"", ".", ".."} or ":" in text or "\n" in text:
@@ -549,6 +559,7 @@ WORKLOAD_NAME = Scalar(
     {"type": "string", "pattern": whole_text_pattern(NAME_PATTERN), "maxLength": 128, "not": {"enum": list(_V1_FILES)}},
 )
 PATH = Scalar(_path, {"type": "string", "pattern": "^/"})
+CREDENTIAL = Scalar(_credential, {"type": "string", "pattern": whole_text_pattern(CREDENTIAL_PATTERN)})
 RELATIVE_PATH = Scalar(_relative_path, {"type": "string", "pattern": "^[^/:]"})
 OPTIONAL_PATH = Scalar(_optional_path, {"type": "string", "pattern": "^-?/"})
 LOG_OUTPUT = Scalar(

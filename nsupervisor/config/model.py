@@ -669,6 +669,12 @@ class WorkloadConfig(Table):
     root: RootConfig = field(
         factory=RootConfig, metadata=key(TableOf(RootConfig), "a root file system of its own; else the host's")
     )
+    credentials: dict[str, str] = field(
+        factory=dict,
+        metadata=key(
+            MapOf(kinds.PATH, key=kinds.CREDENTIAL), "files that only it sees, in $CREDENTIALS_DIRECTORY: from where"
+        ),
+    )
     volumes: dict[str, str] = field(
         factory=dict,
         metadata=key(

@@ -89,6 +89,7 @@ def _namespace_findings(
         ((*path, "mounts"), "mount", bool(workload.mounts), True),
         ((*path, "root"), "mount", workload.root.path is not None, True),
         ((*path, "volumes"), "mount", bool(workload.volumes), True),
+        ((*path, "credentials"), "mount", bool(workload.credentials), True),
         ((*path, "user_namespace", "uid_mappings"), "user", bool(workload.user_namespace.uid_mappings), True),
         ((*path, "user_namespace", "gid_mappings"), "user", bool(workload.user_namespace.gid_mappings), True),
     ):

@@ -60,6 +60,10 @@ class Cover:
             except OSError as error:
                 raise step_error(f"hold {path}", error) from None
 
+    def add(self, name: str, tree: int) -> None:
+        """Show a mount, which is attached nowhere yet, as a directory in the cover; `tree`: its descriptor."""
+        self._trees[f"{self._directory}/{name}"] = tree
+
     def record_mount(self, mount: Mount, source: str, destination: str) -> None:
         """Record each place at which a new bind mount shows the directory.
 

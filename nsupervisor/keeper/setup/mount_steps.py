@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 
-from nsupervisor.keeper.setup import sandbox
+from nsupervisor.keeper.setup import credentials, sandbox
 from nsupervisor.keeper.setup.cover import Cover
 from nsupervisor.keeper.setup.errors import StepError, step_error
 from nsupervisor.keeper.setup.spec import is_zero_mapped
@@ -110,13 +110,15 @@ CGROUPS = "/sys/fs/cgroup"
 
 
 def hold_shown_directories(spec: Spec) -> None:
-    """Hold what the cover of the runtime directory shows, as the keeper's user.
+    """Hold what the cover of the runtime directory shows, and read the credentials, as the keeper's user.
 
     Before the process becomes root of a user namespace: a directory on the way may be closed to that user. And before
     the directory is hidden by the sandbox.
     """
     if spec.cover and ("user" in spec.namespaces or spec.sandbox is not None or spec.root is not None):
         spec.held_cover = Cover(*spec.cover, has_own_root=spec.root is not None)
+    if spec.credentials:
+        spec.held_credentials = credentials.read(spec.credentials)
 
 
 def protect_paths(spec: Spec) -> None:
@@ -193,12 +195,23 @@ def mount_all(spec: Spec) -> None:
     for path in sandbox.temporary_paths(spec.sandbox) if spec.sandbox is not None else ():
         if os.path.exists(path):
             private.add(os.stat(path).st_dev)
+    if cover is not None:
+        show_credentials(spec, cover)
     if spec.mounts:
         mounter = Mounter(cover, "user" in spec.namespaces, private, spec.held_sources)
         for mount in spec.mounts:
             mounter.mount(mount)
     if cover is not None:
         cover.apply(private, file_creator_ids(spec))
+
+
+def show_credentials(spec: Spec, cover: Cover) -> None:
+    """Add the credentials to what the program sees in the runtime directory. Raises StepError."""
+    if spec.held_credentials:
+        uid, gid = file_creator_ids(spec) or (os.geteuid(), os.getegid())
+        owner = uid if spec.uid is None else spec.uid, gid if spec.gid is None else spec.gid
+        cover.add(credentials.DIRECTORY, credentials.make(spec.held_credentials, *owner))
+        spec.held_credentials = {}
 
 
 class Mounter:

@@ -184,7 +184,13 @@ def is_possible(spec: Spec) -> bool:
     its maps are written, as it would lose its capabilities (capabilities(7)).
     """
     shown = spec.cover[1] if spec.cover else ()
-    if spec.mounts or spec.root is not None or spec.flags & CLONE_NEWUSER or len(shown) > _MAX_SHOWN:
+    if (
+        spec.mounts
+        or spec.root is not None
+        or spec.credentials
+        or spec.flags & CLONE_NEWUSER
+        or len(shown) > _MAX_SHOWN
+    ):
         return False
     # The directories to show have to be held before the runtime directory is hidden.
     return spec.sandbox is None or not (spec.cover and shown and sandbox.hides(spec.sandbox, spec.cover[0]))

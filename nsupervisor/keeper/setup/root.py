@@ -18,7 +18,7 @@ import stat
 
 from nsupervisor.keeper.setup import sandbox
 from nsupervisor.keeper.setup.errors import StepError, step_error
-from nsupervisor.keeper.setup.mount_steps import Mounter, describe, file_creator_ids
+from nsupervisor.keeper.setup.mount_steps import Mounter, describe, file_creator_ids, show_credentials
 from nsupervisor.linux import mounts, syscalls
 from nsupervisor.linux.mounts import Mount
 from nsupervisor.linux.trusted_paths import locate, make_in_root, open_in_root
@@ -46,6 +46,7 @@ def enter_root(spec: Spec) -> None:
     cover = spec.held_cover
     if cover is not None:
         _record_root(cover, path, real, upper)
+        show_credentials(spec, cover)
     held = _hold_mounts(spec, cover)
     kernel = _hold_kernel_directories()
     root = _copy_root(path, directory, upper)

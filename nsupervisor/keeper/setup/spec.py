@@ -46,6 +46,7 @@ class Spec:
         "cgroup_procs",
         "cover",
         "cpu_scheduling",
+        "credentials",
         "cwd",
         "env",
         "filters",
@@ -55,6 +56,7 @@ class Spec:
         "groups",
         "has_init",
         "held_cover",
+        "held_credentials",
         "held_sources",
         "hostname",
         "id",
@@ -111,6 +113,9 @@ class Spec:
         self.time_offsets: bytes = pop("time_offsets", _time_offsets, b"")
         self.mounts: list[Mount] = pop("mounts", _mounts, [])
         self.cover: tuple[str, dict[str, str], dict[str, str]] | None = pop("cover", _cover, None)
+        # Paths of files by the names of credentials, and their contents, which are read in the child.
+        self.credentials: dict[str, str] = pop("credentials", _credentials, {})
+        self.held_credentials: dict[str, bytes] = {}
         # (devices, options of /proc, paths), see sandbox.py
         self.sandbox: tuple[Any, ...] | None = pop("sandbox", sandbox.parse, None)
         # (path, whether it is read-only, its upper layer), see `_root`
@@ -150,12 +155,15 @@ class Spec:
             ("cover", self.cover, "mount"),
             ("sandbox", self.sandbox, "mount"),
             ("root", self.root, "mount"),
+            ("credentials", self.credentials, "mount"),
             ("time_offsets", self.time_offsets, "time"),
             ("uid_mappings", self.uid_mappings, "user"),
             ("gid_mappings", self.gid_mappings, "user"),
         ):
             if value and namespace not in self.namespaces:
                 raise SpecError(f"{key} needs a new {namespace} namespace")
+        if self.credentials and self.cover is None:
+            raise SpecError("credentials need a cover, in which the program sees them")
 
     @property
     def title(self) -> str:
@@ -327,6 +335,14 @@ def _mounts(value: Any) -> list[Mount]:
             )
         )
     return mounts
+
+
+def _credentials(value: Any) -> dict[str, str]:
+    for name, path in _dict(value).items():
+        if _nonempty_text(name) in (".", "..") or "/" in name:
+            raise ValueError(f"{name!r:.80} cannot be the name of a file")
+        _absolute_path(path)
+    return dict(value)
 
 
 def _root(value: Any) -> tuple[str, bool, str | None]:

@@ -56,7 +56,7 @@ from nsupervisor.service.instance.spawn_spec import cover
 from nsupervisor.service.instance.start_status import NO_START, StartStatus
 from nsupervisor.service.instance.status import InstanceStatus
 from nsupervisor.service.instance.users import IdentityError
-from nsupervisor.service.platform.renewed_cover import is_uncovered, renew_cover
+from nsupervisor.service.platform.renewed_cover import has_credentials, is_uncovered, renew_cover
 from nsupervisor.service.platform.start_obstacle import StartObstacle
 from nsupervisor.service.state.file import ExitReport, InstanceCheckpoint
 
@@ -661,6 +661,9 @@ class Actor:
             problem = renew_cover(pid, wanted, self.workload.root.path is not None)
             if problem is not None:
                 text = f"cannot cover {directory} again in its mount namespace: {problem}; restart it"
+                self.log_event("warning", "warning", message=text)
+            if self.workload.credentials and not has_credentials(pid, str(directory)):
+                text = f"its credentials were lost when {directory} was removed; restart it"
                 self.log_event("warning", "warning", message=text)
         return made
 

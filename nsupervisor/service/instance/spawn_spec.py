@@ -110,6 +110,7 @@ def spawn_spec(
         **({} if view is None else {"sandbox": view}),
         **({} if root is None else {"root": root}),
         **({"directories": directories} if directories else {}),
+        **({"credentials": dict(workload.credentials)} if workload.credentials else {}),
     }
 
 
@@ -260,6 +261,8 @@ def environment(
     if instance is not None:
         values["NSUPERVISOR_INSTANCE"] = str(instance)
     values |= further or {}
+    if directory is not None and workload.credentials:
+        values["CREDENTIALS_DIRECTORY"] = f"{_real_path(directory)}/credentials"
     values |= passed_variables(workload, os.environ, values)
     return (
         values | (environment_file_variables(workload) if variables is None else variables) | dict(workload.environment)

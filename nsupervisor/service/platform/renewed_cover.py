@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nsupervisor.keeper.setup.cover import Cover
+from nsupervisor.keeper.setup.credentials import DIRECTORY
 from nsupervisor.keeper.setup.errors import StepError
 from nsupervisor.linux import mounts, syscalls
 
@@ -26,6 +27,14 @@ def is_uncovered(pid: int, directory: str) -> bool:
         return os.path.samestat(os.stat(f"/proc/{pid}/root{directory}"), os.stat(directory))
     except OSError:  # it has ended, or has no such path
         return False
+
+
+def has_credentials(pid: int, directory: str) -> bool:
+    """Return whether a process still sees the credentials of its program in the cover of the directory.
+
+    If the directory was removed, the kernel has unmounted what was mounted in it, unless the program has its own root.
+    """
+    return os.path.exists(f"/proc/{pid}/root{directory}/{DIRECTORY}")
 
 
 def renew_cover(pid: int, cover: Mapping[str, Any], has_own_root: bool = False) -> Exception | None:
@@ -68,5 +77,9 @@ def _replace(namespace: int, directory: str, new: Cover) -> None:
     syscalls.unshare(CLONE_FS)
     syscalls.setns(namespace, CLONE_NEWNS)
     if not os.path.samestat(os.stat(directory, follow_symlinks=False), host):
+        try:  # no other copy is left of the credentials
+            new.add(DIRECTORY, mounts.open_tree(f"{directory}/{DIRECTORY}"))
+        except FileNotFoundError:
+            pass
         mounts.umount2(directory, MNT_DETACH | UMOUNT_NOFOLLOW)
     new.apply(set())

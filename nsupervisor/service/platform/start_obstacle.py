@@ -60,6 +60,10 @@ def _obstacles(spec: Mapping[str, Any]) -> Iterator[StartObstacle]:
     hidden = [path for name in spec["namespaces"] for path in _OWN_FILE_SYSTEMS.get(name, ())]
     if "mount" not in spec["namespaces"]:
         hidden = []
+    for name, path in spec.get("credentials", {}).items():
+        if _is_missing(path):
+            text = f"there is no {quoted(path)} for the credential {name}; make it, or write another path"
+            yield StartObstacle(("credentials", name), text)
     if (root := spec.get("root")) is not None:
         yield from _root_obstacles(spec, root)
         return

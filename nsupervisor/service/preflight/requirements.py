@@ -382,6 +382,7 @@ def _missing_files(workload: WorkloadConfig) -> Iterator[_Finding]:
             if rule.webhook_file
         ),
     ]
+    named += [(("credentials", name), path) for name, path in workload.credentials.items()]
     if workload.root.path is not None:
         yield from _missing_in_root(workload, workload.root.path)
     elif not workload.mounts:  # mounts may provide the other files
