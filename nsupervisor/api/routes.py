@@ -237,6 +237,18 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             },
         ),
         status_text=_value_schema("string", "What the program has last reported with STATUS=, sd_notify(3); or empty."),
+        probes={
+            "description": "What is known, by probe (startup, readiness, liveness); without those that have not run.",
+            "type": "object",
+            "additionalProperties": _object_schema(
+                "One probe of the present generation.",
+                passes=_value_schema("boolean?", "Its verdict; null: it is still open."),
+                in_a_row=_value_schema("integer", "How many results in a row were like the latest.", minimum=0),
+                success=_value_schema("boolean", "The latest result."),
+                detail=_value_schema("string", "What it found, in words."),
+                took_sec=_value_schema("number", "Seconds that it took.", minimum=0),
+            ),
+        },
         output_blocked_sec=_value_schema(
             "number?", "Seconds for which its output cannot be written already; null: it can.", minimum=0
         ),

@@ -63,6 +63,7 @@ def find_conflicts(config: Config) -> Iterator[Conflict]:
     for _, workload in config.each_variant():
         path: KeyPath = ("workload", workload.name)
         yield from _program_conflicts(workload, path)
+        yield from _probe_conflicts(workload, path)
         yield from _namespace_conflicts(workload, path)
         yield from _root_conflicts(workload, path)
         yield from _security_conflicts(workload, path)
@@ -372,6 +373,31 @@ def _program_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conf
             'write "on-failure", or type = "simple"',
             ((*path, "type"),),
         )
+
+
+def _probe_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:
+    for kind, probe in workload.probes.items():
+        table = (*path, kind)
+        if (probe.http_get is None) == (probe.tcp_socket is None):
+            number = "neither" if probe.http_get is None else "both"
+            yield Conflict(table, f"has {number} of http_get and tcp_socket; write one of them")
+        if probe.success_threshold > 1 and kind != "readiness":
+            yield Conflict((*table, "success_threshold"), f"is 1 for {kind}: one success is enough; remove it")
+        if workload.type == "oneshot":
+            yield Conflict(table, "is for programs that keep running; remove it", ((*path, "type"),))
+        elif workload.type == "notify" and kind != "liveness":
+            yield Conflict(
+                table,
+                'and type = "notify" both say when it is ready; remove one of them',
+                ((*path, "type"),),
+            )
+        if kind != "liveness" and probe.initial_delay_sec >= workload.timeout_start_sec:
+            yield Conflict(
+                (*table, "initial_delay_sec"),
+                f"is not less than timeout_start_sec ({format_duration(workload.timeout_start_sec)}), so it could not "
+                "be ready in time; write a shorter delay, or a longer time there",
+                ((*path, "timeout_start_sec"),),
+            )
 
 
 def _namespace_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:

@@ -20,6 +20,7 @@ from nsupervisor.config import limit_kinds as limits
 from nsupervisor.config.conditions import Condition as Condition  # a part of the model like the others
 from nsupervisor.config.expansion import Instance
 from nsupervisor.config.kinds import Choice, ListOf, MapOf, PrefixedKeys, TableOf, TablesOf, key
+from nsupervisor.config.probes import LivenessConfig, ProbeConfig, ProbeKind, ReadinessConfig, StartupConfig
 from nsupervisor.config.relations import DEPENDENCY, DependencyConfig, to_dependencies
 from nsupervisor.config.security import SecurityConfig as SecurityConfig
 from nsupervisor.config.table import Table as Table
@@ -560,6 +561,16 @@ class WorkloadConfig(Table):
         default=0.0,
         metadata=key(kinds.DURATION, "once started, it must send WATCHDOG=1 at least this often; 0: not required"),
     )
+    startup: StartupConfig | None = field(
+        default=None,
+        metadata=key(TableOf(StartupConfig), "a probe that must succeed once before others begin", live=True),
+    )
+    readiness: ReadinessConfig | None = field(
+        default=None, metadata=key(TableOf(ReadinessConfig), "a probe that says whether it is ready", live=True)
+    )
+    liveness: LivenessConfig | None = field(
+        default=None, metadata=key(TableOf(LivenessConfig), "a probe that ends the program if it fails", live=True)
+    )
     requires: tuple[DependencyConfig, ...] = field(
         default=(),
         converter=to_dependencies,
@@ -752,6 +763,13 @@ class WorkloadConfig(Table):
         return [(instance, self.for_instance(instance)) for instance in self.instance_ids]
 
     @property
+    def probes(self) -> dict[ProbeKind, ProbeConfig]:
+        """The probes by kind, in the order in which they begin."""
+        found: dict[ProbeKind, ProbeConfig | None]
+        found = {"startup": self.startup, "readiness": self.readiness, "liveness": self.liveness}
+        return {kind: probe for kind, probe in found.items() if probe is not None}
+
+    @property
     def uses_notify_socket(self) -> bool:
         """Whether the program has to send notifications, sd_notify(3)."""
         return self.type == "notify" or bool(self.watchdog_sec)
@@ -835,7 +853,7 @@ class Config(Table):
 
 PLANNED_KEYS: dict[type, tuple[str, ...]] = {
     SupervisorConfig: ("dashboard", "api"),
-    WorkloadConfig: ("readiness", "liveness", "network", "timer", "sockets"),
+    WorkloadConfig: ("network", "timer", "sockets"),
     SecurityConfig: ("landlock",),
     Resources: ("network_max",),
 }

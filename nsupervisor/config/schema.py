@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import NOTHING
 
-from nsupervisor.config import model
+from nsupervisor.config import model, probes
 from nsupervisor.config.kinds import WORKLOAD_NAME, Choice, Kind, ListOf, MapOf, PrefixedKeys, Scalar, TableOf, TablesOf
 from nsupervisor.config.load import Slot, key_slots
 
@@ -49,6 +49,11 @@ _NAMES: Mapping[type, str] = {
     model.GroupRule: "GroupRule",
     model.LogConfig: "Log",
     model.RateLimitConfig: "RateLimit",
+    probes.StartupConfig: "StartupProbe",
+    probes.ReadinessConfig: "ReadinessProbe",
+    probes.LivenessConfig: "LivenessProbe",
+    probes.HttpGet: "HttpGet",
+    probes.TcpSocket: "TcpSocket",
 }
 """The names of the tables in the schema, which do not follow those of the classes."""
 

@@ -11,6 +11,8 @@ from nsupervisor.config.quoting import format_path, quoted
 from nsupervisor.config.units import Percent
 
 NOT_SET = "not set"
+HIDDEN = "…"
+"""In the place of what is never shown."""
 
 
 def to_toml(kind: Kind, value: Any) -> str:
@@ -30,7 +32,12 @@ def to_toml(kind: Kind, value: Any) -> str:
             given = {
                 name: slot for name, slot in key_slots(cls).items() if slot.value_in(value) not in (slot.default, {})
             }
-            return _inline_table({name: to_toml(slot.kind, slot.value_in(value)) for name, slot in given.items()})
+            return _inline_table(
+                {
+                    name: HIDDEN if slot.is_secret else to_toml(slot.kind, slot.value_in(value))
+                    for name, slot in given.items()
+                }
+            )
         case Scalar(to_text=text) if text is not None:
             written = text(value)
             if isinstance(written, dict):

@@ -79,10 +79,21 @@ class Ready(Event):
 
 
 @attrs.frozen
-class Unhealthy(Event):
-    """The program missed its signs of life; `reason` says which."""
+class NotReady(Event):
+    """A probe found that the program, which was ready, is not ready any more; `reason` says why."""
 
     reason: str = attrs.field(metadata=wire("why"))
+
+
+@attrs.frozen
+class Unhealthy(Event):
+    """The program missed its signs of life, or a probe has failed; `reason` says which.
+
+    `probe`: "startup" or "liveness"; "" if the program itself has to give signs of life.
+    """
+
+    reason: str = attrs.field(metadata=wire("why"))
+    probe: str = attrs.field(default="", metadata=wire("probe"))
 
 
 @attrs.frozen

@@ -47,6 +47,7 @@ from nsupervisor.core.events import (
     Freeze,
     Input,
     Kill,
+    NotReady,
     PolicyRestart,
     Ready,
     Restart,
@@ -121,10 +122,12 @@ class Lifecycle:
     runs_until: float | None = attrs.field(default=None, metadata=wire("runs_until"))
     """When `runtime_max_sec` ends this generation; None if it has no such end, or its start is not complete."""
     started_type: str = attrs.field(default="", metadata=wire("type"))
-    """The workload's `type` when this generation was started; "" if it is not known: then it is the present one.
+    """`start_type` of the workload when this generation was started; "" if it is not known: then it is the present one.
 
-    The type says how the program reports that it is ready, so a program keeps the one that it was started with.
+    It says how it becomes known that the program is ready, so a program keeps the one that it was started with.
     """
+    was_ready: bool = attrs.field(default=False, metadata=wire("was_ready"))
+    """Whether a probe has found this generation ready before: its start is complete, and its start deadline is over."""
 
     @property
     def is_alive(self) -> bool:
@@ -286,7 +289,7 @@ def thaw(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Worklo
     `runtime_max_sec` goes on while it is frozen, as in systemd.
     """
     assert isinstance(input_, Command)
-    waits = lifecycle.state_before_freeze is State.RUNNING and reports_readiness(lifecycle, workload)
+    waits = lifecycle.state_before_freeze is State.RUNNING and _start_is_incomplete(lifecycle, workload)
     if lifecycle.state_before_freeze is State.READY and lifecycle.runs_until is None:  # it became ready while frozen
         lifecycle = _limit_runtime(lifecycle, instant, workload)
     deadline = _deadline(instant, workload.timeout_start_sec) if waits else lifecycle.runs_until
@@ -297,15 +300,18 @@ def thaw(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Worklo
 
 def mark_running(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Record that the program runs; if it has to become ready, its start deadline stays."""
-    if not reports_readiness(lifecycle, workload):
+    if not _start_is_incomplete(lifecycle, workload):
         lifecycle = _limit_runtime(lifecycle, instant, workload)
     lifecycle = attrs.evolve(lifecycle, state=State.RUNNING)
     return _enter_frozen(lifecycle, lifecycle.freeze_requested_by) if lifecycle.freeze_requested_by else (lifecycle, ())
 
 
 def mark_ready(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
-    """Record that the program is ready."""
-    lifecycle = attrs.evolve(_limit_runtime(lifecycle, instant, workload), state=State.READY)
+    """Record that the program is ready, or is ready again."""
+    if not lifecycle.was_ready:
+        lifecycle = _limit_runtime(lifecycle, instant, workload)
+    was_ready = _start_type(lifecycle, workload) == PROBED
+    lifecycle = attrs.evolve(lifecycle, state=State.READY, was_ready=was_ready)
     return _enter_frozen(lifecycle, lifecycle.freeze_requested_by) if lifecycle.freeze_requested_by else (lifecycle, ())
 
 
@@ -314,16 +320,32 @@ def ready_frozen(lifecycle: Lifecycle, input_: Input, instant: Instant, workload
     return attrs.evolve(lifecycle, state_before_freeze=State.READY), ()
 
 
+def unready(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
+    """Record that the program is not ready any more. It is never ended for that."""
+    assert isinstance(input_, NotReady)
+    return attrs.evolve(lifecycle, state=State.RUNNING, reason=input_.reason), ()
+
+
 def abort(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
-    """Send SIGABRT to a hanging program, as systemd's watchdog does, so that a core dump shows where it hangs."""
+    """End a program that hangs.
+
+    Without signs of life it gets SIGABRT, as from systemd's watchdog, so that a core dump shows where it hangs. After a
+    failed probe it gets `kill_signal`, and its time may be the probe's own, as in Kubernetes.
+    """
     assert isinstance(input_, Unhealthy)
-    lifecycle = attrs.evolve(lifecycle, after_stop=AfterStop.POLICY, fault_outcome=Outcome.WATCHDOG)
-    return _enter_stopping(lifecycle, instant, workload, input_.reason, Signal(signal.SIGABRT))
+    outcome = Outcome.TIMEOUT if input_.probe == "startup" else Outcome.WATCHDOG
+    lifecycle = attrs.evolve(lifecycle, after_stop=AfterStop.POLICY, fault_outcome=outcome)
+    signum = workload.kill_signal if input_.probe else signal.SIGABRT
+    lifecycle, actions = _enter_stopping(lifecycle, instant, workload, input_.reason, Signal(signum))
+    probe = {"startup": workload.startup, "liveness": workload.liveness}.get(input_.probe)
+    if probe is not None and probe.termination_grace_period_sec is not None:
+        lifecycle = attrs.evolve(lifecycle, deadline=_deadline(instant, probe.termination_grace_period_sec))
+    return lifecycle, actions
 
 
 def start_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Stop a program that did not start in time."""
-    what = "ready" if reports_readiness(lifecycle, workload) else "started"
+    what = "ready" if _start_is_incomplete(lifecycle, workload) else "started"
     return _end_in_time(lifecycle, instant, workload, f"not {what} within {workload.timeout_start_sec:g} s")
 
 
@@ -421,6 +443,7 @@ _ROWS: dict[type[Input], tuple[Handler, ...]] = {
     Thaw:          (ignore,  cancel_freeze, ignore,        ignore, ignore,       ignore,  ignore, ignore, thaw),
     Execed:        (ignore,  mark_running,  ignore,        ignore, ignore,       ignore,  ignore, ignore, ignore),
     Ready:         (ignore,  mark_ready,    mark_ready,    ignore, ignore,       ignore,  ignore, ignore, ready_frozen),
+    NotReady:      (ignore,  ignore,        ignore,        unready, ignore,      ignore,  ignore, ignore, ignore),
     Unhealthy:     (ignore,  abort,         abort,         abort,  ignore,       ignore,  ignore, ignore, ignore),
     Exited:        (ignore,  exited,        exited,        exited, exited,       ignore,  ignore, ignore, exited),
     Emptied:       (ignore,  ignore,        ignore,        ignore, emptied,      ignore,  ignore, ignore, ignore),
@@ -474,9 +497,28 @@ def stopped_by_shutdown(lifecycle: Lifecycle) -> bool:
     return lifecycle.reason in (f"stopped by {SHUTDOWN}", f"killed by {SHUTDOWN}")
 
 
+PROBED = "probed"
+"""The `start_type` of a program that a probe finds to be ready."""
+
+
+def start_type(workload: WorkloadConfig) -> str:
+    """Return how it becomes known that a start is complete: the `type` of the workload, or `PROBED`."""
+    is_probed = workload.type == "simple" and (workload.startup is not None or workload.readiness is not None)
+    return PROBED if is_probed else workload.type
+
+
+def _start_type(lifecycle: Lifecycle, workload: WorkloadConfig) -> str:
+    return lifecycle.started_type or start_type(workload)
+
+
 def reports_readiness(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
     """Check whether the program itself reports when it is ready; until then its start is not complete."""
-    return (lifecycle.started_type or workload.type) == "notify"
+    return _start_type(lifecycle, workload) == "notify"
+
+
+def _start_is_incomplete(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
+    """Check whether a program that is starting or running has yet to become ready for the first time."""
+    return _start_type(lifecycle, workload) in ("notify", PROBED) and not lifecycle.was_ready
 
 
 def is_watchdog_active(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
@@ -484,7 +526,7 @@ def is_watchdog_active(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
 
     Until then `timeout_start_sec` limits it. The first period begins when this becomes true, as in systemd.
     """
-    runs = lifecycle.state is State.RUNNING and not reports_readiness(lifecycle, workload)
+    runs = lifecycle.state is State.RUNNING and not _start_is_incomplete(lifecycle, workload)
     return runs or lifecycle.state is State.READY
 
 
@@ -504,7 +546,7 @@ def exit_outcome(lifecycle: Lifecycle, exit_: Exit, workload: WorkloadConfig) ->
 def is_up(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
     """Check whether dependents may start: the workload is up, or has done its single job."""
     if lifecycle.state is State.RUNNING:
-        return (lifecycle.started_type or workload.type) == "simple"
+        return _start_type(lifecycle, workload) == "simple"
     return lifecycle.state is State.READY or (lifecycle.state is State.EXITED and workload.type == "oneshot")
 
 
@@ -550,7 +592,8 @@ def _begin_generation(
         runs_until=None,
         freeze_requested_by="",
         started_at=instant.now,
-        started_type=workload.type,
+        started_type=start_type(workload),
+        was_ready=False,
         recent_starts=(*recent_starts, instant.now),
     )
 

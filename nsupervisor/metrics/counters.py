@@ -51,13 +51,15 @@ class OutputVolume:
 class Counters:
     """The counters of one instance. Causes that have not occurred yet have no entry."""
 
-    __slots__ = ("actions", "exits", "output", "restarts")
+    __slots__ = ("actions", "exits", "output", "probes", "restarts")
 
     def __init__(self) -> None:
         self.exits: dict[str, int] = {}
         self.restarts: dict[str, int] = {}
         self.actions: dict[tuple[str, str], int] = {}
         """The number of firings by (rule, action)."""
+        self.probes: dict[tuple[str, bool], int] = {}
+        """The number of results by probe and success."""
         self.output = {stream: OutputVolume() for stream in STREAMS}
 
     def count_transition(self, before: Lifecycle, event: Input, after: Lifecycle, workload: WorkloadConfig) -> None:
@@ -69,6 +71,11 @@ class Counters:
         if after.restarts > before.restarts:
             cause = restart_cause(before, exit_ or before.exit, workload)
             self.restarts[cause] = self.restarts.get(cause, 0) + 1
+
+    def count_probe(self, probe: str, is_success: bool) -> None:
+        """Count the result of a probe."""
+        key = probe, is_success
+        self.probes[key] = self.probes.get(key, 0) + 1
 
     def count_firing(self, rule: str, action: str) -> None:
         """Count a firing of a rule."""

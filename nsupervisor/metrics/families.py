@@ -158,6 +158,11 @@ def _action_values(instance: InstanceSnapshot) -> Values:
     return [({"rule": rule, "action": action}, n) for (rule, action), n in instance.actions.items()]
 
 
+def _probe_values(instance: InstanceSnapshot) -> Values:
+    results = {True: "success", False: "failure"}
+    return [({"probe": probe, "result": results[success]}, n) for (probe, success), n in instance.probes.items()]
+
+
 def _uptime_values(instance: InstanceSnapshot) -> Values:
     return [] if instance.uptime is None else [({}, instance.uptime)]
 
@@ -195,6 +200,14 @@ FAMILIES = (
     ),
     Family("exits", "counter", "Exits of generations, by kind.", _labelled("kind", lambda i: i.exits)),
     Family("rule_actions", "counter", "How many times a rule of its policy has fired.", _action_values),
+    Family("probes", "counter", "Results of its probes.", _probe_values),
+    Family("probe_passes", "gauge", "1 while a probe passes.", _labelled("probe", lambda i: i.probe_verdicts)),
+    Family(
+        "probe_duration_seconds",
+        "gauge",
+        "How long the latest probe took.",
+        _labelled("probe", lambda i: i.probe_seconds),
+    ),
     Family(
         "memory_current_bytes", "gauge", "Memory in use (memory.current).", _file_value("memory.current"), shared=True
     ),

@@ -28,6 +28,12 @@ class InstanceSnapshot:
     restarts: Mapping[str, int]
     actions: Mapping[tuple[str, str], int]
     """By (rule, action), for all rules of its policy; 0 for a rule that has not fired yet."""
+    probes: Mapping[tuple[str, bool], int]
+    """By (probe, success): the number of results."""
+    probe_verdicts: Mapping[str, bool]
+    """By probe, for those with a verdict: whether it passes."""
+    probe_seconds: Mapping[str, float]
+    """By probe: how long the latest one took."""
     output: Mapping[str, tuple[int, int]]
     """By stream: (bytes, lines)."""
     dropped_lines: Mapping[str, int]

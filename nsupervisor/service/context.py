@@ -26,6 +26,10 @@ GroupListener = Callable[[str, GroupEvent, float], None]
 """Called for each event of a group: its full name, the event, and its time."""
 
 
+MAX_PROBES = 64
+"""How many probes are on their way at the same time."""
+
+
 @attrs.frozen
 class ServiceContext:
     """The objects that the service provides to each workload instance and group."""
@@ -58,6 +62,8 @@ class ServiceContext:
     measures: Measures = attrs.field(factory=Measures)
     listeners: set[TransitionListener] = attrs.field(factory=set)
     group_listeners: set[GroupListener] = attrs.field(factory=set)
+    probe_slots: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(MAX_PROBES))
+    """One for each probe that is on its way."""
     warnings_logged: set[str] = attrs.field(factory=set)
     """Warnings about the host that have been logged; each is logged once, not once per workload."""
     made_directories: set[Path] = attrs.field(factory=set)

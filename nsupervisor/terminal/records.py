@@ -114,6 +114,9 @@ def format_record(record: Mapping[str, Any]) -> str:
     match record["event"]:
         case "action" if "cause" in record:
             return _format_action(record)
+        case "probe" if "passes" in record:
+            verdict = "passes" if record["passes"] else f"fails ({record['in_a_row']} in a row)"
+            return f"{record['probe']} {verdict}: {record['message']} after {format_span(record['took_sec'])}"
         case "state" if "to" in record:
             return f"{record['from']} → {record['to']}: {record['reason']}"
         case "exited" if "pid" in record:

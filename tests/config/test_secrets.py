@@ -5,7 +5,7 @@ import pytest
 from nsupervisor.config.load import ConfigError, parse
 from nsupervisor.config.urls import check_url, public_url
 from nsupervisor.core.reload.plan import CurrentInstance, make_plan
-from nsupervisor.core.replay.trace import rule_settings, rules_without_position
+from nsupervisor.core.replay.trace import rule_settings, rules_without_position, workload_settings
 from nsupervisor.core.states import State
 
 SITE = """
@@ -54,6 +54,24 @@ def test_a_plan_showed_the_secret_of_a_webhook(before: str, after: str, change: 
     assert [(found.before, found.after) for found in step.changes] == [change]
     added = make_plan(site('webhook_file = "/x"'), new, [running]).to_json("site.toml")
     assert "SECRET" not in str(added)
+
+
+PROBE = "tcp_socket = { port = 1 }"
+HEADERS = 'http_get = { port = 80, http_headers = { Authorization = "SECRET" } }'
+
+
+@pytest.mark.parametrize(("before", "after"), [("", HEADERS), (HEADERS, ""), (HEADERS, PROBE), (PROBE, HEADERS)])
+def test_no_plan_and_no_trace_shows_the_headers_of_a_probe(before: str, after: str) -> None:
+    old, new = (
+        parse(f'[workload.web]\ncommand = ["true"]\n{f"readiness = {{ {probe} }}" if probe else ""}\n', "site.toml")
+        for probe in (before, after)
+    )
+    workload = old.workloads["web"]
+    running = CurrentInstance("web", workload, workload.resources, State.RUNNING, should_run=True, was_started=True)
+    plan = make_plan(old, new, [running])
+    assert plan.steps[0].changes
+    assert "SECRET" not in str(plan.to_json("site.toml"))
+    assert "SECRET" not in str(workload_settings(workload))
 
 
 @pytest.mark.fault("A13")

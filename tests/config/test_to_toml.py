@@ -18,7 +18,7 @@ def scalars(cls, owner, path=()):
     for name, slot in key_slots(cls).items():
         value = slot.value_in(owner)
         match slot.kind:
-            case TableOf(below):
+            case TableOf(below) if value is not None:
                 yield from scalars(below, value, (*path, name))
             case TablesOf(below):
                 for number, element in enumerate(value):

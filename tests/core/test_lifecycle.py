@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from nsupervisor.config.model import WorkloadConfig
+from nsupervisor.config.probes import LivenessConfig, ReadinessConfig, StartupConfig, TcpSocket
 from nsupervisor.core import actions, backoff, events
 from nsupervisor.core.exits import Exit, Outcome
 from nsupervisor.core.initiators import OPERATOR, SHUTDOWN
@@ -289,6 +290,89 @@ def test_a_hanging_program_is_aborted_and_restarted_on_watchdog():
     assert run.lifecycle.reason == "no WATCHDOG=1 for 2 s"
 
 
+READINESS = ReadinessConfig(tcp_socket=TcpSocket(port=80))
+STARTUP = StartupConfig(tcp_socket=TcpSocket(port=80))
+
+
+@pytest.mark.parametrize("keys", [{"readiness": READINESS}, {"startup": STARTUP}])
+def test_a_program_with_a_probe_is_up_once_it_is_ready(keys):
+    run = Run(**keys, timeout_start_sec=4.0, runtime_max_sec=100.0).up()
+    assert (run.state, is_up(run.lifecycle, run.workload)) == (State.RUNNING, False)
+    assert run.lifecycle.deadline == run.now + 4, "it has to become ready in its time"
+    run.fact(events.Ready, after=1)
+    assert (run.state, is_up(run.lifecycle, run.workload)) == (State.READY, True)
+    assert run.lifecycle.deadline == run.now + 100
+
+
+def test_a_program_that_is_not_ready_any_more_is_never_ended_for_that():
+    run = Run(readiness=READINESS, timeout_start_sec=4.0, runtime_max_sec=100.0).up()
+    run.fact(events.Ready, after=1)
+    ends_at = run.lifecycle.deadline
+    assert run.fact(events.NotReady, "HTTP 503", after=1).actions == ()
+    assert (run.state, run.lifecycle.reason) == (State.RUNNING, "HTTP 503")
+    assert not is_up(run.lifecycle, run.workload)
+    assert run(events.Timeout(), after=4).state is State.RUNNING
+    run.fact(events.Ready)
+    assert (run.state, run.lifecycle.deadline) == (State.READY, ends_at), "runtime_max_sec goes on"
+    run.fact(events.NotReady, "HTTP 503")
+    assert run.dies(OK).state is State.EXITED, "its start was complete"
+
+
+def test_a_program_that_is_not_ready_any_more_gets_no_start_deadline_after_a_freeze():
+    run = Run(readiness=READINESS, timeout_start_sec=4.0).up()
+    run.fact(events.Ready)
+    run.fact(events.NotReady, "HTTP 503")
+    run(events.Freeze())
+    assert run(events.Thaw()).lifecycle.deadline is None
+    run.fact(events.Ready)
+    run(events.Freeze())
+    assert run.fact(events.NotReady, "no answer").state is State.FROZEN
+    assert run(events.Thaw()).state is State.READY
+
+
+def test_the_next_generation_has_its_start_deadline_again():
+    run = Run(readiness=READINESS, timeout_start_sec=4.0, restart="always", restart_sec=0.0).up()
+    run.fact(events.Ready)
+    run.dies(CRASH)
+    assert not run.lifecycle.was_ready
+    run.fact(events.Execed)
+    assert run(events.Timeout(), after=4).lifecycle.reason == "not ready within 4 s"
+
+
+def test_a_clean_end_before_a_probe_has_succeeded_is_a_success():
+    """The program itself has promised nothing, unlike one with type = "notify"."""
+    assert Run(readiness=READINESS).up().dies(OK).state is State.EXITED
+
+
+@pytest.mark.parametrize(
+    ("probe", "restarting"), [("liveness", {"on-watchdog", "on-failure"}), ("startup", {"on-failure"})]
+)
+def test_a_failed_probe_ends_the_program_with_its_signal(probe, restarting):
+    for restart in ("no", "on-watchdog", "on-failure"):
+        run = Run(restart=restart, kill_signal=signal.SIGINT).up()
+        run.fact(events.Unhealthy, "HTTP 500", probe)
+        assert run.actions == (actions.Signal(signal.SIGINT),)
+        assert run.lifecycle.deadline == run.now + 10
+        assert (run.dies(OK).state is State.BACKOFF) is (restart in restarting)
+        assert run.lifecycle.reason == "HTTP 500"
+
+
+def test_a_failed_probe_may_have_a_grace_period_of_its_own():
+    liveness = LivenessConfig(tcp_socket=TcpSocket(port=80), termination_grace_period_sec=0.5)
+    run = Run(liveness=liveness, timeout_stop_sec=60.0).up()
+    run.fact(events.Unhealthy, "no answer", "liveness")
+    assert run(events.Timeout(), after=0.5).actions == (actions.KillAll(),)
+
+
+def test_a_program_started_without_probes_stays_up_when_it_gets_some():
+    run = Run().up()
+    run.workload = workload(readiness=READINESS)
+    assert is_up(run.lifecycle, run.workload)
+    run.fact(events.Ready)
+    run.fact(events.NotReady, "HTTP 503")
+    assert is_up(run.lifecycle, run.workload), "what requires it did not wait for its readiness either"
+
+
 @pytest.mark.parametrize(
     ("policy", "restarting"),
     [
@@ -425,7 +509,7 @@ class AnyLife(RuleBasedStateMachine):
         restart_sec=DURATIONS,
         stop=DURATIONS,
         burst=st.integers(1, 5),
-        type_=st.sampled_from(["simple", "notify", "oneshot"]),
+        type_=st.sampled_from(["simple", "notify", "oneshot", "probed"]),
     )
     def begin(self, restart, restart_sec, stop, burst, type_):
         self.run = Run(
@@ -435,7 +519,7 @@ class AnyLife(RuleBasedStateMachine):
             timeout_stop_sec=stop,
             start_limit_burst=burst,
             start_limit_interval_sec=30.0,
-            type=type_,
+            **({"readiness": READINESS} if type_ == "probed" else {"type": type_}),
         )
         self.program = False  # the generation's first program lives
         self.others = 0  # processes that it left or made
@@ -492,6 +576,14 @@ class AnyLife(RuleBasedStateMachine):
 
     @precondition(lambda self: self.program)
     @rule()
+    def gets_unready(self):
+        before = self.run.lifecycle
+        self.feed(events.NotReady(before.generation, "HTTP 503"))
+        assert self.run.actions == ()
+        assert self.run.state is (State.RUNNING if before.state is State.READY else before.state)
+
+    @precondition(lambda self: self.program)
+    @rule()
     def forks(self):
         self.others += 1
 
@@ -499,6 +591,11 @@ class AnyLife(RuleBasedStateMachine):
     @rule()
     def hangs(self):
         self.feed(events.Unhealthy(self.run.lifecycle.generation, "hangs"))
+
+    @precondition(lambda self: self.program)
+    @rule(probe=st.sampled_from(["startup", "liveness"]))
+    def fails_a_probe(self, probe):
+        self.feed(events.Unhealthy(self.run.lifecycle.generation, "HTTP 503", probe))
 
     @precondition(lambda self: self.program)
     @rule(

@@ -25,6 +25,9 @@ WEB = InstanceSnapshot(
     exits={**dict.fromkeys(EXIT_KINDS, 0), "oom": 2},
     restarts={**dict.fromkeys(RESTART_CAUSES, 0), "oom": 2},
     actions={("policy[0]", "restart"): 2},
+    probes={("liveness", True): 5, ("liveness", False): 2},
+    probe_verdicts={"liveness": True},
+    probe_seconds={"liveness": 0.25},
     output={"stdout": (100, 7), "stderr": (0, 0)},
     dropped_lines={"stdout": 0, "stderr": 5},
     limited_bytes={"stdout": 77, "stderr": 0},
@@ -40,7 +43,17 @@ WEB = InstanceSnapshot(
         "io.stat": {"8:0 rbytes": 4096, "8:0 wbytes": 8192, "8:0 rios": 1, "254:1 rbytes": 1},
     },
 )
-BARE = attrs.evolve(WEB, labels={"workload": "bare"}, state="stopped", is_ready=False, uptime=None, files={})
+BARE = attrs.evolve(
+    WEB,
+    labels={"workload": "bare"},
+    state="stopped",
+    is_ready=False,
+    uptime=None,
+    probes={},
+    probe_verdicts={},
+    probe_seconds={},
+    files={},
+)
 
 
 def service(**changes):
@@ -100,6 +113,9 @@ def test_numbers_are_in_seconds_and_bytes(accept):
         (2, "restarts_total", {"cause": "oom"}),
         (0, "restarts_total", {"cause": "rule"}),
         (2, "exits_total", {"kind": "oom"}),
+        (2, "probes_total", {"probe": "liveness", "result": "failure"}),
+        (1, "probe_passes", {"probe": "liveness"}),
+        (0.25, "probe_duration_seconds", {"probe": "liveness"}),
         (2, "rule_actions_total", {"rule": "policy[0]", "action": "restart"}),
         (1, "ready", {}),
         (3, "generation", {}),

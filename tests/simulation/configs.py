@@ -73,6 +73,32 @@ def _notify(choices: Mapping[str, str]) -> str:
     )
 
 
+def _probes(choices: Mapping[str, str]) -> str:
+    """A program that is probed and sometimes sick, one that needs it, and one that is slow to start."""
+    socket, period = "tcp_socket = { port = 80 }", f"period_sec = {choices['period']}"
+    return "\n".join(
+        (
+            _workload(
+                "asked",
+                '"program", "port=80@0.2", "sick=1.1@0.9"',
+                f"readiness = {{ {socket}, {period}, failure_threshold = 2 }}",
+                f"liveness = {{ {socket}, {period}, failure_threshold = {choices['failures']} }}",
+                'restart = "always"',
+                'restart_sec = "50ms"',
+                "start_limit_burst = 1000",
+                "timeout_start_sec = 2",
+            ),
+            _workload(
+                "slow",
+                '"program", "port=81@0.7"',
+                "startup = { tcp_socket = { port = 81 }, period_sec = 1, failure_threshold = 3 }",
+                'restart = "always"',
+            ),
+            _workload("leans", '"program"', 'requires = ["asked"]', 'restart = "always"'),
+        )
+    )
+
+
 def _rules(choices: Mapping[str, str]) -> str:
     """Programs with limits and rules."""
     cooldown = 'cooldown = "1s"'
@@ -307,6 +333,15 @@ KINDS = (
 )
 
 
+PROBES = Kind(
+    "probes",
+    _probes,
+    {"period": ('"100ms"', '"250ms"'), "failures": ("3", "30")},
+    ("asked", "slow", "leans"),
+    ("asked", "slow", "leans"),
+    {"leans": "asked"},
+)
+
 OVERLAPPING_KINDS = (
     Kind(
         "chain",
@@ -389,6 +424,7 @@ OVERLAPPING_KINDS = (
 """Kinds of sites for steps that overlap: each is made for defects that need two things at about the same time."""
 
 RELATED_KINDS = (
+    PROBES,
     Kind(
         "related",
         _related,
@@ -411,5 +447,6 @@ RELATED_KINDS = (
         ),
     ),
 )
-"""Kinds of sites whose workloads start and stop one another; they have the seeds from `FIRST_RELATED_SEED`."""
+"""Kinds of sites whose workloads start and stop one another, or are probed; they have the seeds from
+`FIRST_RELATED_SEED`, so that an earlier seed means what it meant."""
 FIRST_RELATED_SEED = 1_000_000

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nsupervisor.config.changes import parse_changes
 from nsupervisor.config.model import Resources, WorkloadConfig
 from nsupervisor.config.units import Percent
+from nsupervisor.core.lifecycle import PROBED, start_type
 from tests.chaos.invariants import AT_REST, STATES
 from tests.simulation.configs import BRIEF_S, Kind
 from tests.simulation.machine import LIMIT_FILES, ROOT, Cgroup, Machine, Process
@@ -88,6 +89,8 @@ class Watch:
         """By instance: when it was killed too early, and the problem, unless the record of a rule's kill follows."""
         self.begun: dict[str, float] = {}
         """By instance: when its latest start was decided."""
+        self.were_ready: set[str] = set()
+        """The instances whose present generation has been ready."""
         machine.started_listeners.append(self._on_process)
         machine.limit_listeners.append(self._on_limit)
         machine.signal_listeners.append(self._on_signal)
@@ -104,6 +107,7 @@ class Watch:
         self.lives.append(self.machine.now)
         self.stopping_since = None
         self.states.clear()
+        self.were_ready.clear()  # the readiness that the supervisor before it learnt in its last moment is not saved
 
     def on_end(self, stream_length: int) -> None:
         """The service has ended in order."""
@@ -178,9 +182,16 @@ class Watch:
             self.stops[name] = now
         if state == "starting":
             self.begun[name] = now
+            self.were_ready.discard(name)
+        if state == "ready":
+            self.were_ready.add(name)
         if not reason.startswith(("not started within", "not ready within")) or state != "stopping" or not workload:
             return
-        is_complete = before == "ready" or (before == "running" and workload.type != "notify")
+        is_complete = (
+            before == "ready"
+            or name in self.were_ready
+            or (before == "running" and start_type(workload) not in ("notify", PROBED))
+        )
         if is_complete and "type" not in self.edited:
             self.problem(f"timeouts: {name} is stopped as {reason}, and its start was complete")
         elif now - self.begun.get(name, now - 1000) < workload.timeout_start_sec - EPSILON_S:

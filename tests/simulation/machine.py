@@ -109,6 +109,10 @@ class Process:
     is_leader: bool = False
     is_stopped: bool = False
     """Whether it has received SIGSTOP, and no SIGCONT since."""
+    port: int | None = None
+    """The port at which it answers probes; None: at none."""
+    is_sick: bool = False
+    """Whether its answers are errors."""
 
     def after(self, seconds: float, work: Callable[[], None]) -> None:
         """Let the process do something later, unless it has ended by then."""

@@ -8,6 +8,8 @@ ready=SECONDS           sends READY=1 after this time
 watchdog=SECONDS        sends WATCHDOG=1 at this interval, from the start
 forks=NUMBER@SECONDS    forks so many processes, which outlive it
 lines=NUMBER            writes "count 1", "count 2", …
+port=NUMBER@SECONDS     answers probes at this port, from this time on
+sick=SECONDS@SECONDS    from the first time on, and for the second, its answers are errors, in generations 1, 3, …
 """
 
 from __future__ import annotations
@@ -45,6 +47,12 @@ class Program(Behaviour):
             self._keep_alive(process, float(self._options["watchdog"]))
         if (exit_ := self._pair("exit")) is not None:
             process.after(exit_[1], lambda: process.end(exit_[0] << 8))
+        if (port := self._pair("port")) is not None:
+            process.after(port[1], lambda: self._listen(process, port[0]))
+        if "sick" in self._options and int(process.id.rpartition("#")[2]) % 2:
+            begins, _, lasts = self._options["sick"].partition("@")
+            process.after(float(begins), lambda: self._set_sick(process, True))
+            process.after(float(begins) + float(lasts), lambda: self._set_sick(process, False))
         for number in range(int(self._options.get("lines", 0))):
             process.machine.write_output(process, b"count %d\n" % (number + 1))
 
@@ -77,6 +85,14 @@ class Program(Behaviour):
             process.after(interval, send)
 
         process.after(0.0, send)
+
+    @staticmethod
+    def _listen(process: Process, port: int) -> None:
+        process.port = port
+
+    @staticmethod
+    def _set_sick(process: Process, is_sick: bool) -> None:
+        process.is_sick = is_sick
 
     @staticmethod
     def _fork(process: Process, count: int) -> None:

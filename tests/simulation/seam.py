@@ -23,6 +23,8 @@ import trio
 from nsupervisor.cgroups import Host
 from nsupervisor.cgroups.host import Controller
 from nsupervisor.cgroups.mounts import Hierarchy
+from nsupervisor.config.probes import ProbeConfig
+from nsupervisor.core.probes import ProbeResult
 from nsupervisor.linux.inotify import IN_IGNORED, InotifyEvent
 from nsupervisor.logs import Pipe as PipeEnd
 from nsupervisor.logs.target import Target
@@ -487,6 +489,20 @@ def kernel(life: Life, read_config: Any) -> Kernel:
         process = machine.processes.get(pid)
         return process is None or process.id.rpartition("#")[0] == instance
 
+    async def probe(config: ProbeConfig, _pidfd: int) -> ProbeResult:
+        life.call("probe")
+        target = config.http_get or config.tcp_socket
+        assert target is not None
+        answers = [process for process in machine.living() if process.port == target.port]
+        if not answers:
+            await trio.sleep(machine.delay())
+            return ProbeResult(False, "Connection refused")
+        if answers[0].cgroup.is_frozen or answers[0].is_stopped:
+            await trio.sleep(config.timeout_sec)
+            return ProbeResult(False, "no answer")
+        await trio.sleep(machine.delay())
+        return ProbeResult(False, "HTTP 503") if answers[0].is_sick else ProbeResult(True, "HTTP 200")
+
     return Kernel(
         processes=Processes(life),
         files=Files(life),
@@ -498,6 +514,7 @@ def kernel(life: Life, read_config: Any) -> Kernel:
         read_config=read_config,
         privileges=lambda: machine.privileges,
         find_start_obstacle=lambda spec: machine.start_obstacle,
+        probe=probe,
         random=machine.random.random,
     )
 

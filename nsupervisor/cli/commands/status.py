@@ -242,6 +242,7 @@ def format_details(instance: dict[str, Any], colour: bool, now: datetime, width:
         ("state", colorize(instance["state"], COLOURS.get(instance["state"], ""), colour) + _since(instance, now)),
         ("reason", instance["reason"]),
         ("status", f'"{text}"' if text and is_alive else ""),
+        *((probe, _format_probe(state)) for probe, state in instance.get("probes", {}).items()),
         ("output", format_blockage(instance)),
         ("next start", _next_start(instance, now)),
         ("command", format_command_line(instance.get("command", ()))),
@@ -260,6 +261,15 @@ def format_details(instance: dict[str, Any], colour: bool, now: datetime, width:
         record_lines = RecordLines(colour, width)
         shown += ["", *(record_lines.format(record, now) for record in records[-SHOWN_RECORDS:])]
     return "\n".join(shown)
+
+
+def _format_probe(state: dict[str, Any]) -> str:
+    """Return the verdict of a probe and its latest result: "passes: HTTP 200 after 3ms"."""
+    verdict = {True: "passes", False: "fails", None: "open"}[state["passes"]]
+    result = f"{state['detail']} after {format_span(state['took_sec'])}"
+    if state["success"] is state["passes"]:
+        return f"{verdict}: {result}"
+    return f"{verdict}, but the latest {'succeeded' if state['success'] else 'failed'}: {result}"
 
 
 def output_rows(lines: Sequence[LogLine], now: datetime, colour: bool, width: int) -> list[str]:

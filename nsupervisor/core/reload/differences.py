@@ -65,7 +65,7 @@ def _table_changes(cls: type, old: Any, new: Any, path: KeyPath, live: bool = Fa
 
 def _value_changes(kind: Kind, old: Any, new: Any, path: KeyPath, live: bool, secret: bool) -> Iterator[Change]:
     match kind:
-        case TableOf(cls):
+        case TableOf(cls) if old is not None and new is not None:
             yield from _table_changes(cls, old, new, path, live)
         case TablesOf(cls):
             yield from _array_changes(kind, cls, old, new, path, live)

@@ -35,6 +35,7 @@ from nsupervisor.config.condition_terms import UPTIME
 from nsupervisor.config.conditions import parse_condition
 from nsupervisor.config.load import key_slots
 from nsupervisor.config.model import GroupConfig, Rule, WorkloadConfig
+from nsupervisor.config.probes import EndingProbeConfig, ProbeConfig
 from nsupervisor.config.urls import public_url
 from nsupervisor.core import events
 from nsupervisor.core.actions import Action, FreezeAll, KillAll, ReleaseSurvivors, Signal, Spawn, ThawAll
@@ -49,7 +50,7 @@ from nsupervisor.core.decider import (
 )
 from nsupervisor.core.exits import signal_name
 from nsupervisor.core.initiators import Initiator
-from nsupervisor.core.lifecycle import Instant, Lifecycle, State
+from nsupervisor.core.lifecycle import Instant, Lifecycle, State, start_type
 from nsupervisor.core.records import describe_survivors
 from nsupervisor.core.rules.group_policy import (
     ActionOutcome,
@@ -78,6 +79,7 @@ LIFECYCLE_KEYS = (
 )
 LATER_LIFECYCLE_KEYS = (
     *("restart_prevent_exit_status", "restart_force_exit_status", "runtime_max_sec", "runtime_randomized_extra_sec"),
+    *("startup", "readiness", "liveness"),
 )
 """Keys of a workload that the lifecycle reads; the later ones are in a trace only if they have other values than the
 default, so that a trace without them is that of an earlier version."""
@@ -92,6 +94,7 @@ INPUTS: Mapping[str, type[events.Input]] = {
     "Thaw": events.Thaw,
     "Execed": events.Execed,
     "Ready": events.Ready,
+    "NotReady": events.NotReady,
     "Unhealthy": events.Unhealthy,
     "Exited": events.Exited,
     "Emptied": events.Emptied,
@@ -120,7 +123,7 @@ def workload_settings(workload: WorkloadConfig) -> Line:
         "life": {key: to_json(keys[key].value_in(workload)) for key in LIFECYCLE_KEYS}
         | {"start_limit_burst": workload.start_limit}  # the one in force, as in earlier traces
         | {
-            key: to_json(value)
+            key: _probe_settings(value) if isinstance(value, ProbeConfig) else to_json(value)
             for key in LATER_LIFECYCLE_KEYS
             if (value := keys[key].value_in(workload)) != keys[key].default
         },
@@ -131,6 +134,12 @@ def workload_settings(workload: WorkloadConfig) -> Line:
             if name not in workload.resources.of_profile
         },
     }
+
+
+def _probe_settings(probe: ProbeConfig) -> Line:
+    """Return what the lifecycle reads of a probe. The rest decides nothing there, and its headers may be secret."""
+    grace = probe.termination_grace_period_sec if isinstance(probe, EndingProbeConfig) else None
+    return {} if grace is None else {"termination_grace_period_sec": to_json(grace)}
 
 
 def group_settings(group: GroupConfig) -> Line:
@@ -242,7 +251,9 @@ class TraceWriter:
     def workload_start(self, name: str, state: WorkloadState, now: float) -> Line:
         """Return the line with a workload's initial state; none of its rules is pending."""
         lifecycle = state.lifecycle
-        if lifecycle.started_type == self._workloads[name].type:  # the head has it; version 0.1.0 does not read the key
+        if lifecycle.started_type == start_type(
+            self._workloads[name]
+        ):  # the head has it; version 0.1.0 does not read the key
             lifecycle = attrs.evolve(lifecycle, started_type="")
         return {
             "t": now,

@@ -44,7 +44,7 @@ from nsupervisor.core.decider import (
     handle,
 )
 from nsupervisor.core.exits import Exit
-from nsupervisor.core.lifecycle import Instant, Lifecycle, State
+from nsupervisor.core.lifecycle import PROBED, Instant, Lifecycle, State, start_type
 from nsupervisor.core.replay.compare import ComparisonRow, TimedAction, align
 from nsupervisor.core.replay.rule_states import missing_inputs, rebased, restore_rule_states
 from nsupervisor.core.replay.trace import (
@@ -336,7 +336,7 @@ class ReplayedWorkload:
                 case Spawn():
                     self.restarted = True
                     self._apply(events.Execed(generation), now)
-                    if self.workload.type == "notify":
+                    if start_type(self.workload) in ("notify", PROBED):
                         self._apply(events.Ready(generation), now)
                 case Signal(signal=signum) if self.state.lifecycle.state is State.STOPPING:
                     self._apply(events.Exited(generation, Exit(signal=signum), populated=False), now)

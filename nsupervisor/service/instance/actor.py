@@ -49,6 +49,7 @@ from nsupervisor.service.instance.limits import LimitWriter
 from nsupervisor.service.instance.log import InstanceLog
 from nsupervisor.service.instance.mailbox import Call, Mailbox, Message, RetrySpawn, RulesPending, Shutdown
 from nsupervisor.service.instance.output import Output
+from nsupervisor.service.instance.probes import Probes
 from nsupervisor.service.instance.program import Program
 from nsupervisor.service.instance.rule_actions import RuleActions
 from nsupervisor.service.instance.rule_observer import RuleObserver
@@ -104,6 +105,7 @@ class Actor:
     output: Output = attrs.field(init=False)
     log: InstanceLog = attrs.field(init=False)
     exit_reports: ExitReports = attrs.field(init=False)
+    probes: Probes = attrs.field(init=False)
     mailbox: Mailbox = attrs.field(init=False, factory=Mailbox)
     is_spawning: bool = attrs.field(init=False, default=False)
     """Whether the keeper is being asked to start a generation."""
@@ -146,6 +148,7 @@ class Actor:
         self._rule_actions = RuleActions(self.log_event, self.limit_writer, self.counters, context.measures, nursery)
         self.output = Output(self.name, self.instance, self.workload.log, self.counters, context)
         self.exit_reports = ExitReports(self.log, nursery, self.save_checkpoint)
+        self.probes = Probes(context, self.log, self.counters, self.post)
 
     @property
     def lifecycle(self) -> Lifecycle:
@@ -187,6 +190,7 @@ class Actor:
                 self.observer.watch()
         with self.contain_errors("cannot watch its watchdog"):
             self.program.set_watchdog(is_watchdog_active(self.lifecycle, self.workload))
+            self._update_probes()
         while not isinstance(message := await self.mailbox.receive(self.lifecycle.deadline), Shutdown):
             with self.contain_errors(f"cannot handle {type(message).__name__}"):
                 await self._handle(message)
@@ -305,6 +309,7 @@ class Actor:
             self.decisions.handle(ConfigChanged(workload))
         self.configured, self.workload = configured, workload
         self.limit_writer.configure(workload)
+        self._update_probes()
         if has_new_rules:
             try:
                 self.observer.move_to(self.cgroup)
@@ -352,6 +357,7 @@ class Actor:
             last_exit=self.last_exit,
             last_event=self.log.last_event,
             status_text=self.log.status_text(self.lifecycle.generation),
+            probes=self.probes.latest,
             blockage=max(self.output.blockages().values(), key=lambda blockage: blockage.seconds, default=None),
         )
         return status.to_json(self.observer.read, trio.current_time())
@@ -486,6 +492,7 @@ class Actor:
             with self.contain_errors("cannot remove its runtime directory"):
                 self.program.remove_directories()
         self.program.set_watchdog(has_watchdog)  # after a thaw: a program that cannot run cannot send anything
+        self._update_probes()
         if self._has_unfinished_actions:
             self._has_unfinished_actions = False
             self.save_checkpoint()
@@ -736,6 +743,9 @@ class Actor:
             self.log_event("warning", "warning", message=text)
 
     # ---- helpers
+
+    def _update_probes(self) -> None:
+        self.probes.update(self.lifecycle, self.workload, self.program.pidfd)
 
     @property
     def id(self) -> str:

@@ -14,7 +14,7 @@ from nsupervisor.cgroups import Cgroup
 from nsupervisor.config.expansion import Instance
 from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import WorkloadConfig
-from nsupervisor.core.lifecycle import Lifecycle, reports_readiness
+from nsupervisor.core.lifecycle import PROBED, Lifecycle, reports_readiness
 from nsupervisor.core.reload.start_changes import START_REVISION
 from nsupervisor.keeper.messages import Child, KeeperLost, Spawned
 from nsupervisor.logs import call_in_thread
@@ -70,6 +70,11 @@ class Program:
     _is_watchdog_active: bool = attrs.field(init=False, default=False)
     _notify_resources: contextlib.ExitStack = attrs.field(init=False, factory=contextlib.ExitStack)
     """The notify socket and the task that reads it."""
+
+    @property
+    def pidfd(self) -> int:
+        """The program's pidfd while it runs, which stays this object's own; -1 if there is none."""
+        return self._pidfd
 
     # ---- from its start to its exit
 
@@ -298,7 +303,8 @@ class Program:
 
     def matches(self, workload: WorkloadConfig, lifecycle: Lifecycle, cgroup: Cgroup) -> bool:
         """Return whether it was started as `workload` says, as far as this can be known."""
-        type_ = lifecycle.started_type or workload.type
+        # A probe is no part of what a program is started with.
+        type_ = "simple" if lifecycle.started_type == PROBED else lifecycle.started_type or workload.type
         if (type_, self._watchdog_in_force(workload)) != (workload.type, workload.watchdog_sec):
             return False
         try:

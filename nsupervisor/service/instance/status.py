@@ -6,11 +6,13 @@ from typing import Any
 import attrs
 
 from nsupervisor.config.expansion import Instance
+from nsupervisor.config.probes import ProbeKind
 from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import Lifecycle
 from nsupervisor.core.rules.rules import Limits
 from nsupervisor.core.states import State
 from nsupervisor.logs import Blockage
+from nsupervisor.service.instance.probes import LatestResult
 
 
 @attrs.frozen(kw_only=True)
@@ -37,6 +39,7 @@ class InstanceStatus:
     last_event: Mapping[str, Any] | None
     status_text: str
     """The text that the present program has last reported with STATUS=, sd_notify(3); or ""."""
+    probes: Mapping[ProbeKind, LatestResult]
     blockage: Blockage | None
     """The output that has waited longest to be written; None if none is blocked."""
 
@@ -59,6 +62,7 @@ class InstanceStatus:
             "ready": self.is_up,
             "edges": self.edges,
             "status_text": self.status_text if lifecycle.is_alive else "",
+            "probes": {kind: _probe_to_json(latest) for kind, latest in self.probes.items()},
             "output_blocked_sec": round(self.blockage.seconds, 3) if self.blockage is not None else None,
             "output_blocked_by": self.blockage.reason if self.blockage is not None else "",
             "cgroup": self.cgroup,
@@ -76,6 +80,16 @@ class InstanceStatus:
         if self.lifecycle.state is not State.BACKOFF or self.lifecycle.deadline is None:
             return None
         return round(max(self.lifecycle.deadline - now, 0.0), 3)
+
+
+def _probe_to_json(latest: LatestResult) -> dict[str, Any]:
+    return {
+        "passes": latest.state.verdict,
+        "in_a_row": latest.state.run,
+        "success": latest.result.is_success,
+        "detail": latest.result.detail,
+        "took_sec": round(latest.took_s, 6),
+    }
 
 
 def _whole(value: float | None) -> int | None:

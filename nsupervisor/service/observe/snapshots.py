@@ -58,6 +58,13 @@ def _read_instance(actor: Actor) -> InstanceSnapshot:
         exits=dict.fromkeys(EXIT_KINDS, 0) | counters.exits,
         restarts=dict.fromkeys(RESTART_CAUSES, 0) | counters.restarts,
         actions={(rule.name, rule.action): 0 for rule in actor.workload.policy} | counters.actions,
+        probes={(kind, success): 0 for kind in actor.workload.probes for success in (True, False)} | counters.probes,
+        probe_verdicts={
+            kind: latest.state.verdict
+            for kind, latest in actor.probes.latest.items()
+            if latest.state.verdict is not None
+        },
+        probe_seconds={kind: latest.took_s for kind, latest in actor.probes.latest.items()},
         output={stream: (volume.bytes, volume.lines) for stream, volume in counters.output.items()},
         dropped_lines={stream: volume.dropped_lines for stream, volume in counters.output.items()},
         limited_bytes={stream: volume.limited_bytes for stream, volume in counters.output.items()},

@@ -7,7 +7,7 @@ journal. Time is trio's clock. `nsupervisor.service.run` opens the real ones and
 """
 
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,11 +19,14 @@ from nsupervisor.cgroups.membership import is_part_of
 from nsupervisor.cgroups.notifications import KernelNotifications, Notifications
 from nsupervisor.config.compose import Find
 from nsupervisor.config.files import find_included, reread_text
+from nsupervisor.config.probes import ProbeConfig
+from nsupervisor.core.probes import ProbeResult
 from nsupervisor.linux import processes
 from nsupervisor.linux.files import KERNEL_FILES, Files
 from nsupervisor.linux.privileges import Privileges, own_privileges
 from nsupervisor.logs import Pipe
 from nsupervisor.notify_socket import NotifySocket, notify_socket
+from nsupervisor.service.platform import probe_client
 from nsupervisor.service.platform.isolation import Isolate, isolate
 from nsupervisor.service.platform.program_directories import make_directories, remove_directories
 from nsupervisor.service.platform.roots import make_overlay_directory
@@ -85,6 +88,8 @@ class Kernel:
     """Returns the isolation in force, also for a configuration that is loaded while the service runs."""
     instance_of: Callable[[int], str] | None = None
     """Returns the instance that a process is part of, or ""; None: the cgroup of the process says so."""
+    probe: Callable[[ProbeConfig, int], Awaitable[ProbeResult]] = probe_client.probe
+    """Sends a probe, in the network namespace of the process behind a pidfd, or for -1 in that of the service."""
     random: Callable[[], float] = random.random
     """Returns a random number from [0, 1), for the jitter of delays."""
 

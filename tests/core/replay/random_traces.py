@@ -18,6 +18,7 @@ import attrs
 
 from nsupervisor.config.conditions import parse_condition
 from nsupervisor.config.model import Config, GroupConfig, HostConfig, Rule, WorkloadConfig
+from nsupervisor.config.probes import LivenessConfig, ReadinessConfig, StartupConfig, TcpSocket
 from nsupervisor.config.units import RelativeChange
 from nsupervisor.core import backoff, events
 from nsupervisor.core.actions import KillAll, Spawn
@@ -101,12 +102,16 @@ def a_workload(rnd: random.Random, name: str) -> WorkloadConfig:
 
 def with_later_keys(rnd: random.Random, workload: WorkloadConfig) -> WorkloadConfig:
     """Draw the keys that version 0.1.0 did not have."""
+    port = TcpSocket(port=80)
     return attrs.evolve(
         workload,
         runtime_max_sec=rnd.choice((0.7, 20.0, float("inf"), float("inf"))),
         runtime_randomized_extra_sec=rnd.choice((0.0, 0.0, 3.0)),
         restart_prevent_exit_status=rnd.choice(((), (), (1, "SIGKILL"))),
         restart_force_exit_status=rnd.choice(((), (), (0, "SIGSEGV"))),
+        startup=rnd.choice((None, None, StartupConfig(tcp_socket=port, termination_grace_period_sec=0.3))),
+        readiness=rnd.choice((None, None, ReadinessConfig(tcp_socket=port))),
+        liveness=rnd.choice((None, None, LivenessConfig(tcp_socket=port, termination_grace_period_sec=20.0))),
     )
 
 

@@ -292,6 +292,7 @@ def test_every_event_can_be_told():
         "exit": Exit(signal=9, oom_killed=True),
         "populated": True,
         "reason": "hung",
+        "probe": "liveness",
         "requested_by": "boot",
     }
     for kind in INPUTS.values():

@@ -1,0 +1,159 @@
+"""The probes of one workload instance: when they run, and what their verdicts mean for the lifecycle.
+
+`nsupervisor.core.probes` decides about thresholds and times, `nsupervisor.service.platform.probe_client` sends. A probe
+of one generation never reports about another: its events have the number of its own.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import attrs
+import trio
+
+from nsupervisor.config.model import WorkloadConfig
+from nsupervisor.config.probes import ProbeConfig, ProbeKind
+from nsupervisor.core import events
+from nsupervisor.core.lifecycle import PROBED, Lifecycle, reports_readiness
+from nsupervisor.core.probes import ProbeResult, ProbeState, begin, take
+from nsupervisor.core.states import State
+from nsupervisor.metrics.counters import Counters
+from nsupervisor.service.context import ServiceContext
+from nsupervisor.service.instance.log import InstanceLog
+
+
+class LatestResult(NamedTuple):
+    """The state of a probe, with its latest result and how many seconds that took."""
+
+    state: ProbeState
+    result: ProbeResult
+    took_s: float
+
+
+class _Subject(NamedTuple):
+    """One generation that is probed, with the probes in force."""
+
+    generation: int
+    workload: WorkloadConfig
+    is_ready: bool
+    """Whether it was ready when this began: after a takeover, a freeze or a reload."""
+    is_complete: bool
+    """Whether it had been ready before, so that the startup probe is over."""
+    becomes_ready: bool
+    """Whether probes alone make it ready."""
+    pidfd: int
+
+
+@attrs.define(eq=False)
+class Probes:
+    """Runs the probes of one instance while its program runs.
+
+    `post` takes the events `Ready`, `NotReady` and `Unhealthy` for the lifecycle.
+    """
+
+    context: ServiceContext
+    log: InstanceLog
+    counters: Counters
+    post: Callable[[events.Event], None]
+    latest: dict[ProbeKind, LatestResult] = attrs.field(init=False, factory=dict)
+    """The latest results of the probes of the present generation."""
+    _running: tuple[object, ...] | None = attrs.field(init=False, default=None)
+    """The generation and the probes that run; None if none do."""
+    _scope: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
+
+    def update(self, lifecycle: Lifecycle, workload: WorkloadConfig, pidfd: int) -> None:
+        """Begin, go on with, or end the probes, after a change of the lifecycle or of the configuration.
+
+        `pidfd`: the program, for probes in its network namespace; -1 if it is not known.
+        """
+        wanted = self._wanted(lifecycle, workload)
+        if wanted == self._running:
+            return
+        self._scope.cancel()
+        if wanted is None or self._running is None or wanted[0] != self._running[0]:
+            self.latest = {}
+        self._running = wanted
+        if wanted is None:
+            return
+        self._scope = trio.CancelScope()
+        becomes_ready = lifecycle.started_type == PROBED and lifecycle.state is State.RUNNING
+        is_ready = lifecycle.state is State.READY
+        subject = _Subject(
+            lifecycle.generation,
+            workload,
+            is_ready,
+            is_ready or lifecycle.was_ready,
+            becomes_ready,
+            pidfd if workload.namespaces.network else -1,
+        )
+        self.context.nursery.start_soon(self._run, subject, self._scope)
+
+    def _wanted(self, lifecycle: Lifecycle, workload: WorkloadConfig) -> tuple[object, ...] | None:
+        if lifecycle.state not in (State.RUNNING, State.READY):
+            return None  # a program that is frozen or stopping cannot answer
+        if not workload.probes and lifecycle.started_type != PROBED:
+            return None
+        if reports_readiness(lifecycle, workload) and lifecycle.state is not State.READY:
+            return None
+        return lifecycle.generation, workload.startup, workload.readiness, workload.liveness
+
+    async def _run(self, subject: _Subject, scope: trio.CancelScope) -> None:
+        with scope, self.log.contain_errors(subject.generation, "cannot go on with its probes"):
+            if "startup" in subject.workload.probes and not subject.is_complete and not await self._start(subject):
+                return
+            if subject.becomes_ready and subject.workload.readiness is None:
+                self.post(events.Ready(subject.generation))
+            async with trio.open_nursery() as nursery:
+                for kind, config in subject.workload.probes.items():
+                    if kind != "startup":
+                        nursery.start_soon(self._watch, subject, kind, config)
+
+    async def _start(self, subject: _Subject) -> bool:
+        """Run the startup probe until its verdict; return it."""
+        config = subject.workload.probes["startup"]
+        state = begin("startup", config, trio.current_time())
+        while state.verdict is None:
+            state = await self._probe(subject, "startup", config, state)
+        return state.verdict
+
+    async def _watch(self, subject: _Subject, kind: ProbeKind, config: ProbeConfig) -> None:
+        """Run a readiness or liveness probe for as long as its program runs."""
+        is_passed = subject.is_ready if kind == "readiness" else subject.is_complete
+        share = self.context.kernel.random() if is_passed else 0.0
+        state = begin(kind, config, trio.current_time(), is_passed=is_passed, share=share)
+        while True:
+            state = await self._probe(subject, kind, config, state)
+            if kind == "liveness" and not state.verdict:
+                return  # the program is being ended
+
+    async def _probe(self, subject: _Subject, kind: ProbeKind, config: ProbeConfig, state: ProbeState) -> ProbeState:
+        """Wait until the next probe is due, send it, and report a new verdict; return the state after it."""
+        await trio.sleep_until(state.due_at)
+        async with self.context.probe_slots:
+            began = trio.current_time()
+            result = await self.context.kernel.probe(config, subject.pidfd)
+            took_s = trio.current_time() - began
+        before, state = state, take(state, result, config, trio.current_time())
+        self.latest[kind] = LatestResult(state, result, took_s)
+        self.counters.count_probe(kind, result.is_success)
+        if state.verdict is not before.verdict:
+            self._report(subject.generation, kind, state, result, took_s)
+        return state
+
+    def _report(self, generation: int, kind: ProbeKind, state: ProbeState, result: ProbeResult, took_s: float) -> None:
+        """Write a record of a new verdict, and tell the lifecycle what follows from it."""
+        passes = bool(state.verdict)
+        self.log.write(
+            generation,
+            "probe",
+            "info" if passes else "warning",
+            probe=kind,
+            passes=passes,
+            message=result.detail,
+            in_a_row=state.run,
+            took_sec=round(took_s, 6),
+        )
+        reason = f"{kind} probe failed {'once' if state.run == 1 else f'{state.run} times'}: {result.detail}"
+        if kind == "readiness":
+            self.post(events.Ready(generation) if passes else events.NotReady(generation, reason))
+        elif not passes:
+            self.post(events.Unhealthy(generation, reason, kind))

@@ -1,0 +1,127 @@
+"""Probes of an instance: when they run, what they report, and what follows."""
+
+import pytest
+import trio
+
+from tests.service.simulated import Client, make_site, serve, simulated, workload
+
+READY = "readiness = { tcp_socket = { port = 80 }, period_sec = 1, failure_threshold = 2 }"
+LIVE = "liveness = { tcp_socket = { port = 80 }, period_sec = 1, failure_threshold = 2, initial_delay_sec = 1 }"
+START = "startup = { tcp_socket = { port = 80 }, period_sec = 1, failure_threshold = 4 }"
+RESTARTS = ('restart = "always"', "restart_sec = 0")
+
+
+def verdicts(service: Client, name: str = "web") -> list[tuple[str, bool]]:
+    """Return the verdicts that have been recorded."""
+    return [(record["probe"], record["passes"]) for record in service.records("probe", name)]
+
+
+@simulated(workload("web", READY, program="port=80@2.2") + workload("client", 'requires = ["web"]'))
+async def test_what_requires_it_waits_until_its_readiness_probe_succeeds(service: Client) -> None:
+    await service.until("web", "ready")
+    await service.until("client", "running")
+    assert service.course() == ["execed web#1", "execed client#1"]
+    assert verdicts(service) == [("readiness", True)]
+    assert service.status("web")["ready"]
+
+
+@simulated(workload("web", READY, "timeout_start_sec = 3", 'restart = "no"'))
+async def test_a_program_that_is_never_ready_fails_after_its_time(service: Client) -> None:
+    await service.until("web", "failed")
+    assert service.status("web")["reason"] == "not ready within 3 s"
+
+
+@simulated(workload("web", READY, program="port=80@0 sick=3@4"))
+async def test_a_program_that_fails_its_readiness_probe_runs_on_and_is_ready_again(service: Client) -> None:
+    await service.until("web", "ready")
+    await service.until("web", "running")
+    assert not service.status("web")["ready"]
+    assert service.status("web")["reason"] == "readiness probe failed 2 times: HTTP 503"
+    assert service.status("web")["probes"]["readiness"]["passes"] is False
+    await service.until("web", "ready")
+    assert verdicts(service) == [("readiness", True), ("readiness", False), ("readiness", True)]
+    assert service.course() == ["execed web#1"]
+
+
+@simulated(workload("web", LIVE, *RESTARTS, program="port=80@0 sick=3@100"))
+async def test_a_program_that_fails_its_liveness_probe_is_restarted(service: Client) -> None:
+    await service.until_true(lambda: "execed web#2" in service.course())
+    (record,) = (record for record in service.records("action", "web") if record["action"] == "restart")
+    assert record["cause"]["reason"] == "restarted: liveness probe failed 2 times: HTTP 503"
+    assert verdicts(service)[0] == ("liveness", False)
+
+
+@simulated(workload("web", START, READY, LIVE, *RESTARTS, program="port=80@2.6"))
+async def test_other_probes_begin_when_the_startup_probe_has_succeeded(service: Client) -> None:
+    """The liveness probe would have failed at 2 s otherwise."""
+    await service.until("web", "ready")
+    assert verdicts(service) == [("startup", True), ("readiness", True)]
+    assert service.course() == ["execed web#1"]
+
+
+@simulated(workload("web", START, 'restart = "no"'))
+async def test_a_startup_probe_that_fails_ends_the_program(service: Client) -> None:
+    await service.until("web", "failed")
+    assert service.status("web")["reason"] == "startup probe failed 4 times: Connection refused"
+
+
+@simulated(workload("web", START, program="port=80@0"))
+async def test_a_startup_probe_alone_makes_it_ready(service: Client) -> None:
+    await service.until("web", "ready")
+
+
+@simulated(workload("web", LIVE, *RESTARTS, program="port=80@0"))
+async def test_a_frozen_program_is_not_probed(service: Client) -> None:
+    await service.until("web", "running")
+    assert (await service.command("freeze", "web"))["ok"]
+    await trio.sleep(60)
+    assert (await service.command("thaw", "web"))["ok"]
+    await trio.sleep(60)
+    assert service.course() == ["execed web#1"]
+
+
+@simulated(workload("web", program="port=80@0"))
+async def test_a_reload_begins_changes_and_ends_probes_of_a_program_that_runs(service: Client) -> None:
+    await service.until("web", "running")
+    await service.reload(workload("web", READY, program="port=80@0"))
+    await service.until("web", "ready")
+    await service.reload(workload("web", READY.replace("80", "81"), program="port=80@0"))
+    await service.until("web", "running")
+    await service.reload(workload("web", program="port=80@0"))
+    await trio.sleep(10)
+    assert service.status("web")["probes"] == {}
+    assert service.status("web")["ready"], "it was started without a probe"
+    assert service.course() == ["execed web#1"]
+
+
+@simulated(workload("web", READY, program="port=81@0"))
+async def test_a_program_whose_probe_a_reload_removes_is_ready(service: Client) -> None:
+    await service.until("web", "running")
+    await service.reload(workload("web", program="port=81@0"))
+    await service.until("web", "ready")
+
+
+@pytest.mark.parametrize("probes", [(READY,), (START, READY), (START,)])
+def test_the_next_supervisor_goes_on_with_the_probes(probes: tuple[str, ...]) -> None:
+    site = make_site(workload("web", *probes, LIVE, *RESTARTS, program="port=80@0 sick=20@100"))
+
+    async def until_ready(service: Client) -> None:
+        await service.until("web", "ready")
+
+    async def until_restarted(service: Client) -> None:
+        assert service.state("web") == "ready"
+        await service.until_true(lambda: "execed web#2" in service.course())
+        await service.until("web", "ready")
+
+    serve(site, until_ready, stop=False)
+    serve(site, until_restarted)
+
+
+@simulated("".join(workload(f"w{number}", READY, program="port=81@0") for number in range(100)))
+async def test_at_most_a_limited_number_of_probes_is_on_its_way(service: Client) -> None:
+    slots = service.supervisor.context.probe_slots
+    most = 0
+    for _ in range(300):
+        most = max(most, slots.borrowed_tokens)
+        await trio.sleep(0.01)
+    assert 0 < most <= slots.total_tokens == 64
