@@ -190,6 +190,12 @@ class _Handlers:
         except ConfigError as error:
             return _problems_response(error)
 
+    async def scale(self, request: Request) -> Response | Stream:
+        try:
+            return Stream(await self.control.scale(_parse_scale(request), peer=request.peer), JSON_LINES)
+        except ConfigError as error:
+            return _problems_response(error)
+
     async def upgrade(self, request: Request) -> Response:
         ok, message = await self.control.upgrade(**_parse_upgrade(request))
         return json_response({"ok": ok, "message": message})
@@ -336,6 +342,19 @@ def _parse_source(request: Request) -> tuple[str | None, str | None, list[Includ
     if "text" in body and "path" not in body:
         raise HTTPError(400, f"a text needs a path, which messages about it name; {example}")
     return body.get("path"), body.get("text"), None if files is None else _parse_files(files)
+
+
+def _parse_scale(request: Request) -> dict[str, int]:
+    """Return the numbers of instances in a request's body. Raises HTTPError 400 if it is wrong."""
+    example = 'send for example {"instances": {"web": 6}}'
+    try:
+        body = request.json()
+    except ValueError as error:
+        raise HTTPError(400, f"the body cannot be read as JSON: {error}; {example}") from None
+    counts = body.get("instances") if isinstance(body, dict) and body.keys() == {"instances"} else None
+    if not isinstance(counts, dict) or not counts or not all(type(count) is int for count in counts.values()):
+        raise HTTPError(400, f"the body has no numbers of instances; {example}")
+    return counts
 
 
 def _parse_files(files: Any) -> list[IncludedFile]:

@@ -130,6 +130,10 @@ class Client:
         """
         return self._objects(_request("POST", "/v1/reload", source), None)
 
+    def scale(self, counts: dict[str, int]) -> Iterator[dict[str, Any]]:
+        """Run other numbers of instances, by workload, and yield each step as `reload` does."""
+        return self._objects(_request("POST", "/v1/scale", {"instances": counts}), None)
+
     def _objects(self, request: bytes, timeout: float | None) -> Iterator[dict[str, Any]]:
         """Yield the objects of a response with one per line, as they come."""
         for line in self._lines(request, timeout):

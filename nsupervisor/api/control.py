@@ -141,6 +141,16 @@ class Control(Protocol):
         """
         ...
 
+    async def scale(
+        self, counts: Mapping[str, int], *, peer: Peer | None = None
+    ) -> AbstractContextManager[AsyncIterator[bytes]]:
+        """Run other numbers of instances, by workload; yield what `reload` yields. peer: as for `command`.
+
+        Raises:
+            ConfigError: with every problem; nothing has changed.
+        """
+        ...
+
     async def reload(
         self,
         path: str | None,

@@ -165,6 +165,11 @@ class Restricted(Control):
     ) -> AbstractContextManager[AsyncIterator[bytes]]:
         raise HTTPError(403, permitted(self._workload, self._allowed, "reload"))
 
+    async def scale(
+        self, counts: Mapping[str, int], *, peer: Peer | None = None
+    ) -> AbstractContextManager[AsyncIterator[bytes]]:
+        raise HTTPError(403, permitted(self._workload, self._allowed, "scale"))
+
     async def upgrade(self, python: str, package: str, timeout_s: float) -> tuple[bool, str]:
         raise HTTPError(403, permitted(self._workload, self._allowed, "upgrade"))
 

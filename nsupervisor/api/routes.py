@@ -150,6 +150,14 @@ ROUTES = (
         body_limit=LARGE_BODY_LIMIT,
     ),
     Route(
+        "scale",
+        "POST",
+        "/v1/scale",
+        "Run other numbers of instances, until the configuration has other ones. The answer is that of a reload.",
+        body="Scale",
+        responses={200: "application/jsonl", 400: "Problems"},
+    ),
+    Route(
         "upgrade",
         "POST",
         "/v1/upgrade",
@@ -364,6 +372,16 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         ok=_value_schema("boolean", "Whether it was done."),
         state=_value_schema("string?", "The state afterwards; null for a group.", enum=[*STATES, None]),
         message=_value_schema("string", "Why it was not done, or more about it; may be empty."),
+    ),
+    "Scale": _object_schema(
+        "Numbers of instances.",
+        closed=True,
+        instances={
+            "description": 'By workload: how many to run, {"web": 6}.',
+            "type": "object",
+            "additionalProperties": {"type": "integer", "minimum": 1, "maximum": 10_000},
+            "minProperties": 1,
+        },
     ),
     "Source": _object_schema(
         "A configuration file.",

@@ -58,6 +58,7 @@ COMMANDS = {
     "set": "set",
     "plan": "plan",
     "reload": "reload",
+    "scale": "scale",
     "upgrade": "upgrade",
     "shell": "shell",
     "schema": "schema",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from nsupervisor.config.documents import Document, parse_document
@@ -55,6 +56,8 @@ class Composed(NamedTuple):
     """By name: what the templates say that no workload extends."""
     variants: dict[str, dict[Instance, dict[str, Any]]]
     """By workload whose instances differ: the table of each instance."""
+    expanders: dict[str, Callable[[Instance], dict[str, Any]]]
+    """By workload whose instances differ, or would: returns the table of any instance."""
 
 
 class Section(NamedTuple):
@@ -176,7 +179,7 @@ def compose(documents: Sequence[Document], environment: Mapping[str, str] = os.e
     """
     main = documents[0]
     if len(documents) == 1 and not _needs_composition(main.table):
-        return Composed(main.table, main.positions, [], {}, {})
+        return Composed(main.table, main.positions, [], {}, {}, {})
     composer = _Composer(main, environment)
     for document in documents:
         composer.add(document)
@@ -223,6 +226,7 @@ class _Composer:
         self.environment = environment
         self.variables: dict[str, str] = {}
         self.variants: dict[str, dict[Instance, dict[str, Any]]] = {}
+        self.expanders: dict[str, Callable[[Instance], dict[str, Any]]] = {}
         self.differing_instances = 0
         self.origins: Origins = {(): Origin(main.positions, ())}
         self.table: dict[str, Any] = {}
@@ -321,7 +325,8 @@ class _Composer:
             self.put(section, (key,))
             self.table[key] = section.table
         unused = dict(self.unused(templates, used))
-        return Composed(self.table, ComposedPositions(self.origins), self.problems, unused, self.variants)
+        positions = ComposedPositions(self.origins)
+        return Composed(self.table, positions, self.problems, unused, self.variants, self.expanders)
 
     def take_variables(self) -> None:
         """Take the variables out of the top-level keys."""
@@ -358,6 +363,8 @@ class _Composer:
         expander = Expander(Scope(name, self.variables, self.environment), report)
         instances = _instance_ids(expander.expand_shared("instances", table.get("instances", 1)))
         first = expander.expand(table, instances[0])
+        if expander.has_instance:
+            self.expanders[name] = partial(expander.expand, table)
         if expander.has_instance and len(instances) > 1:
             self.differing_instances += len(instances)
             if self.differing_instances > MAX_DIFFERING_INSTANCES:

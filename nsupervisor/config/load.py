@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from attrs import NOTHING, Attribute, evolve, fields
 
 from nsupervisor.config import model
 from nsupervisor.config.checks import find_conflicts
-from nsupervisor.config.compose import CompositionProblem, Find, compose, read_documents
+from nsupervisor.config.compose import Composed, CompositionProblem, Find, compose, read_documents
 from nsupervisor.config.documents import parse_document
 from nsupervisor.config.expansion import Expanded, Instance
 from nsupervisor.config.files import find_included, read_text
@@ -36,7 +35,7 @@ from nsupervisor.config.positions import KeyPath, Positions, scan_positions
 from nsupervisor.config.problems import ConfigError, Problem
 from nsupervisor.config.quoting import did_you_mean, format_path, quoted
 from nsupervisor.config.security import PROFILE_LIMITS
-from nsupervisor.config.variants import find_differences
+from nsupervisor.config.variants import Differences, find_differences
 
 __all__ = ["ConfigError", "Problem", "Slot", "key_slots", "load", "parse"]
 
@@ -87,7 +86,7 @@ def parse_sound_parts(
     if known already; environment: the values of `{env.NAME}`; for the other arguments see `parse`.
     """
     composed = compose(read_documents(parse_document(text, path, positions), find), environment)
-    loader = _Loader(path, composed.positions, composed.problems, composed.variants)
+    loader = _Loader(path, composed.positions, composed.problems, composed)
     config = loader.load_object(model.Config, composed.table, (), path=path)
     loader.check_templates(composed.unused_templates)
     loader.check(config)
@@ -163,10 +162,10 @@ class _Loader:
         path: str,
         positions: Positions,
         found: Iterable[CompositionProblem] = (),
-        variants: Mapping[str, Mapping[Instance, dict[str, Any]]] = MappingProxyType({}),
+        composed: Composed | None = None,
     ) -> None:
         self.path = path
-        self.variants = variants
+        self.composed = composed
         self.positions = positions
         self.problems: list[Problem] = []
         self.failed: set[KeyPath] = set()
@@ -361,14 +360,23 @@ class _Loader:
 
     def with_variants(self, workload: model.WorkloadConfig, path: KeyPath) -> model.WorkloadConfig:
         """Return the workload with what distinguishes its instances."""
-        if (tables := self.variants.get(workload.name)) is None:
+        if self.composed is None or (expand := self.composed.expanders.get(workload.name)) is None:
             return workload
         variants = {}
-        for instance, table in tables.items():
+        for instance, table in self.composed.variants.get(workload.name, {}).items():
             loaded = self.load_object(model.WorkloadConfig, table, path, name=workload.name)
             if differences := find_differences(workload, _with_profile(loaded, table)):
                 variants[instance] = differences
-        return evolve(workload, variants=variants)
+        file, positions = self.path, self.positions
+
+        def differ(instance: Instance) -> Differences:
+            loader = _Loader(file, positions)
+            loaded = loader.load_object(model.WorkloadConfig, table := expand(instance), path, name=workload.name)
+            if loader.problems:
+                raise ConfigError(loader.problems)
+            return find_differences(workload, _with_profile(loaded, table))
+
+        return evolve(workload, variants=variants, differ=differ)
 
 
 def _with_profile(workload: model.WorkloadConfig, table: dict[str, Any]) -> model.WorkloadConfig:

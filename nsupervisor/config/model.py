@@ -10,7 +10,7 @@ process. In a table that is live, every key is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from attrs import evolve, field, fields, frozen
@@ -736,6 +736,10 @@ class WorkloadConfig(Table):
     log: LogConfig = field(factory=LogConfig, metadata=key(TableOf(LogConfig), "what becomes of its output", live=True))
     variants: dict[Instance, Differences] = field(factory=dict)
     """For each instance that differs, how; the attributes above are those of the first instance."""
+    differ: Callable[[Instance], Differences] | None = field(default=None, eq=False)
+    """Returns how any other instance would differ; raises ConfigError if it cannot be. None: none differs."""
+    scaled_from: int | None = None
+    """The number of instances of the file, if another one was set (`nsupervisor.config.scaling`)."""
 
     @property
     def instance_ids(self) -> tuple[Instance | None, ...]:

@@ -225,6 +225,12 @@ class Supervisor:
         """Reload a file; return a stream of its reports."""
         return await self.reloader.reload(path, text, _person(peer), files)
 
+    async def scale(
+        self, counts: Mapping[str, int], *, peer: Peer | None = None
+    ) -> AbstractContextManager[AsyncIterator[bytes]]:
+        """Run other numbers of instances; return a stream of reports."""
+        return await self.reloader.scale(counts, _person(peer))
+
     async def reload_on_signal(self) -> None:
         """Read the file in force again, for SIGHUP."""
         try:

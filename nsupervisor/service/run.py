@@ -37,6 +37,7 @@ from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import Config, GroupConfig, WorkloadConfig
 from nsupervisor.config.model import SupervisorConfig as Settings
 from nsupervisor.config.problems import Problem
+from nsupervisor.config.scaling import Scale, keep_scales
 from nsupervisor.core.instances import expand_instances
 from nsupervisor.core.isolation import AUTO_REASON
 from nsupervisor.core.reload.differences import merge_limits
@@ -480,6 +481,14 @@ def _is_populated(host: Host, path: str) -> bool:
     return "populated 1" in host.files.read_text(f"{path}/cgroup.events")
 
 
+def _saved_scales(saved: SavedState) -> dict[str, Scale]:
+    return {
+        name.partition("@")[0]: Scale(checkpoint.scaled_to, checkpoint.scaled_from)
+        for name, checkpoint in saved.instances.items()
+        if checkpoint.scaled_from
+    }
+
+
 async def _supervise(
     config: Config,
     platform: Platform,
@@ -489,6 +498,7 @@ async def _supervise(
     children: Mapping[str, list[Child]],
 ) -> ServiceEnd | None:
     """Run everything until a signal, or the end of a workload, has stopped it; return that end."""
+    config = keep_scales(config, _saved_scales(saved))
     ending = Ending()
     host, kernel, keeper, journal = platform.host, platform.kernel, platform.keeper, platform.journal
     directory, endpoints = platform.directory, platform.endpoints

@@ -217,6 +217,9 @@ class Standin:
             path or "/etc/nsupervisor.toml"
         )
 
+    async def scale(self, counts: dict[str, int], *, peer: Peer | None = None) -> LineStream[None]:
+        return await self.reload(None, None, peer=peer)
+
     async def reload(
         self,
         path: str | None,

@@ -354,10 +354,31 @@ async def test_a_plan_and_a_reload_are_as_described(client):
     assert {key: value for key, value in told[0].items() if key != "event"} == found
 
 
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b"{", "the body cannot be read as JSON: "),
+        (b"[]", "the body has no numbers of instances; send for example"),
+        (b"{}", "the body has no numbers"),
+        (b'{"instances": {}}', "the body has no numbers"),
+        (b'{"instances": {"web": "2"}}', "the body has no numbers"),
+        (b'{"instances": {"web": true}}', "the body has no numbers"),
+        (b'{"instances": {"web": 2}, "x": 1}', "the body has no numbers"),
+    ],
+)
+async def test_wrong_numbers_of_instances_are_400(client, body, error):
+    status, answer = await in_thread(send, client, "/v1/scale", body)
+    assert status == 400
+    assert answer["error"].startswith(error)
+
+
 @pytest.mark.parametrize("path", ["/v1/plan", "/v1/reload"])
 @pytest.mark.parametrize(
     ("body", "error"),
     [
+        (b'{"path": "/x", "text": "", "files": 1}', "the body is not an object of texts"),
+        (b'{"path": "/x", "text": "x", "files": [{"path": "/y"}]}', '"files" is not a list of objects with the texts'),
+        (b'{"path": "/x", "files": []}', "files are those that a text includes, which is missing"),
         (b"{", "the body cannot be read as JSON: "),
         (b"[]", "the body is not an object of texts"),
         (b'{"path": 1}', "the body is not an object of texts"),

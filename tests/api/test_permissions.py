@@ -22,7 +22,7 @@ in_thread = trio.to_thread.run_sync
     ("operation", "facts", "why"),
     [
         *((one, {}, "") for one in ("info", "status", "stats", "history", "events", "groups", "logs", "command")),
-        *((one, {}, "about all of the service") for one in ("trace", "metrics", "plan", "reload", "upgrade")),
+        *((one, {}, "about all of the service") for one in ("trace", "metrics", "plan", "reload", "scale", "upgrade")),
         ("command", {"names": ["web@1", "batch"]}, ""),
         ("command", {"names": ["web@1", "db"]}, "not db"),
         ("history", {"names": ["db"]}, "may control only batch, web@1, web@2, not db"),
@@ -41,7 +41,7 @@ def test_what_is_permitted(operation, facts, why):
 def test_each_route_is_decided():
     """A route that comes later is refused to workloads until somebody decides otherwise."""
     refused = {route.name for route in ROUTES if permitted("panel", ALLOWED, route.name)}
-    assert refused == {"trace", "metrics", "plan", "reload", "upgrade"}
+    assert refused == {"trace", "metrics", "plan", "reload", "scale", "upgrade"}
 
 
 @pytest.fixture
@@ -121,10 +121,11 @@ async def test_commands_reach_the_allowed_instances(client, standin):
         (lambda client: client.command("set", ["batch"], resources={"pids_max": 9}, persist=True), "without persist"),
         (lambda client: client.plan({}), "may not use plan"),
         (lambda client: list(client.reload({})), "may not use reload"),
+        (lambda client: list(client.scale({"web": 2})), "may not use scale"),
         (lambda client: client.upgrade("/usr/bin/python3", "/opt/x", 5), "may not use upgrade"),
         (lambda client: list(client.trace()), "may not use trace"),
     ],
-    ids=["dependants", "group", "persist", "plan", "reload", "upgrade", "trace"],
+    ids=["dependants", "group", "persist", "plan", "reload", "scale", "upgrade", "trace"],
 )
 async def test_what_concerns_others_is_refused(client, standin, ask, why):
     with pytest.raises(ClientError, match=why):
@@ -132,7 +133,7 @@ async def test_what_concerns_others_is_refused(client, standin, ask, why):
     assert standin.asked == []
 
 
-@pytest.mark.parametrize("operation", ["trace", "metrics", "plan", "reload", "upgrade"])
+@pytest.mark.parametrize("operation", ["trace", "metrics", "plan", "reload", "scale", "upgrade"])
 def test_a_refusal_named_may_control_as_the_remedy_though_no_value_of_it_permits_this(operation):
     assert "may_control" not in permitted("panel", ALLOWED, operation)
     assert "may_control" not in permitted("panel", ALLOWED, "command", persist=True)

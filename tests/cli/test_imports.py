@@ -55,7 +55,7 @@ def arguments(tmp_path):
     nothing: dict[str, list[str]] = {
         command: [] for command in ("doctor", "status", "graph", "events", "version", "schema", "upgrade")
     }
-    files = {"plan": [str(config)], "reload": [str(config)]}
+    files = {"plan": [str(config)], "reload": [str(config)], "scale": ["web=2"]}
     trace = ROOT / "configs" / "traces" / "fork-bomb"
     files |= {"record": ["-"], "simulate": [f"{trace}.toml", f"{trace}.jsonl"]}
     files["security"] = ["--config", str(config)]

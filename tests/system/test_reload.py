@@ -411,3 +411,26 @@ instances = ["eu", "us"]
         reported = done(await reload(it, text.replace('"us"]', '"asia"]')))
         assert reported == {"web@us": ("stop", "stopped"), "web@asia": ("start", "running")}
         assert (await it.status("web@asia"))["instance"] == "asia"
+
+
+async def test_another_number_of_instances_outlives_the_service(tmp_path):
+    text = """
+[workload.web]
+expand = true
+command = ["sleep", "100{instance}"]
+instances = 2
+"""
+    async with service(tmp_path, text, status=-signal.SIGKILL) as it:
+        told = [json.loads(line) for line in (await it.cli("scale", "--json", "web=3")).splitlines()]
+        assert done(told) == {"web@3": ("start", "running")}
+        assert (await it.status("web@3"))["command"] == ["sleep", "1003"]
+        pid = (await it.status("web@3"))["pid"]
+        assert (await it.cli_result("scale", "web")).returncode == 2
+        wrong = await it.cli_result("scale", "wob=3")
+        assert (wrong.returncode, b'did you mean "web"?' in wrong.stderr) == (2, True)
+        it.process.kill()
+        await it.process.wait()
+    async with service(tmp_path, text) as it:
+        assert (await it.status("web@3"))["pid"] == pid
+        await it.cli("scale", "web=2")
+        assert len(json.loads(await it.cli("status", "--json"))) == 2

@@ -15,6 +15,7 @@ from nsupervisor.terminal.style import GREEN, colorize, escape_control, has_colo
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
 
@@ -42,14 +43,15 @@ def reload(socket_path: str, dry_run: bool, as_json: bool, config: str | None) -
             else:
                 print("\n".join(plan_lines(result, has_colour(sys.stdout), terminal_width())))
             return DONE
-        return _follow_reload(client, source, as_json)
+        return follow_reload(client.reload(source), as_json)
     except WrongFileError as error:
         return print_problems(error, as_json)
 
 
-def _follow_reload(client: Client, source: dict[str, Any], as_json: bool) -> int:
+def follow_reload(messages: Iterable[dict[str, Any]], as_json: bool) -> int:
+    """Print each step of a reload as it is done; return the exit status."""
     try:
-        for message in client.reload(source):
+        for message in messages:
             if as_json:
                 print(json.dumps(message), flush=True)
             else:

@@ -236,6 +236,7 @@ class Actor:
     def to_checkpoint(self) -> InstanceCheckpoint:
         """Return what the next supervisor needs to know of this instance."""
         start_initiator = self.start_status.requested_by
+        scaled_from = self.configured.scaled_from or 0
         return InstanceCheckpoint(
             lifecycle=self.lifecycle,
             process=self.program.process,
@@ -258,6 +259,8 @@ class Actor:
             watchdog_sec=self.program.watchdog_sec,
             start_revision=self.program.start_revision,
             start_has_failed=self.start_has_failed,
+            scaled_to=self.configured.instances if isinstance(self.configured.instances, int) and scaled_from else 0,
+            scaled_from=scaled_from,
         )
 
     async def wait_drained(self) -> None:

@@ -28,6 +28,7 @@ from nsupervisor.config.files import IncludedFile, find_among
 from nsupervisor.config.model import Config, SupervisorConfig, WorkloadConfig
 from nsupervisor.config.positions import Positions
 from nsupervisor.config.problems import ConfigError, Problem
+from nsupervisor.config.scaling import keep_scales, scale, scales
 from nsupervisor.core import dependencies
 from nsupervisor.core.initiators import RELOAD, Initiator
 from nsupervisor.core.reload.differences import merge_limits
@@ -45,7 +46,7 @@ from nsupervisor.service.jobs import RUNNING_STATES, Jobs, Transaction
 from nsupervisor.service.observe.log_rotation import log_rotation
 from nsupervisor.service.platform.kernel import Kernel
 from nsupervisor.service.platform.service_manager import notify_service_manager
-from nsupervisor.service.preflight.capacity import raise_descriptor_limit
+from nsupervisor.service.preflight.capacity import descriptor_shortage, raise_descriptor_limit
 from nsupervisor.service.preflight.requirements import check_text
 from nsupervisor.service.relations import Relations
 from nsupervisor.service.reload.persist import Kind, persist, with_limits
@@ -136,7 +137,10 @@ class Reloader:
     async def _reload(self, request: _ReloadRequest) -> None:
         try:
             async with self.jobs.membership_lock:  # one reload after the other, in the order of the requests
-                loaded = await self._read(request.path, request.text, request.files)
+                if request.counts is None:
+                    loaded = await self._read(request.path, request.text, request.files)
+                else:
+                    loaded = await self._scale(request.counts)
                 plan = self._plan(loaded)
                 await self._check_restarts(loaded, plan)
                 prepared = await self._prepare(loaded.config, plan)
@@ -151,6 +155,15 @@ class Reloader:
                 self.context.journal.log.error("reload refused", message=str(problem))
             request.refuse(error)
 
+    async def scale(self, counts: Mapping[str, int], by: Initiator) -> LineStream[None]:
+        """Run other numbers of instances of workloads, by their names; the reports are those of a reload.
+
+        The file is not read. A number stays until the file has another one than now. Raises ConfigError.
+        """
+        request = _ReloadRequest(None, None, by, None, counts)
+        self.nursery.start_soon(self._reload, request)
+        return await request.wait()
+
     @property
     def _groups(self) -> Groups:
         return self.placement[1]
@@ -162,7 +175,21 @@ class Reloader:
         if self.jobs.is_stopping:
             raise _refusal(path, _STOPPING)
         load = partial(_load, kernel=self.context.kernel)
-        return await call_in_thread(load, path, text, files, self.host)
+        loaded = await call_in_thread(load, path, text, files, self.host)
+        return attrs.evolve(loaded, config=keep_scales(loaded.config, scales(self.config)))
+
+    async def _scale(self, counts: Mapping[str, int]) -> _LoadedFile:
+        path = self.config.path
+        if self.jobs.is_stopping:
+            raise _refusal(path, _STOPPING)
+        workloads = dict(self.config.workloads)
+        for actor in self.jobs.actors.values():  # `set --persist` has changed what the file has
+            if (workload := workloads.get(actor.workload.name)) is not None and not workload.variants:
+                workloads[workload.name] = attrs.evolve(workload, resources=actor.configured.resources)
+        config = scale(attrs.evolve(self.config, workloads=workloads), counts)
+        if too_many := descriptor_shortage(config, self.host):
+            raise _refusal(path, too_many)
+        return _LoadedFile(config, Positions({}, path), await call_in_thread(read_contents, config))
 
     def _plan(self, loaded: _LoadedFile) -> Plan:
         config, positions = loaded.config, loaded.positions
@@ -325,12 +352,17 @@ class Reloader:
                 self.nursery.start_soon(actors[step.name].run)
                 continue
             actor = actors[step.name]
+            is_scaled = actor.configured.scaled_from != step.workload.scaled_from or (
+                step.workload.scaled_from is not None and actor.configured.instances != step.workload.instances
+            )
             self.jobs.cancel_removal(actor)
             limits = _limits_target(actor, step.workload)
             actor.apply_config(step.workload, prepared.supported[step.name])
             update_membership(actor, step.workload, self.placement)
             if step.name not in prepared.limits_changed:  # the limits are applied with its next process
                 actor.limit_writer.defer(limits)
+            if is_scaled and not step.changes:
+                actor.save_checkpoint()
             if step.changes:
                 actor.save_checkpoint()
                 changes = [by_wire_name(change) for change in step.changes]
@@ -415,6 +447,8 @@ class _ReloadRequest:
     by: Initiator
     files: Sequence[IncludedFile] | None
     """The files that the text includes; None: they are read."""
+    counts: Mapping[str, int] | None = None
+    """Numbers of instances to run in place of those of the configuration in force; None: a file is read."""
     _answered: trio.Event = attrs.field(init=False, factory=trio.Event)
     _stream: LineStream[None] | None = attrs.field(init=False, default=None)
     _error: ConfigError | None = attrs.field(init=False, default=None)

@@ -119,6 +119,10 @@ class InstanceCheckpoint:
 
     start_revision: int = attrs.field(default=0, metadata=wire("start_revision"))
     """The revision of the version that started its program (`nsupervisor.core.reload.start_changes`)."""
+    scaled_to: int = attrs.field(default=0, metadata=wire("scaled_to"))
+    """The number of instances of its workload that `nsupervisor scale` has set; 0 if it has not."""
+    scaled_from: int = attrs.field(default=0, metadata=wire("scaled_from"))
+    """The number of the file when another one was set."""
     start_has_failed: bool = attrs.field(default=False, metadata=wire("start_failed"))
     """Whether the start of the present generation has failed, as `last_exit` says, and the lifecycle has yet to handle
     that."""
