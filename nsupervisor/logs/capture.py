@@ -2,6 +2,7 @@
 
 A task of the event loop writes a shared stream, so the records for it are made there. A file may be on a disk that
 blocks its writers, so a thread writes it: one call of `_record_for_a_while` does all the work there is for a while.
+`chunks.py` makes the records; this module decides where they go, and what happens if they cannot be written.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import attrs
 import trio
 
 from nsupervisor.logs.blockage import STALLED_AFTER_S, Blockage, describe_blockage
-from nsupervisor.logs.framing import Framing, count_newlines
-from nsupervisor.logs.offsets import OffsetFile, chunk_checksum
+from nsupervisor.logs.chunks import JSON, Chunk, ChunkReader
+from nsupervisor.logs.framing import count_newlines
+from nsupervisor.logs.offsets import OffsetFile
 from nsupervisor.logs.pipe import BUSY_PIPE_SIZE, Pipe
 from nsupervisor.logs.rate_limit import RateLimiter
-from nsupervisor.logs.record import JsonFormat, Line, timestamp_now
+from nsupervisor.logs.record import JsonFormat, timestamp_now
 from nsupervisor.logs.route import LineSequence, OutputRoute
 from nsupervisor.logs.shared_stream import Format, SharedStream
 from nsupervisor.logs.sink import Delivery
@@ -47,13 +49,6 @@ MAX_CHUNK = 64 * 1024
 
 For larger pieces the kernel provides new memory each time: half as fast, measured.
 """
-MAX_LINES, MAX_PARSED_LINES = 4096, 512
-"""The largest number of lines recorded at once, and of lines parsed as JSON at once.
-
-Records of short lines are many times as long as the lines, and the event loop waits.
-"""
-MAX_KEPT_BYTES, MAX_KEPT_LINES = 4096, 32
-"""About how much of a chunk that is dropped is kept among the latest lines."""
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 2.0
 """The first and the longest delay in seconds between attempts at a file that cannot be written."""
 THREAD_TIMEOUT_S = 2.0
@@ -63,7 +58,6 @@ LIMIT_REPORT_INTERVAL_S = 60.0
 RELEASED_PATIENCE_S = STALLED_AFTER_S
 """Seconds that the output of a workload that stops waits for a reader of the stream that takes nothing."""
 
-_JSON = JsonFormat()
 _render_lock = threading.Lock()
 """Held while a thread makes records.
 
@@ -71,21 +65,6 @@ Two threads would not be faster: they would take the interpreter lock from each 
 needs it after each system call.
 """
 _T = TypeVar("_T")
-
-
-@attrs.frozen
-class _Chunk:
-    """The bytes at the front of the pipe, and their lines: as one text with newlines between them, or one by one."""
-
-    data: bytes
-    newlines: int
-    """The number of newlines in `data`."""
-    text: bytes | None
-    lines: list[Line]
-    labels: Mapping[str, Any]
-    timestamp: str
-    seq: int
-    line_count: int
 
 
 def _ignore_count(_size: int, _lines: int) -> None:
@@ -120,11 +99,10 @@ class Capture:
     """Called with the number of bytes that the rate limit drops, by any thread; their lines go to `on_dropped`."""
     dropped: int = 0
     """The number of lines that could not be written to the file, since the start."""
-    _framing: Framing = attrs.field(init=False)
+    _chunks: ChunkReader = attrs.field(init=False)
     _next_route: OutputRoute | None = None
     _unwritten_raw: bytes = b""  # the beginning of a line that a raw file lacks, because another route had read it
-    _redo_length: int = 0  # bytes at the front of the pipe that a killed supervisor may have recorded already
-    _pending: tuple[_Chunk, bytes] | None = None  # a chunk, and those of its records that are not in the file yet
+    _pending: tuple[Chunk, bytes] | None = None  # a chunk, and those of its records that are not in the file yet
     _gap_lines: int = 0  # lines dropped since the last successful write to the file
     _failure_reason: str = ""
     _is_failing: bool = False
@@ -135,7 +113,6 @@ class Capture:
     _coalesce_delay: float = COALESCE_DELAY_S
     _bytes_since_delay: int = 0  # bytes taken by the event loop since the last coalescing delay
     _is_stopping: bool = False
-    _defect: Exception | None = None  # why the latest lines could not be rendered, until it is reported
     _in_use: threading.Lock = attrs.field(init=False, factory=threading.Lock)
     _waiting_since: float | None = None  # the time of the loop since when the same output waits to be written
     _is_released: bool = False  # whether the workload must not be blocked any more, whatever the route says
@@ -149,26 +126,20 @@ class Capture:
     _has_raw_gap: bool = False  # whether a raw file lacks something at its end
 
     def __attrs_post_init__(self) -> None:
-        self._framing = self.route.make_framing()
-        if self.offset_file is not None:
-            self._restore_offset(self.offset_file)
-
-    def _restore_offset(self, offset_file: OffsetFile) -> None:
-        """Continue from the offset of a supervisor that was killed."""
-        note = offset_file.offset
-        if note.pending_length:
-            try:
-                front = self.pipe.peek(note.pending_length)
-            except BlockingIOError:
-                front = b""
-            if len(front) == note.pending_length and chunk_checksum(front) == note.pending_checksum:
-                self._redo_length = note.pending_length
-            else:
-                offset_file.commit()
-        self._continue_line(
-            offset_file.offset.partial_line, is_in_raw_file=self._has_raw_file and self.route.shared is not None
+        self._chunks = ChunkReader(
+            self.pipe,
+            self.labels,
+            self.stream,
+            self.offset_file,
+            self.sequence,
+            self.on_consumed,
+            self._count_dropped,
+            self.route.make_framing(),
+            self.route.parse_json,
         )
-        self.sequence.next_seq = max(self.sequence.next_seq, offset_file.offset.seq)
+        if self.offset_file is not None:
+            beginning = self._chunks.restore_offset(self.offset_file)
+            self._continue_line(beginning, is_in_raw_file=self._has_raw_file and self.route.shared is not None)
 
     def _continue_line(self, beginning: bytes, is_in_raw_file: bool) -> None:
         """Continue a line of which `beginning` has been taken from the pipe, by another route or supervisor.
@@ -178,7 +149,7 @@ class Capture:
         missing = self._unwritten_raw if is_in_raw_file else beginning
         self._unwritten_raw = missing if self._has_raw_file else b""
         if self.route.shared is not None or (self.route.file is not None and not self.route.is_raw):
-            self._framing.partial_line = beginning or missing
+            self._chunks.framing.partial_line = beginning or missing
 
     @property
     def _has_raw_file(self) -> bool:
@@ -318,31 +289,30 @@ class Capture:
     async def _record_next(self) -> bool:
         """Record the next input; return whether it was the end. Raises BlockingIOError if there is no input."""
         if self._next_route is not None and self._pending is None:
-            was_raw, beginning = self._has_raw_file, self._framing.partial_line
+            was_raw = self._has_raw_file
             self.route, self._next_route = self._next_route, None
-            self._framing = self.route.make_framing()
-            self._continue_line(beginning, was_raw)
+            self._continue_line(self._chunks.apply_route(self.route), was_raw)
         route = self.route
         if route.file is not None and route.shared is None:
             return await self._to_file()
         # Not if the pipe is empty or has ended: in the ticks in which thousands start or end, all of them would yield.
         if route.shared is not None and self.pipe.available_bytes():
             await route.shared.tick.yield_if_long()
-        data = self.pipe.peek(self._redo_length or MAX_CHUNK)
+        data = self.pipe.peek(self._chunks.redo_length or MAX_CHUNK)
         if not data:
             return True
         if route.shared is None:
-            self._consume(data, count_newlines(data))
+            self._chunks.consume(data, count_newlines(data))
             await trio.lowlevel.checkpoint()
-        elif route.limiter is None or self._redo_length:
-            await self._to_shared(route.shared, self._frame(data))
+        elif route.limiter is None or self._chunks.redo_length:
+            await self._to_shared(route.shared, self._chunks.frame(data))
         elif allowed := route.limiter.allowed_length(data):
-            chunk = self._frame(data[:allowed])
+            chunk = self._chunks.frame(data[:allowed])
             route.limiter.charge(len(chunk.data), max(chunk.newlines, chunk.line_count))
             await self._record_limited()
             await self._to_shared(route.shared, chunk)
         else:
-            self._drop_limited(self._frame(data))
+            self._drop_limited(self._chunks.frame(data))
             self._report_state()
             await trio.lowlevel.checkpoint()
         await self._coalesce(len(data))
@@ -363,14 +333,15 @@ class Capture:
 
     # ---- the shared stream, by the event loop
 
-    async def _to_shared(self, shared: SharedStream, chunk: _Chunk) -> None:
+    async def _to_shared(self, shared: SharedStream, chunk: Chunk) -> None:
         if not self._waits_for_stream and shared.drop_if_full(chunk.line_count):
             self.on_dropped(chunk.line_count)
-            self._keep_latest(chunk)
+            if self.route.tail is not None and chunk.line_count:
+                self.route.tail.append(self._chunks.render_latest(chunk))
             await self._also_to_file(chunk)
             await trio.lowlevel.checkpoint()
             return
-        records = self._render(shared.format, chunk)
+        records = self._chunks.render(shared.format, chunk)
         self._report_state()
         delivered = False
         try:
@@ -381,7 +352,7 @@ class Capture:
             delivered = True
             if self.route.tail is not None:
                 is_json = isinstance(shared.format, JsonFormat)
-                self.route.tail.append(records if is_json else self._render(_JSON, chunk))
+                self.route.tail.append(records if is_json else self._chunks.render(JSON, chunk))
         finally:
             if delivered or self.route.file is None:
                 # Also after a cancellation: the stream has the records, and writes them before it ends.
@@ -406,32 +377,11 @@ class Capture:
             self._has_given_up = True
         self._waiting_since = self._delivery = None
 
-    def _keep_latest(self, chunk: _Chunk) -> None:
-        """Keep the latest lines of a chunk that is dropped. All of them would cost as much as recording them."""
-        if self.route.tail is None or not chunk.line_count:
-            return
-        if chunk.text is None:
-            kept = attrs.evolve(chunk, lines=chunk.lines[-MAX_KEPT_LINES:])
-            count = len(kept.lines)
-        else:
-            lines = chunk.text[-MAX_KEPT_BYTES:].split(b"\n")
-            if len(chunk.text) > MAX_KEPT_BYTES:  # the first may be the end of a longer line
-                lines = lines[1:] or chunk.text.rsplit(b"\n", 1)[-1:]
-            lines = lines[-MAX_KEPT_LINES:]
-            kept = attrs.evolve(chunk, text=b"\n".join(lines))
-            count = len(lines)
-        skipped = chunk.line_count - count
-        records = self._render(_JSON, attrs.evolve(kept, seq=chunk.seq + skipped, line_count=count))
-        if skipped:
-            labels = {**self.labels, "stream": self.stream, "dropped": skipped, "reason": "the stream is full"}
-            records = _JSON.render_record(chunk.timestamp, "warning", "dropped", labels) + records
-        self.route.tail.append(records)
-
-    def _drop_limited(self, chunk: _Chunk) -> None:
+    def _drop_limited(self, chunk: Chunk) -> None:
         """Drop a chunk that is above the rate limit."""
         self._limited_lines += chunk.line_count
         self._count_limited(len(chunk.data), chunk.line_count)
-        self._consume_chunk(chunk)
+        self._chunks.consume_chunk(chunk)
 
     def _count_limited(self, size: int, lines: int) -> None:
         self._limited_bytes += size
@@ -444,8 +394,7 @@ class Capture:
         """Return the record of the lines that the rate limit has dropped, or b""."""
         if not self._limited_lines:
             return b""
-        labels = {**self.labels, "stream": self.stream, "dropped": self._limited_lines, "reason": "the rate limit"}
-        return formatting.render_record(timestamp_now(), "warning", "dropped", labels)
+        return self._chunks.render_dropped(formatting, self._limited_lines, "the rate limit", timestamp_now())
 
     async def _record_limited(self) -> None:
         """Record at this place, in the stream and in a file of records, how many lines the rate limit has dropped."""
@@ -455,27 +404,26 @@ class Capture:
         if route.shared is not None:
             await self._deliver(route.shared, self._take_limited_record(route.shared.format), 1)
             if route.tail is not None:
-                route.tail.append(self._take_limited_record(_JSON))
+                route.tail.append(self._take_limited_record(JSON))
         if route.file is not None and not route.is_raw and self._pending is None:
-            empty = _Chunk(b"", 0, None, [], self.labels, timestamp_now(), self.sequence.next_seq, 0)
-            self._pending = empty, self._take_limited_record(_JSON)
+            self._pending = self._chunks.empty(), self._take_limited_record(JSON)
             while self._pending is not None:
                 await self._until_written(self._write_pending)
         self._limited_lines = 0
 
-    async def _also_to_file(self, chunk: _Chunk) -> None:
+    async def _also_to_file(self, chunk: Chunk) -> None:
         file = self.route.file
         if file is None:
-            self._consume_chunk(chunk)
+            self._chunks.consume_chunk(chunk)
         elif self.route.is_raw:
             while self._unwritten_raw:
                 await self._until_written(self._write_line_beginning)
             remaining = chunk.data
             while remaining:
                 remaining = remaining[await self._until_written(self._move_raw, remaining) :]
-            self._commit_offset()
+            self._chunks.commit_offset()
         else:
-            self._pending = chunk, self._render(_JSON, chunk)
+            self._pending = chunk, self._chunks.render(JSON, chunk)
             while self._pending is not None:
                 await self._until_written(self._write_pending)
 
@@ -556,7 +504,7 @@ class Capture:
                 limiter.charge(moved, count_newlines(data[:moved]))
             return moved
         self._count_limited(len(data), count_newlines(data))
-        self._consume(data, 0)
+        self._chunks.consume(data, 0)
         return len(data)
 
     def _splice_raw(self) -> int | None:
@@ -578,13 +526,13 @@ class Capture:
         assert file is not None
         with file.lock:  # two generations of a stream share one sequence of numbers
             if self._pending is None:
-                data = self.pipe.peek(self._redo_length or MAX_CHUNK)
+                data = self.pipe.peek(self._chunks.redo_length or MAX_CHUNK)
                 if not data:
                     return 0
-                limiter = self.route.limiter if not self._redo_length else None
+                limiter = self.route.limiter if not self._chunks.redo_length else None
                 allowed = limiter.allowed_length(data) if limiter is not None else len(data)
                 with _render_lock:
-                    chunk = self._frame(data[:allowed] if allowed else data)
+                    chunk = self._chunks.frame(data[:allowed] if allowed else data)
                     if not allowed:
                         self._drop_limited(chunk)
                         return len(chunk.data)
@@ -592,9 +540,9 @@ class Capture:
                         limiter.charge(len(chunk.data), max(chunk.newlines, chunk.line_count))
                     if not self._blocks and time.monotonic() < self._retry_at:  # the next retry is not due
                         self._drop(chunk.line_count)
-                        self._consume_chunk(chunk)
+                        self._chunks.consume_chunk(chunk)
                         return len(data)
-                    self._pending = chunk, self._take_limited_record(_JSON) + self._render(_JSON, chunk)
+                    self._pending = chunk, self._take_limited_record(JSON) + self._chunks.render(JSON, chunk)
                     self._limited_lines = 0
             return self._write_pending()
 
@@ -619,7 +567,7 @@ class Capture:
         else:
             self._on_write_success()
         self._pending = None
-        self._consume_chunk(chunk)
+        self._chunks.consume_chunk(chunk)
         return len(chunk.data)
 
     def _close_gap(self) -> int | None:
@@ -634,8 +582,8 @@ class Capture:
     def _write_gap(self) -> None:
         """Record in the file how many lines are missing there. (A raw file contains only the program's bytes.)"""
         assert self.route.file is not None
-        labels = {**self.labels, "stream": self.stream, "dropped": self._gap_lines, "reason": self._failure_reason}
-        self.route.file.append(_JSON.render_record(timestamp_now(), "warning", "dropped", labels))
+        record = self._chunks.render_dropped(JSON, self._gap_lines, self._failure_reason, timestamp_now())
+        self.route.file.append(record)
         self._gap_lines = 0
 
     def _write_line_beginning(self) -> int | None:
@@ -653,8 +601,8 @@ class Capture:
                 return None
             self._unwritten_raw = b""
             self._drop(1)
-        if self.offset_file is not None and self.route.shared is None:
-            self.offset_file.reset(self.sequence.next_seq)
+        if self.route.shared is None:
+            self._chunks.reset_offset()
         return 0
 
     def _move_raw(self, data: bytes) -> int | None:
@@ -679,7 +627,7 @@ class Capture:
             return None
         lines = count_newlines(data)
         self._drop(lines)
-        self._consume(data, lines)
+        self._chunks.consume(data, lines)
         return len(data)
 
     def _on_write_error(self, error: OSError) -> None:
@@ -705,8 +653,8 @@ class Capture:
 
     def _report_state(self) -> None:
         """Report lines that could not be rendered; report once that the file cannot be written, and can be again."""
-        if self._defect is not None:
-            error, self._defect = self._defect, None
+        if self._chunks.defect is not None:
+            error, self._chunks.defect = self._chunks.defect, None
             self._report_defect(error, 'its latest lines are missing (see the records of the event "dropped")')
         if self._limited_bytes and trio.current_time() >= self._limit_report_at:
             self._report_limited()
@@ -759,79 +707,18 @@ class Capture:
                     await trio.sleep(0.002)
             raise
 
-    # ---- lines
-
-    def _frame(self, data: bytes) -> _Chunk:
-        """Cut the bytes at the front of the pipe into lines, and note in the offset file that recording begins."""
-        newline_count, max_lines = count_newlines(data), MAX_PARSED_LINES if self.route.parse_json else MAX_LINES
-        while newline_count > max_lines and not self._redo_length:
-            data = data[: len(data) * max_lines // newline_count]
-            newline_count = count_newlines(data)
-        text = None if self.route.parse_json else self._framing.feed_complete(data)
-        lines = self._framing.feed(data) if text is None else []
-        count = len(lines) if text is None else newline_count
-        seq = (
-            self.offset_file.offset.seq
-            if self.offset_file is not None and self._redo_length
-            else self.sequence.next_seq
-        )
-        self.sequence.next_seq = max(self.sequence.next_seq, seq + count)
-        if self.offset_file is not None:
-            self.offset_file.begin(data, self.sequence.next_seq, self._framing.partial_line)
-        labels = {**self.labels, "duplicate": True} if self._redo_length else self.labels
-        return _Chunk(data, newline_count, text, lines, labels, timestamp_now(), seq, count)
-
-    def _render(self, formatting: Format, chunk: _Chunk) -> bytes:
-        """Render a chunk; if that fails, which is a defect, return a record of how many lines are missing."""
-        try:
-            return self._render_lines(formatting, chunk)
-        except Exception as error:
-            self._defect = error
-            self._count_dropped(chunk.line_count)
-            labels = {**self.labels, "stream": self.stream, "dropped": chunk.line_count, "reason": "a defect"}
-            return formatting.render_record(chunk.timestamp, "warning", "dropped", labels)
-
-    def _render_lines(self, formatting: Format, chunk: _Chunk) -> bytes:
-        if chunk.text is not None:
-            return formatting.render_text(
-                chunk.timestamp, chunk.labels, self.stream, chunk.text, chunk.seq, chunk.line_count
-            )
-        return b"".join(
-            formatting.render_lines(
-                chunk.timestamp, chunk.labels, self.stream, chunk.lines, chunk.seq, self.route.parse_json
-            )
-        )
-
-    def _consume_chunk(self, chunk: _Chunk) -> None:
-        """Take a recorded chunk from the pipe."""
-        self._consume(chunk.data, chunk.newlines)
-        self._commit_offset()
-
-    def _consume(self, data: bytes, lines: int) -> None:
-        self.pipe.discard(len(data))
-        self.on_consumed(len(data), lines)
-
-    def _commit_offset(self) -> None:
-        self._redo_length = 0
-        if self.offset_file is not None:
-            self.offset_file.commit()
-
     async def _record_rest(self, partial: bool = False) -> None:
         """Record the rest of the last line. `partial`: the pipe has not ended."""
         route = self.route
         if self._pending is not None or (route.is_raw and route.shared is None):
             return
-        lines = [(line, cut or partial) for line, cut in self._framing.flush()]
-        seq = self.sequence.next_seq
-        self.sequence.next_seq += len(lines)
-        chunk = _Chunk(b"", 0, None, lines, self.labels, timestamp_now(), seq, len(lines))
-        if lines and route.shared is not None:
-            await self._deliver(route.shared, self._render(route.shared.format, chunk), len(lines))
+        chunk = self._chunks.flush(partial)
+        if chunk.lines and route.shared is not None:
+            await self._deliver(route.shared, self._chunks.render(route.shared.format, chunk), chunk.line_count)
             if route.tail is not None:
-                route.tail.append(self._render(_JSON, chunk))
-        if lines and route.file is not None and not route.is_raw:
-            self._pending = chunk, self._render(_JSON, chunk)
+                route.tail.append(self._chunks.render(JSON, chunk))
+        if chunk.lines and route.file is not None and not route.is_raw:
+            self._pending = chunk, self._chunks.render(JSON, chunk)
             while self._pending is not None:
                 await self._until_written(self._write_pending)
-        if self.offset_file is not None:
-            self.offset_file.reset(self.sequence.next_seq)
+        self._chunks.reset_offset()

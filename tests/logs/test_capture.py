@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from nsupervisor.logs import Capture, OutputRoute, Pipe, Tails, open_journal
-from nsupervisor.logs.capture import MAX_LINES
+from nsupervisor.logs.chunks import MAX_LINES
 from tests.logs.records import LABELS, capture, check_numbers, read_all, records
 from tests.timing import deadline
 

@@ -10,6 +10,7 @@ import trio
 from nsupervisor.condition_variable import ConditionVariable
 from nsupervisor.json_codec import MAX_NESTING
 from nsupervisor.logs import Capture, OutputRoute, Pipe, open_journal, record
+from nsupervisor.logs.chunks import ChunkReader
 from nsupervisor.logs.log_daemons import Journald, Syslog
 from tests.logs.records import LABELS, capture, records
 from tests.logs.test_log_daemons import entry_of
@@ -125,7 +126,7 @@ async def test_a_capture_that_fails_reads_on_so_that_its_program_is_not_blocked(
     def fail(*_):
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr(Capture, "_frame", fail)
+    monkeypatch.setattr(ChunkReader, "frame", fail)
     reports = []
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
