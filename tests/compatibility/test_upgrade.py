@@ -212,6 +212,20 @@ def test_this_version_takes_over_what_a_killed_0_1_0_has_left_and_back():
                 over(third)
 
 
+def test_the_limit_of_the_profile_holds_from_the_next_start_of_a_program_that_0_1_0_has_started():
+    with site(TOML) as where, running(where, command=EARLIER) as first:
+        set_up(first)
+        kill(first)
+        with running(where) as second:
+            assert second.one("inside")["pids_max"] is None
+            assert list(second.client.reload({}))
+            assert second.one("inside")["pids_max"] is None
+            assert second.tell("restart", "inside")[0]["ok"]
+            assert second.one("inside")["pids_max"] == 2048
+            second.stop()
+            over(second)
+
+
 def test_the_command_line_of_an_earlier_version_speaks_to_this_one_and_the_other_way_round():
     for service, client in ((EARLIER, COMMAND), (COMMAND, EARLIER)):
         with site(TOML) as where, running(where, command=service) as run:

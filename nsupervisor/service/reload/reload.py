@@ -282,8 +282,11 @@ class Reloader:
                 except CgroupError as error:
                     errors.append(error)
                     continue
-                if step.resources != actor.limit_writer.applied and not (
-                    step.action is InstanceAction.RESTART and actor.lifecycle.is_alive
+                is_pending = step.resources == actor.resources  # limits of the next start need not be in force before
+                if (
+                    step.resources != actor.limit_writer.applied
+                    and not is_pending
+                    and not (step.action is InstanceAction.RESTART and actor.lifecycle.is_alive)
                 ):
                     prepared.limits_changed.add(step.name)
                     nursery.start_soon(limit, actor, step.workload)
