@@ -107,6 +107,14 @@ class _Handlers:
         groups = self.control.group_status()
         return json_response([group for group in groups if not names or group["name"] in names])
 
+    async def timers(self, request: Request) -> Response:
+        names = await self._named_instances(request)
+        timers = self.control.timers()
+        if names is not None:
+            workloads = {name.partition("@")[0] for name in names}
+            timers = [timer for timer in timers if timer["name"] in workloads]
+        return json_response(timers)
+
     def _match_groups(self, pattern: str) -> list[str]:
         if not (matches := self.control.matching_groups(pattern)):
             known = [group["name"] for group in self.control.group_status()]

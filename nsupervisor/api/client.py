@@ -72,6 +72,11 @@ class Client:
         groups: list[dict[str, Any]] = self._call("GET", _target("/v1/groups", name=names))
         return groups
 
+    def timers(self, names: Iterable[str] = ()) -> list[dict[str, Any]]:
+        """Return all timers, or those of workloads that names and globs match: objects `Timer` of the schema."""
+        timers: list[dict[str, Any]] = self._call("GET", _target("/v1/timers", name=names))
+        return timers
+
     def stats(self, names: Iterable[str] = ()) -> list[dict[str, Any]]:
         """Return what instances have used so far: objects `Stats` of `nsupervisor schema api`."""
         stats: list[dict[str, Any]] = self._call("GET", _target("/v1/stats", name=names))

@@ -14,7 +14,7 @@ from nsupervisor.api.http.messages import HTTPError
 from nsupervisor.config.files import IncludedFile
 from nsupervisor.linux.peers import Peer
 
-READ_ONLY = frozenset({"info", "status", "stats", "history", "events", "groups", "logs"})
+READ_ONLY = frozenset({"info", "status", "stats", "history", "events", "groups", "logs", "timers"})
 """Operations that only read, and that can be restricted to some instances."""
 COMMAND = "command"
 INFO_KEYS = frozenset({"version", "name", "started_at", "uptime_sec", "mode", "missing"})
@@ -80,6 +80,11 @@ class Restricted(Control):
 
     def stats(self) -> list[dict[str, Any]]:
         return [instance for instance in self._control.stats() if instance["name"] in self._allowed]
+
+    def timers(self) -> list[dict[str, Any]]:
+        """Return the timers of workloads with an allowed instance."""
+        allowed = {name.partition("@")[0] for name in self._allowed}
+        return [timer for timer in self._control.timers() if timer["name"] in allowed]
 
     def group_status(self) -> list[dict[str, Any]]:
         """Return the groups that contain an allowed instance, with only the allowed members."""

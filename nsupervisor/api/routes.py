@@ -63,6 +63,14 @@ ROUTES = (
         responses={200: ("Group",), 404: "Error"},
     ),
     Route(
+        "timers",
+        "GET",
+        "/v1/timers",
+        "The timers of workloads, in the configuration's order.",
+        query={"name": "A name or glob: only those of these workloads. May be given several times."},
+        responses={200: ("Timer",), 404: "Error"},
+    ),
+    Route(
         "events",
         "GET",
         "/v1/events",
@@ -354,6 +362,25 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "number?", "Per cent of the last 10 s in which all of them waited for memory."
         ),
     ),
+    "Timer": _object_schema(
+        "The timer of a workload. Times are seconds since 1970-01-01 UTC. More keys may come.",
+        name=_value_schema("string", "The workload."),
+        action=_value_schema("string", "What it does.", enum=["start", "restart"]),
+        times=_value_schema("array", "Its times, as in the configuration.", items={"type": "string"}),
+        armed=_value_schema("boolean", "Whether it runs; a stop of the workload disarms it, a start arms it."),
+        suspended=_value_schema("boolean", "Whether the configuration suspends it: each run is skipped."),
+        next_at=_value_schema("number?", "When it is due next; null: it is not."),
+        left_sec=_value_schema("number?", "Seconds until then.", minimum=0),
+        last_at=_value_schema("number?", "When it last began a run; null: not since the service began."),
+        passed_sec=_value_schema("number?", "Seconds since then.", minimum=0),
+        last_success_at=_value_schema("number?", "When a run last ended successfully."),
+        running=_value_schema("boolean", "Whether an instance of the workload runs, or waits to start."),
+        last_exit=_value_schema("string", "How the last run ended, in words; or empty."),
+        latest=_value_schema("string", "Why it ran or was skipped when it was last due; or why it is not armed."),
+        runs=_value_schema("integer", "How many runs it has begun.", minimum=0),
+        skipped=_value_schema("integer", "How many it has skipped.", minimum=0),
+        missed=_value_schema("integer", "How often it noticed too late that it was due.", minimum=0),
+    ),
     "Upgrade": _object_schema(
         "The other version.",
         closed=True,
@@ -472,9 +499,14 @@ def _history_schema() -> dict[str, Any]:
     status = SCHEMAS["Status"]
     own = _object_schema(
         "An object `Status`, and the records that explain it.",
+        optional=("timer",),
         config=_value_schema("string", "Path of the configuration."),
         restart=_value_schema("string", "The workload's restart setting."),
         since=_value_schema("number", "When the supervisor started: seconds since 1970-01-01 UTC."),
+        timer={
+            "description": "The timer of the workload; null: it has none.",
+            "anyOf": [{"type": "null"}, {"$ref": "#/components/schemas/Timer"}],
+        },
         log=_object_schema(
             "The files on the supervisor's host that contain its output.",
             file=_value_schema("string?", "Its own log file, that of stdout if it has two; null: it has none."),

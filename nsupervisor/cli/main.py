@@ -46,6 +46,7 @@ COMMANDS = {
     "logs": "logs",
     "stats": "stats",
     "top": "top",
+    "timers": "timers",
     "record": "record",
     "simulate": "simulate",
     "start": "control",

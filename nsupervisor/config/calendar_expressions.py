@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import product
-
-from attrs import frozen
+from typing import Any, NamedTuple
 
 from nsupervisor.config.quoting import did_you_mean, quoted
 
@@ -43,8 +43,7 @@ _MAX_TEXT = 256
 _MAX_DAYS = {4: 30, 6: 30, 9: 30, 11: 30, 2: 29}
 
 
-@frozen
-class CalendarExpression:
+class CalendarExpression(NamedTuple):
     """The numbers that match, for each field; all tuples are sorted and have at least one number."""
 
     text: str
@@ -67,6 +66,7 @@ class CalendarExpression:
         return len(self.hours) == len(_HOURS)
 
 
+@lru_cache(maxsize=4096)
 def parse_calendar(text: str) -> CalendarExpression:
     """Parse a calendar expression. Raises ValueError."""
     if len(text) > _MAX_TEXT:
@@ -75,8 +75,8 @@ def parse_calendar(text: str) -> CalendarExpression:
     if not rest:
         raise ValueError(f"is empty; {_EXAMPLE}")
     weekdays, date, time = _split(_WORDS.get(rest.lower(), rest))
-    fields = {**_parse_weekdays(weekdays), **_parse_date(date), **_parse_time(time)}
-    expression = CalendarExpression(text.strip(), time_zone=zone, **fields)  # type: ignore[arg-type]
+    fields: dict[str, Any] = {**_parse_weekdays(weekdays), **_parse_date(date), **_parse_time(time)}
+    expression = CalendarExpression(text.strip(), time_zone=zone, **fields)
     check_possible(expression)
     return expression
 
@@ -87,11 +87,12 @@ def check_possible(expression: CalendarExpression) -> None:
         return
     if not any(day <= _MAX_DAYS.get(month, 31) for month, day in product(expression.months, expression.days)):
         raise ValueError("has only days that its months do not have; write a date that exists, or ~01 for the last day")
-    if expression.months == (2,) and expression.days == (29,) and not any(map(_is_leap, expression.years)):
+    if expression.months == (2,) and expression.days == (29,) and not any(map(is_leap, expression.years)):
         raise ValueError("has 29 February in years without one; write another date, or ~01 for the last day")
 
 
-def _is_leap(year: int) -> bool:
+def is_leap(year: int) -> bool:
+    """Return whether a year has 29 February."""
     return year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
 
 

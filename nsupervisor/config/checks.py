@@ -31,6 +31,7 @@ from nsupervisor.config.model import (
 from nsupervisor.config.positions import KeyPath
 from nsupervisor.config.quoting import did_you_mean, format_path, quoted
 from nsupervisor.config.relations import COMPLETION_CONDITIONS, EDGE_KEYS, ORDERING_KEYS, RELATION_KEYS, related_names
+from nsupervisor.config.timers import find_timer_conflicts
 from nsupervisor.config.units import RelativeChange, format_duration
 from nsupervisor.mount_data import VOLUME, value_paths
 
@@ -64,6 +65,8 @@ def find_conflicts(config: Config) -> Iterator[Conflict]:
         path: KeyPath = ("workload", workload.name)
         yield from _program_conflicts(workload, path)
         yield from _probe_conflicts(workload, path)
+        for key, message in find_timer_conflicts(workload.timer, workload.type, len(workload.instance_ids)):
+            yield Conflict((*path, "timer", key) if key else (*path, "timer"), message)
         yield from _namespace_conflicts(workload, path)
         yield from _root_conflicts(workload, path)
         yield from _security_conflicts(workload, path)

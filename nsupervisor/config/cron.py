@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from nsupervisor.config.calendar_expressions import (
     ALL_WEEKDAYS,
@@ -34,6 +35,7 @@ _DAY_NAMES = ("sun", *(name[:3] for name in WEEKDAY_NAMES))  # 0 and 7 are both 
 _EXAMPLE = 'write minute, hour, day, month and weekday, for example "30 2 * * MON-FRI"'
 
 
+@lru_cache(maxsize=4096)
 def parse_cron(text: str) -> tuple[CalendarExpression, ...]:
     """Parse a cron line; a time matches if it matches one of the expressions. Raises ValueError."""
     text = text.strip()
@@ -95,7 +97,9 @@ def _number(text: str, part: str, name: str, numbers: range, names: Sequence[str
         return names.index(text.lower()) + (1 if name == "month" else 0)
     if not text.isdecimal():
         hint = did_you_mean(text.lower(), names) if names else ""
-        raise ValueError(f"has {quoted(part)} for the {name}, which is not a number{hint}")
+        raise ValueError(
+            f"has {quoted(part)} for the {name}, which is not a number{hint}; write {numbers[0]} to {numbers[-1]}"
+        )
     if len(text) > 4 or int(text) not in numbers:
         raise ValueError(
             f"has {quoted(part)} for the {name}, which is out of range; write {numbers[0]} to {numbers[-1]}"

@@ -24,6 +24,7 @@ from nsupervisor.config.probes import LivenessConfig, ProbeConfig, ProbeKind, Re
 from nsupervisor.config.relations import DEPENDENCY, DependencyConfig, to_dependencies
 from nsupervisor.config.security import SecurityConfig as SecurityConfig
 from nsupervisor.config.table import Table as Table
+from nsupervisor.config.timers import TimerConfig as TimerConfig
 from nsupervisor.config.units import Percent
 from nsupervisor.config.variants import Differences, apply_differences
 from nsupervisor.wire_names import wire
@@ -612,6 +613,12 @@ class WorkloadConfig(Table):
         default=(),
         metadata=key(ListOf(kinds.NAME), "starts these when it has ended successfully and is not restarted", live=True),
     )
+    timer: TimerConfig = field(
+        factory=TimerConfig,
+        metadata=key(
+            TableOf(TimerConfig), "when to start it by itself; then it does not start with the service", live=True
+        ),
+    )
     restart: Restart = field(
         default="on-failure",
         metadata=key(
@@ -774,6 +781,11 @@ class WorkloadConfig(Table):
         return {kind: probe for kind, probe in found.items() if probe is not None}
 
     @property
+    def starts_with_service(self) -> bool:
+        """Whether it is started when the service starts, and not by its timer."""
+        return self.autostart and not (self.timer.is_set and self.timer.action == "start")
+
+    @property
     def uses_notify_socket(self) -> bool:
         """Whether the program has to send notifications, sd_notify(3)."""
         return self.type == "notify" or bool(self.watchdog_sec)
@@ -857,7 +869,7 @@ class Config(Table):
 
 PLANNED_KEYS: dict[type, tuple[str, ...]] = {
     SupervisorConfig: ("dashboard", "api"),
-    WorkloadConfig: ("network", "timer", "sockets"),
+    WorkloadConfig: ("network", "sockets"),
     SecurityConfig: ("landlock",),
     Resources: ("network_max",),
 }

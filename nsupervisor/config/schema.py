@@ -54,6 +54,7 @@ _NAMES: Mapping[type, str] = {
     probes.LivenessConfig: "LivenessProbe",
     probes.HttpGet: "HttpGet",
     probes.TcpSocket: "TcpSocket",
+    model.TimerConfig: "Timer",
 }
 """The names of the tables in the schema, which do not follow those of the classes."""
 

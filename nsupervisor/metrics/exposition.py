@@ -11,7 +11,7 @@ import trio
 from nsupervisor.api.http.errors import ConnectionErrors
 from nsupervisor.metrics.formats import choose_format
 from nsupervisor.metrics.measures import Measures
-from nsupervisor.metrics.snapshot import GroupSnapshot, InstanceSnapshot, ServiceSnapshot
+from nsupervisor.metrics.snapshot import GroupSnapshot, InstanceSnapshot, ServiceSnapshot, TimerSnapshot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Exposition:
     measures: Measures
     keeper_pid: int
     connection_errors: ConnectionErrors = attrs.field(factory=ConnectionErrors)
+    read_timers: Callable[[], Sequence[TimerSnapshot]] = tuple
     _lock: trio.Lock = attrs.field(init=False, factory=trio.Lock)
     _waiting: dict[_Scrape, None] = attrs.field(init=False, factory=dict)
 
@@ -71,8 +72,10 @@ class Exposition:
         """Read all values once, and set the answer of each of the scrapes."""
         instances, groups = await read()
         service = ServiceSnapshot.from_measures(self.measures, self.journal, self.keeper_pid, self.connection_errors)
-        formats = {scrape.format for scrape in scrapes}
-        texts = await trio.to_thread.run_sync(_render_all, instances, service, formats, groups, abandon_on_cancel=True)
+        timers, formats = self.read_timers(), {scrape.format for scrape in scrapes}
+        texts = await trio.to_thread.run_sync(
+            _render_all, instances, service, formats, groups, timers, abandon_on_cancel=True
+        )
         for scrape in scrapes:
             scrape.result = texts[scrape.format]
 
@@ -82,13 +85,18 @@ def _render_all(
     service: ServiceSnapshot,
     formats: Iterable[str],
     groups: Sequence[GroupSnapshot],
+    timers: Sequence[TimerSnapshot],
 ) -> dict[str, tuple[bytes, str]]:
     """Render each format; return its text and content type."""
-    return {format_: _render(instances, service, format_, groups) for format_ in formats}
+    return {format_: _render(instances, service, format_, groups, timers) for format_ in formats}
 
 
 def _render(
-    instances: Sequence[InstanceSnapshot], service: ServiceSnapshot, accept: str, groups: Sequence[GroupSnapshot] = ()
+    instances: Sequence[InstanceSnapshot],
+    service: ServiceSnapshot,
+    accept: str,
+    groups: Sequence[GroupSnapshot] = (),
+    timers: Sequence[TimerSnapshot] = (),
 ) -> tuple[bytes, str]:
     # Imported here, because a service that is never scraped does not need it.
     from prometheus_client import CollectorRegistry
@@ -98,7 +106,7 @@ def _render(
     from nsupervisor.metrics.families import Collector
 
     registry = CollectorRegistry()
-    registry.register(Collector(instances, service, groups))
+    registry.register(Collector(instances, service, groups, timers))
     encode: Any
     encode, content_type = choose_encoder(accept)
     # The project's names need no escaping, so every scheme gives the same text; this one is the fastest.

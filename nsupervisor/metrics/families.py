@@ -20,7 +20,7 @@ from nsupervisor import __version__
 from nsupervisor.api.http.errors import ERROR_KINDS, TCP, UNIX
 from nsupervisor.core.lifecycle import State
 from nsupervisor.metrics.measures import Histogram
-from nsupervisor.metrics.snapshot import GroupSnapshot, InstanceSnapshot, ServiceSnapshot
+from nsupervisor.metrics.snapshot import GroupSnapshot, InstanceSnapshot, ServiceSnapshot, TimerSnapshot
 
 STATES = tuple(state.value for state in State)
 SECONDS_PER_US = 1e-6
@@ -48,11 +48,16 @@ class Collector:
     """A Prometheus collector for the metrics of a snapshot."""
 
     def __init__(
-        self, instances: Sequence[InstanceSnapshot], service: ServiceSnapshot, groups: Sequence[GroupSnapshot] = ()
+        self,
+        instances: Sequence[InstanceSnapshot],
+        service: ServiceSnapshot,
+        groups: Sequence[GroupSnapshot] = (),
+        timers: Sequence[TimerSnapshot] = (),
     ) -> None:
         self._instances = instances
         self._groups = groups
         self._service = service
+        self._timers = timers
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metric families."""
@@ -67,6 +72,8 @@ class Collector:
             metric = Metric(f"nsupervisor_group_{family.name}", f"Of a group: {family.help}", family.type)
             metric.samples = list(_samples("group", family, self._groups))
             yield metric
+        if self._timers:
+            yield from _timer_families(self._timers)
         yield from _service_families(self._service)
 
 
@@ -75,6 +82,26 @@ def _samples(kind: str, family: Family, instances: Iterable[InstanceSnapshot | G
     for instance in instances:
         for labels, value in family.values(instance):
             yield Sample(name, {**instance.labels, **labels}, value)
+
+
+def _timer_families(timers: Sequence[TimerSnapshot]) -> Iterator[Metric]:
+    gauges: tuple[tuple[str, str, Callable[[TimerSnapshot], float | None]], ...] = (
+        ("next_run_timestamp_seconds", "When it is due next.", lambda timer: timer.next_at),
+        ("last_run_timestamp_seconds", "When it last began a run.", lambda timer: timer.last_run_at),
+        ("last_success_timestamp_seconds", "When a run last ended with success.", lambda timer: timer.last_success_at),
+        ("lag_seconds", "How late the last run began.", lambda timer: timer.lag),
+    )
+    for name, help_, value in gauges:
+        metric = Metric(f"nsupervisor_timer_{name}", f"Of a timer: {help_}", "gauge")
+        for timer in timers:
+            if (number := value(timer)) is not None:
+                metric.add_sample(metric.name, {"workload": timer.workload}, number)
+        yield metric
+    due = Metric("nsupervisor_timer_due", "Of a timer: How often it was due, by what became of it.", "counter")
+    for timer in timers:
+        for outcome, count in timer.outcomes.items():
+            due.add_sample("nsupervisor_timer_due_total", {"workload": timer.workload, "outcome": outcome}, count)
+    yield due
 
 
 def _service_families(service: ServiceSnapshot) -> Iterator[Metric]:

@@ -57,6 +57,20 @@ class GroupSnapshot:
 
 
 @attrs.frozen
+class TimerSnapshot:
+    """The values of the timer of a workload. Times are seconds since 1970; None: there is none."""
+
+    workload: str
+    next_at: float | None
+    last_run_at: float | None
+    last_success_at: float | None
+    lag: float | None
+    """How late the last run began, in seconds."""
+    outcomes: Mapping[str, int]
+    """By outcome: run, skipped, missed."""
+
+
+@attrs.frozen
 class ServiceSnapshot:
     """The values of the service itself."""
 

@@ -36,6 +36,7 @@ from nsupervisor.service.observe.stats import usage_sample
 from nsupervisor.service.recovery.upgrade import Upgrade, UpgradeError
 from nsupervisor.service.registry import Registry
 from nsupervisor.service.reload.reload import Reloader
+from nsupervisor.service.timers.timers import Timers
 
 FREEZE_TIMEOUT_S = 2.0
 """Seconds that `freeze` waits until the kernel has frozen every process; one in uninterruptible sleep takes longer."""
@@ -47,6 +48,7 @@ class Supervisor:
 
     jobs: Jobs
     reloader: Reloader
+    timer_task: Timers
     actors: Registry
     groups: Groups
     context: ServiceContext
@@ -92,6 +94,10 @@ class Supervisor:
         """Return one status object per workload instance, in the order of the configuration."""
         return [actor.status() for actor in self.actors.values()]
 
+    def timers(self) -> list[dict[str, Any]]:
+        """Return one status object per timer, in the order of the configuration."""
+        return self.timer_task.status()
+
     def group_status(self) -> list[dict[str, Any]]:
         """Return one status object per group, each after those that contain it."""
         return self.groups.status()
@@ -132,6 +138,7 @@ class Supervisor:
             "config": self.config.path,
             "restart": actor.workload.restart,
             "since": self.started_at,
+            "timer": self.timer_task.status_of(actor.workload.name),
             "log": {**actor.output.location(), "stream": self.records_file},
             "forgotten": forgotten,
             "records": [decode(line) for line in lines],

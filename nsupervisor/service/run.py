@@ -91,6 +91,7 @@ from nsupervisor.service.state.checkpoint import limits_digest, limits_in_force
 from nsupervisor.service.state.digest import KEY_FILE, open_keyed_digest
 from nsupervisor.service.state.file import InstanceCheckpoint, SavedState, StateFile, read_state
 from nsupervisor.service.state.uid_ranges import UidRanges, default_state_directory
+from nsupervisor.service.timers.timers import Timers
 from nsupervisor.terminal.numbers import format_count
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_CONFIGURATION, EXIT_NOT_PERMITTED = 0, 1, 2, 4
@@ -572,15 +573,17 @@ async def _supervise(
                     context.tails.remove_others()
                 alive_count = await take_over(all_actors, saved, children, context, config.supervisor.orphans)
                 errors = ConnectionErrors(partial(_report_connection, journal))
-                exposition = Exposition(journal, context.measures, keeper.pid, errors)
                 jobs = Jobs(actors, groups, context, nursery, leftovers)
                 relations = Relations(jobs)
                 context.listeners.add(relations)
-                reloader = Reloader(config, jobs, host, (tree, groups), context, nursery, relations)
+                state_directory = config.supervisor.state_directory or default_state_directory()
+                timers = Timers(jobs, context, nursery, state_directory, config.supervisor.name)
+                exposition = Exposition(journal, context.measures, keeper.pid, errors, timers.metrics)
+                reloader = Reloader(config, jobs, host, (tree, groups), context, nursery, relations, timers.configure)
                 followers = OutputFollowers(context.tails or Tails(directory / TAILS_DIRECTORY))
                 shown = host.mode, tree.shown_path, platform.missing, exposition, followers, platform.records_file
                 supervisor = Supervisor(
-                    jobs, reloader, actors, groups, context, nursery, *shown, event_log=platform.history
+                    jobs, reloader, timers, actors, groups, context, nursery, *shown, event_log=platform.history
                 )
                 async with jobs.membership_lock:  # a reload needs running actors
                     await endpoints.open_api(supervisor, keeper)
@@ -596,6 +599,7 @@ async def _supervise(
                     journal.log.warning("taken over", message=text, workloads=alive_count)
                 begin_first_jobs(jobs, saved, nursery)
                 relations.resume()
+                timers.begin(config, saved.timers)
                 notify_service_manager(journal, "READY=1")
                 report_outcome(journal, directory)
                 scope = nursery.cancel_scope

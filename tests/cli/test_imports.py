@@ -53,7 +53,7 @@ def arguments(tmp_path):
         "top": ["--interval", "10ms"],
     }
     nothing: dict[str, list[str]] = {
-        command: [] for command in ("doctor", "status", "graph", "events", "version", "schema", "upgrade")
+        command: [] for command in ("doctor", "status", "graph", "events", "timers", "version", "schema", "upgrade")
     }
     files = {"plan": [str(config)], "reload": [str(config)], "scale": ["web=2"]}
     trace = ROOT / "configs" / "traces" / "fork-bomb"

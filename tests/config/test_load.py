@@ -263,7 +263,25 @@ def test_what_the_file_may_not_have(text: str, message: str) -> None:
         ("instances = 2\nlog = { path = '/x' }", "would be the file of several instances"),
         ("log = { max_line = 'max' }", "is no limit, which this key needs"),
         ("log = { max_line = 0 }", "is too small; write at least 4"),
-        ("timer = { on_calendar = 'daily' }", "is not available yet in this version"),
+        ("sockets = []", "is not available yet in this version"),
+        ("timer = { on_calendar = 'dayly' }", 'a word such as daily, did you mean "daily"?'),
+        ("timer = { cron = '61 * * * *' }", 'has "61" for the minute, which is out of range'),
+        ("timer = { on_calendar = 5 }", 'is not an expression; write for example "Mon..Fri 06:00"'),
+        ("timer = { on_calendar = [] }", "has 0 expressions; write 1 to 16"),
+        ("timer = { timezone = '../etc' }", "is not the name of a time zone"),
+        ("timer = { persistent = true }", 'has no time; write for example on_calendar = "daily"'),
+        ("timer = { cron = '@daily' }", 'write type = "oneshot", or action = "restart"'),
+        ("type = 'oneshot'\ntimer = { cron = '@daily', action = 'restart' }", "restarts a program that runs"),
+        ("type = 'oneshot'\ntimer = { on_unit_active_sec = 60 }", "needs a first run; add on_startup_sec = 0"),
+        ("type = 'oneshot'\ntimer = { on_boot_sec = 1, persistent = true }", "is for on_calendar and cron; remove it"),
+        (
+            "type = 'oneshot'\ntimer = { on_boot_sec = 1, on_unit_inactive_sec = 0 }",
+            "is too short; write at least 1, or let the program itself wait",
+        ),
+        (
+            "type = 'oneshot'\ntimer = { cron = '@daily', concurrency_policy = 'allow' }",
+            "uses another instance for each run; write instances = 2 or more",
+        ),
     ],
 )  # fmt: skip
 def test_what_a_workload_may_not_have(text: str, message: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from nsupervisor.metrics.counters import EXIT_KINDS, RESTART_CAUSES
 from nsupervisor.metrics.exposition import _render
+from nsupervisor.metrics.snapshot import TimerSnapshot
 from tests.metrics.test_families import WEB, service
 from tests.needs import ROOT, needs
 
@@ -53,8 +54,11 @@ def test_the_dashboards_panels_do_not_overlap_and_have_numbers_of_their_own():
     assert all(0 <= x < 24 for x, _ in cells)
 
 
+TIMER = TimerSnapshot("backup", 2.0, 1.0, 1.5, 0.0, {"run": 1, "skipped": 0, "missed": 0})
+
+
 def test_the_page_has_every_metric_and_no_other():
-    text, _ = _render([WEB], service(keeper_pid="self"), "")
+    text, _ = _render([WEB], service(keeper_pid="self"), "", timers=[TIMER])
     there = set(re.findall(r"^# TYPE (\S+) ", text.decode(), re.MULTILINE))
     described = set(re.findall(r"^\| `((?:nsupervisor|process)_\w+)", PAGE, re.MULTILINE))
     assert described == {name for name in there if not re.search(r"process_(virtual|start|max|cpu|open)", name)}

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import trio
 import trio._core._run as trio_run
 
@@ -37,6 +38,7 @@ from tests.simulation.keeper import Keepers
 from tests.simulation.machine import Machine
 from tests.simulation.programs import make_program
 from tests.simulation.seam import Life, SupervisorDiedError
+from tests.simulation.timer_host import SimulatedTimerHost, TimerDisk
 
 CONFIG_PATH = "/sim/site.toml"
 DIRECTORY = Path("/sim/run")
@@ -141,6 +143,7 @@ class Site:
     def __init__(self, seed: int, text: str, path: str = CONFIG_PATH) -> None:
         self.path, self.header = path, HEADER
         self.machine = Machine(seed)
+        self.timer_disk = TimerDisk()
         self.keepers = Keepers(self.machine, make_program)
         self.seed = seed
         self.text = text
@@ -255,7 +258,9 @@ class Site:
 
             journal.listener = listen
             async with open_reconnecting_keeper(DIRECTORY, (), self.keepers.opener(life)) as keeper:
-                opened = seam.host(life), seam.kernel(life, self.read_config), keeper, journal, DIRECTORY, history
+                timers = SimulatedTimerHost(self.timer_disk, life)
+                kernel = attrs.evolve(seam.kernel(life, self.read_config), timers=timers)
+                opened = seam.host(life), kernel, keeper, journal, DIRECTORY, history
                 platform = Platform(*opened, service.signals, service, lambda: None)  # type: ignore[arg-type]
                 status = await run_service(self.config, platform)
             journal.log.info("supervisor stopped")

@@ -245,6 +245,7 @@ def format_details(instance: dict[str, Any], colour: bool, now: datetime, width:
         *((probe, _format_probe(state)) for probe, state in instance.get("probes", {}).items()),
         ("output", format_blockage(instance)),
         ("next start", _next_start(instance, now)),
+        ("timer", _timer(instance)),
         ("command", format_command_line(instance.get("command", ()))),
         ("root", instance.get("root", "")),
         ("pid", str(instance["pid"]) if is_alive else ""),
@@ -324,6 +325,14 @@ def _since(instance: dict[str, Any], now: datetime) -> str:
         return f" for {length}, since {since}"
     ready = ", ready" if instance["ready"] else ""
     return f"{ready}; started {length} ago, at {since}"
+
+
+def _timer(instance: dict[str, Any]) -> str:
+    if not (timer := instance.get("timer")):  # or a supervisor of version 0.1.0
+        return ""
+    from nsupervisor.cli.timers import describe_timer  # only here, since few workloads have a timer
+
+    return describe_timer(timer)
 
 
 def _log_files(log: dict[str, Any]) -> str:

@@ -149,12 +149,14 @@ class Renderer:
             started = datetime.fromtimestamp(instance["since"]).astimezone()
             began_at = f"{format_time(started, self.now)} ({self.ago(started)})"
             yield f"{head}: {state}{reason or f'; not started since the supervisor began, {began_at}'}"
+            yield from self.timer()
             return
         since, status_text = "", instance.get("status_text")
         if changes:
             changed_at = local_time(changes[-1])
             since = f" since {format_time(changed_at, self.now)} ({self.ago(changed_at)})"
         yield f"{head}: {state}{since}{reason}"
+        yield from self.timer()
         if blocked := format_blockage(instance):
             yield f"its output is {escape_control(blocked)}"
         if status_text:
@@ -170,6 +172,13 @@ class Renderer:
         else:
             restarts = f", {instance['restarts']} of them by itself" if instance["restarts"] else ""
             yield f"{format_count(instance['generation'], 'start')}{restarts}"
+
+    def timer(self) -> Iterator[str]:
+        """Yield when its timer runs next, and what became of the last time."""
+        if timer := self.instance.get("timer"):
+            from nsupervisor.cli.timers import describe_timer  # only here, since few workloads have a timer
+
+            yield f"timer: {escape_control(describe_timer(timer))}"
 
     @property
     def never_failed(self) -> bool:
@@ -229,6 +238,8 @@ class Renderer:
                 return f"{first['to']}: {first['reason']}"
             case "waiting":
                 return "start"
+            case "timer":
+                return f"timer: {self.message_text(first)}"
         return f"{first['event']}: {self.message_text(first)}"
 
     def causes(self, record: Record) -> Iterator[Row]:

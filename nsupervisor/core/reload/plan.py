@@ -194,7 +194,7 @@ def _choose_action(
     if not current.should_run:
         reason = "is stopped" if current.was_started else "was not started"
         when_applied = "; it takes this at its next start" if restart_keys else ""
-        autostart = any(change.key == "autostart" for change in changes) and workload.autostart
+        autostart = any(change.key == "autostart" for change in changes) and workload.starts_with_service
         hint = f"; autostart counts when the service starts: nsupervisor start {current.name}" if autostart else ""
         return live_action, f"{reason}, and stays so{when_applied}{hint}"
     if current.is_being_removed and current.state in (State.STOPPING, State.STOPPED):
@@ -254,11 +254,10 @@ def _decide_new(workload: WorkloadConfig, siblings_seen: Iterable[CurrentInstanc
     """Decide whether an instance that the service does not have yet is started."""
     siblings = list(siblings_seen)
     if not siblings:
-        return (
-            (InstanceAction.START, "new")
-            if workload.autostart
-            else (InstanceAction.NONE, "new, and not started: autostart = false")
-        )
+        if workload.starts_with_service:
+            return InstanceAction.START, "new"
+        why = "its timer starts it" if workload.autostart else "not started: autostart = false"
+        return InstanceAction.NONE, f"new, and {why}"
     old = siblings[0].workload
     reason = "new" if old.instances == workload.instances else _instances_change(old, workload)
     if any(sibling.should_run for sibling in siblings):

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from calendar import monthrange
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta, tzinfo
 
-from nsupervisor.config.calendar_expressions import CalendarExpression
+from nsupervisor.config.calendar_expressions import CalendarExpression, is_leap
 
 _EPOCH = datetime(1970, 1, 1)
 _SECOND = timedelta(seconds=1)
@@ -144,7 +143,7 @@ def _next_day(expression: CalendarExpression, start: date) -> date | None:
     for year in expression.years[bisect_left(expression.years, start.year) :]:
         month_start = start.month if year == start.year else 1
         for month in expression.months[bisect_left(expression.months, month_start) :]:
-            first_weekday, length = monthrange(year, month)
+            first_weekday, length = date(year, month, 1).weekday(), _month_length(year, month)
             first = start.day if (year, month) == (start.year, start.month) else 1
             days = expression.days
             if expression.from_end:
@@ -155,6 +154,12 @@ def _next_day(expression: CalendarExpression, start: date) -> date | None:
                 if (first_weekday + day - 1) % 7 in expression.weekdays:
                     return date(year, month, day)
     return None
+
+
+def _month_length(year: int, month: int) -> int:
+    if month == 2:
+        return 29 if is_leap(year) else 28
+    return 30 if month in (4, 6, 9, 11) else 31
 
 
 def _first(numbers: Sequence[int], minimum: int) -> int | None:

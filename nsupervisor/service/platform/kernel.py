@@ -31,6 +31,7 @@ from nsupervisor.service.platform.isolation import Isolate, isolate
 from nsupervisor.service.platform.program_directories import make_directories, remove_directories
 from nsupervisor.service.platform.roots import make_overlay_directory
 from nsupervisor.service.platform.start_obstacle import StartObstacle, find_start_obstacle
+from nsupervisor.service.platform.timer_host import LinuxTimerHost, TimerHost
 
 
 class Processes(Protocol):
@@ -90,6 +91,8 @@ class Kernel:
     """Returns the instance that a process is part of, or ""; None: the cgroup of the process says so."""
     probe: Callable[[ProbeConfig, int], Awaitable[ProbeResult]] = probe_client.probe
     """Sends a probe, in the network namespace of the process behind a pidfd, or for -1 in that of the service."""
+    timers: TimerHost = attrs.field(factory=LinuxTimerHost)
+    """The wall clock, time zones, and what is remembered of timers."""
     random: Callable[[], float] = random.random
     """Returns a random number from [0, 1), for the jitter of delays."""
 

@@ -223,6 +223,7 @@ def unmet_requirements(
                     *_rule_findings(variant.policy, host, _optional(variant.resources, tolerated), runs_here),
                     *_missing_privileges(variant, privileges, runs_here),
                     *_unknown_users(variant),
+                    *_unknown_time_zones(variant, runs_here),
                     *([] if runs_here else _missing_files(variant)),
                     *([] if runs_here else _wrong_environment_files(variant)),
                 )
@@ -333,6 +334,18 @@ def _rule_findings(rules: Sequence[Rule], host: Host, optional: str, runs_here: 
 def _missing_privileges(workload: WorkloadConfig, privileges: Privileges, runs_here: bool) -> Iterator[_Finding]:
     for key, message in missing_privileges(workload, privileges):
         yield tuple(key.split(".")), message, "" if runs_here else OTHER_HIERARCHY
+
+
+def _unknown_time_zones(workload: WorkloadConfig, runs_here: bool) -> Iterator[_Finding]:
+    if not workload.timer.has_wall_times:
+        return
+    from nsupervisor.core.timers.schedule import make_schedule  # few configurations have timers
+    from nsupervisor.service.platform.timer_zones import find_zone
+
+    try:
+        make_schedule(workload.timer, workload.name, "", lambda name: find_zone(name or "UTC"))
+    except LookupError as error:
+        yield ("timer",), str(error.args[0]), "" if runs_here else OTHER_HIERARCHY
 
 
 def _unknown_users(workload: WorkloadConfig) -> Iterator[_Finding]:

@@ -45,7 +45,7 @@ def _starts(jobs: Jobs, saved: SavedState) -> dict[Actor, Initiator]:
             else:
                 actor.set_start_status(NO_START)
         is_new = record is None and not actor.lifecycle.is_alive
-        if actor.workload.autostart and (is_new or stopped_by_shutdown(actor.lifecycle)):
+        if actor.workload.starts_with_service and (is_new or stopped_by_shutdown(actor.lifecycle)):
             starts.setdefault(actor, BOOT)
     edges = jobs.actors.start_edges
     for name in dependencies.transitive_closure({actor.workload.name: None for actor in starts}, edges):

@@ -14,7 +14,7 @@ continues.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -69,6 +69,8 @@ class Reloader:
     context: ServiceContext
     nursery: trio.Nursery
     relations: Relations
+    on_config: Callable[[Config], None] = lambda _config: None
+    """Called with each configuration that comes into force, after the instances have it."""
     _active_count: int = 0
 
     async def plan(
@@ -398,6 +400,7 @@ class Reloader:
             log_compress=settings.log_compress,
         )
         self.config = attrs.evolve(config, supervisor=in_force)
+        self.on_config(self.config)
 
     @contextmanager
     def _log_failure(self, name: str) -> Iterator[None]:

@@ -25,6 +25,7 @@ from nsupervisor.core.initiators import Initiator
 from nsupervisor.core.lifecycle import Lifecycle
 from nsupervisor.core.rules.rules import RuleState as RuleMemory
 from nsupervisor.core.serialize import from_json, to_json_sparse
+from nsupervisor.core.timers.timer import RunMode, TimerState
 from nsupervisor.json_codec import encode_strict
 from nsupervisor.linux.files import KERNEL_FILES, Files
 from nsupervisor.wire_names import wire
@@ -155,6 +156,19 @@ class GroupCheckpoint:
     """The changed limits, as in `InstanceCheckpoint`."""
 
 
+@attrs.frozen
+class TimerCheckpoint:
+    """The state of the timer of one workload that the next supervisor needs."""
+
+    state: TimerState = attrs.field(factory=TimerState, metadata=wire("timer"))
+    schedule: str = attrs.field(default="", metadata=wire("schedule"))
+    """The configuration from which the times of the state were computed."""
+    pending: RunMode | None = attrs.field(default=None, metadata=wire("pending"))
+    """A run that was decided and may not have begun."""
+    generations: Mapping[str, int] = attrs.field(factory=dict, metadata=wire("generations"))
+    """With `pending`: the latest generation of each instance when it was decided."""
+
+
 def _ignore_problem(problem: str) -> None:
     """Ignore a problem of the state file."""
 
@@ -210,6 +224,11 @@ class StateFile:
         """Save the checkpoint of a group, by its full name; None removes it."""
         line = _encode_line({"group": name, "is": None if checkpoint is None else to_json_sparse(checkpoint)})
         self._save_line(_line_key("group", name), line, checkpoint is None)
+
+    def save_timer(self, workload: str, checkpoint: TimerCheckpoint | None) -> None:
+        """Save the checkpoint of the timer of a workload; None removes it."""
+        line = _encode_line({"timer": workload, "is": None if checkpoint is None else to_json_sparse(checkpoint)})
+        self._save_line(_line_key("timer", workload), line, checkpoint is None)
 
     def _save_line(self, key: str, line: bytes, is_removed: bool = False) -> None:
         before = self._lines.get(key, b"")
@@ -308,8 +327,10 @@ class SavedState:
     header: Mapping[str, Any] = attrs.field(factory=dict)
     instances: Mapping[str, InstanceCheckpoint] = attrs.field(factory=dict)
     groups: Mapping[str, GroupCheckpoint] = attrs.field(factory=dict)
+    timers: Mapping[str, TimerCheckpoint] = attrs.field(factory=dict)
     lines: Mapping[str, bytes] = attrs.field(factory=dict)
-    """The current lines by instance, or by "group " and the full name of a group, for reuse if they do not change."""
+    """The current lines by instance, or by "group " and the full name of a group, for reuse if they do not change;
+    those of timers by "timer " and the name of the workload."""
     problem: str = ""
     """The fault of the file and its new path; the other fields hold the readable part."""
 
@@ -330,6 +351,7 @@ def read_state(directory: Path, move_aside: bool = True, files: Files = KERNEL_F
     written: dict[str, bytes] = {}
     records: dict[str, InstanceCheckpoint] = {}
     groups: dict[str, GroupCheckpoint] = {}
+    timers: dict[str, TimerCheckpoint] = {}
     try:
         lines = data.split(b"\n")
         about = _read_line(lines[0])
@@ -341,7 +363,7 @@ def read_state(directory: Path, move_aside: bool = True, files: Files = KERNEL_F
             entry = _read_line(line)
             if not isinstance(entry, dict):
                 raise ValueError(f"has a {type(entry).__name__} in place of an object")
-            kind = "name" if "name" in entry else "group"
+            kind = next((kind for kind in ("name", "group", "timer") if kind in entry), "")
             if kind in entry:  # otherwise a later version wrote it
                 latest[kind, entry[kind]] = entry["is"]
                 written[_line_key(kind, entry[kind])] = line + b"\n"
@@ -356,6 +378,8 @@ def read_state(directory: Path, move_aside: bool = True, files: Files = KERNEL_F
                 continue
             if kind == "group":
                 groups[name] = from_json(GroupCheckpoint, values, ignore_unknown=True)
+            elif kind == "timer":
+                timers[name] = from_json(TimerCheckpoint, values, ignore_unknown=True)
             else:
                 records[name] = from_json(InstanceCheckpoint, values, ignore_unknown=True)
         except ValueError as error:
@@ -364,8 +388,12 @@ def read_state(directory: Path, move_aside: bool = True, files: Files = KERNEL_F
         problem = f"{path}: {problem}"
         if move_aside:
             problem = f"{problem}; it is kept as {_move_aside(path, files).name}"
-    names = [*records, *(_line_key("group", name) for name in groups)]
-    return SavedState(about, records, groups, {name: written[name] for name in names}, problem)
+    names = [
+        *records,
+        *(_line_key("group", name) for name in groups),
+        *(_line_key("timer", name) for name in timers),
+    ]
+    return SavedState(about, records, groups, timers, {name: written[name] for name in names}, problem)
 
 
 def boot_id() -> str:

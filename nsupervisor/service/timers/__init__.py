@@ -1,0 +1,1 @@
+"""Timers while the service runs."""
