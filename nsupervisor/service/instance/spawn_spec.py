@@ -281,6 +281,8 @@ def passed_variables(
     A wildcard matches none of the variables that it has been `given` already. Variables about the service itself, and
     values that are not UTF-8, are left out.
     """
+    if not workload.pass_environment:  # the environment of the service need not be looked through at each start
+        return {}
     names = [name for name in workload.pass_environment if "*" not in name]
     patterns = [name for name in workload.pass_environment if "*" in name]
     passed = {
