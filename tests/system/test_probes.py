@@ -1,0 +1,85 @@
+"""Probes of real programs: the program answers as a file says, so that the test decides when it is sick."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.needs import needs
+from tests.system.service import service
+
+pytestmark = needs("root", "cgroup")
+
+SERVER = """
+import http.server, os, sys
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(503 if os.path.exists(sys.argv[2]) else 200)
+        self.end_headers()
+
+    def log_message(self, *arguments):
+        pass
+
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+SITE = """
+[workload.web]
+command = ["/usr/bin/python3", "{server}", "{port}", "{sick}"]
+namespaces = {{ network = {network} }}
+restart = "always"
+restart_sec = 0
+[workload.web.readiness]
+http_get = {{ port = {port} }}
+period_sec = "100ms"
+timeout_sec = "5s"
+failure_threshold = 2
+[workload.web.liveness]
+http_get = {{ port = {port} }}
+period_sec = "100ms"
+timeout_sec = "5s"
+failure_threshold = {liveness}
+[workload.client]
+command = ["sleep", "1000"]
+requires = ["web"]
+"""
+
+
+def site(directory: Path, network: str, liveness: int) -> str:
+    (directory / "server.py").write_text(SERVER)
+    return SITE.format(
+        server=directory / "server.py",
+        sick=directory / "sick",
+        port=18282 + os.getpid() % 1000,
+        network=network,
+        liveness=liveness,
+    )
+
+
+@pytest.mark.parametrize("network", ["false", "true"])
+async def test_what_requires_a_program_starts_when_it_is_ready(tmp_path: Path, network: str) -> None:
+    (tmp_path / "sick").touch()
+    async with service(tmp_path, site(tmp_path, network, 1000)) as it:
+        await it.record(event="waiting", workload="client", message="waits for web")
+        (tmp_path / "sick").unlink()
+        await it.record(event="state", workload="web", to="ready")
+        await it.record(event="state", workload="client", to="running")
+        (tmp_path / "sick").touch()
+        record = await it.record(event="probe", workload="web", probe="readiness", passes=False)
+        assert (record["message"], record["in_a_row"]) == ("HTTP 503", 2)
+        await it.record(event="state", workload="web", from_="ready", to="running")
+        text = await it.cli("status", "web")
+        assert "\n  readiness   fails: HTTP 503 after " in text
+        assert "\n  liveness    passes, but the latest failed: HTTP 503 after " in text
+        it.valid()
+
+
+async def test_a_program_that_is_not_alive_any_more_is_restarted_and_why_says_so(tmp_path: Path) -> None:
+    async with service(tmp_path, site(tmp_path, "false", 3)) as it:
+        await it.record(event="state", workload="web", to="ready")
+        (tmp_path / "sick").touch()
+        await it.record(event="started", workload="web", generation=2)
+        (tmp_path / "sick").unlink()
+        await it.record(event="state", workload="web", generation=2, to="ready")
+        assert "liveness probe failed 3 times: HTTP 503" in await it.cli("why", "web")
