@@ -80,7 +80,7 @@ def own_places(directory: Path) -> dict[str, str]:
     """Return what is replaced on a page, in configuration and commands: ports and paths of the host."""
     copies = free_port(20_000, 30_000, 2)
     return {
-        "8500 + NSUPERVISOR_INSTANCE": f"{copies} + NSUPERVISOR_INSTANCE",
+        "{8500+instance}": f"{{{copies}+instance}}",
         ":8501/": f":{copies + 1}/",
         ":8502/": f":{copies + 2}/",
         '"8080"': f'"{(server := free_port(30_000, 31_000))}"',
