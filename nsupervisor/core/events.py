@@ -79,6 +79,16 @@ class Ready(Event):
 
 
 @attrs.frozen
+class Extend(Event):
+    """The program needs more time for its start, its run or its stop: at least `seconds` from now on.
+
+    EXTEND_TIMEOUT_USEC of sd_notify(3).
+    """
+
+    seconds: float = attrs.field(metadata=wire("sec"))
+
+
+@attrs.frozen
 class NotReady(Event):
     """A probe found that the program, which was ready, is not ready any more; `reason` says why."""
 

@@ -44,6 +44,7 @@ from nsupervisor.core.events import (
     Event,
     Execed,
     Exited,
+    Extend,
     Freeze,
     Input,
     Kill,
@@ -326,6 +327,16 @@ def unready(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Wor
     return attrs.evolve(lifecycle, state=State.RUNNING, reason=input_.reason), ()
 
 
+def extend(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
+    """Move the deadline of the start, the run or the stop away, never nearer; after SIGKILL there is no more time."""
+    assert isinstance(input_, Extend)
+    if lifecycle.deadline is None or lifecycle.sigkill_sent:
+        return lifecycle, ()
+    deadline = max(lifecycle.deadline, instant.now + input_.seconds)
+    runs_until = deadline if lifecycle.deadline == lifecycle.runs_until else lifecycle.runs_until
+    return attrs.evolve(lifecycle, deadline=deadline, runs_until=runs_until), ()
+
+
 def abort(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """End a program that hangs.
 
@@ -443,6 +454,7 @@ _ROWS: dict[type[Input], tuple[Handler, ...]] = {
     Thaw:          (ignore,  cancel_freeze, ignore,        ignore, ignore,       ignore,  ignore, ignore, thaw),
     Execed:        (ignore,  mark_running,  ignore,        ignore, ignore,       ignore,  ignore, ignore, ignore),
     Ready:         (ignore,  mark_ready,    mark_ready,    ignore, ignore,       ignore,  ignore, ignore, ready_frozen),
+    Extend:        (ignore,  extend,        extend,        extend, extend,       ignore,  ignore, ignore, ignore),
     NotReady:      (ignore,  ignore,        ignore,        unready, ignore,      ignore,  ignore, ignore, ignore),
     Unhealthy:     (ignore,  abort,         abort,         abort,  ignore,       ignore,  ignore, ignore, ignore),
     Exited:        (ignore,  exited,        exited,        exited, exited,       ignore,  ignore, ignore, exited),

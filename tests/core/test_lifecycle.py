@@ -290,6 +290,29 @@ def test_a_hanging_program_is_aborted_and_restarted_on_watchdog():
     assert run.lifecycle.reason == "no WATCHDOG=1 for 2 s"
 
 
+def test_a_program_that_needs_more_time_gets_it():
+    run = Run(type="notify", timeout_start_sec=4.0, timeout_stop_sec=3.0, runtime_max_sec=20.0).up()
+    run.fact(events.Extend, 60.0, after=3)
+    assert run.lifecycle.deadline == run.now + 60
+    assert run.fact(events.Extend, 1.0).lifecycle.deadline == run.now + 60, "never nearer"
+    run.fact(events.Ready, after=50)
+    run.fact(events.Extend, 100.0)
+    assert run(events.Freeze()).lifecycle.deadline is None
+    run(events.Thaw())
+    assert run(events.Timeout(), after=99).state is State.READY, "runtime_max_sec is extended, too"
+    run(events.Stop())
+    run.fact(events.Extend, 30.0)
+    assert run(events.Timeout(), after=29).actions == ()
+    assert run(events.Timeout(), after=1).actions == (actions.KillAll(),)
+    deadline = run.lifecycle.deadline
+    assert run.fact(events.Extend, 30.0).lifecycle.deadline == deadline, "not after SIGKILL"
+
+
+def test_a_program_without_a_limit_needs_no_more_time():
+    run = Run().up()
+    assert run.fact(events.Extend, 30.0).lifecycle.deadline is None
+
+
 READINESS = ReadinessConfig(tcp_socket=TcpSocket(port=80))
 STARTUP = StartupConfig(tcp_socket=TcpSocket(port=80))
 

@@ -95,6 +95,7 @@ INPUTS: Mapping[str, type[events.Input]] = {
     "Execed": events.Execed,
     "Ready": events.Ready,
     "NotReady": events.NotReady,
+    "Extend": events.Extend,
     "Unhealthy": events.Unhealthy,
     "Exited": events.Exited,
     "Emptied": events.Emptied,

@@ -637,6 +637,8 @@ class Actor:
     def _on_notification(self, generation: int, kind: str, text: str) -> None:
         if kind == "READY":
             self.post(events.Ready(generation))
+        elif kind == "EXTEND":
+            self.post(events.Extend(generation, float(text)))
         elif kind == "REFUSED":
             self.log_event("notify refused", "warning", message=text)
         elif self.lifecycle.state is not State.FROZEN:  # a frozen program cannot report that it is healthy

@@ -24,6 +24,8 @@ from nsupervisor.keeper.setup.spec import host_id
 from nsupervisor.notify_socket import MAX_DATAGRAM_BYTES, NotifySocket
 from nsupervisor.service.instance.status_texts import StatusTexts
 
+MAX_EXTENSION_S = 366 * 86400.0
+"""The most seconds by which a program may extend its time at once."""
 REFUSALS_INTERVAL_S = 60.0
 """Seconds between two records about messages of others."""
 _UCRED = struct.Struct("iII")  # struct ucred, unix(7): pid, uid, gid
@@ -67,14 +69,22 @@ def _sender(ancillary: list[tuple[int, int, bytes]]) -> int:
     return 0
 
 
+def _seconds(microseconds: str) -> float | None:
+    """Return a time of a message in seconds; None if it is none, or longer than `MAX_EXTENSION_S`."""
+    if not (microseconds.isascii() and microseconds.isdecimal() and len(microseconds) < 20):
+        return None
+    seconds = int(microseconds) / 1e6
+    return seconds if seconds <= MAX_EXTENSION_S else None
+
+
 @attrs.define(eq=False)
 class NotificationReader:
     """Reads the messages of one generation.
 
-    `on_notification` receives ("READY", "") and ("WATCHDOG", reason). The last one means that the program triggered the
-    watchdog itself, or sent no keep-alive for `watchdog_sec` (0: none required) while `set_watchdog` requires them. At
-    most once a minute it also receives ("REFUSED", text), for messages of other processes. `on_status` receives status
-    texts as `StatusTexts` reports them.
+    `on_notification` receives ("READY", ""), ("EXTEND", seconds) and ("WATCHDOG", reason). The last one means that the
+    program triggered the watchdog itself, or sent no keep-alive for `watchdog_sec` (0: none required) while
+    `set_watchdog` requires them. At most once a minute it also receives ("REFUSED", text), for messages of other
+    processes. `on_status` receives status texts as `StatusTexts` reports them.
     """
 
     socket: NotifySocket
@@ -137,6 +147,8 @@ class NotificationReader:
             self.on_notification("READY", "")
         if "STATUS" in assignments and self._statuses is not None:
             self._statuses.offer(assignments["STATUS"])
+        if (seconds := _seconds(assignments.get("EXTEND_TIMEOUT_USEC", ""))) is not None:
+            self.on_notification("EXTEND", repr(seconds))
         if assignments.get("WATCHDOG") == "trigger":
             self.on_notification("WATCHDOG", "said WATCHDOG=trigger")
         elif assignments.get("WATCHDOG") == "1" and self._watchdog_expires_at < math.inf:

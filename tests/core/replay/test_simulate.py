@@ -293,6 +293,7 @@ def test_every_event_can_be_told():
         "populated": True,
         "reason": "hung",
         "probe": "liveness",
+        "seconds": 2.5,
         "requested_by": "boot",
     }
     for kind in INPUTS.values():

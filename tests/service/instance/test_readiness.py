@@ -232,3 +232,13 @@ async def test_the_last_status_text_of_a_program_that_ends_is_reported(path, aut
             scope.cancel()
             await trio.testing.wait_all_tasks_blocked()
             assert reports == [("works", 0), ("no space is left", 0)]
+
+
+async def test_a_program_may_ask_for_more_time_but_not_for_ever(path):
+    notified = []
+    with notify_socket(path, None) as ours, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs:
+        reader = NotificationReader(ours, 0.0, lambda *news: notified.append(news), lambda *news: None)
+        for value in ("2500000", "0", "31622400000000", "31622400000001", "-1", "1e6", "", "٣", "9" * 50):
+            theirs.sendto(f"EXTEND_TIMEOUT_USEC={value}".encode(), str(path))
+        reader.read_waiting()
+    assert notified == [("EXTEND", "2.5"), ("EXTEND", "0.0"), ("EXTEND", "31622400.0")]
