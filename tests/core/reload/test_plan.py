@@ -25,6 +25,10 @@ NEEDS_A_PROCESS = {
     "oom_score_adjust", "io_scheduling_class", "io_scheduling_priority", "cpu_scheduling_policy",
     "cpu_scheduling_priority", "timer_slack",
     "init", "type", "watchdog_sec", "group", "may_control", "namespaces", "user_namespace", "mounts", "security",
+    "root", "volumes", "credentials",
+    "runtime_directory", "state_directory", "cache_directory", "logs_directory", "configuration_directory",
+    "runtime_directory_mode", "state_directory_mode", "cache_directory_mode", "logs_directory_mode",
+    "configuration_directory_mode",
 }  # fmt: skip
 
 
