@@ -11,6 +11,7 @@ import trio
 from nsupervisor.cgroups import CgroupError
 from nsupervisor.config.model import Resources, WorkloadConfig
 from nsupervisor.core import events
+from nsupervisor.core.initiators import OPERATOR
 from nsupervisor.core.lifecycle import Lifecycle, State
 from nsupervisor.service import run
 from nsupervisor.service.instance import limits
@@ -68,6 +69,7 @@ async def test_an_actor_goes_on_after_a_message_that_it_could_not_handle(error, 
         mailbox=Mailbox(),
         _must_recover=False,
         _handle=handle,
+        _update_probes=lambda: None,
         _stop_between_generations=lambda: None,
         observer=SimpleNamespace(watch=raiser(error), unwatch=lambda: None),
         limit_writer=SimpleNamespace(close=lambda: None),
@@ -155,6 +157,6 @@ async def test_limits_are_changed_after_a_change_that_failed_unexpectedly(error,
     monkeypatch.setattr(limits.LimitWriter, "_find_foreign_changes", lambda *_: {})
     workload = WorkloadConfig("web", command=("x",))
     writer = LimitWriter(object(), workload, Resources(), nursery, lambda *_, **__: None, lambda: None)
-    assert await writer.change_limits({"pids_max": 5}, "operator") == (False, str(error))
-    assert await writer.change_limits({"pids_max": 6}, "operator") == (True, "")
+    assert await writer.change_limits({"pids_max": 5}, OPERATOR) == (False, str(error))
+    assert await writer.change_limits({"pids_max": 6}, OPERATOR) == (True, "")
     assert writer.applied == Resources(pids_max=6)
