@@ -281,7 +281,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
                 {"type": "null"},
                 _object_schema(
                     "Exactly one of code, signal, failure and unknown is set.",
-                    optional=("core_dumped", "failure", "unknown"),
+                    optional=("core_dumped", "failure", "skipped", "unknown"),
                     code=_value_schema("integer?", "Exit status, 0-255."),
                     signal=_value_schema("string?", 'The signal that ended it, "SIGKILL".'),
                     oom_killed=_value_schema("boolean", "The kernel's OOM killer ended it."),

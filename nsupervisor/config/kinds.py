@@ -261,6 +261,22 @@ def _optional_path(value: Any) -> str:
     return text
 
 
+def _negatable(load: Callable[[Any], str]) -> Callable[[Any], str]:
+    """Return a reader of a value that may begin with "!"."""
+
+    def read(value: Any) -> str:
+        text = _text(value)
+        load(text.removeprefix("!"))
+        return text
+
+    return read
+
+
+def _variable_condition(value: Any) -> str:
+    name, _, _ = _text(value).partition("=")
+    return _variable(name)
+
+
 def _boolean(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("is not a truth value; write true or false, without quotes")
@@ -582,6 +598,9 @@ ADDRESS = Scalar(
 OVERLAY = Scalar(
     _overlay, {"anyOf": [{"type": "boolean"}, {"type": "string", "pattern": whole_text_pattern(NAME_PATTERN)}]}
 )
+PATH_CONDITION = Scalar(_negatable(_path), {"type": "string", "pattern": "^!?/"})
+HOST_CONDITION = Scalar(_negatable(_word), {"type": "string", "pattern": whole_text_pattern(r"!?\S(.*\S)?")})
+ENVIRONMENT_CONDITION = Scalar(_negatable(_variable_condition), {"type": "string", "pattern": "^!?[^=!]"})
 BOOLEAN = Scalar(_boolean, {"type": "boolean"})
 NAMESPACE = Scalar(_namespace, {"type": "boolean"})
 HOSTNAME = Scalar(

@@ -619,6 +619,38 @@ class WorkloadConfig(Table):
             TableOf(TimerConfig), "when to start it by itself; then it does not start with the service", live=True
         ),
     )
+    condition_path_exists: tuple[str, ...] = field(
+        default=(),
+        metadata=key(
+            ListOf(kinds.PATH_CONDITION),
+            'skips the start unless these exist; "!/path": unless it does not',
+            live=True,
+        ),
+    )
+    condition_file_not_empty: tuple[str, ...] = field(
+        default=(),
+        metadata=key(
+            ListOf(kinds.PATH_CONDITION),
+            'skips the start unless these are files with contents; "!" as above',
+            live=True,
+        ),
+    )
+    condition_host: tuple[str, ...] = field(
+        default=(),
+        metadata=key(
+            ListOf(kinds.HOST_CONDITION),
+            'skips the start unless the host has this name, a glob; "!" as above',
+            live=True,
+        ),
+    )
+    condition_environment: tuple[str, ...] = field(
+        default=(),
+        metadata=key(
+            ListOf(kinds.ENVIRONMENT_CONDITION),
+            "skips the start unless the supervisor has the variable NAME, or NAME=VALUE",
+            live=True,
+        ),
+    )
     restart: Restart = field(
         default="on-failure",
         metadata=key(

@@ -7,7 +7,7 @@ from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.config.relations import DependencyCondition
 from nsupervisor.core.backoff import UNLIMITED_BASE_S
 from nsupervisor.core.initiators import Initiator
-from nsupervisor.core.lifecycle import Lifecycle, is_up
+from nsupervisor.core.lifecycle import Lifecycle, is_skipped, is_up
 from nsupervisor.core.states import DOWN_STATES, State
 
 _EXECUTED_STATES = frozenset({State.RUNNING, State.READY, State.FROZEN})
@@ -26,10 +26,10 @@ def is_met(condition: DependencyCondition, lifecycle: Lifecycle, workload: Workl
         case "started":
             return lifecycle.state in _EXECUTED_STATES
         case "completed":
-            has_run = lifecycle.exit is not None and lifecycle.exit.setup_failure is None
+            has_run = lifecycle.exit is not None and lifecycle.exit.has_run
             return lifecycle.state in (State.EXITED, State.FAILED) and has_run
         case "completed_successfully":
-            return lifecycle.state is State.EXITED
+            return lifecycle.state is State.EXITED and not is_skipped(lifecycle)
     return False
 
 
@@ -54,7 +54,7 @@ def has_failed(before: Lifecycle, after: Lifecycle) -> bool:
 
 def has_succeeded(before: Lifecycle, after: Lifecycle) -> bool:
     """Check whether the workload has done its work by this change: it ended with success, and no restart follows."""
-    return after.state is State.EXITED and before.state is not State.EXITED
+    return after.state is State.EXITED and before.state is not State.EXITED and not is_skipped(after)
 
 
 def stop_initiator(lifecycle: Lifecycle) -> Initiator | None:

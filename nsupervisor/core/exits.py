@@ -48,7 +48,7 @@ RESTARTED_OUTCOMES: dict[str, frozenset[Outcome]] = {
 class Exit:
     """Exit of one generation of a workload.
 
-    Exactly one of `code`, `signal`, `is_unknown` and `setup_failure` is set.
+    Exactly one of `code`, `signal`, `is_unknown`, `setup_failure` and `skipped` is set.
     """
 
     code: int | None = attrs.field(default=None, metadata=wire("code"))
@@ -63,6 +63,8 @@ class Exit:
     """
     setup_failure: str | None = attrs.field(default=None, metadata=wire("failure"))
     """The set-up step that failed, in words; the program never ran."""
+    skipped: str | None = attrs.field(default=None, metadata=wire("skipped"))
+    """The condition of the start that was not met; the program never ran, and this is no failure."""
     background_remedy: str = attrs.field(default="", metadata=wire("background"))
     """If the program has become a daemon: what keeps it in the foreground, in words; otherwise ""."""
 
@@ -85,6 +87,11 @@ class Exit:
             )
         return cls(code=os.WEXITSTATUS(status))
 
+    @property
+    def has_run(self) -> bool:
+        """Whether the program was executed."""
+        return self.setup_failure is None and self.skipped is None
+
     def is_one_of(self, statuses: Sequence[int | str]) -> bool:
         """Return whether it is one of these exit codes and signals ("SIGUSR1")."""
         return bool(statuses) and (
@@ -95,6 +102,8 @@ class Exit:
         """Classify the exit; `success_exit_status` names further clean exit codes and signals ("SIGUSR1")."""
         if self.setup_failure is not None:
             return Outcome.EXIT_CODE
+        if self.skipped is not None:
+            return Outcome.SUCCESS
         if self.is_unknown:  # a clean exit while nothing supervises the program is the rarer case
             return Outcome.SIGNAL
         if self.signal is not None:
@@ -107,7 +116,7 @@ class Exit:
 
         Returns an empty dict for a failed start.
         """
-        if self.setup_failure is not None:
+        if not self.has_run:
             return {}
         numbers = {"signal": self.signal, "code": self.code}
         flags = {"oom_killed": float(self.oom_killed), "core_dumped": float(self.core_dumped)}
@@ -121,12 +130,15 @@ class Exit:
             "core_dumped": self.core_dumped,
             "oom_killed": self.oom_killed,
             **({"failure": self.setup_failure} if self.setup_failure else {}),
+            **({"skipped": self.skipped} if self.skipped else {}),
             **({"unknown": True} if self.is_unknown else {}),
         }
 
     def __str__(self) -> str:
         if self.setup_failure is not None:
             return self.setup_failure
+        if self.skipped is not None:
+            return f"skipped: {self.skipped} is not met"
         if self.is_unknown:
             return "exit status unknown (not supervised when it exited)"
         if self.signal is None:

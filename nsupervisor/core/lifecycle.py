@@ -549,6 +549,8 @@ def exit_outcome(lifecycle: Lifecycle, exit_: Exit, workload: WorkloadConfig) ->
     """
     if lifecycle.fault_outcome is not None:
         return lifecycle.fault_outcome
+    if exit_.skipped is not None:
+        return Outcome.SUCCESS
     outcome = exit_.outcome(workload.success_exit_status)
     state = lifecycle.state_before_freeze if lifecycle.state is State.FROZEN else lifecycle.state
     is_incomplete = state in (State.STARTING, State.RUNNING) and reports_readiness(lifecycle, workload)
@@ -559,7 +561,14 @@ def is_up(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
     """Check whether dependents may start: the workload is up, or has done its single job."""
     if lifecycle.state is State.RUNNING:
         return _start_type(lifecycle, workload) == "simple"
-    return lifecycle.state is State.READY or (lifecycle.state is State.EXITED and workload.type == "oneshot")
+    if lifecycle.state is State.EXITED and workload.type == "oneshot":
+        return not is_skipped(lifecycle)
+    return lifecycle.state is State.READY
+
+
+def is_skipped(lifecycle: Lifecycle) -> bool:
+    """Check whether the last start was skipped, because a condition of it was not met."""
+    return lifecycle.state is State.EXITED and lifecycle.exit is not None and lifecycle.exit.skipped is not None
 
 
 def _deadline(instant: Instant, seconds: float) -> float | None:
@@ -648,6 +657,8 @@ def _choose_next(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfi
         return _spawn(
             attrs.evolve(lifecycle, recent_starts=(), consecutive_failures=0), instant, workload, lifecycle.reason
         )
+    if exit_.skipped is not None and lifecycle.after_stop is AfterStop.POLICY and lifecycle.fault_outcome is None:
+        return attrs.evolve(lifecycle, state=State.EXITED, reason=str(exit_)), ()
     outcome = exit_outcome(lifecycle, exit_, workload)
     if lifecycle.fault_outcome is Outcome.PROTOCOL:
         reason = _EXITED_BEFORE_READY.format(exit_)

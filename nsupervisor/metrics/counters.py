@@ -65,7 +65,7 @@ class Counters:
     def count_transition(self, before: Lifecycle, event: Input, after: Lifecycle, workload: WorkloadConfig) -> None:
         """Count the exit or the restart, or both, in a transition of the lifecycle."""
         exit_ = event.exit if isinstance(event, Exited) else None
-        if exit_ is not None:
+        if exit_ is not None and exit_.skipped is None:
             kind = exit_kind(exit_)
             self.exits[kind] = self.exits.get(kind, 0) + 1
         if after.restarts > before.restarts:

@@ -27,7 +27,7 @@ from nsupervisor.config.relations import DependencyCondition
 from nsupervisor.core import dependencies, edges, events
 from nsupervisor.core.dependencies import Wait
 from nsupervisor.core.initiators import OPERATOR, SHUTDOWN, Initiator, by_relation
-from nsupervisor.core.lifecycle import Lifecycle, State
+from nsupervisor.core.lifecycle import Lifecycle, State, is_skipped
 from nsupervisor.core.states import DOWN_STATES
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.group.groups import Groups
@@ -394,6 +394,8 @@ class Jobs:
         )
         if actor.is_up:
             return True, ""
+        if is_skipped(actor.lifecycle) and not self.has_pending_start(actor):
+            return True, actor.lifecycle.reason
         job = self._start_jobs.get(actor)
         then = f"; it starts as soon as {job.unblocked_when}" if job is not None and job.blocked_by else ""
         return False, f"{actor.start_status.waits_for or actor.lifecycle.reason}{then}"

@@ -246,6 +246,8 @@ def _related(choices: Mapping[str, str]) -> str:
             + 'on_failure = ["note"]\n',
             _workload("note", '"program", "exit=0@0.1"', once, off),
             _workload("late", '"program"', f"requires = [{job}]", 'restart = "always"'),
+            _workload("check", '"program", "exit=0@0.1"', once, f'condition_path_exists = ["{choices["path"]}"]'),
+            _workload("checked", '"program"', 'requires = ["check"]', 'restart = "always"'),
         )
     )
 
@@ -433,8 +435,9 @@ RELATED_KINDS = (
             "key": ("binds_to", "requires"),
             "condition": ("completed", "completed_successfully"),
             "code": ("0", "1"),
+            "path": ("/missing", "/"),
         },
-        ("db", "web", "part", "helper", "blue", "green", "job", "note", "late"),
+        ("db", "web", "part", "helper", "blue", "green", "job", "note", "late", "check", "checked"),
         ("db", "web", "part"),
         {"web": "db"},
         (

@@ -237,6 +237,8 @@ class Watch:
         living = {other.id.rpartition("#")[0] for other in self.machine.living()}
         if {"blue", "green"} <= living | {name} and name in ("blue", "green"):
             self.problem(f"conflicts: {process.id} starts while both would run")
+        if name in ("check", "checked") and "path" not in self.edited:
+            self.problem(f"conditions: {process.id} starts, and its condition is not met")
         if name == "web" and "db" not in living and "key" not in self.edited:
             last = max((at for at, id_ in self.starts if id_.startswith("db#")), default=None)
             if last is None:

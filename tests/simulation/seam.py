@@ -25,6 +25,7 @@ from nsupervisor.cgroups.host import Controller
 from nsupervisor.cgroups.mounts import Hierarchy
 from nsupervisor.config.probes import ProbeConfig
 from nsupervisor.core.probes import ProbeResult
+from nsupervisor.core.start_conditions import HostFacts, find_unmet
 from nsupervisor.linux.inotify import IN_IGNORED, InotifyEvent
 from nsupervisor.logs import Pipe as PipeEnd
 from nsupervisor.logs.target import Target
@@ -515,8 +516,13 @@ def kernel(life: Life, read_config: Any) -> Kernel:
         privileges=lambda: machine.privileges,
         find_start_obstacle=lambda spec: machine.start_obstacle,
         probe=probe,
+        find_unmet_condition=lambda conditions: find_unmet(conditions, HOST_FACTS),
         random=machine.random.random,
     )
+
+
+HOST_FACTS = HostFacts("simulated", {}, lambda path: path == "/", lambda path: False)
+"""The facts that conditions of starts are about."""
 
 
 class Signals:

@@ -38,8 +38,10 @@ from nsupervisor.core.lifecycle import Lifecycle, State, is_up, is_watchdog_acti
 from nsupervisor.core.records import describe_survivors, transition_records
 from nsupervisor.core.rules.rules import Engine, Firing, Limits
 from nsupervisor.core.security import settings, values
+from nsupervisor.core.start_conditions import StartCondition, start_conditions
 from nsupervisor.core.states import ALIVE_STATES, DOWN_STATES
 from nsupervisor.keeper.messages import Ended, Execed, KeeperLost, SetupFailure, SpawnError
+from nsupervisor.logs import call_in_thread
 from nsupervisor.metrics.counters import Counters
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.instance.decisions import Decisions
@@ -61,6 +63,8 @@ from nsupervisor.service.platform.renewed_cover import has_credentials, is_uncov
 from nsupervisor.service.platform.start_obstacle import StartObstacle
 from nsupervisor.service.state.file import ExitReport, InstanceCheckpoint
 
+CONDITION_TIMEOUT_S = 5.0
+"""Seconds until conditions of a start must be known; a network file system may not answer."""
 BACKGROUND_S = 10.0
 """Seconds after its start within which a program that exits with success and leaves processes has become a daemon."""
 _ACTION_NAMES: Mapping[type[Action], str] = {
@@ -419,7 +423,7 @@ class Actor:
         self.observer.read_counters()
         await self._run_pending()
         exit_ = self.report_exit(ended.status, ended.failure)
-        if exit_.setup_failure is None:
+        if exit_.has_run:
             self.observer.program_exited(exit_)
             await self._run_pending()
         self.output.begin(generation, self.program.pid)
@@ -565,23 +569,39 @@ class Actor:
     async def _try_spawn(self, generation: int) -> bool:
         """Start a generation; return whether the outcome is known, which is also the case if the start has failed."""
         try:
+            if (unmet := await self._find_unmet_condition()) is not None:
+                self._report_start_failure(generation, Exit(skipped=str(unmet)))
+                return True
             await self._prepare_cgroup()
             self._oom_kills = 0.0 if self.cgroup.begin_use() else self._read_oom_kills()
             spawned = await self.program.spawn(self.workload, generation, self.cgroup, self._while_spawning)
         except KeeperLost:
             return False
         except (IdentityError, ConfigError, CgroupError, SpawnError, OSError) as error:
-            exit_ = Exit(setup_failure=error.message if isinstance(error, SpawnError) else str(error))
-            self.last_exit = exit_
-            self._failed_start_id = f"{self.name}#{generation}"
-            self.program.close_notify_socket()
-            self.exit_reports.report(ExitReport(generation, exit_))
-            self.save_checkpoint()  # before the record is written: its number must not be used for another start
-            self.exit_reports.release()
-            self.post(events.Exited(generation, exit_, populated=False))
+            message = error.message if isinstance(error, SpawnError) else str(error)
+            self._report_start_failure(generation, Exit(setup_failure=message))
             return True
         self.output.expect(spawned)
         return True
+
+    def _report_start_failure(self, generation: int, exit_: Exit) -> None:
+        """Report a start that has failed, or that was skipped."""
+        self.last_exit = exit_
+        self._failed_start_id = f"{self.name}#{generation}"
+        self.program.close_notify_socket()
+        self.exit_reports.report(ExitReport(generation, exit_))
+        self.save_checkpoint()  # before the record is written: its number must not be used for another start
+        self.exit_reports.release()
+        self.post(events.Exited(generation, exit_, populated=False))
+
+    async def _find_unmet_condition(self) -> StartCondition | None:
+        """Return the condition of the start that is not met. Raises OSError if a file system does not answer."""
+        conditions = start_conditions(self.workload)
+        if not conditions:
+            return None
+        with trio.move_on_after(CONDITION_TIMEOUT_S):
+            return await call_in_thread(self.context.kernel.find_unmet_condition, conditions, abandon_on_cancel=True)
+        raise TimeoutError(f"its conditions cannot be checked: no answer within {CONDITION_TIMEOUT_S:g} s")
 
     async def _prepare_cgroup(self) -> None:
         """Prepare the cgroup for the next generation: empty, in its place, and with its limits. Raises CgroupError."""

@@ -42,7 +42,10 @@ class ExitReports:
         self.undelivered = (*self.undelivered, exit_report)[-MAX_UNDELIVERED:]
 
     def _log(self, exit_report: ExitReport, extra_fields: dict[str, float]) -> None:
-        if exit_report.exit.setup_failure is None:
+        if exit_report.exit.skipped is not None:
+            message = f"workload {self.log.name}: {exit_report.exit}"
+            self.log.write(exit_report.generation, "not started", message=message, **extra_fields)
+        elif exit_report.exit.setup_failure is None:
             self.log.write(
                 exit_report.generation, "exited", pid=exit_report.pid, **exit_report.exit.to_record(), **extra_fields
             )

@@ -185,7 +185,7 @@ class RuleObserver:
     def program_exited(self, exit_: Exit) -> None:
         """Show the rules how the program exited."""
         self.started_at = None
-        if exit_.setup_failure is None and any(atom.file == EXIT for atom in self._atoms()):
+        if exit_.has_run and any(atom.file == EXIT for atom in self._atoms()):
             self.observe(EXIT, exit_.condition_values(), None)
 
     # ---- samples

@@ -21,6 +21,7 @@ from nsupervisor.config.compose import Find
 from nsupervisor.config.files import find_included, reread_text
 from nsupervisor.config.probes import ProbeConfig
 from nsupervisor.core.probes import ProbeResult
+from nsupervisor.core.start_conditions import StartCondition
 from nsupervisor.linux import processes
 from nsupervisor.linux.files import KERNEL_FILES, Files
 from nsupervisor.linux.privileges import Privileges, own_privileges
@@ -30,6 +31,7 @@ from nsupervisor.service.platform import probe_client
 from nsupervisor.service.platform.isolation import Isolate, isolate
 from nsupervisor.service.platform.program_directories import make_directories, remove_directories
 from nsupervisor.service.platform.roots import make_overlay_directory
+from nsupervisor.service.platform.start_conditions import find_unmet_condition
 from nsupervisor.service.platform.start_obstacle import StartObstacle, find_start_obstacle
 from nsupervisor.service.platform.timer_host import LinuxTimerHost, TimerHost
 
@@ -79,6 +81,8 @@ class Kernel:
     privileges: Callable[[], Privileges] = own_privileges
     find_start_obstacle: Callable[[Mapping[str, Any]], StartObstacle | None] = find_start_obstacle
     """Finds what would make a start with this specification fail; called in a thread."""
+    find_unmet_condition: Callable[[tuple[StartCondition, ...]], StartCondition | None] = find_unmet_condition
+    """Finds the first condition of a start that is not met; called in a thread."""
     make_directories: Callable[[Sequence[Mapping[str, Any]], tuple[int, int] | None], None] = make_directories
     """Makes the directories of a program, see `platform.program_directories`. Raises OSError."""
     remove_directories: Callable[[Sequence[Mapping[str, Any]]], None] = remove_directories
