@@ -71,6 +71,8 @@ class StartJob:
     """The event for which a blocked start waits, in words: "db is up"."""
     reported: str = attrs.field(init=False, default="")
     """The latest text about what it waits for."""
+    is_posted: bool = attrs.field(init=False, default=False)
+    """Whether the actor has the command to start."""
     overruled: list[Actor] = attrs.field(init=False, factory=list)
     """The instances whose starts it has cancelled because they conflict with it."""
     passed: set[Actor] = attrs.field(init=False, factory=set)
@@ -92,6 +94,10 @@ class StartJob:
         while self._next < len(self._waits):
             yield self._waits[self._next]
             self._next += 1
+
+    def mark_posted(self) -> None:
+        """Note that the actor gets the command to start now."""
+        self.is_posted = True
 
     def check_again(self) -> None:
         """Check all conditions again: one may have ceased to hold meanwhile."""
@@ -155,6 +161,14 @@ class Jobs:
     def has_pending_start(self, actor: Actor) -> bool:
         """Return whether a start of this instance waits."""
         return actor in self._start_jobs
+
+    def will_start(self, actor: Actor) -> bool:
+        """Return whether a start of this instance waits and has not become a command to its actor yet.
+
+        From then on the instance may end before the job does: a start that fails at once, for example.
+        """
+        job = self._start_jobs.get(actor)
+        return job is not None and not job.is_posted
 
     def is_blocked(self, actor: Actor) -> bool:
         """Return whether a start of this instance waits for a requirement that is down and does not start by itself."""
@@ -398,7 +412,8 @@ class Jobs:
             return True, actor.lifecycle.reason
         job = self._start_jobs.get(actor)
         then = f"; it starts as soon as {job.unblocked_when}" if job is not None and job.blocked_by else ""
-        return False, f"{actor.start_status.waits_for or actor.lifecycle.reason}{then}"
+        reason = actor.start_status.waits_for or actor.lifecycle.reason or "a stop overruled the start"
+        return False, f"{reason}{then}"
 
     # ---- starts
 
@@ -497,6 +512,7 @@ class Jobs:
                         self._start_slots.release_on_behalf_of(job)
                         has_slot = False
                 await trio.lowlevel.checkpoint_if_cancelled()
+                job.mark_posted()
                 await actor.ask(events.Start(job.by))
         self._set_blocked(job, None)
         if self._start_jobs.get(actor) is job:

@@ -73,7 +73,10 @@ class Relations:
         if not bound or any(edges.is_active(o.lifecycle, o.workload) for o in self.jobs.actors.instances(name)):
             return
         for actor in bound:
-            if actor.lifecycle.should_run and not actor.is_down and not self.jobs.has_pending_start(actor):
+            if self.jobs.will_start(actor):
+                continue
+            is_starting = self.jobs.has_pending_start(actor)  # the command to start may still be in its mailbox
+            if is_starting or (actor.lifecycle.should_run and not actor.is_down):
                 self.jobs.restart_later(actor, by_relation(name, "binds_to"))
 
     def _start_others(self, actor: Actor, key: str, names: Iterable[str]) -> None:
@@ -94,7 +97,7 @@ class Relations:
         """Start an instance that is down, if one that upholds it is up, and nothing that it needs was stopped."""
         name = actor.workload.name
         upholder = self._upholder(name)
-        if upholder is None or self.jobs.has_pending_start(actor) or not edges.must_be_upheld(actor.lifecycle):
+        if upholder is None or self.jobs.will_start(actor) or not edges.must_be_upheld(actor.lifecycle):
             return
         if actor.is_up or self.jobs.removal_of(actor) is not None or self._held_down(name) is not None:
             return

@@ -278,3 +278,12 @@ def test_what_follows_from_an_end_survives_a_kill_of_the_service() -> None:
 
     serve(site, first, stop=False)
     serve(site, second)
+
+
+@simulated(UPHELD.replace("restart_max_delay_sec = 30", "restart_max_delay_sec = 1"))
+async def test_a_start_that_fails_at_once_is_upheld(service: Client) -> None:
+    await until_running(service, "web", "helper")
+    service.site.keepers.current.fail_spawns += 1
+    crash(service, "helper")
+    await service.until_true(lambda: service.status("helper")["generation"] == 3)
+    await service.until("helper", "running")
