@@ -34,10 +34,11 @@ def is_met(condition: DependencyCondition, lifecycle: Lifecycle, workload: Workl
 
 
 def is_active(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
-    """Check whether a workload that is bound to this one may run: it is up, or was when it was frozen."""
-    if lifecycle.state is State.FROZEN:
-        return True
-    return is_up(lifecycle, workload)
+    """Check whether a workload that is bound to this one may go on: its program runs, or has done its single job.
+
+    A program that is not ready any more still runs, as for BindsTo= of systemd.unit(5).
+    """
+    return lifecycle.state in _EXECUTED_STATES or is_up(lifecycle, workload)
 
 
 def has_ended(before: Lifecycle, after: Lifecycle, workload: WorkloadConfig) -> bool:
