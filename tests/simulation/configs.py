@@ -252,6 +252,26 @@ def _related(choices: Mapping[str, str]) -> str:
     )
 
 
+def _timed(choices: Mapping[str, str]) -> str:
+    """Jobs and a program that timers start and restart."""
+    once = 'type = "oneshot"'
+    job = f'timer = {{ on_calendar = "*:*:0/2", concurrency_policy = "{choices["policy"]}", persistent = true }}'
+    return "\n".join(
+        (
+            _workload("tick", '"program", "exit=0@0.3"', once, job),
+            _workload(
+                "poll", '"program", "exit=0@0.1"', once, "timer = { on_startup_sec = 0, on_unit_active_sec = 3 }"
+            ),
+            _workload(
+                "web",
+                f'"program", "v={choices["web"]}"',
+                'restart = "always"',
+                'timer = { on_calendar = "*:*:0/5", action = "restart" }',
+            ),
+        )
+    )
+
+
 @attrs.frozen
 class Part:
     """A step of several that overlap, at most `delay_s` after the one before.
@@ -453,3 +473,14 @@ RELATED_KINDS = (
 """Kinds of sites whose workloads start and stop one another, or are probed; they have the seeds from
 `FIRST_RELATED_SEED`, so that an earlier seed means what it meant."""
 FIRST_RELATED_SEED = 1_000_000
+TIMED_KINDS = (
+    Kind(
+        "timed",
+        _timed,
+        {"policy": ("forbid", "queue", "replace"), "web": ("1", "2")},
+        ("tick", "poll", "web"),
+        (),
+    ),
+)
+FIRST_TIMED_SEED = 2_000_000
+"""The first seed of `TIMED_KINDS`."""

@@ -21,7 +21,16 @@ import trio
 from nsupervisor.config.problems import ConfigError
 from nsupervisor.core.lifecycle import State
 from tests.simulation import invariants
-from tests.simulation.configs import FIRST_RELATED_SEED, KINDS, OVERLAPPING_KINDS, RELATED_KINDS, Kind, Part
+from tests.simulation.configs import (
+    FIRST_RELATED_SEED,
+    FIRST_TIMED_SEED,
+    KINDS,
+    OVERLAPPING_KINDS,
+    RELATED_KINDS,
+    TIMED_KINDS,
+    Kind,
+    Part,
+)
 from tests.simulation.service import HEADER, Service, Site
 
 QUIET_S = 6.0
@@ -68,7 +77,9 @@ def generate(seed: int) -> tuple[Kind, tuple[Step, ...]]:
     kind = chance.choice(KINDS)
     if random.Random(f"overlaps {seed}").random() < OVERLAPPING_SHARE:
         kind = chance.choice(OVERLAPPING_KINDS)
-    if seed >= FIRST_RELATED_SEED:
+    if seed >= FIRST_TIMED_SEED:
+        kind = chance.choice(TIMED_KINDS)
+    elif seed >= FIRST_RELATED_SEED:
         kind = chance.choice(RELATED_KINDS)
     steps: list[Step] = []
     at = 0.0
@@ -284,7 +295,7 @@ class History:
         return not any(
             actor.lifecycle.state in UNDER_WAY or jobs.is_starting(actor)
             for actor in jobs.all_actors
-            if actor.name != "brief"  # it is never quiet
+            if actor.name not in ("brief", "tick", "poll")  # they are never quiet
         )
 
     def _stop(self) -> None:

@@ -9,10 +9,11 @@ import pytest
 
 from tests.simulation import history
 from tests.simulation.__main__ import run_in_processes
-from tests.simulation.configs import FIRST_RELATED_SEED
+from tests.simulation.configs import FIRST_RELATED_SEED, FIRST_TIMED_SEED
 
 HISTORIES = 3000
 RELATED_HISTORIES = 500
+TIMED_HISTORIES = 200
 
 
 @pytest.mark.timeout(600)
@@ -24,6 +25,12 @@ def test_all_holds_in_histories_with_crashes(capfd: pytest.CaptureFixture[str]) 
 @pytest.mark.timeout(600)
 def test_all_holds_where_workloads_start_and_stop_one_another(capfd: pytest.CaptureFixture[str]) -> None:
     status = run_in_processes(FIRST_RELATED_SEED, RELATED_HISTORIES, os.cpu_count() or 1)
+    assert status == 0, capfd.readouterr().out
+
+
+@pytest.mark.timeout(600)
+def test_all_holds_where_timers_start_workloads(capfd: pytest.CaptureFixture[str]) -> None:
+    status = run_in_processes(FIRST_TIMED_SEED, TIMED_HISTORIES, os.cpu_count() or 1)
     assert status == 0, capfd.readouterr().out
 
 
