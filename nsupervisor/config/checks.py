@@ -61,6 +61,9 @@ def find_conflicts(config: Config) -> Iterator[Conflict]:
     yield from _relation_conflicts(config)
     yield from _shared_log_files(config)
     yield from _membership_conflicts(config)
+    for workload in config.workloads.values():
+        if any(variant.timer != workload.timer for _, variant in workload.each_variant()):
+            yield Conflict(("workload", workload.name, "timer"), "differs between instances; write one for all of them")
     for _, workload in config.each_variant():
         path: KeyPath = ("workload", workload.name)
         yield from _program_conflicts(workload, path)

@@ -270,6 +270,10 @@ def test_what_the_file_may_not_have(text: str, message: str) -> None:
         ("timer = { on_calendar = [] }", "has 0 expressions; write 1 to 16"),
         ("timer = { timezone = '../etc' }", "is not the name of a time zone"),
         ("timer = { persistent = true }", 'has no time; write for example on_calendar = "daily"'),
+        (
+            "type = 'oneshot'\ninstances = 2\nexpand = true\ntimer = { on_calendar = '0{instance}:00' }",
+            "differs between instances; write one for all of them",
+        ),
         ("timer = { cron = '@daily' }", 'write type = "oneshot", or action = "restart"'),
         ("type = 'oneshot'\ntimer = { cron = '@daily', action = 'restart' }", "restarts a program that runs"),
         ("type = 'oneshot'\ntimer = { on_unit_active_sec = 60 }", "needs a first run; add on_startup_sec = 0"),
