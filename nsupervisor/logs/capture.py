@@ -29,6 +29,7 @@ from nsupervisor.logs.route import LineSequence, OutputRoute
 from nsupervisor.logs.shared_stream import Format, SharedStream
 from nsupervisor.logs.sink import Delivery
 from nsupervisor.logs.threads import run_in_thread
+from nsupervisor.logs.write_failures import WriteFailures
 from nsupervisor.terminal.numbers import format_count, format_past
 
 MAX_THREAD_TIME_S = 0.1
@@ -49,8 +50,6 @@ MAX_CHUNK = 64 * 1024
 
 For larger pieces the kernel provides new memory each time: half as fast, measured.
 """
-RETRY_MIN_S, RETRY_MAX_S = 0.05, 2.0
-"""The first and the longest delay in seconds between attempts at a file that cannot be written."""
 THREAD_TIMEOUT_S = 2.0
 """Seconds that the end of a capture waits for a thread, which may hang on a disk that does not answer."""
 LIMIT_REPORT_INTERVAL_S = 60.0
@@ -103,13 +102,7 @@ class Capture:
     _next_route: OutputRoute | None = None
     _unwritten_raw: bytes = b""  # the beginning of a line that a raw file lacks, because another route had read it
     _pending: tuple[Chunk, bytes] | None = None  # a chunk, and those of its records that are not in the file yet
-    _gap_lines: int = 0  # lines dropped since the last successful write to the file
-    _failure_reason: str = ""
-    _is_failing: bool = False
-    _is_failure_reported: bool = False  # whether the failure has been reported
-    _dropped_before: int = 0  # `dropped` when writing began to fail
-    _retry_delay: float = RETRY_MIN_S
-    _retry_at: float = 0.0
+    _failures: WriteFailures = attrs.field(init=False, factory=WriteFailures)
     _coalesce_delay: float = COALESCE_DELAY_S
     _bytes_since_delay: int = 0  # bytes taken by the event loop since the last coalescing delay
     _is_stopping: bool = False
@@ -248,8 +241,8 @@ class Capture:
         if self._waiting_since is None or not self._blocks:
             return None
         seconds, route = trio.current_time() - self._waiting_since, self.route
-        if route.file is not None and (self._is_failing or self._in_use.locked() or route.shared is None):
-            error = self._failure_reason if self._is_failing else None
+        if route.file is not None and (self._failures.is_failing or self._in_use.locked() or route.shared is None):
+            error = self._failures.reason if self._failures.is_failing else None
             reason = describe_blockage(error, str(route.file.path), is_file=True)
         else:
             assert route.shared is not None
@@ -278,7 +271,7 @@ class Capture:
                 await self.pipe.wait_readable()
                 return
             await self._record_limited()
-        while self._gap_lines and not self.route.is_raw:
+        while self._failures.gap_lines and not self.route.is_raw:
             with trio.move_on_after(self._time_to_retry()):
                 await self.pipe.wait_readable()
                 return
@@ -489,7 +482,8 @@ class Capture:
             return None
         if self.route.limiter is not None:
             return self._limited_raw_step(self.route.limiter)
-        if self._gap_lines or self._has_raw_gap or self._is_failing or (moved := self._splice_raw()) is None:
+        failures = self._failures
+        if failures.gap_lines or self._has_raw_gap or failures.is_failing or (moved := self._splice_raw()) is None:
             data = self.pipe.peek()
             return self._move_raw(data) if data else 0
         return moved
@@ -538,7 +532,7 @@ class Capture:
                         return len(chunk.data)
                     if limiter is not None:
                         limiter.charge(len(chunk.data), max(chunk.newlines, chunk.line_count))
-                    if not self._blocks and time.monotonic() < self._retry_at:  # the next retry is not due
+                    if not self._blocks and time.monotonic() < self._failures.retry_at:  # the next retry is not due
                         self._drop(chunk.line_count)
                         self._chunks.consume_chunk(chunk)
                         return len(data)
@@ -553,19 +547,19 @@ class Capture:
         assert self._pending is not None
         chunk, records = self._pending
         try:
-            if records and self._gap_lines and time.monotonic() >= self._retry_at:
+            if records and self._failures.gap_lines and time.monotonic() >= self._failures.retry_at:
                 self._write_gap()
-            while records and time.monotonic() >= self._retry_at:
+            while records and time.monotonic() >= self._failures.retry_at:
                 records = records[file.append(records) :]
         except OSError as error:
-            self._on_write_error(error)
+            self._failures.add(error, time.monotonic(), self.dropped)
         if records:
             if self._blocks:
                 self._pending = chunk, records
                 return None
             self._drop(records.count(b"\n"))
         else:
-            self._on_write_success()
+            self._failures.end()
         self._pending = None
         self._chunks.consume_chunk(chunk)
         return len(chunk.data)
@@ -574,28 +568,28 @@ class Capture:
         try:
             self._write_gap()
         except OSError as error:
-            self._on_write_error(error)
+            self._failures.add(error, time.monotonic(), self.dropped)
             return None
-        self._on_write_success()
+        self._failures.end()
         return 0
 
     def _write_gap(self) -> None:
         """Record in the file how many lines are missing there. (A raw file contains only the program's bytes.)"""
         assert self.route.file is not None
-        record = self._chunks.render_dropped(JSON, self._gap_lines, self._failure_reason, timestamp_now())
+        record = self._chunks.render_dropped(JSON, self._failures.gap_lines, self._failures.reason, timestamp_now())
         self.route.file.append(record)
-        self._gap_lines = 0
+        self._failures.gap_lines = 0
 
     def _write_line_beginning(self) -> int | None:
         """Write what the raw file lacks of the beginning of a line, or drop it; None if it must be tried again."""
         file = self.route.file
         assert file is not None
         try:
-            while self._unwritten_raw and time.monotonic() >= self._retry_at:
+            while self._unwritten_raw and time.monotonic() >= self._failures.retry_at:
                 self._unwritten_raw = self._unwritten_raw[file.append_bytes(self._unwritten_raw) :]
-                self._on_write_success()
+                self._failures.end()
         except OSError as error:
-            self._on_write_error(error)
+            self._failures.add(error, time.monotonic(), self.dropped)
         if self._unwritten_raw:
             if self._blocks:
                 return None
@@ -610,19 +604,19 @@ class Capture:
         file = self.route.file
         assert file is not None
         try:
-            if time.monotonic() >= self._retry_at:
-                if self._gap_lines or self._has_raw_gap:
+            if time.monotonic() >= self._failures.retry_at:
+                if self._failures.gap_lines or self._has_raw_gap:
                     file.end_line()
                     self._has_raw_gap = False
                 moved = file.append_raw(self.pipe, data)
-                self._gap_lines = 0
-                self._on_write_success()
+                self._failures.gap_lines = 0
+                self._failures.end()
                 self.on_consumed(moved, 0 if self.route.shared is None else count_newlines(data[:moved]))
                 return moved
         except BlockingIOError:
             raise
         except OSError as error:
-            self._on_write_error(error)
+            self._failures.add(error, time.monotonic(), self.dropped)
         if self._blocks:
             return None
         lines = count_newlines(data)
@@ -630,21 +624,11 @@ class Capture:
         self._chunks.consume(data, lines)
         return len(data)
 
-    def _on_write_error(self, error: OSError) -> None:
-        if not self._is_failing:
-            self._is_failing, self._dropped_before = True, self.dropped
-        self._failure_reason = error.strerror or str(error)
-        self._retry_at = time.monotonic() + self._retry_delay
-        self._retry_delay = min(2 * self._retry_delay, RETRY_MAX_S)
-
-    def _on_write_success(self) -> None:
-        self._is_failing, self._retry_delay = False, RETRY_MIN_S
-
     def _time_to_retry(self) -> float:
-        return max(self._retry_at - time.monotonic(), 0)
+        return max(self._failures.retry_at - time.monotonic(), 0)
 
     def _drop(self, lines: int) -> None:
-        self._gap_lines += lines
+        self._failures.gap_lines += lines
         self._count_dropped(lines)
 
     def _count_dropped(self, lines: int) -> None:
@@ -658,18 +642,13 @@ class Capture:
             self._report_defect(error, 'its latest lines are missing (see the records of the event "dropped")')
         if self._limited_bytes and trio.current_time() >= self._limit_report_at:
             self._report_limited()
-        file = self.route.file
-        if file is None or self._is_failure_reported == self._is_failing:
-            return
-        self._is_failure_reported = self._is_failing
-        if self._is_failing:
-            consequence = "the workload waits once its pipe is full" if self._blocks else "its lines are dropped"
-            message = f"cannot write {file.path}: {self._failure_reason}; {consequence}"
-            self.report("error", "log file", stream=self.stream, message=message)
-        else:
-            lost_lines = self.dropped - self._dropped_before
-            message = f"{file.path} can be written again; {format_past(lost_lines, 'line', 'dropped')}"
-            self.report("warning", "log file", stream=self.stream, message=message, lines=lost_lines)
+        failures = self._failures
+        if self.route.file is not None and failures.is_reported != failures.is_failing:
+            self._report_file(failures.take_report(str(self.route.file.path), self._blocks, self.dropped))
+
+    def _report_file(self, report: tuple[str, dict[str, Any]]) -> None:
+        level, fields = report
+        self.report(level, "log file", stream=self.stream, **fields)
 
     def _report_limited(self) -> None:
         """Report how much the rate limit has dropped since the previous report."""
@@ -684,11 +663,9 @@ class Capture:
         """Report lines that a file lacks if the output has ended before the file could be written again."""
         if self._limited_bytes:
             self._report_limited()
-        lost_lines = self.dropped - self._dropped_before
-        if self._is_failing and lost_lines and self.route.file is not None:
-            reason = f"cannot write {self.route.file.path}: {self._failure_reason}"
-            message = f"{format_past(lost_lines, 'line', 'dropped')}: {reason}"
-            self.report("warning", "log file", stream=self.stream, message=message, lines=lost_lines)
+        file = self.route.file
+        if file is not None and (lost := self._failures.final_report(str(file.path), self.dropped)) is not None:
+            self._report_file(lost)
 
     async def _in_thread(self, work: Callable[..., _T], *arguments: Any) -> _T:
         """Run `work` in a thread. A cancellation waits for the thread a while, since it may hang on its disk."""

@@ -80,7 +80,7 @@ async def main(directory: Path, mode: str, form: str, seconds: float, how: str) 
             if mode == "drop":
                 await trio.to_thread.run_sync(mend_disk, directory, how)
             if mode == "drop" and form == "json":
-                while capture._gap_lines:  # noqa: ASYNC110 - it finds out by itself
+                while capture._failures.gap_lines:  # noqa: ASYNC110 - it finds out by itself
                     await trio.sleep(0.01)
             if mode != "stop":
                 await trio.sleep(2.5)  # the longest pause between two attempts
