@@ -54,6 +54,9 @@ from nsupervisor.service.state.file import TimerCheckpoint
 
 COMPUTED_PER_CHECKPOINT = 50
 """Timers that are computed again between two checkpoints of the scheduler, after the clock was set."""
+TAKEOVER_GRACE_S = 1.0
+"""Seconds after a takeover in which nothing is due. Meanwhile the keeper reports the exits of programs that ended while
+no supervisor ran: a run that is due must not be skipped because such a program seems to run."""
 NO_CHECKPOINTS: Mapping[str, TimerCheckpoint] = {}
 
 
@@ -109,6 +112,8 @@ class Timers:
     _began_at: float = attrs.field(init=False, factory=trio.current_time)
     _machine_id: str = attrs.field(init=False, default="")
     _has_task: bool = attrs.field(init=False, default=False)
+    _is_takeover: bool = attrs.field(init=False, default=False)
+    """Whether an earlier supervisor has left timers."""
     _sleep: trio.CancelScope | None = attrs.field(init=False, default=None)
     _stamps: Stamps = attrs.field(init=False)
 
@@ -177,6 +182,7 @@ class Timers:
         """Make the timers of a configuration, and complete the runs of an earlier supervisor; at the start only."""
         self._machine_id = self.context.kernel.timers.machine_id()
         self.context.listeners.add(self._on_transition)
+        self._is_takeover = bool(saved)
         for name in saved.keys() - {name for name, workload in config.workloads.items() if workload.timer.is_set}:
             self.context.state.save_timer(name, None)
         self.configure(config, saved)
@@ -263,6 +269,8 @@ class Timers:
 
     async def _run(self) -> None:
         """Handle each timer when it is due, until cancelled; from the first timer on."""
+        if self._is_takeover:
+            await trio.sleep(TAKEOVER_GRACE_S)
         with self.context.kernel.timers.open_clock() as clock:
             while True:
                 was_set = False

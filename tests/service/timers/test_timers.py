@@ -184,6 +184,20 @@ def test_a_kill_neither_loses_nor_doubles_a_run() -> None:
     assert killed > 20
 
 
+def test_a_program_that_ended_while_no_supervisor_ran_does_not_keep_a_run_from_its_start() -> None:
+    async def until_it_runs(service: Client) -> None:
+        await service.until("tick", "running")
+
+    async def look(service: Client) -> None:
+        await trio.sleep(5)
+        assert decisions(service, "tick") == ["start", "start"]
+
+    site = make_site(job("tick", 'on_calendar = "*:*:0/20"', program="exit=0@5"))
+    assert serve(site, until_it_runs, stop=False) is None
+    site.machine.advance(18)
+    serve(site, look)
+
+
 async def _stop_after(service: object, seconds: float) -> None:
     await trio.sleep(seconds)
     service.signals.send(15)  # type: ignore[attr-defined]
