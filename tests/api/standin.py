@@ -49,6 +49,7 @@ def instance(name: str, state: str = "running", **more: Any) -> dict[str, Any]:
         "edges": [],
         "status_text": "",
         "output_blocked_sec": None,
+        "probes": {},
         "output_blocked_by": "",
         "cgroup": f"/sys/fs/cgroup/nsupervisor/{name}",
         "memory_current": 12_939_428 if alive else 0,
