@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,6 +113,24 @@ async def test_a_volume_is_shared_by_workloads_and_kept(tmp_path: Path) -> None:
     assert "kept" in text
     assert "Read-only file system" in text
     assert not (tmp_path / "place/file").exists()
+
+
+async def test_a_supervisor_that_takes_over_removes_the_runtime_directory(tmp_path: Path, name: str) -> None:
+    toml = f"""
+        [workload.w]
+        command = ["sh", "-c", "echo up; exec sleep 1000"]
+        runtime_directory = ["{name}"]
+        """
+    async with service(tmp_path, toml, status=-signal.SIGKILL) as it:
+        await it.record(event="output", workload="w")
+        it.process.kill()
+    assert Path(f"/run/{name}").exists()
+    async with service(tmp_path, toml) as it:
+        await it.record(event="taken over")
+        await it.cli("stop", "w")
+        assert not Path(f"/run/{name}").exists()
+        await it.cli("start", "w")
+        assert Path(f"/run/{name}").exists()
 
 
 # ---- places of others

@@ -21,7 +21,13 @@ from nsupervisor.logs import call_in_thread
 from nsupervisor.notify_socket import socket_path
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.instance.readiness import NotificationReader, host_owner
-from nsupervisor.service.instance.spawn_spec import cover, environment_file_variables, spawn_inputs, spawn_spec
+from nsupervisor.service.instance.spawn_spec import (
+    cover,
+    environment_file_variables,
+    own_directories,
+    spawn_inputs,
+    spawn_spec,
+)
 from nsupervisor.service.instance.users import IdentityError
 from nsupervisor.service.platform.start_obstacle import StartObstacle
 from nsupervisor.service.state.file import InstanceCheckpoint, Process, ProcessRef
@@ -138,9 +144,14 @@ class Program:
         self.forget_process()
         self.close_notify_socket()
 
-    def remove_directories(self) -> None:
-        """Remove its runtime directories, when none of its processes is left. Raises OSError."""
+    def remove_directories(self, workload: WorkloadConfig) -> None:
+        """Remove its runtime directories, when none of its processes is left. Raises OSError.
+
+        `workload`: says which they are, if an earlier supervisor has made them.
+        """
         directories, self._directories = self._directories, ()
+        if not directories and workload.runtime_directory:
+            directories = own_directories(workload, self.instance, self.context.state_directory)
         if directories:
             self.context.kernel.remove_directories(directories)
 

@@ -76,7 +76,7 @@ def spawn_spec(
     if not spaces.user:
         identity = without_own(identity)
     uid_mappings, gid_mappings = _mappings(workload, name, uid_ranges) if spaces.user else ([], [])
-    directories = program_directories(workload, instance, state_directory, _bases())
+    directories = own_directories(workload, instance, state_directory)
     security = values(workload.security)
     view = _view(workload.security, root is not None) if spaces.mount else None
     if view is not None and root is None and directories:
@@ -145,6 +145,11 @@ _PRIVILEGE_KEYS = ("capability_bounding_set", "ambient_capabilities", "secure_bi
 
 # What follows from the keys of `security` alone is found once for each value of them: it would be a third of what a
 # start costs the service. A specification is never changed.
+
+
+def own_directories(workload: WorkloadConfig, instance: Instance | None, state_directory: str) -> list[dict[str, Any]]:
+    """Return the directories that are made for a program of this service, as `program_directories` does."""
+    return program_directories(workload, instance, state_directory, _bases())
 
 
 @functools.cache

@@ -245,6 +245,17 @@ async def test_a_user_namespace(harness: Harness, root: Path) -> None:
     assert result.failure is None, result.failure
 
 
+@pytest.mark.parametrize("namespaces", [["mount"], ["mount", "pid"], [*ISOLATED, "network", "time"]])
+@pytest.mark.parametrize("spec", [{"sandbox": None}, {"init": False}, {}])
+async def test_each_way_to_start(harness: Harness, root: Path, namespaces: list[str], spec: dict[str, object]) -> None:
+    given = {key: value for key, value in spec.items() if value is not None}
+    if "sandbox" not in spec:
+        given["sandbox"] = SANDBOX
+    argv = ["sh", "-c", "cat /etc/of-the-root; test -d /proc/self && test -e /dev/null && test -d /sys/kernel"]
+    result = await harness.run(*argv, namespaces=namespaces, root={"path": str(root)}, **given)
+    assert (result.failure, result.code, result.stdout) == (None, 0, "of the root\n"), result
+
+
 # ---- the runtime directory
 
 
