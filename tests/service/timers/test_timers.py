@@ -194,7 +194,7 @@ def test_a_program_that_ended_while_no_supervisor_ran_does_not_keep_a_run_from_i
 
     site = make_site(job("tick", 'on_calendar = "*:*:0/20"', program="exit=0@5"))
     assert serve(site, until_it_runs, stop=False) is None
-    site.machine.advance(18)
+    site.machine.advance(22)
     serve(site, look)
 
 
