@@ -66,36 +66,34 @@ class TimerConfig(Table):
     """[workload.NAME.timer]: when to start it, or restart it, and what to do if it still runs then."""
 
     on_calendar: tuple[str, ...] = field(
-        default=(), metadata=key(CALENDAR, "local times as in systemd.time(7), one or a list", live=True)
+        default=(), metadata=key(CALENDAR, "local times as in systemd.time(7), one or a list")
     )
-    cron: tuple[str, ...] = field(
-        default=(), metadata=key(CRON, "the five time fields of a cron line, one or a list", live=True)
-    )
+    cron: tuple[str, ...] = field(default=(), metadata=key(CRON, "the five time fields of a cron line, one or a list"))
     on_boot_sec: float | None = field(
-        default=None, metadata=key(kinds.DURATION, "this long after the boot of the host", live=True)
+        default=None, metadata=key(kinds.DURATION, "this long after the boot of the host")
     )
     on_startup_sec: float | None = field(
-        default=None, metadata=key(kinds.DURATION, "this long after the start of the service", live=True)
+        default=None, metadata=key(kinds.DURATION, "this long after the start of the service")
     )
     on_unit_active_sec: float | None = field(
-        default=None, metadata=key(kinds.DURATION, "this long after its last start", live=True)
+        default=None, metadata=key(kinds.DURATION, "this long after its last start")
     )
     on_unit_inactive_sec: float | None = field(
-        default=None, metadata=key(kinds.DURATION, "this long after its last end", live=True)
+        default=None, metadata=key(kinds.DURATION, "this long after its last end")
     )
     timezone: str | None = field(
-        default=None, metadata=key(TIME_ZONE, "the time zone of on_calendar and cron; default: the host's", live=True)
+        default=None, metadata=key(TIME_ZONE, "the time zone of on_calendar and cron; default: the host's")
     )
     persistent: bool = field(
         default=False,
-        metadata=key(kinds.BOOLEAN, "run once at the start if a time was missed while the service was down", live=True),
+        metadata=key(kinds.BOOLEAN, "run once at the start if a time was missed while the service was down"),
     )
     randomized_delay_sec: float = field(
-        default=0.0, metadata=key(kinds.DURATION, "each run is later by a random part of this", live=True)
+        default=0.0, metadata=key(kinds.DURATION, "each run is later by a random part of this")
     )
     randomized_offset_sec: float = field(
         default=0.0,
-        metadata=key(kinds.DURATION, "all runs are later by a part of this that depends on host and name", live=True),
+        metadata=key(kinds.DURATION, "all runs are later by a part of this that depends on host and name"),
     )
     concurrency_policy: ConcurrencyPolicy = field(
         default="forbid",
@@ -107,12 +105,12 @@ class TimerConfig(Table):
     )
     starting_deadline_sec: float | None = field(
         default=None,
-        metadata=key(kinds.DURATION, "a run that is later than this is skipped; default: 1min, or no limit", live=True),
+        metadata=key(kinds.DURATION, "a run that is later than this is skipped; default: 1min, or no limit"),
     )
     action: TimerAction = field(
-        default="start", metadata=key(Choice.of(TimerAction), "start a oneshot, or restart a program", live=True)
+        default="start", metadata=key(Choice.of(TimerAction), "start a oneshot, or restart a program")
     )
-    suspend: bool = field(default=False, metadata=key(kinds.BOOLEAN, "skip all runs", live=True))
+    suspend: bool = field(default=False, metadata=key(kinds.BOOLEAN, "skip all runs"))
 
     @property
     def is_set(self) -> bool:
