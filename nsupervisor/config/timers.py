@@ -100,7 +100,6 @@ class TimerConfig(Table):
         metadata=key(
             Choice.of(ConcurrencyPolicy),
             "if it still runs: skip, stop it first, run once afterwards, or use another instance",
-            live=True,
         ),
     )
     starting_deadline_sec: float | None = field(
