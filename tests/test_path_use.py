@@ -60,6 +60,8 @@ EXEMPT = {
     "service/recovery/upgrade_guard.py": RUNTIME,
     "service/reload/persist.py": "the configuration, whose author commands the service",
     "service/platform/renewed_cover.py": KERNEL,
+    "service/platform/timer_host.py": "/etc/machine-id",
+    "service/platform/timer_zones.py": "/etc/localtime",
     "service/run.py": KERNEL,
     "service/platform/runtime_directory.py": RUNTIME,
     "service/state/digest.py": RUNTIME,

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import tomllib
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import trio
 
 from nsupervisor.config import model
 from nsupervisor.config.environment import parse_environment
-from nsupervisor.config.load import key_slots
 from nsupervisor.keeper.native.build import MACHINES
 from tests.documentation.typing import TYPED, free_port
 from tests.needs import ROOT, needs
@@ -69,13 +67,6 @@ ANSWERS = [
 def test_the_answer_is_one_hop_away_and_its_commands_are_typed(row: str, page: str, heading: str, words: str) -> None:
     assert words in section(page, heading), row
     assert is_typed(page, heading), row
-
-
-@pytest.mark.fault("G4")
-def test_what_is_said_not_to_exist_does_not() -> None:
-    keys = {*key_slots(model.Config), *key_slots(model.WorkloadConfig), *key_slots(model.SupervisorConfig)}
-    assert keys.isdisjoint({"timers", "healthcheck", "health", "liveness", "readiness", "probe"})
-    assert "There are no health checks" in section("docs/howto.md", "Check whether a program works")
 
 
 @pytest.mark.fault("G6")
@@ -139,43 +130,54 @@ def test_the_readme_names_the_two_processes() -> None:
 
 @pytest.mark.fault("G4")
 @pytest.mark.host_only
-@needs("root", "cgroup", "program:curl")
-async def test_the_probe_of_the_page_restarts_a_program_that_does_not_answer(tmp_path: Path) -> None:
-    port, fifo = free_port(34_000, 35_000), tmp_path / "fifo"
+@needs("root", "cgroup")
+async def test_the_probes_of_the_page_restart_a_program_that_does_not_answer(tmp_path: Path) -> None:
+    (toml,) = [block.text for block in blocks("docs/howto.md") if "liveness = " in block.text]
+    for old, new in {"8080": str(free_port(34_000, 35_000)), 'period_sec = "10s"': 'period_sec = "200ms"'}.items():
+        assert old in toml
+        toml = toml.replace(old, new)
+    async with service(tmp_path, toml) as it:
+        await it.record(event="state", workload="api", to="ready", patience=20)
+        await it.cli("signal", "-s", "STOP", "api")
+        action = await it.record(event="action", action="restart", workload="api", patience=20)
+        assert action["cause"]["reason"] == "liveness probe failed 3 times: no answer within 1 s"
+        await it.record(event="state", workload="api", generation=2, to="ready", patience=20)
+
+
+@pytest.mark.fault("G4")
+@pytest.mark.host_only
+@needs("root", "cgroup")
+async def test_the_command_of_the_page_restarts_a_program_that_fails_it(tmp_path: Path) -> None:
+    fifo, place = tmp_path / "fifo", tmp_path / "place"
     os.mkfifo(fifo)
-    (toml,) = [block.text for block in blocks("docs/howto.md") if "[workload.probe]" in block.text]
+    place.mkdir()
+    (toml,) = [block.text for block in blocks("docs/howto.md") if "[workload.check]" in block.text]
     replacements = {
-        "8080": str(port),
         "while sleep 10;": f"while read word <{fifo};",
-        "--max-time 5": "--max-time 0.5",
+        "test -d /srv": f"test -d {place}",
         "nsupervisor restart": f"{' '.join(NSUPERVISOR)} restart",
-        "[workload.probe]": f'[workload.probe]\nworking_directory = "{ROOT}"',
+        "[workload.check]": f'[workload.check]\nworking_directory = "{ROOT}"',
     }
     for old, new in replacements.items():
         assert old in toml
         toml = toml.replace(old, new)
 
-    def is_up() -> bool:
-        with socket.socket() as client:
-            return client.connect_ex(("127.0.0.1", port)) == 0
-
-    async def probe_once() -> None:
-        """Return when the probe has begun, and the one before it has ended."""
+    async def check_once() -> None:
+        """Return when the check has begun, and the one before it has ended."""
         await trio.to_thread.run_sync(fifo.write_text, "now\n", abandon_on_cancel=True)
 
     async with service(tmp_path, toml) as it:
-        await it.until(is_up, 20)
         with trio.fail_after(deadline(20)):
-            await probe_once()
-            await probe_once()
+            await check_once()
+            await check_once()
             assert not any(record.get("action") == "restart" for record in it.records)
-            await it.cli("signal", "-s", "STOP", "api")
-            await probe_once()
-            action = await it.record(event="action", action="restart", workload="api")
-            assert action["cause"] == {"by": "workload probe", "kind": "workload"}
-            await it.record(event="started", workload="api", generation=2)
-            await it.cli("stop", "api")
-        assert (await it.status("probe"))["state"] == "stopped", "it must not start again what a person has stopped"
+            place.rmdir()
+            await check_once()
+            action = await it.record(event="action", action="restart", workload="db")
+            assert action["cause"] == {"by": "workload check", "kind": "workload"}
+            await it.record(event="started", workload="db", generation=2)
+            await it.cli("stop", "db")
+        assert (await it.status("check"))["state"] == "stopped", "it must not start again what a person has stopped"
 
 
 RULES = """
