@@ -31,6 +31,7 @@ _RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_IN_ROOT = 0x10
 _ANY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = _ANY | os.O_DIRECTORY
+_LISTED = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_LINKS = 40  # the kernel's own limit, path_resolution(7)
 
 
@@ -242,7 +243,7 @@ class TrustedDirectory:
 
         Raises OSError: NotADirectoryError for a symbolic link, or what else is no directory.
         """
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
+        fd = os.open(name, _LISTED, dir_fd=self._fd)
         try:
             status = os.fstat(fd)
             if any(wanted not in (-1, present) for wanted, present in ((uid, status.st_uid), (gid, status.st_gid))):
@@ -253,10 +254,17 @@ class TrustedDirectory:
             os.close(fd)
 
     def remove_directory(self, name: str) -> None:
-        """Remove a directory with all that is in it; no link is followed. Raises OSError."""
-        import shutil  # imported here: few programs have such a directory
+        """Remove a directory with all that is in it; no link is followed. Raises OSError.
 
-        shutil.rmtree(name, dir_fd=self._fd)
+        Its depth does not matter: directories in directories are moved up before they are removed, so that this needs
+        neither recursion nor a descriptor for each level.
+        """
+        top = os.open(name, _LISTED, dir_fd=self._fd)
+        try:
+            _empty_directory(top)
+        finally:
+            os.close(top)
+        os.rmdir(name, dir_fd=self._fd)
 
     def give(self, name: str, uid: int, gid: int) -> None:
         """Change the owner of a file or directory; -1: unchanged. Raises OSError."""
@@ -273,6 +281,35 @@ class TrustedDirectory:
     def status(self, name: str) -> os.stat_result:
         """Return the status of a file, not of what a link leads to. Raises OSError."""
         return os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+
+
+def _empty_directory(top: int) -> None:
+    """Remove what is in a directory. Raises OSError, for instance if another process adds to it meanwhile."""
+    directories = _remove_files(top)
+    while directories:
+        name = directories.pop()
+        fd = os.open(name, _LISTED, dir_fd=top)
+        try:
+            for inner in _remove_files(fd):
+                moved = os.urandom(16).hex()  # a name that the owner of the directory cannot have taken
+                os.rename(inner, moved, src_dir_fd=fd, dst_dir_fd=top)
+                directories.append(moved)
+        finally:
+            os.close(fd)
+        os.rmdir(name, dir_fd=top)
+
+
+def _remove_files(directory: int) -> list[str]:
+    """Remove what is in a directory but its directories, whose names are returned. Raises OSError."""
+    directories = []
+    with os.scandir(directory) as entries:
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_directory in found:
+        if is_directory:
+            directories.append(name)
+        else:
+            os.unlink(name, dir_fd=directory)
+    return directories
 
 
 # ---- paths of which others may control a part

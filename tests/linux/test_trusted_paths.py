@@ -1,6 +1,7 @@
 """Directories that other users control are refused, and their links are not followed."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from nsupervisor.linux.trusted_paths import (
     open_trusted_directory,
 )
 from tests.needs import needs
+from tests.roots import open_directories
 
 pytestmark = needs("root")
 
@@ -296,3 +298,41 @@ def test_a_file_that_another_process_makes_at_the_same_moment_is_opened_and_chec
         else:
             with pytest.raises(UntrustedPathError, match="is a symbolic link"):
                 directory.open("lock", os.O_RDWR, mode=0o600)
+
+
+# ---- removal
+
+
+def make_deep(directory: Path, depth: int) -> None:
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=fd)
+        os.mkdir("beside", dir_fd=fd)
+        below = os.open("d", os.O_PATH | os.O_DIRECTORY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+
+
+def test_a_directory_is_removed_however_deep_it_is(tmp_path: Path) -> None:
+    """A program that nests its runtime directory deeper than Python's stack must not end the service."""
+    open_directories(tmp_path / "site")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/file").touch()
+    (tmp_path / "site/link").symlink_to(tmp_path / "kept")
+    make_deep(tmp_path / "site", 2 * sys.getrecursionlimit())
+    with TrustedDirectory(str(tmp_path), INSTEAD) as parent:
+        parent.remove_directory("site")
+    assert os.listdir(tmp_path) == ["kept"]
+    assert (tmp_path / "kept/file").exists()
+
+
+def test_no_link_in_the_place_of_a_directory_is_removed_through(tmp_path: Path) -> None:
+    open_directories(tmp_path / "site")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/file").touch()
+    (tmp_path / "site").symlink_to(tmp_path / "kept")
+    with TrustedDirectory(str(tmp_path), INSTEAD) as parent, pytest.raises(NotADirectoryError):
+        parent.remove_directory("site")
+    assert (tmp_path / "kept/file").exists()

@@ -497,7 +497,7 @@ class Actor:
             await self._perform(action)
         if before.state in ALIVE_STATES and after.state not in ALIVE_STATES:
             with self.contain_errors("cannot remove its runtime directory"):
-                self.program.remove_directories(self.workload)
+                await self.program.remove_directories(self.workload)
         self.program.set_watchdog(has_watchdog)  # after a thaw: a program that cannot run cannot send anything
         self._update_probes()
         if self._has_unfinished_actions:

@@ -144,7 +144,7 @@ class Program:
         self.forget_process()
         self.close_notify_socket()
 
-    def remove_directories(self, workload: WorkloadConfig) -> None:
+    async def remove_directories(self, workload: WorkloadConfig) -> None:
         """Remove its runtime directories, when none of its processes is left. Raises OSError.
 
         `workload`: says which they are, if an earlier supervisor has made them.
@@ -153,7 +153,9 @@ class Program:
         if not directories and workload.runtime_directory:
             directories = own_directories(workload, self.instance, self.context.state_directory)
         if directories:
-            self.context.kernel.remove_directories(directories)
+            # In a thread: the program decides how many files there are. It is waited for, as the next start makes the
+            # directories again.
+            await call_in_thread(self.context.kernel.remove_directories, directories)
 
     def forget_process(self) -> None:
         """Forget the processes of a program that has exited, or that another generation has replaced."""
