@@ -27,14 +27,14 @@ from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.group.groups import PREFIX, Groups
 from nsupervisor.service.instance.actor import Actor
-from nsupervisor.service.jobs import Jobs, Result
+from nsupervisor.service.jobs.jobs import Jobs, Result
+from nsupervisor.service.jobs.registry import Registry
 from nsupervisor.service.observe.history import Follower, History
 from nsupervisor.service.observe.output_follower import OutputFollower, OutputFollowers
 from nsupervisor.service.observe.recorder import Recorder, Recording, RecordingTerms
 from nsupervisor.service.observe.snapshots import read_snapshots
 from nsupervisor.service.observe.stats import usage_sample
 from nsupervisor.service.recovery.upgrade import Upgrade, UpgradeError
-from nsupervisor.service.registry import Registry
 from nsupervisor.service.reload.reload import Reloader
 from nsupervisor.service.timers.timers import Timers
 

@@ -61,7 +61,9 @@ from nsupervisor.service.instance import seccomp_filters
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.output import offset_files_left
 from nsupervisor.service.instance.spawn_spec import WORKLOADS_API
-from nsupervisor.service.jobs import Jobs
+from nsupervisor.service.jobs.jobs import Jobs
+from nsupervisor.service.jobs.registry import Registry
+from nsupervisor.service.jobs.relations import Relations
 from nsupervisor.service.observe.history import History
 from nsupervisor.service.observe.log_reopen import REOPEN, reopen_on_signal
 from nsupervisor.service.observe.log_rotation import log_rotation
@@ -84,8 +86,6 @@ from nsupervisor.service.recovery.takeover import (
     take_over,
 )
 from nsupervisor.service.recovery.upgrade import report_outcome
-from nsupervisor.service.registry import Registry
-from nsupervisor.service.relations import Relations
 from nsupervisor.service.reload.reload import Reloader
 from nsupervisor.service.state.checkpoint import limits_digest, limits_in_force
 from nsupervisor.service.state.digest import KEY_FILE, open_keyed_digest

@@ -32,7 +32,7 @@ from nsupervisor.service.instance.limits import LimitWriter, Result, Target
 from nsupervisor.service.instance.mailbox import Mailbox, Message
 from nsupervisor.service.instance.program import Program
 from nsupervisor.service.instance.rule_observer import RuleObserver
-from nsupervisor.service.jobs import Jobs, StartJob
+from nsupervisor.service.jobs.jobs import Jobs, StartJob
 from nsupervisor.service.recovery import resume
 from nsupervisor.service.reload.reload import Reloader
 from nsupervisor.service.state.file import SavedState

@@ -6,7 +6,7 @@ import signal
 import trio
 
 from nsupervisor.api.client import Client
-from nsupervisor.service.jobs import MAX_CONCURRENT_STARTS
+from nsupervisor.service.jobs.jobs import MAX_CONCURRENT_STARTS
 from tests.needs import needs
 from tests.system.service import service
 from tests.timing import deadline

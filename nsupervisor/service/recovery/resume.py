@@ -12,7 +12,7 @@ from nsupervisor.core.initiators import BOOT, CONFIGURATION, Initiator
 from nsupervisor.core.lifecycle import stopped_by_shutdown
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.start_status import NO_START
-from nsupervisor.service.jobs import Jobs, Transaction
+from nsupervisor.service.jobs.jobs import Jobs, Transaction
 from nsupervisor.service.state.file import SavedState
 
 

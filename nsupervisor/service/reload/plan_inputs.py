@@ -12,7 +12,7 @@ from nsupervisor.config.model import Config, WorkloadConfig
 from nsupervisor.core.reload.plan import CurrentInstance, EnvironmentFiles
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.spawn_spec import environment_file_variables
-from nsupervisor.service.jobs import Jobs
+from nsupervisor.service.jobs.jobs import Jobs
 
 Contents = Mapping[str, dict[str, str] | str]
 """By instance: the variables of its environment files, or why they cannot be read."""

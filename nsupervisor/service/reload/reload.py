@@ -42,13 +42,13 @@ from nsupervisor.service.group.groups import Groups
 from nsupervisor.service.group.placement import Placement, make_instance, supported_workload, update_membership
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.limits import Target
-from nsupervisor.service.jobs import RUNNING_STATES, Jobs, Transaction
+from nsupervisor.service.jobs.jobs import RUNNING_STATES, Jobs, Transaction
+from nsupervisor.service.jobs.relations import Relations
 from nsupervisor.service.observe.log_rotation import log_rotation
 from nsupervisor.service.platform.kernel import Kernel
 from nsupervisor.service.platform.service_manager import notify_service_manager
 from nsupervisor.service.preflight.capacity import descriptor_shortage, raise_descriptor_limit
 from nsupervisor.service.preflight.requirements import check_text
-from nsupervisor.service.relations import Relations
 from nsupervisor.service.reload.persist import Kind, persist, with_limits
 from nsupervisor.service.reload.plan_inputs import Contents, read_contents, running_instance
 from nsupervisor.wire_names import by_wire_name

@@ -48,7 +48,7 @@ from nsupervisor.logs.threads import call_in_thread
 from nsupervisor.metrics.snapshot import TimerSnapshot
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.instance.actor import Actor
-from nsupervisor.service.jobs import Jobs
+from nsupervisor.service.jobs.jobs import Jobs
 from nsupervisor.service.platform.timer_host import Stamps
 from nsupervisor.service.state.file import TimerCheckpoint
 

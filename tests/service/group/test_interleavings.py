@@ -16,7 +16,7 @@ from nsupervisor.core.lifecycle import Lifecycle, State
 from nsupervisor.core.rules.rules import Firing
 from nsupervisor.service.group.group import Group
 from nsupervisor.service.instance import limits
-from nsupervisor.service.jobs import Jobs
+from nsupervisor.service.jobs.jobs import Jobs
 from nsupervisor.service.state.file import GroupCheckpoint
 
 

@@ -4,7 +4,7 @@
 (`Jobs` notes each start that waits in the state file), and a supervisor that is killed in between loses none: the next
 one has the start, or sees the transition again.
 
-What a command on one workload does to others (`requires`, `part_of`, `conflicts`) is decided in `service/jobs.py`.
+What a command on one workload does to others (`requires`, `part_of`, `conflicts`) is decided in `service/jobs/jobs.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nsupervisor.core.decider import Transition, WorkloadInput, WorkloadState
 from nsupervisor.core.initiators import Initiator, by_relation
 from nsupervisor.core.lifecycle import Instant, Lifecycle
 from nsupervisor.service.instance.actor import Actor
-from nsupervisor.service.jobs import Jobs
+from nsupervisor.service.jobs.jobs import Jobs
 
 
 @attrs.frozen(eq=False)

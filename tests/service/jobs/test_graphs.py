@@ -16,7 +16,7 @@ from nsupervisor.config.load import parse
 from nsupervisor.config.problems import ConfigError
 from nsupervisor.core import dependencies, edges
 from nsupervisor.core.lifecycle import State
-from nsupervisor.service.jobs import Jobs
+from nsupervisor.service.jobs.jobs import Jobs
 from tests.service.simulated import Client, make_site, serve, workload
 
 NAMES = "abcdef"

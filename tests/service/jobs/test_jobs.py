@@ -8,7 +8,7 @@ import trio
 
 from nsupervisor.core import events
 from nsupervisor.core.lifecycle import State
-from nsupervisor.service.jobs import MAX_CONCURRENT_STARTS
+from nsupervisor.service.jobs.jobs import MAX_CONCURRENT_STARTS
 from nsupervisor.service.platform.start_obstacle import StartObstacle
 from tests.service.simulated import Client, course, make_site, serve, simulated, workload
 

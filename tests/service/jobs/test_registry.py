@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from nsupervisor.config.model import WorkloadConfig
-from nsupervisor.service.registry import Registry
+from nsupervisor.service.jobs.registry import Registry
 
 
 def actor(name: str, *requires: str, wants: tuple[str, ...] = (), after: tuple[str, ...] = ()):

@@ -33,7 +33,7 @@ from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.group.groups import Groups
 from nsupervisor.service.instance.actor import Actor
 from nsupervisor.service.instance.start_status import NO_START, StartStatus
-from nsupervisor.service.registry import Registry
+from nsupervisor.service.jobs.registry import Registry
 
 MAX_CONCURRENT_STARTS = 16
 """Most instances between the decision to start and the execution of the program; others wait for a slot. Otherwise the
