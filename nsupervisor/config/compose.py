@@ -32,6 +32,8 @@ MAX_EXTENDS_DEPTH = 16
 """Most templates that a workload may inherit from, one through the other."""
 MAX_DIFFERING_INSTANCES = 20_000
 """Most instances, of all workloads together, that have tables of their own."""
+MAX_VALUES = 1_000_000
+"""Most values of the composed workloads: a few lines can give a large table to thousands of workloads or instances."""
 
 _FILE_KEYS = ("include", "defaults", "template", "var")
 _TABLE_KEYS = ("extends", "override", "expand")
@@ -228,6 +230,8 @@ class _Composer:
         self.variants: dict[str, dict[Instance, dict[str, Any]]] = {}
         self.expanders: dict[str, Callable[[Instance], dict[str, Any]]] = {}
         self.differing_instances = 0
+        self.values = 0
+        """Number of values in the workloads composed so far."""
         self.origins: Origins = {(): Origin(main.positions, ())}
         self.table: dict[str, Any] = {}
         self.named: dict[str, dict[str, Section]] = {}
@@ -317,6 +321,7 @@ class _Composer:
             for name, section in sections.items():
                 final: Section | None = section
                 if kind == "workload" and (final := self.inherit(section, templates, used, (kind, name))) is not None:
+                    self.add_values(final)
                     final = self.expand(final, name)
                 if final is not None:
                     self.put(final, (kind, name))
@@ -327,6 +332,14 @@ class _Composer:
         unused = dict(self.unused(templates, used))
         positions = ComposedPositions(self.origins)
         return Composed(self.table, positions, self.problems, unused, self.variants, self.expanders)
+
+    def add_values(self, section: Section, copies: int = 1) -> None:
+        """Count the values of a workload, or of that many instances of it. Raises ConfigError if there are too many."""
+        self.values += copies * _count_values(section.table)
+        if self.values > MAX_VALUES:
+            message = f"all workloads together have more than {MAX_VALUES:,} values; divide them among several services"
+            origin = section.origins[()]
+            raise ConfigError([origin.positions.problem(origin.key, message)])
 
     def take_variables(self) -> None:
         """Take the variables out of the top-level keys."""
@@ -371,6 +384,7 @@ class _Composer:
                 message = f"more than {MAX_DIFFERING_INSTANCES:,} instances differ; leave {{instance}} out of some"
                 self.report(section.origins[()], message, ("workload", name))
             else:
+                self.add_values(section, len(instances))
                 self.variants[name] = {instance: expander.expand(table, instance) for instance in instances}
         return Section(first, section.origins)
 
@@ -448,6 +462,17 @@ def _instance_ids(value: Any) -> Sequence[Instance]:
     except ValueError:
         return (1,)
     return count if isinstance(count, tuple) else range(1, count + 1)
+
+
+def _count_values(value: Any) -> int:
+    """Return how many keys and list elements a value has, at any depth."""
+    count, left = 0, [value]
+    while left:
+        inner = left.pop()
+        if isinstance(inner, (dict, list)):
+            count += len(inner)
+            left.extend(inner.values() if isinstance(inner, dict) else inner)
+    return count
 
 
 def _shown(origin: Origin) -> str:
