@@ -100,3 +100,14 @@ async def test_a_program_that_is_missing_in_the_root_is_named(tmp_path: Path, ro
     async with service(tmp_path, workload(root, "").replace('"sh"', '"no-such-program"')) as it:
         record = await it.record(event="not started", workload="w")
         assert f"in the root {root}" in json.dumps(record)
+
+
+async def test_a_root_that_has_lost_its_users_does_not_keep_others_from_starting(tmp_path: Path, root: Path) -> None:
+    """A program emptied /etc/passwd in its root, and the service refused to start from then on."""
+    toml = workload(root, ": >/etc/passwd", 'user = "root"') + '[workload.other]\ncommand = ["sleep", "1000"]\n'
+    async with service(tmp_path, toml) as it:
+        await it.record(event="state", workload="w", to="exited")
+    assert (root / "etc/passwd").read_text() == ""
+    async with service(tmp_path, toml) as it:
+        assert 'no user \\"root\\" in the root' in json.dumps(await it.record(event="not started", workload="w"))
+        await it.pid("other")

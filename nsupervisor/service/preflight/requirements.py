@@ -363,7 +363,8 @@ def _unknown_users(workload: WorkloadConfig) -> Iterator[_Finding]:
             else:
                 resolve_in_root(root, user, groups)
         except IdentityError as error:
-            yield (key,), str(error), ""
+            # A program that may write to its root may also remove its users: the others start nevertheless.
+            yield (key,), str(error), "" if root is None else NOT_YET_PRESENT
 
 
 def _untrusted_log_places(config: Config) -> Iterator[tuple[tuple[str | int, ...], str]]:
