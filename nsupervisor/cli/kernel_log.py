@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 KERNEL_LOG = "/dev/kmsg"
 _RECORD_SIZE = 8192  # no record is longer: a shorter buffer would fail with EINVAL
 _MAX_RECORDS = 100_000
+# Only at the beginning of a record of the kernel itself, whose facility is 0: programs can write records of other
+# facilities, and have their text in others, for instance as a mount option that a file system does not know.
 _MESSAGE = re.compile(
-    r"type=1326 audit\((?P<time>\d+)\.\d+:\d+\): .* pid=(?P<pid>\d+) comm=.* sig=(?P<signal>\d+)"
+    r"[0-7],[^;]*;audit: type=1326 audit\((?P<time>\d+)\.\d+:\d+\): .* pid=(?P<pid>\d+) comm=.* sig=(?P<signal>\d+)"
     r" arch=(?P<arch>[0-9a-f]+) syscall=(?P<number>\d+) "
 )
 
@@ -46,7 +48,7 @@ def find_refused_call(records: Iterable[str], pid: int, since: float, until: flo
     """
     found = None
     for record in records:
-        match = _MESSAGE.search(record)
+        match = _MESSAGE.match(record)
         if match and int(match["pid"]) == pid and match["signal"] == "31" and since - 1 <= int(match["time"]) <= until:
             found = int(match["arch"], 16), int(match["number"])
     return found

@@ -29,6 +29,14 @@ def test_the_call_is_that_of_the_process_at_that_time() -> None:
     assert find() is None
 
 
+def test_text_of_programs_is_no_message_of_the_audit() -> None:
+    """Each user can have a text in the kernel's log, and so named a call that no filter had refused."""
+    text = message().partition(";")[2].removeprefix("audit: ")
+    assert find(f'3,1,123,-;overlayfs: unrecognized mount option "{text}') is None
+    assert find(f"13,1,123,-;audit: {text}") is None  # written to /dev/kmsg
+    assert find(f"5,1,123,-,caller=T7;audit: {text}") == (X86_64, 163)
+
+
 def test_a_log_that_may_not_be_read_is_empty(tmp_path: Path) -> None:
     assert list(read_kernel_log(str(tmp_path / "none"))) == []
 
