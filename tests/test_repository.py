@@ -34,7 +34,10 @@ ARROWS = {
 STANDARD_LIBRARY_ONLY = [
     *sorted(
         set((PACKAGE / "keeper").rglob("*.py"))
-        - {PACKAGE / "keeper" / name for name in ("client.py", "connection.py", "messages.py", "reconnecting.py")}
+        - {
+            PACKAGE / "keeper" / name
+            for name in ("client.py", "connection.py", "entry.py", "messages.py", "reconnecting.py")
+        }
     ),
     *sorted((PACKAGE / "linux").glob("*.py")),
     *sorted((PACKAGE / "terminal").glob("*.py")),

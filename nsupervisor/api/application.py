@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from math import inf
 from typing import Any
 
 import trio
 
-from nsupervisor.api.control import Control, UnknownName, is_glob
-from nsupervisor.api.http.messages import HTTPError, Request, Response, Stream, json_response
+from nsupervisor.api.control import Control, ExecRefused, ExecTerms, UnknownName, is_glob
+from nsupervisor.api.exec_frames import PROTOCOL
+from nsupervisor.api.http.messages import HTTPError, Request, Response, Stream, Switch, json_response
 from nsupervisor.api.http.routing import Endpoint, Handler, Router
 from nsupervisor.api.permissions import Restricted, refused_operation
 from nsupervisor.api.routes import ROUTES, VERBS
@@ -53,7 +54,7 @@ def app(control: Control) -> Router:
     unrestricted = _Handlers(control)
 
     def handler(name: str) -> Handler:
-        async def answer(request: Request) -> Response | Stream:
+        async def answer(request: Request) -> Response | Stream | Switch:
             peer = request.peer
             handlers = _Handlers(Restricted(control, peer.workload)) if peer and peer.workload else unrestricted
             method: Handler = getattr(handlers, name)
@@ -77,12 +78,14 @@ class _Application(Router):
             raise HTTPError(403, reason)
         return limit
 
-    async def __call__(self, request: Request) -> Response | Stream:
+    async def __call__(self, request: Request) -> Response | Stream | Switch:
         """Answer a request. Raises HTTPError."""
         try:
             return await super().__call__(request)
         except UnknownName as error:
             raise HTTPError(404, str(error)) from None
+        except ExecRefused as refused:
+            raise HTTPError(refused.status, str(refused)) from None
 
 
 class _Handlers:
@@ -208,6 +211,18 @@ class _Handlers:
         ok, message = await self.control.upgrade(**_parse_upgrade(request))
         return json_response({"ok": ok, "message": message})
 
+    async def exec(self, request: Request) -> Switch:
+        upgrade = request.headers.get("upgrade", "").lower()
+        if upgrade != PROTOCOL or "upgrade" not in request.headers.get("connection", "").lower():
+            message = f'the request has no "Connection: upgrade" and "Upgrade: {PROTOCOL}"; use: nsupervisor exec'
+            raise HTTPError(426, message, {"upgrade": PROTOCOL})
+        terms = _parse_exec(request)
+        names = await self._resolve([request.parameters["name"]])
+        if len(names) != 1:
+            shown = ", ".join(names[:5])
+            raise HTTPError(400, f"{request.parameters['name']} is {len(names)} instances; name one: {shown}")
+        return self.control.exec(names[0], terms, request.peer)
+
     async def command(self, request: Request) -> Response:
         verb = request.parameters["verb"]
         if verb not in VERBS:
@@ -328,6 +343,65 @@ def _parse_command(verb: str, request: Request) -> tuple[list[str], dict[str, An
             raise HTTPError(400, f'"{instance}": all instances share the file; persist with the name before the @')
         return names, {"changes": changes, **({"persist": body["resources"]} if is_persistent else {})}
     return names, {}
+
+
+def _parse_exec(request: Request) -> ExecTerms:
+    """Return the command in a request's body. Raises HTTPError 400 if it is wrong."""
+    try:
+        body = request.json()
+    except ValueError as error:
+        raise HTTPError(400, f'the body cannot be read as JSON: {error}; send for example {{"argv": ["ls"]}}') from None
+    if not isinstance(body, dict):
+        raise HTTPError(400, 'the body is not an object; send for example {"argv": ["ls"]}')
+    for key, value in body.items():
+        if key not in _EXEC_CHECKS:
+            raise HTTPError(400, f'"{key}" means nothing here; there is: {", ".join(_EXEC_CHECKS)}')
+        is_right, wanted = _EXEC_CHECKS[key]
+        if not is_right(value):
+            raise HTTPError(400, f'"{key}" is not {wanted}')
+    if "argv" not in body:
+        raise HTTPError(400, '"argv" is missing; send for example {"argv": ["ls"]}')
+    terminal = body.get("terminal")
+    return ExecTerms(
+        tuple(body["argv"]),
+        body.get("input", False),
+        None if terminal is None else (terminal[0], terminal[1]),
+        body.get("user"),
+        body.get("environment", {}),
+        body.get("directory"),
+    )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
+_EXEC_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "argv": (
+        lambda value: isinstance(value, list) and bool(value) and bool(value[0]) and all(map(_is_text, value)),
+        "a list of texts without NUL, of which the first is not empty",
+    ),
+    "input": (lambda value: isinstance(value, bool), "true or false"),
+    "terminal": (
+        lambda value: (
+            value is None
+            or (isinstance(value, list) and len(value) == 2 and all(type(n) is int and 0 <= n <= 0xFFFF for n in value))
+        ),
+        "a list of two numbers, the rows and columns of a terminal",
+    ),
+    "user": (lambda value: value is None or (_is_text(value) and bool(value)), "a user"),
+    "environment": (
+        lambda value: (
+            isinstance(value, dict)
+            and all(name and "=" not in name and _is_text(name) and _is_text(text) for name, text in value.items())
+        ),
+        "an object of texts by the names of variables",
+    ),
+    "directory": (
+        lambda value: value is None or (_is_text(value) and value.startswith("/")),
+        "the absolute path of a directory",
+    ),
+}
 
 
 def _parse_source(request: Request) -> tuple[str | None, str | None, list[IncludedFile] | None]:

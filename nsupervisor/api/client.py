@@ -11,6 +11,7 @@ import os
 
 TYPE_CHECKING = False  # importing typing for its constant takes time
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterable, Iterator
     from typing import Any
 
@@ -186,6 +187,46 @@ class Client:
         )
         return answer
 
+    def exec(self, name: str, command: dict[str, Any]) -> tuple[socket.socket, bytes]:
+        """Execute a command in an instance: an object `Exec` of `nsupervisor schema api`.
+
+        Returns the connection, which carries frames (`nsupervisor.api.exec_frames`), and the bytes of it that came with
+        the response. It has no timeout. Raises ClientError.
+        """
+        from nsupervisor.api.exec_frames import PROTOCOL
+
+        content = json.dumps(command).encode()
+        fields = f"Connection: upgrade\r\nUpgrade: {PROTOCOL}\r\nContent-Length: {len(content)}\r\n"
+        head = f"POST /v1/exec/{_quote(name)} HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n"
+        connection = self._connect()
+        try:
+            connection.settimeout(TIMEOUT_S)
+            try:
+                connection.sendall(head.encode() + content)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # it has responded without reading everything
+            response = b""
+            while b"\r\n\r\n" not in response and (piece := connection.recv(65536)):
+                response += piece
+            if response.startswith(b"HTTP/1.1 101 "):
+                connection.settimeout(None)
+                return connection, response.partition(b"\r\n\r\n")[2]
+            connection.shutdown(1)  # SHUT_WR: the service closes when it has answered
+            while piece := connection.recv(65536):
+                response += piece
+        except TimeoutError:
+            connection.close()
+            raise self._timed_out() from None
+        except ConnectionResetError:
+            connection.close()
+            raise self._truncated() from None
+        except BaseException:
+            connection.close()
+            raise
+        connection.close()
+        self._interpret(response)  # raises the error
+        raise self._not_supervisor()
+
     def _call(self, method: str, target: str, body: Any = None) -> Any:
         pieces = self._exchange(_request(method, target, body), TIMEOUT_S if body is None else None)
         return self._interpret(b"".join(pieces))
@@ -198,27 +239,34 @@ class Client:
         if isinstance(answer, dict) and "problems" in answer:
             raise WrongFileError(answer)
         text = message or f"the supervisor on {self.socket_path} answers with HTTP status {status}"
-        kind = NotPermittedError if status == 403 else WrongRequestError if 400 <= status < 500 else ClientError
+        is_wrong = 400 <= status < 500 and status != 409
+        kind = NotPermittedError if status == 403 else WrongRequestError if is_wrong else ClientError
         raise kind(text)
 
-    def _exchange(self, request: bytes, timeout: float | None) -> Iterator[bytes]:
-        """Send the request and yield the pieces of the response. timeout: seconds for each piece; None: no limit."""
+    def _connect(self) -> socket.socket:
         import socket  # here, because commands that do not connect import this module for its errors
         from struct import pack
 
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            # A full queue of connections makes a non-blocking connect fail at once (EAGAIN, connect(2)), and Python's
-            # own timeout makes the socket non-blocking. With the kernel's timeout, connect waits for room in the queue.
-            seconds = int(TIMEOUT_S)
-            connection.setsockopt(
-                socket.SOL_SOCKET, socket.SO_SNDTIMEO, pack("ll", seconds, int((TIMEOUT_S - seconds) * 1e6))
-            )
-            try:
-                connection.connect(self.socket_path)
-            except BlockingIOError:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # A full queue of connections makes a non-blocking connect fail at once (EAGAIN, connect(2)), and Python's
+        # own timeout makes the socket non-blocking. With the kernel's timeout, connect waits for room in the queue.
+        seconds = int(TIMEOUT_S)
+        timeout = pack("ll", seconds, int((TIMEOUT_S - seconds) * 1e6))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+        try:
+            connection.connect(self.socket_path)
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, BlockingIOError):
                 raise self._timed_out() from None
-            except OSError as error:
+            if isinstance(error, OSError):
                 raise self._unreachable(error) from None
+            raise
+        return connection
+
+    def _exchange(self, request: bytes, timeout: float | None) -> Iterator[bytes]:
+        """Send the request and yield the pieces of the response. timeout: seconds for each piece; None: no limit."""
+        with self._connect() as connection:
             connection.settimeout(TIMEOUT_S)
             is_sent = True
             try:

@@ -6,6 +6,9 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+import attrs
+
+from nsupervisor.api.http.messages import Switch
 from nsupervisor.config.files import IncludedFile
 from nsupervisor.linux.peers import Peer
 
@@ -20,6 +23,31 @@ class UnknownName(LookupError):  # noqa: N818 - it is what happened, and reads s
         self.nearest = nearest
         hint = f'did you mean "{nearest}"?' if nearest else "nsupervisor status shows all names"
         super().__init__(f'no workload matches "{pattern}"; {hint}')
+
+
+class ExecRefused(Exception):  # noqa: N818 - a decision
+    """A command cannot be executed in a workload now; the text says why. `status`: the status of the response."""
+
+    def __init__(self, text: str, status: int = 409) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@attrs.frozen
+class ExecTerms:
+    """A command to execute in a workload, and how."""
+
+    argv: tuple[str, ...]
+    has_input: bool = False
+    """Whether the client sends standard input; otherwise it is empty."""
+    terminal: tuple[int, int] | None = None
+    """The rows and columns of its terminal; None: it has none."""
+    user: str | None = None
+    """Another user than the workload's, as in the configuration."""
+    environment: Mapping[str, str] = attrs.field(factory=dict)
+    """Further variables."""
+    directory: str | None = None
+    """Another working directory than the workload's."""
 
 
 def is_glob(pattern: str) -> bool:
@@ -176,6 +204,14 @@ class Control(Protocol):
         """Begin an upgrade to another version; return whether it is accepted, and the version or the reason.
 
         python: the interpreter. package: the folder that contains the package. timeout: seconds for it to start.
+        """
+        ...
+
+    def exec(self, name: str, terms: ExecTerms, peer: Peer | None) -> Switch:
+        """Prepare to execute a command in the instance `name` for a client; the conversation then executes it.
+
+        Raises:
+            ExecRefused: the state of the instance does not allow it, or too many commands run.
         """
         ...
 

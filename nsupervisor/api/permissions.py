@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from nsupervisor.api.control import Control, UnknownName, is_glob
-from nsupervisor.api.http.messages import HTTPError
+from nsupervisor.api.control import Control, ExecTerms, UnknownName, is_glob
+from nsupervisor.api.http.messages import HTTPError, Switch
 from nsupervisor.config.files import IncludedFile
 from nsupervisor.linux.peers import Peer
 
@@ -177,6 +177,10 @@ class Restricted(Control):
 
     async def upgrade(self, python: str, package: str, timeout_s: float) -> tuple[bool, str]:
         raise HTTPError(403, permitted(self._workload, self._allowed, "upgrade"))
+
+    def exec(self, name: str, terms: ExecTerms, peer: Peer | None) -> Switch:
+        """Refuse it: who may restart another workload may not therefore run code with its rights."""
+        raise HTTPError(403, permitted(self._workload, self._allowed, "exec"))
 
     def check_command(self, verb: str, names: Sequence[str], parameters: Mapping[str, Any]) -> None:
         also = [other for name in names for other in self._control.also_affected(verb, name) if other not in names]

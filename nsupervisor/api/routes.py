@@ -137,6 +137,20 @@ ROUTES = (
         responses={200: ("Result",), 400: "Error", 404: "Error"},
     ),
     Route(
+        "exec",
+        "POST",
+        "/v1/exec/{name}",
+        "Execute a command in one running instance: in its namespaces and its cgroup, confined as its program. The "
+        "request has the fields `Connection: upgrade` and `Upgrade: nsupervisor-exec`. Then the connection carries "
+        "frames: a byte for the kind, four bytes for the length (big-endian), the content. From the client: 0 standard "
+        "input, empty at its end; 3 the size of the terminal, rows and columns in two bytes each; 4 a signal, its "
+        "number in a byte. From the service: 1 standard output; 2 standard error; 5 the last frame, a JSON object with "
+        "`code`, `signal` (null or a name) and `failure` (why it was not executed, or is lost). The command ends with "
+        "the connection.",
+        body="Exec",
+        responses={101: "application/octet-stream", 400: "Error", 404: "Error", 409: "Error", 426: "Error"},
+    ),
+    Route(
         "plan",
         "POST",
         "/v1/plan",
@@ -343,6 +357,23 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "description": 'For the verb "set" only: also write it into the configuration file, for all instances.',
             "type": "boolean",
         },
+    ),
+    "Exec": _object_schema(
+        "A command to execute in an instance.",
+        optional=("input", "terminal", "user", "environment", "directory"),
+        closed=True,
+        argv=_value_schema("array", "The command and its arguments.", items={"type": "string"}, minItems=1),
+        input=_value_schema("boolean", "Whether the client sends standard input; otherwise it is empty."),
+        terminal=_value_schema(
+            "array?",
+            "Run it on a terminal with these rows and columns.",
+            items={"type": "integer", "minimum": 0, "maximum": 65535},
+            minItems=2,
+            maxItems=2,
+        ),
+        user=_value_schema("string?", "Another user, as the key `user` of the configuration names it."),
+        environment=_value_schema("object", "Further variables.", additionalProperties={"type": "string"}),
+        directory=_value_schema("string?", "Another working directory: an absolute path."),
     ),
     "Group": _object_schema(
         "A group of workloads. What is not known, or does not apply, is null. More keys may come.",
@@ -587,18 +618,21 @@ def _operation(route: Route) -> dict[str, Any]:
 COMMON_RESPONSES: Mapping[int, str] = dict.fromkeys((400, 403, 405, 408, 413, 421, 431, 500, 501, 503, 505), "Error")
 """The responses that any request may have, in addition to those of its route."""
 _STATUS_DESCRIPTIONS = {
+    101: "The connection carries frames from now on.",
     200: "Done.",
     400: "The request is wrong.",
     403: "The client may not do this, or may not connect.",
     404: "There is no such name, or no such verb.",
     405: "The path has other methods, which the field Allow names.",
     408: "The request was not complete in time.",
+    409: "The state of the instance does not allow this.",
     413: "The body is larger than allowed.",
     421: "On TCP: the field Host names another host.",
+    426: "The request does not ask to switch the protocol.",
     431: "The head is larger than allowed.",
     500: "The supervisor failed; its log says where.",
     501: "The body has a transfer coding other than chunked.",
-    503: "There are too many connections or traces, or too much is being sent or received.",
+    503: "There are too many connections, traces or commands, or too much is being sent or received.",
     505: "This is not HTTP/1.1 or HTTP/1.0.",
 }
 

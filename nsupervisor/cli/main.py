@@ -61,6 +61,7 @@ COMMANDS = {
     "reload": "reload",
     "scale": "scale",
     "upgrade": "upgrade",
+    "exec": "exec",
     "shell": "shell",
     "schema": "schema",
     "version": "version",

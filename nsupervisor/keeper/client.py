@@ -20,6 +20,7 @@ import attrs
 import trio
 
 from nsupervisor.keeper import protocol
+from nsupervisor.keeper.entry import LOST, Entry
 from nsupervisor.keeper.messages import (
     Child,
     Ended,
@@ -39,7 +40,7 @@ milliseconds unless it is stopped."""
 START_TIMEOUT_S = 30.0
 """Seconds for a keeper to start, or for one that is leaving to exit."""
 
-_EVENTS = ("hello", "child", "execed", "ended")
+_EVENTS = ("hello", "child", "execed", "ended", "entered", "left")
 _RETRY_DELAY_S = 0.005
 _CONNECT_TIMEOUT_S = 1  # a cancellation waits for it
 _SPAWNED_FDS = 2  # pipes
@@ -79,6 +80,7 @@ _SECURITY_KEYS = (
 """Keys of a specification that need the feature "security"."""
 
 
+_NO_ENTER = "the keeper is of an earlier version, which cannot do that; run: nsupervisor upgrade"
 _NO_SECURITY = (
     "the keeper is of an earlier version, which does not know the keys of the table security; run: nsupervisor upgrade"
 )
@@ -114,6 +116,8 @@ class Keeper:
     """Returns the seccomp filter that a specification refers to by this name, or raises KeyError."""
     _filters: set[str] = attrs.field(factory=set)
     """The names of the filters that the keeper has."""
+    _entries: dict[str, Entry] = attrs.field(factory=dict)
+    """The entries that have not ended."""
 
     async def spawn(
         self, spec: Mapping[str, Any], while_waiting: Callable[[], None] = _no_op, notify_fd: int = -1
@@ -146,6 +150,27 @@ class Keeper:
             text = f"cannot take the program's descriptors: {os.strerror(errno.EMFILE)}"
             raise SpawnError("descriptors", text, errno.EMFILE)
         return Spawned(spec["id"], call.reply["pid"], *call.fds)
+
+    async def enter(self, into: str, spec: Mapping[str, Any], stdio: Sequence[int], has_terminal: bool) -> Entry:
+        """Start a process in the namespaces of a program that runs; the result then shows what becomes of it.
+
+        `into`: the id of the program. `spec`: its specification, but for "id" and what is executed. `stdio`: the
+        descriptors of the standard streams, of which the keeper gets duplicates; with `has_terminal` they are a new
+        terminal. The process ends with this connection.
+
+        Raises SpawnError: there is no process. KeeperLost: nor is there one then.
+        """
+        if "enter" not in self.features:
+            raise SpawnError("refused", _NO_ENTER, errno.EOPNOTSUPP)
+        await self._send_filters(spec.get("filters", ()))
+        entry = self._entries[spec["id"]] = Entry(spec["id"])
+        try:
+            request = {"do": "enter", "into": into, "spec": spec, "terminal": has_terminal}
+            await self._call(request, SpawnError, fds=stdio)
+        except BaseException:
+            self._entries.pop(entry.id, None)
+            raise
+        return entry
 
     async def _send_filters(self, names: Sequence[str]) -> None:
         """Send the seccomp filters that this keeper does not have yet."""
@@ -404,6 +429,12 @@ class Keeper:
                 self._sender.send_nowait(Execed(id_, pid))
             case {"event": "ended", "id": id_, "status": status, "failure": failure}:
                 self._sender.send_nowait(Ended(id_, status, _decode_failure(failure)))
+            case {"event": "entered", "id": id_, "pid": pid}:
+                if (entry := self._entries.get(id_)) is not None:
+                    entry.executed(pid)
+            case {"event": "left", "id": id_, "status": status, "failure": failure}:
+                if (entry := self._entries.pop(id_, None)) is not None:
+                    entry.ended(status, _decode_failure(failure))
             case {"event": str(event)} if event not in _EVENTS:  # from a later version: its meaning is unknown
                 protocol.close_all(fds)
             case _:
@@ -416,6 +447,9 @@ class Keeper:
         self._sender.close()
         for call in self._pending.values():
             call.answered.set()
+        entries, self._entries = self._entries, {}
+        for entry in entries.values():
+            entry.ended(-1, LOST)
 
     def _close(self) -> None:
         self._mark_lost("the connection to the keeper is closed")

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import trio
 
+from nsupervisor.keeper.entry import Entry
 from nsupervisor.keeper.messages import Child, Ended, Execed, Spawned
 
 
@@ -21,6 +22,7 @@ class KeeperConnection(Protocol):
     async def spawn(
         self, spec: Mapping[str, Any], while_waiting: Callable[[], None] = ..., notify_fd: int = -1
     ) -> Spawned: ...
+    async def enter(self, into: str, spec: Mapping[str, Any], stdio: Sequence[int], has_terminal: bool) -> Entry: ...
     async def adopt(
         self,
         id: str,  # noqa: A002

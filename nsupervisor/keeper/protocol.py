@@ -2,12 +2,14 @@
 
 Every message has "v": 1. A body of more than 64 KiB is sent in a memfd, and the datagram is {"v": 1, "memfd": true}.
 
-    client → keeper   {"request": N, "do": "spawn" | "adopt" | "signal" | "acknowledge" | "list" | "execute" |
+    client → keeper   {"request": N, "do": "spawn" | "enter" | "adopt" | "signal" | "acknowledge" | "list" | "execute" |
                       "protect" | "listen" | "filter" | "shutdown", …}
                       {"do": "batch", "requests": [{"request": N, …}, …]} several requests "signal" and "acknowledge"
     keeper → client   {"event": "hello", "pid", "features": […]}          first, on every connection
                       {"event": "execed", "id", "pid"}
                       {"event": "ended", "id", "status", "failure"}       on each connection until acknowledged
+                      {"event": "entered", "id", "pid"}
+                      {"event": "left", "id", "status", "failure"}        once, to the client that sent "enter"
                       {"event": "child", "reply": N, …} and descriptors   for each child, before the reply to "list";
                                                                           "ids": only these, "bare": no descriptors
                       {"reply": N, …}                                     to "spawn" with descriptors
@@ -30,7 +32,9 @@ the key "signums" of "signal", a list in place of "signum". With the feature "se
 sends a seccomp filter (the key "program", base64) under a "name" for later specifications of the same connection; and
 in a "spec" the keys "filters" (names), "capability_bounding_set", "ambient_capabilities", "secure_bits" (bit masks),
 "oom_score_adjust", "io_priority" (as ioprio_set(2) takes it), "cpu_scheduling" (policy, priority), "timer_slack", and
-"sandbox" (setup/sandbox.py).
+"sandbox" (setup/sandbox.py). With the feature "enter": that request, which starts the "spec" in the namespaces of the
+child "into". It is sent with its standard streams, which are a new terminal if "terminal" is true. "signal" takes its
+id, too.
 """
 
 from __future__ import annotations

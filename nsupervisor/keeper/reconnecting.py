@@ -14,6 +14,7 @@ import trio
 
 from nsupervisor.keeper.client import open_keeper
 from nsupervisor.keeper.connection import KeeperConnection, OpenKeeper
+from nsupervisor.keeper.entry import Entry
 from nsupervisor.keeper.messages import Child, Ended, Execed, KeeperLost, Spawned
 from nsupervisor.nurseries import open_background_nursery
 
@@ -120,6 +121,10 @@ class ReconnectingKeeper:
             if child.notify >= 0:
                 self._keeper.close_descriptors([child.notify])
             return Spawned(child.id, child.pid, child.stdout, child.stderr)
+
+    async def enter(self, into: str, spec: Mapping[str, Any], stdio: Sequence[int], has_terminal: bool) -> Entry:
+        """Call `Keeper.enter`, which is not repeated after a loss. Raises KeeperLost, too."""
+        return await (await self._current()).enter(into, spec, stdio, has_terminal)
 
     async def signal(self, id: str, *signums: int) -> bool:  # noqa: A002
         """Call `Keeper.signal`, again after a loss."""

@@ -14,7 +14,9 @@ import attrs
 import trio
 
 from nsupervisor import __version__
-from nsupervisor.api.control import UnknownName, is_glob
+from nsupervisor.api.control import ExecRefused, ExecTerms, UnknownName, is_glob
+from nsupervisor.api.exec_frames import PROTOCOL
+from nsupervisor.api.http.messages import Channel, Switch
 from nsupervisor.config.files import IncludedFile
 from nsupervisor.config.model import Config
 from nsupervisor.config.problems import ConfigError
@@ -38,6 +40,8 @@ from nsupervisor.service.recovery.upgrade import Upgrade, UpgradeError
 from nsupervisor.service.reload.reload import Reloader
 from nsupervisor.service.timers.timers import Timers
 
+EXECS_LIMIT = 256
+"""The number of commands that may run in workloads at a time: each has some descriptors and buffers."""
 FREEZE_TIMEOUT_S = 2.0
 """Seconds that `freeze` waits until the kernel has frozen every process; one in uninterruptible sleep takes longer."""
 
@@ -66,6 +70,8 @@ class Supervisor:
     recorder: Recorder = attrs.field(factory=Recorder)
     started_at: float = attrs.field(factory=time.time)
     _started: float = attrs.field(factory=trio.current_time)
+    _exec_count: int = attrs.field(init=False, default=0)
+    """The number of commands that run in workloads for clients."""
 
     @property
     def config(self) -> Config:
@@ -214,6 +220,29 @@ class Supervisor:
         return await self.exposition.render(partial(read_snapshots, self.actors, self.groups.by_name), accept)
 
     # ---- commands
+
+    def exec(self, name: str, terms: ExecTerms, peer: Peer | None) -> Switch:
+        """Prepare to execute a command in an instance: see `Actor.exec`."""
+        actor = self.actors.get(name)
+        if actor is None:
+            raise ExecRefused(f"{name}: a reload has just removed it")
+        session = actor.exec(terms, _person(peer))
+
+        async def converse(channel: Channel) -> None:
+            if self._exec_count >= EXECS_LIMIT:
+                await session.refuse(
+                    channel, f"{EXECS_LIMIT} commands run already, which is the limit; end one of them"
+                )
+                return
+            self._exec_count += 1
+            try:
+                await session.run(channel)
+            finally:
+                self._exec_count -= 1
+
+        if self._exec_count >= EXECS_LIMIT:
+            raise ExecRefused(f"{EXECS_LIMIT} commands run already, which is the limit; end one of them", 503)
+        return Switch(PROTOCOL, converse)
 
     async def plan(
         self, path: str | None, text: str | None, files: Sequence[IncludedFile] | None = None

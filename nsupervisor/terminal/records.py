@@ -117,6 +117,10 @@ def format_record(record: Mapping[str, Any]) -> str:
         case "probe" if "passes" in record:
             verdict = "passes" if record["passes"] else f"fails ({record['in_a_row']} in a row)"
             return f"{record['probe']} {verdict}: {record['message']} after {format_span(record['took_sec'])}"
+        case "exec" if "command" in record and "cause" in record:
+            user = f" as {record['user']}" if "user" in record else ""
+            detail = f" ({record['cause']['detail']})" if "detail" in record["cause"] else ""
+            return f"{record['command']}{user} by {record['cause']['by']}{detail}"
         case "state" if "to" in record:
             return f"{record['from']} → {record['to']}: {record['reason']}"
         case "exited" if "pid" in record:

@@ -16,8 +16,10 @@ from typing import Any
 
 import trio
 
+from nsupervisor.api import exec_frames as frames
 from nsupervisor.api.application import app
-from nsupervisor.api.control import UnknownName
+from nsupervisor.api.control import ExecRefused, ExecTerms, UnknownName
+from nsupervisor.api.http.messages import Channel, Switch
 from nsupervisor.api.server import serve
 from nsupervisor.config.files import IncludedFile
 from nsupervisor.config.load import parse
@@ -168,6 +170,24 @@ class Standin:
 
     def also_affected(self, verb: str, name: str) -> list[str]:
         return ["db"] if (verb, name) == ("stop", "batch") else []
+
+    def exec(self, name: str, terms: ExecTerms, peer: Any) -> Switch:
+        """Write what comes back as output; end with the code that the command names, "exit N", at the end of input."""
+        self.asked.append(("exec", name, {"terms": terms}))
+        if self.instances[name]["state"] == "failed":
+            raise ExecRefused(f"{name} is failed; start it first")
+
+        async def converse(channel: Channel) -> None:
+            unpacker, goes_on = frames.Unpacker(), terms.has_input
+            while goes_on and (data := await channel.receive()):
+                for kind, content in unpacker.feed(data):
+                    goes_on = goes_on and not (kind == frames.STDIN and not content)
+                    await channel.send(frames.pack(frames.STDOUT, content))
+            code = int(terms.argv[1]) if terms.argv[0] == "exit" else 0
+            end = {"code": code, "signal": None, "failure": ""}
+            await channel.send(frames.pack(frames.EXIT, json.dumps(end).encode()))
+
+        return Switch(frames.PROTOCOL, converse)
 
     def check_command(self, verb: str, names: Any, parameters: Any) -> None:
         pass

@@ -41,7 +41,7 @@ def test_what_is_permitted(operation, facts, why):
 def test_each_route_is_decided():
     """A route that comes later is refused to workloads until somebody decides otherwise."""
     refused = {route.name for route in ROUTES if permitted("panel", ALLOWED, route.name)}
-    assert refused == {"trace", "metrics", "plan", "reload", "scale", "upgrade"}
+    assert refused == {"trace", "metrics", "plan", "reload", "scale", "upgrade", "exec"}
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def arguments(tmp_path):
     trace = ROOT / "configs" / "traces" / "fork-bomb"
     files |= {"record": ["-"], "simulate": [f"{trace}.toml", f"{trace}.jsonl"]}
     files["security"] = ["--config", str(config)]
-    return {"check": [str(config)], **files, "shell": ["true"], **nothing, **names}
+    return {"check": [str(config)], **files, "shell": ["true"], "exec": ["db", "true"], **nothing, **names}
 
 
 def test_every_command_but_run_is_guarded(arguments):

@@ -25,10 +25,12 @@ from nsupervisor.api.http.hangup import HangupWatcher
 from nsupervisor.api.http.hosts import AllowedHosts
 from nsupervisor.api.http.messages import (
     Application,
+    ChannelClosed,
     HTTPError,
     Request,
     Response,
     Stream,
+    Switch,
     error_response,
     json_response,
     split_target,
@@ -365,7 +367,7 @@ class Connection:
     async def _answer(self, event: h11.Request) -> None:
         request = await self._read_request(event)
         self._on_waiting(False)
-        response: Response | Stream
+        response: Response | Stream | Switch
         try:
             response = await self.listener_state.application(request)
         except HTTPError as error:
@@ -383,6 +385,8 @@ class Connection:
         if isinstance(response, Response):
             self._on_waiting(True)
             await self._respond(response, is_head=request.method == "HEAD")
+        elif isinstance(response, Switch):
+            await self._switch(request, response)
         elif request.method == "HEAD":
             head_only = self._head(200, response.media_type, (), close=False)
             await self._send(head_only + (self._http.send(h11.EndOfMessage()) or b""))
@@ -454,6 +458,22 @@ class Connection:
             raise _ConnectionEnded("", "the client has disconnected")
         await self._send(self._http.send(h11.EndOfMessage()) or b"")
 
+    async def _switch(self, request: Request, response: Switch) -> None:
+        """Let another protocol use the connection, which ends with it."""
+        fields = [("upgrade", response.protocol), ("connection", "upgrade")]
+        with self.listener_state.hangups.watch(self.stream):
+            await self._send(self._http.send(h11.InformationalResponse(status_code=101, headers=fields)))
+            channel = _Channel(self, self._http.trailing_data[0])
+            try:
+                await response.converse(channel)
+            except ChannelClosed:
+                pass
+            except Exception as error:
+                self._defect(request, error)
+            if channel.ended is not None and channel.ended.kind != "disconnect":
+                raise channel.ended
+        raise _ConnectionEnded("", "the conversation has ended")
+
     async def _send(self, data: bytes | None, limit_s: float = limits.WRITE_TIMEOUT_S) -> None:
         if not data:
             return
@@ -478,6 +498,33 @@ class Connection:
                     left -= len(data)
             except _CONNECTION_LOST:
                 pass
+
+
+class _Channel:
+    """The channel of `Switch.converse`. `first`: bytes that came with the request."""
+
+    def __init__(self, connection: Connection, first: bytes) -> None:
+        self.ended: _ConnectionEnded | None = None
+        """Why it is closed."""
+        self._connection = connection
+        self._first = first
+
+    async def receive(self) -> bytes:
+        if first := self._first:
+            self._first = b""
+            return first
+        try:
+            return await self._connection._receive(limits.PIECE_SIZE)
+        except _ConnectionEnded as ended:
+            self.ended = ended
+            raise ChannelClosed from None
+
+    async def send(self, data: bytes) -> None:
+        try:
+            await self._connection._send(data, limits.STREAM_WRITE_TIMEOUT_S)
+        except _ConnectionEnded as ended:
+            self.ended = ended
+            raise ChannelClosed from None
 
 
 def _join_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
@@ -83,6 +83,33 @@ class Stream:
     media_type: str
 
 
+class ChannelClosed(Exception):  # noqa: N818 - how a conversation ends early
+    """The client has closed the connection, or does not read from it."""
+
+
+class Channel(Protocol):
+    """A connection that has switched to another protocol. Both methods raise ChannelClosed."""
+
+    async def receive(self) -> bytes:
+        """Return the next bytes, at most `limits.PIECE_SIZE`; b"" at the end."""
+        ...
+
+    async def send(self, data: bytes) -> None:
+        """Send bytes, and wait until the kernel has taken them."""
+        ...
+
+
+@attrs.frozen
+class Switch:
+    """A response with status 101: the connection speaks `protocol` from now on, until `converse` returns.
+
+    `converse` is cancelled when the client disconnects.
+    """
+
+    protocol: str
+    converse: Callable[[Channel], Awaitable[None]]
+
+
 class Application(Protocol):
     """A callable that answers requests."""
 
@@ -93,7 +120,7 @@ class Application(Protocol):
         """
         ...
 
-    def __call__(self, request: Request) -> Awaitable[Response | Stream]:
+    def __call__(self, request: Request) -> Awaitable[Response | Stream | Switch]:
         """Answer a request. Raises HTTPError; any other exception is a defect and is answered with 500."""
         ...
 

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Iterable
 import attrs
 
 from nsupervisor.api.http.limits import BODY_LIMIT
-from nsupervisor.api.http.messages import HTTPError, Request, Response, Stream
+from nsupervisor.api.http.messages import HTTPError, Request, Response, Stream, Switch
 from nsupervisor.linux.peers import Peer
 
-Handler = Callable[[Request], Awaitable[Response | Stream]]
+Handler = Callable[[Request], Awaitable[Response | Stream | Switch]]
 
 
 @attrs.frozen
@@ -55,7 +55,7 @@ class Router:
             raise self._not_found(method, path)
         return 0 if matched[0].method == "GET" else matched[0].body_limit
 
-    async def __call__(self, request: Request) -> Response | Stream:
+    async def __call__(self, request: Request) -> Response | Stream | Switch:
         """Answer a request. Raises HTTPError: 404, 405, and what the handler raises."""
         matched = self._find(request.method, request.path)
         if matched is not None:

@@ -9,6 +9,9 @@
  *   descriptor 6   what becomes its standard error
  *   descriptor 10  the pipe to the init, for the order
  *
+ * It also makes the process that enters the namespaces of a program which runs: then descriptor 0 is its standard input,
+ * there is no descriptor 10, and the keeper is its parent.
+ *
  * All signals are blocked. The first plan is usually one in advance, of what each program in these namespaces needs. An
  * operation of it that fails ends that plan silently: the plan of the program has it once more, and then it is reported.
  */
@@ -82,7 +85,7 @@ struct message {
 struct control {
 	size_t size;
 	int level, type;
-	int fds[2];
+	int fds[3];
 };
 
 struct state {
@@ -153,7 +156,7 @@ static long send_order(int32_t *order, size_t size)
 static long send_ready(char *text, size_t size)
 {
 	struct iovec vector = { text, size };
-	struct control control = { offsetof(struct control, fds[1]), SOL_SOCKET, SCM_RIGHTS, { 0, 0 } };
+	struct control control = { offsetof(struct control, fds[1]), SOL_SOCKET, SCM_RIGHTS, { 0, 0, 0 } };
 	struct message message = { 0, 0, &vector, 1, &control, sizeof(control), 0 };
 	long result, pidfd = CALL(pidfd_open, CALL(getpid), 0);
 

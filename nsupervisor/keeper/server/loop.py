@@ -32,6 +32,7 @@ from functools import partial
 from nsupervisor.keeper import protocol
 from nsupervisor.keeper.server.children import Child, SpawnError, spawn
 from nsupervisor.keeper.server.connection import ClientConnection
+from nsupervisor.keeper.server.entries import Entrance, Entry
 from nsupervisor.keeper.server.exit_channel import ExitChannel
 from nsupervisor.keeper.server.records import RefusalLog, log_defect
 from nsupervisor.keeper.server.zygote import Kind, Zygote
@@ -53,9 +54,10 @@ LOCK_FD, LISTENER_FD = 3, 4
 
 FIRST_CLIENT_TIMEOUT_S = 10.0  # the client that starts a keeper connects before the keeper runs
 MESSAGES_PER_WAKEUP = 32
-FEATURES = ("batch", "cover", "listen", "process-tree", "protect", "security")
+FEATURES = ("batch", "cover", "enter", "listen", "process-tree", "protect", "security")
 """Features that version 0.1.0 lacks, as `nsupervisor.keeper.protocol` describes them."""
 _ADOPTED_FDS = 3
+_STDIO_FDS = 3
 _MAX_FILTER_BYTES = 4096 * SECCOMP_INSTRUCTION_SIZE
 """BPF_MAXINSNS instructions, linux/bpf_common.h."""
 _OWN_COMMANDS = ("nsupervisor-zyg", INIT_COMMAND)
@@ -89,6 +91,9 @@ class Keeper:
         self.processes: dict[int, Child] = {}  # by pid, until reaped
         self.filters: dict[str, bytes] = {}
         """The seccomp filters of this client's specifications, by name."""
+        self.entries: dict[str, Entry] = {}
+        """The processes that have entered a workload's namespaces, or are about to, by id."""
+        self.entrance = Entrance()
         self.lingering: dict[str, Child] = {}  # by name: an init that has reported its program's end
         self.signals = syscalls.signalfd((signal.SIGCHLD, signal.SIGTERM))
         self.epoll = select.epoll()
@@ -175,7 +180,8 @@ class Keeper:
                 pid, raw = 0, 0
             if pid == 0:
                 break
-            if pid not in self.processes:  # an orphan of a workload
+            if pid not in self.processes:
+                self._on_entry_process(pid, raw)  # or an orphan of a workload
                 continue
             self._on_exits()  # read reports while the pid still identifies this child
             child = self.processes.pop(pid)
@@ -197,7 +203,9 @@ class Keeper:
         SIGCHLD reports. Where each workload has such an init, no other process becomes a child of the keeper; a waiting
         init, and the zygote, are known by their names.
         """
-        own, known = os.getpid(), self.processes
+        own, known = os.getpid(), {*self.processes}
+        for entry in self.entries.values():
+            known |= {entry.pid, entry.setup_pid}
         table = processes.process_table()
         strays = [pid for pid, entry in table.items() if entry.parent == own and pid not in known]
         strays = [pid for pid in strays if processes.command_name(pid) not in _OWN_COMMANDS]
@@ -246,6 +254,42 @@ class Keeper:
     def _send_ended(self, child: Child) -> None:
         self._send({"event": "ended", "id": child.id, "status": child.status, "failure": child.failure})
 
+    # ---- processes that enter
+
+    def _on_entry_process(self, pid: int, raw: int) -> None:
+        """Note the end of a process of an entry. Its report, which says the pid, may be unread."""
+        if not any(entry.has_process(pid) for entry in self.entries.values()):
+            for entry in [entry for entry in self.entries.values() if entry.report is not None]:
+                self._on_entry_report(entry)
+        for entry in [entry for entry in self.entries.values() if entry.has_process(pid)]:
+            entry.reaped(pid, raw)
+            self._on_entry_report(entry)
+            self._finish_entry(entry)
+
+    def _on_entry_report(self, entry: Entry) -> None:
+        if entry.report is None:
+            return
+        fd = entry.report.fileno()
+        if entry.read_report():
+            self._unwatch_closed(fd)
+            if entry.has_executed:
+                self._send({"event": "entered", "id": entry.id, "pid": entry.pid})
+            self._finish_entry(entry)
+
+    def _finish_entry(self, entry: Entry) -> None:
+        if entry.has_ended and self.entries.pop(entry.id, None) is not None:
+            entry.close()
+            self._send(entry.end_message())
+
+    def _abandon_entries(self) -> None:
+        """Kill all entries: their client, which has their input and output, is gone."""
+        entries, self.entries = self.entries, {}
+        for entry in entries.values():
+            if entry.report is not None:
+                self._unwatch_closed(entry.report.fileno())
+            entry.abandon()
+            entry.close()
+
     # ---- the client
 
     def _on_connection(self) -> None:
@@ -290,6 +334,7 @@ class Keeper:
             del self.handlers[self.client.sock.fileno()]
             self.client.close()
             self.client = None
+            self._abandon_entries()
 
     def _on_client(self, client: ClientConnection) -> None:
         try:
@@ -380,6 +425,35 @@ class Keeper:
             child.refill_kind = None
         return {"pid": child.pid}, (child.stdout, child.stderr)
 
+    def _enter(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """Start a process in the namespaces of a child's program, with the standard streams that come with it."""
+        spec, has_terminal = Spec(message.get("spec"), self.filters), message.get("terminal")
+        if type(has_terminal) is not bool or len(fds) != _STDIO_FDS:
+            raise RequestError(f'"enter" needs "terminal" and {_STDIO_FDS} descriptors')
+        if spec.id in self.entries or spec.id in self.children:
+            raise SpecError(f"id: {spec.id} is in use")
+        into = _child_id({"id": message.get("into")})
+        child = self.children.get(into)
+        if child is None or child.status is not None or not child.has_execed:
+            raise RequestError(f"{into} does not run")
+        program = cgroup = -1
+        try:
+            # The child of the keeper is not reaped, and any other has a descriptor: so it is this program.
+            program = os.pidfd_open(child.program_pid) if child.program_pidfd < 0 else os.dup(child.program_pidfd)
+            if spec.cgroup is not None:
+                cgroup = os.open(spec.cgroup, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            entry = self.entrance.start(spec, cgroup, program, fds, has_terminal)
+        except OSError as error:
+            raise SpawnError("enter", f"cannot enter {into}: {error.strerror}", error.errno or 0) from None
+        finally:
+            for fd in (program, cgroup):
+                if fd >= 0:
+                    os.close(fd)
+        self.entries[entry.id] = entry
+        assert entry.report is not None
+        self._watch(entry.report.fileno(), lambda: self._on_entry_report(entry))
+        return {}, ()
+
     def _filter(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
         """Keep a seccomp filter, which specifications then refer to by its name."""
         name, text = message.get("name"), message.get("program")
@@ -433,8 +507,9 @@ class Keeper:
         for signum in signums:
             if type(signum) is not int or signum not in _SIGNUMS:
                 raise RequestError(f"{signum!r:.80} is not the number of a signal")
-        child = self.children.get(_child_id(message))
-        return {"sent": child is not None and all(map(child.signal, signums))}, ()
+        id_ = _child_id(message)
+        target = self.children.get(id_) or self.entries.get(id_)
+        return {"sent": target is not None and all(map(target.signal, signums))}, ()
 
     def _batch(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
         """Handle several requests in their order, and send their replies together."""
@@ -480,6 +555,7 @@ class Keeper:
             raise RequestError('"python" or "package" is not a path')
         self.zygote.kill()
         self._reap()
+        self._abandon_entries()
         children = [child.to_table() for child in self.children.values()]
         table = os.memfd_create("table", 0)
         with open(table, "w", closefd=False) as file:
@@ -557,6 +633,7 @@ _REQUESTS: dict[str, Callable[[Keeper, dict[str, Any], list[int]], tuple[dict[st
     "batch": Keeper._batch,
     "filter": Keeper._filter,
     "spawn": Keeper._spawn,
+    "enter": Keeper._enter,
     "adopt": Keeper._adopt,
     "signal": Keeper._signal,
     "acknowledge": Keeper._acknowledge,

@@ -6,16 +6,20 @@ import array
 import os
 import socket
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 MAX_BYTES = 64 * 1024
 """The socket may lack room for a larger datagram; such content goes through a memfd. `MAX_DATAGRAM` in setup.c."""
 
 
-def send(report: socket.socket, message: bytes, cgroup: int, content: bytes = b"") -> None:
-    """Send `message`, with `cgroup` (a descriptor, or -1) and, if there is `content`, a memfd with it.
+def send(report: socket.socket, message: bytes, descriptors: Iterable[int], content: bytes = b"") -> None:
+    """Send `message`, with those of `descriptors` that are not -1 and, if there is `content`, a memfd with it.
 
     Raises OSError, for instance BrokenPipeError if the standby has been killed.
     """
-    fds, memfd = [cgroup] if cgroup >= 0 else [], -1
+    fds, memfd = [fd for fd in descriptors if fd >= 0], -1
     try:
         if content:
             memfd = os.memfd_create("content", os.MFD_CLOEXEC)

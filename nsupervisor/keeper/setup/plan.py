@@ -14,6 +14,7 @@ import errno
 import functools
 import os
 import resource
+import signal
 import socket
 import stat
 import struct
@@ -287,17 +288,33 @@ def pack_plan(spec: Spec, common: Common, has_cgroup: bool) -> bytes:
         name = spec.hostname.encode()
         plan.begin_step(begin_failure("set_hostname", f"set the host name {spec.hostname}"))
         plan.call("sethostname", name, len(name))
+    _set_resources(plan, spec)
+    _confine(plan, spec, syscalls.permitted_capabilities() if privileges.is_changed(spec) else 0, _groups(spec))
+    order = native.order(0, f"{INIT_TITLE}{spec.title}")
+    plan.begin_step(_execute_failure(spec))
+    plan.call("send_order", plan.place(order), len(order))
+    _execute(plan, spec)
+    return plan.pack(_HAS_CGROUP if has_cgroup else 0)
+
+
+def _set_resources(plan: Plan, spec: Spec) -> None:
+    """Set what a child of the process inherits: limits, and how the kernel treats it."""
     _set_limits(plan, spec)
     if spec.nice is not None:
         plan.begin_step(begin_failure("set_nice", f"set nice to {spec.nice}"))
         plan.call("setpriority", os.PRIO_PROCESS, 0, spec.nice)
     _set_scheduling(plan, spec)
+
+
+def _confine(plan: Plan, spec: Spec, permitted: int, groups: Sequence[int] | None) -> None:
+    """Become the user of the program, with its capabilities, in its directory.
+
+    `permitted`: the permitted capabilities of the process before. `groups`: None if they stay.
+    """
     plan.call("umask", spec.umask)
-    is_changed = privileges.is_changed(spec)
-    permitted = syscalls.permitted_capabilities() if is_changed else 0
     _add_calls(plan, "limit_capabilities", privileges.before_user(spec))
-    _become_user(plan, spec)
-    if is_changed:
+    _become_user(plan, spec, groups)
+    if privileges.is_changed(spec):
         permitted = privileges.permitted_after(spec, permitted)
         _add_calls(plan, "set_capabilities", privileges.after_user(spec, permitted))
     plan.begin_step(begin_failure("enter_directory", f"enter {spec.cwd}"))
@@ -305,15 +322,83 @@ def pack_plan(spec: Spec, common: Common, has_cgroup: bool) -> bytes:
     if spec.no_new_privileges:
         plan.begin_step(begin_failure("give_up_new_privileges", "set no_new_privs"))
         plan.call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def pack_entry(spec: Spec, has_cgroup: bool, has_terminal: bool) -> bytes:
+    """Return the plan of a process that enters the namespaces of a running program, with the same confinement.
+
+    `spec`: that of the program, but for what it executes, after `Spec.choose_entry_ids`.
+    `has_terminal`: descriptor 0 becomes the controlling terminal.
+
+    **Race: the program may watch.** After setns(2) it may find the process in /proc. By then the process has no
+    descriptor of the host but that of its reports and, for its first steps, those of its cgroup and of the program. It
+    is not dumpable: without CAP_SYS_PTRACE in the keeper's user namespace no process may trace it, or look at its
+    memory, files or executable (ptrace(2)). A change of ids may make it dumpable (fs.suid_dumpable, proc_sys_fs(5)).
+    It follows no path there before it is the program's user, as names there are the program's; the steps that need a
+    path of the host come first.
+    """
+    plan = Plan()
+    _join_session_keyring(plan, 0)
+    _forbid_dump(plan)
+    _join_cgroups(plan, spec)
+    _set_resources(plan, spec)
+    if flags := spec.flags & ~CLONE_NEWCGROUP:
+        plan.begin_step(begin_failure("enter", "enter its namespaces", _ENTRY_REASONS))
+        plan.call("setns", 0, flags, use=sandbox.TREE)
+    # Born in the cgroup and the PID namespace. After setns(2), which a process with foreign memory may not call for
+    # clocks; but before it enters the cgroup namespace (outside of which it comes from) and gives up its user.
+    plan.begin_step(begin_failure("clone", "start its process", _CGROUP_HINTS + _ENTRY_REASONS))
+    plan.call("hand_over")
+    plan.call("setsid")
+    if spec.flags & CLONE_NEWCGROUP:
+        plan.begin_step(begin_failure("enter", "enter its cgroup namespace", _ENTRY_REASONS))
+        plan.call("setns", 0, CLONE_NEWCGROUP, use=sandbox.TREE)
+    plan.call("close", 0, use=sandbox.TREE)
+    if has_terminal:
+        plan.begin_step(begin_failure("terminal", "make the terminal its own"))
+        plan.call("ioctl", 0, _TIOCSCTTY, 0)
+    permitted = syscalls.permitted_capabilities()
+    groups = _groups(spec)
+    if spec.flags & CLONE_NEWUSER:
+        _forbid_dump(plan)
+        permitted = (1 << (_highest_capability() + 1)) - 1  # setns(2) gives all in that namespace
+        if spec.groups is None:  # the keeper's are groups outside; an unprivileged keeper's cannot be dropped
+            plan.call("setgroups", 0, 0, accepted=(errno.EPERM,))
+            groups = None
+    bounding = spec.capability_bounding_set, spec.no_new_privileges
+    _add_calls(plan, "limit_capabilities", privileges.bounding_drops(*bounding, _highest_capability(), permitted))
+    _confine(plan, spec, permitted, groups)
+    _forbid_dump(plan)
+    plan.begin_step(begin_failure("clone", "bind its life to the keeper's"))
+    plan.call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # after the ids, whose change resets it
     _execute(plan, spec)
-    return plan.pack(_HAS_CGROUP if has_cgroup else 0)
+    return plan.pack(_HAS_TREE | (_HAS_CGROUP if has_cgroup else 0))
+
+
+def send_entry(report: socket.socket, spec: Spec, cgroup: int, program: int, has_terminal: bool) -> None:
+    """Send a process the plan to enter the namespaces of `program`, a pidfd. Raises OSError."""
+    _send(report, pack_entry(spec, cgroup >= 0, has_terminal), cgroup, program)
+
+
+def _forbid_dump(plan: Plan) -> None:
+    plan.begin_step(begin_failure("enter", "forbid others to trace it"))
+    plan.call("prctl", syscalls.PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+_PR_SET_PDEATHSIG, _TIOCSCTTY = 1, 0x540E
+_ENDED = "the workload has just ended"
+_ENTRY_REASONS = (
+    (errno.ESRCH, _ENDED),
+    (errno.ENOMEM, _ENDED),  # clone(2), for a PID namespace whose init has ended
+    (errno.EPERM, "it needs the privileges that made them"),
+)
 
 
 def send_advance(report: socket.socket, packed: bytes, common: Common) -> None:
     """Send a standby its plan in advance, of `pack_advance`. Raises OSError."""
     tree = -1 if common.shared is None else sandbox.clone_tree(common.shared)
     try:
-        handover.send(report, packed, tree)
+        handover.send(report, packed, (tree,))
     finally:
         if tree >= 0:
             os.close(tree)
@@ -324,12 +409,15 @@ def send(report: socket.socket, spec: Spec, common: Common, cgroup: int) -> None
 
     Raises OSError, for instance BrokenPipeError if the standby has been killed.
     """
-    packed = pack_plan(spec, common, cgroup >= 0)
+    _send(report, pack_plan(spec, common, cgroup >= 0), cgroup)
+
+
+def _send(report: socket.socket, packed: bytes, *descriptors: int) -> None:
     if len(packed) <= handover.MAX_BYTES:
-        handover.send(report, packed, cgroup)
+        handover.send(report, packed, descriptors)
     else:
         flags, *rest = _HEADER.unpack_from(packed)
-        handover.send(report, _HEADER.pack(flags | _IN_FILE, *rest), cgroup, packed)
+        handover.send(report, _HEADER.pack(flags | _IN_FILE, *rest), descriptors, packed)
 
 
 _CGROUP_HINTS = tuple(CGROUP_HINTS.items())
@@ -361,6 +449,10 @@ def _join_cgroups(plan: Plan, spec: Spec) -> None:
 
 
 def _new_session_keyring(plan: Plan, common: Common, number: int) -> None:
+    _join_session_keyring(plan, number)
+
+
+def _join_session_keyring(plan: Plan, number: int) -> None:
     plan.begin_step(begin_failure("new_session_keyring", "make a session keyring"), number)
     plan.call("keyctl", syscalls.KEYCTL_JOIN_SESSION_KEYRING, 0, accepted=syscalls.KEYRING_ERRORS)
 
@@ -557,10 +649,15 @@ def _add_calls(plan: Plan, step: str, calls: Iterable[privileges.Call]) -> None:
         plan.call(call, *(plan.place(data) if isinstance(data, bytes) else data for data in arguments))
 
 
-def _become_user(plan: Plan, spec: Spec) -> None:
+def _groups(spec: Spec) -> Sequence[int] | None:
+    """Return the groups to set; None if they stay."""
     groups = spec.groups
     if groups is None and not (spec.uid is None and spec.gid is None) and os.getgroups():
         groups = [] if steps.is_setgroups_allowed() else None
+    return groups
+
+
+def _become_user(plan: Plan, spec: Spec, groups: Sequence[int] | None) -> None:
     if groups is not None:
         plan.begin_step(begin_failure("become_user", f"set the groups {groups}"))
         plan.call("setgroups", len(groups), plan.place(struct.pack(f"{len(groups)}I", *groups)))
@@ -572,16 +669,19 @@ def _become_user(plan: Plan, spec: Spec) -> None:
         plan.call("setresuid", spec.uid, spec.uid, spec.uid)
 
 
-def _execute(plan: Plan, spec: Spec) -> None:
+def _execute_failure(spec: Spec) -> bytes:
     name = spec.argv[0]
     has_path = b"/" in name
     reasons = steps.EXECUTE_HINTS if has_path else {**steps.EXECUTE_HINTS, errno.ENOENT: f"searched PATH={spec.path}"}
     shown = name.decode("utf-8", "backslashreplace")
     path = os.path.join(spec.cwd, os.fsdecode(name)) if has_path else ""
-    failure = begin_failure("execute", f"execute {shown}", tuple(reasons.items()), path)
+    return begin_failure("execute", f"execute {shown}", tuple(reasons.items()), path)
+
+
+def _execute(plan: Plan, spec: Spec) -> None:
+    """Report that the process is ready, and execute the program."""
+    name, failure = spec.argv[0], _execute_failure(spec)
     plan.begin_step(failure)
-    order = native.order(0, f"{INIT_TITLE}{spec.title}")
-    plan.call("send_order", plan.place(order), len(order))
     plan.call("send_ready", steps.READY, len(steps.READY))
     plan.call("rt_sigprocmask", _SIG_SETMASK, plan.place(bytes(_SIGSET_SIZE)), 0, _SIGSET_SIZE)
     argv, environment = (
@@ -593,7 +693,7 @@ def _execute(plan: Plan, spec: Spec) -> None:
         flags = syscalls.SECCOMP_FILTER_FLAG_SPEC_ALLOW
         plan.call("seccomp", syscalls.SECCOMP_SET_MODE_FILTER, flags, plan.place_filter(program))
     plan.begin_step(failure)
-    directories = [None] if has_path else spec.path.split(":")
+    directories = [None] if b"/" in name else spec.path.split(":")
     for directory in directories:
         candidate = name if directory is None else os.fsencode(directory or ".") + b"/" + name
         plan.call("execve", candidate, argv, environment)

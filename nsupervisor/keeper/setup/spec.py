@@ -170,6 +170,15 @@ class Spec:
         """The title of the init in ps, after "nsupervisor: init "."""
         return self.name if self.process_tree is None else tree_title(self.process_tree)
 
+    def choose_entry_ids(self) -> None:
+        """Choose the ids of a process that enters the user namespace: those of its root if none are given.
+
+        A process that is made in the namespace becomes root before the other steps.
+        """
+        if "user" in self.namespaces:
+            self.uid = 0 if self.uid is None and is_zero_mapped(self.uid_mappings) else self.uid
+            self.gid = 0 if self.gid is None and is_zero_mapped(self.gid_mappings) else self.gid
+
     def host_owner(self) -> tuple[int, int] | None:
         """Return the (uid, gid) on the host that the program starts with; None if they are the keeper's own."""
         owner = host_id(self.uid, self.uid_mappings), host_id(self.gid, self.gid_mappings)

@@ -67,9 +67,9 @@ def send_program(report: socket.socket, spec: Spec, cgroup: int) -> None:
     is_in_file = len(packed) > handover.MAX_BYTES
     header = _HEADER.pack(cgroup >= 0, is_in_file)
     if is_in_file:
-        handover.send(report, header, cgroup, packed)
+        handover.send(report, header, (cgroup,), packed)
     else:
-        handover.send(report, header + packed, cgroup)
+        handover.send(report, header + packed, (cgroup,))
 
 
 # ---- in the zygote

@@ -21,6 +21,7 @@ from typing import Any
 import attrs
 import trio
 
+from nsupervisor.api.control import ExecRefused, ExecTerms
 from nsupervisor.cgroups import Cgroup, CgroupError, CgroupGoneError
 from nsupervisor.cgroups.limits import recreate_cgroup
 from nsupervisor.condition_variable import ConditionVariable
@@ -46,6 +47,7 @@ from nsupervisor.metrics.counters import Counters
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.instance.decisions import Decisions
 from nsupervisor.service.instance.devices import device_rules
+from nsupervisor.service.instance.exec_session import ExecSession
 from nsupervisor.service.instance.exit_reports import ExitReports
 from nsupervisor.service.instance.limits import LimitWriter
 from nsupervisor.service.instance.log import InstanceLog
@@ -76,6 +78,14 @@ _ACTION_NAMES: Mapping[type[Action], str] = {
     ReleaseSurvivors: "release",
 }
 """Names of actions in the record of a failure, as in traces."""
+
+_EXEC_ADVICE = {
+    State.STARTING: "wait until it runs: nsupervisor status",
+    State.STOPPING: "start it first",
+    State.BACKOFF: "wait until it runs: nsupervisor status",
+    State.FROZEN: "thaw it first",
+}
+"""By state: what to do before a command can be executed."""
 
 MakeCgroup = Callable[[Resources], Cgroup]
 """Makes the cgroup of an instance, with these limits. Raises CgroupError."""
@@ -130,6 +140,8 @@ class Actor:
     """The id of the latest start whose program alone got SIGKILL, from an operator or a rule."""
     _must_recover: bool = attrs.field(init=False, default=False)
     """Whether an earlier supervisor has left processes or a checkpoint."""
+    _exec_count: int = attrs.field(init=False, default=0)
+    """The number of commands that have been executed in it; their ids have it."""
     _service_stops: bool = attrs.field(init=False, default=False)
     """Whether the service stops, so that no other generation may start."""
     _saved: InstanceCheckpoint | None = attrs.field(init=False, default=None)
@@ -292,6 +304,30 @@ class Actor:
     def limits(self) -> Limits:
         """The limits in force, as the kernel has them."""
         return self.observer.limits
+
+    def exec(self, terms: ExecTerms, by: Initiator) -> ExecSession:
+        """Return the session of a command in this instance, which begins with its `run`. `by`: who gives it.
+
+        Raises ExecRefused unless the program runs, with known settings.
+        """
+        lifecycle = self.lifecycle
+        if lifecycle.state not in (State.RUNNING, State.READY):
+            advice = _EXEC_ADVICE.get(lifecycle.state, "start it first")
+            reason = f": {lifecycle.reason}" if lifecycle.reason else ""
+            raise ExecRefused(f"{self.name} is {lifecycle.state.value}{reason}; {advice}")
+        try:
+            spec = self.program.exec_spec(self.workload, lifecycle, self.cgroup, terms)
+        except (IdentityError, ConfigError, OSError) as error:
+            raise ExecRefused(f"{self.name}: {error}") from None
+        except ExecRefused as refused:
+            raise ExecRefused(f"{self.name}: {refused}") from None
+        self._exec_count += 1
+        spec["id"] = f"{self.id}/{self._exec_count}"
+
+        def log(event: str, **fields: Any) -> None:
+            self.log.write(lifecycle.generation, event, **fields)
+
+        return ExecSession(self.context, self.id, lifecycle.generation, spec, terms, by, self.wait_until, log)
 
     def impose(self, firing: Firing, generation: int) -> None:
         """Queue the action of a group's rule that chose this instance; it is dropped if the generation has ended."""

@@ -10,12 +10,13 @@ from typing import Any
 import attrs
 import trio
 
+from nsupervisor.api.control import ExecRefused, ExecTerms
 from nsupervisor.cgroups import Cgroup
 from nsupervisor.config.expansion import Instance
 from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.core.lifecycle import PROBED, Lifecycle, reports_readiness
-from nsupervisor.core.reload.start_changes import START_REVISION
+from nsupervisor.core.reload.start_changes import START_REVISION, find_start_changes
 from nsupervisor.keeper.messages import Child, KeeperLost, Spawned
 from nsupervisor.logs import call_in_thread
 from nsupervisor.notify_socket import socket_path
@@ -325,6 +326,31 @@ class Program:
         except (IdentityError, ConfigError, OSError):
             return True
         return not self.context.digest.differs(self.spawn_digest, spawn_inputs(spec, workload.security))
+
+    def exec_spec(
+        self, workload: WorkloadConfig, lifecycle: Lifecycle, cgroup: Cgroup, terms: ExecTerms
+    ) -> dict[str, Any]:
+        """Return the specification of a command that is confined as this program is.
+
+        Raises ExecRefused if the program was started with other settings than `workload` has, or this is not known: the
+        command must not have more than the program. Raises IdentityError, ConfigError and OSError as a start does.
+        """
+        spec = self._spec(workload, lifecycle.generation, cgroup)
+        expected = self.context.digest.digest(spawn_inputs(spec, workload.security))
+        if self.spawn_digest != expected:
+            raise ExecRefused(
+                "it was started with other settings than it has now, or nothing is known of them; restart it"
+            )
+        if find_start_changes(workload, self.start_revision):
+            raise ExecRefused("an earlier version started it, with other settings than this version; restart it")
+        if "process_tree" in spec and not workload.namespaces.pid:
+            raise ExecRefused("without cgroups and a PID namespace nothing would end what the command leaves")
+        if terms.user is not None:
+            workload = attrs.evolve(workload, user=terms.user, supplementary_groups=())
+        if terms.directory is not None:
+            workload = attrs.evolve(workload, working_directory=terms.directory)
+        spec = self._spec(workload, lifecycle.generation, cgroup)
+        return {**spec, "argv": list(terms.argv), "env": {**spec["env"], **terms.environment}}
 
     async def find_start_obstacle(
         self, workload: WorkloadConfig, generation: int, cgroup: Cgroup

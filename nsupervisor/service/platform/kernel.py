@@ -28,6 +28,7 @@ from nsupervisor.linux.privileges import Privileges, own_privileges
 from nsupervisor.logs import Pipe
 from nsupervisor.notify_socket import NotifySocket, notify_socket
 from nsupervisor.service.platform import probe_client
+from nsupervisor.service.platform.exec_streams import OpenExecStreams, open_exec_streams
 from nsupervisor.service.platform.isolation import Isolate, isolate
 from nsupervisor.service.platform.program_directories import make_directories, remove_directories
 from nsupervisor.service.platform.roots import make_overlay_directory
@@ -71,6 +72,8 @@ class Kernel:
     open_pipe: Callable[[int], Pipe] = Pipe
     """Takes over the reading end of a program's output, a descriptor."""
     open_notify_socket: OpenNotifySocket = notify_socket
+    open_exec_streams: OpenExecStreams = open_exec_streams
+    """Opens the input and output of a command that is executed in a workload. Raises OSError."""
     is_part_of: IsPartOf = is_part_of
     release_frozen: Callable[[Collection[int]], FrozenProcesses | None] = release_frozen
     """Moves those of these processes that other programs have frozen to where they run, see `cgroups.freezer`."""
