@@ -31,6 +31,7 @@ NAMES = (
     "commands",
     "api",
     "security",
+    "execute",
 )
 PAGE = products.ROOT / "docs" / "performance.md"
 
