@@ -45,6 +45,7 @@ VOLATILE = frozenset(
         "exited_at",
         "since",
         "id",
+        "detail",  # of an initiator: the pid of the client
     }
 )
 """Keys of records and status objects whose values differ from run to run."""
@@ -99,7 +100,7 @@ def transcript(
 ) -> dict[str, Any]:
     """Return the transcript of one workload of a scenario."""
     records = [record for record in records if record.get("workload") == name]
-    dropped = {"cgroup", "memory_current", "cpu_usage_usec"}
+    dropped = {"cgroup", "command", "memory_current", "cpu_usage_usec"}  # real programs have another command
     if scenario.barriers:  # process 1 reaps the orphans of a dead keeper late; until then the kernel counts them
         dropped.add("pids_current")
     return {
