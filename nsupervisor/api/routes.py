@@ -274,7 +274,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
                 "One probe of the present generation.",
                 passes=_value_schema("boolean?", "Its verdict; null: it is still open."),
                 in_a_row=_value_schema("integer", "How many results in a row were like the latest.", minimum=0),
-                success=_value_schema("boolean", "The latest result."),
+                success=_value_schema("boolean?", "The latest result; null: it is unknown."),
                 detail=_value_schema("string", "What it found, in words."),
                 took_sec=_value_schema("number", "Seconds that it took.", minimum=0),
             ),

@@ -27,8 +27,8 @@ def group_episodes(records: Iterable[Record]) -> list[Episode]:
     latest: Episode | None = None
     for record in records:
         kind = record["event"]
-        if kind == "status" or (kind == "timer" and record["do"] != "skip"):
-            continue  # the start that a timer begins has a record of its own
+        if kind in ("status", "probe") or (kind == "timer" and record["do"] != "skip"):
+            continue  # the start that a timer begins, and the state that a probe changes, have records of their own
         if is_standalone(record):
             if grouped and current is not grouped[-1] and _is_repetition(grouped[-1][-1], record):
                 grouped[-1].append(record)

@@ -384,9 +384,10 @@ def _program_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conf
 def _probe_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:
     for kind, probe in workload.probes.items():
         table = (*path, kind)
-        if (probe.http_get is None) == (probe.tcp_socket is None):
-            number = "neither" if probe.http_get is None else "both"
-            yield Conflict(table, f"has {number} of http_get and tcp_socket; write one of them")
+        given = [probe.http_get is not None, probe.tcp_socket is not None, bool(probe.exec_)].count(True)
+        if given != 1:
+            number = "none" if given == 0 else "several"
+            yield Conflict(table, f"has {number} of http_get, tcp_socket and exec; write one of them")
         if probe.success_threshold > 1 and kind != "readiness":
             yield Conflict((*table, "success_threshold"), f"is 1 for {kind}: one success is enough; remove it")
         if workload.type == "oneshot":

@@ -94,9 +94,12 @@ class ProbeConfig(Table):
     """The keys that all probes have."""
 
     http_get: HttpGet | None = field(
-        default=None, metadata=key(TableOf(HttpGet), "an HTTP request; exactly one of http_get and tcp_socket")
+        default=None, metadata=key(TableOf(HttpGet), "an HTTP request; exactly one of http_get, tcp_socket and exec")
     )
     tcp_socket: TcpSocket | None = field(default=None, metadata=key(TableOf(TcpSocket), "a TCP connection"))
+    exec_: tuple[str, ...] = field(
+        default=(), metadata=key(kinds.COMMAND, "a command in the workload, whose exit status has to be 0")
+    )
     initial_delay_sec: float = field(
         default=0.0, metadata=key(kinds.DURATION, "how long after the program's start the first one is")
     )

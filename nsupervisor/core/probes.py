@@ -19,9 +19,9 @@ INITIAL_VERDICTS: dict[ProbeKind, bool | None] = {"startup": None, "readiness": 
 
 
 class ProbeResult(NamedTuple):
-    """The result of one probe: whether it has succeeded, and what it found, in words."""
+    """The result of one probe: whether it has succeeded (None: unknown, so it does not count), and what it found."""
 
-    is_success: bool
+    is_success: bool | None
     detail: str
 
 
@@ -56,9 +56,8 @@ def begin(
 def take(state: ProbeState, result: ProbeResult, config: ProbeConfig, now: float) -> ProbeState:
     """Return the state after a probe that was due at `state.due_at` and has ended `now`."""
     is_success = result.is_success
-    counts = is_success or state.due_at >= state.counts_at
-    state = state._replace(has_succeeded=state.has_succeeded or is_success)
-    if counts:
+    state = state._replace(has_succeeded=state.has_succeeded or bool(is_success))
+    if is_success is not None and (is_success or state.due_at >= state.counts_at):
         run = state.run + 1 if is_success is state.latest else 1
         threshold = config.success_threshold if is_success else config.failure_threshold
         verdict = is_success if run >= threshold else state.verdict

@@ -116,7 +116,7 @@ def format_record(record: Mapping[str, Any]) -> str:
             return _format_action(record)
         case "probe" if "passes" in record:
             verdict = "passes" if record["passes"] else f"fails ({record['in_a_row']} in a row)"
-            return f"{record['probe']} {verdict}: {record['message']} after {format_span(record['took_sec'])}"
+            return f"{record['probe']} {verdict}: {record['message']} ({format_span(record['took_sec'])})"
         case "exec" if "command" in record and "cause" in record:
             user = f" as {record['user']}" if "user" in record else ""
             detail = f" ({record['cause']['detail']})" if "detail" in record["cause"] else ""

@@ -229,6 +229,21 @@ def test_what_the_lifecycle_does_by_itself_has_its_reason_as_its_head():
     )
 
 
+def test_a_probe_is_told_by_what_it_changes():
+    records = Records()
+    records.wish(0, "start", "boot")
+    records.run(0)
+    records.say(1, "probe", probe="readiness", passes=True, message="HTTP 200", in_a_row=1, took_sec=0.1)
+    records.state(1, "running", "ready", "started by boot")
+    records.say(2, "probe", probe="liveness", passes=False, message="HTTP 503", in_a_row=3, took_sec=0.1)
+    records.state(2, "ready", "stopping", "liveness probe failed 3 times: HTTP 503")
+    records.exit(2.1, code=0)
+    assert begins(records) == ["start", "state"]
+    assert "12:00:02.000 (58s ago)  stopping: liveness probe failed 3 times: HTTP 503\n  exit      exit code 0" in tell(
+        records, "backoff"
+    )
+
+
 def test_a_stop_that_somebody_asked_for():
     records = Records()
     records.wish(0, "start", "boot")

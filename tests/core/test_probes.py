@@ -45,6 +45,15 @@ def test_only_results_in_a_row_count(kind, results, success, failure, expected):
     assert verdicts(kind, results, config) == expected
 
 
+def test_an_unknown_result_does_not_count():
+    config = ProbeConfig(failure_threshold=2, start_interval_sec=10.0)
+    state = begin("liveness", config, 0.0)
+    for result, verdict in ((BAD, True), (ProbeResult(None, "no keeper"), True), (BAD, False)):
+        before = state.due_at
+        state = take(state, result, config, state.due_at)
+        assert (state.verdict, state.due_at - before) == (verdict, 10.0)
+
+
 def test_until_the_first_success_it_runs_more_often_and_only_one_failure_a_period_counts():
     config = ProbeConfig(period_sec=10.0, start_interval_sec=0.5, failure_threshold=2)
     state = begin("startup", config, 100.0)

@@ -7,7 +7,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import trio
 
 from nsupervisor.config import model
 from nsupervisor.config.environment import parse_environment
@@ -15,8 +14,7 @@ from nsupervisor.keeper.native.build import MACHINES
 from tests.documentation.typing import TYPED, free_port
 from tests.needs import ROOT, needs
 from tests.pages import blocks
-from tests.system.service import NSUPERVISOR, service
-from tests.timing import deadline
+from tests.system.service import service
 
 README = (ROOT / "README.md").read_text()
 SLEEPS = 'command = ["sleep", "1000"]\n'
@@ -132,7 +130,7 @@ def test_the_readme_names_the_two_processes() -> None:
 @pytest.mark.host_only
 @needs("root", "cgroup")
 async def test_the_probes_of_the_page_restart_a_program_that_does_not_answer(tmp_path: Path) -> None:
-    (toml,) = [block.text for block in blocks("docs/howto.md") if "liveness = " in block.text]
+    (toml,) = [block.text for block in blocks("docs/howto.md") if "liveness = { http_get" in block.text]
     for old, new in {"8080": str(free_port(34_000, 35_000)), 'period_sec = "10s"': 'period_sec = "200ms"'}.items():
         assert old in toml
         toml = toml.replace(old, new)
@@ -148,36 +146,20 @@ async def test_the_probes_of_the_page_restart_a_program_that_does_not_answer(tmp
 @pytest.mark.host_only
 @needs("root", "cgroup")
 async def test_the_command_of_the_page_restarts_a_program_that_fails_it(tmp_path: Path) -> None:
-    fifo, place = tmp_path / "fifo", tmp_path / "place"
-    os.mkfifo(fifo)
+    place = tmp_path / "place"
     place.mkdir()
-    (toml,) = [block.text for block in blocks("docs/howto.md") if "[workload.check]" in block.text]
-    replacements = {
-        "while sleep 10;": f"while read word <{fifo};",
-        "test -d /srv": f"test -d {place}",
-        "nsupervisor restart": f"{' '.join(NSUPERVISOR)} restart",
-        "[workload.check]": f'[workload.check]\nworking_directory = "{ROOT}"',
-    }
-    for old, new in replacements.items():
+    (toml,) = [block.text for block in blocks("docs/howto.md") if "exec = [" in block.text and "liveness" in block.text]
+    for old, new in {
+        "/srv": str(place),
+        "liveness = {": 'liveness = { period_sec = "200ms", timeout_sec = "9s",',
+    }.items():
         assert old in toml
         toml = toml.replace(old, new)
-
-    async def check_once() -> None:
-        """Return when the check has begun, and the one before it has ended."""
-        await trio.to_thread.run_sync(fifo.write_text, "now\n", abandon_on_cancel=True)
-
     async with service(tmp_path, toml) as it:
-        with trio.fail_after(deadline(20)):
-            await check_once()
-            await check_once()
-            assert not any(record.get("action") == "restart" for record in it.records)
-            place.rmdir()
-            await check_once()
-            action = await it.record(event="action", action="restart", workload="db")
-            assert action["cause"] == {"by": "workload check", "kind": "workload"}
-            await it.record(event="started", workload="db", generation=2)
-            await it.cli("stop", "db")
-        assert (await it.status("check"))["state"] == "stopped", "it must not start again what a person has stopped"
+        await it.record(event="state", workload="db", to="running")
+        place.rmdir()
+        action = await it.record(event="action", action="restart", workload="db", patience=20)
+        assert action["cause"]["reason"] == "liveness probe failed 3 times: exit code 1"
 
 
 RULES = """

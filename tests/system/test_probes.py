@@ -70,8 +70,8 @@ async def test_what_requires_a_program_starts_when_it_is_ready(tmp_path: Path, n
         assert (record["message"], record["in_a_row"]) == ("HTTP 503", 2)
         await it.record(event="state", workload="web", from_="ready", to="running")
         text = await it.cli("status", "web")
-        assert "\n  readiness   fails: HTTP 503 after " in text
-        assert "\n  liveness    passes, but the latest failed: HTTP 503 after " in text
+        assert "\n  readiness   fails: HTTP 503 (" in text
+        assert "\n  liveness    passes, but the latest failed: HTTP 503 (" in text
         it.valid()
 
 
@@ -83,3 +83,47 @@ async def test_a_program_that_is_not_alive_any_more_is_restarted_and_why_says_so
         (tmp_path / "sick").unlink()
         await it.record(event="state", workload="web", generation=2, to="ready")
         assert "liveness probe failed 3 times: HTTP 503" in await it.cli("why", "web")
+
+
+COMMANDS = """
+[workload.web]
+command = ["sleep", "1000"]
+environment = {{ PLACE = "{place}" }}
+restart = "no"
+[workload.web.readiness]
+exec = ["sh", "-c", "test -e $PLACE && test $(hostname) = web || {{ echo not yet; exit 3; }}"]
+period_sec = "200ms"
+timeout_sec = "9s"
+failure_threshold = 1
+[workload.web.liveness]
+exec = ["sh", "-c", "test ! -e $PLACE.slow || sleep 1000"]
+period_sec = "200ms"
+timeout_sec = "500ms"
+failure_threshold = 1
+"""
+
+
+async def test_a_command_asks_as_the_program_itself(tmp_path: Path) -> None:
+    """In its namespaces, with its environment; one that takes too long is killed."""
+    place, slow = tmp_path / "place", tmp_path / "place.slow"
+    async with service(tmp_path, COMMANDS.format(place=place)) as it:
+        pid = await it.pid("web")
+        place.touch()
+        await it.record(event="state", workload="web", to="ready")
+        place.unlink()
+        record = await it.record(event="probe", workload="web", probe="readiness", passes=False)
+        assert record["message"] == "exit code 3: not yet"
+        slow.touch()
+        record = await it.record(event="probe", workload="web", probe="liveness", passes=False)
+        assert record["message"] == "no end within 0.5 s"
+        await it.record(event="exited", workload="web", pid=pid)
+        assert (await it.status("web"))["state"] == "failed"
+
+
+async def test_a_command_that_does_not_exist_fails_and_says_so(tmp_path: Path) -> None:
+    text = '[workload.web]\ncommand = ["sleep", "1000"]\nrestart = "no"\n'
+    text += 'liveness = { exec = ["/no/such"], failure_threshold = 1 }\n'
+    async with service(tmp_path, text) as it:
+        record = await it.record(event="probe", workload="web", probe="liveness")
+        assert record["message"].startswith("cannot execute /no/such: No such file or directory")
+        await it.record(event="state", workload="web", to="failed")

@@ -265,9 +265,11 @@ def format_details(instance: dict[str, Any], colour: bool, now: datetime, width:
 
 
 def _format_probe(state: dict[str, Any]) -> str:
-    """Return the verdict of a probe and its latest result: "passes: HTTP 200 after 3ms"."""
+    """Return the verdict of a probe and its latest result: "passes: HTTP 200 (0.003 s)"."""
     verdict = {True: "passes", False: "fails", None: "open"}[state["passes"]]
-    result = f"{state['detail']} after {format_span(state['took_sec'])}"
+    result = f"{state['detail']} ({format_span(state['took_sec'])})"
+    if state["success"] is None:
+        return f"{verdict}, but the latest could not be sent: {result}"
     if state["success"] is state["passes"]:
         return f"{verdict}: {result}"
     return f"{verdict}, but the latest {'succeeded' if state['success'] else 'failed'}: {result}"

@@ -14,7 +14,7 @@ the report of the exit, and a rule on the count must see it while its generation
 """
 
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -164,7 +164,7 @@ class Actor:
         self._rule_actions = RuleActions(self.log_event, self.limit_writer, self.counters, context.measures, nursery)
         self.output = Output(self.name, self.instance, self.workload.log, self.counters, context)
         self.exit_reports = ExitReports(self.log, nursery, self.save_checkpoint)
-        self.probes = Probes(context, self.log, self.counters, self.post)
+        self.probes = Probes(self.name, context, self.log, self.counters, self.post, self._probe_spec)
 
     @property
     def lifecycle(self) -> Lifecycle:
@@ -315,19 +315,29 @@ class Actor:
             advice = _EXEC_ADVICE.get(lifecycle.state, "start it first")
             reason = f": {lifecycle.reason}" if lifecycle.reason else ""
             raise ExecRefused(f"{self.name} is {lifecycle.state.value}{reason}; {advice}")
-        try:
-            spec = self.program.exec_spec(self.workload, lifecycle, self.cgroup, terms)
-        except (IdentityError, ConfigError, OSError) as error:
-            raise ExecRefused(f"{self.name}: {error}") from None
-        except ExecRefused as refused:
-            raise ExecRefused(f"{self.name}: {refused}") from None
-        self._exec_count += 1
-        spec["id"] = f"{self.id}/{self._exec_count}"
+        spec = self._exec_spec(terms)
 
         def log(event: str, **fields: Any) -> None:
             self.log.write(lifecycle.generation, event, **fields)
 
         return ExecSession(self.context, self.id, lifecycle.generation, spec, terms, by, self.wait_until, log)
+
+    def _exec_spec(self, terms: ExecTerms) -> dict[str, Any]:
+        """Return the specification of a command in the present generation, with an id of its own."""
+        try:
+            spec = self.program.exec_spec(self.workload, self.lifecycle, self.cgroup, terms)
+        except (IdentityError, ConfigError, OSError) as error:
+            raise ExecRefused(f"{self.name}: {error}") from None
+        except ExecRefused as refused:
+            raise ExecRefused(f"{self.name}: {refused}") from None
+        self._exec_count += 1
+        return {**spec, "id": f"{self.id}/{self._exec_count}"}
+
+    def _probe_spec(self, command: Sequence[str]) -> dict[str, Any]:
+        try:
+            return self._exec_spec(ExecTerms(tuple(command)))
+        except ExecRefused as refused:
+            raise ValueError(str(refused)) from None
 
     def impose(self, firing: Firing, generation: int) -> None:
         """Queue the action of a group's rule that chose this instance; it is dropped if the generation has ended."""

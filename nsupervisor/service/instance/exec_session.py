@@ -102,8 +102,7 @@ class ExecSession:
         """Have the keeper start it. A cancellation does not take effect half-way."""
         has_terminal = self.terms.terminal is not None
         try:
-            spec = {key: value for key, value in self.spec.items() if key not in _NOT_OF_ENTRIES}
-            entry = await self.context.keeper.enter(self.into, spec, self._streams.child_fds, has_terminal)
+            entry = await self.context.keeper.enter(self.into, self.spec, self._streams.child_fds, has_terminal)
         finally:
             self._streams.close_child_ends()
         shown = " ".join(self.terms.argv)
@@ -226,8 +225,6 @@ class ExecSession:
             await channel.send(frames.pack(frames.EXIT, encode({"code": None, "signal": None, "failure": "", **end})))
 
 
-_NOT_OF_ENTRIES = ("mounts", "cover", "sandbox", "root", "hostname", "time_offsets", "requires_security", "init")
-"""Keys of a specification that are about the namespaces, which are there."""
 _SIGNALS = frozenset(signal.valid_signals())
 
 

@@ -4,8 +4,9 @@
 of one generation never reports about another: its events have the number of its own.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import attrs
 import trio
@@ -19,6 +20,7 @@ from nsupervisor.core.states import State
 from nsupervisor.metrics.counters import Counters
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.instance.log import InstanceLog
+from nsupervisor.service.instance.probe_command import run_probe_command
 
 
 class LatestResult(NamedTuple):
@@ -50,10 +52,13 @@ class Probes:
     `post` takes the events `Ready`, `NotReady` and `Unhealthy` for the lifecycle.
     """
 
+    name: str
     context: ServiceContext
     log: InstanceLog
     counters: Counters
     post: Callable[[events.Event], None]
+    exec_spec: Callable[[Sequence[str]], dict[str, Any]]
+    """Returns the specification of a command in the program. Raises ValueError."""
     latest: dict[ProbeKind, LatestResult] = attrs.field(init=False, factory=dict)
     """The latest results of the probes of the present generation."""
     _running: tuple[object, ...] | None = attrs.field(init=False, default=None)
@@ -130,14 +135,22 @@ class Probes:
         await trio.sleep_until(state.due_at)
         async with self.context.probe_slots:
             began = trio.current_time()
-            result = await self.context.kernel.probe(config, subject.pidfd)
+            result = await self._send(subject, config)
             took_s = trio.current_time() - began
         before, state = state, take(state, result, config, trio.current_time())
         self.latest[kind] = LatestResult(state, result, took_s)
-        self.counters.count_probe(kind, result.is_success)
+        if result.is_success is not None:
+            self.counters.count_probe(kind, result.is_success)
         if state.verdict is not before.verdict:
             self._report(subject.generation, kind, state, result, took_s)
         return state
+
+    async def _send(self, subject: _Subject, config: ProbeConfig) -> ProbeResult:
+        if not config.exec_:
+            return await self.context.kernel.probe(config, subject.pidfd)
+        make_spec = partial(self.exec_spec, config.exec_)
+        into = f"{self.name}#{subject.generation}"
+        return await run_probe_command(self.context, into, make_spec, config.timeout_sec)
 
     def _report(self, generation: int, kind: ProbeKind, state: ProbeState, result: ProbeResult, took_s: float) -> None:
         """Write a record of a new verdict, and tell the lifecycle what follows from it."""

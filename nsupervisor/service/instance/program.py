@@ -33,6 +33,8 @@ from nsupervisor.service.instance.users import IdentityError
 from nsupervisor.service.platform.start_obstacle import StartObstacle
 from nsupervisor.service.state.file import InstanceCheckpoint, Process, ProcessRef
 
+_OF_NAMESPACES = ("mounts", "cover", "sandbox", "root", "hostname", "time_offsets", "requires_security", "init")
+"""Keys of a specification that are about the namespaces, which a command in the program finds."""
 OBSTACLE_TIMEOUT_S = 2.0
 """Seconds that a restart waits for the file systems that its program is on."""
 _OWN_PROCESS_PREFIX = "nsupervisor-"
@@ -350,7 +352,8 @@ class Program:
         if terms.directory is not None:
             workload = attrs.evolve(workload, working_directory=terms.directory)
         spec = self._spec(workload, lifecycle.generation, cgroup)
-        return {**spec, "argv": list(terms.argv), "env": {**spec["env"], **terms.environment}}
+        own = {"argv": list(terms.argv), "env": {**spec["env"], **terms.environment}}
+        return {**{key: value for key, value in spec.items() if key not in _OF_NAMESPACES}, **own}
 
     async def find_start_obstacle(
         self, workload: WorkloadConfig, generation: int, cgroup: Cgroup

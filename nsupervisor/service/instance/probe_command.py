@@ -1,0 +1,87 @@
+"""Run the command of a probe in its workload, confined as the program is (`exec_session` does that for clients)."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import trio
+
+from nsupervisor.core.probes import ProbeResult
+from nsupervisor.keeper.messages import KeeperLost, SpawnError
+from nsupervisor.service.context import ServiceContext
+from nsupervisor.service.instance.exec_session import describe_end
+from nsupervisor.service.instance.readiness import host_owner
+from nsupervisor.service.platform.exec_streams import ExecStreams
+
+MAX_OUTPUT_BYTES = 256
+"""The first bytes of the command's output, which are in the result if it fails."""
+_LONGEST_READ_S = 0.05
+"""Seconds after the end of the command in which its last output is read; what it has left may keep the pipe open."""
+
+MakeSpec = Callable[[], dict[str, Any]]
+"""Returns the specification of the command, with an id. Raises ValueError if it cannot be run now, with the reason."""
+
+
+async def run_probe_command(context: ServiceContext, into: str, make_spec: MakeSpec, timeout_s: float) -> ProbeResult:
+    """Run a command in the generation `into`; exit status 0 is a success, and a time-out ends it with SIGKILL.
+
+    If it could not be run for a reason that is not its own, the result is unknown (`is_success` is None).
+    """
+    try:
+        spec = make_spec()
+        streams = context.kernel.open_exec_streams(False, None, host_owner(spec))
+    except (ValueError, OSError) as error:
+        return ProbeResult(None, str(error))
+    try:
+        return await _run(context, into, spec, streams, timeout_s)
+    finally:
+        streams.close()
+
+
+async def _run(
+    context: ServiceContext, into: str, spec: Mapping[str, Any], streams: ExecStreams, timeout_s: float
+) -> ProbeResult:
+    try:
+        entry = await context.keeper.enter(into, spec, streams.child_fds, False)
+    except (SpawnError, KeeperLost) as error:
+        return ProbeResult(None, str(error))
+    finally:
+        streams.close_child_ends()
+    output, is_in_time = bytearray(), False
+    are_read, open_streams = trio.Event(), streams.outputs
+
+    async def read(number: int) -> None:
+        nonlocal open_streams
+        while data := await streams.read(number):
+            output.extend(data[: MAX_OUTPUT_BYTES - len(output)])
+        open_streams -= 1
+        if not open_streams:
+            are_read.set()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for number in range(streams.outputs):
+                nursery.start_soon(read, number)
+            with trio.move_on_after(timeout_s):
+                await entry.wait_ended()
+                is_in_time = True
+            with trio.move_on_after(_LONGEST_READ_S * is_in_time):
+                await are_read.wait()
+            nursery.cancel_scope.cancel()
+    finally:
+        if not entry.has_ended:  # it took too long, or its program is not probed any more
+            with trio.CancelScope(shield=True):
+                await context.keeper.signal(entry.id, signal.SIGKILL)
+    if not is_in_time:
+        return ProbeResult(False, f"no end within {timeout_s:g} s")
+    return _result(describe_end(entry), output.decode(errors="replace"))
+
+
+def _result(end: Mapping[str, Any], output: str) -> ProbeResult:
+    if end["code"] == 0:
+        return ProbeResult(True, "exit code 0")
+    how = end["failure"] or (f"killed by {end['signal']}" if end["signal"] else f"exit code {end['code']}")
+    words = " ".join(output.split())
+    return ProbeResult(False, f"{how}: {words}" if words else how)
