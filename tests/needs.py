@@ -7,7 +7,7 @@ Needs: ``root``; the controllers ``memory pids cpu cpuset io hugetlb`` (a cgroup
 the own one); ``cgroup`` (any cgroup); ``cgroup_v2`` (pure unified hierarchy); ``hybrid`` (version 1 controllers and a
 version 2 core); ``userns`` (this user can make user namespaces); ``unprivileged_userns`` (uid 65534 can); ``netns``;
 ``time_namespace``; ``psi``; ``psi_short_windows`` (triggers below 2 s); ``sys_resource`` (CAP_SYS_RESOURCE); ``vm``
-(scripts/vm works here); ``scratch_disk`` (an empty block device, see `scratch_disk`); ``program:NAME``;
+(scripts/vm works here); ``scratch_disk`` (an empty block device, see `scratch_disk`); ``program:NAME``; ``file:PATH``;
 ``seccomp`` (libseccomp and the kernel's filters); ``module:NAME``; ``kernel:6.15`` (at least); ``history:0.1.0`` (the
 commit of an earlier version is in this clone), and ``version:0.1.0`` (`scripts/setup` has made it, see
 `earlier_version`).
@@ -276,6 +276,7 @@ def _version(version: str) -> str:
 
 
 PARAMETRIC: dict[str, Callable[[str], str]] = {
+    "file": lambda path: "" if os.path.exists(path) else f"no {path}",
     "program": _program,
     "module": _module,
     "kernel": _kernel,

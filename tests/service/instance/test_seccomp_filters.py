@@ -226,7 +226,7 @@ def test_several_filters_apply_together() -> None:
     assert attempt(found, *calls) == [errno.EPERM, errno.EPERM, errno.EPERM, 0]
 
 
-@needs("program:podman")
+@needs("file:/usr/share/containers/seccomp.json")
 def test_the_filter_of_podman_can_be_used() -> None:
     """Its "includes" and "excludes" depend on capabilities and architectures."""
     path = Path("/usr/share/containers/seccomp.json")
