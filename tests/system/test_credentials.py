@@ -13,7 +13,7 @@ from tests.needs import needs
 from tests.roots import make_root, open_directories
 from tests.system.service import service
 
-pytestmark = [pytest.mark.system, needs("root", "cgroup")]
+pytestmark = needs("root", "cgroup")
 
 SECRET = "correct-horse-battery-staple"
 SCRIPT = """

@@ -16,7 +16,7 @@ from tests.needs import needs
 from tests.roots import make_root, open_directories
 from tests.system.service import Service, service
 
-pytestmark = [pytest.mark.system, needs("root", "cgroup")]
+pytestmark = needs("root", "cgroup")
 KINDS = ("runtime", "state", "cache", "logs", "configuration")
 
 

@@ -9,7 +9,7 @@ from tests.needs import needs
 from tests.roots import make_root, open_directories
 from tests.system.service import service
 
-pytestmark = [pytest.mark.system, needs("root", "cgroup")]
+pytestmark = needs("root", "cgroup")
 
 
 @pytest.fixture
@@ -39,6 +39,7 @@ async def run(tmp_path: Path, toml: str) -> str:
         return "\n".join(record["message"] for record in it.records if record["event"] == "output")
 
 
+@pytest.mark.system
 async def test_a_workload_runs_in_its_root(tmp_path: Path, root: Path) -> None:
     text = await run(tmp_path, workload(root, "cat /etc/of-the-root; ls -d /usr /proc/1; id; echo x >/file"))
     assert "of the root\n" in text
