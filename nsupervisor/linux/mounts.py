@@ -38,18 +38,20 @@ MOVE_MOUNT_T_EMPTY_PATH = 0x40
 _AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
+ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 0x1, 0x2, 0x4, 0x8
+"""MOUNT_ATTR_* of mount_setattr(2)."""
 _ATTR_ATIME_MASK = 0x70
 
 # word: (flag for mount(2), attribute for mount_setattr(2), whether the word sets or clears them)
 _FLAG_WORDS: dict[str, tuple[int, int, bool]] = {
-    "ro": (0x1, 0x1, True),
-    "rw": (0x1, 0x1, False),
-    "nosuid": (MS_NOSUID, 0x2, True),
-    "suid": (MS_NOSUID, 0x2, False),
-    "nodev": (MS_NODEV, 0x4, True),
-    "dev": (MS_NODEV, 0x4, False),
-    "noexec": (MS_NOEXEC, 0x8, True),
-    "exec": (MS_NOEXEC, 0x8, False),
+    "ro": (MS_RDONLY, ATTR_RDONLY, True),
+    "rw": (MS_RDONLY, ATTR_RDONLY, False),
+    "nosuid": (MS_NOSUID, ATTR_NOSUID, True),
+    "suid": (MS_NOSUID, ATTR_NOSUID, False),
+    "nodev": (MS_NODEV, ATTR_NODEV, True),
+    "dev": (MS_NODEV, ATTR_NODEV, False),
+    "noexec": (MS_NOEXEC, ATTR_NOEXEC, True),
+    "exec": (MS_NOEXEC, ATTR_NOEXEC, False),
     "nodiratime": (0x800, 0x80, True),
     "diratime": (0x800, 0x80, False),
     "nosymfollow": (0x100, 0x20_0000, True),

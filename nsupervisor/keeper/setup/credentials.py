@@ -23,7 +23,6 @@ MAX_BYTES = 1 << 20
 """The most bytes of all credentials of a program."""
 DIRECTORY = "credentials"
 """The directory that the program sees, in the cover of the runtime directory."""
-_ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV, _ATTR_NOEXEC = 0x1, 0x2, 0x4, 0x8
 _BLOCK_BYTES = 4096
 
 
@@ -68,7 +67,8 @@ def make(contents: Mapping[str, bytes], uid: int, gid: int) -> int:
                 os.fchown(fd, uid, gid)
         os.chmod(".", 0o500, dir_fd=tree)
         os.chown(".", uid, gid, dir_fd=tree)
-        mounts.set_tree_attributes(tree, _ATTR_RDONLY | _ATTR_NOSUID | _ATTR_NODEV | _ATTR_NOEXEC, 0, recursive=False)
+        attributes = mounts.ATTR_RDONLY | mounts.ATTR_NOSUID | mounts.ATTR_NODEV | mounts.ATTR_NOEXEC
+        mounts.set_tree_attributes(tree, attributes, 0, recursive=False)
     except OSError as error:
         raise step_error("make the directory of the credentials", error) from None
     return tree

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from nsupervisor.keeper.setup.spec import Spec
 
 KERNEL_DIRECTORIES = ("/dev", "/proc", "/sys")
-_ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV, _ATTR_NOEXEC = 0x1, 0x2, 0x4, 0x8
 _LINK_ERRORS = (errno.ELOOP, errno.ENOTDIR)
 
 
@@ -61,7 +60,7 @@ def enter_root(spec: Spec) -> None:
     _make_mount_points(spec, root, held, cover)
     kept = _hold_writable(spec, root)
     if is_read_only or _protects_root(spec):
-        _try(f"make the root {path} read-only", mounts.set_tree_attributes, root, _ATTR_RDONLY, 0, True)
+        _try(f"make the root {path} read-only", mounts.set_tree_attributes, root, mounts.ATTR_RDONLY, 0, True)
     for place, tree in kernel.items():
         _attach_kernel_directory(root, place, tree)
     _protect(spec, root, kept)
@@ -128,7 +127,7 @@ def _copy_root(path: str, directory: int, upper: str | None) -> int:
     try:
         if upper is None:
             root = mounts.open_tree("", True, directory)
-            mounts.set_tree_attributes(root, _ATTR_NODEV, 0, recursive=True)
+            mounts.set_tree_attributes(root, mounts.ATTR_NODEV, 0, recursive=True)
         else:
             root = _make_overlay(directory, upper)
         mounts.set_tree_propagation(root, mounts.MS_PRIVATE | mounts.MS_REC)
@@ -156,7 +155,7 @@ def _make_overlay(directory: int, upper: str) -> int:
     options = [f"{key}=/proc/self/fd/{fd}" for key, fd in zip(keys, fds, strict=True)]
     if _is_in_user_namespace():
         options.append("userxattr")
-    root = mounts.new_file_system("overlay", ",".join(options), "overlay", _ATTR_NODEV)
+    root = mounts.new_file_system("overlay", ",".join(options), "overlay", mounts.ATTR_NODEV)
     for fd in (layers, *fds[1:]):
         os.close(fd)
     return root
@@ -266,15 +265,15 @@ def _replacement(fd: int, given: str, action: str) -> int:
     """Return a mount, not yet attached, to be shown in place of what is there."""
     if action == READ_ONLY:
         tree = mounts.open_tree("", True, fd)
-        mounts.set_tree_attributes(tree, _ATTR_RDONLY, 0, recursive=True)
+        mounts.set_tree_attributes(tree, mounts.ATTR_RDONLY, 0, recursive=True)
         return tree
     if action == TEMPORARY:
         mode = "1777" if sandbox.is_sticky(given) else "755"
-        return mounts.new_file_system("tmpfs", f"mode={mode}", "", _ATTR_NOSUID | _ATTR_NODEV)
+        return mounts.new_file_system("tmpfs", f"mode={mode}", "", mounts.ATTR_NOSUID | mounts.ATTR_NODEV)
     if not stat.S_ISDIR(os.fstat(fd).st_mode):
         return mounts.open_tree("/dev/null")
     mode = {INACCESSIBLE: "000", MASKED: "755"}[action]
-    attributes = _ATTR_RDONLY | _ATTR_NOSUID | _ATTR_NODEV | _ATTR_NOEXEC
+    attributes = mounts.ATTR_RDONLY | mounts.ATTR_NOSUID | mounts.ATTR_NODEV | mounts.ATTR_NOEXEC
     return mounts.new_file_system("tmpfs", f"mode={mode},size=4k,nr_inodes=2", "", attributes)
 
 

@@ -57,7 +57,6 @@ _AT_FDCWD = -100
 _OPEN_FLAGS = mounts.OPEN_TREE_CLONE | mounts.AT_RECURSIVE | os.O_CLOEXEC
 _OPEN_EMPTY = _OPEN_FLAGS | mounts.AT_EMPTY_PATH
 _MOVE_FLAGS = mounts.MOVE_MOUNT_F_EMPTY_PATH | mounts.MOVE_MOUNT_T_EMPTY_PATH
-_ATTR_RDONLY = 0x1
 _ABSENT = errno.ENOENT, errno.ENOTDIR
 _SYSTEM = (
     *("/", "/proc", "/sys", "/dev", "/usr", "/boot", "/efi", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"),
@@ -104,8 +103,8 @@ class Structure(bytes):
     __slots__ = ()
 
 
-_READ_ONLY_ATTRIBUTES = Structure(struct.pack("4Q", _ATTR_RDONLY, 0, 0, 0))
-_WRITABLE_ATTRIBUTES = Structure(struct.pack("4Q", 0, _ATTR_RDONLY, 0, 0))
+_READ_ONLY_ATTRIBUTES = Structure(struct.pack("4Q", mounts.ATTR_RDONLY, 0, 0, 0))
+_WRITABLE_ATTRIBUTES = Structure(struct.pack("4Q", 0, mounts.ATTR_RDONLY, 0, 0))
 _OPEN_HOW = Structure(struct.pack("3Q", os.O_PATH | os.O_CLOEXEC, 0, 0x04 | 0x02))  # no links, linux/trusted_paths.py
 
 
@@ -177,7 +176,8 @@ def forget() -> None:
     _show_own_cgroup.cache_clear()
 
 
-def _is_system(path: str) -> bool:
+def is_system(path: str) -> bool:
+    """Return whether a path of a sandbox is left out if it is missing or a symbolic link."""
     return path in _SYSTEM or (path.startswith(_KERNEL) and path == os.path.normpath(path))
 
 
@@ -242,7 +242,7 @@ def _hierarchies() -> dict[str, str]:
 
 @functools.lru_cache(64)
 def _are_system(paths: tuple[tuple[str, str], ...]) -> bool:
-    return all(_is_system(path) for path, _ in paths)
+    return all(is_system(path) for path, _ in paths)
 
 
 @functools.lru_cache(64)
@@ -256,10 +256,10 @@ def _order(entries: Iterable[_Entry | None]) -> tuple[_Entry, ...]:
 
 
 def _resolve_path(given: str, action: str, users: frozenset[int]) -> _Entry | None:
-    if _is_system(given):
+    if is_system(given):
         return _look_up(given, action)
     path = _without_merged_link(os.path.normpath(given.removeprefix("-")))
-    if _is_system(path):
+    if is_system(path):
         return _look_up(path, action)
     try:
         fd, path = locate(path, users)
@@ -269,7 +269,7 @@ def _resolve_path(given: str, action: str, users: frozenset[int]) -> _Entry | No
         raise MissingPathError(error.errno, str(error.strerror), path) from None
     is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
     os.close(fd)
-    return path, action, is_directory, False, _is_system(path)
+    return path, action, is_directory, False, is_system(path)
 
 
 def _without_merged_link(path: str) -> str:
@@ -358,11 +358,6 @@ def kernel_part(sandbox: tuple[Any, ...]) -> tuple[Any, ...]:
 def is_of_kernel(path: str) -> bool:
     """Return whether a path of a sandbox is in one of the kernel's file systems."""
     return path.removeprefix("-").split("/")[1] in ("dev", "proc", "sys")
-
-
-def is_system(path: str) -> bool:
-    """Return whether a path of a sandbox is left out if it is missing or a symbolic link."""
-    return _is_system(path)
 
 
 def is_sticky(path: str) -> bool:
@@ -630,7 +625,9 @@ class _Builder:
         """Make a detached tmpfs, fsopen(2)."""
         context, tree = self._number(), self._number()
         mode = {INACCESSIBLE: b"000"}.get(action, b"755")
-        attributes = 0x2 | 0x4 | (0 if action == TEMPORARY else 0x8 | _ATTR_RDONLY)  # nosuid, nodev, noexec, ro
+        attributes = mounts.ATTR_NOSUID | mounts.ATTR_NODEV
+        if action != TEMPORARY:
+            attributes |= mounts.ATTR_NOEXEC | mounts.ATTR_RDONLY
         self._add(text, "fsopen", b"tmpfs", 1, save=context)
         self._add(text, "fsconfig", 0, _FSCONFIG_SET_STRING, b"mode", mode, 0, use=context)
         self._add(text, "fsconfig", 0, _FSCONFIG_CMD_CREATE, 0, 0, 0, use=context)
@@ -682,7 +679,8 @@ def _make_tree(syslog: tuple[str, str]) -> int:
                 os.symlink(target, name, dir_fd=tree)
         finally:
             os.umask(umask)
-        mounts.set_tree_attributes(tree, _ATTR_RDONLY | 0x2 | 0x8, 0, recursive=False)  # ro, nosuid, noexec
+        attributes = mounts.ATTR_RDONLY | mounts.ATTR_NOSUID | mounts.ATTR_NOEXEC
+        mounts.set_tree_attributes(tree, attributes, 0, recursive=False)
         os.close(mounts.open_tree("", directory=tree))
     except OSError:
         if tree >= 0:
