@@ -274,6 +274,22 @@ class TrustedDirectory:
         """Rename a file, in place of any other. Raises OSError."""
         os.rename(old, new, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
+    def replace(self, name: str, content: bytes) -> None:
+        """Write a file of mode 0644, flush it to the disk, and put it in place of any other. Raises OSError.
+
+        After a kill or a power cut there is either the former file or the new one, and perhaps NAME.part.
+        """
+        part = f"{name}.part"
+        try:
+            self.unlink(part)
+        except FileNotFoundError:
+            pass
+        with os.fdopen(self.create(part, os.O_WRONLY, 0o644), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        self.rename(part, name)
+
     def unlink(self, name: str) -> None:
         """Remove a file. Raises OSError."""
         os.unlink(name, dir_fd=self._fd)

@@ -336,3 +336,14 @@ def test_no_link_in_the_place_of_a_directory_is_removed_through(tmp_path: Path) 
     with TrustedDirectory(str(tmp_path), INSTEAD) as parent, pytest.raises(NotADirectoryError):
         parent.remove_directory("site")
     assert (tmp_path / "kept/file").exists()
+
+
+def test_a_file_is_replaced_whatever_an_earlier_attempt_has_left(parent: Path) -> None:
+    place = parent / "last"
+    (place / "target").write_text("kept")
+    (place / "x").write_text("before")
+    (place / "x.part").symlink_to(place / "target")
+    with TrustedDirectory(str(place), INSTEAD) as directory:
+        directory.replace("x", b"after")
+    assert {path.name: path.read_text() for path in place.iterdir()} == {"target": "kept", "x": "after"}
+    assert (place / "x").stat().st_mode & 0o777 == 0o644

@@ -113,16 +113,7 @@ def _is_first_id(value: object) -> bool:
 
 
 def _write_ranges(directory: TrustedDirectory, ranges: dict[str, int]) -> None:
-    part = f"{_FILE}.part"
-    try:
-        directory.unlink(part)
-    except FileNotFoundError:
-        pass
-    with os.fdopen(directory.create(part, os.O_WRONLY, 0o644), "wb") as file:
-        file.write(json.dumps({"ranges": ranges}, indent=1, sort_keys=True).encode())
-        file.flush()
-        os.fsync(file.fileno())
-    directory.rename(part, _FILE)
+    directory.replace(_FILE, json.dumps({"ranges": ranges}, indent=1, sort_keys=True).encode())
 
 
 def _free_range_check(others: Iterable[int]) -> Callable[[int], bool]:
