@@ -27,7 +27,7 @@ class SourceFile(NamedTuple):
 
 
 class IncludedFile(NamedTuple):
-    """A file that was included, and the include's pattern, a path relative to nothing else."""
+    """A file that was included, and the path of the include that names it, perhaps with wildcards."""
 
     pattern: str
     path: str

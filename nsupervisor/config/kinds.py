@@ -170,6 +170,22 @@ def _text(value: Any) -> str:
     return value
 
 
+def matching(pattern: str, message: str, max_length: int | None = None) -> Scalar:
+    """Create a kind for texts that a pattern of ASCII characters matches wholly.
+
+    `message` ends the sentence "THE TEXT …". `max_length`: in characters.
+    """
+
+    def load(value: Any) -> str:
+        text = _text(value)
+        if not re.fullmatch(pattern, text, re.ASCII) or (max_length is not None and len(text) > max_length):
+            raise ValueError(message)
+        return text
+
+    schema: dict[str, Any] = {"type": "string", "pattern": whole_text_pattern(pattern)}
+    return Scalar(load, schema if max_length is None else {**schema, "maxLength": max_length})
+
+
 def _word(value: Any) -> str:
     text = _text(value)
     if not text.strip() or text != text.strip():
@@ -205,16 +221,6 @@ def _overlay(value: Any) -> bool | str:
     if not isinstance(value, str):
         raise ValueError("is not true or false; write true for a layer in memory, or the name of one that is kept")
     return _name(value)
-
-
-CREDENTIAL_PATTERN = "[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
-
-
-def _credential(value: Any) -> str:
-    text = _text(value)
-    if not re.fullmatch(CREDENTIAL_PATTERN, text):
-        raise ValueError('cannot be the name of a credential; write letters, digits, ".", "-" and "_"')
-    return text
 
 
 def _relative_path(value: Any) -> str:
@@ -339,16 +345,6 @@ def _variable(value: Any) -> str:
     return text
 
 
-PASSED_VARIABLE_PATTERN = r"[A-Za-z_*][A-Za-z0-9_*]*"
-
-
-def _passed_variable(value: Any) -> str:
-    text = _text(value)
-    if not re.fullmatch(PASSED_VARIABLE_PATTERN, text, re.ASCII):
-        raise ValueError('is no name of a variable; write for example "LANG", or "APP_*" for all that begin so')
-    return text
-
-
 def _octal(value: Any) -> int:
     if isinstance(value, str) and re.fullmatch(r"(0o)?[0-7]{1,5}", value) and int(value, 8) <= 0o777:
         return int(value, 8)
@@ -372,16 +368,6 @@ def _instances(value: Any) -> int | tuple[str, ...]:
     if len(set(value)) < len(value):
         raise ValueError("has a name twice; write each once")
     return tuple(value)
-
-
-VARIABLE_NAME_PATTERN = "[A-Za-z0-9_]+"
-
-
-def _variable_name(value: Any) -> str:
-    text = _text(value)
-    if not re.fullmatch(VARIABLE_NAME_PATTERN, text, re.ASCII) or len(text) > 128:
-        raise ValueError('is not a name; write at most 128 letters, digits and "_"')
-    return text
 
 
 def _variable_value(value: Any) -> str:
@@ -575,7 +561,10 @@ WORKLOAD_NAME = Scalar(
     {"type": "string", "pattern": whole_text_pattern(NAME_PATTERN), "maxLength": 128, "not": {"enum": list(_V1_FILES)}},
 )
 PATH = Scalar(_path, {"type": "string", "pattern": "^/"})
-CREDENTIAL = Scalar(_credential, {"type": "string", "pattern": whole_text_pattern(CREDENTIAL_PATTERN)})
+CREDENTIAL = matching(
+    "[A-Za-z0-9_][A-Za-z0-9._-]{0,127}",
+    'cannot be the name of a credential; write letters, digits, ".", "-" and "_"',
+)
 RELATIVE_PATH = Scalar(_relative_path, {"type": "string", "pattern": "^[^/:]"})
 OPTIONAL_PATH = Scalar(_optional_path, {"type": "string", "pattern": "^-?/"})
 LOG_OUTPUT = Scalar(
@@ -610,7 +599,10 @@ FILESYSTEM = Scalar(_filesystem, _STRING)
 MOUNT_OPTION = Scalar(_mount_option, _STRING)
 USER = Scalar(_user, _STRING)
 VARIABLE = Scalar(_variable, {"type": "string", "pattern": whole_text_pattern(VARIABLE_PATTERN)})
-PASSED_VARIABLE = Scalar(_passed_variable, {"type": "string", "pattern": whole_text_pattern(PASSED_VARIABLE_PATTERN)})
+PASSED_VARIABLE = matching(
+    "[A-Za-z_*][A-Za-z0-9_*]*",
+    'is no name of a variable; write for example "LANG", or "APP_*" for all that begin so',
+)
 OCTAL = Scalar(_octal, {"type": "string", "pattern": whole_text_pattern("(0o)?[0-7]{1,5}")}, "{:04o}".format)
 NICE = integer(-20, 19, 10)
 PRIORITY = integer(-(10**9), 10**9, 10)
@@ -633,9 +625,7 @@ INSTANCES = Scalar(
         ]
     },
 )
-VARIABLE_NAME = Scalar(
-    _variable_name, {"type": "string", "pattern": whole_text_pattern(VARIABLE_NAME_PATTERN), "maxLength": 128}
-)
+VARIABLE_NAME = matching("[A-Za-z0-9_]+", 'is not a name; write at most 128 letters, digits and "_"', max_length=128)
 VARIABLE_VALUE = Scalar(_variable_value, {"type": ["string", "number", "boolean"]})
 POSITIVE = integer(1, 2**31 - 1, 5)
 ID = integer(0, MAX_ID, 100_000)

@@ -6,13 +6,12 @@ The words, the defaults and the meaning are those of Kubernetes' probes, in snak
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
 
 from attrs import field, frozen
 
 from nsupervisor.config import kinds
-from nsupervisor.config.kinds import Choice, MapOf, Scalar, TableOf, key, whole_text_pattern
+from nsupervisor.config.kinds import Choice, MapOf, Scalar, TableOf, key, matching
 from nsupervisor.config.table import Table
 
 Scheme = Literal["http", "https"]
@@ -31,18 +30,6 @@ _FRAMING_HEADERS = frozenset(
 _VALUE_PATTERN = r"([!-~]([ \t!-~]*[!-~])?)?"  # ASCII without line ends, RFC 9110, 5.5
 
 
-def _matching(pattern: str, what: str) -> Scalar:
-    """Create a kind for texts that match a pattern wholly."""
-
-    def load(value: Any) -> str:
-        text: str = kinds.TEXT.load(value)
-        if not re.fullmatch(pattern, text):
-            raise ValueError(what)
-        return text
-
-    return Scalar(load, {"type": "string", "pattern": whole_text_pattern(pattern)})
-
-
 def _header_name(value: Any) -> str:
     name: str = _TOKEN.load(value)
     if name.lower() in _FRAMING_HEADERS:
@@ -58,11 +45,11 @@ def _interval(value: Any) -> float:
 
 
 _PORT = kinds.integer(1, 65535, 8080)
-_PATH = _matching(_PATH_PATTERN, 'is not the path of a URL in ASCII; write for example "/healthz"')
-_HOST = _matching(_HOST_PATTERN, f'is not an IP address or a host name; write for example "{LOOPBACK}"')
-_TOKEN = _matching(_NAME_PATTERN, 'is not the name of a header; write for example "Host"')
+_PATH = matching(_PATH_PATTERN, 'is not the path of a URL in ASCII; write for example "/healthz"')
+_HOST = matching(_HOST_PATTERN, f'is not an IP address or a host name; write for example "{LOOPBACK}"')
+_TOKEN = matching(_NAME_PATTERN, 'is not the name of a header; write for example "Host"')
 _HEADER_NAME = Scalar(_header_name, _TOKEN.schema)
-_HEADER_VALUE = _matching(_VALUE_PATTERN, "is not a value of a header: ASCII without line ends; write another one")
+_HEADER_VALUE = matching(_VALUE_PATTERN, "is not a value of a header: ASCII without line ends; write another one")
 _INTERVAL = Scalar(_interval, kinds.DURATION.schema, kinds.DURATION.to_text)
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from attrs import field, frozen
 
 from nsupervisor.config import kinds
-from nsupervisor.config.kinds import Choice, Scalar, key, whole_text_pattern
+from nsupervisor.config.kinds import Choice, Scalar, key, matching
 from nsupervisor.config.table import Table
 
 TimerAction = Literal["start", "restart"]
 ConcurrencyPolicy = Literal["forbid", "replace", "queue", "allow"]
 """The first two and the last one are the words of a CronJob of Kubernetes."""
 MAX_EXPRESSIONS = 16
-_ZONE_PATTERN = r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*"
 
 
 def _parse_calendar(text: str) -> object:
@@ -49,16 +47,12 @@ def _expressions(parse: Callable[[str], object], example: str) -> Scalar:
     return Scalar(load, {"anyOf": [text_schema, array]})
 
 
-def _time_zone(value: Any) -> str:
-    text = str(kinds.WORD.load(value))
-    if not re.fullmatch(_ZONE_PATTERN, text, re.ASCII):
-        raise ValueError('is not the name of a time zone; write for example "Europe/Berlin" or "UTC"')
-    return text
-
-
 CALENDAR = _expressions(_parse_calendar, '"Mon..Fri 06:00"')
 CRON = _expressions(_parse_cron, '"30 2 * * *"')
-TIME_ZONE = Scalar(_time_zone, {"type": "string", "pattern": whole_text_pattern(_ZONE_PATTERN)})
+TIME_ZONE = matching(
+    r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*",
+    'is not the name of a time zone; write for example "Europe/Berlin" or "UTC"',
+)
 
 
 @frozen(repr=False)
